@@ -1,0 +1,11 @@
+//! The pure core: no async, no clock, no randomness, no I/O, no broker types.
+//!
+//! It decides; the adapters and roles around it act. `tests/layout.rs` enforces the rule.
+
+pub mod duration;
+pub mod envelope;
+pub mod event;
+pub mod filter;
+pub mod key;
+pub mod outcome;
+pub mod subscription;

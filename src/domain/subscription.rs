@@ -1,0 +1,219 @@
+//! A subscription: who wants which event keys, where, with which credentials and limits.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+use super::key::KeyPattern;
+
+/// `[a-z0-9][a-z0-9_-]{0,63}`: safe as a subject token and as part of a consumer name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SubscriptionId(String);
+
+impl SubscriptionId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<SubscriptionId> for String {
+    fn from(id: SubscriptionId) -> Self {
+        id.0
+    }
+}
+
+impl TryFrom<String> for SubscriptionId {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        let start = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let rest =
+            text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
+        if start && rest && text.len() <= 64 {
+            Ok(Self(text))
+        } else {
+            Err(format!(
+                "subscription id {text:?} must be 1 to 64 of a-z, 0-9, '_' and '-', and start with a letter or digit"
+            ))
+        }
+    }
+}
+
+impl std::fmt::Display for SubscriptionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subscription {
+    pub id: SubscriptionId,
+    #[serde(default = "default_tenant")]
+    pub tenant: String,
+    pub events: Vec<KeyPattern>,
+    /// All must hold (CloudEvents Subscriptions API 1.0, `filters`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filter: Vec<super::filter::Filter>,
+    #[serde(default)]
+    pub state: State,
+    pub delivery: Delivery,
+}
+
+fn default_tenant() -> String {
+    "default".to_owned()
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    #[default]
+    Active,
+    Paused,
+}
+
+/// Where and how a subscription's envelopes are delivered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delivery {
+    pub url: url::Url,
+    #[serde(default)]
+    pub content_mode: ContentMode,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// The whole attempt: connection, request and answer.
+    #[serde(default = "default_timeout", with = "super::duration")]
+    pub timeout: Duration,
+    #[serde(default = "default_max_in_flight")]
+    pub max_in_flight: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+    #[serde(default)]
+    pub ordering: Ordering,
+    #[serde(default)]
+    pub auth: Auth,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing: Option<Signing>,
+}
+
+fn default_timeout() -> Duration {
+    Duration::from_secs(15)
+}
+
+fn default_max_in_flight() -> u32 {
+    32
+}
+
+/// CloudEvents HTTP protocol binding, section 3.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ContentMode {
+    #[default]
+    Structured,
+    Binary,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ordering {
+    #[default]
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    pub per_second: f64,
+    pub burst: u32,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Auth {
+    #[default]
+    None,
+    /// The key in a header (default `x-api-key`) or in a query parameter.
+    ApiKey {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        header: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        query: Option<String>,
+        key: Secret,
+    },
+    Basic {
+        username: String,
+        password: Secret,
+    },
+    Bearer {
+        token: Secret,
+    },
+    /// Client credentials grant, RFC 6749 section 4.4.
+    Oauth2 {
+        token_url: url::Url,
+        client_id: String,
+        client_secret: Secret,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        scopes: Vec<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        audience: Option<String>,
+        /// RFC 6749 section 2.3.1: in the Authorization header, or in the form.
+        #[serde(default)]
+        client_auth: ClientAuth,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAuth {
+    #[default]
+    ClientSecretBasic,
+    ClientSecretPost,
+}
+
+/// Standard Webhooks; `secret` is `whsec_<base64>`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signing {
+    pub secret: Secret,
+}
+
+/// A credential. It comes in as a plain string, is sealed before it is stored, and is opened
+/// only where a request is made. `Debug` never shows it.
+#[derive(Debug, Clone)]
+pub enum Secret {
+    Plain(SecretString),
+    /// `v1.<key id>.<base64url nonce and ciphertext>`
+    Sealed(String),
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::{Error, SerializeMap};
+        match self {
+            // A plain secret is never written anywhere: sealing comes first.
+            Secret::Plain(_) => Err(S::Error::custom("a secret must be sealed before it is written")),
+            Secret::Sealed(text) => {
+                let mut map = serializer.serialize_map(Some(1))?;
+                map.serialize_entry("sealed", text)?;
+                map.end()
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a secret: a string, or {\"sealed\": \"…\"} as the hub stores it")]
+        enum Form {
+            Plain(String),
+            Sealed { sealed: String },
+        }
+        Ok(match Form::deserialize(deserializer)? {
+            Form::Plain(text) => Secret::Plain(SecretString::from(text)),
+            Form::Sealed { sealed } => Secret::Sealed(sealed),
+        })
+    }
+}

@@ -1,0 +1,3 @@
+//! Integration Hub: event distribution on NATS JetStream. See `src/ARCHITECTURE.md`.
+
+pub mod domain;
