@@ -76,6 +76,11 @@ async fn two_servers_never_share_a_data_folder() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let mut first = BrokerProcess::start(lasting(folder.path())).await.expect("the first starts");
     let pid = first.pid().expect("it runs");
+    // The server holds the lock as well, so it outlasts a killed owner.
+    #[cfg(target_os = "linux")]
+    assert!(
+        std::fs::read_link(format!("/proc/{pid}/fd/0")).expect("its input").ends_with("nats-server.lock")
+    );
     let refused = BrokerProcess::start(lasting(folder.path())).await.expect_err("the folder is taken");
     assert!(
         matches!(&refused, BrokerProcessError::InUse { pid: Some(named), .. } if *named == pid),

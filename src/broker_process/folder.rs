@@ -168,3 +168,33 @@ impl DataFolder {
 fn failed(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> BrokerProcessError {
     BrokerProcessError::Folder { action, path: path.into(), source }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn the_folder_stays_locked_while_the_server_lives_even_without_its_owner() {
+        let place = tempfile::tempdir().expect("temporary folder");
+        let data = Data::Lasting(place.path().join("data"));
+        let mut folder = DataFolder::open(&data).expect("the folder is free");
+        // Stands in for the server: it has the lock as its standard input, and does not read it.
+        let mut server = Command::new("sleep")
+            .arg("60")
+            .stdin(folder.lock_to_share().expect("shared"))
+            .spawn()
+            .expect("sleep runs");
+        folder.note_pid(server.id()).expect("noted");
+        drop(folder);
+        let refused = DataFolder::open(&data).expect_err("the server still works there");
+        assert!(
+            matches!(refused, BrokerProcessError::InUse { pid, .. } if pid == Some(server.id())),
+            "{refused}"
+        );
+        server.kill().expect("killed");
+        server.wait().expect("waited for");
+        DataFolder::open(&data).expect("the folder is free again");
+    }
+}
