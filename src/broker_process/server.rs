@@ -13,8 +13,11 @@ use super::folder::{DataFolder, Ports};
 use super::options::BrokerOptions;
 use super::probe;
 
-/// From the start of the process until it accepts connections, the recovery of its streams included.
-const READY_LIMIT: Duration = Duration::from_secs(10);
+/// From the start of the process until it accepts connections; after a crash it recovers large streams
+/// first.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+/// How long a restart tries to get its port back.
+const PORT_LIMIT: Duration = Duration::from_secs(10);
 /// For a stop in good order; the server syncs its streams.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// The server's only sign of being ready is a file, so the file is looked for.
@@ -40,7 +43,7 @@ impl BrokerProcess {
     /// # Errors
     ///
     /// The data folder is in use or not writable, the binary does not start, or the server is not ready
-    /// within 10 s; the last lines of its log are part of the error.
+    /// within 30 s; the last lines of its log are part of the error.
     pub async fn start(options: BrokerOptions) -> Result<Self, BrokerProcessError> {
         let mut folder = DataFolder::open(&options.data)?;
         let (running, ports) = launch(&options, &mut folder, None).await?;
@@ -120,7 +123,7 @@ impl BrokerProcess {
         if self.running.is_some() {
             self.stop().await?;
         }
-        let deadline = Instant::now() + READY_LIMIT;
+        let deadline = Instant::now() + PORT_LIMIT;
         loop {
             match launch(&self.options, &mut self.folder, Some(self.ports)).await {
                 Ok((running, ports)) => {
