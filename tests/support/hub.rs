@@ -1,0 +1,281 @@
+//! The built `hub` as a child process.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use super::{eventually, free_port};
+
+const READY_LIMIT: Duration = Duration::from_secs(30);
+/// The hub's own grace period is shorter.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// `hub serve` with a settings file of its own.
+///
+/// Its output goes to a file: nothing can stall on a pipe that is not read. Dropping it kills the
+/// process, and prints the end of its log if the test is failing.
+pub struct Hub {
+    folder: TempDir,
+    listen: String,
+    args: Vec<String>,
+    child: Option<Child>,
+    http: reqwest::Client,
+}
+
+impl Hub {
+    /// Writes the settings and starts `hub serve --config <them> <args>`, without waiting for it.
+    ///
+    /// `settings` is TOML; `nats.url`, `api.listen` (a free port) and `delivery.allow_networks`
+    /// (loopback) are added where it does not set them.
+    pub fn serve(broker_url: &str, settings: &str, args: &[&str]) -> Self {
+        let mut hub = Self::configured(broker_url, settings);
+        hub.args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        hub.start();
+        hub
+    }
+
+    /// Only writes the settings: for commands alone.
+    pub fn configured(broker_url: &str, settings: &str) -> Self {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let (settings, listen) = complete(settings, broker_url);
+        fs::write(folder.path().join("hub.toml"), settings).expect("the settings are written");
+        Self { folder, listen, args: Vec::new(), child: None, http: http_client() }
+    }
+
+    /// Starts it (again) with the same settings and arguments.
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "this hub is running");
+        let log = File::options().create(true).append(true).open(self.log_path()).expect("the log opens");
+        let child = hub_command()
+            .arg("serve")
+            .arg("--config")
+            .arg(self.config())
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("the log's descriptor is shared"))
+            .stderr(log)
+            .spawn();
+        self.child = Some(child.expect("the hub starts"));
+    }
+
+    /// Waits until `GET /readyz` answers 200.
+    ///
+    /// # Panics
+    ///
+    /// After 30 s, or as soon as the process has ended.
+    pub async fn ready(&mut self) {
+        let url = self.api_url("/readyz");
+        let Self { child, http, .. } = self;
+        let child = child.as_mut().expect("the hub was started");
+        eventually(READY_LIMIT, "the hub is ready", async || {
+            if let Ok(Some(status)) = child.try_wait() {
+                panic!("the hub ended before it was ready: {status}");
+            }
+            match http.get(&url).send().await {
+                Ok(answer) if answer.status() == 200 => Ok(()),
+                Ok(answer) => {
+                    let status = answer.status();
+                    Err(format!("{status} {}", answer.text().await.unwrap_or_default()))
+                }
+                Err(error) => Err(format!("{error:?}")),
+            }
+        })
+        .await;
+    }
+
+    /// The settings file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("hub.toml")
+    }
+
+    /// A folder for the test's own files; goes with the hub.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// `http://<api.listen><path>`
+    pub fn api_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.listen)
+    }
+
+    /// The text of `/metrics`.
+    pub async fn metrics(&self) -> String {
+        let answer = self.http.get(self.api_url("/metrics")).send().await.expect("the hub answers");
+        assert_eq!(answer.status(), 200);
+        answer.text().await.expect("to the end")
+    }
+
+    /// The sum of a metric's samples whose labels contain all of `labels` (each as `name="value"`); 0 if
+    /// there are none.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        sum_of(&self.metrics().await, name, labels)
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().and_then(Child::id)
+    }
+
+    /// Ends the process at once (SIGKILL), as a crash would, and waits until it is gone.
+    pub async fn kill(&mut self) {
+        let mut child = self.child.take().expect("the hub is running");
+        child.kill().await.expect("the hub is killed");
+    }
+
+    /// Asks the process to end (SIGTERM) and waits for it.
+    ///
+    /// # Panics
+    ///
+    /// If it has not ended after 60 s.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("the hub is running");
+        let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        kill_process(pid.expect("the hub has not been waited for"), Signal::TERM).expect("signalled");
+        let ended = tokio::time::timeout(STOP_LIMIT, child.wait()).await;
+        ended.unwrap_or_else(|_| panic!("the hub ignores SIGTERM for {STOP_LIMIT:?}")).expect("waited for")
+    }
+
+    /// Waits until the process ends by itself.
+    ///
+    /// # Panics
+    ///
+    /// After `limit`.
+    pub async fn ended(&mut self, limit: Duration) -> ExitStatus {
+        let child = self.child.as_mut().expect("the hub was started");
+        let ended = tokio::time::timeout(limit, child.wait()).await;
+        let status = ended.unwrap_or_else(|_| panic!("the hub still runs after {limit:?}"));
+        self.child = None;
+        status.expect("waited for")
+    }
+
+    /// Runs a `hub` command with the same settings (by `HUB_CONFIG`).
+    ///
+    /// # Panics
+    ///
+    /// If it has not ended after 60 s.
+    pub async fn cli(&self, args: &[&str]) -> Output {
+        let mut command = hub_command();
+        command.args(args).env("HUB_CONFIG", self.config()).stdin(Stdio::null());
+        let output = tokio::time::timeout(COMMAND_LIMIT, command.output()).await;
+        output.unwrap_or_else(|_| panic!("`hub {}` still runs", args.join(" "))).expect("the command runs")
+    }
+
+    /// Runs a command that has to succeed, and gives its standard output.
+    pub async fn cli_ok(&self, args: &[&str]) -> String {
+        let output = self.cli(args).await;
+        assert!(output.status.success(), "`hub {}`: {}", args.join(" "), print_output(&output));
+        String::from_utf8(output.stdout).expect("output is UTF-8")
+    }
+
+    /// Runs a command with `--output json` that has to succeed, and reads its standard output.
+    pub async fn cli_json(&self, args: &[&str]) -> serde_json::Value {
+        let mut args = args.to_vec();
+        args.extend(["--output", "json"]);
+        let text = self.cli_ok(&args).await;
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("`hub {}`: {error}: {text}", args.join(" ")))
+    }
+
+    /// Everything it has written so far, over all starts.
+    pub fn log(&self) -> String {
+        let bytes = fs::read(self.log_path()).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Waits until the log holds `text`.
+    ///
+    /// # Panics
+    ///
+    /// After `limit`.
+    pub async fn wait_for_log(&self, text: &str, limit: Duration) {
+        eventually(limit, &format!("the log holds {text:?}"), async || {
+            let log = self.log();
+            if log.contains(text) { Ok(()) } else { Err(log.lines().last().unwrap_or_default().to_owned()) }
+        })
+        .await;
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.path().join("hub.log")
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // If it has ended already there is nothing to kill.
+            let _ = child.start_kill();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<_> = log.lines().collect();
+            let shown = lines.len().saturating_sub(200);
+            eprintln!("---- hub on {}, its last lines ----\n{}", self.listen, lines[shown..].join("\n"));
+        }
+    }
+}
+
+/// Status, standard output and standard error, for a failed assertion.
+pub fn print_output(output: &Output) -> String {
+    format!(
+        "{}\n---- stdout\n{}\n---- stderr\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// The built binary, without the settings that the environment of this test run may hold.
+fn hub_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hub"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("HUB__") || text == "HUB_CONFIG" {
+            command.env_remove(&name);
+        }
+    }
+    command.kill_on_drop(true);
+    command
+}
+
+/// A plain HTTP client for the tests' own questions; proxies of the environment are not for loopback.
+pub fn http_client() -> reqwest::Client {
+    // The client wants a TLS provider even where it speaks plain HTTP; a second install changes nothing.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10));
+    client.build().expect("a client without special settings")
+}
+
+/// Adds what every test needs where `settings` does not say otherwise; gives `api.listen` as well.
+pub fn complete(settings: &str, broker_url: &str) -> (String, String) {
+    let mut table: toml::Table = settings.parse().expect("the test's settings are TOML");
+    let mut default = |section: &str, key: &str, value: toml::Value| {
+        let section = table.entry(section).or_insert_with(|| toml::Table::new().into());
+        let section = section.as_table_mut().expect("a section is a table");
+        section.entry(key).or_insert(value).clone()
+    };
+    default("nats", "url", broker_url.into());
+    default("delivery", "allow_networks", vec!["127.0.0.0/8"].into());
+    let listen = default("api", "listen", format!("127.0.0.1:{}", free_port()).into());
+    let listen = listen.as_str().expect("api.listen is a string").to_owned();
+    (table.to_string(), listen)
+}
+
+/// Adds up the samples in Prometheus' text form: `name{labels} value`.
+pub fn sum_of(text: &str, name: &str, labels: &[&str]) -> f64 {
+    let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let (found, value) = match rest.strip_prefix('{') {
+            Some(rest) => rest.rsplit_once("} ")?,
+            None => ("", rest.strip_prefix(' ')?),
+        };
+        let value = value.split(' ').next()?.parse::<f64>().ok()?;
+        labels.iter().all(|label| found.contains(label)).then_some(value)
+    });
+    samples.sum()
+}

@@ -1,0 +1,105 @@
+//! What the system tests stand on: real servers on free ports, and faults on demand.
+//!
+//! * [`TestBroker`]: a nats-server of the test's own, with a check that nothing is left owed.
+//! * [`Hub`]: the built `hub` as a child process, with its log.
+//! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
+//! * [`OAuth2Server`]: a token endpoint.
+//! * [`FaultProxy`]: a TCP proxy that freezes, cuts, or stops at a chosen protocol step.
+//!
+//! Every wait has a deadline and says what it waited for.
+
+// Each file under tests/ is a crate of its own and uses its part of this.
+#![allow(dead_code, unused_imports)]
+
+mod broker;
+mod hub;
+mod oauth2;
+mod proxy;
+mod receiver;
+
+use std::fmt::Debug;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+pub use broker::TestBroker;
+pub use hub::{Hub, complete, http_client, print_output, sum_of};
+pub use oauth2::OAuth2Server;
+pub use proxy::{Direction, FaultProxy, Trigger};
+pub use receiver::{Behaviour, Received, Receiver};
+use tokio::time::Instant;
+
+/// How often a state is looked at that can only be polled.
+const POLL: Duration = Duration::from_millis(20);
+
+/// The nats-server of all tests: `HUB_NATS_SERVER`, one on `PATH`, or a fetched one.
+pub fn nats_server() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND
+        .get_or_init(|| {
+            integration_hub::broker_process::find_or_fetch(None, &|line| eprintln!("{line}"))
+                .unwrap_or_else(|error| panic!("the tests need a nats-server: {error}"))
+        })
+        .clone()
+}
+
+/// Looks at a state until it is as wanted: `look` gives `Ok` with what was wanted, or `Err` with what it
+/// saw instead. For states that cannot be awaited, such as a stream's counts.
+///
+/// # Panics
+///
+/// After `limit`, with `what` and what was last seen; a look that hangs counts as well.
+pub async fn eventually<T, E: Debug>(
+    limit: Duration,
+    what: &str,
+    mut look: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let deadline = Instant::now() + limit;
+    let mut last = None;
+    loop {
+        match tokio::time::timeout_at(deadline, look()).await {
+            Ok(Ok(value)) => return value,
+            Ok(Err(seen)) => last = Some(seen),
+            Err(_) => panic!("not within {limit:?}: {what}; last seen: {last:?}, then no answer"),
+        }
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}; last seen: {last:?}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// A loopback port that nobody listens on, from below the range (32768 and up, on Linux) that outgoing
+/// connections are given their ports from: nobody is given it by chance before it is used.
+pub fn free_port() -> u16 {
+    (0..1000)
+        .map(|_| rand::random_range(15_000..30_000))
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("one of 15,000 ports is free")
+}
+
+/// The real `nats` command line: `HUB_TEST_NATS_CLI`, or `nats` on `PATH`.
+pub fn nats_cli() -> Option<PathBuf> {
+    tool("nats", "HUB_TEST_NATS_CLI")
+}
+
+/// An external program: the file that the variable names, or the one on `PATH`.
+pub fn tool(name: &str, variable: &str) -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os(variable).filter(|value| !value.is_empty()) {
+        let path = PathBuf::from(path);
+        assert!(path.is_file(), "{variable} names {}, which is not a file", path.display());
+        return Some(path);
+    }
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// Gives the tool, or `None` with a message, whereupon the test returns. Where
+/// `HUB_TEST_REQUIRE_TOOLS=1`, as in CI, its absence is a failure.
+pub fn require_tool(name: &str, path: Option<PathBuf>) -> Option<PathBuf> {
+    if path.is_none() {
+        let required = std::env::var_os("HUB_TEST_REQUIRE_TOOLS").is_some_and(|value| value == "1");
+        assert!(!required, "this test needs {name}, and HUB_TEST_REQUIRE_TOOLS=1 says it is here");
+        eprintln!("SKIPPED: this test needs {name}, which is not on this machine");
+    }
+    path
+}

@@ -1,0 +1,349 @@
+//! An HTTP endpoint whose behaviour is switched while it runs, and which remembers what came.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{HeaderMap, Method, Response, StatusCode, Uri, header};
+use axum::serve::ListenerExt;
+use futures_util::{StreamExt, stream};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Decides by the headers whether a request may pass.
+pub type Guard = Arc<dyn Fn(&HeaderMap) -> bool + Send + Sync>;
+
+/// What a path does with a request.
+#[derive(Clone)]
+pub enum Behaviour {
+    /// Answers with a status, headers and a body.
+    Answer { status: u16, headers: Vec<(&'static str, String)>, body: Bytes },
+    /// Reads the request and never answers.
+    Hang,
+    /// Waits, then goes on as told.
+    Slow(Duration, Box<Self>),
+    /// Sends the head and half of the body, then closes the connection.
+    CloseMidAnswer,
+    /// Answers 401 to what the guard does not let pass.
+    Require(Guard, Box<Self>),
+    /// Does the first thing for so many requests (counted from when it was set), then the second.
+    First(usize, Box<Self>, Box<Self>),
+}
+
+impl Behaviour {
+    /// Answers with this status.
+    pub fn status(status: u16) -> Self {
+        Self::Answer { status, headers: Vec::new(), body: Bytes::new() }
+    }
+
+    /// Answers 200.
+    pub fn ok() -> Self {
+        Self::status(200)
+    }
+
+    /// Answers with this status and a `Retry-After` in seconds.
+    pub fn retry_after(status: u16, seconds: u64) -> Self {
+        Self::Answer { status, headers: vec![("retry-after", seconds.to_string())], body: Bytes::new() }
+    }
+
+    /// Answers 200 after a while.
+    pub fn slow(wait: Duration) -> Self {
+        Self::Slow(wait, Box::new(Self::ok()))
+    }
+
+    /// Answers 200 to a request with this header, else 401.
+    pub fn require_header(name: &'static str, value: impl Into<String>) -> Self {
+        let value = value.into();
+        Self::require(Arc::new(move |headers: &HeaderMap| {
+            headers.get(name).is_some_and(|found| found.as_bytes() == value.as_bytes())
+        }))
+    }
+
+    /// Answers 200 to what the guard lets pass, else 401.
+    pub fn require(guard: Guard) -> Self {
+        Self::Require(guard, Box::new(Self::ok()))
+    }
+
+    /// Answers with this status so many times, then 200.
+    pub fn failing_first(times: usize, status: u16) -> Self {
+        Self::First(times, Box::new(Self::status(status)), Box::new(Self::ok()))
+    }
+}
+
+/// A request as it came.
+#[derive(Debug, Clone)]
+pub struct Received {
+    pub method: Method,
+    pub path: String,
+    /// The query, without the question mark.
+    pub query: Option<String>,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// When its body had arrived.
+    pub arrived: Instant,
+    pub arrived_at: SystemTime,
+    /// The status it was answered with; `None` while it waits, for ever if the path hangs.
+    pub answered: Option<u16>,
+}
+
+impl Received {
+    /// A header as text; empty if it is absent.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// The envelope's id, the same on each attempt.
+    pub fn webhook_id(&self) -> &str {
+        self.header("webhook-id")
+    }
+
+    /// The body as JSON.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {:?}", self.body))
+    }
+}
+
+#[derive(Default)]
+struct PathState {
+    behaviour: Option<Behaviour>,
+    since_set: usize,
+    received: Vec<Received>,
+    /// How often each webhook-id was answered 2xx.
+    accepted: HashMap<String, usize>,
+    open: usize,
+    most_open: usize,
+}
+
+struct Shared {
+    paths: Mutex<HashMap<String, PathState>>,
+    /// Counts changes, to wake who waits.
+    changed: watch::Sender<u64>,
+}
+
+impl Shared {
+    fn paths(&self) -> MutexGuard<'_, HashMap<String, PathState>> {
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, path: &str, act: impl FnOnce(&mut PathState) -> T) -> T {
+        let result = act(self.paths().entry(path.to_owned()).or_default());
+        self.changed.send_modify(|count| *count += 1);
+        result
+    }
+}
+
+/// A real HTTP server on a free port. A path that was not set answers 200.
+pub struct Receiver {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    server: JoinHandle<()>,
+}
+
+impl Receiver {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        let address = listener.local_addr().expect("a bound address");
+        let shared = Arc::new(Shared { paths: Mutex::default(), changed: watch::Sender::new(0) });
+        let router = Router::new()
+            .fallback(handle)
+            .layer(DefaultBodyLimit::max(64 * 1024 * 1024))
+            .with_state(Arc::clone(&shared));
+        // An answer is small and final: it must not wait for the other side's acknowledgement.
+        let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
+        let server = tokio::spawn(async move {
+            // Serves until aborted; the loop gives no errors.
+            let _ = axum::serve(listener, router).await;
+        });
+        Self { address, shared, server }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// `http://127.0.0.1:<port><path>`
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// From now on the path behaves so; requests that hang or wait go on as they began.
+    pub fn set(&self, path: &str, behaviour: Behaviour) {
+        self.shared.change(path, |state| {
+            state.behaviour = Some(behaviour);
+            state.since_set = 0;
+        });
+    }
+
+    /// Everything that came to a path, in order of arrival.
+    pub fn received(&self, path: &str) -> Vec<Received> {
+        self.shared.paths().get(path).map_or_else(Vec::new, |state| state.received.clone())
+    }
+
+    /// How many requests came to a path.
+    pub fn count(&self, path: &str) -> usize {
+        self.shared.paths().get(path).map_or(0, |state| state.received.len())
+    }
+
+    /// The distinct `webhook-id`s that a path has answered 2xx.
+    pub fn accepted(&self, path: &str) -> HashSet<String> {
+        let paths = self.shared.paths();
+        paths.get(path).map_or_else(HashSet::new, |state| state.accepted.keys().cloned().collect())
+    }
+
+    /// The `webhook-id`s that a path has answered 2xx more than once, with how often.
+    pub fn doubles(&self, path: &str) -> BTreeMap<String, usize> {
+        let paths = self.shared.paths();
+        let accepted = paths.get(path).into_iter().flat_map(|state| &state.accepted);
+        accepted.filter(|(_, times)| **times > 1).map(|(id, times)| (id.clone(), *times)).collect()
+    }
+
+    /// The most requests that a path has had open at the same time.
+    pub fn most_open(&self, path: &str) -> usize {
+        self.shared.paths().get(path).map_or(0, |state| state.most_open)
+    }
+
+    /// Forgets what came; the behaviours stay.
+    pub fn forget(&self) {
+        for state in self.shared.paths().values_mut() {
+            state.received.clear();
+            state.accepted.clear();
+            state.most_open = state.open;
+        }
+    }
+
+    /// Waits until so many requests have come to a path, and gives all of them.
+    ///
+    /// # Panics
+    ///
+    /// After `limit`, with what had come.
+    pub async fn wait_for(&self, path: &str, count: usize, limit: Duration) -> Vec<Received> {
+        self.wait(path, limit, &format!("{count} requests"), |state| state.received.len() >= count).await;
+        self.received(path)
+    }
+
+    /// Waits until so many distinct `webhook-id`s were answered 2xx on a path.
+    ///
+    /// # Panics
+    ///
+    /// After `limit`, with what had come.
+    pub async fn wait_accepted(&self, path: &str, count: usize, limit: Duration) {
+        let what = format!("{count} distinct accepted webhook-ids");
+        self.wait(path, limit, &what, |state| state.accepted.len() >= count).await;
+    }
+
+    async fn wait(&self, path: &str, limit: Duration, what: &str, done: impl Fn(&PathState) -> bool) {
+        let mut changed = self.shared.changed.subscribe();
+        let wanted = changed.wait_for(|_| self.shared.paths().get(path).is_some_and(&done));
+        if tokio::time::timeout(limit, wanted).await.is_err() {
+            let mut statuses = BTreeMap::<Option<u16>, usize>::new();
+            for request in self.received(path) {
+                *statuses.entry(request.answered).or_default() += 1;
+            }
+            panic!(
+                "{path} had not received {what} after {limit:?}: {} requests, {} distinct accepted, answers {statuses:?}",
+                self.count(path),
+                self.accepted(path).len()
+            );
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// Counts a request as open until it is answered or its client has gone.
+struct Open(Arc<Shared>, String);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.change(&self.1, |state| state.open -= 1);
+    }
+}
+
+async fn handle(
+    State(shared): State<Arc<Shared>>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response<Body> {
+    let path = uri.path().to_owned();
+    let (index, mut behaviour, nth) = shared.change(&path, |state| {
+        state.received.push(Received {
+            method,
+            path: path.clone(),
+            query: uri.query().map(str::to_owned),
+            headers: headers.clone(),
+            body,
+            arrived: Instant::now(),
+            arrived_at: SystemTime::now(),
+            answered: None,
+        });
+        state.open += 1;
+        state.most_open = state.most_open.max(state.open);
+        state.since_set += 1;
+        let behaviour = state.behaviour.clone().unwrap_or_else(Behaviour::ok);
+        (state.received.len() - 1, behaviour, state.since_set)
+    });
+    let open = Open(Arc::clone(&shared), path.clone());
+    let response = loop {
+        behaviour = match behaviour {
+            Behaviour::Answer { status, headers, body } => {
+                let mut response = Response::new(Body::from(body));
+                *response.status_mut() = StatusCode::from_u16(status).expect("a status from 100 to 999");
+                for (name, value) in headers {
+                    let value = value.parse().expect("a header value is visible ASCII");
+                    response.headers_mut().insert(name, value);
+                }
+                break response;
+            }
+            Behaviour::Hang => std::future::pending().await,
+            Behaviour::Slow(wait, then) => {
+                tokio::time::sleep(wait).await;
+                *then
+            }
+            Behaviour::CloseMidAnswer => break half_an_answer(),
+            Behaviour::Require(guard, then) if guard(&headers) => *then,
+            Behaviour::Require(..) => Behaviour::status(401),
+            Behaviour::First(times, first, _) if nth <= times => *first,
+            Behaviour::First(_, _, then) => *then,
+        };
+    };
+    let status = response.status();
+    shared.change(&path, |state| {
+        // What came may have been forgotten meanwhile.
+        if let Some(request) = state.received.get_mut(index) {
+            request.answered = Some(status.as_u16());
+        }
+        if let Some(id) = headers.get("webhook-id").and_then(|value| value.to_str().ok())
+            && status.is_success()
+        {
+            *state.accepted.entry(id.to_owned()).or_default() += 1;
+        }
+    });
+    drop(open);
+    response
+}
+
+/// A 500, so that nobody takes it for success; its body breaks off. The server sends what it has when the
+/// body pauses, so the first half is out before the end comes.
+fn half_an_answer() -> Response<Body> {
+    let first = stream::iter([Ok(Bytes::from_static(b"half of it"))]);
+    let broken = stream::once(async {
+        tokio::task::yield_now().await;
+        Err(io::Error::from(io::ErrorKind::BrokenPipe))
+    });
+    let mut response = Response::new(Body::from_stream(first.chain(broken)));
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response.headers_mut().insert(header::CONTENT_LENGTH, 20.into());
+    response
+}
