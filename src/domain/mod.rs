@@ -5,6 +5,7 @@
 pub mod duration;
 pub mod envelope;
 pub mod event;
+pub mod field_error;
 pub mod filter;
 pub mod key;
 pub mod outcome;
