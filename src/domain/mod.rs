@@ -7,6 +7,7 @@ pub mod envelope;
 pub mod event;
 pub mod field_error;
 pub mod filter;
+pub mod index;
 pub mod key;
 pub mod outcome;
 pub mod subscription;
