@@ -2,6 +2,7 @@
 //!
 //! It decides; the adapters and roles around it act. `tests/layout.rs` enforces the rule.
 
+pub mod category;
 pub mod duration;
 pub mod envelope;
 pub mod event;
