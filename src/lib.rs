@@ -1,3 +1,4 @@
 //! Integration Hub: event distribution on NATS JetStream. See `src/ARCHITECTURE.md`.
 
 pub mod domain;
+pub mod settings;
