@@ -2,10 +2,13 @@
 //!
 //! It decides; the adapters and roles around it act. `tests/layout.rs` enforces the rule.
 
+pub mod category;
 pub mod duration;
 pub mod envelope;
 pub mod event;
+pub mod field_error;
 pub mod filter;
+pub mod index;
 pub mod key;
 pub mod outcome;
 pub mod subscription;

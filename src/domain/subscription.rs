@@ -8,6 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::key::KeyPattern;
 
+mod parse;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+pub use validate::{DEFAULT_API_KEY_HEADER, Limits};
+
 /// `[a-z0-9][a-z0-9_-]{0,63}`: safe as a subject token and as part of a consumer name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -60,6 +67,12 @@ pub struct Subscription {
     #[serde(default)]
     pub state: State,
     pub delivery: Delivery,
+}
+
+/// A tenant's name: 1 to 64 of letters, digits, `_`, `.` and `-`.
+pub fn is_tenant(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
 fn default_tenant() -> String {
@@ -129,6 +142,7 @@ pub struct RateLimit {
     pub burst: u32,
 }
 
+/// How a delivery shows who it comes from.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Auth {
@@ -215,5 +229,50 @@ impl<'de> Deserialize<'de> for Secret {
             Form::Plain(text) => Secret::Plain(SecretString::from(text)),
             Form::Sealed { sealed } => Secret::Sealed(sealed),
         })
+    }
+}
+
+impl Subscription {
+    /// Every secret it holds, for sealing.
+    pub fn secrets_mut(&mut self) -> Vec<&mut Secret> {
+        self.delivery.secrets_mut()
+    }
+
+    /// The subscription as JSON for lists and logs: each secret shows as `"***"`.
+    pub fn hidden_json(&self) -> serde_json::Value {
+        let mut shown = self.clone();
+        for secret in shown.secrets_mut() {
+            *secret = Secret::Sealed(String::new());
+        }
+        let mut json = serde_json::to_value(&shown).expect("its keys are strings and its secrets are sealed");
+        hide(&mut json);
+        json
+    }
+}
+
+impl Delivery {
+    /// Every secret it holds, for sealing.
+    pub fn secrets_mut(&mut self) -> Vec<&mut Secret> {
+        let auth = match &mut self.auth {
+            Auth::None => None,
+            Auth::ApiKey { key, .. } => Some(key),
+            Auth::Basic { password, .. } => Some(password),
+            Auth::Bearer { token } => Some(token),
+            Auth::Oauth2 { client_secret, .. } => Some(client_secret),
+        };
+        auth.into_iter().chain(self.signing.as_mut().map(|signing| &mut signing.secret)).collect()
+    }
+}
+
+/// Puts `"***"` where a sealed secret stands. A header named `sealed` is a string, not an object
+/// with one member, but a map of headers with that one member looks the same; so headers are
+/// shown as they are.
+fn hide(json: &mut serde_json::Value) {
+    if let serde_json::Value::Object(members) = json {
+        if members.len() == 1 && members.contains_key("sealed") {
+            *json = serde_json::Value::from("***");
+            return;
+        }
+        members.iter_mut().filter(|(name, _)| *name != "headers").for_each(|(_, value)| hide(value));
     }
 }

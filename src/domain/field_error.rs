@@ -1,0 +1,16 @@
+//! A setting or a field that was refused: where it stands, what is wrong, and what to write.
+
+/// `field` is the path in the document, such as `delivery.auth.type`; `problem` says what is
+/// wrong and how to mend it, such as `must be http or https; write https://…`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct FieldError {
+    pub field: String,
+    pub problem: String,
+}
+
+impl FieldError {
+    pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { field: field.into(), problem: problem.into() }
+    }
+}

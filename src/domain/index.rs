@@ -1,0 +1,151 @@
+//! The subscriptions in memory, so that an event key costs what it matches.
+//!
+//! Per tenant a trie over the tokens of the patterns: a key is matched by walking its tokens once,
+//! following the literal branch, the `*` branch and the `>` ends. The walk visits nodes that lie
+//! on the key's way, and no others, however many subscriptions there are.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+
+use super::event::Event;
+use super::filter::Filter;
+use super::key::KeyPattern;
+use super::subscription::{State, Subscription, SubscriptionId};
+
+mod trie;
+
+use trie::{Slot, Trie};
+
+/// A subscription as the fan-out needs it.
+#[derive(Debug)]
+pub struct Entry {
+    pub subscription: Interest,
+    /// The delivery as JSON, with sealed secrets: copied into every envelope as it stands.
+    pub delivery: Arc<RawValue>,
+    /// The registry's revision of this form.
+    pub revision: u64,
+}
+
+/// What a subscription wants: all of it but the delivery, which an entry holds as JSON alone,
+/// because 100,000 of them are held.
+#[derive(Debug)]
+pub struct Interest {
+    pub id: SubscriptionId,
+    pub tenant: Box<str>,
+    pub events: Box<[KeyPattern]>,
+    pub filter: Box<[Filter]>,
+    pub state: State,
+}
+
+impl Entry {
+    /// Fails where a secret of the subscription is not sealed.
+    pub fn new(subscription: Subscription, revision: u64) -> Result<Self, serde_json::Error> {
+        let delivery = serde_json::value::to_raw_value(&subscription.delivery)?.into();
+        let Subscription { id, tenant, events, filter, state, delivery: _ } = subscription;
+        let (tenant, events, filter) = (tenant.into(), events.into(), filter.into());
+        Ok(Self { subscription: Interest { id, tenant, events, filter, state }, delivery, revision })
+    }
+
+    /// The whole subscription again.
+    pub fn to_subscription(&self) -> Result<Subscription, serde_json::Error> {
+        let Interest { id, tenant, events, filter, state } = &self.subscription;
+        Ok(Subscription {
+            id: id.clone(),
+            tenant: tenant.to_string(),
+            events: events.to_vec(),
+            filter: filter.to_vec(),
+            state: *state,
+            delivery: serde_json::from_str(self.delivery.get())?,
+        })
+    }
+}
+
+/// All subscriptions, by id and by what they match. Changes are incremental.
+#[derive(Debug, Default)]
+pub struct SubscriptionIndex {
+    slots: HashMap<SubscriptionId, Slot>,
+    /// By slot; a removed subscription's slot is used again.
+    entries: Vec<Option<Arc<Entry>>>,
+    free: Vec<Slot>,
+    tenants: HashMap<Box<str>, Trie>,
+}
+
+impl SubscriptionIndex {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Inserts the subscription, or replaces the one with its id, which it gives back.
+    pub fn insert(&mut self, entry: Entry) -> Option<Arc<Entry>> {
+        let replaced = self.remove(&entry.subscription.id);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            Slot::try_from(self.entries.len() - 1).expect("memory ends long before 2^32 subscriptions")
+        });
+        let entry = Arc::new(entry);
+        let subscription = &entry.subscription;
+        if subscription.state == State::Active {
+            if !self.tenants.contains_key(&*subscription.tenant) {
+                self.tenants.insert(subscription.tenant.clone(), Trie::default());
+            }
+            let trie = self.tenants.get_mut(&*subscription.tenant).expect("inserted above");
+            subscription.events.iter().for_each(|pattern| trie.insert(pattern, slot));
+        }
+        self.slots.insert(subscription.id.clone(), slot);
+        self.entries[slot as usize] = Some(entry);
+        replaced
+    }
+
+    /// Removes a subscription, which it gives back.
+    pub fn remove(&mut self, id: &SubscriptionId) -> Option<Arc<Entry>> {
+        let slot = self.slots.remove(id)?;
+        let entry = self.entries[slot as usize].take()?;
+        self.free.push(slot);
+        let Interest { tenant, events, .. } = &entry.subscription;
+        if let Some(trie) = self.tenants.get_mut(&**tenant) {
+            events.iter().for_each(|pattern| trie.remove(pattern, slot));
+            if trie.is_empty() {
+                self.tenants.remove(&**tenant);
+            }
+        }
+        Some(entry)
+    }
+
+    pub fn get(&self, id: &SubscriptionId) -> Option<&Arc<Entry>> {
+        self.entries[*self.slots.get(id)? as usize].as_ref()
+    }
+
+    /// The active subscriptions of the event's tenant that want the event, each once.
+    pub fn matching(&self, event: &Event) -> Vec<Arc<Entry>> {
+        self.candidates(event).0.into_iter().filter(|entry| wants(entry, event)).cloned().collect()
+    }
+
+    /// Whose patterns match the event's key, and how many nodes were visited to find them.
+    fn candidates(&self, event: &Event) -> (Vec<&Arc<Entry>>, usize) {
+        let Some(trie) = self.tenants.get(event.tenant.as_str()) else { return (Vec::new(), 0) };
+        let (slots, visited) = trie.matching(&event.key);
+        let entries = slots.into_iter().filter_map(|slot| self.entries[slot as usize].as_ref()).collect();
+        (entries, visited)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.iter().flatten()
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+}
+
+fn wants(entry: &Entry, event: &Event) -> bool {
+    entry.subscription.filter.iter().all(|filter| filter.matches(&|name| event.attribute(name)))
+}
+
+#[cfg(test)]
+mod tests;

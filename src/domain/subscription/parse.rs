@@ -1,0 +1,172 @@
+//! Reading a subscription, with errors that name the field.
+
+use serde_json::Value;
+
+use super::Subscription;
+use crate::domain::field_error::FieldError;
+
+impl Subscription {
+    /// Reads one subscription that came from outside. The error names the field by its path, such
+    /// as `delivery.auth.type`; a syntax error names the line and column in the field `JSON`.
+    /// `validate` checks what the form alone does not. What the hub itself has stored went through
+    /// both, and may be read by serde alone.
+    pub fn from_json(json: &[u8]) -> Result<Self, FieldError> {
+        let value = serde_json::from_slice(json)
+            .map_err(|error| FieldError::new("JSON", format!("{error}; write one JSON object")))?;
+        Self::from_value(value)
+    }
+
+    /// The same from a value, for subscriptions that come in a list or in another format.
+    pub fn from_value(value: Value) -> Result<Self, FieldError> {
+        check_form(&value)?;
+        serde_path_to_error::deserialize(&value).map_err(|error| {
+            let path = error.path().to_string();
+            let remedy = remedy(&path);
+            let problem = error.into_inner().to_string();
+            FieldError::new(if path == "." { "subscription".to_owned() } else { path }, problem + remedy)
+        })
+    }
+}
+
+/// What to write, by the path of the field; the cause itself comes from serde.
+fn remedy(path: &str) -> &'static str {
+    match path {
+        "id" => "; write \"id\": \"billing-crm\"",
+        "delivery.url" | "delivery.auth.token_url" => "; write the whole URL, like https://crm.example/hooks",
+        "delivery.content_mode" => "; write \"structured\" or \"binary\"",
+        "state" => "; write \"active\" or \"paused\"",
+        "delivery.rate_limit" => "; write {\"per_second\": 100, \"burst\": 200}",
+        _ => "",
+    }
+}
+
+/// The kinds of authentication, with the fields each needs.
+const AUTH: [(&str, &[&str], &[&str]); 5] = [
+    ("none", &[], &[]),
+    ("api_key", &["key"], &["header", "query"]),
+    ("basic", &["username", "password"], &[]),
+    ("bearer", &["token"], &[]),
+    ("oauth2", &["token_url", "client_id", "client_secret"], &["scopes", "audience", "client_auth"]),
+];
+
+/// What serde reports only for a whole object, or not at all in the words of the user: missing
+/// fields, the kinds of authentication, and what this version does not support.
+fn check_form(value: &Value) -> Result<(), FieldError> {
+    let object = value.as_object().ok_or_else(|| {
+        FieldError::new(
+            "subscription",
+            "must be an object; write {\"id\": …, \"events\": […], \"delivery\": {…}}",
+        )
+    })?;
+    require(object, "", &["id", "events", "delivery"])?;
+    let Some(delivery) = object["delivery"].as_object() else {
+        return Err(FieldError::new("delivery", "must be an object; write {\"url\": \"https://…\"}"));
+    };
+    for broker in ["broker", "stream"] {
+        if delivery.contains_key(broker) {
+            return Err(FieldError::new(
+                format!("delivery.{broker}"),
+                "this version does not support delivery to a broker; give delivery.url instead",
+            ));
+        }
+    }
+    for tls in ["tls", "mtls", "client_cert", "client_certificate"] {
+        if delivery.contains_key(tls) {
+            return Err(no_mutual_tls(format!("delivery.{tls}")));
+        }
+    }
+    require(delivery, "delivery.", &["url"])?;
+    if let Some(ordering) = delivery.get("ordering")
+        && ordering != "none"
+    {
+        return Err(FieldError::new(
+            "delivery.ordering",
+            format!("this version does not support {ordering}; write \"none\", or leave it out"),
+        ));
+    }
+    match delivery.get("auth") {
+        Some(auth) => check_auth(auth),
+        None => Ok(()),
+    }
+}
+
+fn check_auth(auth: &Value) -> Result<(), FieldError> {
+    let Some(auth) = auth.as_object() else {
+        return Err(FieldError::new("delivery.auth", "must be an object; write {\"type\": \"none\"}"));
+    };
+    require(auth, "delivery.auth.", &["type"])?;
+    let kind = auth["type"].as_str().unwrap_or_default();
+    if matches!(kind, "mtls" | "mutual_tls" | "tls" | "tls_client_auth") {
+        return Err(no_mutual_tls("delivery.auth.type".to_owned()));
+    }
+    let Some((_, required, optional)) = AUTH.iter().find(|(name, ..)| *name == kind) else {
+        return Err(FieldError::new(
+            "delivery.auth.type",
+            format!("is {}; write one of none, api_key, basic, bearer, oauth2", auth["type"]),
+        ));
+    };
+    require(auth, "delivery.auth.", required)?;
+    let known = |name: &str| name == "type" || required.contains(&name) || optional.contains(&name);
+    if let Some(name) = auth.keys().find(|name| !known(name)) {
+        let fields: Vec<&str> = required.iter().chain(*optional).copied().collect();
+        let expected = if fields.is_empty() { "no more fields".to_owned() } else { fields.join(", ") };
+        return Err(FieldError::new(
+            format!("delivery.auth.{name}"),
+            format!("is not a field of type {kind:?}, which takes {expected}; take it out"),
+        ));
+    }
+    // Serde names no path inside an object whose form depends on its type.
+    for (name, value) in auth {
+        let (fits, expected) = match name.as_str() {
+            "scopes" => (
+                value.as_array().is_some_and(|scopes| scopes.iter().all(Value::is_string)),
+                "a list of strings",
+            ),
+            "token_url" => (
+                value.as_str().is_some_and(|text| url::Url::parse(text).is_ok()),
+                "a whole URL, like https://idp.example/token",
+            ),
+            "client_auth" => (
+                matches!(value.as_str(), Some("client_secret_basic" | "client_secret_post")),
+                "\"client_secret_basic\" or \"client_secret_post\"",
+            ),
+            "key" | "password" | "token" | "client_secret" => (is_secret(value), "a string"),
+            "header" | "query" | "audience" => (value.is_string() || value.is_null(), "a string"),
+            _ => (value.is_string(), "a string"),
+        };
+        if !fits {
+            return Err(FieldError::new(format!("delivery.auth.{name}"), format!("must be {expected}")));
+        }
+    }
+    Ok(())
+}
+
+/// A plain string, or `{"sealed": "…"}` as the hub stores it.
+fn is_secret(value: &Value) -> bool {
+    value.is_string()
+        || value.as_object().is_some_and(|form| form.get("sealed").is_some_and(Value::is_string))
+}
+
+fn no_mutual_tls(field: String) -> FieldError {
+    FieldError::new(
+        field,
+        "this version does not support mutual TLS; use one of none, api_key, basic, bearer, oauth2",
+    )
+}
+
+fn require(object: &serde_json::Map<String, Value>, path: &str, names: &[&str]) -> Result<(), FieldError> {
+    match names.iter().find(|name| !object.contains_key(**name)) {
+        Some(name) => Err(FieldError::new(
+            format!("{path}{name}"),
+            match *name {
+                "id" => "is missing; write \"id\": \"billing-crm\"".to_owned(),
+                "events" => "is missing; write \"events\": [\"user.created\"]".to_owned(),
+                "delivery" => "is missing; write \"delivery\": {\"url\": \"https://…\"}".to_owned(),
+                "url" | "token_url" => format!("is missing; write \"{name}\": \"https://…\""),
+                "type" => "is missing; write one of none, api_key, basic, bearer, oauth2".to_owned(),
+                other => format!("is missing; write \"{other}\": \"…\""),
+            },
+        )),
+        None => Ok(()),
+    }
+}

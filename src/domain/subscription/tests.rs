@@ -1,0 +1,243 @@
+//! Reading, checking and showing subscriptions.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+const LIMITS: Limits = Limits { max_timeout: Duration::from_secs(60) };
+
+fn whole() -> Value {
+    json!({
+        "id": "billing-crm",
+        "tenant": "acme",
+        "events": ["user.created", "role.*", "policy.>"],
+        "filter": [{"exact": {"source": "idp"}}],
+        "state": "active",
+        "delivery": {
+            "url": "https://crm.example/hooks",
+            "content_mode": "structured",
+            "headers": {"x-team": "billing"},
+            "timeout": "15s",
+            "max_in_flight": 32,
+            "rate_limit": {"per_second": 100, "burst": 200},
+            "ordering": "none",
+            "auth": {"type": "oauth2", "token_url": "https://idp.example/token", "client_id": "hub",
+                     "client_secret": "s3cret-client", "scopes": ["events"]},
+            "signing": {"secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+        }
+    })
+}
+
+fn small(delivery: Value) -> Value {
+    json!({"id": "a", "events": ["user.>"], "delivery": delivery})
+}
+
+fn with(path: &[&str], value: Value) -> Value {
+    let mut document = whole();
+    let (last, parents) = path.split_last().expect("a path has a part");
+    let parent = parents.iter().fold(&mut document, |node, name| &mut node[*name]);
+    parent[*last] = value;
+    document
+}
+
+#[test]
+fn the_whole_form_reads_and_is_valid() {
+    let subscription = Subscription::from_json(whole().to_string().as_bytes()).unwrap();
+    assert_eq!(subscription.validate(&LIMITS), Ok(()));
+    assert_eq!(subscription.delivery.url.as_str(), "https://crm.example/hooks");
+    let Auth::Oauth2 { scopes, client_auth, .. } = &subscription.delivery.auth else { panic!("oauth2") };
+    assert_eq!(
+        (scopes.as_slice(), *client_auth),
+        (["events".to_owned()].as_slice(), ClientAuth::ClientSecretBasic)
+    );
+}
+
+#[test]
+fn the_smallest_form_takes_the_defaults() {
+    let subscription = Subscription::from_value(small(json!({"url": "http://127.0.0.1:1/x"}))).unwrap();
+    assert_eq!(subscription.validate(&LIMITS), Ok(()));
+    assert_eq!((subscription.tenant.as_str(), subscription.state), ("default", State::Active));
+    let delivery = subscription.delivery;
+    assert_eq!((delivery.timeout, delivery.max_in_flight), (Duration::from_secs(15), 32));
+    assert_eq!((delivery.content_mode, delivery.ordering), (ContentMode::Structured, Ordering::None));
+    assert!(
+        matches!(delivery.auth, Auth::None) && delivery.rate_limit.is_none() && delivery.signing.is_none()
+    );
+}
+
+#[test]
+fn every_kind_of_auth_reads() {
+    for auth in [
+        json!({"type": "none"}),
+        json!({"type": "api_key", "key": "k"}),
+        json!({"type": "api_key", "key": "k", "header": "x-key"}),
+        json!({"type": "api_key", "key": "k", "query": "key"}),
+        json!({"type": "basic", "username": "u", "password": "p"}),
+        json!({"type": "bearer", "token": "t"}),
+        json!({"type": "bearer", "token": {"sealed": "v1.k1.abc"}}),
+        json!({"type": "oauth2", "token_url": "https://i.example/t", "client_id": "c", "client_secret": "s",
+               "audience": "a", "client_auth": "client_secret_post"}),
+    ] {
+        let document = small(json!({"url": "https://a.example", "auth": auth}));
+        let subscription = Subscription::from_value(document).unwrap();
+        assert_eq!(subscription.validate(&LIMITS), Ok(()), "{auth}");
+    }
+}
+
+#[test]
+fn a_bad_form_is_refused_by_field() {
+    for (document, field) in [
+        (json!([]), "subscription"),
+        (json!({"events": ["a.b"], "delivery": {"url": "https://a.example"}}), "id"),
+        (json!({"id": "a", "delivery": {"url": "https://a.example"}}), "events"),
+        (json!({"id": "a", "events": ["a.b"]}), "delivery"),
+        (json!({"id": "a", "events": ["a.b"], "delivery": []}), "delivery"),
+        (small(json!({})), "delivery.url"),
+        (small(json!({"url": "crm.example/hooks"})), "delivery.url"),
+        (small(json!({"url": "https://"})), "delivery.url"),
+        (small(json!({"broker": "partner_events", "stream": "s"})), "delivery.broker"),
+        (small(json!({"url": "https://a.example", "auth": {"type": "mtls"}})), "delivery.auth.type"),
+        (small(json!({"url": "https://a.example", "tls": {}})), "delivery.tls"),
+        (small(json!({"url": "https://a.example", "auth": {"type": "digest"}})), "delivery.auth.type"),
+        (small(json!({"url": "https://a.example", "auth": {"type": 4}})), "delivery.auth.type"),
+        (small(json!({"url": "https://a.example", "auth": {}})), "delivery.auth.type"),
+        (small(json!({"url": "https://a.example", "auth": "none"})), "delivery.auth"),
+        (small(json!({"url": "https://a.example", "auth": {"type": "none", "x": 1}})), "delivery.auth.x"),
+        (
+            small(json!({"url": "https://a.example", "auth": {"type": "bearer", "token": 1}})),
+            "delivery.auth.token",
+        ),
+        (
+            small(json!({"url": "https://a.example", "auth": {"type": "basic", "username": "u"}})),
+            "delivery.auth.password",
+        ),
+        (with(&["delivery", "auth", "scopes"], json!("events")), "delivery.auth.scopes"),
+        (with(&["delivery", "auth", "token_url"], json!("idp")), "delivery.auth.token_url"),
+        (with(&["delivery", "ordering"], json!("key")), "delivery.ordering"),
+        (with(&["delivery", "timeout"], json!("15 parsecs")), "delivery.timeout"),
+        (with(&["delivery", "timeout"], json!(15)), "delivery.timeout"),
+        (with(&["delivery", "max_in_flight"], json!(-1)), "delivery.max_in_flight"),
+        (
+            with(&["delivery", "rate_limit"], json!({"per_second": "x", "burst": 1})),
+            "delivery.rate_limit.per_second",
+        ),
+        (with(&["delivery", "content_mode"], json!("batch")), "delivery.content_mode"),
+        (with(&["delivery", "retries"], json!(3)), "delivery.retries"),
+        (with(&["state"], json!("on")), "state"),
+        (with(&["color"], json!("red")), "color"),
+        (with(&["id"], json!("No Good")), "id"),
+        (with(&["events"], json!(["user.created", "user..x"])), "events[1]"),
+        (with(&["filter"], json!([{"sql": "x"}])), "filter[0]"),
+    ] {
+        let error = Subscription::from_json(document.to_string().as_bytes()).expect_err(field);
+        assert_eq!(error.field, field, "{error}");
+        assert!(!error.problem.is_empty());
+    }
+    let error = Subscription::from_json(b"{\"id\": }").expect_err("a syntax error");
+    assert!(error.field == "JSON" && error.problem.contains("line 1 column 8"), "{error}");
+}
+
+#[test]
+fn a_bad_value_is_refused_by_field() {
+    for (path, value, field) in [
+        (&["tenant"][..], json!("a b"), "tenant"),
+        (&["tenant"], json!(""), "tenant"),
+        (&["events"], json!([]), "events"),
+        (&["filter"], json!([{"exact": {}}]), "filter[0].exact"),
+        (&["delivery", "url"], json!("ftp://crm.example/"), "delivery.url"),
+        (&["delivery", "url"], json!("https://u:p@crm.example/"), "delivery.url"),
+        (&["delivery", "url"], json!("https://crm.example/#x"), "delivery.url"),
+        (&["delivery", "timeout"], json!("61s"), "delivery.timeout"),
+        (&["delivery", "timeout"], json!("99ms"), "delivery.timeout"),
+        (&["delivery", "max_in_flight"], json!(0), "delivery.max_in_flight"),
+        (&["delivery", "max_in_flight"], json!(10_001), "delivery.max_in_flight"),
+        (&["delivery", "rate_limit", "per_second"], json!(0), "delivery.rate_limit.per_second"),
+        (&["delivery", "rate_limit", "burst"], json!(0), "delivery.rate_limit.burst"),
+        (&["delivery", "headers"], json!({"Host": "x"}), "delivery.headers.Host"),
+        (&["delivery", "headers"], json!({"Webhook-Id": "x"}), "delivery.headers.Webhook-Id"),
+        (&["delivery", "headers"], json!({"ce-id": "x"}), "delivery.headers.ce-id"),
+        (&["delivery", "headers"], json!({"Authorization": "x"}), "delivery.headers.Authorization"),
+        (&["delivery", "headers"], json!({"x team": "x"}), "delivery.headers.x team"),
+        (&["delivery", "headers"], json!({"x-team": "a\r\nb: c"}), "delivery.headers.x-team"),
+        (&["delivery", "headers"], json!({"x-a": "1", "X-A": "2"}), "delivery.headers.x-a"),
+        (&["delivery", "auth"], json!({"type": "bearer", "token": ""}), "delivery.auth.token"),
+        (&["delivery", "auth"], json!({"type": "bearer", "token": "t\n"}), "delivery.auth.token"),
+        (
+            &["delivery", "auth"],
+            json!({"type": "api_key", "key": "k", "header": "a", "query": "b"}),
+            "delivery.auth.query",
+        ),
+        (
+            &["delivery", "auth"],
+            json!({"type": "api_key", "key": "k", "header": "host"}),
+            "delivery.auth.header",
+        ),
+        (
+            &["delivery", "auth"],
+            json!({"type": "basic", "username": "a:b", "password": "p"}),
+            "delivery.auth.username",
+        ),
+        (&["delivery", "auth", "scopes"], json!(["a b"]), "delivery.auth.scopes[0]"),
+        (&["delivery", "auth", "token_url"], json!("file:///etc/x"), "delivery.auth.token_url"),
+        (
+            &["delivery", "signing", "secret"],
+            json!("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"),
+            "delivery.signing.secret",
+        ),
+        (&["delivery", "signing", "secret"], json!("whsec_c2hvcnQ="), "delivery.signing.secret"),
+    ] {
+        let subscription = Subscription::from_value(with(path, value.clone())).unwrap();
+        let errors = subscription.validate(&LIMITS).expect_err(field);
+        let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(fields, [field], "{value}");
+    }
+}
+
+#[test]
+fn authorization_is_free_where_auth_does_not_set_it() {
+    let document = small(json!({"url": "https://a.example", "headers": {"authorization": "Custom x"}}));
+    assert_eq!(Subscription::from_value(document).unwrap().validate(&LIMITS), Ok(()));
+}
+
+#[test]
+fn errors_never_show_a_secret() {
+    let mut document = with(&["delivery", "auth", "client_secret"], json!(["hunter2"]));
+    let error = Subscription::from_json(document.to_string().as_bytes()).unwrap_err();
+    assert!(!format!("{error} {error:?}").contains("hunter2"));
+    document = with(&["delivery", "signing", "secret"], json!("hunter2"));
+    let errors = Subscription::from_value(document).unwrap().validate(&LIMITS).unwrap_err();
+    assert!(!format!("{errors:?}").contains("hunter2"));
+    document = with(&["delivery", "signing", "secret"], json!(44_832_915));
+    let error = Subscription::from_json(document.to_string().as_bytes()).unwrap_err();
+    assert!(!format!("{error} {error:?}").contains("44832915"), "{error}");
+}
+
+#[test]
+fn secrets_are_walked_and_hidden() {
+    let mut subscription = Subscription::from_value(whole()).unwrap();
+    assert_eq!(subscription.secrets_mut().len(), 2);
+    assert!(serde_json::to_string(&subscription).is_err(), "a plain secret is never written");
+
+    let hidden = subscription.hidden_json();
+    assert_eq!(hidden["delivery"]["auth"]["client_secret"], "***");
+    assert_eq!(hidden["delivery"]["signing"]["secret"], "***");
+    assert_eq!(hidden["delivery"]["auth"]["client_id"], "hub");
+    let shown = format!("{hidden} {subscription:?}");
+    assert!(!shown.contains("s3cret-client") && !shown.contains("MfKQ9r8"), "{shown}");
+
+    for secret in subscription.secrets_mut() {
+        *secret = Secret::Sealed("v1.k1.abc".to_owned());
+    }
+    assert!(!subscription.hidden_json().to_string().contains("v1.k1"));
+    let stored = serde_json::to_vec(&subscription).unwrap();
+    assert_eq!(serde_json::to_vec(&Subscription::from_json(&stored).unwrap()).unwrap(), stored);
+}
+
+#[test]
+fn a_header_called_sealed_is_shown_as_it_is() {
+    let document = small(json!({"url": "https://a.example", "headers": {"sealed": "yes"}}));
+    let hidden = Subscription::from_value(document).unwrap().hidden_json();
+    assert_eq!(hidden["delivery"]["headers"]["sealed"], "yes");
+}

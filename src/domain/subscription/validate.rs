@@ -1,0 +1,307 @@
+//! What a subscription must hold beyond its form.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::ExposeSecret;
+
+use super::{Auth, Delivery, RateLimit, Secret, Subscription};
+use crate::domain::field_error::FieldError;
+
+const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+const MAX_IN_FLIGHT: u32 = 10_000;
+/// Bounds on what every envelope of the subscription carries along.
+const MAX_EVENTS: usize = 256;
+const MAX_FILTERS: usize = 64;
+const MAX_HEADERS: usize = 64;
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+const MAX_URL_BYTES: usize = 2 * 1024;
+const MAX_CREDENTIAL_BYTES: usize = 8 * 1024;
+
+/// Headers that the hub or the HTTP connection sets.
+const RESERVED_HEADERS: [&str; 13] = [
+    "host",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "upgrade",
+    "expect",
+    "user-agent",
+    "traceparent",
+];
+const RESERVED_PREFIXES: [&str; 2] = ["webhook-", "ce-"];
+
+/// Bounds that come from the settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// `delivery.max_timeout`: the longest timeout of an attempt.
+    pub max_timeout: Duration,
+}
+
+impl Subscription {
+    /// Checks each field; every error names its field and the remedy.
+    pub fn validate(&self, limits: &Limits) -> Result<(), Vec<FieldError>> {
+        let mut errors = Vec::new();
+        if !super::is_tenant(&self.tenant) {
+            errors.push(FieldError::new(
+                "tenant",
+                format!("{:?} must be 1 to 64 of letters, digits, '_', '.' and '-'", self.tenant),
+            ));
+        }
+        match self.events.len() {
+            0 => errors.push(FieldError::new(
+                "events",
+                "is empty; name at least one event key or pattern, like \"user.*\"",
+            )),
+            1..=MAX_EVENTS => {}
+            many => errors.push(FieldError::new(
+                "events",
+                format!(
+                    "has {many} patterns; at most {MAX_EVENTS}: use wildcards, or split the subscription"
+                ),
+            )),
+        }
+        if self.filter.len() > MAX_FILTERS {
+            errors.push(FieldError::new(
+                "filter",
+                format!("has more than {MAX_FILTERS} expressions; write fewer"),
+            ));
+        }
+        errors.extend(
+            self.filter
+                .iter()
+                .enumerate()
+                .filter_map(|(position, filter)| filter.validate(&format!("filter[{position}]")).err()),
+        );
+        self.delivery.validate(limits, &mut errors);
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+}
+
+impl Delivery {
+    fn validate(&self, limits: &Limits, errors: &mut Vec<FieldError>) {
+        validate_url("delivery.url", &self.url, errors);
+        if self.timeout < MIN_TIMEOUT || self.timeout > limits.max_timeout {
+            errors.push(FieldError::new(
+                "delivery.timeout",
+                format!(
+                    "is {}; write {} to {} (the setting delivery.max_timeout)",
+                    humantime::format_duration(self.timeout),
+                    humantime::format_duration(MIN_TIMEOUT),
+                    humantime::format_duration(limits.max_timeout)
+                ),
+            ));
+        }
+        if !(1..=MAX_IN_FLIGHT).contains(&self.max_in_flight) {
+            errors.push(FieldError::new(
+                "delivery.max_in_flight",
+                format!("is {}; write 1 to {MAX_IN_FLIGHT}", self.max_in_flight),
+            ));
+        }
+        if let Some(RateLimit { per_second, burst }) = self.rate_limit {
+            if !(per_second.is_finite() && per_second > 0.0) {
+                errors.push(FieldError::new(
+                    "delivery.rate_limit.per_second",
+                    format!("is {per_second}; write a number above 0, or leave rate_limit out for no limit"),
+                ));
+            }
+            if burst == 0 {
+                errors.push(FieldError::new("delivery.rate_limit.burst", "is 0; write 1 or more"));
+            }
+        }
+        self.validate_headers(errors);
+        self.auth.validate(errors);
+        if let Some(signing) = &self.signing {
+            validate_signing(&signing.secret, errors);
+        }
+    }
+
+    fn validate_headers(&self, errors: &mut Vec<FieldError>) {
+        let bytes: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if self.headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
+            errors.push(FieldError::new(
+                "delivery.headers",
+                format!("hold more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes; write fewer"),
+            ));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for (name, value) in &self.headers {
+            let field = || format!("delivery.headers.{name}");
+            let lower = name.to_ascii_lowercase();
+            if !is_header_name(name) {
+                errors.push(FieldError::new(
+                    field(),
+                    "is not an HTTP header name; use letters, digits and '-', like x-team",
+                ));
+            } else if RESERVED_HEADERS.contains(&lower.as_str())
+                || RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix))
+            {
+                errors.push(FieldError::new(
+                    field(),
+                    "is set by the hub itself; use another name, like x-team",
+                ));
+            } else if self.auth.header().is_some_and(|header| header.eq_ignore_ascii_case(name)) {
+                errors.push(FieldError::new(
+                    field(),
+                    "is set by delivery.auth; take it out here, or use another kind of auth",
+                ));
+            }
+            if !is_header_value(value) {
+                errors.push(FieldError::new(
+                    field(),
+                    "holds a character that HTTP headers cannot carry; use visible ASCII, spaces within",
+                ));
+            }
+            if !seen.insert(lower) {
+                errors.push(FieldError::new(field(), "is given twice; header names do not differ by case"));
+            }
+        }
+    }
+}
+
+impl Auth {
+    /// The header that this kind of authentication sets, if any.
+    pub fn header(&self) -> Option<&str> {
+        match self {
+            Auth::None => None,
+            Auth::ApiKey { query: Some(_), .. } => None,
+            Auth::ApiKey { header, .. } => Some(header.as_deref().unwrap_or(DEFAULT_API_KEY_HEADER)),
+            Auth::Basic { .. } | Auth::Bearer { .. } | Auth::Oauth2 { .. } => Some("authorization"),
+        }
+    }
+
+    fn validate(&self, errors: &mut Vec<FieldError>) {
+        match self {
+            Auth::None => {}
+            Auth::ApiKey { header, query, key } => {
+                if header.is_some() && query.is_some() {
+                    errors.push(FieldError::new(
+                        "delivery.auth.query",
+                        "and delivery.auth.header are both given; the key goes into one of them",
+                    ));
+                }
+                if let Some(name) = header {
+                    let lower = name.to_ascii_lowercase();
+                    let reserved = RESERVED_HEADERS.contains(&lower.as_str())
+                        || RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix));
+                    if !is_header_name(name) || reserved {
+                        errors.push(FieldError::new(
+                            "delivery.auth.header",
+                            format!("{name:?} is no header name that can be set; write one like x-api-key"),
+                        ));
+                    }
+                }
+                if query.as_deref() == Some("") {
+                    errors.push(FieldError::new(
+                        "delivery.auth.query",
+                        "is empty; write the name of the query parameter, like api_key",
+                    ));
+                }
+                validate_secret("delivery.auth.key", key, header_text(query.is_none()), errors);
+            }
+            Auth::Basic { username, password } => {
+                // RFC 7617 section 2: the first colon ends the user-id.
+                if username.is_empty() || username.contains(':') || username.contains(char::is_control) {
+                    errors.push(FieldError::new(
+                        "delivery.auth.username",
+                        "is empty or holds a colon or control character; write the user name alone",
+                    ));
+                }
+                validate_secret("delivery.auth.password", password, header_text(false), errors);
+            }
+            Auth::Bearer { token } => {
+                validate_secret("delivery.auth.token", token, header_text(true), errors);
+            }
+            Auth::Oauth2 { token_url, client_id, client_secret, scopes, .. } => {
+                validate_url("delivery.auth.token_url", token_url, errors);
+                if client_id.is_empty() {
+                    errors.push(FieldError::new(
+                        "delivery.auth.client_id",
+                        "is empty; write the client's id at the token endpoint",
+                    ));
+                }
+                validate_secret("delivery.auth.client_secret", client_secret, header_text(false), errors);
+                // RFC 6749 section 3.3: scope-token = 1*( %x21 / %x23-5B / %x5D-7E )
+                for (position, scope) in scopes.iter().enumerate() {
+                    let token = |b: u8| b == 0x21 || (0x23..=0x7E).contains(&b) && b != 0x5C;
+                    if scope.is_empty() || !scope.bytes().all(token) {
+                        errors.push(FieldError::new(
+                            format!("delivery.auth.scopes[{position}]"),
+                            format!("{scope:?} is not one scope; write each scope as its own entry"),
+                        ));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where an API key goes when neither header nor query is named.
+pub const DEFAULT_API_KEY_HEADER: &str = "x-api-key";
+
+/// Whether a plain secret must be able to stand in a header as it is.
+fn header_text(verbatim: bool) -> fn(&str) -> bool {
+    if verbatim { is_header_value } else { |_| true }
+}
+
+/// A plain secret; of a sealed one nothing can be said.
+fn validate_secret(field: &str, secret: &Secret, fits: fn(&str) -> bool, errors: &mut Vec<FieldError>) {
+    let Secret::Plain(text) = secret else { return };
+    let text = text.expose_secret();
+    if text.is_empty() || text.len() > MAX_CREDENTIAL_BYTES {
+        errors.push(FieldError::new(
+            field,
+            format!("must be 1 to {MAX_CREDENTIAL_BYTES} bytes long; write the credential itself"),
+        ));
+    } else if !fits(text) {
+        errors.push(FieldError::new(
+            field,
+            "holds a character that HTTP headers cannot carry (a line break at its end?); use visible ASCII",
+        ));
+    }
+}
+
+/// Standard Webhooks 1.0: `whsec_` and the base64 of 24 to 64 bytes.
+fn validate_signing(secret: &Secret, errors: &mut Vec<FieldError>) {
+    let Secret::Plain(text) = secret else { return };
+    let key = text.expose_secret().strip_prefix("whsec_").and_then(|encoded| STANDARD.decode(encoded).ok());
+    if !key.is_some_and(|key| (24..=64).contains(&key.len())) {
+        errors.push(FieldError::new(
+            "delivery.signing.secret",
+            "must be whsec_ and the base64 of 24 to 64 random bytes, as Standard Webhooks says; \
+             make one with: echo whsec_$(openssl rand -base64 32)",
+        ));
+    }
+}
+
+fn validate_url(field: &str, url: &url::Url, errors: &mut Vec<FieldError>) {
+    let problem = if !matches!(url.scheme(), "http" | "https") {
+        format!("has the scheme {:?}; must be http or https: write https://…", url.scheme())
+    } else if !url.username().is_empty() || url.password().is_some() {
+        "holds a user name or password; put them into delivery.auth with type \"basic\"".to_owned()
+    } else if url.fragment().is_some() {
+        "has a fragment (#…), which is never sent; take it out".to_owned()
+    } else if url.as_str().len() > MAX_URL_BYTES {
+        format!("is longer than {MAX_URL_BYTES} bytes; shorten it")
+    } else {
+        // http and https URLs without a host do not parse.
+        return;
+    };
+    errors.push(FieldError::new(field, problem));
+}
+
+/// RFC 9110 section 5.6.2: a token.
+fn is_header_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+/// RFC 9110 section 5.5, without the obsolete part: visible ASCII, spaces and tabs within.
+fn is_header_value(value: &str) -> bool {
+    value.trim() == value && value.bytes().all(|b| b == b'\t' || (0x20..0x7F).contains(&b))
+}
