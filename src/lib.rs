@@ -2,3 +2,4 @@
 
 pub mod broker_process;
 pub mod domain;
+pub mod settings;

@@ -1,0 +1,323 @@
+//! The layers, each as one TOML table, and what becomes of them together.
+//!
+//! The TOML is parsed here rather than by `config`, whose syntax errors quote the line: it may hold
+//! a secret.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+
+use config::{Config, ConfigError, Map, Source, Value, ValueKind};
+use toml::{Table, Value as Toml};
+
+use super::show::Leaf;
+use super::{DEFAULTS, Problem, SettingsError};
+
+const VARIABLE: &str = "HUB__";
+/// A domain's pool where its entry does not say.
+const CONCURRENCY: i64 = 64;
+
+/// One value of the environment or of a flag, by its dotted key.
+struct Given {
+    key: String,
+    text: String,
+    layer: String,
+}
+
+/// A table of one layer, each value marked with the layer's name.
+#[derive(Debug, Clone)]
+struct Layer {
+    name: String,
+    table: Table,
+}
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
+        Ok(marked(&self.table, &self.name))
+    }
+}
+
+fn marked(table: &Table, layer: &String) -> Map<String, Value> {
+    table.iter().map(|(key, value)| (key.clone(), mark(value, layer))).collect()
+}
+
+fn mark(value: &Toml, layer: &String) -> Value {
+    let kind = match value {
+        Toml::String(text) => ValueKind::String(text.clone()),
+        Toml::Integer(number) => ValueKind::I64(*number),
+        Toml::Float(number) => ValueKind::Float(*number),
+        Toml::Boolean(flag) => ValueKind::Boolean(*flag),
+        Toml::Datetime(time) => ValueKind::String(time.to_string()),
+        Toml::Array(items) => ValueKind::Array(items.iter().map(|item| mark(item, layer)).collect()),
+        Toml::Table(table) => ValueKind::Table(marked(table, layer)),
+    };
+    Value::new(Some(layer), kind)
+}
+
+/// `HUB__NATS__URL=…` of the environment as `("HUB__NATS__URL", "…")`; all else is left alone.
+pub(super) fn environment(
+    variables: impl Iterator<Item = (OsString, OsString)>,
+) -> Result<Vec<(String, String)>, SettingsError> {
+    let mut found = Vec::new();
+    for (name, value) in variables {
+        let Ok(name) = name.into_string() else { continue };
+        if !name.starts_with(VARIABLE) {
+            continue;
+        }
+        let value = value.into_string().map_err(|_| {
+            SettingsError::Invalid(vec![Problem {
+                key: name[VARIABLE.len()..].to_lowercase().replace("__", "."),
+                layer: format!("environment {name}"),
+                problem: "the value is not UTF-8".to_owned(),
+            }])
+        })?;
+        found.push((name, value));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// All layers in one value; each part still knows its layer (`Value::origin`).
+pub(super) fn merge(
+    file: Option<(String, String)>,
+    environment: Vec<(String, String)>,
+    overrides: &[(String, String)],
+) -> Result<Value, SettingsError> {
+    let known = parse("defaults", DEFAULTS)?;
+    let mut layers = vec![Layer { name: "defaults".to_owned(), table: known.clone() }];
+    if let Some((name, text)) = file {
+        layers.push(Layer { table: parse(&name, &text)?, name });
+    }
+    let environment = environment.into_iter().map(|(name, text)| Given {
+        key: name[VARIABLE.len()..].to_lowercase().replace("__", "."),
+        text,
+        layer: format!("environment {name}"),
+    });
+    let overrides = overrides.iter().map(|(key, text)| Given {
+        key: key.clone(),
+        text: text.clone(),
+        layer: "flag".to_owned(),
+    });
+    for given in environment.chain(overrides) {
+        layers.push(one_value(&known, given)?);
+    }
+
+    for layer in &layers[1..] {
+        refuse_unknown(&layer.table, &known, "", &known, layer)?;
+    }
+    let domains = merge_domains(&layers)?;
+
+    let mut builder = Config::builder();
+    for layer in layers {
+        builder = builder.add_source(layer);
+    }
+    builder = builder.set_override("domains", domains).map_err(|error| refused(error, &[]))?;
+    builder.build().map(|config| config.cache).map_err(|error| refused(error, &[]))
+}
+
+fn parse(layer: &str, text: &str) -> Result<Table, SettingsError> {
+    text.parse::<Table>().map_err(|error| {
+        let before = &text[..error.span().map_or(0, |span| span.start.min(text.len()))];
+        SettingsError::Syntax {
+            layer: layer.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before.chars().rev().take_while(|c| *c != '\n').count() + 1,
+            problem: error.message().to_owned(),
+        }
+    })
+}
+
+/// `delivery.retry` = `1s,5s` as the table `{delivery: {retry: ["1s", "5s"]}}`. What the value may
+/// be is told by the default: only a list is read as anything but text, which `config` converts.
+fn one_value(known: &Table, given: Given) -> Result<Layer, SettingsError> {
+    let path: Vec<&str> = given.key.split('.').collect();
+    let default = path.iter().skip(1).fold(known.get(path[0]), |value, part| value?.get(part));
+    let mut value = match default {
+        Some(Toml::Array(_)) if given.text.trim_start().starts_with('[') => {
+            let line = parse(&given.layer, &format!("list = {}", given.text))?;
+            line.get("list").cloned().expect("the line parsed, so it holds its one key")
+        }
+        Some(Toml::Array(_)) => Toml::Array(
+            given.text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Into::into).collect(),
+        ),
+        _ => Toml::String(given.text),
+    };
+    for part in path.iter().skip(1).rev() {
+        value = Toml::Table(Table::from_iter([((*part).to_owned(), value)]));
+    }
+    Ok(Layer { name: given.layer, table: Table::from_iter([(path[0].to_owned(), value)]) })
+}
+
+/// Refuses what the defaults do not name. `at` is the dotted path of `table`, with its dot.
+fn refuse_unknown(
+    table: &Table,
+    known: &Table,
+    at: &str,
+    all: &Table,
+    layer: &Layer,
+) -> Result<(), SettingsError> {
+    for (name, value) in table {
+        let key = format!("{at}{name}");
+        match (known.get(name), value) {
+            (None, _) => {
+                return Err(SettingsError::UnknownKey {
+                    nearest: nearest(&key, all),
+                    key,
+                    layer: layer.name.clone(),
+                });
+            }
+            (Some(Toml::Table(known)), Toml::Table(table)) => {
+                refuse_unknown(table, known, &format!("{key}."), all, layer)?;
+            }
+            (Some(Toml::Table(_)), _) => {
+                return Err(invalid(
+                    &key,
+                    &layer.name,
+                    format!("is a section: write [{key}] with its settings below"),
+                ));
+            }
+            (Some(Toml::Array(items)), Toml::Array(given)) => {
+                // Of the lists only the domains hold tables.
+                let Some(Toml::Table(known)) = items.first() else { continue };
+                for (position, item) in given.iter().enumerate() {
+                    let Toml::Table(item) = item else {
+                        return Err(invalid(
+                            &key,
+                            &layer.name,
+                            format!("holds tables: write [[{key}]] entries"),
+                        ));
+                    };
+                    let name =
+                        item.get("name").and_then(Toml::as_str).map_or(position.to_string(), str::to_owned);
+                    refuse_unknown(item, known, &format!("{key}[{name}]."), all, layer)?;
+                }
+            }
+            (Some(Toml::Array(_)), _) if name == "domains" && at.is_empty() => {
+                return Err(invalid(&key, &layer.name, "holds tables: write [[domains]] entries".to_owned()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The known key that looks most like `key`, where one is close: by the whole key, or by its last
+/// part, for a key in the wrong section.
+fn nearest(key: &str, all: &Table) -> Option<String> {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
+    // Domains carry their name or position, which says nothing of the key.
+    let plain = match key.split_once('[') {
+        Some((list, rest)) => format!("{list}{}", rest.split_once(']').map_or("", |(_, tail)| tail)),
+        None => key.to_owned(),
+    };
+    let mut candidates = Vec::new();
+    collect_keys(all, "", &mut candidates);
+    let score = |candidate: &str| {
+        let whole = strsim::normalized_damerau_levenshtein(&plain, candidate);
+        let part = strsim::normalized_damerau_levenshtein(&last(&plain), &last(candidate));
+        whole.max(part * 0.95)
+    };
+    candidates
+        .into_iter()
+        .map(|candidate| (score(&candidate), candidate))
+        .filter(|(score, _)| *score >= 0.6)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+fn collect_keys(table: &Table, at: &str, keys: &mut Vec<String>) {
+    for (name, value) in table {
+        let key = format!("{at}{name}");
+        match value {
+            Toml::Table(inner) => collect_keys(inner, &format!("{key}."), keys),
+            Toml::Array(items) => {
+                if let Some(Toml::Table(inner)) = items.first() {
+                    collect_keys(inner, &format!("{key}."), keys);
+                }
+            }
+            _ => {}
+        }
+        keys.push(key);
+    }
+}
+
+/// The domains of all layers by name: new ones first, in the order of the latest layer that adds
+/// some; an entry with a known name replaces that one, with what it leaves out kept.
+fn merge_domains(layers: &[Layer]) -> Result<Value, SettingsError> {
+    let mut merged: Vec<(String, Map<String, Value>)> = Vec::new();
+    for layer in layers {
+        let Some(Toml::Array(entries)) = layer.table.get("domains") else { continue };
+        let mut seen = HashSet::new();
+        let mut added = Vec::new();
+        for entry in entries {
+            let Toml::Table(entry) = entry else { continue };
+            let Some(name) = entry.get("name").and_then(Toml::as_str) else {
+                return Err(invalid(
+                    "domains.name",
+                    &layer.name,
+                    "is missing or not text: each [[domains]] entry needs name = \"…\"".to_owned(),
+                ));
+            };
+            if !seen.insert(name) {
+                return Err(invalid(
+                    &format!("domains[{name}]"),
+                    &layer.name,
+                    "stands there twice: join the two entries".to_owned(),
+                ));
+            }
+            let fields = marked(entry, &layer.name);
+            match merged.iter_mut().find(|(known, _)| known == name) {
+                Some((_, known)) => known.extend(fields),
+                None => added.push((name.to_owned(), fields)),
+            }
+        }
+        added.append(&mut merged);
+        merged = added;
+    }
+    let entries = merged.into_iter().map(|(_, mut fields)| {
+        let layer = fields.get("name").and_then(Value::origin).unwrap_or("defaults").to_owned();
+        fields
+            .entry("concurrency".to_owned())
+            .or_insert_with(|| Value::new(Some(&"defaults".to_owned()), ValueKind::I64(CONCURRENCY)));
+        Value::new(Some(&layer), ValueKind::Table(fields))
+    });
+    Ok(Value::new(None, ValueKind::Array(entries.collect())))
+}
+
+fn invalid(key: &str, layer: &str, problem: String) -> SettingsError {
+    SettingsError::Invalid(vec![Problem { key: key.to_owned(), layer: layer.to_owned(), problem }])
+}
+
+/// An error of `config` as one of ours: with the key, and the layer from `leaves`.
+pub(super) fn refused(error: ConfigError, leaves: &[Leaf]) -> SettingsError {
+    let (key, problem) = match error {
+        ConfigError::At { error, key, .. } => (key, error.to_string()),
+        ConfigError::Type { key, unexpected, expected, .. } => {
+            (key, format!("is a {unexpected}, where {expected} is expected"))
+        }
+        ConfigError::NotFound(key) => (Some(key), "is missing".to_owned()),
+        other => (None, other.to_string()),
+    };
+    let key = key.unwrap_or_else(|| "settings".to_owned());
+    let key = with_domain_name(&key, leaves).unwrap_or(key);
+    // What is missing has no layer of its own: then the layer of what it is missing in.
+    let section = key.rsplit_once('.').map_or(key.as_str(), |(section, _)| section);
+    let of = leaves
+        .iter()
+        .find(|leaf| leaf.key == key || key.strip_prefix(&leaf.key).is_some_and(|rest| rest.starts_with('[')))
+        .or_else(|| leaves.iter().find(|leaf| leaf.key.starts_with(section)));
+    invalid(&key, of.map_or("settings", |leaf| &leaf.layer), problem)
+}
+
+/// `domains[2].events` as `domains[billing].events`: the position is that in the merged list, which
+/// nobody has before their eyes.
+fn with_domain_name(key: &str, leaves: &[Leaf]) -> Option<String> {
+    let (position, field) = key.strip_prefix("domains[")?.split_once(']')?;
+    let names = leaves.iter().filter_map(|leaf| leaf.key.strip_prefix("domains[")?.strip_suffix("].name"));
+    let name = names.into_iter().nth(position.parse().ok()?)?;
+    let field = field.strip_prefix('.').unwrap_or(field);
+    Some(if field.is_empty() { format!("domains[{name}]") } else { format!("domains[{name}].{field}") })
+}

@@ -1,0 +1,340 @@
+//! The settings: one file, layered between the embedded defaults and the environment.
+//!
+//! `defaults.toml` beside this file is both the manual and the first layer. Later layers win:
+//! defaults, file, environment (`HUB__SECTION__KEY`), overrides from flags. A key that the defaults
+//! do not know is refused in every layer.
+
+mod layers;
+mod show;
+mod size;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use ipnet::IpNet;
+use secrecy::SecretString;
+use serde::{Deserialize, Deserializer};
+
+use crate::domain::duration;
+use crate::domain::key::KeyPattern;
+
+/// The first layer, and the manual of every setting.
+pub const DEFAULTS: &str = include_str!("defaults.toml");
+
+/// The file that is read when none is named.
+pub const DEFAULT_FILE: &str = "hub.toml";
+
+/// What is in force. Each field is explained in `defaults.toml`, under the same name.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    pub nats: Nats,
+    /// In matching order: the first domain with a matching pattern takes the event.
+    pub domains: Vec<Domain>,
+    pub events: Events,
+    pub delivery: Delivery,
+    pub redrive: Redrive,
+    pub sweep: Sweep,
+    pub limits: Limits,
+    pub secrets: Secrets,
+    pub api: Api,
+    pub log: Log,
+    /// The layer each value comes from, by its key.
+    #[serde(skip)]
+    origins: BTreeMap<String, String>,
+    #[serde(skip)]
+    shown: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nats {
+    pub url: String,
+    pub prefix: String,
+    pub replicas: usize,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub credentials_file: Option<PathBuf>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub nkey_seed_file: Option<PathBuf>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub user: Option<String>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub password: Option<SecretString>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub token: Option<SecretString>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub tls_ca_file: Option<PathBuf>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub tls_cert_file: Option<PathBuf>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub tls_key_file: Option<PathBuf>,
+    pub tls_required: bool,
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    #[serde(with = "duration")]
+    pub request_timeout: Duration,
+}
+
+/// One domain: a categorisation rule and a delivery pool.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Domain {
+    pub name: String,
+    pub events: Vec<KeyPattern>,
+    pub concurrency: usize,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Events {
+    #[serde(with = "size")]
+    pub max_size: ByteSize,
+    pub batch: usize,
+    pub held: usize,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delivery {
+    pub max_deliver: u32,
+    #[serde(with = "duration::list")]
+    pub retry: Vec<Duration>,
+    #[serde(with = "duration")]
+    pub max_retry_after: Duration,
+    #[serde(deserialize_with = "networks")]
+    pub allow_networks: Vec<IpNet>,
+    #[serde(with = "duration")]
+    pub max_timeout: Duration,
+    #[serde(with = "duration")]
+    pub ack_wait: Duration,
+    pub held: usize,
+    pub queue_per_subscription: usize,
+    #[serde(with = "size")]
+    pub response_limit: ByteSize,
+    #[serde(with = "duration")]
+    pub grace: Duration,
+    pub log: DeliveryLog,
+}
+
+/// Which attempts the delivery log keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum DeliveryLog {
+    All,
+    Failures,
+    None,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redrive {
+    #[serde(with = "duration::list")]
+    pub schedule: Vec<Duration>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sweep {
+    #[serde(with = "duration")]
+    pub interval: Duration,
+}
+
+/// Most bytes and greatest age of the streams.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    #[serde(with = "size")]
+    pub events: ByteSize,
+    #[serde(with = "size")]
+    pub outbox: ByteSize,
+    #[serde(with = "size")]
+    pub dlt: ByteSize,
+    #[serde(with = "size")]
+    pub attempts: ByteSize,
+    #[serde(with = "size")]
+    pub redrive: ByteSize,
+    #[serde(with = "size")]
+    pub rejected: ByteSize,
+    #[serde(with = "size")]
+    pub advisories: ByteSize,
+    #[serde(with = "duration")]
+    pub rejected_max_age: Duration,
+    #[serde(with = "duration")]
+    pub attempts_max_age: Duration,
+    #[serde(with = "duration")]
+    pub duplicate_window: Duration,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Secrets {
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub master_key: Option<SecretString>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub master_key_file: Option<PathBuf>,
+    pub key_id: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Api {
+    #[serde(deserialize_with = "listen")]
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Why settings were refused. The text never holds a secret's value.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error("the settings file {} cannot be read: {source}", file.display())]
+    Read { file: PathBuf, source: std::io::Error },
+    /// Not TOML.
+    #[error("{layer}, line {line}, column {column}: {problem}")]
+    Syntax { layer: String, line: usize, column: usize, problem: String },
+    #[error("{key} is not a setting ({layer}){}", nearest.as_ref().map(|known| format!("; did you mean {known}?")).unwrap_or_default())]
+    UnknownKey { key: String, layer: String, nearest: Option<String> },
+    /// One or more values that cannot be used.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Invalid(Vec<Problem>),
+}
+
+/// One value that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {problem} ({layer})")]
+pub struct Problem {
+    /// As in `delivery.ack_wait`, `domains[billing].events`.
+    pub key: String,
+    /// The layer the value comes from: `defaults`, the file's name, `environment HUB__…`, `flag`.
+    pub layer: String,
+    /// What is wrong, and what to write instead.
+    pub problem: String,
+}
+
+impl Settings {
+    /// Reads all layers and checks them.
+    ///
+    /// `file`: the settings file; without one, `hub.toml` in the working directory if it is there.
+    /// `overrides`: dotted key and value, from flags, e.g. `("nats.url", "nats://…")`; values are
+    /// written as in the environment.
+    pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Self, SettingsError> {
+        let file = match file {
+            Some(path) => Some(path.to_owned()),
+            None => Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()),
+        };
+        let text = match file {
+            Some(path) => match std::fs::read_to_string(&path) {
+                Ok(text) => Some((path.display().to_string(), text)),
+                Err(source) => return Err(SettingsError::Read { file: path, source }),
+            },
+            None => None,
+        };
+        Self::from_layers(text, layers::environment(std::env::vars_os())?, overrides)
+    }
+
+    /// The embedded defaults alone.
+    pub fn defaults() -> Self {
+        Self::from_layers(None, Vec::new(), &[]).expect("the embedded defaults are valid: a test loads them")
+    }
+
+    /// The defaults with one text in the form of a settings file upon them; `name` is what errors
+    /// call it. Reads neither a file nor the environment.
+    pub fn from_toml(name: &str, text: &str) -> Result<Self, SettingsError> {
+        Self::from_layers(Some((name.to_owned(), text.to_owned())), Vec::new(), &[])
+    }
+
+    fn from_layers(
+        file: Option<(String, String)>,
+        environment: Vec<(String, String)>,
+        overrides: &[(String, String)],
+    ) -> Result<Self, SettingsError> {
+        let merged = layers::merge(file, environment, overrides)?;
+        let leaves = show::leaves(&merged);
+        let mut settings: Settings =
+            merged.try_deserialize().map_err(|error| layers::refused(error, &leaves))?;
+        settings.shown = show::render(&leaves);
+        settings.origins = leaves.into_iter().map(|leaf| (leaf.key, leaf.layer)).collect();
+        settings.validate()?;
+        Ok(settings)
+    }
+
+    /// The settings in force when they were loaded, as TOML, each with the layer it comes from.
+    /// Secrets show as `***`.
+    pub fn show(&self) -> String {
+        self.shown.clone()
+    }
+}
+
+impl TryFrom<String> for DeliveryLog {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "all" => Ok(Self::All),
+            "failures" => Ok(Self::Failures),
+            "none" => Ok(Self::None),
+            _ => Err(format!("is {text:?}; must be \"all\", \"failures\" or \"none\"")),
+        }
+    }
+}
+
+impl TryFrom<String> for LogFormat {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("is {text:?}; must be \"text\" or \"json\"")),
+        }
+    }
+}
+
+/// `""` in the settings means: not set.
+fn unset_if_empty<'de, D: Deserializer<'de>, T: From<String>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    Ok(if text.is_empty() { None } else { Some(T::from(text)) })
+}
+
+fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    Vec::<String>::deserialize(deserializer)?
+        .into_iter()
+        .map(|text| {
+            text.parse::<IpNet>()
+                .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
+                .map_err(|_| {
+                    serde::de::Error::custom(format!(
+                        "{text:?} is not a network: write an address and a prefix length, like \"10.20.0.0/16\" or \"fd00::/8\""
+                    ))
+                })
+        })
+        .collect()
+}
+
+fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        serde::de::Error::custom(format!(
+            "{text:?} is not an address to listen on: write an IP address and a port, like \"0.0.0.0:8080\""
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests;

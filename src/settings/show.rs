@@ -1,0 +1,94 @@
+//! The merged settings as `hub config show` prints them: TOML, with the origin of each value.
+
+use config::{Value, ValueKind};
+
+/// The keys whose values are never shown.
+const HIDDEN: [&str; 3] = ["nats.password", "nats.token", "secrets.master_key"];
+
+/// One setting of the merged layers.
+pub(super) struct Leaf {
+    /// `nats.url`; for a domain `domains[billing].events`.
+    pub(super) key: String,
+    /// The value as TOML.
+    text: String,
+    pub(super) layer: String,
+}
+
+/// Every setting, in order of section and key.
+pub(super) fn leaves(merged: &Value) -> Vec<Leaf> {
+    let mut found = Vec::new();
+    collect(merged, String::new(), &mut found);
+    found
+}
+
+fn collect(value: &Value, key: String, found: &mut Vec<Leaf>) {
+    match &value.kind {
+        ValueKind::Table(table) => {
+            let mut entries: Vec<_> = table.iter().collect();
+            entries.sort_by_key(|(name, _)| (name.as_str() != "name", name.as_str()));
+            for (name, inner) in entries {
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                collect(inner, key, found);
+            }
+        }
+        ValueKind::Array(items) if items.iter().any(|item| matches!(item.kind, ValueKind::Table(_))) => {
+            for (position, item) in items.iter().enumerate() {
+                collect(
+                    item,
+                    format!("{key}[{}]", name_of(item).unwrap_or_else(|| position.to_string())),
+                    found,
+                );
+            }
+        }
+        kind => found.push(Leaf {
+            text: if HIDDEN.contains(&key.as_str()) { hidden(kind) } else { toml(kind).to_string() },
+            layer: value.origin().unwrap_or("defaults").to_owned(),
+            key,
+        }),
+    }
+}
+
+/// The entries of a list of tables are told apart by their names.
+pub(super) fn name_of(entry: &Value) -> Option<String> {
+    match &entry.kind {
+        ValueKind::Table(fields) => fields.get("name")?.clone().into_string().ok(),
+        _ => None,
+    }
+}
+
+/// Whether a secret is set is no secret.
+fn hidden(kind: &ValueKind) -> String {
+    if matches!(kind, ValueKind::String(text) if text.is_empty()) { "\"\"" } else { "\"***\"" }.to_owned()
+}
+
+fn toml(kind: &ValueKind) -> toml::Value {
+    match kind {
+        ValueKind::Boolean(flag) => (*flag).into(),
+        ValueKind::I64(number) => (*number).into(),
+        ValueKind::Float(number) => (*number).into(),
+        ValueKind::String(text) => text.clone().into(),
+        ValueKind::Array(items) => items.iter().map(|item| toml(&item.kind)).collect::<Vec<_>>().into(),
+        // TOML has no other values, and tables were taken apart above.
+        other => other.to_string().into(),
+    }
+}
+
+pub(super) fn render(leaves: &[Leaf]) -> String {
+    let mut text = String::new();
+    let mut section = "";
+    for leaf in leaves {
+        let (of, name) = leaf.key.rsplit_once('.').unwrap_or(("", &leaf.key));
+        if of != section {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            match of.split_once('[') {
+                Some((list, _)) => text.push_str(&format!("[[{list}]]\n")),
+                None => text.push_str(&format!("[{of}]\n")),
+            }
+            section = of;
+        }
+        text.push_str(&format!("{name} = {}  # {}\n", leaf.text, leaf.layer));
+    }
+    text
+}

@@ -1,0 +1,13 @@
+//! Sizes as people write them: `"900KB"`, `"1MiB"`. For serde's `with`.
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Deserializer};
+
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ByteSize, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        serde::de::Error::custom(format!(
+            "{text:?} is not a size: write a number and a unit, like \"900KB\" or \"1GiB\""
+        ))
+    })
+}

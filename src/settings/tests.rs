@@ -1,0 +1,193 @@
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use secrecy::ExposeSecret;
+
+use super::*;
+
+fn strings(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+fn layered(
+    file: &str,
+    environment: &[(&str, &str)],
+    overrides: &[(&str, &str)],
+) -> Result<Settings, SettingsError> {
+    let variables = environment.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    Settings::from_layers(
+        Some(("hub.toml".to_owned(), file.to_owned())),
+        layers::environment(variables)?,
+        &strings(overrides),
+    )
+}
+
+#[test]
+fn the_defaults_are_the_contract() {
+    let settings = Settings::defaults();
+    assert_eq!(settings.nats.url, "nats://127.0.0.1:4222");
+    assert_eq!(settings.nats.prefix, "hub");
+    assert!(settings.nats.password.is_none());
+    let names: Vec<&str> = settings.domains.iter().map(|domain| domain.name.as_str()).collect();
+    assert_eq!(names, ["user-lifecycle", "access-session", "policy-client", "organization"]);
+    let policy: Vec<&str> = settings.domains[2].events.iter().map(|pattern| pattern.as_str()).collect();
+    assert_eq!(policy, ["client.>", "policy.>", "consent.>", "grant.>", "permission.>", "scope.>"]);
+    assert_eq!(settings.delivery.max_deliver, 5);
+    assert_eq!(settings.delivery.retry, [1, 5, 15, 30].map(Duration::from_secs));
+    assert_eq!(settings.redrive.schedule.len(), 6);
+    assert_eq!(settings.events.max_size.as_u64(), 900_000);
+    assert_eq!(settings.api.listen.port(), 8080);
+}
+
+/// Each file under `tests/fixtures/settings` starts with a comment that holds the whole error.
+#[test]
+fn each_bad_file_is_refused_with_its_error() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/settings");
+    let mut seen = 0;
+    let mut wrong = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let expected: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("# ")).collect();
+        assert!(!expected.is_empty(), "{name} tells no expected error");
+        let error = Settings::from_toml(&name, &text).expect_err(&name);
+        if error.to_string() != expected.join("\n") {
+            wrong.push(error.to_string());
+        }
+        seen += 1;
+    }
+    assert!(wrong.is_empty(), "not as the fixtures say:\n{}", wrong.join("\n"));
+    assert!(seen >= 15, "only {seen} fixtures found");
+}
+
+#[test]
+fn later_layers_win_and_lists_come_from_the_environment_in_both_forms() {
+    let settings = layered(
+        "[delivery]\nmax_deliver = 7\nretry = [\"2s\"]\n[nats]\nprefix = \"file\"",
+        &[
+            ("HUB__DELIVERY__RETRY", "3s, 4s"),
+            ("HUB__DELIVERY__ALLOW_NETWORKS", r#"["10.0.0.0/8", "127.0.0.1"]"#),
+            ("HUB__DELIVERY__HELD", "2048"),
+            ("HUB__NATS__PREFIX", "env"),
+            ("HUB__NATS__TLS_REQUIRED", "true"),
+            ("HUB__NATS__USER", "me"),
+            ("HUB__NATS__PASSWORD", "12345"),
+            ("HUB_CONFIG", "not a setting"),
+            ("HUB_PORT_8080_TCP", "as Kubernetes sets it"),
+        ],
+        &[("nats.prefix", "flag")],
+    )
+    .unwrap();
+    assert_eq!(settings.delivery.max_deliver, 7);
+    assert_eq!(settings.delivery.retry, [3, 4].map(Duration::from_secs));
+    assert_eq!(settings.delivery.held, 2048);
+    let networks: Vec<String> = settings.delivery.allow_networks.iter().map(ToString::to_string).collect();
+    assert_eq!(networks, ["10.0.0.0/8", "127.0.0.1/32"]);
+    assert_eq!(settings.nats.prefix, "flag");
+    assert!(settings.nats.tls_required);
+    assert_eq!(settings.nats.password.unwrap().expose_secret(), "12345");
+}
+
+#[test]
+fn a_bad_value_from_the_environment_names_the_variable() {
+    let error = layered("", &[("HUB__DELIVERY__GRACE", "soon")], &[]).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "delivery.grace: \"soon\" is not a duration: write a number and a unit, like \"15s\", \"250ms\" or \"2h\" (environment HUB__DELIVERY__GRACE)"
+    );
+    let error = layered("", &[("HUB__DELIVERY__HOLD", "1")], &[]).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "delivery.hold is not a setting (environment HUB__DELIVERY__HOLD); did you mean delivery.held?"
+    );
+    let error = layered("", &[("HUB__DOMAINS", "[{name = ")], &[]).unwrap_err();
+    assert!(
+        matches!(&error, SettingsError::Syntax { layer, .. } if layer == "environment HUB__DOMAINS"),
+        "{error}"
+    );
+    let error = layered("", &[("HUB__NATS", "x")], &[]).unwrap_err().to_string();
+    assert_eq!(error, "nats: is a section: write [nats] with its settings below (environment HUB__NATS)");
+    let error = layered("", &[], &[("max_deliver", "3")]).unwrap_err().to_string();
+    assert_eq!(error, "max_deliver is not a setting (flag); did you mean delivery.max_deliver?");
+}
+
+#[test]
+fn domains_are_merged_by_name() {
+    let settings = layered(
+        r#"
+        [[domains]]
+        name = "billing"
+        events = ["invoice.>"]
+        [[domains]]
+        name = "policy-client"
+        concurrency = 8
+        [[domains]]
+        name = "urgent"
+        events = ["policy.revoked"]
+        concurrency = 2
+        "#,
+        &[("HUB__DOMAINS", r#"[{name = "audit", events = ["audit.>"]}]"#)],
+        &[],
+    )
+    .unwrap();
+    let domains: Vec<(&str, usize, usize)> = settings
+        .domains
+        .iter()
+        .map(|domain| (domain.name.as_str(), domain.events.len(), domain.concurrency))
+        .collect();
+    assert_eq!(
+        domains,
+        [
+            ("audit", 1, 64),
+            ("billing", 1, 64),
+            ("urgent", 1, 2),
+            ("user-lifecycle", 7, 64),
+            ("access-session", 5, 64),
+            ("policy-client", 6, 8),
+            ("organization", 4, 64),
+        ]
+    );
+    let shown = settings.show();
+    assert!(shown.contains(
+        "name = \"policy-client\"  # hub.toml\nconcurrency = 8  # hub.toml\nevents = [\"client.>\", "
+    ));
+    assert!(shown.contains("name = \"audit\"  # environment HUB__DOMAINS"));
+}
+
+#[test]
+fn what_is_shown_reads_back_and_holds_no_secret() {
+    let secrets = BTreeMap::from([
+        ("HUB__NATS__PASSWORD", "pass-secret"),
+        ("HUB__NATS__USER", "me"),
+        ("HUB__SECRETS__MASTER_KEY", "master-secret"),
+    ]);
+    let pairs: Vec<(&str, &str)> = secrets.into_iter().collect();
+    let settings = layered("[log]\nformat = \"json\"", &pairs, &[]).unwrap();
+    let shown = settings.show();
+    assert!(!shown.contains("secret\""), "{shown}");
+    assert!(!format!("{settings:?}").contains("-secret"));
+    assert!(shown.contains("password = \"***\"  # environment HUB__NATS__PASSWORD"));
+    assert!(shown.contains("token = \"\"  # defaults"));
+    assert!(shown.contains("format = \"json\"  # hub.toml"));
+    let again = Settings::from_toml("shown", &shown).unwrap();
+    assert_eq!(again.domains, settings.domains);
+    assert_eq!(again.delivery.retry, settings.delivery.retry);
+}
+
+/// A syntax error quotes nothing of the line, which may hold a secret.
+#[test]
+fn a_syntax_error_does_not_show_the_line() {
+    let error = Settings::from_toml("hub.toml", "[nats]\npassword = \"tell-nobody\n").unwrap_err();
+    assert!(matches!(error, SettingsError::Syntax { line: 2, .. }), "{error}");
+    assert!(!format!("{error} {error:?}").contains("tell-nobody"), "{error}");
+}
+
+#[test]
+fn a_named_file_must_exist() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("none.toml");
+    assert!(matches!(Settings::load(Some(&path), &[]), Err(SettingsError::Read { .. })));
+    std::fs::write(&path, "[nats]\nprefix = \"from-file\"\n").unwrap();
+    assert_eq!(Settings::load(Some(&path), &[]).unwrap().nats.prefix, "from-file");
+}

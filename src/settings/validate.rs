@@ -1,0 +1,214 @@
+//! What no single value tells: ranges, and values that must fit one another.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use super::{Problem, Settings, SettingsError};
+
+/// JetStream's own limit on a consumer's `max_ack_pending` is higher; this one bounds memory.
+const MOST_HELD: usize = 1_000_000;
+
+impl Settings {
+    /// Checks ranges and how values fit together; every problem found is in the error.
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        let mut found = Findings { settings: self, problems: Vec::new() };
+        found.nats();
+        found.domains();
+        found.events_and_delivery();
+        found.limits();
+        found.rest();
+        if found.problems.is_empty() { Ok(()) } else { Err(SettingsError::Invalid(found.problems)) }
+    }
+}
+
+/// 1 to 32 of a-z, 0-9 and '-', a letter or digit first.
+fn is_name(text: &str) -> bool {
+    text.len() <= 32
+        && text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+const NAME: &str = "must be 1 to 32 of a-z, 0-9 and '-', and start with a letter or digit";
+
+struct Findings<'a> {
+    settings: &'a Settings,
+    problems: Vec<Problem>,
+}
+
+impl Findings<'_> {
+    fn require(&mut self, holds: bool, key: &str, problem: impl Into<String>) {
+        if !holds {
+            let layer = self.settings.origins.get(key).cloned().unwrap_or_else(|| "settings".to_owned());
+            self.problems.push(Problem { key: key.to_owned(), layer, problem: problem.into() });
+        }
+    }
+
+    fn positive(&mut self, key: &str, value: Duration) {
+        self.require(!value.is_zero(), key, "must be more than zero");
+    }
+
+    fn within(&mut self, key: &str, value: usize, least: usize, most: usize) {
+        self.require((least..=most).contains(&value), key, format!("is {value}; must be {least} to {most}"));
+    }
+
+    fn nats(&mut self) {
+        let nats = &self.settings.nats;
+        for server in nats.url.split(',').map(str::trim) {
+            // The text of the URL stays out of the error: it may hold a password.
+            match url::Url::parse(server) {
+                Ok(url) => {
+                    self.require(
+                        matches!(url.scheme(), "nats" | "tls") && url.has_host(),
+                        "nats.url",
+                        "must be nats://host:port or tls://host:port, several with commas between",
+                    );
+                    self.require(
+                        url.username().is_empty() && url.password().is_none(),
+                        "nats.url",
+                        "must not hold a user or password: set nats.user and nats.password, or nats.token",
+                    );
+                }
+                Err(_) => self.require(
+                    false,
+                    "nats.url",
+                    "is not a URL: write nats://host:port, several with commas between",
+                ),
+            }
+        }
+        self.require(is_name(&nats.prefix), "nats.prefix", NAME);
+        self.require(
+            matches!(nats.replicas, 1 | 3 | 5),
+            "nats.replicas",
+            format!("is {}; must be 1, 3 or 5", nats.replicas),
+        );
+        self.require(
+            nats.user.is_some() == nats.password.is_some(),
+            if nats.user.is_some() { "nats.user" } else { "nats.password" },
+            "set nats.user and nats.password both, or neither",
+        );
+        let logins = [
+            ("nats.credentials_file", nats.credentials_file.is_some()),
+            ("nats.nkey_seed_file", nats.nkey_seed_file.is_some()),
+            ("nats.user", nats.user.is_some()),
+            ("nats.token", nats.token.is_some()),
+        ];
+        let given: Vec<&str> = logins.iter().filter(|(_, given)| *given).map(|(key, _)| *key).collect();
+        if let [_, second, ..] = given[..] {
+            self.require(
+                false,
+                second,
+                format!("only one way to log in may be set; set are {}", given.join(", ")),
+            );
+        }
+        self.require(
+            nats.tls_cert_file.is_some() == nats.tls_key_file.is_some(),
+            if nats.tls_cert_file.is_some() { "nats.tls_cert_file" } else { "nats.tls_key_file" },
+            "set nats.tls_cert_file and nats.tls_key_file both, or neither",
+        );
+        self.positive("nats.connect_timeout", nats.connect_timeout);
+        self.positive("nats.request_timeout", nats.request_timeout);
+    }
+
+    fn domains(&mut self) {
+        let domains = &self.settings.domains;
+        self.require(!domains.is_empty(), "domains", "at least one domain is needed");
+        for domain in domains {
+            let key = |field: &str| format!("domains[{}].{field}", domain.name);
+            self.require(is_name(&domain.name), &key("name"), format!("{:?} {NAME}", domain.name));
+            // Its outbox stream would have the name of another domain's dead-letter stream.
+            self.require(
+                !domain.name.ends_with("-dlt"),
+                &key("name"),
+                format!("{:?} must not end in \"-dlt\", which names dead-letter streams", domain.name),
+            );
+            self.require(!domain.events.is_empty(), &key("events"), "needs at least one pattern");
+            self.within(&key("concurrency"), domain.concurrency, 1, 10_000);
+        }
+    }
+
+    fn events_and_delivery(&mut self) {
+        let events = &self.settings.events;
+        self.require(
+            (ByteSize::kb(1)..=ByteSize::mib(64)).contains(&events.max_size),
+            "events.max_size",
+            "must be 1KB to 64MiB",
+        );
+        self.within("events.held", events.held, 1, MOST_HELD);
+        self.within("events.batch", events.batch, 1, events.held.max(1));
+
+        let delivery = &self.settings.delivery;
+        self.within("delivery.max_deliver", delivery.max_deliver as usize, 1, 1_000);
+        self.require(!delivery.retry.is_empty(), "delivery.retry", "needs at least one wait, like [\"5s\"]");
+        self.positive("delivery.max_retry_after", delivery.max_retry_after);
+        self.require(
+            delivery.max_timeout >= Duration::from_millis(100),
+            "delivery.max_timeout",
+            "must be at least 100ms",
+        );
+        self.require(
+            delivery.ack_wait > delivery.max_timeout,
+            "delivery.ack_wait",
+            "must be longer than delivery.max_timeout, or an attempt that still runs is made again elsewhere",
+        );
+        self.within("delivery.held", delivery.held, 1, MOST_HELD);
+        self.within(
+            "delivery.queue_per_subscription",
+            delivery.queue_per_subscription,
+            1,
+            delivery.held.max(1),
+        );
+        self.require(
+            (ByteSize::kb(1)..=ByteSize::mib(16)).contains(&delivery.response_limit),
+            "delivery.response_limit",
+            "must be 1KB to 16MiB",
+        );
+    }
+
+    fn limits(&mut self) {
+        let limits = &self.settings.limits;
+        let largest = self.settings.events.max_size;
+        for (key, size) in [
+            ("limits.events", limits.events),
+            ("limits.outbox", limits.outbox),
+            ("limits.dlt", limits.dlt),
+            ("limits.attempts", limits.attempts),
+            ("limits.redrive", limits.redrive),
+            ("limits.rejected", limits.rejected),
+            ("limits.advisories", limits.advisories),
+        ] {
+            self.require(size > largest, key, format!("must be more than events.max_size ({largest})"));
+        }
+        self.positive("limits.rejected_max_age", limits.rejected_max_age);
+        self.positive("limits.attempts_max_age", limits.attempts_max_age);
+        // The server's own least; and it refuses a window longer than the stream's age.
+        self.require(
+            limits.duplicate_window >= Duration::from_millis(100),
+            "limits.duplicate_window",
+            "must be at least 100ms",
+        );
+    }
+
+    fn rest(&mut self) {
+        let settings = self.settings;
+        for wait in &settings.redrive.schedule {
+            self.positive("redrive.schedule", *wait);
+        }
+        self.positive("sweep.interval", settings.sweep.interval);
+        let secrets = &settings.secrets;
+        self.require(
+            secrets.master_key.is_none() || secrets.master_key_file.is_none(),
+            "secrets.master_key_file",
+            "set secrets.master_key or secrets.master_key_file, not both",
+        );
+        self.require(is_name(&secrets.key_id), "secrets.key_id", NAME);
+        self.require(
+            tracing_subscriber::EnvFilter::try_new(&settings.log.level).is_ok(),
+            "log.level",
+            format!(
+                "{:?} is not a filter: write error, warn, info, debug or trace, or \"info,integration_hub=debug\"",
+                settings.log.level
+            ),
+        );
+    }
+}
