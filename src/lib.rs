@@ -2,4 +2,9 @@
 
 pub mod broker_process;
 pub mod domain;
+pub mod health;
+pub mod metrics;
+pub mod nats;
+pub mod roles;
 pub mod settings;
+pub mod tasks;

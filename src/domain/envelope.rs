@@ -1,23 +1,167 @@
-//! The envelope (OutboxEvent): one event for one subscription.
+//! The envelope (OutboxEvent): one event for one subscription, and the fan-out that makes them.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
+use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
+use super::event::Event;
 use super::subscription::SubscriptionId;
 
-/// The body of a message on an outbox, as JSON. `event` is the CloudEvents JSON form, sent as it
-/// stands in structured mode; `delivery` is the subscription's, with sealed credentials.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Envelope {
+/// The body of a message on an outbox, read without copying. As JSON: an object of these fields.
+#[derive(Debug, Deserialize)]
+pub struct Envelope<'a> {
     /// Stable over every attempt and redrive; the `webhook-id` of each delivery.
+    #[serde(borrow)]
+    pub id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub domain: Cow<'a, str>,
+    #[serde(borrow)]
+    pub subscription: Cow<'a, str>,
+    #[serde(borrow)]
+    pub tenant: Cow<'a, str>,
+    #[serde(borrow)]
+    pub event_id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub event_key: Cow<'a, str>,
+    /// W3C Trace Context of the event, if it has one.
+    #[serde(borrow, default)]
+    pub traceparent: Option<Cow<'a, str>>,
+    /// CloudEvents JSON format: sent as it stands in structured mode.
+    #[serde(borrow)]
+    pub event: &'a RawValue,
+    /// The subscription's delivery as it was at the fan-out, with sealed credentials.
+    #[serde(borrow)]
+    pub delivery: &'a RawValue,
+}
+
+impl<'a> Envelope<'a> {
+    pub fn read(body: &'a [u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(body)
+    }
+}
+
+/// An envelope made by the fan-out, written out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEnvelope {
     pub id: String,
-    pub domain: String,
     pub subscription: SubscriptionId,
-    pub tenant: String,
-    pub event_id: String,
-    pub event_key: String,
-    pub event: Arc<RawValue>,
-    pub delivery: Arc<RawValue>,
+    pub body: Bytes,
+}
+
+/// The part of an envelope that all subscriptions of one event share, written once.
+pub struct FanOut<'e> {
+    event: &'e Event,
+    shared: String,
+}
+
+impl<'e> FanOut<'e> {
+    pub fn new(event: &'e Event, domain: &str) -> Self {
+        let cloudevent = event.to_cloudevent();
+        let mut shared = String::with_capacity(cloudevent.get().len() + 256);
+        field(&mut shared, "domain", domain);
+        field(&mut shared, "tenant", &event.tenant);
+        field(&mut shared, "event_id", &event.id);
+        field(&mut shared, "event_key", event.key.as_str());
+        if let Some(serde_json::Value::String(traceparent)) = event.extensions.get("traceparent") {
+            field(&mut shared, "traceparent", traceparent);
+        }
+        shared.push_str(",\"event\":");
+        shared.push_str(cloudevent.get());
+        Self { event, shared }
+    }
+
+    /// The envelope for one subscription; the same every time it is made.
+    pub fn envelope(&self, subscription: &SubscriptionId, delivery: &RawValue) -> NewEnvelope {
+        let id = envelope_id(self.event, subscription);
+        let mut body = String::with_capacity(self.shared.len() + delivery.get().len() + 160);
+        body.push_str("{\"id\":\"");
+        body.push_str(&id);
+        body.push('"');
+        field(&mut body, "subscription", subscription.as_str());
+        body.push_str(&self.shared);
+        body.push_str(",\"delivery\":");
+        body.push_str(delivery.get());
+        body.push('}');
+        NewEnvelope { id, subscription: subscription.clone(), body: body.into() }
+    }
+}
+
+fn field(body: &mut String, name: &str, value: &str) {
+    body.push_str(",\"");
+    body.push_str(name);
+    body.push_str("\":");
+    // Writing a string into a String cannot fail.
+    body.push_str(&serde_json::to_string(value).unwrap_or_else(|_| "\"\"".to_owned()));
+}
+
+/// `env_` and 128 bits of SHA-256 over tenant, source, identity and subscription, each with its
+/// length before it, so that no two quadruples read the same. An event that is published again
+/// gets the same envelopes, which the outbox then drops.
+pub fn envelope_id(event: &Event, subscription: &SubscriptionId) -> String {
+    let mut hash = Sha256::new();
+    for part in [event.tenant.as_str(), &event.source, &event.identity, subscription.as_str()] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    let digest = hash.finalize();
+    let mut id = String::with_capacity(36);
+    id.push_str("env_");
+    for byte in &digest[..16] {
+        for nibble in [byte >> 4, byte & 15] {
+            id.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
+        }
+    }
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::event::Data;
+
+    fn event(id: &str, source: &str) -> Event {
+        Event {
+            id: id.to_owned(),
+            key: "user.created".to_owned().try_into().unwrap(),
+            source: source.to_owned(),
+            time: "2026-01-01T00:00:00Z".to_owned(),
+            tenant: "acme".to_owned(),
+            subject: None,
+            datacontenttype: Some("application/json".to_owned()),
+            dataschema: None,
+            data: Data::Json(RawValue::from_string("{\"user_id\":\"u1\"}".to_owned()).unwrap()),
+            extensions: [("traceparent".to_owned(), "00-aa-bb-01".into())].into_iter().collect(),
+            identity: id.to_owned(),
+        }
+    }
+
+    fn subscription(id: &str) -> SubscriptionId {
+        id.to_owned().try_into().unwrap()
+    }
+
+    #[test]
+    fn an_envelope_reads_back_with_the_event_as_it_was() {
+        let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
+        let event = event("e \"1\"", "idp");
+        let made = FanOut::new(&event, "user-lifecycle").envelope(&subscription("crm"), &delivery);
+        let read = Envelope::read(&made.body).unwrap();
+        assert_eq!(read.id, made.id);
+        assert_eq!((&*read.domain, &*read.subscription, &*read.tenant), ("user-lifecycle", "crm", "acme"));
+        assert_eq!((&*read.event_id, &*read.event_key), ("e \"1\"", "user.created"));
+        assert_eq!(read.traceparent.as_deref(), Some("00-aa-bb-01"));
+        assert_eq!(read.event.get(), event.to_cloudevent().get());
+        assert_eq!(read.delivery.get(), delivery.get());
+    }
+
+    #[test]
+    fn the_id_is_stable_and_no_part_runs_into_another() {
+        let id = |event_id, source, sub| envelope_id(&event(event_id, source), &subscription(sub));
+        assert_eq!(id("1", "a", "s"), id("1", "a", "s"));
+        assert_ne!(id("1", "ab", "s"), id("b1", "a", "s"));
+        assert_ne!(id("1", "a", "s1"), id("1s", "a", "1"));
+        assert_ne!(id("1", "a", "s"), id("1", "a", "t"));
+    }
 }

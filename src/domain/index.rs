@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::event::Event;
 use super::filter::Filter;
 use super::key::KeyPattern;
-use super::subscription::{State, Subscription, SubscriptionId};
+use super::subscription::{RateLimit, State, Subscription, SubscriptionId};
 
 mod trie;
 
@@ -24,6 +24,9 @@ pub struct Entry {
     pub subscription: Interest,
     /// The delivery as JSON, with sealed secrets: copied into every envelope as it stands.
     pub delivery: Arc<RawValue>,
+    /// Of the delivery: what the fair share asks for with every envelope.
+    pub max_in_flight: u32,
+    pub rate_limit: Option<RateLimit>,
     /// The registry's revision of this form.
     pub revision: u64,
 }
@@ -43,9 +46,12 @@ impl Entry {
     /// Fails where a secret of the subscription is not sealed.
     pub fn new(subscription: Subscription, revision: u64) -> Result<Self, serde_json::Error> {
         let delivery = serde_json::value::to_raw_value(&subscription.delivery)?.into();
+        let (max_in_flight, rate_limit) =
+            (subscription.delivery.max_in_flight, subscription.delivery.rate_limit);
         let Subscription { id, tenant, events, filter, state, delivery: _ } = subscription;
         let (tenant, events, filter) = (tenant.into(), events.into(), filter.into());
-        Ok(Self { subscription: Interest { id, tenant, events, filter, state }, delivery, revision })
+        let subscription = Interest { id, tenant, events, filter, state };
+        Ok(Self { subscription, delivery, max_in_flight, rate_limit, revision })
     }
 
     /// The whole subscription again.

@@ -3,6 +3,7 @@
 //! It decides; the adapters and roles around it act. `tests/layout.rs` enforces the rule.
 
 pub mod category;
+pub mod dead_letter;
 pub mod duration;
 pub mod envelope;
 pub mod event;
@@ -10,5 +11,6 @@ pub mod field_error;
 pub mod filter;
 pub mod index;
 pub mod key;
+pub mod last_words;
 pub mod outcome;
 pub mod subscription;

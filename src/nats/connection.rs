@@ -1,0 +1,232 @@
+//! The connection, and JetStream's API as JSON over request and reply.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::client::RequestErrorKind;
+use async_nats::{Client, Event, HeaderMap, Request};
+use bytes::Bytes;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::error::{ApiError, NatsError};
+use super::subjects::Names;
+
+/// How to reach the server and who we are there.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectOptions {
+    pub url: String,
+    pub prefix: String,
+    pub name: String,
+    pub credentials_file: Option<PathBuf>,
+    pub nkey_seed_file: Option<PathBuf>,
+    pub user: Option<String>,
+    pub password: Option<SecretString>,
+    pub token: Option<SecretString>,
+    pub tls: Tls,
+    pub connect_timeout: Duration,
+    pub request_timeout: Duration,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    pub required: bool,
+    pub ca_file: Option<PathBuf>,
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+}
+
+/// A connection with the names of its hub. Cheap to clone; all clones share the one connection.
+#[derive(Debug, Clone)]
+pub struct JetStream {
+    client: Client,
+    names: Names,
+    /// Counts the connections made; a change means that outstanding pulls are gone.
+    generation: watch::Receiver<u64>,
+    connected: watch::Receiver<bool>,
+    request_timeout: Duration,
+}
+
+impl JetStream {
+    /// Connects once; a connection that is lost later is made again by itself, for ever.
+    pub async fn connect(options: &ConnectOptions) -> Result<Self, NatsError> {
+        let (generation_sender, generation) = watch::channel(0u64);
+        let (connected_sender, connected) = watch::channel(true);
+        let mut connect = async_nats::ConnectOptions::new()
+            .name(&options.name)
+            .connection_timeout(options.connect_timeout)
+            .request_timeout(Some(options.request_timeout))
+            .max_reconnects(None)
+            .reconnect_delay_callback(|attempt| Duration::from_millis((50 * attempt as u64).min(2_000)))
+            // Pulls are bounded by their credit; the capacity only has to be above any credit.
+            .subscription_capacity(64 * 1024)
+            .client_capacity(8 * 1024)
+            .skip_subject_validation(true)
+            .event_callback(move |event| {
+                match event {
+                    Event::Connected => {
+                        connected_sender.send_replace(true);
+                        generation_sender.send_modify(|count| *count += 1);
+                        tracing::info!("connected to the NATS server");
+                    }
+                    Event::Disconnected => {
+                        connected_sender.send_replace(false);
+                        tracing::warn!("the connection to the NATS server is lost; connecting again");
+                    }
+                    Event::SlowConsumer(subscription) => {
+                        tracing::error!(subscription, "the client dropped messages of a subscription");
+                    }
+                    Event::ServerError(error) => tracing::warn!(%error, "the NATS server reports an error"),
+                    other => tracing::debug!(event = %other, "NATS client event"),
+                }
+                std::future::ready(())
+            });
+        if let (Some(user), Some(password)) = (&options.user, &options.password) {
+            connect = connect.user_and_password(user.clone(), password.expose_secret().to_owned());
+        }
+        if let Some(token) = &options.token {
+            connect = connect.token(token.expose_secret().to_owned());
+        }
+        if let Some(path) = &options.nkey_seed_file {
+            let seed = read_setting("nkey_seed_file", path)?;
+            connect = connect.nkey(seed.trim().to_owned());
+        }
+        if let Some(path) = &options.credentials_file {
+            let text = read_setting("credentials_file", path)?;
+            connect = connect.credentials(&text).map_err(|error| NatsError::Settings {
+                setting: "credentials_file",
+                reason: format!("{} is not a credentials file: {error}", path.display()),
+            })?;
+        }
+        connect = connect.require_tls(options.tls.required);
+        if let Some(path) = &options.tls.ca_file {
+            connect = connect.add_root_certificates(path.clone());
+        }
+        if let (Some(cert), Some(key)) = (&options.tls.cert_file, &options.tls.key_file) {
+            connect = connect.add_client_certificate(cert.clone(), key.clone());
+        }
+        let client = connect
+            .connect(options.url.as_str())
+            .await
+            .map_err(|error| NatsError::Connect { url: options.url.clone(), reason: error.to_string() })?;
+        Ok(Self {
+            client,
+            names: Names::new(&options.prefix),
+            generation,
+            connected,
+            request_timeout: options.request_timeout,
+        })
+    }
+
+    pub fn names(&self) -> &Names {
+        &self.names
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) fn generation(&self) -> watch::Receiver<u64> {
+        self.generation.clone()
+    }
+
+    pub fn request_timeout(&self) -> Duration {
+        self.request_timeout
+    }
+
+    pub fn is_connected(&self) -> bool {
+        *self.connected.borrow()
+    }
+
+    /// The largest message the server takes, in bytes.
+    pub fn max_payload(&self) -> usize {
+        self.client.max_payload()
+    }
+
+    /// `major.minor.patch` of the server.
+    pub fn server_version(&self) -> String {
+        self.client.server_info().version
+    }
+
+    pub fn server_name(&self) -> String {
+        self.client.server_info().server_name
+    }
+
+    /// Waits until everything published so far has left this process.
+    pub async fn flush(&self) -> Result<(), NatsError> {
+        let timeout = self.request_timeout;
+        match tokio::time::timeout(timeout, self.client.flush()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                Err(NatsError::Transport { subject: "flush".to_owned(), reason: error.to_string() })
+            }
+            Err(_) => Err(NatsError::Timeout { subject: "flush".to_owned(), seconds: timeout.as_secs() }),
+        }
+    }
+
+    /// One request to `$JS.API.<subject>`; an `error` in the answer is an error here.
+    pub(super) async fn api<T: DeserializeOwned>(
+        &self,
+        subject: &str,
+        body: &impl Serialize,
+    ) -> Result<T, NatsError> {
+        let payload = serde_json::to_vec(body).map_err(|error| NatsError::Answer {
+            subject: subject.to_owned(),
+            reason: format!("the request could not be written: {error}"),
+        })?;
+        let payload = if payload == b"null" { Bytes::new() } else { Bytes::from(payload) };
+        let full = format!("$JS.API.{subject}");
+        let answer = self.request(&full, payload, HeaderMap::new()).await?;
+        read_answer(subject, &answer.payload)
+    }
+
+    pub(super) async fn request(
+        &self,
+        subject: &str,
+        payload: Bytes,
+        headers: HeaderMap,
+    ) -> Result<async_nats::Message, NatsError> {
+        let size = payload.len();
+        let mut request = Request::new().payload(payload).timeout(Some(self.request_timeout));
+        if !headers.is_empty() {
+            request = request.headers(headers);
+        }
+        self.client.send_request(subject.to_owned(), request).await.map_err(|error| {
+            let subject = subject.to_owned();
+            match error.kind() {
+                RequestErrorKind::TimedOut => {
+                    NatsError::Timeout { subject, seconds: self.request_timeout.as_secs() }
+                }
+                RequestErrorKind::NoResponders => NatsError::NoResponders { subject },
+                RequestErrorKind::MaxPayloadExceeded => {
+                    NatsError::TooLarge { subject, size, limit: self.max_payload() }
+                }
+                _ => NatsError::Transport { subject, reason: error.to_string() },
+            }
+        })
+    }
+}
+
+fn read_setting(setting: &'static str, path: &std::path::Path) -> Result<String, NatsError> {
+    std::fs::read_to_string(path).map_err(|error| NatsError::Settings {
+        setting,
+        reason: format!("cannot read {}: {error}", path.display()),
+    })
+}
+
+/// Reads a JetStream API answer or publish acknowledgement.
+pub(super) fn read_answer<T: DeserializeOwned>(subject: &str, payload: &[u8]) -> Result<T, NatsError> {
+    let unreadable = |error: serde_json::Error| NatsError::Answer {
+        subject: subject.to_owned(),
+        reason: error.to_string(),
+    };
+    let value: Value = serde_json::from_slice(payload).map_err(unreadable)?;
+    if let Some(error) = value.get("error") {
+        let source: ApiError = serde_json::from_value(error.clone()).map_err(unreadable)?;
+        return Err(NatsError::Api { subject: subject.to_owned(), source });
+    }
+    serde_json::from_value(value).map_err(unreadable)
+}

@@ -1,0 +1,181 @@
+//! The dead-letter streams: putting, finding, listing and dropping entries. The message is the
+//! truth: its headers are the dead letter's fields, its body the envelope.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::connection::JetStream;
+use super::error::NatsError;
+use super::publish::header_map;
+use super::scan::{Scan, ScanEvent, ScanOptions};
+use crate::domain::dead_letter::{DeadLetter, State};
+use crate::domain::last_words::LastWords;
+use crate::domain::outcome::Reason;
+
+/// Which dead letters; all given conditions must hold.
+#[derive(Debug, Clone, Default)]
+pub struct DeadLetterQuery {
+    pub subscription: Option<String>,
+    pub reason: Option<Reason>,
+    pub state: Option<State>,
+    pub event_key: Option<String>,
+    pub since: Option<OffsetDateTime>,
+    pub until: Option<OffsetDateTime>,
+    /// Dead letters or envelopes by id; empty: any.
+    pub ids: HashSet<String>,
+}
+
+impl DeadLetterQuery {
+    fn accepts(&self, letter: &DeadLetter) -> bool {
+        fn is<T: PartialEq>(wanted: Option<&T>, value: &T) -> bool {
+            wanted.is_none_or(|wanted| wanted == value)
+        }
+        is(self.subscription.as_ref(), &letter.subscription)
+            && is(self.reason.as_ref(), &letter.reason)
+            && is(self.state.as_ref(), &letter.state)
+            && is(self.event_key.as_ref(), &letter.event_key)
+            && self.since.is_none_or(|since| letter.failed_at >= since)
+            && self.until.is_none_or(|until| letter.failed_at < until)
+            && (self.ids.is_empty() || self.ids.contains(&letter.id))
+    }
+}
+
+/// A dead letter and where it stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Entry {
+    #[serde(flatten)]
+    pub letter: DeadLetter,
+    /// In its domain's dead-letter stream.
+    pub sequence: u64,
+}
+
+/// Some dead letters of one domain, oldest first.
+#[derive(Debug, Clone, Default)]
+pub struct DeadLetterPage {
+    pub entries: Vec<Entry>,
+    /// Where to go on: the sequence after the last one looked at; `None` at the end.
+    pub next: Option<u64>,
+}
+
+impl JetStream {
+    /// Puts a dead letter into its domain's stream, under its outbox subject and `.DLT`. The
+    /// message id is made of the outbox stream and sequence it stood at, so that a repetition
+    /// adds nothing.
+    pub async fn put_dead_letter(
+        &self,
+        outbox_subject: &str,
+        outbox_sequence: u64,
+        letter: &DeadLetter,
+        envelope: Bytes,
+    ) -> Result<(), NatsError> {
+        let stream = self.names().outbox_stream(&letter.domain);
+        let mut headers = header_map(&[("Nats-Msg-Id", &format!("{stream}-{outbox_sequence}"))]);
+        for (name, value) in letter.to_headers() {
+            headers.insert(name, super::publish::one_line(&value).as_ref());
+        }
+        let subject = self.names().dead_letter(outbox_subject);
+        self.publish_map(&subject, envelope, headers).await.map(drop)
+    }
+
+    /// Drops a dead letter: it was delivered, discarded, or has a successor.
+    pub async fn drop_dead_letter(&self, domain: &str, sequence: u64) -> Result<(), NatsError> {
+        self.delete(&self.names().dlt_stream(domain), sequence).await
+    }
+
+    /// Up to `limit` dead letters of a domain that the query accepts, from a sequence on.
+    pub async fn dead_letters(
+        &self,
+        domain: &str,
+        query: &DeadLetterQuery,
+        from: u64,
+        limit: usize,
+    ) -> Result<DeadLetterPage, NatsError> {
+        let mut page = DeadLetterPage::default();
+        let stream = self.names().dlt_stream(domain);
+        let info = self.stream_info(&stream).await?;
+        if info.state.messages == 0 || from > info.state.last_seq {
+            return Ok(page);
+        }
+        let replaying = self.replaying(domain).await?;
+        let mut from = from;
+        // A reader that lost its place goes on from where it was.
+        'again: loop {
+            let options = ScanOptions {
+                filter: self.names().dead_letter_filter(domain, query.subscription.as_deref()),
+                from_sequence: Some(from),
+                headers_only: true,
+                last_per_subject: false,
+            };
+            let mut scan = Scan::begin(self, &stream, &options).await?;
+            while scan.remaining > 0 {
+                match tokio::time::timeout(self.request_timeout(), scan.next()).await {
+                    Ok(event) => match event? {
+                        ScanEvent::Message(message) => {
+                            from = message.stream_sequence + 1;
+                            let Some(mut letter) = DeadLetter::from_headers(|name| message.header(name))
+                            else {
+                                tracing::warn!(
+                                    stream,
+                                    sequence = message.stream_sequence,
+                                    "a message without the headers of a dead letter is passed over"
+                                );
+                                continue;
+                            };
+                            if replaying.contains(&message.stream_sequence) {
+                                letter.state = State::Replaying;
+                            }
+                            if query.accepts(&letter) {
+                                page.entries.push(Entry { letter, sequence: message.stream_sequence });
+                                if page.entries.len() == limit {
+                                    page.next = (scan.remaining > 0).then_some(from);
+                                    break;
+                                }
+                            }
+                        }
+                        ScanEvent::Lost => {
+                            scan.end().await;
+                            continue 'again;
+                        }
+                    },
+                    // What was there when the read began was dropped meanwhile.
+                    Err(_) => break,
+                }
+            }
+            scan.end().await;
+            return Ok(page);
+        }
+    }
+
+    /// The envelope's last words, if its final failed attempt was kept.
+    pub async fn last_words(
+        &self,
+        domain: &str,
+        subscription: &str,
+        envelope: &str,
+    ) -> Result<Option<LastWords>, NatsError> {
+        let subject = self.names().final_attempt(domain, subscription, envelope);
+        let found = match self.get_last(&self.names().attempts_stream(), &subject).await {
+            Ok(found) => found,
+            Err(error) if error.is_not_found() => None,
+            Err(error) => return Err(error),
+        };
+        Ok(found.and_then(|message| serde_json::from_slice(&message.payload).ok()))
+    }
+
+    /// Keeps the envelope's last words.
+    pub async fn put_last_words(
+        &self,
+        domain: &str,
+        subscription: &str,
+        envelope: &str,
+        words: &LastWords,
+    ) -> Result<(), NatsError> {
+        let subject = self.names().final_attempt(domain, subscription, envelope);
+        let payload = serde_json::to_vec(words)
+            .map_err(|error| NatsError::Answer { subject: subject.clone(), reason: error.to_string() })?;
+        self.publish(&subject, payload.into(), &[]).await.map(drop)
+    }
+}

@@ -1,0 +1,95 @@
+//! What can go wrong between the hub and the broker, typed by the server's own error codes.
+
+use serde::Deserialize;
+
+/// The `error` object of a JetStream API answer or publish acknowledgement.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, thiserror::Error)]
+#[error("{description} (JetStream error {err_code})")]
+pub struct ApiError {
+    pub code: u16,
+    #[serde(default)]
+    pub err_code: u16,
+    #[serde(default)]
+    pub description: String,
+}
+
+impl ApiError {
+    /// `JSStreamStoreFailedF`: the stream's limits refuse the message (discard new), or the store failed.
+    pub const STORE_FAILED: u16 = 10077;
+    /// `JSStreamNotFoundErr`
+    pub const STREAM_NOT_FOUND: u16 = 10059;
+    /// `JSConsumerNotFoundErr`
+    pub const CONSUMER_NOT_FOUND: u16 = 10014;
+    /// `JSNoMessageFoundErr`
+    pub const MESSAGE_NOT_FOUND: u16 = 10037;
+    /// `JSSequenceNotFoundErrF`
+    pub const SEQUENCE_NOT_FOUND: u16 = 10043;
+    /// `JSStreamWrongLastSequenceErrF`
+    pub const WRONG_LAST_SEQUENCE: u16 = 10071;
+    /// `JSAtomicPublishContainsDuplicateMessageErr` (ADR-50)
+    pub const BATCH_DUPLICATE: u16 = 10201;
+    /// `JSNotEnabledErr` and `JSNotEnabledForAccountErr`
+    pub const NOT_ENABLED: [u16; 2] = [10076, 10039];
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum NatsError {
+    #[error(
+        "cannot connect to {url}: {reason}. Is nats-server running there? Set nats.url (HUB__NATS__URL) to its address"
+    )]
+    Connect { url: String, reason: String },
+    #[error("nats.{setting}: {reason}")]
+    Settings { setting: &'static str, reason: String },
+    #[error("{subject}: no answer from the server within {seconds} s")]
+    Timeout { subject: String, seconds: u64 },
+    #[error("{subject}: nobody answers; JetStream is off or the stream does not exist: run `hub provision`")]
+    NoResponders { subject: String },
+    #[error("{subject}: {source}")]
+    Api { subject: String, source: ApiError },
+    #[error("{subject}: the message of {size} bytes is larger than the server's max_payload of {limit}")]
+    TooLarge { subject: String, size: usize, limit: usize },
+    #[error("{subject}: {reason}")]
+    Transport { subject: String, reason: String },
+    #[error("{subject}: the answer could not be read: {reason}")]
+    Answer { subject: String, reason: String },
+}
+
+impl NatsError {
+    pub fn api(&self) -> Option<&ApiError> {
+        match self {
+            Self::Api { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    fn has_code(&self, code: u16) -> bool {
+        self.api().is_some_and(|error| error.err_code == code)
+    }
+
+    /// The message, stream or consumer asked for is not there.
+    pub fn is_not_found(&self) -> bool {
+        self.api().is_some_and(|error| {
+            error.code == 404
+                || matches!(
+                    error.err_code,
+                    ApiError::MESSAGE_NOT_FOUND
+                        | ApiError::SEQUENCE_NOT_FOUND
+                        | ApiError::STREAM_NOT_FOUND
+                        | ApiError::CONSUMER_NOT_FOUND
+                )
+        })
+    }
+
+    /// The stream takes no more: its limits are reached and it discards the new.
+    pub fn is_full(&self) -> bool {
+        self.has_code(ApiError::STORE_FAILED)
+    }
+
+    pub fn is_wrong_last_sequence(&self) -> bool {
+        self.has_code(ApiError::WRONG_LAST_SEQUENCE)
+    }
+
+    pub fn is_batch_duplicate(&self) -> bool {
+        self.has_code(ApiError::BATCH_DUPLICATE)
+    }
+}

@@ -1,0 +1,225 @@
+//! Looking at streams, consumers and single stored messages.
+
+use async_nats::HeaderMap;
+use base64::Engine as _;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::connection::JetStream;
+use super::error::NatsError;
+
+/// `STREAM.INFO`, as far as the hub reads it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct StreamInfo {
+    pub config: Map<String, Value>,
+    pub state: StreamState,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct StreamState {
+    pub messages: u64,
+    pub bytes: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    #[serde(default)]
+    pub subjects: Option<std::collections::BTreeMap<String, u64>>,
+}
+
+/// `CONSUMER.INFO`, as far as the hub reads it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ConsumerInfo {
+    pub name: String,
+    pub config: Map<String, Value>,
+    pub delivered: SequencePair,
+    pub ack_floor: SequencePair,
+    pub num_ack_pending: u64,
+    pub num_redelivered: u64,
+    pub num_pending: u64,
+    #[serde(default)]
+    pub paused: bool,
+    /// Nanoseconds.
+    #[serde(default)]
+    pub pause_remaining: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct SequencePair {
+    pub consumer_seq: u64,
+    pub stream_seq: u64,
+}
+
+/// A message read from a stream by its sequence or subject.
+#[derive(Debug, Clone)]
+pub struct StoredMessage {
+    pub subject: String,
+    pub sequence: u64,
+    pub headers: Option<HeaderMap>,
+    pub payload: Bytes,
+    /// RFC 3339
+    pub time: String,
+}
+
+impl StoredMessage {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        super::message::header(self.headers.as_ref(), name)
+    }
+}
+
+#[derive(Deserialize)]
+struct GetAnswer {
+    message: GetMessage,
+}
+
+#[derive(Deserialize)]
+struct GetMessage {
+    subject: String,
+    seq: u64,
+    #[serde(default)]
+    hdrs: String,
+    #[serde(default)]
+    data: String,
+    time: String,
+}
+
+impl JetStream {
+    pub async fn stream_info(&self, stream: &str) -> Result<StreamInfo, NatsError> {
+        self.api(&format!("STREAM.INFO.{stream}"), &Value::Null).await
+    }
+
+    pub async fn consumer_info(&self, stream: &str, consumer: &str) -> Result<ConsumerInfo, NatsError> {
+        self.api(&format!("CONSUMER.INFO.{stream}.{consumer}"), &Value::Null).await
+    }
+
+    /// The subjects of a stream that match a filter, with their message counts; all pages.
+    pub async fn stream_subjects(&self, stream: &str, filter: &str) -> Result<Vec<(String, u64)>, NatsError> {
+        #[derive(Deserialize)]
+        struct Page {
+            #[serde(default)]
+            total: u64,
+            state: StreamState,
+        }
+        let mut found = Vec::new();
+        loop {
+            let request = json!({"subjects_filter": filter, "offset": found.len()});
+            let page: Page = self.api(&format!("STREAM.INFO.{stream}"), &request).await?;
+            let subjects = page.state.subjects.unwrap_or_default();
+            if subjects.is_empty() {
+                return Ok(found);
+            }
+            found.extend(subjects);
+            if found.len() as u64 >= page.total {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// The names of a stream's consumers; all pages.
+    pub async fn consumer_names(&self, stream: &str) -> Result<Vec<String>, NatsError> {
+        #[derive(Deserialize)]
+        struct Page {
+            #[serde(default)]
+            total: usize,
+            #[serde(default)]
+            consumers: Option<Vec<String>>,
+        }
+        let mut names = Vec::new();
+        loop {
+            let page: Page =
+                self.api(&format!("CONSUMER.NAMES.{stream}"), &json!({"offset": names.len()})).await?;
+            let consumers = page.consumers.unwrap_or_default();
+            if consumers.is_empty() {
+                return Ok(names);
+            }
+            names.extend(consumers);
+            if names.len() >= page.total {
+                return Ok(names);
+            }
+        }
+    }
+
+    /// The message at a sequence, read from the stream's leader.
+    pub async fn get(&self, stream: &str, sequence: u64) -> Result<Option<StoredMessage>, NatsError> {
+        self.get_by(stream, json!({"seq": sequence})).await
+    }
+
+    /// The first message at or after a sequence whose subject matches the filter.
+    pub async fn get_next(
+        &self,
+        stream: &str,
+        from: u64,
+        filter: &str,
+    ) -> Result<Option<StoredMessage>, NatsError> {
+        self.get_by(stream, json!({"seq": from, "next_by_subj": filter})).await
+    }
+
+    pub async fn get_last(&self, stream: &str, subject: &str) -> Result<Option<StoredMessage>, NatsError> {
+        self.get_by(stream, json!({"last_by_subj": subject})).await
+    }
+
+    async fn get_by(&self, stream: &str, request: Value) -> Result<Option<StoredMessage>, NatsError> {
+        let subject = format!("STREAM.MSG.GET.{stream}");
+        let answer: GetAnswer = match self.api(&subject, &request).await {
+            Ok(answer) => answer,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let unreadable = |reason: String| NatsError::Answer { subject: subject.clone(), reason };
+        let decode = |text: &str| {
+            base64::engine::general_purpose::STANDARD.decode(text).map_err(|e| unreadable(e.to_string()))
+        };
+        let GetMessage { subject: at, seq, hdrs, data, time } = answer.message;
+        Ok(Some(StoredMessage {
+            subject: at,
+            sequence: seq,
+            headers: read_headers(&decode(&hdrs)?),
+            payload: decode(&data)?.into(),
+            time,
+        }))
+    }
+
+    /// Removes a consumer; that it is gone already is fine.
+    pub async fn delete_consumer(&self, stream: &str, consumer: &str) -> Result<(), NatsError> {
+        match self.api::<Value>(&format!("CONSUMER.DELETE.{stream}.{consumer}"), &Value::Null).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Pauses a consumer until a time (RFC 3339), or resumes it: what `nats consumer pause` does.
+    pub async fn pause_consumer(
+        &self,
+        stream: &str,
+        consumer: &str,
+        until: Option<&str>,
+    ) -> Result<(), NatsError> {
+        let request = match until {
+            Some(until) => json!({"pause_until": until}),
+            None => json!({}),
+        };
+        self.api::<Value>(&format!("CONSUMER.PAUSE.{stream}.{consumer}"), &request).await.map(drop)
+    }
+
+    /// Deletes one message; that it is gone already is fine.
+    pub async fn delete(&self, stream: &str, sequence: u64) -> Result<(), NatsError> {
+        let request = json!({"seq": sequence, "no_erase": true});
+        match self.api::<Value>(&format!("STREAM.MSG.DELETE.{stream}"), &request).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A `NATS/1.0` header block (ADR-4).
+fn read_headers(block: &[u8]) -> Option<HeaderMap> {
+    let text = std::str::from_utf8(block).ok()?;
+    let mut headers = HeaderMap::new();
+    for line in text.lines().skip(1) {
+        if let Some((name, value)) = line.split_once(':') {
+            headers.append(name.trim(), value.trim());
+        }
+    }
+    (!headers.is_empty()).then_some(headers)
+}

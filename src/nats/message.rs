@@ -1,0 +1,110 @@
+//! A message delivered by a pull consumer, with what its acknowledgement subject tells (ADR-15).
+
+use std::time::Duration;
+
+use async_nats::{Client, HeaderMap};
+use bytes::Bytes;
+
+/// A delivered message. Dropping it acknowledges nothing: the server delivers it again after the
+/// consumer's ack_wait.
+#[derive(Debug, Clone)]
+pub struct Delivered {
+    pub subject: String,
+    pub headers: Option<HeaderMap>,
+    pub payload: Bytes,
+    pub stream_sequence: u64,
+    pub consumer_sequence: u64,
+    /// How many times the consumer delivered it, this one included.
+    pub deliveries: u32,
+    /// When the stream stored it, in nanoseconds since 1970.
+    pub stored_at_nanos: i128,
+    /// Messages that wait for the consumer after this one.
+    pub pending: u64,
+    pub acker: Acker,
+}
+
+/// Answers for one delivered message.
+#[derive(Debug, Clone)]
+pub struct Acker {
+    client: Client,
+    reply: String,
+}
+
+impl Delivered {
+    /// `None` if the message carries no acknowledgement subject of JetStream.
+    pub(super) fn read(client: &Client, message: async_nats::Message) -> Option<Self> {
+        let reply = message.reply?.to_string();
+        // $JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<time>.<pending>, or with
+        // <domain>.<account hash> after ACK and possibly a random token at the end.
+        let tokens: Vec<&str> = reply.split('.').collect();
+        let first = match tokens.len() {
+            9 => 4,
+            n if n >= 11 => 6,
+            _ => return None,
+        };
+        let number = |offset: usize| tokens.get(first + offset)?.parse::<u64>().ok();
+        Some(Self {
+            subject: message.subject.to_string(),
+            headers: message.headers,
+            payload: message.payload,
+            deliveries: u32::try_from(number(0)?).unwrap_or(u32::MAX),
+            stream_sequence: number(1)?,
+            consumer_sequence: number(2)?,
+            stored_at_nanos: i128::from(number(3)?),
+            pending: number(4)?,
+            acker: Acker { client: client.clone(), reply },
+        })
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(self.headers.as_ref(), name)
+    }
+
+    /// All headers, a name once for each of its values.
+    pub fn header_pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.headers.iter().flat_map(|headers| {
+            headers.iter().flat_map(|(name, values)| {
+                let name: &str = name.as_ref();
+                values.iter().map(move |value| (name, value.as_str()))
+            })
+        })
+    }
+}
+
+pub(super) fn header<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&'a str> {
+    headers?.get(name).map(|value| value.as_str())
+}
+
+impl Acker {
+    /// Done with it; on a work queue the message is gone.
+    pub async fn ack(&self) {
+        self.answer(Bytes::from_static(b"+ACK")).await;
+    }
+
+    /// Again, at once or after a delay.
+    pub async fn nak(&self, delay: Option<Duration>) {
+        let body = match delay {
+            None => Bytes::from_static(b"-NAK"),
+            Some(delay) => Bytes::from(format!("-NAK {{\"delay\": {}}}", delay.as_nanos())),
+        };
+        self.answer(body).await;
+    }
+
+    /// Never again; the reason travels with the MSG_TERMINATED advisory.
+    pub async fn terminate(&self, reason: &str) {
+        self.answer(Bytes::from(format!("+TERM {reason}"))).await;
+    }
+
+    /// Still at it: ack_wait starts anew.
+    pub async fn in_progress(&self) {
+        self.answer(Bytes::from_static(b"+WPI")).await;
+    }
+
+    /// An answer that is lost is not an error: the message comes again, and every reader is
+    /// idempotent.
+    async fn answer(&self, body: Bytes) {
+        if let Err(error) = self.client.publish(self.reply.clone(), body).await {
+            tracing::debug!(%error, "an acknowledgement was not sent; the message will come again");
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! The NATS adapter: the only importer of `async-nats`. Subjects are built and parsed in
+//! [`subjects`] alone; stream and consumer definitions come from the JSON files under `nats/`.
+
+mod advisory;
+mod connection;
+mod dead_letters;
+pub mod definitions;
+mod error;
+mod inspect;
+mod message;
+mod outbox;
+pub mod provision;
+mod publish;
+mod pull;
+mod redrive;
+mod registry;
+mod rejected;
+mod scan;
+pub mod subjects;
+
+pub use advisory::{Advisory, AdvisoryKind};
+pub use connection::{ConnectOptions, JetStream, Tls};
+pub use dead_letters::{DeadLetterPage, DeadLetterQuery, Entry as DeadLetterEntry};
+pub use error::{ApiError, NatsError};
+pub use inspect::{ConsumerInfo, StoredMessage, StreamInfo};
+pub use message::{Acker, Delivered};
+pub use outbox::{BatchError, MOST_PER_BATCH, Outgoing};
+pub use pull::{PullEvent, Puller};
+pub use redrive::{ORDER_HEADER as REDRIVE_ORDER_HEADER, RedriveOrder};
+pub use registry::{Registry, RegistryFollower, Stored};

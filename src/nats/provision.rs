@@ -1,0 +1,428 @@
+//! Making the streams and consumers, and telling where the server's differ from the definitions.
+//!
+//! Idempotent; any number of processes may provision at once. A change that would lose messages
+//! is never made, only reported.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::connection::JetStream;
+use super::definitions::{ConsumerDefinition, Shape, StreamDefinition, render};
+use super::error::{ApiError, NatsError};
+use super::inspect::{ConsumerInfo, StreamInfo};
+
+/// The oldest server whose atomic batches and schedules the hub relies on.
+pub const OLDEST_SERVER: (u64, u64, u64) = (2, 12, 9);
+pub const ADVISED_SERVER: (u64, u64, u64) = (2, 14, 1);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProvisionError {
+    #[error(
+        "The NATS server {name} is version {found}, too old for the hub, which relies on atomic batches and message schedules. \
+         Upgrade it to {}.{}.{} or newer ({}.{}.{} or newer is advised), then run `hub provision` again.",
+        OLDEST_SERVER.0, OLDEST_SERVER.1, OLDEST_SERVER.2, ADVISED_SERVER.0, ADVISED_SERVER.1, ADVISED_SERVER.2
+    )]
+    TooOld { name: String, found: String },
+    #[error(
+        "JetStream is not enabled on the NATS server {name} for this account. Start the server with JetStream \
+         (`nats-server -js`, or a `jetstream {{ }}` block as in nats/server.conf), and with accounts give this one a \
+         `jetstream` entry, then run `hub provision` again."
+    )]
+    NoJetStream { name: String },
+    #[error(
+        "The account's JetStream limits are too small for the hub: it needs {needed}, and {limit} is allowed. \
+         Raise the account's limit, or lower the sizes in the [limits] section of the settings."
+    )]
+    AccountLimits { needed: String, limit: String },
+    #[error(
+        "Stream {stream} cannot be made: {source}. It asks for {asks}; give the server that storage (jetstream \
+         max_file_store), add servers for the replicas, or lower [limits] or nats.replicas in the settings."
+    )]
+    NoRoom { stream: String, asks: String, source: ApiError },
+    #[error(
+        "{what} is there, but in another shape that cannot be changed in place: {source}. Compare it with `hub provision --check`, and move its messages to a new one by hand."
+    )]
+    Immutable { what: String, source: ApiError },
+    #[error(transparent)]
+    Nats(#[from] NatsError),
+}
+
+/// One difference between a definition and what the server has.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Drift {
+    /// `stream HUB_EVENTS`, `consumer HUB_EVENTS/event-processor`
+    pub what: String,
+    pub kind: DriftKind,
+}
+
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum DriftKind {
+    Missing,
+    Differs {
+        field: String,
+        wanted: Value,
+        found: Value,
+    },
+    /// Wanted, but it would drop messages that stand in the stream.
+    WouldLose {
+        field: String,
+        wanted: Value,
+        found: Value,
+    },
+}
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            DriftKind::Missing => write!(f, "{}: missing", self.what),
+            DriftKind::Differs { field, wanted, found } => {
+                write!(f, "{}: {field} is {found}, the definition says {wanted}", self.what)
+            }
+            DriftKind::WouldLose { field, wanted, found } => write!(
+                f,
+                "{}: {field} stays {found}; the definition's {wanted} would drop messages that stand there",
+                self.what
+            ),
+        }
+    }
+}
+
+/// What provisioning did.
+#[derive(Debug, Default)]
+pub struct Provisioned {
+    pub created: Vec<String>,
+    pub changed: Vec<Drift>,
+    /// Left as they were, since the change would lose messages.
+    pub kept: Vec<Drift>,
+    pub unchanged: usize,
+}
+
+/// Refuses a server that is too old or has no JetStream, and an account with too small limits.
+pub async fn check_server(js: &JetStream, shape: &Shape) -> Result<(), ProvisionError> {
+    let found = js.server_version();
+    if version(&found) < OLDEST_SERVER {
+        return Err(ProvisionError::TooOld { name: js.server_name(), found });
+    }
+    #[derive(Deserialize)]
+    struct Account {
+        limits: AccountLimits,
+        #[serde(default)]
+        storage: i64,
+        #[serde(default)]
+        streams: i64,
+    }
+    #[derive(Deserialize)]
+    struct AccountLimits {
+        max_storage: i64,
+        max_streams: i64,
+    }
+    let account: Account = match js.api("INFO", &Value::Null).await {
+        Ok(account) => account,
+        Err(NatsError::NoResponders { .. }) => {
+            return Err(ProvisionError::NoJetStream { name: js.server_name() });
+        }
+        Err(NatsError::Api { source, .. }) if ApiError::NOT_ENABLED.contains(&source.err_code) => {
+            return Err(ProvisionError::NoJetStream { name: js.server_name() });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut missing = Vec::new();
+    for stream in render(shape) {
+        match js.stream_info(&stream.name).await {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => missing.push(stream),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let limits = account.limits;
+    if limits.max_streams >= 0 && account.streams + missing.len() as i64 > limits.max_streams {
+        return Err(ProvisionError::AccountLimits {
+            needed: format!("{} more streams beside the account's {}", missing.len(), account.streams),
+            limit: format!("a total of {} streams", limits.max_streams),
+        });
+    }
+    let needed: i64 = missing
+        .iter()
+        .filter_map(|stream| stream.config.get("max_bytes")?.as_i64())
+        .filter(|bytes| *bytes > 0)
+        .sum::<i64>()
+        * i64::from(shape.replicas);
+    if limits.max_storage > 0 && account.storage + needed > limits.max_storage {
+        return Err(ProvisionError::AccountLimits {
+            needed: format!("{needed} bytes of file storage beside the {} in use", account.storage),
+            limit: format!("{} bytes", limits.max_storage),
+        });
+    }
+    Ok(())
+}
+
+/// Makes what is missing and mends what differs.
+pub async fn apply(js: &JetStream, shape: &Shape) -> Result<Provisioned, ProvisionError> {
+    check_server(js, shape).await?;
+    let mut done = Provisioned::default();
+    for stream in render(shape) {
+        apply_stream(js, &stream, &mut done).await?;
+        for consumer in &stream.consumers {
+            apply_consumer(js, &stream.name, consumer, &mut done).await?;
+        }
+    }
+    Ok(done)
+}
+
+/// Tells the differences and changes nothing.
+pub async fn check(js: &JetStream, shape: &Shape) -> Result<Vec<Drift>, ProvisionError> {
+    check_server(js, shape).await?;
+    let mut drifts = Vec::new();
+    for stream in render(shape) {
+        let what = format!("stream {}", stream.name);
+        match js.stream_info(&stream.name).await {
+            Ok(info) => drifts.extend(compare(&what, &stream.config, &info.config, Some(&info))),
+            Err(error) if error.is_not_found() => drifts.push(Drift { what, kind: DriftKind::Missing }),
+            Err(error) => return Err(error.into()),
+        }
+        for consumer in &stream.consumers {
+            let what = format!("consumer {}/{}", stream.name, consumer.name);
+            match js.consumer_info(&stream.name, &consumer.name).await {
+                Ok(info) => drifts.extend(compare(&what, &consumer.config, &info.config, None)),
+                Err(error) if error.is_not_found() => drifts.push(Drift { what, kind: DriftKind::Missing }),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(drifts)
+}
+
+async fn apply_stream(
+    js: &JetStream,
+    stream: &StreamDefinition,
+    done: &mut Provisioned,
+) -> Result<(), ProvisionError> {
+    let what = format!("stream {}", stream.name);
+    let info = match js.stream_info(&stream.name).await {
+        Ok(info) => info,
+        Err(error) if error.is_not_found() => {
+            let created = js.api::<Value>(&format!("STREAM.CREATE.{}", stream.name), &stream.config).await;
+            created.map_err(|error| no_room(stream, error))?;
+            done.created.push(what);
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let drifts = compare(&what, &stream.config, &info.config, Some(&info));
+    let (kept, changed): (Vec<_>, Vec<_>) =
+        drifts.into_iter().partition(|drift| matches!(drift.kind, DriftKind::WouldLose { .. }));
+    if changed.is_empty() {
+        done.unchanged += usize::from(kept.is_empty());
+    } else {
+        let config = overlay(&info.config, &changed);
+        js.api::<Value>(&format!("STREAM.UPDATE.{}", stream.name), &config)
+            .await
+            .map_err(|error| immutable(&what, error))?;
+    }
+    done.changed.extend(changed);
+    done.kept.extend(kept);
+    Ok(())
+}
+
+async fn apply_consumer(
+    js: &JetStream,
+    stream: &str,
+    consumer: &ConsumerDefinition,
+    done: &mut Provisioned,
+) -> Result<(), ProvisionError> {
+    let what = format!("consumer {stream}/{}", consumer.name);
+    match js.consumer_info(stream, &consumer.name).await {
+        Ok(info) => {
+            let drifts = compare(&what, &consumer.config, &info.config, None);
+            if drifts.is_empty() {
+                done.unchanged += 1;
+                return Ok(());
+            }
+            // The server's own config is the base, so that a pause stays a pause.
+            let config = overlay(&info.config, &drifts);
+            js.put_consumer(stream, &consumer.name, &config, "update")
+                .await
+                .map_err(|error| immutable(&what, error))?;
+            done.changed.extend(drifts);
+        }
+        Err(error) if error.is_not_found() => {
+            js.put_consumer(stream, &consumer.name, &consumer.config, "").await?;
+            done.created.push(what);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+impl JetStream {
+    /// Creates (`action` empty: also if it is there in the same shape) or updates a consumer.
+    pub(super) async fn put_consumer(
+        &self,
+        stream: &str,
+        name: &str,
+        config: &Map<String, Value>,
+        action: &str,
+    ) -> Result<ConsumerInfo, NatsError> {
+        let subject = match config.get("filter_subject").and_then(Value::as_str) {
+            Some(filter) => format!("CONSUMER.CREATE.{stream}.{name}.{filter}"),
+            None => format!("CONSUMER.CREATE.{stream}.{name}"),
+        };
+        self.api(&subject, &json!({"stream_name": stream, "config": config, "action": action})).await
+    }
+
+    /// The durable of a lane; that it is there already is fine.
+    pub async fn ensure_lane(&self, shape: &Shape, domain: &str, lane: &str) -> Result<(), NatsError> {
+        let definition = super::definitions::lane(shape, domain, lane);
+        let stream = self.names().outbox_stream(domain);
+        self.put_consumer(&stream, &definition.name, &definition.config, "").await.map(drop)
+    }
+}
+
+/// The definition's fields that differ from the server's config. What the definition does not
+/// name is the operator's own.
+fn compare(
+    what: &str,
+    wanted: &Map<String, Value>,
+    found: &Map<String, Value>,
+    stream: Option<&StreamInfo>,
+) -> Vec<Drift> {
+    let mut drifts = Vec::new();
+    for (field, wanted) in wanted {
+        let found = found.get(field).cloned().unwrap_or(Value::Null);
+        if field == "metadata" {
+            let kept = |key: &String, value: &Value| found.get(key).is_some_and(|there| there == value);
+            if wanted.as_object().is_some_and(|fields| fields.iter().all(|(key, value)| kept(key, value))) {
+                continue;
+            }
+        } else if equal(wanted, &found) {
+            continue;
+        }
+        let loses = stream.is_some_and(|info| would_lose(field, wanted, &found, info));
+        let (field, wanted) = (field.clone(), wanted.clone());
+        drifts.push(Drift {
+            what: what.to_owned(),
+            kind: if loses {
+                DriftKind::WouldLose { field, wanted, found }
+            } else {
+                DriftKind::Differs { field, wanted, found }
+            },
+        });
+    }
+    drifts
+}
+
+/// The server leaves a default out of its answer.
+fn equal(wanted: &Value, found: &Value) -> bool {
+    let default = |value: &Value| match value {
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    };
+    wanted == found || (default(wanted) && default(found))
+}
+
+/// Whether setting the field would make the server drop what stands in the stream.
+fn would_lose(field: &str, wanted: &Value, found: &Value, info: &StreamInfo) -> bool {
+    if info.state.messages == 0 {
+        return false;
+    }
+    // -1 and 0 mean no limit.
+    let limit = |value: &Value| value.as_i64().filter(|number| *number > 0).map_or(u64::MAX, |n| n as u64);
+    match field {
+        "max_bytes" => limit(wanted) < info.state.bytes,
+        "max_msgs" => limit(wanted) < info.state.messages,
+        // Ages and counts per subject cannot be told from the state: shrinking is never safe.
+        "max_age" | "max_msgs_per_subject" => limit(wanted) < limit(found),
+        "retention" | "subjects" => true,
+        _ => false,
+    }
+}
+
+fn overlay(base: &Map<String, Value>, drifts: &[Drift]) -> Map<String, Value> {
+    let mut config = base.clone();
+    for drift in drifts {
+        if let DriftKind::Differs { field, wanted, .. } = &drift.kind {
+            match (config.get_mut(field), wanted) {
+                (Some(Value::Object(there)), Value::Object(fields)) => there.extend(fields.clone()),
+                _ => {
+                    config.insert(field.clone(), wanted.clone());
+                }
+            }
+        }
+    }
+    config
+}
+
+fn no_room(stream: &StreamDefinition, error: NatsError) -> ProvisionError {
+    match error {
+        NatsError::Api { source, .. } => ProvisionError::NoRoom {
+            stream: stream.name.clone(),
+            asks: format!(
+                "max_bytes {} with {} replica(s)",
+                stream.config.get("max_bytes").unwrap_or(&Value::Null),
+                stream.config.get("num_replicas").unwrap_or(&Value::Null)
+            ),
+            source,
+        },
+        other => other.into(),
+    }
+}
+
+fn immutable(what: &str, error: NatsError) -> ProvisionError {
+    match error {
+        NatsError::Api { source, .. } => ProvisionError::Immutable { what: what.to_owned(), source },
+        other => other.into(),
+    }
+}
+
+/// `2.15.1`, `2.12.9-RC.1`: what is not a number counts as 0.
+pub fn version(text: &str) -> (u64, u64, u64) {
+    let core = text.trim_start_matches('v').split(['-', '+']).next().unwrap_or_default();
+    let mut numbers = core.split('.').map(|part| part.parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    (next(), next(), next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert!(version("2.10.25") < OLDEST_SERVER);
+        assert!(version("2.12.9") >= OLDEST_SERVER);
+        assert!(version("v2.15.1-RC.2") >= ADVISED_SERVER);
+    }
+
+    fn info(messages: u64, bytes: u64) -> StreamInfo {
+        serde_json::from_value(json!({
+            "config": {}, "state": {"messages": messages, "bytes": bytes, "first_seq": 1, "last_seq": messages}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_limit_below_what_stands_there_is_never_applied() {
+        let wanted = json!({"max_bytes": 100});
+        let found = json!({"max_bytes": 1000});
+        let kind = |info| {
+            compare("s", wanted.as_object().unwrap(), found.as_object().unwrap(), Some(&info)).remove(0).kind
+        };
+        assert!(matches!(kind(info(5, 500)), DriftKind::WouldLose { .. }));
+        assert!(matches!(kind(info(1, 50)), DriftKind::Differs { .. }));
+        assert!(matches!(kind(info(0, 0)), DriftKind::Differs { .. }));
+    }
+
+    #[test]
+    fn a_default_that_the_server_leaves_out_is_no_drift() {
+        let wanted = json!({"max_age": 0, "deny_purge": false, "metadata": {"hub.role": "events"}});
+        let found = json!({"metadata": {"hub.role": "events", "_nats.ver": "2.15.1"}});
+        assert_eq!(compare("s", wanted.as_object().unwrap(), found.as_object().unwrap(), None), vec![]);
+    }
+}

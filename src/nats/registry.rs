@@ -1,0 +1,277 @@
+//! The subscription registry: a KV bucket (ADR-8), followed into an in-memory index.
+
+use std::collections::HashSet;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::connection::JetStream;
+use super::error::NatsError;
+use super::scan::{Scan, ScanEvent, ScanOptions};
+use crate::domain::index::{Entry, SubscriptionIndex};
+use crate::domain::subscription::{Subscription, SubscriptionId};
+
+/// The index that follows the bucket, shared by the roles of a process.
+#[derive(Clone)]
+pub struct Registry {
+    index: Arc<RwLock<SubscriptionIndex>>,
+    revision: watch::Receiver<u64>,
+    loaded: watch::Receiver<bool>,
+}
+
+/// The task side: keeps the index up to date until it is dropped.
+pub struct RegistryFollower {
+    js: JetStream,
+    index: Arc<RwLock<SubscriptionIndex>>,
+    revision: watch::Sender<u64>,
+    loaded: watch::Sender<bool>,
+}
+
+/// A stored subscription.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    pub subscription: Subscription,
+    /// For a conditional write.
+    pub revision: u64,
+}
+
+impl Registry {
+    pub fn new(js: &JetStream) -> (Self, RegistryFollower) {
+        let index = Arc::new(RwLock::new(SubscriptionIndex::default()));
+        let (revision_sender, revision) = watch::channel(0);
+        let (loaded_sender, loaded) = watch::channel(false);
+        let follower = RegistryFollower {
+            js: js.clone(),
+            index: index.clone(),
+            revision: revision_sender,
+            loaded: loaded_sender,
+        };
+        (Self { index, revision, loaded }, follower)
+    }
+
+    pub fn read(&self) -> RwLockReadGuard<'_, SubscriptionIndex> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn is_loaded(&self) -> bool {
+        *self.loaded.borrow()
+    }
+
+    /// Waits until the whole bucket was read once.
+    pub async fn wait_until_loaded(&self) {
+        let mut loaded = self.loaded.clone();
+        // A dropped follower means shutdown: the caller is cancelled as well.
+        if loaded.wait_for(|loaded| *loaded).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits until the index holds every write up to a revision of the bucket.
+    pub async fn wait_for_revision(&self, revision: u64) {
+        let mut current = self.revision.clone();
+        if current.wait_for(|current| *current >= revision).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl RegistryFollower {
+    /// Follows the bucket for ever. Whenever it lost its place it reads the whole bucket again,
+    /// so the index never misses a change; while it does, the index serves what it had.
+    pub async fn run(self) {
+        loop {
+            if let Err(error) = self.follow().await {
+                tracing::warn!(%error, "the subscription registry cannot be followed; trying again");
+                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            }
+        }
+    }
+
+    async fn follow(&self) -> Result<(), NatsError> {
+        let names = self.js.names().clone();
+        let stream = names.subscriptions_stream();
+        let last = self.js.stream_info(&stream).await?.state.last_seq;
+        let options = ScanOptions {
+            filter: format!("$KV.{}.>", names.subscriptions_bucket()),
+            last_per_subject: true,
+            ..ScanOptions::default()
+        };
+        let mut scan = Scan::begin(&self.js, &stream, &options).await?;
+        let mut loading = Some(HashSet::new());
+        loop {
+            if scan.remaining == 0
+                && let Some(seen) = loading.take()
+            {
+                let mut index = self.write();
+                let gone: Vec<SubscriptionId> = index
+                    .iter()
+                    .map(|entry| &entry.subscription.id)
+                    .filter(|id| !seen.contains(id.as_str()))
+                    .cloned()
+                    .collect();
+                for id in &gone {
+                    index.remove(id);
+                }
+                drop(index);
+                self.revision.send_if_modified(|revision| replace_if_greater(revision, last));
+                if !self.loaded.send_replace(true) {
+                    tracing::info!(subscriptions = self.write().len(), "the subscription registry is loaded");
+                }
+            }
+            let message = match scan.next().await? {
+                ScanEvent::Message(message) => message,
+                ScanEvent::Lost => {
+                    scan.end().await;
+                    return Ok(());
+                }
+            };
+            if let Some(id) = names.subscription_of_key(&message.subject) {
+                if let Some(seen) = &mut loading {
+                    seen.insert(id.to_owned());
+                }
+                let deleted = message.header("KV-Operation").is_some();
+                self.apply(id, message.stream_sequence, (!deleted).then_some(&message.payload));
+            }
+            let sequence = message.stream_sequence;
+            if loading.is_none() {
+                self.revision.send_if_modified(|revision| replace_if_greater(revision, sequence));
+            }
+        }
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, SubscriptionIndex> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, id: &str, revision: u64, value: Option<&Bytes>) {
+        let Ok(id) = SubscriptionId::try_from(id.to_owned()) else {
+            tracing::warn!(id, "a registry key is no subscription id and is passed over");
+            return;
+        };
+        let Some(value) = value else {
+            self.write().remove(&id);
+            return;
+        };
+        match serde_json::from_slice::<Subscription>(value) {
+            Ok(subscription) if subscription.id == id => match Entry::new(subscription, revision) {
+                Ok(entry) => drop(self.write().insert(entry)),
+                Err(error) => {
+                    tracing::error!(%id, %error, "a stored subscription cannot be used; the version before stays in force");
+                }
+            },
+            Ok(subscription) => {
+                tracing::error!(key = %id, id = %subscription.id, "a stored subscription stands under another id and is passed over");
+            }
+            Err(error) => {
+                tracing::error!(%id, %error, "a stored subscription cannot be read; the version before stays in force");
+            }
+        }
+    }
+}
+
+fn replace_if_greater(current: &mut u64, new: u64) -> bool {
+    let greater = new > *current;
+    if greater {
+        *current = new;
+    }
+    greater
+}
+
+impl JetStream {
+    /// Writes a subscription, whose secrets must be sealed. `expected`: the revision it must have
+    /// now, 0 for none yet. Returns the new revision.
+    pub async fn put_subscription(
+        &self,
+        subscription: &Subscription,
+        expected: Option<u64>,
+    ) -> Result<u64, NatsError> {
+        let key = self.names().subscription_key(&subscription.id);
+        let value = serde_json::to_vec(subscription)
+            .map_err(|error| NatsError::Answer { subject: key.clone(), reason: error.to_string() })?;
+        self.write_key(&key, value.into(), expected, &[]).await
+    }
+
+    pub async fn remove_subscription(
+        &self,
+        id: &SubscriptionId,
+        expected: Option<u64>,
+    ) -> Result<u64, NatsError> {
+        let key = self.names().subscription_key(id);
+        self.write_key(&key, Bytes::new(), expected, &[("KV-Operation", "DEL")]).await
+    }
+
+    async fn write_key(
+        &self,
+        key: &str,
+        value: Bytes,
+        expected: Option<u64>,
+        headers: &[(&str, &str)],
+    ) -> Result<u64, NatsError> {
+        let expected = expected.map(|revision| revision.to_string());
+        let mut headers = headers.to_vec();
+        if let Some(expected) = &expected {
+            headers.push(("Nats-Expected-Last-Subject-Sequence", expected));
+        }
+        Ok(self.publish(key, value, &headers).await?.seq)
+    }
+
+    pub async fn subscription(&self, id: &SubscriptionId) -> Result<Option<Stored>, NatsError> {
+        let key = self.names().subscription_key(id);
+        let stream = self.names().subscriptions_stream();
+        let Some(message) = self.get_last(&stream, &key).await? else { return Ok(None) };
+        if message.header("KV-Operation").is_some() {
+            return Ok(None);
+        }
+        let subscription = serde_json::from_slice(&message.payload)
+            .map_err(|error| NatsError::Answer { subject: key, reason: error.to_string() })?;
+        Ok(Some(Stored { subscription, revision: message.sequence }))
+    }
+
+    /// All subscriptions, in order of their ids.
+    pub async fn subscriptions(&self) -> Result<Vec<Stored>, NatsError> {
+        let names = self.names().clone();
+        let stream = names.subscriptions_stream();
+        let mut found = std::collections::BTreeMap::new();
+        if self.stream_info(&stream).await?.state.messages == 0 {
+            return Ok(Vec::new());
+        }
+        let options = ScanOptions {
+            filter: format!("$KV.{}.>", names.subscriptions_bucket()),
+            last_per_subject: true,
+            ..ScanOptions::default()
+        };
+        'again: loop {
+            let mut scan = Scan::begin(self, &stream, &options).await?;
+            while scan.remaining > 0 {
+                match tokio::time::timeout(self.request_timeout(), scan.next()).await {
+                    Ok(event) => match event? {
+                        ScanEvent::Message(message) => {
+                            let key = message.subject.clone();
+                            if message.header("KV-Operation").is_some() {
+                                found.remove(&key);
+                                continue;
+                            }
+                            match serde_json::from_slice::<Subscription>(&message.payload) {
+                                Ok(subscription) => {
+                                    let revision = message.stream_sequence;
+                                    found.insert(key, Stored { subscription, revision });
+                                }
+                                Err(error) => {
+                                    tracing::warn!(key, %error, "a stored subscription cannot be read");
+                                }
+                            }
+                        }
+                        ScanEvent::Lost => {
+                            scan.end().await;
+                            continue 'again;
+                        }
+                    },
+                    Err(_) => break,
+                }
+            }
+            scan.end().await;
+            return Ok(found.into_values().collect());
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Every subject, stream name and bucket name of the hub, built and parsed in this one file.
+
+use crate::domain::subscription::SubscriptionId;
+
+/// The lane every subscription starts in.
+pub const SHARED_LANE: &str = "shared";
+
+/// Names under one prefix (setting `nats.prefix`, `hub` by default); streams carry it in upper case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    prefix: String,
+    upper: String,
+}
+
+/// A parsed `<prefix>.outbox.<domain>.<lane>.<subscription>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutboxSubject<'a> {
+    pub domain: &'a str,
+    pub lane: &'a str,
+    pub subscription: &'a str,
+}
+
+impl Names {
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), upper: stream_token(prefix) }
+    }
+
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    pub fn events_stream(&self) -> String {
+        format!("{}_EVENTS", self.upper)
+    }
+
+    pub fn outbox_stream(&self, domain: &str) -> String {
+        format!("{}_OUTBOX_{}", self.upper, stream_token(domain))
+    }
+
+    pub fn dlt_stream(&self, domain: &str) -> String {
+        format!("{}_OUTBOX_{}_DLT", self.upper, stream_token(domain))
+    }
+
+    pub fn advisories_stream(&self) -> String {
+        format!("{}_ADVISORIES", self.upper)
+    }
+
+    pub fn attempts_stream(&self) -> String {
+        format!("{}_ATTEMPTS", self.upper)
+    }
+
+    pub fn redrive_stream(&self) -> String {
+        format!("{}_REDRIVE", self.upper)
+    }
+
+    pub fn rejected_stream(&self) -> String {
+        format!("{}_REJECTED", self.upper)
+    }
+
+    pub fn subscriptions_bucket(&self) -> String {
+        format!("{}-subscriptions", self.prefix)
+    }
+
+    pub fn subscriptions_stream(&self) -> String {
+        format!("KV_{}", self.subscriptions_bucket())
+    }
+
+    pub fn subscription_key(&self, id: &SubscriptionId) -> String {
+        format!("$KV.{}.{id}", self.subscriptions_bucket())
+    }
+
+    pub fn subscription_of_key<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        subject.strip_prefix("$KV.")?.strip_prefix(self.subscriptions_bucket().as_str())?.strip_prefix('.')
+    }
+
+    /// `<prefix>.events.<tail>`
+    pub fn event(&self, tail: &str) -> String {
+        format!("{}.events.{tail}", self.prefix)
+    }
+
+    /// What follows `<prefix>.events.`
+    pub fn event_tail<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".events.")
+    }
+
+    pub fn outbox(&self, domain: &str, lane: &str, subscription: &str) -> String {
+        format!("{}.outbox.{domain}.{lane}.{subscription}", self.prefix)
+    }
+
+    /// All subjects of a lane: the filter of its durable.
+    pub fn lane_filter(&self, domain: &str, lane: &str) -> String {
+        format!("{}.outbox.{domain}.{lane}.*", self.prefix)
+    }
+
+    pub fn parse_outbox<'a>(&self, subject: &'a str) -> Option<OutboxSubject<'a>> {
+        let tail = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".outbox.")?;
+        let mut tokens = tail.split('.');
+        let parsed =
+            OutboxSubject { domain: tokens.next()?, lane: tokens.next()?, subscription: tokens.next()? };
+        tokens.next().is_none().then_some(parsed)
+    }
+
+    /// `<outbox subject>.DLT`
+    pub fn dead_letter(&self, outbox_subject: &str) -> String {
+        format!("{outbox_subject}.DLT")
+    }
+
+    pub fn dead_letter_filter(&self, domain: &str, subscription: Option<&str>) -> String {
+        format!("{}.outbox.{domain}.*.{}.DLT", self.prefix, subscription.unwrap_or("*"))
+    }
+
+    pub fn parse_dead_letter<'a>(&self, subject: &'a str) -> Option<OutboxSubject<'a>> {
+        self.parse_outbox(subject.strip_suffix(".DLT")?)
+    }
+
+    pub fn rejected(&self, reason: &str) -> String {
+        format!("{}.rejected.{reason}", self.prefix)
+    }
+
+    /// The last words of an envelope: its final failed attempt.
+    pub fn final_attempt(&self, domain: &str, subscription: &str, envelope: &str) -> String {
+        format!("{}.attempts.{domain}.{subscription}.{envelope}", self.prefix)
+    }
+
+    /// The timer of a dead letter; one per subject, the newest wins (ADR-51).
+    pub fn redrive_timer(&self, domain: &str, sequence: u64) -> String {
+        format!("{}.redrive.at.{domain}.{sequence}", self.prefix)
+    }
+
+    /// A dead letter to be sent again now: by its timer or by an operator's order.
+    pub fn redrive_due(&self, domain: &str, sequence: u64) -> String {
+        format!("{}.redrive.due.{domain}.{sequence}", self.prefix)
+    }
+
+    pub fn redrive_timer_filter(&self, domain: &str) -> String {
+        format!("{}.redrive.at.{domain}.*", self.prefix)
+    }
+
+    pub fn redrive_due_filter(&self, domain: &str) -> String {
+        format!("{}.redrive.due.{domain}.*", self.prefix)
+    }
+
+    pub fn parse_redrive_due<'a>(&self, subject: &'a str) -> Option<(&'a str, u64)> {
+        self.parse_redrive(subject, "due")
+    }
+
+    /// Marks a dead letter whose envelope is on its way again.
+    pub fn replaying(&self, domain: &str, sequence: u64) -> String {
+        format!("{}.redrive.replaying.{domain}.{sequence}", self.prefix)
+    }
+
+    pub fn replaying_filter(&self, domain: &str) -> String {
+        format!("{}.redrive.replaying.{domain}.*", self.prefix)
+    }
+
+    pub fn parse_replaying<'a>(&self, subject: &'a str) -> Option<(&'a str, u64)> {
+        self.parse_redrive(subject, "replaying")
+    }
+
+    fn parse_redrive<'a>(&self, subject: &'a str, kind: &str) -> Option<(&'a str, u64)> {
+        let tail = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".redrive.")?;
+        let (domain, sequence) = tail.strip_prefix(kind)?.strip_prefix('.')?.split_once('.')?;
+        Some((domain, sequence.parse().ok()?))
+    }
+
+    /// The advisories that the hub keeps of one outbox stream.
+    pub fn advisory_subjects(&self, stream: &str) -> [String; 2] {
+        ["MAX_DELIVERIES", "MSG_TERMINATED"]
+            .map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.*"))
+    }
+}
+
+/// `user-lifecycle` → `USER_LIFECYCLE`
+pub fn stream_token(name: &str) -> String {
+    name.to_ascii_uppercase().replace('-', "_")
+}
+
+/// The durable of a lane: `lane-shared`.
+pub fn lane_consumer(lane: &str) -> String {
+    format!("lane-{lane}")
+}
+
+/// The lane behind a durable's name.
+pub fn lane_of_consumer(consumer: &str) -> Option<&str> {
+    consumer.strip_prefix("lane-")
+}
+
+/// A subscription's own lane.
+pub fn own_lane(subscription: &str) -> String {
+    format!("own-{subscription}")
+}
+
+pub fn subscription_of_own_lane(lane: &str) -> Option<&str> {
+    lane.strip_prefix("own-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outbox_and_dead_letter_subjects_round_trip() {
+        let names = Names::new("hub");
+        let subject = names.outbox("policy-client", SHARED_LANE, "crm");
+        assert_eq!(subject, "hub.outbox.policy-client.shared.crm");
+        let parsed = names.parse_outbox(&subject).unwrap();
+        assert_eq!((parsed.domain, parsed.lane, parsed.subscription), ("policy-client", "shared", "crm"));
+        let dead = names.dead_letter(&subject);
+        assert_eq!(names.parse_dead_letter(&dead), Some(parsed));
+        assert_eq!(names.parse_outbox(&dead), None, "a dead letter is not an outbox subject");
+    }
+
+    #[test]
+    fn redrive_subjects_round_trip() {
+        let names = Names::new("acme");
+        assert_eq!(names.parse_redrive_due(&names.redrive_due("organization", 7)), Some(("organization", 7)));
+        assert_eq!(names.parse_replaying(&names.replaying("organization", 9)), Some(("organization", 9)));
+        assert_eq!(names.parse_redrive_due("hub.redrive.due.organization.7"), None);
+    }
+
+    #[test]
+    fn stream_names_carry_the_prefix_in_upper_case() {
+        let names = Names::new("my-hub");
+        assert_eq!(names.outbox_stream("user-lifecycle"), "MY_HUB_OUTBOX_USER_LIFECYCLE");
+        assert_eq!(names.subscriptions_bucket(), "my-hub-subscriptions");
+    }
+}

@@ -1,0 +1,231 @@
+//! DLT Processor: gives every dead letter its timer, and sends it back to its outbox when the
+//! timer is due or an operator orders it. The entry is dropped by whoever sees its delivery
+//! succeed, or by its successor when it fails again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::dead_letter::{DeadLetter, State};
+use crate::health::ReadyFlag;
+use crate::metrics::Metrics;
+use crate::nats::subjects::SHARED_LANE;
+use crate::nats::{
+    DeadLetterQuery, Delivered, JetStream, NatsError, Outgoing, PullEvent, Puller, REDRIVE_ORDER_HEADER,
+    RedriveOrder,
+};
+
+/// The durable of this role, on each DLT and on the redrive stream.
+pub const CONSUMER: &str = "dlt-processor";
+/// Redrives and timers worked on at once, per stream.
+const IN_FLIGHT: usize = 64;
+/// What cannot be done now (the outbox is full, say) comes again after this.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone)]
+pub struct DltProcessorSettings {
+    pub domains: Vec<String>,
+    /// How often overdue dead letters without a timer are looked for.
+    pub reconcile_interval: Duration,
+}
+
+pub struct DltProcessor {
+    worker: Arc<Worker>,
+    settings: DltProcessorSettings,
+    ready: ReadyFlag,
+}
+
+struct Worker {
+    js: JetStream,
+    metrics: Metrics,
+}
+
+impl DltProcessor {
+    pub fn new(js: JetStream, settings: DltProcessorSettings, metrics: Metrics, ready: ReadyFlag) -> Self {
+        Self { worker: Arc::new(Worker { js, metrics }), settings, ready }
+    }
+
+    /// Runs until `stop`; what is under way then is finished.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
+        let names = self.worker.js.names().clone();
+        let mut streams: Vec<String> =
+            self.settings.domains.iter().map(|domain| names.dlt_stream(domain)).collect();
+        let redrive = names.redrive_stream();
+        streams.push(redrive.clone());
+        let mut readers = JoinSet::new();
+        for stream in streams {
+            let (worker, stop, is_redrive) = (self.worker.clone(), stop.clone(), stream == redrive);
+            readers.spawn(async move { worker.read(&stream, is_redrive, &stop).await });
+        }
+        let mut waiting = JoinSet::new();
+        let (worker, settings, reconcile_stop) = (self.worker.clone(), self.settings.clone(), stop.clone());
+        waiting.spawn(async move { worker.reconcile(&settings, &reconcile_stop).await });
+        self.ready.set(true);
+        let mut result = Ok(());
+        while let Some(ended) = readers.join_next().await {
+            if let Ok(Err(error)) = ended {
+                result = Err(error);
+                break;
+            }
+        }
+        waiting.shutdown().await;
+        result
+    }
+}
+
+impl Worker {
+    async fn read(
+        self: Arc<Self>,
+        stream: &str,
+        is_redrive: bool,
+        stop: &CancellationToken,
+    ) -> Result<(), NatsError> {
+        let mut puller = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            puller = Puller::bind(&self.js, stream, CONSUMER) => puller?,
+        };
+        let permits = Arc::new(Semaphore::new(IN_FLIGHT));
+        let mut tasks = JoinSet::new();
+        loop {
+            let room = permits.available_permits();
+            let event = tokio::select! {
+                () = stop.cancelled() => break,
+                event = puller.next(room) => event?,
+                permit = permits.acquire(), if room == 0 => { drop(permit); continue }
+            };
+            let PullEvent::Message(message) = event else { continue };
+            let Ok(permit) = permits.clone().acquire_owned().await else { break };
+            let worker = self.clone();
+            tasks.spawn(async move {
+                let done = if is_redrive {
+                    worker.redrive(&message).await
+                } else {
+                    worker.set_timer(&message).await
+                };
+                match done {
+                    Ok(()) => message.acker.ack().await,
+                    Err(error) => {
+                        tracing::warn!(%error, subject = message.subject, "cannot be done yet; trying again");
+                        message.acker.nak(Some(RETRY_DELAY)).await;
+                    }
+                }
+                drop(permit);
+            });
+            while tasks.try_join_next().is_some() {}
+        }
+        while tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// A new dead letter: sets its timer, if it is scheduled.
+    async fn set_timer(&self, message: &Delivered) -> Result<(), NatsError> {
+        let Some(letter) = DeadLetter::from_headers(|name| message.header(name)) else {
+            tracing::warn!(
+                subject = message.subject,
+                "a message without the headers of a dead letter is left alone"
+            );
+            return Ok(());
+        };
+        match letter.next_redrive_at {
+            Some(at) if letter.state == State::Scheduled => {
+                self.js.schedule_redrive(&letter.domain, message.stream_sequence, at).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A due timer or an order: sends the envelope back, once, and marks the entry as replaying.
+    async fn redrive(&self, message: &Delivered) -> Result<(), NatsError> {
+        let names = self.js.names();
+        let Some((domain, sequence)) = names.parse_redrive_due(&message.subject) else { return Ok(()) };
+        let order = RedriveOrder::read(message.header(REDRIVE_ORDER_HEADER));
+        let stream = names.dlt_stream(domain);
+        let Some(entry) = self.js.get(&stream, sequence).await? else {
+            tracing::debug!(domain, sequence, "a dead letter to be redriven is resolved already");
+            return Ok(());
+        };
+        let Some(letter) = DeadLetter::from_headers(|name| entry.header(name)) else { return Ok(()) };
+        if order != RedriveOrder::OperatorForce && self.js.is_replaying(domain, sequence).await? {
+            return Ok(());
+        }
+        let redrives = letter.redrives + u32::from(order == RedriveOrder::Schedule);
+        // The due message's own sequence: a forced replay is not dropped as a repetition.
+        let message_id = match order {
+            RedriveOrder::OperatorForce => format!("{stream}-{sequence}-{}", message.stream_sequence),
+            _ => format!("{stream}-{sequence}"),
+        };
+        let outgoing = Outgoing {
+            subject: names.outbox(domain, SHARED_LANE, &letter.subscription),
+            message_id,
+            payload: entry.payload.clone(),
+            headers: vec![
+                ("Hub-Dead-Letter", sequence.to_string()),
+                ("Hub-Redrives", redrives.to_string()),
+                ("Hub-Attempts", letter.attempts.to_string()),
+            ],
+        };
+        self.js.publish_each(std::slice::from_ref(&outgoing)).await?;
+        self.js.mark_replaying(domain, sequence).await?;
+        self.metrics.of_domain(domain).redriven.inc();
+        tracing::info!(
+            domain,
+            subscription = letter.subscription,
+            envelope = letter.id,
+            redrives,
+            order = order.as_str(),
+            "redriven"
+        );
+        Ok(())
+    }
+
+    /// Looks for scheduled dead letters that are overdue without a timer or an order under way
+    /// (a redrive stream that was purged or lost, say), and orders their redrive.
+    async fn reconcile(&self, settings: &DltProcessorSettings, stop: &CancellationToken) {
+        let mut ticks = tokio::time::interval(settings.reconcile_interval);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            for domain in &settings.domains {
+                if let Err(error) = self.reconcile_domain(domain, settings.reconcile_interval).await {
+                    tracing::warn!(%error, domain, "overdue dead letters cannot be looked for; trying again later");
+                }
+            }
+        }
+    }
+
+    async fn reconcile_domain(&self, domain: &str, grace: Duration) -> Result<(), NatsError> {
+        let query = DeadLetterQuery { state: Some(State::Scheduled), ..DeadLetterQuery::default() };
+        let mut from = 1;
+        loop {
+            let page = self.js.dead_letters(domain, &query, from, 1_000).await?;
+            let overdue = OffsetDateTime::now_utc() - grace;
+            let late: Vec<_> = page
+                .entries
+                .iter()
+                .filter(|entry| entry.letter.next_redrive_at.is_some_and(|at| at < overdue))
+                .collect();
+            if !late.is_empty() {
+                let pending = self.js.redrive_pending(domain).await?;
+                for entry in late.iter().filter(|entry| !pending.contains(&entry.sequence)) {
+                    tracing::warn!(
+                        domain,
+                        envelope = entry.letter.id,
+                        "an overdue dead letter had no timer; ordering its redrive"
+                    );
+                    self.js.order_redrive(domain, entry.sequence, RedriveOrder::Schedule).await?;
+                }
+            }
+            match page.next {
+                Some(next) => from = next,
+                None => return Ok(()),
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! DLT Router: turns the server's advisories into dead letters, and finds by a sweep what an
+//! advisory missed. *Exhausted = dead-lettered + resolved*, always.
+
+mod route;
+mod sweep;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::health::ReadyFlag;
+use crate::metrics::Metrics;
+use crate::nats::definitions::Shape;
+use crate::nats::{Advisory, AdvisoryKind, Delivered, JetStream, NatsError, PullEvent, Puller};
+use route::{Cause, Router};
+
+/// The durable of this role.
+pub const CONSUMER: &str = "dlt-router";
+/// Advisories worked on at once.
+const IN_FLIGHT: usize = 32;
+/// What cannot be routed now (the DLT is full, say) comes again after this.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone)]
+pub struct DltRouterSettings {
+    /// Waits before the redrives of a dead letter.
+    pub schedule: Vec<Duration>,
+    pub sweep_interval: Duration,
+    pub shape: Shape,
+}
+
+pub struct DltRouter {
+    router: Arc<Router>,
+    settings: DltRouterSettings,
+    ready: ReadyFlag,
+}
+
+impl DltRouter {
+    pub fn new(js: JetStream, settings: DltRouterSettings, metrics: Metrics, ready: ReadyFlag) -> Self {
+        let router = Router::new(js, settings.shape.domains.clone(), settings.schedule.clone(), metrics);
+        Self { router: Arc::new(router), settings, ready }
+    }
+
+    /// Runs until `stop`; what is being routed then is finished.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
+        let sweep =
+            sweep::Sweep::new(self.router.clone(), self.settings.shape.clone(), self.settings.sweep_interval);
+        // The sweep must not depend on the advisories' consumer: it is there for when that is not.
+        let (advisories, ()) = tokio::join!(self.advisories(&stop), sweep.run(&stop));
+        advisories
+    }
+
+    async fn advisories(&self, stop: &CancellationToken) -> Result<(), NatsError> {
+        let js = self.router.js();
+        let stream = js.names().advisories_stream();
+        let mut puller = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            puller = Puller::bind(js, &stream, CONSUMER) => puller?,
+        };
+        self.ready.set(true);
+        let permits = Arc::new(Semaphore::new(IN_FLIGHT));
+        let mut tasks = JoinSet::new();
+        loop {
+            let room = permits.available_permits();
+            let event = tokio::select! {
+                () = stop.cancelled() => break,
+                event = puller.next(room) => event?,
+                permit = permits.acquire(), if room == 0 => { drop(permit); continue }
+            };
+            match event {
+                PullEvent::Message(message) => {
+                    self.ready.set(true);
+                    let Ok(permit) = permits.clone().acquire_owned().await else { break };
+                    let router = self.router.clone();
+                    tasks.spawn(async move {
+                        handle(&router, &message).await;
+                        drop(permit);
+                    });
+                    while tasks.try_join_next().is_some() {}
+                }
+                PullEvent::Missing => self.ready.set(false),
+                PullEvent::Reset => {}
+            }
+        }
+        while tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+}
+
+async fn handle(router: &Router, message: &Delivered) {
+    let Some(advisory) = Advisory::read(&message.payload) else {
+        tracing::warn!(
+            subject = message.subject,
+            "an advisory that cannot be read is dropped; the sweep finds what it was about"
+        );
+        message.acker.ack().await;
+        return;
+    };
+    let cause = match advisory.kind {
+        AdvisoryKind::MaxDeliveries => Cause::Exhausted { deliveries: advisory.deliveries },
+        // A terminated message is gone from a work queue: the worker wrote its dead letter first.
+        AdvisoryKind::Terminated { ref reason } => {
+            tracing::debug!(
+                stream = advisory.stream,
+                sequence = advisory.stream_sequence,
+                ?reason,
+                "terminated"
+            );
+            message.acker.ack().await;
+            return;
+        }
+    };
+    match router.route(&advisory.stream, advisory.stream_sequence, cause).await {
+        Ok(_) => message.acker.ack().await,
+        Err(error) => {
+            tracing::warn!(%error, stream = advisory.stream, sequence = advisory.stream_sequence, "cannot be dead-lettered yet; trying again");
+            message.acker.nak(Some(RETRY_DELAY)).await;
+        }
+    }
+}

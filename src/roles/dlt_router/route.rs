@@ -1,0 +1,134 @@
+//! From an envelope that stands exhausted in its outbox to a dead letter. Every step may be
+//! repeated: the dead letter's message id is the envelope's place in the outbox.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use crate::domain::dead_letter::{DeadLetter, State, next_redrive};
+use crate::domain::envelope::Envelope;
+use crate::domain::outcome::{Fault, Reason};
+use crate::metrics::Metrics;
+use crate::nats::{JetStream, NatsError, StoredMessage};
+
+pub(super) struct Router {
+    js: JetStream,
+    domains: Vec<String>,
+    schedule: Vec<Duration>,
+    metrics: Metrics,
+}
+
+/// Why an envelope is routed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Cause {
+    /// An advisory said so.
+    Exhausted { deliveries: u32 },
+    /// The sweep found it.
+    Stranded { deliveries: u32 },
+}
+
+impl Router {
+    pub(super) fn new(
+        js: JetStream,
+        domains: Vec<String>,
+        schedule: Vec<Duration>,
+        metrics: Metrics,
+    ) -> Self {
+        Self { js, domains, schedule, metrics }
+    }
+
+    pub(super) fn js(&self) -> &JetStream {
+        &self.js
+    }
+
+    /// Dead-letters the envelope at a sequence of an outbox; false if it stands there no more.
+    pub(super) async fn route(&self, stream: &str, sequence: u64, cause: Cause) -> Result<bool, NatsError> {
+        let names = self.js.names();
+        let Some(domain) = self.domains.iter().find(|domain| names.outbox_stream(domain) == stream) else {
+            tracing::warn!(
+                stream,
+                sequence,
+                "an advisory of a stream that no domain of the settings has is dropped"
+            );
+            return Ok(false);
+        };
+        let Some(message) = self.js.get(stream, sequence).await? else {
+            tracing::debug!(stream, sequence, "the envelope stands in its outbox no more");
+            return Ok(false);
+        };
+        let letter = self.letter(domain, &message, cause).await?;
+        let predecessor: Option<u64> = message.header("Hub-Dead-Letter").and_then(|text| text.parse().ok());
+        self.js.put_dead_letter(&message.subject, sequence, &letter, message.payload.clone()).await?;
+        if let Some(predecessor) = predecessor {
+            self.js.drop_dead_letter(domain, predecessor).await?;
+        }
+        self.js.delete(stream, sequence).await?;
+        self.metrics.dead_lettered(domain, letter.reason.as_str());
+        tracing::warn!(
+            domain,
+            subscription = letter.subscription,
+            envelope = letter.id,
+            event_key = letter.event_key,
+            reason = %letter.reason,
+            attempts = letter.attempts,
+            last_error = letter.last_error,
+            state = %letter.state,
+            "dead-lettered"
+        );
+        Ok(true)
+    }
+
+    async fn letter(
+        &self,
+        domain: &str,
+        message: &StoredMessage,
+        cause: Cause,
+    ) -> Result<DeadLetter, NatsError> {
+        let subscription = self
+            .js
+            .names()
+            .parse_outbox(&message.subject)
+            .map(|subject| subject.subscription)
+            .unwrap_or_default();
+        let number = |name: &str| message.header(name).and_then(|text| text.parse().ok()).unwrap_or(0u32);
+        let redrives = number("Hub-Redrives");
+        let envelope = Envelope::read(&message.payload).ok();
+        let words = match &envelope {
+            Some(envelope) => self.js.last_words(domain, subscription, &envelope.id).await?,
+            None => None,
+        };
+        // Words of an earlier redrive are not this one's.
+        let words = words.filter(|words| words.attempt > number("Hub-Attempts"));
+        let deliveries = match cause {
+            Cause::Exhausted { deliveries } | Cause::Stranded { deliveries } => deliveries,
+        };
+        let reason = match (&envelope, cause) {
+            (None, _) => Reason::Undecodable,
+            (Some(_), Cause::Exhausted { .. }) => Reason::Exhausted,
+            // Its last words prove that it was tried to the end: only the advisory was missed.
+            (Some(_), Cause::Stranded { .. }) if words.is_some() => Reason::Exhausted,
+            (Some(_), Cause::Stranded { .. }) => Reason::Stranded,
+        };
+        let now = OffsetDateTime::now_utc();
+        let next = next_redrive(reason, redrives, &self.schedule);
+        Ok(DeadLetter {
+            id: envelope
+                .as_ref()
+                .map_or_else(|| format!("{domain}-{}", message.sequence), |envelope| envelope.id.to_string()),
+            domain: domain.to_owned(),
+            subscription: subscription.to_owned(),
+            tenant: envelope.as_ref().map(|envelope| envelope.tenant.to_string()).unwrap_or_default(),
+            event_id: envelope.as_ref().map(|envelope| envelope.event_id.to_string()).unwrap_or_default(),
+            event_key: envelope.as_ref().map(|envelope| envelope.event_key.to_string()).unwrap_or_default(),
+            reason,
+            fault: words.as_ref().map_or(Fault::Hub, |words| words.fault),
+            state: if next.is_some() { State::Scheduled } else { State::Parked },
+            attempts: words.as_ref().map_or(number("Hub-Attempts") + deliveries, |words| words.attempt),
+            redrives,
+            last_status: words.as_ref().and_then(|words| words.status),
+            last_error: words.map(|words| words.error),
+            failed_at: now,
+            next_redrive_at: next.map(|wait| now + wait),
+        })
+    }
+}

@@ -1,0 +1,114 @@
+//! The sweep: finds envelopes that stand in an outbox although no consumer will deliver them.
+//!
+//! A message is stranded exactly if it stands at or below its lane's ack floor, or at or below the
+//! lane's delivered sequence while nothing is pending there. An acknowledgement that is just being
+//! carried out looks the same for a moment, so a candidate counts only when a later pass finds it
+//! still there. A lane that has messages but no durable gets one.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::nats::definitions::Shape;
+use crate::nats::subjects::{lane_consumer, lane_of_consumer};
+use crate::nats::{ConsumerInfo, NatsError};
+
+use super::route::{Cause, Router};
+
+/// The most candidates that one pass looks at in one lane.
+const MOST_PER_PASS: usize = 1_000;
+
+pub(super) struct Sweep {
+    router: Arc<Router>,
+    shape: Shape,
+    interval: Duration,
+}
+
+impl Sweep {
+    pub(super) fn new(router: Arc<Router>, shape: Shape, interval: Duration) -> Self {
+        Self { router, shape, interval }
+    }
+
+    pub(super) async fn run(self, stop: &CancellationToken) {
+        let mut candidates: HashMap<String, HashSet<u64>> = HashMap::new();
+        let mut ticks = tokio::time::interval(self.interval);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            for domain in &self.shape.domains {
+                let known = candidates.remove(domain).unwrap_or_default();
+                match self.pass(domain, &known).await {
+                    Ok(found) => {
+                        candidates.insert(domain.clone(), found);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, domain, "the sweep for stranded envelopes failed; it comes again");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Routes what was a candidate before and still is; returns the new candidates.
+    async fn pass(&self, domain: &str, known: &HashSet<u64>) -> Result<HashSet<u64>, NatsError> {
+        let js = self.router.js();
+        let stream = js.names().outbox_stream(domain);
+        if js.stream_info(&stream).await?.state.messages == 0 {
+            return Ok(HashSet::new());
+        }
+        let mut found = HashSet::new();
+        let consumers = js.consumer_names(&stream).await?;
+        for lane in consumers.iter().filter_map(|name| lane_of_consumer(name)) {
+            let consumer = js.consumer_info(&stream, &lane_consumer(lane)).await?;
+            let filter = js.names().lane_filter(domain, lane);
+            let mut from = 1;
+            for _ in 0..MOST_PER_PASS {
+                let Some(message) = js.get_next(&stream, from, &filter).await? else { break };
+                if !is_stranded(&consumer, message.sequence) {
+                    break;
+                }
+                from = message.sequence + 1;
+                if !known.contains(&message.sequence) {
+                    found.insert(message.sequence);
+                    continue;
+                }
+                let cause = Cause::Stranded { deliveries: self.shape.max_deliver };
+                if self.router.route(&stream, message.sequence, cause).await? {
+                    tracing::warn!(
+                        stream,
+                        sequence = message.sequence,
+                        "a stranded envelope was found by the sweep"
+                    );
+                }
+            }
+        }
+        self.mend_lanes(domain, &stream, &consumers).await?;
+        Ok(found)
+    }
+
+    async fn mend_lanes(&self, domain: &str, stream: &str, consumers: &[String]) -> Result<(), NatsError> {
+        let js = self.router.js();
+        let filter = js.names().lane_filter(domain, "*");
+        let subjects = js.stream_subjects(stream, &filter).await?;
+        let lanes: HashSet<&str> =
+            subjects.iter().filter_map(|(subject, _)| Some(js.names().parse_outbox(subject)?.lane)).collect();
+        for lane in lanes {
+            if !consumers.contains(&lane_consumer(lane)) {
+                tracing::warn!(stream, lane, "a lane with envelopes has no durable; making it");
+                js.ensure_lane(&self.shape, domain, lane).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// See the module's text.
+fn is_stranded(consumer: &ConsumerInfo, sequence: u64) -> bool {
+    sequence <= consumer.ack_floor.stream_seq
+        || (consumer.num_ack_pending == 0 && sequence <= consumer.delivered.stream_seq)
+}

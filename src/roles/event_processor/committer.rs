@@ -1,0 +1,141 @@
+//! Group commit: one task per domain puts the envelopes of the events that are waiting into one
+//! atomic batch, never splitting an event, then acknowledges the events.
+//!
+//! While a batch is under way the next events gather, so that the batches grow with the load and
+//! a single event on a quiet hub commits at once.
+
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
+
+use crate::metrics::DomainMetrics;
+use crate::nats::{Acker, BatchError, JetStream, MOST_PER_BATCH, NatsError, Outgoing};
+
+/// An event that finds its domain busy or blocked comes again after this.
+pub(super) const BUSY_DELAY: Duration = Duration::from_secs(1);
+const MOST_BLOCKED_DELAY: Duration = Duration::from_secs(15);
+
+/// An event with its envelopes.
+pub(super) struct Planned {
+    pub(super) acker: Acker,
+    pub(super) envelopes: Vec<Outgoing>,
+    /// Its place in memory; given back when the event is settled.
+    pub(super) permit: OwnedSemaphorePermit,
+}
+
+pub(super) struct Committer {
+    js: JetStream,
+    domain: String,
+    metrics: DomainMetrics,
+    blocked: Option<Blocked>,
+}
+
+/// The outbox takes nothing at the moment.
+struct Blocked {
+    delay: Duration,
+    until: Instant,
+}
+
+impl Committer {
+    pub(super) fn new(js: JetStream, domain: String, metrics: DomainMetrics) -> Self {
+        Self { js, domain, metrics, blocked: None }
+    }
+
+    /// Runs until the channel is closed and empty.
+    pub(super) async fn run(mut self, mut receiver: mpsc::Receiver<Planned>) {
+        let mut first = None;
+        loop {
+            let planned = match first.take() {
+                Some(planned) => planned,
+                None => match receiver.recv().await {
+                    Some(planned) => planned,
+                    None => return,
+                },
+            };
+            if self.blocked.as_ref().is_some_and(|blocked| Instant::now() < blocked.until) {
+                self.hand_back(vec![planned]).await;
+                continue;
+            }
+            let mut count = planned.envelopes.len();
+            let mut group = vec![planned];
+            while let Ok(planned) = receiver.try_recv() {
+                if count + planned.envelopes.len() > MOST_PER_BATCH {
+                    first = Some(planned);
+                    break;
+                }
+                count += planned.envelopes.len();
+                group.push(planned);
+            }
+            self.commit(group, count).await;
+        }
+    }
+
+    async fn commit(&mut self, mut group: Vec<Planned>, count: usize) {
+        let mut envelopes = Vec::with_capacity(count);
+        for planned in &mut group {
+            envelopes.append(&mut planned.envelopes);
+        }
+        match self.write(&envelopes).await {
+            Ok(()) => {
+                if self.blocked.take().is_some() {
+                    tracing::info!(domain = self.domain, "the outbox takes envelopes again");
+                }
+                self.metrics.envelopes.inc_by(count as u64);
+                for planned in group {
+                    planned.acker.ack().await;
+                    drop(planned.permit);
+                }
+            }
+            Err(error) => {
+                self.block(&error);
+                self.hand_back(group).await;
+            }
+        }
+    }
+
+    /// One batch where it fits; an event with more envelopes than a batch takes several, and an
+    /// event that comes again is published one by one: the stream drops what it has.
+    async fn write(&self, envelopes: &[Outgoing]) -> Result<(), NatsError> {
+        for batch in envelopes.chunks(MOST_PER_BATCH) {
+            match self.js.commit(batch).await {
+                Ok(()) => {}
+                Err(BatchError::Duplicate) => {
+                    let added = self.js.publish_each(batch).await?;
+                    tracing::info!(
+                        domain = self.domain,
+                        envelopes = batch.len(),
+                        added,
+                        "a repeated event: only what was missing is added"
+                    );
+                }
+                Err(BatchError::Nats(error)) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, error: &NatsError) {
+        let delay = match &self.blocked {
+            Some(blocked) => (blocked.delay * 2).min(MOST_BLOCKED_DELAY),
+            None => {
+                if error.is_full() {
+                    tracing::warn!(domain = self.domain, %error, "the outbox is full; its events wait in the events stream");
+                } else {
+                    tracing::warn!(domain = self.domain, %error, "envelopes cannot be committed; their events wait");
+                }
+                BUSY_DELAY
+            }
+        };
+        self.blocked = Some(Blocked { delay, until: Instant::now() + delay });
+    }
+
+    async fn hand_back(&self, group: Vec<Planned>) {
+        let delay = self.blocked.as_ref().map_or(BUSY_DELAY, |blocked| {
+            blocked.until.saturating_duration_since(Instant::now()).max(Duration::from_millis(100))
+        });
+        for planned in group {
+            planned.acker.nak(Some(delay)).await;
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Reads the depths of the streams for the metrics.
+
+use std::time::Duration;
+
+use crate::metrics::Metrics;
+use crate::nats::{JetStream, NatsError, Registry};
+
+const INTERVAL: Duration = Duration::from_secs(5);
+
+pub struct Gauges {
+    js: JetStream,
+    registry: Registry,
+    domains: Vec<String>,
+    metrics: Metrics,
+}
+
+impl Gauges {
+    pub fn new(js: JetStream, registry: Registry, domains: Vec<String>, metrics: Metrics) -> Self {
+        Self { js, registry, domains, metrics }
+    }
+
+    /// Runs until it is dropped.
+    pub async fn run(self) {
+        let mut ticks = tokio::time::interval(INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.read().await {
+                tracing::debug!(%error, "the depths of the streams cannot be read now");
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<(), NatsError> {
+        let names = self.js.names();
+        self.metrics.subscriptions(self.registry.read().len());
+        self.metrics.events_depth(self.js.stream_info(&names.events_stream()).await?.state.messages);
+        for domain in &self.domains {
+            let outbox = self.js.stream_info(&names.outbox_stream(domain)).await?.state.messages;
+            let dlt = self.js.stream_info(&names.dlt_stream(domain)).await?.state.messages;
+            self.metrics.depths(domain, outbox, dlt);
+        }
+        Ok(())
+    }
+}

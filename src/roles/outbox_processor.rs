@@ -1,0 +1,124 @@
+//! Outbox Processor: pulls a domain's envelopes from their lanes, delivers each over HTTP, and
+//! settles it: acknowledged, again later, or dead-lettered.
+//!
+//! One worker per domain, with a pool of its own: readers (one per lane) take a permit before each
+//! message, the fair share decides whose turn it is, and each delivery is a task of its own.
+
+mod delivery;
+mod lanes;
+mod settle;
+mod worker;
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::outcome::RetryPolicy;
+use crate::health::Readiness;
+use crate::http_delivery::HttpDelivery;
+use crate::metrics::Metrics;
+use crate::nats::definitions::Shape;
+use crate::nats::{JetStream, NatsError, Registry};
+use crate::seal::Opener;
+
+#[derive(Debug, Clone)]
+pub struct OutboxProcessorSettings {
+    pub domains: Vec<DomainSettings>,
+    pub retry: RetryPolicy,
+    /// The most envelopes in memory, per domain.
+    pub held: usize,
+    /// The most envelopes of one subscription that wait in memory; more go to its own lane.
+    pub queue_per_subscription: usize,
+    pub ack_wait: Duration,
+    /// How long deliveries may go on after a stop.
+    pub grace: Duration,
+    /// Waits before the redrives of a dead letter.
+    pub schedule: Vec<Duration>,
+    pub shape: Shape,
+}
+
+#[derive(Debug, Clone)]
+pub struct DomainSettings {
+    pub name: String,
+    /// Deliveries at once.
+    pub concurrency: usize,
+}
+
+pub struct OutboxProcessor {
+    js: JetStream,
+    registry: Registry,
+    http: HttpDelivery,
+    opener: Opener,
+    settings: OutboxProcessorSettings,
+    metrics: Metrics,
+    readiness: Readiness,
+}
+
+impl OutboxProcessor {
+    pub fn new(
+        js: JetStream,
+        registry: Registry,
+        http: HttpDelivery,
+        opener: Opener,
+        settings: OutboxProcessorSettings,
+        metrics: Metrics,
+        readiness: Readiness,
+    ) -> Self {
+        Self { js, registry, http, opener, settings, metrics, readiness }
+    }
+
+    /// Runs a worker per domain until `stop`; each then finishes what is in flight within the
+    /// grace period and hands the rest back.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = self.registry.wait_until_loaded() => {}
+        }
+        let mut workers = JoinSet::new();
+        for domain in &self.settings.domains {
+            let settle = settle::Settle::new(
+                self.js.clone(),
+                domain.name.clone(),
+                self.settings.retry.clone(),
+                self.settings.schedule.clone(),
+                self.metrics.clone(),
+            );
+            let delivery = delivery::Delivery::new(
+                self.js.clone(),
+                self.registry.clone(),
+                self.http.clone(),
+                self.opener.clone(),
+                settle,
+            );
+            let worker = worker::Worker::new(
+                self.js.clone(),
+                self.registry.clone(),
+                domain.clone(),
+                self.settings.clone(),
+                delivery,
+                self.metrics.of_domain(&domain.name),
+                self.readiness.part(format!("outbox-processor {}", domain.name)),
+            );
+            workers.spawn(worker.run(stop.clone()));
+        }
+        let mut result = Ok(());
+        while let Some(ended) = workers.join_next().await {
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    result = Err(error);
+                    stop.cancel();
+                }
+                Err(error) => {
+                    stop.cancel();
+                    result = Err(NatsError::Transport {
+                        subject: "outbox-processor".to_owned(),
+                        reason: format!("a domain's worker panicked: {error}"),
+                    });
+                }
+            }
+        }
+        result
+    }
+}

@@ -1,0 +1,197 @@
+//! Lanes: the reader of one lane, and the lanes that a domain has.
+//!
+//! Every subscription starts in the shared lane. When its queue here is full, its envelopes move
+//! to a lane of its own (`own-<subscription>`), whose reader takes them at the subscription's own
+//! pace. Lanes are durables of the outbox: every replica finds them there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::health::ReadyFlag;
+use crate::nats::subjects::{SHARED_LANE, lane_consumer, lane_of_consumer, subscription_of_own_lane};
+use crate::nats::{Delivered, JetStream, NatsError, PullEvent, Puller};
+
+/// How often a domain's lanes are listed.
+const LIST_INTERVAL: Duration = Duration::from_secs(5);
+/// Envelopes of one own lane in memory.
+pub(super) const OWN_LANE_HELD: usize = 64;
+/// Own lanes that are read at once; the others wait for a place.
+const MOST_OWN_LANES: usize = 256;
+/// An own lane that was found empty this often in a row is removed.
+const EMPTY_ROUNDS: u32 = 60;
+
+/// A message read from a lane, with its place in memory.
+pub(super) struct Read {
+    pub(super) message: Box<Delivered>,
+    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) own_lane: bool,
+}
+
+/// Reads one lane until `stop`: never more messages than permits.
+async fn read_lane(
+    js: JetStream,
+    stream: String,
+    lane: String,
+    permits: Arc<Semaphore>,
+    sink: mpsc::Sender<Read>,
+    ready: Option<ReadyFlag>,
+    stop: CancellationToken,
+) -> Result<(), NatsError> {
+    let own_lane = lane != SHARED_LANE;
+    let mut puller = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        puller = Puller::bind(&js, &stream, &lane_consumer(&lane)) => puller?,
+    };
+    let tell = |state: bool| {
+        if let Some(ready) = &ready {
+            ready.set(state);
+        }
+    };
+    tell(true);
+    loop {
+        let room = permits.available_permits();
+        let event = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            event = puller.next(room) => event?,
+            permit = permits.acquire(), if room == 0 => { drop(permit); continue }
+        };
+        let mut next = Some(event);
+        while let Some(event) = next {
+            match event {
+                PullEvent::Message(message) => {
+                    let Ok(permit) = permits.clone().acquire_owned().await else { return Ok(()) };
+                    // The sink holds as many as there are permits: this waits for nobody.
+                    if sink.send(Read { message, permit, own_lane }).await.is_err() {
+                        return Ok(());
+                    }
+                    tell(true);
+                }
+                PullEvent::Missing if own_lane => return Ok(()),
+                PullEvent::Missing => tell(false),
+                PullEvent::Reset => {}
+            }
+            next = puller.try_next();
+        }
+    }
+}
+
+/// The readers of a domain's lanes.
+pub(super) struct Lanes {
+    js: JetStream,
+    stream: String,
+    held: usize,
+    sink: mpsc::Sender<Read>,
+    stop: CancellationToken,
+    ready: ReadyFlag,
+}
+
+impl Lanes {
+    pub(super) fn new(
+        js: JetStream,
+        domain: &str,
+        held: usize,
+        sink: mpsc::Sender<Read>,
+        ready: ReadyFlag,
+        stop: CancellationToken,
+    ) -> Self {
+        let stream = js.names().outbox_stream(domain);
+        Self { js, stream, held, sink, stop, ready }
+    }
+
+    /// Reads the shared lane, and each own lane while it is there, until `stop`.
+    pub(super) async fn run(self) -> Result<(), NatsError> {
+        let mut shared = JoinSet::new();
+        shared.spawn(read_lane(
+            self.js.clone(),
+            self.stream.clone(),
+            SHARED_LANE.to_owned(),
+            Arc::new(Semaphore::new(self.held)),
+            self.sink.clone(),
+            Some(self.ready.clone()),
+            self.stop.clone(),
+        ));
+        let mut own: std::collections::HashMap<String, Own> = std::collections::HashMap::new();
+        let mut ticks = tokio::time::interval(LIST_INTERVAL);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                ended = shared.join_next() => {
+                    return match ended {
+                        Some(Ok(result)) => result,
+                        Some(Err(error)) => Err(NatsError::Transport {
+                            subject: self.stream.clone(),
+                            reason: format!("the reader of the shared lane panicked: {error}"),
+                        }),
+                        None => Ok(()),
+                    };
+                }
+                _ = ticks.tick() => {
+                    if let Err(error) = self.look(&mut own).await {
+                        tracing::debug!(%error, stream = self.stream, "the lanes cannot be listed now");
+                    }
+                }
+            }
+        }
+        while shared.join_next().await.is_some() {}
+        for (_, lane) in own {
+            // A reader that panicked had nothing that the server would not deliver again.
+            let _ = lane.reader.await;
+        }
+        Ok(())
+    }
+
+    async fn look(&self, own: &mut std::collections::HashMap<String, Own>) -> Result<(), NatsError> {
+        own.retain(|_, lane| !lane.reader.is_finished());
+        for consumer in self.js.consumer_names(&self.stream).await? {
+            let Some(lane) = lane_of_consumer(&consumer) else { continue };
+            if subscription_of_own_lane(lane).is_none() || own.contains_key(lane) || own.len() >= MOST_OWN_LANES {
+                continue;
+            }
+            tracing::info!(stream = self.stream, lane, "reading a subscription's own lane");
+            let permits = Arc::new(Semaphore::new(OWN_LANE_HELD));
+            let reader = tokio::spawn(read_lane(
+                self.js.clone(),
+                self.stream.clone(),
+                lane.to_owned(),
+                permits,
+                self.sink.clone(),
+                None,
+                self.stop.clone(),
+            ));
+            own.insert(lane.to_owned(), Own { reader, empty_rounds: 0 });
+        }
+        self.remove_empty(own).await
+    }
+
+    /// Removes the durable of a lane that has long been empty. Whoever puts an envelope into it
+    /// makes it again first, and the sweep mends the moment between.
+    async fn remove_empty(&self, own: &mut std::collections::HashMap<String, Own>) -> Result<(), NatsError> {
+        for (lane, state) in own.iter_mut() {
+            let info = match self.js.consumer_info(&self.stream, &lane_consumer(lane)).await {
+                Ok(info) => info,
+                Err(error) if error.is_not_found() => continue,
+                Err(error) => return Err(error),
+            };
+            if info.num_pending + info.num_ack_pending > 0 {
+                state.empty_rounds = 0;
+                continue;
+            }
+            state.empty_rounds += 1;
+            if state.empty_rounds >= EMPTY_ROUNDS {
+                tracing::info!(stream = self.stream, lane, "an own lane has caught up and is removed");
+                self.js.delete_consumer(&self.stream, &lane_consumer(lane)).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Own {
+    reader: tokio::task::JoinHandle<Result<(), NatsError>>,
+    empty_rounds: u32,
+}

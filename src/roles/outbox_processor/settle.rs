@@ -1,0 +1,224 @@
+//! Carrying out what an attempt's outcome means.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use crate::domain::dead_letter::{DeadLetter, State, next_redrive};
+use crate::domain::envelope::Envelope;
+use crate::domain::last_words::LastWords;
+use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, decide};
+use crate::http_delivery::Attempt;
+use crate::metrics::{DomainMetrics, Metrics};
+use crate::nats::{Delivered, JetStream, NatsError};
+
+/// What cannot be settled now comes again after this.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
+
+/// Settles the messages of one domain.
+pub(super) struct Settle {
+    js: JetStream,
+    domain: String,
+    policy: RetryPolicy,
+    schedule: Vec<Duration>,
+    all_metrics: Metrics,
+    metrics: DomainMetrics,
+}
+
+/// What was tried, for the records.
+pub(super) struct Tried<'a> {
+    tried: bool,
+    status: Option<u16>,
+    error: String,
+    latency: Duration,
+    answer: Option<&'a str>,
+}
+
+impl<'a> Tried<'a> {
+    pub(super) fn once(attempt: &'a Attempt) -> Self {
+        Self {
+            tried: true,
+            status: attempt.outcome.status(),
+            error: attempt.outcome.error_text(),
+            latency: attempt.latency,
+            answer: attempt.answer_excerpt.as_deref(),
+        }
+    }
+
+    pub(super) fn not_at_all(why: &str) -> Self {
+        Self { tried: false, status: None, error: why.to_owned(), latency: Duration::ZERO, answer: None }
+    }
+}
+
+impl Settle {
+    pub(super) fn new(
+        js: JetStream,
+        domain: String,
+        policy: RetryPolicy,
+        schedule: Vec<Duration>,
+        all_metrics: Metrics,
+    ) -> Self {
+        let metrics = all_metrics.of_domain(&domain);
+        Self { js, domain, policy, schedule, all_metrics, metrics }
+    }
+
+    pub(super) fn decide(&self, outcome: &Outcome, deliveries: u32) -> Decision {
+        decide(outcome, deliveries, &self.policy, rand::random::<f64>())
+    }
+
+    /// Attempts that an envelope had before it came to stand where it stands now.
+    pub(super) fn attempts_before(message: &Delivered) -> u32 {
+        message.header("Hub-Attempts").and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    pub(super) async fn settle(
+        &self,
+        message: &Delivered,
+        envelope: &Envelope<'_>,
+        decision: Decision,
+        tried: Tried<'_>,
+    ) {
+        if tried.tried {
+            self.metrics.attempt(tried.latency);
+        }
+        let attempts = Self::attempts_before(message) + message.deliveries - u32::from(!tried.tried);
+        match decision {
+            Decision::Ack => self.delivered(message, envelope).await,
+            Decision::Retry { after } => {
+                self.metrics.retried.inc();
+                tracing::debug!(
+                    domain = self.domain,
+                    subscription = %envelope.subscription,
+                    envelope = %envelope.id,
+                    attempts,
+                    error = tried.error,
+                    retry_in = ?after,
+                    "a delivery failed and is tried again"
+                );
+                message.acker.nak(Some(after)).await;
+            }
+            Decision::DeadLetter { reason: Reason::Exhausted, fault } => {
+                self.metrics.exhausted.inc();
+                let words = LastWords {
+                    attempt: attempts,
+                    status: tried.status,
+                    error: tried.error,
+                    fault,
+                    latency_ms: u64::try_from(tried.latency.as_millis()).unwrap_or(u64::MAX),
+                    answer: tried.answer.map(str::to_owned),
+                };
+                let put = self.js.put_last_words(&self.domain, &envelope.subscription, &envelope.id, &words).await;
+                if let Err(error) = put {
+                    tracing::warn!(%error, envelope = %envelope.id, "the last words of an envelope are lost; it is dead-lettered without them");
+                }
+                // The server tells the router, now that all deliveries are used up.
+                message.acker.nak(None).await;
+            }
+            Decision::DeadLetter { reason, fault } => {
+                let now = OffsetDateTime::now_utc();
+                let redrives = message.header("Hub-Redrives").and_then(|text| text.parse().ok()).unwrap_or(0);
+                let next = next_redrive(reason, redrives, &self.schedule);
+                let letter = DeadLetter {
+                    id: envelope.id.to_string(),
+                    domain: self.domain.clone(),
+                    subscription: envelope.subscription.to_string(),
+                    tenant: envelope.tenant.to_string(),
+                    event_id: envelope.event_id.to_string(),
+                    event_key: envelope.event_key.to_string(),
+                    reason,
+                    fault,
+                    state: if next.is_some() { State::Scheduled } else { State::Parked },
+                    attempts,
+                    redrives,
+                    last_status: tried.status,
+                    last_error: Some(tried.error),
+                    failed_at: now,
+                    next_redrive_at: next.map(|wait| now + wait),
+                };
+                self.dead_letter(message, &letter).await;
+            }
+        }
+    }
+
+    /// Delivered: a dead letter that this was the redrive of is resolved first, then the message
+    /// is done with.
+    async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>) {
+        self.metrics.delivered.inc();
+        if let Some(sequence) = predecessor(message) {
+            match self.js.drop_dead_letter(&self.domain, sequence).await {
+                Ok(()) => {
+                    self.metrics.resolved.inc();
+                    tracing::info!(domain = self.domain, envelope = %envelope.id, "a dead letter was delivered and is resolved");
+                }
+                Err(error) => {
+                    // Delivered again rather than listed for ever: the receiver knows the webhook-id.
+                    tracing::warn!(%error, envelope = %envelope.id, "a delivered dead letter cannot be dropped yet; trying again");
+                    message.acker.nak(Some(RETRY_DELAY)).await;
+                    return;
+                }
+            }
+        }
+        message.acker.ack().await;
+    }
+
+    pub(super) async fn undecodable(&self, message: &Delivered, detail: &str) {
+        let subject = self.js.names().parse_outbox(&message.subject);
+        let letter = DeadLetter {
+            id: format!("{}-{}", self.domain, message.stream_sequence),
+            domain: self.domain.clone(),
+            subscription: subject.map(|subject| subject.subscription.to_owned()).unwrap_or_default(),
+            tenant: String::new(),
+            event_id: String::new(),
+            event_key: String::new(),
+            reason: Reason::Undecodable,
+            fault: Fault::Hub,
+            state: State::Parked,
+            attempts: message.deliveries - 1,
+            redrives: 0,
+            last_status: None,
+            last_error: Some(detail.to_owned()),
+            failed_at: OffsetDateTime::now_utc(),
+            next_redrive_at: None,
+        };
+        self.dead_letter(message, &letter).await;
+    }
+
+    /// The dead letter is written first; only then is the message terminated, which on a work
+    /// queue removes it.
+    async fn dead_letter(&self, message: &Delivered, letter: &DeadLetter) {
+        match self.put(message, letter).await {
+            Ok(()) => {
+                self.metrics.dead_lettered.inc();
+                self.all_metrics.dead_lettered(&self.domain, letter.reason.as_str());
+                tracing::warn!(
+                    domain = self.domain,
+                    subscription = letter.subscription,
+                    envelope = letter.id,
+                    event_key = letter.event_key,
+                    reason = %letter.reason,
+                    last_error = letter.last_error,
+                    "dead-lettered"
+                );
+                message.acker.terminate(letter.reason.as_str()).await;
+            }
+            Err(error) => {
+                tracing::error!(%error, domain = self.domain, envelope = letter.id, "a dead letter cannot be written yet; trying again");
+                message.acker.nak(Some(RETRY_DELAY)).await;
+            }
+        }
+    }
+
+    async fn put(&self, message: &Delivered, letter: &DeadLetter) -> Result<(), NatsError> {
+        self.js
+            .put_dead_letter(&message.subject, message.stream_sequence, letter, message.payload.clone())
+            .await?;
+        match predecessor(message) {
+            Some(sequence) => self.js.drop_dead_letter(&self.domain, sequence).await,
+            None => Ok(()),
+        }
+    }
+}
+
+fn predecessor(message: &Delivered) -> Option<u64> {
+    message.header("Hub-Dead-Letter").and_then(|text| text.parse().ok())
+}

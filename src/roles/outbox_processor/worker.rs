@@ -1,0 +1,269 @@
+//! One domain's worker: takes what the readers bring, asks the fair share whose turn it is, starts
+//! deliveries, and keeps what waits from being delivered twice.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::delivery::{Delivery, Finished};
+use super::lanes::{self, Lanes, Read};
+use super::{DomainSettings, OutboxProcessorSettings};
+use crate::domain::fair_share::FairShare;
+use crate::domain::subscription::SubscriptionId;
+use crate::health::ReadyFlag;
+use crate::metrics::DomainMetrics;
+use crate::nats::subjects::own_lane;
+use crate::nats::{Acker, Delivered, JetStream, NatsError, Outgoing, Registry};
+
+/// Messages taken from a channel at a time.
+const MOST_AT_ONCE: usize = 256;
+/// What cannot be moved to its own lane now comes again after this.
+const SPILL_RETRY: Duration = Duration::from_secs(5);
+
+/// An envelope in this process, with its place in memory.
+pub(super) struct Held {
+    pub(super) message: Box<Delivered>,
+    pub(super) subscription: SubscriptionId,
+    permit: OwnedSemaphorePermit,
+}
+
+pub(super) struct Worker {
+    js: JetStream,
+    registry: Registry,
+    domain: DomainSettings,
+    settings: OutboxProcessorSettings,
+    delivery: Delivery,
+    metrics: DomainMetrics,
+    ready: ReadyFlag,
+}
+
+/// The worker while it runs.
+struct Running {
+    pool: FairShare<Held>,
+    /// Deliveries under way, by their sequence in the outbox.
+    in_flight: HashMap<u64, Acker>,
+    deliveries: JoinSet<()>,
+    spills: JoinSet<()>,
+    finished: mpsc::Sender<Finished>,
+    started: Instant,
+}
+
+impl Worker {
+    pub(super) fn new(
+        js: JetStream,
+        registry: Registry,
+        domain: DomainSettings,
+        settings: OutboxProcessorSettings,
+        delivery: Delivery,
+        metrics: DomainMetrics,
+        ready: ReadyFlag,
+    ) -> Self {
+        Self { js, registry, domain, settings, delivery, metrics, ready }
+    }
+
+    pub(super) async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
+        let (sink, mut incoming) = mpsc::channel(self.settings.held + 64 * lanes::OWN_LANE_HELD);
+        let (finished, mut done) = mpsc::channel(self.domain.concurrency.max(1));
+        let mut running = Running {
+            pool: FairShare::new(self.domain.concurrency, self.settings.queue_per_subscription),
+            in_flight: HashMap::new(),
+            deliveries: JoinSet::new(),
+            spills: JoinSet::new(),
+            finished,
+            started: Instant::now(),
+        };
+        let readers = Lanes::new(
+            self.js.clone(),
+            &self.domain.name,
+            self.settings.held,
+            sink,
+            self.ready.clone(),
+            stop.clone(),
+        );
+        let mut readers = tokio::spawn(readers.run());
+        let mut heartbeat = tokio::time::interval(self.settings.ack_wait / 3);
+        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut read, mut ended) = (Vec::new(), Vec::new());
+        let result = loop {
+            let now = running.started.elapsed();
+            while let Some(held) = running.pool.next(now) {
+                self.start(&mut running, held);
+            }
+            let wake = running.pool.next_wake(now);
+            tokio::select! {
+                () = stop.cancelled() => break Ok(()),
+                result = &mut readers => {
+                    break result.unwrap_or_else(|error| Err(NatsError::Transport {
+                        subject: self.domain.name.clone(),
+                        reason: format!("the readers panicked: {error}"),
+                    }));
+                }
+                _ = done.recv_many(&mut ended, MOST_AT_ONCE) => {
+                    for finished in ended.drain(..) {
+                        self.finish(&mut running, &finished);
+                    }
+                }
+                _ = incoming.recv_many(&mut read, MOST_AT_ONCE) => {
+                    for read in read.drain(..) {
+                        self.take(&mut running, read);
+                    }
+                }
+                () = sleep(wake) => {}
+                _ = heartbeat.tick() => self.heartbeat(&mut running).await,
+            }
+        };
+        incoming.close();
+        while let Ok(read) = incoming.try_recv() {
+            read.message.acker.nak(None).await;
+        }
+        self.shut_down(running, done).await;
+        if !readers.is_finished() {
+            // The readers watch the same switch.
+            let _ = tokio::time::timeout(self.settings.grace, readers).await;
+        }
+        result
+    }
+
+    /// Gives a message its place in the queue of its subscription, or moves it to its own lane.
+    fn take(&self, running: &mut Running, read: Read) {
+        let Read { message, permit, own_lane } = read;
+        let parsed = self.js.names().parse_outbox(&message.subject);
+        let subscription = parsed.and_then(|subject| SubscriptionId::try_from(subject.subscription.to_owned()).ok());
+        let Some(subscription) = subscription else {
+            let delivery = self.delivery.clone();
+            running.spills.spawn(async move {
+                delivery.undecodable(&message, "the subject names no subscription").await;
+                drop(permit);
+            });
+            return;
+        };
+        let (max_in_flight, rate) = self
+            .registry
+            .read()
+            .get(&subscription)
+            .map_or((1, None), |entry| (entry.max_in_flight, entry.rate_limit));
+        let held = Held { message, subscription: subscription.clone(), permit };
+        let now = running.started.elapsed();
+        let refused = if own_lane {
+            running.pool.offer_beyond(&subscription, max_in_flight, rate, held, now);
+            None
+        } else {
+            running.pool.offer(&subscription, max_in_flight, rate, held, now).err()
+        };
+        if let Some(held) = refused {
+            self.spill(running, held);
+        }
+        while running.spills.try_join_next().is_some() {}
+    }
+
+    /// Moves an envelope to its subscription's own lane: made if need be, published there, then
+    /// acknowledged here. The deliveries it has used up go with it.
+    fn spill(&self, running: &mut Running, held: Held) {
+        let (js, domain, shape) = (self.js.clone(), self.domain.name.clone(), self.settings.shape.clone());
+        let metrics = self.metrics.clone();
+        running.spills.spawn(async move {
+            let lane = own_lane(held.subscription.as_str());
+            let message = &held.message;
+            let mut headers: Vec<(&'static str, String)> = ["Hub-Dead-Letter", "Hub-Redrives"]
+                .into_iter()
+                .filter_map(|name| Some((name, message.header(name)?.to_owned())))
+                .collect();
+            let before: u32 = message.header("Hub-Attempts").and_then(|text| text.parse().ok()).unwrap_or(0);
+            headers.push(("Hub-Attempts", (before + message.deliveries.saturating_sub(1)).to_string()));
+            let outgoing = Outgoing {
+                subject: js.names().outbox(&domain, &lane, held.subscription.as_str()),
+                message_id: format!("{}-{}", js.names().outbox_stream(&domain), message.stream_sequence),
+                payload: message.payload.clone(),
+                headers,
+            };
+            let moved = async {
+                js.ensure_lane(&shape, &domain, &lane).await?;
+                js.publish_each(std::slice::from_ref(&outgoing)).await
+            };
+            match moved.await {
+                Ok(_) => {
+                    metrics.spilled.inc();
+                    message.acker.ack().await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, domain, lane, "an envelope cannot be moved to its own lane; trying again");
+                    message.acker.nak(Some(SPILL_RETRY)).await;
+                }
+            }
+            drop(held.permit);
+        });
+    }
+
+    fn start(&self, running: &mut Running, held: Held) {
+        let sequence = held.message.stream_sequence;
+        running.in_flight.insert(sequence, held.message.acker.clone());
+        self.metrics.in_flight.set(running.in_flight.len() as i64);
+        let (delivery, finished) = (self.delivery.clone(), running.finished.clone());
+        running.deliveries.spawn(async move {
+            let healthy = delivery.deliver(&held.message, &held.subscription).await;
+            let Held { subscription, permit, .. } = held;
+            drop(permit);
+            // The receiver is gone only when the worker is.
+            let _ = finished.send(Finished { subscription, sequence, healthy }).await;
+        });
+        while running.deliveries.try_join_next().is_some() {}
+    }
+
+    fn finish(&self, running: &mut Running, finished: &Finished) {
+        running.in_flight.remove(&finished.sequence);
+        self.metrics.in_flight.set(running.in_flight.len() as i64);
+        running.pool.finished(&finished.subscription, finished.healthy);
+    }
+
+    async fn heartbeat(&self, running: &mut Running) {
+        let mut ackers: Vec<Acker> = running.in_flight.values().cloned().collect();
+        running.pool.for_each_waiting(|held| ackers.push(held.message.acker.clone()));
+        for acker in ackers {
+            acker.in_progress().await;
+        }
+    }
+
+    /// Hands back what waits, lets what is in flight end within the grace period, and hands back
+    /// what has not.
+    async fn shut_down(&self, mut running: Running, mut done: mpsc::Receiver<Finished>) {
+        let waiting = running.pool.drain();
+        tracing::info!(
+            domain = self.domain.name,
+            in_flight = running.in_flight.len(),
+            handed_back = waiting.len(),
+            "finishing the deliveries in flight"
+        );
+        for held in waiting {
+            held.message.acker.nak(None).await;
+        }
+        let deadline = Instant::now() + self.settings.grace;
+        while !running.in_flight.is_empty() {
+            match tokio::time::timeout_at(deadline, done.recv()).await {
+                Ok(Some(finished)) => {
+                    running.in_flight.remove(&finished.sequence);
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        running.deliveries.shutdown().await;
+        for (sequence, acker) in running.in_flight {
+            tracing::warn!(domain = self.domain.name, sequence, "a delivery outlasted the grace period and is handed back");
+            acker.nak(None).await;
+        }
+        let _ = tokio::time::timeout_at(deadline, async { while running.spills.join_next().await.is_some() {} }).await;
+        if let Err(error) = self.js.flush().await {
+            tracing::debug!(%error, "the last acknowledgements may be lost; their messages come again");
+        }
+    }
+}
+
+async fn sleep(duration: Option<Duration>) {
+    match duration {
+        Some(duration) => tokio::time::sleep(duration).await,
+        None => std::future::pending().await,
+    }
+}
