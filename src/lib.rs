@@ -1,4 +1,5 @@
 //! Integration Hub: event distribution on NATS JetStream. See `src/ARCHITECTURE.md`.
 
 pub mod domain;
+pub mod seal;
 pub mod settings;
