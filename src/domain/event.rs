@@ -2,10 +2,19 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde_json::value::RawValue;
 
 use super::key::EventKey;
+
+mod cloudevents;
+mod decode;
+#[cfg(test)]
+mod tests;
+
+pub use cloudevents::{BinaryParts, NotACloudEvent, binary_parts};
+pub use decode::{MAX_ATTRIBUTE_BYTES, Publication};
 
 /// An event as the hub carries it: the attributes of CloudEvents 1.0, with `type` as the event key.
 #[derive(Debug, Clone)]
@@ -14,7 +23,7 @@ pub struct Event {
     pub id: String,
     pub key: EventKey,
     pub source: String,
-    /// RFC 3339, as it came; for a bare publication the time the stream stored it.
+    /// RFC 3339, as it came; where none was given the time the stream stored the event.
     pub time: String,
     pub tenant: String,
     pub subject: Option<String>,
@@ -24,8 +33,10 @@ pub struct Event {
     /// Extension attributes other than `tenant`: `published`, `correlationid`, `traceparent`, …
     /// A CloudEvents attribute value is a string, a number or a boolean.
     pub extensions: BTreeMap<String, serde_json::Value>,
-    /// What makes two publications the same event: equal to `id`, but where the hub made up the
-    /// id from a stream sequence, which restarts when a stream is made anew; then with the time.
+    /// What makes two publications the same event: source and id, which together are unique
+    /// (CloudEvents 1.0 section 3.1.1), as `<length of source>:<source>:<id>`. Where the hub made
+    /// up the id from a stream sequence, which restarts when a stream is made anew, also the time:
+    /// `…:<unix nanoseconds>`.
     pub identity: String,
 }
 
@@ -36,6 +47,59 @@ pub enum Data {
     Json(Box<RawValue>),
     /// `data_base64` of the CloudEvents JSON format: content that is not JSON.
     Binary(Vec<u8>),
+}
+
+/// Why a publication is no event of this hub, with what to mend.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {detail}")]
+pub struct Rejection {
+    pub reason: RejectReason,
+    pub detail: String,
+}
+
+impl Rejection {
+    pub fn new(reason: RejectReason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+
+    /// For a key that no category takes.
+    pub fn no_domain(key: &EventKey) -> Self {
+        Self::new(
+            RejectReason::NoDomain,
+            format!(
+                "no domain takes the event key {key:?}; add a pattern for it to a [[domains]] entry",
+                key = key.as_str()
+            ),
+        )
+    }
+}
+
+/// The kinds of rejection; each is a token of the subject that keeps the rejected publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RejectReason {
+    Malformed,
+    InvalidKey,
+    NoDomain,
+    TooLarge,
+}
+
+impl RejectReason {
+    pub const ALL: [Self; 4] = [Self::Malformed, Self::InvalidKey, Self::NoDomain, Self::TooLarge];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::InvalidKey => "invalid-key",
+            Self::NoDomain => "no-domain",
+            Self::TooLarge => "too-large",
+        }
+    }
+}
+
+impl fmt::Display for RejectReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 impl Event {
@@ -52,15 +116,32 @@ impl Event {
             "subject" => self.subject.as_deref().map(Cow::from),
             "datacontenttype" => self.datacontenttype.as_deref().map(Cow::from),
             "dataschema" => self.dataschema.as_deref().map(Cow::from),
-            extension => match self.extensions.get(extension)? {
-                serde_json::Value::String(text) => Some(text.as_str().into()),
-                other => Some(other.to_string().into()),
-            },
+            extension => self.extensions.get(extension).map(string_form),
         }
+    }
+}
+
+/// An attribute value in its canonical string form (CloudEvents 1.0 section 3.1).
+fn string_form(value: &serde_json::Value) -> Cow<'_, str> {
+    match value {
+        serde_json::Value::String(text) => text.as_str().into(),
+        other => other.to_string().into(),
     }
 }
 
 /// CloudEvents 1.0 section 3: attribute names are lower-case letters and digits.
 pub fn is_attribute_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+}
+
+/// `application/json`, `text/json`, `application/problem+json; charset=utf-8`, … (the rule of the
+/// CloudEvents JSON format, section 3.1: a subtype that is `json` or ends with `+json`).
+fn is_json(content_type: &str) -> bool {
+    let media_type = media_type(content_type);
+    media_type.split_once('/').is_some_and(|(_, subtype)| subtype == "json" || subtype.ends_with("+json"))
+}
+
+/// The media type without its parameters, in lower case.
+fn media_type(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }

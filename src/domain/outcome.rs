@@ -1,5 +1,7 @@
-//! What came of one delivery attempt.
+//! What came of one delivery attempt, and what it means: acknowledge, retry, or dead-letter.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -41,3 +43,276 @@ pub enum Fault {
     Subscriber,
     Hub,
 }
+
+impl Outcome {
+    /// The HTTP status, where there was an answer.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Outcome::Answered { status, .. } => Some(*status),
+            Outcome::Failed(_) => None,
+        }
+    }
+
+    /// One short line for people: `503 Service Unavailable`, `timed out`. Empty for a success.
+    pub fn error_text(&self) -> String {
+        match self {
+            Outcome::Answered { status: 200..=299, .. } => String::new(),
+            Outcome::Answered { status, .. } => match reason_phrase(*status) {
+                Some(phrase) => format!("{status} {phrase}"),
+                None => format!("status {status}"),
+            },
+            Outcome::Failed(failure) => failure.to_string(),
+        }
+    }
+
+    /// Whether the endpoint answered as a living one does: anything but a failure of the
+    /// connection, a timeout, a 429 or a 5xx. What the pool's shares and the breakers go by.
+    /// A failure on the hub's own side says nothing about the endpoint and counts as healthy.
+    pub fn is_healthy(&self) -> bool {
+        match self {
+            Outcome::Answered { status, .. } => *status != 429 && *status < 500,
+            Outcome::Failed(failure) => failure.fault() == Fault::Hub,
+        }
+    }
+
+    /// The attempt's fault, where it did not succeed.
+    fn fault(&self) -> Fault {
+        match self {
+            Outcome::Answered { .. } => Fault::Subscriber,
+            Outcome::Failed(failure) => failure.fault(),
+        }
+    }
+}
+
+impl Failure {
+    pub fn fault(self) -> Fault {
+        match self {
+            Failure::Sealed | Failure::Request => Fault::Hub,
+            Failure::Timeout
+            | Failure::Dns
+            | Failure::Connect
+            | Failure::Tls
+            | Failure::Broken
+            | Failure::AddressRefused
+            | Failure::Token => Fault::Subscriber,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Failure::Timeout => "timed out",
+            Failure::Dns => "the host name did not resolve",
+            Failure::Connect => "could not connect",
+            Failure::Tls => "the TLS handshake failed",
+            Failure::Broken => "the connection broke before the answer was whole",
+            Failure::AddressRefused => "the address is not public and not in delivery.allow_networks",
+            Failure::Token => "the token endpoint gave no token",
+            Failure::Sealed => "the credentials could not be opened: the master key is missing or another",
+            Failure::Request => "the request could not be built from the subscription",
+        })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fault::Subscriber => "subscriber",
+            Fault::Hub => "hub",
+        })
+    }
+}
+
+impl FromStr for Fault {
+    type Err = UnknownName;
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        [Fault::Subscriber, Fault::Hub].into_iter().find(|fault| fault.to_string() == text).ok_or_else(|| {
+            UnknownName { what: "fault", name: text.to_owned(), known: "subscriber, hub".to_owned() }
+        })
+    }
+}
+
+/// Why an envelope is a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The last attempt failed.
+    Exhausted,
+    /// The endpoint's answer says that no further attempt can succeed.
+    Permanent,
+    /// The subscription's circuit breaker is open.
+    CircuitOpen,
+    /// The message on the outbox is no envelope.
+    Undecodable,
+    /// The broker gave up on it, and its advisory was lost; the sweep found it.
+    Stranded,
+    /// The subscription was removed.
+    Removed,
+    /// The subscription is paused.
+    Paused,
+}
+
+impl Reason {
+    pub const ALL: [Self; 7] = [
+        Self::Exhausted,
+        Self::Permanent,
+        Self::CircuitOpen,
+        Self::Undecodable,
+        Self::Stranded,
+        Self::Removed,
+        Self::Paused,
+    ];
+
+    /// The name as it stands in headers, lists and filters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exhausted => "exhausted",
+            Self::Permanent => "permanent",
+            Self::CircuitOpen => "circuit-open",
+            Self::Undecodable => "undecodable",
+            Self::Stranded => "stranded",
+            Self::Removed => "removed",
+            Self::Paused => "paused",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Reason {
+    type Err = UnknownName;
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text).ok_or_else(|| UnknownName {
+            what: "reason",
+            name: text.to_owned(),
+            known: Self::ALL.map(Self::as_str).join(", "),
+        })
+    }
+}
+
+/// A name that is none of those known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name:?} is not a {what}; write one of {known}")]
+pub struct UnknownName {
+    what: &'static str,
+    name: String,
+    known: String,
+}
+
+/// How often and when a delivery is tried again within the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Attempts in all; at least 1.
+    pub max_deliver: u32,
+    /// The wait after the first attempt, the second, …; the last holds for all that follow. Where
+    /// there are none, the next attempt comes at once.
+    pub waits: Vec<Duration>,
+    /// The longest `Retry-After` that is honoured; a longer one counts as this.
+    pub max_retry_after: Duration,
+}
+
+/// What to do with the envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    Ack,
+    Retry { after: Duration },
+    DeadLetter { reason: Reason, fault: Fault },
+}
+
+/// Jitter spreads a wait over this part of itself to either side.
+const JITTER: f64 = 0.1;
+
+/// What an attempt's outcome means. `attempt` is the broker's delivery count, from 1; `jitter` is
+/// random, in `[0, 1)`.
+///
+/// | outcome | before the last attempt | at the last | fault |
+/// |---|---|---|---|
+/// | 2xx | ack | ack | |
+/// | 400, 410, 413, 414, 415, 422, 501 | dead letter, permanent | the same | subscriber |
+/// | any other status: 1xx, 3xx (never followed), 401, 403, 404, 408, 409, 425, 429, other 4xx, 5xx | retry | dead letter, exhausted | subscriber |
+/// | timeout, DNS, connect, TLS, broken connection, token endpoint | retry | dead letter, exhausted | subscriber |
+/// | address refused | dead letter, permanent | the same | subscriber |
+/// | credentials sealed, request not built | retry | dead letter, exhausted | hub |
+///
+/// The wait after attempt n is `waits[n - 1]`, or the last of them, times 0.9 to 1.1. A
+/// `Retry-After` makes it longer, up to `max_retry_after`, never shorter.
+pub fn decide(outcome: &Outcome, attempt: u32, policy: &RetryPolicy, jitter: f64) -> Decision {
+    let fault = outcome.fault();
+    match outcome {
+        Outcome::Answered { status: 200..=299, .. } => Decision::Ack,
+        Outcome::Answered { status: 400 | 410 | 413 | 414 | 415 | 422 | 501, .. }
+        | Outcome::Failed(Failure::AddressRefused) => {
+            Decision::DeadLetter { reason: Reason::Permanent, fault }
+        }
+        _ if attempt >= policy.max_deliver => Decision::DeadLetter { reason: Reason::Exhausted, fault },
+        Outcome::Answered { retry_after: Some(asked), .. } => {
+            Decision::Retry { after: policy.wait(attempt, jitter).max((*asked).min(policy.max_retry_after)) }
+        }
+        Outcome::Answered { .. } | Outcome::Failed(_) => {
+            Decision::Retry { after: policy.wait(attempt, jitter) }
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// The jittered wait after an attempt, counted from 1.
+    fn wait(&self, attempt: u32, jitter: f64) -> Duration {
+        let position = (attempt.max(1) - 1) as usize;
+        let Some(wait) = self.waits.get(position).or(self.waits.last()) else { return Duration::ZERO };
+        let factor = 1.0 - JITTER + 2.0 * JITTER * jitter.clamp(0.0, 1.0);
+        Duration::try_from_secs_f64(wait.as_secs_f64() * factor).unwrap_or(*wait)
+    }
+}
+
+/// The standard phrases of the statuses that webhooks meet (RFC 9110 section 15, RFC 6585).
+fn reason_phrase(status: u16) -> Option<&'static str> {
+    Some(match status {
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        402 => "Payment Required",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        406 => "Not Acceptable",
+        407 => "Proxy Authentication Required",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        410 => "Gone",
+        411 => "Length Required",
+        412 => "Precondition Failed",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        415 => "Unsupported Media Type",
+        421 => "Misdirected Request",
+        422 => "Unprocessable Content",
+        425 => "Too Early",
+        426 => "Upgrade Required",
+        428 => "Precondition Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        451 => "Unavailable For Legal Reasons",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        507 => "Insufficient Storage",
+        508 => "Loop Detected",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

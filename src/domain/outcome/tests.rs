@@ -1,0 +1,179 @@
+//! The table of decisions, line by line, and for every outcome and attempt.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn policy() -> RetryPolicy {
+    RetryPolicy {
+        max_deliver: 5,
+        waits: [1, 5, 15, 30].map(Duration::from_secs).to_vec(),
+        max_retry_after: Duration::from_secs(3600),
+    }
+}
+
+fn answered(status: u16) -> Outcome {
+    Outcome::Answered { status, retry_after: None }
+}
+
+const FAILURES: [Failure; 9] = [
+    Failure::Timeout,
+    Failure::Dns,
+    Failure::Connect,
+    Failure::Tls,
+    Failure::Broken,
+    Failure::AddressRefused,
+    Failure::Token,
+    Failure::Sealed,
+    Failure::Request,
+];
+
+/// `jitter` 0.5 is none: the wait as it is written.
+fn decisions(outcome: &Outcome) -> (Decision, Decision) {
+    (decide(outcome, 1, &policy(), 0.5), decide(outcome, 5, &policy(), 0.5))
+}
+
+#[test]
+fn the_table_line_by_line() {
+    let retry = Decision::Retry { after: Duration::from_secs(1) };
+    let dead = |reason, fault| Decision::DeadLetter { reason, fault };
+    let exhausted = dead(Reason::Exhausted, Fault::Subscriber);
+    let permanent = dead(Reason::Permanent, Fault::Subscriber);
+    for status in 200..=299 {
+        assert_eq!(decisions(&answered(status)), (Decision::Ack, Decision::Ack), "{status}");
+    }
+    for status in [400, 410, 413, 414, 415, 422, 501] {
+        assert_eq!(decisions(&answered(status)), (permanent, permanent), "{status}");
+    }
+    for status in [
+        0, 100, 101, 199, 300, 301, 302, 303, 304, 307, 308, 401, 402, 403, 404, 405, 408, 409, 412, 418,
+        421, 425, 428, 429, 451, 499, 500, 502, 503, 504, 505, 507, 599, 600, 999,
+    ] {
+        assert_eq!(decisions(&answered(status)), (retry, exhausted), "{status}");
+    }
+    for (failure, expected) in [
+        (Failure::Timeout, (retry, exhausted)),
+        (Failure::Dns, (retry, exhausted)),
+        (Failure::Connect, (retry, exhausted)),
+        (Failure::Tls, (retry, exhausted)),
+        (Failure::Broken, (retry, exhausted)),
+        (Failure::Token, (retry, exhausted)),
+        (Failure::AddressRefused, (permanent, permanent)),
+        (Failure::Sealed, (retry, dead(Reason::Exhausted, Fault::Hub))),
+        (Failure::Request, (retry, dead(Reason::Exhausted, Fault::Hub))),
+    ] {
+        assert_eq!(decisions(&Outcome::Failed(failure)), expected, "{failure:?}");
+    }
+}
+
+#[test]
+fn waits_follow_the_schedule_and_its_last_entry_repeats() {
+    let wait = |attempt, jitter| match decide(
+        &answered(503),
+        attempt,
+        &RetryPolicy { max_deliver: 9, ..policy() },
+        jitter,
+    ) {
+        Decision::Retry { after } => after.as_secs_f64(),
+        other => panic!("{other:?}"),
+    };
+    for (attempt, seconds) in [(1, 1.0), (2, 5.0), (3, 15.0), (4, 30.0), (5, 30.0), (8, 30.0)] {
+        assert!((wait(attempt, 0.5) - seconds).abs() < 1e-6);
+    }
+    assert!((wait(3, 0.0) - 13.5).abs() < 1e-6);
+    assert!((wait(3, 0.999_999) - 16.5).abs() < 1e-3);
+    let none = RetryPolicy { waits: Vec::new(), ..policy() };
+    assert_eq!(decide(&answered(503), 1, &none, 0.9), Decision::Retry { after: Duration::ZERO });
+}
+
+#[test]
+fn retry_after_lengthens_the_wait_within_its_bound() {
+    let wait = |seconds| {
+        let retry_after = Some(Duration::from_secs(seconds));
+        decide(&Outcome::Answered { status: 429, retry_after }, 2, &policy(), 0.5)
+    };
+    assert_eq!(wait(120), Decision::Retry { after: Duration::from_secs(120) });
+    assert_eq!(wait(0), Decision::Retry { after: Duration::from_secs(5) });
+    assert_eq!(wait(1_000_000), Decision::Retry { after: Duration::from_secs(3600) });
+    let last = Outcome::Answered { status: 503, retry_after: Some(Duration::from_secs(9)) };
+    assert!(matches!(
+        decide(&last, 5, &policy(), 0.5),
+        Decision::DeadLetter { reason: Reason::Exhausted, .. }
+    ));
+}
+
+#[test]
+fn outcomes_speak_to_people() {
+    assert_eq!(answered(503).error_text(), "503 Service Unavailable");
+    assert_eq!(answered(599).error_text(), "status 599");
+    assert_eq!(answered(204).error_text(), "");
+    assert_eq!(Outcome::Failed(Failure::Timeout).error_text(), "timed out");
+    assert_eq!((answered(404).status(), Outcome::Failed(Failure::Dns).status()), (Some(404), None));
+    assert!(FAILURES.iter().all(|failure| !failure.to_string().is_empty()));
+}
+
+#[test]
+fn health_tells_dead_endpoints_from_refusing_ones() {
+    for (status, healthy) in
+        [(200, true), (301, true), (401, true), (404, true), (429, false), (500, false), (503, false)]
+    {
+        assert_eq!(answered(status).is_healthy(), healthy, "{status}");
+    }
+    for failure in FAILURES {
+        let hub = matches!(failure, Failure::Sealed | Failure::Request);
+        assert_eq!(Outcome::Failed(failure).is_healthy(), hub, "{failure:?}");
+    }
+}
+
+#[test]
+fn names_read_back() {
+    for reason in Reason::ALL {
+        assert_eq!(reason.to_string().parse(), Ok(reason));
+        assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
+    }
+    for fault in [Fault::Subscriber, Fault::Hub] {
+        assert_eq!(fault.to_string().parse(), Ok(fault));
+        assert_eq!(serde_json::to_value(fault).unwrap(), fault.to_string());
+    }
+    let error = "gone".parse::<Reason>().unwrap_err().to_string();
+    assert!(error.contains("circuit-open"), "{error}");
+    assert!("Hub".parse::<Fault>().is_err());
+}
+
+fn any_outcome() -> impl Strategy<Value = Outcome> {
+    let seconds = proptest::option::of(any::<u64>());
+    prop_oneof![
+        (any::<u16>(), seconds).prop_map(|(status, seconds)| Outcome::Answered {
+            status,
+            retry_after: seconds.map(Duration::from_secs)
+        }),
+        proptest::sample::select(&FAILURES[..]).prop_map(Outcome::Failed),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn each_outcome_of_each_attempt_has_one_decision_and_the_last_never_retries(
+        outcome in any_outcome(),
+        attempt in any::<u32>(),
+        max_deliver in 1u32..20,
+        waits in proptest::collection::vec(0u64..1_000_000, 0..6),
+        jitter in 0.0..1.0f64,
+    ) {
+        let waits: Vec<Duration> = waits.into_iter().map(Duration::from_millis).collect();
+        let longest = waits.iter().max().copied().unwrap_or_default().mul_f64(1.1);
+        let policy = RetryPolicy { max_deliver, waits, max_retry_after: Duration::from_secs(3600) };
+        let success = outcome.status().is_some_and(|status| (200..300).contains(&status));
+        match decide(&outcome, attempt, &policy, jitter) {
+            Decision::Ack => prop_assert!(success),
+            Decision::Retry { after } => {
+                prop_assert!(!success && attempt < max_deliver);
+                prop_assert!(after <= longest.max(policy.max_retry_after));
+            }
+            Decision::DeadLetter { reason: Reason::Exhausted, .. } => prop_assert!(!success && attempt >= max_deliver),
+            Decision::DeadLetter { reason, fault } => {
+                prop_assert!(!success && reason == Reason::Permanent && fault == Fault::Subscriber);
+            }
+        }
+    }
+}
