@@ -5,7 +5,6 @@
 
 mod address;
 mod answer;
-mod binary;
 mod failure;
 mod guard;
 mod signature;
@@ -18,12 +17,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Request, StatusCode};
 
 pub use address::AddressPolicy;
 pub use target::{OpenSecret, Target, Unopened};
 
+use crate::domain::event::binary_parts;
 use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::subscription::ContentMode;
 use failure::{Broken, broken};
@@ -175,15 +175,23 @@ fn prepare(target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Result
     let mut headers = target.headers.clone();
     let mut body = envelope.event.clone();
     if target.content_mode == ContentMode::Binary {
-        let parts = binary::parts(&envelope.event).map_err(|problem| unusable(&problem.to_string()))?;
-        for (name, value) in parts.attributes {
+        let event = std::str::from_utf8(&envelope.event).map_err(|_| unusable("the event is not UTF-8"))?;
+        let parts = binary_parts(event).map_err(|problem| unusable(&problem.to_string()))?;
+        let value_of = |text: String, of: &str| {
+            HeaderValue::from_maybe_shared(Bytes::from(text))
+                .map_err(|_| unusable(&format!("the event's {of} cannot be a header")))
+        };
+        for (name, value) in parts.headers {
+            let value = value_of(value, &name)?;
+            let name =
+                HeaderName::try_from(name).map_err(|_| unusable("an attribute's name is no header"))?;
             headers.insert(name, value);
         }
         match parts.content_type {
-            Some(content_type) => headers.insert(CONTENT_TYPE, content_type),
+            Some(content_type) => headers.insert(CONTENT_TYPE, value_of(content_type, "datacontenttype")?),
             None => headers.remove(CONTENT_TYPE),
         };
-        body = parts.body;
+        body = Bytes::from(parts.body);
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let id = HeaderValue::from_str(envelope.id)
