@@ -149,7 +149,10 @@ impl Lanes {
         own.retain(|_, lane| !lane.reader.is_finished());
         for consumer in self.js.consumer_names(&self.stream).await? {
             let Some(lane) = lane_of_consumer(&consumer) else { continue };
-            if subscription_of_own_lane(lane).is_none() || own.contains_key(lane) || own.len() >= MOST_OWN_LANES {
+            if subscription_of_own_lane(lane).is_none()
+                || own.contains_key(lane)
+                || own.len() >= MOST_OWN_LANES
+            {
                 continue;
             }
             tracing::info!(stream = self.stream, lane, "reading a subscription's own lane");
