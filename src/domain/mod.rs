@@ -7,6 +7,7 @@ pub mod dead_letter;
 pub mod duration;
 pub mod envelope;
 pub mod event;
+pub mod fair_share;
 pub mod field_error;
 pub mod filter;
 pub mod index;

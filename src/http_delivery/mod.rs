@@ -90,6 +90,22 @@ pub struct Attempt {
     pub detail: Option<String>,
 }
 
+impl Attempt {
+    /// An attempt that ended before a request was made.
+    pub fn failed(failure: Failure) -> Self {
+        Self { outcome: Outcome::Failed(failure), latency: Duration::ZERO, answer_excerpt: None, detail: None }
+    }
+
+    /// What went wrong, for people.
+    pub fn error_text(&self) -> String {
+        let text = self.outcome.error_text();
+        match &self.detail {
+            Some(detail) => format!("{text}: {detail}"),
+            None => text,
+        }
+    }
+}
+
 impl HttpDelivery {
     pub fn new(config: HttpConfig) -> Self {
         let client = client(&config);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::settle::{Settle, Tried};
 use crate::domain::envelope::Envelope;
 use crate::domain::index::Entry;
-use crate::domain::outcome::{Decision, Failure, Fault, Outcome, Reason};
+use crate::domain::outcome::{Decision, Failure, Fault, Reason};
 use crate::domain::subscription::{State, SubscriptionId};
 use crate::http_delivery::{Attempt, EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};

@@ -42,9 +42,10 @@ async fn read_lane(
     stop: CancellationToken,
 ) -> Result<(), NatsError> {
     let own_lane = lane != SHARED_LANE;
+    let consumer = lane_consumer(&lane);
     let mut puller = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        puller = Puller::bind(&js, &stream, &lane_consumer(&lane)) => puller?,
+        puller = Puller::bind(&js, &stream, &consumer) => puller?,
     };
     let tell = |state: bool| {
         if let Some(ready) = &ready {

@@ -39,7 +39,7 @@ impl<'a> Tried<'a> {
         Self {
             tried: true,
             status: attempt.outcome.status(),
-            error: attempt.outcome.error_text(),
+            error: attempt.error_text(),
             latency: attempt.latency,
             answer: attempt.answer_excerpt.as_deref(),
         }
