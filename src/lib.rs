@@ -3,8 +3,10 @@
 pub mod broker_process;
 pub mod domain;
 pub mod health;
+pub mod http_delivery;
 pub mod metrics;
 pub mod nats;
 pub mod roles;
+pub mod seal;
 pub mod settings;
 pub mod tasks;

@@ -1,0 +1,116 @@
+//! Reading an endpoint's answer: no more of it than the limit, and nothing secret of it kept.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::Response;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::failure::{Broken, broken};
+use super::token::Token;
+use crate::domain::outcome::Outcome;
+
+/// Of a failed answer's body, for the delivery log.
+const EXCERPT: usize = 1024;
+/// So much is looked through for echoed credentials, so that none is cut in two by the excerpt.
+const EXAMINED: usize = 16 * 1024;
+/// A longer wait is no wait a webhook means.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(super) struct Answer {
+    pub(super) outcome: Outcome,
+    pub(super) excerpt: Option<String>,
+}
+
+/// Reads up to `limit` bytes of the body. Where that is all of it, the connection is free for the
+/// next attempt; else it is closed.
+pub(super) async fn read(
+    response: Response,
+    limit: usize,
+    sent_secrets: &[SecretString],
+    token: Option<&Token>,
+) -> Result<Answer, Broken> {
+    let status = response.status();
+    if status.is_success() {
+        drain(response, limit).await?;
+        let outcome = Outcome::Answered { status: status.as_u16(), retry_after: None };
+        return Ok(Answer { outcome, excerpt: None });
+    }
+    let retry_after = retry_after(response.headers(), SystemTime::now());
+    let body = collect(response, limit).await?;
+    let mut text = String::from_utf8_lossy(&body).into_owned();
+    let sent = sent_secrets.iter().chain(token.map(|token| &token.secret));
+    for secret in sent.map(|secret| secret.expose_secret()).filter(|secret| !secret.is_empty()) {
+        if text.contains(secret) {
+            text = text.replace(secret, "***");
+        }
+    }
+    let end = (0..=EXCERPT.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or(0));
+    Ok(Answer {
+        outcome: Outcome::Answered { status: status.as_u16(), retry_after },
+        excerpt: (!text.is_empty()).then_some(text),
+    })
+}
+
+/// Reads a body up to `limit` and drops it.
+pub(super) async fn drain(mut response: Response, limit: usize) -> Result<(), Broken> {
+    let mut read = 0;
+    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+        read += chunk.len();
+        if read > limit {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Reads a body up to `limit` and keeps what is examined of it.
+async fn collect(mut response: Response, limit: usize) -> Result<Vec<u8>, Broken> {
+    let (mut read, mut kept) = (0, Vec::new());
+    while let Some(chunk) = response.chunk().await.map_err(broken)? {
+        let room = EXAMINED.min(limit) - kept.len();
+        kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        read += chunk.len();
+        if read > limit {
+            break;
+        }
+    }
+    Ok(kept)
+}
+
+/// RFC 9110 section 10.2.3: seconds, or a date. A date that has passed is no wait.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
+    } else {
+        httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
+    };
+    Some(wait.min(LONGEST_RETRY_AFTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::header::HeaderValue;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let read = |text: &str| {
+            retry_after(&HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_str(text).unwrap())]), now)
+        };
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(read("120"), seconds(120));
+        assert_eq!(read(" 0 "), seconds(0));
+        assert_eq!(read("99999999999999999999999"), Some(LONGEST_RETRY_AFTER));
+        // The example date of RFC 9110 is 784,111,777 seconds after the epoch; one minute later.
+        assert_eq!(read("Sun, 06 Nov 1994 08:50:37 GMT"), seconds(60));
+        assert_eq!(read("Sunday, 06-Nov-94 08:50:37 GMT"), seconds(60));
+        assert_eq!(read("Sun, 06 Nov 1994 08:00:00 GMT"), seconds(0));
+        for text in ["soon", "-5", "1.5", ""] {
+            assert_eq!(read(text), None, "{text:?}");
+        }
+    }
+}

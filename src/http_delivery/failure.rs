@@ -1,0 +1,78 @@
+//! What went wrong below HTTP, told by the types of the error and its sources, never by text.
+
+use std::error::Error;
+use std::io;
+
+use super::guard::{AddressRefused, Unresolved};
+use crate::domain::outcome::Failure;
+
+/// No whole answer: the failure, and what the layer below said.
+#[derive(Debug, Clone)]
+pub(super) struct Broken {
+    pub(super) failure: Failure,
+    pub(super) detail: Option<String>,
+}
+
+impl From<AddressRefused> for Broken {
+    fn from(refused: AddressRefused) -> Self {
+        Self { failure: Failure::AddressRefused, detail: Some(refused.to_string()) }
+    }
+}
+
+/// An error of the client. Its URL is dropped first: it may hold an API key.
+pub(super) fn broken(error: reqwest::Error) -> Broken {
+    let error = error.without_url();
+    Broken { failure: classify(&error), detail: Some(text(&error)) }
+}
+
+fn classify(error: &reqwest::Error) -> Failure {
+    let mut tls = false;
+    let mut found = None;
+    each_source(error, &mut |source| {
+        if source.is::<AddressRefused>() {
+            found = Some(Failure::AddressRefused);
+        } else if source.is::<Unresolved>() {
+            found = Some(Failure::Dns);
+        }
+        tls |= source.is::<rustls::Error>();
+    });
+    match found {
+        Some(failure) => failure,
+        None if tls => Failure::Tls,
+        None if error.is_connect() => Failure::Connect,
+        None if error.is_timeout() => Failure::Timeout,
+        None if error.is_builder() => Failure::Request,
+        None => Failure::Broken,
+    }
+}
+
+/// Visits an error and all below it. An `io::Error` hides the error it was made from: its `source`
+/// is that one's source.
+fn each_source(error: &(dyn Error + 'static), visit: &mut impl FnMut(&(dyn Error + 'static))) {
+    visit(error);
+    let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    match inner {
+        Some(inner) => each_source(inner, visit),
+        None => {
+            if let Some(source) = error.source() {
+                each_source(source, visit);
+            }
+        }
+    }
+}
+
+/// The error and its sources in one line.
+pub(super) fn text(error: &(dyn Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut below = error.source();
+    while let Some(source) = below {
+        let said = source.to_string();
+        // An io::Error repeats the text of the one it was made from.
+        if !line.ends_with(&said) {
+            line.push_str(": ");
+            line.push_str(&said);
+        }
+        below = source.source();
+    }
+    line
+}

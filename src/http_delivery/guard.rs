@@ -1,0 +1,57 @@
+//! The address guard: a name is resolved here, and only permitted addresses are connected to. The
+//! addresses that were judged are the ones used, so a name cannot change its mind in between.
+
+use std::net::SocketAddr;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+use super::address::AddressPolicy;
+
+/// The endpoint's address is not one that deliveries may reach.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{host} is not on the public internet, and its network does not stand in delivery.allow_networks")]
+pub(super) struct AddressRefused {
+    pub(super) host: String,
+}
+
+/// The name has no address, or no name server answered.
+#[derive(Debug, thiserror::Error)]
+#[error("{host} cannot be resolved")]
+pub(super) struct Unresolved {
+    host: String,
+    #[source]
+    source: Option<std::io::Error>,
+}
+
+pub(super) struct GuardedResolver {
+    policy: AddressPolicy,
+}
+
+impl GuardedResolver {
+    pub(super) fn new(policy: AddressPolicy) -> Self {
+        Self { policy }
+    }
+}
+
+impl Resolve for GuardedResolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let policy = self.policy.clone();
+        Box::pin(async move {
+            let host = name.as_str().to_owned();
+            let looked_up = tokio::net::lookup_host((host.as_str(), 0)).await;
+            let resolved: Vec<SocketAddr> = match looked_up.map(Iterator::collect) {
+                Ok(resolved) => resolved,
+                Err(source) => return Err(Unresolved { host, source: Some(source) }.into()),
+            };
+            if resolved.is_empty() {
+                return Err(Unresolved { host, source: None }.into());
+            }
+            let permitted: Vec<SocketAddr> =
+                resolved.into_iter().filter(|address| policy.permits(address.ip())).collect();
+            if permitted.is_empty() {
+                return Err(AddressRefused { host }.into());
+            }
+            Ok(Box::new(permitted.into_iter()) as Addrs)
+        })
+    }
+}

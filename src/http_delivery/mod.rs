@@ -1,0 +1,239 @@
+//! Delivery by HTTP: one attempt at a time, with its credentials and its signature, to addresses
+//! that deliveries may reach. The only importer of the HTTP client.
+//!
+//! What an outcome leads to (retry, dead letter) is not decided here: see `domain::outcome`.
+
+mod address;
+mod answer;
+mod failure;
+mod guard;
+mod signature;
+mod target;
+mod token;
+mod trace;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Client, Method, Request, StatusCode};
+
+pub use address::AddressPolicy;
+pub use target::{OpenSecret, Target, Unopened};
+
+use crate::domain::event::binary_parts;
+use crate::domain::outcome::{Failure, Outcome};
+use crate::domain::subscription::ContentMode;
+use failure::{Broken, broken};
+use target::{SIGNATURE, TRACEPARENT, WEBHOOK_ATTEMPT, WEBHOOK_ID, WEBHOOK_TIMESTAMP};
+use token::{Token, Tokens};
+
+/// Idle connections kept to one endpoint: as many as a domain's pool may use at once, so that a
+/// busy endpoint is not connected to anew for each envelope.
+const IDLE_PER_HOST: usize = 256;
+/// Shorter than the idle time of common servers, which close a connection just when it is used.
+const IDLE: Duration = Duration::from_secs(30);
+/// An HTTP/2 connection that is dead without a word would take every attempt's whole timeout.
+const PING_EVERY: Duration = Duration::from_secs(20);
+
+/// How deliveries are made, whatever the subscription.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    pub addresses: AddressPolicy,
+    /// Name resolution, TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// Most bytes read of an answer's body.
+    pub response_limit: usize,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            addresses: AddressPolicy::default(),
+            connect_timeout: Duration::from_secs(5),
+            response_limit: 64 * 1024,
+        }
+    }
+}
+
+/// Makes deliveries. A clone shares connections and tokens.
+#[derive(Clone)]
+pub struct HttpDelivery {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    config: HttpConfig,
+    tokens: Tokens,
+}
+
+/// What of an envelope one attempt needs.
+#[derive(Debug, Clone)]
+pub struct EnvelopeView<'a> {
+    pub id: &'a str,
+    /// The event in the CloudEvents JSON format: the body in structured mode, sent as it stands.
+    pub event: Bytes,
+}
+
+/// What came of one attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    pub outcome: Outcome,
+    pub latency: Duration,
+    /// The first kilobyte of a failed answer's body, for the delivery log. Credentials of the
+    /// request that the endpoint echoes are replaced by `***`.
+    pub answer_excerpt: Option<String>,
+    /// Where there was no answer: what the layer below said, for people. Holds no URL.
+    pub detail: Option<String>,
+}
+
+impl HttpDelivery {
+    pub fn new(config: HttpConfig) -> Self {
+        let client = client(&config);
+        Self { inner: Arc::new(Inner { client, config, tokens: Tokens::default() }) }
+    }
+
+    /// Sends one envelope to its endpoint and reads the answer, within the target's timeout.
+    ///
+    /// `attempt` is what `webhook-attempt` says, from 1. Dropping the future ends the attempt.
+    pub async fn attempt(&self, target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Attempt {
+        let started = Instant::now();
+        let exchange = self.inner.exchange(target, envelope, attempt);
+        let (outcome, answer_excerpt, detail) = match tokio::time::timeout(target.timeout, exchange).await {
+            Ok(Ok(answer)) => (answer.outcome, answer.excerpt, None),
+            Ok(Err(Broken { failure, detail })) => (Outcome::Failed(failure), None, detail),
+            Err(_) => {
+                let detail = format!("no whole answer within {}", humantime::format_duration(target.timeout));
+                (Outcome::Failed(Failure::Timeout), None, Some(detail))
+            }
+        };
+        Attempt { outcome, latency: started.elapsed(), answer_excerpt, detail }
+    }
+}
+
+impl Inner {
+    async fn exchange(
+        &self,
+        target: &Target,
+        envelope: &EnvelopeView<'_>,
+        attempt: u32,
+    ) -> Result<answer::Answer, Broken> {
+        self.check_literal(target.literal)?;
+        let (mut headers, body) = prepare(target, envelope, attempt)?;
+        let Some(client) = &target.oauth2 else {
+            let response = self.send(target, headers, body).await?;
+            return answer::read(response, self.config.response_limit, &target.sent_secrets, None).await;
+        };
+
+        let token = self.tokens.get(self, client).await?;
+        headers.insert(AUTHORIZATION, token.header.clone());
+        let response = self.send(target, headers, body).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return answer::read(response, self.config.response_limit, &target.sent_secrets, Some(&token))
+                .await;
+        }
+        // The token was revoked, or the endpoint thinks it too old: once more with a new one.
+        answer::drain(response, self.config.response_limit).await?;
+        self.tokens.invalidate(client, &token);
+        let token: Arc<Token> = self.tokens.get(self, client).await?;
+        let (mut headers, body) = prepare(target, envelope, attempt)?;
+        headers.insert(AUTHORIZATION, token.header.clone());
+        let response = self.send(target, headers, body).await?;
+        answer::read(response, self.config.response_limit, &target.sent_secrets, Some(&token)).await
+    }
+
+    async fn send(
+        &self,
+        target: &Target,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<reqwest::Response, Broken> {
+        let mut request = Request::new(Method::POST, target.url.clone());
+        *request.headers_mut() = headers;
+        *request.body_mut() = Some(body.into());
+        self.client.execute(request).await.map_err(broken)
+    }
+
+    /// The client connects to an address in the URL without asking the resolver, and so the guard.
+    fn check_literal(&self, literal: Option<IpAddr>) -> Result<(), Broken> {
+        match literal {
+            Some(address) if !self.config.addresses.permits(address) => {
+                Err(guard::AddressRefused { host: address.to_string() }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Headers and body of one attempt. The target's headers already hold a place for each that is set
+/// here, so that the map is copied once and does not grow.
+fn prepare(target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Result<(HeaderMap, Bytes), Broken> {
+    let unusable = |what: &str| Broken { failure: Failure::Request, detail: Some(what.to_owned()) };
+    let mut headers = target.headers.clone();
+    let mut body = envelope.event.clone();
+    if target.content_mode == ContentMode::Binary {
+        let event = std::str::from_utf8(&envelope.event).map_err(|_| unusable("the event is not UTF-8"))?;
+        let parts = binary_parts(event).map_err(|problem| unusable(&problem.to_string()))?;
+        let value_of = |text: String, of: &str| {
+            HeaderValue::from_maybe_shared(Bytes::from(text))
+                .map_err(|_| unusable(&format!("the event's {of} cannot be a header")))
+        };
+        for (name, value) in parts.headers {
+            let value = value_of(value, &name)?;
+            let name =
+                HeaderName::try_from(name).map_err(|_| unusable("an attribute's name is no header"))?;
+            headers.insert(name, value);
+        }
+        match parts.content_type {
+            Some(content_type) => headers.insert(CONTENT_TYPE, value_of(content_type, "datacontenttype")?),
+            None => headers.remove(CONTENT_TYPE),
+        };
+        body = Bytes::from(parts.body);
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let id = HeaderValue::from_str(envelope.id)
+        .map_err(|_| unusable("the envelope's id holds characters that no header may"))?;
+    headers.insert(TRACEPARENT, trace::parent(&envelope.event));
+    headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now));
+    headers.insert(WEBHOOK_ATTEMPT, HeaderValue::from(attempt));
+    if let Some(key) = &target.signing {
+        headers.insert(SIGNATURE, key.sign(envelope.id, now, &body));
+    }
+    headers.insert(WEBHOOK_ID, id);
+    Ok((headers, body))
+}
+
+fn client(config: &HttpConfig) -> Client {
+    // An error means that a provider is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let options = || {
+        Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .no_proxy()
+            .dns_resolver(Arc::new(guard::GuardedResolver::new(config.addresses.clone())))
+            .connect_timeout(config.connect_timeout)
+            .pool_max_idle_per_host(IDLE_PER_HOST)
+            .pool_idle_timeout(IDLE)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PING_EVERY)
+            .http2_keep_alive_timeout(config.connect_timeout)
+    };
+    options().build().unwrap_or_else(|error| {
+        tracing::warn!(
+            error = %failure::text(&error),
+            "https endpoints will be refused: install the system's CA certificates, or name a file of them in SSL_CERT_FILE"
+        );
+        options()
+            .tls_certs_only([])
+            .build()
+            .expect("loading the roots is the one step that depends on the machine, and there are none")
+    })
+}
+
+#[cfg(test)]
+mod tests;

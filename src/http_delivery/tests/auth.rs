@@ -1,0 +1,232 @@
+//! Credentials, tokens and signatures, as a server sees them.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use futures_util::future::join_all;
+
+use super::*;
+
+async fn received(rest: &str) -> Got {
+    let server = Server::start(ok).await;
+    let attempt = local().attempt(&target(&server.url(), rest), &view(), 1).await;
+    assert_eq!(attempt.outcome, answered(204), "{attempt:?}");
+    server.got().remove(0)
+}
+
+#[tokio::test]
+async fn each_kind_of_static_credential() {
+    let got = received("").await;
+    assert_eq!(got.header("authorization"), "");
+    let got = received(r#","auth":{"type":"api_key","key":{"sealed":"sealed-k 1"}}"#).await;
+    assert_eq!(got.header("x-api-key"), "k 1");
+    let got = received(r#","auth":{"type":"api_key","header":"X-Key","key":"k1"}"#).await;
+    assert_eq!(got.header("x-key"), "k1");
+    let got = received(r#","auth":{"type":"api_key","query":"key","key":"k&1"}"#).await;
+    assert_eq!(got.uri, "/hook?key=k%261");
+    assert_eq!(got.header("x-api-key"), "");
+    // RFC 7617 section 2: the example's user and password.
+    let got = received(r#","auth":{"type":"basic","username":"Aladdin","password":"open sesame"}"#).await;
+    assert_eq!(got.header("authorization"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+    let got = received(r#","auth":{"type":"bearer","token":{"sealed":"sealed-t1"}}"#).await;
+    assert_eq!(got.header("authorization"), "Bearer t1");
+}
+
+#[tokio::test]
+async fn a_signature_covers_what_was_sent() {
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    for mode in ["structured", "binary"] {
+        let rest = format!(r#","content_mode":"{mode}","signing":{{"secret":"{secret}"}}"#);
+        let got = received(&rest).await;
+        let timestamp: u64 = got.header("webhook-timestamp").parse().unwrap();
+        let key = super::signature::SigningKey::new(&SecretString::from(secret)).unwrap();
+        let expected = key.sign(got.header("webhook-id"), timestamp, &got.body);
+        assert_eq!(got.header("webhook-signature"), expected, "{mode}");
+    }
+}
+
+#[test]
+fn what_cannot_be_opened_or_sent_is_refused_before() {
+    let refused = |rest: &str| prepared("https://crm.example/", rest).unwrap_err();
+    assert_eq!(refused(r#","auth":{"type":"bearer","token":{"sealed":"x"}}"#), Failure::Sealed);
+    assert_eq!(refused(r#","signing":{"secret":{"sealed":"x"}}"#), Failure::Sealed);
+    assert_eq!(refused(r#","signing":{"secret":"not one"}"#), Failure::Request);
+    assert_eq!(refused(r#","auth":{"type":"bearer","token":"a\nb"}"#), Failure::Request);
+    assert_eq!(refused(r#","headers":{"a b":"c"}"#), Failure::Request);
+    assert_eq!(refused(r#","headers":{"Content-Length":"5"}"#), Failure::Request);
+    assert_eq!(prepared("ftp://crm.example/", "").unwrap_err(), Failure::Request);
+}
+
+#[test]
+fn debug_shows_no_credential() {
+    for auth in [
+        r#"{"type":"api_key","query":"key","key":"hush"}"#,
+        r#"{"type":"api_key","key":"hush"}"#,
+        r#"{"type":"bearer","token":"hush"}"#,
+        r#"{"type":"oauth2","token_url":"https://idp.example/","client_id":"c","client_secret":"hush"}"#,
+    ] {
+        let target = target("https://crm.example/", &format!(r#","auth":{auth}"#));
+        let text = format!("{target:?}");
+        assert!(text.contains("crm.example") && !text.contains("hush"), "{text}");
+    }
+}
+
+/// Of an error page that shows the request nothing secret is kept.
+#[tokio::test]
+async fn echoed_credentials_are_not_kept() {
+    let server = Server::start(|got| {
+        let body = format!("{} {} {}", got.uri, got.header("authorization"), "x".repeat(3000));
+        (StatusCode::BAD_REQUEST, body).into_response()
+    })
+    .await;
+    let rest = r#","auth":{"type":"basic","username":"me","password":"hush"}"#;
+    let attempt = local().attempt(&target(&server.url(), rest), &view(), 1).await;
+    let excerpt = attempt.answer_excerpt.unwrap();
+    assert!(excerpt.starts_with("/hook Basic *** xxx"), "{excerpt}");
+    assert_eq!(excerpt.len(), 1024);
+    let rest = r#","auth":{"type":"api_key","query":"key","key":"hush"}"#;
+    let attempt = local().attempt(&target(&server.url(), rest), &view(), 1).await;
+    assert!(attempt.answer_excerpt.unwrap().starts_with("/hook?key=***  xxx"));
+}
+
+/// A token endpoint that gives `token-1`, `token-2`, … with these further members.
+async fn issuer(rest: &'static str) -> Server {
+    let count = AtomicUsize::new(0);
+    Server::start(move |_| {
+        let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+        format!(r#"{{"access_token":"token-{number}","token_type":"Bearer"{rest}}}"#).into_response()
+    })
+    .await
+}
+
+fn oauth2(issuer: &Server, rest: &str) -> String {
+    let url = issuer.url();
+    format!(
+        r#","auth":{{"type":"oauth2","token_url":"{url}","client_id":"hub: 1","client_secret":"s&p%r/t"{rest}}}"#
+    )
+}
+
+#[tokio::test]
+async fn the_client_authenticates_in_both_ways() {
+    let issuer = issuer("").await;
+    let server = Server::start(ok).await;
+    let http = local();
+    let rest = oauth2(&issuer, r#","scopes":["a","b"],"audience":"https://crm.example""#);
+    http.attempt(&target(&server.url(), &rest), &view(), 1).await;
+    let rest = oauth2(&issuer, r#","client_auth":"client_secret_post""#);
+    http.attempt(&target(&server.url(), &rest), &view(), 1).await;
+
+    let [basic, post] = &issuer.got()[..] else { panic!("{:?}", issuer.got()) };
+    // `hub%3A+1:s%26p%25r%2Ft`
+    assert_eq!(basic.header("authorization"), "Basic aHViJTNBKzE6cyUyNnAlMjVyJTJGdA==");
+    assert_eq!(basic.body, "grant_type=client_credentials&scope=a+b&audience=https%3A%2F%2Fcrm.example");
+    assert_eq!(basic.header("content-type"), "application/x-www-form-urlencoded");
+    assert_eq!(post.header("authorization"), "");
+    assert_eq!(post.body, "grant_type=client_credentials&client_id=hub%3A+1&client_secret=s%26p%25r%2Ft");
+    let tokens: Vec<String> = server.got().iter().map(|got| got.header("authorization").to_owned()).collect();
+    assert_eq!(tokens, ["Bearer token-1", "Bearer token-2"]);
+}
+
+#[tokio::test]
+async fn fifty_deliveries_at_once_fetch_one_token() {
+    let issuer = issuer(r#","expires_in":3600"#).await;
+    let server = Server::start(ok).await;
+    let (http, rest) = (local(), oauth2(&issuer, ""));
+    // Two targets of one subscription share it as well.
+    let targets = [target(&server.url(), &rest), target(&server.url(), &rest)];
+    let view = view();
+    let attempts = (0..50).map(|number| http.attempt(&targets[number % 2], &view, 1));
+    for attempt in join_all(attempts).await {
+        assert_eq!(attempt.outcome, answered(204), "{attempt:?}");
+    }
+    assert_eq!(issuer.got().len(), 1);
+    assert_eq!(server.got().len(), 50);
+    assert!(server.got().iter().all(|got| got.header("authorization") == "Bearer token-1"));
+
+    let other = oauth2(&issuer, r#","scopes":["more"]"#);
+    http.attempt(&target(&server.url(), &other), &view, 1).await;
+    assert_eq!(issuer.got().len(), 2, "another scope is another token");
+}
+
+/// With no lifetime at all a token is good for those that waited for it, and no longer.
+#[tokio::test]
+async fn an_expired_token_is_not_used() {
+    let issuer = issuer(r#","expires_in":0"#).await;
+    let server = Server::start(ok).await;
+    let http = local();
+    let target = target(&server.url(), &oauth2(&issuer, ""));
+    for expected in 1..=3 {
+        http.attempt(&target, &view(), 1).await;
+        assert_eq!(issuer.got().len(), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_token_is_replaced_within_the_attempt() {
+    let issuer = issuer(r#","expires_in":3600"#).await;
+    let server = Server::start(|got| match got.header("authorization") {
+        "Bearer token-1" => StatusCode::UNAUTHORIZED.into_response(),
+        _ => StatusCode::OK.into_response(),
+    })
+    .await;
+    let http = local();
+    let target = target(&server.url(), &oauth2(&issuer, ""));
+    let view = view();
+    for attempt in join_all((0..20).map(|_| http.attempt(&target, &view, 3))).await {
+        assert_eq!(attempt.outcome, answered(200), "{attempt:?}");
+    }
+    assert_eq!(issuer.got().len(), 2, "each 401 fetched a token of its own");
+    assert!(server.got().iter().all(|got| got.header("webhook-attempt") == "3"));
+}
+
+#[tokio::test]
+async fn a_401_that_stays_is_the_answer() {
+    let issuer = issuer(r#","expires_in":3600"#).await;
+    let server = Server::start(|got| {
+        (StatusCode::UNAUTHORIZED, got.header("authorization").to_owned()).into_response()
+    })
+    .await;
+    let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
+    assert_eq!(attempt.outcome, answered(401));
+    assert_eq!(attempt.answer_excerpt.as_deref(), Some("Bearer ***"));
+    assert_eq!((server.got().len(), issuer.got().len()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_token_endpoint_that_refuses_is_asked_once_for_all_that_wait() {
+    let issuer = Server::start(|got| {
+        let body =
+            format!(r#"{{"error":"invalid_client","error_description":"{}"}}"#, got.header("authorization"));
+        (StatusCode::UNAUTHORIZED, body).into_response()
+    })
+    .await;
+    let server = Server::start(ok).await;
+    let http = local();
+    let target = target(&server.url(), &oauth2(&issuer, ""));
+    let view = view();
+    for attempt in join_all((0..20).map(|_| http.attempt(&target, &view, 1))).await {
+        assert_eq!(attempt.outcome, Outcome::Failed(Failure::Token));
+        assert_eq!(attempt.detail.as_deref(), Some("the token endpoint answered 401: invalid_client"));
+    }
+    assert_eq!((issuer.got().len(), server.got().len()), (1, 0));
+
+    http.attempt(&target, &view, 2).await;
+    assert_eq!(issuer.got().len(), 2, "the next attempt asks anew");
+}
+
+#[tokio::test]
+async fn answers_of_a_token_endpoint_that_are_no_token() {
+    let server = Server::start(ok).await;
+    for body in
+        ["", "{}", "<html>", r#"{"access_token":"a\nb"}"#, r#"{"access_token":"a","token_type":"mac"}"#]
+    {
+        let issuer = Server::start(move |_| body.into_response()).await;
+        let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
+        assert_eq!(attempt.outcome, Outcome::Failed(Failure::Token), "{body:?}");
+    }
+    let issuer = Server::start(|_| "x".repeat(100_000).into_response()).await;
+    let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
+    assert_eq!(attempt.detail.as_deref(), Some("the token endpoint answered more than 65536 bytes"));
+    assert!(server.got().is_empty());
+}

@@ -1,0 +1,250 @@
+//! What endpoints answer, and how they break.
+
+use std::time::Instant;
+
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+use super::*;
+
+#[tokio::test]
+async fn structured_mode_sends_the_event_as_it_stands() {
+    let server = Server::start(ok).await;
+    let attempt = local()
+        .attempt(&target(&server.url(), r#","headers":{"x-team":"billing","user-agent":"mine"}"#), &view(), 2)
+        .await;
+    assert_eq!(attempt.outcome, answered(204));
+    assert_eq!(attempt.answer_excerpt, None);
+    assert!(attempt.latency > Duration::ZERO);
+    let got = server.got().remove(0);
+    assert_eq!(got.body, EVENT);
+    assert_eq!(got.uri, "/hook");
+    assert_eq!(got.header("content-type"), "application/cloudevents+json; charset=UTF-8");
+    assert_eq!(got.header("content-length"), EVENT.len().to_string());
+    assert_eq!(got.header("webhook-id"), "env_1");
+    assert_eq!(got.header("webhook-attempt"), "2");
+    assert_eq!(got.header("user-agent"), concat!("integration-hub/", env!("CARGO_PKG_VERSION")));
+    assert_eq!(got.header("x-team"), "billing");
+    assert_eq!(got.header("traceparent").len(), 55);
+    assert!(!got.headers.contains_key("webhook-signature"));
+    let sent: u64 = got.header("webhook-timestamp").parse().unwrap();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    assert!(now.abs_diff(sent) < 10, "{sent} is not now");
+    assert!(got.headers.values().all(|value| !value.is_empty()), "{:?}", got.headers);
+}
+
+#[tokio::test]
+async fn binary_mode_sends_attributes_as_headers() {
+    let server = Server::start(ok).await;
+    local().attempt(&target(&server.url(), r#","content_mode":"binary""#), &view(), 1).await;
+    let got = server.got().remove(0);
+    assert_eq!(got.body, r#"{"user_id": "u1"}"#);
+    assert_eq!(got.header("content-type"), "application/json");
+    assert_eq!((got.header("ce-id"), got.header("ce-type")), ("e%201", "user.created"));
+    assert_eq!((got.header("ce-specversion"), got.header("ce-tenant")), ("1.0", "acme"));
+}
+
+#[tokio::test]
+async fn connections_are_used_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let mut server = JoinSet::new();
+    // One connection is ever accepted: a second attempt on a new one would wait in vain.
+    server.spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        for body in ["one", "", "three"] {
+            request_of(&mut stream).await;
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    let (http, target) = (local(), target(&url, ""));
+    for _ in 0..3 {
+        assert_eq!(http.attempt(&target, &view(), 1).await.outcome, answered(200));
+    }
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let elsewhere = Server::start(ok).await;
+    let location = elsewhere.url();
+    let server = Server::start(move |_| {
+        (StatusCode::TEMPORARY_REDIRECT, [("location", location.clone())]).into_response()
+    })
+    .await;
+    let attempt = local().attempt(&target(&server.url(), ""), &view(), 1).await;
+    assert_eq!(attempt.outcome, answered(307));
+    assert!(elsewhere.got().is_empty());
+}
+
+#[tokio::test]
+async fn a_failed_answer_is_told_with_its_wait_and_its_words() {
+    let server = Server::start(|_| {
+        (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "120")], "back at noon").into_response()
+    })
+    .await;
+    let attempt = local().attempt(&target(&server.url(), ""), &view(), 1).await;
+    let retry_after = Some(Duration::from_secs(120));
+    assert_eq!(attempt.outcome, Outcome::Answered { status: 503, retry_after });
+    assert_eq!(attempt.answer_excerpt.as_deref(), Some("back at noon"));
+
+    let server = Server::start(|_| {
+        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
+        (StatusCode::TOO_MANY_REQUESTS, [("retry-after", date)]).into_response()
+    })
+    .await;
+    let attempt = local().attempt(&target(&server.url(), ""), &view(), 1).await;
+    let Outcome::Answered { status: 429, retry_after: Some(wait) } = attempt.outcome else {
+        panic!("{attempt:?}")
+    };
+    assert!((580..=600).contains(&wait.as_secs()), "{wait:?}");
+}
+
+/// Reads one request: its head, and the body that `content-length` announces.
+async fn request_of(stream: &mut TcpStream) {
+    let mut read = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&read).into_owned();
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+            if body.len() >= length.parse().unwrap() {
+                return;
+            }
+        }
+        assert!(stream.read_buf(&mut read).await.unwrap() > 0, "closed within a request");
+    }
+}
+
+/// A server that gives its one connection to `serve`, after the request.
+async fn raw<F: Future<Output = ()> + Send + 'static>(
+    serve: impl FnOnce(TcpStream) -> F + Send + 'static,
+) -> (String, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        request_of(&mut stream).await;
+        serve(stream).await;
+    });
+    (url, task)
+}
+
+async fn with_timeout(url: &str, timeout: &str) -> Attempt {
+    let json = format!(r#"{{"url":"{url}","timeout":"{timeout}"}}"#);
+    let target = Target::prepare("billing-crm", &serde_json::from_str(&json).unwrap(), &Opener).unwrap();
+    local().attempt(&target, &view(), 1).await
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_runs_into_the_timeout() {
+    let (url, _server) = raw(|stream| async move {
+        let _open = stream;
+        std::future::pending().await
+    })
+    .await;
+    let started = Instant::now();
+    let attempt = with_timeout(&url, "200ms").await;
+    assert_eq!(attempt.outcome, Outcome::Failed(Failure::Timeout));
+    assert!(attempt.latency >= Duration::from_millis(200), "{attempt:?}");
+    assert!(started.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn one_byte_now_and_then_runs_into_the_timeout() {
+    let (url, _server) = raw(|mut stream| async move {
+        let head = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n";
+        stream.write_all(head).await.unwrap();
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        // Until the client hangs up.
+        while stream.write_all(b"x").await.is_ok() {
+            tick.tick().await;
+        }
+    })
+    .await;
+    let attempt = with_timeout(&url, "400ms").await;
+    assert_eq!(attempt.outcome, Outcome::Failed(Failure::Timeout), "{attempt:?}");
+}
+
+#[tokio::test]
+async fn of_an_endless_answer_only_the_start_is_read() {
+    for (status, text) in [(200, "OK"), (500, "Internal Server Error")] {
+        let (hung_up, told) = oneshot::channel();
+        let (url, _server) = raw(move |mut stream| async move {
+            let head = format!("HTTP/1.1 {status} {text}\r\ntransfer-encoding: chunked\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let chunk = format!("1000\r\n{}\r\n", "y".repeat(4096));
+            let mut sent = 0;
+            while stream.write_all(chunk.as_bytes()).await.is_ok() {
+                sent += 4096;
+            }
+            hung_up.send(sent).unwrap();
+        })
+        .await;
+        let attempt = with_timeout(&url, "10s").await;
+        assert_eq!(attempt.outcome, answered(status));
+        assert_eq!(attempt.answer_excerpt.map(|text| text.len()), (status == 500).then_some(1024));
+        // What the sockets' buffers hold comes on top of the 64 KB that are read.
+        let sent: usize = tokio::time::timeout(Duration::from_secs(10), told).await.unwrap().unwrap();
+        assert!(sent < 20 << 20, "{sent} bytes were taken");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_closed_before_or_within_the_answer_is_broken() {
+    for answer in
+        ["", "HTTP/1.1 200 OK\r\ncontent-len", "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nten bytes."]
+    {
+        let (url, _server) = raw(move |mut stream| async move {
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        })
+        .await;
+        let attempt = with_timeout(&url, "5s").await;
+        assert_eq!(attempt.outcome, Outcome::Failed(Failure::Broken), "{answer:?}: {attempt:?}");
+        assert!(!attempt.detail.unwrap().contains("127.0.0.1"));
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_http_is_broken() {
+    let (url, _server) = raw(|mut stream| async move {
+        stream.write_all(b"220 mail.example ESMTP\r\n").await.unwrap();
+    })
+    .await;
+    assert_eq!(with_timeout(&url, "5s").await.outcome, Outcome::Failed(Failure::Broken));
+}
+
+#[tokio::test]
+async fn nobody_listens_no_such_name_no_tls() {
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let attempt = with_timeout(&format!("http://{free}/"), "5s").await;
+    assert_eq!(attempt.outcome, Outcome::Failed(Failure::Connect), "{attempt:?}");
+
+    // A label of 64 characters is refused by the resolver itself: no name server is asked.
+    let attempt = with_timeout(&format!("http://{}.invalid/", "a".repeat(64)), "5s").await;
+    assert_eq!(attempt.outcome, Outcome::Failed(Failure::Dns), "{attempt:?}");
+
+    let server = Server::start(ok).await;
+    let attempt = with_timeout(&format!("https://{}/", server.address), "5s").await;
+    assert_eq!(attempt.outcome, Outcome::Failed(Failure::Tls), "{attempt:?}");
+}
+
+/// In a container without CA certificates plain http works, and https is refused as untrusted: the
+/// two tests are run again there.
+#[test]
+fn without_ca_certificates_plain_http_works() {
+    let empty = tempfile::tempdir().unwrap();
+    let none = empty.path().join("none.pem");
+    std::fs::write(&none, "").unwrap();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .env("SSL_CERT_FILE", &none)
+        .env("SSL_CERT_DIR", empty.path())
+        .args(["structured_mode_sends", "nobody_listens_no_such_name_no_tls"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("2 passed"), "{said}");
+}

@@ -1,0 +1,236 @@
+//! Credentials at rest: sealed with a master key, opened only where a request is made.
+//!
+//! XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03) under a random 192-bit nonce, long enough to be
+//! drawn at random for any number of secrets under one key. The sealed form is
+//! `v1.<key id>.<base64url of nonce and ciphertext, unpadded>`. The subscription's id is the
+//! associated data: a sealed credential that is copied to another subscription does not open.
+
+use base64::Engine;
+use base64::engine::general_purpose::{GeneralPurpose, STANDARD, URL_SAFE_NO_PAD};
+use chacha20poly1305::aead::{Aead, AeadCore, KeyInit, OsRng, Payload};
+use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::domain::subscription::{Secret, Subscription};
+use crate::settings::Secrets;
+
+const VERSION: &str = "v1";
+const KEY_BYTES: usize = 32;
+const NONCE_BYTES: usize = 24;
+const ENCODING: GeneralPurpose = URL_SAFE_NO_PAD;
+
+/// Seals and opens credentials with one master key.
+#[derive(Clone)]
+pub struct Sealer {
+    cipher: XChaCha20Poly1305,
+    key_id: String,
+}
+
+/// Why a sealed credential did not open.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    #[error(
+        "the credential is sealed with the key {key_id:?}, which this process does not have: set secrets.key_id and secrets.master_key (or secrets.master_key_file) to it"
+    )]
+    MissingKey { key_id: String },
+    #[error(
+        "the credential does not open: another key of the same secrets.key_id, another subscription's credential, or it was changed; apply the subscription again"
+    )]
+    Forged,
+    #[error("the credential is not in sealed form (v1.<key id>.<base64url>); apply the subscription again")]
+    Malformed,
+}
+
+/// Why the master key of the settings cannot be used. The text holds nothing of the key.
+#[derive(Debug, thiserror::Error)]
+pub enum MasterKeyError {
+    #[error("secrets.master_key_file: {} cannot be read: {source}", file.display())]
+    Read { file: std::path::PathBuf, source: std::io::Error },
+    #[error("{setting} is not 32 bytes in base64: make one with `openssl rand -base64 32`")]
+    NotAKey { setting: &'static str },
+}
+
+impl Sealer {
+    /// The sealer of the settings' master key; `None` where none is set.
+    pub fn from_settings(secrets: &Secrets) -> Result<Option<Self>, MasterKeyError> {
+        let (setting, text) = match (&secrets.master_key, &secrets.master_key_file) {
+            (Some(key), _) => ("secrets.master_key", key.clone()),
+            (None, Some(file)) => {
+                let text = std::fs::read_to_string(file)
+                    .map_err(|source| MasterKeyError::Read { file: file.clone(), source })?;
+                ("secrets.master_key_file", SecretString::from(text))
+            }
+            (None, None) => return Ok(None),
+        };
+        let key = STANDARD
+            .decode(text.expose_secret().trim())
+            .ok()
+            .filter(|key| key.len() == KEY_BYTES)
+            .ok_or(MasterKeyError::NotAKey { setting })?;
+        Ok(Some(Self {
+            cipher: XChaCha20Poly1305::new(Key::from_slice(&key)),
+            key_id: secrets.key_id.clone(),
+        }))
+    }
+
+    /// The sealed form of `secret`; `aad` is the subscription's id. Each call gives another text.
+    pub fn seal(&self, aad: &str, secret: &SecretString) -> String {
+        let nonce = XChaCha20Poly1305::generate_nonce(&mut OsRng);
+        let payload = Payload { msg: secret.expose_secret().as_bytes(), aad: aad.as_bytes() };
+        let ciphertext = self.cipher.encrypt(&nonce, payload).expect("only a text of 256 GiB fails");
+        let bytes = [nonce.as_slice(), &ciphertext].concat();
+        format!("{VERSION}.{}.{}", self.key_id, ENCODING.encode(bytes))
+    }
+
+    /// The secret in `sealed`, which was sealed with the same `aad`.
+    pub fn open(&self, aad: &str, sealed: &str) -> Result<SecretString, SealError> {
+        let mut parts = sealed.split('.');
+        let (Some(VERSION), Some(key_id), Some(encoded), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(SealError::Malformed);
+        };
+        let bytes = ENCODING.decode(encoded).map_err(|_| SealError::Malformed)?;
+        let (nonce, ciphertext) = bytes.split_at_checked(NONCE_BYTES).ok_or(SealError::Malformed)?;
+        if key_id != self.key_id {
+            return Err(SealError::MissingKey { key_id: key_id.to_owned() });
+        }
+        let payload = Payload { msg: ciphertext, aad: aad.as_bytes() };
+        let plain = self.cipher.decrypt(XNonce::from_slice(nonce), payload).map_err(|_| SealError::Forged)?;
+        String::from_utf8(plain).map(SecretString::from).map_err(|_| SealError::Malformed)
+    }
+}
+
+impl std::fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sealer").field("key_id", &self.key_id).finish_non_exhaustive()
+    }
+}
+
+/// Seals every credential of `subscription` that is still plain; sealed ones stay as they are.
+pub fn seal_subscription(sealer: &Sealer, subscription: &mut Subscription) {
+    let aad = subscription.id.as_str().to_owned();
+    for secret in subscription.secrets_mut() {
+        if let Secret::Plain(plain) = secret {
+            *secret = Secret::Sealed(sealer.seal(&aad, plain));
+        }
+    }
+}
+
+/// Opens every sealed credential of `subscription`. On an error some may be open already.
+pub fn open_subscription(sealer: &Sealer, subscription: &mut Subscription) -> Result<(), SealError> {
+    let aad = subscription.id.as_str().to_owned();
+    for secret in subscription.secrets_mut() {
+        if let Secret::Sealed(sealed) = secret {
+            *secret = Secret::Plain(sealer.open(&aad, sealed)?);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Settings;
+
+    const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    const OTHER: &str = "IAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+    fn sealer(key: &str, key_id: &str) -> Sealer {
+        let mut secrets = Settings::defaults().secrets;
+        secrets.master_key = Some(SecretString::from(key));
+        secrets.key_id = key_id.to_owned();
+        Sealer::from_settings(&secrets).unwrap().unwrap()
+    }
+
+    #[test]
+    fn opens_what_it_sealed_and_nothing_else() {
+        let ours = sealer(KEY, "k1");
+        let secret = SecretString::from("correct horse");
+        let sealed = ours.seal("billing-crm", &secret);
+        assert!(sealed.starts_with("v1.k1."));
+        assert!(!sealed.contains("horse"));
+        assert_ne!(sealed, ours.seal("billing-crm", &secret), "a nonce was used twice");
+        assert_eq!(ours.open("billing-crm", &sealed).unwrap().expose_secret(), "correct horse");
+
+        let refused = |sealer: &Sealer, aad: &str, text: &str| sealer.open(aad, text).unwrap_err();
+        assert_eq!(refused(&ours, "another", &sealed), SealError::Forged);
+        assert_eq!(refused(&sealer(OTHER, "k1"), "billing-crm", &sealed), SealError::Forged);
+        let missing = SealError::MissingKey { key_id: "k1".to_owned() };
+        assert_eq!(refused(&sealer(KEY, "k2"), "billing-crm", &sealed), missing);
+
+        let (head, encoded) = sealed.rsplit_once('.').unwrap();
+        let mut bytes = ENCODING.decode(encoded).unwrap();
+        for position in 0..bytes.len() {
+            bytes[position] ^= 1;
+            let changed = format!("{head}.{}", ENCODING.encode(&bytes));
+            assert_eq!(refused(&ours, "billing-crm", &changed), SealError::Forged, "byte {position}");
+            bytes[position] ^= 1;
+        }
+        for text in ["", "v1.k1", "v2.k1.AAAA", "v1.k1.AAAA", "v1.k1.?", "v1.k1.AAAA.AAAA", "plain"] {
+            assert_eq!(refused(&ours, "billing-crm", text), SealError::Malformed, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_master_key_comes_from_the_settings_or_a_file() {
+        let mut secrets = Settings::defaults().secrets;
+        assert!(Sealer::from_settings(&secrets).unwrap().is_none());
+
+        secrets.master_key = Some(SecretString::from("dG9vIHNob3J0"));
+        let error = Sealer::from_settings(&secrets).unwrap_err();
+        assert!(matches!(error, MasterKeyError::NotAKey { setting: "secrets.master_key" }));
+        assert!(!error.to_string().contains("dG9v"));
+
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("key");
+        secrets.master_key = None;
+        secrets.master_key_file = Some(file.clone());
+        assert!(matches!(Sealer::from_settings(&secrets), Err(MasterKeyError::Read { .. })));
+        std::fs::write(&file, format!("{KEY}\n")).unwrap();
+        let from_file = Sealer::from_settings(&secrets).unwrap().unwrap();
+        let sealed = sealer(KEY, "k1").seal("a", &SecretString::from("s"));
+        assert_eq!(from_file.open("a", &sealed).unwrap().expose_secret(), "s");
+        assert!(!format!("{from_file:?}").contains("AAEC"));
+    }
+
+    #[test]
+    fn every_credential_of_a_subscription_is_sealed_and_opened() {
+        let auths = [
+            r#"{"type":"none"}"#,
+            r#"{"type":"api_key","key":"hush-1"}"#,
+            r#"{"type":"basic","username":"u","password":"hush-1"}"#,
+            r#"{"type":"bearer","token":"hush-1"}"#,
+            r#"{"type":"oauth2","token_url":"https://idp.example/t","client_id":"c","client_secret":"hush-1"}"#,
+        ];
+        for auth in auths {
+            let text = format!(
+                r#"{{"id":"crm","events":["user.>"],"delivery":{{"url":"https://crm.example/","auth":{auth},
+                "signing":{{"secret":"hush-2"}}}}}}"#
+            );
+            let mut subscription: Subscription = serde_json::from_str(&text).unwrap();
+            assert!(serde_json::to_string(&subscription).is_err(), "a plain secret was written");
+
+            let sealer = sealer(KEY, "k1");
+            seal_subscription(&sealer, &mut subscription);
+            let stored = serde_json::to_string(&subscription).unwrap();
+            assert!(!stored.contains("hush"), "{stored}");
+
+            let mut read: Subscription = serde_json::from_str(&stored).unwrap();
+            seal_subscription(&sealer, &mut read);
+            assert_eq!(serde_json::to_string(&read).unwrap(), stored, "sealed twice");
+
+            open_subscription(&sealer, &mut read).unwrap();
+            let opened: Vec<String> = read
+                .secrets_mut()
+                .into_iter()
+                .map(|secret| match secret {
+                    Secret::Plain(plain) => plain.expose_secret().to_owned(),
+                    Secret::Sealed(_) => panic!("still sealed"),
+                })
+                .collect();
+            let expected: &[&str] = if auth.contains("none") { &["hush-2"] } else { &["hush-1", "hush-2"] };
+            assert_eq!(opened, expected);
+        }
+    }
+}
