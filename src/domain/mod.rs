@@ -6,6 +6,7 @@ pub mod category;
 pub mod duration;
 pub mod envelope;
 pub mod event;
+pub mod fair_share;
 pub mod field_error;
 pub mod filter;
 pub mod index;
