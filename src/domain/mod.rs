@@ -2,6 +2,7 @@
 //!
 //! It decides; the adapters and roles around it act. `tests/layout.rs` enforces the rule.
 
+pub mod address;
 pub mod category;
 pub mod duration;
 pub mod envelope;
@@ -13,3 +14,4 @@ pub mod index;
 pub mod key;
 pub mod outcome;
 pub mod subscription;
+pub mod token;
