@@ -1,6 +1,8 @@
 //! Integration Hub: event distribution on NATS JetStream. See `src/ARCHITECTURE.md`.
 
+pub mod api;
 pub mod broker_process;
+pub mod dev;
 pub mod domain;
 pub mod health;
 pub mod http_delivery;
@@ -8,5 +10,6 @@ pub mod metrics;
 pub mod nats;
 pub mod roles;
 pub mod seal;
+pub mod serve;
 pub mod settings;
 pub mod tasks;

@@ -2,11 +2,13 @@
 //!
 //! It decides; the adapters and roles around it act. `tests/layout.rs` enforces the rule.
 
+pub mod address;
 pub mod category;
 pub mod dead_letter;
 pub mod duration;
 pub mod envelope;
 pub mod event;
+pub mod fair_share;
 pub mod field_error;
 pub mod filter;
 pub mod index;
@@ -14,3 +16,4 @@ pub mod key;
 pub mod last_words;
 pub mod outcome;
 pub mod subscription;
+pub mod token;

@@ -3,7 +3,6 @@
 //!
 //! What an outcome leads to (retry, dead letter) is not decided here: see `domain::outcome`.
 
-mod address;
 mod answer;
 mod failure;
 mod guard;
@@ -20,7 +19,7 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Request, StatusCode};
 
-pub use address::AddressPolicy;
+pub use crate::domain::address::AddressPolicy;
 pub use target::{OpenSecret, Target, Unopened};
 
 use crate::domain::event::binary_parts;
@@ -88,6 +87,27 @@ pub struct Attempt {
     pub answer_excerpt: Option<String>,
     /// Where there was no answer: what the layer below said, for people. Holds no URL.
     pub detail: Option<String>,
+}
+
+impl Attempt {
+    /// An attempt that ended before a request was made.
+    pub fn failed(failure: Failure) -> Self {
+        Self {
+            outcome: Outcome::Failed(failure),
+            latency: Duration::ZERO,
+            answer_excerpt: None,
+            detail: None,
+        }
+    }
+
+    /// What went wrong, for people.
+    pub fn error_text(&self) -> String {
+        let text = self.outcome.error_text();
+        match &self.detail {
+            Some(detail) => format!("{text}: {detail}"),
+            None => text,
+        }
+    }
 }
 
 impl HttpDelivery {

@@ -33,7 +33,7 @@ const DLT_PROCESSOR: &str = consumer_file!("HUB_OUTBOX_USER_LIFECYCLE_DLT", "dlt
 pub struct Shape {
     pub prefix: String,
     pub domains: Vec<String>,
-    pub replicas: u8,
+    pub replicas: usize,
     pub max_deliver: u32,
     pub ack_wait: Duration,
     pub duplicate_window: Duration,

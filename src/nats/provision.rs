@@ -149,7 +149,7 @@ pub async fn check_server(js: &JetStream, shape: &Shape) -> Result<(), Provision
         .filter_map(|stream| stream.config.get("max_bytes")?.as_i64())
         .filter(|bytes| *bytes > 0)
         .sum::<i64>()
-        * i64::from(shape.replicas);
+        * i64::try_from(shape.replicas).unwrap_or(1);
     if limits.max_storage > 0 && account.storage + needed > limits.max_storage {
         return Err(ProvisionError::AccountLimits {
             needed: format!("{needed} bytes of file storage beside the {} in use", account.storage),

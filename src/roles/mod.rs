@@ -5,4 +5,4 @@ pub mod dlt_processor;
 pub mod dlt_router;
 pub mod event_processor;
 pub mod gauges;
-//pub mod outbox_processor;
+pub mod outbox_processor;

@@ -9,6 +9,7 @@ mod lanes;
 mod settle;
 mod worker;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -16,11 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::outcome::RetryPolicy;
 use crate::health::Readiness;
-use crate::http_delivery::HttpDelivery;
+use crate::http_delivery::{HttpDelivery, OpenSecret};
 use crate::metrics::Metrics;
 use crate::nats::definitions::Shape;
 use crate::nats::{JetStream, NatsError, Registry};
-use crate::seal::Opener;
 
 #[derive(Debug, Clone)]
 pub struct OutboxProcessorSettings {
@@ -49,7 +49,7 @@ pub struct OutboxProcessor {
     js: JetStream,
     registry: Registry,
     http: HttpDelivery,
-    opener: Opener,
+    opener: Arc<dyn OpenSecret>,
     settings: OutboxProcessorSettings,
     metrics: Metrics,
     readiness: Readiness,
@@ -60,7 +60,7 @@ impl OutboxProcessor {
         js: JetStream,
         registry: Registry,
         http: HttpDelivery,
-        opener: Opener,
+        opener: Arc<dyn OpenSecret>,
         settings: OutboxProcessorSettings,
         metrics: Metrics,
         readiness: Readiness,

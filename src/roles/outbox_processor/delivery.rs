@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::settle::{Settle, Tried};
 use crate::domain::envelope::Envelope;
 use crate::domain::index::Entry;
-use crate::domain::outcome::{Decision, Failure, Fault, Outcome, Reason};
+use crate::domain::outcome::{Decision, Failure, Fault, Reason};
 use crate::domain::subscription::{State, SubscriptionId};
-use crate::http_delivery::{Attempt, HttpDelivery, Request, Target};
+use crate::http_delivery::{Attempt, EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};
-use crate::seal::Opener;
 
 /// Prepared targets kept for the next delivery; beyond this they are made anew.
 const MOST_TARGETS: usize = 10_000;
@@ -33,7 +32,7 @@ struct Inner {
     js: JetStream,
     registry: Registry,
     http: HttpDelivery,
-    opener: Opener,
+    opener: Arc<dyn OpenSecret>,
     settle: Settle,
     targets: Mutex<HashMap<SubscriptionId, Prepared>>,
 }
@@ -55,7 +54,7 @@ impl Delivery {
         js: JetStream,
         registry: Registry,
         http: HttpDelivery,
-        opener: Opener,
+        opener: Arc<dyn OpenSecret>,
         settle: Settle,
     ) -> Self {
         let targets = Mutex::new(HashMap::new());
@@ -88,13 +87,9 @@ impl Delivery {
         let attempt = match target {
             Ok(target) => {
                 let event = envelope.event.get().as_bytes();
-                let request = Request {
-                    id: &envelope.id,
-                    event: message.payload.slice_ref(event),
-                    traceparent: envelope.traceparent.as_deref(),
-                    attempt: Settle::attempts_before(message) + message.deliveries,
-                };
-                inner.http.attempt(&target, &request).await
+                let view = EnvelopeView { id: &envelope.id, event: message.payload.slice_ref(event) };
+                let attempt = Settle::attempts_before(message) + message.deliveries;
+                inner.http.attempt(&target, &view, attempt).await
             }
             Err(failure) => Attempt::failed(failure),
         };
@@ -147,7 +142,9 @@ impl Inner {
             targets.clear();
         }
         let target = match entry.to_subscription() {
-            Ok(subscription) => Target::prepare(id.as_str(), &subscription.delivery, &self.opener).map(Arc::new),
+            Ok(subscription) => {
+                Target::prepare(id.as_str(), &subscription.delivery, &*self.opener).map(Arc::new)
+            }
             Err(_) => Err(Failure::Request),
         };
         targets.insert(id.clone(), Prepared { revision: entry.revision, target: target.clone() });

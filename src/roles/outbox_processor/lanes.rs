@@ -42,9 +42,10 @@ async fn read_lane(
     stop: CancellationToken,
 ) -> Result<(), NatsError> {
     let own_lane = lane != SHARED_LANE;
+    let consumer = lane_consumer(&lane);
     let mut puller = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        puller = Puller::bind(&js, &stream, &lane_consumer(&lane)) => puller?,
+        puller = Puller::bind(&js, &stream, &consumer) => puller?,
     };
     let tell = |state: bool| {
         if let Some(ready) = &ready {
@@ -149,7 +150,10 @@ impl Lanes {
         own.retain(|_, lane| !lane.reader.is_finished());
         for consumer in self.js.consumer_names(&self.stream).await? {
             let Some(lane) = lane_of_consumer(&consumer) else { continue };
-            if subscription_of_own_lane(lane).is_none() || own.contains_key(lane) || own.len() >= MOST_OWN_LANES {
+            if subscription_of_own_lane(lane).is_none()
+                || own.contains_key(lane)
+                || own.len() >= MOST_OWN_LANES
+            {
                 continue;
             }
             tracing::info!(stream = self.stream, lane, "reading a subscription's own lane");

@@ -39,7 +39,7 @@ impl<'a> Tried<'a> {
         Self {
             tried: true,
             status: attempt.outcome.status(),
-            error: attempt.outcome.error_text(),
+            error: attempt.error_text(),
             latency: attempt.latency,
             answer: attempt.answer_excerpt.as_deref(),
         }
@@ -107,7 +107,8 @@ impl Settle {
                     latency_ms: u64::try_from(tried.latency.as_millis()).unwrap_or(u64::MAX),
                     answer: tried.answer.map(str::to_owned),
                 };
-                let put = self.js.put_last_words(&self.domain, &envelope.subscription, &envelope.id, &words).await;
+                let put =
+                    self.js.put_last_words(&self.domain, &envelope.subscription, &envelope.id, &words).await;
                 if let Err(error) = put {
                     tracing::warn!(%error, envelope = %envelope.id, "the last words of an envelope are lost; it is dead-lettered without them");
                 }

@@ -132,7 +132,8 @@ impl Worker {
     fn take(&self, running: &mut Running, read: Read) {
         let Read { message, permit, own_lane } = read;
         let parsed = self.js.names().parse_outbox(&message.subject);
-        let subscription = parsed.and_then(|subject| SubscriptionId::try_from(subject.subscription.to_owned()).ok());
+        let subscription =
+            parsed.and_then(|subject| SubscriptionId::try_from(subject.subscription.to_owned()).ok());
         let Some(subscription) = subscription else {
             let delivery = self.delivery.clone();
             running.spills.spawn(async move {
@@ -251,10 +252,16 @@ impl Worker {
         }
         running.deliveries.shutdown().await;
         for (sequence, acker) in running.in_flight {
-            tracing::warn!(domain = self.domain.name, sequence, "a delivery outlasted the grace period and is handed back");
+            tracing::warn!(
+                domain = self.domain.name,
+                sequence,
+                "a delivery outlasted the grace period and is handed back"
+            );
             acker.nak(None).await;
         }
-        let _ = tokio::time::timeout_at(deadline, async { while running.spills.join_next().await.is_some() {} }).await;
+        let _ =
+            tokio::time::timeout_at(deadline, async { while running.spills.join_next().await.is_some() {} })
+                .await;
         if let Err(error) = self.js.flush().await {
             tracing::debug!(%error, "the last acknowledgements may be lost; their messages come again");
         }

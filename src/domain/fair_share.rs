@@ -1,0 +1,386 @@
+//! The scheduler of a delivery pool: which waiting item goes next, so that no subscription takes
+//! the pool from the others.
+//!
+//! Each subscription has a bounded queue and a *share*: how many of its items may be in flight. A
+//! share starts small, grows by one with each healthy finish up to the subscription's
+//! `max_in_flight`, and is halved, down to one, by each unhealthy finish: so an endpoint that does
+//! not answer soon holds about one slot, and one that is not yet known holds few. Those whose last
+//! finishes were unhealthy (*reduced*) together never take more than half of the pool.
+//!
+//! Waiting subscriptions take turns in two rings, the reduced ones in a ring of their own, and the
+//! rings take turns. An operation costs O(log n) in the number of waiting subscriptions, however
+//! many items wait.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::Duration;
+
+use super::subscription::{RateLimit, SubscriptionId};
+
+mod bucket;
+#[cfg(test)]
+mod tests;
+
+use bucket::Bucket;
+
+/// Subscriptions without items whose reduced share or spent rate limit is remembered, at most.
+const MAX_REMEMBERED: usize = 10_000;
+
+/// A share starts at this part of the pool.
+const INITIAL_PART: usize = 16;
+
+/// The place of a subscription in the slab.
+type Place = usize;
+/// Counts up: an earlier one comes first.
+type Turn = u64;
+
+/// The pool's waiting and running items. Time is given as the span since any fixed origin; it
+/// never goes back.
+#[derive(Debug)]
+pub struct FairShare<T> {
+    pool: usize,
+    queue_per_subscription: usize,
+    places: HashMap<SubscriptionId, Place>,
+    lanes: Vec<Option<Lane<T>>>,
+    free: Vec<Place>,
+    /// Subscriptions with a waiting item and room in their share, by turn: each in one of the two.
+    healthy: BTreeMap<Turn, Place>,
+    reduced: BTreeMap<Turn, Place>,
+    /// Which ring is next, when both have one.
+    reduced_next: bool,
+    /// Subscriptions that wait for their rate limit, by the time of their next token.
+    limited: BTreeSet<(Duration, Place)>,
+    /// Idle subscriptions that are remembered, oldest first.
+    remembered: BTreeMap<Turn, Place>,
+    turns: Turn,
+    waiting: usize,
+    in_flight: usize,
+    reduced_in_flight: usize,
+}
+
+/// One subscription's part.
+#[derive(Debug)]
+struct Lane<T> {
+    id: SubscriptionId,
+    queue: VecDeque<T>,
+    in_flight: usize,
+    share: usize,
+    /// The most the share grows to: `max_in_flight` within the pool.
+    most: usize,
+    reduced: bool,
+    bucket: Option<Bucket>,
+    /// Its entry in a ring, and whether that is the ring of the reduced.
+    turn: Option<(Turn, bool)>,
+    /// Its entry in `limited`.
+    limited_until: Option<Duration>,
+    /// Its entry in `remembered`.
+    remembered: Option<Turn>,
+}
+
+impl<T> Lane<T> {
+    fn can_run(&self) -> bool {
+        !self.queue.is_empty() && self.in_flight < self.share
+    }
+}
+
+impl<T> FairShare<T> {
+    /// A pool of `pool` slots (at least 1), and how many items may wait per subscription.
+    pub fn new(pool: usize, queue_per_subscription: usize) -> Self {
+        Self {
+            pool: pool.max(1),
+            queue_per_subscription,
+            places: HashMap::new(),
+            lanes: Vec::new(),
+            free: Vec::new(),
+            healthy: BTreeMap::new(),
+            reduced: BTreeMap::new(),
+            reduced_next: false,
+            limited: BTreeSet::new(),
+            remembered: BTreeMap::new(),
+            turns: 0,
+            waiting: 0,
+            in_flight: 0,
+            reduced_in_flight: 0,
+        }
+    }
+
+    /// Queues an item of a subscription, with the subscription's limits as they are now. Gives
+    /// the item back where the subscription's queue is full.
+    pub fn offer(
+        &mut self,
+        subscription: &SubscriptionId,
+        max_in_flight: u32,
+        rate: Option<RateLimit>,
+        item: T,
+        now: Duration,
+    ) -> Result<(), T> {
+        if self.waiting_of(subscription) >= self.queue_per_subscription {
+            return Err(item);
+        }
+        self.offer_beyond(subscription, max_in_flight, rate, item, now);
+        Ok(())
+    }
+
+    /// Queues an item whatever the queue holds: for items whose number is bounded elsewhere.
+    pub fn offer_beyond(
+        &mut self,
+        subscription: &SubscriptionId,
+        max_in_flight: u32,
+        rate: Option<RateLimit>,
+        item: T,
+        now: Duration,
+    ) {
+        let most = (max_in_flight as usize).clamp(1, self.pool);
+        let place = self.place_of(subscription);
+        let lane = self.lanes[place].as_mut().expect(KNOWN);
+        lane.most = most;
+        lane.share = lane.share.min(most);
+        let unchanged = lane.bucket.as_ref().map(Bucket::limit) == rate;
+        if !unchanged {
+            lane.bucket = rate.map(|rate| Bucket::changed(lane.bucket.as_ref(), rate, now));
+            if let Some(until) = lane.limited_until.take() {
+                self.limited.remove(&(until, place));
+            }
+        }
+        lane.queue.push_back(item);
+        if let Some(stamp) = lane.remembered.take() {
+            self.remembered.remove(&stamp);
+        }
+        self.waiting += 1;
+        self.settle(place);
+    }
+
+    /// The next item to run, if a slot is free and a subscription with a waiting item has room in
+    /// its share and its rate limit. Each item that comes out is to be `finished`.
+    pub fn next(&mut self, now: Duration) -> Option<T> {
+        while let Some(&(until, place)) = self.limited.first()
+            && until <= now
+        {
+            self.limited.pop_first();
+            self.lane(place).limited_until = None;
+            self.settle(place);
+        }
+        if self.in_flight >= self.pool {
+            return None;
+        }
+        loop {
+            let place = self.take_turn()?;
+            let lane = self.lanes[place].as_mut().expect(KNOWN);
+            if let Some(Err(wait)) = lane.bucket.as_mut().map(|bucket| bucket.take(now)) {
+                let until = now + wait;
+                lane.limited_until = Some(until);
+                self.limited.insert((until, place));
+                continue;
+            }
+            let item = lane.queue.pop_front().expect("a subscription in a ring has a waiting item");
+            lane.in_flight += 1;
+            self.waiting -= 1;
+            self.in_flight += 1;
+            self.reduced_in_flight += usize::from(lane.reduced);
+            self.settle(place);
+            return Some(item);
+        }
+    }
+
+    /// Frees the slot of an item that `next` gave out. `healthy` tells whether the endpoint
+    /// answered as a living one does (`Outcome::is_healthy`).
+    pub fn finished(&mut self, subscription: &SubscriptionId, healthy: bool) {
+        let Some(&place) = self.places.get(subscription) else { return };
+        let initial = self.initial_share();
+        let lane = self.lanes[place].as_mut().expect(KNOWN);
+        if lane.in_flight == 0 {
+            return;
+        }
+        lane.in_flight -= 1;
+        self.in_flight -= 1;
+        self.reduced_in_flight -= usize::from(lane.reduced);
+        if healthy {
+            lane.share = (lane.share + 1).min(lane.most);
+            if lane.reduced && lane.share >= initial.min(lane.most) {
+                lane.reduced = false;
+                self.reduced_in_flight -= lane.in_flight;
+            }
+        } else {
+            lane.share = (lane.share / 2).max(1);
+            if !lane.reduced {
+                lane.reduced = true;
+                self.reduced_in_flight += lane.in_flight;
+            }
+        }
+        self.settle(place);
+        self.retire(place);
+    }
+
+    /// How long until a rate limit lets the next item go; None where none is held back by one, or
+    /// where no slot is free. Ask after `next` gave nothing.
+    pub fn next_wake(&self, now: Duration) -> Option<Duration> {
+        let (until, _) = self.limited.first()?;
+        (self.in_flight < self.pool).then(|| until.saturating_sub(now))
+    }
+
+    /// Takes out all waiting items, for shutdown. What is in flight is still to be `finished`.
+    pub fn drain(&mut self) -> Vec<T> {
+        let mut items = Vec::with_capacity(self.waiting);
+        for place in 0..self.lanes.len() {
+            if let Some(lane) = &mut self.lanes[place] {
+                items.extend(lane.queue.drain(..));
+                lane.turn = None;
+                lane.limited_until = None;
+            }
+        }
+        self.healthy.clear();
+        self.reduced.clear();
+        self.limited.clear();
+        self.waiting = 0;
+        (0..self.lanes.len()).for_each(|place| self.retire(place));
+        items
+    }
+
+    /// Every waiting item, in no particular order; for heartbeats.
+    pub fn for_each_waiting(&mut self, mut visit: impl FnMut(&mut T)) {
+        self.lanes.iter_mut().flatten().flat_map(|lane| lane.queue.iter_mut()).for_each(&mut visit);
+    }
+
+    /// Items that wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Items that `next` gave out and that have not finished.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Items of one subscription that wait.
+    pub fn waiting_of(&self, subscription: &SubscriptionId) -> usize {
+        self.find(subscription).map_or(0, |lane| lane.queue.len())
+    }
+
+    /// Items of one subscription that are in flight.
+    pub fn in_flight_of(&self, subscription: &SubscriptionId) -> usize {
+        self.find(subscription).map_or(0, |lane| lane.in_flight)
+    }
+
+    fn find(&self, subscription: &SubscriptionId) -> Option<&Lane<T>> {
+        self.lanes[*self.places.get(subscription)?].as_ref()
+    }
+
+    fn lane(&mut self, place: Place) -> &mut Lane<T> {
+        self.lanes[place].as_mut().expect(KNOWN)
+    }
+
+    fn initial_share(&self) -> usize {
+        (self.pool / INITIAL_PART).max(1)
+    }
+
+    /// What the reduced subscriptions may have in flight together; one at least, or none of them
+    /// would ever recover.
+    fn reduced_limit(&self) -> usize {
+        (self.pool / 2).max(1)
+    }
+
+    /// Takes the next subscription out of its ring; the rings take turns.
+    fn take_turn(&mut self) -> Option<Place> {
+        let reduced_may = !self.reduced.is_empty() && self.reduced_in_flight < self.reduced_limit();
+        let from_reduced = reduced_may && (self.reduced_next || self.healthy.is_empty());
+        let ring = if from_reduced { &mut self.reduced } else { &mut self.healthy };
+        let (_, place) = ring.pop_first()?;
+        self.reduced_next = !from_reduced;
+        self.lane(place).turn = None;
+        Some(place)
+    }
+
+    /// Brings a subscription into the ring where it belongs now, or out of both. It keeps its turn
+    /// where it moves from one to the other.
+    fn settle(&mut self, place: Place) {
+        let lane = self.lanes[place].as_mut().expect(KNOWN);
+        let belongs = (lane.can_run() && lane.limited_until.is_none()).then_some(lane.reduced);
+        if lane.turn.map(|(_, reduced)| reduced) == belongs {
+            return;
+        }
+        let turn = match lane.turn.take() {
+            Some((turn, reduced)) => {
+                if reduced {
+                    self.reduced.remove(&turn)
+                } else {
+                    self.healthy.remove(&turn)
+                };
+                turn
+            }
+            None => {
+                self.turns += 1;
+                self.turns
+            }
+        };
+        if let Some(reduced) = belongs {
+            lane.turn = Some((turn, reduced));
+            if reduced {
+                self.reduced.insert(turn, place)
+            } else {
+                self.healthy.insert(turn, place)
+            };
+        }
+    }
+
+    fn place_of(&mut self, subscription: &SubscriptionId) -> Place {
+        if let Some(&place) = self.places.get(subscription) {
+            return place;
+        }
+        let lane = Lane {
+            id: subscription.clone(),
+            queue: VecDeque::new(),
+            in_flight: 0,
+            share: self.initial_share(),
+            most: self.pool,
+            reduced: false,
+            bucket: None,
+            turn: None,
+            limited_until: None,
+            remembered: None,
+        };
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.lanes[place] = Some(lane);
+                place
+            }
+            None => {
+                self.lanes.push(Some(lane));
+                self.lanes.len() - 1
+            }
+        };
+        self.places.insert(subscription.clone(), place);
+        place
+    }
+
+    /// Forgets a subscription that has no items; remembers it for a while where its share is
+    /// reduced or its rate limit is in use.
+    fn retire(&mut self, place: Place) {
+        let Some(lane) = &mut self.lanes[place] else { return };
+        if !lane.queue.is_empty() || lane.in_flight > 0 || lane.remembered.is_some() {
+            return;
+        }
+        if lane.reduced || lane.bucket.is_some() {
+            self.turns += 1;
+            lane.remembered = Some(self.turns);
+            // A queue that was long once does not stay large.
+            lane.queue.shrink_to_fit();
+            self.remembered.insert(self.turns, place);
+            if self.remembered.len() > MAX_REMEMBERED
+                && let Some((_, oldest)) = self.remembered.pop_first()
+            {
+                self.forget(oldest);
+            }
+        } else {
+            self.forget(place);
+        }
+    }
+
+    /// Only a subscription without items, which stands in no ring and waits for no rate limit.
+    fn forget(&mut self, place: Place) {
+        if let Some(lane) = self.lanes[place].take() {
+            self.places.remove(&lane.id);
+            self.free.push(place);
+        }
+    }
+}
+
+const KNOWN: &str = "a place in use holds a lane";

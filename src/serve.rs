@@ -1,0 +1,348 @@
+//! The composition root: makes the parts of a process, joins them, and runs them until it is told
+//! to stop.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{Api, ApiError, Signs};
+use crate::domain::category::Categories;
+use crate::domain::outcome::RetryPolicy;
+use crate::health::Readiness;
+use crate::http_delivery::{AddressPolicy, HttpConfig, HttpDelivery, OpenSecret, Unopened};
+use crate::metrics::Metrics;
+use crate::nats::definitions::{Limits, Shape};
+use crate::nats::provision::{self, ProvisionError};
+use crate::nats::{ConnectOptions, JetStream, NatsError, Registry, Tls};
+use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings};
+use crate::roles::dlt_router::{DltRouter, DltRouterSettings};
+use crate::roles::event_processor::{EventProcessor, EventProcessorSettings};
+use crate::roles::gauges::Gauges;
+use crate::roles::outbox_processor::{DomainSettings, OutboxProcessor, OutboxProcessorSettings};
+use crate::seal::{MasterKeyError, Sealer};
+use crate::settings::Settings;
+use crate::tasks::{TaskError, Tasks};
+
+/// What a process does; by default all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Role {
+    EventProcessor,
+    OutboxProcessor,
+    DltRouter,
+    DltProcessor,
+}
+
+impl Role {
+    pub const ALL: [Role; 4] =
+        [Role::EventProcessor, Role::OutboxProcessor, Role::DltRouter, Role::DltProcessor];
+}
+
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    pub roles: BTreeSet<Role>,
+    /// The domains whose outbox and dead letters this process works on; empty: all.
+    pub domains: Vec<String>,
+    /// Start a private nats-server whose data lasts, and use it.
+    pub dev: bool,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self { roles: Role::ALL.into_iter().collect(), domains: Vec::new(), dev: false }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Nats(#[from] NatsError),
+    #[error(transparent)]
+    Provision(#[from] ProvisionError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    MasterKey(#[from] MasterKeyError),
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    #[error(transparent)]
+    Dev(#[from] crate::dev::DevError),
+    #[error("--domain {name}: no such domain; the settings have {known}")]
+    UnknownDomain { name: String, known: String },
+    #[error("signals cannot be watched: {0}")]
+    Signals(std::io::Error),
+}
+
+/// How long a starting process waits for a server that is starting as well.
+const STARTUP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A running process: for `hub serve`, the demo, the bench and whoever embeds the hub.
+pub struct Hub {
+    pub js: JetStream,
+    pub readiness: Readiness,
+    pub metrics: Metrics,
+    /// Where health and metrics are.
+    pub api: Option<SocketAddr>,
+    tasks: Tasks,
+}
+
+impl Hub {
+    /// Connects, provisions, and starts the roles. `stop` ends them all.
+    pub async fn start(
+        settings: &Settings,
+        options: &ServeOptions,
+        stop: &CancellationToken,
+    ) -> Result<Self, ServeError> {
+        let domains = chosen_domains(settings, options)?;
+        let sealer = Sealer::from_settings(&settings.secrets)?;
+        let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
+        let shape = shape(settings);
+        let done = provision::apply(&js, &shape).await?;
+        for what in &done.created {
+            tracing::info!(what, "made");
+        }
+        for drift in &done.changed {
+            tracing::info!(%drift, "changed to the definition");
+        }
+        for drift in &done.kept {
+            tracing::warn!(%drift, "kept");
+        }
+
+        let metrics = Metrics::new();
+        let readiness = Readiness::default();
+        let connected = js.clone();
+        let signs = Signs {
+            readiness: readiness.clone(),
+            metrics: metrics.clone(),
+            connected: Arc::new(move || connected.is_connected()),
+        };
+        let api = Api::bind(settings.api.listen, signs).await?;
+        let address = api.address();
+        let mut tasks = Tasks::new(stop.clone());
+        tasks.graceful("health and metrics", api.run(stop.clone()));
+
+        let (registry, follower) = Registry::new(&js);
+        tasks.droppable("subscription registry", follower.run());
+        let all: Vec<String> = settings.domains.iter().map(|domain| domain.name.clone()).collect();
+        tasks.droppable("gauges", Gauges::new(js.clone(), registry.clone(), all, metrics.clone()).run());
+        if options.roles.contains(&Role::EventProcessor) {
+            let rules = settings.domains.iter().map(|domain| (domain.name.clone(), domain.events.clone()));
+            let role = EventProcessor::new(
+                js.clone(),
+                registry.clone(),
+                Arc::new(Categories::new(rules.collect())),
+                EventProcessorSettings {
+                    max_size: bytes(settings.events.max_size),
+                    held: settings.events.held,
+                    batch: settings.events.batch,
+                },
+                metrics.clone(),
+                readiness.part("event-processor"),
+            );
+            tasks.graceful("event-processor", role.run(stop.clone()));
+        }
+        if options.roles.contains(&Role::OutboxProcessor) {
+            let role = OutboxProcessor::new(
+                js.clone(),
+                registry.clone(),
+                HttpDelivery::new(http_config(settings)),
+                Arc::new(MasterKey(sealer)),
+                outbox_settings(settings, &domains, shape.clone()),
+                metrics.clone(),
+                readiness.clone(),
+            );
+            tasks.graceful("outbox-processor", role.run(stop.clone()));
+        }
+        if options.roles.contains(&Role::DltRouter) {
+            let router = DltRouterSettings {
+                schedule: settings.redrive.schedule.clone(),
+                sweep_interval: settings.sweep.interval,
+                shape,
+            };
+            let role = DltRouter::new(js.clone(), router, metrics.clone(), readiness.part("dlt-router"));
+            tasks.graceful("dlt-router", role.run(stop.clone()));
+        }
+        if options.roles.contains(&Role::DltProcessor) {
+            let processor = DltProcessorSettings {
+                domains: domains.iter().map(|domain| domain.name.clone()).collect(),
+                reconcile_interval: settings.sweep.interval.max(Duration::from_secs(30)),
+            };
+            let role =
+                DltProcessor::new(js.clone(), processor, metrics.clone(), readiness.part("dlt-processor"));
+            tasks.graceful("dlt-processor", role.run(stop.clone()));
+        }
+        Ok(Self { js, readiness, metrics, api: address, tasks })
+    }
+
+    /// Waits until the process was told to stop and every task has ended.
+    pub async fn join(self) -> Result<(), TaskError> {
+        self.tasks.join().await
+    }
+}
+
+/// `hub serve`: runs until SIGTERM or SIGINT.
+pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), ServeError> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let dev = if options.dev { Some(crate::dev::start(&mut settings).await?) } else { None };
+    let starting = Hub::start(&settings, &options, &stop);
+    let hub = tokio::select! {
+        hub = starting => hub,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let result = match hub {
+        Ok(hub) => {
+            tracing::info!(
+                version = env!("CARGO_PKG_VERSION"),
+                nats = hub.js.server_name(),
+                health = hub.api.map(|address| format!("http://{address}/readyz")),
+                roles = ?options.roles,
+                "serving"
+            );
+            let signalled = stop.clone();
+            let watch = tokio::spawn(async move {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                tracing::info!("stopping: finishing what is in flight");
+                signalled.cancel();
+            });
+            let result = hub.join().await.map_err(ServeError::from);
+            watch.abort();
+            result
+        }
+        Err(error) => Err(error),
+    };
+    if let Some(dev) = dev {
+        dev.stop().await;
+    }
+    result
+}
+
+async fn connect_patiently(options: &ConnectOptions) -> Result<JetStream, NatsError> {
+    let deadline = tokio::time::Instant::now() + STARTUP_PATIENCE;
+    loop {
+        match JetStream::connect(options).await {
+            Ok(js) => return Ok(js),
+            Err(error @ NatsError::Settings { .. }) => return Err(error),
+            Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "not connected yet");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+fn chosen_domains(settings: &Settings, options: &ServeOptions) -> Result<Vec<DomainSettings>, ServeError> {
+    let known = |name: &String| settings.domains.iter().any(|domain| domain.name == *name);
+    if let Some(name) = options.domains.iter().find(|name| !known(name)) {
+        let known: Vec<&str> = settings.domains.iter().map(|domain| domain.name.as_str()).collect();
+        return Err(ServeError::UnknownDomain { name: name.clone(), known: known.join(", ") });
+    }
+    Ok(settings
+        .domains
+        .iter()
+        .filter(|domain| options.domains.is_empty() || options.domains.contains(&domain.name))
+        .map(|domain| DomainSettings { name: domain.name.clone(), concurrency: domain.concurrency })
+        .collect())
+}
+
+fn outbox_settings(settings: &Settings, domains: &[DomainSettings], shape: Shape) -> OutboxProcessorSettings {
+    OutboxProcessorSettings {
+        domains: domains.to_vec(),
+        retry: RetryPolicy {
+            max_deliver: settings.delivery.max_deliver,
+            waits: settings.delivery.retry.clone(),
+            max_retry_after: settings.delivery.max_retry_after,
+        },
+        held: settings.delivery.held,
+        queue_per_subscription: settings.delivery.queue_per_subscription,
+        ack_wait: settings.delivery.ack_wait,
+        grace: settings.delivery.grace,
+        schedule: settings.redrive.schedule.clone(),
+        shape,
+    }
+}
+
+/// What the settings say of the HTTP deliveries.
+pub fn http_config(settings: &Settings) -> HttpConfig {
+    HttpConfig {
+        addresses: AddressPolicy { allow: settings.delivery.allow_networks.clone() },
+        response_limit: bytes(settings.delivery.response_limit),
+        ..HttpConfig::default()
+    }
+}
+
+/// What the settings say of the connection.
+pub fn connect_options(settings: &Settings, name: &str) -> ConnectOptions {
+    let nats = &settings.nats;
+    ConnectOptions {
+        url: nats.url.clone(),
+        prefix: nats.prefix.clone(),
+        name: name.to_owned(),
+        credentials_file: nats.credentials_file.clone(),
+        nkey_seed_file: nats.nkey_seed_file.clone(),
+        user: nats.user.clone(),
+        password: nats.password.clone(),
+        token: nats.token.clone(),
+        tls: Tls {
+            required: nats.tls_required,
+            ca_file: nats.tls_ca_file.clone(),
+            cert_file: nats.tls_cert_file.clone(),
+            key_file: nats.tls_key_file.clone(),
+        },
+        connect_timeout: nats.connect_timeout,
+        request_timeout: nats.request_timeout,
+    }
+}
+
+/// What the settings say of the streams and consumers.
+pub fn shape(settings: &Settings) -> Shape {
+    let limits = &settings.limits;
+    Shape {
+        prefix: settings.nats.prefix.clone(),
+        domains: settings.domains.iter().map(|domain| domain.name.clone()).collect(),
+        replicas: settings.nats.replicas,
+        max_deliver: settings.delivery.max_deliver,
+        ack_wait: settings.delivery.ack_wait,
+        duplicate_window: limits.duplicate_window,
+        limits: Limits {
+            events: limits.events.as_u64(),
+            outbox: limits.outbox.as_u64(),
+            dlt: limits.dlt.as_u64(),
+            attempts: limits.attempts.as_u64(),
+            rejected: limits.rejected.as_u64(),
+            advisories: limits.advisories.as_u64(),
+            attempts_max_age: limits.attempts_max_age,
+            rejected_max_age: limits.rejected_max_age,
+        },
+    }
+}
+
+fn bytes(size: bytesize::ByteSize) -> usize {
+    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
+}
+
+/// Opens credentials with the master key, if there is one.
+struct MasterKey(Option<Sealer>);
+
+impl OpenSecret for MasterKey {
+    fn open(&self, subscription: &str, sealed: &str) -> Result<SecretString, Unopened> {
+        let Some(sealer) = &self.0 else {
+            tracing::error!(subscription, "a sealed credential, but no secrets.master_key in the settings");
+            return Err(Unopened);
+        };
+        sealer.open(subscription, sealed).map_err(|error| {
+            tracing::error!(subscription, %error, "a sealed credential cannot be opened");
+            Unopened
+        })
+    }
+}
