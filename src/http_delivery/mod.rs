@@ -3,7 +3,6 @@
 //!
 //! What an outcome leads to (retry, dead letter) is not decided here: see `domain::outcome`.
 
-mod address;
 mod answer;
 mod failure;
 mod guard;
@@ -20,7 +19,7 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Request, StatusCode};
 
-pub use address::AddressPolicy;
+pub use crate::domain::address::AddressPolicy;
 pub use target::{OpenSecret, Target, Unopened};
 
 use crate::domain::event::binary_parts;
