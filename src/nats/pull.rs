@@ -29,6 +29,8 @@ pub enum PullEvent {
     /// The consumer or its stream is not there (yet, or any more). The puller waits a moment
     /// before it asks again.
     Missing,
+    /// The consumer answers (again). A message says so too; this comes where there is none.
+    Bound,
     /// The connection was made anew or the server went silent: pulls were asked again.
     Reset,
 }
@@ -188,8 +190,8 @@ impl Puller {
         };
         match status {
             StatusCode::IDLE_HEARTBEAT => {
-                self.bound = true;
-                None
+                let was_bound = std::mem::replace(&mut self.bound, true);
+                (!was_bound).then_some(PullEvent::Bound)
             }
             StatusCode::NO_RESPONDERS => {
                 self.outstanding = 0;

@@ -82,6 +82,7 @@ impl DltRouter {
                     while tasks.try_join_next().is_some() {}
                 }
                 PullEvent::Missing => self.ready.set(false),
+                PullEvent::Bound => self.ready.set(true),
                 PullEvent::Reset => {}
             }
         }

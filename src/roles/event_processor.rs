@@ -102,6 +102,7 @@ impl EventProcessor {
                         group.push((*message, permit));
                     }
                     PullEvent::Missing => self.ready.set(false),
+                    PullEvent::Bound => self.ready.set(true),
                     PullEvent::Reset => {}
                 }
                 next = if group.len() < self.settings.batch { puller.try_next() } else { None };

@@ -73,6 +73,7 @@ async fn read_lane(
                 }
                 PullEvent::Missing if own_lane => return Ok(()),
                 PullEvent::Missing => tell(false),
+                PullEvent::Bound => tell(true),
                 PullEvent::Reset => {}
             }
             next = puller.try_next();
