@@ -145,6 +145,28 @@ impl Puller {
         }
     }
 
+    /// Ends the pulls and hands back what has come and nobody took: it goes to another reader at
+    /// once, not after the consumer's ack_wait. Once it returns, nothing is delivered here any more,
+    /// so what the caller hands back itself does not come back to it.
+    pub async fn close(mut self) {
+        let drained = async {
+            if self.subscriber.drain().await.is_err() {
+                return;
+            }
+            while let Some(message) = self.subscriber.next().await {
+                if let Some(message) = Delivered::read(self.js.client(), message) {
+                    message.acker.nak(None).await;
+                }
+            }
+        };
+        if tokio::time::timeout(self.js.request_timeout(), drained).await.is_err() {
+            tracing::debug!(
+                consumer = self.next_subject,
+                "the pulls were not ended in time; what they bring comes again"
+            );
+        }
+    }
+
     fn reset(&mut self) {
         self.outstanding = 0;
         self.ask_again_at = None;

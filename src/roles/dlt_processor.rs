@@ -117,6 +117,7 @@ impl Worker {
             });
             while tasks.try_join_next().is_some() {}
         }
+        puller.close().await;
         while tasks.join_next().await.is_some() {}
         Ok(())
     }

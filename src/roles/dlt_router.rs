@@ -86,6 +86,7 @@ impl DltRouter {
                 PullEvent::Reset => {}
             }
         }
+        puller.close().await;
         while tasks.join_next().await.is_some() {}
         Ok(())
     }

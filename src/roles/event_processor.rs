@@ -111,6 +111,7 @@ impl EventProcessor {
                 self.process(group, &ways).await;
             }
         }
+        puller.close().await;
         drop(ways);
         while committers.join_next().await.is_some() {}
         Ok(())

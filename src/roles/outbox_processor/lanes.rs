@@ -56,7 +56,7 @@ async fn read_lane(
     loop {
         let room = permits.available_permits();
         let event = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => break,
             event = puller.next(room) => event?,
             permit = permits.acquire(), if room == 0 => { drop(permit); continue }
         };
@@ -79,6 +79,8 @@ async fn read_lane(
             next = puller.try_next();
         }
     }
+    puller.close().await;
+    Ok(())
 }
 
 /// The readers of a domain's lanes.

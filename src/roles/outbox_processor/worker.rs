@@ -126,15 +126,16 @@ impl Worker {
                 _ = heartbeat.tick() => self.heartbeat(&mut running).await,
             }
         };
+        // First the readers end their pulls (they watch the same switch): what is handed back while
+        // one is open would come straight back to this process.
+        if !readers.is_finished() && tokio::time::timeout(self.settings.grace, readers).await.is_err() {
+            tracing::warn!(domain = self.domain.name, "the readers did not end within the grace period");
+        }
         incoming.close();
         while let Ok(read) = incoming.try_recv() {
             read.message.acker.nak(None).await;
         }
         self.shut_down(running, done).await;
-        if !readers.is_finished() {
-            // The readers watch the same switch.
-            let _ = tokio::time::timeout(self.settings.grace, readers).await;
-        }
         result
     }
 
