@@ -146,7 +146,7 @@ impl Worker {
             .registry
             .read()
             .get(&subscription)
-            .map_or((1, None), |entry| (entry.max_in_flight, entry.rate_limit));
+            .map_or((1, None), |entry| (entry.max_in_flight, entry.rate_limit.as_deref().copied()));
         let held = Held { message, subscription: subscription.clone(), permit };
         let now = running.started.elapsed();
         let refused = if own_lane {
