@@ -143,6 +143,24 @@ impl Puller {
         }
     }
 
+    /// Ends the pulls and gives every message that is on its way back to the consumer, so that it
+    /// need not wait for ack_wait.
+    pub async fn hand_back(mut self) {
+        if self.subscriber.drain().await.is_err() {
+            return;
+        }
+        let limit = self.js.request_timeout();
+        let handed_back = async {
+            while let Some(message) = self.subscriber.next().await {
+                if let Some(PullEvent::Message(message)) = self.receive(message) {
+                    message.acker.nak(None).await;
+                }
+            }
+        };
+        // What the server did not answer by then comes again after ack_wait.
+        let _ = tokio::time::timeout(limit, handed_back).await;
+    }
+
     fn reset(&mut self) {
         self.outstanding = 0;
         self.ask_again_at = None;

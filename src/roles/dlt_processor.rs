@@ -117,6 +117,7 @@ impl Worker {
             });
             while tasks.try_join_next().is_some() {}
         }
+        puller.hand_back().await;
         while tasks.join_next().await.is_some() {}
         Ok(())
     }

@@ -85,6 +85,7 @@ impl DltRouter {
                 PullEvent::Reset => {}
             }
         }
+        puller.hand_back().await;
         while tasks.join_next().await.is_some() {}
         Ok(())
     }

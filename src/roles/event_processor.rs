@@ -110,6 +110,7 @@ impl EventProcessor {
                 self.process(group, &ways).await;
             }
         }
+        puller.hand_back().await;
         drop(ways);
         while committers.join_next().await.is_some() {}
         Ok(())

@@ -56,7 +56,7 @@ async fn read_lane(
     loop {
         let room = permits.available_permits();
         let event = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => break,
             event = puller.next(room) => event?,
             permit = permits.acquire(), if room == 0 => { drop(permit); continue }
         };
@@ -65,9 +65,10 @@ async fn read_lane(
             match event {
                 PullEvent::Message(message) => {
                     let Ok(permit) = permits.clone().acquire_owned().await else { return Ok(()) };
-                    // The sink holds as many as there are permits: this waits for nobody.
-                    if sink.send(Read { message, permit, own_lane }).await.is_err() {
-                        return Ok(());
+                    // The sink holds as many as there are permits: this waits for nobody. It is
+                    // closed only when the worker stops.
+                    if let Err(refused) = sink.send(Read { message, permit, own_lane }).await {
+                        refused.0.message.acker.nak(None).await;
                     }
                     tell(true);
                 }
@@ -78,6 +79,8 @@ async fn read_lane(
             next = puller.try_next();
         }
     }
+    puller.hand_back().await;
+    Ok(())
 }
 
 /// The readers of a domain's lanes.
