@@ -72,15 +72,14 @@ impl EventProcessor {
     /// Runs until `stop`; then commits what is planned and leaves the rest in the stream.
     pub async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
         let stream = self.js.names().events_stream();
-        let mut puller = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            puller = Puller::bind(&self.js, &stream, CONSUMER) => puller?,
-        };
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = self.registry.wait_until_loaded() => {}
         }
-        self.ready.set(true);
+        let mut puller = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            puller = Puller::bind(&self.js, &stream, CONSUMER, Some(self.ready.clone())) => puller?,
+        };
         let permits = Arc::new(Semaphore::new(self.settings.held));
         let mut committers = JoinSet::new();
         let ways = self.start_committers(&mut committers);
@@ -97,12 +96,10 @@ impl EventProcessor {
             while let Some(event) = next {
                 match event {
                     PullEvent::Message(message) => {
-                        self.ready.set(true);
                         let Ok(permit) = permits.clone().acquire_owned().await else { break };
                         group.push((*message, permit));
                     }
-                    PullEvent::Missing => self.ready.set(false),
-                    PullEvent::Reset => {}
+                    PullEvent::Missing | PullEvent::Reset => {}
                 }
                 next = if group.len() < self.settings.batch { puller.try_next() } else { None };
             }

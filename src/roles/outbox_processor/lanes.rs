@@ -45,14 +45,8 @@ async fn read_lane(
     let consumer = lane_consumer(&lane);
     let mut puller = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        puller = Puller::bind(&js, &stream, &consumer) => puller?,
+        puller = Puller::bind(&js, &stream, &consumer, ready) => puller?,
     };
-    let tell = |state: bool| {
-        if let Some(ready) = &ready {
-            ready.set(state);
-        }
-    };
-    tell(true);
     loop {
         let room = permits.available_permits();
         let event = tokio::select! {
@@ -70,11 +64,9 @@ async fn read_lane(
                     if let Err(refused) = sink.send(Read { message, permit, own_lane }).await {
                         refused.0.message.acker.nak(None).await;
                     }
-                    tell(true);
                 }
                 PullEvent::Missing if own_lane => return Ok(()),
-                PullEvent::Missing => tell(false),
-                PullEvent::Reset => {}
+                PullEvent::Missing | PullEvent::Reset => {}
             }
             next = puller.try_next();
         }
