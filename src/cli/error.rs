@@ -76,7 +76,9 @@ pub enum CliError {
     Conflict { ids: String },
     #[error("{0}")]
     NothingMatched(String),
-    #[error("{source}. {done} of {total} were {verb} before; run the same command again for the rest")]
+    #[error(
+        "{source}. At least {done} of {total} were {verb} before; run the same command again for the rest"
+    )]
     Halfway { verb: &'static str, done: usize, total: usize, source: NatsError },
 }
 

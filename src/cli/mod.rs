@@ -2,6 +2,7 @@
 //! thing through the adapters, and prints an answer.
 
 mod config;
+mod dlt;
 mod domain;
 mod error;
 pub mod logging;
@@ -78,6 +79,9 @@ enum Command {
     /// The domains: what they owe, and whether they deliver
     #[command(subcommand)]
     Domain(domain::Command),
+    /// Dead letters: what could not be delivered
+    #[command(subcommand)]
+    Dlt(dlt::Command),
     /// The settings: whether they are valid, and what is in force
     #[command(subcommand)]
     Config(config::Command),
@@ -117,6 +121,7 @@ impl Cli {
             Command::Publish(options) => publish::run(options, &settings, printer).await,
             Command::Subscription(command) => subscription::run(command, &settings, printer).await,
             Command::Domain(command) => domain::run(command, &settings, printer).await,
+            Command::Dlt(command) => dlt::run(command, &settings, printer).await,
             Command::Config(command) => config::run(command, self.config.as_deref(), &settings, printer),
         }
     }

@@ -1,8 +1,10 @@
 //! Answers on standard output: tables for people, JSON for programs.
 
-use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
+use std::time::Duration;
 
 use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -85,9 +87,54 @@ fn flatten(path: String, value: &Value, rows: &mut Vec<Vec<String>>) {
     }
 }
 
+/// A JSON array that is written as its elements come, one to a line.
+pub struct JsonArray {
+    out: BufWriter<StdoutLock<'static>>,
+    empty: bool,
+}
+
+impl JsonArray {
+    pub fn begin() -> Result<Self, CliError> {
+        let mut out = BufWriter::new(io::stdout().lock());
+        out.write_all(b"[").map_err(CliError::Output)?;
+        Ok(Self { out, empty: true })
+    }
+
+    pub fn push(&mut self, element: &impl Serialize) -> Result<(), CliError> {
+        let separator: &[u8] = if self.empty { b"\n" } else { b",\n" };
+        self.empty = false;
+        self.out.write_all(separator).map_err(CliError::Output)?;
+        serde_json::to_writer(&mut self.out, element).map_err(|error| CliError::Output(error.into()))
+    }
+
+    pub fn end(mut self) -> Result<(), CliError> {
+        let end: &[u8] = if self.empty { b"]\n" } else { b"\n]\n" };
+        self.out.write_all(end).and_then(|()| self.out.flush()).map_err(CliError::Output)
+    }
+}
+
 /// A remark beside the answer, on standard error.
 pub fn warn(text: &str) {
     eprintln!("warning: {text}");
+}
+
+/// A bar on standard error, where a person looks at it; nothing elsewhere.
+pub fn progress(total: usize, what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new(total as u64).with_message(what);
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec}")
+        .expect("the template is constant and names known keys");
+    bar.set_style(style);
+    bar
+}
+
+/// The same where the end is not known.
+pub fn spinner(what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new_spinner().with_message(what);
+    let style = ProgressStyle::with_template("{spinner} {msg} {human_pos}")
+        .expect("the template is constant and names known keys");
+    bar.set_style(style);
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
 }
 
 /// Asks a person before something that cannot be undone. Where nobody can be asked, `--yes` has
