@@ -74,7 +74,7 @@ fn port(url: &str) -> Option<u16> {
 }
 
 /// A key made once and kept beside the data that it seals.
-fn master_key(folder: &Path) -> Result<PathBuf, DevError> {
+pub(crate) fn master_key(folder: &Path) -> Result<PathBuf, DevError> {
     use base64::Engine as _;
     let path = folder.join("master.key");
     let failed = |source| DevError::File { path: path.clone(), source };
