@@ -14,4 +14,5 @@ pub mod roles;
 pub mod seal;
 pub mod serve;
 pub mod settings;
+pub mod shell;
 pub mod tasks;

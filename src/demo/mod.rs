@@ -140,7 +140,10 @@ async fn carry_out(
             show_end(log, teller);
             return Verdict::NotHeld;
         }
-        None => return Verdict::NotHeld,
+        None => {
+            teller.text("\ninterrupted");
+            return Verdict::NotHeld;
+        }
     }
     teller.text("\nEvery step held.");
     if options.once {

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::receiver::{Log, Receiver};
 use super::stage::Stage;
 use super::telling::Teller;
+use crate::shell::{executable, quoted};
 
 /// Lines told of one receiver at once; what is beyond is counted.
 const MOST_LINES: u64 = 8;
@@ -100,37 +101,4 @@ fn tell_news(name: &str, log: &mut watch::Receiver<Log>, told: &mut u64, on: &mu
         teller.tell(&format!("{name} answers {beyond} more"));
     }
     *told = log.count;
-}
-
-/// This program, as one would type it from here.
-fn executable() -> String {
-    let Ok(path) = std::env::current_exe() else { return "hub".to_owned() };
-    let here = std::env::current_dir().ok();
-    let path = match here.and_then(|here| path.strip_prefix(here).ok().map(|rest| Path::new(".").join(rest)))
-    {
-        Some(relative) => relative,
-        None => path,
-    };
-    quoted(&path.to_string_lossy())
-}
-
-/// For a POSIX shell.
-pub fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_path_is_quoted_where_a_shell_would_read_more_into_it() {
-        assert_eq!(quoted("/tmp/hub-demo-a1/hub.toml"), "/tmp/hub-demo-a1/hub.toml");
-        assert_eq!(quoted("/tmp/it's here"), r"'/tmp/it'\''s here'");
-    }
 }
