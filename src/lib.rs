@@ -3,6 +3,7 @@
 pub mod api;
 pub mod broker_process;
 pub mod cli;
+pub mod demo;
 pub mod dev;
 pub mod domain;
 pub mod health;
@@ -13,4 +14,5 @@ pub mod roles;
 pub mod seal;
 pub mod serve;
 pub mod settings;
+pub mod shell;
 pub mod tasks;

@@ -18,7 +18,10 @@ fn main() -> ExitCode {
         let settings = Settings::load(cli.config_file(), &cli.overrides())?;
         logging::start(cli.log_plan(), &settings.log);
         let runtime = cli.runtime()?;
-        runtime.block_on(cli.run(settings))
+        let answer = runtime.block_on(cli.run(settings));
+        // Nothing is waited for that the command left behind: a download it was told to give up, say.
+        runtime.shutdown_background();
+        answer
     })();
     match answer {
         Ok(answer) => answer.into(),

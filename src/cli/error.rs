@@ -53,6 +53,8 @@ pub enum CliError {
     Nats(NatsError),
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[error(transparent)]
+    Demo(#[from] crate::demo::DemoError),
     #[error("{} cannot be read: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
     #[error("standard input cannot be read: {0}")]

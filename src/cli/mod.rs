@@ -22,6 +22,7 @@ pub use error::{Answer, CliError};
 use logging::LogPlan;
 use output::{Format, Printer};
 
+use crate::demo;
 use crate::domain::category::Categories;
 use crate::nats::JetStream;
 use crate::nats::provision::{OLDEST_SERVER, ProvisionError, version};
@@ -67,6 +68,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// See the hub at work on this machine, step by step, with a server and subscribers of its own
+    Demo(demo::Options),
     /// Run the hub: all roles, or those named, until told to stop
     Serve(serve::Options),
     /// Make the streams and consumers, or tell where the server's differ
@@ -99,7 +102,11 @@ impl Cli {
     }
 
     pub fn log_plan(&self) -> LogPlan {
-        if self.is_service() { LogPlan::Service } else { LogPlan::Command { verbose: self.verbose } }
+        match self.command {
+            Command::Serve(_) => LogPlan::Service,
+            Command::Demo(_) => LogPlan::Elsewhere,
+            _ => LogPlan::Command { verbose: self.verbose },
+        }
     }
 
     /// All cores for what runs for long; a single thread for what asks and answers.
@@ -110,12 +117,16 @@ impl Cli {
     }
 
     fn is_service(&self) -> bool {
-        matches!(self.command, Command::Serve(_))
+        matches!(self.command, Command::Serve(_) | Command::Demo(_))
     }
 
     pub async fn run(self, settings: Settings) -> Result<Answer, CliError> {
         let printer = Printer::new(self.output);
         match self.command {
+            Command::Demo(options) => match demo::run(options).await? {
+                demo::Verdict::Held => Ok(Answer::Yes),
+                demo::Verdict::NotHeld => Ok(Answer::No),
+            },
             Command::Serve(options) => serve::run(options, settings).await,
             Command::Provision(options) => provision::run(options, &settings, printer).await,
             Command::Publish(options) => publish::run(options, &settings, printer).await,
