@@ -388,8 +388,6 @@ async fn a_hundred_thousand_dead_letters_are_listed_counted_replayed_and_discard
     let all: Vec<Value> = serde_json::from_str(&all).expect("an array");
     let ids: HashSet<&str> = all.iter().filter_map(|one| one["id"].as_str()).collect();
     assert_eq!((all.len(), ids.len()), (MANY as usize, MANY as usize));
-    let table = timed(&["dlt", "list", "--all"]).await;
-    assert_eq!(table.lines().filter(|line| line.starts_with("env_")).count(), MANY as usize);
     let page =
         timed(&["dlt", "list", "--limit", "7", "--after", "policy-client/99990", "--output", "json"]).await;
     let page: Vec<Value> = serde_json::from_str(&page).expect("an array");
