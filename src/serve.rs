@@ -155,7 +155,7 @@ impl Hub {
                 Arc::new(MasterKey(sealer)),
                 outbox_settings(settings, &domains, shape.clone()),
                 metrics.clone(),
-                readiness.clone(),
+                &readiness,
             );
             tasks.graceful("outbox-processor", role.run(stop.clone()));
         }
@@ -173,8 +173,7 @@ impl Hub {
                 domains: domains.iter().map(|domain| domain.name.clone()).collect(),
                 reconcile_interval: settings.sweep.interval.max(Duration::from_secs(30)),
             };
-            let role =
-                DltProcessor::new(js.clone(), processor, metrics.clone(), readiness.part("dlt-processor"));
+            let role = DltProcessor::new(js.clone(), processor, metrics.clone(), &readiness);
             tasks.graceful("dlt-processor", role.run(stop.clone()));
         }
         Ok(Self { js, readiness, metrics, api: address, tasks })

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::message::{Delivered, header};
+use crate::health::ReadyFlag;
 
 const EXPIRES: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -44,6 +45,7 @@ pub struct Puller {
     generation: watch::Receiver<u64>,
     last_sign_of_life: Instant,
     ask_again_at: Option<Instant>,
+    ready: Option<ReadyFlag>,
     bound: bool,
 }
 
@@ -66,21 +68,38 @@ impl Puller {
             generation,
             last_sign_of_life: Instant::now(),
             ask_again_at: None,
+            ready: None,
             bound: false,
         })
     }
 
-    /// Whether the server has answered this consumer's pulls.
-    pub fn is_bound(&self) -> bool {
-        self.bound
+    /// Whether the server answers this consumer's pulls; told where it changes.
+    fn set_bound(&mut self, bound: bool) {
+        if self.bound != bound {
+            self.bound = bound;
+            if let Some(ready) = &self.ready {
+                ready.set(bound);
+            }
+        }
     }
 
     /// A puller on a durable that is there: waits for it, saying so, if it has to be made first.
-    pub async fn bind(js: &JetStream, stream: &str, consumer: &str) -> Result<Self, NatsError> {
+    /// From then on `ready` tells whether it still is.
+    pub async fn bind(
+        js: &JetStream,
+        stream: &str,
+        consumer: &str,
+        ready: Option<ReadyFlag>,
+    ) -> Result<Self, NatsError> {
         let mut told = false;
         loop {
             match js.consumer_info(stream, consumer).await {
-                Ok(_) => return Self::new(js, stream, consumer).await,
+                Ok(_) => {
+                    let mut puller = Self::new(js, stream, consumer).await?;
+                    puller.ready = ready;
+                    puller.set_bound(true);
+                    return Ok(puller);
+                }
                 Err(error) => {
                     if !told {
                         tracing::warn!(stream, consumer, %error, "waiting for the consumer; `hub provision` makes it");
@@ -143,6 +162,24 @@ impl Puller {
         }
     }
 
+    /// Ends the pulls and gives every message that is on its way back to the consumer, so that it
+    /// need not wait for ack_wait.
+    pub async fn hand_back(mut self) {
+        if self.subscriber.drain().await.is_err() {
+            return;
+        }
+        let limit = self.js.request_timeout();
+        let handed_back = async {
+            while let Some(message) = self.subscriber.next().await {
+                if let Some(PullEvent::Message(message)) = self.receive(message) {
+                    message.acker.nak(None).await;
+                }
+            }
+        };
+        // What the server did not answer by then comes again after ack_wait.
+        let _ = tokio::time::timeout(limit, handed_back).await;
+    }
+
     fn reset(&mut self) {
         self.outstanding = 0;
         self.ask_again_at = None;
@@ -173,7 +210,7 @@ impl Puller {
 
     fn receive(&mut self, message: async_nats::Message) -> Option<PullEvent> {
         let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else {
-            self.bound = true;
+            self.set_bound(true);
             self.outstanding = self.outstanding.saturating_sub(1);
             return match Delivered::read(self.js.client(), message) {
                 Some(delivered) => Some(PullEvent::Message(Box::new(delivered))),
@@ -188,12 +225,12 @@ impl Puller {
         };
         match status {
             StatusCode::IDLE_HEARTBEAT => {
-                self.bound = true;
+                self.set_bound(true);
                 None
             }
             StatusCode::NO_RESPONDERS => {
                 self.outstanding = 0;
-                self.bound = false;
+                self.set_bound(false);
                 self.pause();
                 Some(PullEvent::Missing)
             }
@@ -214,7 +251,7 @@ impl Puller {
                         self.outstanding = 0;
                         self.pause();
                         (status == StatusCode::REQUEST_TERMINATED).then(|| {
-                            self.bound = false;
+                            self.set_bound(false);
                             PullEvent::Missing
                         })
                     }

@@ -5,6 +5,7 @@
 mod committer;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
@@ -20,7 +21,7 @@ use crate::domain::index::Entry;
 use crate::health::ReadyFlag;
 use crate::metrics::{DomainMetrics, Metrics};
 use crate::nats::subjects::SHARED_LANE;
-use crate::nats::{Delivered, JetStream, NatsError, Outgoing, PullEvent, Puller, Registry};
+use crate::nats::{Acker, Delivered, JetStream, NatsError, Outgoing, PullEvent, Puller, Registry};
 use committer::{Committer, Planned};
 
 /// The durable of this role.
@@ -51,10 +52,36 @@ pub struct EventProcessor {
     ready: ReadyFlag,
 }
 
+/// Envelopes of one domain in memory; an event with more than these takes all of it for itself.
+const HELD_ENVELOPES: u32 = 16 * 1024;
+
 /// A domain's way out of this role.
 struct Way {
     committer: mpsc::Sender<Planned>,
+    /// Room for envelopes in memory.
+    room: Arc<Semaphore>,
+    /// The outbox takes nothing at the moment: events go back instead of waiting here.
+    blocked: Arc<AtomicBool>,
     metrics: DomainMetrics,
+}
+
+impl Way {
+    /// Gives an event to the committer. While that commits, it is waited for; while its outbox is
+    /// full, the event goes back to where it came from, so that other domains go on.
+    async fn hand_over(&self, acker: Acker, envelopes: Vec<Outgoing>, permit: OwnedSemaphorePermit) {
+        let weight = u32::try_from(envelopes.len()).unwrap_or(u32::MAX).min(HELD_ENVELOPES);
+        let room = if self.blocked.load(Ordering::Relaxed) {
+            self.room.clone().try_acquire_many_owned(weight).ok()
+        } else {
+            self.room.clone().acquire_many_owned(weight).await.ok()
+        };
+        let Some(room) = room else { return acker.nak(Some(committer::BUSY_DELAY)).await };
+        let planned = Planned { acker, envelopes, permit, room };
+        // A blocked committer empties its channel at once: this never waits for a full outbox.
+        if let Err(closed) = self.committer.send(planned).await {
+            closed.0.acker.nak(None).await;
+        }
+    }
 }
 
 impl EventProcessor {
@@ -72,15 +99,14 @@ impl EventProcessor {
     /// Runs until `stop`; then commits what is planned and leaves the rest in the stream.
     pub async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
         let stream = self.js.names().events_stream();
-        let mut puller = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            puller = Puller::bind(&self.js, &stream, CONSUMER) => puller?,
-        };
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = self.registry.wait_until_loaded() => {}
         }
-        self.ready.set(true);
+        let mut puller = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            puller = Puller::bind(&self.js, &stream, CONSUMER, Some(self.ready.clone())) => puller?,
+        };
         let permits = Arc::new(Semaphore::new(self.settings.held));
         let mut committers = JoinSet::new();
         let ways = self.start_committers(&mut committers);
@@ -97,12 +123,10 @@ impl EventProcessor {
             while let Some(event) = next {
                 match event {
                     PullEvent::Message(message) => {
-                        self.ready.set(true);
                         let Ok(permit) = permits.clone().acquire_owned().await else { break };
                         group.push((*message, permit));
                     }
-                    PullEvent::Missing => self.ready.set(false),
-                    PullEvent::Reset => {}
+                    PullEvent::Missing | PullEvent::Reset => {}
                 }
                 next = if group.len() < self.settings.batch { puller.try_next() } else { None };
             }
@@ -110,6 +134,7 @@ impl EventProcessor {
                 self.process(group, &ways).await;
             }
         }
+        puller.hand_back().await;
         drop(ways);
         while committers.join_next().await.is_some() {}
         Ok(())
@@ -124,9 +149,12 @@ impl EventProcessor {
             .map(|domain| {
                 let (sender, receiver) = mpsc::channel(capacity);
                 let metrics = self.metrics.of_domain(&domain);
-                let committer = Committer::new(self.js.clone(), domain.clone(), metrics.clone());
+                let blocked = Arc::new(AtomicBool::new(false));
+                let committer =
+                    Committer::new(self.js.clone(), domain.clone(), metrics.clone(), blocked.clone());
                 committers.spawn(committer.run(receiver));
-                Way { committer: sender, metrics }
+                let room = Arc::new(Semaphore::new(HELD_ENVELOPES as usize));
+                Way { committer: sender, room, blocked, metrics }
             })
             .collect()
     }
@@ -146,12 +174,7 @@ impl EventProcessor {
             match self.plan(&message, ways) {
                 Ok((_, envelopes)) if envelopes.is_empty() => message.acker.ack().await,
                 Ok((way, envelopes)) => {
-                    let planned = Planned { acker: message.acker, envelopes, permit };
-                    if let Err(error) = way.committer.try_send(planned) {
-                        // The domain does not keep up: the event waits where it is.
-                        let planned = error.into_inner();
-                        planned.acker.nak(Some(committer::BUSY_DELAY)).await;
-                    }
+                    way.hand_over(message.acker, envelopes, permit).await;
                 }
                 Err(rejection) => rejected.push((message, rejection, permit)),
             }

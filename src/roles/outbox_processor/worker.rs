@@ -116,13 +116,13 @@ impl Worker {
                 _ = heartbeat.tick() => self.heartbeat(&mut running).await,
             }
         };
+        // The readers watch the same switch and give back what is on its way to them.
         incoming.close();
         while let Ok(read) = incoming.try_recv() {
-            read.message.acker.nak(None).await;
+            self.hand_back(&read.message).await;
         }
         self.shut_down(running, done).await;
         if !readers.is_finished() {
-            // The readers watch the same switch.
             let _ = tokio::time::timeout(self.settings.grace, readers).await;
         }
         result
@@ -166,21 +166,11 @@ impl Worker {
     fn spill(&self, running: &mut Running, held: Held) {
         let (js, domain, shape) = (self.js.clone(), self.domain.name.clone(), self.settings.shape.clone());
         let metrics = self.metrics.clone();
+        let lane = own_lane(held.subscription.as_str());
+        let outgoing =
+            self.moved(&held.message, js.names().outbox(&domain, &lane, held.subscription.as_str()));
         running.spills.spawn(async move {
-            let lane = own_lane(held.subscription.as_str());
             let message = &held.message;
-            let mut headers: Vec<(&'static str, String)> = ["Hub-Dead-Letter", "Hub-Redrives"]
-                .into_iter()
-                .filter_map(|name| Some((name, message.header(name)?.to_owned())))
-                .collect();
-            let before: u32 = message.header("Hub-Attempts").and_then(|text| text.parse().ok()).unwrap_or(0);
-            headers.push(("Hub-Attempts", (before + message.deliveries.saturating_sub(1)).to_string()));
-            let outgoing = Outgoing {
-                subject: js.names().outbox(&domain, &lane, held.subscription.as_str()),
-                message_id: format!("{}-{}", js.names().outbox_stream(&domain), message.stream_sequence),
-                payload: message.payload.clone(),
-                headers,
-            };
             let moved = async {
                 js.ensure_lane(&shape, &domain, &lane).await?;
                 js.publish_each(std::slice::from_ref(&outgoing)).await
@@ -239,7 +229,7 @@ impl Worker {
             "finishing the deliveries in flight"
         );
         for held in waiting {
-            held.message.acker.nak(None).await;
+            self.hand_back(&held.message).await;
         }
         let deadline = Instant::now() + self.settings.grace;
         while !running.in_flight.is_empty() {
@@ -264,6 +254,44 @@ impl Worker {
                 .await;
         if let Err(error) = self.js.flush().await {
             tracing::debug!(%error, "the last acknowledgements may be lost; their messages come again");
+        }
+    }
+}
+
+impl Worker {
+    /// Gives back a message that was not tried. One whose last delivery this was would be
+    /// dead-lettered untried: it is published anew instead, with the deliveries it has used up but
+    /// this one, and then acknowledged.
+    async fn hand_back(&self, message: &Delivered) {
+        if message.deliveries < self.settings.retry.max_deliver {
+            return message.acker.nak(None).await;
+        }
+        let outgoing = self.moved(message, message.subject.clone());
+        match self.js.publish_each(std::slice::from_ref(&outgoing)).await {
+            Ok(_) => message.acker.ack().await,
+            Err(error) => {
+                tracing::warn!(%error, sequence = message.stream_sequence, "an envelope could not be given back; it is left to the broker");
+            }
+        }
+    }
+
+    /// The same envelope for another place in the outbox, with the deliveries it has used up.
+    fn moved(&self, message: &Delivered, subject: String) -> Outgoing {
+        let mut headers: Vec<(&'static str, String)> = ["Hub-Dead-Letter", "Hub-Redrives"]
+            .into_iter()
+            .filter_map(|name| Some((name, message.header(name)?.to_owned())))
+            .collect();
+        let before: u32 = message.header("Hub-Attempts").and_then(|text| text.parse().ok()).unwrap_or(0);
+        headers.push(("Hub-Attempts", (before + message.deliveries.saturating_sub(1)).to_string()));
+        Outgoing {
+            subject,
+            message_id: format!(
+                "{}-{}",
+                self.js.names().outbox_stream(&self.domain.name),
+                message.stream_sequence
+            ),
+            payload: message.payload.clone(),
+            headers,
         }
     }
 }
