@@ -76,7 +76,7 @@ impl Dev {
             "\nThe hub runs, with a nats-server of its own at {url}. Its data stays in {folder}.\n\n  \
              From another terminal:\n    \
              export {exports}\n    \
-             {hub} subscription apply -f FILE\n    \
+             echo '{{\"id\":\"mine\",\"events\":[\"user.>\"],\"delivery\":{{\"url\":\"http://127.0.0.1:9000/\"}}}}' | {hub} subscription apply -f -\n    \
              nats {server}pub {prefix}.events.user.created '{{\"user_id\":\"u1\"}}'\n    \
              {hub} dlt list\n\
              {health}\n  \
