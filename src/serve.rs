@@ -181,7 +181,12 @@ impl Hub {
 
     /// Waits until the process was told to stop and every task has ended.
     pub async fn join(self) -> Result<(), TaskError> {
-        self.tasks.join().await
+        let result = self.tasks.join().await;
+        // The last acknowledgements leave before the connection goes.
+        if let Err(error) = self.js.flush().await {
+            tracing::debug!(%error, "the last acknowledgements may be lost; their messages come again");
+        }
+        result
     }
 }
 

@@ -2,6 +2,7 @@
 //! deliveries, and keeps what waits from being delivered twice.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -23,6 +24,9 @@ use crate::nats::{Acker, Delivered, JetStream, NatsError, Outgoing, Registry};
 const MOST_AT_ONCE: usize = 256;
 /// What cannot be moved to its own lane now comes again after this.
 const SPILL_RETRY: Duration = Duration::from_secs(5);
+/// How long a lane that was made or found counts as there. It is removed only after minutes of
+/// emptiness, and the sweep mends the rest.
+const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
 
 /// An envelope in this process, with its place in memory.
 pub(super) struct Held {
@@ -41,6 +45,9 @@ pub(super) struct Worker {
     ready: ReadyFlag,
 }
 
+/// Shared with the spills, which add to it.
+type KnownLanes = Arc<Mutex<HashMap<String, Instant>>>;
+
 /// The worker while it runs.
 struct Running {
     pool: FairShare<Held>,
@@ -48,6 +55,8 @@ struct Running {
     in_flight: HashMap<u64, Acker>,
     deliveries: JoinSet<()>,
     spills: JoinSet<()>,
+    /// Own lanes that are there, by when that was last made sure of.
+    known_lanes: KnownLanes,
     finished: mpsc::Sender<Finished>,
     started: Instant,
 }
@@ -73,6 +82,7 @@ impl Worker {
             in_flight: HashMap::new(),
             deliveries: JoinSet::new(),
             spills: JoinSet::new(),
+            known_lanes: KnownLanes::default(),
             finished,
             started: Instant::now(),
         };
@@ -169,10 +179,16 @@ impl Worker {
         let lane = own_lane(held.subscription.as_str());
         let outgoing =
             self.moved(&held.message, js.names().outbox(&domain, &lane, held.subscription.as_str()));
+        let known_lanes = running.known_lanes.clone();
         running.spills.spawn(async move {
             let message = &held.message;
             let moved = async {
-                js.ensure_lane(&shape, &domain, &lane).await?;
+                if !is_known(&known_lanes, &lane) {
+                    js.ensure_lane(&shape, &domain, &lane).await?;
+                    let mut known = known_lanes.lock().unwrap_or_else(PoisonError::into_inner);
+                    known.retain(|_, since| since.elapsed() < LANE_KNOWN_FOR);
+                    known.insert(lane.clone(), Instant::now());
+                }
                 js.publish_each(std::slice::from_ref(&outgoing)).await
             };
             match moved.await {
@@ -294,6 +310,11 @@ impl Worker {
             headers,
         }
     }
+}
+
+fn is_known(lanes: &KnownLanes, lane: &str) -> bool {
+    let known = lanes.lock().unwrap_or_else(PoisonError::into_inner);
+    known.get(lane).is_some_and(|since| since.elapsed() < LANE_KNOWN_FOR)
 }
 
 async fn sleep(duration: Option<Duration>) {
