@@ -5,6 +5,7 @@
 
 mod address;
 mod answer;
+pub mod bare;
 mod failure;
 mod guard;
 mod signature;
@@ -93,7 +94,12 @@ pub struct Attempt {
 impl Attempt {
     /// An attempt that ended before a request was made.
     pub fn failed(failure: Failure) -> Self {
-        Self { outcome: Outcome::Failed(failure), latency: Duration::ZERO, answer_excerpt: None, detail: None }
+        Self {
+            outcome: Outcome::Failed(failure),
+            latency: Duration::ZERO,
+            answer_excerpt: None,
+            detail: None,
+        }
     }
 
     /// What went wrong, for people.
