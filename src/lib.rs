@@ -3,6 +3,7 @@
 pub mod api;
 pub mod bench;
 pub mod broker_process;
+pub mod cli;
 pub mod dev;
 pub mod domain;
 pub mod health;

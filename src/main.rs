@@ -1,13 +1,27 @@
-use integration_hub::{serve, settings::Settings};
+//! `hub`: from the command line to an exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use integration_hub::cli::{Cli, logging};
+use integration_hub::settings::Settings;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-#[tokio::main]
-async fn main() {
-    tracing_subscriber::fmt().with_env_filter(std::env::var("RUST_LOG").unwrap_or("info".into())).init();
-    let settings =
-        Settings::load(std::env::var_os("HUB_CONFIG").as_deref().map(std::path::Path::new), &[]).unwrap();
-    if let Err(error) = serve::run(settings, serve::ServeOptions::default()).await {
-        eprintln!("error: {error}");
-        std::process::exit(1)
+
+/// The lifecycle: the command line (a usage error ends here, with 2), the settings in all their
+/// layers, the log, the runtime, the one command, its answer as the exit code. A command owns all
+/// that it starts and has stopped it when it returns.
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let answer = (|| {
+        let settings = Settings::load(cli.config_file(), &cli.overrides())?;
+        logging::start(cli.log_plan(), &settings.log);
+        let runtime = cli.runtime()?;
+        runtime.block_on(cli.run(settings))
+    })();
+    match answer {
+        Ok(answer) => answer.into(),
+        Err(error) => error.report(),
     }
 }

@@ -9,7 +9,8 @@ pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok
 }
 
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
+    let text = String::deserialize(deserializer)
+        .map_err(|error| D::Error::custom(format!("{error}: write a number and a unit, like \"15s\"")))?;
     parse(&text).map_err(D::Error::custom)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! It decides; the adapters and roles around it act. `tests/layout.rs` enforces the rule.
 
+pub mod address;
 pub mod category;
 pub mod dead_letter;
 pub mod duration;
@@ -15,3 +16,4 @@ pub mod key;
 pub mod last_words;
 pub mod outcome;
 pub mod subscription;
+pub mod token;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 
-use super::address::AddressPolicy;
+use crate::domain::address::AddressPolicy;
 
 /// The endpoint's address is not one that deliveries may reach.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

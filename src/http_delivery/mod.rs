@@ -3,7 +3,6 @@
 //!
 //! What an outcome leads to (retry, dead letter) is not decided here: see `domain::outcome`.
 
-mod address;
 mod answer;
 pub mod bare;
 mod failure;
@@ -21,7 +20,7 @@ use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Method, Request, StatusCode};
 
-pub use address::AddressPolicy;
+pub use crate::domain::address::AddressPolicy;
 pub use target::{OpenSecret, Target, Unopened};
 
 use crate::domain::event::binary_parts;

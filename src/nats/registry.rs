@@ -217,15 +217,25 @@ impl JetStream {
     }
 
     pub async fn subscription(&self, id: &SubscriptionId) -> Result<Option<Stored>, NatsError> {
+        let (revision, subscription) = self.subscription_at(id).await?;
+        Ok(subscription.map(|subscription| Stored { subscription, revision }))
+    }
+
+    /// A subscription, and the revision that the next conditional write of it must expect: also
+    /// where there is none any more, for a removal is a revision too. 0 where there never was one.
+    pub async fn subscription_at(
+        &self,
+        id: &SubscriptionId,
+    ) -> Result<(u64, Option<Subscription>), NatsError> {
         let key = self.names().subscription_key(id);
         let stream = self.names().subscriptions_stream();
-        let Some(message) = self.get_last(&stream, &key).await? else { return Ok(None) };
+        let Some(message) = self.get_last(&stream, &key).await? else { return Ok((0, None)) };
         if message.header("KV-Operation").is_some() {
-            return Ok(None);
+            return Ok((message.sequence, None));
         }
         let subscription = serde_json::from_slice(&message.payload)
             .map_err(|error| NatsError::Answer { subject: key, reason: error.to_string() })?;
-        Ok(Some(Stored { subscription, revision: message.sequence }))
+        Ok((message.sequence, Some(subscription)))
     }
 
     /// All subscriptions, in order of their ids.

@@ -1,6 +1,7 @@
 //! Every subject, stream name and bucket name of the hub, built and parsed in this one file.
 
 use crate::domain::subscription::SubscriptionId;
+use crate::domain::token::safe_token;
 
 /// The lane every subscription starts in.
 pub const SHARED_LANE: &str = "shared";
@@ -119,7 +120,7 @@ impl Names {
 
     /// The last words of an envelope: its final failed attempt.
     pub fn final_attempt(&self, domain: &str, subscription: &str, envelope: &str) -> String {
-        format!("{}.attempts.{domain}.{subscription}.{envelope}", self.prefix)
+        format!("{}.attempts.{domain}.{subscription}.{}", self.prefix, safe_token(envelope))
     }
 
     /// The timer of a dead letter; one per subject, the newest wins (ADR-51).

@@ -117,16 +117,6 @@ pub struct Delivery {
     pub response_limit: ByteSize,
     #[serde(with = "duration")]
     pub grace: Duration,
-    pub log: DeliveryLog,
-}
-
-/// Which attempts the delivery log keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub enum DeliveryLog {
-    All,
-    Failures,
-    None,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -155,8 +145,6 @@ pub struct Limits {
     pub dlt: ByteSize,
     #[serde(with = "size")]
     pub attempts: ByteSize,
-    #[serde(with = "size")]
-    pub redrive: ByteSize,
     #[serde(with = "size")]
     pub rejected: ByteSize,
     #[serde(with = "size")]
@@ -278,18 +266,6 @@ impl Settings {
     /// Secrets show as `***`.
     pub fn show(&self) -> String {
         self.shown.clone()
-    }
-}
-
-impl TryFrom<String> for DeliveryLog {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        match text.as_str() {
-            "all" => Ok(Self::All),
-            "failures" => Ok(Self::Failures),
-            "none" => Ok(Self::None),
-            _ => Err(format!("is {text:?}; must be \"all\", \"failures\" or \"none\"")),
-        }
     }
 }
 

@@ -173,7 +173,6 @@ impl Findings<'_> {
             ("limits.outbox", limits.outbox),
             ("limits.dlt", limits.dlt),
             ("limits.attempts", limits.attempts),
-            ("limits.redrive", limits.redrive),
             ("limits.rejected", limits.rejected),
             ("limits.advisories", limits.advisories),
         ] {

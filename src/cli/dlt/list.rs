@@ -1,0 +1,102 @@
+//! `hub dlt list`
+
+use clap::Args;
+
+use super::select::{Cursor, Filter, PAGE, Pages};
+use crate::cli::connect;
+use crate::cli::error::{Answer, CliError};
+use crate::cli::output::{JsonArray, Printer, cell, time};
+use crate::nats::DeadLetterEntry;
+use crate::settings::Settings;
+
+#[derive(Debug, Args)]
+pub struct Options {
+    #[command(flatten)]
+    filter: Filter,
+    /// At most this many
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "all")]
+    limit: u32,
+    /// All of them
+    #[arg(long)]
+    all: bool,
+    /// Go on where the list before ended, with the cursor it printed
+    #[arg(long, value_name = "CURSOR")]
+    after: Option<Cursor>,
+}
+
+const HEAD: [&str; 10] = [
+    "ID",
+    "DOMAIN",
+    "SUBSCRIPTION",
+    "EVENT KEY",
+    "REASON",
+    "STATE",
+    "ATTEMPTS",
+    "LAST ERROR",
+    "FAILED AT",
+    "NEXT REDRIVE",
+];
+
+pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+    let domains = options.filter.domain_names(settings)?;
+    let js = connect(settings).await?;
+    let mut pages = Pages::new(&js, options.filter.query(), domains);
+    if let Some(cursor) = &options.after {
+        pages = pages.after(cursor)?;
+    }
+    let mut left = if options.all { usize::MAX } else { options.limit as usize };
+    let mut array = if printer.is_json() { Some(JsonArray::begin()?) } else { None };
+    let mut listed = 0;
+    while left > 0 {
+        let Some(page) = pages.next(left.min(PAGE)).await? else { break };
+        left -= page.len();
+        listed += page.len();
+        match &mut array {
+            Some(array) => {
+                for entry in &page {
+                    array.push(entry)?;
+                }
+            }
+            None => printer.table(&HEAD, page.iter().map(row))?,
+        }
+    }
+    let cursor = if left == 0 { pages.cursor().await? } else { None };
+    match array {
+        Some(array) => {
+            array.end()?;
+            // Standard output is the array alone.
+            if let Some(cursor) = cursor {
+                eprintln!("more: --after {cursor}");
+            }
+        }
+        None => match cursor {
+            Some(cursor) => printer.line(&format!("more: --after {cursor}"))?,
+            None if listed == 0 => printer.line("no dead letters")?,
+            None => {}
+        },
+    }
+    Ok(Answer::Yes)
+}
+
+fn row(entry: &DeadLetterEntry) -> Vec<String> {
+    let letter = &entry.letter;
+    // The error often is the status in words; then the status adds nothing.
+    let error = match (&letter.last_error, letter.last_status) {
+        (Some(error), Some(status)) if !error.starts_with(&status.to_string()) => format!("{status} {error}"),
+        (Some(error), _) => error.clone(),
+        (None, Some(status)) => status.to_string(),
+        (None, None) => "-".to_owned(),
+    };
+    vec![
+        letter.id.clone(),
+        letter.domain.clone(),
+        letter.subscription.clone(),
+        letter.event_key.clone(),
+        letter.reason.to_string(),
+        letter.state.to_string(),
+        letter.attempts.to_string(),
+        cell(&error, 40),
+        time(letter.failed_at),
+        letter.next_redrive_at.map_or_else(|| "-".to_owned(), time),
+    ]
+}

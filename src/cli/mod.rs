@@ -1,0 +1,175 @@
+//! The command line: `hub`. One file per group of commands; each reads its options, does one
+//! thing through the adapters, and prints an answer.
+
+mod config;
+mod dlt;
+mod domain;
+mod error;
+pub mod logging;
+mod output;
+mod provision;
+mod publish;
+mod serve;
+mod subscription;
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
+
+pub use error::{Answer, CliError};
+use logging::LogPlan;
+use output::{Format, Printer};
+
+use crate::domain::category::Categories;
+use crate::nats::JetStream;
+use crate::nats::provision::{OLDEST_SERVER, ProvisionError, version};
+use crate::settings::{Domain, Settings};
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  done
+  1  the answer is no: drift found, nothing matched, the event rejected, settings or input invalid
+  2  usage error
+  3  the NATS server or another service cannot be reached";
+
+/// Integration Hub: events on NATS JetStream, delivered to each subscriber on its own.
+#[derive(Debug, Parser)]
+#[command(name = "hub", version, after_help = AFTER_HELP, propagate_version = true)]
+pub struct Cli {
+    /// The settings file; hub.toml in the working directory where not given, if it is there
+    #[arg(long, global = true, env = "HUB_CONFIG", value_name = "FILE", help_heading = "Global options")]
+    config: Option<PathBuf>,
+    /// The NATS server: goes before nats.url of the settings
+    #[arg(long, global = true, value_name = "URL", help_heading = "Global options")]
+    nats_url: Option<String>,
+    /// Override one setting, such as --set nats.prefix=test; repeat it for more
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_and_value, help_heading = "Global options")]
+    set: Vec<(String, String)>,
+    /// How the answer is printed
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        help_heading = "Global options"
+    )]
+    output: Format,
+    /// Tell on standard error what is done (RUST_LOG says more precisely what)
+    #[arg(long, short, global = true, help_heading = "Global options")]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the hub: all roles, or those named, until told to stop
+    Serve(serve::Options),
+    /// Make the streams and consumers, or tell where the server's differ
+    Provision(provision::Options),
+    /// Publish one event
+    Publish(publish::Options),
+    /// Who wants which events, and where
+    #[command(subcommand)]
+    Subscription(subscription::Command),
+    /// The domains: what they owe, and whether they deliver
+    #[command(subcommand)]
+    Domain(domain::Command),
+    /// Dead letters: what could not be delivered
+    #[command(subcommand)]
+    Dlt(dlt::Command),
+    /// The settings: whether they are valid, and what is in force
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Measure the hub on this machine, with a receiver and a load of its own
+    Bench(crate::bench::Options),
+}
+
+impl Cli {
+    pub fn config_file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
+    /// The settings given by flags, for [`Settings::load`].
+    pub fn overrides(&self) -> Vec<(String, String)> {
+        let url = self.nats_url.iter().map(|url| ("nats.url".to_owned(), url.clone()));
+        self.set.iter().cloned().chain(url).collect()
+    }
+
+    pub fn log_plan(&self) -> LogPlan {
+        if self.is_service() { LogPlan::Service } else { LogPlan::Command { verbose: self.verbose } }
+    }
+
+    /// All cores for what runs for long; a single thread for what asks and answers.
+    pub fn runtime(&self) -> Result<Runtime, CliError> {
+        let all_cores = matches!(self.command, Command::Serve(_) | Command::Bench(_));
+        let mut builder = if all_cores { Builder::new_multi_thread() } else { Builder::new_current_thread() };
+        builder.enable_all().build().map_err(CliError::Runtime)
+    }
+
+    fn is_service(&self) -> bool {
+        matches!(self.command, Command::Serve(_))
+    }
+
+    pub async fn run(self, settings: Settings) -> Result<Answer, CliError> {
+        let printer = Printer::new(self.output);
+        match self.command {
+            Command::Serve(options) => serve::run(options, settings).await,
+            Command::Provision(options) => provision::run(options, &settings, printer).await,
+            Command::Publish(options) => publish::run(options, &settings, printer).await,
+            Command::Subscription(command) => subscription::run(command, &settings, printer).await,
+            Command::Domain(command) => domain::run(command, &settings, printer).await,
+            Command::Dlt(command) => dlt::run(command, &settings, printer).await,
+            Command::Config(command) => config::run(command, self.config.as_deref(), &settings, printer),
+            Command::Bench(options) => {
+                let complete = crate::bench::run(options, printer.is_json()).await?;
+                Ok(if complete { Answer::Yes } else { Answer::No })
+            }
+        }
+    }
+}
+
+fn key_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE, such as nats.prefix=test".to_owned()),
+    }
+}
+
+/// A connection to a server that is new enough.
+async fn connect(settings: &Settings) -> Result<JetStream, CliError> {
+    let js = JetStream::connect(&crate::serve::connect_options(settings, "hub command line")).await?;
+    let found = js.server_version();
+    if version(&found) < OLDEST_SERVER {
+        return Err(ProvisionError::TooOld { name: js.server_name(), found }.into());
+    }
+    Ok(js)
+}
+
+fn categories(settings: &Settings) -> Categories {
+    Categories::new(
+        settings.domains.iter().map(|domain| (domain.name.clone(), domain.events.clone())).collect(),
+    )
+}
+
+/// The domain of that name.
+fn find_domain<'s>(settings: &'s Settings, name: &str) -> Result<&'s Domain, CliError> {
+    settings.domains.iter().find(|domain| domain.name == name).ok_or_else(|| CliError::UnknownDomain {
+        name: name.to_owned(),
+        known: settings.domains.iter().map(|domain| domain.name.as_str()).collect::<Vec<_>>().join(", "),
+    })
+}
+
+/// A file's content; `-` is standard input.
+fn read_input(file: &Path) -> Result<Vec<u8>, CliError> {
+    if file == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin().lock().read_to_end(&mut bytes).map_err(CliError::Stdin)?;
+        return Ok(bytes);
+    }
+    std::fs::read(file).map_err(|source| CliError::File { path: file.to_owned(), source })
+}

@@ -1,0 +1,168 @@
+//! Answers on standard output: tables for people, JSON for programs.
+
+use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
+use std::time::Duration;
+
+use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::error::CliError;
+
+/// `--output`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    #[default]
+    Table,
+    Json,
+}
+
+/// Writes a command's answer in the format that was asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Printer {
+    format: Format,
+}
+
+impl Printer {
+    pub fn new(format: Format) -> Self {
+        Self { format }
+    }
+
+    pub fn is_json(self) -> bool {
+        self.format == Format::Json
+    }
+
+    pub fn line(self, text: &str) -> Result<(), CliError> {
+        writeln!(io::stdout().lock(), "{text}").map_err(CliError::Output)
+    }
+
+    pub fn json(self, value: &impl Serialize) -> Result<(), CliError> {
+        let mut out = BufWriter::new(io::stdout().lock());
+        serde_json::to_writer_pretty(&mut out, value).map_err(|error| CliError::Output(error.into()))?;
+        writeln!(out).and_then(|()| out.flush()).map_err(CliError::Output)
+    }
+
+    /// Columns with aligned cells and nothing between them; no row is wrapped, so that `grep` and
+    /// `awk` find what they look for.
+    pub fn table(self, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), CliError> {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_header(head.to_vec());
+        table.add_rows(rows);
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        let mut out = BufWriter::new(io::stdout().lock());
+        for line in table.lines() {
+            writeln!(out, "{}", line.trim_end()).map_err(CliError::Output)?;
+        }
+        out.flush().map_err(CliError::Output)
+    }
+
+    /// One thing with all its fields: `delivery.auth.type  bearer`.
+    pub fn fields(self, value: &Value) -> Result<(), CliError> {
+        let mut rows = Vec::new();
+        flatten(String::new(), value, &mut rows);
+        self.table(&["FIELD", "VALUE"], rows)
+    }
+}
+
+fn flatten(path: String, value: &Value, rows: &mut Vec<Vec<String>>) {
+    match value {
+        Value::Object(members) if !members.is_empty() => {
+            for (name, inner) in members {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                flatten(path, inner, rows);
+            }
+        }
+        Value::Null => rows.push(vec![path, "-".to_owned()]),
+        Value::Array(items) if items.iter().all(Value::is_string) => {
+            let texts: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+            rows.push(vec![path, texts.join(" ")]);
+        }
+        Value::String(text) => rows.push(vec![path, text.clone()]),
+        other => rows.push(vec![path, other.to_string()]),
+    }
+}
+
+/// A JSON array that is written as its elements come, one to a line.
+pub struct JsonArray {
+    out: BufWriter<StdoutLock<'static>>,
+    empty: bool,
+}
+
+impl JsonArray {
+    pub fn begin() -> Result<Self, CliError> {
+        let mut out = BufWriter::new(io::stdout().lock());
+        out.write_all(b"[").map_err(CliError::Output)?;
+        Ok(Self { out, empty: true })
+    }
+
+    pub fn push(&mut self, element: &impl Serialize) -> Result<(), CliError> {
+        let separator: &[u8] = if self.empty { b"\n" } else { b",\n" };
+        self.empty = false;
+        self.out.write_all(separator).map_err(CliError::Output)?;
+        serde_json::to_writer(&mut self.out, element).map_err(|error| CliError::Output(error.into()))
+    }
+
+    pub fn end(mut self) -> Result<(), CliError> {
+        let end: &[u8] = if self.empty { b"]\n" } else { b"\n]\n" };
+        self.out.write_all(end).and_then(|()| self.out.flush()).map_err(CliError::Output)
+    }
+}
+
+/// A remark beside the answer, on standard error.
+pub fn warn(text: &str) {
+    eprintln!("warning: {text}");
+}
+
+/// A bar on standard error, where a person looks at it; nothing elsewhere.
+pub fn progress(total: usize, what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new(total as u64).with_message(what);
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec}")
+        .expect("the template is constant and names known keys");
+    bar.set_style(style);
+    bar
+}
+
+/// The same where the end is not known.
+pub fn spinner(what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::new_spinner().with_message(what);
+    let style = ProgressStyle::with_template("{spinner} {msg} {human_pos}")
+        .expect("the template is constant and names known keys");
+    bar.set_style(style);
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// Asks a person before something that cannot be undone. Where nobody can be asked, `--yes` has
+/// to be given.
+pub fn confirm(question: &str, yes: bool) -> Result<bool, CliError> {
+    if yes {
+        return Ok(true);
+    }
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Err(CliError::Usage(format!("{question} This cannot be undone: add --yes to say so")));
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).map_err(CliError::Stdin)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// A text for a table's cell: one line, at most `width` characters.
+pub fn cell(text: &str, width: usize) -> String {
+    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if line.chars().count() <= width {
+        return line;
+    }
+    line.chars().take(width.saturating_sub(1)).chain(std::iter::once('…')).collect()
+}
+
+/// RFC 3339 to the second, in UTC.
+pub fn time(at: OffsetDateTime) -> String {
+    let at = at.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(at);
+    at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
+}

@@ -1,0 +1,72 @@
+//! `hub provision`
+
+use clap::Args;
+use serde_json::json;
+
+use super::connect;
+use super::error::{Answer, CliError};
+use super::output::Printer;
+use crate::nats::provision::{self, Drift, DriftKind};
+use crate::serve;
+use crate::settings::Settings;
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Change nothing; tell where the server differs from the definitions, and exit with 1 if it does
+    #[arg(long)]
+    check: bool,
+}
+
+pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+    let js = connect(settings).await?;
+    let shape = serve::shape(settings);
+    if options.check {
+        let drifts = provision::check(&js, &shape).await?;
+        if printer.is_json() {
+            printer.json(&drifts)?;
+        } else if drifts.is_empty() {
+            printer.line("no drift: every stream and consumer is as the definitions say")?;
+        } else {
+            for drift in &drifts {
+                printer.line(&drift.to_string())?;
+            }
+        }
+        return Ok(if drifts.is_empty() { Answer::Yes } else { Answer::No });
+    }
+    let done = provision::apply(&js, &shape).await?;
+    if printer.is_json() {
+        printer.json(&json!({
+            "created": done.created,
+            "changed": done.changed,
+            "kept": done.kept,
+            "unchanged": done.unchanged,
+        }))?;
+        return Ok(Answer::Yes);
+    }
+    let created = done.created.iter().map(|what| vec!["created".to_owned(), what.clone(), String::new()]);
+    let changed = done.changed.iter().map(|drift| row("changed", drift));
+    let kept = done.kept.iter().map(|drift| row("kept", drift));
+    let rows: Vec<_> = created.chain(changed).chain(kept).collect();
+    if !rows.is_empty() {
+        printer.table(&["ACTION", "WHAT", "DETAIL"], rows)?;
+    }
+    printer.line(&format!(
+        "{} created, {} changed, {} kept (the change would lose messages), {} unchanged",
+        done.created.len(),
+        done.changed.len(),
+        done.kept.len(),
+        done.unchanged
+    ))?;
+    Ok(Answer::Yes)
+}
+
+fn row(action: &str, drift: &Drift) -> Vec<String> {
+    let detail = match &drift.kind {
+        DriftKind::Missing => "missing".to_owned(),
+        DriftKind::Differs { field, wanted, found } => format!("{field}: {found} -> {wanted}"),
+        DriftKind::WouldLose { field, wanted, found } => {
+            format!("{field}: stays {found}; {wanted} would drop messages that stand there")
+        }
+    };
+    vec![action.to_owned(), drift.what.clone(), detail]
+}

@@ -1,0 +1,193 @@
+//! `hub subscription`: the registry. Secrets are sealed on the way in and never come out.
+
+mod apply;
+mod read;
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::connect;
+use super::error::{Answer, CliError};
+use super::output::{Printer, cell, confirm};
+use crate::domain::key::EventKey;
+use crate::domain::subscription::{State, Subscription, SubscriptionId};
+use crate::nats::{JetStream, NatsError};
+use crate::settings::Settings;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create or replace subscriptions: all that the file holds, or none if one of them is refused.
+    /// A credential given as "***" keeps the one that is stored
+    Apply {
+        /// One subscription or a list, as JSON or TOML ([[subscriptions]]); '-' is standard input
+        #[arg(long, short, value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// All subscriptions, or those that the options leave
+    List {
+        /// Of this tenant
+        #[arg(long)]
+        tenant: Option<String>,
+        /// That want this event key, such as user.created
+        #[arg(long, value_name = "KEY")]
+        event: Option<EventKey>,
+        /// In this state: active or paused
+        #[arg(long, value_parser = state)]
+        state: Option<State>,
+    },
+    /// One subscription with all its fields; with --output json as `apply` takes it
+    Show {
+        #[arg(value_parser = id)]
+        id: SubscriptionId,
+    },
+    /// Stop making envelopes for a subscription
+    Pause {
+        #[arg(value_parser = id)]
+        id: SubscriptionId,
+    },
+    /// Make envelopes for it again, from now on
+    Resume {
+        #[arg(value_parser = id)]
+        id: SubscriptionId,
+    },
+    /// Remove a subscription
+    Remove {
+        #[arg(value_parser = id)]
+        id: SubscriptionId,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+fn id(text: &str) -> Result<SubscriptionId, String> {
+    SubscriptionId::try_from(text.to_owned())
+}
+
+fn state(text: &str) -> Result<State, String> {
+    match text {
+        "active" => Ok(State::Active),
+        "paused" => Ok(State::Paused),
+        _ => Err("write active or paused".to_owned()),
+    }
+}
+
+pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+    match command {
+        Command::Apply { file } => apply::run(&file, settings, printer).await,
+        Command::List { tenant, event, state } => {
+            let wanted = |subscription: &Subscription| {
+                tenant.as_ref().is_none_or(|tenant| *tenant == subscription.tenant)
+                    && state.is_none_or(|state| state == subscription.state)
+                    && event
+                        .as_ref()
+                        .is_none_or(|key| subscription.events.iter().any(|pattern| pattern.matches(key)))
+            };
+            let js = connect(settings).await?;
+            let mut found = js.subscriptions().await?;
+            found.retain(|stored| wanted(&stored.subscription));
+            let found: Vec<_> = found.iter().map(|stored| stored.subscription.hidden_json()).collect();
+            list(&found, printer)
+        }
+        Command::Show { id } => {
+            let shown = find(&connect(settings).await?, &id).await?.1.hidden_json();
+            if printer.is_json() {
+                printer.json(&shown)?
+            } else {
+                printer.fields(&shown)?
+            }
+            Ok(Answer::Yes)
+        }
+        Command::Pause { id } => set_state(&connect(settings).await?, &id, State::Paused, printer).await,
+        Command::Resume { id } => set_state(&connect(settings).await?, &id, State::Active, printer).await,
+        Command::Remove { id, yes } => remove(&connect(settings).await?, &id, yes, printer).await,
+    }
+}
+
+fn list(found: &[serde_json::Value], printer: Printer) -> Result<Answer, CliError> {
+    if printer.is_json() {
+        printer.json(&found)?;
+        return Ok(Answer::Yes);
+    }
+    let rows = found.iter().map(|shown| {
+        let text = |pointer: &str| {
+            shown.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+        };
+        let events: Vec<&str> = shown
+            .get("events")
+            .and_then(serde_json::Value::as_array)
+            .map(|events| events.iter().filter_map(serde_json::Value::as_str).collect())
+            .unwrap_or_default();
+        vec![
+            text("/id"),
+            text("/tenant"),
+            text("/state"),
+            cell(&events.join(" "), 40),
+            text("/delivery/auth/type"),
+            cell(&text("/delivery/url"), 80),
+        ]
+    });
+    printer.table(&["ID", "TENANT", "STATE", "EVENTS", "AUTH", "URL"], rows)?;
+    Ok(Answer::Yes)
+}
+
+/// The subscription and its revision.
+async fn find(js: &JetStream, id: &SubscriptionId) -> Result<(u64, Subscription), CliError> {
+    match js.subscription_at(id).await? {
+        (revision, Some(subscription)) => Ok((revision, subscription)),
+        (_, None) => Err(CliError::NoSubscription { id: id.to_string() }),
+    }
+}
+
+/// A write that expected another revision than there is.
+fn conflict(id: &SubscriptionId, error: NatsError) -> CliError {
+    if error.is_wrong_last_sequence() { CliError::Conflict { ids: id.to_string() } } else { error.into() }
+}
+
+async fn set_state(
+    js: &JetStream,
+    id: &SubscriptionId,
+    state: State,
+    printer: Printer,
+) -> Result<Answer, CliError> {
+    let (revision, mut subscription) = find(js, id).await?;
+    let changed = subscription.state != state;
+    if changed {
+        subscription.state = state;
+        js.put_subscription(&subscription, Some(revision)).await.map_err(|error| conflict(id, error))?;
+    }
+    let name = if state == State::Active { "active" } else { "paused" };
+    if printer.is_json() {
+        printer.json(&json!({"id": id, "state": state, "changed": changed}))?;
+    } else {
+        printer.line(&format!("{id}: {}{name}", if changed { "" } else { "already " }))?;
+    }
+    Ok(Answer::Yes)
+}
+
+async fn remove(
+    js: &JetStream,
+    id: &SubscriptionId,
+    yes: bool,
+    printer: Printer,
+) -> Result<Answer, CliError> {
+    let expected = match find(js, id).await {
+        Ok((revision, _)) => Some(revision),
+        // What is stored cannot be read: all the more reason to remove it.
+        Err(CliError::Nats(NatsError::Answer { .. })) => None,
+        Err(error) => return Err(error),
+    };
+    if !confirm(&format!("Remove the subscription {id}?"), yes)? {
+        printer.line(&format!("{id}: left as it is"))?;
+        return Ok(Answer::No);
+    }
+    js.remove_subscription(id, expected).await.map_err(|error| conflict(id, error))?;
+    if printer.is_json() {
+        printer.json(&json!({"id": id, "removed": true}))?;
+    } else {
+        printer.line(&format!("{id}: removed"))?;
+    }
+    Ok(Answer::Yes)
+}
