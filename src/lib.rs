@@ -1,6 +1,7 @@
 //! Integration Hub: event distribution on NATS JetStream. See `src/ARCHITECTURE.md`.
 
 pub mod api;
+pub mod bench;
 pub mod broker_process;
 pub mod cli;
 pub mod demo;

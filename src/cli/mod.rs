@@ -26,7 +26,7 @@ use crate::demo;
 use crate::domain::category::Categories;
 use crate::nats::JetStream;
 use crate::nats::provision::{OLDEST_SERVER, ProvisionError, version};
-use crate::settings::{Domain, Settings};
+use crate::settings::{Domain, Settings, SettingsError};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -88,15 +88,22 @@ enum Command {
     /// The settings: whether they are valid, and what is in force
     #[command(subcommand)]
     Config(config::Command),
+    /// Measure the hub on this machine, with a receiver and a load of its own
+    Bench(crate::bench::Options),
 }
 
 impl Cli {
-    pub fn config_file(&self) -> Option<&Path> {
-        self.config.as_deref()
+    /// The settings in all their layers. The demo and the bench bring their own: whatever lies in
+    /// the working directory is not theirs.
+    pub fn settings(&self) -> Result<Settings, SettingsError> {
+        match self.command {
+            Command::Demo(_) | Command::Bench(_) => Ok(Settings::defaults()),
+            _ => Settings::load(self.config.as_deref(), &self.overrides()),
+        }
     }
 
-    /// The settings given by flags, for [`Settings::load`].
-    pub fn overrides(&self) -> Vec<(String, String)> {
+    /// The settings given by flags.
+    fn overrides(&self) -> Vec<(String, String)> {
         let url = self.nats_url.iter().map(|url| ("nats.url".to_owned(), url.clone()));
         self.set.iter().cloned().chain(url).collect()
     }
@@ -117,7 +124,7 @@ impl Cli {
     }
 
     fn is_service(&self) -> bool {
-        matches!(self.command, Command::Serve(_) | Command::Demo(_))
+        matches!(self.command, Command::Serve(_) | Command::Demo(_) | Command::Bench(_))
     }
 
     pub async fn run(self, settings: Settings) -> Result<Answer, CliError> {
@@ -134,6 +141,10 @@ impl Cli {
             Command::Domain(command) => domain::run(command, &settings, printer).await,
             Command::Dlt(command) => dlt::run(command, &settings, printer).await,
             Command::Config(command) => config::run(command, self.config.as_deref(), &settings, printer),
+            Command::Bench(options) => {
+                let complete = crate::bench::run(options, printer.is_json()).await?;
+                Ok(if complete { Answer::Yes } else { Answer::No })
+            }
         }
     }
 }
