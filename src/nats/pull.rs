@@ -3,7 +3,7 @@
 //! The caller says how many messages it has room for; the puller never has more than that asked
 //! of the server (`CONSUMER.MSG.NEXT`, ADR-13), so nothing waits unread in this process. Pulls
 //! that a lost connection or a restarted server forgot are noticed by the reconnection or by
-//! missing heartbeats, and asked again.
+//! silence, and asked again.
 
 use std::time::Duration;
 
@@ -18,8 +18,14 @@ use super::error::NatsError;
 use super::message::{Delivered, header};
 use crate::health::ReadyFlag;
 
-const EXPIRES: Duration = Duration::from_secs(30);
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long a pull waits at the server. Short: it is also the sign of life, and a process that
+/// stops waits for its last pull to end.
+const EXPIRES: Duration = Duration::from_secs(1);
+/// A server that says nothing for so long has forgotten the pulls.
+const SILENCE: Duration = Duration::from_secs(5);
+/// The delay with which a process that stops gives messages back: they must not come to its own
+/// last pulls again.
+pub const HAND_BACK_DELAY: Duration = Duration::from_millis(1_500);
 /// The most messages of one pull request.
 const MOST_PER_PULL: usize = 4096;
 
@@ -134,7 +140,7 @@ impl Puller {
             {
                 self.ask(ask).await?;
             }
-            let silent_at = self.last_sign_of_life + 3 * HEARTBEAT;
+            let silent_at = self.last_sign_of_life + SILENCE;
             let ask_again_at = self.ask_again_at;
             tokio::select! {
                 biased;
@@ -162,22 +168,19 @@ impl Puller {
         }
     }
 
-    /// Ends the pulls and gives every message that is on its way back to the consumer, so that it
-    /// need not wait for ack_wait.
+    /// Lets the pulls end, which takes [`EXPIRES`] at most, and gives what they still bring back to
+    /// the consumer, so that it need not wait for ack_wait. Only then is the inbox given up: a
+    /// message that is on its way when its subscription ends is dropped by the client.
     pub async fn hand_back(mut self) {
-        if self.subscriber.drain().await.is_err() {
-            return;
-        }
-        let limit = self.js.request_timeout();
-        let handed_back = async {
-            while let Some(message) = self.subscriber.next().await {
-                if let Some(PullEvent::Message(message)) = self.receive(message) {
-                    message.acker.nak(None).await;
-                }
+        let deadline = Instant::now() + 2 * EXPIRES;
+        while self.outstanding > 0 {
+            let Ok(Some(message)) = tokio::time::timeout_at(deadline, self.subscriber.next()).await else {
+                return;
+            };
+            if let Some(PullEvent::Message(message)) = self.receive(message) {
+                message.acker.nak(Some(HAND_BACK_DELAY)).await;
             }
-        };
-        // What the server did not answer by then comes again after ack_wait.
-        let _ = tokio::time::timeout(limit, handed_back).await;
+        }
     }
 
     fn reset(&mut self) {
@@ -187,11 +190,7 @@ impl Puller {
     }
 
     async fn ask(&mut self, batch: usize) -> Result<(), NatsError> {
-        let body = format!(
-            r#"{{"batch":{batch},"expires":{},"idle_heartbeat":{}}}"#,
-            EXPIRES.as_nanos(),
-            HEARTBEAT.as_nanos()
-        );
+        let body = format!(r#"{{"batch":{batch},"expires":{}}}"#, EXPIRES.as_nanos());
         if self.outstanding == 0 {
             self.last_sign_of_life = Instant::now();
         }
@@ -224,10 +223,6 @@ impl Puller {
             };
         };
         match status {
-            StatusCode::IDLE_HEARTBEAT => {
-                self.set_bound(true);
-                None
-            }
             StatusCode::NO_RESPONDERS => {
                 self.outstanding = 0;
                 self.set_bound(false);
@@ -242,7 +237,9 @@ impl Puller {
                 match left {
                     Some(left) => {
                         self.outstanding = self.outstanding.saturating_sub(left);
-                        if status != StatusCode::TIMEOUT {
+                        if status == StatusCode::TIMEOUT {
+                            self.set_bound(true);
+                        } else {
                             self.pause();
                         }
                         None

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::category::Categories;
 use crate::health::ReadyFlag;
 use crate::metrics::Metrics;
-use crate::nats::{Acker, JetStream, NatsError, PullEvent, Puller, Registry};
+use crate::nats::{Acker, HAND_BACK_DELAY, JetStream, NatsError, PullEvent, Puller, Registry};
 use committer::Committer;
 use planner::{HELD_ENVELOPES, Held, Planner, Way};
 
@@ -124,7 +124,7 @@ impl EventProcessor {
         }
         puller.hand_back().await;
         for (message, _permit) in waiting {
-            message.acker.nak(None).await;
+            message.acker.nak(Some(HAND_BACK_DELAY)).await;
         }
         while planning.join_next().await.is_some() {}
         drop(planner);

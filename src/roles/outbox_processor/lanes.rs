@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::ReadyFlag;
 use crate::nats::subjects::{SHARED_LANE, lane_consumer, lane_of_consumer, subscription_of_own_lane};
-use crate::nats::{Delivered, JetStream, NatsError, PullEvent, Puller};
+use crate::nats::{Delivered, HAND_BACK_DELAY, JetStream, NatsError, PullEvent, Puller};
 
 /// How often a domain's lanes are listed.
 const LIST_INTERVAL: Duration = Duration::from_secs(5);
@@ -62,7 +62,7 @@ async fn read_lane(
                     // The sink holds as many as there are permits: this waits for nobody. It is
                     // closed only when the worker stops.
                     if let Err(refused) = sink.send(Read { message, permit, own_lane }).await {
-                        refused.0.message.acker.nak(None).await;
+                        refused.0.message.acker.nak(Some(HAND_BACK_DELAY)).await;
                     }
                 }
                 PullEvent::Missing if own_lane => return Ok(()),

@@ -18,7 +18,7 @@ use crate::domain::subscription::SubscriptionId;
 use crate::health::ReadyFlag;
 use crate::metrics::DomainMetrics;
 use crate::nats::subjects::own_lane;
-use crate::nats::{Acker, Delivered, JetStream, NatsError, Outgoing, Registry};
+use crate::nats::{Acker, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Outgoing, Registry};
 
 /// Messages taken from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
@@ -280,7 +280,7 @@ impl Worker {
     /// this one, and then acknowledged.
     async fn hand_back(&self, message: &Delivered) {
         if message.deliveries < self.settings.retry.max_deliver {
-            return message.acker.nak(None).await;
+            return message.acker.nak(Some(HAND_BACK_DELAY)).await;
         }
         let outgoing = self.moved(message, message.subject.clone());
         match self.js.publish_each(std::slice::from_ref(&outgoing)).await {
