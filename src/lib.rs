@@ -1,8 +1,10 @@
 //! Integration Hub: event distribution on NATS JetStream. See `src/ARCHITECTURE.md`.
 
 pub mod api;
+pub mod bench;
 pub mod broker_process;
 pub mod cli;
+pub mod demo;
 pub mod dev;
 pub mod domain;
 pub mod health;
@@ -13,4 +15,5 @@ pub mod roles;
 pub mod seal;
 pub mod serve;
 pub mod settings;
+pub mod shell;
 pub mod tasks;

@@ -132,8 +132,9 @@ async fn restarts_in_the_middle_of_a_fan_out_lose_and_double_no_envelope() {
             .await;
             assert!(hub.terminate().await.success());
             hub.start();
+            // Before that it does not know SIGTERM yet.
+            hub.ready().await;
         }
-        hub.ready().await;
     };
     tokio::join!(client.publish_all("org.renamed", &events), restarts);
     eventually(STEP, "no event waits", async || {

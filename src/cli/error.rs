@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::bench::BenchError;
 use crate::nats::provision::ProvisionError;
 use crate::nats::{ApiError, NatsError};
 use crate::seal::MasterKeyError;
@@ -53,6 +54,10 @@ pub enum CliError {
     Nats(NatsError),
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[error(transparent)]
+    Demo(#[from] crate::demo::DemoError),
+    #[error("the bench cannot measure: {0}")]
+    Bench(#[from] BenchError),
     #[error("{} cannot be read: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
     #[error("standard input cannot be read: {0}")]

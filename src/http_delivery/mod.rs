@@ -4,6 +4,7 @@
 //! What an outcome leads to (retry, dead letter) is not decided here: see `domain::outcome`.
 
 mod answer;
+pub mod bare;
 mod failure;
 mod guard;
 mod signature;

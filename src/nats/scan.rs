@@ -76,20 +76,18 @@ impl Scan {
 
     /// The next message, waiting for it if there is none yet. Cancel-safe.
     pub(super) async fn next(&mut self) -> Result<ScanEvent, NatsError> {
-        let message = loop {
-            match self.puller.next(ROOM).await? {
-                PullEvent::Message(message) => break message,
-                PullEvent::Bound => {}
-                PullEvent::Missing | PullEvent::Reset => return Ok(ScanEvent::Lost),
+        match self.puller.next(ROOM).await? {
+            PullEvent::Message(message) => {
+                if message.consumer_sequence != self.next_sequence {
+                    return Ok(ScanEvent::Lost);
+                }
+                self.next_sequence += 1;
+                // The server's own count too: what was dropped meanwhile never comes.
+                self.remaining = self.remaining.saturating_sub(1).min(message.pending);
+                Ok(ScanEvent::Message(message))
             }
-        };
-        if message.consumer_sequence != self.next_sequence {
-            return Ok(ScanEvent::Lost);
+            PullEvent::Missing | PullEvent::Reset => Ok(ScanEvent::Lost),
         }
-        self.next_sequence += 1;
-        // The server's own count too: what was dropped meanwhile never comes.
-        self.remaining = self.remaining.saturating_sub(1).min(message.pending);
-        Ok(ScanEvent::Message(message))
     }
 
     /// Removes the consumer at once; without this the server does after a minute.

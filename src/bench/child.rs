@@ -1,0 +1,184 @@
+//! The processes that are measured: the hub and the bare loop, each this same program as a child.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::time::Instant;
+use url::Url;
+
+use super::error::BenchError;
+use crate::http_delivery::bare::BareClient;
+
+/// A hub with many subscriptions reads them all first.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+/// Readiness can only be asked for.
+const POLL: Duration = Duration::from_millis(20);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+const BARE_LIMIT: Duration = Duration::from_secs(600);
+const LOG_LINES: usize = 20;
+
+/// The settings of the hub under test: the defaults, but for where things are and how many bytes a
+/// preloaded outbox needs.
+pub fn settings(broker_url: &str, outbox: u64, listen: &str) -> String {
+    format!(
+        "[nats]\nurl = {broker_url:?}\n\
+         [delivery]\nallow_networks = [\"127.0.0.0/8\"]\n\
+         [limits]\noutbox = \"{outbox}B\"\n\
+         [api]\nlisten = {listen:?}\n\
+         [log]\nlevel = \"warn\"\n",
+    )
+}
+
+/// A free port of loopback. It is free until somebody else takes it; then the hub says so.
+pub fn free_address() -> Result<String, BenchError> {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    taken.map(|address| address.to_string()).map_err(BenchError::Receiver)
+}
+
+fn this_program() -> Result<Command, BenchError> {
+    let path =
+        std::env::current_exe().map_err(|source| BenchError::Spawn { what: "this program", source })?;
+    let mut command = Command::new(path);
+    // The settings of whoever runs the bench are not those of the hub under test.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("HUB__") || text == "HUB_CONFIG" {
+            command.env_remove(&name);
+        }
+    }
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    Ok(command)
+}
+
+/// `hub serve` as a child process. Dropping it kills it.
+pub struct HubProcess {
+    child: Child,
+    pid: u32,
+    listen: String,
+    folder: TempDir,
+}
+
+impl HubProcess {
+    /// Starts it with `settings`; all roles where none is named.
+    pub fn start(settings: &str, listen: &str, roles: &[&str]) -> Result<Self, BenchError> {
+        let folder =
+            tempfile::tempdir().map_err(|source| BenchError::File { path: std::env::temp_dir(), source })?;
+        let file = |path: &std::path::Path, source| BenchError::File { path: path.to_owned(), source };
+        let config = folder.path().join("hub.toml");
+        std::fs::write(&config, settings).map_err(|source| file(&config, source))?;
+        let log = folder.path().join("hub.log");
+        let output = File::create(&log).map_err(|source| file(&log, source))?;
+        let errors = output.try_clone().map_err(|source| file(&log, source))?;
+        let mut command = this_program()?;
+        command.arg("--config").arg(&config).arg("serve").stdout(output).stderr(errors);
+        for role in roles {
+            command.args(["--role", role]);
+        }
+        let child = command.spawn().map_err(|source| BenchError::Spawn { what: "the hub", source })?;
+        let pid = child.id().expect("a child that has not been waited for has a process id");
+        Ok(Self { child, pid, listen: listen.to_owned(), folder })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits until every part of it is ready.
+    pub async fn wait_until_ready(&mut self, client: &BareClient) -> Result<(), BenchError> {
+        let deadline = Instant::now() + READY_LIMIT;
+        let url = format!("http://{}/readyz", self.listen);
+        let mut missing = String::new();
+        while Instant::now() < deadline {
+            if let Some(status) = self.ended()? {
+                return Err(BenchError::Ended { what: "the hub", status, log: self.log_tail() });
+            }
+            match client.get(&url).await {
+                Ok((200, _)) => return Ok(()),
+                Ok((_, text)) => missing = text.trim().to_owned(),
+                Err(error) => missing = error.to_string(),
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Err(BenchError::NotReady { waited: READY_LIMIT, missing, log: self.log_tail() })
+    }
+
+    /// A gauge of `/metrics` without labels.
+    pub async fn gauge(&self, client: &BareClient, name: &str) -> Result<f64, BenchError> {
+        let (_, text) = client.get(&format!("http://{}/metrics", self.listen)).await?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.ok_or_else(|| BenchError::Answer { what: "/metrics of the hub", text: format!("no {name}") })
+    }
+
+    /// Ends it in good order, and waits until it is gone.
+    pub async fn stop(mut self) -> Result<(), BenchError> {
+        if let Some(status) = self.ended()? {
+            return Err(BenchError::Ended { what: "the hub", status, log: self.log_tail() });
+        }
+        let what = "the signal to the hub";
+        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
+        let sent = pid.map_or(Err(std::io::ErrorKind::InvalidInput.into()), |pid| {
+            kill_process(pid, Signal::TERM).map_err(std::io::Error::from)
+        });
+        sent.map_err(|source| BenchError::Spawn { what, source })?;
+        if tokio::time::timeout(STOP_LIMIT, self.child.wait()).await.is_err() {
+            tracing::warn!("the hub did not end within {} s and is killed", STOP_LIMIT.as_secs());
+            self.child.kill().await.map_err(|source| BenchError::Spawn { what, source })?;
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self) -> Result<Option<std::process::ExitStatus>, BenchError> {
+        self.child.try_wait().map_err(|source| BenchError::Spawn { what: "the hub", source })
+    }
+
+    fn log_tail(&self) -> String {
+        let text = std::fs::read_to_string(self.folder.path().join("hub.log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    }
+}
+
+/// What the child of [`bare_loop`] tells on its standard output.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct BareLoop {
+    pub requests: u64,
+    pub seconds: f64,
+    pub resident_bytes: u64,
+}
+
+impl BareLoop {
+    pub fn per_second(&self) -> f64 {
+        super::statistics::per_second(self.requests, Duration::from_secs_f64(self.seconds)).unwrap_or(0.0)
+    }
+}
+
+/// Runs the bare loop against `url` in a process of its own.
+pub async fn bare_loop(
+    url: &Url,
+    body_bytes: usize,
+    in_flight: usize,
+    requests: u64,
+) -> Result<BareLoop, BenchError> {
+    let what = "the bare loop";
+    let mut command = this_program()?;
+    command.args(["bench", "bare-loop", "--url", url.as_str()]);
+    command.args(["--body-bytes", &body_bytes.to_string(), "--in-flight", &in_flight.to_string()]);
+    command.args(["--requests", &requests.to_string()]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().map_err(|source| BenchError::Spawn { what, source })?;
+    let output = tokio::time::timeout(BARE_LIMIT, child.wait_with_output())
+        .await
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+        .map_err(|source| BenchError::Spawn { what, source })?;
+    if !output.status.success() {
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(BenchError::Ended { what, status: output.status, log });
+    }
+    serde_json::from_slice(&output.stdout)
+        .map_err(|_| BenchError::Answer { what, text: String::from_utf8_lossy(&output.stdout).into_owned() })
+}

@@ -1,0 +1,63 @@
+//! Figure (a): how fast a preloaded outbox is drained. The envelopes stand in the outbox before the
+//! hub starts; the rate is taken from the first arrival to the last.
+
+use super::error::BenchError;
+use super::load::{preload, register, subscription};
+use super::report::{Figure, Goal, Measure, Unit};
+use super::rig::{Rig, bar};
+use super::statistics::per_second;
+use super::{SyncMode, Tenth};
+
+const SUBSCRIPTIONS: usize = 10;
+
+/// Drains `messages` envelopes, spread over ten subscriptions.
+pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError> {
+    let events = messages.tenth();
+    let total = events * SUBSCRIPTIONS as u64;
+    let rig = Rig::start(sync.interval(), total).await?;
+    let bare = rig.bare_loop(total).await?;
+    let url = rig.receiver.url();
+    let subscriptions: Vec<_> =
+        (0..SUBSCRIPTIONS).map(|n| subscription(n, "default", url)).collect::<Result<_, _>>()?;
+    register(&rig.js, &subscriptions, |_| {}).await?;
+    let loading = bar(total, format!("(a) sync {}: filling the outbox", sync.name()));
+    let expected = preload(&rig.js, events, &subscriptions, |count| loading.inc(count)).await?;
+    loading.finish_and_clear();
+
+    let draining = bar(total, format!("(a) sync {}: draining it", sync.name()));
+    let hub = rig.hub(&["outbox-processor"])?;
+    let before = rig.clocks(&hub)?;
+    rig.wait_for(&expected, &draining).await;
+    let still_owed = rig.wait_until_settled().await?;
+    let processor = rig.clocks(&hub)?.since(before, total);
+    draining.finish_and_clear();
+    hub.stop().await?;
+
+    let (arrivals, rate) = {
+        let tally = rig.receiver.tally();
+        let arrivals = tally.account(&expected);
+        let rate = tally.span().and_then(|(first, last)| {
+            // The first arrival starts the clock and is not counted in it.
+            per_second((arrivals.expected - arrivals.missing).saturating_sub(1), last - first)
+        });
+        (arrivals, rate.unwrap_or(0.0))
+    };
+    rig.stop().await?;
+    let measure = Measure::new("", rate, Unit::DeliveriesPerSecond, Some(bare.per_second()));
+    let ratio = measure.ratio.unwrap_or(0.0);
+    let measure = measure.aim(Some(Goal::at_least(rate, 20_000.0, "20,000/s"))).aim(Some(Goal::at_least(
+        ratio,
+        0.40,
+        "0.40 of the bare loop",
+    )));
+    let title = "draining a preloaded outbox";
+    Ok(Figure {
+        figure: 'a',
+        title,
+        sync: sync.name(),
+        measures: vec![measure],
+        arrivals,
+        still_owed,
+        processor,
+    })
+}

@@ -1,0 +1,146 @@
+//! What a figure is measured on: a private broker with nothing in it, the receiver, and on demand
+//! the hub as a process of its own.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::time::Instant;
+
+use super::child::{self, BareLoop, HubProcess};
+use super::error::BenchError;
+use super::load::{DOMAIN, NewEvent};
+use super::process::processor_time;
+use super::receiver::Receiver;
+use super::report::Processor;
+use super::tally::WebhookId;
+use crate::broker_process::{BrokerOptions, BrokerProcess, SyncInterval, find_or_fetch};
+use crate::http_delivery::bare::BareClient;
+use crate::nats::{JetStream, provision};
+use crate::serve;
+use crate::settings::Settings;
+
+/// Deliveries in flight at once: the default pool of a domain, and of the bare loop.
+pub const IN_FLIGHT: usize = 64;
+/// When nothing has arrived for so long, the rest is lost.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The outbox empties as acknowledgements are worked off, which can only be asked for.
+const POLL: Duration = Duration::from_millis(50);
+/// The outbox of the default settings.
+const OUTBOX_BYTES: u64 = 2_000_000_000;
+/// More than one envelope takes in the outbox.
+const ENVELOPE_BYTES: u64 = 4_000;
+
+pub struct Rig {
+    pub js: JetStream,
+    pub receiver: Receiver,
+    pub client: BareClient,
+    broker: BrokerProcess,
+    listen: String,
+    settings: String,
+}
+
+/// Processor time of the three processes at one moment.
+#[derive(Debug, Clone, Copy)]
+pub struct Clocks {
+    hub: Duration,
+    broker: Duration,
+    bench: Duration,
+}
+
+impl Rig {
+    /// Starts a broker and provisions it; `messages` is the most that will stand in an outbox.
+    pub async fn start(sync: SyncInterval, messages: u64) -> Result<Self, BenchError> {
+        let find = || find_or_fetch(None, &|text| tracing::info!("{text}"));
+        let binary = tokio::task::spawn_blocking(find).await.map_err(|_| BenchError::Interrupted)??;
+        let broker =
+            BrokerProcess::start(BrokerOptions { sync_interval: sync, ..BrokerOptions::new(binary) }).await?;
+        let listen = child::free_address()?;
+        let outbox = OUTBOX_BYTES.max(messages.saturating_mul(ENVELOPE_BYTES));
+        let text = child::settings(&broker.url(), outbox, &listen);
+        let settings = Settings::from_toml("the bench", &text)?;
+        let js = JetStream::connect(&serve::connect_options(&settings, "integration-hub bench")).await?;
+        provision::apply(&js, &serve::shape(&settings)).await?;
+        let (receiver, client) = (Receiver::start()?, BareClient::new()?);
+        Ok(Self { js, receiver, client, broker, listen, settings: text })
+    }
+
+    /// The bare loop against the receiver, with bodies of the size of a delivery's.
+    pub async fn bare_loop(&self, requests: u64) -> Result<BareLoop, BenchError> {
+        let body = NewEvent::new(self.js.names(), 0, "default")?.delivered_bytes();
+        self.receiver.clear();
+        let done = child::bare_loop(self.receiver.url(), body, IN_FLIGHT, requests).await?;
+        let arrived = self.receiver.tally().distinct() as u64;
+        self.receiver.clear();
+        if arrived == requests {
+            Ok(done)
+        } else {
+            let text = format!("{arrived} of {requests} requests arrived");
+            Err(BenchError::Answer { what: "the bare loop", text })
+        }
+    }
+
+    /// Starts the hub; all roles where none is named.
+    pub fn hub(&self, roles: &[&str]) -> Result<HubProcess, BenchError> {
+        HubProcess::start(&self.settings, &self.listen, roles)
+    }
+
+    /// Starts the hub with all roles and waits until each is ready.
+    pub async fn whole_hub(&self) -> Result<HubProcess, BenchError> {
+        let mut hub = self.hub(&[])?;
+        hub.wait_until_ready(&self.client).await?;
+        Ok(hub)
+    }
+
+    /// Waits until all that is expected has arrived, or nothing more comes.
+    pub async fn wait_for(&self, expected: &[WebhookId], bar: &ProgressBar) {
+        self.receiver.wait_for(expected.len(), PATIENCE, |count| bar.set_position(count as u64)).await;
+    }
+
+    /// Waits until the last acknowledgements have emptied the outbox. Returns what stays in it.
+    pub async fn wait_until_settled(&self) -> Result<u64, BenchError> {
+        let stream = self.js.names().outbox_stream(DOMAIN);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let owed = self.js.stream_info(&stream).await?.state.messages;
+            if owed == 0 || Instant::now() >= deadline {
+                return Ok(owed);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    pub fn clocks(&self, hub: &HubProcess) -> Result<Clocks, BenchError> {
+        let broker = self.broker.pid().map_or(Ok(Duration::ZERO), processor_time)?;
+        let (hub, bench) = (processor_time(hub.pid())?, processor_time(std::process::id())?);
+        Ok(Clocks { hub, broker, bench })
+    }
+
+    pub async fn stop(self) -> Result<(), BenchError> {
+        let Self { js, mut broker, .. } = self;
+        // The connection goes first, or the client would report it as lost.
+        drop(js);
+        broker.stop().await?;
+        Ok(())
+    }
+}
+
+impl Clocks {
+    /// What was used since `before`, for each of `deliveries`.
+    pub fn since(self, before: Self, deliveries: u64) -> Option<Processor> {
+        let each = |now: Duration, before: Duration| {
+            now.saturating_sub(before).as_secs_f64() * 1e6 / deliveries as f64
+        };
+        (deliveries > 0).then(|| Processor {
+            hub: each(self.hub, before.hub),
+            broker: each(self.broker, before.broker),
+            bench: each(self.bench, before.bench),
+        })
+    }
+}
+
+/// A bar on standard error where a person looks at it, and nothing elsewhere.
+pub fn bar(total: u64, what: String) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec}")
+        .expect("the template is constant and names known keys");
+    ProgressBar::new(total).with_style(style).with_message(what)
+}
