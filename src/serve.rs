@@ -19,7 +19,7 @@ use crate::health::Readiness;
 use crate::http_delivery::{AddressPolicy, HttpConfig, HttpDelivery, OpenSecret, Unopened};
 use crate::metrics::Metrics;
 use crate::nats::definitions::{Limits, Shape};
-use crate::nats::provision::{self, ProvisionError};
+use crate::nats::provision::{self, ProvisionError, Provisioned};
 use crate::nats::{ConnectOptions, JetStream, NatsError, Registry, Tls};
 use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings};
 use crate::roles::dlt_router::{DltRouter, DltRouterSettings};
@@ -79,8 +79,9 @@ pub enum ServeError {
     Signals(std::io::Error),
 }
 
-/// How long a starting process waits for a server that is starting as well.
-const STARTUP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a starting process waits for a server that is starting as well, or for a cluster that
+/// elects its leaders.
+const STARTUP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running process: for `hub serve`, the demo, the bench and whoever embeds the hub.
 pub struct Hub {
@@ -103,7 +104,7 @@ impl Hub {
         let sealer = Sealer::from_settings(&settings.secrets)?;
         let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
         let shape = shape(settings);
-        let done = provision::apply(&js, &shape).await?;
+        let done = provision_patiently(&js, &shape).await?;
         for what in &done.created {
             tracing::info!(what, "made");
         }
@@ -269,6 +270,21 @@ async fn connect_patiently(options: &ConnectOptions) -> Result<JetStream, NatsEr
                 tracing::warn!(%error, "not connected yet");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
+        }
+    }
+}
+
+/// On a cluster a stream that was just made answers only when its leader is elected.
+async fn provision_patiently(js: &JetStream, shape: &Shape) -> Result<Provisioned, ProvisionError> {
+    let deadline = tokio::time::Instant::now() + STARTUP_PATIENCE;
+    loop {
+        match provision::apply(js, shape).await {
+            Err(ProvisionError::Nats(error @ NatsError::Timeout { .. }))
+                if tokio::time::Instant::now() < deadline =>
+            {
+                tracing::warn!(%error, "not provisioned yet");
+            }
+            done => return done,
         }
     }
 }
