@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::broker_process::{BrokerOptions, BrokerProcess, BrokerProcessError, Data, find_or_fetch};
+use crate::nats::subjects::Names;
 use crate::settings::Settings;
 use crate::shell::{executable, quoted};
 
@@ -77,11 +78,12 @@ impl Dev {
              From another terminal:\n    \
              export {exports}\n    \
              echo '{{\"id\":\"mine\",\"events\":[\"user.>\"],\"delivery\":{{\"url\":\"http://127.0.0.1:9000/\"}}}}' | {hub} subscription apply -f -\n    \
-             nats {server}pub {prefix}.events.user.created '{{\"user_id\":\"u1\"}}'\n    \
+             nats {server}pub {subject} '{{\"user_id\":\"u1\"}}'\n    \
              {hub} dlt list\n\
              {health}\n  \
              Ctrl-C finishes what is in flight, and stops both.\n\n",
             folder = self.folder.display(),
+            subject = Names::new(prefix).event("user.created"),
             exports = exports.join(" "),
         )
     }
