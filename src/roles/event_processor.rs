@@ -51,10 +51,38 @@ pub struct EventProcessor {
     ready: ReadyFlag,
 }
 
+/// How long a domain's commit may keep the role from the next event. A commit takes milliseconds;
+/// one that takes longer than this is stuck, and must not hold the other domains.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(1);
+
 /// A domain's way out of this role.
 struct Way {
     committer: mpsc::Sender<Planned>,
     metrics: DomainMetrics,
+    /// It did not take the last event in time: it is waited for no more until it takes one.
+    stuck: bool,
+}
+
+impl Way {
+    /// Hands an event to the committer. While that is busy the role waits, and with it the events
+    /// where they are; where it is stuck, the event is handed back.
+    async fn hand_over(&mut self, planned: Planned) {
+        let planned = match self.committer.try_send(planned) {
+            Ok(()) => {
+                self.stuck = false;
+                return;
+            }
+            Err(error) => error.into_inner(),
+        };
+        if !self.stuck
+            && let Ok(Ok(place)) = tokio::time::timeout(COMMIT_PATIENCE, self.committer.reserve()).await
+        {
+            place.send(planned);
+            return;
+        }
+        self.stuck = true;
+        planned.acker.nak(Some(committer::BUSY_DELAY)).await;
+    }
 }
 
 impl EventProcessor {
@@ -83,7 +111,7 @@ impl EventProcessor {
         self.ready.set(true);
         let permits = Arc::new(Semaphore::new(self.settings.held));
         let mut committers = JoinSet::new();
-        let ways = self.start_committers(&mut committers);
+        let mut ways = self.start_committers(&mut committers);
         loop {
             let room = permits.available_permits();
             let event = tokio::select! {
@@ -107,7 +135,7 @@ impl EventProcessor {
                 next = if group.len() < self.settings.batch { puller.try_next() } else { None };
             }
             if !group.is_empty() {
-                self.process(group, &ways).await;
+                self.process(group, &mut ways).await;
             }
         }
         drop(ways);
@@ -126,12 +154,12 @@ impl EventProcessor {
                 let metrics = self.metrics.of_domain(&domain);
                 let committer = Committer::new(self.js.clone(), domain.clone(), metrics.clone());
                 committers.spawn(committer.run(receiver));
-                Way { committer: sender, metrics }
+                Way { committer: sender, metrics, stuck: false }
             })
             .collect()
     }
 
-    async fn process(&self, group: Vec<(Delivered, OwnedSemaphorePermit)>, ways: &[Way]) {
+    async fn process(&self, group: Vec<(Delivered, OwnedSemaphorePermit)>, ways: &mut [Way]) {
         // Whoever wrote a subscription before he published an event finds it honoured: the index
         // must hold every write that the bucket holds now.
         if let Err(error) = self.catch_up().await {
@@ -147,11 +175,7 @@ impl EventProcessor {
                 Ok((_, envelopes)) if envelopes.is_empty() => message.acker.ack().await,
                 Ok((way, envelopes)) => {
                     let planned = Planned { acker: message.acker, envelopes, permit };
-                    if let Err(error) = way.committer.try_send(planned) {
-                        // The domain does not keep up: the event waits where it is.
-                        let planned = error.into_inner();
-                        planned.acker.nak(Some(committer::BUSY_DELAY)).await;
-                    }
+                    ways[way].hand_over(planned).await;
                 }
                 Err(rejection) => rejected.push((message, rejection, permit)),
             }
@@ -176,13 +200,13 @@ impl EventProcessor {
         }
     }
 
-    /// The way and the envelopes of a publication; none if nobody wants it.
-    fn plan<'w>(&self, message: &Delivered, ways: &'w [Way]) -> Result<(&'w Way, Vec<Outgoing>), Rejection> {
+    /// The place of its way and the envelopes of a publication; none if nobody wants it.
+    fn plan(&self, message: &Delivered, ways: &[Way]) -> Result<(usize, Vec<Outgoing>), Rejection> {
         let event = self.decode(message)?;
-        let Some((way, domain)) = self
+        let Some((place, way, domain)) = self
             .categories
             .index_of(&event.key)
-            .and_then(|index| Some((ways.get(index)?, self.categories.name(index)?)))
+            .and_then(|index| Some((index, ways.get(index)?, self.categories.name(index)?)))
         else {
             return Err(Rejection {
                 reason: RejectReason::NoDomain,
@@ -196,7 +220,7 @@ impl EventProcessor {
         let entries: Vec<Arc<Entry>> = self.registry.read().matching(&event);
         if entries.is_empty() {
             way.metrics.unmatched.inc();
-            return Ok((way, Vec::new()));
+            return Ok((place, Vec::new()));
         }
         let limit = self.js.max_payload().saturating_sub(HEADER_ROOM);
         let fan_out = FanOut::new(&event, domain);
@@ -221,7 +245,7 @@ impl EventProcessor {
                 headers: Vec::new(),
             });
         }
-        Ok((way, envelopes))
+        Ok((place, envelopes))
     }
 
     fn decode(&self, message: &Delivered) -> Result<Event, Rejection> {
