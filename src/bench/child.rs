@@ -35,10 +35,18 @@ pub fn settings(broker_url: &str, outbox: u64, listen: &str) -> String {
     )
 }
 
-/// A free port of loopback. It is free until somebody else takes it; then the hub says so.
+/// A free port of loopback, from below the range (32768 and up, on Linux) that outgoing connections
+/// are given theirs from: nobody is given it by chance before the hub takes it.
 pub fn free_address() -> Result<String, BenchError> {
-    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    taken.map(|address| address.to_string()).map_err(BenchError::Receiver)
+    let mut last = None;
+    for _ in 0..100 {
+        let address = (Ipv4Addr::LOCALHOST, rand::random_range(15_000..30_000));
+        match TcpListener::bind(address) {
+            Ok(_) => return Ok(format!("{}:{}", address.0, address.1)),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(BenchError::Receiver(last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into())))
 }
 
 fn this_program() -> Result<Command, BenchError> {
@@ -108,11 +116,31 @@ impl HubProcess {
         Err(BenchError::NotReady { waited: READY_LIMIT, missing, log: self.log_tail() })
     }
 
-    /// A gauge of `/metrics` without labels.
-    pub async fn gauge(&self, client: &BareClient, name: &str) -> Result<f64, BenchError> {
-        let (_, text) = client.get(&format!("http://{}/metrics", self.listen)).await?;
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-        value.ok_or_else(|| BenchError::Answer { what: "/metrics of the hub", text: format!("no {name}") })
+    /// Waits until a gauge of `/metrics` without labels has a value: the hub brings its gauges up to
+    /// date at intervals.
+    pub async fn wait_until_gauge(
+        &mut self,
+        client: &BareClient,
+        name: &str,
+        wanted: f64,
+    ) -> Result<(), BenchError> {
+        let deadline = Instant::now() + READY_LIMIT;
+        let url = format!("http://{}/metrics", self.listen);
+        let mut found = None;
+        while Instant::now() < deadline {
+            if let Some(status) = self.ended()? {
+                return Err(BenchError::Ended { what: "the hub", status, log: self.log_tail() });
+            }
+            let (_, text) = client.get(&url).await?;
+            found =
+                text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok());
+            if found == Some(wanted) {
+                return Ok(());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        let missing = format!("{name} is {found:?}, not {wanted}");
+        Err(BenchError::NotReady { waited: READY_LIMIT, missing, log: self.log_tail() })
     }
 
     /// Ends it in good order, and waits until it is gone.

@@ -96,13 +96,17 @@ impl Rig {
         self.receiver.wait_for(expected.len(), PATIENCE, |count| bar.set_position(count as u64)).await;
     }
 
-    /// Waits until the last acknowledgements have emptied the outbox. Returns what stays in it.
+    /// Waits until the last acknowledgements have emptied the outbox. Returns what stays in it, if
+    /// it grows no smaller for long.
     pub async fn wait_until_settled(&self) -> Result<u64, BenchError> {
         let stream = self.js.names().outbox_stream(DOMAIN);
-        let deadline = Instant::now() + PATIENCE;
+        let (mut least, mut since) = (u64::MAX, Instant::now());
         loop {
             let owed = self.js.stream_info(&stream).await?.state.messages;
-            if owed == 0 || Instant::now() >= deadline {
+            if owed < least {
+                (least, since) = (owed, Instant::now());
+            }
+            if owed == 0 || since.elapsed() >= PATIENCE {
                 return Ok(owed);
             }
             tokio::time::sleep(POLL).await;

@@ -76,6 +76,8 @@ pub struct EnvelopeView<'a> {
     pub id: &'a str,
     /// The event in the CloudEvents JSON format: the body in structured mode, sent as it stands.
     pub event: Bytes,
+    /// The event's own `traceparent`, if it has one.
+    pub traceparent: Option<&'a str>,
 }
 
 /// What came of one attempt.
@@ -217,7 +219,7 @@ fn prepare(target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Result
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let id = HeaderValue::from_str(envelope.id)
         .map_err(|_| unusable("the envelope's id holds characters that no header may"))?;
-    headers.insert(TRACEPARENT, trace::parent(&envelope.event));
+    headers.insert(TRACEPARENT, trace::parent(envelope.traceparent));
     headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now));
     headers.insert(WEBHOOK_ATTEMPT, HeaderValue::from(attempt));
     if let Some(key) = &target.signing {

@@ -1,6 +1,7 @@
 //! The connection, and JetStream's API as JSON over request and reply.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::client::RequestErrorKind;
@@ -42,7 +43,8 @@ pub struct Tls {
 /// A connection with the names of its hub. Cheap to clone; all clones share the one connection.
 #[derive(Debug, Clone)]
 pub struct JetStream {
-    client: Client,
+    /// Each clone of the client itself allocates.
+    client: Arc<Client>,
     names: Names,
     /// Counts the connections made; a change means that outstanding pulls are gone.
     generation: watch::Receiver<u64>,
@@ -113,7 +115,7 @@ impl JetStream {
             .await
             .map_err(|error| NatsError::Connect { url: options.url.clone(), reason: error.to_string() })?;
         Ok(Self {
-            client,
+            client: Arc::new(client),
             names: Names::new(&options.prefix),
             generation,
             connected,
@@ -125,7 +127,7 @@ impl JetStream {
         &self.names
     }
 
-    pub(super) fn client(&self) -> &Client {
+    pub(super) fn client(&self) -> &Arc<Client> {
         &self.client
     }
 

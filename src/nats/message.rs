@@ -1,8 +1,9 @@
 //! A message delivered by a pull consumer, with what its acknowledgement subject tells (ADR-15).
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap};
+use async_nats::{Client, HeaderMap, Subject};
 use bytes::Bytes;
 
 /// A delivered message. Dropping it acknowledges nothing: the server delivers it again after the
@@ -23,17 +24,17 @@ pub struct Delivered {
     pub acker: Acker,
 }
 
-/// Answers for one delivered message.
+/// Answers for one delivered message. Cheap to clone: a clone of the client itself allocates.
 #[derive(Debug, Clone)]
 pub struct Acker {
-    client: Client,
-    reply: String,
+    client: Arc<Client>,
+    reply: Subject,
 }
 
 impl Delivered {
     /// `None` if the message carries no acknowledgement subject of JetStream.
-    pub(super) fn read(client: &Client, message: async_nats::Message) -> Option<Self> {
-        let reply = message.reply?.to_string();
+    pub(super) fn read(client: &Arc<Client>, message: async_nats::Message) -> Option<Self> {
+        let reply = message.reply?;
         // $JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<time>.<pending>, or with
         // <domain>.<account hash> after ACK and possibly a random token at the end.
         let tokens: Vec<&str> = reply.split('.').collect();

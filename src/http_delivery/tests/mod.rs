@@ -30,7 +30,7 @@ impl OpenSecret for Opener {
 }
 
 fn view() -> EnvelopeView<'static> {
-    EnvelopeView { id: "env_1", event: Bytes::from_static(EVENT.as_bytes()) }
+    EnvelopeView { id: "env_1", event: Bytes::from_static(EVENT.as_bytes()), traceparent: None }
 }
 
 /// A client that may reach loopback.

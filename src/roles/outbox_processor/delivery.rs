@@ -87,7 +87,11 @@ impl Delivery {
         let attempt = match target {
             Ok(target) => {
                 let event = envelope.event.get().as_bytes();
-                let view = EnvelopeView { id: &envelope.id, event: message.payload.slice_ref(event) };
+                let view = EnvelopeView {
+                    id: &envelope.id,
+                    event: message.payload.slice_ref(event),
+                    traceparent: envelope.traceparent.as_deref(),
+                };
                 let attempt = Settle::attempts_before(message) + message.deliveries;
                 inner.http.attempt(&target, &view, attempt).await
             }

@@ -1,0 +1,70 @@
+//! `hub bench` as a person runs it, with numbers so small that only its being right is measured.
+
+mod support;
+
+use support::{Hub, nats_server, print_output};
+
+/// The bench starts brokers of its own: nobody listens where these settings point.
+fn hub() -> Hub {
+    // Fetched once for all tests, if need be, and not by each bench.
+    let _ = nats_server();
+    Hub::configured("nats://127.0.0.1:1", "")
+}
+
+#[tokio::test]
+async fn each_figure_is_measured_with_the_default_sync_interval_and_nothing_is_lost() {
+    measured_with("default").await;
+}
+
+#[tokio::test]
+async fn each_figure_is_measured_with_fsync_always_and_nothing_is_lost() {
+    measured_with("always").await;
+}
+
+async fn measured_with(sync: &str) {
+    let args = ["bench", "--messages", "200", "--figures", "a,b,c", "--duration", "1s", "--sync", sync];
+    let figures = hub().cli_json(&args).await;
+    let figures = figures.as_array().expect("the figures are an array");
+    let measured: Vec<_> = figures.iter().map(|f| (f["figure"].as_str(), f["sync"].as_str())).collect();
+    assert_eq!(measured, ["a", "b", "c"].map(|figure| (Some(figure), Some(sync))));
+    for figure in figures {
+        let arrivals = &figure["arrivals"];
+        let expected = if figure["figure"] == "c" { 100 } else { 200 };
+        assert_eq!(arrivals["expected"], expected, "{figure}");
+        assert_eq!((&arrivals["missing"], &arrivals["unexpected"]), (&0.into(), &0.into()), "{figure}");
+        assert_eq!(figure["still_owed"], 0, "{figure}");
+        let measures = figure["measures"].as_array().expect("measures are an array");
+        assert_eq!(measures.len(), if figure["figure"] == "c" { 2 } else { 1 }, "{figure}");
+        for measure in measures {
+            let positive = |name: &str| measure[name].as_f64().is_some_and(|value| value > 0.0);
+            assert!(positive("value") && positive("bare") && positive("ratio"), "{figure}");
+            assert_eq!(measure["unit"], if figure["figure"] == "c" { "ms" } else { "deliveries/s" });
+            assert!(!measure["goals"].as_array().expect("goals are an array").is_empty(), "{figure}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn memory_grows_with_the_subscriptions_and_is_told_on_a_line() {
+    let args = ["bench", "--figures", "d", "--sync", "default", "--subscriptions", "10,3000"];
+    let line = hub().cli_ok(&args).await;
+    for part in [
+        "(d) resident memory of the hub, sync default: 10 subscriptions ",
+        "[goal below 100 MB: ",
+        ", 3000 subscriptions ",
+        "growth for each further one ",
+        "; 2,000 of 2,000 arrived, 0 lost, ",
+    ] {
+        assert!(line.contains(part), "{part:?} in {line}");
+    }
+    assert_eq!(line.lines().count(), 1, "{line}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_measured_is_a_usage_error() {
+    for args in [["--figures", "e"], ["--messages", "0"], ["--duration", "soon"], ["--subscriptions", "0"]] {
+        let output = hub().cli(&["bench", args[0], args[1]]).await;
+        assert_eq!(output.status.code(), Some(2), "{}", print_output(&output));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(args[0]), "{}", print_output(&output));
+    }
+}
