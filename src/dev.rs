@@ -1,11 +1,14 @@
 //! `hub serve --dev`: a private nats-server whose data lasts, and a master key beside it.
 
 use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::broker_process::{BrokerOptions, BrokerProcess, BrokerProcessError, Data, find_or_fetch};
+use crate::nats::subjects::Names;
 use crate::settings::Settings;
+use crate::shell::{executable, quoted};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DevError {
@@ -15,18 +18,74 @@ pub enum DevError {
     File { path: PathBuf, source: std::io::Error },
     #[error("looking for a nats-server was interrupted")]
     Interrupted,
+    #[error(
+        "nats.url: {url} is not a server on this machine, and --dev starts one here; leave nats.url out, set it to nats://127.0.0.1:PORT, or leave --dev out"
+    )]
+    Elsewhere { url: String },
+    #[error(
+        "nats.url: port {port} of this machine is taken, perhaps by another nats-server; to use that one, leave --dev out; for a private one, set another port, such as HUB__NATS__URL=nats://127.0.0.1:{}",
+        .port.checked_add(1).unwrap_or(4222)
+    )]
+    PortTaken { port: u16 },
+    #[error(
+        "a `hub serve --dev` runs on {} already (its nats-server has the process id {pid}): use that one or stop it, or set XDG_DATA_HOME to another folder", folder.display()
+    )]
+    Running { folder: PathBuf, pid: u32 },
+    #[error("the private nats-server ended by itself: {reason}; its log is {}", log.display())]
+    ServerEnded { reason: String, log: PathBuf },
 }
+
+/// Where the settings look for a server if nothing else is said.
+const DEFAULT_URL: &str = "nats://127.0.0.1:4222";
+const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 
 /// The private server while it runs.
 pub struct Dev {
     broker: BrokerProcess,
+    folder: PathBuf,
+    /// What other processes must be told that this one knows by itself.
+    exports: Vec<(&'static str, String)>,
 }
 
 impl Dev {
+    /// Waits until the server ends by itself, which it should not. Cancel safe.
+    pub async fn ended(&mut self) -> DevError {
+        let reason = match self.broker.ended().await {
+            Ok(status) => status.to_string(),
+            Err(error) => error.to_string(),
+        };
+        DevError::ServerEnded { reason, log: self.broker.folder().join("nats-server.log") }
+    }
+
     pub async fn stop(mut self) {
-        if let Err(error) = self.broker.stop().await {
+        if self.broker.pid().is_some()
+            && let Err(error) = self.broker.stop().await
+        {
             tracing::warn!(%error, "the private nats-server did not stop by itself");
         }
+    }
+
+    /// What to do next, for people: the lines to copy into another terminal.
+    pub fn invitation(&self, prefix: &str, health: Option<SocketAddr>) -> String {
+        let hub = executable();
+        let url = self.broker.url();
+        let server = if url == DEFAULT_URL { String::new() } else { format!("--server {url} ") };
+        let exports: Vec<String> =
+            self.exports.iter().map(|(name, value)| format!("{name}={}", quoted(value))).collect();
+        let health = health.map(|address| format!("    curl http://{address}/readyz\n")).unwrap_or_default();
+        format!(
+            "\nThe hub runs, with a nats-server of its own at {url}. Its data stays in {folder}.\n\n  \
+             From another terminal:\n    \
+             export {exports}\n    \
+             echo '{{\"id\":\"mine\",\"events\":[\"user.>\"],\"delivery\":{{\"url\":\"http://127.0.0.1:9000/\"}}}}' | {hub} subscription apply -f -\n    \
+             nats {server}pub {subject} '{{\"user_id\":\"u1\"}}'\n    \
+             {hub} dlt list\n\
+             {health}\n  \
+             Ctrl-C finishes what is in flight, and stops both.\n\n",
+            folder = self.folder.display(),
+            subject = Names::new(prefix).event("user.created"),
+            exports = exports.join(" "),
+        )
     }
 }
 
@@ -42,6 +101,7 @@ pub fn folder() -> PathBuf {
 /// Starts the server on the folder's data and points the settings at it. Deliveries may reach this
 /// machine, unless the settings name networks of their own.
 pub async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
+    let port = port(&settings.nats.url)?;
     let folder = folder();
     std::fs::create_dir_all(&folder).map_err(|source| DevError::File { path: folder.clone(), source })?;
     let binary = tokio::task::spawn_blocking(|| find_or_fetch(None, &|text| tracing::info!("{text}")))
@@ -49,32 +109,54 @@ pub async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
         .map_err(|_| DevError::Interrupted)??;
     let mut options = BrokerOptions::new(binary);
     options.data = Data::Lasting(folder.join("nats"));
-    options.port = port(&settings.nats.url);
-    let broker = BrokerProcess::start(options).await?;
-    settings.nats.url = broker.url().to_owned();
+    options.port = Some(port);
+    options.server_name = Some("hub-dev".to_owned());
+    let broker = BrokerProcess::start(options).await.map_err(|error| match error {
+        BrokerProcessError::InUse { folder, pid: Some(pid) } => DevError::Running { folder, pid },
+        BrokerProcessError::Exited { .. } if is_taken(port) => DevError::PortTaken { port },
+        error => error.into(),
+    })?;
+    settings.nats.url = broker.url();
+    let mut exports = Vec::new();
+    if settings.nats.url != DEFAULT_URL {
+        exports.push(("HUB__NATS__URL", settings.nats.url.clone()));
+    }
     if settings.secrets.master_key.is_none() && settings.secrets.master_key_file.is_none() {
-        settings.secrets.master_key_file = Some(master_key(&folder)?);
+        let key = master_key(&folder)?;
+        exports.push(("HUB__SECRETS__MASTER_KEY_FILE", key.to_string_lossy().into_owned()));
+        settings.secrets.master_key_file = Some(key);
     }
     if settings.delivery.allow_networks.is_empty() {
         settings.delivery.allow_networks = loopback();
+        exports.push(("HUB__DELIVERY__ALLOW_NETWORKS", LOOPBACK.join(",")));
     }
     tracing::info!(url = settings.nats.url, data = %folder.display(), "a private nats-server runs");
-    Ok(Dev { broker })
+    Ok(Dev { broker, folder, exports })
 }
 
 /// The networks of this machine alone.
 pub fn loopback() -> Vec<ipnet::IpNet> {
-    ["127.0.0.0/8", "::1/128"].iter().filter_map(|network| network.parse().ok()).collect()
+    LOOPBACK.iter().filter_map(|network| network.parse().ok()).collect()
 }
 
 /// The port that the settings name on this machine, so that `nats` and the other commands find the
 /// server where they look for it.
-fn port(url: &str) -> Option<u16> {
-    url::Url::parse(url).ok()?.port_or_known_default().or(Some(4222))
+fn port(url: &str) -> Result<u16, DevError> {
+    let elsewhere = || DevError::Elsewhere { url: url.to_owned() };
+    let parsed = url::Url::parse(url).map_err(|_| elsewhere())?;
+    // "127.0.0.1" is a name for a scheme that the URL standard does not know.
+    match parsed.host_str() {
+        Some("127.0.0.1" | "localhost") if parsed.scheme() == "nats" => Ok(parsed.port().unwrap_or(4222)),
+        _ => Err(elsewhere()),
+    }
+}
+
+fn is_taken(port: u16) -> bool {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err()
 }
 
 /// A key made once and kept beside the data that it seals.
-fn master_key(folder: &Path) -> Result<PathBuf, DevError> {
+pub(crate) fn master_key(folder: &Path) -> Result<PathBuf, DevError> {
     use base64::Engine as _;
     let path = folder.join("master.key");
     let failed = |source| DevError::File { path: path.clone(), source };
@@ -86,4 +168,21 @@ fn master_key(folder: &Path) -> Result<PathBuf, DevError> {
         std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
     file.write_all(key.as_bytes()).map_err(failed)?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_server_on_this_machine_is_started() {
+        assert_eq!(port(DEFAULT_URL).unwrap(), 4222);
+        assert_eq!(port("nats://localhost").unwrap(), 4222);
+        assert_eq!(port("nats://127.0.0.1:4333").unwrap(), 4333);
+        for url in
+            ["nats://nats.example:4222", "tls://127.0.0.1:4222", "nats://127.0.0.1,nats://127.0.0.2", ""]
+        {
+            assert!(matches!(port(url), Err(DevError::Elsewhere { .. })), "{url}");
+        }
+    }
 }

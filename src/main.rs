@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use integration_hub::cli::{Cli, logging};
-use integration_hub::settings::Settings;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -15,10 +14,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let answer = (|| {
-        let settings = Settings::load(cli.config_file(), &cli.overrides())?;
+        let settings = cli.settings()?;
         logging::start(cli.log_plan(), &settings.log);
         let runtime = cli.runtime()?;
-        runtime.block_on(cli.run(settings))
+        let answer = runtime.block_on(cli.run(settings));
+        // Nothing is waited for that the command left behind: a download it was told to give up, say.
+        runtime.shutdown_background();
+        answer
     })();
     match answer {
         Ok(answer) => answer.into(),

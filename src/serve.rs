@@ -2,6 +2,7 @@
 //! to stop.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +12,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, ApiError, Signs};
+use crate::dev::Dev;
 use crate::domain::category::Categories;
 use crate::domain::outcome::RetryPolicy;
 use crate::health::Readiness;
 use crate::http_delivery::{AddressPolicy, HttpConfig, HttpDelivery, OpenSecret, Unopened};
 use crate::metrics::Metrics;
 use crate::nats::definitions::{Limits, Shape};
-use crate::nats::provision::{self, ProvisionError};
+use crate::nats::provision::{self, ProvisionError, Provisioned};
 use crate::nats::{ConnectOptions, JetStream, NatsError, Registry, Tls};
 use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings};
 use crate::roles::dlt_router::{DltRouter, DltRouterSettings};
@@ -77,8 +79,9 @@ pub enum ServeError {
     Signals(std::io::Error),
 }
 
-/// How long a starting process waits for a server that is starting as well.
-const STARTUP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a starting process waits for a server that is starting as well, or for a cluster that
+/// elects its leaders.
+const STARTUP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running process: for `hub serve`, the demo, the bench and whoever embeds the hub.
 pub struct Hub {
@@ -101,7 +104,7 @@ impl Hub {
         let sealer = Sealer::from_settings(&settings.secrets)?;
         let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
         let shape = shape(settings);
-        let done = provision::apply(&js, &shape).await?;
+        let done = provision_patiently(&js, &shape).await?;
         for what in &done.created {
             tracing::info!(what, "made");
         }
@@ -153,7 +156,7 @@ impl Hub {
                 Arc::new(MasterKey(sealer)),
                 outbox_settings(settings, &domains, shape.clone()),
                 metrics.clone(),
-                readiness.clone(),
+                &readiness,
             );
             tasks.graceful("outbox-processor", role.run(stop.clone()));
         }
@@ -171,8 +174,7 @@ impl Hub {
                 domains: domains.iter().map(|domain| domain.name.clone()).collect(),
                 reconcile_interval: settings.sweep.interval.max(Duration::from_secs(30)),
             };
-            let role =
-                DltProcessor::new(js.clone(), processor, metrics.clone(), readiness.part("dlt-processor"));
+            let role = DltProcessor::new(js.clone(), processor, metrics.clone(), &readiness);
             tasks.graceful("dlt-processor", role.run(stop.clone()));
         }
         Ok(Self { js, readiness, metrics, api: address, tasks })
@@ -180,7 +182,12 @@ impl Hub {
 
     /// Waits until the process was told to stop and every task has ended.
     pub async fn join(self) -> Result<(), TaskError> {
-        self.tasks.join().await
+        let result = self.tasks.join().await;
+        // The last acknowledgements leave before the connection goes.
+        if let Err(error) = self.js.flush().await {
+            tracing::debug!(%error, "the last acknowledgements may be lost; their messages come again");
+        }
+        result
     }
 }
 
@@ -189,15 +196,21 @@ pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), Se
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
-    let dev = if options.dev { Some(crate::dev::start(&mut settings).await?) } else { None };
-    let starting = Hub::start(&settings, &options, &stop);
+    let mut dev = None;
+    if options.dev {
+        dev = Some(tokio::select! {
+            started = crate::dev::start(&mut settings) => started?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        });
+    }
     let hub = tokio::select! {
-        hub = starting => hub,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+        hub = Hub::start(&settings, &options, &stop) => Some(hub),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
     };
     let result = match hub {
-        Ok(hub) => {
+        Some(Ok(hub)) => {
             tracing::info!(
                 version = env!("CARGO_PKG_VERSION"),
                 nats = hub.js.server_name(),
@@ -205,6 +218,11 @@ pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), Se
                 roles = ?options.roles,
                 "serving"
             );
+            if let Some(dev) = &dev {
+                // Whoever closed standard output does not want to read it.
+                let text = dev.invitation(&settings.nats.prefix, hub.api);
+                let _ = std::io::stdout().lock().write_all(text.as_bytes());
+            }
             let signalled = stop.clone();
             let watch = tokio::spawn(async move {
                 tokio::select! {
@@ -214,16 +232,31 @@ pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), Se
                 tracing::info!("stopping: finishing what is in flight");
                 signalled.cancel();
             });
-            let result = hub.join().await.map_err(ServeError::from);
+            let result = join(hub, dev.as_mut(), &stop).await;
             watch.abort();
             result
         }
-        Err(error) => Err(error),
+        Some(Err(error)) => Err(error),
+        None => Ok(()),
     };
     if let Some(dev) = dev {
         dev.stop().await;
     }
     result
+}
+
+/// Waits for the hub's end. Without its private server it has no reason to go on.
+async fn join(hub: Hub, dev: Option<&mut Dev>, stop: &CancellationToken) -> Result<(), ServeError> {
+    let mut joined = std::pin::pin!(hub.join());
+    let Some(dev) = dev else { return Ok(joined.await?) };
+    tokio::select! {
+        result = &mut joined => Ok(result?),
+        ended = dev.ended() => {
+            stop.cancel();
+            joined.await?;
+            Err(ended.into())
+        }
+    }
 }
 
 async fn connect_patiently(options: &ConnectOptions) -> Result<JetStream, NatsError> {
@@ -237,6 +270,21 @@ async fn connect_patiently(options: &ConnectOptions) -> Result<JetStream, NatsEr
                 tracing::warn!(%error, "not connected yet");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
+        }
+    }
+}
+
+/// On a cluster a stream that was just made answers only when its leader is elected.
+async fn provision_patiently(js: &JetStream, shape: &Shape) -> Result<Provisioned, ProvisionError> {
+    let deadline = tokio::time::Instant::now() + STARTUP_PATIENCE;
+    loop {
+        match provision::apply(js, shape).await {
+            Err(ProvisionError::Nats(error @ NatsError::Timeout { .. }))
+                if tokio::time::Instant::now() < deadline =>
+            {
+                tracing::warn!(%error, "not provisioned yet");
+            }
+            done => return done,
         }
     }
 }

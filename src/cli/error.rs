@@ -54,6 +54,8 @@ pub enum CliError {
     Nats(NatsError),
     #[error(transparent)]
     Serve(#[from] ServeError),
+    #[error(transparent)]
+    Demo(#[from] crate::demo::DemoError),
     #[error("the bench cannot measure: {0}")]
     Bench(#[from] BenchError),
     #[error("{} cannot be read: {source}", path.display())]

@@ -13,6 +13,8 @@ pub enum LogPlan {
     Command { verbose: bool },
     /// As `[log]` in the settings says.
     Service,
+    /// The command writes a log of its own.
+    Elsewhere,
 }
 
 /// Starts the log of this process. `RUST_LOG` goes before all else.
@@ -21,12 +23,14 @@ pub fn start(plan: LogPlan, settings: &Log) {
         LogPlan::Command { verbose: false } => "warn",
         LogPlan::Command { verbose: true } => "info",
         LogPlan::Service => settings.level.as_str(),
+        LogPlan::Elsewhere => "off",
     };
     // The settings' level was checked when they were loaded; RUST_LOG is nobody's but the user's.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second start in one process (a test, say) keeps the first log.
     let _ = match (plan, settings.format) {
+        (LogPlan::Elsewhere, _) => Ok(()),
         (LogPlan::Service, LogFormat::Json) => log.json().flatten_event(true).try_init(),
         (LogPlan::Service, LogFormat::Text) => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
         (LogPlan::Command { .. }, _) => {

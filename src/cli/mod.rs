@@ -22,10 +22,11 @@ pub use error::{Answer, CliError};
 use logging::LogPlan;
 use output::{Format, Printer};
 
+use crate::demo;
 use crate::domain::category::Categories;
 use crate::nats::JetStream;
 use crate::nats::provision::{OLDEST_SERVER, ProvisionError, version};
-use crate::settings::{Domain, Settings};
+use crate::settings::{Domain, Settings, SettingsError};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -67,6 +68,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// See the hub at work on this machine, step by step, with a server and subscribers of its own
+    Demo(demo::Options),
     /// Run the hub: all roles, or those named, until told to stop
     Serve(serve::Options),
     /// Make the streams and consumers, or tell where the server's differ
@@ -90,34 +93,47 @@ enum Command {
 }
 
 impl Cli {
-    pub fn config_file(&self) -> Option<&Path> {
-        self.config.as_deref()
+    /// The settings in all their layers. The demo and the bench bring their own: whatever lies in
+    /// the working directory is not theirs.
+    pub fn settings(&self) -> Result<Settings, SettingsError> {
+        match self.command {
+            Command::Demo(_) | Command::Bench(_) => Ok(Settings::defaults()),
+            _ => Settings::load(self.config.as_deref(), &self.overrides()),
+        }
     }
 
-    /// The settings given by flags, for [`Settings::load`].
-    pub fn overrides(&self) -> Vec<(String, String)> {
+    /// The settings given by flags.
+    fn overrides(&self) -> Vec<(String, String)> {
         let url = self.nats_url.iter().map(|url| ("nats.url".to_owned(), url.clone()));
         self.set.iter().cloned().chain(url).collect()
     }
 
     pub fn log_plan(&self) -> LogPlan {
-        if self.is_service() { LogPlan::Service } else { LogPlan::Command { verbose: self.verbose } }
+        match self.command {
+            Command::Serve(_) => LogPlan::Service,
+            Command::Demo(_) => LogPlan::Elsewhere,
+            _ => LogPlan::Command { verbose: self.verbose },
+        }
     }
 
     /// All cores for what runs for long; a single thread for what asks and answers.
     pub fn runtime(&self) -> Result<Runtime, CliError> {
-        let all_cores = matches!(self.command, Command::Serve(_) | Command::Bench(_));
-        let mut builder = if all_cores { Builder::new_multi_thread() } else { Builder::new_current_thread() };
+        let mut builder =
+            if self.is_service() { Builder::new_multi_thread() } else { Builder::new_current_thread() };
         builder.enable_all().build().map_err(CliError::Runtime)
     }
 
     fn is_service(&self) -> bool {
-        matches!(self.command, Command::Serve(_))
+        matches!(self.command, Command::Serve(_) | Command::Demo(_) | Command::Bench(_))
     }
 
     pub async fn run(self, settings: Settings) -> Result<Answer, CliError> {
         let printer = Printer::new(self.output);
         match self.command {
+            Command::Demo(options) => match demo::run(options).await? {
+                demo::Verdict::Held => Ok(Answer::Yes),
+                demo::Verdict::NotHeld => Ok(Answer::No),
+            },
             Command::Serve(options) => serve::run(options, settings).await,
             Command::Provision(options) => provision::run(options, &settings, printer).await,
             Command::Publish(options) => publish::run(options, &settings, printer).await,

@@ -26,7 +26,7 @@ pub struct Entry {
     pub delivery: Arc<RawValue>,
     /// Of the delivery: what the fair share asks for with every envelope.
     pub max_in_flight: u32,
-    pub rate_limit: Option<RateLimit>,
+    pub rate_limit: Option<Box<RateLimit>>,
     /// The registry's revision of this form.
     pub revision: u64,
 }
@@ -47,7 +47,7 @@ impl Entry {
     pub fn new(subscription: Subscription, revision: u64) -> Result<Self, serde_json::Error> {
         let delivery = serde_json::value::to_raw_value(&subscription.delivery)?.into();
         let (max_in_flight, rate_limit) =
-            (subscription.delivery.max_in_flight, subscription.delivery.rate_limit);
+            (subscription.delivery.max_in_flight, subscription.delivery.rate_limit.map(Box::new));
         let Subscription { id, tenant, events, filter, state, delivery: _ } = subscription;
         let (tenant, events, filter) = (tenant.into(), events.into(), filter.into());
         let subscription = Interest { id, tenant, events, filter, state };

@@ -111,7 +111,7 @@ impl JetStream {
             connect = connect.add_client_certificate(cert.clone(), key.clone());
         }
         let client = connect
-            .connect(options.url.as_str())
+            .connect(options.url.split(',').map(str::trim).collect::<Vec<_>>())
             .await
             .map_err(|error| NatsError::Connect { url: options.url.clone(), reason: error.to_string() })?;
         Ok(Self {

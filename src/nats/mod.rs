@@ -26,6 +26,6 @@ pub use inspect::{ConsumerInfo, StoredMessage, StreamInfo};
 pub use message::{Acker, Delivered};
 pub use outbox::{BatchError, MOST_PER_BATCH, Outgoing};
 pub use publish::PublishAck;
-pub use pull::{PullEvent, Puller};
+pub use pull::{HAND_BACK_DELAY, PullEvent, Puller};
 pub use redrive::{ORDER_HEADER as REDRIVE_ORDER_HEADER, RedriveOrder};
 pub use registry::{Registry, RegistryFollower, Stored};

@@ -12,6 +12,7 @@ use super::connection::JetStream;
 use super::definitions::{ConsumerDefinition, Shape, StreamDefinition, render};
 use super::error::{ApiError, NatsError};
 use super::inspect::{ConsumerInfo, StreamInfo};
+use super::subjects::{SHARED_LANE, lane_consumer};
 
 /// The oldest server whose atomic batches and schedules the hub relies on.
 pub const OLDEST_SERVER: (u64, u64, u64) = (2, 12, 9);
@@ -273,10 +274,22 @@ impl JetStream {
         self.api(&subject, &json!({"stream_name": stream, "config": config, "action": action})).await
     }
 
-    /// The durable of a lane; that it is there already is fine.
+    /// The durable of a lane; that it is there already is fine. A domain that is paused has its
+    /// new lanes paused as well.
     pub async fn ensure_lane(&self, shape: &Shape, domain: &str, lane: &str) -> Result<(), NatsError> {
-        let definition = super::definitions::lane(shape, domain, lane);
+        let mut definition = super::definitions::lane(shape, domain, lane);
         let stream = self.names().outbox_stream(domain);
+        match self.consumer_info(&stream, &definition.name).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        let shared = self.consumer_info(&stream, &lane_consumer(SHARED_LANE)).await?;
+        if shared.paused
+            && let Some(until) = shared.config.get("pause_until")
+        {
+            definition.config.insert("pause_until".to_owned(), until.clone());
+        }
         self.put_consumer(&stream, &definition.name, &definition.config, "").await.map(drop)
     }
 }

@@ -28,6 +28,16 @@ impl JetStream {
         self.publish_map(subject, payload, header_map(headers)).await
     }
 
+    /// A plain `PUB` of the NATS protocol, without headers and without an acknowledgement: what
+    /// `nats pub` sends. Returns when it has left this process.
+    pub async fn publish_plain(&self, subject: &str, payload: Bytes) -> Result<(), NatsError> {
+        self.client().publish(subject.to_owned(), payload).await.map_err(|error| NatsError::Transport {
+            subject: subject.to_owned(),
+            reason: error.to_string(),
+        })?;
+        self.flush().await
+    }
+
     pub(super) async fn publish_map(
         &self,
         subject: &str,

@@ -3,7 +3,7 @@
 //! The caller says how many messages it has room for; the puller never has more than that asked
 //! of the server (`CONSUMER.MSG.NEXT`, ADR-13), so nothing waits unread in this process. Pulls
 //! that a lost connection or a restarted server forgot are noticed by the reconnection or by
-//! missing heartbeats, and asked again.
+//! silence, and asked again.
 
 use std::time::Duration;
 
@@ -16,9 +16,16 @@ use tokio::time::Instant;
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::message::{Delivered, header};
+use crate::health::ReadyFlag;
 
-const EXPIRES: Duration = Duration::from_secs(30);
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long a pull waits at the server. Short: it is also the sign of life, and a process that
+/// stops waits for its last pull to end.
+const EXPIRES: Duration = Duration::from_secs(1);
+/// A server that says nothing for so long has forgotten the pulls.
+const SILENCE: Duration = Duration::from_secs(5);
+/// The delay with which a process that stops gives messages back: they must not come to its own
+/// last pulls again.
+pub const HAND_BACK_DELAY: Duration = Duration::from_millis(1_500);
 /// The most messages of one pull request.
 const MOST_PER_PULL: usize = 4096;
 
@@ -44,6 +51,7 @@ pub struct Puller {
     generation: watch::Receiver<u64>,
     last_sign_of_life: Instant,
     ask_again_at: Option<Instant>,
+    ready: Option<ReadyFlag>,
     bound: bool,
 }
 
@@ -66,21 +74,38 @@ impl Puller {
             generation,
             last_sign_of_life: Instant::now(),
             ask_again_at: None,
+            ready: None,
             bound: false,
         })
     }
 
-    /// Whether the server has answered this consumer's pulls.
-    pub fn is_bound(&self) -> bool {
-        self.bound
+    /// Whether the server answers this consumer's pulls; told where it changes.
+    fn set_bound(&mut self, bound: bool) {
+        if self.bound != bound {
+            self.bound = bound;
+            if let Some(ready) = &self.ready {
+                ready.set(bound);
+            }
+        }
     }
 
     /// A puller on a durable that is there: waits for it, saying so, if it has to be made first.
-    pub async fn bind(js: &JetStream, stream: &str, consumer: &str) -> Result<Self, NatsError> {
+    /// From then on `ready` tells whether it still is.
+    pub async fn bind(
+        js: &JetStream,
+        stream: &str,
+        consumer: &str,
+        ready: Option<ReadyFlag>,
+    ) -> Result<Self, NatsError> {
         let mut told = false;
         loop {
             match js.consumer_info(stream, consumer).await {
-                Ok(_) => return Self::new(js, stream, consumer).await,
+                Ok(_) => {
+                    let mut puller = Self::new(js, stream, consumer).await?;
+                    puller.ready = ready;
+                    puller.set_bound(true);
+                    return Ok(puller);
+                }
                 Err(error) => {
                     if !told {
                         tracing::warn!(stream, consumer, %error, "waiting for the consumer; `hub provision` makes it");
@@ -115,7 +140,7 @@ impl Puller {
             {
                 self.ask(ask).await?;
             }
-            let silent_at = self.last_sign_of_life + 3 * HEARTBEAT;
+            let silent_at = self.last_sign_of_life + SILENCE;
             let ask_again_at = self.ask_again_at;
             tokio::select! {
                 biased;
@@ -143,6 +168,21 @@ impl Puller {
         }
     }
 
+    /// Lets the pulls end, which takes [`EXPIRES`] at most, and gives what they still bring back to
+    /// the consumer, so that it need not wait for ack_wait. Only then is the inbox given up: a
+    /// message that is on its way when its subscription ends is dropped by the client.
+    pub async fn hand_back(mut self) {
+        let deadline = Instant::now() + 2 * EXPIRES;
+        while self.outstanding > 0 {
+            let Ok(Some(message)) = tokio::time::timeout_at(deadline, self.subscriber.next()).await else {
+                return;
+            };
+            if let Some(PullEvent::Message(message)) = self.receive(message) {
+                message.acker.nak(Some(HAND_BACK_DELAY)).await;
+            }
+        }
+    }
+
     fn reset(&mut self) {
         self.outstanding = 0;
         self.ask_again_at = None;
@@ -150,11 +190,7 @@ impl Puller {
     }
 
     async fn ask(&mut self, batch: usize) -> Result<(), NatsError> {
-        let body = format!(
-            r#"{{"batch":{batch},"expires":{},"idle_heartbeat":{}}}"#,
-            EXPIRES.as_nanos(),
-            HEARTBEAT.as_nanos()
-        );
+        let body = format!(r#"{{"batch":{batch},"expires":{}}}"#, EXPIRES.as_nanos());
         if self.outstanding == 0 {
             self.last_sign_of_life = Instant::now();
         }
@@ -173,7 +209,7 @@ impl Puller {
 
     fn receive(&mut self, message: async_nats::Message) -> Option<PullEvent> {
         let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else {
-            self.bound = true;
+            self.set_bound(true);
             self.outstanding = self.outstanding.saturating_sub(1);
             return match Delivered::read(self.js.client(), message) {
                 Some(delivered) => Some(PullEvent::Message(Box::new(delivered))),
@@ -187,13 +223,9 @@ impl Puller {
             };
         };
         match status {
-            StatusCode::IDLE_HEARTBEAT => {
-                self.bound = true;
-                None
-            }
             StatusCode::NO_RESPONDERS => {
                 self.outstanding = 0;
-                self.bound = false;
+                self.set_bound(false);
                 self.pause();
                 Some(PullEvent::Missing)
             }
@@ -205,7 +237,9 @@ impl Puller {
                 match left {
                     Some(left) => {
                         self.outstanding = self.outstanding.saturating_sub(left);
-                        if status != StatusCode::TIMEOUT {
+                        if status == StatusCode::TIMEOUT {
+                            self.set_bound(true);
+                        } else {
                             self.pause();
                         }
                         None
@@ -214,7 +248,7 @@ impl Puller {
                         self.outstanding = 0;
                         self.pause();
                         (status == StatusCode::REQUEST_TERMINATED).then(|| {
-                            self.bound = false;
+                            self.set_bound(false);
                             PullEvent::Missing
                         })
                     }

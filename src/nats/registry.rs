@@ -93,7 +93,7 @@ impl RegistryFollower {
         let stream = names.subscriptions_stream();
         let last = self.js.stream_info(&stream).await?.state.last_seq;
         let options = ScanOptions {
-            filter: format!("$KV.{}.>", names.subscriptions_bucket()),
+            filter: names.subscriptions_filter(),
             last_per_subject: true,
             ..ScanOptions::default()
         };
@@ -247,7 +247,7 @@ impl JetStream {
             return Ok(Vec::new());
         }
         let options = ScanOptions {
-            filter: format!("$KV.{}.>", names.subscriptions_bucket()),
+            filter: names.subscriptions_filter(),
             last_per_subject: true,
             ..ScanOptions::default()
         };

@@ -70,6 +70,11 @@ impl Names {
         format!("$KV.{}.{id}", self.subscriptions_bucket())
     }
 
+    /// The keys of all subscriptions.
+    pub fn subscriptions_filter(&self) -> String {
+        format!("$KV.{}.>", self.subscriptions_bucket())
+    }
+
     pub fn subscription_of_key<'a>(&self, subject: &'a str) -> Option<&'a str> {
         subject.strip_prefix("$KV.")?.strip_prefix(self.subscriptions_bucket().as_str())?.strip_prefix('.')
     }

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::dead_letter::{DeadLetter, State};
-use crate::health::ReadyFlag;
+use crate::health::{Readiness, ReadyFlag};
 use crate::metrics::Metrics;
 use crate::nats::subjects::SHARED_LANE;
 use crate::nats::{
@@ -36,7 +36,8 @@ pub struct DltProcessorSettings {
 pub struct DltProcessor {
     worker: Arc<Worker>,
     settings: DltProcessorSettings,
-    ready: ReadyFlag,
+    /// Each stream it reads, and whether it is bound there.
+    streams: Vec<(String, ReadyFlag)>,
 }
 
 struct Worker {
@@ -45,26 +46,37 @@ struct Worker {
 }
 
 impl DltProcessor {
-    pub fn new(js: JetStream, settings: DltProcessorSettings, metrics: Metrics, ready: ReadyFlag) -> Self {
-        Self { worker: Arc::new(Worker { js, metrics }), settings, ready }
+    pub fn new(
+        js: JetStream,
+        settings: DltProcessorSettings,
+        metrics: Metrics,
+        readiness: &Readiness,
+    ) -> Self {
+        let names = js.names().clone();
+        let streams = settings
+            .domains
+            .iter()
+            .map(|domain| names.dlt_stream(domain))
+            .chain([names.redrive_stream()])
+            .map(|stream| {
+                let ready = readiness.part(format!("dlt-processor {stream}"));
+                (stream, ready)
+            })
+            .collect();
+        Self { worker: Arc::new(Worker { js, metrics }), settings, streams }
     }
 
     /// Runs until `stop`; what is under way then is finished.
     pub async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
-        let names = self.worker.js.names().clone();
-        let mut streams: Vec<String> =
-            self.settings.domains.iter().map(|domain| names.dlt_stream(domain)).collect();
-        let redrive = names.redrive_stream();
-        streams.push(redrive.clone());
+        let redrive = self.worker.js.names().redrive_stream();
         let mut readers = JoinSet::new();
-        for stream in streams {
+        for (stream, ready) in self.streams {
             let (worker, stop, is_redrive) = (self.worker.clone(), stop.clone(), stream == redrive);
-            readers.spawn(async move { worker.read(&stream, is_redrive, &stop).await });
+            readers.spawn(async move { worker.read(&stream, is_redrive, ready, &stop).await });
         }
         let mut waiting = JoinSet::new();
         let (worker, settings, reconcile_stop) = (self.worker.clone(), self.settings.clone(), stop.clone());
         waiting.spawn(async move { worker.reconcile(&settings, &reconcile_stop).await });
-        self.ready.set(true);
         let mut result = Ok(());
         while let Some(ended) = readers.join_next().await {
             if let Ok(Err(error)) = ended {
@@ -82,11 +94,12 @@ impl Worker {
         self: Arc<Self>,
         stream: &str,
         is_redrive: bool,
+        ready: ReadyFlag,
         stop: &CancellationToken,
     ) -> Result<(), NatsError> {
         let mut puller = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            puller = Puller::bind(&self.js, stream, CONSUMER) => puller?,
+            puller = Puller::bind(&self.js, stream, CONSUMER, Some(ready)) => puller?,
         };
         let permits = Arc::new(Semaphore::new(IN_FLIGHT));
         let mut tasks = JoinSet::new();
@@ -117,6 +130,7 @@ impl Worker {
             });
             while tasks.try_join_next().is_some() {}
         }
+        puller.hand_back().await;
         while tasks.join_next().await.is_some() {}
         Ok(())
     }

@@ -58,9 +58,8 @@ impl DltRouter {
         let stream = js.names().advisories_stream();
         let mut puller = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            puller = Puller::bind(js, &stream, CONSUMER) => puller?,
+            puller = Puller::bind(js, &stream, CONSUMER, Some(self.ready.clone())) => puller?,
         };
-        self.ready.set(true);
         let permits = Arc::new(Semaphore::new(IN_FLIGHT));
         let mut tasks = JoinSet::new();
         loop {
@@ -72,7 +71,6 @@ impl DltRouter {
             };
             match event {
                 PullEvent::Message(message) => {
-                    self.ready.set(true);
                     let Ok(permit) = permits.clone().acquire_owned().await else { break };
                     let router = self.router.clone();
                     tasks.spawn(async move {
@@ -81,10 +79,10 @@ impl DltRouter {
                     });
                     while tasks.try_join_next().is_some() {}
                 }
-                PullEvent::Missing => self.ready.set(false),
-                PullEvent::Reset => {}
+                PullEvent::Missing | PullEvent::Reset => {}
             }
         }
+        puller.hand_back().await;
         while tasks.join_next().await.is_some() {}
         Ok(())
     }

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::outcome::RetryPolicy;
-use crate::health::Readiness;
+use crate::health::{Readiness, ReadyFlag};
 use crate::http_delivery::{HttpDelivery, OpenSecret};
 use crate::metrics::Metrics;
 use crate::nats::definitions::Shape;
@@ -52,7 +52,8 @@ pub struct OutboxProcessor {
     opener: Arc<dyn OpenSecret>,
     settings: OutboxProcessorSettings,
     metrics: Metrics,
-    readiness: Readiness,
+    /// One per domain of the settings, in their order.
+    ready: Vec<ReadyFlag>,
 }
 
 impl OutboxProcessor {
@@ -63,9 +64,11 @@ impl OutboxProcessor {
         opener: Arc<dyn OpenSecret>,
         settings: OutboxProcessorSettings,
         metrics: Metrics,
-        readiness: Readiness,
+        readiness: &Readiness,
     ) -> Self {
-        Self { js, registry, http, opener, settings, metrics, readiness }
+        let part = |domain: &DomainSettings| readiness.part(format!("outbox-processor {}", domain.name));
+        let ready = settings.domains.iter().map(part).collect();
+        Self { js, registry, http, opener, settings, metrics, ready }
     }
 
     /// Runs a worker per domain until `stop`; each then finishes what is in flight within the
@@ -76,7 +79,7 @@ impl OutboxProcessor {
             () = self.registry.wait_until_loaded() => {}
         }
         let mut workers = JoinSet::new();
-        for domain in &self.settings.domains {
+        for (domain, ready) in self.settings.domains.iter().zip(self.ready) {
             let settle = settle::Settle::new(
                 self.js.clone(),
                 domain.name.clone(),
@@ -98,7 +101,7 @@ impl OutboxProcessor {
                 self.settings.clone(),
                 delivery,
                 self.metrics.of_domain(&domain.name),
-                self.readiness.part(format!("outbox-processor {}", domain.name)),
+                ready,
             );
             workers.spawn(worker.run(stop.clone()));
         }

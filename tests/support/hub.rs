@@ -117,6 +117,19 @@ impl Hub {
         sum_of(&self.metrics().await, name, labels)
     }
 
+    /// Waits until such a sum is above `bound`.
+    ///
+    /// # Panics
+    ///
+    /// After `limit`.
+    pub async fn metric_above(&self, name: &str, labels: &[&str], bound: f64, limit: Duration) {
+        eventually(limit, &format!("{name} is above {bound}"), async || {
+            let value = self.metric(name, labels).await;
+            if value > bound { Ok(()) } else { Err(value) }
+        })
+        .await;
+    }
+
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().and_then(Child::id)
     }

@@ -1,6 +1,7 @@
 //! What the system tests stand on: real servers on free ports, and faults on demand.
 //!
 //! * [`TestBroker`]: a nats-server of the test's own, with a check that nothing is left owed.
+//! * [`TestClient`]: publishes, subscribes, and accounts for every envelope ([`Account`]).
 //! * [`Hub`]: the built `hub` as a child process, with its log.
 //! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
 //! * [`OAuth2Server`]: a token endpoint.
@@ -12,6 +13,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod broker;
+mod client;
 mod hub;
 mod oauth2;
 mod proxy;
@@ -24,6 +26,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 pub use broker::TestBroker;
+pub use client::{Account, QUICK, TestClient, ids, subscription};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use oauth2::OAuth2Server;
 pub use proxy::{Direction, FaultProxy, Trigger};

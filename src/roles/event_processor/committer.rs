@@ -4,6 +4,8 @@
 //! While a batch is under way the next events gather, so that the batches grow with the load and
 //! a single event on a quiet hub commits at once.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -22,6 +24,8 @@ pub(super) struct Planned {
     pub(super) envelopes: Vec<Outgoing>,
     /// Its place in memory; given back when the event is settled.
     pub(super) permit: OwnedSemaphorePermit,
+    /// Its envelopes' place in memory.
+    pub(super) room: OwnedSemaphorePermit,
 }
 
 pub(super) struct Committer {
@@ -29,6 +33,8 @@ pub(super) struct Committer {
     domain: String,
     metrics: DomainMetrics,
     blocked: Option<Blocked>,
+    /// The same for whoever plans.
+    tell_blocked: Arc<AtomicBool>,
 }
 
 /// The outbox takes nothing at the moment.
@@ -38,8 +44,13 @@ struct Blocked {
 }
 
 impl Committer {
-    pub(super) fn new(js: JetStream, domain: String, metrics: DomainMetrics) -> Self {
-        Self { js, domain, metrics, blocked: None }
+    pub(super) fn new(
+        js: JetStream,
+        domain: String,
+        metrics: DomainMetrics,
+        tell_blocked: Arc<AtomicBool>,
+    ) -> Self {
+        Self { js, domain, metrics, blocked: None, tell_blocked }
     }
 
     /// Runs until the channel is closed and empty.
@@ -79,12 +90,13 @@ impl Committer {
         match self.write(&envelopes).await {
             Ok(()) => {
                 if self.blocked.take().is_some() {
+                    self.tell_blocked.store(false, Ordering::Relaxed);
                     tracing::info!(domain = self.domain, "the outbox takes envelopes again");
                 }
                 self.metrics.envelopes.inc_by(count as u64);
                 for planned in group {
                     planned.acker.ack().await;
-                    drop(planned.permit);
+                    drop((planned.permit, planned.room));
                 }
             }
             Err(error) => {
@@ -127,6 +139,7 @@ impl Committer {
                 BUSY_DELAY
             }
         };
+        self.tell_blocked.store(true, Ordering::Relaxed);
         self.blocked = Some(Blocked { delay, until: Instant::now() + delay });
     }
 

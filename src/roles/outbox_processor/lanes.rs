@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::ReadyFlag;
 use crate::nats::subjects::{SHARED_LANE, lane_consumer, lane_of_consumer, subscription_of_own_lane};
-use crate::nats::{Delivered, JetStream, NatsError, PullEvent, Puller};
+use crate::nats::{Delivered, HAND_BACK_DELAY, JetStream, NatsError, PullEvent, Puller};
 
 /// How often a domain's lanes are listed.
 const LIST_INTERVAL: Duration = Duration::from_secs(5);
@@ -45,18 +45,12 @@ async fn read_lane(
     let consumer = lane_consumer(&lane);
     let mut puller = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        puller = Puller::bind(&js, &stream, &consumer) => puller?,
+        puller = Puller::bind(&js, &stream, &consumer, ready) => puller?,
     };
-    let tell = |state: bool| {
-        if let Some(ready) = &ready {
-            ready.set(state);
-        }
-    };
-    tell(true);
     loop {
         let room = permits.available_permits();
         let event = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => break,
             event = puller.next(room) => event?,
             permit = permits.acquire(), if room == 0 => { drop(permit); continue }
         };
@@ -65,19 +59,20 @@ async fn read_lane(
             match event {
                 PullEvent::Message(message) => {
                     let Ok(permit) = permits.clone().acquire_owned().await else { return Ok(()) };
-                    // The sink holds as many as there are permits: this waits for nobody.
-                    if sink.send(Read { message, permit, own_lane }).await.is_err() {
-                        return Ok(());
+                    // The sink holds as many as there are permits: this waits for nobody. It is
+                    // closed only when the worker stops.
+                    if let Err(refused) = sink.send(Read { message, permit, own_lane }).await {
+                        refused.0.message.acker.nak(Some(HAND_BACK_DELAY)).await;
                     }
-                    tell(true);
                 }
                 PullEvent::Missing if own_lane => return Ok(()),
-                PullEvent::Missing => tell(false),
-                PullEvent::Reset => {}
+                PullEvent::Missing | PullEvent::Reset => {}
             }
             next = puller.try_next();
         }
     }
+    puller.hand_back().await;
+    Ok(())
 }
 
 /// The readers of a domain's lanes.

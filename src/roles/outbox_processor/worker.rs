@@ -2,6 +2,7 @@
 //! deliveries, and keeps what waits from being delivered twice.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -17,12 +18,15 @@ use crate::domain::subscription::SubscriptionId;
 use crate::health::ReadyFlag;
 use crate::metrics::DomainMetrics;
 use crate::nats::subjects::own_lane;
-use crate::nats::{Acker, Delivered, JetStream, NatsError, Outgoing, Registry};
+use crate::nats::{Acker, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Outgoing, Registry};
 
 /// Messages taken from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
 /// What cannot be moved to its own lane now comes again after this.
 const SPILL_RETRY: Duration = Duration::from_secs(5);
+/// How long a lane that was made or found counts as there. It is removed only after minutes of
+/// emptiness, and the sweep mends the rest.
+const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
 
 /// An envelope in this process, with its place in memory.
 pub(super) struct Held {
@@ -41,6 +45,9 @@ pub(super) struct Worker {
     ready: ReadyFlag,
 }
 
+/// Shared with the spills, which add to it.
+type KnownLanes = Arc<Mutex<HashMap<String, Instant>>>;
+
 /// The worker while it runs.
 struct Running {
     pool: FairShare<Held>,
@@ -48,6 +55,8 @@ struct Running {
     in_flight: HashMap<u64, Acker>,
     deliveries: JoinSet<()>,
     spills: JoinSet<()>,
+    /// Own lanes that are there, by when that was last made sure of.
+    known_lanes: KnownLanes,
     finished: mpsc::Sender<Finished>,
     started: Instant,
 }
@@ -73,6 +82,7 @@ impl Worker {
             in_flight: HashMap::new(),
             deliveries: JoinSet::new(),
             spills: JoinSet::new(),
+            known_lanes: KnownLanes::default(),
             finished,
             started: Instant::now(),
         };
@@ -116,13 +126,13 @@ impl Worker {
                 _ = heartbeat.tick() => self.heartbeat(&mut running).await,
             }
         };
+        // The readers watch the same switch and give back what is on its way to them.
         incoming.close();
         while let Ok(read) = incoming.try_recv() {
-            read.message.acker.nak(None).await;
+            self.hand_back(&read.message).await;
         }
         self.shut_down(running, done).await;
         if !readers.is_finished() {
-            // The readers watch the same switch.
             let _ = tokio::time::timeout(self.settings.grace, readers).await;
         }
         result
@@ -146,7 +156,7 @@ impl Worker {
             .registry
             .read()
             .get(&subscription)
-            .map_or((1, None), |entry| (entry.max_in_flight, entry.rate_limit));
+            .map_or((1, None), |entry| (entry.max_in_flight, entry.rate_limit.as_deref().copied()));
         let held = Held { message, subscription: subscription.clone(), permit };
         let now = running.started.elapsed();
         let refused = if own_lane {
@@ -166,23 +176,19 @@ impl Worker {
     fn spill(&self, running: &mut Running, held: Held) {
         let (js, domain, shape) = (self.js.clone(), self.domain.name.clone(), self.settings.shape.clone());
         let metrics = self.metrics.clone();
+        let lane = own_lane(held.subscription.as_str());
+        let outgoing =
+            self.moved(&held.message, js.names().outbox(&domain, &lane, held.subscription.as_str()));
+        let known_lanes = running.known_lanes.clone();
         running.spills.spawn(async move {
-            let lane = own_lane(held.subscription.as_str());
             let message = &held.message;
-            let mut headers: Vec<(&'static str, String)> = ["Hub-Dead-Letter", "Hub-Redrives"]
-                .into_iter()
-                .filter_map(|name| Some((name, message.header(name)?.to_owned())))
-                .collect();
-            let before: u32 = message.header("Hub-Attempts").and_then(|text| text.parse().ok()).unwrap_or(0);
-            headers.push(("Hub-Attempts", (before + message.deliveries.saturating_sub(1)).to_string()));
-            let outgoing = Outgoing {
-                subject: js.names().outbox(&domain, &lane, held.subscription.as_str()),
-                message_id: format!("{}-{}", js.names().outbox_stream(&domain), message.stream_sequence),
-                payload: message.payload.clone(),
-                headers,
-            };
             let moved = async {
-                js.ensure_lane(&shape, &domain, &lane).await?;
+                if !is_known(&known_lanes, &lane) {
+                    js.ensure_lane(&shape, &domain, &lane).await?;
+                    let mut known = known_lanes.lock().unwrap_or_else(PoisonError::into_inner);
+                    known.retain(|_, since| since.elapsed() < LANE_KNOWN_FOR);
+                    known.insert(lane.clone(), Instant::now());
+                }
                 js.publish_each(std::slice::from_ref(&outgoing)).await
             };
             match moved.await {
@@ -239,7 +245,7 @@ impl Worker {
             "finishing the deliveries in flight"
         );
         for held in waiting {
-            held.message.acker.nak(None).await;
+            self.hand_back(&held.message).await;
         }
         let deadline = Instant::now() + self.settings.grace;
         while !running.in_flight.is_empty() {
@@ -266,6 +272,49 @@ impl Worker {
             tracing::debug!(%error, "the last acknowledgements may be lost; their messages come again");
         }
     }
+}
+
+impl Worker {
+    /// Gives back a message that was not tried. One whose last delivery this was would be
+    /// dead-lettered untried: it is published anew instead, with the deliveries it has used up but
+    /// this one, and then acknowledged.
+    async fn hand_back(&self, message: &Delivered) {
+        if message.deliveries < self.settings.retry.max_deliver {
+            return message.acker.nak(Some(HAND_BACK_DELAY)).await;
+        }
+        let outgoing = self.moved(message, message.subject.clone());
+        match self.js.publish_each(std::slice::from_ref(&outgoing)).await {
+            Ok(_) => message.acker.ack().await,
+            Err(error) => {
+                tracing::warn!(%error, sequence = message.stream_sequence, "an envelope could not be given back; it is left to the broker");
+            }
+        }
+    }
+
+    /// The same envelope for another place in the outbox, with the deliveries it has used up.
+    fn moved(&self, message: &Delivered, subject: String) -> Outgoing {
+        let mut headers: Vec<(&'static str, String)> = ["Hub-Dead-Letter", "Hub-Redrives"]
+            .into_iter()
+            .filter_map(|name| Some((name, message.header(name)?.to_owned())))
+            .collect();
+        let before: u32 = message.header("Hub-Attempts").and_then(|text| text.parse().ok()).unwrap_or(0);
+        headers.push(("Hub-Attempts", (before + message.deliveries.saturating_sub(1)).to_string()));
+        Outgoing {
+            subject,
+            message_id: format!(
+                "{}-{}",
+                self.js.names().outbox_stream(&self.domain.name),
+                message.stream_sequence
+            ),
+            payload: message.payload.clone(),
+            headers,
+        }
+    }
+}
+
+fn is_known(lanes: &KnownLanes, lane: &str) -> bool {
+    let known = lanes.lock().unwrap_or_else(PoisonError::into_inner);
+    known.get(lane).is_some_and(|since| since.elapsed() < LANE_KNOWN_FOR)
 }
 
 async fn sleep(duration: Option<Duration>) {

@@ -1,0 +1,355 @@
+//! The story that is told and checked: one policy event, three subscribers, one of them down and one
+//! of them slow.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::receiver::{Answer, Receiver};
+use super::stage::{IN_FLIGHT_OF_C, PAUSE_OF_C, Stage};
+use super::telling::{Teller, Unmet, holds, until};
+use crate::domain::dead_letter::State;
+use crate::domain::outcome::Reason;
+use crate::nats::{DeadLetterEntry, DeadLetterQuery};
+
+/// Any single step; each takes a small part of this.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+const POLICY_DOMAIN: &str = "policy-client";
+const POLICY: &str = r#"{"policy":"p1"}"#;
+const USER: &str = r#"{"user_id":"u1"}"#;
+/// Events in the burst that C does not keep up with.
+const BURST: usize = 12;
+
+/// Plays all steps; ends with the first that does not hold.
+pub async fn play(stage: &Stage, teller: &mut Teller, limit: Duration) -> Result<(), Unmet> {
+    let mut play = Play { stage, teller, limit };
+    play.provisioned().await?;
+    play.subscribed().await?;
+    play.a_user_event().await?;
+    let first = play.a_policy_event().await?;
+    let letter = play.dead_letter(&first).await?;
+    play.redrive(&letter).await?;
+    play.a_slow_subscriber().await?;
+    play.nothing_is_owed().await
+}
+
+struct Play<'a> {
+    stage: &'a Stage,
+    teller: &'a mut Teller,
+    limit: Duration,
+}
+
+impl Play<'_> {
+    async fn provisioned(&mut self) -> Result<(), Unmet> {
+        self.teller.heading("The hub: streams, consumers, and every role in this process");
+        let readiness = &self.stage.readiness;
+        until(self.limit, "every role bound to its consumers", async || {
+            let missing = readiness.missing();
+            if missing.is_empty() { Ok(()) } else { Err(format!("not ready: {}", missing.join(", "))) }
+        })
+        .await?;
+        let names = self.stage.js.names();
+        let expected = "an empty outbox and an empty dead-letter stream (DLT) for each domain";
+        for domain in self.domains() {
+            for stream in [names.outbox_stream(&domain), names.dlt_stream(&domain)] {
+                let depth = self.depth(&stream).await.map_err(|seen| Unmet::new(expected, seen))?;
+                holds(depth == 0, expected, format!("{stream} holds {depth} messages"))?;
+            }
+        }
+        self.teller.held(&format!(
+            "nats-server {}; {} domains, each with an outbox and a dead-letter stream (DLT), all empty",
+            self.stage.js.server_version(),
+            self.domains().len()
+        ));
+        self.teller.held("every role is ready");
+        Ok(())
+    }
+
+    async fn subscribed(&mut self) -> Result<(), Unmet> {
+        self.teller.heading("Three subscribers, each at its own endpoint");
+        let expected = "three subscriptions in the registry, with no credential in clear";
+        for subscription in self.stage.subscriptions() {
+            let applied = self.stage.apply(subscription).await;
+            let applied = applied.map_err(|error| Unmet::new(expected, error.to_string()))?;
+            let names = self.stage.js.names();
+            let stored = self
+                .stage
+                .js
+                .get_last(&names.subscriptions_stream(), &names.subscription_key(&applied.id))
+                .await
+                .map_err(|error| Unmet::new(expected, error.to_string()))?;
+            let Some(stored) = stored else {
+                return Err(Unmet::new(expected, format!("{} is not there", applied.id)));
+            };
+            let text = String::from_utf8_lossy(&stored.payload);
+            let clear = self.stage.secrets.iter().any(|secret| text.contains(secret));
+            holds(!clear, expected, format!("a credential of {} is stored in clear", applied.id))?;
+        }
+        self.teller.tell("A wants policy.>        works, and asks for an OAuth2 token (client credentials)");
+        self.teller.tell("B wants policy.updated  asks for an API key, and is down: it answers 503");
+        self.teller.tell(&format!(
+            "C wants policy.> and user.>  is slow: {PAUSE_OF_C:?} for each answer, {IN_FLIGHT_OF_C} at once"
+        ));
+        self.teller.held("the three subscriptions are stored, their credentials sealed");
+        Ok(())
+    }
+
+    async fn a_user_event(&mut self) -> Result<(), Unmet> {
+        self.teller.heading("An event goes to those who want it, and to no one else");
+        let published = self.publish("user.created", USER).await?;
+        let answer = self.accepted(&self.stage.c, "C to accept the user event", USER).await?;
+        for other in [&self.stage.a, &self.stage.b] {
+            let log = other.watch();
+            let log = log.borrow();
+            holds(log.count == 0, "nothing at A and B, who did not ask for user events", log.summary())?;
+        }
+        self.teller.held(&format!(
+            "it reached C after {} (and C took {PAUSE_OF_C:?} to answer); A and B, who did not ask for it, got nothing",
+            millis(answer.arrived - published)
+        ));
+        Ok(())
+    }
+
+    /// A gets it; B refuses it until its attempts are used up. Gives B's first answer.
+    async fn a_policy_event(&mut self) -> Result<Answer, Unmet> {
+        self.teller.heading("One policy event: A gets it, B is down");
+        let published = self.publish("policy.updated", POLICY).await?;
+        let answer = self.accepted(&self.stage.a, "A to accept the policy event", POLICY).await?;
+        let tokens = self.stage.tokens.tokens().issued();
+        holds(tokens >= 1, "a token issued by the token endpoint", format!("{tokens} tokens issued"))?;
+        self.teller.held(&format!(
+            "A has it after {}, with a token that the hub fetched for it",
+            millis(answer.arrived - published)
+        ));
+
+        let most = self.stage.settings.delivery.max_deliver;
+        let mut before: Option<Answer> = None;
+        for attempt in 1..=most {
+            let expected = format!("attempt {attempt} of {most} at B, answered 503");
+            let answer = self.stage.b.until(self.limit, &expected, |log| {
+                let nth = log.answers.get(attempt as usize - 1);
+                nth.cloned().ok_or_else(|| log.summary())
+            });
+            let answer = answer.await?;
+            let same = before.as_ref().is_none_or(|before| before.webhook_id == answer.webhook_id);
+            holds(
+                answer.status == 503 && answer.attempt == attempt && answer.data == POLICY && same,
+                &format!("{expected}, under the webhook-id of the attempts before"),
+                format!("{answer:?}"),
+            )?;
+            let waited = before.as_ref().map_or_else(
+                || format!("after {}", millis(answer.arrived - published)),
+                |before| format!("{} later", millis(answer.arrived - before.arrived)),
+            );
+            self.teller.tell(&format!("B, attempt {attempt} of {most}, {waited}: 503"));
+            before = Some(answer);
+        }
+        self.accepted(&self.stage.c, "C to accept the policy event", POLICY).await?;
+        self.teller
+            .held(&format!("B was tried {most} times, with growing waits, always with the same webhook-id"));
+        before.ok_or_else(|| Unmet::new("at least one attempt", "delivery.max_deliver is 0"))
+    }
+
+    async fn dead_letter(&mut self, failed: &Answer) -> Result<DeadLetterEntry, Unmet> {
+        self.teller.heading("What B did not take is a dead letter of its own domain");
+        let names = self.stage.js.names();
+        let dlt = names.dlt_stream(POLICY_DOMAIN);
+        let expected = format!("one dead letter in {dlt}: for subscriber-b, exhausted, with its last status");
+        let letter = until(self.limit, &expected, async || {
+            let query = DeadLetterQuery::default();
+            let page = self.stage.js.dead_letters(POLICY_DOMAIN, &query, 1, 10).await;
+            let entries = page.map_err(|error| error.to_string())?.entries;
+            match <[DeadLetterEntry; 1]>::try_from(entries) {
+                Ok([entry]) => Ok(entry),
+                Err(entries) => Err(format!("{} dead letters", entries.len())),
+            }
+        })
+        .await?;
+        let found = &letter.letter;
+        holds(
+            found.subscription == "subscriber-b"
+                && found.id == failed.webhook_id
+                && found.event_key == "policy.updated"
+                && found.reason == Reason::Exhausted
+                && found.attempts == self.stage.settings.delivery.max_deliver
+                && found.last_status == Some(503)
+                && found.state == State::Scheduled,
+            &expected,
+            format!("{found:?}"),
+        )?;
+        for domain in self.domains() {
+            let stream = self.stage.js.names().dlt_stream(&domain);
+            let expected = "a dead letter in the policy DLT and in no other";
+            let depth = self.depth(&stream).await.map_err(|seen| Unmet::new(expected, seen))?;
+            let right = if domain == POLICY_DOMAIN { 1 } else { 0 };
+            holds(depth == right, expected, format!("{stream} holds {depth} messages"))?;
+        }
+        self.empty(&self.stage.js.names().outbox_stream(POLICY_DOMAIN)).await?;
+        self.teller.tell(&format!(
+            "{dlt} holds it: subscriber-b, {}, {} attempts, {}",
+            found.reason,
+            found.attempts,
+            found.last_error.as_deref().unwrap_or_default()
+        ));
+        self.teller.held("the dead letter stands in the policy DLT and in no other; the outbox owes nothing");
+        Ok(letter)
+    }
+
+    async fn redrive(&mut self, letter: &DeadLetterEntry) -> Result<(), Unmet> {
+        self.teller.heading("B is switched on, and the redrive brings the dead letter back");
+        self.stage.b.switch_on();
+        self.teller.tell(&format!(
+            "B is on; the broker keeps the timer of the redrive, {} after the failure",
+            letter
+                .letter
+                .next_redrive_at
+                .map(|at| format!("{:.1} s", (at - letter.letter.failed_at).as_seconds_f64()))
+                .unwrap_or_default()
+        ));
+        let answer = self.accepted(&self.stage.b, "B to accept the redriven policy event", POLICY).await?;
+        let most = self.stage.settings.delivery.max_deliver;
+        holds(
+            answer.webhook_id == letter.letter.id && answer.attempt > most,
+            "the same webhook-id as before, with a higher attempt",
+            format!("{answer:?}"),
+        )?;
+        self.teller.held(&format!("B has it, at attempt {}, under the same webhook-id", answer.attempt));
+        self.empty(&self.stage.js.names().dlt_stream(POLICY_DOMAIN)).await?;
+        self.teller.held("the dead letter is resolved: the depth of the policy DLT is 0");
+        Ok(())
+    }
+
+    async fn a_slow_subscriber(&mut self) -> Result<(), Unmet> {
+        self.teller.heading("C is slow, and A does not feel it");
+        let mut published = Vec::with_capacity(BURST);
+        self.teller.tell(&format!("{BURST} events policy.reviewed at once, for A and C"));
+        for number in 1..=BURST {
+            let data = format!(r#"{{"policy":"r{number}"}}"#);
+            published.push((self.publish_silently("policy.reviewed", &data).await?, data));
+        }
+        let expected = format!("A to accept all {BURST} while C is still at it");
+        let (arrived, by_c) = {
+            let arrived = self.stage.a.until(self.limit, &expected, |log| {
+                let arrived: Vec<Duration> = published
+                    .iter()
+                    .filter_map(|(at, data)| {
+                        let answer = log.accepted().find(|answer| answer.data == *data)?;
+                        Some(answer.arrived.saturating_duration_since(*at))
+                    })
+                    .collect();
+                if arrived.len() == BURST { Ok(arrived) } else { Err(format!("{} so far", arrived.len())) }
+            });
+            (arrived.await?, reviewed(&self.stage.c))
+        };
+        let mut sorted = arrived;
+        sorted.sort();
+        let (middle, slowest) = (sorted[BURST / 2], sorted[BURST - 1]);
+        holds(by_c < BURST, &expected, format!("C had all {by_c} by then"))?;
+        holds(
+            slowest < PAUSE_OF_C,
+            &format!("A's slowest delivery to take less than one answer of C, {PAUSE_OF_C:?}"),
+            millis(slowest),
+        )?;
+        self.teller.tell(&format!(
+            "A has all {BURST}: half of them within {}, the slowest after {}",
+            millis(middle),
+            millis(slowest)
+        ));
+        self.teller
+            .held(&format!("at that moment C had answered {by_c} of {BURST}: it held up nobody but itself"));
+        let expected = format!("C to accept all {BURST} in its own time");
+        let last = self.stage.c.until(self.limit, &expected, |log| {
+            let count = log.accepted().filter(|answer| answer.event_key == "policy.reviewed").count();
+            if count < BURST {
+                Err(format!("{count} so far"))
+            } else {
+                Ok(log.answers.back().map(|last| last.arrived))
+            }
+        });
+        let took = last.await?.map(|at| at.saturating_duration_since(published[0].0) + PAUSE_OF_C);
+        self.teller
+            .held(&format!("C has all {BURST} as well, after {}", took.map(millis).unwrap_or_default()));
+        Ok(())
+    }
+
+    async fn nothing_is_owed(&mut self) -> Result<(), Unmet> {
+        self.teller.heading("In the end nothing is owed");
+        let names = self.stage.js.names().clone();
+        let mut streams = vec![names.events_stream(), names.advisories_stream(), names.rejected_stream()];
+        for domain in self.domains() {
+            streams.extend([names.outbox_stream(&domain), names.dlt_stream(&domain)]);
+        }
+        for stream in streams {
+            self.empty(&stream).await?;
+        }
+        for (receiver, wanted) in [(&self.stage.a, 1 + BURST), (&self.stage.b, 1), (&self.stage.c, 2 + BURST)]
+        {
+            let log = receiver.watch();
+            let log = log.borrow();
+            let mut ids: Vec<&str> = log.accepted().map(|answer| answer.webhook_id.as_str()).collect();
+            let count = ids.len();
+            ids.sort_unstable();
+            ids.dedup();
+            holds(
+                count == wanted && ids.len() == wanted,
+                &format!("{wanted} events accepted by {}, each once", receiver.name()),
+                format!("{count}, of which {} are different ones", ids.len()),
+            )?;
+        }
+        self.teller
+            .held("every outbox and every DLT is empty; each subscriber has each of its events exactly once");
+        Ok(())
+    }
+
+    async fn publish(&mut self, key: &str, data: &str) -> Result<Instant, Unmet> {
+        self.teller.tell(&format!("nats pub {} '{data}'", self.stage.js.names().event(key)));
+        self.publish_silently(key, data).await
+    }
+
+    async fn publish_silently(&self, key: &str, data: &str) -> Result<Instant, Unmet> {
+        let subject = self.stage.js.names().event(key);
+        let at = Instant::now();
+        match self.stage.publisher.publish_plain(&subject, Bytes::from(data.to_owned())).await {
+            Ok(()) => Ok(at),
+            Err(error) => Err(Unmet::new(format!("an event published on {subject}"), error.to_string())),
+        }
+    }
+
+    /// The first 2xx of the receiver to an event with this data.
+    async fn accepted(&self, receiver: &Receiver, expected: &str, data: &str) -> Result<Answer, Unmet> {
+        receiver
+            .until(self.limit, expected, |log| {
+                log.accepted().find(|answer| answer.data == data).cloned().ok_or_else(|| log.summary())
+            })
+            .await
+    }
+
+    async fn depth(&self, stream: &str) -> Result<u64, String> {
+        let info = self.stage.js.stream_info(stream).await.map_err(|error| error.to_string())?;
+        Ok(info.state.messages)
+    }
+
+    /// Waits until a stream holds nothing.
+    async fn empty(&self, stream: &str) -> Result<(), Unmet> {
+        until(self.limit, &format!("{stream} to be empty"), async || match self.depth(stream).await? {
+            0 => Ok(()),
+            depth => Err(format!("it holds {depth} messages")),
+        })
+        .await
+    }
+
+    fn domains(&self) -> Vec<String> {
+        self.stage.settings.domains.iter().map(|domain| domain.name.clone()).collect()
+    }
+}
+
+/// How many events of the burst it has accepted.
+fn reviewed(receiver: &Receiver) -> usize {
+    receiver.watch().borrow().accepted().filter(|answer| answer.event_key == "policy.reviewed").count()
+}
+
+fn millis(duration: Duration) -> String {
+    let millis = duration.as_secs_f64() * 1_000.0;
+    if millis < 10.0 { format!("{millis:.1} ms") } else { format!("{millis:.0} ms") }
+}

@@ -1,0 +1,241 @@
+//! What the demo plays on: a server, a hub with all its roles, and three subscribers, all in this
+//! process and in one throw-away folder.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::DemoError;
+use super::receiver::{Credentials, Receiver};
+use super::telling::Teller;
+use super::token_endpoint::TokenEndpoint;
+use crate::broker_process::{BrokerOptions, BrokerProcess, Data};
+use crate::domain::subscription::{Limits, Subscription};
+use crate::nats::JetStream;
+use crate::seal::{Sealer, seal_subscription};
+use crate::serve::{Hub, Role, ServeOptions, connect_options};
+use crate::settings::Settings;
+
+/// Of subscriber C, for each answer.
+pub const PAUSE_OF_C: Duration = Duration::from_millis(500);
+/// Of subscriber C: deliveries that it may have in hand at once.
+pub const IN_FLIGHT_OF_C: u32 = 2;
+
+const CLIENT_ID: &str = "integration-hub";
+const SCOPE: &str = "events";
+
+/// What the scenario works with.
+pub struct Stage {
+    pub settings: Settings,
+    pub js: JetStream,
+    /// A connection of its own, as any producer has.
+    pub publisher: JetStream,
+    pub readiness: crate::health::Readiness,
+    pub a: Receiver,
+    pub b: Receiver,
+    pub c: Receiver,
+    pub tokens: TokenEndpoint,
+    /// In clear; to prove that they are nowhere else.
+    pub secrets: [String; 2],
+    sealer: Sealer,
+    pub nats_url: String,
+    pub health_url: String,
+    /// The settings, for the other commands.
+    pub config: PathBuf,
+}
+
+/// What has to be stopped.
+pub struct Processes {
+    broker: BrokerProcess,
+    hub: JoinHandle<Result<(), crate::tasks::TaskError>>,
+    stop: CancellationToken,
+}
+
+/// Starts everything. What was started is gone again if a later part fails.
+pub async fn start(
+    folder: &Path,
+    binary: PathBuf,
+    roles: BTreeSet<Role>,
+    teller: &mut Teller,
+) -> Result<(Stage, Processes), DemoError> {
+    let mut options = BrokerOptions::new(binary);
+    options.data = Data::Lasting(folder.join("nats"));
+    let broker = BrokerProcess::start(options).await?;
+    let nats_url = broker.url();
+    teller
+        .tell(&format!("a nats-server of its own runs at {nats_url}, with its data in {}", folder.display()));
+
+    let config = folder.join("hub.toml");
+    let text = settings_text(&nats_url, &crate::dev::master_key(folder)?);
+    std::fs::write(&config, &text).map_err(|source| DemoError::File { path: config.clone(), source })?;
+    let settings = Settings::from_toml(&config.display().to_string(), &text)?;
+    let sealer = Sealer::from_settings(&settings.secrets).map_err(crate::serve::ServeError::from)?;
+    let sealer = sealer.expect("the settings above name the key");
+
+    let secret = || format!("{:032x}", rand::random::<u128>());
+    let secrets = [secret(), secret()];
+    let tokens = TokenEndpoint::start(CLIENT_ID, &secrets[0], SCOPE).await.map_err(DemoError::Listen)?;
+    let a = Credentials::OAuth2(tokens.tokens().clone());
+    let a = Receiver::start("A", a, Duration::ZERO, true).await.map_err(DemoError::Listen)?;
+    let b = Credentials::ApiKey(secrets[1].clone());
+    let b = Receiver::start("B", b, Duration::ZERO, false).await.map_err(DemoError::Listen)?;
+    let c = Receiver::start("C", Credentials::None, PAUSE_OF_C, true).await.map_err(DemoError::Listen)?;
+
+    let stop = CancellationToken::new();
+    let options = ServeOptions { roles, ..ServeOptions::default() };
+    let hub = Hub::start(&settings, &options, &stop).await?;
+    let publisher = JetStream::connect(&connect_options(&settings, "hub demo publisher"))
+        .await
+        .map_err(crate::serve::ServeError::from)?;
+    let (js, readiness) = (hub.js.clone(), hub.readiness.clone());
+    let health_url = hub.api.map(|address| format!("http://{address}")).unwrap_or_default();
+    let hub = tokio::spawn(hub.join());
+    let stage = Stage {
+        settings,
+        js,
+        publisher,
+        readiness,
+        a,
+        b,
+        c,
+        tokens,
+        secrets,
+        sealer,
+        nats_url,
+        health_url,
+        config,
+    };
+    Ok((stage, Processes { broker, hub, stop }))
+}
+
+impl Stage {
+    /// The three subscriptions, as their owners write them: with credentials in clear.
+    pub fn subscriptions(&self) -> Vec<serde_json::Value> {
+        let [client_secret, api_key] = &self.secrets;
+        vec![
+            serde_json::json!({
+                "id": "subscriber-a",
+                "events": ["policy.>"],
+                "delivery": {
+                    "url": self.a.url("/events"),
+                    "auth": {
+                        "type": "oauth2",
+                        "token_url": self.tokens.url(),
+                        "client_id": CLIENT_ID,
+                        "client_secret": client_secret,
+                        "scopes": [SCOPE],
+                    },
+                },
+            }),
+            serde_json::json!({
+                "id": "subscriber-b",
+                "events": ["policy.updated"],
+                "delivery": {
+                    "url": self.b.url("/events"),
+                    "auth": {"type": "api_key", "key": api_key},
+                },
+            }),
+            serde_json::json!({
+                "id": "subscriber-c",
+                "events": ["policy.>", "user.>"],
+                "delivery": {"url": self.c.url("/events"), "max_in_flight": IN_FLIGHT_OF_C},
+            }),
+        ]
+    }
+
+    /// Checks, seals and stores a subscription, as `hub subscription apply` does.
+    pub async fn apply(&self, subscription: serde_json::Value) -> Result<Subscription, DemoError> {
+        let refused = |errors: Vec<_>| DemoError::Subscription(errors);
+        let mut subscription =
+            Subscription::from_value(subscription).map_err(|error| refused(vec![error]))?;
+        subscription
+            .validate(&Limits { max_timeout: self.settings.delivery.max_timeout })
+            .map_err(refused)?;
+        seal_subscription(&self.sealer, &mut subscription);
+        self.js.put_subscription(&subscription, Some(0)).await.map_err(crate::serve::ServeError::from)?;
+        Ok(subscription)
+    }
+}
+
+impl Processes {
+    /// Waits until the hub or the server ends by itself, which neither should; says which and why.
+    pub async fn ended(&mut self) -> String {
+        tokio::select! {
+            hub = &mut self.hub => match hub {
+                Ok(Ok(())) => "the hub stopped although nobody told it to".to_owned(),
+                Ok(Err(error)) => format!("the hub stopped: {error}"),
+                Err(error) => format!("the hub stopped: {error}"),
+            },
+            server = self.broker.ended() => match server {
+                Ok(status) => format!("the nats-server ended by itself: {status}"),
+                Err(error) => format!("the nats-server: {error}"),
+            },
+        }
+    }
+
+    /// Stops the hub, which finishes what is in flight, and then the server.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        if !self.hub.is_finished()
+            && let Ok(Err(error)) = (&mut self.hub).await
+        {
+            tracing::error!(%error, "the hub did not stop in good order");
+        }
+        if self.broker.pid().is_some()
+            && let Err(error) = self.broker.stop().await
+        {
+            tracing::warn!(%error, "the nats-server did not stop by itself");
+        }
+    }
+}
+
+/// Also what the other commands read while the demo stays up.
+fn settings_text(nats_url: &str, master_key: &Path) -> String {
+    let quoted = |text: &str| toml::Value::from(text).to_string();
+    format!(
+        r#"# Written by `hub demo`; gone with it. Shorter times than one would choose in earnest.
+[nats]
+url = {nats_url}
+[delivery]
+max_deliver = 4
+retry = ["200ms", "400ms", "800ms"]
+grace = "5s"
+allow_networks = ["127.0.0.0/8"]
+[redrive]
+schedule = ["3s", "5s", "10s", "30s", "1m", "5m"]
+[sweep]
+interval = "5s"
+[limits]
+events = "64MB"
+outbox = "64MB"
+dlt = "64MB"
+attempts = "64MB"
+rejected = "64MB"
+advisories = "64MB"
+[secrets]
+master_key_file = {master_key}
+[api]
+listen = "127.0.0.1:0"
+"#,
+        nats_url = quoted(nats_url),
+        master_key = quoted(&master_key.to_string_lossy()),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_settings_of_the_demo_are_valid_whatever_its_folder_is_called() {
+        let text = settings_text("nats://127.0.0.1:4222", Path::new("/tmp/a \"b\" \\c/master.key"));
+        let settings = Settings::from_toml("hub.toml", &text).unwrap();
+        assert_eq!(
+            settings.secrets.master_key_file.as_deref(),
+            Some(Path::new("/tmp/a \"b\" \\c/master.key"))
+        );
+    }
+}

@@ -1,0 +1,199 @@
+//! Planning: from a group of publications to envelopes in the hands of the committers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use time::OffsetDateTime;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::committer::{BUSY_DELAY, Planned};
+use crate::domain::category::Categories;
+use crate::domain::envelope::FanOut;
+use crate::domain::event::{Event, Publication, RejectReason, Rejection};
+use crate::domain::index::Entry;
+use crate::metrics::{DomainMetrics, Metrics};
+use crate::nats::subjects::SHARED_LANE;
+use crate::nats::{Acker, Delivered, JetStream, NatsError, Outgoing, Registry};
+
+/// Rejected publications stored at once.
+const REJECTIONS_IN_FLIGHT: usize = 32;
+/// Room that an envelope leaves in the server's max_payload for its headers.
+const HEADER_ROOM: usize = 4 * 1024;
+/// When the registry cannot be asked, its events come again after this.
+const REGISTRY_DOWN_DELAY: Duration = Duration::from_secs(1);
+/// Envelopes of one domain in memory; an event with more than these takes all of it for itself.
+pub(super) const HELD_ENVELOPES: u32 = 16 * 1024;
+
+/// A publication with its place in memory.
+pub(super) type Held = (Delivered, OwnedSemaphorePermit);
+
+pub(super) struct Planner {
+    pub(super) js: JetStream,
+    pub(super) registry: Registry,
+    pub(super) categories: Arc<Categories>,
+    /// The largest event, in bytes.
+    pub(super) max_size: usize,
+    pub(super) metrics: Metrics,
+    /// One per domain, in the order of the categories.
+    pub(super) ways: Vec<Way>,
+}
+
+/// A domain's way out of this role.
+pub(super) struct Way {
+    pub(super) committer: mpsc::Sender<Planned>,
+    /// Room for envelopes in memory.
+    pub(super) room: Arc<Semaphore>,
+    /// The outbox takes nothing at the moment: events go back instead of waiting here.
+    pub(super) blocked: Arc<AtomicBool>,
+    pub(super) metrics: DomainMetrics,
+}
+
+impl Way {
+    /// Gives an event to the committer. While that commits, it is waited for; while its outbox is
+    /// full, the event goes back to where it came from, so that other domains go on.
+    async fn hand_over(&self, acker: Acker, envelopes: Vec<Outgoing>, permit: OwnedSemaphorePermit) {
+        let weight = u32::try_from(envelopes.len()).unwrap_or(u32::MAX).min(HELD_ENVELOPES);
+        let room = if self.blocked.load(Ordering::Relaxed) {
+            self.room.clone().try_acquire_many_owned(weight).ok()
+        } else {
+            self.room.clone().acquire_many_owned(weight).await.ok()
+        };
+        let Some(room) = room else { return acker.nak(Some(BUSY_DELAY)).await };
+        let planned = Planned { acker, envelopes, permit, room };
+        // A blocked committer empties its channel at once: this never waits for a full outbox.
+        if let Err(closed) = self.committer.send(planned).await {
+            closed.0.acker.nak(None).await;
+        }
+    }
+}
+
+impl Planner {
+    /// Plans a group and hands it over; settles what nobody wants and what is refused.
+    pub(super) async fn process(&self, group: Vec<Held>) {
+        // Whoever wrote a subscription before he published an event finds it honoured: the index
+        // must hold every write that the bucket holds now.
+        if let Err(error) = self.catch_up().await {
+            tracing::warn!(%error, events = group.len(), "the subscription registry cannot be asked; events wait");
+            for (message, _permit) in &group {
+                message.acker.nak(Some(REGISTRY_DOWN_DELAY)).await;
+            }
+            return;
+        }
+        let mut rejected = Vec::new();
+        for (message, permit) in group {
+            match self.plan(&message) {
+                Ok((_, envelopes)) if envelopes.is_empty() => message.acker.ack().await,
+                Ok((way, envelopes)) => {
+                    way.hand_over(message.acker, envelopes, permit).await;
+                }
+                Err(rejection) => rejected.push((message, rejection, permit)),
+            }
+        }
+        stream::iter(rejected)
+            .for_each_concurrent(REJECTIONS_IN_FLIGHT, |(message, rejection, permit)| async move {
+                self.reject(&message, &rejection).await;
+                drop(permit);
+            })
+            .await;
+    }
+
+    async fn catch_up(&self) -> Result<(), NatsError> {
+        let stream = self.js.names().subscriptions_stream();
+        let revision = self.js.stream_info(&stream).await?.state.last_seq;
+        match tokio::time::timeout(self.js.request_timeout(), self.registry.wait_for_revision(revision)).await
+        {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                Err(NatsError::Timeout { subject: stream, seconds: self.js.request_timeout().as_secs() })
+            }
+        }
+    }
+
+    /// The way and the envelopes of a publication; none if nobody wants it.
+    fn plan(&self, message: &Delivered) -> Result<(&Way, Vec<Outgoing>), Rejection> {
+        let event = self.decode(message)?;
+        let Some((way, domain)) = self
+            .categories
+            .index_of(&event.key)
+            .and_then(|index| Some((self.ways.get(index)?, self.categories.name(index)?)))
+        else {
+            return Err(Rejection {
+                reason: RejectReason::NoDomain,
+                detail: format!(
+                    "no domain takes the event key {}; add a pattern for it to a [[domains]] entry of the settings",
+                    event.key
+                ),
+            });
+        };
+        way.metrics.events.inc();
+        let entries: Vec<Arc<Entry>> = self.registry.read().matching(&event);
+        if entries.is_empty() {
+            way.metrics.unmatched.inc();
+            return Ok((way, Vec::new()));
+        }
+        let limit = self.js.max_payload().saturating_sub(HEADER_ROOM);
+        let fan_out = FanOut::new(&event, domain);
+        let mut envelopes = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let envelope = fan_out.envelope(&entry.subscription.id, &entry.delivery);
+            if envelope.body.len() > limit {
+                return Err(Rejection {
+                    reason: RejectReason::TooLarge,
+                    detail: format!(
+                        "the envelope for subscription {} takes {} bytes, more than the server's max_payload allows ({limit}); \
+                         raise max_payload on the server or lower events.max_size",
+                        envelope.subscription,
+                        envelope.body.len()
+                    ),
+                });
+            }
+            envelopes.push(Outgoing {
+                subject: self.js.names().outbox(domain, SHARED_LANE, envelope.subscription.as_str()),
+                message_id: envelope.id,
+                payload: envelope.body,
+                headers: Vec::new(),
+            });
+        }
+        Ok((way, envelopes))
+    }
+
+    fn decode(&self, message: &Delivered) -> Result<Event, Rejection> {
+        let stream = self.js.names().events_stream();
+        let headers: Vec<(&str, &str)> = message.header_pairs().collect();
+        let time = OffsetDateTime::from_unix_timestamp_nanos(message.stored_at_nanos)
+            .unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        Publication {
+            subject_tail: self.js.names().event_tail(&message.subject).unwrap_or(&message.subject),
+            headers: &headers,
+            body: &message.payload,
+            stream: &stream,
+            sequence: message.stream_sequence,
+            time,
+            max_size: self.max_size,
+        }
+        .decode()
+    }
+
+    async fn reject(&self, message: &Delivered, rejection: &Rejection) {
+        let reason = rejection.reason.as_str();
+        match self.js.reject(message, reason, &rejection.detail).await {
+            Ok(()) => {
+                self.metrics.rejected(reason);
+                tracing::warn!(
+                    subject = message.subject,
+                    sequence = message.stream_sequence,
+                    reason,
+                    detail = rejection.detail,
+                    "a publication is rejected and kept"
+                );
+                message.acker.ack().await;
+            }
+            Err(error) => {
+                tracing::error!(%error, subject = message.subject, "a rejected publication cannot be kept; it waits");
+                message.acker.nak(Some(BUSY_DELAY)).await;
+            }
+        }
+    }
+}

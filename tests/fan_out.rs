@@ -1,0 +1,147 @@
+//! Fan-out by number: none, very many, a burst, a full outbox, and a restart in the middle.
+
+mod support;
+
+use std::time::Duration;
+
+use support::{
+    Account, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, subscription,
+};
+
+const STEP: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn one_event_reaches_2500_subscriptions_once_each() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    let all =
+        (0..2_500).map(|number| subscription(&format!("s-{number}"), &["user.*"], &receiver.url("/all")));
+    client.subscribe(all).await;
+    assert!(client.publish("user.created", "one").await);
+    receiver.wait_accepted("/all", 2_500, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    assert_eq!(receiver.count("/all"), 2_500, "one request for each subscription");
+    assert_eq!(receiver.doubles("/all").len(), 0);
+    assert_eq!(client.stream("HUB_OUTBOX_USER_LIFECYCLE").await.state.last_sequence, 2_500);
+    assert!(receiver.received("/all").iter().all(|request| request.json()["id"] == "one"));
+}
+
+#[tokio::test]
+async fn an_event_that_nobody_wants_is_done_with_and_leaves_nothing() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client.subscribe([subscription("other", &["user.deleted", "role.>"], &receiver.url("/other"))]).await;
+    client.publish("user.created", "nobodys").await;
+    hub.metric_above("hub_events_unmatched_total", &["domain=\"user-lifecycle\""], 0.5, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    for stream in ["HUB_OUTBOX_USER_LIFECYCLE", "HUB_OUTBOX_USER_LIFECYCLE_DLT", "HUB_REJECTED"] {
+        assert_eq!(client.stream(stream).await.state.last_sequence, 0, "{stream}");
+    }
+    assert_eq!(receiver.count("/other"), 0);
+}
+
+#[tokio::test]
+async fn a_burst_of_10000_events_is_delivered_once_each() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client.subscribe([subscription("crm", &["token.>"], &receiver.url("/crm"))]).await;
+    let events = ids("event", 10_000);
+    client.publish_all("token.refreshed", &events).await;
+    receiver.wait_accepted("/crm", 10_000, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    // What moved to the subscription's own lane was written a second time, by intention.
+    let moved = hub.metric("hub_envelopes_spilled_total", &["domain=\"access-session\""]).await as u64;
+    assert_eq!(client.stream("HUB_OUTBOX_ACCESS_SESSION").await.state.last_sequence, 10_000 + moved);
+    let account =
+        Account::of(&events, &[("crm", "/crm")], &receiver, &client.dead_letters("access-session").await);
+    account.assert_complete("a burst of 10,000");
+    assert_eq!((account.delivered, account.doubles), (10_000, 0));
+}
+
+#[tokio::test]
+async fn a_full_outbox_makes_its_events_wait_and_no_others() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    receiver.set("/hanging", Behaviour::Hang);
+    let settings = format!(
+        "{}\n[events]\nmax_size = \"10KB\"\n[limits]\noutbox = \"100KB\"",
+        QUICK.replace("max_deliver = 3", "max_deliver = 100")
+    );
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client
+        .subscribe([
+            subscription("hanging", &["policy.>"], &receiver.url("/hanging")),
+            subscription("healthy", &["user.>"], &receiver.url("/healthy")),
+        ])
+        .await;
+    let stuck = ids("stuck", 600);
+    client.publish_all("policy.updated", &stuck).await;
+    hub.wait_for_log("the outbox is full", STEP).await;
+
+    // What does not fit waits where it is, and the other domain does not notice.
+    let free = ids("free", 300);
+    client.publish_all("user.created", &free).await;
+    receiver.wait_accepted("/healthy", 300, STEP).await;
+    let waiting = broker.messages("HUB_EVENTS").await;
+    let standing = broker.messages("HUB_OUTBOX_POLICY_CLIENT").await;
+    assert_eq!(waiting + standing, 600, "{waiting} events wait, {standing} envelopes stand in the outbox");
+    assert!(waiting > 100, "{waiting} events wait");
+
+    receiver.set("/hanging", Behaviour::ok());
+    receiver.wait_accepted("/hanging", 600, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    for (events, pair, domain) in [
+        (&stuck, ("hanging", "/hanging"), "policy-client"),
+        (&free, ("healthy", "/healthy"), "user-lifecycle"),
+    ] {
+        let account = Account::of(events, &[pair], &receiver, &client.dead_letters(domain).await);
+        account.assert_complete(domain);
+        assert_eq!((account.delivered, account.doubles, account.dead), (events.len(), 0, 0));
+    }
+    assert_eq!(client.stream("HUB_OUTBOX_POLICY_CLIENT").await.state.last_sequence, 600);
+}
+
+#[tokio::test]
+async fn restarts_in_the_middle_of_a_fan_out_lose_and_double_no_envelope() {
+    let broker = TestBroker::start().await;
+    let mut hub = Hub::serve(&broker.url(), QUICK, &["--role", "event-processor"]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    // Nobody delivers here: every envelope stays where it can be counted.
+    let subscriptions = ["a", "b", "c"];
+    client.subscribe(subscriptions.map(|id| subscription(id, &["org.>"], "http://127.0.0.1:1/"))).await;
+    let events = ids("event", 6_000);
+    let outbox = "HUB_OUTBOX_ORGANIZATION";
+    let restarts = async {
+        for envelopes in [1_000, 5_000, 9_000] {
+            eventually(STEP, "the fan-out goes on", async || {
+                let standing = client.stream(outbox).await.state.messages;
+                if standing >= envelopes { Ok(()) } else { Err(standing) }
+            })
+            .await;
+            assert!(hub.terminate().await.success());
+            hub.start();
+            // Before that it does not know SIGTERM yet.
+            hub.ready().await;
+        }
+    };
+    tokio::join!(client.publish_all("org.renamed", &events), restarts);
+    eventually(STEP, "no event waits", async || {
+        let waiting = client.stream("HUB_EVENTS").await.state.messages;
+        if waiting == 0 { Ok(()) } else { Err(waiting) }
+    })
+    .await;
+    let state = client.stream(outbox).await.state;
+    assert_eq!((state.messages, state.last_sequence), (18_000, 18_000));
+}

@@ -1,0 +1,270 @@
+//! The shape of the code: who imports what, where subjects are made, and how long a file may be.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const MOST_LINES: usize = 500;
+/// The crates that the pure core may use: formats, values, and hashes. None of them waits, asks the
+/// time, or reaches anything outside.
+const PURE: [&str; 14] = [
+    "base64",
+    "bytes",
+    "humantime",
+    "ipnet",
+    "percent_encoding",
+    "secrecy",
+    "serde",
+    "serde_json",
+    "serde_path_to_error",
+    "sha2",
+    "thiserror",
+    "time",
+    "url",
+    "strsim",
+];
+/// What no pure function asks for.
+const IMPURE: [&str; 13] = [
+    "async ",
+    ".await",
+    "now_utc",
+    "now_local",
+    "Instant",
+    "SystemTime",
+    "std::fs",
+    "std::io",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "TcpStream",
+    "rand::",
+];
+/// Each client library and the places that may import it: one, but for what the demo and the bench
+/// bring of the other side (endpoints, progress for people).
+const CLIENTS: [(&str, &[&str]); 7] = [
+    ("async_nats", &["nats"]),
+    ("reqwest", &["http_delivery"]),
+    ("axum", &["api", "demo"]),
+    ("chacha20poly1305", &["seal"]),
+    ("prometheus_client", &["metrics"]),
+    ("comfy_table", &["cli"]),
+    ("indicatif", &["cli", "bench"]),
+];
+const ADAPTERS: [&str; 4] = ["nats", "http_delivery", "seal", "api"];
+/// What is built on the adapters, and so never imported by them.
+const ABOVE: [&str; 7] = ["roles", "serve", "cli", "dev", "demo", "bench", "broker_process"];
+
+struct Source {
+    /// Below `src`, with slashes.
+    path: String,
+    lines: usize,
+    /// Without comments and without the tests at the end of a file.
+    code: String,
+}
+
+impl Source {
+    /// `nats` for `nats/pull.rs`, `seal` for `seal.rs`.
+    fn module(&self) -> &str {
+        self.path.split('/').next().unwrap_or_default().trim_end_matches(".rs")
+    }
+
+    /// `dlt_router` for `roles/dlt_router/sweep.rs`.
+    fn role(&self) -> Option<&str> {
+        let rest = self.path.strip_prefix("roles/")?;
+        Some(rest.split('/').next()?.trim_end_matches(".rs")).filter(|name| *name != "mod")
+    }
+
+    /// Whether a path begins with this name: `name::`, `use name;`, `use name as`.
+    fn names(&self, name: &str) -> bool {
+        self.code.match_indices(name).any(|(at, _)| {
+            let before = self.code[..at].chars().next_back();
+            let free =
+                before.is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '_' | ':' | '"' | '-' | '.'));
+            let after = &self.code[at + name.len()..];
+            let in_use =
+                self.code[..at].ends_with("use ") && (after.starts_with(';') || after.starts_with(" as "));
+            free && (after.starts_with("::") || in_use)
+        })
+    }
+
+    fn is_test(&self) -> bool {
+        self.path.ends_with("/tests.rs") || self.path.contains("/tests/")
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()
+}
+
+fn sources() -> Vec<Source> {
+    let src = root().join("src");
+    let (mut folders, mut sources) = (vec![src.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("src is readable") {
+            let path = entry.expect("src is readable").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("source is UTF-8");
+                let path = path.strip_prefix(&src).expect("below src").to_string_lossy().replace('\\', "/");
+                let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+                let code = code.lines().map(without_comment).collect::<Vec<_>>().join("\n");
+                sources.push(Source { path, lines: text.lines().count(), code });
+            }
+        }
+    }
+    assert!(sources.len() > 50, "only {} files found: is this the right folder?", sources.len());
+    sources
+}
+
+/// The line up to a `//` that stands in no string.
+fn without_comment(line: &str) -> &str {
+    let (mut in_string, mut escaped) = (false, false);
+    for (at, character) in line.char_indices() {
+        match character {
+            _ if escaped => escaped = false,
+            '\\' if in_string => escaped = true,
+            '"' if !line[..at].ends_with('\'') => in_string = !in_string,
+            '/' if !in_string && line[at..].starts_with("//") => return &line[..at],
+            _ => {}
+        }
+    }
+    line
+}
+
+/// The dependencies of Cargo.toml, as they are named in code.
+fn dependencies() -> Vec<String> {
+    let text = fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml is readable");
+    let table: toml::Table = text.parse().expect("Cargo.toml is TOML");
+    let dependencies = table["dependencies"].as_table().expect("a table");
+    dependencies.keys().map(|name| name.replace('-', "_")).collect()
+}
+
+fn assert_none(broken: &[String], rule: &str) {
+    assert!(broken.is_empty(), "{rule}:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn the_core_is_pure() {
+    let (mut broken, mut used) = (Vec::new(), 0);
+    let dependencies = dependencies();
+    for source in sources().iter().filter(|source| source.module() == "domain" && !source.is_test()) {
+        for name in &dependencies {
+            if source.names(name) {
+                if PURE.contains(&name.as_str()) {
+                    used += 1
+                } else {
+                    broken.push(format!("{}: {name}", source.path))
+                }
+            }
+        }
+        let impure = IMPURE.iter().filter(|word| source.code.contains(**word));
+        broken.extend(impure.map(|word| format!("{}: {word:?}", source.path)));
+        let inner = source
+            .code
+            .match_indices("crate::")
+            .filter(|(at, _)| !source.code[*at..].starts_with("crate::domain"));
+        broken.extend(inner.map(|(at, _)| {
+            let path: String =
+                source.code[at..].chars().take_while(|c| !matches!(c, ';' | '{' | '\n')).collect();
+            format!("{}: {path}", source.path)
+        }));
+    }
+    assert_none(&broken, "src/domain knows no waiting, no clock, no chance, no outside, and no other module");
+    assert!(used > 5, "the core's own crates are found");
+}
+
+#[test]
+fn each_client_library_has_one_importer() {
+    let (mut broken, mut found) = (Vec::new(), BTreeMap::<&str, usize>::new());
+    for source in sources().iter().filter(|source| !source.is_test()) {
+        for (library, homes) in CLIENTS {
+            if source.names(library) {
+                if homes.contains(&source.module()) {
+                    *found.entry(library).or_default() += 1;
+                } else {
+                    broken.push(format!("{}: {library} belongs to {homes:?}", source.path));
+                }
+            }
+        }
+    }
+    assert_none(&broken, "one place imports a client library");
+    assert_eq!(found.len(), CLIENTS.len(), "each is imported by its home: {found:?}");
+}
+
+#[test]
+fn adapters_do_not_know_each_other_nor_what_is_built_on_them() {
+    let mut broken = Vec::new();
+    for source in sources() {
+        let module = source.module().to_owned();
+        if !ADAPTERS.contains(&module.as_str()) {
+            continue;
+        }
+        for other in ADAPTERS.iter().chain(&ABOVE).filter(|other| **other != module) {
+            if source.code.contains(&format!("crate::{other}::"))
+                || source.code.contains(&format!("crate::{other};"))
+            {
+                broken.push(format!("{}: crate::{other}", source.path));
+            }
+        }
+    }
+    assert_none(&broken, "adapters never import each other, nor what is above them");
+}
+
+#[test]
+fn roles_meet_only_on_streams() {
+    let sources = sources();
+    let mut roles: Vec<&str> = sources.iter().filter_map(Source::role).collect();
+    roles.sort_unstable();
+    roles.dedup();
+    assert!(roles.contains(&"event_processor") && roles.contains(&"dlt_router"), "{roles:?}");
+    let mut broken = Vec::new();
+    for source in &sources {
+        let Some(role) = source.role() else { continue };
+        let top = source.path.matches('/').count() == 1;
+        for other in roles.iter().filter(|other| **other != role) {
+            let up = if top { format!("super::{other}") } else { format!("super::super::{other}") };
+            if source.code.contains(&format!("roles::{other}")) || source.code.contains(&up) {
+                broken.push(format!("{}: {other}", source.path));
+            }
+        }
+        let above = ["serve", "cli", "settings", "dev"]
+            .iter()
+            .filter(|name| source.code.contains(&format!("crate::{name}::")));
+        broken.extend(above.map(|name| format!("{}: crate::{name}", source.path)));
+    }
+    assert_none(&broken, "a role imports no other role, and nothing that starts roles");
+}
+
+#[test]
+fn subjects_are_made_in_one_file() {
+    const HOME: &str = "nats/subjects.rs";
+    // A prefix, written out or put in, and the word behind it; and the ends of derived subjects.
+    let words = ["events", "outbox", "redrive", "attempts", "rejected"];
+    let mut forms: Vec<String> =
+        words.iter().flat_map(|word| [format!("hub.{word}."), format!("}}.{word}.")]).collect();
+    forms.extend([".DLT", "$KV.{", "}_OUTBOX", "}_EVENTS", "}_DLT"].map(str::to_owned));
+    let (mut broken, mut at_home) = (Vec::new(), 0);
+    for source in sources().iter().filter(|source| !source.is_test()) {
+        for form in forms.iter().filter(|form| source.code.contains(*form)) {
+            if source.path == HOME {
+                at_home += 1;
+            } else if !(source.path == "nats/definitions.rs" && form == "$KV.{") {
+                // The definitions put another prefix into the files' own texts.
+                broken.push(format!("{}: {form:?}", source.path));
+            }
+        }
+    }
+    assert_none(&broken, "subjects and stream names are built and parsed in src/nats/subjects.rs");
+    assert!(at_home >= 6, "{at_home} forms are found where they belong");
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let long = sources()
+        .iter()
+        .filter(|source| source.lines > MOST_LINES)
+        .map(|source| format!("{}: {}", source.path, source.lines))
+        .collect::<Vec<_>>();
+    assert_none(&long, &format!("no file under src has more than {MOST_LINES} lines"));
+}

@@ -1,0 +1,121 @@
+//! `hub serve --dev`: a server of its own whose data lasts, and what another terminal needs to know.
+
+mod support;
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::{Receiver, free_port, nats_server, print_output};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The built binary without the settings of this test run's environment.
+fn hub(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hub"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("HUB__") || text == "HUB_CONFIG" {
+            command.env_remove(&name);
+        }
+    }
+    command.current_dir(folder).env("XDG_DATA_HOME", folder).env("HUB_NATS_SERVER", nats_server());
+    command.kill_on_drop(true);
+    command
+}
+
+/// Starts it; gives the variables it tells another terminal to export.
+async fn start(folder: &Path, port: u16) -> (Child, Vec<(String, String)>) {
+    let mut child = hub(folder)
+        .env("RUST_LOG", "warn")
+        .args(["serve", "--dev", "--set", "api.listen=127.0.0.1:0"])
+        .args(["--nats-url", &format!("nats://127.0.0.1:{port}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let exports = tokio::time::timeout(LIMIT, async {
+        let mut exports = Vec::new();
+        while let Some(line) = lines.next_line().await.expect("text") {
+            if let Some(line) = line.trim().strip_prefix("export ") {
+                exports = line.split(' ').filter_map(|word| word.split_once('=')).map(owned).collect();
+            }
+            if line.contains("Ctrl-C") {
+                return exports;
+            }
+        }
+        panic!("it ended before it was ready");
+    });
+    (child, exports.await.expect("ready in time"))
+}
+
+fn owned((name, value): (&str, &str)) -> (String, String) {
+    (name.to_owned(), value.to_owned())
+}
+
+async fn stop(mut child: Child) {
+    let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    kill_process(pid.expect("it runs"), Signal::INT).expect("signalled");
+    let status = tokio::time::timeout(LIMIT, child.wait()).await.expect("in time").expect("waited for");
+    assert!(status.success(), "{status}");
+}
+
+/// Another terminal, after the export.
+async fn other(folder: &Path, exports: &[(String, String)], args: &[&str], input: &str) -> Output {
+    let mut child = hub(folder)
+        .args(args)
+        .envs(exports.iter().cloned())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(input.as_bytes()).await.expect("it reads or has ended well");
+    drop(stdin);
+    tokio::time::timeout(LIMIT, child.wait_with_output()).await.expect("in time").expect("waited for")
+}
+
+#[tokio::test]
+async fn another_terminal_works_with_it_and_its_data_lasts() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let folder = folder.path();
+    let port = free_port();
+    let receiver = Receiver::start().await;
+    let (first, exports) = start(folder, port).await;
+
+    let subscription = serde_json::json!({
+        "id": "kept",
+        "events": ["user.>"],
+        "delivery": {"url": receiver.url("/"), "auth": {"type": "bearer", "token": "a secret"}},
+    });
+    let applied =
+        other(folder, &exports, &["subscription", "apply", "-f", "-"], &subscription.to_string()).await;
+    assert!(applied.status.success(), "{}", print_output(&applied));
+
+    // A second one on the same folder is told that, and does not disturb the first.
+    let url = format!("nats://127.0.0.1:{port}");
+    let second = other(folder, &[], &["serve", "--dev", "--nats-url", &url], "").await;
+    assert_eq!(second.status.code(), Some(1));
+    let text = print_output(&second);
+    assert!(text.contains("a `hub serve --dev` runs on") && text.contains("XDG_DATA_HOME"), "{text}");
+    // One on another folder finds the port taken.
+    let elsewhere = tempfile::tempdir().expect("temporary folder");
+    let third = other(elsewhere.path(), &[], &["serve", "--dev", "--nats-url", &url], "").await;
+    assert_eq!(third.status.code(), Some(1));
+    let text = print_output(&third);
+    assert!(text.contains(&format!("port {port} of this machine is taken")), "{text}");
+
+    stop(first).await;
+    let (again, exports) = start(folder, port).await;
+    let published = other(folder, &exports, &["publish", "user.created", r#"{"user_id":"u1"}"#], "").await;
+    assert!(published.status.success(), "{}", print_output(&published));
+    let received = receiver.wait_for("/", 1, LIMIT).await;
+    let token = received[0].header("authorization");
+    assert_eq!(token, "Bearer a secret", "subscription, key and credential have lasted");
+    stop(again).await;
+}

@@ -1,0 +1,197 @@
+//! The test's own connection: it publishes, subscribes, and accounts for every envelope.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream::{self, consumer, stream};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream as futures};
+use integration_hub::domain::subscription::Subscription;
+use integration_hub::nats::{ConnectOptions, DeadLetterEntry, DeadLetterQuery, JetStream};
+use serde_json::{Value, json};
+
+use super::{POLL, Receiver};
+
+/// Publications that wait for their acknowledgement at once.
+const IN_FLIGHT: usize = 256;
+/// How long one publication is tried: longer than a server that is being restarted is away.
+const PUBLISH_LIMIT: Duration = Duration::from_secs(60);
+
+/// Retries and waits so short that a test sees them through.
+pub const QUICK: &str = r#"
+[delivery]
+max_deliver = 3
+retry = ["100ms", "200ms"]
+max_timeout = "2s"
+ack_wait = "3s"
+grace = "5s"
+
+[redrive]
+schedule = []
+
+[sweep]
+interval = "1s"
+"#;
+
+/// Two connections to the broker: the hub's own adapter, and the plain client.
+pub struct TestClient {
+    pub js: JetStream,
+    pub context: jetstream::Context,
+}
+
+impl TestClient {
+    /// `url` may name several servers.
+    pub async fn connect(url: &str) -> Self {
+        let options = ConnectOptions {
+            url: url.to_owned(),
+            prefix: "hub".to_owned(),
+            name: "test".to_owned(),
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(5),
+            ..ConnectOptions::default()
+        };
+        let js = JetStream::connect(&options).await.unwrap_or_else(|error| panic!("connecting: {error}"));
+        let servers: Vec<&str> = url.split(',').collect();
+        let client = async_nats::ConnectOptions::new().max_reconnects(None).connect(servers).await;
+        let client = client.unwrap_or_else(|error| panic!("connecting: {error}"));
+        Self { js, context: jetstream::new(client) }
+    }
+
+    /// Writes subscriptions into the registry; secrets are not for here.
+    pub async fn subscribe(&self, subscriptions: impl IntoIterator<Item = Value>) {
+        futures::iter(subscriptions)
+            .for_each_concurrent(IN_FLIGHT, |value| async move {
+                let subscription = Subscription::from_value(value.clone())
+                    .unwrap_or_else(|error| panic!("{error} in {value}"));
+                self.js.put_subscription(&subscription, None).await.expect("the registry takes it");
+            })
+            .await;
+    }
+
+    /// Publishes bare JSON under an id until the stream has it; returns whether it was new.
+    pub async fn publish(&self, key: &str, id: &str) -> bool {
+        let publish = async {
+            loop {
+                let mut headers = HeaderMap::new();
+                headers.insert("Nats-Msg-Id", id);
+                let body = Bytes::from(json!({ "user_id": id }).to_string());
+                let sent = self.context.publish_with_headers(format!("hub.events.{key}"), headers, body);
+                if let Ok(acknowledgement) = sent.await
+                    && let Ok(acknowledgement) = acknowledgement.await
+                {
+                    return !acknowledgement.duplicate;
+                }
+                // A server that is away or a stream that is full: the same id again.
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        let published = tokio::time::timeout(PUBLISH_LIMIT, publish).await;
+        published.unwrap_or_else(|_| panic!("{key} {id} was not taken within {PUBLISH_LIMIT:?}"))
+    }
+
+    /// Publishes one event for each id, many at once.
+    pub async fn publish_all<'a>(&self, key: &str, ids: impl IntoIterator<Item = &'a String>) {
+        futures::iter(ids)
+            .for_each_concurrent(IN_FLIGHT, |id| async move {
+                self.publish(key, id).await;
+            })
+            .await;
+    }
+
+    /// Every dead letter of a domain.
+    pub async fn dead_letters(&self, domain: &str) -> Vec<DeadLetterEntry> {
+        let page = self.js.dead_letters(domain, &DeadLetterQuery::default(), 1, usize::MAX).await;
+        page.expect("the dead letters can be read").entries
+    }
+
+    pub async fn stream(&self, name: &str) -> stream::Info {
+        self.context.get_stream(name).await.expect("the stream is there").cached_info().clone()
+    }
+
+    pub async fn consumer(&self, stream: &str, name: &str) -> consumer::Info {
+        let stream = self.context.get_stream(stream).await.expect("the stream is there");
+        stream.consumer_info(name).await.expect("the consumer is there")
+    }
+}
+
+/// A subscription that wants some event keys at an endpoint.
+pub fn subscription(id: &str, events: &[&str], url: &str) -> Value {
+    json!({ "id": id, "events": events, "delivery": { "url": url, "timeout": "2s" } })
+}
+
+/// `<prefix>-0`, `<prefix>-1`, …
+pub fn ids(prefix: &str, count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{prefix}-{number}")).collect()
+}
+
+/// What became of each (event, subscription) pair.
+#[derive(Debug, Default)]
+pub struct Account {
+    pub delivered: usize,
+    pub dead: usize,
+    /// Deliveries beyond the first.
+    pub doubles: usize,
+    /// Neither delivered nor a dead letter.
+    pub missing: Vec<(String, String)>,
+    /// Dead letters of one pair beyond the first.
+    pub dead_doubles: usize,
+    /// Delivered, and a dead letter as well.
+    pub both: usize,
+}
+
+impl Account {
+    /// Takes stock: `subscriptions` are ids, each with its path at the receiver.
+    pub fn of(
+        events: &[String],
+        subscriptions: &[(&str, &str)],
+        receiver: &Receiver,
+        dead_letters: &[DeadLetterEntry],
+    ) -> Self {
+        let mut account = Self::default();
+        for (subscription, path) in subscriptions {
+            let mut accepted = BTreeMap::<String, usize>::new();
+            for request in receiver.received(path) {
+                if request.answered.is_some_and(|status| (200..300).contains(&status)) {
+                    let event = request.json()["id"].as_str().expect("an event has an id").to_owned();
+                    *accepted.entry(event).or_default() += 1;
+                }
+            }
+            let mut dead = BTreeMap::<&str, usize>::new();
+            for entry in dead_letters.iter().filter(|entry| entry.letter.subscription == *subscription) {
+                *dead.entry(&entry.letter.event_id).or_default() += 1;
+            }
+            let known: BTreeSet<&str> = events.iter().map(String::as_str).collect();
+            let strange = accepted.keys().map(String::as_str).chain(dead.keys().copied());
+            let strange: Vec<&str> = strange.filter(|event| !known.contains(event)).collect();
+            assert!(strange.is_empty(), "{subscription} has events that nobody published: {strange:?}");
+            for event in events {
+                let times = accepted.get(event).copied().unwrap_or(0);
+                let letters = dead.get(event.as_str()).copied().unwrap_or(0);
+                account.delivered += times.min(1);
+                account.doubles += times.saturating_sub(1);
+                account.dead += letters.min(1);
+                account.dead_doubles += letters.saturating_sub(1);
+                account.both += usize::from(times > 0 && letters > 0);
+                if times + letters == 0 {
+                    account.missing.push((event.clone(), (*subscription).to_owned()));
+                }
+            }
+        }
+        account
+    }
+
+    /// Every pair is accounted for; says how many deliveries were doubles.
+    ///
+    /// # Panics
+    ///
+    /// With the pairs that are missing.
+    pub fn assert_complete(&self, what: &str) {
+        let Self { delivered, dead, doubles, dead_doubles, both, missing } = self;
+        println!(
+            "{what}: {delivered} delivered, {dead} dead-lettered ({both} of them both), {doubles} delivered again, {dead_doubles} dead letters again"
+        );
+        let shown = &missing[..missing.len().min(10)];
+        assert!(missing.is_empty(), "{what}: {} pairs are lost, such as {shown:?}", missing.len());
+    }
+}

@@ -1,0 +1,104 @@
+//! Exhausted envelopes whose advisory never reaches the router: the sweep brings each to the DLT,
+//! once.
+
+mod support;
+
+use std::time::Duration;
+
+use support::{
+    Account, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, subscription,
+};
+
+const STEP: Duration = Duration::from_secs(30);
+const OUTBOX: &str = "HUB_OUTBOX_ORGANIZATION";
+const DLT: &str = "HUB_OUTBOX_ORGANIZATION_DLT";
+const FAILING: [(&str, &str); 2] = [("down-1", "/down-1"), ("down-2", "/down-2")];
+
+async fn failing_receiver() -> Receiver {
+    let receiver = Receiver::start().await;
+    for (_, path) in FAILING {
+        receiver.set(path, Behaviour::status(503));
+    }
+    receiver
+}
+
+async fn subscribe(client: &TestClient, receiver: &Receiver) {
+    client.subscribe(FAILING.map(|(id, path)| subscription(id, &["member.>"], &receiver.url(path)))).await;
+}
+
+/// Waits until no lane will deliver anything of the outbox any more, although all of it stands there.
+async fn exhausted(client: &TestClient, envelopes: u64) {
+    eventually(STEP, "every envelope is exhausted", async || {
+        let lane = client.consumer(OUTBOX, "lane-shared").await;
+        let standing = client.stream(OUTBOX).await.state.messages;
+        let seen = (lane.num_pending, lane.num_ack_pending, lane.delivered.stream_sequence, standing);
+        if seen == (0, 0, envelopes, envelopes) { Ok(()) } else { Err(seen) }
+    })
+    .await;
+}
+
+/// Each pair is one dead letter that says how its last attempt ended.
+async fn assert_each_dead_once(client: &TestClient, receiver: &Receiver, events: &[String], what: &str) {
+    let letters = client.dead_letters("organization").await;
+    let account = Account::of(events, &FAILING, receiver, &letters);
+    account.assert_complete(what);
+    let pairs = events.len() * FAILING.len();
+    assert_eq!((account.dead, account.dead_doubles), (pairs, 0));
+    assert_eq!(client.stream(DLT).await.state.last_sequence, pairs as u64, "each was put there once");
+    for entry in letters {
+        let letter = entry.letter;
+        assert_eq!(
+            (letter.reason.as_str(), letter.attempts, letter.last_status),
+            ("exhausted", 3, Some(503)),
+            "{letter:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn without_the_advisory_stream_each_exhausted_envelope_becomes_one_dead_letter() {
+    let broker = TestBroker::start().await;
+    let receiver = failing_receiver().await;
+    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    subscribe(&client, &receiver).await;
+    client.context.delete_stream("HUB_ADVISORIES").await.expect("the stream is deleted");
+
+    let events = ids("event", 100);
+    client.publish_all("member.invited", &events).await;
+    receiver.wait_for("/down-1", 300, STEP).await;
+    receiver.wait_for("/down-2", 300, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    assert_each_dead_once(&client, &receiver, &events, "without the advisory stream").await;
+    assert!(hub.log().contains("a stranded envelope was found by the sweep"));
+
+    // Made again, it works again: the router has been waiting for it.
+    hub.cli_ok(&["provision"]).await;
+    hub.ready().await;
+}
+
+#[tokio::test]
+async fn a_router_that_was_down_finds_each_exhausted_envelope_once() {
+    let broker = TestBroker::start().await;
+    let receiver = failing_receiver().await;
+    let roles = ["--role", "event-processor,outbox-processor"];
+    let mut first = Hub::serve(&broker.url(), QUICK, &roles);
+    first.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    subscribe(&client, &receiver).await;
+    let events = ids("event", 100);
+    client.publish_all("member.invited", &events).await;
+    exhausted(&client, 200).await;
+    assert_eq!(client.stream(DLT).await.state.last_sequence, 0, "nobody routes");
+    assert_eq!(broker.messages("HUB_ADVISORIES").await, 200, "one advisory for each");
+
+    // Half of the advisories are lost: those are for the sweep. For the others it competes with them.
+    let advisories = client.context.get_stream("HUB_ADVISORIES").await.expect("the stream is there");
+    let purged = advisories.purge().keep(100).await.expect("purged").purged;
+    assert_eq!(purged, 100);
+    let mut router = Hub::serve(&broker.url(), QUICK, &["--role", "dlt-router"]);
+    router.ready().await;
+    broker.nothing_owed_within(STEP).await;
+    assert_each_dead_once(&client, &receiver, &events, "the router was down").await;
+}
