@@ -3,7 +3,7 @@
 
 use super::error::BenchError;
 use super::load::{preload, register, subscription};
-use super::report::{Figure, Goal, Measure, Unit};
+use super::report::{Figure, Goal, Measure, Unit, settled_measure};
 use super::rig::{Rig, bar};
 use super::statistics::per_second;
 use super::{SyncMode, Tenth};
@@ -28,19 +28,20 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
     let hub = rig.hub(&["outbox-processor"])?;
     let before = rig.clocks(&hub)?;
     rig.wait_for(&expected, &draining).await;
-    let still_owed = rig.wait_until_settled().await?;
+    let settled = rig.wait_until_settled().await?;
     let processor = rig.clocks(&hub)?.since(before, total);
     draining.finish_and_clear();
     hub.stop().await?;
 
-    let (arrivals, rate) = {
+    let (arrivals, rate, settled_rate) = {
         let tally = rig.receiver.tally();
         let arrivals = tally.account(&expected);
-        let rate = tally.span().and_then(|(first, last)| {
-            // The first arrival starts the clock and is not counted in it.
-            per_second((arrivals.expected - arrivals.missing).saturating_sub(1), last - first)
-        });
-        (arrivals, rate.unwrap_or(0.0))
+        let arrived = arrivals.expected - arrivals.missing;
+        let (first, last) = tally.span().unwrap_or((settled.at, settled.at));
+        // The first arrival starts the clock and is not counted in it.
+        let rate = per_second(arrived.saturating_sub(1), last - first);
+        let emptied = total.saturating_sub(settled.still_owed);
+        (arrivals, rate.unwrap_or(0.0), per_second(emptied, settled.at.saturating_duration_since(first)))
     };
     rig.stop().await?;
     let measure = Measure::new("", rate, Unit::DeliveriesPerSecond, Some(bare.per_second()));
@@ -51,13 +52,14 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
         "0.40 of the bare loop",
     )));
     let title = "draining a preloaded outbox";
+    let measures = vec![measure, settled_measure(settled_rate)];
     Ok(Figure {
         figure: 'a',
         title,
         sync: sync.name(),
-        measures: vec![measure],
+        measures,
         arrivals,
-        still_owed,
+        still_owed: settled.still_owed,
         processor,
     })
 }
