@@ -86,6 +86,7 @@ impl OutboxProcessor {
                 self.settings.retry.clone(),
                 self.settings.schedule.clone(),
                 self.metrics.clone(),
+                self.settings.ack_wait,
             );
             let delivery = delivery::Delivery::new(
                 self.js.clone(),

@@ -1,5 +1,6 @@
 //! Carrying out what an attempt's outcome means.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -14,6 +15,11 @@ use crate::nats::{Delivered, JetStream, NatsError};
 
 /// What cannot be settled now comes again after this.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
+/// Every so many acknowledgements one is confirmed by the broker, and its delivery keeps its place
+/// in the pool until then. A broker that stores acknowledgements more slowly than deliveries are made
+/// (an fsync each, with `sync_interval: always`) so slows the deliveries down, instead of piling up
+/// acknowledgements until ack_wait has passed and the messages come again.
+const CONFIRM_EVERY: u64 = 128;
 
 /// Settles the messages of one domain.
 pub(super) struct Settle {
@@ -23,6 +29,9 @@ pub(super) struct Settle {
     schedule: Vec<Duration>,
     all_metrics: Metrics,
     metrics: DomainMetrics,
+    acknowledged: AtomicU64,
+    /// A quarter of it is how long a confirmation is waited for.
+    ack_wait: Duration,
 }
 
 /// What was tried, for the records.
@@ -57,9 +66,10 @@ impl Settle {
         policy: RetryPolicy,
         schedule: Vec<Duration>,
         all_metrics: Metrics,
+        ack_wait: Duration,
     ) -> Self {
         let metrics = all_metrics.of_domain(&domain);
-        Self { js, domain, policy, schedule, all_metrics, metrics }
+        Self { js, domain, policy, schedule, all_metrics, metrics, acknowledged: AtomicU64::new(0), ack_wait }
     }
 
     pub(super) fn decide(&self, outcome: &Outcome, deliveries: u32) -> Decision {
@@ -159,7 +169,11 @@ impl Settle {
                 }
             }
         }
-        message.acker.ack().await;
+        if self.acknowledged.fetch_add(1, Ordering::Relaxed) % CONFIRM_EVERY == CONFIRM_EVERY - 1 {
+            message.acker.ack_and_confirm(self.ack_wait / 4).await;
+        } else {
+            message.acker.ack().await;
+        }
     }
 
     pub(super) async fn undecodable(&self, message: &Delivered, detail: &str) {
