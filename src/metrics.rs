@@ -30,6 +30,13 @@ struct ReasonLabel {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FailureLabel {
+    domain: String,
+    fault: &'static str,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RejectedLabel {
     reason: String,
 }
@@ -49,6 +56,7 @@ struct Inner {
     rejected: Family<RejectedLabel, Counter>,
     envelopes: Family<DomainLabel, Counter>,
     deliveries: Family<OutcomeLabel, Counter>,
+    failures: Family<FailureLabel, Counter>,
     delivery_seconds: HistogramFamily,
     spilled: Family<DomainLabel, Counter>,
     dead_lettered: Family<ReasonLabel, Counter>,
@@ -75,6 +83,7 @@ impl Metrics {
         let rejected = Family::<RejectedLabel, Counter<u64, AtomicU64>>::default();
         let envelopes = Family::<DomainLabel, Counter>::default();
         let deliveries = Family::<OutcomeLabel, Counter>::default();
+        let failures = Family::<FailureLabel, Counter>::default();
         let buckets: fn() -> Histogram = || {
             Histogram::new([
                 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
@@ -106,6 +115,11 @@ impl Metrics {
             "deliveries",
             "Delivery attempts, by domain and outcome (delivered, retried, exhausted, dead-lettered)",
             deliveries.clone(),
+        );
+        registry.register(
+            "failures",
+            "Failed delivery attempts, by domain, whose fault it is (subscriber, hub) and kind",
+            failures.clone(),
         );
         registry.register(
             "delivery_seconds",
@@ -145,6 +159,7 @@ impl Metrics {
                 rejected,
                 envelopes,
                 deliveries,
+                failures,
                 delivery_seconds,
                 spilled,
                 dead_lettered,
@@ -191,6 +206,12 @@ impl Metrics {
 
     pub fn rejected(&self, reason: &str) {
         self.inner.rejected.get_or_create(&RejectedLabel { reason: reason.to_owned() }).inc();
+    }
+
+    /// A delivery attempt failed.
+    pub fn failed(&self, domain: &str, fault: &'static str, kind: &'static str) {
+        let label = FailureLabel { domain: domain.to_owned(), fault, kind };
+        self.inner.failures.get_or_create(&label).inc();
     }
 
     pub fn dead_lettered(&self, domain: &str, reason: &str) {

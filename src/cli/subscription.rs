@@ -2,6 +2,7 @@
 
 mod apply;
 mod read;
+mod sample;
 
 use std::path::PathBuf;
 
@@ -33,7 +34,7 @@ pub enum Command {
         /// That want this event key, such as user.created
         #[arg(long, value_name = "KEY")]
         event: Option<EventKey>,
-        /// In this state: active or paused
+        /// In this state: active, paused or disabled
         #[arg(long, value_parser = state)]
         state: Option<State>,
     },
@@ -47,11 +48,16 @@ pub enum Command {
         #[arg(value_parser = id)]
         id: SubscriptionId,
     },
-    /// Make envelopes for it again, from now on
+    /// Make envelopes for it again, from now on: one that is paused, or that the hub has disabled
     Resume {
         #[arg(value_parser = id)]
         id: SubscriptionId,
     },
+    /// Who would get an event: exit code 1 where nobody would
+    Match(sample::MatchOptions),
+    /// Send a sample event to a subscription's endpoint, once, and show request and answer: exit
+    /// code 1 where it is not accepted
+    Test(sample::TestOptions),
     /// Remove a subscription
     Remove {
         #[arg(value_parser = id)]
@@ -70,7 +76,8 @@ fn state(text: &str) -> Result<State, String> {
     match text {
         "active" => Ok(State::Active),
         "paused" => Ok(State::Paused),
-        _ => Err("write active or paused".to_owned()),
+        "disabled" => Ok(State::Disabled),
+        _ => Err("write active, paused or disabled".to_owned()),
     }
 }
 
@@ -102,6 +109,8 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
         }
         Command::Pause { id } => set_state(&connect(settings).await?, &id, State::Paused, printer).await,
         Command::Resume { id } => set_state(&connect(settings).await?, &id, State::Active, printer).await,
+        Command::Match(options) => sample::matching(options, settings, printer).await,
+        Command::Test(options) => sample::test(options, settings, printer).await,
         Command::Remove { id, yes } => remove(&connect(settings).await?, &id, yes, printer).await,
     }
 }
@@ -127,9 +136,10 @@ fn list(found: &[serde_json::Value], printer: Printer) -> Result<Answer, CliErro
             cell(&events.join(" "), 40),
             text("/delivery/auth/type"),
             cell(&text("/delivery/url"), 80),
+            cell(&text("/disabled_reason"), 60),
         ]
     });
-    printer.table(&["ID", "TENANT", "STATE", "EVENTS", "AUTH", "URL"], rows)?;
+    printer.table(&["ID", "TENANT", "STATE", "EVENTS", "AUTH", "URL", "DISABLED BECAUSE"], rows)?;
     Ok(Answer::Yes)
 }
 
@@ -155,10 +165,10 @@ async fn set_state(
     let (revision, mut subscription) = find(js, id).await?;
     let changed = subscription.state != state;
     if changed {
-        subscription.state = state;
+        subscription.set_state(state);
         js.put_subscription(&subscription, Some(revision)).await.map_err(|error| conflict(id, error))?;
     }
-    let name = if state == State::Active { "active" } else { "paused" };
+    let name = state.as_str();
     if printer.is_json() {
         printer.json(&json!({"id": id, "state": state, "changed": changed}))?;
     } else {

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use super::key::KeyPattern;
+use super::status::Statuses;
 
 mod parse;
 #[cfg(test)]
@@ -66,6 +68,11 @@ pub struct Subscription {
     pub filter: Vec<super::filter::Filter>,
     #[serde(default)]
     pub state: State,
+    /// Why and since when the hub has disabled it, where it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled_reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub disabled_at: Option<OffsetDateTime>,
     pub delivery: Delivery,
 }
 
@@ -84,7 +91,20 @@ fn default_tenant() -> String {
 pub enum State {
     #[default]
     Active,
+    /// By an operator.
     Paused,
+    /// By the hub, because the endpoint said that it is gone; an operator resumes it.
+    Disabled,
+}
+
+impl State {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Paused => "paused",
+            Self::Disabled => "disabled",
+        }
+    }
 }
 
 /// Where and how a subscription's envelopes are delivered.
@@ -109,6 +129,9 @@ pub struct Delivery {
     pub auth: Auth,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing: Option<Signing>,
+    /// Statuses that mean something else than they usually do.
+    #[serde(default, skip_serializing_if = "Statuses::is_empty")]
+    pub statuses: Statuses,
 }
 
 fn default_timeout() -> Duration {
@@ -233,6 +256,20 @@ impl<'de> Deserialize<'de> for Secret {
 }
 
 impl Subscription {
+    /// Gives it another state by an operator's hand: why it was disabled is forgotten.
+    pub fn set_state(&mut self, state: State) {
+        self.state = state;
+        self.disabled_reason = None;
+        self.disabled_at = None;
+    }
+
+    /// The hub disables it.
+    pub fn disable(&mut self, reason: String, now: OffsetDateTime) {
+        self.state = State::Disabled;
+        self.disabled_reason = Some(reason);
+        self.disabled_at = Some(now);
+    }
+
     /// Every secret it holds, for sealing.
     pub fn secrets_mut(&mut self) -> Vec<&mut Secret> {
         self.delivery.secrets_mut()

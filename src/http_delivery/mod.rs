@@ -92,6 +92,28 @@ pub struct Attempt {
     pub detail: Option<String>,
 }
 
+/// A request as it went out, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    /// Names and values; a credential shows as `***`.
+    pub headers: Vec<(String, String)>,
+    pub body: Bytes,
+}
+
+impl Sent {
+    fn new(headers: &HeaderMap, body: &Bytes) -> Self {
+        let shown = |value: &HeaderValue| {
+            if value.is_sensitive() {
+                "***".to_owned()
+            } else {
+                String::from_utf8_lossy(value.as_bytes()).into_owned()
+            }
+        };
+        let headers = headers.iter().map(|(name, value)| (name.to_string(), shown(value))).collect();
+        Self { headers, body: body.clone() }
+    }
+}
+
 impl Attempt {
     /// An attempt that ended before a request was made.
     pub fn failed(failure: Failure) -> Self {
@@ -123,8 +145,31 @@ impl HttpDelivery {
     ///
     /// `attempt` is what `webhook-attempt` says, from 1. Dropping the future ends the attempt.
     pub async fn attempt(&self, target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Attempt {
+        self.attempt_with(target, envelope, attempt, None).await
+    }
+
+    /// The same, and what was sent (last): for an operator who tries an endpoint out. None where
+    /// no request was made.
+    pub async fn attempt_and_tell(
+        &self,
+        target: &Target,
+        envelope: &EnvelopeView<'_>,
+        attempt: u32,
+    ) -> (Option<Sent>, Attempt) {
+        let mut sent = None;
+        let attempt = self.attempt_with(target, envelope, attempt, Some(&mut sent)).await;
+        (sent, attempt)
+    }
+
+    async fn attempt_with(
+        &self,
+        target: &Target,
+        envelope: &EnvelopeView<'_>,
+        attempt: u32,
+        sent: Option<&mut Option<Sent>>,
+    ) -> Attempt {
         let started = Instant::now();
-        let exchange = self.inner.exchange(target, envelope, attempt);
+        let exchange = self.inner.exchange(target, envelope, attempt, sent);
         let (outcome, answer_excerpt, detail) = match tokio::time::timeout(target.timeout, exchange).await {
             Ok(Ok(answer)) => (answer.outcome, answer.excerpt, None),
             Ok(Err(Broken { failure, detail })) => (Outcome::Failed(failure), None, detail),
@@ -143,16 +188,24 @@ impl Inner {
         target: &Target,
         envelope: &EnvelopeView<'_>,
         attempt: u32,
+        mut sent: Option<&mut Option<Sent>>,
     ) -> Result<answer::Answer, Broken> {
+        let mut tell = |headers: &HeaderMap, body: &Bytes| {
+            if let Some(sent) = &mut sent {
+                **sent = Some(Sent::new(headers, body));
+            }
+        };
         self.check_literal(target.literal)?;
         let (mut headers, body) = prepare(target, envelope, attempt)?;
         let Some(client) = &target.oauth2 else {
+            tell(&headers, &body);
             let response = self.send(target, headers, body).await?;
             return answer::read(response, self.config.response_limit, &target.sent_secrets, None).await;
         };
 
         let token = self.tokens.get(self, client).await?;
         headers.insert(AUTHORIZATION, token.header.clone());
+        tell(&headers, &body);
         let response = self.send(target, headers, body).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return answer::read(response, self.config.response_limit, &target.sent_secrets, Some(&token))
@@ -164,6 +217,7 @@ impl Inner {
         let token: Arc<Token> = self.tokens.get(self, client).await?;
         let (mut headers, body) = prepare(target, envelope, attempt)?;
         headers.insert(AUTHORIZATION, token.header.clone());
+        tell(&headers, &body);
         let response = self.send(target, headers, body).await?;
         answer::read(response, self.config.response_limit, &target.sent_secrets, Some(&token)).await
     }

@@ -5,6 +5,7 @@
 //! message, the fair share decides whose turn it is, and each delivery is a task of its own.
 
 mod delivery;
+mod disable;
 mod lanes;
 mod settle;
 mod worker;
@@ -12,6 +13,7 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +23,9 @@ use crate::http_delivery::{HttpDelivery, OpenSecret};
 use crate::metrics::Metrics;
 use crate::nats::definitions::Shape;
 use crate::nats::{JetStream, NatsError, Registry};
+
+/// Holds that a worker may be behind with.
+const HOLDS: usize = 1024;
 
 #[derive(Debug, Clone)]
 pub struct OutboxProcessorSettings {
@@ -79,6 +84,9 @@ impl OutboxProcessor {
             () = self.registry.wait_until_loaded() => {}
         }
         let mut workers = JoinSet::new();
+        // What one domain's worker hears of an endpoint holds in all of them. One that lags behind
+        // hears it from the endpoint itself.
+        let (holds, _) = broadcast::channel(HOLDS);
         for (domain, ready) in self.settings.domains.iter().zip(self.ready) {
             let settle = settle::Settle::new(
                 self.js.clone(),
@@ -95,15 +103,16 @@ impl OutboxProcessor {
                 self.opener.clone(),
                 settle,
             );
-            let worker = worker::Worker::new(
-                self.js.clone(),
-                self.registry.clone(),
-                domain.clone(),
-                self.settings.clone(),
+            let worker = worker::Worker {
+                js: self.js.clone(),
+                registry: self.registry.clone(),
+                domain: domain.clone(),
+                settings: self.settings.clone(),
                 delivery,
-                self.metrics.of_domain(&domain.name),
+                holds: holds.clone(),
+                metrics: self.metrics.of_domain(&domain.name),
                 ready,
-            );
+            };
             workers.spawn(worker.run(stop.clone()));
         }
         let mut result = Ok(());

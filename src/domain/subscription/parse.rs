@@ -38,6 +38,8 @@ fn remedy(path: &str) -> &'static str {
         "filter" => "; write a list, like [{\"exact\": {\"source\": \"idp\"}}]",
         "delivery.headers" => "; write an object of strings, like {\"x-team\": \"billing\"}",
         "delivery.signing" => "; write {\"secret\": \"whsec_…\"}",
+        "delivery.statuses" => "; write {\"retry\": [400], \"permanent\": [404, \"5xx\"]}",
+        "disabled_at" => "; write a time like 2026-01-31T12:00:00Z, or leave it out",
         "state" => "; write \"active\" or \"paused\"",
         "delivery.rate_limit" => "; write {\"per_second\": 100, \"burst\": 200}",
         _ => "",

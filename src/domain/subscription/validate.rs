@@ -79,6 +79,17 @@ impl Subscription {
                 .enumerate()
                 .filter_map(|(position, filter)| filter.validate(&format!("filter[{position}]")).err()),
         );
+        if self.state != super::State::Disabled
+            && (self.disabled_reason.is_some() || self.disabled_at.is_some())
+        {
+            errors.push(FieldError::new(
+                if self.disabled_reason.is_some() { "disabled_reason" } else { "disabled_at" },
+                format!(
+                    "belongs to the state \"disabled\", and this one is {:?}; take it out",
+                    self.state.as_str()
+                ),
+            ));
+        }
         self.delivery.validate(limits, &mut errors);
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
@@ -117,6 +128,7 @@ impl Delivery {
         }
         self.validate_headers(errors);
         self.auth.validate(errors);
+        self.statuses.validate(errors);
         if let Some(signing) = &self.signing {
             validate_signing(&signing.secret, errors);
         }

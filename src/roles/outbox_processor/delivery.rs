@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use super::disable::disable;
 use super::settle::{Settle, Tried};
 use crate::domain::envelope::Envelope;
 use crate::domain::index::Entry;
-use crate::domain::outcome::{Decision, Failure, Fault, Reason};
+use crate::domain::outcome::{Decision, Failure, Fault, Reason, disables};
+use crate::domain::status::Statuses;
 use crate::domain::subscription::{State, SubscriptionId};
 use crate::http_delivery::{Attempt, EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};
@@ -18,8 +21,21 @@ const MOST_TARGETS: usize = 10_000;
 pub(super) struct Finished {
     pub(super) subscription: SubscriptionId,
     pub(super) sequence: u64,
+    pub(super) health: Health,
+}
+
+/// What an attempt tells of its endpoint.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Health {
     /// The endpoint answers as an endpoint that works.
     pub(super) healthy: bool,
+    /// It asked to be left alone for so long.
+    pub(super) hold: Option<Duration>,
+}
+
+impl Health {
+    /// Nothing was tried.
+    const UNTRIED: Self = Self { healthy: true, hold: None };
 }
 
 /// What each delivery needs. Cheap to clone.
@@ -41,12 +57,20 @@ struct Inner {
 struct Prepared {
     revision: u64,
     target: Result<Arc<Target>, Failure>,
+    statuses: Arc<Statuses>,
+}
+
+impl Prepared {
+    /// What is stored cannot be delivered with.
+    fn failed(revision: u64) -> Self {
+        Self { revision, target: Err(Failure::Request), statuses: Arc::default() }
+    }
 }
 
 /// Where an envelope goes now.
 enum Destination {
-    Deliver(Result<Arc<Target>, Failure>),
-    DeadLetter(Reason, &'static str),
+    Deliver(Prepared),
+    DeadLetter(Reason, String),
 }
 
 impl Delivery {
@@ -61,30 +85,30 @@ impl Delivery {
         Self { inner: Arc::new(Inner { js, registry, http, opener, settle, targets }) }
     }
 
-    /// Tries once and settles the message. Returns whether the endpoint is healthy.
-    pub(super) async fn deliver(&self, message: &Delivered, subscription: &SubscriptionId) -> bool {
+    /// Tries once and settles the message.
+    pub(super) async fn deliver(&self, message: &Delivered, subscription: &SubscriptionId) -> Health {
         let inner = &self.inner;
         let envelope = match Envelope::read(&message.payload) {
             Ok(envelope) => envelope,
             Err(error) => {
                 self.undecodable(message, &format!("the envelope cannot be read: {error}")).await;
-                return true;
+                return Health::UNTRIED;
             }
         };
-        let target = match inner.destination(subscription).await {
-            Ok(Destination::Deliver(target)) => target,
+        let prepared = match inner.destination(subscription).await {
+            Ok(Destination::Deliver(prepared)) => prepared,
             Ok(Destination::DeadLetter(reason, text)) => {
                 let decision = Decision::DeadLetter { reason, fault: Fault::Subscriber };
-                inner.settle.settle(message, &envelope, decision, Tried::not_at_all(text)).await;
-                return true;
+                inner.settle.settle(message, &envelope, decision, Tried::not_at_all(&text)).await;
+                return Health::UNTRIED;
             }
             Err(error) => {
                 tracing::warn!(%error, %subscription, "the subscription cannot be looked up");
                 let attempt = Attempt::failed(Failure::Request);
-                return self.settle(message, &envelope, &attempt).await;
+                return self.settle(message, &envelope, &attempt, &Statuses::default()).await;
             }
         };
-        let attempt = match target {
+        let attempt = match prepared.target {
             Ok(target) => {
                 let event = envelope.event.get().as_bytes();
                 let view = EnvelopeView {
@@ -97,14 +121,24 @@ impl Delivery {
             }
             Err(failure) => Attempt::failed(failure),
         };
-        self.settle(message, &envelope, &attempt).await
+        if disables(&attempt.outcome, &prepared.statuses) {
+            let reason = format!("the endpoint answered {}", attempt.outcome.error_text());
+            disable(&inner.js, subscription, prepared.revision, &reason).await;
+        }
+        self.settle(message, &envelope, &attempt, &prepared.statuses).await
     }
 
-    async fn settle(&self, message: &Delivered, envelope: &Envelope<'_>, attempt: &Attempt) -> bool {
+    async fn settle(
+        &self,
+        message: &Delivered,
+        envelope: &Envelope<'_>,
+        attempt: &Attempt,
+        statuses: &Statuses,
+    ) -> Health {
         let settle = &self.inner.settle;
-        let decision = settle.decide(&attempt.outcome, message.deliveries);
+        let decision = settle.decide(&attempt.outcome, message.deliveries, statuses);
         settle.settle(message, envelope, decision, Tried::once(attempt)).await;
-        attempt.outcome.is_healthy()
+        Health { healthy: attempt.outcome.is_healthy(), hold: settle.hold(&attempt.outcome, statuses) }
     }
 
     /// Dead-letters what is no envelope.
@@ -122,36 +156,51 @@ impl Inner {
         let entry = match known {
             Some(entry) if entry.subscription.state == State::Active => entry,
             _ => match self.js.subscription(id).await? {
-                None => return Ok(Destination::DeadLetter(Reason::Removed, "the subscription was removed")),
+                None => {
+                    return Ok(Destination::DeadLetter(
+                        Reason::Removed,
+                        "the subscription was removed".to_owned(),
+                    ));
+                }
                 Some(stored) if stored.subscription.state == State::Paused => {
-                    return Ok(Destination::DeadLetter(Reason::Paused, "the subscription is paused"));
+                    return Ok(Destination::DeadLetter(
+                        Reason::Paused,
+                        "the subscription is paused".to_owned(),
+                    ));
+                }
+                Some(stored) if stored.subscription.state == State::Disabled => {
+                    let why = stored.subscription.disabled_reason.as_deref().unwrap_or("no reason is kept");
+                    let text = format!("the subscription is disabled: {why}");
+                    return Ok(Destination::DeadLetter(Reason::Disabled, text));
                 }
                 Some(stored) => match Entry::new(stored.subscription, stored.revision) {
                     Ok(entry) => Arc::new(entry),
-                    Err(_) => return Ok(Destination::Deliver(Err(Failure::Request))),
+                    Err(_) => return Ok(Destination::Deliver(Prepared::failed(stored.revision))),
                 },
             },
         };
-        Ok(Destination::Deliver(self.target(id, &entry)))
+        Ok(Destination::Deliver(self.prepared(id, &entry)))
     }
 
-    fn target(&self, id: &SubscriptionId, entry: &Entry) -> Result<Arc<Target>, Failure> {
+    fn prepared(&self, id: &SubscriptionId, entry: &Entry) -> Prepared {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(prepared) = targets.get(id)
             && prepared.revision == entry.revision
         {
-            return prepared.target.clone();
+            return prepared.clone();
         }
         if targets.len() >= MOST_TARGETS {
             targets.clear();
         }
-        let target = match entry.to_subscription() {
-            Ok(subscription) => {
-                Target::prepare(id.as_str(), &subscription.delivery, &*self.opener).map(Arc::new)
-            }
-            Err(_) => Err(Failure::Request),
+        let prepared = match entry.to_subscription() {
+            Ok(subscription) => Prepared {
+                revision: entry.revision,
+                target: Target::prepare(id.as_str(), &subscription.delivery, &*self.opener).map(Arc::new),
+                statuses: Arc::new(subscription.delivery.statuses),
+            },
+            Err(_) => Prepared::failed(entry.revision),
         };
-        targets.insert(id.clone(), Prepared { revision: entry.revision, target: target.clone() });
-        target
+        targets.insert(id.clone(), prepared.clone());
+        prepared
     }
 }

@@ -8,7 +8,8 @@ use time::OffsetDateTime;
 use crate::domain::dead_letter::{DeadLetter, State, next_redrive};
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
-use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, decide};
+use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, decide, hold};
+use crate::domain::status::Statuses;
 use crate::http_delivery::Attempt;
 use crate::metrics::{DomainMetrics, Metrics};
 use crate::nats::{Delivered, JetStream, NatsError};
@@ -37,6 +38,8 @@ pub(super) struct Settle {
 /// What was tried, for the records.
 pub(super) struct Tried<'a> {
     tried: bool,
+    /// Whose fault a failed attempt is, and its kind.
+    failure: Option<(Fault, &'static str)>,
     status: Option<u16>,
     error: String,
     latency: Duration,
@@ -47,6 +50,7 @@ impl<'a> Tried<'a> {
     pub(super) fn once(attempt: &'a Attempt) -> Self {
         Self {
             tried: true,
+            failure: attempt.outcome.kind().map(|kind| (attempt.outcome.fault(), kind)),
             status: attempt.outcome.status(),
             error: attempt.error_text(),
             latency: attempt.latency,
@@ -55,7 +59,14 @@ impl<'a> Tried<'a> {
     }
 
     pub(super) fn not_at_all(why: &str) -> Self {
-        Self { tried: false, status: None, error: why.to_owned(), latency: Duration::ZERO, answer: None }
+        Self {
+            tried: false,
+            failure: None,
+            status: None,
+            error: why.to_owned(),
+            latency: Duration::ZERO,
+            answer: None,
+        }
     }
 }
 
@@ -72,8 +83,13 @@ impl Settle {
         Self { js, domain, policy, schedule, all_metrics, metrics, acknowledged: AtomicU64::new(0), ack_wait }
     }
 
-    pub(super) fn decide(&self, outcome: &Outcome, deliveries: u32) -> Decision {
-        decide(outcome, deliveries, &self.policy, rand::random::<f64>())
+    pub(super) fn decide(&self, outcome: &Outcome, deliveries: u32, statuses: &Statuses) -> Decision {
+        decide(outcome, deliveries, &self.policy, statuses, rand::random::<f64>())
+    }
+
+    /// How long the whole subscription is to be left alone.
+    pub(super) fn hold(&self, outcome: &Outcome, statuses: &Statuses) -> Option<Duration> {
+        hold(outcome, &self.policy, statuses)
     }
 
     /// Attempts that an envelope had before it came to stand where it stands now.
@@ -91,6 +107,9 @@ impl Settle {
         if tried.tried {
             self.metrics.attempt(tried.latency);
         }
+        if let Some((fault, kind)) = tried.failure {
+            self.all_metrics.failed(&self.domain, fault.as_str(), kind);
+        }
         let attempts = Self::attempts_before(message) + message.deliveries - u32::from(!tried.tried);
         match decision {
             Decision::Ack => self.delivered(message, envelope).await,
@@ -102,6 +121,7 @@ impl Settle {
                     envelope = %envelope.id,
                     attempts,
                     error = tried.error,
+                    fault = tried.failure.map(|(fault, _)| fault.as_str()),
                     retry_in = ?after,
                     "a delivery failed and is tried again"
                 );
@@ -211,6 +231,7 @@ impl Settle {
                     envelope = letter.id,
                     event_key = letter.event_key,
                     reason = %letter.reason,
+                    fault = %letter.fault,
                     last_error = letter.last_error,
                     "dead-lettered"
                 );
