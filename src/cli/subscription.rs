@@ -2,6 +2,7 @@
 
 mod apply;
 mod read;
+mod rotate;
 
 use std::path::PathBuf;
 
@@ -51,6 +52,17 @@ pub enum Command {
     Resume {
         #[arg(value_parser = id)]
         id: SubscriptionId,
+    },
+    /// Sign with a new secret, and print what the receiver verifies with, this once
+    RotateSecret {
+        #[arg(value_parser = id)]
+        id: SubscriptionId,
+        /// How long the secret before signs beside the new one: such as 24h, or 0s for not at all
+        #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = rotate::overlap)]
+        overlap: std::time::Duration,
+        /// The kind of the new secret; that of the one before where not given
+        #[arg(long, value_enum)]
+        algorithm: Option<rotate::Kind>,
     },
     /// Remove a subscription
     Remove {
@@ -102,6 +114,9 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
         }
         Command::Pause { id } => set_state(&connect(settings).await?, &id, State::Paused, printer).await,
         Command::Resume { id } => set_state(&connect(settings).await?, &id, State::Active, printer).await,
+        Command::RotateSecret { id, overlap, algorithm } => {
+            rotate::run(&id, overlap, algorithm, settings, printer).await
+        }
         Command::Remove { id, yes } => remove(&connect(settings).await?, &id, yes, printer).await,
     }
 }

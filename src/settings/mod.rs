@@ -165,6 +165,10 @@ pub struct Secrets {
     #[serde(deserialize_with = "unset_if_empty")]
     pub master_key_file: Option<PathBuf>,
     pub key_id: String,
+    /// `<key id>:<key in base64>`
+    pub previous_keys: Vec<SecretString>,
+    /// `<key id>:<path>`
+    pub previous_key_files: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -3,7 +3,7 @@
 use config::{Value, ValueKind};
 
 /// The keys whose values are never shown.
-const HIDDEN: [&str; 3] = ["nats.password", "nats.token", "secrets.master_key"];
+const HIDDEN: [&str; 4] = ["nats.password", "nats.token", "secrets.master_key", "secrets.previous_keys"];
 
 /// One setting of the merged layers.
 pub(super) struct Leaf {
@@ -58,7 +58,11 @@ pub(super) fn name_of(entry: &Value) -> Option<String> {
 
 /// Whether a secret is set is no secret.
 fn hidden(kind: &ValueKind) -> String {
-    if matches!(kind, ValueKind::String(text) if text.is_empty()) { "\"\"" } else { "\"***\"" }.to_owned()
+    match kind {
+        ValueKind::String(text) if text.is_empty() => "\"\"".to_owned(),
+        ValueKind::Array(items) => toml::Value::from(vec!["***"; items.len()]).to_string(),
+        _ => "\"***\"".to_owned(),
+    }
 }
 
 fn toml(kind: &ValueKind) -> toml::Value {
