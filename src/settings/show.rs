@@ -60,7 +60,16 @@ pub(super) fn name_of(entry: &Value) -> Option<String> {
 fn hidden(kind: &ValueKind) -> String {
     match kind {
         ValueKind::String(text) if text.is_empty() => "\"\"".to_owned(),
-        ValueKind::Array(items) => toml::Value::from(vec!["***"; items.len()]).to_string(),
+        // `<key id>:<key>`: the id is no secret.
+        ValueKind::Array(items) => {
+            let entry = |item: &Value| match &item.kind {
+                ValueKind::String(text) => text.split_once(':').map(|(id, _)| format!("{id}:***")),
+                _ => None,
+            };
+            let shown: Vec<String> =
+                items.iter().map(|item| entry(item).unwrap_or_else(|| "***".to_owned())).collect();
+            toml::Value::from(shown).to_string()
+        }
         _ => "\"***\"".to_owned(),
     }
 }
