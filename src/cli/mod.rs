@@ -9,6 +9,7 @@ pub mod logging;
 mod output;
 mod provision;
 mod publish;
+mod secrets;
 mod serve;
 mod subscription;
 
@@ -79,6 +80,9 @@ enum Command {
     /// Who wants which events, and where
     #[command(subcommand)]
     Subscription(subscription::Command),
+    /// The master keys that credentials are sealed with
+    #[command(subcommand)]
+    Secrets(secrets::Command),
     /// The domains: what they owe, and whether they deliver
     #[command(subcommand)]
     Domain(domain::Command),
@@ -138,6 +142,7 @@ impl Cli {
             Command::Provision(options) => provision::run(options, &settings, printer).await,
             Command::Publish(options) => publish::run(options, &settings, printer).await,
             Command::Subscription(command) => subscription::run(command, &settings, printer).await,
+            Command::Secrets(command) => secrets::run(command, &settings, printer).await,
             Command::Domain(command) => domain::run(command, &settings, printer).await,
             Command::Dlt(command) => dlt::run(command, &settings, printer).await,
             Command::Config(command) => config::run(command, self.config.as_deref(), &settings, printer),

@@ -2,6 +2,7 @@
 
 mod apply;
 mod read;
+mod rotate;
 mod sample;
 
 use std::path::PathBuf;
@@ -58,6 +59,17 @@ pub enum Command {
     /// Send a sample event to a subscription's endpoint, once, and show request and answer: exit
     /// code 1 where it is not accepted
     Test(sample::TestOptions),
+    /// Sign with a new secret, and print what the receiver verifies with, this once
+    RotateSecret {
+        #[arg(value_parser = id)]
+        id: SubscriptionId,
+        /// How long the secret before signs beside the new one: such as 24h, or 0s for not at all
+        #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = rotate::overlap)]
+        overlap: std::time::Duration,
+        /// The kind of the new secret; that of the one before where not given
+        #[arg(long, value_enum)]
+        algorithm: Option<rotate::Kind>,
+    },
     /// Remove a subscription
     Remove {
         #[arg(value_parser = id)]
@@ -111,6 +123,9 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
         Command::Resume { id } => set_state(&connect(settings).await?, &id, State::Active, printer).await,
         Command::Match(options) => sample::matching(options, settings, printer).await,
         Command::Test(options) => sample::test(options, settings, printer).await,
+        Command::RotateSecret { id, overlap, algorithm } => {
+            rotate::run(&id, overlap, algorithm, settings, printer).await
+        }
         Command::Remove { id, yes } => remove(&connect(settings).await?, &id, yes, printer).await,
     }
 }

@@ -11,10 +11,14 @@ use super::key::KeyPattern;
 use super::status::Statuses;
 
 mod parse;
+mod signing;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod validate;
 
+pub use signing::{PreviousSecret, Signing};
+pub use tls::Tls;
 pub use validate::{DEFAULT_API_KEY_HEADER, Limits};
 
 /// `[a-z0-9][a-z0-9_-]{0,63}`: safe as a subject token and as part of a consumer name.
@@ -132,6 +136,9 @@ pub struct Delivery {
     /// Statuses that mean something else than they usually do.
     #[serde(default, skip_serializing_if = "Statuses::is_empty")]
     pub statuses: Statuses,
+    /// Where not given: the system's roots, and no certificate of the hub's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
 }
 
 fn default_timeout() -> Duration {
@@ -209,13 +216,6 @@ pub enum ClientAuth {
     ClientSecretPost,
 }
 
-/// Standard Webhooks; `secret` is `whsec_<base64>`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Signing {
-    pub secret: Secret,
-}
-
 /// A credential. It comes in as a plain string, is sealed before it is stored, and is opened
 /// only where a request is made. `Debug` never shows it.
 #[derive(Debug, Clone)]
@@ -290,14 +290,29 @@ impl Subscription {
 impl Delivery {
     /// Every secret it holds, for sealing.
     pub fn secrets_mut(&mut self) -> Vec<&mut Secret> {
+        self.named_secrets_mut().into_iter().map(|(_, secret)| secret).collect()
+    }
+
+    /// Every secret with the path of its field.
+    pub fn named_secrets_mut(&mut self) -> Vec<(&'static str, &mut Secret)> {
         let auth = match &mut self.auth {
             Auth::None => None,
-            Auth::ApiKey { key, .. } => Some(key),
-            Auth::Basic { password, .. } => Some(password),
-            Auth::Bearer { token } => Some(token),
-            Auth::Oauth2 { client_secret, .. } => Some(client_secret),
+            Auth::ApiKey { key, .. } => Some(("delivery.auth.key", key)),
+            Auth::Basic { password, .. } => Some(("delivery.auth.password", password)),
+            Auth::Bearer { token } => Some(("delivery.auth.token", token)),
+            Auth::Oauth2 { client_secret, .. } => Some(("delivery.auth.client_secret", client_secret)),
         };
-        auth.into_iter().chain(self.signing.as_mut().map(|signing| &mut signing.secret)).collect()
+        let mut secrets: Vec<_> = auth.into_iter().collect();
+        if let Some(signing) = &mut self.signing {
+            secrets.push(("delivery.signing.secret", &mut signing.secret));
+            if let Some(previous) = &mut signing.previous {
+                secrets.push(("delivery.signing.previous.secret", &mut previous.secret));
+            }
+        }
+        if let Some(key) = self.tls.as_mut().and_then(|tls| tls.key.as_mut()) {
+            secrets.push(("delivery.tls.key", key));
+        }
+        secrets
     }
 }
 
