@@ -76,7 +76,7 @@ impl Outcome {
     }
 
     /// The attempt's fault, where it did not succeed.
-    fn fault(&self) -> Fault {
+    pub fn fault(&self) -> Fault {
         match self {
             Outcome::Answered { .. } => Fault::Subscriber,
             Outcome::Failed(failure) => failure.fault(),
@@ -202,6 +202,13 @@ pub struct UnknownName {
     what: &'static str,
     name: String,
     known: String,
+}
+
+impl UnknownName {
+    /// `known` lists the names that there are.
+    pub fn new(what: &'static str, name: &str, known: &str) -> Self {
+        Self { what, name: name.to_owned(), known: known.to_owned() }
+    }
 }
 
 /// How often and when a delivery is tried again within the broker.

@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
+use crate::domain::attempt_record::LogChoice;
 use crate::domain::duration;
 use crate::domain::key::KeyPattern;
 
@@ -117,6 +118,8 @@ pub struct Delivery {
     pub response_limit: ByteSize,
     #[serde(with = "duration")]
     pub grace: Duration,
+    #[serde(deserialize_with = "named")]
+    pub log: LogChoice,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -286,6 +289,13 @@ fn unset_if_empty<'de, D: Deserializer<'de>, T: From<String>>(
 ) -> Result<Option<T>, D::Error> {
     let text = String::deserialize(deserializer)?;
     Ok(if text.is_empty() { None } else { Some(T::from(text)) })
+}
+
+/// One of a few names; the error says which.
+fn named<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: std::fmt::Display>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
 fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
