@@ -59,6 +59,8 @@ struct Inner {
     failures: Family<FailureLabel, Counter>,
     delivery_seconds: HistogramFamily,
     spilled: Family<DomainLabel, Counter>,
+    attempts_logged: Family<DomainLabel, Counter>,
+    attempts_unlogged: Family<DomainLabel, Counter>,
     dead_lettered: Family<ReasonLabel, Counter>,
     redriven: Family<DomainLabel, Counter>,
     resolved: Family<DomainLabel, Counter>,
@@ -91,6 +93,8 @@ impl Metrics {
         };
         let delivery_seconds: HistogramFamily = Family::new_with_constructor(buckets);
         let spilled = Family::<DomainLabel, Counter>::default();
+        let attempts_logged = Family::<DomainLabel, Counter>::default();
+        let attempts_unlogged = Family::<DomainLabel, Counter>::default();
         let dead_lettered = Family::<ReasonLabel, Counter>::default();
         let redriven = Family::<DomainLabel, Counter>::default();
         let resolved = Family::<DomainLabel, Counter>::default();
@@ -132,6 +136,16 @@ impl Metrics {
             spilled.clone(),
         );
         registry.register(
+            "attempts_logged",
+            "Records of attempts put into the delivery log, by domain",
+            attempts_logged.clone(),
+        );
+        registry.register(
+            "attempts_unlogged",
+            "Records of attempts left out of the delivery log, which could not keep up, by domain",
+            attempts_unlogged.clone(),
+        );
+        registry.register(
             "dead_lettered",
             "Envelopes put into a DLT, by domain and reason",
             dead_lettered.clone(),
@@ -162,6 +176,8 @@ impl Metrics {
                 failures,
                 delivery_seconds,
                 spilled,
+                attempts_logged,
+                attempts_unlogged,
                 dead_lettered,
                 redriven,
                 resolved,
@@ -198,6 +214,8 @@ impl Metrics {
             dead_lettered: outcome("dead-lettered"),
             delivery_seconds: self.inner.delivery_seconds.get_or_create(&label).clone(),
             spilled: self.inner.spilled.get_or_create(&label).clone(),
+            attempts_logged: self.inner.attempts_logged.get_or_create(&label).clone(),
+            attempts_unlogged: self.inner.attempts_unlogged.get_or_create(&label).clone(),
             redriven: self.inner.redriven.get_or_create(&label).clone(),
             resolved: self.inner.resolved.get_or_create(&label).clone(),
             in_flight: self.inner.in_flight.get_or_create(&label).clone(),
@@ -246,6 +264,8 @@ pub struct DomainMetrics {
     pub dead_lettered: Counter,
     delivery_seconds: Histogram,
     pub spilled: Counter,
+    pub attempts_logged: Counter,
+    pub attempts_unlogged: Counter,
     pub redriven: Counter,
     pub resolved: Counter,
     pub in_flight: Gauge<i64, AtomicI64>,

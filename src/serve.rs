@@ -312,6 +312,7 @@ fn outbox_settings(settings: &Settings, domains: &[DomainSettings], shape: Shape
         ack_wait: settings.delivery.ack_wait,
         grace: settings.delivery.grace,
         schedule: settings.redrive.schedule.clone(),
+        log: settings.delivery.log,
         shape,
     }
 }

@@ -10,7 +10,7 @@ use super::tally::Account;
 /// One figure, measured once.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
-    /// `a` to `d`.
+    /// `a` to `d`, or `l`.
     pub figure: char,
     pub title: &'static str,
     /// The server's sync interval, `default` or `always`.

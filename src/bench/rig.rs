@@ -90,7 +90,12 @@ impl Rig {
 
     /// Starts the hub; all roles where none is named.
     pub fn hub(&self, roles: &[&str]) -> Result<HubProcess, BenchError> {
-        HubProcess::start(&self.settings, &self.listen, roles)
+        self.hub_with(roles, &[])
+    }
+
+    /// Starts it with settings (`key=value`) that go before those of the bench.
+    pub fn hub_with(&self, roles: &[&str], set: &[&str]) -> Result<HubProcess, BenchError> {
+        HubProcess::start(&self.settings, &self.listen, roles, set)
     }
 
     /// Starts the hub with all roles and waits until each is ready.

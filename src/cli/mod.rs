@@ -5,6 +5,7 @@ mod config;
 mod dlt;
 mod domain;
 mod error;
+mod event;
 pub mod logging;
 mod output;
 mod provision;
@@ -89,6 +90,9 @@ enum Command {
     /// Dead letters: what could not be delivered
     #[command(subcommand)]
     Dlt(dlt::Command),
+    /// One event: what became of it
+    #[command(subcommand)]
+    Event(event::Command),
     /// The settings: whether they are valid, and what is in force
     #[command(subcommand)]
     Config(config::Command),
@@ -145,6 +149,7 @@ impl Cli {
             Command::Secrets(command) => secrets::run(command, &settings, printer).await,
             Command::Domain(command) => domain::run(command, &settings, printer).await,
             Command::Dlt(command) => dlt::run(command, &settings, printer).await,
+            Command::Event(command) => event::run(command, &settings, printer).await,
             Command::Config(command) => config::run(command, self.config.as_deref(), &settings, printer),
             Command::Bench(options) => {
                 let complete = crate::bench::run(options, printer.is_json()).await?;

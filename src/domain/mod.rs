@@ -3,6 +3,7 @@
 //! It decides; the adapters and roles around it act. `tests/layout.rs` enforces the rule.
 
 pub mod address;
+pub mod attempt_record;
 pub mod category;
 pub mod dead_letter;
 pub mod duration;
@@ -18,3 +19,4 @@ pub mod outcome;
 pub mod status;
 pub mod subscription;
 pub mod token;
+pub mod trace;

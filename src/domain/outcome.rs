@@ -246,6 +246,13 @@ pub struct UnknownName {
     known: String,
 }
 
+impl UnknownName {
+    /// `known` lists the names that there are.
+    pub fn new(what: &'static str, name: &str, known: &str) -> Self {
+        Self { what, name: name.to_owned(), known: known.to_owned() }
+    }
+}
+
 /// How often and when a delivery is tried again within the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {

@@ -7,6 +7,7 @@
 mod delivery;
 mod disable;
 mod lanes;
+mod log;
 mod settle;
 mod worker;
 
@@ -17,6 +18,7 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::attempt_record::LogChoice;
 use crate::domain::outcome::RetryPolicy;
 use crate::health::{Readiness, ReadyFlag};
 use crate::http_delivery::{HttpDelivery, OpenSecret};
@@ -40,6 +42,8 @@ pub struct OutboxProcessorSettings {
     pub grace: Duration,
     /// Waits before the redrives of a dead letter.
     pub schedule: Vec<Duration>,
+    /// Which attempts the delivery log keeps.
+    pub log: LogChoice,
     pub shape: Shape,
 }
 
@@ -88,6 +92,13 @@ impl OutboxProcessor {
         // hears it from the endpoint itself.
         let (holds, _) = broadcast::channel(HOLDS);
         for (domain, ready) in self.settings.domains.iter().zip(self.ready) {
+            let metrics = self.metrics.of_domain(&domain.name);
+            let log = log::DeliveryLog::new(
+                self.js.clone(),
+                domain.name.clone(),
+                self.settings.log,
+                metrics.clone(),
+            );
             let settle = settle::Settle::new(
                 self.js.clone(),
                 domain.name.clone(),
@@ -95,6 +106,7 @@ impl OutboxProcessor {
                 self.settings.schedule.clone(),
                 self.metrics.clone(),
                 self.settings.ack_wait,
+                log.clone(),
             );
             let delivery = delivery::Delivery::new(
                 self.js.clone(),
@@ -110,10 +122,16 @@ impl OutboxProcessor {
                 settings: self.settings.clone(),
                 delivery,
                 holds: holds.clone(),
-                metrics: self.metrics.of_domain(&domain.name),
+                metrics,
                 ready,
             };
-            workers.spawn(worker.run(stop.clone()));
+            // The log ends when the worker has, however that ends: it writes its last records.
+            let (worker_ended, stop) = (CancellationToken::new(), stop.clone());
+            workers.spawn(log.run(worker_ended.clone()));
+            workers.spawn(async move {
+                let _ended = worker_ended.drop_guard();
+                worker.run(stop).await
+            });
         }
         let mut result = Ok(());
         while let Some(ended) = workers.join_next().await {

@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
+use crate::domain::attempt_record::LogChoice;
 use crate::domain::duration;
 use crate::domain::key::KeyPattern;
 
@@ -117,6 +118,8 @@ pub struct Delivery {
     pub response_limit: ByteSize,
     #[serde(with = "duration")]
     pub grace: Duration,
+    #[serde(deserialize_with = "named")]
+    pub log: LogChoice,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -313,6 +316,13 @@ fn list_of_secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Sec
         }
     }
     deserializer.deserialize_any(List)
+}
+
+/// One of a few names; the error says which.
+fn named<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: std::fmt::Display>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
 fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {

@@ -1,10 +1,13 @@
 //! Carrying out what an attempt's outcome means.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use super::log::DeliveryLog;
+use crate::domain::attempt_record::{AttemptRecord, ErrorKind, Settled};
 use crate::domain::dead_letter::{DeadLetter, State, next_redrive};
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
@@ -33,6 +36,7 @@ pub(super) struct Settle {
     acknowledged: AtomicU64,
     /// A quarter of it is how long a confirmation is waited for.
     ack_wait: Duration,
+    log: DeliveryLog,
 }
 
 /// What was tried, for the records.
@@ -44,6 +48,8 @@ pub(super) struct Tried<'a> {
     error: String,
     latency: Duration,
     answer: Option<&'a str>,
+    kind: Option<ErrorKind>,
+    fault: Option<Fault>,
 }
 
 impl<'a> Tried<'a> {
@@ -55,6 +61,8 @@ impl<'a> Tried<'a> {
             error: attempt.error_text(),
             latency: attempt.latency,
             answer: attempt.answer_excerpt.as_deref(),
+            kind: ErrorKind::of(&attempt.outcome),
+            fault: ErrorKind::of(&attempt.outcome).map(|_| attempt.outcome.fault()),
         }
     }
 
@@ -66,6 +74,8 @@ impl<'a> Tried<'a> {
             error: why.to_owned(),
             latency: Duration::ZERO,
             answer: None,
+            kind: None,
+            fault: None,
         }
     }
 }
@@ -78,9 +88,11 @@ impl Settle {
         schedule: Vec<Duration>,
         all_metrics: Metrics,
         ack_wait: Duration,
+        log: DeliveryLog,
     ) -> Self {
         let metrics = all_metrics.of_domain(&domain);
-        Self { js, domain, policy, schedule, all_metrics, metrics, acknowledged: AtomicU64::new(0), ack_wait }
+        let acknowledged = AtomicU64::new(0);
+        Self { js, domain, policy, schedule, all_metrics, metrics, acknowledged, ack_wait, log }
     }
 
     pub(super) fn decide(&self, outcome: &Outcome, deliveries: u32, statuses: &Statuses) -> Decision {
@@ -111,6 +123,9 @@ impl Settle {
             self.all_metrics.failed(&self.domain, fault.as_str(), kind);
         }
         let attempts = Self::attempts_before(message) + message.deliveries - u32::from(!tried.tried);
+        if tried.tried {
+            self.log(message, envelope, decision, &tried, attempts);
+        }
         match decision {
             Decision::Ack => self.delivered(message, envelope).await,
             Decision::Retry { after } => {
@@ -134,11 +149,10 @@ impl Settle {
                     status: tried.status,
                     error: tried.error,
                     fault,
-                    latency_ms: u64::try_from(tried.latency.as_millis()).unwrap_or(u64::MAX),
+                    latency_ms: milliseconds(tried.latency),
                     answer: tried.answer.map(str::to_owned),
                 };
-                let put =
-                    self.js.put_last_words(&self.domain, &envelope.subscription, &envelope.id, &words).await;
+                let put = self.js.put_final_attempt(&self.domain, envelope, &words).await;
                 if let Err(error) = put {
                     tracing::warn!(%error, envelope = %envelope.id, "the last words of an envelope are lost; it is dead-lettered without them");
                 }
@@ -169,6 +183,46 @@ impl Settle {
                 self.dead_letter(message, &letter).await;
             }
         }
+    }
+
+    /// Puts the attempt into the delivery log, if the settings want it there.
+    fn log(
+        &self,
+        message: &Delivered,
+        envelope: &Envelope<'_>,
+        decision: Decision,
+        tried: &Tried<'_>,
+        attempt: u32,
+    ) {
+        let outcome = match decision {
+            Decision::Ack => Settled::Delivered,
+            Decision::Retry { .. } => Settled::Retried,
+            Decision::DeadLetter { reason: Reason::Exhausted, .. } => Settled::Exhausted,
+            Decision::DeadLetter { .. } => Settled::DeadLettered,
+        };
+        if !self.log.keeps(outcome) {
+            return;
+        }
+        let now = OffsetDateTime::now_utc();
+        let record = AttemptRecord {
+            envelope: Cow::Borrowed(&*envelope.id),
+            event_id: Cow::Borrowed(&*envelope.event_id),
+            event_key: Cow::Borrowed(&*envelope.event_key),
+            event_time: envelope.event_time.as_deref().map(Cow::Borrowed),
+            tenant: Some(Cow::Borrowed(&*envelope.tenant)),
+            queued_at: OffsetDateTime::from_unix_timestamp_nanos(message.stored_at_nanos).unwrap_or(now),
+            at: now,
+            attempt,
+            redriven: predecessor(message).is_some(),
+            outcome,
+            status: tried.status,
+            latency_ms: milliseconds(tried.latency),
+            error: tried.kind,
+            fault: tried.fault,
+            detail: (!tried.error.is_empty()).then_some(Cow::Borrowed(tried.error.as_str())),
+            answer: tried.answer.map(Cow::Borrowed),
+        };
+        self.log.record(&envelope.subscription, &record);
     }
 
     /// Delivered: a dead letter that this was the redrive of is resolved first, then the message
@@ -253,6 +307,10 @@ impl Settle {
             None => Ok(()),
         }
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn predecessor(message: &Delivered) -> Option<u64> {
