@@ -15,5 +15,6 @@ pub mod index;
 pub mod key;
 pub mod last_words;
 pub mod outcome;
+pub mod resolution;
 pub mod subscription;
 pub mod token;

@@ -3,7 +3,13 @@
 use config::{Value, ValueKind};
 
 /// The keys whose values are never shown.
-const HIDDEN: [&str; 3] = ["nats.password", "nats.token", "secrets.master_key"];
+const HIDDEN: [&str; 5] = [
+    "nats.password",
+    "nats.token",
+    "secrets.master_key",
+    "subscriptions.token",
+    "subscriptions.listen_token",
+];
 
 /// One setting of the merged layers.
 pub(super) struct Leaf {

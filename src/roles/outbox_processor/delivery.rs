@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::Subscriptions;
 use super::settle::{Settle, Tried};
 use crate::domain::envelope::Envelope;
 use crate::domain::index::Entry;
@@ -30,7 +31,7 @@ pub(super) struct Delivery {
 
 struct Inner {
     js: JetStream,
-    registry: Registry,
+    subscriptions: Subscriptions,
     http: HttpDelivery,
     opener: Arc<dyn OpenSecret>,
     settle: Settle,
@@ -39,8 +40,17 @@ struct Inner {
 
 #[derive(Clone)]
 struct Prepared {
-    revision: u64,
+    form: Form,
     target: Result<Arc<Target>, Failure>,
+}
+
+/// What a target was prepared from.
+#[derive(Clone, PartialEq)]
+enum Form {
+    /// The registry's revision.
+    Revision(u64),
+    /// The delivery in an envelope.
+    Json(Box<str>),
 }
 
 /// Where an envelope goes now.
@@ -52,13 +62,13 @@ enum Destination {
 impl Delivery {
     pub(super) fn new(
         js: JetStream,
-        registry: Registry,
+        subscriptions: Subscriptions,
         http: HttpDelivery,
         opener: Arc<dyn OpenSecret>,
         settle: Settle,
     ) -> Self {
         let targets = Mutex::new(HashMap::new());
-        Self { inner: Arc::new(Inner { js, registry, http, opener, settle, targets }) }
+        Self { inner: Arc::new(Inner { js, subscriptions, http, opener, settle, targets }) }
     }
 
     /// Tries once and settles the message. Returns whether the endpoint is healthy.
@@ -71,7 +81,13 @@ impl Delivery {
                 return true;
             }
         };
-        let target = match inner.destination(subscription).await {
+        let destination = match &inner.subscriptions {
+            Subscriptions::Registry(registry) => inner.destination(registry, subscription).await,
+            Subscriptions::InEnvelopes => {
+                Ok(Destination::Deliver(inner.target_of_envelope(subscription, &envelope)))
+            }
+        };
+        let target = match destination {
             Ok(Destination::Deliver(target)) => target,
             Ok(Destination::DeadLetter(reason, text)) => {
                 let decision = Decision::DeadLetter { reason, fault: Fault::Subscriber };
@@ -117,8 +133,8 @@ impl Inner {
     /// The endpoint as the registry has it now: a corrected URL or a new credential reaches the
     /// envelopes that wait. What the index does not know, or knows as paused, is asked of the
     /// bucket itself before it is believed.
-    async fn destination(&self, id: &SubscriptionId) -> Result<Destination, NatsError> {
-        let known = self.registry.read().get(id).cloned();
+    async fn destination(&self, registry: &Registry, id: &SubscriptionId) -> Result<Destination, NatsError> {
+        let known = registry.read().get(id).cloned();
         let entry = match known {
             Some(entry) if entry.subscription.state == State::Active => entry,
             _ => match self.js.subscription(id).await? {
@@ -132,26 +148,42 @@ impl Inner {
                 },
             },
         };
-        Ok(Destination::Deliver(self.target(id, &entry)))
+        let target = self.target(id, Form::Revision(entry.revision), || {
+            entry.to_subscription().map(|subscription| subscription.delivery).ok()
+        });
+        Ok(Destination::Deliver(target))
     }
 
-    fn target(&self, id: &SubscriptionId, entry: &Entry) -> Result<Arc<Target>, Failure> {
+    /// The endpoint as the resolver had it at the fan-out.
+    fn target_of_envelope(
+        &self,
+        id: &SubscriptionId,
+        envelope: &Envelope<'_>,
+    ) -> Result<Arc<Target>, Failure> {
+        let json = envelope.delivery.get();
+        self.target(id, Form::Json(json.into()), || serde_json::from_str(json).ok())
+    }
+
+    fn target(
+        &self,
+        id: &SubscriptionId,
+        form: Form,
+        delivery: impl FnOnce() -> Option<crate::domain::subscription::Delivery>,
+    ) -> Result<Arc<Target>, Failure> {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(prepared) = targets.get(id)
-            && prepared.revision == entry.revision
+            && prepared.form == form
         {
             return prepared.target.clone();
         }
         if targets.len() >= MOST_TARGETS {
             targets.clear();
         }
-        let target = match entry.to_subscription() {
-            Ok(subscription) => {
-                Target::prepare(id.as_str(), &subscription.delivery, &*self.opener).map(Arc::new)
-            }
-            Err(_) => Err(Failure::Request),
+        let target = match delivery() {
+            Some(delivery) => Target::prepare(id.as_str(), &delivery, &*self.opener).map(Arc::new),
+            None => Err(Failure::Request),
         };
-        targets.insert(id.clone(), Prepared { revision: entry.revision, target: target.clone() });
+        targets.insert(id.clone(), Prepared { form, target: target.clone() });
         target
     }
 }

@@ -12,13 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::delivery::{Delivery, Finished};
 use super::lanes::{self, Lanes, Read};
-use super::{DomainSettings, OutboxProcessorSettings};
+use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
+use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::FairShare;
 use crate::domain::subscription::SubscriptionId;
 use crate::health::ReadyFlag;
 use crate::metrics::DomainMetrics;
 use crate::nats::subjects::own_lane;
-use crate::nats::{Acker, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Outgoing, Registry};
+use crate::nats::{Acker, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Outgoing};
 
 /// Messages taken from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
@@ -37,7 +38,7 @@ pub(super) struct Held {
 
 pub(super) struct Worker {
     js: JetStream,
-    registry: Registry,
+    subscriptions: Subscriptions,
     domain: DomainSettings,
     settings: OutboxProcessorSettings,
     delivery: Delivery,
@@ -64,14 +65,14 @@ struct Running {
 impl Worker {
     pub(super) fn new(
         js: JetStream,
-        registry: Registry,
+        subscriptions: Subscriptions,
         domain: DomainSettings,
         settings: OutboxProcessorSettings,
         delivery: Delivery,
         metrics: DomainMetrics,
         ready: ReadyFlag,
     ) -> Self {
-        Self { js, registry, domain, settings, delivery, metrics, ready }
+        Self { js, subscriptions, domain, settings, delivery, metrics, ready }
     }
 
     pub(super) async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
@@ -152,11 +153,16 @@ impl Worker {
             });
             return;
         };
-        let (max_in_flight, rate) = self
-            .registry
-            .read()
-            .get(&subscription)
-            .map_or((1, None), |entry| (entry.max_in_flight, entry.rate_limit.as_deref().copied()));
+        let (max_in_flight, rate) = match &self.subscriptions {
+            Subscriptions::Registry(registry) => registry
+                .read()
+                .get(&subscription)
+                .map(|entry| (entry.max_in_flight, entry.rate_limit.as_deref().copied())),
+            Subscriptions::InEnvelopes => {
+                Envelope::read(&message.payload).ok().and_then(|envelope| envelope.share())
+            }
+        }
+        .unwrap_or((1, None));
         let held = Held { message, subscription: subscription.clone(), permit };
         let now = running.started.elapsed();
         let refused = if own_lane {
