@@ -30,6 +30,13 @@ struct ReasonLabel {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct FailureLabel {
+    domain: String,
+    fault: &'static str,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RejectedLabel {
     reason: String,
 }
@@ -49,8 +56,11 @@ struct Inner {
     rejected: Family<RejectedLabel, Counter>,
     envelopes: Family<DomainLabel, Counter>,
     deliveries: Family<OutcomeLabel, Counter>,
+    failures: Family<FailureLabel, Counter>,
     delivery_seconds: HistogramFamily,
     spilled: Family<DomainLabel, Counter>,
+    attempts_logged: Family<DomainLabel, Counter>,
+    attempts_unlogged: Family<DomainLabel, Counter>,
     dead_lettered: Family<ReasonLabel, Counter>,
     redriven: Family<DomainLabel, Counter>,
     resolved: Family<DomainLabel, Counter>,
@@ -75,6 +85,7 @@ impl Metrics {
         let rejected = Family::<RejectedLabel, Counter<u64, AtomicU64>>::default();
         let envelopes = Family::<DomainLabel, Counter>::default();
         let deliveries = Family::<OutcomeLabel, Counter>::default();
+        let failures = Family::<FailureLabel, Counter>::default();
         let buckets: fn() -> Histogram = || {
             Histogram::new([
                 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
@@ -82,6 +93,8 @@ impl Metrics {
         };
         let delivery_seconds: HistogramFamily = Family::new_with_constructor(buckets);
         let spilled = Family::<DomainLabel, Counter>::default();
+        let attempts_logged = Family::<DomainLabel, Counter>::default();
+        let attempts_unlogged = Family::<DomainLabel, Counter>::default();
         let dead_lettered = Family::<ReasonLabel, Counter>::default();
         let redriven = Family::<DomainLabel, Counter>::default();
         let resolved = Family::<DomainLabel, Counter>::default();
@@ -108,6 +121,11 @@ impl Metrics {
             deliveries.clone(),
         );
         registry.register(
+            "failures",
+            "Failed delivery attempts, by domain, whose fault it is (subscriber, hub) and kind",
+            failures.clone(),
+        );
+        registry.register(
             "delivery_seconds",
             "Duration of a delivery attempt in seconds, by domain",
             delivery_seconds.clone(),
@@ -116,6 +134,16 @@ impl Metrics {
             "envelopes_spilled",
             "Envelopes moved to their subscription's own lane, by domain",
             spilled.clone(),
+        );
+        registry.register(
+            "attempts_logged",
+            "Records of attempts put into the delivery log, by domain",
+            attempts_logged.clone(),
+        );
+        registry.register(
+            "attempts_unlogged",
+            "Records of attempts left out of the delivery log, which could not keep up, by domain",
+            attempts_unlogged.clone(),
         );
         registry.register(
             "dead_lettered",
@@ -145,8 +173,11 @@ impl Metrics {
                 rejected,
                 envelopes,
                 deliveries,
+                failures,
                 delivery_seconds,
                 spilled,
+                attempts_logged,
+                attempts_unlogged,
                 dead_lettered,
                 redriven,
                 resolved,
@@ -183,6 +214,8 @@ impl Metrics {
             dead_lettered: outcome("dead-lettered"),
             delivery_seconds: self.inner.delivery_seconds.get_or_create(&label).clone(),
             spilled: self.inner.spilled.get_or_create(&label).clone(),
+            attempts_logged: self.inner.attempts_logged.get_or_create(&label).clone(),
+            attempts_unlogged: self.inner.attempts_unlogged.get_or_create(&label).clone(),
             redriven: self.inner.redriven.get_or_create(&label).clone(),
             resolved: self.inner.resolved.get_or_create(&label).clone(),
             in_flight: self.inner.in_flight.get_or_create(&label).clone(),
@@ -191,6 +224,12 @@ impl Metrics {
 
     pub fn rejected(&self, reason: &str) {
         self.inner.rejected.get_or_create(&RejectedLabel { reason: reason.to_owned() }).inc();
+    }
+
+    /// A delivery attempt failed.
+    pub fn failed(&self, domain: &str, fault: &'static str, kind: &'static str) {
+        let label = FailureLabel { domain: domain.to_owned(), fault, kind };
+        self.inner.failures.get_or_create(&label).inc();
     }
 
     pub fn dead_lettered(&self, domain: &str, reason: &str) {
@@ -225,6 +264,8 @@ pub struct DomainMetrics {
     pub dead_lettered: Counter,
     delivery_seconds: Histogram,
     pub spilled: Counter,
+    pub attempts_logged: Counter,
+    pub attempts_unlogged: Counter,
     pub redriven: Counter,
     pub resolved: Counter,
     pub in_flight: Gauge<i64, AtomicI64>,

@@ -1,9 +1,13 @@
-//! Credentials at rest: sealed with a master key, opened only where a request is made.
+//! Credentials at rest: sealed with a master key, opened only where a request is made. Keys that were
+//! replaced still open; what they sealed is sealed anew by `hub secrets rotate`.
 //!
 //! XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03) under a random 192-bit nonce, long enough to be
 //! drawn at random for any number of secrets under one key. The sealed form is
 //! `v1.<key id>.<base64url of nonce and ciphertext, unpadded>`. The subscription's id is the
 //! associated data: a sealed credential that is copied to another subscription does not open.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::{GeneralPurpose, STANDARD, URL_SAFE_NO_PAD};
@@ -19,10 +23,12 @@ const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
 const ENCODING: GeneralPurpose = URL_SAFE_NO_PAD;
 
-/// Seals and opens credentials with one master key.
+/// Seals credentials with the current master key, and opens what it or a previous one sealed.
 #[derive(Clone)]
 pub struct Sealer {
-    cipher: XChaCha20Poly1305,
+    /// By key id.
+    ciphers: HashMap<String, XChaCha20Poly1305>,
+    /// The one that seals.
     key_id: String,
 }
 
@@ -30,7 +36,7 @@ pub struct Sealer {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     #[error(
-        "the credential is sealed with the key {key_id:?}, which this process does not have: set secrets.key_id and secrets.master_key (or secrets.master_key_file) to it"
+        "the credential is sealed with the key {key_id:?}, which this process does not have: set secrets.key_id and secrets.master_key (or secrets.master_key_file) to it, or name it in secrets.previous_keys (or secrets.previous_key_files)"
     )]
     MissingKey { key_id: String },
     #[error(
@@ -44,40 +50,46 @@ pub enum SealError {
 /// Why the master key of the settings cannot be used. The text holds nothing of the key.
 #[derive(Debug, thiserror::Error)]
 pub enum MasterKeyError {
-    #[error("secrets.master_key_file: {} cannot be read: {source}", file.display())]
-    Read { file: std::path::PathBuf, source: std::io::Error },
+    #[error("{setting}: {} cannot be read: {source}", file.display())]
+    Read { setting: &'static str, file: PathBuf, source: std::io::Error },
     #[error("{setting} is not 32 bytes in base64: make one with `openssl rand -base64 32`")]
     NotAKey { setting: &'static str },
 }
 
 impl Sealer {
-    /// The sealer of the settings' master key; `None` where none is set.
+    /// The sealer of the settings' master keys; `None` where there is no current one.
     pub fn from_settings(secrets: &Secrets) -> Result<Option<Self>, MasterKeyError> {
         let (setting, text) = match (&secrets.master_key, &secrets.master_key_file) {
             (Some(key), _) => ("secrets.master_key", key.clone()),
-            (None, Some(file)) => {
-                let text = std::fs::read_to_string(file)
-                    .map_err(|source| MasterKeyError::Read { file: file.clone(), source })?;
-                ("secrets.master_key_file", SecretString::from(text))
-            }
+            (None, Some(file)) => ("secrets.master_key_file", read("secrets.master_key_file", file)?),
             (None, None) => return Ok(None),
         };
-        let key = STANDARD
-            .decode(text.expose_secret().trim())
-            .ok()
-            .filter(|key| key.len() == KEY_BYTES)
-            .ok_or(MasterKeyError::NotAKey { setting })?;
-        Ok(Some(Self {
-            cipher: XChaCha20Poly1305::new(Key::from_slice(&key)),
-            key_id: secrets.key_id.clone(),
-        }))
+        let mut ciphers = HashMap::from([(secrets.key_id.clone(), cipher(setting, &text)?)]);
+        for entry in &secrets.previous_keys {
+            let setting = "secrets.previous_keys";
+            let (id, key) =
+                entry.expose_secret().split_once(':').ok_or(MasterKeyError::NotAKey { setting })?;
+            ciphers.entry(id.to_owned()).or_insert(cipher(setting, &SecretString::from(key))?);
+        }
+        for entry in &secrets.previous_key_files {
+            let setting = "secrets.previous_key_files";
+            let (id, file) = entry.split_once(':').ok_or(MasterKeyError::NotAKey { setting })?;
+            ciphers.entry(id.to_owned()).or_insert(cipher(setting, &read(setting, Path::new(file))?)?);
+        }
+        Ok(Some(Self { ciphers, key_id: secrets.key_id.clone() }))
+    }
+
+    /// The id of the key that seals.
+    pub fn key_id(&self) -> &str {
+        &self.key_id
     }
 
     /// The sealed form of `secret`; `aad` is the subscription's id. Each call gives another text.
     pub fn seal(&self, aad: &str, secret: &SecretString) -> String {
         let nonce = XChaCha20Poly1305::generate_nonce(&mut OsRng);
         let payload = Payload { msg: secret.expose_secret().as_bytes(), aad: aad.as_bytes() };
-        let ciphertext = self.cipher.encrypt(&nonce, payload).expect("only a text of 256 GiB fails");
+        let cipher = self.ciphers.get(&self.key_id).expect("the current key is put in when it is made");
+        let ciphertext = cipher.encrypt(&nonce, payload).expect("only a text of 256 GiB fails");
         let bytes = [nonce.as_slice(), &ciphertext].concat();
         format!("{VERSION}.{}.{}", self.key_id, ENCODING.encode(bytes))
     }
@@ -92,13 +104,26 @@ impl Sealer {
         };
         let bytes = ENCODING.decode(encoded).map_err(|_| SealError::Malformed)?;
         let (nonce, ciphertext) = bytes.split_at_checked(NONCE_BYTES).ok_or(SealError::Malformed)?;
-        if key_id != self.key_id {
-            return Err(SealError::MissingKey { key_id: key_id.to_owned() });
-        }
+        let cipher =
+            self.ciphers.get(key_id).ok_or_else(|| SealError::MissingKey { key_id: key_id.to_owned() })?;
         let payload = Payload { msg: ciphertext, aad: aad.as_bytes() };
-        let plain = self.cipher.decrypt(XNonce::from_slice(nonce), payload).map_err(|_| SealError::Forged)?;
+        let plain = cipher.decrypt(XNonce::from_slice(nonce), payload).map_err(|_| SealError::Forged)?;
         String::from_utf8(plain).map(SecretString::from).map_err(|_| SealError::Malformed)
     }
+}
+
+fn read(setting: &'static str, file: &Path) -> Result<SecretString, MasterKeyError> {
+    let text = std::fs::read_to_string(file);
+    text.map(SecretString::from).map_err(|source| MasterKeyError::Read {
+        setting,
+        file: file.to_owned(),
+        source,
+    })
+}
+
+fn cipher(setting: &'static str, text: &SecretString) -> Result<XChaCha20Poly1305, MasterKeyError> {
+    let key = STANDARD.decode(text.expose_secret().trim()).ok().filter(|key| key.len() == KEY_BYTES);
+    key.map(|key| XChaCha20Poly1305::new(Key::from_slice(&key))).ok_or(MasterKeyError::NotAKey { setting })
 }
 
 impl std::fmt::Debug for Sealer {
@@ -115,6 +140,27 @@ pub fn seal_subscription(sealer: &Sealer, subscription: &mut Subscription) {
             *secret = Secret::Sealed(sealer.seal(&aad, plain));
         }
     }
+}
+
+/// Seals anew, with the current key, every credential of `subscription` that another key sealed.
+/// Returns how many those were; on an error none was changed.
+pub fn reseal_subscription(sealer: &Sealer, subscription: &mut Subscription) -> Result<usize, SealError> {
+    let aad = subscription.id.as_str().to_owned();
+    let current = format!("{VERSION}.{}.", sealer.key_id);
+    let mut resealed = Vec::new();
+    for secret in subscription.secrets_mut() {
+        if let Secret::Sealed(sealed) = &*secret
+            && !sealed.starts_with(&current)
+        {
+            let anew = sealer.seal(&aad, &sealer.open(&aad, sealed)?);
+            resealed.push((secret, anew));
+        }
+    }
+    let count = resealed.len();
+    for (secret, anew) in resealed {
+        *secret = Secret::Sealed(anew);
+    }
+    Ok(count)
 }
 
 /// Opens every sealed credential of `subscription`. On an error some may be open already.
@@ -170,6 +216,50 @@ mod tests {
         for text in ["", "v1.k1", "v2.k1.AAAA", "v1.k1.AAAA", "v1.k1.?", "v1.k1.AAAA.AAAA", "plain"] {
             assert_eq!(refused(&ours, "billing-crm", text), SealError::Malformed, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_previous_key_opens_and_never_seals() {
+        let old = sealer(KEY, "k1");
+        let text = format!(
+            r#"{{"id":"crm","events":["user.>"],"delivery":{{"url":"https://crm.example/",
+            "auth":{{"type":"bearer","token":"{}"}},"signing":{{"secret":"hush-2",
+            "previous":{{"secret":"hush-3","until":"2030-01-01T00:00:00Z"}}}}}}}}"#,
+            "hush-1"
+        );
+        let mut subscription: Subscription = serde_json::from_str(&text).unwrap();
+        seal_subscription(&old, &mut subscription);
+
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("k1");
+        std::fs::write(&file, format!("{KEY}\n")).unwrap();
+        let mut secrets = Settings::defaults().secrets;
+        secrets.master_key = Some(SecretString::from(OTHER));
+        secrets.key_id = "k2".to_owned();
+        let without = Sealer::from_settings(&secrets).unwrap().unwrap();
+        let missing = SealError::MissingKey { key_id: "k1".to_owned() };
+        let before = serde_json::to_string(&subscription).unwrap();
+        assert_eq!(reseal_subscription(&without, &mut subscription), Err(missing));
+        assert_eq!(serde_json::to_string(&subscription).unwrap(), before);
+
+        let mut with_file = secrets.clone();
+        with_file.previous_key_files = vec![format!("k1:{}", file.display())];
+        secrets.previous_keys = vec![SecretString::from(format!("k1:{KEY}"))];
+        for secrets in [with_file, secrets] {
+            let new = Sealer::from_settings(&secrets).unwrap().unwrap();
+            let mut rotated = subscription.clone();
+            assert_eq!(reseal_subscription(&new, &mut rotated), Ok(3));
+            assert_eq!(reseal_subscription(&new, &mut rotated), Ok(0), "sealed again without need");
+            assert!(!serde_json::to_string(&rotated).unwrap().contains("v1.k1."));
+            open_subscription(&without, &mut rotated).unwrap();
+            assert!(open_subscription(&old, &mut subscription.clone()).is_ok());
+        }
+        let mut bad = Settings::defaults().secrets;
+        bad.master_key = Some(SecretString::from(OTHER));
+        bad.previous_keys = vec![SecretString::from("k0:hush")];
+        let error = Sealer::from_settings(&bad).unwrap_err();
+        assert!(matches!(error, MasterKeyError::NotAKey { setting: "secrets.previous_keys" }));
+        assert!(!error.to_string().contains("hush"));
     }
 
     #[test]

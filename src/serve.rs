@@ -337,18 +337,29 @@ fn chosen_domains(settings: &Settings, options: &ServeOptions) -> Result<Vec<Dom
 fn outbox_settings(settings: &Settings, domains: &[DomainSettings], shape: Shape) -> OutboxProcessorSettings {
     OutboxProcessorSettings {
         domains: domains.to_vec(),
-        retry: RetryPolicy {
-            max_deliver: settings.delivery.max_deliver,
-            waits: settings.delivery.retry.clone(),
-            max_retry_after: settings.delivery.max_retry_after,
-        },
+        retry: retry_policy(settings),
         held: settings.delivery.held,
         queue_per_subscription: settings.delivery.queue_per_subscription,
         ack_wait: settings.delivery.ack_wait,
         grace: settings.delivery.grace,
         schedule: settings.redrive.schedule.clone(),
+        log: settings.delivery.log,
         shape,
     }
+}
+
+/// What the settings say of attempts.
+pub fn retry_policy(settings: &Settings) -> RetryPolicy {
+    RetryPolicy {
+        max_deliver: settings.delivery.max_deliver,
+        waits: settings.delivery.retry.clone(),
+        max_retry_after: settings.delivery.max_retry_after,
+    }
+}
+
+/// Opens credentials with the settings' master key.
+pub fn opener(settings: &Settings) -> Result<Arc<dyn OpenSecret>, MasterKeyError> {
+    Ok(Arc::new(MasterKey(Sealer::from_settings(&settings.secrets)?)))
 }
 
 /// What the settings say of the HTTP deliveries.

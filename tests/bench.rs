@@ -34,12 +34,15 @@ async fn measured_with(sync: &str) {
         assert_eq!((&arrivals["missing"], &arrivals["unexpected"]), (&0.into(), &0.into()), "{figure}");
         assert_eq!(figure["still_owed"], 0, "{figure}");
         let measures = figure["measures"].as_array().expect("measures are an array");
-        assert_eq!(measures.len(), if figure["figure"] == "c" { 2 } else { 1 }, "{figure}");
+        assert_eq!(measures.len(), 2, "{figure}");
         for measure in measures {
             let positive = |name: &str| measure[name].as_f64().is_some_and(|value| value > 0.0);
-            assert!(positive("value") && positive("bare") && positive("ratio"), "{figure}");
+            assert!(positive("value"), "{figure}");
             assert_eq!(measure["unit"], if figure["figure"] == "c" { "ms" } else { "deliveries/s" });
-            assert!(!measure["goals"].as_array().expect("goals are an array").is_empty(), "{figure}");
+            if measure["name"] != "with every acknowledgement stored" {
+                assert!(positive("bare") && positive("ratio"), "{figure}");
+                assert!(!measure["goals"].as_array().expect("goals are an array").is_empty(), "{figure}");
+            }
         }
     }
 }

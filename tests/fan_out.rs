@@ -90,9 +90,9 @@ async fn a_full_outbox_makes_its_events_wait_and_no_others() {
     hub.wait_for_log("the outbox is full", STEP).await;
 
     // What does not fit waits where it is, and the other domain does not notice.
-    let free = ids("free", 300);
+    let free = ids("free", 100);
     client.publish_all("user.created", &free).await;
-    receiver.wait_accepted("/healthy", 300, STEP).await;
+    receiver.wait_accepted("/healthy", 100, STEP).await;
     let waiting = broker.messages("HUB_EVENTS").await;
     let standing = broker.messages("HUB_OUTBOX_POLICY_CLIENT").await;
     assert_eq!(waiting + standing, 600, "{waiting} events wait, {standing} envelopes stand in the outbox");

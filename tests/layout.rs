@@ -41,9 +41,10 @@ const IMPURE: [&str; 13] = [
 ];
 /// Each client library and the places that may import it: one, but for what the demo and the bench
 /// bring of the other side (endpoints, progress for people).
-const CLIENTS: [(&str, &[&str]); 9] = [
+const CLIENTS: [(&str, &[&str]); 10] = [
     ("async_nats", &["nats"]),
     ("reqwest", &["http_delivery"]),
+    ("ring", &["http_delivery"]),
     ("axum", &["api", "demo"]),
     ("tonic", &["subscriptions_grpc"]),
     ("tonic_prost", &["subscriptions_grpc"]),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::{
-    Account, FaultProxy, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, free_port, ids,
+    Account, Behaviour, FaultProxy, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, free_port, ids,
     subscription,
 };
 
@@ -122,6 +122,42 @@ async fn a_change_is_seen_when_the_kept_answer_ends() {
     broker.nothing_owed_within(STEP).await;
     let (before, after) = (receiver.accepted("/before").len(), receiver.accepted("/after").len());
     assert_eq!(before + after, published, "each went to one of the two");
+}
+
+#[tokio::test]
+async fn an_answer_means_what_the_resolver_says_and_a_410_disables_nobody() {
+    let answering = Answering::start().await;
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    receiver.set("/gone", Behaviour::status(410));
+    receiver.set("/patient", Behaviour::failing_first(1, 410));
+    let mut patient = subscription("patient", &["user.>"], &receiver.url("/patient"));
+    patient["delivery"]["statuses"] = json!({ "retry": [410] });
+    let gone = subscription("gone", &["user.>"], &receiver.url("/gone"));
+    answering.client.subscribe([gone, patient]).await;
+    let mut hub = Hub::serve(&broker.url(), &asking(answering.port, TOKEN, ""), &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client.publish("user.created", "one").await;
+    hub.wait_for_log("the subscription is not disabled: it is resolved elsewhere", STEP).await;
+    receiver.wait_accepted("/patient", 1, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+
+    // It is still tried, for it is disabled nowhere.
+    client.publish("user.created", "two").await;
+    receiver.wait_for("/gone", 2, STEP).await;
+    receiver.wait_accepted("/patient", 2, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    let letters = client.dead_letters("user-lifecycle").await;
+    let told: Vec<_> = letters
+        .iter()
+        .map(|entry| {
+            (entry.letter.subscription.as_str(), entry.letter.reason.as_str(), entry.letter.attempts)
+        })
+        .collect();
+    assert_eq!(told, [("gone", "permanent", 1); 2]);
+    let shown = answering.hub.cli_json(&["subscription", "show", "gone"]).await;
+    assert_eq!(shown["state"], "active");
 }
 
 #[tokio::test]

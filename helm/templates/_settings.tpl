@@ -62,6 +62,9 @@ numbers as floats (`replicas = 3.0`), which the hub refuses.
 {{- if (.Values.settings.secrets | default dict).master_key -}}
 {{- fail "settings.secrets.master_key: settings go into a ConfigMap, which is no place for a secret; put it into a Secret and name that in masterKey" -}}
 {{- end -}}
+{{- if (.Values.settings.secrets | default dict).previous_keys -}}
+{{- fail "settings.secrets.previous_keys: settings go into a ConfigMap, which is no place for a secret; put it into a Secret and name that in extraEnv as HUB__SECRETS__PREVIOUS_KEYS" -}}
+{{- end -}}
 {{- if (.Values.settings.api | default dict).listen -}}
 {{- fail "settings.api.listen: follows from `port`, which Service and probes share; set that" -}}
 {{- end -}}

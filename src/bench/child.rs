@@ -73,8 +73,9 @@ pub struct HubProcess {
 }
 
 impl HubProcess {
-    /// Starts it with `settings`; all roles where none is named.
-    pub fn start(settings: &str, listen: &str, roles: &[&str]) -> Result<Self, BenchError> {
+    /// Starts it with `settings`, and with those of `set` (`key=value`) before them; all roles where
+    /// none is named.
+    pub fn start(settings: &str, listen: &str, roles: &[&str], set: &[&str]) -> Result<Self, BenchError> {
         let folder =
             tempfile::tempdir().map_err(|source| BenchError::File { path: std::env::temp_dir(), source })?;
         let file = |path: &std::path::Path, source| BenchError::File { path: path.to_owned(), source };
@@ -87,6 +88,9 @@ impl HubProcess {
         command.arg("--config").arg(&config).arg("serve").stdout(output).stderr(errors);
         for role in roles {
             command.args(["--role", role]);
+        }
+        for setting in set {
+            command.args(["--set", setting]);
         }
         let child = command.spawn().map_err(|source| BenchError::Spawn { what: "the hub", source })?;
         let pid = child.id().expect("a child that has not been waited for has a process id");

@@ -3,45 +3,20 @@
 
 use super::error::BenchError;
 use super::load::{preload, register, subscription};
-use super::report::{Figure, Goal, Measure, Unit};
+use super::report::{Figure, Goal, Measure, Processor, Unit, settled_measure};
 use super::rig::{Rig, bar};
 use super::statistics::per_second;
+use super::tally::Account;
 use super::{SyncMode, Tenth};
 
 const SUBSCRIPTIONS: usize = 10;
 
 /// Drains `messages` envelopes, spread over ten subscriptions.
 pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError> {
-    let events = messages.tenth();
-    let total = events * SUBSCRIPTIONS as u64;
-    let rig = Rig::start(sync.interval(), total).await?;
-    let bare = rig.bare_loop(total).await?;
-    let url = rig.receiver.url();
-    let subscriptions: Vec<_> =
-        (0..SUBSCRIPTIONS).map(|n| subscription(n, "default", url)).collect::<Result<_, _>>()?;
-    register(&rig.js, &subscriptions, |_| {}).await?;
-    let loading = bar(total, format!("(a) sync {}: filling the outbox", sync.name()));
-    let expected = preload(&rig.js, events, &subscriptions, |count| loading.inc(count)).await?;
-    loading.finish_and_clear();
-
-    let draining = bar(total, format!("(a) sync {}: draining it", sync.name()));
-    let hub = rig.hub(&["outbox-processor"])?;
-    let before = rig.clocks(&hub)?;
-    rig.wait_for(&expected, &draining).await;
-    let still_owed = rig.wait_until_settled().await?;
-    let processor = rig.clocks(&hub)?.since(before, total);
-    draining.finish_and_clear();
-    hub.stop().await?;
-
-    let (arrivals, rate) = {
-        let tally = rig.receiver.tally();
-        let arrivals = tally.account(&expected);
-        let rate = tally.span().and_then(|(first, last)| {
-            // The first arrival starts the clock and is not counted in it.
-            per_second((arrivals.expected - arrivals.missing).saturating_sub(1), last - first)
-        });
-        (arrivals, rate.unwrap_or(0.0))
-    };
+    let rig = rig(sync, messages).await?;
+    let bare = rig.bare_loop(total(messages)).await?;
+    let Drained { rate, settled_rate, arrivals, still_owed, processor, .. } =
+        drain(&rig, 'a', sync, messages, &[]).await?;
     rig.stop().await?;
     let measure = Measure::new("", rate, Unit::DeliveriesPerSecond, Some(bare.per_second()));
     let ratio = measure.ratio.unwrap_or(0.0);
@@ -55,9 +30,71 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
         figure: 'a',
         title,
         sync: sync.name(),
-        measures: vec![measure],
+        measures: vec![measure, settled_measure(settled_rate)],
         arrivals,
         still_owed,
         processor,
     })
+}
+
+/// One outbox, drained once.
+pub struct Drained {
+    /// Deliveries per second, from the first arrival to the last.
+    pub rate: f64,
+    /// The same until every acknowledgement is stored.
+    pub settled_rate: Option<f64>,
+    pub arrivals: Account,
+    pub still_owed: u64,
+    pub processor: Option<Processor>,
+    /// Records in the delivery log at the end.
+    pub logged: u64,
+}
+
+fn total(messages: u64) -> u64 {
+    messages.tenth() * SUBSCRIPTIONS as u64
+}
+
+/// A rig with room for `messages` in an outbox.
+pub async fn rig(sync: SyncMode, messages: u64) -> Result<Rig, BenchError> {
+    Rig::start(sync.interval(), total(messages)).await
+}
+
+/// Fills the outbox of a fresh rig and drains it, with settings (`key=value`) for the hub.
+pub async fn drain(
+    rig: &Rig,
+    figure: char,
+    sync: SyncMode,
+    messages: u64,
+    set: &[&str],
+) -> Result<Drained, BenchError> {
+    let (events, total) = (messages.tenth(), total(messages));
+    let url = rig.receiver.url();
+    let subscriptions: Vec<_> =
+        (0..SUBSCRIPTIONS).map(|n| subscription(n, "default", url)).collect::<Result<_, _>>()?;
+    register(&rig.js, &subscriptions, |_| {}).await?;
+    let loading = bar(total, format!("({figure}) sync {}: filling the outbox", sync.name()));
+    let expected = preload(&rig.js, events, &subscriptions, |count| loading.inc(count)).await?;
+    loading.finish_and_clear();
+
+    let draining = bar(total, format!("({figure}) sync {}: draining it", sync.name()));
+    let hub = rig.hub_with(&["outbox-processor"], set)?;
+    let before = rig.clocks(&hub)?;
+    rig.wait_for(&expected, &draining).await;
+    let settled = rig.wait_until_settled().await?;
+    let processor = rig.clocks(&hub)?.since(before, total);
+    draining.finish_and_clear();
+    hub.stop().await?;
+
+    let (arrivals, rate, settled_rate) = {
+        let tally = rig.receiver.tally();
+        let arrivals = tally.account(&expected);
+        let arrived = arrivals.expected - arrivals.missing;
+        let (first, last) = tally.span().unwrap_or((settled.at, settled.at));
+        // The first arrival starts the clock and is not counted in it.
+        let rate = per_second(arrived.saturating_sub(1), last - first);
+        let emptied = total.saturating_sub(settled.still_owed);
+        (arrivals, rate.unwrap_or(0.0), per_second(emptied, settled.at.saturating_duration_since(first)))
+    };
+    let logged = rig.js.attempts_logged().await?;
+    Ok(Drained { rate, settled_rate, arrivals, still_owed: settled.still_owed, processor, logged })
 }

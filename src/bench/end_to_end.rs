@@ -7,7 +7,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::error::BenchError;
 use super::load::{NewEvent, PUBLISHES_IN_FLIGHT, register, subscription};
-use super::report::{Figure, Goal, Measure, Unit};
+use super::report::{Figure, Goal, Measure, Unit, settled_measure};
 use super::rig::{Rig, bar};
 use super::statistics::per_second;
 use super::{SyncMode, Tenth};
@@ -39,7 +39,7 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
     let publishes = stream::iter(&events).map(|event| event.publish(&rig.js));
     publishes.buffer_unordered(PUBLISHES_IN_FLIGHT).try_collect::<()>().await?;
     rig.wait_for(&expected, &progress).await;
-    let still_owed = rig.wait_until_settled().await?;
+    let settled = rig.wait_until_settled().await?;
     let processor = rig.clocks(&hub)?.since(before, total);
     progress.finish_and_clear();
     hub.stop().await?;
@@ -56,13 +56,16 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
     let measure = Measure::new("", rate, Unit::DeliveriesPerSecond, Some(bare.per_second()))
         .aim(Some(Goal::at_least(rate, 12_000.0, "12,000/s")));
     let title = "end to end with a fan-out of 10";
+    let settled_rate =
+        per_second(total.saturating_sub(settled.still_owed), settled.at.saturating_duration_since(started));
+    let measures = vec![measure, settled_measure(settled_rate)];
     Ok(Figure {
         figure: 'b',
         title,
         sync: sync.name(),
-        measures: vec![measure],
+        measures,
         arrivals,
-        still_owed,
+        still_owed: settled.still_owed,
         processor,
     })
 }

@@ -43,7 +43,7 @@ pub async fn measure(sync: SyncMode, duration: Duration) -> Result<Figure, Bench
     .await?;
     let expected: Vec<WebhookId> = sent.iter().map(|(id, _)| *id).collect();
     rig.wait_for(&expected, &progress).await;
-    let still_owed = rig.wait_until_settled().await?;
+    let still_owed = rig.wait_until_settled().await?.still_owed;
     progress.finish_and_clear();
     hub.stop().await?;
     let arrivals = rig.receiver.tally().account(&expected);

@@ -73,7 +73,7 @@ async fn with(rig: &Rig, sync: SyncMode, count: usize) -> Result<(u64, Account, 
     let progress = bar(expected.len() as u64, format!("(d) sync {}: delivering", sync.name()));
     rig.wait_for(&expected, &progress).await;
     progress.finish_and_clear();
-    let owed = rig.wait_until_settled().await?;
+    let owed = rig.wait_until_settled().await?.still_owed;
     hub.wait_until_gauge(&rig.client, "hub_subscriptions", count as f64).await?;
     let resident = resident_bytes(hub.pid())?;
     hub.stop().await?;

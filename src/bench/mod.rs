@@ -6,6 +6,7 @@
 //! arrived, and counts those that came twice.
 
 mod child;
+mod delivery_log;
 mod drain;
 mod end_to_end;
 mod error;
@@ -38,14 +39,15 @@ use tally::WebhookId;
 pub struct Options {
     #[command(subcommand)]
     part: Option<Part>,
-    /// a: draining a preloaded outbox, b: end to end with a fan-out of 10, c: latency, d: memory
+    /// a: draining a preloaded outbox, b: end to end with a fan-out of 10, c: latency, d: memory, l: draining
+    /// with every attempt logged beside draining with none logged
     #[arg(long, value_delimiter = ',', default_value = "a,b,c,d")]
     figures: Vec<Letter>,
     /// The server's sync_interval: its default, always (fsync before each acknowledgement), or one after
     /// the other
     #[arg(long, default_value = "both")]
     sync: SyncChoice,
-    /// Deliveries of the figures a and b; rounded up to tens
+    /// Deliveries of the figures a, b and l; rounded up to tens
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     messages: u64,
     /// How long figure c publishes
@@ -79,6 +81,7 @@ enum Letter {
     B,
     C,
     D,
+    L,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -141,6 +144,7 @@ pub async fn run(options: Options, json: bool) -> Result<bool, BenchError> {
                 Letter::A => drain::measure(sync, options.messages).await?,
                 Letter::B => end_to_end::measure(sync, options.messages).await?,
                 Letter::C => latency::measure(sync, options.duration).await?,
+                Letter::L => delivery_log::measure(sync, options.messages).await?,
                 // Nothing of it depends on the disk: once is enough.
                 Letter::D if sync == SyncMode::Always && modes.len() > 1 => continue,
                 Letter::D => memory::measure(sync, &counts).await?,

@@ -10,7 +10,7 @@ use super::tally::Account;
 /// One figure, measured once.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
-    /// `a` to `d`.
+    /// `a` to `d`, or `l`.
     pub figure: char,
     pub title: &'static str,
     /// The server's sync interval, `default` or `always`.
@@ -85,6 +85,12 @@ impl Measure {
         self.goals.extend(goal);
         self
     }
+}
+
+/// The rate to the end: the broker works off acknowledgements behind the deliveries, which with
+/// `always` cost an fsync each.
+pub fn settled_measure(rate: Option<f64>) -> Measure {
+    Measure::new("with every acknowledgement stored", rate.unwrap_or(0.0), Unit::DeliveriesPerSecond, None)
 }
 
 impl Figure {

@@ -24,7 +24,7 @@ pub const IN_FLIGHT: usize = 64;
 /// When nothing has arrived for so long, the rest is lost.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The outbox empties as acknowledgements are worked off, which can only be asked for.
-const POLL: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(10);
 /// The outbox of the default settings.
 const OUTBOX_BYTES: u64 = 2_000_000_000;
 /// More than one envelope takes in the outbox.
@@ -37,6 +37,15 @@ pub struct Rig {
     broker: BrokerProcess,
     listen: String,
     settings: String,
+}
+
+/// How an outbox ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Settled {
+    /// When it was seen at its smallest.
+    pub at: std::time::Instant,
+    /// What stands in it then.
+    pub still_owed: u64,
 }
 
 /// Processor time of the three processes at one moment.
@@ -81,7 +90,12 @@ impl Rig {
 
     /// Starts the hub; all roles where none is named.
     pub fn hub(&self, roles: &[&str]) -> Result<HubProcess, BenchError> {
-        HubProcess::start(&self.settings, &self.listen, roles)
+        self.hub_with(roles, &[])
+    }
+
+    /// Starts it with settings (`key=value`) that go before those of the bench.
+    pub fn hub_with(&self, roles: &[&str], set: &[&str]) -> Result<HubProcess, BenchError> {
+        HubProcess::start(&self.settings, &self.listen, roles, set)
     }
 
     /// Starts the hub with all roles and waits until each is ready.
@@ -96,9 +110,9 @@ impl Rig {
         self.receiver.wait_for(expected.len(), PATIENCE, |count| bar.set_position(count as u64)).await;
     }
 
-    /// Waits until the last acknowledgements have emptied the outbox. Returns what stays in it, if
-    /// it grows no smaller for long.
-    pub async fn wait_until_settled(&self) -> Result<u64, BenchError> {
+    /// Waits until the last acknowledgements have emptied the outbox. Gives up where it grows no
+    /// smaller for long.
+    pub async fn wait_until_settled(&self) -> Result<Settled, BenchError> {
         let stream = self.js.names().outbox_stream(DOMAIN);
         let (mut least, mut since) = (u64::MAX, Instant::now());
         loop {
@@ -107,7 +121,7 @@ impl Rig {
                 (least, since) = (owed, Instant::now());
             }
             if owed == 0 || since.elapsed() >= PATIENCE {
-                return Ok(owed);
+                return Ok(Settled { at: since.into_std(), still_owed: owed });
             }
             tokio::time::sleep(POLL).await;
         }

@@ -209,7 +209,10 @@ fn lock_for_fetching(cache: &Path, progress: &dyn Fn(&str)) -> Result<File, Brok
                 if started.elapsed() < POLL {
                     progress("another process is fetching nats-server; waiting for it");
                 }
-                // The lock has no wait with a limit.
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "blocking by contract; the lock has no wait with a limit"
+                )]
                 std::thread::sleep(POLL);
             }
         }

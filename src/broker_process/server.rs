@@ -162,6 +162,7 @@ impl Drop for BrokerProcess {
             if !matches!(running.child.try_wait(), Ok(None)) {
                 return;
             }
+            #[expect(clippy::disallowed_methods, reason = "a drop cannot await")]
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -8,6 +8,8 @@ mod stats;
 
 use clap::Subcommand;
 
+pub(super) use self::select::{Moment, chosen};
+
 use super::error::{Answer, CliError};
 use super::output::Printer;
 use crate::settings::Settings;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use crate::bench::BenchError;
 use crate::nats::provision::ProvisionError;
 use crate::nats::{ApiError, NatsError};
-use crate::seal::MasterKeyError;
+use crate::seal::{MasterKeyError, SealError};
 use crate::serve::ServeError;
 use crate::settings::SettingsError;
 
@@ -79,6 +79,10 @@ pub enum CliError {
         "{ids}: changed by someone else meanwhile, and left as it is now; look at it and run the command again"
     )]
     Conflict { ids: String },
+    #[error("{id}: {source}")]
+    Sealed { id: String, source: SealError },
+    #[error("{} subscriptions are sealed as they were:\n  {}", problems.len(), problems.join("\n  "))]
+    NotResealed { problems: Vec<String> },
     #[error("{0}")]
     NothingMatched(String),
     #[error(

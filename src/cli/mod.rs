@@ -5,10 +5,12 @@ mod config;
 mod dlt;
 mod domain;
 mod error;
+mod event;
 pub mod logging;
 mod output;
 mod provision;
 mod publish;
+mod secrets;
 mod serve;
 mod subscription;
 
@@ -79,12 +81,18 @@ enum Command {
     /// Who wants which events, and where
     #[command(subcommand)]
     Subscription(subscription::Command),
+    /// The master keys that credentials are sealed with
+    #[command(subcommand)]
+    Secrets(secrets::Command),
     /// The domains: what they owe, and whether they deliver
     #[command(subcommand)]
     Domain(domain::Command),
     /// Dead letters: what could not be delivered
     #[command(subcommand)]
     Dlt(dlt::Command),
+    /// One event: what became of it
+    #[command(subcommand)]
+    Event(event::Command),
     /// The settings: whether they are valid, and what is in force
     #[command(subcommand)]
     Config(config::Command),
@@ -138,8 +146,10 @@ impl Cli {
             Command::Provision(options) => provision::run(options, &settings, printer).await,
             Command::Publish(options) => publish::run(options, &settings, printer).await,
             Command::Subscription(command) => subscription::run(command, &settings, printer).await,
+            Command::Secrets(command) => secrets::run(command, &settings, printer).await,
             Command::Domain(command) => domain::run(command, &settings, printer).await,
             Command::Dlt(command) => dlt::run(command, &settings, printer).await,
+            Command::Event(command) => event::run(command, &settings, printer).await,
             Command::Config(command) => config::run(command, self.config.as_deref(), &settings, printer),
             Command::Bench(options) => {
                 let complete = crate::bench::run(options, printer.is_json()).await?;

@@ -2,6 +2,8 @@
 
 mod apply;
 mod read;
+mod rotate;
+mod sample;
 
 use std::path::PathBuf;
 
@@ -33,7 +35,7 @@ pub enum Command {
         /// That want this event key, such as user.created
         #[arg(long, value_name = "KEY")]
         event: Option<EventKey>,
-        /// In this state: active or paused
+        /// In this state: active, paused or disabled
         #[arg(long, value_parser = state)]
         state: Option<State>,
     },
@@ -47,10 +49,26 @@ pub enum Command {
         #[arg(value_parser = id)]
         id: SubscriptionId,
     },
-    /// Make envelopes for it again, from now on
+    /// Make envelopes for it again, from now on: one that is paused, or that the hub has disabled
     Resume {
         #[arg(value_parser = id)]
         id: SubscriptionId,
+    },
+    /// Who would get an event: exit code 1 where nobody would
+    Match(sample::MatchOptions),
+    /// Send a sample event to a subscription's endpoint, once, and show request and answer: exit
+    /// code 1 where it is not accepted
+    Test(sample::TestOptions),
+    /// Sign with a new secret, and print what the receiver verifies with, this once
+    RotateSecret {
+        #[arg(value_parser = id)]
+        id: SubscriptionId,
+        /// How long the secret before signs beside the new one: such as 24h, or 0s for not at all
+        #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = rotate::overlap)]
+        overlap: std::time::Duration,
+        /// The kind of the new secret; that of the one before where not given
+        #[arg(long, value_enum)]
+        algorithm: Option<rotate::Kind>,
     },
     /// Remove a subscription
     Remove {
@@ -70,7 +88,8 @@ fn state(text: &str) -> Result<State, String> {
     match text {
         "active" => Ok(State::Active),
         "paused" => Ok(State::Paused),
-        _ => Err("write active or paused".to_owned()),
+        "disabled" => Ok(State::Disabled),
+        _ => Err("write active, paused or disabled".to_owned()),
     }
 }
 
@@ -102,6 +121,11 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
         }
         Command::Pause { id } => set_state(&connect(settings).await?, &id, State::Paused, printer).await,
         Command::Resume { id } => set_state(&connect(settings).await?, &id, State::Active, printer).await,
+        Command::Match(options) => sample::matching(options, settings, printer).await,
+        Command::Test(options) => sample::test(options, settings, printer).await,
+        Command::RotateSecret { id, overlap, algorithm } => {
+            rotate::run(&id, overlap, algorithm, settings, printer).await
+        }
         Command::Remove { id, yes } => remove(&connect(settings).await?, &id, yes, printer).await,
     }
 }
@@ -127,9 +151,10 @@ fn list(found: &[serde_json::Value], printer: Printer) -> Result<Answer, CliErro
             cell(&events.join(" "), 40),
             text("/delivery/auth/type"),
             cell(&text("/delivery/url"), 80),
+            cell(&text("/disabled_reason"), 60),
         ]
     });
-    printer.table(&["ID", "TENANT", "STATE", "EVENTS", "AUTH", "URL"], rows)?;
+    printer.table(&["ID", "TENANT", "STATE", "EVENTS", "AUTH", "URL", "DISABLED BECAUSE"], rows)?;
     Ok(Answer::Yes)
 }
 
@@ -155,10 +180,10 @@ async fn set_state(
     let (revision, mut subscription) = find(js, id).await?;
     let changed = subscription.state != state;
     if changed {
-        subscription.state = state;
+        subscription.set_state(state);
         js.put_subscription(&subscription, Some(revision)).await.map_err(|error| conflict(id, error))?;
     }
-    let name = if state == State::Active { "active" } else { "paused" };
+    let name = state.as_str();
     if printer.is_json() {
         printer.json(&json!({"id": id, "state": state, "changed": changed}))?;
     } else {

@@ -82,7 +82,7 @@ pub fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration]) -> Opt
         Reason::Exhausted | Reason::CircuitOpen | Reason::Stranded => {
             schedule.get(usize::try_from(redrives).unwrap_or(usize::MAX)).copied()
         }
-        Reason::Permanent | Reason::Undecodable | Reason::Removed | Reason::Paused => None,
+        Reason::Permanent | Reason::Undecodable | Reason::Removed | Reason::Paused | Reason::Disabled => None,
     }
 }
 
@@ -183,5 +183,6 @@ mod tests {
         assert_eq!(next_redrive(Reason::Stranded, 1, &schedule), Some(schedule[1]));
         assert_eq!(next_redrive(Reason::Exhausted, 2, &schedule), None);
         assert_eq!(next_redrive(Reason::Permanent, 0, &schedule), None);
+        assert_eq!(next_redrive(Reason::Disabled, 0, &schedule), None);
     }
 }

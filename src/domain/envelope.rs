@@ -26,6 +26,9 @@ pub struct Envelope<'a> {
     pub event_id: Cow<'a, str>,
     #[serde(borrow)]
     pub event_key: Cow<'a, str>,
+    /// The event's `time`: when it happened, as it says itself.
+    #[serde(borrow, default)]
+    pub event_time: Option<Cow<'a, str>>,
     /// W3C Trace Context of the event, if it has one.
     #[serde(borrow, default)]
     pub traceparent: Option<Cow<'a, str>>,
@@ -77,6 +80,7 @@ impl<'e> FanOut<'e> {
         field(&mut shared, "tenant", &event.tenant);
         field(&mut shared, "event_id", &event.id);
         field(&mut shared, "event_key", event.key.as_str());
+        field(&mut shared, "event_time", &event.time);
         if let Some(serde_json::Value::String(traceparent)) = event.extensions.get("traceparent") {
             field(&mut shared, "traceparent", traceparent);
         }

@@ -7,6 +7,9 @@
 //! not answer soon holds about one slot, and one that is not yet known holds few. Those whose last
 //! finishes were unhealthy (*reduced*) together never take more than half of the pool.
 //!
+//! A subscription that is *held* (its endpoint said when to come back) has nothing started until
+//! then, whatever else it may have; its items wait in their queue.
+//!
 //! Waiting subscriptions take turns in two rings, the reduced ones in a ring of their own, and the
 //! rings take turns. An operation costs O(log n) in the number of waiting subscriptions, however
 //! many items wait.
@@ -47,7 +50,8 @@ pub struct FairShare<T> {
     reduced: BTreeMap<Turn, Place>,
     /// Which ring is next, when both have one.
     reduced_next: bool,
-    /// Subscriptions that wait for their rate limit, by the time of their next token.
+    /// Subscriptions that wait for their rate limit's next token, or for the end of a hold, by the
+    /// time of it.
     limited: BTreeSet<(Duration, Place)>,
     /// Idle subscriptions that are remembered, oldest first.
     remembered: BTreeMap<Turn, Place>,
@@ -72,6 +76,8 @@ struct Lane<T> {
     turn: Option<(Turn, bool)>,
     /// Its entry in `limited`.
     limited_until: Option<Duration>,
+    /// It is held until then; its entry in `limited` is not earlier.
+    held_until: Option<Duration>,
     /// Its entry in `remembered`.
     remembered: Option<Turn>,
 }
@@ -140,6 +146,10 @@ impl<T> FairShare<T> {
             if let Some(until) = lane.limited_until.take() {
                 self.limited.remove(&(until, place));
             }
+            if let Some(until) = lane.held_until {
+                lane.limited_until = Some(until);
+                self.limited.insert((until, place));
+            }
         }
         lane.queue.push_back(item);
         if let Some(stamp) = lane.remembered.take() {
@@ -156,7 +166,9 @@ impl<T> FairShare<T> {
             && until <= now
         {
             self.limited.pop_first();
-            self.lane(place).limited_until = None;
+            let lane = self.lane(place);
+            lane.limited_until = None;
+            lane.held_until = None;
             self.settle(place);
         }
         if self.in_flight >= self.pool {
@@ -210,7 +222,40 @@ impl<T> FairShare<T> {
         self.retire(place);
     }
 
-    /// How long until a rate limit lets the next item go; None where none is held back by one, or
+    /// Starts nothing of a subscription until `until`; an earlier end of a hold never replaces a
+    /// later one. Takes out and gives what waits of it where
+    /// `give_back` says so of the item; the rest waits here.
+    pub fn hold(
+        &mut self,
+        subscription: &SubscriptionId,
+        until: Duration,
+        mut give_back: impl FnMut(&T) -> bool,
+    ) -> Vec<T> {
+        let place = self.place_of(subscription);
+        let lane = self.lanes[place].as_mut().expect(KNOWN);
+        if lane.held_until.is_none_or(|held| held < until) {
+            lane.held_until = Some(until);
+            let ends = lane.limited_until.map_or(until, |limited| limited.max(until));
+            if let Some(before) = lane.limited_until.replace(ends) {
+                self.limited.remove(&(before, place));
+            }
+            self.limited.insert((ends, place));
+        }
+        let (given, kept): (Vec<T>, Vec<T>) = lane.queue.drain(..).partition(|item| give_back(item));
+        lane.queue.extend(kept);
+        self.waiting -= given.len();
+        self.settle(place);
+        self.retire(place);
+        given
+    }
+
+    /// How long a subscription is still held; None where it is not.
+    pub fn held_for(&self, subscription: &SubscriptionId, now: Duration) -> Option<Duration> {
+        let until = self.find(subscription)?.held_until?;
+        (until > now).then(|| until - now)
+    }
+
+    /// How long until a rate limit or the end of a hold lets the next item go; None where none is held back by one, or
     /// where no slot is free. Ask after `next` gave nothing.
     pub fn next_wake(&self, now: Duration) -> Option<Duration> {
         let (until, _) = self.limited.first()?;
@@ -225,6 +270,7 @@ impl<T> FairShare<T> {
                 items.extend(lane.queue.drain(..));
                 lane.turn = None;
                 lane.limited_until = None;
+                lane.held_until = None;
             }
         }
         self.healthy.clear();
@@ -335,6 +381,7 @@ impl<T> FairShare<T> {
             bucket: None,
             turn: None,
             limited_until: None,
+            held_until: None,
             remembered: None,
         };
         let place = match self.free.pop() {
@@ -352,13 +399,13 @@ impl<T> FairShare<T> {
     }
 
     /// Forgets a subscription that has no items; remembers it for a while where its share is
-    /// reduced or its rate limit is in use.
+    /// reduced, its rate limit is in use, or it is held.
     fn retire(&mut self, place: Place) {
         let Some(lane) = &mut self.lanes[place] else { return };
         if !lane.queue.is_empty() || lane.in_flight > 0 || lane.remembered.is_some() {
             return;
         }
-        if lane.reduced || lane.bucket.is_some() {
+        if lane.reduced || lane.bucket.is_some() || lane.held_until.is_some() {
             self.turns += 1;
             lane.remembered = Some(self.turns);
             // A queue that was long once does not stay large.
@@ -374,9 +421,12 @@ impl<T> FairShare<T> {
         }
     }
 
-    /// Only a subscription without items, which stands in no ring and waits for no rate limit.
+    /// Only a subscription without items, which stands in no ring.
     fn forget(&mut self, place: Place) {
         if let Some(lane) = self.lanes[place].take() {
+            if let Some(until) = lane.limited_until {
+                self.limited.remove(&(until, place));
+            }
             self.places.remove(&lane.id);
             self.free.push(place);
         }

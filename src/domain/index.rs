@@ -48,7 +48,7 @@ impl Entry {
         let delivery = serde_json::value::to_raw_value(&subscription.delivery)?.into();
         let (max_in_flight, rate_limit) =
             (subscription.delivery.max_in_flight, subscription.delivery.rate_limit.map(Box::new));
-        let Subscription { id, tenant, events, filter, state, delivery: _ } = subscription;
+        let Subscription { id, tenant, events, filter, state, .. } = subscription;
         let (tenant, events, filter) = (tenant.into(), events.into(), filter.into());
         let subscription = Interest { id, tenant, events, filter, state };
         Ok(Self { subscription, delivery, max_in_flight, rate_limit, revision })
@@ -59,7 +59,7 @@ impl Entry {
         self.subscription.filter.iter().all(|filter| filter.matches(&|name| event.attribute(name)))
     }
 
-    /// The whole subscription again.
+    /// The subscription again, but for why it was disabled.
     pub fn to_subscription(&self) -> Result<Subscription, serde_json::Error> {
         let Interest { id, tenant, events, filter, state } = &self.subscription;
         Ok(Subscription {
@@ -68,6 +68,8 @@ impl Entry {
             events: events.to_vec(),
             filter: filter.to_vec(),
             state: *state,
+            disabled_reason: None,
+            disabled_at: None,
             delivery: serde_json::from_str(self.delivery.get())?,
         })
     }

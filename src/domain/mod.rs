@@ -3,6 +3,7 @@
 //! It decides; the adapters and roles around it act. `tests/layout.rs` enforces the rule.
 
 pub mod address;
+pub mod attempt_record;
 pub mod category;
 pub mod dead_letter;
 pub mod duration;
@@ -16,5 +17,7 @@ pub mod key;
 pub mod last_words;
 pub mod outcome;
 pub mod resolution;
+pub mod status;
 pub mod subscription;
 pub mod token;
+pub mod trace;

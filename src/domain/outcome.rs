@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::status::{Statuses, Treatment};
+
 /// The outcome of one attempt, as the HTTP adapter reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -75,8 +77,22 @@ impl Outcome {
         }
     }
 
-    /// The attempt's fault, where it did not succeed.
-    fn fault(&self) -> Fault {
+    /// What kind of failure it is, for metrics; a success has none.
+    pub fn kind(&self) -> Option<&'static str> {
+        Some(match self {
+            Outcome::Answered { status: 200..=299, .. } => return None,
+            Outcome::Answered { status: 300..=399, .. } => "redirect",
+            Outcome::Answered { status: 410, .. } => "gone",
+            Outcome::Answered { status: 429, .. } => "throttled",
+            Outcome::Answered { status: 400..=499, .. } => "client-error",
+            Outcome::Answered { status: 500..=599, .. } => "server-error",
+            Outcome::Answered { .. } => "odd-status",
+            Outcome::Failed(failure) => failure.kind(),
+        })
+    }
+
+    /// Whose fault it is, where the attempt did not succeed.
+    pub fn fault(&self) -> Fault {
         match self {
             Outcome::Answered { .. } => Fault::Subscriber,
             Outcome::Failed(failure) => failure.fault(),
@@ -85,6 +101,21 @@ impl Outcome {
 }
 
 impl Failure {
+    /// The name as it stands in metrics.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Failure::Timeout => "timeout",
+            Failure::Dns => "dns",
+            Failure::Connect => "connect",
+            Failure::Tls => "tls",
+            Failure::Broken => "broken",
+            Failure::AddressRefused => "address-refused",
+            Failure::Token => "token",
+            Failure::Sealed => "sealed",
+            Failure::Request => "request",
+        }
+    }
+
     pub fn fault(self) -> Fault {
         match self {
             Failure::Sealed | Failure::Request => Fault::Hub,
@@ -115,12 +146,19 @@ impl fmt::Display for Failure {
     }
 }
 
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Fault {
+    /// The name as it stands in headers, lists and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
             Fault::Subscriber => "subscriber",
             Fault::Hub => "hub",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -151,10 +189,12 @@ pub enum Reason {
     Removed,
     /// The subscription is paused.
     Paused,
+    /// The subscription was disabled: its endpoint said that it is gone.
+    Disabled,
 }
 
 impl Reason {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Exhausted,
         Self::Permanent,
         Self::CircuitOpen,
@@ -162,6 +202,7 @@ impl Reason {
         Self::Stranded,
         Self::Removed,
         Self::Paused,
+        Self::Disabled,
     ];
 
     /// The name as it stands in headers, lists and filters.
@@ -174,6 +215,7 @@ impl Reason {
             Self::Stranded => "stranded",
             Self::Removed => "removed",
             Self::Paused => "paused",
+            Self::Disabled => "disabled",
         }
     }
 }
@@ -204,6 +246,13 @@ pub struct UnknownName {
     known: String,
 }
 
+impl UnknownName {
+    /// `known` lists the names that there are.
+    pub fn new(what: &'static str, name: &str, known: &str) -> Self {
+        Self { what, name: name.to_owned(), known: known.to_owned() }
+    }
+}
+
 /// How often and when a delivery is tried again within the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
@@ -227,28 +276,35 @@ pub enum Decision {
 /// Jitter spreads a wait over this part of itself to either side.
 const JITTER: f64 = 0.1;
 
-/// What an attempt's outcome means. `attempt` is the broker's delivery count, from 1; `jitter` is
-/// random, in `[0, 1)`.
+/// What an attempt's outcome means. `attempt` is the broker's delivery count, from 1; `statuses` are
+/// the subscription's own; `jitter` is random, in `[0, 1)`.
 ///
 /// | outcome | before the last attempt | at the last | fault |
 /// |---|---|---|---|
 /// | 2xx | ack | ack | |
-/// | 400, 410, 413, 414, 415, 422, 501 | dead letter, permanent | the same | subscriber |
+/// | in `statuses.retry` | retry | dead letter, exhausted | subscriber |
+/// | in `statuses.permanent` | dead letter, permanent | the same | subscriber |
+/// | 410 | dead letter, permanent; the subscription is [disabled](disables) | the same | subscriber |
+/// | 400, 413, 414, 415, 422, 501 | dead letter, permanent | the same | subscriber |
 /// | any other status: 1xx, 3xx (never followed), 401, 403, 404, 408, 409, 425, 429, other 4xx, 5xx | retry | dead letter, exhausted | subscriber |
 /// | timeout, DNS, connect, TLS, broken connection, token endpoint | retry | dead letter, exhausted | subscriber |
 /// | address refused | dead letter, permanent | the same | subscriber |
 /// | credentials sealed, request not built | retry | dead letter, exhausted | hub |
 ///
 /// The wait after attempt n is `waits[n - 1]`, or the last of them, times 0.9 to 1.1. A
-/// `Retry-After` makes it longer, up to `max_retry_after`, never shorter.
-pub fn decide(outcome: &Outcome, attempt: u32, policy: &RetryPolicy, jitter: f64) -> Decision {
+/// `Retry-After` makes it longer, up to `max_retry_after`, never shorter, and
+/// [holds](hold) what else the subscription has waiting.
+pub fn decide(
+    outcome: &Outcome,
+    attempt: u32,
+    policy: &RetryPolicy,
+    statuses: &Statuses,
+    jitter: f64,
+) -> Decision {
     let fault = outcome.fault();
     match outcome {
         Outcome::Answered { status: 200..=299, .. } => Decision::Ack,
-        Outcome::Answered { status: 400 | 410 | 413 | 414 | 415 | 422 | 501, .. }
-        | Outcome::Failed(Failure::AddressRefused) => {
-            Decision::DeadLetter { reason: Reason::Permanent, fault }
-        }
+        _ if is_permanent(outcome, statuses) => Decision::DeadLetter { reason: Reason::Permanent, fault },
         _ if attempt >= policy.max_deliver => Decision::DeadLetter { reason: Reason::Exhausted, fault },
         Outcome::Answered { retry_after: Some(asked), .. } => {
             Decision::Retry { after: policy.wait(attempt, jitter).max((*asked).min(policy.max_retry_after)) }
@@ -256,6 +312,38 @@ pub fn decide(outcome: &Outcome, attempt: u32, policy: &RetryPolicy, jitter: f64
         Outcome::Answered { .. } | Outcome::Failed(_) => {
             Decision::Retry { after: policy.wait(attempt, jitter) }
         }
+    }
+}
+
+/// Whether the outcome says that no further attempt can succeed.
+fn is_permanent(outcome: &Outcome, statuses: &Statuses) -> bool {
+    match outcome {
+        Outcome::Answered { status: 200..=299, .. } => false,
+        Outcome::Answered { status, .. } => match statuses.treatment(*status) {
+            Some(treatment) => treatment == Treatment::Permanent,
+            None => matches!(status, 400 | 410 | 413 | 414 | 415 | 422 | 501),
+        },
+        Outcome::Failed(failure) => *failure == Failure::AddressRefused,
+    }
+}
+
+/// Whether the endpoint said that it is gone for good, which disables its subscription: 410, unless
+/// the subscription gives that status a meaning of its own. (Standard Webhooks: a 410 is the way to
+/// unsubscribe.)
+pub fn disables(outcome: &Outcome, statuses: &Statuses) -> bool {
+    outcome.status() == Some(410) && statuses.treatment(410).is_none()
+}
+
+/// How long the endpoint asked to be left alone by the whole subscription: the `Retry-After` of an
+/// answer that is no success and not permanent, up to `max_retry_after`.
+pub fn hold(outcome: &Outcome, policy: &RetryPolicy, statuses: &Statuses) -> Option<Duration> {
+    match outcome {
+        Outcome::Answered { status, retry_after: Some(asked) }
+            if !(200..=299).contains(status) && !is_permanent(outcome, statuses) && !asked.is_zero() =>
+        {
+            Some((*asked).min(policy.max_retry_after))
+        }
+        _ => None,
     }
 }
 

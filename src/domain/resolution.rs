@@ -53,6 +53,8 @@ pub fn entry(
         events: Vec::new(),
         filter,
         state: State::Active,
+        disabled_reason: None,
+        disabled_at: None,
         delivery,
     };
     Entry::new(subscription, revision)

@@ -5,14 +5,20 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use super::key::KeyPattern;
+use super::status::Statuses;
 
 mod parse;
+mod signing;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod validate;
 
+pub use signing::{PreviousSecret, Signing};
+pub use tls::Tls;
 pub use validate::{DEFAULT_API_KEY_HEADER, Limits};
 
 /// `[a-z0-9][a-z0-9_-]{0,63}`: safe as a subject token and as part of a consumer name.
@@ -66,6 +72,11 @@ pub struct Subscription {
     pub filter: Vec<super::filter::Filter>,
     #[serde(default)]
     pub state: State,
+    /// Why and since when the hub has disabled it, where it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled_reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub disabled_at: Option<OffsetDateTime>,
     pub delivery: Delivery,
 }
 
@@ -84,7 +95,20 @@ fn default_tenant() -> String {
 pub enum State {
     #[default]
     Active,
+    /// By an operator.
     Paused,
+    /// By the hub, because the endpoint said that it is gone; an operator resumes it.
+    Disabled,
+}
+
+impl State {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Paused => "paused",
+            Self::Disabled => "disabled",
+        }
+    }
 }
 
 /// Where and how a subscription's envelopes are delivered.
@@ -109,6 +133,12 @@ pub struct Delivery {
     pub auth: Auth,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing: Option<Signing>,
+    /// Statuses that mean something else than they usually do.
+    #[serde(default, skip_serializing_if = "Statuses::is_empty")]
+    pub statuses: Statuses,
+    /// Where not given: the system's roots, and no certificate of the hub's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
 }
 
 fn default_timeout() -> Duration {
@@ -186,13 +216,6 @@ pub enum ClientAuth {
     ClientSecretPost,
 }
 
-/// Standard Webhooks; `secret` is `whsec_<base64>`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Signing {
-    pub secret: Secret,
-}
-
 /// A credential. It comes in as a plain string, is sealed before it is stored, and is opened
 /// only where a request is made. `Debug` never shows it.
 #[derive(Debug, Clone)]
@@ -233,6 +256,20 @@ impl<'de> Deserialize<'de> for Secret {
 }
 
 impl Subscription {
+    /// Gives it another state by an operator's hand: why it was disabled is forgotten.
+    pub fn set_state(&mut self, state: State) {
+        self.state = state;
+        self.disabled_reason = None;
+        self.disabled_at = None;
+    }
+
+    /// The hub disables it.
+    pub fn disable(&mut self, reason: String, now: OffsetDateTime) {
+        self.state = State::Disabled;
+        self.disabled_reason = Some(reason);
+        self.disabled_at = Some(now);
+    }
+
     /// Every secret it holds, for sealing.
     pub fn secrets_mut(&mut self) -> Vec<&mut Secret> {
         self.delivery.secrets_mut()
@@ -253,14 +290,29 @@ impl Subscription {
 impl Delivery {
     /// Every secret it holds, for sealing.
     pub fn secrets_mut(&mut self) -> Vec<&mut Secret> {
+        self.named_secrets_mut().into_iter().map(|(_, secret)| secret).collect()
+    }
+
+    /// Every secret with the path of its field.
+    pub fn named_secrets_mut(&mut self) -> Vec<(&'static str, &mut Secret)> {
         let auth = match &mut self.auth {
             Auth::None => None,
-            Auth::ApiKey { key, .. } => Some(key),
-            Auth::Basic { password, .. } => Some(password),
-            Auth::Bearer { token } => Some(token),
-            Auth::Oauth2 { client_secret, .. } => Some(client_secret),
+            Auth::ApiKey { key, .. } => Some(("delivery.auth.key", key)),
+            Auth::Basic { password, .. } => Some(("delivery.auth.password", password)),
+            Auth::Bearer { token } => Some(("delivery.auth.token", token)),
+            Auth::Oauth2 { client_secret, .. } => Some(("delivery.auth.client_secret", client_secret)),
         };
-        auth.into_iter().chain(self.signing.as_mut().map(|signing| &mut signing.secret)).collect()
+        let mut secrets: Vec<_> = auth.into_iter().collect();
+        if let Some(signing) = &mut self.signing {
+            secrets.push(("delivery.signing.secret", &mut signing.secret));
+            if let Some(previous) = &mut signing.previous {
+                secrets.push(("delivery.signing.previous.secret", &mut previous.secret));
+            }
+        }
+        if let Some(key) = self.tls.as_mut().and_then(|tls| tls.key.as_mut()) {
+            secrets.push(("delivery.tls.key", key));
+        }
+        secrets
     }
 }
 

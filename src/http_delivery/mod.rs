@@ -7,8 +7,9 @@ mod answer;
 pub mod bare;
 mod failure;
 mod guard;
-mod signature;
+pub mod signature;
 mod target;
+pub mod tls;
 mod token;
 mod trace;
 
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Method, Request, StatusCode};
+use reqwest::{Client, ClientBuilder, Method, Request, StatusCode};
 
 pub use crate::domain::address::AddressPolicy;
 pub use target::{OpenSecret, Target, Unopened};
@@ -28,6 +29,7 @@ use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::subscription::ContentMode;
 use failure::{Broken, broken};
 use target::{SIGNATURE, TRACEPARENT, WEBHOOK_ATTEMPT, WEBHOOK_ID, WEBHOOK_TIMESTAMP};
+use tls::TlsClients;
 use token::{Token, Tokens};
 
 /// Idle connections kept to one endpoint: as many as a domain's pool may use at once, so that a
@@ -68,6 +70,7 @@ struct Inner {
     client: Client,
     config: HttpConfig,
     tokens: Tokens,
+    tls_clients: TlsClients,
 }
 
 /// What of an envelope one attempt needs.
@@ -90,6 +93,28 @@ pub struct Attempt {
     pub answer_excerpt: Option<String>,
     /// Where there was no answer: what the layer below said, for people. Holds no URL.
     pub detail: Option<String>,
+}
+
+/// A request as it went out, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    /// Names and values; a credential shows as `***`.
+    pub headers: Vec<(String, String)>,
+    pub body: Bytes,
+}
+
+impl Sent {
+    fn new(headers: &HeaderMap, body: &Bytes) -> Self {
+        let shown = |value: &HeaderValue| {
+            if value.is_sensitive() {
+                "***".to_owned()
+            } else {
+                String::from_utf8_lossy(value.as_bytes()).into_owned()
+            }
+        };
+        let headers = headers.iter().map(|(name, value)| (name.to_string(), shown(value))).collect();
+        Self { headers, body: body.clone() }
+    }
 }
 
 impl Attempt {
@@ -116,15 +141,45 @@ impl Attempt {
 impl HttpDelivery {
     pub fn new(config: HttpConfig) -> Self {
         let client = client(&config);
-        Self { inner: Arc::new(Inner { client, config, tokens: Tokens::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                client,
+                config,
+                tokens: Tokens::default(),
+                tls_clients: TlsClients::default(),
+            }),
+        }
     }
 
     /// Sends one envelope to its endpoint and reads the answer, within the target's timeout.
     ///
     /// `attempt` is what `webhook-attempt` says, from 1. Dropping the future ends the attempt.
     pub async fn attempt(&self, target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Attempt {
+        self.attempt_with(target, envelope, attempt, None).await
+    }
+
+    /// The same, and what was sent (last): for an operator who tries an endpoint out. None where
+    /// no request was made.
+    pub async fn attempt_and_tell(
+        &self,
+        target: &Target,
+        envelope: &EnvelopeView<'_>,
+        attempt: u32,
+    ) -> (Option<Sent>, Attempt) {
+        let mut sent = None;
+        let attempt = self.attempt_with(target, envelope, attempt, Some(&mut sent)).await;
+        (sent, attempt)
+    }
+
+    async fn attempt_with(
+        &self,
+        target: &Target,
+        envelope: &EnvelopeView<'_>,
+        attempt: u32,
+        sent: Option<&mut Option<Sent>>,
+    ) -> Attempt {
         let started = Instant::now();
-        let exchange = self.inner.exchange(target, envelope, attempt);
+        let exchange = self.inner.exchange(target, envelope, attempt, sent);
         let (outcome, answer_excerpt, detail) = match tokio::time::timeout(target.timeout, exchange).await {
             Ok(Ok(answer)) => (answer.outcome, answer.excerpt, None),
             Ok(Err(Broken { failure, detail })) => (Outcome::Failed(failure), None, detail),
@@ -143,16 +198,24 @@ impl Inner {
         target: &Target,
         envelope: &EnvelopeView<'_>,
         attempt: u32,
+        mut sent: Option<&mut Option<Sent>>,
     ) -> Result<answer::Answer, Broken> {
+        let mut tell = |headers: &HeaderMap, body: &Bytes| {
+            if let Some(sent) = &mut sent {
+                **sent = Some(Sent::new(headers, body));
+            }
+        };
         self.check_literal(target.literal)?;
         let (mut headers, body) = prepare(target, envelope, attempt)?;
         let Some(client) = &target.oauth2 else {
+            tell(&headers, &body);
             let response = self.send(target, headers, body).await?;
             return answer::read(response, self.config.response_limit, &target.sent_secrets, None).await;
         };
 
         let token = self.tokens.get(self, client).await?;
         headers.insert(AUTHORIZATION, token.header.clone());
+        tell(&headers, &body);
         let response = self.send(target, headers, body).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return answer::read(response, self.config.response_limit, &target.sent_secrets, Some(&token))
@@ -164,6 +227,7 @@ impl Inner {
         let token: Arc<Token> = self.tokens.get(self, client).await?;
         let (mut headers, body) = prepare(target, envelope, attempt)?;
         headers.insert(AUTHORIZATION, token.header.clone());
+        tell(&headers, &body);
         let response = self.send(target, headers, body).await?;
         answer::read(response, self.config.response_limit, &target.sent_secrets, Some(&token)).await
     }
@@ -177,7 +241,11 @@ impl Inner {
         let mut request = Request::new(Method::POST, target.url.clone());
         *request.headers_mut() = headers;
         *request.body_mut() = Some(body.into());
-        self.client.execute(request).await.map_err(broken)
+        let sent = match &target.tls {
+            None => self.client.execute(request),
+            Some(tls) => self.tls_clients.get(&self.config, tls)?.execute(request),
+        };
+        sent.await.map_err(broken)
     }
 
     /// The client connects to an address in the URL without asking the resolver, and so the guard.
@@ -222,36 +290,38 @@ fn prepare(target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Result
     headers.insert(TRACEPARENT, trace::parent(envelope.traceparent));
     headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now));
     headers.insert(WEBHOOK_ATTEMPT, HeaderValue::from(attempt));
-    if let Some(key) = &target.signing {
-        headers.insert(SIGNATURE, key.sign(envelope.id, now, &body));
+    if let Some(signer) = &target.signing {
+        headers.insert(SIGNATURE, signer.sign(envelope.id, now, &body));
     }
     headers.insert(WEBHOOK_ID, id);
     Ok((headers, body))
 }
 
-fn client(config: &HttpConfig) -> Client {
+/// What every client has in common: above all the guard.
+fn builder(config: &HttpConfig) -> ClientBuilder {
     // An error means that a provider is installed already, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let options = || {
-        Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .retry(reqwest::retry::never())
-            .referer(false)
-            .no_proxy()
-            .dns_resolver(Arc::new(guard::GuardedResolver::new(config.addresses.clone())))
-            .connect_timeout(config.connect_timeout)
-            .pool_max_idle_per_host(IDLE_PER_HOST)
-            .pool_idle_timeout(IDLE)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(PING_EVERY)
-            .http2_keep_alive_timeout(config.connect_timeout)
-    };
-    options().build().unwrap_or_else(|error| {
+    Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .referer(false)
+        .no_proxy()
+        .dns_resolver(Arc::new(guard::GuardedResolver::new(config.addresses.clone())))
+        .connect_timeout(config.connect_timeout)
+        .pool_max_idle_per_host(IDLE_PER_HOST)
+        .pool_idle_timeout(IDLE)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING_EVERY)
+        .http2_keep_alive_timeout(config.connect_timeout)
+}
+
+fn client(config: &HttpConfig) -> Client {
+    builder(config).build().unwrap_or_else(|error| {
         tracing::warn!(
             error = %failure::text(&error),
             "https endpoints will be refused: install the system's CA certificates, or name a file of them in SSL_CERT_FILE"
         );
-        options()
+        builder(config)
             .tls_certs_only([])
             .build()
             .expect("loading the roots is the one step that depends on the machine, and there are none")

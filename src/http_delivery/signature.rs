@@ -1,36 +1,163 @@
-//! Signatures as Standard Webhooks 1.0 has them (symmetric, `v1`).
+//! Signatures as Standard Webhooks 1.0 has them: symmetric (`v1`, HMAC-SHA256) and asymmetric (`v1a`,
+//! ed25519). While a secret is being replaced, both sign: the header is a list.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, Mac};
 use reqwest::header::HeaderValue;
+use ring::signature::{Ed25519KeyPair, KeyPair};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-/// The key of a `whsec_` secret, ready to sign.
-#[derive(Clone)]
-pub(super) struct SigningKey(Hmac<Sha256>);
+use super::target::{OpenSecret, Unopened};
+use crate::domain::subscription::{Secret, Signing};
 
-impl SigningKey {
-    /// `None` where the secret is not `whsec_` and base64.
-    pub(super) fn new(secret: &SecretString) -> Option<Self> {
-        let encoded = secret.expose_secret().strip_prefix("whsec_")?;
-        let key = STANDARD.decode(encoded).ok()?;
-        Hmac::new_from_slice(&key).ok().map(Self)
+const SEED: usize = 32;
+
+/// The kind of a signing secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Algorithm {
+    /// `whsec_`; the receiver has the same secret.
+    HmacSha256,
+    /// `whsk_`; the receiver has the public key, `whpk_`.
+    Ed25519,
+}
+
+impl Algorithm {
+    /// By the secret's prefix; `None` where it has none of the two.
+    pub fn of(secret: &SecretString) -> Option<Self> {
+        let secret = secret.expose_secret();
+        let symmetric = secret.starts_with("whsec_").then_some(Self::HmacSha256);
+        symmetric.or_else(|| secret.starts_with("whsk_").then_some(Self::Ed25519))
+    }
+}
+
+/// A signing secret that was just made.
+#[derive(Debug, Clone)]
+pub struct NewSecret {
+    pub secret: SecretString,
+    /// `whpk_…`, for an asymmetric one: what the receiver verifies with.
+    pub public_key: Option<String>,
+}
+
+impl NewSecret {
+    /// A random one: 32 bytes of HMAC key, or an ed25519 seed.
+    pub fn generate(algorithm: Algorithm) -> Self {
+        let random: [u8; SEED] = rand::random();
+        match algorithm {
+            Algorithm::HmacSha256 => {
+                Self { secret: format!("whsec_{}", STANDARD.encode(random)).into(), public_key: None }
+            }
+            Algorithm::Ed25519 => {
+                let pair = Ed25519KeyPair::from_seed_unchecked(&random).expect("a seed is any 32 bytes");
+                let public = pair.public_key().as_ref();
+                Self {
+                    secret: format!("whsk_{}", STANDARD.encode([&random, public].concat())).into(),
+                    public_key: Some(format!("whpk_{}", STANDARD.encode(public))),
+                }
+            }
+        }
+    }
+}
+
+/// What signs the deliveries of one subscription.
+pub(super) struct Signer {
+    current: SigningKey,
+    /// With the Unix second from which it signs no more.
+    previous: Option<(SigningKey, i64)>,
+}
+
+/// Why a subscription's deliveries cannot be signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unsignable {
+    Sealed,
+    NotAKey,
+}
+
+impl From<Unopened> for Unsignable {
+    fn from(_: Unopened) -> Self {
+        Self::Sealed
+    }
+}
+
+impl Signer {
+    pub(super) fn new(
+        subscription: &str,
+        signing: &Signing,
+        opener: &dyn OpenSecret,
+    ) -> Result<Self, Unsignable> {
+        let key = |secret: &Secret| {
+            let opened = match secret {
+                Secret::Plain(plain) => plain.clone(),
+                Secret::Sealed(sealed) => opener.open(subscription, sealed)?,
+            };
+            SigningKey::new(&opened).ok_or(Unsignable::NotAKey)
+        };
+        let previous = match &signing.previous {
+            Some(previous) => Some((key(&previous.secret)?, previous.until.unix_timestamp())),
+            None => None,
+        };
+        Ok(Self { current: key(&signing.secret)?, previous })
     }
 
-    /// `v1,<base64 of HMAC-SHA256 over "{id}.{timestamp}.{body}">`; `timestamp` in Unix seconds.
+    /// The signatures that hold at `timestamp`, in Unix seconds, with a space between.
     pub(super) fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> HeaderValue {
-        let mut mac = self.0.clone();
-        mac.update(id.as_bytes());
-        mac.update(b".");
-        mac.update(timestamp.to_string().as_bytes());
-        mac.update(b".");
-        mac.update(body);
-        let mut value = String::with_capacity(47);
-        value.push_str("v1,");
-        STANDARD.encode_string(mac.finalize().into_bytes(), &mut value);
+        let mut value = self.current.sign(id, timestamp, body);
+        if let Some((key, until)) = &self.previous
+            && i64::try_from(timestamp).is_ok_and(|now| now < *until)
+        {
+            value.push(' ');
+            value.push_str(&key.sign(id, timestamp, body));
+        }
         HeaderValue::from_maybe_shared(bytes::Bytes::from(value)).expect("base64 is a header value")
+    }
+}
+
+/// One key, ready to sign.
+pub(super) enum SigningKey {
+    Hmac(Box<Hmac<Sha256>>),
+    Ed25519(Box<Ed25519KeyPair>),
+}
+
+impl SigningKey {
+    /// `None` where the secret is neither `whsec_` nor `whsk_` with a key in base64, or where a
+    /// `whsk_` does not fit the public key behind its seed.
+    pub(super) fn new(secret: &SecretString) -> Option<Self> {
+        let algorithm = Algorithm::of(secret)?;
+        let (_, encoded) = secret.expose_secret().split_once('_')?;
+        let key = STANDARD.decode(encoded).ok()?;
+        match algorithm {
+            Algorithm::HmacSha256 => Hmac::new_from_slice(&key).ok().map(Box::new).map(Self::Hmac),
+            Algorithm::Ed25519 => {
+                let (seed, public) = key.split_at_checked(SEED)?;
+                let pair = match public {
+                    [] => Ed25519KeyPair::from_seed_unchecked(seed),
+                    public => Ed25519KeyPair::from_seed_and_public_key(seed, public),
+                };
+                pair.ok().map(Box::new).map(Self::Ed25519)
+            }
+        }
+    }
+
+    /// `v1,` or `v1a,` and the base64 of the signature over `{id}.{timestamp}.{body}`; `timestamp` in
+    /// Unix seconds.
+    pub(super) fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
+        let head = format!("{id}.{timestamp}.");
+        let mut value = String::with_capacity(92);
+        match self {
+            Self::Hmac(mac) => {
+                let mut mac = mac.clone();
+                mac.update(head.as_bytes());
+                mac.update(body);
+                value.push_str("v1,");
+                STANDARD.encode_string(mac.finalize().into_bytes(), &mut value);
+            }
+            Self::Ed25519(pair) => {
+                value.push_str("v1a,");
+                STANDARD.encode_string(pair.sign(&[head.as_bytes(), body].concat()), &mut value);
+            }
+        }
+        value
     }
 }
 
@@ -38,18 +165,68 @@ impl SigningKey {
 mod tests {
     use super::*;
 
-    /// The vector that the reference libraries of Standard Webhooks test with.
+    const ID: &str = "msg_p5jXN8AQM9LWM0D4loKWxJek";
+    const AT: u64 = 1_614_265_330;
+    const BODY: &[u8] = br#"{"test": 2432232314}"#;
+
+    fn key(secret: &str) -> Option<SigningKey> {
+        SigningKey::new(&SecretString::from(secret))
+    }
+
+    /// The vectors that the reference implementations of Standard Webhooks test with.
     #[test]
-    fn signs_as_the_published_vector_says() {
-        let key = SigningKey::new(&SecretString::from("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")).unwrap();
-        let signature = key.sign("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, br#"{"test": 2432232314}"#);
-        assert_eq!(signature, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+    fn signs_as_the_published_vectors_say() {
+        let symmetric = key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        assert_eq!(symmetric.sign(ID, AT, BODY), "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        let secret =
+            "whsk_6Xb/dCcHpPea21PS1N9VY/NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg==";
+        assert_eq!(
+            key(secret).unwrap().sign(ID, AT, BODY),
+            "v1a,hnO3f9T8Ytu9HwrXslvumlUpqtNVqkhqw/enGzPCXe5BdqzCInXqYXFymVJaA7AZdpXwVLPo3mNl8EM+m7TBAg=="
+        );
     }
 
     #[test]
-    fn only_whsec_secrets_are_keys() {
-        for secret in ["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_?"] {
-            assert!(SigningKey::new(&SecretString::from(secret)).is_none(), "{secret}");
+    fn only_whsec_and_whsk_secrets_are_keys() {
+        let seed = STANDARD.encode([7; 32]);
+        assert!(key(&format!("whsk_{seed}")).is_some());
+        let not_its_public_key = STANDARD.encode([7; 64]);
+        for secret in [
+            "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned(),
+            "whsec_?".to_owned(),
+            format!("whpk_{seed}"),
+            "whsk_AAAA".to_owned(),
+            format!("whsk_{not_its_public_key}"),
+        ] {
+            assert!(key(&secret).is_none(), "{secret}");
         }
+    }
+
+    #[test]
+    fn a_secret_that_was_made_signs_and_its_public_key_verifies() {
+        for algorithm in [Algorithm::HmacSha256, Algorithm::Ed25519] {
+            let made = NewSecret::generate(algorithm);
+            assert_eq!(Algorithm::of(&made.secret), Some(algorithm));
+            let signature = SigningKey::new(&made.secret).unwrap().sign(ID, AT, BODY);
+            assert_eq!(made.public_key.is_some(), algorithm == Algorithm::Ed25519);
+            let Some(public) = made.public_key else { continue };
+            let public = STANDARD.decode(public.strip_prefix("whpk_").unwrap()).unwrap();
+            let public = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, public);
+            let signed = STANDARD.decode(signature.strip_prefix("v1a,").unwrap()).unwrap();
+            let message = [format!("{ID}.{AT}.").as_bytes(), BODY].concat();
+            public.verify(&message, &signed).unwrap();
+        }
+    }
+
+    #[test]
+    fn both_secrets_sign_until_the_previous_ends() {
+        let old = key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        let new = key(&format!("whsk_{}", STANDARD.encode([7; 32]))).unwrap();
+        let (old_signature, new_signature) = (old.sign(ID, AT, BODY), new.sign(ID, AT, BODY));
+        let until = i64::try_from(AT).unwrap() + 1;
+        let signer = Signer { current: new, previous: Some((old, until)) };
+        assert_eq!(signer.sign(ID, AT, BODY), format!("{new_signature} {old_signature}").as_str());
+        let alone = signer.sign(ID, AT + 1, BODY);
+        assert!(alone.to_str().unwrap().starts_with("v1a,") && !alone.to_str().unwrap().contains(' '));
     }
 }

@@ -11,9 +11,10 @@ use reqwest::header::{
     HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use secrecy::{ExposeSecret, SecretString};
-use url::{Host, Url};
+use url::{Host, Url, form_urlencoded};
 
-use super::signature::SigningKey;
+use super::signature::{Signer, Unsignable};
+use super::tls::TlsOptions;
 use super::token::Oauth2Client;
 use crate::domain::outcome::Failure;
 use crate::domain::subscription::{Auth, ContentMode, Delivery, Secret};
@@ -52,8 +53,9 @@ pub struct Target {
     pub(super) headers: HeaderMap,
     pub(super) content_mode: ContentMode,
     pub(super) timeout: Duration,
-    pub(super) signing: Option<SigningKey>,
+    pub(super) signing: Option<Signer>,
     pub(super) oauth2: Option<Oauth2Client>,
+    pub(super) tls: Option<TlsOptions>,
     /// What is sent as a credential, in the form it is sent: never to be kept of an answer.
     pub(super) sent_secrets: Vec<SecretString>,
 }
@@ -73,7 +75,17 @@ impl Target {
             Secret::Sealed(sealed) => opener.open(subscription, sealed).map_err(|_| Failure::Sealed),
         };
         let signing = match &delivery.signing {
-            Some(signing) => Some(SigningKey::new(&open(&signing.secret)?).ok_or(Failure::Request)?),
+            Some(signing) => Some(Signer::new(subscription, signing, opener).map_err(|why| match why {
+                Unsignable::Sealed => Failure::Sealed,
+                Unsignable::NotAKey => Failure::Request,
+            })?),
+            None => None,
+        };
+        let tls = match &delivery.tls {
+            Some(tls) => {
+                let key = tls.key.as_ref().map(open).transpose()?;
+                Some(TlsOptions::new(tls, key.as_ref())?)
+            }
             None => None,
         };
         let mut target = Self {
@@ -84,6 +96,7 @@ impl Target {
             timeout: delivery.timeout,
             signing,
             oauth2: None,
+            tls,
             sent_secrets: Vec::new(),
         };
         match &delivery.auth {
@@ -93,6 +106,11 @@ impl Target {
                 match query {
                     Some(name) => {
                         target.url.query_pairs_mut().append_pair(name, key.expose_secret());
+                        // As it stands in the URL, and as others write it.
+                        let encoded: String =
+                            form_urlencoded::byte_serialize(key.expose_secret().as_bytes()).collect();
+                        target.sent_secrets.push(encoded.replace('+', "%20").into());
+                        target.sent_secrets.push(encoded.into());
                     }
                     None => {
                         let name = match header {

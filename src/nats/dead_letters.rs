@@ -12,6 +12,7 @@ use super::error::NatsError;
 use super::publish::header_map;
 use super::scan::{Scan, ScanEvent, ScanOptions};
 use crate::domain::dead_letter::{DeadLetter, State};
+use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
 use crate::domain::outcome::Reason;
 
@@ -22,6 +23,7 @@ pub struct DeadLetterQuery {
     pub reason: Option<Reason>,
     pub state: Option<State>,
     pub event_key: Option<String>,
+    pub event_id: Option<String>,
     pub since: Option<OffsetDateTime>,
     pub until: Option<OffsetDateTime>,
     /// Dead letters or envelopes by id; empty: any.
@@ -37,6 +39,7 @@ impl DeadLetterQuery {
             && is(self.reason.as_ref(), &letter.reason)
             && is(self.state.as_ref(), &letter.state)
             && is(self.event_key.as_ref(), &letter.event_key)
+            && is(self.event_id.as_ref(), &letter.event_id)
             && self.since.is_none_or(|since| letter.failed_at >= since)
             && self.until.is_none_or(|until| letter.failed_at < until)
             && (self.ids.is_empty() || self.ids.contains(&letter.id))
@@ -173,9 +176,33 @@ impl JetStream {
         envelope: &str,
         words: &LastWords,
     ) -> Result<(), NatsError> {
-        let subject = self.names().final_attempt(domain, subscription, envelope);
+        self.put_words(&self.names().final_attempt(domain, subscription, envelope), words, &[]).await
+    }
+
+    /// Keeps the envelope's last words, with headers by which its event's story finds them.
+    pub async fn put_final_attempt(
+        &self,
+        domain: &str,
+        envelope: &Envelope<'_>,
+        words: &LastWords,
+    ) -> Result<(), NatsError> {
+        let subject = self.names().final_attempt(domain, &envelope.subscription, &envelope.id);
+        let headers = [
+            ("Hub-Id", &*envelope.id),
+            ("Hub-Event-Id", &envelope.event_id),
+            ("Hub-Event-Key", &envelope.event_key),
+        ];
+        self.put_words(&subject, words, &headers).await
+    }
+
+    async fn put_words(
+        &self,
+        subject: &str,
+        words: &LastWords,
+        headers: &[(&str, &str)],
+    ) -> Result<(), NatsError> {
         let payload = serde_json::to_vec(words)
-            .map_err(|error| NatsError::Answer { subject: subject.clone(), reason: error.to_string() })?;
-        self.publish(&subject, payload.into(), &[]).await.map(drop)
+            .map_err(|error| NatsError::Answer { subject: subject.to_owned(), reason: error.to_string() })?;
+        self.publish(subject, payload.into(), headers).await.map(drop)
     }
 }

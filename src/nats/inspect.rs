@@ -64,6 +64,17 @@ impl StoredMessage {
     pub fn header(&self, name: &str) -> Option<&str> {
         super::message::header(self.headers.as_ref(), name)
     }
+
+    /// All headers, a name once for each of its values.
+    pub fn header_pairs(&self) -> Vec<(&str, &str)> {
+        let headers = self.headers.iter().flat_map(|headers| headers.iter());
+        headers
+            .flat_map(|(name, values)| {
+                let name: &str = name.as_ref();
+                values.iter().map(move |value| (name, value.as_str()))
+            })
+            .collect()
+    }
 }
 
 #[derive(Deserialize)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap, Subject};
+use async_nats::{Client, HeaderMap, Request, Subject};
 use bytes::Bytes;
 
 /// A delivered message. Dropping it acknowledges nothing: the server delivers it again after the
@@ -80,6 +80,19 @@ impl Acker {
     /// Done with it; on a work queue the message is gone.
     pub async fn ack(&self) {
         self.answer(Bytes::from_static(b"+ACK")).await;
+    }
+
+    /// Done with it, and waits until the server has carried it out, and with it every answer given
+    /// before on the same consumer. False if no word came within the limit.
+    pub async fn ack_and_confirm(&self, limit: Duration) -> bool {
+        let request = Request::new().payload(Bytes::from_static(b"+ACK")).timeout(Some(limit));
+        match self.client.send_request(self.reply.clone(), request).await {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::debug!(%error, "an acknowledgement was not confirmed");
+                false
+            }
+        }
     }
 
     /// Again, at once or after a delay.

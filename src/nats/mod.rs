@@ -2,6 +2,8 @@
 //! [`subjects`] alone; stream and consumer definitions come from the JSON files under `nats/`.
 
 mod advisory;
+mod attempts;
+mod browse;
 mod connection;
 mod dead_letters;
 pub mod definitions;
@@ -17,6 +19,7 @@ mod registry;
 mod rejected;
 mod scan;
 pub mod subjects;
+mod trace;
 
 pub use advisory::{Advisory, AdvisoryKind};
 pub use connection::{ConnectOptions, JetStream, Tls};
@@ -29,3 +32,4 @@ pub use publish::PublishAck;
 pub use pull::{HAND_BACK_DELAY, PullEvent, Puller};
 pub use redrive::{ORDER_HEADER as REDRIVE_ORDER_HEADER, RedriveOrder};
 pub use registry::{Registry, RegistryFollower, Stored};
+pub use trace::TraceQuery;

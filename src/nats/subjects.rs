@@ -123,6 +123,27 @@ impl Names {
         format!("{}.rejected.{reason}", self.prefix)
     }
 
+    /// The delivery log of a subscription.
+    pub fn attempts(&self, domain: &str, subscription: &str) -> String {
+        format!("{}.attempts.{domain}.{subscription}", self.prefix)
+    }
+
+    /// The delivery log of a domain, or of all; not the last words.
+    pub fn attempts_filter(&self, domain: Option<&str>) -> String {
+        self.attempts(domain.unwrap_or("*"), "*")
+    }
+
+    /// The last words of all envelopes of a domain, or of all.
+    pub fn final_attempts_filter(&self, domain: Option<&str>) -> String {
+        format!("{}.attempts.{}.*.*", self.prefix, domain.unwrap_or("*"))
+    }
+
+    /// Domain and subscription of a message of the delivery log, be it last words.
+    pub fn parse_attempts<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
+        let mut tokens = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".attempts.")?.split('.');
+        Some((tokens.next()?, tokens.next()?))
+    }
+
     /// The last words of an envelope: its final failed attempt.
     pub fn final_attempt(&self, domain: &str, subscription: &str, envelope: &str) -> String {
         format!("{}.attempts.{domain}.{subscription}.{}", self.prefix, safe_token(envelope))

@@ -5,16 +5,20 @@
 //! message, the fair share decides whose turn it is, and each delivery is a task of its own.
 
 mod delivery;
+mod disable;
 mod lanes;
+mod log;
 mod settle;
 mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::attempt_record::LogChoice;
 use crate::domain::outcome::RetryPolicy;
 use crate::health::{Readiness, ReadyFlag};
 use crate::http_delivery::{HttpDelivery, OpenSecret};
@@ -31,6 +35,9 @@ pub enum Subscriptions {
     InEnvelopes,
 }
 
+/// Holds that a worker may be behind with.
+const HOLDS: usize = 1024;
+
 #[derive(Debug, Clone)]
 pub struct OutboxProcessorSettings {
     pub domains: Vec<DomainSettings>,
@@ -44,6 +51,8 @@ pub struct OutboxProcessorSettings {
     pub grace: Duration,
     /// Waits before the redrives of a dead letter.
     pub schedule: Vec<Duration>,
+    /// Which attempts the delivery log keeps.
+    pub log: LogChoice,
     pub shape: Shape,
 }
 
@@ -90,13 +99,25 @@ impl OutboxProcessor {
             }
         }
         let mut workers = JoinSet::new();
+        // What one domain's worker hears of an endpoint holds in all of them. One that lags behind
+        // hears it from the endpoint itself.
+        let (holds, _) = broadcast::channel(HOLDS);
         for (domain, ready) in self.settings.domains.iter().zip(self.ready) {
+            let metrics = self.metrics.of_domain(&domain.name);
+            let log = log::DeliveryLog::new(
+                self.js.clone(),
+                domain.name.clone(),
+                self.settings.log,
+                metrics.clone(),
+            );
             let settle = settle::Settle::new(
                 self.js.clone(),
                 domain.name.clone(),
                 self.settings.retry.clone(),
                 self.settings.schedule.clone(),
                 self.metrics.clone(),
+                self.settings.ack_wait,
+                log.clone(),
             );
             let delivery = delivery::Delivery::new(
                 self.js.clone(),
@@ -105,16 +126,23 @@ impl OutboxProcessor {
                 self.opener.clone(),
                 settle,
             );
-            let worker = worker::Worker::new(
-                self.js.clone(),
-                self.subscriptions.clone(),
-                domain.clone(),
-                self.settings.clone(),
+            let worker = worker::Worker {
+                js: self.js.clone(),
+                subscriptions: self.subscriptions.clone(),
+                domain: domain.clone(),
+                settings: self.settings.clone(),
                 delivery,
-                self.metrics.of_domain(&domain.name),
+                holds: holds.clone(),
+                metrics,
                 ready,
-            );
-            workers.spawn(worker.run(stop.clone()));
+            };
+            // The log ends when the worker has, however that ends: it writes its last records.
+            let (worker_ended, stop) = (CancellationToken::new(), stop.clone());
+            workers.spawn(log.run(worker_ended.clone()));
+            workers.spawn(async move {
+                let _ended = worker_ended.drop_guard();
+                worker.run(stop).await
+            });
         }
         let mut result = Ok(());
         while let Some(ended) = workers.join_next().await {

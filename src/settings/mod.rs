@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
+use crate::domain::attempt_record::LogChoice;
 use crate::domain::duration;
 use crate::domain::key::KeyPattern;
 
@@ -118,6 +119,8 @@ pub struct Delivery {
     pub response_limit: ByteSize,
     #[serde(with = "duration")]
     pub grace: Duration,
+    #[serde(deserialize_with = "named")]
+    pub log: LogChoice,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -206,6 +209,11 @@ pub struct Secrets {
     #[serde(deserialize_with = "unset_if_empty")]
     pub master_key_file: Option<PathBuf>,
     pub key_id: String,
+    /// `<key id>:<key in base64>`
+    #[serde(deserialize_with = "list_of_secrets")]
+    pub previous_keys: Vec<SecretString>,
+    /// `<key id>:<path>`
+    pub previous_key_files: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -338,6 +346,35 @@ fn unset_if_empty<'de, D: Deserializer<'de>, T: From<String>>(
 ) -> Result<Option<T>, D::Error> {
     let text = String::deserialize(deserializer)?;
     Ok(if text.is_empty() { None } else { Some(T::from(text)) })
+}
+
+/// Serde's own error for what is no list would quote it.
+fn list_of_secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SecretString>, D::Error> {
+    struct List;
+    impl<'de> serde::de::Visitor<'de> for List {
+        type Value = Vec<SecretString>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a list of strings")
+        }
+        fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Self::Value, E> {
+            Err(E::custom("is one text; write a list, like [\"k0:…\"]"))
+        }
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut secrets = Vec::new();
+            while let Some(secret) = list.next_element::<String>()? {
+                secrets.push(secret.into());
+            }
+            Ok(secrets)
+        }
+    }
+    deserializer.deserialize_any(List)
+}
+
+/// One of a few names; the error says which.
+fn named<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: std::fmt::Display>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
 fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {

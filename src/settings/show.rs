@@ -3,10 +3,11 @@
 use config::{Value, ValueKind};
 
 /// The keys whose values are never shown.
-const HIDDEN: [&str; 5] = [
+const HIDDEN: [&str; 6] = [
     "nats.password",
     "nats.token",
     "secrets.master_key",
+    "secrets.previous_keys",
     "subscriptions.token",
     "subscriptions.listen_token",
 ];
@@ -64,7 +65,20 @@ pub(super) fn name_of(entry: &Value) -> Option<String> {
 
 /// Whether a secret is set is no secret.
 fn hidden(kind: &ValueKind) -> String {
-    if matches!(kind, ValueKind::String(text) if text.is_empty()) { "\"\"" } else { "\"***\"" }.to_owned()
+    match kind {
+        ValueKind::String(text) if text.is_empty() => "\"\"".to_owned(),
+        // `<key id>:<key>`: the id is no secret.
+        ValueKind::Array(items) => {
+            let entry = |item: &Value| match &item.kind {
+                ValueKind::String(text) => text.split_once(':').map(|(id, _)| format!("{id}:***")),
+                _ => None,
+            };
+            let shown: Vec<String> =
+                items.iter().map(|item| entry(item).unwrap_or_else(|| "***".to_owned())).collect();
+            toml::Value::from(shown).to_string()
+        }
+        _ => "\"***\"".to_owned(),
+    }
 }
 
 fn toml(kind: &ValueKind) -> toml::Value {

@@ -161,6 +161,7 @@ fn what_is_shown_reads_back_and_holds_no_secret() {
         ("HUB__NATS__PASSWORD", "pass-secret"),
         ("HUB__NATS__USER", "me"),
         ("HUB__SECRETS__MASTER_KEY", "master-secret"),
+        ("HUB__SECRETS__PREVIOUS_KEYS", "k0:old-secret,k00:older-secret"),
     ]);
     let pairs: Vec<(&str, &str)> = secrets.into_iter().collect();
     let settings = layered("[log]\nformat = \"json\"", &pairs, &[]).unwrap();
@@ -169,6 +170,7 @@ fn what_is_shown_reads_back_and_holds_no_secret() {
     assert!(!format!("{settings:?}").contains("-secret"));
     assert!(shown.contains("password = \"***\"  # environment HUB__NATS__PASSWORD"));
     assert!(shown.contains("token = \"\"  # defaults"));
+    assert!(shown.contains("previous_keys = [\"k0:***\", \"k00:***\"]  # environment"), "{shown}");
     assert!(shown.contains("format = \"json\"  # hub.toml"));
     let again = Settings::from_toml("shown", &shown).unwrap();
     assert_eq!(again.domains, settings.domains);

@@ -1,10 +1,12 @@
 //! What no single value tells: ranges, and values that must fit one another.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use secrecy::ExposeSecret;
 
-use super::{Problem, Settings, SettingsError, SubscriptionSource};
+use super::{Problem, Secrets, Settings, SettingsError, SubscriptionSource};
 
 /// JetStream's own limit on a consumer's `max_ack_pending` is higher; this one bounds memory.
 const MOST_HELD: usize = 1_000_000;
@@ -263,6 +265,31 @@ impl Findings<'_> {
         self.within("subscriptions.cache_entries", subscriptions.cache_entries, 1, 10_000_000);
     }
 
+    /// The text of an entry stays out of the error: it may hold a key.
+    fn previous_keys(&mut self, secrets: &Secrets) {
+        let keys = secrets.previous_keys.iter().map(|entry| ("secrets.previous_keys", entry.expose_secret()));
+        let files = secrets.previous_key_files.iter().map(|entry| ("secrets.previous_key_files", &**entry));
+        let mut seen = HashSet::from([secrets.key_id.clone()]);
+        for (setting, entry) in keys.chain(files) {
+            let id = entry.split_once(':').map_or("", |(id, _)| id);
+            self.require(
+                is_name(id),
+                setting,
+                "each entry needs the key's id before it, as in \"k1:…\"; 1 to 32 of a-z, 0-9 and '-'",
+            );
+            self.require(
+                seen.insert(id.to_owned()),
+                setting,
+                "names a key id twice, or that of secrets.key_id; each key has an id of its own",
+            );
+            self.require(
+                secrets.master_key.is_some() || secrets.master_key_file.is_some(),
+                setting,
+                "is set without a current key: set secrets.master_key or secrets.master_key_file too",
+            );
+        }
+    }
+
     fn rest(&mut self) {
         let settings = self.settings;
         for wait in &settings.redrive.schedule {
@@ -276,6 +303,7 @@ impl Findings<'_> {
             "set secrets.master_key or secrets.master_key_file, not both",
         );
         self.require(is_name(&secrets.key_id), "secrets.key_id", NAME);
+        self.previous_keys(secrets);
         self.require(
             tracing_subscriber::EnvFilter::try_new(&settings.log.level).is_ok(),
             "log.level",

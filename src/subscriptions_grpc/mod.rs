@@ -1,7 +1,7 @@
 //! `hub.subscriptions.v1.SubscriptionResolver`: who gets an event, asked of another process, and
 //! answered for one. The contract is `proto/subscriptions.proto`.
 //!
-//! `generated.rs` is made from it by `tools/grpc-code` and kept here, so that building needs neither
+//! `generated.rs` is made from it by `.ci/grpc-code` and kept here, so that building needs neither
 //! protoc nor a build script.
 
 mod client;

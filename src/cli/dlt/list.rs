@@ -24,12 +24,13 @@ pub struct Options {
     after: Option<Cursor>,
 }
 
-const HEAD: [&str; 10] = [
+const HEAD: [&str; 11] = [
     "ID",
     "DOMAIN",
     "SUBSCRIPTION",
     "EVENT KEY",
     "REASON",
+    "FAULT",
     "STATE",
     "ATTEMPTS",
     "LAST ERROR",
@@ -93,6 +94,7 @@ fn row(entry: &DeadLetterEntry) -> Vec<String> {
         letter.subscription.clone(),
         letter.event_key.clone(),
         letter.reason.to_string(),
+        letter.fault.to_string(),
         letter.state.to_string(),
         letter.attempts.to_string(),
         cell(&error, 40),

@@ -65,7 +65,7 @@ impl FromStr for Moment {
 }
 
 impl Moment {
-    fn resolve(self, now: OffsetDateTime) -> OffsetDateTime {
+    pub fn resolve(self, now: OffsetDateTime) -> OffsetDateTime {
         match self {
             Self::At(at) => at,
             // Further back than time reaches is: from the beginning.
@@ -101,6 +101,7 @@ impl Filter {
             reason: self.reason,
             state: self.state,
             event_key: self.event_key.clone().map(String::from),
+            event_id: None,
             since: self.since.map(|since| since.resolve(now)),
             until: self.until.map(|until| until.resolve(now)),
             ids: HashSet::new(),
@@ -108,7 +109,7 @@ impl Filter {
     }
 }
 
-pub(super) fn chosen(names: &[String], settings: &Settings) -> Result<Vec<String>, CliError> {
+pub fn chosen(names: &[String], settings: &Settings) -> Result<Vec<String>, CliError> {
     for name in names {
         find_domain(settings, name)?;
     }

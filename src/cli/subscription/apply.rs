@@ -12,7 +12,7 @@ use crate::cli::output::{Printer, warn};
 use crate::cli::{categories, connect};
 use crate::domain::field_error::FieldError;
 use crate::domain::key::EventKey;
-use crate::domain::subscription::{Auth, Secret, Subscription};
+use crate::domain::subscription::{Secret, Subscription};
 use crate::nats::{JetStream, NatsError};
 use crate::seal::{Sealer, seal_subscription};
 use crate::settings::Settings;
@@ -100,7 +100,7 @@ fn refuse_plain_secrets(subscriptions: &[Subscription]) -> Result<(), CliError> 
     let with_secrets: Vec<&str> = subscriptions
         .iter()
         .filter(|subscription| {
-            secrets(&mut (*subscription).clone()).iter().any(|(_, s)| matches!(s, Secret::Plain(_)))
+            (*subscription).clone().secrets_mut().iter().any(|secret| matches!(secret, Secret::Plain(_)))
         })
         .map(|subscription| subscription.id.as_str())
         .collect();
@@ -163,9 +163,9 @@ fn settle_secrets(
 ) -> Vec<FieldError> {
     let id = subscription.id.as_str().to_owned();
     let mut stored = stored.cloned();
-    let kept = stored.as_mut().map(secrets).unwrap_or_default();
+    let kept = stored.as_mut().map(|stored| stored.delivery.named_secrets_mut()).unwrap_or_default();
     let mut errors = Vec::new();
-    for (field, secret) in secrets(subscription) {
+    for (field, secret) in subscription.delivery.named_secrets_mut() {
         let kept = kept.iter().find(|(name, _)| *name == field).map(|(_, secret)| &**secret);
         match (&*secret, kept, sealer) {
             (Secret::Sealed(_), Some(kept), _) => *secret = kept.clone(),
@@ -190,21 +190,6 @@ fn settle_secrets(
         seal_subscription(sealer, subscription);
     }
     errors
-}
-
-/// Every secret with the path of its field.
-fn secrets(subscription: &mut Subscription) -> Vec<(&'static str, &mut Secret)> {
-    let auth = match &subscription.delivery.auth {
-        Auth::None => None,
-        Auth::ApiKey { .. } => Some("delivery.auth.key"),
-        Auth::Basic { .. } => Some("delivery.auth.password"),
-        Auth::Bearer { .. } => Some("delivery.auth.token"),
-        Auth::Oauth2 { .. } => Some("delivery.auth.client_secret"),
-    };
-    let signing = subscription.delivery.signing.as_ref().map(|_| "delivery.signing.secret");
-    let fields = auth.into_iter().chain(signing);
-    // In the order of `Subscription::secrets_mut`: the authentication's, then the signature's.
-    fields.zip(subscription.secrets_mut()).collect()
 }
 
 async fn carry_out(js: &JetStream, write: Write) -> Result<Applied, NatsError> {

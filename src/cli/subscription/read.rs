@@ -13,6 +13,7 @@ use crate::cli::read_input;
 use crate::domain::address::AddressPolicy;
 use crate::domain::field_error::FieldError;
 use crate::domain::subscription::{Auth, Limits, Secret, Subscription};
+use crate::http_delivery::tls;
 use crate::settings::Settings;
 
 /// What lists and `show` print for a secret; given back, it keeps the one that is stored.
@@ -50,6 +51,7 @@ pub(super) fn read(file: &Path, settings: &Settings) -> Result<Vec<Subscription>
             }
         }
         let mut errors = subscription.validate(&limits).err().unwrap_or_default();
+        errors.extend(subscription.delivery.tls.as_ref().and_then(|tls| tls::check(tls).err()));
         check_addresses(&subscription, &policy, &mut errors);
         if !ids.insert(subscription.id.clone()) {
             errors.push(FieldError::new("id", "stands in the file twice; take one of the two out"));

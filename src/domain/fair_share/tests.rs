@@ -109,6 +109,54 @@ fn a_full_queue_gives_the_item_back() {
 }
 
 #[test]
+fn a_hold_holds_its_own_subscription_alone_and_until_its_end() {
+    let seconds = Duration::from_secs;
+    let mut fair = filled(64, 2, 4);
+    assert_eq!(fair.next(START), Some((0, 0)));
+    assert!(fair.hold(&id(0), seconds(3), |_| false).is_empty());
+    fair.finished(&id(0), false);
+    assert_eq!(fair.held_for(&id(0), seconds(1)), Some(seconds(2)));
+    assert_eq!(run(&mut fair, 2), [0, 4], "the other goes on");
+    assert_eq!(fair.next_wake(seconds(1)), Some(seconds(2)));
+    // An earlier end does not shorten it; a change of the rate limit does not lift it.
+    fair.hold(&id(0), seconds(1), |_| false);
+    let rate = Some(RateLimit { per_second: 10.0, burst: 2 });
+    fair.offer(&id(0), 32, rate, (0, 9), seconds(1)).unwrap();
+    assert_eq!(fair.next(seconds(2)), None);
+    assert_eq!(fair.next(seconds(3)), Some((0, 1)));
+    assert_eq!(fair.held_for(&id(0), seconds(3)), None);
+}
+
+#[test]
+fn a_hold_is_remembered_without_items_and_gives_back_what_is_asked_for() {
+    let seconds = Duration::from_secs;
+    let mut fair = FairShare::new(4, 10);
+    fair.hold(&id(0), seconds(5), |_| true);
+    (0..4).for_each(|number| offer(&mut fair, 0, number).unwrap());
+    assert_eq!(fair.next(seconds(4)), None);
+    assert_eq!(fair.hold(&id(0), seconds(6), |(_, number)| number % 2 == 0), [(0, 0), (0, 2)]);
+    assert_eq!((fair.waiting(), fair.waiting_of(&id(0))), (2, 2));
+    assert_eq!(fair.next(seconds(5)), None);
+    assert_eq!(fair.next(seconds(6)), Some((0, 1)));
+    // After a drain nothing is held, and nothing wakes for it.
+    fair.hold(&id(0), seconds(9), |_| false);
+    assert_eq!(fair.drain(), [(0, 3)]);
+    assert_eq!(fair.next_wake(seconds(6)), None);
+    fair.finished(&id(0), true);
+    assert_eq!(fair.next(seconds(10)), None);
+}
+
+#[test]
+fn held_subscriptions_without_items_are_forgotten_beyond_the_bound() {
+    let mut fair: FairShare<Item> = FairShare::new(4, 10);
+    for subscription in 0..MAX_REMEMBERED + 10 {
+        fair.hold(&id(subscription), Duration::from_secs(5), |_| false);
+    }
+    assert_eq!(fair.limited.len(), MAX_REMEMBERED);
+    assert_eq!(fair.next(Duration::from_secs(6)), None);
+}
+
+#[test]
 fn a_rate_limit_holds_its_own_subscription_alone() {
     let mut fair = FairShare::new(64, 100);
     let rate = Some(RateLimit { per_second: 10.0, burst: 2 });

@@ -12,6 +12,9 @@ fn policy() -> RetryPolicy {
     }
 }
 
+/// A subscription without statuses of its own.
+const NONE: Statuses = Statuses { retry: Vec::new(), permanent: Vec::new() };
+
 fn answered(status: u16) -> Outcome {
     Outcome::Answered { status, retry_after: None }
 }
@@ -30,7 +33,7 @@ const FAILURES: [Failure; 9] = [
 
 /// `jitter` 0.5 is none: the wait as it is written.
 fn decisions(outcome: &Outcome) -> (Decision, Decision) {
-    (decide(outcome, 1, &policy(), 0.5), decide(outcome, 5, &policy(), 0.5))
+    (decide(outcome, 1, &policy(), &NONE, 0.5), decide(outcome, 5, &policy(), &NONE, 0.5))
 }
 
 #[test]
@@ -67,11 +70,84 @@ fn the_table_line_by_line() {
 }
 
 #[test]
+fn a_subscription_may_override_statuses_line_by_line() {
+    let statuses: Statuses =
+        serde_json::from_str(r#"{"retry": [400, "4xx"], "permanent": [404, 503]}"#).unwrap();
+    let both = |outcome: &Outcome| {
+        (decide(outcome, 1, &policy(), &statuses, 0.5), decide(outcome, 5, &policy(), &statuses, 0.5))
+    };
+    let retry = Decision::Retry { after: Duration::from_secs(1) };
+    let dead = |reason| Decision::DeadLetter { reason, fault: Fault::Subscriber };
+    let (retried, permanent) =
+        ((retry, dead(Reason::Exhausted)), (dead(Reason::Permanent), dead(Reason::Permanent)));
+    for (status, expected) in [
+        (200, (Decision::Ack, Decision::Ack)),
+        (400, retried),
+        (422, retried),
+        (404, permanent),
+        (410, permanent),
+        (500, retried),
+        (501, permanent),
+        (503, permanent),
+    ] {
+        assert_eq!(both(&answered(status)), expected, "{status}");
+    }
+    assert_eq!(both(&Outcome::Failed(Failure::AddressRefused)), permanent);
+}
+
+#[test]
+fn gone_alone_disables_and_not_where_the_subscription_says_otherwise() {
+    let own = |json: &str| serde_json::from_str::<Statuses>(json).unwrap();
+    for status in 100..=599 {
+        assert_eq!(disables(&answered(status), &NONE), status == 410, "{status}");
+    }
+    assert!(disables(&answered(410), &own(r#"{"retry": ["4xx"]}"#)));
+    assert!(!disables(&answered(410), &own(r#"{"retry": [410]}"#)));
+    assert!(!disables(&answered(410), &own(r#"{"permanent": [410]}"#)));
+    assert!(FAILURES.iter().all(|failure| !disables(&Outcome::Failed(*failure), &NONE)));
+}
+
+#[test]
+fn retry_after_holds_the_subscription_within_the_bound() {
+    let hold = |status, seconds: u64| {
+        let retry_after = Some(Duration::from_secs(seconds));
+        hold(&Outcome::Answered { status, retry_after }, &policy(), &NONE)
+    };
+    assert_eq!(hold(429, 3), Some(Duration::from_secs(3)));
+    assert_eq!(hold(503, 1_000_000), Some(Duration::from_secs(3600)));
+    assert_eq!(hold(429, 0), None);
+    assert_eq!(hold(200, 9), None);
+    assert_eq!(hold(400, 9), None, "a permanent refusal asks for no pause");
+}
+
+#[test]
+fn each_failure_has_a_kind_of_its_own() {
+    let kinds: std::collections::BTreeSet<_> =
+        FAILURES.iter().map(|failure| Outcome::Failed(*failure).kind()).collect();
+    assert_eq!(kinds.len(), FAILURES.len());
+    for failure in FAILURES {
+        assert_eq!(serde_json::to_value(failure).unwrap(), failure.kind());
+    }
+    for (status, kind) in [
+        (204, None),
+        (302, Some("redirect")),
+        (404, Some("client-error")),
+        (410, Some("gone")),
+        (429, Some("throttled")),
+        (503, Some("server-error")),
+        (999, Some("odd-status")),
+    ] {
+        assert_eq!(answered(status).kind(), kind, "{status}");
+    }
+}
+
+#[test]
 fn waits_follow_the_schedule_and_its_last_entry_repeats() {
     let wait = |attempt, jitter| match decide(
         &answered(503),
         attempt,
         &RetryPolicy { max_deliver: 9, ..policy() },
+        &NONE,
         jitter,
     ) {
         Decision::Retry { after } => after.as_secs_f64(),
@@ -83,21 +159,21 @@ fn waits_follow_the_schedule_and_its_last_entry_repeats() {
     assert!((wait(3, 0.0) - 13.5).abs() < 1e-6);
     assert!((wait(3, 0.999_999) - 16.5).abs() < 1e-3);
     let none = RetryPolicy { waits: Vec::new(), ..policy() };
-    assert_eq!(decide(&answered(503), 1, &none, 0.9), Decision::Retry { after: Duration::ZERO });
+    assert_eq!(decide(&answered(503), 1, &none, &NONE, 0.9), Decision::Retry { after: Duration::ZERO });
 }
 
 #[test]
 fn retry_after_lengthens_the_wait_within_its_bound() {
     let wait = |seconds| {
         let retry_after = Some(Duration::from_secs(seconds));
-        decide(&Outcome::Answered { status: 429, retry_after }, 2, &policy(), 0.5)
+        decide(&Outcome::Answered { status: 429, retry_after }, 2, &policy(), &NONE, 0.5)
     };
     assert_eq!(wait(120), Decision::Retry { after: Duration::from_secs(120) });
     assert_eq!(wait(0), Decision::Retry { after: Duration::from_secs(5) });
     assert_eq!(wait(1_000_000), Decision::Retry { after: Duration::from_secs(3600) });
     let last = Outcome::Answered { status: 503, retry_after: Some(Duration::from_secs(9)) };
     assert!(matches!(
-        decide(&last, 5, &policy(), 0.5),
+        decide(&last, 5, &policy(), &NONE, 0.5),
         Decision::DeadLetter { reason: Reason::Exhausted, .. }
     ));
 }
@@ -164,7 +240,7 @@ proptest! {
         let longest = waits.iter().max().copied().unwrap_or_default().mul_f64(1.1);
         let policy = RetryPolicy { max_deliver, waits, max_retry_after: Duration::from_secs(3600) };
         let success = outcome.status().is_some_and(|status| (200..300).contains(&status));
-        match decide(&outcome, attempt, &policy, jitter) {
+        match decide(&outcome, attempt, &policy, &NONE, jitter) {
             Decision::Ack => prop_assert!(success),
             Decision::Retry { after } => {
                 prop_assert!(!success && attempt < max_deliver);

@@ -38,6 +38,12 @@ fn remedy(path: &str) -> &'static str {
         "filter" => "; write a list, like [{\"exact\": {\"source\": \"idp\"}}]",
         "delivery.headers" => "; write an object of strings, like {\"x-team\": \"billing\"}",
         "delivery.signing" => "; write {\"secret\": \"whsec_…\"}",
+        "delivery.statuses" => "; write {\"retry\": [400], \"permanent\": [404, \"5xx\"]}",
+        "disabled_at" => "; write a time like 2026-01-31T12:00:00Z, or leave it out",
+        "delivery.signing.previous" | "delivery.signing.previous.until" => {
+            "; write {\"secret\": \"whsec_…\", \"until\": \"2030-01-31T00:00:00Z\"}"
+        }
+        "delivery.tls" => "; write {\"ca\": \"…\", \"cert\": \"…\", \"key\": \"…\"}, each in PEM",
         "state" => "; write \"active\" or \"paused\"",
         "delivery.rate_limit" => "; write {\"per_second\": 100, \"burst\": 200}",
         _ => "",
@@ -74,9 +80,9 @@ fn check_form(value: &Value) -> Result<(), FieldError> {
             ));
         }
     }
-    for tls in ["tls", "mtls", "client_cert", "client_certificate"] {
-        if delivery.contains_key(tls) {
-            return Err(no_mutual_tls(format!("delivery.{tls}")));
+    for name in ["mtls", "client_cert", "client_certificate"] {
+        if delivery.contains_key(name) {
+            return Err(mutual_tls_elsewhere(format!("delivery.{name}")));
         }
     }
     require(delivery, "delivery.", &["url"])?;
@@ -101,7 +107,7 @@ fn check_auth(auth: &Value) -> Result<(), FieldError> {
     require(auth, "delivery.auth.", &["type"])?;
     let kind = auth["type"].as_str().unwrap_or_default();
     if matches!(kind, "mtls" | "mutual_tls" | "tls" | "tls_client_auth") {
-        return Err(no_mutual_tls("delivery.auth.type".to_owned()));
+        return Err(mutual_tls_elsewhere("delivery.auth.type".to_owned()));
     }
     let Some((_, required, optional)) = AUTH.iter().find(|(name, ..)| *name == kind) else {
         return Err(FieldError::new(
@@ -151,10 +157,10 @@ fn is_secret(value: &Value) -> bool {
         || value.as_object().is_some_and(|form| form.get("sealed").is_some_and(Value::is_string))
 }
 
-fn no_mutual_tls(field: String) -> FieldError {
+fn mutual_tls_elsewhere(field: String) -> FieldError {
     FieldError::new(
         field,
-        "this version does not support mutual TLS; use one of none, api_key, basic, bearer, oauth2",
+        "is not where mutual TLS is set up; write \"tls\": {\"ca\": \"…\", \"cert\": \"…\", \"key\": \"…\"} in delivery",
     )
 }
 

@@ -99,7 +99,7 @@ fn a_bad_form_is_refused_by_field() {
         (small(json!({"url": "https://"})), "delivery.url"),
         (small(json!({"broker": "partner_events", "stream": "s"})), "delivery.broker"),
         (small(json!({"url": "https://a.example", "auth": {"type": "mtls"}})), "delivery.auth.type"),
-        (small(json!({"url": "https://a.example", "tls": {}})), "delivery.tls"),
+        (small(json!({"url": "https://a.example", "mtls": {}})), "delivery.mtls"),
         (small(json!({"url": "https://a.example", "auth": {"type": "digest"}})), "delivery.auth.type"),
         (small(json!({"url": "https://a.example", "auth": {"type": 4}})), "delivery.auth.type"),
         (small(json!({"url": "https://a.example", "auth": {}})), "delivery.auth.type"),
@@ -212,6 +212,63 @@ fn errors_never_show_a_secret() {
     document = with(&["delivery", "signing", "secret"], json!(44_832_915));
     let error = Subscription::from_json(document.to_string().as_bytes()).unwrap_err();
     assert!(!format!("{error} {error:?}").contains("44832915"), "{error}");
+}
+
+#[test]
+fn signing_and_tls_name_what_is_wrong() {
+    let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----";
+    let cert = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----";
+    let fields = |name: &str, value: Value| -> Vec<String> {
+        let subscription = Subscription::from_value(with(&["delivery", name], value)).unwrap();
+        let errors = subscription.validate(&LIMITS).err().unwrap_or_default();
+        errors.into_iter().map(|error| error.field).collect()
+    };
+    let none: [&str; 0] = [];
+    let (old, seed) =
+        ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc=");
+    let until = "2030-01-31T00:00:00Z";
+    let private = format!("whsk_{seed}");
+    assert_eq!(fields("signing", json!({ "secret": private })), none);
+    assert_eq!(
+        fields("signing", json!({"secret": private, "previous": {"secret": old, "until": until}})),
+        none
+    );
+    for bad in [format!("whpk_{seed}"), "whsk_AAAA".to_owned(), "whsec_AAAA".to_owned(), seed.to_owned()] {
+        assert_eq!(fields("signing", json!({ "secret": bad })), ["delivery.signing.secret"], "{bad}");
+        let replaced = json!({"secret": old, "previous": {"secret": bad, "until": until}});
+        assert_eq!(fields("signing", replaced), ["delivery.signing.previous.secret"], "{bad}");
+    }
+    assert_eq!(fields("tls", json!({ "ca": cert })), none);
+    assert_eq!(fields("tls", json!({"ca": cert, "cert": cert, "key": key})), none);
+    assert_eq!(fields("tls", json!({})), ["delivery.tls"]);
+    assert_eq!(fields("tls", json!({ "ca": key })), ["delivery.tls.ca"]);
+    assert_eq!(fields("tls", json!({ "cert": cert })), ["delivery.tls.key"]);
+    assert_eq!(fields("tls", json!({ "key": key })), ["delivery.tls.cert"]);
+    assert_eq!(fields("tls", json!({"cert": cert, "key": cert})), ["delivery.tls.key"]);
+    let plain = small(json!({"url": "http://crm.example", "tls": {"ca": cert}}));
+    assert!(Subscription::from_value(plain).unwrap().validate(&LIMITS).is_err());
+    let no_time =
+        with(&["delivery", "signing"], json!({"secret": old, "previous": {"secret": old, "until": "soon"}}));
+    assert_eq!(Subscription::from_value(no_time).unwrap_err().field, "delivery.signing.previous.until");
+}
+
+#[test]
+fn every_secret_is_named() {
+    let mut document = with(
+        &["delivery", "signing"],
+        json!({"secret": "hush-2", "previous": {"secret": "hush-3", "until": "2030-01-31T00:00:00Z"}}),
+    );
+    document["delivery"]["tls"] = json!({"cert": "x", "key": "hush-4"});
+    let mut subscription = Subscription::from_value(document).unwrap();
+    let names: Vec<&str> =
+        subscription.delivery.named_secrets_mut().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names.len(), 4);
+    let shown = format!("{} {subscription:?}", subscription.hidden_json());
+    assert!(!shown.contains("hush"), "{shown}");
+    for name in names {
+        let pointer = format!("/{}", name.replace('.', "/"));
+        assert_eq!(subscription.hidden_json().pointer(&pointer), Some(&json!("***")), "{name}");
+    }
 }
 
 #[test]

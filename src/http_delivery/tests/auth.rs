@@ -225,6 +225,13 @@ async fn answers_of_a_token_endpoint_that_are_no_token() {
         let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
         assert_eq!(attempt.outcome, Outcome::Failed(Failure::Token), "{body:?}");
     }
+    for status in [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::FOUND] {
+        let issuer = Server::start(move |_| (status, "hush").into_response()).await;
+        let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
+        assert_eq!(attempt.outcome, Outcome::Failed(Failure::Token));
+        let said = format!("the token endpoint answered {}", status.as_u16());
+        assert_eq!(attempt.detail, Some(said));
+    }
     let issuer = Server::start(|_| "x".repeat(100_000).into_response()).await;
     let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
     assert_eq!(attempt.detail.as_deref(), Some("the token endpoint answered more than 65536 bytes"));

@@ -3,6 +3,7 @@
 mod auth;
 mod endpoint;
 mod guard;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::Subscriptions;
+use super::disable::disable;
 use super::settle::{Settle, Tried};
 use crate::domain::envelope::Envelope;
 use crate::domain::index::Entry;
-use crate::domain::outcome::{Decision, Failure, Fault, Reason};
-use crate::domain::subscription::{State, SubscriptionId};
+use crate::domain::outcome::{Decision, Failure, Fault, Reason, disables};
+use crate::domain::status::Statuses;
+use crate::domain::subscription::{self, State, SubscriptionId};
 use crate::http_delivery::{Attempt, EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};
 
@@ -19,8 +22,21 @@ const MOST_TARGETS: usize = 10_000;
 pub(super) struct Finished {
     pub(super) subscription: SubscriptionId,
     pub(super) sequence: u64,
+    pub(super) health: Health,
+}
+
+/// What an attempt tells of its endpoint.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Health {
     /// The endpoint answers as an endpoint that works.
     pub(super) healthy: bool,
+    /// It asked to be left alone for so long.
+    pub(super) hold: Option<Duration>,
+}
+
+impl Health {
+    /// Nothing was tried.
+    const UNTRIED: Self = Self { healthy: true, hold: None };
 }
 
 /// What each delivery needs. Cheap to clone.
@@ -42,6 +58,14 @@ struct Inner {
 struct Prepared {
     form: Form,
     target: Result<Arc<Target>, Failure>,
+    statuses: Arc<Statuses>,
+}
+
+impl Prepared {
+    /// What is stored cannot be delivered with.
+    fn failed(form: Form) -> Self {
+        Self { form, target: Err(Failure::Request), statuses: Arc::default() }
+    }
 }
 
 /// What a target was prepared from.
@@ -55,8 +79,8 @@ enum Form {
 
 /// Where an envelope goes now.
 enum Destination {
-    Deliver(Result<Arc<Target>, Failure>),
-    DeadLetter(Reason, &'static str),
+    Deliver(Prepared),
+    DeadLetter(Reason, String),
 }
 
 impl Delivery {
@@ -71,36 +95,36 @@ impl Delivery {
         Self { inner: Arc::new(Inner { js, subscriptions, http, opener, settle, targets }) }
     }
 
-    /// Tries once and settles the message. Returns whether the endpoint is healthy.
-    pub(super) async fn deliver(&self, message: &Delivered, subscription: &SubscriptionId) -> bool {
+    /// Tries once and settles the message.
+    pub(super) async fn deliver(&self, message: &Delivered, subscription: &SubscriptionId) -> Health {
         let inner = &self.inner;
         let envelope = match Envelope::read(&message.payload) {
             Ok(envelope) => envelope,
             Err(error) => {
                 self.undecodable(message, &format!("the envelope cannot be read: {error}")).await;
-                return true;
+                return Health::UNTRIED;
             }
         };
         let destination = match &inner.subscriptions {
             Subscriptions::Registry(registry) => inner.destination(registry, subscription).await,
             Subscriptions::InEnvelopes => {
-                Ok(Destination::Deliver(inner.target_of_envelope(subscription, &envelope)))
+                Ok(Destination::Deliver(inner.prepared_of_envelope(subscription, &envelope)))
             }
         };
-        let target = match destination {
-            Ok(Destination::Deliver(target)) => target,
+        let prepared = match destination {
+            Ok(Destination::Deliver(prepared)) => prepared,
             Ok(Destination::DeadLetter(reason, text)) => {
                 let decision = Decision::DeadLetter { reason, fault: Fault::Subscriber };
-                inner.settle.settle(message, &envelope, decision, Tried::not_at_all(text)).await;
-                return true;
+                inner.settle.settle(message, &envelope, decision, Tried::not_at_all(&text)).await;
+                return Health::UNTRIED;
             }
             Err(error) => {
                 tracing::warn!(%error, %subscription, "the subscription cannot be looked up");
                 let attempt = Attempt::failed(Failure::Request);
-                return self.settle(message, &envelope, &attempt).await;
+                return self.settle(message, &envelope, &attempt, &Statuses::default()).await;
             }
         };
-        let attempt = match target {
+        let attempt = match prepared.target {
             Ok(target) => {
                 let event = envelope.event.get().as_bytes();
                 let view = EnvelopeView {
@@ -113,14 +137,37 @@ impl Delivery {
             }
             Err(failure) => Attempt::failed(failure),
         };
-        self.settle(message, &envelope, &attempt).await
+        if disables(&attempt.outcome, &prepared.statuses) {
+            let reason = format!("the endpoint answered {}", attempt.outcome.error_text());
+            match prepared.form {
+                Form::Revision(revision) => disable(&inner.js, subscription, revision, &reason).await,
+                Form::Json(_) => tracing::warn!(
+                    %subscription,
+                    reason,
+                    "the subscription is not disabled: it is resolved elsewhere, there is no registry here; \
+                     disable it where the resolver has it"
+                ),
+            }
+        }
+        self.settle(message, &envelope, &attempt, &prepared.statuses).await
     }
 
-    async fn settle(&self, message: &Delivered, envelope: &Envelope<'_>, attempt: &Attempt) -> bool {
+    async fn settle(
+        &self,
+        message: &Delivered,
+        envelope: &Envelope<'_>,
+        attempt: &Attempt,
+        statuses: &Statuses,
+    ) -> Health {
         let settle = &self.inner.settle;
-        let decision = settle.decide(&attempt.outcome, message.deliveries);
+        let decision = settle.decide(&attempt.outcome, message.deliveries, statuses);
         settle.settle(message, envelope, decision, Tried::once(attempt)).await;
-        attempt.outcome.is_healthy()
+        let hold = match self.inner.subscriptions {
+            Subscriptions::Registry(_) => settle.hold(&attempt.outcome, statuses),
+            // The envelope waits as its endpoint asked; others of the subscription may go elsewhere.
+            Subscriptions::InEnvelopes => None,
+        };
+        Health { healthy: attempt.outcome.is_healthy(), hold }
     }
 
     /// Dead-letters what is no envelope.
@@ -138,52 +185,66 @@ impl Inner {
         let entry = match known {
             Some(entry) if entry.subscription.state == State::Active => entry,
             _ => match self.js.subscription(id).await? {
-                None => return Ok(Destination::DeadLetter(Reason::Removed, "the subscription was removed")),
+                None => {
+                    return Ok(Destination::DeadLetter(
+                        Reason::Removed,
+                        "the subscription was removed".to_owned(),
+                    ));
+                }
                 Some(stored) if stored.subscription.state == State::Paused => {
-                    return Ok(Destination::DeadLetter(Reason::Paused, "the subscription is paused"));
+                    return Ok(Destination::DeadLetter(
+                        Reason::Paused,
+                        "the subscription is paused".to_owned(),
+                    ));
+                }
+                Some(stored) if stored.subscription.state == State::Disabled => {
+                    let why = stored.subscription.disabled_reason.as_deref().unwrap_or("no reason is kept");
+                    let text = format!("the subscription is disabled: {why}");
+                    return Ok(Destination::DeadLetter(Reason::Disabled, text));
                 }
                 Some(stored) => match Entry::new(stored.subscription, stored.revision) {
                     Ok(entry) => Arc::new(entry),
-                    Err(_) => return Ok(Destination::Deliver(Err(Failure::Request))),
+                    Err(_) => {
+                        return Ok(Destination::Deliver(Prepared::failed(Form::Revision(stored.revision))));
+                    }
                 },
             },
         };
-        let target = self.target(id, Form::Revision(entry.revision), || {
+        Ok(Destination::Deliver(self.prepared(id, Form::Revision(entry.revision), || {
             entry.to_subscription().map(|subscription| subscription.delivery).ok()
-        });
-        Ok(Destination::Deliver(target))
+        })))
     }
 
     /// The endpoint as the resolver had it at the fan-out.
-    fn target_of_envelope(
-        &self,
-        id: &SubscriptionId,
-        envelope: &Envelope<'_>,
-    ) -> Result<Arc<Target>, Failure> {
+    fn prepared_of_envelope(&self, id: &SubscriptionId, envelope: &Envelope<'_>) -> Prepared {
         let json = envelope.delivery.get();
-        self.target(id, Form::Json(json.into()), || serde_json::from_str(json).ok())
+        self.prepared(id, Form::Json(json.into()), || serde_json::from_str(json).ok())
     }
 
-    fn target(
+    fn prepared(
         &self,
         id: &SubscriptionId,
         form: Form,
-        delivery: impl FnOnce() -> Option<crate::domain::subscription::Delivery>,
-    ) -> Result<Arc<Target>, Failure> {
+        delivery: impl FnOnce() -> Option<subscription::Delivery>,
+    ) -> Prepared {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(prepared) = targets.get(id)
             && prepared.form == form
         {
-            return prepared.target.clone();
+            return prepared.clone();
         }
         if targets.len() >= MOST_TARGETS {
             targets.clear();
         }
-        let target = match delivery() {
-            Some(delivery) => Target::prepare(id.as_str(), &delivery, &*self.opener).map(Arc::new),
-            None => Err(Failure::Request),
+        let prepared = match delivery() {
+            Some(delivery) => Prepared {
+                form,
+                target: Target::prepare(id.as_str(), &delivery, &*self.opener).map(Arc::new),
+                statuses: Arc::new(delivery.statuses),
+            },
+            None => Prepared::failed(form),
         };
-        targets.insert(id.clone(), Prepared { form, target: target.clone() });
-        target
+        targets.insert(id.clone(), prepared.clone());
+        prepared
     }
 }

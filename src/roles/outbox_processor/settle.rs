@@ -1,19 +1,29 @@
 //! Carrying out what an attempt's outcome means.
 
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
+use super::log::DeliveryLog;
+use crate::domain::attempt_record::{AttemptRecord, ErrorKind, Settled};
 use crate::domain::dead_letter::{DeadLetter, State, next_redrive};
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
-use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, decide};
+use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, decide, hold};
+use crate::domain::status::Statuses;
 use crate::http_delivery::Attempt;
 use crate::metrics::{DomainMetrics, Metrics};
 use crate::nats::{Delivered, JetStream, NatsError};
 
 /// What cannot be settled now comes again after this.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
+/// Every so many acknowledgements one is confirmed by the broker, and its delivery keeps its place
+/// in the pool until then. A broker that stores acknowledgements more slowly than deliveries are made
+/// (an fsync each, with `sync_interval: always`) so slows the deliveries down, instead of piling up
+/// acknowledgements until ack_wait has passed and the messages come again.
+const CONFIRM_EVERY: u64 = 128;
 
 /// Settles the messages of one domain.
 pub(super) struct Settle {
@@ -23,30 +33,50 @@ pub(super) struct Settle {
     schedule: Vec<Duration>,
     all_metrics: Metrics,
     metrics: DomainMetrics,
+    acknowledged: AtomicU64,
+    /// A quarter of it is how long a confirmation is waited for.
+    ack_wait: Duration,
+    log: DeliveryLog,
 }
 
 /// What was tried, for the records.
 pub(super) struct Tried<'a> {
     tried: bool,
+    /// Whose fault a failed attempt is, and its kind.
+    failure: Option<(Fault, &'static str)>,
     status: Option<u16>,
     error: String,
     latency: Duration,
     answer: Option<&'a str>,
+    kind: Option<ErrorKind>,
+    fault: Option<Fault>,
 }
 
 impl<'a> Tried<'a> {
     pub(super) fn once(attempt: &'a Attempt) -> Self {
         Self {
             tried: true,
+            failure: attempt.outcome.kind().map(|kind| (attempt.outcome.fault(), kind)),
             status: attempt.outcome.status(),
             error: attempt.error_text(),
             latency: attempt.latency,
             answer: attempt.answer_excerpt.as_deref(),
+            kind: ErrorKind::of(&attempt.outcome),
+            fault: ErrorKind::of(&attempt.outcome).map(|_| attempt.outcome.fault()),
         }
     }
 
     pub(super) fn not_at_all(why: &str) -> Self {
-        Self { tried: false, status: None, error: why.to_owned(), latency: Duration::ZERO, answer: None }
+        Self {
+            tried: false,
+            failure: None,
+            status: None,
+            error: why.to_owned(),
+            latency: Duration::ZERO,
+            answer: None,
+            kind: None,
+            fault: None,
+        }
     }
 }
 
@@ -57,13 +87,21 @@ impl Settle {
         policy: RetryPolicy,
         schedule: Vec<Duration>,
         all_metrics: Metrics,
+        ack_wait: Duration,
+        log: DeliveryLog,
     ) -> Self {
         let metrics = all_metrics.of_domain(&domain);
-        Self { js, domain, policy, schedule, all_metrics, metrics }
+        let acknowledged = AtomicU64::new(0);
+        Self { js, domain, policy, schedule, all_metrics, metrics, acknowledged, ack_wait, log }
     }
 
-    pub(super) fn decide(&self, outcome: &Outcome, deliveries: u32) -> Decision {
-        decide(outcome, deliveries, &self.policy, rand::random::<f64>())
+    pub(super) fn decide(&self, outcome: &Outcome, deliveries: u32, statuses: &Statuses) -> Decision {
+        decide(outcome, deliveries, &self.policy, statuses, rand::random::<f64>())
+    }
+
+    /// How long the whole subscription is to be left alone.
+    pub(super) fn hold(&self, outcome: &Outcome, statuses: &Statuses) -> Option<Duration> {
+        hold(outcome, &self.policy, statuses)
     }
 
     /// Attempts that an envelope had before it came to stand where it stands now.
@@ -81,7 +119,13 @@ impl Settle {
         if tried.tried {
             self.metrics.attempt(tried.latency);
         }
+        if let Some((fault, kind)) = tried.failure {
+            self.all_metrics.failed(&self.domain, fault.as_str(), kind);
+        }
         let attempts = Self::attempts_before(message) + message.deliveries - u32::from(!tried.tried);
+        if tried.tried {
+            self.log(message, envelope, decision, &tried, attempts);
+        }
         match decision {
             Decision::Ack => self.delivered(message, envelope).await,
             Decision::Retry { after } => {
@@ -92,6 +136,7 @@ impl Settle {
                     envelope = %envelope.id,
                     attempts,
                     error = tried.error,
+                    fault = tried.failure.map(|(fault, _)| fault.as_str()),
                     retry_in = ?after,
                     "a delivery failed and is tried again"
                 );
@@ -104,11 +149,10 @@ impl Settle {
                     status: tried.status,
                     error: tried.error,
                     fault,
-                    latency_ms: u64::try_from(tried.latency.as_millis()).unwrap_or(u64::MAX),
+                    latency_ms: milliseconds(tried.latency),
                     answer: tried.answer.map(str::to_owned),
                 };
-                let put =
-                    self.js.put_last_words(&self.domain, &envelope.subscription, &envelope.id, &words).await;
+                let put = self.js.put_final_attempt(&self.domain, envelope, &words).await;
                 if let Err(error) = put {
                     tracing::warn!(%error, envelope = %envelope.id, "the last words of an envelope are lost; it is dead-lettered without them");
                 }
@@ -141,6 +185,46 @@ impl Settle {
         }
     }
 
+    /// Puts the attempt into the delivery log, if the settings want it there.
+    fn log(
+        &self,
+        message: &Delivered,
+        envelope: &Envelope<'_>,
+        decision: Decision,
+        tried: &Tried<'_>,
+        attempt: u32,
+    ) {
+        let outcome = match decision {
+            Decision::Ack => Settled::Delivered,
+            Decision::Retry { .. } => Settled::Retried,
+            Decision::DeadLetter { reason: Reason::Exhausted, .. } => Settled::Exhausted,
+            Decision::DeadLetter { .. } => Settled::DeadLettered,
+        };
+        if !self.log.keeps(outcome) {
+            return;
+        }
+        let now = OffsetDateTime::now_utc();
+        let record = AttemptRecord {
+            envelope: Cow::Borrowed(&*envelope.id),
+            event_id: Cow::Borrowed(&*envelope.event_id),
+            event_key: Cow::Borrowed(&*envelope.event_key),
+            event_time: envelope.event_time.as_deref().map(Cow::Borrowed),
+            tenant: Some(Cow::Borrowed(&*envelope.tenant)),
+            queued_at: OffsetDateTime::from_unix_timestamp_nanos(message.stored_at_nanos).unwrap_or(now),
+            at: now,
+            attempt,
+            redriven: predecessor(message).is_some(),
+            outcome,
+            status: tried.status,
+            latency_ms: milliseconds(tried.latency),
+            error: tried.kind,
+            fault: tried.fault,
+            detail: (!tried.error.is_empty()).then_some(Cow::Borrowed(tried.error.as_str())),
+            answer: tried.answer.map(Cow::Borrowed),
+        };
+        self.log.record(&envelope.subscription, &record);
+    }
+
     /// Delivered: a dead letter that this was the redrive of is resolved first, then the message
     /// is done with.
     async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>) {
@@ -159,7 +243,11 @@ impl Settle {
                 }
             }
         }
-        message.acker.ack().await;
+        if self.acknowledged.fetch_add(1, Ordering::Relaxed) % CONFIRM_EVERY == CONFIRM_EVERY - 1 {
+            message.acker.ack_and_confirm(self.ack_wait / 4).await;
+        } else {
+            message.acker.ack().await;
+        }
     }
 
     pub(super) async fn undecodable(&self, message: &Delivered, detail: &str) {
@@ -197,6 +285,7 @@ impl Settle {
                     envelope = letter.id,
                     event_key = letter.event_key,
                     reason = %letter.reason,
+                    fault = %letter.fault,
                     last_error = letter.last_error,
                     "dead-lettered"
                 );
@@ -218,6 +307,10 @@ impl Settle {
             None => Ok(()),
         }
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn predecessor(message: &Delivered) -> Option<u64> {

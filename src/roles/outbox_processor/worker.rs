@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,9 @@ use crate::nats::{Acker, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Outgo
 const MOST_AT_ONCE: usize = 256;
 /// What cannot be moved to its own lane now comes again after this.
 const SPILL_RETRY: Duration = Duration::from_secs(5);
+/// Where a subscription is held for longer, what waits of it moves to its own lane, so that it
+/// does not fill the places of others.
+const LONG_HOLD: Duration = Duration::from_secs(10);
 /// How long a lane that was made or found counts as there. It is removed only after minutes of
 /// emptiness, and the sweep mends the rest.
 const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
@@ -33,17 +36,26 @@ const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
 pub(super) struct Held {
     pub(super) message: Box<Delivered>,
     pub(super) subscription: SubscriptionId,
+    own_lane: bool,
     permit: OwnedSemaphorePermit,
 }
 
+/// An endpoint asked for its subscription to be left alone.
+#[derive(Debug, Clone)]
+pub(super) struct Hold {
+    subscription: SubscriptionId,
+    until: Instant,
+}
+
 pub(super) struct Worker {
-    js: JetStream,
-    subscriptions: Subscriptions,
-    domain: DomainSettings,
-    settings: OutboxProcessorSettings,
-    delivery: Delivery,
-    metrics: DomainMetrics,
-    ready: ReadyFlag,
+    pub(super) js: JetStream,
+    pub(super) subscriptions: Subscriptions,
+    pub(super) domain: DomainSettings,
+    pub(super) settings: OutboxProcessorSettings,
+    pub(super) delivery: Delivery,
+    pub(super) holds: broadcast::Sender<Hold>,
+    pub(super) metrics: DomainMetrics,
+    pub(super) ready: ReadyFlag,
 }
 
 /// Shared with the spills, which add to it.
@@ -63,18 +75,6 @@ struct Running {
 }
 
 impl Worker {
-    pub(super) fn new(
-        js: JetStream,
-        subscriptions: Subscriptions,
-        domain: DomainSettings,
-        settings: OutboxProcessorSettings,
-        delivery: Delivery,
-        metrics: DomainMetrics,
-        ready: ReadyFlag,
-    ) -> Self {
-        Self { js, subscriptions, domain, settings, delivery, metrics, ready }
-    }
-
     pub(super) async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
         let (sink, mut incoming) = mpsc::channel(self.settings.held + 64 * lanes::OWN_LANE_HELD);
         let (finished, mut done) = mpsc::channel(self.domain.concurrency.max(1));
@@ -95,6 +95,7 @@ impl Worker {
             self.ready.clone(),
             stop.clone(),
         );
+        let mut holds = self.holds.subscribe();
         let mut readers = tokio::spawn(readers.run());
         let mut heartbeat = tokio::time::interval(self.settings.ack_wait / 3);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -121,6 +122,12 @@ impl Worker {
                 _ = incoming.recv_many(&mut read, MOST_AT_ONCE) => {
                     for read in read.drain(..) {
                         self.take(&mut running, read);
+                    }
+                }
+                hold = holds.recv() => {
+                    // The sender lives as long as this; what was missed is said again by the endpoint.
+                    if let Ok(hold) = hold {
+                        self.hold(&mut running, &hold);
                     }
                 }
                 () = sleep(wake) => {}
@@ -163,11 +170,13 @@ impl Worker {
             }
         }
         .unwrap_or((1, None));
-        let held = Held { message, subscription: subscription.clone(), permit };
+        let held = Held { message, subscription: subscription.clone(), own_lane, permit };
         let now = running.started.elapsed();
         let refused = if own_lane {
             running.pool.offer_beyond(&subscription, max_in_flight, rate, held, now);
             None
+        } else if running.pool.held_for(&subscription, now).is_some_and(|left| left > LONG_HOLD) {
+            Some(held)
         } else {
             running.pool.offer(&subscription, max_in_flight, rate, held, now).err()
         };
@@ -217,11 +226,11 @@ impl Worker {
         self.metrics.in_flight.set(running.in_flight.len() as i64);
         let (delivery, finished) = (self.delivery.clone(), running.finished.clone());
         running.deliveries.spawn(async move {
-            let healthy = delivery.deliver(&held.message, &held.subscription).await;
+            let health = delivery.deliver(&held.message, &held.subscription).await;
             let Held { subscription, permit, .. } = held;
             drop(permit);
             // The receiver is gone only when the worker is.
-            let _ = finished.send(Finished { subscription, sequence, healthy }).await;
+            let _ = finished.send(Finished { subscription, sequence, health }).await;
         });
         while running.deliveries.try_join_next().is_some() {}
     }
@@ -229,7 +238,35 @@ impl Worker {
     fn finish(&self, running: &mut Running, finished: &Finished) {
         running.in_flight.remove(&finished.sequence);
         self.metrics.in_flight.set(running.in_flight.len() as i64);
-        running.pool.finished(&finished.subscription, finished.healthy);
+        running.pool.finished(&finished.subscription, finished.health.healthy);
+        if let Some(wait) = finished.health.hold {
+            let hold = Hold { subscription: finished.subscription.clone(), until: Instant::now() + wait };
+            // At once here; the other domains' workers hear it.
+            self.hold(running, &hold);
+            let _ = self.holds.send(hold);
+        }
+    }
+
+    /// Starts nothing of a subscription for a while. What waits of it stays here with heartbeats;
+    /// where that is long, it moves to the subscription's own lane.
+    fn hold(&self, running: &mut Running, hold: &Hold) {
+        let wait = hold.until.saturating_duration_since(Instant::now());
+        if wait.is_zero() {
+            return;
+        }
+        let now = running.started.elapsed();
+        if running.pool.held_for(&hold.subscription, now).is_none() {
+            tracing::info!(
+                domain = self.domain.name,
+                subscription = %hold.subscription,
+                wait = ?wait,
+                "the endpoint said when to come back; nothing of the subscription is sent until then"
+            );
+        }
+        let long = wait > LONG_HOLD;
+        for held in running.pool.hold(&hold.subscription, now + wait, |held| long && !held.own_lane) {
+            self.spill(running, held);
+        }
     }
 
     async fn heartbeat(&self, running: &mut Running) {

@@ -1,0 +1,471 @@
+//! An event's whole story, put together from what the streams still hold of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::attempt_record::{AttemptRecord, ErrorKind, Settled};
+use super::dead_letter::{DeadLetter, State};
+use super::last_words::LastWords;
+use super::outcome::Fault;
+
+/// What was found of an event, in no order.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// It waits to be taken in: when it was stored, and its key.
+    pub waiting: Vec<(OffsetDateTime, String)>,
+    pub rejected: Vec<Rejected>,
+    /// Envelopes that are still owed.
+    pub owed: Vec<Owed>,
+    pub dead_letters: Vec<DeadLetter>,
+    /// Of the delivery log.
+    pub records: Vec<Logged>,
+    pub last_words: Vec<LastAttempt>,
+}
+
+/// The event was refused.
+#[derive(Debug)]
+pub struct Rejected {
+    pub at: OffsetDateTime,
+    pub reason: String,
+    pub detail: String,
+}
+
+/// An envelope in an outbox.
+#[derive(Debug)]
+pub struct Owed {
+    pub domain: String,
+    pub subscription: String,
+    pub envelope: String,
+    pub event_time: Option<String>,
+    pub at: OffsetDateTime,
+    /// Sent again from a dead letter.
+    pub redriven: bool,
+}
+
+/// A record and where it was found.
+#[derive(Debug)]
+pub struct Logged {
+    pub domain: String,
+    pub subscription: String,
+    pub record: AttemptRecord<'static>,
+}
+
+/// Last words and where they were found.
+#[derive(Debug)]
+pub struct LastAttempt {
+    pub domain: String,
+    pub subscription: String,
+    pub envelope: String,
+    pub at: OffsetDateTime,
+    pub words: LastWords,
+}
+
+/// The story, oldest step first.
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Trace {
+    pub event_id: String,
+    pub timeline: Vec<Step>,
+    pub subscribers: Vec<Subscriber>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    /// The event's own time.
+    Published,
+    /// It stands in the events stream.
+    Waiting,
+    Rejected,
+    /// The outbox took the envelope.
+    Queued,
+    /// The outbox took it again, from a dead letter.
+    Redriven,
+    Attempt,
+    DeadLettered,
+}
+
+impl What {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Published => "published",
+            Self::Waiting => "waiting",
+            Self::Rejected => "rejected",
+            Self::Queued => "queued",
+            Self::Redriven => "redriven",
+            Self::Attempt => "attempt",
+            Self::DeadLettered => "dead-lettered",
+        }
+    }
+}
+
+/// One step; what does not apply is left out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Step {
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    pub what: What,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subscription: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envelope: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Settled>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorKind>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    /// For people: the error, the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+}
+
+/// Where an envelope stands now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// In the outbox, and no attempt is known.
+    Waiting,
+    /// In the outbox after a failed attempt.
+    Retrying,
+    /// A dead letter whose envelope is on its way again.
+    Replaying,
+    /// A dead letter: scheduled or parked.
+    DeadLettered,
+    Delivered,
+    /// Nothing owes it any more, and its delivery is not in the log: delivered unlogged, or its dead
+    /// letter was discarded.
+    Gone,
+}
+
+impl Standing {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Retrying => "retrying",
+            Self::Replaying => "replaying",
+            Self::DeadLettered => "dead-lettered",
+            Self::Delivered => "delivered",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// A subscriber's last state.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Subscriber {
+    pub domain: String,
+    pub subscription: String,
+    pub envelope: String,
+    pub state: Standing,
+    /// The highest that is known.
+    pub attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub next_redrive_at: Option<OffsetDateTime>,
+}
+
+/// Domain, subscription, envelope.
+type Place = (String, String, String);
+
+fn step(at: OffsetDateTime, what: What, place: Option<&Place>) -> Step {
+    let part = |pick: fn(&Place) -> &String| place.map(|place| pick(place).clone());
+    Step {
+        at,
+        what,
+        domain: part(|place| &place.0),
+        subscription: part(|place| &place.1),
+        envelope: part(|place| &place.2),
+        attempt: None,
+        outcome: None,
+        status: None,
+        latency_ms: None,
+        error: None,
+        fault: None,
+        detail: None,
+        answer: None,
+    }
+}
+
+impl Trace {
+    /// Tells the story; `None` if nothing was found.
+    pub fn tell(event_id: &str, findings: Findings) -> Option<Self> {
+        let (mut timeline, mut taken) = (Vec::new(), BTreeSet::new());
+        let mut times = BTreeSet::new();
+        let mut subscribers: BTreeMap<Place, Subscriber> = BTreeMap::new();
+        for (at, key) in findings.waiting {
+            timeline.push(Step { detail: Some(key), ..step(at, What::Waiting, None) });
+        }
+        for Rejected { at, reason, detail } in findings.rejected {
+            let detail = Some(format!("{reason}: {detail}"));
+            timeline.push(Step { detail, ..step(at, What::Rejected, None) });
+        }
+        let mut attempts = Vec::new();
+        for Logged { domain, subscription, record } in findings.records {
+            times.extend(record.event_time.as_deref().and_then(read_time));
+            let place = (domain, subscription, record.envelope.clone().into_owned());
+            taken.insert((record.queued_at, record.redriven, place.clone()));
+            let attempt = Step {
+                attempt: Some(record.attempt),
+                outcome: Some(record.outcome),
+                status: record.status,
+                latency_ms: Some(record.latency_ms),
+                error: record.error,
+                fault: record.fault,
+                detail: record.detail.map(|text| text.into_owned()),
+                answer: record.answer.map(|text| text.into_owned()),
+                ..step(record.at, What::Attempt, Some(&place))
+            };
+            attempts.push((place, attempt));
+        }
+        for LastAttempt { domain, subscription, envelope, at, words } in findings.last_words {
+            let place = (domain, subscription, envelope);
+            if attempts.iter().any(|(other, step)| *other == place && step.attempt == Some(words.attempt)) {
+                continue;
+            }
+            let attempt = Step {
+                attempt: Some(words.attempt),
+                outcome: Some(Settled::Exhausted),
+                status: words.status,
+                latency_ms: Some(words.latency_ms),
+                fault: Some(words.fault),
+                detail: Some(words.error),
+                answer: words.answer,
+                ..step(at, What::Attempt, Some(&place))
+            };
+            attempts.push((place, attempt));
+        }
+        attempts.sort_by_key(|(_, step)| (step.attempt, step.at));
+        for (place, attempt) in attempts {
+            let entry = subscribers.entry(place.clone()).or_insert_with(|| Subscriber::at(place));
+            entry.attempts = attempt.attempt.unwrap_or(0);
+            entry.last_status = attempt.status;
+            entry.last_error.clone_from(&attempt.detail);
+            entry.state = match attempt.outcome {
+                Some(Settled::Delivered) => Standing::Delivered,
+                _ => Standing::Gone,
+            };
+            timeline.push(attempt);
+        }
+        for letter in findings.dead_letters {
+            let place = (letter.domain, letter.subscription, letter.id);
+            let detail = match &letter.last_error {
+                Some(error) => format!("{}: {error}; {}", letter.reason, letter.state),
+                None => format!("{}; {}", letter.reason, letter.state),
+            };
+            timeline.push(Step {
+                status: letter.last_status,
+                fault: Some(letter.fault),
+                detail: Some(detail),
+                ..step(letter.failed_at, What::DeadLettered, Some(&place))
+            });
+            let entry = subscribers.entry(place.clone()).or_insert_with(|| Subscriber::at(place));
+            entry.attempts = entry.attempts.max(letter.attempts);
+            entry.last_status = letter.last_status.or(entry.last_status);
+            entry.last_error = letter.last_error.or(entry.last_error.take());
+            entry.next_redrive_at = letter.next_redrive_at;
+            // Delivered a moment ago, and its dead letter goes next.
+            if entry.state != Standing::Delivered {
+                entry.state = match letter.state {
+                    State::Replaying => Standing::Replaying,
+                    State::Scheduled | State::Parked => Standing::DeadLettered,
+                };
+            }
+        }
+        for Owed { domain, subscription, envelope, event_time, at, redriven } in findings.owed {
+            times.extend(event_time.as_deref().and_then(read_time));
+            let place = (domain, subscription, envelope);
+            taken.insert((at, redriven, place.clone()));
+            let entry = subscribers.entry(place.clone()).or_insert_with(|| Subscriber::at(place));
+            entry.state = match entry.state {
+                // Its acknowledgement is on its way.
+                Standing::Delivered => Standing::Delivered,
+                _ if redriven => Standing::Replaying,
+                _ if entry.attempts > 0 => Standing::Retrying,
+                _ => Standing::Waiting,
+            };
+        }
+        timeline.extend(times.into_iter().map(|at| step(at, What::Published, None)));
+        timeline.extend(taken.iter().map(|(at, redriven, place)| {
+            step(*at, if *redriven { What::Redriven } else { What::Queued }, Some(place))
+        }));
+        timeline.sort_by(|a, b| (a.at, a.what, &a.subscription).cmp(&(b.at, b.what, &b.subscription)));
+        let subscribers = subscribers.into_values().collect();
+        (!timeline.is_empty()).then(|| Self { event_id: event_id.to_owned(), timeline, subscribers })
+    }
+}
+
+impl Subscriber {
+    fn at((domain, subscription, envelope): Place) -> Self {
+        Self {
+            domain,
+            subscription,
+            envelope,
+            state: Standing::Gone,
+            attempts: 0,
+            last_status: None,
+            last_error: None,
+            next_redrive_at: None,
+        }
+    }
+}
+
+fn read_time(text: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(text, &Rfc3339).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::outcome::Reason;
+
+    fn at(seconds: i64) -> OffsetDateTime {
+        OffsetDateTime::from_unix_timestamp(1_800_000_000 + seconds).unwrap()
+    }
+
+    fn logged(subscription: &str, attempt: u32, outcome: Settled, redriven: bool) -> Logged {
+        let record = AttemptRecord {
+            envelope: format!("env_{subscription}").into(),
+            event_id: "e".into(),
+            event_key: "policy.updated".into(),
+            event_time: Some(at(0).format(&Rfc3339).unwrap().into()),
+            tenant: None,
+            queued_at: at(if redriven { 50 } else { 1 }),
+            at: at(1 + i64::from(attempt) + if redriven { 50 } else { 0 }),
+            attempt,
+            redriven,
+            outcome,
+            status: Some(if outcome == Settled::Delivered { 200 } else { 503 }),
+            latency_ms: 3,
+            error: None,
+            fault: None,
+            detail: None,
+            answer: None,
+        };
+        Logged { domain: "policy-client".into(), subscription: subscription.into(), record }
+    }
+
+    fn letter(state: State) -> DeadLetter {
+        DeadLetter {
+            id: "env_b".into(),
+            domain: "policy-client".into(),
+            subscription: "b".into(),
+            tenant: "default".into(),
+            event_id: "e".into(),
+            event_key: "policy.updated".into(),
+            reason: Reason::Exhausted,
+            fault: Fault::Subscriber,
+            state,
+            attempts: 2,
+            redrives: 0,
+            last_status: Some(503),
+            last_error: Some("503 Service Unavailable".into()),
+            failed_at: at(10),
+            next_redrive_at: Some(at(300)),
+        }
+    }
+
+    fn owed(redriven: bool) -> Owed {
+        Owed {
+            domain: "policy-client".into(),
+            subscription: "b".into(),
+            envelope: "env_b".into(),
+            event_time: None,
+            at: at(if redriven { 50 } else { 1 }),
+            redriven,
+        }
+    }
+
+    fn state(findings: Findings) -> Standing {
+        Trace::tell("e", findings).unwrap().subscribers.pop().unwrap().state
+    }
+
+    #[test]
+    fn the_steps_stand_in_the_order_of_their_times() {
+        let findings = Findings {
+            records: vec![
+                logged("b", 3, Settled::Delivered, true),
+                logged("a", 1, Settled::Delivered, false),
+                logged("b", 2, Settled::Exhausted, false),
+                logged("b", 1, Settled::Retried, false),
+            ],
+            last_words: vec![LastAttempt {
+                domain: "policy-client".into(),
+                subscription: "b".into(),
+                envelope: "env_b".into(),
+                at: at(3),
+                words: LastWords {
+                    attempt: 2,
+                    status: Some(503),
+                    error: "503".into(),
+                    fault: Fault::Subscriber,
+                    latency_ms: 1,
+                    answer: None,
+                },
+            }],
+            ..Findings::default()
+        };
+        let trace = Trace::tell("e", findings).unwrap();
+        let told: Vec<String> = trace
+            .timeline
+            .iter()
+            .map(|step| {
+                let subscription = step.subscription.as_deref().unwrap_or("-");
+                format!("{subscription} {} {}", step.what.as_str(), step.attempt.unwrap_or(0))
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "- published 0",
+                "a queued 0",
+                "b queued 0",
+                "a attempt 1",
+                "b attempt 1",
+                "b attempt 2",
+                "b redriven 0",
+                "b attempt 3"
+            ]
+        );
+        let states: Vec<_> = trace.subscribers.iter().map(|one| (one.state, one.attempts)).collect();
+        assert_eq!(states, [(Standing::Delivered, 1), (Standing::Delivered, 3)]);
+    }
+
+    #[test]
+    fn a_subscribers_last_state_is_told_by_where_the_envelope_stands() {
+        let failed = || vec![logged("b", 1, Settled::Retried, false)];
+        assert!(Trace::tell("e", Findings::default()).is_none());
+        assert_eq!(state(Findings { owed: vec![owed(false)], ..Findings::default() }), Standing::Waiting);
+        assert_eq!(
+            state(Findings { owed: vec![owed(false)], records: failed(), ..Findings::default() }),
+            Standing::Retrying
+        );
+        assert_eq!(state(Findings { records: failed(), ..Findings::default() }), Standing::Gone);
+        let parked = || vec![letter(State::Parked)];
+        assert_eq!(
+            state(Findings { dead_letters: parked(), records: failed(), ..Findings::default() }),
+            Standing::DeadLettered
+        );
+        assert_eq!(
+            state(Findings { dead_letters: parked(), owed: vec![owed(true)], ..Findings::default() }),
+            Standing::Replaying
+        );
+        let letters = vec![letter(State::Replaying)];
+        assert_eq!(state(Findings { dead_letters: letters, ..Findings::default() }), Standing::Replaying);
+    }
+}

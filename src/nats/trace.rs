@@ -1,0 +1,183 @@
+//! What the streams hold of one event.
+
+use serde::Deserialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::attempts::RECORDS_HEADER;
+use super::connection::JetStream;
+use super::dead_letters::DeadLetterQuery;
+use super::error::NatsError;
+use super::inspect::StoredMessage;
+use super::publish::one_line;
+use crate::domain::attempt_record::AttemptRecord;
+use crate::domain::envelope::Envelope;
+use crate::domain::event::Publication;
+use crate::domain::trace::{Findings, LastAttempt, Logged, Owed, Rejected};
+
+/// Which event, and where it is looked for.
+#[derive(Debug, Clone)]
+pub struct TraceQuery {
+    pub event_id: String,
+    /// The domains of the settings, or those of them that are meant.
+    pub domains: Vec<String>,
+    /// Only what was stored, or failed, at or after this.
+    pub since: Option<OffsetDateTime>,
+}
+
+impl JetStream {
+    /// Reads what is there of an event into `findings`, the quickest streams first. Whoever stops
+    /// waiting for it has what was found until then.
+    pub async fn trace(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
+        let letters = DeadLetterQuery {
+            event_id: Some(one_line(&query.event_id).into_owned()),
+            since: query.since,
+            ..DeadLetterQuery::default()
+        };
+        for domain in &query.domains {
+            let page = self.dead_letters(domain, &letters, 1, usize::MAX).await?;
+            findings.dead_letters.extend(page.entries.into_iter().map(|entry| entry.letter));
+        }
+        self.trace_attempts(query, findings).await?;
+        self.trace_owed(query, findings).await?;
+        self.trace_rejected(query, findings).await?;
+        self.trace_waiting(query, findings).await
+    }
+
+    /// The delivery log and the last words.
+    async fn trace_attempts(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
+        let (names, stream) = (self.names(), self.names().attempts_stream());
+        // As it stands in a record; most messages are passed over without being parsed.
+        let written = serde_json::to_string(&query.event_id).unwrap_or_default();
+        let only = match &query.domains[..] {
+            [one] => Some(one.as_str()),
+            _ => None,
+        };
+        let place = |subject: &str| {
+            let (domain, subscription) = names.parse_attempts(subject)?;
+            let meant = query.domains.iter().any(|name| name == domain);
+            meant.then(|| (domain.to_owned(), subscription.to_owned()))
+        };
+        let records = &mut findings.records;
+        self.browse(&stream, &names.attempts_filter(only), query.since, |message| {
+            let Some((domain, subscription)) = place(&message.subject) else { return };
+            for line in message.payload.split(|byte| *byte == b'\n') {
+                if !std::str::from_utf8(line).is_ok_and(|line| line.contains(&written)) {
+                    continue;
+                }
+                for record in AttemptRecord::read_lines(line) {
+                    if record.event_id == query.event_id {
+                        let (domain, subscription) = (domain.clone(), subscription.clone());
+                        records.push(Logged { domain, subscription, record: record.into_owned() });
+                    }
+                }
+            }
+        })
+        .await?;
+        let last_words = &mut findings.last_words;
+        let wanted = one_line(&query.event_id);
+        self.browse(&stream, &names.final_attempts_filter(only), query.since, |message| {
+            if message.header("Hub-Event-Id") != Some(&*wanted) {
+                return;
+            }
+            if let (Some((domain, subscription)), Some(at), Some(envelope), Ok(words)) = (
+                place(&message.subject),
+                stored_at(&message),
+                message.header("Hub-Id"),
+                serde_json::from_slice(&message.payload),
+            ) {
+                let envelope = envelope.to_owned();
+                last_words.push(LastAttempt { domain, subscription, envelope, at, words });
+            }
+        })
+        .await
+    }
+
+    async fn trace_owed(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
+        for domain in &query.domains {
+            let stream = self.names().outbox_stream(domain);
+            let owed = &mut findings.owed;
+            self.browse(&stream, &self.names().lane_filter(domain, "*"), query.since, |message| {
+                let (Some(at), Ok(envelope)) = (stored_at(&message), Envelope::read(&message.payload)) else {
+                    return;
+                };
+                if envelope.event_id == query.event_id {
+                    owed.push(Owed {
+                        domain: domain.clone(),
+                        subscription: envelope.subscription.to_string(),
+                        envelope: envelope.id.to_string(),
+                        event_time: envelope.event_time.as_deref().map(str::to_owned),
+                        at,
+                        redriven: message.header("Hub-Dead-Letter").is_some(),
+                    });
+                }
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn trace_rejected(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
+        #[derive(Deserialize)]
+        struct Structured {
+            id: String,
+        }
+        let (names, rejected) = (self.names(), &mut findings.rejected);
+        let events = names.events_stream();
+        self.browse(&names.rejected_stream(), &names.rejected("*"), query.since, |message| {
+            let made_up = message.header("Hub-Sequence").map(|sequence| format!("{events}-{sequence}"));
+            let given = ["Hub-Original-Nats-Msg-Id", "ce-id"].map(|name| message.header(name));
+            // A structured CloudEvent, if it got as far as being one.
+            let inside = || {
+                serde_json::from_slice::<Structured>(&message.payload).is_ok_and(|it| it.id == query.event_id)
+            };
+            let known = given.contains(&Some(&query.event_id)) || made_up.as_ref() == Some(&query.event_id);
+            if let (true, Some(at)) = (known || inside(), stored_at(&message)) {
+                let text = |name: &str| message.header(name).unwrap_or_default().to_owned();
+                rejected.push(Rejected { at, reason: text("Hub-Reason"), detail: text("Hub-Error") });
+            }
+        })
+        .await
+    }
+
+    async fn trace_waiting(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
+        let (names, waiting) = (self.names(), &mut findings.waiting);
+        let stream = names.events_stream();
+        self.browse(&stream, &names.event(">"), query.since, |message| {
+            let Some(at) = stored_at(&message) else { return };
+            let headers = message.header_pairs();
+            let event = Publication {
+                subject_tail: names.event_tail(&message.subject).unwrap_or_default(),
+                headers: &headers,
+                body: &message.payload,
+                stream: &stream,
+                sequence: message.sequence,
+                time: at,
+                max_size: usize::MAX,
+            }
+            .decode();
+            // What cannot be decoded will be rejected, and found there.
+            if let Ok(event) = event
+                && event.id == query.event_id
+            {
+                waiting.push((at, event.key.as_str().to_owned()));
+            }
+        })
+        .await
+    }
+
+    /// How many records the delivery log holds.
+    pub async fn attempts_logged(&self) -> Result<u64, NatsError> {
+        let mut count = 0;
+        let names = self.names();
+        self.browse(&names.attempts_stream(), &names.attempts_filter(None), None, |message| {
+            count += message.header(RECORDS_HEADER).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        })
+        .await?;
+        Ok(count)
+    }
+}
+
+fn stored_at(message: &StoredMessage) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(&message.time, &Rfc3339).ok()
+}

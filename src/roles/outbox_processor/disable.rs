@@ -1,0 +1,35 @@
+//! Disabling a subscription whose endpoint said that it is gone.
+
+use time::OffsetDateTime;
+
+use crate::domain::subscription::{State, SubscriptionId};
+use crate::nats::JetStream;
+
+/// Writes it as disabled, if it still is as it was when the attempt was made: whoever changed it
+/// meanwhile, to another endpoint perhaps, is not overruled.
+pub(super) async fn disable(js: &JetStream, id: &SubscriptionId, revision: u64, reason: &str) {
+    let written = match js.subscription_at(id).await {
+        Ok((current, Some(mut subscription)))
+            if current == revision && subscription.state == State::Active =>
+        {
+            subscription.disable(reason.to_owned(), OffsetDateTime::now_utc());
+            js.put_subscription(&subscription, Some(revision)).await
+        }
+        // Gone, changed, or disabled by another attempt.
+        Ok(_) => return,
+        Err(error) => Err(error),
+    };
+    match written {
+        Ok(_) => tracing::warn!(
+            subscription = %id,
+            reason,
+            "the subscription is disabled; `hub subscription resume` enables it again"
+        ),
+        Err(error) if error.is_wrong_last_sequence() => {
+            tracing::debug!(subscription = %id, "changed meanwhile, and so not disabled");
+        }
+        Err(error) => {
+            tracing::warn!(%error, subscription = %id, "cannot be disabled yet; its next answer tries again");
+        }
+    }
+}

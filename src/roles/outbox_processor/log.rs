@@ -1,0 +1,180 @@
+//! The delivery log of one domain: records are gathered in memory and put into the stream in
+//! batches, one message per subscription. Deliveries never wait for it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::attempt_record::{AttemptRecord, LogChoice, Settled};
+use crate::metrics::DomainMetrics;
+use crate::nats::{JetStream, NatsError};
+
+/// How long a record waits for others at most.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
+/// So many bytes of one subscription are a message; more than one record's answer, less than the
+/// server's max_payload.
+const MESSAGE_BYTES: usize = 256 * 1024;
+/// So many bytes are written at once, before the interval is over.
+const FLUSH_BYTES: usize = 2 * 1024 * 1024;
+/// The most bytes in memory, beside those being written; what comes then is left out.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// Messages that wait for their acknowledgement at once.
+const IN_FLIGHT: usize = 32;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(super) struct DeliveryLog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    js: JetStream,
+    domain: String,
+    choice: LogChoice,
+    metrics: DomainMetrics,
+    gathered: Mutex<Gathered>,
+    /// There is a first record.
+    begun: Notify,
+    /// There is enough for a flush.
+    enough: Notify,
+}
+
+#[derive(Default)]
+struct Gathered {
+    lines: HashMap<String, Lines>,
+    bytes: usize,
+    /// Records have been left out since the last flush that took everything.
+    behind: bool,
+}
+
+#[derive(Default)]
+struct Lines {
+    /// Newline-delimited JSON; each part is one message.
+    parts: Vec<(u64, Vec<u8>)>,
+}
+
+impl Lines {
+    fn last(&mut self) -> &mut (u64, Vec<u8>) {
+        if self.parts.last().is_none_or(|(_, lines)| lines.len() >= MESSAGE_BYTES) {
+            self.parts.push((0, Vec::new()));
+        }
+        self.parts.last_mut().expect("one was added if there was none")
+    }
+}
+
+impl DeliveryLog {
+    pub(super) fn new(js: JetStream, domain: String, choice: LogChoice, metrics: DomainMetrics) -> Self {
+        let gathered = Mutex::default();
+        let (begun, enough) = (Notify::new(), Notify::new());
+        Self { inner: Arc::new(Inner { js, domain, choice, metrics, gathered, begun, enough }) }
+    }
+
+    pub(super) fn keeps(&self, settled: Settled) -> bool {
+        self.inner.choice.keeps(settled)
+    }
+
+    /// Takes a record, or counts it as left out if there is no room. Never waits.
+    pub(super) fn record(&self, subscription: &str, record: &AttemptRecord<'_>) {
+        let inner = &self.inner;
+        let mut gathered = inner.gathered.lock().unwrap_or_else(PoisonError::into_inner);
+        if gathered.bytes >= MOST_BYTES {
+            drop(gathered);
+            return inner.left_out(1, "more attempts come than the stream takes");
+        }
+        if !gathered.lines.contains_key(subscription) {
+            gathered.lines.insert(subscription.to_owned(), Lines::default());
+        }
+        let Some(lines) = gathered.lines.get_mut(subscription) else { return };
+        let (count, lines) = lines.last();
+        let before = lines.len();
+        if let Err(error) = record.write_line(lines) {
+            drop(gathered);
+            return inner.left_out(1, &error.to_string());
+        }
+        *count += 1;
+        let added = lines.len() - before;
+        let was = gathered.bytes;
+        gathered.bytes += added;
+        drop(gathered);
+        if was == 0 {
+            inner.begun.notify_one();
+        }
+        if was < FLUSH_BYTES && was + added >= FLUSH_BYTES {
+            inner.enough.notify_one();
+        }
+    }
+
+    /// Writes what is gathered, by size or after the interval, until `ended`; then the rest.
+    pub(super) async fn run(self, ended: CancellationToken) -> Result<(), NatsError> {
+        let inner = &self.inner;
+        while !ended.is_cancelled() {
+            tokio::select! {
+                () = ended.cancelled() => break,
+                () = inner.begun.notified() => {}
+            }
+            tokio::select! {
+                () = ended.cancelled() => break,
+                () = inner.enough.notified() => {}
+                () = tokio::time::sleep(FLUSH_INTERVAL) => {}
+            }
+            inner.flush().await;
+        }
+        inner.flush().await;
+        Ok(())
+    }
+}
+
+impl Inner {
+    async fn flush(&self) {
+        let lines = {
+            let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
+            gathered.bytes = 0;
+            std::mem::take(&mut gathered.lines)
+        };
+        if lines.is_empty() {
+            return;
+        }
+        let messages = lines.into_iter().flat_map(|(subscription, lines)| {
+            lines.parts.into_iter().map(move |(count, lines)| (subscription.clone(), count, lines))
+        });
+        let complete = stream::iter(messages)
+            .map(|(subscription, count, lines)| async move {
+                match self.js.put_attempts(&self.domain, &subscription, count, lines.into()).await {
+                    Ok(()) => {
+                        self.metrics.attempts_logged.inc_by(count);
+                        true
+                    }
+                    Err(error) => {
+                        self.left_out(count, &error.to_string());
+                        false
+                    }
+                }
+            })
+            .buffer_unordered(IN_FLIGHT)
+            .fold(true, |all, one| std::future::ready(all && one))
+            .await;
+        let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
+        if complete && gathered.bytes < MOST_BYTES && std::mem::take(&mut gathered.behind) {
+            drop(gathered);
+            tracing::info!(domain = self.domain, "the delivery log keeps up again");
+        }
+    }
+
+    /// Counts records that are not kept, and tells it once.
+    fn left_out(&self, count: u64, why: &str) {
+        self.metrics.attempts_unlogged.inc_by(count);
+        let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut gathered.behind, true) {
+            drop(gathered);
+            tracing::warn!(
+                domain = self.domain,
+                why,
+                "the delivery log leaves attempts out; deliveries go on, hub_attempts_unlogged_total counts them"
+            );
+        }
+    }
+}
