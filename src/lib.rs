@@ -16,4 +16,5 @@ pub mod seal;
 pub mod serve;
 pub mod settings;
 pub mod shell;
+pub mod subscriptions_grpc;
 pub mod tasks;

@@ -23,12 +23,18 @@ use crate::nats::provision::{self, ProvisionError, Provisioned};
 use crate::nats::{ConnectOptions, JetStream, NatsError, Registry, Tls};
 use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings};
 use crate::roles::dlt_router::{DltRouter, DltRouterSettings};
-use crate::roles::event_processor::{EventProcessor, EventProcessorSettings};
+use crate::roles::event_processor::{EventProcessor, EventProcessorSettings, Resolver};
 use crate::roles::gauges::Gauges;
-use crate::roles::outbox_processor::{DomainSettings, OutboxProcessor, OutboxProcessorSettings};
+use crate::roles::outbox_processor::{
+    DomainSettings, OutboxProcessor, OutboxProcessorSettings, Subscriptions,
+};
+use crate::roles::subscription_resolver::SubscriptionResolver;
 use crate::seal::{MasterKeyError, Sealer};
 use crate::settings::Settings;
+use crate::subscriptions_grpc::{self, ResolverServer};
 use crate::tasks::{TaskError, Tasks};
+
+mod resolving;
 
 /// What a process does; by default all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -37,9 +43,12 @@ pub enum Role {
     OutboxProcessor,
     DltRouter,
     DltProcessor,
+    /// Not among all: it runs where it is named.
+    SubscriptionResolver,
 }
 
 impl Role {
+    /// What a process does where nothing else is said.
     pub const ALL: [Role; 4] =
         [Role::EventProcessor, Role::OutboxProcessor, Role::DltRouter, Role::DltProcessor];
 }
@@ -75,6 +84,15 @@ pub enum ServeError {
     Dev(#[from] crate::dev::DevError),
     #[error("--domain {name}: no such domain; the settings have {known}")]
     UnknownDomain { name: String, known: String },
+    #[error(transparent)]
+    Resolver(#[from] subscriptions_grpc::OptionsError),
+    #[error(transparent)]
+    ResolverServer(#[from] subscriptions_grpc::ServerError),
+    #[error(
+        "subscriptions.listen_token: role subscription-resolver asks callers for a token; set one, or \
+         subscriptions.listen_anonymous = true to answer anybody"
+    )]
+    NoResolverToken,
     #[error("signals cannot be watched: {0}")]
     Signals(std::io::Error),
 }
@@ -102,6 +120,8 @@ impl Hub {
     ) -> Result<Self, ServeError> {
         let domains = chosen_domains(settings, options)?;
         let sealer = Sealer::from_settings(&settings.secrets)?;
+        let remote = resolving::remote(settings)?;
+        let resolver_options = resolving::server_options(settings, options)?;
         let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
         let shape = shape(settings);
         let done = provision_patiently(&js, &shape).await?;
@@ -136,7 +156,7 @@ impl Hub {
             let rules = settings.domains.iter().map(|domain| (domain.name.clone(), domain.events.clone()));
             let role = EventProcessor::new(
                 js.clone(),
-                registry.clone(),
+                remote.clone().map_or_else(|| Resolver::Registry(registry.clone()), Resolver::Remote),
                 Arc::new(Categories::new(rules.collect())),
                 EventProcessorSettings {
                     max_size: bytes(settings.events.max_size),
@@ -149,9 +169,13 @@ impl Hub {
             tasks.graceful("event-processor", role.run(stop.clone()));
         }
         if options.roles.contains(&Role::OutboxProcessor) {
+            let subscriptions = match &remote {
+                None => Subscriptions::Registry(registry.clone()),
+                Some(_) => Subscriptions::InEnvelopes,
+            };
             let role = OutboxProcessor::new(
                 js.clone(),
-                registry.clone(),
+                subscriptions,
                 HttpDelivery::new(http_config(settings)),
                 Arc::new(MasterKey(sealer)),
                 outbox_settings(settings, &domains, shape.clone()),
@@ -176,6 +200,13 @@ impl Hub {
             };
             let role = DltProcessor::new(js.clone(), processor, metrics.clone(), &readiness);
             tasks.graceful("dlt-processor", role.run(stop.clone()));
+        }
+        if let Some(options) = resolver_options {
+            let server = ResolverServer::bind(&options)?;
+            tracing::info!(address = ?server.address(), "answering as subscription resolver");
+            let ready = readiness.part("subscription-resolver");
+            let role = SubscriptionResolver::new(js.clone(), registry, server, ready);
+            tasks.graceful("subscription-resolver", role.run(stop.clone()));
         }
         Ok(Self { js, readiness, metrics, api: address, tasks })
     }

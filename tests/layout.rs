@@ -41,17 +41,19 @@ const IMPURE: [&str; 13] = [
 ];
 /// Each client library and the places that may import it: one, but for what the demo and the bench
 /// bring of the other side (endpoints, progress for people).
-const CLIENTS: [(&str, &[&str]); 8] = [
+const CLIENTS: [(&str, &[&str]); 10] = [
     ("async_nats", &["nats"]),
     ("reqwest", &["http_delivery"]),
     ("ring", &["http_delivery"]),
     ("axum", &["api", "demo"]),
+    ("tonic", &["subscriptions_grpc"]),
+    ("tonic_prost", &["subscriptions_grpc"]),
     ("chacha20poly1305", &["seal"]),
     ("prometheus_client", &["metrics"]),
     ("comfy_table", &["cli"]),
     ("indicatif", &["cli", "bench"]),
 ];
-const ADAPTERS: [&str; 4] = ["nats", "http_delivery", "seal", "api"];
+const ADAPTERS: [&str; 5] = ["nats", "http_delivery", "seal", "subscriptions_grpc", "api"];
 /// What is built on the adapters, and so never imported by them.
 const ABOVE: [&str; 7] = ["roles", "serve", "cli", "dev", "demo", "bench", "broker_process"];
 

@@ -54,6 +54,11 @@ numbers as floats (`replicas = 3.0`), which the hub refuses.
 {{- fail (printf "settings.nats.%s: settings go into a ConfigMap, which is no place for a secret; put it into a Secret and name that in nats.auth" $key) -}}
 {{- end -}}
 {{- end -}}
+{{- range $key := list "token" "listen_token" -}}
+{{- if get ($.Values.settings.subscriptions | default dict) $key -}}
+{{- fail (printf "settings.subscriptions.%s: settings go into a ConfigMap, which is no place for a secret; give it in the environment (HUB__SUBSCRIPTIONS__%s) from a Secret" $key (upper $key)) -}}
+{{- end -}}
+{{- end -}}
 {{- if (.Values.settings.secrets | default dict).master_key -}}
 {{- fail "settings.secrets.master_key: settings go into a ConfigMap, which is no place for a secret; put it into a Secret and name that in masterKey" -}}
 {{- end -}}

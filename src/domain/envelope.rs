@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::event::Event;
-use super::subscription::SubscriptionId;
+use super::subscription::{RateLimit, SubscriptionId};
 
 /// The body of a message on an outbox, read without copying. As JSON: an object of these fields.
 #[derive(Debug, Deserialize)]
@@ -43,6 +43,18 @@ pub struct Envelope<'a> {
 impl<'a> Envelope<'a> {
     pub fn read(body: &'a [u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(body)
+    }
+
+    /// What its delivery asks of the fair share: `max_in_flight` and the rate limit.
+    pub fn share(&self) -> Option<(u32, Option<RateLimit>)> {
+        #[derive(Deserialize)]
+        struct Share {
+            max_in_flight: u32,
+            #[serde(default)]
+            rate_limit: Option<RateLimit>,
+        }
+        let share: Share = serde_json::from_str(self.delivery.get()).ok()?;
+        Some((share.max_in_flight, share.rate_limit))
     }
 }
 
@@ -158,6 +170,20 @@ mod tests {
         assert_eq!(read.traceparent.as_deref(), Some("00-aa-bb-01"));
         assert_eq!(read.event.get(), event.to_cloudevent().get());
         assert_eq!(read.delivery.get(), delivery.get());
+    }
+
+    #[test]
+    fn the_share_is_that_of_the_delivery() {
+        let share = |delivery: &str| {
+            let delivery = RawValue::from_string(delivery.to_owned()).unwrap();
+            let made = FanOut::new(&event("1", "idp"), "d").envelope(&subscription("crm"), &delivery);
+            Envelope::read(&made.body).unwrap().share()
+        };
+        let limit = RateLimit { per_second: 2.5, burst: 7 };
+        let json = r#"{"url":"u","max_in_flight":9,"rate_limit":{"per_second":2.5,"burst":7}}"#;
+        assert_eq!(share(json), Some((9, Some(limit))));
+        assert_eq!(share(r#"{"max_in_flight":9}"#), Some((9, None)));
+        assert_eq!(share(r#"{"url":"u"}"#), None);
     }
 
     #[test]

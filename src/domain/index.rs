@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::event::Event;
 use super::filter::Filter;
-use super::key::KeyPattern;
+use super::key::{EventKey, KeyPattern};
 use super::subscription::{RateLimit, State, Subscription, SubscriptionId};
 
 mod trie;
@@ -52,6 +52,11 @@ impl Entry {
         let (tenant, events, filter) = (tenant.into(), events.into(), filter.into());
         let subscription = Interest { id, tenant, events, filter, state };
         Ok(Self { subscription, delivery, max_in_flight, rate_limit, revision })
+    }
+
+    /// Whether its filters all hold for the event.
+    pub fn wants(&self, event: &Event) -> bool {
+        self.subscription.filter.iter().all(|filter| filter.matches(&|name| event.attribute(name)))
     }
 
     /// The subscription again, but for why it was disabled.
@@ -127,13 +132,24 @@ impl SubscriptionIndex {
 
     /// The active subscriptions of the event's tenant that want the event, each once.
     pub fn matching(&self, event: &Event) -> Vec<Arc<Entry>> {
-        self.candidates(event).0.into_iter().filter(|entry| wants(entry, event)).cloned().collect()
+        let (candidates, _) = self.candidates(event);
+        candidates.into_iter().filter(|entry| entry.wants(event)).cloned().collect()
     }
 
-    /// Whose patterns match the event's key, and how many nodes were visited to find them.
+    /// The active subscriptions of a tenant whose patterns match a key, each once, whatever their
+    /// filters say.
+    pub fn of_key(&self, tenant: &str, key: &EventKey) -> Vec<Arc<Entry>> {
+        self.candidates_of(tenant, key).0.into_iter().cloned().collect()
+    }
+
     fn candidates(&self, event: &Event) -> (Vec<&Arc<Entry>>, usize) {
-        let Some(trie) = self.tenants.get(event.tenant.as_str()) else { return (Vec::new(), 0) };
-        let (slots, visited) = trie.matching(&event.key);
+        self.candidates_of(&event.tenant, &event.key)
+    }
+
+    /// Whose patterns match the key, and how many nodes were visited to find them.
+    fn candidates_of(&self, tenant: &str, key: &EventKey) -> (Vec<&Arc<Entry>>, usize) {
+        let Some(trie) = self.tenants.get(tenant) else { return (Vec::new(), 0) };
+        let (slots, visited) = trie.matching(key);
         let entries = slots.into_iter().filter_map(|slot| self.entries[slot as usize].as_ref()).collect();
         (entries, visited)
     }
@@ -149,10 +165,6 @@ impl SubscriptionIndex {
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
-}
-
-fn wants(entry: &Entry, event: &Event) -> bool {
-    entry.subscription.filter.iter().all(|filter| filter.matches(&|name| event.attribute(name)))
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ pub mod index;
 pub mod key;
 pub mod last_words;
 pub mod outcome;
+pub mod resolution;
 pub mod status;
 pub mod subscription;
 pub mod token;

@@ -76,6 +76,18 @@ impl Registry {
     }
 }
 
+impl Registry {
+    /// Waits until the index holds every write that the bucket holds now.
+    pub async fn catch_up(&self, js: &JetStream) -> Result<(), NatsError> {
+        let stream = js.names().subscriptions_stream();
+        let revision = js.stream_info(&stream).await?.state.last_seq;
+        match tokio::time::timeout(js.request_timeout(), self.wait_for_revision(revision)).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(NatsError::Timeout { subject: stream, seconds: js.request_timeout().as_secs() }),
+        }
+    }
+}
+
 impl RegistryFollower {
     /// Follows the bucket for ever. Whenever it lost its place it reads the whole bucket again,
     /// so the index never misses a change; while it does, the index serves what it had.

@@ -4,6 +4,7 @@
 
 mod committer;
 mod planner;
+mod resolver;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::category::Categories;
 use crate::health::ReadyFlag;
 use crate::metrics::Metrics;
-use crate::nats::{Acker, HAND_BACK_DELAY, JetStream, NatsError, PullEvent, Puller, Registry};
+use crate::nats::{Acker, HAND_BACK_DELAY, JetStream, NatsError, PullEvent, Puller};
 use committer::Committer;
 use planner::{HELD_ENVELOPES, Held, Planner, Way};
+pub use resolver::{RemoteResolver, Resolver};
 
 /// The durable of this role.
 pub const CONSUMER: &str = "event-processor";
@@ -39,7 +41,7 @@ pub struct EventProcessorSettings {
 
 pub struct EventProcessor {
     js: JetStream,
-    registry: Registry,
+    resolver: Resolver,
     categories: Arc<Categories>,
     settings: EventProcessorSettings,
     metrics: Metrics,
@@ -49,13 +51,13 @@ pub struct EventProcessor {
 impl EventProcessor {
     pub fn new(
         js: JetStream,
-        registry: Registry,
+        resolver: Resolver,
         categories: Arc<Categories>,
         settings: EventProcessorSettings,
         metrics: Metrics,
         ready: ReadyFlag,
     ) -> Self {
-        Self { js, registry, categories, settings, metrics, ready }
+        Self { js, resolver, categories, settings, metrics, ready }
     }
 
     /// Runs until `stop`; then commits what is planned and leaves the rest in the stream.
@@ -63,7 +65,7 @@ impl EventProcessor {
         let stream = self.js.names().events_stream();
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = self.registry.wait_until_loaded() => {}
+            () = self.resolver.wait_until_ready() => {}
         }
         let mut puller = tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -74,7 +76,7 @@ impl EventProcessor {
         let planner = Arc::new(Planner {
             ways: self.start_committers(&mut committers),
             js: self.js,
-            registry: self.registry,
+            resolver: self.resolver,
             categories: self.categories,
             max_size: self.settings.max_size,
             metrics: self.metrics,

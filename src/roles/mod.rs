@@ -6,3 +6,4 @@ pub mod dlt_router;
 pub mod event_processor;
 pub mod gauges;
 pub mod outbox_processor;
+pub mod subscription_resolver;

@@ -26,6 +26,15 @@ use crate::metrics::Metrics;
 use crate::nats::definitions::Shape;
 use crate::nats::{JetStream, NatsError, Registry};
 
+/// What is known of the subscriptions whose envelopes are delivered.
+#[derive(Clone)]
+pub enum Subscriptions {
+    /// Each as the registry has it now.
+    Registry(Registry),
+    /// What each envelope carries: subscriptions are resolved elsewhere.
+    InEnvelopes,
+}
+
 /// Holds that a worker may be behind with.
 const HOLDS: usize = 1024;
 
@@ -56,7 +65,7 @@ pub struct DomainSettings {
 
 pub struct OutboxProcessor {
     js: JetStream,
-    registry: Registry,
+    subscriptions: Subscriptions,
     http: HttpDelivery,
     opener: Arc<dyn OpenSecret>,
     settings: OutboxProcessorSettings,
@@ -68,7 +77,7 @@ pub struct OutboxProcessor {
 impl OutboxProcessor {
     pub fn new(
         js: JetStream,
-        registry: Registry,
+        subscriptions: Subscriptions,
         http: HttpDelivery,
         opener: Arc<dyn OpenSecret>,
         settings: OutboxProcessorSettings,
@@ -77,15 +86,17 @@ impl OutboxProcessor {
     ) -> Self {
         let part = |domain: &DomainSettings| readiness.part(format!("outbox-processor {}", domain.name));
         let ready = settings.domains.iter().map(part).collect();
-        Self { js, registry, http, opener, settings, metrics, ready }
+        Self { js, subscriptions, http, opener, settings, metrics, ready }
     }
 
     /// Runs a worker per domain until `stop`; each then finishes what is in flight within the
     /// grace period and hands the rest back.
     pub async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = self.registry.wait_until_loaded() => {}
+        if let Subscriptions::Registry(registry) = &self.subscriptions {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = registry.wait_until_loaded() => {}
+            }
         }
         let mut workers = JoinSet::new();
         // What one domain's worker hears of an endpoint holds in all of them. One that lags behind
@@ -110,14 +121,14 @@ impl OutboxProcessor {
             );
             let delivery = delivery::Delivery::new(
                 self.js.clone(),
-                self.registry.clone(),
+                self.subscriptions.clone(),
                 self.http.clone(),
                 self.opener.clone(),
                 settle,
             );
             let worker = worker::Worker {
                 js: self.js.clone(),
-                registry: self.registry.clone(),
+                subscriptions: self.subscriptions.clone(),
                 domain: domain.clone(),
                 settings: self.settings.clone(),
                 delivery,

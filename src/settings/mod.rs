@@ -41,6 +41,7 @@ pub struct Settings {
     pub redrive: Redrive,
     pub sweep: Sweep,
     pub limits: Limits,
+    pub subscriptions: Subscriptions,
     pub secrets: Secrets,
     pub api: Api,
     pub log: Log,
@@ -158,6 +159,46 @@ pub struct Limits {
     pub attempts_max_age: Duration,
     #[serde(with = "duration")]
     pub duplicate_window: Duration,
+}
+
+/// Where subscriptions come from, and how other hubs get them from this one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subscriptions {
+    pub source: SubscriptionSource,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub grpc_url: Option<String>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub token: Option<SecretString>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub tls_ca_file: Option<PathBuf>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub tls_cert_file: Option<PathBuf>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub tls_key_file: Option<PathBuf>,
+    #[serde(with = "duration")]
+    pub deadline: Duration,
+    #[serde(with = "duration")]
+    pub max_staleness: Duration,
+    pub cache_entries: usize,
+    #[serde(deserialize_with = "listen")]
+    pub listen: SocketAddr,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub listen_token: Option<SecretString>,
+    pub listen_anonymous: bool,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub listen_tls_cert_file: Option<PathBuf>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub listen_tls_key_file: Option<PathBuf>,
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub listen_tls_client_ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum SubscriptionSource {
+    Registry,
+    Grpc,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -284,6 +325,17 @@ impl TryFrom<String> for LogFormat {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
             _ => Err(format!("is {text:?}; must be \"text\" or \"json\"")),
+        }
+    }
+}
+
+impl TryFrom<String> for SubscriptionSource {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "registry" => Ok(Self::Registry),
+            "grpc" => Ok(Self::Grpc),
+            _ => Err(format!("is {text:?}; must be \"registry\" or \"grpc\"")),
         }
     }
 }

@@ -3,7 +3,14 @@
 use config::{Value, ValueKind};
 
 /// The keys whose values are never shown.
-const HIDDEN: [&str; 4] = ["nats.password", "nats.token", "secrets.master_key", "secrets.previous_keys"];
+const HIDDEN: [&str; 6] = [
+    "nats.password",
+    "nats.token",
+    "secrets.master_key",
+    "secrets.previous_keys",
+    "subscriptions.token",
+    "subscriptions.listen_token",
+];
 
 /// One setting of the merged layers.
 pub(super) struct Leaf {

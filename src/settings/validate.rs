@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use secrecy::ExposeSecret;
 
-use super::{Problem, Secrets, Settings, SettingsError};
+use super::{Problem, Secrets, Settings, SettingsError, SubscriptionSource};
 
 /// JetStream's own limit on a consumer's `max_ack_pending` is higher; this one bounds memory.
 const MOST_HELD: usize = 1_000_000;
@@ -19,6 +19,7 @@ impl Settings {
         found.domains();
         found.events_and_delivery();
         found.limits();
+        found.subscriptions();
         found.rest();
         if found.problems.is_empty() { Ok(()) } else { Err(SettingsError::Invalid(found.problems)) }
     }
@@ -188,6 +189,80 @@ impl Findings<'_> {
             "limits.duplicate_window",
             "must be at least 100ms",
         );
+    }
+
+    fn subscriptions(&mut self) {
+        let subscriptions = &self.settings.subscriptions;
+        self.require(
+            subscriptions.source == SubscriptionSource::Registry || subscriptions.grpc_url.is_some(),
+            "subscriptions.grpc_url",
+            "is not set; with subscriptions.source = \"grpc\" write http://host:port or https://host:port",
+        );
+        let url = subscriptions.grpc_url.as_deref().map(url::Url::parse);
+        let is_tls = matches!(&url, Some(Ok(url)) if url.scheme() == "https");
+        if let Some(url) = url {
+            // The text of the URL stays out of the error: it may hold a password.
+            let usable = url.is_ok_and(|url| {
+                matches!(url.scheme(), "http" | "https")
+                    && url.has_host()
+                    && url.username().is_empty()
+                    && url.password().is_none()
+            });
+            self.require(
+                usable,
+                "subscriptions.grpc_url",
+                "must be http://host:port or https://host:port, without user and password: set subscriptions.token",
+            );
+        }
+        for (key, file) in [
+            ("subscriptions.tls_ca_file", &subscriptions.tls_ca_file),
+            ("subscriptions.tls_cert_file", &subscriptions.tls_cert_file),
+        ] {
+            self.require(
+                file.is_none() || is_tls,
+                key,
+                "needs TLS: write subscriptions.grpc_url with https://",
+            );
+        }
+        for (cert, key, files) in [
+            (
+                "subscriptions.tls_cert_file",
+                "subscriptions.tls_key_file",
+                (&subscriptions.tls_cert_file, &subscriptions.tls_key_file),
+            ),
+            (
+                "subscriptions.listen_tls_cert_file",
+                "subscriptions.listen_tls_key_file",
+                (&subscriptions.listen_tls_cert_file, &subscriptions.listen_tls_key_file),
+            ),
+        ] {
+            self.require(
+                files.0.is_some() == files.1.is_some(),
+                if files.0.is_some() { cert } else { key },
+                format!("set {cert} and {key} both, or neither"),
+            );
+        }
+        self.require(
+            subscriptions.listen_tls_client_ca_file.is_none() || subscriptions.listen_tls_cert_file.is_some(),
+            "subscriptions.listen_tls_client_ca_file",
+            "needs TLS: set subscriptions.listen_tls_cert_file and subscriptions.listen_tls_key_file",
+        );
+        self.require(
+            !(subscriptions.listen_anonymous && subscriptions.listen_token.is_some()),
+            "subscriptions.listen_anonymous",
+            "is true, but subscriptions.listen_token is set: choose one",
+        );
+        self.require(
+            (Duration::from_millis(10)..=Duration::from_secs(10)).contains(&subscriptions.deadline),
+            "subscriptions.deadline",
+            "must be 10ms to 10s",
+        );
+        self.require(
+            subscriptions.max_staleness <= Duration::from_secs(3600),
+            "subscriptions.max_staleness",
+            "must be at most 1h",
+        );
+        self.within("subscriptions.cache_entries", subscriptions.cache_entries, 1, 10_000_000);
     }
 
     /// The text of an entry stays out of the error: it may hold a key.

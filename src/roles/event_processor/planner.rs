@@ -9,20 +9,19 @@ use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::committer::{BUSY_DELAY, Planned};
+use super::resolver::{Resolution, Resolver};
 use crate::domain::category::Categories;
 use crate::domain::envelope::FanOut;
 use crate::domain::event::{Event, Publication, RejectReason, Rejection};
 use crate::domain::index::Entry;
 use crate::metrics::{DomainMetrics, Metrics};
 use crate::nats::subjects::SHARED_LANE;
-use crate::nats::{Acker, Delivered, JetStream, NatsError, Outgoing, Registry};
+use crate::nats::{Acker, Delivered, JetStream, Outgoing};
 
 /// Rejected publications stored at once.
 const REJECTIONS_IN_FLIGHT: usize = 32;
 /// Room that an envelope leaves in the server's max_payload for its headers.
 const HEADER_ROOM: usize = 4 * 1024;
-/// When the registry cannot be asked, its events come again after this.
-const REGISTRY_DOWN_DELAY: Duration = Duration::from_secs(1);
 /// Envelopes of one domain in memory; an event with more than these takes all of it for itself.
 pub(super) const HELD_ENVELOPES: u32 = 16 * 1024;
 
@@ -31,7 +30,7 @@ pub(super) type Held = (Delivered, OwnedSemaphorePermit);
 
 pub(super) struct Planner {
     pub(super) js: JetStream,
-    pub(super) registry: Registry,
+    pub(super) resolver: Resolver,
     pub(super) categories: Arc<Categories>,
     /// The largest event, in bytes.
     pub(super) max_size: usize,
@@ -69,26 +68,35 @@ impl Way {
     }
 }
 
+/// Why a publication has no envelopes now.
+enum Unplanned {
+    Rejected(Rejection),
+    /// Nobody can say who gets it; it comes again after this.
+    Unresolved(Duration),
+}
+
 impl Planner {
     /// Plans a group and hands it over; settles what nobody wants and what is refused.
     pub(super) async fn process(&self, group: Vec<Held>) {
-        // Whoever wrote a subscription before he published an event finds it honoured: the index
-        // must hold every write that the bucket holds now.
-        if let Err(error) = self.catch_up().await {
-            tracing::warn!(%error, events = group.len(), "the subscription registry cannot be asked; events wait");
-            for (message, _permit) in &group {
-                message.acker.nak(Some(REGISTRY_DOWN_DELAY)).await;
+        let events = group.iter().filter_map(|(message, _)| self.decode(message).ok());
+        let resolution = match self.resolver.prepare(&self.js, events).await {
+            Ok(resolution) => resolution,
+            Err(wait) => {
+                for (message, _permit) in &group {
+                    message.acker.nak(Some(wait)).await;
+                }
+                return;
             }
-            return;
-        }
+        };
         let mut rejected = Vec::new();
         for (message, permit) in group {
-            match self.plan(&message) {
+            match self.plan(&message, &resolution) {
                 Ok((_, envelopes)) if envelopes.is_empty() => message.acker.ack().await,
                 Ok((way, envelopes)) => {
                     way.hand_over(message.acker, envelopes, permit).await;
                 }
-                Err(rejection) => rejected.push((message, rejection, permit)),
+                Err(Unplanned::Rejected(rejection)) => rejected.push((message, rejection, permit)),
+                Err(Unplanned::Unresolved(wait)) => message.acker.nak(Some(wait)).await,
             }
         }
         stream::iter(rejected)
@@ -99,36 +107,24 @@ impl Planner {
             .await;
     }
 
-    async fn catch_up(&self) -> Result<(), NatsError> {
-        let stream = self.js.names().subscriptions_stream();
-        let revision = self.js.stream_info(&stream).await?.state.last_seq;
-        match tokio::time::timeout(self.js.request_timeout(), self.registry.wait_for_revision(revision)).await
-        {
-            Ok(()) => Ok(()),
-            Err(_) => {
-                Err(NatsError::Timeout { subject: stream, seconds: self.js.request_timeout().as_secs() })
-            }
-        }
-    }
-
     /// The way and the envelopes of a publication; none if nobody wants it.
-    fn plan(&self, message: &Delivered) -> Result<(&Way, Vec<Outgoing>), Rejection> {
-        let event = self.decode(message)?;
+    fn plan(&self, message: &Delivered, resolution: &Resolution) -> Result<(&Way, Vec<Outgoing>), Unplanned> {
+        let event = self.decode(message).map_err(Unplanned::Rejected)?;
         let Some((way, domain)) = self
             .categories
             .index_of(&event.key)
             .and_then(|index| Some((self.ways.get(index)?, self.categories.name(index)?)))
         else {
-            return Err(Rejection {
+            return Err(Unplanned::Rejected(Rejection {
                 reason: RejectReason::NoDomain,
                 detail: format!(
                     "no domain takes the event key {}; add a pattern for it to a [[domains]] entry of the settings",
                     event.key
                 ),
-            });
+            }));
         };
+        let entries: Vec<Arc<Entry>> = resolution.matching(&event).map_err(Unplanned::Unresolved)?;
         way.metrics.events.inc();
-        let entries: Vec<Arc<Entry>> = self.registry.read().matching(&event);
         if entries.is_empty() {
             way.metrics.unmatched.inc();
             return Ok((way, Vec::new()));
@@ -139,7 +135,7 @@ impl Planner {
         for entry in entries {
             let envelope = fan_out.envelope(&entry.subscription.id, &entry.delivery);
             if envelope.body.len() > limit {
-                return Err(Rejection {
+                return Err(Unplanned::Rejected(Rejection {
                     reason: RejectReason::TooLarge,
                     detail: format!(
                         "the envelope for subscription {} takes {} bytes, more than the server's max_payload allows ({limit}); \
@@ -147,7 +143,7 @@ impl Planner {
                         envelope.subscription,
                         envelope.body.len()
                     ),
-                });
+                }));
             }
             envelopes.push(Outgoing {
                 subject: self.js.names().outbox(domain, SHARED_LANE, envelope.subscription.as_str()),

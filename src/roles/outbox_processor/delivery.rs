@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::Subscriptions;
 use super::disable::disable;
 use super::settle::{Settle, Tried};
 use crate::domain::envelope::Envelope;
 use crate::domain::index::Entry;
 use crate::domain::outcome::{Decision, Failure, Fault, Reason, disables};
 use crate::domain::status::Statuses;
-use crate::domain::subscription::{State, SubscriptionId};
+use crate::domain::subscription::{self, State, SubscriptionId};
 use crate::http_delivery::{Attempt, EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};
 
@@ -46,7 +47,7 @@ pub(super) struct Delivery {
 
 struct Inner {
     js: JetStream,
-    registry: Registry,
+    subscriptions: Subscriptions,
     http: HttpDelivery,
     opener: Arc<dyn OpenSecret>,
     settle: Settle,
@@ -55,16 +56,25 @@ struct Inner {
 
 #[derive(Clone)]
 struct Prepared {
-    revision: u64,
+    form: Form,
     target: Result<Arc<Target>, Failure>,
     statuses: Arc<Statuses>,
 }
 
 impl Prepared {
     /// What is stored cannot be delivered with.
-    fn failed(revision: u64) -> Self {
-        Self { revision, target: Err(Failure::Request), statuses: Arc::default() }
+    fn failed(form: Form) -> Self {
+        Self { form, target: Err(Failure::Request), statuses: Arc::default() }
     }
+}
+
+/// What a target was prepared from.
+#[derive(Clone, PartialEq)]
+enum Form {
+    /// The registry's revision.
+    Revision(u64),
+    /// The delivery in an envelope.
+    Json(Box<str>),
 }
 
 /// Where an envelope goes now.
@@ -76,13 +86,13 @@ enum Destination {
 impl Delivery {
     pub(super) fn new(
         js: JetStream,
-        registry: Registry,
+        subscriptions: Subscriptions,
         http: HttpDelivery,
         opener: Arc<dyn OpenSecret>,
         settle: Settle,
     ) -> Self {
         let targets = Mutex::new(HashMap::new());
-        Self { inner: Arc::new(Inner { js, registry, http, opener, settle, targets }) }
+        Self { inner: Arc::new(Inner { js, subscriptions, http, opener, settle, targets }) }
     }
 
     /// Tries once and settles the message.
@@ -95,7 +105,13 @@ impl Delivery {
                 return Health::UNTRIED;
             }
         };
-        let prepared = match inner.destination(subscription).await {
+        let destination = match &inner.subscriptions {
+            Subscriptions::Registry(registry) => inner.destination(registry, subscription).await,
+            Subscriptions::InEnvelopes => {
+                Ok(Destination::Deliver(inner.prepared_of_envelope(subscription, &envelope)))
+            }
+        };
+        let prepared = match destination {
             Ok(Destination::Deliver(prepared)) => prepared,
             Ok(Destination::DeadLetter(reason, text)) => {
                 let decision = Decision::DeadLetter { reason, fault: Fault::Subscriber };
@@ -123,7 +139,15 @@ impl Delivery {
         };
         if disables(&attempt.outcome, &prepared.statuses) {
             let reason = format!("the endpoint answered {}", attempt.outcome.error_text());
-            disable(&inner.js, subscription, prepared.revision, &reason).await;
+            match prepared.form {
+                Form::Revision(revision) => disable(&inner.js, subscription, revision, &reason).await,
+                Form::Json(_) => tracing::warn!(
+                    %subscription,
+                    reason,
+                    "the subscription is not disabled: it is resolved elsewhere, there is no registry here; \
+                     disable it where the resolver has it"
+                ),
+            }
         }
         self.settle(message, &envelope, &attempt, &prepared.statuses).await
     }
@@ -138,7 +162,12 @@ impl Delivery {
         let settle = &self.inner.settle;
         let decision = settle.decide(&attempt.outcome, message.deliveries, statuses);
         settle.settle(message, envelope, decision, Tried::once(attempt)).await;
-        Health { healthy: attempt.outcome.is_healthy(), hold: settle.hold(&attempt.outcome, statuses) }
+        let hold = match self.inner.subscriptions {
+            Subscriptions::Registry(_) => settle.hold(&attempt.outcome, statuses),
+            // The envelope waits as its endpoint asked; others of the subscription may go elsewhere.
+            Subscriptions::InEnvelopes => None,
+        };
+        Health { healthy: attempt.outcome.is_healthy(), hold }
     }
 
     /// Dead-letters what is no envelope.
@@ -151,8 +180,8 @@ impl Inner {
     /// The endpoint as the registry has it now: a corrected URL or a new credential reaches the
     /// envelopes that wait. What the index does not know, or knows as paused, is asked of the
     /// bucket itself before it is believed.
-    async fn destination(&self, id: &SubscriptionId) -> Result<Destination, NatsError> {
-        let known = self.registry.read().get(id).cloned();
+    async fn destination(&self, registry: &Registry, id: &SubscriptionId) -> Result<Destination, NatsError> {
+        let known = registry.read().get(id).cloned();
         let entry = match known {
             Some(entry) if entry.subscription.state == State::Active => entry,
             _ => match self.js.subscription(id).await? {
@@ -175,30 +204,45 @@ impl Inner {
                 }
                 Some(stored) => match Entry::new(stored.subscription, stored.revision) {
                     Ok(entry) => Arc::new(entry),
-                    Err(_) => return Ok(Destination::Deliver(Prepared::failed(stored.revision))),
+                    Err(_) => {
+                        return Ok(Destination::Deliver(Prepared::failed(Form::Revision(stored.revision))));
+                    }
                 },
             },
         };
-        Ok(Destination::Deliver(self.prepared(id, &entry)))
+        Ok(Destination::Deliver(self.prepared(id, Form::Revision(entry.revision), || {
+            entry.to_subscription().map(|subscription| subscription.delivery).ok()
+        })))
     }
 
-    fn prepared(&self, id: &SubscriptionId, entry: &Entry) -> Prepared {
+    /// The endpoint as the resolver had it at the fan-out.
+    fn prepared_of_envelope(&self, id: &SubscriptionId, envelope: &Envelope<'_>) -> Prepared {
+        let json = envelope.delivery.get();
+        self.prepared(id, Form::Json(json.into()), || serde_json::from_str(json).ok())
+    }
+
+    fn prepared(
+        &self,
+        id: &SubscriptionId,
+        form: Form,
+        delivery: impl FnOnce() -> Option<subscription::Delivery>,
+    ) -> Prepared {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(prepared) = targets.get(id)
-            && prepared.revision == entry.revision
+            && prepared.form == form
         {
             return prepared.clone();
         }
         if targets.len() >= MOST_TARGETS {
             targets.clear();
         }
-        let prepared = match entry.to_subscription() {
-            Ok(subscription) => Prepared {
-                revision: entry.revision,
-                target: Target::prepare(id.as_str(), &subscription.delivery, &*self.opener).map(Arc::new),
-                statuses: Arc::new(subscription.delivery.statuses),
+        let prepared = match delivery() {
+            Some(delivery) => Prepared {
+                form,
+                target: Target::prepare(id.as_str(), &delivery, &*self.opener).map(Arc::new),
+                statuses: Arc::new(delivery.statuses),
             },
-            Err(_) => Prepared::failed(entry.revision),
+            None => Prepared::failed(form),
         };
         targets.insert(id.clone(), prepared.clone());
         prepared

@@ -12,13 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::delivery::{Delivery, Finished};
 use super::lanes::{self, Lanes, Read};
-use super::{DomainSettings, OutboxProcessorSettings};
+use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
+use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::FairShare;
 use crate::domain::subscription::SubscriptionId;
 use crate::health::ReadyFlag;
 use crate::metrics::DomainMetrics;
 use crate::nats::subjects::own_lane;
-use crate::nats::{Acker, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Outgoing, Registry};
+use crate::nats::{Acker, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Outgoing};
 
 /// Messages taken from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
@@ -48,7 +49,7 @@ pub(super) struct Hold {
 
 pub(super) struct Worker {
     pub(super) js: JetStream,
-    pub(super) registry: Registry,
+    pub(super) subscriptions: Subscriptions,
     pub(super) domain: DomainSettings,
     pub(super) settings: OutboxProcessorSettings,
     pub(super) delivery: Delivery,
@@ -167,11 +168,16 @@ impl Worker {
         if !running.waiting.insert(sequence) {
             return;
         }
-        let (max_in_flight, rate) = self
-            .registry
-            .read()
-            .get(&subscription)
-            .map_or((1, None), |entry| (entry.max_in_flight, entry.rate_limit.as_deref().copied()));
+        let (max_in_flight, rate) = match &self.subscriptions {
+            Subscriptions::Registry(registry) => registry
+                .read()
+                .get(&subscription)
+                .map(|entry| (entry.max_in_flight, entry.rate_limit.as_deref().copied())),
+            Subscriptions::InEnvelopes => {
+                Envelope::read(&message.payload).ok().and_then(|envelope| envelope.share())
+            }
+        }
+        .unwrap_or((1, None));
         let held = Held { message, subscription: subscription.clone(), own_lane, permit };
         let now = running.started.elapsed();
         let refused = if own_lane {

@@ -1,0 +1,302 @@
+//! Resolving through another process: what an answer must be, how long it may be used again, and
+//! when to ask again after a failure. Time is passed in, as what has gone by since some start.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::event::Event;
+use super::filter::Filter;
+use super::index::Entry;
+use super::subscription::{Delivery, State, Subscription, SubscriptionId};
+
+/// A part of an answer that cannot be used. The whole answer is then refused: a fan-out is made of
+/// all of it or of nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("subscription {id:?}: {field}: {problem}")]
+pub struct Unusable {
+    pub id: String,
+    /// As the contract calls it: `delivery_json`.
+    pub field: String,
+    pub problem: String,
+}
+
+/// One subscription of an answer. `filter` and `delivery` are JSON; a secret in clear is refused,
+/// since the delivery goes into envelopes as it stands.
+pub fn entry(
+    tenant: &str,
+    id: String,
+    revision: u64,
+    filter: &str,
+    delivery: &str,
+) -> Result<Entry, Unusable> {
+    let unusable =
+        |field: &str, problem: String| Unusable { id: id.clone(), field: field.to_owned(), problem };
+    let name = SubscriptionId::try_from(id.clone()).map_err(|problem| unusable("id", problem))?;
+    let filter: Vec<Filter> = match filter {
+        "" => Vec::new(),
+        json => serde_json::from_str(json).map_err(|error| unusable("filter_json", error.to_string()))?,
+    };
+    for (position, filter) in filter.iter().enumerate() {
+        filter
+            .validate(&format!("filter_json[{position}]"))
+            .map_err(|error| unusable(&error.field, error.problem))?;
+    }
+    // serde_json's errors quote the input, which may hold a secret: only the place is told.
+    let delivery: Delivery = serde_json::from_str(delivery).map_err(|error| {
+        let place = format!("line {}, column {}", error.line(), error.column());
+        unusable("delivery_json", format!("is no delivery of a subscription, at {place}"))
+    })?;
+    let subscription = Subscription {
+        id: name,
+        tenant: tenant.to_owned(),
+        events: Vec::new(),
+        filter,
+        state: State::Active,
+        disabled_reason: None,
+        disabled_at: None,
+        delivery,
+    };
+    Entry::new(subscription, revision)
+        .map_err(|_| unusable("delivery_json", "holds a secret that is not sealed".to_owned()))
+}
+
+/// Refuses an answer that names a subscription twice.
+pub fn each_once(entries: &[Entry]) -> Result<(), Unusable> {
+    let mut seen = HashSet::with_capacity(entries.len());
+    match entries.iter().find(|entry| !seen.insert(entry.subscription.id.as_str())) {
+        None => Ok(()),
+        Some(entry) => Err(Unusable {
+            id: entry.subscription.id.to_string(),
+            field: "id".to_owned(),
+            problem: "comes twice in one answer".to_owned(),
+        }),
+    }
+}
+
+/// The subscriptions whose patterns match a tenant's key.
+pub type Candidates = Arc<[Arc<Entry>]>;
+
+/// Those that want the event, by their filters.
+pub fn wanting(candidates: &[Arc<Entry>], event: &Event) -> Vec<Arc<Entry>> {
+    candidates.iter().filter(|entry| entry.wants(event)).cloned().collect()
+}
+
+/// A tenant and an event key.
+pub type Question = (String, String);
+
+/// Answers kept for a while. Bounded in time, and in the subscriptions it holds (an answer counts
+/// as at least one).
+#[derive(Debug)]
+pub struct Cache {
+    answers: HashMap<Question, Answer>,
+    /// In the order they came, which is the order in which they end.
+    order: VecDeque<(Question, u64)>,
+    held: usize,
+    next: u64,
+    capacity: usize,
+    max_staleness: Duration,
+}
+
+#[derive(Debug)]
+struct Answer {
+    number: u64,
+    asked_at: Duration,
+    candidates: Candidates,
+}
+
+impl Cache {
+    pub fn new(capacity: usize, max_staleness: Duration) -> Self {
+        Self { answers: HashMap::new(), order: VecDeque::new(), held: 0, next: 0, capacity, max_staleness }
+    }
+
+    /// An answer that was asked for less than `max_staleness` ago.
+    pub fn get(&self, question: &Question, now: Duration) -> Option<Candidates> {
+        let answer = self.answers.get(question)?;
+        self.is_fresh(answer.asked_at, now).then(|| answer.candidates.clone())
+    }
+
+    /// Keeps an answer. `asked_at`: before the question was sent, so that what changed while it was
+    /// on its way counts as stale in time. An answer larger than the whole cache is not kept.
+    pub fn insert(&mut self, question: Question, candidates: Candidates, asked_at: Duration, now: Duration) {
+        if let Some(old) = self.answers.remove(&question) {
+            self.held -= weight(&old.candidates);
+        }
+        let added = weight(&candidates);
+        let keeps = added <= self.capacity && self.is_fresh(asked_at, now);
+        while let Some((first, number)) = self.order.front() {
+            let is_current = self.answers.get(first).filter(|answer| answer.number == *number);
+            match is_current {
+                Some(answer)
+                    if self.is_fresh(answer.asked_at, now)
+                        && (!keeps || self.held + added <= self.capacity) =>
+                {
+                    break;
+                }
+                Some(_) => {
+                    if let Some(old) = self.answers.remove(first) {
+                        self.held -= weight(&old.candidates);
+                    }
+                }
+                None => {}
+            }
+            self.order.pop_front();
+        }
+        if keeps {
+            self.held += added;
+            self.order.push_back((question.clone(), self.next));
+            self.answers.insert(question, Answer { number: self.next, asked_at, candidates });
+            self.next += 1;
+        }
+    }
+
+    /// Subscriptions held.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    fn is_fresh(&self, asked_at: Duration, now: Duration) -> bool {
+        now.saturating_sub(asked_at) < self.max_staleness
+    }
+}
+
+fn weight(candidates: &Candidates) -> usize {
+    candidates.len().max(1)
+}
+
+/// A resolver that does not answer is left in peace for a while, so that the events that wait do
+/// not each run into the deadline.
+#[derive(Debug, Default)]
+pub struct Outage {
+    failures: u32,
+    until: Duration,
+}
+
+impl Outage {
+    pub const FIRST_WAIT: Duration = Duration::from_millis(500);
+    pub const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+    /// What is left of the wait, while it lasts.
+    pub fn left(&self, now: Duration) -> Option<Duration> {
+        self.until.checked_sub(now).filter(|left| !left.is_zero())
+    }
+
+    /// Returns the wait until the next question: doubled each time, within its bound, and spread
+    /// over its second half by `chance` (0 to 1), so that replicas do not ask all at once. Questions
+    /// that were under way together fail as one.
+    pub fn failed(&mut self, now: Duration, chance: f64) -> Duration {
+        if let Some(left) = self.left(now) {
+            return left;
+        }
+        let wait = (Self::FIRST_WAIT * 2u32.saturating_pow(self.failures.min(10))).min(Self::LONGEST_WAIT);
+        let wait = wait.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0);
+        self.failures = self.failures.saturating_add(1);
+        self.until = now + wait;
+        wait
+    }
+
+    /// Whether there was an outage that ends with this answer.
+    pub fn answered(&mut self) -> bool {
+        std::mem::take(self).failures > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DELIVERY: &str = r#"{"url":"https://a.example/"}"#;
+
+    fn candidates(count: usize) -> Candidates {
+        (0..count).map(|n| Arc::new(entry("t", format!("s-{n}"), 1, "", DELIVERY).unwrap())).collect()
+    }
+
+    fn question(key: &str) -> Question {
+        ("t".to_owned(), key.to_owned())
+    }
+
+    fn at(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_told_by_field_and_without_its_secrets() {
+        let refused =
+            |id: &str, filter, delivery| entry("t", id.to_owned(), 1, filter, delivery).unwrap_err();
+        assert_eq!(refused("Not An Id", "", DELIVERY).field, "id");
+        assert_eq!(refused("a", "{", DELIVERY).field, "filter_json");
+        assert_eq!(refused("a", r#"[{"exact":{}}]"#, DELIVERY).field, "filter_json[0].exact");
+        let plain = r#"{"url":"https://a.example/","auth":{"type":"bearer","token":"hunter2"}}"#;
+        let error = refused("a", "", plain);
+        assert!(error.problem.contains("not sealed") && !error.to_string().contains("hunter2"), "{error}");
+        let odd = r#"{"url":"https://a.example/","auth":"hunter2"}"#;
+        assert!(!refused("a", "", odd).to_string().contains("hunter2"));
+        let sealed = r#"{"url":"https://a.example/","auth":{"type":"bearer","token":{"sealed":"v1.k1.x"}}}"#;
+        let entry = entry("t", "a".to_owned(), 7, r#"[{"exact":{"source":"idp"}}]"#, sealed).unwrap();
+        assert_eq!((entry.revision, entry.subscription.filter.len()), (7, 1));
+    }
+
+    #[test]
+    fn a_subscription_that_comes_twice_is_refused() {
+        let one = || entry("t", "a".to_owned(), 1, "", DELIVERY).unwrap();
+        assert!(each_once(&[one()]).is_ok());
+        assert!(each_once(&[one(), one()]).is_err());
+    }
+
+    #[test]
+    fn an_answer_ends_with_the_bound_on_staleness_counted_from_the_question() {
+        let mut cache = Cache::new(10, at(100));
+        cache.insert(question("a.b"), candidates(2), at(50), at(80));
+        assert_eq!(cache.get(&question("a.b"), at(149)).unwrap().len(), 2);
+        assert!(cache.get(&question("a.b"), at(150)).is_none());
+        assert!(cache.get(&question("a.c"), at(100)).is_none());
+        assert!(cache.get(&("u".to_owned(), "a.b".to_owned()), at(100)).is_none());
+        cache.insert(question("late"), candidates(1), at(0), at(100));
+        assert!(cache.get(&question("late"), at(100)).is_none(), "it was stale when it came");
+    }
+
+    #[test]
+    fn it_never_holds_more_than_its_capacity() {
+        let mut cache = Cache::new(5, at(1_000));
+        for n in 0..200u64 {
+            let count = (n % 7) as usize;
+            cache.insert(question(&format!("a.{}", n % 11)), candidates(count), at(n), at(n));
+            assert!(cache.held() <= 5, "{} held", cache.held());
+            assert_eq!(cache.held(), cache.answers.values().map(|a| weight(&a.candidates)).sum::<usize>());
+            assert!(cache.order.len() <= 11 + 5, "{} in order", cache.order.len());
+        }
+        cache.insert(question("x"), candidates(3), at(300), at(300));
+        cache.insert(question("y"), candidates(3), at(301), at(301));
+        assert!(cache.get(&question("x"), at(302)).is_none(), "the oldest makes room");
+        assert_eq!(cache.get(&question("y"), at(302)).unwrap().len(), 3);
+        cache.insert(question("z"), candidates(6), at(303), at(303));
+        assert!(cache.get(&question("z"), at(303)).is_none(), "larger than the cache");
+        assert!(cache.get(&question("y"), at(303)).is_some(), "and nothing had to go for it");
+    }
+
+    #[test]
+    fn no_time_at_all_keeps_nothing() {
+        let mut cache = Cache::new(5, Duration::ZERO);
+        cache.insert(question("a"), candidates(1), at(1), at(1));
+        assert!(cache.get(&question("a"), at(1)).is_none());
+        assert_eq!((cache.held(), cache.order.len()), (0, 0));
+    }
+
+    #[test]
+    fn an_outage_is_asked_less_and_less_often_within_bounds_and_ends_with_an_answer() {
+        let mut outage = Outage::default();
+        assert_eq!(outage.left(at(0)), None);
+        assert_eq!(outage.failed(at(0), 1.0), Outage::FIRST_WAIT);
+        assert_eq!(outage.left(at(100)), Some(at(400)));
+        assert_eq!(outage.left(at(500)), None);
+        assert_eq!(outage.failed(at(500), 0.0), at(500), "half of the doubled wait");
+        assert_eq!(outage.failed(at(600), 1.0), at(400), "that one was under way already");
+        for n in 1..50 {
+            assert!(outage.failed(at(n * 10_000), 1.0) <= Outage::LONGEST_WAIT);
+        }
+        assert_eq!(outage.failed(at(1_000_000), 1.0), Outage::LONGEST_WAIT);
+        assert!(outage.answered());
+        assert!(!outage.answered());
+        assert_eq!(outage.left(at(1_000)), None);
+    }
+}

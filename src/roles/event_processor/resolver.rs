@@ -1,0 +1,149 @@
+//! Who gets an event: asked of the registry's index in this process, or of another process.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use tokio::time::Instant;
+
+use crate::domain::event::Event;
+use crate::domain::index::Entry;
+use crate::domain::resolution::{Cache, Candidates, Outage, Question, wanting};
+use crate::nats::{JetStream, Registry};
+use crate::subscriptions_grpc::{ResolveError, ResolverClient};
+
+/// Questions under way at once.
+const QUESTIONS_IN_FLIGHT: usize = 16;
+/// When the registry cannot be asked, its events come again after this.
+const REGISTRY_DOWN_DELAY: Duration = Duration::from_secs(1);
+
+/// Where subscriptions come from.
+#[derive(Clone)]
+pub enum Resolver {
+    Registry(Registry),
+    Remote(Arc<RemoteResolver>),
+}
+
+/// A resolver in another process, with what it answered a short while ago.
+pub struct RemoteResolver {
+    client: ResolverClient,
+    cache: Mutex<Cache>,
+    outage: Mutex<Outage>,
+    started: Instant,
+}
+
+/// What a group of events is resolved with.
+pub(super) enum Resolution {
+    Registry(Registry),
+    /// By tenant and key; without an answer, how long its events wait.
+    Answers(HashMap<Question, Result<Candidates, Duration>>),
+}
+
+impl Resolver {
+    pub(super) async fn wait_until_ready(&self) {
+        match self {
+            Self::Registry(registry) => registry.wait_until_loaded().await,
+            // It may come up later than the hub: until then events wait.
+            Self::Remote(_) => {}
+        }
+    }
+
+    /// Makes ready for a group, whose events `events` gives where they are asked for. The error says
+    /// how long the whole group waits.
+    pub(super) async fn prepare(
+        &self,
+        js: &JetStream,
+        events: impl Iterator<Item = Event>,
+    ) -> Result<Resolution, Duration> {
+        match self {
+            // Whoever wrote a subscription before he published an event finds it honoured: the
+            // index must hold every write that the bucket holds now.
+            Self::Registry(registry) => match registry.catch_up(js).await {
+                Ok(()) => Ok(Resolution::Registry(registry.clone())),
+                Err(error) => {
+                    tracing::warn!(%error, "the subscription registry cannot be asked; events wait");
+                    Err(REGISTRY_DOWN_DELAY)
+                }
+            },
+            Self::Remote(remote) => {
+                let questions: BTreeSet<Question> =
+                    events.map(|event| (event.tenant, event.key.as_str().to_owned())).collect();
+                let answers = stream::iter(questions)
+                    .map(|question| async move {
+                        let answer = remote.ask(&question).await;
+                        (question, answer)
+                    })
+                    .buffer_unordered(QUESTIONS_IN_FLIGHT)
+                    .collect()
+                    .await;
+                Ok(Resolution::Answers(answers))
+            }
+        }
+    }
+}
+
+impl Resolution {
+    /// Who gets the event; the error says how long it waits.
+    pub(super) fn matching(&self, event: &Event) -> Result<Vec<Arc<Entry>>, Duration> {
+        match self {
+            Self::Registry(registry) => Ok(registry.read().matching(event)),
+            Self::Answers(answers) => {
+                match answers.get(&(event.tenant.clone(), event.key.as_str().to_owned())) {
+                    Some(Ok(candidates)) => Ok(wanting(candidates, event)),
+                    Some(Err(wait)) => Err(*wait),
+                    None => Err(Outage::FIRST_WAIT),
+                }
+            }
+        }
+    }
+}
+
+impl RemoteResolver {
+    /// `cache_entries`: the most subscriptions kept; `max_staleness`: how long.
+    pub fn new(client: ResolverClient, cache_entries: usize, max_staleness: Duration) -> Self {
+        Self {
+            client,
+            cache: Mutex::new(Cache::new(cache_entries, max_staleness)),
+            outage: Mutex::default(),
+            started: Instant::now(),
+        }
+    }
+
+    /// The candidates, from the cache or from the resolver; without an answer, how long to wait.
+    async fn ask(&self, question: &Question) -> Result<Candidates, Duration> {
+        let asked_at = self.started.elapsed();
+        if let Some(known) = lock(&self.cache).get(question, asked_at) {
+            return Ok(known);
+        }
+        if let Some(left) = lock(&self.outage).left(asked_at) {
+            return Err(left);
+        }
+        let (tenant, key) = question;
+        match self.client.resolve(tenant, key).await {
+            Ok(entries) => {
+                let candidates: Candidates = entries.into_iter().map(Arc::new).collect();
+                let now = self.started.elapsed();
+                lock(&self.cache).insert(question.clone(), candidates.clone(), asked_at, now);
+                if lock(&self.outage).answered() {
+                    tracing::info!("the resolver answers again; the events that waited go on");
+                }
+                Ok(candidates)
+            }
+            // One answer that cannot be used says nothing of the others.
+            Err(error @ ResolveError::Answer(_)) => {
+                tracing::error!(%error, tenant, key, "an answer of the resolver is refused; its events wait");
+                Err(Outage::LONGEST_WAIT)
+            }
+            Err(error) => {
+                let wait = lock(&self.outage).failed(self.started.elapsed(), rand::random());
+                tracing::warn!(%error, tenant, key, ?wait, "events cannot be resolved; they wait");
+                Err(wait)
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,60 @@
+//! Subscription Resolver: tells other hubs who gets an event, from this hub's registry.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::key::EventKey;
+use crate::health::ReadyFlag;
+use crate::nats::{JetStream, Registry};
+use crate::subscriptions_grpc::{Found, Lookup, LookupError, ResolverServer, ServerError};
+
+pub struct SubscriptionResolver {
+    js: JetStream,
+    registry: Registry,
+    server: ResolverServer,
+    ready: ReadyFlag,
+}
+
+impl SubscriptionResolver {
+    pub fn new(js: JetStream, registry: Registry, server: ResolverServer, ready: ReadyFlag) -> Self {
+        Self { js, registry, server, ready }
+    }
+
+    /// Answers until `stop`. Before the registry is loaded callers are told to come again.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), ServerError> {
+        let Self { js, registry, server, ready } = self;
+        let loaded = registry.clone();
+        let serving = server.run(Arc::new(FromRegistry { js, registry }), stop);
+        let tell = async {
+            loaded.wait_until_loaded().await;
+            ready.set(true);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ended = serving => ended,
+            () = tell => Ok(()),
+        }
+    }
+}
+
+struct FromRegistry {
+    js: JetStream,
+    registry: Registry,
+}
+
+impl Lookup for FromRegistry {
+    fn matching(&self, tenant: String, key: EventKey) -> Found<'_> {
+        Box::pin(async move {
+            if !self.registry.is_loaded() {
+                return Err(LookupError("the registry is being loaded".to_owned()));
+            }
+            // As for this hub's own events: every write before the question counts.
+            if let Err(error) = self.registry.catch_up(&self.js).await {
+                tracing::warn!(%error, "the subscription registry cannot be asked; the caller comes again");
+                return Err(LookupError("the registry cannot be asked now".to_owned()));
+            }
+            Ok(self.registry.read().of_key(&tenant, &key))
+        })
+    }
+}
