@@ -68,17 +68,18 @@ async fn a_subscriber_that_never_answers_does_not_slow_its_neighbour() {
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
-    client.subscribe([subscription("a", &["policy.>"], &receiver.url("/a"))]).await;
+    let mut neighbour = subscription("b", &["policy.>"], &receiver.url("/b"));
+    neighbour["delivery"]["timeout"] = "5s".into();
+    client.subscribe([subscription("a", &["policy.>"], &receiver.url("/a")), neighbour]).await;
 
-    // Alone first, to know what its latency is on this machine.
-    let warm_up = publish_steadily(&client, &ids("alone", WARM_UP)).await;
+    // Both are well at first, to know what A's latency is on this machine, at this fan-out.
+    let before = ids("before", WARM_UP);
+    let warm_up = publish_steadily(&client, &before).await;
     receiver.wait_accepted("/a", WARM_UP, STEP).await;
-    let alone = latency(&receiver, "/a", &warm_up);
+    receiver.wait_accepted("/b", WARM_UP, STEP).await;
+    let well = latency(&receiver, "/a", &warm_up);
 
     receiver.set("/b", Behaviour::Hang);
-    let mut hanging = subscription("b", &["policy.>"], &receiver.url("/b"));
-    hanging["delivery"]["timeout"] = "5s".into();
-    client.subscribe([hanging]).await;
     let events = ids("beside", MINUTE);
     let began = Instant::now();
     let published = publish_steadily(&client, &events).await;
@@ -87,21 +88,17 @@ async fn a_subscriber_that_never_answers_does_not_slow_its_neighbour() {
     receiver.wait_accepted("/a", WARM_UP + MINUTE, STEP).await;
     let beside = latency(&receiver, "/a", &published);
     println!(
-        "alone p50 {:?} p99 {:?} most {:?}; beside one that hangs p50 {:?} p99 {:?} most {:?}; {in_time} of {MINUTE} within {took:?}",
-        alone.p50, alone.p99, alone.most, beside.p50, beside.p99, beside.most
+        "beside one that is well p50 {:?} p99 {:?} most {:?}; beside one that hangs p50 {:?} p99 {:?} most {:?}; {in_time} of {MINUTE} within {took:?}",
+        well.p50, well.p99, well.most, beside.p50, beside.p99, beside.most
     );
     assert!(took < Duration::from_secs(75), "the publisher itself kept its rate: {took:?}");
     assert!(in_time * 100 >= MINUTE * 99, "A keeps its rate: {in_time} of {MINUTE} within {took:?}");
-    // What a neighbour costs where it costs anything is its timeout, 5 s: far above the noise of a busy
-    // machine with two cores, which these bounds leave room for.
-    let bound = |alone: Duration| alone * 10 + Duration::from_millis(200);
-    assert!(beside.p50 < bound(alone.p50), "p50 {:?}, alone {:?}", beside.p50, alone.p50);
-    assert!(
-        beside.p99 < bound(alone.p99).min(Duration::from_secs(1)),
-        "p99 {:?}, alone {:?}",
-        beside.p99,
-        alone.p99
-    );
+    // What a neighbour that hangs costs, where it costs anything, is its timeout: 5 s. The bounds lie far
+    // below that, and leave room for the noise of a busy machine with two cores.
+    let bound = well.p50 * 3 + Duration::from_millis(100);
+    assert!(beside.p50 < bound, "p50 {:?}, beside one that is well {:?}", beside.p50, well.p50);
+    let bound = (well.p99 * 3).clamp(Duration::from_secs(1), Duration::from_millis(2_500));
+    assert!(beside.p99 < bound, "p99 {:?}, beside one that is well {:?}", beside.p99, well.p99);
 
     // B has what it was owed in a lane of its own, or as dead letters; none is lost.
     let lane = client.consumer("HUB_OUTBOX_POLICY_CLIENT", "lane-own-b").await;
@@ -122,15 +119,15 @@ async fn a_subscriber_that_never_answers_does_not_slow_its_neighbour() {
 
     // B comes to itself: all of it arrives.
     receiver.set("/b", Behaviour::ok());
-    receiver.wait_accepted("/b", MINUTE, Duration::from_secs(90)).await;
+    receiver.wait_accepted("/b", WARM_UP + MINUTE, Duration::from_secs(90)).await;
     broker.nothing_owed_within(STEP).await;
     eventually(STEP, "no dead letter is left", async || {
         let letters = client.dead_letters("policy-client").await;
         if letters.is_empty() { Ok(()) } else { Err(letters.len()) }
     })
     .await;
-    let account = Account::of(&events, &[("b", "/b")], &receiver, &[]);
-    account.assert_complete("B afterwards");
-    assert_eq!((account.delivered, account.doubles), (MINUTE, 0));
-    assert_eq!(receiver.doubles("/a").len(), 0);
+    let all: Vec<String> = before.into_iter().chain(events).collect();
+    let account = Account::of(&all, &[("a", "/a"), ("b", "/b")], &receiver, &[]);
+    account.assert_complete("afterwards");
+    assert_eq!((account.delivered, account.doubles), (2 * (WARM_UP + MINUTE), 0));
 }

@@ -1,7 +1,7 @@
 //! One domain's worker: takes what the readers bring, asks the fair share whose turn it is, starts
 //! deliveries, and keeps what waits from being delivered twice.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -66,6 +66,8 @@ struct Running {
     pool: FairShare<Held>,
     /// Deliveries under way, by their sequence in the outbox.
     in_flight: HashMap<u64, Acker>,
+    /// Envelopes that wait here, by their sequence in the outbox.
+    waiting: HashSet<u64>,
     deliveries: JoinSet<()>,
     spills: JoinSet<()>,
     /// Own lanes that are there, by when that was last made sure of.
@@ -81,6 +83,7 @@ impl Worker {
         let mut running = Running {
             pool: FairShare::new(self.domain.concurrency, self.settings.queue_per_subscription),
             in_flight: HashMap::new(),
+            waiting: HashSet::new(),
             deliveries: JoinSet::new(),
             spills: JoinSet::new(),
             known_lanes: KnownLanes::default(),
@@ -160,6 +163,11 @@ impl Worker {
             });
             return;
         };
+        // A broker that was restarted delivers again what waits here: the copy is not a second one.
+        let sequence = message.stream_sequence;
+        if !running.waiting.insert(sequence) {
+            return;
+        }
         let (max_in_flight, rate) = match &self.subscriptions {
             Subscriptions::Registry(registry) => registry
                 .read()
@@ -189,6 +197,7 @@ impl Worker {
     /// Moves an envelope to its subscription's own lane: made if need be, published there, then
     /// acknowledged here. The deliveries it has used up go with it.
     fn spill(&self, running: &mut Running, held: Held) {
+        running.waiting.remove(&held.message.stream_sequence);
         let (js, domain, shape) = (self.js.clone(), self.domain.name.clone(), self.settings.shape.clone());
         let metrics = self.metrics.clone();
         let lane = own_lane(held.subscription.as_str());
@@ -222,6 +231,7 @@ impl Worker {
 
     fn start(&self, running: &mut Running, held: Held) {
         let sequence = held.message.stream_sequence;
+        running.waiting.remove(&sequence);
         running.in_flight.insert(sequence, held.message.acker.clone());
         self.metrics.in_flight.set(running.in_flight.len() as i64);
         let (delivery, finished) = (self.delivery.clone(), running.finished.clone());
