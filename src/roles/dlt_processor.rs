@@ -79,10 +79,16 @@ impl DltProcessor {
         waiting.spawn(async move { worker.reconcile(&settings, &reconcile_stop).await });
         let mut result = Ok(());
         while let Some(ended) = readers.join_next().await {
-            if let Ok(Err(error)) = ended {
-                result = Err(error);
-                break;
-            }
+            let failed = match ended {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error,
+                Err(panic) => NatsError::Transport {
+                    subject: redrive.clone(),
+                    reason: format!("a reader panicked: {panic}"),
+                },
+            };
+            result = Err(failed);
+            break;
         }
         waiting.shutdown().await;
         result

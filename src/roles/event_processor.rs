@@ -105,6 +105,11 @@ impl EventProcessor {
                     }
                     continue;
                 }
+                // A committer ends only after this role: its events would go back and forth for ever.
+                Some(ended) = committers.join_next() => {
+                    let reason = ended.err().map_or("it ended".to_owned(), |panic| panic.to_string());
+                    return Err(NatsError::Transport { subject: "a domain's committer".to_owned(), reason });
+                }
                 // What waits here is being worked on: the broker must not give it to another.
                 _ = heartbeat.tick() => {
                     for acker in in_planning.iter().chain(waiting.iter().map(|(message, _)| &message.acker)) {

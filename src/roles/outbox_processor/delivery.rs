@@ -36,7 +36,7 @@ pub(super) struct Health {
 
 impl Health {
     /// Nothing was tried.
-    const UNTRIED: Self = Self { healthy: true, hold: None };
+    pub(super) const UNTRIED: Self = Self { healthy: true, hold: None };
 }
 
 /// What each delivery needs. Cheap to clone.

@@ -2,15 +2,17 @@
 //! deliveries, and keeps what waits from being delivered twice.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::delivery::{Delivery, Finished};
+use super::delivery::{Delivery, Finished, Health};
 use super::lanes::{self, Lanes, Read};
 use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
 use crate::domain::envelope::Envelope;
@@ -25,6 +27,8 @@ use crate::nats::{Acker, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Outgo
 const MOST_AT_ONCE: usize = 256;
 /// What cannot be moved to its own lane now comes again after this.
 const SPILL_RETRY: Duration = Duration::from_secs(5);
+/// What made a delivery panic comes again after this, until its attempts are used up.
+const PANIC_RETRY: Duration = Duration::from_secs(5);
 /// Where a subscription is held for longer, what waits of it moves to its own lane, so that it
 /// does not fill the places of others.
 const LONG_HOLD: Duration = Duration::from_secs(10);
@@ -236,7 +240,16 @@ impl Worker {
         self.metrics.in_flight.set(running.in_flight.len() as i64);
         let (delivery, finished) = (self.delivery.clone(), running.finished.clone());
         running.deliveries.spawn(async move {
-            let health = delivery.deliver(&held.message, &held.subscription).await;
+            // A delivery that panics would keep its slot, and its heartbeats the envelope, for ever.
+            let delivered = AssertUnwindSafe(delivery.deliver(&held.message, &held.subscription));
+            let health = match delivered.catch_unwind().await {
+                Ok(health) => health,
+                Err(_) => {
+                    tracing::error!(sequence, subscription = %held.subscription, "a delivery panicked; it is tried again");
+                    held.message.acker.nak(Some(PANIC_RETRY)).await;
+                    Health::UNTRIED
+                }
+            };
             let Held { subscription, permit, .. } = held;
             drop(permit);
             // The receiver is gone only when the worker is.
