@@ -4,11 +4,13 @@
 //! to a lane of its own (`own-<subscription>`), whose reader takes them at the subscription's own
 //! pace. Lanes are durables of the outbox: every replica finds them there.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::ReadyFlag;
@@ -19,8 +21,8 @@ use crate::nats::{Delivered, HAND_BACK_DELAY, JetStream, NatsError, PullEvent, P
 const LIST_INTERVAL: Duration = Duration::from_secs(5);
 /// Envelopes of one own lane in memory.
 pub(super) const OWN_LANE_HELD: usize = 64;
-/// Own lanes that are read at once; the others wait for a place.
-const MOST_OWN_LANES: usize = 256;
+/// Own lanes that are read at once; where there are more, they take turns.
+pub(super) const MOST_OWN_LANES: usize = 256;
 /// An own lane that was found empty this often in a row is removed.
 const EMPTY_ROUNDS: u32 = 60;
 
@@ -110,7 +112,7 @@ impl Lanes {
             Some(self.ready.clone()),
             self.stop.clone(),
         ));
-        let mut own: std::collections::HashMap<String, Own> = std::collections::HashMap::new();
+        let mut own: HashMap<String, Own> = HashMap::new();
         let mut ticks = tokio::time::interval(LIST_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -141,18 +143,21 @@ impl Lanes {
         Ok(())
     }
 
-    async fn look(&self, own: &mut std::collections::HashMap<String, Own>) -> Result<(), NatsError> {
+    async fn look(&self, own: &mut HashMap<String, Own>) -> Result<(), NatsError> {
         own.retain(|_, lane| !lane.reader.is_finished());
+        let mut without_place = 0;
         for consumer in self.js.consumer_names(&self.stream).await? {
             let Some(lane) = lane_of_consumer(&consumer) else { continue };
-            if subscription_of_own_lane(lane).is_none()
-                || own.contains_key(lane)
-                || own.len() >= MOST_OWN_LANES
-            {
+            if subscription_of_own_lane(lane).is_none() || own.contains_key(lane) {
+                continue;
+            }
+            if own.len() >= MOST_OWN_LANES {
+                without_place += 1;
                 continue;
             }
             tracing::info!(stream = self.stream, lane, "reading a subscription's own lane");
             let permits = Arc::new(Semaphore::new(OWN_LANE_HELD));
+            let stop = self.stop.child_token();
             let reader = tokio::spawn(read_lane(
                 self.js.clone(),
                 self.stream.clone(),
@@ -160,16 +165,17 @@ impl Lanes {
                 permits,
                 self.sink.clone(),
                 None,
-                self.stop.clone(),
+                stop.clone(),
             ));
-            own.insert(lane.to_owned(), Own { reader, empty_rounds: 0 });
+            own.insert(lane.to_owned(), Own { reader, stop, since: Instant::now(), empty_rounds: 0 });
         }
+        make_places(own, without_place);
         self.remove_empty(own).await
     }
 
     /// Removes the durable of a lane that has long been empty. Whoever puts an envelope into it
     /// makes it again first, and the sweep mends the moment between.
-    async fn remove_empty(&self, own: &mut std::collections::HashMap<String, Own>) -> Result<(), NatsError> {
+    async fn remove_empty(&self, own: &mut HashMap<String, Own>) -> Result<(), NatsError> {
         for (lane, state) in own.iter_mut() {
             let info = match self.js.consumer_info(&self.stream, &lane_consumer(lane)).await {
                 Ok(info) => info,
@@ -192,5 +198,43 @@ impl Lanes {
 
 struct Own {
     reader: tokio::task::JoinHandle<Result<(), NatsError>>,
+    stop: CancellationToken,
+    since: Instant,
     empty_rounds: u32,
+}
+
+/// Ends the readers that have had their place longest, for lanes that have none: dead subscribers
+/// must not keep the lane of a living one from being read.
+fn make_places(own: &HashMap<String, Own>, wanted: usize) {
+    let mut longest: Vec<&Own> = own.values().collect();
+    longest.sort_by_key(|lane| lane.since);
+    for lane in longest.into_iter().take(wanted) {
+        lane.stop.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lane_without_a_place_gets_that_of_the_longest_read() {
+        let mut own = HashMap::new();
+        let begun = Instant::now();
+        for (name, seconds) in [("second", 2), ("first", 1), ("third", 3)] {
+            let stop = CancellationToken::new();
+            let reading = stop.clone();
+            let reader = tokio::spawn(async move {
+                reading.cancelled().await;
+                Ok(())
+            });
+            let since = begun + Duration::from_secs(seconds);
+            own.insert(name.to_owned(), Own { reader, stop, since, empty_rounds: 0 });
+        }
+        make_places(&own, 1);
+        assert!(own["first"].stop.is_cancelled());
+        assert!(!own["second"].stop.is_cancelled() && !own["third"].stop.is_cancelled());
+        make_places(&own, 7);
+        assert!(own.values().all(|lane| lane.stop.is_cancelled()));
+    }
 }

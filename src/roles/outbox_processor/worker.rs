@@ -82,7 +82,8 @@ struct Running {
 
 impl Worker {
     pub(super) async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
-        let (sink, mut incoming) = mpsc::channel(self.settings.held + 64 * lanes::OWN_LANE_HELD);
+        let (sink, mut incoming) =
+            mpsc::channel(self.settings.held + lanes::MOST_OWN_LANES * lanes::OWN_LANE_HELD);
         let (finished, mut done) = mpsc::channel(self.domain.concurrency.max(1));
         let mut running = Running {
             pool: FairShare::new(self.domain.concurrency, self.settings.queue_per_subscription),
