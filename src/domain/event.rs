@@ -14,6 +14,7 @@ mod decode;
 mod tests;
 
 pub use cloudevents::{BinaryParts, NotACloudEvent, binary_parts};
+pub(super) use decode::is_traceparent;
 pub use decode::{MAX_ATTRIBUTE_BYTES, Publication};
 
 /// An event as the hub carries it: the attributes of CloudEvents 1.0, with `type` as the event key.

@@ -15,6 +15,7 @@ pub mod filter;
 pub mod index;
 pub mod key;
 pub mod last_words;
+pub mod outbox;
 pub mod outcome;
 pub mod resolution;
 pub mod status;

@@ -1,5 +1,5 @@
 //! From a publication on `<prefix>.events.>` to an event: bare JSON, CloudEvents in binary mode or
-//! in structured mode (CloudEvents NATS protocol binding 1.0.3).
+//! in structured mode (CloudEvents NATS protocol binding 1.0.3), or the envelope of an outbox.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,6 +15,7 @@ use time::format_description::well_known::Rfc3339;
 use super::cloudevents::Members;
 use super::{Data, Event, RejectReason, Rejection, is_attribute_name, is_json, media_type};
 use crate::domain::key::EventKey;
+use crate::domain::outbox;
 use crate::domain::subscription::is_tenant;
 
 /// The most bytes of all attributes together. With the data's own bound it keeps an envelope
@@ -51,6 +52,7 @@ impl<'a> Publication<'a> {
             Some(other) if other.starts_with("application/cloudevents") => Err(malformed(format!(
                 "content-type {other:?} is not supported; publish one event as application/cloudevents+json"
             ))),
+            Some(outbox::CONTENT_TYPE) => self.outbox_envelope(),
             _ if self.headers.iter().any(|(name, _)| ce_name(name).is_some()) => self.binary(content_type),
             _ => self.bare(),
         }
@@ -146,6 +148,35 @@ impl<'a> Publication<'a> {
         }
         attributes.check_required()?;
         self.finish(attributes, data)
+    }
+
+    /// The full envelope of a row of a producer's outbox: what is internal to it stays here.
+    fn outbox_envelope(&self) -> Result<Event, Rejection> {
+        let envelope = outbox::Envelope::from_json(self.text_body()?).map_err(|error| {
+            malformed(format!(
+                "the body is not an outbox envelope: {error}; let the outbox's relay publish it"
+            ))
+        })?;
+        let mut attributes = Attributes::default();
+        let headers = &envelope.metadata.headers;
+        for (name, value) in [
+            ("id", Some(headers.id.as_str())),
+            ("type", Some(headers.kind.as_str())),
+            ("time", headers.time.as_deref()),
+            ("source", Some(envelope.text_extension("source").unwrap_or("outbox"))),
+            ("tenant", envelope.text_extension("tenant")),
+            ("subject", headers.stream.as_deref()),
+        ] {
+            attributes.set(name, value.map_or(Value::Null, Value::from))?;
+        }
+        for (name, value) in envelope.attributes() {
+            let malformed_trace = name == "traceparent" && !value.as_str().is_some_and(is_traceparent);
+            if !malformed_trace {
+                attributes.set(&name, value)?;
+            }
+        }
+        attributes.datacontenttype = Some(JSON.to_owned());
+        self.finish(attributes, Data::Json(envelope.data.to_owned()))
     }
 
     /// What all forms have in common: key, tenant, time, trace context, bounds.
@@ -399,7 +430,7 @@ fn unescape(quoted: &str) -> String {
 }
 
 /// W3C Trace Context section 3.2; what is malformed is ignored, as it says.
-fn is_traceparent(value: &str) -> bool {
+pub(in crate::domain) fn is_traceparent(value: &str) -> bool {
     let hex = |text: &str, length| {
         text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     };

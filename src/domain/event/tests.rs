@@ -334,3 +334,83 @@ proptest! {
         }
     }
 }
+
+const ENVELOPE: (&str, &str) = ("Content-Type", crate::domain::outbox::CONTENT_TYPE);
+
+/// A full envelope, as the outbox writes it.
+fn envelope() -> Value {
+    json!({
+        "data": {"user_id": "u1"},
+        "metadata": {
+            "headers": {
+                "id": "e-1", "type": "user.created", "time": "2026-01-01T00:00:00Z", "stream": "user-u1",
+                "traceparent": {"trace_id": "0af7651916cd43dd8448eb211c80319c", "parent_id": "b7ad6b7169203331", "sampled": true},
+            },
+            "domain": {
+                "fqn": "idp.UserCreated", "kind": "EVENT", "version": 1, "sequence_id": "3", "correlation_id": "c-1",
+                "causation_id": "k-1", "origin_stream": "o", "stream_category": "user", "expected_version": 2,
+                "asynchronous": true, "priority": 0, "published": true,
+            },
+            "event_store": {"position": 4, "global_position": 9},
+            "envelope": {"specversion": "1.0", "checksum": "ab"},
+            "extensions": {"source": "idp", "tenant": "acme", "region": "eu", "Partner_Tier": 1.5, "list": [1], "none": null},
+        },
+    })
+}
+
+#[test]
+fn an_outbox_envelope_becomes_a_clean_cloudevent() {
+    // The headers that a relay sets do not make it something else.
+    let headers = [ENVELOPE, ("Nats-Msg-Id", "e-1"), ("ce-id", "other")];
+    let event = decode("whatever.subject", &headers, envelope().to_string()).unwrap();
+    assert_eq!(event.identity, "3:idp:e-1");
+    assert_eq!(
+        out(&event),
+        json!({
+            "specversion": "1.0", "id": "e-1", "source": "idp", "type": "user.created", "time": "2026-01-01T00:00:00Z",
+            "tenant": "acme", "subject": "user-u1", "datacontenttype": "application/json", "published": true,
+            "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "correlationid": "c-1",
+            "causationid": "k-1", "sequence": "3", "region": "eu", "partnertier": "1.5", "list": "[1]",
+            "data": {"user_id": "u1"},
+        })
+    );
+}
+
+#[test]
+fn an_outbox_envelope_needs_little() {
+    let body = r#"{"data":null,"metadata":{"headers":{"id":"e 1","type":"user.created"}}}"#;
+    let event = decode("x", &[ENVELOPE], body).unwrap();
+    assert_eq!(
+        out(&event),
+        json!({"specversion": "1.0", "id": "e 1", "source": "outbox", "type": "user.created", "tenant": "default",
+               "time": "2026-01-31T12:00:00.5Z", "datacontenttype": "application/json", "data": null})
+    );
+}
+
+#[test]
+fn a_bad_outbox_envelope_names_what_is_wrong() {
+    for (path, value, word) in [
+        ("/metadata/headers/id", json!(1), "integer"),
+        ("/metadata/headers/id", json!(""), "id"),
+        ("/metadata/headers/time", json!("x"), "time"),
+        ("/metadata/extensions/tenant", json!("a b"), "tenant"),
+    ] {
+        let mut body = envelope();
+        *body.pointer_mut(path).unwrap() = value;
+        let rejection = rejected(&[ENVELOPE], body.to_string());
+        assert_eq!(rejection.reason, RejectReason::Malformed);
+        assert!(rejection.detail.contains(word), "{path}: {rejection}");
+    }
+    let mut body = envelope();
+    body["metadata"]["headers"]["type"] = json!("user");
+    assert_eq!(rejected(&[ENVELOPE], body.to_string()).reason, RejectReason::InvalidKey);
+    for missing in ["data", "metadata"] {
+        let mut body = envelope();
+        body.as_object_mut().unwrap().remove(missing);
+        assert!(rejected(&[ENVELOPE], body.to_string()).detail.contains(missing));
+    }
+    // A malformed trace context is ignored, as everywhere.
+    let mut body = envelope();
+    body["metadata"]["headers"]["traceparent"]["trace_id"] = json!("x");
+    assert!(!decode("x", &[ENVELOPE], body.to_string()).unwrap().extensions.contains_key("traceparent"));
+}

@@ -1,0 +1,24 @@
+//! The transactional outbox: an event that a producer raises in its own transaction, the envelope
+//! its rows carry, and how a row goes from `pending` to `published` or `abandoned`.
+
+mod envelope;
+mod raised;
+mod status;
+#[cfg(test)]
+mod tests;
+
+pub use envelope::{CONTENT_TYPE, Envelope};
+pub use raised::{MAX_EXTENSIONS_BYTES, MAX_TEXT_BYTES, RaisedEvent};
+pub use status::{AfterFailure, Lane, RetryPolicy, Status, Step};
+
+/// The target broker that every event goes to: the hub's own.
+pub const INTERNAL: &str = "internal";
+
+/// Whether a name may be that of an external broker: 1 to 64 of a-z, 0-9, `_` and `-`, a letter or
+/// digit first, and not [`INTERNAL`].
+pub fn is_external_broker(name: &str) -> bool {
+    name != INTERNAL
+        && name.len() <= 64
+        && name.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-'))
+}
