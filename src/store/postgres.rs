@@ -300,7 +300,7 @@ impl Postgres {
 
     pub(super) async fn next_due(&self, broker: &str) -> Result<Option<i64>, sqlx::Error> {
         sqlx::query_scalar(
-            "SELECT greatest(0, ceil(extract(epoch FROM min(d.due_at) - clock_timestamp()) * 1000))::bigint
+            "SELECT ceil(extract(epoch FROM min(d.due_at) - clock_timestamp()) * 1000)::bigint
              FROM unnest(ARRAY['live', 'bulk']) AS l (lane)
              CROSS JOIN LATERAL (
                  SELECT m.due_at FROM hub_outbox.messages AS m

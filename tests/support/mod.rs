@@ -5,6 +5,7 @@
 //! * [`Hub`]: the built `hub` as a child process, with its log.
 //! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
 //! * [`OAuth2Server`]: a token endpoint.
+//! * [`TestPostgres`]: a PostgreSQL database; [`TestDatabase`]: one with an outbox, or the same on SQLite.
 //! * [`FaultProxy`]: a TCP proxy that freezes, cuts, or stops at a chosen protocol step.
 //!
 //! Every wait has a deadline and says what it waited for.
@@ -16,6 +17,8 @@ mod broker;
 mod client;
 mod hub;
 mod oauth2;
+pub mod outbox;
+mod postgres;
 mod proxy;
 mod receiver;
 
@@ -29,6 +32,8 @@ pub use broker::TestBroker;
 pub use client::{Account, QUICK, TestClient, ids, subscription};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use oauth2::OAuth2Server;
+pub use outbox::TestDatabase;
+pub use postgres::{PASSWORD, TestPostgres};
 pub use proxy::{Direction, FaultProxy, Trigger};
 pub use receiver::{Behaviour, Received, Receiver};
 use tokio::time::Instant;

@@ -84,6 +84,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     wrong record;
     required text;
+    good boolean;
 BEGIN
     IF event IS NULL OR jsonb_typeof(event) <> 'object' THEN
         PERFORM hub_outbox.refuse('event', 'is not a JSON object',
@@ -143,15 +144,14 @@ BEGIN
         PERFORM hub_outbox.refuse('tenant', 'is not a tenant name', 'Write 1 to 64 letters, digits, _, . and -.');
     END IF;
     IF event ->> 'time' IS NOT NULL THEN
-        DECLARE
-            good boolean := event ->> 'time' ~ '^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)$';
-        BEGIN
-            IF good THEN
+        good := event ->> 'time' ~ '^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)$';
+        IF good THEN
+            BEGIN
                 PERFORM (event ->> 'time')::timestamptz;
-            END IF;
-        EXCEPTION WHEN data_exception THEN
-            good := false;
-        END;
+            EXCEPTION WHEN data_exception THEN
+                good := false;
+            END;
+        END IF;
         IF NOT good THEN
             PERFORM hub_outbox.refuse('time', 'is not RFC 3339', 'Write it like 2026-01-31T12:00:00Z.');
         END IF;

@@ -1,0 +1,151 @@
+//! A database with an outbox in it: PostgreSQL or SQLite.
+
+use integration_hub::domain::outbox::{Lane, RaisedEvent};
+use integration_hub::outbox::{PublishError, publish};
+use integration_hub::store::{ClaimRequest, ClaimedRow, Selection, Store, StoreOptions};
+use serde_json::{Value, json};
+use sqlx::postgres::PgPool;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
+use tempfile::TempDir;
+
+use super::TestPostgres;
+
+/// Where producers and relays meet.
+pub enum TestDatabase {
+    Postgres { server: TestPostgres, pool: PgPool },
+    Sqlite { folder: TempDir, pool: SqlitePool },
+}
+
+/// An event in its JSON form.
+pub fn event(id: &str, stream: &str) -> Value {
+    json!({"id": id, "type": "user.created", "stream": stream, "data": {"user_id": id}})
+}
+
+impl TestDatabase {
+    /// None where there is no PostgreSQL on this machine.
+    pub async fn postgres() -> Option<Self> {
+        let server = TestPostgres::start().await?;
+        let pool = PgPool::connect(&server.url()).await.expect("the server answers");
+        Some(Self::Postgres { server, pool })
+    }
+
+    pub async fn sqlite() -> Option<Self> {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let options =
+            SqliteConnectOptions::new().filename(folder.path().join("app.db")).create_if_missing(true);
+        let pool = SqlitePool::connect_with(options).await.expect("the file is made");
+        Some(Self::Sqlite { folder, pool })
+    }
+
+    pub fn url(&self) -> String {
+        match self {
+            Self::Postgres { server, .. } => server.url(),
+            Self::Sqlite { folder, .. } => format!("sqlite://{}", folder.path().join("app.db").display()),
+        }
+    }
+
+    /// A store with connections of its own, as each relay has.
+    pub fn store(&self) -> Store {
+        Store::new(StoreOptions::new(self.url().into())).expect("the URL is good")
+    }
+
+    /// Sets the outbox up, with these external brokers.
+    pub async fn outbox(&self, brokers: &[&str]) -> Store {
+        let store = self.store();
+        store.setup().await.expect("it is set up");
+        let brokers: Vec<String> = brokers.iter().map(|name| (*name).to_owned()).collect();
+        store.sync_brokers(&brokers, true).await.expect("the brokers are written");
+        store
+    }
+
+    /// Runs statements as they are; `{messages}` and `{brokers}` stand for the tables.
+    pub async fn sql(&self, script: &str) -> Result<(), sqlx::Error> {
+        let prefix = match self {
+            Self::Postgres { .. } => "hub_outbox.",
+            Self::Sqlite { .. } => "hub_outbox_",
+        };
+        let script = script
+            .replace("{messages}", &format!("{prefix}messages"))
+            .replace("{brokers}", &format!("{prefix}brokers"));
+        let script = sqlx::raw_sql(sqlx::AssertSqlSafe(script));
+        match self {
+            Self::Postgres { pool, .. } => script.execute(pool).await.map(drop),
+            Self::Sqlite { pool, .. } => script.execute(pool).await.map(drop),
+        }
+    }
+
+    /// Raises an event in plain SQL, as another language does.
+    pub async fn raise(&self, event: &Value) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Postgres { pool, .. } => {
+                sqlx::query("SELECT hub_outbox.publish($1::jsonb)")
+                    .bind(event.to_string())
+                    .execute(pool)
+                    .await?;
+            }
+            Self::Sqlite { pool, .. } => {
+                sqlx::query("INSERT INTO hub_outbox_publish (event) VALUES (?1)")
+                    .bind(event.to_string())
+                    .execute(pool)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Raises events from Rust, all in one transaction, which is committed or rolled back.
+    pub async fn publish(&self, events: &[RaisedEvent], commit: bool) -> Result<Vec<String>, PublishError> {
+        let mut ids = Vec::new();
+        macro_rules! in_transaction {
+            ($pool:expr) => {{
+                let mut transaction = $pool.begin().await.expect("a transaction begins");
+                for event in events {
+                    ids.push(publish(&mut transaction, event).await?);
+                }
+                let ended = if commit { transaction.commit().await } else { transaction.rollback().await };
+                ended.expect("the transaction ends");
+            }};
+        }
+        match self {
+            Self::Postgres { pool, .. } => in_transaction!(pool),
+            Self::Sqlite { pool, .. } => in_transaction!(pool),
+        }
+        Ok(ids)
+    }
+
+    /// The envelope of a row.
+    pub async fn envelope(&self, broker: &str, id: &str) -> Option<Value> {
+        let payload = self.store().payload(broker, id).await.expect("the row is read");
+        payload.map(|payload| serde_json::from_str(&payload).expect("the payload is JSON"))
+    }
+}
+
+/// Claims live rows of the internal broker for a minute.
+pub async fn claim(store: &Store, holder: &str, limit: usize) -> Vec<ClaimedRow> {
+    claim_of(store, "internal", Lane::Live, holder, limit).await
+}
+
+pub async fn claim_of(
+    store: &Store,
+    broker: &str,
+    lane: Lane,
+    holder: &str,
+    limit: usize,
+) -> Vec<ClaimedRow> {
+    let claim_time = std::time::Duration::from_secs(60);
+    let request = ClaimRequest { broker, lane, holder, limit, claim_time };
+    store.claim(&request).await.expect("a claim is answered")
+}
+
+pub fn ids(rows: &[ClaimedRow]) -> Vec<&str> {
+    rows.iter().map(|row| row.message_id.as_str()).collect()
+}
+
+pub fn positions(rows: &[ClaimedRow]) -> Vec<i64> {
+    rows.iter().map(|row| row.position).collect()
+}
+
+/// The rows of a broker, or of all.
+pub fn of_broker(broker: Option<&str>) -> Selection {
+    Selection { broker: broker.map(str::to_owned), ..Selection::default() }
+}
