@@ -16,5 +16,6 @@ pub mod seal;
 pub mod serve;
 pub mod settings;
 pub mod shell;
+pub mod sinks;
 pub mod subscriptions_grpc;
 pub mod tasks;

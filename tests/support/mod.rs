@@ -5,6 +5,7 @@
 //! * [`Hub`]: the built `hub` as a child process, with its log.
 //! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
 //! * [`OAuth2Server`]: a token endpoint.
+//! * [`RedisServer`], [`RabbitMq`], [`KafkaServer`]: external brokers, and [`external_broker`] for all of them.
 //! * [`FaultProxy`]: a TCP proxy that freezes, cuts, or stops at a chosen protocol step.
 //!
 //! Every wait has a deadline and says what it waited for.
@@ -14,10 +15,14 @@
 
 mod broker;
 mod client;
+pub mod external_broker;
 mod hub;
+mod kafka;
 mod oauth2;
 mod proxy;
+mod rabbitmq;
 mod receiver;
+mod redis_server;
 
 use std::fmt::Debug;
 use std::net::{Ipv4Addr, TcpListener};
@@ -28,9 +33,12 @@ use std::time::Duration;
 pub use broker::TestBroker;
 pub use client::{Account, QUICK, TestClient, ids, subscription};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
+pub use kafka::KafkaServer;
 pub use oauth2::OAuth2Server;
 pub use proxy::{Direction, FaultProxy, Trigger};
+pub use rabbitmq::RabbitMq;
 pub use receiver::{Behaviour, Received, Receiver};
+pub use redis_server::RedisServer;
 use tokio::time::Instant;
 
 /// How often a state is looked at that can only be polled.
