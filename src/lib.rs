@@ -17,6 +17,7 @@ pub mod seal;
 pub mod serve;
 pub mod settings;
 pub mod shell;
+pub mod sinks;
 pub mod store;
 pub mod subscriptions_grpc;
 pub mod tasks;

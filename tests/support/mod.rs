@@ -6,6 +6,7 @@
 //! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
 //! * [`OAuth2Server`]: a token endpoint.
 //! * [`TestPostgres`]: a PostgreSQL database; [`TestDatabase`]: one with an outbox, or the same on SQLite.
+//! * [`RedisServer`], [`RabbitMq`], [`KafkaServer`]: external brokers, and [`external_broker`] for all of them.
 //! * [`FaultProxy`]: a TCP proxy that freezes, cuts, or stops at a chosen protocol step.
 //!
 //! Every wait has a deadline and says what it waited for.
@@ -15,12 +16,16 @@
 
 mod broker;
 mod client;
+pub mod external_broker;
 mod hub;
+mod kafka;
 mod oauth2;
 pub mod outbox;
 mod postgres;
 mod proxy;
+mod rabbitmq;
 mod receiver;
+mod redis_server;
 
 use std::fmt::Debug;
 use std::net::{Ipv4Addr, TcpListener};
@@ -31,11 +36,14 @@ use std::time::Duration;
 pub use broker::TestBroker;
 pub use client::{Account, QUICK, TestClient, ids, subscription};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
+pub use kafka::KafkaServer;
 pub use oauth2::OAuth2Server;
 pub use outbox::TestDatabase;
 pub use postgres::{PASSWORD, TestPostgres};
 pub use proxy::{Direction, FaultProxy, Trigger};
+pub use rabbitmq::RabbitMq;
 pub use receiver::{Behaviour, Received, Receiver};
+pub use redis_server::RedisServer;
 use tokio::time::Instant;
 
 /// How often a state is looked at that can only be polled.

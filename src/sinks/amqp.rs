@@ -1,0 +1,358 @@
+//! AMQP 0-9-1, as RabbitMQ speaks it: persistent messages, publisher confirms, and the mandatory flag, so
+//! that a message that no queue takes comes back instead of being dropped.
+//!
+//! AMQP does not de-duplicate: `message_id` is the message id, and the reader goes by it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Error, ErrorKind};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::link::{Link, Linked};
+use super::{Broker, Outgoing, PublishError, Published, SettingError, Timeouts, Tls};
+
+/// Channels that are kept open while nobody publishes.
+const MOST_IDLE: usize = 64;
+/// AMQP's short strings: routing keys and header names.
+const LONGEST_NAME: usize = 255;
+/// `basic.properties`: delivery-mode 2 survives a restart of the broker.
+const PERSISTENT: u8 = 2;
+/// Seconds after which a silent peer is given up (twice, says AMQP 0-9-1, 4.2.7).
+const HEARTBEAT: u16 = 10;
+
+/// How to reach an AMQP broker.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `amqp://host:port[/vhost]`, `amqps://` for TLS; the vhost percent-encoded, `/` without one.
+    pub url: String,
+    /// With `password`; without both, RabbitMQ's `guest`, which it lets in from its own machine only.
+    pub user: Option<String>,
+    pub password: Option<SecretString>,
+    pub tls: Tls,
+    /// Where to; it has to exist. The empty one is the default exchange, whose routing keys are the
+    /// names of queues. A message's `stream` is its routing key.
+    pub exchange: String,
+    pub timeouts: Timeouts,
+}
+
+impl Options {
+    /// The default exchange, without credentials and TLS files.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            user: None,
+            password: None,
+            tls: Tls::default(),
+            exchange: String::new(),
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// An AMQP broker: one connection, and on it a channel for each group that is being published, for an
+/// error ends a channel and all that is under way on it.
+pub struct Amqp {
+    options: Options,
+    uri: AMQPUri,
+    link: Link<Arc<Session>>,
+}
+
+struct Session {
+    connection: Connection,
+    idle: Mutex<Vec<Channel>>,
+}
+
+impl Amqp {
+    /// Checks the options; connects with the first publish.
+    pub fn new(options: Options) -> Result<Self, SettingError> {
+        let url = super::parse_url(&options.url, &["amqp", "amqps"])?;
+        super::check_login(options.user.as_ref(), options.password.as_ref())?;
+        options.tls.validate()?;
+        if options.exchange.len() > LONGEST_NAME {
+            return Err(SettingError::new("exchange", format!("is longer than {LONGEST_NAME} bytes")));
+        }
+        let uses_tls = options.tls.required || url.scheme() == "amqps";
+        if !uses_tls && options.tls.has_files() {
+            return Err(SettingError::new("url", "TLS files are given: write amqps://"));
+        }
+        let scheme = if uses_tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP };
+        let vhost = url.path().trim_start_matches('/');
+        let vhost = percent_encoding::percent_decode_str(vhost)
+            .decode_utf8()
+            .map_err(|_| SettingError::new("url", "the vhost is not percent-encoded UTF-8"))?;
+        let login = match (&options.user, &options.password) {
+            (Some(user), Some(password)) => {
+                AMQPUserInfo { username: user.clone(), password: password.expose_secret().to_owned() }
+            }
+            _ => AMQPUserInfo::default(),
+        };
+        let uri = AMQPUri {
+            authority: AMQPAuthority {
+                userinfo: login,
+                host: url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned(),
+                port: url.port().unwrap_or(scheme.default_port()),
+            },
+            scheme,
+            vhost: if vhost.is_empty() { "/".to_owned() } else { vhost.into_owned() },
+            query: AMQPQueryString { heartbeat: Some(HEARTBEAT), ..AMQPQueryString::default() },
+        };
+        super::install_tls_provider();
+        Ok(Self { uri, link: Link::new(options.timeouts.connect), options })
+    }
+
+    async fn session(&self) -> Result<Linked<Arc<Session>>, PublishError> {
+        loop {
+            let linked = self.link.get(self.connect()).await?;
+            if linked.connection.connection.status().connected() {
+                return Ok(linked);
+            }
+            // The next round makes a new one, or ends with the error of that.
+            self.link.lost(&linked).await;
+        }
+    }
+
+    async fn connect(&self) -> Result<Arc<Session>, PublishError> {
+        let mut tls = OwnedTLSConfig::default();
+        if self.uri.scheme == AMQPScheme::AMQPS {
+            let files = self.options.tls.read().await?;
+            let chain = files.ca.map(String::from_utf8).transpose();
+            tls.cert_chain = chain.map_err(|_| SettingError::new("tls_ca_file", "is not a PEM file"))?;
+            tls.identity = files.identity.map(|(pem, key)| OwnedIdentity::PKCS8 { pem, key });
+        }
+        let properties = ConnectionProperties::default().with_connection_name("integration-hub".into());
+        let runtime = lapin::runtime::default_runtime().map_err(|error| self.unavailable(&error))?;
+        let connecting = Connection::connect_uri_with_config(self.uri.clone(), properties, tls, runtime);
+        let connection = connecting.await.map_err(|error| match soft_error(&error) {
+            Some(AMQPSoftError::ACCESSREFUSED) => PublishError::unavailable(format!(
+                "{} does not let us in: correct user and password",
+                self.address()
+            )),
+            _ => self.unavailable(&error),
+        })?;
+        let session = Session { connection, idle: Mutex::default() };
+        let channel = self.open(&session).await.map_err(|error| self.unavailable(&error))?;
+        if !self.options.exchange.is_empty() {
+            let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+            let exchange = self.options.exchange.as_str();
+            let declared = channel
+                .exchange_declare(
+                    exchange.into(),
+                    lapin::ExchangeKind::Direct,
+                    passive,
+                    FieldTable::default(),
+                )
+                .await;
+            declared.map_err(|error| match soft_error(&error) {
+                Some(AMQPSoftError::NOTFOUND) => PublishError::unavailable(format!(
+                    "{} has no exchange {exchange:?}: declare it, or correct the setting exchange",
+                    self.address()
+                )),
+                _ => self.unavailable(&error),
+            })?;
+        }
+        session.give_back(channel);
+        Ok(Arc::new(session))
+    }
+
+    async fn open(&self, session: &Session) -> Result<Channel, Error> {
+        let channel = session.connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    }
+
+    fn address(&self) -> String {
+        format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
+    }
+
+    fn unavailable(&self, error: &Error) -> PublishError {
+        PublishError::unavailable(format!("{}: {error}", self.address()))
+    }
+
+    async fn publish_group(&self, group: &[Outgoing]) -> Published {
+        if group.is_empty() {
+            return Published::all(group);
+        }
+        let linked = match self.session().await {
+            Ok(linked) => linked,
+            Err(error) => return Published::none(error),
+        };
+        let session = &linked.connection;
+        let channel = match self.within(self.channel(session)).await {
+            Ok(channel) => channel,
+            Err(error) => {
+                self.link.lost(&linked).await;
+                return Published::none(error);
+            }
+        };
+        // One by one: a confirm may be a no, and what comes behind must not overtake.
+        for (acknowledged, message) in group.iter().enumerate() {
+            match self.publish_one(&channel, message).await {
+                Ok(()) => {}
+                Err(error) => {
+                    if matches!(error, PublishError::Unavailable { .. }) {
+                        self.link.lost(&linked).await;
+                    } else if channel.status().connected() {
+                        session.give_back(channel);
+                    }
+                    return Published { acknowledged, error: Some(error) };
+                }
+            }
+        }
+        session.give_back(channel);
+        Published::all(group)
+    }
+
+    async fn channel(&self, session: &Session) -> Result<Channel, PublishError> {
+        while let Some(channel) = session.take() {
+            if channel.status().connected() {
+                return Ok(channel);
+            }
+        }
+        self.open(session).await.map_err(|error| self.unavailable(&error))
+    }
+
+    async fn within<T>(
+        &self,
+        step: impl Future<Output = Result<T, PublishError>>,
+    ) -> Result<T, PublishError> {
+        let limit = self.options.timeouts.publish;
+        tokio::time::timeout(limit, step).await.unwrap_or_else(|_| {
+            Err(PublishError::unavailable(format!("{}: no answer within {limit:?}", self.address())))
+        })
+    }
+
+    async fn publish_one(&self, channel: &Channel, message: &Outgoing) -> Result<(), PublishError> {
+        if message.stream.len() > LONGEST_NAME {
+            return Err(PublishError::permanent(format!(
+                "the routing key is {} bytes long, and AMQP takes {LONGEST_NAME}",
+                message.stream.len()
+            )));
+        }
+        let properties = properties(message)?;
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let confirmed = self.within(async {
+            let (exchange, key) = (self.options.exchange.as_str().into(), message.stream.as_str().into());
+            let confirm = channel.basic_publish(exchange, key, options, &message.body, properties).await;
+            let confirm = confirm.map_err(|error| self.publish_error(&error))?;
+            confirm.await.map_err(|error| self.publish_error(&error))
+        });
+        match confirmed.await? {
+            Confirmation::Ack(None) => Ok(()),
+            Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
+                Err(PublishError::refused(format!(
+                    "exchange {:?}, routing key {:?}: {} ({})",
+                    self.options.exchange, message.stream, returned.reply_text, returned.reply_code
+                )))
+            }
+            Confirmation::Nack(None) => Err(PublishError::refused(format!(
+                "exchange {:?}, routing key {:?}: not accepted; a queue may be full",
+                self.options.exchange, message.stream
+            ))),
+            Confirmation::NotRequested => {
+                Err(PublishError::unavailable(format!("{}: the channel confirms nothing", self.address())))
+            }
+        }
+    }
+
+    /// An error that ends the channel is the fault of the one message that was under way on it.
+    fn publish_error(&self, error: &Error) -> PublishError {
+        let reason = format!("{}: {error}", self.address());
+        match soft_error(error) {
+            Some(AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::CONTENTTOOLARGE) => {
+                // RabbitMQ's answer to a message above max_message_size; publishing has no other condition.
+                PublishError::permanent(reason)
+            }
+            Some(AMQPSoftError::ACCESSREFUSED) => PublishError::refused(reason),
+            // The exchange was removed: every message's trouble.
+            _ => PublishError::unavailable(reason),
+        }
+    }
+}
+
+impl Session {
+    fn take(&self) -> Option<Channel> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn give_back(&self, channel: Channel) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MOST_IDLE {
+            idle.push(channel);
+        }
+    }
+}
+
+/// What the broker said of a channel, or of the login.
+fn soft_error(error: &Error) -> Option<AMQPSoftError> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => match error.kind() {
+            AMQPErrorKind::Soft(soft) => Some(soft.clone()),
+            AMQPErrorKind::Hard(_) => None,
+        },
+        _ => None,
+    }
+}
+
+fn properties(message: &Outgoing) -> Result<BasicProperties, PublishError> {
+    let short = |what: &str, text: &str| {
+        if text.len() <= LONGEST_NAME {
+            return Ok(());
+        }
+        let length = text.len();
+        Err(PublishError::permanent(format!("{what} is {length} bytes long, and AMQP takes {LONGEST_NAME}")))
+    };
+    short("the message id", &message.id)?;
+    let mut headers = FieldTable::default();
+    for (name, value) in &message.headers {
+        short("the name of a header", name)?;
+        headers.insert(name.as_str().into(), AMQPValue::LongString(value.as_str().into()));
+    }
+    Ok(BasicProperties::default()
+        .with_message_id(message.id.as_str().into())
+        .with_content_type("application/json".into())
+        .with_delivery_mode(PERSISTENT)
+        .with_headers(headers))
+}
+
+impl Broker for Amqp {
+    fn publish<'a>(&'a self, group: &'a [Outgoing]) -> BoxFuture<'a, Published> {
+        self.publish_group(group).boxed()
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), PublishError>> {
+        async {
+            let linked = self.session().await?;
+            let opened = self.within(self.channel(&linked.connection)).await;
+            match opened {
+                Ok(channel) => {
+                    linked.connection.give_back(channel);
+                    Ok(())
+                }
+                Err(error) => {
+                    self.link.lost(&linked).await;
+                    Err(error)
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        async {
+            if let Some(session) = self.link.close().await {
+                let closing = session.connection.close(200, "closing".into());
+                if !matches!(tokio::time::timeout(self.options.timeouts.connect, closing).await, Ok(Ok(()))) {
+                    tracing::debug!(broker = self.address(), "the connection was closed already");
+                }
+            }
+        }
+        .boxed()
+    }
+}

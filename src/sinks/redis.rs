@@ -1,0 +1,287 @@
+//! Redis Streams: `XADD <stream> [MAXLEN ~ n] * data <json>`, the form that a Protean subscriber reads.
+//!
+//! Redis does not de-duplicate: a publish whose answer was lost is in the stream twice after the retry,
+//! and the reader goes by `headers.id` of the envelope. Keys and headers have no place in the entry; the
+//! order within a stream is the order of publishing.
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ErrorKind, IntoConnectionInfo,
+    ProtocolVersion, RedisConnectionInfo, RedisError, ServerErrorKind, TlsCertificates,
+};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::link::{Link, Linked};
+use super::{Broker, Outgoing, PublishError, Published, SettingError, Timeouts, Tls};
+
+/// `proto-max-bulk-len` of a Redis server as it comes; a larger value makes it close the connection.
+pub const LARGEST: usize = 512 * 1024 * 1024;
+/// So many entries of a group go in one transaction, within which nobody else is served.
+const MOST_PER_TRANSACTION: usize = 256;
+
+/// How to reach a Redis server, version 5 or newer, without cluster mode.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `redis://host:port[/database]`, `rediss://` for TLS.
+    pub url: String,
+    /// The ACL user (Redis 6); none for `requirepass`.
+    pub user: Option<String>,
+    pub password: Option<SecretString>,
+    pub tls: Tls,
+    /// Trims each stream to about so many entries, the oldest first. None: it grows without bound.
+    pub max_len: Option<u64>,
+    /// The largest body in bytes: the server's `proto-max-bulk-len`.
+    pub largest: usize,
+    pub timeouts: Timeouts,
+}
+
+impl Options {
+    /// Without credentials, without TLS files, untrimmed.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            user: None,
+            password: None,
+            tls: Tls::default(),
+            max_len: None,
+            largest: LARGEST,
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+/// A Redis server; all publishes are pipelined over one connection.
+pub struct Redis {
+    options: Options,
+    host: String,
+    port: u16,
+    database: i64,
+    uses_tls: bool,
+    link: Link<MultiplexedConnection>,
+}
+
+impl Redis {
+    /// Checks the options; connects with the first publish.
+    pub fn new(options: Options) -> Result<Self, SettingError> {
+        let url = super::parse_url(&options.url, &["redis", "rediss"])?;
+        options.tls.validate()?;
+        if options.user.is_some() && options.password.is_none() {
+            return Err(SettingError::new("password", "set it beside user"));
+        }
+        if options.max_len == Some(0) {
+            return Err(SettingError::new("max_len", "0 keeps nothing: leave it out to keep everything"));
+        }
+        let uses_tls = options.tls.required || url.scheme() == "rediss";
+        if !uses_tls && options.tls.has_files() {
+            return Err(SettingError::new("url", "TLS files are given: write rediss://"));
+        }
+        let database = match url.path().trim_matches('/') {
+            "" => 0,
+            number => number.parse().map_err(|_| {
+                SettingError::new("url", format!("the path {number:?} is not the number of a database"))
+            })?,
+        };
+        super::install_tls_provider();
+        Ok(Self {
+            host: url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned(),
+            port: url.port().unwrap_or(6379),
+            database,
+            uses_tls,
+            link: Link::new(options.timeouts.connect),
+            options,
+        })
+    }
+
+    async fn connection(&self) -> Result<Linked<MultiplexedConnection>, PublishError> {
+        self.link.get(self.connect()).await
+    }
+
+    async fn connect(&self) -> Result<MultiplexedConnection, PublishError> {
+        let mut login = RedisConnectionInfo::default()
+            .set_db(self.database)
+            // Nothing is pushed to a publisher, and RESP2 is understood by every version.
+            .set_protocol(ProtocolVersion::RESP2);
+        if let Some(user) = &self.options.user {
+            login = login.set_username(user);
+        }
+        if let Some(password) = &self.options.password {
+            login = login.set_password(password.expose_secret());
+        }
+        let address = if self.uses_tls {
+            let (host, port) = (self.host.clone(), self.port);
+            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+        } else {
+            ConnectionAddr::Tcp(self.host.clone(), self.port)
+        };
+        let info = address.into_connection_info().map_err(|error| self.error(&error))?;
+        let info = info.set_redis_settings(login);
+        let client = if self.uses_tls {
+            let files = self.options.tls.read().await?;
+            let client_tls =
+                files.identity.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+            Client::build_with_tls(info, TlsCertificates { client_tls, root_cert: files.ca })
+        } else {
+            Client::open(info)
+        };
+        let client = client.map_err(|error| self.error(&error))?;
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.options.timeouts.connect))
+            .set_response_timeout(Some(self.options.timeouts.publish));
+        let connected = client.get_multiplexed_async_connection_with_config(&config).await;
+        connected.map_err(|error| match error.kind() {
+            // Whatever the server answers while we log in concerns the login.
+            ErrorKind::AuthenticationFailed | ErrorKind::Extension | ErrorKind::Server(_) => {
+                PublishError::unavailable(format!(
+                    "{}:{} does not let us in ({}): correct user and password",
+                    self.host,
+                    self.port,
+                    error.code().unwrap_or("no code")
+                ))
+            }
+            _ => self.error(&error),
+        })
+    }
+
+    /// Told apart by the error code, the first word of Redis's answer.
+    fn error(&self, error: &RedisError) -> PublishError {
+        let reason = format!("{}:{}: {error}", self.host, self.port);
+        match error.kind() {
+            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot) => {
+                PublishError::unavailable(format!(
+                    "{reason}: a Redis Cluster; name a server without cluster mode"
+                ))
+            }
+            ErrorKind::Server(
+                ServerErrorKind::BusyLoading
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::TryAgain
+                | ServerErrorKind::ReadOnly,
+            ) => PublishError::unavailable(reason),
+            ErrorKind::Server(_) => PublishError::refused(reason),
+            ErrorKind::Extension => match error.code() {
+                // Not the message's fault: persistence fails, replicas are missing, the login is gone.
+                Some("MISCONF" | "NOREPLICAS" | "BUSY" | "NOAUTH" | "WRONGPASS") => {
+                    PublishError::unavailable(reason)
+                }
+                _ => PublishError::refused(reason),
+            },
+            _ => PublishError::unavailable(reason),
+        }
+    }
+
+    fn xadd(&self, message: &Outgoing) -> redis::Cmd {
+        let mut command = redis::cmd("XADD");
+        command.arg(&message.stream);
+        if let Some(max_len) = self.options.max_len {
+            command.arg("MAXLEN").arg("~").arg(max_len);
+        }
+        command.arg("*").arg("data").arg(message.body.as_ref());
+        command
+    }
+
+    /// After an error that says something of the connection, it is given up: a server that was replaced
+    /// answers READONLY for ever, one that hangs never.
+    async fn fail(&self, linked: &Linked<MultiplexedConnection>, error: &RedisError) -> PublishError {
+        let error = self.error(error);
+        if matches!(error, PublishError::Unavailable { .. }) {
+            self.link.lost(linked).await;
+        }
+        error
+    }
+
+    async fn publish_one(
+        &self,
+        linked: &Linked<MultiplexedConnection>,
+        message: &Outgoing,
+    ) -> Result<(), PublishError> {
+        let mut connection = linked.connection.clone();
+        let added = self.xadd(message).query_async::<()>(&mut connection).await;
+        match added {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.fail(linked, &error).await),
+        }
+    }
+
+    /// All or, where the server refuses one of them as it is queued, none (`EXECABORT`). Messages of one
+    /// stream, so that an error while they are carried out (`WRONGTYPE`) is every one's.
+    async fn publish_run(
+        &self,
+        linked: &Linked<MultiplexedConnection>,
+        run: &[Outgoing],
+    ) -> Result<(), (usize, PublishError)> {
+        if let [message] = run {
+            return self.publish_one(linked, message).await.map_err(|error| (0, error));
+        }
+        let mut pipeline = redis::pipe();
+        pipeline.atomic();
+        for message in run {
+            pipeline.add_command(self.xadd(message)).ignore();
+        }
+        let mut connection = linked.connection.clone();
+        match pipeline.query_async::<()>(&mut connection).await {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::ExecAbort) => {
+                // Nothing was written; one by one shows who is at fault, and why.
+                for (position, message) in run.iter().enumerate() {
+                    self.publish_one(linked, message).await.map_err(|error| (position, error))?;
+                }
+                Ok(())
+            }
+            Err(error) => Err((0, self.fail(linked, &error).await)),
+        }
+    }
+
+    async fn publish_group(&self, group: &[Outgoing]) -> Published {
+        let fits = group.iter().take_while(|message| message.body.len() <= self.options.largest).count();
+        let too_large = group.get(fits).map(|message| {
+            PublishError::permanent(format!(
+                "{} bytes are more than the {} that the server takes (proto-max-bulk-len)",
+                message.body.len(),
+                self.options.largest
+            ))
+        });
+        let mut acknowledged = 0;
+        if fits > 0 {
+            let linked = match self.connection().await {
+                Ok(linked) => linked,
+                Err(error) => return Published::none(error),
+            };
+            for stream in group[..fits].chunk_by(|a, b| a.stream == b.stream) {
+                for run in stream.chunks(MOST_PER_TRANSACTION) {
+                    match self.publish_run(&linked, run).await {
+                        Ok(()) => acknowledged += run.len(),
+                        Err((added, error)) => {
+                            return Published { acknowledged: acknowledged + added, error: Some(error) };
+                        }
+                    }
+                }
+            }
+        }
+        Published { acknowledged, error: too_large }
+    }
+}
+
+impl Broker for Redis {
+    fn publish<'a>(&'a self, group: &'a [Outgoing]) -> BoxFuture<'a, Published> {
+        self.publish_group(group).boxed()
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), PublishError>> {
+        async {
+            let linked = self.connection().await?;
+            let answered = redis::cmd("PING").query_async::<()>(&mut linked.connection.clone()).await;
+            match answered {
+                Ok(()) => Ok(()),
+                Err(error) => Err(self.fail(&linked, &error).await),
+            }
+        }
+        .boxed()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.link.close().map(drop).boxed()
+    }
+}
