@@ -13,8 +13,9 @@ use super::show::Leaf;
 use super::{DEFAULTS, Problem, SettingsError};
 
 const VARIABLE: &str = "HUB__";
-/// A domain's pool where its entry does not say.
-const CONCURRENCY: i64 = 64;
+/// The lists of tables, whose entries are merged by name, each with what an entry holds that leaves it out.
+/// A domain's pool is the one thing that has a default there; the rest is as its struct says.
+const LISTS: [(&str, &[(&str, i64)]); 2] = [("domains", &[("concurrency", 64)]), ("external_brokers", &[])];
 
 /// One value of the environment or of a flag, by its dotted key.
 struct Given {
@@ -108,13 +109,17 @@ pub(super) fn merge(
     for layer in &layers[1..] {
         refuse_unknown(&layer.table, &known, "", &known, layer)?;
     }
-    let domains = merge_domains(&layers)?;
+    let lists =
+        LISTS.map(|(list, defaults)| merge_by_name(&layers, list, defaults).map(|merged| (list, merged)));
 
     let mut builder = Config::builder();
     for layer in layers {
         builder = builder.add_source(layer);
     }
-    builder = builder.set_override("domains", domains).map_err(|error| refused(error, &[]))?;
+    for list in lists {
+        let (list, merged) = list?;
+        builder = builder.set_override(list, merged).map_err(|error| refused(error, &[]))?;
+    }
     builder.build().map(|config| config.cache).map_err(|error| refused(error, &[]))
 }
 
@@ -180,8 +185,18 @@ fn refuse_unknown(
                 ));
             }
             (Some(Toml::Array(items)), Toml::Array(given)) => {
-                // Of the lists only the domains hold tables.
-                let Some(Toml::Table(known)) = items.first() else { continue };
+                // What an entry may hold is told by the first default, or for brokers, of which there is
+                // none, here.
+                let brokers: Table;
+                let known = match items.first() {
+                    Some(Toml::Table(known)) => known,
+                    _ if key == "external_brokers" => {
+                        let field = |name: &&str| ((*name).to_owned(), Toml::Boolean(true));
+                        brokers = super::ExternalBroker::FIELDS.iter().map(field).collect();
+                        &brokers
+                    }
+                    _ => continue,
+                };
                 for (position, item) in given.iter().enumerate() {
                     let Toml::Table(item) = item else {
                         return Err(invalid(
@@ -195,8 +210,8 @@ fn refuse_unknown(
                     refuse_unknown(item, known, &format!("{key}[{name}]."), all, layer)?;
                 }
             }
-            (Some(Toml::Array(_)), _) if name == "domains" && at.is_empty() => {
-                return Err(invalid(&key, &layer.name, "holds tables: write [[domains]] entries".to_owned()));
+            (Some(Toml::Array(_)), _) if at.is_empty() && LISTS.iter().any(|(list, _)| list == name) => {
+                return Err(invalid(&key, &layer.name, format!("holds tables: write [[{name}]] entries")));
             }
             _ => {}
         }
@@ -215,6 +230,7 @@ fn nearest(key: &str, all: &Table) -> Option<String> {
     };
     let mut candidates = Vec::new();
     collect_keys(all, "", &mut candidates);
+    candidates.extend(super::ExternalBroker::FIELDS.iter().map(|field| format!("external_brokers.{field}")));
     let score = |candidate: &str| {
         let whole = strsim::normalized_damerau_levenshtein(&plain, candidate);
         let part = strsim::normalized_damerau_levenshtein(&last(&plain), &last(candidate));
@@ -244,26 +260,26 @@ fn collect_keys(table: &Table, at: &str, keys: &mut Vec<String>) {
     }
 }
 
-/// The domains of all layers by name: new ones first, in the order of the latest layer that adds
+/// The entries of a list in all layers by name: new ones first, in the order of the latest layer that adds
 /// some; an entry with a known name replaces that one, with what it leaves out kept.
-fn merge_domains(layers: &[Layer]) -> Result<Value, SettingsError> {
+fn merge_by_name(layers: &[Layer], list: &str, defaults: &[(&str, i64)]) -> Result<Value, SettingsError> {
     let mut merged: Vec<(String, Map<String, Value>)> = Vec::new();
     for layer in layers {
-        let Some(Toml::Array(entries)) = layer.table.get("domains") else { continue };
+        let Some(Toml::Array(entries)) = layer.table.get(list) else { continue };
         let mut seen = HashSet::new();
         let mut added = Vec::new();
         for entry in entries {
             let Toml::Table(entry) = entry else { continue };
             let Some(name) = entry.get("name").and_then(Toml::as_str) else {
                 return Err(invalid(
-                    "domains.name",
+                    &format!("{list}.name"),
                     &layer.name,
-                    "is missing or not text: each [[domains]] entry needs name = \"…\"".to_owned(),
+                    format!("is missing or not text: each [[{list}]] entry needs name = \"…\""),
                 ));
             };
             if !seen.insert(name) {
                 return Err(invalid(
-                    &format!("domains[{name}]"),
+                    &format!("{list}[{name}]"),
                     &layer.name,
                     "stands there twice: join the two entries".to_owned(),
                 ));
@@ -279,9 +295,11 @@ fn merge_domains(layers: &[Layer]) -> Result<Value, SettingsError> {
     }
     let entries = merged.into_iter().map(|(_, mut fields)| {
         let layer = fields.get("name").and_then(Value::origin).unwrap_or("defaults").to_owned();
-        fields
-            .entry("concurrency".to_owned())
-            .or_insert_with(|| Value::new(Some(&"defaults".to_owned()), ValueKind::I64(CONCURRENCY)));
+        for (field, default) in defaults {
+            fields
+                .entry((*field).to_owned())
+                .or_insert_with(|| Value::new(Some(&"defaults".to_owned()), ValueKind::I64(*default)));
+        }
         Value::new(Some(&layer), ValueKind::Table(fields))
     });
     Ok(Value::new(None, ValueKind::Array(entries.collect())))
@@ -302,7 +320,7 @@ pub(super) fn refused(error: ConfigError, leaves: &[Leaf]) -> SettingsError {
         other => (None, other.to_string()),
     };
     let key = key.unwrap_or_else(|| "settings".to_owned());
-    let key = with_domain_name(&key, leaves).unwrap_or(key);
+    let key = with_entry_name(&key, leaves).unwrap_or(key);
     // What is missing has no layer of its own: then the layer of what it is missing in.
     let section = key.rsplit_once('.').map_or(key.as_str(), |(section, _)| section);
     let of = leaves
@@ -314,10 +332,12 @@ pub(super) fn refused(error: ConfigError, leaves: &[Leaf]) -> SettingsError {
 
 /// `domains[2].events` as `domains[billing].events`: the position is that in the merged list, which
 /// nobody has before their eyes.
-fn with_domain_name(key: &str, leaves: &[Leaf]) -> Option<String> {
-    let (position, field) = key.strip_prefix("domains[")?.split_once(']')?;
-    let names = leaves.iter().filter_map(|leaf| leaf.key.strip_prefix("domains[")?.strip_suffix("].name"));
+fn with_entry_name(key: &str, leaves: &[Leaf]) -> Option<String> {
+    let (list, position) = key.split_once('[')?;
+    let (position, field) = position.split_once(']')?;
+    let open = format!("{list}[");
+    let names = leaves.iter().filter_map(|leaf| leaf.key.strip_prefix(&open)?.strip_suffix("].name"));
     let name = names.into_iter().nth(position.parse().ok()?)?;
     let field = field.strip_prefix('.').unwrap_or(field);
-    Some(if field.is_empty() { format!("domains[{name}]") } else { format!("domains[{name}].{field}") })
+    Some(if field.is_empty() { format!("{list}[{name}]") } else { format!("{list}[{name}].{field}") })
 }

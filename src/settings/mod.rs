@@ -4,7 +4,9 @@
 //! defaults, file, environment (`HUB__SECTION__KEY`), overrides from flags. A key that the defaults
 //! do not know is refused in every layer.
 
+mod external_broker;
 mod layers;
+mod outbox;
 mod show;
 mod size;
 mod validate;
@@ -23,6 +25,9 @@ use crate::domain::attempt_record::LogChoice;
 use crate::domain::duration;
 use crate::domain::key::KeyPattern;
 
+pub use external_broker::{ExternalBroker, Provider};
+pub use outbox::Outbox;
+
 /// The first layer, and the manual of every setting.
 pub const DEFAULTS: &str = include_str!("defaults.toml");
 
@@ -36,12 +41,15 @@ pub struct Settings {
     pub nats: Nats,
     /// In matching order: the first domain with a matching pattern takes the event.
     pub domains: Vec<Domain>,
+    /// Where published events of the outbox go, beside the internal broker.
+    pub external_brokers: Vec<ExternalBroker>,
     pub events: Events,
     pub delivery: Delivery,
     pub redrive: Redrive,
     pub sweep: Sweep,
     pub limits: Limits,
     pub subscriptions: Subscriptions,
+    pub outbox: Outbox,
     pub secrets: Secrets,
     pub api: Api,
     pub log: Log,

@@ -3,14 +3,27 @@
 use config::{Value, ValueKind};
 
 /// The keys whose values are never shown.
-const HIDDEN: [&str; 6] = [
+const HIDDEN: [&str; 7] = [
     "nats.password",
     "nats.token",
+    "outbox.database_url",
     "secrets.master_key",
     "secrets.previous_keys",
     "subscriptions.token",
     "subscriptions.listen_token",
 ];
+
+/// The same of each entry of a list of tables, without its name.
+const HIDDEN_IN: [&str; 2] = ["external_brokers.password", "external_brokers.token"];
+
+fn is_hidden(key: &str) -> bool {
+    let in_list = || {
+        let (list, rest) = key.split_once('[')?;
+        let (_, field) = rest.rsplit_once("].")?;
+        Some(HIDDEN_IN.contains(&format!("{list}.{field}").as_str()))
+    };
+    HIDDEN.contains(&key) || in_list().unwrap_or(false)
+}
 
 /// One setting of the merged layers.
 pub(super) struct Leaf {
@@ -48,7 +61,7 @@ fn collect(value: &Value, key: String, found: &mut Vec<Leaf>) {
             }
         }
         kind => found.push(Leaf {
-            text: if HIDDEN.contains(&key.as_str()) { hidden(kind) } else { toml(kind).to_string() },
+            text: if is_hidden(&key) { hidden(kind) } else { toml(kind).to_string() },
             layer: value.origin().unwrap_or("defaults").to_owned(),
             key,
         }),
@@ -96,7 +109,10 @@ fn toml(kind: &ValueKind) -> toml::Value {
 pub(super) fn render(leaves: &[Leaf]) -> String {
     let mut text = String::new();
     let mut section = "";
-    for leaf in leaves {
+    // What stands in no section has to come before the first one.
+    let (in_section, alone): (Vec<&Leaf>, Vec<&Leaf>) =
+        leaves.iter().partition(|leaf| leaf.key.contains('.'));
+    for leaf in alone.into_iter().chain(in_section) {
         let (of, name) = leaf.key.rsplit_once('.').unwrap_or(("", &leaf.key));
         if of != section {
             if !text.is_empty() {

@@ -177,6 +177,35 @@ fn what_is_shown_reads_back_and_holds_no_secret() {
     assert_eq!(again.delivery.retry, settings.delivery.retry);
 }
 
+#[test]
+fn external_brokers_are_merged_by_name_and_hide_their_secrets() {
+    assert!(Settings::defaults().external_brokers.is_empty());
+    let settings = layered(
+        r#"
+        [outbox]
+        database_url = "postgres://hub:url-secret@db/app"
+        [[external_brokers]]
+        name = "partner_events"
+        provider = "redis"
+        url = "rediss://redis.example:6380"
+        max_len = 1000
+        "#,
+        &[("HUB__EXTERNAL_BROKERS", r#"[{name = "partner_events", password = "env-secret"}, {name = "other", provider = "kafka", url = "k1:9092, k2:9092", user = "u", password = "other-secret"}]"#)],
+        &[],
+    )
+    .unwrap();
+    let [other, partner] = &settings.external_brokers[..] else { panic!("{:?}", settings.external_brokers) };
+    assert_eq!((other.name.as_str(), other.provider, other.jetstream), ("other", Provider::Kafka, true));
+    assert_eq!((partner.url.as_str(), partner.max_len), ("rediss://redis.example:6380", Some(1000)));
+    assert_eq!(partner.password.as_ref().unwrap().expose_secret(), "env-secret");
+    assert_eq!(settings.outbox.retry_policy().max_attempts, 10);
+    let shown = settings.show();
+    assert!(!shown.contains("-secret") && !format!("{settings:?}").contains("-secret"), "{shown}");
+    assert!(shown.contains("password = \"***\"  # environment HUB__EXTERNAL_BROKERS"), "{shown}");
+    assert!(shown.contains("database_url = \"***\"  # hub.toml"), "{shown}");
+    assert_eq!(Settings::from_toml("shown", &shown).unwrap().external_brokers.len(), 2);
+}
+
 /// A syntax error quotes nothing of the line, which may hold a secret.
 #[test]
 fn a_syntax_error_does_not_show_the_line() {

@@ -20,6 +20,8 @@ impl Settings {
         found.events_and_delivery();
         found.limits();
         found.subscriptions();
+        found.outbox();
+        found.external_brokers();
         found.rest();
         if found.problems.is_empty() { Ok(()) } else { Err(SettingsError::Invalid(found.problems)) }
     }
@@ -34,24 +36,24 @@ fn is_name(text: &str) -> bool {
 
 const NAME: &str = "must be 1 to 32 of a-z, 0-9 and '-', and start with a letter or digit";
 
-struct Findings<'a> {
-    settings: &'a Settings,
+pub(super) struct Findings<'a> {
+    pub(super) settings: &'a Settings,
     problems: Vec<Problem>,
 }
 
 impl Findings<'_> {
-    fn require(&mut self, holds: bool, key: &str, problem: impl Into<String>) {
+    pub(super) fn require(&mut self, holds: bool, key: &str, problem: impl Into<String>) {
         if !holds {
             let layer = self.settings.origins.get(key).cloned().unwrap_or_else(|| "settings".to_owned());
             self.problems.push(Problem { key: key.to_owned(), layer, problem: problem.into() });
         }
     }
 
-    fn positive(&mut self, key: &str, value: Duration) {
+    pub(super) fn positive(&mut self, key: &str, value: Duration) {
         self.require(!value.is_zero(), key, "must be more than zero");
     }
 
-    fn within(&mut self, key: &str, value: usize, least: usize, most: usize) {
+    pub(super) fn within(&mut self, key: &str, value: usize, least: usize, most: usize) {
         self.require((least..=most).contains(&value), key, format!("is {value}; must be {least} to {most}"));
     }
 

@@ -37,12 +37,9 @@ impl StoreError {
         match source {
             sqlx::Error::PoolTimedOut => Self::Connect { source },
             sqlx::Error::Database(ref error) => {
+                // (SQLite has one code for whatever is wrong with a statement, and says it in its text.)
                 let absent = error.code().is_some_and(|code| ABSENT.contains(&&*code));
-                // SQLite has one code for all errors of a statement's text, and its text is all that is
-                // left to know them by. The statements are constant, so a missing table is all it can be.
-                let absent_here = error.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some()
-                    && error.code().as_deref() == Some("1");
-                if absent || absent_here { Self::NotSetUp } else { Self::Database { operation, source } }
+                if absent { Self::NotSetUp } else { Self::Database { operation, source } }
             }
             _ => Self::Database { operation, source },
         }

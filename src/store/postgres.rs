@@ -26,7 +26,7 @@ pub(super) struct Postgres {
     pool: PgPool,
 }
 
-/// Of a claim: the row's columns, all null for a blocked stream, and the number of candidates.
+/// Of a claim: the row's columns, all null for a blocked stream, and how many rows were due, at most the limit.
 type Claimed = (
     Option<i64>,
     Option<String>,
@@ -161,7 +161,7 @@ impl Postgres {
                 .bind(&blocked)
                 .fetch_all(&self.pool)
                 .await?;
-            let candidates = found.first().map_or(0, |row| row.9);
+            let due = found.first().map_or(0, |row| row.9);
             let before = blocked.len();
             for (position, id, key, stream, lane, is_public, payload, attempts, created_at, _) in found {
                 match (position, id, key, lane, is_public, payload, attempts, created_at) {
@@ -188,7 +188,7 @@ impl Postgres {
                     _ => blocked.push(stream),
                 }
             }
-            if rows.len() >= request.limit || candidates < wanted as i64 || blocked.len() == before {
+            if rows.len() >= request.limit || due < wanted as i64 || blocked.len() == before {
                 break;
             }
         }

@@ -6,7 +6,7 @@ use std::str::FromStr as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::ConnectOptions as _;
-use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions};
 
 use super::error::StoreError;
 use super::migrations::{self, Migration};
@@ -28,8 +28,8 @@ pub(super) struct Sqlite {
     pool: SqlitePool,
 }
 
-/// Of a claim: position, stream, and the blocker's position, lane, status and due time.
-type Candidate = (i64, String, Option<i64>, Option<String>, Option<String>, Option<i64>);
+/// Of a claim: stream, position, and the blocker's position, lane, status and due time.
+type Due = (String, i64, Option<i64>, Option<String>, Option<String>, Option<i64>);
 
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -159,7 +159,7 @@ impl Sqlite {
         let mut tx = self.pool.begin_with(BEGIN).await?;
         for _ in 0..ROUNDS {
             let wanted = request.limit.saturating_sub(taken.len());
-            let candidates: Vec<Candidate> = sqlx::query_as(include_str!("sqlite/claim.sql"))
+            let due: Vec<Due> = sqlx::query_as(include_str!("sqlite/claim.sql"))
                 .bind(request.broker)
                 .bind(request.lane.as_str())
                 .bind(now)
@@ -167,28 +167,35 @@ impl Sqlite {
                 .bind(array(&blocked))
                 .fetch_all(&mut *tx)
                 .await?;
-            let (before, full) = (blocked.len(), candidates.len() >= wanted);
+            let (before, full) = (blocked.len(), due.len() >= wanted);
             let mut claimed = Vec::new();
             // (position, due)
             let mut deferred: Vec<(i64, i64)> = Vec::new();
-            for (position, stream, blocker, lane, status, due) in candidates {
-                let Some(blocker) = blocker else {
-                    claimed.push(position);
+            for due in due.chunk_by(|a, b| a.0 == b.0) {
+                let (stream, _, blocker, lane, status, due_at) = &due[0];
+                let free = due.partition_point(|due| blocker.is_none_or(|blocker| due.1 < blocker));
+                claimed.extend(due[..free].iter().map(|due| due.1));
+                let (Some(lane), Some(status), Some(due_at)) = (lane, status, due_at) else { continue };
+                if free == due.len() {
                     continue;
+                }
+                // As on PostgreSQL: an expired claim that stands before what is due for longer goes first;
+                // for others, until when it is no use to look behind them.
+                let same_lane = lane == request.lane.as_str();
+                if same_lane && *due_at <= now {
+                    claimed.truncate(claimed.len() - free);
+                    claimed.extend(Self::front(&mut tx, request, stream, now, due.len()).await?);
+                    continue;
+                }
+                blocked.push(stream.clone());
+                let until = if *due_at > now && status != Status::Processing.as_str() {
+                    *due_at
+                } else if same_lane {
+                    continue;
+                } else {
+                    now + OTHER_LANE
                 };
-                if blocked.last() != Some(&stream) {
-                    blocked.push(stream);
-                }
-                if position < blocker {
-                    claimed.push(position);
-                    continue;
-                }
-                // As on PostgreSQL: what waits behind a row that waits is looked at again with that one.
-                let due = due.unwrap_or(now);
-                if status.as_deref() != Some(Status::Processing.as_str()) || due <= now {
-                    let same_lane = lane.as_deref() == Some(request.lane.as_str());
-                    deferred.push((position, if same_lane { due } else { due.max(now + OTHER_LANE) }));
-                }
+                deferred.extend(due[free..].iter().map(|due| (due.1, until)));
             }
             sqlx::query(
                 "UPDATE hub_outbox_messages SET status = 'processing', claimed_by = ?2, due_at = ?3
@@ -201,7 +208,7 @@ impl Sqlite {
             .execute(&mut *tx)
             .await?;
             sqlx::query(
-                "UPDATE hub_outbox_messages AS m SET due_at = max(m.due_at, d.value ->> 1)
+                "UPDATE hub_outbox_messages AS m SET due_at = d.value ->> 1
                  FROM json_each(?2) AS d WHERE m.broker = ?1 AND m.position = d.value ->> 0",
             )
             .bind(request.broker)
@@ -224,6 +231,28 @@ impl Sqlite {
         .await?;
         tx.commit().await?;
         rows.into_iter().map(ClaimedRow::read).collect()
+    }
+
+    /// The rows from a stream's first open one on that may all be claimed, at most `limit`.
+    async fn front(
+        tx: &mut SqliteConnection,
+        request: &ClaimRequest<'_>,
+        stream: &str,
+        now: i64,
+        limit: usize,
+    ) -> Result<Vec<i64>, sqlx::Error> {
+        let open: Vec<(i64, bool)> = sqlx::query_as(
+            "SELECT position, lane = ?3 AND due_at <= ?4 FROM hub_outbox_messages
+             WHERE broker = ?1 AND stream = ?2 AND due_at IS NOT NULL ORDER BY position LIMIT ?5",
+        )
+        .bind(request.broker)
+        .bind(stream)
+        .bind(request.lane.as_str())
+        .bind(now)
+        .bind(limit as i64)
+        .fetch_all(tx)
+        .await?;
+        Ok(open.into_iter().take_while(|(_, free)| *free).map(|(position, _)| position).collect())
     }
 
     pub(super) async fn mark_published(

@@ -1,0 +1,185 @@
+//! `[[external_brokers]]`: where published events go, beside the internal broker.
+
+use std::path::PathBuf;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use super::unset_if_empty;
+use super::validate::Findings;
+use crate::domain::outbox::is_external_broker;
+
+/// One entry; each field is explained in `defaults.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalBroker {
+    pub name: String,
+    pub provider: Provider,
+    pub url: String,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    pub user: Option<String>,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    pub password: Option<SecretString>,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    pub token: Option<SecretString>,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    pub credentials_file: Option<PathBuf>,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    pub nkey_seed_file: Option<PathBuf>,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    pub tls_ca_file: Option<PathBuf>,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    pub tls_cert_file: Option<PathBuf>,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    pub tls_key_file: Option<PathBuf>,
+    #[serde(default)]
+    pub tls_required: bool,
+    /// Entries that a Redis stream keeps, about.
+    pub max_len: Option<u64>,
+    #[serde(default = "yes")]
+    pub jetstream: bool,
+}
+
+/// What kind of broker it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Provider {
+    Nats,
+    Redis,
+    Amqp,
+    Kafka,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl TryFrom<String> for Provider {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "nats" => Ok(Self::Nats),
+            "redis" => Ok(Self::Redis),
+            "amqp" => Ok(Self::Amqp),
+            "kafka" => Ok(Self::Kafka),
+            _ => Err(format!("is {text:?}; must be \"nats\", \"redis\", \"amqp\" or \"kafka\"")),
+        }
+    }
+}
+
+impl Provider {
+    /// The schemes of its URL, the ones with TLS last.
+    fn schemes(self) -> &'static [&'static str] {
+        match self {
+            Self::Nats => &["nats", "tls"],
+            Self::Redis => &["redis", "rediss"],
+            Self::Amqp => &["amqp", "amqps"],
+            Self::Kafka => &[],
+        }
+    }
+}
+
+impl ExternalBroker {
+    /// What an entry may hold.
+    pub(super) const FIELDS: [&'static str; 14] = [
+        "name",
+        "provider",
+        "url",
+        "user",
+        "password",
+        "token",
+        "credentials_file",
+        "nkey_seed_file",
+        "tls_ca_file",
+        "tls_cert_file",
+        "tls_key_file",
+        "tls_required",
+        "max_len",
+        "jetstream",
+    ];
+
+    /// The servers of the URL, whether each is one; the text stays out of errors: it may hold a password.
+    fn check_url(&self) -> Result<(), String> {
+        let schemes = self.provider.schemes();
+        let forms = if schemes.is_empty() {
+            "host:port".to_owned()
+        } else {
+            schemes.iter().map(|scheme| format!("{scheme}://host:port")).collect::<Vec<_>>().join(" or ")
+        };
+        for server in self.url.split(',').map(str::trim) {
+            let whole = if schemes.is_empty() { format!("kafka://{server}") } else { server.to_owned() };
+            let Ok(url) = url::Url::parse(&whole) else {
+                return Err(format!("is not an address: write {forms}"));
+            };
+            if !url.username().is_empty() || url.password().is_some() {
+                return Err("must not hold a user or password: set user and password, or token".to_owned());
+            }
+            let fits = url.has_host()
+                && (schemes.contains(&url.scheme()) || (schemes.is_empty() && url.port().is_some()));
+            if !fits {
+                return Err(format!("must be {forms}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Findings<'_> {
+    pub(super) fn external_brokers(&mut self) {
+        for broker in &self.settings.external_brokers {
+            let key = |field: &str| format!("external_brokers[{}].{field}", broker.name);
+            self.require(
+                is_external_broker(&broker.name),
+                &key("name"),
+                format!(
+                    "{:?} must be 1 to 64 of a-z, 0-9, '_' and '-', start with a letter or digit, and not be \"internal\"",
+                    broker.name
+                ),
+            );
+            if let Err(problem) = broker.check_url() {
+                self.require(false, &key("url"), problem);
+            }
+            let password_alone = broker.provider == Provider::Redis && broker.user.is_none();
+            self.require(
+                broker.user.is_some() == broker.password.is_some() || password_alone,
+                &key(if broker.user.is_some() { "user" } else { "password" }),
+                "set user and password both, or neither",
+            );
+            let logins = [
+                ("password", broker.password.is_some()),
+                ("token", broker.token.is_some()),
+                ("credentials_file", broker.credentials_file.is_some()),
+                ("nkey_seed_file", broker.nkey_seed_file.is_some()),
+            ];
+            let given: Vec<&str> =
+                logins.iter().filter(|(_, given)| *given).map(|(field, _)| *field).collect();
+            if let [_, second, ..] = given[..] {
+                self.require(
+                    false,
+                    &key(second),
+                    format!("only one way to log in may be set; set are {}", given.join(", ")),
+                );
+            }
+            let only = [
+                ("token", broker.token.is_some(), Provider::Nats, "nats"),
+                ("credentials_file", broker.credentials_file.is_some(), Provider::Nats, "nats"),
+                ("nkey_seed_file", broker.nkey_seed_file.is_some(), Provider::Nats, "nats"),
+                ("jetstream", !broker.jetstream, Provider::Nats, "nats"),
+                ("max_len", broker.max_len.is_some(), Provider::Redis, "redis"),
+            ];
+            for (field, given, provider, name) in only {
+                self.require(
+                    !given || broker.provider == provider,
+                    &key(field),
+                    format!("is only for provider = \"{name}\"; leave it out"),
+                );
+            }
+            self.require(broker.max_len != Some(0), &key("max_len"), "must be 1 or more");
+            self.require(
+                broker.tls_cert_file.is_some() == broker.tls_key_file.is_some(),
+                &key(if broker.tls_cert_file.is_some() { "tls_cert_file" } else { "tls_key_file" }),
+                "set tls_cert_file and tls_key_file both, or neither",
+            );
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! The transactional outbox: its database, and what the relay does with its rows.
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use super::unset_if_empty;
+use super::validate::Findings;
+use crate::domain::duration;
+use crate::domain::outbox::RetryPolicy;
+
+/// Each field is explained in `defaults.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outbox {
+    #[serde(deserialize_with = "unset_if_empty")]
+    pub database_url: Option<SecretString>,
+    pub connections: u32,
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    pub batch: usize,
+    #[serde(with = "duration")]
+    pub claim_time: Duration,
+    pub max_attempts: u32,
+    #[serde(with = "duration::list")]
+    pub retry: Vec<Duration>,
+    #[serde(with = "duration")]
+    pub poll_min: Duration,
+    #[serde(with = "duration")]
+    pub poll_max: Duration,
+    #[serde(with = "duration")]
+    pub published_retention: Duration,
+    #[serde(with = "duration")]
+    pub abandoned_retention: Duration,
+    #[serde(with = "duration")]
+    pub cleanup_interval: Duration,
+    pub cleanup_batch: usize,
+    #[serde(with = "duration")]
+    pub reconcile_interval: Duration,
+}
+
+impl Outbox {
+    /// How often a row is tried, and when.
+    pub fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy { max_attempts: self.max_attempts, waits: self.retry.clone() }
+    }
+}
+
+impl Findings<'_> {
+    pub(super) fn outbox(&mut self) {
+        let outbox = &self.settings.outbox;
+        self.within("outbox.connections", outbox.connections as usize, 1, 1_000);
+        self.within("outbox.batch", outbox.batch, 1, 10_000);
+        self.within("outbox.max_attempts", outbox.max_attempts as usize, 1, 1_000);
+        self.require(!outbox.retry.is_empty(), "outbox.retry", "needs at least one wait, like [\"5s\"]");
+        self.require(
+            outbox.claim_time >= Duration::from_secs(1),
+            "outbox.claim_time",
+            "must be at least 1s, or rows are sent twice while they are on their way",
+        );
+        for (key, value) in [
+            ("outbox.timeout", outbox.timeout),
+            ("outbox.poll_min", outbox.poll_min),
+            ("outbox.published_retention", outbox.published_retention),
+            ("outbox.abandoned_retention", outbox.abandoned_retention),
+            ("outbox.cleanup_interval", outbox.cleanup_interval),
+            ("outbox.reconcile_interval", outbox.reconcile_interval),
+        ] {
+            self.positive(key, value);
+        }
+        self.require(
+            outbox.poll_max >= outbox.poll_min,
+            "outbox.poll_max",
+            "must be at least outbox.poll_min",
+        );
+        self.within("outbox.cleanup_batch", outbox.cleanup_batch, 1, 100_000);
+    }
+}
