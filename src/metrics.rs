@@ -1,6 +1,8 @@
 //! The facts that the hub counts. One method per fact: it counts, and where a person should
 //! know, it logs.
 
+mod outbox;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
@@ -11,6 +13,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use outbox::OutboxFamilies;
+pub use outbox::OutboxMetrics;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct DomainLabel {
@@ -69,6 +74,7 @@ struct Inner {
     in_flight: Family<DomainLabel, Gauge<i64, AtomicI64>>,
     events_depth: Gauge<i64, AtomicI64>,
     subscriptions: Gauge<i64, AtomicI64>,
+    outbox: OutboxFamilies,
 }
 
 impl Default for Metrics {
@@ -165,6 +171,7 @@ impl Metrics {
         );
         registry.register("events_depth", "Events that wait in HUB_EVENTS (lag)", events_depth.clone());
         registry.register("subscriptions", "Subscriptions in the index", subscriptions.clone());
+        let outbox = OutboxFamilies::register(&mut registry);
         Self {
             inner: Arc::new(Inner {
                 registry,
@@ -186,6 +193,7 @@ impl Metrics {
                 in_flight,
                 events_depth,
                 subscriptions,
+                outbox,
             }),
         }
     }
@@ -220,6 +228,11 @@ impl Metrics {
             resolved: self.inner.resolved.get_or_create(&label).clone(),
             in_flight: self.inner.in_flight.get_or_create(&label).clone(),
         }
+    }
+
+    /// The metrics of one target broker of the transactional outbox.
+    pub fn of_broker(&self, broker: &str) -> OutboxMetrics {
+        self.inner.outbox.of(broker)
     }
 
     pub fn rejected(&self, reason: &str) {

@@ -1,13 +1,17 @@
 //! The transactional outbox: an event that a producer raises in its own transaction, the envelope
 //! its rows carry, and how a row goes from `pending` to `published` or `abandoned`.
 
+mod destination;
 mod envelope;
+mod pauses;
 mod raised;
 mod status;
 #[cfg(test)]
 mod tests;
 
+pub use destination::Destination;
 pub use envelope::{CONTENT_TYPE, Envelope};
+pub use pauses::Pauses;
 pub use raised::{MAX_EXTENSIONS_BYTES, MAX_TEXT_BYTES, RaisedEvent};
 pub use status::{AfterFailure, Lane, RetryPolicy, Status, Step};
 

@@ -16,6 +16,10 @@ pub struct ApiError {
 impl ApiError {
     /// `JSStreamStoreFailedF`: the stream's limits refuse the message (discard new), or the store failed.
     pub const STORE_FAILED: u16 = 10077;
+    /// `JSStreamMessageExceedsMaximumErr`: larger than the stream's max_msg_size.
+    pub const MESSAGE_TOO_LARGE: u16 = 10054;
+    /// `JSStreamHeaderExceedsMaximumErr`
+    pub const HEADERS_TOO_LARGE: u16 = 10097;
     /// `JSStreamNotFoundErr`
     pub const STREAM_NOT_FOUND: u16 = 10059;
     /// `JSConsumerNotFoundErr`
@@ -83,6 +87,13 @@ impl NatsError {
     /// The stream takes no more: its limits are reached and it discards the new.
     pub fn is_full(&self) -> bool {
         self.has_code(ApiError::STORE_FAILED)
+    }
+
+    /// The message is larger than the server or the stream takes.
+    pub fn is_too_large(&self) -> bool {
+        matches!(self, Self::TooLarge { .. })
+            || self.has_code(ApiError::MESSAGE_TOO_LARGE)
+            || self.has_code(ApiError::HEADERS_TOO_LARGE)
     }
 
     pub fn is_wrong_last_sequence(&self) -> bool {

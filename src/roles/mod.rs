@@ -6,4 +6,5 @@ pub mod dlt_router;
 pub mod event_processor;
 pub mod gauges;
 pub mod outbox_processor;
+pub mod outbox_relay;
 pub mod subscription_resolver;

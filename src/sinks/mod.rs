@@ -30,7 +30,7 @@ use futures_util::future::BoxFuture;
 use secrecy::SecretString;
 
 /// One message for a broker.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outgoing {
     /// The message id: the same on each attempt.
     pub id: String,

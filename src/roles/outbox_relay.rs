@@ -1,0 +1,240 @@
+//! Outbox Relay: takes the rows of the transactional outbox to their target brokers. One processor per
+//! broker, none of which waits for another; at least once each, in order of insertion per stream.
+
+mod availability;
+mod database;
+mod internal;
+mod processor;
+mod round;
+mod upkeep;
+mod wake;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::outbox::{Destination, INTERNAL, RetryPolicy};
+use crate::health::Readiness;
+use crate::metrics::Metrics;
+use crate::nats::JetStream;
+use crate::sinks::Broker;
+use crate::store::{Retention, Store, StoreError};
+use availability::Availability;
+use database::Database;
+use internal::Internal;
+use processor::{Processor, Route, Target, Worker};
+use upkeep::Upkeep;
+use wake::Word;
+
+/// After the grace of a stop: to give back what was under way.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+#[derive(Debug, Clone)]
+pub struct OutboxRelaySettings {
+    /// Most rows of one claim.
+    pub batch: usize,
+    /// How long a claim lasts that is not renewed.
+    pub claim_time: Duration,
+    pub retry: RetryPolicy,
+    /// Shortest wait between two looks at the rows that nobody told of.
+    pub poll_min: Duration,
+    /// Longest wait between two looks where commits are told of.
+    pub poll_max: Duration,
+    pub retention: Retention,
+    pub cleanup_interval: Duration,
+    /// Rows deleted at a time.
+    pub cleanup_batch: usize,
+    pub reconcile_interval: Duration,
+    /// At a stop: how long what is under way may take to end.
+    pub grace: Duration,
+}
+
+/// A broker beside the internal one.
+pub struct ExternalTarget {
+    /// As in the settings and in the rows.
+    pub name: String,
+    pub broker: Arc<dyn Broker>,
+    /// Where its messages go.
+    pub destination: Destination,
+}
+
+/// Whose broker it is: in logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    Internal,
+    External,
+}
+
+impl Scope {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Internal => "internal",
+            Self::External => "external",
+        }
+    }
+}
+
+/// Why the relay ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The outbox cannot be worked with as it is.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("a processor of the relay panicked: {0}")]
+    Panicked(tokio::task::JoinError),
+}
+
+pub struct OutboxRelay {
+    store: Store,
+    targets: Vec<Target>,
+    settings: OutboxRelaySettings,
+    metrics: Metrics,
+    database: Database,
+}
+
+impl OutboxRelay {
+    /// `js`: the internal broker.
+    pub fn new(
+        store: Store,
+        js: JetStream,
+        external: Vec<ExternalTarget>,
+        settings: OutboxRelaySettings,
+        metrics: Metrics,
+        readiness: &Readiness,
+    ) -> Self {
+        let internal = Target {
+            name: INTERNAL.to_owned(),
+            scope: Scope::Internal,
+            route: Route::Internal(js.names().clone()),
+            broker: Arc::new(Internal::new(js)),
+        };
+        let external = external.into_iter().map(|target| Target {
+            name: target.name,
+            scope: Scope::External,
+            route: Route::External(target.destination),
+            broker: target.broker,
+        });
+        let targets = std::iter::once(internal).chain(external).collect();
+        let database = Database::new(readiness.part("outbox-relay"));
+        Self { store, targets, settings, metrics, database }
+    }
+
+    /// Runs until `stop`; what is under way then ends within the grace, and what is not published by then
+    /// is given back. A database that is away is waited for; one without the outbox, or with another
+    /// version of it, is an error.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
+        let is_ready = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            is_ready = self.wait_for_database() => is_ready,
+        };
+        is_ready?;
+        // Of this process alone: another one that has the same process id after a restart is another.
+        let relay = format!("relay-{:016x}", rand::random::<u64>());
+        let cut = CancellationToken::new();
+        let brokers: Vec<String> = self.targets.iter().map(|target| target.name.clone()).collect();
+        let Self { store, targets, settings, metrics, database } = self;
+        tracing::info!(relay, ?brokers, "relaying the outbox");
+        let mut tasks = JoinSet::new();
+        let (word, heard) = watch::channel(Word::default());
+        tasks.spawn(wake::listen(store.clone(), word, stop.clone()));
+        let is_homeless = targets.len() == 1;
+        let connections: Vec<Arc<dyn Broker>> = targets.iter().map(|target| target.broker.clone()).collect();
+        for target in targets {
+            let target_metrics = metrics.of_broker(&target.name);
+            let processor = Arc::new(Processor {
+                availability: Availability::new(&target.name, target.scope, target_metrics.clone()),
+                target,
+                store: store.clone(),
+                settings: settings.clone(),
+                relay: relay.clone(),
+                database: database.clone(),
+                metrics: target_metrics,
+                homeless: is_homeless.then(|| AtomicBool::new(true)),
+                stop: stop.clone(),
+                cut: cut.clone(),
+            });
+            for worker in Worker::ALL {
+                tasks.spawn(processor.clone().work(worker, heard.clone()));
+            }
+        }
+        let grace = settings.grace;
+        tasks.spawn(Upkeep { store: store.clone(), settings, brokers, metrics }.run(stop.clone()));
+        let result = join(&mut tasks, &stop, &cut, grace).await;
+        let closing = async {
+            join_all(connections.iter().map(|broker| broker.close())).await;
+            store.close().await;
+        };
+        if tokio::time::timeout(LAST_WORDS, closing).await.is_err() {
+            tracing::debug!("the connections of the relay are dropped rather than closed");
+        }
+        result
+    }
+
+    /// Until the database answers, and the brokers of the settings are known to it.
+    async fn wait_for_database(&self) -> Result<(), StoreError> {
+        let external: Vec<String> =
+            self.targets.iter().map(|target| target.name.clone()).filter(|name| name != INTERNAL).collect();
+        let mut pauses = Database::pauses();
+        loop {
+            let asked = async {
+                self.store.check().await?;
+                self.store.sync_brokers(&external, false).await
+            };
+            match asked.await {
+                Ok(sync) => {
+                    self.database.worked();
+                    for broker in &sync.added {
+                        tracing::info!(broker, "published events go to this external broker from now on");
+                    }
+                    for broker in &sync.unconfigured {
+                        tracing::warn!(
+                            broker,
+                            "the database has an external broker that is not in the settings: its rows wait until some relay has it; `hub outbox setup --prune` removes it"
+                        );
+                    }
+                    return Ok(());
+                }
+                Err(error) if error.is_transient() => {
+                    self.database.failed(&error);
+                    tokio::time::sleep(pauses.next(rand::random())).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Until all tasks have ended after a stop, or one of them by a panic.
+async fn join(
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+    cut: &CancellationToken,
+    grace: Duration,
+) -> Result<(), RelayError> {
+    let ending = async {
+        stop.cancelled().await;
+        tokio::time::sleep(grace).await;
+        cut.cancel();
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    let joined = async {
+        while let Some(ended) = tasks.join_next().await {
+            ended.map_err(RelayError::Panicked)?;
+        }
+        Ok(())
+    };
+    let result = tokio::select! {
+        result = joined => result,
+        () = ending => {
+            tracing::warn!("the outbox's database does not answer; what was under way is published again when its claims have expired");
+            Ok(())
+        }
+    };
+    tasks.shutdown().await;
+    result
+}

@@ -1,0 +1,101 @@
+//! Whether a target broker takes messages: told once when it stops and once when it is back, and asked
+//! again no sooner than after a growing pause.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Scope;
+use crate::domain::outbox::Pauses;
+use crate::metrics::OutboxMetrics;
+use crate::sinks::PublishError;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Shared by the workers of one broker.
+pub(super) struct Availability {
+    broker: String,
+    scope: Scope,
+    metrics: OutboxMetrics,
+    /// Whether the last word was good: read for each answer, without the lock.
+    is_up: AtomicBool,
+    outage: Mutex<Outage>,
+}
+
+struct Outage {
+    /// Not to be asked before; None while it is up.
+    not_before: Option<Instant>,
+    /// Whether somebody was told.
+    told: bool,
+    pauses: Pauses,
+}
+
+impl Availability {
+    /// Nothing is known yet: whoever asks first finds out.
+    pub(super) fn new(broker: &str, scope: Scope, metrics: OutboxMetrics) -> Self {
+        let outage = Outage {
+            not_before: Some(Instant::now()),
+            told: false,
+            pauses: Pauses::new(FIRST_PAUSE, LONGEST_PAUSE),
+        };
+        metrics.broker_up(false);
+        Self {
+            broker: broker.to_owned(),
+            scope,
+            metrics,
+            is_up: AtomicBool::new(false),
+            outage: Mutex::new(outage),
+        }
+    }
+
+    /// When the broker may be asked again; None while it is up.
+    pub(super) fn not_before(&self) -> Option<Instant> {
+        if self.is_up.load(Ordering::Acquire) {
+            return None;
+        }
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner).not_before
+    }
+
+    /// The broker took something, or there is nothing that it would have to take.
+    pub(super) fn worked(&self) {
+        if self.is_up.load(Ordering::Acquire) {
+            return;
+        }
+        let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
+        outage.not_before = None;
+        outage.pauses.reset();
+        self.is_up.store(true, Ordering::Release);
+        self.metrics.broker_up(true);
+        if std::mem::take(&mut outage.told) {
+            tracing::info!(
+                broker = self.broker,
+                scope = self.scope.as_str(),
+                "the broker takes messages again"
+            );
+        }
+    }
+
+    /// The broker took nothing, and no message is at fault.
+    pub(super) fn lost(&self, error: &PublishError) {
+        let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        self.is_up.store(false, Ordering::Release);
+        self.metrics.broker_up(false);
+        // What several workers find at the same time is one failure.
+        if outage.not_before.is_none_or(|not_before| now >= not_before) {
+            let pause = outage.pauses.next(rand::random());
+            outage.not_before = Some(now + pause);
+        }
+        if !std::mem::replace(&mut outage.told, true) {
+            tracing::warn!(
+                broker = self.broker,
+                scope = self.scope.as_str(),
+                %error,
+                "the broker takes no messages; its rows wait"
+            );
+        }
+    }
+}

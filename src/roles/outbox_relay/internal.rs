@@ -1,0 +1,113 @@
+//! The hub's own events stream as a target broker.
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use crate::nats::{JetStream, NatsError};
+use crate::sinks::{Broker, Outgoing, PublishError, Published};
+
+/// Publishes over the hub's own connection; the stream drops what it has by the message id.
+pub(super) struct Internal {
+    js: JetStream,
+}
+
+impl Internal {
+    pub(super) fn new(js: JetStream) -> Self {
+        Self { js }
+    }
+
+    async fn publish_one(&self, message: &Outgoing) -> Result<(), NatsError> {
+        let mut headers = vec![("Nats-Msg-Id", message.id.as_str())];
+        headers.extend(message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        self.js.publish(&message.stream, message.body.clone(), &headers).await?;
+        Ok(())
+    }
+
+    /// The client would hold a message until it is connected again, and the round with it.
+    fn connected(&self) -> Result<(), PublishError> {
+        if self.js.is_connected() {
+            Ok(())
+        } else {
+            Err(PublishError::Unavailable { reason: "the connection to NATS is lost".to_owned() })
+        }
+    }
+}
+
+/// A stream that is full, or not there, or a server that does not answer, is no message's fault: all
+/// wait. What is too large will always be.
+fn meaning(error: &NatsError) -> PublishError {
+    let reason = error.to_string();
+    if error.is_too_large() {
+        PublishError::Permanent { reason }
+    } else if error.is_full() || error.api().is_none_or(|answer| answer.code >= 500) {
+        PublishError::Unavailable { reason }
+    } else {
+        PublishError::Refused { reason }
+    }
+}
+
+impl Broker for Internal {
+    /// One by one: the next leaves only when the one before is in the stream.
+    fn publish<'a>(&'a self, group: &'a [Outgoing]) -> BoxFuture<'a, Published> {
+        async move {
+            if let Err(error) = self.connected() {
+                return Published { acknowledged: 0, error: Some(error) };
+            }
+            for (acknowledged, message) in group.iter().enumerate() {
+                if let Err(error) = self.publish_one(message).await {
+                    return Published { acknowledged, error: Some(meaning(&error)) };
+                }
+            }
+            Published { acknowledged: group.len(), error: None }
+        }
+        .boxed()
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), PublishError>> {
+        async {
+            self.connected()?;
+            let stream = self.js.names().events_stream();
+            let info = self.js.stream_info(&stream).await;
+            info.map(drop).map_err(|error| PublishError::Unavailable { reason: error.to_string() })
+        }
+        .boxed()
+    }
+
+    /// The connection is the process's.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        std::future::ready(()).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nats::ApiError;
+
+    fn answer(code: u16, err_code: u16) -> NatsError {
+        let source = ApiError { code, err_code, description: String::new() };
+        NatsError::Api { subject: "s".to_owned(), source }
+    }
+
+    #[test]
+    fn only_what_no_attempt_can_mend_is_permanent() {
+        let subject = || "s".to_owned();
+        for all_wait in [
+            answer(503, ApiError::STORE_FAILED),
+            answer(400, ApiError::STORE_FAILED),
+            answer(503, 10_008),
+            NatsError::Timeout { subject: subject(), seconds: 5 },
+            NatsError::NoResponders { subject: subject() },
+            NatsError::Transport { subject: subject(), reason: "lost".to_owned() },
+        ] {
+            assert!(matches!(meaning(&all_wait), PublishError::Unavailable { .. }), "{all_wait}");
+        }
+        for too_large in [
+            answer(400, 10_054),
+            NatsError::TooLarge { subject: subject(), size: 2_000_000, limit: 1_048_576 },
+        ] {
+            assert!(matches!(meaning(&too_large), PublishError::Permanent { .. }), "{too_large}");
+        }
+        assert!(matches!(meaning(&answer(400, 10_060)), PublishError::Refused { .. }));
+    }
+}

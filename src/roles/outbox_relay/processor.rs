@@ -1,0 +1,251 @@
+//! The processor of one target broker: two workers that claim and publish, independently of all others.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::IgnoredAny;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::availability::Availability;
+use super::database::Database;
+use super::round::Round;
+use super::wake::Word;
+use super::{OutboxRelaySettings, Scope};
+use crate::domain::outbox::{CONTENT_TYPE, Destination, Lane, Pauses};
+use crate::metrics::OutboxMetrics;
+use crate::nats::subjects::Names;
+use crate::sinks::{Broker, Outgoing, PublishError};
+use crate::store::{ClaimRequest, ClaimedRow, Store, StoreError};
+
+/// The most bulk rows of one claim: what is live waits for no more of them than these, at the broker or
+/// in the database.
+const MOST_BULK: usize = 128;
+/// The first wait after a claim that gave nothing although something is due: it waits behind what is in
+/// other hands, and whoever has that goes on with it.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+
+/// Where the rows go.
+pub(super) struct Target {
+    /// The target broker's name in the rows.
+    pub(super) name: String,
+    pub(super) scope: Scope,
+    pub(super) broker: Arc<dyn Broker>,
+    pub(super) route: Route,
+}
+
+/// How a row becomes a message.
+pub(super) enum Route {
+    /// A full envelope on the hub's events stream.
+    Internal(Names),
+    /// A stripped envelope.
+    External(Destination),
+}
+
+impl Target {
+    /// Takes the payload out of the row. The error is that of a row that can never be sent.
+    pub(super) fn outgoing(&self, row: &mut ClaimedRow) -> Result<Outgoing, PublishError> {
+        let unfit = |error: serde_json::Error| PublishError::Permanent {
+            reason: format!("the payload is not an envelope: {error}"),
+        };
+        let payload = std::mem::take(&mut row.payload);
+        serde_json::from_str::<IgnoredAny>(&payload).map_err(unfit)?;
+        let (stream, content_type) = match &self.route {
+            Route::Internal(names) => (names.event(&row.event_type), CONTENT_TYPE),
+            Route::External(destination) => {
+                let stream = destination.render(&row.event_type, &row.stream, &payload);
+                (stream.map_err(unfit)?, "application/json")
+            }
+        };
+        Ok(Outgoing {
+            id: row.message_id.clone(),
+            stream,
+            key: row.stream.clone(),
+            body: Bytes::from(payload),
+            headers: vec![("content-type".to_owned(), content_type.to_owned())],
+        })
+    }
+}
+
+/// What a worker takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Worker {
+    /// What is live, alone.
+    Live,
+    /// What is live first, and bulk with what is left.
+    Any,
+}
+
+impl Worker {
+    pub(super) const ALL: [Self; 2] = [Self::Live, Self::Any];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Any => "any",
+        }
+    }
+}
+
+/// Shared by the workers of one broker.
+pub(super) struct Processor {
+    pub(super) store: Store,
+    pub(super) target: Target,
+    pub(super) settings: OutboxRelaySettings,
+    /// Names this process among all relays there are and were.
+    pub(super) relay: String,
+    pub(super) availability: Availability,
+    pub(super) database: Database,
+    pub(super) metrics: OutboxMetrics,
+    /// Set where there is nobody to send published events to, until that is told.
+    pub(super) homeless: Option<AtomicBool>,
+    /// Nothing new is begun.
+    pub(super) stop: CancellationToken,
+    /// What is under way is given up.
+    pub(super) cut: CancellationToken,
+}
+
+/// The waits of a worker that finds nothing.
+struct Idle {
+    /// While nothing is open, or not due, and no word is to be had.
+    polling: Pauses,
+    /// While something is due that is not to be had.
+    blocked: Pauses,
+}
+
+struct Claim {
+    rows: Vec<ClaimedRow>,
+    holder: String,
+    asked_at: Instant,
+}
+
+impl Processor {
+    /// Claims and publishes until it is stopped.
+    pub(super) async fn work(self: Arc<Self>, worker: Worker, mut word: watch::Receiver<Word>) {
+        let mut trouble = Database::pauses();
+        let mut idle = Idle {
+            polling: Pauses::new(self.settings.poll_min, self.settings.poll_max),
+            blocked: Pauses::new(FIRST_LOOK, self.settings.poll_max),
+        };
+        let mut claims = 0_u64;
+        while self.broker_may_be_asked().await {
+            // Seen before the claim: what is raised after it is a new word.
+            word.borrow_and_update();
+            claims += 1;
+            let holder = format!("{}-{}-{claims}", self.relay, worker.as_str());
+            let done = match self.claim(worker, holder).await {
+                Ok(claim) if claim.rows.is_empty() => {
+                    self.availability.worked();
+                    self.wait(&mut idle, &mut word).await
+                }
+                Ok(claim) => {
+                    idle.polling.reset();
+                    idle.blocked.reset();
+                    self.warn_if_homeless(&claim.rows);
+                    Round::new(&self, &claim.holder, claim.asked_at).run(claim.rows).await
+                }
+                Err(error) => Err(error),
+            };
+            match done {
+                Ok(()) => trouble.reset(),
+                Err(error) => {
+                    self.database.failed(&error);
+                    self.pause(trouble.next(rand::random())).await;
+                }
+            }
+        }
+    }
+
+    /// Waits out an outage of the broker. False where it is time to stop.
+    async fn broker_may_be_asked(&self) -> bool {
+        while !self.stop.is_cancelled() {
+            let Some(not_before) = self.availability.not_before() else { return true };
+            tokio::select! {
+                () = self.stop.cancelled() => return false,
+                () = tokio::time::sleep_until(not_before) => {}
+            }
+            let checked = tokio::select! {
+                () = self.stop.cancelled() => return false,
+                checked = self.target.broker.check() => checked,
+            };
+            match checked {
+                // Whether it takes messages as well is seen with the next ones.
+                Ok(()) => return true,
+                Err(error) => self.availability.lost(&error),
+            }
+        }
+        false
+    }
+
+    /// One claim, or two: they are settled under one name.
+    async fn claim(&self, worker: Worker, holder: String) -> Result<Claim, StoreError> {
+        let asked_at = Instant::now();
+        let mut rows = self.claim_lane(Lane::Live, &holder, self.settings.batch).await?;
+        let room = self.settings.batch.saturating_sub(rows.len()).min(MOST_BULK);
+        if worker == Worker::Any && room > 0 {
+            match self.claim_lane(Lane::Bulk, &holder, room).await {
+                Ok(bulk) => rows.extend(bulk),
+                // What is claimed is not left lying.
+                Err(error) if !rows.is_empty() => self.database.failed(&error),
+                Err(error) => return Err(error),
+            }
+        }
+        self.database.worked();
+        Ok(Claim { rows, holder, asked_at })
+    }
+
+    async fn claim_lane(
+        &self,
+        lane: Lane,
+        holder: &str,
+        limit: usize,
+    ) -> Result<Vec<ClaimedRow>, StoreError> {
+        let claim_time = self.settings.claim_time;
+        self.store.claim(&ClaimRequest { broker: &self.target.name, lane, holder, limit, claim_time }).await
+    }
+
+    /// After a claim that gave nothing: until there is word, or something is due, or it is time to look.
+    async fn wait(&self, idle: &mut Idle, word: &mut watch::Receiver<Word>) -> Result<(), StoreError> {
+        let now = *word.borrow();
+        let longest = now.longest_pause(&self.settings);
+        let look = if now.is_heard() { longest } else { idle.polling.next_within(longest, rand::random()) };
+        let pause = match self.store.next_due(&self.target.name).await? {
+            None => look,
+            Some(Duration::ZERO) => idle.blocked.next_within(longest, rand::random()),
+            Some(due) => due.min(look),
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+            heard = word.changed() => match heard {
+                Ok(()) => idle.polling.reset(),
+                // Whoever listens has ended, as all do at a stop.
+                Err(_) => self.pause(pause).await,
+            }
+        }
+        Ok(())
+    }
+
+    async fn pause(&self, pause: Duration) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+
+    fn warn_if_homeless(&self, rows: &[ClaimedRow]) {
+        let Some(untold) = &self.homeless else { return };
+        if let Some(row) = rows.iter().find(|row| row.is_public)
+            && untold.swap(false, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                id = row.message_id,
+                event_type = row.event_type,
+                "an event is published, and no external broker is configured that it could be sent to; add an [[external_brokers]] entry. Later ones are not told"
+            );
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! One round: claimed rows are published, stream by stream in order, and settled as answers come. The
+//! steps are those of `tests/outbox_protocol.rs`; whatever is not settled at the end is given back.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::{StreamExt, stream};
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::database::Database;
+use super::processor::Processor;
+use crate::domain::outbox::AfterFailure;
+use crate::sinks::{Outgoing, PublishError};
+use crate::store::{ClaimedRow, FailedAttempt, GivenUp, StoreError};
+
+/// Streams that are published at once.
+const STREAMS_AT_ONCE: usize = 64;
+/// The most of one stream that are handed to the broker at once: between two such groups it is seen
+/// whether to go on.
+const MOST_PER_PUBLISH: usize = 128;
+/// The most rows that are settled by one statement.
+const MOST_PER_STATEMENT: usize = 1_000;
+
+/// What became of rows.
+enum Settled {
+    /// The broker has them.
+    Published(Vec<i64>),
+    Failed(FailedAttempt),
+    /// Given up; told when it is written, since only then the rows behind it may go.
+    Abandoned(GivenUp, oneshot::Sender<()>),
+}
+
+/// One statement to the database.
+enum Statement<'a> {
+    Published(&'a [i64]),
+    Failed(&'a [FailedAttempt]),
+    Abandoned(&'a [GivenUp]),
+    Released(&'a [i64]),
+}
+
+pub(super) struct Round<'a> {
+    processor: &'a Processor,
+    /// Of this claim alone: a late statement of an earlier one settles nothing of this.
+    holder: &'a str,
+    /// Claimed and not settled.
+    open: Mutex<HashSet<i64>>,
+    /// When the claim may expire, by this process's clock, which was read before the database's.
+    held_until: Mutex<Instant>,
+    /// Nothing more is published.
+    is_halted: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'a> Round<'a> {
+    /// `claimed_at`: when the claim was asked for.
+    pub(super) fn new(processor: &'a Processor, holder: &'a str, claimed_at: Instant) -> Self {
+        Self {
+            processor,
+            holder,
+            open: Mutex::default(),
+            held_until: Mutex::new(claimed_at + processor.settings.claim_time),
+            is_halted: AtomicBool::new(false),
+        }
+    }
+
+    /// Publishes what can be published. Ends soon after the broker takes nothing more, after the claim has
+    /// expired, and within the grace of a stop. The error is the database's: what is not settled then is
+    /// claimed anew when the claim has expired.
+    pub(super) async fn run(self, rows: Vec<ClaimedRow>) -> Result<(), StoreError> {
+        *lock(&self.open) = rows.iter().map(|row| row.position).collect();
+        let (results, settled) = mpsc::channel(rows.len().max(1));
+        let streams = by_stream(rows);
+        let publishing = async {
+            let all = stream::iter(streams)
+                .for_each_concurrent(STREAMS_AT_ONCE, |rows| self.publish_stream(rows, &results));
+            tokio::select! {
+                () = all => {}
+                () = self.processor.cut.cancelled() => {}
+            }
+            drop(results);
+        };
+        let work = async { tokio::join!(publishing, self.settle(settled)).1 };
+        let done = tokio::select! {
+            done = work => done,
+            never = self.keep_claim() => match never {},
+        };
+        // Also after an error: what can be given back need not wait for the claim's end.
+        let rest: Vec<i64> = lock(&self.open).iter().copied().collect();
+        let released = if rest.is_empty() { Ok(0) } else { self.write(Statement::Released(&rest)).await };
+        done.and(released.map(drop))
+    }
+
+    fn is_halted(&self) -> bool {
+        self.is_halted.load(Ordering::Relaxed)
+            || self.processor.stop.is_cancelled()
+            || Instant::now() >= *lock(&self.held_until)
+    }
+
+    fn halt(&self) {
+        self.is_halted.store(true, Ordering::Relaxed);
+    }
+
+    /// Publishes the rows of one stream in their order. None goes before the one before it is with the
+    /// broker, or written off.
+    async fn publish_stream(&self, mut rows: Vec<ClaimedRow>, results: &mpsc::Sender<Settled>) {
+        // What cannot be sent at all stands in its place as an error.
+        let prepared: Vec<Result<Outgoing, PublishError>> =
+            rows.iter_mut().map(|row| self.processor.target.outgoing(row)).collect();
+        let mut unfit = HashMap::new();
+        let mut messages = Vec::with_capacity(rows.len());
+        for (place, message) in prepared.into_iter().enumerate() {
+            messages.push(message.unwrap_or_else(|error| {
+                unfit.insert(place, error);
+                Outgoing::default()
+            }));
+        }
+        let mut next = 0;
+        while next < rows.len() && !self.is_halted() {
+            let end = (next..rows.len()).take(MOST_PER_PUBLISH).find(|place| unfit.contains_key(place));
+            let end = end.unwrap_or(rows.len().min(next + MOST_PER_PUBLISH));
+            let (acknowledged, error) = match unfit.remove(&next) {
+                Some(error) => (0, Some(error)),
+                None => {
+                    let group = &messages[next..end];
+                    let published = self.processor.target.broker.publish(group).await;
+                    (published.acknowledged.min(group.len()), published.error)
+                }
+            };
+            if acknowledged > 0 {
+                let published = &rows[next..next + acknowledged];
+                self.acknowledged(published);
+                let positions = published.iter().map(|row| row.position).collect();
+                if results.send(Settled::Published(positions)).await.is_err() {
+                    return;
+                }
+                next += acknowledged;
+            }
+            let Some(row) = rows.get(next) else { return };
+            let error = match error {
+                Some(error) => error,
+                None if acknowledged > 0 => continue,
+                None => PublishError::Unavailable { reason: format!("{}: no answer at all", row.message_id) },
+            };
+            if !self.carry_out(row, &error, results).await {
+                return;
+            }
+            next += 1;
+        }
+    }
+
+    fn acknowledged(&self, rows: &[ClaimedRow]) {
+        self.processor.availability.worked();
+        let now = OffsetDateTime::now_utc();
+        for row in rows {
+            // The database's clock may be ahead of ours.
+            self.processor.metrics.lag(Duration::try_from(now - row.created_at).unwrap_or_default());
+        }
+    }
+
+    /// What a failure means for the row that it is the fault of. True where the rows behind it may go on.
+    async fn carry_out(
+        &self,
+        row: &ClaimedRow,
+        error: &PublishError,
+        results: &mpsc::Sender<Settled>,
+    ) -> bool {
+        let permanent = match error {
+            PublishError::Unavailable { .. } => {
+                self.halt();
+                self.processor.availability.lost(error);
+                return false;
+            }
+            PublishError::Refused { .. } => false,
+            PublishError::Permanent { .. } => true,
+        };
+        let retry = &self.processor.settings.retry;
+        match retry.after_failure(row.attempts, permanent, rand::random()) {
+            AfterFailure::Retry { after } => {
+                let failed =
+                    FailedAttempt { position: row.position, error: error.to_string(), retry_after: after };
+                // Where nobody settles any more, the row is given back.
+                let _ = results.send(Settled::Failed(failed)).await;
+                false
+            }
+            AfterFailure::Abandon => {
+                let (written, is_written) = oneshot::channel();
+                let given_up = GivenUp { position: row.position, reason: error.to_string() };
+                if results.send(Settled::Abandoned(given_up, written)).await.is_err()
+                    || is_written.await.is_err()
+                {
+                    return false;
+                }
+                tracing::warn!(
+                    broker = self.processor.target.name,
+                    scope = self.processor.target.scope.as_str(),
+                    id = row.message_id,
+                    event_type = row.event_type,
+                    stream = row.stream,
+                    reason = %error,
+                    "a row is abandoned"
+                );
+                true
+            }
+        }
+    }
+
+    /// Writes what became of the rows, as many at a time as have come meanwhile.
+    async fn settle(&self, mut results: mpsc::Receiver<Settled>) -> Result<(), StoreError> {
+        let mut chunk = Vec::new();
+        while results.recv_many(&mut chunk, MOST_PER_STATEMENT).await > 0 {
+            if let Err(error) = self.write_all(&mut chunk).await {
+                self.halt();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_all(&self, chunk: &mut Vec<Settled>) -> Result<(), StoreError> {
+        let (mut published, mut failed) = (Vec::new(), Vec::new());
+        let (mut abandoned, mut told) = (Vec::new(), Vec::new());
+        for settled in chunk.drain(..) {
+            match settled {
+                Settled::Published(positions) => published.extend(positions),
+                Settled::Failed(attempt) => failed.push(attempt),
+                Settled::Abandoned(row, written) => {
+                    abandoned.push(row);
+                    told.push(written);
+                }
+            }
+        }
+        let metrics = &self.processor.metrics;
+        if !published.is_empty() {
+            let written = self.write(Statement::Published(&published)).await?;
+            metrics.published.inc_by(written);
+            self.close(published.iter().copied());
+        }
+        if let Some(first) = failed.first() {
+            let written = self.write(Statement::Failed(&failed)).await?;
+            metrics.failed.inc_by(written);
+            self.close(failed.iter().map(|row| row.position));
+            tracing::warn!(
+                broker = self.processor.target.name,
+                scope = self.processor.target.scope.as_str(),
+                rows = failed.len(),
+                position = first.position,
+                error = first.error,
+                "the broker refused rows; they are tried again"
+            );
+        }
+        if !abandoned.is_empty() {
+            let written = self.write(Statement::Abandoned(&abandoned)).await?;
+            metrics.abandoned.inc_by(written);
+            self.close(abandoned.iter().map(|row| row.position));
+            // Fewer: one of them is no longer ours, and nothing behind it is ours to send.
+            if written == abandoned.len() as u64 {
+                for row in told {
+                    // Whoever waited for it may have been stopped.
+                    let _ = row.send(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&self, positions: impl Iterator<Item = i64>) {
+        let mut open = lock(&self.open);
+        for position in positions {
+            open.remove(&position);
+        }
+    }
+
+    /// One statement, tried while the rows are ours. After that others publish them again. Gives how many
+    /// rows were still ours.
+    async fn write(&self, statement: Statement<'_>) -> Result<u64, StoreError> {
+        let Processor { store, target, database, cut, .. } = self.processor;
+        let (broker, holder) = (target.name.as_str(), self.holder);
+        let mut pauses = Database::pauses();
+        loop {
+            let written = match statement {
+                Statement::Published(rows) => store.mark_published(broker, holder, rows).await,
+                Statement::Failed(rows) => store.fail(broker, holder, rows).await,
+                Statement::Abandoned(rows) => store.abandon(broker, holder, rows).await,
+                Statement::Released(rows) => store.release(broker, holder, rows).await,
+            };
+            let error = match written {
+                Ok(written) => {
+                    database.worked();
+                    return Ok(written);
+                }
+                Err(error) => error,
+            };
+            let is_over = Instant::now() >= *lock(&self.held_until) || cut.is_cancelled();
+            if is_over || !error.is_transient() {
+                return Err(error);
+            }
+            database.failed(&error);
+            tokio::select! {
+                () = tokio::time::sleep(pauses.next(rand::random())) => {}
+                () = cut.cancelled() => {}
+            }
+        }
+    }
+
+    /// Lets the claim last while the round does.
+    async fn keep_claim(&self) -> std::convert::Infallible {
+        let Processor { store, target, settings, .. } = self.processor;
+        let step = settings.claim_time / 3;
+        let mut wait = step;
+        loop {
+            tokio::time::sleep(wait).await;
+            let open: Vec<i64> = lock(&self.open).iter().copied().collect();
+            let asked_at = Instant::now();
+            wait = match store.extend(&target.name, self.holder, &open, settings.claim_time).await {
+                // Fewer than were open: they were settled meanwhile, or others have them.
+                Ok(extended) => {
+                    if extended > 0 {
+                        *lock(&self.held_until) = asked_at + settings.claim_time;
+                    }
+                    step
+                }
+                Err(error) => {
+                    self.processor.database.failed(&error);
+                    step / 4
+                }
+            };
+        }
+    }
+}
+
+/// The rows of each stream, in order.
+fn by_stream(rows: Vec<ClaimedRow>) -> Vec<Vec<ClaimedRow>> {
+    let mut streams: Vec<Vec<ClaimedRow>> = Vec::new();
+    let mut places = HashMap::<String, usize>::new();
+    for row in rows {
+        let place = *places.entry(row.stream.clone()).or_insert_with(|| {
+            streams.push(Vec::new());
+            streams.len() - 1
+        });
+        streams[place].push(row);
+    }
+    streams
+}

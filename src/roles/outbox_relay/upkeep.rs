@@ -1,0 +1,126 @@
+//! What keeps the outbox in order: deleting what is kept long enough, looking for external rows that are
+//! missing, and the gauges. Several relays may do it at once.
+
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio_util::sync::CancellationToken;
+
+use super::OutboxRelaySettings;
+use crate::metrics::Metrics;
+use crate::store::{BrokerStatus, Cursor, Store, StoreError};
+
+const GAUGES: Duration = Duration::from_secs(10);
+/// Between two batches: others write, too.
+const BETWEEN_BATCHES: Duration = Duration::from_millis(20);
+/// Published events that the gap check looks through at a time.
+const RECONCILED_AT_ONCE: usize = 1_000;
+
+pub(super) struct Upkeep {
+    pub(super) store: Store,
+    pub(super) settings: OutboxRelaySettings,
+    /// The target brokers of this process.
+    pub(super) brokers: Vec<String>,
+    pub(super) metrics: Metrics,
+}
+
+impl Upkeep {
+    /// Runs until it is stopped, between two statements.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            _ = async { tokio::join!(self.cleanup(), self.reconcile(), self.gauges()) } => {}
+        }
+    }
+
+    async fn cleanup(&self) {
+        let mut ticks = spread(self.settings.cleanup_interval);
+        loop {
+            ticks.tick().await;
+            match self.clean_up_once().await {
+                Ok(0) => {}
+                Ok(deleted) => tracing::info!(deleted, "old rows of the outbox are deleted"),
+                Err(error) => {
+                    tracing::warn!(%error, "the outbox cannot be cleaned up now; trying again later")
+                }
+            }
+        }
+    }
+
+    async fn clean_up_once(&self) -> Result<u64, StoreError> {
+        let batch = self.settings.cleanup_batch;
+        let mut all = 0;
+        loop {
+            let deleted = self.store.cleanup(self.settings.retention, batch).await?;
+            all += deleted;
+            if deleted < batch as u64 {
+                return Ok(all);
+            }
+            tokio::time::sleep(BETWEEN_BATCHES).await;
+        }
+    }
+
+    async fn reconcile(&self) {
+        let mut ticks = spread(self.settings.reconcile_interval);
+        loop {
+            ticks.tick().await;
+            match self.reconcile_once().await {
+                Ok(0) => {}
+                Ok(missing) => {
+                    tracing::warn!(missing, "external rows were missing in the outbox; they are written")
+                }
+                Err(error) => tracing::warn!(%error, "the gap check cannot be made now; trying again later"),
+            }
+        }
+    }
+
+    async fn reconcile_once(&self) -> Result<u64, StoreError> {
+        let (mut all, mut after) = (0, Cursor::default());
+        loop {
+            let batch = self.store.reconcile(&after, RECONCILED_AT_ONCE).await?;
+            all += batch.changed;
+            match batch.next {
+                Some(next) => after = next,
+                None => return Ok(all),
+            }
+            tokio::time::sleep(BETWEEN_BATCHES).await;
+        }
+    }
+
+    async fn gauges(&self) {
+        let mut ticks = tokio::time::interval(GAUGES);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match self.store.backlog().await {
+                Ok(backlog) => self.tell(&backlog),
+                Err(error) => tracing::debug!(%error, "the outbox's backlog cannot be read now"),
+            }
+        }
+    }
+
+    /// Also of brokers that have rows and are not configured here: nobody sends those.
+    fn tell(&self, backlog: &[BrokerStatus]) {
+        let now = OffsetDateTime::now_utc();
+        for row in backlog {
+            let open = row.pending + row.processing + row.failed;
+            let oldest = row.oldest_open_at.map_or(Duration::ZERO, |oldest| {
+                // The database's clock may be ahead of ours.
+                Duration::try_from(now - oldest).unwrap_or_default()
+            });
+            self.metrics.of_broker(&row.broker).backlog(open, oldest);
+        }
+        for broker in self.brokers.iter().filter(|name| backlog.iter().all(|row| row.broker != **name)) {
+            self.metrics.of_broker(broker).backlog(0, Duration::ZERO);
+        }
+    }
+}
+
+/// Ticks at this interval, the first one at any point of it: relays that start together do not work
+/// together.
+fn spread(interval: Duration) -> tokio::time::Interval {
+    let mut ticks = interval_at(Instant::now() + interval.mul_f64(rand::random()), interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
