@@ -41,10 +41,11 @@ const IMPURE: [&str; 13] = [
 ];
 /// Each client library and the places that may import it: one, but for what the demo and the bench
 /// bring of the other side (endpoints, progress for people).
-const CLIENTS: [(&str, &[&str]); 10] = [
+const CLIENTS: [(&str, &[&str]); 11] = [
     ("async_nats", &["nats"]),
     ("reqwest", &["http_delivery"]),
     ("ring", &["http_delivery"]),
+    ("sqlx", &["store"]),
     ("axum", &["api", "demo"]),
     ("tonic", &["subscriptions_grpc"]),
     ("tonic_prost", &["subscriptions_grpc"]),
@@ -53,7 +54,7 @@ const CLIENTS: [(&str, &[&str]); 10] = [
     ("comfy_table", &["cli"]),
     ("indicatif", &["cli", "bench"]),
 ];
-const ADAPTERS: [&str; 5] = ["nats", "http_delivery", "seal", "subscriptions_grpc", "api"];
+const ADAPTERS: [&str; 6] = ["nats", "http_delivery", "seal", "subscriptions_grpc", "store", "api"];
 /// What is built on the adapters, and so never imported by them.
 const ABOVE: [&str; 7] = ["roles", "serve", "cli", "dev", "demo", "bench", "broker_process"];
 

@@ -681,7 +681,7 @@ async fn a_database_that_crashes_is_found_again() {
     server.crash();
     let error = claim_error(&store).await;
     assert!(error.is_transient(), "{error:?}");
-    assert!(!format!("{error} {error:?}").contains(PASSWORD), "{error:?}");
+    assert!(!format!("{error} {error:?} {store:?}").contains(PASSWORD), "{error:?} {store:?}");
     server.restart().await;
     // What was committed is there, the claim included, and word comes again.
     let marked = eventually(SOON, "the store is connected again", async || {

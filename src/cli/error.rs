@@ -10,6 +10,7 @@ use crate::nats::{ApiError, NatsError};
 use crate::seal::{MasterKeyError, SealError};
 use crate::serve::ServeError;
 use crate::settings::SettingsError;
+use crate::store::StoreError;
 
 /// What a command has to say when it did what it was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +84,14 @@ pub enum CliError {
     Sealed { id: String, source: SealError },
     #[error("{} subscriptions are sealed as they were:\n  {}", problems.len(), problems.join("\n  "))]
     NotResealed { problems: Vec<String> },
+    #[error(
+        "there is no database to look into: set outbox.database_url (HUB__OUTBOX__DATABASE_URL), or give --database-url"
+    )]
+    NoDatabase,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{source}. {done} rows were {verb} before; run the same command again for the rest")]
+    OutboxHalfway { verb: &'static str, done: u64, source: StoreError },
     #[error("{0}")]
     NothingMatched(String),
     #[error(
@@ -123,6 +132,7 @@ impl CliError {
         };
         match self {
             Self::Usage(_) => 2,
+            Self::Store(error) | Self::OutboxHalfway { source: error, .. } if error.is_transient() => 3,
             Self::Nats(error) | Self::Halfway { source: error, .. } if unreachable(error) => 3,
             Self::Serve(ServeError::Nats(error) | ServeError::Provision(ProvisionError::Nats(error)))
                 if unreachable(error) =>

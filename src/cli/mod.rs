@@ -7,6 +7,7 @@ mod domain;
 mod error;
 mod event;
 pub mod logging;
+mod outbox;
 mod output;
 mod provision;
 mod publish;
@@ -93,6 +94,8 @@ enum Command {
     /// One event: what became of it
     #[command(subcommand)]
     Event(event::Command),
+    /// The transactional outbox in the producer's database
+    Outbox(outbox::Options),
     /// The settings: whether they are valid, and what is in force
     #[command(subcommand)]
     Config(config::Command),
@@ -150,6 +153,7 @@ impl Cli {
             Command::Domain(command) => domain::run(command, &settings, printer).await,
             Command::Dlt(command) => dlt::run(command, &settings, printer).await,
             Command::Event(command) => event::run(command, &settings, printer).await,
+            Command::Outbox(options) => outbox::run(options, &settings, printer).await,
             Command::Config(command) => config::run(command, self.config.as_deref(), &settings, printer),
             Command::Bench(options) => {
                 let complete = crate::bench::run(options, printer.is_json()).await?;

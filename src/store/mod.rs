@@ -268,6 +268,7 @@ impl Store {
         after: &Cursor,
         limit: usize,
     ) -> Result<Batch, StoreError> {
+        let reason = &storable(reason);
         ask!(self, "discarding", UPKEEP_LIMIT, backend => backend.discard(selection, reason, after, limit))
     }
 

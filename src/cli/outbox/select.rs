@@ -1,0 +1,99 @@
+//! Which rows of the outbox a command means.
+
+use std::collections::HashSet;
+
+use clap::Args;
+
+use crate::cli::error::CliError;
+use crate::domain::key::EventKey;
+use crate::domain::outbox::Status;
+use crate::store::{Cursor, Selection, Store};
+
+#[derive(Debug, Default, Args)]
+pub struct Filter {
+    /// Of this target broker: internal, or one of the external brokers
+    #[arg(long, value_name = "NAME")]
+    broker: Option<String>,
+    /// pending, processing, failed, published or abandoned; repeat it or separate by commas
+    #[arg(long = "status", value_name = "STATUS", value_delimiter = ',')]
+    statuses: Vec<Status>,
+    /// Of this stream
+    #[arg(long, value_name = "KEY")]
+    stream: Option<String>,
+    /// Of events with this key
+    #[arg(long, value_name = "KEY")]
+    event_key: Option<EventKey>,
+}
+
+impl Filter {
+    fn is_empty(&self) -> bool {
+        let Self { broker, statuses, stream, event_key } = self;
+        broker.is_none() && statuses.is_empty() && stream.is_none() && event_key.is_none()
+    }
+
+    pub fn selection(&self) -> Selection {
+        Selection {
+            broker: self.broker.clone(),
+            statuses: self.statuses.clone(),
+            message_ids: Vec::new(),
+            stream: self.stream.clone(),
+            event_type: self.event_key.as_ref().map(ToString::to_string),
+        }
+    }
+}
+
+/// Rows that are to be changed: nothing is meant unsaid.
+#[derive(Debug, Args)]
+pub struct Selected {
+    /// The events' ids, on every broker unless --broker says which
+    ids: Vec<String>,
+    #[command(flatten)]
+    filter: Filter,
+    /// All of them
+    #[arg(long)]
+    all: bool,
+}
+
+impl Selected {
+    pub fn selection(&self) -> Result<Selection, CliError> {
+        let Self { ids, filter, all } = self;
+        if ids.is_empty() && filter.is_empty() && !all {
+            return Err(CliError::Usage(
+                "say which: ids, --broker, --status, --stream, --event-key, or --all".to_owned(),
+            ));
+        }
+        if *all && !(ids.is_empty() && filter.is_empty()) {
+            return Err(CliError::Usage("--all means every row; give it alone, or leave it out".to_owned()));
+        }
+        Ok(Selection { message_ids: ids.clone(), ..filter.selection() })
+    }
+
+    /// Refuses ids that have no row: then nothing is done.
+    pub async fn check_ids(&self, store: &Store) -> Result<(), CliError> {
+        if self.ids.is_empty() {
+            return Ok(());
+        }
+        let selection = Selection {
+            message_ids: self.ids.clone(),
+            broker: self.filter.broker.clone(),
+            ..Selection::default()
+        };
+        let mut found = HashSet::new();
+        let mut after = Cursor::default();
+        loop {
+            let page = store.list(&selection, &after, super::BATCH).await?;
+            let Some(last) = page.last() else { break };
+            after = Cursor { position: last.position, broker: last.broker.clone() };
+            found.extend(page.into_iter().map(|row| row.message_id));
+        }
+        let missing: Vec<&str> =
+            self.ids.iter().map(String::as_str).filter(|id| !found.contains(*id)).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(CliError::NothingMatched(format!(
+            "no row {}; nothing was done. `hub outbox list` shows those that are there",
+            missing.join(", ")
+        )))
+    }
+}
