@@ -41,8 +41,12 @@ const IMPURE: [&str; 13] = [
 ];
 /// Each client library and the places that may import it: one, but for what the demo and the bench
 /// bring of the other side (endpoints, progress for people).
-const CLIENTS: [(&str, &[&str]); 11] = [
-    ("async_nats", &["nats"]),
+const CLIENTS: [(&str, &[&str]); 14] = [
+    // An external NATS server or account has a connection of its own, made in its own way.
+    ("async_nats", &["nats", "sinks"]),
+    ("redis", &["sinks"]),
+    ("lapin", &["sinks"]),
+    ("krafka", &["sinks"]),
     ("reqwest", &["http_delivery"]),
     ("ring", &["http_delivery"]),
     ("sqlx", &["store"]),
@@ -54,7 +58,8 @@ const CLIENTS: [(&str, &[&str]); 11] = [
     ("comfy_table", &["cli"]),
     ("indicatif", &["cli", "bench"]),
 ];
-const ADAPTERS: [&str; 6] = ["nats", "http_delivery", "seal", "subscriptions_grpc", "store", "api"];
+const ADAPTERS: [&str; 7] =
+    ["nats", "http_delivery", "seal", "sinks", "store", "subscriptions_grpc", "api"];
 /// What is built on the adapters, and so never imported by them.
 const ABOVE: [&str; 7] = ["roles", "serve", "cli", "dev", "demo", "bench", "broker_process"];
 

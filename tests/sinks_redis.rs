@@ -131,7 +131,8 @@ async fn a_server_that_hangs_or_goes_is_unavailable_and_comes_back() {
     hang.fired(SHORT.publish).await;
     publish_when_back(&sink, &all[1..3]).await;
 
-    let answer = proxy.cut_before(support::Direction::ToClient, "-0");
+    // The id of the new entry: 13 digits, a dash, a digit.
+    let answer = proxy.cut_before(support::Direction::ToClient, "$15\r\n");
     let (published, ()) = tokio::join!(sink.publish(&all[3..4]), async {
         answer.fired(SHORT.publish).await;
         proxy.cut();

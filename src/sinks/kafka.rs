@@ -242,9 +242,9 @@ impl Kafka {
             },
             Err(error) => (self.queue_error(&error), error),
         };
-        if told.is_fatal()
-            && let Some(session) = self.link.lost(linked).await
-        {
+        // The last: the cluster has lost what this producer wrote; with a new id it can go on.
+        let is_over = told.is_fatal() || matches!(told, KrafkaError::OutOfOrderSequence { .. });
+        if is_over && let Some(session) = self.link.lost(linked).await {
             self.end(session).await;
         }
         Err(error)

@@ -1,72 +1,127 @@
 //! A Kafka-compatible broker (Tansu) of the test's own.
 
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use krafka::admin::{AdminClient, NewTopic};
+use krafka::auth::AuthConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::external_broker::{Certificates, ServerProcess};
 use super::{FaultProxy, eventually, free_port, require_tool, tool};
 
 /// One broker on a free port of loopback, which keeps its topics in memory. Clients learn the address of
-/// the proxy in front of it.
+/// what stands in front of it: a proxy, or an end of TLS.
 pub struct KafkaServer {
     pub process: ServerProcess,
     pub proxy: FaultProxy,
+    /// Ends with this, as do its connections.
+    tls: Option<(u16, JoinSet<()>)>,
     _folder: TempDir,
 }
 
 impl KafkaServer {
     /// None, with a message, where there is none: `HUB_TEST_KAFKA`, or `tansu` on `PATH`.
     pub async fn start() -> Option<Self> {
-        Self::start_with(|_| Vec::new()).await
+        Self::start_with(&[], None).await
     }
 
+    /// It wants SASL/SCRAM, and knows nobody.
+    pub async fn start_authenticating() -> Option<Self> {
+        Self::start_with(&["--authentication"], None).await
+    }
+
+    /// Reached by TLS, which ends in front of the proxy: Tansu's own options for it exclude each other.
     pub async fn start_tls(certificates: &Certificates) -> Option<Self> {
-        let (cert, key) = (certificates.cert(), certificates.key());
-        Self::start_with(|_| {
-            let path = |path: &PathBuf| path.to_str().expect("UTF-8").to_owned();
-            vec!["--cert".to_owned(), path(&cert), "--key".to_owned(), path(&key)]
-        })
-        .await
+        Self::start_with(&[], Some(certificates)).await
     }
 
-    async fn start_with(arguments: impl Fn(u16) -> Vec<String>) -> Option<Self> {
+    async fn start_with(arguments: &'static [&str], certificates: Option<&Certificates>) -> Option<Self> {
         let binary = require_tool("tansu", tool("tansu", "HUB_TEST_KAFKA"))?;
         let folder = tempfile::tempdir().expect("a folder");
         let port = free_port();
         let proxy = FaultProxy::start(&format!("127.0.0.1:{port}")).await;
-        let advertised = format!("tcp://localhost:{}", proxy.address().port());
-        let arguments = arguments(port);
+        let tls = match certificates {
+            Some(certificates) => Some(end_tls(certificates, proxy.address()).await),
+            None => None,
+        };
+        let public = tls.as_ref().map_or(proxy.address().port(), |(port, _)| *port);
+        let advertised = format!("tcp://localhost:{public}");
         let command = move || {
             let mut command = Command::new(&binary);
             command.args(["broker", "--listener-url", &format!("tcp://127.0.0.1:{port}")]);
             command.args(["--advertised-listener-url", &advertised, "--storage-engine", "memory://tansu/"]);
-            command.args(&arguments);
+            command.args(arguments);
             command
         };
         let process = ServerProcess::start(port, &folder.path().join("log"), command).await;
-        Some(Self { process, proxy, _folder: folder })
+        Some(Self { process, proxy, tls, _folder: folder })
     }
 
-    /// Bootstrap server: the proxy.
+    /// Bootstrap server: what stands in front.
     pub fn url(&self) -> String {
-        format!("localhost:{}", self.proxy.address().port())
+        let port = self.tls.as_ref().map_or(self.proxy.address().port(), |(port, _)| *port);
+        format!("localhost:{port}")
     }
 
     /// A client of the test's own.
     pub async fn client(&self) -> krafka::Kafka {
-        let connected = krafka::Kafka::builder(self.url()).client_id("test").connect().await;
-        connected.unwrap_or_else(|error| panic!("connecting: {error}"))
+        self.client_with(AuthConfig::plaintext()).await
+    }
+
+    async fn client_with(&self, security: AuthConfig) -> krafka::Kafka {
+        let builder = krafka::Kafka::builder(self.url()).client_id("test").security(security);
+        builder.connect().await.unwrap_or_else(|error| panic!("connecting: {error}"))
     }
 
     pub async fn create_topic(&self, topic: &str, partitions: i32) {
-        let admin: AdminClient = self.client().await.admin();
-        eventually(std::time::Duration::from_secs(20), "the topic is created", async || {
+        self.create_topic_with(AuthConfig::plaintext(), topic, partitions).await;
+    }
+
+    pub async fn create_topic_with(&self, security: AuthConfig, topic: &str, partitions: i32) {
+        let admin: AdminClient = self.client_with(security).await.admin();
+        eventually(Duration::from_secs(20), "the topic is created", async || {
             let topic = NewTopic::new(topic, partitions, 1)?;
             admin.create_topics([topic], Default::default()).await.map(drop)
         })
         .await;
     }
+}
+
+/// Listens with TLS and passes on in clear.
+async fn end_tls(certificates: &Certificates, upstream: SocketAddr) -> (u16, JoinSet<()>) {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let cert = CertificateDer::from_pem_file(certificates.cert()).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_file(certificates.key()).expect("a key");
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![cert], key)
+        .expect("a certificate and its key");
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((client, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            connections.spawn(async move {
+                // A handshake that fails is what some of the tests want.
+                let Ok(mut client) = acceptor.accept(client).await else { return };
+                if let Ok(mut server) = TcpStream::connect(upstream).await {
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                }
+            });
+        }
+    });
+    (port, tasks)
 }
