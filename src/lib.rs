@@ -9,6 +9,7 @@ pub mod dev;
 pub mod domain;
 pub mod health;
 pub mod http_delivery;
+pub mod management;
 pub mod metrics;
 pub mod nats;
 pub mod roles;

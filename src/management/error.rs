@@ -1,0 +1,73 @@
+//! Why an operation was not carried out. Callers turn it into an exit code or an HTTP status by
+//! its variant, never by its text.
+
+use crate::domain::field_error::FieldError;
+use crate::nats::{ApiError, NatsError};
+use crate::seal::SealError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ManagementError {
+    #[error(transparent)]
+    Nats(NatsError),
+    #[error(
+        "{subject}: the stream is not there. Make the hub's streams with `hub provision`, or set nats.prefix to that of the hub you mean"
+    )]
+    NotProvisioned { subject: String },
+    /// What was given is not as it must be; nothing was changed.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<FieldError>),
+    #[error("{name:?} is no domain of the settings, which have {known}")]
+    UnknownDomain { name: String, known: String },
+    #[error("there is no subscription {id:?}")]
+    NoSubscription { id: String },
+    #[error("there is no dead letter {id:?}: it was never there, was delivered, or was discarded")]
+    NoDeadLetter { id: String },
+    /// A write that expected another revision than there is.
+    #[error("{id}: changed by someone else meanwhile, and left as it is now; look at it and try again")]
+    Conflict { id: String },
+    #[error(
+        "secrets.master_key is not set, and {id} has a credential, which is stored only sealed. Make a key with \
+         `openssl rand -base64 32` and set it as HUB__SECRETS__MASTER_KEY (or in a file that secrets.master_key_file names), \
+         the same for every process of the hub"
+    )]
+    NoMasterKey { id: String },
+    /// A stored credential that the master keys of the settings do not open.
+    #[error("{id}: {source}")]
+    Sealed { id: String, source: SealError },
+    /// The event is none, or no domain takes it.
+    #[error("{0}")]
+    EventRejected(String),
+    /// The events stream is full.
+    #[error("the events stream is full; publish again when the hub has caught up, or raise limits.events")]
+    Full,
+    /// A bulk order that stopped on its way.
+    #[error(
+        "{source}. At least {done} of {total} were {verb} before; run the same command again for the rest"
+    )]
+    Halfway { verb: &'static str, done: usize, total: usize, source: NatsError },
+}
+
+impl From<NatsError> for ManagementError {
+    fn from(error: NatsError) -> Self {
+        match error {
+            NatsError::Api { subject, source } if source.err_code == ApiError::STREAM_NOT_FOUND => {
+                Self::NotProvisioned { subject }
+            }
+            other => Self::Nats(other),
+        }
+    }
+}
+
+impl ManagementError {
+    /// The server cannot be reached, or does not answer: the same may succeed later.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Nats(error) | Self::Halfway { source: error, .. }
+                if matches!(
+                    error,
+                    NatsError::Connect { .. } | NatsError::Timeout { .. } | NatsError::Transport { .. }
+                )
+        )
+    }
+}
