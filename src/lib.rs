@@ -4,6 +4,7 @@ pub mod api;
 pub mod bench;
 pub mod broker_process;
 pub mod cli;
+pub mod configured;
 pub mod demo;
 pub mod dev;
 pub mod domain;

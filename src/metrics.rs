@@ -1,6 +1,8 @@
 //! The facts that the hub counts. One method per fact: it counts, and where a person should
 //! know, it logs.
 
+mod api;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
@@ -69,6 +71,7 @@ struct Inner {
     in_flight: Family<DomainLabel, Gauge<i64, AtomicI64>>,
     events_depth: Gauge<i64, AtomicI64>,
     subscriptions: Gauge<i64, AtomicI64>,
+    api: api::ApiMetrics,
 }
 
 impl Default for Metrics {
@@ -165,6 +168,7 @@ impl Metrics {
         );
         registry.register("events_depth", "Events that wait in HUB_EVENTS (lag)", events_depth.clone());
         registry.register("subscriptions", "Subscriptions in the index", subscriptions.clone());
+        let api = api::ApiMetrics::register(&mut registry);
         Self {
             inner: Arc::new(Inner {
                 registry,
@@ -186,6 +190,7 @@ impl Metrics {
                 in_flight,
                 events_depth,
                 subscriptions,
+                api,
             }),
         }
     }

@@ -430,18 +430,7 @@ async fn no_plain_secret_is_anywhere_after_a_full_run() {
     }
     assert!(said.contains("user-lifecycle") && said.contains("***"), "{said}");
     said.push_str(&hub.metrics().await);
-    let mut stored = String::new();
-    let jetstream = broker.jetstream().await;
-    for stream in broker.streams().await {
-        let name = &stream.config.name;
-        let handle = jetstream.get_stream(name).await.expect("it was just listed");
-        for sequence in stream.state.first_sequence..=stream.state.last_sequence {
-            // What was acknowledged meanwhile is gone; the tap has seen it.
-            let Ok(message) = handle.get_raw_message(sequence).await else { continue };
-            let payload = String::from_utf8_lossy(&message.payload);
-            stored.push_str(&format!("{name} {} {:?} {payload}\n", message.subject, message.headers));
-        }
-    }
+    let stored = broker.dump().await;
     let issued: Vec<String> = receiver
         .received("/oauth2")
         .iter()

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::bench::BenchError;
+use crate::management::ManagementError;
 use crate::nats::provision::ProvisionError;
 use crate::nats::{ApiError, NatsError};
-use crate::seal::{MasterKeyError, SealError};
+use crate::seal::MasterKeyError;
 use crate::serve::ServeError;
 use crate::settings::SettingsError;
 
@@ -53,6 +54,8 @@ pub enum CliError {
     #[error(transparent)]
     Nats(NatsError),
     #[error(transparent)]
+    Management(ManagementError),
+    #[error(transparent)]
     Serve(#[from] ServeError),
     #[error(transparent)]
     Demo(#[from] crate::demo::DemoError),
@@ -79,10 +82,12 @@ pub enum CliError {
         "{ids}: changed by someone else meanwhile, and left as it is now; look at it and run the command again"
     )]
     Conflict { ids: String },
-    #[error("{id}: {source}")]
-    Sealed { id: String, source: SealError },
     #[error("{} subscriptions are sealed as they were:\n  {}", problems.len(), problems.join("\n  "))]
     NotResealed { problems: Vec<String> },
+    #[error(
+        "there is a token {name:?} already; take another name, or revoke it first with `hub token revoke {name}`"
+    )]
+    TokenExists { name: String },
     #[error("{0}")]
     NothingMatched(String),
     #[error(
@@ -98,6 +103,22 @@ impl From<NatsError> for CliError {
                 Self::NotProvisioned { subject }
             }
             other => Self::Nats(other),
+        }
+    }
+}
+
+impl From<ManagementError> for CliError {
+    /// What the command line says in words of its own: it may point at other commands.
+    fn from(error: ManagementError) -> Self {
+        match error {
+            ManagementError::Nats(error) => error.into(),
+            ManagementError::NotProvisioned { subject } => Self::NotProvisioned { subject },
+            ManagementError::NoSubscription { id } => Self::NoSubscription { id },
+            ManagementError::Conflict { id } => Self::Conflict { ids: id },
+            ManagementError::NoMasterKey { id } => {
+                Self::NoMasterKey { subscriptions: id, hint: String::new() }
+            }
+            other => Self::Management(other),
         }
     }
 }
@@ -124,6 +145,7 @@ impl CliError {
         match self {
             Self::Usage(_) => 2,
             Self::Nats(error) | Self::Halfway { source: error, .. } if unreachable(error) => 3,
+            Self::Management(error) if error.is_unreachable() => 3,
             Self::Serve(ServeError::Nats(error) | ServeError::Provision(ProvisionError::Nats(error)))
                 if unreachable(error) =>
             {

@@ -13,6 +13,7 @@ mod publish;
 mod secrets;
 mod serve;
 mod subscription;
+mod token;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,8 @@ use logging::LogPlan;
 use output::{Format, Printer};
 
 use crate::demo;
-use crate::domain::category::Categories;
+use crate::domain::access::Caller;
+use crate::management::Management;
 use crate::nats::JetStream;
 use crate::nats::provision::{OLDEST_SERVER, ProvisionError, version};
 use crate::settings::{Domain, Settings, SettingsError};
@@ -84,6 +86,9 @@ enum Command {
     /// The master keys that credentials are sealed with
     #[command(subcommand)]
     Secrets(secrets::Command),
+    /// Tokens: who may use the HTTP API
+    #[command(subcommand)]
+    Token(token::Command),
     /// The domains: what they owe, and whether they deliver
     #[command(subcommand)]
     Domain(domain::Command),
@@ -147,6 +152,7 @@ impl Cli {
             Command::Publish(options) => publish::run(options, &settings, printer).await,
             Command::Subscription(command) => subscription::run(command, &settings, printer).await,
             Command::Secrets(command) => secrets::run(command, &settings, printer).await,
+            Command::Token(command) => token::run(command, &settings, printer).await,
             Command::Domain(command) => domain::run(command, &settings, printer).await,
             Command::Dlt(command) => dlt::run(command, &settings, printer).await,
             Command::Event(command) => event::run(command, &settings, printer).await,
@@ -176,10 +182,14 @@ async fn connect(settings: &Settings) -> Result<JetStream, CliError> {
     Ok(js)
 }
 
-fn categories(settings: &Settings) -> Categories {
-    Categories::new(
-        settings.domains.iter().map(|domain| (domain.name.clone(), domain.events.clone())).collect(),
-    )
+/// The hub behind the settings.
+async fn manage(settings: &Settings) -> Result<Management, CliError> {
+    Ok(Management::new(connect(settings).await?, settings.clone().into())?)
+}
+
+/// Who the command line is: whoever has the broker and the settings may do everything.
+fn operator() -> Caller {
+    Caller::unbound("command line")
 }
 
 /// The domain of that name.

@@ -8,9 +8,10 @@ use serde_json::json;
 
 use super::error::{Answer, CliError};
 use super::output::{Printer, warn};
-use super::{categories, connect, read_input};
+use super::{connect, read_input};
 use crate::domain::event::Rejection;
 use crate::domain::key::EventKey;
+use crate::management::categories;
 use crate::nats::{JetStream, NatsError, PublishAck};
 use crate::settings::Settings;
 

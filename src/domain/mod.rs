@@ -2,6 +2,7 @@
 //!
 //! It decides; the adapters and roles around it act. `tests/layout.rs` enforces the rule.
 
+pub mod access;
 pub mod address;
 pub mod attempt_record;
 pub mod category;

@@ -12,12 +12,14 @@ const MAX_PATTERNS: usize = 64;
 /// A subscription's `delivery.statuses`: what it wants retried, and what it wants given up at once,
 /// whatever the table of [`decide`](super::outcome::decide) says. A code of its own comes before a
 /// class. No class holds 410: only its own code changes what *gone* means.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Statuses {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Object>, example = json!([404, "5xx"]))]
     pub retry: Vec<StatusPattern>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Object>, example = json!([404, "5xx"]))]
     pub permanent: Vec<StatusPattern>,
 }
 

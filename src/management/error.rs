@@ -20,6 +20,12 @@ pub enum ManagementError {
     UnknownDomain { name: String, known: String },
     #[error("there is no subscription {id:?}")]
     NoSubscription { id: String },
+    /// A subscription of that id is there already, and is another one.
+    #[error("there is a subscription {id:?} already, and it is another one; take another id, or replace it")]
+    Exists { id: String },
+    /// The id belongs to a subscription that the caller does not reach.
+    #[error("the id {id:?} is taken; take another one")]
+    IdTaken { id: String },
     #[error("there is no dead letter {id:?}: it was never there, was delivered, or was discarded")]
     NoDeadLetter { id: String },
     /// A write that expected another revision than there is.

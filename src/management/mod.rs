@@ -3,10 +3,18 @@
 //! prints, and nothing here knows HTTP.
 
 mod error;
+mod rotation;
+mod samples;
+mod subscriptions;
 
 use std::sync::Arc;
 
 pub use error::ManagementError;
+pub use rotation::{LONGEST_OVERLAP, Rotated, VerifyWith};
+pub use samples::{Sample, SampleAttempt};
+pub use subscriptions::{
+    PlannedWrite, SubscriptionFilter, SubscriptionPage, WriteAction, keys_without_domain, read_subscription,
+};
 
 use crate::domain::category::Categories;
 use crate::nats::JetStream;
@@ -41,9 +49,7 @@ impl Management {
     }
 
     pub fn categories(&self) -> Categories {
-        Categories::new(
-            self.settings.domains.iter().map(|domain| (domain.name.clone(), domain.events.clone())).collect(),
-        )
+        categories(&self.settings)
     }
 
     /// The domain of that name.
@@ -70,4 +76,11 @@ impl Management {
         let all = self.settings.domains.iter().map(|domain| domain.name.clone());
         Ok(all.filter(|name| chosen.is_empty() || chosen.contains(name)).collect())
     }
+}
+
+/// The categorisation rules of the settings.
+pub fn categories(settings: &Settings) -> Categories {
+    Categories::new(
+        settings.domains.iter().map(|domain| (domain.name.clone(), domain.events.clone())).collect(),
+    )
 }

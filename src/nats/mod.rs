@@ -19,6 +19,7 @@ mod registry;
 mod rejected;
 mod scan;
 pub mod subjects;
+mod tokens;
 mod trace;
 
 pub use advisory::{Advisory, AdvisoryKind};

@@ -1,5 +1,6 @@
 //! Every subject, stream name and bucket name of the hub, built and parsed in this one file.
 
+use crate::domain::access::TokenId;
 use crate::domain::subscription::SubscriptionId;
 use crate::domain::token::safe_token;
 
@@ -73,6 +74,23 @@ impl Names {
     /// The keys of all subscriptions.
     pub fn subscriptions_filter(&self) -> String {
         format!("$KV.{}.>", self.subscriptions_bucket())
+    }
+
+    pub fn tokens_bucket(&self) -> String {
+        format!("{}-tokens", self.prefix)
+    }
+
+    pub fn tokens_stream(&self) -> String {
+        format!("KV_{}", self.tokens_bucket())
+    }
+
+    pub fn token_key(&self, id: &TokenId) -> String {
+        format!("$KV.{}.{id}", self.tokens_bucket())
+    }
+
+    /// The keys of all tokens.
+    pub fn tokens_filter(&self) -> String {
+        format!("$KV.{}.>", self.tokens_bucket())
     }
 
     pub fn subscription_of_key<'a>(&self, subject: &'a str) -> Option<&'a str> {

@@ -2,6 +2,7 @@
 //!
 //! * [`TestBroker`]: a nats-server of the test's own, with a check that nothing is left owed.
 //! * [`TestClient`]: publishes, subscribes, and accounts for every envelope ([`Account`]).
+//! * [`ApiClient`]: a caller of its HTTP API.
 //! * [`Hub`]: the built `hub` as a child process, with its log.
 //! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
 //! * [`OAuth2Server`]: a token endpoint.
@@ -12,6 +13,7 @@
 // Each file under tests/ is a crate of its own and uses its part of this.
 #![allow(dead_code, unused_imports)]
 
+mod api;
 mod broker;
 mod client;
 mod hub;
@@ -25,6 +27,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+pub use api::{ApiAnswer, ApiClient};
 pub use broker::TestBroker;
 pub use client::{Account, QUICK, TestClient, ids, subscription};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
