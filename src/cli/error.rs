@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::bench::BenchError;
+use crate::management::ManagementError;
+use crate::nats::NatsError;
 use crate::nats::provision::ProvisionError;
-use crate::nats::{ApiError, NatsError};
 use crate::seal::{MasterKeyError, SealError};
 use crate::serve::ServeError;
 use crate::settings::SettingsError;
@@ -44,14 +45,10 @@ pub enum CliError {
          the same for every process of the hub{hint}"
     )]
     NoMasterKey { subscriptions: String, hint: String },
-    #[error(
-        "{subject}: the stream is not there. Make the hub's streams with `hub provision`, or set nats.prefix to that of the hub you mean"
-    )]
-    NotProvisioned { subject: String },
+    #[error(transparent)]
+    Management(#[from] ManagementError),
     #[error(transparent)]
     Provision(ProvisionError),
-    #[error(transparent)]
-    Nats(NatsError),
     #[error(transparent)]
     Serve(#[from] ServeError),
     #[error(transparent)]
@@ -71,8 +68,6 @@ pub enum CliError {
     /// One or more things that were read are not as they must be; nothing was changed.
     #[error("nothing was applied; in {document}:\n  {}", problems.join("\n  "))]
     Invalid { document: String, problems: Vec<String> },
-    #[error("{name:?} is no domain of the settings, which have {known}")]
-    UnknownDomain { name: String, known: String },
     #[error("there is no subscription {id:?}; `hub subscription list` shows those that are there")]
     NoSubscription { id: String },
     #[error(
@@ -85,20 +80,11 @@ pub enum CliError {
     NotResealed { problems: Vec<String> },
     #[error("{0}")]
     NothingMatched(String),
-    #[error(
-        "{source}. At least {done} of {total} were {verb} before; run the same command again for the rest"
-    )]
-    Halfway { verb: &'static str, done: usize, total: usize, source: NatsError },
 }
 
 impl From<NatsError> for CliError {
     fn from(error: NatsError) -> Self {
-        match error {
-            NatsError::Api { subject, source } if source.err_code == ApiError::STREAM_NOT_FOUND => {
-                Self::NotProvisioned { subject }
-            }
-            other => Self::Nats(other),
-        }
+        Self::Management(error.into())
     }
 }
 
@@ -123,7 +109,7 @@ impl CliError {
         };
         match self {
             Self::Usage(_) => 2,
-            Self::Nats(error) | Self::Halfway { source: error, .. } if unreachable(error) => 3,
+            Self::Management(error) if error.is_unreachable() => 3,
             Self::Serve(ServeError::Nats(error) | ServeError::Provision(ProvisionError::Nats(error)))
                 if unreachable(error) =>
             {

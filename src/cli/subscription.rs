@@ -15,6 +15,7 @@ use super::error::{Answer, CliError};
 use super::output::{Printer, cell, confirm};
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{State, Subscription, SubscriptionId};
+use crate::management::ManagementError;
 use crate::nats::{JetStream, NatsError};
 use crate::settings::Settings;
 
@@ -201,7 +202,7 @@ async fn remove(
     let expected = match find(js, id).await {
         Ok((revision, _)) => Some(revision),
         // What is stored cannot be read: all the more reason to remove it.
-        Err(CliError::Nats(NatsError::Answer { .. })) => None,
+        Err(CliError::Management(ManagementError::Nats(NatsError::Answer { .. }))) => None,
         Err(error) => return Err(error),
     };
     if !confirm(&format!("Remove the subscription {id}?"), yes)? {
