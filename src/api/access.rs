@@ -71,7 +71,7 @@ impl Access {
         {
             return Ok(Some(token));
         }
-        let token = self.management.jet_stream().token(id).await?;
+        let token = self.management.token(id).await?;
         let mut remembered = self.remembered();
         match &token {
             Some(token) => {

@@ -31,9 +31,8 @@ use problem::{Kind, Problem};
 pub use signs::Signs;
 
 use crate::health::ReadyFlag;
-use crate::management::Management;
+use crate::management::{Management, Registry};
 use crate::metrics::Metrics;
-use crate::nats::Registry;
 
 /// Requests in hand at once; one more is told to come again.
 const MOST_REQUESTS: usize = 256;

@@ -47,11 +47,6 @@ pub fn document(api: OpenApi) -> String {
     text
 }
 
-/// The same, for a test's snapshot and for whoever generates a client.
-pub fn text() -> String {
-    document(super::routes().split_for_parts().1)
-}
-
 pub fn answer(document: &str) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], document.to_owned()).into_response()
 }
@@ -110,6 +105,10 @@ problems!(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn text() -> String {
+        document(crate::api::routes().split_for_parts().1)
+    }
 
     /// `HUB_BLESS=1 cargo test` writes it anew.
     #[test]

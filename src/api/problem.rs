@@ -161,11 +161,16 @@ impl From<ManagementError> for Problem {
             ManagementError::EventRejected(_) => Kind::InvalidRequest,
             ManagementError::UnknownDomain { .. }
             | ManagementError::NoSubscription { .. }
-            | ManagementError::NoDeadLetter { .. } => Kind::NotFound,
+            | ManagementError::NoDeadLetter { .. }
+            | ManagementError::NoneSelected { .. } => Kind::NotFound,
+            ManagementError::ForeignCursor { .. } => return Self::field("after", error.to_string()),
             ManagementError::Conflict { .. } => Kind::PreconditionFailed,
             ManagementError::Exists { .. } | ManagementError::IdTaken { .. } => Kind::Conflict,
             ManagementError::NoMasterKey { .. } => Kind::NotConfigured,
-            ManagementError::Full => return Self::later(5, error.to_string()),
+            ManagementError::Full { .. } => {
+                return Self::later(5, "the events stream is full; publish again when the hub has caught up");
+            }
+            ManagementError::TooLarge(_) => Kind::TooLarge,
             ManagementError::Sealed { .. } => {
                 tracing::error!(%error, "a stored credential cannot be opened");
                 Kind::Internal

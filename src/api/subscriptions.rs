@@ -112,7 +112,7 @@ async fn create(
         if write.action == WriteAction::Updated {
             return Err(ManagementError::Exists { id: id.to_string() }.into());
         }
-        let (revision, action) = state.management.carry_out(&write).await?;
+        let (revision, action) = state.management.write_subscription(&write).await?;
         match action {
             WriteAction::Conflict => continue,
             WriteAction::Created => {
@@ -269,7 +269,7 @@ async fn write_if(
     if write.action != WriteAction::Unchanged || *precondition == Precondition::Absent {
         precondition.check_replacing(standing)?;
     }
-    let (revision, action) = state.management.carry_out(&write).await?;
+    let (revision, action) = state.management.write_subscription(&write).await?;
     match action {
         WriteAction::Created => Ok(shown(StatusCode::CREATED, &write.subscription, revision)),
         WriteAction::Updated | WriteAction::Unchanged => {

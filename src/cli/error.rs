@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use crate::bench::BenchError;
 use crate::management::ManagementError;
+use crate::nats::NatsError;
 use crate::nats::provision::ProvisionError;
-use crate::nats::{ApiError, NatsError};
 use crate::seal::MasterKeyError;
 use crate::serve::ServeError;
 use crate::settings::SettingsError;
@@ -45,16 +45,10 @@ pub enum CliError {
          the same for every process of the hub{hint}"
     )]
     NoMasterKey { subscriptions: String, hint: String },
-    #[error(
-        "{subject}: the stream is not there. Make the hub's streams with `hub provision`, or set nats.prefix to that of the hub you mean"
-    )]
-    NotProvisioned { subject: String },
-    #[error(transparent)]
-    Provision(ProvisionError),
-    #[error(transparent)]
-    Nats(NatsError),
     #[error(transparent)]
     Management(ManagementError),
+    #[error(transparent)]
+    Provision(ProvisionError),
     #[error(transparent)]
     Serve(#[from] ServeError),
     #[error(transparent)]
@@ -74,8 +68,6 @@ pub enum CliError {
     /// One or more things that were read are not as they must be; nothing was changed.
     #[error("nothing was applied; in {document}:\n  {}", problems.join("\n  "))]
     Invalid { document: String, problems: Vec<String> },
-    #[error("{name:?} is no domain of the settings, which have {known}")]
-    UnknownDomain { name: String, known: String },
     #[error("there is no subscription {id:?}; `hub subscription list` shows those that are there")]
     NoSubscription { id: String },
     #[error(
@@ -90,20 +82,11 @@ pub enum CliError {
     TokenExists { name: String },
     #[error("{0}")]
     NothingMatched(String),
-    #[error(
-        "{source}. At least {done} of {total} were {verb} before; run the same command again for the rest"
-    )]
-    Halfway { verb: &'static str, done: usize, total: usize, source: NatsError },
 }
 
 impl From<NatsError> for CliError {
     fn from(error: NatsError) -> Self {
-        match error {
-            NatsError::Api { subject, source } if source.err_code == ApiError::STREAM_NOT_FOUND => {
-                Self::NotProvisioned { subject }
-            }
-            other => Self::Nats(other),
-        }
+        Self::Management(error.into())
     }
 }
 
@@ -111,8 +94,6 @@ impl From<ManagementError> for CliError {
     /// What the command line says in words of its own: it may point at other commands.
     fn from(error: ManagementError) -> Self {
         match error {
-            ManagementError::Nats(error) => error.into(),
-            ManagementError::NotProvisioned { subject } => Self::NotProvisioned { subject },
             ManagementError::NoSubscription { id } => Self::NoSubscription { id },
             ManagementError::Conflict { id } => Self::Conflict { ids: id },
             ManagementError::NoMasterKey { id } => {
@@ -144,7 +125,6 @@ impl CliError {
         };
         match self {
             Self::Usage(_) => 2,
-            Self::Nats(error) | Self::Halfway { source: error, .. } if unreachable(error) => 3,
             Self::Management(error) if error.is_unreachable() => 3,
             Self::Serve(ServeError::Nats(error) | ServeError::Provision(ProvisionError::Nats(error)))
                 if unreachable(error) =>

@@ -1,5 +1,5 @@
 //! The command line: `hub`. One file per group of commands; each reads its options, does one
-//! thing through the adapters, and prints an answer.
+//! thing through the management layer or the adapters, and prints an answer.
 
 mod config;
 mod dlt;
@@ -17,6 +17,7 @@ mod token;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
@@ -30,7 +31,7 @@ use crate::domain::access::Caller;
 use crate::management::Management;
 use crate::nats::JetStream;
 use crate::nats::provision::{OLDEST_SERVER, ProvisionError, version};
-use crate::settings::{Domain, Settings, SettingsError};
+use crate::settings::{Settings, SettingsError};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -182,9 +183,9 @@ async fn connect(settings: &Settings) -> Result<JetStream, CliError> {
     Ok(js)
 }
 
-/// The hub behind the settings.
-async fn manage(settings: &Settings) -> Result<Management, CliError> {
-    Ok(Management::new(connect(settings).await?, settings.clone().into())?)
+/// The hub to operate, with its master key.
+async fn manage_sealed(settings: &Settings) -> Result<Management, CliError> {
+    Ok(Management::new(connect(settings).await?, Arc::new(settings.clone()))?)
 }
 
 /// Who the command line is: whoever has the broker and the settings may do everything.
@@ -192,12 +193,9 @@ fn operator() -> Caller {
     Caller::unbound("command line")
 }
 
-/// The domain of that name.
-fn find_domain<'s>(settings: &'s Settings, name: &str) -> Result<&'s Domain, CliError> {
-    settings.domains.iter().find(|domain| domain.name == name).ok_or_else(|| CliError::UnknownDomain {
-        name: name.to_owned(),
-        known: settings.domains.iter().map(|domain| domain.name.as_str()).collect::<Vec<_>>().join(", "),
-    })
+/// The hub to operate, for what touches no credential.
+async fn manage(settings: &Settings) -> Result<Management, CliError> {
+    Ok(Management::without_secrets(connect(settings).await?, Arc::new(settings.clone())))
 }
 
 /// A file's content; `-` is standard input.

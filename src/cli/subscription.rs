@@ -15,7 +15,7 @@ use super::output::{Printer, cell, confirm};
 use super::{manage, operator};
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{State, SubscriptionId};
-use crate::management::{Management, SubscriptionFilter};
+use crate::management::{Management, ManagementError, SubscriptionFilter};
 use crate::nats::{NatsError, Stored};
 use crate::settings::Settings;
 
@@ -172,7 +172,7 @@ async fn remove(
     let revision = match find(management, id).await {
         Ok(stored) => Some(stored.revision),
         // What is stored cannot be read: all the more reason to remove it.
-        Err(CliError::Nats(NatsError::Answer { .. })) => None,
+        Err(CliError::Management(ManagementError::Nats(NatsError::Answer { .. }))) => None,
         Err(error) => return Err(error),
     };
     if !confirm(&format!("Remove the subscription {id}?"), yes)? {

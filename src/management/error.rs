@@ -28,6 +28,13 @@ pub enum ManagementError {
     IdTaken { id: String },
     #[error("there is no dead letter {id:?}: it was never there, was delivered, or was discarded")]
     NoDeadLetter { id: String },
+    /// A list that goes on where one of other domains ended.
+    #[error("{cursor}: {domain} is not among the domains listed; ask for the same domains as before")]
+    ForeignCursor { cursor: String, domain: String },
+    /// An order that would do nothing, or not all that was asked; nothing was done. The ids are those
+    /// that are not there.
+    #[error("no dead letter {}matches; nothing was done", named(.ids))]
+    NoneSelected { ids: Vec<String> },
     /// A write that expected another revision than there is.
     #[error("{id}: changed by someone else meanwhile, and left as it is now; look at it and try again")]
     Conflict { id: String },
@@ -44,13 +51,23 @@ pub enum ManagementError {
     #[error("{0}")]
     EventRejected(String),
     /// The events stream is full.
-    #[error("the events stream is full; publish again when the hub has caught up, or raise limits.events")]
-    Full,
+    #[error(
+        "{source}. The events stream is full; publish again when the hub has caught up, or raise limits.events"
+    )]
+    Full { source: NatsError },
+    /// The event is larger than the settings or the server take.
+    #[error("{0}")]
+    TooLarge(String),
     /// A bulk order that stopped on its way.
     #[error(
         "{source}. At least {done} of {total} were {verb} before; run the same command again for the rest"
     )]
     Halfway { verb: &'static str, done: usize, total: usize, source: NatsError },
+}
+
+/// `a, b ` with a space behind, or nothing.
+fn named(ids: &[String]) -> String {
+    if ids.is_empty() { String::new() } else { format!("{} ", ids.join(", ")) }
 }
 
 impl From<NatsError> for ManagementError {

@@ -195,7 +195,10 @@ impl Management {
 
     /// Writes what was planned, if nobody else wrote meanwhile. Returns the revision that now stands
     /// and what was done.
-    pub async fn carry_out(&self, write: &PlannedWrite) -> Result<(u64, WriteAction), ManagementError> {
+    pub async fn write_subscription(
+        &self,
+        write: &PlannedWrite,
+    ) -> Result<(u64, WriteAction), ManagementError> {
         if write.action == WriteAction::Unchanged {
             return Ok((write.expected, WriteAction::Unchanged));
         }

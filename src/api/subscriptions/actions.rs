@@ -24,9 +24,7 @@ use crate::domain::access::Caller;
 use crate::domain::duration;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{State as Standing, Subscription, SubscriptionId};
-use crate::http_delivery::signature::Algorithm;
-use crate::management::{LONGEST_OVERLAP, Sample, SampleAttempt, VerifyWith};
-use crate::nats::Stored;
+use crate::management::{Algorithm, LONGEST_OVERLAP, Sample, SampleAttempt, Stored, VerifyWith};
 
 pub(super) fn routes() -> OpenApiRouter<State> {
     OpenApiRouter::new()

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::read::read;
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{Printer, warn};
-use crate::cli::{manage, operator};
+use crate::cli::{manage_sealed, operator};
 use crate::domain::subscription::{Secret, Subscription};
 use crate::management::{
     Management, ManagementError, PlannedWrite, WriteAction, categories, keys_without_domain,
@@ -32,7 +32,7 @@ pub(super) async fn run(file: &Path, settings: &Settings, printer: Printer) -> R
     if Sealer::from_settings(&settings.secrets)?.is_none() {
         refuse_plain_secrets(&subscriptions)?;
     }
-    let management = manage(settings).await?;
+    let management = manage_sealed(settings).await?;
     let writes = plan(&management, subscriptions, &file.display().to_string()).await?;
     let applied: Vec<Applied> = stream::iter(&writes)
         .map(|write| carry_out(&management, write))
@@ -118,6 +118,6 @@ async fn plan(
 }
 
 async fn carry_out(management: &Management, write: &PlannedWrite) -> Result<Applied, ManagementError> {
-    let (revision, action) = management.carry_out(write).await?;
+    let (revision, action) = management.write_subscription(write).await?;
     Ok(Applied { id: write.subscription.id.to_string(), action, revision })
 }

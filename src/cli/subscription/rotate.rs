@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::find;
 use crate::cli::error::{Answer, CliError};
-use crate::cli::manage;
+use crate::cli::manage_sealed;
 use crate::cli::output::{Printer, time};
 use crate::domain::subscription::SubscriptionId;
 use crate::http_delivery::signature::Algorithm;
@@ -38,7 +38,7 @@ pub(super) async fn run(
     settings: &Settings,
     printer: Printer,
 ) -> Result<Answer, CliError> {
-    let management = manage(settings).await?;
+    let management = manage_sealed(settings).await?;
     let stored = find(&management, id).await?;
     let algorithm = kind.map(|kind| match kind {
         Kind::Hmac => Algorithm::HmacSha256,

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{find, id, list};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{Printer, warn};
-use crate::cli::{key_and_value, manage};
+use crate::cli::{key_and_value, manage, manage_sealed};
 use crate::domain::key::EventKey;
 use crate::domain::subscription::SubscriptionId;
 use crate::management::Sample;
@@ -63,7 +63,7 @@ pub(super) async fn test(
     settings: &Settings,
     printer: Printer,
 ) -> Result<Answer, CliError> {
-    let management = manage(settings).await?;
+    let management = manage_sealed(settings).await?;
     let stored = find(&management, &options.id).await?;
     let attempt = management.test_subscription(&stored.subscription, options.event).await?;
     if attempt.unwanted {
