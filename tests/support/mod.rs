@@ -5,6 +5,7 @@
 //! * [`Hub`]: the built `hub` as a child process, with its log.
 //! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
 //! * [`OAuth2Server`]: a token endpoint.
+//! * [`Ca`]: a private certificate authority.
 //! * [`FaultProxy`]: a TCP proxy that freezes, cuts, or stops at a chosen protocol step.
 //!
 //! Every wait has a deadline and says what it waited for.
@@ -13,6 +14,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod broker;
+mod ca;
 mod client;
 mod hub;
 mod oauth2;
@@ -26,6 +28,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 pub use broker::TestBroker;
+pub use ca::{Ca, IdentityFiles};
 pub use client::{Account, QUICK, TestClient, ids, subscription};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use oauth2::OAuth2Server;
