@@ -124,7 +124,8 @@ impl Hub {
     ) -> Result<Self, ServeError> {
         let domains = chosen_domains(settings, options)?;
         let sealer = Sealer::from_settings(&settings.secrets)?;
-        let remote = resolving::remote(settings)?;
+        let metrics = Metrics::new();
+        let remote = resolving::remote(settings, &metrics)?;
         let resolver_options = resolving::server_options(settings, options)?;
         let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
         let shape = shape(settings);
@@ -139,7 +140,6 @@ impl Hub {
             tracing::warn!(%drift, "kept");
         }
 
-        let metrics = Metrics::new();
         let readiness = Readiness::default();
         let connected = js.clone();
         let signs = Signs {
@@ -167,6 +167,10 @@ impl Hub {
         let all: Vec<String> = settings.domains.iter().map(|domain| domain.name.clone()).collect();
         tasks.droppable("gauges", Gauges::new(js.clone(), registry.clone(), all, metrics.clone()).run());
         if options.roles.contains(&Role::EventProcessor) {
+            if let Some(remote) = &remote {
+                let ready = readiness.part("answer of the subscription resolver");
+                tasks.droppable("subscription resolver's readiness", remote.clone().watch(ready));
+            }
             let rules = settings.domains.iter().map(|domain| (domain.name.clone(), domain.events.clone()));
             let role = EventProcessor::new(
                 js.clone(),
@@ -219,7 +223,7 @@ impl Hub {
             let server = ResolverServer::bind(&options)?;
             tracing::info!(address = ?server.address(), "answering as subscription resolver");
             let ready = readiness.part("subscription-resolver");
-            let role = SubscriptionResolver::new(js.clone(), registry, server, ready);
+            let role = SubscriptionResolver::new(js.clone(), registry, server, metrics.clone(), ready);
             tasks.graceful("subscription-resolver", role.run(stop.clone()));
         }
         Ok(Self { js, readiness, metrics, api: address, tasks })

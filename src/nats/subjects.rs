@@ -208,6 +208,22 @@ impl Names {
         Some((domain, sequence.parse().ok()?))
     }
 
+    /// Where processes tell each other that an endpoint asked for its subscription to be left alone.
+    /// In no stream: whoever is not there does not hear it.
+    pub fn hold(&self, subscription: &str) -> String {
+        format!("{}.holds.{subscription}", self.prefix)
+    }
+
+    pub fn holds_filter(&self) -> String {
+        self.hold("*")
+    }
+
+    /// The subscription that is to be left alone.
+    pub fn parse_hold<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        let subscription = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".holds.")?;
+        (!subscription.contains('.')).then_some(subscription)
+    }
+
     /// The advisories that the hub keeps of one outbox stream.
     pub fn advisory_subjects(&self, stream: &str) -> [String; 2] {
         ["MAX_DELIVERIES", "MSG_TERMINATED"]
@@ -261,6 +277,14 @@ mod tests {
         assert_eq!(names.parse_redrive_due(&names.redrive_due("organization", 7)), Some(("organization", 7)));
         assert_eq!(names.parse_replaying(&names.replaying("organization", 9)), Some(("organization", 9)));
         assert_eq!(names.parse_redrive_due("hub.redrive.due.organization.7"), None);
+    }
+
+    #[test]
+    fn holds_round_trip() {
+        let names = Names::new("acme");
+        assert_eq!(names.holds_filter(), "acme.holds.*");
+        assert_eq!(names.parse_hold(&names.hold("crm")), Some("crm"));
+        assert_eq!(names.parse_hold("hub.holds.crm"), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! * [`Hub`]: the built `hub` as a child process, with its log.
 //! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
 //! * [`OAuth2Server`]: a token endpoint.
+//! * [`Ca`]: a private certificate authority.
 //! * [`FaultProxy`]: a TCP proxy that freezes, cuts, or stops at a chosen protocol step.
 //!
 //! Every wait has a deadline and says what it waited for.
@@ -15,6 +16,7 @@
 
 mod api;
 mod broker;
+mod ca;
 mod client;
 mod hub;
 mod oauth2;
@@ -29,6 +31,7 @@ use std::time::Duration;
 
 pub use api::{ApiAnswer, ApiClient};
 pub use broker::TestBroker;
+pub use ca::{Ca, IdentityFiles};
 pub use client::{Account, QUICK, TestClient, ids, subscription};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use oauth2::OAuth2Server;

@@ -14,7 +14,7 @@ const MAX_PEM_BYTES: usize = 32 * 1024;
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// One or more roots; the endpoint's certificate must come from one of them, and the system's
-    /// are not asked.
+    /// are not asked. An OAuth2 token endpoint's may come from one of them or of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
     /// The hub's certificate, with its intermediates behind it; and the key to it. Both or neither.
