@@ -13,7 +13,7 @@ use super::field_error::FieldError;
 /// How deep filters may nest. It bounds the stack that evaluating one takes.
 const MAX_DEPTH: usize = 16;
 
-/// One filter expression. `Exact`, `Prefix` and `Suffix` map attribute names to the text wanted:
+/// One filter expression. `exact`, `prefix` and `suffix` map attribute names to the text wanted:
 /// every pair must hold, and an attribute that the event lacks never does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
