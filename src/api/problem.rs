@@ -70,18 +70,18 @@ impl Kind {
     fn title(self) -> &'static str {
         match self {
             Self::InvalidRequest => "The request is not as it must be",
-            Self::Unauthenticated => "Who are you?",
+            Self::Unauthenticated => "No valid token",
             Self::Forbidden => "The token does not allow this",
-            Self::NotFound => "There is no such thing",
-            Self::MethodNotAllowed => "This cannot be done with it",
-            Self::Conflict => "Something else stands in the way",
+            Self::NotFound => "Not found",
+            Self::MethodNotAllowed => "The method is not supported here",
+            Self::Conflict => "Conflict",
             Self::PreconditionFailed => "It was changed meanwhile",
             Self::PreconditionRequired => "Say which version you mean to replace",
             Self::TooLarge => "The body is too large",
             Self::UnsupportedMediaType => "The body is of another media type",
-            Self::Unavailable => "Not now",
+            Self::Unavailable => "Not available at the moment",
             Self::NotConfigured => "The hub lacks a setting for this",
-            Self::Internal => "Something broke in the hub",
+            Self::Internal => "The hub failed",
         }
     }
 }
