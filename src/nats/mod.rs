@@ -10,6 +10,7 @@ pub mod definitions;
 mod error;
 mod inspect;
 mod message;
+mod orders;
 mod outbox;
 pub mod provision;
 mod publish;
