@@ -299,8 +299,8 @@ async fn a_tenants_token_sees_and_orders_its_own_alone() {
         let path = |order: &Value| format!("/v1/orders/{}", order["id"].as_str().expect("an id"));
         orders.as_array().expect("a list").iter().map(path).collect::<Vec<_>>()
     };
-    assert_eq!(paths(&globex).await, [own.clone()]);
-    assert_eq!(paths(&acme).await, [theirs.clone()]);
+    assert_eq!(paths(&globex).await, std::slice::from_ref(&own));
+    assert_eq!(paths(&acme).await, std::slice::from_ref(&theirs));
     assert_eq!(paths(&ops).await, [own, whole, theirs]);
 
     // Domains belong to the whole hub.

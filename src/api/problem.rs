@@ -171,7 +171,9 @@ impl From<ManagementError> for Problem {
             ManagementError::Full { .. } => {
                 return Self::later(5, "the events stream is full; publish again when the hub has caught up");
             }
-            ManagementError::TooManyOrders { .. } => return Self::later(5, error.to_string()),
+            ManagementError::TooManyOrders { .. } | ManagementError::Stopping => {
+                return Self::later(5, error.to_string());
+            }
             ManagementError::TooLarge(_) => Kind::TooLarge,
             ManagementError::Sealed { .. } => {
                 tracing::error!(%error, "a stored credential cannot be opened");

@@ -71,10 +71,10 @@ impl OrderDesk {
     /// Takes an order. It is kept before this returns, and begun at once.
     pub async fn place(&self, caller: &Caller, bulk: BulkOrder) -> Result<Order, ManagementError> {
         self.management.domain_names(&bulk.filter.domains)?;
-        let full = || ManagementError::TooManyOrders { limit: MOST_ORDERS };
-        let room = self.room.clone().try_acquire_owned().map_err(|_| full())?;
-        // As many slots as there is room for: it fails where the process is stopping.
-        let slot = self.jobs.try_reserve().map_err(|_| full())?;
+        let full = |_| ManagementError::TooManyOrders { limit: MOST_ORDERS };
+        let room = self.room.clone().try_acquire_owned().map_err(full)?;
+        // There are as many slots as there is room for, so only a stop takes them away.
+        let slot = self.jobs.try_reserve().map_err(|_| ManagementError::Stopping)?;
         let now = OffsetDateTime::now_utc();
         let order = Order {
             id: OrderId::new(rand::random()),
@@ -222,6 +222,8 @@ impl InHand {
         self.note(*seen.borrow());
         self.order.ended_at = Some(OffsetDateTime::now_utc());
         self.order.state = match result {
+            // Told to halt when all was done already.
+            Ok(()) if self.is_whole() => State::Done,
             Ok(()) => stopped_as.unwrap_or(State::Done),
             Err(error) => {
                 tracing::error!(order = %self.order.id, %error, "an order on dead letters failed on its way");
@@ -241,6 +243,12 @@ impl InHand {
         self.order.already_replaying = already_replaying;
         // What came to match between the two readings is among them too.
         self.order.total = total.max(done + already_replaying);
+    }
+
+    /// All that was counted is dealt with.
+    fn is_whole(&self) -> bool {
+        let Order { state, total, done, already_replaying, .. } = &self.order;
+        *state == State::Running && done + already_replaying >= *total
     }
 
     /// Writes the order, and learns whether somebody wants it cancelled: nobody else writes it, but
@@ -316,6 +324,9 @@ async fn work(
         while let Some(page) = reading.next(halt).await? {
             progress.send_modify(|progress| progress.total += page.len() as u64);
         }
+    }
+    if halt.is_cancelled() {
+        return Ok(());
     }
     progress.send_modify(|progress| progress.counted = true);
     for (domain, end) in &ends {
