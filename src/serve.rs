@@ -15,7 +15,7 @@ use crate::dev::Dev;
 use crate::domain::category::Categories;
 use crate::health::Readiness;
 use crate::http_delivery::HttpDelivery;
-use crate::management::Management;
+use crate::management::{Management, OrderDesk};
 use crate::metrics::Metrics;
 use crate::nats::definitions::Shape;
 use crate::nats::provision::{self, ProvisionError, Provisioned};
@@ -154,8 +154,12 @@ impl Hub {
         let (registry, follower) = Registry::new(&js);
         tasks.droppable("subscription registry", follower.run());
         if options.roles.contains(&Role::Api) {
+            let management = Management::new(js.clone(), Arc::new(settings.clone()))?;
+            let (orders, runner) = OrderDesk::new(management.clone());
+            tasks.graceful("bulk orders", runner.run(stop.clone()));
             let resources = Resources {
-                management: Management::new(js.clone(), Arc::new(settings.clone()))?,
+                management,
+                orders,
                 registry: registry.clone(),
                 anonymous: settings.api.anonymous,
                 ready: readiness.part("api"),

@@ -12,7 +12,7 @@ use super::problem::{Kind, Problem};
 /// A JSON body that must be there.
 pub struct JsonBody(pub Value);
 
-/// A JSON body that may be missing: then the value is `T`'s default.
+/// A JSON body that may be missing or null: then the value is `T`'s default.
 pub struct MaybeJson<T>(pub T);
 
 impl FromRequest<State> for JsonBody {
@@ -27,20 +27,30 @@ impl FromRequest<State> for JsonBody {
 impl<T: DeserializeOwned + Default> FromRequest<State> for MaybeJson<T> {
     type Rejection = Problem;
     async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
-        let typed = request.headers().contains_key(header::CONTENT_TYPE);
-        if typed {
+        if request.headers().contains_key(header::CONTENT_TYPE) {
             require_json(request.headers())?;
         }
         let bytes = Bytes::from_request(request, state).await?;
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
-        let value = parse(&bytes)?;
-        serde_path_to_error::deserialize(&value).map(Self).map_err(|error| {
-            let path = error.path().to_string();
-            Problem::field(if path == "." { "body" } else { &path }, error.into_inner().to_string())
-        })
+        match parse(&bytes)? {
+            Value::Null => Ok(Self(T::default())),
+            value => typed(value).map(Self),
+        }
     }
+}
+
+/// Reads a type from a JSON object; what does not fit is named by its path.
+pub fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Problem> {
+    // Serde would read a struct from a list too.
+    if !value.is_object() {
+        return Err(Problem::field("body", "must be an object"));
+    }
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        Problem::field(if path == "." { "body" } else { &path }, error.into_inner().to_string())
+    })
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), Problem> {

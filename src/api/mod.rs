@@ -3,9 +3,12 @@
 
 mod access;
 mod body;
+mod dead_letters;
+mod domains;
 mod journal;
 mod listener;
 mod openapi;
+mod orders;
 mod precondition;
 mod problem;
 mod query;
@@ -31,7 +34,7 @@ use problem::{Kind, Problem};
 pub use signs::Signs;
 
 use crate::health::ReadyFlag;
-use crate::management::{Management, Registry};
+use crate::management::{Management, OrderDesk, Registry};
 use crate::metrics::Metrics;
 
 /// Requests in hand at once; one more is told to come again.
@@ -55,6 +58,8 @@ pub struct Resources {
     pub management: Management,
     /// The index that this process follows.
     pub registry: Registry,
+    /// Where bulk orders are placed; its runner is a task of the same process.
+    pub orders: OrderDesk,
     /// Ask nobody who they are (`api.anonymous`).
     pub anonymous: bool,
     /// Set when the index was read once.
@@ -66,6 +71,7 @@ pub struct Resources {
 pub(crate) struct State {
     management: Management,
     registry: Registry,
+    orders: OrderDesk,
     access: Access,
     metrics: Metrics,
     requests: Arc<Semaphore>,
@@ -112,15 +118,20 @@ impl Api {
 
 /// Every route with its description.
 fn routes() -> OpenApiRouter<State> {
-    OpenApiRouter::with_openapi(openapi::base()).merge(subscriptions::routes())
+    OpenApiRouter::with_openapi(openapi::base())
+        .merge(subscriptions::routes())
+        .merge(domains::routes())
+        .merge(dead_letters::routes())
+        .merge(orders::routes())
 }
 
 fn management(resources: Resources, metrics: Metrics) -> Router {
-    let Resources { management, registry, anonymous, ready: _ } = resources;
+    let Resources { management, registry, orders, anonymous, ready: _ } = resources;
     let state = State {
         access: Access::new(management.clone(), anonymous),
         management,
         registry,
+        orders,
         metrics,
         requests: Arc::new(Semaphore::new(MOST_REQUESTS)),
     };

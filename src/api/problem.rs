@@ -162,6 +162,7 @@ impl From<ManagementError> for Problem {
             ManagementError::UnknownDomain { .. }
             | ManagementError::NoSubscription { .. }
             | ManagementError::NoDeadLetter { .. }
+            | ManagementError::NoOrder { .. }
             | ManagementError::NoneSelected { .. } => Kind::NotFound,
             ManagementError::ForeignCursor { .. } => return Self::field("after", error.to_string()),
             ManagementError::Conflict { .. } => Kind::PreconditionFailed,
@@ -169,6 +170,9 @@ impl From<ManagementError> for Problem {
             ManagementError::NoMasterKey { .. } => Kind::NotConfigured,
             ManagementError::Full { .. } => {
                 return Self::later(5, "the events stream is full; publish again when the hub has caught up");
+            }
+            ManagementError::TooManyOrders { .. } | ManagementError::Stopping => {
+                return Self::later(5, error.to_string());
             }
             ManagementError::TooLarge(_) => Kind::TooLarge,
             ManagementError::Sealed { .. } => {

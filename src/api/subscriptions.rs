@@ -76,7 +76,7 @@ async fn list(
         state: parsed("state", query.state.as_deref())?,
     };
     let (limit, after) =
-        (limit(query.limit)?, query.after.map(|id| SubscriptionId::try_from(id)).transpose());
+        (limit(query.limit)?, query.after.map(SubscriptionId::try_from).transpose());
     let after = after.map_err(|problem| Problem::field("after", problem))?;
     let beyond = query.tenant.as_ref().is_some_and(|tenant| !caller.reaches(tenant));
     let (subscriptions, next) = if beyond {

@@ -16,6 +16,7 @@ pub mod filter;
 pub mod index;
 pub mod key;
 pub mod last_words;
+pub mod order;
 pub mod outcome;
 pub mod resolution;
 pub mod status;

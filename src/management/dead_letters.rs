@@ -7,6 +7,9 @@ use std::str::FromStr;
 use serde::Serialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::{Management, ManagementError};
 use crate::domain::dead_letter::State;
@@ -15,7 +18,8 @@ use crate::domain::key::EventKey;
 use crate::domain::last_words::LastWords;
 use crate::domain::outcome::Reason;
 use crate::domain::subscription::Subscription;
-use crate::nats::{DeadLetterEntry, DeadLetterQuery, JetStream};
+pub use crate::nats::DeadLetterEntry;
+use crate::nats::{DeadLetterQuery, JetStream};
 
 /// Dead letters read at once: what is held of them, however many there are.
 pub const PAGE: usize = 20_000;
@@ -55,7 +59,7 @@ impl DeadLetterFilter {
             && ids.is_empty()
     }
 
-    fn query(&self) -> DeadLetterQuery {
+    pub(super) fn query(&self) -> DeadLetterQuery {
         DeadLetterQuery {
             tenant: self.tenant.clone(),
             subscription: self.subscription.clone(),
@@ -161,7 +165,7 @@ pub struct DeadLetterList {
 }
 
 /// A dead letter with its event, its delivery and its last attempt.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct DeadLetterDetails {
     #[serde(flatten)]
     pub entry: DeadLetterEntry,
@@ -194,7 +198,39 @@ pub enum Content {
     },
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+/// One description for both: what is unreadable has an event and a delivery too, which are null, so
+/// neither would exclude the other.
+impl PartialSchema for Content {
+    fn schema() -> RefOr<Schema> {
+        let text = || ObjectBuilder::new().schema_type(Type::String);
+        let nullable = [Type::String, Type::Null].into_iter().collect::<SchemaType>();
+        let any =
+            |about: &str| ObjectBuilder::new().schema_type(SchemaType::AnyValue).description(Some(about));
+        ObjectBuilder::new()
+            .property("event", any("CloudEvents JSON format; null where the body is no envelope"))
+            .property(
+                "delivery",
+                any(
+                    "As it was at the fan-out, with its secrets hidden; null if it cannot be read, for then \
+                     nothing can tell what in it is secret",
+                ),
+            )
+            .property("traceparent", ObjectBuilder::new().schema_type(nullable))
+            .property("undecodable", text().description(Some("Why the body is no envelope; only then")))
+            .property("body", text().description(Some("Its beginning, where it is no envelope")))
+            .required("event")
+            .required("delivery")
+            .into()
+    }
+}
+
+impl ToSchema for Content {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "DeadLetterContent".into()
+    }
+}
+
+#[derive(Debug, Clone, Copy, Serialize, utoipa::ToSchema)]
 pub struct Count {
     pub count: u64,
     /// When the oldest of them failed.
@@ -202,7 +238,7 @@ pub struct Count {
     pub oldest: OffsetDateTime,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct CountByDomain {
     pub domain: String,
     pub reason: Reason,
@@ -211,7 +247,7 @@ pub struct CountByDomain {
     pub count: Count,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct CountBySubscription {
     pub subscription: String,
     #[serde(flatten)]
@@ -219,7 +255,7 @@ pub struct CountBySubscription {
 }
 
 /// How many dead letters there are.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct DeadLetterStats {
     pub total: u64,
     #[serde(with = "time::serde::rfc3339::option")]

@@ -15,7 +15,8 @@ use crate::settings::Domain;
 const UNTIL_RESUMED: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// A domain as it stands now.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+#[schema(as = Domain)]
 pub struct DomainRow {
     pub name: String,
     pub events: Vec<String>,

@@ -58,6 +58,13 @@ pub enum ManagementError {
     /// The event is larger than the settings or the server take.
     #[error("{0}")]
     TooLarge(String),
+    #[error("there is no order {id:?}, or it is forgotten by now")]
+    NoOrder { id: String },
+    /// As many bulk orders run in this process as it takes.
+    #[error("{limit} orders run already; place this one when one of them has ended")]
+    TooManyOrders { limit: usize },
+    #[error("this process is stopping; another takes the order")]
+    Stopping,
     /// A bulk order that stopped on its way.
     #[error(
         "{source}. At least {done} of {total} were {verb} before; run the same command again for the rest"

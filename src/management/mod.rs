@@ -5,6 +5,7 @@
 pub mod dead_letters;
 pub mod domains;
 mod error;
+mod order_desk;
 pub mod orders;
 pub mod publishing;
 mod rotation;
@@ -15,6 +16,7 @@ pub mod traces;
 use std::sync::Arc;
 
 pub use error::ManagementError;
+pub use order_desk::{BulkOrder, MOST_ORDERS, OrderDesk, OrderRunner};
 pub use rotation::{LONGEST_OVERLAP, Rotated, VerifyWith};
 pub use samples::{Sample, SampleAttempt};
 pub use subscriptions::{

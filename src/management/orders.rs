@@ -8,6 +8,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::dead_letters::{DeadLetterFilter, PAGE, Pages};
 use super::{Management, ManagementError};
@@ -30,7 +31,7 @@ pub struct Selected {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Act {
+pub(super) enum Act {
     Order(RedriveOrder),
     Discard,
 }
@@ -120,20 +121,36 @@ impl Management {
         act: Act,
         mut told: impl FnMut(usize, usize) + Send,
     ) -> Result<(), ManagementError> {
-        let (mut under_way, mut rest) = (FuturesUnordered::new(), selected.iter());
-        let (mut done, total) = (0, selected.len());
+        let (mut done, total, verb) = (0, selected.len(), act.verb());
         told(done, total);
+        let one_done = || {
+            done += 1;
+            told(done, total);
+        };
+        let result = self.each_until(&CancellationToken::new(), selected, act, one_done).await;
+        result.map_err(|source| ManagementError::Halfway { verb, done, total, source })
+    }
+
+    /// Does it to all, many at once, until the first failure or until told to halt; what is under way
+    /// then is still awaited. `one_done` hears of each.
+    pub(super) async fn each_until(
+        &self,
+        halt: &CancellationToken,
+        selected: &[&Selected],
+        act: Act,
+        mut one_done: impl FnMut() + Send,
+    ) -> Result<(), NatsError> {
+        let (mut under_way, mut rest) = (FuturesUnordered::new(), selected.iter());
         loop {
             while under_way.len() < AT_ONCE
+                && !halt.is_cancelled()
                 && let Some(one) = rest.next()
             {
                 under_way.push(self.carry_out(one, act));
             }
             let Some(result) = under_way.next().await else { return Ok(()) };
-            let verb = act.verb();
-            result.map_err(|source| ManagementError::Halfway { verb, done, total, source })?;
-            done += 1;
-            told(done, total);
+            result?;
+            one_done();
         }
     }
 

@@ -50,7 +50,8 @@ impl DeadLetterQuery {
 }
 
 /// A dead letter and where it stands.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = DeadLetterEntry)]
 pub struct Entry {
     #[serde(flatten)]
     pub letter: DeadLetter,

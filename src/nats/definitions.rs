@@ -74,6 +74,7 @@ pub fn render(shape: &Shape) -> Vec<StreamDefinition> {
     let fixed = [
         (stream_file!("KV_hub-subscriptions"), None, None, vec![]),
         (stream_file!("KV_hub-tokens"), None, None, vec![]),
+        (stream_file!("KV_hub-orders"), None, None, vec![]),
         (
             stream_file!("HUB_EVENTS"),
             Some(shape.limits.events),

@@ -11,6 +11,7 @@ mod error;
 mod holds;
 mod inspect;
 mod message;
+mod orders;
 mod outbox;
 pub mod provision;
 mod publish;

@@ -1,6 +1,7 @@
 //! Every subject, stream name and bucket name of the hub, built and parsed in this one file.
 
 use crate::domain::access::TokenId;
+use crate::domain::order::OrderId;
 use crate::domain::subscription::SubscriptionId;
 use crate::domain::token::safe_token;
 
@@ -91,6 +92,23 @@ impl Names {
     /// The keys of all tokens.
     pub fn tokens_filter(&self) -> String {
         format!("$KV.{}.>", self.tokens_bucket())
+    }
+
+    pub fn orders_bucket(&self) -> String {
+        format!("{}-orders", self.prefix)
+    }
+
+    pub fn orders_stream(&self) -> String {
+        format!("KV_{}", self.orders_bucket())
+    }
+
+    pub fn order_key(&self, id: &OrderId) -> String {
+        format!("$KV.{}.{id}", self.orders_bucket())
+    }
+
+    /// The keys of all orders.
+    pub fn orders_filter(&self) -> String {
+        format!("$KV.{}.>", self.orders_bucket())
     }
 
     pub fn subscription_of_key<'a>(&self, subject: &'a str) -> Option<&'a str> {
