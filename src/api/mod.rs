@@ -3,6 +3,7 @@
 
 mod access;
 mod body;
+mod events;
 mod journal;
 mod listener;
 mod openapi;
@@ -69,6 +70,7 @@ pub(crate) struct State {
     access: Access,
     metrics: Metrics,
     requests: Arc<Semaphore>,
+    bounds: events::Bounds,
 }
 
 pub struct Api {
@@ -112,13 +114,14 @@ impl Api {
 
 /// Every route with its description.
 fn routes() -> OpenApiRouter<State> {
-    OpenApiRouter::with_openapi(openapi::base()).merge(subscriptions::routes())
+    OpenApiRouter::with_openapi(openapi::base()).merge(subscriptions::routes()).merge(events::routes())
 }
 
 fn management(resources: Resources, metrics: Metrics) -> Router {
     let Resources { management, registry, anonymous, ready: _ } = resources;
     let state = State {
         access: Access::new(management.clone(), anonymous),
+        bounds: events::Bounds::new(management.settings()),
         management,
         registry,
         metrics,
