@@ -2,9 +2,11 @@
 //! extensions of any name: no type of this program has its members.
 
 use serde_json::json;
-use utoipa::openapi::schema::{AdditionalProperties, KnownFormat, SchemaFormat, Type};
-use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
+use utoipa::openapi::schema::{AdditionalProperties, KnownFormat, SchemaFormat, SchemaType, Type};
+use utoipa::openapi::{ObjectBuilder, Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
+
+use crate::domain::key::EventKey;
 
 pub(super) struct CloudEvent;
 
@@ -12,9 +14,14 @@ fn text(description: &str) -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String).description(Some(description)).min_length(Some(1))
 }
 
+/// Of the JSON format 1.0.2, section 2.2: `null` is as good as not given.
+fn optional(description: &str) -> ObjectBuilder {
+    text(description).schema_type(SchemaType::from_iter([Type::String, Type::Null]))
+}
+
 impl PartialSchema for CloudEvent {
     fn schema() -> RefOr<Schema> {
-        let time = text("When it happened, RFC 3339; when it was stored where not given")
+        let time = optional("When it happened, RFC 3339; when it was stored where not given")
             .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
         ObjectBuilder::new()
             .description(Some("CloudEvents 1.0 in the JSON format; any extension attributes beside these"))
@@ -24,15 +31,15 @@ impl PartialSchema for CloudEvent {
             .required("id")
             .property("source", text("Where it comes from"))
             .required("source")
-            .property("type", text("The event key, <resource>.<operation>").examples([json!("user.created")]))
+            .property("type", Ref::from_schema_name(EventKey::name()))
             .required("type")
             .property("time", time)
-            .property("tenant", text("The token's, or default, where not given"))
-            .property("subject", text("What it is about"))
-            .property("datacontenttype", text("The media type of the data"))
-            .property("dataschema", text("The schema of the data"))
-            .property("data", ObjectBuilder::new().schema_type(utoipa::openapi::schema::SchemaType::AnyValue))
-            .property("data_base64", text("Data that is not JSON, instead of `data`"))
+            .property("tenant", optional("The token's, or default, where not given"))
+            .property("subject", optional("What it is about"))
+            .property("datacontenttype", optional("The media type of the data"))
+            .property("dataschema", optional("The schema of the data"))
+            .property("data", ObjectBuilder::new().schema_type(SchemaType::AnyValue))
+            .property("data_base64", optional("Data that is not JSON, instead of `data`"))
             .additional_properties(Some(AdditionalProperties::FreeForm(true)))
             .examples([json!({
                 "specversion": "1.0", "id": "e-1", "source": "/idp", "type": "user.created", "data": {"user_id": "u1"}
@@ -41,4 +48,8 @@ impl PartialSchema for CloudEvent {
     }
 }
 
-impl ToSchema for CloudEvent {}
+impl ToSchema for CloudEvent {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((EventKey::name().into_owned(), EventKey::schema()));
+    }
+}

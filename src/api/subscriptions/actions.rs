@@ -73,7 +73,6 @@ async fn resume(
 struct TestOrder {
     /// Its event key; one that the subscription wants where not given
     #[serde(default)]
-    #[schema(value_type = Option<String>, example = "user.created")]
     event: Option<EventKey>,
 }
 
