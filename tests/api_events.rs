@@ -40,8 +40,13 @@ async fn batch(api: &ApiClient, events: &[Value]) -> ApiAnswer {
     publish(api, BATCH, Value::from(events).to_string()).await
 }
 
+/// A server promises its streams no more than the disk has; these tests fill none but the events'.
+const SMALL: &str = "[limits]\noutbox = '64MB'\ndlt = '64MB'\nattempts = '64MB'\nrejected = '64MB'\n";
+
 async fn serving(broker: &TestBroker, settings: &str, args: &[&str]) -> Hub {
-    let mut hub = Hub::serve(&broker.url(), settings, args);
+    // With `events` behind it, where a test sets that.
+    let (before, events) = settings.split_once("[limits]").unwrap_or((settings, ""));
+    let mut hub = Hub::serve(&broker.url(), &format!("{before}\n{SMALL}{events}"), args);
     hub.ready().await;
     hub
 }
@@ -174,8 +179,9 @@ async fn what_is_wrong_is_named_and_nothing_of_it_is_published() {
         api.send("POST", "/v1/events", &headers, Some(b"{}".to_vec())).await.expect_field(400, field);
     }
     api.send("POST", "/v1/events", &binary, Some(b"{".to_vec())).await.expect(400);
-    publish(&api, STRUCTURED, "[]").await.expect(400);
-    publish(&api, STRUCTURED, b"\xff".to_vec()).await.expect(400);
+    publish(&api, STRUCTURED, "").await.expect_field(400, "body");
+    publish(&api, STRUCTURED, "[]").await.expect_field(400, "body");
+    publish(&api, STRUCTURED, b"\xff".to_vec()).await.expect_field(400, "body");
     publish(&api, BATCH, "{}").await.expect_field(400, "body");
     for content_type in ["application/json", "text/plain", "application/cloudevents+avro"] {
         let problem = publish(&api, content_type, event("x").to_string()).await.expect(415);
@@ -343,6 +349,8 @@ async fn the_story_of_an_event_is_told_to_its_tenant() {
     acme.get("/v1/events/x?domain=sales").await.expect_field(400, "domain");
     acme.get("/v1/events/x?since=yesterday").await.expect_field(400, "since");
     acme.get("/v1/events/x?timeout=1h").await.expect_field(400, "timeout");
+    admin.get("/v1/events/%FF").await.expect_field(400, "path");
+    admin.get("/v1/subscriptions/%FF").await.expect_field(400, "path");
     acme.get("/v1/events/x?limit=1").await.expect_field(400, "query");
     publisher(&hub).await.get("/v1/events/x").await.expect(403);
 }

@@ -12,7 +12,7 @@ use super::problem::{Kind, Problem};
 /// A JSON body that must be there.
 pub struct JsonBody(pub Value);
 
-/// A JSON body that may be missing: then the value is `T`'s default.
+/// A JSON body that may be missing, or null: then the value is `T`'s default.
 pub struct MaybeJson<T>(pub T);
 
 impl FromRequest<State> for JsonBody {
@@ -36,6 +36,9 @@ impl<T: DeserializeOwned + Default> FromRequest<State> for MaybeJson<T> {
             return Ok(Self(T::default()));
         }
         let value = parse(&bytes)?;
+        if value.is_null() {
+            return Ok(Self(T::default()));
+        }
         serde_path_to_error::deserialize(&value).map(Self).map_err(|error| {
             let path = error.path().to_string();
             Problem::field(if path == "." { "body" } else { &path }, error.into_inner().to_string())

@@ -172,7 +172,7 @@ impl From<ManagementError> for Problem {
                 let ManagementError::Invalid(errors) = error else { unreachable!("matched above") };
                 return Self::fields(errors);
             }
-            ManagementError::EventRejected(_) => Kind::InvalidRequest,
+            ManagementError::EventRejected(detail) => return Self::field("body", detail.clone()),
             ManagementError::UnknownDomain { .. }
             | ManagementError::NoSubscription { .. }
             | ManagementError::NoDeadLetter { .. }

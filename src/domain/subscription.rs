@@ -81,8 +81,10 @@ pub struct Subscription {
     pub state: State,
     /// Why and since when the hub has disabled it, where it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
     pub disabled_reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    #[schema(read_only)]
     pub disabled_at: Option<OffsetDateTime>,
     pub delivery: Delivery,
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::extract::{Path, State as FromState};
+use axum::extract::State as FromState;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -15,7 +15,7 @@ use crate::api::State;
 use crate::api::access::Reader;
 use crate::api::openapi::{Missing, Usual};
 use crate::api::problem::{Kind, Problem};
-use crate::api::query::Asked;
+use crate::api::query::{Asked, PathPart};
 use crate::domain::duration;
 use crate::domain::trace::Trace;
 use crate::management::domain_names;
@@ -60,7 +60,7 @@ struct EventTrace {
 async fn trace(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     Asked(query): Asked<TraceParameters>,
 ) -> Result<Response, Problem> {
     let domains: Vec<String> =
