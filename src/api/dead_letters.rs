@@ -2,7 +2,7 @@
 
 mod conditions;
 
-use axum::extract::{Path, State as FromState};
+use axum::extract::State as FromState;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use super::access::{Operator, Reader};
 use super::body::{JsonBody, MaybeJson, typed};
 use super::openapi::{Body, Missing, Usual};
 use super::problem::Problem;
-use super::query::{Asked, limit};
+use super::query::{Asked, PathPart, limit};
 use crate::domain::access::Caller;
 use crate::domain::order::{Kind, Order};
 use crate::management::dead_letters::{
@@ -136,7 +136,7 @@ async fn stats(
 async fn read_one(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
 ) -> Result<Response, Problem> {
     let details = state.management.show_dead_letter(&id, caller.tenant()).await?;
     Ok(axum::Json(details).into_response())
@@ -170,7 +170,7 @@ struct ReplayedOne {
 async fn replay_one(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     MaybeJson(order): MaybeJson<ReplayOrder>,
 ) -> Result<Response, Problem> {
     let mut standing = select_one(&state, &caller, &id).await?;
@@ -188,7 +188,7 @@ async fn replay_one(
 async fn discard_one(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
 ) -> Result<Response, Problem> {
     let standing = select_one(&state, &caller, &id).await?;
     state.management.discard(&standing, |_, _| {}).await?;

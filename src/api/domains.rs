@@ -1,6 +1,6 @@
 //! `/v1/domains`: what each owes, and pausing its deliveries. They belong to the whole hub.
 
-use axum::extract::{Path, State as FromState};
+use axum::extract::State as FromState;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -13,6 +13,7 @@ use super::access::{Operator, Reader, whole_hub};
 use super::body::MaybeJson;
 use super::openapi::{Body, Missing, Usual};
 use super::problem::Problem;
+use super::query::PathPart;
 use crate::domain::duration;
 use crate::management::domains::{DomainRow, Pause};
 
@@ -45,7 +46,7 @@ async fn list(FromState(state): FromState<State>, Reader(caller): Reader) -> Res
 async fn read_one(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    Path(name): Path<String>,
+    PathPart(name): PathPart,
 ) -> Result<Response, Problem> {
     whole_hub(&caller)?;
     Ok(axum::Json(state.management.domain_row(&name).await?).into_response())
@@ -68,7 +69,7 @@ struct PauseOrder {
 async fn pause(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
-    Path(name): Path<String>,
+    PathPart(name): PathPart,
     MaybeJson(order): MaybeJson<PauseOrder>,
 ) -> Result<Response, Problem> {
     whole_hub(&caller)?;
@@ -88,7 +89,7 @@ async fn pause(
 async fn resume(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
-    Path(name): Path<String>,
+    PathPart(name): PathPart,
 ) -> Result<Response, Problem> {
     whole_hub(&caller)?;
     Ok(axum::Json(state.management.resume_domain(&name).await?).into_response())

@@ -5,6 +5,7 @@ mod access;
 mod body;
 mod dead_letters;
 mod domains;
+mod events;
 mod journal;
 mod listener;
 mod openapi;
@@ -75,6 +76,7 @@ pub(crate) struct State {
     access: Access,
     metrics: Metrics,
     requests: Arc<Semaphore>,
+    bounds: events::Bounds,
 }
 
 pub struct Api {
@@ -120,6 +122,7 @@ impl Api {
 fn routes() -> OpenApiRouter<State> {
     OpenApiRouter::with_openapi(openapi::base())
         .merge(subscriptions::routes())
+        .merge(events::routes())
         .merge(domains::routes())
         .merge(dead_letters::routes())
         .merge(orders::routes())
@@ -129,6 +132,7 @@ fn management(resources: Resources, metrics: Metrics) -> Router {
     let Resources { management, registry, orders, anonymous, ready: _ } = resources;
     let state = State {
         access: Access::new(management.clone(), anonymous),
+        bounds: events::Bounds::new(management.settings()),
         management,
         registry,
         orders,

@@ -1,7 +1,7 @@
 //! `/v1/orders`: bulk orders on dead letters, whichever replica carries them out. The hub remembers
 //! the 1,000 that were written last, for a week.
 
-use axum::extract::{Path, State as FromState};
+use axum::extract::State as FromState;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use super::State;
 use super::access::{Operator, Reader};
 use super::openapi::{Missing, Usual};
 use super::problem::Problem;
-use super::query::{Asked, limit};
+use super::query::{Asked, PathPart, limit};
 use crate::domain::order::{Order, OrderId};
 use crate::management::ManagementError;
 
@@ -60,7 +60,7 @@ async fn list(
 async fn read_one(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
 ) -> Result<Response, Problem> {
     let order = state.orders.order(&caller, &order_id(id)?).await?;
     Ok(axum::Json(order).into_response())
@@ -75,7 +75,7 @@ async fn read_one(
 async fn cancel(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
 ) -> Result<Response, Problem> {
     let order = state.orders.cancel(&caller, &order_id(id)?).await?;
     let status = if order.state.is_over() { StatusCode::OK } else { StatusCode::ACCEPTED };

@@ -149,6 +149,20 @@ impl Problem {
     pub fn status(&self) -> StatusCode {
         self.kind.status()
     }
+
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// The same, told in other words.
+    pub fn with_detail(self, detail: impl Into<String>) -> Self {
+        Self { detail: detail.into(), ..self }
+    }
+
+    /// The same, with these fields beside it.
+    pub fn with_fields(self, errors: Vec<FieldError>) -> Self {
+        Self { errors, ..self }
+    }
 }
 
 impl From<ManagementError> for Problem {
@@ -158,7 +172,7 @@ impl From<ManagementError> for Problem {
                 let ManagementError::Invalid(errors) = error else { unreachable!("matched above") };
                 return Self::fields(errors);
             }
-            ManagementError::EventRejected(_) => Kind::InvalidRequest,
+            ManagementError::EventRejected(detail) => return Self::field("body", detail.clone()),
             ManagementError::UnknownDomain { .. }
             | ManagementError::NoSubscription { .. }
             | ManagementError::NoDeadLetter { .. }
@@ -182,7 +196,7 @@ impl From<ManagementError> for Problem {
             ManagementError::NotProvisioned { .. }
             | ManagementError::Halfway { .. }
             | ManagementError::Nats(_) => {
-                if error.is_unreachable() {
+                if error.is_passing() {
                     tracing::warn!(%error, "the broker does not answer");
                     return Self::later(2, "the hub's broker does not answer; try again");
                 }

@@ -1,7 +1,7 @@
 //! Query parameters and path parts, with problems that name them.
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{FromRequestParts, Query};
+use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
@@ -18,6 +18,18 @@ impl<T: DeserializeOwned> FromRequestParts<State> for Asked<T> {
         let read: Result<Query<T>, QueryRejection> = Query::from_request_parts(parts, state).await;
         let Query(asked) = read?;
         Ok(Self(asked))
+    }
+}
+
+/// The one named part of the path, percent-decoded.
+pub struct PathPart(pub String);
+
+impl FromRequestParts<State> for PathPart {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let read = Path::<String>::from_request_parts(parts, state).await;
+        let Path(text) = read.map_err(|rejection| Problem::field("path", rejection.body_text()))?;
+        Ok(Self(text))
     }
 }
 

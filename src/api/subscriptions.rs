@@ -2,7 +2,7 @@
 
 mod actions;
 
-use axum::extract::{Path, State as FromState};
+use axum::extract::State as FromState;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -17,8 +17,9 @@ use super::body::JsonBody;
 use super::openapi::{Body, Conflicting, Guarded, Missing, Required, Usual};
 use super::precondition::{Precondition, etag};
 use super::problem::{Kind, Problem};
-use super::query::{Asked, limit, parsed, subscription_id};
+use super::query::{Asked, PathPart, limit, parsed, subscription_id};
 use crate::domain::access::Caller;
+use crate::domain::key::EventKey;
 use crate::domain::subscription::{State as Standing, Subscription, SubscriptionId};
 use crate::management::{ManagementError, PlannedWrite, SubscriptionFilter, WriteAction, read_subscription};
 
@@ -40,6 +41,7 @@ struct ListQuery {
     /// Of this tenant; a token that is bound to one sees that one alone
     tenant: Option<String>,
     /// That want this event key, such as `user.created`
+    #[param(value_type = Option<EventKey>)]
     event: Option<String>,
     /// In this state: `active`, `paused` or `disabled`
     #[param(value_type = Option<Standing>)]
@@ -75,8 +77,7 @@ async fn list(
         event: parsed("event", query.event.as_deref())?,
         state: parsed("state", query.state.as_deref())?,
     };
-    let (limit, after) =
-        (limit(query.limit)?, query.after.map(SubscriptionId::try_from).transpose());
+    let (limit, after) = (limit(query.limit)?, query.after.map(SubscriptionId::try_from).transpose());
     let after = after.map_err(|problem| Problem::field("after", problem))?;
     let beyond = query.tenant.as_ref().is_some_and(|tenant| !caller.reaches(tenant));
     let (subscriptions, next) = if beyond {
@@ -136,7 +137,7 @@ async fn create(
 async fn read_one(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
 ) -> Result<Response, Problem> {
     let stored = state.management.subscription(&caller, &subscription_id(id)?).await?;
     Ok(shown(StatusCode::OK, &stored.subscription, stored.revision))
@@ -160,7 +161,7 @@ async fn read_one(
 async fn replace(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     headers: HeaderMap,
     JsonBody(value): JsonBody,
 ) -> Result<Response, Problem> {
@@ -186,7 +187,7 @@ async fn replace(
 async fn change(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     headers: HeaderMap,
     JsonBody(patch): JsonBody,
 ) -> Result<Response, Problem> {
@@ -218,7 +219,7 @@ async fn change(
 async fn remove(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let (id, precondition) = (subscription_id(id)?, Precondition::read(&headers)?);

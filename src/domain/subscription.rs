@@ -63,13 +63,16 @@ impl std::fmt::Display for SubscriptionId {
 
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "id": "billing-crm", "events": ["user.created", "role.*"], "delivery": {"url": "https://crm.example/hooks"}
+}))]
 pub struct Subscription {
     pub id: SubscriptionId,
     #[serde(default = "default_tenant")]
     #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9_.-]+$")]
     pub tenant: String,
     /// Event keys with NATS wildcards: `*` is one word, `>` at the end is all that follow.
-    #[schema(value_type = Vec<String>, min_items = 1, max_items = 256, example = json!(["user.created", "role.*"]))]
+    #[schema(min_items = 1, max_items = 256, example = json!(["user.created", "role.*"]))]
     pub events: Vec<KeyPattern>,
     /// All must hold (CloudEvents Subscriptions API 1.0, `filters`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -78,8 +81,10 @@ pub struct Subscription {
     pub state: State,
     /// Why and since when the hub has disabled it, where it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
     pub disabled_reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    #[schema(read_only)]
     pub disabled_at: Option<OffsetDateTime>,
     pub delivery: Delivery,
 }

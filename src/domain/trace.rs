@@ -101,15 +101,16 @@ impl Findings {
 }
 
 /// The story, oldest step first.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Trace {
     pub event_id: String,
     pub timeline: Vec<Step>,
     pub subscribers: Vec<Subscriber>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schema(as = TraceStepKind)]
 pub enum What {
     /// The event's own time.
     Published,
@@ -139,7 +140,8 @@ impl What {
 }
 
 /// One step; what does not apply is left out.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = TraceStep)]
 pub struct Step {
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
@@ -159,6 +161,7 @@ pub struct Step {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub error: Option<ErrorKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
@@ -170,8 +173,9 @@ pub struct Step {
 }
 
 /// Where an envelope stands now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schema(as = EnvelopeState)]
 pub enum Standing {
     /// In the outbox, and no attempt is known.
     Waiting,
@@ -201,7 +205,8 @@ impl Standing {
 }
 
 /// A subscriber's last state.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = TraceSubscriber)]
 pub struct Subscriber {
     pub domain: String,
     pub subscription: String,

@@ -100,4 +100,18 @@ impl ManagementError {
                 )
         )
     }
+
+    /// The same may succeed later: the server cannot be reached, its stream has no leader yet or is
+    /// being recovered, or it has too much to do.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Nats(error) | Self::Halfway { source: error, .. } => {
+                matches!(error, NatsError::NoResponders { .. })
+                    || error.api().is_some_and(|error| matches!(error.code, 429 | 503))
+                    || self.is_unreachable()
+            }
+            Self::Full { .. } => true,
+            _ => false,
+        }
+    }
 }

@@ -25,14 +25,27 @@ pub struct EventForm<'a> {
     pub body: Bytes,
 }
 
+/// An event that was checked and is to be published.
+#[derive(Debug, Clone)]
+pub struct Checked<'a> {
+    form: EventForm<'a>,
+    key: EventKey,
+    /// `None`: the stream's sequence will make one.
+    id: Option<String>,
+    /// By which the stream knows it again, where the publisher gave none.
+    message_id: Option<String>,
+}
+
 /// The stream has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Published {
+    /// The events stream
     pub stream: String,
+    /// Its sequence there
     pub sequence: u64,
-    /// The event's.
+    /// The event's
     pub id: String,
-    /// The stream had it already, and stored nothing.
+    /// The stream had it already, and stored nothing
     pub duplicate: bool,
 }
 
@@ -51,9 +64,18 @@ impl Management {
     /// alone: an event that names none becomes its own.
     pub async fn publish(
         &self,
-        mut form: EventForm<'_>,
+        form: EventForm<'_>,
         tenant: Option<&str>,
     ) -> Result<Published, ManagementError> {
+        self.publish_checked(&self.check_publication(form, tenant)?).await
+    }
+
+    /// Checks what [`Management::publish`] checks, and publishes nothing yet.
+    pub fn check_publication<'a>(
+        &self,
+        mut form: EventForm<'a>,
+        tenant: Option<&'a str>,
+    ) -> Result<Checked<'a>, ManagementError> {
         if let Some(tenant) = tenant
             && !form.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(TENANT_HEADER))
         {
@@ -66,13 +88,18 @@ impl Management {
             return Err(ManagementError::Invalid(vec![FieldError::new("tenant", problem)]));
         }
         // A publisher who got no answer publishes again: the stream then knows the event.
-        let message_id = event.message_id();
         let named = form.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(MESSAGE_ID_HEADER));
-        let id = event.has_given_id().then_some(event.id);
-        if id.is_some() && !named {
-            form.headers.push((MESSAGE_ID_HEADER, &message_id));
-        }
-        self.send_event(&EventForm { key: Some(&event.key), ..form }, id).await
+        let given = event.has_given_id();
+        let message_id = (given && !named).then(|| event.message_id());
+        Ok(Checked { form, message_id, id: given.then_some(event.id), key: event.key })
+    }
+
+    /// Publishes what was checked.
+    pub async fn publish_checked(&self, checked: &Checked<'_>) -> Result<Published, ManagementError> {
+        let Checked { form, key, id, message_id } = checked;
+        let mut headers = form.headers.clone();
+        headers.extend(message_id.iter().map(|id| (MESSAGE_ID_HEADER, id.as_str())));
+        self.send_event(&EventForm { key: Some(key), headers, body: form.body.clone() }, id.clone()).await
     }
 
     /// What the event-processor would make of it, where it would take it.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use axum::extract::{Path, State as FromState};
+use axum::extract::State as FromState;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use secrecy::ExposeSecret as _;
@@ -19,7 +19,7 @@ use crate::api::body::MaybeJson;
 use crate::api::openapi::{Body, Conflicting, Guarded, Missing, Usual};
 use crate::api::precondition::{Precondition, etag};
 use crate::api::problem::Problem;
-use crate::api::query::{Asked, subscription_id};
+use crate::api::query::{Asked, PathPart, subscription_id};
 use crate::domain::access::Caller;
 use crate::domain::duration;
 use crate::domain::key::EventKey;
@@ -45,7 +45,7 @@ pub(super) fn routes() -> OpenApiRouter<State> {
 async fn pause(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     set_state(&state, &caller, id, &headers, Standing::Paused).await
@@ -61,7 +61,7 @@ async fn pause(
 async fn resume(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     set_state(&state, &caller, id, &headers, Standing::Active).await
@@ -73,7 +73,6 @@ async fn resume(
 struct TestOrder {
     /// Its event key; one that the subscription wants where not given
     #[serde(default)]
-    #[schema(value_type = Option<String>, example = "user.created")]
     event: Option<EventKey>,
 }
 
@@ -86,7 +85,7 @@ struct TestOrder {
 async fn test(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     MaybeJson(order): MaybeJson<TestOrder>,
 ) -> Result<Response, Problem> {
     let stored = state.management.subscription(&caller, &subscription_id(id)?).await?;
@@ -148,7 +147,7 @@ struct NewSecret {
 async fn rotate_secret(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Path(id): Path<String>,
+    PathPart(id): PathPart,
     headers: HeaderMap,
     MaybeJson(order): MaybeJson<RotateOrder>,
 ) -> Result<Response, Problem> {
@@ -179,6 +178,7 @@ async fn rotate_secret(
 #[into_params(parameter_in = Query)]
 struct MatchQuery {
     /// Its key, such as `user.created`
+    #[param(value_type = EventKey)]
     event: String,
     /// Its tenant: the token's, or `default`, where not given
     tenant: Option<String>,
