@@ -2,10 +2,10 @@
 //! with none logged, in turns, so that what else the machine does falls on both.
 
 use super::SyncMode;
-use super::drain::{Drained, drain, middle, plain, rig};
+use super::drain::{Drained, drain, plain, rig};
 use super::error::BenchError;
 use super::report::{Figure, Goal, Measure, Unit};
-use super::statistics::ratio;
+use super::statistics::{middle, ratio};
 use super::tally::Account;
 
 /// How often each is drained; the middle rate counts.
@@ -32,7 +32,8 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
             return Err(BenchError::Answer { what: "the delivery log", text });
         }
     }
-    let (all, none) = (middle(&all), middle(&none));
+    let rate = |drained: &[Drained]| middle(&drained.iter().map(|one| one.rate).collect::<Vec<_>>());
+    let (all, none) = (rate(&all), rate(&none));
     let kept = ratio(all, none).unwrap_or(0.0);
     let logged = Measure::new("every attempt logged", all, Unit::DeliveriesPerSecond, None)
         .aim(Some(Goal::at_least(kept, 0.9, "0.90 of the rate with none logged")));

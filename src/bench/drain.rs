@@ -76,13 +76,6 @@ pub fn with_credentials(rig: &Rig) -> Result<Vec<Subscription>, BenchError> {
     Ok(subscriptions)
 }
 
-/// The middle one of the rates.
-pub fn middle(drained: &[Drained]) -> f64 {
-    let mut rates: Vec<f64> = drained.iter().map(|drained| drained.rate).collect();
-    rates.sort_by(f64::total_cmp);
-    rates.get(rates.len() / 2).copied().unwrap_or(0.0)
-}
-
 /// Fills the outbox of a fresh rig for ten subscriptions and drains it, with settings (`key=value`)
 /// for the hub.
 pub async fn drain(

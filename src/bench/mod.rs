@@ -44,7 +44,7 @@ pub struct Options {
     part: Option<Part>,
     /// a: draining a preloaded outbox, b: end to end with a fan-out of 10, c: latency, d: memory, l: draining
     /// with every attempt logged beside draining with none logged, o: draining with OAuth2 and signatures
-    /// beside draining with neither, r: how soon a change of a subscription is in effect in three replicas,
+    /// beside draining with neither, in pairs, r: how soon a change of a subscription is in effect in three replicas,
     /// s: from the start to ready
     #[arg(long, value_delimiter = ',', default_value = "a,b,c,d")]
     figures: Vec<Letter>,

@@ -45,6 +45,10 @@ pub enum Unit {
     Milliseconds,
     #[serde(rename = "s")]
     Seconds,
+    #[serde(rename = "us")]
+    Microseconds,
+    #[serde(rename = "ratio")]
+    Ratio,
     #[serde(rename = "MB")]
     Megabytes,
     #[serde(rename = "bytes")]
@@ -149,6 +153,8 @@ fn shown(value: f64, unit: Unit) -> String {
         Unit::DeliveriesPerSecond => format!("{}/s", grouped(value.round() as u64)),
         Unit::Milliseconds => format!("{value:.2} ms"),
         Unit::Seconds => format!("{value:.2} s"),
+        Unit::Microseconds => format!("{value:.1} us"),
+        Unit::Ratio => format!("{value:.2}"),
         Unit::Megabytes => format!("{value:.1} MB"),
         Unit::Bytes => format!("{} B", grouped(value.round() as u64)),
     }
