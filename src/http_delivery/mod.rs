@@ -217,11 +217,11 @@ impl Inner {
         headers.insert(AUTHORIZATION, token.header.clone());
         tell(&headers, &body);
         let response = self.send(target, headers, body).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
+        if !matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             return answer::read(response, self.config.response_limit, &target.sent_secrets, Some(&token))
                 .await;
         }
-        // The token was revoked, or the endpoint thinks it too old: once more with a new one.
+        // The token was revoked, is too old, or lacks what the client was granted since: once more with a new one.
         answer::drain(response, self.config.response_limit).await?;
         self.tokens.invalidate(client, &token);
         let token: Arc<Token> = self.tokens.get(self, client).await?;
