@@ -72,7 +72,11 @@ impl Dev {
         let server = if url == DEFAULT_URL { String::new() } else { format!("--server {url} ") };
         let exports: Vec<String> =
             self.exports.iter().map(|(name, value)| format!("{name}={}", quoted(value))).collect();
-        let health = health.map(|address| format!("    curl http://{address}/readyz\n")).unwrap_or_default();
+        let health = health
+            .map(|address| {
+                format!("    curl http://{address}/readyz\n    curl http://{address}/v1/subscriptions\n")
+            })
+            .unwrap_or_default();
         format!(
             "\nThe hub runs, with a nats-server of its own at {url}. Its data stays in {folder}.\n\n  \
              From another terminal:\n    \
@@ -130,6 +134,8 @@ pub async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
         settings.delivery.allow_networks = loopback();
         exports.push(("HUB__DELIVERY__ALLOW_NETWORKS", LOOPBACK.join(",")));
     }
+    // Whoever reaches a loopback address is this machine's own user.
+    settings.api.anonymous |= settings.api.listen.ip().is_loopback();
     tracing::info!(url = settings.nats.url, data = %folder.display(), "a private nats-server runs");
     Ok(Dev { broker, folder, exports })
 }

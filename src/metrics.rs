@@ -1,6 +1,7 @@
 //! The facts that the hub counts. One method per fact: it counts, and where a person should
 //! know, it logs.
 
+mod api;
 mod outbox;
 
 use std::sync::Arc;
@@ -46,6 +47,16 @@ struct RejectedLabel {
     reason: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
 type HistogramFamily = Family<DomainLabel, Histogram, fn() -> Histogram>;
 
 /// The metrics of a process. Cheap to clone.
@@ -75,6 +86,9 @@ struct Inner {
     events_depth: Gauge<i64, AtomicI64>,
     subscriptions: Gauge<i64, AtomicI64>,
     outbox: OutboxFamilies,
+    api: api::ApiMetrics,
+    resolver: ResolverMetrics,
+    resolver_served: Family<ResultLabel, Counter>,
 }
 
 impl Default for Metrics {
@@ -172,6 +186,15 @@ impl Metrics {
         registry.register("events_depth", "Events that wait in HUB_EVENTS (lag)", events_depth.clone());
         registry.register("subscriptions", "Subscriptions in the index", subscriptions.clone());
         let outbox = OutboxFamilies::register(&mut registry);
+        let api = api::ApiMetrics::register(&mut registry);
+        let resolver = ResolverMetrics::registered(&mut registry);
+        let resolver_served = Family::<ResultLabel, Counter>::default();
+        registry.register(
+            "resolver_served",
+            "Questions of other hubs to this one as subscription resolver, by result \
+             (answered, not-admitted, invalid, unavailable)",
+            resolver_served.clone(),
+        );
         Self {
             inner: Arc::new(Inner {
                 registry,
@@ -194,6 +217,9 @@ impl Metrics {
                 events_depth,
                 subscriptions,
                 outbox,
+                api,
+                resolver,
+                resolver_served,
             }),
         }
     }
@@ -262,6 +288,55 @@ impl Metrics {
 
     pub fn subscriptions(&self, count: usize) {
         self.inner.subscriptions.set(gauge(count as u64));
+    }
+}
+
+impl Metrics {
+    /// Of the resolver that this process asks.
+    pub fn resolver(&self) -> ResolverMetrics {
+        self.inner.resolver.clone()
+    }
+
+    /// Another hub's question was dealt with.
+    pub fn resolver_served(&self, result: &'static str) {
+        self.inner.resolver_served.get_or_create(&ResultLabel { result }).inc();
+    }
+}
+
+/// What came of asking a subscription resolver. Cheap to clone.
+#[derive(Clone)]
+pub struct ResolverMetrics {
+    pub answers: Counter,
+    pub cache_hits: Counter,
+    failures: Family<KindLabel, Counter>,
+}
+
+impl ResolverMetrics {
+    fn registered(registry: &mut Registry) -> Self {
+        let metrics =
+            Self { answers: Counter::default(), cache_hits: Counter::default(), failures: Family::default() };
+        registry.register(
+            "resolver_answers",
+            "Answers of the subscription resolver that were used",
+            metrics.answers.clone(),
+        );
+        registry.register(
+            "resolver_cache_hits",
+            "Questions answered by what the subscription resolver said shortly before",
+            metrics.cache_hits.clone(),
+        );
+        registry.register(
+            "resolver_failures",
+            "Questions that the subscription resolver left unanswered, by kind \
+             (unavailable, deadline, not-admitted, failed, answer); their events wait",
+            metrics.failures.clone(),
+        );
+        metrics
+    }
+
+    /// A question has no answer that can be used.
+    pub fn failed(&self, kind: &'static str) {
+        self.failures.get_or_create(&KindLabel { kind }).inc();
     }
 }
 

@@ -7,20 +7,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Api, ApiError, Signs};
+use crate::api::{Api, ApiError, Resources, Signs};
 use crate::dev::Dev;
 use crate::domain::category::Categories;
-use crate::domain::outcome::RetryPolicy;
 use crate::health::Readiness;
-use crate::http_delivery::{AddressPolicy, HttpConfig, HttpDelivery, OpenSecret, Unopened};
+use crate::http_delivery::HttpDelivery;
+use crate::management::{Management, OrderDesk};
 use crate::metrics::Metrics;
-use crate::nats::definitions::{Limits, Shape};
+use crate::nats::definitions::Shape;
 use crate::nats::provision::{self, ProvisionError, Provisioned};
-use crate::nats::{ConnectOptions, JetStream, NatsError, Registry, Tls};
+use crate::nats::{ConnectOptions, JetStream, NatsError, Registry};
 use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings};
 use crate::roles::dlt_router::{DltRouter, DltRouterSettings};
 use crate::roles::event_processor::{EventProcessor, EventProcessorSettings, Resolver};
@@ -36,6 +35,9 @@ use crate::tasks::{TaskError, Tasks};
 
 mod resolving;
 
+use crate::configured::{MasterKey, bytes};
+pub use crate::configured::{connect_options, http_config, opener, retry_policy, shape};
+
 /// What a process does; by default all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Role {
@@ -43,14 +45,16 @@ pub enum Role {
     OutboxProcessor,
     DltRouter,
     DltProcessor,
+    /// The management API.
+    Api,
     /// Not among all: it runs where it is named.
     SubscriptionResolver,
 }
 
 impl Role {
     /// What a process does where nothing else is said.
-    pub const ALL: [Role; 4] =
-        [Role::EventProcessor, Role::OutboxProcessor, Role::DltRouter, Role::DltProcessor];
+    pub const ALL: [Role; 5] =
+        [Role::EventProcessor, Role::OutboxProcessor, Role::DltRouter, Role::DltProcessor, Role::Api];
 }
 
 #[derive(Debug, Clone)]
@@ -120,7 +124,8 @@ impl Hub {
     ) -> Result<Self, ServeError> {
         let domains = chosen_domains(settings, options)?;
         let sealer = Sealer::from_settings(&settings.secrets)?;
-        let remote = resolving::remote(settings)?;
+        let metrics = Metrics::new();
+        let remote = resolving::remote(settings, &metrics)?;
         let resolver_options = resolving::server_options(settings, options)?;
         let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
         let shape = shape(settings);
@@ -135,7 +140,6 @@ impl Hub {
             tracing::warn!(%drift, "kept");
         }
 
-        let metrics = Metrics::new();
         let readiness = Readiness::default();
         let connected = js.clone();
         let signs = Signs {
@@ -146,13 +150,31 @@ impl Hub {
         let api = Api::bind(settings.api.listen, signs).await?;
         let address = api.address();
         let mut tasks = Tasks::new(stop.clone());
-        tasks.graceful("health and metrics", api.run(stop.clone()));
 
         let (registry, follower) = Registry::new(&js);
         tasks.droppable("subscription registry", follower.run());
+        if options.roles.contains(&Role::Api) {
+            let management = Management::new(js.clone(), Arc::new(settings.clone()))?;
+            let (orders, runner) = OrderDesk::new(management.clone());
+            tasks.graceful("bulk orders", runner.run(stop.clone()));
+            let resources = Resources {
+                management,
+                orders,
+                registry: registry.clone(),
+                anonymous: settings.api.anonymous,
+                ready: readiness.part("api"),
+            };
+            tasks.graceful("api", api.run(Some(resources), stop.clone()));
+        } else {
+            tasks.graceful("health and metrics", api.run(None, stop.clone()));
+        }
         let all: Vec<String> = settings.domains.iter().map(|domain| domain.name.clone()).collect();
         tasks.droppable("gauges", Gauges::new(js.clone(), registry.clone(), all, metrics.clone()).run());
         if options.roles.contains(&Role::EventProcessor) {
+            if let Some(remote) = &remote {
+                let ready = readiness.part("answer of the subscription resolver");
+                tasks.droppable("subscription resolver's readiness", remote.clone().watch(ready));
+            }
             let rules = settings.domains.iter().map(|domain| (domain.name.clone(), domain.events.clone()));
             let role = EventProcessor::new(
                 js.clone(),
@@ -205,7 +227,7 @@ impl Hub {
             let server = ResolverServer::bind(&options)?;
             tracing::info!(address = ?server.address(), "answering as subscription resolver");
             let ready = readiness.part("subscription-resolver");
-            let role = SubscriptionResolver::new(js.clone(), registry, server, ready);
+            let role = SubscriptionResolver::new(js.clone(), registry, server, metrics.clone(), ready);
             tasks.graceful("subscription-resolver", role.run(stop.clone()));
         }
         Ok(Self { js, readiness, metrics, api: address, tasks })
@@ -345,94 +367,5 @@ fn outbox_settings(settings: &Settings, domains: &[DomainSettings], shape: Shape
         schedule: settings.redrive.schedule.clone(),
         log: settings.delivery.log,
         shape,
-    }
-}
-
-/// What the settings say of attempts.
-pub fn retry_policy(settings: &Settings) -> RetryPolicy {
-    RetryPolicy {
-        max_deliver: settings.delivery.max_deliver,
-        waits: settings.delivery.retry.clone(),
-        max_retry_after: settings.delivery.max_retry_after,
-    }
-}
-
-/// Opens credentials with the settings' master key.
-pub fn opener(settings: &Settings) -> Result<Arc<dyn OpenSecret>, MasterKeyError> {
-    Ok(Arc::new(MasterKey(Sealer::from_settings(&settings.secrets)?)))
-}
-
-/// What the settings say of the HTTP deliveries.
-pub fn http_config(settings: &Settings) -> HttpConfig {
-    HttpConfig {
-        addresses: AddressPolicy { allow: settings.delivery.allow_networks.clone() },
-        response_limit: bytes(settings.delivery.response_limit),
-        ..HttpConfig::default()
-    }
-}
-
-/// What the settings say of the connection.
-pub fn connect_options(settings: &Settings, name: &str) -> ConnectOptions {
-    let nats = &settings.nats;
-    ConnectOptions {
-        url: nats.url.clone(),
-        prefix: nats.prefix.clone(),
-        name: name.to_owned(),
-        credentials_file: nats.credentials_file.clone(),
-        nkey_seed_file: nats.nkey_seed_file.clone(),
-        user: nats.user.clone(),
-        password: nats.password.clone(),
-        token: nats.token.clone(),
-        tls: Tls {
-            required: nats.tls_required,
-            ca_file: nats.tls_ca_file.clone(),
-            cert_file: nats.tls_cert_file.clone(),
-            key_file: nats.tls_key_file.clone(),
-        },
-        connect_timeout: nats.connect_timeout,
-        request_timeout: nats.request_timeout,
-    }
-}
-
-/// What the settings say of the streams and consumers.
-pub fn shape(settings: &Settings) -> Shape {
-    let limits = &settings.limits;
-    Shape {
-        prefix: settings.nats.prefix.clone(),
-        domains: settings.domains.iter().map(|domain| domain.name.clone()).collect(),
-        replicas: settings.nats.replicas,
-        max_deliver: settings.delivery.max_deliver,
-        ack_wait: settings.delivery.ack_wait,
-        duplicate_window: limits.duplicate_window,
-        limits: Limits {
-            events: limits.events.as_u64(),
-            outbox: limits.outbox.as_u64(),
-            dlt: limits.dlt.as_u64(),
-            attempts: limits.attempts.as_u64(),
-            rejected: limits.rejected.as_u64(),
-            advisories: limits.advisories.as_u64(),
-            attempts_max_age: limits.attempts_max_age,
-            rejected_max_age: limits.rejected_max_age,
-        },
-    }
-}
-
-fn bytes(size: bytesize::ByteSize) -> usize {
-    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
-}
-
-/// Opens credentials with the master key, if there is one.
-struct MasterKey(Option<Sealer>);
-
-impl OpenSecret for MasterKey {
-    fn open(&self, subscription: &str, sealed: &str) -> Result<SecretString, Unopened> {
-        let Some(sealer) = &self.0 else {
-            tracing::error!(subscription, "a sealed credential, but no secrets.master_key in the settings");
-            return Err(Unopened);
-        };
-        sealer.open(subscription, sealed).map_err(|error| {
-            tracing::error!(subscription, %error, "a sealed credential cannot be opened");
-            Unopened
-        })
     }
 }

@@ -270,6 +270,59 @@ async fn a_long_hold_moves_what_waits_to_a_lane_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_retry_after_counts_up_to_the_bound_of_the_settings() {
+    let settings = QUICK.replace("[delivery]", "[delivery]\nmax_retry_after = \"1s\"");
+    let (broker, receiver, _hub, client) = started(&settings).await;
+    client.subscribe([subscription("slow", &["user.>"], &receiver.url("/slow"))]).await;
+    let refusal = Box::new(Behaviour::retry_after(429, 100_000));
+    receiver.set("/slow", Behaviour::First(1, refusal, Box::new(Behaviour::ok())));
+    client.publish("user.created", "first").await;
+    let requests = receiver.wait_for("/slow", 2, STEP).await;
+    let wait = requests[1].arrived - requests[0].arrived;
+    assert!(wait >= Duration::from_millis(900), "it came again after {wait:?}");
+    // Nor does the whole subscription stay held.
+    client.publish("user.created", "second").await;
+    receiver.wait_accepted("/slow", 2, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+}
+
+#[tokio::test]
+async fn what_the_hub_cannot_do_is_the_hubs_fault_wherever_it_is_told() {
+    // Sealed with a key that this hub does not have.
+    let (broker, receiver, hub, client) = started(QUICK).await;
+    let mut sealed = subscription("sealed", &["user.>"], &receiver.url("/sealed"));
+    sealed["delivery"]["auth"] = json!({"type": "bearer", "token": {"sealed": "v1.k1.AAAA"}});
+    let refusing = subscription("refusing", &["user.>"], &receiver.url("/refusing"));
+    client.subscribe([sealed, refusing]).await;
+    receiver.set("/refusing", Behaviour::status(503));
+    client.publish("user.created", "e1").await;
+    for (id, fault, kind) in [("sealed", "hub", "sealed"), ("refusing", "subscriber", "server-error")] {
+        let letter = dead_letters(&client, id, 1).await.remove(0).letter;
+        assert_eq!((letter.reason.as_str(), letter.attempts), ("exhausted", 3), "{id}");
+        assert_eq!(letter.fault.as_str(), fault, "{id}: the dead letter");
+        let listed = hub.cli_json(&["dlt", "list", "--subscription", id]).await;
+        assert_eq!(listed[0]["fault"], fault, "{id}: the list: {listed}");
+        let labels = [format!("kind=\"{kind}\""), format!("fault=\"{fault}\"")];
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        assert_eq!(hub.metric("hub_failures_total", &labels).await, 3.0, "{id}: the metrics");
+        eventually(STEP, &format!("the attempts of {id} are logged with their fault"), async || {
+            let trace = hub.cli_json(&["event", "trace", "e1"]).await;
+            let steps = trace["timeline"].as_array().cloned().unwrap_or_default();
+            let faults: Vec<Value> = steps
+                .into_iter()
+                .filter(|step| step["subscription"] == id && step["what"] == "attempt")
+                .map(|step| step["fault"].clone())
+                .collect();
+            if faults == [json!(fault), json!(fault), json!(fault)] { Ok(()) } else { Err(faults) }
+        })
+        .await;
+    }
+    assert_eq!(hub.metric("hub_failures_total", &[]).await, 6.0, "no other kind and no other fault");
+    assert_eq!(receiver.count("/sealed"), 0, "nothing is sent without its credential");
+    broker.nothing_owed_within(STEP).await;
+}
+
+#[tokio::test]
 async fn a_subscription_may_give_statuses_another_meaning() {
     let (broker, receiver, hub, client) = started(QUICK).await;
     receiver.set("/patient", Behaviour::failing_first(2, 400));

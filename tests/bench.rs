@@ -64,6 +64,33 @@ async fn memory_grows_with_the_subscriptions_and_is_told_on_a_line() {
 }
 
 #[tokio::test]
+async fn credentials_changes_and_starts_are_measured_and_nothing_is_lost() {
+    let args = ["bench", "--figures", "o,r,s", "--sync", "default", "--messages", "200", "--duration", "1s"];
+    let figures = hub().cli_json(&[&args[..], &["--subscriptions", "15,2000"]].concat()).await;
+    let figures = figures.as_array().expect("the figures are an array");
+    // Eight drains, an event each 2 ms for 3 s, and three events for the last tenant of each number.
+    let expected = [("o", 1_600..=1_600), ("r", 300..=1_600), ("s", 45..=45)];
+    assert_eq!(figures.len(), expected.len());
+    for (figure, (letter, arrivals)) in figures.iter().zip(expected) {
+        assert_eq!(figure["figure"], letter);
+        let counted = &figure["arrivals"];
+        let number = counted["expected"].as_u64().expect("a number");
+        assert!(arrivals.contains(&number), "{figure}");
+        assert_eq!((&counted["missing"], &counted["unexpected"]), (&0.into(), &0.into()), "{figure}");
+        assert_eq!(figure["still_owed"], 0, "{figure}");
+        let measures = figure["measures"].as_array().expect("measures are an array");
+        assert_eq!(measures.len(), if letter == "o" { 7 } else { 2 }, "{figure}");
+        for measure in measures {
+            assert!(measure["value"].as_f64().is_some_and(|value| value > 0.0), "{figure}");
+        }
+    }
+    // Each of ten changes was seen in each of the three.
+    let slowest = &figures[1]["measures"][1];
+    assert!(slowest["value"].as_f64().is_some_and(|millis| millis < 60_000.0), "{slowest}");
+    assert_eq!(slowest["goals"].as_array().map(Vec::len), Some(1));
+}
+
+#[tokio::test]
 async fn what_cannot_be_measured_is_a_usage_error() {
     for args in [["--figures", "e"], ["--messages", "0"], ["--duration", "soon"], ["--subscriptions", "0"]] {
         let output = hub().cli(&["bench", args[0], args[1]]).await;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const MOST_LINES: usize = 500;
 /// The crates that the pure core may use: formats, values, and hashes. None of them waits, asks the
 /// time, or reaches anything outside.
-const PURE: [&str; 14] = [
+const PURE: [&str; 15] = [
     "base64",
     "bytes",
     "humantime",
@@ -22,6 +22,8 @@ const PURE: [&str; 14] = [
     "time",
     "url",
     "strsim",
+    // Describes types for the API's document; nothing of it runs in the core.
+    "utoipa",
 ];
 /// What no pure function asks for.
 const IMPURE: [&str; 13] = [
@@ -41,7 +43,7 @@ const IMPURE: [&str; 13] = [
 ];
 /// Each client library and the places that may import it: one, but for what the demo and the bench
 /// bring of the other side (endpoints, progress for people).
-const CLIENTS: [(&str, &[&str]); 14] = [
+const CLIENTS: [(&str, &[&str]); 17] = [
     // An external NATS server or account has a connection of its own, made in its own way.
     ("async_nats", &["nats", "sinks"]),
     ("redis", &["sinks"]),
@@ -51,6 +53,9 @@ const CLIENTS: [(&str, &[&str]); 14] = [
     ("ring", &["http_delivery"]),
     ("sqlx", &["store"]),
     ("axum", &["api", "demo"]),
+    ("hyper", &["api"]),
+    ("hyper_util", &["api"]),
+    ("utoipa_axum", &["api"]),
     ("tonic", &["subscriptions_grpc"]),
     ("tonic_prost", &["subscriptions_grpc"]),
     ("chacha20poly1305", &["seal"]),
@@ -58,10 +63,9 @@ const CLIENTS: [(&str, &[&str]); 14] = [
     ("comfy_table", &["cli"]),
     ("indicatif", &["cli", "bench"]),
 ];
-const ADAPTERS: [&str; 7] =
-    ["nats", "http_delivery", "seal", "sinks", "store", "subscriptions_grpc", "api"];
+const ADAPTERS: [&str; 7] = ["nats", "http_delivery", "seal", "sinks", "store", "subscriptions_grpc", "api"];
 /// What is built on the adapters, and so never imported by them.
-const ABOVE: [&str; 7] = ["roles", "serve", "cli", "dev", "demo", "bench", "broker_process"];
+const ABOVE: [&str; 8] = ["roles", "management", "serve", "cli", "dev", "demo", "bench", "broker_process"];
 
 struct Source {
     /// Below `src`, with slashes.
@@ -209,7 +213,9 @@ fn adapters_do_not_know_each_other_nor_what_is_built_on_them() {
         if !ADAPTERS.contains(&module.as_str()) {
             continue;
         }
-        for other in ADAPTERS.iter().chain(&ABOVE).filter(|other| **other != module) {
+        // The API is a face of the operations, as the command line is.
+        let theirs = |other: &str| other == module || (module == "api" && other == "management");
+        for other in ADAPTERS.iter().chain(&ABOVE).filter(|other| !theirs(other)) {
             if source.code.contains(&format!("crate::{other}::"))
                 || source.code.contains(&format!("crate::{other};"))
             {
@@ -237,12 +243,30 @@ fn roles_meet_only_on_streams() {
                 broken.push(format!("{}: {other}", source.path));
             }
         }
-        let above = ["serve", "cli", "settings", "dev"]
+        let above = ["serve", "cli", "settings", "dev", "management"]
             .iter()
             .filter(|name| source.code.contains(&format!("crate::{name}::")));
         broken.extend(above.map(|name| format!("{}: crate::{name}", source.path)));
     }
     assert_none(&broken, "a role imports no other role, and nothing that starts roles");
+}
+
+#[test]
+fn the_operations_know_no_face() {
+    let (mut broken, mut files) = (Vec::new(), 0);
+    for source in sources().iter().filter(|source| source.module() == "management") {
+        files += 1;
+        for name in ["axum", "clap", "comfy_table", "indicatif"].iter().filter(|name| source.names(name)) {
+            broken.push(format!("{}: {name}", source.path));
+        }
+        for other in ["api", "cli", "serve", "roles"] {
+            if source.code.contains(&format!("crate::{other}::")) {
+                broken.push(format!("{}: crate::{other}", source.path));
+            }
+        }
+    }
+    assert_none(&broken, "src/management neither prints nor knows HTTP, nor who asks");
+    assert!(files > 3, "{files} files of the operations are found");
 }
 
 #[test]

@@ -186,7 +186,7 @@ async fn the_nats_command_takes_each_definition_and_the_hub_finds_no_drift() {
             consumers += 1;
         }
     }
-    assert_eq!((streams, consumers), (14, 11), "streams and consumers");
+    assert_eq!((streams, consumers), (16, 11), "streams and consumers");
     let hub = Hub::configured(&broker.url(), "");
     let check = hub.cli(&["provision", "--check"]).await;
     assert!(check.status.success(), "no drift: {}", print_output(&check));

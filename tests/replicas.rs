@@ -114,6 +114,56 @@ async fn two_replicas_of_every_role_share_the_work_and_double_nothing() {
 }
 
 #[tokio::test]
+async fn a_retry_after_that_one_replica_is_told_holds_in_the_other_as_well() {
+    const WAIT: Duration = Duration::from_secs(5);
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hubs = [Hub::serve(&broker.url(), QUICK, &[]), Hub::serve(&broker.url(), QUICK, &[])];
+    for hub in &mut hubs {
+        hub.ready().await;
+    }
+    let client = TestClient::connect(&broker.url()).await;
+    let wanted = ["slow", "other"].map(|id| subscription(id, &["user.>"], &receiver.url(&format!("/{id}"))));
+    client.subscribe(wanted).await;
+    let refusal = Box::new(Behaviour::retry_after(429, WAIT.as_secs()));
+    receiver.set("/slow", Behaviour::First(1, refusal, Box::new(Behaviour::ok())));
+    client.publish("user.created", "first").await;
+    let refused = receiver.wait_for("/slow", 1, STEP).await[0].arrived;
+    for hub in &hubs {
+        hub.wait_for_log("nothing of the subscription is sent until then", WAIT).await;
+    }
+    // One of the two was answered, the other was told.
+    let mut answered = 0.0;
+    for hub in &hubs {
+        let throttled = hub.metric("hub_failures_total", &["kind=\"throttled\""]).await;
+        assert!(throttled <= 1.0, "{throttled}");
+        answered += throttled;
+    }
+    assert_eq!(answered, 1.0);
+
+    client.publish_all("user.created", &ids("more", 200)).await;
+    receiver.wait_accepted("/other", 201, STEP).await;
+    let others = refused.elapsed();
+    receiver.wait_accepted("/slow", 201, STEP).await;
+    let received = receiver.received("/slow");
+    let early = received[1..].iter().map(|request| request.arrived - refused).min().expect("201 came");
+    assert!(early >= WAIT - Duration::from_millis(100), "one of the others came after {early:?}");
+    assert!(others < WAIT, "the other subscription goes on: {others:?}");
+    assert_eq!(received.len(), 202, "each came once, but for the first");
+    for hub in &hubs {
+        assert!(hub.metric("hub_deliveries_total", &["outcome=\"delivered\""]).await > 50.0, "both deliver");
+    }
+    broker.nothing_owed_within(STEP).await;
+
+    // What anybody else says there is neither believed beyond the bound nor able to stop the hubs.
+    for notice in ["soon", "{\"wait_ms\":-1}"] {
+        client.js.publish_plain("hub.holds.other", notice.into()).await.expect("published");
+    }
+    client.publish("user.created", "last").await;
+    receiver.wait_accepted("/other", 202, STEP).await;
+}
+
+#[tokio::test]
 async fn a_cluster_that_loses_a_node_in_the_middle_loses_no_pair() {
     let options = BrokerOptions { server_name: Some("node".to_owned()), ..BrokerOptions::new(nats_server()) };
     let mut cluster = BrokerCluster::start(3, &options).await.unwrap_or_else(|error| panic!("{error}"));

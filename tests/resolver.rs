@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::{
-    Account, Behaviour, FaultProxy, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, free_port, ids,
-    subscription,
+    Account, Behaviour, FaultProxy, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, free_port,
+    http_client, ids, subscription,
 };
 
 const STEP: Duration = Duration::from_secs(60);
@@ -34,6 +34,19 @@ impl Answering {
         let client = TestClient::connect(&broker.url()).await;
         Self { _broker: broker, client, hub, port }
     }
+}
+
+/// Waits until nothing but the resolver's answer keeps a hub from being ready.
+async fn waits_for_an_answer(hub: &Hub) {
+    eventually(STEP, "the hub is ready but for the resolver", async || {
+        let Ok(answer) = http_client().get(hub.api_url("/readyz")).send().await else {
+            return Err("no answer".to_owned());
+        };
+        let (status, text) = (answer.status(), answer.text().await.unwrap_or_default());
+        let only = status == 503 && text == "not ready: answer of the subscription resolver\n";
+        if only { Ok(()) } else { Err(text) }
+    })
+    .await;
 }
 
 /// Settings of a hub that asks at `port`.
@@ -77,9 +90,16 @@ async fn a_killed_resolver_makes_events_wait_and_loses_and_doubles_no_pair() {
     client.publish_all("user.created", &second).await;
     assert_eq!(client.stream("HUB_EVENTS").await.state.messages, 2_100, "every event waits");
     assert_eq!(client.stream(OUTBOX).await.state.last_sequence, 400, "none is fanned out, whole or half");
+    waits_for_an_answer(&hub).await;
+    // It goes on asking; its failures are counted, and told once.
+    let unavailable = ["kind=\"unavailable\""];
+    let failed = hub.metric("hub_resolver_failures_total", &unavailable).await;
+    hub.metric_above("hub_resolver_failures_total", &unavailable, failed + 1.0, STEP).await;
+    assert_eq!(hub.log().matches("events cannot be resolved").count(), 1, "once, not for each event");
 
     answering.hub.start();
     answering.hub.ready().await;
+    hub.ready().await;
     receiver.wait_accepted("/all", 2_300, STEP).await;
     receiver.wait_accepted("/created", 2_200, STEP).await;
     receiver.wait_accepted("/filtered", 2_000, STEP).await;
@@ -122,6 +142,14 @@ async fn a_change_is_seen_when_the_kept_answer_ends() {
     broker.nothing_owed_within(STEP).await;
     let (before, after) = (receiver.accepted("/before").len(), receiver.accepted("/after").len());
     assert_eq!(before + after, published, "each went to one of the two");
+    // The first event asked; of those that came within a second of it most did not.
+    let count = async |name: &str| hub.metric(name, &[]).await;
+    let (answers, hits) =
+        (count("hub_resolver_answers_total").await, count("hub_resolver_cache_hits_total").await);
+    assert!(answers >= 2.0 && hits >= 1.0, "{answers} answers, {hits} from the cache");
+    assert_eq!(count("hub_resolver_failures_total").await, 0.0);
+    let served = answering.hub.metric("hub_resolver_served_total", &["result=\"answered\""]).await;
+    assert!(served >= answers, "{answers} answers, but {served} served");
 }
 
 #[tokio::test]
@@ -167,12 +195,16 @@ async fn a_wrong_token_is_refused_and_the_events_wait() {
     let receiver = Receiver::start().await;
     answering.client.subscribe([subscription("crm", &["user.>"], &receiver.url("/crm"))]).await;
     let mut hub = Hub::serve(&broker.url(), &asking(answering.port, "another-token", ""), &[]);
-    hub.ready().await;
+    // Before there is any event.
+    waits_for_an_answer(&hub).await;
     let client = TestClient::connect(&broker.url()).await;
     client.publish("user.created", "one").await;
     hub.wait_for_log("set subscriptions.token to the token it expects", STEP).await;
     assert_eq!(client.stream("HUB_EVENTS").await.state.messages, 1);
     assert_eq!(client.stream(OUTBOX).await.state.last_sequence, 0);
+    assert!(hub.metric("hub_resolver_failures_total", &["kind=\"not-admitted\""]).await > 0.0);
+    let refused = answering.hub.metric("hub_resolver_served_total", &["result=\"not-admitted\""]).await;
+    assert!(refused > 0.0);
     assert!(hub.terminate().await.success());
 
     let mut hub = Hub::serve(&broker.url(), &asking(answering.port, TOKEN, ""), &[]);

@@ -24,13 +24,14 @@ const BARE_LIMIT: Duration = Duration::from_secs(600);
 const LOG_LINES: usize = 20;
 
 /// The settings of the hub under test: the defaults, but for where things are and how many bytes a
-/// preloaded outbox needs.
-pub fn settings(broker_url: &str, outbox: u64, listen: &str) -> String {
+/// preloaded outbox needs; and a master key (32 bytes in base64), for subscriptions with credentials.
+pub fn settings(broker_url: &str, outbox: u64, listen: &str, master_key: &str) -> String {
     format!(
         "[nats]\nurl = {broker_url:?}\n\
          [delivery]\nallow_networks = [\"127.0.0.0/8\"]\n\
          [limits]\noutbox = \"{outbox}B\"\n\
          [api]\nlisten = {listen:?}\n\
+         [secrets]\nmaster_key = {master_key:?}\n\
          [log]\nlevel = \"warn\"\n",
     )
 }
@@ -73,9 +74,9 @@ pub struct HubProcess {
 }
 
 impl HubProcess {
-    /// Starts it with `settings`, and with those of `set` (`key=value`) before them; all roles where
-    /// none is named.
-    pub fn start(settings: &str, listen: &str, roles: &[&str], set: &[&str]) -> Result<Self, BenchError> {
+    /// Starts it with `settings` and with further arguments of `hub serve`. `listen`: where they
+    /// say that it listens.
+    pub fn start(settings: &str, listen: &str, args: &[String]) -> Result<Self, BenchError> {
         let folder =
             tempfile::tempdir().map_err(|source| BenchError::File { path: std::env::temp_dir(), source })?;
         let file = |path: &std::path::Path, source| BenchError::File { path: path.to_owned(), source };
@@ -86,12 +87,7 @@ impl HubProcess {
         let errors = output.try_clone().map_err(|source| file(&log, source))?;
         let mut command = this_program()?;
         command.arg("--config").arg(&config).arg("serve").stdout(output).stderr(errors);
-        for role in roles {
-            command.args(["--role", role]);
-        }
-        for setting in set {
-            command.args(["--set", setting]);
-        }
+        command.args(args);
         let child = command.spawn().map_err(|source| BenchError::Spawn { what: "the hub", source })?;
         let pid = child.id().expect("a child that has not been waited for has a process id");
         Ok(Self { child, pid, listen: listen.to_owned(), folder })

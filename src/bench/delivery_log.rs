@@ -2,10 +2,10 @@
 //! with none logged, in turns, so that what else the machine does falls on both.
 
 use super::SyncMode;
-use super::drain::{Drained, drain, rig};
+use super::drain::{Drained, drain, plain, rig};
 use super::error::BenchError;
 use super::report::{Figure, Goal, Measure, Unit};
-use super::statistics::ratio;
+use super::statistics::{middle, ratio};
 use super::tally::Account;
 
 /// How often each is drained; the middle rate counts.
@@ -14,17 +14,14 @@ const ROUNDS: usize = 3;
 /// Drains `messages` envelopes six times.
 pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError> {
     let (mut all, mut none) = (Vec::new(), Vec::new());
-    let mut arrivals = Account { expected: 0, missing: 0, doubles: 0, unexpected: 0 };
+    let mut arrivals = Account::default();
     let (mut still_owed, mut processor) = (0, None);
     for _ in 0..ROUNDS {
         none.push(once(sync, messages, "none").await?);
         all.push(once(sync, messages, "all").await?);
     }
     for drained in all.iter().chain(&none) {
-        arrivals.expected += drained.arrivals.expected;
-        arrivals.missing += drained.arrivals.missing;
-        arrivals.doubles += drained.arrivals.doubles;
-        arrivals.unexpected += drained.arrivals.unexpected;
+        arrivals += drained.arrivals;
         still_owed += drained.still_owed;
     }
     for drained in &all {
@@ -35,7 +32,8 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
             return Err(BenchError::Answer { what: "the delivery log", text });
         }
     }
-    let (all, none) = (middle(&all), middle(&none));
+    let rate = |drained: &[Drained]| middle(&drained.iter().map(|one| one.rate).collect::<Vec<_>>());
+    let (all, none) = (rate(&all), rate(&none));
     let kept = ratio(all, none).unwrap_or(0.0);
     let logged = Measure::new("every attempt logged", all, Unit::DeliveriesPerSecond, None)
         .aim(Some(Goal::at_least(kept, 0.9, "0.90 of the rate with none logged")));
@@ -52,13 +50,8 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
 
 async fn once(sync: SyncMode, messages: u64, choice: &str) -> Result<Drained, BenchError> {
     let rig = rig(sync, messages).await?;
-    let drained = drain(&rig, 'l', sync, messages, &[&format!("delivery.log={choice}")]).await?;
+    let drained =
+        drain(&rig, 'l', sync, messages, &plain(&rig)?, &[&format!("delivery.log={choice}")]).await?;
     rig.stop().await?;
     Ok(drained)
-}
-
-fn middle(drained: &[Drained]) -> f64 {
-    let mut rates: Vec<f64> = drained.iter().map(|drained| drained.rate).collect();
-    rates.sort_by(f64::total_cmp);
-    rates.get(rates.len() / 2).copied().unwrap_or(0.0)
 }

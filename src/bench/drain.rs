@@ -2,12 +2,13 @@
 //! hub starts; the rate is taken from the first arrival to the last.
 
 use super::error::BenchError;
-use super::load::{preload, register, subscription};
+use super::load::{preload, register, secured, subscription};
 use super::report::{Figure, Goal, Measure, Processor, Unit, settled_measure};
 use super::rig::{Rig, bar};
 use super::statistics::per_second;
 use super::tally::Account;
 use super::{SyncMode, Tenth};
+use crate::domain::subscription::Subscription;
 
 const SUBSCRIPTIONS: usize = 10;
 
@@ -16,7 +17,7 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
     let rig = rig(sync, messages).await?;
     let bare = rig.bare_loop(total(messages)).await?;
     let Drained { rate, settled_rate, arrivals, still_owed, processor, .. } =
-        drain(&rig, 'a', sync, messages, &[]).await?;
+        drain(&rig, 'a', sync, messages, &plain(&rig)?, &[]).await?;
     rig.stop().await?;
     let measure = Measure::new("", rate, Unit::DeliveriesPerSecond, Some(bare.per_second()));
     let ratio = measure.ratio.unwrap_or(0.0);
@@ -59,21 +60,36 @@ pub async fn rig(sync: SyncMode, messages: u64) -> Result<Rig, BenchError> {
     Rig::start(sync.interval(), total(messages)).await
 }
 
-/// Fills the outbox of a fresh rig and drains it, with settings (`key=value`) for the hub.
+/// The subscriptions of a drained outbox, without credentials.
+pub fn plain(rig: &Rig) -> Result<Vec<Subscription>, BenchError> {
+    (0..SUBSCRIPTIONS).map(|n| subscription(n, "default", rig.receiver.url())).collect()
+}
+
+/// The same, each with tokens and a signature.
+pub fn with_credentials(rig: &Rig) -> Result<Vec<Subscription>, BenchError> {
+    let (url, token_url) = (rig.receiver.url(), rig.receiver.token_url());
+    let mut subscriptions: Vec<Subscription> =
+        (0..SUBSCRIPTIONS).map(|n| secured(n, url, &token_url)).collect::<Result<_, _>>()?;
+    for subscription in &mut subscriptions {
+        rig.seal(subscription);
+    }
+    Ok(subscriptions)
+}
+
+/// Fills the outbox of a fresh rig for ten subscriptions and drains it, with settings (`key=value`)
+/// for the hub.
 pub async fn drain(
     rig: &Rig,
     figure: char,
     sync: SyncMode,
     messages: u64,
+    subscriptions: &[Subscription],
     set: &[&str],
 ) -> Result<Drained, BenchError> {
     let (events, total) = (messages.tenth(), total(messages));
-    let url = rig.receiver.url();
-    let subscriptions: Vec<_> =
-        (0..SUBSCRIPTIONS).map(|n| subscription(n, "default", url)).collect::<Result<_, _>>()?;
-    register(&rig.js, &subscriptions, |_| {}).await?;
+    register(&rig.js, subscriptions, |_| {}).await?;
     let loading = bar(total, format!("({figure}) sync {}: filling the outbox", sync.name()));
-    let expected = preload(&rig.js, events, &subscriptions, |count| loading.inc(count)).await?;
+    let expected = preload(&rig.js, events, subscriptions, |count| loading.inc(count)).await?;
     loading.finish_and_clear();
 
     let draining = bar(total, format!("({figure}) sync {}: draining it", sync.name()));

@@ -8,6 +8,7 @@ use crate::domain::event::Rejection;
 use crate::http_delivery::bare::BareError;
 use crate::nats::provision::ProvisionError;
 use crate::nats::{BatchError, NatsError};
+use crate::seal::MasterKeyError;
 use crate::settings::SettingsError;
 
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,10 @@ pub enum BenchError {
     Provision(#[from] ProvisionError),
     #[error("the settings of the bench are refused: {0}")]
     Settings(#[from] SettingsError),
+    #[error(transparent)]
+    MasterKey(#[from] MasterKeyError),
+    #[error("the settings of the bench have no master key")]
+    NoMasterKey,
     #[error("an event of the bench is refused: {0}")]
     Event(#[from] Rejection),
     #[error("a subscription of the bench is refused: {0}")]

@@ -21,6 +21,8 @@ pub const EVENT_BYTES: usize = 600;
 /// Taken by the domain `user-lifecycle` of the default settings.
 const KEY: &str = "user.created";
 pub const DOMAIN: &str = "user-lifecycle";
+/// Standard Webhooks: 24 bytes, in base64.
+const SIGNING_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 /// Publishes that wait for their acknowledgement at once.
 pub const PUBLISHES_IN_FLIGHT: usize = 256;
 
@@ -36,9 +38,13 @@ pub struct NewEvent {
 
 impl NewEvent {
     pub fn new(names: &Names, number: u64, tenant: &str) -> Result<Self, BenchError> {
+        Self::of_key(names, KEY, number, tenant)
+    }
+
+    pub fn of_key(names: &Names, key: &str, number: u64, tenant: &str) -> Result<Self, BenchError> {
         let (id, body) = (format!("bench-{number}"), body(number));
         let event = Publication {
-            subject_tail: KEY,
+            subject_tail: key,
             headers: &[("Nats-Msg-Id", &id), ("Hub-Tenant", tenant)],
             body: &body,
             stream: &names.events_stream(),
@@ -47,7 +53,7 @@ impl NewEvent {
             max_size: EVENT_BYTES,
         }
         .decode()?;
-        Ok(Self { subject: names.event(KEY), id, tenant: tenant.to_owned(), body, event })
+        Ok(Self { subject: names.event(key), id, tenant: tenant.to_owned(), body, event })
     }
 
     /// Publishes it, acknowledged by the stream.
@@ -89,6 +95,24 @@ pub fn subscription(number: usize, tenant: &str, url: &Url) -> Result<Subscripti
         "tenant": tenant,
         "events": ["user.*", "role.assigned"],
         "delivery": {"url": url.join(&format!("hooks/{number}")).unwrap_or_else(|_| url.clone())},
+    });
+    serde_json::from_value(value).map_err(BenchError::Subscription)
+}
+
+/// The same with credentials: OAuth2, with tokens of `token_url`, and a signature.
+pub fn secured(number: usize, url: &Url, token_url: &Url) -> Result<Subscription, BenchError> {
+    let value = json!({
+        "id": format!("sub-{number}"),
+        "tenant": "default",
+        "events": ["user.*", "role.assigned"],
+        "delivery": {
+            "url": url.join(&format!("hooks/{number}")).unwrap_or_else(|_| url.clone()),
+            "auth": {
+                "type": "oauth2", "token_url": token_url, "client_id": format!("bench-{number}"),
+                "client_secret": "a secret of the bench", "scopes": ["events"],
+            },
+            "signing": {"secret": SIGNING_SECRET},
+        },
     });
     serde_json::from_value(value).map_err(BenchError::Subscription)
 }

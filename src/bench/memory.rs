@@ -35,10 +35,7 @@ pub async fn measure(sync: SyncMode, counts: &[usize]) -> Result<Figure, BenchEr
         let name = format!("{count} subscriptions");
         measures.push(Measure::new(name, value, Unit::Megabytes, Some(bare)).aim(goal));
         points.push((count as f64, resident as f64));
-        arrivals.expected += account.expected;
-        arrivals.missing += account.missing;
-        arrivals.doubles += account.doubles;
-        arrivals.unexpected += account.unexpected;
+        arrivals += account;
         still_owed += owed;
     }
     if let (Some(first), Some(last)) = (points.first(), points.last())

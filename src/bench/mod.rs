@@ -5,7 +5,9 @@
 //! receiver and the load. Each figure starts on an empty broker, checks that every delivery
 //! arrived, and counts those that came twice.
 
+mod change;
 mod child;
+mod credentials;
 mod delivery_log;
 mod drain;
 mod end_to_end;
@@ -17,6 +19,7 @@ mod process;
 mod receiver;
 mod report;
 mod rig;
+mod startup;
 mod statistics;
 mod tally;
 
@@ -40,20 +43,22 @@ pub struct Options {
     #[command(subcommand)]
     part: Option<Part>,
     /// a: draining a preloaded outbox, b: end to end with a fan-out of 10, c: latency, d: memory, l: draining
-    /// with every attempt logged beside draining with none logged
+    /// with every attempt logged beside draining with none logged, o: draining with OAuth2 and signatures
+    /// beside draining with neither, in pairs, r: how soon a change of a subscription is in effect in three replicas,
+    /// s: from the start to ready
     #[arg(long, value_delimiter = ',', default_value = "a,b,c,d")]
     figures: Vec<Letter>,
     /// The server's sync_interval: its default, always (fsync before each acknowledgement), or one after
     /// the other
     #[arg(long, default_value = "both")]
     sync: SyncChoice,
-    /// Deliveries of the figures a, b and l; rounded up to tens
+    /// Deliveries of the figures a, b, l and o; rounded up to tens
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     messages: u64,
-    /// How long figure c publishes
+    /// How long figure c publishes, and figure r changes a subscription ten times a second
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     duration: Duration,
-    /// Numbers of subscriptions of figure d
+    /// Numbers of subscriptions of the figures d and s
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "10,10000,100000", value_parser = clap::value_parser!(u32).range(1..))]
     subscriptions: Vec<u32>,
 }
@@ -82,6 +87,9 @@ enum Letter {
     C,
     D,
     L,
+    O,
+    R,
+    S,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -145,9 +153,12 @@ pub async fn run(options: Options, json: bool) -> Result<bool, BenchError> {
                 Letter::B => end_to_end::measure(sync, options.messages).await?,
                 Letter::C => latency::measure(sync, options.duration).await?,
                 Letter::L => delivery_log::measure(sync, options.messages).await?,
-                // Nothing of it depends on the disk: once is enough.
-                Letter::D if sync == SyncMode::Always && modes.len() > 1 => continue,
+                Letter::O => credentials::measure(sync, options.messages).await?,
+                Letter::R => change::measure(sync, options.duration).await?,
+                // Nothing of these depends on the disk: once is enough.
+                Letter::D | Letter::S if sync == SyncMode::Always && modes.len() > 1 => continue,
                 Letter::D => memory::measure(sync, &counts).await?,
+                Letter::S => startup::measure(sync, &counts).await?,
             };
             if !json {
                 say(&figure.line())?;

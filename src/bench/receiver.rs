@@ -1,5 +1,6 @@
 //! The bench's own endpoint: answers every request with 200 and counts it, on one thread with a
-//! runtime of its own, so cheaply that it does not bound what is measured.
+//! runtime of its own, so cheaply that it does not bound what is measured. Under `/token` it is a
+//! token endpoint (RFC 6749 section 4.4) that asks nobody who he is.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,9 +14,12 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::error::BenchError;
-use super::tally::{Tally, WebhookId};
+use super::tally::{Arrival, Tally, WebhookId};
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+/// The one access token.
+const BEARER: &[u8] = b"Bearer bench-token";
+const TOKEN: &str = r#"{"access_token":"bench-token","token_type":"Bearer","expires_in":3600}"#;
 /// For what this endpoint does not read: no length, too large, no HTTP.
 const REFUSAL: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 const READ: usize = 16 * 1024;
@@ -48,8 +52,8 @@ impl Shared {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn arrived(&self, id: Option<WebhookId>) {
-        let distinct = self.tally().arrived(id, Instant::now());
+    fn arrived(&self, arrival: Arrival) {
+        let distinct = self.tally().arrived(arrival);
         if let Some(distinct) = distinct
             && self.wanted.borrow().count == distinct
         {
@@ -90,6 +94,10 @@ impl Receiver {
 
     pub fn tally(&self) -> MutexGuard<'_, Tally> {
         self.shared.tally()
+    }
+
+    pub fn token_url(&self) -> Url {
+        self.url.join("token").unwrap_or_else(|_| self.url.clone())
     }
 
     /// Forgets what arrived.
@@ -162,10 +170,15 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
         answers.clear();
         let refused = loop {
             match request(&held[used..]) {
-                Read::Whole { length, id } => {
-                    shared.arrived(id);
+                Read::Whole { length, arrival } => {
+                    shared.arrived(arrival);
                     used += length;
                     answers.extend_from_slice(ANSWER);
+                }
+                Read::Token { length } => {
+                    shared.tally().gave_token();
+                    used += length;
+                    answers.extend_from_slice(token_answer().as_bytes());
                 }
                 Read::Part => break held.len() - used > MOST,
                 Read::Refused => break true,
@@ -181,8 +194,19 @@ async fn serve(mut stream: TcpStream, shared: Arc<Shared>) {
     }
 }
 
+fn token_answer() -> String {
+    format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{TOKEN}", TOKEN.len())
+}
+
 enum Read {
-    Whole { length: usize, id: Option<WebhookId> },
+    Whole {
+        length: usize,
+        arrival: Arrival,
+    },
+    /// A token is asked for.
+    Token {
+        length: usize,
+    },
     Part,
     Refused,
 }
@@ -196,19 +220,31 @@ fn request(bytes: &[u8]) -> Read {
         Ok(httparse::Status::Partial) => return Read::Part,
         Err(_) => return Read::Refused,
     };
-    let (mut body, mut id) = (None, None);
+    let (mut body, mut id, mut token, mut signed) = (None, None, false, false);
     for header in request.headers.iter() {
         if header.name.eq_ignore_ascii_case("content-length") {
             body = std::str::from_utf8(header.value).ok().and_then(|text| text.trim().parse::<usize>().ok());
         } else if header.name.eq_ignore_ascii_case("webhook-id") {
             id = WebhookId::read(header.value);
+        } else if header.name.eq_ignore_ascii_case("authorization") {
+            token = header.value == BEARER;
+        } else if header.name.eq_ignore_ascii_case("webhook-signature") {
+            signed = header.value.starts_with(b"v1,");
         }
     }
-    match body {
-        Some(body) if body <= MOST && bytes.len() >= head + body => Read::Whole { length: head + body, id },
-        Some(body) if body <= MOST => Read::Part,
-        _ => Read::Refused,
+    let length = match body {
+        Some(body) if body <= MOST && bytes.len() >= head + body => head + body,
+        Some(body) if body <= MOST => return Read::Part,
+        _ => return Read::Refused,
+    };
+    let path = request.path.unwrap_or_default();
+    if path == "/token" {
+        return Read::Token { length };
     }
+    let number = path.rsplit('/').next().and_then(|last| last.parse().ok());
+    let arrival =
+        Arrival { id, path: number.unwrap_or(0), with_credentials: token && signed, at: Instant::now() };
+    Read::Whole { length, arrival }
 }
 
 #[cfg(test)]
@@ -242,6 +278,30 @@ mod tests {
         let ids: Vec<_> = (1..=3).filter_map(|n| WebhookId::read(WebhookId::text(n).as_bytes())).collect();
         let account = receiver.tally().account(&ids);
         assert_eq!((account.missing, account.doubles, account.unexpected), (1, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn tokens_are_given_and_counted_beside_the_deliveries() {
+        let receiver = Receiver::start().unwrap();
+        let ask = "POST /token HTTP/1.1\r\ncontent-length: 3\r\n\r\na=b";
+        let got = exchange(&receiver, &[ask], token_answer().len()).await;
+        assert_eq!(got, token_answer());
+        let id = WebhookId::text(1);
+        let with = |more: &str| {
+            format!("POST /hooks/12 HTTP/1.1\r\nwebhook-id: {id}\r\n{more}content-length: 0\r\n\r\n")
+        };
+        let signature = "webhook-signature: v1,c2lnbmVk\r\n";
+        let requests = [
+            with(""),
+            with(signature),
+            with("authorization: Bearer bench-token\r\n"),
+            with(&format!("{signature}authorization: Bearer bench-token\r\n")),
+        ];
+        exchange(&receiver, &[&requests.concat()], 4 * ANSWER.len()).await;
+        receiver.wait_for(1, Duration::from_secs(5), |_| {}).await;
+        let tally = receiver.tally();
+        assert_eq!((tally.tokens(), tally.with_credentials(), tally.distinct()), (1, 1, 1));
+        assert_eq!(tally.first_path(WebhookId::read(id.as_bytes()).unwrap()), Some(12));
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use super::tally::Account;
 /// One figure, measured once.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
-    /// `a` to `d`, or `l`.
+    /// `a` to `d`, `l`, `o`, `r` or `s`.
     pub figure: char,
     pub title: &'static str,
     /// The server's sync interval, `default` or `always`.
@@ -43,6 +43,12 @@ pub enum Unit {
     DeliveriesPerSecond,
     #[serde(rename = "ms")]
     Milliseconds,
+    #[serde(rename = "s")]
+    Seconds,
+    #[serde(rename = "us")]
+    Microseconds,
+    #[serde(rename = "ratio")]
+    Ratio,
     #[serde(rename = "MB")]
     Megabytes,
     #[serde(rename = "bytes")]
@@ -146,6 +152,9 @@ fn shown(value: f64, unit: Unit) -> String {
     match unit {
         Unit::DeliveriesPerSecond => format!("{}/s", grouped(value.round() as u64)),
         Unit::Milliseconds => format!("{value:.2} ms"),
+        Unit::Seconds => format!("{value:.2} s"),
+        Unit::Microseconds => format!("{value:.1} us"),
+        Unit::Ratio => format!("{value:.2}"),
         Unit::Megabytes => format!("{value:.1} MB"),
         Unit::Bytes => format!("{} B", grouped(value.round() as u64)),
     }

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
@@ -14,8 +16,10 @@ use super::receiver::Receiver;
 use super::report::Processor;
 use super::tally::WebhookId;
 use crate::broker_process::{BrokerOptions, BrokerProcess, SyncInterval, find_or_fetch};
+use crate::domain::subscription::Subscription;
 use crate::http_delivery::bare::BareClient;
 use crate::nats::{JetStream, provision};
+use crate::seal::{Sealer, seal_subscription};
 use crate::serve;
 use crate::settings::Settings;
 
@@ -37,6 +41,7 @@ pub struct Rig {
     broker: BrokerProcess,
     listen: String,
     settings: String,
+    sealer: Sealer,
 }
 
 /// How an outbox ended.
@@ -65,12 +70,14 @@ impl Rig {
             BrokerProcess::start(BrokerOptions { sync_interval: sync, ..BrokerOptions::new(binary) }).await?;
         let listen = child::free_address()?;
         let outbox = OUTBOX_BYTES.max(messages.saturating_mul(ENVELOPE_BYTES));
-        let text = child::settings(&broker.url(), outbox, &listen);
+        let master_key = STANDARD.encode(rand::random::<[u8; 32]>());
+        let text = child::settings(&broker.url(), outbox, &listen, &master_key);
         let settings = Settings::from_toml("the bench", &text)?;
+        let sealer = Sealer::from_settings(&settings.secrets)?.ok_or(BenchError::NoMasterKey)?;
         let js = JetStream::connect(&serve::connect_options(&settings, "integration-hub bench")).await?;
         provision::apply(&js, &serve::shape(&settings)).await?;
         let (receiver, client) = (Receiver::start()?, BareClient::new()?);
-        Ok(Self { js, receiver, client, broker, listen, settings: text })
+        Ok(Self { js, receiver, client, broker, listen, settings: text, sealer })
     }
 
     /// The bare loop against the receiver, with bodies of the size of a delivery's.
@@ -95,7 +102,24 @@ impl Rig {
 
     /// Starts it with settings (`key=value`) that go before those of the bench.
     pub fn hub_with(&self, roles: &[&str], set: &[&str]) -> Result<HubProcess, BenchError> {
-        HubProcess::start(&self.settings, &self.listen, roles, set)
+        let role = roles.iter().flat_map(|role| ["--role", role]);
+        let set = set.iter().flat_map(|setting| ["--set", setting]);
+        let args: Vec<String> = role.chain(set).map(str::to_owned).collect();
+        HubProcess::start(&self.settings, &self.listen, &args)
+    }
+
+    /// Starts one of several hubs, with all roles, and the deliveries of one domain; it listens
+    /// elsewhere than the others.
+    pub fn replica(&self, domain: &str) -> Result<HubProcess, BenchError> {
+        let listen = child::free_address()?;
+        let setting = format!("api.listen={listen}");
+        let args = ["--domain", domain, "--set", &setting].map(str::to_owned);
+        HubProcess::start(&self.settings, &listen, &args)
+    }
+
+    /// Seals the credentials of a subscription for the hub under test.
+    pub fn seal(&self, subscription: &mut Subscription) {
+        seal_subscription(&self.sealer, subscription);
     }
 
     /// Starts the hub with all roles and waits until each is ready.

@@ -21,6 +21,18 @@ pub fn ratio(value: f64, base: f64) -> Option<f64> {
     (base > 0.0).then(|| value / base)
 }
 
+/// The middle value, or the mean of the two in the middle. 0 without values.
+pub fn middle(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let half = sorted.len() / 2;
+    match sorted.len() {
+        0 => 0.0,
+        count if count % 2 == 1 => sorted[half],
+        _ => f64::midpoint(sorted[half - 1], sorted[half]),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -37,6 +49,11 @@ mod tests {
         assert_eq!(percentile(&millis([7]), 99.0), Some(Duration::from_millis(7)));
         assert_eq!(percentile(&millis([3, 1, 2]), 50.0), Some(Duration::from_millis(2)));
         assert_eq!(percentile(&[], 50.0), None);
+    }
+
+    #[test]
+    fn the_middle_is_one_value_or_between_two() {
+        assert_eq!([middle(&[]), middle(&[3.0, 1.0, 2.0]), middle(&[4.0, 1.0, 2.0, 9.0])], [0.0, 2.0, 3.0]);
     }
 
     #[test]

@@ -23,9 +23,21 @@ impl WebhookId {
     }
 }
 
+/// One delivery, as it came.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    pub id: Option<WebhookId>,
+    /// The number at the end of the path; 0 without one.
+    pub path: u32,
+    /// It carried the bench's access token and a signature.
+    pub with_credentials: bool,
+    pub at: Instant,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     first: Instant,
+    path: u32,
     times: u32,
 }
 
@@ -37,6 +49,8 @@ pub struct Tally {
     last: Option<Instant>,
     /// Requests without a readable webhook-id.
     unreadable: u64,
+    with_credentials: u64,
+    tokens: u64,
 }
 
 /// What of the expected ids arrived.
@@ -51,14 +65,25 @@ pub struct Account {
     pub unexpected: u64,
 }
 
+impl std::ops::AddAssign for Account {
+    fn add_assign(&mut self, other: Self) {
+        self.expected += other.expected;
+        self.missing += other.missing;
+        self.doubles += other.doubles;
+        self.unexpected += other.unexpected;
+    }
+}
+
 impl Tally {
     /// Counts an arrival. Returns how many distinct ids have arrived, if this one is new.
-    pub fn arrived(&mut self, id: Option<WebhookId>, now: Instant) -> Option<usize> {
+    pub fn arrived(&mut self, arrival: Arrival) -> Option<usize> {
+        let Arrival { id, path, with_credentials, at: now } = arrival;
+        self.with_credentials += u64::from(with_credentials);
         let Some(id) = id else {
             self.unreadable += 1;
             return None;
         };
-        let seen = self.seen.entry(id).or_insert(Seen { first: now, times: 0 });
+        let seen = self.seen.entry(id).or_insert(Seen { first: now, path, times: 0 });
         seen.times += 1;
         if seen.times > 1 {
             return None;
@@ -80,6 +105,25 @@ impl Tally {
 
     pub fn first_arrival(&self, id: WebhookId) -> Option<Instant> {
         self.seen.get(&id).map(|seen| seen.first)
+    }
+
+    /// Where an id came first: the number at the end of the path.
+    pub fn first_path(&self, id: WebhookId) -> Option<u32> {
+        self.seen.get(&id).map(|seen| seen.path)
+    }
+
+    /// Deliveries, each time of each id counted, that carried token and signature.
+    pub fn with_credentials(&self) -> u64 {
+        self.with_credentials
+    }
+
+    /// Counts an access token that was given out.
+    pub fn gave_token(&mut self) {
+        self.tokens += 1;
+    }
+
+    pub fn tokens(&self) -> u64 {
+        self.tokens
     }
 
     pub fn account(&self, expected: &[WebhookId]) -> Account {
@@ -109,11 +153,14 @@ mod tests {
     #[test]
     fn an_account_tells_the_missing_the_doubled_and_the_unexpected() {
         let (mut tally, now) = (Tally::default(), Instant::now());
-        assert_eq!(tally.arrived(Some(id(1)), now), Some(1));
-        assert_eq!(tally.arrived(Some(id(2)), now), Some(2));
-        assert_eq!(tally.arrived(Some(id(2)), now), None);
-        assert_eq!(tally.arrived(Some(id(9)), now), Some(3));
-        assert_eq!(tally.arrived(None, now), None);
+        let mut arrived =
+            |id, path, with_credentials| tally.arrived(Arrival { id, path, with_credentials, at: now });
+        assert_eq!(arrived(Some(id(1)), 7, true), Some(1));
+        assert_eq!(arrived(Some(id(2)), 7, true), Some(2));
+        assert_eq!(arrived(Some(id(2)), 8, true), None);
+        assert_eq!(arrived(Some(id(9)), 0, false), Some(3));
+        assert_eq!(arrived(None, 0, false), None);
+        assert_eq!((tally.with_credentials(), tally.first_path(id(2))), (3, Some(7)));
         let account = tally.account(&[id(1), id(2), id(3)]);
         assert_eq!(account, Account { expected: 3, missing: 1, doubles: 1, unexpected: 2 });
     }

@@ -8,7 +8,7 @@ mod stats;
 
 use clap::Subcommand;
 
-pub(super) use self::select::{Moment, chosen};
+pub(super) use self::select::Moment;
 
 use super::error::{Answer, CliError};
 use super::output::Printer;

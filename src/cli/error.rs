@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::bench::BenchError;
+use crate::management::ManagementError;
+use crate::nats::NatsError;
 use crate::nats::provision::ProvisionError;
-use crate::nats::{ApiError, NatsError};
-use crate::seal::{MasterKeyError, SealError};
+use crate::seal::MasterKeyError;
 use crate::serve::ServeError;
 use crate::settings::SettingsError;
 use crate::store::StoreError;
@@ -45,14 +46,10 @@ pub enum CliError {
          the same for every process of the hub{hint}"
     )]
     NoMasterKey { subscriptions: String, hint: String },
-    #[error(
-        "{subject}: the stream is not there. Make the hub's streams with `hub provision`, or set nats.prefix to that of the hub you mean"
-    )]
-    NotProvisioned { subject: String },
+    #[error(transparent)]
+    Management(ManagementError),
     #[error(transparent)]
     Provision(ProvisionError),
-    #[error(transparent)]
-    Nats(NatsError),
     #[error(transparent)]
     Serve(#[from] ServeError),
     #[error(transparent)]
@@ -72,16 +69,12 @@ pub enum CliError {
     /// One or more things that were read are not as they must be; nothing was changed.
     #[error("nothing was applied; in {document}:\n  {}", problems.join("\n  "))]
     Invalid { document: String, problems: Vec<String> },
-    #[error("{name:?} is no domain of the settings, which have {known}")]
-    UnknownDomain { name: String, known: String },
     #[error("there is no subscription {id:?}; `hub subscription list` shows those that are there")]
     NoSubscription { id: String },
     #[error(
         "{ids}: changed by someone else meanwhile, and left as it is now; look at it and run the command again"
     )]
     Conflict { ids: String },
-    #[error("{id}: {source}")]
-    Sealed { id: String, source: SealError },
     #[error("{} subscriptions are sealed as they were:\n  {}", problems.len(), problems.join("\n  "))]
     NotResealed { problems: Vec<String> },
     #[error(
@@ -92,21 +85,30 @@ pub enum CliError {
     Store(#[from] StoreError),
     #[error("{source}. {done} rows were {verb} before; run the same command again for the rest")]
     OutboxHalfway { verb: &'static str, done: u64, source: StoreError },
+    #[error(
+        "there is a token {name:?} already; take another name, or revoke it first with `hub token revoke {name}`"
+    )]
+    TokenExists { name: String },
     #[error("{0}")]
     NothingMatched(String),
-    #[error(
-        "{source}. At least {done} of {total} were {verb} before; run the same command again for the rest"
-    )]
-    Halfway { verb: &'static str, done: usize, total: usize, source: NatsError },
 }
 
 impl From<NatsError> for CliError {
     fn from(error: NatsError) -> Self {
+        Self::Management(error.into())
+    }
+}
+
+impl From<ManagementError> for CliError {
+    /// What the command line says in words of its own: it may point at other commands.
+    fn from(error: ManagementError) -> Self {
         match error {
-            NatsError::Api { subject, source } if source.err_code == ApiError::STREAM_NOT_FOUND => {
-                Self::NotProvisioned { subject }
+            ManagementError::NoSubscription { id } => Self::NoSubscription { id },
+            ManagementError::Conflict { id } => Self::Conflict { ids: id },
+            ManagementError::NoMasterKey { id } => {
+                Self::NoMasterKey { subscriptions: id, hint: String::new() }
             }
-            other => Self::Nats(other),
+            other => Self::Management(other),
         }
     }
 }
@@ -133,7 +135,7 @@ impl CliError {
         match self {
             Self::Usage(_) => 2,
             Self::Store(error) | Self::OutboxHalfway { source: error, .. } if error.is_transient() => 3,
-            Self::Nats(error) | Self::Halfway { source: error, .. } if unreachable(error) => 3,
+            Self::Management(error) if error.is_unreachable() => 3,
             Self::Serve(ServeError::Nats(error) | ServeError::Provision(ProvisionError::Nats(error)))
                 if unreachable(error) =>
             {

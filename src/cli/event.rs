@@ -6,12 +6,13 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use time::OffsetDateTime;
 
-use super::connect;
-use super::dlt::{Moment, chosen};
+use super::dlt::Moment;
 use super::error::{Answer, CliError};
+use super::manage;
 use super::output::{Printer, cell, warn};
-use crate::domain::trace::{Findings, Step, Trace};
-use crate::nats::TraceQuery;
+use crate::domain::trace::Step;
+use crate::management::domain_names;
+use crate::management::traces::{TraceRequest, Traced};
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
@@ -42,22 +43,22 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
 }
 
 async fn trace(options: TraceOptions, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
-    let domains = chosen(&options.domains, settings)?;
-    let js = connect(settings).await?;
-    let since = options.since.map(|since| since.resolve(OffsetDateTime::now_utc()));
-    let query = TraceQuery { event_id: options.id.clone(), domains, since };
-    let mut findings = Findings::default();
-    let complete = match tokio::time::timeout(options.timeout, js.trace(&query, &mut findings)).await {
-        Ok(result) => result.map(|()| true)?,
-        Err(_) => false,
+    domain_names(settings, &options.domains)?;
+    let request = TraceRequest {
+        event_id: options.id.clone(),
+        domains: options.domains,
+        since: options.since.map(|since| since.resolve(OffsetDateTime::now_utc())),
+        tenant: None,
+        timeout: options.timeout,
     };
+    let Traced { trace, complete } = manage(settings).await?.trace_event(&request).await?;
     if !complete {
         warn(&format!(
             "not all streams were read within {}; narrow it with --domain or --since, or give more with --timeout",
             humantime::format_duration(options.timeout)
         ));
     }
-    let Some(trace) = Trace::tell(&options.id, findings) else {
+    let Some(trace) = trace else {
         return Err(CliError::NothingMatched(format!(
             "nothing is known of the event {:?}{}: it was never published, nobody wanted it, or everything of it is \
              delivered and not in the delivery log (delivery.log is {:?}, kept for {})",

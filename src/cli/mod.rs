@@ -1,5 +1,5 @@
 //! The command line: `hub`. One file per group of commands; each reads its options, does one
-//! thing through the adapters, and prints an answer.
+//! thing through the management layer or the adapters, and prints an answer.
 
 mod config;
 mod dlt;
@@ -14,9 +14,11 @@ mod publish;
 mod secrets;
 mod serve;
 mod subscription;
+mod token;
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
@@ -26,10 +28,11 @@ use logging::LogPlan;
 use output::{Format, Printer};
 
 use crate::demo;
-use crate::domain::category::Categories;
+use crate::domain::access::Caller;
+use crate::management::Management;
 use crate::nats::JetStream;
 use crate::nats::provision::{OLDEST_SERVER, ProvisionError, version};
-use crate::settings::{Domain, Settings, SettingsError};
+use crate::settings::{Settings, SettingsError};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -85,6 +88,9 @@ enum Command {
     /// The master keys that credentials are sealed with
     #[command(subcommand)]
     Secrets(secrets::Command),
+    /// Tokens: who may use the HTTP API
+    #[command(subcommand)]
+    Token(token::Command),
     /// The domains: what they owe, and whether they deliver
     #[command(subcommand)]
     Domain(domain::Command),
@@ -150,6 +156,7 @@ impl Cli {
             Command::Publish(options) => publish::run(options, &settings, printer).await,
             Command::Subscription(command) => subscription::run(command, &settings, printer).await,
             Command::Secrets(command) => secrets::run(command, &settings, printer).await,
+            Command::Token(command) => token::run(command, &settings, printer).await,
             Command::Domain(command) => domain::run(command, &settings, printer).await,
             Command::Dlt(command) => dlt::run(command, &settings, printer).await,
             Command::Event(command) => event::run(command, &settings, printer).await,
@@ -180,18 +187,19 @@ async fn connect(settings: &Settings) -> Result<JetStream, CliError> {
     Ok(js)
 }
 
-fn categories(settings: &Settings) -> Categories {
-    Categories::new(
-        settings.domains.iter().map(|domain| (domain.name.clone(), domain.events.clone())).collect(),
-    )
+/// The hub to operate, with its master key.
+async fn manage_sealed(settings: &Settings) -> Result<Management, CliError> {
+    Ok(Management::new(connect(settings).await?, Arc::new(settings.clone()))?)
 }
 
-/// The domain of that name.
-fn find_domain<'s>(settings: &'s Settings, name: &str) -> Result<&'s Domain, CliError> {
-    settings.domains.iter().find(|domain| domain.name == name).ok_or_else(|| CliError::UnknownDomain {
-        name: name.to_owned(),
-        known: settings.domains.iter().map(|domain| domain.name.as_str()).collect::<Vec<_>>().join(", "),
-    })
+/// Who the command line is: whoever has the broker and the settings may do everything.
+fn operator() -> Caller {
+    Caller::unbound("command line")
+}
+
+/// The hub to operate, for what touches no credential.
+async fn manage(settings: &Settings) -> Result<Management, CliError> {
+    Ok(Management::without_secrets(connect(settings).await?, Arc::new(settings.clone())))
 }
 
 /// A file's content; `-` is standard input.

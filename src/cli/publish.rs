@@ -2,16 +2,15 @@
 
 use std::path::PathBuf;
 
-use bytes::Bytes;
 use clap::Args;
-use serde_json::json;
 
 use super::error::{Answer, CliError};
 use super::output::{Printer, warn};
-use super::{categories, connect, read_input};
+use super::{manage, read_input};
 use crate::domain::event::Rejection;
 use crate::domain::key::EventKey;
-use crate::nats::{JetStream, NatsError, PublishAck};
+use crate::management::publishing::{EventForm, Published};
+use crate::management::{ManagementError, categories};
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
@@ -62,35 +61,23 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
             .filter_map(|(name, value)| Some((name, value.as_deref()?)))
             .collect();
 
-    let js = connect(settings).await?;
-    let ack = publish(&js, &options.key, data.into(), &headers).await?;
-    let id = options.id.unwrap_or_else(|| format!("{}-{}", ack.stream, ack.seq));
+    let form = EventForm { key: Some(&options.key), headers, body: data.into() };
+    let hub = manage(settings).await?;
+    let published = hub.send_event(&form, options.id.clone()).await.map_err(|error| match error {
+        ManagementError::Full { .. } | ManagementError::TooLarge(_) => {
+            CliError::EventRejected(error.to_string())
+        }
+        other => other.into(),
+    })?;
+    let Published { stream, sequence, id, duplicate } = &published;
     if printer.is_json() {
-        printer.json(&json!({
-            "stream": ack.stream, "sequence": ack.seq, "id": id, "duplicate": ack.duplicate,
-        }))?;
-    } else if ack.duplicate {
+        printer.json(&published)?;
+    } else if *duplicate {
         printer.line(&format!(
-            "duplicate: {} has the id {id} already, at sequence {}; nothing was stored",
-            ack.stream, ack.seq
+            "duplicate: {stream} has the id {id} already, at sequence {sequence}; nothing was stored"
         ))?;
     } else {
-        printer.line(&format!("published: {} sequence {}, id {id}", ack.stream, ack.seq))?;
+        printer.line(&format!("published: {stream} sequence {sequence}, id {id}"))?;
     }
     Ok(Answer::Yes)
-}
-
-async fn publish(
-    js: &JetStream,
-    key: &EventKey,
-    data: Bytes,
-    headers: &[(&str, &str)],
-) -> Result<PublishAck, CliError> {
-    js.publish(&js.names().event(key.as_str()), data, headers).await.map_err(|error| match error {
-        error if error.is_full() => CliError::EventRejected(format!(
-            "{error}. The events stream is full; publish again when the hub has caught up, or raise limits.events"
-        )),
-        error @ NatsError::TooLarge { .. } => CliError::EventRejected(error.to_string()),
-        other => other.into(),
-    })
 }

@@ -10,12 +10,13 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::connect;
 use super::error::{Answer, CliError};
 use super::output::{Printer, cell, confirm};
+use super::{manage, operator};
 use crate::domain::key::EventKey;
-use crate::domain::subscription::{State, Subscription, SubscriptionId};
-use crate::nats::{JetStream, NatsError};
+use crate::domain::subscription::{State, SubscriptionId};
+use crate::management::{Management, ManagementError, SubscriptionFilter};
+use crate::nats::{NatsError, Stored};
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
@@ -36,7 +37,7 @@ pub enum Command {
         #[arg(long, value_name = "KEY")]
         event: Option<EventKey>,
         /// In this state: active, paused or disabled
-        #[arg(long, value_parser = state)]
+        #[arg(long)]
         state: Option<State>,
     },
     /// One subscription with all its fields; with --output json as `apply` takes it
@@ -84,34 +85,17 @@ fn id(text: &str) -> Result<SubscriptionId, String> {
     SubscriptionId::try_from(text.to_owned())
 }
 
-fn state(text: &str) -> Result<State, String> {
-    match text {
-        "active" => Ok(State::Active),
-        "paused" => Ok(State::Paused),
-        "disabled" => Ok(State::Disabled),
-        _ => Err("write active, paused or disabled".to_owned()),
-    }
-}
-
 pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     match command {
         Command::Apply { file } => apply::run(&file, settings, printer).await,
         Command::List { tenant, event, state } => {
-            let wanted = |subscription: &Subscription| {
-                tenant.as_ref().is_none_or(|tenant| *tenant == subscription.tenant)
-                    && state.is_none_or(|state| state == subscription.state)
-                    && event
-                        .as_ref()
-                        .is_none_or(|key| subscription.events.iter().any(|pattern| pattern.matches(key)))
-            };
-            let js = connect(settings).await?;
-            let mut found = js.subscriptions().await?;
-            found.retain(|stored| wanted(&stored.subscription));
+            let filter = SubscriptionFilter { tenant, event, state };
+            let found = manage(settings).await?.subscriptions(&filter).await?;
             let found: Vec<_> = found.iter().map(|stored| stored.subscription.hidden_json()).collect();
             list(&found, printer)
         }
         Command::Show { id } => {
-            let shown = find(&connect(settings).await?, &id).await?.1.hidden_json();
+            let shown = find(&manage(settings).await?, &id).await?.subscription.hidden_json();
             if printer.is_json() {
                 printer.json(&shown)?
             } else {
@@ -119,14 +103,14 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
             }
             Ok(Answer::Yes)
         }
-        Command::Pause { id } => set_state(&connect(settings).await?, &id, State::Paused, printer).await,
-        Command::Resume { id } => set_state(&connect(settings).await?, &id, State::Active, printer).await,
+        Command::Pause { id } => set_state(&manage(settings).await?, &id, State::Paused, printer).await,
+        Command::Resume { id } => set_state(&manage(settings).await?, &id, State::Active, printer).await,
         Command::Match(options) => sample::matching(options, settings, printer).await,
         Command::Test(options) => sample::test(options, settings, printer).await,
         Command::RotateSecret { id, overlap, algorithm } => {
             rotate::run(&id, overlap, algorithm, settings, printer).await
         }
-        Command::Remove { id, yes } => remove(&connect(settings).await?, &id, yes, printer).await,
+        Command::Remove { id, yes } => remove(&manage(settings).await?, &id, yes, printer).await,
     }
 }
 
@@ -158,31 +142,18 @@ fn list(found: &[serde_json::Value], printer: Printer) -> Result<Answer, CliErro
     Ok(Answer::Yes)
 }
 
-/// The subscription and its revision.
-async fn find(js: &JetStream, id: &SubscriptionId) -> Result<(u64, Subscription), CliError> {
-    match js.subscription_at(id).await? {
-        (revision, Some(subscription)) => Ok((revision, subscription)),
-        (_, None) => Err(CliError::NoSubscription { id: id.to_string() }),
-    }
-}
-
-/// A write that expected another revision than there is.
-fn conflict(id: &SubscriptionId, error: NatsError) -> CliError {
-    if error.is_wrong_last_sequence() { CliError::Conflict { ids: id.to_string() } } else { error.into() }
+async fn find(management: &Management, id: &SubscriptionId) -> Result<Stored, CliError> {
+    Ok(management.subscription(&operator(), id).await?)
 }
 
 async fn set_state(
-    js: &JetStream,
+    management: &Management,
     id: &SubscriptionId,
     state: State,
     printer: Printer,
 ) -> Result<Answer, CliError> {
-    let (revision, mut subscription) = find(js, id).await?;
-    let changed = subscription.state != state;
-    if changed {
-        subscription.set_state(state);
-        js.put_subscription(&subscription, Some(revision)).await.map_err(|error| conflict(id, error))?;
-    }
+    let stored = find(management, id).await?;
+    let (_, changed) = management.set_state(stored, state).await?;
     let name = state.as_str();
     if printer.is_json() {
         printer.json(&json!({"id": id, "state": state, "changed": changed}))?;
@@ -193,22 +164,22 @@ async fn set_state(
 }
 
 async fn remove(
-    js: &JetStream,
+    management: &Management,
     id: &SubscriptionId,
     yes: bool,
     printer: Printer,
 ) -> Result<Answer, CliError> {
-    let expected = match find(js, id).await {
-        Ok((revision, _)) => Some(revision),
+    let revision = match find(management, id).await {
+        Ok(stored) => Some(stored.revision),
         // What is stored cannot be read: all the more reason to remove it.
-        Err(CliError::Nats(NatsError::Answer { .. })) => None,
+        Err(CliError::Management(ManagementError::Nats(NatsError::Answer { .. }))) => None,
         Err(error) => return Err(error),
     };
     if !confirm(&format!("Remove the subscription {id}?"), yes)? {
         printer.line(&format!("{id}: left as it is"))?;
         return Ok(Answer::No);
     }
-    js.remove_subscription(id, expected).await.map_err(|error| conflict(id, error))?;
+    management.remove_subscription(id, revision).await?;
     if printer.is_json() {
         printer.json(&json!({"id": id, "removed": true}))?;
     } else {

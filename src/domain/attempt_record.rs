@@ -49,8 +49,9 @@ impl FromStr for LogChoice {
 }
 
 /// What came of the envelope by this attempt; the same words as the label of `hub_deliveries`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schema(as = AttemptOutcome)]
 pub enum Settled {
     Delivered,
     /// Failed, and tried again after a wait.

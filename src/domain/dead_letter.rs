@@ -11,7 +11,7 @@ use super::outcome::{Fault, Reason};
 
 /// An envelope that could not be delivered. The fields travel as `Hub-…` headers on the message
 /// of the dead-letter stream; its body is the envelope.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DeadLetter {
     /// The envelope's id: the same over all redrives.
     pub id: String,
@@ -35,8 +35,11 @@ pub struct DeadLetter {
     pub next_redrive_at: Option<OffsetDateTime>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "kebab-case")]
+#[schema(as = DeadLetterState)]
 pub enum State {
     /// Waits for its redrive.
     Scheduled,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
 use super::key::EventKey;
 
@@ -55,12 +56,20 @@ pub enum Data {
 #[error("{reason}: {detail}")]
 pub struct Rejection {
     pub reason: RejectReason,
+    /// The CloudEvents attribute that is at fault, or `data`, where it is one; `type` also where the
+    /// subject gave the key.
+    pub field: Option<String>,
     pub detail: String,
 }
 
 impl Rejection {
     pub fn new(reason: RejectReason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self { reason, field: None, detail: detail.into() }
+    }
+
+    /// The same, naming the attribute.
+    pub fn at(self, field: impl Into<String>) -> Self {
+        Self { field: Some(field.into()), ..self }
     }
 
     /// For a key that no category takes.
@@ -72,6 +81,7 @@ impl Rejection {
                 key = key.as_str()
             ),
         )
+        .at("type")
     }
 }
 
@@ -104,6 +114,23 @@ impl fmt::Display for RejectReason {
 }
 
 impl Event {
+    /// Whether the publisher gave the id; else the hub made it up.
+    pub fn has_given_id(&self) -> bool {
+        self.identity == given_identity(&self.source, &self.id)
+    }
+
+    /// A message id by which a stream knows the event again: `evt_` and 128 bits of SHA-256 over
+    /// tenant and identity, so that no publisher's ids are in the way of another's.
+    pub fn message_id(&self) -> String {
+        let mut hash = Sha256::new();
+        for part in [&self.tenant, &self.identity] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part.as_bytes());
+        }
+        let half = &hash.finalize()[..16];
+        half.iter().fold("evt_".to_owned(), |id, byte| format!("{id}{byte:02x}"))
+    }
+
     /// The value of a context attribute or extension in its CloudEvents string form
     /// (CloudEvents 1.0 section 3.1), for filters. None where the event has no such attribute.
     pub fn attribute(&self, name: &str) -> Option<Cow<'_, str>> {
@@ -120,6 +147,11 @@ impl Event {
             extension => self.extensions.get(extension).map(string_form),
         }
     }
+}
+
+/// The identity of an event whose id was given.
+fn given_identity(source: &str, id: &str) -> String {
+    format!("{}:{source}:{id}", source.len())
 }
 
 /// An attribute value in its canonical string form (CloudEvents 1.0 section 3.1).

@@ -13,22 +13,26 @@ use super::field_error::FieldError;
 /// How deep filters may nest. It bounds the stack that evaluating one takes.
 const MAX_DEPTH: usize = 16;
 
-/// One filter expression. `Exact`, `Prefix` and `Suffix` map attribute names to the text wanted:
+/// One filter expression. `exact`, `prefix` and `suffix` map attribute names to the text wanted:
 /// every pair must hold, and an attribute that the event lacks never does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Filter {
     Exact(Pairs),
     Prefix(Pairs),
     Suffix(Pairs),
+    #[schema(no_recursion)]
     All(Vec<Filter>),
+    #[schema(no_recursion)]
     Any(Vec<Filter>),
+    #[schema(no_recursion)]
     Not(Box<Filter>),
 }
 
 /// Attribute names and the text wanted of each, as a JSON object. A list of its own size: a map's
 /// first node takes half a kilobyte, and most filters hold one pair.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, utoipa::ToSchema)]
+#[schema(value_type = HashMap<String, String>, example = json!({"source": "idp"}))]
 pub struct Pairs(Box<[(Box<str>, Box<str>)]>);
 
 impl Serialize for Pairs {

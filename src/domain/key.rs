@@ -10,13 +10,15 @@ pub const MAX_KEY_BYTES: usize = 255;
 
 /// `<resource>.<operation>[.<more>]`: two or more non-empty tokens of `[A-Za-z0-9_-]`, at most
 /// [`MAX_KEY_BYTES`] in all.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, max_length = 255, pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$", example = "user.created")]
 pub struct EventKey(String);
 
 /// A pattern over event keys with NATS wildcards: `*` is one token, a trailing `>` one or more.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schema(value_type = String, max_length = 255, pattern = r"^(([A-Za-z0-9_-]+|\*)(\.([A-Za-z0-9_-]+|\*))*(\.>)?|>)$", example = "user.*")]
 pub struct KeyPattern(String);
 
 /// Why a key or a pattern was refused; the text names the part and the remedy.

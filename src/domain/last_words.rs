@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::outcome::Fault;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct LastWords {
     pub attempt: u32,
     pub status: Option<u16>,

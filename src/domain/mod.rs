@@ -2,6 +2,7 @@
 //!
 //! It decides; the adapters and roles around it act. `tests/layout.rs` enforces the rule.
 
+pub mod access;
 pub mod address;
 pub mod attempt_record;
 pub mod category;
@@ -15,6 +16,7 @@ pub mod filter;
 pub mod index;
 pub mod key;
 pub mod last_words;
+pub mod order;
 pub mod outbox;
 pub mod outcome;
 pub mod resolution;

@@ -170,6 +170,17 @@ fn weight(candidates: &Candidates) -> usize {
 pub struct Outage {
     failures: u32,
     until: Duration,
+    /// The kinds of failure that were told since it began.
+    told: Vec<&'static str>,
+}
+
+/// What a question without an answer leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unanswered {
+    /// Until the next question.
+    pub wait: Duration,
+    /// The first failure of its kind in this outage: to be told to a person.
+    pub is_news: bool,
 }
 
 impl Outage {
@@ -181,18 +192,22 @@ impl Outage {
         self.until.checked_sub(now).filter(|left| !left.is_zero())
     }
 
-    /// Returns the wait until the next question: doubled each time, within its bound, and spread
-    /// over its second half by `chance` (0 to 1), so that replicas do not ask all at once. Questions
-    /// that were under way together fail as one.
-    pub fn failed(&mut self, now: Duration, chance: f64) -> Duration {
-        if let Some(left) = self.left(now) {
-            return left;
+    /// Says how long to wait until the next question: doubled each time, within its bound, and
+    /// spread over its second half by `chance` (0 to 1), so that replicas do not ask all at once.
+    /// Questions that were under way together fail as one.
+    pub fn failed(&mut self, now: Duration, chance: f64, kind: &'static str) -> Unanswered {
+        let is_news = !self.told.contains(&kind);
+        if is_news {
+            self.told.push(kind);
+        }
+        if let Some(wait) = self.left(now) {
+            return Unanswered { wait, is_news };
         }
         let wait = (Self::FIRST_WAIT * 2u32.saturating_pow(self.failures.min(10))).min(Self::LONGEST_WAIT);
         let wait = wait.mul_f64(0.5 + chance.clamp(0.0, 1.0) / 2.0);
         self.failures = self.failures.saturating_add(1);
         self.until = now + wait;
-        wait
+        Unanswered { wait, is_news }
     }
 
     /// Whether there was an outage that ends with this answer.
@@ -286,17 +301,30 @@ mod tests {
     fn an_outage_is_asked_less_and_less_often_within_bounds_and_ends_with_an_answer() {
         let mut outage = Outage::default();
         assert_eq!(outage.left(at(0)), None);
-        assert_eq!(outage.failed(at(0), 1.0), Outage::FIRST_WAIT);
+        let wait = |outage: &mut Outage, now, chance| outage.failed(at(now), chance, "deadline").wait;
+        assert_eq!(wait(&mut outage, 0, 1.0), Outage::FIRST_WAIT);
         assert_eq!(outage.left(at(100)), Some(at(400)));
         assert_eq!(outage.left(at(500)), None);
-        assert_eq!(outage.failed(at(500), 0.0), at(500), "half of the doubled wait");
-        assert_eq!(outage.failed(at(600), 1.0), at(400), "that one was under way already");
+        assert_eq!(wait(&mut outage, 500, 0.0), at(500), "half of the doubled wait");
+        assert_eq!(wait(&mut outage, 600, 1.0), at(400), "that one was under way already");
         for n in 1..50 {
-            assert!(outage.failed(at(n * 10_000), 1.0) <= Outage::LONGEST_WAIT);
+            assert!(wait(&mut outage, n * 10_000, 1.0) <= Outage::LONGEST_WAIT);
         }
-        assert_eq!(outage.failed(at(1_000_000), 1.0), Outage::LONGEST_WAIT);
+        assert_eq!(wait(&mut outage, 1_000_000, 1.0), Outage::LONGEST_WAIT);
         assert!(outage.answered());
         assert!(!outage.answered());
         assert_eq!(outage.left(at(1_000)), None);
+    }
+
+    #[test]
+    fn each_kind_of_failure_is_news_once_in_an_outage() {
+        let mut outage = Outage::default();
+        let mut news = |now, kind| outage.failed(at(now), 0.5, kind).is_news;
+        assert!(news(0, "unavailable"));
+        assert!(!news(10, "unavailable") && !news(9_000, "unavailable"));
+        assert!(news(9_010, "deadline"));
+        assert!(!news(20_000, "deadline") && !news(30_000, "unavailable"));
+        assert!(outage.answered());
+        assert!(outage.failed(at(40_000), 0.5, "unavailable").is_news, "another outage");
     }
 }

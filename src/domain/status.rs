@@ -10,14 +10,16 @@ use super::field_error::FieldError;
 const MAX_PATTERNS: usize = 64;
 
 /// A subscription's `delivery.statuses`: what it wants retried, and what it wants given up at once,
-/// whatever the table of [`decide`](super::outcome::decide) says. A code of its own comes before a
+/// whatever the table of statuses says. A code of its own comes before a
 /// class. No class holds 410: only its own code changes what *gone* means.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Statuses {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Form>, example = json!([404, "5xx"]))]
     pub retry: Vec<StatusPattern>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<Form>, example = json!([404, "5xx"]))]
     pub permanent: Vec<StatusPattern>,
 }
 
@@ -30,7 +32,9 @@ pub enum StatusPattern {
     Class(u8),
 }
 
-#[derive(Serialize, Deserialize)]
+/// One status (`404`) or a class of them (`"4xx"`).
+#[derive(Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = StatusPattern)]
 #[serde(untagged, expecting = "is neither a status nor a class; write one like 404 or \"4xx\"")]
 enum Form {
     Number(u64),

@@ -22,8 +22,9 @@ pub use tls::Tls;
 pub use validate::{DEFAULT_API_KEY_HEADER, Limits};
 
 /// `[a-z0-9][a-z0-9_-]{0,63}`: safe as a subject token and as part of a consumer name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schema(pattern = "^[a-z0-9][a-z0-9_-]{0,63}$", example = "billing-crm")]
 pub struct SubscriptionId(String);
 
 impl SubscriptionId {
@@ -60,12 +61,18 @@ impl std::fmt::Display for SubscriptionId {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "id": "billing-crm", "events": ["user.created", "role.*"], "delivery": {"url": "https://crm.example/hooks"}
+}))]
 pub struct Subscription {
     pub id: SubscriptionId,
     #[serde(default = "default_tenant")]
+    #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9_.-]+$")]
     pub tenant: String,
+    /// Event keys with NATS wildcards: `*` is one word, `>` at the end is all that follow.
+    #[schema(min_items = 1, max_items = 256, example = json!(["user.created", "role.*"]))]
     pub events: Vec<KeyPattern>,
     /// All must hold (CloudEvents Subscriptions API 1.0, `filters`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -74,8 +81,10 @@ pub struct Subscription {
     pub state: State,
     /// Why and since when the hub has disabled it, where it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(read_only)]
     pub disabled_reason: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    #[schema(read_only)]
     pub disabled_at: Option<OffsetDateTime>,
     pub delivery: Delivery,
 }
@@ -90,7 +99,7 @@ fn default_tenant() -> String {
     "default".to_owned()
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     #[default]
@@ -111,10 +120,21 @@ impl State {
     }
 }
 
+impl std::str::FromStr for State {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Active, Self::Paused, Self::Disabled]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| format!("{text:?} is not a state: write active, paused or disabled"))
+    }
+}
+
 /// Where and how a subscription's envelopes are delivered.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Delivery {
+    #[schema(max_length = 2048, example = "https://crm.example/hooks")]
     pub url: url::Url,
     #[serde(default)]
     pub content_mode: ContentMode,
@@ -122,8 +142,10 @@ pub struct Delivery {
     pub headers: BTreeMap<String, String>,
     /// The whole attempt: connection, request and answer.
     #[serde(default = "default_timeout", with = "super::duration")]
+    #[schema(value_type = String, example = "15s")]
     pub timeout: Duration,
     #[serde(default = "default_max_in_flight")]
+    #[schema(minimum = 1, maximum = 10_000)]
     pub max_in_flight: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
@@ -150,7 +172,7 @@ fn default_max_in_flight() -> u32 {
 }
 
 /// CloudEvents HTTP protocol binding, section 3.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ContentMode {
     #[default]
@@ -158,14 +180,14 @@ pub enum ContentMode {
     Binary,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ordering {
     #[default]
     None,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimit {
     pub per_second: f64,
@@ -173,7 +195,7 @@ pub struct RateLimit {
 }
 
 /// How a delivery shows who it comes from.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Auth {
     #[default]
@@ -184,19 +206,23 @@ pub enum Auth {
         header: Option<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         query: Option<String>,
+        #[schema(value_type = String, format = Password)]
         key: Secret,
     },
     Basic {
         username: String,
+        #[schema(value_type = String, format = Password)]
         password: Secret,
     },
     Bearer {
+        #[schema(value_type = String, format = Password)]
         token: Secret,
     },
     /// Client credentials grant, RFC 6749 section 4.4.
     Oauth2 {
         token_url: url::Url,
         client_id: String,
+        #[schema(value_type = String, format = Password)]
         client_secret: Secret,
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         scopes: Vec<String>,
@@ -208,7 +234,7 @@ pub enum Auth {
     },
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClientAuth {
     #[default]

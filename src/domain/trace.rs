@@ -1,6 +1,6 @@
 //! An event's whole story, put together from what the streams still hold of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -11,11 +11,13 @@ use super::dead_letter::{DeadLetter, State};
 use super::last_words::LastWords;
 use super::outcome::Fault;
 
+#[cfg(test)]
+mod tests;
+
 /// What was found of an event, in no order.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// It waits to be taken in: when it was stored, and its key.
-    pub waiting: Vec<(OffsetDateTime, String)>,
+    pub waiting: Vec<Waiting>,
     pub rejected: Vec<Rejected>,
     /// Envelopes that are still owed.
     pub owed: Vec<Owed>,
@@ -25,10 +27,21 @@ pub struct Findings {
     pub last_words: Vec<LastAttempt>,
 }
 
+/// The event waits to be taken in.
+#[derive(Debug)]
+pub struct Waiting {
+    /// When it was stored.
+    pub at: OffsetDateTime,
+    pub key: String,
+    pub tenant: String,
+}
+
 /// The event was refused.
 #[derive(Debug)]
 pub struct Rejected {
     pub at: OffsetDateTime,
+    /// `None`: what was refused does not tell.
+    pub tenant: Option<String>,
     pub reason: String,
     pub detail: String,
 }
@@ -38,6 +51,7 @@ pub struct Rejected {
 pub struct Owed {
     pub domain: String,
     pub subscription: String,
+    pub tenant: String,
     pub envelope: String,
     pub event_time: Option<String>,
     pub at: OffsetDateTime,
@@ -59,20 +73,44 @@ pub struct LastAttempt {
     pub domain: String,
     pub subscription: String,
     pub envelope: String,
+    /// `None`: where they were found does not tell.
+    pub tenant: Option<String>,
     pub at: OffsetDateTime,
     pub words: LastWords,
 }
 
+impl Findings {
+    /// Keeps what belongs to one tenant. Each finding says itself whose it is, as it was when it
+    /// was written: a subscription may be gone, or its id taken by somebody else. Last words that do
+    /// not say it are those of their envelope; what nothing tells of is nobody's.
+    pub fn keep_tenant(&mut self, tenant: &str) {
+        self.waiting.retain(|one| one.tenant == tenant);
+        self.rejected.retain(|one| one.tenant.as_deref() == Some(tenant));
+        self.owed.retain(|one| one.tenant == tenant);
+        self.dead_letters.retain(|one| one.tenant == tenant);
+        self.records.retain(|one| one.record.tenant.as_deref() == Some(tenant));
+        let owed = self.owed.iter().map(|one| one.envelope.as_str());
+        let dead = self.dead_letters.iter().map(|one| one.id.as_str());
+        let logged = self.records.iter().map(|one| &*one.record.envelope);
+        let envelopes: HashSet<&str> = owed.chain(dead).chain(logged).collect();
+        self.last_words.retain(|one| match &one.tenant {
+            Some(other) => other == tenant,
+            None => envelopes.contains(one.envelope.as_str()),
+        });
+    }
+}
+
 /// The story, oldest step first.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Trace {
     pub event_id: String,
     pub timeline: Vec<Step>,
     pub subscribers: Vec<Subscriber>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schema(as = TraceStepKind)]
 pub enum What {
     /// The event's own time.
     Published,
@@ -102,7 +140,8 @@ impl What {
 }
 
 /// One step; what does not apply is left out.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = TraceStep)]
 pub struct Step {
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
@@ -122,6 +161,7 @@ pub struct Step {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     pub error: Option<ErrorKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
@@ -133,8 +173,9 @@ pub struct Step {
 }
 
 /// Where an envelope stands now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schema(as = EnvelopeState)]
 pub enum Standing {
     /// In the outbox, and no attempt is known.
     Waiting,
@@ -164,7 +205,8 @@ impl Standing {
 }
 
 /// A subscriber's last state.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, utoipa::ToSchema)]
+#[schema(as = TraceSubscriber)]
 pub struct Subscriber {
     pub domain: String,
     pub subscription: String,
@@ -208,10 +250,10 @@ impl Trace {
         let (mut timeline, mut taken) = (Vec::new(), BTreeSet::new());
         let mut times = BTreeSet::new();
         let mut subscribers: BTreeMap<Place, Subscriber> = BTreeMap::new();
-        for (at, key) in findings.waiting {
+        for Waiting { at, key, .. } in findings.waiting {
             timeline.push(Step { detail: Some(key), ..step(at, What::Waiting, None) });
         }
-        for Rejected { at, reason, detail } in findings.rejected {
+        for Rejected { at, reason, detail, .. } in findings.rejected {
             let detail = Some(format!("{reason}: {detail}"));
             timeline.push(Step { detail, ..step(at, What::Rejected, None) });
         }
@@ -233,7 +275,7 @@ impl Trace {
             };
             attempts.push((place, attempt));
         }
-        for LastAttempt { domain, subscription, envelope, at, words } in findings.last_words {
+        for LastAttempt { domain, subscription, envelope, at, words, .. } in findings.last_words {
             let place = (domain, subscription, envelope);
             if attempts.iter().any(|(other, step)| *other == place && step.attempt == Some(words.attempt)) {
                 continue;
@@ -287,7 +329,7 @@ impl Trace {
                 };
             }
         }
-        for Owed { domain, subscription, envelope, event_time, at, redriven } in findings.owed {
+        for Owed { domain, subscription, envelope, event_time, at, redriven, .. } in findings.owed {
             times.extend(event_time.as_deref().and_then(read_time));
             let place = (domain, subscription, envelope);
             taken.insert((at, redriven, place.clone()));
@@ -327,145 +369,4 @@ impl Subscriber {
 
 fn read_time(text: &str) -> Option<OffsetDateTime> {
     OffsetDateTime::parse(text, &Rfc3339).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::outcome::Reason;
-
-    fn at(seconds: i64) -> OffsetDateTime {
-        OffsetDateTime::from_unix_timestamp(1_800_000_000 + seconds).unwrap()
-    }
-
-    fn logged(subscription: &str, attempt: u32, outcome: Settled, redriven: bool) -> Logged {
-        let record = AttemptRecord {
-            envelope: format!("env_{subscription}").into(),
-            event_id: "e".into(),
-            event_key: "policy.updated".into(),
-            event_time: Some(at(0).format(&Rfc3339).unwrap().into()),
-            tenant: None,
-            queued_at: at(if redriven { 50 } else { 1 }),
-            at: at(1 + i64::from(attempt) + if redriven { 50 } else { 0 }),
-            attempt,
-            redriven,
-            outcome,
-            status: Some(if outcome == Settled::Delivered { 200 } else { 503 }),
-            latency_ms: 3,
-            error: None,
-            fault: None,
-            detail: None,
-            answer: None,
-        };
-        Logged { domain: "policy-client".into(), subscription: subscription.into(), record }
-    }
-
-    fn letter(state: State) -> DeadLetter {
-        DeadLetter {
-            id: "env_b".into(),
-            domain: "policy-client".into(),
-            subscription: "b".into(),
-            tenant: "default".into(),
-            event_id: "e".into(),
-            event_key: "policy.updated".into(),
-            reason: Reason::Exhausted,
-            fault: Fault::Subscriber,
-            state,
-            attempts: 2,
-            redrives: 0,
-            last_status: Some(503),
-            last_error: Some("503 Service Unavailable".into()),
-            failed_at: at(10),
-            next_redrive_at: Some(at(300)),
-        }
-    }
-
-    fn owed(redriven: bool) -> Owed {
-        Owed {
-            domain: "policy-client".into(),
-            subscription: "b".into(),
-            envelope: "env_b".into(),
-            event_time: None,
-            at: at(if redriven { 50 } else { 1 }),
-            redriven,
-        }
-    }
-
-    fn state(findings: Findings) -> Standing {
-        Trace::tell("e", findings).unwrap().subscribers.pop().unwrap().state
-    }
-
-    #[test]
-    fn the_steps_stand_in_the_order_of_their_times() {
-        let findings = Findings {
-            records: vec![
-                logged("b", 3, Settled::Delivered, true),
-                logged("a", 1, Settled::Delivered, false),
-                logged("b", 2, Settled::Exhausted, false),
-                logged("b", 1, Settled::Retried, false),
-            ],
-            last_words: vec![LastAttempt {
-                domain: "policy-client".into(),
-                subscription: "b".into(),
-                envelope: "env_b".into(),
-                at: at(3),
-                words: LastWords {
-                    attempt: 2,
-                    status: Some(503),
-                    error: "503".into(),
-                    fault: Fault::Subscriber,
-                    latency_ms: 1,
-                    answer: None,
-                },
-            }],
-            ..Findings::default()
-        };
-        let trace = Trace::tell("e", findings).unwrap();
-        let told: Vec<String> = trace
-            .timeline
-            .iter()
-            .map(|step| {
-                let subscription = step.subscription.as_deref().unwrap_or("-");
-                format!("{subscription} {} {}", step.what.as_str(), step.attempt.unwrap_or(0))
-            })
-            .collect();
-        assert_eq!(
-            told,
-            [
-                "- published 0",
-                "a queued 0",
-                "b queued 0",
-                "a attempt 1",
-                "b attempt 1",
-                "b attempt 2",
-                "b redriven 0",
-                "b attempt 3"
-            ]
-        );
-        let states: Vec<_> = trace.subscribers.iter().map(|one| (one.state, one.attempts)).collect();
-        assert_eq!(states, [(Standing::Delivered, 1), (Standing::Delivered, 3)]);
-    }
-
-    #[test]
-    fn a_subscribers_last_state_is_told_by_where_the_envelope_stands() {
-        let failed = || vec![logged("b", 1, Settled::Retried, false)];
-        assert!(Trace::tell("e", Findings::default()).is_none());
-        assert_eq!(state(Findings { owed: vec![owed(false)], ..Findings::default() }), Standing::Waiting);
-        assert_eq!(
-            state(Findings { owed: vec![owed(false)], records: failed(), ..Findings::default() }),
-            Standing::Retrying
-        );
-        assert_eq!(state(Findings { records: failed(), ..Findings::default() }), Standing::Gone);
-        let parked = || vec![letter(State::Parked)];
-        assert_eq!(
-            state(Findings { dead_letters: parked(), records: failed(), ..Findings::default() }),
-            Standing::DeadLettered
-        );
-        assert_eq!(
-            state(Findings { dead_letters: parked(), owed: vec![owed(true)], ..Findings::default() }),
-            Standing::Replaying
-        );
-        let letters = vec![letter(State::Replaying)];
-        assert_eq!(state(Findings { dead_letters: letters, ..Findings::default() }), Standing::Replaying);
-    }
 }

@@ -29,7 +29,7 @@ use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::subscription::ContentMode;
 use failure::{Broken, broken};
 use target::{SIGNATURE, TRACEPARENT, WEBHOOK_ATTEMPT, WEBHOOK_ID, WEBHOOK_TIMESTAMP};
-use tls::TlsClients;
+use tls::{TlsClients, TlsOptions};
 use token::{Token, Tokens};
 
 /// Idle connections kept to one endpoint: as many as a domain's pool may use at once, so that a
@@ -217,11 +217,11 @@ impl Inner {
         headers.insert(AUTHORIZATION, token.header.clone());
         tell(&headers, &body);
         let response = self.send(target, headers, body).await?;
-        if response.status() != StatusCode::UNAUTHORIZED {
+        if !matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             return answer::read(response, self.config.response_limit, &target.sent_secrets, Some(&token))
                 .await;
         }
-        // The token was revoked, or the endpoint thinks it too old: once more with a new one.
+        // The token was revoked, is too old, or lacks what the client was granted since: once more with a new one.
         answer::drain(response, self.config.response_limit).await?;
         self.tokens.invalidate(client, &token);
         let token: Arc<Token> = self.tokens.get(self, client).await?;
@@ -241,11 +241,15 @@ impl Inner {
         let mut request = Request::new(Method::POST, target.url.clone());
         *request.headers_mut() = headers;
         *request.body_mut() = Some(body.into());
-        let sent = match &target.tls {
-            None => self.client.execute(request),
-            Some(tls) => self.tls_clients.get(&self.config, tls)?.execute(request),
-        };
-        sent.await.map_err(broken)
+        self.client_of(target.tls.as_ref())?.execute(request).await.map_err(broken)
+    }
+
+    /// The common client, or that of a subscription's own TLS. Cheap: a client is a handle.
+    fn client_of(&self, tls: Option<&TlsOptions>) -> Result<Client, Broken> {
+        match tls {
+            None => Ok(self.client.clone()),
+            Some(tls) => self.tls_clients.get(&self.config, tls),
+        }
     }
 
     /// The client connects to an address in the URL without asking the resolver, and so the guard.

@@ -144,6 +144,7 @@ impl Target {
                     &open(client_secret)?,
                     (scopes, audience.as_deref()),
                     *client_auth,
+                    target.tls.as_ref(),
                 ));
             }
         }

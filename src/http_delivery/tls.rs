@@ -1,7 +1,7 @@
 //! TLS of a subscription's own: one client for each set of roots and certificate, a few of them kept.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reqwest::{Certificate, Client, ClientBuilder, Identity};
 use secrecy::{ExposeSecret, SecretString};
@@ -17,12 +17,15 @@ use crate::domain::subscription::{Secret, Tls};
 const MOST_CLIENTS: usize = 512;
 
 /// Identifies a client: another root, certificate or key is another one.
-type Key = [u8; 32];
+pub(super) type Key = [u8; 32];
 
-/// The TLS half of a target, read.
+/// The TLS half of a target, read. Cheap to clone.
+#[derive(Clone)]
 pub(super) struct TlsOptions {
     key: Key,
-    roots: Option<Vec<Certificate>>,
+    roots: Option<Arc<[Certificate]>>,
+    /// The system's roots count beside these.
+    beside: bool,
     identity: Option<Identity>,
 }
 
@@ -41,7 +44,10 @@ impl TlsOptions {
         let roots = match &tls.ca {
             Some(ca) => {
                 let roots = Certificate::from_pem_bundle(ca.as_bytes()).map_err(|_| Failure::Request)?;
-                Some(roots).filter(|roots| !roots.is_empty()).ok_or(Failure::Request).map(Some)?
+                Some(Arc::from(roots))
+                    .filter(|roots: &Arc<[_]>| !roots.is_empty())
+                    .ok_or(Failure::Request)
+                    .map(Some)?
             }
             None => None,
         };
@@ -53,12 +59,31 @@ impl TlsOptions {
             }
             None => None,
         };
-        Ok(Self { key: digest.finalize().into(), roots, identity })
+        Ok(Self { key: digest.finalize().into(), roots, beside: false, identity })
+    }
+
+    /// The same for the token endpoint: it may be the subscriber's own, of the same private CA, or
+    /// one of the public internet, so the roots count beside the system's there. The certificate
+    /// is shown there too, if it is asked for: tokens may be bound to it (RFC 8705 section 3).
+    pub(super) fn of_token_endpoint(&self) -> Self {
+        // Without roots of its own it is the same client.
+        if self.roots.is_none() {
+            return self.clone();
+        }
+        let key = Sha256::new_with_prefix(b"beside the system's roots").chain_update(self.key).finalize();
+        Self { key: key.into(), beside: true, ..self.clone() }
+    }
+
+    /// Tells one set of roots, certificate and key from another.
+    pub(super) fn key(&self) -> &Key {
+        &self.key
     }
 
     fn apply(&self, mut builder: ClientBuilder) -> ClientBuilder {
         if let Some(roots) = &self.roots {
-            builder = builder.tls_certs_only(roots.iter().cloned());
+            let roots = roots.iter().cloned();
+            builder =
+                if self.beside { builder.tls_certs_merge(roots) } else { builder.tls_certs_only(roots) };
         }
         if let Some(identity) = &self.identity {
             builder = builder.identity(identity.clone());
@@ -149,7 +174,8 @@ mod tests {
         let (clients, config) = (TlsClients::default(), HttpConfig::default());
         let options = |number: usize| TlsOptions {
             key: Sha256::digest(number.to_be_bytes()).into(),
-            roots: Some(Vec::new()),
+            roots: Some(Arc::default()),
+            beside: false,
             identity: None,
         };
         let has = |number: usize| clients.kept().clients.contains_key(&options(number).key);

@@ -18,6 +18,7 @@ use url::{Url, form_urlencoded};
 use super::Inner;
 use super::failure::{Broken, broken};
 use super::target::sensitive;
+use super::tls::TlsOptions;
 use crate::domain::outcome::Failure;
 use crate::domain::subscription::ClientAuth;
 
@@ -43,6 +44,7 @@ pub(super) struct Oauth2Client {
     /// `Basic …`, for `client_secret_basic`.
     authorization: Option<SecretString>,
     form: SecretString,
+    tls: Option<TlsOptions>,
     slot: OnceLock<Arc<Slot>>,
 }
 
@@ -77,7 +79,9 @@ impl Oauth2Client {
         client_secret: &SecretString,
         (scopes, audience): (&[String], Option<&str>),
         client_auth: ClientAuth,
+        tls: Option<&TlsOptions>,
     ) -> Self {
+        let tls = tls.map(TlsOptions::of_token_endpoint);
         let secret = client_secret.expose_secret();
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.append_pair("grant_type", "client_credentials");
@@ -113,7 +117,10 @@ impl Oauth2Client {
             digest.update((part.len() as u64).to_be_bytes());
             digest.update(part);
         }
-        Self { key: digest.finalize().into(), url, literal, authorization, form, slot: OnceLock::new() }
+        if let Some(tls) = &tls {
+            digest.update(tls.key());
+        }
+        Self { key: digest.finalize().into(), url, literal, authorization, form, tls, slot: OnceLock::new() }
     }
 }
 
@@ -245,7 +252,8 @@ async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, Broken> {
     }
     *request.body_mut() = Some(client.form.expose_secret().to_owned().into());
     let asked = Instant::now();
-    let mut response = http.client.execute(request).await.map_err(of_the_endpoint)?;
+    let sent = http.client_of(client.tls.as_ref())?.execute(request);
+    let mut response = sent.await.map_err(of_the_endpoint)?;
 
     let status = response.status();
     let mut body = Vec::new();

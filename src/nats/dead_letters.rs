@@ -19,6 +19,8 @@ use crate::domain::outcome::Reason;
 /// Which dead letters; all given conditions must hold.
 #[derive(Debug, Clone, Default)]
 pub struct DeadLetterQuery {
+    /// A dead letter whose envelope could not be read has no tenant, and is no tenant's.
+    pub tenant: Option<String>,
     pub subscription: Option<String>,
     pub reason: Option<Reason>,
     pub state: Option<State>,
@@ -35,7 +37,8 @@ impl DeadLetterQuery {
         fn is<T: PartialEq>(wanted: Option<&T>, value: &T) -> bool {
             wanted.is_none_or(|wanted| wanted == value)
         }
-        is(self.subscription.as_ref(), &letter.subscription)
+        is(self.tenant.as_ref(), &letter.tenant)
+            && is(self.subscription.as_ref(), &letter.subscription)
             && is(self.reason.as_ref(), &letter.reason)
             && is(self.state.as_ref(), &letter.state)
             && is(self.event_key.as_ref(), &letter.event_key)
@@ -47,7 +50,8 @@ impl DeadLetterQuery {
 }
 
 /// A dead letter and where it stands.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[schema(as = DeadLetterEntry)]
 pub struct Entry {
     #[serde(flatten)]
     pub letter: DeadLetter,
@@ -191,6 +195,7 @@ impl JetStream {
             ("Hub-Id", &*envelope.id),
             ("Hub-Event-Id", &envelope.event_id),
             ("Hub-Event-Key", &envelope.event_key),
+            ("Hub-Tenant", &envelope.tenant),
         ];
         self.put_words(&subject, words, &headers).await
     }

@@ -73,6 +73,8 @@ pub fn render(shape: &Shape) -> Vec<StreamDefinition> {
     let mut streams = Vec::new();
     let fixed = [
         (stream_file!("KV_hub-subscriptions"), None, None, vec![]),
+        (stream_file!("KV_hub-tokens"), None, None, vec![]),
+        (stream_file!("KV_hub-orders"), None, None, vec![]),
         (
             stream_file!("HUB_EVENTS"),
             Some(shape.limits.events),

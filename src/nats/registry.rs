@@ -213,7 +213,7 @@ impl JetStream {
         self.write_key(&key, Bytes::new(), expected, &[("KV-Operation", "DEL")]).await
     }
 
-    async fn write_key(
+    pub(super) async fn write_key(
         &self,
         key: &str,
         value: Bytes,

@@ -1,5 +1,7 @@
 //! Every subject, stream name and bucket name of the hub, built and parsed in this one file.
 
+use crate::domain::access::TokenId;
+use crate::domain::order::OrderId;
 use crate::domain::subscription::SubscriptionId;
 use crate::domain::token::safe_token;
 
@@ -73,6 +75,40 @@ impl Names {
     /// The keys of all subscriptions.
     pub fn subscriptions_filter(&self) -> String {
         format!("$KV.{}.>", self.subscriptions_bucket())
+    }
+
+    pub fn tokens_bucket(&self) -> String {
+        format!("{}-tokens", self.prefix)
+    }
+
+    pub fn tokens_stream(&self) -> String {
+        format!("KV_{}", self.tokens_bucket())
+    }
+
+    pub fn token_key(&self, id: &TokenId) -> String {
+        format!("$KV.{}.{id}", self.tokens_bucket())
+    }
+
+    /// The keys of all tokens.
+    pub fn tokens_filter(&self) -> String {
+        format!("$KV.{}.>", self.tokens_bucket())
+    }
+
+    pub fn orders_bucket(&self) -> String {
+        format!("{}-orders", self.prefix)
+    }
+
+    pub fn orders_stream(&self) -> String {
+        format!("KV_{}", self.orders_bucket())
+    }
+
+    pub fn order_key(&self, id: &OrderId) -> String {
+        format!("$KV.{}.{id}", self.orders_bucket())
+    }
+
+    /// The keys of all orders.
+    pub fn orders_filter(&self) -> String {
+        format!("$KV.{}.>", self.orders_bucket())
     }
 
     pub fn subscription_of_key<'a>(&self, subject: &'a str) -> Option<&'a str> {
@@ -190,6 +226,22 @@ impl Names {
         Some((domain, sequence.parse().ok()?))
     }
 
+    /// Where processes tell each other that an endpoint asked for its subscription to be left alone.
+    /// In no stream: whoever is not there does not hear it.
+    pub fn hold(&self, subscription: &str) -> String {
+        format!("{}.holds.{subscription}", self.prefix)
+    }
+
+    pub fn holds_filter(&self) -> String {
+        self.hold("*")
+    }
+
+    /// The subscription that is to be left alone.
+    pub fn parse_hold<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        let subscription = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".holds.")?;
+        (!subscription.contains('.')).then_some(subscription)
+    }
+
     /// The advisories that the hub keeps of one outbox stream.
     pub fn advisory_subjects(&self, stream: &str) -> [String; 2] {
         ["MAX_DELIVERIES", "MSG_TERMINATED"]
@@ -243,6 +295,14 @@ mod tests {
         assert_eq!(names.parse_redrive_due(&names.redrive_due("organization", 7)), Some(("organization", 7)));
         assert_eq!(names.parse_replaying(&names.replaying("organization", 9)), Some(("organization", 9)));
         assert_eq!(names.parse_redrive_due("hub.redrive.due.organization.7"), None);
+    }
+
+    #[test]
+    fn holds_round_trip() {
+        let names = Names::new("acme");
+        assert_eq!(names.holds_filter(), "acme.holds.*");
+        assert_eq!(names.parse_hold(&names.hold("crm")), Some("crm"));
+        assert_eq!(names.parse_hold("hub.holds.crm"), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What the streams hold of one event.
 
 use serde::Deserialize;
+use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -12,8 +13,9 @@ use super::inspect::StoredMessage;
 use super::publish::one_line;
 use crate::domain::attempt_record::AttemptRecord;
 use crate::domain::envelope::Envelope;
-use crate::domain::event::Publication;
-use crate::domain::trace::{Findings, LastAttempt, Logged, Owed, Rejected};
+use crate::domain::event::{Event, Publication, Rejection};
+use crate::domain::subscription::is_tenant;
+use crate::domain::trace::{Findings, LastAttempt, Logged, Owed, Rejected, Waiting};
 
 /// Which event, and where it is looked for.
 #[derive(Debug, Clone)]
@@ -87,7 +89,8 @@ impl JetStream {
                 serde_json::from_slice(&message.payload),
             ) {
                 let envelope = envelope.to_owned();
-                last_words.push(LastAttempt { domain, subscription, envelope, at, words });
+                let tenant = message.header("Hub-Tenant").map(str::to_owned);
+                last_words.push(LastAttempt { domain, subscription, envelope, tenant, at, words });
             }
         })
         .await
@@ -105,6 +108,7 @@ impl JetStream {
                     owed.push(Owed {
                         domain: domain.clone(),
                         subscription: envelope.subscription.to_string(),
+                        tenant: envelope.tenant.to_string(),
                         envelope: envelope.id.to_string(),
                         event_time: envelope.event_time.as_deref().map(str::to_owned),
                         at,
@@ -118,23 +122,21 @@ impl JetStream {
     }
 
     async fn trace_rejected(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
-        #[derive(Deserialize)]
-        struct Structured {
-            id: String,
-        }
         let (names, rejected) = (self.names(), &mut findings.rejected);
         let events = names.events_stream();
         self.browse(&names.rejected_stream(), &names.rejected("*"), query.since, |message| {
             let made_up = message.header("Hub-Sequence").map(|sequence| format!("{events}-{sequence}"));
             let given = ["Hub-Original-Nats-Msg-Id", "ce-id"].map(|name| message.header(name));
-            // A structured CloudEvent, if it got as far as being one.
-            let inside = || {
-                serde_json::from_slice::<Structured>(&message.payload).is_ok_and(|it| it.id == query.event_id)
-            };
+            let inside = || Structured::read(&message.payload).id == query.event_id.as_str();
             let known = given.contains(&Some(&query.event_id)) || made_up.as_ref() == Some(&query.event_id);
             if let (true, Some(at)) = (known || inside(), stored_at(&message)) {
                 let text = |name: &str| message.header(name).unwrap_or_default().to_owned();
-                rejected.push(Rejected { at, reason: text("Hub-Reason"), detail: text("Hub-Error") });
+                let tail = message.header("Hub-Subject").and_then(|subject| names.event_tail(subject));
+                let tenant = match decode(&message, tail.unwrap_or_default(), &events) {
+                    Ok(event) => Some(event.tenant),
+                    Err(_) => tenant_named(&message),
+                };
+                rejected.push(Rejected { at, tenant, reason: text("Hub-Reason"), detail: text("Hub-Error") });
             }
         })
         .await
@@ -145,22 +147,12 @@ impl JetStream {
         let stream = names.events_stream();
         self.browse(&stream, &names.event(">"), query.since, |message| {
             let Some(at) = stored_at(&message) else { return };
-            let headers = message.header_pairs();
-            let event = Publication {
-                subject_tail: names.event_tail(&message.subject).unwrap_or_default(),
-                headers: &headers,
-                body: &message.payload,
-                stream: &stream,
-                sequence: message.sequence,
-                time: at,
-                max_size: usize::MAX,
-            }
-            .decode();
+            let tail = names.event_tail(&message.subject).unwrap_or_default();
             // What cannot be decoded will be rejected, and found there.
-            if let Ok(event) = event
+            if let Ok(event) = decode(&message, tail, &stream)
                 && event.id == query.event_id
             {
-                waiting.push((at, event.key.as_str().to_owned()));
+                waiting.push(Waiting { at, key: event.key.as_str().to_owned(), tenant: event.tenant });
             }
         })
         .await
@@ -176,6 +168,51 @@ impl JetStream {
         .await?;
         Ok(count)
     }
+}
+
+/// A structured CloudEvent, as far as it got to being one.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Structured {
+    id: Value,
+    tenant: Value,
+}
+
+impl Structured {
+    fn read(body: &[u8]) -> Self {
+        serde_json::from_slice(body).unwrap_or_default()
+    }
+}
+
+/// The event of a stored publication, however large.
+fn decode(message: &StoredMessage, subject_tail: &str, stream: &str) -> Result<Event, Rejection> {
+    let headers = message.header_pairs();
+    Publication {
+        subject_tail,
+        headers: &headers,
+        body: &message.payload,
+        stream,
+        sequence: message.sequence,
+        time: stored_at(message).unwrap_or(OffsetDateTime::UNIX_EPOCH),
+        max_size: usize::MAX,
+    }
+    .decode()
+}
+
+/// The tenant that a publication which is no event names in so many words: an attribute before the
+/// header, as in events.
+fn tenant_named(message: &StoredMessage) -> Option<String> {
+    let headers = message.header_pairs();
+    let header = |wanted: &str| {
+        headers
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(wanted))
+            .map(|(_, value)| (*value).to_owned())
+    };
+    let named = header("ce-tenant")
+        .or_else(|| Structured::read(&message.payload).tenant.as_str().map(str::to_owned))
+        .or_else(|| header("hub-tenant"));
+    named.filter(|tenant| is_tenant(tenant))
 }
 
 fn stored_at(message: &StoredMessage) -> Option<OffsetDateTime> {

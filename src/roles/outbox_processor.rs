@@ -6,6 +6,7 @@
 
 mod delivery;
 mod disable;
+mod holds;
 mod lanes;
 mod log;
 mod settle;
@@ -102,6 +103,12 @@ impl OutboxProcessor {
         // What one domain's worker hears of an endpoint holds in all of them. One that lags behind
         // hears it from the endpoint itself.
         let (holds, _) = broadcast::channel(HOLDS);
+        let mut exchange = JoinSet::new();
+        if let Subscriptions::Registry(_) = &self.subscriptions {
+            let longest = self.settings.retry.max_retry_after;
+            let between = holds::Exchange::new(self.js.clone(), holds.clone(), longest);
+            exchange.spawn(between.run(stop.clone()));
+        }
         for (domain, ready) in self.settings.domains.iter().zip(self.ready) {
             let metrics = self.metrics.of_domain(&domain.name);
             let log = log::DeliveryLog::new(
@@ -145,7 +152,15 @@ impl OutboxProcessor {
             });
         }
         let mut result = Ok(());
-        while let Some(ended) = workers.join_next().await {
+        loop {
+            let ended = tokio::select! {
+                ended = workers.join_next() => match ended {
+                    Some(ended) => ended,
+                    None => break,
+                },
+                // It ends with the workers; before them only by a failure, which is theirs then.
+                Some(ended) = exchange.join_next() => ended,
+            };
             match ended {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => {
@@ -156,7 +171,9 @@ impl OutboxProcessor {
                     stop.cancel();
                     result = Err(NatsError::Transport {
                         subject: "outbox-processor".to_owned(),
-                        reason: format!("a domain's worker panicked: {error}"),
+                        reason: format!(
+                            "a domain's worker, its log or the exchange of holds panicked: {error}"
+                        ),
                     });
                 }
             }

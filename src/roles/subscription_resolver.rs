@@ -6,26 +6,34 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::key::EventKey;
 use crate::health::ReadyFlag;
+use crate::metrics::Metrics;
 use crate::nats::{JetStream, Registry};
-use crate::subscriptions_grpc::{Found, Lookup, LookupError, ResolverServer, ServerError};
+use crate::subscriptions_grpc::{Found, Lookup, LookupError, ResolverServer, Served, ServerError};
 
 pub struct SubscriptionResolver {
     js: JetStream,
     registry: Registry,
     server: ResolverServer,
+    metrics: Metrics,
     ready: ReadyFlag,
 }
 
 impl SubscriptionResolver {
-    pub fn new(js: JetStream, registry: Registry, server: ResolverServer, ready: ReadyFlag) -> Self {
-        Self { js, registry, server, ready }
+    pub fn new(
+        js: JetStream,
+        registry: Registry,
+        server: ResolverServer,
+        metrics: Metrics,
+        ready: ReadyFlag,
+    ) -> Self {
+        Self { js, registry, server, metrics, ready }
     }
 
     /// Answers until `stop`. Before the registry is loaded callers are told to come again.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServerError> {
-        let Self { js, registry, server, ready } = self;
+        let Self { js, registry, server, metrics, ready } = self;
         let loaded = registry.clone();
-        let serving = server.run(Arc::new(FromRegistry { js, registry }), stop);
+        let serving = server.run(Arc::new(FromRegistry { js, registry, metrics }), stop);
         let tell = async {
             loaded.wait_until_loaded().await;
             ready.set(true);
@@ -41,6 +49,7 @@ impl SubscriptionResolver {
 struct FromRegistry {
     js: JetStream,
     registry: Registry,
+    metrics: Metrics,
 }
 
 impl Lookup for FromRegistry {
@@ -56,5 +65,9 @@ impl Lookup for FromRegistry {
             }
             Ok(self.registry.read().of_key(&tenant, &key))
         })
+    }
+
+    fn served(&self, result: Served) {
+        self.metrics.resolver_served(result.as_str());
     }
 }

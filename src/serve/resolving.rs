@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use super::{Role, ServeError, ServeOptions};
+use crate::metrics::Metrics;
 use crate::roles::event_processor::RemoteResolver;
 use crate::settings::{Settings, SubscriptionSource};
 use crate::subscriptions_grpc::{ClientOptions, ResolverClient, ServerOptions};
 
 /// The resolver to ask, where the settings name one.
-pub(super) fn remote(settings: &Settings) -> Result<Option<Arc<RemoteResolver>>, ServeError> {
+pub(super) fn remote(
+    settings: &Settings,
+    metrics: &Metrics,
+) -> Result<Option<Arc<RemoteResolver>>, ServeError> {
     let subscriptions = &settings.subscriptions;
     let (SubscriptionSource::Grpc, Some(url)) = (subscriptions.source, &subscriptions.grpc_url) else {
         return Ok(None);
@@ -20,7 +24,12 @@ pub(super) fn remote(settings: &Settings) -> Result<Option<Arc<RemoteResolver>>,
         identity_files: subscriptions.tls_cert_file.clone().zip(subscriptions.tls_key_file.clone()),
         deadline: subscriptions.deadline,
     })?;
-    let remote = RemoteResolver::new(client, subscriptions.cache_entries, subscriptions.max_staleness);
+    let remote = RemoteResolver::new(
+        client,
+        subscriptions.cache_entries,
+        subscriptions.max_staleness,
+        metrics.resolver(),
+    );
     Ok(Some(Arc::new(remote)))
 }
 

@@ -229,6 +229,7 @@ pub struct Secrets {
 pub struct Api {
     #[serde(deserialize_with = "listen")]
     pub listen: SocketAddr,
+    pub anonymous: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]

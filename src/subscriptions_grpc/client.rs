@@ -10,7 +10,7 @@ use tonic::{Code, Request, Status};
 
 use super::generated::subscription_resolver_client::SubscriptionResolverClient;
 use super::generated::{ResolveRequest, Subscription as Resolved};
-use super::{FileError, MOST_ANSWER_BYTES, read_file};
+use super::{FileError, MOST_ANSWER_BYTES, read_certificates, read_file};
 use crate::domain::index::Entry;
 use crate::domain::resolution::{self, Unusable};
 
@@ -62,6 +62,17 @@ pub enum ResolveError {
 }
 
 impl ResolveError {
+    /// Its name in metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Deadline(_) => "deadline",
+            Self::NotAdmitted(_) => "not-admitted",
+            Self::Failed { .. } => "failed",
+            Self::Answer(_) => "answer",
+        }
+    }
+
     /// Whether another call may end better soon.
     fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Deadline(_))
@@ -89,13 +100,14 @@ impl ResolverClient {
         if options.url.starts_with("https:") {
             let mut tls = ClientTlsConfig::new();
             tls = match &options.ca_file {
-                Some(file) => {
-                    tls.ca_certificate(Certificate::from_pem(read_file("subscriptions.tls_ca_file", file)?))
-                }
+                Some(file) => tls.ca_certificate(Certificate::from_pem(read_certificates(
+                    "subscriptions.tls_ca_file",
+                    file,
+                )?)),
                 None => tls.with_native_roots(),
             };
             if let Some((certificate, key)) = &options.identity_files {
-                let certificate = read_file("subscriptions.tls_cert_file", certificate)?;
+                let certificate = read_certificates("subscriptions.tls_cert_file", certificate)?;
                 tls = tls
                     .identity(Identity::from_pem(certificate, read_file("subscriptions.tls_key_file", key)?));
             }
@@ -156,15 +168,23 @@ impl ResolverClient {
 
     fn failed(&self, status: &Status) -> ResolveError {
         let message = || status.message().chars().take(300).collect::<String>();
-        match status.code() {
-            Code::Unavailable | Code::ResourceExhausted | Code::Aborted => {
-                ResolveError::Unavailable(whole_text(status))
+        match (status.code(), cause(status)) {
+            (Code::DeadlineExceeded, _) | (Code::Cancelled, None) => ResolveError::Deadline(self.deadline),
+            // The connection made the status, and not the resolver: whatever its code, no TLS where
+            // TLS is spoken, or a certificate that was refused.
+            (_, Some(cause)) => ResolveError::Unavailable(cause),
+            (Code::Unavailable | Code::ResourceExhausted | Code::Aborted, None) => {
+                ResolveError::Unavailable(message())
             }
-            Code::DeadlineExceeded | Code::Cancelled => ResolveError::Deadline(self.deadline),
-            Code::Unauthenticated | Code::PermissionDenied => ResolveError::NotAdmitted(message()),
-            code => ResolveError::Failed { code: format!("{code:?}"), message: message() },
+            (Code::Unauthenticated | Code::PermissionDenied, None) => ResolveError::NotAdmitted(message()),
+            (code, None) => ResolveError::Failed { code: format!("{code:?}"), message: message() },
         }
     }
+}
+
+/// What broke the connection, where that is what the status came from.
+fn cause(status: &Status) -> Option<String> {
+    std::error::Error::source(status).map(whole_text)
 }
 
 /// An error with what caused it: tonic's own texts are "transport error".

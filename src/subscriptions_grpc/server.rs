@@ -11,11 +11,11 @@ use subtle::ConstantTimeEq;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::generated::subscription_resolver_server::{SubscriptionResolver, SubscriptionResolverServer};
 use super::generated::{ResolveRequest, ResolveResponse, Subscription};
-use super::{FileError, MOST_ANSWER_BYTES, read_file};
+use super::{FileError, MOST_ANSWER_BYTES, read_certificates, read_file};
 use crate::domain::index::Entry;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::is_tenant;
@@ -35,6 +35,42 @@ pub type Found<'a> = futures_util::future::BoxFuture<'a, Result<Vec<Arc<Entry>>,
 pub trait Lookup: Send + Sync + 'static {
     /// The tenant's active subscriptions whose patterns match the key, as of now.
     fn matching(&self, tenant: String, key: EventKey) -> Found<'_>;
+
+    /// Hears what became of each question.
+    fn served(&self, result: Served);
+}
+
+/// What became of a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    Answered,
+    /// The caller's token is missing or wrong.
+    NotAdmitted,
+    /// The question cannot be read.
+    Invalid,
+    /// The source cannot be asked now.
+    Unavailable,
+}
+
+impl Served {
+    /// Its name in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::NotAdmitted => "not-admitted",
+            Self::Invalid => "invalid",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
+    fn of(result: &Result<ResolveResponse, Status>) -> Self {
+        match result.as_ref().map_err(Status::code) {
+            Ok(_) => Self::Answered,
+            Err(Code::Unauthenticated) => Self::NotAdmitted,
+            Err(Code::InvalidArgument) => Self::Invalid,
+            Err(_) => Self::Unavailable,
+        }
+    }
 }
 
 /// The source cannot be asked now. The text goes to the caller.
@@ -82,11 +118,11 @@ impl ResolverServer {
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .http2_keepalive_timeout(Some(KEEP_ALIVE));
         if let Some((certificate, key)) = &options.identity_files {
-            let certificate = read_file("subscriptions.listen_tls_cert_file", certificate)?;
+            let certificate = read_certificates("subscriptions.listen_tls_cert_file", certificate)?;
             let key = read_file("subscriptions.listen_tls_key_file", key)?;
             let mut tls = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
             if let Some(file) = &options.client_ca_file {
-                let roots = read_file("subscriptions.listen_tls_client_ca_file", file)?;
+                let roots = read_certificates("subscriptions.listen_tls_client_ca_file", file)?;
                 tls = tls.client_ca_root(Certificate::from_pem(roots));
             }
             server = server.tls_config(tls).map_err(|error| ServerError::Tls(error.to_string()))?;
@@ -162,6 +198,14 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 #[tonic::async_trait]
 impl SubscriptionResolver for Service {
     async fn resolve(&self, request: Request<ResolveRequest>) -> Result<Response<ResolveResponse>, Status> {
+        let result = self.answer(request).await;
+        self.lookup.served(Served::of(&result));
+        result.map(Response::new)
+    }
+}
+
+impl Service {
+    async fn answer(&self, request: Request<ResolveRequest>) -> Result<ResolveResponse, Status> {
         self.admit(&request)?;
         let ResolveRequest { tenant, key } = request.into_inner();
         if !is_tenant(&tenant) {
@@ -174,7 +218,7 @@ impl SubscriptionResolver for Service {
         let found = self.lookup.matching(tenant, key).await;
         let entries = found.map_err(|error| Status::unavailable(error.to_string()))?;
         let subscriptions = entries.iter().map(|entry| to_message(entry)).collect::<Result<_, _>>()?;
-        Ok(Response::new(ResolveResponse { subscriptions }))
+        Ok(ResolveResponse { subscriptions })
     }
 }
 

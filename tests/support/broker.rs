@@ -67,6 +67,23 @@ impl TestBroker {
         streams.iter().find(|info| info.config.name == stream).map_or(0, |info| info.state.messages)
     }
 
+    /// Every message of every stream as text: stream, subject, headers, body.
+    pub async fn dump(&self) -> String {
+        let mut stored = String::new();
+        let jetstream = self.jetstream().await;
+        for stream in self.streams().await {
+            let name = &stream.config.name;
+            let handle = jetstream.get_stream(name).await.expect("it was just listed");
+            for sequence in stream.state.first_sequence..=stream.state.last_sequence {
+                // What was acknowledged meanwhile is gone.
+                let Ok(message) = handle.get_raw_message(sequence).await else { continue };
+                let payload = String::from_utf8_lossy(&message.payload);
+                stored.push_str(&format!("{name} {} {:?} {payload}\n", message.subject, message.headers));
+            }
+        }
+        stored
+    }
+
     /// The streams with work that is still to be done: events, envelopes, advisories; with their counts.
     /// Dead letters are not owed: they are kept until they are resolved.
     pub async fn owed(&self) -> Vec<(String, u64)> {

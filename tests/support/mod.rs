@@ -2,11 +2,13 @@
 //!
 //! * [`TestBroker`]: a nats-server of the test's own, with a check that nothing is left owed.
 //! * [`TestClient`]: publishes, subscribes, and accounts for every envelope ([`Account`]).
+//! * [`ApiClient`]: a caller of its HTTP API.
 //! * [`Hub`]: the built `hub` as a child process, with its log.
 //! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
 //! * [`OAuth2Server`]: a token endpoint.
 //! * [`TestPostgres`]: a PostgreSQL database; [`TestDatabase`]: one with an outbox, or the same on SQLite.
 //! * [`RedisServer`], [`RabbitMq`], [`KafkaServer`]: external brokers, and [`external_broker`] for all of them.
+//! * [`Ca`]: a private certificate authority.
 //! * [`FaultProxy`]: a TCP proxy that freezes, cuts, or stops at a chosen protocol step.
 //!
 //! Every wait has a deadline and says what it waited for.
@@ -14,7 +16,9 @@
 // Each file under tests/ is a crate of its own and uses its part of this.
 #![allow(dead_code, unused_imports)]
 
+mod api;
 mod broker;
+mod ca;
 mod client;
 pub mod external_broker;
 mod hub;
@@ -33,7 +37,9 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+pub use api::{ApiAnswer, ApiClient};
 pub use broker::TestBroker;
+pub use ca::{Ca, IdentityFiles};
 pub use client::{Account, QUICK, TestClient, ids, subscription};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use kafka::KafkaServer;

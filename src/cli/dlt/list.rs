@@ -2,10 +2,12 @@
 
 use clap::Args;
 
-use super::select::{Cursor, Filter, PAGE, Pages};
-use crate::cli::connect;
+use super::select::{Filter, explain};
 use crate::cli::error::{Answer, CliError};
+use crate::cli::manage;
 use crate::cli::output::{JsonArray, Printer, cell, time};
+use crate::management::dead_letters::{Cursor, PAGE};
+use crate::management::domain_names;
 use crate::nats::DeadLetterEntry;
 use crate::settings::Settings;
 
@@ -39,11 +41,12 @@ const HEAD: [&str; 11] = [
 ];
 
 pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
-    let domains = options.filter.domain_names(settings)?;
-    let js = connect(settings).await?;
-    let mut pages = Pages::new(&js, options.filter.query(), domains);
+    let filter = options.filter.resolve(&[]);
+    domain_names(settings, &filter.domains)?;
+    let hub = manage(settings).await?;
+    let mut pages = hub.dead_letter_pages(&filter)?;
     if let Some(cursor) = &options.after {
-        pages = pages.after(cursor)?;
+        pages = pages.after(cursor).map_err(explain)?;
     }
     let mut left = if options.all { usize::MAX } else { options.limit as usize };
     let mut array = if printer.is_json() { Some(JsonArray::begin()?) } else { None };

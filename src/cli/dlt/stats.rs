@@ -1,69 +1,22 @@
 //! `hub dlt stats`
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
-
-use serde::Serialize;
-use time::OffsetDateTime;
-
-use super::select::{PAGE, Pages, chosen};
-use crate::cli::connect;
 use crate::cli::error::{Answer, CliError};
+use crate::cli::manage;
 use crate::cli::output::{Printer, spinner, time};
-use crate::domain::dead_letter::State;
-use crate::domain::outcome::Reason;
-use crate::nats::DeadLetterQuery;
+use crate::management::dead_letters::DeadLetterFilter;
+use crate::management::domain_names;
 use crate::settings::Settings;
 
 /// Subscriptions in the table; `--output json` has all.
 const MOST_IN_TABLE: usize = 20;
 
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Count {
-    count: u64,
-    /// When the oldest of them failed.
-    #[serde(with = "time::serde::rfc3339")]
-    oldest: OffsetDateTime,
-}
-
-#[derive(Debug, Serialize)]
-struct ByDomain {
-    domain: String,
-    reason: Reason,
-    state: State,
-    #[serde(flatten)]
-    count: Count,
-}
-
-#[derive(Debug, Serialize)]
-struct BySubscription {
-    subscription: String,
-    #[serde(flatten)]
-    count: Count,
-}
-
-#[derive(Debug, Serialize)]
-struct Stats {
-    total: u64,
-    #[serde(with = "time::serde::rfc3339::option")]
-    oldest: Option<OffsetDateTime>,
-    by_domain: Vec<ByDomain>,
-    /// Most first.
-    by_subscription: Vec<BySubscription>,
-}
-
-impl Count {
-    fn add<K: Ord>(counts: &mut BTreeMap<K, Count>, key: K, failed_at: OffsetDateTime) {
-        let count = counts.entry(key).or_insert(Count { count: 0, oldest: failed_at });
-        count.count += 1;
-        count.oldest = count.oldest.min(failed_at);
-    }
-}
-
 pub async fn run(names: &[String], settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
-    let domains = chosen(names, settings)?;
-    let js = connect(settings).await?;
-    let stats = count(Pages::new(&js, DeadLetterQuery::default(), domains)).await?;
+    domain_names(settings, names)?;
+    let hub = manage(settings).await?;
+    let filter = DeadLetterFilter { domains: names.to_vec(), ..DeadLetterFilter::default() };
+    let progress = spinner("counting");
+    let stats = hub.dead_letter_stats(&filter, |seen| progress.set_position(seen)).await?;
+    progress.finish_and_clear();
     if printer.is_json() {
         printer.json(&stats)?;
         return Ok(Answer::Yes);
@@ -95,33 +48,4 @@ pub async fn run(names: &[String], settings: &Settings, printer: Printer) -> Res
     }
     printer.line(&format!("\n{} in all", stats.total))?;
     Ok(Answer::Yes)
-}
-
-async fn count(mut pages: Pages<'_>) -> Result<Stats, CliError> {
-    let (mut by_domain, mut by_subscription) = (BTreeMap::new(), BTreeMap::new());
-    let progress = spinner("counting");
-    while let Some(page) = pages.next(PAGE).await? {
-        progress.inc(page.len() as u64);
-        for entry in page {
-            let letter = entry.letter;
-            Count::add(&mut by_domain, (letter.domain, letter.reason, letter.state), letter.failed_at);
-            Count::add(&mut by_subscription, letter.subscription, letter.failed_at);
-        }
-    }
-    progress.finish_and_clear();
-    let by_domain: Vec<ByDomain> = by_domain
-        .into_iter()
-        .map(|((domain, reason, state), count)| ByDomain { domain, reason, state, count })
-        .collect();
-    let mut by_subscription: Vec<BySubscription> = by_subscription
-        .into_iter()
-        .map(|(subscription, count)| BySubscription { subscription, count })
-        .collect();
-    by_subscription.sort_by_key(|row| Reverse(row.count.count));
-    Ok(Stats {
-        total: by_domain.iter().map(|row| row.count.count).sum(),
-        oldest: by_domain.iter().map(|row| row.count.oldest).min(),
-        by_domain,
-        by_subscription,
-    })
 }

@@ -1,23 +1,15 @@
 //! From a file to subscriptions that may be written: read and checked, with every problem told.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use secrecy::ExposeSecret as _;
 use serde_json::Value;
-use url::{Host, Url};
 
 use crate::cli::error::CliError;
 use crate::cli::read_input;
-use crate::domain::address::AddressPolicy;
-use crate::domain::field_error::FieldError;
-use crate::domain::subscription::{Auth, Limits, Secret, Subscription};
-use crate::http_delivery::tls;
+use crate::domain::subscription::Subscription;
+use crate::management::read_subscription;
 use crate::settings::Settings;
-
-/// What lists and `show` print for a secret; given back, it keeps the one that is stored.
-const HIDDEN: &str = "***";
 
 /// Reads and checks all subscriptions of a file. A secret that is to be kept comes out sealed and
 /// empty.
@@ -32,32 +24,17 @@ pub(super) fn read(file: &Path, settings: &Settings) -> Result<Vec<Subscription>
         return Err(invalid(vec!["it holds no subscription".to_owned()]));
     }
 
-    let policy = AddressPolicy { allow: settings.delivery.allow_networks.clone() };
-    let limits = Limits { max_timeout: settings.delivery.max_timeout };
     let (mut subscriptions, mut problems) = (Vec::new(), Vec::new());
     let mut ids = HashSet::new();
     for (position, value) in values.into_iter().enumerate() {
         let label = label(position, &value);
-        let mut subscription = match Subscription::from_value(value) {
-            Ok(subscription) => subscription,
-            Err(error) => {
-                problems.push(format!("{label}: {error}"));
-                continue;
+        match read_subscription(settings, value) {
+            Ok(subscription) if !ids.insert(subscription.id.clone()) => {
+                problems.push(format!("{label}: id: stands in the file twice; take one of the two out"));
             }
-        };
-        for secret in subscription.secrets_mut() {
-            if matches!(secret, Secret::Plain(plain) if plain.expose_secret() == HIDDEN) {
-                *secret = Secret::Sealed(String::new());
-            }
+            Ok(subscription) => subscriptions.push(subscription),
+            Err(errors) => problems.extend(errors.into_iter().map(|error| format!("{label}: {error}"))),
         }
-        let mut errors = subscription.validate(&limits).err().unwrap_or_default();
-        errors.extend(subscription.delivery.tls.as_ref().and_then(|tls| tls::check(tls).err()));
-        check_addresses(&subscription, &policy, &mut errors);
-        if !ids.insert(subscription.id.clone()) {
-            errors.push(FieldError::new("id", "stands in the file twice; take one of the two out"));
-        }
-        problems.extend(errors.into_iter().map(|error| format!("{label}: {error}")));
-        subscriptions.push(subscription);
     }
     if problems.is_empty() { Ok(subscriptions) } else { Err(invalid(problems)) }
 }
@@ -107,34 +84,6 @@ fn parse(text: &str, file: &Path) -> Result<Vec<Value>, String> {
         },
         other => vec![other],
     })
-}
-
-/// Refuses at the write what every delivery would refuse. A name is judged when it is resolved,
-/// but for `localhost`, which is always this machine (RFC 6761).
-fn check_addresses(subscription: &Subscription, policy: &AddressPolicy, errors: &mut Vec<FieldError>) {
-    let mut check = |field: &str, url: &Url| {
-        let address = match url.host() {
-            Some(Host::Ipv4(address)) => IpAddr::V4(address),
-            Some(Host::Ipv6(address)) => IpAddr::V6(address),
-            Some(Host::Domain(name)) if name == "localhost" || name.ends_with(".localhost") => {
-                IpAddr::V4(Ipv4Addr::LOCALHOST)
-            }
-            _ => return,
-        };
-        if !policy.permits(address) {
-            errors.push(FieldError::new(
-                field,
-                format!(
-                    "{address} is not a public address, and deliveries may not reach it; write a public one, or add \
-                     its network to delivery.allow_networks in the settings, such as [\"{address}\"]"
-                ),
-            ));
-        }
-    };
-    check("delivery.url", &subscription.delivery.url);
-    if let Auth::Oauth2 { token_url, .. } = &subscription.delivery.auth {
-        check("delivery.auth.token_url", token_url);
-    }
 }
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ impl<'a> Publication<'a> {
         for (name, raw) in &members.0 {
             let given_twice = |data: &Data| match data {
                 Data::None => Ok(()),
-                _ => Err(malformed("both data and data_base64 are given; write one of them")),
+                _ => Err(malformed("both data and data_base64 are given; write one of them").at("data")),
             };
             match &**name {
                 "data" if in_base64 && raw.get() == "null" => {}
@@ -127,12 +127,14 @@ impl<'a> Publication<'a> {
                 "data_base64" if raw.get() == "null" => {}
                 "data_base64" => {
                     given_twice(&data)?;
-                    let encoded: Cow<'_, str> = serde_json::from_str(raw.get())
-                        .map_err(|_| malformed("data_base64 is not a string; write the bytes in base64"))?;
+                    let encoded: Cow<'_, str> = serde_json::from_str(raw.get()).map_err(|_| {
+                        malformed("data_base64 is not a string; write the bytes in base64").at("data_base64")
+                    })?;
                     let bytes = STANDARD.decode(encoded.as_bytes()).map_err(|error| {
                         malformed(format!(
                             "data_base64 is not base64: {error}; write RFC 4648 base64 with padding"
                         ))
+                        .at("data_base64")
                     })?;
                     data = Data::Binary(bytes);
                 }
@@ -141,6 +143,7 @@ impl<'a> Publication<'a> {
                         malformed(format!(
                             "the attribute {name:?} cannot be read: {error}; write a JSON string"
                         ))
+                        .at(name)
                     })?;
                     attributes.set(name, value)?;
                 }
@@ -183,7 +186,7 @@ impl<'a> Publication<'a> {
     fn finish(&self, mut attributes: Attributes, data: Data) -> Result<Event, Rejection> {
         let key = attributes.key.take().unwrap_or_default();
         let key: EventKey = key.parse().map_err(|error: crate::domain::key::InvalidKey| {
-            Rejection::new(RejectReason::InvalidKey, error.to_string())
+            Rejection::new(RejectReason::InvalidKey, error.to_string()).at("type")
         })?;
         let tenant = match attributes.tenant.take() {
             Some(tenant) => tenant,
@@ -192,7 +195,8 @@ impl<'a> Publication<'a> {
         if !is_tenant(&tenant) {
             return Err(malformed(format!(
                 "the tenant {tenant:?} is no tenant name; use 1 to 64 letters, digits, '_', '.' and '-'"
-            )));
+            ))
+            .at("tenant"));
         }
         if !attributes.extensions.contains_key("traceparent")
             && let Some(traceparent) = self.header("traceparent").filter(|value| is_traceparent(value))
@@ -209,7 +213,7 @@ impl<'a> Publication<'a> {
         let source = attributes.source.take().unwrap_or_default();
         let (id, identity) = match attributes.id.take() {
             Some(id) => {
-                let identity = format!("{}:{source}:{id}", source.len());
+                let identity = super::given_identity(&source, &id);
                 (id, identity)
             }
             None => {
@@ -322,10 +326,15 @@ impl Attributes {
         }
         let place = match name {
             // Only as a header; it would be taken for the data later on.
-            "data" => return Err(malformed("there is no attribute \"data\"; the data goes into the body")),
+            "data" => {
+                return Err(
+                    malformed("there is no attribute \"data\"; the data goes into the body").at("data")
+                );
+            }
             "specversion" => {
                 if value != "1.0" {
-                    return Err(malformed(format!("specversion is {value}; publish CloudEvents \"1.0\"")));
+                    return Err(malformed(format!("specversion is {value}; publish CloudEvents \"1.0\""))
+                        .at("specversion"));
                 }
                 self.specversion = true;
                 return Ok(());
@@ -341,17 +350,19 @@ impl Attributes {
             extension => return self.set_extension(extension, value),
         };
         let Value::String(text) = value else {
-            return Err(malformed(format!("the attribute {name:?} is not a string; write one")));
+            return Err(malformed(format!("the attribute {name:?} is not a string; write one")).at(name));
         };
         if text.is_empty() {
             return Err(malformed(format!(
                 "the attribute {name:?} is empty; give it a value, or leave it out"
-            )));
+            ))
+            .at(name));
         }
         if name == "time" && OffsetDateTime::parse(&text, &Rfc3339).is_err() {
             return Err(malformed(format!(
                 "the time {text:?} is not RFC 3339; write it like 2026-01-31T12:00:00Z"
-            )));
+            ))
+            .at(name));
         }
         *place = Some(text);
         Ok(())
@@ -361,7 +372,8 @@ impl Attributes {
         if !is_attribute_name(name) {
             return Err(malformed(format!(
                 "{name:?} is not an attribute name; extensions are named with a-z and 0-9 alone, other content goes into the data"
-            )));
+            ))
+            .at(name));
         }
         let fits = match &value {
             Value::String(_) | Value::Bool(_) => true,
@@ -371,7 +383,8 @@ impl Attributes {
         if !fits {
             return Err(malformed(format!(
                 "the extension {name:?} must be a string, a boolean or an integer; put other content into the data"
-            )));
+            ))
+            .at(name));
         }
         self.extensions.insert(name.to_owned(), value);
         Ok(())
@@ -387,7 +400,8 @@ impl Attributes {
         match required.iter().find(|(_, given)| !given) {
             Some((name, _)) => Err(malformed(format!(
                 "the CloudEvent has no {name}; it needs specversion, id, source and type (in binary mode the headers ce-specversion, …)"
-            ))),
+            ))
+            .at(*name)),
             None => Ok(()),
         }
     }

@@ -11,9 +11,10 @@ use crate::domain::field_error::FieldError;
 
 /// The secrets that sign. The kind of each is told by its prefix: `whsec_` signs with HMAC-SHA256,
 /// `whsk_` with ed25519.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Signing {
+    #[schema(value_type = String, format = Password, example = "whsec_…")]
     pub secret: Secret,
     /// The secret before this one: while it holds, both sign.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -21,9 +22,10 @@ pub struct Signing {
 }
 
 /// A secret that was replaced, and still signs until its time is over.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PreviousSecret {
+    #[schema(value_type = String, format = Password, example = "whsec_…")]
     pub secret: Secret,
     /// RFC 3339; from then on the secret signs no more.
     #[serde(with = "time::serde::rfc3339")]

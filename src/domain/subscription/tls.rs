@@ -10,17 +10,18 @@ use crate::domain::field_error::FieldError;
 const MAX_PEM_BYTES: usize = 32 * 1024;
 
 /// All in PEM. Whether it can be used is known where the connection is made.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
     /// One or more roots; the endpoint's certificate must come from one of them, and the system's
-    /// are not asked.
+    /// are not asked. An OAuth2 token endpoint's may come from one of them or of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
     /// The hub's certificate, with its intermediates behind it; and the key to it. Both or neither.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = Password)]
     pub key: Option<Secret>,
 }
 

@@ -162,35 +162,38 @@ async fn an_expired_token_is_not_used() {
     }
 }
 
+/// A 403 as well: what a token allows is settled when it is issued.
 #[tokio::test]
 async fn a_revoked_token_is_replaced_within_the_attempt() {
-    let issuer = issuer(r#","expires_in":3600"#).await;
-    let server = Server::start(|got| match got.header("authorization") {
-        "Bearer token-1" => StatusCode::UNAUTHORIZED.into_response(),
-        _ => StatusCode::OK.into_response(),
-    })
-    .await;
-    let http = local();
-    let target = target(&server.url(), &oauth2(&issuer, ""));
-    let view = view();
-    for attempt in join_all((0..20).map(|_| http.attempt(&target, &view, 3))).await {
-        assert_eq!(attempt.outcome, answered(200), "{attempt:?}");
+    for refusal in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
+        let issuer = issuer(r#","expires_in":3600"#).await;
+        let server = Server::start(move |got| match got.header("authorization") {
+            "Bearer token-1" => refusal.into_response(),
+            _ => StatusCode::OK.into_response(),
+        })
+        .await;
+        let http = local();
+        let target = target(&server.url(), &oauth2(&issuer, ""));
+        let view = view();
+        for attempt in join_all((0..20).map(|_| http.attempt(&target, &view, 3))).await {
+            assert_eq!(attempt.outcome, answered(200), "{attempt:?}");
+        }
+        assert_eq!(issuer.got().len(), 2, "each {refusal} fetched a token of its own");
+        assert!(server.got().iter().all(|got| got.header("webhook-attempt") == "3"));
     }
-    assert_eq!(issuer.got().len(), 2, "each 401 fetched a token of its own");
-    assert!(server.got().iter().all(|got| got.header("webhook-attempt") == "3"));
 }
 
 #[tokio::test]
-async fn a_401_that_stays_is_the_answer() {
-    let issuer = issuer(r#","expires_in":3600"#).await;
-    let server = Server::start(|got| {
-        (StatusCode::UNAUTHORIZED, got.header("authorization").to_owned()).into_response()
-    })
-    .await;
-    let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
-    assert_eq!(attempt.outcome, answered(401));
-    assert_eq!(attempt.answer_excerpt.as_deref(), Some("Bearer ***"));
-    assert_eq!((server.got().len(), issuer.got().len()), (2, 2));
+async fn a_refusal_that_stays_is_the_answer() {
+    for refusal in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
+        let issuer = issuer(r#","expires_in":3600"#).await;
+        let server =
+            Server::start(move |got| (refusal, got.header("authorization").to_owned()).into_response()).await;
+        let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
+        assert_eq!(attempt.outcome, answered(refusal.as_u16()));
+        assert_eq!(attempt.answer_excerpt.as_deref(), Some("Bearer ***"));
+        assert_eq!((server.got().len(), issuer.got().len()), (2, 2));
+    }
 }
 
 #[tokio::test]

@@ -60,6 +60,34 @@ fn special_networks_are_refused() {
     }
 }
 
+/// Neither from an endpoint nor from a token endpoint: the redirect fails, its address is not asked.
+#[tokio::test]
+async fn a_redirect_to_a_private_address_leads_nowhere() {
+    let http = HttpDelivery::new(HttpConfig {
+        addresses: AddressPolicy { allow: vec!["127.0.0.1/32".parse().unwrap()] },
+        ..HttpConfig::default()
+    });
+    // Every address of this network is this machine's, on Linux; this one is not allowed.
+    let listener = tokio::net::TcpListener::bind("127.0.0.2:0").await.unwrap();
+    let location = format!("http://{}/", listener.local_addr().unwrap());
+    let redirecting = Server::start(move |_| {
+        let headers = [("location", location.clone())];
+        (axum::http::StatusCode::TEMPORARY_REDIRECT, headers).into_response()
+    })
+    .await;
+    let attempt = http.attempt(&target(&redirecting.url(), ""), &view(), 1).await;
+    assert_eq!(attempt.outcome, answered(307), "{attempt:?}");
+    let server = Server::start(ok).await;
+    let token_url = redirecting.url();
+    let rest = format!(
+        r#","auth":{{"type":"oauth2","token_url":"{token_url}","client_id":"c","client_secret":"s"}}"#
+    );
+    let attempt = http.attempt(&target(&server.url(), &rest), &view(), 1).await;
+    assert_eq!(attempt.outcome, Outcome::Failed(Failure::Token), "{attempt:?}");
+    assert!(server.got().is_empty());
+    nobody_connected(listener).await;
+}
+
 #[tokio::test]
 async fn an_allowed_network_is_reached_by_address_and_by_name() {
     let server = Server::start(ok).await;

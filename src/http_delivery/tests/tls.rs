@@ -47,6 +47,25 @@ impl Ca {
 
 /// An endpoint that answers 204 over TLS; with `clients` it wants a certificate of that CA.
 async fn endpoint(identity: &Identity, clients: Option<&Ca>) -> (String, JoinSet<()>) {
+    tls_server(identity, clients, EVENT, "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await
+}
+
+/// The same for tokens.
+async fn token_endpoint(identity: &Identity, clients: Option<&Ca>) -> (String, JoinSet<()>) {
+    let token = r#"{"access_token":"of-the-private-ca","token_type":"Bearer","expires_in":3600}"#;
+    let answer =
+        format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{token}", token.len());
+    tls_server(identity, clients, "grant_type=client_credentials", &answer).await
+}
+
+/// Answers a request whose body ends so.
+async fn tls_server(
+    identity: &Identity,
+    clients: Option<&Ca>,
+    body: &'static str,
+    answer: &str,
+) -> (String, JoinSet<()>) {
+    let answer = answer.to_owned();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider.clone());
     let config = config.with_safe_default_protocol_versions().unwrap();
@@ -71,13 +90,12 @@ async fn endpoint(identity: &Identity, clients: Option<&Ca>) -> (String, JoinSet
             // A handshake that fails is what some of the tests want.
             let Ok(mut stream) = acceptor.accept(stream).await else { continue };
             let mut request = Vec::new();
-            while !request.ends_with(EVENT.as_bytes()) {
+            while !request.ends_with(body.as_bytes()) {
                 if stream.read_buf(&mut request).await.unwrap_or(0) == 0 {
                     break;
                 }
             }
-            let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
-            if stream.write_all(answer).await.is_ok() {
+            if stream.write_all(answer.as_bytes()).await.is_ok() {
                 let _ = stream.shutdown().await;
             }
         }
@@ -147,6 +165,91 @@ async fn mutual_tls_shows_the_subscriptions_certificate() {
     assert_eq!(got.outcome, Outcome::Failed(Failure::Tls), "{got:?}");
 }
 
+fn with_tls_and_token(url: &str, tls: &Value, token_url: &str) -> Target {
+    let auth = json!({"type": "oauth2", "token_url": token_url, "client_id": "c", "client_secret": "s"});
+    target(url, &format!(r#","tls":{tls},"auth":{auth}"#))
+}
+
+#[tokio::test]
+async fn a_token_endpoint_of_the_private_ca_is_trusted_as_the_endpoint_is() {
+    let (ca, another) = (Ca::new(), Ca::new());
+    let (url, _server) = endpoint(&ca.issue("127.0.0.1", |_| {}), None).await;
+    let (token_url, _issuer) = token_endpoint(&ca.issue("127.0.0.1", |_| {}), None).await;
+    let tls = json!({"ca": ca.pem()});
+    let got = local().attempt(&with_tls_and_token(&url, &tls, &token_url), &view(), 1).await;
+    assert_eq!(got.outcome, answered(204), "{got:?}");
+
+    // One of another authority, and one of another name, are none that the subscription trusts.
+    for identity in [another.issue("127.0.0.1", |_| {}), ca.issue("another.example", |_| {})] {
+        let (token_url, _issuer) = token_endpoint(&identity, None).await;
+        let got = local().attempt(&with_tls_and_token(&url, &tls, &token_url), &view(), 1).await;
+        assert_eq!(got.outcome, Outcome::Failed(Failure::Token), "{got:?}");
+        assert!(got.detail.is_some_and(|detail| detail.starts_with("token endpoint: ")));
+    }
+}
+
+/// Its roots count beside the system's for a token endpoint, not in their place: here the
+/// "system" is a file that names a public authority.
+#[test]
+fn a_token_endpoint_of_the_public_internet_stays_trusted_beside_a_private_ca() {
+    const CHILD: &str = "HUB_TEST_PUBLIC_CA_KEY";
+    if std::env::var_os(CHILD).is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let public = Ca::new();
+        let identity = public.issue("127.0.0.1", |_| {});
+        let file = |name: &str, text: String| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .env("SSL_CERT_FILE", file("roots.pem", public.pem()))
+            .env("SSL_CERT_DIR", file("no-folder", String::new()))
+            .env(CHILD, file("key.pem", format!("{}{}", identity.key.serialize_pem(), identity.cert)))
+            .args(["a_token_endpoint_of_the_public_internet"])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    }
+    use rustls::pki_types::pem::PemObject as _;
+    let file = std::env::var_os(CHILD).unwrap();
+    let identity = Identity {
+        der: CertificateDer::from_pem_file(&file).unwrap(),
+        cert: String::new(),
+        key: KeyPair::from_pem(&std::fs::read_to_string(&file).unwrap()).unwrap(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let private = Ca::new();
+        let (url, _server) = endpoint(&private.issue("127.0.0.1", |_| {}), None).await;
+        let (token_url, _issuer) = token_endpoint(&identity, None).await;
+        let tls = json!({"ca": private.pem()});
+        let got = local().attempt(&with_tls_and_token(&url, &tls, &token_url), &view(), 1).await;
+        assert_eq!(got.outcome, answered(204), "{got:?}");
+        // The endpoint itself is none of the public authority's.
+        let (of_public, _server) = endpoint(&identity, None).await;
+        let got = attempt(&of_public, &tls).await;
+        assert_eq!(got.outcome, Outcome::Failed(Failure::Tls), "{got:?}");
+    });
+}
+
+#[tokio::test]
+async fn a_token_endpoint_that_asks_for_a_certificate_is_shown_the_subscriptions() {
+    let (ca, clients) = (Ca::new(), Ca::new());
+    let server = ca.issue("127.0.0.1", |_| {});
+    let (url, _server) = endpoint(&server, Some(&clients)).await;
+    let (token_url, _issuer) = token_endpoint(&server, Some(&clients)).await;
+    let ours = clients.issue("hub.example", |_| {});
+    let tls = json!({"ca": ca.pem(), "cert": ours.cert, "key": ours.key.serialize_pem()});
+    let got = local().attempt(&with_tls_and_token(&url, &tls, &token_url), &view(), 1).await;
+    assert_eq!(got.outcome, answered(204), "{got:?}");
+    let tls = json!({"ca": ca.pem()});
+    let got = local().attempt(&with_tls_and_token(&url, &tls, &token_url), &view(), 1).await;
+    assert_eq!(got.outcome, Outcome::Failed(Failure::Token), "{got:?}");
+}
+
 /// The guard stands before a client of a subscription's own as it does before the common one.
 #[tokio::test]
 async fn the_guard_holds_with_tls_of_a_subscriptions_own() {
@@ -156,6 +259,11 @@ async fn the_guard_holds_with_tls_of_a_subscriptions_own() {
     for url in [url.clone(), url.replace("127.0.0.1", "localhost")] {
         let got = guarded.attempt(&with_tls(&url, &json!({"ca": ca.pem()})), &view(), 1).await;
         assert_eq!(got.outcome, Outcome::Failed(Failure::AddressRefused), "{url}: {got:?}");
+        // The token comes first; the endpoint's own name is one that nobody could look up.
+        let endpoint = format!("https://{}.invalid/", "a".repeat(64));
+        let target = with_tls_and_token(&endpoint, &json!({"ca": ca.pem()}), &url);
+        let got = guarded.attempt(&target, &view(), 1).await;
+        assert_eq!(got.outcome, Outcome::Failed(Failure::AddressRefused), "token from {url}: {got:?}");
     }
 }
 

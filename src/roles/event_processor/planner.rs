@@ -115,13 +115,7 @@ impl Planner {
             .index_of(&event.key)
             .and_then(|index| Some((self.ways.get(index)?, self.categories.name(index)?)))
         else {
-            return Err(Unplanned::Rejected(Rejection {
-                reason: RejectReason::NoDomain,
-                detail: format!(
-                    "no domain takes the event key {}; add a pattern for it to a [[domains]] entry of the settings",
-                    event.key
-                ),
-            }));
+            return Err(Unplanned::Rejected(Rejection::no_domain(&event.key)));
         };
         let entries: Vec<Arc<Entry>> = resolution.matching(&event).map_err(Unplanned::Unresolved)?;
         way.metrics.events.inc();
@@ -135,15 +129,15 @@ impl Planner {
         for entry in entries {
             let envelope = fan_out.envelope(&entry.subscription.id, &entry.delivery);
             if envelope.body.len() > limit {
-                return Err(Unplanned::Rejected(Rejection {
-                    reason: RejectReason::TooLarge,
-                    detail: format!(
+                return Err(Unplanned::Rejected(Rejection::new(
+                    RejectReason::TooLarge,
+                    format!(
                         "the envelope for subscription {} takes {} bytes, more than the server's max_payload allows ({limit}); \
                          raise max_payload on the server or lower events.max_size",
                         envelope.subscription,
                         envelope.body.len()
                     ),
-                }));
+                )));
             }
             envelopes.push(Outgoing {
                 subject: self.js.names().outbox(domain, SHARED_LANE, envelope.subscription.as_str()),

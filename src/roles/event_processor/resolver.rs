@@ -1,15 +1,18 @@
 //! Who gets an event: asked of the registry's index in this process, or of another process.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::domain::event::Event;
 use crate::domain::index::Entry;
 use crate::domain::resolution::{Cache, Candidates, Outage, Question, wanting};
+use crate::health::ReadyFlag;
+use crate::metrics::ResolverMetrics;
 use crate::nats::{JetStream, Registry};
 use crate::subscriptions_grpc::{ResolveError, ResolverClient};
 
@@ -17,6 +20,10 @@ use crate::subscriptions_grpc::{ResolveError, ResolverClient};
 const QUESTIONS_IN_FLIGHT: usize = 16;
 /// When the registry cannot be asked, its events come again after this.
 const REGISTRY_DOWN_DELAY: Duration = Duration::from_secs(1);
+/// Tenant and key that are asked for at the start, before there is an event: any will do.
+const FIRST_QUESTION: (&str, &str) = ("default", "hub.started");
+/// Questions whose refused answers are remembered as told.
+const MOST_TOLD: usize = 1024;
 
 /// Where subscriptions come from.
 #[derive(Clone)]
@@ -30,6 +37,11 @@ pub struct RemoteResolver {
     client: ResolverClient,
     cache: Mutex<Cache>,
     outage: Mutex<Outage>,
+    /// What to ask until there is an answer again; none while the resolver answers.
+    unanswered: watch::Sender<Option<Question>>,
+    /// Questions whose answer is refused, each told once.
+    refused: Mutex<HashSet<Question>>,
+    metrics: ResolverMetrics,
     started: Instant,
 }
 
@@ -101,12 +113,45 @@ impl Resolution {
 
 impl RemoteResolver {
     /// `cache_entries`: the most subscriptions kept; `max_staleness`: how long.
-    pub fn new(client: ResolverClient, cache_entries: usize, max_staleness: Duration) -> Self {
+    pub fn new(
+        client: ResolverClient,
+        cache_entries: usize,
+        max_staleness: Duration,
+        metrics: ResolverMetrics,
+    ) -> Self {
+        let (tenant, key) = FIRST_QUESTION;
         Self {
             client,
             cache: Mutex::new(Cache::new(cache_entries, max_staleness)),
             outage: Mutex::default(),
+            unanswered: watch::Sender::new(Some((tenant.to_owned(), key.to_owned()))),
+            refused: Mutex::default(),
+            metrics,
             started: Instant::now(),
+        }
+    }
+
+    /// Makes `ready` tell whether the resolver answers, for ever. At the start, and as long as it
+    /// does not answer, it is asked, whether there are events or not: readiness comes back by
+    /// itself.
+    pub async fn watch(self: Arc<Self>, ready: ReadyFlag) {
+        let mut unanswered = self.unanswered.subscribe();
+        loop {
+            let question = unanswered.borrow_and_update().clone();
+            ready.set(question.is_none());
+            let Some(question) = question else {
+                // The sender lives as long as this.
+                let _ = unanswered.changed().await;
+                continue;
+            };
+            let left = lock(&self.outage).left(self.started.elapsed());
+            if let Some(left) = left {
+                // An event's question may be answered before.
+                let _ = tokio::time::timeout(left, unanswered.changed()).await;
+            } else {
+                // What came of it is in `unanswered` and in the outage.
+                let _ = self.ask_now(&question).await;
+            }
         }
     }
 
@@ -114,33 +159,69 @@ impl RemoteResolver {
     async fn ask(&self, question: &Question) -> Result<Candidates, Duration> {
         let asked_at = self.started.elapsed();
         if let Some(known) = lock(&self.cache).get(question, asked_at) {
+            self.metrics.cache_hits.inc();
             return Ok(known);
         }
         if let Some(left) = lock(&self.outage).left(asked_at) {
             return Err(left);
         }
+        self.ask_now(question).await
+    }
+
+    async fn ask_now(&self, question: &Question) -> Result<Candidates, Duration> {
+        let asked_at = self.started.elapsed();
         let (tenant, key) = question;
-        match self.client.resolve(tenant, key).await {
+        let error = match self.client.resolve(tenant, key).await {
             Ok(entries) => {
+                self.metrics.answers.inc();
                 let candidates: Candidates = entries.into_iter().map(Arc::new).collect();
                 let now = self.started.elapsed();
                 lock(&self.cache).insert(question.clone(), candidates.clone(), asked_at, now);
-                if lock(&self.outage).answered() {
-                    tracing::info!("the resolver answers again; the events that waited go on");
-                }
-                Ok(candidates)
+                lock(&self.refused).remove(question);
+                self.answers_again();
+                return Ok(candidates);
             }
-            // One answer that cannot be used says nothing of the others.
-            Err(error @ ResolveError::Answer(_)) => {
+            Err(error) => error,
+        };
+        self.metrics.failed(error.kind());
+        // One answer that cannot be used says nothing of the others.
+        if let ResolveError::Answer(_) = error {
+            self.answers_again();
+            if self.is_news(question) {
                 tracing::error!(%error, tenant, key, "an answer of the resolver is refused; its events wait");
-                Err(Outage::LONGEST_WAIT)
             }
-            Err(error) => {
-                let wait = lock(&self.outage).failed(self.started.elapsed(), rand::random());
-                tracing::warn!(%error, tenant, key, ?wait, "events cannot be resolved; they wait");
-                Err(wait)
-            }
+            return Err(Outage::LONGEST_WAIT);
         }
+        let unanswered = lock(&self.outage).failed(self.started.elapsed(), rand::random(), error.kind());
+        self.unanswered.send_if_modified(|asked| {
+            let begins = asked.is_none();
+            asked.get_or_insert_with(|| question.clone());
+            begins
+        });
+        // Once, not for each event: hub_resolver_failures_total counts them.
+        if unanswered.is_news {
+            tracing::warn!(%error, tenant, key, "events cannot be resolved; they wait");
+        } else {
+            tracing::debug!(%error, tenant, key, wait = ?unanswered.wait, "still no answer of the resolver");
+        }
+        Err(unanswered.wait)
+    }
+
+    /// Ends an outage, if there is one.
+    fn answers_again(&self) {
+        if lock(&self.outage).answered() {
+            tracing::info!("the resolver answers again; the events that waited go on");
+        }
+        self.unanswered.send_if_modified(|asked| asked.take().is_some());
+    }
+
+    /// Whether this question's refused answer has not been told yet.
+    fn is_news(&self, question: &Question) -> bool {
+        let mut refused = lock(&self.refused);
+        if refused.len() >= MOST_TOLD {
+            refused.clear();
+        }
+        refused.insert(question.clone())
     }
 }
 

@@ -47,8 +47,10 @@ pub(super) struct Held {
 /// An endpoint asked for its subscription to be left alone.
 #[derive(Debug, Clone)]
 pub(super) struct Hold {
-    subscription: SubscriptionId,
-    until: Instant,
+    pub(super) subscription: SubscriptionId,
+    pub(super) until: Instant,
+    /// From another process.
+    pub(super) heard: bool,
 }
 
 pub(super) struct Worker {
@@ -264,8 +266,9 @@ impl Worker {
         self.metrics.in_flight.set(running.in_flight.len() as i64);
         running.pool.finished(&finished.subscription, finished.health.healthy);
         if let Some(wait) = finished.health.hold {
-            let hold = Hold { subscription: finished.subscription.clone(), until: Instant::now() + wait };
-            // At once here; the other domains' workers hear it.
+            let until = Instant::now() + wait;
+            let hold = Hold { subscription: finished.subscription.clone(), until, heard: false };
+            // At once here; the other domains' workers hear it, and the other processes.
             self.hold(running, &hold);
             let _ = self.holds.send(hold);
         }

@@ -1,0 +1,96 @@
+//! `/v1/domains`: what each owes, and pausing its deliveries. They belong to the whole hub.
+
+use axum::extract::State as FromState;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::State;
+use super::access::{Operator, Reader, whole_hub};
+use super::body::MaybeJson;
+use super::openapi::{Body, Missing, Usual};
+use super::problem::Problem;
+use super::query::PathPart;
+use crate::domain::duration;
+use crate::management::domains::{DomainRow, Pause};
+
+pub(super) fn routes() -> OpenApiRouter<State> {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(read_one))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
+}
+
+/// The domains, in the order of the settings.
+#[derive(Debug, Serialize, ToSchema)]
+struct DomainList {
+    domains: Vec<DomainRow>,
+}
+
+/// List the domains (scope `read`, of a token that is bound to no tenant)
+#[utoipa::path(get, path = "/v1/domains", tag = "domains",
+    responses((status = 200, description = "All of them", body = DomainList), Usual))]
+async fn list(FromState(state): FromState<State>, Reader(caller): Reader) -> Result<Response, Problem> {
+    whole_hub(&caller)?;
+    let domains = state.management.domains().await?;
+    Ok(axum::Json(DomainList { domains }).into_response())
+}
+
+/// Read a domain (scope `read`, of a token that is bound to no tenant)
+#[utoipa::path(get, path = "/v1/domains/{name}", tag = "domains", params(("name" = String, Path)),
+    responses((status = 200, description = "It, as it stands now", body = DomainRow), Usual, Missing))]
+async fn read_one(
+    FromState(state): FromState<State>,
+    Reader(caller): Reader,
+    PathPart(name): PathPart,
+) -> Result<Response, Problem> {
+    whole_hub(&caller)?;
+    Ok(axum::Json(state.management.domain_row(&name).await?).into_response())
+}
+
+/// How long to pause.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct PauseOrder {
+    /// Such as `2h`; until it is resumed where not given
+    #[serde(rename = "for", default)]
+    #[schema(example = "2h")]
+    lasting: Option<String>,
+}
+
+/// Pause a domain's deliveries; its events wait in its outbox (scope `operate`, of a token that is bound to no tenant)
+#[utoipa::path(post, path = "/v1/domains/{name}/pause", tag = "domains", request_body = Option<PauseOrder>,
+    params(("name" = String, Path)),
+    responses((status = 200, description = "Paused", body = DomainRow), Usual, Body, Missing))]
+async fn pause(
+    FromState(state): FromState<State>,
+    Operator(caller): Operator,
+    PathPart(name): PathPart,
+    MaybeJson(order): MaybeJson<PauseOrder>,
+) -> Result<Response, Problem> {
+    whole_hub(&caller)?;
+    let lasting = order.lasting.as_deref().map(duration::parse).transpose();
+    let lasting = lasting.map_err(|problem| Problem::field("for", problem))?;
+    if lasting.is_some_and(|lasting| lasting.is_zero()) {
+        return Err(Problem::field("for", "is no time at all; write one such as 2h, or leave it out"));
+    }
+    let pause =
+        Pause::lasting(lasting, OffsetDateTime::now_utc()).map_err(|error| Problem::fields(vec![error]))?;
+    Ok(axum::Json(state.management.pause_domain(&name, &pause).await?).into_response())
+}
+
+/// Resume a domain's deliveries (scope `operate`, of a token that is bound to no tenant)
+#[utoipa::path(post, path = "/v1/domains/{name}/resume", tag = "domains", params(("name" = String, Path)),
+    responses((status = 200, description = "Not paused", body = DomainRow), Usual, Missing))]
+async fn resume(
+    FromState(state): FromState<State>,
+    Operator(caller): Operator,
+    PathPart(name): PathPart,
+) -> Result<Response, Problem> {
+    whole_hub(&caller)?;
+    Ok(axum::Json(state.management.resume_domain(&name).await?).into_response())
+}

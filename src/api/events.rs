@@ -1,0 +1,219 @@
+//! `/v1/events`: publishing, as CloudEvents over HTTP (HTTP protocol binding 1.0.2), and what became
+//! of an event.
+
+mod body;
+mod form;
+mod schema;
+mod trace;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::extract::{Request, State as FromState};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use futures_util::StreamExt as _;
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use self::form::Content;
+use self::schema::CloudEvent;
+use super::State;
+use super::access::Publisher;
+use super::openapi::{Body, Usual};
+use super::problem::Problem;
+use crate::domain::field_error::FieldError;
+use crate::management::ManagementError;
+use crate::management::publishing::{Checked, EventForm, Published};
+use crate::settings::Settings;
+
+/// Events of one batch.
+const MOST_EVENTS: usize = 1_000;
+/// Events of one batch that wait for their acknowledgement at once.
+const AT_ONCE: usize = 256;
+/// The same of all requests; a server buffers 10,000 for one stream and refuses more.
+const PUBLISHES: usize = 1_024;
+/// A body may be larger than an event by this before it is not even read: then the error can say by how much.
+const HEADROOM: usize = 64 * 1024;
+/// The largest batch, in the largest events that it could hold.
+const BATCH_FACTOR: usize = 8;
+/// Bodies in memory at once, in bytes; more where that were not two of the largest batches.
+const BODIES: usize = 64 * 1024 * 1024;
+/// Traces at once: each reads through all streams.
+const TRACES: usize = 4;
+
+/// What publishing and tracing may hold at once.
+#[derive(Clone)]
+pub(super) struct Bounds {
+    /// Of one event's body, in bytes.
+    one: usize,
+    /// Of a batch's.
+    batch: usize,
+    /// Of all bodies together, in KiB.
+    bodies: Arc<Semaphore>,
+    publishes: Arc<Semaphore>,
+    traces: Arc<Semaphore>,
+}
+
+impl Bounds {
+    pub(super) fn new(settings: &Settings) -> Self {
+        // Beyond what a server could take in one message, whatever its settings.
+        const MOST: usize = 64 * 1024 * 1024;
+        let size = usize::try_from(settings.events.max_size.as_u64()).unwrap_or(MOST).min(MOST);
+        let (one, batch) = (size + HEADROOM, size * BATCH_FACTOR + HEADROOM);
+        Self {
+            one,
+            batch,
+            bodies: Arc::new(Semaphore::new(BODIES.max(2 * batch) / 1024 + 1)),
+            publishes: Arc::new(Semaphore::new(PUBLISHES)),
+            traces: Arc::new(Semaphore::new(TRACES)),
+        }
+    }
+}
+
+pub(super) fn routes() -> OpenApiRouter<State> {
+    OpenApiRouter::new().routes(routes!(publish)).merge(trace::routes())
+}
+
+/// What the events stream has acknowledged.
+#[derive(Debug, Serialize, ToSchema)]
+struct Accepted {
+    /// In the order of the batch
+    events: Vec<Published>,
+}
+
+/// Publish one event or a batch (scope `publish`)
+///
+/// CloudEvents over HTTP: structured, as a batch, or binary (attributes in `ce-` headers, any content type,
+/// the data as body). `type` is the event key. Answered when the events stream has acknowledged every event.
+/// An event that is published again under the same source and id is known and not stored twice, so whoever
+/// got no answer, or an error of 5xx, sends the same again. Of a batch either nothing is published, where one of its
+/// events is refused (400, 413), or all is tried, and a 503 names those that are not stored. The events of a
+/// batch go out together: what must stay in order is sent one after another. A token that is bound to
+/// a tenant publishes for that one alone.
+#[utoipa::path(post, path = "/v1/events", tag = "events",
+    request_body(content(
+        (CloudEvent = "application/cloudevents+json"),
+        (Vec<CloudEvent> = "application/cloudevents-batch+json"),
+        (serde_json::Value = "application/json")),
+        description = "An event; up to 1,000 of them; or, with `ce-` headers, its data"),
+    params(
+        ("ce-specversion" = Option<String>, Header, description = "Binary mode: `1.0`"),
+        ("ce-id" = Option<String>, Header, description = "Binary mode: the id"),
+        ("ce-source" = Option<String>, Header, description = "Binary mode: the source"),
+        ("ce-type" = Option<String>, Header, description = "Binary mode: the event key, such as `user.created`"),
+        ("traceparent" = Option<String>, Header, description = "W3C trace context; taken where the event has none")),
+    responses((status = 202, description = "All of it is stored", body = Accepted), Usual, Body))]
+async fn publish(
+    FromState(state): FromState<State>,
+    Publisher(caller): Publisher,
+    request: Request,
+) -> Result<Response, Problem> {
+    let (parts, body) = request.into_parts();
+    let content = Content::of(&parts.headers)?;
+    let limit = if content == Content::Batch { state.bounds.batch } else { state.bounds.one };
+    let (body, _room) = body::read(&state.bounds.bodies, &parts.headers, body, limit).await?;
+    let headers = form::headers(content, &parts.headers)?;
+    let management = &state.management;
+    let events = if content == Content::Batch {
+        let texts = form::batch(&body)?;
+        let mut checked = Vec::with_capacity(texts.len());
+        for (index, text) in texts.iter().enumerate() {
+            let form = EventForm {
+                key: None,
+                headers: headers.clone(),
+                body: body.slice_ref(text.get().as_bytes()),
+            };
+            let event = management.check_publication(form, caller.tenant());
+            checked.push(event.map_err(|error| of_batch(index, error))?);
+        }
+        publish_all(&state, checked).await?
+    } else {
+        let form = EventForm { key: None, headers, body };
+        let event = management.check_publication(form, caller.tenant())?;
+        vec![publish_one(&state, &event).await?]
+    };
+    Ok((StatusCode::ACCEPTED, axum::Json(Accepted { events })).into_response())
+}
+
+async fn publish_one(state: &State, event: &Checked<'_>) -> Result<Published, ManagementError> {
+    let _permit = state.bounds.publishes.acquire().await.expect("the semaphore is never closed");
+    state.management.publish_checked(event).await
+}
+
+/// The problem of one event of a batch, of which nothing is published.
+fn of_batch(index: usize, error: ManagementError) -> Problem {
+    let within = |field: &str| format!("[{index}].{field}");
+    match error {
+        ManagementError::Invalid(errors) => Problem::fields(
+            errors.into_iter().map(|error| FieldError::new(within(&error.field), error.problem)).collect(),
+        ),
+        ManagementError::EventRejected(detail) => Problem::field(&format!("[{index}]"), detail),
+        other => Problem::from(other)
+            .with_fields(vec![FieldError::new(format!("[{index}]"), "nothing of the batch is published")]),
+    }
+}
+
+/// `None`: another failed for what would fail this one as well.
+async fn publish_unless(
+    state: &State,
+    hopeless: &AtomicBool,
+    event: Checked<'_>,
+) -> Option<Result<Published, ManagementError>> {
+    if hopeless.load(Ordering::Relaxed) {
+        return None;
+    }
+    let result = publish_one(state, &event).await;
+    if result.as_ref().is_err_and(ManagementError::is_passing) {
+        hopeless.store(true, Ordering::Relaxed);
+    }
+    Some(result)
+}
+
+/// Publishes all of a batch. Once an event is refused for what would refuse the others as well, those
+/// that are not yet sent are not tried.
+async fn publish_all(state: &State, events: Vec<Checked<'_>>) -> Result<Vec<Published>, Problem> {
+    let hopeless = AtomicBool::new(false);
+    let total = events.len();
+    let mut publications = Vec::with_capacity(total);
+    for event in events {
+        publications.push(publish_unless(state, &hopeless, event));
+    }
+    let results: Vec<_> = futures_util::stream::iter(publications).buffered(AT_ONCE).collect().await;
+    let mut published = Vec::with_capacity(total);
+    let (mut missing, mut first) = (Vec::new(), None);
+    for (index, result) in results.into_iter().enumerate() {
+        let problem = match result {
+            Some(Ok(one)) => {
+                published.push(one);
+                continue;
+            }
+            Some(Err(error)) => {
+                let problem = Problem::from(error);
+                let text = format!("is not known to be stored: {}", problem.detail());
+                // What is wrong with one event alone will not pass by itself.
+                if first.as_ref().is_none_or(|first: &Problem| problem.status() < first.status()) {
+                    first = Some(problem);
+                }
+                text
+            }
+            None => "was not tried after another failed".to_owned(),
+        };
+        missing.push(FieldError::new(format!("[{index}]"), problem));
+    }
+    match first {
+        None => Ok(published),
+        Some(problem) => {
+            let detail = format!(
+                "{}. {} of {total} events are stored, and `errors` names the others; send the same batch again: what is \
+                 stored is known by source and id, and not stored twice",
+                problem.detail(),
+                published.len()
+            );
+            Err(problem.with_detail(detail).with_fields(missing))
+        }
+    }
+}

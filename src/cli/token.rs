@@ -1,0 +1,159 @@
+//! `hub token`: who may use the HTTP API.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use rand::RngCore as _;
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use super::connect;
+use super::error::{Answer, CliError};
+use super::output::{Printer, confirm, time};
+use crate::domain::access::{PresentedToken, SECRET_BYTES, Scope, StoredToken, TokenId, check_tenant};
+use crate::domain::duration;
+use crate::settings::Settings;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a token for the HTTP API and print it, this once; only its hash is kept
+    Create(CreateOptions),
+    /// All tokens: what each may, of which tenant, and until when
+    List,
+    /// Refuse a token from now on (a running API hears of it within a second)
+    Revoke {
+        /// The token's name
+        name: TokenId,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CreateOptions {
+    /// Its name in lists and logs, such as ci or acme-portal
+    name: TokenId,
+    /// What it may: publish (events), read, manage (subscriptions), operate (dead letters, domains);
+    /// repeat it or separate by commas
+    #[arg(long = "scope", required = true, value_name = "SCOPE", value_delimiter = ',')]
+    scopes: Vec<Scope>,
+    /// It sees and touches this tenant alone; every tenant where not given
+    #[arg(long, value_parser = tenant)]
+    tenant: Option<String>,
+    /// It is refused after this time, such as 90d; never where not given
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    expires_in: Option<Duration>,
+}
+
+fn tenant(text: &str) -> Result<String, String> {
+    check_tenant(text).map(|()| text.to_owned())
+}
+
+pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+    match command {
+        Command::Create(options) => create(options, settings, printer).await,
+        Command::List => list(settings, printer).await,
+        Command::Revoke { name, yes } => revoke(&name, yes, settings, printer).await,
+    }
+}
+
+async fn create(options: CreateOptions, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+    let CreateOptions { name, mut scopes, tenant, expires_in } = options;
+    scopes.sort_unstable();
+    scopes.dedup();
+    let now = OffsetDateTime::now_utc();
+    let expires_at = expires_in.map(|lifetime| after(now, lifetime)).transpose()?;
+    let mut secret = [0; SECRET_BYTES];
+    rand::rng().fill_bytes(&mut secret);
+    let token = PresentedToken::new(name.clone(), &secret);
+    let stored =
+        StoredToken { id: name.clone(), hash: token.hash(), scopes, tenant, created_at: now, expires_at };
+    connect(settings).await?.add_token(&stored).await.map_err(|error| {
+        if error.is_wrong_last_sequence() {
+            CliError::TokenExists { name: name.to_string() }
+        } else {
+            error.into()
+        }
+    })?;
+    let text = token.text();
+    if printer.is_json() {
+        let mut value = shown(&stored);
+        value["token"] = json!(text.expose_secret());
+        printer.json(&value)?;
+    } else {
+        printer.line(&format!("{name}: send it as `authorization: Bearer …`. It is shown only now:"))?;
+        printer.line(text.expose_secret())?;
+    }
+    Ok(Answer::Yes)
+}
+
+fn after(now: OffsetDateTime, lifetime: Duration) -> Result<OffsetDateTime, CliError> {
+    // The year 9999 is the last that RFC 3339 can write.
+    time::Duration::try_from(lifetime).ok().and_then(|lifetime| now.checked_add(lifetime)).ok_or_else(|| {
+        CliError::Usage("--expires-in: leads beyond the year 9999; give a shorter one".to_owned())
+    })
+}
+
+/// All of a token but its hash.
+fn shown(token: &StoredToken) -> Value {
+    json!({
+        "name": token.id,
+        "scopes": token.scopes,
+        "tenant": token.tenant,
+        "created_at": time(token.created_at),
+        "expires_at": token.expires_at.map(time),
+    })
+}
+
+async fn list(settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+    let tokens = connect(settings).await?.tokens().await?;
+    if printer.is_json() {
+        printer.json(&tokens.iter().map(shown).collect::<Vec<_>>())?;
+        return Ok(Answer::Yes);
+    }
+    let now = OffsetDateTime::now_utc();
+    let rows = tokens.iter().map(|token| {
+        let scopes: Vec<&str> = token.scopes.iter().map(|scope| scope.as_str()).collect();
+        vec![
+            token.id.to_string(),
+            scopes.join(" "),
+            token.tenant.clone().unwrap_or_else(|| "every".to_owned()),
+            time(token.created_at),
+            match token.expires_at {
+                None => "never".to_owned(),
+                Some(at) if at <= now => format!("expired {}", time(at)),
+                Some(at) => time(at),
+            },
+        ]
+    });
+    printer.table(&["NAME", "SCOPES", "TENANT", "CREATED", "EXPIRES"], rows)?;
+    Ok(Answer::Yes)
+}
+
+async fn revoke(
+    name: &TokenId,
+    yes: bool,
+    settings: &Settings,
+    printer: Printer,
+) -> Result<Answer, CliError> {
+    let js = connect(settings).await?;
+    if js.token(name).await?.is_none() {
+        return Err(CliError::NothingMatched(format!(
+            "there is no token {:?}; `hub token list` shows those that are there",
+            name.as_str()
+        )));
+    }
+    if !confirm(&format!("Revoke the token {name}?"), yes)? {
+        printer.line(&format!("{name}: left as it is"))?;
+        return Ok(Answer::No);
+    }
+    let revoked = js.revoke_token(name).await?;
+    if printer.is_json() {
+        printer.json(&json!({"name": name, "revoked": revoked}))?;
+    } else {
+        printer.line(&format!("{name}: revoked"))?;
+    }
+    Ok(Answer::Yes)
+}

@@ -1,0 +1,410 @@
+//! Dead letters: which are meant, reading them page by page, one in full, and how many there are.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::str::FromStr;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::{Management, ManagementError};
+use crate::domain::dead_letter::State;
+use crate::domain::envelope::Envelope;
+use crate::domain::key::EventKey;
+use crate::domain::last_words::LastWords;
+use crate::domain::outcome::Reason;
+use crate::domain::subscription::Subscription;
+pub use crate::nats::DeadLetterEntry;
+use crate::nats::{DeadLetterQuery, JetStream};
+
+/// Dead letters read at once: what is held of them, however many there are.
+pub const PAGE: usize = 20_000;
+/// Most that is shown of a body that is no envelope.
+const BODY_CHARACTERS: usize = 4096;
+
+/// Which dead letters; all given conditions must hold.
+#[derive(Debug, Clone, Default)]
+pub struct DeadLetterFilter {
+    /// Names of domains; empty: all.
+    pub domains: Vec<String>,
+    /// That tenant's alone. What could not be read has no tenant, and is no tenant's.
+    pub tenant: Option<String>,
+    pub subscription: Option<String>,
+    pub reason: Option<Reason>,
+    pub state: Option<State>,
+    pub event_key: Option<EventKey>,
+    /// Failed at or after.
+    pub since: Option<OffsetDateTime>,
+    /// Failed before.
+    pub until: Option<OffsetDateTime>,
+    /// Empty: any.
+    pub ids: Vec<String>,
+}
+
+impl DeadLetterFilter {
+    /// Whether it has no condition, so that it means them all; of one tenant, where one is given.
+    pub fn means_all(&self) -> bool {
+        let Self { domains, tenant: _, subscription, reason, state, event_key, since, until, ids } = self;
+        domains.is_empty()
+            && subscription.is_none()
+            && reason.is_none()
+            && state.is_none()
+            && event_key.is_none()
+            && since.is_none()
+            && until.is_none()
+            && ids.is_empty()
+    }
+
+    pub(super) fn query(&self) -> DeadLetterQuery {
+        DeadLetterQuery {
+            tenant: self.tenant.clone(),
+            subscription: self.subscription.clone(),
+            reason: self.reason,
+            state: self.state,
+            event_key: self.event_key.clone().map(String::from),
+            event_id: None,
+            since: self.since,
+            until: self.until,
+            ids: self.ids.iter().cloned().collect(),
+        }
+    }
+}
+
+/// Where a list goes on: `<domain>/<sequence>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    pub domain: String,
+    pub sequence: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no cursor: write what the list before printed, <domain>/<sequence>")]
+pub struct InvalidCursor(String);
+
+impl FromStr for Cursor {
+    type Err = InvalidCursor;
+    fn from_str(text: &str) -> Result<Self, InvalidCursor> {
+        text.split_once('/')
+            .and_then(|(domain, sequence)| {
+                Some(Self { domain: domain.to_owned(), sequence: sequence.parse().ok()? })
+            })
+            .ok_or_else(|| InvalidCursor(text.to_owned()))
+    }
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.domain, self.sequence)
+    }
+}
+
+/// The dead letters of some domains, one domain after the other.
+pub struct Pages<'a> {
+    js: &'a JetStream,
+    query: DeadLetterQuery,
+    domains: VecDeque<String>,
+    from: u64,
+}
+
+impl<'a> Pages<'a> {
+    pub(super) fn new(js: &'a JetStream, query: DeadLetterQuery, domains: Vec<String>) -> Self {
+        Self { js, query, domains: domains.into(), from: 1 }
+    }
+
+    /// Goes on where a list ended.
+    pub fn after(mut self, cursor: &Cursor) -> Result<Self, ManagementError> {
+        match self.domains.iter().position(|domain| *domain == cursor.domain) {
+            Some(position) => {
+                self.domains.drain(..position);
+                // Streams count from 1.
+                self.from = cursor.sequence.max(1);
+                Ok(self)
+            }
+            None => Err(ManagementError::ForeignCursor {
+                cursor: cursor.to_string(),
+                domain: cursor.domain.clone(),
+            }),
+        }
+    }
+
+    /// Up to `limit` (at least 1) of them, all of one domain, never empty; `None` at the end.
+    pub async fn next(&mut self, limit: usize) -> Result<Option<Vec<DeadLetterEntry>>, ManagementError> {
+        while let Some(domain) = self.domains.front() {
+            let page = self.js.dead_letters(domain, &self.query, self.from, limit).await?;
+            match page.next {
+                Some(next) => self.from = next,
+                None => {
+                    self.domains.pop_front();
+                    self.from = 1;
+                }
+            }
+            if !page.entries.is_empty() {
+                return Ok(Some(page.entries));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where to go on, if there is anything left.
+    pub async fn cursor(mut self) -> Result<Option<Cursor>, ManagementError> {
+        let next = self.next(1).await?.and_then(|page| page.into_iter().next());
+        Ok(next.map(|entry| Cursor { domain: entry.letter.domain, sequence: entry.sequence }))
+    }
+}
+
+/// Some dead letters, by domain in the order of the settings, oldest first.
+#[derive(Debug, Clone)]
+pub struct DeadLetterList {
+    pub entries: Vec<DeadLetterEntry>,
+    /// Where the next list begins; `None` at the end.
+    pub next: Option<Cursor>,
+}
+
+/// A dead letter with its event, its delivery and its last attempt.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct DeadLetterDetails {
+    #[serde(flatten)]
+    pub entry: DeadLetterEntry,
+    pub stream: String,
+    pub last_attempt: Option<LastWords>,
+    #[serde(flatten)]
+    pub content: Content,
+}
+
+/// The message's body.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Content {
+    Envelope {
+        traceparent: Option<String>,
+        /// CloudEvents JSON format.
+        event: Value,
+        /// As it was at the fan-out, with its secrets hidden; null if it cannot be read, for then
+        /// nothing can tell what in it is secret.
+        delivery: Value,
+    },
+    Unreadable {
+        /// Always null, as is the delivery.
+        event: (),
+        delivery: (),
+        /// Why it is no envelope.
+        undecodable: String,
+        /// Its beginning.
+        body: String,
+    },
+}
+
+/// One description for both: what is unreadable has an event and a delivery too, which are null, so
+/// neither would exclude the other.
+impl PartialSchema for Content {
+    fn schema() -> RefOr<Schema> {
+        let text = || ObjectBuilder::new().schema_type(Type::String);
+        let nullable = [Type::String, Type::Null].into_iter().collect::<SchemaType>();
+        let any =
+            |about: &str| ObjectBuilder::new().schema_type(SchemaType::AnyValue).description(Some(about));
+        ObjectBuilder::new()
+            .property("event", any("CloudEvents JSON format; null where the body is no envelope"))
+            .property(
+                "delivery",
+                any(
+                    "As it was at the fan-out, with its secrets hidden; null if it cannot be read, for then \
+                     nothing can tell what in it is secret",
+                ),
+            )
+            .property("traceparent", ObjectBuilder::new().schema_type(nullable))
+            .property("undecodable", text().description(Some("Why the body is no envelope; only then")))
+            .property("body", text().description(Some("Its beginning, where it is no envelope")))
+            .required("event")
+            .required("delivery")
+            .into()
+    }
+}
+
+impl ToSchema for Content {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "DeadLetterContent".into()
+    }
+}
+
+#[derive(Debug, Clone, Copy, Serialize, utoipa::ToSchema)]
+pub struct Count {
+    pub count: u64,
+    /// When the oldest of them failed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub oldest: OffsetDateTime,
+}
+
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct CountByDomain {
+    pub domain: String,
+    pub reason: Reason,
+    pub state: State,
+    #[serde(flatten)]
+    pub count: Count,
+}
+
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct CountBySubscription {
+    pub subscription: String,
+    #[serde(flatten)]
+    pub count: Count,
+}
+
+/// How many dead letters there are.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct DeadLetterStats {
+    pub total: u64,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub oldest: Option<OffsetDateTime>,
+    pub by_domain: Vec<CountByDomain>,
+    /// Most first.
+    pub by_subscription: Vec<CountBySubscription>,
+}
+
+impl Count {
+    fn add<K: Ord>(counts: &mut BTreeMap<K, Count>, key: K, failed_at: OffsetDateTime) {
+        let count = counts.entry(key).or_insert(Count { count: 0, oldest: failed_at });
+        count.count += 1;
+        count.oldest = count.oldest.min(failed_at);
+    }
+}
+
+impl Management {
+    /// The dead letters that the filter means, to be read page by page.
+    pub fn dead_letter_pages(&self, filter: &DeadLetterFilter) -> Result<Pages<'_>, ManagementError> {
+        Ok(Pages::new(&self.js, filter.query(), self.domain_names(&filter.domains)?))
+    }
+
+    /// Up to `limit` dead letters, from where a list ended.
+    pub async fn list_dead_letters(
+        &self,
+        filter: &DeadLetterFilter,
+        after: Option<&Cursor>,
+        limit: usize,
+    ) -> Result<DeadLetterList, ManagementError> {
+        let mut pages = self.dead_letter_pages(filter)?;
+        if let Some(cursor) = after {
+            pages = pages.after(cursor)?;
+        }
+        let mut entries = Vec::new();
+        while entries.len() < limit {
+            match pages.next((limit - entries.len()).min(PAGE)).await? {
+                Some(page) => entries.extend(page),
+                None => return Ok(DeadLetterList { entries, next: None }),
+            }
+        }
+        Ok(DeadLetterList { entries, next: pages.cursor().await? })
+    }
+
+    /// One dead letter by its id; with a tenant, if it is that tenant's.
+    pub async fn show_dead_letter(
+        &self,
+        id: &str,
+        tenant: Option<&str>,
+    ) -> Result<DeadLetterDetails, ManagementError> {
+        let query = DeadLetterQuery {
+            tenant: tenant.map(str::to_owned),
+            ids: HashSet::from([id.to_owned()]),
+            ..DeadLetterQuery::default()
+        };
+        let mut pages = Pages::new(&self.js, query, self.domain_names(&[])?);
+        // While a redrive fails again, its successor stands beside it for a moment: the newer one counts.
+        let mut found = None;
+        while let Some(page) = pages.next(PAGE).await? {
+            found = page.into_iter().next_back();
+        }
+        let nothing = || ManagementError::NoDeadLetter { id: id.to_owned() };
+        self.describe(found.ok_or_else(nothing)?).await?.ok_or_else(nothing)
+    }
+
+    /// `None` if it is gone by now.
+    async fn describe(&self, entry: DeadLetterEntry) -> Result<Option<DeadLetterDetails>, ManagementError> {
+        let letter = &entry.letter;
+        let stream = self.js.names().dlt_stream(&letter.domain);
+        let Some(message) = self.js.get(&stream, entry.sequence).await? else { return Ok(None) };
+        let last_attempt = self.js.last_words(&letter.domain, &letter.subscription, &letter.id).await?;
+        let content = Content::read(&message.payload);
+        Ok(Some(DeadLetterDetails { entry, stream, last_attempt, content }))
+    }
+
+    /// Counts what the filter means; `seen` is told after each page how many it has counted.
+    pub async fn dead_letter_stats(
+        &self,
+        filter: &DeadLetterFilter,
+        mut seen: impl FnMut(u64) + Send,
+    ) -> Result<DeadLetterStats, ManagementError> {
+        let (mut by_domain, mut by_subscription) = (BTreeMap::new(), BTreeMap::new());
+        let (mut pages, mut total) = (self.dead_letter_pages(filter)?, 0);
+        while let Some(page) = pages.next(PAGE).await? {
+            total += page.len() as u64;
+            seen(total);
+            for entry in page {
+                let letter = entry.letter;
+                Count::add(&mut by_domain, (letter.domain, letter.reason, letter.state), letter.failed_at);
+                Count::add(&mut by_subscription, letter.subscription, letter.failed_at);
+            }
+        }
+        let by_domain: Vec<CountByDomain> = by_domain
+            .into_iter()
+            .map(|((domain, reason, state), count)| CountByDomain { domain, reason, state, count })
+            .collect();
+        let mut by_subscription: Vec<CountBySubscription> = by_subscription
+            .into_iter()
+            .map(|(subscription, count)| CountBySubscription { subscription, count })
+            .collect();
+        by_subscription.sort_by_key(|row| Reverse(row.count.count));
+        let oldest = by_domain.iter().map(|row| row.count.oldest).min();
+        Ok(DeadLetterStats { total, oldest, by_domain, by_subscription })
+    }
+}
+
+impl Content {
+    fn read(body: &[u8]) -> Self {
+        match Envelope::read(body) {
+            Ok(envelope) => Self::Envelope {
+                traceparent: envelope.traceparent.as_deref().map(str::to_owned),
+                event: serde_json::from_str(envelope.event.get()).unwrap_or(Value::Null),
+                delivery: hidden_delivery(&envelope),
+            },
+            Err(error) => Self::Unreadable {
+                event: (),
+                delivery: (),
+                undecodable: error.to_string(),
+                body: String::from_utf8_lossy(body).chars().take(BODY_CHARACTERS).collect(),
+            },
+        }
+    }
+}
+
+fn hidden_delivery(envelope: &Envelope<'_>) -> Value {
+    let Ok(delivery) = serde_json::from_str::<Value>(envelope.delivery.get()) else { return Value::Null };
+    let subscription = json!({"id": envelope.subscription, "events": [], "delivery": delivery});
+    match serde_json::from_value::<Subscription>(subscription) {
+        Ok(subscription) => subscription.hidden_json()["delivery"].take(),
+        Err(_) => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_reads_back() {
+        let cursor = Cursor { domain: "policy-client".to_owned(), sequence: 7 };
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        assert!("policy-client".parse::<Cursor>().is_err());
+        assert!("policy-client/x".parse::<Cursor>().is_err());
+    }
+
+    #[test]
+    fn a_tenant_alone_is_no_condition() {
+        let filter = DeadLetterFilter { tenant: Some("acme".to_owned()), ..DeadLetterFilter::default() };
+        assert!(filter.means_all());
+        assert!(!DeadLetterFilter { ids: vec!["env_1".to_owned()], ..filter }.means_all());
+    }
+}

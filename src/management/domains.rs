@@ -1,0 +1,165 @@
+//! The domains: what each owes, and pausing its deliveries.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
+
+use super::{Management, ManagementError};
+use crate::domain::field_error::FieldError;
+use crate::nats::subjects::lane_of_consumer;
+use crate::settings::Domain;
+
+/// JetStream pauses until a time; this far away it stands for "until resumed".
+const UNTIL_RESUMED: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
+/// A domain as it stands now.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+#[schema(as = Domain)]
+pub struct DomainRow {
+    pub name: String,
+    pub events: Vec<String>,
+    pub concurrency: usize,
+    /// Envelopes in the outbox: all that is still owed.
+    pub outbox: u64,
+    /// Those of them that were handed out and are not settled.
+    pub in_flight: u64,
+    /// Unresolved dead letters.
+    pub dlt: u64,
+    pub lanes: usize,
+    /// Whether any lane is.
+    pub paused: bool,
+    /// To the second, in UTC; null where not paused, or paused until resumed.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub paused_until: Option<OffsetDateTime>,
+    #[serde(skip)]
+    pub paused_lanes: usize,
+}
+
+/// How long a domain is to be paused.
+#[derive(Debug, Clone)]
+pub struct Pause {
+    /// RFC 3339
+    until: String,
+}
+
+impl Pause {
+    /// For so long; until it is resumed where nothing is given.
+    pub fn lasting(duration: Option<Duration>, now: OffsetDateTime) -> Result<Self, FieldError> {
+        let until = time::Duration::try_from(duration.unwrap_or(UNTIL_RESUMED))
+            .ok()
+            .and_then(|duration| now.checked_add(duration))
+            .and_then(|until| until.to_offset(UtcOffset::UTC).format(&Rfc3339).ok());
+        let problem = "the time it leads to cannot be written; give a shorter one";
+        until.map(|until| Self { until }).ok_or_else(|| FieldError::new("for", problem))
+    }
+
+    /// Until a time, which must be to come.
+    pub fn until(at: OffsetDateTime, now: OffsetDateTime) -> Result<Self, FieldError> {
+        if at <= now {
+            return Err(FieldError::new("until", "is over; give a time that is to come"));
+        }
+        let until = at.to_offset(UtcOffset::UTC).format(&Rfc3339);
+        until.map(|until| Self { until }).map_err(|error| {
+            FieldError::new("until", format!("cannot be written ({error}); give an earlier time"))
+        })
+    }
+}
+
+impl Management {
+    /// Every domain, in the order of the settings.
+    pub async fn domains(&self) -> Result<Vec<DomainRow>, ManagementError> {
+        let mut rows = Vec::new();
+        for domain in &self.settings.domains {
+            rows.push(self.look(domain).await?);
+        }
+        Ok(rows)
+    }
+
+    pub async fn domain_row(&self, name: &str) -> Result<DomainRow, ManagementError> {
+        self.look(self.domain(name)?).await
+    }
+
+    /// Stops the domain's deliveries; events wait in its outbox.
+    pub async fn pause_domain(&self, name: &str, pause: &Pause) -> Result<DomainRow, ManagementError> {
+        self.set_pause(name, Some(&pause.until)).await
+    }
+
+    pub async fn resume_domain(&self, name: &str) -> Result<DomainRow, ManagementError> {
+        self.set_pause(name, None).await
+    }
+
+    async fn set_pause(&self, name: &str, until: Option<&str>) -> Result<DomainRow, ManagementError> {
+        let domain = self.domain(name)?;
+        let outbox = self.js.names().outbox_stream(&domain.name);
+        let lanes = self.lanes(&outbox).await?;
+        if lanes.is_empty() {
+            return Err(ManagementError::NotProvisioned { subject: format!("the lanes of {outbox}") });
+        }
+        for lane in &lanes {
+            self.js.pause_consumer(&outbox, lane, until).await?;
+        }
+        self.look(domain).await
+    }
+
+    async fn look(&self, domain: &Domain) -> Result<DomainRow, ManagementError> {
+        let names = self.js.names();
+        let stream = names.outbox_stream(&domain.name);
+        let outbox = self.js.stream_info(&stream).await?.state.messages;
+        let dlt = self.js.stream_info(&names.dlt_stream(&domain.name)).await?.state.messages;
+        let (mut in_flight, mut paused_lanes, mut until) = (0, 0, None);
+        let lanes = self.lanes(&stream).await?;
+        for lane in &lanes {
+            let info = self.js.consumer_info(&stream, lane).await?;
+            in_flight += info.num_ack_pending;
+            if info.paused {
+                paused_lanes += 1;
+                let text = info.config.get("pause_until").and_then(serde_json::Value::as_str);
+                until = until.max(text.and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok()));
+            }
+        }
+        // Beyond any pause that a person would give in hours.
+        let until = until.filter(|until| *until < OffsetDateTime::now_utc() + UNTIL_RESUMED / 2);
+        Ok(DomainRow {
+            name: domain.name.clone(),
+            events: domain.events.iter().map(ToString::to_string).collect(),
+            concurrency: domain.concurrency,
+            outbox,
+            in_flight,
+            dlt,
+            lanes: lanes.len(),
+            paused: paused_lanes > 0,
+            paused_until: until.map(to_the_second),
+            paused_lanes,
+        })
+    }
+
+    /// The durables of an outbox's lanes.
+    async fn lanes(&self, outbox: &str) -> Result<Vec<String>, ManagementError> {
+        let names = self.js.consumer_names(outbox).await?;
+        Ok(names.into_iter().filter(|name| lane_of_consumer(name).is_some()).collect())
+    }
+}
+
+fn to_the_second(at: OffsetDateTime) -> OffsetDateTime {
+    let at = at.to_offset(UtcOffset::UTC);
+    at.replace_nanosecond(0).unwrap_or(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_lasts_or_ends_at_a_time_to_come() {
+        let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+        let hour = Duration::from_secs(3600);
+        assert_eq!(Pause::lasting(Some(hour), now).unwrap().until, "2027-01-15T09:00:00Z");
+        assert_eq!(Pause::until(now + hour, now).unwrap().until, "2027-01-15T09:00:00Z");
+        assert!(Pause::lasting(None, now).unwrap().until.starts_with("2126-"));
+        assert_eq!(Pause::lasting(Some(Duration::MAX), now).unwrap_err().field, "for");
+        assert_eq!(Pause::lasting(Some(hour * 24 * 366 * 8000), now).unwrap_err().field, "for");
+        assert_eq!(Pause::until(now, now).unwrap_err().field, "until");
+    }
+}

@@ -1,0 +1,117 @@
+//! Why an operation was not carried out. Callers turn it into an exit code or an HTTP status by
+//! its variant, never by its text.
+
+use crate::domain::field_error::FieldError;
+use crate::nats::{ApiError, NatsError};
+use crate::seal::SealError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ManagementError {
+    #[error(transparent)]
+    Nats(NatsError),
+    #[error(
+        "{subject}: the stream is not there. Make the hub's streams with `hub provision`, or set nats.prefix to that of the hub you mean"
+    )]
+    NotProvisioned { subject: String },
+    /// What was given is not as it must be; nothing was changed.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<FieldError>),
+    #[error("{name:?} is no domain of the settings, which have {known}")]
+    UnknownDomain { name: String, known: String },
+    #[error("there is no subscription {id:?}")]
+    NoSubscription { id: String },
+    /// A subscription of that id is there already, and is another one.
+    #[error("there is a subscription {id:?} already, and it is another one; take another id, or replace it")]
+    Exists { id: String },
+    /// The id belongs to a subscription that the caller does not reach.
+    #[error("the id {id:?} is taken; take another one")]
+    IdTaken { id: String },
+    #[error("there is no dead letter {id:?}: it was never there, was delivered, or was discarded")]
+    NoDeadLetter { id: String },
+    /// A list that goes on where one of other domains ended.
+    #[error("{cursor}: {domain} is not among the domains listed; ask for the same domains as before")]
+    ForeignCursor { cursor: String, domain: String },
+    /// An order that would do nothing, or not all that was asked; nothing was done. The ids are those
+    /// that are not there.
+    #[error("no dead letter {}matches; nothing was done", named(.ids))]
+    NoneSelected { ids: Vec<String> },
+    /// A write that expected another revision than there is.
+    #[error("{id}: changed by someone else meanwhile, and left as it is now; look at it and try again")]
+    Conflict { id: String },
+    #[error(
+        "secrets.master_key is not set, and {id} has a credential, which is stored only sealed. Make a key with \
+         `openssl rand -base64 32` and set it as HUB__SECRETS__MASTER_KEY (or in a file that secrets.master_key_file names), \
+         the same for every process of the hub"
+    )]
+    NoMasterKey { id: String },
+    /// A stored credential that the master keys of the settings do not open.
+    #[error("{id}: {source}")]
+    Sealed { id: String, source: SealError },
+    /// The event is none, or no domain takes it.
+    #[error("{0}")]
+    EventRejected(String),
+    /// The events stream is full.
+    #[error(
+        "{source}. The events stream is full; publish again when the hub has caught up, or raise limits.events"
+    )]
+    Full { source: NatsError },
+    /// The event is larger than the settings or the server take.
+    #[error("{0}")]
+    TooLarge(String),
+    #[error("there is no order {id:?}, or it is forgotten by now")]
+    NoOrder { id: String },
+    /// As many bulk orders run in this process as it takes.
+    #[error("{limit} orders run already; place this one when one of them has ended")]
+    TooManyOrders { limit: usize },
+    #[error("this process is stopping; another takes the order")]
+    Stopping,
+    /// A bulk order that stopped on its way.
+    #[error(
+        "{source}. At least {done} of {total} were {verb} before; run the same command again for the rest"
+    )]
+    Halfway { verb: &'static str, done: usize, total: usize, source: NatsError },
+}
+
+/// `a, b ` with a space behind, or nothing.
+fn named(ids: &[String]) -> String {
+    if ids.is_empty() { String::new() } else { format!("{} ", ids.join(", ")) }
+}
+
+impl From<NatsError> for ManagementError {
+    fn from(error: NatsError) -> Self {
+        match error {
+            NatsError::Api { subject, source } if source.err_code == ApiError::STREAM_NOT_FOUND => {
+                Self::NotProvisioned { subject }
+            }
+            other => Self::Nats(other),
+        }
+    }
+}
+
+impl ManagementError {
+    /// The server cannot be reached, or does not answer: the same may succeed later.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Nats(error) | Self::Halfway { source: error, .. }
+                if matches!(
+                    error,
+                    NatsError::Connect { .. } | NatsError::Timeout { .. } | NatsError::Transport { .. }
+                )
+        )
+    }
+
+    /// The same may succeed later: the server cannot be reached, its stream has no leader yet or is
+    /// being recovered, or it has too much to do.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Nats(error) | Self::Halfway { source: error, .. } => {
+                matches!(error, NatsError::NoResponders { .. })
+                    || error.api().is_some_and(|error| matches!(error.code, 429 | 503))
+                    || self.is_unreachable()
+            }
+            Self::Full { .. } => true,
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Bulk orders in the background: taken at a desk, carried out by a runner, and kept in a KV bucket,
+//! so that every replica can tell how far each has come and can ask for its cancelling.
+//!
+//! The selection is read twice, page by page, and only up to where each stream ended when the order
+//! began: first to count, then to act. So memory does not grow with it, and what an order brings
+//! back and fails again is not ordered a second time.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::dead_letters::{DeadLetterFilter, PAGE, Pages};
+use super::orders::{Act, Selected};
+use super::{Management, ManagementError};
+use crate::domain::access::Caller;
+use crate::domain::order::{Kind, Order, OrderId, State};
+use crate::nats::{DeadLetterEntry, JetStream, NatsError, RedriveOrder};
+
+/// Orders that one process carries out at once.
+pub const MOST_ORDERS: usize = 4;
+/// How often an order in hand is written: its progress, and that its process is alive.
+const BEAT: Duration = Duration::from_secs(1);
+/// How long the end of an order is tried to be written; then it shows as interrupted.
+const LAST_WORD: Duration = Duration::from_secs(10);
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct BulkOrder {
+    pub kind: Kind,
+    pub filter: DeadLetterFilter,
+    /// A replay also of what is on its way again already.
+    pub force: bool,
+}
+
+/// Where orders are placed and asked about. Cheap to clone.
+#[derive(Clone)]
+pub struct OrderDesk {
+    management: Management,
+    jobs: mpsc::Sender<Job>,
+    room: std::sync::Arc<tokio::sync::Semaphore>,
+}
+
+/// The task side: carries out what the desk takes.
+pub struct OrderRunner {
+    management: Management,
+    jobs: mpsc::Receiver<Job>,
+}
+
+struct Job {
+    order: Order,
+    revision: u64,
+    filter: DeadLetterFilter,
+    /// Its place among those that run at once.
+    _room: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl OrderDesk {
+    pub fn new(management: Management) -> (Self, OrderRunner) {
+        let (sender, jobs) = mpsc::channel(MOST_ORDERS);
+        let room = std::sync::Arc::new(tokio::sync::Semaphore::new(MOST_ORDERS));
+        let runner = OrderRunner { management: management.clone(), jobs };
+        (Self { management, jobs: sender, room }, runner)
+    }
+
+    /// Takes an order. It is kept before this returns, and begun at once.
+    pub async fn place(&self, caller: &Caller, bulk: BulkOrder) -> Result<Order, ManagementError> {
+        self.management.domain_names(&bulk.filter.domains)?;
+        let full = |_| ManagementError::TooManyOrders { limit: MOST_ORDERS };
+        let room = self.room.clone().try_acquire_owned().map_err(full)?;
+        // There are as many slots as there is room for, so only a stop takes them away.
+        let slot = self.jobs.try_reserve().map_err(|_| ManagementError::Stopping)?;
+        let now = OffsetDateTime::now_utc();
+        let order = Order {
+            id: OrderId::new(rand::random()),
+            kind: bulk.kind,
+            force: bulk.force,
+            state: State::Selecting,
+            total: 0,
+            done: 0,
+            already_replaying: 0,
+            cancelling: false,
+            error: None,
+            created_at: now,
+            updated_at: now,
+            ended_at: None,
+            by: caller.name.clone(),
+            tenant: bulk.filter.tenant.clone(),
+        };
+        let revision = self.management.js.put_order(&order, 0).await?;
+        slot.send(Job { order: order.clone(), revision, filter: bulk.filter, _room: room });
+        Ok(order)
+    }
+
+    /// An order as it stands, whichever process has it, if the caller reaches it.
+    pub async fn order(&self, caller: &Caller, id: &OrderId) -> Result<Order, ManagementError> {
+        Ok(self.stored(caller, id).await?.0.as_of(OffsetDateTime::now_utc()))
+    }
+
+    /// Those that are remembered and that the caller reaches, the newest first.
+    pub async fn orders(&self, caller: &Caller, limit: usize) -> Result<Vec<Order>, ManagementError> {
+        let now = OffsetDateTime::now_utc();
+        let mut orders: Vec<Order> = self.management.js.orders().await?;
+        orders.retain(|order| reaches(caller, order));
+        orders.sort_by(|one, other| (other.created_at, &other.id).cmp(&(one.created_at, &one.id)));
+        orders.truncate(limit);
+        Ok(orders.into_iter().map(|order| order.as_of(now)).collect())
+    }
+
+    /// Asks the process that has it to stop, and gives the order as it stands: over already, or
+    /// `cancelling`.
+    pub async fn cancel(&self, caller: &Caller, id: &OrderId) -> Result<Order, ManagementError> {
+        let deadline = Instant::now() + self.management.js.request_timeout();
+        loop {
+            let (mut order, revision) = self.stored(caller, id).await?;
+            let shown = order.clone().as_of(OffsetDateTime::now_utc());
+            if shown.state.is_over() || shown.cancelling {
+                return Ok(shown);
+            }
+            // Its process is what `updated_at` tells of: this is no sign of life of it.
+            order.cancelling = true;
+            match self.management.js.put_order(&order, revision).await {
+                Ok(_) => return Ok(order),
+                // It went on meanwhile.
+                Err(error) if error.is_wrong_last_sequence() && Instant::now() < deadline => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn stored(&self, caller: &Caller, id: &OrderId) -> Result<(Order, u64), ManagementError> {
+        let found = self.management.js.order(id).await?.filter(|(order, _)| reaches(caller, order));
+        found.ok_or_else(|| ManagementError::NoOrder { id: id.to_string() })
+    }
+}
+
+/// A token that is bound to a tenant sees the orders that are limited to it.
+fn reaches(caller: &Caller, order: &Order) -> bool {
+    caller.tenant().is_none_or(|tenant| order.tenant.as_deref() == Some(tenant))
+}
+
+impl OrderRunner {
+    /// Carries out orders until told to stop; those in hand are then marked as interrupted.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), Infallible> {
+        let mut under_way = FuturesUnordered::new();
+        let mut open = true;
+        loop {
+            tokio::select! {
+                () = stop.cancelled(), if open && !self.jobs.is_closed() => self.jobs.close(),
+                job = self.jobs.recv(), if open => match job {
+                    Some(job) => under_way.push(InHand::new(&self.management.js, job).carry_out(&self.management, &stop)),
+                    None => open = false,
+                },
+                Some(()) = under_way.next(), if !under_way.is_empty() => {}
+                // Whoever places orders is gone, but nobody said stop.
+                () = stop.cancelled(), if !open && under_way.is_empty() => return Ok(()),
+            }
+        }
+    }
+}
+
+/// How far an order has come, as the work tells it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Progress {
+    counted: bool,
+    total: u64,
+    done: u64,
+    already_replaying: u64,
+}
+
+/// An order that is being carried out, and its record.
+struct InHand {
+    js: JetStream,
+    order: Order,
+    revision: u64,
+    filter: DeadLetterFilter,
+    _room: tokio::sync::OwnedSemaphorePermit,
+}
+
+impl InHand {
+    fn new(js: &JetStream, job: Job) -> Self {
+        let Job { order, revision, filter, _room } = job;
+        Self { js: js.clone(), order, revision, filter, _room }
+    }
+
+    async fn carry_out(mut self, management: &Management, stop: &CancellationToken) {
+        let halt = CancellationToken::new();
+        let (progress, seen) = watch::channel(Progress::default());
+        let (kind, force, filter) = (self.order.kind, self.order.force, self.filter.clone());
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The order was written when it was placed.
+        beat.reset();
+        let mut stopped_as = None;
+        let result = {
+            let mut work = std::pin::pin!(work(management, &filter, kind, force, &halt, &progress));
+            loop {
+                tokio::select! {
+                    result = &mut work => break result,
+                    () = stop.cancelled(), if !halt.is_cancelled() => {
+                        stopped_as = Some(State::Interrupted);
+                        halt.cancel();
+                    }
+                    _ = beat.tick() => {
+                        self.note(*seen.borrow());
+                        if let Err(error) = self.write().await {
+                            tracing::warn!(order = %self.order.id, %error, "the order's progress is not written");
+                        }
+                        if self.order.cancelling && !halt.is_cancelled() {
+                            stopped_as = Some(State::Cancelled);
+                            halt.cancel();
+                        }
+                    }
+                }
+            }
+        };
+        self.note(*seen.borrow());
+        self.order.ended_at = Some(OffsetDateTime::now_utc());
+        self.order.state = match result {
+            // Told to halt when all was done already.
+            Ok(()) if self.is_whole() => State::Done,
+            Ok(()) => stopped_as.unwrap_or(State::Done),
+            Err(error) => {
+                tracing::error!(order = %self.order.id, %error, "an order on dead letters failed on its way");
+                self.order.error = Some(reason(&error));
+                State::Failed
+            }
+        };
+        self.last_word().await;
+    }
+
+    fn note(&mut self, progress: Progress) {
+        if progress.counted && self.order.state == State::Selecting {
+            self.order.state = State::Running;
+        }
+        let Progress { counted: _, total, done, already_replaying } = progress;
+        self.order.done = done;
+        self.order.already_replaying = already_replaying;
+        // What came to match between the two readings is among them too.
+        self.order.total = total.max(done + already_replaying);
+    }
+
+    /// All that was counted is dealt with.
+    fn is_whole(&self) -> bool {
+        let Order { state, total, done, already_replaying, .. } = &self.order;
+        *state == State::Running && done + already_replaying >= *total
+    }
+
+    /// Writes the order, and learns whether somebody wants it cancelled: nobody else writes it, but
+    /// for that.
+    async fn write(&mut self) -> Result<(), NatsError> {
+        self.order.updated_at = OffsetDateTime::now_utc();
+        match self.js.put_order(&self.order, self.revision).await {
+            Err(error) if error.is_wrong_last_sequence() => {}
+            written => {
+                self.revision = written?;
+                return Ok(());
+            }
+        }
+        let stored = self.js.order(&self.order.id).await?;
+        self.order.cancelling |= stored.as_ref().is_some_and(|(order, _)| order.cancelling);
+        // One that was forgotten meanwhile is written anew.
+        self.revision = stored.map_or(0, |(_, revision)| revision);
+        self.revision = self.js.put_order(&self.order, self.revision).await?;
+        Ok(())
+    }
+
+    /// Writes how it ended, whatever the broker is up to.
+    async fn last_word(&mut self) {
+        let deadline = Instant::now() + LAST_WORD;
+        let mut wait = Duration::from_millis(100);
+        while let Err(error) = self.write().await {
+            if Instant::now() + wait >= deadline {
+                let state = self.order.state;
+                tracing::error!(order = %self.order.id, %error, ?state, "the order's end is not written; it shows as interrupted");
+                return;
+            }
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
+        let Order { id, kind, state, total, done, by, .. } = &self.order;
+        tracing::info!(order = %id, ?kind, ?state, total, done, by, "an order on dead letters has ended");
+    }
+}
+
+/// What whoever asked is told; the broker's own words are for the log.
+fn reason(error: &ManagementError) -> String {
+    let what = if error.is_unreachable() {
+        "the hub's broker does not answer"
+    } else {
+        "the hub's broker refused; the log of the hub says why"
+    };
+    format!("{what}. Place the same order again for the rest")
+}
+
+/// Counts, then acts. Told to halt, it ends early with what it has in hand done.
+async fn work(
+    management: &Management,
+    filter: &DeadLetterFilter,
+    kind: Kind,
+    force: bool,
+    halt: &CancellationToken,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), ManagementError> {
+    let act = match (kind, force) {
+        (Kind::Replay, false) => Act::Order(RedriveOrder::Operator),
+        (Kind::Replay, true) => Act::Order(RedriveOrder::OperatorForce),
+        (Kind::Discard, _) => Act::Discard,
+    };
+    let leave_alone = |one: &Selected| kind == Kind::Replay && !force && one.replaying;
+    let mut ends = Vec::new();
+    for domain in management.domain_names(&filter.domains)? {
+        let stream = management.js.names().dlt_stream(&domain);
+        let end = management.js.stream_info(&stream).await?.state.last_seq;
+        ends.push((domain, end));
+    }
+    for (domain, end) in &ends {
+        let mut reading = Reading::new(management, filter, domain, *end);
+        while let Some(page) = reading.next(halt).await? {
+            progress.send_modify(|progress| progress.total += page.len() as u64);
+        }
+    }
+    if halt.is_cancelled() {
+        return Ok(());
+    }
+    progress.send_modify(|progress| progress.counted = true);
+    for (domain, end) in &ends {
+        let mut reading = Reading::new(management, filter, domain, *end);
+        while let Some(page) = reading.next(halt).await? {
+            let page: Vec<Selected> = page.into_iter().map(Selected::from).collect();
+            let chosen: Vec<&Selected> = page.iter().filter(|one| !leave_alone(one)).collect();
+            let left = (page.len() - chosen.len()) as u64;
+            progress.send_modify(|progress| progress.already_replaying += left);
+            let one_done = || progress.send_modify(|progress| progress.done += 1);
+            management.each_until(halt, &chosen, act, one_done).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A domain's dead letters that the filter means, up to where their stream ended.
+struct Reading<'a> {
+    pages: Pages<'a>,
+    end: u64,
+}
+
+impl<'a> Reading<'a> {
+    fn new(management: &'a Management, filter: &DeadLetterFilter, domain: &str, end: u64) -> Self {
+        Self { pages: Pages::new(&management.js, filter.query(), vec![domain.to_owned()]), end }
+    }
+
+    /// The next page; `None` at the end, or when told to halt.
+    async fn next(
+        &mut self,
+        halt: &CancellationToken,
+    ) -> Result<Option<Vec<DeadLetterEntry>>, ManagementError> {
+        if halt.is_cancelled() {
+            return Ok(None);
+        }
+        let page = tokio::select! {
+            page = self.pages.next(PAGE) => page?,
+            () = halt.cancelled() => None,
+        };
+        let Some(mut page) = page else { return Ok(None) };
+        page.retain(|entry| entry.sequence <= self.end);
+        Ok((!page.is_empty()).then_some(page))
+    }
+}

@@ -1,0 +1,75 @@
+//! A new signing secret, and an overlap in which both sign.
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+use time::OffsetDateTime;
+
+use super::{Management, ManagementError};
+use crate::domain::subscription::{Secret, Signing};
+use crate::http_delivery::signature::{Algorithm, NewSecret};
+use crate::nats::Stored;
+use crate::seal::{open_subscription, seal_subscription};
+
+/// The longest time that the secret before may sign beside the new one.
+pub const LONGEST_OVERLAP: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What the receiver verifies with from now on; it is told this once.
+#[derive(Debug)]
+pub struct Rotated {
+    /// The subscription's new revision.
+    pub revision: u64,
+    pub verify_with: VerifyWith,
+    /// Until when the secret before signs beside it.
+    pub previous_until: Option<OffsetDateTime>,
+}
+
+#[derive(Debug)]
+pub enum VerifyWith {
+    /// HMAC-SHA256: the receiver has the same secret (`whsec_`).
+    Secret(SecretString),
+    /// ed25519: the public key (`whpk_`). The private one leaves the hub no more.
+    PublicKey(String),
+}
+
+impl Management {
+    /// Signs with a new secret. `algorithm`: that of the one before where not given, else HMAC.
+    pub async fn rotate_secret(
+        &self,
+        mut stored: Stored,
+        overlap: Duration,
+        algorithm: Option<Algorithm>,
+    ) -> Result<Rotated, ManagementError> {
+        let id = stored.subscription.id.to_string();
+        let sealer = self.sealer().ok_or_else(|| ManagementError::NoMasterKey { id: id.clone() })?;
+        let algorithm = match algorithm {
+            Some(algorithm) => algorithm,
+            None => {
+                let mut opened = stored.subscription.clone();
+                open_subscription(sealer, &mut opened)
+                    .map_err(|source| ManagementError::Sealed { id, source })?;
+                let before = opened.delivery.signing.map(|signing| signing.secret);
+                match before {
+                    Some(Secret::Plain(secret)) => Algorithm::of(&secret).unwrap_or(Algorithm::HmacSha256),
+                    _ => Algorithm::HmacSha256,
+                }
+            }
+        };
+        let made = NewSecret::generate(algorithm);
+        let new = Secret::Plain(made.secret.clone());
+        let until = (!overlap.is_zero()).then(|| OffsetDateTime::now_utc() + overlap.min(LONGEST_OVERLAP));
+        let signing = match stored.subscription.delivery.signing.take() {
+            Some(signing) => signing.rotate(new, until),
+            None => Signing { secret: new, previous: None },
+        };
+        let previous_until = signing.previous.as_ref().map(|previous| previous.until);
+        stored.subscription.delivery.signing = Some(signing);
+        seal_subscription(sealer, &mut stored.subscription);
+        let revision = self.put_changed(&stored).await?;
+        let verify_with = match made.public_key {
+            Some(public) => VerifyWith::PublicKey(public),
+            None => VerifyWith::Secret(made.secret),
+        };
+        Ok(Rotated { revision, verify_with, previous_until })
+    }
+}

@@ -1,0 +1,245 @@
+//! What a sample event would lead to: who would get it, and how an endpoint answers it.
+
+use std::collections::HashSet;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+
+use super::{Management, ManagementError};
+use crate::configured::{http_config, retry_policy};
+use crate::domain::access::Caller;
+use crate::domain::envelope::envelope_id;
+use crate::domain::event::{Event, Publication, Rejection};
+use crate::domain::field_error::FieldError;
+use crate::domain::index::{Entry, SubscriptionIndex};
+use crate::domain::key::{EventKey, KeyPattern};
+use crate::domain::outcome::{Decision, decide, disables};
+use crate::domain::subscription::{Auth, Delivery, Subscription, SubscriptionId};
+use crate::http_delivery::{Attempt, EnvelopeView, HttpDelivery, OpenSecret, Sent, Target, Unopened};
+use crate::nats::Stored;
+use crate::seal::Sealer;
+
+/// Where the sample of a test comes from.
+const SOURCE: &str = "hub-subscription-test";
+
+/// An event that was never published.
+#[derive(Debug, Clone)]
+pub struct Sample {
+    pub key: EventKey,
+    pub tenant: String,
+    pub source: String,
+    /// Further attributes that filters may ask for.
+    pub attributes: Vec<(String, String)>,
+}
+
+/// One attempt with a sample, past the streams: nothing of it is retried, dead-lettered or logged,
+/// and it disables nobody.
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct SampleAttempt {
+    pub subscription: SubscriptionId,
+    #[schema(value_type = String)]
+    pub event_key: EventKey,
+    /// What was sent, without its secrets: method, URL, headers, body. Null where nothing was.
+    #[schema(value_type = Option<Object>)]
+    pub request: Option<Value>,
+    pub answer: SampleAnswer,
+    /// What a delivery would make of that answer.
+    pub a_delivery_would: &'static str,
+    #[serde(skip)]
+    pub accepted: bool,
+    /// The subscription does not want that event key; it was sent all the same.
+    #[serde(skip)]
+    pub unwanted: bool,
+}
+
+#[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
+pub struct SampleAnswer {
+    pub status: Option<u16>,
+    pub latency_ms: u64,
+    pub error: Option<String>,
+    /// `subscriber` or `hub`.
+    pub fault: Option<&'static str>,
+    /// Its first kilobytes.
+    pub body: Option<String>,
+}
+
+impl Management {
+    /// Who would get such an event, told by the index and the filters of the fan-out itself; and the
+    /// stored subscriptions that cannot be used, each with the reason.
+    pub async fn matching(&self, sample: &Sample) -> Result<(Vec<Stored>, Vec<String>), ManagementError> {
+        let event = sample.event()?;
+        if self.categories().domain_of(&sample.key).is_none() {
+            return Err(ManagementError::EventRejected(Rejection::no_domain(&sample.key).detail));
+        }
+        let stored = self.js.subscriptions().await?;
+        let (mut index, mut unusable) = (SubscriptionIndex::new(), Vec::new());
+        for one in &stored {
+            match Entry::new(one.subscription.clone(), one.revision) {
+                Ok(entry) => drop(index.insert(entry)),
+                Err(error) => unusable.push(format!("{}: {error}", one.subscription.id)),
+            }
+        }
+        let wanting: HashSet<SubscriptionId> =
+            index.matching(&event).iter().map(|entry| entry.subscription.id.clone()).collect();
+        let matching = stored.into_iter().filter(|one| wanting.contains(&one.subscription.id)).collect();
+        Ok((matching, unusable))
+    }
+
+    /// Sends one sample event to the endpoint. `key`: one that the subscription wants where not given.
+    pub async fn test_subscription(
+        &self,
+        subscription: &Subscription,
+        key: Option<EventKey>,
+    ) -> Result<SampleAttempt, ManagementError> {
+        let key = match (key, subscription.events.first()) {
+            (Some(key), _) => key,
+            (None, Some(pattern)) => sample_key(pattern)?,
+            (None, None) => return Err(invalid("event", "the subscription wants no events; name one")),
+        };
+        let sample = Sample {
+            key: key.clone(),
+            tenant: subscription.tenant.clone(),
+            source: SOURCE.to_owned(),
+            attributes: Vec::new(),
+        };
+        let event = sample.event()?;
+        let delivery = &subscription.delivery;
+        let opener = Opener(self.sealer());
+        let (sent, attempt) = match Target::prepare(subscription.id.as_str(), delivery, &opener) {
+            Ok(target) => {
+                let envelope = envelope_id(&event, &subscription.id);
+                let body = event.to_cloudevent().get().to_owned().into();
+                let view = EnvelopeView { id: &envelope, event: body, traceparent: None };
+                HttpDelivery::new(http_config(&self.settings)).attempt_and_tell(&target, &view, 1).await
+            }
+            Err(failure) => (None, Attempt::failed(failure)),
+        };
+        let policy = retry_policy(&self.settings);
+        let decision = decide(&attempt.outcome, 1, &policy, &delivery.statuses, 0.5);
+        let accepted = decision == Decision::Ack;
+        let a_delivery_would = match decision {
+            Decision::Ack => "be done",
+            Decision::Retry { .. } => "be tried again",
+            Decision::DeadLetter { .. } if disables(&attempt.outcome, &delivery.statuses) => {
+                "be dead-lettered, and the subscription disabled"
+            }
+            Decision::DeadLetter { .. } => "be dead-lettered",
+        };
+        Ok(SampleAttempt {
+            subscription: subscription.id.clone(),
+            unwanted: !subscription.events.iter().any(|pattern| pattern.matches(&key)),
+            event_key: key,
+            request: sent.map(|sent| request(delivery, sent)),
+            answer: SampleAnswer {
+                status: attempt.outcome.status(),
+                latency_ms: u64::try_from(attempt.latency.as_millis()).unwrap_or(u64::MAX),
+                error: (!accepted).then(|| attempt.error_text().to_string()),
+                fault: (!accepted).then(|| attempt.outcome.fault().as_str()),
+                body: attempt.answer_excerpt.clone().map(|text| text.to_string()),
+            },
+            a_delivery_would,
+            accepted,
+        })
+    }
+
+    /// Whether a caller reaches what a sample of that tenant would tell.
+    pub fn sample_tenant(&self, caller: &Caller, tenant: Option<String>) -> Result<String, ManagementError> {
+        let tenant =
+            tenant.or_else(|| caller.tenant().map(str::to_owned)).unwrap_or_else(|| "default".to_owned());
+        if caller.reaches(&tenant) {
+            Ok(tenant)
+        } else {
+            Err(invalid("tenant", "is not the one that this token is bound to; leave it out"))
+        }
+    }
+}
+
+fn invalid(field: &str, problem: impl Into<String>) -> ManagementError {
+    ManagementError::Invalid(vec![FieldError::new(field, problem)])
+}
+
+/// Opens a subscription's credentials for the one attempt.
+struct Opener<'a>(Option<&'a Sealer>);
+
+impl OpenSecret for Opener<'_> {
+    fn open(&self, subscription: &str, sealed: &str) -> Result<secrecy::SecretString, Unopened> {
+        self.0.and_then(|sealer| sealer.open(subscription, sealed).ok()).ok_or(Unopened)
+    }
+}
+
+impl Sample {
+    fn event(&self) -> Result<Event, ManagementError> {
+        let unique = format!("test-{:016x}", rand::random::<u64>());
+        let mut headers: Vec<(String, String)> = [
+            ("ce-specversion", "1.0"),
+            ("ce-id", &unique),
+            ("ce-source", &self.source),
+            ("ce-type", self.key.as_str()),
+            ("ce-tenant", &self.tenant),
+            ("content-type", "application/json"),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+        for (name, value) in &self.attributes {
+            let header = format!("ce-{name}");
+            // The last of two headers of one name would be refused as a second one.
+            headers.retain(|(known, _)| *known != header);
+            headers.push((header, value.clone()));
+        }
+        let headers: Vec<(&str, &str)> =
+            headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let publication = Publication {
+            subject_tail: self.key.as_str(),
+            headers: &headers,
+            body: br#"{"test":true}"#,
+            stream: "",
+            sequence: 0,
+            time: OffsetDateTime::now_utc(),
+            max_size: usize::MAX,
+        };
+        publication.decode().map_err(|rejection| invalid("event", rejection.detail))
+    }
+}
+
+/// A key that a pattern matches: `user.*` gives `user.test`.
+fn sample_key(pattern: &KeyPattern) -> Result<EventKey, ManagementError> {
+    let tokens: Vec<&str> =
+        pattern.tokens().map(|token| if matches!(token, "*" | ">") { "test" } else { token }).collect();
+    let mut text = tokens.join(".");
+    if tokens.len() < 2 {
+        text.push_str(".test");
+    }
+    text.parse().map_err(|error| invalid("event", format!("{error}; name an event key")))
+}
+
+/// What was sent, without its secrets.
+fn request(delivery: &Delivery, sent: Sent) -> Value {
+    let mut url = delivery.url.clone();
+    if let Auth::ApiKey { query: Some(name), .. } = &delivery.auth {
+        url.query_pairs_mut().append_pair(name, "***");
+    }
+    let headers: serde_json::Map<String, Value> =
+        sent.headers.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
+    json!({
+        "method": "POST",
+        "url": url,
+        "headers": headers,
+        "body": String::from_utf8_lossy(&sent.body),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_key_is_one_that_the_pattern_matches() {
+        for text in ["user.created", "user.*", "policy.>", "*.created", ">"] {
+            let pattern: KeyPattern = text.parse().unwrap();
+            let key = sample_key(&pattern).unwrap();
+            assert!(pattern.matches(&key), "{text}: {key}");
+        }
+    }
+}

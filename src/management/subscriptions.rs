@@ -1,0 +1,334 @@
+//! Subscriptions: checked, sealed and written on the condition that nobody else wrote meanwhile.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use secrecy::ExposeSecret as _;
+use serde::Serialize;
+use serde_json::Value;
+use url::{Host, Url};
+
+use super::{Management, ManagementError};
+use crate::domain::access::Caller;
+use crate::domain::address::AddressPolicy;
+use crate::domain::category::Categories;
+use crate::domain::field_error::FieldError;
+use crate::domain::key::EventKey;
+use crate::domain::subscription::{Auth, Limits, Secret, State, Subscription, SubscriptionId};
+use crate::http_delivery::tls;
+use crate::nats::{NatsError, Registry, Stored};
+use crate::seal::{Sealer, seal_subscription};
+use crate::settings::Settings;
+
+/// What lists and `show` print for a secret; given back, it keeps the one that is stored.
+const HIDDEN: &str = "***";
+/// Reads of the registry under way at once.
+const AT_ONCE: usize = 64;
+
+/// Which subscriptions; all given conditions must hold.
+#[derive(Debug, Clone, Default)]
+pub struct SubscriptionFilter {
+    pub tenant: Option<String>,
+    /// Those that want this event key.
+    pub event: Option<EventKey>,
+    pub state: Option<State>,
+}
+
+/// What a write does, or would do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WriteAction {
+    Created,
+    Updated,
+    Unchanged,
+    /// Someone else wrote meanwhile; nothing was changed.
+    Conflict,
+}
+
+impl WriteAction {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::Unchanged => "unchanged",
+            Self::Conflict => "conflict",
+        }
+    }
+}
+
+/// A checked and sealed subscription, and what it replaces.
+#[derive(Debug, Clone)]
+pub struct PlannedWrite {
+    pub subscription: Subscription,
+    /// The revision it must have now; 0 for none yet.
+    pub expected: u64,
+    pub action: WriteAction,
+}
+
+/// Some subscriptions in order of their ids.
+#[derive(Debug, Clone)]
+pub struct SubscriptionPage {
+    pub subscriptions: Vec<Stored>,
+    /// The last id, where more follow.
+    pub next: Option<SubscriptionId>,
+}
+
+/// Reads and checks one subscription that came from outside: its form, its fields, its
+/// certificates, and that its URLs may be reached. A secret that is to be kept (`"***"`) comes
+/// out sealed and empty.
+pub fn read_subscription(settings: &Settings, value: Value) -> Result<Subscription, Vec<FieldError>> {
+    let mut subscription = Subscription::from_value(value).map_err(|error| vec![error])?;
+    for secret in subscription.secrets_mut() {
+        if matches!(secret, Secret::Plain(plain) if plain.expose_secret() == HIDDEN) {
+            *secret = Secret::Sealed(String::new());
+        }
+    }
+    let limits = Limits { max_timeout: settings.delivery.max_timeout };
+    let mut errors = subscription.validate(&limits).err().unwrap_or_default();
+    errors.extend(subscription.delivery.tls.as_ref().and_then(|tls| tls::check(tls).err()));
+    let policy = AddressPolicy { allow: settings.delivery.allow_networks.clone() };
+    check_addresses(&subscription, &policy, &mut errors);
+    if errors.is_empty() { Ok(subscription) } else { Err(errors) }
+}
+
+/// The event keys it asks for, word by word, that no domain takes: events of them are rejected,
+/// so it waits for them in vain. What a pattern with wildcards may match cannot be told so simply.
+pub fn keys_without_domain(categories: &Categories, subscription: &Subscription) -> Vec<EventKey> {
+    let keys = subscription.events.iter().filter_map(|pattern| pattern.as_str().parse::<EventKey>().ok());
+    keys.filter(|key| categories.domain_of(key).is_none()).collect()
+}
+
+impl Management {
+    /// The subscriptions that the filter leaves, in order of their ids, read from the bucket.
+    pub async fn subscriptions(&self, filter: &SubscriptionFilter) -> Result<Vec<Stored>, ManagementError> {
+        let mut found = self.js.subscriptions().await?;
+        found.retain(|stored| {
+            let Subscription { tenant, state, events, .. } = &stored.subscription;
+            filter.accepts(tenant, *state, |key| events.iter().any(|pattern| pattern.matches(key)))
+        });
+        Ok(found)
+    }
+
+    /// Up to `limit` of them behind `after`, chosen from the index of a process that follows the
+    /// bucket, once it holds every write that the bucket holds now.
+    pub async fn subscription_page(
+        &self,
+        registry: &Registry,
+        filter: &SubscriptionFilter,
+        after: Option<&SubscriptionId>,
+        limit: usize,
+    ) -> Result<SubscriptionPage, ManagementError> {
+        registry.catch_up(&self.js).await?;
+        let mut ids: Vec<SubscriptionId> = registry
+            .read()
+            .iter()
+            .map(|entry| &entry.subscription)
+            .filter(|one| after.is_none_or(|after| one.id > *after))
+            .filter(|one| {
+                let wants = |key: &EventKey| one.events.iter().any(|pattern| pattern.matches(key));
+                filter.accepts(&one.tenant, one.state, wants)
+            })
+            .map(|one| one.id.clone())
+            .collect();
+        ids.sort_unstable();
+        let more = ids.len() > limit;
+        ids.truncate(limit);
+        let next = if more { ids.last().cloned() } else { None };
+        // The index has not all of it: why one was disabled, say.
+        let found: Vec<Option<Stored>> =
+            stream::iter(ids).map(|id| self.stored(id)).buffered(AT_ONCE).try_collect().await?;
+        Ok(SubscriptionPage { subscriptions: found.into_iter().flatten().collect(), next })
+    }
+
+    async fn stored(&self, id: SubscriptionId) -> Result<Option<Stored>, NatsError> {
+        self.js.subscription(&id).await
+    }
+
+    /// The subscription and its revision, if the caller reaches its tenant.
+    pub async fn subscription(
+        &self,
+        caller: &Caller,
+        id: &SubscriptionId,
+    ) -> Result<Stored, ManagementError> {
+        match self.js.subscription(id).await? {
+            Some(stored) if caller.reaches(&stored.subscription.tenant) => Ok(stored),
+            _ => Err(ManagementError::NoSubscription { id: id.to_string() }),
+        }
+    }
+
+    /// Compares with what is stored and settles the secrets; nothing is written. Another tenant's
+    /// subscription is never compared with: its id is taken, and that is all that is told.
+    pub async fn plan_write(
+        &self,
+        caller: &Caller,
+        mut subscription: Subscription,
+    ) -> Result<PlannedWrite, ManagementError> {
+        let id = subscription.id.to_string();
+        if !caller.reaches(&subscription.tenant) {
+            let own = caller.tenant().unwrap_or_default();
+            return Err(ManagementError::Invalid(vec![FieldError::new(
+                "tenant",
+                format!(
+                    "is {:?}, and this token is bound to {own:?}; write that, or leave it out",
+                    subscription.tenant
+                ),
+            )]));
+        }
+        let (expected, stored) = self.js.subscription_at(&subscription.id).await?;
+        if stored.as_ref().is_some_and(|stored| !caller.reaches(&stored.tenant)) {
+            return Err(ManagementError::IdTaken { id });
+        }
+        let errors = settle_secrets(&mut subscription, stored.as_ref(), self.sealer());
+        if !errors.is_empty() {
+            return Err(ManagementError::Invalid(errors));
+        }
+        if subscription.secrets_mut().iter().any(|secret| matches!(secret, Secret::Plain(_))) {
+            return Err(ManagementError::NoMasterKey { id });
+        }
+        let action = match &stored {
+            None => WriteAction::Created,
+            Some(stored) if same(stored, &subscription) => WriteAction::Unchanged,
+            Some(_) => WriteAction::Updated,
+        };
+        Ok(PlannedWrite { subscription, expected, action })
+    }
+
+    /// Writes what was planned, if nobody else wrote meanwhile. Returns the revision that now stands
+    /// and what was done.
+    pub async fn write_subscription(
+        &self,
+        write: &PlannedWrite,
+    ) -> Result<(u64, WriteAction), ManagementError> {
+        if write.action == WriteAction::Unchanged {
+            return Ok((write.expected, WriteAction::Unchanged));
+        }
+        match self.js.put_subscription(&write.subscription, Some(write.expected)).await {
+            Ok(revision) => Ok((revision, write.action)),
+            Err(error) if error.is_wrong_last_sequence() => Ok((write.expected, WriteAction::Conflict)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes a change of what was read, on the condition that it still is the same. Returns the new
+    /// revision.
+    pub(super) async fn put_changed(&self, changed: &Stored) -> Result<u64, ManagementError> {
+        let id = &changed.subscription.id;
+        let written = self.js.put_subscription(&changed.subscription, Some(changed.revision)).await;
+        written.map_err(|error| conflict(id, error))
+    }
+
+    /// Pauses or resumes. Returns it as it is now, and whether that is a change.
+    pub async fn set_state(
+        &self,
+        mut stored: Stored,
+        state: State,
+    ) -> Result<(Stored, bool), ManagementError> {
+        let changed = stored.subscription.state != state;
+        if changed {
+            stored.subscription.set_state(state);
+            stored.revision = self.put_changed(&stored).await?;
+        }
+        Ok((stored, changed))
+    }
+
+    /// Removes a subscription that has this revision; `None`: whatever it has.
+    pub async fn remove_subscription(
+        &self,
+        id: &SubscriptionId,
+        revision: Option<u64>,
+    ) -> Result<(), ManagementError> {
+        self.js.remove_subscription(id, revision).await.map_err(|error| conflict(id, error))?;
+        Ok(())
+    }
+}
+
+impl SubscriptionFilter {
+    fn accepts(&self, tenant: &str, state: State, wants: impl Fn(&EventKey) -> bool) -> bool {
+        self.tenant.as_ref().is_none_or(|wanted| wanted == tenant)
+            && self.state.is_none_or(|wanted| wanted == state)
+            && self.event.as_ref().is_none_or(wants)
+    }
+}
+
+/// A write that expected another revision than there is.
+fn conflict(id: &SubscriptionId, error: NatsError) -> ManagementError {
+    if error.is_wrong_last_sequence() {
+        ManagementError::Conflict { id: id.to_string() }
+    } else {
+        error.into()
+    }
+}
+
+/// Refuses at the write what every delivery would refuse. A name is judged when it is resolved,
+/// but for `localhost`, which is always this machine (RFC 6761).
+fn check_addresses(subscription: &Subscription, policy: &AddressPolicy, errors: &mut Vec<FieldError>) {
+    let mut check = |field: &str, url: &Url| {
+        let address = match url.host() {
+            Some(Host::Ipv4(address)) => IpAddr::V4(address),
+            Some(Host::Ipv6(address)) => IpAddr::V6(address),
+            Some(Host::Domain(name)) if name == "localhost" || name.ends_with(".localhost") => {
+                IpAddr::V4(Ipv4Addr::LOCALHOST)
+            }
+            _ => return,
+        };
+        if !policy.permits(address) {
+            errors.push(FieldError::new(
+                field,
+                format!(
+                    "{address} is not a public address, and deliveries may not reach it; write a public one, or add \
+                     its network to delivery.allow_networks in the settings, such as [\"{address}\"]"
+                ),
+            ));
+        }
+    };
+    check("delivery.url", &subscription.delivery.url);
+    if let Auth::Oauth2 { token_url, .. } = &subscription.delivery.auth {
+        check("delivery.auth.token_url", token_url);
+    }
+}
+
+/// Whether both are stored as the same text. A plain secret is never the same: it is new.
+fn same(stored: &Subscription, new: &Subscription) -> bool {
+    match (serde_json::to_value(stored), serde_json::to_value(new)) {
+        (Ok(stored), Ok(new)) => stored == new,
+        _ => false,
+    }
+}
+
+/// Seals what is plain, and takes from the stored subscription what is to be kept or has not
+/// changed.
+fn settle_secrets(
+    subscription: &mut Subscription,
+    stored: Option<&Subscription>,
+    sealer: Option<&Sealer>,
+) -> Vec<FieldError> {
+    let id = subscription.id.as_str().to_owned();
+    let mut stored = stored.cloned();
+    let kept = stored.as_mut().map(|stored| stored.delivery.named_secrets_mut()).unwrap_or_default();
+    let mut errors = Vec::new();
+    for (field, secret) in subscription.delivery.named_secrets_mut() {
+        let kept = kept.iter().find(|(name, _)| *name == field).map(|(_, secret)| &**secret);
+        match (&*secret, kept, sealer) {
+            (Secret::Sealed(_), Some(kept), _) => *secret = kept.clone(),
+            // Sealed for this subscription with this hub's key, from a copy of the registry, say.
+            (Secret::Sealed(sealed), None, Some(sealer)) if sealer.open(&id, sealed).is_ok() => {}
+            (Secret::Sealed(_), None, _) => errors.push(FieldError::new(
+                field,
+                "is \"***\" or sealed, which keeps the stored credential, and none is stored; write the credential itself",
+            )),
+            (Secret::Plain(plain), Some(Secret::Sealed(sealed)), Some(sealer)) => {
+                let same = sealer
+                    .open(&id, sealed)
+                    .is_ok_and(|opened| opened.expose_secret() == plain.expose_secret());
+                if same {
+                    *secret = Secret::Sealed(sealed.clone());
+                }
+            }
+            (Secret::Plain(_), ..) => {}
+        }
+    }
+    if let Some(sealer) = sealer {
+        seal_subscription(sealer, subscription);
+    }
+    errors
+}

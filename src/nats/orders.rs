@@ -1,0 +1,50 @@
+//! Bulk orders: a KV bucket (ADR-8) of how far each has come, so that any replica can tell. The
+//! bucket itself is the bound: it keeps so many, for so long, and forgets the oldest.
+
+use super::connection::JetStream;
+use super::error::NatsError;
+use crate::domain::order::{Order, OrderId};
+
+impl JetStream {
+    /// Writes an order. `expected`: the revision it must have now, 0 for none yet. Returns the new
+    /// revision.
+    pub async fn put_order(&self, order: &Order, expected: u64) -> Result<u64, NatsError> {
+        let key = self.names().order_key(&order.id);
+        let value = serde_json::to_vec(order)
+            .map_err(|error| NatsError::Answer { subject: key.clone(), reason: error.to_string() })?;
+        self.write_key(&key, value.into(), Some(expected), &[]).await
+    }
+
+    /// An order and its revision; `None` if it is unknown or forgotten.
+    pub async fn order(&self, id: &OrderId) -> Result<Option<(Order, u64)>, NatsError> {
+        let key = self.names().order_key(id);
+        let Some(message) = self.get_last(&self.names().orders_stream(), &key).await? else {
+            return Ok(None);
+        };
+        if message.header("KV-Operation").is_some() {
+            return Ok(None);
+        }
+        let order = serde_json::from_slice(&message.payload)
+            .map_err(|error| NatsError::Answer { subject: key, reason: error.to_string() })?;
+        Ok(Some((order, message.sequence)))
+    }
+
+    /// All orders that are remembered, in no order.
+    pub async fn orders(&self) -> Result<Vec<Order>, NatsError> {
+        let (stream, filter) = (self.names().orders_stream(), self.names().orders_filter());
+        let mut orders = Vec::new();
+        self.browse(&stream, &filter, None, |message| {
+            if message.header("KV-Operation").is_some() {
+                return;
+            }
+            match serde_json::from_slice(&message.payload) {
+                Ok(order) => orders.push(order),
+                Err(error) => {
+                    tracing::warn!(key = message.subject, %error, "a stored order cannot be read and is passed over");
+                }
+            }
+        })
+        .await?;
+        Ok(orders)
+    }
+}
