@@ -323,6 +323,45 @@ async fn tls_with_a_private_ca() {
     assert!(error.contains("tls_ca_file") && error.contains("/nowhere/ca.pem"), "{error}");
 }
 
+#[tokio::test]
+async fn tls_with_a_certificate_of_our_own() {
+    let certificates = Certificates::new();
+    let path = |path: std::path::PathBuf| path.display().to_string();
+    let tls = format!(
+        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}",
+        path(certificates.cert()),
+        path(certificates.key()),
+        path(certificates.ca())
+    );
+    let server = BrokerOptions { extra_config: tls, ..BrokerOptions::new(nats_server()) };
+    let broker = TestBroker::start_with(server).await;
+    let url = broker.url().replace("nats://", "tls://");
+    let with = |cert_file, key_file| {
+        let tls = Tls { ca_file: Some(certificates.ca()), cert_file, key_file, required: true };
+        sink(Options { mode: Mode::Core, tls, ..options(&url) })
+    };
+    let own = with(Some(certificates.cert()), Some(certificates.key()));
+    assert_all(own.publish(&group("partner.a", "a", 0..2)).await, 2);
+    assert_unavailable(&with(None, None), &group("partner.a", "a", 2..3)).await;
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_are_told_by_their_setting() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let garbage = folder.path().join("garbage");
+    std::fs::write(&garbage, "not-a-seed").expect("a file");
+    let missing = folder.path().join("missing");
+    let base = || options("nats://127.0.0.1:1");
+    for (setting, options) in [
+        ("credentials_file", Options { credentials_file: Some(garbage.clone()), ..base() }),
+        ("credentials_file", Options { credentials_file: Some(missing.clone()), ..base() }),
+        ("nkey_seed_file", Options { nkey_seed_file: Some(missing), ..base() }),
+    ] {
+        let error = sink(options).check().await.expect_err("cannot be used").to_string();
+        assert!(error.contains(setting) && !error.contains("not-a-seed"), "{error}");
+    }
+}
+
 #[test]
 fn options_that_cannot_be_used_are_told_by_their_name() {
     let setting = |options: Options| Nats::new(options).err().map(|error| error.setting);

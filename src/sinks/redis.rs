@@ -1,7 +1,8 @@
 //! Redis Streams: `XADD <stream> [MAXLEN ~ n] * data <json>`, the form that a Protean subscriber reads.
 //!
 //! Redis does not de-duplicate: a publish whose answer was lost is in the stream twice after the retry,
-//! and the reader goes by `headers.id` of the envelope. Keys and headers have no place in the entry; the
+//! and the reader goes by `headers.id` of the envelope. What it has acknowledged survives its crash only
+//! with `appendfsync always`; with the usual `everysec` the last second or two may be lost. Keys and headers have no place in the entry; the
 //! order within a stream is the order of publishing.
 
 use futures_util::FutureExt;
