@@ -16,8 +16,11 @@ from pathlib import Path
 import yaml
 
 CHART = Path(__file__).resolve().parent.parent / "helm"
-# 32 bytes, as the setting wants it; any other secret is just a string.
-SECRETS = {"HUB__SECRETS__MASTER_KEY": base64.b64encode(bytes(range(32))).decode()}
+# Those that must have a form; any other secret is just a string.
+SECRETS = {
+    "HUB__SECRETS__MASTER_KEY": base64.b64encode(bytes(range(32))).decode(),
+    "HUB__OUTBOX__DATABASE_URL": "postgres://app:made-up@127.0.0.1/app",
+}
 
 
 def rendered(helm: str, values: Path) -> tuple[str, dict[str, str]]:

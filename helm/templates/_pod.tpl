@@ -46,6 +46,13 @@
       name: {{ . }}
       key: {{ $.Values.masterKey.key }}
 {{- end }}
+{{- with .Values.outbox.existingSecret }}
+- name: HUB__OUTBOX__DATABASE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ . }}
+      key: {{ $.Values.outbox.key }}
+{{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}

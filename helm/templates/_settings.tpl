@@ -65,6 +65,14 @@ numbers as floats (`replicas = 3.0`), which the hub refuses.
 {{- if (.Values.settings.secrets | default dict).previous_keys -}}
 {{- fail "settings.secrets.previous_keys: settings go into a ConfigMap, which is no place for a secret; put it into a Secret and name that in extraEnv as HUB__SECRETS__PREVIOUS_KEYS" -}}
 {{- end -}}
+{{- if (.Values.settings.outbox | default dict).database_url -}}
+{{- fail "settings.outbox.database_url: settings go into a ConfigMap, which is no place for a secret; put it into a Secret and name that in outbox" -}}
+{{- end -}}
+{{- range .Values.settings.external_brokers -}}
+{{- if or .password .token -}}
+{{- fail (printf "settings.external_brokers: %s has a password or token, and settings go into a ConfigMap, which is no place for a secret; give it in the environment (HUB__EXTERNAL_BROKERS) from a Secret" .name) -}}
+{{- end -}}
+{{- end -}}
 {{- if (.Values.settings.api | default dict).listen -}}
 {{- fail "settings.api.listen: follows from `port`, which Service and probes share; set that" -}}
 {{- end -}}
