@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Api, ApiError, Signs};
 use crate::dev::Dev;
 use crate::domain::category::Categories;
+use crate::domain::field_error::FieldError;
 use crate::domain::outcome::RetryPolicy;
 use crate::health::Readiness;
 use crate::http_delivery::{AddressPolicy, HttpConfig, HttpDelivery, OpenSecret, Unopened};
@@ -28,13 +29,19 @@ use crate::roles::gauges::Gauges;
 use crate::roles::outbox_processor::{
     DomainSettings, OutboxProcessor, OutboxProcessorSettings, Subscriptions,
 };
+use crate::roles::outbox_relay::OutboxRelay;
 use crate::roles::subscription_resolver::SubscriptionResolver;
 use crate::seal::{MasterKeyError, Sealer};
 use crate::settings::Settings;
+use crate::sinks::SettingError;
+use crate::store::StoreError;
 use crate::subscriptions_grpc::{self, ResolverServer};
 use crate::tasks::{TaskError, Tasks};
 
+mod relaying;
 mod resolving;
+
+use relaying::Relaying;
 
 /// What a process does; by default all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -43,6 +50,8 @@ pub enum Role {
     OutboxProcessor,
     DltRouter,
     DltProcessor,
+    /// Not among all: it runs where it is named, or where the settings name the outbox's database.
+    OutboxRelay,
     /// Not among all: it runs where it is named.
     SubscriptionResolver,
 }
@@ -51,6 +60,12 @@ impl Role {
     /// What a process does where nothing else is said.
     pub const ALL: [Role; 4] =
         [Role::EventProcessor, Role::OutboxProcessor, Role::DltRouter, Role::DltProcessor];
+
+    /// What a process with these settings does where no role is named.
+    pub fn by_default(settings: &Settings) -> BTreeSet<Role> {
+        let relay = settings.outbox.database_url.as_ref().map(|_| Role::OutboxRelay);
+        Self::ALL.into_iter().chain(relay).collect()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -93,6 +108,16 @@ pub enum ServeError {
          subscriptions.listen_anonymous = true to answer anybody"
     )]
     NoResolverToken,
+    #[error(
+        "outbox.database_url: role outbox-relay needs the database of the outbox; set it (HUB__OUTBOX__DATABASE_URL), or do not name the role"
+    )]
+    NoDatabase,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("external_brokers[{name}].{source}")]
+    ExternalBroker { name: String, source: SettingError },
+    #[error("external_brokers[{name}].{source}")]
+    Destination { name: String, source: FieldError },
     #[error("signals cannot be watched: {0}")]
     Signals(std::io::Error),
 }
@@ -122,6 +147,7 @@ impl Hub {
         let sealer = Sealer::from_settings(&settings.secrets)?;
         let remote = resolving::remote(settings)?;
         let resolver_options = resolving::server_options(settings, options)?;
+        let relaying = relaying::relaying(settings, options)?;
         let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
         let shape = shape(settings);
         let done = provision_patiently(&js, &shape).await?;
@@ -200,6 +226,10 @@ impl Hub {
             };
             let role = DltProcessor::new(js.clone(), processor, metrics.clone(), &readiness);
             tasks.graceful("dlt-processor", role.run(stop.clone()));
+        }
+        if let Some(Relaying { store, external, settings }) = relaying {
+            let role = OutboxRelay::new(store, js.clone(), external, settings, metrics.clone(), &readiness);
+            tasks.graceful("outbox-relay", role.run(stop.clone()));
         }
         if let Some(options) = resolver_options {
             let server = ResolverServer::bind(&options)?;

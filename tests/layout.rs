@@ -58,8 +58,7 @@ const CLIENTS: [(&str, &[&str]); 14] = [
     ("comfy_table", &["cli"]),
     ("indicatif", &["cli", "bench"]),
 ];
-const ADAPTERS: [&str; 7] =
-    ["nats", "http_delivery", "seal", "sinks", "store", "subscriptions_grpc", "api"];
+const ADAPTERS: [&str; 7] = ["nats", "http_delivery", "seal", "sinks", "store", "subscriptions_grpc", "api"];
 /// What is built on the adapters, and so never imported by them.
 const ABOVE: [&str; 7] = ["roles", "serve", "cli", "dev", "demo", "bench", "broker_process"];
 
