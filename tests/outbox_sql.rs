@@ -332,3 +332,24 @@ async fn psql_and_triggers_raise_events() {
     assert_eq!(ids(&claim(&store, "one", 10).await), ["least"]);
     psql("DROP OWNED BY producer; DROP ROLE producer");
 }
+
+/// Who holds a stream is the only one to raise events on it, until the end of the transaction.
+#[tokio::test]
+async fn a_stream_can_be_locked() {
+    let Some(database) = TestDatabase::postgres().await else { return };
+    database.outbox(&[]).await;
+    let TestDatabase::Postgres { pool, .. } = &database else { unreachable!("it was asked for") };
+    let mut first = pool.begin().await.unwrap();
+    sqlx::query("SELECT hub_outbox.lock_stream('user-u1')").execute(&mut *first).await.unwrap();
+    let lock = async |stream: &str| {
+        let mut second = pool.begin().await?;
+        sqlx::query("SET LOCAL lock_timeout = '100ms'").execute(&mut *second).await?;
+        sqlx::query("SELECT hub_outbox.lock_stream($1)").bind(stream).execute(&mut *second).await?;
+        second.commit().await
+    };
+    lock("user-u2").await.unwrap();
+    let error = lock("user-u1").await.unwrap_err();
+    assert_eq!(error.as_database_error().unwrap().code().as_deref(), Some("55P03"), "{error}");
+    first.commit().await.unwrap();
+    lock("user-u1").await.unwrap();
+}

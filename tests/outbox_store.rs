@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use integration_hub::domain::outbox::{Lane, RaisedEvent, Status, Step};
 use integration_hub::store::{
-    ClaimRequest, Cursor, FailedAttempt, GivenUp, Retention, Row, Selection, Store, StoreError, StoreOptions,
+    ClaimRequest, ClaimedRow, Cursor, FailedAttempt, GivenUp, Retention, Row, Selection, Store, StoreError,
+    StoreOptions,
 };
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
 use support::outbox::{TestDatabase, claim, claim_of, event, ids, of_broker, positions};
 use support::{PASSWORD, TestPostgres, eventually};
@@ -45,6 +48,7 @@ on_both!(
     a_long_stream_that_waits_starves_nobody,
     a_stream_in_other_hands_starves_nobody,
     relays_at_once_take_each_row_once_and_in_order,
+    whatever_happens_no_row_overtakes_another,
     an_expired_claim_is_taken_over_and_its_holder_knows,
     expired_claims_go_before_what_is_due_for_longer,
     an_extended_claim_stays,
@@ -244,6 +248,79 @@ async fn relays_at_once_take_each_row_once_and_in_order(database: &TestDatabase)
             assert!(before < id, "{stream}: {before} before {id}");
         }
     }
+}
+
+/// Random events, claims, successes, failures, returns and expiries: whenever a row is claimed, all that
+/// stands before it in its stream is settled or in the same claim; and in the end everything is sent.
+async fn whatever_happens_no_row_overtakes_another(database: &TestDatabase) {
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let store = database.outbox(&[]).await;
+    let mut held: Vec<(String, ClaimedRow)> = Vec::new();
+    let mut raised_so_far = 0;
+    for step in 0..250 {
+        let draining = step >= 200;
+        match random.random_range(if draining { 2 } else { 0 }..10) {
+            0 | 1 => {
+                for _ in 0..random.random_range(1..6) {
+                    let stream = format!("s{}", random.random_range(0..4));
+                    let mut event = event(&format!("{raised_so_far:04}"), &stream);
+                    event["priority"] = json!(if random.random_ratio(1, 4) { "bulk" } else { "live" });
+                    database.raise(&event).await.unwrap();
+                    raised_so_far += 1;
+                }
+            }
+            2..=4 => {
+                let holder = format!("relay-{}", random.random_range(0..3));
+                let lane = Lane::ALL[random.random_range(0..2)];
+                let claim_time = Duration::from_millis(random.random_range(1..60));
+                let limit = random.random_range(1..8);
+                let request = ClaimRequest { broker: "internal", lane, holder: &holder, limit, claim_time };
+                let claimed = store.claim(&request).await.unwrap();
+                assert!(claimed.len() <= limit);
+                let all = rows(&store).await;
+                for row in &claimed {
+                    let before = all.iter().filter(|other| {
+                        other.stream == row.stream && other.position < row.position && other.status.is_open()
+                    });
+                    for other in before {
+                        let with_it = claimed.iter().any(|claimed| claimed.position == other.position);
+                        assert!(with_it, "seed {seed}, step {step}: {row:?} before {other:?}");
+                    }
+                }
+                held.extend(claimed.into_iter().map(|row| (holder.clone(), row)));
+            }
+            what if !held.is_empty() => {
+                let (holder, row) = held.swap_remove(random.random_range(0..held.len()));
+                let position = row.position;
+                // (Not its own any more where the claim has expired.)
+                match what {
+                    5 => {
+                        let wait = Duration::from_millis(random.random_range(0..50));
+                        store.fail("internal", &holder, &[failed(position, wait)]).await.unwrap()
+                    }
+                    6 => store.release("internal", &holder, &[position]).await.unwrap(),
+                    7 if random.random_ratio(1, 3) => {
+                        let row = GivenUp { position, reason: "no".to_owned() };
+                        store.abandon("internal", &holder, &[row]).await.unwrap()
+                    }
+                    _ => store.mark_published("internal", &holder, &[position]).await.unwrap(),
+                };
+            }
+            _ => {}
+        }
+    }
+    eventually(SOON, "all is sent", async || {
+        for lane in Lane::ALL {
+            let claimed = claim_of(&store, "internal", lane, "last", 100).await;
+            store.mark_published("internal", "last", &positions(&claimed)).await.unwrap();
+        }
+        let open: Vec<Row> = rows(&store).await.into_iter().filter(|row| row.status.is_open()).collect();
+        if open.is_empty() { Ok(()) } else { Err(open) }
+    })
+    .await;
+    assert_eq!(rows(&store).await.len(), raised_so_far);
 }
 
 async fn an_expired_claim_is_taken_over_and_its_holder_knows(database: &TestDatabase) {

@@ -309,8 +309,9 @@ impl Wakeups {
         self.0.is_some()
     }
 
-    /// Waits for word; several commits may come as one. Also returns when the connection was lost and is
-    /// there again, since word may have been missed. Cancel-safe. Never returns where none is to be had.
+    /// Waits for word; several commits may come as one. Also returns when the connection was lost, since
+    /// word may have been missed. Never returns where none is to be had. May be dropped while it waits: at
+    /// worst one word is missed, so whoever waits also looks from time to time.
     ///
     /// After an error the next call connects anew.
     pub async fn next(&mut self) -> Result<(), StoreError> {

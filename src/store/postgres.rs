@@ -48,7 +48,8 @@ impl Postgres {
             .application_name("integration-hub outbox")
             .disable_statement_logging();
         let pool = PgPoolOptions::new()
-            .max_connections(connections)
+            // The listener's beside those of the statements.
+            .max_connections(connections.saturating_add(1))
             .acquire_timeout(acquire)
             .connect_lazy_with(options);
         Ok(Self { pool })
