@@ -64,19 +64,19 @@ async fn each_message_arrives_once_in_the_order_of_its_key() {
         create(&broker, stream_config()).await;
         let sink = sink(Options { mode, ..options(&broker.url()) });
         sink.check().await.expect("JetStream answers");
-        let all = group("partner.a", "a", 0..40);
-        let other = group("partner.b", "b", 0..40);
+        let all = group("partner.a", "a", 0..200);
+        let other = group("partner.b", "b", 0..200);
         assert_all(sink.publish(&all[..1]).await, 1);
         let (one, two) = tokio::join!(sink.publish(&all[1..]), sink.publish(&other));
-        assert_all(one, 39);
-        assert_all(two, 40);
+        assert_all(one, 199);
+        assert_all(two, 200);
         // What was published is dropped, and what is new is added.
-        let repeated = [&all[20..], &group("partner.a", "a", 40..45)].concat();
-        assert_all(sink.publish(&repeated).await, 25);
+        let repeated = [&all[120..], &group("partner.a", "a", 200..205)].concat();
+        assert_all(sink.publish(&repeated).await, 85);
         let stored = ids(&broker).await;
-        assert_eq!(stored.len(), 85, "{mode:?}: none twice");
+        assert_eq!(stored.len(), 405, "{mode:?}: none twice");
         let of_key = |key: &str| stored.iter().filter(|id| id.starts_with(key)).cloned().collect::<Vec<_>>();
-        assert_eq!(of_key("a"), ids_of(&group("partner.a", "a", 0..45)), "{mode:?}");
+        assert_eq!(of_key("a"), ids_of(&group("partner.a", "a", 0..205)), "{mode:?}");
         assert_eq!(of_key("b"), ids_of(&other), "{mode:?}");
         let stream = broker.jetstream().await.get_stream("PARTNER").await.expect("the stream");
         let first = stream.get_first_raw_message_by_subject("partner.a", 1).await.expect("the first");
@@ -91,8 +91,8 @@ async fn a_stream_without_batches_is_published_to_one_by_one() {
     let broker = TestBroker::start().await;
     create(&broker, Config { allow_atomic_publish: false, ..stream_config() }).await;
     let sink = sink(Options { mode: Mode::JetStreamBatch, ..options(&broker.url()) });
-    let all = group("partner.a", "a", 0..10);
-    assert_all(sink.publish(&all).await, 10);
+    let all = group("partner.a", "a", 0..100);
+    assert_all(sink.publish(&all).await, 100);
     assert_eq!(ids(&broker).await, ids_of(&all));
 }
 
@@ -104,7 +104,10 @@ async fn core_nats_passes_on_to_who_listens() {
     sink.check().await.expect("the server answers");
     let listener = broker.client().await;
     let mut messages = listener.subscribe("partner.>").await.expect("subscribed");
-    listener.flush().await.expect("flushed");
+    // Its own message back: the server knows of the subscription.
+    listener.publish("partner.ready", "".into()).await.expect("published");
+    let ready = tokio::time::timeout(Duration::from_secs(5), messages.next()).await.expect("in time");
+    assert_eq!(ready.expect("the subscription lives").subject.as_str(), "partner.ready");
     let all = group("partner.a", "a", 0..20);
     assert_all(sink.publish(&all).await, 20);
     for expected in &all {
@@ -120,18 +123,18 @@ async fn core_nats_passes_on_to_who_listens() {
 async fn a_full_stream_refuses_and_goes_on_when_there_is_room() {
     for mode in MODES {
         let broker = TestBroker::start().await;
-        let mut config = Config { max_messages: 5, ..stream_config() };
+        let mut config = Config { max_messages: 120, ..stream_config() };
         create(&broker, config.clone()).await;
         let sink = sink(Options { mode, ..options(&broker.url()) });
-        let all = group("partner.a", "a", 0..8);
+        let all = group("partner.a", "a", 0..200);
         let published = sink.publish(&all).await;
-        let Published { acknowledged: 5, error: Some(PublishError::Refused { reason }) } = published else {
+        let Published { acknowledged: 120, error: Some(PublishError::Refused { reason }) } = published else {
             panic!("{mode:?}: {published:?}")
         };
         assert!(reason.contains("10077"), "{reason}");
-        config.max_messages = 100;
+        config.max_messages = 1000;
         broker.jetstream().await.update_stream(config).await.expect("more room");
-        assert_all(sink.publish(&all[5..]).await, 3);
+        assert_all(sink.publish(&all[120..]).await, 80);
         assert_eq!(ids(&broker).await, ids_of(&all));
     }
 }
@@ -142,12 +145,12 @@ async fn a_subject_that_no_stream_takes_is_refused() {
         let broker = TestBroker::start().await;
         create(&broker, stream_config()).await;
         let sink = sink(Options { mode, ..options(&broker.url()) });
-        let mut all = group("partner.a", "a", 0..3);
-        all[1].stream = "elsewhere.a".to_owned();
+        let mut all = group("partner.a", "a", 0..150);
+        all[100].stream = "elsewhere.a".to_owned();
         let published = sink.publish(&all).await;
-        assert_eq!(published.acknowledged, 1, "{mode:?}");
+        assert_eq!(published.acknowledged, 100, "{mode:?}");
         assert!(matches!(published.error, Some(PublishError::Refused { .. })), "{:?}", published.error);
-        assert_eq!(ids(&broker).await, ids_of(&all[..1]));
+        assert_eq!(ids(&broker).await, ids_of(&all[..100]));
     }
 }
 
@@ -200,20 +203,20 @@ async fn a_server_that_hangs_or_goes_is_unavailable_and_comes_back() {
         create(&broker, stream_config()).await;
         let proxy = FaultProxy::start(&broker.url()).await;
         let sink = sink(Options { mode, ..options(&proxy.url("nats")) });
-        let all = group("partner.a", "a", 0..8);
+        let all = group("partner.a", "a", 0..200);
         assert_all(sink.publish(&all[..1]).await, 1);
 
         // The last step of a group is done and its answer does not come.
         let lost = proxy.cut_before(Direction::ToClient, "\"stream\":");
-        assert_unavailable(&sink, &all[1..4]).await;
+        assert_unavailable(&sink, &all[1..100]).await;
         lost.fired(SHORT.publish).await;
         proxy.cut();
-        publish_when_back(&sink, &all[1..4]).await;
+        publish_when_back(&sink, &all[1..100]).await;
 
         broker.process().kill().await.expect("killed");
-        assert_unavailable(&sink, &all[4..]).await;
+        assert_unavailable(&sink, &all[100..]).await;
         broker.process().restart().await.expect("restarted");
-        publish_when_back(&sink, &all[4..]).await;
+        publish_when_back(&sink, &all[100..]).await;
         assert_eq!(ids(&broker).await, ids_of(&all), "{mode:?}: each once, in order");
     }
 }
@@ -275,6 +278,31 @@ async fn each_way_of_logging_in_and_its_failure() {
 }
 
 #[tokio::test]
+async fn a_subject_that_is_not_permitted_is_refused_and_the_others_go_on() {
+    let users = r#"authorization { users = [
+        { user: admin, password: admin },
+        { user: hub, password: hub, permissions: { publish: ["partner.a", "_INBOX.>"], subscribe: "_INBOX.>" } },
+    ] }"#;
+    let server = BrokerOptions { extra_config: users.to_owned(), ..BrokerOptions::new(nats_server()) };
+    let broker = TestBroker::start_with(server).await;
+    let admin = async_nats::ConnectOptions::with_user_and_password("admin".into(), "admin".into());
+    let admin = async_nats::jetstream::new(admin.connect(broker.url()).await.expect("connects"));
+    let mut stream = admin.create_stream(stream_config()).await.expect("a stream");
+    for mode in [Mode::JetStream, Mode::JetStreamBatch, Mode::Core] {
+        let (user, password) = (Some("hub".to_owned()), Some("hub".into()));
+        let sink = sink(Options { mode, user, password, ..options(&broker.url()) });
+        sink.check().await.expect("it is let in, though it may not ask JetStream");
+        let not_permitted = sink.publish(&group("partner.b", "b", 0..1)).await;
+        assert!(
+            matches!(not_permitted.error, Some(PublishError::Refused { .. })),
+            "{mode:?} {not_permitted:?}"
+        );
+        assert_all(sink.publish(&[outgoing("partner.a", "a", mode as usize)]).await, 1);
+    }
+    assert_eq!(stream.info().await.expect("its state").state.messages, 3);
+}
+
+#[tokio::test]
 async fn tls_with_a_private_ca() {
     let certificates = Certificates::new();
     let tls = format!(
@@ -293,6 +321,45 @@ async fn tls_with_a_private_ca() {
     assert_unavailable(&with(Certificates::new().ca()), &group("partner.a", "a", 2..3)).await;
     let error = with("/nowhere/ca.pem".into()).check().await.expect_err("no such file").to_string();
     assert!(error.contains("tls_ca_file") && error.contains("/nowhere/ca.pem"), "{error}");
+}
+
+#[tokio::test]
+async fn tls_with_a_certificate_of_our_own() {
+    let certificates = Certificates::new();
+    let path = |path: std::path::PathBuf| path.display().to_string();
+    let tls = format!(
+        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}",
+        path(certificates.cert()),
+        path(certificates.key()),
+        path(certificates.ca())
+    );
+    let server = BrokerOptions { extra_config: tls, ..BrokerOptions::new(nats_server()) };
+    let broker = TestBroker::start_with(server).await;
+    let url = broker.url().replace("nats://", "tls://");
+    let with = |cert_file, key_file| {
+        let tls = Tls { ca_file: Some(certificates.ca()), cert_file, key_file, required: true };
+        sink(Options { mode: Mode::Core, tls, ..options(&url) })
+    };
+    let own = with(Some(certificates.cert()), Some(certificates.key()));
+    assert_all(own.publish(&group("partner.a", "a", 0..2)).await, 2);
+    assert_unavailable(&with(None, None), &group("partner.a", "a", 2..3)).await;
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_are_told_by_their_setting() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let garbage = folder.path().join("garbage");
+    std::fs::write(&garbage, "not-a-seed").expect("a file");
+    let missing = folder.path().join("missing");
+    let base = || options("nats://127.0.0.1:1");
+    for (setting, options) in [
+        ("credentials_file", Options { credentials_file: Some(garbage.clone()), ..base() }),
+        ("credentials_file", Options { credentials_file: Some(missing.clone()), ..base() }),
+        ("nkey_seed_file", Options { nkey_seed_file: Some(missing), ..base() }),
+    ] {
+        let error = sink(options).check().await.expect_err("cannot be used").to_string();
+        assert!(error.contains(setting) && !error.contains("not-a-seed"), "{error}");
+    }
 }
 
 #[test]

@@ -190,6 +190,21 @@ async fn tls_with_a_private_ca() {
     assert!(error.contains("tls_ca_file") && error.contains("/nowhere/ca.pem"), "{error}");
 }
 
+#[tokio::test]
+async fn tls_with_a_certificate_of_our_own() {
+    let certificates = Certificates::new();
+    let Some(server) = RedisServer::start_tls(&certificates, &["--tls-auth-clients", "yes"]).await else {
+        return;
+    };
+    let with = |cert_file, key_file| {
+        let tls = Tls { ca_file: Some(certificates.ca()), cert_file, key_file, ..Tls::default() };
+        sink(Options { tls, ..options(&server.tls_url()) })
+    };
+    let own = with(Some(certificates.cert()), Some(certificates.key()));
+    assert_all(own.publish(&[outgoing("events", "a", 0)]).await, 1);
+    assert_unavailable(&with(None, None), &[outgoing("events", "a", 1)]).await;
+}
+
 #[test]
 fn options_that_cannot_be_used_are_told_by_their_name() {
     let setting = |options: Options| Redis::new(options).err().map(|error| error.setting);

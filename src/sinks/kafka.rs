@@ -22,9 +22,6 @@ use super::{Broker, Outgoing, PublishError, Published, SettingError, Timeouts, T
 
 /// `message.max.bytes` of a Kafka broker as it comes.
 pub const LARGEST: usize = 1_048_588;
-/// How long a record waits for others of its partition before it leaves (KIP-1030's is 5 ms).
-const LINGER: Duration = Duration::from_millis(2);
-
 /// SASL, when there are credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mechanism {
@@ -106,11 +103,10 @@ impl Kafka {
         let options = &self.options;
         // A send waits for room and the topic's partitions first, and for the acknowledgement then.
         let half = options.timeouts.publish / 2;
-        let request = half.saturating_sub(LINGER);
         let mut builder = Client::builder(&options.url)
             .client_id("integration-hub")
-            .connect_timeout(options.timeouts.connect.min(request))
-            .request_timeout(request)
+            .connect_timeout(options.timeouts.connect.min(half))
+            .request_timeout(half)
             .allow_auto_create_topics(false);
         if let Some(security) = self.security().await? {
             builder = builder.security(security);
@@ -120,7 +116,9 @@ impl Kafka {
             .producer()
             .acks(Acks::All)
             .idempotent(true)
-            .linger(LINGER)
+            // Records gather while others of their partition are in flight; a pause on top of that only
+            // slows a single key (measured: 265/s with 2 ms).
+            .linger(Duration::ZERO)
             .delivery_timeout(half)
             .max_block(half)
             // A record that fits makes a request that fits, whatever the framing adds.

@@ -137,7 +137,10 @@ mod tests {
     #[tokio::test]
     async fn a_loss_is_told_once_and_never_of_a_newer_connection() {
         let link = Link::new(Duration::from_secs(1));
-        let get = async |value| link.get(async move { Ok(value) }).await.ok().expect("connects");
+        let get = async |value| match link.get(async move { Ok(value) }).await {
+            Ok(linked) => linked,
+            Err(error) => panic!("{error}"),
+        };
         let first = get(1).await;
         let again = get(2).await;
         assert_eq!(again.connection, 1, "the connection is shared");

@@ -1,7 +1,8 @@
 //! Redis Streams: `XADD <stream> [MAXLEN ~ n] * data <json>`, the form that a Protean subscriber reads.
 //!
 //! Redis does not de-duplicate: a publish whose answer was lost is in the stream twice after the retry,
-//! and the reader goes by `headers.id` of the envelope. Keys and headers have no place in the entry; the
+//! and the reader goes by `headers.id` of the envelope. What it has acknowledged survives its crash only
+//! with `appendfsync always`; with the usual `everysec` the last second or two may be lost. Keys and headers have no place in the entry; the
 //! order within a stream is the order of publishing.
 
 use futures_util::FutureExt;
@@ -130,17 +131,20 @@ impl Redis {
             .set_connection_timeout(Some(self.options.timeouts.connect))
             .set_response_timeout(Some(self.options.timeouts.publish));
         let connected = client.get_multiplexed_async_connection_with_config(&config).await;
-        connected.map_err(|error| match error.kind() {
-            // Whatever the server answers while we log in concerns the login.
-            ErrorKind::AuthenticationFailed | ErrorKind::Extension | ErrorKind::Server(_) => {
-                PublishError::unavailable(format!(
-                    "{}:{} does not let us in ({}): correct user and password",
-                    self.host,
-                    self.port,
-                    error.code().unwrap_or("no code")
-                ))
+        connected.map_err(|error| {
+            let login = error.kind() == ErrorKind::AuthenticationFailed
+                || matches!(error.code(), Some("WRONGPASS" | "NOAUTH" | "NOPERM"));
+            if login {
+                // The text may quote what was sent.
+                let (host, port) = (&self.host, self.port);
+                let reason = format!("{host}:{port} does not let us in: correct user and password");
+                return PublishError::unavailable(reason);
             }
-            _ => self.error(&error),
+            match self.error(&error) {
+                // No message is at fault before there is a connection.
+                PublishError::Refused { reason } => PublishError::Unavailable { reason },
+                error => error,
+            }
         })
     }
 

@@ -40,7 +40,8 @@ impl RedisServer {
         let command = move || {
             let mut command = Command::new(&binary);
             command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--appendonly", "yes"]);
-            command.args(["--save", "", "--dir"]).arg(&path).args(&arguments);
+            // On disk before it is answered: a kill takes nothing along.
+            command.args(["--appendfsync", "always", "--save", "", "--dir"]).arg(&path).args(&arguments);
             command
         };
         let port = port.max(tls_port);

@@ -1,0 +1,77 @@
+//! A message as NATS carries it, and JetStream's answers.
+
+use std::str::FromStr;
+
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use serde::Deserialize;
+
+use crate::sinks::{Outgoing, PublishError};
+
+/// A publish acknowledgement, or an API error in its place.
+#[derive(Deserialize)]
+pub(super) struct Answer {
+    pub(super) stream: Option<String>,
+    pub(super) count: Option<usize>,
+    pub(super) error: Option<Refusal>,
+}
+
+/// What the stream has stored: of a batch, so many messages.
+pub(super) struct Stored {
+    pub(super) count: Option<usize>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Refusal {
+    code: u16,
+    #[serde(default)]
+    err_code: u16,
+    #[serde(default)]
+    description: String,
+}
+
+impl Refusal {
+    /// `JSStreamMessageExceedsMaximumErr`
+    const TOO_LARGE: u16 = 10054;
+    /// `JSStreamHeaderExceedsMaximumErr`
+    const HEADERS_TOO_LARGE: u16 = 10097;
+    /// `JSStreamStoreFailedF`: the stream's limits refuse the message (discard new).
+    const STORE_FAILED: u16 = 10077;
+
+    pub(super) fn into_error(self, subject: &str) -> PublishError {
+        let reason = format!("{subject}: {} (JetStream error {})", self.description, self.err_code);
+        match (self.code, self.err_code) {
+            (_, Self::TOO_LARGE | Self::HEADERS_TOO_LARGE) => PublishError::permanent(reason),
+            // JetStream is off, has no leader, or no resources: not this message's fault. A stream that is
+            // full is 10077, which comes with 503 as well.
+            (503, code) if code != Self::STORE_FAILED => PublishError::unavailable(reason),
+            _ => PublishError::refused(reason),
+        }
+    }
+}
+
+/// The message's headers and its id. A NATS header value is one line (ADR-4).
+pub(super) fn headers(message: &Outgoing) -> Result<HeaderMap, PublishError> {
+    let mut map = HeaderMap::new();
+    let id = ("Nats-Msg-Id", message.id.as_str());
+    let rest = message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    for (name, value) in rest.chain([id]) {
+        let unfit =
+            |what| PublishError::permanent(format!("header {name:?}: its {what} cannot be a NATS header's"));
+        let name = HeaderName::from_str(name).map_err(|_| unfit("name"))?;
+        map.insert(name, HeaderValue::from_str(value).map_err(|_| unfit("value"))?);
+    }
+    Ok(map)
+}
+
+/// A subject that a message can be published to: tokens with dots between, no wildcards.
+pub(super) fn check_subject(subject: &str) -> Result<(), PublishError> {
+    let fits = |token: &str| {
+        !token.is_empty()
+            && !matches!(token, "*" | ">")
+            && !token.contains(|c: char| c.is_whitespace() || c.is_control())
+    };
+    if subject.split('.').all(fits) {
+        return Ok(());
+    }
+    Err(PublishError::permanent(format!("{subject:?} is no subject to publish to: tokens with dots between")))
+}
