@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Role, ServeError, ServeOptions};
 use crate::roles::outbox_relay::{ExternalTarget, OutboxRelaySettings};
 use crate::settings::{ExternalBroker, Mechanism, Provider, Settings};
-use crate::sinks::{Broker, SettingError, Timeouts, Tls, amqp, kafka, nats, redis};
+use crate::sinks::{self, Broker, SettingError, Timeouts, Tls, amqp, kafka, nats};
 use crate::store::{Retention, Store, StoreOptions};
 
 /// What the role needs beside the hub's own connection.
@@ -77,13 +77,13 @@ pub(super) fn broker(entry: &ExternalBroker) -> Result<Arc<dyn Broker>, SettingE
             timeouts,
             ..nats::Options::new(url)
         })?),
-        Provider::Redis => Arc::new(redis::Redis::new(redis::Options {
+        Provider::Redis => Arc::new(sinks::redis::Redis::new(sinks::redis::Options {
             user,
             password,
             tls,
             max_len: entry.max_len,
             timeouts,
-            ..redis::Options::new(url)
+            ..sinks::redis::Options::new(url)
         })?),
         Provider::Amqp => Arc::new(amqp::Amqp::new(amqp::Options {
             user,
