@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Api, ApiError, Resources, Signs};
 use crate::dev::Dev;
 use crate::domain::category::Categories;
+use crate::domain::field_error::FieldError;
 use crate::health::Readiness;
 use crate::http_delivery::HttpDelivery;
 use crate::management::{Management, OrderDesk};
@@ -27,16 +28,21 @@ use crate::roles::gauges::Gauges;
 use crate::roles::outbox_processor::{
     DomainSettings, OutboxProcessor, OutboxProcessorSettings, Subscriptions,
 };
+use crate::roles::outbox_relay::OutboxRelay;
 use crate::roles::subscription_resolver::SubscriptionResolver;
 use crate::seal::{MasterKeyError, Sealer};
 use crate::settings::Settings;
+use crate::sinks::SettingError;
+use crate::store::StoreError;
 use crate::subscriptions_grpc::{self, ResolverServer};
 use crate::tasks::{TaskError, Tasks};
 
+mod relaying;
 mod resolving;
 
 use crate::configured::{MasterKey, bytes};
 pub use crate::configured::{connect_options, http_config, opener, retry_policy, shape};
+use relaying::Relaying;
 
 /// What a process does; by default all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -47,6 +53,8 @@ pub enum Role {
     DltProcessor,
     /// The management API.
     Api,
+    /// Not among all: it runs where it is named, or where the settings name the outbox's database.
+    OutboxRelay,
     /// Not among all: it runs where it is named.
     SubscriptionResolver,
 }
@@ -55,6 +63,12 @@ impl Role {
     /// What a process does where nothing else is said.
     pub const ALL: [Role; 5] =
         [Role::EventProcessor, Role::OutboxProcessor, Role::DltRouter, Role::DltProcessor, Role::Api];
+
+    /// What a process with these settings does where no role is named.
+    pub fn by_default(settings: &Settings) -> BTreeSet<Role> {
+        let relay = settings.outbox.database_url.as_ref().map(|_| Role::OutboxRelay);
+        Self::ALL.into_iter().chain(relay).collect()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -97,6 +111,16 @@ pub enum ServeError {
          subscriptions.listen_anonymous = true to answer anybody"
     )]
     NoResolverToken,
+    #[error(
+        "outbox.database_url: role outbox-relay needs the database of the outbox; set it (HUB__OUTBOX__DATABASE_URL), or do not name the role"
+    )]
+    NoDatabase,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("external_brokers[{name}].{source}")]
+    ExternalBroker { name: String, source: SettingError },
+    #[error("external_brokers[{name}].{source}")]
+    Destination { name: String, source: FieldError },
     #[error("signals cannot be watched: {0}")]
     Signals(std::io::Error),
 }
@@ -127,6 +151,7 @@ impl Hub {
         let metrics = Metrics::new();
         let remote = resolving::remote(settings, &metrics)?;
         let resolver_options = resolving::server_options(settings, options)?;
+        let relaying = relaying::relaying(settings, options)?;
         let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
         let shape = shape(settings);
         let done = provision_patiently(&js, &shape).await?;
@@ -222,6 +247,10 @@ impl Hub {
             };
             let role = DltProcessor::new(js.clone(), processor, metrics.clone(), &readiness);
             tasks.graceful("dlt-processor", role.run(stop.clone()));
+        }
+        if let Some(Relaying { store, external, settings }) = relaying {
+            let role = OutboxRelay::new(store, js.clone(), external, settings, metrics.clone(), &readiness);
+            tasks.graceful("outbox-relay", role.run(stop.clone()));
         }
         if let Some(options) = resolver_options {
             let server = ResolverServer::bind(&options)?;

@@ -8,7 +8,8 @@ use crate::settings::Settings;
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// What this process does; repeat it or separate by commas. All roles where not given
+    /// What this process does; repeat it or separate by commas. Where not given: all but
+    /// subscription-resolver, and outbox-relay only where outbox.database_url is set
     #[arg(long = "role", value_name = "ROLE", value_delimiter = ',')]
     roles: Vec<Role>,
     /// Work on the outboxes and dead letters of these domains alone; repeat it or separate by commas
@@ -20,10 +21,11 @@ pub struct Options {
 }
 
 pub async fn run(options: Options, settings: Settings) -> Result<Answer, CliError> {
-    let mut serve = ServeOptions { domains: options.domains, dev: options.dev, ..ServeOptions::default() };
-    if !options.roles.is_empty() {
-        serve.roles = options.roles.into_iter().collect();
-    }
+    let roles = match options.roles {
+        named if named.is_empty() => Role::by_default(&settings),
+        named => named.into_iter().collect(),
+    };
+    let serve = ServeOptions { roles, domains: options.domains, dev: options.dev };
     serve::run(settings, serve).await?;
     Ok(Answer::Yes)
 }

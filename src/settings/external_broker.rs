@@ -1,13 +1,16 @@
 //! `[[external_brokers]]`: where published events go, beside the internal broker.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::unset_if_empty;
 use super::validate::Findings;
-use crate::domain::outbox::is_external_broker;
+use crate::domain::duration;
+use crate::domain::field_error::FieldError;
+use crate::domain::outbox::{Destination, is_external_broker};
 
 /// One entry; each field is explained in `defaults.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -38,6 +41,27 @@ pub struct ExternalBroker {
     pub max_len: Option<u64>,
     #[serde(default = "yes")]
     pub jetstream: bool,
+    #[serde(default, deserialize_with = "unset_if_empty")]
+    destination: Option<String>,
+    /// Of AMQP; the default exchange where not given.
+    #[serde(default)]
+    pub exchange: String,
+    /// Of Kafka, where there is a password.
+    #[serde(default)]
+    pub mechanism: Mechanism,
+    /// For the acknowledgement of a message.
+    #[serde(default = "ten_seconds", with = "duration")]
+    pub timeout: Duration,
+}
+
+/// How a user logs in at Kafka.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Mechanism {
+    Plain,
+    ScramSha256,
+    #[default]
+    ScramSha512,
 }
 
 /// What kind of broker it is.
@@ -52,6 +76,22 @@ pub enum Provider {
 
 fn yes() -> bool {
     true
+}
+
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
+}
+
+impl TryFrom<String> for Mechanism {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "plain" => Ok(Self::Plain),
+            "scram-sha-256" => Ok(Self::ScramSha256),
+            "scram-sha-512" => Ok(Self::ScramSha512),
+            _ => Err(format!("is {text:?}; must be \"plain\", \"scram-sha-256\" or \"scram-sha-512\"")),
+        }
+    }
 }
 
 impl TryFrom<String> for Provider {
@@ -77,11 +117,20 @@ impl Provider {
             Self::Kafka => &[],
         }
     }
+
+    /// Where its messages go if nothing else is said: a subject or routing key of its own for each event
+    /// key, but one stream or topic for all events of a category.
+    fn destination(self) -> &'static str {
+        match self {
+            Self::Nats | Self::Amqp => "{type}",
+            Self::Redis | Self::Kafka => "{category}",
+        }
+    }
 }
 
 impl ExternalBroker {
     /// What an entry may hold.
-    pub(super) const FIELDS: [&'static str; 14] = [
+    pub(super) const FIELDS: [&'static str; 18] = [
         "name",
         "provider",
         "url",
@@ -96,7 +145,16 @@ impl ExternalBroker {
         "tls_required",
         "max_len",
         "jetstream",
+        "destination",
+        "exchange",
+        "mechanism",
+        "timeout",
     ];
+
+    /// Where its messages go. The error is one of the template, which loading the settings has refused.
+    pub fn destination(&self) -> Result<Destination, FieldError> {
+        Destination::parse(self.destination.as_deref().unwrap_or(self.provider.destination()))
+    }
 
     /// The servers of the URL, whether each is one; the text stays out of errors: it may hold a password.
     fn check_url(&self) -> Result<(), String> {
@@ -166,7 +224,13 @@ impl Findings<'_> {
                 ("nkey_seed_file", broker.nkey_seed_file.is_some(), Provider::Nats, "nats"),
                 ("jetstream", !broker.jetstream, Provider::Nats, "nats"),
                 ("max_len", broker.max_len.is_some(), Provider::Redis, "redis"),
+                ("exchange", !broker.exchange.is_empty(), Provider::Amqp, "amqp"),
+                ("mechanism", broker.mechanism != Mechanism::default(), Provider::Kafka, "kafka"),
             ];
+            if let Err(error) = broker.destination() {
+                self.require(false, &key("destination"), error.problem);
+            }
+            self.positive(&key("timeout"), broker.timeout);
             for (field, given, provider, name) in only {
                 self.require(
                     !given || broker.provider == provider,

@@ -25,7 +25,7 @@ use crate::domain::attempt_record::LogChoice;
 use crate::domain::duration;
 use crate::domain::key::KeyPattern;
 
-pub use external_broker::{ExternalBroker, Provider};
+pub use external_broker::{ExternalBroker, Mechanism, Provider};
 pub use outbox::Outbox;
 
 /// The first layer, and the manual of every setting.

@@ -30,6 +30,7 @@ mod proxy;
 mod rabbitmq;
 mod receiver;
 mod redis_server;
+pub mod relay;
 
 use std::fmt::Debug;
 use std::net::{Ipv4Addr, TcpListener};

@@ -99,3 +99,27 @@ impl Availability {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn an_outage_is_one_pause_for_all_who_find_it_and_ends_with_the_first_success() {
+        let availability = Availability::new("partner", Scope::External, Metrics::new().of_broker("partner"));
+        let error = PublishError::Unavailable { reason: "away".to_owned() };
+        assert!(availability.not_before().is_some_and(|at| at <= Instant::now()), "it may be asked at once");
+        availability.worked();
+        assert_eq!(availability.not_before(), None);
+        availability.lost(&error);
+        let first = availability.not_before().expect("it is away");
+        assert!(first <= Instant::now() + FIRST_PAUSE);
+        availability.lost(&error);
+        assert_eq!(availability.not_before(), Some(first), "the same failure, found by another");
+        assert!(availability.outage.lock().expect("nobody panicked").told);
+        availability.worked();
+        assert_eq!(availability.not_before(), None);
+        assert!(!availability.outage.lock().expect("nobody panicked").told, "the next one is told anew");
+    }
+}

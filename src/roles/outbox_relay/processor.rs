@@ -249,3 +249,70 @@ impl Processor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use futures_util::future::BoxFuture;
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::sinks::Published;
+
+    /// Nothing gets as far as it.
+    struct Nobody;
+
+    impl Broker for Nobody {
+        fn publish<'a>(&'a self, _: &'a [Outgoing]) -> BoxFuture<'a, Published> {
+            std::future::pending().boxed()
+        }
+        fn check(&self) -> BoxFuture<'_, Result<(), PublishError>> {
+            std::future::pending().boxed()
+        }
+        fn close(&self) -> BoxFuture<'_, ()> {
+            std::future::ready(()).boxed()
+        }
+    }
+
+    fn outgoing(route: Route, payload: &str) -> Result<Outgoing, PublishError> {
+        let target =
+            Target { name: "it".to_owned(), scope: Scope::External, broker: Arc::new(Nobody), route };
+        target.outgoing(&mut ClaimedRow {
+            position: 1,
+            message_id: "e1".to_owned(),
+            event_type: "user.created".to_owned(),
+            stream: "user-u1".to_owned(),
+            lane: Lane::Live,
+            is_public: true,
+            payload: payload.to_owned(),
+            attempts: 0,
+            created_at: OffsetDateTime::UNIX_EPOCH,
+        })
+    }
+
+    fn external(template: &str) -> Route {
+        Route::External(Destination::parse(template).expect("a template"))
+    }
+
+    #[test]
+    fn a_message_is_the_row_at_its_destination() {
+        let payload = r#"{"data": 1, "metadata": {"domain": {"stream_category": "crm"}}}"#;
+        let inside = outgoing(Route::Internal(Names::new("hub")), payload).unwrap();
+        assert_eq!((inside.id.as_str(), inside.key.as_str()), ("e1", "user-u1"));
+        assert!(inside.stream.ends_with("events.user.created") && inside.stream.starts_with("hub"));
+        assert_eq!(inside.headers, [("content-type".to_owned(), CONTENT_TYPE.to_owned())]);
+        let outside = outgoing(external("{category}"), payload).unwrap();
+        assert_eq!((outside.stream.as_str(), outside.body.as_ref()), ("crm", payload.as_bytes()));
+    }
+
+    #[test]
+    fn what_is_no_envelope_can_never_be_sent() {
+        let routes = || [Route::Internal(Names::new("hub")), external("{type}"), external("{category}")];
+        for route in routes() {
+            let error = outgoing(route, r#"{"data": 1"#).unwrap_err();
+            assert!(matches!(error, PublishError::Permanent { .. }), "{error}");
+        }
+        // JSON, without what the destination is made of.
+        assert!(outgoing(external("{category}"), "[1]").is_err());
+    }
+}

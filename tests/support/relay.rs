@@ -1,0 +1,150 @@
+//! What the tests of the relay share: its settings, what arrived, and how the rows stand.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, stream};
+use integration_hub::domain::outbox::{RaisedEvent, Status};
+use integration_hub::store::{Cursor, Row, Store};
+use serde_json::{Value, json};
+
+use super::outbox::of_broker;
+use super::{TestBroker, TestDatabase, TestPostgres, eventually};
+
+pub const SOON: Duration = Duration::from_secs(30);
+pub const RELAY: [&str; 2] = ["--role", "outbox-relay"];
+pub const EVENTS: &str = "HUB_EVENTS";
+
+/// Settings of a hub that relays this database; `outbox` and `rest` are TOML, the first within `[outbox]`.
+pub fn settings(database_url: &str, outbox: &str, rest: &str) -> String {
+    format!("[outbox]\ndatabase_url = \"{database_url}\"\n{outbox}\n{rest}")
+}
+
+/// An external broker of the settings.
+pub fn external(name: &str, provider: &str, url: &str, rest: &str) -> String {
+    format!(
+        "[[external_brokers]]\nname = \"{name}\"\nprovider = \"{provider}\"\nurl = \"{url}\"\ntimeout = \"2s\"\n{rest}\n"
+    )
+}
+
+/// A database on a server that may be crashed.
+pub async fn own_postgres() -> Option<TestDatabase> {
+    let server = TestPostgres::start_alone().await?;
+    let pool = sqlx::PgPool::connect(&server.url()).await.expect("the server answers");
+    Some(TestDatabase::Postgres { server, pool })
+}
+
+/// The address of a database's server, for a proxy, and its URL by way of that proxy.
+pub fn through(database: &TestDatabase, port: u16) -> String {
+    let TestDatabase::Postgres { server, .. } = database else { panic!("SQLite has no server") };
+    server.url().replace(&format!(":{}/", server.port()), &format!(":{port}/"))
+}
+
+/// A published event.
+pub fn public(id: &str, stream: &str) -> Value {
+    let mut event = super::outbox::event(id, stream);
+    event["published"] = json!(true);
+    event
+}
+
+/// Raises events in one transaction.
+pub async fn raise(database: &TestDatabase, events: &[Value]) {
+    let events: Vec<RaisedEvent> = events
+        .iter()
+        .map(|event| RaisedEvent::from_json(&event.to_string()).expect("the event is good"))
+        .collect();
+    database.publish(&events, true).await.expect("the events are raised");
+}
+
+/// A message in a stream.
+pub struct Stored {
+    pub subject: String,
+    pub id: String,
+    pub body: Value,
+}
+
+impl Stored {
+    /// The row's stream, by the envelope.
+    pub fn stream(&self) -> String {
+        self.body["metadata"]["headers"]["stream"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// A server with a stream `PARTNER` that takes what is below `user.`, and is somebody else's.
+pub async fn partner() -> TestBroker {
+    let broker = TestBroker::start().await;
+    let config = stream::Config {
+        name: "PARTNER".to_owned(),
+        subjects: vec!["user.>".to_owned()],
+        ..stream::Config::default()
+    };
+    broker.jetstream().await.create_stream(config).await.expect("the stream is made");
+    broker
+}
+
+/// How many messages a stream has taken; 0 where there is none.
+pub async fn taken(context: &jetstream::Context, name: &str) -> u64 {
+    let Ok(stream) = context.get_stream(name).await else { return 0 };
+    stream.cached_info().state.last_sequence
+}
+
+/// Everything that a stream has taken, in order, once there are so many. Nobody may consume it meanwhile.
+pub async fn stored(broker: &TestBroker, name: &str, count: u64) -> Vec<Stored> {
+    let context = broker.jetstream().await;
+    eventually(SOON, &format!("{count} messages are in {name}"), async || {
+        match taken(&context, name).await {
+            taken if taken >= count => Ok(()),
+            taken => Err(taken),
+        }
+    })
+    .await;
+    let stream = context.get_stream(name).await.expect("the stream is there");
+    let mut found = Vec::new();
+    for sequence in 1..=stream.cached_info().state.last_sequence {
+        let message = stream.get_raw_message(sequence).await.expect("nothing was taken out");
+        found.push(Stored {
+            subject: message.subject.to_string(),
+            id: message.headers.get("Nats-Msg-Id").expect("each has an id").to_string(),
+            body: serde_json::from_slice(&message.payload).expect("envelopes are JSON"),
+        });
+    }
+    found
+}
+
+/// The rows of a broker, in order of insertion.
+pub async fn rows(store: &Store, broker: &str) -> Vec<Row> {
+    store.list(&of_broker(Some(broker)), &Cursor::default(), 100_000).await.expect("the rows are listed")
+}
+
+/// Waits until so many rows of a broker have this status.
+pub async fn wait_for(store: &Store, broker: &str, status: Status, count: usize) -> Vec<Row> {
+    eventually(SOON, &format!("{count} rows of {broker} are {status}"), async || {
+        let rows = rows(store, broker).await;
+        if rows.iter().filter(|row| row.status == status).count() == count {
+            return Ok(rows);
+        }
+        let mut seen = BTreeMap::<Status, usize>::new();
+        for row in &rows {
+            *seen.entry(row.status).or_default() += 1;
+        }
+        Err(seen)
+    })
+    .await
+}
+
+/// `<stream>/<number>` for each of `count` events over so many streams, in the order of raising them.
+pub fn in_streams(count: usize, streams: usize) -> Vec<(String, String)> {
+    (0..count).map(|n| (format!("e{n:05}"), format!("s{}", n % streams))).collect()
+}
+
+/// # Panics
+///
+/// If events of one stream (by ids that grow as they were raised) are out of order, or one is there twice.
+pub fn assert_in_order(arrived: impl IntoIterator<Item = (String, String)>) {
+    let mut last = BTreeMap::<String, String>::new();
+    for (id, stream) in arrived {
+        if let Some(before) = last.insert(stream.clone(), id.clone()) {
+            assert!(before < id, "in {stream}, {id} came after {before}");
+        }
+    }
+}
