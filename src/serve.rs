@@ -115,7 +115,7 @@ pub enum ServeError {
         "outbox.database_url: role outbox-relay needs the database of the outbox; set it (HUB__OUTBOX__DATABASE_URL), or do not name the role"
     )]
     NoDatabase,
-    #[error(transparent)]
+    #[error("outbox.database_url: {0}")]
     Store(#[from] StoreError),
     #[error("external_brokers[{name}].{source}")]
     ExternalBroker { name: String, source: SettingError },
