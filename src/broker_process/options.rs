@@ -3,6 +3,9 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+/// What a private server lets its streams grow to, together.
+const MAX_FILE_STORE: &str = "64GB";
+
 /// Where the server keeps its streams, its configuration and its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Data {
@@ -85,6 +88,9 @@ impl BrokerOptions {
         }
         if self.jetstream {
             let _ = writeln!(text, "jetstream {{\n  store_dir: {}", quoted(&store.to_string_lossy()));
+            // By itself it promises three quarters of what is free on the disk, which may be less than the
+            // limits of the hub's streams together. They are limits, not reservations.
+            let _ = writeln!(text, "  max_file_store: {MAX_FILE_STORE}");
             if self.sync_interval == SyncInterval::Always {
                 text.push_str("  sync_interval: always\n");
             }
@@ -121,7 +127,7 @@ mod tests {
         let plain = BrokerOptions::new("nats-server");
         assert_eq!(
             plain.config(Path::new("/data/a \"b\"")),
-            "# Written anew at each start.\nhost: \"127.0.0.1\"\njetstream {\n  store_dir: \"/data/a \\\"b\\\"\"\n}\n\n"
+            "# Written anew at each start.\nhost: \"127.0.0.1\"\njetstream {\n  store_dir: \"/data/a \\\"b\\\"\"\n  max_file_store: 64GB\n}\n\n"
         );
         let all = BrokerOptions {
             sync_interval: SyncInterval::Always,
