@@ -28,6 +28,8 @@ pub(super) struct Availability {
 struct Outage {
     /// Not to be asked before; None while it is up.
     not_before: Option<Instant>,
+    /// When it took nothing the last time.
+    lost_at: Option<Instant>,
     /// Whether somebody was told.
     told: bool,
     pauses: Pauses,
@@ -38,6 +40,7 @@ impl Availability {
     pub(super) fn new(broker: &str, scope: Scope, metrics: OutboxMetrics) -> Self {
         let outage = Outage {
             not_before: Some(Instant::now()),
+            lost_at: None,
             told: false,
             pauses: Pauses::new(FIRST_PAUSE, LONGEST_PAUSE),
         };
@@ -59,12 +62,31 @@ impl Availability {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner).not_before
     }
 
-    /// The broker took something, or there is nothing that it would have to take.
-    pub(super) fn worked(&self) {
+    /// The broker took something, or there was nothing that it would have to take. `since`: when it was
+    /// asked. What it took before it took nothing ends no outage.
+    pub(super) fn worked(&self, since: Instant) {
         if self.is_up.load(Ordering::Acquire) {
             return;
         }
         let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
+        if outage.lost_at.is_none_or(|lost_at| since > lost_at) {
+            self.end(&mut outage);
+        }
+    }
+
+    /// A claim gave nothing, since what is open is not due or in other hands: no word on an outage that is
+    /// under way.
+    pub(super) fn idle(&self) {
+        if self.is_up.load(Ordering::Acquire) {
+            return;
+        }
+        let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
+        if !outage.told {
+            self.end(&mut outage);
+        }
+    }
+
+    fn end(&self, outage: &mut Outage) {
         outage.not_before = None;
         outage.pauses.reset();
         self.is_up.store(true, Ordering::Release);
@@ -82,6 +104,7 @@ impl Availability {
     pub(super) fn lost(&self, error: &PublishError) {
         let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
+        outage.lost_at = Some(now);
         self.is_up.store(false, Ordering::Release);
         self.metrics.broker_up(false);
         // What several workers find at the same time is one failure.
@@ -105,20 +128,25 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn an_outage_is_one_pause_for_all_who_find_it_and_ends_with_the_first_success() {
         let availability = Availability::new("partner", Scope::External, Metrics::new().of_broker("partner"));
         let error = PublishError::Unavailable { reason: "away".to_owned() };
         assert!(availability.not_before().is_some_and(|at| at <= Instant::now()), "it may be asked at once");
-        availability.worked();
+        availability.worked(Instant::now());
         assert_eq!(availability.not_before(), None);
+        let before = Instant::now();
         availability.lost(&error);
         let first = availability.not_before().expect("it is away");
         assert!(first <= Instant::now() + FIRST_PAUSE);
         availability.lost(&error);
         assert_eq!(availability.not_before(), Some(first), "the same failure, found by another");
         assert!(availability.outage.lock().expect("nobody panicked").told);
-        availability.worked();
+        availability.worked(before);
+        availability.idle();
+        assert_eq!(availability.not_before(), Some(first), "it took that before, and idling says nothing");
+        tokio::time::advance(FIRST_PAUSE).await;
+        availability.worked(Instant::now());
         assert_eq!(availability.not_before(), None);
         assert!(!availability.outage.lock().expect("nobody panicked").told, "the next one is told anew");
     }

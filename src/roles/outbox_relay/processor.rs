@@ -138,7 +138,7 @@ impl Processor {
             let holder = format!("{}-{}-{claims}", self.relay, worker.as_str());
             let done = match self.claim(worker, holder).await {
                 Ok(claim) if claim.rows.is_empty() => {
-                    self.availability.worked();
+                    self.availability.idle();
                     self.wait(&mut idle, &mut word).await
                 }
                 Ok(claim) => {
@@ -212,8 +212,13 @@ impl Processor {
         let now = *word.borrow();
         let longest = now.longest_pause(&self.settings);
         let look = if now.is_heard() { longest } else { idle.polling.next_within(longest, rand::random()) };
+        let asked_at = Instant::now();
         let pause = match self.store.next_due(&self.target.name).await? {
-            None => look,
+            None => {
+                // Nothing is owed: nothing that it would not take.
+                self.availability.worked(asked_at);
+                look
+            }
             Some(Duration::ZERO) => idle.blocked.next_within(longest, rand::random()),
             Some(due) => due.min(look),
         };

@@ -125,6 +125,7 @@ impl<'a> Round<'a> {
         while next < rows.len() && !self.is_halted() {
             let end = (next..rows.len()).take(MOST_PER_PUBLISH).find(|place| unfit.contains_key(place));
             let end = end.unwrap_or(rows.len().min(next + MOST_PER_PUBLISH));
+            let asked_at = Instant::now();
             let (acknowledged, error) = match unfit.remove(&next) {
                 Some(error) => (0, Some(error)),
                 None => {
@@ -135,7 +136,7 @@ impl<'a> Round<'a> {
             };
             if acknowledged > 0 {
                 let published = &rows[next..next + acknowledged];
-                self.acknowledged(published);
+                self.acknowledged(published, asked_at);
                 let positions = published.iter().map(|row| row.position).collect();
                 if results.send(Settled::Published(positions)).await.is_err() {
                     return;
@@ -155,8 +156,8 @@ impl<'a> Round<'a> {
         }
     }
 
-    fn acknowledged(&self, rows: &[ClaimedRow]) {
-        self.processor.availability.worked();
+    fn acknowledged(&self, rows: &[ClaimedRow], asked_at: Instant) {
+        self.processor.availability.worked(asked_at);
         let now = OffsetDateTime::now_utc();
         for row in rows {
             // The database's clock may be ahead of ours.
