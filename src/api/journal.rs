@@ -46,7 +46,10 @@ pub(super) async fn record(FromState(state): FromState<State>, mut request: Requ
     state.metrics.api_request(label, &route, status, elapsed);
     let caller = who.0.get().map_or("nobody", String::as_str);
     let changes = !matches!(method, Method::GET | Method::HEAD) && route != "/v1/events";
-    if status >= 500 {
+    // A 503 passes, and comes in numbers while the broker is away or a stream is full.
+    if status == 503 {
+        tracing::warn!(%method, path, status, caller, ms = elapsed.as_millis(), "asked of the API, not now");
+    } else if status >= 500 {
         tracing::error!(%method, path, status, caller, ms = elapsed.as_millis(), "asked of the API, not done");
     } else if changes && route != "unknown" {
         tracing::info!(%method, path, status, caller, ms = elapsed.as_millis(), "asked of the API");

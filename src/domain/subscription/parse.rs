@@ -94,10 +94,28 @@ fn check_form(value: &Value) -> Result<(), FieldError> {
             format!("this version does not support {ordering}; write \"none\", or leave it out"),
         ));
     }
+    check_objects(delivery)?;
     match delivery.get("auth") {
         Some(auth) => check_auth(auth),
         None => Ok(()),
     }
+}
+
+/// What may hold a secret where an object belongs: serde's own error would quote it.
+fn check_objects(delivery: &serde_json::Map<String, Value>) -> Result<(), FieldError> {
+    let signing = delivery.get("signing");
+    let places = [
+        ("delivery.signing", signing),
+        ("delivery.signing.previous", signing.and_then(|signing| signing.get("previous"))),
+        ("delivery.tls", delivery.get("tls")),
+        ("delivery.headers", delivery.get("headers")),
+    ];
+    for (field, value) in places {
+        if value.is_some_and(|value| !value.is_object() && !value.is_null()) {
+            return Err(FieldError::new(field, format!("must be an object{}", remedy(field))));
+        }
+    }
+    Ok(())
 }
 
 fn check_auth(auth: &Value) -> Result<(), FieldError> {

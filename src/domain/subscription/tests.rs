@@ -298,3 +298,26 @@ fn a_header_called_sealed_is_shown_as_it_is() {
     let hidden = Subscription::from_value(document).unwrap().hidden_json();
     assert_eq!(hidden["delivery"]["headers"]["sealed"], "yes");
 }
+
+/// Serde's error for a text in the place of an object quotes the text.
+#[test]
+fn a_secret_in_the_wrong_place_is_not_repeated() {
+    for (field, part) in [
+        ("delivery.signing", r#""signing": "whsec_hush""#),
+        ("delivery.signing.previous", r#""signing": {"secret": "whsec_x", "previous": "hush"}"#),
+        ("delivery.signing", r#""signing": ["hush"]"#),
+        ("delivery.tls", r#""tls": "hush""#),
+        ("delivery.headers", r#""headers": "authorization: hush""#),
+        ("delivery.auth", r#""auth": "Bearer hush""#),
+        ("delivery.auth.token", r#""auth": {"type": "bearer", "token": ["hush"]}"#),
+        ("delivery.signing.secret", r#""signing": {"secret": ["hush"]}"#),
+        ("delivery.tls.key", r#""tls": {"key": ["hush"]}"#),
+    ] {
+        let json = format!(
+            r#"{{"id": "a", "events": ["user.*"], "delivery": {{"url": "https://x.example/", {part}}}}}"#
+        );
+        let error = Subscription::from_json(json.as_bytes()).expect_err("it is refused");
+        assert_eq!(error.field, field);
+        assert!(!error.problem.contains("hush"), "{error}");
+    }
+}
