@@ -1,14 +1,12 @@
 //! What the settings say to each part of the hub, in that part's own words.
 
-use std::sync::Arc;
-
 use secrecy::SecretString;
 
 use crate::domain::outcome::RetryPolicy;
 use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, Unopened};
 use crate::nats::definitions::{Limits, Shape};
 use crate::nats::{ConnectOptions, Tls};
-use crate::seal::{MasterKeyError, Sealer};
+use crate::seal::Sealer;
 use crate::settings::Settings;
 
 /// What the settings say of attempts.
@@ -18,11 +16,6 @@ pub fn retry_policy(settings: &Settings) -> RetryPolicy {
         waits: settings.delivery.retry.clone(),
         max_retry_after: settings.delivery.max_retry_after,
     }
-}
-
-/// Opens credentials with the settings' master key.
-pub fn opener(settings: &Settings) -> Result<Arc<dyn OpenSecret>, MasterKeyError> {
-    Ok(Arc::new(MasterKey(Sealer::from_settings(&settings.secrets)?)))
 }
 
 /// What the settings say of the HTTP deliveries.

@@ -40,8 +40,7 @@ use crate::tasks::{TaskError, Tasks};
 mod relaying;
 mod resolving;
 
-use crate::configured::{MasterKey, bytes};
-pub use crate::configured::{connect_options, http_config, opener, retry_policy, shape};
+use crate::configured::{MasterKey, bytes, connect_options, http_config, retry_policy, shape};
 use relaying::Relaying;
 
 /// What a process does; by default all of it.

@@ -5,8 +5,8 @@ mod support;
 use std::path::PathBuf;
 
 use integration_hub::broker_process::BrokerOptions;
+use integration_hub::configured::connect_options;
 use integration_hub::nats::JetStream;
-use integration_hub::serve::connect_options;
 use integration_hub::settings::Settings;
 use serde_json::{Value, json};
 use support::{Hub, TestBroker, free_port, nats_server, print_output, require_tool};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use integration_hub::configured::connect_options;
 use integration_hub::domain::dead_letter::{DeadLetter, State};
 use integration_hub::domain::last_words::LastWords;
 use integration_hub::domain::outcome::{Fault, Reason};
@@ -15,7 +16,6 @@ use integration_hub::management::publishing::{EventForm, Published};
 use integration_hub::management::traces::{TraceRequest, Traced};
 use integration_hub::management::{Management, ManagementError};
 use integration_hub::nats::JetStream;
-use integration_hub::serve::connect_options;
 use integration_hub::settings::Settings;
 use serde_json::json;
 use support::{Hub, QUICK, TestBroker, eventually};

@@ -20,7 +20,6 @@ use crate::domain::subscription::Subscription;
 use crate::http_delivery::bare::BareClient;
 use crate::nats::{JetStream, provision};
 use crate::seal::{Sealer, seal_subscription};
-use crate::serve;
 use crate::settings::Settings;
 
 /// Deliveries in flight at once: the default pool of a domain, and of the bare loop.
@@ -74,8 +73,9 @@ impl Rig {
         let text = child::settings(&broker.url(), outbox, &listen, &master_key);
         let settings = Settings::from_toml("the bench", &text)?;
         let sealer = Sealer::from_settings(&settings.secrets)?.ok_or(BenchError::NoMasterKey)?;
-        let js = JetStream::connect(&serve::connect_options(&settings, "integration-hub bench")).await?;
-        provision::apply(&js, &serve::shape(&settings)).await?;
+        let js = JetStream::connect(&crate::configured::connect_options(&settings, "integration-hub bench"))
+            .await?;
+        provision::apply(&js, &crate::configured::shape(&settings)).await?;
         let (receiver, client) = (Receiver::start()?, BareClient::new()?);
         Ok(Self { js, receiver, client, broker, listen, settings: text, sealer })
     }

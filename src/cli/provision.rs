@@ -7,7 +7,6 @@ use super::connect;
 use super::error::{Answer, CliError};
 use super::output::Printer;
 use crate::nats::provision::{self, Drift, DriftKind};
-use crate::serve;
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
@@ -19,7 +18,7 @@ pub struct Options {
 
 pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     let js = connect(settings).await?;
-    let shape = serve::shape(settings);
+    let shape = crate::configured::shape(settings);
     if options.check {
         let drifts = provision::check(&js, &shape).await?;
         if printer.is_json() {

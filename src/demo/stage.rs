@@ -13,10 +13,11 @@ use super::receiver::{Credentials, Receiver};
 use super::telling::Teller;
 use super::token_endpoint::TokenEndpoint;
 use crate::broker_process::{BrokerOptions, BrokerProcess, Data};
+use crate::configured::connect_options;
 use crate::domain::subscription::{Limits, Subscription};
 use crate::nats::JetStream;
 use crate::seal::{Sealer, seal_subscription};
-use crate::serve::{Hub, Role, ServeOptions, connect_options};
+use crate::serve::{Hub, Role, ServeOptions};
 use crate::settings::Settings;
 
 /// Of subscriber C, for each answer.
