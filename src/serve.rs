@@ -151,6 +151,7 @@ impl Hub {
         let remote = resolving::remote(settings, &metrics)?;
         let resolver_options = resolving::server_options(settings, options)?;
         let relaying = relaying::relaying(settings, options)?;
+        let brokers = relaying::brokers(settings)?;
         let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
         let shape = shape(settings);
         let done = provision_patiently(&js, &shape).await?;
@@ -223,6 +224,7 @@ impl Hub {
                 js.clone(),
                 subscriptions,
                 HttpDelivery::new(http_config(settings)),
+                brokers,
                 Arc::new(MasterKey(sealer)),
                 outbox_settings(settings, &domains, shape.clone()),
                 metrics.clone(),

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::{Role, ServeError, ServeOptions};
+use crate::configured::external_broker;
 use crate::roles::outbox_relay::{ExternalTarget, OutboxRelaySettings};
-use crate::settings::{ExternalBroker, Mechanism, Provider, Settings};
-use crate::sinks::{self, Broker, SettingError, Timeouts, Tls, amqp, kafka, nats};
+use crate::settings::Settings;
+use crate::sinks::Broker;
 use crate::store::{Retention, Store, StoreOptions};
 
 /// What the role needs beside the hub's own connection.
@@ -26,12 +27,11 @@ pub(super) fn relaying(settings: &Settings, options: &ServeOptions) -> Result<Op
     let workers = u32::try_from(2 * (settings.external_brokers.len() + 1) + 1).unwrap_or(u32::MAX);
     store.connections = outbox.connections.max(workers);
     store.timeout = outbox.timeout;
-    let external = settings.external_brokers.iter().map(|entry| {
-        let of_entry = |source| ServeError::ExternalBroker { name: entry.name.clone(), source };
+    let external = settings.external_brokers.iter().zip(brokers(settings)?).map(|(entry, (name, broker))| {
         let destination = entry
             .destination()
             .map_err(|error| ServeError::Destination { name: entry.name.clone(), source: error })?;
-        Ok(ExternalTarget { name: entry.name.clone(), broker: broker(entry).map_err(of_entry)?, destination })
+        Ok(ExternalTarget { name, broker, destination })
     });
     Ok(Some(Relaying {
         external: external.collect::<Result<_, ServeError>>()?,
@@ -54,56 +54,12 @@ pub(super) fn relaying(settings: &Settings, options: &ServeOptions) -> Result<Op
     }))
 }
 
-/// The external broker of an entry. Connects with the first message.
-pub(super) fn broker(entry: &ExternalBroker) -> Result<Arc<dyn Broker>, SettingError> {
-    let url = &entry.url;
-    let tls = Tls {
-        required: entry.tls_required,
-        ca_file: entry.tls_ca_file.clone(),
-        cert_file: entry.tls_cert_file.clone(),
-        key_file: entry.tls_key_file.clone(),
-    };
-    let timeouts = Timeouts { publish: entry.timeout, ..Timeouts::default() };
-    let (user, password) = (entry.user.clone(), entry.password.clone());
-    Ok(match entry.provider {
-        Provider::Nats => Arc::new(nats::Nats::new(nats::Options {
-            mode: if entry.jetstream { nats::Mode::JetStream } else { nats::Mode::Core },
-            credentials_file: entry.credentials_file.clone(),
-            nkey_seed_file: entry.nkey_seed_file.clone(),
-            user,
-            password,
-            token: entry.token.clone(),
-            tls,
-            timeouts,
-            ..nats::Options::new(url)
-        })?),
-        Provider::Redis => Arc::new(sinks::redis::Redis::new(sinks::redis::Options {
-            user,
-            password,
-            tls,
-            max_len: entry.max_len,
-            timeouts,
-            ..sinks::redis::Options::new(url)
-        })?),
-        Provider::Amqp => Arc::new(amqp::Amqp::new(amqp::Options {
-            user,
-            password,
-            tls,
-            exchange: entry.exchange.clone(),
-            timeouts,
-            ..amqp::Options::new(url)
-        })?),
-        Provider::Kafka => Arc::new(kafka::Kafka::new(kafka::Options {
-            user,
-            password,
-            mechanism: match entry.mechanism {
-                Mechanism::Plain => kafka::Mechanism::Plain,
-                Mechanism::ScramSha256 => kafka::Mechanism::ScramSha256,
-                Mechanism::ScramSha512 => kafka::Mechanism::ScramSha512,
-            },
-            tls,
-            timeouts,
-            ..kafka::Options::new(url)
-        })?),
-    })
+/// The external brokers of the settings, in their order. Each role has connections of its own, which it
+/// makes with its first message and closes at its end: a backlog of the relay's holds up no delivery.
+pub(super) fn brokers(settings: &Settings) -> Result<Vec<(String, Arc<dyn Broker>)>, ServeError> {
+    let made = settings.external_brokers.iter().map(|entry| match external_broker(entry) {
+        Ok(broker) => Ok((entry.name.clone(), broker)),
+        Err(source) => Err(ServeError::ExternalBroker { name: entry.name.clone(), source }),
+    });
+    made.collect()
 }

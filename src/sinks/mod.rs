@@ -17,6 +17,7 @@
 //! end at once as `Unavailable`.
 
 pub mod amqp;
+mod attempt;
 pub mod kafka;
 mod link;
 pub mod nats;
@@ -24,6 +25,8 @@ pub mod redis;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use attempt::attempt;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;

@@ -15,11 +15,20 @@ use crate::domain::event::is_attribute_name;
 pub const CONTENT_TYPE: &str = "application/vnd.integration-hub.envelope+json";
 
 /// A full envelope. Members that are not known here are passed over: the hub's own rows have none.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub struct Envelope<'a> {
-    #[serde(borrow)]
     pub data: &'a RawValue,
     pub metadata: Metadata,
+    /// The metadata as it was written.
+    pub raw_metadata: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Parts<'a> {
+    #[serde(borrow)]
+    data: &'a RawValue,
+    #[serde(borrow)]
+    metadata: &'a RawValue,
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,7 +80,8 @@ pub(super) fn is_reserved(extension: &str) -> bool {
 impl<'a> Envelope<'a> {
     /// Reads an envelope. The error names the member that is missing or wrong.
     pub fn from_json(json: &'a str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(json)
+        let Parts { data, metadata } = serde_json::from_str(json)?;
+        Ok(Self { data, metadata: serde_json::from_str(metadata.get())?, raw_metadata: metadata })
     }
 
     /// An extension that is a text.
