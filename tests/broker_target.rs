@@ -4,18 +4,21 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream;
 use integration_hub::domain::dead_letter::State;
 use integration_hub::domain::outbox::RaisedEvent;
 use integration_hub::domain::outcome::{Fault, Reason};
 use integration_hub::nats::DeadLetterEntry;
+use krafka::consumer::AutoOffsetReset;
+use lapin::options::BasicGetOptions;
+use lapin::types::FieldTable;
 use serde_json::{Value, json};
 use support::relay::{SOON, external, partner, settings, stored};
 use support::{
-    ApiClient, FaultProxy, Hub, QUICK, Receiver, RedisServer, TestBroker, TestClient, TestDatabase,
-    eventually, ids, subscription,
+    ApiClient, Direction, FaultProxy, Hub, KafkaServer, QUICK, RabbitMq, Receiver, RedisServer, TestBroker,
+    TestClient, TestDatabase, eventually, ids, subscription,
 };
 
 const DOMAIN: &str = "user-lifecycle";
@@ -108,8 +111,10 @@ async fn an_event_arrives_in_redis_and_nats_in_the_stripped_envelope() {
 
     // The log, the trace and the metrics are those of any delivery, without a status.
     let trace = eventually(SOON, "the attempts are logged", async || {
-        let trace = hub.cli_json(&["event", "trace", "e1"]).await;
-        let attempts = trace["timeline"].as_array().expect("a list").iter();
+        // Nothing at all may be known yet: exit code 1.
+        let output = hub.cli(&["event", "trace", "e1", "--output", "json"]).await;
+        let trace: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let attempts = trace["timeline"].as_array().into_iter().flatten();
         let attempts: Vec<Value> = attempts.filter(|step| step["what"] == "attempt").cloned().collect();
         if attempts.len() == 3 { Ok(attempts) } else { Err(attempts) }
     })
@@ -215,7 +220,7 @@ async fn what_a_broker_that_is_down_misses_is_dead_lettered_and_replayed() {
     assert_eq!(hub.metric("hub_failures_total", &kind).await, 3.0 * missed.len() as f64);
 
     redis.process.restart().await;
-    hub.cli_ok(&["dlt", "replay", "--subscription", "crm", "--all", "--yes"]).await;
+    hub.cli_ok(&["dlt", "replay", "--subscription", "crm"]).await;
     let messages = arrived(&redis, "orders", 1 + missed.len()).await;
     let expected: BTreeSet<&str> = missed.iter().map(String::as_str).chain(["before"]).collect();
     assert_eq!(event_ids(&messages), expected);
@@ -226,7 +231,7 @@ async fn what_a_broker_that_is_down_misses_is_dead_lettered_and_replayed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_hangs_slows_nobody_else() {
-    const EVENTS: usize = 400;
+    const EVENTS: usize = 500;
     let Some(redis) = RedisServer::start(&[]).await else { return };
     let proxy = FaultProxy::start(&redis.url()).await;
     let (broker, other, receiver) = (TestBroker::start().await, partner().await, Receiver::start().await);
@@ -238,9 +243,11 @@ async fn a_broker_that_hangs_slows_nobody_else() {
     let mut hub = Hub::serve(&broker.url(), &format!("{quick}\n{domain}\n{brokers}"), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
+    let mut hangs = to_broker("hangs", &["user.>"], "hanging", "orders");
+    hangs["delivery"]["timeout"] = json!("1s");
     client
         .subscribe([
-            to_broker("hangs", &["user.>"], "hanging", "orders"),
+            hangs,
             to_broker("to-nats", &["user.>"], "other", "user.orders"),
             subscription("to-url", &["user.>"], &receiver.url("/url")),
         ])
@@ -250,15 +257,22 @@ async fn a_broker_that_hangs_slows_nobody_else() {
     arrived(&redis, "orders", 1).await;
     proxy.freeze();
 
+    // For longer than attempts and the broker's own timeouts last.
     let events = ids("beside", EVENTS);
-    let published = std::time::Instant::now();
-    client.publish_all("user.created", &events).await;
+    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    for id in &events {
+        ticks.tick().await;
+        client.publish("user.created", id).await;
+    }
+    let published = Instant::now();
     receiver.wait_accepted("/url", 1 + EVENTS, SOON).await;
     stored(&other, "PARTNER", 1 + EVENTS as u64).await;
     let took = published.elapsed();
-    println!("{EVENTS} events beside a broker that hangs: {took:?}");
-    // One after the other, its timeouts alone would take EVENTS / 8 * 2 s.
-    assert!(took < Duration::from_secs(15), "the others have theirs: {took:?}");
+    let timeouts = hub.metric("hub_failures_total", &["kind=\"timeout\""]).await;
+    println!("{EVENTS} events beside a broker that hangs: {took:?} after the last, {timeouts} timeouts");
+    assert!(timeouts > 3.0, "it was tried all the while: {timeouts}");
+    // Behind its timeouts, eight at a time, they would be some hundred seconds late.
+    assert!(took < Duration::from_secs(3), "the others have theirs: {took:?}");
     assert_eq!(entries(&redis, "orders").await.len(), 1, "it hangs");
 
     proxy.thaw();
@@ -271,6 +285,85 @@ async fn a_broker_that_hangs_slows_nobody_else() {
     .await;
     broker.nothing_owed_within(SOON).await;
     dead_letters(&client, "hangs", 0).await;
+    assert!(hub.terminate().await.success());
+}
+
+/// The broker's own timeouts, which would find it out, are longer than an attempt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_fell_silent_is_given_up_though_each_attempt_is_short() {
+    let Some(redis) = RedisServer::start(&[]).await else { return };
+    let proxy = FaultProxy::start(&redis.url()).await;
+    let broker = TestBroker::start().await;
+    let brokers = external("partner_events", "redis", &proxy.url("redis"), "");
+    let quick = QUICK.replace("schedule = []", "schedule = [\"1s\", \"2s\", \"2s\", \"2s\", \"2s\", \"2s\"]");
+    let mut hub = Hub::serve(&broker.url(), &format!("{quick}\n{brokers}"), &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    let mut short = to_broker("crm", &["user.>"], "partner_events", "orders");
+    short["delivery"]["timeout"] = json!("300ms");
+    client.subscribe([short]).await;
+    client.publish("user.created", "before").await;
+    arrived(&redis, "orders", 1).await;
+
+    // From here on this one connection is open and silent; a new one would be served.
+    let silent = proxy.cut_before(Direction::ToServer, "XADD");
+    let events = ids("after", 5);
+    client.publish_all("user.created", &events).await;
+    silent.fired(SOON).await;
+    let expected: BTreeSet<&str> = events.iter().map(String::as_str).chain(["before"]).collect();
+    eventually(SOON, "all of it arrives over another connection", async || {
+        let messages = entries(&redis, "orders").await;
+        let found = event_ids(&messages);
+        if found == expected { Ok(()) } else { Err(found.len()) }
+    })
+    .await;
+    assert!(hub.metric("hub_failures_total", &["kind=\"timeout\""]).await > 0.0);
+    broker.nothing_owed_within(SOON).await;
+    assert!(hub.terminate().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_and_kafka_are_targets_as_well() {
+    let Some(rabbit) = RabbitMq::start("").await else { return };
+    let Some(kafka) = KafkaServer::start().await else { return };
+    rabbit.declare("orders", FieldTable::default()).await;
+    kafka.create_topic("orders", 1).await;
+    let broker = TestBroker::start().await;
+    let brokers =
+        external("rabbit", "amqp", &rabbit.url(), "") + &external("kafka", "kafka", &kafka.url(), "");
+    let mut hub = Hub::serve(&broker.url(), &format!("{QUICK}\n{brokers}"), &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client
+        .subscribe([
+            to_broker("to-rabbit", &["user.>"], "rabbit", "orders"),
+            to_broker("to-kafka", &["user.>"], "kafka", "orders"),
+        ])
+        .await;
+    client.publish("user.created", "e1").await;
+
+    let channel = rabbit.channel().await;
+    let delivered = eventually(SOON, "RabbitMQ has it", async || {
+        let got = channel.basic_get("orders".into(), BasicGetOptions::default()).await;
+        got.expect("RabbitMQ answers").ok_or("nothing yet")
+    })
+    .await;
+    let id = delivered.delivery.properties.message_id().as_ref().expect("an id").to_string();
+    assert!(id.starts_with("env_"), "{id}");
+    let in_rabbit: Value = serde_json::from_slice(&delivered.delivery.data).expect("JSON");
+    assert_eq!(in_rabbit["metadata"]["headers"]["id"], "e1");
+
+    let consumer = kafka.client().await;
+    let consumer = consumer.consumer_without_group().auto_offset_reset(AutoOffsetReset::Earliest);
+    let consumer = consumer.build().await.expect("a consumer");
+    consumer.assign("orders", vec![0]).await.expect("assigned");
+    let in_kafka = eventually(SOON, "Kafka has it", async || {
+        let records = consumer.poll(Duration::from_millis(200)).await.expect("polled");
+        records.into_iter().next().and_then(|record| record.value).ok_or("nothing yet")
+    })
+    .await;
+    assert_eq!(serde_json::from_slice::<Value>(&in_kafka).expect("JSON"), in_rabbit);
+    broker.nothing_owed_within(SOON).await;
     assert!(hub.terminate().await.success());
 }
 
