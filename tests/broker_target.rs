@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use support::relay::{SOON, external, partner, settings, stored};
 use support::{
     ApiClient, Direction, FaultProxy, Hub, KafkaServer, QUICK, RabbitMq, Receiver, RedisServer, TestBroker,
-    TestClient, TestDatabase, eventually, ids, subscription,
+    TestClient, TestDatabase, eventually, free_port, ids, subscription,
 };
 
 const DOMAIN: &str = "user-lifecycle";
@@ -416,6 +416,31 @@ async fn what_can_never_be_published_is_dead_lettered_at_once() {
     assert_eq!((letter.reason, letter.fault, letter.attempts), (Reason::Exhausted, Fault::Hub, 3));
     let error = letter.last_error.unwrap_or_default();
     assert!(error.contains("\"taken_out\"") && error.contains("other"), "{error}");
+    broker.nothing_owed_within(SOON).await;
+    assert!(hub.terminate().await.success());
+}
+
+/// Subscriptions resolved elsewhere: the envelope carries the broker's name, and the hub that delivers has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resolver_may_name_a_broker() {
+    let (registry, broker, other) = (TestBroker::start().await, TestBroker::start().await, partner().await);
+    let port = free_port();
+    let listen = format!("[subscriptions]\nlisten = \"127.0.0.1:{port}\"\nlisten_anonymous = true\n");
+    let mut answering = Hub::serve(&registry.url(), &listen, &["--role", "subscription-resolver"]);
+    answering.ready().await;
+    let elsewhere = TestClient::connect(&registry.url()).await;
+    elsewhere.subscribe([to_broker("to-nats", &["user.>"], "other", "user.orders")]).await;
+
+    let brokers = external("other", "nats", &other.url(), "");
+    let source = format!("[subscriptions]\nsource = \"grpc\"\ngrpc_url = \"http://127.0.0.1:{port}\"\n");
+    let mut hub = Hub::serve(&broker.url(), &format!("{QUICK}\n{source}\n{brokers}"), &[]);
+    hub.ready().await;
+    TestClient::connect(&broker.url()).await.publish("user.created", "e1").await;
+    let message = stored(&other, "PARTNER", 1).await.remove(0);
+    assert_eq!(
+        (message.subject.as_str(), event_ids(&[message.body])),
+        ("user.orders", BTreeSet::from(["e1"]))
+    );
     broker.nothing_owed_within(SOON).await;
     assert!(hub.terminate().await.success());
 }
