@@ -29,7 +29,7 @@ use crate::http_delivery::{HttpDelivery, OpenSecret};
 use crate::metrics::Metrics;
 use crate::nats::definitions::Shape;
 use crate::nats::{JetStream, NatsError, Registry};
-use crate::sinks::Broker;
+use crate::sinks::NamedBroker;
 
 /// What is known of the subscriptions whose envelopes are delivered.
 #[derive(Clone)]
@@ -87,7 +87,7 @@ impl OutboxProcessor {
         js: JetStream,
         subscriptions: Subscriptions,
         http: HttpDelivery,
-        brokers: Vec<(String, Arc<dyn Broker>)>,
+        brokers: Vec<NamedBroker>,
         opener: Arc<dyn OpenSecret>,
         settings: OutboxProcessorSettings,
         metrics: Metrics,

@@ -1,12 +1,10 @@
 //! The parts of the role outbox-relay, as the settings say.
 
-use std::sync::Arc;
-
 use super::{Role, ServeError, ServeOptions};
 use crate::configured::external_broker;
 use crate::roles::outbox_relay::{ExternalTarget, OutboxRelaySettings};
 use crate::settings::Settings;
-use crate::sinks::Broker;
+use crate::sinks::NamedBroker;
 use crate::store::{Retention, Store, StoreOptions};
 
 /// What the role needs beside the hub's own connection.
@@ -56,7 +54,7 @@ pub(super) fn relaying(settings: &Settings, options: &ServeOptions) -> Result<Op
 
 /// The external brokers of the settings, in their order. Each role has connections of its own, which it
 /// makes with its first message and closes at its end: a backlog of the relay's holds up no delivery.
-pub(super) fn brokers(settings: &Settings) -> Result<Vec<(String, Arc<dyn Broker>)>, ServeError> {
+pub(super) fn brokers(settings: &Settings) -> Result<Vec<NamedBroker>, ServeError> {
     let made = settings.external_brokers.iter().map(|entry| match external_broker(entry) {
         Ok(broker) => Ok((entry.name.clone(), broker)),
         Err(source) => Err(ServeError::ExternalBroker { name: entry.name.clone(), source }),

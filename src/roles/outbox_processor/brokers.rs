@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::domain::attempt::Attempt;
 use crate::domain::outcome::{Failure, Outcome};
-use crate::sinks::{self, Broker, Outgoing};
+use crate::sinks::{self, Broker, NamedBroker, Outgoing};
 
 /// The longest time a connection is looked at; the brokers' own timeouts are shorter as a rule.
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
@@ -36,7 +36,7 @@ struct Known {
 }
 
 impl Brokers {
-    pub(super) fn new(brokers: impl IntoIterator<Item = (String, Arc<dyn Broker>)>) -> Self {
+    pub(super) fn new(brokers: Vec<NamedBroker>) -> Self {
         let known = brokers
             .into_iter()
             .map(|(name, broker)| (name, Known { broker, is_checked: Arc::default() }))
