@@ -323,46 +323,62 @@ async fn a_connection_that_fell_silent_is_given_up_though_each_attempt_is_short(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rabbitmq_and_kafka_are_targets_as_well() {
+async fn rabbitmq_and_kafka_are_targets_as_well_and_lose_a_silent_connection() {
     let Some(rabbit) = RabbitMq::start("").await else { return };
     let Some(kafka) = KafkaServer::start().await else { return };
     rabbit.declare("orders", FieldTable::default()).await;
     kafka.create_topic("orders", 1).await;
+    let rabbit_proxy = FaultProxy::start(&format!("127.0.0.1:{}", rabbit.process.port())).await;
     let broker = TestBroker::start().await;
     let brokers =
-        external("rabbit", "amqp", &rabbit.url(), "") + &external("kafka", "kafka", &kafka.url(), "");
-    let mut hub = Hub::serve(&broker.url(), &format!("{QUICK}\n{brokers}"), &[]);
+        external("rabbit", "amqp", &rabbit_proxy.url("amqp"), "user = \"guest\"\npassword = \"guest\"")
+            + &external("kafka", "kafka", &kafka.url(), "");
+    let quick = QUICK.replace("schedule = []", "schedule = [\"1s\", \"2s\", \"2s\", \"2s\", \"2s\", \"2s\"]");
+    let mut hub = Hub::serve(&broker.url(), &format!("{quick}\n{brokers}"), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
-    client
-        .subscribe([
-            to_broker("to-rabbit", &["user.>"], "rabbit", "orders"),
-            to_broker("to-kafka", &["user.>"], "kafka", "orders"),
-        ])
-        .await;
-    client.publish("user.created", "e1").await;
+    let short = |id: &str, name: &str| {
+        let mut short = to_broker(id, &["user.>"], name, "orders");
+        short["delivery"]["timeout"] = json!("500ms");
+        short
+    };
+    client.subscribe([short("to-rabbit", "rabbit"), short("to-kafka", "kafka")]).await;
+    client.publish("user.created", "event-1").await;
 
     let channel = rabbit.channel().await;
-    let delivered = eventually(SOON, "RabbitMQ has it", async || {
-        let got = channel.basic_get("orders".into(), BasicGetOptions::default()).await;
-        got.expect("RabbitMQ answers").ok_or("nothing yet")
-    })
-    .await;
-    let id = delivered.delivery.properties.message_id().as_ref().expect("an id").to_string();
-    assert!(id.starts_with("env_"), "{id}");
-    let in_rabbit: Value = serde_json::from_slice(&delivered.delivery.data).expect("JSON");
-    assert_eq!(in_rabbit["metadata"]["headers"]["id"], "e1");
-
+    let from_rabbit = async |event: &str| {
+        eventually(SOON, &format!("RabbitMQ has {event}"), async || {
+            let got = channel.basic_get("orders".into(), BasicGetOptions { no_ack: true }).await;
+            let Some(got) = got.expect("RabbitMQ answers") else { return Err("nothing yet".to_owned()) };
+            let id = got.delivery.properties.message_id().as_ref().expect("an id").to_string();
+            assert!(id.starts_with("env_"), "{id}");
+            let body: Value = serde_json::from_slice(&got.delivery.data).expect("JSON");
+            if body["metadata"]["headers"]["id"] == event { Ok(body) } else { Err(body.to_string()) }
+        })
+        .await
+    };
     let consumer = kafka.client().await;
     let consumer = consumer.consumer_without_group().auto_offset_reset(AutoOffsetReset::Earliest);
     let consumer = consumer.build().await.expect("a consumer");
     consumer.assign("orders", vec![0]).await.expect("assigned");
-    let in_kafka = eventually(SOON, "Kafka has it", async || {
-        let records = consumer.poll(Duration::from_millis(200)).await.expect("polled");
-        records.into_iter().next().and_then(|record| record.value).ok_or("nothing yet")
-    })
-    .await;
-    assert_eq!(serde_json::from_slice::<Value>(&in_kafka).expect("JSON"), in_rabbit);
+    let from_kafka = async |event: &str| {
+        eventually(SOON, &format!("Kafka has {event}"), async || {
+            let records = consumer.poll(Duration::from_millis(200)).await.expect("polled");
+            let mut bodies = records
+                .into_iter()
+                .filter_map(|record| serde_json::from_slice::<Value>(&record.value.expect("a value")).ok());
+            bodies.find(|body| body["metadata"]["headers"]["id"] == event).ok_or("not yet")
+        })
+        .await
+    };
+    assert_eq!(from_rabbit("event-1").await, from_kafka("event-1").await);
+
+    let silent = [&rabbit_proxy, &kafka.proxy].map(|proxy| proxy.cut_before(Direction::ToServer, "event-2"));
+    client.publish("user.created", "event-2").await;
+    for silent in silent {
+        silent.fired(SOON).await;
+    }
+    assert_eq!(from_rabbit("event-2").await, from_kafka("event-2").await);
     broker.nothing_owed_within(SOON).await;
     assert!(hub.terminate().await.success());
 }

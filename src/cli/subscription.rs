@@ -57,8 +57,8 @@ pub enum Command {
     },
     /// Who would get an event: exit code 1 where nobody would
     Match(sample::MatchOptions),
-    /// Send a sample event to a subscription's endpoint, once, and show request and answer: exit
-    /// code 1 where it is not accepted
+    /// Send a sample event to a subscription's endpoint or broker, once, and show request and answer:
+    /// exit code 1 where it is not accepted
     Test(sample::TestOptions),
     /// Sign with a new secret, and print what the receiver verifies with, this once
     RotateSecret {
