@@ -259,9 +259,9 @@ async fn a_crash_between_effect_and_acknowledgement_changes_nothing(partner: Par
     let service = Service::new();
     let proxy = FaultProxy::start(&partner.url()).await;
     let acknowledging = proxy.cut_before(Direction::ToServer, partner.acknowledgement());
-    let mut first = service.start(&partner, &proxy.url(partner.scheme()), &[]);
     partner.add(&created("e1", "ann")).await;
     partner.add(&created("e2", "bob")).await;
+    let mut first = service.start(&partner, &proxy.url(partner.scheme()), &[]);
     acknowledging.fired(SOON).await;
     assert_eq!(service.letters().await, ["ann"], "the effect is committed before it is acknowledged");
     first.kill().await;

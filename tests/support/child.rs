@@ -73,6 +73,13 @@ pub fn example(name: &str) -> PathBuf {
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
+        // What the cargo that runs this test says of this package would make dependencies seem changed.
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy();
+            if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+                cargo.env_remove(&*name);
+            }
+        }
         let status = cargo.status().expect("cargo runs");
         assert!(status.success(), "the examples do not build: {status}");
     });
