@@ -21,7 +21,7 @@ const GROUP: &str = "customers";
 /// The broker that the subscriber reads.
 enum Partner {
     Redis(RedisServer),
-    Nats(TestBroker),
+    Nats(Box<TestBroker>),
 }
 
 impl Partner {
@@ -169,7 +169,7 @@ async fn redis() -> Option<Partner> {
 }
 
 async fn nats() -> Option<Partner> {
-    Some(Partner::Nats(partner().await))
+    Some(Partner::Nats(Box::new(partner().await)))
 }
 
 /// Runs each of these on both brokers.

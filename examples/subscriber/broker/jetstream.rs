@@ -38,7 +38,12 @@ impl JetStream {
             let (place, attempts) = (format!("{} {}", self.stream, info.stream_sequence), info.delivered);
             let (message, acker) = message.split();
             let attempts = u64::try_from(attempts).unwrap_or(1);
-            Ok(Delivery { place, body: message.payload, attempts, receipt: Receipt::JetStream(acker) })
+            Ok(Delivery {
+                place,
+                body: message.payload,
+                attempts,
+                receipt: Receipt::JetStream(Box::new(acker)),
+            })
         });
         deliveries.collect()
     }

@@ -47,12 +47,12 @@ pub struct Delivery {
 
 enum Receipt {
     Redis(String),
-    JetStream(async_nats::jetstream::message::Acker),
+    JetStream(Box<async_nats::jetstream::message::Acker>),
 }
 
 pub enum Broker {
     Redis(redis_stream::RedisStream),
-    JetStream(jetstream::JetStream),
+    JetStream(Box<jetstream::JetStream>),
 }
 
 impl Source {
@@ -71,7 +71,7 @@ impl Broker {
         source.check()?;
         Ok(match source.url.scheme() {
             "redis" | "rediss" => Self::Redis(redis_stream::RedisStream::connect(source).await?),
-            _ => Self::JetStream(jetstream::JetStream::connect(source).await?),
+            _ => Self::JetStream(Box::new(jetstream::JetStream::connect(source).await?)),
         })
     }
 
