@@ -13,7 +13,7 @@ use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use support::relay::{RELAY, SOON, external, public, settings, wait_for};
 use support::{
-    ChildProcess, Direction, FaultProxy, Hub, RedisServer, TestBroker, TestDatabase, eventually,
+    ChildProcess, Direction, FaultProxy, Hub, RedisServer, TestBroker, TestDatabase, eventually, example,
     require_tool, tool,
 };
 use tempfile::TempDir;
@@ -98,13 +98,17 @@ impl Producer {
         data.collect()
     }
 
-    /// Waits until the example has read and acknowledged everything.
+    /// Waits until the Protean example has read and acknowledged everything.
     async fn nothing_owed(&self) {
+        self.nothing_owed_to(GROUP).await;
+    }
+
+    async fn nothing_owed_to(&self, group: &str) {
         eventually(SOON, "everything is acknowledged", async || {
             let groups: Option<redis::streams::StreamInfoGroupsReply> =
                 self.redis(&["XINFO", "GROUPS", "user"]).await;
             let groups = groups.map(|reply| reply.groups).unwrap_or_default();
-            let group = groups.into_iter().find(|group| group.name == GROUP);
+            let group = groups.into_iter().find(|found| found.name == group);
             match group.map(|group| (group.lag, group.pending)) {
                 Some((Some(0), 0)) => Ok(()),
                 owed => Err(owed),
@@ -127,13 +131,16 @@ impl Customers {
         Self { database: SqlitePool::connect_lazy_with(options), folder }
     }
 
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("customers.db")
+    }
+
     fn start(&self, python: &Python, redis_url: &str) -> ChildProcess {
         let mut command = python.command();
         command.args(["-m", "customers"]).current_dir(root().join("examples/protean_subscriber"));
-        let database = self.folder.path().join("customers.db");
         command
             .env("REDIS_URL", redis_url)
-            .env("CUSTOMERS_DATABASE", format!("sqlite:///{}", database.display()))
+            .env("CUSTOMERS_DATABASE", format!("sqlite:///{}", self.file().display()))
             .env("RETRY_DELAY_SECONDS", "0.1")
             .env("RECLAIM_AFTER_SECONDS", "2");
         ChildProcess::start(command, &self.folder.path().join("log"))
@@ -293,6 +300,11 @@ async fn what_a_killed_relay_sends_twice_is_handled_once() {
     let Some(producer) = Producer::start().await else { return };
     let customers = Customers::new();
     let mut service = customers.start(&python, &producer.redis.url());
+    // The other example has a group of its own on the same stream.
+    let in_rust = Customers::new();
+    let mut command = Command::new(example("subscriber"));
+    command.env("SUBSCRIBER_BROKER", producer.redis.url()).arg("--database").arg(in_rust.file());
+    let mut rust_service = ChildProcess::start(command, &in_rust.folder.path().join("log"));
 
     let proxy = FaultProxy::start(&producer.redis.url()).await;
     let mut first = producer.relay(&proxy.url("redis")).await;
@@ -320,6 +332,10 @@ async fn what_a_killed_relay_sends_twice_is_handled_once() {
     assert_eq!(inbox, users.map(|user| format!("e-{user}")));
     assert_eq!(producer.redis::<u64>(&["XLEN", "user:dlq"]).await, Some(0));
     assert!(service.terminate().await.success(), "{}", service.log());
+
+    producer.nothing_owed_to("customers").await;
+    assert_eq!(in_rust.rows("SELECT customer_id FROM letters").await, users, "here as well");
+    assert!(rust_service.terminate().await.success(), "{}", rust_service.log());
 }
 
 #[tokio::test]

@@ -51,7 +51,7 @@ enum Receipt {
 }
 
 pub enum Broker {
-    Redis(redis_stream::RedisStream),
+    Redis(Box<redis_stream::RedisStream>),
     JetStream(Box<jetstream::JetStream>),
 }
 
@@ -70,7 +70,7 @@ impl Broker {
     pub async fn connect(source: &Source) -> Result<Self, BrokerError> {
         source.check()?;
         Ok(match source.url.scheme() {
-            "redis" | "rediss" => Self::Redis(redis_stream::RedisStream::connect(source).await?),
+            "redis" | "rediss" => Self::Redis(Box::new(redis_stream::RedisStream::connect(source).await?)),
             _ => Self::JetStream(Box::new(jetstream::JetStream::connect(source).await?)),
         })
     }
