@@ -34,14 +34,6 @@ pub struct Handling {
     pub remember: Duration,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum Interruption {
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
-    #[error(transparent)]
-    Inbox(#[from] InboxError),
-}
-
 impl Handling {
     /// Until it is told to stop. What was read and not acknowledged then is read again later, by whoever is
     /// there.
@@ -51,29 +43,39 @@ impl Handling {
         while !stop.is_cancelled() {
             let before = counts.total();
             if let Err(error) = self.run_connected(&mut counts, stop).await {
-                warn!("{error}; again in {pause:?}");
-                stop.run_until_cancelled(tokio::time::sleep(pause)).await;
-                pause = if counts.total() > before { PAUSES.0 } else { PAUSES.1.min(pause * 2) };
+                if counts.total() > before {
+                    pause = PAUSES.0;
+                }
+                wait(&mut pause, &error, stop).await;
             }
         }
         counts
     }
 
-    async fn run_connected(&self, counts: &mut Counts, stop: &CancellationToken) -> Result<(), Interruption> {
+    /// Until the broker is lost, or the stop.
+    async fn run_connected(&self, counts: &mut Counts, stop: &CancellationToken) -> Result<(), BrokerError> {
         let mut broker = Broker::connect(&self.source).await?;
         info!(host = self.source.url.host_str(), stream = self.source.stream, "subscribed");
         let mut forget_at = Instant::now();
         while !stop.is_cancelled() {
-            self.inbox.check().await?;
             if Instant::now() >= forget_at {
-                self.inbox.forget(self.remember).await?;
+                if let Err(error) = self.inbox.forget(self.remember).await {
+                    warn!("nothing is forgotten for now: {error}");
+                }
                 forget_at = Instant::now() + FORGET_EVERY;
             }
             for delivery in broker.next().await? {
-                if stop.is_cancelled() {
-                    break;
+                let mut pause = PAUSES.0;
+                loop {
+                    if stop.is_cancelled() {
+                        return Ok(());
+                    }
+                    match self.handle(&delivery, counts).await {
+                        Ok(()) => break,
+                        // Not the event's fault: kept in hand, and nothing else is read meanwhile.
+                        Err(error) => wait(&mut pause, &error, stop).await,
+                    }
                 }
-                self.handle(&delivery, counts).await?;
                 // Only now. A crash before this brings the event again, and the inbox knows it.
                 broker.acknowledge(delivery).await?;
             }
@@ -81,7 +83,7 @@ impl Handling {
         Ok(())
     }
 
-    /// `Ok` if nothing is left to do for this event, for whatever reason.
+    /// `Ok` if nothing is left to do for this event, for whatever reason; else our database is away.
     async fn handle(&self, delivery: &Delivery, counts: &mut Counts) -> Result<(), InboxError> {
         if delivery.attempts > u64::from(self.attempts) {
             let reason = format!("read {} times and never acknowledged", delivery.attempts);
@@ -121,6 +123,13 @@ impl Handling {
         counts.put_aside += 1;
         Ok(())
     }
+}
+
+/// Tells why, and waits, the next time for longer; not at all once it is told to stop.
+async fn wait(pause: &mut Duration, error: &dyn std::error::Error, stop: &CancellationToken) {
+    warn!("{error}; again in {pause:?}");
+    stop.run_until_cancelled(tokio::time::sleep(*pause)).await;
+    *pause = PAUSES.1.min(*pause * 2);
 }
 
 impl Counts {

@@ -82,12 +82,6 @@ impl Inbox {
         Ok(Self { pool })
     }
 
-    /// Whether it can be written to. Asked before events are read, so that none uses up its attempts while
-    /// the database is away.
-    pub async fn check(&self) -> Result<(), InboxError> {
-        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?.rollback().await?)
-    }
-
     /// Carries the command out if the event's id is new. Both are committed, or neither is; two processes with
     /// the same event come one after the other.
     pub async fn apply(&self, event_id: &str, command: &RegisterCustomer) -> Result<Applied, InboxError> {

@@ -31,6 +31,7 @@ impl JetStream {
 
     pub async fn next(&mut self) -> Result<Vec<Delivery>, BrokerError> {
         let request = self.consumer.batch().max_messages(self.batch).expires(WAIT);
+        // A server that is gone ends no request: the client does, and connects again by itself.
         let messages: Vec<_> =
             request.messages().await.map_err(nats)?.try_collect().await.map_err(BrokerError::Nats)?;
         let deliveries = messages.into_iter().map(|message| {
@@ -49,7 +50,7 @@ impl JetStream {
     }
 }
 
-/// Waits until the server knows of it.
+/// Waits until the server knows of it, as long as the client waits for any answer (5 s).
 pub async fn acknowledge(acker: &Acker) -> Result<(), BrokerError> {
     acker.double_ack().await.map_err(BrokerError::Nats)
 }
