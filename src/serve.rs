@@ -37,11 +37,13 @@ use crate::store::{Store, StoreError};
 use crate::subscriptions_grpc::{self, ResolverServer};
 use crate::tasks::{TaskError, Tasks};
 
+mod database;
 mod relaying;
 mod resolving;
 
 use crate::configured::{MasterKey, bytes, connect_options, http_config, retry_policy, shape};
-use relaying::{Relaying, Stores};
+use database::Stores;
+use relaying::Relaying;
 
 /// What a process does; by default all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -155,7 +157,7 @@ impl Hub {
         let metrics = Metrics::new();
         let remote = resolving::remote(settings, &metrics)?;
         let resolver_options = resolving::server_options(settings, options)?;
-        let Stores { store, api: outbox } = relaying::stores(settings, options)?;
+        let Stores { store, api: outbox } = database::stores(settings, options)?;
         let relaying = relaying::relaying(settings, options, store.as_ref())?;
         let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
         let shape = shape(settings);
