@@ -175,6 +175,11 @@ async fn rows_are_counted_listed_read_and_ordered_one_by_one_and_many_at_once() 
         let missing = order("retry", json!({"ids": ["e1", "nobody"]})).await.expect(404);
         assert!(missing["detail"].as_str().is_some_and(|text| text.contains("nobody")), "{missing}");
         assert_eq!(
+            order("retry", json!({"ids": ["e1", "nobody"], "after": "1000000:"})).await.expect(200),
+            json!({"retried": 0, "next": null}),
+            "going on, of rows that are gone by now"
+        );
+        assert_eq!(
             order("retry", json!({"ids": ["e1"], "broker": "partner"})).await.expect(200),
             json!({"retried": 1, "next": null})
         );

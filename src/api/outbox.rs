@@ -20,7 +20,7 @@ use super::problem::Problem;
 use super::query::{Asked, PathParts, parsed};
 use crate::domain::access::Caller;
 use crate::management::ManagementError;
-use crate::management::outbox::{BrokerStatus, Course, Cursor, Row, RowDetails, Turn};
+use crate::management::outbox::{BrokerStatus, Course, Cursor, Row, RowDetails, Selection, Turn};
 use conditions::{BulkOrder, ListQuery, Listing};
 
 /// How long an order on many rows goes on before it answers how far it has come: well within the time of a
@@ -124,6 +124,20 @@ async fn discard_one(
     Ok(axum::Json(outbox(&state, &caller).await?.discard_one(&broker, &id).await?).into_response())
 }
 
+/// The outbox, which has rows of all ids that are named. One that goes on was asked this at its beginning.
+async fn named<'a>(
+    state: &'a State,
+    caller: &Caller,
+    selection: &Selection,
+    after: &Cursor,
+) -> Result<Turn<'a>, Problem> {
+    let outbox = outbox(state, caller).await?;
+    if *after == Cursor::default() {
+        outbox.check_ids(selection).await?;
+    }
+    Ok(outbox)
+}
+
 /// What an order to retry did.
 #[derive(Debug, Serialize, ToSchema)]
 struct OutboxRetried {
@@ -147,8 +161,7 @@ async fn retry_many(
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
     let (selection, after) = typed::<BulkOrder>(body)?.read()?;
-    let outbox = outbox(&state, &caller).await?;
-    outbox.check_ids(&selection).await?;
+    let outbox = named(&state, &caller, &selection, &after).await?;
     let done = outbox.retry(&selection, Course::within(LONGEST_ORDER, after)).await?;
     Ok(axum::Json(OutboxRetried { retried: done.rows, next: text(done.next) }).into_response())
 }
@@ -176,8 +189,7 @@ async fn discard_many(
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
     let (selection, after) = typed::<BulkOrder>(body)?.read()?;
-    let outbox = outbox(&state, &caller).await?;
-    outbox.check_ids(&selection).await?;
+    let outbox = named(&state, &caller, &selection, &after).await?;
     let done = outbox.discard(&selection, Course::within(LONGEST_ORDER, after)).await?;
     Ok(axum::Json(OutboxDiscarded { discarded: done.rows, next: text(done.next) }).into_response())
 }
