@@ -60,11 +60,15 @@ impl Partner {
     }
 
     pub async fn amqp() -> Option<Self> {
-        let server = RabbitMq::start("").await?;
-        let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.process.port())).await;
-        let partner = Self { server: Server::Amqp(server), proxy: Some(proxy) };
+        let partner = Self::of_amqp(RabbitMq::start("").await?).await;
         partner.open("user").await;
         Some(partner)
+    }
+
+    /// One that runs already, with the queues it has.
+    pub async fn of_amqp(server: RabbitMq) -> Self {
+        let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.process.port())).await;
+        Self { server: Server::Amqp(server), proxy: Some(proxy) }
     }
 
     pub async fn kafka() -> Option<Self> {
