@@ -755,7 +755,7 @@ async fn a_database_that_crashes_is_found_again() {
     let claimed = claim(&store, "one", 10).await;
     // A claim does not wait for the disk; with the next commit it is there for certain.
     publish("e2");
-    server.crash();
+    server.crash().await;
     let error = claim_error(&store).await;
     assert!(error.is_transient(), "{error:?}");
     assert!(!format!("{error} {error:?} {store:?}").contains(PASSWORD), "{error:?} {store:?}");
