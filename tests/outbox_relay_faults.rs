@@ -70,6 +70,53 @@ async fn killed_between_publishing_and_marking_each_event_is_in_the_streams_once
     }
 }
 
+/// Two relays, one of which dies wherever it is, again and again: both brokers have each event once, in order.
+async fn killed_anywhere_each_event_is_in_the_streams_once(database: &TestDatabase) {
+    const ROWS: usize = 2_000;
+    const KILLS: usize = 8;
+    let store = database.outbox(&["partner"]).await;
+    let (broker, partner) = (TestBroker::start().await, partner().await);
+    let external = external("partner", "nats", &partner.url(), "");
+    let settings = settings(&database.url(), "batch = 100\nclaim_time = \"1s\"", &external);
+    let mut relays = [0, 1].map(|_| Hub::serve(&broker.url(), &settings, &RELAY));
+    for relay in &mut relays {
+        relay.ready().await;
+    }
+    let context = broker.jetstream().await;
+    let all = events(ROWS, 20, public);
+    for (kill, chunk) in all.chunks(ROWS / KILLS).enumerate() {
+        raise(database, chunk).await;
+        let moment = (kill * chunk.len() + rand::random_range(1..chunk.len())) as u64;
+        eventually(SOON, &format!("{moment} are published"), async || match taken(&context, EVENTS).await {
+            taken if taken >= moment => Ok(()),
+            taken => Err(taken),
+        })
+        .await;
+        let relay = &mut relays[kill % 2];
+        relay.kill().await;
+        relay.start();
+    }
+    for (name, server, stream) in [("internal", &broker, EVENTS), ("partner", &partner, "PARTNER")] {
+        let rows = wait_for(&store, name, Status::Published, ROWS).await;
+        assert!(rows.iter().all(|row| row.attempts == 0), "no attempt was used up");
+        let arrived = stored(server, stream, ROWS as u64).await;
+        assert_eq!(arrived.len(), ROWS, "{name}");
+        assert_in_order(arrived.iter().map(|message| (message.id.clone(), message.stream())));
+    }
+}
+
+#[tokio::test]
+async fn killed_anywhere_on_postgres() {
+    let Some(database) = TestDatabase::postgres().await else { return };
+    killed_anywhere_each_event_is_in_the_streams_once(&database).await;
+}
+
+#[tokio::test]
+async fn killed_anywhere_on_sqlite() {
+    let Some(database) = TestDatabase::sqlite().await else { return };
+    killed_anywhere_each_event_is_in_the_streams_once(&database).await;
+}
+
 #[tokio::test]
 async fn a_database_that_crashes_and_comes_back_is_waited_for() {
     let Some(database) = own_postgres().await else { return };
