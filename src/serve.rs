@@ -30,7 +30,7 @@ use crate::roles::outbox_processor::{
 };
 use crate::roles::outbox_relay::OutboxRelay;
 use crate::roles::subscription_resolver::SubscriptionResolver;
-use crate::seal::{MasterKeyError, Sealer};
+use crate::seal::{MasterKeyError, OpenSettingsError, Sealer, open_settings};
 use crate::settings::Settings;
 use crate::sinks::SettingError;
 use crate::store::{Store, StoreError};
@@ -98,6 +98,8 @@ pub enum ServeError {
     #[error(transparent)]
     MasterKey(#[from] MasterKeyError),
     #[error(transparent)]
+    OpenSettings(#[from] OpenSettingsError),
+    #[error(transparent)]
     Task(#[from] TaskError),
     #[error(transparent)]
     Dev(#[from] crate::dev::DevError),
@@ -153,6 +155,7 @@ impl Hub {
         stop: &CancellationToken,
     ) -> Result<Self, ServeError> {
         let domains = chosen_domains(settings, options)?;
+        let settings = &open_settings(settings, |_| true)?;
         let sealer = Sealer::from_settings(&settings.secrets)?;
         let metrics = Metrics::new();
         let remote = resolving::remote(settings, &metrics)?;

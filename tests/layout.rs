@@ -43,7 +43,7 @@ const IMPURE: [&str; 13] = [
 ];
 /// Each client library and the places that may import it: one, but for what the demo and the bench
 /// bring of the other side (endpoints, progress for people).
-const CLIENTS: [(&str, &[&str]); 17] = [
+const CLIENTS: [(&str, &[&str]); 18] = [
     // An external NATS server or account has a connection of its own, made in its own way.
     ("async_nats", &["nats", "sinks"]),
     ("redis", &["sinks"]),
@@ -62,6 +62,7 @@ const CLIENTS: [(&str, &[&str]); 17] = [
     ("prometheus_client", &["metrics"]),
     ("comfy_table", &["cli"]),
     ("indicatif", &["cli", "bench"]),
+    ("console", &["cli"]),
 ];
 const ADAPTERS: [&str; 7] = ["nats", "http_delivery", "seal", "sinks", "store", "subscriptions_grpc", "api"];
 /// What is built on the adapters, and so never imported by them.

@@ -3,6 +3,7 @@
 
 mod destination;
 mod envelope;
+mod names;
 mod pauses;
 mod raised;
 mod status;
@@ -11,6 +12,7 @@ mod tests;
 
 pub use destination::Destination;
 pub use envelope::{CONTENT_TYPE, Envelope};
+pub use names::Names;
 pub use pauses::Pauses;
 pub use raised::{MAX_EXTENSIONS_BYTES, MAX_TEXT_BYTES, RaisedEvent};
 pub use status::{AfterFailure, Lane, RetryPolicy, Status, Step};
