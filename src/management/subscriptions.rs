@@ -298,13 +298,22 @@ fn check_addresses(subscription: &Subscription, policy: &AddressPolicy, errors: 
     }
 }
 
-/// A broker that a subscription names has to be one of the settings.
+/// A broker that a subscription names has to be one of the settings, and take names like the stream's.
 fn check_broker(subscription: &Subscription, settings: &Settings, errors: &mut Vec<FieldError>) {
-    let Some(BrokerDelivery { broker, .. }) = subscription.delivery.broker() else { return };
-    let known: Vec<&str> = settings.external_brokers.iter().map(|entry| entry.name.as_str()).collect();
-    if known.contains(&broker.as_str()) || errors.iter().any(|error| error.field == "delivery.broker") {
+    let Some(BrokerDelivery { broker, stream, .. }) = subscription.delivery.broker() else { return };
+    let told = |errors: &[FieldError], field: &str| errors.iter().any(|error| error.field == field);
+    if let Some(entry) = settings.external_brokers.iter().find(|entry| entry.name == *broker) {
+        if let Err(error) = entry.check_name(stream)
+            && !told(errors, "delivery.stream")
+        {
+            errors.push(FieldError::new("delivery.stream", error.problem));
+        }
         return;
     }
+    if told(errors, "delivery.broker") {
+        return;
+    }
+    let known: Vec<&str> = settings.external_brokers.iter().map(|entry| entry.name.as_str()).collect();
     let remedy = if known.is_empty() {
         "the settings have no external broker; add it to [[external_brokers]]".to_owned()
     } else {
@@ -385,24 +394,29 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_has_to_be_one_of_the_settings() {
-        let check = |toml: &str, broker: &str| {
+    fn a_broker_has_to_be_one_of_the_settings_and_to_take_the_name() {
+        let check = |toml: &str, broker: &str, stream: &str| {
             let settings = Settings::from_toml("hub.toml", toml).unwrap();
-            let document =
-                json!({"id": "a", "events": ["user.>"], "delivery": {"broker": broker, "stream": "orders"}});
-            read_subscription(&settings, document).err().map(|errors| errors[0].to_string())
+            let delivery = json!({"broker": broker, "stream": stream});
+            let document = json!({"id": "a", "events": ["user.>"], "delivery": delivery});
+            let errors = read_subscription(&settings, document).err().unwrap_or_default();
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
         };
-        let entry = |name: &str| {
-            format!(
-                "[[external_brokers]]\nname = \"{name}\"\nprovider = \"redis\"\nurl = \"redis://127.0.0.1:1\"\n"
-            )
+        let entry = |name: &str, provider: &str, url: &str| {
+            format!("[[external_brokers]]\nname = \"{name}\"\nprovider = \"{provider}\"\nurl = \"{url}\"\n")
         };
-        let two = entry("partner_events") + &entry("other");
-        assert_eq!(check(&two, "partner_events"), None);
-        let error = check(&two, "partner").unwrap();
+        let two =
+            entry("partner_events", "redis", "redis://127.0.0.1:1") + &entry("other", "kafka", "127.0.0.1:1");
+        assert_eq!(check(&two, "partner_events", "crm::orders"), "");
+        assert_eq!(check(&two, "other", "crm.orders"), "");
+        let error = check(&two, "other", "crm::orders");
+        assert!(error.starts_with("delivery.stream: ") && error.contains("ASCII letters"), "{error}");
+        assert_eq!(check(&two, "other", "crm orders").lines().count(), 1, "one error for each field");
+        let error = check(&two, "partner", "orders");
         assert!(error.starts_with("delivery.broker: ") && error.contains("partner_events"), "{error}");
-        let error = check("", "partner_events").unwrap();
+        let error = check("", "partner_events", "orders");
         assert!(error.starts_with("delivery.broker: ") && error.contains("[[external_brokers]]"), "{error}");
+        assert_eq!(check("", "Partner", "orders").lines().count(), 1, "one error for each field");
     }
 
     #[test]

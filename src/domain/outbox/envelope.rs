@@ -2,8 +2,10 @@
 //!
 //! It is that of Protean 0.18 (`Message.to_dict`, and `Message.to_external_dict` for the stripped one):
 //! `{"data": …, "metadata": {"headers", "domain", "event_store", "envelope", "extensions"}}`, so that a
-//! Protean subscriber reads it as its own. What Protean has no place for, source and tenant, stands in
-//! the extensions; `domain.published` is internal. The database writes it (`store/*/*.sql`).
+//! Protean subscriber reads the stripped one as its own. What Protean has no place for, source and tenant,
+//! stands in the extensions. The full one is the hub's: Protean's `Message` refuses `domain.published`, and the
+//! checksum is of the data as the database writes it, not of Python's. The database writes both
+//! (`store/*/*.sql`).
 
 use serde::Deserialize;
 use serde_json::value::RawValue;

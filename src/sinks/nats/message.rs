@@ -63,8 +63,18 @@ pub(super) fn headers(message: &Outgoing) -> Result<HeaderMap, PublishError> {
     Ok(map)
 }
 
-/// A subject that a message can be published to: tokens with dots between, no wildcards.
+/// The longest subject in bytes. A server that comes with its defaults ends the connection when the line with
+/// it (beside it: the inbox for the answer and the lengths) has more than 4,096 (`max_control_line`).
+const LONGEST_SUBJECT: usize = 3_840;
+
+/// A subject that a message can be published to: tokens with dots between, no wildcards, not too long.
 pub(super) fn check_subject(subject: &str) -> Result<(), PublishError> {
+    if subject.len() > LONGEST_SUBJECT {
+        return Err(PublishError::permanent(format!(
+            "destination: the subject is {} bytes long, and at most {LONGEST_SUBJECT} are sent",
+            subject.len()
+        )));
+    }
     let fits = |token: &str| {
         !token.is_empty()
             && !matches!(token, "*" | ">")
@@ -73,5 +83,7 @@ pub(super) fn check_subject(subject: &str) -> Result<(), PublishError> {
     if subject.split('.').all(fits) {
         return Ok(());
     }
-    Err(PublishError::permanent(format!("{subject:?} is no subject to publish to: tokens with dots between")))
+    Err(PublishError::permanent(format!(
+        "destination: {subject:?} is no subject to publish to: tokens with dots between"
+    )))
 }
