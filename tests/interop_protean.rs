@@ -362,8 +362,8 @@ async fn a_failing_handler_disturbs_neither_the_relay_nor_other_events() {
     let rows = wait_for(&producer.store, "partner", Status::Published, 4).await;
     assert!(rows.iter().all(|row| row.attempts == 0), "the relay knows nothing of it");
     let partner = ["broker=\"partner\""];
-    assert_eq!(relay.metric("hub_outbox_published_total", &partner).await, 4.0);
-    assert_eq!(relay.metric("hub_outbox_failed_total", &partner).await, 0.0);
+    assert_eq!(relay.metric("hub_relay_published_total", &partner).await, 4.0);
+    assert_eq!(relay.metric("hub_relay_failed_total", &partner).await, 0.0);
     assert!(service.terminate().await.success(), "{}", service.log());
 }
 

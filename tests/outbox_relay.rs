@@ -113,9 +113,9 @@ async fn internal_and_external_messages_are_the_rows_envelopes(database: &TestDa
     wait_for(&store, "partner", Status::Published, 2).await;
     for (broker, published) in [("internal", 3.0), ("partner", 2.0)] {
         let label = format!("broker=\"{broker}\"");
-        assert_eq!(hub.metric("hub_outbox_published_total", &[&label]).await, published);
-        assert_eq!(hub.metric("hub_outbox_lag_seconds_count", &[&label]).await, published);
-        assert_eq!(hub.metric("hub_outbox_broker_up", &[&label]).await, 1.0);
+        assert_eq!(hub.metric("hub_relay_published_total", &[&label]).await, published);
+        assert_eq!(hub.metric("hub_relay_lag_seconds_count", &[&label]).await, published);
+        assert_eq!(hub.metric("hub_relay_broker_up", &[&label]).await, 1.0);
     }
 }
 
@@ -158,7 +158,7 @@ async fn two_relays_send_each_row_once_and_in_order(database: &TestDatabase) {
     assert!(ids.iter().copied().eq(events.iter().map(|(id, _)| id)), "each once, none skipped");
     let mut published = 0.0;
     for hub in &mut hubs {
-        published += hub.metric("hub_outbox_published_total", &[]).await;
+        published += hub.metric("hub_relay_published_total", &[]).await;
         assert!(hub.terminate().await.success());
     }
     assert_eq!(published, 2.0 * ROWS as f64);
@@ -219,9 +219,9 @@ async fn rows_that_can_never_go_are_abandoned_and_stop_nobody(database: &TestDat
     assert_eq!((outside[3].status, outside[3].attempts), (Status::Abandoned, 2));
     assert!(reason(&outside[3]).contains("no stream takes this subject"), "{:?}", outside[3]);
     let partner = "broker=\"partner\"";
-    assert_eq!(hub.metric("hub_outbox_abandoned_total", &[partner]).await, 2.0);
-    assert_eq!(hub.metric("hub_outbox_failed_total", &[partner]).await, 1.0);
-    assert_eq!(hub.metric("hub_outbox_abandoned_total", &["broker=\"internal\""]).await, 1.0);
+    assert_eq!(hub.metric("hub_relay_abandoned_total", &[partner]).await, 2.0);
+    assert_eq!(hub.metric("hub_relay_failed_total", &[partner]).await, 1.0);
+    assert_eq!(hub.metric("hub_relay_abandoned_total", &["broker=\"internal\""]).await, 1.0);
     assert!(hub.log().contains("scope=\"external\"") && hub.log().contains("scope=\"internal\""));
 }
 

@@ -64,7 +64,7 @@ impl Story {
 
     async fn is_up(&self, up: bool) {
         eventually(SOON, "the relay knows how the broker is", async || {
-            let value = self.hub.metric("hub_outbox_broker_up", &["broker=\"partner\""]).await;
+            let value = self.hub.metric("hub_relay_broker_up", &["broker=\"partner\""]).await;
             if value == f64::from(u8::from(up)) { Ok(()) } else { Err(value) }
         })
         .await;

@@ -61,7 +61,7 @@ async fn killed_between_publishing_and_marking_each_event_is_in_the_streams_once
     second.ready().await;
     wait_for(&store, "internal", Status::Published, 30).await;
     wait_for(&store, "partner", Status::Published, 30).await;
-    let published = second.metric("hub_outbox_published_total", &[]).await;
+    let published = second.metric("hub_relay_published_total", &[]).await;
     assert_eq!(published, 60.0, "the second one sent all of them again");
     for (server, name) in [(&broker, EVENTS), (&partner, "PARTNER")] {
         let arrived = stored(server, name, 30).await;
@@ -176,7 +176,7 @@ async fn a_broker_that_hangs_makes_its_own_rows_wait_and_no_others() {
     wait_for(&store, "internal", Status::Published, ROWS + 1).await;
     wait_for(&store, "steady", Status::Published, ROWS + 1).await;
     hub.wait_for_log("the broker takes no messages", SOON).await;
-    assert_eq!(hub.metric("hub_outbox_broker_up", &["broker=\"partner\""]).await, 0.0);
+    assert_eq!(hub.metric("hub_relay_broker_up", &["broker=\"partner\""]).await, 0.0);
     let waiting = rows(&store, "partner").await;
     assert_eq!(waiting.iter().filter(|row| row.status.is_open()).count(), ROWS);
     assert!(is_ready(&hub).await, "others' brokers do not make the hub unready");

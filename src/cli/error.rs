@@ -118,6 +118,14 @@ impl From<ManagementError> for CliError {
             ManagementError::NoMasterKey { id } => {
                 Self::NoMasterKey { subscriptions: id, hint: String::new() }
             }
+            ManagementError::NoOutbox => Self::NoDatabase,
+            ManagementError::Store(source) => Self::Store(source),
+            ManagementError::OutboxHalfway { verb, done, source } => {
+                Self::OutboxHalfway { verb, done, source }
+            }
+            error @ ManagementError::NoRow { .. } => {
+                Self::NothingMatched(format!("{error}. `hub outbox list` shows those that are there"))
+            }
             other => Self::Management(other),
         }
     }

@@ -6,7 +6,7 @@ use super::{Role, ServeError, ServeOptions};
 use crate::roles::outbox_relay::{ExternalTarget, OutboxRelaySettings};
 use crate::settings::{ExternalBroker, Mechanism, Provider, Settings};
 use crate::sinks::{self, Broker, SettingError, Timeouts, Tls, amqp, kafka, nats};
-use crate::store::{Retention, Store, StoreOptions};
+use crate::store::{Retention, Store};
 
 /// What the role needs beside the hub's own connection.
 pub(super) struct Relaying {
@@ -16,16 +16,16 @@ pub(super) struct Relaying {
 }
 
 /// None where the role is not asked for. Nothing connects yet.
-pub(super) fn relaying(settings: &Settings, options: &ServeOptions) -> Result<Option<Relaying>, ServeError> {
+pub(super) fn relaying(
+    settings: &Settings,
+    options: &ServeOptions,
+    store: Option<&Store>,
+) -> Result<Option<Relaying>, ServeError> {
     if !options.roles.contains(&Role::OutboxRelay) {
         return Ok(None);
     }
+    let store = store.cloned().ok_or(ServeError::NoDatabase)?;
     let outbox = &settings.outbox;
-    let mut store = StoreOptions::new(outbox.database_url.clone().ok_or(ServeError::NoDatabase)?);
-    // Each target broker has two workers, beside the upkeep.
-    let workers = u32::try_from(2 * (settings.external_brokers.len() + 1) + 1).unwrap_or(u32::MAX);
-    store.connections = outbox.connections.max(workers);
-    store.timeout = outbox.timeout;
     let external = settings.external_brokers.iter().map(|entry| {
         let of_entry = |source| ServeError::ExternalBroker { name: entry.name.clone(), source };
         let destination = entry
@@ -35,7 +35,7 @@ pub(super) fn relaying(settings: &Settings, options: &ServeOptions) -> Result<Op
     });
     Ok(Some(Relaying {
         external: external.collect::<Result<_, ServeError>>()?,
-        store: Store::new(store)?,
+        store,
         settings: OutboxRelaySettings {
             batch: outbox.batch,
             claim_time: outbox.claim_time,

@@ -264,6 +264,7 @@ impl Processor {
             && untold.swap(false, Ordering::Relaxed)
         {
             tracing::warn!(
+                scope = Scope::External.as_str(),
                 id = row.message_id,
                 event_type = row.event_type,
                 "an event is published, and no external broker is configured that it could be sent to; add an [[external_brokers]] entry. Later ones are not told"
