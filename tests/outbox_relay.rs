@@ -45,6 +45,7 @@ on_both!(
     live_goes_before_bulk,
     rows_that_can_never_go_are_abandoned_and_stop_nobody,
     what_is_no_envelope_is_abandoned_and_stops_nobody,
+    ids_that_nats_takes_for_one_are_not_lost_silently,
     missing_external_rows_are_found_and_sent,
     old_rows_are_deleted,
 );
@@ -249,6 +250,29 @@ async fn what_is_no_envelope_is_abandoned_and_stops_nobody(database: &TestDataba
         }
         let arrived = stored(server, stream, 2).await;
         assert_eq!(arrived.iter().map(|message| message.id.as_str()).collect::<Vec<_>>(), ["e1", "e4"]);
+    }
+}
+
+/// The server takes the spaces off a header: `Nats-Msg-Id` would be that of another event.
+async fn ids_that_nats_takes_for_one_are_not_lost_silently(database: &TestDatabase) {
+    let store = database.outbox(&["partner"]).await;
+    let (broker, partner) = (TestBroker::start().await, partner().await);
+    let external = external("partner", "nats", &partner.url(), "");
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
+    hub.ready().await;
+    raise(database, &["x", " x", "x ", "%20x", "x y"].map(|id| public(id, "s"))).await;
+    for (name, server, stream) in [("internal", &broker, EVENTS), ("partner", &partner, "PARTNER")] {
+        let rows = wait_for(&store, name, Status::Published, 3).await;
+        for row in &rows[1..3] {
+            assert_eq!(row.status, Status::Abandoned, "{row:?}");
+            let reason = row.last_error.clone().unwrap_or_default();
+            assert!(reason.contains("begins or ends with a space"), "{reason}");
+        }
+        let arrived = stored(server, stream, 3).await;
+        assert_eq!(
+            arrived.iter().map(|message| message.id.as_str()).collect::<Vec<_>>(),
+            ["x", "%20x", "x y"]
+        );
     }
 }
 

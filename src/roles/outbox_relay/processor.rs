@@ -64,6 +64,13 @@ impl Target {
         let payload = std::mem::take(&mut row.payload);
         serde_json::from_str::<Shape>(&payload).map_err(unfit)?;
         let (stream, content_type) = match &self.route {
+            // A header's value has no spaces at its ends: the stream would take it for another event.
+            Route::Internal(_) if row.message_id.trim() != row.message_id => {
+                return Err(PublishError::Permanent {
+                    reason: "the message id begins or ends with a space, which NATS does not keep: raise it with another"
+                        .to_owned(),
+                });
+            }
             Route::Internal(names) => (names.event(&row.event_type), CONTENT_TYPE),
             Route::External(destination) => {
                 let stream = destination.render(&row.event_type, &row.stream, &payload);

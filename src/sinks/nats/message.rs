@@ -51,6 +51,12 @@ impl Refusal {
 
 /// The message's headers and its id. A NATS header value is one line (ADR-4).
 pub(super) fn headers(message: &Outgoing) -> Result<HeaderMap, PublishError> {
+    // The server takes spaces off, and would take the message for a repetition of another.
+    if message.id.trim() != message.id {
+        return Err(PublishError::permanent(
+            "the message id begins or ends with a space, which NATS does not keep",
+        ));
+    }
     let mut map = HeaderMap::new();
     let id = ("Nats-Msg-Id", message.id.as_str());
     let rest = message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
