@@ -135,11 +135,13 @@ async fn an_outbox_event_is_sent_as_its_external_row(database: TestDatabase) {
         TestBroker::start().await,
         external("partner_events", "redis", &redis.url(), "destination = \"rows\""),
     );
-    let rest = format!("{QUICK}\n{rest}");
+    let direct = external("direct", "redis", &redis.url(), "destination = \"direct\"\noutbox = false");
+    let rest = format!("{QUICK}\n{rest}\n{direct}");
     let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &rest), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
-    client.subscribe([to_broker("all", &["user.>"], "partner_events", "all")]).await;
+    let direct = to_broker("direct", &["user.>"], "direct", "asked-for");
+    client.subscribe([to_broker("all", &["user.>"], "partner_events", "all"), direct]).await;
     let events = [
         json!({"id": "small", "type": "user.created", "stream": "user-u1", "data": [1.5, null], "published": true}),
         json!({
@@ -165,6 +167,9 @@ async fn an_outbox_event_is_sent_as_its_external_row(database: TestDatabase) {
     let sent = by_id(arrived(&redis, "all", 2).await);
     assert_eq!(event_ids(&rows), BTreeSet::from(["full", "small"]));
     assert_eq!(sent, rows);
+    // A broker that is for subscriptions alone gets what they ask for, and nothing of the outbox's.
+    assert_eq!(by_id(arrived(&redis, "asked-for", 2).await), rows);
+    assert!(entries(&redis, "direct").await.is_empty());
     let full = &sent[0]["metadata"];
     assert_eq!(
         (

@@ -52,7 +52,11 @@ async fn it_is_set_up_once_and_told_the_brokers() {
         // Without its entry it stays, until that is said.
         let (_, warning) = ends_with(&before, 0, &["outbox", "setup"]).await;
         assert!(warning.contains("do not have partner") && warning.contains("--prune"), "{warning}");
-        let made = before.cli_json(&["outbox", "setup", "--prune"]).await;
+        // Nor is it one of the outbox's where it is for subscriptions alone.
+        let for_subscriptions = hub(&database, &format!("{BROKER}outbox = false\n"));
+        let (told, warning) = ends_with(&for_subscriptions, 0, &["outbox", "setup"]).await;
+        assert!(told.contains("external brokers: none") && warning.contains("do not have partner"), "{told}");
+        let made = for_subscriptions.cli_json(&["outbox", "setup", "--prune"]).await;
         assert_eq!(made["brokers"]["removed"], json!(["partner"]));
     }
 }

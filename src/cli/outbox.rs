@@ -95,7 +95,7 @@ async fn setup(
     settings: &Settings,
     printer: Printer,
 ) -> Result<Answer, CliError> {
-    let names: Vec<String> = settings.external_brokers.iter().map(|broker| broker.name.clone()).collect();
+    let names: Vec<String> = settings.outbox_brokers().map(|broker| broker.name.clone()).collect();
     let MadeReady { schema: made, brokers } = outbox.set_up(&names, prune).await?;
     if printer.is_json() {
         printer.json(&json!({"schema": made, "brokers": {
@@ -117,7 +117,7 @@ async fn setup(
     }
     if !brokers.unconfigured.is_empty() {
         warn(&format!(
-            "the settings do not have {}, to which published events still go: add them to [[external_brokers]], or run this with --prune",
+            "the settings do not have {}, to which published events still go: add them to [[external_brokers]] (with outbox = true), or run this with --prune",
             brokers.unconfigured.join(", ")
         ));
     }

@@ -23,7 +23,7 @@ pub(super) fn stores(settings: &Settings, options: &ServeOptions) -> Result<Stor
     of_store.connections = 0;
     if relays {
         // Each target broker has two workers, beside the upkeep.
-        let workers = u32::try_from(2 * (settings.external_brokers.len() + 1) + 1).unwrap_or(u32::MAX);
+        let workers = u32::try_from(2 * (settings.outbox_brokers().count() + 1) + 1).unwrap_or(u32::MAX);
         of_store.connections = outbox.connections.max(workers);
     }
     if serves {

@@ -3,7 +3,7 @@
 use super::{Role, ServeError, ServeOptions};
 use crate::configured::external_broker;
 use crate::roles::outbox_relay::{ExternalTarget, OutboxRelaySettings};
-use crate::settings::Settings;
+use crate::settings::{ExternalBroker, Settings};
 use crate::sinks::NamedBroker;
 use crate::store::{Retention, Store};
 
@@ -25,10 +25,11 @@ pub(super) fn relaying(
     }
     let store = store.cloned().ok_or(ServeError::NoDatabase)?;
     let outbox = &settings.outbox;
-    let external = settings.external_brokers.iter().zip(brokers(settings)?).map(|(entry, (name, broker))| {
+    let external = settings.outbox_brokers().map(|entry| {
+        let (name, broker) = named(entry)?;
         let destination = entry
             .destination()
-            .map_err(|error| ServeError::Destination { name: entry.name.clone(), source: error })?;
+            .map_err(|error| ServeError::Destination { name: name.clone(), source: error })?;
         Ok(ExternalTarget { name, broker, destination })
     });
     Ok(Some(Relaying {
@@ -55,9 +56,13 @@ pub(super) fn relaying(
 /// The external brokers of the settings, in their order. Each role has connections of its own, which it
 /// makes with its first message and closes at its end: a backlog of the relay's holds up no delivery.
 pub(super) fn brokers(settings: &Settings) -> Result<Vec<NamedBroker>, ServeError> {
-    let made = settings.external_brokers.iter().map(|entry| match external_broker(entry) {
-        Ok(broker) => Ok((entry.name.clone(), broker)),
-        Err(source) => Err(ServeError::ExternalBroker { name: entry.name.clone(), source }),
-    });
-    made.collect()
+    settings.external_brokers.iter().map(named).collect()
+}
+
+fn named(entry: &ExternalBroker) -> Result<NamedBroker, ServeError> {
+    let name = entry.name.clone();
+    match external_broker(entry) {
+        Ok(broker) => Ok((name, broker)),
+        Err(source) => Err(ServeError::ExternalBroker { name, source }),
+    }
 }

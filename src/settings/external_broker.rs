@@ -1,4 +1,4 @@
-//! `[[external_brokers]]`: where published events go, beside the internal broker.
+//! `[[external_brokers]]`: where published events go, beside the internal broker, and subscriptions that name one.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::unset_if_empty;
 use super::validate::Findings;
+use super::{Settings, unset_if_empty};
 use crate::domain::duration;
 use crate::domain::field_error::FieldError;
 use crate::domain::outbox::{Destination, Names, is_external_broker};
@@ -41,6 +41,9 @@ pub struct ExternalBroker {
     pub max_len: Option<u64>,
     #[serde(default = "yes")]
     pub jetstream: bool,
+    /// Whether the outbox's published events go to it; else only subscriptions that name it.
+    #[serde(default = "yes")]
+    pub outbox: bool,
     #[serde(default, deserialize_with = "unset_if_empty")]
     destination: Option<String>,
     /// Of AMQP; the default exchange where not given.
@@ -139,7 +142,7 @@ impl Provider {
 
 impl ExternalBroker {
     /// What an entry may hold.
-    pub(super) const FIELDS: [&'static str; 18] = [
+    pub(super) const FIELDS: [&'static str; 19] = [
         "name",
         "provider",
         "url",
@@ -154,6 +157,7 @@ impl ExternalBroker {
         "tls_required",
         "max_len",
         "jetstream",
+        "outbox",
         "destination",
         "exchange",
         "mechanism",
@@ -194,6 +198,13 @@ impl ExternalBroker {
             }
         }
         Ok(())
+    }
+}
+
+impl Settings {
+    /// The external brokers that published events of the outbox go to.
+    pub fn outbox_brokers(&self) -> impl Iterator<Item = &ExternalBroker> {
+        self.external_brokers.iter().filter(|broker| broker.outbox)
     }
 }
 

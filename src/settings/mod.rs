@@ -44,7 +44,7 @@ pub struct Settings {
     pub nats: Nats,
     /// In matching order: the first domain with a matching pattern takes the event.
     pub domains: Vec<Domain>,
-    /// Where published events of the outbox go, beside the internal broker.
+    /// Where published events of the outbox may go, beside the internal broker, and subscriptions.
     pub external_brokers: Vec<ExternalBroker>,
     pub events: Events,
     pub delivery: Delivery,

@@ -190,11 +190,13 @@ fn external_brokers_are_merged_by_name_and_hide_their_secrets() {
         url = "rediss://redis.example:6380"
         max_len = 1000
         "#,
-        &[("HUB__EXTERNAL_BROKERS", r#"[{name = "partner_events", password = "env-secret"}, {name = "other", provider = "kafka", url = "k1:9092, k2:9092", user = "u", password = "other-secret"}]"#)],
+        &[("HUB__EXTERNAL_BROKERS", r#"[{name = "partner_events", password = "env-secret"}, {name = "other", provider = "kafka", url = "k1:9092, k2:9092", user = "u", password = "other-secret", outbox = false}]"#)],
         &[],
     )
     .unwrap();
     let [other, partner] = &settings.external_brokers[..] else { panic!("{:?}", settings.external_brokers) };
+    let of_outbox: Vec<&str> = settings.outbox_brokers().map(|broker| broker.name.as_str()).collect();
+    assert_eq!(of_outbox, ["partner_events"]);
     assert_eq!((other.name.as_str(), other.provider, other.jetstream), ("other", Provider::Kafka, true));
     assert_eq!((partner.url.as_str(), partner.max_len), ("rediss://redis.example:6380", Some(1000)));
     assert_eq!(partner.password.as_ref().unwrap().expose_secret(), "env-secret");
