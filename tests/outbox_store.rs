@@ -276,7 +276,14 @@ async fn whatever_happens_no_row_overtakes_another(database: &TestDatabase) {
                 let lane = Lane::ALL[random.random_range(0..2)];
                 let claim_time = Duration::from_millis(random.random_range(1..60));
                 let limit = random.random_range(1..8);
-                let request = ClaimRequest { broker: "internal", lane, holder: &holder, limit, claim_time };
+                let request = ClaimRequest {
+                    broker: "internal",
+                    lane,
+                    holder: &holder,
+                    limit,
+                    claim_time,
+                    passed_over: &[],
+                };
                 let claimed = store.claim(&request).await.unwrap();
                 assert!(claimed.len() <= limit);
                 let all = rows(&store).await;
@@ -359,7 +366,14 @@ async fn expired_claims_go_before_what_is_due_for_longer(database: &TestDatabase
     let events: Vec<RaisedEvent> = names.iter().map(|name| raised(name, "a")).collect();
     database.publish(&events, true).await.unwrap();
     let claim_time = Duration::from_millis(50);
-    let request = ClaimRequest { broker: "internal", lane: Lane::Live, holder: "dead", limit: 7, claim_time };
+    let request = ClaimRequest {
+        broker: "internal",
+        lane: Lane::Live,
+        holder: "dead",
+        limit: 7,
+        claim_time,
+        passed_over: &[],
+    };
     assert_eq!(store.claim(&request).await.unwrap().len(), 7);
     let mut sent: Vec<String> = Vec::new();
     let mut claims = 0;
@@ -379,7 +393,14 @@ async fn an_extended_claim_stays(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     raise(database, &[("a1", "a")]).await;
     let claim_time = Duration::from_secs(2);
-    let request = ClaimRequest { broker: "internal", lane: Lane::Live, holder: "one", limit: 1, claim_time };
+    let request = ClaimRequest {
+        broker: "internal",
+        lane: Lane::Live,
+        holder: "one",
+        limit: 1,
+        claim_time,
+        passed_over: &[],
+    };
     let position = [store.claim(&request).await.unwrap()[0].position];
     assert_eq!(store.extend("internal", "one", &position, LATER).await.unwrap(), 1);
     let due = rows(&store).await[0].due_at.unwrap() - time::OffsetDateTime::now_utc();
@@ -670,8 +691,14 @@ async fn setting_up_is_idempotent_and_concurrent(database: &TestDatabase) {
 }
 
 async fn claim_error(store: &Store) -> StoreError {
-    let request =
-        ClaimRequest { broker: "internal", lane: Lane::Live, holder: "x", limit: 1, claim_time: LATER };
+    let request = ClaimRequest {
+        broker: "internal",
+        lane: Lane::Live,
+        holder: "x",
+        limit: 1,
+        claim_time: LATER,
+        passed_over: &[],
+    };
     store.claim(&request).await.expect_err("there is no outbox")
 }
 

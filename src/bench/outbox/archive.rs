@@ -117,6 +117,7 @@ impl Side {
             holder: &holder,
             limit: CLAIMED as usize,
             claim_time: CLAIM_TIME,
+            passed_over: &[],
         };
         let started = Instant::now();
         let rows = self.store.claim(&request).await?;
