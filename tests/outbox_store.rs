@@ -339,6 +339,7 @@ async fn an_expired_claim_is_taken_over_and_its_holder_knows(database: &TestData
         holder: "dead",
         limit: 10,
         claim_time: Duration::from_millis(200),
+        passed_over: &[],
     };
     let lost = store.claim(&short).await.unwrap();
     assert_eq!(ids(&lost), ["a1", "a2"]);
