@@ -21,8 +21,6 @@ const PAIRS: usize = 4;
 const STREAMS: u64 = 1_000;
 const UP: &str = "up";
 const DOWN: &str = "down";
-/// Another hub's events stream is the stream of an external broker.
-const DESTINATION: &str = "hub.events.{type}";
 
 /// One run.
 struct Run {
@@ -83,9 +81,11 @@ async fn run(bench: &Bench<'_>, loaded: &Database, is_configured: bool) -> Resul
     let inner = Rig::start(SyncInterval::Default, bench.rows).await?;
     let up = Rig::start(SyncInterval::Default, bench.rows).await?;
     let away = free_address()?;
-    let mut more = settings(&database) + &external(UP, "nats", &up.broker_url(), DESTINATION);
+    // The external brokers are other hubs' servers, whose events streams take what is meant for them.
+    let destination = up.js.names().event("{type}");
+    let mut more = settings(&database) + &external(UP, "nats", &up.broker_url(), &destination);
     if is_configured {
-        more += &external(DOWN, "nats", &format!("nats://{away}"), DESTINATION);
+        more += &external(DOWN, "nats", &format!("nats://{away}"), &destination);
     }
     let progress = running(bench.rows, if is_configured { "relaying beside an outage" } else { "relaying" });
     let mut hub = inner.relay(&more)?;

@@ -11,14 +11,17 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::Scope;
 use super::database::Database;
 use super::processor::Processor;
 use crate::domain::outbox::AfterFailure;
 use crate::sinks::{Outgoing, PublishError};
 use crate::store::{ClaimedRow, FailedAttempt, GivenUp, StoreError};
 
-/// Streams that are published at once.
-const STREAMS_AT_ONCE: usize = 64;
+/// Streams that are published at once: to the hub's own server as many as the Event Processor's publishes, to
+/// others as many as each adapter has channels for.
+const INTERNAL_STREAMS_AT_ONCE: usize = 256;
+const EXTERNAL_STREAMS_AT_ONCE: usize = 64;
 /// The most of one stream that are handed to the broker at once: between two such groups it is seen
 /// whether to go on.
 const MOST_PER_PUBLISH: usize = 128;
@@ -77,9 +80,13 @@ impl<'a> Round<'a> {
         *lock(&self.open) = self.processor.in_hand.take(&rows);
         let (results, settled) = mpsc::channel(rows.len().max(1));
         let streams = by_stream(rows);
+        let at_once = match self.processor.target.scope {
+            Scope::Internal => INTERNAL_STREAMS_AT_ONCE,
+            Scope::External => EXTERNAL_STREAMS_AT_ONCE,
+        };
         let publishing = async {
             let all = stream::iter(streams)
-                .for_each_concurrent(STREAMS_AT_ONCE, |rows| self.publish_stream(rows, &results));
+                .for_each_concurrent(at_once, |rows| self.publish_stream(rows, &results));
             tokio::select! {
                 () = all => {}
                 () = self.processor.cut.cancelled() => {}
