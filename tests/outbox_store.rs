@@ -49,6 +49,7 @@ on_both!(
     a_stream_in_other_hands_starves_nobody,
     relays_at_once_take_each_row_once_and_in_order,
     whatever_happens_no_row_overtakes_another,
+    a_claim_passes_over_the_streams_it_is_told,
     an_expired_claim_is_taken_over_and_its_holder_knows,
     expired_claims_go_before_what_is_due_for_longer,
     an_extended_claim_stays,
@@ -328,6 +329,19 @@ async fn whatever_happens_no_row_overtakes_another(database: &TestDatabase) {
     })
     .await;
     assert_eq!(rows(&store).await.len(), raised_so_far);
+}
+
+async fn a_claim_passes_over_the_streams_it_is_told(database: &TestDatabase) {
+    let store = database.outbox(&[]).await;
+    raise(database, &[("a1", "a"), ("b1", "b"), ("a2", "a"), ("c1", "c")]).await;
+    let passed_over = ["a".to_owned(), "c".to_owned()];
+    let claim_time = LATER;
+    let (broker, lane, holder, limit) = ("internal", Lane::Live, "one", 1);
+    let request = ClaimRequest { broker, lane, holder, limit, claim_time, passed_over: &passed_over };
+    // Room for one only: what is passed over takes none of it.
+    assert_eq!(ids(&store.claim(&request).await.unwrap()), ["b1"]);
+    assert_eq!(store.claim(&request).await.unwrap(), []);
+    assert_eq!(ids(&claim(&store, "two", 10).await), ["a1", "a2", "c1"]);
 }
 
 async fn an_expired_claim_is_taken_over_and_its_holder_knows(database: &TestDatabase) {

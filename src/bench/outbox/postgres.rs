@@ -25,6 +25,8 @@ const DEBIAN: &str = "/usr/lib/postgresql";
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// A server can only be asked whether it takes connections yet.
 const POLL: Duration = Duration::from_millis(20);
+/// `insufficient_privilege`
+const NOT_PERMITTED: &str = "42501";
 /// What the durability and the speed of a server hang on.
 const TOLD: [&str; 6] =
     ["server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_wal_size"];
@@ -86,9 +88,22 @@ impl Postgres {
         let mut connection = self.maintenance().await?;
         connection.execute(sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {name}{copied}")))).await?;
         self.databases.lock().expect("nobody panics with it").push(name.clone());
+        if template.is_some() {
+            self.checkpoint().await?;
+        }
         let mut url = self.url.clone();
         url.set_path(&name);
         Ok(Database { name, url: url.into() })
+    }
+
+    /// Forces what was written to the disk, so that each run begins alike, and none pays for what was loaded
+    /// before it. Without the right to do so it is left to the server.
+    pub async fn checkpoint(&self) -> Result<(), BenchError> {
+        let mut connection = self.maintenance().await?;
+        match connection.execute(sqlx::raw_sql("CHECKPOINT")).await {
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(NOT_PERMITTED) => Ok(()),
+            done => done.map(drop).map_err(BenchError::Database),
+        }
     }
 
     /// Removes a database, whoever is connected to it.

@@ -49,6 +49,7 @@ pub async fn measure(
     let load = Load { events: bench.rows, streams: STREAMS, brokers: &[BROKER] };
     let database = template(bench.postgres, load).await?;
     without_internal(&database).await?;
+    bench.postgres.checkpoint().await?;
     let rig = Rig::start(SyncInterval::Default, 0).await?;
     let progress = running(bench.rows, "relaying to Redis");
     let broker = external(BROKER, "redis", &redis.url, "{category}");
