@@ -1,5 +1,7 @@
 //! What the settings say to each part of the hub, in that part's own words.
 
+use std::sync::Arc;
+
 use secrecy::SecretString;
 
 use crate::domain::outcome::RetryPolicy;
@@ -7,7 +9,8 @@ use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, Unopened};
 use crate::nats::definitions::{Limits, Shape};
 use crate::nats::{ConnectOptions, Tls};
 use crate::seal::Sealer;
-use crate::settings::Settings;
+use crate::settings::{ExternalBroker, Mechanism, Provider, Settings};
+use crate::sinks::{self, Broker, SettingError, amqp, kafka};
 
 /// What the settings say of attempts.
 pub fn retry_policy(settings: &Settings) -> RetryPolicy {
@@ -71,6 +74,60 @@ pub fn shape(settings: &Settings) -> Shape {
             rejected_max_age: limits.rejected_max_age,
         },
     }
+}
+
+/// The external broker of an entry. Connects with the first message.
+pub fn external_broker(entry: &ExternalBroker) -> Result<Arc<dyn Broker>, SettingError> {
+    let url = &entry.url;
+    let tls = sinks::Tls {
+        required: entry.tls_required,
+        ca_file: entry.tls_ca_file.clone(),
+        cert_file: entry.tls_cert_file.clone(),
+        key_file: entry.tls_key_file.clone(),
+    };
+    let timeouts = sinks::Timeouts { publish: entry.timeout, ..sinks::Timeouts::default() };
+    let (user, password) = (entry.user.clone(), entry.password.clone());
+    Ok(match entry.provider {
+        Provider::Nats => Arc::new(sinks::nats::Nats::new(sinks::nats::Options {
+            mode: if entry.jetstream { sinks::nats::Mode::JetStream } else { sinks::nats::Mode::Core },
+            credentials_file: entry.credentials_file.clone(),
+            nkey_seed_file: entry.nkey_seed_file.clone(),
+            user,
+            password,
+            token: entry.token.clone(),
+            tls,
+            timeouts,
+            ..sinks::nats::Options::new(url)
+        })?),
+        Provider::Redis => Arc::new(sinks::redis::Redis::new(sinks::redis::Options {
+            user,
+            password,
+            tls,
+            max_len: entry.max_len,
+            timeouts,
+            ..sinks::redis::Options::new(url)
+        })?),
+        Provider::Amqp => Arc::new(amqp::Amqp::new(amqp::Options {
+            user,
+            password,
+            tls,
+            exchange: entry.exchange.clone(),
+            timeouts,
+            ..amqp::Options::new(url)
+        })?),
+        Provider::Kafka => Arc::new(kafka::Kafka::new(kafka::Options {
+            user,
+            password,
+            mechanism: match entry.mechanism {
+                Mechanism::Plain => kafka::Mechanism::Plain,
+                Mechanism::ScramSha256 => kafka::Mechanism::ScramSha256,
+                Mechanism::ScramSha512 => kafka::Mechanism::ScramSha512,
+            },
+            tls,
+            timeouts,
+            ..kafka::Options::new(url)
+        })?),
+    })
 }
 
 pub(crate) fn bytes(size: bytesize::ByteSize) -> usize {

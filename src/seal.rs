@@ -4,7 +4,10 @@
 //! XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03) under a random 192-bit nonce, long enough to be
 //! drawn at random for any number of secrets under one key. The sealed form is
 //! `v1.<key id>.<base64url of nonce and ciphertext, unpadded>`. The subscription's id is the
-//! associated data: a sealed credential that is copied to another subscription does not open.
+//! associated data: a sealed credential that is copied to another subscription does not open. For the
+//! settings' own secrets see `seal/settings.rs`.
+
+mod settings;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +20,8 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::domain::subscription::{Secret, Subscription};
 use crate::settings::Secrets;
+
+pub use settings::{OpenSettingsError, Outdated, PREFIX, open_settings};
 
 const VERSION: &str = "v1";
 const KEY_BYTES: usize = 32;
@@ -84,7 +89,7 @@ impl Sealer {
         &self.key_id
     }
 
-    /// The sealed form of `secret`; `aad` is the subscription's id. Each call gives another text.
+    /// The sealed form of `secret`; `aad` is the subscription's id or the setting's name. Each call gives another text.
     pub fn seal(&self, aad: &str, secret: &SecretString) -> String {
         let nonce = XChaCha20Poly1305::generate_nonce(&mut OsRng);
         let payload = Payload { msg: secret.expose_secret().as_bytes(), aad: aad.as_bytes() };

@@ -30,17 +30,19 @@ use crate::roles::outbox_processor::{
 };
 use crate::roles::outbox_relay::OutboxRelay;
 use crate::roles::subscription_resolver::SubscriptionResolver;
-use crate::seal::{MasterKeyError, Sealer};
+use crate::seal::{MasterKeyError, OpenSettingsError, Sealer, open_settings};
 use crate::settings::Settings;
 use crate::sinks::SettingError;
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 use crate::subscriptions_grpc::{self, ResolverServer};
 use crate::tasks::{TaskError, Tasks};
 
+mod database;
 mod relaying;
 mod resolving;
 
 use crate::configured::{MasterKey, bytes, connect_options, http_config, retry_policy, shape};
+use database::Stores;
 use relaying::Relaying;
 
 /// What a process does; by default all of it.
@@ -96,6 +98,8 @@ pub enum ServeError {
     #[error(transparent)]
     MasterKey(#[from] MasterKeyError),
     #[error(transparent)]
+    OpenSettings(#[from] OpenSettingsError),
+    #[error(transparent)]
     Task(#[from] TaskError),
     #[error(transparent)]
     Dev(#[from] crate::dev::DevError),
@@ -128,6 +132,9 @@ pub enum ServeError {
 /// elects its leaders.
 const STARTUP_PATIENCE: Duration = Duration::from_secs(20);
 
+/// Longest wait for the end of the connections to the outbox's database.
+const STORE_CLOSING: Duration = Duration::from_secs(3);
+
 /// A running process: for `hub serve`, the demo, the bench and whoever embeds the hub.
 pub struct Hub {
     pub js: JetStream,
@@ -136,6 +143,8 @@ pub struct Hub {
     /// Where health and metrics are.
     pub api: Option<SocketAddr>,
     tasks: Tasks,
+    /// The outbox's database, where this process has to do with it.
+    store: Option<Store>,
 }
 
 impl Hub {
@@ -146,11 +155,14 @@ impl Hub {
         stop: &CancellationToken,
     ) -> Result<Self, ServeError> {
         let domains = chosen_domains(settings, options)?;
+        let settings = &open_settings(settings, |_| true)?;
         let sealer = Sealer::from_settings(&settings.secrets)?;
         let metrics = Metrics::new();
         let remote = resolving::remote(settings, &metrics)?;
         let resolver_options = resolving::server_options(settings, options)?;
-        let relaying = relaying::relaying(settings, options)?;
+        let Stores { store, api: outbox } = database::stores(settings, options)?;
+        let relaying = relaying::relaying(settings, options, store.as_ref())?;
+        let brokers = relaying::brokers(settings)?;
         let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
         let shape = shape(settings);
         let done = provision_patiently(&js, &shape).await?;
@@ -185,6 +197,7 @@ impl Hub {
                 management,
                 orders,
                 registry: registry.clone(),
+                outbox,
                 anonymous: settings.api.anonymous,
                 ready: readiness.part("api"),
             };
@@ -223,6 +236,7 @@ impl Hub {
                 js.clone(),
                 subscriptions,
                 HttpDelivery::new(http_config(settings)),
+                brokers,
                 Arc::new(MasterKey(sealer)),
                 outbox_settings(settings, &domains, shape.clone()),
                 metrics.clone(),
@@ -258,12 +272,17 @@ impl Hub {
             let role = SubscriptionResolver::new(js.clone(), registry, server, metrics.clone(), ready);
             tasks.graceful("subscription-resolver", role.run(stop.clone()));
         }
-        Ok(Self { js, readiness, metrics, api: address, tasks })
+        Ok(Self { js, readiness, metrics, api: address, tasks, store })
     }
 
     /// Waits until the process was told to stop and every task has ended.
     pub async fn join(self) -> Result<(), TaskError> {
         let result = self.tasks.join().await;
+        if let Some(store) = &self.store
+            && tokio::time::timeout(STORE_CLOSING, store.close()).await.is_err()
+        {
+            tracing::debug!("the connections to the outbox's database are dropped rather than closed");
+        }
         // The last acknowledgements leave before the connection goes.
         if let Err(error) = self.js.flush().await {
             tracing::debug!(%error, "the last acknowledgements may be lost; their messages come again");

@@ -324,9 +324,9 @@ async fn a_new_master_key_takes_over_while_deliveries_go_on() {
     client.publish("user.created", "e2").await;
     receiver.wait_accepted("/crm", 100, STEP).await;
     let done = rotating.cli_json(&["secrets", "rotate"]).await;
-    assert_eq!(done, json!({"key_id": "k2", "resealed": 50, "unchanged": 0, "left": 0}));
+    assert_eq!(done, json!({"key_id": "k2", "resealed": 50, "unchanged": 0, "left": 0, "settings": []}));
     let again = rotating.cli_json(&["secrets", "rotate"]).await;
-    assert_eq!(again, json!({"key_id": "k2", "resealed": 0, "unchanged": 50, "left": 0}));
+    assert_eq!(again, json!({"key_id": "k2", "resealed": 0, "unchanged": 50, "left": 0, "settings": []}));
     client.publish("user.created", "e3").await;
     receiver.wait_accepted("/crm", 150, STEP).await;
     drop(hub);

@@ -43,7 +43,7 @@ const IMPURE: [&str; 13] = [
 ];
 /// Each client library and the places that may import it: one, but for what the demo and the bench
 /// bring of the other side (endpoints, progress for people).
-const CLIENTS: [(&str, &[&str]); 17] = [
+const CLIENTS: [(&str, &[&str]); 18] = [
     // An external NATS server or account has a connection of its own, made in its own way.
     ("async_nats", &["nats", "sinks", "bench"]),
     ("redis", &["sinks", "bench"]),
@@ -62,13 +62,14 @@ const CLIENTS: [(&str, &[&str]); 17] = [
     ("prometheus_client", &["metrics"]),
     ("comfy_table", &["cli"]),
     ("indicatif", &["cli", "bench"]),
+    ("console", &["cli"]),
 ];
 const ADAPTERS: [&str; 7] = ["nats", "http_delivery", "seal", "sinks", "store", "subscriptions_grpc", "api"];
 /// What is built on the adapters, and so never imported by them.
 const ABOVE: [&str; 8] = ["roles", "management", "serve", "cli", "dev", "demo", "bench", "broker_process"];
 
 struct Source {
-    /// Below `src`, with slashes.
+    /// Below `src` or the other folder that was asked for, with slashes.
     path: String,
     lines: usize,
     /// Without comments and without the tests at the end of a file.
@@ -110,23 +111,30 @@ fn root() -> PathBuf {
 }
 
 fn sources() -> Vec<Source> {
-    let src = root().join("src");
+    let sources = below("src");
+    assert!(sources.len() > 50, "only {} files found: is this the right folder?", sources.len());
+    sources
+}
+
+/// The Rust sources in a folder of the project.
+fn below(folder: &str) -> Vec<Source> {
+    let src = root().join(folder);
     let (mut folders, mut sources) = (vec![src.clone()], Vec::new());
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("src is readable") {
-            let path = entry.expect("src is readable").path();
+        for entry in fs::read_dir(&folder).expect("sources are readable") {
+            let path = entry.expect("sources are readable").path();
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = fs::read_to_string(&path).expect("source is UTF-8");
-                let path = path.strip_prefix(&src).expect("below src").to_string_lossy().replace('\\', "/");
+                let path =
+                    path.strip_prefix(&src).expect("below the folder").to_string_lossy().replace('\\', "/");
                 let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
                 let code = code.lines().map(without_comment).collect::<Vec<_>>().join("\n");
                 sources.push(Source { path, lines: text.lines().count(), code });
             }
         }
     }
-    assert!(sources.len() > 50, "only {} files found: is this the right folder?", sources.len());
     sources
 }
 
@@ -300,4 +308,17 @@ fn no_file_is_too_long() {
         .map(|source| format!("{}: {}", source.path, source.lines))
         .collect::<Vec<_>>();
     assert_none(&long, &format!("no file under src has more than {MOST_LINES} lines"));
+}
+
+/// They are somebody else's programs: what they know of the hub is what it sends.
+#[test]
+fn examples_know_nothing_of_the_hub() {
+    let examples = below("examples");
+    assert!(examples.iter().any(|source| source.path == "subscriber/main.rs"), "the example is found");
+    let knowing = examples.iter().filter(|source| source.code.contains("integration_hub"));
+    let knowing: Vec<String> = knowing.map(|source| source.path.clone()).collect();
+    assert_none(&knowing, "an example of the other side imports nothing of this crate");
+    let long = examples.iter().filter(|source| source.lines > MOST_LINES);
+    let long: Vec<String> = long.map(|source| format!("{}: {}", source.path, source.lines)).collect();
+    assert_none(&long, &format!("no file under examples has more than {MOST_LINES} lines"));
 }

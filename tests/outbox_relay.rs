@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::jetstream::stream;
 use futures_util::StreamExt;
 use integration_hub::domain::outbox::Status;
-use integration_hub::store::{Cursor, Store};
+use integration_hub::store::{Cursor, Selection, Store};
 use serde_json::{Value, json};
 use support::outbox::event;
 use support::relay::{
@@ -44,6 +44,8 @@ on_both!(
     two_relays_send_each_row_once_and_in_order,
     live_goes_before_bulk,
     rows_that_can_never_go_are_abandoned_and_stop_nobody,
+    what_is_no_envelope_is_abandoned_and_stops_nobody,
+    ids_that_nats_takes_for_one_are_not_lost_silently,
     missing_external_rows_are_found_and_sent,
     old_rows_are_deleted,
 );
@@ -71,7 +73,15 @@ async fn a_commit_is_delivered_and_a_rollback_is_not(database: &TestDatabase) {
     assert_eq!((&cloud_event["type"], &cloud_event["source"]), (&json!("user.created"), &json!("outbox")));
     assert!(cloud_event["data"]["user_id"].is_string() && cloud_event.get("metadata").is_none());
     assert_eq!(receiver.count("/all"), 2);
-    // A published event with nowhere to go is told of once.
+    let store = database.store();
+    assert_eq!(
+        store.list(&Selection::default(), &Cursor::default(), 10).await.unwrap().len(),
+        2,
+        "no other rows"
+    );
+    // A published event with nowhere to go is told of once, however many come.
+    database.publish(&[raised("later-1"), raised("later-2")], true).await.unwrap();
+    receiver.wait_for("/all", 4, SOON).await;
     assert_eq!(hub.log().matches("no external broker is configured").count(), 1);
     assert!(hub.terminate().await.success());
 }
@@ -103,9 +113,9 @@ async fn internal_and_external_messages_are_the_rows_envelopes(database: &TestDa
     wait_for(&store, "partner", Status::Published, 2).await;
     for (broker, published) in [("internal", 3.0), ("partner", 2.0)] {
         let label = format!("broker=\"{broker}\"");
-        assert_eq!(hub.metric("hub_outbox_published_total", &[&label]).await, published);
-        assert_eq!(hub.metric("hub_outbox_lag_seconds_count", &[&label]).await, published);
-        assert_eq!(hub.metric("hub_outbox_broker_up", &[&label]).await, 1.0);
+        assert_eq!(hub.metric("hub_relay_published_total", &[&label]).await, published);
+        assert_eq!(hub.metric("hub_relay_lag_seconds_count", &[&label]).await, published);
+        assert_eq!(hub.metric("hub_relay_broker_up", &[&label]).await, 1.0);
     }
 }
 
@@ -148,7 +158,7 @@ async fn two_relays_send_each_row_once_and_in_order(database: &TestDatabase) {
     assert!(ids.iter().copied().eq(events.iter().map(|(id, _)| id)), "each once, none skipped");
     let mut published = 0.0;
     for hub in &mut hubs {
-        published += hub.metric("hub_outbox_published_total", &[]).await;
+        published += hub.metric("hub_relay_published_total", &[]).await;
         assert!(hub.terminate().await.success());
     }
     assert_eq!(published, 2.0 * ROWS as f64);
@@ -209,10 +219,61 @@ async fn rows_that_can_never_go_are_abandoned_and_stop_nobody(database: &TestDat
     assert_eq!((outside[3].status, outside[3].attempts), (Status::Abandoned, 2));
     assert!(reason(&outside[3]).contains("no stream takes this subject"), "{:?}", outside[3]);
     let partner = "broker=\"partner\"";
-    assert_eq!(hub.metric("hub_outbox_abandoned_total", &[partner]).await, 2.0);
-    assert_eq!(hub.metric("hub_outbox_failed_total", &[partner]).await, 1.0);
-    assert_eq!(hub.metric("hub_outbox_abandoned_total", &["broker=\"internal\""]).await, 1.0);
+    assert_eq!(hub.metric("hub_relay_abandoned_total", &[partner]).await, 2.0);
+    assert_eq!(hub.metric("hub_relay_failed_total", &[partner]).await, 1.0);
+    assert_eq!(hub.metric("hub_relay_abandoned_total", &["broker=\"internal\""]).await, 1.0);
     assert!(hub.log().contains("scope=\"external\"") && hub.log().contains("scope=\"internal\""));
+}
+
+/// Somebody has written into the table: SQLite takes any text, PostgreSQL any JSON.
+async fn what_is_no_envelope_is_abandoned_and_stops_nobody(database: &TestDatabase) {
+    let store = database.outbox(&["partner"]).await;
+    let (broker, partner) = (TestBroker::start().await, partner().await);
+    raise(database, &[public("e1", "s1"), public("e2", "s1"), public("e3", "s1"), public("e4", "s1")]).await;
+    let broken = match database {
+        TestDatabase::Postgres { .. } => "\"text\"",
+        TestDatabase::Sqlite { .. } => "{\"data\": ",
+    };
+    for (id, payload) in [("e2", broken), ("e3", "{\"data\": 1}")] {
+        let script = format!("UPDATE {{messages}} SET payload = '{payload}' WHERE message_id = '{id}'");
+        database.sql(&script).await.expect("the rows are changed");
+    }
+    let external = external("partner", "nats", &partner.url(), "");
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
+    hub.ready().await;
+    for (name, server, stream) in [("internal", &broker, EVENTS), ("partner", &partner, "PARTNER")] {
+        let rows = wait_for(&store, name, Status::Published, 2).await;
+        for row in &rows[1..3] {
+            assert_eq!((row.status, row.attempts), (Status::Abandoned, 1), "{row:?}");
+            let reason = row.last_error.clone().unwrap_or_default();
+            assert!(reason.contains("the payload is not an envelope: "), "{reason}");
+        }
+        let arrived = stored(server, stream, 2).await;
+        assert_eq!(arrived.iter().map(|message| message.id.as_str()).collect::<Vec<_>>(), ["e1", "e4"]);
+    }
+}
+
+/// The server takes the spaces off a header: `Nats-Msg-Id` would be that of another event.
+async fn ids_that_nats_takes_for_one_are_not_lost_silently(database: &TestDatabase) {
+    let store = database.outbox(&["partner"]).await;
+    let (broker, partner) = (TestBroker::start().await, partner().await);
+    let external = external("partner", "nats", &partner.url(), "");
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
+    hub.ready().await;
+    raise(database, &["x", " x", "x ", "%20x", "x y"].map(|id| public(id, "s"))).await;
+    for (name, server, stream) in [("internal", &broker, EVENTS), ("partner", &partner, "PARTNER")] {
+        let rows = wait_for(&store, name, Status::Published, 3).await;
+        for row in &rows[1..3] {
+            assert_eq!(row.status, Status::Abandoned, "{row:?}");
+            let reason = row.last_error.clone().unwrap_or_default();
+            assert!(reason.contains("begins or ends with a space"), "{reason}");
+        }
+        let arrived = stored(server, stream, 3).await;
+        assert_eq!(
+            arrived.iter().map(|message| message.id.as_str()).collect::<Vec<_>>(),
+            ["x", "%20x", "x y"]
+        );
+    }
 }
 
 async fn missing_external_rows_are_found_and_sent(database: &TestDatabase) {

@@ -24,39 +24,97 @@ async fn is_ready(hub: &Hub) -> bool {
 }
 
 #[tokio::test]
-async fn killed_between_publishing_and_marking_each_event_is_in_the_stream_once() {
+async fn killed_between_publishing_and_marking_each_event_is_in_the_streams_once() {
     let Some(database) = TestDatabase::postgres().await else { return };
-    let store = database.outbox(&[]).await;
-    let broker = TestBroker::start().await;
+    let store = database.outbox(&["partner"]).await;
+    let (broker, partner) = (TestBroker::start().await, partner().await);
+    let external = external("partner", "nats", &partner.url(), "");
     let TestDatabase::Postgres { server, .. } = &database else { unreachable!("it is PostgreSQL") };
     let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.port())).await;
     let outbox = "claim_time = \"2s\"\ntimeout = \"60s\"";
     let url = through(&database, proxy.address().port());
-    let mut first = Hub::serve(&broker.url(), &settings(&url, outbox, ""), &RELAY);
+    let mut first = Hub::serve(&broker.url(), &settings(&url, outbox, &external), &RELAY);
     first.ready().await;
 
-    let marking = proxy.cut_before(Direction::ToServer, "SET status = 'published'");
-    raise(&database, &events(30, 6, event)).await;
-    marking.fired(SOON).await;
+    // Each of the two processors marks over a connection of its own.
+    let marking = [0, 1].map(|_| proxy.cut_before(Direction::ToServer, "SET status = 'published'"));
+    raise(&database, &events(30, 6, public)).await;
+    for marking in marking {
+        marking.fired(SOON).await;
+    }
     // The others of the round are on their way.
-    let context = broker.jetstream().await;
-    eventually(SOON, "all are published", async || match taken(&context, EVENTS).await {
-        30 => Ok(()),
-        taken => Err(taken),
-    })
-    .await;
+    for (server, name) in [(&broker, EVENTS), (&partner, "PARTNER")] {
+        let context = server.jetstream().await;
+        eventually(SOON, "all are published", async || match taken(&context, name).await {
+            30 => Ok(()),
+            taken => Err(taken),
+        })
+        .await;
+    }
     // Kept by the claim that is renewed, so that nobody else sends them meanwhile.
-    assert!(rows(&store, "internal").await.iter().all(|row| row.status == Status::Processing));
+    for broker in ["internal", "partner"] {
+        assert!(rows(&store, broker).await.iter().all(|row| row.status == Status::Processing));
+    }
     first.kill().await;
 
-    let mut second = Hub::serve(&broker.url(), &settings(&database.url(), outbox, ""), &RELAY);
+    let mut second = Hub::serve(&broker.url(), &settings(&database.url(), outbox, &external), &RELAY);
     second.ready().await;
     wait_for(&store, "internal", Status::Published, 30).await;
-    let published = second.metric("hub_outbox_published_total", &[]).await;
-    assert_eq!(published, 30.0, "the second one sent all of them again");
-    let arrived = stored(&broker, EVENTS, 30).await;
-    assert_eq!(arrived.len(), 30, "and the stream dropped what it had");
-    assert_in_order(arrived.iter().map(|message| (message.id.clone(), message.stream())));
+    wait_for(&store, "partner", Status::Published, 30).await;
+    let published = second.metric("hub_relay_published_total", &[]).await;
+    assert_eq!(published, 60.0, "the second one sent all of them again");
+    for (server, name) in [(&broker, EVENTS), (&partner, "PARTNER")] {
+        let arrived = stored(server, name, 30).await;
+        assert_eq!(arrived.len(), 30, "and the stream dropped what it had");
+        assert_in_order(arrived.iter().map(|message| (message.id.clone(), message.stream())));
+    }
+}
+
+/// Two relays, one of which dies wherever it is, again and again: both brokers have each event once, in order.
+async fn killed_anywhere_each_event_is_in_the_streams_once(database: &TestDatabase) {
+    const ROWS: usize = 2_000;
+    const KILLS: usize = 8;
+    let store = database.outbox(&["partner"]).await;
+    let (broker, partner) = (TestBroker::start().await, partner().await);
+    let external = external("partner", "nats", &partner.url(), "");
+    let settings = settings(&database.url(), "batch = 100\nclaim_time = \"1s\"", &external);
+    let mut relays = [0, 1].map(|_| Hub::serve(&broker.url(), &settings, &RELAY));
+    for relay in &mut relays {
+        relay.ready().await;
+    }
+    let context = broker.jetstream().await;
+    let all = events(ROWS, 20, public);
+    for (kill, chunk) in all.chunks(ROWS / KILLS).enumerate() {
+        raise(database, chunk).await;
+        let moment = (kill * chunk.len() + rand::random_range(1..chunk.len())) as u64;
+        eventually(SOON, &format!("{moment} are published"), async || match taken(&context, EVENTS).await {
+            taken if taken >= moment => Ok(()),
+            taken => Err(taken),
+        })
+        .await;
+        let relay = &mut relays[kill % 2];
+        relay.kill().await;
+        relay.start();
+    }
+    for (name, server, stream) in [("internal", &broker, EVENTS), ("partner", &partner, "PARTNER")] {
+        let rows = wait_for(&store, name, Status::Published, ROWS).await;
+        assert!(rows.iter().all(|row| row.attempts == 0), "no attempt was used up");
+        let arrived = stored(server, stream, ROWS as u64).await;
+        assert_eq!(arrived.len(), ROWS, "{name}");
+        assert_in_order(arrived.iter().map(|message| (message.id.clone(), message.stream())));
+    }
+}
+
+#[tokio::test]
+async fn killed_anywhere_on_postgres() {
+    let Some(database) = TestDatabase::postgres().await else { return };
+    killed_anywhere_each_event_is_in_the_streams_once(&database).await;
+}
+
+#[tokio::test]
+async fn killed_anywhere_on_sqlite() {
+    let Some(database) = TestDatabase::sqlite().await else { return };
+    killed_anywhere_each_event_is_in_the_streams_once(&database).await;
 }
 
 #[tokio::test]
@@ -76,7 +134,7 @@ async fn a_database_that_crashes_and_comes_back_is_waited_for() {
         _ => Ok(()),
     })
     .await;
-    server.crash();
+    server.crash().await;
     eventually(
         SOON,
         "the relay is not ready",
@@ -118,7 +176,7 @@ async fn a_broker_that_hangs_makes_its_own_rows_wait_and_no_others() {
     wait_for(&store, "internal", Status::Published, ROWS + 1).await;
     wait_for(&store, "steady", Status::Published, ROWS + 1).await;
     hub.wait_for_log("the broker takes no messages", SOON).await;
-    assert_eq!(hub.metric("hub_outbox_broker_up", &["broker=\"partner\""]).await, 0.0);
+    assert_eq!(hub.metric("hub_relay_broker_up", &["broker=\"partner\""]).await, 0.0);
     let waiting = rows(&store, "partner").await;
     assert_eq!(waiting.iter().filter(|row| row.status.is_open()).count(), ROWS);
     assert!(is_ready(&hub).await, "others' brokers do not make the hub unready");
@@ -155,12 +213,13 @@ async fn a_connection_lost_in_mid_publish_loses_nothing() {
 }
 
 #[tokio::test]
-async fn the_internal_broker_killed_and_restarted_gets_everything() {
+async fn the_internal_broker_killed_and_restarted_gets_everything_and_external_ones_go_on() {
     const ROWS: usize = 2_000;
     let Some(database) = TestDatabase::postgres().await else { return };
-    let store = database.outbox(&[]).await;
-    let mut broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", ""), &RELAY);
+    let store = database.outbox(&["partner"]).await;
+    let (mut broker, partner) = (TestBroker::start().await, partner().await);
+    let external = external("partner", "nats", &partner.url(), "");
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
     hub.ready().await;
     let context = broker.jetstream().await;
     raise(&database, &events(ROWS, 20, event)).await;
@@ -172,11 +231,14 @@ async fn the_internal_broker_killed_and_restarted_gets_everything() {
     broker.process().kill().await.expect("the broker is killed");
     hub.wait_for_log("the broker takes no messages", SOON).await;
     assert!(rows(&store, "internal").await.iter().any(|row| row.status.is_open()), "there was work left");
+    raise(&database, &[public("outside", "s")]).await;
+    wait_for(&store, "partner", Status::Published, 1).await;
+    assert_eq!(stored(&partner, "PARTNER", 1).await[0].id, "outside");
     broker.process().restart().await.expect("the broker starts on the same port");
-    let all = wait_for(&store, "internal", Status::Published, ROWS).await;
+    let all = wait_for(&store, "internal", Status::Published, ROWS + 1).await;
     assert!(all.iter().all(|row| row.attempts == 0), "no attempt was used up");
-    let arrived = stored(&broker, EVENTS, ROWS as u64).await;
-    assert_eq!(arrived.len(), ROWS);
+    let arrived = stored(&broker, EVENTS, ROWS as u64 + 1).await;
+    assert_eq!(arrived.len(), ROWS + 1);
     assert_in_order(arrived.iter().map(|message| (message.id.clone(), message.stream())));
 }
 

@@ -2,15 +2,13 @@
 
 mod support;
 
-use std::time::Duration;
-
 use integration_hub::sinks::kafka::{Kafka, Mechanism, Options};
 use integration_hub::sinks::{Broker, Outgoing, PublishError, Tls};
 use krafka::auth::{AuthConfig, TlsConfig};
-use krafka::consumer::AutoOffsetReset;
 use support::external_broker::{
     Certificates, SHORT, assert_all, assert_unavailable, group, outgoing, publish_when_back,
 };
+use support::kafka::Seen;
 use support::{Direction, KafkaServer};
 
 fn options(url: &str) -> Options {
@@ -27,50 +25,8 @@ fn security(certificates: &Certificates) -> AuthConfig {
     AuthConfig::ssl(TlsConfig::new().with_ca_cert(ca))
 }
 
-/// A record as a consumer sees it.
-#[derive(Debug, PartialEq)]
-struct Seen {
-    partition: i32,
-    id: String,
-    key: String,
-    body: String,
-    traceparent: Option<String>,
-}
-
-/// Reads a topic from its beginning until `count` records are there.
 async fn read(server: &KafkaServer, topic: &str, count: usize) -> Vec<Seen> {
-    let client = server.client().await;
-    let consumer = client
-        .consumer_without_group()
-        .auto_offset_reset(AutoOffsetReset::Earliest)
-        .build()
-        .await
-        .expect("a consumer");
-    let partitions = client.producer().metrics_push(false).build().await.expect("a producer");
-    let partitions = partitions.partitions_for(topic).await.expect("the topic");
-    let partitions: Vec<i32> = partitions.iter().map(|partition| partition.partition).collect();
-    consumer.assign(topic, partitions).await.expect("assigned");
-    let mut seen = Vec::new();
-    let reading = async {
-        while seen.len() < count {
-            for record in consumer.poll(Duration::from_millis(200)).await.expect("polled") {
-                let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
-                let header = |name: &str| {
-                    let found = record.headers.iter().find(|(key, _)| key == name);
-                    found.and_then(|(_, value)| value.as_ref().map(|value| text(value)))
-                };
-                seen.push(Seen {
-                    partition: record.partition,
-                    id: header("id").expect("an id"),
-                    key: text(record.key.as_ref().expect("a key")),
-                    body: text(record.value.as_ref().expect("a value")),
-                    traceparent: header("traceparent"),
-                });
-            }
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), reading).await.expect("all are there");
-    seen
+    server.read(topic, |seen| seen.len() >= count).await
 }
 
 fn ids<'a>(seen: impl IntoIterator<Item = &'a Seen>) -> Vec<String> {

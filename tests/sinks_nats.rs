@@ -179,7 +179,10 @@ async fn what_will_never_be_taken_is_permanent() {
         for_stream.body = vec![b'x'; 2000].into();
         let mut header = outgoing("partner.a", "a", 3);
         header.headers.push(("x".to_owned(), "two\r\nlines".to_owned()));
-        let subjects = ["partner.*", "partner..a", "partner a", ""].map(|subject| outgoing(subject, "a", 4));
+        // The server would end the connection, again and again, for a line that is too long.
+        let long = format!("partner.{}", "a".repeat(4_096));
+        let subjects = ["partner.*", "partner..a", "partner a", "", &long];
+        let subjects = subjects.map(|subject| outgoing(subject, "a", 4));
         let mut messages = vec![for_server, header];
         messages.extend(subjects);
         if mode != Mode::Core {

@@ -69,8 +69,12 @@ numbers as floats (`replicas = 3.0`), which the hub refuses.
 {{- fail "settings.outbox.database_url: settings go into a ConfigMap, which is no place for a secret; put it into a Secret and name that in outbox" -}}
 {{- end -}}
 {{- range .Values.settings.external_brokers -}}
-{{- if or .password .token -}}
-{{- fail (printf "settings.external_brokers: %s has a password or token, and settings go into a ConfigMap, which is no place for a secret; give it in the environment (HUB__EXTERNAL_BROKERS) from a Secret" .name) -}}
+{{- $broker := . -}}
+{{- range $key := list "password" "token" -}}
+{{- $secret := get $broker $key -}}
+{{- if and $secret (not (hasPrefix "sealed:" (toString $secret))) -}}
+{{- fail (printf "settings.external_brokers: %s has a %s in clear, and settings go into a ConfigMap, which is no place for a secret; seal it (`hub secrets seal external_brokers.%s.%s`), or give it in the environment (HUB__EXTERNAL_BROKERS) from a Secret" $broker.name $key $broker.name $key) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if (.Values.settings.api | default dict).listen -}}

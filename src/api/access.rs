@@ -143,14 +143,15 @@ extractor!(
     Scope::Operate
 );
 
-/// For what belongs to the hub as a whole: a token that is bound to a tenant has no part in it.
-pub fn whole_hub(caller: &Caller) -> Result<(), Problem> {
+/// For what belongs to the hub as a whole (`what`: "domains belong"): a token that is bound to a tenant has no
+/// part in it.
+pub fn whole_hub(caller: &Caller, what: &str) -> Result<(), Problem> {
     match caller.tenant() {
         None => Ok(()),
         Some(tenant) => Err(Problem::new(
             Kind::Forbidden,
             format!(
-                "domains belong to the whole hub, and the token {:?} is bound to the tenant {tenant:?}",
+                "{what} to the whole hub, and the token {:?} is bound to the tenant {tenant:?}",
                 caller.name
             ),
         )),

@@ -17,6 +17,9 @@ use super::query::PathPart;
 use crate::domain::duration;
 use crate::management::domains::{DomainRow, Pause};
 
+/// For whoever has no part in them.
+const WHOSE: &str = "domains belong";
+
 pub(super) fn routes() -> OpenApiRouter<State> {
     OpenApiRouter::new()
         .routes(routes!(list))
@@ -35,7 +38,7 @@ struct DomainList {
 #[utoipa::path(get, path = "/v1/domains", tag = "domains",
     responses((status = 200, description = "All of them", body = DomainList), Usual))]
 async fn list(FromState(state): FromState<State>, Reader(caller): Reader) -> Result<Response, Problem> {
-    whole_hub(&caller)?;
+    whole_hub(&caller, WHOSE)?;
     let domains = state.management.domains().await?;
     Ok(axum::Json(DomainList { domains }).into_response())
 }
@@ -48,7 +51,7 @@ async fn read_one(
     Reader(caller): Reader,
     PathPart(name): PathPart,
 ) -> Result<Response, Problem> {
-    whole_hub(&caller)?;
+    whole_hub(&caller, WHOSE)?;
     Ok(axum::Json(state.management.domain_row(&name).await?).into_response())
 }
 
@@ -72,7 +75,7 @@ async fn pause(
     PathPart(name): PathPart,
     MaybeJson(order): MaybeJson<PauseOrder>,
 ) -> Result<Response, Problem> {
-    whole_hub(&caller)?;
+    whole_hub(&caller, WHOSE)?;
     let lasting = order.lasting.as_deref().map(duration::parse).transpose();
     let lasting = lasting.map_err(|problem| Problem::field("for", problem))?;
     if lasting.is_some_and(|lasting| lasting.is_zero()) {
@@ -91,6 +94,6 @@ async fn resume(
     Operator(caller): Operator,
     PathPart(name): PathPart,
 ) -> Result<Response, Problem> {
-    whole_hub(&caller)?;
+    whole_hub(&caller, WHOSE)?;
     Ok(axum::Json(state.management.resume_domain(&name).await?).into_response())
 }

@@ -10,6 +10,7 @@ mod journal;
 mod listener;
 mod openapi;
 mod orders;
+mod outbox;
 mod precondition;
 mod problem;
 mod query;
@@ -35,6 +36,7 @@ use problem::{Kind, Problem};
 pub use signs::Signs;
 
 use crate::health::ReadyFlag;
+use crate::management::outbox::OutboxDesk;
 use crate::management::{Management, OrderDesk, Registry};
 use crate::metrics::Metrics;
 
@@ -61,6 +63,8 @@ pub struct Resources {
     pub registry: Registry,
     /// Where bulk orders are placed; its runner is a task of the same process.
     pub orders: OrderDesk,
+    /// None where the settings name no database.
+    pub outbox: Option<OutboxDesk>,
     /// Ask nobody who they are (`api.anonymous`).
     pub anonymous: bool,
     /// Set when the index was read once.
@@ -73,6 +77,7 @@ pub(crate) struct State {
     management: Management,
     registry: Registry,
     orders: OrderDesk,
+    outbox: Option<OutboxDesk>,
     access: Access,
     metrics: Metrics,
     requests: Arc<Semaphore>,
@@ -126,16 +131,18 @@ fn routes() -> OpenApiRouter<State> {
         .merge(domains::routes())
         .merge(dead_letters::routes())
         .merge(orders::routes())
+        .merge(outbox::routes())
 }
 
 fn management(resources: Resources, metrics: Metrics) -> Router {
-    let Resources { management, registry, orders, anonymous, ready: _ } = resources;
+    let Resources { management, registry, orders, outbox, anonymous, ready: _ } = resources;
     let state = State {
         access: Access::new(management.clone(), anonymous),
         bounds: events::Bounds::new(management.settings()),
         management,
         registry,
         orders,
+        outbox,
         metrics,
         requests: Arc::new(Semaphore::new(MOST_REQUESTS)),
     };

@@ -6,8 +6,8 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{
-    ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Response as Described, ResponseBuilder,
-    ResponsesBuilder, SecurityRequirement,
+    ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, PathItem, Ref, RefOr, Response as Described,
+    ResponseBuilder, ResponsesBuilder, SecurityRequirement,
 };
 use utoipa::{IntoResponses, PartialSchema as _, ToSchema as _};
 
@@ -41,7 +41,17 @@ pub fn base() -> OpenApi {
 }
 
 /// The document as it is served and kept in the tests.
-pub fn document(api: OpenApi) -> String {
+pub fn document(mut api: OpenApi) -> String {
+    // Handlers are named within their modules; an operation's id is the only one in the document.
+    for item in api.paths.paths.values_mut() {
+        let PathItem { get, put, post, delete, patch, .. } = item;
+        for operation in [get, put, post, delete, patch].into_iter().flatten() {
+            let tag = operation.tags.iter().flatten().next();
+            let id = tag.iter().map(|tag| tag.as_str()).chain(operation.operation_id.as_deref());
+            let id = id.collect::<Vec<_>>().join("_").replace(' ', "_");
+            operation.operation_id = Some(id);
+        }
+    }
     let mut text = api.to_pretty_json().expect("a description of strings and maps is JSON");
     text.push('\n');
     text
@@ -98,12 +108,22 @@ problems!(
     Required: "428" "There is one already, and no `If-Match` says which version it is to replace"
 );
 problems!(
+    /// Where the outbox's database is asked.
+    WithOutbox: "409" "The hub knows no outbox: `outbox.database_url` is not set, or that database is not set up"
+);
+problems!(
+    /// Where an order on one row may not apply to it.
+    OnOneRow: "409" "The row stands where this order does not apply; or the hub knows no outbox"
+);
+problems!(
     /// Where something else may stand in the way.
     Conflicting: "409" "The id is taken, or the hub lacks a setting that this needs"
 );
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn text() -> String {
@@ -131,11 +151,14 @@ mod tests {
         assert!(api["openapi"].as_str().expect("a version").starts_with("3.1"));
         let paths = api["paths"].as_object().expect("paths");
         assert!(paths.len() >= 5, "{paths:?}");
+        let mut ids = BTreeSet::new();
         for (path, item) in paths {
             for (method, operation) in item.as_object().expect("operations") {
                 let name = format!("{method} {path}");
                 assert!(operation["summary"].is_string(), "{name}: no summary");
-                assert!(operation["operationId"].is_string(), "{name}: no operation id");
+                let id =
+                    operation["operationId"].as_str().unwrap_or_else(|| panic!("{name}: no operation id"));
+                assert!(ids.insert(id.to_owned()), "{name}: another operation has the id {id}");
                 for status in ["401", "403", "503"] {
                     assert!(operation["responses"][status].is_object(), "{name}: no {status}");
                 }

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use crate::domain::field_error::FieldError;
 use crate::management::ManagementError;
+use crate::management::outbox::StoreError;
 
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
@@ -146,6 +147,20 @@ impl Problem {
         Self { challenge: Some(challenge), ..Self::new(Kind::Unauthenticated, detail) }
     }
 
+    /// Of the outbox's database. `before`: what was done before it failed.
+    fn of_store(error: &StoreError, before: &str) -> Self {
+        if error.is_transient() {
+            tracing::warn!(%error, "the outbox's database does not answer");
+            return Self::later(2, format!("the outbox's database does not answer; try again{before}"));
+        }
+        if error.is_of_setup() {
+            return Self::new(Kind::NotConfigured, format!("{error}{before}"));
+        }
+        tracing::error!(%error, "a request could not be carried out");
+        let detail = format!("the outbox's database refused; the log of the hub says why{before}");
+        Self::new(Kind::Internal, detail)
+    }
+
     pub fn status(&self) -> StatusCode {
         self.kind.status()
     }
@@ -177,16 +192,25 @@ impl From<ManagementError> for Problem {
             | ManagementError::NoSubscription { .. }
             | ManagementError::NoDeadLetter { .. }
             | ManagementError::NoOrder { .. }
+            | ManagementError::NoRow { .. }
             | ManagementError::NoneSelected { .. } => Kind::NotFound,
             ManagementError::ForeignCursor { .. } => return Self::field("after", error.to_string()),
             ManagementError::Conflict { .. } => Kind::PreconditionFailed,
-            ManagementError::Exists { .. } | ManagementError::IdTaken { .. } => Kind::Conflict,
-            ManagementError::NoMasterKey { .. } => Kind::NotConfigured,
+            ManagementError::Exists { .. }
+            | ManagementError::IdTaken { .. }
+            | ManagementError::RowStands { .. } => Kind::Conflict,
+            ManagementError::NoMasterKey { .. } | ManagementError::NoOutbox => Kind::NotConfigured,
             ManagementError::Full { .. } => {
                 return Self::later(5, "the events stream is full; publish again when the hub has caught up");
             }
-            ManagementError::TooManyOrders { .. } | ManagementError::Stopping => {
-                return Self::later(5, error.to_string());
+            ManagementError::TooManyOrders { .. }
+            | ManagementError::OutboxBusy
+            | ManagementError::Stopping => return Self::later(5, error.to_string()),
+            ManagementError::Store(source) => return Self::of_store(source, ""),
+            ManagementError::OutboxHalfway { verb, done, source } => {
+                let before =
+                    format!("; {done} rows were {verb} before, and the same order again does the rest");
+                return Self::of_store(source, &before);
             }
             ManagementError::TooLarge(_) => Kind::TooLarge,
             ManagementError::Sealed { .. } => {

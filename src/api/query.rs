@@ -33,6 +33,19 @@ impl FromRequestParts<State> for PathPart {
     }
 }
 
+/// Both named parts of the path, percent-decoded.
+pub struct PathParts(pub String, pub String);
+
+impl FromRequestParts<State> for PathParts {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let read = Path::<(String, String)>::from_request_parts(parts, state).await;
+        let Path((first, second)) =
+            read.map_err(|rejection| Problem::field("path", rejection.body_text()))?;
+        Ok(Self(first, second))
+    }
+}
+
 /// Most that a page of a list holds, and how many it holds where nothing is said.
 pub const MOST_PER_PAGE: usize = 1_000;
 pub const PER_PAGE: usize = 100;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::error::{Answer, CliError};
 use super::output::Printer;
-use crate::seal::Sealer;
+use crate::seal::{Sealer, open_settings};
 use crate::settings::{DEFAULT_FILE, Settings};
 
 #[derive(Debug, Subcommand)]
@@ -28,6 +28,7 @@ pub fn run(
         Command::Check => {
             // The file it names has to be there and hold a key.
             let sealer = Sealer::from_settings(&settings.secrets)?;
+            open_settings(settings, |_| true)?;
             let file = file.map(Path::to_owned).or_else(|| {
                 let default = Path::new(DEFAULT_FILE);
                 default.exists().then(|| default.to_owned())

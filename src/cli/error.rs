@@ -8,7 +8,7 @@ use crate::bench::BenchError;
 use crate::management::ManagementError;
 use crate::nats::NatsError;
 use crate::nats::provision::ProvisionError;
-use crate::seal::MasterKeyError;
+use crate::seal::{MasterKeyError, OpenSettingsError};
 use crate::serve::ServeError;
 use crate::settings::SettingsError;
 use crate::store::StoreError;
@@ -40,6 +40,16 @@ pub enum CliError {
     Settings(#[from] SettingsError),
     #[error(transparent)]
     MasterKey(#[from] MasterKeyError),
+    #[error(transparent)]
+    OpenSettings(#[from] OpenSettingsError),
+    #[error(
+        "secrets.master_key is not set: without it nothing can be sealed. Make a key with \
+         `openssl rand -base64 32` and set it as HUB__SECRETS__MASTER_KEY (or in a file that secrets.master_key_file names), \
+         the same for every process of the hub"
+    )]
+    NoKeyToSeal,
+    #[error("standard input holds no secret that can be sealed: {problem}")]
+    NotASecret { problem: String },
     #[error(
         "secrets.master_key is not set, and {subscriptions} has a credential, which is stored only sealed. Make a key with \
          `openssl rand -base64 32` and set it as HUB__SECRETS__MASTER_KEY (or in a file that secrets.master_key_file names), \
@@ -107,6 +117,14 @@ impl From<ManagementError> for CliError {
             ManagementError::Conflict { id } => Self::Conflict { ids: id },
             ManagementError::NoMasterKey { id } => {
                 Self::NoMasterKey { subscriptions: id, hint: String::new() }
+            }
+            ManagementError::NoOutbox => Self::NoDatabase,
+            ManagementError::Store(source) => Self::Store(source),
+            ManagementError::OutboxHalfway { verb, done, source } => {
+                Self::OutboxHalfway { verb, done, source }
+            }
+            error @ ManagementError::NoRow { .. } => {
+                Self::NothingMatched(format!("{error}. `hub outbox list` shows those that are there"))
             }
             other => Self::Management(other),
         }

@@ -32,7 +32,8 @@ use crate::domain::access::Caller;
 use crate::management::Management;
 use crate::nats::JetStream;
 use crate::nats::provision::{OLDEST_SERVER, ProvisionError, version};
-use crate::settings::{Settings, SettingsError};
+use crate::seal::open_settings;
+use crate::settings::{SecretName, Settings, SettingsError};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -146,6 +147,11 @@ impl Cli {
 
     pub async fn run(self, settings: Settings) -> Result<Answer, CliError> {
         let printer = Printer::new(self.output);
+        // What is about the settings themselves sees them as they are written; `hub serve` needs all of them.
+        let settings = match self.command {
+            Command::Config(_) | Command::Secrets(_) | Command::Serve(_) => settings,
+            _ => open_settings(&settings, SecretName::is_to_connect)?,
+        };
         match self.command {
             Command::Demo(options) => match demo::run(options).await? {
                 demo::Verdict::Held => Ok(Answer::Yes),
@@ -189,7 +195,8 @@ async fn connect(settings: &Settings) -> Result<JetStream, CliError> {
 
 /// The hub to operate, with its master key.
 async fn manage_sealed(settings: &Settings) -> Result<Management, CliError> {
-    Ok(Management::new(connect(settings).await?, Arc::new(settings.clone()))?)
+    let settings = open_settings(settings, |_| true)?;
+    Ok(Management::new(connect(&settings).await?, Arc::new(settings))?)
 }
 
 /// Who the command line is: whoever has the broker and the settings may do everything.

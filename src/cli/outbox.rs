@@ -11,12 +11,11 @@ use serde_json::json;
 
 use super::error::{Answer, CliError};
 use super::output::{Printer, confirm, spinner, time, warn};
+use crate::management::ManagementError;
+use crate::management::outbox::{Changed, Course, MadeReady, Outbox, Store};
 use crate::settings::Settings;
-use crate::store::{Batch, Cursor, Retention, Store, StoreError, StoreOptions};
+use crate::store::StoreOptions;
 use select::Selected;
-
-/// Rows that one statement changes: short transactions, whatever is asked for.
-const BATCH: usize = 1_000;
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -67,32 +66,37 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
     let mut store = StoreOptions::new(url.ok_or(CliError::NoDatabase)?);
     store.timeout = settings.outbox.timeout;
     store.create = matches!(options.command, Command::Setup { .. });
-    let store = Store::new(store)?;
+    let outbox = Outbox::new(Store::new(store)?, &settings.outbox);
     if !matches!(options.command, Command::Setup { .. }) {
-        store.check().await?;
+        outbox.check().await?;
     }
     let answer = match options.command {
-        Command::Setup { prune } => setup(&store, prune, settings, printer).await,
-        Command::Status => status(&store, printer).await,
-        Command::List(options) => list::run(options, &store, printer).await,
-        Command::Retry(selected) => retry(&store, &selected, printer).await,
-        Command::Discard { selected, yes } => discard(&store, &selected, yes, printer).await,
-        Command::Cleanup => cleanup(&store, settings, printer).await,
-        Command::Reconcile => reconcile(&store, printer).await,
+        Command::Setup { prune } => setup(&outbox, prune, settings, printer).await,
+        Command::Status => status(&outbox, printer).await,
+        Command::List(options) => list::run(options, &outbox, printer).await,
+        Command::Retry(selected) => retry(&outbox, &selected, printer).await,
+        Command::Discard { selected, yes } => discard(&outbox, &selected, yes, printer).await,
+        Command::Cleanup => {
+            let done = told("deleted", async |course| outbox.cleanup(course).await).await?;
+            counted(printer, "deleted", done)
+        }
+        Command::Reconcile => {
+            let done = told("written", async |course| outbox.reconcile(course).await).await?;
+            counted(printer, "written", done)
+        }
     };
-    store.close().await;
+    outbox.close().await;
     answer
 }
 
 async fn setup(
-    store: &Store,
+    outbox: &Outbox,
     prune: bool,
     settings: &Settings,
     printer: Printer,
 ) -> Result<Answer, CliError> {
-    let made = store.setup().await?;
     let names: Vec<String> = settings.external_brokers.iter().map(|broker| broker.name.clone()).collect();
-    let brokers = store.sync_brokers(&names, prune).await?;
+    let MadeReady { schema: made, brokers } = outbox.set_up(&names, prune).await?;
     if printer.is_json() {
         printer.json(&json!({"schema": made, "brokers": {
             "configured": names, "added": brokers.added, "removed": brokers.removed, "unconfigured": brokers.unconfigured,
@@ -120,8 +124,8 @@ async fn setup(
     Ok(Answer::Yes)
 }
 
-async fn status(store: &Store, printer: Printer) -> Result<Answer, CliError> {
-    let brokers = store.status().await?;
+async fn status(outbox: &Outbox, printer: Printer) -> Result<Answer, CliError> {
+    let brokers = outbox.status().await?;
     if printer.is_json() {
         printer.json(&brokers)?;
         return Ok(Answer::Yes);
@@ -140,81 +144,51 @@ async fn status(store: &Store, printer: Printer) -> Result<Answer, CliError> {
     Ok(Answer::Yes)
 }
 
-/// Goes through all batches; a failure tells how far it came.
-async fn each_batch(
+type Progress = Box<dyn FnMut(u64) + Send>;
+
+/// Gives an order all the time it takes, and shows how far it has come.
+async fn told(
     verb: &'static str,
-    mut batch: impl AsyncFnMut(&Cursor) -> Result<Batch, StoreError>,
+    order: impl AsyncFnOnce(Course<Progress>) -> Result<Changed, ManagementError>,
 ) -> Result<u64, CliError> {
     let bar = spinner(verb);
-    let (mut changed, mut next) = (0, Some(Cursor::default()));
-    while let Some(after) = next {
-        let done = batch(&after).await.map_err(|source| match changed {
-            0 => CliError::Store(source),
-            done => CliError::OutboxHalfway { verb, done, source },
-        })?;
-        changed += done.changed;
-        bar.inc(done.changed);
-        next = done.next;
-    }
+    let seen = bar.clone();
+    let done = order(Course::all(Box::new(move |rows| seen.inc(rows)))).await;
     bar.finish_and_clear();
-    Ok(changed)
+    Ok(done?.rows)
 }
 
-async fn retry(store: &Store, selected: &Selected, printer: Printer) -> Result<Answer, CliError> {
+async fn retry(outbox: &Outbox, selected: &Selected, printer: Printer) -> Result<Answer, CliError> {
     let selection = selected.selection()?;
-    selected.check_ids(store).await?;
-    let changed = each_batch("retried", async |after| store.retry(&selection, after, BATCH).await).await?;
-    told(printer, "retried", changed, "no failed or abandoned row matches")
+    outbox.check_ids(&selection).await?;
+    match told("retried", async |course| outbox.retry(&selection, course).await).await? {
+        0 => Err(nothing("retried", "failed or abandoned")),
+        retried => counted(printer, "retried", retried),
+    }
 }
 
 async fn discard(
-    store: &Store,
+    outbox: &Outbox,
     selected: &Selected,
     yes: bool,
     printer: Printer,
 ) -> Result<Answer, CliError> {
     let selection = selected.selection()?;
-    selected.check_ids(store).await?;
+    outbox.check_ids(&selection).await?;
     let question = "Abandon all pending and failed rows that match, unsent?";
     if !confirm(question, yes)? {
         printer.line("nothing was discarded")?;
         return Ok(Answer::No);
     }
-    let reason = "discarded by an operator";
-    let changed =
-        each_batch("discarded", async |after| store.discard(&selection, reason, after, BATCH).await).await?;
-    told(printer, "discarded", changed, "no pending or failed row matches")
+    match told("discarded", async |course| outbox.discard(&selection, course).await).await? {
+        0 => Err(nothing("discarded", "pending or failed")),
+        discarded => counted(printer, "discarded", discarded),
+    }
 }
 
 /// A change that changed nothing is an answer of its own.
-fn told(printer: Printer, verb: &str, changed: u64, none: &str) -> Result<Answer, CliError> {
-    if changed == 0 {
-        return Err(CliError::NothingMatched(format!("{none}; nothing was {verb}")));
-    }
-    if printer.is_json() {
-        printer.json(&json!({verb: changed}))?;
-    } else {
-        printer.line(&format!("{changed} {verb}"))?;
-    }
-    Ok(Answer::Yes)
-}
-
-async fn cleanup(store: &Store, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
-    let outbox = &settings.outbox;
-    let retention =
-        Retention { published: outbox.published_retention, abandoned: outbox.abandoned_retention };
-    let limit = outbox.cleanup_batch;
-    let deleted = each_batch("deleted", async |_| {
-        let changed = store.cleanup(retention, limit).await?;
-        Ok(Batch { changed, next: (changed >= limit as u64).then(Cursor::default) })
-    })
-    .await?;
-    counted(printer, "deleted", deleted)
-}
-
-async fn reconcile(store: &Store, printer: Printer) -> Result<Answer, CliError> {
-    let derived = each_batch("written", async |after| store.reconcile(after, BATCH).await).await?;
-    counted(printer, "written", derived)
+fn nothing(verb: &str, statuses: &str) -> CliError {
+    CliError::NothingMatched(format!("no {statuses} row matches; nothing was {verb}"))
 }
 
 fn counted(printer: Printer, verb: &str, count: u64) -> Result<Answer, CliError> {

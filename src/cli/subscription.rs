@@ -57,8 +57,8 @@ pub enum Command {
     },
     /// Who would get an event: exit code 1 where nobody would
     Match(sample::MatchOptions),
-    /// Send a sample event to a subscription's endpoint, once, and show request and answer: exit
-    /// code 1 where it is not accepted
+    /// Send a sample event to a subscription's endpoint or broker, once, and show request and answer:
+    /// exit code 1 where it is not accepted
     Test(sample::TestOptions),
     /// Sign with a new secret, and print what the receiver verifies with, this once
     RotateSecret {
@@ -134,12 +134,22 @@ fn list(found: &[serde_json::Value], printer: Printer) -> Result<Answer, CliErro
             text("/state"),
             cell(&events.join(" "), 40),
             text("/delivery/auth/type"),
-            cell(&text("/delivery/url"), 80),
+            cell(&target(shown), 80),
             cell(&text("/disabled_reason"), 60),
         ]
     });
-    printer.table(&["ID", "TENANT", "STATE", "EVENTS", "AUTH", "URL", "DISABLED BECAUSE"], rows)?;
+    printer.table(&["ID", "TENANT", "STATE", "EVENTS", "AUTH", "TARGET", "DISABLED BECAUSE"], rows)?;
     Ok(Answer::Yes)
+}
+
+/// Its URL, or `broker partner_events: orders`.
+fn target(shown: &serde_json::Value) -> String {
+    let text = |name: &str| shown["delivery"][name].as_str();
+    match (text("url"), text("broker"), text("stream")) {
+        (Some(url), ..) => url.to_owned(),
+        (None, Some(broker), Some(stream)) => format!("broker {broker}: {stream}"),
+        _ => String::new(),
+    }
 }
 
 async fn find(management: &Management, id: &SubscriptionId) -> Result<Stored, CliError> {

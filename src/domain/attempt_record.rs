@@ -94,7 +94,7 @@ impl ErrorKind {
     /// `None` for a success.
     pub fn of(outcome: &Outcome) -> Option<Self> {
         match outcome {
-            Outcome::Answered { status: 200..=299, .. } => None,
+            Outcome::Acknowledged | Outcome::Answered { status: 200..=299, .. } => None,
             Outcome::Answered { .. } => Some(Self::Status(StatusKind::Status)),
             Outcome::Failed(failure) => Some(Self::Failure(*failure)),
         }

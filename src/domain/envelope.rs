@@ -35,6 +35,10 @@ pub struct Envelope<'a> {
     /// CloudEvents JSON format: sent as it stands in structured mode.
     #[serde(borrow)]
     pub event: &'a RawValue,
+    /// Of an event from a producer's outbox: what an external broker may see of its metadata
+    /// ([`external_metadata`](super::outbox::external_metadata)).
+    #[serde(borrow, default)]
+    pub external_metadata: Option<&'a RawValue>,
     /// The subscription's delivery as it was at the fan-out, with sealed credentials.
     #[serde(borrow)]
     pub delivery: &'a RawValue,
@@ -86,6 +90,11 @@ impl<'e> FanOut<'e> {
         }
         shared.push_str(",\"event\":");
         shared.push_str(cloudevent.get());
+        // For every subscription: one that names a URL now may name a broker when the envelope's turn comes.
+        if let Some(metadata) = &event.external_metadata {
+            shared.push_str(",\"external_metadata\":");
+            shared.push_str(metadata.get());
+        }
         Self { event, shared }
     }
 
@@ -150,6 +159,7 @@ mod tests {
             dataschema: None,
             data: Data::Json(RawValue::from_string("{\"user_id\":\"u1\"}".to_owned()).unwrap()),
             extensions: [("traceparent".to_owned(), "00-aa-bb-01".into())].into_iter().collect(),
+            external_metadata: None,
             identity: id.to_owned(),
         }
     }
@@ -169,6 +179,20 @@ mod tests {
         assert_eq!((&*read.event_id, &*read.event_key), ("e \"1\"", "user.created"));
         assert_eq!(read.traceparent.as_deref(), Some("00-aa-bb-01"));
         assert_eq!(read.event.get(), event.to_cloudevent().get());
+        assert_eq!(read.delivery.get(), delivery.get());
+    }
+
+    #[test]
+    fn what_an_outbox_said_of_the_event_goes_along() {
+        let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
+        let mut event = event("e1", "outbox");
+        let made = FanOut::new(&event, "d").envelope(&subscription("crm"), &delivery);
+        assert!(Envelope::read(&made.body).unwrap().external_metadata.is_none());
+        let metadata = RawValue::from_string(r#"{"headers":{"id":"e1"}}"#.to_owned()).unwrap();
+        event.external_metadata = Some(metadata.clone());
+        let made = FanOut::new(&event, "d").envelope(&subscription("crm"), &delivery);
+        let read = Envelope::read(&made.body).unwrap();
+        assert_eq!(read.external_metadata.map(RawValue::get), Some(metadata.get()));
         assert_eq!(read.delivery.get(), delivery.get());
     }
 

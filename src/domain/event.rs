@@ -14,6 +14,7 @@ mod decode;
 #[cfg(test)]
 mod tests;
 
+pub(super) use cloudevents::Members;
 pub use cloudevents::{BinaryParts, NotACloudEvent, binary_parts};
 pub(super) use decode::is_traceparent;
 pub use decode::{MAX_ATTRIBUTE_BYTES, Publication};
@@ -35,6 +36,9 @@ pub struct Event {
     /// Extension attributes other than `tenant`: `published`, `correlationid`, `traceparent`, …
     /// A CloudEvents attribute value is a string, a number or a boolean.
     pub extensions: BTreeMap<String, serde_json::Value>,
+    /// Of an event that came in the envelope of a producer's outbox: what an external broker may see of
+    /// the envelope's metadata, as JSON.
+    pub external_metadata: Option<Box<RawValue>>,
     /// What makes two publications the same event: source and id, which together are unique
     /// (CloudEvents 1.0 section 3.1.1), as `<length of source>:<source>:<id>`. Where the hub made
     /// up the id from a stream sequence, which restarts when a stream is made anew, also the time:

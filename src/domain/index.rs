@@ -47,7 +47,7 @@ impl Entry {
     pub fn new(subscription: Subscription, revision: u64) -> Result<Self, serde_json::Error> {
         let delivery = serde_json::value::to_raw_value(&subscription.delivery)?.into();
         let (max_in_flight, rate_limit) =
-            (subscription.delivery.max_in_flight, subscription.delivery.rate_limit.map(Box::new));
+            (subscription.delivery.max_in_flight(), subscription.delivery.rate_limit().map(Box::new));
         let Subscription { id, tenant, events, filter, state, .. } = subscription;
         let (tenant, events, filter) = (tenant.into(), events.into(), filter.into());
         let subscription = Interest { id, tenant, events, filter, state };

@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod address;
+pub mod attempt;
 pub mod attempt_record;
 pub mod category;
 pub mod dead_letter;

@@ -3,6 +3,8 @@
 
 mod destination;
 mod envelope;
+mod external;
+mod names;
 mod pauses;
 mod raised;
 mod status;
@@ -11,6 +13,8 @@ mod tests;
 
 pub use destination::Destination;
 pub use envelope::{CONTENT_TYPE, Envelope};
+pub use external::{ExternalMessage, external_metadata};
+pub use names::Names;
 pub use pauses::Pauses;
 pub use raised::{MAX_EXTENSIONS_BYTES, MAX_TEXT_BYTES, RaisedEvent};
 pub use status::{AfterFailure, Lane, RetryPolicy, Status, Step};

@@ -8,12 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use super::status::{Statuses, Treatment};
 
-/// The outcome of one attempt, as the HTTP adapter reports it.
+/// The outcome of one attempt, as the adapter reports it that made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
+    /// The external broker has the message.
+    Acknowledged,
     /// The endpoint answered; any status.
     Answered { status: u16, retry_after: Option<Duration> },
-    /// No whole answer came.
+    /// No whole answer came; or the broker has not acknowledged.
     Failed(Failure),
 }
 
@@ -36,6 +38,14 @@ pub enum Failure {
     Sealed,
     /// The request could not be built from the subscription's settings.
     Request,
+    /// The external broker cannot be reached, does not let us in, or does not answer.
+    BrokerUnavailable,
+    /// The external broker said no for now: full, not permitted, nobody there to take it.
+    BrokerRefused,
+    /// The external broker will never take the message: too large, or no such name can be.
+    Unpublishable,
+    /// The settings have no external broker of the name that the subscription gives.
+    UnknownBroker,
 }
 
 /// Whose fault a failure is.
@@ -51,14 +61,14 @@ impl Outcome {
     pub fn status(&self) -> Option<u16> {
         match self {
             Outcome::Answered { status, .. } => Some(*status),
-            Outcome::Failed(_) => None,
+            Outcome::Acknowledged | Outcome::Failed(_) => None,
         }
     }
 
     /// One short line for people: `503 Service Unavailable`, `timed out`. Empty for a success.
     pub fn error_text(&self) -> String {
         match self {
-            Outcome::Answered { status: 200..=299, .. } => String::new(),
+            Outcome::Acknowledged | Outcome::Answered { status: 200..=299, .. } => String::new(),
             Outcome::Answered { status, .. } => match reason_phrase(*status) {
                 Some(phrase) => format!("{status} {phrase}"),
                 None => format!("status {status}"),
@@ -68,10 +78,12 @@ impl Outcome {
     }
 
     /// Whether the endpoint answered as a living one does: anything but a failure of the
-    /// connection, a timeout, a 429 or a 5xx. What the pool's shares and the breakers go by.
-    /// A failure on the hub's own side says nothing about the endpoint and counts as healthy.
+    /// connection, a timeout, a 429 or a 5xx; a broker that is away or refuses counts as they do. What
+    /// the pool's shares and the breakers go by. A failure on the hub's own side, and a message that can
+    /// never be taken, say nothing about the other side and count as healthy.
     pub fn is_healthy(&self) -> bool {
         match self {
+            Outcome::Acknowledged | Outcome::Failed(Failure::Unpublishable) => true,
             Outcome::Answered { status, .. } => *status != 429 && *status < 500,
             Outcome::Failed(failure) => failure.fault() == Fault::Hub,
         }
@@ -80,7 +92,7 @@ impl Outcome {
     /// What kind of failure it is, for metrics; a success has none.
     pub fn kind(&self) -> Option<&'static str> {
         Some(match self {
-            Outcome::Answered { status: 200..=299, .. } => return None,
+            Outcome::Acknowledged | Outcome::Answered { status: 200..=299, .. } => return None,
             Outcome::Answered { status: 300..=399, .. } => "redirect",
             Outcome::Answered { status: 410, .. } => "gone",
             Outcome::Answered { status: 429, .. } => "throttled",
@@ -94,7 +106,7 @@ impl Outcome {
     /// Whose fault it is, where the attempt did not succeed.
     pub fn fault(&self) -> Fault {
         match self {
-            Outcome::Answered { .. } => Fault::Subscriber,
+            Outcome::Acknowledged | Outcome::Answered { .. } => Fault::Subscriber,
             Outcome::Failed(failure) => failure.fault(),
         }
     }
@@ -113,19 +125,28 @@ impl Failure {
             Failure::Token => "token",
             Failure::Sealed => "sealed",
             Failure::Request => "request",
+            Failure::BrokerUnavailable => "broker-unavailable",
+            Failure::BrokerRefused => "broker-refused",
+            Failure::Unpublishable => "unpublishable",
+            Failure::UnknownBroker => "unknown-broker",
         }
     }
 
+    /// A broker stands where an endpoint would, on the receiving side, though the operator has named
+    /// it: what it does not take is to be mended there. That the settings do not know it is the hub's.
     pub fn fault(self) -> Fault {
         match self {
-            Failure::Sealed | Failure::Request => Fault::Hub,
+            Failure::Sealed | Failure::Request | Failure::UnknownBroker => Fault::Hub,
             Failure::Timeout
             | Failure::Dns
             | Failure::Connect
             | Failure::Tls
             | Failure::Broken
             | Failure::AddressRefused
-            | Failure::Token => Fault::Subscriber,
+            | Failure::Token
+            | Failure::BrokerUnavailable
+            | Failure::BrokerRefused
+            | Failure::Unpublishable => Fault::Subscriber,
         }
     }
 }
@@ -142,6 +163,10 @@ impl fmt::Display for Failure {
             Failure::Token => "the token endpoint gave no token",
             Failure::Sealed => "the credentials could not be opened: the master key is missing or another",
             Failure::Request => "the request could not be built from the subscription",
+            Failure::BrokerUnavailable => "the broker is not available",
+            Failure::BrokerRefused => "the broker refuses the message",
+            Failure::Unpublishable => "the broker can never take the message as it is",
+            Failure::UnknownBroker => "the settings have no external broker of that name",
         })
     }
 }
@@ -283,7 +308,7 @@ const JITTER: f64 = 0.1;
 ///
 /// | outcome | before the last attempt | at the last | fault |
 /// |---|---|---|---|
-/// | 2xx | ack | ack | |
+/// | 2xx; the broker has acknowledged | ack | ack | |
 /// | in `statuses.retry` | retry | dead letter, exhausted | subscriber |
 /// | in `statuses.permanent` | dead letter, permanent | the same | subscriber |
 /// | 410 | dead letter, permanent; the subscription is [disabled](disables) | the same | subscriber |
@@ -291,7 +316,9 @@ const JITTER: f64 = 0.1;
 /// | any other status: 1xx, 3xx (never followed), 401, 403, 404, 408, 409, 425, 429, other 4xx, 5xx | retry | dead letter, exhausted | subscriber |
 /// | timeout, DNS, connect, TLS, broken connection, token endpoint | retry | dead letter, exhausted | subscriber |
 /// | address refused | dead letter, permanent | the same | subscriber |
-/// | credentials sealed, request not built | retry | dead letter, exhausted | hub |
+/// | broker not available, broker refuses for now | retry | dead letter, exhausted | subscriber |
+/// | broker can never take it (too large, say) | dead letter, permanent | the same | subscriber |
+/// | credentials sealed, request not built, broker not in the settings | retry | dead letter, exhausted | hub |
 ///
 /// The wait after attempt n is `waits[n - 1]`, or the last of them, times 0.9 to 1.1. A
 /// `Retry-After` makes it longer, up to `max_retry_after`, never shorter, and
@@ -305,7 +332,7 @@ pub fn decide(
 ) -> Decision {
     let fault = outcome.fault();
     match outcome {
-        Outcome::Answered { status: 200..=299, .. } => Decision::Ack,
+        Outcome::Acknowledged | Outcome::Answered { status: 200..=299, .. } => Decision::Ack,
         _ if is_permanent(outcome, statuses) => Decision::DeadLetter { reason: Reason::Permanent, fault },
         _ if attempt >= policy.max_deliver => Decision::DeadLetter { reason: Reason::Exhausted, fault },
         Outcome::Answered { retry_after: Some(asked), .. } => {
@@ -320,12 +347,12 @@ pub fn decide(
 /// Whether the outcome says that no further attempt can succeed.
 fn is_permanent(outcome: &Outcome, statuses: &Statuses) -> bool {
     match outcome {
-        Outcome::Answered { status: 200..=299, .. } => false,
+        Outcome::Acknowledged | Outcome::Answered { status: 200..=299, .. } => false,
         Outcome::Answered { status, .. } => match statuses.treatment(*status) {
             Some(treatment) => treatment == Treatment::Permanent,
             None => matches!(status, 400 | 410 | 413 | 414 | 415 | 422 | 501),
         },
-        Outcome::Failed(failure) => *failure == Failure::AddressRefused,
+        Outcome::Failed(failure) => matches!(failure, Failure::AddressRefused | Failure::Unpublishable),
     }
 }
 

@@ -5,6 +5,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
+use serde_json::Value;
+
 use super::event::Event;
 use super::filter::Filter;
 use super::index::Entry;
@@ -43,10 +46,13 @@ pub fn entry(
             .map_err(|error| unusable(&error.field, error.problem))?;
     }
     // serde_json's errors quote the input, which may hold a secret: only the place is told.
-    let delivery: Delivery = serde_json::from_str(delivery).map_err(|error| {
-        let place = format!("line {}, column {}", error.line(), error.column());
-        unusable("delivery_json", format!("is no delivery of a subscription, at {place}"))
-    })?;
+    let no_delivery =
+        |place: String| unusable("delivery_json", format!("is no delivery of a subscription, at {place}"));
+    let value: Value = serde_json::from_str(delivery)
+        .map_err(|error| no_delivery(format!("line {}, column {}", error.line(), error.column())))?;
+    Delivery::check_fields(&value).map_err(|error| no_delivery(error.field))?;
+    let delivery =
+        Delivery::deserialize(value).map_err(|_| no_delivery("the delivery as a whole".to_owned()))?;
     let subscription = Subscription {
         id: name,
         tenant: tenant.to_owned(),
@@ -249,6 +255,24 @@ mod tests {
         let sealed = r#"{"url":"https://a.example/","auth":{"type":"bearer","token":{"sealed":"v1.k1.x"}}}"#;
         let entry = entry("t", "a".to_owned(), 7, r#"[{"exact":{"source":"idp"}}]"#, sealed).unwrap();
         assert_eq!((entry.revision, entry.subscription.filter.len()), (7, 1));
+    }
+
+    #[test]
+    fn a_delivery_may_name_a_broker() {
+        let read = |delivery: &str| entry("t", "a".to_owned(), 1, "", delivery);
+        let found = read(r#"{"broker": "partner_events", "stream": "orders", "max_in_flight": 3}"#).unwrap();
+        assert_eq!(found.max_in_flight, 3);
+        let delivery = found.to_subscription().unwrap().delivery;
+        assert_eq!(delivery.broker().map(|to| to.stream.as_str()), Some("orders"));
+        for (bad, place) in [
+            (r#"{"broker": "partner_events"}"#, "at delivery"),
+            (r#"{"broker": "b", "stream": "s", "url": "https://a.example/"}"#, "at delivery.url"),
+            (r#"{"broker": "b", "stream": "s", "max_in_flight": "x"}"#, "at delivery.max_in_flight"),
+            (r#"{"broker": "b","#, "at line 1, column 15"),
+        ] {
+            let error = read(bad).unwrap_err();
+            assert!(error.field == "delivery_json" && error.problem.ends_with(place), "{bad}: {error}");
+        }
     }
 
     #[test]

@@ -1,15 +1,12 @@
 //! A subscription: who wants which event keys, where, with which credentials and limits.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::key::KeyPattern;
-use super::status::Statuses;
 
+mod delivery;
 mod parse;
 mod signing;
 #[cfg(test)]
@@ -17,6 +14,7 @@ mod tests;
 mod tls;
 mod validate;
 
+pub use delivery::{BrokerDelivery, ContentMode, Delivery, EndpointDelivery, Ordering, RateLimit};
 pub use signing::{PreviousSecret, Signing};
 pub use tls::Tls;
 pub use validate::{DEFAULT_API_KEY_HEADER, Limits};
@@ -128,70 +126,6 @@ impl std::str::FromStr for State {
             .find(|state| state.as_str() == text)
             .ok_or_else(|| format!("{text:?} is not a state: write active, paused or disabled"))
     }
-}
-
-/// Where and how a subscription's envelopes are delivered.
-#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Delivery {
-    #[schema(max_length = 2048, example = "https://crm.example/hooks")]
-    pub url: url::Url,
-    #[serde(default)]
-    pub content_mode: ContentMode,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub headers: BTreeMap<String, String>,
-    /// The whole attempt: connection, request and answer.
-    #[serde(default = "default_timeout", with = "super::duration")]
-    #[schema(value_type = String, example = "15s")]
-    pub timeout: Duration,
-    #[serde(default = "default_max_in_flight")]
-    #[schema(minimum = 1, maximum = 10_000)]
-    pub max_in_flight: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rate_limit: Option<RateLimit>,
-    #[serde(default)]
-    pub ordering: Ordering,
-    #[serde(default)]
-    pub auth: Auth,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signing: Option<Signing>,
-    /// Statuses that mean something else than they usually do.
-    #[serde(default, skip_serializing_if = "Statuses::is_empty")]
-    pub statuses: Statuses,
-    /// Where not given: the system's roots, and no certificate of the hub's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls: Option<Tls>,
-}
-
-fn default_timeout() -> Duration {
-    Duration::from_secs(15)
-}
-
-fn default_max_in_flight() -> u32 {
-    32
-}
-
-/// CloudEvents HTTP protocol binding, section 3.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum ContentMode {
-    #[default]
-    Structured,
-    Binary,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ordering {
-    #[default]
-    None,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RateLimit {
-    pub per_second: f64,
-    pub burst: u32,
 }
 
 /// How a delivery shows who it comes from.
@@ -310,35 +244,6 @@ impl Subscription {
         let mut json = serde_json::to_value(&shown).expect("its keys are strings and its secrets are sealed");
         hide(&mut json);
         json
-    }
-}
-
-impl Delivery {
-    /// Every secret it holds, for sealing.
-    pub fn secrets_mut(&mut self) -> Vec<&mut Secret> {
-        self.named_secrets_mut().into_iter().map(|(_, secret)| secret).collect()
-    }
-
-    /// Every secret with the path of its field.
-    pub fn named_secrets_mut(&mut self) -> Vec<(&'static str, &mut Secret)> {
-        let auth = match &mut self.auth {
-            Auth::None => None,
-            Auth::ApiKey { key, .. } => Some(("delivery.auth.key", key)),
-            Auth::Basic { password, .. } => Some(("delivery.auth.password", password)),
-            Auth::Bearer { token } => Some(("delivery.auth.token", token)),
-            Auth::Oauth2 { client_secret, .. } => Some(("delivery.auth.client_secret", client_secret)),
-        };
-        let mut secrets: Vec<_> = auth.into_iter().collect();
-        if let Some(signing) = &mut self.signing {
-            secrets.push(("delivery.signing.secret", &mut signing.secret));
-            if let Some(previous) = &mut signing.previous {
-                secrets.push(("delivery.signing.previous.secret", &mut previous.secret));
-            }
-        }
-        if let Some(key) = self.tls.as_mut().and_then(|tls| tls.key.as_mut()) {
-            secrets.push(("delivery.tls.key", key));
-        }
-        secrets
     }
 }
 

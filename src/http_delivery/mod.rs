@@ -22,6 +22,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, Header
 use reqwest::{Client, ClientBuilder, Method, Request, StatusCode};
 
 pub use crate::domain::address::AddressPolicy;
+pub use crate::domain::attempt::Attempt;
 pub use target::{OpenSecret, Target, Unopened};
 
 use crate::domain::event::binary_parts;
@@ -83,18 +84,6 @@ pub struct EnvelopeView<'a> {
     pub traceparent: Option<&'a str>,
 }
 
-/// What came of one attempt.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attempt {
-    pub outcome: Outcome,
-    pub latency: Duration,
-    /// The first kilobyte of a failed answer's body, for the delivery log. Credentials of the
-    /// request that the endpoint echoes are replaced by `***`.
-    pub answer_excerpt: Option<String>,
-    /// Where there was no answer: what the layer below said, for people. Holds no URL.
-    pub detail: Option<String>,
-}
-
 /// A request as it went out, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
@@ -114,27 +103,6 @@ impl Sent {
         };
         let headers = headers.iter().map(|(name, value)| (name.to_string(), shown(value))).collect();
         Self { headers, body: body.clone() }
-    }
-}
-
-impl Attempt {
-    /// An attempt that ended before a request was made.
-    pub fn failed(failure: Failure) -> Self {
-        Self {
-            outcome: Outcome::Failed(failure),
-            latency: Duration::ZERO,
-            answer_excerpt: None,
-            detail: None,
-        }
-    }
-
-    /// What went wrong, for people.
-    pub fn error_text(&self) -> String {
-        let text = self.outcome.error_text();
-        match &self.detail {
-            Some(detail) => format!("{text}: {detail}"),
-            None => text,
-        }
     }
 }
 

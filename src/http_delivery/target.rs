@@ -17,7 +17,7 @@ use super::signature::{Signer, Unsignable};
 use super::tls::TlsOptions;
 use super::token::Oauth2Client;
 use crate::domain::outcome::Failure;
-use crate::domain::subscription::{Auth, ContentMode, Delivery, Secret};
+use crate::domain::subscription::{Auth, ContentMode, EndpointDelivery, Secret};
 
 pub(super) const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 pub(super) const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -67,7 +67,7 @@ impl Target {
     /// be made of the settings (a header, a scheme, a signing secret that is none).
     pub fn prepare(
         subscription: &str,
-        delivery: &Delivery,
+        delivery: &EndpointDelivery,
         opener: &dyn OpenSecret,
     ) -> Result<Self, Failure> {
         let open = |secret: &Secret| match secret {
@@ -160,7 +160,7 @@ impl fmt::Debug for Target {
 }
 
 /// The headers of every attempt, with a place for those that differ.
-fn headers(delivery: &Delivery, signed: bool) -> Result<HeaderMap, Failure> {
+fn headers(delivery: &EndpointDelivery, signed: bool) -> Result<HeaderMap, Failure> {
     let mut headers = HeaderMap::with_capacity(delivery.headers.len() + 10);
     for (name, value) in &delivery.headers {
         let name = HeaderName::try_from(name).map_err(|_| Failure::Request)?;

@@ -2,8 +2,10 @@
 //! its variant, never by its text.
 
 use crate::domain::field_error::FieldError;
+use crate::domain::outbox::Status;
 use crate::nats::{ApiError, NatsError};
 use crate::seal::SealError;
+use crate::store::StoreError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ManagementError {
@@ -70,6 +72,24 @@ pub enum ManagementError {
         "{source}. At least {done} of {total} were {verb} before; run the same command again for the rest"
     )]
     Halfway { verb: &'static str, done: usize, total: usize, source: NatsError },
+    #[error(
+        "there is no outbox to look into: outbox.database_url is not set for this process; set it to the producer's \
+         database (HUB__OUTBOX__DATABASE_URL)"
+    )]
+    NoOutbox,
+    /// The outbox's database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("no row {}; nothing was done", .ids.join(", "))]
+    NoRow { ids: Vec<String> },
+    /// An order on one row that does not apply to it.
+    #[error("the row {id:?} is {status}, and only {changes} ones are {verb}; it is left as it is")]
+    RowStands { id: String, status: Status, verb: &'static str, changes: &'static str },
+    #[error("others ask the outbox's database already, and it takes them long; ask again")]
+    OutboxBusy,
+    /// An order on many rows of the outbox that stopped on its way.
+    #[error("{source}. {done} rows were {verb} before; place the same order again for the rest")]
+    OutboxHalfway { verb: &'static str, done: u64, source: StoreError },
 }
 
 /// `a, b ` with a space behind, or nothing.
@@ -110,6 +130,7 @@ impl ManagementError {
                     || error.api().is_some_and(|error| matches!(error.code, 429 | 503))
                     || self.is_unreachable()
             }
+            Self::Store(error) | Self::OutboxHalfway { source: error, .. } => error.is_transient(),
             Self::Full { .. } => true,
             _ => false,
         }

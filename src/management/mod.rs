@@ -7,6 +7,7 @@ pub mod domains;
 mod error;
 mod order_desk;
 pub mod orders;
+pub mod outbox;
 pub mod publishing;
 mod rotation;
 mod samples;
@@ -116,6 +117,7 @@ mod tests {
     use super::*;
     use dead_letters::DeadLetterFilter;
     use orders::Selected;
+    use outbox::{Course, Cursor, OutboxDesk, Selection};
     use publishing::EventForm;
     use traces::TraceRequest;
 
@@ -125,7 +127,10 @@ mod tests {
 
     /// Checked by the compiler: a server runs each operation as a task of its own.
     #[expect(dead_code, reason = "it is compiled, and not called")]
-    async fn every_operation_may_be_spawned(hub: Management) -> Result<(), ManagementError> {
+    async fn every_operation_may_be_spawned(
+        hub: Management,
+        desk: OutboxDesk,
+    ) -> Result<(), ManagementError> {
         let (filter, selected) = (DeadLetterFilter::default(), Vec::<Selected>::new());
         let request = TraceRequest {
             event_id: String::new(),
@@ -146,6 +151,19 @@ mod tests {
         sendable(hub.follow(&selected, Duration::ZERO, |_| {})).await?;
         sendable(hub.trace_event(&request)).await?;
         sendable(hub.publish(form, None)).await?;
+        let outbox = sendable(desk.turn()).await?;
+        let (rows, limit) = (Selection::default(), Duration::ZERO);
+        let course = || Course::within(limit, Cursor::default());
+        sendable(outbox.status()).await?;
+        sendable(outbox.list(&rows, &Cursor::default(), 1)).await?;
+        sendable(outbox.read("", "")).await?;
+        sendable(outbox.check_ids(&rows)).await?;
+        sendable(outbox.retry_one("", "")).await?;
+        sendable(outbox.discard_one("", "")).await?;
+        sendable(outbox.retry(&rows, course())).await?;
+        sendable(outbox.discard(&rows, course())).await?;
+        sendable(outbox.cleanup(course())).await?;
+        sendable(outbox.reconcile(course())).await?;
         Ok(())
     }
 }

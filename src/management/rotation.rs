@@ -6,6 +6,7 @@ use secrecy::SecretString;
 use time::OffsetDateTime;
 
 use super::{Management, ManagementError};
+use crate::domain::field_error::FieldError;
 use crate::domain::subscription::{Secret, Signing};
 use crate::http_delivery::signature::{Algorithm, NewSecret};
 use crate::nats::Stored;
@@ -41,6 +42,12 @@ impl Management {
         algorithm: Option<Algorithm>,
     ) -> Result<Rotated, ManagementError> {
         let id = stored.subscription.id.to_string();
+        if stored.subscription.delivery.endpoint().is_none() {
+            return Err(ManagementError::Invalid(vec![FieldError::new(
+                "delivery.signing",
+                "is for a url, and this subscription names a broker, whose messages are not signed",
+            )]));
+        }
         let sealer = self.sealer().ok_or_else(|| ManagementError::NoMasterKey { id: id.clone() })?;
         let algorithm = match algorithm {
             Some(algorithm) => algorithm,
@@ -48,7 +55,9 @@ impl Management {
                 let mut opened = stored.subscription.clone();
                 open_subscription(sealer, &mut opened)
                     .map_err(|source| ManagementError::Sealed { id, source })?;
-                let before = opened.delivery.signing.map(|signing| signing.secret);
+                let endpoint = opened.delivery.endpoint_mut();
+                let before =
+                    endpoint.and_then(|endpoint| endpoint.signing.take()).map(|signing| signing.secret);
                 match before {
                     Some(Secret::Plain(secret)) => Algorithm::of(&secret).unwrap_or(Algorithm::HmacSha256),
                     _ => Algorithm::HmacSha256,
@@ -58,12 +67,15 @@ impl Management {
         let made = NewSecret::generate(algorithm);
         let new = Secret::Plain(made.secret.clone());
         let until = (!overlap.is_zero()).then(|| OffsetDateTime::now_utc() + overlap.min(LONGEST_OVERLAP));
-        let signing = match stored.subscription.delivery.signing.take() {
-            Some(signing) => signing.rotate(new, until),
-            None => Signing { secret: new, previous: None },
-        };
-        let previous_until = signing.previous.as_ref().map(|previous| previous.until);
-        stored.subscription.delivery.signing = Some(signing);
+        let mut previous_until = None;
+        if let Some(endpoint) = stored.subscription.delivery.endpoint_mut() {
+            let signing = match endpoint.signing.take() {
+                Some(signing) => signing.rotate(new, until),
+                None => Signing { secret: new, previous: None },
+            };
+            previous_until = signing.previous.as_ref().map(|previous| previous.until);
+            endpoint.signing = Some(signing);
+        }
         seal_subscription(sealer, &mut stored.subscription);
         let revision = self.put_changed(&stored).await?;
         let verify_with = match made.public_key {

@@ -1,27 +1,35 @@
 //! What a sample event would lead to: who would get it, and how an endpoint answers it.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{Management, ManagementError};
-use crate::configured::{http_config, retry_policy};
+use crate::configured::{external_broker, http_config, retry_policy};
 use crate::domain::access::Caller;
+use crate::domain::attempt::Attempt;
 use crate::domain::envelope::envelope_id;
 use crate::domain::event::{Event, Publication, Rejection};
 use crate::domain::field_error::FieldError;
 use crate::domain::index::{Entry, SubscriptionIndex};
 use crate::domain::key::{EventKey, KeyPattern};
-use crate::domain::outcome::{Decision, decide, disables};
-use crate::domain::subscription::{Auth, Delivery, Subscription, SubscriptionId};
-use crate::http_delivery::{Attempt, EnvelopeView, HttpDelivery, OpenSecret, Sent, Target, Unopened};
+use crate::domain::outbox::ExternalMessage;
+use crate::domain::outcome::{Decision, Failure, decide, disables};
+use crate::domain::subscription::{
+    Auth, BrokerDelivery, Delivery, EndpointDelivery, Subscription, SubscriptionId,
+};
+use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Sent, Target, Unopened};
 use crate::nats::Stored;
 use crate::seal::Sealer;
+use crate::sinks::{self, Outgoing};
 
 /// Where the sample of a test comes from.
 const SOURCE: &str = "hub-subscription-test";
+/// How long a connection may take to end well.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// An event that was never published.
 #[derive(Debug, Clone)]
@@ -40,7 +48,8 @@ pub struct SampleAttempt {
     pub subscription: SubscriptionId,
     #[schema(value_type = String)]
     pub event_key: EventKey,
-    /// What was sent, without its secrets: method, URL, headers, body. Null where nothing was.
+    /// What was sent, without its secrets: method, URL, headers, body; or broker, stream, message id,
+    /// body. Null where nothing was.
     #[schema(value_type = Option<Object>)]
     pub request: Option<Value>,
     pub answer: SampleAnswer,
@@ -104,24 +113,18 @@ impl Management {
             attributes: Vec::new(),
         };
         let event = sample.event()?;
-        let delivery = &subscription.delivery;
-        let opener = Opener(self.sealer());
-        let (sent, attempt) = match Target::prepare(subscription.id.as_str(), delivery, &opener) {
-            Ok(target) => {
-                let envelope = envelope_id(&event, &subscription.id);
-                let body = event.to_cloudevent().get().to_owned().into();
-                let view = EnvelopeView { id: &envelope, event: body, traceparent: None };
-                HttpDelivery::new(http_config(&self.settings)).attempt_and_tell(&target, &view, 1).await
-            }
-            Err(failure) => (None, Attempt::failed(failure)),
+        let (request, attempt) = match &subscription.delivery {
+            Delivery::Endpoint(endpoint) => self.sample_to_endpoint(subscription, endpoint, &event).await,
+            Delivery::Broker(broker) => self.sample_to_broker(subscription, broker, &event).await,
         };
+        let statuses = subscription.delivery.clone().into_statuses();
         let policy = retry_policy(&self.settings);
-        let decision = decide(&attempt.outcome, 1, &policy, &delivery.statuses, 0.5);
+        let decision = decide(&attempt.outcome, 1, &policy, &statuses, 0.5);
         let accepted = decision == Decision::Ack;
         let a_delivery_would = match decision {
             Decision::Ack => "be done",
             Decision::Retry { .. } => "be tried again",
-            Decision::DeadLetter { .. } if disables(&attempt.outcome, &delivery.statuses) => {
+            Decision::DeadLetter { .. } if disables(&attempt.outcome, &statuses) => {
                 "be dead-lettered, and the subscription disabled"
             }
             Decision::DeadLetter { .. } => "be dead-lettered",
@@ -130,7 +133,7 @@ impl Management {
             subscription: subscription.id.clone(),
             unwanted: !subscription.events.iter().any(|pattern| pattern.matches(&key)),
             event_key: key,
-            request: sent.map(|sent| request(delivery, sent)),
+            request,
             answer: SampleAnswer {
                 status: attempt.outcome.status(),
                 latency_ms: u64::try_from(attempt.latency.as_millis()).unwrap_or(u64::MAX),
@@ -141,6 +144,67 @@ impl Management {
             a_delivery_would,
             accepted,
         })
+    }
+
+    async fn sample_to_endpoint(
+        &self,
+        subscription: &Subscription,
+        endpoint: &EndpointDelivery,
+        event: &Event,
+    ) -> (Option<Value>, Attempt) {
+        let opener = Opener(self.sealer());
+        let target = match Target::prepare(subscription.id.as_str(), endpoint, &opener) {
+            Ok(target) => target,
+            Err(failure) => return (None, Attempt::failed(failure)),
+        };
+        let envelope = envelope_id(event, &subscription.id);
+        let body = event.to_cloudevent().get().to_owned().into();
+        let view = EnvelopeView { id: &envelope, event: body, traceparent: None };
+        let http = HttpDelivery::new(http_config(&self.settings));
+        let (sent, attempt) = http.attempt_and_tell(&target, &view, 1).await;
+        (sent.map(|sent| request(endpoint, sent)), attempt)
+    }
+
+    /// Over a connection of its own, which ends with it.
+    async fn sample_to_broker(
+        &self,
+        subscription: &Subscription,
+        delivery: &BrokerDelivery,
+        event: &Event,
+    ) -> (Option<Value>, Attempt) {
+        let entry = self.settings.external_brokers.iter().find(|entry| entry.name == delivery.broker);
+        let Some(entry) = entry else { return (None, Attempt::failed(Failure::UnknownBroker)) };
+        let broker = match external_broker(entry) {
+            Ok(broker) => broker,
+            Err(error) => {
+                return (None, Attempt::failed_because(Failure::BrokerUnavailable, error.to_string()));
+            }
+        };
+        let message = match ExternalMessage::new(event.to_cloudevent().get(), None) {
+            Ok(message) => message,
+            Err(error) => return (None, Attempt::failed_because(Failure::Request, error.to_string())),
+        };
+        let outgoing = Outgoing {
+            id: envelope_id(event, &subscription.id),
+            stream: delivery.stream.clone(),
+            key: message.key,
+            body: message.body.into(),
+            headers: message.headers,
+        };
+        let attempt = sinks::attempt(&*broker, &outgoing, delivery.timeout).await;
+        if tokio::time::timeout(CLOSE_LIMIT, broker.close()).await.is_err() {
+            tracing::debug!(
+                broker = delivery.broker,
+                "the sample's connection is dropped rather than closed"
+            );
+        }
+        let sent = json!({
+            "broker": delivery.broker,
+            "stream": delivery.stream,
+            "message_id": outgoing.id,
+            "body": String::from_utf8_lossy(&outgoing.body),
+        });
+        (Some(sent), attempt)
     }
 
     /// Whether a caller reaches what a sample of that tenant would tell.
@@ -215,7 +279,7 @@ fn sample_key(pattern: &KeyPattern) -> Result<EventKey, ManagementError> {
 }
 
 /// What was sent, without its secrets.
-fn request(delivery: &Delivery, sent: Sent) -> Value {
+fn request(delivery: &EndpointDelivery, sent: Sent) -> Value {
     let mut url = delivery.url.clone();
     if let Auth::ApiKey { query: Some(name), .. } = &delivery.auth {
         url.query_pairs_mut().append_pair(name, "***");

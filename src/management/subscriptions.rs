@@ -14,7 +14,9 @@ use crate::domain::address::AddressPolicy;
 use crate::domain::category::Categories;
 use crate::domain::field_error::FieldError;
 use crate::domain::key::EventKey;
-use crate::domain::subscription::{Auth, Limits, Secret, State, Subscription, SubscriptionId};
+use crate::domain::subscription::{
+    Auth, BrokerDelivery, Limits, Secret, State, Subscription, SubscriptionId,
+};
 use crate::http_delivery::tls;
 use crate::nats::{NatsError, Registry, Stored};
 use crate::seal::{Sealer, seal_subscription};
@@ -85,9 +87,10 @@ pub fn read_subscription(settings: &Settings, value: Value) -> Result<Subscripti
     }
     let limits = Limits { max_timeout: settings.delivery.max_timeout };
     let mut errors = subscription.validate(&limits).err().unwrap_or_default();
-    errors.extend(subscription.delivery.tls.as_ref().and_then(|tls| tls::check(tls).err()));
+    errors.extend(subscription.delivery.endpoint().and_then(|to| tls::check(to.tls.as_ref()?).err()));
     let policy = AddressPolicy { allow: settings.delivery.allow_networks.clone() };
     check_addresses(&subscription, &policy, &mut errors);
+    check_broker(&subscription, settings, &mut errors);
     if errors.is_empty() { Ok(subscription) } else { Err(errors) }
 }
 
@@ -177,6 +180,13 @@ impl Management {
         let (expected, stored) = self.js.subscription_at(&subscription.id).await?;
         if stored.as_ref().is_some_and(|stored| !caller.reaches(&stored.tenant)) {
             return Err(ManagementError::IdTaken { id });
+        }
+        if opens_a_broker(caller.tenant(), &subscription, stored.as_ref()) {
+            return Err(ManagementError::Invalid(vec![FieldError::new(
+                "delivery.broker",
+                "is for a token that is not bound to a tenant, since the broker is the operator's; write url, or \
+                 have an operator write it",
+            )]));
         }
         let errors = settle_secrets(&mut subscription, stored.as_ref(), self.sealer());
         if !errors.is_empty() {
@@ -281,10 +291,49 @@ fn check_addresses(subscription: &Subscription, policy: &AddressPolicy, errors: 
             ));
         }
     };
-    check("delivery.url", &subscription.delivery.url);
-    if let Auth::Oauth2 { token_url, .. } = &subscription.delivery.auth {
+    let Some(endpoint) = subscription.delivery.endpoint() else { return };
+    check("delivery.url", &endpoint.url);
+    if let Auth::Oauth2 { token_url, .. } = &endpoint.auth {
         check("delivery.auth.token_url", token_url);
     }
+}
+
+/// A broker that a subscription names has to be one of the settings, and take names like the stream's.
+fn check_broker(subscription: &Subscription, settings: &Settings, errors: &mut Vec<FieldError>) {
+    let Some(BrokerDelivery { broker, stream, .. }) = subscription.delivery.broker() else { return };
+    let told = |errors: &[FieldError], field: &str| errors.iter().any(|error| error.field == field);
+    if let Some(entry) = settings.external_brokers.iter().find(|entry| entry.name == *broker) {
+        if let Err(error) = entry.check_name(stream)
+            && !told(errors, "delivery.stream")
+        {
+            errors.push(FieldError::new("delivery.stream", error.problem));
+        }
+        return;
+    }
+    if told(errors, "delivery.broker") {
+        return;
+    }
+    let known: Vec<&str> = settings.external_brokers.iter().map(|entry| entry.name.as_str()).collect();
+    let remedy = if known.is_empty() {
+        "the settings have no external broker; add it to [[external_brokers]]".to_owned()
+    } else {
+        format!(
+            "the settings have {}; write one of them, or add it to [[external_brokers]]",
+            known.join(", ")
+        )
+    };
+    errors.push(FieldError::new("delivery.broker", format!("is {broker:?}, and {remedy}")));
+}
+
+/// Whether a caller that is bound to a tenant would have the hub write, with the operator's own
+/// credentials, where no operator has let it: one that is unbound names brokers and their streams.
+fn opens_a_broker(bound_to: Option<&str>, new: &Subscription, stored: Option<&Subscription>) -> bool {
+    let to = |subscription: &Subscription| {
+        let broker = subscription.delivery.broker()?;
+        Some((broker.broker.clone(), broker.stream.clone()))
+    };
+    let new = to(new);
+    bound_to.is_some() && new.is_some() && new != stored.and_then(to)
 }
 
 /// Whether both are stored as the same text. A plain secret is never the same: it is new.
@@ -331,4 +380,55 @@ fn settle_secrets(
         seal_subscription(sealer, subscription);
     }
     errors
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn subscription(tenant: &str, delivery: Value) -> Subscription {
+        let document = json!({"id": "a", "tenant": tenant, "events": ["user.>"], "delivery": delivery});
+        Subscription::from_value(document).unwrap()
+    }
+
+    #[test]
+    fn a_broker_has_to_be_one_of_the_settings_and_to_take_the_name() {
+        let check = |toml: &str, broker: &str, stream: &str| {
+            let settings = Settings::from_toml("hub.toml", toml).unwrap();
+            let delivery = json!({"broker": broker, "stream": stream});
+            let document = json!({"id": "a", "events": ["user.>"], "delivery": delivery});
+            let errors = read_subscription(&settings, document).err().unwrap_or_default();
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
+        let entry = |name: &str, provider: &str, url: &str| {
+            format!("[[external_brokers]]\nname = \"{name}\"\nprovider = \"{provider}\"\nurl = \"{url}\"\n")
+        };
+        let two =
+            entry("partner_events", "redis", "redis://127.0.0.1:1") + &entry("other", "kafka", "127.0.0.1:1");
+        assert_eq!(check(&two, "partner_events", "crm::orders"), "");
+        assert_eq!(check(&two, "other", "crm.orders"), "");
+        let error = check(&two, "other", "crm::orders");
+        assert!(error.starts_with("delivery.stream: ") && error.contains("ASCII letters"), "{error}");
+        assert_eq!(check(&two, "other", "crm orders").lines().count(), 1, "one error for each field");
+        let error = check(&two, "partner", "orders");
+        assert!(error.starts_with("delivery.broker: ") && error.contains("partner_events"), "{error}");
+        let error = check("", "partner_events", "orders");
+        assert!(error.starts_with("delivery.broker: ") && error.contains("[[external_brokers]]"), "{error}");
+        assert_eq!(check("", "Partner", "orders").lines().count(), 1, "one error for each field");
+    }
+
+    #[test]
+    fn a_tenant_keeps_to_the_broker_that_an_operator_gave_it() {
+        let to = |stream: &str| subscription("acme", json!({"broker": "partner_events", "stream": stream}));
+        let endpoint = subscription("acme", json!({"url": "https://a.example/"}));
+        let tenant = Some("acme");
+        assert!(!opens_a_broker(None, &to("orders"), None));
+        assert!(opens_a_broker(tenant, &to("orders"), None));
+        assert!(opens_a_broker(tenant, &to("orders"), Some(&endpoint)));
+        assert!(opens_a_broker(tenant, &to("others"), Some(&to("orders"))));
+        assert!(!opens_a_broker(tenant, &to("orders"), Some(&to("orders"))));
+        assert!(!opens_a_broker(tenant, &endpoint, Some(&to("orders"))));
+    }
 }

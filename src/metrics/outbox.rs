@@ -1,4 +1,4 @@
-//! What the relay counts, by target broker.
+//! What the relay counts, by target broker: `hub_relay_…`. (`hub_outbox_…` are the outbox streams of the domains.)
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
@@ -46,37 +46,37 @@ impl OutboxFamilies {
             broker_up: Family::default(),
         };
         registry.register(
-            "outbox_published",
+            "relay_published",
             "Rows of the transactional outbox that their target broker has, by broker",
             families.published.clone(),
         );
         registry.register(
-            "outbox_failed",
+            "relay_failed",
             "Attempts to publish a row that the broker refused and that are repeated, by broker",
             families.failed.clone(),
         );
         registry.register(
-            "outbox_abandoned",
+            "relay_abandoned",
             "Rows that were given up, with their reason in the database, by broker",
             families.abandoned.clone(),
         );
         registry.register(
-            "outbox_open",
-            "Rows that are neither published nor abandoned, by broker",
+            "relay_open_rows",
+            "Rows of the transactional outbox that are neither published nor abandoned, by broker; of the whole database, the same from each relay",
             families.open.clone(),
         );
         registry.register(
-            "outbox_oldest_seconds",
-            "Age of the oldest row that is neither published nor abandoned, by broker; 0 where there is none",
+            "relay_oldest_seconds",
+            "Age of the oldest row that is neither published nor abandoned, by broker; 0 where there is none; the same from each relay",
             families.oldest_seconds.clone(),
         );
         registry.register(
-            "outbox_lag_seconds",
+            "relay_lag_seconds",
             "Time from raising an event to its acknowledgement by the target broker, by broker",
             families.lag_seconds.clone(),
         );
         registry.register(
-            "outbox_broker_up",
+            "relay_broker_up",
             "Whether the target broker took or answered the last that was asked of it (1) or not (0), by broker",
             families.broker_up.clone(),
         );

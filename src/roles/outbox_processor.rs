@@ -1,9 +1,10 @@
-//! Outbox Processor: pulls a domain's envelopes from their lanes, delivers each over HTTP, and
-//! settles it: acknowledged, again later, or dead-lettered.
+//! Outbox Processor: pulls a domain's envelopes from their lanes, delivers each over HTTP or to an
+//! external broker, and settles it: acknowledged, again later, or dead-lettered.
 //!
 //! One worker per domain, with a pool of its own: readers (one per lane) take a permit before each
 //! message, the fair share decides whose turn it is, and each delivery is a task of its own.
 
+mod brokers;
 mod delivery;
 mod disable;
 mod holds;
@@ -19,6 +20,8 @@ use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use brokers::Brokers;
+
 use crate::domain::attempt_record::LogChoice;
 use crate::domain::outcome::RetryPolicy;
 use crate::health::{Readiness, ReadyFlag};
@@ -26,6 +29,7 @@ use crate::http_delivery::{HttpDelivery, OpenSecret};
 use crate::metrics::Metrics;
 use crate::nats::definitions::Shape;
 use crate::nats::{JetStream, NatsError, Registry};
+use crate::sinks::NamedBroker;
 
 /// What is known of the subscriptions whose envelopes are delivered.
 #[derive(Clone)]
@@ -68,6 +72,7 @@ pub struct OutboxProcessor {
     js: JetStream,
     subscriptions: Subscriptions,
     http: HttpDelivery,
+    brokers: Brokers,
     opener: Arc<dyn OpenSecret>,
     settings: OutboxProcessorSettings,
     metrics: Metrics,
@@ -76,10 +81,13 @@ pub struct OutboxProcessor {
 }
 
 impl OutboxProcessor {
+    /// `brokers`: those that subscriptions may name; the role closes them at its end.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the process that it is joined to")]
     pub fn new(
         js: JetStream,
         subscriptions: Subscriptions,
         http: HttpDelivery,
+        brokers: Vec<NamedBroker>,
         opener: Arc<dyn OpenSecret>,
         settings: OutboxProcessorSettings,
         metrics: Metrics,
@@ -87,7 +95,8 @@ impl OutboxProcessor {
     ) -> Self {
         let part = |domain: &DomainSettings| readiness.part(format!("outbox-processor {}", domain.name));
         let ready = settings.domains.iter().map(part).collect();
-        Self { js, subscriptions, http, opener, settings, metrics, ready }
+        let brokers = Brokers::new(brokers);
+        Self { js, subscriptions, http, brokers, opener, settings, metrics, ready }
     }
 
     /// Runs a worker per domain until `stop`; each then finishes what is in flight within the
@@ -129,7 +138,7 @@ impl OutboxProcessor {
             let delivery = delivery::Delivery::new(
                 self.js.clone(),
                 self.subscriptions.clone(),
-                self.http.clone(),
+                delivery::Ways { http: self.http.clone(), brokers: self.brokers.clone() },
                 self.opener.clone(),
                 settle,
             );
@@ -178,6 +187,7 @@ impl OutboxProcessor {
                 }
             }
         }
+        self.brokers.close().await;
         result
     }
 }

@@ -128,7 +128,7 @@ impl OutboxRelay {
 
     /// Runs until `stop`; what is under way then ends within the grace, and what is not published by then
     /// is given back. A database that is away is waited for; one without the outbox, or with another
-    /// version of it, is an error.
+    /// version of it, is an error. The store stays open: it may be others' too.
     pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
         let is_ready = tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -168,10 +168,7 @@ impl OutboxRelay {
         let grace = settings.grace;
         tasks.spawn(Upkeep { store: store.clone(), settings, brokers, metrics }.run(stop.clone()));
         let result = join(&mut tasks, &stop, &cut, grace).await;
-        let closing = async {
-            join_all(connections.iter().map(|broker| broker.close())).await;
-            store.close().await;
-        };
+        let closing = join_all(connections.iter().map(|broker| broker.close()));
         if tokio::time::timeout(LAST_WORDS, closing).await.is_err() {
             tracing::debug!("the connections of the relay are dropped rather than closed");
         }

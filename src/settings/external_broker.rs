@@ -10,7 +10,7 @@ use super::unset_if_empty;
 use super::validate::Findings;
 use crate::domain::duration;
 use crate::domain::field_error::FieldError;
-use crate::domain::outbox::{Destination, is_external_broker};
+use crate::domain::outbox::{Destination, Names, is_external_broker};
 
 /// One entry; each field is explained in `defaults.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -126,6 +126,15 @@ impl Provider {
             Self::Redis | Self::Kafka => "{category}",
         }
     }
+
+    /// What it takes as the name of a destination.
+    fn names(self) -> Names {
+        match self {
+            Self::Nats => Names::Subject,
+            Self::Redis | Self::Amqp => Names::Any,
+            Self::Kafka => Names::Topic,
+        }
+    }
 }
 
 impl ExternalBroker {
@@ -153,7 +162,13 @@ impl ExternalBroker {
 
     /// Where its messages go. The error is one of the template, which loading the settings has refused.
     pub fn destination(&self) -> Result<Destination, FieldError> {
-        Destination::parse(self.destination.as_deref().unwrap_or(self.provider.destination()))
+        let template = self.destination.as_deref().unwrap_or(self.provider.destination());
+        Destination::parse(template)?.with_names(self.provider.names())
+    }
+
+    /// Whether a name can be that of a destination there, as it is. The error says what can.
+    pub fn check_name(&self, name: &str) -> Result<(), FieldError> {
+        Destination::parse(name)?.with_names(self.provider.names()).map(drop)
     }
 
     /// The servers of the URL, whether each is one; the text stays out of errors: it may hold a password.

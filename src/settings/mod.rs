@@ -7,6 +7,7 @@
 mod external_broker;
 mod layers;
 mod outbox;
+mod secret;
 mod show;
 mod size;
 mod validate;
@@ -24,9 +25,11 @@ use serde::{Deserialize, Deserializer};
 use crate::domain::attempt_record::LogChoice;
 use crate::domain::duration;
 use crate::domain::key::KeyPattern;
+use crate::domain::outbox::is_external_broker;
 
 pub use external_broker::{ExternalBroker, Mechanism, Provider};
 pub use outbox::Outbox;
+pub use secret::{NoSecret, SecretName};
 
 /// The first layer, and the manual of every setting.
 pub const DEFAULTS: &str = include_str!("defaults.toml");
@@ -324,6 +327,12 @@ impl Settings {
     /// Secrets show as `***`.
     pub fn show(&self) -> String {
         self.shown.clone()
+    }
+
+    /// What is wrong with the setting of this key, with the layer that it comes from.
+    pub(crate) fn problem(&self, key: &str, problem: impl Into<String>) -> Problem {
+        let layer = self.origins.get(key).cloned().unwrap_or_else(|| "settings".to_owned());
+        Problem { key: key.to_owned(), layer, problem: problem.into() }
     }
 }
 

@@ -44,8 +44,7 @@ pub(super) struct Findings<'a> {
 impl Findings<'_> {
     pub(super) fn require(&mut self, holds: bool, key: &str, problem: impl Into<String>) {
         if !holds {
-            let layer = self.settings.origins.get(key).cloned().unwrap_or_else(|| "settings".to_owned());
-            self.problems.push(Problem { key: key.to_owned(), layer, problem: problem.into() });
+            self.problems.push(self.settings.problem(key, problem));
         }
     }
 

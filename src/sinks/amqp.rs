@@ -231,7 +231,7 @@ impl Amqp {
     async fn publish_one(&self, channel: &Channel, message: &Outgoing) -> Result<(), PublishError> {
         if message.stream.len() > LONGEST_NAME {
             return Err(PublishError::permanent(format!(
-                "the routing key is {} bytes long, and AMQP takes {LONGEST_NAME}",
+                "destination: the routing key is {} bytes long, and AMQP takes {LONGEST_NAME}",
                 message.stream.len()
             )));
         }

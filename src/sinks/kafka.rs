@@ -22,6 +22,8 @@ use super::{Broker, Outgoing, PublishError, Published, SettingError, Timeouts, T
 
 /// `message.max.bytes` of a Kafka broker as it comes.
 pub const LARGEST: usize = 1_048_588;
+/// The longest name of a topic in bytes.
+const LONGEST_TOPIC: usize = 249;
 /// SASL, when there are credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mechanism {
@@ -175,16 +177,18 @@ impl Kafka {
                 ErrorCode::MessageTooLarge | ErrorCode::RecordListTooLarge | ErrorCode::InvalidTopic => {
                     PublishError::permanent(reason)
                 }
+                ErrorCode::UnknownTopicOrPartition | ErrorCode::UnknownTopicId => {
+                    PublishError::refused(format!("{reason}: create the topic, or correct destination"))
+                }
                 ErrorCode::TopicAuthorizationFailed
-                | ErrorCode::UnknownTopicOrPartition
-                | ErrorCode::UnknownTopicId
                 | ErrorCode::InvalidRecord
                 | ErrorCode::PolicyViolation => PublishError::refused(reason),
                 _ => PublishError::unavailable(reason),
             },
-            KrafkaError::UnknownTopic { topic } => {
-                PublishError::refused(format!("{}: there is no topic {topic:?}: create it", self.options.url))
-            }
+            KrafkaError::UnknownTopic { topic } => PublishError::refused(format!(
+                "{}: there is no topic {topic:?}: create the topic, or correct destination",
+                self.options.url
+            )),
             _ => PublishError::unavailable(reason),
         }
     }
@@ -219,6 +223,12 @@ impl Kafka {
     }
 
     async fn publish_one(&self, linked: &Linked<Session>, message: &Outgoing) -> Result<(), PublishError> {
+        if message.stream.len() > LONGEST_TOPIC {
+            return Err(PublishError::permanent(format!(
+                "destination: the topic is {} bytes long, and Kafka takes {LONGEST_TOPIC}",
+                message.stream.len()
+            )));
+        }
         let mut record = Record::new(message.stream.as_str(), message.body.clone())
             .key(message.key.clone())
             .header("id", message.id.clone());

@@ -17,13 +17,17 @@
 //! end at once as `Unavailable`.
 
 pub mod amqp;
+mod attempt;
 pub mod kafka;
 mod link;
 pub mod nats;
 pub mod redis;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+
+pub use attempt::attempt;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -107,6 +111,9 @@ pub trait Broker: Send + Sync {
     /// Ends the connections; what is under way ends as unavailable, and so does all that comes later.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
+
+/// A broker, with its name in the settings before it.
+pub type NamedBroker = (String, Arc<dyn Broker>);
 
 /// A setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -45,6 +45,18 @@ impl StoreError {
         }
     }
 
+    /// Whether somebody has to set the database up, or this program is not the one for it; the text says how.
+    pub fn is_of_setup(&self) -> bool {
+        match self {
+            Self::Url { .. }
+            | Self::NotSetUp
+            | Self::Outdated { .. }
+            | Self::Newer { .. }
+            | Self::TooOld { .. } => true,
+            Self::Connect { .. } | Self::Timeout { .. } | Self::Database { .. } => false,
+        }
+    }
+
     /// Whether the same may succeed later, without anybody's doing: the database is down, restarting,
     /// overloaded, or two transactions collided.
     pub fn is_transient(&self) -> bool {

@@ -30,8 +30,8 @@ use sqlx::postgres::PgListener;
 pub use error::StoreError;
 pub use publish::{Producer, PublishError, publish};
 pub use rows::{
-    Batch, BrokerStatus, BrokerSync, ClaimRequest, ClaimedRow, Cursor, FailedAttempt, GivenUp, Retention,
-    Row, Selection, SetUp,
+    Batch, BrokerStatus, BrokerSync, ClaimRequest, ClaimedRow, Cursor, FailedAttempt, GivenUp, InvalidCursor,
+    Retention, Row, Selection, SetUp,
 };
 
 use postgres::Postgres;

@@ -1,5 +1,7 @@
 //! What goes into the store and what comes out, the same for each database.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -59,7 +61,8 @@ pub struct GivenUp {
 }
 
 /// How the rows of one target broker stand.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = OutboxBrokerStatus)]
 pub struct BrokerStatus {
     pub broker: String,
     /// Whether events are forked to it; `internal` always is.
@@ -84,11 +87,42 @@ pub struct Selection {
     pub event_type: Option<String>,
 }
 
-/// Where a list or a change in batches goes on: after the row of this position and broker.
+/// Where a list or a change in batches goes on: after the row of this position and broker. Written as
+/// `<position>:<broker>`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cursor {
     pub position: i64,
     pub broker: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no cursor: write it as the answer before gave it, such as 120:internal")]
+pub struct InvalidCursor(String);
+
+impl Cursor {
+    /// Behind this row.
+    pub fn of(row: &Row) -> Self {
+        Self { position: row.position, broker: row.broker.clone() }
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = InvalidCursor;
+    fn from_str(text: &str) -> Result<Self, InvalidCursor> {
+        let read = || {
+            let (position, broker) = text.split_once(':')?;
+            let position = position.parse().ok()?;
+            // (PostgreSQL refuses a text with a NUL in it.)
+            (!broker.contains('\0')).then(|| Self { position, broker: broker.to_owned() })
+        };
+        read().ok_or_else(|| InvalidCursor(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.position, self.broker)
+    }
 }
 
 /// One batch of a change.
@@ -100,11 +134,16 @@ pub struct Batch {
 }
 
 /// A row as an operator sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = OutboxMessage)]
 pub struct Row {
+    /// The order of insertion, the same for all rows of one event.
     pub position: i64,
+    /// The target broker.
     pub broker: String,
+    /// The event's id.
     pub message_id: String,
+    /// The event key.
     pub event_type: String,
     pub stream: String,
     pub lane: Lane,

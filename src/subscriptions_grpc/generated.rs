@@ -25,7 +25,8 @@ pub struct Subscription {
     /// The `filter` of the subscription as JSON, a list of CloudEvents filter expressions; "" is none.
     #[prost(string, tag = "3")]
     pub filter_json: ::prost::alloc::string::String,
-    /// The `delivery` of the subscription as JSON. Each secret in it is sealed with the master key of
+    /// The `delivery` of the subscription as JSON: with `url`, or with `broker` and `stream`, where the
+    /// caller has an external broker of that name. Each secret in it is sealed with the master key of
     /// the caller: {"sealed": "v1.…"}. An answer with a secret in clear is refused.
     #[prost(string, tag = "4")]
     pub delivery_json: ::prost::alloc::string::String,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use krafka::admin::{AdminClient, NewTopic};
 use krafka::auth::AuthConfig;
+use krafka::consumer::AutoOffsetReset;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
@@ -92,6 +93,60 @@ impl KafkaServer {
             admin.create_topics([topic], Default::default()).await.map(drop)
         })
         .await;
+    }
+}
+
+/// A record as a consumer sees it.
+#[derive(Debug, PartialEq)]
+pub struct Seen {
+    pub partition: i32,
+    pub id: String,
+    pub key: String,
+    pub body: String,
+    pub traceparent: Option<String>,
+}
+
+impl KafkaServer {
+    /// Reads a topic from its beginning until there is what is wanted.
+    ///
+    /// # Panics
+    ///
+    /// After 20 s, with how many there are.
+    pub async fn read(&self, topic: &str, is_enough: impl Fn(&[Seen]) -> bool) -> Vec<Seen> {
+        let client = self.client().await;
+        let consumer = client
+            .consumer_without_group()
+            .auto_offset_reset(AutoOffsetReset::Earliest)
+            .build()
+            .await
+            .expect("a consumer");
+        let partitions = client.producer().metrics_push(false).build().await.expect("a producer");
+        let partitions = partitions.partitions_for(topic).await.expect("the topic");
+        let partitions: Vec<i32> = partitions.iter().map(|partition| partition.partition).collect();
+        consumer.assign(topic, partitions).await.expect("assigned");
+        let mut seen = Vec::new();
+        let reading = async {
+            while !is_enough(&seen) {
+                let records = consumer.poll(Duration::from_millis(200)).await.expect("polled");
+                seen.extend(records.iter().map(|record| {
+                    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("text");
+                    let header = |name: &str| {
+                        let found = record.headers.iter().find(|(key, _)| key == name);
+                        found.and_then(|(_, value)| value.as_ref().map(|value| text(value)))
+                    };
+                    Seen {
+                        partition: record.partition,
+                        id: header("id").expect("an id"),
+                        key: text(record.key.as_ref().expect("a key")),
+                        body: text(record.value.as_ref().expect("a value")),
+                        traceparent: header("traceparent"),
+                    }
+                }));
+            }
+        };
+        let read = tokio::time::timeout(Duration::from_secs(20), reading).await;
+        assert!(read.is_ok(), "{topic} has {} records only", seen.len());
+        seen
     }
 }
 

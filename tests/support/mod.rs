@@ -8,6 +8,7 @@
 //! * [`OAuth2Server`]: a token endpoint.
 //! * [`TestPostgres`]: a PostgreSQL database; [`TestDatabase`]: one with an outbox, or the same on SQLite.
 //! * [`RedisServer`], [`RabbitMq`], [`KafkaServer`]: external brokers, and [`external_broker`] for all of them.
+//! * [`ChildProcess`]: a program of another side, such as an [`example`].
 //! * [`Ca`]: a private certificate authority.
 //! * [`FaultProxy`]: a TCP proxy that freezes, cuts, or stops at a chosen protocol step.
 //!
@@ -19,12 +20,14 @@
 mod api;
 mod broker;
 mod ca;
+mod child;
 mod client;
 pub mod external_broker;
 mod hub;
-mod kafka;
+pub mod kafka;
 mod oauth2;
 pub mod outbox;
+pub mod partner;
 mod postgres;
 mod proxy;
 mod rabbitmq;
@@ -41,6 +44,7 @@ use std::time::Duration;
 pub use api::{ApiAnswer, ApiClient};
 pub use broker::TestBroker;
 pub use ca::{Ca, IdentityFiles};
+pub use child::{ChildProcess, example};
 pub use client::{Account, QUICK, TestClient, ids, subscription};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use kafka::KafkaServer;

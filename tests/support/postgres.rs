@@ -137,13 +137,21 @@ impl Server {
         .await;
     }
 
+    fn pid(&self) -> Pid {
+        let process = self.process.lock().expect("nobody panics with it");
+        process.as_ref().and_then(pid_of).expect("a running process has an id")
+    }
+
     fn signal(&self, signal: Signal) {
         let Some(mut child) = self.process.lock().expect("nobody panics with it").take() else { return };
-        let pid =
-            i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a running process has an id");
+        let pid = pid_of(&child).expect("a running process has an id");
         kill_process(pid, signal).expect("the process is the test's own");
         child.wait().expect("it is a child");
     }
+}
+
+fn pid_of(child: &Child) -> Option<Pid> {
+    Pid::from_raw(i32::try_from(child.id()).ok()?)
 }
 
 impl Drop for Server {
@@ -196,9 +204,30 @@ impl TestPostgres {
         self.server.port
     }
 
-    /// The server dies without a word, as on a power failure (`SIGQUIT` ends all its processes at once).
-    pub fn crash(&self) {
-        self.server.signal(Signal::QUIT);
+    /// `SIGKILL` to all its processes, as on a power failure. Returns when the last is gone.
+    pub async fn crash(&self) {
+        let pid = self.server.pid();
+        // It starts no more of them.
+        kill_process(pid, Signal::STOP).expect("the process is the test's own");
+        let id = pid.as_raw_nonzero();
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("of Linux");
+        let children: Vec<Pid> =
+            children.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?)).collect();
+        self.server.signal(Signal::KILL);
+        for child in &children {
+            // An error says that it has ended by itself.
+            let _ = kill_process(*child, Signal::KILL);
+        }
+        eventually(READY_LIMIT, "all of PostgreSQL's processes are gone", async || {
+            let is_there = |child: &&Pid| {
+                let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.as_raw_nonzero()));
+                // Behind the name in parentheses: the state, Z for what nobody has waited for.
+                stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with('Z')))
+            };
+            let left = children.iter().filter(is_there).count();
+            if left == 0 { Ok(()) } else { Err(left) }
+        })
+        .await;
     }
 
     /// Starts it again after a crash; returns when it has recovered.

@@ -27,7 +27,7 @@ const STREAM: &str = "bench";
 /// Protean's side, run by the interpreter that has it.
 const SCRIPT: &str = include_str!("../../../examples/protean_outbox_bench/relay.py");
 /// Protean publishes this part of the rows: its rate does not hang on their number, and it takes longer.
-const PROTEAN_SHARE: u64 = 20;
+const PROTEAN_SHARE: u64 = 50;
 const LEAST_FOR_PROTEAN: u64 = 100;
 /// It raises some hundred events each second.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(600);

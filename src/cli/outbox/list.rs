@@ -5,7 +5,7 @@ use clap::Args;
 use super::select::Filter;
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{JsonArray, Printer, cell, time};
-use crate::store::{Cursor, Row, Store};
+use crate::management::outbox::{Cursor, Outbox, Row};
 
 /// Rows read at once.
 const PAGE: usize = 1_000;
@@ -21,17 +21,8 @@ pub struct Options {
     #[arg(long)]
     all: bool,
     /// Go on where the list before ended, with the cursor it printed
-    #[arg(long, value_name = "CURSOR", value_parser = cursor)]
+    #[arg(long, value_name = "CURSOR")]
     after: Option<Cursor>,
-}
-
-/// `<position>:<broker>`
-fn cursor(text: &str) -> Result<Cursor, String> {
-    let read = || {
-        let (position, broker) = text.split_once(':')?;
-        Some(Cursor { position: position.parse().ok()?, broker: broker.to_owned() })
-    };
-    read().ok_or_else(|| "write it as the list before printed it, such as 120:internal".to_owned())
 }
 
 const HEAD: [&str; 11] = [
@@ -48,35 +39,28 @@ const HEAD: [&str; 11] = [
     "LAST ERROR",
 ];
 
-pub async fn run(options: Options, store: &Store, printer: Printer) -> Result<Answer, CliError> {
+pub async fn run(options: Options, outbox: &Outbox, printer: Printer) -> Result<Answer, CliError> {
     let selection = options.filter.selection();
-    let mut after = options.after.unwrap_or_default();
+    let mut after = Some(options.after.unwrap_or_default());
     let mut left = if options.all { usize::MAX } else { options.limit as usize };
     let mut array = if printer.is_json() { Some(JsonArray::begin()?) } else { None };
-    let (mut listed, mut more) = (0, false);
-    while left > 0 {
-        // One more than is shown tells whether there is more.
-        let wanted = left.min(PAGE);
-        let mut page = store.list(&selection, &after, wanted + 1).await?;
-        more = page.len() > wanted;
-        page.truncate(wanted);
-        let Some(last) = page.last() else { break };
-        after = Cursor { position: last.position, broker: last.broker.clone() };
-        left -= page.len();
-        listed += page.len();
+    let mut listed = 0;
+    while let Some(cursor) = after.take_if(|_| left > 0) {
+        let page = outbox.list(&selection, &cursor, left.min(PAGE)).await?;
+        left -= page.rows.len();
+        listed += page.rows.len();
+        after = page.next;
         match &mut array {
             Some(array) => {
-                for row in &page {
+                for row in &page.rows {
                     array.push(row)?;
                 }
             }
-            None => printer.table(&HEAD, page.iter().map(cells))?,
-        }
-        if !more {
-            break;
+            None if page.rows.is_empty() => {}
+            None => printer.table(&HEAD, page.rows.iter().map(cells))?,
         }
     }
-    let cursor = more.then(|| format!("more: --after {}:{}", after.position, after.broker));
+    let cursor = after.map(|after| format!("more: --after {after}"));
     match array {
         Some(array) => {
             array.end()?;

@@ -1,13 +1,11 @@
 //! Which rows of the outbox a command means.
 
-use std::collections::HashSet;
-
 use clap::Args;
 
 use crate::cli::error::CliError;
 use crate::domain::key::EventKey;
 use crate::domain::outbox::Status;
-use crate::store::{Cursor, Selection, Store};
+use crate::management::outbox::Selection;
 
 #[derive(Debug, Default, Args)]
 pub struct Filter {
@@ -66,34 +64,5 @@ impl Selected {
             return Err(CliError::Usage("--all means every row; give it alone, or leave it out".to_owned()));
         }
         Ok(Selection { message_ids: ids.clone(), ..filter.selection() })
-    }
-
-    /// Refuses ids that have no row: then nothing is done.
-    pub async fn check_ids(&self, store: &Store) -> Result<(), CliError> {
-        if self.ids.is_empty() {
-            return Ok(());
-        }
-        let selection = Selection {
-            message_ids: self.ids.clone(),
-            broker: self.filter.broker.clone(),
-            ..Selection::default()
-        };
-        let mut found = HashSet::new();
-        let mut after = Cursor::default();
-        loop {
-            let page = store.list(&selection, &after, super::BATCH).await?;
-            let Some(last) = page.last() else { break };
-            after = Cursor { position: last.position, broker: last.broker.clone() };
-            found.extend(page.into_iter().map(|row| row.message_id));
-        }
-        let missing: Vec<&str> =
-            self.ids.iter().map(String::as_str).filter(|id| !found.contains(*id)).collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        Err(CliError::NothingMatched(format!(
-            "no row {}; nothing was done. `hub outbox list` shows those that are there",
-            missing.join(", ")
-        )))
     }
 }

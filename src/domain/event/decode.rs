@@ -179,7 +179,14 @@ impl<'a> Publication<'a> {
             }
         }
         attributes.datacontenttype = Some(JSON.to_owned());
-        self.finish(attributes, Data::Json(envelope.data.to_owned()))
+        let mut event = self.finish(attributes, Data::Json(envelope.data.to_owned()))?;
+        let kept = outbox::external_metadata(envelope.raw_metadata).map_err(|error| {
+            malformed(format!(
+                "the envelope's metadata cannot be read: {error}; let the outbox's relay publish it"
+            ))
+        })?;
+        event.external_metadata = Some(kept);
+        Ok(event)
     }
 
     /// What all forms have in common: key, tenant, time, trace context, bounds.
@@ -233,6 +240,7 @@ impl<'a> Publication<'a> {
             dataschema: attributes.dataschema,
             data,
             extensions: attributes.extensions,
+            external_metadata: None,
             identity,
         };
         self.check_bounds(&event)?;

@@ -32,6 +32,7 @@ fn event(tenant: &str, key: &str) -> Event {
         dataschema: None,
         data: Data::None,
         extensions: Default::default(),
+        external_metadata: None,
         identity: "e1".to_owned(),
     }
 }

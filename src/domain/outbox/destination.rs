@@ -2,12 +2,14 @@
 
 use serde::Deserialize;
 
+use super::names::Names;
 use crate::domain::field_error::FieldError;
 
 /// A parsed template: text with `{type}`, `{category}`, `{stream}` and `{tenant}` in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destination {
     pieces: Vec<Piece>,
+    names: Names,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +77,19 @@ impl Destination {
         if pieces.is_empty() {
             return refuse(format!("is empty; write a name, or a template with {PLACEHOLDERS}"));
         }
-        Ok(Self { pieces })
+        Ok(Self { pieces, names: Names::Any })
+    }
+
+    /// The same for a broker with such names: what fills the template becomes part of one by
+    /// [`Names::part`]. The error is that of the field `destination`, whose own text cannot stand in such a
+    /// name.
+    pub fn with_names(self, names: Names) -> Result<Self, FieldError> {
+        for piece in &self.pieces {
+            if let Piece::Text(text) = piece {
+                names.check_text(text)?;
+            }
+        }
+        Ok(Self { names, ..self })
     }
 
     /// The destination of one row.
@@ -99,13 +113,17 @@ impl Destination {
         let resource = event_type.split('.').next().unwrap_or(event_type);
         let mut rendered = String::new();
         for piece in &self.pieces {
-            rendered.push_str(match piece {
-                Piece::Text(text) => text,
+            let text = match piece {
+                Piece::Text(text) => {
+                    rendered.push_str(text);
+                    continue;
+                }
                 Piece::Type => event_type,
                 Piece::Category => domain.stream_category.as_deref().unwrap_or(resource),
                 Piece::Stream => stream,
                 Piece::Tenant => extensions.tenant.as_deref().unwrap_or(DEFAULT_TENANT),
-            });
+            };
+            rendered.push_str(&self.names.part(text));
         }
         Ok(rendered)
     }
@@ -133,6 +151,21 @@ mod tests {
         assert_eq!(rendered("{tenant}", BARE), "default");
         assert_eq!(rendered("a.{tenant}.{category}-{type}.z", FULL), "a.acme.crm-user.created.z");
         assert_eq!(rendered("plain", "not read"), "plain");
+    }
+
+    #[test]
+    fn what_fills_a_template_becomes_a_legal_name() {
+        let destination = Destination::parse("events.{category}.{stream}").unwrap();
+        let envelope = r#"{"metadata": {"domain": {"stream_category": "crm::user"}}}"#;
+        let rendered = |names| {
+            let destination = destination.clone().with_names(names).unwrap();
+            destination.render("user.created", "user 1", envelope).unwrap()
+        };
+        assert_eq!(rendered(Names::Any), "events.crm::user.user 1");
+        assert_eq!(rendered(Names::Subject), "events.crm::user.user%201");
+        assert_eq!(rendered(Names::Topic), "events.crm_.3A_.3Auser.user_.201");
+        let error = Destination::parse("a:{type}").unwrap().with_names(Names::Topic).unwrap_err();
+        assert_eq!(error.field, "destination");
     }
 
     #[test]

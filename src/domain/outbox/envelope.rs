@@ -2,8 +2,10 @@
 //!
 //! It is that of Protean 0.18 (`Message.to_dict`, and `Message.to_external_dict` for the stripped one):
 //! `{"data": …, "metadata": {"headers", "domain", "event_store", "envelope", "extensions"}}`, so that a
-//! Protean subscriber reads it as its own. What Protean has no place for, source and tenant, stands in
-//! the extensions; `domain.published` is internal. The database writes it (`store/*/*.sql`).
+//! Protean subscriber reads the stripped one as its own. What Protean has no place for, source and tenant,
+//! stands in the extensions. The full one is the hub's: Protean's `Message` refuses `domain.published`, and the
+//! checksum is of the data as the database writes it, not of Python's. The database writes both
+//! (`store/*/*.sql`).
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -15,11 +17,20 @@ use crate::domain::event::is_attribute_name;
 pub const CONTENT_TYPE: &str = "application/vnd.integration-hub.envelope+json";
 
 /// A full envelope. Members that are not known here are passed over: the hub's own rows have none.
-#[derive(Debug, Deserialize)]
+#[derive(Debug)]
 pub struct Envelope<'a> {
-    #[serde(borrow)]
     pub data: &'a RawValue,
     pub metadata: Metadata,
+    /// The metadata as it was written.
+    pub raw_metadata: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Parts<'a> {
+    #[serde(borrow)]
+    data: &'a RawValue,
+    #[serde(borrow)]
+    metadata: &'a RawValue,
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,7 +82,8 @@ pub(super) fn is_reserved(extension: &str) -> bool {
 impl<'a> Envelope<'a> {
     /// Reads an envelope. The error names the member that is missing or wrong.
     pub fn from_json(json: &'a str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(json)
+        let Parts { data, metadata } = serde_json::from_str(json)?;
+        Ok(Self { data, metadata: serde_json::from_str(metadata.get())?, raw_metadata: metadata })
     }
 
     /// An extension that is a text.

@@ -7,8 +7,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// Where a row stands: `pending → processing → published`, or `failed → … → abandoned`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = OutboxMessageStatus)]
 pub enum Status {
     /// Never tried, or given back untried.
     Pending,
@@ -92,8 +95,9 @@ pub enum Step {
 }
 
 /// The priority lane of a row. All that is live is claimed before anything in bulk.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = OutboxLane)]
 pub enum Lane {
     #[default]
     Live,

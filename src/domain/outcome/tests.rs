@@ -19,7 +19,7 @@ fn answered(status: u16) -> Outcome {
     Outcome::Answered { status, retry_after: None }
 }
 
-const FAILURES: [Failure; 9] = [
+const FAILURES: [Failure; 13] = [
     Failure::Timeout,
     Failure::Dns,
     Failure::Connect,
@@ -29,6 +29,10 @@ const FAILURES: [Failure; 9] = [
     Failure::Token,
     Failure::Sealed,
     Failure::Request,
+    Failure::BrokerUnavailable,
+    Failure::BrokerRefused,
+    Failure::Unpublishable,
+    Failure::UnknownBroker,
 ];
 
 /// `jitter` 0.5 is none: the wait as it is written.
@@ -64,8 +68,32 @@ fn the_table_line_by_line() {
         (Failure::AddressRefused, (permanent, permanent)),
         (Failure::Sealed, (retry, dead(Reason::Exhausted, Fault::Hub))),
         (Failure::Request, (retry, dead(Reason::Exhausted, Fault::Hub))),
+        (Failure::BrokerUnavailable, (retry, exhausted)),
+        (Failure::BrokerRefused, (retry, exhausted)),
+        (Failure::Unpublishable, (permanent, permanent)),
+        (Failure::UnknownBroker, (retry, dead(Reason::Exhausted, Fault::Hub))),
     ] {
         assert_eq!(decisions(&Outcome::Failed(failure)), expected, "{failure:?}");
+    }
+}
+
+#[test]
+fn what_a_broker_does_is_told_without_a_status() {
+    let acknowledged = Outcome::Acknowledged;
+    assert_eq!(decisions(&acknowledged), (Decision::Ack, Decision::Ack));
+    assert_eq!(
+        (acknowledged.status(), acknowledged.kind(), acknowledged.error_text()),
+        (None, None, String::new())
+    );
+    assert!(acknowledged.is_healthy() && !disables(&acknowledged, &NONE));
+    for (failure, healthy) in [
+        (Failure::BrokerUnavailable, false),
+        (Failure::BrokerRefused, false),
+        (Failure::Unpublishable, true),
+        (Failure::UnknownBroker, true),
+    ] {
+        let outcome = Outcome::Failed(failure);
+        assert_eq!((outcome.is_healthy(), outcome.status()), (healthy, None), "{failure:?}");
     }
 }
 
@@ -196,8 +224,11 @@ fn health_tells_dead_endpoints_from_refusing_ones() {
         assert_eq!(answered(status).is_healthy(), healthy, "{status}");
     }
     for failure in FAILURES {
-        let hub = matches!(failure, Failure::Sealed | Failure::Request);
-        assert_eq!(Outcome::Failed(failure).is_healthy(), hub, "{failure:?}");
+        let not_theirs = matches!(
+            failure,
+            Failure::Sealed | Failure::Request | Failure::UnknownBroker | Failure::Unpublishable
+        );
+        assert_eq!(Outcome::Failed(failure).is_healthy(), not_theirs, "{failure:?}");
     }
 }
 

@@ -1,8 +1,10 @@
 //! Reading a subscription, with errors that name the field.
 
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::Subscription;
+use super::delivery::names_a_broker;
+use super::{BrokerDelivery, Delivery, EndpointDelivery, Subscription};
 use crate::domain::field_error::FieldError;
 
 impl Subscription {
@@ -19,13 +21,38 @@ impl Subscription {
     /// The same from a value, for subscriptions that come in a list or in another format.
     pub fn from_value(value: Value) -> Result<Self, FieldError> {
         check_form(&value)?;
-        serde_path_to_error::deserialize(&value).map_err(|error| {
-            let path = error.path().to_string();
-            let remedy = remedy(&path);
-            let problem = error.into_inner().to_string();
-            FieldError::new(if path == "." { "subscription".to_owned() } else { path }, problem + remedy)
-        })
+        // First by itself: within the whole, whose form depends on it, its fields have no paths.
+        if let Some(delivery) = value.get("delivery") {
+            Delivery::check_fields(delivery)?;
+        }
+        read("", &value)
     }
+}
+
+impl Delivery {
+    /// Whether every field of a delivery can be read. The error names the field by its path from
+    /// `delivery` on. What else it has to be, `Subscription::from_value` and `validate` say.
+    pub fn check_fields(delivery: &Value) -> Result<(), FieldError> {
+        if names_a_broker(delivery) {
+            read::<BrokerDelivery>("delivery", delivery).map(drop)
+        } else {
+            read::<EndpointDelivery>("delivery", delivery).map(drop)
+        }
+    }
+}
+
+/// Reads what stands at the path `at`, which is empty for the whole subscription.
+fn read<T: DeserializeOwned>(at: &str, value: &Value) -> Result<T, FieldError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = match (at, error.path().to_string().as_str()) {
+            ("", ".") => "subscription".to_owned(),
+            ("", path) => path.to_owned(),
+            (at, ".") => at.to_owned(),
+            (at, path) => format!("{at}.{path}"),
+        };
+        let remedy = remedy(&path);
+        FieldError::new(path, error.into_inner().to_string() + remedy)
+    })
 }
 
 /// What to write, by the path of the field; the cause itself comes from serde.
@@ -33,6 +60,8 @@ fn remedy(path: &str) -> &'static str {
     match path {
         "id" => "; write \"id\": \"billing-crm\"",
         "delivery.url" | "delivery.auth.token_url" => "; write the whole URL, like https://crm.example/hooks",
+        "delivery.broker" => "; write the name of one of the [[external_brokers]] of the settings",
+        "delivery.stream" => "; write the subject, stream, routing key or topic",
         "delivery.content_mode" => "; write \"structured\" or \"binary\"",
         "events" => "; write a list, like [\"user.created\", \"role.*\"]",
         "filter" => "; write a list, like [{\"exact\": {\"source\": \"idp\"}}]",
@@ -70,22 +99,16 @@ fn check_form(value: &Value) -> Result<(), FieldError> {
     })?;
     require(object, "", &["id", "events", "delivery"])?;
     let Some(delivery) = object["delivery"].as_object() else {
-        return Err(FieldError::new("delivery", "must be an object; write {\"url\": \"https://…\"}"));
+        return Err(FieldError::new(
+            "delivery",
+            "must be an object; write {\"url\": \"https://…\"}, or {\"broker\": \"…\", \"stream\": \"…\"}",
+        ));
     };
-    for broker in ["broker", "stream"] {
-        if delivery.contains_key(broker) {
-            return Err(FieldError::new(
-                format!("delivery.{broker}"),
-                "this version does not support delivery to a broker; give delivery.url instead",
-            ));
-        }
+    if names_a_broker(&object["delivery"]) {
+        check_broker(delivery)?;
+    } else {
+        check_endpoint(delivery)?;
     }
-    for name in ["mtls", "client_cert", "client_certificate"] {
-        if delivery.contains_key(name) {
-            return Err(mutual_tls_elsewhere(format!("delivery.{name}")));
-        }
-    }
-    require(delivery, "delivery.", &["url"])?;
     if let Some(ordering) = delivery.get("ordering")
         && ordering != "none"
     {
@@ -94,6 +117,35 @@ fn check_form(value: &Value) -> Result<(), FieldError> {
             format!("this version does not support {ordering}; write \"none\", or leave it out"),
         ));
     }
+    Ok(())
+}
+
+/// What is said of a request, and means nothing to a broker.
+const OF_AN_ENDPOINT: [&str; 7] = ["url", "content_mode", "headers", "auth", "signing", "statuses", "tls"];
+
+fn check_broker(delivery: &serde_json::Map<String, Value>) -> Result<(), FieldError> {
+    if let Some(name) = OF_AN_ENDPOINT.iter().find(|name| delivery.contains_key(**name)) {
+        let problem = match *name {
+            "url" => {
+                "stands beside a broker; a subscription goes to one of them: take out url, or broker and stream"
+            }
+            "auth" | "tls" => {
+                "is for a url; the settings say how a broker is reached ([[external_brokers]]): take it out"
+            }
+            _ => "is for a url, and a broker has no such thing; take it out",
+        };
+        return Err(FieldError::new(format!("delivery.{name}"), problem));
+    }
+    require(delivery, "delivery.", &["broker", "stream"])
+}
+
+fn check_endpoint(delivery: &serde_json::Map<String, Value>) -> Result<(), FieldError> {
+    for name in ["mtls", "client_cert", "client_certificate"] {
+        if delivery.contains_key(name) {
+            return Err(mutual_tls_elsewhere(format!("delivery.{name}")));
+        }
+    }
+    require(delivery, "delivery.", &["url"])?;
     check_objects(delivery)?;
     match delivery.get("auth") {
         Some(auth) => check_auth(auth),
@@ -190,7 +242,16 @@ fn require(object: &serde_json::Map<String, Value>, path: &str, names: &[&str]) 
                 "id" => "is missing; write \"id\": \"billing-crm\"".to_owned(),
                 "events" => "is missing; write \"events\": [\"user.created\"]".to_owned(),
                 "delivery" => "is missing; write \"delivery\": {\"url\": \"https://…\"}".to_owned(),
-                "url" | "token_url" => format!("is missing; write \"{name}\": \"https://…\""),
+                "url" => "is missing; write \"url\": \"https://…\", or \"broker\" and \"stream\"".to_owned(),
+                "token_url" => format!("is missing; write \"{name}\": \"https://…\""),
+                "broker" => {
+                    "is missing beside delivery.stream; write the name of one of the [[external_brokers]]"
+                        .to_owned()
+                }
+                "stream" => {
+                    "is missing beside delivery.broker; write the subject, stream, routing key or topic"
+                        .to_owned()
+                }
                 "type" => "is missing; write one of none, api_key, basic, bearer, oauth2".to_owned(),
                 other => format!("is missing; write \"{other}\": \"…\""),
             },

@@ -46,8 +46,9 @@ fn with(path: &[&str], value: Value) -> Value {
 fn the_whole_form_reads_and_is_valid() {
     let subscription = Subscription::from_json(whole().to_string().as_bytes()).unwrap();
     assert_eq!(subscription.validate(&LIMITS), Ok(()));
-    assert_eq!(subscription.delivery.url.as_str(), "https://crm.example/hooks");
-    let Auth::Oauth2 { scopes, client_auth, .. } = &subscription.delivery.auth else { panic!("oauth2") };
+    let endpoint = subscription.delivery.endpoint().expect("it has a URL");
+    assert_eq!(endpoint.url.as_str(), "https://crm.example/hooks");
+    let Auth::Oauth2 { scopes, client_auth, .. } = &endpoint.auth else { panic!("oauth2") };
     assert_eq!(
         (scopes.as_slice(), *client_auth),
         (["events".to_owned()].as_slice(), ClientAuth::ClientSecretBasic)
@@ -59,7 +60,7 @@ fn the_smallest_form_takes_the_defaults() {
     let subscription = Subscription::from_value(small(json!({"url": "http://127.0.0.1:1/x"}))).unwrap();
     assert_eq!(subscription.validate(&LIMITS), Ok(()));
     assert_eq!((subscription.tenant.as_str(), subscription.state), ("default", State::Active));
-    let delivery = subscription.delivery;
+    let delivery = subscription.delivery.endpoint().expect("it has a URL");
     assert_eq!((delivery.timeout, delivery.max_in_flight), (Duration::from_secs(15), 32));
     assert_eq!((delivery.content_mode, delivery.ordering), (ContentMode::Structured, Ordering::None));
     assert!(
@@ -97,7 +98,20 @@ fn a_bad_form_is_refused_by_field() {
         (small(json!({})), "delivery.url"),
         (small(json!({"url": "crm.example/hooks"})), "delivery.url"),
         (small(json!({"url": "https://"})), "delivery.url"),
-        (small(json!({"broker": "partner_events", "stream": "s"})), "delivery.broker"),
+        (small(json!({"broker": "partner_events"})), "delivery.stream"),
+        (small(json!({"stream": "orders"})), "delivery.broker"),
+        (small(json!({"broker": null, "stream": "orders"})), "delivery.broker"),
+        (small(json!({"broker": "b", "stream": ["orders"]})), "delivery.stream"),
+        (small(json!({"broker": "b", "stream": "s", "url": "https://a.example"})), "delivery.url"),
+        (small(json!({"broker": "b", "stream": "s", "auth": {"type": "none"}})), "delivery.auth"),
+        (small(json!({"broker": "b", "stream": "s", "signing": {"secret": "whsec_"}})), "delivery.signing"),
+        (small(json!({"broker": "b", "stream": "s", "headers": {}})), "delivery.headers"),
+        (small(json!({"broker": "b", "stream": "s", "content_mode": "structured"})), "delivery.content_mode"),
+        (small(json!({"broker": "b", "stream": "s", "statuses": {}})), "delivery.statuses"),
+        (small(json!({"broker": "b", "stream": "s", "tls": {}})), "delivery.tls"),
+        (small(json!({"broker": "b", "stream": "s", "ordering": "key"})), "delivery.ordering"),
+        (small(json!({"broker": "b", "stream": "s", "retries": 3})), "delivery.retries"),
+        (small(json!({"broker": "b", "stream": "s", "timeout": 15})), "delivery.timeout"),
         (small(json!({"url": "https://a.example", "auth": {"type": "mtls"}})), "delivery.auth.type"),
         (small(json!({"url": "https://a.example", "mtls": {}})), "delivery.mtls"),
         (small(json!({"url": "https://a.example", "auth": {"type": "digest"}})), "delivery.auth.type"),
@@ -190,6 +204,51 @@ fn a_bad_value_is_refused_by_field() {
     ] {
         let subscription = Subscription::from_value(with(path, value.clone())).unwrap();
         let errors = subscription.validate(&LIMITS).expect_err(field);
+        let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(fields, [field], "{value}");
+    }
+}
+
+#[test]
+fn a_broker_takes_the_place_of_the_url() {
+    let document = small(json!({"broker": "partner_events", "stream": "orders"}));
+    let subscription = Subscription::from_value(document).unwrap();
+    assert_eq!(subscription.validate(&LIMITS), Ok(()));
+    let broker = subscription.delivery.broker().expect("it names one");
+    assert_eq!((broker.broker.as_str(), broker.stream.as_str()), ("partner_events", "orders"));
+    assert_eq!(subscription.delivery.timeout(), Duration::from_secs(15));
+    assert_eq!((subscription.delivery.max_in_flight(), subscription.delivery.rate_limit()), (32, None));
+    // What is stored, and what `show` prints, is what may be applied again.
+    let stored = serde_json::to_value(&subscription).unwrap();
+    assert_eq!(
+        stored["delivery"],
+        json!({"broker": "partner_events", "stream": "orders", "timeout": "15s", "max_in_flight": 32,
+               "ordering": "none"})
+    );
+    assert_eq!(serde_json::to_value(Subscription::from_value(stored.clone()).unwrap()).unwrap(), stored);
+    assert_eq!(subscription.hidden_json()["delivery"], stored["delivery"]);
+}
+
+#[test]
+fn a_bad_broker_is_refused_by_field() {
+    let long = "x".repeat(256);
+    for (member, value, field) in [
+        ("broker", json!("internal"), "delivery.broker"),
+        ("broker", json!("Partner"), "delivery.broker"),
+        ("broker", json!(""), "delivery.broker"),
+        ("stream", json!(""), "delivery.stream"),
+        ("stream", json!("two words"), "delivery.stream"),
+        ("stream", json!("a\nb"), "delivery.stream"),
+        ("stream", json!("orders.>"), "delivery.stream"),
+        ("stream", json!("orders.{type}"), "delivery.stream"),
+        ("stream", json!(long), "delivery.stream"),
+        ("timeout", json!("61s"), "delivery.timeout"),
+        ("max_in_flight", json!(0), "delivery.max_in_flight"),
+        ("rate_limit", json!({"per_second": 0, "burst": 1}), "delivery.rate_limit.per_second"),
+    ] {
+        let mut document = small(json!({"broker": "partner_events", "stream": "orders"}));
+        document["delivery"][member] = value.clone();
+        let errors = Subscription::from_value(document).unwrap().validate(&LIMITS).expect_err(field);
         let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
         assert_eq!(fields, [field], "{value}");
     }

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 
-use super::{Auth, Delivery, RateLimit, Secret, Subscription};
+use super::{Auth, BrokerDelivery, Delivery, EndpointDelivery, RateLimit, Secret, Subscription};
 use crate::domain::field_error::FieldError;
+use crate::domain::outbox::is_external_broker;
 
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MAX_IN_FLIGHT: u32 = 10_000;
@@ -16,6 +17,8 @@ const MAX_HEADERS: usize = 64;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 const MAX_URL_BYTES: usize = 2 * 1024;
 const MAX_CREDENTIAL_BYTES: usize = 8 * 1024;
+/// The shortest of the brokers' bounds: an AMQP routing key's (0-9-1 section 4.2.5.3, a short string).
+const MAX_STREAM_BYTES: usize = 255;
 
 /// Headers that the hub or the HTTP connection sets.
 const RESERVED_HEADERS: [&str; 13] = [
@@ -95,25 +98,25 @@ impl Subscription {
 
 impl Delivery {
     fn validate(&self, limits: &Limits, errors: &mut Vec<FieldError>) {
-        validate_url("delivery.url", &self.url, errors);
-        if self.timeout < MIN_TIMEOUT || self.timeout > limits.max_timeout {
+        let (timeout, max_in_flight) = (self.timeout(), self.max_in_flight());
+        if timeout < MIN_TIMEOUT || timeout > limits.max_timeout {
             errors.push(FieldError::new(
                 "delivery.timeout",
                 format!(
                     "is {}; write {} to {} (the setting delivery.max_timeout)",
-                    humantime::format_duration(self.timeout),
+                    humantime::format_duration(timeout),
                     humantime::format_duration(MIN_TIMEOUT),
                     humantime::format_duration(limits.max_timeout)
                 ),
             ));
         }
-        if !(1..=MAX_IN_FLIGHT).contains(&self.max_in_flight) {
+        if !(1..=MAX_IN_FLIGHT).contains(&max_in_flight) {
             errors.push(FieldError::new(
                 "delivery.max_in_flight",
-                format!("is {}; write 1 to {MAX_IN_FLIGHT}", self.max_in_flight),
+                format!("is {max_in_flight}; write 1 to {MAX_IN_FLIGHT}"),
             ));
         }
-        if let Some(RateLimit { per_second, burst }) = self.rate_limit {
+        if let Some(RateLimit { per_second, burst }) = self.rate_limit() {
             if !(per_second.is_finite() && per_second > 0.0) {
                 errors.push(FieldError::new(
                     "delivery.rate_limit.per_second",
@@ -124,6 +127,43 @@ impl Delivery {
                 errors.push(FieldError::new("delivery.rate_limit.burst", "is 0; write 1 or more"));
             }
         }
+        match self {
+            Self::Endpoint(endpoint) => endpoint.validate(errors),
+            Self::Broker(broker) => broker.validate(errors),
+        }
+    }
+}
+
+impl BrokerDelivery {
+    fn validate(&self, errors: &mut Vec<FieldError>) {
+        let Self { broker, stream, .. } = self;
+        if !is_external_broker(broker) {
+            errors.push(FieldError::new(
+                "delivery.broker",
+                format!(
+                    "{broker:?} cannot be the name of an external broker; write that of one of the [[external_brokers]]"
+                ),
+            ));
+        }
+        let problem = if stream.is_empty() || stream.len() > MAX_STREAM_BYTES {
+            format!(
+                "must be 1 to {MAX_STREAM_BYTES} bytes long; write the subject, stream, routing key or topic"
+            )
+        } else if stream.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            "holds a space or control character; write the subject, stream, routing key or topic alone"
+                .to_owned()
+        } else if stream.contains(['*', '>', '{', '}']) {
+            "is one name, and no pattern or template; take out *, >, { and }".to_owned()
+        } else {
+            return;
+        };
+        errors.push(FieldError::new("delivery.stream", problem));
+    }
+}
+
+impl EndpointDelivery {
+    fn validate(&self, errors: &mut Vec<FieldError>) {
+        validate_url("delivery.url", &self.url, errors);
         self.validate_headers(errors);
         self.auth.validate(errors);
         self.statuses.validate(errors);

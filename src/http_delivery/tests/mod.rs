@@ -16,7 +16,7 @@ use secrecy::SecretString;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::domain::subscription::Delivery;
+use crate::domain::subscription::EndpointDelivery;
 
 const EVENT: &str = r#"{"specversion":"1.0","id":"e 1","source":"/idp","type":"user.created","tenant":"acme","data":{"user_id": "u1"}}"#;
 
@@ -43,7 +43,7 @@ fn local() -> HttpDelivery {
 /// `rest` are further members of the delivery, as JSON.
 fn prepared(url: &str, rest: &str) -> Result<Target, Failure> {
     let json = format!(r#"{{"url":"{url}","timeout":"5s"{rest}}}"#);
-    let delivery: Delivery = serde_json::from_str(&json).unwrap();
+    let delivery: EndpointDelivery = serde_json::from_str(&json).unwrap();
     Target::prepare("billing-crm", &delivery, &Opener)
 }
 

@@ -5,15 +5,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Subscriptions;
+use super::brokers::Brokers;
 use super::disable::disable;
 use super::settle::{Settle, Tried};
+use crate::domain::attempt::Attempt;
 use crate::domain::envelope::Envelope;
 use crate::domain::index::Entry;
+use crate::domain::outbox::ExternalMessage;
 use crate::domain::outcome::{Decision, Failure, Fault, Reason, disables};
 use crate::domain::status::Statuses;
-use crate::domain::subscription::{self, State, SubscriptionId};
-use crate::http_delivery::{Attempt, EnvelopeView, HttpDelivery, OpenSecret, Target};
+use crate::domain::subscription::{self, BrokerDelivery, State, SubscriptionId};
+use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};
+use crate::sinks::Outgoing;
 
 /// Prepared targets kept for the next delivery; beyond this they are made anew.
 const MOST_TARGETS: usize = 10_000;
@@ -48,24 +52,38 @@ pub(super) struct Delivery {
 struct Inner {
     js: JetStream,
     subscriptions: Subscriptions,
-    http: HttpDelivery,
+    ways: Ways,
     opener: Arc<dyn OpenSecret>,
     settle: Settle,
     targets: Mutex<HashMap<SubscriptionId, Prepared>>,
 }
 
+/// How envelopes leave.
+#[derive(Clone)]
+pub(super) struct Ways {
+    pub(super) http: HttpDelivery,
+    pub(super) brokers: Brokers,
+}
+
 #[derive(Clone)]
 struct Prepared {
     form: Form,
-    target: Result<Arc<Target>, Failure>,
+    to: Result<To, Failure>,
     statuses: Arc<Statuses>,
 }
 
 impl Prepared {
     /// What is stored cannot be delivered with.
     fn failed(form: Form) -> Self {
-        Self { form, target: Err(Failure::Request), statuses: Arc::default() }
+        Self { form, to: Err(Failure::Request), statuses: Arc::default() }
     }
+}
+
+/// The other side.
+#[derive(Clone)]
+enum To {
+    Endpoint(Arc<Target>),
+    Broker(Arc<BrokerDelivery>),
 }
 
 /// What a target was prepared from.
@@ -87,12 +105,12 @@ impl Delivery {
     pub(super) fn new(
         js: JetStream,
         subscriptions: Subscriptions,
-        http: HttpDelivery,
+        ways: Ways,
         opener: Arc<dyn OpenSecret>,
         settle: Settle,
     ) -> Self {
         let targets = Mutex::new(HashMap::new());
-        Self { inner: Arc::new(Inner { js, subscriptions, http, opener, settle, targets }) }
+        Self { inner: Arc::new(Inner { js, subscriptions, ways, opener, settle, targets }) }
     }
 
     /// Tries once and settles the message.
@@ -124,17 +142,9 @@ impl Delivery {
                 return self.settle(message, &envelope, &attempt, &Statuses::default()).await;
             }
         };
-        let attempt = match prepared.target {
-            Ok(target) => {
-                let event = envelope.event.get().as_bytes();
-                let view = EnvelopeView {
-                    id: &envelope.id,
-                    event: message.payload.slice_ref(event),
-                    traceparent: envelope.traceparent.as_deref(),
-                };
-                let attempt = Settle::attempts_before(message) + message.deliveries;
-                inner.http.attempt(&target, &view, attempt).await
-            }
+        let attempt = match prepared.to {
+            Ok(To::Endpoint(target)) => inner.to_endpoint(message, &envelope, &target).await,
+            Ok(To::Broker(delivery)) => inner.to_broker(&envelope, &delivery).await,
             Err(failure) => Attempt::failed(failure),
         };
         if disables(&attempt.outcome, &prepared.statuses) {
@@ -177,6 +187,33 @@ impl Delivery {
 }
 
 impl Inner {
+    async fn to_endpoint(&self, message: &Delivered, envelope: &Envelope<'_>, target: &Target) -> Attempt {
+        let event = envelope.event.get().as_bytes();
+        let view = EnvelopeView {
+            id: &envelope.id,
+            event: message.payload.slice_ref(event),
+            traceparent: envelope.traceparent.as_deref(),
+        };
+        let attempt = Settle::attempts_before(message) + message.deliveries;
+        self.ways.http.attempt(target, &view, attempt).await
+    }
+
+    /// The envelope's id is the message id, the same on every attempt and redrive, as the `webhook-id` is.
+    async fn to_broker(&self, envelope: &Envelope<'_>, delivery: &BrokerDelivery) -> Attempt {
+        let message = match ExternalMessage::new(envelope.event.get(), envelope.external_metadata) {
+            Ok(message) => message,
+            Err(error) => return Attempt::failed_because(Failure::Request, error.to_string()),
+        };
+        let outgoing = Outgoing {
+            id: envelope.id.to_string(),
+            stream: delivery.stream.clone(),
+            key: message.key,
+            body: message.body.into(),
+            headers: message.headers,
+        };
+        self.ways.brokers.attempt(&delivery.broker, &outgoing, delivery.timeout).await
+    }
+
     /// The endpoint as the registry has it now: a corrected URL or a new credential reaches the
     /// envelopes that wait. What the index does not know, or knows as paused, is asked of the
     /// bucket itself before it is believed.
@@ -237,11 +274,14 @@ impl Inner {
             targets.clear();
         }
         let prepared = match delivery() {
-            Some(delivery) => Prepared {
+            Some(subscription::Delivery::Endpoint(endpoint)) => Prepared {
                 form,
-                target: Target::prepare(id.as_str(), &delivery, &*self.opener).map(Arc::new),
-                statuses: Arc::new(delivery.statuses),
+                to: Target::prepare(id.as_str(), &endpoint, &*self.opener).map(|to| To::Endpoint(to.into())),
+                statuses: Arc::new(endpoint.statuses),
             },
+            Some(subscription::Delivery::Broker(broker)) => {
+                Prepared { form, to: Ok(To::Broker(broker.into())), statuses: Arc::default() }
+            }
             None => Prepared::failed(form),
         };
         targets.insert(id.clone(), prepared.clone());

@@ -7,13 +7,13 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::log::DeliveryLog;
+use crate::domain::attempt::Attempt;
 use crate::domain::attempt_record::{AttemptRecord, ErrorKind, Settled};
 use crate::domain::dead_letter::{DeadLetter, State, next_redrive};
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
 use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, decide, hold};
 use crate::domain::status::Statuses;
-use crate::http_delivery::Attempt;
 use crate::metrics::{DomainMetrics, Metrics};
 use crate::nats::{Delivered, JetStream, NatsError};
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::Deserialize;
 use serde::de::IgnoredAny;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -46,6 +47,15 @@ pub(super) enum Route {
     External(Destination),
 }
 
+/// What every envelope has, looked at and not kept.
+#[derive(Deserialize)]
+struct Shape {
+    #[serde(rename = "data")]
+    _data: IgnoredAny,
+    #[serde(rename = "metadata")]
+    _metadata: IgnoredAny,
+}
+
 impl Target {
     /// Takes the payload out of the row. The error is that of a row that can never be sent.
     pub(super) fn outgoing(&self, row: &mut ClaimedRow) -> Result<Outgoing, PublishError> {
@@ -53,8 +63,15 @@ impl Target {
             reason: format!("the payload is not an envelope: {error}"),
         };
         let payload = std::mem::take(&mut row.payload);
-        serde_json::from_str::<IgnoredAny>(&payload).map_err(unfit)?;
+        serde_json::from_str::<Shape>(&payload).map_err(unfit)?;
         let (stream, content_type) = match &self.route {
+            // A header's value has no spaces at its ends: the stream would take it for another event.
+            Route::Internal(_) if row.message_id.trim() != row.message_id => {
+                return Err(PublishError::Permanent {
+                    reason: "the message id begins or ends with a space, which NATS does not keep: raise it with another"
+                        .to_owned(),
+                });
+            }
             Route::Internal(names) => (names.event(&row.event_type), CONTENT_TYPE),
             Route::External(destination) => {
                 let stream = destination.render(&row.event_type, &row.stream, &payload);
@@ -252,6 +269,7 @@ impl Processor {
             && untold.swap(false, Ordering::Relaxed)
         {
             tracing::warn!(
+                scope = Scope::External.as_str(),
                 id = row.message_id,
                 event_type = row.event_type,
                 "an event is published, and no external broker is configured that it could be sent to; add an [[external_brokers]] entry. Later ones are not told"
@@ -322,7 +340,11 @@ mod tests {
             let error = outgoing(route, r#"{"data": 1"#).unwrap_err();
             assert!(matches!(error, PublishError::Permanent { .. }), "{error}");
         }
-        // JSON, without what the destination is made of.
-        assert!(outgoing(external("{category}"), "[1]").is_err());
+        // JSON, and nothing that anybody could read as an envelope.
+        for payload in ["1", "[1]", r#"{"data": 1}"#, r#"{"metadata": {}}"#] {
+            for route in routes() {
+                assert!(outgoing(route, payload).is_err(), "{payload}");
+            }
+        }
     }
 }

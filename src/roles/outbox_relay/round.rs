@@ -169,7 +169,18 @@ impl<'a> Round<'a> {
         let now = OffsetDateTime::now_utc();
         for row in rows {
             // The database's clock may be ahead of ours.
-            self.processor.metrics.lag(Duration::try_from(now - row.created_at).unwrap_or_default());
+            let lag = Duration::try_from(now - row.created_at).unwrap_or_default();
+            self.processor.metrics.lag(lag);
+            tracing::debug!(
+                broker = self.processor.target.name,
+                scope = self.processor.target.scope.as_str(),
+                id = row.message_id,
+                event_type = row.event_type,
+                stream = row.stream,
+                attempts = row.attempts,
+                lag_ms = lag.as_millis(),
+                "a row is published"
+            );
         }
     }
 
@@ -192,6 +203,17 @@ impl<'a> Round<'a> {
         let retry = &self.processor.settings.retry;
         match retry.after_failure(row.attempts, permanent, rand::random()) {
             AfterFailure::Retry { after } => {
+                tracing::debug!(
+                    broker = self.processor.target.name,
+                    scope = self.processor.target.scope.as_str(),
+                    id = row.message_id,
+                    event_type = row.event_type,
+                    stream = row.stream,
+                    attempts = row.attempts + 1,
+                    again_in_ms = after.as_millis(),
+                    %error,
+                    "a row is refused"
+                );
                 let failed =
                     FailedAttempt { position: row.position, error: error.to_string(), retry_after: after };
                 // Where nobody settles any more, the row is given back.

@@ -1,13 +1,14 @@
 //! What keeps the outbox in order: deleting what is kept long enough, looking for external rows that are
 //! missing, and the gauges. Several relays may do it at once.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::OutboxRelaySettings;
+use super::{OutboxRelaySettings, Scope};
 use crate::metrics::Metrics;
 use crate::store::{BrokerStatus, Cursor, Store, StoreError};
 
@@ -68,7 +69,11 @@ impl Upkeep {
             match self.reconcile_once().await {
                 Ok(0) => {}
                 Ok(missing) => {
-                    tracing::warn!(missing, "external rows were missing in the outbox; they are written")
+                    tracing::warn!(
+                        scope = Scope::External.as_str(),
+                        missing,
+                        "rows were missing in the outbox; they are written"
+                    )
                 }
                 Err(error) => tracing::warn!(%error, "the gap check cannot be made now; trying again later"),
             }
@@ -91,17 +96,19 @@ impl Upkeep {
     async fn gauges(&self) {
         let mut ticks = tokio::time::interval(GAUGES);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told: BTreeSet<String> = self.brokers.iter().cloned().collect();
         loop {
             ticks.tick().await;
             match self.store.backlog().await {
-                Ok(backlog) => self.tell(&backlog),
+                Ok(backlog) => self.tell(&backlog, &mut told),
                 Err(error) => tracing::debug!(%error, "the outbox's backlog cannot be read now"),
             }
         }
     }
 
-    /// Also of brokers that have rows and are not configured here: nobody sends those.
-    fn tell(&self, backlog: &[BrokerStatus]) {
+    /// Also of brokers that have rows and are not configured here: nobody sends those. `told`: of whom was
+    /// told before, since one that has no rows any more may be missing from the backlog.
+    fn tell(&self, backlog: &[BrokerStatus], told: &mut BTreeSet<String>) {
         let now = OffsetDateTime::now_utc();
         for row in backlog {
             let open = row.pending + row.processing + row.failed;
@@ -111,9 +118,10 @@ impl Upkeep {
             });
             self.metrics.of_broker(&row.broker).backlog(open, oldest);
         }
-        for broker in self.brokers.iter().filter(|name| backlog.iter().all(|row| row.broker != **name)) {
+        for broker in told.iter().filter(|name| backlog.iter().all(|row| row.broker != **name)) {
             self.metrics.of_broker(broker).backlog(0, Duration::ZERO);
         }
+        told.extend(backlog.iter().map(|row| row.broker.clone()));
     }
 }
 

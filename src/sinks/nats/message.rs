@@ -51,6 +51,12 @@ impl Refusal {
 
 /// The message's headers and its id. A NATS header value is one line (ADR-4).
 pub(super) fn headers(message: &Outgoing) -> Result<HeaderMap, PublishError> {
+    // The server takes spaces off, and would take the message for a repetition of another.
+    if message.id.trim() != message.id {
+        return Err(PublishError::permanent(
+            "the message id begins or ends with a space, which NATS does not keep",
+        ));
+    }
     let mut map = HeaderMap::new();
     let id = ("Nats-Msg-Id", message.id.as_str());
     let rest = message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -63,8 +69,18 @@ pub(super) fn headers(message: &Outgoing) -> Result<HeaderMap, PublishError> {
     Ok(map)
 }
 
-/// A subject that a message can be published to: tokens with dots between, no wildcards.
+/// The longest subject in bytes. A server that comes with its defaults ends the connection when the line with
+/// it (beside it: the inbox for the answer and the lengths) has more than 4,096 (`max_control_line`).
+const LONGEST_SUBJECT: usize = 3_840;
+
+/// A subject that a message can be published to: tokens with dots between, no wildcards, not too long.
 pub(super) fn check_subject(subject: &str) -> Result<(), PublishError> {
+    if subject.len() > LONGEST_SUBJECT {
+        return Err(PublishError::permanent(format!(
+            "destination: the subject is {} bytes long, and at most {LONGEST_SUBJECT} are sent",
+            subject.len()
+        )));
+    }
     let fits = |token: &str| {
         !token.is_empty()
             && !matches!(token, "*" | ">")
@@ -73,5 +89,7 @@ pub(super) fn check_subject(subject: &str) -> Result<(), PublishError> {
     if subject.split('.').all(fits) {
         return Ok(());
     }
-    Err(PublishError::permanent(format!("{subject:?} is no subject to publish to: tokens with dots between")))
+    Err(PublishError::permanent(format!(
+        "destination: {subject:?} is no subject to publish to: tokens with dots between"
+    )))
 }

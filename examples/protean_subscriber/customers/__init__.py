@@ -1,0 +1,1 @@
+"""Our side: customers, who are told of by the accounts service's events."""

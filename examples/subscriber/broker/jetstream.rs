@@ -1,0 +1,60 @@
+//! A durable pull consumer of a JetStream stream: what is not acknowledged in time is delivered again by the
+//! server, to whoever asks.
+
+use async_nats::ConnectOptions;
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::message::Acker;
+use futures_util::TryStreamExt as _;
+
+use super::{BrokerError, Delivery, Receipt, Source, TIMEOUT, WAIT};
+
+pub struct JetStream {
+    consumer: PullConsumer,
+    stream: String,
+    batch: usize,
+}
+
+impl JetStream {
+    pub async fn connect(source: &Source) -> Result<Self, BrokerError> {
+        let options = ConnectOptions::new().connection_timeout(TIMEOUT).request_timeout(Some(TIMEOUT));
+        let client = options.connect(source.url.as_str()).await.map_err(nats)?;
+        let stream = async_nats::jetstream::new(client).get_stream(&source.stream).await.map_err(nats)?;
+        let config = pull::Config {
+            durable_name: Some(source.group.clone()),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: source.reclaim_after,
+            ..pull::Config::default()
+        };
+        let consumer = stream.get_or_create_consumer(&source.group, config).await.map_err(nats)?;
+        Ok(Self { consumer, stream: source.stream.clone(), batch: source.batch })
+    }
+
+    pub async fn next(&mut self) -> Result<Vec<Delivery>, BrokerError> {
+        let request = self.consumer.batch().max_messages(self.batch).expires(WAIT);
+        // A server that is gone ends no request: the client does, and connects again by itself.
+        let messages: Vec<_> =
+            request.messages().await.map_err(nats)?.try_collect().await.map_err(BrokerError::Nats)?;
+        let deliveries = messages.into_iter().map(|message| {
+            let info = message.info().map_err(BrokerError::Nats)?;
+            let (place, attempts) = (format!("{} {}", self.stream, info.stream_sequence), info.delivered);
+            let (message, acker) = message.split();
+            let attempts = u64::try_from(attempts).unwrap_or(1);
+            Ok(Delivery {
+                place,
+                body: message.payload,
+                attempts,
+                receipt: Receipt::JetStream(Box::new(acker)),
+            })
+        });
+        deliveries.collect()
+    }
+}
+
+/// Waits until the server knows of it, as long as the client waits for any answer (5 s).
+pub async fn acknowledge(acker: &Acker) -> Result<(), BrokerError> {
+    acker.double_ack().await.map_err(BrokerError::Nats)
+}
+
+fn nats(error: impl std::error::Error + Send + Sync + 'static) -> BrokerError {
+    BrokerError::Nats(Box::new(error))
+}

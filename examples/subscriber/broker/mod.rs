@@ -1,0 +1,93 @@
+//! The two brokers behind one face: read some, acknowledge each.
+
+mod jetstream;
+mod redis_stream;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use thiserror::Error;
+use url::Url;
+
+/// Longest wait for new events, and so for the stop of a process that has none.
+const WAIT: Duration = Duration::from_secs(1);
+/// Longest wait for a connection or an answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where to read; see the options of the command line.
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub url: Url,
+    pub stream: String,
+    pub group: String,
+    pub consumer: String,
+    pub reclaim_after: Duration,
+    pub batch: usize,
+}
+
+#[derive(Debug, Error)]
+pub enum BrokerError {
+    #[error("{0}:// is the scheme of no broker that is known here: write redis, rediss, nats or tls")]
+    Scheme(String),
+    #[error("Redis: {0}")]
+    Redis(#[from] redis::RedisError),
+    #[error("NATS: {0}")]
+    Nats(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// One event that was read, to be acknowledged.
+pub struct Delivery {
+    /// Where it stands: stream and number.
+    pub place: String,
+    pub body: Bytes,
+    /// How often it has been read, this time included.
+    pub attempts: u64,
+    receipt: Receipt,
+}
+
+enum Receipt {
+    Redis(String),
+    JetStream(Box<async_nats::jetstream::message::Acker>),
+}
+
+pub enum Broker {
+    Redis(Box<redis_stream::RedisStream>),
+    JetStream(Box<jetstream::JetStream>),
+}
+
+impl Source {
+    /// Whether there is a broker for this URL.
+    pub fn check(&self) -> Result<(), BrokerError> {
+        match self.url.scheme() {
+            "redis" | "rediss" | "nats" | "tls" => Ok(()),
+            other => Err(BrokerError::Scheme(other.to_owned())),
+        }
+    }
+}
+
+impl Broker {
+    /// Connects, and makes the group where there is none: it then reads from the stream's beginning.
+    pub async fn connect(source: &Source) -> Result<Self, BrokerError> {
+        source.check()?;
+        Ok(match source.url.scheme() {
+            "redis" | "rediss" => Self::Redis(Box::new(redis_stream::RedisStream::connect(source).await?)),
+            _ => Self::JetStream(Box::new(jetstream::JetStream::connect(source).await?)),
+        })
+    }
+
+    /// At most a batch; nothing if there is none for a while.
+    pub async fn next(&mut self) -> Result<Vec<Delivery>, BrokerError> {
+        match self {
+            Self::Redis(redis) => redis.next().await,
+            Self::JetStream(jetstream) => jetstream.next().await,
+        }
+    }
+
+    pub async fn acknowledge(&mut self, delivery: Delivery) -> Result<(), BrokerError> {
+        match (self, delivery.receipt) {
+            (Self::Redis(redis), Receipt::Redis(id)) => redis.acknowledge(&id).await,
+            (_, Receipt::JetStream(acker)) => jetstream::acknowledge(&acker).await,
+            (Self::JetStream(_), Receipt::Redis(_)) => unreachable!("a broker gets its own receipts"),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! The inbox: which events have had their effect, in the same database and the same transaction as the effect.
+
+use std::path::Path;
+use std::time::Duration;
+
+use sqlx::error::ErrorKind;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use thiserror::Error;
+
+use crate::customers::{self, RegisterCustomer};
+
+const TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS inbox (
+        event_id TEXT PRIMARY KEY,
+        received_at INTEGER NOT NULL DEFAULT (unixepoch())
+    );
+    CREATE INDEX IF NOT EXISTS inbox_received_at ON inbox (received_at);
+    CREATE TABLE IF NOT EXISTS poison (
+        place TEXT PRIMARY KEY,
+        reason TEXT NOT NULL,
+        body BLOB NOT NULL,
+        put_aside_at INTEGER NOT NULL DEFAULT (unixepoch())
+    );
+";
+/// A write waits so long for another process's transaction.
+const BUSY: Duration = Duration::from_secs(5);
+/// Rows deleted in one transaction, behind which an event may have to wait.
+const FORGOTTEN_AT_ONCE: i64 = 1_000;
+
+#[derive(Debug, Error)]
+pub enum InboxError {
+    /// The database refuses this command, now and ever: a constraint of ours.
+    #[error("our database refuses it: {0}")]
+    Refused(#[source] sqlx::Error),
+    /// Nothing that the event could be blamed for.
+    #[error("our database: {0}")]
+    Unavailable(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for InboxError {
+    fn from(error: sqlx::Error) -> Self {
+        let kind = error.as_database_error().map(|error| error.kind());
+        match kind {
+            Some(
+                ErrorKind::UniqueViolation
+                | ErrorKind::ForeignKeyViolation
+                | ErrorKind::NotNullViolation
+                | ErrorKind::CheckViolation,
+            ) => Self::Refused(error),
+            _ => Self::Unavailable(error),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    Now,
+    Before,
+}
+
+pub struct Inbox {
+    pool: SqlitePool,
+}
+
+impl Inbox {
+    pub async fn open(file: &Path) -> Result<Self, InboxError> {
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .foreign_keys(true)
+            .busy_timeout(BUSY)
+            .journal_mode(SqliteJournalMode::Wal)
+            // On the disk before the broker hears that it may forget the event.
+            .synchronous(SqliteSynchronous::Full);
+        let pool = SqlitePoolOptions::new().max_connections(1).acquire_timeout(BUSY * 2);
+        let pool = pool.connect_with(options).await?;
+        for tables in [customers::TABLES, TABLES] {
+            sqlx::raw_sql(tables).execute(&pool).await?;
+        }
+        Ok(Self { pool })
+    }
+
+    /// Carries the command out if the event's id is new. Both are committed, or neither is; two processes with
+    /// the same event come one after the other.
+    pub async fn apply(&self, event_id: &str, command: &RegisterCustomer) -> Result<Applied, InboxError> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        let noted = sqlx::query("INSERT INTO inbox (event_id) VALUES (?1) ON CONFLICT DO NOTHING")
+            .bind(event_id)
+            .execute(&mut *transaction)
+            .await?;
+        if noted.rows_affected() == 0 {
+            transaction.rollback().await?;
+            return Ok(Applied::Before);
+        }
+        command.carry_out(&mut transaction).await?;
+        transaction.commit().await?;
+        Ok(Applied::Now)
+    }
+
+    /// Keeps what can never be applied, with the reason, for a person to look at. `place` is where it stands
+    /// in the broker: the same entry put aside twice is there once.
+    pub async fn put_aside(&self, place: &str, reason: &str, body: &[u8]) -> Result<(), InboxError> {
+        sqlx::query("INSERT INTO poison (place, reason, body) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")
+            .bind(place)
+            .bind(reason)
+            .bind(body)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Deletes a bounded number of the ids and the poison that are older than this. Gives how many.
+    pub async fn forget(&self, older_than: Duration) -> Result<u64, InboxError> {
+        let seconds = i64::try_from(older_than.as_secs()).unwrap_or(i64::MAX);
+        let mut forgotten = 0;
+        for statement in [
+            "DELETE FROM inbox WHERE event_id IN
+                (SELECT event_id FROM inbox WHERE received_at < unixepoch() - ?1 LIMIT ?2)",
+            "DELETE FROM poison WHERE place IN
+                (SELECT place FROM poison WHERE put_aside_at < unixepoch() - ?1 LIMIT ?2)",
+        ] {
+            let deleted =
+                sqlx::query(statement).bind(seconds).bind(FORGOTTEN_AT_ONCE).execute(&self.pool).await?;
+            forgotten += deleted.rows_affected();
+        }
+        Ok(forgotten)
+    }
+}

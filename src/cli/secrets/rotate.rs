@@ -1,0 +1,119 @@
+//! `hub secrets rotate`: what an older key seals is sealed with the current one.
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use serde_json::json;
+
+use crate::cli::connect;
+use crate::cli::error::{Answer, CliError};
+use crate::cli::output::{Printer, progress};
+use crate::domain::subscription::SubscriptionId;
+use crate::nats::{JetStream, NatsError, Stored};
+use crate::seal::{Outdated, SealError, Sealer, open_settings, reseal_subscription};
+use crate::settings::{SecretName, Settings};
+
+/// Writes of the registry under way at once.
+const AT_ONCE: usize = 64;
+/// How often a subscription is read again that someone else writes meanwhile.
+const MOST_READS: usize = 5;
+
+/// What became of one subscription.
+enum Done {
+    Resealed,
+    /// Nothing in it is sealed with another key.
+    Current,
+    Unopened(SealError),
+    Contended,
+}
+
+pub(super) async fn run(settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+    let no_key = || CliError::NoMasterKey { subscriptions: "the registry".to_owned(), hint: String::new() };
+    let sealer = Sealer::from_settings(&settings.secrets)?.ok_or_else(no_key)?;
+    let outdated = sealer.outdated_settings(settings);
+    let js = connect(&open_settings(settings, SecretName::is_to_connect)?).await?;
+    let stored = js.subscriptions().await?;
+    let bar = progress(stored.len(), "sealing");
+    let (js, sealer_ref, bar_ref) = (&js, &sealer, &bar);
+    let done: Vec<(SubscriptionId, Done)> = stream::iter(stored)
+        .map(|stored| async move {
+            let id = stored.subscription.id.clone();
+            let done = rotate(js, sealer_ref, stored).await?;
+            bar_ref.inc(1);
+            Ok::<_, NatsError>((id, done))
+        })
+        .buffered(AT_ONCE)
+        .try_collect()
+        .await?;
+    bar.finish_and_clear();
+
+    let count = |wanted: fn(&Done) -> bool| done.iter().filter(|(_, done)| wanted(done)).count();
+    let resealed = count(|done| matches!(done, Done::Resealed));
+    let current = count(|done| matches!(done, Done::Current));
+    let problems: Vec<String> = done
+        .iter()
+        .filter_map(|(id, done)| match done {
+            Done::Resealed | Done::Current => None,
+            Done::Unopened(error) => Some(format!("{id}: {error}")),
+            Done::Contended => {
+                Some(format!("{id}: changed by someone else all the time; run the command again"))
+            }
+        })
+        .collect();
+    let key = sealer.key_id();
+    if printer.is_json() {
+        printer.json(&json!({
+            "key_id": key, "resealed": resealed, "unchanged": current, "left": problems.len(),
+            "settings": outdated.iter().map(in_json).collect::<Vec<_>>(),
+        }))?;
+    } else {
+        printer.line(&format!("{resealed} sealed anew with the key {key}, {current} needed no change"))?;
+        for line in outdated.iter().map(in_text) {
+            printer.line(&line)?;
+        }
+    }
+    match (problems.is_empty(), outdated.is_empty()) {
+        (false, _) => Err(CliError::NotResealed { problems }),
+        // The hub does not write its own settings.
+        (true, false) => Ok(Answer::No),
+        (true, true) => Ok(Answer::Yes),
+    }
+}
+
+fn in_json(outdated: &Outdated) -> serde_json::Value {
+    let Outdated { name, key_id, anew } = outdated;
+    json!({
+        "setting": name.to_string(), "key_id": key_id,
+        "sealed": anew.as_ref().ok(), "problem": anew.as_ref().err().map(ToString::to_string),
+    })
+}
+
+fn in_text(outdated: &Outdated) -> String {
+    let Outdated { name, key_id, anew } = outdated;
+    let key = name.key();
+    match anew {
+        Ok(anew) => format!("{key} of the settings is sealed with the key {key_id}; replace it by {anew}"),
+        Err(_) => format!(
+            "{key} of the settings is sealed with the key {key_id}, and does not open; seal it with `hub secrets seal {name}`"
+        ),
+    }
+}
+
+/// A write is made only of what was read: a change by someone else meanwhile is read again.
+async fn rotate(js: &JetStream, sealer: &Sealer, stored: Stored) -> Result<Done, NatsError> {
+    let Stored { mut subscription, mut revision } = stored;
+    let id = subscription.id.clone();
+    for _ in 0..MOST_READS {
+        match reseal_subscription(sealer, &mut subscription) {
+            Ok(0) => return Ok(Done::Current),
+            Ok(_) => {}
+            Err(error) => return Ok(Done::Unopened(error)),
+        }
+        match js.put_subscription(&subscription, Some(revision)).await {
+            Ok(_) => return Ok(Done::Resealed),
+            Err(error) if error.is_wrong_last_sequence() => {}
+            Err(error) => return Err(error),
+        }
+        let Some(stored) = js.subscription(&id).await? else { return Ok(Done::Current) };
+        (subscription, revision) = (stored.subscription, stored.revision);
+    }
+    Ok(Done::Contended)
+}

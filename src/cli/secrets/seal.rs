@@ -1,0 +1,60 @@
+//! `hub secrets seal`: a secret of the settings in the form that may stand in a file.
+
+use std::io::{IsTerminal as _, Read as _};
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::json;
+
+use crate::cli::error::{Answer, CliError};
+use crate::cli::output::Printer;
+use crate::seal::{PREFIX, Sealer};
+use crate::settings::{SecretName, Settings};
+
+/// The longest secret that is read, in bytes.
+const LONGEST: usize = 64 * 1024;
+
+pub(super) fn run(name: &SecretName, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+    let sealer = Sealer::from_settings(&settings.secrets)?.ok_or(CliError::NoKeyToSeal)?;
+    if let Some(broker) = name.broker()
+        && !settings.external_brokers.iter().any(|entry| entry.name == broker)
+    {
+        eprintln!(
+            "warning: the settings have no external broker {broker:?} (yet): the text opens for that name alone"
+        );
+    }
+    let sealed = sealer.seal_setting(name, &read(name)?);
+    if printer.is_json() {
+        printer.json(&json!({"setting": name.to_string(), "key_id": sealer.key_id(), "sealed": sealed}))?;
+    } else {
+        printer.line(&sealed)?;
+    }
+    Ok(Answer::Yes)
+}
+
+/// From a terminal a line without an echo; else all there is, but for one line break at its end.
+fn read(name: &SecretName) -> Result<SecretString, CliError> {
+    let text = if std::io::stdin().is_terminal() {
+        eprint!("{name}: ");
+        console::Term::stderr().read_secure_line().map_err(CliError::Stdin)?
+    } else {
+        let mut text = String::new();
+        let mut input = std::io::stdin().lock().take(LONGEST as u64 + 1);
+        input.read_to_string(&mut text).map_err(CliError::Stdin)?;
+        text
+    };
+    let text = SecretString::from(text);
+    let line = text.expose_secret();
+    let line = line.strip_suffix('\n').map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
+    let problem = if line.is_empty() {
+        "it is empty".to_owned()
+    } else if line.len() > LONGEST {
+        format!("it is longer than {LONGEST} bytes")
+    } else if line.contains(['\n', '\r', '\0']) {
+        "it has more than one line; give the secret alone".to_owned()
+    } else if line.starts_with(PREFIX) {
+        format!("it begins with {PREFIX:?}, as what is sealed already does; give the secret itself")
+    } else {
+        return Ok(SecretString::from(line));
+    };
+    Err(CliError::NotASecret { problem })
+}

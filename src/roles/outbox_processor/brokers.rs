@@ -1,0 +1,91 @@
+//! The external brokers that deliveries may go to: one connection each, shared by all domains of the
+//! process, made with the first message.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::task::JoinSet;
+
+use crate::domain::attempt::Attempt;
+use crate::domain::outcome::{Failure, Outcome};
+use crate::sinks::{self, Broker, NamedBroker, Outgoing};
+
+/// The longest time a connection is looked at; the brokers' own timeouts are shorter as a rule.
+const CHECK_LIMIT: Duration = Duration::from_secs(60);
+/// How long connections may take to end well.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Brokers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    known: BTreeMap<String, Known>,
+    /// At most one for each broker; ended by `close`.
+    checks: Mutex<JoinSet<()>>,
+}
+
+struct Known {
+    broker: Arc<dyn Broker>,
+    is_checked: Arc<AtomicBool>,
+}
+
+impl Brokers {
+    pub(super) fn new(brokers: Vec<NamedBroker>) -> Self {
+        let known = brokers
+            .into_iter()
+            .map(|(name, broker)| (name, Known { broker, is_checked: Arc::default() }))
+            .collect();
+        Self { inner: Arc::new(Inner { known, checks: Mutex::default() }) }
+    }
+
+    /// One attempt to publish a message at the broker of that name.
+    pub(super) async fn attempt(&self, name: &str, message: &Outgoing, timeout: Duration) -> Attempt {
+        let Some(known) = self.inner.known.get(name) else {
+            let names: Vec<&str> = self.inner.known.keys().map(String::as_str).collect();
+            let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            return Attempt::failed_because(
+                Failure::UnknownBroker,
+                format!("{name:?}; they have {names} ([[external_brokers]])"),
+            );
+        };
+        let attempt = sinks::attempt(&*known.broker, message, timeout).await;
+        if attempt.outcome == Outcome::Failed(Failure::Timeout) {
+            self.check(known);
+        }
+        attempt
+    }
+
+    /// Looks at the connection, since an attempt ended before the broker's own timeouts could tell that it
+    /// is broken, or before it was made at all: with the next attempts it would be the same for ever.
+    fn check(&self, known: &Known) {
+        if known.is_checked.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (broker, is_checked) = (known.broker.clone(), known.is_checked.clone());
+        let mut checks = self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        while checks.try_join_next().is_some() {}
+        checks.spawn(async move {
+            if let Ok(Err(error)) = tokio::time::timeout(CHECK_LIMIT, broker.check()).await {
+                tracing::debug!(%error, "an external broker does not answer in time");
+            }
+            is_checked.store(false, Ordering::Release);
+        });
+    }
+
+    /// Ends the connections, after the last delivery.
+    pub(super) async fn close(&self) {
+        let mut checks =
+            std::mem::take(&mut *self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner));
+        checks.shutdown().await;
+        let closing = join_all(self.inner.known.values().map(|known| known.broker.close()));
+        if tokio::time::timeout(CLOSE_LIMIT, closing).await.is_err() {
+            tracing::debug!("the connections to external brokers are dropped rather than closed");
+        }
+    }
+}

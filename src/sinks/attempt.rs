@@ -1,0 +1,35 @@
+//! One message as one delivery attempt.
+
+use std::time::{Duration, Instant};
+
+use super::{Broker, Outgoing, PublishError, Published};
+use crate::domain::attempt::Attempt;
+use crate::domain::outcome::{Failure, Outcome};
+
+/// Publishes one message and waits for its acknowledgement, at most so long. After a timeout it may
+/// arrive nevertheless.
+pub async fn attempt(broker: &dyn Broker, message: &Outgoing, timeout: Duration) -> Attempt {
+    let started = Instant::now();
+    let publish = broker.publish(std::slice::from_ref(message));
+    let (outcome, detail) = match tokio::time::timeout(timeout, publish).await {
+        Ok(Published { error: Some(error), .. }) => failed(error),
+        Ok(Published { acknowledged: 0, error: None }) => {
+            (Outcome::Failed(Failure::BrokerUnavailable), Some("it did not answer at all".to_owned()))
+        }
+        Ok(Published { error: None, .. }) => (Outcome::Acknowledged, None),
+        Err(_) => {
+            let detail = format!("no acknowledgement within {}", humantime::format_duration(timeout));
+            (Outcome::Failed(Failure::Timeout), Some(detail))
+        }
+    };
+    Attempt { outcome, latency: started.elapsed(), answer_excerpt: None, detail }
+}
+
+fn failed(error: PublishError) -> (Outcome, Option<String>) {
+    let (failure, reason) = match error {
+        PublishError::Unavailable { reason } => (Failure::BrokerUnavailable, reason),
+        PublishError::Refused { reason } => (Failure::BrokerRefused, reason),
+        PublishError::Permanent { reason } => (Failure::Unpublishable, reason),
+    };
+    (Outcome::Failed(failure), Some(reason))
+}

@@ -1,0 +1,239 @@
+//! An external broker of any provider, as the tests of the relay see it: where events go, what has arrived,
+//! and how it fails.
+
+use std::collections::BTreeSet;
+
+use async_nats::jetstream::stream;
+use futures_util::StreamExt;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions};
+use lapin::types::FieldTable;
+use serde_json::Value;
+
+use super::relay::{SOON, external, partner, stored};
+use super::{FaultProxy, KafkaServer, RabbitMq, RedisServer, TestBroker, eventually};
+
+/// One broker behind a proxy.
+pub struct Partner {
+    server: Server,
+    /// Kafka tells its clients where it is, and so has a proxy of its own.
+    proxy: Option<FaultProxy>,
+}
+
+enum Server {
+    Redis(RedisServer),
+    Nats(TestBroker),
+    Amqp(RabbitMq),
+    Kafka(KafkaServer),
+}
+
+/// A message as it arrived.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arrived {
+    pub id: String,
+    pub stream: String,
+    pub body: Value,
+}
+
+impl Arrived {
+    /// `id` is the protocol's own message id, where there is one.
+    fn read(id: Option<&str>, body: &[u8]) -> Self {
+        let body: Value = serde_json::from_slice(body).expect("envelopes are JSON");
+        let header = |name: &str| body["metadata"]["headers"][name].as_str().unwrap_or_default().to_owned();
+        let arrived = Self { id: header("id"), stream: header("stream"), body };
+        assert!(id.is_none_or(|id| id == arrived.id), "{id:?} carries {arrived:?}");
+        arrived
+    }
+}
+
+impl Partner {
+    pub async fn redis() -> Option<Self> {
+        let server = RedisServer::start(&[]).await?;
+        let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.process.port())).await;
+        Some(Self { server: Server::Redis(server), proxy: Some(proxy) })
+    }
+
+    /// With a stream that takes what is below `user.`.
+    pub async fn nats() -> Option<Self> {
+        let server = partner().await;
+        let proxy = FaultProxy::start(&server.url()).await;
+        Some(Self { server: Server::Nats(server), proxy: Some(proxy) })
+    }
+
+    pub async fn amqp() -> Option<Self> {
+        let partner = Self::of_amqp(RabbitMq::start("").await?).await;
+        partner.open("user").await;
+        Some(partner)
+    }
+
+    /// One that runs already, with the queues it has.
+    pub async fn of_amqp(server: RabbitMq) -> Self {
+        let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.process.port())).await;
+        Self { server: Server::Amqp(server), proxy: Some(proxy) }
+    }
+
+    pub async fn kafka() -> Option<Self> {
+        let partner = Self { server: Server::Kafka(KafkaServer::start().await?), proxy: None };
+        partner.open("user").await;
+        Some(partner)
+    }
+
+    pub fn proxy(&self) -> &FaultProxy {
+        match (&self.server, &self.proxy) {
+            (Server::Kafka(server), _) => &server.proxy,
+            (_, proxy) => proxy.as_ref().expect("all others are started with one"),
+        }
+    }
+
+    /// Its entry in the settings, by way of the proxy.
+    pub fn entry(&self, name: &str, rest: &str) -> String {
+        let provider = self.provider();
+        let url = match &self.server {
+            Server::Kafka(server) => server.url(),
+            _ => self.proxy().url(provider),
+        };
+        external(name, provider, &url, rest)
+    }
+
+    pub fn provider(&self) -> &'static str {
+        match &self.server {
+            Server::Redis(_) => "redis",
+            Server::Nats(_) => "nats",
+            Server::Amqp(_) => "amqp",
+            Server::Kafka(_) => "kafka",
+        }
+    }
+
+    /// Where events `<category>.created` go by default.
+    fn destination(&self, category: &str) -> String {
+        match &self.server {
+            Server::Redis(_) | Server::Kafka(_) => category.to_owned(),
+            Server::Nats(_) | Server::Amqp(_) => format!("{category}.created"),
+        }
+    }
+
+    /// Takes events of this category from now on.
+    pub async fn open(&self, category: &str) {
+        let destination = self.destination(category);
+        match &self.server {
+            Server::Redis(server) => {
+                let mut connection = server.connect().await;
+                let deleted = redis::cmd("DEL").arg(&destination).query_async(&mut connection).await;
+                let () = deleted.expect("Redis answers");
+            }
+            Server::Nats(server) => {
+                let config = stream::Config {
+                    name: category.to_uppercase(),
+                    subjects: vec![format!("{category}.>")],
+                    ..stream::Config::default()
+                };
+                server.jetstream().await.create_stream(config).await.expect("the stream is made");
+            }
+            Server::Amqp(server) => server.declare(&destination, FieldTable::default()).await,
+            Server::Kafka(server) => server.create_topic(&destination, 3).await,
+        }
+    }
+
+    /// Takes no events of a category that was not opened; for Redis something else stands there.
+    pub async fn shut(&self, category: &str) {
+        if let Server::Redis(server) = &self.server {
+            let mut connection = server.connect().await;
+            let set = redis::cmd("SET").arg(category).arg("no stream").query_async(&mut connection).await;
+            let () = set.expect("Redis answers");
+        }
+    }
+
+    /// Whether what it has survives its end. (Tansu keeps its topics in memory.)
+    pub fn is_durable(&self) -> bool {
+        !matches!(self.server, Server::Kafka(_))
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&mut self) {
+        match &mut self.server {
+            Server::Redis(server) => server.process.kill().await,
+            Server::Nats(server) => server.process().kill().await.expect("it is killed"),
+            Server::Amqp(server) => server.process.kill().await,
+            Server::Kafka(server) => server.process.kill().await,
+        }
+    }
+
+    /// On the same port, with what it had on disk.
+    pub async fn restart(&mut self) {
+        match &mut self.server {
+            Server::Redis(server) => server.process.restart().await,
+            Server::Nats(server) => server.process().restart().await.expect("it starts"),
+            Server::Amqp(server) => server.process.restart().await,
+            Server::Kafka(server) => {
+                server.process.restart().await;
+                server.create_topic("user", 3).await;
+            }
+        }
+    }
+
+    /// What has arrived of a category, each message as often as it came, in order: once all of `expected`
+    /// are there. AMQP's is taken out of its queue.
+    pub async fn arrived(&self, category: &str, expected: &BTreeSet<String>) -> Vec<Arrived> {
+        let destination = self.destination(category);
+        let mut seen = Vec::new();
+        let is_complete = |seen: &[Arrived]| {
+            let ids: BTreeSet<&String> = seen.iter().map(|arrived| &arrived.id).collect();
+            expected.iter().all(|id| ids.contains(id))
+        };
+        match &self.server {
+            Server::Redis(server) => {
+                let mut connection = server.connect().await;
+                eventually(SOON, "all are in the Redis stream", async || {
+                    let entries: Vec<(String, Vec<String>)> = redis::cmd("XRANGE")
+                        .arg(&[&destination, "-", "+"])
+                        .query_async(&mut connection)
+                        .await
+                        .map_err(|error| error.to_string())?;
+                    seen = entries
+                        .iter()
+                        .map(|(_, fields)| {
+                            assert_eq!((fields.len(), fields[0].as_str()), (2, "data"));
+                            Arrived::read(None, fields[1].as_bytes())
+                        })
+                        .collect();
+                    if is_complete(&seen) { Ok(()) } else { Err(format!("{} entries", seen.len())) }
+                })
+                .await;
+            }
+            Server::Nats(server) => {
+                let name = if category == "user" { "PARTNER".to_owned() } else { category.to_uppercase() };
+                for message in stored(server, &name, expected.len() as u64).await {
+                    assert_eq!(message.subject, destination);
+                    seen.push(Arrived::read(Some(&message.id), message.body.to_string().as_bytes()));
+                }
+                assert!(is_complete(&seen), "the stream has others than those expected");
+            }
+            Server::Amqp(server) => {
+                let (channel, options) = (server.channel().await, BasicConsumeOptions::default());
+                let consumer =
+                    channel.basic_consume(destination.into(), "".into(), options, FieldTable::default());
+                let mut consumer = consumer.await.expect("a consumer");
+                let reading = async {
+                    while !is_complete(&seen) {
+                        let delivery = consumer.next().await.expect("it goes on").expect("a delivery");
+                        delivery.ack(BasicAckOptions::default()).await.expect("acknowledged");
+                        let id = delivery.properties.message_id().as_ref().expect("an id").to_string();
+                        seen.push(Arrived::read(Some(&id), &delivery.data));
+                    }
+                };
+                tokio::time::timeout(SOON, reading).await.expect("all are in the queue");
+            }
+            Server::Kafka(server) => {
+                let records = server.read(&destination, |records| {
+                    let ids: BTreeSet<&String> = records.iter().map(|record| &record.id).collect();
+                    expected.iter().all(|id| ids.contains(id))
+                });
+                for record in records.await {
+                    let arrived = Arrived::read(Some(&record.id), record.body.as_bytes());
+                    assert_eq!(record.key, arrived.stream);
+                    seen.push(arrived);
+                }
+            }
+        }
+        seen
+    }
+}
