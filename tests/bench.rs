@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{Hub, nats_server, print_output};
+use support::{Hub, TestPostgres, nats_server, print_output, require_tool, tool};
 
 /// The bench starts brokers of its own: nobody listens where these settings point.
 fn hub() -> Hub {
@@ -88,6 +88,66 @@ async fn credentials_changes_and_starts_are_measured_and_nothing_is_lost() {
     let slowest = &figures[1]["measures"][1];
     assert!(slowest["value"].as_f64().is_some_and(|millis| millis < 60_000.0), "{slowest}");
     assert_eq!(slowest["goals"].as_array().map(Vec::len), Some(1));
+}
+
+/// On a server that is given; the bench leaves nothing behind there.
+#[tokio::test]
+async fn the_outbox_is_measured_and_nothing_is_lost() {
+    let Some(postgres) = TestPostgres::start().await else { return };
+    let url = postgres.url();
+    let args = ["bench", "outbox", "--figures", "nats,latency,outage,archive", "--rows", "1200"];
+    let more = ["--archive-rows", "2000", "--duration", "500ms", "--database-url", &url];
+    let figures = hub().cli_json(&[&args[..], &more].concat()).await;
+    let figures = figures.as_array().expect("the figures are an array");
+    // Of the outage: two runs of each of four pairs, with two brokers, and the third one's rows afterwards.
+    let expected = [("nats", 2 * 1_200), ("latency", 150), ("outage", 20 * 1_200), ("archive", 13_000)];
+    assert_eq!(figures.len(), expected.len());
+    for (figure, (name, arrivals)) in figures.iter().zip(expected) {
+        assert_eq!((&figure["figure"], &figure["arrivals"]["expected"]), (&name.into(), &arrivals.into()));
+        for wrong in ["missing", "unexpected", "out_of_order"] {
+            assert_eq!(figure["arrivals"][wrong], 0, "{figure}");
+        }
+        assert_eq!(figure["still_owed"], 0, "{figure}");
+        for measure in figure["measures"].as_array().expect("measures are an array") {
+            assert!(measure["value"].as_f64().is_some_and(|value| value > 0.0), "{figure}");
+        }
+        assert!(figure["with"][0].as_str().is_some_and(|with| with.contains("fsync on")), "{figure}");
+    }
+    let left = postgres.psql("SELECT datname FROM pg_database WHERE datname LIKE 'hub_bench%'");
+    assert_eq!(String::from_utf8_lossy(&left.stdout).trim(), "");
+}
+
+/// On a server of the bench's own.
+#[tokio::test]
+async fn the_outbox_is_measured_to_redis_and_told_on_a_line() {
+    let Some(redis) = require_tool("redis-server", tool("redis-server", "HUB_TEST_REDIS_SERVER")) else {
+        return;
+    };
+    // To skip where there is none.
+    if TestPostgres::start().await.is_none() {
+        return;
+    }
+    let redis = redis.to_string_lossy();
+    let args = ["bench", "outbox", "--figures", "redis", "--rows", "1200", "--redis-server", &redis];
+    let folder = std::env::var("HUB_TEST_POSTGRES").unwrap_or_default();
+    let binaries = if folder.is_empty() { vec![] } else { vec!["--postgres-bin", folder.as_str()] };
+    let line = hub().cli_ok(&[&args[..], &binaries].concat()).await;
+    for part in
+        ["(redis) relay, PostgreSQL to Redis Streams", " rows/s; 1,200 of 1,200 arrived, 0 lost, 0 doubled; "]
+    {
+        assert!(line.contains(part), "{part:?} in {line}");
+    }
+    assert_eq!(line.lines().count(), 1, "{line}");
+}
+
+#[tokio::test]
+async fn a_bench_without_postgresql_says_how_to_get_it() {
+    let empty = tempfile::tempdir().expect("temporary folder");
+    let folder = empty.path().to_string_lossy();
+    let output = hub().cli(&["bench", "outbox", "--postgres-bin", &folder]).await;
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && error.contains("apt-get install postgresql"), "{error}");
+    assert!(error.contains("--database-url"), "{error}");
 }
 
 #[tokio::test]

@@ -45,13 +45,13 @@ const IMPURE: [&str; 13] = [
 /// bring of the other side (endpoints, progress for people).
 const CLIENTS: [(&str, &[&str]); 18] = [
     // An external NATS server or account has a connection of its own, made in its own way.
-    ("async_nats", &["nats", "sinks"]),
-    ("redis", &["sinks"]),
+    ("async_nats", &["nats", "sinks", "bench"]),
+    ("redis", &["sinks", "bench"]),
     ("lapin", &["sinks"]),
     ("krafka", &["sinks"]),
     ("reqwest", &["http_delivery"]),
     ("ring", &["http_delivery"]),
-    ("sqlx", &["store"]),
+    ("sqlx", &["store", "bench"]),
     ("axum", &["api", "demo"]),
     ("hyper", &["api"]),
     ("hyper_util", &["api"]),

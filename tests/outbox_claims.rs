@@ -47,6 +47,7 @@ on_both!(
     a_stream_in_other_hands_starves_nobody,
     relays_at_once_take_each_row_once_and_in_order,
     whatever_happens_no_row_overtakes_another,
+    a_claim_passes_over_the_streams_it_is_told,
     an_expired_claim_is_taken_over_and_its_holder_knows,
     expired_claims_go_before_what_is_due_for_longer,
     an_extended_claim_stays,
@@ -245,7 +246,14 @@ async fn whatever_happens_no_row_overtakes_another(database: &TestDatabase) {
                 let lane = Lane::ALL[random.random_range(0..2)];
                 let claim_time = Duration::from_millis(random.random_range(1..60));
                 let limit = random.random_range(1..8);
-                let request = ClaimRequest { broker: "internal", lane, holder: &holder, limit, claim_time };
+                let request = ClaimRequest {
+                    broker: "internal",
+                    lane,
+                    holder: &holder,
+                    limit,
+                    claim_time,
+                    passed_over: &[],
+                };
                 let claimed = store.claim(&request).await.unwrap();
                 assert!(claimed.len() <= limit);
                 let all = rows(&store).await;
@@ -292,6 +300,18 @@ async fn whatever_happens_no_row_overtakes_another(database: &TestDatabase) {
     assert_eq!(rows(&store).await.len(), raised_so_far);
 }
 
+async fn a_claim_passes_over_the_streams_it_is_told(database: &TestDatabase) {
+    let store = database.outbox(&[]).await;
+    raise(database, &[("a1", "a"), ("b1", "b"), ("a2", "a"), ("c1", "c")]).await;
+    let passed_over = &["a".to_owned(), "c".to_owned()];
+    let (broker, lane, holder, limit, claim_time) = ("internal", Lane::Live, "one", 1, LATER);
+    let request = ClaimRequest { broker, lane, holder, limit, claim_time, passed_over };
+    // Room for one only: what is passed over takes none of it.
+    assert_eq!(ids(&store.claim(&request).await.unwrap()), ["b1"]);
+    assert_eq!(store.claim(&request).await.unwrap(), []);
+    assert_eq!(ids(&claim(&store, "two", 10).await), ["a1", "a2", "c1"]);
+}
+
 async fn an_expired_claim_is_taken_over_and_its_holder_knows(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     raise(database, &[("a1", "a"), ("a2", "a")]).await;
@@ -301,6 +321,7 @@ async fn an_expired_claim_is_taken_over_and_its_holder_knows(database: &TestData
         holder: "dead",
         limit: 10,
         claim_time: Duration::from_millis(200),
+        passed_over: &[],
     };
     let lost = store.claim(&short).await.unwrap();
     assert_eq!(ids(&lost), ["a1", "a2"]);
@@ -328,7 +349,14 @@ async fn expired_claims_go_before_what_is_due_for_longer(database: &TestDatabase
     let events: Vec<RaisedEvent> = names.iter().map(|name| raised(name, "a")).collect();
     database.publish(&events, true).await.unwrap();
     let claim_time = Duration::from_millis(50);
-    let request = ClaimRequest { broker: "internal", lane: Lane::Live, holder: "dead", limit: 7, claim_time };
+    let request = ClaimRequest {
+        broker: "internal",
+        lane: Lane::Live,
+        holder: "dead",
+        limit: 7,
+        claim_time,
+        passed_over: &[],
+    };
     assert_eq!(store.claim(&request).await.unwrap().len(), 7);
     let mut sent: Vec<String> = Vec::new();
     let mut claims = 0;
@@ -348,7 +376,14 @@ async fn an_extended_claim_stays(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     raise(database, &[("a1", "a")]).await;
     let claim_time = Duration::from_secs(2);
-    let request = ClaimRequest { broker: "internal", lane: Lane::Live, holder: "one", limit: 1, claim_time };
+    let request = ClaimRequest {
+        broker: "internal",
+        lane: Lane::Live,
+        holder: "one",
+        limit: 1,
+        claim_time,
+        passed_over: &[],
+    };
     let position = [store.claim(&request).await.unwrap()[0].position];
     assert_eq!(store.extend("internal", "one", &position, LATER).await.unwrap(), 1);
     let due = rows(&store).await[0].due_at.unwrap() - time::OffsetDateTime::now_utc();

@@ -383,8 +383,14 @@ async fn internal_and_external_rows_go_their_own_ways(database: &TestDatabase) {
 }
 
 async fn claim_error(store: &Store) -> StoreError {
-    let request =
-        ClaimRequest { broker: "internal", lane: Lane::Live, holder: "x", limit: 1, claim_time: LATER };
+    let request = ClaimRequest {
+        broker: "internal",
+        lane: Lane::Live,
+        holder: "x",
+        limit: 1,
+        claim_time: LATER,
+        passed_over: &[],
+    };
     store.claim(&request).await.expect_err("there is no outbox")
 }
 

@@ -83,13 +83,14 @@ pub async fn measure(sync: SyncMode, duration: Duration) -> Result<Figure, Bench
             .aim(Some(Goal::below(slowest, 1_000.0, "1 s"))),
     ];
     Ok(Figure {
-        figure: 'r',
+        figure: "r",
         title: "a change of a subscription in effect in three replicas",
         sync: sync.name(),
         measures,
         arrivals,
         still_owed,
         processor: None,
+        with: Vec::new(),
     })
 }
 

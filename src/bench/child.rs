@@ -23,13 +23,13 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 const BARE_LIMIT: Duration = Duration::from_secs(600);
 const LOG_LINES: usize = 20;
 
-/// The settings of the hub under test: the defaults, but for where things are and how many bytes a
-/// preloaded outbox needs; and a master key (32 bytes in base64), for subscriptions with credentials.
-pub fn settings(broker_url: &str, outbox: u64, listen: &str, master_key: &str) -> String {
+/// The settings of the hub under test: the defaults, but for where things are and how many bytes
+/// preloaded streams need; and a master key (32 bytes in base64), for subscriptions with credentials.
+pub fn settings(broker_url: &str, outbox: u64, events: u64, listen: &str, master_key: &str) -> String {
     format!(
         "[nats]\nurl = {broker_url:?}\n\
          [delivery]\nallow_networks = [\"127.0.0.0/8\"]\n\
-         [limits]\noutbox = \"{outbox}B\"\n\
+         [limits]\noutbox = \"{outbox}B\"\nevents = \"{events}B\"\n\
          [api]\nlisten = {listen:?}\n\
          [secrets]\nmaster_key = {master_key:?}\n\
          [log]\nlevel = \"warn\"\n",
@@ -103,9 +103,7 @@ impl HubProcess {
         let url = format!("http://{}/readyz", self.listen);
         let mut missing = String::new();
         while Instant::now() < deadline {
-            if let Some(status) = self.ended()? {
-                return Err(BenchError::Ended { what: "the hub", status, log: self.log_tail() });
-            }
+            self.check()?;
             match client.get(&url).await {
                 Ok((200, _)) => return Ok(()),
                 Ok((_, text)) => missing = text.trim().to_owned(),
@@ -128,9 +126,7 @@ impl HubProcess {
         let url = format!("http://{}/metrics", self.listen);
         let mut found = None;
         while Instant::now() < deadline {
-            if let Some(status) = self.ended()? {
-                return Err(BenchError::Ended { what: "the hub", status, log: self.log_tail() });
-            }
+            self.check()?;
             let (_, text) = client.get(&url).await?;
             found =
                 text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse::<f64>().ok());
@@ -145,9 +141,7 @@ impl HubProcess {
 
     /// Ends it in good order, and waits until it is gone.
     pub async fn stop(mut self) -> Result<(), BenchError> {
-        if let Some(status) = self.ended()? {
-            return Err(BenchError::Ended { what: "the hub", status, log: self.log_tail() });
-        }
+        self.check()?;
         let what = "the signal to the hub";
         let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
         let sent = pid.map_or(Err(std::io::ErrorKind::InvalidInput.into()), |pid| {
@@ -161,8 +155,13 @@ impl HubProcess {
         Ok(())
     }
 
-    fn ended(&mut self) -> Result<Option<std::process::ExitStatus>, BenchError> {
-        self.child.try_wait().map_err(|source| BenchError::Spawn { what: "the hub", source })
+    /// An error if it has ended by itself.
+    pub fn check(&mut self) -> Result<(), BenchError> {
+        let ended = self.child.try_wait();
+        match ended.map_err(|source| BenchError::Spawn { what: "the hub", source })? {
+            None => Ok(()),
+            Some(status) => Err(BenchError::Ended { what: "the hub", status, log: self.log_tail() }),
+        }
     }
 
     fn log_tail(&self) -> String {

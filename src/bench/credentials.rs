@@ -53,14 +53,23 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
         Measure::new("with neither", hub(&without), Unit::Microseconds, None),
     ];
     let title = "draining with credentials";
-    Ok(Figure { figure: 'o', title, sync: sync.name(), measures, arrivals, still_owed, processor: None })
+    Ok(Figure {
+        figure: "o",
+        title,
+        sync: sync.name(),
+        measures,
+        arrivals,
+        still_owed,
+        processor: None,
+        with: Vec::new(),
+    })
 }
 
 /// Drains one outbox, and makes sure that the deliveries carried what they are to carry.
 async fn once(sync: SyncMode, messages: u64, credentials: bool) -> Result<Drained, BenchError> {
     let rig = rig(sync, messages).await?;
     let subscriptions = if credentials { with_credentials(&rig)? } else { plain(&rig)? };
-    let drained = drain(&rig, 'o', sync, messages, &subscriptions, &[]).await?;
+    let drained = drain(&rig, "o", sync, messages, &subscriptions, &[]).await?;
     let (carried, tokens) = {
         let tally = rig.receiver.tally();
         (tally.with_credentials(), tally.tokens())

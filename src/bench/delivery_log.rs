@@ -38,20 +38,21 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
     let logged = Measure::new("every attempt logged", all, Unit::DeliveriesPerSecond, None)
         .aim(Some(Goal::at_least(kept, 0.9, "0.90 of the rate with none logged")));
     Ok(Figure {
-        figure: 'l',
+        figure: "l",
         title: "draining with the delivery log",
         sync: sync.name(),
         measures: vec![logged, Measure::new("none logged", none, Unit::DeliveriesPerSecond, None)],
         arrivals,
         still_owed,
         processor,
+        with: Vec::new(),
     })
 }
 
 async fn once(sync: SyncMode, messages: u64, choice: &str) -> Result<Drained, BenchError> {
     let rig = rig(sync, messages).await?;
     let drained =
-        drain(&rig, 'l', sync, messages, &plain(&rig)?, &[&format!("delivery.log={choice}")]).await?;
+        drain(&rig, "l", sync, messages, &plain(&rig)?, &[&format!("delivery.log={choice}")]).await?;
     rig.stop().await?;
     Ok(drained)
 }

@@ -17,7 +17,7 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
     let rig = rig(sync, messages).await?;
     let bare = rig.bare_loop(total(messages)).await?;
     let Drained { rate, settled_rate, arrivals, still_owed, processor, .. } =
-        drain(&rig, 'a', sync, messages, &plain(&rig)?, &[]).await?;
+        drain(&rig, "a", sync, messages, &plain(&rig)?, &[]).await?;
     rig.stop().await?;
     let measure = Measure::new("", rate, Unit::DeliveriesPerSecond, Some(bare.per_second()));
     let ratio = measure.ratio.unwrap_or(0.0);
@@ -28,13 +28,14 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
     )));
     let title = "draining a preloaded outbox";
     Ok(Figure {
-        figure: 'a',
+        figure: "a",
         title,
         sync: sync.name(),
         measures: vec![measure, settled_measure(settled_rate)],
         arrivals,
         still_owed,
         processor,
+        with: Vec::new(),
     })
 }
 
@@ -80,7 +81,7 @@ pub fn with_credentials(rig: &Rig) -> Result<Vec<Subscription>, BenchError> {
 /// for the hub.
 pub async fn drain(
     rig: &Rig,
-    figure: char,
+    figure: &str,
     sync: SyncMode,
     messages: u64,
     subscriptions: &[Subscription],

@@ -60,12 +60,13 @@ pub async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError
         per_second(total.saturating_sub(settled.still_owed), settled.at.saturating_duration_since(started));
     let measures = vec![measure, settled_measure(settled_rate)];
     Ok(Figure {
-        figure: 'b',
+        figure: "b",
         title,
         sync: sync.name(),
         measures,
         arrivals,
         still_owed: settled.still_owed,
         processor,
+        with: Vec::new(),
     })
 }

@@ -10,6 +10,7 @@ use crate::nats::provision::ProvisionError;
 use crate::nats::{BatchError, NatsError};
 use crate::seal::MasterKeyError;
 use crate::settings::SettingsError;
+use crate::store::{PublishError, StoreError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
@@ -53,6 +54,20 @@ pub enum BenchError {
     Interrupted,
     #[error("a publisher of the bench ended: {0}")]
     Task(#[from] tokio::task::JoinError),
+    #[error(
+        "no PostgreSQL in {looked}: install its server, 14 or newer (Debian: apt-get install postgresql), name the folder of initdb and postgres with --postgres-bin, or a server with --database-url"
+    )]
+    NoPostgres { looked: String },
+    #[error("the database of the bench: {0}")]
+    Database(#[from] sqlx::Error),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("an event of the bench is not raised: {0}")]
+    Raise(#[from] PublishError),
+    #[error("the Redis of the bench: {0}")]
+    Redis(#[from] redis::RedisError),
+    #[error("the NATS subscriber of the bench: {0}")]
+    Subscriber(String),
     #[error("the output cannot be written: {0}")]
     Output(std::io::Error),
 }

@@ -55,13 +55,14 @@ pub async fn measure(sync: SyncMode, duration: Duration) -> Result<Figure, Bench
             .aim(Some(Goal::below(value, aim, shown)))
     });
     Ok(Figure {
-        figure: 'c',
+        figure: "c",
         title: "latency from publish to arrival at 50 events/s",
         sync: sync.name(),
         measures: measures.into(),
         arrivals,
         still_owed,
         processor: None,
+        with: Vec::new(),
     })
 }
 

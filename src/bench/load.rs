@@ -76,7 +76,7 @@ impl NewEvent {
 }
 
 /// JSON of exactly [`EVENT_BYTES`].
-fn body(number: u64) -> Bytes {
+pub fn body(number: u64) -> Bytes {
     let mut text = format!(
         r#"{{"user_id":"u{number}","email":"user{number}@example.com","roles":["reader","author"],"active":true,"note":""#
     );

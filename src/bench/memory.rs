@@ -46,7 +46,7 @@ pub async fn measure(sync: SyncMode, counts: &[usize]) -> Result<Figure, BenchEr
     }
     let title = "resident memory of the hub";
     let sync = sync.name();
-    Ok(Figure { figure: 'd', title, sync, measures, arrivals, still_owed, processor: None })
+    Ok(Figure { figure: "d", title, sync, measures, arrivals, still_owed, processor: None, with: Vec::new() })
 }
 
 async fn with(rig: &Rig, sync: SyncMode, count: usize) -> Result<(u64, Account, u64), BenchError> {

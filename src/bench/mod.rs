@@ -15,6 +15,7 @@ mod error;
 mod latency;
 mod load;
 mod memory;
+mod outbox;
 mod process;
 mod receiver;
 mod report;
@@ -66,6 +67,8 @@ pub struct Options {
 /// A part of the bench that runs as a process of its own.
 #[derive(Debug, Subcommand)]
 enum Part {
+    /// The transactional outbox: PostgreSQL through the relay to NATS and Redis
+    Outbox(outbox::Options),
     /// The bare HTTP client loop
     #[command(hide = true)]
     BareLoop {
@@ -136,16 +139,37 @@ impl Tenth for u64 {
 /// Measures, and tells each figure on standard output: a line as soon as it is there, or all of them
 /// as JSON at the end. Returns whether everything arrived that was to arrive.
 pub async fn run(options: Options, json: bool) -> Result<bool, BenchError> {
-    if let Some(Part::BareLoop { url, body_bytes, in_flight, requests }) = options.part {
-        return bare_loop(&url, body_bytes, in_flight, requests).await.map(|()| true);
+    let mut figures = Vec::new();
+    let mut tell = |figure: Figure| {
+        if !json {
+            say(&figure.line())?;
+        }
+        figures.push(figure);
+        Ok::<_, BenchError>(())
+    };
+    match options.part {
+        Some(Part::BareLoop { url, body_bytes, in_flight, requests }) => {
+            return bare_loop(&url, body_bytes, in_flight, requests).await.map(|()| true);
+        }
+        Some(Part::Outbox(outbox)) => outbox::run(outbox, &mut tell).await?,
+        None => measure(options, &mut tell).await?,
     }
+    if json {
+        say(&serde_json::to_string_pretty(&figures).map_err(|error| BenchError::Output(error.into()))?)?;
+    }
+    Ok(!figures.iter().any(Figure::lost))
+}
+
+async fn measure(
+    options: Options,
+    mut tell: impl FnMut(Figure) -> Result<(), BenchError>,
+) -> Result<(), BenchError> {
     let modes: &[SyncMode] = match options.sync {
         SyncChoice::Default => &[SyncMode::Default],
         SyncChoice::Always => &[SyncMode::Always],
         SyncChoice::Both => &[SyncMode::Default, SyncMode::Always],
     };
     let counts: Vec<usize> = options.subscriptions.iter().map(|count| *count as usize).collect();
-    let mut figures = Vec::new();
     for &sync in modes {
         for letter in &options.figures {
             let figure = match letter {
@@ -160,16 +184,10 @@ pub async fn run(options: Options, json: bool) -> Result<bool, BenchError> {
                 Letter::D => memory::measure(sync, &counts).await?,
                 Letter::S => startup::measure(sync, &counts).await?,
             };
-            if !json {
-                say(&figure.line())?;
-            }
-            figures.push(figure);
+            tell(figure)?;
         }
     }
-    if json {
-        say(&serde_json::to_string_pretty(&figures).map_err(|error| BenchError::Output(error.into()))?)?;
-    }
-    Ok(!figures.iter().any(Figure::lost))
+    Ok(())
 }
 
 async fn bare_loop(url: &Url, bytes: usize, in_flight: usize, requests: u64) -> Result<(), BenchError> {

@@ -10,8 +10,8 @@ use super::tally::Account;
 /// One figure, measured once.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
-    /// `a` to `d`, `l`, `o`, `r` or `s`.
-    pub figure: char,
+    /// `a` to `d`, `l`, `o`, `r` or `s`; of the outbox, a word.
+    pub figure: &'static str,
     pub title: &'static str,
     /// The server's sync interval, `default` or `always`.
     pub sync: &'static str,
@@ -21,6 +21,9 @@ pub struct Figure {
     pub still_owed: u64,
     /// `None` where nothing was measured over a time.
     pub processor: Option<Processor>,
+    /// What it was measured with, where that is not the same for all figures.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub with: Vec<String>,
 }
 
 /// One value of a figure.
@@ -30,8 +33,10 @@ pub struct Measure {
     pub name: String,
     pub value: f64,
     pub unit: Unit,
-    /// The same of the bare HTTP client loop, in the same run.
+    /// The same of what it is compared to, in the same run.
     pub bare: Option<f64>,
+    /// What that is.
+    pub against: &'static str,
     /// `value` to `bare`.
     pub ratio: Option<f64>,
     pub goals: Vec<Goal>,
@@ -41,6 +46,8 @@ pub struct Measure {
 pub enum Unit {
     #[serde(rename = "deliveries/s")]
     DeliveriesPerSecond,
+    #[serde(rename = "rows/s")]
+    RowsPerSecond,
     #[serde(rename = "ms")]
     Milliseconds,
     #[serde(rename = "s")]
@@ -76,6 +83,10 @@ impl Goal {
         Self { aim: format!("at least {shown}"), met: value >= aim }
     }
 
+    pub fn at_most(value: f64, aim: f64, shown: &str) -> Self {
+        Self { aim: format!("at most {shown}"), met: value <= aim }
+    }
+
     pub fn below(value: f64, aim: f64, shown: &str) -> Self {
         Self { aim: format!("below {shown}"), met: value < aim }
     }
@@ -84,7 +95,13 @@ impl Goal {
 impl Measure {
     pub fn new(name: impl Into<String>, value: f64, unit: Unit, bare: Option<f64>) -> Self {
         let ratio = bare.and_then(|bare| ratio(value, bare));
-        Self { name: name.into(), value, unit, bare, ratio, goals: Vec::new() }
+        Self { name: name.into(), value, unit, bare, against: "the bare loop", ratio, goals: Vec::new() }
+    }
+
+    /// Compared to something else than the bare HTTP client loop.
+    pub fn against(mut self, what: &'static str) -> Self {
+        self.against = what;
+        self
     }
 
     pub fn aim(mut self, goal: Option<Goal>) -> Self {
@@ -101,7 +118,7 @@ pub fn settled_measure(rate: Option<f64>) -> Measure {
 
 impl Figure {
     pub fn lost(&self) -> bool {
-        self.arrivals.missing > 0
+        self.arrivals.missing > 0 || self.arrivals.out_of_order > 0
     }
 
     /// One line for people.
@@ -118,14 +135,14 @@ impl Figure {
             }
             line.push_str(&shown(measure.value, measure.unit));
             if let (Some(bare), Some(ratio)) = (measure.bare, measure.ratio) {
-                let _ = write!(line, ", {ratio:.2} of the bare loop's {}", shown(bare, measure.unit));
+                let _ = write!(line, ", {ratio:.2} of {}'s {}", measure.against, shown(bare, measure.unit));
             }
             for goal in &measure.goals {
                 let verdict = if goal.met { "met" } else { "not met" };
                 let _ = write!(line, " [goal {}: {verdict}]", goal.aim);
             }
         }
-        let Account { expected, missing, doubles, unexpected } = self.arrivals;
+        let Account { expected, missing, doubles, unexpected, out_of_order } = self.arrivals;
         let _ = write!(
             line,
             "; {} of {} arrived, {missing} lost, {doubles} doubled",
@@ -134,6 +151,9 @@ impl Figure {
         );
         if unexpected > 0 {
             let _ = write!(line, ", {unexpected} unexpected");
+        }
+        if out_of_order > 0 {
+            let _ = write!(line, ", {out_of_order} out of order");
         }
         if self.still_owed > 0 {
             let _ = write!(line, ", {} still in the outbox", self.still_owed);
@@ -144,6 +164,9 @@ impl Figure {
                 "; processor time for each: hub {hub:.0} us, broker {broker:.0} us, bench {bench:.0} us"
             );
         }
+        for with in &self.with {
+            let _ = write!(line, "; {with}");
+        }
         line
     }
 }
@@ -151,6 +174,7 @@ impl Figure {
 fn shown(value: f64, unit: Unit) -> String {
     match unit {
         Unit::DeliveriesPerSecond => format!("{}/s", grouped(value.round() as u64)),
+        Unit::RowsPerSecond => format!("{} rows/s", grouped(value.round() as u64)),
         Unit::Milliseconds => format!("{value:.2} ms"),
         Unit::Seconds => format!("{value:.2} s"),
         Unit::Microseconds => format!("{value:.1} us"),
@@ -161,7 +185,7 @@ fn shown(value: f64, unit: Unit) -> String {
 }
 
 /// `1234567` as `1,234,567`.
-fn grouped(number: u64) -> String {
+pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (position, digit) in digits.chars().enumerate() {
@@ -183,13 +207,14 @@ mod tests {
             .aim(Some(Goal::at_least(21_345.4, 20_000.0, "20,000/s")))
             .aim(Some(Goal::at_least(0.43, 0.5, "0.50 of the bare loop")));
         let figure = Figure {
-            figure: 'a',
+            figure: "a",
             title: "drain",
             sync: "default",
             measures: vec![measure],
-            arrivals: Account { expected: 1_000_000, missing: 1, doubles: 2, unexpected: 0 },
+            arrivals: Account { expected: 1_000_000, missing: 1, doubles: 2, ..Account::default() },
             still_owed: 0,
             processor: Some(Processor { hub: 38.4, broker: 30.0, bench: 9.6 }),
+            with: Vec::new(),
         };
         assert!(figure.lost());
         assert_eq!(

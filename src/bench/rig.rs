@@ -25,12 +25,14 @@ use crate::settings::Settings;
 /// Deliveries in flight at once: the default pool of a domain, and of the bare loop.
 pub const IN_FLIGHT: usize = 64;
 /// When nothing has arrived for so long, the rest is lost.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The outbox empties as acknowledgements are worked off, which can only be asked for.
 const POLL: Duration = Duration::from_millis(10);
 /// The outbox of the default settings.
 const OUTBOX_BYTES: u64 = 2_000_000_000;
-/// More than one envelope takes in the outbox.
+/// The events stream of the default settings.
+const EVENTS_BYTES: u64 = 1_000_000_000;
+/// More than one envelope takes in a stream.
 const ENVELOPE_BYTES: u64 = 4_000;
 
 pub struct Rig {
@@ -63,14 +65,21 @@ pub struct Clocks {
 impl Rig {
     /// Starts a broker and provisions it; `messages` is the most that will stand in an outbox.
     pub async fn start(sync: SyncInterval, messages: u64) -> Result<Self, BenchError> {
+        Self::start_at(None, sync, messages).await
+    }
+
+    /// The same with the broker on this port of loopback.
+    pub async fn start_at(port: Option<u16>, sync: SyncInterval, messages: u64) -> Result<Self, BenchError> {
         let find = || find_or_fetch(None, &|text| tracing::info!("{text}"));
         let binary = tokio::task::spawn_blocking(find).await.map_err(|_| BenchError::Interrupted)??;
         let broker =
-            BrokerProcess::start(BrokerOptions { sync_interval: sync, ..BrokerOptions::new(binary) }).await?;
+            BrokerProcess::start(BrokerOptions { port, sync_interval: sync, ..BrokerOptions::new(binary) })
+                .await?;
         let listen = child::free_address()?;
-        let outbox = OUTBOX_BYTES.max(messages.saturating_mul(ENVELOPE_BYTES));
+        let needed = messages.saturating_mul(ENVELOPE_BYTES);
+        let (outbox, events) = (OUTBOX_BYTES.max(needed), EVENTS_BYTES.max(needed));
         let master_key = STANDARD.encode(rand::random::<[u8; 32]>());
-        let text = child::settings(&broker.url(), outbox, &listen, &master_key);
+        let text = child::settings(&broker.url(), outbox, events, &listen, &master_key);
         let settings = Settings::from_toml("the bench", &text)?;
         let sealer = Sealer::from_settings(&settings.secrets)?.ok_or(BenchError::NoMasterKey)?;
         let js = JetStream::connect(&crate::configured::connect_options(&settings, "integration-hub bench"))
@@ -106,6 +115,17 @@ impl Rig {
         let set = set.iter().flat_map(|setting| ["--set", setting]);
         let args: Vec<String> = role.chain(set).map(str::to_owned).collect();
         HubProcess::start(&self.settings, &self.listen, &args)
+    }
+
+    /// Starts the Outbox Relay alone, with further settings (TOML) beside those of the bench.
+    pub fn relay(&self, more: &str) -> Result<HubProcess, BenchError> {
+        let args = ["--role", "outbox-relay"].map(str::to_owned);
+        HubProcess::start(&format!("{}{more}", self.settings), &self.listen, &args)
+    }
+
+    /// Where the broker is.
+    pub fn broker_url(&self) -> String {
+        self.broker.url()
     }
 
     /// Starts one of several hubs, with all roles, and the deliveries of one domain; it listens
@@ -147,6 +167,23 @@ impl Rig {
             if owed == 0 || since.elapsed() >= PATIENCE {
                 return Ok(Settled { at: since.into_std(), still_owed: owed });
             }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until the events stream holds so many, or no more come, while `hub` runs.
+    pub async fn wait_for_events(&self, count: u64, hub: &mut HubProcess) -> Result<(), BenchError> {
+        let stream = self.js.names().events_stream();
+        let (mut most, mut since) = (0, Instant::now());
+        loop {
+            let there = self.js.stream_info(&stream).await?.state.messages;
+            if there > most {
+                (most, since) = (there, Instant::now());
+            }
+            if there >= count || since.elapsed() >= PATIENCE {
+                return Ok(());
+            }
+            hub.check()?;
             tokio::time::sleep(POLL).await;
         }
     }

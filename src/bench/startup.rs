@@ -30,7 +30,16 @@ pub async fn measure(sync: SyncMode, counts: &[usize]) -> Result<Figure, BenchEr
         still_owed += owed;
     }
     let title = "from the start to ready, the slowest of three starts";
-    Ok(Figure { figure: 's', title, sync: sync.name(), measures, arrivals, still_owed, processor: None })
+    Ok(Figure {
+        figure: "s",
+        title,
+        sync: sync.name(),
+        measures,
+        arrivals,
+        still_owed,
+        processor: None,
+        with: Vec::new(),
+    })
 }
 
 async fn with(sync: SyncMode, count: usize) -> Result<(Duration, Account, u64), BenchError> {

@@ -63,6 +63,8 @@ pub struct Account {
     pub doubles: u64,
     /// Arrivals that nobody was to expect.
     pub unexpected: u64,
+    /// Arrivals behind a later one of their stream, where there is an order to keep.
+    pub out_of_order: u64,
 }
 
 impl std::ops::AddAssign for Account {
@@ -71,6 +73,7 @@ impl std::ops::AddAssign for Account {
         self.missing += other.missing;
         self.doubles += other.doubles;
         self.unexpected += other.unexpected;
+        self.out_of_order += other.out_of_order;
     }
 }
 
@@ -134,6 +137,7 @@ impl Tally {
             missing: (expected.len() - arrived) as u64,
             doubles: self.seen.values().map(|seen| u64::from(seen.times) - 1).sum(),
             unexpected: strangers as u64 + self.unreadable,
+            out_of_order: 0,
         }
     }
 
@@ -162,7 +166,7 @@ mod tests {
         assert_eq!(arrived(None, 0, false), None);
         assert_eq!((tally.with_credentials(), tally.first_path(id(2))), (3, Some(7)));
         let account = tally.account(&[id(1), id(2), id(3)]);
-        assert_eq!(account, Account { expected: 3, missing: 1, doubles: 1, unexpected: 2 });
+        assert_eq!(account, Account { expected: 3, missing: 1, doubles: 1, unexpected: 2, out_of_order: 0 });
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod availability;
 mod database;
+mod in_hand;
 mod internal;
 mod processor;
 mod round;
@@ -26,6 +27,7 @@ use crate::sinks::Broker;
 use crate::store::{Retention, Store, StoreError};
 use availability::Availability;
 use database::Database;
+use in_hand::InHand;
 use internal::Internal;
 use processor::{Processor, Route, Target, Worker};
 use upkeep::Upkeep;
@@ -154,6 +156,7 @@ impl OutboxRelay {
                 relay: relay.clone(),
                 database: database.clone(),
                 metrics: target_metrics,
+                in_hand: InHand::default(),
                 homeless: is_homeless.then(|| AtomicBool::new(true)),
                 stop: stop.clone(),
                 cut: cut.clone(),

@@ -150,7 +150,7 @@ impl Postgres {
     }
 
     pub(super) async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<ClaimedRow>, sqlx::Error> {
-        let (mut rows, mut blocked) = (Vec::new(), Vec::<String>::new());
+        let (mut rows, mut blocked) = (Vec::new(), request.passed_over.to_vec());
         for _ in 0..ROUNDS {
             let wanted = request.limit.saturating_sub(rows.len());
             let found: Vec<Claimed> = sqlx::query_as(include_str!("postgres/claim.sql"))

@@ -21,6 +21,8 @@ pub struct ClaimRequest<'a> {
     pub limit: usize,
     /// After this the claim expires, and others may take the rows.
     pub claim_time: Duration,
+    /// Streams to pass over: those that are known to be in other hands cost the claim less so.
+    pub passed_over: &'a [String],
 }
 
 /// A row in the hands of whoever claimed it.

@@ -142,7 +142,7 @@ impl Sqlite {
     }
 
     pub(super) async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<ClaimedRow>, sqlx::Error> {
-        let (mut taken, mut blocked) = (Vec::<i64>::new(), Vec::<String>::new());
+        let (mut taken, mut blocked) = (Vec::<i64>::new(), request.passed_over.to_vec());
         let now = now();
         // Looked before the write lock is asked for: an idle relay disturbs no writer.
         let due: bool = sqlx::query_scalar(

@@ -133,7 +133,7 @@ pub async fn claim_of(
     limit: usize,
 ) -> Vec<ClaimedRow> {
     let claim_time = std::time::Duration::from_secs(60);
-    let request = ClaimRequest { broker, lane, holder, limit, claim_time };
+    let request = ClaimRequest { broker, lane, holder, limit, claim_time, passed_over: &[] };
     store.claim(&request).await.expect("a claim is answered")
 }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::availability::Availability;
 use super::database::Database;
+use super::in_hand::InHand;
 use super::round::Round;
 use super::wake::Word;
 use super::{OutboxRelaySettings, Scope};
@@ -117,6 +118,7 @@ pub(super) struct Processor {
     pub(super) availability: Availability,
     pub(super) database: Database,
     pub(super) metrics: OutboxMetrics,
+    pub(super) in_hand: InHand,
     /// Set where there is nobody to send published events to, until that is told.
     pub(super) homeless: Option<AtomicBool>,
     /// Nothing new is begun.
@@ -221,7 +223,10 @@ impl Processor {
         limit: usize,
     ) -> Result<Vec<ClaimedRow>, StoreError> {
         let claim_time = self.settings.claim_time;
-        self.store.claim(&ClaimRequest { broker: &self.target.name, lane, holder, limit, claim_time }).await
+        // The other worker's streams: to find them blocked is much of the work of a claim.
+        let passed_over = &self.in_hand.streams();
+        let broker = &self.target.name;
+        self.store.claim(&ClaimRequest { broker, lane, holder, limit, claim_time, passed_over }).await
     }
 
     /// After a claim that gave nothing: until there is word, or something is due, or it is time to look.

@@ -1,9 +1,9 @@
 //! One round: claimed rows are published, stream by stream in order, and settled as answers come. The
 //! steps are those of `tests/outbox_protocol.rs`; whatever is not settled at the end is given back.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
@@ -11,14 +11,17 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::Scope;
 use super::database::Database;
 use super::processor::Processor;
 use crate::domain::outbox::AfterFailure;
 use crate::sinks::{Outgoing, PublishError};
 use crate::store::{ClaimedRow, FailedAttempt, GivenUp, StoreError};
 
-/// Streams that are published at once.
-const STREAMS_AT_ONCE: usize = 64;
+/// Streams that are published at once: to the hub's own server as many as the Event Processor's publishes, to
+/// others as many as each adapter has channels for.
+const INTERNAL_STREAMS_AT_ONCE: usize = 256;
+const EXTERNAL_STREAMS_AT_ONCE: usize = 64;
 /// The most of one stream that are handed to the broker at once: between two such groups it is seen
 /// whether to go on.
 const MOST_PER_PUBLISH: usize = 128;
@@ -46,8 +49,8 @@ pub(super) struct Round<'a> {
     processor: &'a Processor,
     /// Of this claim alone: a late statement of an earlier one settles nothing of this.
     holder: &'a str,
-    /// Claimed and not settled.
-    open: Mutex<HashSet<i64>>,
+    /// Claimed and not settled, each with its stream.
+    open: Mutex<HashMap<i64, Arc<str>>>,
     /// When the claim may expire, by this process's clock, which was read before the database's.
     held_until: Mutex<Instant>,
     /// Nothing more is published.
@@ -74,12 +77,16 @@ impl<'a> Round<'a> {
     /// expired, and within the grace of a stop. The error is the database's: what is not settled then is
     /// claimed anew when the claim has expired.
     pub(super) async fn run(self, rows: Vec<ClaimedRow>) -> Result<(), StoreError> {
-        *lock(&self.open) = rows.iter().map(|row| row.position).collect();
+        *lock(&self.open) = self.processor.in_hand.take(&rows);
         let (results, settled) = mpsc::channel(rows.len().max(1));
         let streams = by_stream(rows);
+        let at_once = match self.processor.target.scope {
+            Scope::Internal => INTERNAL_STREAMS_AT_ONCE,
+            Scope::External => EXTERNAL_STREAMS_AT_ONCE,
+        };
         let publishing = async {
             let all = stream::iter(streams)
-                .for_each_concurrent(STREAMS_AT_ONCE, |rows| self.publish_stream(rows, &results));
+                .for_each_concurrent(at_once, |rows| self.publish_stream(rows, &results));
             tokio::select! {
                 () = all => {}
                 () = self.processor.cut.cancelled() => {}
@@ -92,8 +99,9 @@ impl<'a> Round<'a> {
             never = self.keep_claim() => match never {},
         };
         // Also after an error: what can be given back need not wait for the claim's end.
-        let rest: Vec<i64> = lock(&self.open).iter().copied().collect();
+        let rest: Vec<i64> = lock(&self.open).keys().copied().collect();
         let released = if rest.is_empty() { Ok(0) } else { self.write(Statement::Released(&rest)).await };
+        self.close(rest.into_iter());
         done.and(released.map(drop))
     }
 
@@ -295,9 +303,7 @@ impl<'a> Round<'a> {
 
     fn close(&self, positions: impl Iterator<Item = i64>) {
         let mut open = lock(&self.open);
-        for position in positions {
-            open.remove(&position);
-        }
+        self.processor.in_hand.settle(positions.filter_map(|position| open.remove(&position)));
     }
 
     /// One statement, tried while the rows are ours. After that others publish them again. Gives how many
@@ -339,7 +345,7 @@ impl<'a> Round<'a> {
         let mut wait = step;
         loop {
             tokio::time::sleep(wait).await;
-            let open: Vec<i64> = lock(&self.open).iter().copied().collect();
+            let open: Vec<i64> = lock(&self.open).keys().copied().collect();
             let asked_at = Instant::now();
             wait = match store.extend(&target.name, self.holder, &open, settings.claim_time).await {
                 // Fewer than were open: they were settled meanwhile, or others have them.

@@ -1,0 +1,96 @@
+//! The streams that the workers of one broker are working on, so that none of them asks for what another has.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::store::ClaimedRow;
+
+/// More are not told of: passing over each costs the claim as well.
+const MOST_TOLD: usize = 1_000;
+
+/// How many rows of each stream are claimed and not settled.
+#[derive(Default)]
+pub(super) struct InHand {
+    rows: Mutex<HashMap<Arc<str>, usize>>,
+}
+
+impl InHand {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, usize>> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts rows that were claimed. Gives the stream of each, by position.
+    pub(super) fn take(&self, rows: &[ClaimedRow]) -> HashMap<i64, Arc<str>> {
+        let mut counts = self.lock();
+        let mut take = |row: &ClaimedRow| {
+            if let Some((stream, count)) = counts.get_key_value(row.stream.as_str()) {
+                let (stream, more) = (stream.clone(), count + 1);
+                counts.insert(stream.clone(), more);
+                return (row.position, stream);
+            }
+            let stream: Arc<str> = row.stream.as_str().into();
+            counts.insert(stream.clone(), 1);
+            (row.position, stream)
+        };
+        rows.iter().map(&mut take).collect()
+    }
+
+    /// Rows of these streams are settled, or no longer ours.
+    pub(super) fn settle(&self, streams: impl Iterator<Item = Arc<str>>) {
+        let mut counts = self.lock();
+        for stream in streams {
+            if let Some(count) = counts.get_mut(&stream) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(&stream);
+                }
+            }
+        }
+    }
+
+    /// The streams of which a row is in hand.
+    pub(super) fn streams(&self) -> Vec<String> {
+        self.lock().keys().take(MOST_TOLD).map(|stream| stream.to_string()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::domain::outbox::Lane;
+
+    fn row(position: i64, stream: &str) -> ClaimedRow {
+        ClaimedRow {
+            position,
+            message_id: position.to_string(),
+            event_type: "user.created".to_owned(),
+            stream: stream.to_owned(),
+            lane: Lane::Live,
+            is_public: false,
+            payload: String::new(),
+            attempts: 0,
+            created_at: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_stream_is_in_hand_until_its_last_row_is_settled() {
+        let in_hand = InHand::default();
+        let mut first = in_hand.take(&[row(1, "a"), row(2, "a"), row(3, "b")]);
+        let second = in_hand.take(&[row(4, "b")]);
+        let streams = || {
+            let mut streams = in_hand.streams();
+            streams.sort();
+            streams
+        };
+        assert_eq!(streams(), ["a", "b"]);
+        in_hand.settle([first.remove(&1), first.remove(&3)].into_iter().flatten());
+        assert_eq!(streams(), ["a", "b"]);
+        in_hand.settle(first.into_values());
+        assert_eq!(streams(), ["b"]);
+        in_hand.settle(second.into_values());
+        assert!(streams().is_empty());
+    }
+}
