@@ -1,4 +1,4 @@
-//! The shape of the code: who imports what, where subjects are made, and how long a file may be.
+//! The shape of the code: who imports what, where subjects are made, how long a file may be, and what the image needs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -311,6 +311,44 @@ fn no_file_is_too_long() {
 }
 
 /// They are somebody else's programs: what they know of the hub is what it sends.
+/// What the sources embed has to be there where the image is built, too.
+#[test]
+fn the_image_is_built_from_all_that_the_sources_read() {
+    let dockerfile =
+        fs::read_to_string(root().join(".docker/Dockerfile")).expect("the Dockerfile is readable");
+    let copies = dockerfile.lines().filter_map(|line| line.strip_prefix("COPY "));
+    let copied: Vec<&str> = copies
+        .filter(|rest| !rest.starts_with("--from"))
+        .flat_map(|rest| rest.split_whitespace().rev().skip(1))
+        .collect();
+    assert!(copied.contains(&"src"), "{copied:?}");
+    let (mut broken, mut embedded) = (Vec::new(), 0);
+    for source in sources() {
+        let macros = ["include_str!(", "include_bytes!(", "include!("];
+        let places = macros.iter().flat_map(|name| source.code.match_indices(name));
+        for (at, _) in places {
+            let Some(named) = source.code[at..].split('"').nth(1) else { continue };
+            embedded += 1;
+            let mut path = vec!["src"];
+            path.extend(source.path.split('/'));
+            path.pop();
+            for part in named.split('/') {
+                match part {
+                    ".." => {
+                        path.pop();
+                    }
+                    part => path.push(part),
+                }
+            }
+            if !copied.contains(&path[0]) {
+                broken.push(format!("src/{} embeds {}", source.path, path.join("/")));
+            }
+        }
+    }
+    assert!(embedded > 5, "only {embedded} found");
+    assert_none(&broken, "not copied by .docker/Dockerfile");
+}
+
 #[test]
 fn examples_know_nothing_of_the_hub() {
     let examples = below("examples");

@@ -25,7 +25,7 @@ const BROKER: &str = "redis";
 /// The Redis stream, by the category of the rows' streams.
 const STREAM: &str = "bench";
 /// Protean's side, run by the interpreter that has it.
-const SCRIPT: &str = include_str!("../../../examples/protean_outbox_bench/relay.py");
+const SCRIPT: &str = include_str!("protean.py");
 /// Protean publishes this part of the rows: its rate does not hang on their number, and it takes longer.
 const PROTEAN_SHARE: u64 = 50;
 const LEAST_FOR_PROTEAN: u64 = 100;

@@ -1,7 +1,7 @@
 """Protean's side of `hub bench outbox --figures redis`: writes rows to Protean's outbox, and lets Protean's engine
 publish them to Redis.
 
-The hub runs it; by hand: BENCH_DATABASE_URL=postgres://… BENCH_REDIS_URL=redis://… python relay.py ROWS
+The hub runs it; by hand: BENCH_DATABASE_URL=postgres://… BENCH_REDIS_URL=redis://… python protean.py ROWS
 
 Protean is set up for speed: the outbox processor alone in its engine, large batches, no wait between two of them,
 no trace history, and no log below errors. The rows are raised as Protean raises them: an aggregate's event,
