@@ -51,6 +51,9 @@ pub struct Options {
     /// Published rows that lie in the table in figure archive
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     archive_rows: u64,
+    /// Pairs of runs of figure outage; an even number, so that each of the two goes first as often
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    pairs: u32,
     /// How long figure latency publishes
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     duration: Duration,
@@ -72,6 +75,7 @@ struct Bench<'a> {
     conditions: Vec<String>,
     rows: u64,
     archive_rows: u64,
+    pairs: u32,
     duration: Duration,
 }
 
@@ -95,8 +99,8 @@ async fn measure(
     if cfg!(debug_assertions) {
         conditions.push("the hub: a debug build, which is slower".to_owned());
     }
-    let Options { rows, archive_rows, duration, .. } = *options;
-    let bench = Bench { postgres, conditions, rows, archive_rows, duration };
+    let Options { rows, archive_rows, pairs, duration, .. } = *options;
+    let bench = Bench { postgres, conditions, rows, archive_rows, pairs, duration };
     for name in &options.figures {
         let figure = match name {
             Name::Nats => to_nats::measure(&bench).await?,

@@ -16,8 +16,6 @@ use crate::bench::tally::Account;
 use crate::broker_process::SyncInterval;
 use crate::domain::outbox::INTERNAL;
 
-/// Pairs; even, so that each goes first as often as the other.
-const PAIRS: usize = 4;
 const STREAMS: u64 = 1_000;
 const UP: &str = "up";
 const DOWN: &str = "down";
@@ -34,7 +32,7 @@ pub async fn measure(bench: &Bench<'_>) -> Result<Figure, BenchError> {
     let load = Load { events: bench.rows, streams: STREAMS, brokers: &[UP, DOWN] };
     let loaded = template(bench.postgres, load).await?;
     let (mut beside_outage, mut without) = (Vec::new(), Vec::new());
-    for pair in 0..PAIRS {
+    for pair in 0..bench.pairs {
         for is_configured in [pair % 2 == 0, pair % 2 == 1] {
             let run = run(bench, &loaded, is_configured).await?;
             if is_configured { beside_outage.push(run) } else { without.push(run) }
