@@ -24,6 +24,7 @@ use super::{Broker, Outgoing, PublishError, Published, SettingError, Timeouts, T
 pub const LARGEST: usize = 1_048_588;
 /// The longest name of a topic in bytes.
 const LONGEST_TOPIC: usize = 249;
+
 /// SASL, when there are credentials.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mechanism {

@@ -13,13 +13,13 @@ use std::time::Duration;
 
 use async_nats::client::{PublishErrorKind, RequestErrorKind};
 use async_nats::connection::State;
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Request};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, Request};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
 use secrecy::{ExposeSecret, SecretString};
 
-use self::message::{Answer, Refusal, Stored, check_subject, headers};
+use self::message::{Answer, check_subject, headers};
 use super::link::Link;
 use super::{Broker, Outgoing, PublishError, Published, SettingError, Timeouts, Tls};
 
@@ -29,10 +29,6 @@ pub enum Mode {
     /// The stream that takes the subject.
     #[default]
     JetStream,
-    /// As JetStream, and a large group (64 and more, a backlog of one key) goes as one atomic batch
-    /// (ADR-50). For streams with `allow_atomic` on a server from 2.12; others are published to one by
-    /// one. With many keys at once `JetStream` is as fast.
-    JetStreamBatch,
     /// The server, which passes the message on to whoever listens. It tells apart from the publish that a
     /// subject is not permitted; a complaint that comes late is only in the log.
     Core,
@@ -205,7 +201,6 @@ impl Nats {
         match self.options.mode {
             Mode::Core => self.publish_core(connected, group).await,
             Mode::JetStream => self.publish_each(connected, group).await,
-            Mode::JetStreamBatch => self.publish_batches(connected, group).await,
         }
     }
 
@@ -219,28 +214,16 @@ impl Nats {
         Published::all(group)
     }
 
+    /// Until the stream has acknowledged it.
     async fn publish_one(&self, connected: &Connected, message: &Outgoing) -> Result<(), PublishError> {
-        let headers = headers(message)?;
-        let body = message.body.clone();
-        match self.request(connected, &message.stream, headers, body).await? {
-            Ok(_) => Ok(()),
-            Err(refusal) => Err(refusal.into_error(&message.stream)),
-        }
-    }
-
-    /// The stream's answer: its acknowledgement, or why it does not take the message.
-    async fn request(
-        &self,
-        connected: &Connected,
-        subject: &str,
-        headers: HeaderMap,
-        body: Bytes,
-    ) -> Result<Result<Stored, Refusal>, PublishError> {
+        let (subject, headers) = (message.stream.as_str(), headers(message)?);
         check_subject(subject)?;
         let Connected { client, .. } = connected;
         let before = connected.complaints();
-        let request =
-            Request::new().headers(headers).payload(body).timeout(Some(self.options.timeouts.publish));
+        let request = Request::new()
+            .headers(headers)
+            .payload(message.body.clone())
+            .timeout(Some(self.options.timeouts.publish));
         let answer = match client.send_request(subject.to_owned(), request).await {
             Ok(answer) => answer,
             Err(error) => {
@@ -263,8 +246,8 @@ impl Nats {
             }
         };
         match serde_json::from_slice::<Answer>(&answer.payload) {
-            Ok(Answer { error: Some(refusal), .. }) => Ok(Err(refusal)),
-            Ok(Answer { stream: Some(_), count, .. }) => Ok(Ok(Stored { count })),
+            Ok(Answer { error: Some(refusal), .. }) => Err(refusal.into_error(subject)),
+            Ok(Answer { stream: Some(_), .. }) => Ok(()),
             Ok(_) | Err(_) => Err(PublishError::refused(format!(
                 "{subject}: somebody other than JetStream has answered: name a subject that a stream takes"
             ))),
@@ -309,56 +292,6 @@ impl Nats {
         tokio::time::timeout(within, round)
             .await
             .unwrap_or_else(|_| Err(self.unavailable(format!("no answer from the server within {within:?}"))))
-    }
-
-    /// A batch is committed whole or not at all. A repetition (known ids) and a stream without batches
-    /// are published one by one.
-    async fn publish_batches(&self, connected: &Connected, group: &[Outgoing]) -> Published {
-        let mut acknowledged = 0;
-        for batch in group.chunks(MOST_PER_BATCH) {
-            let committed = match batch.len() {
-                ..LEAST_PER_BATCH => false,
-                _ => match self.commit(connected, batch).await {
-                    Ok(committed) => committed,
-                    Err(error @ PublishError::Unavailable { .. }) => {
-                        return Published { acknowledged, error: Some(error) };
-                    }
-                    // One by one shows whose fault it is.
-                    Err(_) => false,
-                },
-            };
-            if !committed {
-                let each = self.publish_each(connected, batch).await;
-                if each.error.is_some() {
-                    return Published { acknowledged: acknowledged + each.acknowledged, error: each.error };
-                }
-            }
-            acknowledged += batch.len();
-        }
-        Published::all(group)
-    }
-
-    /// False where the stream takes no such batch; nothing of it is stored then.
-    async fn commit(&self, connected: &Connected, batch: &[Outgoing]) -> Result<bool, PublishError> {
-        let client = &connected.client;
-        let id = client.new_inbox();
-        let id = id.rsplit('.').next().unwrap_or(&id).to_owned();
-        for (position, message) in batch.iter().enumerate() {
-            check_subject(&message.stream)?;
-            let mut headers = headers(message)?;
-            headers.insert("Nats-Batch-Id", id.as_str());
-            headers.insert("Nats-Batch-Sequence", (position + 1).to_string());
-            if position + 1 == batch.len() {
-                headers.insert("Nats-Batch-Commit", "1");
-                let committed =
-                    self.request(connected, &message.stream, headers, message.body.clone()).await?;
-                // A server that knows no batches stores each message by itself and says nothing of them.
-                return Ok(committed.is_ok_and(|stored| stored.count == Some(batch.len())));
-            }
-            let (subject, body) = (message.stream.clone(), message.body.clone());
-            self.send(client.publish_with_headers(subject, headers, body)).await?;
-        }
-        Ok(true)
     }
 
     /// Core: the messages, and behind them the echo.
@@ -413,12 +346,6 @@ impl Nats {
     }
 }
 
-/// Fewer go one by one: a batch costs about 10 ms whatever its size, a message 0.2 ms (measured, a local
-/// server, one key: batches of 10 reached 600 messages/s, of 200 8,000 to 24,000/s, one by one 5,300/s).
-const LEAST_PER_BATCH: usize = 64;
-/// The server's limit for an atomic batch (ADR-50).
-const MOST_PER_BATCH: usize = 1000;
-
 async fn read_text(setting: &'static str, path: &std::path::Path) -> Result<String, SettingError> {
     let bytes = super::read_file(setting, path).await?;
     String::from_utf8(bytes)
@@ -434,7 +361,7 @@ impl Broker for Nats {
         async {
             let Connected { client, .. } = self.connection().await?;
             match self.options.mode {
-                Mode::JetStream | Mode::JetStreamBatch => self.jetstream(&client).await,
+                Mode::JetStream => self.jetstream(&client).await,
                 Mode::Core => self.echo(&client).await,
             }
         }

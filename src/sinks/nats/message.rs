@@ -11,13 +11,7 @@ use crate::sinks::{Outgoing, PublishError};
 #[derive(Deserialize)]
 pub(super) struct Answer {
     pub(super) stream: Option<String>,
-    pub(super) count: Option<usize>,
     pub(super) error: Option<Refusal>,
-}
-
-/// What the stream has stored: of a batch, so many messages.
-pub(super) struct Stored {
-    pub(super) count: Option<usize>,
 }
 
 #[derive(Deserialize)]
