@@ -14,31 +14,11 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
 use support::eventually;
-use support::outbox::{TestDatabase, claim, claim_of, event, ids, of_broker, positions};
+use support::outbox::{TestDatabase, claim, claim_of, event, ids, of_broker, on_both, positions};
 
 const SOON: Duration = Duration::from_secs(20);
 const NOW: Duration = Duration::ZERO;
 const LATER: Duration = Duration::from_secs(3600);
-
-/// Runs each of these on both databases.
-macro_rules! on_both {
-    ($($name:ident),* $(,)?) => {
-        mod on_postgres {
-            $(#[tokio::test]
-            async fn $name() {
-                let Some(database) = super::TestDatabase::postgres().await else { return };
-                super::$name(&database).await;
-            })*
-        }
-        mod on_sqlite {
-            $(#[tokio::test]
-            async fn $name() {
-                let Some(database) = super::TestDatabase::sqlite().await else { return };
-                super::$name(&database).await;
-            })*
-        }
-    };
-}
 
 on_both!(
     order_is_kept_within_a_stream,

@@ -10,6 +10,7 @@ use integration_hub::domain::outbox::Status;
 use integration_hub::store::{Cursor, Selection, Store};
 use serde_json::{Value, json};
 use support::outbox::event;
+use support::outbox::on_both;
 use support::relay::{
     EVENTS, RELAY, SOON, assert_in_order, external, in_streams, partner, public, raise, rows, settings,
     stored, taken, wait_for,
@@ -17,26 +18,6 @@ use support::relay::{
 use support::{
     Hub, QUICK, Receiver, RedisServer, TestBroker, TestClient, TestDatabase, eventually, subscription,
 };
-
-/// Runs each of these on both databases.
-macro_rules! on_both {
-    ($($name:ident),* $(,)?) => {
-        mod on_postgres {
-            $(#[tokio::test]
-            async fn $name() {
-                let Some(database) = super::TestDatabase::postgres().await else { return };
-                super::$name(&database).await;
-            })*
-        }
-        mod on_sqlite {
-            $(#[tokio::test]
-            async fn $name() {
-                let Some(database) = super::TestDatabase::sqlite().await else { return };
-                super::$name(&database).await;
-            })*
-        }
-    };
-}
 
 on_both!(
     a_commit_is_delivered_and_a_rollback_is_not,

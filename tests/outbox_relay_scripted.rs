@@ -18,31 +18,14 @@ use integration_hub::store::Retention;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
+use support::outbox::on_both;
 use support::relay::{assert_in_order, in_streams, public, raise, wait_for};
 use support::{TestBroker, TestClient, TestDatabase};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-macro_rules! on_both {
-    ($($name:ident),* $(,)?) => {
-        mod on_postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                let Some(database) = super::TestDatabase::postgres().await else { return };
-                super::$name(&database).await;
-            })*
-        }
-        mod on_sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                let Some(database) = super::TestDatabase::sqlite().await else { return };
-                super::$name(&database).await;
-            })*
-        }
-    };
-}
-
 on_both!(
+    (flavor = "multi_thread", worker_threads = 2),
     whatever_the_broker_does_streams_arrive_whole_and_in_order,
     what_is_behind_a_refused_row_waits_for_it,
     what_is_behind_an_abandoned_row_goes_on,

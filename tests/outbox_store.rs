@@ -10,32 +10,12 @@ use integration_hub::store::{
     ClaimRequest, Cursor, FailedAttempt, GivenUp, Retention, Row, Selection, Store, StoreError, StoreOptions,
 };
 use serde_json::json;
-use support::outbox::{TestDatabase, claim, claim_of, event, ids, of_broker, positions};
+use support::outbox::{TestDatabase, claim, claim_of, event, ids, of_broker, on_both, positions};
 use support::{PASSWORD, TestPostgres, eventually};
 
 const SOON: Duration = Duration::from_secs(20);
 const NOW: Duration = Duration::ZERO;
 const LATER: Duration = Duration::from_secs(3600);
-
-/// Runs each of these on both databases.
-macro_rules! on_both {
-    ($($name:ident),* $(,)?) => {
-        mod on_postgres {
-            $(#[tokio::test]
-            async fn $name() {
-                let Some(database) = super::TestDatabase::postgres().await else { return };
-                super::$name(&database).await;
-            })*
-        }
-        mod on_sqlite {
-            $(#[tokio::test]
-            async fn $name() {
-                let Some(database) = super::TestDatabase::sqlite().await else { return };
-                super::$name(&database).await;
-            })*
-        }
-    };
-}
 
 on_both!(
     commit_writes_and_rollback_leaves_nothing,

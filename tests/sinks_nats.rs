@@ -14,8 +14,6 @@ use support::external_broker::{
 };
 use support::{Direction, FaultProxy, TestBroker, nats_server};
 
-const MODES: [Mode; 2] = [Mode::JetStream, Mode::JetStreamBatch];
-
 fn options(url: &str) -> Options {
     Options { timeouts: SHORT, ..Options::new(url) }
 }
@@ -29,7 +27,6 @@ fn stream_config() -> Config {
         name: "PARTNER".to_owned(),
         subjects: vec!["partner.>".to_owned()],
         discard: DiscardPolicy::New,
-        allow_atomic_publish: true,
         ..Config::default()
     }
 }
@@ -59,41 +56,29 @@ fn ids_of(group: &[integration_hub::sinks::Outgoing]) -> Vec<String> {
 
 #[tokio::test]
 async fn each_message_arrives_once_in_the_order_of_its_key() {
-    for mode in MODES {
-        let broker = TestBroker::start().await;
-        create(&broker, stream_config()).await;
-        let sink = sink(Options { mode, ..options(&broker.url()) });
-        sink.check().await.expect("JetStream answers");
-        let all = group("partner.a", "a", 0..200);
-        let other = group("partner.b", "b", 0..200);
-        assert_all(sink.publish(&all[..1]).await, 1);
-        let (one, two) = tokio::join!(sink.publish(&all[1..]), sink.publish(&other));
-        assert_all(one, 199);
-        assert_all(two, 200);
-        // What was published is dropped, and what is new is added.
-        let repeated = [&all[120..], &group("partner.a", "a", 200..205)].concat();
-        assert_all(sink.publish(&repeated).await, 85);
-        let stored = ids(&broker).await;
-        assert_eq!(stored.len(), 405, "{mode:?}: none twice");
-        let of_key = |key: &str| stored.iter().filter(|id| id.starts_with(key)).cloned().collect::<Vec<_>>();
-        assert_eq!(of_key("a"), ids_of(&group("partner.a", "a", 0..205)), "{mode:?}");
-        assert_eq!(of_key("b"), ids_of(&other), "{mode:?}");
-        let stream = broker.jetstream().await.get_stream("PARTNER").await.expect("the stream");
-        let first = stream.get_first_raw_message_by_subject("partner.a", 1).await.expect("the first");
-        assert_eq!(first.payload, all[0].body);
-        let traceparent = first.headers.get("traceparent").map(|value| value.as_str());
-        assert_eq!(traceparent, Some(all[0].headers[0].1.as_str()));
-    }
-}
-
-#[tokio::test]
-async fn a_stream_without_batches_is_published_to_one_by_one() {
     let broker = TestBroker::start().await;
-    create(&broker, Config { allow_atomic_publish: false, ..stream_config() }).await;
-    let sink = sink(Options { mode: Mode::JetStreamBatch, ..options(&broker.url()) });
-    let all = group("partner.a", "a", 0..100);
-    assert_all(sink.publish(&all).await, 100);
-    assert_eq!(ids(&broker).await, ids_of(&all));
+    create(&broker, stream_config()).await;
+    let sink = sink(options(&broker.url()));
+    sink.check().await.expect("JetStream answers");
+    let all = group("partner.a", "a", 0..200);
+    let other = group("partner.b", "b", 0..200);
+    assert_all(sink.publish(&all[..1]).await, 1);
+    let (one, two) = tokio::join!(sink.publish(&all[1..]), sink.publish(&other));
+    assert_all(one, 199);
+    assert_all(two, 200);
+    // What was published is dropped, and what is new is added.
+    let repeated = [&all[120..], &group("partner.a", "a", 200..205)].concat();
+    assert_all(sink.publish(&repeated).await, 85);
+    let stored = ids(&broker).await;
+    assert_eq!(stored.len(), 405, "none twice");
+    let of_key = |key: &str| stored.iter().filter(|id| id.starts_with(key)).cloned().collect::<Vec<_>>();
+    assert_eq!(of_key("a"), ids_of(&group("partner.a", "a", 0..205)));
+    assert_eq!(of_key("b"), ids_of(&other));
+    let stream = broker.jetstream().await.get_stream("PARTNER").await.expect("the stream");
+    let first = stream.get_first_raw_message_by_subject("partner.a", 1).await.expect("the first");
+    assert_eq!(first.payload, all[0].body);
+    let traceparent = first.headers.get("traceparent").map(|value| value.as_str());
+    assert_eq!(traceparent, Some(all[0].headers[0].1.as_str()));
 }
 
 #[tokio::test]
@@ -121,37 +106,33 @@ async fn core_nats_passes_on_to_who_listens() {
 
 #[tokio::test]
 async fn a_full_stream_refuses_and_goes_on_when_there_is_room() {
-    for mode in MODES {
-        let broker = TestBroker::start().await;
-        let mut config = Config { max_messages: 120, ..stream_config() };
-        create(&broker, config.clone()).await;
-        let sink = sink(Options { mode, ..options(&broker.url()) });
-        let all = group("partner.a", "a", 0..200);
-        let published = sink.publish(&all).await;
-        let Published { acknowledged: 120, error: Some(PublishError::Refused { reason }) } = published else {
-            panic!("{mode:?}: {published:?}")
-        };
-        assert!(reason.contains("10077"), "{reason}");
-        config.max_messages = 1000;
-        broker.jetstream().await.update_stream(config).await.expect("more room");
-        assert_all(sink.publish(&all[120..]).await, 80);
-        assert_eq!(ids(&broker).await, ids_of(&all));
-    }
+    let broker = TestBroker::start().await;
+    let mut config = Config { max_messages: 120, ..stream_config() };
+    create(&broker, config.clone()).await;
+    let sink = sink(options(&broker.url()));
+    let all = group("partner.a", "a", 0..200);
+    let published = sink.publish(&all).await;
+    let Published { acknowledged: 120, error: Some(PublishError::Refused { reason }) } = published else {
+        panic!("{published:?}")
+    };
+    assert!(reason.contains("10077"), "{reason}");
+    config.max_messages = 1000;
+    broker.jetstream().await.update_stream(config).await.expect("more room");
+    assert_all(sink.publish(&all[120..]).await, 80);
+    assert_eq!(ids(&broker).await, ids_of(&all));
 }
 
 #[tokio::test]
 async fn a_subject_that_no_stream_takes_is_refused() {
-    for mode in MODES {
-        let broker = TestBroker::start().await;
-        create(&broker, stream_config()).await;
-        let sink = sink(Options { mode, ..options(&broker.url()) });
-        let mut all = group("partner.a", "a", 0..150);
-        all[100].stream = "elsewhere.a".to_owned();
-        let published = sink.publish(&all).await;
-        assert_eq!(published.acknowledged, 100, "{mode:?}");
-        assert!(matches!(published.error, Some(PublishError::Refused { .. })), "{:?}", published.error);
-        assert_eq!(ids(&broker).await, ids_of(&all[..100]));
-    }
+    let broker = TestBroker::start().await;
+    create(&broker, stream_config()).await;
+    let sink = sink(options(&broker.url()));
+    let mut all = group("partner.a", "a", 0..150);
+    all[100].stream = "elsewhere.a".to_owned();
+    let published = sink.publish(&all).await;
+    assert_eq!(published.acknowledged, 100);
+    assert!(matches!(published.error, Some(PublishError::Refused { .. })), "{:?}", published.error);
+    assert_eq!(ids(&broker).await, ids_of(&all[..100]));
 }
 
 #[tokio::test]
@@ -171,7 +152,7 @@ async fn what_will_never_be_taken_is_permanent() {
     })
     .await;
     create(&broker, Config { max_message_size: 1024, ..stream_config() }).await;
-    for mode in [Mode::JetStream, Mode::JetStreamBatch, Mode::Core] {
+    for mode in [Mode::JetStream, Mode::Core] {
         let sink = sink(Options { mode, ..options(&broker.url()) });
         let mut for_server = outgoing("partner.a", "a", 1);
         for_server.body = vec![b'x'; 65 * 1024].into();
@@ -201,27 +182,25 @@ async fn what_will_never_be_taken_is_permanent() {
 
 #[tokio::test]
 async fn a_server_that_hangs_or_goes_is_unavailable_and_comes_back() {
-    for mode in MODES {
-        let mut broker = TestBroker::start().await;
-        create(&broker, stream_config()).await;
-        let proxy = FaultProxy::start(&broker.url()).await;
-        let sink = sink(Options { mode, ..options(&proxy.url("nats")) });
-        let all = group("partner.a", "a", 0..200);
-        assert_all(sink.publish(&all[..1]).await, 1);
+    let mut broker = TestBroker::start().await;
+    create(&broker, stream_config()).await;
+    let proxy = FaultProxy::start(&broker.url()).await;
+    let sink = sink(options(&proxy.url("nats")));
+    let all = group("partner.a", "a", 0..200);
+    assert_all(sink.publish(&all[..1]).await, 1);
 
-        // The last step of a group is done and its answer does not come.
-        let lost = proxy.cut_before(Direction::ToClient, "\"stream\":");
-        assert_unavailable(&sink, &all[1..100]).await;
-        lost.fired(SHORT.publish).await;
-        proxy.cut();
-        publish_when_back(&sink, &all[1..100]).await;
+    // The last step of a group is done and its answer does not come.
+    let lost = proxy.cut_before(Direction::ToClient, "\"stream\":");
+    assert_unavailable(&sink, &all[1..100]).await;
+    lost.fired(SHORT.publish).await;
+    proxy.cut();
+    publish_when_back(&sink, &all[1..100]).await;
 
-        broker.process().kill().await.expect("killed");
-        assert_unavailable(&sink, &all[100..]).await;
-        broker.process().restart().await.expect("restarted");
-        publish_when_back(&sink, &all[100..]).await;
-        assert_eq!(ids(&broker).await, ids_of(&all), "{mode:?}: each once, in order");
-    }
+    broker.process().kill().await.expect("killed");
+    assert_unavailable(&sink, &all[100..]).await;
+    broker.process().restart().await.expect("restarted");
+    publish_when_back(&sink, &all[100..]).await;
+    assert_eq!(ids(&broker).await, ids_of(&all), "each once, in order");
 }
 
 #[tokio::test]
@@ -291,7 +270,7 @@ async fn a_subject_that_is_not_permitted_is_refused_and_the_others_go_on() {
     let admin = async_nats::ConnectOptions::with_user_and_password("admin".into(), "admin".into());
     let admin = async_nats::jetstream::new(admin.connect(broker.url()).await.expect("connects"));
     let mut stream = admin.create_stream(stream_config()).await.expect("a stream");
-    for mode in [Mode::JetStream, Mode::JetStreamBatch, Mode::Core] {
+    for mode in [Mode::JetStream, Mode::Core] {
         let (user, password) = (Some("hub".to_owned()), Some("hub".into()));
         let sink = sink(Options { mode, user, password, ..options(&broker.url()) });
         sink.check().await.expect("it is let in, though it may not ask JetStream");
@@ -302,7 +281,7 @@ async fn a_subject_that_is_not_permitted_is_refused_and_the_others_go_on() {
         );
         assert_all(sink.publish(&[outgoing("partner.a", "a", mode as usize)]).await, 1);
     }
-    assert_eq!(stream.info().await.expect("its state").state.messages, 3);
+    assert_eq!(stream.info().await.expect("its state").state.messages, 2);
 }
 
 #[tokio::test]

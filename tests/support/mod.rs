@@ -15,10 +15,11 @@
 //! Every wait has a deadline and says what it waited for.
 
 // Each file under tests/ is a crate of its own and uses its part of this.
-#![allow(dead_code, unused_imports)]
+#![allow(dead_code, unused_imports, unused_macros)]
 
 mod api;
 mod broker;
+pub mod broker_target;
 mod ca;
 mod child;
 mod client;

@@ -149,3 +149,26 @@ pub fn positions(rows: &[ClaimedRow]) -> Vec<i64> {
 pub fn of_broker(broker: Option<&str>) -> Selection {
     Selection { broker: broker.map(str::to_owned), ..Selection::default() }
 }
+
+/// Runs each of these tests on both databases; before them, in brackets, what `tokio::test` is to be given.
+macro_rules! on_both {
+    (@each $database:ident, $runtime:tt, $($name:ident),*) => {
+        $($crate::support::outbox::on_both!(@one $database, $runtime, $name);)*
+    };
+    (@one $database:ident, ($($runtime:tt)*), $name:ident) => {
+        #[tokio::test($($runtime)*)]
+        async fn $name() {
+            let Some(database) = $crate::support::outbox::TestDatabase::$database().await else { return };
+            super::$name(&database).await;
+        }
+    };
+    ($(($($runtime:tt)*),)? $($name:ident),* $(,)?) => {
+        mod on_postgres {
+            $crate::support::outbox::on_both!(@each postgres, ($($($runtime)*)?), $($name),*);
+        }
+        mod on_sqlite {
+            $crate::support::outbox::on_both!(@each sqlite, ($($($runtime)*)?), $($name),*);
+        }
+    };
+}
+pub(crate) use on_both;
