@@ -66,17 +66,28 @@ impl Dev {
     }
 
     /// What to do next, for people: the lines to copy into another terminal.
-    pub fn invitation(&self, prefix: &str, health: Option<SocketAddr>) -> String {
+    pub fn invitation(
+        &self,
+        settings: &Settings,
+        health: Option<SocketAddr>,
+        api: Option<SocketAddr>,
+    ) -> String {
         let hub = executable();
         let url = self.broker.url();
         let server = if url == DEFAULT_URL { String::new() } else { format!("--server {url} ") };
         let exports: Vec<String> =
             self.exports.iter().map(|(name, value)| format!("{name}={}", quoted(value))).collect();
-        let health = health
-            .map(|address| {
-                format!("    curl http://{address}/readyz\n    curl http://{address}/v1/subscriptions\n")
-            })
-            .unwrap_or_default();
+        let health = health.map(|address| format!("    curl http://{address}/readyz\n")).unwrap_or_default();
+        let api = match api {
+            None => String::new(),
+            Some(address) if settings.api.anonymous => {
+                format!("    curl http://{address}/v1/subscriptions\n")
+            }
+            Some(address) => format!(
+                "    {hub} token create dev --scope read,manage,operate,publish\n    \
+                 curl -H \"authorization: Bearer $TOKEN\" http://{address}/v1/subscriptions\n"
+            ),
+        };
         format!(
             "\nThe hub runs, with a nats-server of its own at {url}. Its data stays in {folder}.\n\n  \
              From another terminal:\n    \
@@ -84,10 +95,10 @@ impl Dev {
              echo '{{\"id\":\"mine\",\"events\":[\"user.>\"],\"delivery\":{{\"url\":\"http://127.0.0.1:9000/\"}}}}' | {hub} subscription apply -f -\n    \
              nats {server}pub {subject} '{{\"user_id\":\"u1\"}}'\n    \
              {hub} dlt list\n\
-             {health}\n  \
+             {health}{api}\n  \
              Ctrl-C finishes what is in flight, and stops both.\n\n",
             folder = self.folder.display(),
-            subject = Names::new(prefix).event("user.created"),
+            subject = Names::new(&settings.nats.prefix).event("user.created"),
             exports = exports.join(" "),
         )
     }
@@ -134,8 +145,10 @@ pub async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
         settings.delivery.allow_networks = loopback();
         exports.push(("HUB__DELIVERY__ALLOW_NETWORKS", LOOPBACK.join(",")));
     }
-    // Whoever reaches a loopback address is this machine's own user.
-    settings.api.anonymous |= settings.api.listen.ip().is_loopback();
+    // Whoever reaches a loopback address is this machine's own user; web pages are told by Host and Origin.
+    if settings.is_default("api.anonymous") {
+        settings.api.anonymous = settings.api.listen.ip().is_loopback();
+    }
     tracing::info!(url = settings.nats.url, data = %folder.display(), "a private nats-server runs");
     Ok(Dev { broker, folder, exports })
 }

@@ -141,6 +141,8 @@ pub struct Hub {
     pub readiness: Readiness,
     pub metrics: Metrics,
     /// Where health and metrics are.
+    pub health: Option<SocketAddr>,
+    /// Where the management API is, if this process has it.
     pub api: Option<SocketAddr>,
     tasks: Tasks,
     /// The outbox's database, where this process has to do with it.
@@ -183,13 +185,17 @@ impl Hub {
             metrics: metrics.clone(),
             connected: Arc::new(move || connected.is_connected()),
         };
-        let api = Api::bind(settings.api.listen, signs).await?;
-        let address = api.address();
+        let health = Api::bind("health.listen", settings.health.listen, signs.clone()).await?;
+        let health_address = health.address();
+        let mut api_address = None;
         let mut tasks = Tasks::new(stop.clone());
+        tasks.graceful("health and metrics", health.run(None, stop.clone()));
 
         let (registry, follower) = Registry::new(&js);
         tasks.droppable("subscription registry", follower.run());
         if options.roles.contains(&Role::Api) {
+            let api = Api::bind("api.listen", settings.api.listen, signs).await?;
+            api_address = api.address();
             let management = Management::new(js.clone(), Arc::new(settings.clone()))?;
             let (orders, runner) = OrderDesk::new(management.clone());
             tasks.graceful("bulk orders", runner.run(stop.clone()));
@@ -202,8 +208,6 @@ impl Hub {
                 ready: readiness.part("api"),
             };
             tasks.graceful("api", api.run(Some(resources), stop.clone()));
-        } else {
-            tasks.graceful("health and metrics", api.run(None, stop.clone()));
         }
         let all: Vec<String> = settings.domains.iter().map(|domain| domain.name.clone()).collect();
         tasks.droppable("gauges", Gauges::new(js.clone(), registry.clone(), all, metrics.clone()).run());
@@ -272,7 +276,7 @@ impl Hub {
             let role = SubscriptionResolver::new(js.clone(), registry, server, metrics.clone(), ready);
             tasks.graceful("subscription-resolver", role.run(stop.clone()));
         }
-        Ok(Self { js, readiness, metrics, api: address, tasks, store })
+        Ok(Self { js, readiness, metrics, health: health_address, api: api_address, tasks, store })
     }
 
     /// Waits until the process was told to stop and every task has ended.
@@ -314,13 +318,14 @@ pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), Se
             tracing::info!(
                 version = env!("CARGO_PKG_VERSION"),
                 nats = hub.js.server_name(),
-                health = hub.api.map(|address| format!("http://{address}/readyz")),
+                health = hub.health.map(|address| format!("http://{address}/readyz")),
+                api = hub.api.map(|address| format!("http://{address}")),
                 roles = ?options.roles,
                 "serving"
             );
             if let Some(dev) = &dev {
                 // Whoever closed standard output does not want to read it.
-                let text = dev.invitation(&settings.nats.prefix, hub.api);
+                let text = dev.invitation(&settings, hub.health, hub.api);
                 let _ = std::io::stdout().lock().write_all(text.as_bytes());
             }
             let signalled = stop.clone();

@@ -19,7 +19,7 @@ fn events(count: usize, streams: usize, make: fn(&str, &str) -> Value) -> Vec<Va
 }
 
 async fn is_ready(hub: &Hub) -> bool {
-    let answer = http_client().get(hub.api_url("/readyz")).send().await;
+    let answer = http_client().get(hub.health_url("/readyz")).send().await;
     answer.is_ok_and(|answer| answer.status() == 200)
 }
 

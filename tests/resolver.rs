@@ -39,7 +39,7 @@ impl Answering {
 /// Waits until nothing but the resolver's answer keeps a hub from being ready.
 async fn waits_for_an_answer(hub: &Hub) {
     eventually(STEP, "the hub is ready but for the resolver", async || {
-        let Ok(answer) = http_client().get(hub.api_url("/readyz")).send().await else {
+        let Ok(answer) = http_client().get(hub.health_url("/readyz")).send().await else {
             return Err("no answer".to_owned());
         };
         let (status, text) = (answer.status(), answer.text().await.unwrap_or_default());

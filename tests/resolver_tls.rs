@@ -69,7 +69,7 @@ impl Asking {
         let mut hub = Hub::serve(&self.broker.url(), settings, &[]);
         hub.wait_for_log("events cannot be resolved; they wait", STEP).await;
         eventually(STEP, "nothing else is missing", async || {
-            let Ok(answer) = http_client().get(hub.api_url("/readyz")).send().await else {
+            let Ok(answer) = http_client().get(hub.health_url("/readyz")).send().await else {
                 return Err("no answer".to_owned());
             };
             let (status, text) = (answer.status(), answer.text().await.unwrap_or_default());

@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Receiver, free_port, nats_server, print_output};
+use support::{Receiver, free_port, http_client, nats_server, print_output};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -29,28 +29,38 @@ fn hub(folder: &Path) -> Command {
 
 /// Starts it; gives the variables it tells another terminal to export.
 async fn start(folder: &Path, port: u16) -> (Child, Vec<(String, String)>) {
+    let (child, exports, _) = start_with(folder, port, &[]).await;
+    (child, exports)
+}
+
+/// With further arguments of `hub`; gives the lines it prints as well.
+async fn start_with(folder: &Path, port: u16, args: &[&str]) -> (Child, Vec<(String, String)>, Vec<String>) {
     let mut child = hub(folder)
         .env("RUST_LOG", "warn")
-        .args(["serve", "--dev", "--set", "api.listen=127.0.0.1:0"])
+        .args(["--set", "api.listen=127.0.0.1:0", "--set", "health.listen=127.0.0.1:0"])
+        .args(args)
+        .args(["serve", "--dev"])
         .args(["--nats-url", &format!("nats://127.0.0.1:{port}")])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
         .expect("it starts");
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-    let exports = tokio::time::timeout(LIMIT, async {
-        let mut exports = Vec::new();
+    let told = tokio::time::timeout(LIMIT, async {
+        let (mut exports, mut told) = (Vec::new(), Vec::new());
         while let Some(line) = lines.next_line().await.expect("text") {
             if let Some(line) = line.trim().strip_prefix("export ") {
                 exports = line.split(' ').filter_map(|word| word.split_once('=')).map(owned).collect();
             }
             if line.contains("Ctrl-C") {
-                return exports;
+                return (exports, told);
             }
+            told.push(line);
         }
         panic!("it ended before it was ready");
     });
-    (child, exports.await.expect("ready in time"))
+    let (exports, told) = told.await.expect("ready in time");
+    (child, exports, told)
 }
 
 fn owned((name, value): (&str, &str)) -> (String, String) {
@@ -118,4 +128,25 @@ async fn another_terminal_works_with_it_and_its_data_lasts() {
     let token = received[0].header("authorization");
     assert_eq!(token, "Bearer a secret", "subscription, key and credential have lasted");
     stop(again).await;
+}
+
+#[tokio::test]
+async fn anybody_on_this_machine_may_use_its_api_but_for_web_pages_unless_it_is_told_otherwise() {
+    for (args, status) in [(&[][..], 200), (&["--set", "api.anonymous=false"], 401)] {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let (child, _, told) = start_with(folder.path(), free_port(), args).await;
+        let url = told.iter().find_map(|line| {
+            let at = line.find("http://")?;
+            line.ends_with("/v1/subscriptions").then(|| line[at..].to_owned())
+        });
+        let url = url.unwrap_or_else(|| panic!("no line for curl in {told:?}"));
+        let answer = http_client().get(&url).send().await.expect("it answers");
+        assert_eq!(answer.status(), status, "{args:?}");
+        assert_eq!(told.iter().any(|line| line.contains("token create")), status == 401, "{told:?}");
+        let page = http_client().get(&url).header("origin", "http://evil.example").send().await;
+        assert_eq!(page.expect("it answers").status(), if status == 200 { 403 } else { 401 });
+        let rebound = http_client().get(&url).header("host", "evil.example").send().await;
+        assert_eq!(rebound.expect("it answers").status(), if status == 200 { 403 } else { 401 });
+        stop(child).await;
+    }
 }

@@ -302,13 +302,15 @@ fn ports_and_tools() {
 
 #[test]
 fn settings_are_completed_but_never_overridden() {
-    let (text, listen) =
+    let (text, [api, health]) =
         complete("[nats]\nurl = \"nats://mine:1\"\n[delivery]\nmax_deliver = 2", "nats://other:2");
     let table: toml::Table = text.parse().expect("TOML");
     assert_eq!(table["nats"]["url"].as_str(), Some("nats://mine:1"));
     assert_eq!(table["delivery"]["max_deliver"].as_integer(), Some(2));
     assert_eq!(table["delivery"]["allow_networks"][0].as_str(), Some("127.0.0.0/8"));
-    assert_eq!(table["api"]["listen"].as_str(), Some(listen.as_str()));
+    assert_eq!(table["api"]["listen"].as_str(), Some(api.as_str()));
+    assert_eq!(table["health"]["listen"].as_str(), Some(health.as_str()));
+    assert_ne!(api, health);
 }
 
 #[test]

@@ -5,7 +5,9 @@ alike for strings, numbers, booleans and lists; Helm's own toToml writes whole
 numbers as floats (`replicas = 3.0`), which the hub refuses.
 */}}
 {{- define "integration-hub.toml" -}}
-{{- $listen := dict "api" (dict "listen" (printf "0.0.0.0:%d" (int .Values.port))) -}}
+{{- $api := dict "listen" (printf "0.0.0.0:%d" (int .Values.port)) -}}
+{{- $health := dict "listen" (printf "0.0.0.0:%d" (int .Values.healthPort)) -}}
+{{- $listen := dict "api" $api "health" $health -}}
 {{- range $section, $value := mustMergeOverwrite (deepCopy .Values.settings) $listen }}
 {{- if kindIs "slice" $value }}
 {{- range $value }}
@@ -78,7 +80,13 @@ numbers as floats (`replicas = 3.0`), which the hub refuses.
 {{- end -}}
 {{- end -}}
 {{- if (.Values.settings.api | default dict).listen -}}
-{{- fail "settings.api.listen: follows from `port`, which Service and probes share; set that" -}}
+{{- fail "settings.api.listen: follows from `port`, which the Service shares; set that" -}}
+{{- end -}}
+{{- if (.Values.settings.health | default dict).listen -}}
+{{- fail "settings.health.listen: follows from `healthPort`, which Service and probes share; set that" -}}
+{{- end -}}
+{{- if eq (int .Values.port) (int .Values.healthPort) -}}
+{{- fail (printf "healthPort: is %d, as port is; health needs a port of its own" (int .Values.healthPort)) -}}
 {{- end -}}
 {{- if and (ne $auth.method "none") (not $auth.existingSecret) -}}
 {{- fail (printf "nats.auth.existingSecret: method %q needs the name of an existing Secret" $auth.method) -}}

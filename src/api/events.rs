@@ -1,7 +1,6 @@
 //! `/v1/events`: publishing, as CloudEvents over HTTP (HTTP protocol binding 1.0.2), and what became
 //! of an event.
 
-mod body;
 mod form;
 mod schema;
 mod trace;
@@ -9,8 +8,9 @@ mod trace;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use axum::extract::{Request, State as FromState};
-use axum::http::StatusCode;
+use axum::body::Bytes;
+use axum::extract::State as FromState;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
 use serde::Serialize;
@@ -23,6 +23,7 @@ use self::form::Content;
 use self::schema::CloudEvent;
 use super::State;
 use super::access::Publisher;
+use super::body;
 use super::openapi::{Body, Usual};
 use super::problem::Problem;
 use crate::domain::field_error::FieldError;
@@ -40,8 +41,6 @@ const PUBLISHES: usize = 1_024;
 const HEADROOM: usize = 64 * 1024;
 /// The largest batch, in the largest events that it could hold.
 const BATCH_FACTOR: usize = 8;
-/// Bodies in memory at once, in bytes; more where that were not two of the largest batches.
-const BODIES: usize = 64 * 1024 * 1024;
 /// Traces at once: each reads through all streams.
 const TRACES: usize = 4;
 
@@ -52,26 +51,42 @@ pub(super) struct Bounds {
     one: usize,
     /// Of a batch's.
     batch: usize,
-    /// Of all bodies together, in KiB.
-    bodies: Arc<Semaphore>,
     publishes: Arc<Semaphore>,
     traces: Arc<Semaphore>,
 }
 
 impl Bounds {
     pub(super) fn new(settings: &Settings) -> Self {
-        // Beyond what a server could take in one message, whatever its settings.
-        const MOST: usize = 64 * 1024 * 1024;
-        let size = usize::try_from(settings.events.max_size.as_u64()).unwrap_or(MOST).min(MOST);
-        let (one, batch) = (size + HEADROOM, size * BATCH_FACTOR + HEADROOM);
         Self {
-            one,
-            batch,
-            bodies: Arc::new(Semaphore::new(BODIES.max(2 * batch) / 1024 + 1)),
+            one: largest_event(settings) + HEADROOM,
+            batch: largest_batch(settings),
             publishes: Arc::new(Semaphore::new(PUBLISHES)),
             traces: Arc::new(Semaphore::new(TRACES)),
         }
     }
+}
+
+impl Bounds {
+    /// How large the body of a request to publish may be.
+    pub(super) fn body_limit(&self, headers: &HeaderMap) -> body::Limit {
+        let batch = Content::of(headers).is_ok_and(|content| content == Content::Batch);
+        let bytes = if batch { self.batch } else { self.one };
+        let too_large = format!(
+            "the body is larger than the {bytes} bytes that this takes; publish a reference to large data instead"
+        );
+        body::Limit { bytes, too_large }
+    }
+}
+
+fn largest_event(settings: &Settings) -> usize {
+    // Beyond what a server could take in one message, whatever its settings.
+    const MOST: usize = 64 * 1024 * 1024;
+    usize::try_from(settings.events.max_size.as_u64()).unwrap_or(MOST).min(MOST)
+}
+
+/// The largest body of a batch, in bytes.
+pub(super) fn largest_batch(settings: &Settings) -> usize {
+    largest_event(settings) * BATCH_FACTOR + HEADROOM
 }
 
 pub(super) fn routes() -> OpenApiRouter<State> {
@@ -110,13 +125,11 @@ struct Accepted {
 async fn publish(
     FromState(state): FromState<State>,
     Publisher(caller): Publisher,
-    request: Request,
+    headers: HeaderMap,
+    body: Bytes,
 ) -> Result<Response, Problem> {
-    let (parts, body) = request.into_parts();
-    let content = Content::of(&parts.headers)?;
-    let limit = if content == Content::Batch { state.bounds.batch } else { state.bounds.one };
-    let (body, _room) = body::read(&state.bounds.bodies, &parts.headers, body, limit).await?;
-    let headers = form::headers(content, &parts.headers)?;
+    let content = Content::of(&headers)?;
+    let headers = form::headers(content, &headers)?;
     let management = &state.management;
     let events = if content == Content::Batch {
         let texts = form::batch(&body)?;

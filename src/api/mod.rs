@@ -1,8 +1,11 @@
-//! The HTTP listener of a process: health and metrics always, the management API where role `api`
-//! runs. The API is a face of [`crate::management`]; it knows HTTP and nothing of the broker.
+//! The HTTP listeners of a process: health and metrics always, on a listener of their own; the management API
+//! where role `api` runs, which answers health and metrics too. The API is a face of [`crate::management`]; it
+//! knows HTTP and nothing of the broker.
 
 mod access;
+mod admission;
 mod body;
+mod connections;
 mod dead_letters;
 mod domains;
 mod events;
@@ -10,28 +13,28 @@ mod journal;
 mod listener;
 mod openapi;
 mod orders;
+mod origin;
 mod outbox;
 mod precondition;
 mod problem;
 mod query;
+mod shares;
 mod signs;
 mod subscriptions;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State as FromState};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
 use axum::routing::get;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use utoipa_axum::router::OpenApiRouter;
 
 use access::Access;
+use admission::Admission;
+use connections::Caps;
 use problem::{Kind, Problem};
 pub use signs::Signs;
 
@@ -40,19 +43,16 @@ use crate::management::outbox::OutboxDesk;
 use crate::management::{Management, OrderDesk, Registry};
 use crate::metrics::Metrics;
 
-/// Requests in hand at once; one more is told to come again.
-const MOST_REQUESTS: usize = 256;
-/// Longest time for one request, its body included.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// Largest body of all but an event.
-const BODY_LIMIT: usize = 1024 * 1024;
+/// Connections to health and metrics. A prober's is answered whatever the others do: the ones that wait go.
+const HEALTH_CAPS: Caps = Caps { total: 256, per_peer: 0 };
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     #[error(
-        "api.listen: cannot listen on {address}: {source}; choose another address or stop what listens there"
+        "{setting}: cannot listen on {address}: {source}; set another address, such as {}={}, or stop what listens there",
+        variable(.setting), next_to(.address)
     )]
-    Listen { address: SocketAddr, source: std::io::Error },
+    Listen { setting: &'static str, address: SocketAddr, source: std::io::Error },
 }
 
 /// What the management API works with.
@@ -80,19 +80,34 @@ pub(crate) struct State {
     outbox: Option<OutboxDesk>,
     access: Access,
     metrics: Metrics,
-    requests: Arc<Semaphore>,
+    admission: Admission,
     bounds: events::Bounds,
 }
 
+/// `HUB__API__LISTEN` for `api.listen`.
+fn variable(setting: &str) -> String {
+    format!("HUB__{}", setting.to_uppercase().replace('.', "__"))
+}
+
+/// The same address with the next port.
+fn next_to(address: &SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port().checked_add(1).unwrap_or(8091))
+}
+
+/// One of the two listeners.
 pub struct Api {
     listener: TcpListener,
     signs: Signs,
 }
 
 impl Api {
-    pub async fn bind(address: SocketAddr, signs: Signs) -> Result<Self, ApiError> {
-        let listener =
-            TcpListener::bind(address).await.map_err(|source| ApiError::Listen { address, source })?;
+    /// Takes the address that `setting` names.
+    pub async fn bind(setting: &'static str, address: SocketAddr, signs: Signs) -> Result<Self, ApiError> {
+        let listener = TcpListener::bind(address).await.map_err(|source| ApiError::Listen {
+            setting,
+            address,
+            source,
+        })?;
         Ok(Self { listener, signs })
     }
 
@@ -101,11 +116,11 @@ impl Api {
         self.listener.local_addr().ok()
     }
 
-    /// Serves until told to stop. `resources`: of the management API, where this process has it.
+    /// Serves until told to stop. `resources`: of the management API; without them, health and metrics alone.
     pub async fn run(self, resources: Option<Resources>, stop: CancellationToken) -> Result<(), ApiError> {
         let router = signs::router(self.signs.clone());
         let Some(resources) = resources else {
-            listener::serve(self.listener, router, stop).await;
+            listener::serve(self.listener, router, HEALTH_CAPS, stop).await;
             return Ok(());
         };
         let (registry, ready) = (resources.registry.clone(), resources.ready.clone());
@@ -114,9 +129,11 @@ impl Api {
             ready.set(true);
             std::future::pending::<()>().await;
         };
+        let api = &resources.management.settings().api;
+        let caps = Caps { total: api.connections, per_peer: api.connections_per_peer };
         let router = router.merge(management(resources, self.signs.metrics));
         tokio::select! {
-            () = listener::serve(self.listener, router, stop) => {}
+            () = listener::serve(self.listener, router, caps, stop) => {}
             () = loaded => {}
         }
         Ok(())
@@ -138,13 +155,13 @@ fn management(resources: Resources, metrics: Metrics) -> Router {
     let Resources { management, registry, orders, outbox, anonymous, ready: _ } = resources;
     let state = State {
         access: Access::new(management.clone(), anonymous),
+        admission: Admission::new(management.settings(), anonymous),
         bounds: events::Bounds::new(management.settings()),
         management,
         registry,
         orders,
         outbox,
         metrics,
-        requests: Arc::new(Semaphore::new(MOST_REQUESTS)),
     };
     let (router, description) = routes().split_for_parts();
     let description = openapi::document(description);
@@ -152,24 +169,11 @@ fn management(resources: Resources, metrics: Metrics) -> Router {
         .route("/openapi.json", get(move || async move { openapi::answer(&description) }))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn_with_state(state.clone(), bounded))
+        // Bodies are read, within their bounds, where requests are admitted.
+        .layer(DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(state.clone(), admission::admit))
         .layer(middleware::from_fn_with_state(state.clone(), journal::record))
         .with_state(state)
-}
-
-/// So many requests at once, and each for so long.
-async fn bounded(FromState(state): FromState<State>, request: Request, next: Next) -> Response {
-    let Ok(_permit) = state.requests.clone().try_acquire_owned() else {
-        return Problem::later(1, "the API has as many requests in hand as it takes; try again")
-            .into_response();
-    };
-    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => {
-            Problem::later(5, format!("not done within {} s", REQUEST_TIMEOUT.as_secs())).into_response()
-        }
-    }
 }
 
 async fn not_found() -> Problem {

@@ -86,6 +86,7 @@ problems!(
     "400" "The request is not as it must be; `errors` names the fields",
     "401" "No token, or one that is unknown, revoked or expired",
     "403" "The token lacks the scope, or is bound to a tenant and this is beyond it",
+    "429" "This token, address or tenant has as much as it may; `Retry-After` says when to try again",
     "500" "Something broke in the hub; its log says what",
     "503" "Not now: the broker does not answer, or there is too much to do; `Retry-After` says when"
 );
@@ -96,6 +97,7 @@ problems!(
 problems!(
     /// Where a body is taken.
     Body:
+    "408" "The body came too slowly",
     "413" "The body is too large",
     "415" "The body is of another media type"
 );

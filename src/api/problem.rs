@@ -26,6 +26,8 @@ pub enum Kind {
     PreconditionRequired,
     TooLarge,
     UnsupportedMediaType,
+    TooSlow,
+    TooMany,
     Unavailable,
     NotConfigured,
     Internal,
@@ -44,6 +46,8 @@ impl Kind {
             Self::PreconditionRequired => StatusCode::PRECONDITION_REQUIRED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotConfigured => StatusCode::CONFLICT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -62,6 +66,8 @@ impl Kind {
             Self::PreconditionRequired => "precondition-required",
             Self::TooLarge => "too-large",
             Self::UnsupportedMediaType => "unsupported-media-type",
+            Self::TooSlow => "too-slow",
+            Self::TooMany => "too-many-requests",
             Self::Unavailable => "unavailable",
             Self::NotConfigured => "not-configured",
             Self::Internal => "internal",
@@ -80,6 +86,8 @@ impl Kind {
             Self::PreconditionRequired => "Say which version you mean to replace",
             Self::TooLarge => "The body is too large",
             Self::UnsupportedMediaType => "The body is of another media type",
+            Self::TooSlow => "The request came too slowly",
+            Self::TooMany => "More than this caller may have",
             Self::Unavailable => "Not available at the moment",
             Self::NotConfigured => "The hub lacks a setting for this",
             Self::Internal => "The hub failed",
@@ -88,13 +96,14 @@ impl Kind {
 }
 
 /// An error answer. `Retry-After`, `WWW-Authenticate` and `Allow` go with it where they belong.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Problem {
     kind: Kind,
     detail: String,
     errors: Vec<FieldError>,
     retry_after: Option<u32>,
     challenge: Option<&'static str>,
+    closing: bool,
 }
 
 /// Problem details (RFC 9457).
@@ -124,7 +133,14 @@ pub struct FieldProblem {
 
 impl Problem {
     pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into(), errors: Vec::new(), retry_after: None, challenge: None }
+        Self {
+            kind,
+            detail: detail.into(),
+            errors: Vec::new(),
+            retry_after: None,
+            challenge: None,
+            closing: false,
+        }
     }
 
     /// One or more fields that were refused.
@@ -140,6 +156,46 @@ impl Problem {
     /// Later, after so many seconds.
     pub fn later(seconds: u32, detail: impl Into<String>) -> Self {
         Self { retry_after: Some(seconds), ..Self::new(Kind::Unavailable, detail) }
+    }
+
+    /// This caller has as much as it may; again after so many seconds (RFC 6585 section 4).
+    pub fn too_many(seconds: u32, detail: impl Into<String>) -> Self {
+        Self { retry_after: Some(seconds), ..Self::new(Kind::TooMany, detail) }
+    }
+
+    /// The same, and the connection is closed after it: the rest of the request is not read.
+    pub fn closing(self) -> Self {
+        Self { closing: true, ..self }
+    }
+
+    /// The whole answer on a connection of which no request was read.
+    pub fn to_http(&self) -> Vec<u8> {
+        let status = self.status();
+        let body = serde_json::to_vec(&self.body()).unwrap_or_default();
+        let retry = self.retry_after.map(|seconds| format!("retry-after: {seconds}\r\n")).unwrap_or_default();
+        let mut answer = format!(
+            "HTTP/1.1 {} {}\r\ncontent-type: {CONTENT_TYPE}\r\n{retry}content-length: {}\r\nconnection: close\r\n\r\n",
+            status.as_u16(),
+            status.canonical_reason().unwrap_or_default(),
+            body.len()
+        )
+        .into_bytes();
+        answer.extend_from_slice(&body);
+        answer
+    }
+
+    fn body(&self) -> ProblemBody {
+        let fields = self
+            .errors
+            .iter()
+            .map(|error| FieldProblem { field: error.field.clone(), problem: error.problem.clone() });
+        ProblemBody {
+            uri: format!("urn:integration-hub:problem:{}", self.kind.as_str()),
+            title: self.kind.title(),
+            status: self.status().as_u16(),
+            detail: self.detail.clone(),
+            errors: fields.collect(),
+        }
     }
 
     /// RFC 6750 section 3: how to say who one is.
@@ -249,25 +305,16 @@ impl From<QueryRejection> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = self.status();
-        let body = ProblemBody {
-            uri: format!("urn:integration-hub:problem:{}", self.kind.as_str()),
-            title: self.kind.title(),
-            status: status.as_u16(),
-            detail: self.detail,
-            errors: self
-                .errors
-                .into_iter()
-                .map(|FieldError { field, problem }| FieldProblem { field, problem })
-                .collect(),
-        };
-        let text = serde_json::to_vec(&body).unwrap_or_default();
-        let mut response = (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response();
+        let text = serde_json::to_vec(&self.body()).unwrap_or_default();
+        let mut response = (self.status(), [(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         if let Some(challenge) = self.challenge {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if self.closing {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }

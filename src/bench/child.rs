@@ -30,7 +30,8 @@ pub fn settings(broker_url: &str, outbox: u64, events: u64, listen: &str, master
         "[nats]\nurl = {broker_url:?}\n\
          [delivery]\nallow_networks = [\"127.0.0.0/8\"]\n\
          [limits]\noutbox = \"{outbox}B\"\nevents = \"{events}B\"\n\
-         [api]\nlisten = {listen:?}\n\
+         [api]\nlisten = \"127.0.0.1:0\"\n\
+         [health]\nlisten = {listen:?}\n\
          [secrets]\nmaster_key = {master_key:?}\n\
          [log]\nlevel = \"warn\"\n",
     )

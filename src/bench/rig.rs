@@ -132,7 +132,7 @@ impl Rig {
     /// elsewhere than the others.
     pub fn replica(&self, domain: &str) -> Result<HubProcess, BenchError> {
         let listen = child::free_address()?;
-        let setting = format!("api.listen={listen}");
+        let setting = format!("health.listen={listen}");
         let args = ["--domain", domain, "--set", &setting].map(str::to_owned);
         HubProcess::start(&self.settings, &listen, &args)
     }

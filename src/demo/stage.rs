@@ -92,7 +92,7 @@ pub async fn start(
         .await
         .map_err(crate::serve::ServeError::from)?;
     let (js, readiness) = (hub.js.clone(), hub.readiness.clone());
-    let health_url = hub.api.map(|address| format!("http://{address}")).unwrap_or_default();
+    let health_url = hub.health.map(|address| format!("http://{address}")).unwrap_or_default();
     let hub = tokio::spawn(hub.join());
     let stage = Stage {
         settings,
@@ -219,6 +219,8 @@ advisories = "64MB"
 [secrets]
 master_key_file = {master_key}
 [api]
+listen = "127.0.0.1:0"
+[health]
 listen = "127.0.0.1:0"
 "#,
         nats_url = quoted(nats_url),

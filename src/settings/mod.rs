@@ -55,6 +55,7 @@ pub struct Settings {
     pub outbox: Outbox,
     pub secrets: Secrets,
     pub api: Api,
+    pub health: Health,
     pub log: Log,
     /// The layer each value comes from, by its key.
     #[serde(skip)]
@@ -233,6 +234,20 @@ pub struct Api {
     #[serde(deserialize_with = "listen")]
     pub listen: SocketAddr,
     pub anonymous: bool,
+    pub allowed_hosts: Vec<String>,
+    pub connections: usize,
+    pub connections_per_peer: usize,
+    pub requests: usize,
+    pub requests_per_peer: usize,
+    pub requests_per_token: usize,
+    pub unknown_tokens_per_peer: usize,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    #[serde(deserialize_with = "listen")]
+    pub listen: SocketAddr,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -327,6 +342,11 @@ impl Settings {
     /// Secrets show as `***`.
     pub fn show(&self) -> String {
         self.shown.clone()
+    }
+
+    /// Whether nobody has set the setting of this key.
+    pub(crate) fn is_default(&self, key: &str) -> bool {
+        self.origins.get(key).is_none_or(|layer| layer == "defaults")
     }
 
     /// What is wrong with the setting of this key, with the layer that it comes from.

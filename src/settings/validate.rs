@@ -297,6 +297,20 @@ impl Findings<'_> {
             self.positive("redrive.schedule", *wait);
         }
         self.positive("sweep.interval", settings.sweep.interval);
+        self.within("api.connections", settings.api.connections, 1, 100_000);
+        self.within("api.requests", settings.api.requests, 1, 10_000);
+        for host in &settings.api.allowed_hosts {
+            self.require(
+                !host.is_empty() && !host.contains(['/', '*', ' ', '@', '[']) && !host.ends_with('.'),
+                "api.allowed_hosts",
+                format!("{host:?} is not a host name; write the name alone, like \"hub.internal\""),
+            );
+        }
+        self.require(
+            settings.health.listen != settings.api.listen || settings.health.listen.port() == 0,
+            "health.listen",
+            format!("is {}, as api.listen is; set another port", settings.health.listen),
+        );
         let secrets = &settings.secrets;
         self.require(
             secrets.master_key.is_none() || secrets.master_key_file.is_none(),

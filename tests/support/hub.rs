@@ -23,6 +23,7 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 pub struct Hub {
     folder: TempDir,
     listen: String,
+    health: String,
     args: Vec<String>,
     child: Option<Child>,
     http: reqwest::Client,
@@ -31,8 +32,8 @@ pub struct Hub {
 impl Hub {
     /// Writes the settings and starts `hub serve --config <them> <args>`, without waiting for it.
     ///
-    /// `settings` is TOML; `nats.url`, `api.listen` (a free port) and `delivery.allow_networks`
-    /// (loopback) are added where it does not set them.
+    /// `settings` is TOML; `nats.url`, `api.listen` and `health.listen` (free ports) and
+    /// `delivery.allow_networks` (loopback) are added where it does not set them.
     pub fn serve(broker_url: &str, settings: &str, args: &[&str]) -> Self {
         let mut hub = Self::configured(broker_url, settings);
         hub.args = args.iter().map(|arg| (*arg).to_owned()).collect();
@@ -43,9 +44,9 @@ impl Hub {
     /// Only writes the settings: for commands alone.
     pub fn configured(broker_url: &str, settings: &str) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let (settings, listen) = complete(settings, broker_url);
+        let (settings, [listen, health]) = complete(settings, broker_url);
         fs::write(folder.path().join("hub.toml"), settings).expect("the settings are written");
-        Self { folder, listen, args: Vec::new(), child: None, http: http_client() }
+        Self { folder, listen, health, args: Vec::new(), child: None, http: http_client() }
     }
 
     /// Starts it (again) with the same settings and arguments.
@@ -70,7 +71,7 @@ impl Hub {
     ///
     /// After 30 s, or as soon as the process has ended.
     pub async fn ready(&mut self) {
-        let url = self.api_url("/readyz");
+        let url = self.health_url("/readyz");
         let Self { child, http, .. } = self;
         let child = child.as_mut().expect("the hub was started");
         eventually(READY_LIMIT, "the hub is ready", async || {
@@ -104,9 +105,14 @@ impl Hub {
         format!("http://{}{path}", self.listen)
     }
 
+    /// `http://<health.listen><path>`: of every process, whatever its roles.
+    pub fn health_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.health)
+    }
+
     /// The text of `/metrics`.
     pub async fn metrics(&self) -> String {
-        let answer = self.http.get(self.api_url("/metrics")).send().await.expect("the hub answers");
+        let answer = self.http.get(self.health_url("/metrics")).send().await.expect("the hub answers");
         assert_eq!(answer.status(), 200);
         answer.text().await.expect("to the end")
     }
@@ -264,8 +270,9 @@ pub fn http_client() -> reqwest::Client {
     client.build().expect("a client without special settings")
 }
 
-/// Adds what every test needs where `settings` does not say otherwise; gives `api.listen` as well.
-pub fn complete(settings: &str, broker_url: &str) -> (String, String) {
+/// Adds what every test needs where `settings` does not say otherwise; gives `api.listen` and `health.listen` as
+/// well.
+pub fn complete(settings: &str, broker_url: &str) -> (String, [String; 2]) {
     let mut table: toml::Table = settings.parse().expect("the test's settings are TOML");
     let mut default = |section: &str, key: &str, value: toml::Value| {
         let section = table.entry(section).or_insert_with(|| toml::Table::new().into());
@@ -274,9 +281,13 @@ pub fn complete(settings: &str, broker_url: &str) -> (String, String) {
     };
     default("nats", "url", broker_url.into());
     default("delivery", "allow_networks", vec!["127.0.0.0/8"].into());
-    let listen = default("api", "listen", format!("127.0.0.1:{}", free_port()).into());
-    let listen = listen.as_str().expect("api.listen is a string").to_owned();
-    (table.to_string(), listen)
+    let api = free_port();
+    let health = (0..1000).map(|_| free_port()).find(|port| *port != api).expect("another port is free");
+    let addresses = [("api", api), ("health", health)].map(|(section, port)| {
+        let listen = default(section, "listen", format!("127.0.0.1:{port}").into());
+        listen.as_str().expect("an address is a string").to_owned()
+    });
+    (table.to_string(), addresses)
 }
 
 /// Adds up the samples in Prometheus' text form: `name{labels} value`.
