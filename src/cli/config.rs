@@ -53,7 +53,7 @@ pub fn run(
             })?;
             printer.json(&table)?;
         }
-        Command::Show => printer.line(settings.show().trim_end())?,
+        Command::Show => printer.lines(settings.show().trim_end())?,
     }
     Ok(Answer::Yes)
 }

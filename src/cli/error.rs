@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::printable;
 use crate::bench::BenchError;
 use crate::management::ManagementError;
 use crate::nats::NatsError;
@@ -171,7 +172,7 @@ impl CliError {
         {
             return ExitCode::SUCCESS;
         }
-        eprintln!("error: {self}");
+        eprintln!("error: {}", printable::lines(&self.to_string()));
         ExitCode::from(self.code())
     }
 }

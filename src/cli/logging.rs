@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 
+use super::printable::{EscapedLog, LogText};
 use crate::settings::{Log, LogFormat};
 
 /// How much a command tells beside its answer.
@@ -27,7 +28,12 @@ pub fn start(plan: LogPlan, settings: &Log) {
     };
     // The settings' level was checked when they were loaded; RUST_LOG is nobody's but the user's.
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let text = match (plan, settings.format) {
+        (LogPlan::Service, LogFormat::Json) => LogText::Json,
+        _ => LogText::Text,
+    };
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(EscapedLog::new(std::io::stderr, text));
     // A second start in one process (a test, say) keeps the first log.
     let _ = match (plan, settings.format) {
         (LogPlan::Elsewhere, _) => Ok(()),

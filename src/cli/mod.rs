@@ -9,6 +9,7 @@ mod event;
 pub mod logging;
 mod outbox;
 mod output;
+pub mod printable;
 mod provision;
 mod publish;
 mod secrets;

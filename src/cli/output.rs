@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::error::CliError;
+use super::printable::{self, PrintableJson};
 
 /// `--output`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -35,13 +36,20 @@ impl Printer {
         self.format == Format::Json
     }
 
+    /// One line; what it quotes cannot begin another.
     pub fn line(self, text: &str) -> Result<(), CliError> {
-        writeln!(io::stdout().lock(), "{text}").map_err(CliError::Output)
+        writeln!(io::stdout().lock(), "{}", printable::line(text)).map_err(CliError::Output)
+    }
+
+    /// Lines of the hub's own.
+    pub fn lines(self, text: &str) -> Result<(), CliError> {
+        writeln!(io::stdout().lock(), "{}", printable::lines(text)).map_err(CliError::Output)
     }
 
     pub fn json(self, value: &impl Serialize) -> Result<(), CliError> {
         let mut out = BufWriter::new(io::stdout().lock());
-        serde_json::to_writer_pretty(&mut out, value).map_err(|error| CliError::Output(error.into()))?;
+        let mut serializer = serde_json::Serializer::with_formatter(&mut out, PrintableJson::pretty());
+        value.serialize(&mut serializer).map_err(|error| CliError::Output(error.into()))?;
         writeln!(out).and_then(|()| out.flush()).map_err(CliError::Output)
     }
 
@@ -50,7 +58,11 @@ impl Printer {
     pub fn table(self, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), CliError> {
         let mut table = Table::new();
         table.load_preset(presets::NOTHING).set_header(head.to_vec());
-        table.add_rows(rows);
+        table.add_rows(
+            rows.into_iter().map(|row| {
+                row.into_iter().map(|cell| printable::line(&cell).into_owned()).collect::<Vec<_>>()
+            }),
+        );
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
         }
@@ -104,7 +116,8 @@ impl JsonArray {
         let separator: &[u8] = if self.empty { b"\n" } else { b",\n" };
         self.empty = false;
         self.out.write_all(separator).map_err(CliError::Output)?;
-        serde_json::to_writer(&mut self.out, element).map_err(|error| CliError::Output(error.into()))
+        let mut serializer = serde_json::Serializer::with_formatter(&mut self.out, PrintableJson::compact());
+        element.serialize(&mut serializer).map_err(|error| CliError::Output(error.into()))
     }
 
     pub fn end(mut self) -> Result<(), CliError> {
@@ -115,7 +128,7 @@ impl JsonArray {
 
 /// A remark beside the answer, on standard error.
 pub fn warn(text: &str) {
-    eprintln!("warning: {text}");
+    eprintln!("warning: {}", printable::lines(text));
 }
 
 /// A bar on standard error, where a person looks at it; nothing elsewhere.
@@ -146,7 +159,7 @@ pub fn confirm(question: &str, yes: bool) -> Result<bool, CliError> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(CliError::Usage(format!("{question} This cannot be undone: add --yes to say so")));
     }
-    eprint!("{question} [y/N] ");
+    eprint!("{} [y/N] ", printable::lines(question));
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).map_err(CliError::Stdin)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -154,9 +167,10 @@ pub fn confirm(question: &str, yes: bool) -> Result<bool, CliError> {
 
 /// A text for a table's cell: one line, at most `width` characters.
 pub fn cell(text: &str, width: usize) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let line: String = text.chars().map(|c| if c.is_ascii_whitespace() { ' ' } else { c }).collect();
+    let line = printable::line(&line);
     if line.chars().count() <= width {
-        return line;
+        return line.into_owned();
     }
     line.chars().take(width.saturating_sub(1)).chain(std::iter::once('…')).collect()
 }

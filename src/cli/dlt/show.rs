@@ -16,7 +16,7 @@ pub async fn run(id: &str, settings: &Settings, printer: Printer) -> Result<Answ
     let event = fields.as_object_mut().and_then(|fields| fields.remove("event"));
     printer.fields(&fields)?;
     if let Some(event) = event.filter(|event| !event.is_null()) {
-        printer.line("\nEVENT")?;
+        printer.lines("\nEVENT")?;
         printer.json(&event)?;
     }
     Ok(Answer::Yes)

@@ -46,6 +46,6 @@ pub async fn run(names: &[String], settings: &Settings, printer: Printer) -> Res
     if more > 0 {
         printer.line(&format!("and {more} more subscriptions: --output json has all"))?;
     }
-    printer.line(&format!("\n{} in all", stats.total))?;
+    printer.lines(&format!("\n{} in all", stats.total))?;
     Ok(Answer::Yes)
 }
