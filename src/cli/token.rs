@@ -13,6 +13,7 @@ use super::error::{Answer, CliError};
 use super::output::{Printer, confirm, time};
 use crate::domain::access::{PresentedToken, SECRET_BYTES, Scope, StoredToken, TokenId, check_tenant};
 use crate::domain::duration;
+use crate::nats::KeptToken;
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
@@ -110,11 +111,22 @@ fn shown(token: &StoredToken) -> Value {
 async fn list(settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     let tokens = connect(settings).await?.tokens().await?;
     if printer.is_json() {
-        printer.json(&tokens.iter().map(shown).collect::<Vec<_>>())?;
+        let shown = tokens.iter().map(|token| match token {
+            KeptToken::Readable(token) => shown(token),
+            KeptToken::Unreadable { id, reason } => json!({"name": id, "unreadable": reason}),
+        });
+        printer.json(&shown.collect::<Vec<_>>())?;
         return Ok(Answer::Yes);
     }
     let now = OffsetDateTime::now_utc();
     let rows = tokens.iter().map(|token| {
+        let token = match token {
+            KeptToken::Readable(token) => token,
+            KeptToken::Unreadable { id, reason } => {
+                let problem = format!("UNREADABLE, admits nobody; revoke it ({reason})");
+                return vec![id.to_string(), problem, String::new(), String::new(), String::new()];
+            }
+        };
         let scopes: Vec<&str> = token.scopes.iter().map(|scope| scope.as_str()).collect();
         vec![
             token.id.to_string(),
@@ -139,7 +151,7 @@ async fn revoke(
     printer: Printer,
 ) -> Result<Answer, CliError> {
     let js = connect(settings).await?;
-    if js.token(name).await?.is_none() {
+    if js.kept_token(name).await?.is_none() {
         return Err(CliError::NothingMatched(format!(
             "there is no token {:?}; `hub token list` shows those that are there",
             name.as_str()

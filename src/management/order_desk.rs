@@ -262,10 +262,10 @@ impl InHand {
                 return Ok(());
             }
         }
-        let stored = self.js.order(&self.order.id).await?;
-        self.order.cancelling |= stored.as_ref().is_some_and(|(order, _)| order.cancelling);
-        // One that was forgotten meanwhile is written anew.
-        self.revision = stored.map_or(0, |(_, revision)| revision);
+        // One that was forgotten meanwhile, or overwritten by something unreadable, is written anew.
+        let (revision, stored) = self.js.order_at(&self.order.id).await?;
+        self.order.cancelling |= stored.is_some_and(|order| order.cancelling);
+        self.revision = revision;
         self.revision = self.js.put_order(&self.order, self.revision).await?;
         Ok(())
     }

@@ -36,4 +36,5 @@ pub use publish::PublishAck;
 pub use pull::{HAND_BACK_DELAY, PullEvent, Puller};
 pub use redrive::{ORDER_HEADER as REDRIVE_ORDER_HEADER, RedriveOrder};
 pub use registry::{Registry, RegistryFollower, Stored};
+pub use tokens::KeptToken;
 pub use trace::TraceQuery;

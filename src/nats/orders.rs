@@ -15,18 +15,26 @@ impl JetStream {
         self.write_key(&key, value.into(), Some(expected), &[]).await
     }
 
-    /// An order and its revision; `None` if it is unknown or forgotten.
+    /// An order and its revision; `None` if it is unknown, forgotten or unreadable.
     pub async fn order(&self, id: &OrderId) -> Result<Option<(Order, u64)>, NatsError> {
+        let (revision, order) = self.order_at(id).await?;
+        Ok(order.map(|order| (order, revision)))
+    }
+
+    /// An order, and the revision that the next write of it must expect: also where what is stored is
+    /// unreadable, so that whoever has the order can write it anew.
+    pub async fn order_at(&self, id: &OrderId) -> Result<(u64, Option<Order>), NatsError> {
         let key = self.names().order_key(id);
         let Some(message) = self.get_last(&self.names().orders_stream(), &key).await? else {
-            return Ok(None);
+            return Ok((0, None));
         };
         if message.header("KV-Operation").is_some() {
-            return Ok(None);
+            return Ok((message.sequence, None));
         }
-        let order = serde_json::from_slice(&message.payload)
-            .map_err(|error| NatsError::Answer { subject: key, reason: error.to_string() })?;
-        Ok(Some((order, message.sequence)))
+        let read = serde_json::from_slice(&message.payload);
+        let order =
+            read.inspect_err(|error| tracing::warn!(key, %error, "a stored bulk job is unreadable")).ok();
+        Ok((message.sequence, order))
     }
 
     /// All orders that are remembered, in no order.

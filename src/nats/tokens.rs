@@ -6,6 +6,26 @@ use super::connection::JetStream;
 use super::error::NatsError;
 use crate::domain::access::{StoredToken, TokenId};
 
+/// What the bucket holds under a token's name.
+#[derive(Debug, Clone)]
+pub enum KeptToken {
+    Readable(StoredToken),
+    /// Something else was written there. It admits nobody, and can be revoked.
+    Unreadable {
+        id: TokenId,
+        reason: String,
+    },
+}
+
+impl KeptToken {
+    pub fn id(&self) -> &TokenId {
+        match self {
+            Self::Readable(token) => &token.id,
+            Self::Unreadable { id, .. } => id,
+        }
+    }
+}
+
 impl JetStream {
     /// Keeps a token that is new. Its name being taken is a wrong last sequence.
     pub async fn add_token(&self, token: &StoredToken) -> Result<(), NatsError> {
@@ -20,8 +40,20 @@ impl JetStream {
         self.write_key(&key, value.into(), Some(expected), &[]).await.map(drop)
     }
 
-    /// The token of that name, as it is now.
+    /// The token of that name, as it is now. One that is unreadable admits nobody.
     pub async fn token(&self, id: &TokenId) -> Result<Option<StoredToken>, NatsError> {
+        Ok(match self.kept_token(id).await? {
+            Some(KeptToken::Readable(token)) => Some(token),
+            Some(KeptToken::Unreadable { id, reason }) => {
+                tracing::error!(token = %id, reason, "a stored token is unreadable and admits nobody");
+                None
+            }
+            None => None,
+        })
+    }
+
+    /// What is kept under that name.
+    pub async fn kept_token(&self, id: &TokenId) -> Result<Option<KeptToken>, NatsError> {
         let key = self.names().token_key(id);
         let Some(message) = self.get_last(&self.names().tokens_stream(), &key).await? else {
             return Ok(None);
@@ -29,9 +61,12 @@ impl JetStream {
         if message.header("KV-Operation").is_some() {
             return Ok(None);
         }
-        serde_json::from_slice(&message.payload)
-            .map(Some)
-            .map_err(|error| NatsError::Answer { subject: key, reason: error.to_string() })
+        let unreadable = |reason: String| KeptToken::Unreadable { id: id.clone(), reason };
+        Ok(Some(match serde_json::from_slice::<StoredToken>(&message.payload) {
+            Ok(token) if token.id == *id => KeptToken::Readable(token),
+            Ok(other) => unreadable(format!("it is the token {}", other.id)),
+            Err(error) => unreadable(error.to_string()),
+        }))
     }
 
     /// Removes a token; `false` if there is none of that name.
@@ -46,8 +81,8 @@ impl JetStream {
         }
     }
 
-    /// All tokens, in order of their names.
-    pub async fn tokens(&self) -> Result<Vec<StoredToken>, NatsError> {
+    /// All tokens, in order of their names, be they unreadable.
+    pub async fn tokens(&self) -> Result<Vec<KeptToken>, NatsError> {
         let names = self.names();
         let subjects = self.stream_subjects(&names.tokens_stream(), &names.tokens_filter()).await?;
         let mut tokens = Vec::new();
@@ -57,9 +92,9 @@ impl JetStream {
                 tracing::warn!(subject, "a key of the tokens is no token's name and is passed over");
                 continue;
             };
-            tokens.extend(self.token(&id).await?);
+            tokens.extend(self.kept_token(&id).await?);
         }
-        tokens.sort_by(|one, other| one.id.cmp(&other.id));
+        tokens.sort_by(|one, other| one.id().cmp(other.id()));
         Ok(tokens)
     }
 }
