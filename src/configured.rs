@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
+use crate::domain::message_id::MessageIds;
 use crate::domain::outcome::RetryPolicy;
 use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, Unopened};
 use crate::nats::definitions::{Limits, Shape};
-use crate::nats::{ConnectOptions, Tls};
+use crate::nats::{ConnectOptions, JetStream, NatsError, Tls};
 use crate::seal::Sealer;
 use crate::settings::{ExternalBroker, Mechanism, Provider, Settings};
 use crate::sinks::{self, Broker, SettingError, amqp, kafka};
@@ -36,6 +37,7 @@ pub fn connect_options(settings: &Settings, name: &str) -> ConnectOptions {
     ConnectOptions {
         url: nats.url.clone(),
         prefix: nats.prefix.clone(),
+        inbox_prefix: nats.inbox_prefix.clone(),
         name: name.to_owned(),
         credentials_file: nats.credentials_file.clone(),
         nkey_seed_file: nats.nkey_seed_file.clone(),
@@ -132,6 +134,15 @@ pub fn external_broker(entry: &ExternalBroker) -> Result<Arc<dyn Broker>, Settin
 
 pub(crate) fn bytes(size: bytesize::ByteSize) -> usize {
     usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
+}
+
+/// What message ids are made with: the master key, or where there is none a secret that the broker keeps
+/// for the processes of this hub.
+pub(crate) async fn message_ids(js: &JetStream, sealer: Option<&Sealer>) -> Result<MessageIds, NatsError> {
+    match sealer {
+        Some(sealer) => Ok(sealer.message_ids()),
+        None => Ok(MessageIds::new(js.message_id_secret().await?)),
+    }
 }
 
 /// Opens credentials with the master key, if there is one.

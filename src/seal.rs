@@ -18,6 +18,7 @@ use chacha20poly1305::aead::{Aead, AeadCore, KeyInit, OsRng, Payload};
 use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::domain::message_id::MessageIds;
 use crate::domain::subscription::{Secret, Subscription};
 use crate::settings::Secrets;
 
@@ -35,6 +36,7 @@ pub struct Sealer {
     ciphers: HashMap<String, XChaCha20Poly1305>,
     /// The one that seals.
     key_id: String,
+    message_ids: MessageIds,
 }
 
 /// Why a sealed credential did not open.
@@ -81,7 +83,13 @@ impl Sealer {
             let (id, file) = entry.split_once(':').ok_or(MasterKeyError::NotAKey { setting })?;
             ciphers.entry(id.to_owned()).or_insert(cipher(setting, &read(setting, Path::new(file))?)?);
         }
-        Ok(Some(Self { ciphers, key_id: secrets.key_id.clone() }))
+        let message_ids = MessageIds::derived_from(text.expose_secret().trim().as_bytes());
+        Ok(Some(Self { ciphers, key_id: secrets.key_id.clone(), message_ids }))
+    }
+
+    /// Makes message ids with a secret that is derived from the current key.
+    pub fn message_ids(&self) -> MessageIds {
+        self.message_ids.clone()
     }
 
     /// The id of the key that seals.

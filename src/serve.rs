@@ -41,7 +41,7 @@ mod database;
 mod relaying;
 mod resolving;
 
-use crate::configured::{MasterKey, bytes, connect_options, http_config, retry_policy, shape};
+use crate::configured::{MasterKey, bytes, connect_options, http_config, message_ids, retry_policy, shape};
 use database::Stores;
 use relaying::Relaying;
 
@@ -188,6 +188,11 @@ impl Hub {
         let health = Api::bind("health.listen", settings.health.listen, signs.clone()).await?;
         let health_address = health.address();
         let mut api_address = None;
+        // Read before any role starts: a process without the relay has no business with the secret.
+        let relaying = match relaying {
+            Some(relaying) => Some((relaying, message_ids(&js, sealer.as_ref()).await?)),
+            None => None,
+        };
         let mut tasks = Tasks::new(stop.clone());
         tasks.graceful("health and metrics", health.run(None, stop.clone()));
 
@@ -265,8 +270,16 @@ impl Hub {
             let role = DltProcessor::new(js.clone(), processor, metrics.clone(), &readiness);
             tasks.graceful("dlt-processor", role.run(stop.clone()));
         }
-        if let Some(Relaying { store, external, settings }) = relaying {
-            let role = OutboxRelay::new(store, js.clone(), external, settings, metrics.clone(), &readiness);
+        if let Some((Relaying { store, external, settings }, message_ids)) = relaying {
+            let role = OutboxRelay::new(
+                store,
+                js.clone(),
+                message_ids,
+                external,
+                settings,
+                metrics.clone(),
+                &readiness,
+            );
             tasks.graceful("outbox-relay", role.run(stop.clone()));
         }
         if let Some(options) = resolver_options {

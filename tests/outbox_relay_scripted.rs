@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use integration_hub::domain::message_id::MessageIds;
 use integration_hub::domain::outbox::{Destination, RetryPolicy, Status};
 use integration_hub::health::Readiness;
 use integration_hub::metrics::Metrics;
@@ -147,8 +148,8 @@ impl Relays {
             };
             let js = TestClient::connect(&broker.url()).await.js;
             let (metrics, readiness) = (Metrics::new(), Readiness::default());
-            let relay =
-                OutboxRelay::new(database.store(), js, vec![target], settings.clone(), metrics, &readiness);
+            let (store, ids, settings) = (database.store(), MessageIds::new([7; 32]), settings.clone());
+            let relay = OutboxRelay::new(store, js, ids, vec![target], settings, metrics, &readiness);
             running.push(tokio::spawn(relay.run(stop.clone())));
         }
         Self { stop, running, _broker: broker }

@@ -143,6 +143,7 @@ async fn the_event_processor_reads_the_full_envelope() {
         let payload = database.store().payload("internal", "e-1").await.unwrap().unwrap();
         let event = Publication {
             subject_tail: "user.created",
+            tenant_token: None,
             headers: &[("Nats-Msg-Id", "e-1"), ("Content-Type", CONTENT_TYPE)],
             body: payload.as_bytes(),
             stream: "HUB_EVENTS",

@@ -45,6 +45,7 @@ impl NewEvent {
         let (id, body) = (format!("bench-{number}"), body(number));
         let event = Publication {
             subject_tail: key,
+            tenant_token: None,
             headers: &[("Nats-Msg-Id", &id), ("Hub-Tenant", tenant)],
             body: &body,
             stream: &names.events_stream(),

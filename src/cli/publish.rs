@@ -63,7 +63,7 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
 
     let form = EventForm { key: Some(&options.key), headers, body: data.into() };
     let hub = manage(settings).await?;
-    let published = hub.send_event(&form, options.id.clone()).await.map_err(|error| match error {
+    let published = hub.send_event(form).await.map_err(|error| match error {
         ManagementError::Full { .. } | ManagementError::TooLarge(_) => {
             CliError::EventRejected(error.to_string())
         }

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 
 use super::key::EventKey;
+use super::message_id::MessageIds;
 
 mod cloudevents;
 mod decode;
+mod tenant;
 #[cfg(test)]
 mod tests;
 
@@ -39,10 +40,10 @@ pub struct Event {
     /// Of an event that came in the envelope of a producer's outbox: what an external broker may see of
     /// the envelope's metadata, as JSON.
     pub external_metadata: Option<Box<RawValue>>,
-    /// What makes two publications the same event: source and id, which together are unique
-    /// (CloudEvents 1.0 section 3.1.1), as `<length of source>:<source>:<id>`. Where the hub made
-    /// up the id from a stream sequence, which restarts when a stream is made anew, also the time:
-    /// `…:<unix nanoseconds>`.
+    /// What makes two publications of a tenant the same event: source and id, which together are
+    /// unique (CloudEvents 1.0 section 3.1.1), and the key, since one message id may be used for two
+    /// keys; as `<length of source>:<source>:<key>:<id>`. Where the hub made up the id from a stream
+    /// sequence, which restarts when a stream is made anew, also the time: `…:<unix nanoseconds>`.
     pub identity: String,
 }
 
@@ -96,10 +97,13 @@ pub enum RejectReason {
     InvalidKey,
     NoDomain,
     TooLarge,
+    /// The subject binds the event to one tenant, and it claims another.
+    TenantMismatch,
 }
 
 impl RejectReason {
-    pub const ALL: [Self; 4] = [Self::Malformed, Self::InvalidKey, Self::NoDomain, Self::TooLarge];
+    pub const ALL: [Self; 5] =
+        [Self::Malformed, Self::InvalidKey, Self::NoDomain, Self::TooLarge, Self::TenantMismatch];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -107,6 +111,7 @@ impl RejectReason {
             Self::InvalidKey => "invalid-key",
             Self::NoDomain => "no-domain",
             Self::TooLarge => "too-large",
+            Self::TenantMismatch => "tenant-mismatch",
         }
     }
 }
@@ -120,19 +125,12 @@ impl fmt::Display for RejectReason {
 impl Event {
     /// Whether the publisher gave the id; else the hub made it up.
     pub fn has_given_id(&self) -> bool {
-        self.identity == given_identity(&self.source, &self.id)
+        self.identity == given_identity(&self.source, &self.key, &self.id)
     }
 
-    /// A message id by which a stream knows the event again: `evt_` and 128 bits of SHA-256 over
-    /// tenant and identity, so that no publisher's ids are in the way of another's.
-    pub fn message_id(&self) -> String {
-        let mut hash = Sha256::new();
-        for part in [&self.tenant, &self.identity] {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part.as_bytes());
-        }
-        let half = &hash.finalize()[..16];
-        half.iter().fold("evt_".to_owned(), |id, byte| format!("{id}{byte:02x}"))
+    /// A message id by which the hub knows the event again. It is that of this tenant's event alone.
+    pub fn message_id(&self, ids: &MessageIds) -> String {
+        ids.id(&["event", &self.tenant, &self.identity])
     }
 
     /// The value of a context attribute or extension in its CloudEvents string form
@@ -153,9 +151,9 @@ impl Event {
     }
 }
 
-/// The identity of an event whose id was given.
-fn given_identity(source: &str, id: &str) -> String {
-    format!("{}:{source}:{id}", source.len())
+/// The identity of an event whose id was given. A key holds no colon.
+fn given_identity(source: &str, key: &EventKey, id: &str) -> String {
+    format!("{}:{source}:{}:{id}", source.len(), key.as_str())
 }
 
 /// An attribute value in its canonical string form (CloudEvents 1.0 section 3.1).

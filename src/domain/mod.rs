@@ -17,6 +17,7 @@ pub mod filter;
 pub mod index;
 pub mod key;
 pub mod last_words;
+pub mod message_id;
 pub mod order;
 pub mod outbox;
 pub mod outcome;

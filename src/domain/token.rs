@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
+use super::subscription::is_tenant;
+
 /// The longest token that `safe_token` gives.
 pub const MAX_TOKEN_BYTES: usize = 128;
 
@@ -34,6 +36,18 @@ pub fn safe_token(text: &str) -> String {
         }
     }
     token
+}
+
+/// A tenant's name as one token of a subject: `.`, which no token holds, is written `=`, which no
+/// tenant's name holds.
+pub fn tenant_token(tenant: &str) -> String {
+    tenant.replace('.', "=")
+}
+
+/// The tenant behind such a token; `None` if the token is that of no tenant.
+pub fn tenant_of_token(token: &str) -> Option<String> {
+    let tenant = token.replace('=', ".");
+    (!token.contains('.') && is_tenant(&tenant)).then_some(tenant)
 }
 
 #[cfg(test)]

@@ -28,9 +28,13 @@ pub use subscriptions::{
 pub use crate::http_delivery::signature::Algorithm;
 pub use crate::nats::{Registry, Stored};
 
+use tokio::sync::OnceCell;
+
+use crate::configured;
 use crate::domain::access::{StoredToken, TokenId};
 use crate::domain::category::Categories;
-use crate::nats::JetStream;
+use crate::domain::message_id::MessageIds;
+use crate::nats::{JetStream, NatsError};
 use crate::seal::{MasterKeyError, Sealer};
 use crate::settings::{Domain, Settings};
 
@@ -41,17 +45,24 @@ pub struct Management {
     settings: Arc<Settings>,
     /// `None`: no master key in the settings, so no credential can be stored or used.
     sealer: Option<Arc<Sealer>>,
+    message_ids: Arc<OnceCell<MessageIds>>,
+    publishing: Arc<publishing::UnderWay>,
 }
 
 impl Management {
     pub fn new(js: JetStream, settings: Arc<Settings>) -> Result<Self, MasterKeyError> {
         let sealer = Sealer::from_settings(&settings.secrets)?.map(Arc::new);
-        Ok(Self { js, settings, sealer })
+        Ok(Self { sealer, ..Self::without_secrets(js, settings) })
     }
 
     /// A hub of which no credential is touched: the master key is not even read.
     pub fn without_secrets(js: JetStream, settings: Arc<Settings>) -> Self {
-        Self { js, settings, sealer: None }
+        Self { js, settings, sealer: None, message_ids: Arc::default(), publishing: Arc::default() }
+    }
+
+    /// Asked of the broker at most once.
+    async fn message_ids(&self) -> Result<&MessageIds, NatsError> {
+        self.message_ids.get_or_try_init(|| configured::message_ids(&self.js, self.sealer())).await
     }
 
     pub fn jet_stream(&self) -> &JetStream {

@@ -1,8 +1,12 @@
 //! Publishing an event, acknowledged by JetStream.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
 use bytes::Bytes;
 use serde::Serialize;
 use time::OffsetDateTime;
+use tokio::sync::OwnedMutexGuard;
 
 use super::{Management, ManagementError};
 use crate::domain::event::{Event, Publication, RejectReason, Rejection};
@@ -29,11 +33,35 @@ pub struct EventForm<'a> {
 #[derive(Debug, Clone)]
 pub struct Checked<'a> {
     form: EventForm<'a>,
-    key: EventKey,
-    /// `None`: the stream's sequence will make one.
-    id: Option<String>,
-    /// By which the stream knows it again, where the publisher gave none.
-    message_id: Option<String>,
+    event: Event,
+}
+
+/// The publications under way in this process, by message id: of two that are the same, the second waits
+/// for the first, and is known then.
+#[derive(Default)]
+pub(super) struct UnderWay(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
+
+impl UnderWay {
+    /// Ids remembered before those that nobody waits for are dropped.
+    const MOST: usize = 1024;
+
+    async fn turn(&self, id: &str) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if turns.len() >= Self::MOST {
+                turns.retain(|_, turn| turn.strong_count() > 0);
+            }
+            match turns.get(id).and_then(Weak::upgrade) {
+                Some(turn) => turn,
+                None => {
+                    let turn = Arc::default();
+                    turns.insert(id.to_owned(), Arc::downgrade(&turn));
+                    turn
+                }
+            }
+        };
+        turn.lock_owned().await
+    }
 }
 
 /// The stream has it.
@@ -87,27 +115,31 @@ impl Management {
                 format!("is {:?}, and you publish for {tenant:?} alone; leave it out", event.tenant);
             return Err(ManagementError::Invalid(vec![FieldError::new("tenant", problem)]));
         }
-        // A publisher who got no answer publishes again: the stream then knows the event.
-        let named = form.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(MESSAGE_ID_HEADER));
-        let given = event.has_given_id();
-        let message_id = (given && !named).then(|| event.message_id());
-        Ok(Checked { form, message_id, id: given.then_some(event.id), key: event.key })
+        Ok(Checked { form, event })
     }
 
     /// Publishes what was checked.
     pub async fn publish_checked(&self, checked: &Checked<'_>) -> Result<Published, ManagementError> {
-        let Checked { form, key, id, message_id } = checked;
-        let mut headers = form.headers.clone();
-        headers.extend(message_id.iter().map(|id| (MESSAGE_ID_HEADER, id.as_str())));
-        self.send_event(&EventForm { key: Some(key), headers, body: form.body.clone() }, id.clone()).await
+        let Checked { form, event } = checked;
+        let EventForm { headers, body, .. } = form.clone();
+        self.send(EventForm { key: Some(&event.key), headers, body }, Some(event)).await
     }
 
     /// What the event-processor would make of it, where it would take it.
     pub fn check_event(&self, form: &EventForm<'_>) -> Result<Event, ManagementError> {
         check_headers(&form.headers).map_err(|error| ManagementError::Invalid(vec![error]))?;
+        let event = self.decode(form)?;
+        match self.categories().domain_of(&event.key) {
+            Some(_) => Ok(event),
+            None => Err(Rejection::no_domain(&event.key).into()),
+        }
+    }
+
+    fn decode(&self, form: &EventForm<'_>) -> Result<Event, Rejection> {
         let stream = self.js.names().events_stream();
-        let event = Publication {
+        Publication {
             subject_tail: form.key.map(EventKey::as_str).unwrap_or_default(),
+            tenant_token: None,
             headers: &form.headers,
             body: &form.body,
             stream: &stream,
@@ -115,16 +147,43 @@ impl Management {
             time: OffsetDateTime::now_utc(),
             max_size: usize::try_from(self.settings.events.max_size.as_u64()).unwrap_or(usize::MAX),
         }
-        .decode()?;
-        match self.categories().domain_of(&event.key) {
-            Some(_) => Ok(event),
-            None => Err(Rejection::no_domain(&event.key).into()),
-        }
+        .decode()
     }
 
     /// Publishes without a check: what the event-processor does not take it keeps as rejected. The id
     /// is the event's own; the stream's sequence makes one where there is none.
-    pub async fn send_event(
+    pub async fn send_event(&self, form: EventForm<'_>) -> Result<Published, ManagementError> {
+        let event = self.decode(&form).ok();
+        self.send(form, event.as_ref()).await
+    }
+
+    /// A publisher who got no answer publishes again: what was published within the duplicate window is
+    /// known, and not stored again. Two replicas that are asked at the same moment may both store it; the
+    /// outbox then drops the repetition.
+    async fn send(&self, form: EventForm<'_>, event: Option<&Event>) -> Result<Published, ManagementError> {
+        let Some(event) = event.filter(|event| event.has_given_id()) else {
+            return self.store_event(&form, None).await;
+        };
+        let message_id = event.message_id(self.message_ids().await?);
+        let _turn = self.publishing.turn(&message_id).await;
+        if let Some(sequence) = self.js.published_as(&message_id).await? {
+            let stream = self.js.names().events_stream();
+            return Ok(Published { stream, sequence, id: event.id.clone(), duplicate: true });
+        }
+        let mut headers = form.headers.clone();
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(MESSAGE_ID_HEADER)) {
+            headers.push((MESSAGE_ID_HEADER, &message_id));
+        }
+        let form = EventForm { key: form.key, headers, body: form.body };
+        let published = self.store_event(&form, Some(event.id.clone())).await?;
+        if let Err(error) = self.js.remember_published(&message_id, published.sequence).await {
+            // Whoever publishes it again is not told that it is known; the outbox knows it.
+            tracing::warn!(%error, "the id of a published event is not remembered");
+        }
+        Ok(published)
+    }
+
+    async fn store_event(
         &self,
         form: &EventForm<'_>,
         id: Option<String>,

@@ -256,6 +256,7 @@ impl Sample {
             headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let publication = Publication {
             subject_tail: self.key.as_str(),
+            tenant_token: None,
             headers: &headers,
             body: br#"{"test":true}"#,
             stream: "",

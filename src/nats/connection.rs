@@ -21,6 +21,8 @@ use super::subjects::Names;
 pub struct ConnectOptions {
     pub url: String,
     pub prefix: String,
+    /// First part of the subjects that answers come to; empty for the client's default.
+    pub inbox_prefix: String,
     pub name: String,
     pub credentials_file: Option<PathBuf>,
     pub nkey_seed_file: Option<PathBuf>,
@@ -86,6 +88,9 @@ impl JetStream {
                 }
                 std::future::ready(())
             });
+        if !options.inbox_prefix.is_empty() {
+            connect = connect.custom_inbox_prefix(&options.inbox_prefix);
+        }
         if let (Some(user), Some(password)) = (&options.user, &options.password) {
             connect = connect.user_and_password(user.clone(), password.expose_secret().to_owned());
         }

@@ -75,6 +75,14 @@ pub fn render(shape: &Shape) -> Vec<StreamDefinition> {
         (stream_file!("KV_hub-subscriptions"), None, None, vec![]),
         (stream_file!("KV_hub-tokens"), None, None, vec![]),
         (stream_file!("KV_hub-orders"), None, None, vec![]),
+        (stream_file!("KV_hub-keys"), None, None, vec![]),
+        (stream_file!("HUB_PUBLISHED"), None, Some(shape.duplicate_window), vec![]),
+        (
+            stream_file!("HUB_REJECTED"),
+            Some(shape.limits.rejected),
+            Some(shape.limits.rejected_max_age),
+            vec![],
+        ),
         (
             stream_file!("HUB_EVENTS"),
             Some(shape.limits.events),
@@ -85,12 +93,6 @@ pub fn render(shape: &Shape) -> Vec<StreamDefinition> {
             stream_file!("HUB_ATTEMPTS"),
             Some(shape.limits.attempts),
             Some(shape.limits.attempts_max_age),
-            vec![],
-        ),
-        (
-            stream_file!("HUB_REJECTED"),
-            Some(shape.limits.rejected),
-            Some(shape.limits.rejected_max_age),
             vec![],
         ),
         (
@@ -112,6 +114,10 @@ pub fn render(shape: &Shape) -> Vec<StreamDefinition> {
                 .flat_map(|domain| names.advisory_subjects(&names.outbox_stream(domain)))
                 .collect();
             config.insert("subjects".to_owned(), json!(subjects));
+        }
+        if name == names.events_stream() {
+            // A message id may be used by two tenants, or for two keys.
+            config.insert("duplicate_window".to_owned(), json!(0));
         }
         let consumers = consumers.into_iter().map(|file| consumer(file, shape, TEMPLATE_DOMAIN)).collect();
         streams.push(StreamDefinition { name, config, consumers });
@@ -153,6 +159,15 @@ pub fn lane(shape: &Shape, domain: &str, lane: &str) -> ConsumerDefinition {
         );
     }
     definition
+}
+
+/// The events stream for a server that has no way to switch de-duplication off: within the shortest
+/// window that it takes, a message id counts once whoever uses it.
+pub(super) fn with_shortest_window(mut stream: StreamDefinition) -> StreamDefinition {
+    if stream.config.remove("sources").is_some() {
+        stream.config.insert("duplicate_window".to_owned(), json!(nanos(Duration::from_millis(100))));
+    }
+    stream
 }
 
 fn consumer(file: &str, shape: &Shape, domain: &str) -> ConsumerDefinition {

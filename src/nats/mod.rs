@@ -11,6 +11,7 @@ mod error;
 mod holds;
 mod inspect;
 mod message;
+mod message_ids;
 mod orders;
 mod outbox;
 pub mod provision;

@@ -9,14 +9,19 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::connection::JetStream;
-use super::definitions::{ConsumerDefinition, Shape, StreamDefinition, render};
+use super::definitions::{ConsumerDefinition, Shape, StreamDefinition, render, with_shortest_window};
 use super::error::{ApiError, NatsError};
-use super::inspect::{ConsumerInfo, StreamInfo};
+use super::inspect::ConsumerInfo;
 use super::subjects::{SHARED_LANE, lane_consumer};
+use compare::{compare, overlay};
+
+mod compare;
 
 /// The oldest server whose atomic batches and schedules the hub relies on.
 pub const OLDEST_SERVER: (u64, u64, u64) = (2, 12, 9);
 pub const ADVISED_SERVER: (u64, u64, u64) = (2, 14, 1);
+/// The oldest server on which a stream with a source takes no part in de-duplication.
+const WINDOW_OPTIONAL_SINCE: (u64, u64, u64) = (2, 14, 0);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
@@ -131,7 +136,7 @@ pub async fn check_server(js: &JetStream, shape: &Shape) -> Result<(), Provision
         Err(error) => return Err(error.into()),
     };
     let mut missing = Vec::new();
-    for stream in render(shape) {
+    for stream in wanted(js, shape) {
         match js.stream_info(&stream.name).await {
             Ok(_) => {}
             Err(error) if error.is_not_found() => missing.push(stream),
@@ -160,11 +165,20 @@ pub async fn check_server(js: &JetStream, shape: &Shape) -> Result<(), Provision
     Ok(())
 }
 
+/// The definitions, as the connected server can carry them out.
+fn wanted(js: &JetStream, shape: &Shape) -> Vec<StreamDefinition> {
+    let streams = render(shape);
+    if version(&js.server_version()) >= WINDOW_OPTIONAL_SINCE {
+        return streams;
+    }
+    streams.into_iter().map(with_shortest_window).collect()
+}
+
 /// Makes what is missing and mends what differs.
 pub async fn apply(js: &JetStream, shape: &Shape) -> Result<Provisioned, ProvisionError> {
     check_server(js, shape).await?;
     let mut done = Provisioned::default();
-    for stream in render(shape) {
+    for stream in wanted(js, shape) {
         apply_stream(js, &stream, &mut done).await?;
         for consumer in &stream.consumers {
             apply_consumer(js, &stream.name, consumer, &mut done).await?;
@@ -177,7 +191,7 @@ pub async fn apply(js: &JetStream, shape: &Shape) -> Result<Provisioned, Provisi
 pub async fn check(js: &JetStream, shape: &Shape) -> Result<Vec<Drift>, ProvisionError> {
     check_server(js, shape).await?;
     let mut drifts = Vec::new();
-    for stream in render(shape) {
+    for stream in wanted(js, shape) {
         let what = format!("stream {}", stream.name);
         match js.stream_info(&stream.name).await {
             Ok(info) => drifts.extend(compare(&what, &stream.config, &info.config, Some(&info))),
@@ -294,84 +308,6 @@ impl JetStream {
     }
 }
 
-/// The definition's fields that differ from the server's config. What the definition does not
-/// name is the operator's own.
-fn compare(
-    what: &str,
-    wanted: &Map<String, Value>,
-    found: &Map<String, Value>,
-    stream: Option<&StreamInfo>,
-) -> Vec<Drift> {
-    let mut drifts = Vec::new();
-    for (field, wanted) in wanted {
-        let found = found.get(field).cloned().unwrap_or(Value::Null);
-        if field == "metadata" {
-            let kept = |key: &String, value: &Value| found.get(key).is_some_and(|there| there == value);
-            if wanted.as_object().is_some_and(|fields| fields.iter().all(|(key, value)| kept(key, value))) {
-                continue;
-            }
-        } else if equal(wanted, &found) {
-            continue;
-        }
-        let loses = stream.is_some_and(|info| would_lose(field, wanted, &found, info));
-        let (field, wanted) = (field.clone(), wanted.clone());
-        drifts.push(Drift {
-            what: what.to_owned(),
-            kind: if loses {
-                DriftKind::WouldLose { field, wanted, found }
-            } else {
-                DriftKind::Differs { field, wanted, found }
-            },
-        });
-    }
-    drifts
-}
-
-/// The server leaves a default out of its answer.
-fn equal(wanted: &Value, found: &Value) -> bool {
-    let default = |value: &Value| match value {
-        Value::Null => true,
-        Value::Bool(flag) => !flag,
-        Value::Number(number) => number.as_i64() == Some(0),
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-    };
-    wanted == found || (default(wanted) && default(found))
-}
-
-/// Whether setting the field would make the server drop what stands in the stream.
-fn would_lose(field: &str, wanted: &Value, found: &Value, info: &StreamInfo) -> bool {
-    if info.state.messages == 0 {
-        return false;
-    }
-    // -1 and 0 mean no limit.
-    let limit = |value: &Value| value.as_i64().filter(|number| *number > 0).map_or(u64::MAX, |n| n as u64);
-    match field {
-        "max_bytes" => limit(wanted) < info.state.bytes,
-        "max_msgs" => limit(wanted) < info.state.messages,
-        // Ages and counts per subject cannot be told from the state: shrinking is never safe.
-        "max_age" | "max_msgs_per_subject" => limit(wanted) < limit(found),
-        "retention" | "subjects" => true,
-        _ => false,
-    }
-}
-
-fn overlay(base: &Map<String, Value>, drifts: &[Drift]) -> Map<String, Value> {
-    let mut config = base.clone();
-    for drift in drifts {
-        if let DriftKind::Differs { field, wanted, .. } = &drift.kind {
-            match (config.get_mut(field), wanted) {
-                (Some(Value::Object(there)), Value::Object(fields)) => there.extend(fields.clone()),
-                _ => {
-                    config.insert(field.clone(), wanted.clone());
-                }
-            }
-        }
-    }
-    config
-}
-
 fn no_room(stream: &StreamDefinition, error: NatsError) -> ProvisionError {
     match error {
         NatsError::Api { source, .. } => ProvisionError::NoRoom {
@@ -411,31 +347,5 @@ mod tests {
         assert!(version("2.10.25") < OLDEST_SERVER);
         assert!(version("2.12.9") >= OLDEST_SERVER);
         assert!(version("v2.15.1-RC.2") >= ADVISED_SERVER);
-    }
-
-    fn info(messages: u64, bytes: u64) -> StreamInfo {
-        serde_json::from_value(json!({
-            "config": {}, "state": {"messages": messages, "bytes": bytes, "first_seq": 1, "last_seq": messages}
-        }))
-        .unwrap()
-    }
-
-    #[test]
-    fn a_limit_below_what_stands_there_is_never_applied() {
-        let wanted = json!({"max_bytes": 100});
-        let found = json!({"max_bytes": 1000});
-        let kind = |info| {
-            compare("s", wanted.as_object().unwrap(), found.as_object().unwrap(), Some(&info)).remove(0).kind
-        };
-        assert!(matches!(kind(info(5, 500)), DriftKind::WouldLose { .. }));
-        assert!(matches!(kind(info(1, 50)), DriftKind::Differs { .. }));
-        assert!(matches!(kind(info(0, 0)), DriftKind::Differs { .. }));
-    }
-
-    #[test]
-    fn a_default_that_the_server_leaves_out_is_no_drift() {
-        let wanted = json!({"max_age": 0, "deny_purge": false, "metadata": {"hub.role": "events"}});
-        let found = json!({"metadata": {"hub.role": "events", "_nats.ver": "2.15.1"}});
-        assert_eq!(compare("s", wanted.as_object().unwrap(), found.as_object().unwrap(), None), vec![]);
     }
 }

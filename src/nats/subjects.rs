@@ -3,7 +3,7 @@
 use crate::domain::access::TokenId;
 use crate::domain::order::OrderId;
 use crate::domain::subscription::SubscriptionId;
-use crate::domain::token::safe_token;
+use crate::domain::token::{safe_token, tenant_token};
 
 /// The lane every subscription starts in.
 pub const SHARED_LANE: &str = "shared";
@@ -13,6 +13,15 @@ pub const SHARED_LANE: &str = "shared";
 pub struct Names {
     prefix: String,
     upper: String,
+}
+
+/// A parsed `<prefix>.events.<tail>` or `<prefix>.from.<tenant token>.<tail>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventSubject<'a> {
+    /// The event key, if the publisher named one there.
+    pub tail: &'a str,
+    /// The tenant's token (see [`tenant_token`]) that the subject binds the event to.
+    pub tenant_token: Option<&'a str>,
 }
 
 /// A parsed `<prefix>.outbox.<domain>.<lane>.<subscription>`.
@@ -111,6 +120,25 @@ impl Names {
         format!("$KV.{}.>", self.orders_bucket())
     }
 
+    /// Ids of the events that were published through the hub a short while ago.
+    pub fn published_stream(&self) -> String {
+        format!("{}_PUBLISHED", self.upper)
+    }
+
+    /// Where the stream remembers one. `id`: a [message id](crate::domain::message_id) of the hub's own.
+    pub fn published(&self, id: &str) -> String {
+        format!("{}.published.{id}", self.prefix)
+    }
+
+    pub fn keys_stream(&self) -> String {
+        format!("KV_{}-keys", self.prefix)
+    }
+
+    /// The secret that message ids are made with.
+    pub fn message_ids_key(&self) -> String {
+        format!("$KV.{}-keys.message-ids", self.prefix)
+    }
+
     pub fn subscription_of_key<'a>(&self, subject: &'a str) -> Option<&'a str> {
         subject.strip_prefix("$KV.")?.strip_prefix(self.subscriptions_bucket().as_str())?.strip_prefix('.')
     }
@@ -120,9 +148,19 @@ impl Names {
         format!("{}.events.{tail}", self.prefix)
     }
 
-    /// What follows `<prefix>.events.`
-    pub fn event_tail<'a>(&self, subject: &'a str) -> Option<&'a str> {
-        subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".events.")
+    /// `<prefix>.from.<tenant>.<tail>`: the subject that binds an event to a tenant.
+    pub fn event_from(&self, tenant: &str, tail: &str) -> String {
+        format!("{}.from.{}.{tail}", self.prefix, tenant_token(tenant))
+    }
+
+    /// `None` for a subject of no publication.
+    pub fn parse_event<'a>(&self, subject: &'a str) -> Option<EventSubject<'a>> {
+        let rest = subject.strip_prefix(self.prefix.as_str())?;
+        if let Some(tail) = rest.strip_prefix(".events.") {
+            return Some(EventSubject { tail, tenant_token: None });
+        }
+        let (token, tail) = rest.strip_prefix(".from.")?.split_once('.')?;
+        Some(EventSubject { tail, tenant_token: Some(token) })
     }
 
     pub fn outbox(&self, domain: &str, lane: &str, subscription: &str) -> String {
@@ -287,6 +325,22 @@ mod tests {
         let dead = names.dead_letter(&subject);
         assert_eq!(names.parse_dead_letter(&dead), Some(parsed));
         assert_eq!(names.parse_outbox(&dead), None, "a dead letter is not an outbox subject");
+    }
+
+    #[test]
+    fn the_subjects_of_publications_round_trip() {
+        let names = Names::new("acme");
+        let free = EventSubject { tail: "user.created", tenant_token: None };
+        assert_eq!(names.parse_event(&names.event("user.created")), Some(free));
+        let bound = names.event_from("a.b", "user.created");
+        assert_eq!(bound, "acme.from.a=b.user.created");
+        let bound = names.parse_event(&bound).unwrap();
+        assert_eq!((bound.tail, bound.tenant_token), ("user.created", Some("a=b")));
+        for other in
+            ["hub.events.user.created", "acme.from.a", "acme.from", "acme.outbox.a.b.c", "acmes.events.a"]
+        {
+            assert_eq!(names.parse_event(other), None, "{other}");
+        }
     }
 
     #[test]

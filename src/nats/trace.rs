@@ -11,10 +11,12 @@ use super::dead_letters::DeadLetterQuery;
 use super::error::NatsError;
 use super::inspect::StoredMessage;
 use super::publish::one_line;
+use super::subjects::EventSubject;
 use crate::domain::attempt_record::AttemptRecord;
 use crate::domain::envelope::Envelope;
 use crate::domain::event::{Event, Publication, Rejection};
 use crate::domain::subscription::is_tenant;
+use crate::domain::token::tenant_of_token;
 use crate::domain::trace::{Findings, LastAttempt, Logged, Owed, Rejected, Waiting};
 
 /// Which event, and where it is looked for.
@@ -127,14 +129,16 @@ impl JetStream {
         self.browse(&names.rejected_stream(), &names.rejected("*"), query.since, |message| {
             let made_up = message.header("Hub-Sequence").map(|sequence| format!("{events}-{sequence}"));
             let given = ["Hub-Original-Nats-Msg-Id", "ce-id"].map(|name| message.header(name));
-            let inside = || Structured::read(&message.payload).id == query.event_id.as_str();
+            let inside = || Structured::read(&message.payload).has_id(&query.event_id);
             let known = given.contains(&Some(&query.event_id)) || made_up.as_ref() == Some(&query.event_id);
             if let (true, Some(at)) = (known || inside(), stored_at(&message)) {
                 let text = |name: &str| message.header(name).unwrap_or_default().to_owned();
-                let tail = message.header("Hub-Subject").and_then(|subject| names.event_tail(subject));
-                let tenant = match decode(&message, tail.unwrap_or_default(), &events) {
-                    Ok(event) => Some(event.tenant),
-                    Err(_) => tenant_named(&message),
+                let place = message.header("Hub-Subject").and_then(|subject| names.parse_event(subject));
+                let tenant = match (decode(&message, place, &events), place.and_then(|at| at.tenant_token)) {
+                    (Ok(event), _) => Some(event.tenant),
+                    // What the subject binds decides, not what was claimed.
+                    (Err(_), Some(token)) => tenant_of_token(token),
+                    (Err(_), None) => tenant_named(&message),
                 };
                 rejected.push(Rejected { at, tenant, reason: text("Hub-Reason"), detail: text("Hub-Error") });
             }
@@ -145,11 +149,10 @@ impl JetStream {
     async fn trace_waiting(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
         let (names, waiting) = (self.names(), &mut findings.waiting);
         let stream = names.events_stream();
-        self.browse(&stream, &names.event(">"), query.since, |message| {
+        self.browse(&stream, ">", query.since, |message| {
             let Some(at) = stored_at(&message) else { return };
-            let tail = names.event_tail(&message.subject).unwrap_or_default();
             // What cannot be decoded will be rejected, and found there.
-            if let Ok(event) = decode(&message, tail, &stream)
+            if let Ok(event) = decode(&message, names.parse_event(&message.subject), &stream)
                 && event.id == query.event_id
             {
                 waiting.push(Waiting { at, key: event.key.as_str().to_owned(), tenant: event.tenant });
@@ -170,25 +173,38 @@ impl JetStream {
     }
 }
 
-/// A structured CloudEvent, as far as it got to being one.
+/// A structured CloudEvent or an outbox's envelope, as far as it got to being one.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Structured {
     id: Value,
     tenant: Value,
+    metadata: Value,
 }
 
 impl Structured {
+    fn has_id(&self, id: &str) -> bool {
+        [Some(&self.id), self.metadata.pointer("/headers/id")]
+            .iter()
+            .flatten()
+            .any(|found| found.as_str() == Some(id))
+    }
+
     fn read(body: &[u8]) -> Self {
         serde_json::from_slice(body).unwrap_or_default()
     }
 }
 
 /// The event of a stored publication, however large.
-fn decode(message: &StoredMessage, subject_tail: &str, stream: &str) -> Result<Event, Rejection> {
+fn decode(
+    message: &StoredMessage,
+    place: Option<EventSubject<'_>>,
+    stream: &str,
+) -> Result<Event, Rejection> {
     let headers = message.header_pairs();
     Publication {
-        subject_tail,
+        subject_tail: place.map_or("", |place| place.tail),
+        tenant_token: place.and_then(|place| place.tenant_token),
         headers: &headers,
         body: &message.payload,
         stream,

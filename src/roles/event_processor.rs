@@ -4,6 +4,7 @@
 
 mod committer;
 mod planner;
+mod recent;
 mod resolver;
 
 use std::collections::VecDeque;

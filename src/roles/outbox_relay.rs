@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::message_id::MessageIds;
 use crate::domain::outbox::{Destination, INTERNAL, RetryPolicy};
 use crate::health::Readiness;
 use crate::metrics::Metrics;
@@ -100,10 +101,11 @@ pub struct OutboxRelay {
 }
 
 impl OutboxRelay {
-    /// `js`: the internal broker.
+    /// `js`: the internal broker, whose messages get their ids from `message_ids`.
     pub fn new(
         store: Store,
         js: JetStream,
+        message_ids: MessageIds,
         external: Vec<ExternalTarget>,
         settings: OutboxRelaySettings,
         metrics: Metrics,
@@ -113,7 +115,7 @@ impl OutboxRelay {
             name: INTERNAL.to_owned(),
             scope: Scope::Internal,
             route: Route::Internal(js.names().clone()),
-            broker: Arc::new(Internal::new(js)),
+            broker: Arc::new(Internal::new(js, message_ids)),
         };
         let external = external.into_iter().map(|target| Target {
             name: target.name,

@@ -70,6 +70,7 @@ pub struct Nats {
     pub url: String,
     pub prefix: String,
     pub replicas: usize,
+    pub inbox_prefix: String,
     #[serde(deserialize_with = "unset_if_empty")]
     pub credentials_file: Option<PathBuf>,
     #[serde(deserialize_with = "unset_if_empty")]

@@ -34,6 +34,14 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
+/// One or more tokens, none of which is a wildcard or belongs to the server (`$JS`, `$KV`).
+fn is_inbox_prefix(text: &str) -> bool {
+    text.len() <= 64
+        && text.split('.').all(|token| {
+            !token.is_empty() && token.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+        })
+}
+
 const NAME: &str = "must be 1 to 32 of a-z, 0-9 and '-', and start with a letter or digit";
 
 pub(super) struct Findings<'a> {
@@ -81,6 +89,16 @@ impl Findings<'_> {
             }
         }
         self.require(is_name(&nats.prefix), "nats.prefix", NAME);
+        self.require(
+            is_inbox_prefix(&nats.inbox_prefix),
+            "nats.inbox_prefix",
+            "must be 1 to 64 of A-Z, a-z, 0-9, '_', '-' and '.', without an empty token",
+        );
+        self.require(
+            nats.inbox_prefix.split('.').next() != Some(nats.prefix.as_str()),
+            "nats.inbox_prefix",
+            "must not begin with nats.prefix: streams would store the answers",
+        );
         self.require(
             matches!(nats.replicas, 1 | 3 | 5),
             "nats.replicas",

@@ -102,11 +102,9 @@ pub async fn stored(broker: &TestBroker, name: &str, count: u64) -> Vec<Stored> 
     let mut found = Vec::new();
     for sequence in 1..=stream.cached_info().state.last_sequence {
         let message = stream.get_raw_message(sequence).await.expect("nothing was taken out");
-        found.push(Stored {
-            subject: message.subject.to_string(),
-            id: message.headers.get("Nats-Msg-Id").expect("each has an id").to_string(),
-            body: serde_json::from_slice(&message.payload).expect("envelopes are JSON"),
-        });
+        let body: Value = serde_json::from_slice(&message.payload).expect("envelopes are JSON");
+        let id = body["metadata"]["headers"]["id"].as_str().expect("each has an id").to_owned();
+        found.push(Stored { subject: message.subject.to_string(), id, body });
     }
     found
 }

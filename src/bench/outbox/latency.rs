@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, timeout};
 
 use super::Bench;
-use super::ledger::{Ledger, id};
+use super::ledger::{Ledger, event_id, id};
 use super::load::{empty, event, running, settings, wait_until_settled};
 use crate::bench::error::BenchError;
 use crate::bench::report::{Figure, Goal, Measure, Unit};
@@ -134,10 +134,9 @@ impl Subscriber {
                 && let Ok(Some(message)) = timeout(PATIENCE, messages.next()).await
             {
                 let now = Instant::now();
-                let headers = message.headers.as_ref();
-                let id = headers.and_then(|headers| headers.get("Nats-Msg-Id")).map_or("", |id| id.as_str());
-                ledger.arrived(id);
-                arrived.entry(id.to_owned()).or_insert(now);
+                let id = event_id(&message.payload);
+                ledger.arrived(&id);
+                arrived.entry(id).or_insert(now);
             }
             drop(client);
             (arrived, ledger)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -92,7 +93,7 @@ impl Ledger {
     pub async fn read(&mut self, js: &JetStream) -> Result<Option<Span>, BenchError> {
         let mut span = None::<Span>;
         js.browse(&js.names().events_stream(), &js.names().event(">"), None, |message| {
-            self.arrived(message.header("Nats-Msg-Id").unwrap_or_default());
+            self.arrived(&event_id(&message.payload));
             if let Ok(at) = OffsetDateTime::parse(&message.time, &Rfc3339) {
                 let at = Duration::from_nanos(u64::try_from(at.unix_timestamp_nanos()).unwrap_or_default());
                 span = Some(span.map_or(Span { first: at, last: at }, |span| span.and(at)));
@@ -101,6 +102,28 @@ impl Ledger {
         .await?;
         Ok(span)
     }
+}
+
+/// The id of an event, bare or in an outbox's envelope.
+pub(super) fn event_id(body: &[u8]) -> String {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Body {
+        id: Option<String>,
+        metadata: Metadata,
+    }
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Metadata {
+        headers: Headers,
+    }
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Headers {
+        id: Option<String>,
+    }
+    let body: Body = serde_json::from_slice(body).unwrap_or_default();
+    body.metadata.headers.id.or(body.id).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! From a publication on `<prefix>.events.>` to an event: bare JSON, CloudEvents in binary mode or
+//! From a publication on `<prefix>.events.>` or `<prefix>.from.<tenant>.>` to an event: bare JSON, CloudEvents in binary mode or
 //! in structured mode (CloudEvents NATS protocol binding 1.0.3), or the envelope of an outbox.
 
 use std::borrow::Cow;
@@ -13,10 +13,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::cloudevents::Members;
-use super::{Data, Event, RejectReason, Rejection, is_attribute_name, is_json, media_type};
+use super::{Data, Event, RejectReason, Rejection, is_attribute_name, is_json, media_type, tenant};
 use crate::domain::key::EventKey;
 use crate::domain::outbox;
-use crate::domain::subscription::is_tenant;
 
 /// The most bytes of all attributes together. With the data's own bound it keeps an envelope
 /// within what a server takes in one message.
@@ -27,8 +26,10 @@ const JSON: &str = "application/json";
 /// A message on the events stream.
 #[derive(Debug, Clone, Copy)]
 pub struct Publication<'a> {
-    /// The subject after `<prefix>.events.`.
+    /// The subject after `<prefix>.events.` or `<prefix>.from.<tenant>.`.
     pub subject_tail: &'a str,
+    /// The `<tenant>` of a subject that binds the event to one, as it stands there.
+    pub tenant_token: Option<&'a str>,
     /// In the message's order; names are compared in any case.
     pub headers: &'a [(&'a str, &'a str)],
     pub body: &'a [u8],
@@ -195,16 +196,7 @@ impl<'a> Publication<'a> {
         let key: EventKey = key.parse().map_err(|error: crate::domain::key::InvalidKey| {
             Rejection::new(RejectReason::InvalidKey, error.to_string()).at("type")
         })?;
-        let tenant = match attributes.tenant.take() {
-            Some(tenant) => tenant,
-            None => self.header("hub-tenant").unwrap_or("default").to_owned(),
-        };
-        if !is_tenant(&tenant) {
-            return Err(malformed(format!(
-                "the tenant {tenant:?} is no tenant name; use 1 to 64 letters, digits, '_', '.' and '-'"
-            ))
-            .at("tenant"));
-        }
+        let tenant = tenant::of_event(self.tenant_token, attributes.tenant.take(), self.headers)?;
         if !attributes.extensions.contains_key("traceparent")
             && let Some(traceparent) = self.header("traceparent").filter(|value| is_traceparent(value))
         {
@@ -220,13 +212,13 @@ impl<'a> Publication<'a> {
         let source = attributes.source.take().unwrap_or_default();
         let (id, identity) = match attributes.id.take() {
             Some(id) => {
-                let identity = super::given_identity(&source, &id);
+                let identity = super::given_identity(&source, &key, &id);
                 (id, identity)
             }
             None => {
                 let id = format!("{}-{}", self.stream, self.sequence);
-                let identity = format!("{}:{source}:{id}:{}", source.len(), self.time.unix_timestamp_nanos());
-                (id, identity)
+                let given = super::given_identity(&source, &key, &id);
+                (id, format!("{given}:{}", self.time.unix_timestamp_nanos()))
             }
         };
         let event = Event {
@@ -415,7 +407,7 @@ impl Attributes {
     }
 }
 
-fn malformed(detail: impl Into<String>) -> Rejection {
+pub(super) fn malformed(detail: impl Into<String>) -> Rejection {
     Rejection::new(RejectReason::Malformed, detail)
 }
 
@@ -427,7 +419,7 @@ fn ce_name(header: &str) -> Option<&str> {
 
 /// The value of a `ce-` header: quotes taken off, then percent-decoded once (CloudEvents HTTP
 /// binding 1.0.2 section 3.1.3.2, whose rule the NATS binding follows).
-fn header_value(header: &str, value: &str) -> Result<String, Rejection> {
+pub(super) fn header_value(header: &str, value: &str) -> Result<String, Rejection> {
     let value = value.trim();
     let unquoted: Cow<'_, str> = match value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         Some(quoted) => unescape(quoted).into(),

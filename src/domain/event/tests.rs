@@ -14,7 +14,8 @@ fn publication<'a>(
     body: &'a [u8],
 ) -> Publication<'a> {
     let time = datetime!(2026-01-31 12:00:00.5 UTC);
-    Publication { subject_tail, headers, body, stream: "HUB_EVENTS", sequence: 7, time, max_size: 4096 }
+    let (tenant_token, stream) = (None, "HUB_EVENTS");
+    Publication { subject_tail, tenant_token, headers, body, stream, sequence: 7, time, max_size: 4096 }
 }
 
 fn decode(subject_tail: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Result<Event, Rejection> {
@@ -36,7 +37,7 @@ fn bare_json_takes_key_id_and_time_from_the_message() {
         (event.id.as_str(), event.tenant.as_str(), event.source.as_str()),
         ("HUB_EVENTS-7", "default", "nats")
     );
-    assert_eq!(event.identity, "4:nats:HUB_EVENTS-7:1769860800500000000");
+    assert_eq!(event.identity, "4:nats:user.created:HUB_EVENTS-7:1769860800500000000");
     assert_eq!(event.time, "2026-01-31T12:00:00.5Z");
     // The data's own bytes: no number is re-written.
     assert!(event.to_cloudevent().get().ends_with(r#""data":{"user_id": 1.50}}"#));
@@ -55,7 +56,7 @@ fn bare_json_takes_headers_in_any_case() {
         [("nats-MSG-id", "m 1"), ("hub-Tenant", "acme"), ("Hub-Source", "idp"), ("Traceparent", trace)];
     let event = decode("user.created", &headers, "[1]").unwrap();
     assert_eq!((event.id.as_str(), event.tenant.as_str(), event.source.as_str()), ("m 1", "acme", "idp"));
-    assert_eq!(event.identity, "3:idp:m 1");
+    assert_eq!(event.identity, "3:idp:user.created:m 1");
     assert_eq!(event.extensions["traceparent"], trace);
     // Empty headers are none; a malformed trace context is ignored.
     let event = decode("user.created", &[("Nats-Msg-Id", ""), ("traceparent", "00-x-y-01")], "1").unwrap();
@@ -85,7 +86,7 @@ fn binary_mode_reads_the_headers() {
     assert_eq!((event.tenant.as_str(), event.time.as_str()), ("acme", "2026-01-01T00:00:00+02:00"));
     assert_eq!(event.subject.as_deref(), Some("quoted \"name\""));
     assert_eq!(event.extensions, BTreeMap::from([("published".to_owned(), json!("true"))]));
-    assert_eq!(event.identity, format!("{}:/idp/€ x:a.b *>", "/idp/€ x".len()));
+    assert_eq!(event.identity, format!("{}:/idp/€ x:role.granted:a.b *>", "/idp/€ x".len()));
     assert!(matches!(&event.data, Data::Json(json) if json.get() == r#"{"a":1}"#));
 }
 
@@ -209,7 +210,7 @@ fn bad_publications_are_rejected_with_what_to_mend() {
 #[test]
 fn reasons_are_subject_tokens() {
     let names = RejectReason::ALL.map(RejectReason::as_str);
-    assert_eq!(names, ["malformed", "invalid-key", "no-domain", "too-large"]);
+    assert_eq!(names, ["malformed", "invalid-key", "no-domain", "too-large", "tenant-mismatch"]);
     let rejection = Rejection::no_domain(&"invoice.paid".parse().unwrap());
     assert!(rejection.reason == RejectReason::NoDomain && rejection.detail.contains("invoice.paid"));
 }
@@ -222,6 +223,8 @@ fn the_same_id_from_two_sources_is_two_events() {
     };
     assert_ne!(identity("a", "1"), identity("b", "1"));
     assert_ne!(identity("a:1", "1"), identity("a", "1:1"));
+    let of_key = |key: &str| decode(key, &[("Nats-Msg-Id", "1")], "{}").unwrap().identity;
+    assert_ne!(of_key("user.created"), of_key("user.changed"), "one message id for two keys is two events");
     assert_eq!(identity("a", "1"), identity("a", "1"));
 }
 
@@ -363,7 +366,7 @@ fn an_outbox_envelope_becomes_a_clean_cloudevent() {
     // The headers that a relay sets do not make it something else.
     let headers = [ENVELOPE, ("Nats-Msg-Id", "e-1"), ("ce-id", "other")];
     let event = decode("whatever.subject", &headers, envelope().to_string()).unwrap();
-    assert_eq!(event.identity, "3:idp:e-1");
+    assert_eq!(event.identity, "3:idp:user.created:e-1");
     assert_eq!(
         out(&event),
         json!({

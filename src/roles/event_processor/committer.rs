@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
+use super::recent::Recent;
 use crate::metrics::DomainMetrics;
 use crate::nats::{Acker, BatchError, JetStream, MOST_PER_BATCH, NatsError, Outgoing};
 
@@ -33,6 +34,7 @@ pub(super) struct Committer {
     domain: String,
     metrics: DomainMetrics,
     blocked: Option<Blocked>,
+    recent: Recent,
     /// The same for whoever plans.
     tell_blocked: Arc<AtomicBool>,
 }
@@ -50,7 +52,7 @@ impl Committer {
         metrics: DomainMetrics,
         tell_blocked: Arc<AtomicBool>,
     ) -> Self {
-        Self { js, domain, metrics, blocked: None, tell_blocked }
+        Self { js, domain, metrics, blocked: None, recent: Recent::default(), tell_blocked }
     }
 
     /// Runs until the channel is closed and empty.
@@ -87,7 +89,7 @@ impl Committer {
         for planned in &mut group {
             envelopes.append(&mut planned.envelopes);
         }
-        match self.write(&envelopes).await {
+        match self.write(envelopes).await {
             Ok(()) => {
                 if self.blocked.take().is_some() {
                     self.tell_blocked.store(false, Ordering::Relaxed);
@@ -108,8 +110,9 @@ impl Committer {
 
     /// One batch where it fits; an event with more envelopes than a batch takes several, and an
     /// event that comes again is published one by one: the stream drops what it has.
-    async fn write(&self, envelopes: &[Outgoing]) -> Result<(), NatsError> {
-        for batch in envelopes.chunks(MOST_PER_BATCH) {
+    async fn write(&mut self, envelopes: Vec<Outgoing>) -> Result<(), NatsError> {
+        let (new, known) = self.recent.split(envelopes);
+        for batch in new.chunks(MOST_PER_BATCH) {
             match self.js.commit(batch).await {
                 Ok(()) => {}
                 Err(BatchError::Duplicate) => {
@@ -123,6 +126,12 @@ impl Committer {
                 }
                 Err(BatchError::Nats(error)) => return Err(error),
             }
+            self.recent.committed(batch);
+        }
+        if !known.is_empty() {
+            // The stream decides: what it has, it drops.
+            let added = self.js.publish_each(&known).await?;
+            tracing::debug!(domain = self.domain, envelopes = known.len(), added, "repeated envelopes");
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::domain::envelope::FanOut;
 use crate::domain::event::{Event, Publication, RejectReason, Rejection};
 use crate::domain::index::Entry;
 use crate::metrics::{DomainMetrics, Metrics};
-use crate::nats::subjects::SHARED_LANE;
+use crate::nats::subjects::{EventSubject, SHARED_LANE};
 use crate::nats::{Acker, Delivered, JetStream, Outgoing};
 
 /// Rejected publications stored at once.
@@ -154,8 +154,12 @@ impl Planner {
         let headers: Vec<(&str, &str)> = message.header_pairs().collect();
         let time = OffsetDateTime::from_unix_timestamp_nanos(message.stored_at_nanos)
             .unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let place = self.js.names().parse_event(&message.subject);
+        let EventSubject { tail, tenant_token } =
+            place.unwrap_or(EventSubject { tail: &message.subject, tenant_token: None });
         Publication {
-            subject_tail: self.js.names().event_tail(&message.subject).unwrap_or(&message.subject),
+            subject_tail: tail,
+            tenant_token,
             headers: &headers,
             body: &message.payload,
             stream: &stream,

@@ -3,21 +3,25 @@
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use crate::domain::message_id::MessageIds;
 use crate::nats::{JetStream, NatsError};
 use crate::sinks::{Broker, Outgoing, PublishError, Published};
 
-/// Publishes over the hub's own connection; the stream drops what it has by the message id.
+/// Publishes over the hub's own connection. A repetition is dropped by the outbox of its domain. The
+/// message id is not the row's, which a producer could guess and use first.
 pub(super) struct Internal {
     js: JetStream,
+    message_ids: MessageIds,
 }
 
 impl Internal {
-    pub(super) fn new(js: JetStream) -> Self {
-        Self { js }
+    pub(super) fn new(js: JetStream, message_ids: MessageIds) -> Self {
+        Self { js, message_ids }
     }
 
     async fn publish_one(&self, message: &Outgoing) -> Result<(), NatsError> {
-        let mut headers = vec![("Nats-Msg-Id", message.id.as_str())];
+        let message_id = self.message_ids.id(&["outbox", &message.id]);
+        let mut headers = vec![("Nats-Msg-Id", message_id.as_str())];
         headers.extend(message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         self.js.publish(&message.stream, message.body.clone(), &headers).await?;
         Ok(())

@@ -1,0 +1,88 @@
+//! The envelopes that this committer committed a short while ago.
+//!
+//! One repeated envelope makes the server refuse a whole batch. Those that are known here are published
+//! one by one instead, so that a publisher who repeats himself costs the others nothing.
+
+use std::collections::HashSet;
+
+use crate::nats::Outgoing;
+
+/// Ids of one generation; there are two.
+const MOST: usize = 32 * 1024;
+
+#[derive(Default)]
+pub(super) struct Recent {
+    newer: HashSet<Box<str>>,
+    older: HashSet<Box<str>>,
+}
+
+impl Recent {
+    /// Those that are new, and those that were committed already or stand twice in the group.
+    pub(super) fn split(&self, envelopes: Vec<Outgoing>) -> (Vec<Outgoing>, Vec<Outgoing>) {
+        let mut repeated = HashSet::new();
+        {
+            let mut group: HashSet<&str> = HashSet::with_capacity(envelopes.len());
+            for (at, envelope) in envelopes.iter().enumerate() {
+                let id = envelope.message_id.as_str();
+                if self.newer.contains(id) || self.older.contains(id) || !group.insert(id) {
+                    repeated.insert(at);
+                }
+            }
+        }
+        if repeated.is_empty() {
+            return (envelopes, Vec::new());
+        }
+        let (mut new, mut known) = (Vec::with_capacity(envelopes.len()), Vec::new());
+        for (at, envelope) in envelopes.into_iter().enumerate() {
+            if repeated.contains(&at) { known.push(envelope) } else { new.push(envelope) }
+        }
+        (new, known)
+    }
+
+    pub(super) fn committed(&mut self, envelopes: &[Outgoing]) {
+        for envelope in envelopes {
+            if self.newer.len() >= MOST {
+                self.older = std::mem::take(&mut self.newer);
+            }
+            self.newer.insert(envelope.message_id.as_str().into());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn envelopes(ids: impl IntoIterator<Item = usize>) -> Vec<Outgoing> {
+        let outgoing = |id: usize| Outgoing {
+            subject: String::new(),
+            message_id: format!("env_{id}"),
+            payload: Bytes::new(),
+            headers: Vec::new(),
+        };
+        ids.into_iter().map(outgoing).collect()
+    }
+
+    fn ids(envelopes: &[Outgoing]) -> Vec<&str> {
+        envelopes.iter().map(|envelope| envelope.message_id.as_str()).collect()
+    }
+
+    #[test]
+    fn repetitions_are_told_apart_in_their_order() {
+        let mut recent = Recent::default();
+        recent.committed(&envelopes([1, 2]));
+        let (new, known) = recent.split(envelopes([3, 1, 4, 3, 2]));
+        assert_eq!((ids(&new), ids(&known)), (vec!["env_3", "env_4"], vec!["env_1", "env_3", "env_2"]));
+        assert_eq!(recent.split(envelopes([5, 6])).1.len(), 0);
+    }
+
+    #[test]
+    fn it_remembers_many_and_not_for_ever() {
+        let mut recent = Recent::default();
+        recent.committed(&envelopes(0..3 * MOST));
+        assert!(recent.newer.len() + recent.older.len() <= 2 * MOST);
+        assert_eq!(recent.split(envelopes([3 * MOST - 1, 2 * MOST, 0])).1.len(), 2);
+    }
+}
