@@ -4,7 +4,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod accounts;
 mod ids;
+mod secured;
 mod tenants;
 
 use std::time::Duration;
