@@ -26,6 +26,7 @@ async fn serve(broker: &str, args: &[&str]) -> Hub {
 
 fn letter(id: &str) -> DeadLetter {
     DeadLetter {
+        incarnation: Default::default(),
         id: id.to_owned(),
         domain: "policy-client".to_owned(),
         subscription: "crm".to_owned(),

@@ -139,6 +139,38 @@ async fn lists_are_filtered_and_come_in_pages() {
         }
     }
     assert_eq!(seen, ["s0", "s1", "s2", "s3", "s4", "s5", "s6"]);
+    // Pages go on behind one tenant's where several have an id.
+    for tenant in ["acme", "a.b", "globex"] {
+        let mut body = plain("s3");
+        body["tenant"] = json!(tenant);
+        api.post("/v1/subscriptions", &body).await.expect(201);
+    }
+    let (mut seen, mut path) = (Vec::new(), "/v1/subscriptions?event=user.created&limit=1".to_owned());
+    loop {
+        let page = api.get(&path).await.expect(200);
+        let names = page["subscriptions"].as_array().expect("a list").iter();
+        seen.extend(names.map(|one| format!("{}/{}", one["tenant"], one["id"]).replace('"', "")));
+        match page["next"].as_str() {
+            Some(next) => path = format!("/v1/subscriptions?event=user.created&limit=1&after={next}"),
+            None => break,
+        }
+    }
+    let all = [
+        "acme/s0",
+        "default/s1",
+        "acme/s2",
+        "a.b/s3",
+        "acme/s3",
+        "globex/s3",
+        "acme/s4",
+        "default/s5",
+        "acme/s6",
+    ];
+    assert_eq!(seen, all);
+    for tenant in ["acme", "a.b", "globex"] {
+        api.delete(&format!("/v1/subscriptions/s3?tenant={tenant}"), &[]).await.expect(204);
+    }
+    api.get("/v1/subscriptions?after=s3").await.expect_field(400, "after");
     let list = async |query: &str| {
         let page = api.get(&format!("/v1/subscriptions?{query}")).await.expect(200);
         ids(&page).join(" ")
@@ -269,8 +301,7 @@ async fn a_tenants_token_sees_and_touches_that_tenant_alone() {
         acme.send("POST", &format!("/v1/subscriptions/theirs/{action}"), &[], None).await.expect(404);
     }
     // Neither taken over nor made for somebody else, nor given away.
-    acme.put("/v1/subscriptions/theirs", &[("if-match", "*")], &plain("theirs")).await.expect(409);
-    acme.post("/v1/subscriptions", &plain("theirs")).await.expect(409);
+    acme.put("/v1/subscriptions/theirs", &[("if-match", "*")], &plain("theirs")).await.expect(412);
     let mut foreign = plain("foreign");
     foreign["tenant"] = json!("globex");
     acme.post("/v1/subscriptions", &foreign).await.expect_field(400, "tenant");
@@ -280,7 +311,49 @@ async fn a_tenants_token_sees_and_touches_that_tenant_alone() {
     acme.get("/v1/matches?event=user.created&tenant=globex").await.expect_field(400, "tenant");
     assert_eq!(ids(&acme.get("/v1/matches?event=user.created").await.expect(200)), ["ours"]);
     assert_eq!(ids(&admin.get("/v1/subscriptions").await.expect(200)), ["ours", "theirs"]);
-    assert_eq!(admin.get("/v1/subscriptions/theirs").await.expect(200)["events"], json!(["user.created"]));
+    assert_eq!(admin.get("/v1/subscriptions/theirs").await.expect(200)["tenant"], "globex");
+    // The id is free in every other tenant, and says nothing of this one.
+    let own = acme.post("/v1/subscriptions", &plain("theirs")).await;
+    assert_eq!(own.expect(201)["tenant"], "acme");
+    assert_eq!(own.header("location"), "/v1/subscriptions/theirs");
+    assert_eq!(ids(&acme.get("/v1/subscriptions").await.expect(200)), ["ours", "theirs"]);
+    acme.get("/v1/subscriptions/theirs?tenant=globex").await.expect(404);
+    acme.delete("/v1/subscriptions/theirs?tenant=globex", &[]).await.expect(404);
+
+    // Who is bound to no tenant says which one is meant, where there are several.
+    assert_eq!(ids(&admin.get("/v1/subscriptions").await.expect(200)), ["ours", "theirs", "theirs"]);
+    let problem = admin.get("/v1/subscriptions/theirs").await.expect(409);
+    assert!(problem["detail"].as_str().is_some_and(|text| text.contains("acme, globex")), "{problem}");
+    admin.get("/v1/subscriptions/theirs?tenant=a%20b").await.expect_field(400, "tenant");
+    admin.get("/v1/subscriptions/theirs?tenant=other").await.expect(404);
+    let one = admin.get("/v1/subscriptions/theirs?tenant=globex").await;
+    let one_tag = one.header("etag").to_owned();
+    let (theirs, ours) = (one.expect(200), own.json());
+    assert_eq!((&theirs["tenant"], &ours["tenant"]), (&json!("globex"), &json!("acme")));
+    assert!(theirs["incarnation"].as_str().is_some_and(|text| text.len() == 32), "{theirs}");
+    assert_ne!(theirs["incarnation"], ours["incarnation"]);
+    // The incarnation is the hub's to say; the tenant stays.
+    let patch = json!({"incarnation": ours["incarnation"], "events": ["user.*"]});
+    let changed = admin
+        .patch("/v1/subscriptions/theirs?tenant=globex", &[("if-match", &one_tag)], &patch)
+        .await
+        .expect(200);
+    assert_eq!((&changed["incarnation"], &changed["events"]), (&theirs["incarnation"], &json!(["user.*"])));
+    let patch = json!({"tenant": "acme"});
+    admin
+        .patch("/v1/subscriptions/theirs?tenant=globex", &[("if-match", "*")], &patch)
+        .await
+        .expect_field(400, "tenant");
+    admin
+        .put("/v1/subscriptions/theirs?tenant=globex", &[("if-match", "*")], &ours)
+        .await
+        .expect_field(400, "tenant");
+    // One that is created again is another one.
+    admin.delete("/v1/subscriptions/theirs?tenant=globex", &[]).await.expect(204);
+    let location = admin.post("/v1/subscriptions", &theirs).await;
+    assert_eq!(location.header("location"), "/v1/subscriptions/theirs?tenant=globex");
+    assert_ne!(location.expect(201)["incarnation"], theirs["incarnation"]);
+    assert_eq!(acme.get("/v1/subscriptions/theirs").await.expect(200), ours);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use integration_hub::broker_process::BrokerOptions;
 use integration_hub::configured::connect_options;
+use integration_hub::domain::subscription::SubscriptionRef;
 use integration_hub::nats::JetStream;
 use integration_hub::settings::Settings;
 use serde_json::{Value, json};
@@ -212,9 +213,9 @@ async fn a_subscription_lives_and_its_secret_is_never_shown() {
     assert_eq!(actions(&path).await, ["crm updated", "audit unchanged"]);
 
     let js = connect(&broker.url()).await;
-    let id = || "crm".to_owned().try_into().expect("an id");
+    let name = || SubscriptionRef::of("acme", "crm").expect("a name");
     let sealed = |js: JetStream| async move {
-        let stored = js.subscription(&id()).await.expect("answers").expect("is there");
+        let stored = js.subscription(&name()).await.expect("answers").expect("is there");
         serde_json::to_value(&stored.subscription).expect("sealed")["delivery"]["auth"]["token"].clone()
     };
     let before = sealed(js.clone()).await;
@@ -233,9 +234,17 @@ async fn a_subscription_lives_and_its_secret_is_never_shown() {
 
     // What is shown can be applied again, and keeps the secret.
     let mut shown = hub.cli_json(&["subscription", "show", "crm"]).await;
-    shown["tenant"] = json!("other");
+    let path = file(&hub, "crm.json", &shown.to_string());
+    assert_eq!(actions(&path).await, ["crm unchanged"]);
+    shown["events"] = json!(["user.*", "policy.>", "client.*"]);
     let path = file(&hub, "crm.json", &shown.to_string());
     assert_eq!(actions(&path).await, ["crm updated"]);
+    // In another tenant it is another one, which has no credential yet.
+    let mut other = shown.clone();
+    other["tenant"] = json!("other");
+    let path = file(&hub, "other.json", &other.to_string());
+    let error = refused(&hub, 1, &["subscription", "apply", "-f", &path]).await;
+    assert!(error.contains("none is stored"), "{error}");
     assert_eq!(sealed(js.clone()).await, before);
     shown["delivery"]["auth"] = json!({"type": "api_key", "key": "***"});
     let path = file(&hub, "crm.json", &shown.to_string());
@@ -248,7 +257,7 @@ async fn a_subscription_lives_and_its_secret_is_never_shown() {
     };
     assert_eq!(ids(&["--event", "policy.updated.eu"]).await, ["crm"]);
     assert_eq!(ids(&["--event", "role.created"]).await, ["audit"]);
-    assert_eq!(ids(&["--tenant", "other"]).await, ["crm"]);
+    assert_eq!(ids(&["--tenant", "acme"]).await, ["crm"]);
     hub.cli_ok(&["subscription", "pause", "crm"]).await;
     assert_eq!(ids(&["--state", "paused"]).await, ["crm"]);
     assert_eq!(hub.cli_json(&["subscription", "pause", "crm"]).await["changed"], false);

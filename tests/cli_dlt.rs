@@ -111,6 +111,7 @@ impl Stage {
 fn letter(id: &str, domain: &str, subscription: &str) -> DeadLetter {
     let now = OffsetDateTime::now_utc().replace_nanosecond(0).expect("0 is a nanosecond");
     DeadLetter {
+        incarnation: Default::default(),
         id: id.to_owned(),
         domain: domain.to_owned(),
         subscription: subscription.to_owned(),

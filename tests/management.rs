@@ -72,6 +72,7 @@ impl Stage {
 
 fn letter(id: &str, tenant: &str) -> DeadLetter {
     DeadLetter {
+        incarnation: Default::default(),
         id: id.to_owned(),
         domain: "policy-client".to_owned(),
         subscription: "crm".to_owned(),

@@ -119,7 +119,7 @@ problems!(
 );
 problems!(
     /// Where something else may stand in the way.
-    Conflicting: "409" "The id is taken, or the hub lacks a setting that this needs"
+    Conflicting: "409" "The id is in use by another subscription of the tenant, or by several tenants and the request names none; or a setting is missing"
 );
 
 #[cfg(test)]

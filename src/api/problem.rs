@@ -253,7 +253,7 @@ impl From<ManagementError> for Problem {
             ManagementError::ForeignCursor { .. } => return Self::field("after", error.to_string()),
             ManagementError::Conflict { .. } => Kind::PreconditionFailed,
             ManagementError::Exists { .. }
-            | ManagementError::IdTaken { .. }
+            | ManagementError::AmbiguousSubscription { .. }
             | ManagementError::RowStands { .. } => Kind::Conflict,
             ManagementError::NoMasterKey { .. } | ManagementError::NoOutbox => Kind::NotConfigured,
             ManagementError::Full { .. } => {

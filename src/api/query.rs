@@ -3,11 +3,15 @@
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use utoipa::IntoParams;
 
 use super::State;
 use super::problem::Problem;
+use crate::domain::access::check_tenant;
 use crate::domain::subscription::SubscriptionId;
+use crate::management::Naming;
 
 /// The query, of which every parameter is known.
 pub struct Asked<T>(pub T);
@@ -68,4 +72,28 @@ pub fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
 
 pub fn subscription_id(text: String) -> Result<SubscriptionId, Problem> {
     SubscriptionId::try_from(text).map_err(|problem| Problem::field("id", problem))
+}
+
+/// Whose subscription is meant, beside the id in the path.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct OfTenant {
+    /// The subscription's tenant: that of the token, or the only one with this id, where not given
+    pub tenant: Option<String>,
+}
+
+/// The subscription that path and query name.
+pub struct Named(pub Naming);
+
+impl FromRequestParts<State> for Named {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
+        let PathPart(id) = PathPart::from_request_parts(parts, state).await?;
+        let Asked(OfTenant { tenant }) = Asked::from_request_parts(parts, state).await?;
+        if let Some(tenant) = &tenant {
+            check_tenant(tenant).map_err(|problem| Problem::field("tenant", problem))?;
+        }
+        Ok(Self(Naming { id: subscription_id(id)?, tenant }))
+    }
 }

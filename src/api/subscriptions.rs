@@ -5,6 +5,8 @@ mod actions;
 use axum::extract::State as FromState;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
@@ -17,11 +19,15 @@ use super::body::JsonBody;
 use super::openapi::{Body, Conflicting, Guarded, Missing, Required, Usual};
 use super::precondition::{Precondition, etag};
 use super::problem::{Kind, Problem};
-use super::query::{Asked, PathPart, limit, parsed, subscription_id};
+use super::query::{Asked, Named, OfTenant, limit, parsed};
 use crate::domain::access::Caller;
 use crate::domain::key::EventKey;
-use crate::domain::subscription::{State as Standing, Subscription, SubscriptionId};
-use crate::management::{ManagementError, PlannedWrite, SubscriptionFilter, WriteAction, read_subscription};
+use crate::domain::subscription::{
+    DEFAULT_TENANT, State as Standing, Subscription, SubscriptionId, SubscriptionRef,
+};
+use crate::management::{
+    ManagementError, Naming, PlannedWrite, SubscriptionFilter, WriteAction, read_subscription,
+};
 
 /// Another writer came first; what is planned is planned again this often.
 const MOST_TRIES: usize = 3;
@@ -50,17 +56,27 @@ struct ListQuery {
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
     /// Go on behind this one: `next` of the page before
-    #[param(pattern = "^[a-z0-9][a-z0-9_-]{0,63}$")]
     after: Option<String>,
 }
 
-/// Some subscriptions in order of their ids.
+/// Some subscriptions in order of their ids, then their tenants.
 #[derive(Debug, Serialize, ToSchema)]
 struct SubscriptionList {
     #[schema(value_type = Vec<Subscription>)]
     subscriptions: Vec<Value>,
-    /// The last id where more follow: `after` of the next page.
-    next: Option<SubscriptionId>,
+    /// Where more follow: `after` of the next page.
+    next: Option<String>,
+}
+
+/// A place in a list, which only this hub reads.
+fn cursor(name: &SubscriptionRef) -> String {
+    URL_SAFE_NO_PAD.encode(name.token().as_bytes())
+}
+
+fn read_cursor(text: &str) -> Result<SubscriptionRef, Problem> {
+    let token = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let name = token.and_then(|token| SubscriptionRef::from_token(&token));
+    name.ok_or_else(|| Problem::field("after", "is no cursor; write `next` of the page before"))
 }
 
 /// List subscriptions (scope `read`)
@@ -77,15 +93,14 @@ async fn list(
         event: parsed("event", query.event.as_deref())?,
         state: parsed("state", query.state.as_deref())?,
     };
-    let (limit, after) = (limit(query.limit)?, query.after.map(SubscriptionId::try_from).transpose());
-    let after = after.map_err(|problem| Problem::field("after", problem))?;
+    let (limit, after) = (limit(query.limit)?, query.after.as_deref().map(read_cursor).transpose()?);
     let beyond = query.tenant.as_ref().is_some_and(|tenant| !caller.reaches(tenant));
     let (subscriptions, next) = if beyond {
         (Vec::new(), None)
     } else {
         let page =
             state.management.subscription_page(&state.registry, &filter, after.as_ref(), limit).await?;
-        (page.subscriptions, page.next)
+        (page.subscriptions, page.next.as_ref().map(cursor))
     };
     let subscriptions = subscriptions.iter().map(|stored| stored.subscription.hidden_json()).collect();
     Ok(axum::Json(SubscriptionList { subscriptions, next }).into_response())
@@ -117,7 +132,7 @@ async fn create(
         match action {
             WriteAction::Conflict => continue,
             WriteAction::Created => {
-                let location = format!("/v1/subscriptions/{id}");
+                let location = location(&caller, &write.subscription);
                 let shown = shown(StatusCode::CREATED, &write.subscription, revision);
                 return Ok(([(header::LOCATION, location)], shown).into_response());
             }
@@ -129,17 +144,17 @@ async fn create(
 
 /// Read a subscription (scope `read`)
 #[utoipa::path(get, path = "/v1/subscriptions/{id}", tag = "subscriptions",
-    params(("id" = SubscriptionId, Path)),
+    params(("id" = SubscriptionId, Path), OfTenant),
     responses(
         (status = 200, description = "It, with `***` for each secret", body = Subscription,
             headers(("etag" = String, description = "Its revision"))),
-        Usual, Missing))]
+        Usual, Conflicting, Missing))]
 async fn read_one(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    PathPart(id): PathPart,
+    Named(naming): Named,
 ) -> Result<Response, Problem> {
-    let stored = state.management.subscription(&caller, &subscription_id(id)?).await?;
+    let stored = state.management.subscription(&caller, &naming).await?;
     Ok(shown(StatusCode::OK, &stored.subscription, stored.revision))
 }
 
@@ -149,7 +164,7 @@ async fn read_one(
 /// `If-None-Match: *` creates and never replaces.
 #[utoipa::path(put, path = "/v1/subscriptions/{id}", tag = "subscriptions", request_body = Subscription,
     params(
-        ("id" = SubscriptionId, Path),
+        ("id" = SubscriptionId, Path), OfTenant,
         ("if-match" = Option<String>, Header, description = "The etag of the version that is replaced, or `*`"),
         ("if-none-match" = Option<String>, Header, description = "`*`: there is none yet")),
     responses(
@@ -161,12 +176,12 @@ async fn read_one(
 async fn replace(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    PathPart(id): PathPart,
+    Named(naming): Named,
     headers: HeaderMap,
     JsonBody(value): JsonBody,
 ) -> Result<Response, Problem> {
-    let (id, precondition) = (subscription_id(id)?, Precondition::read(&headers)?);
-    let subscription = read(&state, &caller, value, Some(&id))?;
+    let precondition = Precondition::read(&headers)?;
+    let subscription = read(&state, &caller, value, Some(&naming))?;
     let write = state.management.plan_write(&caller, subscription).await?;
     write_if(&state, &precondition, write).await
 }
@@ -178,7 +193,7 @@ async fn replace(
     request_body(content = Object, content_type = "application/merge-patch+json",
         description = "The members to change, such as {\"delivery\": {\"max_in_flight\": 8}}"),
     params(
-        ("id" = SubscriptionId, Path),
+        ("id" = SubscriptionId, Path), OfTenant,
         ("if-match" = Option<String>, Header, description = "The etag of the version that is changed, or `*`")),
     responses(
         (status = 200, description = "Changed, or the same already", body = Subscription,
@@ -187,19 +202,21 @@ async fn replace(
 async fn change(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    PathPart(id): PathPart,
+    Named(naming): Named,
     headers: HeaderMap,
     JsonBody(patch): JsonBody,
 ) -> Result<Response, Problem> {
-    let (id, precondition) = (subscription_id(id)?, Precondition::read(&headers)?);
+    let precondition = Precondition::read(&headers)?;
     if !patch.is_object() {
         return Err(Problem::field("body", "must be an object with the members to change"));
     }
-    let stored = state.management.subscription(&caller, &id).await?;
+    let stored = state.management.subscription(&caller, &naming).await?;
     precondition.check_replacing(Some(stored.revision))?;
+    let Subscription { id, tenant, .. } = &stored.subscription;
+    let naming = Naming { id: id.clone(), tenant: Some(tenant.clone()) };
     let mut value = stored.subscription.hidden_json();
     merge_patch(&mut value, patch);
-    let subscription = read(&state, &caller, value, Some(&id))?;
+    let subscription = read(&state, &caller, value, Some(&naming))?;
     let write = state.management.plan_write(&caller, subscription).await?;
     // What was patched is what was read.
     if write.expected != stored.revision {
@@ -213,38 +230,53 @@ async fn change(
 /// What is queued for it is dead-lettered with the reason `removed`.
 #[utoipa::path(delete, path = "/v1/subscriptions/{id}", tag = "subscriptions",
     params(
-        ("id" = SubscriptionId, Path),
+        ("id" = SubscriptionId, Path), OfTenant,
         ("if-match" = Option<String>, Header, description = "The etag of the version that is meant")),
-    responses((status = 204, description = "Deleted"), Usual, Missing, Guarded))]
+    responses((status = 204, description = "Deleted"), Usual, Conflicting, Missing, Guarded))]
 async fn remove(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    PathPart(id): PathPart,
+    Named(naming): Named,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let (id, precondition) = (subscription_id(id)?, Precondition::read(&headers)?);
-    let stored = state.management.subscription(&caller, &id).await?;
+    let precondition = Precondition::read(&headers)?;
+    let stored = state.management.subscription(&caller, &naming).await?;
     precondition.check(Some(stored.revision))?;
-    state.management.remove_subscription(&id, Some(stored.revision)).await?;
+    state.management.remove_subscription(&stored).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// Reads and checks a subscription. The path names it where the body does not; a token that is bound
-/// to a tenant writes for that one where the body names none.
+/// Where a new subscription is found: a caller that is bound to no tenant has to name it.
+fn location(caller: &Caller, subscription: &Subscription) -> String {
+    let Subscription { id, tenant, .. } = subscription;
+    match caller.tenant() {
+        None if tenant != DEFAULT_TENANT => format!("/v1/subscriptions/{id}?tenant={tenant}"),
+        _ => format!("/v1/subscriptions/{id}"),
+    }
+}
+
+/// Reads and checks a subscription. Path and query name it where the body does not; a token that is
+/// bound to a tenant writes for that one where the body names none.
 fn read(
     state: &State,
     caller: &Caller,
     mut value: Value,
-    id: Option<&SubscriptionId>,
+    naming: Option<&Naming>,
 ) -> Result<Subscription, Problem> {
     if let Value::Object(members) = &mut value {
-        if let Some(id) = id {
-            let given = members.entry("id").or_insert_with(|| id.as_str().into());
-            if given != id.as_str() {
-                return Err(Problem::field(
-                    "id",
-                    format!("is not {:?}, as the path says; leave it out", id.as_str()),
-                ));
+        let mut is_given = |field: &str, named: &str, where_: &str| {
+            let given = members.entry(field).or_insert_with(|| named.into());
+            if given == named {
+                return Ok(());
+            }
+            let problem =
+                format!("is not {named:?}, as the {where_} says, and cannot be changed; leave it out");
+            Err(Problem::field(field, problem))
+        };
+        if let Some(Naming { id, tenant }) = naming {
+            is_given("id", id.as_str(), "path")?;
+            if let Some(tenant) = tenant.as_deref().filter(|tenant| caller.reaches(tenant)) {
+                is_given("tenant", tenant, "request")?;
             }
         }
         if let Some(tenant) = caller.tenant() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::broker_process::BrokerProcessError;
 use crate::domain::event::Rejection;
+use crate::domain::index::EntryError;
 use crate::http_delivery::bare::BareError;
 use crate::nats::provision::ProvisionError;
 use crate::nats::{BatchError, NatsError};
@@ -32,6 +33,8 @@ pub enum BenchError {
     Event(#[from] Rejection),
     #[error("a subscription of the bench is refused: {0}")]
     Subscription(serde_json::Error),
+    #[error("a subscription of the bench is unusable: {0}")]
+    Entry(EntryError),
     #[error(transparent)]
     Bare(#[from] BareError),
     #[error("the receiver cannot be started: {0}")]

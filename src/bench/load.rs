@@ -12,7 +12,7 @@ use super::tally::WebhookId;
 use crate::domain::envelope::{FanOut, envelope_id};
 use crate::domain::event::{Event, Publication};
 use crate::domain::index::Entry;
-use crate::domain::subscription::{Subscription, SubscriptionId};
+use crate::domain::subscription::{Incarnation, Subscription};
 use crate::nats::subjects::{Names, SHARED_LANE};
 use crate::nats::{JetStream, MOST_PER_BATCH, Outgoing};
 
@@ -66,7 +66,7 @@ impl NewEvent {
 
     /// The id under which a subscription is to get it.
     pub fn webhook_id(&self, subscription: &Subscription) -> WebhookId {
-        let id = envelope_id(&self.event, &subscription.id);
+        let id = envelope_id(&self.event, subscription.id.as_str(), subscription.incarnation);
         WebhookId::read(id.as_bytes()).expect("an envelope's id is env_ and 128 bits in hexadecimal")
     }
 
@@ -94,6 +94,7 @@ pub fn subscription(number: usize, tenant: &str, url: &Url) -> Result<Subscripti
     let value = json!({
         "id": format!("sub-{number}"),
         "tenant": tenant,
+        "incarnation": Incarnation::new(number as u128 + 1),
         "events": ["user.*", "role.assigned"],
         "delivery": {"url": url.join(&format!("hooks/{number}")).unwrap_or_else(|_| url.clone())},
     });
@@ -105,6 +106,7 @@ pub fn secured(number: usize, url: &Url, token_url: &Url) -> Result<Subscription
     let value = json!({
         "id": format!("sub-{number}"),
         "tenant": "default",
+        "incarnation": Incarnation::new(number as u128 + 1),
         "events": ["user.*", "role.assigned"],
         "delivery": {
             "url": url.join(&format!("hooks/{number}")).unwrap_or_else(|_| url.clone()),
@@ -140,12 +142,9 @@ pub async fn preload(
     subscriptions: &[Subscription],
     tell: impl Fn(u64),
 ) -> Result<Vec<WebhookId>, BenchError> {
-    let deliveries: Vec<(SubscriptionId, std::sync::Arc<serde_json::value::RawValue>)> = subscriptions
+    let entries: Vec<Entry> = subscriptions
         .iter()
-        .map(|subscription| {
-            let entry = Entry::new(subscription.clone(), 0).map_err(BenchError::Subscription)?;
-            Ok((subscription.id.clone(), entry.delivery))
-        })
+        .map(|subscription| Entry::new(subscription.clone(), 0).map_err(BenchError::Entry))
         .collect::<Result<_, BenchError>>()?;
     let tenant = subscriptions.first().map_or("default", |first| &first.tenant);
     let (mut expected, mut batch) = (Vec::new(), Vec::with_capacity(MOST_PER_BATCH));
@@ -153,10 +152,10 @@ pub async fn preload(
         let new = NewEvent::new(js.names(), number, tenant)?;
         expected.extend(subscriptions.iter().map(|subscription| new.webhook_id(subscription)));
         let fan_out = FanOut::new(&new.event, DOMAIN);
-        for (subscription, delivery) in &deliveries {
-            let envelope = fan_out.envelope(subscription, delivery);
+        for Entry { subscription, delivery, .. } in &entries {
+            let envelope = fan_out.envelope(&subscription.reference, subscription.incarnation, delivery);
             batch.push(Outgoing {
-                subject: js.names().outbox(DOMAIN, SHARED_LANE, subscription.as_str()),
+                subject: js.names().outbox(DOMAIN, SHARED_LANE, &subscription.reference.token()),
                 message_id: envelope.id,
                 payload: envelope.body,
                 headers: Vec::new(),

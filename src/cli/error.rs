@@ -115,6 +115,9 @@ impl From<ManagementError> for CliError {
     fn from(error: ManagementError) -> Self {
         match error {
             ManagementError::NoSubscription { id } => Self::NoSubscription { id },
+            error @ ManagementError::AmbiguousSubscription { .. } => {
+                Self::Usage(format!("{error} with --tenant, or write <tenant>/<id>"))
+            }
             ManagementError::Conflict { id } => Self::Conflict { ids: id },
             ManagementError::NoMasterKey { id } => {
                 Self::NoMasterKey { subscriptions: id, hint: String::new() }

@@ -7,15 +7,16 @@ mod sample;
 
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::error::{Answer, CliError};
 use super::output::{Printer, cell, confirm};
 use super::{manage, operator};
+use crate::domain::access::check_tenant;
 use crate::domain::key::EventKey;
-use crate::domain::subscription::{State, SubscriptionId};
-use crate::management::{Management, ManagementError, SubscriptionFilter};
+use crate::domain::subscription::{DEFAULT_TENANT, State, Subscription, SubscriptionId};
+use crate::management::{Management, ManagementError, Naming, SubscriptionFilter};
 use crate::nats::{NatsError, Stored};
 use crate::settings::Settings;
 
@@ -41,20 +42,11 @@ pub enum Command {
         state: Option<State>,
     },
     /// One subscription with all its fields; with --output json as `apply` takes it
-    Show {
-        #[arg(value_parser = id)]
-        id: SubscriptionId,
-    },
+    Show(Name),
     /// Stop making envelopes for a subscription
-    Pause {
-        #[arg(value_parser = id)]
-        id: SubscriptionId,
-    },
+    Pause(Name),
     /// Make envelopes for it again, from now on: one that is paused, or that the hub has disabled
-    Resume {
-        #[arg(value_parser = id)]
-        id: SubscriptionId,
-    },
+    Resume(Name),
     /// Who would get an event: exit code 1 where nobody would
     Match(sample::MatchOptions),
     /// Send a sample event to a subscription's endpoint or broker, once, and show request and answer:
@@ -62,8 +54,8 @@ pub enum Command {
     Test(sample::TestOptions),
     /// Sign with a new secret, and print what the receiver verifies with, this once
     RotateSecret {
-        #[arg(value_parser = id)]
-        id: SubscriptionId,
+        #[command(flatten)]
+        name: Name,
         /// How long the secret before signs beside the new one: such as 24h, or 0s for not at all
         #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = rotate::overlap)]
         overlap: std::time::Duration,
@@ -73,16 +65,51 @@ pub enum Command {
     },
     /// Remove a subscription
     Remove {
-        #[arg(value_parser = id)]
-        id: SubscriptionId,
+        #[command(flatten)]
+        name: Name,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
     },
 }
 
-fn id(text: &str) -> Result<SubscriptionId, String> {
-    SubscriptionId::try_from(text.to_owned())
+/// Which subscription.
+#[derive(Debug, Clone, Args)]
+pub struct Name {
+    /// Its id, or <tenant>/<id>
+    #[arg(value_name = "ID", value_parser = naming)]
+    id: Naming,
+    /// Its tenant; not needed if no other tenant has a subscription of this id
+    #[arg(long)]
+    tenant: Option<String>,
+}
+
+/// `ID` or `TENANT/ID`
+fn naming(text: &str) -> Result<Naming, String> {
+    let (tenant, id) = match text.split_once('/') {
+        Some((tenant, id)) => (Some(tenant.to_owned()), id),
+        None => (None, text),
+    };
+    tenant.as_deref().map_or(Ok(()), check_tenant)?;
+    Ok(Naming { id: SubscriptionId::try_from(id.to_owned())?, tenant })
+}
+
+impl Name {
+    fn naming(&self) -> Result<Naming, CliError> {
+        let Naming { id, tenant } = self.id.clone();
+        match (&tenant, &self.tenant) {
+            (Some(one), Some(other)) if one != other => Err(CliError::Usage(format!(
+                "--tenant {other}: the id names the tenant {one}; give one of the two"
+            ))),
+            _ => Ok(Naming { id, tenant: tenant.or(self.tenant.clone()) }),
+        }
+    }
+}
+
+/// As it was named where it is shown: `crm`, or `acme/crm`.
+fn shown(stored: &Stored) -> String {
+    let Subscription { id, tenant, .. } = &stored.subscription;
+    if tenant == DEFAULT_TENANT { id.to_string() } else { format!("{tenant}/{id}") }
 }
 
 pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
@@ -94,8 +121,8 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
             let found: Vec<_> = found.iter().map(|stored| stored.subscription.hidden_json()).collect();
             list(&found, printer)
         }
-        Command::Show { id } => {
-            let shown = find(&manage(settings).await?, &id).await?.subscription.hidden_json();
+        Command::Show(name) => {
+            let shown = find(&manage(settings).await?, &name).await?.subscription.hidden_json();
             if printer.is_json() {
                 printer.json(&shown)?
             } else {
@@ -103,14 +130,14 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
             }
             Ok(Answer::Yes)
         }
-        Command::Pause { id } => set_state(&manage(settings).await?, &id, State::Paused, printer).await,
-        Command::Resume { id } => set_state(&manage(settings).await?, &id, State::Active, printer).await,
+        Command::Pause(name) => set_state(&manage(settings).await?, &name, State::Paused, printer).await,
+        Command::Resume(name) => set_state(&manage(settings).await?, &name, State::Active, printer).await,
         Command::Match(options) => sample::matching(options, settings, printer).await,
         Command::Test(options) => sample::test(options, settings, printer).await,
-        Command::RotateSecret { id, overlap, algorithm } => {
-            rotate::run(&id, overlap, algorithm, settings, printer).await
+        Command::RotateSecret { name, overlap, algorithm } => {
+            rotate::run(&name, overlap, algorithm, settings, printer).await
         }
-        Command::Remove { id, yes } => remove(&manage(settings).await?, &id, yes, printer).await,
+        Command::Remove { name, yes } => remove(&manage(settings).await?, &name, yes, printer).await,
     }
 }
 
@@ -152,48 +179,59 @@ fn target(shown: &serde_json::Value) -> String {
     }
 }
 
-async fn find(management: &Management, id: &SubscriptionId) -> Result<Stored, CliError> {
-    Ok(management.subscription(&operator(), id).await?)
+async fn find(management: &Management, name: &Name) -> Result<Stored, CliError> {
+    Ok(management.subscription(&operator(), &name.naming()?).await?)
 }
 
 async fn set_state(
     management: &Management,
-    id: &SubscriptionId,
+    name: &Name,
     state: State,
     printer: Printer,
 ) -> Result<Answer, CliError> {
-    let stored = find(management, id).await?;
-    let (_, changed) = management.set_state(stored, state).await?;
-    let name = state.as_str();
+    let stored = find(management, name).await?;
+    let (stored, changed) = management.set_state(stored, state).await?;
+    let Subscription { id, tenant, .. } = &stored.subscription;
     if printer.is_json() {
-        printer.json(&json!({"id": id, "state": state, "changed": changed}))?;
+        printer.json(&json!({"id": id, "tenant": tenant, "state": state, "changed": changed}))?;
     } else {
-        printer.line(&format!("{id}: {}{name}", if changed { "" } else { "already " }))?;
+        let already = if changed { "" } else { "already " };
+        printer.line(&format!("{}: {already}{}", shown(&stored), state.as_str()))?;
     }
     Ok(Answer::Yes)
 }
 
 async fn remove(
     management: &Management,
-    id: &SubscriptionId,
+    name: &Name,
     yes: bool,
     printer: Printer,
 ) -> Result<Answer, CliError> {
-    let revision = match find(management, id).await {
-        Ok(stored) => Some(stored.revision),
+    let naming = name.naming()?;
+    let stored = match find(management, name).await {
+        Ok(stored) => Some(stored),
         // What is stored cannot be read: all the more reason to remove it.
-        Err(CliError::Management(ManagementError::Nats(NatsError::Answer { .. }))) => None,
+        Err(CliError::Management(ManagementError::Nats(NatsError::Answer { .. })))
+            if naming.tenant.is_some() =>
+        {
+            None
+        }
         Err(error) => return Err(error),
     };
-    if !confirm(&format!("Remove the subscription {id}?"), yes)? {
-        printer.line(&format!("{id}: left as it is"))?;
+    let shown = stored.as_ref().map_or_else(|| naming.to_string(), shown);
+    if !confirm(&format!("Remove the subscription {shown}?"), yes)? {
+        printer.line(&format!("{shown}: left as it is"))?;
         return Ok(Answer::No);
     }
-    management.remove_subscription(id, revision).await?;
+    match &stored {
+        Some(stored) => management.remove_subscription(stored).await?,
+        None => management.remove_unreadable(&naming).await?,
+    }
     if printer.is_json() {
-        printer.json(&json!({"id": id, "removed": true}))?;
+        let tenant = stored.map(|stored| stored.subscription.tenant).or(naming.tenant);
+        printer.json(&json!({"id": naming.id, "tenant": tenant, "removed": true}))?;
     } else {
-        printer.line(&format!("{id}: removed"))?;
+        printer.line(&format!("{shown}: removed"))?;
     }
     Ok(Answer::Yes)
 }

@@ -73,10 +73,11 @@ impl Play<'_> {
             let applied = self.stage.apply(subscription).await;
             let applied = applied.map_err(|error| Unmet::new(expected, error.to_string()))?;
             let names = self.stage.js.names();
+            let name = applied.reference().map_err(|error| Unmet::new(expected, error.to_string()))?;
             let stored = self
                 .stage
                 .js
-                .get_last(&names.subscriptions_stream(), &names.subscription_key(&applied.id))
+                .get_last(&names.subscriptions_stream(), &names.subscription_key(&name))
                 .await
                 .map_err(|error| Unmet::new(expected, error.to_string()))?;
             let Some(stored) = stored else {

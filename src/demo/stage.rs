@@ -14,7 +14,7 @@ use super::telling::Teller;
 use super::token_endpoint::TokenEndpoint;
 use crate::broker_process::{BrokerOptions, BrokerProcess, Data};
 use crate::configured::connect_options;
-use crate::domain::subscription::{Limits, Subscription};
+use crate::domain::subscription::{Incarnation, Limits, Subscription};
 use crate::nats::JetStream;
 use crate::seal::{Sealer, seal_subscription};
 use crate::serve::{Hub, Role, ServeOptions};
@@ -155,6 +155,7 @@ impl Stage {
         subscription
             .validate(&Limits { max_timeout: self.settings.delivery.max_timeout })
             .map_err(refused)?;
+        subscription.incarnation = Incarnation::new(rand::random());
         seal_subscription(&self.sealer, &mut subscription);
         self.js.put_subscription(&subscription, Some(0)).await.map_err(crate::serve::ServeError::from)?;
         Ok(subscription)

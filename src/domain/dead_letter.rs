@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::outcome::{Fault, Reason};
+use super::subscription::{Incarnation, SubscriptionRef};
 
 /// An envelope that could not be delivered. The fields travel as `Hub-…` headers on the message
 /// of the dead-letter stream; its body is the envelope.
@@ -18,6 +19,10 @@ pub struct DeadLetter {
     pub domain: String,
     pub subscription: String,
     pub tenant: String,
+    /// The subscription's when the envelope was made.
+    #[serde(default)]
+    #[schema(value_type = String)]
+    pub incarnation: Incarnation,
     pub event_id: String,
     pub event_key: String,
     pub reason: Reason,
@@ -90,6 +95,11 @@ pub fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration]) -> Opt
 }
 
 impl DeadLetter {
+    /// The subscription it belongs to; `None` where its envelope could not be read.
+    pub fn reference(&self) -> Option<SubscriptionRef> {
+        SubscriptionRef::of(&self.tenant, &self.subscription)
+    }
+
     /// As headers, in order.
     pub fn to_headers(&self) -> Vec<(&'static str, String)> {
         let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
@@ -98,6 +108,7 @@ impl DeadLetter {
             ("Hub-Domain", self.domain.clone()),
             ("Hub-Subscription", self.subscription.clone()),
             ("Hub-Tenant", self.tenant.clone()),
+            ("Hub-Incarnation", self.incarnation.to_string()),
             ("Hub-Event-Id", self.event_id.clone()),
             ("Hub-Event-Key", self.event_key.clone()),
             ("Hub-Reason", self.reason.to_string()),
@@ -128,6 +139,7 @@ impl DeadLetter {
             domain: text("Hub-Domain")?,
             subscription: text("Hub-Subscription")?,
             tenant: text("Hub-Tenant").unwrap_or_default(),
+            incarnation: Incarnation::read(header("Hub-Incarnation")).ok()?,
             event_id: text("Hub-Event-Id").unwrap_or_default(),
             event_key: text("Hub-Event-Key").unwrap_or_default(),
             reason: header("Hub-Reason")?.parse().ok()?,
@@ -153,6 +165,7 @@ mod tests {
             domain: "policy-client".into(),
             subscription: "crm".into(),
             tenant: "acme".into(),
+            incarnation: Incarnation::new(7),
             event_id: "e 1".into(),
             event_key: "policy.updated".into(),
             reason: Reason::Exhausted,
@@ -177,6 +190,16 @@ mod tests {
                 |name: &str| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str());
             assert_eq!(DeadLetter::from_headers(find), Some(letter));
         }
+    }
+
+    #[test]
+    fn one_from_before_there_were_incarnations_reads_as_legacy() {
+        let headers = letter().to_headers();
+        let find = |name: &str| {
+            let others = headers.iter().filter(|(key, _)| *key != "Hub-Incarnation");
+            others.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str())
+        };
+        assert_eq!(DeadLetter::from_headers(find).unwrap().incarnation, Incarnation::LEGACY);
     }
 
     #[test]

@@ -8,7 +8,9 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::event::Event;
-use super::subscription::{RateLimit, SubscriptionId};
+use super::subscription::{Identity, Incarnation, RateLimit, SubscriptionRef, subscription_token};
+
+mod owner;
 
 /// The body of a message on an outbox, read without copying. As JSON: an object of these fields.
 #[derive(Debug, Deserialize)]
@@ -22,6 +24,9 @@ pub struct Envelope<'a> {
     pub subscription: Cow<'a, str>,
     #[serde(borrow)]
     pub tenant: Cow<'a, str>,
+    /// The subscription's incarnation at the fan-out.
+    #[serde(default)]
+    pub incarnation: Incarnation,
     #[serde(borrow)]
     pub event_id: Cow<'a, str>,
     #[serde(borrow)]
@@ -49,6 +54,17 @@ impl<'a> Envelope<'a> {
         serde_json::from_slice(body)
     }
 
+    /// Whose it is; `None` if it names no subscription that could be.
+    pub fn identity(&self) -> Option<Identity> {
+        let subscription = SubscriptionRef::of(&self.tenant, &self.subscription)?;
+        Some(Identity { subscription, incarnation: self.incarnation })
+    }
+
+    /// The token of its subscription in subjects.
+    pub fn token(&self) -> Option<Cow<'_, str>> {
+        subscription_token(&self.tenant, &self.subscription)
+    }
+
     /// What its delivery asks of the fair share: `max_in_flight` and the rate limit.
     pub fn share(&self) -> Option<(u32, Option<RateLimit>)> {
         #[derive(Deserialize)]
@@ -66,7 +82,7 @@ impl<'a> Envelope<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEnvelope {
     pub id: String,
-    pub subscription: SubscriptionId,
+    pub subscription: SubscriptionRef,
     pub body: Bytes,
 }
 
@@ -99,13 +115,20 @@ impl<'e> FanOut<'e> {
     }
 
     /// The envelope for one subscription; the same every time it is made.
-    pub fn envelope(&self, subscription: &SubscriptionId, delivery: &RawValue) -> NewEnvelope {
-        let id = envelope_id(self.event, subscription);
-        let mut body = String::with_capacity(self.shared.len() + delivery.get().len() + 160);
+    pub fn envelope(
+        &self,
+        subscription: &SubscriptionRef,
+        incarnation: Incarnation,
+        delivery: &RawValue,
+    ) -> NewEnvelope {
+        let id = envelope_id(self.event, subscription.id(), incarnation);
+        let mut body = String::with_capacity(self.shared.len() + delivery.get().len() + 224);
         body.push_str("{\"id\":\"");
         body.push_str(&id);
         body.push('"');
-        field(&mut body, "subscription", subscription.as_str());
+        // Before the tenant: `Identity::of_envelope` stops there.
+        field(&mut body, "subscription", subscription.id());
+        field(&mut body, "incarnation", &incarnation.to_string());
         body.push_str(&self.shared);
         body.push_str(",\"delivery\":");
         body.push_str(delivery.get());
@@ -122,14 +145,19 @@ fn field(body: &mut String, name: &str, value: &str) {
     body.push_str(&serde_json::to_string(value).unwrap_or_else(|_| "\"\"".to_owned()));
 }
 
-/// `env_` and 128 bits of SHA-256 over tenant, source, identity and subscription, each with its
-/// length before it, so that no two quadruples read the same. An event that is published again
-/// gets the same envelopes, which the outbox then drops.
-pub fn envelope_id(event: &Event, subscription: &SubscriptionId) -> String {
+/// `env_` and 128 bits of SHA-256 over tenant, source, identity, subscription and incarnation, each
+/// with its length before it, so that no two of these lists read the same. An event that is published
+/// again gets the same envelopes, which the outbox then drops. Without the incarnation where that is
+/// `legacy`: as it was before there were any.
+pub fn envelope_id(event: &Event, subscription: &str, incarnation: Incarnation) -> String {
     let mut hash = Sha256::new();
-    for part in [event.tenant.as_str(), &event.source, &event.identity, subscription.as_str()] {
+    let mut part = |part: &str| {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
+    };
+    [event.tenant.as_str(), &event.source, &event.identity, subscription].into_iter().for_each(&mut part);
+    if !incarnation.is_legacy() {
+        part(&incarnation.to_string());
     }
     let digest = hash.finalize();
     let mut id = String::with_capacity(36);
@@ -164,15 +192,17 @@ mod tests {
         }
     }
 
-    fn subscription(id: &str) -> SubscriptionId {
-        id.to_owned().try_into().unwrap()
+    fn subscription(id: &str) -> SubscriptionRef {
+        SubscriptionRef::of("acme", id).unwrap()
     }
+
+    const FIRST: Incarnation = Incarnation::LEGACY;
 
     #[test]
     fn an_envelope_reads_back_with_the_event_as_it_was() {
         let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
         let event = event("e \"1\"", "idp");
-        let made = FanOut::new(&event, "user-lifecycle").envelope(&subscription("crm"), &delivery);
+        let made = FanOut::new(&event, "user-lifecycle").envelope(&subscription("crm"), FIRST, &delivery);
         let read = Envelope::read(&made.body).unwrap();
         assert_eq!(read.id, made.id);
         assert_eq!((&*read.domain, &*read.subscription, &*read.tenant), ("user-lifecycle", "crm", "acme"));
@@ -186,11 +216,11 @@ mod tests {
     fn what_an_outbox_said_of_the_event_goes_along() {
         let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
         let mut event = event("e1", "outbox");
-        let made = FanOut::new(&event, "d").envelope(&subscription("crm"), &delivery);
+        let made = FanOut::new(&event, "d").envelope(&subscription("crm"), FIRST, &delivery);
         assert!(Envelope::read(&made.body).unwrap().external_metadata.is_none());
         let metadata = RawValue::from_string(r#"{"headers":{"id":"e1"}}"#.to_owned()).unwrap();
         event.external_metadata = Some(metadata.clone());
-        let made = FanOut::new(&event, "d").envelope(&subscription("crm"), &delivery);
+        let made = FanOut::new(&event, "d").envelope(&subscription("crm"), FIRST, &delivery);
         let read = Envelope::read(&made.body).unwrap();
         assert_eq!(read.external_metadata.map(RawValue::get), Some(metadata.get()));
         assert_eq!(read.delivery.get(), delivery.get());
@@ -200,7 +230,7 @@ mod tests {
     fn the_share_is_that_of_the_delivery() {
         let share = |delivery: &str| {
             let delivery = RawValue::from_string(delivery.to_owned()).unwrap();
-            let made = FanOut::new(&event("1", "idp"), "d").envelope(&subscription("crm"), &delivery);
+            let made = FanOut::new(&event("1", "idp"), "d").envelope(&subscription("crm"), FIRST, &delivery);
             Envelope::read(&made.body).unwrap().share()
         };
         let limit = RateLimit { per_second: 2.5, burst: 7 };
@@ -212,10 +242,51 @@ mod tests {
 
     #[test]
     fn the_id_is_stable_and_no_part_runs_into_another() {
-        let id = |event_id, source, sub| envelope_id(&event(event_id, source), &subscription(sub));
+        let id = |event_id, source, sub| envelope_id(&event(event_id, source), sub, FIRST);
         assert_eq!(id("1", "a", "s"), id("1", "a", "s"));
         assert_ne!(id("1", "ab", "s"), id("b1", "a", "s"));
         assert_ne!(id("1", "a", "s1"), id("1s", "a", "1"));
         assert_ne!(id("1", "a", "s"), id("1", "a", "t"));
+        // As it was before there were incarnations.
+        assert_eq!(id("1", "a", "s"), "env_80ae0971e6c5ecc780ec41b9a2e59d7f");
+    }
+
+    #[test]
+    fn each_incarnation_has_an_id_of_its_own() {
+        let id = |incarnation| envelope_id(&event("1", "a"), "s", incarnation);
+        let (one, other) = (Incarnation::new(1), Incarnation::new(2));
+        assert_eq!(id(one), id(one));
+        assert!(id(FIRST) != id(one) && id(one) != id(other));
+    }
+
+    #[test]
+    fn whose_it_is_reads_from_its_beginning_and_from_all_of_it() {
+        let delivery = RawValue::from_string(r#"{"url":"u"}"#.to_owned()).unwrap();
+        for incarnation in [FIRST, Incarnation::new(7)] {
+            let identity = Identity { subscription: subscription("crm"), incarnation };
+            let made =
+                FanOut::new(&event("1", "idp"), "d").envelope(&subscription("crm"), incarnation, &delivery);
+            assert_eq!(Envelope::read(&made.body).unwrap().identity(), Some(identity.clone()));
+            assert_eq!(Envelope::read(&made.body).unwrap().token().as_deref(), Some("acme=crm"));
+            assert_eq!(Identity::of_envelope(&made.body), Some(identity.clone()));
+            // All that follows is passed over.
+            let cut = &made.body[..made.body.windows(10).position(|at| at == b"\"event_id\"").unwrap()];
+            assert_eq!(Identity::of_envelope(cut), Some(identity));
+        }
+        // As envelopes were before there were incarnations.
+        let old = br#"{"id":"env_1","subscription":"crm","domain":"d","tenant":"acme","event_id":"1"}"#;
+        let identity = Identity { subscription: subscription("crm"), incarnation: FIRST };
+        assert_eq!(Identity::of_envelope(old), Some(identity));
+        for body in [
+            "",
+            "{}",
+            "[1]",
+            r#"{"subscription":"crm"}"#,
+            r#"{"subscription":"crm","tenant":"a/b"}"#,
+            r#"{"subscription":7,"tenant":"acme"}"#,
+            r#"{"subscription":"crm","incarnation":"x","tenant":"acme"}"#,
+        ] {
+            assert_eq!(Identity::of_envelope(body.as_bytes()), None, "{body}");
+        }
     }
 }

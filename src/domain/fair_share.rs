@@ -1,7 +1,8 @@
 //! The scheduler of a delivery pool: which waiting item goes next, so that no subscription takes
 //! the pool from the others.
 //!
-//! Each subscription has a bounded queue and a *share*: how many of its items may be in flight. A
+//! A subscription that is created again under its name is another one. Each subscription has a bounded
+//! queue and a *share*: how many of its items may be in flight. A
 //! share starts small, grows by one with each healthy finish up to the subscription's
 //! `max_in_flight`, and is halved, down to one, by each unhealthy finish: so an endpoint that does
 //! not answer soon holds about one slot, and one that is not yet known holds few. Those whose last
@@ -17,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use super::subscription::{RateLimit, SubscriptionId};
+use super::subscription::{Identity, RateLimit};
 
 mod bucket;
 #[cfg(test)]
@@ -42,7 +43,7 @@ type Turn = u64;
 pub struct FairShare<T> {
     pool: usize,
     queue_per_subscription: usize,
-    places: HashMap<SubscriptionId, Place>,
+    places: HashMap<Identity, Place>,
     lanes: Vec<Option<Lane<T>>>,
     free: Vec<Place>,
     /// Subscriptions with a waiting item and room in their share, by turn: each in one of the two.
@@ -64,7 +65,7 @@ pub struct FairShare<T> {
 /// One subscription's part.
 #[derive(Debug)]
 struct Lane<T> {
-    id: SubscriptionId,
+    id: Identity,
     queue: VecDeque<T>,
     in_flight: usize,
     share: usize,
@@ -113,7 +114,7 @@ impl<T> FairShare<T> {
     /// the item back where the subscription's queue is full.
     pub fn offer(
         &mut self,
-        subscription: &SubscriptionId,
+        subscription: &Identity,
         max_in_flight: u32,
         rate: Option<RateLimit>,
         item: T,
@@ -129,7 +130,7 @@ impl<T> FairShare<T> {
     /// Queues an item whatever the queue holds: for items whose number is bounded elsewhere.
     pub fn offer_beyond(
         &mut self,
-        subscription: &SubscriptionId,
+        subscription: &Identity,
         max_in_flight: u32,
         rate: Option<RateLimit>,
         item: T,
@@ -195,7 +196,7 @@ impl<T> FairShare<T> {
 
     /// Frees the slot of an item that `next` gave out. `healthy` tells whether the endpoint
     /// answered as a living one does (`Outcome::is_healthy`).
-    pub fn finished(&mut self, subscription: &SubscriptionId, healthy: bool) {
+    pub fn finished(&mut self, subscription: &Identity, healthy: bool) {
         let Some(&place) = self.places.get(subscription) else { return };
         let initial = self.initial_share();
         let lane = self.lanes[place].as_mut().expect(KNOWN);
@@ -227,7 +228,7 @@ impl<T> FairShare<T> {
     /// `give_back` says so of the item; the rest waits here.
     pub fn hold(
         &mut self,
-        subscription: &SubscriptionId,
+        subscription: &Identity,
         until: Duration,
         mut give_back: impl FnMut(&T) -> bool,
     ) -> Vec<T> {
@@ -250,7 +251,7 @@ impl<T> FairShare<T> {
     }
 
     /// How long a subscription is still held; None where it is not.
-    pub fn held_for(&self, subscription: &SubscriptionId, now: Duration) -> Option<Duration> {
+    pub fn held_for(&self, subscription: &Identity, now: Duration) -> Option<Duration> {
         let until = self.find(subscription)?.held_until?;
         (until > now).then(|| until - now)
     }
@@ -297,16 +298,16 @@ impl<T> FairShare<T> {
     }
 
     /// Items of one subscription that wait.
-    pub fn waiting_of(&self, subscription: &SubscriptionId) -> usize {
+    pub fn waiting_of(&self, subscription: &Identity) -> usize {
         self.find(subscription).map_or(0, |lane| lane.queue.len())
     }
 
     /// Items of one subscription that are in flight.
-    pub fn in_flight_of(&self, subscription: &SubscriptionId) -> usize {
+    pub fn in_flight_of(&self, subscription: &Identity) -> usize {
         self.find(subscription).map_or(0, |lane| lane.in_flight)
     }
 
-    fn find(&self, subscription: &SubscriptionId) -> Option<&Lane<T>> {
+    fn find(&self, subscription: &Identity) -> Option<&Lane<T>> {
         self.lanes[*self.places.get(subscription)?].as_ref()
     }
 
@@ -367,7 +368,7 @@ impl<T> FairShare<T> {
         }
     }
 
-    fn place_of(&mut self, subscription: &SubscriptionId) -> Place {
+    fn place_of(&mut self, subscription: &Identity) -> Place {
         if let Some(&place) = self.places.get(subscription) {
             return place;
         }

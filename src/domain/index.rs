@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::event::Event;
 use super::filter::Filter;
 use super::key::{EventKey, KeyPattern};
-use super::subscription::{RateLimit, State, Subscription, SubscriptionId};
+use super::subscription::{Incarnation, InvalidTenant, RateLimit, State, Subscription, SubscriptionRef};
 
 mod trie;
 
@@ -35,22 +35,43 @@ pub struct Entry {
 /// because 100,000 of them are held.
 #[derive(Debug)]
 pub struct Interest {
-    pub id: SubscriptionId,
-    pub tenant: Box<str>,
+    pub reference: SubscriptionRef,
+    pub incarnation: Incarnation,
     pub events: Box<[KeyPattern]>,
     pub filter: Box<[Filter]>,
     pub state: State,
 }
 
+/// Why a subscription cannot be an entry.
+#[derive(Debug, thiserror::Error)]
+pub enum EntryError {
+    #[error(transparent)]
+    Tenant(#[from] InvalidTenant),
+    /// A secret that is not sealed.
+    #[error(transparent)]
+    Delivery(#[from] serde_json::Error),
+}
+
+impl Interest {
+    pub fn id(&self) -> &str {
+        self.reference.id()
+    }
+
+    pub fn tenant(&self) -> &str {
+        self.reference.tenant()
+    }
+}
+
 impl Entry {
-    /// Fails where a secret of the subscription is not sealed.
-    pub fn new(subscription: Subscription, revision: u64) -> Result<Self, serde_json::Error> {
+    /// Fails where a secret of the subscription is not sealed, or its tenant is no name.
+    pub fn new(subscription: Subscription, revision: u64) -> Result<Self, EntryError> {
+        let reference = subscription.reference()?;
         let delivery = serde_json::value::to_raw_value(&subscription.delivery)?.into();
         let (max_in_flight, rate_limit) =
             (subscription.delivery.max_in_flight(), subscription.delivery.rate_limit().map(Box::new));
-        let Subscription { id, tenant, events, filter, state, .. } = subscription;
-        let (tenant, events, filter) = (tenant.into(), events.into(), filter.into());
-        let subscription = Interest { id, tenant, events, filter, state };
+        let Subscription { incarnation, events, filter, state, .. } = subscription;
+        let (events, filter) = (events.into(), filter.into());
+        let subscription = Interest { reference, incarnation, events, filter, state };
         Ok(Self { subscription, delivery, max_in_flight, rate_limit, revision })
     }
 
@@ -61,10 +82,11 @@ impl Entry {
 
     /// The subscription again, but for why it was disabled.
     pub fn to_subscription(&self) -> Result<Subscription, serde_json::Error> {
-        let Interest { id, tenant, events, filter, state } = &self.subscription;
+        let Interest { reference, incarnation, events, filter, state } = &self.subscription;
         Ok(Subscription {
-            id: id.clone(),
-            tenant: tenant.to_string(),
+            id: reference.to_id(),
+            tenant: reference.tenant().to_owned(),
+            incarnation: *incarnation,
             events: events.to_vec(),
             filter: filter.to_vec(),
             state: *state,
@@ -75,10 +97,10 @@ impl Entry {
     }
 }
 
-/// All subscriptions, by id and by what they match. Changes are incremental.
+/// All subscriptions, by name and by what they match. Changes are incremental.
 #[derive(Debug, Default)]
 pub struct SubscriptionIndex {
-    slots: HashMap<SubscriptionId, Slot>,
+    slots: HashMap<SubscriptionRef, Slot>,
     /// By slot; a removed subscription's slot is used again.
     entries: Vec<Option<Arc<Entry>>>,
     free: Vec<Slot>,
@@ -90,9 +112,9 @@ impl SubscriptionIndex {
         Self::default()
     }
 
-    /// Inserts the subscription, or replaces the one with its id, which it gives back.
+    /// Inserts the subscription, or replaces the one of its name, which it gives back.
     pub fn insert(&mut self, entry: Entry) -> Option<Arc<Entry>> {
-        let replaced = self.remove(&entry.subscription.id);
+        let replaced = self.remove(&entry.subscription.reference);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
             Slot::try_from(self.entries.len() - 1).expect("memory ends long before 2^32 subscriptions")
@@ -100,34 +122,34 @@ impl SubscriptionIndex {
         let entry = Arc::new(entry);
         let subscription = &entry.subscription;
         if subscription.state == State::Active {
-            if !self.tenants.contains_key(&*subscription.tenant) {
-                self.tenants.insert(subscription.tenant.clone(), Trie::default());
+            if !self.tenants.contains_key(subscription.tenant()) {
+                self.tenants.insert(subscription.tenant().into(), Trie::default());
             }
-            let trie = self.tenants.get_mut(&*subscription.tenant).expect("inserted above");
+            let trie = self.tenants.get_mut(subscription.tenant()).expect("inserted above");
             subscription.events.iter().for_each(|pattern| trie.insert(pattern, slot));
         }
-        self.slots.insert(subscription.id.clone(), slot);
+        self.slots.insert(subscription.reference.clone(), slot);
         self.entries[slot as usize] = Some(entry);
         replaced
     }
 
     /// Removes a subscription, which it gives back.
-    pub fn remove(&mut self, id: &SubscriptionId) -> Option<Arc<Entry>> {
-        let slot = self.slots.remove(id)?;
+    pub fn remove(&mut self, reference: &SubscriptionRef) -> Option<Arc<Entry>> {
+        let slot = self.slots.remove(reference)?;
         let entry = self.entries[slot as usize].take()?;
         self.free.push(slot);
-        let Interest { tenant, events, .. } = &entry.subscription;
-        if let Some(trie) = self.tenants.get_mut(&**tenant) {
+        let Interest { reference, events, .. } = &entry.subscription;
+        if let Some(trie) = self.tenants.get_mut(reference.tenant()) {
             events.iter().for_each(|pattern| trie.remove(pattern, slot));
             if trie.is_empty() {
-                self.tenants.remove(&**tenant);
+                self.tenants.remove(reference.tenant());
             }
         }
         Some(entry)
     }
 
-    pub fn get(&self, id: &SubscriptionId) -> Option<&Arc<Entry>> {
-        self.entries[*self.slots.get(id)? as usize].as_ref()
+    pub fn get(&self, reference: &SubscriptionRef) -> Option<&Arc<Entry>> {
+        self.entries[*self.slots.get(reference)? as usize].as_ref()
     }
 
     /// The active subscriptions of the event's tenant that want the event, each once.

@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::event::Event;
 use super::filter::Filter;
-use super::index::Entry;
-use super::subscription::{Delivery, State, Subscription, SubscriptionId};
+use super::index::{Entry, EntryError};
+use super::subscription::{Delivery, Incarnation, State, Subscription, SubscriptionId};
 
 /// A part of an answer that cannot be used. The whole answer is then refused: a fan-out is made of
 /// all of it or of nothing.
@@ -25,10 +25,11 @@ pub struct Unusable {
 }
 
 /// One subscription of an answer. `filter` and `delivery` are JSON; a secret in clear is refused,
-/// since the delivery goes into envelopes as it stands.
+/// since the delivery goes into envelopes as it stands. Without an incarnation it is `legacy`.
 pub fn entry(
     tenant: &str,
     id: String,
+    incarnation: &str,
     revision: u64,
     filter: &str,
     delivery: &str,
@@ -36,6 +37,8 @@ pub fn entry(
     let unusable =
         |field: &str, problem: String| Unusable { id: id.clone(), field: field.to_owned(), problem };
     let name = SubscriptionId::try_from(id.clone()).map_err(|problem| unusable("id", problem))?;
+    let incarnation = Incarnation::read((!incarnation.is_empty()).then_some(incarnation))
+        .map_err(|error| unusable("incarnation", error.to_string()))?;
     let filter: Vec<Filter> = match filter {
         "" => Vec::new(),
         json => serde_json::from_str(json).map_err(|error| unusable("filter_json", error.to_string()))?,
@@ -56,6 +59,7 @@ pub fn entry(
     let subscription = Subscription {
         id: name,
         tenant: tenant.to_owned(),
+        incarnation,
         events: Vec::new(),
         filter,
         state: State::Active,
@@ -63,17 +67,19 @@ pub fn entry(
         disabled_at: None,
         delivery,
     };
-    Entry::new(subscription, revision)
-        .map_err(|_| unusable("delivery_json", "holds a secret that is not sealed".to_owned()))
+    Entry::new(subscription, revision).map_err(|error| match error {
+        EntryError::Tenant(error) => unusable("tenant", error.to_string()),
+        EntryError::Delivery(_) => unusable("delivery_json", "holds a secret that is not sealed".to_owned()),
+    })
 }
 
 /// Refuses an answer that names a subscription twice.
 pub fn each_once(entries: &[Entry]) -> Result<(), Unusable> {
     let mut seen = HashSet::with_capacity(entries.len());
-    match entries.iter().find(|entry| !seen.insert(entry.subscription.id.as_str())) {
+    match entries.iter().find(|entry| !seen.insert(&entry.subscription.reference)) {
         None => Ok(()),
         Some(entry) => Err(Unusable {
-            id: entry.subscription.id.to_string(),
+            id: entry.subscription.id().to_owned(),
             field: "id".to_owned(),
             problem: "comes twice in one answer".to_owned(),
         }),
@@ -229,7 +235,7 @@ mod tests {
     const DELIVERY: &str = r#"{"url":"https://a.example/"}"#;
 
     fn candidates(count: usize) -> Candidates {
-        (0..count).map(|n| Arc::new(entry("t", format!("s-{n}"), 1, "", DELIVERY).unwrap())).collect()
+        (0..count).map(|n| Arc::new(entry("t", format!("s-{n}"), "", 1, "", DELIVERY).unwrap())).collect()
     }
 
     fn question(key: &str) -> Question {
@@ -243,7 +249,7 @@ mod tests {
     #[test]
     fn what_cannot_be_used_is_told_by_field_and_without_its_secrets() {
         let refused =
-            |id: &str, filter, delivery| entry("t", id.to_owned(), 1, filter, delivery).unwrap_err();
+            |id: &str, filter, delivery| entry("t", id.to_owned(), "", 1, filter, delivery).unwrap_err();
         assert_eq!(refused("Not An Id", "", DELIVERY).field, "id");
         assert_eq!(refused("a", "{", DELIVERY).field, "filter_json");
         assert_eq!(refused("a", r#"[{"exact":{}}]"#, DELIVERY).field, "filter_json[0].exact");
@@ -253,13 +259,13 @@ mod tests {
         let odd = r#"{"url":"https://a.example/","auth":"hunter2"}"#;
         assert!(!refused("a", "", odd).to_string().contains("hunter2"));
         let sealed = r#"{"url":"https://a.example/","auth":{"type":"bearer","token":{"sealed":"v1.k1.x"}}}"#;
-        let entry = entry("t", "a".to_owned(), 7, r#"[{"exact":{"source":"idp"}}]"#, sealed).unwrap();
+        let entry = entry("t", "a".to_owned(), "", 7, r#"[{"exact":{"source":"idp"}}]"#, sealed).unwrap();
         assert_eq!((entry.revision, entry.subscription.filter.len()), (7, 1));
     }
 
     #[test]
     fn a_delivery_may_name_a_broker() {
-        let read = |delivery: &str| entry("t", "a".to_owned(), 1, "", delivery);
+        let read = |delivery: &str| entry("t", "a".to_owned(), "", 1, "", delivery);
         let found = read(r#"{"broker": "partner_events", "stream": "orders", "max_in_flight": 3}"#).unwrap();
         assert_eq!(found.max_in_flight, 3);
         let delivery = found.to_subscription().unwrap().delivery;
@@ -277,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_subscription_that_comes_twice_is_refused() {
-        let one = || entry("t", "a".to_owned(), 1, "", DELIVERY).unwrap();
+        let one = || entry("t", "a".to_owned(), "", 1, "", DELIVERY).unwrap();
         assert!(each_once(&[one()]).is_ok());
         assert!(each_once(&[one(), one()]).is_err());
     }

@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 use super::key::KeyPattern;
 
 mod delivery;
+mod identity;
 mod parse;
 mod signing;
 #[cfg(test)]
@@ -15,6 +16,9 @@ mod tls;
 mod validate;
 
 pub use delivery::{BrokerDelivery, ContentMode, Delivery, EndpointDelivery, Ordering, RateLimit};
+pub use identity::{
+    DEFAULT_TENANT, Identity, Incarnation, InvalidTenant, SubscriptionRef, subscription_token,
+};
 pub use signing::{PreviousSecret, Signing};
 pub use tls::Tls;
 pub use validate::{DEFAULT_API_KEY_HEADER, Limits};
@@ -40,10 +44,7 @@ impl From<SubscriptionId> for String {
 impl TryFrom<String> for SubscriptionId {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
-        let start = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        let rest =
-            text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
-        if start && rest && text.len() <= 64 {
+        if is_subscription_id(&text) {
             Ok(Self(text))
         } else {
             Err(format!(
@@ -51,6 +52,12 @@ impl TryFrom<String> for SubscriptionId {
             ))
         }
     }
+}
+
+fn is_subscription_id(text: &str) -> bool {
+    let start = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let rest = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
+    start && rest && text.len() <= 64
 }
 
 impl std::fmt::Display for SubscriptionId {
@@ -69,6 +76,10 @@ pub struct Subscription {
     #[serde(default = "default_tenant")]
     #[schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9_.-]+$")]
     pub tenant: String,
+    /// One life of the subscription: the hub makes it at the creation, and ignores what a request says.
+    #[serde(default)]
+    #[schema(read_only, value_type = String, example = "9f86d081884c7d659a2feaa0c55ad015")]
+    pub incarnation: Incarnation,
     /// Event keys with NATS wildcards: `*` is one word, `>` at the end is all that follow.
     #[schema(min_items = 1, max_items = 256, example = json!(["user.created", "role.*"]))]
     pub events: Vec<KeyPattern>,
@@ -94,7 +105,7 @@ pub fn is_tenant(name: &str) -> bool {
 }
 
 fn default_tenant() -> String {
-    "default".to_owned()
+    DEFAULT_TENANT.to_owned()
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -216,6 +227,11 @@ impl<'de> Deserialize<'de> for Secret {
 }
 
 impl Subscription {
+    /// Its name. Fails only for a tenant that `validate` refuses.
+    pub fn reference(&self) -> Result<SubscriptionRef, InvalidTenant> {
+        SubscriptionRef::new(&self.tenant, &self.id)
+    }
+
     /// Gives it another state by an operator's hand: why it was disabled is forgotten.
     pub fn set_state(&mut self, state: State) {
         self.state = state;

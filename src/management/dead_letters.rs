@@ -326,7 +326,8 @@ impl Management {
         let letter = &entry.letter;
         let stream = self.js.names().dlt_stream(&letter.domain);
         let Some(message) = self.js.get(&stream, entry.sequence).await? else { return Ok(None) };
-        let last_attempt = self.js.last_words(&letter.domain, &letter.subscription, &letter.id).await?;
+        let last_attempt =
+            self.js.last_words(&letter.domain, &letter.tenant, &letter.subscription, &letter.id).await?;
         let content = Content::read(&message.payload);
         Ok(Some(DeadLetterDetails { entry, stream, last_attempt, content }))
     }

@@ -25,9 +25,9 @@ pub enum ManagementError {
     /// A subscription of that id is there already, and is another one.
     #[error("there is a subscription {id:?} already, and it is another one; take another id, or replace it")]
     Exists { id: String },
-    /// The id belongs to a subscription that the caller does not reach.
-    #[error("the id {id:?} is taken; take another one")]
-    IdTaken { id: String },
+    /// An id without a tenant, which several have.
+    #[error("subscription {id:?}: {} tenants have one ({}); name the tenant", tenants.len(), tenants.join(", "))]
+    AmbiguousSubscription { id: String, tenants: Vec<String> },
     #[error("there is no dead letter {id:?}: it was never there, was delivered, or was discarded")]
     NoDeadLetter { id: String },
     /// A list that goes on where one of other domains ended.

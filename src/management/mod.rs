@@ -21,7 +21,8 @@ pub use order_desk::{BulkOrder, MOST_ORDERS, OrderDesk, OrderRunner};
 pub use rotation::{LONGEST_OVERLAP, Rotated, VerifyWith};
 pub use samples::{Sample, SampleAttempt};
 pub use subscriptions::{
-    PlannedWrite, SubscriptionFilter, SubscriptionPage, WriteAction, keys_without_domain, read_subscription,
+    Naming, PlannedWrite, SubscriptionFilter, SubscriptionPage, WriteAction, keys_without_domain,
+    read_subscription,
 };
 
 /// Of the adapters, what this layer's own values hold.

@@ -19,7 +19,7 @@ use crate::domain::key::{EventKey, KeyPattern};
 use crate::domain::outbox::ExternalMessage;
 use crate::domain::outcome::{Decision, Failure, decide, disables};
 use crate::domain::subscription::{
-    Auth, BrokerDelivery, Delivery, EndpointDelivery, Subscription, SubscriptionId,
+    Auth, BrokerDelivery, Delivery, EndpointDelivery, Subscription, SubscriptionId, SubscriptionRef,
 };
 use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Sent, Target, Unopened};
 use crate::nats::Stored;
@@ -89,9 +89,11 @@ impl Management {
                 Err(error) => unusable.push(format!("{}: {error}", one.subscription.id)),
             }
         }
-        let wanting: HashSet<SubscriptionId> =
-            index.matching(&event).iter().map(|entry| entry.subscription.id.clone()).collect();
-        let matching = stored.into_iter().filter(|one| wanting.contains(&one.subscription.id)).collect();
+        let wanting: HashSet<SubscriptionRef> =
+            index.matching(&event).iter().map(|entry| entry.subscription.reference.clone()).collect();
+        let is_wanting =
+            |one: &Stored| one.subscription.reference().is_ok_and(|name| wanting.contains(&name));
+        let matching = stored.into_iter().filter(is_wanting).collect();
         Ok((matching, unusable))
     }
 
@@ -157,7 +159,7 @@ impl Management {
             Ok(target) => target,
             Err(failure) => return (None, Attempt::failed(failure)),
         };
-        let envelope = envelope_id(event, &subscription.id);
+        let envelope = envelope_id(event, subscription.id.as_str(), subscription.incarnation);
         let body = event.to_cloudevent().get().to_owned().into();
         let view = EnvelopeView { id: &envelope, event: body, traceparent: None };
         let http = HttpDelivery::new(http_config(&self.settings));
@@ -185,7 +187,7 @@ impl Management {
             Err(error) => return (None, Attempt::failed_because(Failure::Request, error.to_string())),
         };
         let outgoing = Outgoing {
-            id: envelope_id(event, &subscription.id),
+            id: envelope_id(event, subscription.id.as_str(), subscription.incarnation),
             stream: delivery.stream.clone(),
             key: message.key,
             body: message.body.into(),

@@ -1,5 +1,6 @@
 //! Subscriptions: checked, sealed and written on the condition that nobody else wrote meanwhile.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -15,7 +16,8 @@ use crate::domain::category::Categories;
 use crate::domain::field_error::FieldError;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{
-    Auth, BrokerDelivery, Limits, Secret, State, Subscription, SubscriptionId,
+    Auth, BrokerDelivery, Incarnation, InvalidTenant, Limits, Secret, State, Subscription, SubscriptionId,
+    SubscriptionRef,
 };
 use crate::http_delivery::tls;
 use crate::nats::{NatsError, Registry, Stored};
@@ -67,12 +69,28 @@ pub struct PlannedWrite {
     pub action: WriteAction,
 }
 
-/// Some subscriptions in order of their ids.
+/// Some subscriptions in order of their ids and tenants.
 #[derive(Debug, Clone)]
 pub struct SubscriptionPage {
     pub subscriptions: Vec<Stored>,
-    /// The last id, where more follow.
-    pub next: Option<SubscriptionId>,
+    /// The last one, where more follow.
+    pub next: Option<SubscriptionRef>,
+}
+
+/// Which subscription a caller means. Without a tenant: the caller's, or else the only one of that id.
+#[derive(Debug, Clone)]
+pub struct Naming {
+    pub id: SubscriptionId,
+    pub tenant: Option<String>,
+}
+
+impl fmt::Display for Naming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.tenant {
+            Some(tenant) => write!(f, "{tenant}/{}", self.id),
+            None => self.id.fmt(f),
+        }
+    }
 }
 
 /// Reads and checks one subscription that came from outside: its form, its fields, its
@@ -102,7 +120,7 @@ pub fn keys_without_domain(categories: &Categories, subscription: &Subscription)
 }
 
 impl Management {
-    /// The subscriptions that the filter leaves, in order of their ids, read from the bucket.
+    /// The subscriptions that the filter leaves, in order of their ids and tenants, read from the bucket.
     pub async fn subscriptions(&self, filter: &SubscriptionFilter) -> Result<Vec<Stored>, ManagementError> {
         let mut found = self.js.subscriptions().await?;
         found.retain(|stored| {
@@ -118,49 +136,60 @@ impl Management {
         &self,
         registry: &Registry,
         filter: &SubscriptionFilter,
-        after: Option<&SubscriptionId>,
+        after: Option<&SubscriptionRef>,
         limit: usize,
     ) -> Result<SubscriptionPage, ManagementError> {
         registry.catch_up(&self.js).await?;
-        let mut ids: Vec<SubscriptionId> = registry
+        let mut names: Vec<SubscriptionRef> = registry
             .read()
             .iter()
             .map(|entry| &entry.subscription)
-            .filter(|one| after.is_none_or(|after| one.id > *after))
+            .filter(|one| after.is_none_or(|after| one.reference > *after))
             .filter(|one| {
                 let wants = |key: &EventKey| one.events.iter().any(|pattern| pattern.matches(key));
-                filter.accepts(&one.tenant, one.state, wants)
+                filter.accepts(one.tenant(), one.state, wants)
             })
-            .map(|one| one.id.clone())
+            .map(|one| one.reference.clone())
             .collect();
-        ids.sort_unstable();
-        let more = ids.len() > limit;
-        ids.truncate(limit);
-        let next = if more { ids.last().cloned() } else { None };
+        names.sort_unstable();
+        let more = names.len() > limit;
+        names.truncate(limit);
+        let next = if more { names.last().cloned() } else { None };
         // The index has not all of it: why one was disabled, say.
         let found: Vec<Option<Stored>> =
-            stream::iter(ids).map(|id| self.stored(id)).buffered(AT_ONCE).try_collect().await?;
+            stream::iter(names).map(|name| self.stored(name)).buffered(AT_ONCE).try_collect().await?;
         Ok(SubscriptionPage { subscriptions: found.into_iter().flatten().collect(), next })
     }
 
-    async fn stored(&self, id: SubscriptionId) -> Result<Option<Stored>, NatsError> {
-        self.js.subscription(&id).await
+    async fn stored(&self, name: SubscriptionRef) -> Result<Option<Stored>, NatsError> {
+        self.js.subscription(&name).await
     }
 
-    /// The subscription and its revision, if the caller reaches its tenant.
-    pub async fn subscription(
-        &self,
-        caller: &Caller,
-        id: &SubscriptionId,
-    ) -> Result<Stored, ManagementError> {
-        match self.js.subscription(id).await? {
-            Some(stored) if caller.reaches(&stored.subscription.tenant) => Ok(stored),
-            _ => Err(ManagementError::NoSubscription { id: id.to_string() }),
+    /// The subscription and its revision, if the caller reaches its tenant. A caller that is bound to
+    /// a tenant learns nothing of others.
+    pub async fn subscription(&self, caller: &Caller, naming: &Naming) -> Result<Stored, ManagementError> {
+        let Naming { id, tenant } = naming;
+        let nothing = |name: String| ManagementError::NoSubscription { id: name };
+        if let Some(tenant) = tenant.as_deref().or(caller.tenant()) {
+            if !caller.reaches(tenant) {
+                return Err(nothing(id.to_string()));
+            }
+            let name = SubscriptionRef::new(tenant, id).map_err(|error| invalid_tenant(&error))?;
+            return self.js.subscription(&name).await?.ok_or_else(|| nothing(name.to_string()));
+        }
+        let mut found = self.js.subscriptions_of_id(id).await?;
+        match (found.pop(), found.is_empty()) {
+            (None, _) => Err(nothing(id.to_string())),
+            (Some(only), true) => Ok(only),
+            (Some(last), false) => Err(ManagementError::AmbiguousSubscription {
+                id: id.to_string(),
+                tenants: found.into_iter().chain([last]).map(|one| one.subscription.tenant).collect(),
+            }),
         }
     }
 
-    /// Compares with what is stored and settles the secrets; nothing is written. Another tenant's
-    /// subscription is never compared with: its id is taken, and that is all that is told.
+    /// Compares with what is stored and settles the secrets; nothing is written. What is not there yet
+    /// gets its incarnation; what is there keeps it.
     pub async fn plan_write(
         &self,
         caller: &Caller,
@@ -177,10 +206,12 @@ impl Management {
                 ),
             )]));
         }
-        let (expected, stored) = self.js.subscription_at(&subscription.id).await?;
-        if stored.as_ref().is_some_and(|stored| !caller.reaches(&stored.tenant)) {
-            return Err(ManagementError::IdTaken { id });
-        }
+        let name = reference(&subscription)?;
+        let (expected, stored) = self.js.subscription_at(&name).await?;
+        subscription.incarnation = match &stored {
+            Some(stored) => stored.incarnation,
+            None => Incarnation::new(rand::random()),
+        };
         if opens_a_broker(caller.tenant(), &subscription, stored.as_ref()) {
             return Err(ManagementError::Invalid(vec![FieldError::new(
                 "delivery.broker",
@@ -222,7 +253,7 @@ impl Management {
     /// Writes a change of what was read, on the condition that it still is the same. Returns the new
     /// revision.
     pub(super) async fn put_changed(&self, changed: &Stored) -> Result<u64, ManagementError> {
-        let id = &changed.subscription.id;
+        let id = changed.subscription.id.as_str();
         let written = self.js.put_subscription(&changed.subscription, Some(changed.revision)).await;
         written.map_err(|error| conflict(id, error))
     }
@@ -241,13 +272,24 @@ impl Management {
         Ok((stored, changed))
     }
 
-    /// Removes a subscription that has this revision; `None`: whatever it has.
-    pub async fn remove_subscription(
-        &self,
-        id: &SubscriptionId,
-        revision: Option<u64>,
-    ) -> Result<(), ManagementError> {
-        self.js.remove_subscription(id, revision).await.map_err(|error| conflict(id, error))?;
+    /// Removes a subscription if it still is as it was read.
+    pub async fn remove_subscription(&self, stored: &Stored) -> Result<(), ManagementError> {
+        let name = reference(&stored.subscription)?;
+        let removed = self.js.remove_subscription(&name, Some(stored.revision)).await;
+        removed.map(drop).map_err(|error| conflict(name.id(), error))
+    }
+
+    /// Removes whatever is stored under that name, be it unreadable.
+    pub async fn remove_unreadable(&self, naming: &Naming) -> Result<(), ManagementError> {
+        let Naming { id, tenant } = naming;
+        let tenant = tenant.as_deref().ok_or_else(|| {
+            ManagementError::Invalid(vec![FieldError::new(
+                "tenant",
+                "is needed for what cannot be read; name it",
+            )])
+        })?;
+        let name = SubscriptionRef::new(tenant, id).map_err(|error| invalid_tenant(&error))?;
+        self.js.remove_subscription(&name, None).await?;
         Ok(())
     }
 }
@@ -260,10 +302,19 @@ impl SubscriptionFilter {
     }
 }
 
+/// The name of a subscription that came from outside.
+fn reference(subscription: &Subscription) -> Result<SubscriptionRef, ManagementError> {
+    subscription.reference().map_err(|error| invalid_tenant(&error))
+}
+
+fn invalid_tenant(error: &InvalidTenant) -> ManagementError {
+    ManagementError::Invalid(vec![FieldError::new("tenant", error.to_string())])
+}
+
 /// A write that expected another revision than there is.
-fn conflict(id: &SubscriptionId, error: NatsError) -> ManagementError {
+fn conflict(id: &str, error: NatsError) -> ManagementError {
     if error.is_wrong_last_sequence() {
-        ManagementError::Conflict { id: id.to_string() }
+        ManagementError::Conflict { id: id.to_owned() }
     } else {
         error.into()
     }

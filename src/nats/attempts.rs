@@ -9,7 +9,8 @@ use super::error::NatsError;
 pub(super) const RECORDS_HEADER: &str = "Hub-Records";
 
 impl JetStream {
-    /// Puts records (newline-delimited JSON, `count` of them) into a subscription's log.
+    /// Puts records (newline-delimited JSON, `count` of them) into a subscription's log, which its
+    /// token names.
     pub async fn put_attempts(
         &self,
         domain: &str,

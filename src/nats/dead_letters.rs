@@ -15,6 +15,10 @@ use crate::domain::dead_letter::{DeadLetter, State};
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
 use crate::domain::outcome::Reason;
+use crate::domain::subscription::subscription_token;
+
+/// Subjects that one read asks for by name; for more it reads all and chooses itself.
+const MOST_FILTERS: usize = 64;
 
 /// Which dead letters; all given conditions must hold.
 #[derive(Debug, Clone, Default)]
@@ -106,12 +110,16 @@ impl JetStream {
         if info.state.messages == 0 || from > info.state.last_seq {
             return Ok(page);
         }
+        let filters = self.filters_of(domain, query).await?;
+        if filters.is_empty() {
+            return Ok(page);
+        }
         let replaying = self.replaying(domain).await?;
         let mut from = from;
         // A reader that lost its place goes on from where it was.
         'again: loop {
             let options = ScanOptions {
-                filter: self.names().dead_letter_filter(domain, query.subscription.as_deref()),
+                filters: filters.clone(),
                 from_sequence: Some(from),
                 headers_only: true,
                 last_per_subject: false,
@@ -156,23 +164,47 @@ impl JetStream {
         }
     }
 
+    /// The subjects that a query reads: those of the subscription, in any tenant if the query names
+    /// none, and the bare id, under which an older version put all tenants' dead letters.
+    async fn filters_of(&self, domain: &str, query: &DeadLetterQuery) -> Result<Vec<String>, NatsError> {
+        let all = self.names().dead_letter_filter(domain);
+        let Some(wanted) = &query.subscription else { return Ok(vec![all]) };
+        let subjects = self.stream_subjects(&self.names().dlt_stream(domain), &all).await?;
+        let mut filters: Vec<String> = subjects.into_iter().map(|(subject, _)| subject).collect();
+        filters.retain(|subject| {
+            let Some(parsed) = self.names().parse_dead_letter(subject) else { return false };
+            parsed.subscription == wanted
+                || parsed.reference().is_some_and(|name| {
+                    name.id() == wanted && query.tenant.as_ref().is_none_or(|tenant| name.tenant() == tenant)
+                })
+        });
+        Ok(if filters.len() > MOST_FILTERS { vec![all] } else { filters })
+    }
+
     /// The envelope's last words, if its final failed attempt was kept.
     pub async fn last_words(
         &self,
         domain: &str,
+        tenant: &str,
         subscription: &str,
         envelope: &str,
     ) -> Result<Option<LastWords>, NatsError> {
-        let subject = self.names().final_attempt(domain, subscription, envelope);
-        let found = match self.get_last(&self.names().attempts_stream(), &subject).await {
-            Ok(found) => found,
-            Err(error) if error.is_not_found() => None,
-            Err(error) => return Err(error),
-        };
-        Ok(found.and_then(|message| serde_json::from_slice(&message.payload).ok()))
+        // Under the bare id: kept by a version that knew no other token.
+        let token = subscription_token(tenant, subscription);
+        let bare = (token.as_deref() != Some(subscription)).then_some(subscription);
+        for name in token.as_deref().into_iter().chain(bare) {
+            let subject = self.names().final_attempt(domain, name, envelope);
+            match self.get_last(&self.names().attempts_stream(), &subject).await {
+                Ok(Some(message)) => return Ok(serde_json::from_slice(&message.payload).ok()),
+                Ok(None) => {}
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
     }
 
-    /// Keeps the envelope's last words.
+    /// Keeps the envelope's last words, under its subscription's token.
     pub async fn put_last_words(
         &self,
         domain: &str,
@@ -190,7 +222,14 @@ impl JetStream {
         envelope: &Envelope<'_>,
         words: &LastWords,
     ) -> Result<(), NatsError> {
-        let subject = self.names().final_attempt(domain, &envelope.subscription, &envelope.id);
+        let Some(token) = envelope.token() else {
+            let subject = self.names().attempts_stream();
+            return Err(NatsError::Answer {
+                subject,
+                reason: "the envelope names no subscription".to_owned(),
+            });
+        };
+        let subject = self.names().final_attempt(domain, &token, &envelope.id);
         let headers = [
             ("Hub-Id", &*envelope.id),
             ("Hub-Event-Id", &envelope.event_id),

@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::subjects::Names;
-use crate::domain::subscription::SubscriptionId;
+use crate::domain::subscription::{Identity, Incarnation, SubscriptionRef};
 
 /// An endpoint asked for its subscription to be left alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HoldNotice {
-    pub subscription: SubscriptionId,
+    pub subscription: Identity,
     /// From now on: processes do not share a clock.
     pub wait: Duration,
 }
@@ -23,6 +23,8 @@ pub struct HoldNotice {
 #[derive(Serialize, Deserialize)]
 struct Body {
     wait_ms: u64,
+    #[serde(default)]
+    incarnation: Incarnation,
 }
 
 /// What other processes tell, and this one too.
@@ -34,10 +36,11 @@ pub struct HoldNotices {
 impl JetStream {
     /// Tells it to whoever listens. Returns when it is on its way; nobody acknowledges it.
     pub async fn tell_hold(&self, notice: &HoldNotice) -> Result<(), NatsError> {
-        let subject = self.names().hold(notice.subscription.as_str());
+        let subject = self.names().hold(&notice.subscription.subscription.token());
         let failed = |reason: String| NatsError::Transport { subject: subject.clone(), reason };
         let wait_ms = u64::try_from(notice.wait.as_millis()).unwrap_or(u64::MAX);
-        let body = serde_json::to_vec(&Body { wait_ms }).map_err(|error| failed(error.to_string()))?;
+        let body = serde_json::to_vec(&Body { wait_ms, incarnation: notice.subscription.incarnation })
+            .map_err(|error| failed(error.to_string()))?;
         let sent = self.client().publish(subject.clone(), body.into());
         match tokio::time::timeout(self.request_timeout(), sent).await {
             Ok(sent) => sent.map_err(|error| failed(error.to_string())),
@@ -69,8 +72,9 @@ impl HoldNotices {
 }
 
 fn read(names: &Names, subject: &str, payload: &[u8]) -> Option<HoldNotice> {
-    let subscription = SubscriptionId::try_from(names.parse_hold(subject)?.to_owned()).ok()?;
-    let Body { wait_ms } = serde_json::from_slice(payload).ok()?;
+    let subscription = SubscriptionRef::from_token(names.parse_hold(subject)?)?;
+    let Body { wait_ms, incarnation } = serde_json::from_slice(payload).ok()?;
+    let subscription = Identity { subscription, incarnation };
     Some(HoldNotice { subscription, wait: Duration::from_millis(wait_ms) })
 }
 
@@ -82,11 +86,20 @@ mod tests {
     fn what_is_no_notice_is_ignored() {
         let names = Names::new("hub");
         let notice = read(&names, "hub.holds.crm", br#"{"wait_ms":1500}"#).unwrap();
-        assert_eq!((notice.subscription.as_str(), notice.wait), ("crm", Duration::from_millis(1500)));
+        assert_eq!(notice.subscription.to_string(), "crm");
+        assert_eq!(
+            (notice.subscription.incarnation, notice.wait),
+            (Incarnation::LEGACY, Duration::from_millis(1500))
+        );
+        let body = br#"{"wait_ms":1,"incarnation":"0000000000000000000000000000002a"}"#;
+        let notice = read(&names, "hub.holds.acme=crm", body).unwrap();
+        assert_eq!(notice.subscription.subscription, SubscriptionRef::of("acme", "crm").unwrap());
+        assert_eq!(notice.subscription.incarnation, Incarnation::new(42));
         for (subject, payload) in [
             ("hub.holds.crm", "soon"),
             ("hub.holds.crm", r#"{"wait_ms":-1}"#),
             ("hub.holds.Not An Id", r#"{"wait_ms":1}"#),
+            ("hub.holds.default=crm", r#"{"wait_ms":1}"#),
             ("hub.events.crm", r#"{"wait_ms":1}"#),
         ] {
             assert_eq!(read(&names, subject, payload.as_bytes()), None, "{subject} {payload}");

@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::scan::{Scan, ScanEvent, ScanOptions};
-use crate::domain::index::{Entry, SubscriptionIndex};
-use crate::domain::subscription::{Subscription, SubscriptionId};
+use crate::domain::index::{Entry, EntryError, SubscriptionIndex};
+use crate::domain::subscription::{Subscription, SubscriptionId, SubscriptionRef};
 
 /// The index that follows the bucket, shared by the roles of a process.
 #[derive(Clone)]
@@ -105,7 +105,7 @@ impl RegistryFollower {
         let stream = names.subscriptions_stream();
         let last = self.js.stream_info(&stream).await?.state.last_seq;
         let options = ScanOptions {
-            filter: names.subscriptions_filter(),
+            filters: vec![names.subscriptions_filter()],
             last_per_subject: true,
             ..ScanOptions::default()
         };
@@ -116,14 +116,14 @@ impl RegistryFollower {
                 && let Some(seen) = loading.take()
             {
                 let mut index = self.write();
-                let gone: Vec<SubscriptionId> = index
+                let gone: Vec<SubscriptionRef> = index
                     .iter()
-                    .map(|entry| &entry.subscription.id)
-                    .filter(|id| !seen.contains(id.as_str()))
+                    .map(|entry| &entry.subscription.reference)
+                    .filter(|name| !seen.contains(&*name.token()))
                     .cloned()
                     .collect();
-                for id in &gone {
-                    index.remove(id);
+                for name in &gone {
+                    index.remove(name);
                 }
                 drop(index);
                 self.revision.send_if_modified(|revision| replace_if_greater(revision, last));
@@ -138,12 +138,12 @@ impl RegistryFollower {
                     return Ok(());
                 }
             };
-            if let Some(id) = names.subscription_of_key(&message.subject) {
+            if let Some(token) = names.subscription_of_key(&message.subject) {
                 if let Some(seen) = &mut loading {
-                    seen.insert(id.to_owned());
+                    seen.insert(token.to_owned());
                 }
                 let deleted = message.header("KV-Operation").is_some();
-                self.apply(id, message.stream_sequence, (!deleted).then_some(&message.payload));
+                self.apply(token, message.stream_sequence, (!deleted).then_some(&message.payload));
             }
             let sequence = message.stream_sequence;
             if loading.is_none() {
@@ -156,27 +156,28 @@ impl RegistryFollower {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply(&self, id: &str, revision: u64, value: Option<&Bytes>) {
-        let Ok(id) = SubscriptionId::try_from(id.to_owned()) else {
-            tracing::warn!(id, "a registry key is no subscription id and is passed over");
+    fn apply(&self, token: &str, revision: u64, value: Option<&Bytes>) {
+        let Some(name) = SubscriptionRef::from_token(token) else {
+            tracing::warn!(key = token, "a registry key names no subscription and is passed over");
             return;
         };
         let Some(value) = value else {
-            self.write().remove(&id);
+            self.write().remove(&name);
             return;
         };
-        match serde_json::from_slice::<Subscription>(value) {
-            Ok(subscription) if subscription.id == id => match Entry::new(subscription, revision) {
-                Ok(entry) => drop(self.write().insert(entry)),
-                Err(error) => {
-                    tracing::error!(%id, %error, "a stored subscription cannot be used; the version before stays in force");
-                }
-            },
-            Ok(subscription) => {
-                tracing::error!(key = %id, id = %subscription.id, "a stored subscription stands under another id and is passed over");
+        let read = serde_json::from_slice::<Subscription>(value).map_err(EntryError::from);
+        match read.and_then(|subscription| Entry::new(subscription, revision)) {
+            Ok(entry) if entry.subscription.reference == name => drop(self.write().insert(entry)),
+            Ok(entry) => {
+                tracing::error!(
+                    key = token,
+                    subscription = %entry.subscription.reference,
+                    "a registry entry is stored under the key of another subscription and is passed over; \
+                     `hub provision` moves it"
+                );
             }
             Err(error) => {
-                tracing::error!(%id, %error, "a stored subscription cannot be read; the version before stays in force");
+                tracing::error!(subscription = %name, %error, "a stored subscription cannot be used; the version before stays in force");
             }
         }
     }
@@ -198,18 +199,22 @@ impl JetStream {
         subscription: &Subscription,
         expected: Option<u64>,
     ) -> Result<u64, NatsError> {
-        let key = self.names().subscription_key(&subscription.id);
-        let value = serde_json::to_vec(subscription)
-            .map_err(|error| NatsError::Answer { subject: key.clone(), reason: error.to_string() })?;
+        let unusable = |reason: String| NatsError::Answer {
+            subject: self.names().subscriptions_bucket(),
+            reason: format!("subscription {}: {reason}", subscription.id),
+        };
+        let name = subscription.reference().map_err(|error| unusable(error.to_string()))?;
+        let key = self.names().subscription_key(&name);
+        let value = serde_json::to_vec(subscription).map_err(|error| unusable(error.to_string()))?;
         self.write_key(&key, value.into(), expected, &[]).await
     }
 
     pub async fn remove_subscription(
         &self,
-        id: &SubscriptionId,
+        name: &SubscriptionRef,
         expected: Option<u64>,
     ) -> Result<u64, NatsError> {
-        let key = self.names().subscription_key(id);
+        let key = self.names().subscription_key(name);
         self.write_key(&key, Bytes::new(), expected, &[("KV-Operation", "DEL")]).await
     }
 
@@ -228,8 +233,8 @@ impl JetStream {
         Ok(self.publish(key, value, &headers).await?.seq)
     }
 
-    pub async fn subscription(&self, id: &SubscriptionId) -> Result<Option<Stored>, NatsError> {
-        let (revision, subscription) = self.subscription_at(id).await?;
+    pub async fn subscription(&self, name: &SubscriptionRef) -> Result<Option<Stored>, NatsError> {
+        let (revision, subscription) = self.subscription_at(name).await?;
         Ok(subscription.map(|subscription| Stored { subscription, revision }))
     }
 
@@ -237,20 +242,43 @@ impl JetStream {
     /// where there is none any more, for a removal is a revision too. 0 where there never was one.
     pub async fn subscription_at(
         &self,
-        id: &SubscriptionId,
+        name: &SubscriptionRef,
     ) -> Result<(u64, Option<Subscription>), NatsError> {
-        let key = self.names().subscription_key(id);
+        let key = self.names().subscription_key(name);
         let stream = self.names().subscriptions_stream();
         let Some(message) = self.get_last(&stream, &key).await? else { return Ok((0, None)) };
         if message.header("KV-Operation").is_some() {
             return Ok((message.sequence, None));
         }
-        let subscription = serde_json::from_slice(&message.payload)
-            .map_err(|error| NatsError::Answer { subject: key, reason: error.to_string() })?;
-        Ok((message.sequence, Some(subscription)))
+        let unusable = |reason| NatsError::Answer { subject: key.clone(), reason };
+        let subscription: Subscription =
+            serde_json::from_slice(&message.payload).map_err(|error| unusable(error.to_string()))?;
+        if subscription.reference().is_ok_and(|stored| stored == *name) {
+            Ok((message.sequence, Some(subscription)))
+        } else {
+            let other = format!("{}/{}", subscription.tenant, subscription.id);
+            Err(unusable(format!("the entry is that of {other}; `hub provision` moves it to its own key")))
+        }
     }
 
-    /// All subscriptions, in order of their ids.
+    /// The subscriptions of that id, one for each tenant that has one, in order of their tenants.
+    pub async fn subscriptions_of_id(&self, id: &SubscriptionId) -> Result<Vec<Stored>, NatsError> {
+        let names = self.names();
+        let keys = self.stream_subjects(&names.subscriptions_stream(), &names.subscriptions_filter()).await?;
+        let mut found = keys
+            .iter()
+            .filter_map(|(key, _)| SubscriptionRef::from_token(names.subscription_of_key(key)?))
+            .filter(|name| name.id() == id.as_str())
+            .collect::<Vec<_>>();
+        found.sort_unstable();
+        let mut stored = Vec::with_capacity(found.len());
+        for name in found {
+            stored.extend(self.subscription(&name).await?);
+        }
+        Ok(stored)
+    }
+
+    /// All subscriptions, in order of their ids and tenants.
     pub async fn subscriptions(&self) -> Result<Vec<Stored>, NatsError> {
         let names = self.names().clone();
         let stream = names.subscriptions_stream();
@@ -259,7 +287,7 @@ impl JetStream {
             return Ok(Vec::new());
         }
         let options = ScanOptions {
-            filter: names.subscriptions_filter(),
+            filters: vec![names.subscriptions_filter()],
             last_per_subject: true,
             ..ScanOptions::default()
         };
@@ -274,10 +302,18 @@ impl JetStream {
                                 found.remove(&key);
                                 continue;
                             }
+                            let revision = message.stream_sequence;
                             match serde_json::from_slice::<Subscription>(&message.payload) {
-                                Ok(subscription) => {
-                                    let revision = message.stream_sequence;
+                                Ok(subscription) if self.is_key_of(&key, &subscription) => {
                                     found.insert(key, Stored { subscription, revision });
+                                }
+                                Ok(other) => {
+                                    let subscription = format!("{}/{}", other.tenant, other.id);
+                                    tracing::warn!(
+                                        key,
+                                        subscription,
+                                        "a registry entry is stored under the key of another subscription"
+                                    );
                                 }
                                 Err(error) => {
                                     tracing::warn!(key, %error, "a stored subscription cannot be read");
@@ -293,7 +329,15 @@ impl JetStream {
                 }
             }
             scan.end().await;
-            return Ok(found.into_values().collect());
+            let mut found: Vec<Stored> = found.into_values().collect();
+            found.sort_by(|Stored { subscription: one, .. }, Stored { subscription: other, .. }| {
+                (&one.id, &one.tenant).cmp(&(&other.id, &other.tenant))
+            });
+            return Ok(found);
         }
+    }
+
+    fn is_key_of(&self, key: &str, subscription: &Subscription) -> bool {
+        subscription.reference().is_ok_and(|name| self.names().subscription_key(&name) == key)
     }
 }

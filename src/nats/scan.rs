@@ -13,7 +13,8 @@ const ROOM: usize = 2_000;
 /// How a stream is read.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ScanOptions {
-    pub(super) filter: String,
+    /// Subjects, none of which overlaps another.
+    pub(super) filters: Vec<String>,
     pub(super) from_sequence: Option<u64>,
     pub(super) headers_only: bool,
     /// Only the newest message of each subject, then what follows.
@@ -52,7 +53,10 @@ impl Scan {
         config.insert("mem_storage".into(), json!(true));
         config.insert("num_replicas".into(), json!(1));
         config.insert("inactive_threshold".into(), json!(60_000_000_000u64));
-        config.insert("filter_subject".into(), json!(options.filter));
+        match &options.filters[..] {
+            [one] => config.insert("filter_subject".into(), json!(one)),
+            many => config.insert("filter_subjects".into(), json!(many)),
+        };
         config.insert("headers_only".into(), json!(options.headers_only));
         if options.last_per_subject {
             config.insert("deliver_policy".into(), json!("last_per_subject"));

@@ -2,7 +2,7 @@
 
 use crate::domain::access::TokenId;
 use crate::domain::order::OrderId;
-use crate::domain::subscription::SubscriptionId;
+use crate::domain::subscription::SubscriptionRef;
 use crate::domain::token::{safe_token, tenant_token};
 
 /// The lane every subscription starts in.
@@ -29,9 +29,19 @@ pub struct EventSubject<'a> {
 pub struct OutboxSubject<'a> {
     pub domain: &'a str,
     pub lane: &'a str,
+    /// Its token.
     pub subscription: &'a str,
 }
 
+impl OutboxSubject<'_> {
+    /// The subscription that the subject names. Envelopes of versions before ids belonged to their
+    /// tenant have the bare id there: whose an envelope is, it says itself.
+    pub fn reference(&self) -> Option<SubscriptionRef> {
+        SubscriptionRef::from_token(self.subscription)
+    }
+}
+
+/// Names of what belongs to a subscription take its token ([`SubscriptionRef::token`]).
 impl Names {
     pub fn new(prefix: &str) -> Self {
         Self { prefix: prefix.to_owned(), upper: stream_token(prefix) }
@@ -77,8 +87,8 @@ impl Names {
         format!("KV_{}", self.subscriptions_bucket())
     }
 
-    pub fn subscription_key(&self, id: &SubscriptionId) -> String {
-        format!("$KV.{}.{id}", self.subscriptions_bucket())
+    pub fn subscription_key(&self, subscription: &SubscriptionRef) -> String {
+        format!("$KV.{}.{}", self.subscriptions_bucket(), subscription.token())
     }
 
     /// The keys of all subscriptions.
@@ -139,6 +149,7 @@ impl Names {
         format!("$KV.{}-keys.message-ids", self.prefix)
     }
 
+    /// What follows the bucket's name in a key: a subscription's token.
     pub fn subscription_of_key<'a>(&self, subject: &'a str) -> Option<&'a str> {
         subject.strip_prefix("$KV.")?.strip_prefix(self.subscriptions_bucket().as_str())?.strip_prefix('.')
     }
@@ -185,8 +196,8 @@ impl Names {
         format!("{outbox_subject}.DLT")
     }
 
-    pub fn dead_letter_filter(&self, domain: &str, subscription: Option<&str>) -> String {
-        format!("{}.outbox.{domain}.*.{}.DLT", self.prefix, subscription.unwrap_or("*"))
+    pub fn dead_letter_filter(&self, domain: &str) -> String {
+        format!("{}.outbox.{domain}.*.*.DLT", self.prefix)
     }
 
     pub fn parse_dead_letter<'a>(&self, subject: &'a str) -> Option<OutboxSubject<'a>> {
@@ -318,6 +329,12 @@ mod tests {
     #[test]
     fn outbox_and_dead_letter_subjects_round_trip() {
         let names = Names::new("hub");
+        let acme = SubscriptionRef::of("a.b", "crm").unwrap();
+        let subject = names.outbox("policy-client", &own_lane(&acme.token()), &acme.token());
+        assert_eq!(subject, "hub.outbox.policy-client.own-a=b=crm.a=b=crm");
+        assert_eq!(names.parse_outbox(&subject).unwrap().reference(), Some(acme.clone()));
+        assert_eq!(names.subscription_key(&acme), "$KV.hub-subscriptions.a=b=crm");
+        assert_eq!(names.subscription_of_key(&names.subscription_key(&acme)), Some("a=b=crm"));
         let subject = names.outbox("policy-client", SHARED_LANE, "crm");
         assert_eq!(subject, "hub.outbox.policy-client.shared.crm");
         let parsed = names.parse_outbox(&subject).unwrap();

@@ -15,7 +15,7 @@ use super::subjects::EventSubject;
 use crate::domain::attempt_record::AttemptRecord;
 use crate::domain::envelope::Envelope;
 use crate::domain::event::{Event, Publication, Rejection};
-use crate::domain::subscription::is_tenant;
+use crate::domain::subscription::{SubscriptionRef, is_tenant};
 use crate::domain::token::tenant_of_token;
 use crate::domain::trace::{Findings, LastAttempt, Logged, Owed, Rejected, Waiting};
 
@@ -58,9 +58,10 @@ impl JetStream {
             _ => None,
         };
         let place = |subject: &str| {
-            let (domain, subscription) = names.parse_attempts(subject)?;
+            let (domain, token) = names.parse_attempts(subject)?;
             let meant = query.domains.iter().any(|name| name == domain);
-            meant.then(|| (domain.to_owned(), subscription.to_owned()))
+            let subscription = SubscriptionRef::from_token(token)?.id().to_owned();
+            meant.then(|| (domain.to_owned(), subscription))
         };
         let records = &mut findings.records;
         self.browse(&stream, &names.attempts_filter(only), query.since, |message| {

@@ -172,6 +172,13 @@ impl Worker {
         if order != RedriveOrder::OperatorForce && self.js.is_replaying(domain, sequence).await? {
             return Ok(());
         }
+        // What could not be read goes where it came from, and comes back.
+        let from = names.parse_dead_letter(&entry.subject).map(|subject| subject.subscription);
+        let Some(token) =
+            letter.reference().map(|name| name.token().into_owned()).or(from.map(str::to_owned))
+        else {
+            return Ok(());
+        };
         let redrives = letter.redrives + u32::from(order == RedriveOrder::Schedule);
         // The due message's own sequence: a forced replay is not dropped as a repetition.
         let message_id = match order {
@@ -179,7 +186,7 @@ impl Worker {
             _ => format!("{stream}-{sequence}"),
         };
         let outgoing = Outgoing {
-            subject: names.outbox(domain, SHARED_LANE, &letter.subscription),
+            subject: names.outbox(domain, SHARED_LANE, &token),
             message_id,
             payload: entry.payload.clone(),
             headers: vec![

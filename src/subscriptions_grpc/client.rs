@@ -157,10 +157,11 @@ impl ResolverClient {
             .map_err(|_| ResolveError::Deadline(self.deadline))?
             .map_err(|status| self.failed(&status))?;
         let subscriptions = answer.into_inner().subscriptions;
-        let entries =
-            subscriptions.into_iter().map(|Resolved { id, revision, filter_json, delivery_json }| {
-                resolution::entry(tenant, id, revision, &filter_json, &delivery_json)
-            });
+        let entries = subscriptions.into_iter().map(
+            |Resolved { id, revision, filter_json, delivery_json, incarnation }| {
+                resolution::entry(tenant, id, &incarnation, revision, &filter_json, &delivery_json)
+            },
+        );
         let entries = entries.collect::<Result<Vec<_>, _>>()?;
         resolution::each_once(&entries)?;
         Ok(entries)

@@ -30,6 +30,10 @@ pub struct Subscription {
     /// the caller: {"sealed": "v1.…"}. An answer with a secret in clear is refused.
     #[prost(string, tag = "4")]
     pub delivery_json: ::prost::alloc::string::String,
+    /// One life of the subscription, 32 of 0-9 and a-f: another one after it was removed and created
+    /// again. "" is for resolvers that know none.
+    #[prost(string, tag = "5")]
+    pub incarnation: ::prost::alloc::string::String,
 }
 /// Generated client implementations.
 pub mod subscription_resolver_client {

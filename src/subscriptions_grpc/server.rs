@@ -228,12 +228,17 @@ fn to_message(entry: &Entry) -> Result<Subscription, Status> {
         String::new()
     } else {
         serde_json::to_string(&interest.filter)
-            .map_err(|error| Status::internal(format!("the filter of {}: {error}", interest.id)))?
+            .map_err(|error| Status::internal(format!("the filter of {}: {error}", interest.id())))?
     };
     Ok(Subscription {
-        id: interest.id.to_string(),
+        id: interest.id().to_owned(),
         revision: entry.revision,
         filter_json,
         delivery_json: entry.delivery.get().to_owned(),
+        incarnation: if interest.incarnation.is_legacy() {
+            String::new()
+        } else {
+            interest.incarnation.to_string()
+        },
     })
 }

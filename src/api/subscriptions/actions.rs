@@ -19,12 +19,12 @@ use crate::api::body::MaybeJson;
 use crate::api::openapi::{Body, Conflicting, Guarded, Missing, Usual};
 use crate::api::precondition::{Precondition, etag};
 use crate::api::problem::Problem;
-use crate::api::query::{Asked, PathPart, subscription_id};
+use crate::api::query::{Asked, Named, OfTenant};
 use crate::domain::access::Caller;
 use crate::domain::duration;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{State as Standing, Subscription, SubscriptionId};
-use crate::management::{Algorithm, LONGEST_OVERLAP, Sample, SampleAttempt, Stored, VerifyWith};
+use crate::management::{Algorithm, LONGEST_OVERLAP, Naming, Sample, SampleAttempt, Stored, VerifyWith};
 
 pub(super) fn routes() -> OpenApiRouter<State> {
     OpenApiRouter::new()
@@ -37,34 +37,34 @@ pub(super) fn routes() -> OpenApiRouter<State> {
 
 /// Pause a subscription: no envelopes are made for it (scope `manage`)
 #[utoipa::path(post, path = "/v1/subscriptions/{id}/pause", tag = "subscriptions",
-    params(("id" = SubscriptionId, Path), ("if-match" = Option<String>, Header)),
+    params(("id" = SubscriptionId, Path), OfTenant, ("if-match" = Option<String>, Header)),
     responses(
         (status = 200, description = "Paused", body = Subscription,
             headers(("etag" = String, description = "Its revision"))),
-        Usual, Missing, Guarded))]
+        Usual, Conflicting, Missing, Guarded))]
 async fn pause(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    PathPart(id): PathPart,
+    Named(naming): Named,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    set_state(&state, &caller, id, &headers, Standing::Paused).await
+    set_state(&state, &caller, &naming, &headers, Standing::Paused).await
 }
 
 /// Resume a subscription that is paused, or that the hub has disabled (scope `manage`)
 #[utoipa::path(post, path = "/v1/subscriptions/{id}/resume", tag = "subscriptions",
-    params(("id" = SubscriptionId, Path), ("if-match" = Option<String>, Header)),
+    params(("id" = SubscriptionId, Path), OfTenant, ("if-match" = Option<String>, Header)),
     responses(
         (status = 200, description = "Active", body = Subscription,
             headers(("etag" = String, description = "Its revision"))),
-        Usual, Missing, Guarded))]
+        Usual, Conflicting, Missing, Guarded))]
 async fn resume(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    PathPart(id): PathPart,
+    Named(naming): Named,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    set_state(&state, &caller, id, &headers, Standing::Active).await
+    set_state(&state, &caller, &naming, &headers, Standing::Active).await
 }
 
 /// What to send as a sample.
@@ -78,17 +78,17 @@ struct TestOrder {
 
 /// Send a sample event to the endpoint, once, and show request and answer (scope `manage`)
 #[utoipa::path(post, path = "/v1/subscriptions/{id}/test", tag = "subscriptions", request_body = Option<TestOrder>,
-    params(("id" = SubscriptionId, Path)),
+    params(("id" = SubscriptionId, Path), OfTenant),
     responses(
         (status = 200, description = "What was sent and what came back, whatever it is", body = SampleAttempt),
-        Usual, Body, Missing))]
+        Usual, Body, Conflicting, Missing))]
 async fn test(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    PathPart(id): PathPart,
+    Named(naming): Named,
     MaybeJson(order): MaybeJson<TestOrder>,
 ) -> Result<Response, Problem> {
-    let stored = state.management.subscription(&caller, &subscription_id(id)?).await?;
+    let stored = state.management.subscription(&caller, &naming).await?;
     let attempt = state.management.test_subscription(&stored.subscription, order.event).await?;
     Ok(axum::Json(attempt).into_response())
 }
@@ -139,7 +139,7 @@ struct NewSecret {
 /// Sign with a new secret, and show what the receiver verifies with, this once (scope `manage`)
 #[utoipa::path(post, path = "/v1/subscriptions/{id}/rotate-secret", tag = "subscriptions",
     request_body = Option<RotateOrder>,
-    params(("id" = SubscriptionId, Path), ("if-match" = Option<String>, Header)),
+    params(("id" = SubscriptionId, Path), OfTenant, ("if-match" = Option<String>, Header)),
     responses(
         (status = 200, description = "The new secret, or its public key", body = NewSecret,
             headers(("etag" = String, description = "The subscription's revision"))),
@@ -147,14 +147,14 @@ struct NewSecret {
 async fn rotate_secret(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    PathPart(id): PathPart,
+    Named(naming): Named,
     headers: HeaderMap,
     MaybeJson(order): MaybeJson<RotateOrder>,
 ) -> Result<Response, Problem> {
     if order.overlap > LONGEST_OVERLAP {
         return Err(Problem::field("overlap", "is longer than 365d; write a shorter one, such as 24h"));
     }
-    let stored = guarded(&state, &caller, id, &headers).await?;
+    let stored = guarded(&state, &caller, &naming, &headers).await?;
     let id = stored.subscription.id.clone();
     let algorithm = order.algorithm.map(|algorithm| match algorithm {
         SigningAlgorithm::Hmac => Algorithm::HmacSha256,
@@ -205,9 +205,14 @@ async fn matches(
     Ok(axum::Json(SubscriptionList { subscriptions, next: None }).into_response())
 }
 
-async fn guarded(state: &State, caller: &Caller, id: String, headers: &HeaderMap) -> Result<Stored, Problem> {
+async fn guarded(
+    state: &State,
+    caller: &Caller,
+    naming: &Naming,
+    headers: &HeaderMap,
+) -> Result<Stored, Problem> {
     let precondition = Precondition::read(headers)?;
-    let stored = state.management.subscription(caller, &subscription_id(id)?).await?;
+    let stored = state.management.subscription(caller, naming).await?;
     precondition.check(Some(stored.revision))?;
     Ok(stored)
 }
@@ -215,11 +220,11 @@ async fn guarded(state: &State, caller: &Caller, id: String, headers: &HeaderMap
 async fn set_state(
     state: &State,
     caller: &Caller,
-    id: String,
+    naming: &Naming,
     headers: &HeaderMap,
     standing: Standing,
 ) -> Result<Response, Problem> {
-    let stored = guarded(state, caller, id, headers).await?;
+    let stored = guarded(state, caller, naming, headers).await?;
     let (stored, _) = state.management.set_state(stored, standing).await?;
     Ok(shown(StatusCode::OK, &stored.subscription, stored.revision))
 }

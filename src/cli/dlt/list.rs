@@ -41,7 +41,7 @@ const HEAD: [&str; 11] = [
 ];
 
 pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
-    let filter = options.filter.resolve(&[]);
+    let filter = options.filter.resolve(&[])?;
     domain_names(settings, &filter.domains)?;
     let hub = manage(settings).await?;
     let mut pages = hub.dead_letter_pages(&filter)?;
@@ -94,7 +94,7 @@ fn row(entry: &DeadLetterEntry) -> Vec<String> {
     vec![
         letter.id.clone(),
         letter.domain.clone(),
-        letter.subscription.clone(),
+        letter.reference().map_or_else(|| letter.subscription.clone(), |name| name.to_string()),
         letter.event_key.clone(),
         letter.reason.to_string(),
         letter.fault.to_string(),

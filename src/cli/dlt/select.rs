@@ -20,7 +20,10 @@ pub struct Filter {
     /// Of these domains; repeat it or separate by commas
     #[arg(long = "domain", value_name = "NAME", value_delimiter = ',')]
     pub domains: Vec<String>,
-    /// Of this subscription
+    /// Of this tenant
+    #[arg(long)]
+    pub tenant: Option<String>,
+    /// Of the subscription of this id, or <tenant>/<id>
     #[arg(long, value_name = "ID")]
     pub subscription: Option<String>,
     /// exhausted, permanent, circuit-open, undecodable, stranded, removed or paused
@@ -74,19 +77,33 @@ impl Moment {
 
 impl Filter {
     /// What it means now; `ids` beside it.
-    pub fn resolve(&self, ids: &[String]) -> DeadLetterFilter {
+    pub fn resolve(&self, ids: &[String]) -> Result<DeadLetterFilter, CliError> {
         let now = OffsetDateTime::now_utc();
-        DeadLetterFilter {
+        let (tenant, subscription) = match &self.subscription {
+            None => (None, None),
+            Some(name) => match name.split_once('/') {
+                Some((tenant, id)) => (Some(tenant.to_owned()), Some(id.to_owned())),
+                None => (None, Some(name.clone())),
+            },
+        };
+        if let (Some(one), Some(other)) = (&tenant, &self.tenant)
+            && one != other
+        {
+            return Err(CliError::Usage(format!(
+                "--tenant {other}: --subscription names the tenant {one}; give one of the two"
+            )));
+        }
+        Ok(DeadLetterFilter {
             domains: self.domains.clone(),
-            tenant: None,
-            subscription: self.subscription.clone(),
+            tenant: tenant.or_else(|| self.tenant.clone()),
+            subscription,
             reason: self.reason,
             state: self.state,
             event_key: self.event_key.clone(),
             since: self.since.map(|since| since.resolve(now)),
             until: self.until.map(|until| until.resolve(now)),
             ids: ids.to_vec(),
-        }
+        })
     }
 }
 

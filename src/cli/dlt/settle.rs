@@ -132,11 +132,11 @@ fn moved(bar: &ProgressBar, done: usize, total: usize) {
 
 async fn select(selection: &Selection, settings: &Settings) -> Result<(Management, Vec<Selected>), CliError> {
     let Selection { ids, filter, all } = selection;
-    let filter = filter.resolve(ids);
-    match (all, filter.means_all()) {
+    let filter = filter.resolve(ids)?;
+    match (all, filter.means_all() && filter.tenant.is_none()) {
         (false, true) => {
             return Err(CliError::Usage(
-                "say which: ids, --domain, --subscription, --reason, --state, --event-key, --since, --until, or --all"
+                "say which: ids, --domain, --tenant, --subscription, --reason, --state, --event-key, --since, --until, or --all"
                     .to_owned(),
             ));
         }

@@ -6,7 +6,6 @@ use serde_json::json;
 use crate::cli::connect;
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{Printer, progress};
-use crate::domain::subscription::SubscriptionId;
 use crate::nats::{JetStream, NatsError, Stored};
 use crate::seal::{Outdated, SealError, Sealer, open_settings, reseal_subscription};
 use crate::settings::{SecretName, Settings};
@@ -33,9 +32,9 @@ pub(super) async fn run(settings: &Settings, printer: Printer) -> Result<Answer,
     let stored = js.subscriptions().await?;
     let bar = progress(stored.len(), "sealing");
     let (js, sealer_ref, bar_ref) = (&js, &sealer, &bar);
-    let done: Vec<(SubscriptionId, Done)> = stream::iter(stored)
+    let done: Vec<(String, Done)> = stream::iter(stored)
         .map(|stored| async move {
-            let id = stored.subscription.id.clone();
+            let id = format!("{}/{}", stored.subscription.tenant, stored.subscription.id);
             let done = rotate(js, sealer_ref, stored).await?;
             bar_ref.inc(1);
             Ok::<_, NatsError>((id, done))
@@ -100,7 +99,8 @@ fn in_text(outdated: &Outdated) -> String {
 /// A write is made only of what was read: a change by someone else meanwhile is read again.
 async fn rotate(js: &JetStream, sealer: &Sealer, stored: Stored) -> Result<Done, NatsError> {
     let Stored { mut subscription, mut revision } = stored;
-    let id = subscription.id.clone();
+    // What `subscriptions` lists has a name.
+    let Ok(name) = subscription.reference() else { return Ok(Done::Current) };
     for _ in 0..MOST_READS {
         match reseal_subscription(sealer, &mut subscription) {
             Ok(0) => return Ok(Done::Current),
@@ -112,7 +112,7 @@ async fn rotate(js: &JetStream, sealer: &Sealer, stored: Stored) -> Result<Done,
             Err(error) if error.is_wrong_last_sequence() => {}
             Err(error) => return Err(error),
         }
-        let Some(stored) = js.subscription(&id).await? else { return Ok(Done::Current) };
+        let Some(stored) = js.subscription(&name).await? else { return Ok(Done::Current) };
         (subscription, revision) = (stored.subscription, stored.revision);
     }
     Ok(Done::Contended)

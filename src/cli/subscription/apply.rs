@@ -22,6 +22,7 @@ const AT_ONCE: usize = 64;
 #[derive(Debug, Serialize)]
 struct Applied {
     id: String,
+    tenant: String,
     action: WriteAction,
     revision: u64,
 }
@@ -47,8 +48,8 @@ pub(super) async fn run(file: &Path, settings: &Settings, printer: Printer) -> R
     } else {
         let rows = applied
             .into_iter()
-            .map(|one| vec![one.id, one.action.as_str().to_owned(), one.revision.to_string()]);
-        printer.table(&["ID", "ACTION", "REVISION"], rows)?;
+            .map(|one| vec![one.id, one.tenant, one.action.as_str().to_owned(), one.revision.to_string()]);
+        printer.table(&["ID", "TENANT", "ACTION", "REVISION"], rows)?;
     }
     if conflicts.is_empty() { Ok(Answer::Yes) } else { Err(CliError::Conflict { ids: conflicts.join(", ") }) }
 }
@@ -119,5 +120,6 @@ async fn plan(
 
 async fn carry_out(management: &Management, write: &PlannedWrite) -> Result<Applied, ManagementError> {
     let (revision, action) = management.write_subscription(write).await?;
-    Ok(Applied { id: write.subscription.id.to_string(), action, revision })
+    let Subscription { id, tenant, .. } = &write.subscription;
+    Ok(Applied { id: id.to_string(), tenant: tenant.clone(), action, revision })
 }

@@ -25,11 +25,11 @@ pub(super) fn read(file: &Path, settings: &Settings) -> Result<Vec<Subscription>
     }
 
     let (mut subscriptions, mut problems) = (Vec::new(), Vec::new());
-    let mut ids = HashSet::new();
+    let mut names = HashSet::new();
     for (position, value) in values.into_iter().enumerate() {
         let label = label(position, &value);
         match read_subscription(settings, value) {
-            Ok(subscription) if !ids.insert(subscription.id.clone()) => {
+            Ok(subscription) if !names.insert((subscription.tenant.clone(), subscription.id.clone())) => {
                 problems.push(format!("{label}: id: stands in the file twice; take one of the two out"));
             }
             Ok(subscription) => subscriptions.push(subscription),

@@ -5,11 +5,10 @@ use std::time::Duration;
 use secrecy::ExposeSecret as _;
 use serde_json::json;
 
-use super::find;
+use super::{Name, find, shown};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::manage_sealed;
 use crate::cli::output::{Printer, time};
-use crate::domain::subscription::SubscriptionId;
 use crate::http_delivery::signature::Algorithm;
 use crate::management::{LONGEST_OVERLAP, VerifyWith};
 use crate::settings::Settings;
@@ -32,14 +31,16 @@ pub(super) fn overlap(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) async fn run(
-    id: &SubscriptionId,
+    name: &Name,
     overlap: Duration,
     kind: Option<Kind>,
     settings: &Settings,
     printer: Printer,
 ) -> Result<Answer, CliError> {
     let management = manage_sealed(settings).await?;
-    let stored = find(&management, id).await?;
+    let stored = find(&management, name).await?;
+    let (id, tenant) = (stored.subscription.id.clone(), stored.subscription.tenant.clone());
+    let shown = shown(&stored);
     let algorithm = kind.map(|kind| match kind {
         Kind::Hmac => Algorithm::HmacSha256,
         Kind::Ed25519 => Algorithm::Ed25519,
@@ -51,13 +52,13 @@ pub(super) async fn run(
         VerifyWith::Secret(secret) => ("secret", secret.expose_secret()),
     };
     if printer.is_json() {
-        printer.json(&json!({"id": id, field: value, "previous_until": previous_until}))?;
+        printer.json(&json!({"id": id, "tenant": tenant, field: value, "previous_until": previous_until}))?;
     } else {
         let before = match previous_until {
             Some(until) => format!("; the one before signs beside it until {until}"),
             None => String::new(),
         };
-        printer.line(&format!("{id}: signs with a new secret{before}. It is shown only now:"))?;
+        printer.line(&format!("{shown}: signs with a new secret{before}. It is shown only now:"))?;
         printer.line(value)?;
     }
     Ok(Answer::Yes)

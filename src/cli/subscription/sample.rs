@@ -3,12 +3,11 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::{find, id, list};
+use super::{Name, find, list, shown};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{Printer, warn};
 use crate::cli::{key_and_value, manage, manage_sealed};
 use crate::domain::key::EventKey;
-use crate::domain::subscription::SubscriptionId;
 use crate::management::Sample;
 use crate::settings::Settings;
 
@@ -29,8 +28,8 @@ pub struct MatchOptions {
 
 #[derive(Debug, Args)]
 pub struct TestOptions {
-    #[arg(value_parser = id)]
-    id: SubscriptionId,
+    #[command(flatten)]
+    name: Name,
     /// The sample's event key; one that the subscription wants where not given
     #[arg(long, value_name = "KEY")]
     event: Option<EventKey>,
@@ -64,10 +63,10 @@ pub(super) async fn test(
     printer: Printer,
 ) -> Result<Answer, CliError> {
     let management = manage_sealed(settings).await?;
-    let stored = find(&management, &options.id).await?;
+    let stored = find(&management, &options.name).await?;
     let attempt = management.test_subscription(&stored.subscription, options.event).await?;
     if attempt.unwanted {
-        warn(&format!("{} does not want {}; it is sent all the same", options.id, attempt.event_key));
+        warn(&format!("{} does not want {}; it is sent all the same", shown(&stored), attempt.event_key));
     }
     let shown = serde_json::to_value(&attempt).map_err(|error| CliError::Output(error.into()))?;
     if printer.is_json() {

@@ -5,14 +5,16 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
+use crate::domain::subscription::{Incarnation, SubscriptionRef};
 
 const START: Duration = Duration::ZERO;
 
 /// An item: whose, and which.
 type Item = (usize, u64);
 
-fn id(subscription: usize) -> SubscriptionId {
-    format!("s{subscription}").try_into().unwrap()
+fn id(subscription: usize) -> Identity {
+    let subscription = SubscriptionRef::of("acme", &format!("s{subscription}")).unwrap();
+    Identity { subscription, incarnation: Incarnation::new(1) }
 }
 
 fn offer(fair: &mut FairShare<Item>, subscription: usize, number: u64) -> Result<(), Item> {
@@ -295,7 +297,7 @@ proptest! {
                     }
                 }
                 Step::Next => {
-                    let shares: HashMap<SubscriptionId, (usize, bool)> = fair.lanes.iter().flatten()
+                    let shares: HashMap<Identity, (usize, bool)> = fair.lanes.iter().flatten()
                         .map(|lane| (lane.id.clone(), (lane.share, lane.reduced))).collect();
                     match fair.next(now) {
                         Some((subscription, number)) => {

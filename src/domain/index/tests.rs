@@ -39,13 +39,13 @@ fn event(tenant: &str, key: &str) -> Event {
 
 fn found(index: &SubscriptionIndex, tenant: &str, key: &str) -> Vec<String> {
     let mut ids: Vec<String> =
-        index.matching(&event(tenant, key)).iter().map(|entry| entry.subscription.id.to_string()).collect();
+        index.matching(&event(tenant, key)).iter().map(|entry| entry.subscription.id().to_owned()).collect();
     ids.sort();
     ids
 }
 
-fn id(text: &str) -> SubscriptionId {
-    text.to_owned().try_into().unwrap()
+fn named(tenant: &str, id: &str) -> SubscriptionRef {
+    SubscriptionRef::of(tenant, id).unwrap()
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn paused_subscriptions_are_kept_but_do_not_match() {
     let mut index = SubscriptionIndex::new();
     index.insert(Entry::new(subscription("a", "acme", &["user.>"], json!({"state": "paused"})), 1).unwrap());
     assert!(found(&index, "acme", "user.created").is_empty());
-    assert_eq!(index.get(&id("a")).unwrap().subscription.state, State::Paused);
+    assert_eq!(index.get(&named("acme", "a")).unwrap().subscription.state, State::Paused);
     index.insert(entry("a", "acme", &["user.>"]));
     assert_eq!(found(&index, "acme", "user.created"), ["a"]);
     index.insert(Entry::new(subscription("a", "acme", &["user.>"], json!({"state": "paused"})), 3).unwrap());
@@ -90,14 +90,26 @@ fn filters_decide_after_the_key() {
 fn a_replacement_leaves_nothing_of_the_old_form() {
     let mut index = SubscriptionIndex::new();
     assert!(index.insert(entry("a", "acme", &["user.*", "role.>"])).is_none());
-    let old = index.insert(entry("a", "beta", &["client.*"])).unwrap();
-    assert_eq!(&*old.subscription.tenant, "acme");
+    let old = index.insert(entry("a", "acme", &["client.*"])).unwrap();
+    assert_eq!(old.subscription.events.len(), 2);
     assert!(found(&index, "acme", "user.created").is_empty());
-    assert_eq!(found(&index, "beta", "client.created"), ["a"]);
-    assert!(index.remove(&id("a")).is_some());
-    assert!(index.remove(&id("a")).is_none());
-    assert!(index.is_empty() && index.tenants.is_empty() && index.get(&id("a")).is_none());
+    assert_eq!(found(&index, "acme", "client.created"), ["a"]);
+    assert!(index.remove(&named("acme", "a")).is_some());
+    assert!(index.remove(&named("acme", "a")).is_none());
+    assert!(index.is_empty() && index.tenants.is_empty() && index.get(&named("acme", "a")).is_none());
     assert!(index.iter().next().is_none());
+}
+
+#[test]
+fn one_id_in_two_tenants_is_two_subscriptions() {
+    let mut index = SubscriptionIndex::new();
+    index.insert(entry("a", "acme", &["user.*"]));
+    assert!(index.insert(entry("a", "globex", &["user.*"])).is_none());
+    assert_eq!((index.len(), found(&index, "acme", "user.created")), (2, vec!["a".to_owned()]));
+    assert!(index.remove(&named("acme", "a")).is_some());
+    assert!(found(&index, "acme", "user.created").is_empty());
+    assert_eq!(found(&index, "globex", "user.created"), ["a"]);
+    assert!(index.get(&named("default", "a")).is_none());
 }
 
 #[test]
@@ -176,9 +188,11 @@ proptest! {
                     index.insert(Entry::new(subscription, 1).unwrap());
                 }
                 Change::Remove { id: number } => {
-                    let id = id(&format!("s{number}"));
-                    let known = index.get(&id).is_some();
-                    prop_assert_eq!(index.remove(&id).is_some(), known);
+                    for tenant in ["t0", "t1"] {
+                        let name = named(tenant, &format!("s{number}"));
+                        let known = index.get(&name).is_some();
+                        prop_assert_eq!(index.remove(&name).is_some(), known);
+                    }
                 }
             }
         }
@@ -188,16 +202,16 @@ proptest! {
                 let scan: BTreeSet<String> = index
                     .iter()
                     .map(|entry| &entry.subscription)
-                    .filter(|s| &*s.tenant == tenant && s.state == State::Active)
+                    .filter(|s| s.tenant() == tenant && s.state == State::Active)
                     .filter(|s| s.events.iter().any(|pattern| pattern.matches(&event.key)))
-                    .map(|s| s.id.to_string())
+                    .map(|s| s.id().to_owned())
                     .collect();
                 prop_assert_eq!(found(&index, tenant, key), Vec::from_iter(scan));
             }
         }
-        let ids: Vec<SubscriptionId> = index.iter().map(|entry| entry.subscription.id.clone()).collect();
-        prop_assert_eq!(ids.len(), index.len());
-        ids.iter().for_each(|id| { index.remove(id); });
+        let names: Vec<_> = index.iter().map(|entry| entry.subscription.reference.clone()).collect();
+        prop_assert_eq!(names.len(), index.len());
+        names.iter().for_each(|name| { index.remove(name); });
         prop_assert!(index.tenants.is_empty(), "no node is left behind");
     }
 }

@@ -58,6 +58,7 @@ fn read<T: DeserializeOwned>(at: &str, value: &Value) -> Result<T, FieldError> {
 /// What to write, by the path of the field; the cause itself comes from serde.
 fn remedy(path: &str) -> &'static str {
     match path {
+        "incarnation" => "; leave it out, the hub makes it",
         "id" => "; write \"id\": \"billing-crm\"",
         "delivery.url" | "delivery.auth.token_url" => "; write the whole URL, like https://crm.example/hooks",
         "delivery.broker" => "; write the name of one of the [[external_brokers]] of the settings",

@@ -31,6 +31,7 @@ fn logged(subscription: &str, attempt: u32, outcome: Settled, redriven: bool) ->
 
 fn letter(state: State) -> DeadLetter {
     DeadLetter {
+        incarnation: Default::default(),
         id: "env_b".into(),
         domain: "policy-client".into(),
         subscription: "b".into(),

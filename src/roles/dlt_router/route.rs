@@ -84,17 +84,14 @@ impl Router {
         message: &StoredMessage,
         cause: Cause,
     ) -> Result<DeadLetter, NatsError> {
-        let subscription = self
-            .js
-            .names()
-            .parse_outbox(&message.subject)
-            .map(|subject| subject.subscription)
-            .unwrap_or_default();
         let number = |name: &str| message.header(name).and_then(|text| text.parse().ok()).unwrap_or(0u32);
         let redrives = number("Hub-Redrives");
         let envelope = Envelope::read(&message.payload).ok();
         let words = match &envelope {
-            Some(envelope) => self.js.last_words(domain, subscription, &envelope.id).await?,
+            Some(envelope) => {
+                let Envelope { tenant, subscription, id, .. } = envelope;
+                self.js.last_words(domain, tenant, subscription, id).await?
+            }
             None => None,
         };
         // Words of an earlier redrive are not this one's.
@@ -109,6 +106,8 @@ impl Router {
             (Some(_), Cause::Stranded { .. }) if words.is_some() => Reason::Exhausted,
             (Some(_), Cause::Stranded { .. }) => Reason::Stranded,
         };
+        let subject = self.js.names().parse_outbox(&message.subject);
+        let subject_id = subject.and_then(|subject| Some(subject.reference()?.id().to_owned()));
         let now = OffsetDateTime::now_utc();
         let next = next_redrive(reason, redrives, &self.schedule);
         Ok(DeadLetter {
@@ -116,7 +115,11 @@ impl Router {
                 .as_ref()
                 .map_or_else(|| format!("{domain}-{}", message.sequence), |envelope| envelope.id.to_string()),
             domain: domain.to_owned(),
-            subscription: subscription.to_owned(),
+            subscription: match &envelope {
+                Some(envelope) => envelope.subscription.to_string(),
+                None => subject_id.unwrap_or_default(),
+            },
+            incarnation: envelope.as_ref().map(|envelope| envelope.incarnation).unwrap_or_default(),
             tenant: envelope.as_ref().map(|envelope| envelope.tenant.to_string()).unwrap_or_default(),
             event_id: envelope.as_ref().map(|envelope| envelope.event_id.to_string()).unwrap_or_default(),
             event_key: envelope.as_ref().map(|envelope| envelope.event_key.to_string()).unwrap_or_default(),

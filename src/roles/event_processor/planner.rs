@@ -127,7 +127,11 @@ impl Planner {
         let fan_out = FanOut::new(&event, domain);
         let mut envelopes = Vec::with_capacity(entries.len());
         for entry in entries {
-            let envelope = fan_out.envelope(&entry.subscription.id, &entry.delivery);
+            let envelope = fan_out.envelope(
+                &entry.subscription.reference,
+                entry.subscription.incarnation,
+                &entry.delivery,
+            );
             if envelope.body.len() > limit {
                 return Err(Unplanned::Rejected(Rejection::new(
                     RejectReason::TooLarge,
@@ -140,7 +144,7 @@ impl Planner {
                 )));
             }
             envelopes.push(Outgoing {
-                subject: self.js.names().outbox(domain, SHARED_LANE, envelope.subscription.as_str()),
+                subject: self.js.names().outbox(domain, SHARED_LANE, &envelope.subscription.token()),
                 message_id: envelope.id,
                 payload: envelope.body,
                 headers: Vec::new(),

@@ -14,7 +14,7 @@ use crate::domain::index::Entry;
 use crate::domain::outbox::ExternalMessage;
 use crate::domain::outcome::{Decision, Failure, Fault, Reason, disables};
 use crate::domain::status::Statuses;
-use crate::domain::subscription::{self, BrokerDelivery, State, SubscriptionId};
+use crate::domain::subscription::{self, BrokerDelivery, Identity, State};
 use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};
 use crate::sinks::Outgoing;
@@ -24,7 +24,7 @@ const MOST_TARGETS: usize = 10_000;
 
 /// What the worker needs to know of a delivery that ended.
 pub(super) struct Finished {
-    pub(super) subscription: SubscriptionId,
+    pub(super) subscription: Identity,
     pub(super) sequence: u64,
     pub(super) health: Health,
 }
@@ -55,7 +55,7 @@ struct Inner {
     ways: Ways,
     opener: Arc<dyn OpenSecret>,
     settle: Settle,
-    targets: Mutex<HashMap<SubscriptionId, Prepared>>,
+    targets: Mutex<HashMap<Identity, Prepared>>,
 }
 
 /// How envelopes leave.
@@ -114,7 +114,7 @@ impl Delivery {
     }
 
     /// Tries once and settles the message.
-    pub(super) async fn deliver(&self, message: &Delivered, subscription: &SubscriptionId) -> Health {
+    pub(super) async fn deliver(&self, message: &Delivered) -> Health {
         let inner = &self.inner;
         let envelope = match Envelope::read(&message.payload) {
             Ok(envelope) => envelope,
@@ -123,10 +123,15 @@ impl Delivery {
                 return Health::UNTRIED;
             }
         };
+        let Some(identity) = envelope.identity() else {
+            self.undecodable(message, "the envelope names no subscription").await;
+            return Health::UNTRIED;
+        };
+        let subscription = &identity.subscription;
         let destination = match &inner.subscriptions {
-            Subscriptions::Registry(registry) => inner.destination(registry, subscription).await,
+            Subscriptions::Registry(registry) => inner.destination(registry, &identity).await,
             Subscriptions::InEnvelopes => {
-                Ok(Destination::Deliver(inner.prepared_of_envelope(subscription, &envelope)))
+                Ok(Destination::Deliver(inner.prepared_of_envelope(&identity, &envelope)))
             }
         };
         let prepared = match destination {
@@ -215,18 +220,23 @@ impl Inner {
     }
 
     /// The endpoint as the registry has it now: a corrected URL or a new credential reaches the
-    /// envelopes that wait. What the index does not know, or knows as paused, is asked of the
-    /// bucket itself before it is believed.
-    async fn destination(&self, registry: &Registry, id: &SubscriptionId) -> Result<Destination, NatsError> {
-        let known = registry.read().get(id).cloned();
+    /// envelopes that wait; what was created again under the same name gets nothing that was meant for
+    /// the one before. What the index does not know, knows as paused, or knows in another incarnation,
+    /// is asked of the bucket itself before it is believed.
+    async fn destination(&self, registry: &Registry, id: &Identity) -> Result<Destination, NatsError> {
+        let known = registry.read().get(&id.subscription).cloned();
+        let removed = |why: &str| Ok(Destination::DeadLetter(Reason::Removed, why.to_owned()));
         let entry = match known {
-            Some(entry) if entry.subscription.state == State::Active => entry,
-            _ => match self.js.subscription(id).await? {
-                None => {
-                    return Ok(Destination::DeadLetter(
-                        Reason::Removed,
-                        "the subscription was removed".to_owned(),
-                    ));
+            Some(entry)
+                if entry.subscription.state == State::Active
+                    && entry.subscription.incarnation == id.incarnation =>
+            {
+                entry
+            }
+            _ => match self.js.subscription(&id.subscription).await? {
+                None => return removed("the subscription was removed"),
+                Some(stored) if stored.subscription.incarnation != id.incarnation => {
+                    return removed("the subscription was removed; another one has its id now");
                 }
                 Some(stored) if stored.subscription.state == State::Paused => {
                     return Ok(Destination::DeadLetter(
@@ -253,14 +263,14 @@ impl Inner {
     }
 
     /// The endpoint as the resolver had it at the fan-out.
-    fn prepared_of_envelope(&self, id: &SubscriptionId, envelope: &Envelope<'_>) -> Prepared {
+    fn prepared_of_envelope(&self, id: &Identity, envelope: &Envelope<'_>) -> Prepared {
         let json = envelope.delivery.get();
         self.prepared(id, Form::Json(json.into()), || serde_json::from_str(json).ok())
     }
 
     fn prepared(
         &self,
-        id: &SubscriptionId,
+        id: &Identity,
         form: Form,
         delivery: impl FnOnce() -> Option<subscription::Delivery>,
     ) -> Prepared {
@@ -276,7 +286,8 @@ impl Inner {
         let prepared = match delivery() {
             Some(subscription::Delivery::Endpoint(endpoint)) => Prepared {
                 form,
-                to: Target::prepare(id.as_str(), &endpoint, &*self.opener).map(|to| To::Endpoint(to.into())),
+                to: Target::prepare(id.subscription.id(), &endpoint, &*self.opener)
+                    .map(|to| To::Endpoint(to.into())),
                 statuses: Arc::new(endpoint.statuses),
             },
             Some(subscription::Delivery::Broker(broker)) => {

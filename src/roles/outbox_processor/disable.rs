@@ -2,13 +2,13 @@
 
 use time::OffsetDateTime;
 
-use crate::domain::subscription::{State, SubscriptionId};
+use crate::domain::subscription::{State, SubscriptionRef};
 use crate::nats::JetStream;
 
 /// Writes it as disabled, if it still is as it was when the attempt was made: whoever changed it
-/// meanwhile, to another endpoint perhaps, is not overruled.
-pub(super) async fn disable(js: &JetStream, id: &SubscriptionId, revision: u64, reason: &str) {
-    let written = match js.subscription_at(id).await {
+/// meanwhile, to another endpoint perhaps, or created it again, is not overruled.
+pub(super) async fn disable(js: &JetStream, name: &SubscriptionRef, revision: u64, reason: &str) {
+    let written = match js.subscription_at(name).await {
         Ok((current, Some(mut subscription)))
             if current == revision && subscription.state == State::Active =>
         {
@@ -21,15 +21,15 @@ pub(super) async fn disable(js: &JetStream, id: &SubscriptionId, revision: u64, 
     };
     match written {
         Ok(_) => tracing::warn!(
-            subscription = %id,
+            subscription = %name,
             reason,
             "the subscription is disabled; `hub subscription resume` enables it again"
         ),
         Err(error) if error.is_wrong_last_sequence() => {
-            tracing::debug!(subscription = %id, "changed meanwhile, and so not disabled");
+            tracing::debug!(subscription = %name, "changed meanwhile, and so not disabled");
         }
         Err(error) => {
-            tracing::warn!(%error, subscription = %id, "cannot be disabled yet; its next answer tries again");
+            tracing::warn!(%error, subscription = %name, "cannot be disabled yet; its next answer tries again");
         }
     }
 }

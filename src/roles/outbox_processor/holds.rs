@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::worker::Hold;
-use crate::domain::subscription::SubscriptionId;
+use crate::domain::subscription::Identity;
 use crate::nats::{HoldNotice, HoldNotices, JetStream, NatsError};
 
 /// Subscriptions whose last hold is remembered as told.
@@ -31,7 +31,7 @@ pub(super) struct Exchange {
 
 /// When the holds end that were told to the others.
 #[derive(Default)]
-struct Told(HashMap<SubscriptionId, Instant>);
+struct Told(HashMap<Identity, Instant>);
 
 impl Exchange {
     pub(super) fn new(js: JetStream, holds: broadcast::Sender<Hold>, longest: Duration) -> Self {
@@ -77,7 +77,7 @@ impl Exchange {
 
 impl Told {
     /// Whether a hold is worth telling; remembers it if so.
-    fn is_news(&mut self, subscription: &SubscriptionId, until: Instant, now: Instant) -> bool {
+    fn is_news(&mut self, subscription: &Identity, until: Instant, now: Instant) -> bool {
         if self.0.get(subscription).is_some_and(|told| until <= *told + ALIKE && now < *told) {
             return false;
         }
@@ -103,11 +103,16 @@ async fn hear(notices: &mut HoldNotices) -> HoldNotice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::subscription::{Incarnation, SubscriptionRef};
 
     #[test]
     fn a_hold_is_told_once_and_again_when_it_grows() {
         let mut told = Told::default();
-        let (crm, now) = (SubscriptionId::try_from("crm".to_owned()).unwrap(), Instant::now());
+        let named = |id: &str, random| Identity {
+            subscription: SubscriptionRef::of("acme", id).unwrap(),
+            incarnation: Incarnation::new(random),
+        };
+        let (crm, now) = (named("crm", 1), Instant::now());
         let at = |millis| now + Duration::from_millis(millis);
         assert!(told.is_news(&crm, at(5_000), at(0)));
         assert!(!told.is_news(&crm, at(5_000), at(1)), "answered alike");
@@ -115,7 +120,8 @@ mod tests {
         assert!(!told.is_news(&crm, at(1_000), at(500)), "a shorter one");
         assert!(told.is_news(&crm, at(9_000), at(1_500)), "a longer one");
         assert!(told.is_news(&crm, at(9_500), at(9_100)), "the one before is over");
-        let other = |number: usize| SubscriptionId::try_from(format!("s-{number}")).unwrap();
+        assert!(told.is_news(&named("crm", 2), at(9_500), at(9_200)), "created again since");
+        let other = |number: usize| named(&format!("s-{number}"), 1);
         for number in 0..3 * MOST_TOLD {
             assert!(told.is_news(&other(number), at(60_000), at(10_000)));
             assert!(told.0.len() <= MOST_TOLD);

@@ -45,6 +45,7 @@ struct Inner {
 
 #[derive(Default)]
 struct Gathered {
+    /// By the token of the subscription.
     lines: HashMap<String, Lines>,
     bytes: usize,
     /// Records have been left out since the last flush that took everything.

@@ -14,6 +14,7 @@ use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
 use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, decide, hold};
 use crate::domain::status::Statuses;
+use crate::domain::subscription::Incarnation;
 use crate::metrics::{DomainMetrics, Metrics};
 use crate::nats::{Delivered, JetStream, NatsError};
 
@@ -168,6 +169,7 @@ impl Settle {
                     domain: self.domain.clone(),
                     subscription: envelope.subscription.to_string(),
                     tenant: envelope.tenant.to_string(),
+                    incarnation: envelope.incarnation,
                     event_id: envelope.event_id.to_string(),
                     event_key: envelope.event_key.to_string(),
                     reason,
@@ -222,7 +224,9 @@ impl Settle {
             detail: (!tried.error.is_empty()).then_some(Cow::Borrowed(tried.error.as_str())),
             answer: tried.answer.map(Cow::Borrowed),
         };
-        self.log.record(&envelope.subscription, &record);
+        if let Some(token) = envelope.token() {
+            self.log.record(&token, &record);
+        }
     }
 
     /// Delivered: a dead letter that this was the redrive of is resolved first, then the message
@@ -255,8 +259,11 @@ impl Settle {
         let letter = DeadLetter {
             id: format!("{}-{}", self.domain, message.stream_sequence),
             domain: self.domain.clone(),
-            subscription: subject.map(|subject| subject.subscription.to_owned()).unwrap_or_default(),
+            subscription: subject
+                .and_then(|subject| Some(subject.reference()?.id().to_owned()))
+                .unwrap_or_default(),
             tenant: String::new(),
+            incarnation: Incarnation::LEGACY,
             event_id: String::new(),
             event_key: String::new(),
             reason: Reason::Undecodable,

@@ -17,7 +17,7 @@ use super::lanes::{self, Lanes, Read};
 use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::FairShare;
-use crate::domain::subscription::SubscriptionId;
+use crate::domain::subscription::{Identity, Incarnation};
 use crate::health::ReadyFlag;
 use crate::metrics::DomainMetrics;
 use crate::nats::subjects::own_lane;
@@ -39,7 +39,7 @@ const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
 /// An envelope in this process, with its place in memory.
 pub(super) struct Held {
     pub(super) message: Box<Delivered>,
-    pub(super) subscription: SubscriptionId,
+    pub(super) subscription: Identity,
     own_lane: bool,
     permit: OwnedSemaphorePermit,
 }
@@ -47,7 +47,7 @@ pub(super) struct Held {
 /// An endpoint asked for its subscription to be left alone.
 #[derive(Debug, Clone)]
 pub(super) struct Hold {
-    pub(super) subscription: SubscriptionId,
+    pub(super) subscription: Identity,
     pub(super) until: Instant,
     /// From another process.
     pub(super) heard: bool,
@@ -159,9 +159,12 @@ impl Worker {
     /// Gives a message its place in the queue of its subscription, or moves it to its own lane.
     fn take(&self, running: &mut Running, read: Read) {
         let Read { message, permit, own_lane } = read;
-        let parsed = self.js.names().parse_outbox(&message.subject);
-        let subscription =
-            parsed.and_then(|subject| SubscriptionId::try_from(subject.subscription.to_owned()).ok());
+        // The body says whose it is: a version before ids belonged to their tenant put the bare id
+        // into the subject. What cannot be read waits in the queue that its subject names.
+        let subscription = Identity::of_envelope(&message.payload).or_else(|| {
+            let subscription = self.js.names().parse_outbox(&message.subject)?.reference()?;
+            Some(Identity { subscription, incarnation: Incarnation::LEGACY })
+        });
         let Some(subscription) = subscription else {
             let delivery = self.delivery.clone();
             running.spills.spawn(async move {
@@ -178,7 +181,8 @@ impl Worker {
         let (max_in_flight, rate) = match &self.subscriptions {
             Subscriptions::Registry(registry) => registry
                 .read()
-                .get(&subscription)
+                .get(&subscription.subscription)
+                .filter(|entry| entry.subscription.incarnation == subscription.incarnation)
                 .map(|entry| (entry.max_in_flight, entry.rate_limit.as_deref().copied())),
             Subscriptions::InEnvelopes => {
                 Envelope::read(&message.payload).ok().and_then(|envelope| envelope.share())
@@ -207,9 +211,9 @@ impl Worker {
         running.waiting.remove(&held.message.stream_sequence);
         let (js, domain, shape) = (self.js.clone(), self.domain.name.clone(), self.settings.shape.clone());
         let metrics = self.metrics.clone();
-        let lane = own_lane(held.subscription.as_str());
-        let outgoing =
-            self.moved(&held.message, js.names().outbox(&domain, &lane, held.subscription.as_str()));
+        let token = held.subscription.subscription.token();
+        let lane = own_lane(&token);
+        let outgoing = self.moved(&held.message, js.names().outbox(&domain, &lane, &token));
         let known_lanes = running.known_lanes.clone();
         running.spills.spawn(async move {
             let message = &held.message;
@@ -244,7 +248,7 @@ impl Worker {
         let (delivery, finished) = (self.delivery.clone(), running.finished.clone());
         running.deliveries.spawn(async move {
             // A delivery that panics would keep its slot, and its heartbeats the envelope, for ever.
-            let delivered = AssertUnwindSafe(delivery.deliver(&held.message, &held.subscription));
+            let delivered = AssertUnwindSafe(delivery.deliver(&held.message));
             let health = match delivered.catch_unwind().await {
                 Ok(health) => health,
                 Err(_) => {
