@@ -14,6 +14,7 @@ pub mod management;
 pub mod metrics;
 pub mod nats;
 pub mod outbox;
+pub mod panics;
 pub mod roles;
 pub mod seal;
 pub mod serve;

@@ -322,6 +322,11 @@ fn the_image_is_built_from_all_that_the_sources_read() {
         .flat_map(|rest| rest.split_whitespace().rev().skip(1))
         .collect();
     assert!(copied.contains(&"src"), "{copied:?}");
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("the manifest is readable");
+    let crates = manifest.lines().filter_map(|line| line.split("path = \"").nth(1)?.split(['/', '"']).next());
+    let crates: Vec<&str> = crates.collect();
+    assert!(crates.contains(&"vendor"), "{crates:?}");
+    assert!(crates.iter().all(|folder| copied.contains(folder)), "{crates:?} are in the image: {copied:?}");
     let (mut broken, mut embedded) = (Vec::new(), 0);
     for source in sources() {
         let macros = ["include_str!(", "include_bytes!(", "include!("];

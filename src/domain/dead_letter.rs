@@ -90,7 +90,12 @@ pub fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration]) -> Opt
         Reason::Exhausted | Reason::CircuitOpen | Reason::Stranded => {
             schedule.get(usize::try_from(redrives).unwrap_or(usize::MAX)).copied()
         }
-        Reason::Permanent | Reason::Undecodable | Reason::Removed | Reason::Paused | Reason::Disabled => None,
+        Reason::Permanent
+        | Reason::Undecodable
+        | Reason::Removed
+        | Reason::Paused
+        | Reason::Disabled
+        | Reason::InternalError => None,
     }
 }
 

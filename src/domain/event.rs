@@ -99,11 +99,25 @@ pub enum RejectReason {
     TooLarge,
     /// The subject binds the event to one tenant, and it claims another.
     TenantMismatch,
+    /// The header block cannot be parsed.
+    MalformedHeaders,
+    /// The subject is not UTF-8.
+    MalformedSubject,
+    /// The hub panicked on it.
+    InternalError,
 }
 
 impl RejectReason {
-    pub const ALL: [Self; 5] =
-        [Self::Malformed, Self::InvalidKey, Self::NoDomain, Self::TooLarge, Self::TenantMismatch];
+    pub const ALL: [Self; 8] = [
+        Self::Malformed,
+        Self::InvalidKey,
+        Self::NoDomain,
+        Self::TooLarge,
+        Self::TenantMismatch,
+        Self::MalformedHeaders,
+        Self::MalformedSubject,
+        Self::InternalError,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -112,6 +126,9 @@ impl RejectReason {
             Self::NoDomain => "no-domain",
             Self::TooLarge => "too-large",
             Self::TenantMismatch => "tenant-mismatch",
+            Self::MalformedHeaders => "malformed-headers",
+            Self::MalformedSubject => "malformed-subject",
+            Self::InternalError => "internal-error",
         }
     }
 }

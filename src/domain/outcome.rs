@@ -218,10 +218,12 @@ pub enum Reason {
     Paused,
     /// The subscription was disabled: its endpoint said that it is gone.
     Disabled,
+    /// The hub panicked on it.
+    InternalError,
 }
 
 impl Reason {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Exhausted,
         Self::Permanent,
         Self::CircuitOpen,
@@ -230,6 +232,7 @@ impl Reason {
         Self::Removed,
         Self::Paused,
         Self::Disabled,
+        Self::InternalError,
     ];
 
     /// The name as it stands in headers, lists and filters.
@@ -243,6 +246,7 @@ impl Reason {
             Self::Removed => "removed",
             Self::Paused => "paused",
             Self::Disabled => "disabled",
+            Self::InternalError => "internal-error",
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Reading what a stream holds without a consumer, so that work queues can be looked into as well:
 //! batches of direct gets (ADR-31).
 
+use async_nats::HeaderMap;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use serde_json::json;
@@ -67,8 +68,18 @@ impl JetStream {
                 .map_err(|_| NatsError::Timeout { subject: subject.clone(), seconds })?
                 .ok_or_else(|| transport("the connection was closed".to_owned()))?;
             let number = |name: &str| header(answer.headers.as_ref(), name)?.parse::<u64>().ok();
+            // Before the status: a publisher may have written one into the stored message.
+            if let Some(message) = stored(stream, &answer) {
+                next = Some(message.sequence + 1);
+                look(message);
+                continue;
+            }
             match answer.status.map(|status| status.as_u16()) {
-                None => {}
+                None => tracing::warn!(
+                    stream,
+                    after = next,
+                    "a stored message came without its place in the stream and is passed over"
+                ),
                 // The end of a batch.
                 Some(204) => return Ok(next.filter(|_| number("Nats-Num-Pending") != Some(0))),
                 // Nothing there.
@@ -79,21 +90,40 @@ impl JetStream {
                     return Err(NatsError::Answer { subject, reason: format!("status {status} {text}") });
                 }
             }
-            let text = |name: &str| header(answer.headers.as_ref(), name).map(str::to_owned);
-            let (Some(sequence), Some(at), Some(time)) =
-                (number("Nats-Sequence"), text("Nats-Subject"), text("Nats-Time-Stamp"))
-            else {
-                let reason = "a message came without its place in the stream".to_owned();
-                return Err(NatsError::Answer { subject, reason });
-            };
-            next = Some(sequence + 1);
-            look(StoredMessage {
-                subject: at,
-                sequence,
-                headers: answer.headers,
-                payload: answer.payload,
-                time,
-            });
         }
     }
+}
+
+/// The stored message in an answer, if it is one. The server adds the message's place to the end of the
+/// publisher's header block, so it can be told where nobody can read the rest, and what the publisher
+/// wrote before is not taken for it.
+fn stored(stream: &str, answer: &async_nats::Message) -> Option<StoredMessage> {
+    let headers = answer.headers.as_ref()?;
+    let payload = answer.payload.clone();
+    if let Some(block) = headers.unparsed() {
+        let place = format!("Nats-Stream: {stream}\r\nNats-Subject: ");
+        let at = block.windows(place.len()).rposition(|window| window == place.as_bytes())?;
+        let (original, added) = (block.slice(..at), String::from_utf8_lossy(&block[at..]));
+        let added = |name: &str| added.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let whole = Bytes::from([&original[..], b"\r\n"].concat());
+        return Some(StoredMessage {
+            subject: added("Nats-Subject")?.to_owned(),
+            sequence: added("Nats-Sequence")?.parse().ok()?,
+            headers: Some(HeaderMap::from_block(whole)),
+            payload,
+            time: added("Nats-Time-Stamp")?.to_owned(),
+        });
+    }
+    let last = |name: &str| headers.get_last(name).map(|value| value.as_str());
+    Some(StoredMessage {
+        subject: last("Nats-Subject")?.to_owned(),
+        sequence: last("Nats-Sequence")?.parse().ok()?,
+        headers: Some(match answer.status {
+            None => headers.clone(),
+            // Written by the publisher, and so malformed: no stored message has a status.
+            Some(status) => HeaderMap::from_block(format!("NATS/1.0 {}\r\n\r\n", status.as_u16()).into()),
+        }),
+        payload,
+        time: last("Nats-Time-Stamp")?.to_owned(),
+    })
 }

@@ -16,6 +16,10 @@ use tokio::sync::watch;
 use super::error::{ApiError, NatsError};
 use super::subjects::Names;
 
+/// The longest subject published to. The server's default for a whole protocol line is 4 KB, and it ends
+/// a connection that sends a longer one.
+const MAX_SUBJECT_BYTES: usize = 3_500;
+
 /// How to reach the server and who we are there.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectOptions {
@@ -196,6 +200,7 @@ impl JetStream {
         payload: Bytes,
         headers: HeaderMap,
     ) -> Result<async_nats::Message, NatsError> {
+        usable(subject)?;
         let size = payload.len();
         let mut request = Request::new().payload(payload).timeout(Some(self.request_timeout));
         if !headers.is_empty() {
@@ -215,6 +220,19 @@ impl JetStream {
             }
         })
     }
+}
+
+/// Refuses a subject that would make the server end the connection. Subjects are made of what others
+/// wrote, here and there.
+fn usable(subject: &str) -> Result<(), NatsError> {
+    let invalid = |reason| NatsError::Subject { subject: subject.chars().take(80).collect(), reason };
+    if subject.len() > MAX_SUBJECT_BYTES {
+        return Err(invalid("the subject is too long"));
+    }
+    if subject.is_empty() || subject.bytes().any(|byte| byte.is_ascii_whitespace()) {
+        return Err(invalid("the subject is empty or has white space"));
+    }
+    Ok(())
 }
 
 fn read_setting(setting: &'static str, path: &std::path::Path) -> Result<String, NatsError> {

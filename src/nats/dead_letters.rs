@@ -3,14 +3,19 @@
 
 use std::collections::HashSet;
 
+use async_nats::HeaderMap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::connection::JetStream;
 use super::error::NatsError;
-use super::publish::header_map;
+use super::inspect::StoredMessage;
+use super::publish::{one_line, shortened};
 use super::scan::{Scan, ScanEvent, ScanOptions};
+use super::subjects::SHARED_LANE;
 use crate::domain::dead_letter::{DeadLetter, State};
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
@@ -19,6 +24,13 @@ use crate::domain::subscription::subscription_token;
 
 /// Subjects that one read asks for by name; for more it reads all and chooses itself.
 const MOST_FILTERS: usize = 64;
+
+/// The most bytes of a dead letter's own fields. A stream takes 65,535 bytes of headers.
+const MAX_HEADER_BYTES: usize = 40 * 1024;
+/// The most bytes of an unreadable header block that a dead letter keeps.
+const MAX_BLOCK_BYTES: usize = 16 * 1024;
+/// The most bytes of a lane or a subscription in a subject: longer than any that the hub makes.
+const MAX_TOKEN_BYTES: usize = 256;
 
 /// Which dead letters; all given conditions must hold.
 #[derive(Debug, Clone, Default)]
@@ -82,13 +94,66 @@ impl JetStream {
         letter: &DeadLetter,
         envelope: Bytes,
     ) -> Result<(), NatsError> {
+        self.put_dead_letter_of(outbox_subject, outbox_sequence, letter, envelope, None).await
+    }
+
+    /// The same, of a message whose header block may be unreadable: then it goes along, in base64
+    /// (`Hub-Original-Headers`; the first 16 KiB of a longer one).
+    pub async fn put_dead_letter_of(
+        &self,
+        outbox_subject: &str,
+        outbox_sequence: u64,
+        letter: &DeadLetter,
+        envelope: Bytes,
+        block: Option<&Bytes>,
+    ) -> Result<(), NatsError> {
         let stream = self.names().outbox_stream(&letter.domain);
-        let mut headers = header_map(&[("Nats-Msg-Id", &format!("{stream}-{outbox_sequence}"))]);
-        for (name, value) in letter.to_headers() {
-            headers.insert(name, super::publish::one_line(&value).as_ref());
+        let id = format!("{stream}-{outbox_sequence}");
+        self.put_letter(outbox_subject, &id, letter, envelope, block).await
+    }
+
+    /// Files a message of a dead-letter stream that cannot be worked on under another reason, with its
+    /// original body, and drops it.
+    pub async fn refile_dead_letter(
+        &self,
+        entry: &StoredMessage,
+        letter: &DeadLetter,
+    ) -> Result<(), NatsError> {
+        let stream = self.names().dlt_stream(&letter.domain);
+        let outbox_subject = entry.subject.strip_suffix(".DLT").unwrap_or_default();
+        let id = format!("{stream}-{}-refiled", entry.sequence);
+        self.put_letter(outbox_subject, &id, letter, entry.payload.clone(), entry.header_block()).await?;
+        self.drop_dead_letter(&letter.domain, entry.sequence).await
+    }
+
+    async fn put_letter(
+        &self,
+        outbox_subject: &str,
+        message_id: &str,
+        letter: &DeadLetter,
+        envelope: Bytes,
+        block: Option<&Bytes>,
+    ) -> Result<(), NatsError> {
+        let room = self.max_payload().saturating_sub(envelope.len());
+        let mut headers = letter_headers(letter, room);
+        headers.insert("Nats-Msg-Id", message_id);
+        if let Some(block) = block {
+            let kept = block.slice(..block.len().min(MAX_BLOCK_BYTES));
+            headers.insert("Hub-Original-Headers", STANDARD.encode(kept));
+            headers.insert("Hub-Original-Headers-Size", block.len().to_string());
         }
-        let subject = self.names().dead_letter(outbox_subject);
-        self.publish_map(&subject, envelope, headers).await.map(drop)
+        let names = self.names();
+        let token = |text: &str| {
+            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=".contains(&byte);
+            (1..=MAX_TOKEN_BYTES).contains(&text.len()) && text.bytes().all(fits)
+        };
+        let usable = names.parse_outbox(outbox_subject).is_some_and(|parsed| {
+            parsed.domain == letter.domain && token(parsed.lane) && token(parsed.subscription)
+        });
+        // What was written under an impossible subject is found under this one.
+        let unreadable = || names.outbox(&letter.domain, SHARED_LANE, "unreadable");
+        let place = if usable { outbox_subject.to_owned() } else { unreadable() };
+        self.publish_map(&names.dead_letter(&place), envelope, headers).await.map(drop)
     }
 
     /// Drops a dead letter: it was delivered, discarded, or has a successor.
@@ -249,4 +314,25 @@ impl JetStream {
             .map_err(|error| NatsError::Answer { subject: subject.to_owned(), reason: error.to_string() })?;
         self.publish(subject, payload.into(), headers).await.map(drop)
     }
+}
+
+/// A dead letter's headers, cut so that they fit beside the envelope and into what a stream takes of
+/// headers: an envelope that somebody else wrote may hold any text.
+fn letter_headers(letter: &DeadLetter, room: usize) -> HeaderMap {
+    let room = room.min(MAX_HEADER_BYTES);
+    let mut headers = HeaderMap::new();
+    for (event_id, other) in [(32 * 1024, 4 * 1024), (1024, 512), (128, 128)] {
+        headers = HeaderMap::new();
+        let mut size = 512;
+        for (name, value) in letter.to_headers() {
+            let most = if name == "Hub-Event-Id" { event_id } else { other };
+            let value = shortened(&value, most);
+            size += name.len() + value.len() + 4;
+            headers.insert(name, one_line(value).as_ref());
+        }
+        if size <= room {
+            break;
+        }
+    }
+    headers
 }

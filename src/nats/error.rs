@@ -52,6 +52,9 @@ pub enum NatsError {
     Api { subject: String, source: ApiError },
     #[error("{subject}: the message of {size} bytes is larger than the server's max_payload of {limit}")]
     TooLarge { subject: String, size: usize, limit: usize },
+    /// Nothing was sent.
+    #[error("{subject}: {reason}")]
+    Subject { subject: String, reason: &'static str },
     #[error("{subject}: {reason}")]
     Transport { subject: String, reason: String },
     #[error("{subject}: the answer could not be read: {reason}")]

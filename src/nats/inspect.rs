@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::connection::JetStream;
 use super::error::NatsError;
+use super::message::Malformed;
 
 /// `STREAM.INFO`, as far as the hub reads it.
 #[derive(Debug, Clone, Deserialize)]
@@ -63,6 +64,16 @@ pub struct StoredMessage {
 impl StoredMessage {
     pub fn header(&self, name: &str) -> Option<&str> {
         super::message::header(self.headers.as_ref(), name)
+    }
+
+    /// Why the headers cannot be read; a message without readable headers has none.
+    pub fn malformed(&self) -> Option<Malformed> {
+        super::message::malformed(&self.subject, self.headers.as_ref())
+    }
+
+    /// The header block as it came, if it cannot be read.
+    pub fn header_block(&self) -> Option<&Bytes> {
+        self.headers.as_ref()?.unparsed()
     }
 
     /// All headers, a name once for each of its values.
@@ -183,7 +194,10 @@ impl JetStream {
         Ok(Some(StoredMessage {
             subject: at,
             sequence: seq,
-            headers: read_headers(&decode(&hdrs)?),
+            headers: (!hdrs.is_empty())
+                .then(|| decode(&hdrs))
+                .transpose()?
+                .map(|block| HeaderMap::from_block(block.into())),
             payload: decode(&data)?.into(),
             time,
         }))
@@ -221,16 +235,4 @@ impl JetStream {
             Err(error) => Err(error),
         }
     }
-}
-
-/// A `NATS/1.0` header block (ADR-4).
-fn read_headers(block: &[u8]) -> Option<HeaderMap> {
-    let text = std::str::from_utf8(block).ok()?;
-    let mut headers = HeaderMap::new();
-    for line in text.lines().skip(1) {
-        if let Some((name, value)) = line.split_once(':') {
-            headers.append(name.trim(), value.trim());
-        }
-    }
-    (!headers.is_empty()).then_some(headers)
 }

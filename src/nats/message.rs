@@ -1,10 +1,13 @@
 //! A message delivered by a pull consumer, with what its acknowledgement subject tells (ADR-15).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Client, HeaderMap, Request, Subject};
 use bytes::Bytes;
+
+use crate::domain::event::{RejectReason, Rejection};
 
 /// A delivered message. Dropping it acknowledges nothing: the server delivers it again after the
 /// consumer's ack_wait.
@@ -22,6 +25,29 @@ pub struct Delivered {
     /// Messages that wait for the consumer after this one.
     pub pending: u64,
     pub acker: Acker,
+}
+
+/// Why a message cannot be read as what it claims to be, whatever its body holds. Whoever may publish
+/// can write any bytes into both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    #[error("the subject is not UTF-8; use printable ASCII in subjects")]
+    Subject,
+    #[error(
+        "the headers cannot be read; write \"NATS/1.0\" without a status, then \"name: value\" lines in UTF-8 \
+         with names in printable ASCII"
+    )]
+    Headers,
+}
+
+impl From<Malformed> for Rejection {
+    fn from(malformed: Malformed) -> Self {
+        let reason = match malformed {
+            Malformed::Subject => RejectReason::MalformedSubject,
+            Malformed::Headers => RejectReason::MalformedHeaders,
+        };
+        Self::new(reason, malformed.to_string())
+    }
 }
 
 /// Answers for one delivered message. Cheap to clone: a clone of the client itself allocates.
@@ -61,6 +87,24 @@ impl Delivered {
         header(self.headers.as_ref(), name)
     }
 
+    /// Why the subject or the headers cannot be read; a message without readable headers has none.
+    pub fn malformed(&self) -> Option<Malformed> {
+        malformed(&self.subject, self.headers.as_ref())
+    }
+
+    /// The header block as it came, if it cannot be read.
+    pub fn header_block(&self) -> Option<&Bytes> {
+        self.headers.as_ref()?.unparsed()
+    }
+
+    /// The subject as it came; `subject` has it escaped if it is not UTF-8.
+    pub fn subject_bytes(&self) -> Cow<'_, [u8]> {
+        match Subject::from(self.subject.as_str()).unescaped() {
+            Some(bytes) => bytes.into(),
+            None => self.subject.as_bytes().into(),
+        }
+    }
+
     /// All headers, a name once for each of its values.
     pub fn header_pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.headers.iter().flat_map(|headers| {
@@ -70,6 +114,14 @@ impl Delivered {
             })
         })
     }
+}
+
+pub(super) fn malformed(subject: &str, headers: Option<&HeaderMap>) -> Option<Malformed> {
+    // No other subject begins with a blank.
+    if subject.starts_with(' ') {
+        return Some(Malformed::Subject);
+    }
+    headers?.unparsed().map(|_| Malformed::Headers)
 }
 
 pub(super) fn header<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&'a str> {

@@ -31,7 +31,7 @@ pub use dead_letters::{DeadLetterPage, DeadLetterQuery, Entry as DeadLetterEntry
 pub use error::{ApiError, NatsError};
 pub use holds::{HoldNotice, HoldNotices};
 pub use inspect::{ConsumerInfo, StoredMessage, StreamInfo};
-pub use message::{Acker, Delivered};
+pub use message::{Acker, Delivered, Malformed};
 pub use outbox::{BatchError, MOST_PER_BATCH, Outgoing};
 pub use publish::PublishAck;
 pub use pull::{HAND_BACK_DELAY, PullEvent, Puller};

@@ -31,6 +31,10 @@ impl JetStream {
         if message.header("KV-Operation").is_some() {
             return Ok((message.sequence, None));
         }
+        if let Some(error) = message.malformed() {
+            tracing::warn!(key, %error, "a stored bulk job is unreadable");
+            return Ok((message.sequence, None));
+        }
         let read = serde_json::from_slice(&message.payload);
         let order =
             read.inspect_err(|error| tracing::warn!(key, %error, "a stored bulk job is unreadable")).ok();
@@ -43,6 +47,10 @@ impl JetStream {
         let mut orders = Vec::new();
         self.browse(&stream, &filter, None, |message| {
             if message.header("KV-Operation").is_some() {
+                return;
+            }
+            if let Some(error) = message.malformed() {
+                tracing::warn!(key = message.subject, %error, "a stored order cannot be read and is passed over");
                 return;
             }
             match serde_json::from_slice(&message.payload) {

@@ -62,3 +62,12 @@ pub(super) fn header_map(headers: &[(&str, &str)]) -> HeaderMap {
 pub(super) fn one_line(value: &str) -> std::borrow::Cow<'_, str> {
     if value.contains(['\r', '\n']) { value.replace(['\r', '\n'], " ").into() } else { value.into() }
 }
+
+/// The first bytes of a text.
+pub(super) fn shortened(text: &str, most: usize) -> &str {
+    let mut end = most.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}

@@ -143,7 +143,17 @@ impl RegistryFollower {
                     seen.insert(token.to_owned());
                 }
                 let deleted = message.header("KV-Operation").is_some();
-                self.apply(token, message.stream_sequence, (!deleted).then_some(&message.payload));
+                match message.malformed() {
+                    Some(error) => tracing::error!(
+                        key = token,
+                        revision = message.stream_sequence,
+                        %error,
+                        "a stored subscription cannot be read; the version before stays in force"
+                    ),
+                    None => {
+                        self.apply(token, message.stream_sequence, (!deleted).then_some(&message.payload));
+                    }
+                }
             }
             let sequence = message.stream_sequence;
             if loading.is_none() {
@@ -251,6 +261,9 @@ impl JetStream {
             return Ok((message.sequence, None));
         }
         let unusable = |reason| NatsError::Answer { subject: key.clone(), reason };
+        if let Some(malformed) = message.malformed() {
+            return Err(unusable(malformed.to_string()));
+        }
         let subscription: Subscription =
             serde_json::from_slice(&message.payload).map_err(|error| unusable(error.to_string()))?;
         if subscription.reference().is_ok_and(|stored| stored == *name) {
@@ -298,6 +311,10 @@ impl JetStream {
                     Ok(event) => match event? {
                         ScanEvent::Message(message) => {
                             let key = message.subject.clone();
+                            if let Some(malformed) = message.malformed() {
+                                tracing::warn!(key, error = %malformed, "a stored subscription cannot be read");
+                                continue;
+                            }
                             if message.header("KV-Operation").is_some() {
                                 found.remove(&key);
                                 continue;

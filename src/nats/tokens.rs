@@ -62,6 +62,9 @@ impl JetStream {
             return Ok(None);
         }
         let unreadable = |reason: String| KeptToken::Unreadable { id: id.clone(), reason };
+        if let Some(malformed) = message.malformed() {
+            return Ok(Some(unreadable(malformed.to_string())));
+        }
         Ok(Some(match serde_json::from_slice::<StoredToken>(&message.payload) {
             Ok(token) if token.id == *id => KeptToken::Readable(token),
             Ok(other) => unreadable(format!("it is the token {}", other.id)),

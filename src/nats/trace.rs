@@ -202,6 +202,9 @@ fn decode(
     place: Option<EventSubject<'_>>,
     stream: &str,
 ) -> Result<Event, Rejection> {
+    if let Some(malformed) = message.malformed() {
+        return Err(malformed.into());
+    }
     let headers = message.header_pairs();
     Publication {
         subject_tail: place.map_or("", |place| place.tail),

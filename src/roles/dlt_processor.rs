@@ -11,6 +11,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::dead_letter::{DeadLetter, State};
+use crate::domain::outcome::{Fault, Reason};
+use crate::domain::subscription::Incarnation;
 use crate::health::{Readiness, ReadyFlag};
 use crate::metrics::Metrics;
 use crate::nats::subjects::SHARED_LANE;
@@ -18,11 +20,14 @@ use crate::nats::{
     DeadLetterQuery, Delivered, JetStream, NatsError, Outgoing, PullEvent, Puller, REDRIVE_ORDER_HEADER,
     RedriveOrder,
 };
+use crate::panics::{self, Panicked};
 
 /// The durable of this role, on each DLT and on the redrive stream.
 pub const CONSUMER: &str = "dlt-processor";
 /// Redrives and timers worked on at once, per stream.
 const IN_FLIGHT: usize = 64;
+/// Of a message that somebody else put into a dead-letter stream.
+const NO_LETTER: &str = "the message has not the headers of a dead letter";
 /// What cannot be done now (the outbox is full, say) comes again after this.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
@@ -42,8 +47,13 @@ pub struct DltProcessor {
 
 struct Worker {
     js: JetStream,
+    domains: Vec<String>,
     metrics: Metrics,
+    read: ReadLetter,
 }
+
+/// How the headers of a message become a dead letter; each is asked for by its name.
+pub(crate) type ReadLetter = for<'a> fn(&dyn Fn(&str) -> Option<&'a str>) -> Option<DeadLetter>;
 
 impl DltProcessor {
     pub fn new(
@@ -51,6 +61,16 @@ impl DltProcessor {
         settings: DltProcessorSettings,
         metrics: Metrics,
         readiness: &Readiness,
+    ) -> Self {
+        Self::reading(js, settings, metrics, readiness, |header| DeadLetter::from_headers(header))
+    }
+
+    pub(crate) fn reading(
+        js: JetStream,
+        settings: DltProcessorSettings,
+        metrics: Metrics,
+        readiness: &Readiness,
+        read: ReadLetter,
     ) -> Self {
         let names = js.names().clone();
         let streams = settings
@@ -63,7 +83,8 @@ impl DltProcessor {
                 (stream, ready)
             })
             .collect();
-        Self { worker: Arc::new(Worker { js, metrics }), settings, streams }
+        let worker = Worker { js, domains: settings.domains.clone(), metrics, read };
+        Self { worker: Arc::new(worker), settings, streams }
     }
 
     /// Runs until `stop`; what is under way then is finished.
@@ -118,12 +139,25 @@ impl Worker {
             };
             let PullEvent::Message(message) = event else { continue };
             let Ok(permit) = permits.clone().acquire_owned().await else { break };
-            let worker = self.clone();
+            let (worker, stream) = (self.clone(), stream.to_owned());
             tasks.spawn(async move {
-                let done = if is_redrive {
-                    worker.redrive(&message).await
-                } else {
-                    worker.set_timer(&message).await
+                let _permit = permit;
+                let work = async {
+                    if is_redrive {
+                        worker.redrive(&message).await
+                    } else {
+                        worker.set_timer(&stream, &message).await
+                    }
+                };
+                let done = match panics::catch_async(work).await {
+                    Ok(done) => done,
+                    Err(panicked) => {
+                        if !panicked.on_input(&stream, message.stream_sequence, message.deliveries) {
+                            return message.acker.nak(Some(RETRY_DELAY)).await;
+                        }
+                        let aside = worker.had_its_tries(&stream, is_redrive, &message, &panicked);
+                        panics::catch_async(aside).await.unwrap_or(Ok(()))
+                    }
                 };
                 match done {
                     Ok(()) => message.acker.ack().await,
@@ -132,7 +166,6 @@ impl Worker {
                         message.acker.nak(Some(RETRY_DELAY)).await;
                     }
                 }
-                drop(permit);
             });
             while tasks.try_join_next().is_some() {}
         }
@@ -142,13 +175,11 @@ impl Worker {
     }
 
     /// A new dead letter: sets its timer, if it is scheduled.
-    async fn set_timer(&self, message: &Delivered) -> Result<(), NatsError> {
-        let Some(letter) = DeadLetter::from_headers(|name| message.header(name)) else {
-            tracing::warn!(
-                subject = message.subject,
-                "a message without the headers of a dead letter is left alone"
-            );
-            return Ok(());
+    async fn set_timer(&self, stream: &str, message: &Delivered) -> Result<(), NatsError> {
+        let Some(letter) = (self.read)(&|name| message.header(name)) else {
+            let Some(domain) = self.domain_of(stream) else { return Ok(()) };
+            let why = message.malformed().map_or(NO_LETTER.to_owned(), |why| why.to_string());
+            return self.set_aside(domain, message.stream_sequence, Reason::Undecodable, &why).await;
         };
         match letter.next_redrive_at {
             Some(at) if letter.state == State::Scheduled => {
@@ -158,22 +189,106 @@ impl Worker {
         }
     }
 
+    fn knows(&self, domain: &str) -> bool {
+        self.domains.iter().any(|known| known == domain)
+    }
+
+    fn domain_of(&self, stream: &str) -> Option<&str> {
+        let names = self.js.names();
+        self.domains.iter().find(|domain| names.dlt_stream(domain) == stream).map(String::as_str)
+    }
+
+    /// Sets aside the dead letter that a message is about: each try to work on it panicked.
+    async fn had_its_tries(
+        &self,
+        stream: &str,
+        is_redrive: bool,
+        message: &Delivered,
+        panicked: &Panicked,
+    ) -> Result<(), NatsError> {
+        let entry = if is_redrive {
+            self.js.names().parse_redrive_due(&message.subject).filter(|(domain, _)| self.knows(domain))
+        } else {
+            self.domain_of(stream).map(|domain| (domain, message.stream_sequence))
+        };
+        let Some((domain, sequence)) = entry else { return Ok(()) };
+        self.set_aside(domain, sequence, Reason::InternalError, &panicked.to_string()).await
+    }
+
+    /// Files a dead letter that cannot be worked on again, parked, with its original body. One that was
+    /// set aside before is left as it is.
+    async fn set_aside(
+        &self,
+        domain: &str,
+        sequence: u64,
+        reason: Reason,
+        detail: &str,
+    ) -> Result<(), NatsError> {
+        let Some(entry) = self.js.get(&self.js.names().dlt_stream(domain), sequence).await? else {
+            return Ok(());
+        };
+        let set_aside = [Reason::InternalError, Reason::Undecodable].map(Reason::as_str);
+        if entry.header("Hub-Reason").is_some_and(|reason| set_aside.contains(&reason)) {
+            return Ok(());
+        }
+        let text = |name: &str| entry.header(name).map(str::to_owned);
+        let number = |name: &str| entry.header(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let parsed = self.js.names().parse_dead_letter(&entry.subject);
+        let letter = DeadLetter {
+            id: text("Hub-Id").unwrap_or_else(|| format!("{domain}-dlt-{sequence}")),
+            domain: domain.to_owned(),
+            subscription: text("Hub-Subscription")
+                .or_else(|| Some(parsed?.reference()?.id().to_owned()))
+                .unwrap_or_default(),
+            tenant: text("Hub-Tenant").unwrap_or_default(),
+            incarnation: Incarnation::read(entry.header("Hub-Incarnation")).unwrap_or(Incarnation::LEGACY),
+            event_id: text("Hub-Event-Id").unwrap_or_default(),
+            event_key: text("Hub-Event-Key").unwrap_or_default(),
+            reason,
+            fault: Fault::Hub,
+            state: State::Parked,
+            attempts: number("Hub-Attempts"),
+            redrives: number("Hub-Redrives"),
+            last_status: entry.header("Hub-Last-Status").and_then(|status| status.parse().ok()),
+            last_error: Some(detail.to_owned()),
+            failed_at: OffsetDateTime::now_utc(),
+            next_redrive_at: None,
+        };
+        self.js.refile_dead_letter(&entry, &letter).await?;
+        self.metrics.dead_lettered(domain, reason.as_str());
+        tracing::warn!(domain, sequence, envelope = letter.id, %reason, detail, "a dead letter is set aside");
+        Ok(())
+    }
+
     /// A due timer or an order: sends the envelope back, once, and marks the entry as replaying.
     async fn redrive(&self, message: &Delivered) -> Result<(), NatsError> {
         let names = self.js.names();
-        let Some((domain, sequence)) = names.parse_redrive_due(&message.subject) else { return Ok(()) };
+        let due = names.parse_redrive_due(&message.subject).filter(|_| message.malformed().is_none());
+        let Some((domain, sequence)) = due.filter(|(domain, _)| self.knows(domain)) else {
+            let subject = &message.subject;
+            tracing::warn!(
+                subject,
+                sequence = message.stream_sequence,
+                "an order that cannot be read is dropped"
+            );
+            return Ok(());
+        };
         let order = RedriveOrder::read(message.header(REDRIVE_ORDER_HEADER));
         let stream = names.dlt_stream(domain);
         let Some(entry) = self.js.get(&stream, sequence).await? else {
             tracing::debug!(domain, sequence, "a dead letter to be redriven is resolved already");
             return Ok(());
         };
-        let Some(letter) = DeadLetter::from_headers(|name| entry.header(name)) else { return Ok(()) };
+        let Some(letter) = (self.read)(&|name| entry.header(name)) else {
+            return self.set_aside(domain, sequence, Reason::Undecodable, NO_LETTER).await;
+        };
         if order != RedriveOrder::OperatorForce && self.js.is_replaying(domain, sequence).await? {
             return Ok(());
         }
         // What could not be read goes where it came from, and comes back.
         let from = names.parse_dead_letter(&entry.subject).map(|subject| subject.subscription);
+        let from =
+            from.filter(|token| token.len() <= 256 && token.bytes().all(|byte| byte.is_ascii_graphic()));
         let Some(token) =
             letter.reference().map(|name| name.token().into_owned()).or(from.map(str::to_owned))
         else {

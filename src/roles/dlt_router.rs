@@ -11,11 +11,13 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::envelope::Envelope;
 use crate::health::ReadyFlag;
 use crate::metrics::Metrics;
 use crate::nats::definitions::Shape;
 use crate::nats::{Advisory, AdvisoryKind, Delivered, JetStream, NatsError, PullEvent, Puller};
-use route::{Cause, Router};
+use crate::panics::{self, Panicked};
+use route::{Cause, ReadEnvelope, Router};
 
 /// The durable of this role.
 pub const CONSUMER: &str = "dlt-router";
@@ -40,7 +42,18 @@ pub struct DltRouter {
 
 impl DltRouter {
     pub fn new(js: JetStream, settings: DltRouterSettings, metrics: Metrics, ready: ReadyFlag) -> Self {
-        let router = Router::new(js, settings.shape.domains.clone(), settings.schedule.clone(), metrics);
+        Self::reading(js, settings, metrics, ready, |body| Envelope::read(body))
+    }
+
+    pub(crate) fn reading(
+        js: JetStream,
+        settings: DltRouterSettings,
+        metrics: Metrics,
+        ready: ReadyFlag,
+        read: ReadEnvelope,
+    ) -> Self {
+        let (domains, schedule) = (settings.shape.domains.clone(), settings.schedule.clone());
+        let router = Router::new(js, domains, schedule, metrics, read);
         Self { router: Arc::new(router), settings, ready }
     }
 
@@ -74,7 +87,9 @@ impl DltRouter {
                     let Ok(permit) = permits.clone().acquire_owned().await else { break };
                     let router = self.router.clone();
                     tasks.spawn(async move {
-                        handle(&router, &message).await;
+                        if let Err(panicked) = panics::catch_async(handle(&router, &message)).await {
+                            set_aside(&router, &message, &panicked).await;
+                        }
                         drop(permit);
                     });
                     while tasks.try_join_next().is_some() {}
@@ -85,6 +100,29 @@ impl DltRouter {
         puller.hand_back().await;
         while tasks.join_next().await.is_some() {}
         Ok(())
+    }
+}
+
+/// Lets an advisory that was panicked on come again. After its tries the envelope is dead-lettered
+/// without being read.
+async fn set_aside(router: &Router, message: &Delivered, panicked: &Panicked) {
+    let stream = router.js().names().advisories_stream();
+    if !panicked.on_input(&stream, message.stream_sequence, message.deliveries) {
+        return message.acker.nak(Some(RETRY_DELAY)).await;
+    }
+    let detail = panicked.to_string();
+    let routed = async {
+        match Advisory::read(&message.payload) {
+            Some(Advisory { stream, stream_sequence, kind: AdvisoryKind::MaxDeliveries, .. }) => {
+                router.route(&stream, stream_sequence, Cause::Panicked { detail: &detail }).await.is_ok()
+            }
+            _ => true,
+        }
+    };
+    match panics::catch_async(routed).await {
+        Ok(false) => message.acker.nak(Some(RETRY_DELAY)).await,
+        // The sweep finds what an advisory was about that nobody can read.
+        Ok(true) | Err(_) => message.acker.ack().await,
     }
 }
 

@@ -22,7 +22,7 @@ use crate::health::ReadyFlag;
 use crate::metrics::Metrics;
 use crate::nats::{Acker, HAND_BACK_DELAY, JetStream, NatsError, PullEvent, Puller};
 use committer::Committer;
-use planner::{HELD_ENVELOPES, Held, Planner, Way};
+use planner::{Decode, HELD_ENVELOPES, Held, Planner, Way};
 pub use resolver::{RemoteResolver, Resolver};
 
 /// The durable of this role.
@@ -47,6 +47,7 @@ pub struct EventProcessor {
     settings: EventProcessorSettings,
     metrics: Metrics,
     ready: ReadyFlag,
+    decode: Decode,
 }
 
 impl EventProcessor {
@@ -58,7 +59,14 @@ impl EventProcessor {
         metrics: Metrics,
         ready: ReadyFlag,
     ) -> Self {
-        Self { js, resolver, categories, settings, metrics, ready }
+        let decode: Decode = |publication| publication.decode();
+        Self { js, resolver, categories, settings, metrics, ready, decode }
+    }
+
+    /// The same with another decoder.
+    #[cfg(test)]
+    pub(crate) fn decoding(self, decode: Decode) -> Self {
+        Self { decode, ..self }
     }
 
     /// Runs until `stop`; then commits what is planned and leaves the rest in the stream.
@@ -79,6 +87,7 @@ impl EventProcessor {
             js: self.js,
             resolver: self.resolver,
             categories: self.categories,
+            decode: self.decode,
             max_size: self.settings.max_size,
             metrics: self.metrics,
         });

@@ -26,7 +26,8 @@ pub struct Filter {
     /// Of the subscription of this id, or <tenant>/<id>
     #[arg(long, value_name = "ID")]
     pub subscription: Option<String>,
-    /// exhausted, permanent, circuit-open, undecodable, stranded, removed or paused
+    /// exhausted, permanent, circuit-open, undecodable, stranded, removed, paused, disabled or
+    /// internal-error
     #[arg(long)]
     pub reason: Option<Reason>,
     /// scheduled, replaying or parked

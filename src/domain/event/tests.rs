@@ -210,7 +210,8 @@ fn bad_publications_are_rejected_with_what_to_mend() {
 #[test]
 fn reasons_are_subject_tokens() {
     let names = RejectReason::ALL.map(RejectReason::as_str);
-    assert_eq!(names, ["malformed", "invalid-key", "no-domain", "too-large", "tenant-mismatch"]);
+    assert_eq!(names[..5], ["malformed", "invalid-key", "no-domain", "too-large", "tenant-mismatch"]);
+    assert_eq!(names[5..], ["malformed-headers", "malformed-subject", "internal-error"]);
     let rejection = Rejection::no_domain(&"invoice.paid".parse().unwrap());
     assert!(rejection.reason == RejectReason::NoDomain && rejection.detail.contains("invoice.paid"));
 }

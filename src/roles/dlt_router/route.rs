@@ -16,15 +16,21 @@ pub(super) struct Router {
     domains: Vec<String>,
     schedule: Vec<Duration>,
     metrics: Metrics,
+    read: ReadEnvelope,
 }
+
+/// How the body of a message on an outbox becomes an envelope.
+pub(crate) type ReadEnvelope = for<'a> fn(&'a [u8]) -> Result<Envelope<'a>, serde_json::Error>;
 
 /// Why an envelope is routed.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Cause {
+pub(super) enum Cause<'a> {
     /// An advisory said so.
     Exhausted { deliveries: u32 },
     /// The sweep found it.
     Stranded { deliveries: u32 },
+    /// The hub panicked when it routed it: this time nothing of it is read.
+    Panicked { detail: &'a str },
 }
 
 impl Router {
@@ -33,8 +39,9 @@ impl Router {
         domains: Vec<String>,
         schedule: Vec<Duration>,
         metrics: Metrics,
+        read: ReadEnvelope,
     ) -> Self {
-        Self { js, domains, schedule, metrics }
+        Self { js, domains, schedule, metrics, read }
     }
 
     pub(super) fn js(&self) -> &JetStream {
@@ -42,7 +49,12 @@ impl Router {
     }
 
     /// Dead-letters the envelope at a sequence of an outbox; false if it stands there no more.
-    pub(super) async fn route(&self, stream: &str, sequence: u64, cause: Cause) -> Result<bool, NatsError> {
+    pub(super) async fn route(
+        &self,
+        stream: &str,
+        sequence: u64,
+        cause: Cause<'_>,
+    ) -> Result<bool, NatsError> {
         let names = self.js.names();
         let Some(domain) = self.domains.iter().find(|domain| names.outbox_stream(domain) == stream) else {
             tracing::warn!(
@@ -58,7 +70,8 @@ impl Router {
         };
         let letter = self.letter(domain, &message, cause).await?;
         let predecessor: Option<u64> = message.header("Hub-Dead-Letter").and_then(|text| text.parse().ok());
-        self.js.put_dead_letter(&message.subject, sequence, &letter, message.payload.clone()).await?;
+        let (subject, body, block) = (&message.subject, message.payload.clone(), message.header_block());
+        self.js.put_dead_letter_of(subject, sequence, &letter, body, block).await?;
         if let Some(predecessor) = predecessor {
             self.js.drop_dead_letter(domain, predecessor).await?;
         }
@@ -82,11 +95,16 @@ impl Router {
         &self,
         domain: &str,
         message: &StoredMessage,
-        cause: Cause,
+        cause: Cause<'_>,
     ) -> Result<DeadLetter, NatsError> {
         let number = |name: &str| message.header(name).and_then(|text| text.parse().ok()).unwrap_or(0u32);
         let redrives = number("Hub-Redrives");
-        let envelope = Envelope::read(&message.payload).ok();
+        let malformed = message.malformed();
+        let envelope = match cause {
+            Cause::Panicked { .. } => None,
+            _ if malformed.is_some() => None,
+            _ => (self.read)(&message.payload).ok(),
+        };
         let words = match &envelope {
             Some(envelope) => {
                 let Envelope { tenant, subscription, id, .. } = envelope;
@@ -98,8 +116,10 @@ impl Router {
         let words = words.filter(|words| words.attempt > number("Hub-Attempts"));
         let deliveries = match cause {
             Cause::Exhausted { deliveries } | Cause::Stranded { deliveries } => deliveries,
+            Cause::Panicked { .. } => 0,
         };
         let reason = match (&envelope, cause) {
+            (_, Cause::Panicked { .. }) => Reason::InternalError,
             (None, _) => Reason::Undecodable,
             (Some(_), Cause::Exhausted { .. }) => Reason::Exhausted,
             // Its last words prove that it was tried to the end: only the advisory was missed.
@@ -129,7 +149,10 @@ impl Router {
             attempts: words.as_ref().map_or(number("Hub-Attempts") + deliveries, |words| words.attempt),
             redrives,
             last_status: words.as_ref().and_then(|words| words.status),
-            last_error: words.map(|words| words.error),
+            last_error: match cause {
+                Cause::Panicked { detail } => Some(detail.to_owned()),
+                _ => words.map(|words| words.error).or_else(|| malformed.map(|why| why.to_string())),
+            },
             failed_at: now,
             next_redrive_at: next.map(|wait| now + wait),
         })

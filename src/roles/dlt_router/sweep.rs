@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::nats::definitions::Shape;
 use crate::nats::subjects::{lane_consumer, lane_of_consumer};
 use crate::nats::{ConsumerInfo, NatsError};
+use crate::panics;
 
 use super::route::{Cause, Router};
 
@@ -77,18 +78,36 @@ impl Sweep {
                     found.insert(message.sequence);
                     continue;
                 }
-                let cause = Cause::Stranded { deliveries: self.shape.max_deliver };
-                if self.router.route(&stream, message.sequence, cause).await? {
-                    tracing::warn!(
+                match self.dead_letter(&stream, message.sequence).await {
+                    Ok(true) => tracing::warn!(
                         stream,
                         sequence = message.sequence,
                         "a stranded envelope was found by the sweep"
-                    );
+                    ),
+                    Ok(false) => {}
+                    // Those behind it need not wait for it.
+                    Err(error) => {
+                        tracing::warn!(%error, stream, sequence = message.sequence, "a stranded envelope cannot be dead-lettered yet; the sweep comes again");
+                        found.insert(message.sequence);
+                    }
                 }
             }
         }
         self.mend_lanes(domain, &stream, &consumers).await?;
         Ok(found)
+    }
+
+    /// Routes a stranded envelope; where that panics, without reading it.
+    async fn dead_letter(&self, stream: &str, sequence: u64) -> Result<bool, NatsError> {
+        let cause = Cause::Stranded { deliveries: self.shape.max_deliver };
+        match panics::catch_async(self.router.route(stream, sequence, cause)).await {
+            Ok(routed) => routed,
+            Err(panicked) => {
+                panicked.on_input(stream, sequence, panics::TRIES);
+                let detail = panicked.to_string();
+                self.router.route(stream, sequence, Cause::Panicked { detail: &detail }).await
+            }
+        }
     }
 
     async fn mend_lanes(&self, domain: &str, stream: &str, consumers: &[String]) -> Result<(), NatsError> {
@@ -100,7 +119,10 @@ impl Sweep {
         for lane in lanes {
             if !consumers.contains(&lane_consumer(lane)) {
                 tracing::warn!(stream, lane, "a lane with envelopes has no durable; making it");
-                js.ensure_lane(&self.shape, domain, lane).await?;
+                // Somebody else may have made up the name; the other lanes are mended all the same.
+                if let Err(error) = js.ensure_lane(&self.shape, domain, lane).await {
+                    tracing::warn!(%error, stream, lane, "the durable of a lane cannot be made");
+                }
             }
         }
         Ok(())

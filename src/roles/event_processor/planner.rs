@@ -17,6 +17,7 @@ use crate::domain::index::Entry;
 use crate::metrics::{DomainMetrics, Metrics};
 use crate::nats::subjects::{EventSubject, SHARED_LANE};
 use crate::nats::{Acker, Delivered, JetStream, Outgoing};
+use crate::panics::{self, Panicked};
 
 /// Rejected publications stored at once.
 const REJECTIONS_IN_FLIGHT: usize = 32;
@@ -25,6 +26,9 @@ const HEADER_ROOM: usize = 4 * 1024;
 /// Envelopes of one domain in memory; an event with more than these takes all of it for itself.
 pub(super) const HELD_ENVELOPES: u32 = 16 * 1024;
 
+/// How a publication becomes an event.
+pub(crate) type Decode = fn(&Publication<'_>) -> Result<Event, Rejection>;
+
 /// A publication with its place in memory.
 pub(super) type Held = (Delivered, OwnedSemaphorePermit);
 
@@ -32,6 +36,7 @@ pub(super) struct Planner {
     pub(super) js: JetStream,
     pub(super) resolver: Resolver,
     pub(super) categories: Arc<Categories>,
+    pub(super) decode: Decode,
     /// The largest event, in bytes.
     pub(super) max_size: usize,
     pub(super) metrics: Metrics,
@@ -76,12 +81,26 @@ enum Unplanned {
 }
 
 impl Planner {
-    /// Plans a group and hands it over; settles what nobody wants and what is refused.
+    /// Plans a group and hands it over; settles what nobody wants and what is refused. A publication on
+    /// which it panics costs the others nothing: it comes again, and is set aside in the end.
     pub(super) async fn process(&self, group: Vec<Held>) {
-        let events = group.iter().filter_map(|(message, _)| self.decode(message).ok());
-        let resolution = match self.resolver.prepare(&self.js, events).await {
-            Ok(resolution) => resolution,
-            Err(wait) => {
+        // What panics here does so below as well, where it is dealt with.
+        let events = group
+            .iter()
+            .filter_map(|(message, _)| panics::catch(|| self.decode(message)).ok())
+            .filter_map(Result::ok);
+        let resolution = match panics::catch_async(self.resolver.prepare(&self.js, events)).await {
+            Ok(Ok(resolution)) => resolution,
+            Err(panicked) => {
+                if let [(message, _permit)] = &group[..] {
+                    return self.panicked(message, &panicked).await;
+                }
+                for held in group {
+                    Box::pin(self.process(vec![held])).await;
+                }
+                return;
+            }
+            Ok(Err(wait)) => {
                 for (message, _permit) in &group {
                     message.acker.nak(Some(wait)).await;
                 }
@@ -90,13 +109,14 @@ impl Planner {
         };
         let mut rejected = Vec::new();
         for (message, permit) in group {
-            match self.plan(&message, &resolution) {
-                Ok((_, envelopes)) if envelopes.is_empty() => message.acker.ack().await,
-                Ok((way, envelopes)) => {
+            match panics::catch(|| self.plan(&message, &resolution)) {
+                Ok(Ok((_, envelopes))) if envelopes.is_empty() => message.acker.ack().await,
+                Ok(Ok((way, envelopes))) => {
                     way.hand_over(message.acker, envelopes, permit).await;
                 }
-                Err(Unplanned::Rejected(rejection)) => rejected.push((message, rejection, permit)),
-                Err(Unplanned::Unresolved(wait)) => message.acker.nak(Some(wait)).await,
+                Ok(Err(Unplanned::Rejected(rejection))) => rejected.push((message, rejection, permit)),
+                Ok(Err(Unplanned::Unresolved(wait))) => message.acker.nak(Some(wait)).await,
+                Err(panicked) => self.panicked(&message, &panicked).await,
             }
         }
         stream::iter(rejected)
@@ -153,7 +173,20 @@ impl Planner {
         Ok((way, envelopes))
     }
 
+    /// Lets a publication come again, or rejects it after its tries.
+    async fn panicked(&self, message: &Delivered, panicked: &Panicked) {
+        let stream = self.js.names().events_stream();
+        if panicked.on_input(&stream, message.stream_sequence, message.deliveries) {
+            self.reject(message, &Rejection::new(RejectReason::InternalError, panicked.to_string())).await;
+        } else {
+            message.acker.nak(Some(BUSY_DELAY)).await;
+        }
+    }
+
     fn decode(&self, message: &Delivered) -> Result<Event, Rejection> {
+        if let Some(malformed) = message.malformed() {
+            return Err(malformed.into());
+        }
         let stream = self.js.names().events_stream();
         let headers: Vec<(&str, &str)> = message.header_pairs().collect();
         let time = OffsetDateTime::from_unix_timestamp_nanos(message.stored_at_nanos)
@@ -161,7 +194,7 @@ impl Planner {
         let place = self.js.names().parse_event(&message.subject);
         let EventSubject { tail, tenant_token } =
             place.unwrap_or(EventSubject { tail: &message.subject, tenant_token: None });
-        Publication {
+        let publication = Publication {
             subject_tail: tail,
             tenant_token,
             headers: &headers,
@@ -170,13 +203,22 @@ impl Planner {
             sequence: message.stream_sequence,
             time,
             max_size: self.max_size,
-        }
-        .decode()
+        };
+        (self.decode)(&publication)
     }
 
     async fn reject(&self, message: &Delivered, rejection: &Rejection) {
         let reason = rejection.reason.as_str();
-        match self.js.reject(message, reason, &rejection.detail).await {
+        let kept = self.js.reject(message, reason, &rejection.detail);
+        let kept = match panics::catch_async(kept).await {
+            Ok(kept) => kept,
+            Err(panicked) => {
+                let stream = self.js.names().events_stream();
+                panicked.on_input(&stream, message.stream_sequence, message.deliveries);
+                return message.acker.nak(Some(BUSY_DELAY)).await;
+            }
+        };
+        match kept {
             Ok(()) => {
                 self.metrics.rejected(reason);
                 tracing::warn!(

@@ -17,8 +17,11 @@ use crate::domain::status::Statuses;
 use crate::domain::subscription::{self, BrokerDelivery, Identity, State};
 use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};
+use crate::panics::{self, Panicked};
 use crate::sinks::Outgoing;
 
+/// What made the hub panic comes again after this, until it has had its tries.
+const PANIC_RETRY: Duration = Duration::from_secs(5);
 /// Prepared targets kept for the next delivery; beyond this they are made anew.
 const MOST_TARGETS: usize = 10_000;
 
@@ -187,7 +190,22 @@ impl Delivery {
 
     /// Dead-letters what is no envelope.
     pub(super) async fn undecodable(&self, message: &Delivered, detail: &str) {
-        self.inner.settle.undecodable(message, detail).await;
+        self.inner.settle.set_aside(message, Reason::Undecodable, detail).await;
+    }
+
+    /// Lets a message that was panicked on come again, or dead-letters it after its tries.
+    pub(super) async fn panicked(&self, message: &Delivered, panicked: &Panicked, most: u32) {
+        let stream = self.inner.settle.stream();
+        let had_its_tries = panicked.on_input(&stream, message.stream_sequence, message.deliveries);
+        if !had_its_tries && message.deliveries < most {
+            return message.acker.nak(Some(PANIC_RETRY)).await;
+        }
+        let detail = panicked.to_string();
+        let aside = self.inner.settle.set_aside(message, Reason::InternalError, &detail);
+        if let Err(panicked) = panics::catch_async(aside).await {
+            panicked.on_input(&stream, message.stream_sequence, message.deliveries);
+            message.acker.nak(Some(PANIC_RETRY)).await;
+        }
     }
 }
 

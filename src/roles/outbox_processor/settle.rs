@@ -17,6 +17,7 @@ use crate::domain::status::Statuses;
 use crate::domain::subscription::Incarnation;
 use crate::metrics::{DomainMetrics, Metrics};
 use crate::nats::{Delivered, JetStream, NatsError};
+use crate::panics;
 
 /// What cannot be settled now comes again after this.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
@@ -254,19 +255,33 @@ impl Settle {
         }
     }
 
-    pub(super) async fn undecodable(&self, message: &Delivered, detail: &str) {
+    /// The outbox whose messages it settles.
+    pub(super) fn stream(&self) -> String {
+        self.js.names().outbox_stream(&self.domain)
+    }
+
+    /// Dead-letters what cannot be worked on: it is parked, with its original bytes.
+    pub(super) async fn set_aside(&self, message: &Delivered, reason: Reason, detail: &str) {
         let subject = self.js.names().parse_outbox(&message.subject);
+        // Of what panicked, nothing more is asked than its names.
+        let readable = reason == Reason::InternalError && message.malformed().is_none();
+        let read = || panics::catch(|| Envelope::read(&message.payload).ok()).ok().flatten();
+        let known = readable.then(read).flatten();
+        let known = known.as_ref();
         let letter = DeadLetter {
-            id: format!("{}-{}", self.domain, message.stream_sequence),
+            id: known
+                .map(|envelope| envelope.id.to_string())
+                .unwrap_or_else(|| format!("{}-{}", self.domain, message.stream_sequence)),
             domain: self.domain.clone(),
-            subscription: subject
-                .and_then(|subject| Some(subject.reference()?.id().to_owned()))
+            subscription: known
+                .map(|envelope| envelope.subscription.to_string())
+                .or_else(|| Some(subject?.reference()?.id().to_owned()))
                 .unwrap_or_default(),
-            tenant: String::new(),
-            incarnation: Incarnation::LEGACY,
-            event_id: String::new(),
-            event_key: String::new(),
-            reason: Reason::Undecodable,
+            tenant: known.map(|envelope| envelope.tenant.to_string()).unwrap_or_default(),
+            incarnation: known.map(|envelope| envelope.incarnation).unwrap_or(Incarnation::LEGACY),
+            event_id: known.map(|envelope| envelope.event_id.to_string()).unwrap_or_default(),
+            event_key: known.map(|envelope| envelope.event_key.to_string()).unwrap_or_default(),
+            reason,
             fault: Fault::Hub,
             state: State::Parked,
             attempts: message.deliveries - 1,
@@ -307,7 +322,13 @@ impl Settle {
 
     async fn put(&self, message: &Delivered, letter: &DeadLetter) -> Result<(), NatsError> {
         self.js
-            .put_dead_letter(&message.subject, message.stream_sequence, letter, message.payload.clone())
+            .put_dead_letter_of(
+                &message.subject,
+                message.stream_sequence,
+                letter,
+                message.payload.clone(),
+                message.header_block(),
+            )
             .await?;
         match predecessor(message) {
             Some(sequence) => self.js.drop_dead_letter(&self.domain, sequence).await,

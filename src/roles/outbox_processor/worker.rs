@@ -2,11 +2,9 @@
 //! deliveries, and keeps what waits from being delivered twice.
 
 use std::collections::{HashMap, HashSet};
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -17,18 +15,17 @@ use super::lanes::{self, Lanes, Read};
 use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::FairShare;
-use crate::domain::subscription::{Identity, Incarnation};
+use crate::domain::subscription::{Identity, Incarnation, RateLimit};
 use crate::health::ReadyFlag;
 use crate::metrics::DomainMetrics;
 use crate::nats::subjects::own_lane;
 use crate::nats::{Acker, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Outgoing};
+use crate::panics;
 
 /// Messages taken from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
 /// What cannot be moved to its own lane now comes again after this.
 const SPILL_RETRY: Duration = Duration::from_secs(5);
-/// What made a delivery panic comes again after this, until its attempts are used up.
-const PANIC_RETRY: Duration = Duration::from_secs(5);
 /// Where a subscription is held for longer, what waits of it moves to its own lane, so that it
 /// does not fill the places of others.
 const LONG_HOLD: Duration = Duration::from_secs(10);
@@ -63,6 +60,9 @@ pub(super) struct Worker {
     pub(super) metrics: DomainMetrics,
     pub(super) ready: ReadyFlag,
 }
+
+/// `max_in_flight` and the rate limit.
+type Share = (u32, Option<RateLimit>);
 
 /// Shared with the spills, which add to it.
 type KnownLanes = Arc<Mutex<HashMap<String, Instant>>>;
@@ -159,36 +159,31 @@ impl Worker {
     /// Gives a message its place in the queue of its subscription, or moves it to its own lane.
     fn take(&self, running: &mut Running, read: Read) {
         let Read { message, permit, own_lane } = read;
-        // The body says whose it is: a version before ids belonged to their tenant put the bare id
-        // into the subject. What cannot be read waits in the queue that its subject names.
-        let subscription = Identity::of_envelope(&message.payload).or_else(|| {
-            let subscription = self.js.names().parse_outbox(&message.subject)?.reference()?;
-            Some(Identity { subscription, incarnation: Incarnation::LEGACY })
-        });
-        let Some(subscription) = subscription else {
-            let delivery = self.delivery.clone();
-            running.spills.spawn(async move {
-                delivery.undecodable(&message, "the subject names no subscription").await;
-                drop(permit);
-            });
-            return;
+        let (subscription, share) = match panics::catch(|| self.place(&message)) {
+            Ok(Ok(place)) => place,
+            Ok(Err(detail)) => {
+                let delivery = self.delivery.clone();
+                running.spills.spawn(async move {
+                    delivery.undecodable(&message, &detail).await;
+                    drop(permit);
+                });
+                return;
+            }
+            Err(panicked) => {
+                let (delivery, most) = (self.delivery.clone(), self.settings.retry.max_deliver);
+                running.spills.spawn(async move {
+                    delivery.panicked(&message, &panicked, most).await;
+                    drop(permit);
+                });
+                return;
+            }
         };
         // A broker that was restarted delivers again what waits here: the copy is not a second one.
         let sequence = message.stream_sequence;
         if !running.waiting.insert(sequence) {
             return;
         }
-        let (max_in_flight, rate) = match &self.subscriptions {
-            Subscriptions::Registry(registry) => registry
-                .read()
-                .get(&subscription.subscription)
-                .filter(|entry| entry.subscription.incarnation == subscription.incarnation)
-                .map(|entry| (entry.max_in_flight, entry.rate_limit.as_deref().copied())),
-            Subscriptions::InEnvelopes => {
-                Envelope::read(&message.payload).ok().and_then(|envelope| envelope.share())
-            }
-        }
-        .unwrap_or((1, None));
+        let (max_in_flight, rate) = share.unwrap_or((1, None));
         let held = Held { message, subscription: subscription.clone(), own_lane, permit };
         let now = running.started.elapsed();
         let refused = if own_lane {
@@ -203,6 +198,31 @@ impl Worker {
             self.spill(running, held);
         }
         while running.spills.try_join_next().is_some() {}
+    }
+
+    /// Whose a message is, with what its delivery asks of the fair share; or why it is nobody's.
+    fn place(&self, message: &Delivered) -> Result<(Identity, Option<Share>), String> {
+        if let Some(malformed) = message.malformed() {
+            return Err(malformed.to_string());
+        }
+        // The body says whose it is: a version before ids belonged to their tenant put the bare id
+        // into the subject. What cannot be read waits in the queue that its subject names.
+        let subscription = Identity::of_envelope(&message.payload).or_else(|| {
+            let subscription = self.js.names().parse_outbox(&message.subject)?.reference()?;
+            Some(Identity { subscription, incarnation: Incarnation::LEGACY })
+        });
+        let subscription = subscription.ok_or("the subject names no subscription")?;
+        let share = match &self.subscriptions {
+            Subscriptions::Registry(registry) => registry
+                .read()
+                .get(&subscription.subscription)
+                .filter(|entry| entry.subscription.incarnation == subscription.incarnation)
+                .map(|entry| (entry.max_in_flight, entry.rate_limit.as_deref().copied())),
+            Subscriptions::InEnvelopes => {
+                Envelope::read(&message.payload).ok().and_then(|envelope| envelope.share())
+            }
+        };
+        Ok((subscription, share))
     }
 
     /// Moves an envelope to its subscription's own lane: made if need be, published there, then
@@ -246,14 +266,14 @@ impl Worker {
         running.in_flight.insert(sequence, held.message.acker.clone());
         self.metrics.in_flight.set(running.in_flight.len() as i64);
         let (delivery, finished) = (self.delivery.clone(), running.finished.clone());
+        let max_deliver = self.settings.retry.max_deliver;
         running.deliveries.spawn(async move {
             // A delivery that panics would keep its slot, and its heartbeats the envelope, for ever.
-            let delivered = AssertUnwindSafe(delivery.deliver(&held.message));
-            let health = match delivered.catch_unwind().await {
+            let delivered = delivery.deliver(&held.message);
+            let health = match panics::catch_async(delivered).await {
                 Ok(health) => health,
-                Err(_) => {
-                    tracing::error!(sequence, subscription = %held.subscription, "a delivery panicked; it is tried again");
-                    held.message.acker.nak(Some(PANIC_RETRY)).await;
+                Err(panicked) => {
+                    delivery.panicked(&held.message, &panicked, max_deliver).await;
                     Health::UNTRIED
                 }
             };

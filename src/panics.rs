@@ -1,0 +1,74 @@
+//! Panics on one input are caught where that input is worked on, so that neither its task nor the
+//! process ends with it. An input that panics again and again is set aside.
+
+use std::any::Any;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt as _;
+
+/// Deliveries of an input that panics, until it is set aside.
+pub const TRIES: u32 = 3;
+
+/// The message of a panic.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the hub panicked on it: {message}; report this with the version of the hub")]
+pub struct Panicked {
+    pub message: String,
+}
+
+impl Panicked {
+    fn new(payload: &(dyn Any + Send)) -> Self {
+        let text = payload
+            .downcast_ref::<&str>()
+            .map(|text| (*text).to_owned())
+            .or_else(|| payload.downcast_ref::<String>().cloned());
+        Self { message: text.unwrap_or_else(|| "a panic without a message".to_owned()) }
+    }
+
+    /// Logs the panic with the input it happened on. Returns true if the input has had its tries.
+    pub fn on_input(&self, stream: &str, sequence: u64, deliveries: u32) -> bool {
+        let set_aside = deliveries >= TRIES;
+        tracing::error!(
+            panic = self.message,
+            stream,
+            sequence,
+            deliveries,
+            set_aside,
+            "panicked on an input"
+        );
+        set_aside
+    }
+}
+
+/// What `work` returns, or its panic. It must leave nothing half done that others see.
+pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| Panicked::new(&*payload))
+}
+
+/// The same for a future, which is dropped if it panics.
+pub async fn catch_async<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|payload| Panicked::new(&*payload))
+}
+
+#[cfg(test)]
+mod decoders;
+#[cfg(test)]
+#[path = "panics/tests.rs"]
+mod roles;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_message_of_a_panic_is_kept() {
+        assert_eq!(catch(|| 7), Ok(7));
+        assert_eq!(catch(|| panic!("no {}", 7)).map(|()| 0).unwrap_err().message, "no 7");
+        assert_eq!(catch_async(async { panic!("no") }).await.map(|()| 0).unwrap_err().message, "no");
+        let odd = catch(|| std::panic::panic_any(7)).map(|()| 0).unwrap_err();
+        assert_eq!(odd.message, "a panic without a message");
+        assert!(!odd.on_input("S", 1, TRIES - 1));
+        assert!(odd.on_input("S", 1, TRIES));
+    }
+}
