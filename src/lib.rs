@@ -1,5 +1,8 @@
 //! Integration Hub: event distribution on NATS JetStream. See `src/ARCHITECTURE.md`.
 
+// `print!` and `eprint!` panic if the reader has gone: `outlet` and `cli::output` write instead.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod api;
 pub mod bench;
 pub mod broker_process;
@@ -14,6 +17,7 @@ pub mod management;
 pub mod metrics;
 pub mod nats;
 pub mod outbox;
+pub mod outlet;
 pub mod panics;
 pub mod roles;
 pub mod seal;

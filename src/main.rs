@@ -1,5 +1,7 @@
 //! `hub`: from the command line to an exit code.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -10,7 +12,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The lifecycle: the command line (a usage error ends here, with 2), the settings in all their
 /// layers, the log, the runtime, the one command, its answer as the exit code. A command owns all
-/// that it starts and has stopped it when it returns.
+/// that it starts and has stopped it when it returns. The last lines of the log are written at the end.
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let answer = (|| {
@@ -22,8 +24,10 @@ fn main() -> ExitCode {
         runtime.shutdown_background();
         answer
     })();
-    match answer {
+    let code = match answer {
         Ok(answer) => answer.into(),
         Err(error) => error.report(),
-    }
+    };
+    logging::finish();
+    code
 }

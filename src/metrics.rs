@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -89,6 +90,19 @@ struct Inner {
     api: api::ApiMetrics,
     resolver: ResolverMetrics,
     resolver_served: Family<ResultLabel, Counter>,
+}
+
+/// The log belongs to the process: its count is there before any metrics are, and is read when it is asked for.
+#[derive(Debug)]
+struct LogLines;
+
+impl Collector for LogLines {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let lost = ConstCounter::new(crate::outlet::lost());
+        let help =
+            "Lines of the log that were dropped because their reader was gone, too slow, or out of space";
+        lost.encode(encoder.encode_descriptor("log_lines_lost", help, None, lost.metric_type())?)
+    }
 }
 
 impl Default for Metrics {
@@ -185,6 +199,7 @@ impl Metrics {
         );
         registry.register("events_depth", "Events that wait in HUB_EVENTS (lag)", events_depth.clone());
         registry.register("subscriptions", "Subscriptions in the index", subscriptions.clone());
+        registry.register_collector(Box::new(LogLines));
         let outbox = OutboxFamilies::register(&mut registry);
         let api = api::ApiMetrics::register(&mut registry);
         let resolver = ResolverMetrics::registered(&mut registry);

@@ -2,7 +2,6 @@
 //! to stop.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -337,9 +336,7 @@ pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), Se
                 "serving"
             );
             if let Some(dev) = &dev {
-                // Whoever closed standard output does not want to read it.
-                let text = dev.invitation(&settings, hub.health, hub.api);
-                let _ = std::io::stdout().lock().write_all(text.as_bytes());
+                crate::outlet::stdout().put(dev.invitation(&settings, hub.health, hub.api));
             }
             let signalled = stop.clone();
             let watch = tokio::spawn(async move {

@@ -4,7 +4,6 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::printable;
 use crate::bench::BenchError;
 use crate::management::ManagementError;
 use crate::nats::NatsError;
@@ -175,7 +174,7 @@ impl CliError {
         {
             return ExitCode::SUCCESS;
         }
-        eprintln!("error: {}", printable::lines(&self.to_string()));
+        super::output::note(&format!("error: {self}"));
         ExitCode::from(self.code())
     }
 }

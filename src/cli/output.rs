@@ -12,6 +12,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::error::CliError;
 use super::printable::{self, PrintableJson};
+use crate::outlet;
 
 /// `--output`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -38,39 +39,30 @@ impl Printer {
 
     /// One line; what it quotes cannot begin another.
     pub fn line(self, text: &str) -> Result<(), CliError> {
-        writeln!(io::stdout().lock(), "{}", printable::line(text)).map_err(CliError::Output)
+        unless_closed(writeln!(io::stdout().lock(), "{}", printable::line(text)))
     }
 
     /// Lines of the hub's own.
     pub fn lines(self, text: &str) -> Result<(), CliError> {
-        writeln!(io::stdout().lock(), "{}", printable::lines(text)).map_err(CliError::Output)
+        unless_closed(writeln!(io::stdout().lock(), "{}", printable::lines(text)))
     }
 
     pub fn json(self, value: &impl Serialize) -> Result<(), CliError> {
         let mut out = BufWriter::new(io::stdout().lock());
         let mut serializer = serde_json::Serializer::with_formatter(&mut out, PrintableJson::pretty());
-        value.serialize(&mut serializer).map_err(|error| CliError::Output(error.into()))?;
-        writeln!(out).and_then(|()| out.flush()).map_err(CliError::Output)
+        let written = value.serialize(&mut serializer).map_err(io::Error::from);
+        unless_closed(written.and_then(|()| writeln!(out)).and_then(|()| out.flush()))
     }
 
     /// Columns with aligned cells and nothing between them; no row is wrapped, so that `grep` and
     /// `awk` find what they look for.
     pub fn table(self, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), CliError> {
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING).set_header(head.to_vec());
-        table.add_rows(
-            rows.into_iter().map(|row| {
-                row.into_iter().map(|cell| printable::line(&cell).into_owned()).collect::<Vec<_>>()
-            }),
-        );
-        for column in table.column_iter_mut() {
-            column.set_padding((0, 2));
-        }
-        let mut out = BufWriter::new(io::stdout().lock());
-        for line in table.lines() {
-            writeln!(out, "{}", line.trim_end()).map_err(CliError::Output)?;
-        }
-        out.flush().map_err(CliError::Output)
+        unless_closed(write_table(head, rows))
+    }
+
+    /// The same for one page of many: an error if nobody reads any more, so that no further page is read.
+    pub fn page(self, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), CliError> {
+        write_table(head, rows).map_err(CliError::Output)
     }
 
     /// One thing with all its fields: `delivery.auth.type  bearer`.
@@ -79,6 +71,32 @@ impl Printer {
         flatten(String::new(), value, &mut rows);
         self.table(&["FIELD", "VALUE"], rows)
     }
+}
+
+/// Whoever closed the pipe has read enough (`hub domain list | head -1`). The command still does the rest of its
+/// work, and its exit code still tells the answer.
+fn unless_closed(written: io::Result<()>) -> Result<(), CliError> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.map_err(CliError::Output),
+    }
+}
+
+fn write_table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> io::Result<()> {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(head.to_vec());
+    table.add_rows(
+        rows.into_iter()
+            .map(|row| row.into_iter().map(|cell| printable::line(&cell).into_owned()).collect::<Vec<_>>()),
+    );
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let mut out = BufWriter::new(io::stdout().lock());
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    out.flush()
 }
 
 fn flatten(path: String, value: &Value, rows: &mut Vec<Vec<String>>) {
@@ -128,7 +146,18 @@ impl JsonArray {
 
 /// A remark beside the answer, on standard error.
 pub fn warn(text: &str) {
-    eprintln!("warning: {}", printable::lines(text));
+    note(&format!("warning: {text}"));
+}
+
+/// A line on standard error, in its place among those of the log.
+pub fn note(text: &str) {
+    outlet::stderr().put(format!("{}\n", printable::lines(text)));
+}
+
+/// A question on standard error, written before its answer is read.
+pub fn prompt(text: &str) {
+    outlet::stderr().put(printable::lines(text).into_owned());
+    outlet::stderr().flush(outlet::FLUSH_LIMIT);
 }
 
 /// A bar on standard error, where a person looks at it; nothing elsewhere.
@@ -159,7 +188,7 @@ pub fn confirm(question: &str, yes: bool) -> Result<bool, CliError> {
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(CliError::Usage(format!("{question} This cannot be undone: add --yes to say so")));
     }
-    eprint!("{} [y/N] ", printable::lines(question));
+    prompt(&format!("{question} [y/N] "));
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).map_err(CliError::Stdin)?;
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))

@@ -12,7 +12,6 @@ mod token_endpoint;
 mod what_next;
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -20,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::broker_process::{BrokerProcessError, find_or_fetch};
 use crate::domain::field_error::FieldError;
+use crate::outlet::{self, Outlet};
 use crate::serve::{Role, ServeError};
 use crate::settings::SettingsError;
 use stage::{Processes, Stage};
@@ -78,8 +78,7 @@ pub async fn run(options: Options) -> Result<Verdict, DemoError> {
         .prefix("hub-demo-")
         .tempdir()
         .map_err(|source| DemoError::File { path: std::env::temp_dir(), source })?;
-    let log = folder.path().join("hub.log");
-    log_to(&log)?;
+    let log = Log::start(folder.path().join("hub.log"))?;
 
     teller.text("Integration Hub: a demo. Everything runs on this machine and is removed at the end.");
     let started = tokio::select! {
@@ -92,11 +91,11 @@ pub async fn run(options: Options) -> Result<Verdict, DemoError> {
     let (stage, mut processes) = match started {
         Ok(parts) => parts,
         Err(error) => {
-            show_end(&log, &mut teller);
+            log.show_end(&mut teller);
             return Err(error);
         }
     };
-    teller.tell(&format!("the hub writes its log to {}", log.display()));
+    teller.tell(&format!("the hub writes its log to {}", log.path.display()));
     let verdict = carry_out(&options, &stage, &mut processes, &mut signals, &mut teller, &log).await;
     teller.text("\nstopping");
     tokio::select! {
@@ -113,9 +112,11 @@ pub async fn run(options: Options) -> Result<Verdict, DemoError> {
 
 async fn begin(folder: &Path, teller: &mut Teller) -> Result<(Stage, Processes), DemoError> {
     teller.heading("A nats-server, and a hub");
-    let binary = tokio::task::spawn_blocking(|| find_or_fetch(None, &|text| eprintln!("{text}")))
-        .await
-        .map_err(|_| crate::dev::DevError::Interrupted)??;
+    let binary = tokio::task::spawn_blocking(|| {
+        find_or_fetch(None, &|text| outlet::stderr().put(format!("{text}\n")))
+    })
+    .await
+    .map_err(|_| crate::dev::DevError::Interrupted)??;
     stage::start(folder, binary, Role::ALL.into_iter().collect(), teller).await
 }
 
@@ -126,7 +127,7 @@ async fn carry_out(
     processes: &mut Processes,
     signals: &mut Signals,
     teller: &mut Teller,
-    log: &Path,
+    log: &Log,
 ) -> Verdict {
     let played = tokio::select! {
         played = scenario::play(stage, teller, scenario::LIMIT) => Some(played),
@@ -137,7 +138,7 @@ async fn carry_out(
         Some(Ok(())) => {}
         Some(Err(unmet)) => {
             teller.failed(&unmet);
-            show_end(log, teller);
+            log.show_end(teller);
             return Verdict::NotHeld;
         }
         None => {
@@ -150,47 +151,58 @@ async fn carry_out(
         return Verdict::Held;
     }
     teller.heading("It stays up until ctrl-c. From another terminal, try:");
-    let invitation = what_next::invitation(stage, log);
+    let invitation = what_next::invitation(stage, &log.path);
     teller.text(&invitation);
     tokio::select! {
         () = what_next::narrate(stage, teller) => Verdict::Held,
         () = signals.next() => Verdict::Held,
         reason = processes.ended() => {
             teller.failed(&Unmet::new("the hub and its server to run", reason));
-            show_end(log, teller);
+            log.show_end(teller);
             Verdict::NotHeld
         }
     }
 }
 
 /// The hub's log goes to a file, so that it does not stand between the steps.
-fn log_to(path: &Path) -> Result<(), DemoError> {
-    let file =
-        std::fs::File::create(path).map_err(|source| DemoError::File { path: path.to_owned(), source })?;
-    let started = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new("info,integration_hub=debug"))
-        .with_ansi(false)
-        .with_writer(Mutex::new(file))
-        .try_init();
-    // Whoever embeds the demo may have a log of his own: then that one is written.
-    if let Err(error) = started {
-        tracing::debug!(%error, "the demo keeps the log of its process");
-    }
-    Ok(())
+struct Log {
+    path: PathBuf,
+    outlet: Outlet,
 }
 
-/// The folder goes with the demo, so the end of the log is shown where it is needed.
-fn show_end(log: &Path, teller: &mut Teller) {
-    let text = match std::fs::read(log) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(error) => format!("(it cannot be read: {error})"),
-    };
-    let lines: Vec<&str> = text.lines().collect();
-    if lines.is_empty() {
-        return;
+impl Log {
+    fn start(path: PathBuf) -> Result<Self, DemoError> {
+        let file =
+            std::fs::File::create(&path).map_err(|source| DemoError::File { path: path.clone(), source })?;
+        let outlet = Outlet::new("demo-log", file);
+        let writer = outlet.clone();
+        let started = tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::new("info,integration_hub=debug"))
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .log_internal_errors(false)
+            .try_init();
+        // Whoever embeds the demo may have a log of his own: then that one is written.
+        if let Err(error) = started {
+            tracing::debug!(%error, "the demo keeps the log of its process");
+        }
+        Ok(Self { path, outlet })
     }
-    let end = &lines[lines.len().saturating_sub(LOG_LINES)..];
-    teller.text(&format!("\nThe end of the hub's log:\n  {}", end.join("\n  ")));
+
+    /// The folder goes with the demo, so the end of the log is shown where it is needed.
+    fn show_end(&self, teller: &mut Teller) {
+        self.outlet.flush(outlet::FLUSH_LIMIT);
+        let text = match std::fs::read(&self.path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) => format!("(it cannot be read: {error})"),
+        };
+        let lines: Vec<&str> = text.lines().collect();
+        if lines.is_empty() {
+            return;
+        }
+        let end = &lines[lines.len().saturating_sub(LOG_LINES)..];
+        teller.text(&format!("\nThe end of the hub's log:\n  {}", end.join("\n  ")));
+    }
 }
 
 struct Signals {

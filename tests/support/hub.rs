@@ -51,18 +51,23 @@ impl Hub {
 
     /// Starts it (again) with the same settings and arguments.
     pub fn start(&mut self) {
-        assert!(self.child.is_none(), "this hub is running");
         let log = File::options().create(true).append(true).open(self.log_path()).expect("the log opens");
-        let child = hub_command()
-            .arg("serve")
-            .arg("--config")
-            .arg(self.config())
-            .args(&self.args)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("the log's descriptor is shared"))
-            .stderr(log)
-            .spawn();
-        self.child = Some(child.expect("the hub starts"));
+        let mut command = self.command();
+        command.stdout(log.try_clone().expect("the log's descriptor is shared")).stderr(log);
+        self.start_with(command);
+    }
+
+    /// The command that starts it, for a test that chooses standard output and standard error.
+    pub fn command(&self) -> Command {
+        let mut command = hub_command();
+        command.arg("serve").arg("--config").arg(self.config()).args(&self.args).stdin(Stdio::null());
+        command
+    }
+
+    /// Starts it by that command, as the test has changed it.
+    pub fn start_with(&mut self, mut command: Command) {
+        assert!(self.child.is_none(), "this hub is running");
+        self.child = Some(command.spawn().expect("the hub starts"));
     }
 
     /// Waits until `GET /readyz` answers 200.

@@ -5,7 +5,7 @@ use clap::Args;
 use super::select::{Filter, explain};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::manage;
-use crate::cli::output::{JsonArray, Printer, cell, time};
+use crate::cli::output::{JsonArray, Printer, cell, note, time};
 use crate::management::dead_letters::{Cursor, PAGE};
 use crate::management::domain_names;
 use crate::nats::DeadLetterEntry;
@@ -61,7 +61,7 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
                     array.push(entry)?;
                 }
             }
-            None => printer.table(&HEAD, page.iter().map(row))?,
+            None => printer.page(&HEAD, page.iter().map(row))?,
         }
     }
     let cursor = if left == 0 { pages.cursor().await? } else { None };
@@ -70,7 +70,7 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
             array.end()?;
             // Standard output is the array alone.
             if let Some(cursor) = cursor {
-                eprintln!("more: --after {cursor}");
+                note(&format!("more: --after {cursor}"));
             }
         }
         None => match cursor {

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::select::Filter;
 use crate::cli::error::{Answer, CliError};
-use crate::cli::output::{JsonArray, Printer, cell, time};
+use crate::cli::output::{JsonArray, Printer, cell, note, time};
 use crate::management::outbox::{Cursor, Outbox, Row};
 
 /// Rows read at once.
@@ -57,7 +57,7 @@ pub async fn run(options: Options, outbox: &Outbox, printer: Printer) -> Result<
                 }
             }
             None if page.rows.is_empty() => {}
-            None => printer.table(&HEAD, page.rows.iter().map(cells))?,
+            None => printer.page(&HEAD, page.rows.iter().map(cells))?,
         }
     }
     let cursor = after.map(|after| format!("more: --after {after}"));
@@ -66,7 +66,7 @@ pub async fn run(options: Options, outbox: &Outbox, printer: Printer) -> Result<
             array.end()?;
             // Standard output is the array alone.
             if let Some(cursor) = cursor {
-                eprintln!("{cursor}");
+                note(&cursor);
             }
         }
         None => match cursor {

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::json;
 
 use crate::cli::error::{Answer, CliError};
-use crate::cli::output::Printer;
+use crate::cli::output::{Printer, prompt, warn};
 use crate::seal::{PREFIX, Sealer};
 use crate::settings::{SecretName, Settings};
 
@@ -18,9 +18,9 @@ pub(super) fn run(name: &SecretName, settings: &Settings, printer: Printer) -> R
     if let Some(broker) = name.broker()
         && !settings.external_brokers.iter().any(|entry| entry.name == broker)
     {
-        eprintln!(
-            "warning: the settings have no external broker {broker:?} (yet): the text opens for that name alone"
-        );
+        warn(&format!(
+            "the settings have no external broker {broker:?} (yet): the text opens for that name alone"
+        ));
     }
     let sealed = sealer.seal_setting(name, &read(name)?);
     if printer.is_json() {
@@ -34,7 +34,7 @@ pub(super) fn run(name: &SecretName, settings: &Settings, printer: Printer) -> R
 /// From a terminal a line without an echo; else all there is, but for one line break at its end.
 fn read(name: &SecretName) -> Result<SecretString, CliError> {
     let text = if std::io::stdin().is_terminal() {
-        eprint!("{name}: ");
+        prompt(&format!("{name}: "));
         console::Term::stderr().read_secure_line().map_err(CliError::Stdin)?
     } else {
         let mut text = String::new();
