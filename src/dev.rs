@@ -175,7 +175,7 @@ fn is_taken(port: u16) -> bool {
 }
 
 /// A key made once and kept beside the data that it seals.
-pub(crate) fn master_key(folder: &Path) -> Result<PathBuf, DevError> {
+fn master_key(folder: &Path) -> Result<PathBuf, DevError> {
     use base64::Engine as _;
     let path = folder.join("master.key");
     let failed = |source| DevError::File { path: path.clone(), source };

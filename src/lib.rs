@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod nats;
 pub mod outbox;
 pub mod outlet;
+pub mod owned_process;
 pub mod panics;
 pub mod roles;
 pub mod seal;

@@ -235,6 +235,16 @@ fn adapters_do_not_know_each_other_nor_what_is_built_on_them() {
 }
 
 #[test]
+fn one_module_starts_processes() {
+    let sources = sources();
+    let starting = sources.iter().filter(|source| !source.is_test() && source.code.contains("Command::new("));
+    let (home, broken): (Vec<_>, Vec<_>) =
+        starting.map(|source| source.path.clone()).partition(|path| path == "owned_process/mod.rs");
+    assert_none(&broken, "src/owned_process starts processes: without the hub's secrets, and ending with it");
+    assert_eq!(home.len(), 1, "the home is found");
+}
+
+#[test]
 fn roles_meet_only_on_streams() {
     let sources = sources();
     let mut roles: Vec<&str> = sources.iter().filter_map(Source::role).collect();

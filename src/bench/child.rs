@@ -5,15 +5,14 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
 use tokio::time::Instant;
 use url::Url;
 
 use super::error::BenchError;
 use crate::http_delivery::bare::BareClient;
+use crate::owned_process::{HUB, OwnedProcess, Plan};
 
 /// A hub with many subscriptions reads them all first.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -51,25 +50,23 @@ pub fn free_address() -> Result<String, BenchError> {
     Err(BenchError::Receiver(last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into())))
 }
 
-fn this_program() -> Result<Command, BenchError> {
+/// The settings of whoever runs the bench are not those of the hub under test, and it does not get them.
+fn this_program() -> Result<Plan, BenchError> {
     let path =
         std::env::current_exe().map_err(|source| BenchError::Spawn { what: "this program", source })?;
-    let mut command = Command::new(path);
-    // The settings of whoever runs the bench are not those of the hub under test.
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with("HUB__") || text == "HUB_CONFIG" {
-            command.env_remove(&name);
-        }
-    }
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    Ok(command)
+    Ok(Plan::new(path).pass(HUB))
+}
+
+/// A folder of one child's own, removed when it is dropped.
+pub fn folder() -> Result<TempDir, BenchError> {
+    let folder = tempfile::Builder::new().prefix("hub-bench-").tempdir();
+    folder.map_err(|source| BenchError::File { path: std::env::temp_dir(), source })
 }
 
 /// `hub serve` as a child process. Dropping it kills it.
 pub struct HubProcess {
-    child: Child,
-    pid: u32,
+    // Dropped in this order: the process is gone before its folder is removed.
+    process: OwnedProcess,
     listen: String,
     folder: TempDir,
 }
@@ -78,24 +75,21 @@ impl HubProcess {
     /// Starts it with `settings` and with further arguments of `hub serve`. `listen`: where they
     /// say that it listens.
     pub fn start(settings: &str, listen: &str, args: &[String]) -> Result<Self, BenchError> {
-        let folder =
-            tempfile::tempdir().map_err(|source| BenchError::File { path: std::env::temp_dir(), source })?;
+        let folder = folder()?;
         let file = |path: &std::path::Path, source| BenchError::File { path: path.to_owned(), source };
         let config = folder.path().join("hub.toml");
         std::fs::write(&config, settings).map_err(|source| file(&config, source))?;
         let log = folder.path().join("hub.log");
         let output = File::create(&log).map_err(|source| file(&log, source))?;
         let errors = output.try_clone().map_err(|source| file(&log, source))?;
-        let mut command = this_program()?;
-        command.arg("--config").arg(&config).arg("serve").stdout(output).stderr(errors);
-        command.args(args);
-        let child = command.spawn().map_err(|source| BenchError::Spawn { what: "the hub", source })?;
-        let pid = child.id().expect("a child that has not been waited for has a process id");
-        Ok(Self { child, pid, listen: listen.to_owned(), folder })
+        let plan = this_program()?.arg("--config").arg(&config).arg("serve").args(args);
+        let process = plan.stdout(output).stderr(errors).with_folder(folder.path()).spawn();
+        let process = process.map_err(|source| BenchError::Spawn { what: "the hub", source })?;
+        Ok(Self { process, listen: listen.to_owned(), folder })
     }
 
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.process.pid()
     }
 
     /// Waits until every part of it is ready.
@@ -143,22 +137,16 @@ impl HubProcess {
     /// Ends it in good order, and waits until it is gone.
     pub async fn stop(mut self) -> Result<(), BenchError> {
         self.check()?;
-        let what = "the signal to the hub";
-        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        let sent = pid.map_or(Err(std::io::ErrorKind::InvalidInput.into()), |pid| {
-            kill_process(pid, Signal::TERM).map_err(std::io::Error::from)
-        });
-        sent.map_err(|source| BenchError::Spawn { what, source })?;
-        if tokio::time::timeout(STOP_LIMIT, self.child.wait()).await.is_err() {
-            tracing::warn!("the hub did not end within {} s and is killed", STOP_LIMIT.as_secs());
-            self.child.kill().await.map_err(|source| BenchError::Spawn { what, source })?;
+        let stopped = self.process.stop(STOP_LIMIT).await;
+        if !stopped.map_err(|source| BenchError::Spawn { what: "the signal to the hub", source })? {
+            tracing::warn!("the hub did not end within {} s and was killed", STOP_LIMIT.as_secs());
         }
         Ok(())
     }
 
     /// An error if it has ended by itself.
     pub fn check(&mut self) -> Result<(), BenchError> {
-        let ended = self.child.try_wait();
+        let ended = self.process.try_wait();
         match ended.map_err(|source| BenchError::Spawn { what: "the hub", source })? {
             None => Ok(()),
             Some(status) => Err(BenchError::Ended { what: "the hub", status, log: self.log_tail() }),
@@ -194,12 +182,14 @@ pub async fn bare_loop(
     requests: u64,
 ) -> Result<BareLoop, BenchError> {
     let what = "the bare loop";
-    let mut command = this_program()?;
-    command.args(["bench", "bare-loop", "--url", url.as_str()]);
-    command.args(["--body-bytes", &body_bytes.to_string(), "--in-flight", &in_flight.to_string()]);
-    command.args(["--requests", &requests.to_string()]).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.spawn().map_err(|source| BenchError::Spawn { what, source })?;
-    let output = tokio::time::timeout(BARE_LIMIT, child.wait_with_output())
+    let plan = this_program()?
+        .args(["bench", "bare-loop", "--url", url.as_str()])
+        .args(["--body-bytes", &body_bytes.to_string(), "--in-flight", &in_flight.to_string()])
+        .args(["--requests", &requests.to_string()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let process = plan.spawn().map_err(|source| BenchError::Spawn { what, source })?;
+    let output = tokio::time::timeout(BARE_LIMIT, process.output())
         .await
         .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
         .map_err(|source| BenchError::Spawn { what, source })?;

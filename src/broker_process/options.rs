@@ -56,6 +56,9 @@ pub struct BrokerOptions {
     pub server_name: Option<String>,
     /// None by default: a server on its own.
     pub cluster: Option<ClusterMember>,
+    /// A folder of the owner's that goes with the server, should the owner be killed. A temporary data folder does so
+    /// anyway.
+    pub owner_folder: Option<PathBuf>,
     /// Further lines for the configuration file, as nats-server reads them.
     pub extra_config: String,
 }
@@ -72,6 +75,7 @@ impl BrokerOptions {
             jetstream: true,
             server_name: None,
             cluster: None,
+            owner_folder: None,
             extra_config: String::new(),
         }
     }

@@ -1,17 +1,16 @@
 //! One running nats-server.
 
 use std::path::Path;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use super::error::BrokerProcessError;
 use super::folder::{DataFolder, Ports};
 use super::options::BrokerOptions;
 use super::probe;
+use crate::owned_process::{OwnedProcess, Plan};
 
 /// From the start of the process until it accepts connections; after a crash it recovers large streams
 /// first.
@@ -25,13 +24,12 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// A nats-server that runs as a child of this process, on loopback.
 ///
-/// It is in a process group of its own, so that ctrl-c reaches its owner alone: the owner finishes its
-/// work and then calls [`stop`](Self::stop). Dropping it kills the server. Should the owner be killed,
-/// a small watchdog process asks the server to stop.
+/// Ctrl-c reaches its owner alone: the owner finishes its work and then calls [`stop`](Self::stop). Dropping it kills
+/// the server. Should the owner be killed, the server ends as well, and a temporary folder goes with it.
 #[derive(Debug)]
 pub struct BrokerProcess {
     // Dropped in this order: the server is gone before its folder is removed.
-    running: Option<Running>,
+    running: Option<OwnedProcess>,
     folder: DataFolder,
     options: BrokerOptions,
     ports: Ports,
@@ -62,7 +60,7 @@ impl BrokerProcess {
 
     /// The process id, while the server runs.
     pub fn pid(&self) -> Option<u32> {
-        self.running.as_ref().map(|running| running.pid)
+        self.running.as_ref().map(OwnedProcess::pid)
     }
 
     /// The folder with the server's streams (`jetstream`), configuration and log (`nats-server.log`).
@@ -77,7 +75,8 @@ impl BrokerProcess {
     /// [`BrokerProcessError::NotRunning`] if it was stopped or killed before.
     pub async fn ended(&mut self) -> Result<ExitStatus, BrokerProcessError> {
         let running = self.running.as_mut().ok_or(BrokerProcessError::NotRunning)?;
-        let status = running.wait().await?;
+        let pid = running.pid();
+        let status = running.wait().await.map_err(|source| control("wait for", pid, source))?;
         self.running = None;
         Ok(status)
     }
@@ -89,9 +88,8 @@ impl BrokerProcess {
     /// It does not run, or the system refuses.
     pub async fn kill(&mut self) -> Result<(), BrokerProcessError> {
         let mut running = self.running.take().ok_or(BrokerProcessError::NotRunning)?;
-        running.dismiss_watchdog().await;
-        running.signal(Signal::KILL)?;
-        running.wait().await.map(drop)
+        let pid = running.pid();
+        running.kill().await.map_err(|source| control("kill", pid, source))
     }
 
     /// Ends the server in good order (SIGTERM), and waits until it is gone, for 10 s at most.
@@ -101,15 +99,10 @@ impl BrokerProcess {
     /// It does not run, the system refuses, or it had to be killed.
     pub async fn stop(&mut self) -> Result<(), BrokerProcessError> {
         let mut running = self.running.take().ok_or(BrokerProcessError::NotRunning)?;
-        running.dismiss_watchdog().await;
-        running.signal(Signal::TERM)?;
-        match tokio::time::timeout(STOP_LIMIT, running.wait()).await {
-            Ok(ended) => ended.map(drop),
-            Err(_) => {
-                running.signal(Signal::KILL)?;
-                running.wait().await?;
-                Err(BrokerProcessError::StopTimedOut { pid: running.pid, waited: STOP_LIMIT })
-            }
+        let pid = running.pid();
+        match running.stop(STOP_LIMIT).await.map_err(|source| control("stop", pid, source))? {
+            true => Ok(()),
+            false => Err(BrokerProcessError::StopTimedOut { pid, waited: STOP_LIMIT }),
         }
     }
 
@@ -146,59 +139,8 @@ impl BrokerProcess {
     }
 }
 
-impl Drop for BrokerProcess {
-    fn drop(&mut self) {
-        let Some(mut running) = self.running.take() else { return };
-        if let Some(mut watchdog) = running.watchdog.take() {
-            // Gone already, then: it has nothing to watch over any more either way.
-            let _ = watchdog.start_kill();
-        }
-        if running.child.start_kill().is_err() {
-            return;
-        }
-        // Until it is gone it may write to the folder that is removed next. A killed process goes within
-        // milliseconds; there is nothing to await in a drop, so it is asked for, for a second at most.
-        for _ in 0..1000 {
-            if !matches!(running.child.try_wait(), Ok(None)) {
-                return;
-            }
-            #[expect(clippy::disallowed_methods, reason = "a drop cannot await")]
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-/// The processes of a server that has been started.
-#[derive(Debug)]
-struct Running {
-    /// Ends the server if this process dies. Dropped first: once the server has been waited for, its
-    /// process id may belong to somebody else.
-    watchdog: Option<Child>,
-    child: Child,
-    pid: u32,
-}
-
-impl Running {
-    fn signal(&self, signal: Signal) -> Result<(), BrokerProcessError> {
-        let failed = |source| BrokerProcessError::Control { action: "signal", pid: self.pid, source };
-        let pid = i32::try_from(self.pid).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
-        kill_process(pid, signal).map_err(|error| failed(error.into()))
-    }
-
-    async fn wait(&mut self) -> Result<ExitStatus, BrokerProcessError> {
-        let pid = self.pid;
-        let ended = self.child.wait().await;
-        ended.map_err(|source| BrokerProcessError::Control { action: "wait for", pid, source })
-    }
-
-    async fn dismiss_watchdog(&mut self) {
-        if let Some(mut watchdog) = self.watchdog.take()
-            && let Err(error) = watchdog.kill().await
-        {
-            tracing::debug!(%error, "the watchdog of the private nats-server was gone already");
-        }
-    }
+fn control(action: &'static str, pid: u32, source: std::io::Error) -> BrokerProcessError {
+    BrokerProcessError::Control { action, pid, source }
 }
 
 /// Starts the process and waits until it accepts connections.
@@ -206,7 +148,7 @@ async fn launch(
     options: &BrokerOptions,
     folder: &mut DataFolder,
     ports: Option<Ports>,
-) -> Result<(Running, Ports), BrokerProcessError> {
+) -> Result<(OwnedProcess, Ports), BrokerProcessError> {
     folder.forget_ports()?;
     let config = folder.config();
     std::fs::write(&config, options.config(&folder.store()))
@@ -214,56 +156,36 @@ async fn launch(
     let (log, log_start) = folder.open_log()?;
     // The server takes -1 for "a free one".
     let argument = |port: Option<u16>| port.map_or_else(|| "-1".to_owned(), |port| port.to_string());
-    let mut child = Command::new(&options.binary)
+    let mut plan = Plan::new(&options.binary)
         .arg("--config")
         .arg(&config)
         .args(["--port", &argument(ports.map(|ports| ports.client).or(options.port))])
         .args(["--http_port", &argument(ports.map(|ports| ports.monitoring))])
         .arg("--ports_file_dir")
         .arg(folder.ports())
-        .stdin(folder.lock_to_share()?)
-        .stdout(Stdio::null())
-        .stderr(log)
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|source| BrokerProcessError::Spawn { path: options.binary.clone(), source })?;
-    let pid = child.id().expect("a child that has not been waited for has a process id");
-    let watchdog = watch_over(pid);
+        .holding(folder.lock_to_share()?)
+        .stderr(log);
+    if let Some(goes) = options.owner_folder.as_deref().or(folder.temporary()) {
+        plan = plan.with_folder(goes);
+    }
+    let mut process =
+        plan.spawn().map_err(|source| BrokerProcessError::Spawn { path: options.binary.clone(), source })?;
+    let pid = process.pid();
     folder.note_pid(pid)?;
     let deadline = Instant::now() + READY_LIMIT;
     loop {
         if let Some(ports) = folder.read_ports(pid) {
-            return Ok((Running { watchdog, child, pid }, ports));
+            return Ok((process, ports));
         }
         let tail = || (folder.log(), folder.log_tail(log_start));
         if Instant::now() >= deadline {
             let (log, tail) = tail();
             return Err(BrokerProcessError::NotReady { waited: READY_LIMIT, log, tail });
         }
-        if let Ok(status) = tokio::time::timeout(POLL, child.wait()).await {
-            let status =
-                status.map_err(|source| BrokerProcessError::Control { action: "wait for", pid, source })?;
+        if let Ok(status) = tokio::time::timeout(POLL, process.wait()).await {
+            let status = status.map_err(|source| control("wait for", pid, source))?;
             let (log, tail) = tail();
             return Err(BrokerProcessError::Exited { status, log, tail });
         }
     }
-}
-
-/// A process that asks the server to stop when ours is gone: it waits for the end of a pipe that only
-/// we hold open. (The parent-death signal of Linux is bound to a thread, and needs unsafe code.)
-fn watch_over(pid: u32) -> Option<Child> {
-    Command::new("sh")
-        .args(["-c", r#"read -r _; kill -TERM "$1" 2>/dev/null"#, "nats-server-watchdog"])
-        .arg(pid.to_string())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .inspect_err(|error| {
-            tracing::warn!(%error, "no watchdog: if this process is killed, its nats-server goes on running");
-        })
-        .ok()
 }

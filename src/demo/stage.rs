@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -64,17 +66,20 @@ pub async fn start(
 ) -> Result<(Stage, Processes), DemoError> {
     let mut options = BrokerOptions::new(binary);
     options.data = Data::Lasting(folder.join("nats"));
+    options.owner_folder = Some(folder.to_owned());
     let broker = BrokerProcess::start(options).await?;
     let nats_url = broker.url();
     teller
         .tell(&format!("a nats-server of its own runs at {nats_url}, with its data in {}", folder.display()));
 
     let config = folder.join("hub.toml");
-    let text = settings_text(&nats_url, &crate::dev::master_key(folder)?);
+    let text = settings_text(&nats_url);
     std::fs::write(&config, &text).map_err(|source| DemoError::File { path: config.clone(), source })?;
-    let settings = Settings::from_toml(&config.display().to_string(), &text)?;
+    let mut settings = Settings::from_toml(&config.display().to_string(), &text)?;
+    // In memory alone: whatever ends the demo, no key is left on the disk.
+    settings.secrets.master_key = Some(STANDARD.encode(rand::random::<[u8; 32]>()).into());
     let sealer = Sealer::from_settings(&settings.secrets).map_err(crate::serve::ServeError::from)?;
-    let sealer = sealer.expect("the settings above name the key");
+    let sealer = sealer.expect("the settings above have a key");
 
     let secret = || format!("{:032x}", rand::random::<u128>());
     let secrets = [secret(), secret()];
@@ -194,8 +199,9 @@ impl Processes {
     }
 }
 
-/// Also what the other commands read while the demo stays up.
-fn settings_text(nats_url: &str, master_key: &Path) -> String {
+/// Also what the other commands read while the demo stays up. They get no key: none of those that the demo suggests
+/// seals or opens anything.
+fn settings_text(nats_url: &str) -> String {
     let quoted = |text: &str| toml::Value::from(text).to_string();
     format!(
         r#"# Written by `hub demo`; gone with it. Shorter times than one would choose in earnest.
@@ -217,15 +223,12 @@ dlt = "64MB"
 attempts = "64MB"
 rejected = "64MB"
 advisories = "64MB"
-[secrets]
-master_key_file = {master_key}
 [api]
 listen = "127.0.0.1:0"
 [health]
 listen = "127.0.0.1:0"
 "#,
         nats_url = quoted(nats_url),
-        master_key = quoted(&master_key.to_string_lossy()),
     )
 }
 
@@ -234,12 +237,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_settings_of_the_demo_are_valid_whatever_its_folder_is_called() {
-        let text = settings_text("nats://127.0.0.1:4222", Path::new("/tmp/a \"b\" \\c/master.key"));
-        let settings = Settings::from_toml("hub.toml", &text).unwrap();
-        assert_eq!(
-            settings.secrets.master_key_file.as_deref(),
-            Some(Path::new("/tmp/a \"b\" \\c/master.key"))
-        );
+    fn the_settings_of_the_demo_are_valid_and_hold_no_key() {
+        let settings = Settings::from_toml("hub.toml", &settings_text("nats://127.0.0.1:4222")).unwrap();
+        assert_eq!(settings.nats.url, "nats://127.0.0.1:4222");
+        assert!(settings.secrets.master_key.is_none() && settings.secrets.master_key_file.is_none());
     }
 }

@@ -2,27 +2,28 @@
 //! one that is there already, in databases of the bench's own.
 
 use std::fs::File;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Output, Stdio};
 use std::str::FromStr as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _};
 use tempfile::TempDir;
 use tokio::time::Instant;
 use url::Url;
 
-use crate::bench::child::free_address;
+use crate::bench::child::{self, free_address};
 use crate::bench::error::BenchError;
+use crate::owned_process::{Ending, OwnedProcess, Plan};
 
 /// Where Debian puts the programs of each version.
 const DEBIAN: &str = "/usr/lib/postgresql";
 const READY_LIMIT: Duration = Duration::from_secs(60);
+/// For `initdb`, which takes a second or two.
+const RUN_LIMIT: Duration = Duration::from_secs(120);
 /// A server can only be asked whether it takes connections yet.
 const POLL: Duration = Duration::from_millis(20);
 /// `insufficient_privilege`
@@ -52,8 +53,9 @@ pub struct Database {
 }
 
 struct OwnServer {
-    folder: TempDir,
-    child: Child,
+    // Dropped in this order: the process is gone before its folder is removed.
+    process: OwnedProcess,
+    _folder: TempDir,
 }
 
 impl Postgres {
@@ -189,20 +191,24 @@ fn find(given: Option<&Path>) -> Result<PathBuf, BenchError> {
 }
 
 /// PostgreSQL refuses to run as root: then as `nobody`, whose numbers these are.
-fn other_user() -> Result<Option<(u32, u32)>, BenchError> {
+async fn other_user() -> Result<Option<(u32, u32)>, BenchError> {
     if !rustix::process::getuid().is_root() {
         return Ok(None);
     }
-    let id = |what: &str| -> Result<u32, BenchError> {
-        let output = run(Command::new("id").args([what, "nobody"]))?;
+    let id = async |what: &str| -> Result<u32, BenchError> {
+        let output = run(Plan::new("id").args([what, "nobody"])).await?;
         let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         text.parse().map_err(|_| BenchError::Answer { what: "id", text })
     };
-    Ok(Some((id("-u")?, id("-g")?)))
+    Ok(Some((id("-u").await?, id("-g").await?)))
 }
 
-fn run(command: &mut Command) -> Result<Output, BenchError> {
-    let output = command.output().map_err(|source| BenchError::Spawn { what: "PostgreSQL", source })?;
+/// Runs a program to its end; it ends as well if this is dropped.
+async fn run(plan: Plan) -> Result<Output, BenchError> {
+    let failed = |source| BenchError::Spawn { what: "PostgreSQL", source };
+    let process = plan.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    let output = tokio::time::timeout(RUN_LIMIT, process.output()).await;
+    let output = output.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(failed)?;
     if output.status.success() {
         return Ok(output);
     }
@@ -210,19 +216,14 @@ fn run(command: &mut Command) -> Result<Output, BenchError> {
     Err(BenchError::Ended { what: "PostgreSQL", status: output.status, log })
 }
 
-fn command(program: &Path, user: Option<(u32, u32)>) -> Command {
-    let mut command = Command::new(program);
-    command.env_clear().env("LC_ALL", "C").current_dir("/").stdin(Stdio::null());
-    if let Some((user, group)) = user {
-        command.uid(user).gid(group);
-    }
-    command
+fn plan(program: &Path, user: Option<(u32, u32)>, folder: &Path) -> Plan {
+    let plan = Plan::new(program).env("LC_ALL", "C").directory("/").user(user);
+    plan.ends_by(Ending::Quit).with_folder(folder)
 }
 
 impl OwnServer {
     async fn start(binaries: &Path) -> Result<(Url, Self), BenchError> {
-        let folder =
-            tempfile::tempdir().map_err(|source| BenchError::File { path: std::env::temp_dir(), source })?;
+        let folder = child::folder()?;
         let at = |path: &Path| {
             let path = path.to_owned();
             move |source| BenchError::File { path, source }
@@ -230,37 +231,37 @@ impl OwnServer {
         let password = format!("{:032x}", rand::random::<u128>());
         let (password_file, data) = (folder.path().join("password"), folder.path().join("data"));
         std::fs::write(&password_file, &password).map_err(at(&password_file))?;
-        let user = other_user()?;
+        let user = other_user().await?;
         if let Some((user, group)) = user {
             for path in [folder.path(), &password_file] {
                 std::os::unix::fs::chown(path, Some(user), Some(group)).map_err(at(path))?;
             }
         }
-        let mut initdb = command(&binaries.join("initdb"), user);
-        initdb.args([
+        let initdb = plan(&binaries.join("initdb"), user, folder.path()).args([
             "--username=hub",
             "--auth=scram-sha-256",
             "--encoding=UTF8",
             "--no-locale",
             "--no-sync",
         ]);
-        initdb.arg("--pwfile").arg(&password_file).arg("--pgdata").arg(&data);
-        tokio::task::spawn_blocking(move || run(&mut initdb)).await??;
+        run(initdb.arg("--pwfile").arg(&password_file).arg("--pgdata").arg(&data)).await?;
 
         let address = free_address()?;
         let port = address.rsplit(':').next().unwrap_or_default().to_owned();
         let log = folder.path().join("log");
         let output = File::create(&log).map_err(at(&log))?;
         let errors = output.try_clone().map_err(at(&log))?;
-        let mut postgres = command(&binaries.join("postgres"), user);
-        postgres.arg("-D").arg(&data).args(["-c", "listen_addresses=127.0.0.1"]);
-        postgres.args(["-c", &format!("port={port}"), "-c", "unix_socket_directories="]);
-        let child = postgres
+        let postgres = plan(&binaries.join("postgres"), user, folder.path())
+            .arg("-D")
+            .arg(&data)
+            .args(["-c", "listen_addresses=127.0.0.1"])
+            .args(["-c", &format!("port={port}"), "-c", "unix_socket_directories="]);
+        let process = postgres
             .stdout(output)
             .stderr(errors)
             .spawn()
             .map_err(|source| BenchError::Spawn { what: "PostgreSQL", source })?;
-        let mut server = Self { folder, child };
+        let mut server = Self { process, _folder: folder };
         let url = format!("postgres://hub:{password}@{address}/postgres");
         let url = Url::parse(&url).map_err(|_| BenchError::Answer { what: "PostgreSQL", text: address })?;
         server.wait_until_ready(&url, &log).await?;
@@ -271,7 +272,7 @@ impl OwnServer {
         let deadline = Instant::now() + READY_LIMIT;
         let read_log = || std::fs::read_to_string(log).unwrap_or_default();
         loop {
-            let ended = self.child.try_wait();
+            let ended = self.process.try_wait();
             if let Some(status) = ended.map_err(|source| BenchError::Spawn { what: "PostgreSQL", source })? {
                 return Err(BenchError::Ended { what: "PostgreSQL", status, log: read_log() });
             }
@@ -280,17 +281,6 @@ impl OwnServer {
                 Err(error) if Instant::now() >= deadline => return Err(BenchError::Database(error)),
                 Err(_) => tokio::time::sleep(POLL).await,
             }
-        }
-    }
-}
-
-impl Drop for OwnServer {
-    /// An immediate shutdown: nothing of it is needed any more.
-    fn drop(&mut self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        let signalled = pid.is_some_and(|pid| kill_process(pid, Signal::QUIT).is_ok());
-        if signalled && let Err(error) = self.child.wait() {
-            tracing::warn!(%error, folder = %self.folder.path().display(), "PostgreSQL may still run");
         }
     }
 }

