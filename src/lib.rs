@@ -25,6 +25,7 @@ pub mod seal;
 pub mod serve;
 pub mod settings;
 pub mod shell;
+pub mod signals;
 pub mod sinks;
 pub mod store;
 pub mod subscriptions_grpc;

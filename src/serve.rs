@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::{Api, ApiError, Resources, Signs};
@@ -31,6 +30,7 @@ use crate::roles::outbox_relay::OutboxRelay;
 use crate::roles::subscription_resolver::SubscriptionResolver;
 use crate::seal::{MasterKeyError, OpenSettingsError, Sealer, open_settings};
 use crate::settings::Settings;
+use crate::signals::Signals;
 use crate::sinks::SettingError;
 use crate::store::{Store, StoreError};
 use crate::subscriptions_grpc::{self, ResolverServer};
@@ -307,23 +307,21 @@ impl Hub {
     }
 }
 
-/// `hub serve`: runs until SIGTERM or SIGINT.
+/// `hub serve`: runs until SIGTERM, SIGINT or SIGHUP, each of which stops it in good order. A second one changes
+/// nothing: how long a stop may take is bounded by `delivery.grace`.
 pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), ServeError> {
     let stop = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let mut signals = Signals::new().map_err(ServeError::Signals)?;
     let mut dev = None;
     if options.dev {
         dev = Some(tokio::select! {
             started = crate::dev::start(&mut settings) => started?,
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            () = signals.next() => return Ok(()),
         });
     }
     let hub = tokio::select! {
         hub = Hub::start(&settings, &options, &stop) => Some(hub),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
+        () = signals.next() => None,
     };
     let result = match hub {
         Some(Ok(hub)) => {
@@ -340,10 +338,7 @@ pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), Se
             }
             let signalled = stop.clone();
             let watch = tokio::spawn(async move {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
+                signals.next().await;
                 tracing::info!("stopping: finishing what is in flight");
                 signalled.cancel();
             });

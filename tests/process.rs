@@ -1,4 +1,4 @@
-//! The process itself: its log, and the readers of its output that go away.
+//! The process itself: its log, the readers of its output that go away, and the signals that stop it.
 
 mod support;
 
@@ -6,7 +6,8 @@ use std::io::{BufRead as _, BufReader, PipeReader, pipe};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use support::{Hub, TestBroker, TestClient, eventually, print_output};
+use rustix::process::{Pid, Signal, kill_process};
+use support::{Hub, TestBroker, TestClient, eventually, print_output, with_hangup};
 use tokio::process::Command;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -98,6 +99,22 @@ async fn a_full_disk_under_the_log_ends_nothing() {
 #[tokio::test]
 async fn closed_standard_output_and_error_end_nothing() {
     goes_on_and_ends_in_good_order(Log::Closed).await;
+}
+
+#[tokio::test]
+async fn each_signal_stops_the_hub_in_good_order_and_a_second_one_changes_nothing() {
+    let broker = TestBroker::start().await;
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut hub = Hub::configured(&broker.url(), "");
+        let command = with_hangup(&hub.command());
+        hub.start_with(command);
+        hub.ready().await;
+        let pid = Pid::from_raw(i32::try_from(hub.pid().expect("it runs")).expect("a process id"));
+        for _ in 0..2 {
+            kill_process(pid.expect("not 0"), signal).expect("signalled");
+        }
+        assert_eq!(hub.ended(LIMIT).await.code(), Some(0), "{signal:?}");
+    }
 }
 
 /// Runs a command whose standard output, or both outputs, nobody reads.

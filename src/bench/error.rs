@@ -55,6 +55,10 @@ pub enum BenchError {
     Process { pid: u32, file: &'static str, reason: String },
     #[error("looking for a nats-server was interrupted")]
     Interrupted,
+    #[error("signals cannot be watched: {0}")]
+    Signals(std::io::Error),
+    #[error("stopped by a signal; the figures shown before are complete")]
+    Stopped,
     #[error("a publisher of the bench ended: {0}")]
     Task(#[from] tokio::task::JoinError),
     #[error(
@@ -67,6 +71,10 @@ pub enum BenchError {
     Store(#[from] StoreError),
     #[error("an event of the bench is not raised: {0}")]
     Raise(#[from] PublishError),
+    #[error(
+        "the databases hub_bench_… were not removed within {} s; drop them by hand", waited.as_secs()
+    )]
+    NotClosed { waited: Duration },
     #[error("the Redis of the bench: {0}")]
     Redis(#[from] redis::RedisError),
     #[error("the NATS subscriber of the bench: {0}")]

@@ -24,11 +24,11 @@ mod startup;
 mod statistics;
 mod tally;
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, Subcommand, ValueEnum};
+use tokio::io::AsyncWriteExt as _;
 use url::Url;
 
 pub use error::BenchError;
@@ -36,6 +36,7 @@ pub use report::Figure;
 
 use crate::broker_process::SyncInterval;
 use crate::http_delivery::bare::BareClient;
+use crate::signals::Signals;
 use child::BareLoop;
 use tally::WebhookId;
 
@@ -138,32 +139,52 @@ impl Tenth for u64 {
 
 /// Measures, and tells each figure on standard output: a line as soon as it is there, or all of them
 /// as JSON at the end. Returns whether everything arrived that was to arrive.
+///
+/// SIGINT, SIGTERM and SIGHUP end it at once: what is under way is dropped, and with it go its processes and
+/// folders.
 pub async fn run(options: Options, json: bool) -> Result<bool, BenchError> {
-    let mut figures = Vec::new();
-    let mut tell = |figure: Figure| {
-        if !json {
-            say(&figure.line())?;
-        }
-        figures.push(figure);
-        Ok::<_, BenchError>(())
-    };
+    let mut figures = Figures { json, all: Vec::new() };
     match options.part {
+        // A child of the bench, which ends it.
         Some(Part::BareLoop { url, body_bytes, in_flight, requests }) => {
             return bare_loop(&url, body_bytes, in_flight, requests).await.map(|()| true);
         }
-        Some(Part::Outbox(outbox)) => outbox::run(outbox, &mut tell).await?,
-        None => measure(options, &mut tell).await?,
+        Some(Part::Outbox(outbox)) => {
+            outbox::run(outbox, &mut figures, &mut Signals::new().map_err(BenchError::Signals)?).await?;
+        }
+        None => {
+            let mut signals = Signals::new().map_err(BenchError::Signals)?;
+            tokio::select! {
+                measured = measure(options, &mut figures) => measured?,
+                () = signals.next() => return Err(BenchError::Stopped),
+            }
+        }
     }
     if json {
-        say(&serde_json::to_string_pretty(&figures).map_err(|error| BenchError::Output(error.into()))?)?;
+        let text = serde_json::to_string_pretty(&figures.all);
+        say(&text.map_err(|error| BenchError::Output(error.into()))?).await?;
     }
-    Ok(!figures.iter().any(Figure::lost))
+    Ok(!figures.all.iter().any(Figure::lost))
 }
 
-async fn measure(
-    options: Options,
-    mut tell: impl FnMut(Figure) -> Result<(), BenchError>,
-) -> Result<(), BenchError> {
+/// What was measured so far.
+struct Figures {
+    json: bool,
+    all: Vec<Figure>,
+}
+
+impl Figures {
+    /// Shows it at once, unless all are shown as JSON at the end.
+    async fn tell(&mut self, figure: Figure) -> Result<(), BenchError> {
+        if !self.json {
+            say(&figure.line()).await?;
+        }
+        self.all.push(figure);
+        Ok(())
+    }
+}
+
+async fn measure(options: Options, figures: &mut Figures) -> Result<(), BenchError> {
     let modes: &[SyncMode] = match options.sync {
         SyncChoice::Default => &[SyncMode::Default],
         SyncChoice::Always => &[SyncMode::Always],
@@ -184,7 +205,7 @@ async fn measure(
                 Letter::D => memory::measure(sync, &counts).await?,
                 Letter::S => startup::measure(sync, &counts).await?,
             };
-            tell(figure)?;
+            figures.tell(figure).await?;
         }
     }
     Ok(())
@@ -199,9 +220,12 @@ async fn bare_loop(url: &Url, bytes: usize, in_flight: usize, requests: u64) -> 
         seconds: took.as_secs_f64(),
         resident_bytes: process::resident_bytes(std::process::id())?,
     };
-    say(&serde_json::to_string(&done).map_err(|error| BenchError::Output(error.into()))?)
+    say(&serde_json::to_string(&done).map_err(|error| BenchError::Output(error.into()))?).await
 }
 
-fn say(text: &str) -> Result<(), BenchError> {
-    writeln!(std::io::stdout().lock(), "{text}").map_err(BenchError::Output)
+/// Not written by this thread: a signal ends the bench even if nobody reads what it says.
+async fn say(text: &str) -> Result<(), BenchError> {
+    let mut out = tokio::io::stdout();
+    out.write_all(format!("{text}\n").as_bytes()).await.map_err(BenchError::Output)?;
+    out.flush().await.map_err(BenchError::Output)
 }

@@ -14,7 +14,6 @@ mod what_next;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::broker_process::{BrokerProcessError, find_or_fetch};
@@ -22,6 +21,7 @@ use crate::domain::field_error::FieldError;
 use crate::outlet::{self, Outlet};
 use crate::serve::{Role, ServeError};
 use crate::settings::SettingsError;
+use crate::signals::Signals;
 use stage::{Processes, Stage};
 use telling::{Teller, Unmet};
 
@@ -202,24 +202,5 @@ impl Log {
         }
         let end = &lines[lines.len().saturating_sub(LOG_LINES)..];
         teller.text(&format!("\nThe end of the hub's log:\n  {}", end.join("\n  ")));
-    }
-}
-
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// Waits for ctrl-c (SIGINT) or SIGTERM. Cancel safe.
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 }

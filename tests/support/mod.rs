@@ -46,7 +46,7 @@ use std::time::Duration;
 pub use api::{ApiAnswer, ApiClient};
 pub use broker::TestBroker;
 pub use ca::{Ca, IdentityFiles};
-pub use child::{ChildProcess, example};
+pub use child::{ChildProcess, example, with_hangup, wrapped};
 pub use client::{Account, QUICK, TestClient, ids, subscription};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use kafka::KafkaServer;

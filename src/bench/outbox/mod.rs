@@ -20,8 +20,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use url::Url;
 
+use super::Figures;
 use super::error::BenchError;
-use super::report::Figure;
+use crate::signals::Signals;
 use postgres::Postgres;
 
 #[derive(Debug, Args)]
@@ -79,22 +80,29 @@ struct Bench<'a> {
     duration: Duration,
 }
 
-/// Measures each figure, and shows it to `tell` as soon as it is there.
-pub async fn run(
-    options: Options,
-    mut tell: impl FnMut(Figure) -> Result<(), BenchError>,
-) -> Result<(), BenchError> {
-    let postgres = Postgres::start(options.database_url.clone(), options.postgres_bin.as_deref()).await?;
-    let measured = measure(&options, &postgres, &mut tell).await;
-    let closed = postgres.close().await;
-    measured.and(closed)
+/// For the removal of what was made on a server that is not ours.
+const CLOSE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Measures each figure and shows it as soon as it is there. A signal ends the measuring; then the databases are
+/// removed; a second one ends that too.
+pub async fn run(options: Options, figures: &mut Figures, signals: &mut Signals) -> Result<(), BenchError> {
+    let postgres = tokio::select! {
+        started = Postgres::start(options.database_url.clone(), options.postgres_bin.as_deref()) => started?,
+        () = signals.next() => return Err(BenchError::Stopped),
+    };
+    let measured = tokio::select! {
+        measured = measure(&options, &postgres, figures) => measured,
+        () = signals.next() => Err(BenchError::Stopped),
+    };
+    // A server that is not ours keeps what is not removed now.
+    let closed = tokio::select! {
+        closed = tokio::time::timeout(CLOSE_LIMIT, postgres.close()) => closed,
+        () = signals.next() => return Err(BenchError::Stopped),
+    };
+    measured.and(closed.unwrap_or(Err(BenchError::NotClosed { waited: CLOSE_LIMIT })))
 }
 
-async fn measure(
-    options: &Options,
-    postgres: &Postgres,
-    tell: &mut impl FnMut(Figure) -> Result<(), BenchError>,
-) -> Result<(), BenchError> {
+async fn measure(options: &Options, postgres: &Postgres, figures: &mut Figures) -> Result<(), BenchError> {
     let mut conditions = vec![postgres.conditions().await?];
     if cfg!(debug_assertions) {
         conditions.push("the hub: a debug build, which is slower".to_owned());
@@ -122,7 +130,7 @@ async fn measure(
             Name::Outage => outage::measure(&bench).await?,
             Name::Archive => archive::measure(&bench).await?,
         };
-        tell(figure)?;
+        figures.tell(figure).await?;
     }
     Ok(())
 }
