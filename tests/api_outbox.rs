@@ -346,7 +346,7 @@ async fn beside_a_relay_what_is_retried_goes_out_and_a_stop_is_clean() {
 
 /// As the settings' defaults say.
 fn operated(store: Store) -> Outbox {
-    Outbox::new(store, &Settings::defaults().outbox)
+    Outbox::new(store, &Settings::defaults())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -41,13 +41,13 @@ async fn it_is_set_up_once_and_told_the_brokers() {
         assert!(error.contains("hub outbox setup"), "{error}");
         let (told, _) = ends_with(&before, 0, &["outbox", "setup"]).await;
         assert!(
-            told.contains("is set up, schema version 1") && told.contains("external brokers: none"),
+            told.contains("is set up, schema version 2") && told.contains("external brokers: none"),
             "{told}"
         );
 
         let with_partner = hub(&database, BROKER);
         let made = with_partner.cli_json(&["outbox", "setup"]).await;
-        assert_eq!(made["schema"], json!({"from": 1, "to": 1}));
+        assert_eq!(made["schema"], json!({"from": 2, "to": 2}));
         assert_eq!(made["brokers"]["added"], json!(["partner"]));
         // Without its entry it stays, until that is said.
         let (_, warning) = ends_with(&before, 0, &["outbox", "setup"]).await;

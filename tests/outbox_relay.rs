@@ -239,9 +239,14 @@ async fn ids_that_nats_takes_for_one_are_not_lost_silently(database: &TestDataba
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
     let external = external("partner", "nats", &partner.url(), "");
+    // `publish` refuses ids with blanks at their ends: such rows are from before it did.
+    raise(database, &["x", "before", "after", "%20x", "x y"].map(|id| public(id, "s"))).await;
+    for (id, blank) in [("before", " x"), ("after", "x ")] {
+        let renamed = format!("UPDATE {{messages}} SET message_id = '{blank}' WHERE message_id = '{id}'");
+        database.sql(&renamed).await.unwrap();
+    }
     let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
     hub.ready().await;
-    raise(database, &["x", " x", "x ", "%20x", "x y"].map(|id| public(id, "s"))).await;
     for (name, server, stream) in [("internal", &broker, EVENTS), ("partner", &partner, "PARTNER")] {
         let rows = wait_for(&store, name, Status::Published, 3).await;
         for row in &rows[1..3] {

@@ -110,6 +110,7 @@ impl Broker for Scripted {
 fn quick() -> OutboxRelaySettings {
     let week = Duration::from_secs(7 * 24 * 3600);
     OutboxRelaySettings {
+        largest_event: 900_000,
         batch: 20,
         claim_time: Duration::from_secs(5),
         retry: RetryPolicy { max_attempts: 1_000, waits: vec![Duration::from_millis(30)] },

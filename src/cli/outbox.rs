@@ -66,7 +66,7 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
     let mut store = StoreOptions::new(url.ok_or(CliError::NoDatabase)?);
     store.timeout = settings.outbox.timeout;
     store.create = matches!(options.command, Command::Setup { .. });
-    let outbox = Outbox::new(Store::new(store)?, &settings.outbox);
+    let outbox = Outbox::new(Store::new(store)?, settings);
     if !matches!(options.command, Command::Setup { .. }) {
         outbox.check().await?;
     }

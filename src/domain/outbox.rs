@@ -1,6 +1,7 @@
 //! The transactional outbox: an event that a producer raises in its own transaction, the envelope
 //! its rows carry, and how a row goes from `pending` to `published` or `abandoned`.
 
+mod content;
 mod destination;
 mod envelope;
 mod external;
@@ -11,12 +12,13 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+pub use content::MAX_DEPTH;
 pub use destination::Destination;
 pub use envelope::{CONTENT_TYPE, Envelope};
 pub use external::{ExternalMessage, external_metadata};
 pub use names::Names;
 pub use pauses::Pauses;
-pub use raised::{MAX_EXTENSIONS_BYTES, MAX_TEXT_BYTES, RaisedEvent};
+pub use raised::{MAX_EXTENSIONS_BYTES, MAX_ID_BYTES, MAX_TEXT_BYTES, RaisedEvent};
 pub use status::{AfterFailure, Lane, RetryPolicy, Status, Step};
 
 /// The target broker that every event goes to: the hub's own.

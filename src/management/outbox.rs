@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::ManagementError;
 use crate::domain::field_error::FieldError;
-use crate::settings;
+use crate::settings::Settings;
 use crate::store::{Batch, Retention};
 pub use crate::store::{BrokerStatus, BrokerSync, Cursor, Row, Selection, SetUp, Store, StoreError};
 
@@ -30,6 +30,7 @@ pub struct Outbox {
     store: Store,
     retention: Retention,
     cleanup_batch: usize,
+    largest_event: u64,
 }
 
 /// What setting up found and did.
@@ -119,10 +120,12 @@ impl<F: FnMut(u64) + Send> Course<F> {
 }
 
 impl Outbox {
-    pub fn new(store: Store, settings: &settings::Outbox) -> Self {
+    pub fn new(store: Store, settings: &Settings) -> Self {
+        let outbox = &settings.outbox;
         let retention =
-            Retention { published: settings.published_retention, abandoned: settings.abandoned_retention };
-        Self { store, retention, cleanup_batch: settings.cleanup_batch }
+            Retention { published: outbox.published_retention, abandoned: outbox.abandoned_retention };
+        let largest_event = settings.events.max_size.as_u64();
+        Self { store, retention, cleanup_batch: outbox.cleanup_batch, largest_event }
     }
 
     /// Whether the database answers, and has an outbox of the version that this program needs.
@@ -135,10 +138,11 @@ impl Outbox {
         self.store.close().await;
     }
 
-    /// Makes the schema or brings it to this program's version, and tells it the external brokers. One that is
-    /// not among them stays unless `prune` says otherwise.
+    /// Makes the schema or brings it to this program's version, and tells it `events.max_size` and the external
+    /// brokers. One that is not among them stays unless `prune` says otherwise.
     pub async fn set_up(&self, brokers: &[String], prune: bool) -> Result<MadeReady, ManagementError> {
         let schema = self.store.setup().await?;
+        self.store.limit_events(self.largest_event).await?;
         Ok(MadeReady { schema, brokers: self.store.sync_brokers(brokers, prune).await? })
     }
 

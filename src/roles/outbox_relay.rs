@@ -39,6 +39,8 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Clone)]
 pub struct OutboxRelaySettings {
+    /// The hub's largest event in bytes, which the database is told.
+    pub largest_event: u64,
     /// Most rows of one claim.
     pub batch: usize,
     /// How long a claim lasts that is not renewed.
@@ -185,6 +187,7 @@ impl OutboxRelay {
         loop {
             let asked = async {
                 self.store.check().await?;
+                self.store.limit_events(self.settings.largest_event).await?;
                 self.store.sync_brokers(&external, false).await
             };
             match asked.await {

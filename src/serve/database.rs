@@ -30,6 +30,6 @@ pub(super) fn stores(settings: &Settings, options: &ServeOptions) -> Result<Stor
         of_store.connections = of_store.connections.saturating_add(OutboxDesk::TURNS);
     }
     let store = Store::new(of_store)?;
-    let api = serves.then(|| OutboxDesk::new(Outbox::new(store.clone(), outbox)));
+    let api = serves.then(|| OutboxDesk::new(Outbox::new(store.clone(), settings)));
     Ok(Stores { store: Some(store), api })
 }

@@ -36,6 +36,7 @@ pub(super) fn relaying(
         external: external.collect::<Result<_, ServeError>>()?,
         store,
         settings: OutboxRelaySettings {
+            largest_event: settings.events.max_size.as_u64(),
             batch: outbox.batch,
             claim_time: outbox.claim_time,
             retry: outbox.retry_policy(),

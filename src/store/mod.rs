@@ -168,6 +168,12 @@ impl Store {
         ask!(self, "writing the brokers", self.timeout, backend => backend.sync_brokers(configured, prune))
     }
 
+    /// Tells the database the hub's `events.max_size`, in bytes: `publish` refuses an event whose envelope is larger.
+    pub async fn limit_events(&self, bytes: u64) -> Result<(), StoreError> {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        ask!(self, "writing the limits", self.timeout, backend => backend.limit_events(bytes))
+    }
+
     /// Claims due rows, in order of insertion: at most `limit`, and none whose stream has an earlier open
     /// row that is not among them. Empty where nothing is due.
     pub async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<ClaimedRow>, StoreError> {

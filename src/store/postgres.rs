@@ -13,7 +13,10 @@ use super::migrations::{self, Migration};
 use super::rows::{BrokerSync, ClaimRequest, ClaimedRow, FailedAttempt, GivenUp, SetUp, milliseconds};
 
 const OLDEST: i64 = 140_000;
-const MIGRATIONS: [Migration; 1] = [Migration { version: 1, sql: include_str!("postgres/0001_outbox.sql") }];
+const MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, sql: include_str!("postgres/0001_outbox.sql") },
+    Migration { version: 2, sql: include_str!("postgres/0002_refusals.sql") },
+];
 /// Taken by whoever changes the schema.
 const SETUP_LOCK: i64 = 0x6875_625f_6f75_7462; // "hub_outb"
 /// Notified at the end of each transaction that raised an event.
@@ -147,6 +150,17 @@ impl Postgres {
         }
         tx.commit().await?;
         Ok(BrokerSync::of(added, others, prune))
+    }
+
+    pub(super) async fn limit_events(&self, bytes: i64) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "INSERT INTO hub_outbox.limits AS l (name, value) VALUES ('event_bytes', $1)
+             ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value WHERE l.value <> EXCLUDED.value",
+        )
+        .bind(bytes)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     pub(super) async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<ClaimedRow>, sqlx::Error> {

@@ -15,7 +15,10 @@ use super::rows::{
 };
 use crate::domain::outbox::Status;
 
-const MIGRATIONS: [Migration; 1] = [Migration { version: 1, sql: include_str!("sqlite/0001_outbox.sql") }];
+const MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, sql: include_str!("sqlite/0001_outbox.sql") },
+    Migration { version: 2, sql: include_str!("sqlite/0002_refusals.sql") },
+];
 /// Takes the write lock at once: a transaction that reads first and then finds another's write is refused.
 const BEGIN: &str = "BEGIN IMMEDIATE";
 /// How often one claim looks on behind streams that others are working on.
@@ -139,6 +142,17 @@ impl Sqlite {
         }
         tx.commit().await?;
         Ok(BrokerSync::of(added, others, prune))
+    }
+
+    pub(super) async fn limit_events(&self, bytes: i64) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "INSERT INTO hub_outbox_limits (name, value) VALUES ('event_bytes', ?1)
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE value <> excluded.value",
+        )
+        .bind(bytes)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     pub(super) async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<ClaimedRow>, sqlx::Error> {

@@ -1,21 +1,27 @@
 //! The event as a producer raises it: one JSON object, the same for the Rust function, the SQL
 //! function and the SQLite view.
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
-use serde_json::{Map, Value};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use serde_json::{Map, Number, Value};
 
-use super::Lane;
 use super::envelope::is_reserved;
-use crate::domain::event::is_traceparent;
+use super::{Lane, content};
+use crate::domain::event::{is_timestamp, is_traceparent};
 use crate::domain::field_error::FieldError;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::is_tenant;
 
-/// The most bytes of one text field (id, stream, source, …): they become headers and index entries.
+/// The most bytes of an id: it becomes the message id on every broker, and AMQP 0-9-1 takes no longer one.
+pub const MAX_ID_BYTES: usize = 255;
+
+/// The most bytes of another text field (stream, source, …): they become headers and index entries.
 pub const MAX_TEXT_BYTES: usize = 512;
+
+/// The largest `version`; that of `expected_version` and a numeric `sequence_id`, of either sign.
+const MAX_VERSION: u32 = 999_999_999;
+const MAX_NUMBER: i64 = 999_999_999_999_999_999;
 
 /// The most bytes of all extensions together, as JSON: they become attributes, which the hub bounds.
 pub const MAX_EXTENSIONS_BYTES: usize = 16 * 1024;
@@ -56,7 +62,7 @@ pub struct RaisedEvent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub causation_id: Option<String>,
     /// Of the event's schema, from 1; 1 where not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "version")]
     pub version: Option<u32>,
     /// The fully qualified name of the event's class at the producer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,7 +78,7 @@ pub struct RaisedEvent {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_category: Option<String>,
     /// Internal: never leaves to an external broker. As are the next two.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole")]
     pub expected_version: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asynchronous: Option<bool>,
@@ -131,10 +137,18 @@ impl RaisedEvent {
         Ok(event)
     }
 
-    /// Checks what the types do not tell; the database checks the same.
+    /// Checks what the types do not tell. The database checks the same (`store/*/0002_*.sql`), and the size of the
+    /// envelope, whose limit it is told.
     pub fn validate(&self) -> Result<(), FieldError> {
+        if self.id.as_deref().is_some_and(|id| !is_id(id)) {
+            return Err(FieldError::new(
+                "id",
+                format!(
+                    "must be 1 to {MAX_ID_BYTES} bytes without control characters, and without blanks at its ends"
+                ),
+            ));
+        }
         let texts = [
-            ("id", self.id.as_deref()),
             ("stream", Some(self.stream.as_str())),
             ("source", self.source.as_deref()),
             ("correlation_id", self.correlation_id.as_deref()),
@@ -165,7 +179,7 @@ impl RaisedEvent {
             "must be 1 to 64 letters, digits, '_', '.' and '-'".to_owned(),
         )?;
         require(
-            self.time.as_ref().is_none_or(|time| OffsetDateTime::parse(time, &Rfc3339).is_ok()),
+            self.time.as_ref().is_none_or(|time| time.len() <= MAX_TEXT_BYTES && is_timestamp(time)),
             "time",
             "is not RFC 3339; write it like 2026-01-31T12:00:00Z".to_owned(),
         )?;
@@ -174,12 +188,28 @@ impl RaisedEvent {
             "traceparent",
             "is not W3C Trace Context; write 00-<32 hex digits>-<16 hex digits>-<2 hex digits>".to_owned(),
         )?;
-        require(self.version != Some(0), "version", "must be 1 or more".to_owned())?;
+        require(
+            self.version.is_none_or(|version| (1..=MAX_VERSION).contains(&version)),
+            "version",
+            format!("must be 1 to {MAX_VERSION}"),
+        )?;
+        require(
+            self.expected_version.is_none_or(|version| version.unsigned_abs() <= MAX_NUMBER.unsigned_abs()),
+            "expected_version",
+            "must have at most 18 digits".to_owned(),
+        )?;
         require(
             self.kind.as_deref().is_none_or(|kind| matches!(kind, "EVENT" | "COMMAND")),
             "kind",
             "must be EVENT or COMMAND".to_owned(),
         )?;
+        let fits = |field: &str, error: serde_json::Error| FieldError::new(field, error.to_string());
+        content::check(&self.data).map_err(|error| fits("data", error))?;
+        for (field, object) in [("event_store", &self.event_store), ("extensions", &self.extensions)] {
+            let Some(object) = object else { continue };
+            let raw = to_raw_value(object).map_err(|error| fits(field, error))?;
+            content::check(&raw).map_err(|error| fits(field, error))?;
+        }
         let Some(extensions) = &self.extensions else { return Ok(()) };
         if let Some(name) = extensions.keys().find(|name| is_reserved(name)) {
             return Err(FieldError::new(
@@ -202,11 +232,43 @@ fn default_if_null<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// A whole number of at most 18 digits, however it is written: 7, 7.0, 7e0. JSON has one kind of number.
+fn to_whole(number: &Number) -> Option<i64> {
+    let whole = number.as_i64().or_else(|| {
+        let float = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < 1e18)?;
+        // Exact: a double below 2^63.
+        Some(float as i64)
+    })?;
+    (whole.unsigned_abs() <= MAX_NUMBER.unsigned_abs()).then_some(whole)
+}
+
+fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    let Some(number) = Option::<Number>::deserialize(deserializer)? else { return Ok(None) };
+    let refused = || D::Error::custom(format!("{number} is not a whole number of at most 18 digits"));
+    to_whole(&number).map(Some).ok_or_else(refused)
+}
+
+fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let Some(number) = whole(deserializer)? else { return Ok(None) };
+    let refused = |_| D::Error::custom(format!("must be 1 to {MAX_VERSION}"));
+    u32::try_from(number).map(Some).map_err(refused)
+}
+
 fn text_or_integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let refused = || D::Error::custom("must be a string, or a whole number of at most 18 digits");
     match Option::<Value>::deserialize(deserializer)? {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(Value::Number(number)) if number.is_i64() || number.is_u64() => Ok(Some(number.to_string())),
-        Some(_) => Err(serde::de::Error::custom("must be a string or an integer")),
+        Some(Value::Number(number)) => {
+            to_whole(&number).map(|number| Some(number.to_string())).ok_or_else(refused)
+        }
+        Some(_) => Err(refused()),
     }
+}
+
+/// Without blanks at its ends: a header's value has none (NATS takes them off), and would be another's id.
+fn is_id(text: &str) -> bool {
+    (1..=MAX_ID_BYTES).contains(&text.len())
+        && !text.bytes().any(|b| b.is_ascii_control())
+        && text.trim().len() == text.len()
 }
