@@ -12,7 +12,7 @@ use support::partner::Partner;
 use support::relay::{
     RELAY, SOON, assert_in_order, external, partner, public, raise, rows, settings, stored, wait_for,
 };
-use support::{Hub, KafkaServer, RabbitMq, TestBroker, TestDatabase, eventually};
+use support::{Hub, KafkaServer, RabbitMq, RedisServer, TestBroker, TestDatabase, eventually};
 
 fn of_category(id: &str, stream: &str, category: &str) -> Value {
     let mut event = public(id, stream);
@@ -82,7 +82,8 @@ async fn a_full_queue_makes_its_rows_wait() {
     full.insert("x-max-length".into(), AMQPValue::LongInt(3));
     full.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
     rabbitmq.declare("order.created", full).await;
-    let outbox = "max_attempts = 1000\nretry = [\"100ms\"]";
+    // The first try that counted would be the last.
+    let outbox = "max_attempts = 1\nretry = [\"100ms\"]";
     let external = external("partner", "amqp", &rabbitmq.url(), "");
     let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), outbox, &external), &RELAY);
     hub.ready().await;
@@ -107,7 +108,9 @@ async fn a_full_queue_makes_its_rows_wait() {
         if user.status == Status::Published { Ok(()) } else { Err("not published") }
     })
     .await;
-    assert!(rows(&store, "partner").await.iter().any(|row| row.status.is_open()), "the orders wait");
+    let waiting = rows(&store, "partner").await.into_iter().filter(|row| row.status.is_open());
+    let attempts: Vec<_> = waiting.map(|row| row.attempts).collect();
+    assert!(!attempts.is_empty() && attempts.iter().all(|attempts| *attempts == 0), "{attempts:?}");
 
     // Whoever takes messages out of the queue makes room.
     let partner = Partner::of_amqp(rabbitmq).await;
@@ -116,4 +119,44 @@ async fn a_full_queue_makes_its_rows_wait() {
     assert_eq!(arrived.len(), 20, "each once");
     assert_in_order(arrived.into_iter().map(|message| (message.id, message.stream)));
     wait_for(&store, "partner", Status::Published, 21).await;
+}
+
+/// Redis without memory takes nothing now: its rows wait, whatever the attempts, and go when there is room.
+#[tokio::test]
+async fn a_redis_without_memory_makes_its_rows_wait() {
+    let Some(redis) = RedisServer::start(&["--maxmemory", "1", "--maxmemory-policy", "noeviction"]).await
+    else {
+        return;
+    };
+    let Some(database) = TestDatabase::postgres().await else { return };
+    let store = database.outbox(&["partner"]).await;
+    let broker = TestBroker::start().await;
+    let outbox = "max_attempts = 1\nretry = [\"100ms\"]";
+    let external = external("partner", "redis", &redis.url(), "");
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), outbox, &external), &RELAY);
+    hub.ready().await;
+    let events: Vec<Value> = (0..20).map(|n| public(&format!("e{n:05}"), &format!("s{}", n % 4))).collect();
+    raise(&database, &events).await;
+    wait_for(&store, "internal", Status::Published, 20).await;
+    eventually(SOON, "the broker is told to be away, and why", async || {
+        let log = hub.log();
+        if log.contains("the broker takes no messages") && log.contains("OOM") {
+            Ok(())
+        } else {
+            Err("not yet")
+        }
+    })
+    .await;
+    for row in rows(&store, "partner").await {
+        assert!(row.status.is_open() && row.attempts == 0, "{row:?}");
+    }
+    let mut connection = redis.connect().await;
+    let () = redis::cmd("CONFIG")
+        .arg(&["SET", "maxmemory", "0"])
+        .query_async(&mut connection)
+        .await
+        .expect("more memory");
+    let rows = wait_for(&store, "partner", Status::Published, 20).await;
+    assert!(rows.iter().all(|row| row.attempts == 0), "{rows:?}");
+    assert!(hub.terminate().await.success());
 }

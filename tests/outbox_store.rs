@@ -42,7 +42,7 @@ async fn rows(store: &Store) -> Vec<Row> {
 }
 
 fn failed(position: i64, retry_after: Duration) -> FailedAttempt {
-    FailedAttempt { position, error: "it said no".to_owned(), retry_after }
+    FailedAttempt { position, error: "it said no".to_owned(), retry_after, counts: true }
 }
 
 async fn commit_writes_and_rollback_leaves_nothing(database: &TestDatabase) {

@@ -117,7 +117,7 @@ async fn refused(server: &RabbitMq) {
     server.declare("full", full).await;
     let sink = sink(options(&server.url()));
     let all = group("full", "a", 0..10);
-    let Published { acknowledged, error: Some(PublishError::Refused { .. }) } = sink.publish(&all).await
+    let Published { acknowledged, error: Some(PublishError::NoRoom { .. }) } = sink.publish(&all).await
     else {
         panic!("the queue is full")
     };

@@ -112,7 +112,7 @@ async fn a_full_stream_refuses_and_goes_on_when_there_is_room() {
     let sink = sink(options(&broker.url()));
     let all = group("partner.a", "a", 0..200);
     let published = sink.publish(&all).await;
-    let Published { acknowledged: 120, error: Some(PublishError::Refused { reason }) } = published else {
+    let Published { acknowledged: 120, error: Some(PublishError::NoRoom { reason }) } = published else {
         panic!("{published:?}")
     };
     assert!(reason.contains("10077"), "{reason}");

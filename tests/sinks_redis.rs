@@ -65,7 +65,7 @@ async fn a_stream_is_trimmed_to_about_its_length() {
 }
 
 #[tokio::test]
-async fn a_full_server_refuses_and_nothing_of_the_group_is_skipped() {
+async fn a_full_server_is_unavailable_and_nothing_of_the_group_is_skipped() {
     let Some(server) = RedisServer::start(&["--maxmemory", "3mb", "--maxmemory-policy", "noeviction"]).await
     else {
         return;
@@ -76,7 +76,7 @@ async fn a_full_server_refuses_and_nothing_of_the_group_is_skipped() {
         message.body = vec![b'x'; 64 * 1024].into();
     }
     let published = sink.publish(&large).await;
-    let Published { acknowledged, error: Some(PublishError::Refused { reason }) } = published else {
+    let Published { acknowledged, error: Some(PublishError::Unavailable { reason }) } = published else {
         panic!("{published:?}")
     };
     assert!(reason.contains("OOM"), "{reason}");
@@ -89,6 +89,22 @@ async fn a_full_server_refuses_and_nothing_of_the_group_is_skipped() {
         .await
         .expect("more memory");
     assert_all(sink.publish(&large[acknowledged..]).await, 200 - acknowledged);
+}
+
+#[tokio::test]
+async fn a_replica_that_takes_no_writes_is_unavailable_until_it_is_promoted() {
+    let Some(primary) = RedisServer::start(&[]).await else { return };
+    let of = ["--replicaof", &format!("127.0.0.1 {}", primary.process.port())];
+    let Some(replica) = RedisServer::start(&of).await else { return };
+    let sink = sink(options(&replica.url()));
+    let all = group("events", "a", 0..3);
+    let published = sink.publish(&all).await;
+    let Some(PublishError::Unavailable { reason }) = published.error else { panic!("{published:?}") };
+    assert!(["READONLY", "MASTERDOWN", "LOADING"].iter().any(|code| reason.contains(code)), "{reason}");
+    let mut connection = replica.connect().await;
+    let () =
+        redis::cmd("REPLICAOF").arg(&["NO", "ONE"]).query_async(&mut connection).await.expect("promoted");
+    publish_when_back(&sink, &all).await;
 }
 
 #[tokio::test]

@@ -243,18 +243,20 @@ impl Amqp {
             let confirm = confirm.map_err(|error| self.publish_error(&error))?;
             confirm.await.map_err(|error| self.publish_error(&error))
         });
+        let place = || format!("exchange {:?}, routing key {:?}", self.options.exchange, message.stream);
         match confirmed.await? {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
                 Err(PublishError::refused(format!(
-                    "exchange {:?}, routing key {:?}: {} ({})",
-                    self.options.exchange, message.stream, returned.reply_text, returned.reply_code
+                    "{}: {} ({})",
+                    place(),
+                    returned.reply_text,
+                    returned.reply_code
                 )))
             }
-            Confirmation::Nack(None) => Err(PublishError::refused(format!(
-                "exchange {:?}, routing key {:?}: not accepted; a queue may be full",
-                self.options.exchange, message.stream
-            ))),
+            Confirmation::Nack(None) => {
+                Err(PublishError::no_room(format!("{}: not accepted; a queue may be full", place())))
+            }
             Confirmation::NotRequested => {
                 Err(PublishError::unavailable(format!("{}: the channel confirms nothing", self.address())))
             }
@@ -264,15 +266,30 @@ impl Amqp {
     /// An error that ends the channel is the fault of the one message that was under way on it.
     fn publish_error(&self, error: &Error) -> PublishError {
         let reason = format!("{}: {error}", self.address());
-        match soft_error(error) {
-            Some(AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::CONTENTTOOLARGE) => {
-                // RabbitMQ's answer to a message above max_message_size; publishing has no other condition.
-                PublishError::permanent(reason)
-            }
-            Some(AMQPSoftError::ACCESSREFUSED) => PublishError::refused(reason),
-            // The exchange was removed: every message's trouble.
-            _ => PublishError::unavailable(reason),
+        match soft_error(error).map(|soft| meaning(&soft)) {
+            Some(Meaning::TooLarge) => PublishError::permanent(reason),
+            Some(Meaning::Refused) => PublishError::refused(reason),
+            Some(Meaning::Unavailable) | None => PublishError::unavailable(reason),
         }
+    }
+}
+
+/// What a broker's word on a channel says of the message that was under way on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    TooLarge,
+    Refused,
+    /// Nothing: it is every message's trouble.
+    Unavailable,
+}
+
+fn meaning(soft: &AMQPSoftError) -> Meaning {
+    match soft {
+        // RabbitMQ's answer to a message above max_message_size; publishing has no other condition.
+        AMQPSoftError::PRECONDITIONFAILED | AMQPSoftError::CONTENTTOOLARGE => Meaning::TooLarge,
+        AMQPSoftError::ACCESSREFUSED => Meaning::Refused,
+        // The exchange was removed, or a resource is locked.
+        _ => Meaning::Unavailable,
     }
 }
 
@@ -354,5 +371,24 @@ impl Broker for Amqp {
             }
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_about_the_message_is_its_fault() {
+        for (soft, expected) in [
+            (AMQPSoftError::PRECONDITIONFAILED, Meaning::TooLarge),
+            (AMQPSoftError::CONTENTTOOLARGE, Meaning::TooLarge),
+            (AMQPSoftError::ACCESSREFUSED, Meaning::Refused),
+            (AMQPSoftError::RESOURCELOCKED, Meaning::Unavailable),
+            (AMQPSoftError::NOTFOUND, Meaning::Unavailable),
+            (AMQPSoftError::NOCONSUMERS, Meaning::Unavailable),
+        ] {
+            assert_eq!(meaning(&soft), expected, "{soft:?}");
+        }
     }
 }

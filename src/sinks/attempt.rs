@@ -28,7 +28,10 @@ pub async fn attempt(broker: &dyn Broker, message: &Outgoing, timeout: Duration)
 fn failed(error: PublishError) -> (Outcome, Option<String>) {
     let (failure, reason) = match error {
         PublishError::Unavailable { reason } => (Failure::BrokerUnavailable, reason),
-        PublishError::Refused { reason } => (Failure::BrokerRefused, reason),
+        // A delivery has its own retries, and a dead letter that is redriven: each try counts.
+        PublishError::NoRoom { reason } | PublishError::Refused { reason } => {
+            (Failure::BrokerRefused, reason)
+        }
         PublishError::Permanent { reason } => (Failure::Unpublishable, reason),
     };
     (Outcome::Failed(failure), Some(reason))

@@ -64,6 +64,31 @@ impl Options {
     }
 }
 
+/// What a broker's error code says of the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    /// It will never be taken.
+    TooLarge,
+    NoTopic,
+    Refused,
+    /// Nothing: the cluster takes no record now.
+    Unavailable,
+}
+
+fn meaning(code: ErrorCode) -> Meaning {
+    match code {
+        ErrorCode::MessageTooLarge | ErrorCode::RecordListTooLarge | ErrorCode::InvalidTopic => {
+            Meaning::TooLarge
+        }
+        ErrorCode::UnknownTopicOrPartition | ErrorCode::UnknownTopicId => Meaning::NoTopic,
+        ErrorCode::TopicAuthorizationFailed | ErrorCode::InvalidRecord | ErrorCode::PolicyViolation => {
+            Meaning::Refused
+        }
+        // Without replicas, leader or coordinator, throttled, out of storage, or a producer id that is no more.
+        _ => Meaning::Unavailable,
+    }
+}
+
 /// A Kafka cluster; all publishes share one producer with a connection to each broker of the cluster.
 pub struct Kafka {
     options: Options,
@@ -174,17 +199,13 @@ impl Kafka {
                     self.options.url
                 ))
             }
-            KrafkaError::Broker { code, .. } => match code {
-                ErrorCode::MessageTooLarge | ErrorCode::RecordListTooLarge | ErrorCode::InvalidTopic => {
-                    PublishError::permanent(reason)
-                }
-                ErrorCode::UnknownTopicOrPartition | ErrorCode::UnknownTopicId => {
+            KrafkaError::Broker { code, .. } => match meaning(*code) {
+                Meaning::TooLarge => PublishError::permanent(reason),
+                Meaning::NoTopic => {
                     PublishError::refused(format!("{reason}: create the topic, or correct destination"))
                 }
-                ErrorCode::TopicAuthorizationFailed
-                | ErrorCode::InvalidRecord
-                | ErrorCode::PolicyViolation => PublishError::refused(reason),
-                _ => PublishError::unavailable(reason),
+                Meaning::Refused => PublishError::refused(reason),
+                Meaning::Unavailable => PublishError::unavailable(reason),
             },
             KrafkaError::UnknownTopic { topic } => PublishError::refused(format!(
                 "{}: there is no topic {topic:?}: create the topic, or correct destination",
@@ -293,5 +314,44 @@ impl Broker for Kafka {
             }
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_about_the_record_is_its_fault() {
+        for code in [
+            ErrorCode::NotEnoughReplicas,
+            ErrorCode::NotEnoughReplicasAfterAppend,
+            ErrorCode::LeaderNotAvailable,
+            ErrorCode::NotLeaderForPartition,
+            ErrorCode::ReplicaNotAvailable,
+            ErrorCode::BrokerNotAvailable,
+            ErrorCode::CoordinatorLoadInProgress,
+            ErrorCode::CoordinatorNotAvailable,
+            ErrorCode::NotCoordinator,
+            ErrorCode::RequestTimedOut,
+            ErrorCode::NetworkException,
+            ErrorCode::KafkaStorageException,
+            ErrorCode::ThrottlingQuotaExceeded,
+            ErrorCode::ClusterAuthorizationFailed,
+            ErrorCode::UnknownProducerId,
+            ErrorCode::UnknownServerError,
+        ] {
+            assert_eq!(meaning(code), Meaning::Unavailable, "{code:?}");
+        }
+        for (code, expected) in [
+            (ErrorCode::MessageTooLarge, Meaning::TooLarge),
+            (ErrorCode::RecordListTooLarge, Meaning::TooLarge),
+            (ErrorCode::InvalidTopic, Meaning::TooLarge),
+            (ErrorCode::UnknownTopicOrPartition, Meaning::NoTopic),
+            (ErrorCode::TopicAuthorizationFailed, Meaning::Refused),
+            (ErrorCode::PolicyViolation, Meaning::Refused),
+        ] {
+            assert_eq!(meaning(code), expected, "{code:?}");
+        }
     }
 }

@@ -51,11 +51,16 @@ pub struct Outgoing {
 /// Why a message was not acknowledged. The reasons are for people and hold no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// The broker cannot be reached, does not let us in, or does not answer. No message is at fault and
-    /// all wait. It may have arrived nevertheless.
+    /// The broker cannot be reached, does not let us in, does not answer, or takes nothing now (out of memory,
+    /// read-only, loading, without replicas). No message is at fault and all wait, without using up an attempt. It
+    /// may have arrived nevertheless.
     #[error("unavailable: {reason}")]
     Unavailable { reason: String },
-    /// The broker said no to this message for now: full, not permitted yet, nobody to take it.
+    /// The broker has no room where this message goes: its queue or stream is full. It waits and uses up no attempt;
+    /// messages with other destinations go on.
+    #[error("no room: {reason}")]
+    NoRoom { reason: String },
+    /// The broker said no to this message: not permitted, nobody to take it. An operator may mend that.
     #[error("refused: {reason}")]
     Refused { reason: String },
     /// It will never be taken as it is: too large, or not to be expressed in the protocol.
@@ -66,6 +71,10 @@ pub enum PublishError {
 impl PublishError {
     fn unavailable(reason: impl Into<String>) -> Self {
         Self::Unavailable { reason: reason.into() }
+    }
+
+    fn no_room(reason: impl Into<String>) -> Self {
+        Self::NoRoom { reason: reason.into() }
     }
 
     fn refused(reason: impl Into<String>) -> Self {

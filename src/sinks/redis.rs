@@ -53,6 +53,35 @@ impl Options {
     }
 }
 
+/// What an error says of the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    /// Nothing: the server takes no message now.
+    Unavailable,
+    /// Nothing: it is a cluster.
+    Cluster,
+    /// The server does not take this one.
+    Refused,
+}
+
+/// By the error code, the first word of Redis's answer; an error without one is the connection's.
+fn meaning(kind: ErrorKind, code: Option<&str>) -> Meaning {
+    match (kind, code) {
+        (_, Some("MOVED" | "ASK" | "CROSSSLOT")) => Meaning::Cluster,
+        (
+            _,
+            // Out of memory, read-only, starting, without its master, cluster or replicas, unable to persist, busy
+            // with a script, or the login is gone.
+            Some(
+                "OOM" | "READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "MISCONF"
+                | "BUSY" | "NOREPLICAS" | "NOAUTH" | "WRONGPASS",
+            ),
+        ) => Meaning::Unavailable,
+        (ErrorKind::Server(_) | ErrorKind::Extension, _) => Meaning::Refused,
+        _ => Meaning::Unavailable,
+    }
+}
+
 /// A Redis server; all publishes are pipelined over one connection.
 pub struct Redis {
     options: Options,
@@ -148,31 +177,14 @@ impl Redis {
         })
     }
 
-    /// Told apart by the error code, the first word of Redis's answer.
     fn error(&self, error: &RedisError) -> PublishError {
         let reason = format!("{}:{}: {error}", self.host, self.port);
-        match error.kind() {
-            ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot) => {
-                PublishError::unavailable(format!(
-                    "{reason}: a Redis Cluster; name a server without cluster mode"
-                ))
-            }
-            ErrorKind::Server(
-                ServerErrorKind::BusyLoading
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::ClusterDown
-                | ServerErrorKind::TryAgain
-                | ServerErrorKind::ReadOnly,
-            ) => PublishError::unavailable(reason),
-            ErrorKind::Server(_) => PublishError::refused(reason),
-            ErrorKind::Extension => match error.code() {
-                // Not the message's fault: persistence fails, replicas are missing, the login is gone.
-                Some("MISCONF" | "NOREPLICAS" | "BUSY" | "NOAUTH" | "WRONGPASS") => {
-                    PublishError::unavailable(reason)
-                }
-                _ => PublishError::refused(reason),
-            },
-            _ => PublishError::unavailable(reason),
+        match meaning(error.kind(), error.code()) {
+            Meaning::Unavailable => PublishError::unavailable(reason),
+            Meaning::Cluster => PublishError::unavailable(format!(
+                "{reason}: a Redis Cluster; name a server without cluster mode"
+            )),
+            Meaning::Refused => PublishError::refused(reason),
         }
     }
 
@@ -287,5 +299,50 @@ impl Broker for Redis {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         self.link.close().map(drop).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the client reads the server's answer `-CODE text`.
+    fn of(answer: &str) -> Meaning {
+        let value = redis::parse_redis_value(format!("-{answer}\r\n").as_bytes());
+        let error = value.and_then(redis::Value::extract_error).expect_err("it is an error");
+        meaning(error.kind(), error.code())
+    }
+
+    #[test]
+    fn only_an_answer_about_the_message_is_its_fault() {
+        for answer in [
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "READONLY You can't write against a read only replica.",
+            "LOADING Redis is loading the dataset in memory",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "CLUSTERDOWN The cluster is down",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+            "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk.",
+            "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
+            "NOREPLICAS Not enough good replicas to write.",
+            "NOAUTH Authentication required.",
+            "WRONGPASS invalid username-password pair or user is disabled.",
+        ] {
+            assert_eq!(of(answer), Meaning::Unavailable, "{answer}");
+        }
+        for answer in ["MOVED 3999 127.0.0.1:6381", "ASK 3999 127.0.0.1:6381", "CROSSSLOT Keys in request"] {
+            assert_eq!(of(answer), Meaning::Cluster, "{answer}");
+        }
+        for answer in [
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "NOPERM this user has no permissions to access one of the keys used as arguments",
+            "ERR unknown command 'XADD'",
+            "SOMETHING new",
+        ] {
+            assert_eq!(of(answer), Meaning::Refused, "{answer}");
+        }
+        for kind in [ErrorKind::Io, ErrorKind::Parse, ErrorKind::AuthenticationFailed] {
+            assert_eq!(meaning(kind, None), Meaning::Unavailable, "{kind:?}");
+        }
     }
 }

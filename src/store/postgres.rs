@@ -238,9 +238,9 @@ impl Postgres {
     ) -> Result<u64, sqlx::Error> {
         let done = sqlx::query(
             "UPDATE hub_outbox.messages AS m
-             SET status = 'failed', attempts = m.attempts + 1, claimed_by = NULL, last_error = f.error,
-                 due_at = now() + f.wait * interval '1 millisecond'
-             FROM unnest($3::bigint[], $4::text[], $5::bigint[]) AS f (position, error, wait)
+             SET status = 'failed', attempts = m.attempts + f.counts::integer, claimed_by = NULL,
+                 last_error = f.error, due_at = now() + f.wait * interval '1 millisecond'
+             FROM unnest($3::bigint[], $4::text[], $5::bigint[], $6::boolean[]) AS f (position, error, wait, counts)
              WHERE m.broker = $1 AND m.position = f.position AND m.status = 'processing' AND m.claimed_by = $2",
         )
         .bind(broker)
@@ -248,6 +248,7 @@ impl Postgres {
         .bind(failed.iter().map(|row| row.position).collect::<Vec<_>>())
         .bind(failed.iter().map(|row| super::storable(&row.error)).collect::<Vec<_>>())
         .bind(failed.iter().map(|row| milliseconds(row.retry_after)).collect::<Vec<_>>())
+        .bind(failed.iter().map(|row| row.counts).collect::<Vec<_>>())
         .execute(&self.pool)
         .await?;
         Ok(done.rows_affected())

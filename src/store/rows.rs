@@ -51,6 +51,8 @@ pub struct FailedAttempt {
     pub error: String,
     /// The wait, by the database's clock.
     pub retry_after: Duration,
+    /// Whether it counts among the row's attempts: not where the broker had no room.
+    pub counts: bool,
 }
 
 /// A claimed row that is given up.

@@ -298,12 +298,19 @@ impl Sqlite {
     ) -> Result<u64, sqlx::Error> {
         let rows: Vec<_> = failed
             .iter()
-            .map(|row| (row.position, super::storable(&row.error), milliseconds(row.retry_after)))
+            .map(|row| {
+                (
+                    row.position,
+                    super::storable(&row.error),
+                    milliseconds(row.retry_after),
+                    u8::from(row.counts),
+                )
+            })
             .collect();
         let done = sqlx::query(
             "UPDATE hub_outbox_messages AS m
-             SET status = 'failed', attempts = m.attempts + 1, claimed_by = NULL, last_error = f.value ->> 1,
-                 due_at = ?4 + (f.value ->> 2)
+             SET status = 'failed', attempts = m.attempts + (f.value ->> 3), claimed_by = NULL,
+                 last_error = f.value ->> 1, due_at = ?4 + (f.value ->> 2)
              FROM json_each(?3) AS f
              WHERE m.broker = ?1 AND m.position = f.value ->> 0 AND m.status = 'processing' AND m.claimed_by = ?2",
         )

@@ -145,9 +145,18 @@ impl RetryPolicy {
         if permanent || attempt >= self.max_attempts {
             return AfterFailure::Abandon;
         }
+        AfterFailure::Retry { after: self.wait(attempts, jitter) }
+    }
+
+    /// The wait after a try that does not count as an attempt, since the broker had no room: the first one, each time.
+    pub fn wait_for_room(&self, jitter: f64) -> Duration {
+        self.wait(0, jitter)
+    }
+
+    fn wait(&self, attempts: u32, jitter: f64) -> Duration {
         let last = self.waits.len().saturating_sub(1);
         let wait = self.waits.get((attempts as usize).min(last)).copied().unwrap_or_default();
         let spread = 1.0 - JITTER + 2.0 * JITTER * jitter.clamp(0.0, 1.0);
-        AfterFailure::Retry { after: wait.mul_f64(spread) }
+        wait.mul_f64(spread)
     }
 }

@@ -43,11 +43,16 @@ fn meaning(error: &NatsError) -> PublishError {
     let reason = error.to_string();
     if error.is_too_large() {
         PublishError::Permanent { reason }
-    } else if error.is_full() || error.api().is_none_or(|answer| answer.code >= 500) {
+    } else if error.is_full() || error.api().is_none_or(|answer| waits(answer.code, answer.err_code)) {
         PublishError::Unavailable { reason }
     } else {
         PublishError::Refused { reason }
     }
+}
+
+/// JetStream is off, without a leader, or out of resources, also of the account's (10002, 10023).
+fn waits(code: u16, err_code: u16) -> bool {
+    code == 429 || code >= 500 || matches!(err_code, 10_002 | 10_023)
 }
 
 impl Broker for Internal {
@@ -100,6 +105,9 @@ mod tests {
             answer(503, ApiError::STORE_FAILED),
             answer(400, ApiError::STORE_FAILED),
             answer(503, 10_008),
+            answer(503, 10_023),
+            answer(400, 10_002),
+            answer(429, 10_167),
             NatsError::Timeout { subject: subject(), seconds: 5 },
             NatsError::NoResponders { subject: subject() },
             NatsError::Transport { subject: subject(), reason: "lost".to_owned() },

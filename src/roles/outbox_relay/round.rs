@@ -191,17 +191,19 @@ impl<'a> Round<'a> {
         error: &PublishError,
         results: &mpsc::Sender<Settled>,
     ) -> bool {
-        let permanent = match error {
+        let retry = &self.processor.settings.retry;
+        let after = match error {
             PublishError::Unavailable { .. } => {
                 self.halt();
                 self.processor.availability.lost(error);
                 return false;
             }
-            PublishError::Refused { .. } => false,
-            PublishError::Permanent { .. } => true,
+            PublishError::NoRoom { .. } => AfterFailure::Retry { after: retry.wait_for_room(rand::random()) },
+            PublishError::Refused { .. } => retry.after_failure(row.attempts, false, rand::random()),
+            PublishError::Permanent { .. } => AfterFailure::Abandon,
         };
-        let retry = &self.processor.settings.retry;
-        match retry.after_failure(row.attempts, permanent, rand::random()) {
+        let counts = !matches!(error, PublishError::NoRoom { .. });
+        match after {
             AfterFailure::Retry { after } => {
                 tracing::debug!(
                     broker = self.processor.target.name,
@@ -209,13 +211,17 @@ impl<'a> Round<'a> {
                     id = row.message_id,
                     event_type = row.event_type,
                     stream = row.stream,
-                    attempts = row.attempts + 1,
+                    attempts = row.attempts + u32::from(counts),
                     again_in_ms = after.as_millis(),
                     %error,
                     "a row is refused"
                 );
-                let failed =
-                    FailedAttempt { position: row.position, error: error.to_string(), retry_after: after };
+                let failed = FailedAttempt {
+                    position: row.position,
+                    error: error.to_string(),
+                    retry_after: after,
+                    counts,
+                };
                 // Where nobody settles any more, the row is given back.
                 let _ = results.send(Settled::Failed(failed)).await;
                 false

@@ -31,13 +31,21 @@ impl Refusal {
     /// `JSStreamStoreFailedF`: the stream's limits refuse the message (discard new).
     const STORE_FAILED: u16 = 10077;
 
+    /// `JSAccountResourcesExceededErr`
+    const ACCOUNT_LIMITS: u16 = 10002;
+    /// `JSInsufficientResourcesErr`
+    const NO_RESOURCES: u16 = 10023;
+
     pub(super) fn into_error(self, subject: &str) -> PublishError {
         let reason = format!("{subject}: {} (JetStream error {})", self.description, self.err_code);
         match (self.code, self.err_code) {
             (_, Self::TOO_LARGE | Self::HEADERS_TOO_LARGE) => PublishError::permanent(reason),
-            // JetStream is off, has no leader, or no resources: not this message's fault. A stream that is
-            // full is 10077, which comes with 503 as well.
-            (503, code) if code != Self::STORE_FAILED => PublishError::unavailable(reason),
+            // It comes with 503 or 400.
+            (_, Self::STORE_FAILED) => PublishError::no_room(reason),
+            // JetStream is off, has no leader, too many requests, or no resources: not this message's fault.
+            (429 | 500.., _) | (_, Self::ACCOUNT_LIMITS | Self::NO_RESOURCES) => {
+                PublishError::unavailable(reason)
+            }
             _ => PublishError::refused(reason),
         }
     }
@@ -86,4 +94,43 @@ pub(super) fn check_subject(subject: &str) -> Result<(), PublishError> {
     Err(PublishError::permanent(format!(
         "destination: {subject:?} is no subject to publish to: tokens with dots between"
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(code: u16, err_code: u16) -> PublishError {
+        Refusal { code, err_code, description: "it says".to_owned() }.into_error("s")
+    }
+
+    #[test]
+    fn only_an_answer_about_the_message_is_its_fault() {
+        // Bytes or messages exceeded: of the stream, or of the subject.
+        for full in [of(503, 10_077), of(400, 10_077)] {
+            assert!(matches!(full, PublishError::NoRoom { .. }), "{full}");
+        }
+        for all_wait in [
+            // Insufficient resources, system unavailable, JetStream not enabled (for the account), storage and
+            // memory exceeded, offline, account limits, too many requests.
+            of(503, 10_023),
+            of(503, 10_008),
+            of(503, 10_076),
+            of(503, 10_039),
+            of(500, 10_047),
+            of(500, 10_028),
+            of(500, 10_118),
+            of(400, 10_002),
+            of(429, 10_167),
+        ] {
+            assert!(matches!(all_wait, PublishError::Unavailable { .. }), "{all_wait}");
+        }
+        for too_large in [of(400, 10_054), of(400, 10_097)] {
+            assert!(matches!(too_large, PublishError::Permanent { .. }), "{too_large}");
+        }
+        // Another expected sequence, a sealed stream.
+        for refused in [of(400, 10_071), of(400, 10_109)] {
+            assert!(matches!(refused, PublishError::Refused { .. }), "{refused}");
+        }
+    }
 }
