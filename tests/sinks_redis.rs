@@ -94,8 +94,8 @@ async fn a_full_server_is_unavailable_and_nothing_of_the_group_is_skipped() {
 #[tokio::test]
 async fn a_replica_that_takes_no_writes_is_unavailable_until_it_is_promoted() {
     let Some(primary) = RedisServer::start(&[]).await else { return };
-    let of = ["--replicaof", &format!("127.0.0.1 {}", primary.process.port())];
-    let Some(replica) = RedisServer::start(&of).await else { return };
+    let port = primary.process.port().to_string();
+    let Some(replica) = RedisServer::start(&["--replicaof", "127.0.0.1", &port]).await else { return };
     let sink = sink(options(&replica.url()));
     let all = group("events", "a", 0..3);
     let published = sink.publish(&all).await;

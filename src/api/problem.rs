@@ -205,9 +205,12 @@ impl Problem {
 
     /// Of the outbox's database. `before`: what was done before it failed.
     fn of_store(error: &StoreError, before: &str) -> Self {
-        if error.is_transient() {
+        if error.is_transient() || matches!(error, StoreError::Connect { .. }) {
             tracing::warn!(%error, "the outbox's database does not answer");
-            return Self::later(2, format!("the outbox's database does not answer; try again{before}"));
+            return Self::later(
+                2,
+                format!("the outbox's database does not answer ({error}); try again{before}"),
+            );
         }
         if error.is_of_setup() {
             return Self::new(Kind::NotConfigured, format!("{error}{before}"));

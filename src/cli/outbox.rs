@@ -13,7 +13,7 @@ use super::error::{Answer, CliError};
 use super::output::{Printer, confirm, spinner, time, warn};
 use crate::management::ManagementError;
 use crate::management::outbox::{Changed, Course, MadeReady, Outbox, Store};
-use crate::settings::Settings;
+use crate::settings::{Pooler, Settings};
 use crate::store::StoreOptions;
 use select::Selected;
 
@@ -65,6 +65,7 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
     let url = options.database_url.or_else(|| settings.outbox.database_url.clone());
     let mut store = StoreOptions::new(url.ok_or(CliError::NoDatabase)?);
     store.timeout = settings.outbox.timeout;
+    store.is_pooled = settings.outbox.pooler == Pooler::Transaction;
     store.create = matches!(options.command, Command::Setup { .. });
     let outbox = Outbox::new(Store::new(store)?, settings);
     if !matches!(options.command, Command::Setup { .. }) {

@@ -346,7 +346,8 @@ impl std::ops::Deref for Turn<'_> {
 impl OutboxDesk {
     /// Who have their turn at once: the connections that it needs.
     pub const TURNS: u32 = 2;
-    /// Longest wait for a turn and the first answer of the database.
+    /// Longest wait for a turn and the first answer of the database; longer than that for its connection, whose error
+    /// says more.
     const PATIENCE: Duration = Duration::from_secs(5);
 
     pub fn new(outbox: Outbox) -> Self {

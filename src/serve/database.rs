@@ -2,7 +2,7 @@
 
 use super::{Role, ServeError, ServeOptions};
 use crate::management::outbox::{Outbox, OutboxDesk};
-use crate::settings::Settings;
+use crate::settings::{Pooler, Settings};
 use crate::store::{Store, StoreOptions};
 
 /// The outbox's database, as this process needs it: one set of connections, whoever asks.
@@ -20,6 +20,7 @@ pub(super) fn stores(settings: &Settings, options: &ServeOptions) -> Result<Stor
     let Some(url) = url else { return Ok(Stores { store: None, api: None }) };
     let mut of_store = StoreOptions::new(url);
     of_store.timeout = outbox.timeout;
+    of_store.is_pooled = outbox.pooler == Pooler::Transaction;
     of_store.connections = 0;
     if relays {
         // Each target broker has two workers, beside the upkeep.

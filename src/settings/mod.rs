@@ -28,7 +28,7 @@ use crate::domain::key::KeyPattern;
 use crate::domain::outbox::is_external_broker;
 
 pub use external_broker::{ExternalBroker, Mechanism, Provider};
-pub use outbox::Outbox;
+pub use outbox::{Outbox, Pooler};
 pub use secret::{NoSecret, SecretName};
 
 /// The first layer, and the manual of every setting.

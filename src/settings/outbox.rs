@@ -10,12 +10,23 @@ use super::validate::Findings;
 use crate::domain::duration;
 use crate::domain::outbox::RetryPolicy;
 
+/// What stands between the hub and its database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pooler {
+    /// Nothing, or what keeps a session for each connection.
+    None,
+    /// A pooler that gives a server for one transaction.
+    Transaction,
+}
+
 /// Each field is explained in `defaults.toml`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Outbox {
     #[serde(deserialize_with = "unset_if_empty")]
     pub database_url: Option<SecretString>,
+    pub pooler: Pooler,
     pub connections: u32,
     #[serde(with = "duration")]
     pub timeout: Duration,

@@ -37,6 +37,8 @@ pub use rows::{
 use postgres::Postgres;
 use sqlite::Sqlite;
 
+/// Longest wait for a connection when the database is asked whether it is there: whoever asks is told within 3 s.
+pub const CONNECT_LIMIT: Duration = Duration::from_millis(2_500);
 /// The most that is kept of an error's text.
 const MAX_ERROR_BYTES: usize = 2_000;
 /// Setting up may wait for another who does, and writes tables.
@@ -55,11 +57,13 @@ pub struct StoreOptions {
     pub timeout: Duration,
     /// On SQLite: makes the file where there is none.
     pub create: bool,
+    /// PostgreSQL is reached by way of a pooler in transaction mode (`outbox.pooler = "transaction"`).
+    pub is_pooled: bool,
 }
 
 impl StoreOptions {
     pub fn new(url: SecretString) -> Self {
-        Self { url, connections: 4, timeout: Duration::from_secs(15), create: false }
+        Self { url, connections: 4, timeout: Duration::from_secs(15), create: false, is_pooled: false }
     }
 }
 
@@ -103,9 +107,12 @@ impl Store {
         let url = options.url.expose_secret();
         let (scheme, _) = url.split_once(':').ok_or(StoreError::Url { problem: "has no scheme" })?;
         let backend = match scheme {
-            "postgres" | "postgresql" => {
-                Backend::Postgres(Postgres::new(url, options.connections, options.timeout)?)
-            }
+            "postgres" | "postgresql" => Backend::Postgres(Postgres::new(
+                url,
+                options.connections,
+                options.timeout,
+                options.is_pooled,
+            )?),
             "sqlite" => {
                 Backend::Sqlite(Sqlite::new(url, options.connections, options.timeout, options.create)?)
             }
@@ -292,13 +299,13 @@ impl Store {
         ask!(self, "reconciling", UPKEEP_LIMIT, backend => backend.reconcile(after.position, limit))
     }
 
-    /// Hears of each commit that raised an event, from now on. Takes a connection on PostgreSQL; on SQLite
-    /// there is nothing to hear, so whoever waits also looks from time to time.
+    /// Hears of each commit that raised an event, from now on. Takes a connection on PostgreSQL; on SQLite, and
+    /// behind a pooler, there is nothing to hear, so whoever waits also looks from time to time.
     pub async fn wakeups(&self) -> Result<Wakeups, StoreError> {
         match &self.backend {
             Backend::Postgres(backend) => {
                 let listener = within("listening", self.timeout, backend.listen()).await?;
-                Ok(Wakeups(Some(listener)))
+                Ok(Wakeups(listener))
             }
             Backend::Sqlite(_) => Ok(Wakeups(None)),
         }

@@ -5,8 +5,8 @@ mod operating;
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use sqlx::ConnectOptions as _;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _};
 
 use super::error::StoreError;
 use super::migrations::{self, Migration};
@@ -27,6 +27,11 @@ const ROUNDS: usize = 4;
 #[derive(Debug, Clone)]
 pub(super) struct Postgres {
     pool: PgPool,
+    options: PgConnectOptions,
+    /// Host and port, for errors.
+    address: String,
+    /// Behind a pooler in transaction mode: no statement may leave anything in a session.
+    is_pooled: bool,
 }
 
 /// Of a claim: the row's columns, all null for a blocked stream, and how many rows were due, at most the limit.
@@ -43,35 +48,73 @@ type Claimed = (
     i64,
 );
 
+/// Runs one statement. Behind a pooler in transaction mode it is a transaction of its own, so that all its messages
+/// reach the same server, and is prepared under no name, which the next client's would clash with.
+macro_rules! run {
+    ($database:expr, $how:ident, $query:expr) => {
+        if $database.is_pooled {
+            let mut tx = $database.pool.begin().await?;
+            let answer = $query.persistent(false).$how(&mut *tx).await?;
+            tx.commit().await?;
+            Ok(answer)
+        } else {
+            $query.$how(&$database.pool).await
+        }
+    };
+}
+use run;
+
 impl Postgres {
     /// Connects when the first statement needs it, so that a database that is down is found then.
-    pub(super) fn new(url: &str, connections: u32, acquire: Duration) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(url)
+    pub(super) fn new(
+        url: &str,
+        connections: u32,
+        acquire: Duration,
+        is_pooled: bool,
+    ) -> Result<Self, StoreError> {
+        let mut options = PgConnectOptions::from_str(url)
             .map_err(|_| StoreError::Url { problem: "is not one of PostgreSQL" })?
             .application_name("integration-hub outbox")
             .disable_statement_logging();
+        if is_pooled {
+            // PgBouncer refuses the one unless it is told to pass it over.
+            options = options.extra_float_digits(None).statement_cache_capacity(0);
+        }
+        let address = format!("{}:{}", options.get_host(), options.get_port());
         let pool = PgPoolOptions::new()
             // The listener's beside those of the statements.
             .max_connections(connections.saturating_add(1))
             .acquire_timeout(acquire)
-            .connect_lazy_with(options);
-        Ok(Self { pool })
+            .connect_lazy_with(options.clone());
+        Ok(Self { pool, options, address, is_pooled })
     }
 
     pub(super) async fn close(&self) {
         self.pool.close().await;
     }
 
+    /// With a connection of its own, since the pool goes on trying and keeps the cause to itself.
     pub(super) async fn check_server(&self) -> Result<(), StoreError> {
-        let (number, version): (i64, String) = sqlx::query_as(
+        let reaching = tokio::time::timeout(super::CONNECT_LIMIT, PgConnection::connect_with(&self.options));
+        let reached = reaching.await.unwrap_or_else(|_| Err(super::error::no_answer()));
+        let mut connection =
+            reached.map_err(|source| StoreError::unreachable(self.address.clone(), source))?;
+        let asked = sqlx::query_as(
             "SELECT current_setting('server_version_num')::bigint, 'PostgreSQL ' || current_setting('server_version')",
-        )
-        .fetch_one(&self.pool)
-        .await
-        .map_err(|source| match source {
-            sqlx::Error::Io(_) | sqlx::Error::Tls(_) => StoreError::Connect { source },
-            other => StoreError::of("asking its version", other),
-        })?;
+        );
+        let answer = if self.is_pooled {
+            let mut tx =
+                connection.begin().await.map_err(|error| StoreError::of("asking its version", error))?;
+            let answer = asked.persistent(false).fetch_one(&mut *tx).await;
+            tx.rollback().await.map_err(|error| StoreError::of("asking its version", error))?;
+            answer
+        } else {
+            asked.fetch_one(&mut connection).await
+        };
+        let (number, version): (i64, String) =
+            answer.map_err(|error| StoreError::of("asking its version", error))?;
+        // The answer is there, whatever becomes of the connection.
+        let _ = connection.close().await;
         if number < OLDEST {
             return Err(StoreError::TooOld { found: version, needed: "PostgreSQL 14" });
         }
@@ -79,15 +122,19 @@ impl Postgres {
     }
 
     pub(super) async fn version(&self) -> Result<i64, sqlx::Error> {
-        let there: bool = sqlx::query_scalar("SELECT to_regclass('hub_outbox.migrations') IS NOT NULL")
-            .fetch_one(&self.pool)
-            .await?;
+        let there: bool = run!(
+            self,
+            fetch_one,
+            sqlx::query_scalar("SELECT to_regclass('hub_outbox.migrations') IS NOT NULL")
+        )?;
         if !there {
             return Ok(0);
         }
-        sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM hub_outbox.migrations")
-            .fetch_one(&self.pool)
-            .await
+        run!(
+            self,
+            fetch_one,
+            sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM hub_outbox.migrations")
+        )
     }
 
     pub(super) fn newest() -> i64 {
@@ -97,9 +144,14 @@ impl Postgres {
     /// All in one transaction, one at a time: whoever comes second finds it done.
     pub(super) async fn setup(&self) -> Result<SetUp, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
-        sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(SETUP_LOCK).execute(&mut *tx).await?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+            .bind(SETUP_LOCK)
+            .persistent(!self.is_pooled)
+            .execute(&mut *tx)
+            .await?;
         // Asked first: a role that may not create schemas may still be told that all is well.
         let there: bool = sqlx::query_scalar("SELECT to_regclass('hub_outbox.migrations') IS NOT NULL")
+            .persistent(!self.is_pooled)
             .fetch_one(&mut *tx)
             .await?;
         if !there {
@@ -112,12 +164,14 @@ impl Postgres {
             .await?;
         }
         let from: i64 = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM hub_outbox.migrations")
+            .persistent(!self.is_pooled)
             .fetch_one(&mut *tx)
             .await?;
         for migration in migrations::after(&MIGRATIONS, from) {
             sqlx::raw_sql(migration.sql).execute(&mut *tx).await?;
             sqlx::query("INSERT INTO hub_outbox.migrations (version) VALUES ($1)")
                 .bind(migration.version)
+                .persistent(!self.is_pooled)
                 .execute(&mut *tx)
                 .await?;
         }
@@ -135,16 +189,19 @@ impl Postgres {
             "INSERT INTO hub_outbox.brokers (name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING RETURNING name",
         )
         .bind(configured)
+        .persistent(!self.is_pooled)
         .fetch_all(&mut *tx)
         .await?;
         let others: Vec<String> =
             sqlx::query_scalar("SELECT name FROM hub_outbox.brokers WHERE name <> ALL ($1) ORDER BY name")
                 .bind(configured)
+                .persistent(!self.is_pooled)
                 .fetch_all(&mut *tx)
                 .await?;
         if prune {
             sqlx::query("DELETE FROM hub_outbox.brokers WHERE name = ANY ($1)")
                 .bind(&others)
+                .persistent(!self.is_pooled)
                 .execute(&mut *tx)
                 .await?;
         }
@@ -153,13 +210,15 @@ impl Postgres {
     }
 
     pub(super) async fn limit_events(&self, bytes: i64) -> Result<(), sqlx::Error> {
-        sqlx::query(
-            "INSERT INTO hub_outbox.limits AS l (name, value) VALUES ('event_bytes', $1)
+        run!(
+            self,
+            execute,
+            sqlx::query(
+                "INSERT INTO hub_outbox.limits AS l (name, value) VALUES ('event_bytes', $1)
              ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value WHERE l.value <> EXCLUDED.value",
-        )
-        .bind(bytes)
-        .execute(&self.pool)
-        .await?;
+            )
+            .bind(bytes)
+        )?;
         Ok(())
     }
 
@@ -167,15 +226,17 @@ impl Postgres {
         let (mut rows, mut blocked) = (Vec::new(), request.passed_over.to_vec());
         for _ in 0..ROUNDS {
             let wanted = request.limit.saturating_sub(rows.len());
-            let found: Vec<Claimed> = sqlx::query_as(include_str!("postgres/claim.sql"))
-                .bind(request.broker)
-                .bind(request.lane.as_str())
-                .bind(wanted as i64)
-                .bind(request.holder)
-                .bind(milliseconds(request.claim_time))
-                .bind(&blocked)
-                .fetch_all(&self.pool)
-                .await?;
+            let found: Vec<Claimed> = run!(
+                self,
+                fetch_all,
+                sqlx::query_as(include_str!("postgres/claim.sql"))
+                    .bind(request.broker)
+                    .bind(request.lane.as_str())
+                    .bind(wanted as i64)
+                    .bind(request.holder)
+                    .bind(milliseconds(request.claim_time))
+                    .bind(&blocked)
+            )?;
             let due = found.first().map_or(0, |row| row.9);
             let before = blocked.len();
             for (position, id, key, stream, lane, is_public, payload, attempts, created_at, _) in found {
@@ -217,16 +278,18 @@ impl Postgres {
         holder: &str,
         positions: &[i64],
     ) -> Result<u64, sqlx::Error> {
-        let done = sqlx::query(
-            "UPDATE hub_outbox.messages SET status = 'published', due_at = NULL, claimed_by = NULL,
+        let done = run!(
+            self,
+            execute,
+            sqlx::query(
+                "UPDATE hub_outbox.messages SET status = 'published', due_at = NULL, claimed_by = NULL,
                  settled_at = now(), last_error = NULL
              WHERE broker = $1 AND position = ANY ($3) AND status = 'processing' AND claimed_by = $2",
-        )
-        .bind(broker)
-        .bind(holder)
-        .bind(positions)
-        .execute(&self.pool)
-        .await?;
+            )
+            .bind(broker)
+            .bind(holder)
+            .bind(positions)
+        )?;
         Ok(done.rows_affected())
     }
 
@@ -236,7 +299,7 @@ impl Postgres {
         holder: &str,
         failed: &[FailedAttempt],
     ) -> Result<u64, sqlx::Error> {
-        let done = sqlx::query(
+        let done = run!(self, execute, sqlx::query(
             "UPDATE hub_outbox.messages AS m
              SET status = 'failed', attempts = m.attempts + f.counts::integer, claimed_by = NULL,
                  last_error = f.error, due_at = now() + f.wait * interval '1 millisecond'
@@ -248,9 +311,7 @@ impl Postgres {
         .bind(failed.iter().map(|row| row.position).collect::<Vec<_>>())
         .bind(failed.iter().map(|row| super::storable(&row.error)).collect::<Vec<_>>())
         .bind(failed.iter().map(|row| milliseconds(row.retry_after)).collect::<Vec<_>>())
-        .bind(failed.iter().map(|row| row.counts).collect::<Vec<_>>())
-        .execute(&self.pool)
-        .await?;
+        .bind(failed.iter().map(|row| row.counts).collect::<Vec<_>>()))?;
         Ok(done.rows_affected())
     }
 
@@ -260,7 +321,7 @@ impl Postgres {
         holder: &str,
         rows: &[GivenUp],
     ) -> Result<u64, sqlx::Error> {
-        let done = sqlx::query(
+        let done = run!(self, execute, sqlx::query(
             "UPDATE hub_outbox.messages AS m
              SET status = 'abandoned', attempts = m.attempts + 1, claimed_by = NULL, last_error = f.reason,
                  due_at = NULL, settled_at = now()
@@ -270,9 +331,7 @@ impl Postgres {
         .bind(broker)
         .bind(holder)
         .bind(rows.iter().map(|row| row.position).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| super::storable(&row.reason)).collect::<Vec<_>>())
-        .execute(&self.pool)
-        .await?;
+        .bind(rows.iter().map(|row| super::storable(&row.reason)).collect::<Vec<_>>()))?;
         Ok(done.rows_affected())
     }
 
@@ -282,15 +341,17 @@ impl Postgres {
         holder: &str,
         positions: &[i64],
     ) -> Result<u64, sqlx::Error> {
-        let done = sqlx::query(
-            "UPDATE hub_outbox.messages SET status = 'pending', claimed_by = NULL, due_at = now()
+        let done = run!(
+            self,
+            execute,
+            sqlx::query(
+                "UPDATE hub_outbox.messages SET status = 'pending', claimed_by = NULL, due_at = now()
              WHERE broker = $1 AND position = ANY ($3) AND status = 'processing' AND claimed_by = $2",
-        )
-        .bind(broker)
-        .bind(holder)
-        .bind(positions)
-        .execute(&self.pool)
-        .await?;
+            )
+            .bind(broker)
+            .bind(holder)
+            .bind(positions)
+        )?;
         Ok(done.rows_affected())
     }
 
@@ -301,37 +362,44 @@ impl Postgres {
         positions: &[i64],
         claim_time: Duration,
     ) -> Result<u64, sqlx::Error> {
-        let done = sqlx::query(
-            "UPDATE hub_outbox.messages SET due_at = now() + $4 * interval '1 millisecond'
+        let done = run!(
+            self,
+            execute,
+            sqlx::query(
+                "UPDATE hub_outbox.messages SET due_at = now() + $4 * interval '1 millisecond'
              WHERE broker = $1 AND position = ANY ($3) AND status = 'processing' AND claimed_by = $2",
-        )
-        .bind(broker)
-        .bind(holder)
-        .bind(positions)
-        .bind(milliseconds(claim_time))
-        .execute(&self.pool)
-        .await?;
+            )
+            .bind(broker)
+            .bind(holder)
+            .bind(positions)
+            .bind(milliseconds(claim_time))
+        )?;
         Ok(done.rows_affected())
     }
 
     pub(super) async fn next_due(&self, broker: &str) -> Result<Option<i64>, sqlx::Error> {
-        sqlx::query_scalar(
-            "SELECT ceil(extract(epoch FROM min(d.due_at) - clock_timestamp()) * 1000)::bigint
+        run!(
+            self,
+            fetch_one,
+            sqlx::query_scalar(
+                "SELECT ceil(extract(epoch FROM min(d.due_at) - clock_timestamp()) * 1000)::bigint
              FROM unnest(ARRAY['live', 'bulk']) AS l (lane)
              CROSS JOIN LATERAL (
                  SELECT m.due_at FROM hub_outbox.messages AS m
                  WHERE m.broker = $1 AND m.lane = l.lane AND m.due_at IS NOT NULL
                  ORDER BY m.due_at LIMIT 1) AS d",
+            )
+            .bind(broker)
         )
-        .bind(broker)
-        .fetch_one(&self.pool)
-        .await
     }
 
-    /// A connection of its own that hears of commits.
-    pub(super) async fn listen(&self) -> Result<PgListener, sqlx::Error> {
+    /// A connection of its own that hears of commits; None where a pooler stands between, which passes no word on.
+    pub(super) async fn listen(&self) -> Result<Option<PgListener>, sqlx::Error> {
+        if self.is_pooled {
+            return Ok(None);
+        }
         let mut listener = PgListener::connect_with(&self.pool).await?;
         listener.listen(CHANNEL).await?;
-        Ok(listener)
+        Ok(Some(listener))
     }
 }

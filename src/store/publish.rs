@@ -81,8 +81,23 @@ fn refused(error: sqlx::Error) -> PublishError {
 }
 
 async fn raise_postgres(connection: &mut PgConnection, event: String) -> Result<(), sqlx::Error> {
-    connection.execute(sqlx::query("SELECT hub_outbox.publish($1::jsonb)").bind(event)).await?;
+    // One message of the simple protocol: nothing is prepared, so that a pooler may stand between.
+    let statement = format!("SELECT hub_outbox.publish({}::jsonb)", dollar_quoted(&event));
+    connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(statement))).await?;
     Ok(())
+}
+
+/// A text as a literal of PostgreSQL, whatever is in it and whatever the session's settings: between two tags that it
+/// does not hold (the manual, 4.1.2.4).
+fn dollar_quoted(text: &str) -> String {
+    let mut tag = "$event$".to_owned();
+    for number in 0.. {
+        if !text.contains(&tag) {
+            break;
+        }
+        tag = format!("$event{number}$");
+    }
+    format!("{tag}{text}{tag}")
 }
 
 async fn raise_sqlite(connection: &mut SqliteConnection, event: String) -> Result<(), sqlx::Error> {
@@ -115,5 +130,22 @@ impl sealed::Sealed for Transaction<'_, Sqlite> {}
 impl Producer for Transaction<'_, Sqlite> {
     async fn raise(&mut self, event: String) -> Result<(), sqlx::Error> {
         raise_sqlite(self, event).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::dollar_quoted;
+
+    #[test]
+    fn no_text_ends_its_own_literal() {
+        for (text, literal) in [
+            ("{}", "$event${}$event$"),
+            ("'); DROP TABLE x; --", "$event$'); DROP TABLE x; --$event$"),
+            ("$event$; SELECT 1", "$event0$$event$; SELECT 1$event0$"),
+            ("$event$$event0$", "$event1$$event$$event0$$event1$"),
+        ] {
+            assert_eq!(dollar_quoted(text), literal);
+        }
     }
 }

@@ -70,7 +70,10 @@ impl Sqlite {
 
     pub(super) async fn check_server(&self) -> Result<(), StoreError> {
         // The version is this program's own; whether the file can be opened is what may fail.
-        sqlx::query("SELECT 1").execute(&self.pool).await.map_err(|source| StoreError::Connect { source })?;
+        sqlx::query("SELECT 1")
+            .execute(&self.pool)
+            .await
+            .map_err(|source| StoreError::Connect { address: None, source })?;
         Ok(())
     }
 

@@ -68,6 +68,7 @@ async fn read_all(database: &TestDatabase, store: &Store) -> Vec<Event> {
         let payload = store.payload("internal", &row.message_id).await.expect("read").expect("it is there");
         let publication = Publication {
             subject_tail: &row.event_type,
+            tenant_token: None,
             headers: &[("Nats-Msg-Id", &row.message_id), ("Content-Type", CONTENT_TYPE)],
             body: payload.as_bytes(),
             stream: "HUB_EVENTS",

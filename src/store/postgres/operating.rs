@@ -1,6 +1,6 @@
 //! What operators ask of the outbox on PostgreSQL, and its upkeep.
 
-use super::Postgres;
+use super::{Postgres, run};
 use crate::store::rows::{Batch, BrokerStatus, Cursor, Retention, Row, RowColumns, Selection, milliseconds};
 
 /// The rows an operator means. $1 broker, $2 statuses, $3 message ids, $4 stream, $5 event type; $6, $7 the
@@ -32,8 +32,7 @@ macro_rules! bind_selection {
 
 impl Postgres {
     pub(in crate::store) async fn status(&self, open_only: bool) -> Result<Vec<BrokerStatus>, sqlx::Error> {
-        let configured =
-            sqlx::query_scalar("SELECT name FROM hub_outbox.brokers").fetch_all(&self.pool).await?;
+        let configured = run!(self, fetch_all, sqlx::query_scalar("SELECT name FROM hub_outbox.brokers"))?;
         let statement = if open_only {
             "SELECT broker, status, count(*), (extract(epoch FROM min(created_at)) * 1000000)::bigint
              FROM hub_outbox.messages WHERE due_at IS NOT NULL GROUP BY broker, status"
@@ -41,7 +40,7 @@ impl Postgres {
             "SELECT broker, status, count(*), (extract(epoch FROM min(created_at)) * 1000000)::bigint
              FROM hub_outbox.messages GROUP BY broker, status"
         };
-        let counts = sqlx::query_as(statement).fetch_all(&self.pool).await?;
+        let counts = run!(self, fetch_all, sqlx::query_as(statement))?;
         BrokerStatus::join(configured, counts)
     }
 
@@ -59,7 +58,7 @@ impl Postgres {
              FROM hub_outbox.messages AS m",
             "ORDER BY m.position, m.broker LIMIT $8"
         ));
-        let rows = bind_selection!(query, selection, after).bind(limit as i64).fetch_all(&self.pool).await?;
+        let rows = run!(self, fetch_all, bind_selection!(query, selection, after).bind(limit as i64))?;
         rows.into_iter().map(Row::read).collect()
     }
 
@@ -68,13 +67,15 @@ impl Postgres {
         broker: &str,
         message_id: &str,
     ) -> Result<Option<String>, sqlx::Error> {
-        sqlx::query_scalar(
-            "SELECT payload::text FROM hub_outbox.messages WHERE message_id = $1 AND broker = $2",
+        run!(
+            self,
+            fetch_optional,
+            sqlx::query_scalar(
+                "SELECT payload::text FROM hub_outbox.messages WHERE message_id = $1 AND broker = $2",
+            )
+            .bind(message_id)
+            .bind(broker)
         )
-        .bind(message_id)
-        .bind(broker)
-        .fetch_optional(&self.pool)
-        .await
     }
 
     pub(in crate::store) async fn retry(
@@ -100,8 +101,7 @@ impl Postgres {
              SELECT (SELECT count(*) FROM retried) AS changed, b.position, b.broker, (SELECT count(*) FROM notified)
              FROM batch AS b ORDER BY b.position DESC, b.broker DESC LIMIT 1"
         ));
-        let last =
-            bind_selection!(query, selection, after).bind(limit as i64).fetch_optional(&self.pool).await?;
+        let last = run!(self, fetch_optional, bind_selection!(query, selection, after).bind(limit as i64))?;
         Ok(Batch::of(
             last.map(|(changed, position, broker, _): (i64, i64, String, i64)| (changed, position, broker)),
             limit,
@@ -127,11 +127,11 @@ impl Postgres {
              SELECT (SELECT count(*) FROM discarded) AS changed, b.position, b.broker
              FROM batch AS b ORDER BY b.position DESC, b.broker DESC LIMIT 1"
         ));
-        let last = bind_selection!(query, selection, after)
-            .bind(limit as i64)
-            .bind(reason)
-            .fetch_optional(&self.pool)
-            .await?;
+        let last = run!(
+            self,
+            fetch_optional,
+            bind_selection!(query, selection, after).bind(limit as i64).bind(reason)
+        )?;
         Ok(Batch::of(last, limit))
     }
 
@@ -163,12 +163,11 @@ impl Postgres {
                 if room == 0 {
                     return Ok(deleted);
                 }
-                let done = sqlx::query(statement)
-                    .bind(status)
-                    .bind(milliseconds(kept))
-                    .bind(room as i64)
-                    .execute(&self.pool)
-                    .await?;
+                let done = run!(
+                    self,
+                    execute,
+                    sqlx::query(statement).bind(status).bind(milliseconds(kept)).bind(room as i64)
+                )?;
                 deleted += done.rows_affected();
             }
         }
@@ -176,7 +175,7 @@ impl Postgres {
     }
 
     pub(in crate::store) async fn reconcile(&self, after: i64, limit: usize) -> Result<Batch, sqlx::Error> {
-        let last: Option<(i64, i64)> = sqlx::query_as(
+        let last: Option<(i64, i64)> = run!(self, fetch_optional, sqlx::query_as(
             "WITH batch AS MATERIALIZED (
                  SELECT i.* FROM hub_outbox.messages AS i
                  WHERE i.broker = 'internal' AND i.is_public AND i.position > $1
@@ -196,9 +195,7 @@ impl Postgres {
              FROM batch AS i HAVING max(i.position) IS NOT NULL",
         )
         .bind(after)
-        .bind(limit as i64)
-        .fetch_optional(&self.pool)
-        .await?;
+        .bind(limit as i64))?;
         Ok(Batch::of(last.map(|(changed, position)| (changed, position, String::new())), 0))
     }
 }
