@@ -53,7 +53,8 @@ const CLIENTS: [(&str, &[&str]); 18] = [
     ("ring", &["http_delivery"]),
     ("sqlx", &["store", "bench"]),
     ("axum", &["api", "demo"]),
-    ("hyper", &["api"]),
+    // Below the HTTP client: what its errors are made of.
+    ("hyper", &["api", "http_delivery"]),
     ("hyper_util", &["api"]),
     ("utoipa_axum", &["api"]),
     ("tonic", &["subscriptions_grpc"]),

@@ -15,7 +15,7 @@ pub enum Outcome {
     Acknowledged,
     /// The endpoint answered; any status.
     Answered { status: u16, retry_after: Option<Duration> },
-    /// No whole answer came; or the broker has not acknowledged.
+    /// No answer came; or the broker has not acknowledged.
     Failed(Failure),
 }
 
@@ -28,8 +28,10 @@ pub enum Failure {
     Dns,
     Connect,
     Tls,
-    /// The connection broke before the answer was whole.
+    /// The connection broke before the head of the answer was whole.
     Broken,
+    /// What the endpoint sent is not the head of an HTTP answer.
+    Malformed,
     /// The address guard refused the endpoint's or the token endpoint's address.
     AddressRefused,
     /// The OAuth2 token endpoint did not give a token.
@@ -121,6 +123,7 @@ impl Failure {
             Failure::Connect => "connect",
             Failure::Tls => "tls",
             Failure::Broken => "broken",
+            Failure::Malformed => "malformed",
             Failure::AddressRefused => "address-refused",
             Failure::Token => "token",
             Failure::Sealed => "sealed",
@@ -142,6 +145,7 @@ impl Failure {
             | Failure::Connect
             | Failure::Tls
             | Failure::Broken
+            | Failure::Malformed
             | Failure::AddressRefused
             | Failure::Token
             | Failure::BrokerUnavailable
@@ -158,7 +162,8 @@ impl fmt::Display for Failure {
             Failure::Dns => "the host name did not resolve",
             Failure::Connect => "could not connect",
             Failure::Tls => "the TLS handshake failed",
-            Failure::Broken => "the connection broke before the answer was whole",
+            Failure::Broken => "the connection broke before the head of the answer was whole",
+            Failure::Malformed => "the head of the answer is malformed",
             Failure::AddressRefused => "the address is not public and not in delivery.allow_networks",
             Failure::Token => "the token endpoint gave no token",
             Failure::Sealed => "the credentials could not be opened: the master key is missing or another",
@@ -318,7 +323,7 @@ const JITTER: f64 = 0.1;
 /// | 410 | dead letter, permanent; the subscription is [disabled](disables) | the same | subscriber |
 /// | 400, 413, 414, 415, 422, 501 | dead letter, permanent | the same | subscriber |
 /// | any other status: 1xx, 3xx (never followed), 401, 403, 404, 408, 409, 425, 429, other 4xx, 5xx | retry | dead letter, exhausted | subscriber |
-/// | timeout, DNS, connect, TLS, broken connection, token endpoint | retry | dead letter, exhausted | subscriber |
+/// | timeout, DNS, connect, TLS, broken connection, malformed answer, token endpoint | retry | dead letter, exhausted | subscriber |
 /// | address refused | dead letter, permanent | the same | subscriber |
 /// | broker not available, broker refuses for now | retry | dead letter, exhausted | subscriber |
 /// | broker can never take it (too large, say) | dead letter, permanent | the same | subscriber |

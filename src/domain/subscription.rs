@@ -176,6 +176,10 @@ pub enum Auth {
         /// RFC 6749 section 2.3.1: in the Authorization header, or in the form.
         #[serde(default)]
         client_auth: ClientAuth,
+        /// Which `token_type` of the token endpoint's answer is accepted. The token is sent as a bearer token in
+        /// any case.
+        #[serde(default, skip_serializing_if = "TokenType::is_any")]
+        token_type: TokenType,
     },
 }
 
@@ -185,6 +189,23 @@ pub enum ClientAuth {
     #[default]
     ClientSecretBasic,
     ClientSecretPost,
+}
+
+/// RFC 6749 section 7.1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenType {
+    /// Any, and none.
+    #[default]
+    Any,
+    /// `Bearer` in any case, and none.
+    Bearer,
+}
+
+impl TokenType {
+    fn is_any(&self) -> bool {
+        *self == Self::Any
+    }
 }
 
 /// A credential. It comes in as a plain string, is sealed before it is stored, and is opened

@@ -1,12 +1,14 @@
-//! Reading an endpoint's answer: no more of it than the limit, and nothing secret of it kept.
+//! What an endpoint's answer means. Status and headers decide, as soon as they are there; of the body an excerpt is
+//! kept, with nothing secret in it.
 
 use std::time::{Duration, SystemTime};
 
 use reqwest::Response;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
 
-use super::failure::{Broken, broken};
+use super::body;
 use super::token::Token;
 use crate::domain::outcome::Outcome;
 
@@ -14,6 +16,10 @@ use crate::domain::outcome::Outcome;
 const EXCERPT: usize = 1024;
 /// So much is looked through for echoed credentials, so that none is cut in two by the excerpt.
 const EXAMINED: usize = 16 * 1024;
+/// The longest wait for a body, within the attempt's timeout.
+const BODY_TIME: Duration = Duration::from_secs(2);
+/// The longest wait for the body of an answer that the attempt goes on after.
+const REFUSAL_TIME: Duration = Duration::from_millis(200);
 /// A longer wait is no wait a webhook means.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -22,23 +28,27 @@ pub(super) struct Answer {
     pub(super) excerpt: Option<String>,
 }
 
-/// Reads up to `limit` bytes of the body. Where that is all of it, the connection is free for the
-/// next attempt; else it is closed.
+/// Reads an answer. Its outcome is that of its head, whatever becomes of the body.
+///
+/// Up to `limit` bytes of the body are read, for 2 s and until `deadline`. Where that is all of it, the connection is
+/// free for the next attempt; else it is closed.
 pub(super) async fn read(
     response: Response,
     limit: usize,
+    deadline: Instant,
     sent_secrets: &[SecretString],
     token: Option<&Token>,
-) -> Result<Answer, Broken> {
+) -> Answer {
     let status = response.status();
+    let deadline = deadline.min(Instant::now() + BODY_TIME);
     if status.is_success() {
-        drain(response, limit).await?;
+        body::read(response, 0, limit, deadline).await;
         let outcome = Outcome::Answered { status: status.as_u16(), retry_after: None };
-        return Ok(Answer { outcome, excerpt: None });
+        return Answer { outcome, excerpt: None };
     }
     let retry_after = retry_after(response.headers(), SystemTime::now());
-    let body = collect(response, limit).await?;
-    let mut text = String::from_utf8_lossy(&body).into_owned();
+    let body = body::read(response, EXAMINED.min(limit), limit, deadline).await;
+    let mut text = String::from_utf8_lossy(&body.bytes).into_owned();
     let sent = sent_secrets.iter().chain(token.map(|token| &token.secret));
     for secret in sent.map(|secret| secret.expose_secret()).filter(|secret| !secret.is_empty()) {
         if text.contains(secret) {
@@ -47,36 +57,15 @@ pub(super) async fn read(
     }
     let end = (0..=EXCERPT.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
     text.truncate(end.unwrap_or(0));
-    Ok(Answer {
+    Answer {
         outcome: Outcome::Answered { status: status.as_u16(), retry_after },
         excerpt: (!text.is_empty()).then_some(text),
-    })
+    }
 }
 
-/// Reads a body up to `limit` and drops it.
-pub(super) async fn drain(mut response: Response, limit: usize) -> Result<(), Broken> {
-    let mut read = 0;
-    while let Some(chunk) = response.chunk().await.map_err(broken)? {
-        read += chunk.len();
-        if read > limit {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// Reads a body up to `limit` and keeps what is examined of it.
-async fn collect(mut response: Response, limit: usize) -> Result<Vec<u8>, Broken> {
-    let (mut read, mut kept) = (0, Vec::new());
-    while let Some(chunk) = response.chunk().await.map_err(broken)? {
-        let room = EXAMINED.min(limit) - kept.len();
-        kept.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        read += chunk.len();
-        if read > limit {
-            break;
-        }
-    }
-    Ok(kept)
+/// Reads a refusal that the attempt goes on after, so that its connection can be reused; not for long.
+pub(super) async fn discard(response: Response, limit: usize) {
+    body::read(response, 0, limit, Instant::now() + REFUSAL_TIME).await;
 }
 
 /// RFC 9110 section 10.2.3: seconds, or a date. A date that has passed is no wait.

@@ -26,7 +26,7 @@ pub(super) fn broken(error: reqwest::Error) -> Broken {
 }
 
 fn classify(error: &reqwest::Error) -> Failure {
-    let mut tls = false;
+    let (mut tls, mut malformed) = (false, false);
     let mut found = None;
     each_source(error, &mut |source| {
         if source.is::<AddressRefused>() {
@@ -35,10 +35,12 @@ fn classify(error: &reqwest::Error) -> Failure {
             found = Some(Failure::Dns);
         }
         tls |= source.is::<rustls::Error>();
+        malformed |= source.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse);
     });
     match found {
         Some(failure) => failure,
         None if tls => Failure::Tls,
+        None if malformed => Failure::Malformed,
         None if error.is_connect() => Failure::Connect,
         None if error.is_timeout() => Failure::Timeout,
         None if error.is_builder() => Failure::Request,

@@ -5,7 +5,9 @@
 
 mod answer;
 pub mod bare;
+mod body;
 mod failure;
+mod grant;
 mod guard;
 pub mod signature;
 mod target;
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, ClientBuilder, Method, Request, StatusCode};
+use tokio::time::timeout_at;
 
 pub use crate::domain::address::AddressPolicy;
 pub use crate::domain::attempt::Attempt;
@@ -38,6 +41,12 @@ use token::{Token, Tokens};
 const IDLE_PER_HOST: usize = 256;
 /// Shorter than the idle time of common servers, which close a connection just when it is used.
 const IDLE: Duration = Duration::from_secs(30);
+/// Most headers of an HTTP/1 answer.
+const MOST_HEADERS: usize = 256;
+/// Most bytes of the headers of an HTTP/2 answer.
+const HTTP2_HEAD: u32 = 64 * 1024;
+/// What an HTTP/2 endpoint may send of a body before we read it.
+const HTTP2_WINDOW: u32 = 128 * 1024;
 /// An HTTP/2 connection that is dead without a word would take every attempt's whole timeout.
 const PING_EVERY: Duration = Duration::from_secs(20);
 
@@ -119,7 +128,8 @@ impl HttpDelivery {
         }
     }
 
-    /// Sends one envelope to its endpoint and reads the answer, within the target's timeout.
+    /// Sends one envelope to its endpoint and reads the answer, within the target's timeout. The outcome is that of
+    /// the answer's status and headers: its body may break off or never end.
     ///
     /// `attempt` is what `webhook-attempt` says, from 1. Dropping the future ends the attempt.
     pub async fn attempt(&self, target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Attempt {
@@ -147,12 +157,17 @@ impl HttpDelivery {
         sent: Option<&mut Option<Sent>>,
     ) -> Attempt {
         let started = Instant::now();
+        let deadline = tokio::time::Instant::from_std(started) + target.timeout;
         let exchange = self.inner.exchange(target, envelope, attempt, sent);
-        let (outcome, answer_excerpt, detail) = match tokio::time::timeout(target.timeout, exchange).await {
-            Ok(Ok(answer)) => (answer.outcome, answer.excerpt, None),
+        let (outcome, answer_excerpt, detail) = match timeout_at(deadline, exchange).await {
+            Ok(Ok((response, token))) => {
+                let (limit, secrets) = (self.inner.config.response_limit, &target.sent_secrets);
+                let answer = answer::read(response, limit, deadline, secrets, token.as_deref()).await;
+                (answer.outcome, answer.excerpt, None)
+            }
             Ok(Err(Broken { failure, detail })) => (Outcome::Failed(failure), None, detail),
             Err(_) => {
-                let detail = format!("no whole answer within {}", humantime::format_duration(target.timeout));
+                let detail = format!("no answer within {}", humantime::format_duration(target.timeout));
                 (Outcome::Failed(Failure::Timeout), None, Some(detail))
             }
         };
@@ -161,13 +176,14 @@ impl HttpDelivery {
 }
 
 impl Inner {
+    /// Sends the envelope, and returns as soon as the head of the answer is there, with the token that was sent.
     async fn exchange(
         &self,
         target: &Target,
         envelope: &EnvelopeView<'_>,
         attempt: u32,
         mut sent: Option<&mut Option<Sent>>,
-    ) -> Result<answer::Answer, Broken> {
+    ) -> Result<(reqwest::Response, Option<Arc<Token>>), Broken> {
         let mut tell = |headers: &HeaderMap, body: &Bytes| {
             if let Some(sent) = &mut sent {
                 **sent = Some(Sent::new(headers, body));
@@ -177,8 +193,7 @@ impl Inner {
         let (mut headers, body) = prepare(target, envelope, attempt)?;
         let Some(client) = &target.oauth2 else {
             tell(&headers, &body);
-            let response = self.send(target, headers, body).await?;
-            return answer::read(response, self.config.response_limit, &target.sent_secrets, None).await;
+            return Ok((self.send(target, headers, body).await?, None));
         };
 
         let token = self.tokens.get(self, client).await?;
@@ -186,18 +201,16 @@ impl Inner {
         tell(&headers, &body);
         let response = self.send(target, headers, body).await?;
         if !matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            return answer::read(response, self.config.response_limit, &target.sent_secrets, Some(&token))
-                .await;
+            return Ok((response, Some(token)));
         }
         // The token was revoked, is too old, or lacks what the client was granted since: once more with a new one.
-        answer::drain(response, self.config.response_limit).await?;
         self.tokens.invalidate(client, &token);
+        answer::discard(response, self.config.response_limit).await;
         let token: Arc<Token> = self.tokens.get(self, client).await?;
         let (mut headers, body) = prepare(target, envelope, attempt)?;
         headers.insert(AUTHORIZATION, token.header.clone());
         tell(&headers, &body);
-        let response = self.send(target, headers, body).await?;
-        answer::read(response, self.config.response_limit, &target.sent_secrets, Some(&token)).await
+        Ok((self.send(target, headers, body).await?, Some(token)))
     }
 
     async fn send(
@@ -283,6 +296,12 @@ fn builder(config: &HttpConfig) -> ClientBuilder {
         .pool_max_idle_per_host(IDLE_PER_HOST)
         .pool_idle_timeout(IDLE)
         .tcp_nodelay(true)
+        .http1_allow_obsolete_multiline_headers_in_responses(true)
+        .http1_allow_spaces_after_header_name_in_responses(true)
+        .http1_ignore_invalid_headers_in_responses(true)
+        .http1_max_headers(MOST_HEADERS)
+        .http2_max_header_list_size(HTTP2_HEAD)
+        .http2_initial_stream_window_size(HTTP2_WINDOW)
         .http2_keep_alive_interval(PING_EVERY)
         .http2_keep_alive_timeout(config.connect_timeout)
 }

@@ -134,7 +134,7 @@ impl Target {
                 target.headers.insert(AUTHORIZATION, value);
                 target.sent_secrets.push(token);
             }
-            Auth::Oauth2 { token_url, client_id, client_secret, scopes, audience, client_auth } => {
+            Auth::Oauth2 { token_url, client_id, client_secret, scopes, audience, client_auth, token_type } => {
                 // A place for the token, so that the map does not grow with it.
                 target.headers.insert(AUTHORIZATION, HeaderValue::from_static(""));
                 target.oauth2 = Some(Oauth2Client::new(
@@ -143,7 +143,7 @@ impl Target {
                     client_id,
                     &open(client_secret)?,
                     (scopes, audience.as_deref()),
-                    *client_auth,
+                    (*client_auth, *token_type),
                     target.tls.as_ref(),
                 ));
             }

@@ -9,18 +9,17 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use reqwest::{Method, Request, StatusCode};
+use reqwest::{Method, Request};
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use url::{Url, form_urlencoded};
 
-use super::Inner;
 use super::failure::{Broken, broken};
+use super::{Inner, body, grant};
 use super::target::sensitive;
 use super::tls::TlsOptions;
 use crate::domain::outcome::Failure;
-use crate::domain::subscription::ClientAuth;
+use crate::domain::subscription::{ClientAuth, TokenType};
 
 /// Most tokens kept; beyond, those that no target uses go first.
 const MOST_TOKENS: usize = 10_000;
@@ -28,8 +27,8 @@ const MOST_TOKENS: usize = 10_000;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of a token endpoint's answer.
 const ANSWER_LIMIT: usize = 64 * 1024;
-/// Where the answer has no `expires_in`.
-const ASSUMED_LIFETIME: Duration = Duration::from_secs(300);
+/// The longest wait for the body of a token endpoint's answer.
+const BODY_TIME: Duration = Duration::from_secs(5);
 /// A renewal that failed while the token is still good is tried again after this.
 const RENEW_AGAIN: Duration = Duration::from_secs(5);
 
@@ -44,6 +43,9 @@ pub(super) struct Oauth2Client {
     /// `Basic …`, for `client_secret_basic`.
     authorization: Option<SecretString>,
     form: SecretString,
+    /// What the request holds in confidence, in the forms it is sent in: never to be repeated of an answer.
+    sent_secrets: Vec<SecretString>,
+    token_type: TokenType,
     tls: Option<TlsOptions>,
     slot: OnceLock<Arc<Slot>>,
 }
@@ -78,7 +80,7 @@ impl Oauth2Client {
         client_id: &str,
         client_secret: &SecretString,
         (scopes, audience): (&[String], Option<&str>),
-        client_auth: ClientAuth,
+        (client_auth, token_type): (ClientAuth, TokenType),
         tls: Option<&TlsOptions>,
     ) -> Self {
         let tls = tls.map(TlsOptions::of_token_endpoint);
@@ -91,12 +93,13 @@ impl Oauth2Client {
         if let Some(audience) = audience {
             form.append_pair("audience", audience);
         }
+        let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+        let mut sent_secrets = vec![client_secret.clone(), encoded(secret).into()];
         let authorization = match client_auth {
             ClientAuth::ClientSecretBasic => {
                 // Section 2.3.1: both are form-encoded before they are joined.
-                let encoded =
-                    |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
                 let pair = STANDARD.encode(format!("{}:{}", encoded(client_id), encoded(secret)));
+                sent_secrets.insert(0, pair.clone().into());
                 Some(SecretString::from(format!("Basic {pair}")))
             }
             ClientAuth::ClientSecretPost => {
@@ -120,7 +123,18 @@ impl Oauth2Client {
         if let Some(tls) = &tls {
             digest.update(tls.key());
         }
-        Self { key: digest.finalize().into(), url, literal, authorization, form, tls, slot: OnceLock::new() }
+        digest.update([u8::from(token_type == TokenType::Bearer)]);
+        Self {
+            key: digest.finalize().into(),
+            url,
+            literal,
+            authorization,
+            form,
+            sent_secrets,
+            token_type,
+            tls,
+            slot: OnceLock::new(),
+        }
     }
 }
 
@@ -216,29 +230,6 @@ impl Slot {
     }
 }
 
-/// Section 5.1. `expires_in` is a number; some servers write it as a string.
-#[derive(Deserialize)]
-struct Granted {
-    access_token: SecretString,
-    #[serde(default)]
-    token_type: Option<String>,
-    #[serde(default)]
-    expires_in: Option<Seconds>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Seconds {
-    Number(f64),
-    Text(String),
-}
-
-/// Section 5.2: one of a few words.
-#[derive(Deserialize)]
-struct Refused {
-    error: String,
-}
-
 async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, Broken> {
     http.check_literal(client.literal)?;
     let mut request = Request::new(Method::POST, client.url.clone());
@@ -253,49 +244,24 @@ async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, Broken> {
     *request.body_mut() = Some(client.form.expose_secret().to_owned().into());
     let asked = Instant::now();
     let sent = http.client_of(client.tls.as_ref())?.execute(request);
-    let mut response = sent.await.map_err(of_the_endpoint)?;
+    let response = sent.await.map_err(of_the_endpoint)?;
 
     let status = response.status();
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(of_the_endpoint)? {
-        body.extend_from_slice(&chunk);
-        if body.len() > ANSWER_LIMIT {
-            return Err(refused(format!("the token endpoint answered more than {ANSWER_LIMIT} bytes")));
-        }
-    }
-    if status != StatusCode::OK {
-        // Only the error code: the rest of the body may repeat what was sent.
-        let code = serde_json::from_slice::<Refused>(&body).ok().map(|refused| refused.error);
-        let code =
-            code.filter(|code| code.len() <= 64 && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
-        let code = code.map(|code| format!(": {code}")).unwrap_or_default();
-        return Err(refused(format!("the token endpoint answered {}{code}", status.as_u16())));
-    }
-    let granted: Granted = serde_json::from_slice(&body)
-        .map_err(|_| refused("the token endpoint's answer is not JSON with an access_token".to_owned()))?;
-    if granted.token_type.is_some_and(|kind| !kind.eq_ignore_ascii_case("bearer")) {
-        return Err(refused("the token endpoint gave a token that is not a bearer token".to_owned()));
-    }
-    let header = sensitive(&format!("Bearer {}", granted.access_token.expose_secret()))
-        .map_err(|_| refused("the token endpoint gave a token that cannot be a header".to_owned()))?;
-    let lifetime = lifetime(granted.expires_in);
+    // What arrived of a body that breaks off may be the whole answer.
+    let deadline = tokio::time::Instant::now() + BODY_TIME;
+    let body = body::read(response, ANSWER_LIMIT, ANSWER_LIMIT, deadline).await;
+    let granted = grant::read(status.as_u16(), &body, client.token_type)
+        .map_err(|refusal| refused(refusal.text(&client.sent_secrets)))?;
+    // Every character was checked, so that this cannot fail.
+    let header = sensitive(&format!("Bearer {}", granted.token.expose_secret()))
+        .map_err(|failure| Broken { failure, detail: None })?;
     Ok(Token {
         header,
-        secret: granted.access_token,
+        secret: granted.token,
         got_at: Instant::now(),
-        renew_at: asked + renew_after(lifetime),
-        expires_at: asked + lifetime,
+        renew_at: asked + renew_after(granted.lifetime),
+        expires_at: asked + granted.lifetime,
     })
-}
-
-fn lifetime(expires_in: Option<Seconds>) -> Duration {
-    let seconds = match expires_in {
-        Some(Seconds::Number(number)) => Some(number),
-        Some(Seconds::Text(text)) => text.trim().parse().ok(),
-        None => None,
-    };
-    // More than a day is asked for again daily.
-    seconds.map_or(ASSUMED_LIFETIME, |seconds| Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0)))
 }
 
 /// 30 seconds before the end, or at four fifths of a short life.
@@ -327,19 +293,6 @@ mod tests {
     fn a_token_is_renewed_before_it_expires() {
         let renewed = |lifetime| renew_after(Duration::from_secs(lifetime)).as_secs();
         assert_eq!([3600, 150, 60, 10, 0].map(renewed), [3570, 120, 48, 8, 0]);
-    }
-
-    #[test]
-    fn expires_in_is_a_number_a_text_or_missing() {
-        let read = |json: &str| {
-            let granted: Granted = serde_json::from_str(&format!(r#"{{"access_token":"t"{json}}}"#)).unwrap();
-            lifetime(granted.expires_in)
-        };
-        assert_eq!(read(r#","expires_in":3600"#), Duration::from_secs(3600));
-        assert_eq!(read(r#","expires_in":"60""#), Duration::from_secs(60));
-        assert_eq!(read(r#","expires_in":-1"#), Duration::ZERO);
-        assert_eq!(read(r#","expires_in":1e300"#), Duration::from_secs(86_400));
-        assert_eq!(read(""), ASSUMED_LIFETIME);
     }
 
     #[test]

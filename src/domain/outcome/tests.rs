@@ -19,12 +19,13 @@ fn answered(status: u16) -> Outcome {
     Outcome::Answered { status, retry_after: None }
 }
 
-const FAILURES: [Failure; 13] = [
+const FAILURES: [Failure; 14] = [
     Failure::Timeout,
     Failure::Dns,
     Failure::Connect,
     Failure::Tls,
     Failure::Broken,
+    Failure::Malformed,
     Failure::AddressRefused,
     Failure::Token,
     Failure::Sealed,
@@ -64,6 +65,7 @@ fn the_table_line_by_line() {
         (Failure::Connect, (retry, exhausted)),
         (Failure::Tls, (retry, exhausted)),
         (Failure::Broken, (retry, exhausted)),
+        (Failure::Malformed, (retry, exhausted)),
         (Failure::Token, (retry, exhausted)),
         (Failure::AddressRefused, (permanent, permanent)),
         (Failure::Sealed, (retry, dead(Reason::Exhausted, Fault::Hub))),

@@ -86,7 +86,11 @@ const AUTH: [(&str, &[&str], &[&str]); 5] = [
     ("api_key", &["key"], &["header", "query"]),
     ("basic", &["username", "password"], &[]),
     ("bearer", &["token"], &[]),
-    ("oauth2", &["token_url", "client_id", "client_secret"], &["scopes", "audience", "client_auth"]),
+    (
+        "oauth2",
+        &["token_url", "client_id", "client_secret"],
+        &["scopes", "audience", "client_auth", "token_type"],
+    ),
 ];
 
 /// What serde reports only for a whole object, or not at all in the words of the user: missing
@@ -211,6 +215,9 @@ fn check_auth(auth: &Value) -> Result<(), FieldError> {
                 matches!(value.as_str(), Some("client_secret_basic" | "client_secret_post")),
                 "\"client_secret_basic\" or \"client_secret_post\"",
             ),
+            "token_type" => {
+                (matches!(value.as_str(), Some("any" | "bearer")), "\"any\" or \"bearer\"")
+            }
             "key" | "password" | "token" | "client_secret" => (is_secret(value), "a string"),
             "header" | "query" | "audience" => (value.is_string() || value.is_null(), "a string"),
             _ => (value.is_string(), "a string"),

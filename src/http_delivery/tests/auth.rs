@@ -210,7 +210,8 @@ async fn a_token_endpoint_that_refuses_is_asked_once_for_all_that_wait() {
     let view = view();
     for attempt in join_all((0..20).map(|_| http.attempt(&target, &view, 1))).await {
         assert_eq!(attempt.outcome, Outcome::Failed(Failure::Token));
-        assert_eq!(attempt.detail.as_deref(), Some("the token endpoint answered 401: invalid_client"));
+        let said = "the token endpoint answered 401: invalid_client (Basic ***)";
+        assert_eq!(attempt.detail.as_deref(), Some(said));
     }
     assert_eq!((issuer.got().len(), server.got().len()), (1, 0));
 
@@ -221,22 +222,39 @@ async fn a_token_endpoint_that_refuses_is_asked_once_for_all_that_wait() {
 #[tokio::test]
 async fn answers_of_a_token_endpoint_that_are_no_token() {
     let server = Server::start(ok).await;
-    for body in
-        ["", "{}", "<html>", r#"{"access_token":"a\nb"}"#, r#"{"access_token":"a","token_type":"mac"}"#]
-    {
+    for body in ["", "{}", "<html>", r#"{"access_token":"a\nb"}"#, r#"{"error":"no"}"#] {
         let issuer = Server::start(move |_| body.into_response()).await;
         let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
         assert_eq!(attempt.outcome, Outcome::Failed(Failure::Token), "{body:?}");
     }
     for status in [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::FOUND] {
-        let issuer = Server::start(move |_| (status, "hush").into_response()).await;
+        let issuer = Server::start(move |_| (status, "not s&p%r/t").into_response()).await;
         let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
         assert_eq!(attempt.outcome, Outcome::Failed(Failure::Token));
-        let said = format!("the token endpoint answered {}", status.as_u16());
+        let said = format!("the token endpoint answered {}: not ***", status.as_u16());
         assert_eq!(attempt.detail, Some(said));
     }
     let issuer = Server::start(|_| "x".repeat(100_000).into_response()).await;
     let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
     assert_eq!(attempt.detail.as_deref(), Some("the token endpoint answered more than 65536 bytes"));
     assert!(server.got().is_empty());
+}
+
+#[tokio::test]
+async fn an_unusual_token_is_sent_as_a_bearer_token() {
+    for (answer, extra, expected) in [
+        (r#"{"access_token":"a","expires_in":"NaN","token_type":"mac"}"#, "", answered(204)),
+        (r#"{"access_token":"a","token_type":"BEARER"}"#, r#","token_type":"bearer""#, answered(204)),
+        (
+            r#"{"access_token":"a","token_type":"mac"}"#,
+            r#","token_type":"bearer""#,
+            Outcome::Failed(Failure::Token),
+        ),
+    ] {
+        let issuer = Server::start(move |_| (StatusCode::CREATED, answer).into_response()).await;
+        let server = Server::start(ok).await;
+        let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, extra)), &view(), 1).await;
+        assert_eq!(attempt.outcome, expected, "{answer}: {attempt:?}");
+        assert!(server.got().iter().all(|got| got.header("authorization") == "Bearer a"), "{answer}");
+    }
 }

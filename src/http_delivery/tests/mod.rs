@@ -1,5 +1,6 @@
 //! Against real servers on free local ports.
 
+mod answers;
 mod auth;
 mod endpoint;
 mod guard;

@@ -1,0 +1,231 @@
+//! Answers byte by byte: heads that are unusual, and bodies that never come to their end.
+
+use std::time::Instant;
+
+use futures_util::future::join_all;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+/// What follows the bytes of an answer.
+#[derive(Debug, Clone, Copy)]
+enum Then {
+    Close,
+    /// A reset, as of a process that was killed.
+    Reset,
+    Stall,
+    /// A byte every 100 ms.
+    Drip,
+}
+
+/// Answers each request on each connection with the same bytes; ends with the value.
+struct Raw {
+    url: String,
+    connections: Arc<Mutex<usize>>,
+    _task: JoinSet<()>,
+}
+
+impl Raw {
+    async fn start(answer: impl Into<Vec<u8>>, then: Then) -> Self {
+        let answer: Arc<[u8]> = answer.into().into();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let connections = Arc::new(Mutex::new(0));
+        let count = connections.clone();
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut open = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                *count.lock().unwrap() += 1;
+                open.spawn(serve_raw(stream, answer.clone(), then));
+            }
+        });
+        Self { url, connections, _task: task }
+    }
+
+    fn connections(&self) -> usize {
+        *self.connections.lock().unwrap()
+    }
+}
+
+async fn serve_raw(mut stream: TcpStream, answer: Arc<[u8]>, then: Then) {
+    let mut read = Vec::new();
+    while !read.ends_with(EVENT.as_bytes()) {
+        if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    if stream.write_all(&answer).await.is_err() {
+        return;
+    }
+    match then {
+        Then::Close => {}
+        Then::Reset => stream.set_zero_linger().unwrap(),
+        Then::Stall => drop(stream.read_u8().await),
+        Then::Drip => {
+            let mut tick = tokio::time::interval(Duration::from_millis(100));
+            while stream.write_all(b"x").await.is_ok() {
+                tick.tick().await;
+            }
+        }
+    }
+}
+
+async fn attempt(http: &HttpDelivery, url: &str, timeout: &str) -> Attempt {
+    let json = format!(r#"{{"url":"{url}","timeout":"{timeout}"}}"#);
+    let target = Target::prepare("billing-crm", &serde_json::from_str(&json).unwrap(), &Opener).unwrap();
+    http.attempt(&target, &view(), 1).await
+}
+
+/// Bodies that break off, stall, drip or are badly framed: the headers that announce them, what comes of them, how
+/// they go on, and the excerpt that is kept.
+const BODIES: [(&str, &str, Then, &str); 14] = [
+    ("content-length: 100", "ten bytes.", Then::Close, "ten bytes."),
+    ("content-length: 100", "", Then::Close, ""),
+    ("content-length: 100", "ten bytes.", Then::Reset, "ten bytes."),
+    ("content-length: 100", "ten bytes.", Then::Stall, "ten bytes."),
+    ("content-length: 100", "", Then::Stall, ""),
+    ("content-length: 1000", "", Then::Drip, "xx"),
+    ("content-length: 2", "no, and more than announced", Then::Stall, "no"),
+    ("transfer-encoding: chunked", "5\r\nhel", Then::Close, "hel"),
+    ("transfer-encoding: chunked", "zz\r\nhello\r\n0\r\n\r\n", Then::Close, ""),
+    ("transfer-encoding: chunked", "5\r\nhelloXX5\r\nworld", Then::Stall, "hello"),
+    ("transfer-encoding: chunked", "ffffffffffffffffffff\r\nhello", Then::Stall, ""),
+    ("transfer-encoding: gzip, identity", "ten bytes.", Then::Stall, "ten bytes."),
+    ("content-encoding: gzip\r\ncontent-length: 4", "\x1f\x0b\x00!", Then::Close, "\x1f\x0b\x00!"),
+    ("connection: close", "ten bytes.", Then::Stall, "ten bytes."),
+];
+
+#[tokio::test]
+async fn the_status_counts_whatever_becomes_of_the_body() {
+    let http = local();
+    let mut attempts = Vec::new();
+    for status in [200, 201, 204, 302, 400, 401, 403, 404, 410, 429, 500, 503] {
+        for (headers, body, then, excerpt) in BODIES {
+            let http = &http;
+            attempts.push(async move {
+                let head = format!("HTTP/1.1 {status} Some Words\r\nretry-after: 7\r\n{headers}\r\n\r\n");
+                let server = Raw::start(head + body, then).await;
+                let case = format!("{status} with {headers}, {body:?}, {then:?}");
+                let started = Instant::now();
+                let attempt = attempt(http, &server.url, "1s").await;
+                assert!(started.elapsed() < Duration::from_secs(20), "{case}: {:?}", started.elapsed());
+                let success = (200..300).contains(&status);
+                let retry_after = (!success).then_some(Duration::from_secs(7));
+                assert_eq!(attempt.outcome, Outcome::Answered { status, retry_after }, "{case}: {attempt:?}");
+                let kept = attempt.answer_excerpt.unwrap_or_default();
+                if success || excerpt.is_empty() {
+                    assert_eq!(kept, "", "{case}");
+                } else if !matches!(then, Then::Reset) {
+                    // A reset may overtake what was sent before it.
+                    assert!(kept.starts_with(excerpt), "{case}: {kept:?}");
+                }
+            });
+        }
+    }
+    join_all(attempts).await;
+}
+
+/// A connection with an unread rest is closed, so that the rest is never the answer to the next request; one whose
+/// body was read is used again.
+#[tokio::test]
+async fn what_is_left_of_an_answer_does_not_answer_the_next_request() {
+    let smuggled = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    for (headers, body) in [
+        ("content-length: 100", smuggled),
+        ("content-length: 0", smuggled),
+        ("transfer-encoding: chunked", &format!("0\r\n\r\n{smuggled}")),
+        ("transfer-encoding: chunked", &format!("zz\r\n{smuggled}")),
+    ] {
+        let server = Raw::start(format!("HTTP/1.1 503 No\r\n{headers}\r\n\r\n{body}"), Then::Stall).await;
+        let http = local();
+        for _ in 0..3 {
+            let attempt = attempt(&http, &server.url, "300ms").await;
+            assert_eq!(attempt.outcome, answered(503), "{headers} {body:?}: {attempt:?}");
+        }
+        assert_eq!(server.connections(), 3, "{headers} {body:?}");
+    }
+}
+
+/// With OAuth2, a refusal whose body never ends is known by its status: the token is replaced within the attempt.
+#[tokio::test]
+async fn a_refused_token_is_replaced_although_the_refusal_has_no_end() {
+    for (headers, body, then, _) in BODIES {
+        for status in [401, 403] {
+            let issuer = Server::start(|_| {
+                axum::Json(serde_json::json!({"access_token": "a", "expires_in": 3600})).into_response()
+            })
+            .await;
+            let head = format!("HTTP/1.1 {status} No\r\n{headers}\r\n\r\n");
+            let server = Raw::start(head + body, then).await;
+            let rest = format!(
+                r#","auth":{{"type":"oauth2","token_url":"{}","client_id":"c","client_secret":"s"}}"#,
+                issuer.url()
+            );
+            let attempt = local().attempt(&target(&server.url, &rest), &view(), 1).await;
+            assert_eq!(attempt.outcome, answered(status), "{headers} {body:?} {then:?}: {attempt:?}");
+            assert_eq!((server.connections(), issuer.got().len()), (2, 2), "{headers} {body:?} {then:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn unusual_heads_are_read_as_common_clients_read_them() {
+    let many: String = (0..200).map(|number| format!("x-{number}: {number}\r\n")).collect();
+    let long = format!("x-long: {}\r\n", "y".repeat(60_000));
+    let empty = "content-length: 0\r\n";
+    let heads: Vec<Vec<u8>> = vec![
+        format!("HTTP/1.1 410 Gone\r\n{empty}\r\n").into(),
+        format!("HTTP/1.1 410\r\n{empty}\r\n").into(),
+        format!("HTTP/1.1 410 \r\n{empty}\r\n").into(),
+        format!("HTTP/1.0 410 Gone\r\n{empty}\r\n").into(),
+        format!("HTTP/1.1 410 Gone\n{}\n", empty.replace("\r\n", "\n")).into(),
+        format!("\r\nHTTP/1.1 410 Gone\r\n{empty}\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\nx-folded: one\r\n two\r\n\tthree\r\n{empty}\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\nx-blank : before the colon\r\n{empty}\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\nContent-Length : 0\r\n\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\nno colon at all\r\n{empty}\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\n: no name\r\n{empty}\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\nx na@me: blanks within\r\n{empty}\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\nx-control: \x07\x01\r\n{empty}\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\nx-empty:\r\n{empty}\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\n{many}{empty}\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\n{long}{empty}\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\n{empty}{empty}\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\ncontent-length: 0, 0\r\n\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n").into(),
+        [b"HTTP/1.1 410 G\xf6ne\r\nx-latin: M\xfcller\r\n".as_slice(), empty.as_bytes(), b"\r\n"].concat(),
+        format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 410 Gone\r\n{empty}\r\n").into(),
+        format!("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 410 Gone\r\n{empty}\r\n").into(),
+        b"HTTP/1.1 410 Gone\r\n\r\n".to_vec(),
+    ];
+    for head in heads {
+        let server = Raw::start(head.clone(), Then::Close).await;
+        let attempt = attempt(&local(), &server.url, "5s").await;
+        let text = String::from_utf8_lossy(&head[..head.len().min(300)]).into_owned();
+        assert_eq!(attempt.outcome, answered(410), "{text:?}: {attempt:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_error_says_what_is_malformed_in_a_head() {
+    let too_many: String = (0..300).map(|number| format!("x-{number}: {number}\r\n")).collect();
+    for (head, said) in [
+        ("ICY 200 OK\r\n\r\n".to_owned(), "invalid HTTP version"),
+        ("http/1.1 200 OK\r\n\r\n".to_owned(), "invalid HTTP version"),
+        ("HTTP/7.0 200 OK\r\n\r\n".to_owned(), "invalid HTTP version"),
+        ("HTTP/1.1 2OO OK\r\n\r\n".to_owned(), "invalid HTTP status-code"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n".to_owned(), "content-length"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: five\r\n\r\n".to_owned(), "content-length"),
+        ("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned(), "transfer-encoding"),
+        (format!("HTTP/1.1 200 OK\r\n{too_many}\r\n"), "head is too large"),
+        (format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(1 << 20)), "head is too large"),
+    ] {
+        let server = Raw::start(head.clone(), Then::Stall).await;
+        let attempt = attempt(&local(), &server.url, "5s").await;
+        let head = &head[..head.len().min(80)];
+        assert_eq!(attempt.outcome, Outcome::Failed(Failure::Malformed), "{head:?}: {attempt:?}");
+        assert!(attempt.error_text().contains(said), "{head:?}: {}", attempt.error_text());
+    }
+}
