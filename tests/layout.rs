@@ -53,9 +53,8 @@ const CLIENTS: [(&str, &[&str]); 18] = [
     ("ring", &["http_delivery"]),
     ("sqlx", &["store", "bench"]),
     ("axum", &["api", "demo"]),
-    // Below the HTTP client: what its errors are made of.
     ("hyper", &["api", "http_delivery"]),
-    ("hyper_util", &["api"]),
+    ("hyper_util", &["api", "http_delivery"]),
     ("utoipa_axum", &["api"]),
     ("tonic", &["subscriptions_grpc"]),
     ("tonic_prost", &["subscriptions_grpc"]),

@@ -3,12 +3,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use reqwest::Response;
-use reqwest::header::{HeaderMap, RETRY_AFTER};
+use hyper::header::{HeaderMap, RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 use super::body;
+use super::client;
 use super::token::Token;
 use crate::domain::outcome::Outcome;
 
@@ -33,7 +33,7 @@ pub(super) struct Answer {
 /// Up to `limit` bytes of the body are read, for 2 s and until `deadline`. Where that is all of it, the connection is
 /// free for the next attempt; else it is closed.
 pub(super) async fn read(
-    response: Response,
+    response: client::Answer,
     limit: usize,
     deadline: Instant,
     sent_secrets: &[SecretString],
@@ -64,7 +64,7 @@ pub(super) async fn read(
 }
 
 /// Reads a refusal that the attempt goes on after, so that its connection can be reused; not for long.
-pub(super) async fn discard(response: Response, limit: usize) {
+pub(super) async fn discard(response: client::Answer, limit: usize) {
     body::read(response, 0, limit, Instant::now() + REFUSAL_TIME).await;
 }
 
@@ -82,7 +82,7 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use reqwest::header::HeaderValue;
+    use hyper::header::HeaderValue;
 
     #[test]
     fn retry_after_is_seconds_or_a_date() {

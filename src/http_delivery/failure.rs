@@ -1,9 +1,12 @@
 //! What went wrong below HTTP, told by the types of the error and its sources, never by text.
 
-use std::error::Error;
+use std::error::Error as StdError;
 use std::io;
 
+use hyper_util::client::legacy::Error;
+
 use super::guard::{AddressRefused, Unresolved};
+use super::meter::Flooded;
 use crate::domain::outcome::Failure;
 
 /// No whole answer: the failure, and what the layer below said.
@@ -19,13 +22,12 @@ impl From<AddressRefused> for Broken {
     }
 }
 
-/// An error of the client. Its URL is dropped first: it may hold an API key.
-pub(super) fn broken(error: reqwest::Error) -> Broken {
-    let error = error.without_url();
+/// An error of the client. It names no URL.
+pub(super) fn broken(error: Error) -> Broken {
     Broken { failure: classify(&error), detail: Some(text(&error)) }
 }
 
-fn classify(error: &reqwest::Error) -> Failure {
+fn classify(error: &Error) -> Failure {
     let (mut tls, mut malformed) = (false, false);
     let mut found = None;
     each_source(error, &mut |source| {
@@ -35,6 +37,7 @@ fn classify(error: &reqwest::Error) -> Failure {
             found = Some(Failure::Dns);
         }
         tls |= source.is::<rustls::Error>();
+        malformed |= source.is::<Flooded>();
         malformed |= source.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse);
     });
     match found {
@@ -42,15 +45,13 @@ fn classify(error: &reqwest::Error) -> Failure {
         None if tls => Failure::Tls,
         None if malformed => Failure::Malformed,
         None if error.is_connect() => Failure::Connect,
-        None if error.is_timeout() => Failure::Timeout,
-        None if error.is_builder() => Failure::Request,
         None => Failure::Broken,
     }
 }
 
 /// Visits an error and all below it. An `io::Error` hides the error it was made from: its `source`
 /// is that one's source.
-fn each_source(error: &(dyn Error + 'static), visit: &mut impl FnMut(&(dyn Error + 'static))) {
+fn each_source(error: &(dyn StdError + 'static), visit: &mut impl FnMut(&(dyn StdError + 'static))) {
     visit(error);
     let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     match inner {
@@ -64,7 +65,7 @@ fn each_source(error: &(dyn Error + 'static), visit: &mut impl FnMut(&(dyn Error
 }
 
 /// The error and its sources in one line.
-pub(super) fn text(error: &(dyn Error + 'static)) -> String {
+pub(super) fn text(error: &(dyn StdError + 'static)) -> String {
     let mut line = error.to_string();
     let mut below = error.source();
     while let Some(source) = below {

@@ -104,7 +104,10 @@ pub(super) fn read(status: u16, body: &Body, accepted: TokenType) -> Result<Gran
         let problem = "the token endpoint gave a token that is not a bearer token, which token_type = \"bearer\" asks for";
         return Err(Refusal { problem: problem.to_owned(), words: Some(kind) });
     }
-    Ok(Granted { token: token.into(), lifetime: lifetime(members.get("expires_in").map(|value| value.get())) })
+    Ok(Granted {
+        token: token.into(),
+        lifetime: lifetime(members.get("expires_in").map(|value| value.get())),
+    })
 }
 
 /// `error`, and what else says why.
@@ -136,7 +139,9 @@ fn no_json(body: &Body, text: &str) -> String {
         End::Whole if text.starts_with("access_token=") || text.contains("&access_token=") => {
             "the token endpoint's answer is form-encoded, and not JSON"
         }
-        End::Whole if text.trim_start().starts_with('<') => "the token endpoint's answer is markup, and not JSON",
+        End::Whole if text.trim_start().starts_with('<') => {
+            "the token endpoint's answer is markup, and not JSON"
+        }
         End::Whole => "the token endpoint's answer is not a JSON object",
     };
     problem.to_owned()
@@ -239,8 +244,11 @@ mod tests {
             (200, r#"{"access_token":"a\u0000secret"}"#, "characters that no header may carry"),
             (200, r#"{"access_token":"sécret"}"#, "characters that no header may carry"),
             (200, r#"{"access_token":"a secret"}"#, "characters that no header may carry"),
-            (400, r#"{"error":"invalid_scope","error_description":"no\u001b[31m \u202e"}"#,
-                r"answered 400: invalid_scope (no\u{1b}[31m \u{202e})"),
+            (
+                400,
+                r#"{"error":"invalid_scope","error_description":"no\u001b[31m \u202e"}"#,
+                r"answered 400: invalid_scope (no\u{1b}[31m \u{202e})",
+            ),
             (401, r#"{"error":"x","error_description":"hush! or hush%21"}"#, "answered 401: x (*** or ***)"),
             (401, r#"{"error":{"code":7},"message":"why"}"#, r#"answered 401: {"code":7} (why)"#),
             (401, "go away, hush!", "answered 401: go away, ***"),
@@ -253,7 +261,9 @@ mod tests {
             assert!(text.len() < 400 && !text.contains("secret") && !text.contains("hush"), "{text}");
             assert!(text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' '), "{text:?}");
         }
-        for (end, said) in [(End::TooLong, "more than"), (End::Late, "come to its end"), (End::Broken, "broke off")] {
+        for (end, said) in
+            [(End::TooLong, "more than"), (End::Late, "come to its end"), (End::Broken, "broke off")]
+        {
             let text = refused(200, &Body { bytes: b"{\"access_token\":\"secret".to_vec(), end });
             assert!(text.contains(said) && !text.contains("secret"), "{text}");
         }

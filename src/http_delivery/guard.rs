@@ -1,9 +1,13 @@
 //! The address guard: a name is resolved here, and only permitted addresses are connected to. The
 //! addresses that were judged are the ones used, so a name cannot change its mind in between.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use hyper_util::client::legacy::connect::dns::Name;
+use tower_service::Service;
 
 use crate::domain::address::AddressPolicy;
 
@@ -23,6 +27,7 @@ pub(super) struct Unresolved {
     source: Option<std::io::Error>,
 }
 
+#[derive(Clone)]
 pub(super) struct GuardedResolver {
     policy: AddressPolicy,
 }
@@ -33,8 +38,19 @@ impl GuardedResolver {
     }
 }
 
-impl Resolve for GuardedResolver {
-    fn resolve(&self, name: Name) -> Resolving {
+/// What went wrong: [`AddressRefused`] or [`Unresolved`].
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+impl Service<Name> for GuardedResolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
         let policy = self.policy.clone();
         Box::pin(async move {
             let host = name.as_str().to_owned();
@@ -51,7 +67,7 @@ impl Resolve for GuardedResolver {
             if permitted.is_empty() {
                 return Err(AddressRefused { host }.into());
             }
-            Ok(Box::new(permitted.into_iter()) as Addrs)
+            Ok(permitted.into_iter())
         })
     }
 }

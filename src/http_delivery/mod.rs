@@ -6,9 +6,11 @@
 mod answer;
 pub mod bare;
 mod body;
+mod client;
 mod failure;
 mod grant;
 mod guard;
+mod meter;
 pub mod signature;
 mod target;
 pub mod tls;
@@ -20,9 +22,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, ClientBuilder, Method, Request, StatusCode};
+use http_body_util::Full;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, StatusCode, Uri};
 use tokio::time::timeout_at;
+use url::{Position, Url};
 
 pub use crate::domain::address::AddressPolicy;
 pub use crate::domain::attempt::Attempt;
@@ -31,24 +35,11 @@ pub use target::{OpenSecret, Target, Unopened};
 use crate::domain::event::binary_parts;
 use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::subscription::ContentMode;
+use client::Client;
 use failure::{Broken, broken};
 use target::{SIGNATURE, TRACEPARENT, WEBHOOK_ATTEMPT, WEBHOOK_ID, WEBHOOK_TIMESTAMP};
 use tls::{TlsClients, TlsOptions};
 use token::{Token, Tokens};
-
-/// Idle connections kept to one endpoint: as many as a domain's pool may use at once, so that a
-/// busy endpoint is not connected to anew for each envelope.
-const IDLE_PER_HOST: usize = 256;
-/// Shorter than the idle time of common servers, which close a connection just when it is used.
-const IDLE: Duration = Duration::from_secs(30);
-/// Most headers of an HTTP/1 answer.
-const MOST_HEADERS: usize = 256;
-/// Most bytes of the headers of an HTTP/2 answer.
-const HTTP2_HEAD: u32 = 64 * 1024;
-/// What an HTTP/2 endpoint may send of a body before we read it.
-const HTTP2_WINDOW: u32 = 128 * 1024;
-/// An HTTP/2 connection that is dead without a word would take every attempt's whole timeout.
-const PING_EVERY: Duration = Duration::from_secs(20);
 
 /// How deliveries are made, whatever the subscription.
 #[derive(Debug, Clone)]
@@ -117,7 +108,7 @@ impl Sent {
 
 impl HttpDelivery {
     pub fn new(config: HttpConfig) -> Self {
-        let client = client(&config);
+        let client = Client::new(&config, tls::of_the_system());
         Self {
             inner: Arc::new(Inner {
                 client,
@@ -183,7 +174,7 @@ impl Inner {
         envelope: &EnvelopeView<'_>,
         attempt: u32,
         mut sent: Option<&mut Option<Sent>>,
-    ) -> Result<(reqwest::Response, Option<Arc<Token>>), Broken> {
+    ) -> Result<(client::Answer, Option<Arc<Token>>), Broken> {
         let mut tell = |headers: &HeaderMap, body: &Bytes| {
             if let Some(sent) = &mut sent {
                 **sent = Some(Sent::new(headers, body));
@@ -213,16 +204,9 @@ impl Inner {
         Ok((self.send(target, headers, body).await?, Some(token)))
     }
 
-    async fn send(
-        &self,
-        target: &Target,
-        headers: HeaderMap,
-        body: Bytes,
-    ) -> Result<reqwest::Response, Broken> {
-        let mut request = Request::new(Method::POST, target.url.clone());
-        *request.headers_mut() = headers;
-        *request.body_mut() = Some(body.into());
-        self.client_of(target.tls.as_ref())?.execute(request).await.map_err(broken)
+    async fn send(&self, target: &Target, headers: HeaderMap, body: Bytes) -> Result<client::Answer, Broken> {
+        let request = request(&target.url, headers, body)?;
+        self.client_of(target.tls.as_ref())?.send(request).await.map_err(broken)
     }
 
     /// The common client, or that of a subscription's own TLS. Cheap: a client is a handle.
@@ -282,41 +266,15 @@ fn prepare(target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Result
     Ok((headers, body))
 }
 
-/// What every client has in common: above all the guard.
-fn builder(config: &HttpConfig) -> ClientBuilder {
-    // An error means that a provider is installed already, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .no_proxy()
-        .dns_resolver(Arc::new(guard::GuardedResolver::new(config.addresses.clone())))
-        .connect_timeout(config.connect_timeout)
-        .pool_max_idle_per_host(IDLE_PER_HOST)
-        .pool_idle_timeout(IDLE)
-        .tcp_nodelay(true)
-        .http1_allow_obsolete_multiline_headers_in_responses(true)
-        .http1_allow_spaces_after_header_name_in_responses(true)
-        .http1_ignore_invalid_headers_in_responses(true)
-        .http1_max_headers(MOST_HEADERS)
-        .http2_max_header_list_size(HTTP2_HEAD)
-        .http2_initial_stream_window_size(HTTP2_WINDOW)
-        .http2_keep_alive_interval(PING_EVERY)
-        .http2_keep_alive_timeout(config.connect_timeout)
-}
-
-fn client(config: &HttpConfig) -> Client {
-    builder(config).build().unwrap_or_else(|error| {
-        tracing::warn!(
-            error = %failure::text(&error),
-            "https endpoints will be refused: install the system's CA certificates, or name a file of them in SSL_CERT_FILE"
-        );
-        builder(config)
-            .tls_certs_only([])
-            .build()
-            .expect("loading the roots is the one step that depends on the machine, and there are none")
-    })
+/// A `POST`. `Failure::Request` where the URL cannot be written in a request.
+fn request(url: &Url, headers: HeaderMap, body: Bytes) -> Result<Request<Full<Bytes>>, Broken> {
+    let uri = Uri::try_from(&url[..Position::AfterQuery])
+        .map_err(|error| Broken { failure: Failure::Request, detail: Some(error.to_string()) })?;
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
+    Ok(request)
 }
 
 #[cfg(test)]

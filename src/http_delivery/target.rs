@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::{
+use hyper::header::{
     ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName,
     HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
@@ -134,7 +134,15 @@ impl Target {
                 target.headers.insert(AUTHORIZATION, value);
                 target.sent_secrets.push(token);
             }
-            Auth::Oauth2 { token_url, client_id, client_secret, scopes, audience, client_auth, token_type } => {
+            Auth::Oauth2 {
+                token_url,
+                client_id,
+                client_secret,
+                scopes,
+                audience,
+                client_auth,
+                token_type,
+            } => {
                 // A place for the token, so that the map does not grow with it.
                 target.headers.insert(AUTHORIZATION, HeaderValue::from_static(""));
                 target.oauth2 = Some(Oauth2Client::new(

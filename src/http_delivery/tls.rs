@@ -1,14 +1,18 @@
 //! TLS of a subscription's own: one client for each set of roots and certificate, a few of them kept.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use reqwest::{Certificate, Client, ClientBuilder, Identity};
+use rustls::client::WantsClientCert;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
-use super::failure::{Broken, broken};
-use super::{HttpConfig, builder};
+use super::HttpConfig;
+use super::client::Client;
+use super::failure::Broken;
 use crate::domain::field_error::FieldError;
 use crate::domain::outcome::Failure;
 use crate::domain::subscription::{Secret, Tls};
@@ -19,14 +23,20 @@ const MOST_CLIENTS: usize = 512;
 /// Identifies a client: another root, certificate or key is another one.
 pub(super) type Key = [u8; 32];
 
+/// A certificate with those that lead to its root, and its key.
+struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+}
+
 /// The TLS half of a target, read. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct TlsOptions {
     key: Key,
-    roots: Option<Arc<[Certificate]>>,
+    roots: Option<Arc<[CertificateDer<'static>]>>,
     /// The system's roots count beside these.
     beside: bool,
-    identity: Option<Identity>,
+    identity: Option<Arc<Identity>>,
 }
 
 impl TlsOptions {
@@ -43,19 +53,20 @@ impl TlsOptions {
         }
         let roots = match &tls.ca {
             Some(ca) => {
-                let roots = Certificate::from_pem_bundle(ca.as_bytes()).map_err(|_| Failure::Request)?;
+                let roots = certificates(ca)?;
+                let mut usable = RootCertStore::empty();
+                for root in &roots {
+                    usable.add(root.clone()).map_err(|_| Failure::Request)?;
+                }
                 Some(Arc::from(roots))
-                    .filter(|roots: &Arc<[_]>| !roots.is_empty())
-                    .ok_or(Failure::Request)
-                    .map(Some)?
             }
             None => None,
         };
         let identity = match &tls.cert {
             Some(cert) => {
-                let pem = SecretString::from(format!("{cert}\n{}", key.expose_secret()));
-                let identity = Identity::from_pem(pem.expose_secret().as_bytes());
-                Some(identity.map_err(|_| Failure::Request)?)
+                let key = PrivateKeyDer::from_pem_slice(key.expose_secret().as_bytes());
+                let key = key.map_err(|_| Failure::Request)?;
+                Some(Arc::new(Identity { chain: certificates(cert)?, key }))
             }
             None => None,
         };
@@ -79,17 +90,62 @@ impl TlsOptions {
         &self.key
     }
 
-    fn apply(&self, mut builder: ClientBuilder) -> ClientBuilder {
-        if let Some(roots) = &self.roots {
-            let roots = roots.iter().cloned();
-            builder =
-                if self.beside { builder.tls_certs_merge(roots) } else { builder.tls_certs_only(roots) };
+    /// `Failure::Request` where certificate and key do not belong together.
+    fn config(&self) -> Result<ClientConfig, Failure> {
+        let roots = match &self.roots {
+            None => system_roots(),
+            Some(own) => {
+                let mut roots = if self.beside { (*system_roots()).clone() } else { RootCertStore::empty() };
+                for root in own.iter() {
+                    roots.add(root.clone()).map_err(|_| Failure::Request)?;
+                }
+                Arc::new(roots)
+            }
+        };
+        let builder = builder(roots);
+        match &self.identity {
+            None => Ok(builder.with_no_client_auth()),
+            Some(identity) => builder
+                .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
+                .map_err(|_| Failure::Request),
         }
-        if let Some(identity) = &self.identity {
-            builder = builder.identity(identity.clone());
-        }
-        builder
     }
+}
+
+/// Of endpoints of the public internet.
+pub(super) fn of_the_system() -> ClientConfig {
+    let roots = system_roots();
+    if roots.is_empty() {
+        tracing::warn!(
+            "https endpoints will be refused: install the system's CA certificates, or name a file of them in SSL_CERT_FILE"
+        );
+    }
+    builder(roots).with_no_client_auth()
+}
+
+fn builder(roots: Arc<RootCertStore>) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has a cipher suite for each protocol version")
+        .with_root_certificates(roots)
+}
+
+/// Read once: all clients share them. Those that cannot be read are left out.
+fn system_roots() -> Arc<RootCertStore> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let read = || {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        Arc::new(roots)
+    };
+    ROOTS.get_or_init(read).clone()
+}
+
+/// One or more, in PEM.
+fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Failure> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    read.ok().filter(|read| !read.is_empty()).ok_or(Failure::Request)
 }
 
 /// Whether `tls` can be used, told before it is stored. Of a sealed key nothing can be said.
@@ -98,10 +154,7 @@ pub fn check(tls: &Tls) -> Result<(), FieldError> {
         FieldError::new(field, format!("cannot be used for TLS; write {remedy}, in PEM"))
     };
     let usable = |tls: &Tls, key: Option<&SecretString>| {
-        let Ok(options) = TlsOptions::new(tls, key) else { return false };
-        // Without a root of its own none is needed here: nothing is connected to.
-        let base = builder(&HttpConfig::default());
-        options.apply(base.tls_certs_only([])).build().is_ok()
+        TlsOptions::new(tls, key).and_then(|options| options.config()).is_ok()
     };
     let alone = Tls { ca: tls.ca.clone(), cert: None, key: None };
     if !usable(&alone, None) {
@@ -135,8 +188,8 @@ impl TlsClients {
             return Ok(client);
         }
         // Made without the lock: others go on meanwhile. Where two make the same, the first is kept.
-        let made = options.apply(builder(config)).build();
-        let made = made.map_err(|error| Broken { failure: Failure::Request, ..broken(error) })?;
+        let tls = options.config().map_err(|failure| Broken { failure, detail: None })?;
+        let made = Client::new(config, tls);
         let mut kept = self.kept();
         if let Some(client) = kept.used(&options.key) {
             return Ok(client);

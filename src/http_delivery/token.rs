@@ -8,16 +8,15 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use reqwest::{Method, Request};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use url::{Url, form_urlencoded};
 
 use super::failure::{Broken, broken};
-use super::{Inner, body, grant};
 use super::target::sensitive;
 use super::tls::TlsOptions;
+use super::{Inner, body, grant};
 use crate::domain::outcome::Failure;
 use crate::domain::subscription::{ClientAuth, TokenType};
 
@@ -232,8 +231,7 @@ impl Slot {
 
 async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, Broken> {
     http.check_literal(client.literal)?;
-    let mut request = Request::new(Method::POST, client.url.clone());
-    let headers = request.headers_mut();
+    let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
     if let Some(authorization) = &client.authorization {
@@ -241,10 +239,9 @@ async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, Broken> {
             sensitive(authorization.expose_secret()).map_err(|failure| Broken { failure, detail: None })?;
         headers.insert(AUTHORIZATION, value);
     }
-    *request.body_mut() = Some(client.form.expose_secret().to_owned().into());
+    let request = super::request(&client.url, headers, client.form.expose_secret().to_owned().into())?;
     let asked = Instant::now();
-    let sent = http.client_of(client.tls.as_ref())?.execute(request);
-    let response = sent.await.map_err(of_the_endpoint)?;
+    let response = http.client_of(client.tls.as_ref())?.send(request).await.map_err(of_the_endpoint)?;
 
     let status = response.status();
     // What arrived of a body that breaks off may be the whole answer.
@@ -275,7 +272,7 @@ fn refused(detail: String) -> Broken {
 
 /// A token endpoint that cannot be reached is a token that cannot be had; but an address that may
 /// not be reached stays what it is.
-fn of_the_endpoint(error: reqwest::Error) -> Broken {
+fn of_the_endpoint(error: hyper_util::client::legacy::Error) -> Broken {
     let broken = broken(error);
     let failure = match broken.failure {
         Failure::AddressRefused => Failure::AddressRefused,

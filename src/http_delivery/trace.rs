@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use reqwest::header::HeaderValue;
+use hyper::header::HeaderValue;
 
 /// `<version>-<trace id>-<parent id>-<flags>`
 const LENGTH: usize = 55;

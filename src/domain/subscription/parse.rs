@@ -215,9 +215,7 @@ fn check_auth(auth: &Value) -> Result<(), FieldError> {
                 matches!(value.as_str(), Some("client_secret_basic" | "client_secret_post")),
                 "\"client_secret_basic\" or \"client_secret_post\"",
             ),
-            "token_type" => {
-                (matches!(value.as_str(), Some("any" | "bearer")), "\"any\" or \"bearer\"")
-            }
+            "token_type" => (matches!(value.as_str(), Some("any" | "bearer")), "\"any\" or \"bearer\""),
             "key" | "password" | "token" | "client_secret" => (is_secret(value), "a string"),
             "header" | "query" | "audience" => (value.is_string() || value.is_null(), "a string"),
             _ => (value.is_string(), "a string"),

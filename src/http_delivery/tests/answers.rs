@@ -194,7 +194,8 @@ async fn unusual_heads_are_read_as_common_clients_read_them() {
         format!("HTTP/1.1 410 Gone\r\n{long}{empty}\r\n").into(),
         format!("HTTP/1.1 410 Gone\r\n{empty}{empty}\r\n").into(),
         format!("HTTP/1.1 410 Gone\r\ncontent-length: 0, 0\r\n\r\n").into(),
-        format!("HTTP/1.1 410 Gone\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n").into(),
+        format!("HTTP/1.1 410 Gone\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n")
+            .into(),
         [b"HTTP/1.1 410 G\xf6ne\r\nx-latin: M\xfcller\r\n".as_slice(), empty.as_bytes(), b"\r\n"].concat(),
         format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 410 Gone\r\n{empty}\r\n").into(),
         format!("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 410 Gone\r\n{empty}\r\n").into(),
@@ -227,5 +228,58 @@ async fn the_error_says_what_is_malformed_in_a_head() {
         let head = &head[..head.len().min(80)];
         assert_eq!(attempt.outcome, Outcome::Failed(Failure::Malformed), "{head:?}: {attempt:?}");
         assert!(attempt.error_text().contains(said), "{head:?}: {}", attempt.error_text());
+    }
+}
+
+/// Sends `start` and then the same piece for as long as it is taken; gives how many bytes that was.
+async fn flood(start: &'static str, piece: &str) -> (String, JoinSet<usize>) {
+    let pieces = piece.repeat(4096 / piece.len());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut read = Vec::new();
+        while !read.ends_with(EVENT.as_bytes()) {
+            assert!(stream.read_buf(&mut read).await.unwrap() > 0, "closed within a request");
+        }
+        let mut taken = 0;
+        let mut wrote = stream.write_all(start.as_bytes()).await;
+        while wrote.is_ok() {
+            taken += pieces.len();
+            wrote = stream.write_all(pieces.as_bytes()).await;
+        }
+        taken
+    });
+    (url, task)
+}
+
+/// What the sockets of both sides hold comes on top of what is read.
+const MOST_TAKEN: usize = 16 << 20;
+
+#[tokio::test]
+async fn an_answer_without_end_is_cut_after_so_many_bytes() {
+    let failed = Outcome::Failed(Failure::Malformed);
+    for (start, piece, expected) in [
+        ("", "HTTP/1.1 100 Continue\r\n\r\n", failed.clone()),
+        ("", "HTTP/1.1 103 Early Hints\r\nlink: </x>; rel=preload\r\n\r\n", failed.clone()),
+        ("", "\r\n", failed.clone()),
+        ("", "y", failed.clone()),
+        ("HTTP/1.1 410 Gone\r\n", "x-a: b\r\n", failed.clone()),
+        ("HTTP/1.1 410 Gone\r\n", "x-a: b\r\n c\r\n", failed.clone()),
+        ("HTTP/1.1 410 Gone\r\nx-a: ", "y", failed),
+        ("HTTP/1.1 410 Gone\r\n\r\n", "y", answered(410)),
+        ("HTTP/1.1 410 Gone\r\ntransfer-encoding: chunked\r\n\r\n", "1\r\ny\r\n", answered(410)),
+        ("HTTP/1.1 410 Gone\r\ntransfer-encoding: chunked\r\n\r\n1;x=", "y", answered(410)),
+        ("HTTP/1.1 410 Gone\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ", "y", answered(410)),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n", "y", answered(200)),
+    ] {
+        let (url, mut server) = flood(start, piece).await;
+        let attempt = attempt(&local(), &url, "60s").await;
+        assert_eq!(attempt.outcome, expected, "{start:?} {piece:?}: {attempt:?}");
+        let taken = tokio::time::timeout(Duration::from_secs(30), server.join_next()).await;
+        let taken = taken.unwrap_or_else(|_| panic!("{start:?} {piece:?}: the connection stays open"));
+        let taken = taken.unwrap().unwrap();
+        assert!(taken < MOST_TAKEN, "{start:?} {piece:?}: {taken} bytes were taken");
     }
 }

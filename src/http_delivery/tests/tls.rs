@@ -103,6 +103,46 @@ async fn tls_server(
     (format!("https://127.0.0.1:{port}/hook"), task)
 }
 
+/// HTTP/2, with its version, its pseudo-headers and its frames.
+#[tokio::test]
+async fn http2_is_spoken_where_the_endpoint_offers_it() {
+    let ca = Ca::new();
+    let identity = ca.issue("127.0.0.1", |_| {});
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider);
+    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.key.serialize_der()));
+    let mut config = config.with_single_cert(vec![identity.der.clone()], key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://127.0.0.1:{}/hook?a=b", listener.local_addr().unwrap().port());
+    let mut server = JoinSet::new();
+    // One connection is ever accepted.
+    server.spawn(async move {
+        let stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let service =
+            hyper::service::service_fn(|request: hyper::Request<hyper::body::Incoming>| async move {
+                let (version, uri) = (request.version(), request.uri().clone());
+                let body = http_body_util::BodyExt::collect(request.into_body()).await.unwrap().to_bytes();
+                assert_eq!(body, EVENT);
+                let said = format!("{version:?} {}", uri.path_and_query().unwrap());
+                let answer = hyper::Response::builder().status(503).header("retry-after", "5");
+                answer.body(Full::new(Bytes::from(said)))
+            });
+        let connection = hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+        connection.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await.unwrap();
+    });
+    let (http, target) = (local(), with_tls(&url, &json!({"ca": ca.pem()})));
+    let view = view();
+    let attempts = (0..20).map(|_| http.attempt(&target, &view, 1));
+    for got in futures_util::future::join_all(attempts).await {
+        let retry_after = Some(Duration::from_secs(5));
+        assert_eq!(got.outcome, Outcome::Answered { status: 503, retry_after }, "{got:?}");
+        assert_eq!(got.answer_excerpt.as_deref(), Some("HTTP/2.0 /hook?a=b"));
+    }
+}
+
 fn with_tls(url: &str, tls: &Value) -> Target {
     target(url, &format!(r#","tls":{tls}"#))
 }
