@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug, Clone, Default)]
 pub struct Readiness {
     parts: Arc<Mutex<BTreeMap<String, bool>>>,
+    notes: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
 /// One part's own flag; not ready until it says so.
@@ -21,6 +22,20 @@ impl Readiness {
         let flag = ReadyFlag { name: name.into(), readiness: self.clone() };
         flag.set(false);
         flag
+    }
+
+    /// Something that a person should know although the process is ready; `None` takes it back.
+    pub fn note(&self, subject: &'static str, text: Option<String>) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        match text {
+            Some(text) => drop(notes.insert(subject, text)),
+            None => drop(notes.remove(subject)),
+        }
+    }
+
+    /// What is noted, one line each.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// The parts that are not ready; empty when all are.

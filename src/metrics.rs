@@ -54,6 +54,11 @@ struct KindLabel {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct InForceLabel {
+    in_force: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
 }
@@ -86,6 +91,7 @@ struct Inner {
     in_flight: Family<DomainLabel, Gauge<i64, AtomicI64>>,
     events_depth: Gauge<i64, AtomicI64>,
     subscriptions: Gauge<i64, AtomicI64>,
+    unreadable_entries: Family<InForceLabel, Gauge<i64, AtomicI64>>,
     outbox: OutboxFamilies,
     api: api::ApiMetrics,
     resolver: ResolverMetrics,
@@ -137,6 +143,7 @@ impl Metrics {
         let in_flight = Family::<DomainLabel, Gauge<i64, AtomicI64>>::default();
         let events_depth = Gauge::<i64, AtomicI64>::default();
         let subscriptions = Gauge::<i64, AtomicI64>::default();
+        let unreadable_entries = Family::<InForceLabel, Gauge<i64, AtomicI64>>::default();
         registry.register("events", "Events taken from HUB_EVENTS, by domain", events.clone());
         registry.register(
             "events_unmatched",
@@ -200,6 +207,12 @@ impl Metrics {
         registry.register("events_depth", "Events that wait in HUB_EVENTS (lag)", events_depth.clone());
         registry.register("subscriptions", "Subscriptions in the index", subscriptions.clone());
         registry.register_collector(Box::new(LogLines));
+        registry.register(
+            "registry_unreadable_entries",
+            "Registry entries whose last revision is unreadable, by what is in force instead (earlier, none); \
+             none: the events of its tenant wait",
+            unreadable_entries.clone(),
+        );
         let outbox = OutboxFamilies::register(&mut registry);
         let api = api::ApiMetrics::register(&mut registry);
         let resolver = ResolverMetrics::registered(&mut registry);
@@ -231,6 +244,7 @@ impl Metrics {
                 in_flight,
                 events_depth,
                 subscriptions,
+                unreadable_entries,
                 outbox,
                 api,
                 resolver,
@@ -303,6 +317,14 @@ impl Metrics {
 
     pub fn subscriptions(&self, count: usize) {
         self.inner.subscriptions.set(gauge(count as u64));
+    }
+
+    /// Registry entries that are unreadable: those with an earlier revision in force, and those without.
+    pub fn unreadable_entries(&self, earlier: usize, none: usize) {
+        for (in_force, count) in [("earlier", earlier), ("none", none)] {
+            let label = InForceLabel { in_force };
+            self.inner.unreadable_entries.get_or_create(&label).set(gauge(count as u64));
+        }
     }
 }
 

@@ -195,7 +195,7 @@ impl Hub {
         let mut tasks = Tasks::new(stop.clone());
         tasks.graceful("health and metrics", health.run(None, stop.clone()));
 
-        let (registry, follower) = Registry::new(&js);
+        let (registry, follower) = Registry::new(&js, readiness.clone());
         tasks.droppable("subscription registry", follower.run());
         if options.roles.contains(&Role::Api) {
             let api = Api::bind("api.listen", settings.api.listen, signs).await?;

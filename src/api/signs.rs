@@ -33,10 +33,11 @@ async fn ready(State(signs): State<Signs>) -> (StatusCode, String) {
     if !(signs.connected)() {
         missing.insert(0, "connection to the NATS server".to_owned());
     }
+    let notes: String = signs.readiness.notes().iter().map(|note| format!("warning: {note}\n")).collect();
     if missing.is_empty() {
-        (StatusCode::OK, "ready\n".to_owned())
+        (StatusCode::OK, format!("ready\n{notes}"))
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", missing.join(", ")))
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n{notes}", missing.join(", ")))
     }
 }
 

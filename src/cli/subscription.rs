@@ -16,8 +16,8 @@ use super::{manage, operator};
 use crate::domain::access::check_tenant;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{DEFAULT_TENANT, State, Subscription, SubscriptionId};
-use crate::management::{Management, ManagementError, Naming, SubscriptionFilter};
-use crate::nats::{NatsError, Stored};
+use crate::management::{Management, Naming, SubscriptionFilter};
+use crate::nats::{Stored, Unreadable};
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
@@ -117,9 +117,8 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
         Command::Apply { file } => apply::run(&file, settings, printer).await,
         Command::List { tenant, event, state } => {
             let filter = SubscriptionFilter { tenant, event, state };
-            let found = manage(settings).await?.subscriptions(&filter).await?;
-            let found: Vec<_> = found.iter().map(|stored| stored.subscription.hidden_json()).collect();
-            list(&found, printer)
+            let (found, unreadable) = manage(settings).await?.subscriptions_and_unreadable(&filter).await?;
+            list(&marked(&found, &unreadable), printer)
         }
         Command::Show(name) => {
             let shown = find(&manage(settings).await?, &name).await?.subscription.hidden_json();
@@ -141,6 +140,29 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
     }
 }
 
+/// What lists show: an entry whose last revision is unreadable is marked, and listed even if nothing of it
+/// is in force.
+fn marked(found: &[Stored], unreadable: &[Unreadable]) -> Vec<serde_json::Value> {
+    let is_of = |entry: &Unreadable, stored: &Stored| {
+        let Subscription { id, tenant, .. } = &stored.subscription;
+        entry.name.id() == id.as_str() && entry.name.tenant() == tenant
+    };
+    let mut shown: Vec<serde_json::Value> = Vec::new();
+    for stored in found {
+        let mut json = stored.subscription.hidden_json();
+        if let Some(entry) = unreadable.iter().find(|entry| is_of(entry, stored)) {
+            json["unreadable"] = entry.reason.clone().into();
+        }
+        shown.push(json);
+    }
+    for entry in unreadable.iter().filter(|entry| !found.iter().any(|stored| is_of(entry, stored))) {
+        shown.push(json!({
+            "id": entry.name.id(), "tenant": entry.name.tenant(), "unreadable": entry.reason,
+        }));
+    }
+    shown
+}
+
 fn list(found: &[serde_json::Value], printer: Printer) -> Result<Answer, CliError> {
     if printer.is_json() {
         printer.json(&found)?;
@@ -158,7 +180,11 @@ fn list(found: &[serde_json::Value], printer: Printer) -> Result<Answer, CliErro
         vec![
             text("/id"),
             text("/tenant"),
-            text("/state"),
+            match (text("/state"), shown.get("unreadable").is_some()) {
+                (state, false) => state,
+                (state, true) if state.is_empty() => "UNREADABLE".to_owned(),
+                (state, true) => format!("{state}, UNREADABLE"),
+            },
             cell(&events.join(" "), 40),
             text("/delivery/auth/type"),
             cell(&target(shown), 80),
@@ -207,16 +233,17 @@ async fn remove(
     yes: bool,
     printer: Printer,
 ) -> Result<Answer, CliError> {
-    let naming = name.naming()?;
+    let mut naming = name.naming()?;
     let stored = match find(management, name).await {
         Ok(stored) => Some(stored),
         // What is stored cannot be read: all the more reason to remove it.
-        Err(CliError::Management(ManagementError::Nats(NatsError::Answer { .. })))
-            if naming.tenant.is_some() =>
-        {
-            None
-        }
-        Err(error) => return Err(error),
+        Err(error) => match management.unreadable_entry(&naming).await? {
+            Some(entry) => {
+                naming.tenant = Some(entry.tenant().to_owned());
+                None
+            }
+            None => return Err(error),
+        },
     };
     let shown = stored.as_ref().map_or_else(|| naming.to_string(), shown);
     if !confirm(&format!("Remove the subscription {shown}?"), yes)? {

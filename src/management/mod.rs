@@ -13,6 +13,7 @@ mod rotation;
 mod samples;
 mod subscriptions;
 pub mod traces;
+mod unreadable;
 
 use std::sync::Arc;
 

@@ -20,7 +20,7 @@ use crate::domain::subscription::{
     SubscriptionRef,
 };
 use crate::http_delivery::tls;
-use crate::nats::{NatsError, Registry, Stored};
+use crate::nats::{NatsError, Registry, Slot, Stored};
 use crate::seal::{Sealer, seal_subscription};
 use crate::settings::Settings;
 
@@ -123,10 +123,7 @@ impl Management {
     /// The subscriptions that the filter leaves, in order of their ids and tenants, read from the bucket.
     pub async fn subscriptions(&self, filter: &SubscriptionFilter) -> Result<Vec<Stored>, ManagementError> {
         let mut found = self.js.subscriptions().await?;
-        found.retain(|stored| {
-            let Subscription { tenant, state, events, .. } = &stored.subscription;
-            filter.accepts(tenant, *state, |key| events.iter().any(|pattern| pattern.matches(key)))
-        });
+        found.retain(|stored| filter.leaves(stored));
         Ok(found)
     }
 
@@ -207,7 +204,9 @@ impl Management {
             )]));
         }
         let name = reference(&subscription)?;
-        let (expected, stored) = self.js.subscription_at(&name).await?;
+        let Slot { revision: expected, subscription: stored, unreadable } =
+            self.js.subscription_slot(&name).await?;
+        let stored = stored.map(|(stored, _)| stored);
         subscription.incarnation = match &stored {
             Some(stored) => stored.incarnation,
             None => Incarnation::new(rand::random()),
@@ -228,7 +227,8 @@ impl Management {
         }
         let action = match &stored {
             None => WriteAction::Created,
-            Some(stored) if same(stored, &subscription) => WriteAction::Unchanged,
+            // What is unreadable is repaired by the same again.
+            Some(stored) if unreadable.is_none() && same(stored, &subscription) => WriteAction::Unchanged,
             Some(_) => WriteAction::Updated,
         };
         Ok(PlannedWrite { subscription, expected, action })
@@ -295,6 +295,11 @@ impl Management {
 }
 
 impl SubscriptionFilter {
+    pub(super) fn leaves(&self, stored: &Stored) -> bool {
+        let Subscription { tenant, state, events, .. } = &stored.subscription;
+        self.accepts(tenant, *state, |key| events.iter().any(|pattern| pattern.matches(key)))
+    }
+
     fn accepts(&self, tenant: &str, state: State, wants: impl Fn(&EventKey) -> bool) -> bool {
         self.tenant.as_ref().is_none_or(|wanted| wanted == tenant)
             && self.state.is_none_or(|wanted| wanted == state)

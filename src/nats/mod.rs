@@ -36,6 +36,6 @@ pub use outbox::{BatchError, MOST_PER_BATCH, Outgoing};
 pub use publish::PublishAck;
 pub use pull::{HAND_BACK_DELAY, PullEvent, Puller};
 pub use redrive::{ORDER_HEADER as REDRIVE_ORDER_HEADER, RedriveOrder};
-pub use registry::{Registry, RegistryFollower, Stored};
+pub use registry::{Listing, Registry, RegistryFollower, Slot, Stored, Unreadable};
 pub use tokens::KeptToken;
 pub use trace::TraceQuery;

@@ -9,13 +9,20 @@ use tokio::sync::watch;
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::scan::{Scan, ScanEvent, ScanOptions};
-use crate::domain::index::{Entry, EntryError, SubscriptionIndex};
+use crate::domain::index::{Entry, SubscriptionIndex};
 use crate::domain::subscription::{Subscription, SubscriptionId, SubscriptionRef};
+use crate::health::Readiness;
+
+mod slot;
+
+use slot::Revision;
+pub use slot::{Slot, Unreadable};
 
 /// The index that follows the bucket, shared by the roles of a process.
 #[derive(Clone)]
 pub struct Registry {
     index: Arc<RwLock<SubscriptionIndex>>,
+    unreadable: Arc<RwLock<Vec<Unreadable>>>,
     revision: watch::Receiver<u64>,
     loaded: watch::Receiver<bool>,
 }
@@ -24,8 +31,17 @@ pub struct Registry {
 pub struct RegistryFollower {
     js: JetStream,
     index: Arc<RwLock<SubscriptionIndex>>,
+    unreadable: Arc<RwLock<Vec<Unreadable>>>,
+    readiness: Readiness,
     revision: watch::Sender<u64>,
     loaded: watch::Sender<bool>,
+}
+
+/// What the bucket holds.
+#[derive(Debug, Clone, Default)]
+pub struct Listing {
+    pub subscriptions: Vec<Stored>,
+    pub unreadable: Vec<Unreadable>,
 }
 
 /// A stored subscription.
@@ -37,17 +53,32 @@ pub struct Stored {
 }
 
 impl Registry {
-    pub fn new(js: &JetStream) -> (Self, RegistryFollower) {
+    /// `readiness` tells of entries that are unreadable.
+    pub fn new(js: &JetStream, readiness: Readiness) -> (Self, RegistryFollower) {
         let index = Arc::new(RwLock::new(SubscriptionIndex::default()));
+        let unreadable = Arc::new(RwLock::default());
         let (revision_sender, revision) = watch::channel(0);
         let (loaded_sender, loaded) = watch::channel(false);
         let follower = RegistryFollower {
             js: js.clone(),
             index: index.clone(),
+            unreadable: Arc::clone(&unreadable),
+            readiness,
             revision: revision_sender,
             loaded: loaded_sender,
         };
-        (Self { index, revision, loaded }, follower)
+        (Self { index, unreadable, revision, loaded }, follower)
+    }
+
+    /// The entries whose last revision cannot be used.
+    pub fn unreadable(&self) -> Vec<Unreadable> {
+        self.unreadable.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a subscription of this tenant may want the tenant's events, and nobody knows which.
+    pub fn is_incomplete(&self, tenant: &str) -> bool {
+        let unreadable = self.unreadable.read().unwrap_or_else(PoisonError::into_inner);
+        unreadable.iter().any(|entry| entry.in_force.is_none() && entry.name.tenant() == tenant)
     }
 
     pub fn read(&self) -> RwLockReadGuard<'_, SubscriptionIndex> {
@@ -126,6 +157,7 @@ impl RegistryFollower {
                     index.remove(name);
                 }
                 drop(index);
+                self.settle_unreadable(|entries| entries.retain(|entry| seen.contains(&*entry.name.token())));
                 self.revision.send_if_modified(|revision| replace_if_greater(revision, last));
                 if !self.loaded.send_replace(true) {
                     tracing::info!(subscriptions = self.write().len(), "the subscription registry is loaded");
@@ -142,18 +174,7 @@ impl RegistryFollower {
                 if let Some(seen) = &mut loading {
                     seen.insert(token.to_owned());
                 }
-                let deleted = message.header("KV-Operation").is_some();
-                match message.malformed() {
-                    Some(error) => tracing::error!(
-                        key = token,
-                        revision = message.stream_sequence,
-                        %error,
-                        "a stored subscription cannot be read; the version before stays in force"
-                    ),
-                    None => {
-                        self.apply(token, message.stream_sequence, (!deleted).then_some(&message.payload));
-                    }
-                }
+                self.apply(token, &Revision::delivered(&message), loading.is_none()).await?;
             }
             let sequence = message.stream_sequence;
             if loading.is_none() {
@@ -166,30 +187,71 @@ impl RegistryFollower {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn apply(&self, token: &str, revision: u64, value: Option<&Bytes>) {
+    /// `live`: the revision was written just now, and all before it were seen.
+    async fn apply(&self, token: &str, last: &Revision<'_>, live: bool) -> Result<(), NatsError> {
         let Some(name) = SubscriptionRef::from_token(token) else {
             tracing::warn!(key = token, "a registry key names no subscription and is passed over");
-            return;
+            return Ok(());
         };
-        let Some(value) = value else {
-            self.write().remove(&name);
-            return;
+        // Nearly all are readable: those are read once.
+        if let Some(entry) = last.entry(&name) {
+            drop(self.write().insert(entry));
+            self.settle_unreadable(|entries| entries.retain(|entry| entry.name != name));
+            return Ok(());
+        }
+        let Slot { subscription, mut unreadable, .. } = self.js.slot_of(&name, last).await?;
+        let kept = match (&unreadable, subscription) {
+            (_, Some((subscription, revision))) => Entry::new(subscription, revision).ok(),
+            (_, None) => None,
         };
-        let read = serde_json::from_slice::<Subscription>(value).map_err(EntryError::from);
-        match read.and_then(|subscription| Entry::new(subscription, revision)) {
-            Ok(entry) if entry.subscription.reference == name => drop(self.write().insert(entry)),
-            Ok(entry) => {
-                tracing::error!(
-                    key = token,
-                    subscription = %entry.subscription.reference,
-                    "a registry entry is stored under the key of another subscription and is passed over; \
-                     `hub provision` moves it"
-                );
+        let revision = last.sequence;
+        // Seen before, when it was known that there had been no subscription.
+        let known_empty = {
+            let entries = self.unreadable.read().unwrap_or_else(PoisonError::into_inner);
+            entries.iter().any(|entry| entry.name == name && entry.in_force == Some(0))
+        };
+        let mut index = self.write();
+        match (kept, &mut unreadable) {
+            (Some(entry), _) => drop(index.insert(entry)),
+            // The bucket has no readable revision any more, but this process still has one.
+            (None, Some(entry)) if entry.in_force.is_none() => {
+                entry.in_force = match index.get(&name) {
+                    Some(known) => Some(known.revision),
+                    None => (live || known_empty).then_some(0),
+                };
             }
-            Err(error) => {
-                tracing::error!(subscription = %name, %error, "a stored subscription cannot be used; the version before stays in force");
+            (None, _) => drop(index.remove(&name)),
+        }
+        drop(index);
+        if let Some(Unreadable { reason, in_force, .. }) = &unreadable {
+            match in_force {
+                Some(in_force) => tracing::error!(
+                    subscription = %name, revision, reason, in_force,
+                    "a registry entry is unreadable; an earlier revision is in force"
+                ),
+                None => tracing::error!(
+                    subscription = %name, revision, reason,
+                    "a registry entry is unreadable and no revision is left; events of its tenant wait until it \
+                     is repaired (`hub subscription apply`) or removed (`hub subscription remove`)"
+                ),
             }
         }
+        self.settle_unreadable(|entries| {
+            entries.retain(|entry| entry.name != name);
+            entries.extend(unreadable);
+        });
+        Ok(())
+    }
+
+    /// Changes the list of what is unreadable, and tells `/readyz`.
+    fn settle_unreadable(&self, change: impl FnOnce(&mut Vec<Unreadable>)) {
+        let mut entries = self.unreadable.write().unwrap_or_else(PoisonError::into_inner);
+        let were = entries.len();
+        change(&mut entries);
+        if were + entries.len() == 0 {
+            return;
+        }
+        self.readiness.note("registry", slot::note(&entries));
     }
 }
 
@@ -243,34 +305,16 @@ impl JetStream {
         Ok(self.publish(key, value, &headers).await?.seq)
     }
 
+    /// The subscription in force under a name, with the revision that the next conditional write must expect.
+    /// An error if what is stored is unreadable, down to the last revision that is kept.
     pub async fn subscription(&self, name: &SubscriptionRef) -> Result<Option<Stored>, NatsError> {
-        let (revision, subscription) = self.subscription_at(name).await?;
-        Ok(subscription.map(|subscription| Stored { subscription, revision }))
-    }
-
-    /// A subscription, and the revision that the next conditional write of it must expect: also
-    /// where there is none any more, for a removal is a revision too. 0 where there never was one.
-    pub async fn subscription_at(
-        &self,
-        name: &SubscriptionRef,
-    ) -> Result<(u64, Option<Subscription>), NatsError> {
-        let key = self.names().subscription_key(name);
-        let stream = self.names().subscriptions_stream();
-        let Some(message) = self.get_last(&stream, &key).await? else { return Ok((0, None)) };
-        if message.header("KV-Operation").is_some() {
-            return Ok((message.sequence, None));
-        }
-        let unusable = |reason| NatsError::Answer { subject: key.clone(), reason };
-        if let Some(malformed) = message.malformed() {
-            return Err(unusable(malformed.to_string()));
-        }
-        let subscription: Subscription =
-            serde_json::from_slice(&message.payload).map_err(|error| unusable(error.to_string()))?;
-        if subscription.reference().is_ok_and(|stored| stored == *name) {
-            Ok((message.sequence, Some(subscription)))
-        } else {
-            let other = format!("{}/{}", subscription.tenant, subscription.id);
-            Err(unusable(format!("the entry is that of {other}; `hub provision` moves it to its own key")))
+        let Slot { revision, subscription, unreadable } = self.subscription_slot(name).await?;
+        match (subscription, unreadable) {
+            (Some((subscription, _)), _) => Ok(Some(Stored { subscription, revision })),
+            (None, Some(Unreadable { reason, in_force: None, .. })) => {
+                Err(NatsError::Answer { subject: self.names().subscription_key(name), reason })
+            }
+            (None, _) => Ok(None),
         }
     }
 
@@ -285,19 +329,33 @@ impl JetStream {
             .collect::<Vec<_>>();
         found.sort_unstable();
         let mut stored = Vec::with_capacity(found.len());
+        let mut unreadable = None;
         for name in found {
-            stored.extend(self.subscription(&name).await?);
+            match self.subscription(&name).await {
+                Ok(one) => stored.extend(one),
+                // That of one tenant is in no other's way.
+                Err(error @ NatsError::Answer { .. }) => unreadable = Some(error),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(stored)
+        match unreadable {
+            Some(error) if stored.is_empty() => Err(error),
+            _ => Ok(stored),
+        }
     }
 
-    /// All subscriptions, in order of their ids and tenants.
+    /// All subscriptions in force, in order of their ids and tenants.
     pub async fn subscriptions(&self) -> Result<Vec<Stored>, NatsError> {
+        Ok(self.registry_listing().await?.subscriptions)
+    }
+
+    /// What the bucket holds: the subscriptions in force, and which entries are unreadable.
+    pub async fn registry_listing(&self) -> Result<Listing, NatsError> {
         let names = self.names().clone();
         let stream = names.subscriptions_stream();
         let mut found = std::collections::BTreeMap::new();
         if self.stream_info(&stream).await?.state.messages == 0 {
-            return Ok(Vec::new());
+            return Ok(Listing::default());
         }
         let options = ScanOptions {
             filters: vec![names.subscriptions_filter()],
@@ -310,32 +368,14 @@ impl JetStream {
                 match tokio::time::timeout(self.request_timeout(), scan.next()).await {
                     Ok(event) => match event? {
                         ScanEvent::Message(message) => {
-                            let key = message.subject.clone();
-                            if let Some(malformed) = message.malformed() {
-                                tracing::warn!(key, error = %malformed, "a stored subscription cannot be read");
+                            let Some(name) = names
+                                .subscription_of_key(&message.subject)
+                                .and_then(SubscriptionRef::from_token)
+                            else {
                                 continue;
-                            }
-                            if message.header("KV-Operation").is_some() {
-                                found.remove(&key);
-                                continue;
-                            }
-                            let revision = message.stream_sequence;
-                            match serde_json::from_slice::<Subscription>(&message.payload) {
-                                Ok(subscription) if self.is_key_of(&key, &subscription) => {
-                                    found.insert(key, Stored { subscription, revision });
-                                }
-                                Ok(other) => {
-                                    let subscription = format!("{}/{}", other.tenant, other.id);
-                                    tracing::warn!(
-                                        key,
-                                        subscription,
-                                        "a registry entry is stored under the key of another subscription"
-                                    );
-                                }
-                                Err(error) => {
-                                    tracing::warn!(key, %error, "a stored subscription cannot be read");
-                                }
-                            }
+                            };
+                            let slot = self.slot_of(&name, &Revision::delivered(&message)).await?;
+                            found.insert(name, slot);
                         }
                         ScanEvent::Lost => {
                             scan.end().await;
@@ -346,15 +386,19 @@ impl JetStream {
                 }
             }
             scan.end().await;
-            let mut found: Vec<Stored> = found.into_values().collect();
-            found.sort_by(|Stored { subscription: one, .. }, Stored { subscription: other, .. }| {
-                (&one.id, &one.tenant).cmp(&(&other.id, &other.tenant))
-            });
-            return Ok(found);
+            let mut listing = Listing::default();
+            for Slot { revision, subscription, unreadable } in found.into_values() {
+                listing
+                    .subscriptions
+                    .extend(subscription.map(|(one, _)| Stored { subscription: one, revision }));
+                listing.unreadable.extend(unreadable);
+            }
+            listing.subscriptions.sort_by(
+                |Stored { subscription: one, .. }, Stored { subscription: other, .. }| {
+                    (&one.id, &one.tenant).cmp(&(&other.id, &other.tenant))
+                },
+            );
+            return Ok(listing);
         }
-    }
-
-    fn is_key_of(&self, key: &str, subscription: &Subscription) -> bool {
-        subscription.reference().is_ok_and(|name| self.names().subscription_key(&name) == key)
     }
 }

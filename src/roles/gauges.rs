@@ -34,6 +34,9 @@ impl Gauges {
     async fn read(&self) -> Result<(), NatsError> {
         let names = self.js.names();
         self.metrics.subscriptions(self.registry.read().len());
+        let unreadable = self.registry.unreadable();
+        let lost = unreadable.iter().filter(|entry| entry.in_force.is_none()).count();
+        self.metrics.unreadable_entries(unreadable.len() - lost, lost);
         self.metrics.events_depth(self.js.stream_info(&names.events_stream()).await?.state.messages);
         for domain in &self.domains {
             let outbox = self.js.stream_info(&names.outbox_stream(domain)).await?.state.messages;

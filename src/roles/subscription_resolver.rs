@@ -63,6 +63,9 @@ impl Lookup for FromRegistry {
                 tracing::warn!(%error, "the subscription registry cannot be asked; the caller comes again");
                 return Err(LookupError("the registry cannot be asked now".to_owned()));
             }
+            if self.registry.is_incomplete(&tenant) {
+                return Err(LookupError("a subscription of the tenant is unreadable".to_owned()));
+            }
             Ok(self.registry.read().of_key(&tenant, &key))
         })
     }

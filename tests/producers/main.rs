@@ -6,6 +6,7 @@ mod support;
 
 mod accounts;
 mod ids;
+mod registry;
 mod secured;
 mod tenants;
 

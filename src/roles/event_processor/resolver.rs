@@ -20,6 +20,8 @@ use crate::subscriptions_grpc::{ResolveError, ResolverClient};
 const QUESTIONS_IN_FLIGHT: usize = 16;
 /// When the registry cannot be asked, its events come again after this.
 const REGISTRY_DOWN_DELAY: Duration = Duration::from_secs(1);
+/// When a subscription of the tenant is unreadable, the tenant's events come again after this.
+const INCOMPLETE_DELAY: Duration = Duration::from_secs(5);
 /// Tenant and key that are asked for at the start, before there is an event: any will do.
 const FIRST_QUESTION: (&str, &str) = ("default", "hub.started");
 /// Questions whose refused answers are remembered as told.
@@ -99,6 +101,8 @@ impl Resolution {
     /// Who gets the event; the error says how long it waits.
     pub(super) fn matching(&self, event: &Event) -> Result<Vec<Arc<Entry>>, Duration> {
         match self {
+            // Who gets it cannot be said as long as one of the tenant's subscriptions is unreadable.
+            Self::Registry(registry) if registry.is_incomplete(&event.tenant) => Err(INCOMPLETE_DELAY),
             Self::Registry(registry) => Ok(registry.read().matching(event)),
             Self::Answers(answers) => {
                 match answers.get(&(event.tenant.clone(), event.key.as_str().to_owned())) {

@@ -3,17 +3,17 @@
 use time::OffsetDateTime;
 
 use crate::domain::subscription::{State, SubscriptionRef};
-use crate::nats::JetStream;
+use crate::nats::{JetStream, Slot};
 
 /// Writes it as disabled, if it still is as it was when the attempt was made: whoever changed it
 /// meanwhile, to another endpoint perhaps, or created it again, is not overruled.
 pub(super) async fn disable(js: &JetStream, name: &SubscriptionRef, revision: u64, reason: &str) {
-    let written = match js.subscription_at(name).await {
-        Ok((current, Some(mut subscription)))
+    let written = match js.subscription_slot(name).await {
+        Ok(Slot { revision: last, subscription: Some((mut subscription, current)), .. })
             if current == revision && subscription.state == State::Active =>
         {
             subscription.disable(reason.to_owned(), OffsetDateTime::now_utc());
-            js.put_subscription(&subscription, Some(revision)).await
+            js.put_subscription(&subscription, Some(last)).await
         }
         // Gone, changed, or disabled by another attempt.
         Ok(_) => return,
