@@ -4,7 +4,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use integration_hub::cli::{Cli, logging};
 
 #[global_allocator]
@@ -14,7 +13,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// layers, the log, the runtime, the one command, its answer as the exit code. A command owns all
 /// that it starts and has stopped it when it returns. The last lines of the log are written at the end.
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     let answer = (|| {
         let settings = cli.settings()?;
         logging::start(cli.log_plan(), &settings.log);

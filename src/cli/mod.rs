@@ -17,6 +17,7 @@ mod serve;
 mod subscription;
 mod token;
 
+use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -111,7 +112,45 @@ enum Command {
     Bench(crate::bench::Options),
 }
 
+/// Global options that take a value, beside `--set`.
+const WITH_VALUE: [&str; 4] = ["--config", "--nats-url", "--output", "-o"];
+
+/// What stands as `--set` before the command.
+fn set_before_the_command(args: &[OsString]) -> Vec<(String, String)> {
+    let mut args = args.iter().skip(1).filter_map(|arg| arg.to_str());
+    let mut found = Vec::new();
+    while let Some(arg) = args.next().filter(|arg| arg.starts_with('-')) {
+        let pair = match arg.strip_prefix("--set") {
+            Some("") => args.next(),
+            Some(rest) => rest.strip_prefix('='),
+            None => {
+                if WITH_VALUE.contains(&arg) {
+                    args.next();
+                }
+                None
+            }
+        };
+        found.extend(pair.and_then(|pair| key_and_value(pair).ok()));
+    }
+    found
+}
+
 impl Cli {
+    /// Reads the command line; a usage error ends the process, with 2. Of a global option that stands before and after
+    /// the command, clap keeps what stands after it.
+    pub fn read() -> Self {
+        Self::read_from(std::env::args_os().collect()).unwrap_or_else(|error| error.exit())
+    }
+
+    fn read_from(args: Vec<OsString>) -> Result<Self, clap::Error> {
+        let before = set_before_the_command(&args);
+        let mut cli = Self::try_parse_from(args)?;
+        if !cli.set.starts_with(&before) {
+            cli.set.splice(0..0, before);
+        }
+        Ok(cli)
+    }
+
     /// The settings in all their layers. The demo and the bench bring their own: whatever lies in
     /// the working directory is not theirs.
     pub fn settings(&self) -> Result<Settings, SettingsError> {
@@ -218,4 +257,29 @@ fn read_input(file: &Path) -> Result<Vec<u8>, CliError> {
         return Ok(bytes);
     }
     std::fs::read(file).map_err(|source| CliError::File { path: file.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_may_stand_before_and_after_the_command() {
+        let read = |line: &str| {
+            let cli = Cli::read_from(line.split(' ').map(OsString::from).collect()).expect("a command line");
+            cli.set.into_iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        for (line, set) in [
+            ("hub --set a.b=1 serve --dev", "a.b=1"),
+            ("hub serve --dev --set a.b=1", "a.b=1"),
+            ("hub --set a.b=1 --config x serve --set c.d=2", "a.b=1 c.d=2"),
+            (
+                "hub -v --output json --set=a.b=1 --nats-url nats://x --set e.f=3 serve --set=a.b=2",
+                "a.b=1 e.f=3 a.b=2",
+            ),
+            ("hub serve", ""),
+        ] {
+            assert_eq!(read(line), set, "{line}");
+        }
+    }
 }
