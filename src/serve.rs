@@ -200,7 +200,8 @@ impl Hub {
         if options.roles.contains(&Role::Api) {
             let api = Api::bind("api.listen", settings.api.listen, signs).await?;
             api_address = api.address();
-            let management = Management::new(js.clone(), Arc::new(settings.clone()))?;
+            let management =
+                Management::new(js.clone(), Arc::new(settings.clone()))?.with_index(registry.clone());
             let (orders, runner) = OrderDesk::new(management.clone());
             tasks.graceful("bulk orders", runner.run(stop.clone()));
             let resources = Resources {

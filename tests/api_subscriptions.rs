@@ -424,3 +424,71 @@ async fn a_subscription_is_paused_tested_and_given_a_new_secret() {
         "a secret in the log"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_filter_has_so_many_comparisons_on_all_its_levels() {
+    let broker = TestBroker::start().await;
+    let hub = hub(&broker).await;
+    let api = ApiClient::with_scopes(&hub, "admin", "read,manage", None).await;
+    let filtered = |comparisons: usize| {
+        let leaves = vec![json!({"exact": {"source": "x"}}); comparisons];
+        let mut one = plain("filtered");
+        one["filter"] = json!([{ "any": leaves }]);
+        one
+    };
+    for comparisons in [257, 24_000] {
+        let problem = api.post("/v1/subscriptions", &filtered(comparisons)).await.expect_field(400, "filter");
+        let detail = problem["detail"].as_str().expect("a text");
+        assert!(
+            detail.contains(&format!("{comparisons} comparisons")) && detail.contains("at most 256"),
+            "{detail}"
+        );
+    }
+    api.post("/v1/subscriptions", &filtered(256)).await.expect(201);
+    let file = hub.folder().join("filtered.json");
+    std::fs::write(&file, filtered(24_000).to_string()).expect("written");
+    let refused = hub.cli(&["subscription", "apply", "-f", &file.to_string_lossy()]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(support::print_output(&refused).contains("filter: has 24000 comparisons"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_has_no_more_subscriptions_than_its_quota() {
+    let broker = TestBroker::start().await;
+    let settings = "[quotas]\nsubscriptions = 2\n[[tenants]]\nname = \"big\"\nsubscriptions = 3\n";
+    let mut hub = Hub::serve(&broker.url(), settings, &["--role", "api"]);
+    hub.ready().await;
+    let of = |tenant: &str, number: usize| {
+        let mut one = plain(&format!("{tenant}-{number}"));
+        one["tenant"] = tenant.into();
+        one
+    };
+    for (tenant, limit, setting) in
+        [("acme", 2, "quotas.subscriptions"), ("big", 3, "tenants[big].subscriptions")]
+    {
+        let api = ApiClient::with_scopes(&hub, tenant, "read,manage", Some(tenant)).await;
+        for number in 0..limit {
+            api.post("/v1/subscriptions", &of(tenant, number)).await.expect(201);
+        }
+        let problem = api.post("/v1/subscriptions", &of(tenant, limit)).await.expect(409);
+        let detail = problem["detail"].as_str().expect("a text");
+        assert!(detail.contains(&format!("{limit} subscriptions")) && detail.contains(setting), "{detail}");
+        assert_eq!(problem["type"], "urn:integration-hub:problem:quota-exceeded");
+        // What is there may be written again; and by the command line no more are made.
+        api.post("/v1/subscriptions", &of(tenant, 0)).await.expect(200);
+        let file = hub.folder().join("one.json");
+        std::fs::write(&file, of(tenant, limit).to_string()).expect("written");
+        let refused = hub.cli(&["subscription", "apply", "-f", &file.to_string_lossy()]).await;
+        assert_ne!(refused.status.code(), Some(0));
+        assert!(support::print_output(&refused).contains(setting), "{}", support::print_output(&refused));
+        // One that goes makes room.
+        api.delete(&format!("/v1/subscriptions/{tenant}-0"), &[]).await.expect(204);
+        api.post("/v1/subscriptions", &of(tenant, limit)).await.expect(201);
+    }
+    // Several at once are counted together.
+    let file = hub.folder().join("many.json");
+    std::fs::write(&file, json!([of("new", 0), of("new", 1), of("new", 2)]).to_string()).expect("written");
+    let refused = hub.cli(&["subscription", "apply", "-f", &file.to_string_lossy()]).await;
+    assert_ne!(refused.status.code(), Some(0));
+    assert!(support::print_output(&refused).contains("quotas.subscriptions"));
+}

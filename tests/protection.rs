@@ -317,3 +317,43 @@ async fn a_web_page_cannot_use_an_api_that_asks_for_no_token() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_publishes_within_its_rate_over_the_api_and_waits_its_turn_over_nats() {
+    let broker = TestBroker::start().await;
+    let settings = "[[tenants]]\nname = \"acme\"\nevents_per_second = 1\n";
+    let mut hub = Hub::serve(&broker.url(), settings, &["--role", "api"]);
+    hub.ready().await;
+    let acme = ApiClient::with_scopes(&hub, "acme", "publish", Some("acme")).await;
+    let other = ApiClient::with_scopes(&hub, "other", "publish", Some("other")).await;
+    let operator = ApiClient::with_scopes(&hub, "operator", "publish", None).await;
+    let event = |id: &str, tenant: &str| json!({"specversion": "1.0", "id": id, "source": "/idp", "type": "user.created", "tenant": tenant});
+    let batch = async |api: &ApiClient, tenant: &str, from: usize, count: usize| {
+        let events: Vec<Value> =
+            (from..from + count).map(|number| event(&format!("{tenant}-{number}"), tenant)).collect();
+        let headers = [("content-type", "application/cloudevents-batch+json")];
+        api.send("POST", "/v1/events", &headers, Some(Value::from(events).to_string().into_bytes())).await
+    };
+    // More than ten seconds' worth at once is owed; the next is told how long to wait.
+    batch(&acme, "acme", 0, 600).await.expect(202);
+    let answer = batch(&acme, "acme", 600, 1).await;
+    let problem = answer.expect(429);
+    assert!(
+        problem["detail"].as_str().expect("a text").contains("tenants[acme].events_per_second"),
+        "{problem}"
+    );
+    assert!(answer.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 100), "{answer:?}");
+    // Others go on, and an operator may publish for it.
+    batch(&other, "other", 0, 600).await.expect(202);
+    batch(&operator, "acme", 600, 600).await.expect(202);
+    // Over NATS nothing is refused.
+    let context = broker.jetstream().await;
+    for number in 0..50 {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Hub-Tenant", "acme");
+        let sent = context
+            .publish_with_headers("hub.events.user.created", headers, format!("{number}").into())
+            .await;
+        sent.expect("sent").await.expect("stored");
+    }
+}

@@ -59,6 +59,10 @@ impl Admission {
             shares,
         }
     }
+
+    pub(super) fn shares(&self) -> &Shares {
+        &self.shares
+    }
 }
 
 /// Around every request of the management API.

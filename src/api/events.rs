@@ -26,10 +26,12 @@ use super::access::Publisher;
 use super::body;
 use super::openapi::{Body, Usual};
 use super::problem::Problem;
+use super::shares::Holder;
+use crate::domain::access::Caller;
 use crate::domain::field_error::FieldError;
 use crate::management::ManagementError;
 use crate::management::publishing::{Checked, EventForm, Published};
-use crate::settings::Settings;
+use crate::settings::{Quota, Settings};
 
 /// Events of one batch.
 const MOST_EVENTS: usize = 1_000;
@@ -41,6 +43,8 @@ const PUBLISHES: usize = 1_024;
 const HEADROOM: usize = 64 * 1024;
 /// The largest batch, in the largest events that it could hold.
 const BATCH_FACTOR: usize = 8;
+/// A tenant's burst of events, in seconds of its rate.
+const BURST_SECONDS: usize = 10;
 /// Traces at once: each reads through all streams.
 const TRACES: usize = 4;
 
@@ -131,8 +135,9 @@ async fn publish(
     let content = Content::of(&headers)?;
     let headers = form::headers(content, &headers)?;
     let management = &state.management;
-    let events = if content == Content::Batch {
-        let texts = form::batch(&body)?;
+    let texts = if content == Content::Batch { Some(form::batch(&body)?) } else { None };
+    within_quota(&state, &caller, texts.as_ref().map_or(1, Vec::len))?;
+    let events = if let Some(texts) = texts {
         let mut checked = Vec::with_capacity(texts.len());
         for (index, text) in texts.iter().enumerate() {
             let form = EventForm {
@@ -150,6 +155,22 @@ async fn publish(
         vec![publish_one(&state, &event).await?]
     };
     Ok((StatusCode::ACCEPTED, axum::Json(Accepted { events })).into_response())
+}
+
+/// Counts events of a tenant's token against its rate.
+fn within_quota(state: &State, caller: &Caller, events: usize) -> Result<(), Problem> {
+    let Some(tenant) = caller.tenant() else { return Ok(()) };
+    let Quota { limit, setting } = state.management.settings().event_quota(tenant);
+    let burst = limit.saturating_mul(BURST_SECONDS);
+    let taken = state.published.take(Holder::Tenant(tenant.to_owned()), events, limit, burst);
+    taken.map_err(|wait| {
+        let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+        let text = format!(
+            "the tenant {tenant:?} publishes more than {limit} events a second, as many as {setting} allows; try again \
+             in {seconds} s"
+        );
+        Problem::too_many(seconds, text)
+    })
 }
 
 async fn publish_one(state: &State, event: &Checked<'_>) -> Result<Published, ManagementError> {

@@ -36,6 +36,7 @@ use access::Access;
 use admission::Admission;
 use connections::Caps;
 use problem::{Kind, Problem};
+use shares::Rates;
 pub use signs::Signs;
 
 use crate::health::ReadyFlag;
@@ -81,6 +82,8 @@ pub(crate) struct State {
     access: Access,
     metrics: Metrics,
     admission: Admission,
+    /// Events that tenants have published.
+    published: Rates,
     bounds: events::Bounds,
 }
 
@@ -157,6 +160,7 @@ fn management(resources: Resources, metrics: Metrics) -> Router {
         access: Access::new(management.clone(), anonymous),
         admission: Admission::new(management.settings(), anonymous),
         bounds: events::Bounds::new(management.settings()),
+        published: Rates::new(),
         management,
         registry,
         orders,

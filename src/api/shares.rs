@@ -20,6 +20,7 @@ pub(super) enum Holder {
 pub(super) enum What {
     Requests,
     BodyBytes,
+    Traces,
 }
 
 type Key = (Holder, What);

@@ -5,6 +5,7 @@ use crate::domain::field_error::FieldError;
 use crate::domain::outbox::Status;
 use crate::nats::{ApiError, NatsError};
 use crate::seal::SealError;
+use crate::settings::Quota;
 use crate::store::StoreError;
 
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,19 @@ pub enum ManagementError {
     /// As many bulk orders run in this process as it takes.
     #[error("{limit} orders run already; place this one when one of them has ended")]
     TooManyOrders { limit: usize },
+    /// As many bulk orders of a tenant run in this process as its quota allows.
+    #[error(
+        "the tenant {tenant:?} has {} bulk orders in hand, as many as {} allows; place this one when one of them has ended",
+        .quota.limit, .quota.setting
+    )]
+    TooManyOrdersOf { tenant: String, quota: Quota },
+    /// A tenant has as many subscriptions as its quota allows.
+    #[error(
+        "{id}: the tenant {tenant:?} has {} subscriptions, as many as {} allows; remove one that is not needed, or raise the \
+         setting",
+        .quota.limit, .quota.setting
+    )]
+    TooManySubscriptions { id: String, tenant: String, quota: Quota },
     #[error("this process is stopping; another takes the order")]
     Stopping,
     /// A bulk order that stopped on its way.

@@ -15,6 +15,7 @@ mod subscriptions;
 pub mod traces;
 mod unreadable;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 pub use error::ManagementError;
@@ -49,6 +50,10 @@ pub struct Management {
     sealer: Option<Arc<Sealer>>,
     message_ids: Arc<OnceCell<MessageIds>>,
     publishing: Arc<publishing::UnderWay>,
+    /// The index that this process follows, if it does.
+    index: Option<Registry>,
+    /// Without an index: how many subscriptions each tenant has, read once, and with those that are planned since.
+    counted: Arc<tokio::sync::Mutex<Option<HashMap<String, usize>>>>,
 }
 
 impl Management {
@@ -59,12 +64,26 @@ impl Management {
 
     /// A hub of which no credential is touched: the master key is not even read.
     pub fn without_secrets(js: JetStream, settings: Arc<Settings>) -> Self {
-        Self { js, settings, sealer: None, message_ids: Arc::default(), publishing: Arc::default() }
+        Self {
+            js,
+            settings,
+            sealer: None,
+            message_ids: Arc::default(),
+            publishing: Arc::default(),
+            index: None,
+            counted: Arc::default(),
+        }
     }
 
     /// Asked of the broker at most once.
     async fn message_ids(&self) -> Result<&MessageIds, NatsError> {
         self.message_ids.get_or_try_init(|| configured::message_ids(&self.js, self.sealer())).await
+    }
+
+    /// With the index that this process follows, in which subscriptions are counted.
+    #[must_use]
+    pub fn with_index(self, index: Registry) -> Self {
+        Self { index: Some(index), ..self }
     }
 
     pub fn jet_stream(&self) -> &JetStream {

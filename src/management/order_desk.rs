@@ -5,6 +5,7 @@
 //! began: first to count, then to act. So memory does not grow with it, and what an order brings
 //! back and fails again is not ordered a second time.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -44,6 +45,45 @@ pub struct OrderDesk {
     management: Management,
     jobs: mpsc::Sender<Job>,
     room: std::sync::Arc<tokio::sync::Semaphore>,
+    tenants: OfTenants,
+}
+
+/// How many orders of each tenant are in hand. Cheap to clone.
+#[derive(Clone, Default)]
+struct OfTenants(std::sync::Arc<std::sync::Mutex<HashMap<String, usize>>>);
+
+/// A tenant's place among its own; dropping it gives it back.
+struct Place {
+    tenant: String,
+    of_tenants: OfTenants,
+}
+
+impl OfTenants {
+    fn counts(&self) -> std::sync::MutexGuard<'_, HashMap<String, usize>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn take(&self, tenant: &str, limit: usize) -> Option<Place> {
+        let mut counts = self.counts();
+        let count = counts.entry(tenant.to_owned()).or_default();
+        if limit > 0 && *count >= limit {
+            return None;
+        }
+        *count += 1;
+        Some(Place { tenant: tenant.to_owned(), of_tenants: self.clone() })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.of_tenants.counts();
+        if let Some(count) = counts.get_mut(&self.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.tenant);
+            }
+        }
+    }
 }
 
 /// The task side: carries out what the desk takes.
@@ -58,6 +98,8 @@ struct Job {
     filter: DeadLetterFilter,
     /// Its place among those that run at once.
     _room: tokio::sync::OwnedSemaphorePermit,
+    /// The same among those of its tenant.
+    _place: Option<Place>,
 }
 
 impl OrderDesk {
@@ -65,12 +107,20 @@ impl OrderDesk {
         let (sender, jobs) = mpsc::channel(MOST_ORDERS);
         let room = std::sync::Arc::new(tokio::sync::Semaphore::new(MOST_ORDERS));
         let runner = OrderRunner { management: management.clone(), jobs };
-        (Self { management, jobs: sender, room }, runner)
+        (Self { management, jobs: sender, room, tenants: OfTenants::default() }, runner)
     }
 
     /// Takes an order. It is kept before this returns, and begun at once.
     pub async fn place(&self, caller: &Caller, bulk: BulkOrder) -> Result<Order, ManagementError> {
         self.management.domain_names(&bulk.filter.domains)?;
+        let place = match caller.tenant() {
+            None => None,
+            Some(tenant) => {
+                let quota = self.management.settings().bulk_job_quota(tenant);
+                let full = |quota| ManagementError::TooManyOrdersOf { tenant: tenant.to_owned(), quota };
+                Some(self.tenants.take(tenant, quota.limit).ok_or_else(|| full(quota))?)
+            }
+        };
         let full = |_| ManagementError::TooManyOrders { limit: MOST_ORDERS };
         let room = self.room.clone().try_acquire_owned().map_err(full)?;
         // There are as many slots as there is room for, so only a stop takes them away.
@@ -93,7 +143,7 @@ impl OrderDesk {
             tenant: bulk.filter.tenant.clone(),
         };
         let revision = self.management.js.put_order(&order, 0).await?;
-        slot.send(Job { order: order.clone(), revision, filter: bulk.filter, _room: room });
+        slot.send(Job { order: order.clone(), revision, filter: bulk.filter, _room: room, _place: place });
         Ok(order)
     }
 
@@ -180,12 +230,13 @@ struct InHand {
     revision: u64,
     filter: DeadLetterFilter,
     _room: tokio::sync::OwnedSemaphorePermit,
+    _place: Option<Place>,
 }
 
 impl InHand {
     fn new(js: &JetStream, job: Job) -> Self {
-        let Job { order, revision, filter, _room } = job;
-        Self { js: js.clone(), order, revision, filter, _room }
+        let Job { order, revision, filter, _room, _place } = job;
+        Self { js: js.clone(), order, revision, filter, _room, _place }
     }
 
     async fn carry_out(mut self, management: &Management, stop: &CancellationToken) {
@@ -369,5 +420,23 @@ impl<'a> Reading<'a> {
         let Some(mut page) = page else { return Ok(None) };
         page.retain(|entry| entry.sequence <= self.end);
         Ok((!page.is_empty()).then_some(page))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_has_so_many_orders_in_hand_and_the_others_theirs() {
+        let in_hand = OfTenants::default();
+        let first = in_hand.take("acme", 2).unwrap();
+        let _second = in_hand.take("acme", 2).unwrap();
+        assert!(in_hand.take("acme", 2).is_none());
+        let _other = in_hand.take("globex", 2).unwrap();
+        assert!(in_hand.take("acme", 0).is_some(), "0 is no limit");
+        drop(first);
+        assert!(in_hand.take("acme", 2).is_some());
+        assert_eq!(in_hand.counts().len(), 2);
     }
 }

@@ -15,7 +15,11 @@ use super::{DEFAULTS, Problem, SettingsError};
 const VARIABLE: &str = "HUB__";
 /// The lists of tables, whose entries are merged by name, each with what an entry holds that leaves it out.
 /// A domain's pool is the one thing that has a default there; the rest is as its struct says.
-const LISTS: [(&str, &[(&str, i64)]); 2] = [("domains", &[("concurrency", 64)]), ("external_brokers", &[])];
+const LISTS: [(&str, &[(&str, i64)]); 3] =
+    [("domains", &[("concurrency", 64)]), ("external_brokers", &[]), ("tenants", &[])];
+/// What the entries of a list without defaults may hold.
+const ENTRIES: [(&str, &[&str]); 2] =
+    [("external_brokers", &super::ExternalBroker::FIELDS), ("tenants", &super::Tenant::FIELDS)];
 
 /// One value of the environment or of a flag, by its dotted key.
 struct Given {
@@ -185,17 +189,18 @@ fn refuse_unknown(
                 ));
             }
             (Some(Toml::Array(items)), Toml::Array(given)) => {
-                // What an entry may hold is told by the first default, or for brokers, of which there is
-                // none, here.
-                let brokers: Table;
+                // What an entry may hold is told by the first default, or, where there is none, by its fields.
+                let entries: Table;
                 let known = match items.first() {
                     Some(Toml::Table(known)) => known,
-                    _ if key == "external_brokers" => {
-                        let field = |name: &&str| ((*name).to_owned(), Toml::Boolean(true));
-                        brokers = super::ExternalBroker::FIELDS.iter().map(field).collect();
-                        &brokers
-                    }
-                    _ => continue,
+                    _ => match ENTRIES.iter().find(|(list, _)| *list == key) {
+                        Some((_, fields)) => {
+                            let field = |name: &&str| ((*name).to_owned(), Toml::Boolean(true));
+                            entries = fields.iter().map(field).collect();
+                            &entries
+                        }
+                        None => continue,
+                    },
                 };
                 for (position, item) in given.iter().enumerate() {
                     let Toml::Table(item) = item else {
@@ -230,7 +235,9 @@ fn nearest(key: &str, all: &Table) -> Option<String> {
     };
     let mut candidates = Vec::new();
     collect_keys(all, "", &mut candidates);
-    candidates.extend(super::ExternalBroker::FIELDS.iter().map(|field| format!("external_brokers.{field}")));
+    for (list, fields) in ENTRIES {
+        candidates.extend(fields.iter().map(|field| format!("{list}.{field}")));
+    }
     let score = |candidate: &str| {
         let whole = strsim::normalized_damerau_levenshtein(&plain, candidate);
         let part = strsim::normalized_damerau_levenshtein(&last(&plain), &last(candidate));

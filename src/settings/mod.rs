@@ -7,6 +7,7 @@
 mod external_broker;
 mod layers;
 mod outbox;
+mod quotas;
 mod secret;
 mod show;
 mod size;
@@ -29,6 +30,7 @@ use crate::domain::outbox::is_external_broker;
 
 pub use external_broker::{ExternalBroker, Mechanism, Provider};
 pub use outbox::{Outbox, Pooler};
+pub use quotas::{Quota, Quotas, Tenant};
 pub use secret::{NoSecret, SecretName};
 
 /// The first layer, and the manual of every setting.
@@ -46,6 +48,9 @@ pub struct Settings {
     pub domains: Vec<Domain>,
     /// Where published events of the outbox may go, beside the internal broker, and subscriptions.
     pub external_brokers: Vec<ExternalBroker>,
+    /// Tenants with quotas of their own.
+    pub tenants: Vec<Tenant>,
+    pub quotas: Quotas,
     pub events: Events,
     pub delivery: Delivery,
     pub redrive: Redrive,

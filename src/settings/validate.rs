@@ -22,6 +22,7 @@ impl Settings {
         found.subscriptions();
         found.outbox();
         found.external_brokers();
+        found.tenants();
         found.rest();
         if found.problems.is_empty() { Ok(()) } else { Err(SettingsError::Invalid(found.problems)) }
     }

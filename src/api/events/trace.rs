@@ -16,10 +16,12 @@ use crate::api::access::Reader;
 use crate::api::openapi::{Missing, Usual};
 use crate::api::problem::{Kind, Problem};
 use crate::api::query::{Asked, PathPart};
+use crate::api::shares::{Holder, What};
 use crate::domain::duration;
 use crate::domain::trace::Trace;
 use crate::management::domain_names;
 use crate::management::traces::TraceRequest;
+use crate::settings::Quota;
 
 /// How long is looked for an event where nothing is said, and at most: below the time for a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,6 +76,20 @@ async fn trace(
         since: since.map_err(|problem| Problem::field("since", problem))?,
         tenant: caller.tenant().map(str::to_owned),
         timeout: timeout(query.timeout.as_deref()).map_err(|problem| Problem::field("timeout", problem))?,
+    };
+    let _share = match caller.tenant() {
+        None => None,
+        Some(tenant) => {
+            let Quota { limit, setting } = state.management.settings().trace_quota(tenant);
+            let share =
+                state.admission.shares().take(Holder::Tenant(tenant.to_owned()), What::Traces, 1, limit);
+            Some(share.ok_or_else(|| {
+                let text = format!(
+                    "the tenant {tenant:?} has {limit} traces in hand, as many as {setting} allows; try again when one is done"
+                );
+                Problem::too_many(1, text)
+            })?)
+        }
     };
     let Ok(_permit) = state.bounds.traces.try_acquire() else {
         return Err(Problem::later(1, "the API follows as many events as it does at once; try again"));

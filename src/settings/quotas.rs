@@ -1,0 +1,84 @@
+//! What one tenant may have, so that none takes the others' part.
+
+use serde::Deserialize;
+
+use super::Settings;
+use super::validate::Findings;
+use crate::domain::access::check_tenant;
+
+/// `[quotas]`: of each tenant; 0 for no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quotas {
+    pub subscriptions: usize,
+    pub events_per_second: usize,
+    pub bulk_jobs: usize,
+    pub traces: usize,
+}
+
+/// `[[tenants]]`: of one tenant; what is left out is as `[quotas]` says.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tenant {
+    pub name: String,
+    pub subscriptions: Option<usize>,
+    pub events_per_second: Option<usize>,
+    pub bulk_jobs: Option<usize>,
+    pub traces: Option<usize>,
+}
+
+/// A limit and the setting that it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quota {
+    pub limit: usize,
+    /// `quotas.traces`, or `tenants[acme].traces`.
+    pub setting: String,
+}
+
+impl Tenant {
+    /// What an entry may hold.
+    pub(super) const FIELDS: [&'static str; 5] =
+        ["name", "subscriptions", "events_per_second", "bulk_jobs", "traces"];
+}
+
+macro_rules! quotas {
+    ($($(#[$doc:meta])* $name:ident: $field:ident),+ $(,)?) => {
+        impl Settings {
+            $($(#[$doc])*
+            pub fn $name(&self, tenant: &str) -> Quota {
+                let own = self.tenants.iter().find(|entry| entry.name == tenant);
+                match own.and_then(|entry| entry.$field) {
+                    Some(limit) => Quota {
+                        limit,
+                        setting: format!("tenants[{tenant}].{}", stringify!($field)),
+                    },
+                    None => Quota {
+                        limit: self.quotas.$field,
+                        setting: format!("quotas.{}", stringify!($field)),
+                    },
+                }
+            })+
+        }
+    };
+}
+
+quotas!(
+    /// Subscriptions that a tenant may have.
+    subscription_quota: subscriptions,
+    /// Events that a tenant may publish over the API in a second.
+    event_quota: events_per_second,
+    /// Bulk orders of a tenant at once.
+    bulk_job_quota: bulk_jobs,
+    /// Traces of a tenant at once.
+    trace_quota: traces,
+);
+
+impl Findings<'_> {
+    pub(super) fn tenants(&mut self) {
+        for tenant in &self.settings.tenants {
+            let valid = check_tenant(&tenant.name);
+            let problem = valid.as_ref().err().cloned().unwrap_or_default();
+            self.require(valid.is_ok(), &format!("tenants[{}].name", tenant.name), problem);
+        }
+    }
+}
