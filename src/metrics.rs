@@ -75,6 +75,7 @@ struct Inner {
     registry: Registry,
     events: Family<DomainLabel, Counter>,
     unmatched: Family<DomainLabel, Counter>,
+    put_aside: Counter,
     rejected: Family<RejectedLabel, Counter>,
     envelopes: Family<DomainLabel, Counter>,
     deliveries: Family<OutcomeLabel, Counter>,
@@ -122,6 +123,7 @@ impl Metrics {
         let mut registry = Registry::with_prefix("hub");
         let events = Family::<DomainLabel, Counter>::default();
         let unmatched = Family::<DomainLabel, Counter>::default();
+        let put_aside = Counter::default();
         let rejected = Family::<RejectedLabel, Counter<u64, AtomicU64>>::default();
         let envelopes = Family::<DomainLabel, Counter>::default();
         let deliveries = Family::<OutcomeLabel, Counter>::default();
@@ -149,6 +151,11 @@ impl Metrics {
             "events_unmatched",
             "Events that no subscription wanted, by domain",
             unmatched.clone(),
+        );
+        registry.register(
+            "events_put_aside",
+            "Events that went back to HUB_EVENTS for a moment, since their tenant had much work waiting",
+            put_aside.clone(),
         );
         registry.register(
             "events_rejected",
@@ -228,6 +235,7 @@ impl Metrics {
                 registry,
                 events,
                 unmatched,
+                put_aside,
                 rejected,
                 envelopes,
                 deliveries,
@@ -292,6 +300,11 @@ impl Metrics {
 
     pub fn rejected(&self, reason: &str) {
         self.inner.rejected.get_or_create(&RejectedLabel { reason: reason.to_owned() }).inc();
+    }
+
+    /// An event went back, since its tenant had much work waiting.
+    pub fn event_put_aside(&self) {
+        self.inner.put_aside.inc();
     }
 
     /// A delivery attempt failed.

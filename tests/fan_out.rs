@@ -4,6 +4,7 @@ mod support;
 
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use support::{
     Account, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, subscription,
 };
@@ -144,4 +145,117 @@ async fn restarts_in_the_middle_of_a_fan_out_lose_and_double_no_envelope() {
     .await;
     let state = client.stream(outbox).await.state;
     assert_eq!((state.messages, state.last_sequence), (18_000, 18_000));
+}
+
+/// An event of a tenant.
+async fn publish_for(client: &TestClient, tenant: &str, key: &str, data: &Value) {
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Hub-Tenant", tenant);
+    let sent =
+        client.context.publish_with_headers(format!("hub.events.{key}"), headers, data.to_string().into());
+    sent.await.expect("sent").await.expect("stored");
+}
+
+/// A filter with so many comparisons, the last one with this source.
+fn any_of(comparisons: usize, source: &str) -> Value {
+    let mut leaves: Vec<Value> =
+        (1..comparisons).map(|number| json!({"exact": {"source": format!("no-{number}")}})).collect();
+    leaves.push(json!({"exact": {"source": source}}));
+    json!([{ "any": leaves }])
+}
+
+#[tokio::test]
+async fn the_worst_that_one_tenant_may_ask_for_does_not_keep_anothers_event_waiting() {
+    const EVENTS: u64 = 1_500;
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::configured(&broker.url(), QUICK);
+    hub.cli_ok(&["provision"]).await;
+    let client = TestClient::connect(&broker.url()).await;
+    // As costly as it gets: 60 subscriptions of 256 comparisons, all of which are made and none of which holds.
+    let evil = (0..60).map(|number| {
+        let mut one = subscription(&format!("evil-{number}"), &["user.>"], &receiver.url("/evil"));
+        one["tenant"] = "evil".into();
+        one["filter"] = any_of(256, "nobody");
+        one
+    });
+    client.subscribe(evil).await;
+    let mut good = subscription("good", &["user.>"], &receiver.url("/good"));
+    good["tenant"] = "good".into();
+    client.subscribe([good]).await;
+    for number in 0..EVENTS {
+        publish_for(&client, "evil", "user.created", &json!({ "number": number })).await;
+    }
+    publish_for(&client, "good", "user.created", &json!({"user_id": "u1"})).await;
+
+    // It is the last in the stream, and is delivered while most of the others still wait.
+    hub.start();
+    receiver.wait_for("/good", 1, STEP).await;
+    let waiting = client.stream("HUB_EVENTS").await.state.messages;
+    assert!(waiting > EVENTS / 2, "only {waiting} of the {EVENTS} events before it were left");
+    // They are worked on all the same, to the last.
+    hub.metric_above("hub_events_unmatched_total", &[], EVENTS as f64 - 0.5, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    assert_eq!((receiver.count("/good"), receiver.count("/evil")), (1, 0));
+}
+
+#[tokio::test]
+async fn a_filter_from_before_the_limit_still_counts_and_is_told() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    for (id, last) in [
+        ("wants", json!({"exact": {"type": "user.created"}})),
+        ("wants-not", json!({"exact": {"type": "no"}})),
+    ] {
+        let mut one = subscription(id, &["user.>"], &receiver.url(&format!("/{id}")));
+        one["filter"] = any_of(24_000, "nobody");
+        one["filter"][0]["any"].as_array_mut().expect("a list").push(last);
+        client.subscribe([one]).await;
+    }
+    client.publish("user.created", "one").await;
+    receiver.wait_for("/wants", 1, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    assert_eq!((receiver.count("/wants"), receiver.count("/wants-not")), (1, 0));
+    hub.wait_for_log("a stored filter is larger than one may be now", STEP).await;
+}
+
+/// Of the largest configuration: 64 headers.
+fn large(id: &str, url: &str) -> Value {
+    let mut one = subscription(id, &["user.>"], url);
+    let headers = (0..64).map(|number| (format!("x-header-{number}"), Value::from("v".repeat(240))));
+    one["delivery"]["headers"] = headers.collect::<serde_json::Map<_, _>>().into();
+    one["delivery"]["timeout"] = "20s".into();
+    one
+}
+
+#[tokio::test]
+async fn a_large_event_reaches_a_large_subscription_and_all_others() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let settings = format!("{QUICK}\n[events]\nmax_size = \"1047KB\"\n");
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client
+        .subscribe([
+            large("large", &receiver.url("/large")),
+            subscription("small", &["user.>"], &receiver.url("/small")),
+        ])
+        .await;
+    publish_for(&client, "default", "user.created", &json!({"data": "x".repeat(1_033_000)})).await;
+    for path in ["/large", "/small"] {
+        let received = receiver.wait_for(path, 1, STEP).await;
+        assert_eq!(received[0].json()["data"]["data"].as_str().map(str::len), Some(1_033_000), "{path}");
+    }
+    assert_eq!(receiver.received("/large")[0].header("x-header-63"), "v".repeat(240));
+    broker.nothing_owed_within(STEP).await;
+    assert_eq!(client.stream("HUB_REJECTED").await.state.last_sequence, 0);
+    // What is too large by itself, whoever wants it, is rejected.
+    publish_for(&client, "default", "user.created", &json!({"data": "x".repeat(1_044_300)})).await;
+    hub.metric_above("hub_events_rejected_total", &["reason=\"too-large\""], 0.5, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    assert_eq!((receiver.count("/large"), receiver.count("/small")), (1, 1));
 }

@@ -250,3 +250,47 @@ async fn the_role_does_not_answer_strangers_unless_it_is_told_to() {
     let mut hub = Hub::serve(&broker.url(), &open, &["--role", "subscription-resolver"]);
     hub.ready().await;
 }
+
+#[tokio::test]
+async fn an_envelope_that_does_not_fit_with_its_delivery_is_dead_lettered_and_the_others_arrive() {
+    let answering = Answering::start().await;
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut large = subscription("large", &["user.>"], &receiver.url("/large"));
+    let headers =
+        (0..64).map(|number| (format!("x-header-{number}"), serde_json::Value::from("v".repeat(240))));
+    large["delivery"]["headers"] = headers.collect::<serde_json::Map<_, _>>().into();
+    let mut small = subscription("small", &["user.>"], &receiver.url("/small"));
+    small["delivery"]["timeout"] = "20s".into();
+    answering.client.subscribe([large, small]).await;
+    let settings = format!("{}\n[events]\nmax_size = \"1047KB\"\n", asking(answering.port, TOKEN, ""));
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Nats-Msg-Id", "one");
+    let body = json!({"data": "x".repeat(1_033_000)}).to_string();
+    let sent = client.context.publish_with_headers("hub.events.user.created", headers, body.into()).await;
+    sent.expect("sent").await.expect("stored");
+    receiver.wait_for("/small", 1, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    let list = hub.cli_json(&["dlt", "list"]).await;
+    let letters = list["dead_letters"].as_array().or_else(|| list.as_array()).expect("a list").clone();
+    assert_eq!(letters.len(), 1, "{list}");
+    for (field, value) in [
+        ("subscription", "large"),
+        ("reason", "too-large"),
+        ("fault", "subscriber"),
+        ("state", "parked"),
+        ("event_id", "one"),
+    ] {
+        assert_eq!(letters[0][field], value, "{list}");
+    }
+    // The event is kept whole with it.
+    let id = letters[0]["id"].as_str().expect("an id");
+    let shown = hub.cli_json(&["dlt", "show", id]).await.to_string();
+    assert!(shown.len() > 1_033_000, "{} bytes", shown.len());
+    assert_eq!(client.stream("HUB_REJECTED").await.state.last_sequence, 0);
+    assert_eq!(client.stream("HUB_EVENTS").await.state.messages, 0);
+    assert_eq!(receiver.count("/large"), 0);
+}

@@ -153,7 +153,8 @@ pub async fn preload(
         expected.extend(subscriptions.iter().map(|subscription| new.webhook_id(subscription)));
         let fan_out = FanOut::new(&new.event, DOMAIN);
         for Entry { subscription, delivery, .. } in &entries {
-            let envelope = fan_out.envelope(&subscription.reference, subscription.incarnation, delivery);
+            let envelope =
+                fan_out.envelope(&subscription.reference, subscription.incarnation, Some(delivery));
             batch.push(Outgoing {
                 subject: js.names().outbox(DOMAIN, SHARED_LANE, &subscription.reference.token()),
                 message_id: envelope.id,

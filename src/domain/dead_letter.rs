@@ -91,6 +91,7 @@ pub fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration]) -> Opt
             schedule.get(usize::try_from(redrives).unwrap_or(usize::MAX)).copied()
         }
         Reason::Permanent
+        | Reason::TooLarge
         | Reason::Undecodable
         | Reason::Removed
         | Reason::Paused

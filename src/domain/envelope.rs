@@ -44,9 +44,10 @@ pub struct Envelope<'a> {
     /// ([`external_metadata`](super::outbox::external_metadata)).
     #[serde(borrow, default)]
     pub external_metadata: Option<&'a RawValue>,
-    /// The subscription's delivery as it was at the fan-out, with sealed credentials.
-    #[serde(borrow)]
-    pub delivery: &'a RawValue,
+    /// The subscription's delivery as it was at the fan-out, with sealed credentials. Not there where both do not fit
+    /// into one message: the registry has it.
+    #[serde(borrow, default)]
+    pub delivery: Option<&'a RawValue>,
 }
 
 impl<'a> Envelope<'a> {
@@ -73,7 +74,7 @@ impl<'a> Envelope<'a> {
             #[serde(default)]
             rate_limit: Option<RateLimit>,
         }
-        let share: Share = serde_json::from_str(self.delivery.get()).ok()?;
+        let share: Share = serde_json::from_str(self.delivery?.get()).ok()?;
         Some((share.max_in_flight, share.rate_limit))
     }
 }
@@ -85,6 +86,9 @@ pub struct NewEnvelope {
     pub subscription: SubscriptionRef,
     pub body: Bytes,
 }
+
+/// Bytes of what an envelope says of its subscription, beside the delivery.
+const MOST_OF_ONE: usize = 256;
 
 /// The part of an envelope that all subscriptions of one event share, written once.
 pub struct FanOut<'e> {
@@ -114,15 +118,21 @@ impl<'e> FanOut<'e> {
         Self { event, shared }
     }
 
+    /// The most bytes that an envelope without a delivery takes.
+    pub fn largest_bare_size(&self) -> usize {
+        self.shared.len() + MOST_OF_ONE
+    }
+
     /// The envelope for one subscription; the same every time it is made.
     pub fn envelope(
         &self,
         subscription: &SubscriptionRef,
         incarnation: Incarnation,
-        delivery: &RawValue,
+        delivery: Option<&RawValue>,
     ) -> NewEnvelope {
         let id = envelope_id(self.event, subscription.id(), incarnation);
-        let mut body = String::with_capacity(self.shared.len() + delivery.get().len() + 224);
+        let size = delivery.map_or(0, |delivery| delivery.get().len());
+        let mut body = String::with_capacity(self.shared.len() + size + MOST_OF_ONE);
         body.push_str("{\"id\":\"");
         body.push_str(&id);
         body.push('"');
@@ -130,8 +140,10 @@ impl<'e> FanOut<'e> {
         field(&mut body, "subscription", subscription.id());
         field(&mut body, "incarnation", &incarnation.to_string());
         body.push_str(&self.shared);
-        body.push_str(",\"delivery\":");
-        body.push_str(delivery.get());
+        if let Some(delivery) = delivery {
+            body.push_str(",\"delivery\":");
+            body.push_str(delivery.get());
+        }
         body.push('}');
         NewEnvelope { id, subscription: subscription.clone(), body: body.into() }
     }
@@ -202,35 +214,52 @@ mod tests {
     fn an_envelope_reads_back_with_the_event_as_it_was() {
         let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
         let event = event("e \"1\"", "idp");
-        let made = FanOut::new(&event, "user-lifecycle").envelope(&subscription("crm"), FIRST, &delivery);
+        let made =
+            FanOut::new(&event, "user-lifecycle").envelope(&subscription("crm"), FIRST, Some(&delivery));
         let read = Envelope::read(&made.body).unwrap();
         assert_eq!(read.id, made.id);
         assert_eq!((&*read.domain, &*read.subscription, &*read.tenant), ("user-lifecycle", "crm", "acme"));
         assert_eq!((&*read.event_id, &*read.event_key), ("e \"1\"", "user.created"));
         assert_eq!(read.traceparent.as_deref(), Some("00-aa-bb-01"));
         assert_eq!(read.event.get(), event.to_cloudevent().get());
-        assert_eq!(read.delivery.get(), delivery.get());
+        assert_eq!(read.delivery.map(RawValue::get), Some(delivery.get()));
+    }
+
+    #[test]
+    fn one_without_its_delivery_is_the_same_envelope_and_no_larger_than_is_said() {
+        let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
+        let event = event("e1", "idp");
+        let fan_out = FanOut::new(&event, "user-lifecycle");
+        let id = subscription(&"x".repeat(64));
+        let (whole, bare) =
+            (fan_out.envelope(&id, FIRST, Some(&delivery)), fan_out.envelope(&id, FIRST, None));
+        assert_eq!(whole.id, bare.id);
+        let read = Envelope::read(&bare.body).unwrap();
+        assert!(read.delivery.is_none() && read.share().is_none());
+        assert_eq!(read.event.get(), event.to_cloudevent().get());
+        assert!(bare.body.len() <= fan_out.largest_bare_size());
     }
 
     #[test]
     fn what_an_outbox_said_of_the_event_goes_along() {
         let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
         let mut event = event("e1", "outbox");
-        let made = FanOut::new(&event, "d").envelope(&subscription("crm"), FIRST, &delivery);
+        let made = FanOut::new(&event, "d").envelope(&subscription("crm"), FIRST, Some(&delivery));
         assert!(Envelope::read(&made.body).unwrap().external_metadata.is_none());
         let metadata = RawValue::from_string(r#"{"headers":{"id":"e1"}}"#.to_owned()).unwrap();
         event.external_metadata = Some(metadata.clone());
-        let made = FanOut::new(&event, "d").envelope(&subscription("crm"), FIRST, &delivery);
+        let made = FanOut::new(&event, "d").envelope(&subscription("crm"), FIRST, Some(&delivery));
         let read = Envelope::read(&made.body).unwrap();
         assert_eq!(read.external_metadata.map(RawValue::get), Some(metadata.get()));
-        assert_eq!(read.delivery.get(), delivery.get());
+        assert_eq!(read.delivery.map(RawValue::get), Some(delivery.get()));
     }
 
     #[test]
     fn the_share_is_that_of_the_delivery() {
         let share = |delivery: &str| {
             let delivery = RawValue::from_string(delivery.to_owned()).unwrap();
-            let made = FanOut::new(&event("1", "idp"), "d").envelope(&subscription("crm"), FIRST, &delivery);
+            let made =
+                FanOut::new(&event("1", "idp"), "d").envelope(&subscription("crm"), FIRST, Some(&delivery));
             Envelope::read(&made.body).unwrap().share()
         };
         let limit = RateLimit { per_second: 2.5, burst: 7 };

@@ -10,8 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use super::field_error::FieldError;
 
-/// How deep filters may nest. It bounds the stack that evaluating one takes.
+mod program;
+
+pub use program::{Position, Program};
+
+/// How deep filters may nest. It bounds the stack that reading one takes.
 const MAX_DEPTH: usize = 16;
+/// Comparisons of all filters of a subscription together, on every level: each is made for each event.
+const MAX_COMPARISONS: usize = 256;
 
 /// One filter expression. `exact`, `prefix` and `suffix` map attribute names to the text wanted:
 /// every pair must hold, and an attribute that the event lacks never does.
@@ -87,6 +93,15 @@ impl Filter {
         }
     }
 
+    /// How many comparisons it has, on every level.
+    pub fn comparisons(&self) -> usize {
+        match self {
+            Filter::Exact(pairs) | Filter::Prefix(pairs) | Filter::Suffix(pairs) => pairs.0.len(),
+            Filter::All(filters) | Filter::Any(filters) => filters.iter().map(Self::comparisons).sum(),
+            Filter::Not(filter) => filter.comparisons(),
+        }
+    }
+
     /// Checks what the form alone does not: at least one attribute or nested filter, no empty
     /// names or texts, attribute names as CloudEvents spells them. `path` is where the filter
     /// stands, such as `filter[0]`; the error names the part below it.
@@ -110,6 +125,26 @@ impl Filter {
             Filter::Not(filter) => filter.validate_at(&format!("{path}.not"), depth + 1),
         }
     }
+}
+
+/// Checks how many comparisons the filters of one subscription have together.
+pub fn validate_size(filters: &[Filter]) -> Result<(), FieldError> {
+    let comparisons: usize = filters.iter().map(Filter::comparisons).sum();
+    if comparisons <= MAX_COMPARISONS {
+        return Ok(());
+    }
+    Err(FieldError::new(
+        "filter",
+        format!(
+            "has {comparisons} comparisons (attributes of exact, prefix and suffix, on every level); at most \
+             {MAX_COMPARISONS}: write fewer, or split the subscription"
+        ),
+    ))
+}
+
+/// Whether a stored subscription is larger than one may be now.
+pub fn is_oversized(comparisons: usize) -> bool {
+    comparisons > MAX_COMPARISONS
 }
 
 fn validate_pairs(path: &str, pairs: &Pairs) -> Result<(), FieldError> {
@@ -233,6 +268,26 @@ mod tests {
         assert!(nested(MAX_DEPTH).validate("filter[0]").is_err());
     }
 
+    #[test]
+    fn comparisons_are_counted_on_every_level() {
+        let leaf = r#"{"exact":{"source":"idp"}}"#;
+        let list = |count: usize| vec![leaf; count].join(",");
+        let pairs: Vec<String> = (0..257).map(|number| format!("\"a{number}\":\"x\"")).collect();
+        for (refused, json) in [
+            (false, format!(r#"{{"any":[{}]}}"#, list(256))),
+            (true, format!(r#"{{"any":[{}]}}"#, list(257))),
+            (true, format!(r#"{{"any":[{}]}}"#, list(24_000))),
+            (true, format!(r#"{{"not":{{"all":[{{"any":[{}]}},{{"all":[{}]}}]}}}}"#, list(128), list(129))),
+            (true, format!(r#"{{"prefix":{{{}}}}}"#, pairs.join(","))),
+            (false, format!(r#"{{"prefix":{{{}}}}}"#, pairs[1..].join(","))),
+        ] {
+            assert_eq!(validate_size(&[filter(&json)]).is_err(), refused, "{}", json.len());
+        }
+        let several: Vec<Filter> = (0..4).map(|_| filter(&format!(r#"{{"any":[{}]}}"#, list(65)))).collect();
+        let error = validate_size(&several).unwrap_err();
+        assert!(error.field == "filter" && error.problem.contains("has 260 comparisons"), "{error}");
+    }
+
     fn leaf() -> impl Strategy<Value = Filter> {
         let pairs = proptest::collection::btree_map("(source|type|level|absent)", "[a-z3/.]{1,3}", 1..3);
         pairs.prop_flat_map(|pairs| {
@@ -264,6 +319,16 @@ mod tests {
             prop_assert_eq!(none, Filter::All(negated).matches(&attribute));
             prop_assert_eq!(
                 Filter::All(filters.clone()).matches(&attribute),
+                filters.iter().all(|filter| filter.matches(&attribute))
+            );
+        }
+
+        #[test]
+        fn made_ready_it_means_the_same(filters in proptest::collection::vec(any_filter(), 0..4)) {
+            let program = Program::new(&filters);
+            prop_assert_eq!(program.comparisons(), filters.iter().map(Filter::comparisons).sum::<usize>());
+            prop_assert_eq!(
+                program.matches(&attribute),
                 filters.iter().all(|filter| filter.matches(&attribute))
             );
         }

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use serde_json::value::RawValue;
 
 use super::event::Event;
-use super::filter::Filter;
+use super::filter::{Filter, Program};
 use super::key::{EventKey, KeyPattern};
 use super::subscription::{Incarnation, InvalidTenant, RateLimit, State, Subscription, SubscriptionRef};
 
+mod matching;
 mod trie;
 
+pub use matching::Matching;
 use trie::{Slot, Trie};
 
 /// A subscription as the fan-out needs it.
@@ -27,6 +29,8 @@ pub struct Entry {
     /// Of the delivery: what the fair share asks for with every envelope.
     pub max_in_flight: u32,
     pub rate_limit: Option<Box<RateLimit>>,
+    /// The filters, made ready.
+    pub program: Program,
     /// The registry's revision of this form.
     pub revision: u64,
 }
@@ -70,14 +74,15 @@ impl Entry {
         let (max_in_flight, rate_limit) =
             (subscription.delivery.max_in_flight(), subscription.delivery.rate_limit().map(Box::new));
         let Subscription { incarnation, events, filter, state, .. } = subscription;
+        let program = Program::new(&filter);
         let (events, filter) = (events.into(), filter.into());
         let subscription = Interest { reference, incarnation, events, filter, state };
-        Ok(Self { subscription, delivery, max_in_flight, rate_limit, revision })
+        Ok(Self { subscription, delivery, max_in_flight, rate_limit, program, revision })
     }
 
     /// Whether its filters all hold for the event.
     pub fn wants(&self, event: &Event) -> bool {
-        self.subscription.filter.iter().all(|filter| filter.matches(&|name| event.attribute(name)))
+        self.program.matches(&|name| event.attribute(name))
     }
 
     /// The subscription again, but for why it was disabled.

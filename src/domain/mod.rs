@@ -26,3 +26,4 @@ pub mod status;
 pub mod subscription;
 pub mod token;
 pub mod trace;
+pub mod turns;

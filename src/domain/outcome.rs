@@ -211,6 +211,8 @@ pub enum Reason {
     Exhausted,
     /// The endpoint's answer says that no further attempt can succeed.
     Permanent,
+    /// The event and what the subscription says do not fit into one message.
+    TooLarge,
     /// The subscription's circuit breaker is open.
     CircuitOpen,
     /// The message on the outbox is no envelope.
@@ -231,6 +233,7 @@ impl Reason {
     pub const ALL: [Self; 9] = [
         Self::Exhausted,
         Self::Permanent,
+        Self::TooLarge,
         Self::CircuitOpen,
         Self::Undecodable,
         Self::Stranded,
@@ -245,6 +248,7 @@ impl Reason {
         match self {
             Self::Exhausted => "exhausted",
             Self::Permanent => "permanent",
+            Self::TooLarge => "too-large",
             Self::CircuitOpen => "circuit-open",
             Self::Undecodable => "undecodable",
             Self::Stranded => "stranded",

@@ -8,7 +8,6 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::event::Event;
 use super::filter::Filter;
 use super::index::{Entry, EntryError};
 use super::subscription::{Delivery, Incarnation, State, Subscription, SubscriptionId};
@@ -88,11 +87,6 @@ pub fn each_once(entries: &[Entry]) -> Result<(), Unusable> {
 
 /// The subscriptions whose patterns match a tenant's key.
 pub type Candidates = Arc<[Arc<Entry>]>;
-
-/// Those that want the event, by their filters.
-pub fn wanting(candidates: &[Arc<Entry>], event: &Event) -> Vec<Arc<Entry>> {
-    candidates.iter().filter(|entry| entry.wants(event)).cloned().collect()
-}
 
 /// A tenant and an event key.
 pub type Question = (String, String);

@@ -382,7 +382,8 @@ impl Content {
 }
 
 fn hidden_delivery(envelope: &Envelope<'_>) -> Value {
-    let Ok(delivery) = serde_json::from_str::<Value>(envelope.delivery.get()) else { return Value::Null };
+    let delivery = envelope.delivery.and_then(|delivery| serde_json::from_str::<Value>(delivery.get()).ok());
+    let Some(delivery) = delivery else { return Value::Null };
     let subscription = json!({"id": envelope.subscription, "events": [], "delivery": delivery});
     match serde_json::from_value::<Subscription>(subscription) {
         Ok(subscription) => subscription.hidden_json()["delivery"].take(),

@@ -1,6 +1,5 @@
 //! Subscriptions: checked, sealed and written on the condition that nobody else wrote meanwhile.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -236,47 +235,6 @@ impl Management {
             Some(_) => WriteAction::Updated,
         };
         Ok(PlannedWrite { subscription, expected, action })
-    }
-
-    /// Refuses one more of a tenant that has as many as it may. Two that are created in the same moment may both be.
-    async fn has_room_for(&self, subscription: &Subscription) -> Result<(), ManagementError> {
-        let tenant = &subscription.tenant;
-        let quota = self.settings.subscription_quota(tenant);
-        if quota.limit == 0 {
-            return Ok(());
-        }
-        let room = match &self.index {
-            Some(index) => {
-                index.catch_up(&self.js).await?;
-                let index = index.read();
-                let own = index.iter().filter(|entry| *entry.subscription.tenant == **tenant);
-                own.count() < quota.limit
-            }
-            None => self.count_one_more(tenant, quota.limit).await?,
-        };
-        if room {
-            return Ok(());
-        }
-        let id = subscription.id.to_string();
-        Err(ManagementError::TooManySubscriptions { id, tenant: tenant.clone(), quota })
-    }
-
-    /// Without an index: counts what there was at the first question, and what was planned since.
-    async fn count_one_more(&self, tenant: &str, limit: usize) -> Result<bool, ManagementError> {
-        let mut counted = self.counted.lock().await;
-        if counted.is_none() {
-            let mut counts = HashMap::<String, usize>::new();
-            for stored in self.js.subscriptions().await? {
-                *counts.entry(stored.subscription.tenant).or_default() += 1;
-            }
-            *counted = Some(counts);
-        }
-        let count = counted.get_or_insert_default().entry(tenant.to_owned()).or_default();
-        if *count >= limit {
-            return Ok(false);
-        }
-        *count += 1;
-        Ok(true)
     }
 
     /// Writes what was planned, if nobody else wrote meanwhile. Returns the revision that now stands

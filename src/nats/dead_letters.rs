@@ -112,6 +112,17 @@ impl JetStream {
         self.put_letter(outbox_subject, &id, letter, envelope, block).await
     }
 
+    /// The same for an envelope that never stood in an outbox, with a message id of its own.
+    pub async fn put_dead_letter_as(
+        &self,
+        message_id: &str,
+        outbox_subject: &str,
+        letter: &DeadLetter,
+        envelope: Bytes,
+    ) -> Result<(), NatsError> {
+        self.put_letter(outbox_subject, message_id, letter, envelope, None).await
+    }
+
     /// Files a message of a dead-letter stream that cannot be worked on under another reason, with its
     /// original body, and drops it.
     pub async fn refile_dead_letter(

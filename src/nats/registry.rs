@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::scan::{Scan, ScanEvent, ScanOptions};
+use crate::domain::filter::is_oversized;
 use crate::domain::index::{Entry, SubscriptionIndex};
 use crate::domain::subscription::{Subscription, SubscriptionId, SubscriptionRef};
 use crate::health::Readiness;
@@ -195,6 +196,14 @@ impl RegistryFollower {
         };
         // Nearly all are readable: those are read once.
         if let Some(entry) = last.entry(&name) {
+            let comparisons = entry.program.comparisons();
+            if is_oversized(comparisons) {
+                tracing::warn!(
+                    subscription = %name,
+                    comparisons,
+                    "a stored filter is larger than one may be now; make it smaller"
+                );
+            }
             drop(self.write().insert(entry));
             self.settle_unreadable(|entries| entries.retain(|entry| entry.name != name));
             return Ok(());

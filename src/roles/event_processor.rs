@@ -2,6 +2,7 @@
 //! subscription to the domain's committer. An event is acknowledged after its envelopes are
 //! committed, or after it was kept in the rejected stream with its reason.
 
+mod backlog;
 mod committer;
 mod planner;
 mod recent;
@@ -21,6 +22,7 @@ use crate::domain::category::Categories;
 use crate::health::ReadyFlag;
 use crate::metrics::Metrics;
 use crate::nats::{Acker, HAND_BACK_DELAY, JetStream, NatsError, PullEvent, Puller};
+use backlog::Backlog;
 use committer::Committer;
 use planner::{Decode, HELD_ENVELOPES, Held, Planner, Way};
 pub use resolver::{RemoteResolver, Resolver};
@@ -89,20 +91,23 @@ impl EventProcessor {
             categories: self.categories,
             decode: self.decode,
             max_size: self.settings.max_size,
+            batch: self.settings.batch,
             metrics: self.metrics,
         });
         let mut waiting: VecDeque<Held> = VecDeque::new();
-        // At most one group is planned at a time; meanwhile the next events are read and gather.
+        // At most one planning at a time, which has the backlog; meanwhile the next events are read and gather.
+        let mut backlog = Backlog::default();
         let mut planning = JoinSet::new();
         let mut in_planning: Vec<Acker> = Vec::new();
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if planning.is_empty() && !waiting.is_empty() {
+            if planning.is_empty() && (!waiting.is_empty() || !backlog.is_empty()) {
                 let group: Vec<Held> = waiting.drain(..waiting.len().min(self.settings.batch)).collect();
                 in_planning.extend(group.iter().map(|(message, _)| message.acker.clone()));
-                let planner = planner.clone();
-                planning.spawn(async move { planner.process(group).await });
+                in_planning.extend(backlog.ackers().cloned());
+                let (planner, backlog) = (planner.clone(), std::mem::take(&mut backlog));
+                planning.spawn(async move { planner.process(backlog, group).await });
             }
             let room = permits.available_permits();
             let event = tokio::select! {
@@ -110,8 +115,11 @@ impl EventProcessor {
                 event = puller.next(room) => event?,
                 Some(planned) = planning.join_next() => {
                     in_planning.clear();
-                    if let Err(panic) = planned {
-                        return Err(NatsError::Transport { subject: stream, reason: panic.to_string() });
+                    match planned {
+                        Ok(rest) => backlog = rest,
+                        Err(panic) => {
+                            return Err(NatsError::Transport { subject: stream, reason: panic.to_string() });
+                        }
                     }
                     continue;
                 }
@@ -143,7 +151,12 @@ impl EventProcessor {
         for (message, _permit) in waiting {
             message.acker.nak(Some(HAND_BACK_DELAY)).await;
         }
-        while planning.join_next().await.is_some() {}
+        while let Some(planned) = planning.join_next().await {
+            backlog = planned.unwrap_or_default();
+        }
+        for acker in backlog.ackers() {
+            acker.nak(Some(HAND_BACK_DELAY)).await;
+        }
         drop(planner);
         while committers.join_next().await.is_some() {}
         Ok(())

@@ -74,6 +74,7 @@ impl Subscription {
                 format!("has more than {MAX_FILTERS} expressions; write fewer"),
             ));
         }
+        errors.extend(crate::domain::filter::validate_size(&self.filter).err());
         errors.extend(
             self.filter
                 .iter()

@@ -2,21 +2,24 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::backlog::{Backlog, TURN, Turn, Work};
 use super::committer::{BUSY_DELAY, Planned};
-use super::resolver::{Resolution, Resolver};
+use super::resolver::Resolver;
 use crate::domain::category::Categories;
-use crate::domain::envelope::FanOut;
+use crate::domain::dead_letter::{DeadLetter, State};
+use crate::domain::envelope::{FanOut, NewEnvelope};
 use crate::domain::event::{Event, Publication, RejectReason, Rejection};
 use crate::domain::index::Entry;
+use crate::domain::outcome::{Fault, Reason};
+use crate::domain::subscription::Incarnation;
 use crate::metrics::{DomainMetrics, Metrics};
 use crate::nats::subjects::{EventSubject, SHARED_LANE};
-use crate::nats::{Acker, Delivered, JetStream, Outgoing};
+use crate::nats::{Acker, Delivered, JetStream, NatsError, Outgoing};
 use crate::panics::{self, Panicked};
 
 /// Rejected publications stored at once.
@@ -28,9 +31,17 @@ pub(super) const HELD_ENVELOPES: u32 = 16 * 1024;
 
 /// How a publication becomes an event.
 pub(crate) type Decode = fn(&Publication<'_>) -> Result<Event, Rejection>;
+/// Steps after which the next events are read, though more could be planned.
+const STEPS_AT_A_TIME: usize = 1_000_000;
+/// What an envelope is worth, beside its bytes.
+const STEPS_PER_ENVELOPE: usize = 64;
 
 /// A publication with its place in memory.
 pub(super) type Held = (Delivered, OwnedSemaphorePermit);
+/// One that is read.
+type Decoded = (Delivered, OwnedSemaphorePermit, Event);
+/// One that is refused, with the reason.
+type Rejected = (Delivered, Rejection, OwnedSemaphorePermit);
 
 pub(super) struct Planner {
     pub(super) js: JetStream,
@@ -39,6 +50,8 @@ pub(super) struct Planner {
     pub(super) decode: Decode,
     /// The largest event, in bytes.
     pub(super) max_size: usize,
+    /// The most events that are planned together.
+    pub(super) batch: usize,
     pub(super) metrics: Metrics,
     /// One per domain, in the order of the categories.
     pub(super) ways: Vec<Way>,
@@ -73,50 +86,40 @@ impl Way {
     }
 }
 
-/// Why a publication has no envelopes now.
-enum Unplanned {
-    Rejected(Rejection),
-    /// Nobody can say who gets it; it comes again after this.
-    Unresolved(Duration),
+/// What an event becomes.
+struct Plan {
+    envelopes: Vec<Outgoing>,
+    /// Envelopes that are too large because of their subscription.
+    too_large: Vec<(NewEnvelope, Incarnation)>,
 }
 
 impl Planner {
-    /// Plans a group and hands it over; settles what nobody wants and what is refused. A publication on
-    /// which it panics costs the others nothing: it comes again, and is set aside in the end.
-    pub(super) async fn process(&self, group: Vec<Held>) {
-        // What panics here does so below as well, where it is dealt with.
-        let events = group
-            .iter()
-            .filter_map(|(message, _)| panics::catch(|| self.decode(message)).ok())
-            .filter_map(Result::ok);
-        let resolution = match panics::catch_async(self.resolver.prepare(&self.js, events)).await {
-            Ok(Ok(resolution)) => resolution,
-            Err(panicked) => {
-                if let [(message, _permit)] = &group[..] {
-                    return self.panicked(message, &panicked).await;
-                }
-                for held in group {
-                    Box::pin(self.process(vec![held])).await;
-                }
-                return;
-            }
-            Ok(Err(wait)) => {
-                for (message, _permit) in &group {
-                    message.acker.nak(Some(wait)).await;
-                }
-                return;
-            }
-        };
+    /// Takes a group in and plans a part of all that waits, in turns; settles what nobody wants and what is refused.
+    /// A publication on which it panics costs the others nothing: it comes again, and is set aside in the end.
+    pub(super) async fn process(&self, mut backlog: Backlog, group: Vec<Held>) -> Backlog {
         let mut rejected = Vec::new();
-        for (message, permit) in group {
-            match panics::catch(|| self.plan(&message, &resolution)) {
-                Ok(Ok((_, envelopes))) if envelopes.is_empty() => message.acker.ack().await,
-                Ok(Ok((way, envelopes))) => {
-                    way.hand_over(message.acker, envelopes, permit).await;
+        self.take_in(&mut backlog, group, &mut rejected).await;
+        let (mut steps, mut planned, mut unyielded) = (0, 0, 0);
+        while planned < self.batch && steps < STEPS_AT_A_TIME {
+            let Some((turn, taken)) = backlog.turn() else { break };
+            steps += taken;
+            unyielded += taken;
+            match turn {
+                Turn::Unfinished => {}
+                Turn::Matched(work, wanting) => {
+                    planned += 1;
+                    let (tenant, before) = (work.event.tenant.clone(), work.steps());
+                    let made = self.finish(*work, wanting, &mut rejected).await;
+                    steps += made;
+                    unyielded += made;
+                    backlog.done(&tenant, before, made);
                 }
-                Ok(Err(Unplanned::Rejected(rejection))) => rejected.push((message, rejection, permit)),
-                Ok(Err(Unplanned::Unresolved(wait))) => message.acker.nak(Some(wait)).await,
-                Err(panicked) => self.panicked(&message, &panicked).await,
+                Turn::Panicked(work, panicked) => self.panicked(&work.message, &panicked).await,
+            }
+            // Deliveries and the API share the processor with this.
+            if unyielded >= TURN {
+                unyielded = 0;
+                tokio::task::yield_now().await;
             }
         }
         stream::iter(rejected)
@@ -125,52 +128,177 @@ impl Planner {
                 drop(permit);
             })
             .await;
+        backlog
     }
 
-    /// The way and the envelopes of a publication; none if nobody wants it.
-    fn plan(&self, message: &Delivered, resolution: &Resolution) -> Result<(&Way, Vec<Outgoing>), Unplanned> {
-        let event = self.decode(message).map_err(Unplanned::Rejected)?;
-        let Some((way, domain)) = self
-            .categories
-            .index_of(&event.key)
-            .and_then(|index| Some((self.ways.get(index)?, self.categories.name(index)?)))
-        else {
-            return Err(Unplanned::Rejected(Rejection::no_domain(&event.key)));
-        };
-        let entries: Vec<Arc<Entry>> = resolution.matching(&event).map_err(Unplanned::Unresolved)?;
-        way.metrics.events.inc();
-        if entries.is_empty() {
-            way.metrics.unmatched.inc();
-            return Ok((way, Vec::new()));
-        }
-        let limit = self.js.max_payload().saturating_sub(HEADER_ROOM);
-        let fan_out = FanOut::new(&event, domain);
-        let mut envelopes = Vec::with_capacity(entries.len());
-        for entry in entries {
-            let envelope = fan_out.envelope(
-                &entry.subscription.reference,
-                entry.subscription.incarnation,
-                &entry.delivery,
-            );
-            if envelope.body.len() > limit {
-                return Err(Unplanned::Rejected(Rejection::new(
-                    RejectReason::TooLarge,
-                    format!(
-                        "the envelope for subscription {} takes {} bytes, more than the server's max_payload allows ({limit}); \
-                         raise max_payload on the server or lower events.max_size",
-                        envelope.subscription,
-                        envelope.body.len()
-                    ),
-                )));
+    /// Reads a group's events and puts them where their turns come.
+    async fn take_in(&self, backlog: &mut Backlog, group: Vec<Held>, rejected: &mut Vec<Rejected>) {
+        let mut events = Vec::with_capacity(group.len());
+        for (message, permit) in group {
+            match panics::catch(|| self.decode(&message)) {
+                Ok(Ok(event)) if self.way(&event).is_none() => {
+                    rejected.push((message, Rejection::no_domain(&event.key), permit));
+                }
+                Ok(Ok(event)) => events.push((message, permit, event)),
+                Ok(Err(rejection)) => rejected.push((message, rejection, permit)),
+                Err(panicked) => self.panicked(&message, &panicked).await,
             }
-            envelopes.push(Outgoing {
+        }
+        self.resolve(backlog, events).await;
+    }
+
+    /// Asks who gets these events. One on which that panics is found by asking for each alone.
+    async fn resolve(&self, backlog: &mut Backlog, events: Vec<Decoded>) {
+        if events.is_empty() {
+            return;
+        }
+        let asked = self.resolver.prepare(&self.js, events.iter().map(|(_, _, event)| event));
+        let resolution = match panics::catch_async(asked).await {
+            Ok(Ok(resolution)) => resolution,
+            Err(panicked) => {
+                if let [(message, _permit, _)] = &events[..] {
+                    return self.panicked(message, &panicked).await;
+                }
+                for event in events {
+                    Box::pin(self.resolve(backlog, vec![event])).await;
+                }
+                return;
+            }
+            Ok(Err(wait)) => {
+                for (message, _permit, _) in &events {
+                    message.acker.nak(Some(wait)).await;
+                }
+                return;
+            }
+        };
+        for (message, permit, event) in events {
+            match resolution.of(&event) {
+                Ok(source) => {
+                    if let Err((work, wait)) = backlog.add(Work::new(message, permit, event, source)) {
+                        self.metrics.event_put_aside();
+                        work.message.acker.nak(Some(wait)).await;
+                    }
+                }
+                Err(wait) => message.acker.nak(Some(wait)).await,
+            }
+        }
+    }
+
+    /// Makes an event's envelopes and hands them over; gives the steps that this was worth.
+    async fn finish(&self, work: Work, wanting: Vec<Arc<Entry>>, rejected: &mut Vec<Rejected>) -> usize {
+        let Work { message, permit, event, .. } = work;
+        // An event without a way was rejected when it was taken in.
+        let Some((way, domain)) = self.way(&event) else { return 0 };
+        way.metrics.events.inc();
+        if wanting.is_empty() {
+            way.metrics.unmatched.inc();
+            message.acker.ack().await;
+            return 0;
+        }
+        let Plan { envelopes, too_large } = match panics::catch(|| self.plan(&event, domain, &wanting)) {
+            Ok(Ok(plan)) => plan,
+            Ok(Err(rejection)) => {
+                rejected.push((message, rejection, permit));
+                return 0;
+            }
+            Err(panicked) => {
+                self.panicked(&message, &panicked).await;
+                return 0;
+            }
+        };
+        let bytes: usize = envelopes.iter().map(|envelope| envelope.payload.len()).sum();
+        let made = envelopes.len() * STEPS_PER_ENVELOPE + bytes / 1024;
+        // Before the event is acknowledged, and before any of its envelopes is committed: a failure then leaves nothing
+        // half done, and a repetition adds nothing.
+        for (envelope, incarnation) in too_large {
+            if let Err(error) = self.put_too_large(&event, domain, envelope, incarnation).await {
+                tracing::warn!(%error, event = event.id, "a dead letter cannot be stored; its event waits");
+                message.acker.nak(Some(BUSY_DELAY)).await;
+                return made;
+            }
+        }
+        if envelopes.is_empty() {
+            message.acker.ack().await;
+        } else {
+            way.hand_over(message.acker, envelopes, permit).await;
+        }
+        made
+    }
+
+    fn way(&self, event: &Event) -> Option<(&Way, &str)> {
+        let index = self.categories.index_of(&event.key)?;
+        Some((self.ways.get(index)?, self.categories.name(index)?))
+    }
+
+    /// One envelope for each of those that want the event. It is rejected only if it is too large by itself.
+    fn plan(&self, event: &Event, domain: &str, wanting: &[Arc<Entry>]) -> Result<Plan, Rejection> {
+        let limit = self.js.max_payload().saturating_sub(HEADER_ROOM);
+        let fan_out = FanOut::new(event, domain);
+        if fan_out.largest_bare_size() > limit {
+            return Err(Rejection::new(
+                RejectReason::TooLarge,
+                format!(
+                    "its envelopes take up to {} bytes without a subscription's settings, more than the server's max_payload \
+                     allows ({limit}); raise max_payload on the server or lower events.max_size",
+                    fan_out.largest_bare_size()
+                ),
+            ));
+        }
+        let mut plan = Plan { envelopes: Vec::with_capacity(wanting.len()), too_large: Vec::new() };
+        for entry in wanting {
+            let (id, incarnation) = (&entry.subscription.reference, entry.subscription.incarnation);
+            let mut envelope = fan_out.envelope(id, incarnation, Some(&entry.delivery));
+            if envelope.body.len() > limit {
+                // The registry has the delivery as well, and whoever delivers looks there first.
+                envelope = fan_out.envelope(id, incarnation, None);
+                if !self.resolver.is_registry() {
+                    plan.too_large.push((envelope, incarnation));
+                    continue;
+                }
+            }
+            plan.envelopes.push(Outgoing {
                 subject: self.js.names().outbox(domain, SHARED_LANE, &envelope.subscription.token()),
                 message_id: envelope.id,
                 payload: envelope.body,
                 headers: Vec::new(),
             });
         }
-        Ok((way, envelopes))
+        Ok(plan)
+    }
+
+    /// Dead-letters an envelope that does not fit together with what its subscription says. Its body is the event
+    /// whole, without the delivery.
+    async fn put_too_large(
+        &self,
+        event: &Event,
+        domain: &str,
+        envelope: NewEnvelope,
+        incarnation: Incarnation,
+    ) -> Result<(), NatsError> {
+        let NewEnvelope { id, subscription, body } = envelope;
+        let error = "the event and the subscription's delivery do not fit into one message (the server's max_payload); \
+                     make the delivery smaller (headers, tls), then publish the event again";
+        tracing::warn!(domain, %subscription, envelope = id, event = event.id, error, "an envelope is too large and is dead-lettered");
+        let letter = DeadLetter {
+            id: id.clone(),
+            domain: domain.to_owned(),
+            subscription: subscription.id().to_string(),
+            tenant: event.tenant.clone(),
+            incarnation,
+            event_id: event.id.clone(),
+            event_key: event.key.as_str().to_owned(),
+            reason: Reason::TooLarge,
+            fault: Fault::Subscriber,
+            state: State::Parked,
+            attempts: 0,
+            redrives: 0,
+            last_status: None,
+            last_error: Some(error.to_owned()),
+            failed_at: OffsetDateTime::now_utc(),
+            next_redrive_at: None,
+        };
+        let subject = self.js.names().outbox(domain, SHARED_LANE, &subscription.token());
+        self.js.put_dead_letter_as(&format!("too-large-{id}"), &subject, &letter, body).await
     }
 
     /// Lets a publication come again, or rejects it after its tries.

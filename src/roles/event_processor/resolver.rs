@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::domain::event::Event;
 use crate::domain::index::Entry;
-use crate::domain::resolution::{Cache, Candidates, Outage, Question, wanting};
+use crate::domain::resolution::{Cache, Candidates, Outage, Question};
 use crate::health::ReadyFlag;
 use crate::metrics::ResolverMetrics;
 use crate::nats::{JetStream, Registry};
@@ -54,7 +54,28 @@ pub(super) enum Resolution {
     Answers(HashMap<Question, Result<Candidates, Duration>>),
 }
 
+/// Where an event's candidates come from.
+pub(super) enum Source {
+    Registry(Registry),
+    Answer(Candidates),
+}
+
+impl Source {
+    /// Whose patterns match the event, whatever their filters say.
+    pub(super) fn candidates(&self, event: &Event) -> Vec<Arc<Entry>> {
+        match self {
+            Self::Registry(registry) => registry.read().of_key(&event.tenant, &event.key),
+            Self::Answer(candidates) => candidates.to_vec(),
+        }
+    }
+}
+
 impl Resolver {
+    /// Whether the deliveries look their subscription up in this hub's registry.
+    pub(super) fn is_registry(&self) -> bool {
+        matches!(self, Self::Registry(_))
+    }
+
     pub(super) async fn wait_until_ready(&self) {
         match self {
             Self::Registry(registry) => registry.wait_until_loaded().await,
@@ -68,7 +89,7 @@ impl Resolver {
     pub(super) async fn prepare(
         &self,
         js: &JetStream,
-        events: impl Iterator<Item = Event>,
+        events: impl Iterator<Item = &Event>,
     ) -> Result<Resolution, Duration> {
         match self {
             // Whoever wrote a subscription before he published an event finds it honoured: the
@@ -82,7 +103,7 @@ impl Resolver {
             },
             Self::Remote(remote) => {
                 let questions: BTreeSet<Question> =
-                    events.map(|event| (event.tenant, event.key.as_str().to_owned())).collect();
+                    events.map(|event| (event.tenant.clone(), event.key.as_str().to_owned())).collect();
                 let answers = stream::iter(questions)
                     .map(|question| async move {
                         let answer = remote.ask(&question).await;
@@ -98,15 +119,15 @@ impl Resolver {
 }
 
 impl Resolution {
-    /// Who gets the event; the error says how long it waits.
-    pub(super) fn matching(&self, event: &Event) -> Result<Vec<Arc<Entry>>, Duration> {
+    /// Whom to ask for the event's candidates when its turn comes; the error says how long it waits.
+    pub(super) fn of(&self, event: &Event) -> Result<Source, Duration> {
         match self {
             // Who gets it cannot be said as long as one of the tenant's subscriptions is unreadable.
             Self::Registry(registry) if registry.is_incomplete(&event.tenant) => Err(INCOMPLETE_DELAY),
-            Self::Registry(registry) => Ok(registry.read().matching(event)),
+            Self::Registry(registry) => Ok(Source::Registry(registry.clone())),
             Self::Answers(answers) => {
                 match answers.get(&(event.tenant.clone(), event.key.as_str().to_owned())) {
-                    Some(Ok(candidates)) => Ok(wanting(candidates, event)),
+                    Some(Ok(candidates)) => Ok(Source::Answer(candidates.clone())),
                     Some(Err(wait)) => Err(*wait),
                     None => Err(Outage::FIRST_WAIT),
                 }

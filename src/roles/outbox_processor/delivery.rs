@@ -133,9 +133,7 @@ impl Delivery {
         let subscription = &identity.subscription;
         let destination = match &inner.subscriptions {
             Subscriptions::Registry(registry) => inner.destination(registry, &identity).await,
-            Subscriptions::InEnvelopes => {
-                Ok(Destination::Deliver(inner.prepared_of_envelope(&identity, &envelope)))
-            }
+            Subscriptions::InEnvelopes => Ok(inner.destination_of_envelope(&identity, &envelope)),
         };
         let prepared = match destination {
             Ok(Destination::Deliver(prepared)) => prepared,
@@ -281,9 +279,14 @@ impl Inner {
     }
 
     /// The endpoint as the resolver had it at the fan-out.
-    fn prepared_of_envelope(&self, id: &Identity, envelope: &Envelope<'_>) -> Prepared {
-        let json = envelope.delivery.get();
-        self.prepared(id, Form::Json(json.into()), || serde_json::from_str(json).ok())
+    fn destination_of_envelope(&self, id: &Identity, envelope: &Envelope<'_>) -> Destination {
+        let Some(delivery) = envelope.delivery else {
+            let text =
+                "the envelope has no delivery: both did not fit into one message; publish the event again";
+            return Destination::DeadLetter(Reason::TooLarge, text.to_owned());
+        };
+        let json = delivery.get();
+        Destination::Deliver(self.prepared(id, Form::Json(json.into()), || serde_json::from_str(json).ok()))
     }
 
     fn prepared(

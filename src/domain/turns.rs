@@ -1,0 +1,250 @@
+//! Turns: whoever has used up least comes next, whatever the others have waiting.
+//!
+//! Start-time fair queueing: each has an account of the work done for it; the lowest account is served next. One that
+//! was idle begins at the account of who is served now, so that nobody saves up, and one that has just been served
+//! does not come first again by being idle for a moment.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+/// Accounts of owners with nothing waiting that are kept before any is looked through.
+const MOST_IDLE: usize = 64;
+
+/// What waits, by whose it is.
+#[derive(Debug)]
+pub struct Turns<T> {
+    lanes: HashMap<Arc<str>, Lane<T>>,
+    /// Those with something waiting, by their accounts.
+    order: BTreeSet<(u64, Arc<str>)>,
+    /// The account of who was served last.
+    clock: u64,
+    waiting: usize,
+}
+
+#[derive(Debug)]
+struct Lane<T> {
+    queue: VecDeque<T>,
+    account: u64,
+    /// What one thing of this owner has cost lately.
+    cost: u64,
+}
+
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
+        Self { lanes: HashMap::new(), order: BTreeSet::new(), clock: 0, waiting: 0 }
+    }
+}
+
+impl<T> Turns<T> {
+    /// Adds something at the end of its owner's queue.
+    pub fn push(&mut self, owner: &str, item: T) {
+        self.lane(owner).queue.push_back(item);
+        self.line_up(owner);
+    }
+
+    /// Puts something that is not yet done back to the front of its owner's queue.
+    pub fn put_back(&mut self, owner: &str, item: T) {
+        self.lane(owner).queue.push_front(item);
+        self.line_up(owner);
+    }
+
+    /// What comes next, and whose it is. Each owner's come in the order in which they were added.
+    pub fn take_next(&mut self) -> Option<(Arc<str>, T)> {
+        let (account, owner) = self.order.pop_first()?;
+        self.clock = self.clock.max(account);
+        let lane = self.lanes.get_mut(&owner)?;
+        let item = lane.queue.pop_front()?;
+        if !lane.queue.is_empty() {
+            self.order.insert((account, owner.clone()));
+        }
+        self.waiting -= 1;
+        Some((owner, item))
+    }
+
+    /// So much work was done for an owner.
+    pub fn charge(&mut self, owner: &str, work: u64) {
+        let clock = self.clock;
+        let Some((key, lane)) =
+            self.lanes.get_key_value(owner).map(|(key, lane)| (key.clone(), lane.account))
+        else {
+            return;
+        };
+        self.order.remove(&(lane, key.clone()));
+        let Some(lane) = self.lanes.get_mut(owner) else { return };
+        lane.account = lane.account.saturating_add(work);
+        if lane.queue.is_empty() {
+            // An account that the others have reached is as good as none.
+            if self.lanes.len() > 2 * self.order.len() + MOST_IDLE {
+                self.lanes.retain(|_, lane| !lane.queue.is_empty() || lane.account > clock);
+            }
+        } else {
+            self.order.insert((lane.account, key));
+        }
+    }
+
+    /// One thing of this owner is done, and has cost so much work over all its turns.
+    pub fn done(&mut self, owner: &str, cost: u64) {
+        if let Some(lane) = self.lanes.get_mut(owner) {
+            // The last one counts for a quarter.
+            lane.cost = if lane.cost == 0 { cost } else { lane.cost - lane.cost / 4 + cost / 4 };
+        }
+    }
+
+    /// How much work waits of this owner, if all of it costs what its last ones did.
+    pub fn work_waiting(&self, owner: &str) -> u64 {
+        self.lanes.get(owner).map_or(0, |lane| lane.cost.saturating_mul(lane.queue.len() as u64))
+    }
+
+    /// How much waits, of all owners.
+    pub fn len(&self) -> usize {
+        self.waiting
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.waiting == 0
+    }
+
+    /// All that waits, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.lanes.values().flat_map(|lane| &lane.queue)
+    }
+
+    fn lane(&mut self, owner: &str) -> &mut Lane<T> {
+        self.waiting += 1;
+        if !self.lanes.contains_key(owner) {
+            self.lanes.insert(owner.into(), Lane { queue: VecDeque::new(), account: self.clock, cost: 0 });
+        }
+        self.lanes.get_mut(owner).expect("inserted above")
+    }
+
+    fn line_up(&mut self, owner: &str) {
+        let clock = self.clock;
+        let Some((key, _)) = self.lanes.get_key_value(owner) else { return };
+        let key = key.clone();
+        let Some(lane) = self.lanes.get_mut(owner) else { return };
+        if lane.queue.len() == 1 {
+            lane.account = lane.account.max(clock);
+        }
+        self.order.insert((lane.account, key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn served(turns: &mut Turns<u32>, work: impl Fn(&str) -> u64, count: usize) -> Vec<(String, u32)> {
+        let mut served = Vec::new();
+        while served.len() < count
+            && let Some((owner, item)) = turns.take_next()
+        {
+            turns.charge(&owner, work(&owner));
+            served.push((owner.to_string(), item));
+        }
+        served
+    }
+
+    #[test]
+    fn a_flood_delays_another_by_one_turn() {
+        let mut turns = Turns::default();
+        for item in 0..10_000 {
+            turns.push("evil", item);
+        }
+        assert_eq!(served(&mut turns, |_| 1, 5_000).len(), 5_000);
+        turns.push("good", 0);
+        let next = served(&mut turns, |_| 1, 2);
+        assert!(next.iter().any(|(owner, _)| owner == "good"), "{next:?}");
+    }
+
+    #[test]
+    fn turns_are_by_work_and_not_by_number() {
+        let mut turns = Turns::default();
+        for item in 0..1_000 {
+            turns.push("evil", item);
+            turns.push("good", item);
+        }
+        let work = |owner: &str| if owner == "evil" { 15_360 } else { 10 };
+        let first = served(&mut turns, work, 1_000);
+        let evil = first.iter().filter(|(owner, _)| owner == "evil").count();
+        assert!(evil <= 2, "evil had {evil} turns of 15,360 steps where good had 998 of 10");
+        // Good's are done; evil's go on by themselves.
+        assert_eq!(served(&mut turns, work, 5_000).len(), 1_000);
+        assert!(turns.is_empty());
+    }
+
+    #[test]
+    fn who_comes_one_by_one_has_no_more_than_its_turn() {
+        let mut turns = Turns::default();
+        for item in 0..100 {
+            turns.push("good", item);
+        }
+        let mut work = HashMap::new();
+        for item in 0..100 {
+            turns.push("evil", item);
+            for (owner, _) in served(&mut turns, |owner| if owner == "evil" { 100 } else { 1 }, 1) {
+                *work.entry(owner).or_insert(0_u64) += 1;
+            }
+        }
+        assert!(work["evil"] <= 3, "{work:?}");
+    }
+
+    #[test]
+    fn what_is_put_back_comes_before_what_came_later_and_nobody_saves_up() {
+        let mut turns = Turns::default();
+        turns.push("a", 1);
+        turns.push("a", 2);
+        let (owner, item) = turns.take_next().unwrap();
+        turns.charge(&owner, 1_000);
+        turns.put_back(&owner, item);
+        assert_eq!((turns.len(), turns.iter().count()), (2, 2));
+        assert_eq!(turns.take_next().unwrap().1, 1);
+        turns.charge("a", 1_000);
+        // One that was idle all the time begins where the others are.
+        for item in 0..10 {
+            turns.push("b", item);
+            turns.push("a", 10 + item);
+        }
+        let order = served(&mut turns, |_| 100, 20);
+        let of_b = order.iter().take(12).filter(|(owner, _)| owner == "b").count();
+        assert!((5..=10).contains(&of_b) && of_b < 12, "{order:?}");
+    }
+
+    #[test]
+    fn the_work_that_waits_is_told_by_what_was_done() {
+        let mut turns = Turns::default();
+        for item in 0..10 {
+            turns.push("a", item);
+        }
+        assert_eq!(turns.work_waiting("a"), 0);
+        turns.take_next();
+        turns.done("a", 1_000);
+        assert_eq!(turns.work_waiting("a"), 9_000);
+        turns.take_next();
+        turns.done("a", 2_000);
+        assert_eq!(turns.work_waiting("a"), 8 * 1_250);
+        assert_eq!(turns.work_waiting("nobody"), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_and_each_owners_order_is_kept(
+            pushes in prop::collection::vec((0..4_usize, 0..50_u64), 0..200)
+        ) {
+            let names = ["a", "b", "c", "d"];
+            let mut turns = Turns::default();
+            for (number, (owner, _)) in pushes.iter().enumerate() {
+                turns.push(names[*owner], number);
+            }
+            let mut seen: HashMap<Arc<str>, Vec<usize>> = HashMap::new();
+            while let Some((owner, number)) = turns.take_next() {
+                turns.charge(&owner, pushes[number].1);
+                seen.entry(owner).or_default().push(number);
+            }
+            prop_assert_eq!(seen.values().map(Vec::len).sum::<usize>(), pushes.len());
+            prop_assert!(seen.values().all(|numbers| numbers.is_sorted()));
+            prop_assert!(turns.is_empty());
+        }
+    }
+}
