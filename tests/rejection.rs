@@ -42,7 +42,18 @@ fn bad_publications() -> Vec<Bad> {
         headers: &[("ce-specversion", "1.0"), ("ce-source", "/idp"), ("ce-type", "user.created")],
         ..bad("a CloudEvent without id", created, "{}", "malformed", "id")
     };
+    let split = Bad {
+        headers: &[("content-type", "application/cloudevents+json")],
+        ..bad(
+            "a content type of two lines",
+            created,
+            r#"{"specversion":"1.0","id":"1","source":"/idp","type":"user.created","data":"x","datacontenttype":"text/plain\r\nx-admin: 1"}"#,
+            "malformed",
+            "\"datacontenttype\" holds the control character U+000D",
+        )
+    };
     vec![
+        split,
         bad("malformed JSON", created, r#"{"user_id": "#, "malformed", "not JSON"),
         bad("no domain", "hub.events.invoice.paid", "{}", "no-domain", "invoice.paid"),
         bad("empty body", created, "", "malformed", "empty"),

@@ -14,12 +14,14 @@ mod decode;
 mod tenant;
 #[cfg(test)]
 mod tests;
+mod text;
 mod timestamp;
 
 pub(super) use cloudevents::Members;
 pub use cloudevents::{BinaryParts, NotACloudEvent, binary_parts};
 pub(super) use decode::is_traceparent;
 pub use decode::{MAX_ATTRIBUTE_BYTES, Publication};
+pub(super) use text::{escape_controls, without_controls};
 pub(super) use timestamp::is_timestamp;
 
 /// An event as the hub carries it: the attributes of CloudEvents 1.0, with `type` as the event key.

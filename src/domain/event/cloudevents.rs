@@ -1,6 +1,7 @@
 //! The CloudEvents JSON format (1.0.2) of an event, and its binary form for HTTP.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 use base64::Engine;
@@ -65,6 +66,9 @@ impl Serialize for InBase64<'_> {
     }
 }
 
+/// So many members are searched for doubles one by one.
+const FEW: usize = 32;
+
 /// A JSON object's members in their order, each value as it came; no name twice.
 pub(in crate::domain) struct Members<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
 
@@ -93,14 +97,20 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                /// More members than any event has; it bounds the search for doubles.
-                const MOST: usize = 256;
                 let mut members: Self::Value = Vec::with_capacity(12);
+                // Of many members a set finds the doubles: an event may have as many attributes as their
+                // bound in bytes lets it, and whatever was taken has to be read again.
+                let mut many: HashSet<Cow<'de, str>> = HashSet::new();
                 while let Some((Name(name), value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
-                    if members.len() == MOST {
-                        return Err(A::Error::custom(format!("more than {MOST} members")));
+                    if members.len() == FEW {
+                        many.extend(members.iter().map(|(name, _)| name.clone()));
                     }
-                    if members.iter().any(|(known, _)| *known == name) {
+                    let double = if members.len() < FEW {
+                        members.iter().any(|(known, _)| *known == name)
+                    } else {
+                        !many.insert(name.clone())
+                    };
+                    if double {
                         return Err(A::Error::custom(format!("the member {name:?} is given twice")));
                     }
                     members.push((name, value));

@@ -85,7 +85,7 @@ impl<'a> Publication<'a> {
         attributes.check_required()?;
         // The NATS binding has `ce-datacontenttype`; publishers used to HTTP write `content-type`.
         if attributes.datacontenttype.is_none() {
-            attributes.datacontenttype = content_type.map(str::to_owned);
+            attributes.datacontenttype = content_type.map(|text| text.trim().to_owned());
         }
         let data = match &attributes.datacontenttype {
             _ if self.body.is_empty() => Data::None,
@@ -236,6 +236,7 @@ impl<'a> Publication<'a> {
             external_metadata: None,
             identity,
         };
+        super::text::check(&event)?;
         self.check_bounds(&event)?;
         Ok(event)
     }

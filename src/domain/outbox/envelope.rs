@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::domain::event::is_attribute_name;
+use crate::domain::event::{escape_controls, is_attribute_name, without_controls};
 
 /// The content type of a full envelope on the events stream.
 pub const CONTENT_TYPE: &str = "application/vnd.integration-hub.envelope+json";
@@ -94,7 +94,7 @@ impl<'a> Envelope<'a> {
     /// The extensions as CloudEvents attributes (1.0 section 3.1: names of a-z and 0-9; strings,
     /// booleans, integers), in the order in which the first of one name counts: what the envelope itself
     /// says, then the producer's. A producer's name loses what is no letter or digit (`partner_tier` is
-    /// `partnertier`); a value of another kind is its JSON text.
+    /// `partnertier`); a value of another kind, or with a control character, is its JSON text.
     pub fn attributes(&self) -> Vec<(String, Value)> {
         let Metadata { headers, domain, extensions } = &self.metadata;
         let mut found: Vec<(String, Value)> = Vec::new();
@@ -127,12 +127,12 @@ impl<'a> Envelope<'a> {
             let value = match value {
                 // Attributes of CloudEvents itself, which are strings.
                 other if matches!(name.as_str(), "subject" | "dataschema") && !other.is_string() => {
-                    other.to_string().into()
+                    escape_controls(&other.to_string()).into_owned().into()
                 }
                 Value::String(text) if text.is_empty() => continue,
                 Value::Number(number) if !(number.is_i64() || number.is_u64()) => number.to_string().into(),
-                Value::Array(_) | Value::Object(_) => value.to_string().into(),
-                plain => plain.clone(),
+                Value::Array(_) | Value::Object(_) => escape_controls(&value.to_string()).into_owned().into(),
+                plain => without_controls(plain.clone()),
             };
             found.push((name, value));
         }

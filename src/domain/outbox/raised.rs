@@ -160,7 +160,7 @@ impl RaisedEvent {
         ];
         for (field, text) in texts {
             let fits = text.is_none_or(|text| {
-                (1..=MAX_TEXT_BYTES).contains(&text.len()) && !text.bytes().any(|b| b.is_ascii_control())
+                (1..=MAX_TEXT_BYTES).contains(&text.len()) && !text.contains(char::is_control)
             });
             if !fits {
                 return Err(FieldError::new(
