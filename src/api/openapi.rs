@@ -106,6 +106,10 @@ problems!(
     Guarded: "412" "Someone else changed it: the precondition does not hold"
 );
 problems!(
+    /// Where stored secrets may be kept.
+    Keeping: "422" "A stored secret would be sent elsewhere than before; `errors` names each that has to be given again"
+);
+problems!(
     /// Where a write replaces, and has to say what.
     Required: "428" "There is one already, and no `If-Match` says which version it is to replace"
 );

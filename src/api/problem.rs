@@ -17,6 +17,7 @@ pub const CONTENT_TYPE: &str = "application/problem+json";
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     InvalidRequest,
+    SecretRequired,
     Unauthenticated,
     Forbidden,
     NotFound,
@@ -38,6 +39,7 @@ impl Kind {
     fn status(self) -> StatusCode {
         match self {
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
+            Self::SecretRequired => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -59,6 +61,7 @@ impl Kind {
     fn as_str(self) -> &'static str {
         match self {
             Self::InvalidRequest => "invalid-request",
+            Self::SecretRequired => "secret-required",
             Self::Unauthenticated => "unauthenticated",
             Self::Forbidden => "forbidden",
             Self::NotFound => "not-found",
@@ -80,6 +83,7 @@ impl Kind {
     fn title(self) -> &'static str {
         match self {
             Self::InvalidRequest => "The request is not as it must be",
+            Self::SecretRequired => "A secret has to be given again",
             Self::Unauthenticated => "No valid token",
             Self::Forbidden => "The token does not allow this",
             Self::NotFound => "Not found",
@@ -249,6 +253,9 @@ impl From<ManagementError> for Problem {
             ManagementError::Invalid(_) => {
                 let ManagementError::Invalid(errors) = error else { unreachable!("matched above") };
                 return Self::fields(errors);
+            }
+            ManagementError::SecretsNeeded(errors) => {
+                return Self::new(Kind::SecretRequired, error.to_string()).with_fields(errors.clone());
             }
             ManagementError::EventRejected(detail) => return Self::field("body", detail.clone()),
             ManagementError::UnknownDomain { .. }

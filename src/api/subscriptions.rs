@@ -16,7 +16,7 @@ use utoipa_axum::routes;
 use super::State;
 use super::access::{Manager, Reader};
 use super::body::JsonBody;
-use super::openapi::{Body, Conflicting, Guarded, Missing, Required, Usual};
+use super::openapi::{Body, Conflicting, Guarded, Keeping, Missing, Required, Usual};
 use super::precondition::{Precondition, etag};
 use super::problem::{Kind, Problem};
 use super::query::{Asked, Named, OfTenant, limit, parsed};
@@ -115,7 +115,7 @@ async fn list(
             headers(("etag" = String, description = "Its revision"), ("location" = String, description = "Its path"))),
         (status = 200, description = "It is there already, the same", body = Subscription,
             headers(("etag" = String, description = "Its revision"))),
-        Usual, Body, Conflicting))]
+        Usual, Body, Conflicting, Keeping))]
 async fn create(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
@@ -160,7 +160,9 @@ async fn read_one(
 
 /// Create or replace a subscription (scope `manage`)
 ///
-/// A secret given as `***` keeps the one that is stored. To replace one, send its etag as `If-Match`;
+/// A secret given as `***` keeps the one that is stored, unless it would be sent elsewhere than before: where
+/// scheme, host or port of a URL, the CA or the kind of authentication changes, it has to be given again (422).
+/// To replace a subscription, send its etag as `If-Match`;
 /// `If-None-Match: *` creates and never replaces.
 #[utoipa::path(put, path = "/v1/subscriptions/{id}", tag = "subscriptions", request_body = Subscription,
     params(
@@ -172,7 +174,7 @@ async fn read_one(
             headers(("etag" = String, description = "Its revision"))),
         (status = 201, description = "Created", body = Subscription,
             headers(("etag" = String, description = "Its revision"))),
-        Usual, Body, Conflicting, Guarded, Required))]
+        Usual, Body, Conflicting, Keeping, Guarded, Required))]
 async fn replace(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
@@ -188,7 +190,8 @@ async fn replace(
 
 /// Change parts of a subscription (scope `manage`)
 ///
-/// A JSON Merge Patch (RFC 7396): what is named is replaced, `null` takes a field away.
+/// A JSON Merge Patch (RFC 7396): what is named is replaced, `null` takes a field away. A stored secret that would
+/// be sent elsewhere than before has to be given again (422).
 #[utoipa::path(patch, path = "/v1/subscriptions/{id}", tag = "subscriptions",
     request_body(content = Object, content_type = "application/merge-patch+json",
         description = "The members to change, such as {\"delivery\": {\"max_in_flight\": 8}}"),
@@ -198,7 +201,7 @@ async fn replace(
     responses(
         (status = 200, description = "Changed, or the same already", body = Subscription,
             headers(("etag" = String, description = "Its revision"))),
-        Usual, Body, Conflicting, Missing, Guarded, Required))]
+        Usual, Body, Conflicting, Keeping, Missing, Guarded, Required))]
 async fn change(
     FromState(state): FromState<State>,
     Manager(caller): Manager,

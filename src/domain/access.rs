@@ -194,6 +194,11 @@ impl Caller {
         self.tenant.as_deref()
     }
 
+    /// Whether it runs the whole hub: it may `operate`, and is bound to no tenant. So may the command line.
+    pub fn is_operator(&self) -> bool {
+        self.tenant.is_none() && self.has(Scope::Operate)
+    }
+
     /// Whether it sees and touches what belongs to that tenant.
     pub fn reaches(&self, tenant: &str) -> bool {
         self.tenant.as_deref().is_none_or(|own| own == tenant)

@@ -21,6 +21,7 @@ pub mod message_id;
 pub mod order;
 pub mod outbox;
 pub mod outcome;
+pub mod redact;
 pub mod resolution;
 pub mod status;
 pub mod subscription;

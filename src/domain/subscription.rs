@@ -7,6 +7,8 @@ use time::OffsetDateTime;
 use super::key::KeyPattern;
 
 mod delivery;
+mod destination;
+mod headers;
 mod identity;
 mod parse;
 mod signing;
@@ -16,6 +18,7 @@ mod tls;
 mod validate;
 
 pub use delivery::{BrokerDelivery, ContentMode, Delivery, EndpointDelivery, Ordering, RateLimit};
+pub use headers::is_credential_name;
 pub use identity::{
     DEFAULT_TENANT, Identity, Incarnation, InvalidTenant, SubscriptionRef, subscription_token,
 };
@@ -242,6 +245,12 @@ impl<'de> Deserialize<'de> for Secret {
         }
         Ok(match Form::deserialize(deserializer)? {
             Form::Plain(text) => Secret::Plain(SecretString::from(text)),
+            // Empty it would be what stands for a secret that is kept.
+            Form::Sealed { sealed } if sealed.is_empty() => {
+                return Err(serde::de::Error::custom(
+                    "the sealed text is empty; write the secret as a string",
+                ));
+            }
             Form::Sealed { sealed } => Secret::Sealed(sealed),
         })
     }
@@ -278,21 +287,31 @@ impl Subscription {
         for secret in shown.secrets_mut() {
             *secret = Secret::Sealed(String::new());
         }
+        // Stored before such names were refused.
+        for (name, value) in shown.delivery.endpoint_mut().map(|to| &mut to.headers).into_iter().flatten() {
+            if is_credential_name(name) {
+                "***".clone_into(value);
+            }
+        }
         let mut json = serde_json::to_value(&shown).expect("its keys are strings and its secrets are sealed");
-        hide(&mut json);
+        let members = json.get_mut("delivery").and_then(serde_json::Value::as_object_mut);
+        // Of `headers` all are in clear: one that is called `sealed` looks like a secret, and is none.
+        members
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| *name != "headers")
+            .for_each(|(_, value)| hide(value));
         json
     }
 }
 
-/// Puts `"***"` where a sealed secret stands. A header named `sealed` is a string, not an object
-/// with one member, but a map of headers with that one member looks the same; so headers are
-/// shown as they are.
+/// Puts `"***"` where a sealed secret stands.
 fn hide(json: &mut serde_json::Value) {
     if let serde_json::Value::Object(members) = json {
-        if members.len() == 1 && members.contains_key("sealed") {
+        if members.len() == 1 && members.get("sealed").is_some_and(serde_json::Value::is_string) {
             *json = serde_json::Value::from("***");
             return;
         }
-        members.iter_mut().filter(|(name, _)| *name != "headers").for_each(|(_, value)| hide(value));
+        members.values_mut().for_each(hide);
     }
 }

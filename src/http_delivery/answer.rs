@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use hyper::header::{HeaderMap, RETRY_AFTER};
+use hyper::header::{CONTENT_ENCODING, HeaderMap, RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
@@ -11,11 +11,12 @@ use super::body;
 use super::client;
 use super::token::Token;
 use crate::domain::outcome::Outcome;
+use crate::domain::redact;
 
 /// Of a failed answer's body, for the delivery log.
 const EXCERPT: usize = 1024;
 /// So much is looked through for echoed credentials, so that none is cut in two by the excerpt.
-const EXAMINED: usize = 16 * 1024;
+const EXAMINED: usize = 4 * 1024;
 /// The longest wait for a body, within the attempt's timeout.
 const BODY_TIME: Duration = Duration::from_secs(2);
 /// The longest wait for the body of an answer that the attempt goes on after.
@@ -36,7 +37,7 @@ pub(super) async fn read(
     response: client::Answer,
     limit: usize,
     deadline: Instant,
-    sent_secrets: &[SecretString],
+    secrets: &[SecretString],
     token: Option<&Token>,
 ) -> Answer {
     let status = response.status();
@@ -47,16 +48,21 @@ pub(super) async fn read(
         return Answer { outcome, excerpt: None };
     }
     let retry_after = retry_after(response.headers(), SystemTime::now());
+    let encoded = response.headers().get_all(CONTENT_ENCODING).iter().any(|value| value != "identity");
     let body = body::read(response, EXAMINED.min(limit), limit, deadline).await;
-    let mut text = String::from_utf8_lossy(&body.bytes).into_owned();
-    let sent = sent_secrets.iter().chain(token.map(|token| &token.secret));
-    for secret in sent.map(|secret| secret.expose_secret()).filter(|secret| !secret.is_empty()) {
-        if text.contains(secret) {
-            text = text.replace(secret, "***");
-        }
-    }
-    let end = (0..=EXCERPT.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
-    text.truncate(end.unwrap_or(0));
+    let sent = secrets.iter().chain(token.map(|token| &token.secret));
+    let text = if encoded {
+        // Whatever it says, credentials among it, is not to be seen.
+        "(the body is compressed, and not kept)".to_owned()
+    } else {
+        let cut = body.bytes.len() >= EXAMINED.min(limit);
+        redact::excerpt(
+            &String::from_utf8_lossy(&body.bytes),
+            cut,
+            sent.map(|secret| secret.expose_secret()),
+            EXCERPT,
+        )
+    };
     Answer {
         outcome: Outcome::Answered { status: status.as_u16(), retry_after },
         excerpt: (!text.is_empty()).then_some(text),

@@ -25,6 +25,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
+use secrecy::ExposeSecret;
 use tokio::time::timeout_at;
 use url::{Position, Url};
 
@@ -34,10 +35,11 @@ pub use target::{OpenSecret, Target, Unopened};
 
 use crate::domain::event::binary_parts;
 use crate::domain::outcome::{Failure, Outcome};
+use crate::domain::redact;
 use crate::domain::subscription::ContentMode;
 use client::Client;
 use failure::{Broken, broken};
-use target::{SIGNATURE, TRACEPARENT, WEBHOOK_ATTEMPT, WEBHOOK_ID, WEBHOOK_TIMESTAMP};
+use target::{ATTRIBUTES_SIGNATURE, SIGNATURE, TRACEPARENT, WEBHOOK_ATTEMPT, WEBHOOK_ID, WEBHOOK_TIMESTAMP};
 use tls::{TlsClients, TlsOptions};
 use token::{Token, Tokens};
 
@@ -152,11 +154,15 @@ impl HttpDelivery {
         let exchange = self.inner.exchange(target, envelope, attempt, sent);
         let (outcome, answer_excerpt, detail) = match timeout_at(deadline, exchange).await {
             Ok(Ok((response, token))) => {
-                let (limit, secrets) = (self.inner.config.response_limit, &target.sent_secrets);
+                let (limit, secrets) = (self.inner.config.response_limit, &target.secrets);
                 let answer = answer::read(response, limit, deadline, secrets, token.as_deref()).await;
                 (answer.outcome, answer.excerpt, None)
             }
-            Ok(Err(Broken { failure, detail })) => (Outcome::Failed(failure), None, detail),
+            Ok(Err(Broken { failure, detail })) => {
+                // What the layer below quotes of an answer, or a token endpoint says.
+                let secrets = || target.secrets.iter().map(|secret| secret.expose_secret());
+                (Outcome::Failed(failure), None, detail.map(|detail| redact::whole(&detail, secrets())))
+            }
             Err(_) => {
                 let detail = format!("no answer within {}", humantime::format_duration(target.timeout));
                 (Outcome::Failed(Failure::Timeout), None, Some(detail))
@@ -261,6 +267,10 @@ fn prepare(target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Result
     headers.insert(WEBHOOK_ATTEMPT, HeaderValue::from(attempt));
     if let Some(signer) = &target.signing {
         headers.insert(SIGNATURE, signer.sign(envelope.id, now, &body));
+        if target.content_mode == ContentMode::Binary {
+            let signature = signer.sign_attributes(envelope.id, now, &headers);
+            headers.insert(ATTRIBUTES_SIGNATURE, signature);
+        }
     }
     headers.insert(WEBHOOK_ID, id);
     Ok((headers, body))

@@ -1,10 +1,11 @@
 //! Signatures as Standard Webhooks 1.0 has them: symmetric (`v1`, HMAC-SHA256) and asymmetric (`v1a`,
-//! ed25519). While a secret is being replaced, both sign: the header is a list.
+//! ed25519). While a secret is being replaced, both sign: the header is a list. Standard Webhooks signs the body
+//! alone; in binary mode the event's attributes, which are headers there, have a signature of their own.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, Mac};
-use hyper::header::HeaderValue;
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
@@ -100,17 +101,45 @@ impl Signer {
         Ok(Self { current: key(&signing.secret)?, previous })
     }
 
-    /// The signatures that hold at `timestamp`, in Unix seconds, with a space between.
+    /// The signatures over id, time and body that hold at `timestamp`, in Unix seconds, with a space between.
     pub(super) fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> HeaderValue {
-        let mut value = self.current.sign(id, timestamp, body);
+        self.with_each_key(timestamp, |key| key.sign(id, timestamp, body))
+    }
+
+    /// The same over the attributes in the headers of a request in binary mode.
+    pub(super) fn sign_attributes(&self, id: &str, timestamp: u64, headers: &HeaderMap) -> HeaderValue {
+        let text = signed_attributes(id, timestamp, headers);
+        self.with_each_key(timestamp, |key| key.signature(&[&text]))
+    }
+
+    fn with_each_key(&self, timestamp: u64, sign: impl Fn(&SigningKey) -> String) -> HeaderValue {
+        let mut value = sign(&self.current);
         if let Some((key, until)) = &self.previous
             && i64::try_from(timestamp).is_ok_and(|now| now < *until)
         {
             value.push(' ');
-            value.push_str(&key.sign(id, timestamp, body));
+            value.push_str(&sign(key));
         }
         HeaderValue::from_maybe_shared(bytes::Bytes::from(value)).expect("base64 is a header value")
     }
+}
+
+/// What the attributes' signature is made of: the line `ce-attributes`, the id, the time, and `<name>:<value>` of
+/// each `ce-` header and of `content-type` (`datacontenttype`), as they are sent, in the order of their names; with a
+/// line feed between. No header holds one, so the text of a body's signature, which begins with the id, is never
+/// one of these.
+fn signed_attributes(id: &str, timestamp: u64, headers: &HeaderMap) -> Vec<u8> {
+    let of_event = |name: &HeaderName| name.as_str().starts_with("ce-") || *name == CONTENT_TYPE;
+    let mut attributes: Vec<_> = headers.iter().filter(|(name, _)| of_event(name)).collect();
+    attributes.sort_unstable_by_key(|(name, _)| name.as_str());
+    let mut text = format!("ce-attributes\n{id}\n{timestamp}").into_bytes();
+    for (name, value) in attributes {
+        text.push(b'\n');
+        text.extend_from_slice(name.as_str().as_bytes());
+        text.push(b':');
+        text.extend_from_slice(value.as_bytes());
+    }
+    text
 }
 
 /// One key, ready to sign.
@@ -139,22 +168,24 @@ impl SigningKey {
         }
     }
 
-    /// `v1,` or `v1a,` and the base64 of the signature over `{id}.{timestamp}.{body}`; `timestamp` in
-    /// Unix seconds.
+    /// The signature over `{id}.{timestamp}.{body}`; `timestamp` in Unix seconds.
     pub(super) fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> String {
-        let head = format!("{id}.{timestamp}.");
+        self.signature(&[format!("{id}.{timestamp}.").as_bytes(), body])
+    }
+
+    /// `v1,` or `v1a,` and the base64 of the signature over these parts.
+    fn signature(&self, parts: &[&[u8]]) -> String {
         let mut value = String::with_capacity(92);
         match self {
             Self::Hmac(mac) => {
                 let mut mac = mac.clone();
-                mac.update(head.as_bytes());
-                mac.update(body);
+                parts.iter().for_each(|part| mac.update(part));
                 value.push_str("v1,");
                 STANDARD.encode_string(mac.finalize().into_bytes(), &mut value);
             }
             Self::Ed25519(pair) => {
                 value.push_str("v1a,");
-                STANDARD.encode_string(pair.sign(&[head.as_bytes(), body].concat()), &mut value);
+                STANDARD.encode_string(pair.sign(&parts.concat()), &mut value);
             }
         }
         value
@@ -184,6 +215,42 @@ mod tests {
             key(secret).unwrap().sign(ID, AT, BODY),
             "v1a,hnO3f9T8Ytu9HwrXslvumlUpqtNVqkhqw/enGzPCXe5BdqzCInXqYXFymVJaA7AZdpXwVLPo3mNl8EM+m7TBAg=="
         );
+    }
+
+    #[test]
+    fn the_attributes_signature_covers_each_attribute() {
+        let headers = |changes: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            let base = [
+                ("ce-id", "1"),
+                ("content-type", "application/json"),
+                ("ce-b", "%0A"),
+                ("webhook-attempt", "1"),
+            ];
+            for (name, value) in base.iter().chain(changes) {
+                match *value {
+                    "" => drop(headers.remove(*name)),
+                    value => drop(headers.insert(*name, HeaderValue::from_str(value).unwrap())),
+                }
+            }
+            headers
+        };
+        let text = |headers: &HeaderMap| String::from_utf8(signed_attributes(ID, 7, headers)).unwrap();
+        let whole = text(&headers(&[]));
+        assert_eq!(
+            whole,
+            format!("ce-attributes\n{ID}\n7\nce-b:%0A\nce-id:1\ncontent-type:application/json")
+        );
+        for change in [
+            ("ce-id", "2"),
+            ("ce-id", ""),
+            ("ce-new", "x"),
+            ("content-type", "text/html"),
+            ("content-type", ""),
+        ] {
+            assert_ne!(text(&headers(&[change])), whole, "{change:?}");
+        }
+        assert_eq!(text(&headers(&[("webhook-attempt", "2"), ("x-team", "b")])), whole, "of the event alone");
     }
 
     #[test]

@@ -17,12 +17,13 @@ use super::signature::{Signer, Unsignable};
 use super::tls::TlsOptions;
 use super::token::Oauth2Client;
 use crate::domain::outcome::Failure;
-use crate::domain::subscription::{Auth, ContentMode, EndpointDelivery, Secret};
+use crate::domain::subscription::{Auth, ContentMode, EndpointDelivery, Secret, is_credential_name};
 
 pub(super) const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 pub(super) const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 pub(super) const WEBHOOK_ATTEMPT: HeaderName = HeaderName::from_static("webhook-attempt");
 pub(super) const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+pub(super) const ATTRIBUTES_SIGNATURE: HeaderName = HeaderName::from_static("webhook-attributes-signature");
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 const AGENT: &str = concat!("integration-hub/", env!("CARGO_PKG_VERSION"));
@@ -56,8 +57,9 @@ pub struct Target {
     pub(super) signing: Option<Signer>,
     pub(super) oauth2: Option<Oauth2Client>,
     pub(super) tls: Option<TlsOptions>,
-    /// What is sent as a credential, in the form it is sent: never to be kept of an answer.
-    pub(super) sent_secrets: Vec<SecretString>,
+    /// What is sent as a credential, in the form it is sent, and what the other side knows as well (a
+    /// signing secret, a client's secret): never to be kept of an answer.
+    pub(super) secrets: Vec<SecretString>,
 }
 
 impl Target {
@@ -97,8 +99,22 @@ impl Target {
             signing,
             oauth2: None,
             tls,
-            sent_secrets: Vec::new(),
+            secrets: Vec::new(),
         };
+        for (name, secret) in &delivery.secret_headers {
+            let value = open(secret)?;
+            let name = header_name(name)?;
+            target.headers.insert(name, sensitive(value.expose_secret())?);
+            target.secrets.push(value);
+        }
+        if let Some(signing) = &delivery.signing {
+            let previous = signing.previous.as_ref().map(|previous| &previous.secret);
+            for secret in [Some(&signing.secret), previous].into_iter().flatten() {
+                target.secrets.push(open(secret)?);
+            }
+        }
+        let in_clear = delivery.headers.iter().filter(|(name, _)| is_credential_name(name));
+        target.secrets.extend(in_clear.map(|(_, value)| SecretString::from(value.as_str())));
         match &delivery.auth {
             Auth::None => {}
             Auth::ApiKey { header, query, key } => {
@@ -109,8 +125,8 @@ impl Target {
                         // As it stands in the URL, and as others write it.
                         let encoded: String =
                             form_urlencoded::byte_serialize(key.expose_secret().as_bytes()).collect();
-                        target.sent_secrets.push(encoded.replace('+', "%20").into());
-                        target.sent_secrets.push(encoded.into());
+                        target.secrets.push(encoded.replace('+', "%20").into());
+                        target.secrets.push(encoded.into());
                     }
                     None => {
                         let name = match header {
@@ -120,19 +136,19 @@ impl Target {
                         target.headers.insert(name, sensitive(key.expose_secret())?);
                     }
                 }
-                target.sent_secrets.push(key);
+                target.secrets.push(key);
             }
             Auth::Basic { username, password } => {
                 let password = open(password)?;
                 let pair = STANDARD.encode(format!("{username}:{}", password.expose_secret()));
                 target.headers.insert(AUTHORIZATION, sensitive(&format!("Basic {pair}"))?);
-                target.sent_secrets.extend([pair.into(), password]);
+                target.secrets.extend([pair.into(), password]);
             }
             Auth::Bearer { token } => {
                 let token = open(token)?;
                 let value = sensitive(&format!("Bearer {}", token.expose_secret()))?;
                 target.headers.insert(AUTHORIZATION, value);
-                target.sent_secrets.push(token);
+                target.secrets.push(token);
             }
             Auth::Oauth2 {
                 token_url,
@@ -145,15 +161,17 @@ impl Target {
             } => {
                 // A place for the token, so that the map does not grow with it.
                 target.headers.insert(AUTHORIZATION, HeaderValue::from_static(""));
+                let client_secret = open(client_secret)?;
                 target.oauth2 = Some(Oauth2Client::new(
                     subscription,
                     (token_url.clone(), literal(token_url)?),
                     client_id,
-                    &open(client_secret)?,
+                    &client_secret,
                     (scopes, audience.as_deref()),
                     (*client_auth, *token_type),
                     target.tls.as_ref(),
                 ));
+                target.secrets.push(client_secret);
             }
         }
         Ok(target)
@@ -169,16 +187,18 @@ impl fmt::Debug for Target {
 
 /// The headers of every attempt, with a place for those that differ.
 fn headers(delivery: &EndpointDelivery, signed: bool) -> Result<HeaderMap, Failure> {
-    let mut headers = HeaderMap::with_capacity(delivery.headers.len() + 10);
+    let mut headers = HeaderMap::with_capacity(delivery.headers.len() + delivery.secret_headers.len() + 10);
     for (name, value) in &delivery.headers {
-        let name = HeaderName::try_from(name).map_err(|_| Failure::Request)?;
-        if OF_THE_CONNECTION.contains(&name) {
-            return Err(Failure::Request);
-        }
-        headers.insert(name, HeaderValue::from_str(value).map_err(|_| Failure::Request)?);
+        // Stored before such names were refused, and shown no more.
+        let value = if is_credential_name(name) {
+            sensitive(value)?
+        } else {
+            HeaderValue::from_str(value).map_err(|_| Failure::Request)?
+        };
+        headers.insert(header_name(name)?, value);
     }
     let place = HeaderValue::from_static("");
-    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+    headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
     headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(STRUCTURED));
     for name in [WEBHOOK_ID, WEBHOOK_TIMESTAMP, WEBHOOK_ATTEMPT, TRACEPARENT] {
@@ -188,7 +208,14 @@ fn headers(delivery: &EndpointDelivery, signed: bool) -> Result<HeaderMap, Failu
     if signed {
         headers.insert(SIGNATURE, place);
     }
+    headers.remove(ATTRIBUTES_SIGNATURE);
     Ok(headers)
+}
+
+/// A header that is a subscription's to set.
+fn header_name(name: &str) -> Result<HeaderName, Failure> {
+    let name = HeaderName::try_from(name).map_err(|_| Failure::Request)?;
+    if OF_THE_CONNECTION.contains(&name) { Err(Failure::Request) } else { Ok(name) }
 }
 
 /// The address in a URL whose host is one, in any of the forms that the URL standard reads

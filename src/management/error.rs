@@ -19,6 +19,9 @@ pub enum ManagementError {
     /// What was given is not as it must be; nothing was changed.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<FieldError>),
+    /// Stored secrets would be sent elsewhere; nothing was changed. Each field is a secret's.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    SecretsNeeded(Vec<FieldError>),
     #[error("{name:?} is no domain of the settings, which have {known}")]
     UnknownDomain { name: String, known: String },
     #[error("there is no subscription {id:?}")]

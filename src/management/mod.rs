@@ -11,6 +11,7 @@ pub mod outbox;
 pub mod publishing;
 mod rotation;
 mod samples;
+mod secrets;
 mod subscription_quota;
 mod subscriptions;
 pub mod traces;

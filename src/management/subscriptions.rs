@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use url::{Host, Url};
 
-use super::{Management, ManagementError};
+use super::{Management, ManagementError, secrets};
 use crate::domain::access::Caller;
 use crate::domain::address::AddressPolicy;
 use crate::domain::category::Categories;
@@ -21,7 +21,6 @@ use crate::domain::subscription::{
 };
 use crate::http_delivery::tls;
 use crate::nats::{NatsError, Registry, Slot, Stored};
-use crate::seal::{Sealer, seal_subscription};
 use crate::settings::Settings;
 
 /// What lists and `show` print for a secret; given back, it keeps the one that is stored.
@@ -218,10 +217,7 @@ impl Management {
                  have an operator write it",
             )]));
         }
-        let errors = settle_secrets(&mut subscription, stored.as_ref(), self.sealer());
-        if !errors.is_empty() {
-            return Err(ManagementError::Invalid(errors));
-        }
+        secrets::settle(&mut subscription, stored.as_ref(), self.sealer(), caller.is_operator())?;
         if subscription.secrets_mut().iter().any(|secret| matches!(secret, Secret::Plain(_))) {
             return Err(ManagementError::NoMasterKey { id });
         }
@@ -401,44 +397,6 @@ fn same(stored: &Subscription, new: &Subscription) -> bool {
         (Ok(stored), Ok(new)) => stored == new,
         _ => false,
     }
-}
-
-/// Seals what is plain, and takes from the stored subscription what is to be kept or has not
-/// changed.
-fn settle_secrets(
-    subscription: &mut Subscription,
-    stored: Option<&Subscription>,
-    sealer: Option<&Sealer>,
-) -> Vec<FieldError> {
-    let id = subscription.id.as_str().to_owned();
-    let mut stored = stored.cloned();
-    let kept = stored.as_mut().map(|stored| stored.delivery.named_secrets_mut()).unwrap_or_default();
-    let mut errors = Vec::new();
-    for (field, secret) in subscription.delivery.named_secrets_mut() {
-        let kept = kept.iter().find(|(name, _)| *name == field).map(|(_, secret)| &**secret);
-        match (&*secret, kept, sealer) {
-            (Secret::Sealed(_), Some(kept), _) => *secret = kept.clone(),
-            // Sealed for this subscription with this hub's key, from a copy of the registry, say.
-            (Secret::Sealed(sealed), None, Some(sealer)) if sealer.open(&id, sealed).is_ok() => {}
-            (Secret::Sealed(_), None, _) => errors.push(FieldError::new(
-                field,
-                "is \"***\" or sealed, which keeps the stored credential, and none is stored; write the credential itself",
-            )),
-            (Secret::Plain(plain), Some(Secret::Sealed(sealed)), Some(sealer)) => {
-                let same = sealer
-                    .open(&id, sealed)
-                    .is_ok_and(|opened| opened.expose_secret() == plain.expose_secret());
-                if same {
-                    *secret = Secret::Sealed(sealed.clone());
-                }
-            }
-            (Secret::Plain(_), ..) => {}
-        }
-    }
-    if let Some(sealer) = sealer {
-        seal_subscription(sealer, subscription);
-    }
-    errors
 }
 
 #[cfg(test)]

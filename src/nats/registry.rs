@@ -290,13 +290,16 @@ impl JetStream {
         self.write_key(&key, value.into(), expected, &[]).await
     }
 
+    /// Removes a subscription, and all its revisions with the credentials in them: a purge of the key
+    /// (ADR-8) leaves its marker alone, which is a revision too.
     pub async fn remove_subscription(
         &self,
         name: &SubscriptionRef,
         expected: Option<u64>,
     ) -> Result<u64, NatsError> {
         let key = self.names().subscription_key(name);
-        self.write_key(&key, Bytes::new(), expected, &[("KV-Operation", "DEL")]).await
+        let purge = [("KV-Operation", "PURGE"), ("Nats-Rollup", "sub")];
+        self.write_key(&key, Bytes::new(), expected, &purge).await
     }
 
     pub(super) async fn write_key(

@@ -105,7 +105,7 @@ async fn plan(
     for (id, planned) in planned {
         match planned {
             Ok(write) => writes.push(write),
-            Err(ManagementError::Invalid(errors)) => {
+            Err(ManagementError::Invalid(errors) | ManagementError::SecretsNeeded(errors)) => {
                 problems.extend(errors.into_iter().map(|error| format!("{id}: {error}")));
             }
             Err(error) => return Err(error.into()),

@@ -1,5 +1,6 @@
 //! Where a subscription's envelopes go: to an endpoint over HTTP, or to an external broker.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -29,6 +30,10 @@ pub struct EndpointDelivery {
     pub content_mode: ContentMode,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
+    /// Headers whose values are credentials: sealed, and shown as `***`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub secret_headers: BTreeMap<String, Secret>,
     /// The whole attempt: connection, request and answer.
     #[serde(default = "default_timeout", with = "crate::domain::duration")]
     #[schema(value_type = String, example = "15s")]
@@ -194,13 +199,13 @@ impl Delivery {
     }
 
     /// Every secret with the path of its field. A broker's credentials are in the settings.
-    pub fn named_secrets_mut(&mut self) -> Vec<(&'static str, &mut Secret)> {
+    pub fn named_secrets_mut(&mut self) -> Vec<(Cow<'static, str>, &mut Secret)> {
         self.endpoint_mut().map(EndpointDelivery::named_secrets_mut).unwrap_or_default()
     }
 }
 
 impl EndpointDelivery {
-    fn named_secrets_mut(&mut self) -> Vec<(&'static str, &mut Secret)> {
+    fn named_secrets_mut(&mut self) -> Vec<(Cow<'static, str>, &mut Secret)> {
         let auth = match &mut self.auth {
             Auth::None => None,
             Auth::ApiKey { key, .. } => Some(("delivery.auth.key", key)),
@@ -208,16 +213,21 @@ impl EndpointDelivery {
             Auth::Bearer { token } => Some(("delivery.auth.token", token)),
             Auth::Oauth2 { client_secret, .. } => Some(("delivery.auth.client_secret", client_secret)),
         };
-        let mut secrets: Vec<_> = auth.into_iter().collect();
+        let mut secrets: Vec<(Cow<'static, str>, &mut Secret)> =
+            auth.into_iter().map(|(path, secret)| (path.into(), secret)).collect();
         if let Some(signing) = &mut self.signing {
-            secrets.push(("delivery.signing.secret", &mut signing.secret));
+            secrets.push(("delivery.signing.secret".into(), &mut signing.secret));
             if let Some(previous) = &mut signing.previous {
-                secrets.push(("delivery.signing.previous.secret", &mut previous.secret));
+                secrets.push(("delivery.signing.previous.secret".into(), &mut previous.secret));
             }
         }
         if let Some(key) = self.tls.as_mut().and_then(|tls| tls.key.as_mut()) {
-            secrets.push(("delivery.tls.key", key));
+            secrets.push(("delivery.tls.key".into(), key));
         }
+        // Names of headers do not differ by case.
+        secrets.extend(self.secret_headers.iter_mut().map(|(name, secret)| {
+            (format!("delivery.secret_headers.{}", name.to_ascii_lowercase()).into(), secret)
+        }));
         secrets
     }
 }

@@ -67,6 +67,7 @@ fn remedy(path: &str) -> &'static str {
         "events" => "; write a list, like [\"user.created\", \"role.*\"]",
         "filter" => "; write a list, like [{\"exact\": {\"source\": \"idp\"}}]",
         "delivery.headers" => "; write an object of strings, like {\"x-team\": \"billing\"}",
+        "delivery.secret_headers" => "; write an object of strings, like {\"x-api-key\": \"…\"}",
         "delivery.signing" => "; write {\"secret\": \"whsec_…\"}",
         "delivery.statuses" => "; write {\"retry\": [400], \"permanent\": [404, \"5xx\"]}",
         "disabled_at" => "; write a time like 2026-01-31T12:00:00Z, or leave it out",
@@ -126,7 +127,8 @@ fn check_form(value: &Value) -> Result<(), FieldError> {
 }
 
 /// What is said of a request, and means nothing to a broker.
-const OF_AN_ENDPOINT: [&str; 7] = ["url", "content_mode", "headers", "auth", "signing", "statuses", "tls"];
+const OF_AN_ENDPOINT: [&str; 8] =
+    ["url", "content_mode", "headers", "secret_headers", "auth", "signing", "statuses", "tls"];
 
 fn check_broker(delivery: &serde_json::Map<String, Value>) -> Result<(), FieldError> {
     if let Some(name) = OF_AN_ENDPOINT.iter().find(|name| delivery.contains_key(**name)) {
@@ -166,6 +168,7 @@ fn check_objects(delivery: &serde_json::Map<String, Value>) -> Result<(), FieldE
         ("delivery.signing.previous", signing.and_then(|signing| signing.get("previous"))),
         ("delivery.tls", delivery.get("tls")),
         ("delivery.headers", delivery.get("headers")),
+        ("delivery.secret_headers", delivery.get("secret_headers")),
     ];
     for (field, value) in places {
         if value.is_some_and(|value| !value.is_object() && !value.is_null()) {

@@ -255,9 +255,51 @@ fn a_bad_broker_is_refused_by_field() {
 }
 
 #[test]
-fn authorization_is_free_where_auth_does_not_set_it() {
-    let document = small(json!({"url": "https://a.example", "headers": {"authorization": "Custom x"}}));
-    assert_eq!(Subscription::from_value(document).unwrap().validate(&LIMITS), Ok(()));
+fn a_credential_is_no_plain_header() {
+    let fields = |delivery: Value| -> Vec<String> {
+        let subscription = Subscription::from_value(small(delivery)).unwrap();
+        subscription
+            .validate(&LIMITS)
+            .err()
+            .unwrap_or_default()
+            .into_iter()
+            .map(|error| error.field)
+            .collect()
+    };
+    let to = |name: &str, header: &str| json!({"url": "https://a.example", name: {header: "Custom x"}});
+    for header in ["authorization", "Cookie", "x-api-key", "private-token", "x-db-password"] {
+        assert_eq!(fields(to("headers", header)), [format!("delivery.headers.{header}")]);
+        assert!(fields(to("secret_headers", header)).is_empty(), "{header}");
+    }
+    assert_eq!(fields(to("secret_headers", "webhook-id")), ["delivery.secret_headers.webhook-id"]);
+    assert_eq!(fields(to("secret_headers", "a b")), ["delivery.secret_headers.a b"]);
+    let delivery =
+        json!({"url": "https://a.example", "headers": {"x-a": "1"}, "secret_headers": {"X-A": "1"}});
+    assert_eq!(fields(delivery), ["delivery.secret_headers.X-A"]);
+    let mut delivery = to("secret_headers", "authorization");
+    delivery["auth"] = json!({"type": "bearer", "token": "t"});
+    assert_eq!(fields(delivery), ["delivery.secret_headers.authorization"]);
+    for value in ["", "a\nb", " a", "ä"] {
+        let delivery = json!({"url": "https://a.example", "secret_headers": {"x-a": value}});
+        assert_eq!(fields(delivery), ["delivery.secret_headers.x-a"], "{value:?}");
+    }
+    let many: Value =
+        (0..65).map(|number| (format!("x-{number}"), json!("1"))).collect::<serde_json::Map<_, _>>().into();
+    assert_eq!(
+        fields(json!({"url": "https://a.example", "secret_headers": many})),
+        ["delivery.secret_headers"]
+    );
+}
+
+/// What was stored before such names were refused goes on, and is shown no more.
+#[test]
+fn stored_credentials_in_headers_are_hidden() {
+    let stored =
+        small(json!({"url": "https://a.example", "headers": {"authorization": "hush", "x-team": "b"}}));
+    let subscription: Subscription = serde_json::from_value(stored).unwrap();
+    let hidden = subscription.hidden_json();
+    assert_eq!(hidden["delivery"]["headers"], json!({"authorization": "***", "x-team": "b"}));
+    assert_eq!(serde_json::to_value(&subscription).unwrap()["delivery"]["headers"]["authorization"], "hush");
 }
 
 #[test]
@@ -318,10 +360,12 @@ fn every_secret_is_named() {
         json!({"secret": "hush-2", "previous": {"secret": "hush-3", "until": "2030-01-31T00:00:00Z"}}),
     );
     document["delivery"]["tls"] = json!({"cert": "x", "key": "hush-4"});
+    document["delivery"]["secret_headers"] =
+        json!({"x-key": "hush-5", "sealed": "hush-6", "headers": "hush-7"});
     let mut subscription = Subscription::from_value(document).unwrap();
-    let names: Vec<&str> =
-        subscription.delivery.named_secrets_mut().into_iter().map(|(name, _)| name).collect();
-    assert_eq!(names.len(), 4);
+    let names: Vec<String> =
+        subscription.delivery.named_secrets_mut().into_iter().map(|(name, _)| name.into_owned()).collect();
+    assert_eq!(names.len(), 7);
     let shown = format!("{} {subscription:?}", subscription.hidden_json());
     assert!(!shown.contains("hush"), "{shown}");
     for name in names {
@@ -356,6 +400,9 @@ fn a_header_called_sealed_is_shown_as_it_is() {
     let document = small(json!({"url": "https://a.example", "headers": {"sealed": "yes"}}));
     let hidden = Subscription::from_value(document).unwrap().hidden_json();
     assert_eq!(hidden["delivery"]["headers"]["sealed"], "yes");
+    let document = small(json!({"url": "https://a.example", "secret_headers": {"sealed": "hush"}}));
+    let hidden = Subscription::from_value(document).unwrap().hidden_json();
+    assert_eq!(hidden["delivery"]["secret_headers"], json!({"sealed": "***"}));
 }
 
 /// Serde's error for a text in the place of an object quotes the text.
@@ -367,6 +414,9 @@ fn a_secret_in_the_wrong_place_is_not_repeated() {
         ("delivery.signing", r#""signing": ["hush"]"#),
         ("delivery.tls", r#""tls": "hush""#),
         ("delivery.headers", r#""headers": "authorization: hush""#),
+        ("delivery.secret_headers", r#""secret_headers": "authorization: hush""#),
+        ("delivery.secret_headers.x-a", r#""secret_headers": {"x-a": ["hush"]}"#),
+        ("delivery.auth.token", r#""auth": {"type": "bearer", "token": {"sealed": ["hush"]}}"#),
         ("delivery.auth", r#""auth": "Bearer hush""#),
         ("delivery.auth.token", r#""auth": {"type": "bearer", "token": ["hush"]}"#),
         ("delivery.signing.secret", r#""signing": {"secret": ["hush"]}"#),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 
+use super::headers::{self, is_header_name, is_header_value, is_reserved};
 use super::{Auth, BrokerDelivery, Delivery, EndpointDelivery, RateLimit, Secret, Subscription};
 use crate::domain::field_error::FieldError;
 use crate::domain::outbox::is_external_broker;
@@ -13,30 +14,10 @@ const MAX_IN_FLIGHT: u32 = 10_000;
 /// Bounds on what every envelope of the subscription carries along.
 const MAX_EVENTS: usize = 256;
 const MAX_FILTERS: usize = 64;
-const MAX_HEADERS: usize = 64;
-const MAX_HEADER_BYTES: usize = 16 * 1024;
 const MAX_URL_BYTES: usize = 2 * 1024;
 const MAX_CREDENTIAL_BYTES: usize = 8 * 1024;
 /// The shortest of the brokers' bounds: an AMQP routing key's (0-9-1 section 4.2.5.3, a short string).
 const MAX_STREAM_BYTES: usize = 255;
-
-/// Headers that the hub or the HTTP connection sets.
-const RESERVED_HEADERS: [&str; 13] = [
-    "host",
-    "content-length",
-    "content-type",
-    "transfer-encoding",
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "upgrade",
-    "expect",
-    "user-agent",
-    "traceparent",
-];
-const RESERVED_PREFIXES: [&str; 2] = ["webhook-", "ce-"];
 
 /// Bounds that come from the settings.
 #[derive(Debug, Clone, Copy)]
@@ -165,7 +146,7 @@ impl BrokerDelivery {
 impl EndpointDelivery {
     fn validate(&self, errors: &mut Vec<FieldError>) {
         validate_url("delivery.url", &self.url, errors);
-        self.validate_headers(errors);
+        headers::validate(self, errors);
         self.auth.validate(errors);
         self.statuses.validate(errors);
         if let Some(signing) = &self.signing {
@@ -175,51 +156,20 @@ impl EndpointDelivery {
             tls.validate(&self.url, errors);
         }
     }
-
-    fn validate_headers(&self, errors: &mut Vec<FieldError>) {
-        let bytes: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if self.headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
-            errors.push(FieldError::new(
-                "delivery.headers",
-                format!("hold more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes; write fewer"),
-            ));
-        }
-        let mut seen = std::collections::BTreeSet::new();
-        for (name, value) in &self.headers {
-            let field = || format!("delivery.headers.{name}");
-            let lower = name.to_ascii_lowercase();
-            if !is_header_name(name) {
-                errors.push(FieldError::new(
-                    field(),
-                    "is not an HTTP header name; use letters, digits and '-', like x-team",
-                ));
-            } else if RESERVED_HEADERS.contains(&lower.as_str())
-                || RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix))
-            {
-                errors.push(FieldError::new(
-                    field(),
-                    "is set by the hub itself; use another name, like x-team",
-                ));
-            } else if self.auth.header().is_some_and(|header| header.eq_ignore_ascii_case(name)) {
-                errors.push(FieldError::new(
-                    field(),
-                    "is set by delivery.auth; take it out here, or use another kind of auth",
-                ));
-            }
-            if !is_header_value(value) {
-                errors.push(FieldError::new(
-                    field(),
-                    "holds a character that HTTP headers cannot carry; use visible ASCII, spaces within",
-                ));
-            }
-            if !seen.insert(lower) {
-                errors.push(FieldError::new(field(), "is given twice; header names do not differ by case"));
-            }
-        }
-    }
 }
 
 impl Auth {
+    /// As `type` in JSON says it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Auth::None => "none",
+            Auth::ApiKey { .. } => "api_key",
+            Auth::Basic { .. } => "basic",
+            Auth::Bearer { .. } => "bearer",
+            Auth::Oauth2 { .. } => "oauth2",
+        }
+    }
+
     /// The header that this kind of authentication sets, if any.
     pub fn header(&self) -> Option<&str> {
         match self {
@@ -242,9 +192,7 @@ impl Auth {
                 }
                 if let Some(name) = header {
                     let lower = name.to_ascii_lowercase();
-                    let reserved = RESERVED_HEADERS.contains(&lower.as_str())
-                        || RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix));
-                    if !is_header_name(name) || reserved {
+                    if !is_header_name(name) || is_reserved(&lower) {
                         errors.push(FieldError::new(
                             "delivery.auth.header",
                             format!("{name:?} is no header name that can be set; write one like x-api-key"),
@@ -305,7 +253,12 @@ fn header_text(verbatim: bool) -> fn(&str) -> bool {
 }
 
 /// A plain secret; of a sealed one nothing can be said.
-fn validate_secret(field: &str, secret: &Secret, fits: fn(&str) -> bool, errors: &mut Vec<FieldError>) {
+pub(super) fn validate_secret(
+    field: &str,
+    secret: &Secret,
+    fits: fn(&str) -> bool,
+    errors: &mut Vec<FieldError>,
+) {
     let Secret::Plain(text) = secret else { return };
     let text = text.expose_secret();
     if text.is_empty() || text.len() > MAX_CREDENTIAL_BYTES {
@@ -335,14 +288,4 @@ fn validate_url(field: &str, url: &url::Url, errors: &mut Vec<FieldError>) {
         return;
     };
     errors.push(FieldError::new(field, problem));
-}
-
-/// RFC 9110 section 5.6.2: a token.
-fn is_header_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
-}
-
-/// RFC 9110 section 5.5, without the obsolete part: visible ASCII, spaces and tabs within.
-fn is_header_value(value: &str) -> bool {
-    value.trim() == value && value.bytes().all(|b| b == b'\t' || (0x20..0x7F).contains(&b))
 }

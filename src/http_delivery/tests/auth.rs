@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::future::join_all;
 
 use super::*;
@@ -43,6 +44,7 @@ async fn a_signature_covers_what_was_sent() {
         let key = super::signature::SigningKey::new(&SecretString::from(secret)).unwrap();
         let expected = key.sign(got.header("webhook-id"), timestamp, &got.body);
         assert_eq!(got.header("webhook-signature"), expected, "{mode}");
+        assert_eq!(got.headers.contains_key("webhook-attributes-signature"), mode == "binary");
     }
 }
 
@@ -88,6 +90,64 @@ async fn echoed_credentials_are_not_kept() {
     let rest = r#","auth":{"type":"api_key","query":"key","key":"hush"}"#;
     let attempt = local().attempt(&target(&server.url(), rest), &view(), 1).await;
     assert!(attempt.answer_excerpt.unwrap().starts_with("/hook?key=***  xxx"));
+}
+
+/// Whatever kind of credential, and however it is written in the answer.
+#[tokio::test]
+async fn credentials_echoed_in_another_spelling_are_not_kept() {
+    const SECRET: &str = "s3cr/t+Pass=word&more";
+    let issuer = Server::start(|_| {
+        let token = serde_json::json!({"access_token": SECRET, "token_type": "Bearer", "expires_in": 60});
+        token.to_string().into_response()
+    })
+    .await;
+    let auths = [
+        format!(r#","auth":{{"type":"api_key","key":"{SECRET}"}}"#),
+        format!(r#","auth":{{"type":"api_key","query":"key","key":"{SECRET}"}}"#),
+        format!(r#","auth":{{"type":"basic","username":"someone","password":"{SECRET}"}}"#),
+        format!(r#","auth":{{"type":"bearer","token":"{SECRET}"}}"#),
+        format!(r#","secret_headers":{{"x-key":"{SECRET}"}}"#),
+        oauth2(&issuer, ""),
+    ];
+    let pair = |user: &str| base64::Engine::encode(&STANDARD, format!("{user}:{SECRET}"));
+    let spellings = [
+        SECRET.to_owned(),
+        "s3cr\\/t+Pass=word&more".to_owned(),
+        "s3cr\\u002Ft\\u002bPass=word\\u0026more".to_owned(),
+        "s3cr%2ft%2bPass%3dword%26more".to_owned(),
+        "s3cr%2Ft+Pass%3Dword&more".to_owned(),
+        "s3cr&#47;t&#x2B;Pass&equals;word&amp;more".to_owned(),
+        pair("someone"),
+        pair("another"),
+        base64::Engine::encode(&STANDARD, SECRET),
+        "s3cr/t+Pass\r\n\t=word&more".to_owned(),
+        SECRET.bytes().map(|byte| format!("{byte:02X}")).collect(),
+    ];
+    for (rest, spelling) in
+        auths.iter().flat_map(|rest| spellings.iter().map(move |spelling| (rest, spelling)))
+    {
+        let echoed = spelling.clone();
+        let server = Server::start(move |_| {
+            (StatusCode::BAD_REQUEST, format!("<p>denied: {echoed} </p>{}", " ".repeat(3000))).into_response()
+        })
+        .await;
+        let attempt = local().attempt(&target(&server.url(), rest), &view(), 1).await;
+        let excerpt = attempt.answer_excerpt.unwrap();
+        assert!(excerpt.starts_with("<p>denied: ***"), "{rest} {spelling}: {excerpt}");
+        for part in ["Pass", "word", &spelling[4..12]] {
+            assert!(!excerpt.contains(part), "{rest} {spelling}: {excerpt}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_answer_is_not_kept() {
+    let server = Server::start(|_| {
+        (StatusCode::BAD_REQUEST, [("content-encoding", "gzip")], "\u{1f}\u{8b}hush").into_response()
+    })
+    .await;
+    let attempt = local().attempt(&target(&server.url(), ""), &view(), 1).await;
+    assert_eq!(attempt.answer_excerpt.as_deref(), Some("(the body is compressed, and not kept)"));
 }
 
 /// A token endpoint that gives `token-1`, `token-2`, … with these further members.

@@ -4,6 +4,7 @@ mod answers;
 mod auth;
 mod endpoint;
 mod guard;
+mod headers;
 mod tls;
 
 use std::net::SocketAddr;
