@@ -6,10 +6,11 @@ use secrecy::SecretString;
 
 use crate::domain::message_id::MessageIds;
 use crate::domain::outcome::RetryPolicy;
+use crate::domain::subscription::Identity;
 use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, Unopened};
 use crate::nats::definitions::{Limits, Shape};
 use crate::nats::{ConnectOptions, JetStream, NatsError, Tls};
-use crate::seal::Sealer;
+use crate::seal::{Place, Sealer};
 use crate::settings::{ExternalBroker, Mechanism, Provider, Settings};
 use crate::sinks::{self, Broker, SettingError, amqp, kafka};
 
@@ -149,14 +150,20 @@ pub(crate) async fn message_ids(js: &JetStream, sealer: Option<&Sealer>) -> Resu
 pub(crate) struct MasterKey(pub(crate) Option<Sealer>);
 
 impl OpenSecret for MasterKey {
-    fn open(&self, subscription: &str, sealed: &str) -> Result<SecretString, Unopened> {
+    fn open(&self, subscription: &Identity, field: &str, sealed: &str) -> Result<SecretString, Unopened> {
         let Some(sealer) = &self.0 else {
-            tracing::error!(subscription, "a sealed credential, but no secrets.master_key in the settings");
+            tracing::error!(%subscription, field, "a sealed credential, but no secrets.master_key in the settings");
             return Err(Unopened);
         };
-        sealer.open(subscription, sealed).map_err(|error| {
-            tracing::error!(subscription, %error, "a sealed credential cannot be opened");
+        sealer.open_at(&place(subscription, field), sealed).map_err(|error| {
+            tracing::error!(%subscription, field, %error, "a sealed credential cannot be opened");
             Unopened
         })
     }
+}
+
+/// Where a subscription's credential is sealed for.
+pub(crate) fn place<'a>(subscription: &'a Identity, field: &'a str) -> Place<'a> {
+    let Identity { subscription, incarnation } = subscription;
+    Place { tenant: subscription.tenant(), id: subscription.id(), incarnation: *incarnation, field }
 }

@@ -2,12 +2,12 @@
 //! replaced still open; what they sealed is sealed anew by `hub secrets rotate`.
 //!
 //! XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03) under a random 192-bit nonce, long enough to be
-//! drawn at random for any number of secrets under one key. The sealed form is
-//! `v1.<key id>.<base64url of nonce and ciphertext, unpadded>`. The subscription's id is the
-//! associated data: a sealed credential that is copied to another subscription does not open. For the
-//! settings' own secrets see `seal/settings.rs`.
+//! drawn at random for any number of secrets under one key. What a text is sealed for is its associated
+//! data, so that it opens nowhere else: see `seal/subscriptions.rs` and, for the settings' own secrets,
+//! `seal/settings.rs`.
 
 mod settings;
+mod subscriptions;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,12 +19,12 @@ use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::domain::message_id::MessageIds;
-use crate::domain::subscription::{Secret, Subscription};
 use crate::settings::Secrets;
 
 pub use settings::{OpenSettingsError, Outdated, PREFIX, open_settings};
+pub use subscriptions::{Place, is_bound, open_subscription, reseal_subscription, seal_subscription};
 
-const VERSION: &str = "v1";
+const V1: &str = "v1.";
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
 const ENCODING: GeneralPurpose = URL_SAFE_NO_PAD;
@@ -47,10 +47,10 @@ pub enum SealError {
     )]
     MissingKey { key_id: String },
     #[error(
-        "the credential does not open: another key of the same secrets.key_id, another subscription's credential, or it was changed; apply the subscription again"
+        "the credential does not open: another key of the same secrets.key_id, a credential of another subscription or field, or it was changed; apply the subscription again"
     )]
     Forged,
-    #[error("the credential is not in sealed form (v1.<key id>.<base64url>); apply the subscription again")]
+    #[error("the credential is not in sealed form (v2.<key id>.<base64url>); apply the subscription again")]
     Malformed,
 }
 
@@ -97,29 +97,34 @@ impl Sealer {
         &self.key_id
     }
 
-    /// The sealed form of `secret`; `aad` is the subscription's id or the setting's name. Each call gives another text.
-    pub fn seal(&self, aad: &str, secret: &SecretString) -> String {
+    /// The sealed form of `secret` for `name`, a setting's. Each call gives another text.
+    pub fn seal(&self, name: &str, secret: &SecretString) -> String {
+        self.seal_as(V1, name.as_bytes(), secret)
+    }
+
+    /// The secret in `sealed`, which was sealed for the same `name`: a setting's, or before `v2` a subscription's id.
+    pub fn open(&self, name: &str, sealed: &str) -> Result<SecretString, SealError> {
+        self.open_as(V1, name.as_bytes(), sealed)
+    }
+
+    /// `<version><key id>.<base64url of nonce and ciphertext, unpadded>`; `version` with its dot.
+    fn seal_as(&self, version: &str, associated: &[u8], secret: &SecretString) -> String {
         let nonce = XChaCha20Poly1305::generate_nonce(&mut OsRng);
-        let payload = Payload { msg: secret.expose_secret().as_bytes(), aad: aad.as_bytes() };
+        let payload = Payload { msg: secret.expose_secret().as_bytes(), aad: associated };
         let cipher = self.ciphers.get(&self.key_id).expect("the current key is put in when it is made");
         let ciphertext = cipher.encrypt(&nonce, payload).expect("only a text of 256 GiB fails");
         let bytes = [nonce.as_slice(), &ciphertext].concat();
-        format!("{VERSION}.{}.{}", self.key_id, ENCODING.encode(bytes))
+        format!("{version}{}.{}", self.key_id, ENCODING.encode(bytes))
     }
 
-    /// The secret in `sealed`, which was sealed with the same `aad`.
-    pub fn open(&self, aad: &str, sealed: &str) -> Result<SecretString, SealError> {
-        let mut parts = sealed.split('.');
-        let (Some(VERSION), Some(key_id), Some(encoded), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(SealError::Malformed);
-        };
+    fn open_as(&self, version: &str, associated: &[u8], sealed: &str) -> Result<SecretString, SealError> {
+        let (key_id, encoded) =
+            sealed.strip_prefix(version).and_then(|rest| rest.split_once('.')).ok_or(SealError::Malformed)?;
         let bytes = ENCODING.decode(encoded).map_err(|_| SealError::Malformed)?;
         let (nonce, ciphertext) = bytes.split_at_checked(NONCE_BYTES).ok_or(SealError::Malformed)?;
         let cipher =
             self.ciphers.get(key_id).ok_or_else(|| SealError::MissingKey { key_id: key_id.to_owned() })?;
-        let payload = Payload { msg: ciphertext, aad: aad.as_bytes() };
+        let payload = Payload { msg: ciphertext, aad: associated };
         let plain = cipher.decrypt(XNonce::from_slice(nonce), payload).map_err(|_| SealError::Forged)?;
         String::from_utf8(plain).map(SecretString::from).map_err(|_| SealError::Malformed)
     }
@@ -145,51 +150,10 @@ impl std::fmt::Debug for Sealer {
     }
 }
 
-/// Seals every credential of `subscription` that is still plain; sealed ones stay as they are.
-pub fn seal_subscription(sealer: &Sealer, subscription: &mut Subscription) {
-    let aad = subscription.id.as_str().to_owned();
-    for secret in subscription.secrets_mut() {
-        if let Secret::Plain(plain) = secret {
-            *secret = Secret::Sealed(sealer.seal(&aad, plain));
-        }
-    }
-}
-
-/// Seals anew, with the current key, every credential of `subscription` that another key sealed.
-/// Returns how many those were; on an error none was changed.
-pub fn reseal_subscription(sealer: &Sealer, subscription: &mut Subscription) -> Result<usize, SealError> {
-    let aad = subscription.id.as_str().to_owned();
-    let current = format!("{VERSION}.{}.", sealer.key_id);
-    let mut resealed = Vec::new();
-    for secret in subscription.secrets_mut() {
-        if let Secret::Sealed(sealed) = &*secret
-            && !sealed.starts_with(&current)
-        {
-            let anew = sealer.seal(&aad, &sealer.open(&aad, sealed)?);
-            resealed.push((secret, anew));
-        }
-    }
-    let count = resealed.len();
-    for (secret, anew) in resealed {
-        *secret = Secret::Sealed(anew);
-    }
-    Ok(count)
-}
-
-/// Opens every sealed credential of `subscription`. On an error some may be open already.
-pub fn open_subscription(sealer: &Sealer, subscription: &mut Subscription) -> Result<(), SealError> {
-    let aad = subscription.id.as_str().to_owned();
-    for secret in subscription.secrets_mut() {
-        if let Secret::Sealed(sealed) = secret {
-            *secret = Secret::Plain(sealer.open(&aad, sealed)?);
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::subscription::{Secret, Subscription};
     use crate::settings::Settings;
 
     const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -263,7 +227,7 @@ mod tests {
             let mut rotated = subscription.clone();
             assert_eq!(reseal_subscription(&new, &mut rotated), Ok(3));
             assert_eq!(reseal_subscription(&new, &mut rotated), Ok(0), "sealed again without need");
-            assert!(!serde_json::to_string(&rotated).unwrap().contains("v1.k1."));
+            assert!(!serde_json::to_string(&rotated).unwrap().contains(".k1."));
             open_subscription(&without, &mut rotated).unwrap();
             assert!(open_subscription(&old, &mut subscription.clone()).is_ok());
         }

@@ -219,14 +219,14 @@ async fn a_subscription_lives_and_its_secret_is_never_shown() {
         serde_json::to_value(&stored.subscription).expect("sealed")["delivery"]["auth"]["token"].clone()
     };
     let before = sealed(js.clone()).await;
-    assert!(before["sealed"].as_str().is_some_and(|text| text.starts_with("v1.k1.")), "{before}");
+    assert!(before["sealed"].as_str().is_some_and(|text| text.starts_with("v2.k1.")), "{before}");
 
     for args in [&["subscription", "list"][..], &["subscription", "show", "crm"]] {
         let table = hub.cli_ok(args).await;
         let json = hub.cli_json(args).await.to_string();
         for text in [&table, &json] {
             assert!(text.contains("crm") && text.contains("bearer"), "{text}");
-            assert!(!text.contains("hush") && !text.contains("v1.k1"), "{text}");
+            assert!(!text.contains("hush") && !text.contains("v2.k1"), "{text}");
         }
     }
     let raw = js.get("KV_hub-subscriptions", 1).await.expect("answers").expect("is there");

@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use integration_hub::seal::Sealer;
+use integration_hub::settings::Settings;
 use serde_json::{Value, json};
 use support::{
-    ApiClient, Hub, QUICK, Received, Receiver, TestBroker, TestClient, print_output, require_tool, tool,
+    ApiClient, Behaviour, Hub, QUICK, Received, Receiver, TestBroker, TestClient, print_output, require_tool,
+    tool,
 };
 use tokio::io::AsyncWriteExt as _;
 
@@ -266,4 +269,73 @@ async fn attributes_in_headers_are_signed() {
     let request = receiver.wait_for("/crm", 2, STEP).await.remove(1);
     assert!(request.headers.get("webhook-attributes-signature").is_none());
     assert!(!request.header("webhook-signature").is_empty());
+}
+
+/// What a version before incarnations has stored: a credential whose sealed text is bound to the id alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_form_before_goes_on_until_it_is_sealed_anew_and_moves_nowhere() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    receiver.set("/crm", Behaviour::status(503));
+    let hub = serving(&broker).await;
+    let client = TestClient::connect(&broker.url()).await;
+    let sealer =
+        Sealer::from_settings(&Settings::from_toml("hub.toml", &settings()).expect("settings").secrets)
+            .expect("a key")
+            .expect("a key");
+    let before = sealer.seal("crm", &"open-sesame".into());
+    let entry = |id: &str, token: &str| {
+        json!({"id": id, "tenant": "default", "events": ["user.>"], "state": "active",
+            "delivery": {"url": receiver.url(&format!("/{id}")), "auth": {"type": "bearer", "token": {"sealed": token}}}})
+    };
+    let put = async |entry: Value| {
+        let subject = format!("$KV.hub-subscriptions.{}", entry["id"].as_str().expect("an id"));
+        let sent = client.context.publish(subject, entry.to_string().into()).await.expect("sent");
+        sent.await.expect("stored");
+    };
+    put(entry("crm", &before)).await;
+    // Copied to another subscription it does not open.
+    put(entry("thief", &before)).await;
+    client.publish("user.created", "e1").await;
+    let tried = receiver.wait_for("/crm", 1, STEP).await.remove(0);
+    assert_eq!(tried.header("authorization"), "Bearer open-sesame");
+
+    // The envelope that waits is delivered after its credential is sealed anew.
+    let rotated = hub.cli(&["secrets", "rotate", "--output", "json"]).await;
+    let rotated: Value = serde_json::from_slice(&rotated.stdout).expect("JSON");
+    assert_eq!((&rotated["resealed"], &rotated["left"]), (&json!(1), &json!(1)), "{rotated}");
+    let api = ApiClient::with_scopes(&hub, "admin", "read,manage,operate", None).await;
+    let stored = api.get("/v1/subscriptions/crm").await.expect(200);
+    assert_eq!(stored["incarnation"], "legacy");
+    let raw = client.context.get_key_value("hub-subscriptions").await.expect("the bucket");
+    let raw = raw.get("crm").await.expect("readable").expect("there");
+    let raw: Value = serde_json::from_slice(&raw).expect("JSON");
+    let anew = raw["delivery"]["auth"]["token"]["sealed"].as_str().expect("sealed").to_owned();
+    assert!(anew.starts_with("v2.k1."), "{anew}");
+    receiver.set("/crm", Behaviour::ok());
+    receiver.wait_accepted("/crm", 1, STEP).await;
+    assert_eq!(receiver.count("/thief"), 0);
+
+    // Neither form is taken under an id that is created again; nor is the form before anywhere.
+    api.delete("/v1/subscriptions/crm", &[]).await.expect(204);
+    for sealed in [&before, &anew] {
+        let again = json!({"id": "crm", "events": ["user.>"], "delivery": {"url": receiver.url("/crm"),
+            "auth": {"type": "bearer", "token": {"sealed": sealed}}}});
+        api.post("/v1/subscriptions", &again).await.expect_field(400, "delivery.auth.token");
+    }
+    api.post("/v1/subscriptions", &crm(&receiver.url("/crm"))).await.expect(201);
+    let patch = json!({"delivery": {"auth": {"token": {"sealed": before}}}});
+    api.patch("/v1/subscriptions/crm", &[("if-match", "*")], &patch)
+        .await
+        .expect_field(400, "delivery.auth.token");
+    // Written past the API, under the id but in another incarnation, it does not open either.
+    let revived = api.get("/v1/subscriptions/crm").await.expect(200);
+    assert_ne!(revived["incarnation"], "legacy");
+    let mut stolen = entry("crm", &anew);
+    stolen["incarnation"] = revived["incarnation"].clone();
+    stolen["delivery"]["url"] = json!(receiver.url("/stolen"));
+    put(stolen).await;
+    let tested = api.send("POST", "/v1/subscriptions/crm/test", &[], None).await.expect(200);
+    assert_eq!((&tested["request"], &tested["answer"]["fault"]), (&Value::Null, &json!("hub")), "{tested}");
+    assert_eq!(receiver.count("/stolen"), 0);
 }

@@ -11,7 +11,7 @@ use crate::settings::{SecretName, Settings};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Seal every credential anew with the current key (secrets.key_id), and tell what of the settings an older
+    /// Seal every credential anew with the current key (secrets.key_id) and in the current form, and tell what of the settings an older
     /// one seals. May be run again at any time
     Rotate,
     /// Seal a secret of the settings, read from standard input (from a terminal without an echo), and print the

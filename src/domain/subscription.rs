@@ -216,7 +216,7 @@ impl TokenType {
 #[derive(Debug, Clone)]
 pub enum Secret {
     Plain(SecretString),
-    /// `v1.<key id>.<base64url nonce and ciphertext>`
+    /// `v2.<key id>.<base64url nonce and ciphertext>`
     Sealed(String),
 }
 

@@ -10,7 +10,6 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 
-use super::target::{OpenSecret, Unopened};
 use crate::domain::subscription::{Secret, Signing};
 
 const SEED: usize = 32;
@@ -68,37 +67,18 @@ pub(super) struct Signer {
     previous: Option<(SigningKey, i64)>,
 }
 
-/// Why a subscription's deliveries cannot be signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Unsignable {
-    Sealed,
-    NotAKey,
-}
-
-impl From<Unopened> for Unsignable {
-    fn from(_: Unopened) -> Self {
-        Self::Sealed
-    }
-}
-
 impl Signer {
-    pub(super) fn new(
-        subscription: &str,
-        signing: &Signing,
-        opener: &dyn OpenSecret,
-    ) -> Result<Self, Unsignable> {
-        let key = |secret: &Secret| {
-            let opened = match secret {
-                Secret::Plain(plain) => plain.clone(),
-                Secret::Sealed(sealed) => opener.open(subscription, sealed)?,
-            };
-            SigningKey::new(&opened).ok_or(Unsignable::NotAKey)
+    /// From secrets that are open. `None` where one of them is no key.
+    pub(super) fn new(signing: &Signing) -> Option<Self> {
+        let key = |secret: &Secret| match secret {
+            Secret::Plain(plain) => SigningKey::new(plain),
+            Secret::Sealed(_) => None,
         };
         let previous = match &signing.previous {
             Some(previous) => Some((key(&previous.secret)?, previous.until.unix_timestamp())),
             None => None,
         };
-        Ok(Self { current: key(&signing.secret)?, previous })
+        Some(Self { current: key(&signing.secret)?, previous })
     }
 
     /// The signatures over id, time and body that hold at `timestamp`, in Unix seconds, with a space between.

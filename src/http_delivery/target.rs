@@ -13,11 +13,13 @@ use hyper::header::{
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url, form_urlencoded};
 
-use super::signature::{Signer, Unsignable};
+use super::signature::Signer;
 use super::tls::TlsOptions;
 use super::token::Oauth2Client;
 use crate::domain::outcome::Failure;
-use crate::domain::subscription::{Auth, ContentMode, EndpointDelivery, Secret, is_credential_name};
+use crate::domain::subscription::{
+    Auth, ContentMode, EndpointDelivery, Identity, Secret, is_credential_name,
+};
 
 pub(super) const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 pub(super) const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -36,8 +38,9 @@ const OF_THE_CONNECTION: [HeaderName; 7] =
 
 /// Opens a sealed credential of a subscription.
 pub trait OpenSecret: Send + Sync {
-    /// `subscription` is the id of the subscription the credential belongs to.
-    fn open(&self, subscription: &str, sealed: &str) -> Result<SecretString, Unopened>;
+    /// * `subscription`: whose credential it is
+    /// * `field`: its path there, such as `delivery.auth.token`
+    fn open(&self, subscription: &Identity, field: &str, sealed: &str) -> Result<SecretString, Unopened>;
 }
 
 /// The credential does not open: no master key, or another one.
@@ -68,19 +71,24 @@ impl Target {
     /// `Failure::Sealed` where a credential does not open, `Failure::Request` where no request can
     /// be made of the settings (a header, a scheme, a signing secret that is none).
     pub fn prepare(
-        subscription: &str,
+        subscription: &Identity,
         delivery: &EndpointDelivery,
         opener: &dyn OpenSecret,
     ) -> Result<Self, Failure> {
+        let mut delivery = delivery.clone();
+        for (field, secret) in delivery.named_secrets_mut() {
+            if let Secret::Sealed(sealed) = &*secret {
+                let opened = opener.open(subscription, &field, sealed).map_err(|_| Failure::Sealed)?;
+                *secret = Secret::Plain(opened);
+            }
+        }
+        let delivery = &delivery;
         let open = |secret: &Secret| match secret {
             Secret::Plain(plain) => Ok(plain.clone()),
-            Secret::Sealed(sealed) => opener.open(subscription, sealed).map_err(|_| Failure::Sealed),
+            Secret::Sealed(_) => Err(Failure::Sealed),
         };
         let signing = match &delivery.signing {
-            Some(signing) => Some(Signer::new(subscription, signing, opener).map_err(|why| match why {
-                Unsignable::Sealed => Failure::Sealed,
-                Unsignable::NotAKey => Failure::Request,
-            })?),
+            Some(signing) => Some(Signer::new(signing).ok_or(Failure::Request)?),
             None => None,
         };
         let tls = match &delivery.tls {
@@ -163,7 +171,7 @@ impl Target {
                 target.headers.insert(AUTHORIZATION, HeaderValue::from_static(""));
                 let client_secret = open(client_secret)?;
                 target.oauth2 = Some(Oauth2Client::new(
-                    subscription,
+                    &subscription.to_string(),
                     (token_url.clone(), literal(token_url)?),
                     client_id,
                     &client_secret,

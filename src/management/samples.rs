@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{Management, ManagementError};
-use crate::configured::{external_broker, http_config, retry_policy};
+use crate::configured::{external_broker, http_config, place, retry_policy};
 use crate::domain::access::Caller;
 use crate::domain::attempt::Attempt;
 use crate::domain::envelope::envelope_id;
@@ -19,7 +19,7 @@ use crate::domain::key::{EventKey, KeyPattern};
 use crate::domain::outbox::ExternalMessage;
 use crate::domain::outcome::{Decision, Failure, decide, disables};
 use crate::domain::subscription::{
-    Auth, BrokerDelivery, Delivery, EndpointDelivery, Subscription, SubscriptionId, SubscriptionRef,
+    Auth, BrokerDelivery, Delivery, EndpointDelivery, Identity, Subscription, SubscriptionId, SubscriptionRef,
 };
 use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Sent, Target, Unopened};
 use crate::nats::Stored;
@@ -155,7 +155,11 @@ impl Management {
         event: &Event,
     ) -> (Option<Value>, Attempt) {
         let opener = Opener(self.sealer());
-        let target = match Target::prepare(subscription.id.as_str(), endpoint, &opener) {
+        let Ok(name) = subscription.reference() else {
+            return (None, Attempt::failed(Failure::Request));
+        };
+        let identity = Identity { subscription: name, incarnation: subscription.incarnation };
+        let target = match Target::prepare(&identity, endpoint, &opener) {
             Ok(target) => target,
             Err(failure) => return (None, Attempt::failed(failure)),
         };
@@ -229,8 +233,13 @@ fn invalid(field: &str, problem: impl Into<String>) -> ManagementError {
 struct Opener<'a>(Option<&'a Sealer>);
 
 impl OpenSecret for Opener<'_> {
-    fn open(&self, subscription: &str, sealed: &str) -> Result<secrecy::SecretString, Unopened> {
-        self.0.and_then(|sealer| sealer.open(subscription, sealed).ok()).ok_or(Unopened)
+    fn open(
+        &self,
+        subscription: &Identity,
+        field: &str,
+        sealed: &str,
+    ) -> Result<secrecy::SecretString, Unopened> {
+        self.0.and_then(|sealer| sealer.open_at(&place(subscription, field), sealed).ok()).ok_or(Unopened)
     }
 }
 

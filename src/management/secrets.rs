@@ -5,7 +5,7 @@ use secrecy::ExposeSecret as _;
 use super::ManagementError;
 use crate::domain::field_error::FieldError;
 use crate::domain::subscription::{Secret, Subscription};
-use crate::seal::{Sealer, seal_subscription};
+use crate::seal::{Place, Sealer, is_bound, seal_subscription};
 
 /// Seals what is plain, and takes from the stored subscription what is to be kept or has not changed.
 ///
@@ -18,7 +18,8 @@ pub(super) fn settle(
     sealer: Option<&Sealer>,
     operator: bool,
 ) -> Result<(), ManagementError> {
-    let id = subscription.id.as_str().to_owned();
+    let (tenant, id, incarnation) =
+        (subscription.tenant.clone(), subscription.id.to_string(), subscription.incarnation);
     let new_delivery = subscription.delivery.clone();
     let mut stored_secrets = stored.cloned();
     let kept = stored_secrets.as_mut().map(|stored| stored.delivery.named_secrets_mut()).unwrap_or_default();
@@ -26,6 +27,7 @@ pub(super) fn settle(
         |field: &str| stored.map(|stored| new_delivery.moves(&stored.delivery, field)).unwrap_or_default();
     let (mut errors, mut needed) = (Vec::new(), Vec::new());
     for (field, secret) in subscription.delivery.named_secrets_mut() {
+        let place = Place { tenant: &tenant, id: &id, incarnation, field: &field };
         let mut refuse = |problem: &str| errors.push(FieldError::new(field.clone(), problem));
         let kept = kept.iter().find(|(name, _)| *name == field).map(|(_, secret)| &**secret);
         match (&*secret, kept) {
@@ -37,7 +39,7 @@ pub(super) fn settle(
             }
             (Secret::Sealed(sealed), Some(kept)) => {
                 let same = matches!(kept, Secret::Sealed(kept) if sealed == kept);
-                if !sealed.is_empty() && !same && !opens(sealer, &id, sealed) {
+                if !sealed.is_empty() && !same && !opens(sealer, &place, sealed) {
                     refuse("is sealed text that does not open here; write the credential itself");
                     continue;
                 }
@@ -59,12 +61,12 @@ pub(super) fn settle(
                 "is \"***\", which keeps the stored credential, and none is stored; write the credential itself",
             ),
             (Secret::Sealed(sealed), None) => {
-                if !opens(sealer, &id, sealed) {
+                if !opens(sealer, &place, sealed) {
                     refuse("is sealed text that does not open here; write the credential itself");
                 }
             }
             (Secret::Plain(plain), Some(Secret::Sealed(sealed))) => {
-                let opened = sealer.and_then(|sealer| sealer.open(&id, sealed).ok());
+                let opened = sealer.and_then(|sealer| sealer.open_at(&place, sealed).ok());
                 if opened.is_some_and(|opened| opened.expose_secret() == plain.expose_secret()) {
                     *secret = Secret::Sealed(sealed.clone());
                 }
@@ -84,8 +86,9 @@ pub(super) fn settle(
     Ok(())
 }
 
-fn opens(sealer: Option<&Sealer>, id: &str, sealed: &str) -> bool {
-    sealer.is_some_and(|sealer| sealer.open(id, sealed).is_ok())
+/// Whether sealed text that is handed in is for this place: in the form that is bound to it.
+fn opens(sealer: Option<&Sealer>, place: &Place<'_>, sealed: &str) -> bool {
+    is_bound(sealed) && sealer.is_some_and(|sealer| sealer.open_at(place, sealed).is_ok())
 }
 
 #[cfg(test)]

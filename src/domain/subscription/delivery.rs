@@ -205,7 +205,8 @@ impl Delivery {
 }
 
 impl EndpointDelivery {
-    fn named_secrets_mut(&mut self) -> Vec<(Cow<'static, str>, &mut Secret)> {
+    /// Every secret with the path of its field.
+    pub fn named_secrets_mut(&mut self) -> Vec<(Cow<'static, str>, &mut Secret)> {
         let auth = match &mut self.auth {
             Auth::None => None,
             Auth::ApiKey { key, .. } => Some(("delivery.auth.key", key)),

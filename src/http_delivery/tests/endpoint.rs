@@ -135,7 +135,7 @@ async fn raw<F: Future<Output = ()> + Send + 'static>(
 
 async fn with_timeout(url: &str, timeout: &str) -> Attempt {
     let json = format!(r#"{{"url":"{url}","timeout":"{timeout}"}}"#);
-    let target = Target::prepare("billing-crm", &serde_json::from_str(&json).unwrap(), &Opener).unwrap();
+    let target = Target::prepare(&identity(), &serde_json::from_str(&json).unwrap(), &Opener).unwrap();
     local().attempt(&target, &view(), 1).await
 }
 

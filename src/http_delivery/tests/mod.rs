@@ -18,7 +18,7 @@ use secrecy::SecretString;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::domain::subscription::EndpointDelivery;
+use crate::domain::subscription::{EndpointDelivery, Identity, Incarnation, SubscriptionRef};
 
 const EVENT: &str = r#"{"specversion":"1.0","id":"e 1","source":"/idp","type":"user.created","tenant":"acme","data":{"user_id": "u1"}}"#;
 
@@ -26,10 +26,16 @@ const EVENT: &str = r#"{"specversion":"1.0","id":"e 1","source":"/idp","type":"u
 struct Opener;
 
 impl OpenSecret for Opener {
-    fn open(&self, subscription: &str, sealed: &str) -> Result<SecretString, Unopened> {
-        assert_eq!(subscription, "billing-crm");
+    fn open(&self, subscription: &Identity, field: &str, sealed: &str) -> Result<SecretString, Unopened> {
+        assert_eq!(*subscription, identity());
+        assert!(field.starts_with("delivery."), "{field}");
         sealed.strip_prefix("sealed-").map(SecretString::from).ok_or(Unopened)
     }
+}
+
+fn identity() -> Identity {
+    let subscription = SubscriptionRef::of("acme", "billing-crm").unwrap();
+    Identity { subscription, incarnation: Incarnation::new(1) }
 }
 
 fn view() -> EnvelopeView<'static> {
@@ -46,7 +52,7 @@ fn local() -> HttpDelivery {
 fn prepared(url: &str, rest: &str) -> Result<Target, Failure> {
     let json = format!(r#"{{"url":"{url}","timeout":"5s"{rest}}}"#);
     let delivery: EndpointDelivery = serde_json::from_str(&json).unwrap();
-    Target::prepare("billing-crm", &delivery, &Opener)
+    Target::prepare(&identity(), &delivery, &Opener)
 }
 
 fn target(url: &str, rest: &str) -> Target {

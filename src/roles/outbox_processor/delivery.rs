@@ -307,8 +307,7 @@ impl Inner {
         let prepared = match delivery() {
             Some(subscription::Delivery::Endpoint(endpoint)) => Prepared {
                 form,
-                to: Target::prepare(id.subscription.id(), &endpoint, &*self.opener)
-                    .map(|to| To::Endpoint(to.into())),
+                to: Target::prepare(id, &endpoint, &*self.opener).map(|to| To::Endpoint(to.into())),
                 statuses: Arc::new(endpoint.statuses),
             },
             Some(subscription::Delivery::Broker(broker)) => {
