@@ -7,6 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::value::RawValue;
 
 use super::body::{Body, End};
+use crate::domain::redact;
 use crate::domain::subscription::TokenType;
 
 /// Where the answer has no `expires_in` that is a number of seconds.
@@ -39,12 +40,7 @@ impl Refusal {
     /// One line for people: without the secrets of the request, bounded, and with control characters escaped.
     pub(super) fn text(&self, sent_secrets: &[SecretString]) -> String {
         let Some(words) = &self.words else { return self.problem.clone() };
-        let mut words = words.clone();
-        for secret in sent_secrets.iter().map(|secret| secret.expose_secret()) {
-            if !secret.is_empty() {
-                words = words.replace(secret, "***");
-            }
-        }
+        let words = redact::whole(words, sent_secrets.iter().map(|secret| secret.expose_secret()));
         let mut line = String::new();
         for character in words.trim().chars().take(MOST_WORDS) {
             match character {
