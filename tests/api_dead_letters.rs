@@ -10,7 +10,7 @@ use integration_hub::domain::outcome::{Fault, Reason};
 use serde_json::{Value, json};
 use support::{
     ApiClient, Behaviour, Direction, FaultProxy, Hub, QUICK, Receiver, TestBroker, TestClient, eventually,
-    ids, subscription,
+    ids, register_owner, subscription,
 };
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -47,6 +47,7 @@ fn letter(id: &str) -> DeadLetter {
 
 /// Puts a dead letter as if its envelope had stood at `sequence` of the outbox.
 async fn put(client: &TestClient, sequence: u64, letter: &DeadLetter) {
+    register_owner(&client.js, &letter.tenant, &letter.subscription).await;
     let subject = client.js.names().outbox(&letter.domain, "shared", &letter.subscription);
     let body = json!({
         "id": letter.id, "domain": letter.domain, "subscription": letter.subscription, "tenant": letter.tenant,

@@ -14,7 +14,7 @@ use integration_hub::domain::outcome::{Fault, Reason};
 use integration_hub::nats::JetStream;
 use integration_hub::settings::Settings;
 use serde_json::{Value, json};
-use support::{Hub, TestBroker, eventually, print_output};
+use support::{Hub, TestBroker, eventually, print_output, register_owner};
 use time::OffsetDateTime;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -38,6 +38,7 @@ impl Stage {
 
     /// Puts a dead letter as if its envelope had stood at `sequence` of the outbox.
     async fn put(&self, sequence: u64, letter: &DeadLetter) {
+        register_owner(&self.js, &letter.tenant, &letter.subscription).await;
         let subject = self.js.names().outbox(&letter.domain, "shared", &letter.subscription);
         let body = envelope(letter);
         self.js.put_dead_letter(&subject, sequence, letter, body).await.expect("the DLT takes it");
@@ -256,7 +257,10 @@ async fn a_replay_orders_what_was_selected_and_nothing_else() {
     stage.refused(1, &["dlt", "replay", "--reason", "stranded"]).await;
     assert_eq!(stage.orders().await, Vec::<String>::new(), "nothing was ordered by what was refused");
 
-    assert_eq!(replay(&["env_b"]).await, json!({"selected": 1, "ordered": 1, "already_replaying": 0}));
+    assert_eq!(
+        replay(&["env_b"]).await,
+        json!({"selected": 1, "ordered": 1, "already_replaying": 0, "removed": 0})
+    );
     assert_eq!(stage.orders().await, ["policy-client/2 operator"]);
     assert_eq!(replay(&["--subscription", "audit", "--domain", "policy-client"]).await["ordered"], 1);
     assert_eq!(stage.orders().await, ["policy-client/2 operator", "policy-client/3 operator"]);
@@ -264,10 +268,16 @@ async fn a_replay_orders_what_was_selected_and_nothing_else() {
     // What is on its way already is ordered only by force.
     stage.js.mark_replaying("policy-client", 1).await.expect("marked");
     assert_eq!(stage.ids(&["--state", "replaying"]).await, ["a"]);
-    assert_eq!(replay(&["env_a"]).await, json!({"selected": 1, "ordered": 0, "already_replaying": 1}));
+    assert_eq!(
+        replay(&["env_a"]).await,
+        json!({"selected": 1, "ordered": 0, "already_replaying": 1, "removed": 0})
+    );
     assert_eq!(replay(&["env_a", "--force"]).await["ordered"], 1);
     assert!(stage.orders().await.contains(&"policy-client/1 operator-force".to_owned()));
-    assert_eq!(replay(&["--all"]).await, json!({"selected": 6, "ordered": 5, "already_replaying": 1}));
+    assert_eq!(
+        replay(&["--all"]).await,
+        json!({"selected": 6, "ordered": 5, "already_replaying": 1, "removed": 0})
+    );
     let domains: HashSet<String> = stage
         .orders()
         .await
@@ -366,6 +376,9 @@ async fn statistics_count_by_domain_reason_and_state_and_by_subscription() {
 async fn a_hundred_thousand_dead_letters_are_listed_counted_replayed_and_discarded() {
     const MANY: u64 = 100_000;
     let stage = Stage::set().await;
+    for number in 0..10 {
+        register_owner(&stage.js, "acme", &format!("s{number}")).await;
+    }
     let putting = stream::iter(1..=MANY).map(|number| {
         let subscription = format!("s{}", number % 10);
         let letter = letter(&format!("env_{number}"), "policy-client", &subscription);

@@ -18,7 +18,7 @@ use integration_hub::management::{Management, ManagementError};
 use integration_hub::nats::JetStream;
 use integration_hub::settings::Settings;
 use serde_json::json;
-use support::{Hub, QUICK, TestBroker, eventually};
+use support::{Hub, QUICK, TestBroker, eventually, register_owner};
 use time::OffsetDateTime;
 
 const STEP: Duration = Duration::from_secs(30);
@@ -44,6 +44,9 @@ impl Stage {
         for (sequence, (id, tenant)) in (1..).zip(letters) {
             let letter = letter(id, tenant);
             let js = self.hub.jet_stream();
+            if !tenant.is_empty() {
+                register_owner(js, tenant, &letter.subscription).await;
+            }
             let subject = js.names().outbox(&letter.domain, "shared", &letter.subscription);
             js.put_dead_letter(&subject, sequence, &letter, "x".into()).await.expect("the DLT takes it");
         }

@@ -270,6 +270,7 @@ impl From<ManagementError> for Problem {
             ManagementError::TooManyOrdersOf { .. } => return Self::too_many(5, error.to_string()),
             ManagementError::Exists { .. }
             | ManagementError::AmbiguousSubscription { .. }
+            | ManagementError::OwnerRemoved { .. }
             | ManagementError::RowStands { .. } => Kind::Conflict,
             ManagementError::NoMasterKey { .. } | ManagementError::NoOutbox => Kind::NotConfigured,
             ManagementError::Full { .. } => {

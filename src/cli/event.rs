@@ -10,6 +10,7 @@ use super::dlt::Moment;
 use super::error::{Answer, CliError};
 use super::manage;
 use super::output::{Printer, cell, warn};
+use crate::domain::subscription::SubscriptionRef;
 use crate::domain::trace::Step;
 use crate::management::domain_names;
 use crate::management::traces::{TraceRequest, Traced};
@@ -84,7 +85,7 @@ async fn trace(options: TraceOptions, settings: &Settings, printer: Printer) -> 
             &["SUBSCRIPTION", "DOMAIN", "STATE", "ATTEMPTS", "LAST STATUS", "NEXT REDRIVE", "ENVELOPE"],
             trace.subscribers.iter().map(|one| {
                 vec![
-                    one.subscription.clone(),
+                    named(one.tenant.as_deref(), &one.subscription),
                     one.domain.clone(),
                     one.state.as_str().to_owned(),
                     one.attempts.to_string(),
@@ -102,13 +103,20 @@ fn row(step: &Step) -> Vec<String> {
     vec![
         milliseconds(step.at),
         step.what.as_str().to_owned(),
-        step.subscription.clone().unwrap_or_else(|| "-".to_owned()),
+        step.subscription.as_deref().map_or_else(|| "-".to_owned(), |id| named(step.tenant.as_deref(), id)),
         or_dash(step.attempt),
         step.outcome.map_or("-", |outcome| outcome.as_str()).to_owned(),
         or_dash(step.status),
         or_dash(step.latency_ms),
         step.detail.as_deref().map_or_else(|| "-".to_owned(), |text| cell(text, 60)),
     ]
+}
+
+/// `crm`, or `acme/crm`.
+fn named(tenant: Option<&str>, id: &str) -> String {
+    tenant
+        .and_then(|tenant| SubscriptionRef::of(tenant, id))
+        .map_or_else(|| id.to_owned(), |name| name.to_string())
 }
 
 fn or_dash(value: Option<impl ToString>) -> String {

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::outcome::{Fault, Reason};
-use super::subscription::{Incarnation, SubscriptionRef};
+use super::subscription::{Identity, Incarnation, SubscriptionRef};
 
 /// An envelope that could not be delivered. The fields travel as `Hub-…` headers on the message
 /// of the dead-letter stream; its body is the envelope.
@@ -101,6 +101,11 @@ pub fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration]) -> Opt
 }
 
 impl DeadLetter {
+    /// Whose it is; `None` where its envelope could not be read.
+    pub fn owner(&self) -> Option<Identity> {
+        Some(Identity { subscription: self.reference()?, incarnation: self.incarnation })
+    }
+
     /// The subscription it belongs to; `None` where its envelope could not be read.
     pub fn reference(&self) -> Option<SubscriptionRef> {
         SubscriptionRef::of(&self.tenant, &self.subscription)

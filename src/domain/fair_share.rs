@@ -256,6 +256,21 @@ impl<T> FairShare<T> {
         (until > now).then(|| until - now)
     }
 
+    /// Ends the holds of subscriptions that are `gone`: what waits of them is for no endpoint.
+    pub fn release(&mut self, gone: impl Fn(&Identity) -> bool) {
+        for place in 0..self.lanes.len() {
+            let Some(lane) = &mut self.lanes[place] else { continue };
+            if lane.held_until.is_none() || !gone(&lane.id) {
+                continue;
+            }
+            lane.held_until = None;
+            if let Some(until) = lane.limited_until.take() {
+                self.limited.remove(&(until, place));
+            }
+            self.settle(place);
+        }
+    }
+
     /// How long until a rate limit or the end of a hold lets the next item go; None where none is held back by one, or
     /// where no slot is free. Ask after `next` gave nothing.
     pub fn next_wake(&self, now: Duration) -> Option<Duration> {

@@ -12,7 +12,9 @@ use serde_json::value::RawValue;
 use super::event::Event;
 use super::filter::{Filter, Program};
 use super::key::{EventKey, KeyPattern};
-use super::subscription::{Incarnation, InvalidTenant, RateLimit, State, Subscription, SubscriptionRef};
+use super::subscription::{
+    Identity, Incarnation, InvalidTenant, RateLimit, State, Subscription, SubscriptionRef,
+};
 
 mod matching;
 mod trie;
@@ -155,6 +157,12 @@ impl SubscriptionIndex {
 
     pub fn get(&self, reference: &SubscriptionRef) -> Option<&Arc<Entry>> {
         self.entries[*self.slots.get(reference)? as usize].as_ref()
+    }
+
+    /// Whether that very subscription is there, not another one of its name.
+    pub fn has(&self, identity: &Identity) -> bool {
+        let entry = self.get(&identity.subscription);
+        entry.is_some_and(|entry| entry.subscription.incarnation == identity.incarnation)
     }
 
     /// The active subscriptions of the event's tenant that want the event, each once.

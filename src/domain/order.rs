@@ -99,9 +99,12 @@ pub struct Order {
     pub total: u64,
     /// How many of them are ordered to be sent again, or discarded.
     pub done: u64,
-    /// On their way again already, and left alone. What is neither done nor this in the end was
-    /// gone by its turn: delivered, or discarded by somebody else.
+    /// On their way again already, and left alone. What is neither done, nor this, nor `removed` in
+    /// the end was gone by its turn: delivered, or discarded by somebody else.
     pub already_replaying: u64,
+    /// Left alone by a replay because their subscription was removed.
+    #[serde(default)]
+    pub removed: u64,
     /// Somebody asked to cancel it; it stops within seconds.
     pub cancelling: bool,
     /// Why it failed.
@@ -144,6 +147,7 @@ mod tests {
             total: 0,
             done: 0,
             already_replaying: 0,
+            removed: 0,
             cancelling: false,
             error: None,
             created_at: OffsetDateTime::UNIX_EPOCH,

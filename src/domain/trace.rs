@@ -1,6 +1,6 @@
 //! An event's whole story, put together from what the streams still hold of it.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -80,6 +80,18 @@ pub struct LastAttempt {
 }
 
 impl Findings {
+    /// The tenant of each envelope, as it was when the envelope was made.
+    fn tenants(&self) -> HashMap<String, String> {
+        let owed = self.owed.iter().map(|one| (&*one.envelope, Some(&*one.tenant)));
+        let dead = self.dead_letters.iter().map(|one| (&*one.id, Some(&*one.tenant)));
+        let logged = self.records.iter().map(|one| (&*one.record.envelope, one.record.tenant.as_deref()));
+        let words = self.last_words.iter().map(|one| (&*one.envelope, one.tenant.as_deref()));
+        let all = owed.chain(dead).chain(logged).chain(words);
+        let told =
+            all.filter_map(|(envelope, tenant)| Some((envelope, tenant.filter(|name| !name.is_empty())?)));
+        told.map(|(envelope, tenant)| (envelope.to_owned(), tenant.to_owned())).collect()
+    }
+
     /// Keeps what belongs to one tenant. Each finding says itself whose it is, as it was when it
     /// was written: a subscription may be gone, or its id taken by somebody else. Last words that do
     /// not say it are those of their envelope; what nothing tells of is nobody's.
@@ -150,6 +162,9 @@ pub struct Step {
     pub domain: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subscription: Option<String>,
+    /// The envelope's tenant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub envelope: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -210,6 +225,9 @@ impl Standing {
 pub struct Subscriber {
     pub domain: String,
     pub subscription: String,
+    /// The envelope's tenant; left out where nothing tells it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     pub envelope: String,
     pub state: Standing,
     /// The highest that is known.
@@ -232,6 +250,7 @@ fn step(at: OffsetDateTime, what: What, place: Option<&Place>) -> Step {
         what,
         domain: part(|place| &place.0),
         subscription: part(|place| &place.1),
+        tenant: None,
         envelope: part(|place| &place.2),
         attempt: None,
         outcome: None,
@@ -247,6 +266,7 @@ fn step(at: OffsetDateTime, what: What, place: Option<&Place>) -> Step {
 impl Trace {
     /// Tells the story; `None` if nothing was found.
     pub fn tell(event_id: &str, findings: Findings) -> Option<Self> {
+        let tenants = findings.tenants();
         let (mut timeline, mut taken) = (Vec::new(), BTreeSet::new());
         let mut times = BTreeSet::new();
         let mut subscribers: BTreeMap<Place, Subscriber> = BTreeMap::new();
@@ -347,7 +367,13 @@ impl Trace {
             step(*at, if *redriven { What::Redriven } else { What::Queued }, Some(place))
         }));
         timeline.sort_by(|a, b| (a.at, a.what, &a.subscription).cmp(&(b.at, b.what, &b.subscription)));
-        let subscribers = subscribers.into_values().collect();
+        for step in &mut timeline {
+            step.tenant = step.envelope.as_ref().and_then(|envelope| tenants.get(envelope).cloned());
+        }
+        let mut subscribers: Vec<Subscriber> = subscribers.into_values().collect();
+        for one in &mut subscribers {
+            one.tenant = tenants.get(&one.envelope).cloned();
+        }
         (!timeline.is_empty()).then(|| Self { event_id: event_id.to_owned(), timeline, subscribers })
     }
 }
@@ -357,6 +383,7 @@ impl Subscriber {
         Self {
             domain,
             subscription,
+            tenant: None,
             envelope,
             state: Standing::Gone,
             attempts: 0,

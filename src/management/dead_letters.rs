@@ -249,6 +249,8 @@ pub struct CountByDomain {
 
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct CountBySubscription {
+    /// Empty where the envelopes could not be read.
+    pub tenant: String,
     pub subscription: String,
     #[serde(flatten)]
     pub count: Count,
@@ -346,7 +348,7 @@ impl Management {
             for entry in page {
                 let letter = entry.letter;
                 Count::add(&mut by_domain, (letter.domain, letter.reason, letter.state), letter.failed_at);
-                Count::add(&mut by_subscription, letter.subscription, letter.failed_at);
+                Count::add(&mut by_subscription, (letter.tenant, letter.subscription), letter.failed_at);
             }
         }
         let by_domain: Vec<CountByDomain> = by_domain
@@ -355,7 +357,7 @@ impl Management {
             .collect();
         let mut by_subscription: Vec<CountBySubscription> = by_subscription
             .into_iter()
-            .map(|(subscription, count)| CountBySubscription { subscription, count })
+            .map(|((tenant, subscription), count)| CountBySubscription { tenant, subscription, count })
             .collect();
         by_subscription.sort_by_key(|row| Reverse(row.count.count));
         let oldest = by_domain.iter().map(|row| row.count.oldest).min();

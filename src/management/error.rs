@@ -34,6 +34,12 @@ pub enum ManagementError {
     AmbiguousSubscription { id: String, tenants: Vec<String> },
     #[error("there is no dead letter {id:?}: it was never there, was delivered, or was discarded")]
     NoDeadLetter { id: String },
+    /// A replay of what belongs to no subscription any more.
+    #[error(
+        "dead letter {id:?}: its subscription {subscription} was removed, and one created again under this name is \
+         another one; discard the dead letter, or publish its event again"
+    )]
+    OwnerRemoved { id: String, subscription: String },
     /// A list that goes on where one of other domains ended.
     #[error("{cursor}: {domain} is not among the domains listed; ask for the same domains as before")]
     ForeignCursor { cursor: String, domain: String },

@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::dead_letters::{DeadLetterFilter, PAGE, Pages};
-use super::orders::{Act, Selected};
+use super::orders::{Act, Removals, Selected};
 use super::{Management, ManagementError};
 use crate::domain::access::Caller;
 use crate::domain::order::{Kind, Order, OrderId, State};
@@ -134,6 +134,7 @@ impl OrderDesk {
             total: 0,
             done: 0,
             already_replaying: 0,
+            removed: 0,
             cancelling: false,
             error: None,
             created_at: now,
@@ -221,6 +222,7 @@ struct Progress {
     total: u64,
     done: u64,
     already_replaying: u64,
+    removed: u64,
 }
 
 /// An order that is being carried out, and its record.
@@ -289,17 +291,18 @@ impl InHand {
         if progress.counted && self.order.state == State::Selecting {
             self.order.state = State::Running;
         }
-        let Progress { counted: _, total, done, already_replaying } = progress;
+        let Progress { counted: _, total, done, already_replaying, removed } = progress;
         self.order.done = done;
         self.order.already_replaying = already_replaying;
+        self.order.removed = removed;
         // What came to match between the two readings is among them too.
-        self.order.total = total.max(done + already_replaying);
+        self.order.total = total.max(done + already_replaying + removed);
     }
 
     /// All that was counted is dealt with.
     fn is_whole(&self) -> bool {
-        let Order { state, total, done, already_replaying, .. } = &self.order;
-        *state == State::Running && done + already_replaying >= *total
+        let Order { state, total, done, already_replaying, removed, .. } = &self.order;
+        *state == State::Running && done + already_replaying + removed >= *total
     }
 
     /// Writes the order, and learns whether somebody wants it cancelled: nobody else writes it, but
@@ -380,13 +383,21 @@ async fn work(
         return Ok(());
     }
     progress.send_modify(|progress| progress.counted = true);
+    let mut removals = Removals::default();
     for (domain, end) in &ends {
         let mut reading = Reading::new(management, filter, domain, *end);
         while let Some(page) = reading.next(halt).await? {
             let page: Vec<Selected> = page.into_iter().map(Selected::from).collect();
-            let chosen: Vec<&Selected> = page.iter().filter(|one| !leave_alone(one)).collect();
-            let left = (page.len() - chosen.len()) as u64;
-            progress.send_modify(|progress| progress.already_replaying += left);
+            if kind == Kind::Replay {
+                management.look_up_owners(&page, &mut removals).await?;
+            }
+            let (removed, standing): (Vec<_>, Vec<_>) = page.iter().partition(|one| removals.has(one));
+            let chosen: Vec<&Selected> = standing.iter().copied().filter(|one| !leave_alone(one)).collect();
+            let left = (standing.len() - chosen.len()) as u64;
+            progress.send_modify(|progress| {
+                progress.already_replaying += left;
+                progress.removed += removed.len() as u64;
+            });
             let one_done = || progress.send_modify(|progress| progress.done += 1);
             management.each_until(halt, &chosen, act, one_done).await?;
         }

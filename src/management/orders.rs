@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
+use futures_util::stream::{self, FuturesUnordered};
 use serde::Serialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,10 +13,14 @@ use tokio_util::sync::CancellationToken;
 use super::dead_letters::{DeadLetterFilter, PAGE, Pages};
 use super::{Management, ManagementError};
 use crate::domain::dead_letter::State;
+use crate::domain::subscription::Identity;
 use crate::nats::{DeadLetterEntry, DeadLetterQuery, NatsError, RedriveOrder};
+use crate::settings::SubscriptionSource;
 
 /// Orders and deletions under way at once.
 const AT_ONCE: usize = 256;
+/// Subscriptions looked up at once.
+const LOOKUPS_AT_ONCE: usize = 64;
 /// How often replayed dead letters are looked at; the server tells nobody when one is dropped.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -28,6 +32,8 @@ pub struct Selected {
     pub id: String,
     /// Its envelope is on its way again already.
     pub replaying: bool,
+    /// Whose it is; `None` where its envelope could not be read.
+    pub owner: Option<Identity>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +58,18 @@ pub struct Replayed {
     pub ordered: usize,
     /// On their way again already, and left alone.
     pub already_replaying: usize,
+    /// Left alone because their subscription was removed; one created again under its name is another.
+    pub removed: usize,
+}
+
+/// Which subscriptions were removed, each looked up once.
+#[derive(Debug, Default)]
+pub(super) struct Removals(HashMap<Identity, bool>);
+
+impl Removals {
+    pub(super) fn has(&self, one: &Selected) -> bool {
+        one.owner.as_ref().is_some_and(|owner| self.0.get(owner) == Some(&true))
+    }
 }
 
 /// What became of replayed dead letters.
@@ -88,21 +106,60 @@ impl Management {
     }
 
     /// Orders each to be sent again now; by force also what is on its way already. `done` is told
-    /// how many are ordered, of how many.
+    /// how many are ordered, of how many. What belongs to a removed subscription is left alone; if that
+    /// is the only one, it is an error.
     pub async fn replay(
         &self,
         selected: &[Selected],
         force: bool,
         done: impl FnMut(usize, usize) + Send,
     ) -> Result<Replayed, ManagementError> {
-        let ordered: Vec<&Selected> = selected.iter().filter(|one| force || !one.replaying).collect();
+        let mut removals = Removals::default();
+        self.look_up_owners(selected, &mut removals).await?;
+        if let [one] = selected
+            && removals.has(one)
+            && let Some(owner) = &one.owner
+        {
+            let (id, subscription) = (one.id.clone(), owner.to_string());
+            return Err(ManagementError::OwnerRemoved { id, subscription });
+        }
+        let (removed, standing): (Vec<_>, Vec<_>) = selected.iter().partition(|one| removals.has(one));
+        let ordered: Vec<&Selected> =
+            standing.iter().copied().filter(|one| force || !one.replaying).collect();
         let order = if force { RedriveOrder::OperatorForce } else { RedriveOrder::Operator };
         self.each(&ordered, Act::Order(order), done).await?;
         Ok(Replayed {
             selected: selected.len(),
             ordered: ordered.len(),
-            already_replaying: selected.len() - ordered.len(),
+            already_replaying: standing.len() - ordered.len(),
+            removed: removed.len(),
         })
+    }
+
+    /// Looks up whose subscriptions are still there. Where they are resolved elsewhere nobody can say.
+    pub(super) async fn look_up_owners(
+        &self,
+        selected: &[Selected],
+        removals: &mut Removals,
+    ) -> Result<(), ManagementError> {
+        if self.settings.subscriptions.source != SubscriptionSource::Registry {
+            return Ok(());
+        }
+        let mut unknown: Vec<&Identity> = selected.iter().filter_map(|one| one.owner.as_ref()).collect();
+        unknown.retain(|owner| !removals.0.contains_key(owner));
+        let unknown: HashSet<Identity> = unknown.into_iter().cloned().collect();
+        let mut found = stream::iter(unknown)
+            .map(|owner| async move {
+                let stored = self.js.subscription(&owner.subscription).await?;
+                let is_there = stored.is_some_and(|one| one.subscription.incarnation == owner.incarnation);
+                Ok::<_, NatsError>((owner, !is_there))
+            })
+            .buffer_unordered(LOOKUPS_AT_ONCE);
+        while let Some(found) = found.next().await {
+            let (owner, removed) = found?;
+            removals.0.insert(owner, removed);
+        }
+        Ok(())
     }
 
     /// Removes each for good, undelivered. `done` is told how many are, of how many.
@@ -233,6 +290,7 @@ impl From<DeadLetterEntry> for Selected {
         Self {
             sequence: entry.sequence,
             replaying: entry.letter.state == State::Replaying,
+            owner: entry.letter.owner(),
             domain: entry.letter.domain,
             id: entry.letter.id,
         }

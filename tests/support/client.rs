@@ -115,6 +115,16 @@ impl TestClient {
     }
 }
 
+/// Writes the subscription that dead letters made up by a test belong to; it gets no events.
+pub async fn register_owner(js: &JetStream, tenant: &str, id: &str) {
+    let value = json!({
+        "id": id, "tenant": tenant, "events": ["user.nothing-of-this-happens"],
+        "delivery": {"url": "http://127.0.0.1:9/"},
+    });
+    let subscription = Subscription::from_value(value).expect("a subscription");
+    js.put_subscription(&subscription, None).await.expect("the registry takes it");
+}
+
 /// A subscription that wants some event keys at an endpoint.
 pub fn subscription(id: &str, events: &[&str], url: &str) -> Value {
     json!({ "id": id, "events": events, "delivery": { "url": url, "timeout": "2s" } })

@@ -11,7 +11,7 @@ use crate::cli::error::{Answer, CliError};
 use crate::cli::manage;
 use crate::cli::output::{Printer, confirm, progress, spinner};
 use crate::domain::duration;
-use crate::management::orders::{Followed, Selected};
+use crate::management::orders::{Followed, Replayed, Selected};
 use crate::management::{Management, domain_names};
 use crate::settings::Settings;
 
@@ -62,12 +62,13 @@ pub async fn replay(
 
     let mut shown = serde_json::to_value(replayed).map_err(|error| CliError::Output(error.into()))?;
     if !printer.is_json() {
-        printer.line(&ordered_line(replayed.ordered, replayed.already_replaying))?;
+        printer.line(&ordered_line(&replayed))?;
     }
     let mut answer = Answer::Yes;
     if options.wait {
         // Those that were on their way already are waited for as well.
-        let bar = progress(selected.len(), "waiting");
+        let awaited = selected.len() - replayed.removed;
+        let bar = progress(awaited, "waiting");
         let settled = |now: Followed| bar.set_position((now.delivered + now.failed) as u64);
         let Followed { delivered, failed, on_their_way } =
             hub.follow(&selected, options.timeout, settled).await?;
@@ -90,10 +91,14 @@ pub async fn replay(
     Ok(answer)
 }
 
-fn ordered_line(ordered: usize, already: usize) -> String {
+fn ordered_line(replayed: &Replayed) -> String {
+    let Replayed { ordered, already_replaying: already, removed, .. } = *replayed;
     let mut line = format!("{ordered} ordered to be sent again");
     if already > 0 {
         line.push_str(&format!("; {already} on their way already (--force sends them once more)"));
+    }
+    if removed > 0 {
+        line.push_str(&format!("; {removed} left alone, because their subscription was removed"));
     }
     line
 }

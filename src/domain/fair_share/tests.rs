@@ -36,6 +36,24 @@ fn run(fair: &mut FairShare<Item>, subscriptions: usize) -> Vec<usize> {
 }
 
 #[test]
+fn a_hold_ends_with_its_subscription() {
+    let mut fair = filled(8, 2, 3);
+    for subscription in 0..2 {
+        fair.hold(&id(subscription), Duration::from_secs(60), |_| false);
+    }
+    assert_eq!(fair.next(START), None);
+    fair.release(|identity| *identity == id(1));
+    assert_eq!(
+        (fair.held_for(&id(0), START), fair.held_for(&id(1), START)),
+        (Some(Duration::from_secs(60)), None)
+    );
+    assert_eq!(fair.next(START), Some((1, 0)));
+    // One created again under the same name is another, and so is its hold.
+    let again = Identity { incarnation: Incarnation::new(2), ..id(0) };
+    assert_eq!(fair.held_for(&again, START), None);
+}
+
+#[test]
 fn a_healthy_subscription_soon_has_its_whole_share() {
     let mut fair = filled(64, 1, 1000);
     assert_eq!(run(&mut fair, 1), [4]);

@@ -13,6 +13,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Subscriptions;
+use crate::domain::subscription::SubscriptionRef;
 use crate::health::ReadyFlag;
 use crate::nats::subjects::{SHARED_LANE, lane_consumer, lane_of_consumer, subscription_of_own_lane};
 use crate::nats::{Delivered, HAND_BACK_DELAY, JetStream, NatsError, PullEvent, Puller};
@@ -25,6 +27,8 @@ pub(super) const OWN_LANE_HELD: usize = 64;
 pub(super) const MOST_OWN_LANES: usize = 256;
 /// An own lane that was found empty this often in a row is removed.
 const EMPTY_ROUNDS: u32 = 60;
+/// The same where the subscription was removed: nothing more is made for it.
+const EMPTY_ROUNDS_REMOVED: u32 = 2;
 
 /// A message read from a lane, with its place in memory.
 pub(super) struct Read {
@@ -81,6 +85,7 @@ async fn read_lane(
 pub(super) struct Lanes {
     js: JetStream,
     stream: String,
+    subscriptions: Subscriptions,
     held: usize,
     sink: mpsc::Sender<Read>,
     stop: CancellationToken,
@@ -91,13 +96,14 @@ impl Lanes {
     pub(super) fn new(
         js: JetStream,
         domain: &str,
+        subscriptions: Subscriptions,
         held: usize,
         sink: mpsc::Sender<Read>,
         ready: ReadyFlag,
         stop: CancellationToken,
     ) -> Self {
         let stream = js.names().outbox_stream(domain);
-        Self { js, stream, held, sink, stop, ready }
+        Self { js, stream, subscriptions, held, sink, stop, ready }
     }
 
     /// Reads the shared lane, and each own lane while it is there, until `stop`.
@@ -187,12 +193,22 @@ impl Lanes {
                 continue;
             }
             state.empty_rounds += 1;
-            if state.empty_rounds >= EMPTY_ROUNDS {
-                tracing::info!(stream = self.stream, lane, "an own lane has caught up and is removed");
+            let enough = if self.is_removed(lane) { EMPTY_ROUNDS_REMOVED } else { EMPTY_ROUNDS };
+            if state.empty_rounds >= enough {
+                tracing::info!(stream = self.stream, lane, "an own lane is empty and is removed");
                 self.js.delete_consumer(&self.stream, &lane_consumer(lane)).await?;
             }
         }
         Ok(())
+    }
+}
+
+impl Lanes {
+    /// Whether no subscription has the name of an own lane.
+    fn is_removed(&self, lane: &str) -> bool {
+        let Subscriptions::Registry(registry) = &self.subscriptions else { return false };
+        let name = subscription_of_own_lane(lane).and_then(SubscriptionRef::from_token);
+        name.is_none_or(|name| registry.read().get(&name).is_none())
     }
 }
 

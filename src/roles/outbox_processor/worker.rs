@@ -100,6 +100,7 @@ impl Worker {
         let readers = Lanes::new(
             self.js.clone(),
             &self.domain.name,
+            self.subscriptions.clone(),
             self.settings.held,
             sink,
             self.ready.clone(),
@@ -321,6 +322,10 @@ impl Worker {
     }
 
     async fn heartbeat(&self, running: &mut Running) {
+        if let Subscriptions::Registry(registry) = &self.subscriptions {
+            let index = registry.read();
+            running.pool.release(|identity| !index.has(identity));
+        }
         let mut ackers: Vec<Acker> = running.in_flight.values().cloned().collect();
         running.pool.for_each_waiting(|held| ackers.push(held.message.acker.clone()));
         for acker in ackers {
