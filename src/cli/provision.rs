@@ -33,8 +33,10 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
         return Ok(if drifts.is_empty() { Answer::Yes } else { Answer::No });
     }
     let done = provision::apply(&js, &shape).await?;
+    let moved = js.move_misplaced_entries().await?;
     if printer.is_json() {
         printer.json(&json!({
+            "moved": moved,
             "created": done.created,
             "changed": done.changed,
             "kept": done.kept,
@@ -56,6 +58,9 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
         done.kept.len(),
         done.unchanged
     ))?;
+    if moved > 0 {
+        printer.line(&format!("{moved} subscriptions moved to the keys of their tenants"))?;
+    }
     Ok(Answer::Yes)
 }
 

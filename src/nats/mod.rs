@@ -19,6 +19,7 @@ mod publish;
 mod pull;
 mod redrive;
 mod registry;
+mod registry_moves;
 mod rejected;
 mod scan;
 pub mod subjects;

@@ -8,15 +8,18 @@ use tokio::sync::watch;
 
 use super::connection::JetStream;
 use super::error::NatsError;
+use super::registry_moves::Misplaced;
 use super::scan::{Scan, ScanEvent, ScanOptions};
 use crate::domain::filter::is_oversized;
 use crate::domain::index::{Entry, SubscriptionIndex};
 use crate::domain::subscription::{Subscription, SubscriptionId, SubscriptionRef};
 use crate::health::Readiness;
 
+mod listing;
 mod slot;
 
-use slot::Revision;
+pub use listing::Listing;
+pub(in crate::nats) use slot::Revision;
 pub use slot::{Slot, Unreadable};
 
 /// The index that follows the bucket, shared by the roles of a process.
@@ -36,13 +39,6 @@ pub struct RegistryFollower {
     readiness: Readiness,
     revision: watch::Sender<u64>,
     loaded: watch::Sender<bool>,
-}
-
-/// What the bucket holds.
-#[derive(Debug, Clone, Default)]
-pub struct Listing {
-    pub subscriptions: Vec<Stored>,
-    pub unreadable: Vec<Unreadable>,
 }
 
 /// A stored subscription.
@@ -143,7 +139,14 @@ impl RegistryFollower {
         };
         let mut scan = Scan::begin(&self.js, &stream, &options).await?;
         let mut loading = Some(HashSet::new());
+        let mut misplaced = Vec::new();
         loop {
+            if scan.remaining == 0 {
+                // Before the registry counts as loaded: events wait until these are there.
+                for entry in misplaced.drain(..) {
+                    self.js.move_entry(&entry).await?;
+                }
+            }
             if scan.remaining == 0
                 && let Some(seen) = loading.take()
             {
@@ -175,7 +178,11 @@ impl RegistryFollower {
                 if let Some(seen) = &mut loading {
                     seen.insert(token.to_owned());
                 }
-                self.apply(token, &Revision::delivered(&message), loading.is_none()).await?;
+                let last = Revision::delivered(&message);
+                match Misplaced::find(&names, &message.subject, &last) {
+                    Some(entry) => misplaced.push(entry),
+                    None => self.apply(token, &last, loading.is_none()).await?,
+                }
             }
             let sequence = message.stream_sequence;
             if loading.is_none() {
@@ -353,64 +360,6 @@ impl JetStream {
         match unreadable {
             Some(error) if stored.is_empty() => Err(error),
             _ => Ok(stored),
-        }
-    }
-
-    /// All subscriptions in force, in order of their ids and tenants.
-    pub async fn subscriptions(&self) -> Result<Vec<Stored>, NatsError> {
-        Ok(self.registry_listing().await?.subscriptions)
-    }
-
-    /// What the bucket holds: the subscriptions in force, and which entries are unreadable.
-    pub async fn registry_listing(&self) -> Result<Listing, NatsError> {
-        let names = self.names().clone();
-        let stream = names.subscriptions_stream();
-        let mut found = std::collections::BTreeMap::new();
-        if self.stream_info(&stream).await?.state.messages == 0 {
-            return Ok(Listing::default());
-        }
-        let options = ScanOptions {
-            filters: vec![names.subscriptions_filter()],
-            last_per_subject: true,
-            ..ScanOptions::default()
-        };
-        'again: loop {
-            let mut scan = Scan::begin(self, &stream, &options).await?;
-            while scan.remaining > 0 {
-                match tokio::time::timeout(self.request_timeout(), scan.next()).await {
-                    Ok(event) => match event? {
-                        ScanEvent::Message(message) => {
-                            let Some(name) = names
-                                .subscription_of_key(&message.subject)
-                                .and_then(SubscriptionRef::from_token)
-                            else {
-                                continue;
-                            };
-                            let slot = self.slot_of(&name, &Revision::delivered(&message)).await?;
-                            found.insert(name, slot);
-                        }
-                        ScanEvent::Lost => {
-                            scan.end().await;
-                            continue 'again;
-                        }
-                    },
-                    Err(_) => break,
-                }
-            }
-            scan.end().await;
-            let mut listing = Listing::default();
-            for Slot { revision, subscription, unreadable } in found.into_values() {
-                listing
-                    .subscriptions
-                    .extend(subscription.map(|(one, _)| Stored { subscription: one, revision }));
-                listing.unreadable.extend(unreadable);
-            }
-            listing.subscriptions.sort_by(
-                |Stored { subscription: one, .. }, Stored { subscription: other, .. }| {
-                    (&one.id, &one.tenant).cmp(&(&other.id, &other.tenant))
-                },
-            );
-            return Ok(listing);
         }
     }
 }

@@ -32,8 +32,8 @@ pub struct Unreadable {
 }
 
 /// One revision of a key.
-pub(super) struct Revision<'a> {
-    pub(super) sequence: u64,
+pub(in crate::nats) struct Revision<'a> {
+    pub(in crate::nats) sequence: u64,
     /// Why its headers cannot be read.
     malformed: Option<String>,
     removed: bool,
@@ -48,7 +48,7 @@ enum Reading {
 }
 
 impl<'a> Revision<'a> {
-    pub(super) fn delivered(message: &'a Delivered) -> Self {
+    pub(in crate::nats) fn delivered(message: &'a Delivered) -> Self {
         Self {
             sequence: message.stream_sequence,
             malformed: message.malformed().map(|malformed| malformed.to_string()),
@@ -66,12 +66,14 @@ impl<'a> Revision<'a> {
         }
     }
 
+    /// What it holds, where that can be a subscription.
+    pub(in crate::nats) fn value(&self) -> Option<&'a [u8]> {
+        (!self.removed && self.malformed.is_none()).then_some(self.payload)
+    }
+
     /// The entry of a revision that holds the subscription of that name, as nearly all do.
     pub(super) fn entry(&self, name: &SubscriptionRef) -> Option<Entry> {
-        if self.removed || self.malformed.is_some() {
-            return None;
-        }
-        let subscription = serde_json::from_slice::<Subscription>(self.payload).ok()?;
+        let subscription = serde_json::from_slice::<Subscription>(self.value()?).ok()?;
         let entry = Entry::new(subscription, self.sequence).ok()?;
         (entry.subscription.reference == *name).then_some(entry)
     }
