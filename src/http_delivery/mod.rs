@@ -160,8 +160,10 @@ impl HttpDelivery {
             }
             Ok(Err(Broken { failure, detail })) => {
                 // What the layer below quotes of an answer, or a token endpoint says.
-                let secrets = || target.secrets.iter().map(|secret| secret.expose_secret());
-                (Outcome::Failed(failure), None, detail.map(|detail| redact::whole(&detail, secrets())))
+                let token = target.oauth2.as_ref().and_then(|client| client.token());
+                let secrets = target.secrets.iter().chain(token.as_ref().map(|token| &token.secret));
+                let secrets: Vec<&str> = secrets.map(|secret| secret.expose_secret()).collect();
+                (Outcome::Failed(failure), None, detail.map(|detail| redact::whole(&detail, secrets)))
             }
             Err(_) => {
                 let detail = format!("no answer within {}", humantime::format_duration(target.timeout));

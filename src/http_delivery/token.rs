@@ -137,6 +137,13 @@ impl Oauth2Client {
     }
 }
 
+impl Oauth2Client {
+    /// The token at hand, whether it is good or not.
+    pub(super) fn token(&self) -> Option<Arc<Token>> {
+        self.slot.get()?.current()
+    }
+}
+
 impl Tokens {
     /// A token that is good now: the one at hand, or a new one. While one delivery fetches, the
     /// others wait for what it gets, good or bad.
