@@ -224,7 +224,8 @@ async fn the_relay_and_the_api_tell_the_cause() {
     })
     .await;
     assert_eq!(answer.status(), 503);
-    let problem: serde_json::Value = answer.json().await.expect("problem details");
+    let problem: serde_json::Value =
+        serde_json::from_slice(&answer.bytes().await.expect("to the end")).expect("problem details");
     let detail = problem["detail"].as_str().unwrap_or_default();
     assert!(detail.contains("onnection refused"), "{problem}");
 

@@ -240,7 +240,7 @@ async fn attributes_in_headers_are_signed() {
     check(&sent, true).await;
     let names: Vec<&String> = sent.as_object().expect("headers").keys().collect();
     let signed: Vec<&&String> =
-        names.iter().filter(|name| name.starts_with("ce-") || *name == "content-type").collect();
+        names.iter().filter(|name| name.starts_with("ce-") || name.as_str() == "content-type").collect();
     assert!(signed.len() >= 7, "{sent}");
     // Changed, taken out, put in; another id, another time, and the body's signature in its place.
     for name in signed.iter().map(|name| name.as_str()).chain(["webhook-id", "webhook-timestamp"]) {

@@ -293,8 +293,11 @@ mod tests {
         let delivery = RawValue::from_string(r#"{"url":"u"}"#.to_owned()).unwrap();
         for incarnation in [FIRST, Incarnation::new(7)] {
             let identity = Identity { subscription: subscription("crm"), incarnation };
-            let made =
-                FanOut::new(&event("1", "idp"), "d").envelope(&subscription("crm"), incarnation, &delivery);
+            let made = FanOut::new(&event("1", "idp"), "d").envelope(
+                &subscription("crm"),
+                incarnation,
+                Some(&delivery),
+            );
             assert_eq!(Envelope::read(&made.body).unwrap().identity(), Some(identity.clone()));
             assert_eq!(Envelope::read(&made.body).unwrap().token().as_deref(), Some("acme=crm"));
             assert_eq!(Identity::of_envelope(&made.body), Some(identity.clone()));

@@ -131,7 +131,7 @@ impl JetStream {
         letter: &DeadLetter,
     ) -> Result<(), NatsError> {
         let stream = self.names().dlt_stream(&letter.domain);
-        let outbox_subject = entry.subject.strip_suffix(".DLT").unwrap_or_default();
+        let outbox_subject = self.names().outbox_of_dead_letter(&entry.subject);
         let id = format!("{stream}-{}-refiled", entry.sequence);
         self.put_letter(outbox_subject, &id, letter, entry.payload.clone(), entry.header_block()).await?;
         self.drop_dead_letter(&letter.domain, entry.sequence).await

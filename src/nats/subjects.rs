@@ -200,6 +200,11 @@ impl Names {
         format!("{}.outbox.{domain}.*.*.DLT", self.prefix)
     }
 
+    /// The outbox subject of a dead letter, whatever else that subject may be; empty if it is that of no dead letter.
+    pub fn outbox_of_dead_letter<'a>(&self, subject: &'a str) -> &'a str {
+        subject.strip_suffix(".DLT").unwrap_or_default()
+    }
+
     pub fn parse_dead_letter<'a>(&self, subject: &'a str) -> Option<OutboxSubject<'a>> {
         self.parse_outbox(subject.strip_suffix(".DLT")?)
     }

@@ -17,7 +17,7 @@ use crate::domain::category::Categories;
 use crate::domain::dead_letter::{DeadLetter, State};
 use crate::domain::envelope::Envelope;
 use crate::domain::outcome::{Fault, Reason};
-use crate::domain::subscription::Subscription;
+use crate::domain::subscription::{Identity, Subscription};
 use crate::health::Readiness;
 use crate::http_delivery::{HttpDelivery, OpenSecret, Unopened};
 use crate::metrics::Metrics;
@@ -54,7 +54,7 @@ impl Stage {
         let js =
             JetStream::connect(&configured::connect_options(&settings, "test")).await.expect("connected");
         provision::apply(&js, &configured::shape(&settings)).await.expect("provisioned");
-        let (registry, follower) = Registry::new(&js);
+        let (registry, follower) = Registry::new(&js, Readiness::default());
         tokio::spawn(follower.run());
         registry.wait_until_loaded().await;
         Self { _broker: broker, js, settings, registry, stop: CancellationToken::new() }
@@ -154,7 +154,7 @@ async fn an_event_that_panics_is_rejected_and_the_others_go_on() {
 struct Boom;
 
 impl OpenSecret for Boom {
-    fn open(&self, _: &str, _: &str) -> Result<SecretString, Unopened> {
+    fn open(&self, _: &Identity, _: &str, _: &str) -> Result<SecretString, Unopened> {
         panic!("{BOOM}")
     }
 }

@@ -76,7 +76,7 @@ pub struct Store {
 
 #[derive(Debug, Clone)]
 enum Backend {
-    Postgres(Postgres),
+    Postgres(Box<Postgres>),
     Sqlite(Sqlite),
 }
 
@@ -107,12 +107,12 @@ impl Store {
         let url = options.url.expose_secret();
         let (scheme, _) = url.split_once(':').ok_or(StoreError::Url { problem: "has no scheme" })?;
         let backend = match scheme {
-            "postgres" | "postgresql" => Backend::Postgres(Postgres::new(
+            "postgres" | "postgresql" => Backend::Postgres(Box::new(Postgres::new(
                 url,
                 options.connections,
                 options.timeout,
                 options.is_pooled,
-            )?),
+            )?)),
             "sqlite" => {
                 Backend::Sqlite(Sqlite::new(url, options.connections, options.timeout, options.create)?)
             }

@@ -36,6 +36,9 @@ fn of_tenant(tenant: &str, receiver: &Receiver) -> Value {
     one
 }
 
+/// Subject, headers, body, and the reason for which it is rejected.
+type BadPublication<'a> = (&'a str, Vec<(&'a str, &'a str)>, String, &'a str);
+
 #[tokio::test]
 async fn every_form_is_bound_to_the_tenant_of_its_subject() {
     let broker = TestBroker::start().await;
@@ -65,7 +68,7 @@ async fn every_form_is_bound_to_the_tenant_of_its_subject() {
         headers.push((header, "globex"));
         headers
     };
-    let bad: Vec<(&str, Vec<(&str, &str)>, String, &str)> = vec![
+    let bad: Vec<BadPublication<'_>> = vec![
         (acme, vec![("Hub-Tenant", "globex")], "{}".to_owned(), "tenant-mismatch"),
         (acme, vec![("Hub-Tenant", "acme"), ("Hub-Tenant", "globex")], "{}".to_owned(), "tenant-mismatch"),
         (acme, claim(binary("b-1"), "ce-tenant"), "{}".to_owned(), "tenant-mismatch"),

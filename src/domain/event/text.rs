@@ -97,6 +97,7 @@ mod tests {
             [("content-type", content_type)].iter().chain(more).copied().collect();
         Publication {
             subject_tail: "user.created",
+            tenant_token: None,
             headers: &headers,
             body: body.as_bytes(),
             stream: "HUB_EVENTS",

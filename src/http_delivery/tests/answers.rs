@@ -74,7 +74,7 @@ async fn serve_raw(mut stream: TcpStream, answer: Arc<[u8]>, then: Then) {
 
 async fn attempt(http: &HttpDelivery, url: &str, timeout: &str) -> Attempt {
     let json = format!(r#"{{"url":"{url}","timeout":"{timeout}"}}"#);
-    let target = Target::prepare("billing-crm", &serde_json::from_str(&json).unwrap(), &Opener).unwrap();
+    let target = Target::prepare(&identity(), &serde_json::from_str(&json).unwrap(), &Opener).unwrap();
     http.attempt(&target, &view(), 1).await
 }
 
@@ -184,7 +184,7 @@ async fn unusual_heads_are_read_as_common_clients_read_them() {
         format!("\r\nHTTP/1.1 410 Gone\r\n{empty}\r\n").into(),
         format!("HTTP/1.1 410 Gone\r\nx-folded: one\r\n two\r\n\tthree\r\n{empty}\r\n").into(),
         format!("HTTP/1.1 410 Gone\r\nx-blank : before the colon\r\n{empty}\r\n").into(),
-        format!("HTTP/1.1 410 Gone\r\nContent-Length : 0\r\n\r\n").into(),
+        "HTTP/1.1 410 Gone\r\nContent-Length : 0\r\n\r\n".into(),
         format!("HTTP/1.1 410 Gone\r\nno colon at all\r\n{empty}\r\n").into(),
         format!("HTTP/1.1 410 Gone\r\n: no name\r\n{empty}\r\n").into(),
         format!("HTTP/1.1 410 Gone\r\nx na@me: blanks within\r\n{empty}\r\n").into(),
@@ -193,9 +193,8 @@ async fn unusual_heads_are_read_as_common_clients_read_them() {
         format!("HTTP/1.1 410 Gone\r\n{many}{empty}\r\n").into(),
         format!("HTTP/1.1 410 Gone\r\n{long}{empty}\r\n").into(),
         format!("HTTP/1.1 410 Gone\r\n{empty}{empty}\r\n").into(),
-        format!("HTTP/1.1 410 Gone\r\ncontent-length: 0, 0\r\n\r\n").into(),
-        format!("HTTP/1.1 410 Gone\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n")
-            .into(),
+        "HTTP/1.1 410 Gone\r\ncontent-length: 0, 0\r\n\r\n".into(),
+        "HTTP/1.1 410 Gone\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n".into(),
         [b"HTTP/1.1 410 G\xf6ne\r\nx-latin: M\xfcller\r\n".as_slice(), empty.as_bytes(), b"\r\n"].concat(),
         format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 410 Gone\r\n{empty}\r\n").into(),
         format!("HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 410 Gone\r\n{empty}\r\n").into(),
