@@ -66,7 +66,7 @@ async fn an_event_arrives_in_redis_and_nats_in_the_stripped_envelope() {
     let of = |id: &str| trace.iter().find(|step| step["subscription"] == id).expect("it was tried");
     assert_eq!((&of("to-nats")["outcome"], &of("to-nats")["status"]), (&json!("delivered"), &Value::Null));
     assert_eq!((&of("to-url")["outcome"], &of("to-url")["status"]), (&json!("delivered"), &json!(200)));
-    assert_eq!(of("to-nats")["envelope"], in_nats.id.as_str(), "the message id is the envelope's");
+    assert_eq!(of("to-nats")["envelope"], in_nats.message_id.as_str(), "the message id is the envelope's");
     assert_eq!(hub.metric("hub_failures_total", &[]).await, 0.0);
     assert!(hub.terminate().await.success());
 }

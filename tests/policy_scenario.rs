@@ -95,7 +95,7 @@ async fn a_gets_it_b_is_dead_lettered_after_its_retries_and_redriven_once_it_is_
 
     // In the DLT of its domain with the same fields as headers and the envelope as body, and in no other.
     let stored = client.js.get(DLT, 1).await.expect("readable").expect("the dead letter stands there");
-    assert_eq!(stored.subject, "hub.outbox.policy-client.shared.b.DLT");
+    assert_eq!(stored.subject, "hub.outbox.policy-client.shared.acme=b.DLT");
     for (header, value) in [
         ("Hub-Subscription", "b"),
         ("Hub-Reason", "exhausted"),

@@ -133,7 +133,7 @@ async fn what_does_not_fit_beside_its_reason_is_kept_in_parts() {
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     // As much as the server takes in one message.
-    let body: Vec<u8> = (0..1_048_000u32).map(|number| b'a' + (number % 26) as u8).collect();
+    let body: Vec<u8> = (0..1_048_400u32).map(|number| b'a' + (number % 26) as u8).collect();
     let bad = bad("as large as can be", "hub.events.user.created", body, "too-large", "events.max_size");
     publish(&client, "large", &bad).await;
     let kept = rejected(&client, 2).await;

@@ -33,7 +33,7 @@ fn crm(url: &str) -> Value {
     json!({
         "id": "crm", "events": ["user.>"],
         "delivery": {
-            "url": url, "auth": {"type": "bearer", "token": "open-sesame"}, "signing": {"secret": SIGNING},
+            "url": url, "timeout": "2s", "auth": {"type": "bearer", "token": "open-sesame"}, "signing": {"secret": SIGNING},
             "secret_headers": {"X-Api-Key": "hush-hush"},
         },
     })
@@ -286,7 +286,7 @@ async fn the_form_before_goes_on_until_it_is_sealed_anew_and_moves_nowhere() {
     let before = sealer.seal("crm", &"open-sesame".into());
     let entry = |id: &str, token: &str| {
         json!({"id": id, "tenant": "default", "events": ["user.>"], "state": "active",
-            "delivery": {"url": receiver.url(&format!("/{id}")), "auth": {"type": "bearer", "token": {"sealed": token}}}})
+            "delivery": {"url": receiver.url(&format!("/{id}")), "timeout": "2s", "auth": {"type": "bearer", "token": {"sealed": token}}}})
     };
     let put = async |entry: Value| {
         let subject = format!("$KV.hub-subscriptions.{}", entry["id"].as_str().expect("an id"));
@@ -319,7 +319,7 @@ async fn the_form_before_goes_on_until_it_is_sealed_anew_and_moves_nowhere() {
     // Neither form is taken under an id that is created again; nor is the form before anywhere.
     api.delete("/v1/subscriptions/crm", &[]).await.expect(204);
     for sealed in [&before, &anew] {
-        let again = json!({"id": "crm", "events": ["user.>"], "delivery": {"url": receiver.url("/crm"),
+        let again = json!({"id": "crm", "events": ["user.>"], "delivery": {"url": receiver.url("/crm"), "timeout": "2s",
             "auth": {"type": "bearer", "token": {"sealed": sealed}}}});
         api.post("/v1/subscriptions", &again).await.expect_field(400, "delivery.auth.token");
     }

@@ -32,7 +32,7 @@ pub struct Entry {
     pub max_in_flight: u32,
     pub rate_limit: Option<Box<RateLimit>>,
     /// The filters, made ready.
-    pub program: Program,
+    pub program: Box<Program>,
     /// The registry's revision of this form.
     pub revision: u64,
 }
@@ -76,7 +76,7 @@ impl Entry {
         let (max_in_flight, rate_limit) =
             (subscription.delivery.max_in_flight(), subscription.delivery.rate_limit().map(Box::new));
         let Subscription { incarnation, events, filter, state, .. } = subscription;
-        let program = Program::new(&filter);
+        let program = Box::new(Program::new(&filter));
         let (events, filter) = (events.into(), filter.into());
         let subscription = Interest { reference, incarnation, events, filter, state };
         Ok(Self { subscription, delivery, max_in_flight, rate_limit, program, revision })

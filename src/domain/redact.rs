@@ -207,6 +207,8 @@ fn escape(rest: &[u8]) -> Option<(usize, Vec<u8>)> {
             Some((4, vec![(a - b'0') * 64 + (b - b'0') * 8 + (c - b'0')]))
         }
         [b'\\', b'n' | b'r' | b't' | b'b' | b'f' | b'v' | b'0', ..] => Some((2, vec![b' '])),
+        // Before one of these the backslash is not an escape, and what follows may be.
+        [b'\\', b'%' | b'&', ..] => None,
         [b'\\', escaped, ..] => Some((2, vec![*escaped])),
         [b'&', ..] => entity(rest),
         _ => None,

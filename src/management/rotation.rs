@@ -49,31 +49,23 @@ impl Management {
             )]));
         }
         let sealer = self.sealer().ok_or_else(|| ManagementError::NoMasterKey { id: id.clone() })?;
-        let algorithm = match algorithm {
-            Some(algorithm) => algorithm,
-            None => {
-                let mut opened = stored.subscription.clone();
-                open_subscription(sealer, &mut opened)
-                    .map_err(|source| ManagementError::Sealed { id, source })?;
-                let endpoint = opened.delivery.endpoint_mut();
-                let before =
-                    endpoint.and_then(|endpoint| endpoint.signing.take()).map(|signing| signing.secret);
-                match before {
-                    Some(Secret::Plain(secret)) => Algorithm::of(&secret).unwrap_or(Algorithm::HmacSha256),
-                    _ => Algorithm::HmacSha256,
-                }
-            }
-        };
+        // What is sealed for one field opens in no other: the secret that becomes the previous one is sealed anew.
+        let mut opened = stored.subscription.clone();
+        open_subscription(sealer, &mut opened).map_err(|source| ManagementError::Sealed { id, source })?;
+        let before = opened.delivery.endpoint_mut().and_then(|endpoint| endpoint.signing.take());
+        let algorithm = algorithm.unwrap_or_else(|| match before.as_ref().map(|signing| &signing.secret) {
+            Some(Secret::Plain(secret)) => Algorithm::of(secret).unwrap_or(Algorithm::HmacSha256),
+            _ => Algorithm::HmacSha256,
+        });
         let made = NewSecret::generate(algorithm);
         let new = Secret::Plain(made.secret.clone());
         let until = (!overlap.is_zero()).then(|| OffsetDateTime::now_utc() + overlap.min(LONGEST_OVERLAP));
-        let mut previous_until = None;
+        let signing = match before {
+            Some(signing) => signing.rotate(new, until),
+            None => Signing { secret: new, previous: None },
+        };
+        let previous_until = signing.previous.as_ref().map(|previous| previous.until);
         if let Some(endpoint) = stored.subscription.delivery.endpoint_mut() {
-            let signing = match endpoint.signing.take() {
-                Some(signing) => signing.rotate(new, until),
-                None => Signing { secret: new, previous: None },
-            };
-            previous_until = signing.previous.as_ref().map(|previous| previous.until);
             endpoint.signing = Some(signing);
         }
         seal_subscription(sealer, &mut stored.subscription);

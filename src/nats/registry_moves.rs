@@ -20,6 +20,10 @@ pub(super) struct Misplaced {
 }
 
 impl Misplaced {
+    pub(super) fn name(&self) -> &SubscriptionRef {
+        &self.name
+    }
+
     /// `None` for an entry under its own key, and for one that cannot be read.
     pub(super) fn find(names: &Names, key: &str, revision: &Revision<'_>) -> Option<Self> {
         let at = SubscriptionRef::from_token(names.subscription_of_key(key)?)?;

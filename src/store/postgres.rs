@@ -24,7 +24,7 @@ const CHANNEL: &str = "hub_outbox";
 /// How often one claim looks on behind streams that others are working on.
 const ROUNDS: usize = 4;
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Postgres {
     pool: PgPool,
     options: PgConnectOptions,
@@ -32,6 +32,17 @@ pub(super) struct Postgres {
     address: String,
     /// Behind a pooler in transaction mode: no statement may leave anything in a session.
     is_pooled: bool,
+}
+
+/// Without the options, which hold the password.
+impl std::fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { address, is_pooled, .. } = self;
+        f.debug_struct("Postgres")
+            .field("address", address)
+            .field("is_pooled", is_pooled)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Of a claim: the row's columns, all null for a blocked stream, and how many rows were due, at most the limit.

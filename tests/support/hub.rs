@@ -271,7 +271,8 @@ fn hub_command() -> Command {
 pub fn http_client() -> reqwest::Client {
     // The client wants a TLS provider even where it speaks plain HTTP; a second install changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10));
+    let client =
+        reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(Duration::from_secs(10));
     client.build().expect("a client without special settings")
 }
 

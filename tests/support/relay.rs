@@ -60,6 +60,8 @@ pub async fn raise(database: &TestDatabase, events: &[Value]) {
 pub struct Stored {
     pub subject: String,
     pub id: String,
+    /// `Nats-Msg-Id`.
+    pub message_id: String,
     pub body: Value,
 }
 
@@ -104,7 +106,8 @@ pub async fn stored(broker: &TestBroker, name: &str, count: u64) -> Vec<Stored> 
         let message = stream.get_raw_message(sequence).await.expect("nothing was taken out");
         let body: Value = serde_json::from_slice(&message.payload).expect("envelopes are JSON");
         let id = body["metadata"]["headers"]["id"].as_str().expect("each has an id").to_owned();
-        found.push(Stored { subject: message.subject.to_string(), id, body });
+        let message_id = message.headers.get("Nats-Msg-Id").expect("each has a message id").to_string();
+        found.push(Stored { subject: message.subject.to_string(), id, message_id, body });
     }
     found
 }

@@ -269,6 +269,6 @@ fn text_or_integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 /// Without blanks at its ends: a header's value has none (NATS takes them off), and would be another's id.
 fn is_id(text: &str) -> bool {
     (1..=MAX_ID_BYTES).contains(&text.len())
-        && !text.bytes().any(|b| b.is_ascii_control())
+        && !text.contains(char::is_control)
         && text.trim().len() == text.len()
 }

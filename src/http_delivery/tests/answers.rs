@@ -93,7 +93,12 @@ const BODIES: [(&str, &str, Then, &str); 14] = [
     ("transfer-encoding: chunked", "5\r\nhelloXX5\r\nworld", Then::Stall, "hello"),
     ("transfer-encoding: chunked", "ffffffffffffffffffff\r\nhello", Then::Stall, ""),
     ("transfer-encoding: gzip, identity", "ten bytes.", Then::Stall, "ten bytes."),
-    ("content-encoding: gzip\r\ncontent-length: 4", "\x1f\x0b\x00!", Then::Close, "\x1f\x0b\x00!"),
+    (
+        "content-encoding: gzip\r\ncontent-length: 4",
+        "\x1f\x0b\x00!",
+        Then::Close,
+        "(the body is compressed, and not kept)",
+    ),
     ("connection: close", "ten bytes.", Then::Stall, "ten bytes."),
 ];
 

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::domain::index::Entry;
 use crate::domain::subscription::{Subscription, SubscriptionRef};
+use crate::nats::registry_moves::Misplaced;
 use crate::nats::{Delivered, JetStream, NatsError, StoredMessage};
 
 /// One key of the registry.
@@ -107,7 +108,17 @@ impl JetStream {
         let stream = self.names().subscriptions_stream();
         match self.get_last(&stream, &key).await? {
             None => Ok(Slot { revision: 0, subscription: None, unreadable: None }),
-            Some(message) => self.slot_of(name, &Revision::stored(&message)).await,
+            Some(message) => {
+                let revision = Revision::stored(&message);
+                // Nobody may write over it before it was moved.
+                if let Some(other) = Misplaced::find(self.names(), &key, &revision) {
+                    let owner = other.name();
+                    let reason =
+                        format!("the entry is that of {owner}; `hub provision` moves it to its own key");
+                    return Err(NatsError::Answer { subject: key, reason });
+                }
+                self.slot_of(name, &revision).await
+            }
         }
     }
 

@@ -107,7 +107,7 @@ BEGIN
     END IF;
     -- As a header's value it has no blanks at its ends, and AMQP takes no longer one. The blanks are Unicode's.
     IF octet_length(event ->> 'id') NOT BETWEEN 1 AND 255
-        OR event ->> 'id' ~ '[\x01-\x1f\x7f]|^[ \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]|[ \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]$' THEN
+        OR event ->> 'id' ~ '[\x01-\x1f\x7f-\x9f]|^[ \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]|[ \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]$' THEN
         PERFORM hub_outbox.refuse('id', 'is empty, too long, holds a control character, or begins or ends with a blank',
             'Write 1 to 255 bytes of plain text, or leave it out.');
     END IF;
@@ -115,7 +115,7 @@ BEGIN
     FROM jsonb_each_text(event) AS given
     WHERE given.key IN ('stream', 'source', 'correlation_id', 'causation_id', 'fqn', 'sequence_id',
                         'origin_stream', 'stream_category')
-        AND (octet_length(given.value) NOT BETWEEN 1 AND 512 OR given.value ~ '[\x01-\x1f\x7f]')
+        AND (octet_length(given.value) NOT BETWEEN 1 AND 512 OR given.value ~ '[\x01-\x1f\x7f-\x9f]')
     ORDER BY given.key LIMIT 1;
     IF FOUND THEN
         PERFORM hub_outbox.refuse(wrong.key, 'is empty, too long, or holds a control character',

@@ -37,79 +37,79 @@ BEGIN
     WHERE json_type(NEW.event, '$.data') IS NULL;
     SELECT RAISE(ABORT, 'hub_outbox_publish: id: is not a string, or empty, too long, or holds a control character or half of a surrogate pair, or begins or ends with a blank; write 1 to 255 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.id') NOT IN ('text', 'null') OR length(CAST(NEW.event ->> '$.id' AS BLOB)) NOT BETWEEN 1 AND 255
-        OR NEW.event ->> '$.id' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.id', char(0)) > 0
+        OR NEW.event ->> '$.id' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.id', char(0)) > 0
         OR (NEW.event -> '$.id' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.id' AS BLOB), s.bytes) > 0))
         OR NEW.event ->> '$.id' GLOB '[' || char(32, 133, 160, 5760, 8192, 8193, 8194, 8195, 8196, 8197, 8198, 8199, 8200, 8201, 8202, 8232, 8233, 8239, 8287, 12288) || ']*'
         OR NEW.event ->> '$.id' GLOB '*[' || char(32, 133, 160, 5760, 8192, 8193, 8194, 8195, 8196, 8197, 8198, 8199, 8200, 8201, 8202, 8232, 8233, 8239, 8287, 12288) || ']';
     SELECT RAISE(ABORT, 'hub_outbox_publish: type: is missing or not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text')
     WHERE json_type(NEW.event, '$.type') IS NULL OR json_type(NEW.event, '$.type') NOT IN ('text') OR length(CAST(NEW.event ->> '$.type' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.type' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.type', char(0)) > 0
+        OR NEW.event ->> '$.type' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.type', char(0)) > 0
         OR (NEW.event -> '$.type' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.type' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: stream: is missing or not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text')
     WHERE json_type(NEW.event, '$.stream') IS NULL OR json_type(NEW.event, '$.stream') NOT IN ('text') OR length(CAST(NEW.event ->> '$.stream' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.stream' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.stream', char(0)) > 0
+        OR NEW.event ->> '$.stream' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.stream', char(0)) > 0
         OR (NEW.event -> '$.stream' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.stream' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: source: is not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.source') NOT IN ('text', 'null') OR length(CAST(NEW.event ->> '$.source' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.source' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.source', char(0)) > 0
+        OR NEW.event ->> '$.source' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.source', char(0)) > 0
         OR (NEW.event -> '$.source' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.source' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: tenant: is not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.tenant') NOT IN ('text', 'null') OR length(CAST(NEW.event ->> '$.tenant' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.tenant' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.tenant', char(0)) > 0
+        OR NEW.event ->> '$.tenant' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.tenant', char(0)) > 0
         OR (NEW.event -> '$.tenant' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.tenant' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: time: is not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.time') NOT IN ('text', 'null') OR length(CAST(NEW.event ->> '$.time' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.time' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.time', char(0)) > 0
+        OR NEW.event ->> '$.time' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.time', char(0)) > 0
         OR (NEW.event -> '$.time' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.time' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: priority: is not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.priority') NOT IN ('text', 'null') OR length(CAST(NEW.event ->> '$.priority' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.priority' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.priority', char(0)) > 0
+        OR NEW.event ->> '$.priority' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.priority', char(0)) > 0
         OR (NEW.event -> '$.priority' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.priority' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: kind: is not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.kind') NOT IN ('text', 'null') OR length(CAST(NEW.event ->> '$.kind' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.kind' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.kind', char(0)) > 0
+        OR NEW.event ->> '$.kind' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.kind', char(0)) > 0
         OR (NEW.event -> '$.kind' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.kind' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: traceparent: is not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.traceparent') NOT IN ('text', 'null') OR length(CAST(NEW.event ->> '$.traceparent' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.traceparent' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.traceparent', char(0)) > 0
+        OR NEW.event ->> '$.traceparent' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.traceparent', char(0)) > 0
         OR (NEW.event -> '$.traceparent' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.traceparent' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: correlation_id: is not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.correlation_id') NOT IN ('text', 'null') OR length(CAST(NEW.event ->> '$.correlation_id' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.correlation_id' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.correlation_id', char(0)) > 0
+        OR NEW.event ->> '$.correlation_id' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.correlation_id', char(0)) > 0
         OR (NEW.event -> '$.correlation_id' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.correlation_id' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: causation_id: is not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.causation_id') NOT IN ('text', 'null') OR length(CAST(NEW.event ->> '$.causation_id' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.causation_id' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.causation_id', char(0)) > 0
+        OR NEW.event ->> '$.causation_id' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.causation_id', char(0)) > 0
         OR (NEW.event -> '$.causation_id' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.causation_id' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: fqn: is not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.fqn') NOT IN ('text', 'null') OR length(CAST(NEW.event ->> '$.fqn' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.fqn' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.fqn', char(0)) > 0
+        OR NEW.event ->> '$.fqn' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.fqn', char(0)) > 0
         OR (NEW.event -> '$.fqn' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.fqn' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: origin_stream: is not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.origin_stream') NOT IN ('text', 'null') OR length(CAST(NEW.event ->> '$.origin_stream' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.origin_stream' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.origin_stream', char(0)) > 0
+        OR NEW.event ->> '$.origin_stream' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.origin_stream', char(0)) > 0
         OR (NEW.event -> '$.origin_stream' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.origin_stream' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: stream_category: is not a string, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.stream_category') NOT IN ('text', 'null') OR length(CAST(NEW.event ->> '$.stream_category' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.stream_category' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.stream_category', char(0)) > 0
+        OR NEW.event ->> '$.stream_category' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.stream_category', char(0)) > 0
         OR (NEW.event -> '$.stream_category' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.stream_category' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: sequence_id: is not a string or a number, or empty, too long, or holds a control character or half of a surrogate pair; write 1 to 512 bytes of plain text, or leave it out')
     WHERE json_type(NEW.event, '$.sequence_id') NOT IN ('text', 'integer', 'real', 'null') OR length(CAST(NEW.event ->> '$.sequence_id' AS BLOB)) NOT BETWEEN 1 AND 512
-        OR NEW.event ->> '$.sequence_id' GLOB '*[' || char(1) || '-' || char(31) || char(127) || ']*' OR instr(NEW.event ->> '$.sequence_id', char(0)) > 0
+        OR NEW.event ->> '$.sequence_id' GLOB '*[' || char(1) || '-' || char(31) || char(127) || '-' || char(159) || ']*' OR instr(NEW.event ->> '$.sequence_id', char(0)) > 0
         OR (NEW.event -> '$.sequence_id' LIKE '%\ud%' AND EXISTS (
             SELECT 1 FROM hub_outbox_surrogates AS s WHERE instr(CAST(NEW.event ->> '$.sequence_id' AS BLOB), s.bytes) > 0));
     SELECT RAISE(ABORT, 'hub_outbox_publish: type: is not an event key; write <resource>.<operation>, such as user.created: words of letters, digits, _ and -, joined by dots')
