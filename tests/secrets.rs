@@ -20,7 +20,8 @@ const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const SIGNING: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 fn settings() -> String {
-    format!("{QUICK}\n[secrets]\nmaster_key = '{KEY}'\n")
+    let patient = QUICK.replace("max_deliver = 3", "max_deliver = 1000");
+    format!("{patient}\n[secrets]\nmaster_key = '{KEY}'\n")
 }
 
 async fn serving(broker: &TestBroker) -> Hub {

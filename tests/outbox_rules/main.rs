@@ -6,6 +6,8 @@ mod generated;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::collections::BTreeSet;
+
 use cases::Verdict::{Accepted, Refused};
 use cases::{LARGEST, REFUSED_SOMEHOW, cases};
 use generated::any_event;
@@ -138,9 +140,12 @@ async fn the_table_holds_for_every_writer(database: &TestDatabase) {
 async fn what_is_accepted_is_delivered(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     let accepted = cases().into_iter().filter(|(_, verdict)| *verdict == Accepted);
+    let mut tenants = BTreeSet::from(["default".to_owned()]);
     for (event, _) in accepted {
         // Keys that no domain takes are another matter.
         let event = event.replace("\"a.b.c-d_E.0\"", "\"user.c-d_E.0\"");
+        let read: Value = serde_json::from_str(&event).unwrap_or_default();
+        tenants.extend(read["tenant"].as_str().map(str::to_owned));
         let [by_sql, _] = written(database, &event).await;
         by_sql.unwrap_or_else(|error| panic!("{}: {error}", shown(&event)));
     }
@@ -149,7 +154,12 @@ async fn what_is_accepted_is_delivered(database: &TestDatabase) {
     let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", QUICK), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
-    client.subscribe([subscription("all", &["user.>"], &receiver.url("/all"))]).await;
+    let wanted = tenants.iter().map(|tenant| {
+        let mut wanted = subscription("all", &["user.>"], &receiver.url("/all"));
+        wanted["tenant"] = tenant.as_str().into();
+        wanted
+    });
+    client.subscribe(wanted).await;
     receiver.wait_for("/all", raised, SOON).await;
     broker.nothing_owed_within(SOON).await;
     let status = store.status().await.expect("counted");
