@@ -27,7 +27,7 @@ pub struct Subscription {
     pub filter_json: ::prost::alloc::string::String,
     /// The `delivery` of the subscription as JSON: with `url`, or with `broker` and `stream`, where the
     /// caller has an external broker of that name. Each secret in it is sealed with the master key of
-    /// the caller: {"sealed": "v1.…"}. An answer with a secret in clear is refused.
+    /// the caller: {"sealed": "v2.…"}. An answer with a secret in clear is refused.
     #[prost(string, tag = "4")]
     pub delivery_json: ::prost::alloc::string::String,
     /// One life of the subscription, 32 of 0-9 and a-f: another one after it was removed and created
