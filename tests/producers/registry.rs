@@ -35,7 +35,6 @@ fn garbage() -> Vec<Bytes> {
         b"{}",
         br#"{"id":"crm"}"#,
         br#"{"id":"other","events":["user.>"],"delivery":{"url":"http://127.0.0.1:1/"}}"#,
-        br#"{"id":"crm","tenant":"globex","events":["user.>"],"delivery":{"url":"http://127.0.0.1:1/"}}"#,
     ]
     .map(Bytes::from_static)
     .to_vec()
@@ -129,6 +128,30 @@ async fn whatever_is_written_over_an_entry_the_last_readable_one_counts() {
         assert!(marked(&listed, "crm")["unreadable"].is_string(), "{garbage:?}: {listed}");
         hub.cli_ok(&["subscription", "remove", "crm", "--yes"]).await;
     }
+}
+
+/// As versions before ids belonged to their tenant stored it: refused until it is moved, so that nobody's
+/// entry is overwritten.
+#[tokio::test]
+async fn the_entry_of_another_tenant_is_moved_by_provision() {
+    let broker = TestBroker::start().await;
+    let hub = Hub::configured(&broker.url(), QUICK);
+    hub.cli_ok(&["provision"]).await;
+    let test = TestClient::connect(&broker.url()).await;
+    let moved =
+        br#"{"id":"crm","tenant":"globex","events":["user.>"],"delivery":{"url":"http://127.0.0.1:1/"}}"#;
+    let sent =
+        test.context.publish("$KV.hub-subscriptions.crm", moved.as_slice().into()).await.expect("sent");
+    sent.await.expect("stored");
+    let shown = hub.cli(&["subscription", "show", "crm"]).await;
+    let told = String::from_utf8_lossy(&shown.stderr);
+    assert!(!shown.status.success() && told.contains("globex/crm"), "{told}");
+    assert!(told.contains("hub provision"), "{told}");
+    hub.cli_ok(&["provision"]).await;
+    let listed = list(&hub).await;
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    let crm = marked(&listed, "crm");
+    assert!(crm["tenant"] == "globex" && crm["unreadable"].is_null(), "{listed}");
 }
 
 /// Nothing readable is left: nobody knows what the subscription wants, so its tenant's events wait.

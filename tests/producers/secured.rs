@@ -99,10 +99,13 @@ impl Secured {
     }
 }
 
+/// What no stream may ever hold.
+pub const FORBIDDEN: &str = "whoever publishes this is refused";
+
 impl User {
-    /// Publishes, and waits until the server has said that it refuses.
+    /// Publishes [`FORBIDDEN`], and waits until the server has said that it refuses.
     pub async fn is_refused_to_publish(&self, subject: &str) {
-        self.client.publish(subject.to_owned(), "x".into()).await.expect("sent");
+        self.client.publish(subject.to_owned(), FORBIDDEN.into()).await.expect("sent");
         self.is_refused(subject).await;
     }
 
