@@ -1,5 +1,9 @@
-//! The scheduler of a delivery pool: which waiting item goes next, so that no subscription takes
-//! the pool from the others.
+//! The scheduler of a delivery pool: which waiting item goes next, so that no subscription and no tenant takes the pool
+//! from the others.
+//!
+//! Tenants come first: next is one that has the least in flight, whatever number of subscriptions it has. Where there
+//! are several, none ever has the whole pool, so that another's item finds a slot at once even if each of the first
+//! one's takes a minute; and what waits of one tenant is bounded.
 //!
 //! A subscription that is created again under its name is another one. Each subscription has a bounded
 //! queue and a *share*: how many of its items may be in flight. A
@@ -11,7 +15,7 @@
 //! A subscription that is *held* (its endpoint said when to come back) has nothing started until
 //! then, whatever else it may have; its items wait in their queue.
 //!
-//! Waiting subscriptions take turns in two rings, the reduced ones in a ring of their own, and the
+//! A tenant's waiting subscriptions take turns in two rings, the reduced ones in a ring of their own, and the
 //! rings take turns. An operation costs O(log n) in the number of waiting subscriptions, however
 //! many items wait.
 
@@ -21,16 +25,21 @@ use std::time::Duration;
 use super::subscription::{Identity, RateLimit};
 
 mod bucket;
+mod tenants;
 #[cfg(test)]
 mod tests;
 
 use bucket::Bucket;
+use tenants::{TenantPlace, Tenants};
 
 /// Subscriptions without items whose reduced share or spent rate limit is remembered, at most.
 const MAX_REMEMBERED: usize = 10_000;
 
 /// A share starts at this part of the pool.
 const INITIAL_PART: usize = 16;
+
+/// The part of the pool that a tenant leaves to the others.
+const OTHERS_PART: usize = 16;
 
 /// The place of a subscription in the slab.
 type Place = usize;
@@ -43,12 +52,12 @@ type Turn = u64;
 pub struct FairShare<T> {
     pool: usize,
     queue_per_subscription: usize,
+    queue_per_tenant: usize,
     places: HashMap<Identity, Place>,
     lanes: Vec<Option<Lane<T>>>,
     free: Vec<Place>,
-    /// Subscriptions with a waiting item and room in their share, by turn: each in one of the two.
-    healthy: BTreeMap<Turn, Place>,
-    reduced: BTreeMap<Turn, Place>,
+    /// Subscriptions with a waiting item and room in their share, each in one of its tenant's two rings.
+    tenants: Tenants,
     /// Which ring is next, when both have one.
     reduced_next: bool,
     /// Subscriptions that wait for their rate limit's next token, or for the end of a hold, by the
@@ -66,6 +75,7 @@ pub struct FairShare<T> {
 #[derive(Debug)]
 struct Lane<T> {
     id: Identity,
+    tenant: TenantPlace,
     queue: VecDeque<T>,
     in_flight: usize,
     share: usize,
@@ -90,16 +100,17 @@ impl<T> Lane<T> {
 }
 
 impl<T> FairShare<T> {
-    /// A pool of `pool` slots (at least 1), and how many items may wait per subscription.
-    pub fn new(pool: usize, queue_per_subscription: usize) -> Self {
+    /// A pool of `pool` slots (at least 1), and how many items may wait per subscription, and per tenant where there
+    /// are several.
+    pub fn new(pool: usize, queue_per_subscription: usize, queue_per_tenant: usize) -> Self {
         Self {
             pool: pool.max(1),
             queue_per_subscription,
+            queue_per_tenant,
             places: HashMap::new(),
             lanes: Vec::new(),
             free: Vec::new(),
-            healthy: BTreeMap::new(),
-            reduced: BTreeMap::new(),
+            tenants: Tenants::default(),
             reduced_next: false,
             limited: BTreeSet::new(),
             remembered: BTreeMap::new(),
@@ -111,7 +122,7 @@ impl<T> FairShare<T> {
     }
 
     /// Queues an item of a subscription, with the subscription's limits as they are now. Gives
-    /// the item back where the subscription's queue is full.
+    /// the item back where the subscription's queue is full, or as much waits of its tenant as may.
     pub fn offer(
         &mut self,
         subscription: &Identity,
@@ -120,7 +131,11 @@ impl<T> FairShare<T> {
         item: T,
         now: Duration,
     ) -> Result<(), T> {
-        if self.waiting_of(subscription) >= self.queue_per_subscription {
+        let full_for_tenant = || {
+            let waiting = self.tenants.waiting_of(subscription.subscription.tenant());
+            self.tenants.several() && waiting >= self.queue_per_tenant
+        };
+        if self.waiting_of(subscription) >= self.queue_per_subscription || full_for_tenant() {
             return Err(item);
         }
         self.offer_beyond(subscription, max_in_flight, rate, item, now);
@@ -156,7 +171,9 @@ impl<T> FairShare<T> {
         if let Some(stamp) = lane.remembered.take() {
             self.remembered.remove(&stamp);
         }
+        let tenant = lane.tenant;
         self.waiting += 1;
+        *self.tenants.waiting(tenant) += 1;
         self.settle(place);
     }
 
@@ -186,9 +203,12 @@ impl<T> FairShare<T> {
             }
             let item = lane.queue.pop_front().expect("a subscription in a ring has a waiting item");
             lane.in_flight += 1;
+            let tenant = lane.tenant;
             self.waiting -= 1;
             self.in_flight += 1;
             self.reduced_in_flight += usize::from(lane.reduced);
+            *self.tenants.waiting(tenant) -= 1;
+            self.tenants.started(tenant);
             self.settle(place);
             return Some(item);
         }
@@ -204,6 +224,7 @@ impl<T> FairShare<T> {
             return;
         }
         lane.in_flight -= 1;
+        self.tenants.finished(lane.tenant);
         self.in_flight -= 1;
         self.reduced_in_flight -= usize::from(lane.reduced);
         if healthy {
@@ -244,7 +265,9 @@ impl<T> FairShare<T> {
         }
         let (given, kept): (Vec<T>, Vec<T>) = lane.queue.drain(..).partition(|item| give_back(item));
         lane.queue.extend(kept);
+        let tenant = lane.tenant;
         self.waiting -= given.len();
+        *self.tenants.waiting(tenant) -= given.len();
         self.settle(place);
         self.retire(place);
         given
@@ -289,8 +312,7 @@ impl<T> FairShare<T> {
                 lane.held_until = None;
             }
         }
-        self.healthy.clear();
-        self.reduced.clear();
+        self.tenants.clear();
         self.limited.clear();
         self.waiting = 0;
         (0..self.lanes.len()).for_each(|place| self.retire(place));
@@ -340,12 +362,22 @@ impl<T> FairShare<T> {
         (self.pool / 2).max(1)
     }
 
+    /// What one tenant may have in flight.
+    fn tenant_limit(&self) -> usize {
+        let others = if self.tenants.several() { (self.pool / OTHERS_PART).max(1) } else { 0 };
+        (self.pool - others).max(1)
+    }
+
     /// Takes the next subscription out of its ring; the rings take turns.
     fn take_turn(&mut self) -> Option<Place> {
-        let reduced_may = !self.reduced.is_empty() && self.reduced_in_flight < self.reduced_limit();
-        let from_reduced = reduced_may && (self.reduced_next || self.healthy.is_empty());
-        let ring = if from_reduced { &mut self.reduced } else { &mut self.healthy };
-        let (_, place) = ring.pop_first()?;
+        let most = self.tenant_limit();
+        let healthy_may = self.tenants.may(false, most);
+        let reduced_may = self.tenants.may(true, most) && self.reduced_in_flight < self.reduced_limit();
+        if !healthy_may && !reduced_may {
+            return None;
+        }
+        let from_reduced = reduced_may && (self.reduced_next || !healthy_may);
+        let place = self.tenants.pop(from_reduced)?;
         self.reduced_next = !from_reduced;
         self.lane(place).turn = None;
         Some(place)
@@ -361,11 +393,7 @@ impl<T> FairShare<T> {
         }
         let turn = match lane.turn.take() {
             Some((turn, reduced)) => {
-                if reduced {
-                    self.reduced.remove(&turn)
-                } else {
-                    self.healthy.remove(&turn)
-                };
+                self.tenants.remove(lane.tenant, reduced, turn);
                 turn
             }
             None => {
@@ -375,11 +403,7 @@ impl<T> FairShare<T> {
         };
         if let Some(reduced) = belongs {
             lane.turn = Some((turn, reduced));
-            if reduced {
-                self.reduced.insert(turn, place)
-            } else {
-                self.healthy.insert(turn, place)
-            };
+            self.tenants.insert(lane.tenant, reduced, turn, place);
         }
     }
 
@@ -389,6 +413,7 @@ impl<T> FairShare<T> {
         }
         let lane = Lane {
             id: subscription.clone(),
+            tenant: self.tenants.enter(subscription.subscription.tenant()),
             queue: VecDeque::new(),
             in_flight: 0,
             share: self.initial_share(),
@@ -443,6 +468,7 @@ impl<T> FairShare<T> {
             if let Some(until) = lane.limited_until {
                 self.limited.remove(&(until, place));
             }
+            self.tenants.leave(lane.tenant);
             self.places.remove(&lane.id);
             self.free.push(place);
         }

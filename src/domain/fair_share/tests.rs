@@ -22,7 +22,7 @@ fn offer(fair: &mut FairShare<Item>, subscription: usize, number: u64) -> Result
 }
 
 fn filled(pool: usize, subscriptions: usize, each: u64) -> FairShare<Item> {
-    let mut fair = FairShare::new(pool, 10_000);
+    let mut fair = FairShare::new(pool, 10_000, usize::MAX);
     for number in 0..each {
         (0..subscriptions).for_each(|subscription| offer(&mut fair, subscription, number).unwrap());
     }
@@ -120,7 +120,7 @@ fn a_pool_of_one_still_serves_everybody() {
 
 #[test]
 fn a_full_queue_gives_the_item_back() {
-    let mut fair = FairShare::new(4, 2);
+    let mut fair = FairShare::new(4, 2, usize::MAX);
     assert_eq!(offer(&mut fair, 0, 0), Ok(()));
     assert_eq!(offer(&mut fair, 0, 1), Ok(()));
     assert_eq!(offer(&mut fair, 0, 2), Err((0, 2)));
@@ -150,7 +150,7 @@ fn a_hold_holds_its_own_subscription_alone_and_until_its_end() {
 #[test]
 fn a_hold_is_remembered_without_items_and_gives_back_what_is_asked_for() {
     let seconds = Duration::from_secs;
-    let mut fair = FairShare::new(4, 10);
+    let mut fair = FairShare::new(4, 10, usize::MAX);
     fair.hold(&id(0), seconds(5), |_| true);
     (0..4).for_each(|number| offer(&mut fair, 0, number).unwrap());
     assert_eq!(fair.next(seconds(4)), None);
@@ -168,7 +168,7 @@ fn a_hold_is_remembered_without_items_and_gives_back_what_is_asked_for() {
 
 #[test]
 fn held_subscriptions_without_items_are_forgotten_beyond_the_bound() {
-    let mut fair: FairShare<Item> = FairShare::new(4, 10);
+    let mut fair: FairShare<Item> = FairShare::new(4, 10, usize::MAX);
     for subscription in 0..MAX_REMEMBERED + 10 {
         fair.hold(&id(subscription), Duration::from_secs(5), |_| false);
     }
@@ -178,7 +178,7 @@ fn held_subscriptions_without_items_are_forgotten_beyond_the_bound() {
 
 #[test]
 fn a_rate_limit_holds_its_own_subscription_alone() {
-    let mut fair = FairShare::new(64, 100);
+    let mut fair = FairShare::new(64, 100, usize::MAX);
     let rate = Some(RateLimit { per_second: 10.0, burst: 2 });
     for number in 0..4 {
         fair.offer(&id(0), 32, rate, (0, number), START).unwrap();
@@ -197,7 +197,7 @@ fn a_rate_limit_holds_its_own_subscription_alone() {
 
 #[test]
 fn a_rate_limit_is_not_forgotten_while_its_subscription_is_idle() {
-    let mut fair = FairShare::new(64, 100);
+    let mut fair = FairShare::new(64, 100, usize::MAX);
     let rate = Some(RateLimit { per_second: 1.0, burst: 1 });
     fair.offer(&id(0), 32, rate, (0, 0), START).unwrap();
     assert!(fair.next(START).is_some());
@@ -224,7 +224,7 @@ fn draining_gives_back_all_that_waits() {
 
 #[test]
 fn memory_is_bounded_by_what_is_remembered() {
-    let mut fair = FairShare::new(4, 4);
+    let mut fair = FairShare::new(4, 4, usize::MAX);
     for subscription in 0..MAX_REMEMBERED + 500 {
         offer(&mut fair, subscription, 0).unwrap();
         assert!(fair.next(START).is_some());
@@ -279,12 +279,13 @@ fn check(fair: &FairShare<Item>) {
         assert_eq!(lane.turn.map(|(_, reduced)| reduced), waits.then_some(lane.reduced));
         if let Some((turn, reduced)) = lane.turn {
             in_rings += 1;
-            assert_eq!(if reduced { &fair.reduced } else { &fair.healthy }[&turn], place);
+            assert_eq!(fair.tenants.at(lane.tenant, reduced, turn), Some(place));
         }
         let idle = lane.queue.is_empty() && lane.in_flight == 0;
         assert_eq!(lane.remembered.is_some(), idle, "idle subscriptions are remembered or forgotten");
     }
-    assert_eq!(fair.healthy.len() + fair.reduced.len(), in_rings);
+    assert_eq!(fair.tenants.in_ring(false) + fair.tenants.in_ring(true), in_rings);
+    assert_eq!(fair.tenants.waiting_of("acme"), fair.waiting);
 }
 
 proptest! {
@@ -295,7 +296,7 @@ proptest! {
         limited in proptest::option::of((1.0..50.0f64, 1..4u32)),
         steps in proptest::collection::vec(step(), 1..300),
     ) {
-        let mut fair = FairShare::new(pool, bound);
+        let mut fair = FairShare::new(pool, bound, usize::MAX);
         let mut now = START;
         let (mut offered, mut out) = (0, 0);
         let mut running: Vec<Item> = Vec::new();
@@ -392,7 +393,7 @@ proptest! {
         }
         prop_assert!(held <= (pool / 2).max(1));
         offer(&mut fair, 999, 0).unwrap();
-        let ahead = fair.healthy.len();
+        let ahead = fair.tenants.in_ring(false);
         // One slot at a time comes free; reduced subscriptions keep every slot that they get.
         let mut turns = 0;
         loop {
@@ -409,4 +410,80 @@ proptest! {
             prop_assert!(turns <= 2 * ahead, "{turns} turns with {ahead} in the ring");
         }
     }
+}
+
+fn of_tenant(tenant: &str, subscription: usize) -> Identity {
+    let subscription = SubscriptionRef::of(tenant, &format!("s{subscription}")).unwrap();
+    Identity { subscription, incarnation: Incarnation::new(1) }
+}
+
+#[test]
+fn a_tenant_with_many_subscriptions_has_no_more_than_one_with_one() {
+    let mut fair = FairShare::new(64, 1_000, 100_000);
+    let mut put = |tenant: &str, subscription: usize, number: u64| {
+        let identity = of_tenant(tenant, subscription);
+        fair.offer(&identity, 10_000, None, (identity.clone(), number), START).unwrap();
+    };
+    (0..180).for_each(|subscription| (0..10).for_each(|number| put("acme", subscription, number)));
+    put("globex", 0, 0);
+    // Whoever has the least in flight is next, and one that fills the pool leaves some of it.
+    let mut running: Vec<(Identity, u64)> = Vec::new();
+    while let Some(item) = fair.next(START) {
+        running.push(item);
+    }
+    let of = |running: &[(Identity, u64)], tenant: &str| {
+        running.iter().filter(|(identity, _)| identity.subscription.tenant() == tenant).count()
+    };
+    assert_eq!((of(&running, "acme"), of(&running, "globex")), (60, 1));
+    assert!(running[..3].iter().any(|(identity, _)| identity.subscription.tenant() == "globex"));
+    // The slots that are left are there at once.
+    for number in 1..40 {
+        let identity = of_tenant("globex", 0);
+        fair.offer(&identity, 10_000, None, (identity.clone(), number), START).unwrap();
+    }
+    while let Some(item) = fair.next(START) {
+        running.push(item);
+    }
+    assert_eq!(of(&running, "globex"), 4);
+    // Each slot that comes free is globex's, until both have the same.
+    for _ in 0..200 {
+        let at = running.iter().position(|(identity, _)| identity.subscription.tenant() == "acme").unwrap();
+        let (identity, _) = running.remove(at);
+        fair.finished(&identity, true);
+        running.extend(fair.next(START));
+        if of(&running, "globex") >= 32 {
+            break;
+        }
+        let grown: Vec<Identity> = running
+            .iter()
+            .filter(|(identity, _)| identity.subscription.tenant() == "globex")
+            .map(|(identity, _)| identity.clone())
+            .collect();
+        // Its share grows with each healthy finish.
+        for identity in grown {
+            fair.finished(&identity, true);
+        }
+        running.retain(|(identity, _)| identity.subscription.tenant() != "globex");
+        while let Some(item) = fair.next(START) {
+            running.push(item);
+        }
+    }
+    assert_eq!(fair.tenants.waiting_of("globex"), 0, "all of it was run long before acme's");
+    assert!(fair.tenants.waiting_of("acme") > 1_000);
+}
+
+#[test]
+fn what_waits_of_a_tenant_is_bounded_where_there_are_several() {
+    let mut fair = FairShare::new(4, 100, 10);
+    let put = |fair: &mut FairShare<Item>, tenant: &str, number: u64| {
+        fair.offer(&of_tenant(tenant, number as usize), 1, None, (0, number), START)
+    };
+    // One alone may have all there is.
+    (0..20).for_each(|number| put(&mut fair, "acme", number).unwrap());
+    put(&mut fair, "globex", 0).unwrap();
+    assert_eq!(put(&mut fair, "acme", 20), Err((0, 20)));
+    put(&mut fair, "globex", 1).unwrap();
+    fair.drain();
+    assert_eq!(fair.tenants.waiting_of("acme"), 0);
+    put(&mut fair, "acme", 20).unwrap();
 }

@@ -88,7 +88,11 @@ impl Worker {
             mpsc::channel(self.settings.held + lanes::MOST_OWN_LANES * lanes::OWN_LANE_HELD);
         let (finished, mut done) = mpsc::channel(self.domain.concurrency.max(1));
         let mut running = Running {
-            pool: FairShare::new(self.domain.concurrency, self.settings.queue_per_subscription),
+            pool: FairShare::new(
+                self.domain.concurrency,
+                self.settings.queue_per_subscription,
+                self.settings.held / 2,
+            ),
             in_flight: HashMap::new(),
             waiting: HashSet::new(),
             deliveries: JoinSet::new(),

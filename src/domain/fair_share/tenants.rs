@@ -1,0 +1,173 @@
+//! The tenants' turns: of those with something to run, next comes the one that has the least in flight.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{Place, Turn};
+
+/// The place of a tenant in the slab.
+pub(super) type TenantPlace = usize;
+
+/// Those that have a subscription in the pool, and which of their subscriptions may run.
+#[derive(Debug, Default)]
+pub(super) struct Tenants {
+    places: HashMap<Box<str>, TenantPlace>,
+    tenants: Vec<Option<Tenant>>,
+    free: Vec<TenantPlace>,
+    /// The tenants with a subscription in that ring, by what they have in flight, then by turn.
+    order: [BTreeSet<(usize, Turn, TenantPlace)>; 2],
+    turns: Turn,
+    /// The first one there was.
+    first: Option<Box<str>>,
+    several: bool,
+}
+
+#[derive(Debug)]
+struct Tenant {
+    name: Box<str>,
+    subscriptions: usize,
+    in_flight: usize,
+    waiting: usize,
+    turn: Turn,
+    /// Its subscriptions that may run, by turn: the healthy ones, and the reduced ones.
+    rings: [BTreeMap<Turn, Place>; 2],
+}
+
+impl Tenants {
+    /// Whether there ever was more than one.
+    pub(super) fn several(&self) -> bool {
+        self.several
+    }
+
+    /// One subscription more of that tenant.
+    pub(super) fn enter(&mut self, name: &str) -> TenantPlace {
+        if let Some(&place) = self.places.get(name) {
+            self.get(place).subscriptions += 1;
+            return place;
+        }
+        self.several |= self.first.get_or_insert_with(|| name.into()).as_ref() != name;
+        self.turns += 1;
+        let tenant = Tenant {
+            name: name.into(),
+            subscriptions: 1,
+            in_flight: 0,
+            waiting: 0,
+            turn: self.turns,
+            rings: Default::default(),
+        };
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.tenants[place] = Some(tenant);
+                place
+            }
+            None => {
+                self.tenants.push(Some(tenant));
+                self.tenants.len() - 1
+            }
+        };
+        self.places.insert(name.into(), place);
+        place
+    }
+
+    /// One less, which has nothing waiting or in flight.
+    pub(super) fn leave(&mut self, place: TenantPlace) {
+        let tenant = self.get(place);
+        tenant.subscriptions -= 1;
+        if tenant.subscriptions == 0
+            && let Some(tenant) = self.tenants[place].take()
+        {
+            self.places.remove(&tenant.name);
+            self.free.push(place);
+        }
+    }
+
+    pub(super) fn waiting(&mut self, place: TenantPlace) -> &mut usize {
+        &mut self.get(place).waiting
+    }
+
+    /// What waits of a tenant; of one that is not here, nothing.
+    pub(super) fn waiting_of(&self, name: &str) -> usize {
+        let tenant = self.places.get(name).and_then(|place| self.tenants[*place].as_ref());
+        tenant.map_or(0, |tenant| tenant.waiting)
+    }
+
+    pub(super) fn insert(&mut self, place: TenantPlace, reduced: bool, turn: Turn, subscription: Place) {
+        self.change(place, |tenant| {
+            tenant.rings[usize::from(reduced)].insert(turn, subscription);
+        });
+    }
+
+    pub(super) fn remove(&mut self, place: TenantPlace, reduced: bool, turn: Turn) {
+        self.change(place, |tenant| {
+            tenant.rings[usize::from(reduced)].remove(&turn);
+        });
+    }
+
+    pub(super) fn started(&mut self, place: TenantPlace) {
+        self.change(place, |tenant| tenant.in_flight += 1);
+    }
+
+    pub(super) fn finished(&mut self, place: TenantPlace) {
+        self.change(place, |tenant| tenant.in_flight -= 1);
+    }
+
+    /// Whether a tenant with less than `most` in flight has a subscription in that ring.
+    pub(super) fn may(&self, reduced: bool, most: usize) -> bool {
+        self.order[usize::from(reduced)].first().is_some_and(|(in_flight, ..)| *in_flight < most)
+    }
+
+    /// Takes the next subscription out of a ring.
+    pub(super) fn pop(&mut self, reduced: bool) -> Option<Place> {
+        let &(_, _, place) = self.order[usize::from(reduced)].first()?;
+        self.turns += 1;
+        let turn = self.turns;
+        let mut popped = None;
+        self.change(place, |tenant| {
+            popped = tenant.rings[usize::from(reduced)].pop_first();
+            tenant.turn = turn;
+        });
+        popped.map(|(_, subscription)| subscription)
+    }
+
+    /// Takes all out of the rings; nothing waits any more.
+    pub(super) fn clear(&mut self) {
+        self.order = Default::default();
+        for tenant in self.tenants.iter_mut().flatten() {
+            tenant.rings = Default::default();
+            tenant.waiting = 0;
+        }
+    }
+
+    /// The subscription with that turn.
+    #[cfg(test)]
+    pub(super) fn at(&self, place: TenantPlace, reduced: bool, turn: Turn) -> Option<Place> {
+        self.tenants[place].as_ref()?.rings[usize::from(reduced)].get(&turn).copied()
+    }
+
+    /// Subscriptions in a ring, of all tenants.
+    #[cfg(test)]
+    pub(super) fn in_ring(&self, reduced: bool) -> usize {
+        self.tenants.iter().flatten().map(|tenant| tenant.rings[usize::from(reduced)].len()).sum()
+    }
+
+    fn get(&mut self, place: TenantPlace) -> &mut Tenant {
+        self.tenants[place].as_mut().expect("a subscription's tenant is there")
+    }
+
+    /// Changes a tenant, and puts it where it belongs then.
+    fn change(&mut self, place: TenantPlace, change: impl FnOnce(&mut Tenant)) {
+        let tenant = self.tenants[place].as_mut().expect("a subscription's tenant is there");
+        let before = (tenant.in_flight, tenant.turn, place);
+        let stood = [!tenant.rings[0].is_empty(), !tenant.rings[1].is_empty()];
+        change(tenant);
+        let now = (tenant.in_flight, tenant.turn, place);
+        for (ring, stood) in stood.into_iter().enumerate() {
+            let stands = !tenant.rings[ring].is_empty();
+            if stood && (!stands || before != now) {
+                self.order[ring].remove(&before);
+            }
+            if stands && (!stood || before != now) {
+                self.order[ring].insert(now);
+            }
+        }
+    }
+}
