@@ -230,6 +230,7 @@ impl Hub {
                     max_size: bytes(settings.events.max_size),
                     held: settings.events.held,
                     batch: settings.events.batch,
+                    outbox_size: bytes(settings.limits.outbox),
                 },
                 metrics.clone(),
                 readiness.part("event-processor"),

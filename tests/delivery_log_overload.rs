@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream::DiscardPolicy;
 use futures_util::StreamExt as _;
-use support::{Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, subscription};
+use support::{Behaviour, Hub, PATIENT, Receiver, TestBroker, TestClient, eventually, ids, patient};
 use tokio::sync::Mutex;
 
 const STEP: Duration = Duration::from_secs(90);
@@ -29,10 +29,10 @@ impl Stage {
     async fn set(more: &str) -> Self {
         let broker = TestBroker::start().await;
         let receiver = Receiver::start().await;
-        let mut hub = Hub::serve(&broker.url(), &format!("{QUICK}\n{more}"), &[]);
+        let mut hub = Hub::serve(&broker.url(), &format!("{PATIENT}\n{more}"), &[]);
         hub.ready().await;
         let client = TestClient::connect(&broker.url()).await;
-        client.subscribe([subscription("a", &["policy.>"], &receiver.url("/a"))]).await;
+        client.subscribe([patient("a", &["policy.>"], &receiver.url("/a"))]).await;
         Self { broker, receiver, hub, client }
     }
 

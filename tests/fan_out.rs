@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::{
-    Account, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, subscription,
+    Account, Behaviour, Hub, PATIENT, QUICK, Receiver, TestBroker, TestClient, eventually, ids, patient,
+    subscription,
 };
 
 const STEP: Duration = Duration::from_secs(60);
@@ -15,11 +16,10 @@ const STEP: Duration = Duration::from_secs(60);
 async fn one_event_reaches_2500_subscriptions_once_each() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), PATIENT, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
-    let all =
-        (0..2_500).map(|number| subscription(&format!("s-{number}"), &["user.*"], &receiver.url("/all")));
+    let all = (0..2_500).map(|number| patient(&format!("s-{number}"), &["user.*"], &receiver.url("/all")));
     client.subscribe(all).await;
     assert!(client.publish("user.created", "one").await);
     receiver.wait_accepted("/all", 2_500, STEP).await;
@@ -51,10 +51,10 @@ async fn an_event_that_nobody_wants_is_done_with_and_leaves_nothing() {
 async fn a_burst_of_10000_events_is_delivered_once_each() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), PATIENT, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
-    client.subscribe([subscription("crm", &["token.>"], &receiver.url("/crm"))]).await;
+    client.subscribe([patient("crm", &["token.>"], &receiver.url("/crm"))]).await;
     let events = ids("event", 10_000);
     client.publish_all("token.refreshed", &events).await;
     receiver.wait_accepted("/crm", 10_000, STEP).await;
@@ -111,6 +111,52 @@ async fn a_full_outbox_makes_its_events_wait_and_no_others() {
         assert_eq!((account.delivered, account.doubles, account.dead), (events.len(), 0, 0));
     }
     assert_eq!(client.stream("HUB_OUTBOX_POLICY_CLIENT").await.state.last_sequence, 600);
+}
+
+/// What its outbox could never hold is set aside, and what it cannot hold now is in no other event's way.
+#[tokio::test]
+async fn an_event_that_does_not_fit_is_in_nobodys_way() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    receiver.set("/hanging", Behaviour::Hang);
+    let settings = format!("{PATIENT}\n[events]\nmax_size = \"100KB\"\n[limits]\noutbox = \"1MB\"\n");
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    // Fifteen times 90 KB is more than the outbox has; five times is less, and more than is free beside ten.
+    let never =
+        (0..15).map(|number| patient(&format!("never-{number}"), &["user.big"], &receiver.url("/never")));
+    let later =
+        (0..5).map(|number| patient(&format!("later-{number}"), &["user.large"], &receiver.url("/later")));
+    let hanging = patient("hanging", &["user.slow"], &receiver.url("/hanging"));
+    let small = patient("small", &["user.small"], &receiver.url("/small"));
+    client.subscribe(never.chain(later).chain([hanging, small])).await;
+    let large = |key: &str, id: &str| {
+        let body =
+            json!({"specversion": "1.0", "id": id, "source": "/t", "type": key, "data": "x".repeat(90_000)});
+        (format!("hub.events.{key}"), body.to_string())
+    };
+    let publish = async |(subject, body): (String, String)| {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("content-type", "application/cloudevents+json");
+        let sent = client.context.publish_with_headers(subject, headers, body.into()).await.expect("sent");
+        sent.await.expect("stored");
+    };
+    publish(large("user.big", "never")).await;
+    for number in 0..10 {
+        publish(large("user.slow", &format!("slow-{number}"))).await;
+    }
+    receiver.wait_for("/hanging", 4, STEP).await;
+    publish(large("user.large", "later")).await;
+    let events = ids("small", 300);
+    client.publish_all("user.small", &events).await;
+    receiver.wait_accepted("/small", 300, STEP).await;
+    let rejected = client.stream("HUB_REJECTED").await.state.messages;
+    assert_eq!((rejected, receiver.count("/never"), receiver.count("/later")), (1, 0, 0));
+    hub.wait_for_log("limits.outbox", STEP).await;
+    // It is delivered when there is room.
+    receiver.set("/hanging", Behaviour::ok());
+    receiver.wait_accepted("/later", 5, STEP).await;
 }
 
 #[tokio::test]

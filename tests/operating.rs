@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use support::{
-    Account, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, nats_cli,
-    print_output, require_tool, subscription,
+    Account, Behaviour, Hub, PATIENT, QUICK, Receiver, TestBroker, TestClient, eventually, ids, nats_cli,
+    patient, print_output, require_tool, subscription,
 };
 
 const STEP: Duration = Duration::from_secs(30);
@@ -44,13 +44,13 @@ async fn a_paused_domain_holds_its_deliveries_whoever_paused_it() {
     let Some(cli) = require_tool("nats", nats_cli()) else { return };
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), PATIENT, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client
         .subscribe([
-            subscription("paused", &["policy.>"], &receiver.url("/paused")),
-            subscription("other", &["user.>"], &receiver.url("/other")),
+            patient("paused", &["policy.>"], &receiver.url("/paused")),
+            patient("other", &["user.>"], &receiver.url("/other")),
         ])
         .await;
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::json;
 use support::{
-    Account, Behaviour, FaultProxy, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, free_port,
-    http_client, ids, subscription,
+    Account, Behaviour, FaultProxy, Hub, PATIENT, Receiver, TestBroker, TestClient, eventually, free_port,
+    http_client, ids, patient, subscription,
 };
 
 const STEP: Duration = Duration::from_secs(60);
@@ -52,7 +52,7 @@ async fn waits_for_an_answer(hub: &Hub) {
 /// Settings of a hub that asks at `port`.
 fn asking(port: u16, token: &str, more: &str) -> String {
     format!(
-        "{QUICK}\n[subscriptions]\nsource = \"grpc\"\ngrpc_url = \"http://127.0.0.1:{port}\"\ntoken = \"{token}\"\n{more}\n"
+        "{PATIENT}\n[subscriptions]\nsource = \"grpc\"\ngrpc_url = \"http://127.0.0.1:{port}\"\ntoken = \"{token}\"\n{more}\n"
     )
 }
 
@@ -61,12 +61,12 @@ async fn a_killed_resolver_makes_events_wait_and_loses_and_doubles_no_pair() {
     let mut answering = Answering::start().await;
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut filtered = subscription("filtered", &["user.created"], &receiver.url("/filtered"));
+    let mut filtered = patient("filtered", &["user.created"], &receiver.url("/filtered"));
     filtered["filter"] = json!([{ "prefix": { "id": "second" } }]);
     let others = [
-        subscription("all", &["user.>"], &receiver.url("/all")),
-        subscription("created", &["user.created"], &receiver.url("/created")),
-        subscription("elsewhere", &["role.>"], &receiver.url("/elsewhere")),
+        patient("all", &["user.>"], &receiver.url("/all")),
+        patient("created", &["user.created"], &receiver.url("/created")),
+        patient("elsewhere", &["role.>"], &receiver.url("/elsewhere")),
         filtered,
     ];
     answering.client.subscribe(others).await;
@@ -222,7 +222,7 @@ async fn a_slow_resolver_runs_into_the_deadline_and_the_events_wait() {
     let proxy = FaultProxy::start(&format!("127.0.0.1:{}", answering.port)).await;
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    answering.client.subscribe([subscription("crm", &["user.>"], &receiver.url("/crm"))]).await;
+    answering.client.subscribe([patient("crm", &["user.>"], &receiver.url("/crm"))]).await;
     let settings = asking(proxy.address().port(), TOKEN, "deadline = \"200ms\"");
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
@@ -256,11 +256,11 @@ async fn an_envelope_that_does_not_fit_with_its_delivery_is_dead_lettered_and_th
     let answering = Answering::start().await;
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut large = subscription("large", &["user.>"], &receiver.url("/large"));
+    let mut large = patient("large", &["user.>"], &receiver.url("/large"));
     let headers =
         (0..64).map(|number| (format!("x-header-{number}"), serde_json::Value::from("v".repeat(240))));
     large["delivery"]["headers"] = headers.collect::<serde_json::Map<_, _>>().into();
-    let mut small = subscription("small", &["user.>"], &receiver.url("/small"));
+    let mut small = patient("small", &["user.>"], &receiver.url("/small"));
     small["delivery"]["timeout"] = "20s".into();
     answering.client.subscribe([large, small]).await;
     let settings = format!("{}\n[events]\nmax_size = \"1047KB\"\n", asking(answering.port, TOKEN, ""));

@@ -18,6 +18,18 @@ pub struct Outgoing {
     pub headers: Vec<(&'static str, String)>,
 }
 
+/// What a stored message takes beside its subject, headers and payload, at most (file store: record header,
+/// checksum, and the headers' own first line).
+const RECORD_BYTES: usize = 64;
+
+impl Outgoing {
+    /// What it takes of a stream's `max_bytes`, about.
+    pub fn stored_bytes(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
+        self.subject.len() + self.message_id.len() + headers + self.payload.len() + RECORD_BYTES
+    }
+}
+
 /// Why a batch was not committed. Nothing of it is in the stream.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {

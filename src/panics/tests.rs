@@ -128,7 +128,7 @@ async fn an_event_that_panics_is_rejected_and_the_others_go_on() {
         js.clone(),
         Resolver::Registry(stage.registry.clone()),
         Arc::new(Categories::new(rules.collect())),
-        EventProcessorSettings { max_size: 10_000, held: 100, batch: 100 },
+        EventProcessorSettings { max_size: 10_000, held: 100, batch: 100, outbox_size: 1_000_000_000 },
         Metrics::new(),
         Readiness::default().part("role"),
     )

@@ -40,6 +40,8 @@ pub struct EventProcessorSettings {
     pub held: usize,
     /// The most events that are planned together.
     pub batch: usize,
+    /// The most bytes that an outbox holds (`limits.outbox`).
+    pub outbox_size: usize,
 }
 
 pub struct EventProcessor {
@@ -91,6 +93,7 @@ impl EventProcessor {
             categories: self.categories,
             decode: self.decode,
             max_size: self.settings.max_size,
+            outbox_size: self.settings.outbox_size,
             batch: self.settings.batch,
             metrics: self.metrics,
         });

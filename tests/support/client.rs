@@ -34,6 +34,23 @@ schedule = []
 interval = "1s"
 "#;
 
+/// As [`QUICK`], for tests that count each delivery: on a busy machine a healthy attempt may take seconds, and
+/// must neither time out nor be given to another process meanwhile.
+pub const PATIENT: &str = r#"
+[delivery]
+max_deliver = 3
+retry = ["100ms", "200ms"]
+max_timeout = "60s"
+ack_wait = "75s"
+grace = "5s"
+
+[redrive]
+schedule = []
+
+[sweep]
+interval = "1s"
+"#;
+
 /// Two connections to the broker: the hub's own adapter, and the plain client.
 pub struct TestClient {
     pub js: JetStream,
@@ -128,6 +145,11 @@ pub async fn register_owner(js: &JetStream, tenant: &str, id: &str) {
 /// A subscription that wants some event keys at an endpoint.
 pub fn subscription(id: &str, events: &[&str], url: &str) -> Value {
     json!({ "id": id, "events": events, "delivery": { "url": url, "timeout": "2s" } })
+}
+
+/// As [`subscription`], for [`PATIENT`].
+pub fn patient(id: &str, events: &[&str], url: &str) -> Value {
+    json!({ "id": id, "events": events, "delivery": { "url": url, "timeout": "60s" } })
 }
 
 /// `<prefix>-0`, `<prefix>-1`, …

@@ -47,7 +47,7 @@ pub use api::{ApiAnswer, ApiClient};
 pub use broker::TestBroker;
 pub use ca::{Ca, IdentityFiles};
 pub use child::{ChildProcess, example, with_hangup, wrapped};
-pub use client::{Account, QUICK, TestClient, ids, register_owner, subscription};
+pub use client::{Account, PATIENT, QUICK, TestClient, ids, patient, register_owner, subscription};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use kafka::KafkaServer;
 pub use oauth2::OAuth2Server;

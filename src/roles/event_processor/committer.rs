@@ -19,6 +19,9 @@ use crate::nats::{Acker, BatchError, JetStream, MOST_PER_BATCH, NatsError, Outgo
 pub(super) const BUSY_DELAY: Duration = Duration::from_secs(1);
 const MOST_BLOCKED_DELAY: Duration = Duration::from_secs(15);
 
+/// Bytes after which a group is committed, though more events wait.
+const MOST_BYTES: usize = 8 * 1024 * 1024;
+
 /// An event with its envelopes.
 pub(super) struct Planned {
     pub(super) acker: Acker,
@@ -27,6 +30,13 @@ pub(super) struct Planned {
     pub(super) permit: OwnedSemaphorePermit,
     /// Its envelopes' place in memory.
     pub(super) room: OwnedSemaphorePermit,
+}
+
+impl Planned {
+    /// What its envelopes take in the outbox, about.
+    fn bytes(&self) -> usize {
+        self.envelopes.iter().map(Outgoing::stored_bytes).sum()
+    }
 }
 
 pub(super) struct Committer {
@@ -39,10 +49,12 @@ pub(super) struct Committer {
     tell_blocked: Arc<AtomicBool>,
 }
 
-/// The outbox takes nothing at the moment.
+/// The outbox takes nothing of this size at the moment.
 struct Blocked {
     delay: Duration,
     until: Instant,
+    /// The smallest event that it refused.
+    bytes: usize,
 }
 
 impl Committer {
@@ -66,52 +78,97 @@ impl Committer {
                     None => return,
                 },
             };
-            if self.blocked.as_ref().is_some_and(|blocked| Instant::now() < blocked.until) {
+            let mut bytes = planned.bytes();
+            if self.refuses(bytes) {
                 self.hand_back(vec![planned]).await;
                 continue;
             }
             let mut count = planned.envelopes.len();
             let mut group = vec![planned];
-            while let Ok(planned) = receiver.try_recv() {
+            while bytes < MOST_BYTES
+                && let Ok(planned) = receiver.try_recv()
+            {
+                let more = planned.bytes();
+                if self.refuses(more) {
+                    self.hand_back(vec![planned]).await;
+                    continue;
+                }
                 if count + planned.envelopes.len() > MOST_PER_BATCH {
                     first = Some(planned);
                     break;
                 }
                 count += planned.envelopes.len();
+                bytes += more;
                 group.push(planned);
             }
             self.commit(group, count).await;
         }
     }
 
+    /// Whether the outbox has just refused an event of that size.
+    fn refuses(&self, bytes: usize) -> bool {
+        self.blocked.as_ref().is_some_and(|blocked| bytes >= blocked.bytes && Instant::now() < blocked.until)
+    }
+
     async fn commit(&mut self, mut group: Vec<Planned>, count: usize) {
+        let counts: Vec<usize> = group.iter().map(|planned| planned.envelopes.len()).collect();
         let mut envelopes = Vec::with_capacity(count);
         for planned in &mut group {
             envelopes.append(&mut planned.envelopes);
         }
-        match self.write(envelopes).await {
+        let written = self.write(&envelopes).await;
+        let mut envelopes = envelopes.into_iter();
+        for (planned, count) in group.iter_mut().zip(counts) {
+            planned.envelopes.extend(envelopes.by_ref().take(count));
+        }
+        match written {
             Ok(()) => {
-                if self.blocked.take().is_some() {
-                    self.tell_blocked.store(false, Ordering::Relaxed);
-                    tracing::info!(domain = self.domain, "the outbox takes envelopes again");
-                }
-                self.metrics.envelopes.inc_by(count as u64);
                 for planned in group {
-                    planned.acker.ack().await;
-                    drop((planned.permit, planned.room));
+                    self.committed(planned).await;
                 }
             }
+            // What does not fit is in nobody else's way.
+            Err(error) if error.api().is_some() && group.len() > 1 => self.commit_each(group).await,
             Err(error) => {
-                self.block(&error);
+                let bytes = if error.api().is_some() { group.iter().map(Planned::bytes).sum() } else { 0 };
+                self.block(&error, bytes);
                 self.hand_back(group).await;
             }
         }
     }
 
+    /// Commits each event alone, the smallest first, until one does not fit.
+    async fn commit_each(&mut self, mut group: Vec<Planned>) {
+        group.sort_by_cached_key(Planned::bytes);
+        let mut group = group.into_iter();
+        while let Some(planned) = group.next() {
+            if let Err(error) = self.write(&planned.envelopes).await {
+                self.block(&error, planned.bytes());
+                self.hand_back(std::iter::once(planned).chain(group).collect()).await;
+                return;
+            }
+            self.committed(planned).await;
+        }
+    }
+
+    async fn committed(&mut self, planned: Planned) {
+        let bytes = planned.bytes();
+        let over = |blocked: &mut Blocked| bytes >= blocked.bytes || Instant::now() >= blocked.until;
+        if self.blocked.take_if(over).is_some() {
+            self.tell_blocked.store(false, Ordering::Relaxed);
+            tracing::info!(domain = self.domain, "the outbox takes envelopes again");
+        }
+        self.metrics.envelopes.inc_by(planned.envelopes.len() as u64);
+        planned.acker.ack().await;
+        drop((planned.permit, planned.room));
+    }
+
     /// One batch where it fits; an event with more envelopes than a batch takes several, and an
     /// event that comes again is published one by one: the stream drops what it has.
-    async fn write(&mut self, envelopes: Vec<Outgoing>) -> Result<(), NatsError> {
-        let (new, known) = self.recent.split(envelopes);
+    async fn write(&mut self, envelopes: &[Outgoing]) -> Result<(), NatsError> {
+        let split = self.recent.split(envelopes);
+        let (new, known) =
+            split.as_ref().map_or((envelopes, &[][..]), |(new, known)| (new.as_slice(), known.as_slice()));
         for batch in new.chunks(MOST_PER_BATCH) {
             match self.js.commit(batch).await {
                 Ok(()) => {}
@@ -130,14 +187,17 @@ impl Committer {
         }
         if !known.is_empty() {
             // The stream decides: what it has, it drops.
-            let added = self.js.publish_each(&known).await?;
+            let added = self.js.publish_each(known).await?;
             tracing::debug!(domain = self.domain, envelopes = known.len(), added, "repeated envelopes");
         }
         Ok(())
     }
 
-    fn block(&mut self, error: &NatsError) {
+    /// `bytes`: the size of the event that was refused; 0 if nothing can be committed.
+    fn block(&mut self, error: &NatsError, bytes: usize) {
         let delay = match &self.blocked {
+            // A smaller one is refused for the first time.
+            Some(blocked) if bytes < blocked.bytes => blocked.delay,
             Some(blocked) => (blocked.delay * 2).min(MOST_BLOCKED_DELAY),
             None => {
                 if error.is_full() {
@@ -149,7 +209,7 @@ impl Committer {
             }
         };
         self.tell_blocked.store(true, Ordering::Relaxed);
-        self.blocked = Some(Blocked { delay, until: Instant::now() + delay });
+        self.blocked = Some(Blocked { delay, until: Instant::now() + delay, bytes });
     }
 
     async fn hand_back(&self, group: Vec<Planned>) {

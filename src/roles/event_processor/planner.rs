@@ -50,6 +50,8 @@ pub(super) struct Planner {
     pub(super) decode: Decode,
     /// The largest event, in bytes.
     pub(super) max_size: usize,
+    /// The most bytes that an outbox holds (`limits.outbox`).
+    pub(super) outbox_size: usize,
     /// The most events that are planned together.
     pub(super) batch: usize,
     pub(super) metrics: Metrics,
@@ -262,6 +264,18 @@ impl Planner {
                 payload: envelope.body,
                 headers: Vec::new(),
             });
+        }
+        let bytes: usize = plan.envelopes.iter().map(Outgoing::stored_bytes).sum();
+        if bytes > self.outbox_size {
+            return Err(Rejection::new(
+                RejectReason::TooLarge,
+                format!(
+                    "its {} envelopes take {bytes} bytes, more than an outbox holds (limits.outbox, {}); raise that, or \
+                     publish smaller events to so many subscriptions",
+                    plan.envelopes.len(),
+                    self.outbox_size
+                ),
+            ));
         }
         Ok(plan)
     }
