@@ -1,4 +1,4 @@
-//! Integration Hub: event distribution on NATS JetStream. See `src/ARCHITECTURE.md`.
+//! Integration Hub: event distribution on NATS JetStream. See `docs/architecture.md`.
 
 // `print!` and `eprint!` panic if the reader has gone: `outlet` and `cli::output` write instead.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
@@ -16,10 +16,12 @@ pub mod http_delivery;
 pub mod management;
 pub mod metrics;
 pub mod nats;
+pub mod open_files;
 pub mod outbox;
 pub mod outlet;
 pub mod owned_process;
 pub mod panics;
+pub mod printable;
 pub mod roles;
 pub mod seal;
 pub mod serve;

@@ -5,6 +5,7 @@
 use std::process::ExitCode;
 
 use integration_hub::cli::{Cli, logging};
+use integration_hub::open_files;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -13,10 +14,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// layers, the log, the runtime, the one command, its answer as the exit code. A command owns all
 /// that it starts and has stopped it when it returns. The last lines of the log are written at the end.
 fn main() -> ExitCode {
-    let cli = Cli::read();
+    let cli = match Cli::read() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     let answer = (|| {
         let settings = cli.settings()?;
         logging::start(cli.log_plan(), &settings.log);
+        open_files::raise();
         let runtime = cli.runtime()?;
         let answer = runtime.block_on(cli.run(settings));
         // Nothing is waited for that the command left behind: a download it was told to give up, say.

@@ -332,9 +332,10 @@ impl Metrics {
         self.inner.subscriptions.set(gauge(count as u64));
     }
 
-    /// Registry entries that are unreadable: those with an earlier revision in force, and those without.
-    pub fn unreadable_entries(&self, earlier: usize, none: usize) {
-        for (in_force, count) in [("earlier", earlier), ("none", none)] {
+    /// Registry entries that are unreadable, by what is in force instead: an earlier revision, nothing since there never
+    /// was a subscription (`unused`), or nobody knows (`none`).
+    pub fn unreadable_entries(&self, counts: [(&'static str, usize); 3]) {
+        for (in_force, count) in counts {
             let label = InForceLabel { in_force };
             self.inner.unreadable_entries.get_or_create(&label).set(gauge(count as u64));
         }

@@ -10,6 +10,7 @@ mod settings;
 mod subscriptions;
 
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -25,6 +26,8 @@ pub use settings::{OpenSettingsError, Outdated, PREFIX, open_settings};
 pub use subscriptions::{Place, is_bound, open_subscription, reseal_subscription, seal_subscription};
 
 const V1: &str = "v1.";
+/// The longest file of a key, in bytes.
+const MOST_KEY_FILE: u64 = 4096;
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
 const ENCODING: GeneralPurpose = URL_SAFE_NO_PAD;
@@ -131,12 +134,27 @@ impl Sealer {
 }
 
 fn read(setting: &'static str, file: &Path) -> Result<SecretString, MasterKeyError> {
-    let text = std::fs::read_to_string(file);
+    let text = read_small(file);
     text.map(SecretString::from).map_err(|source| MasterKeyError::Read {
         setting,
         file: file.to_owned(),
         source,
     })
+}
+
+/// A key is small; a pipe might never end, nor a device.
+fn read_small(file: &Path) -> io::Result<String> {
+    let length = match std::fs::metadata(file)? {
+        about if about.is_file() => about.len(),
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
+    };
+    if length > MOST_KEY_FILE {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("it has {length} bytes, which is no key"),
+        ));
+    }
+    std::fs::read_to_string(file)
 }
 
 fn cipher(setting: &'static str, text: &SecretString) -> Result<XChaCha20Poly1305, MasterKeyError> {

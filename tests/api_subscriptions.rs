@@ -485,7 +485,16 @@ async fn a_tenant_has_no_more_subscriptions_than_its_quota() {
         api.delete(&format!("/v1/subscriptions/{tenant}-0"), &[]).await.expect(204);
         api.post("/v1/subscriptions", &of(tenant, limit)).await.expect(201);
     }
-    // Several at once are counted together.
+    // As many at once as one likes: no more than the quota are made.
+    let api = ApiClient::with_scopes(&hub, "crowd", "read,manage", Some("crowd")).await;
+    let all = futures_util::future::join_all((0..12).map(|number| {
+        let (api, one) = (&api, of("crowd", number));
+        async move { api.post("/v1/subscriptions", &one).await.status }
+    }));
+    let answers = all.await;
+    let made = answers.iter().filter(|status| **status == 201).count();
+    assert_eq!((made, answers.iter().filter(|status| **status == 409).count()), (2, 10), "{answers:?}");
+    // Several in one file are counted together.
     let file = hub.folder().join("many.json");
     std::fs::write(&file, json!([of("new", 0), of("new", 1), of("new", 2)]).to_string()).expect("written");
     let refused = hub.cli(&["subscription", "apply", "-f", &file.to_string_lossy()]).await;

@@ -3,6 +3,7 @@
 mod support;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use integration_hub::broker_process::BrokerOptions;
 use integration_hub::configured::connect_options;
@@ -10,7 +11,10 @@ use integration_hub::domain::subscription::SubscriptionRef;
 use integration_hub::nats::JetStream;
 use integration_hub::settings::Settings;
 use serde_json::{Value, json};
-use support::{Hub, TestBroker, free_port, nats_server, print_output, require_tool};
+use support::{
+    Hub, QUICK, Receiver, TestBroker, eventually, free_port, nats_server, print_output, require_tool,
+    subscription,
+};
 
 const MASTER_KEY: &str = "[secrets]\nmaster_key = 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='\n";
 const LANES: [&str; 4] = ["USER_LIFECYCLE", "ACCESS_SESSION", "POLICY_CLIENT", "ORGANIZATION"];
@@ -382,4 +386,78 @@ async fn the_settings_are_checked_and_shown_without_secrets() {
     refused(&hub, 2, &["serve", "--role", "cook"]).await;
     refused(&hub, 2, &["bake"]).await;
     assert!(hub.cli_ok(&["--help"]).await.contains("Exit codes:"));
+}
+
+/// What comes from strangers is often pasted into a command.
+#[tokio::test]
+async fn a_usage_error_does_not_act_on_the_terminal() {
+    let hub = Hub::configured("nats://127.0.0.1:1", "");
+    let hostile = "a\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}b";
+    for args in [
+        &["subscription", "show", hostile][..],
+        &["publish", hostile, "{}"],
+        &["dlt", "list", "--event-key", hostile],
+        &["dlt", "list", "--reason", hostile],
+        &["dlt", "list", hostile],
+        &[hostile],
+    ] {
+        let output = hub.cli(args).await;
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        let text = String::from_utf8(output.stderr).expect("UTF-8");
+        assert!(text.contains("2J"), "it says what was given: {text}");
+        assert!(!text.contains(['\u{1b}', '\u{7}', '\u{9b}', '\u{202e}']), "{text:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_can_mean_nothing_is_refused() {
+    let (_broker, hub) = provisioned("").await;
+    for events in [r#"["*"]"#, r#"["user"]"#, r#"["user.created", "role"]"#] {
+        let text =
+            format!(r#"{{"id": "crm", "events": {events}, "delivery": {{"url": "https://crm.example/"}}}}"#);
+        let path = file(&hub, "crm.json", &text);
+        let told = refused(&hub, 1, &["subscription", "apply", "-f", &path]).await;
+        assert!(told.contains("events[") && told.contains("matches nothing"), "{told}");
+    }
+    refused(&hub, 2, &["domain", "pause", "user-lifecycle", "--for", "0s"]).await;
+    refused(&hub, 2, &["token", "create", "ci", "--scope", "read", "--expires-in", "0s"]).await;
+    for args in [
+        &["publish", "user.created", "{}", "--tenant", "a b"][..],
+        &["publish", "user.created", &format!("\"{}\"", "x".repeat(950_000))[..]],
+    ] {
+        // Longer than an argument may be: by a file.
+        let told = match args.get(2).filter(|data| data.len() > 100_000) {
+            Some(data) => {
+                let path = file(&hub, "large.json", data);
+                refused(&hub, 1, &["publish", "user.created", "--file", &path]).await
+            }
+            None => refused(&hub, 1, args).await,
+        };
+        assert!(told.contains("tenant") || told.contains("events.max_size"), "{told}");
+    }
+    refused(&hub, 2, &["publish", "user.created", "{}", "--id", " y "]).await;
+}
+
+/// Its UTC form has a year that cannot be written.
+#[tokio::test]
+async fn an_event_of_any_time_is_traced() {
+    let (broker, receiver) = (TestBroker::start().await, Receiver::start().await);
+    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    hub.ready().await;
+    let crm = subscription("crm", &["user.>"], &receiver.url("/crm"));
+    let path = file(&hub, "crm.json", &crm.to_string());
+    hub.cli_ok(&["subscription", "apply", "-f", &path]).await;
+    let client = broker.client().await;
+    let event = r#"{"specversion":"1.0","id":"late","source":"/t","type":"user.created","time":"9999-12-31T23:59:59-23:59"}"#;
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("content-type", "application/cloudevents+json");
+    client.publish_with_headers("hub.events.user.created", headers, event.into()).await.expect("sent");
+    client.flush().await.expect("flushed");
+    receiver.wait_for("/crm", 1, Duration::from_secs(30)).await;
+    eventually(Duration::from_secs(30), "its story is told", async || {
+        let output = hub.cli(&["event", "trace", "late"]).await;
+        let text = print_output(&output);
+        if output.status.success() && text.contains("delivered") { Ok(()) } else { Err(text) }
+    })
+    .await;
 }

@@ -209,6 +209,30 @@ async fn a_database_that_is_not_there_is_told_with_its_cause() {
     }
 }
 
+/// Nobody asks the database anything when it dies, and the pool would hide its death.
+#[tokio::test]
+async fn a_database_that_dies_under_an_idle_relay_is_told_with_its_cause() {
+    let Some(postgres) = TestPostgres::start_alone().await else { return };
+    let broker = TestBroker::start().await;
+    let url = postgres.url();
+    let cli = Hub::configured(&broker.url(), &settings(&url, "", ""));
+    cli.cli_ok(&["outbox", "setup"]).await;
+    let mut hub = Hub::serve(&broker.url(), &settings(&url, "", ""), &["--role", "outbox-relay"]);
+    hub.ready().await;
+    hub.wait_for_log("relaying the outbox", SOON).await;
+    postgres.crash().await;
+    // Refused, or reset if it was asked just then.
+    hub.wait_for_log("cannot be reached: Connection re", SOON).await;
+    let (log, told) = (hub.log(), "the outbox's database does not do what it is asked");
+    assert_eq!(log.matches(told).count(), 1, "told once: {log}");
+    assert!(!log.contains("raise outbox.connections"), "{log}");
+    let ready = support::http_client().get(hub.health_url("/readyz")).send().await.expect("answered");
+    assert_eq!(ready.status(), 503);
+    postgres.restart().await;
+    hub.wait_for_log("the outbox's database answers again", SOON).await;
+    hub.ready().await;
+}
+
 /// `hub serve` tells it in its log, and goes on when the database is there; the API tells it in its answer.
 #[tokio::test]
 async fn the_relay_and_the_api_tell_the_cause() {

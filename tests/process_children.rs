@@ -158,6 +158,7 @@ fn dev_args(port: u16) -> Vec<String> {
         .map(str::to_owned)
         .into_iter()
         .chain([format!("nats://127.0.0.1:{port}")])
+        .chain(["--set", "health.listen=127.0.0.1:0"].map(str::to_owned))
         .collect()
 }
 

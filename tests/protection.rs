@@ -219,6 +219,38 @@ async fn requests_at_once_are_bounded_for_each_token_and_each_address() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_at_once_are_bounded_for_each_tenant_whatever_its_tokens_and_addresses() {
+    let broker = TestBroker::start().await;
+    let mut hub = Hub::serve(&broker.url(), "[api]\nrequests_per_tenant = 2\n", &["--role", "api"]);
+    hub.ready().await;
+    let (receiver, client) = (Receiver::start().await, TestClient::connect(&broker.url()).await);
+    receiver.set("/slow", Behaviour::Hang);
+    let mut slow = subscription("slow", &["user.*"], &receiver.url("/slow"));
+    slow["tenant"] = "acme".into();
+    client.subscribe([slow]).await;
+    let token = async |name: &str, tenant: &str| {
+        let api = ApiClient::with_scopes(&hub, name, "read,manage", Some(tenant)).await;
+        api.token().to_owned()
+    };
+    let tokens = [token("a", "acme").await, token("b", "acme").await, token("c", "acme").await];
+    let mut held = Vec::new();
+    for (number, last) in [(0, 2), (1, 3)] {
+        let test = format!(
+            "POST /v1/subscriptions/slow/test HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n\r\n",
+            tokens[number]
+        );
+        held.push(connect([127, 0, 0, last], &hub.api_url(""), &test).await);
+        receiver.wait_for("/slow", number + 1, LIMIT).await;
+    }
+    let ask_with = async |token: &str| {
+        ask([127, 0, 0, 4], &hub.api_url(""), &get("/v1/subscriptions", "x", token)).await
+    };
+    let (status, answer) = ask_with(&tokens[2]).await;
+    assert!(status == 429 && answer.contains("api.requests_per_tenant"), "{answer}");
+    assert_eq!(ask_with(&token("d", "globex").await).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_of_one_address_with_requests_in_hand_are_bounded_and_it_is_told() {
     let broker = TestBroker::start().await;
     let settings = "[api]\nconnections_per_peer = 2\n";

@@ -70,8 +70,16 @@ numbers as floats (`replicas = 3.0`), which the hub refuses.
 {{- if (.Values.settings.outbox | default dict).database_url -}}
 {{- fail "settings.outbox.database_url: settings go into a ConfigMap, which is no place for a secret; put it into a Secret and name that in outbox" -}}
 {{- end -}}
+{{- range $key := list "grpc_url" -}}
+{{- if contains "@" (toString (get ($.Values.settings.subscriptions | default dict) $key)) -}}
+{{- fail (printf "settings.subscriptions.%s: has a user or password in the URL, and settings go into a ConfigMap, which is no place for a secret; give settings.subscriptions.token in the environment (HUB__SUBSCRIPTIONS__TOKEN) from a Secret" $key) -}}
+{{- end -}}
+{{- end -}}
 {{- range .Values.settings.external_brokers -}}
 {{- $broker := . -}}
+{{- if contains "@" (toString $broker.url) -}}
+{{- fail (printf "settings.external_brokers: the url of %s has a user or password in it, and settings go into a ConfigMap, which is no place for a secret; write user, and the password sealed (`hub secrets seal external_brokers.%s.password`)" $broker.name $broker.name) -}}
+{{- end -}}
 {{- range $key := list "password" "token" -}}
 {{- $secret := get $broker $key -}}
 {{- if and $secret (not (hasPrefix "sealed:" (toString $secret))) -}}

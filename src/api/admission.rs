@@ -34,6 +34,7 @@ pub(super) struct Admission {
     requests: Arc<Semaphore>,
     per_peer: usize,
     per_token: usize,
+    per_tenant: usize,
     shares: Shares,
     bodies: Bodies,
 }
@@ -41,7 +42,7 @@ pub(super) struct Admission {
 /// What a request holds until it is answered.
 struct Held {
     _permit: OwnedSemaphorePermit,
-    _shares: [Option<Share>; 2],
+    _shares: [Option<Share>; 3],
     _room: Option<Room>,
 }
 
@@ -55,6 +56,7 @@ impl Admission {
             requests: Arc::new(Semaphore::new(api.requests)),
             per_peer: api.requests_per_peer,
             per_token: api.requests_per_token,
+            per_tenant: api.requests_per_tenant,
             bodies: Bodies::new(settings, shares.clone()),
             shares,
         }
@@ -121,11 +123,18 @@ async fn enter(state: &State, request: Request) -> Result<(Request, Held), Probl
         }
         _ => None,
     };
+    let of_tenant = match caller.as_ref().ok().and_then(Caller::tenant) {
+        Some(tenant) => {
+            let tenant = Holder::Tenant(tenant.to_owned());
+            Some(take(admission, tenant, admission.per_tenant, "tenant", "api.requests_per_tenant")?)
+        }
+        None => None,
+    };
     let permit = admission.requests.clone().try_acquire_owned().map_err(|_| {
         Problem::later(1, "the API has as many requests in hand as api.requests allows; try again")
     })?;
     parts.extensions.insert(Known(caller));
-    let held = Held { _permit: permit, _shares: [Some(of_peer), of_token], _room: room };
+    let held = Held { _permit: permit, _shares: [Some(of_peer), of_token, of_tenant], _room: room };
     Ok((Request::from_parts(parts, body), held))
 }
 

@@ -17,6 +17,7 @@ use super::body::{JsonBody, MaybeJson, typed};
 use super::openapi::{Body, Missing, Usual};
 use super::problem::Problem;
 use super::query::{Asked, PathPart, limit};
+use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::domain::order::{Kind, Order};
 use crate::management::dead_letters::{
@@ -93,6 +94,7 @@ async fn list(
     Reader(caller): Reader,
     Asked(pairs): Asked<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
+    let _turn = state.turns.turn(caller.tenant()).await;
     let (conditions, rest) = Conditions::of_query(pairs)?;
     let (part, beyond) = (Part::of_query(rest)?, conditions.beyond(&caller));
     let (filter, limit) = (conditions.filter(&state, &caller)?, limit(part.limit)?);
@@ -103,7 +105,7 @@ async fn list(
         let list = state.management.list_dead_letters(&filter, part.after.as_ref(), limit).await?;
         DeadLetterPage { dead_letters: list.entries, next: list.next.map(|cursor| cursor.to_string()) }
     };
-    Ok(axum::Json(page).into_response())
+    Ok(Json(page).into_response())
 }
 
 /// Count dead letters (scope `read`)
@@ -114,6 +116,7 @@ async fn stats(
     Reader(caller): Reader,
     Asked(pairs): Asked<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
+    let _turn = state.turns.turn(caller.tenant()).await;
     let (conditions, rest) = Conditions::of_query(pairs)?;
     if let Some((name, _)) = rest.first() {
         return Err(unknown(name));
@@ -125,7 +128,7 @@ async fn stats(
     } else {
         state.management.dead_letter_stats(&filter, |_| {}).await?
     };
-    Ok(axum::Json(stats).into_response())
+    Ok(Json(stats).into_response())
 }
 
 /// Read a dead letter with its event, its delivery and its last attempt (scope `read`)
@@ -138,8 +141,9 @@ async fn read_one(
     Reader(caller): Reader,
     PathPart(id): PathPart,
 ) -> Result<Response, Problem> {
+    let _turn = state.turns.turn(caller.tenant()).await;
     let details = state.management.show_dead_letter(&id, caller.tenant()).await?;
-    Ok(axum::Json(details).into_response())
+    Ok(Json(details).into_response())
 }
 
 /// How to replay one.
@@ -179,7 +183,7 @@ async fn replay_one(
     let (domain, already_replaying) = (last.domain.clone(), last.replaying);
     let replayed = state.management.replay(&[last], order.force, |_, _| {}).await?;
     let body = ReplayedOne { id, domain, ordered: replayed.ordered > 0, already_replaying };
-    Ok((StatusCode::ACCEPTED, axum::Json(body)).into_response())
+    Ok((StatusCode::ACCEPTED, Json(body)).into_response())
 }
 
 /// Discard a dead letter: it is never delivered (scope `operate`)
@@ -272,5 +276,5 @@ async fn place(
     let filter = conditions.filter(state, caller)?;
     let order = state.orders.place(caller, BulkOrder { kind, filter, force }).await?;
     let location = format!("/v1/orders/{}", order.id);
-    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], axum::Json(order)).into_response())
+    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(order)).into_response())
 }

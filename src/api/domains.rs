@@ -14,6 +14,7 @@ use super::body::MaybeJson;
 use super::openapi::{Body, Missing, Usual};
 use super::problem::Problem;
 use super::query::PathPart;
+use crate::api::json::Json;
 use crate::domain::duration;
 use crate::management::domains::{DomainRow, Pause};
 
@@ -40,7 +41,7 @@ struct DomainList {
 async fn list(FromState(state): FromState<State>, Reader(caller): Reader) -> Result<Response, Problem> {
     whole_hub(&caller, WHOSE)?;
     let domains = state.management.domains().await?;
-    Ok(axum::Json(DomainList { domains }).into_response())
+    Ok(Json(DomainList { domains }).into_response())
 }
 
 /// Read a domain (scope `read`, of a token that is bound to no tenant)
@@ -52,7 +53,7 @@ async fn read_one(
     PathPart(name): PathPart,
 ) -> Result<Response, Problem> {
     whole_hub(&caller, WHOSE)?;
-    Ok(axum::Json(state.management.domain_row(&name).await?).into_response())
+    Ok(Json(state.management.domain_row(&name).await?).into_response())
 }
 
 /// How long to pause.
@@ -78,12 +79,9 @@ async fn pause(
     whole_hub(&caller, WHOSE)?;
     let lasting = order.lasting.as_deref().map(duration::parse).transpose();
     let lasting = lasting.map_err(|problem| Problem::field("for", problem))?;
-    if lasting.is_some_and(|lasting| lasting.is_zero()) {
-        return Err(Problem::field("for", "is no time at all; write one such as 2h, or leave it out"));
-    }
     let pause =
         Pause::lasting(lasting, OffsetDateTime::now_utc()).map_err(|error| Problem::fields(vec![error]))?;
-    Ok(axum::Json(state.management.pause_domain(&name, &pause).await?).into_response())
+    Ok(Json(state.management.pause_domain(&name, &pause).await?).into_response())
 }
 
 /// Resume a domain's deliveries (scope `operate`, of a token that is bound to no tenant)
@@ -95,5 +93,5 @@ async fn resume(
     PathPart(name): PathPart,
 ) -> Result<Response, Problem> {
     whole_hub(&caller, WHOSE)?;
-    Ok(axum::Json(state.management.resume_domain(&name).await?).into_response())
+    Ok(Json(state.management.resume_domain(&name).await?).into_response())
 }

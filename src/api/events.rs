@@ -27,6 +27,7 @@ use super::body;
 use super::openapi::{Body, Usual};
 use super::problem::Problem;
 use super::shares::Holder;
+use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::domain::field_error::FieldError;
 use crate::management::ManagementError;
@@ -154,7 +155,7 @@ async fn publish(
         let event = management.check_publication(form, caller.tenant())?;
         vec![publish_one(&state, &event).await?]
     };
-    Ok((StatusCode::ACCEPTED, axum::Json(Accepted { events })).into_response())
+    Ok((StatusCode::ACCEPTED, Json(Accepted { events })).into_response())
 }
 
 /// Counts events of a tenant's token against its rate.

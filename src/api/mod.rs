@@ -10,6 +10,7 @@ mod dead_letters;
 mod domains;
 mod events;
 mod journal;
+mod json;
 mod listener;
 mod openapi;
 mod orders;
@@ -36,7 +37,7 @@ use access::Access;
 use admission::Admission;
 use connections::Caps;
 use problem::{Kind, Problem};
-use shares::Rates;
+use shares::{Rates, Turns};
 pub use signs::Signs;
 
 use crate::health::ReadyFlag;
@@ -84,6 +85,8 @@ pub(crate) struct State {
     admission: Admission,
     /// Events that tenants have published.
     published: Rates,
+    /// Of reads that may touch much.
+    turns: Turns,
     bounds: events::Bounds,
 }
 
@@ -161,6 +164,7 @@ fn management(resources: Resources, metrics: Metrics) -> Router {
         admission: Admission::new(management.settings(), anonymous),
         bounds: events::Bounds::new(management.settings()),
         published: Rates::new(),
+        turns: Turns::default(),
         management,
         registry,
         orders,

@@ -14,6 +14,7 @@ use super::access::{Operator, Reader};
 use super::openapi::{Missing, Usual};
 use super::problem::Problem;
 use super::query::{Asked, PathPart, limit};
+use crate::api::json::Json;
 use crate::domain::order::{Order, OrderId};
 use crate::management::ManagementError;
 
@@ -49,7 +50,7 @@ async fn list(
     Asked(query): Asked<ListQuery>,
 ) -> Result<Response, Problem> {
     let orders = state.orders.orders(&caller, limit(query.limit)?).await?;
-    Ok(axum::Json(OrderList { orders }).into_response())
+    Ok(Json(OrderList { orders }).into_response())
 }
 
 /// Read how far a bulk order has come (scope `read`)
@@ -63,7 +64,7 @@ async fn read_one(
     PathPart(id): PathPart,
 ) -> Result<Response, Problem> {
     let order = state.orders.order(&caller, &order_id(id)?).await?;
-    Ok(axum::Json(order).into_response())
+    Ok(Json(order).into_response())
 }
 
 /// Cancel what a bulk order has not done yet (scope `operate`)
@@ -79,7 +80,7 @@ async fn cancel(
 ) -> Result<Response, Problem> {
     let order = state.orders.cancel(&caller, &order_id(id)?).await?;
     let status = if order.state.is_over() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok((status, axum::Json(order)).into_response())
+    Ok((status, Json(order)).into_response())
 }
 
 /// What is no id is no order's.

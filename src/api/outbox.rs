@@ -18,6 +18,7 @@ use super::body::{JsonBody, MaybeJson, typed};
 use super::openapi::{Body, Missing, OnOneRow, Usual, WithOutbox};
 use super::problem::Problem;
 use super::query::{Asked, PathParts, parsed};
+use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::management::ManagementError;
 use crate::management::outbox::{BrokerStatus, Course, Cursor, Row, RowDetails, Selection, Turn};
@@ -59,7 +60,7 @@ struct OutboxStatus {
         body = OutboxStatus), Usual, WithOutbox))]
 async fn status(FromState(state): FromState<State>, Reader(caller): Reader) -> Result<Response, Problem> {
     let brokers = outbox(&state, &caller).await?.status().await?;
-    Ok(axum::Json(OutboxStatus { brokers }).into_response())
+    Ok(Json(OutboxStatus { brokers }).into_response())
 }
 
 /// Some rows of the outbox, in order of insertion.
@@ -84,7 +85,7 @@ async fn list(
     let Listing { selection, after, limit } = Listing::of_query(pairs)?;
     let page = outbox(&state, &caller).await?.list(&selection, &after, limit).await?;
     let next = page.next.map(|cursor| cursor.to_string());
-    Ok(axum::Json(OutboxMessagePage { messages: page.rows, next }).into_response())
+    Ok(Json(OutboxMessagePage { messages: page.rows, next }).into_response())
 }
 
 /// Read a row of the outbox with its envelope (scope `read`, of a token that is bound to no tenant)
@@ -95,7 +96,7 @@ async fn read_one(
     Reader(caller): Reader,
     PathParts(broker, id): PathParts,
 ) -> Result<Response, Problem> {
-    Ok(axum::Json(outbox(&state, &caller).await?.read(&broker, &id).await?).into_response())
+    Ok(Json(outbox(&state, &caller).await?.read(&broker, &id).await?).into_response())
 }
 
 /// Send a failed or abandoned row again (scope `operate`, of a token that is bound to no tenant)
@@ -108,7 +109,7 @@ async fn retry_one(
     Operator(caller): Operator,
     PathParts(broker, id): PathParts,
 ) -> Result<Response, Problem> {
-    Ok(axum::Json(outbox(&state, &caller).await?.retry_one(&broker, &id).await?).into_response())
+    Ok(Json(outbox(&state, &caller).await?.retry_one(&broker, &id).await?).into_response())
 }
 
 /// Abandon a pending or failed row, unsent (scope `operate`, of a token that is bound to no tenant)
@@ -121,7 +122,7 @@ async fn discard_one(
     Operator(caller): Operator,
     PathParts(broker, id): PathParts,
 ) -> Result<Response, Problem> {
-    Ok(axum::Json(outbox(&state, &caller).await?.discard_one(&broker, &id).await?).into_response())
+    Ok(Json(outbox(&state, &caller).await?.discard_one(&broker, &id).await?).into_response())
 }
 
 /// The outbox, which has rows of all ids that are named. One that goes on was asked this at its beginning.
@@ -163,7 +164,7 @@ async fn retry_many(
     let (selection, after) = typed::<BulkOrder>(body)?.read()?;
     let outbox = named(&state, &caller, &selection, &after).await?;
     let done = outbox.retry(&selection, Course::within(LONGEST_ORDER, after)).await?;
-    Ok(axum::Json(OutboxRetried { retried: done.rows, next: text(done.next) }).into_response())
+    Ok(Json(OutboxRetried { retried: done.rows, next: text(done.next) }).into_response())
 }
 
 /// What an order to discard did.
@@ -191,7 +192,7 @@ async fn discard_many(
     let (selection, after) = typed::<BulkOrder>(body)?.read()?;
     let outbox = named(&state, &caller, &selection, &after).await?;
     let done = outbox.discard(&selection, Course::within(LONGEST_ORDER, after)).await?;
-    Ok(axum::Json(OutboxDiscarded { discarded: done.rows, next: text(done.next) }).into_response())
+    Ok(Json(OutboxDiscarded { discarded: done.rows, next: text(done.next) }).into_response())
 }
 
 /// What a clean-up did.
@@ -215,7 +216,7 @@ async fn cleanup(
 ) -> Result<Response, Problem> {
     let outbox = outbox(&state, &caller).await?;
     let done = outbox.cleanup(Course::within(LONGEST_ORDER, Cursor::default())).await?;
-    Ok(axum::Json(OutboxCleanedUp { deleted: done.rows, more: done.next.is_some() }).into_response())
+    Ok(Json(OutboxCleanedUp { deleted: done.rows, more: done.next.is_some() }).into_response())
 }
 
 /// Where a gap check begins.
@@ -251,7 +252,7 @@ async fn reconcile(
     let after = parsed("after", order.after.as_deref())?.unwrap_or_default();
     let outbox = outbox(&state, &caller).await?;
     let done = outbox.reconcile(Course::within(LONGEST_ORDER, after)).await?;
-    Ok(axum::Json(OutboxReconciled { written: done.rows, next: text(done.next) }).into_response())
+    Ok(Json(OutboxReconciled { written: done.rows, next: text(done.next) }).into_response())
 }
 
 fn text(cursor: Option<Cursor>) -> Option<String> {

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::json::written;
 use crate::domain::field_error::FieldError;
 use crate::management::ManagementError;
 use crate::management::outbox::StoreError;
@@ -179,7 +180,7 @@ impl Problem {
     /// The whole answer on a connection of which no request was read.
     pub fn to_http(&self) -> Vec<u8> {
         let status = self.status();
-        let body = serde_json::to_vec(&self.body()).unwrap_or_default();
+        let body = written(&self.body()).unwrap_or_default();
         let retry = self.retry_after.map(|seconds| format!("retry-after: {seconds}\r\n")).unwrap_or_default();
         let mut answer = format!(
             "HTTP/1.1 {} {}\r\ncontent-type: {CONTENT_TYPE}\r\n{retry}content-length: {}\r\nconnection: close\r\n\r\n",
@@ -322,7 +323,7 @@ impl From<QueryRejection> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let text = serde_json::to_vec(&self.body()).unwrap_or_default();
+        let text = written(&self.body()).unwrap_or_default();
         let mut response = (self.status(), [(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());

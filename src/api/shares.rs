@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 /// Whose share it is.
@@ -73,6 +74,32 @@ impl Drop for Share {
                 held.remove(&self.key);
             }
         }
+    }
+}
+
+/// Reads that may touch much, of one tenant at once; others of it wait for their turn.
+const BROAD_READS: usize = 2;
+
+/// The turns of each tenant's broad reads. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Turns(Arc<Mutex<HashMap<String, Weak<Semaphore>>>>);
+
+impl Turns {
+    /// Waits for the turn of a tenant's read; an operator needs none. Dropping it ends it.
+    pub(super) async fn turn(&self, tenant: Option<&str>) -> Option<OwnedSemaphorePermit> {
+        let tenant = tenant?;
+        let semaphore = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if turns.len() >= MOST_REMEMBERED {
+                turns.retain(|_, turn| turn.strong_count() > 0);
+            }
+            turns.get(tenant).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let made = Arc::new(Semaphore::new(BROAD_READS));
+                turns.insert(tenant.to_owned(), Arc::downgrade(&made));
+                made
+            })
+        };
+        semaphore.acquire_owned().await.ok()
     }
 }
 

@@ -20,6 +20,7 @@ use super::openapi::{Body, Conflicting, Guarded, Keeping, Missing, Required, Usu
 use super::precondition::{Precondition, etag};
 use super::problem::{Kind, Problem};
 use super::query::{Asked, Named, OfTenant, limit, parsed};
+use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{
@@ -87,6 +88,7 @@ async fn list(
     Reader(caller): Reader,
     Asked(query): Asked<ListQuery>,
 ) -> Result<Response, Problem> {
+    let _turn = state.turns.turn(caller.tenant()).await;
     let filter = SubscriptionFilter {
         // A tenant that the caller does not reach has nothing to show.
         tenant: caller.tenant().map(str::to_owned).or_else(|| query.tenant.clone()),
@@ -103,7 +105,7 @@ async fn list(
         (page.subscriptions, page.next.as_ref().map(cursor))
     };
     let subscriptions = subscriptions.iter().map(|stored| stored.subscription.hidden_json()).collect();
-    Ok(axum::Json(SubscriptionList { subscriptions, next }).into_response())
+    Ok(Json(SubscriptionList { subscriptions, next }).into_response())
 }
 
 /// Create a subscription (scope `manage`)
@@ -278,7 +280,7 @@ fn read(
         };
         if let Some(Naming { id, tenant }) = naming {
             is_given("id", id.as_str(), "path")?;
-            if let Some(tenant) = tenant.as_deref().filter(|tenant| caller.reaches(tenant)) {
+            if let Some(tenant) = tenant.as_deref() {
                 is_given("tenant", tenant, "request")?;
             }
         }
@@ -291,7 +293,7 @@ fn read(
 
 fn shown(status: StatusCode, subscription: &Subscription, revision: u64) -> Response {
     let (name, value) = etag(revision);
-    (status, [(name, value)], axum::Json(subscription.hidden_json())).into_response()
+    (status, [(name, value)], Json(subscription.hidden_json())).into_response()
 }
 
 /// Carries a write out if its precondition holds. What stands already as it is to be is no change,

@@ -150,7 +150,10 @@ impl CliError {
         let unreachable = |error: &NatsError| {
             matches!(
                 error,
-                NatsError::Connect { .. } | NatsError::Timeout { .. } | NatsError::Transport { .. }
+                NatsError::Connect { .. }
+                    | NatsError::Login { .. }
+                    | NatsError::Timeout { .. }
+                    | NatsError::Transport { .. }
             )
         };
         match self {

@@ -125,7 +125,8 @@ fn or_dash(value: Option<impl ToString>) -> String {
 
 /// RFC 3339 to the millisecond, in UTC: steps follow each other closely.
 fn milliseconds(at: OffsetDateTime) -> String {
-    let at = at.to_offset(time::UtcOffset::UTC);
+    // A producer may name a time whose UTC form has another year than can be written.
+    let Some(at) = at.checked_to_offset(time::UtcOffset::UTC) else { return super::output::time(at) };
     let second = super::output::time(at);
     format!("{}.{:03}Z", second.trim_end_matches('Z'), at.millisecond())
 }

@@ -8,8 +8,8 @@ use std::panic::PanicHookInfo;
 
 use tracing_subscriber::EnvFilter;
 
-use super::printable::{self, EscapedLog, LogText};
 use crate::outlet;
+use crate::printable::{self, EscapedLog, LogText};
 use crate::settings::{Log, LogFormat};
 
 /// How much a command tells beside its answer.

@@ -9,7 +9,6 @@ mod event;
 pub mod logging;
 mod outbox;
 mod output;
-pub mod printable;
 mod provision;
 mod publish;
 mod secrets;
@@ -20,6 +19,7 @@ mod token;
 use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
@@ -135,11 +135,21 @@ fn set_before_the_command(args: &[OsString]) -> Vec<(String, String)> {
     found
 }
 
+/// The exit code of a usage error, as clap has it.
+const USAGE_ERROR: u8 = 2;
+
 impl Cli {
-    /// Reads the command line; a usage error ends the process, with 2. Of a global option that stands before and after
-    /// the command, clap keeps what stands after it.
-    pub fn read() -> Self {
-        Self::read_from(std::env::args_os().collect()).unwrap_or_else(|error| error.exit())
+    /// Reads the command line. Help and version are printed here, and so is a usage error; then the exit code is
+    /// given. Of a global option that stands before and after the command, clap keeps what stands after it.
+    pub fn read() -> Result<Self, ExitCode> {
+        Self::read_from(std::env::args_os().collect()).map_err(|error| {
+            if !error.use_stderr() {
+                error.exit();
+            }
+            // It quotes the arguments, which may come from strangers.
+            output::usage_error(&error.render().to_string());
+            ExitCode::from(USAGE_ERROR)
+        })
     }
 
     fn read_from(args: Vec<OsString>) -> Result<Self, clap::Error> {

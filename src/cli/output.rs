@@ -11,8 +11,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::error::CliError;
-use super::printable::{self, PrintableJson};
 use crate::outlet;
+use crate::printable::{self, PrintableJson};
 
 /// `--output`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -160,6 +160,12 @@ pub fn prompt(text: &str) {
     outlet::stderr().flush(outlet::FLUSH_LIMIT);
 }
 
+/// A usage error of the command line: the parser's own text, with nothing in it that acts on a terminal.
+pub fn usage_error(text: &str) {
+    outlet::stderr().put(printable::lines(text).into_owned());
+    outlet::stderr().flush(outlet::FLUSH_LIMIT);
+}
+
 /// A bar on standard error, where a person looks at it; nothing elsewhere.
 pub fn progress(total: usize, what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(total as u64).with_message(what);
@@ -206,6 +212,6 @@ pub fn cell(text: &str, width: usize) -> String {
 
 /// RFC 3339 to the second, in UTC.
 pub fn time(at: OffsetDateTime) -> String {
-    let at = at.to_offset(time::UtcOffset::UTC).replace_nanosecond(0).unwrap_or(at);
+    let at = at.checked_to_offset(time::UtcOffset::UTC).unwrap_or(at).replace_nanosecond(0).unwrap_or(at);
     at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
 }

@@ -52,6 +52,12 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
     }) {
         return Err(CliError::Usage(format!("--{name} is empty or holds a control character")));
     }
+    // The header would lose them.
+    if let Some((name, _)) =
+        given.iter().find(|(_, value)| value.as_ref().is_some_and(|value| value.trim() != value))
+    {
+        return Err(CliError::Usage(format!("--{name} begins or ends with a blank; take it out")));
+    }
     if categories(settings).domain_of(&options.key).is_none() {
         warn(&format!("{}; the hub will keep it as rejected", Rejection::no_domain(&options.key).detail));
     }
@@ -64,9 +70,10 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
     let form = EventForm { key: Some(&options.key), headers, body: data.into() };
     let hub = manage(settings).await?;
     let published = hub.send_event(form).await.map_err(|error| match error {
-        ManagementError::Full { .. } | ManagementError::TooLarge(_) => {
-            CliError::EventRejected(error.to_string())
-        }
+        ManagementError::Full { .. }
+        | ManagementError::TooLarge(_)
+        | ManagementError::Invalid(_)
+        | ManagementError::EventRejected(_) => CliError::EventRejected(error.to_string()),
         other => other.into(),
     })?;
     let Published { stream, sequence, id, duplicate } = &published;

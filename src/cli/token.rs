@@ -65,6 +65,9 @@ async fn create(options: CreateOptions, settings: &Settings, printer: Printer) -
     scopes.sort_unstable();
     scopes.dedup();
     let now = OffsetDateTime::now_utc();
+    if expires_in.is_some_and(|lifetime| lifetime.is_zero()) {
+        return Err(CliError::Usage("--expires-in: 0s is over at once; give a longer time".to_owned()));
+    }
     let expires_at = expires_in.map(|lifetime| after(now, lifetime)).transpose()?;
     let mut secret = [0; SECRET_BYTES];
     rand::rng().fill_bytes(&mut secret);

@@ -2,6 +2,7 @@
 //! `all`, `any`, `not`.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
@@ -60,8 +61,13 @@ impl<'de> Deserialize<'de> for Pairs {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
                 let mut pairs: Vec<(Box<str>, Box<str>)> = Vec::new();
+                let mut known = HashSet::new();
                 while let Some((name, wanted)) = map.next_entry::<Box<str>, Box<str>>()? {
-                    if pairs.iter().any(|(known, _)| *known == name) {
+                    // Most have one pair, which needs no set.
+                    if pairs.len() == 1 {
+                        known.extend(pairs.iter().map(|(name, _)| name.clone()));
+                    }
+                    if !pairs.is_empty() && !known.insert(name.clone()) {
                         return Err(A::Error::custom(format!(
                             "{name:?} is given twice; write one filter each"
                         )));
@@ -252,6 +258,19 @@ mod tests {
             assert_eq!(error.field, field, "{json}");
         }
         assert_eq!(filter(r#"{"not": {"exact": {"source": "x"}}}"#).validate("filter[0]"), Ok(()));
+    }
+
+    /// Each name is looked at once, whatever their number: quadratic, this would take minutes.
+    #[test]
+    fn very_many_names_cost_little() {
+        let names: Vec<String> = (0..200_000).map(|number| format!("\"a{number}\":\"\"")).collect();
+        let filter: Filter = serde_json::from_str(&format!("{{\"exact\":{{{}}}}}", names.join(","))).unwrap();
+        assert_eq!(filter.comparisons(), 200_000);
+        let twice = format!("{{\"exact\":{{{},{}}}}}", names.join(","), names[7]);
+        let error = serde_json::from_str::<Filter>(&twice).unwrap_err().to_string();
+        assert!(error.contains("\"a7\" is given twice"), "{error}");
+        let error = serde_json::from_str::<Filter>(r#"{"exact":{"a":"","a":""}}"#).unwrap_err().to_string();
+        assert!(error.contains("given twice"), "{error}");
     }
 
     #[test]

@@ -43,6 +43,15 @@ impl KeyPattern {
         &self.0
     }
 
+    /// What is wrong with a pattern that no key can match, since a key has two words or more.
+    pub fn never_matches(&self) -> Option<String> {
+        let word = self.0.as_str();
+        (word != ">" && !word.contains('.')).then(|| {
+            let wanted = if word == "*" { "\">\"".to_owned() } else { format!("\"{word}.>\"") };
+            format!("{word:?} matches nothing, because an event key has two words or more; write {wanted}")
+        })
+    }
+
     /// The tokens between the dots: words, `*`, and `>` at the end.
     pub fn tokens(&self) -> impl Iterator<Item = &str> {
         self.0.split('.')
@@ -190,6 +199,17 @@ mod tests {
             assert!(pattern.parse::<KeyPattern>().is_err(), "{pattern}");
         }
         assert!(long[..MAX_KEY_BYTES].parse::<EventKey>().is_ok());
+    }
+
+    #[test]
+    fn a_pattern_of_one_word_is_told_to_match_nothing() {
+        for (pattern, remedy) in [("*", "\">\""), ("user", "\"user.>\""), ("USER_1", "\"USER_1.>\"")] {
+            let problem = pattern.parse::<KeyPattern>().expect("it is stored so").never_matches();
+            assert!(problem.expect("it is told").contains(remedy), "{pattern}");
+        }
+        for pattern in [">", "*.*", "user.*", "user.>", "*.created"] {
+            assert_eq!(pattern.parse::<KeyPattern>().expect("a pattern").never_matches(), None);
+        }
     }
 
     proptest! {

@@ -9,7 +9,7 @@ use time::format_description::well_known::Rfc3339;
 use super::attempt_record::{AttemptRecord, ErrorKind, Settled};
 use super::dead_letter::{DeadLetter, State};
 use super::last_words::LastWords;
-use super::outcome::Fault;
+use super::outcome::{Fault, Reason};
 
 #[cfg(test)]
 mod tests;
@@ -300,9 +300,13 @@ impl Trace {
             if attempts.iter().any(|(other, step)| *other == place && step.attempt == Some(words.attempt)) {
                 continue;
             }
+            // A dead letter of another reason came at once.
+            let at_once = findings.dead_letters.iter().any(|letter| {
+                letter.id == place.2 && letter.domain == place.0 && letter.reason != Reason::Exhausted
+            });
             let attempt = Step {
                 attempt: Some(words.attempt),
-                outcome: Some(Settled::Exhausted),
+                outcome: Some(if at_once { Settled::DeadLettered } else { Settled::Exhausted }),
                 status: words.status,
                 latency_ms: Some(words.latency_ms),
                 fault: Some(words.fault),

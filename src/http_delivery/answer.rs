@@ -48,7 +48,7 @@ pub(super) async fn read(
         return Answer { outcome, excerpt: None };
     }
     let retry_after = retry_after(response.headers(), SystemTime::now());
-    let encoded = response.headers().get_all(CONTENT_ENCODING).iter().any(|value| value != "identity");
+    let encoded = is_encoded(response.headers());
     let body = body::read(response, EXAMINED.min(limit), limit, deadline).await;
     let sent = secrets.iter().chain(token.map(|token| &token.secret));
     let text = if encoded {
@@ -67,6 +67,11 @@ pub(super) async fn read(
         outcome: Outcome::Answered { status: status.as_u16(), retry_after },
         excerpt: (!text.is_empty()).then_some(text),
     }
+}
+
+/// Whether a body is compressed, which no request asks for.
+pub(super) fn is_encoded(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_ENCODING).iter().any(|value| value != "identity")
 }
 
 /// Reads a refusal that the attempt goes on after, so that its connection can be reused; not for long.

@@ -5,14 +5,15 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::{Request, Response, Uri};
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper::{Request, Response, Uri, http};
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector, capture_connection};
 use hyper_util::client::legacy::{Client as Pool, Error};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
@@ -51,13 +52,19 @@ pub(super) struct Client {
 
 impl Client {
     /// `tls` without ALPN.
-    pub(super) fn new(config: &HttpConfig, mut tls: ClientConfig) -> Self {
+    ///
+    /// * `open`: counts the connections
+    pub(super) fn new(config: &HttpConfig, mut tls: ClientConfig, open: &Arc<AtomicUsize>) -> Self {
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let mut tcp = HttpConnector::new_with_resolver(GuardedResolver::new(config.addresses.clone()));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        let connector =
-            Connector { tcp, tls: TlsConnector::from(Arc::new(tls)), timeout: config.connect_timeout };
+        let connector = Connector {
+            tcp,
+            tls: TlsConnector::from(Arc::new(tls)),
+            timeout: config.connect_timeout,
+            open: Arc::clone(open),
+        };
         let pool = Pool::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -78,9 +85,24 @@ impl Client {
 
     /// Sends a request, and returns as soon as the head of the answer is there. Redirects are not followed, and nothing
     /// is sent twice.
-    pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, Error> {
-        self.pool.request(request).await
+    pub(super) async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, Unanswered> {
+        let connection = capture_connection(&mut request);
+        self.pool.request(request).await.map_err(|error| {
+            let mut extras = http::Extensions::new();
+            if let Some(connected) = connection.connection_metadata().as_ref() {
+                connected.get_extras(&mut extras);
+            }
+            let status = extras.get::<SeenStatus>().and_then(SeenStatus::get);
+            Unanswered { error, status }
+        })
     }
+}
+
+/// No answer that can be read.
+pub(super) struct Unanswered {
+    pub(super) error: Error,
+    /// The final status that the head began with, if it came so far.
+    pub(super) status: Option<u16>,
 }
 
 /// Connects within a time: name resolution, TCP and TLS together.
@@ -89,6 +111,23 @@ struct Connector {
     tcp: HttpConnector<GuardedResolver>,
     tls: TlsConnector,
     timeout: Duration,
+    open: Arc<AtomicUsize>,
+}
+
+/// One of the connections that are counted.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -103,20 +142,21 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let Self { tcp, tls, timeout } = self;
+        let Self { tcp, tls, timeout, open } = self;
         let (connecting, tls, timeout) = (tcp.call(uri.clone()), tls.clone(), *timeout);
+        let counted = Counted::new(open);
         Box::pin(async move {
             let connected = async {
                 let tcp = connecting.await?.into_inner();
                 if uri.scheme_str() != Some("https") {
                     let meter = Meter::new(Protocol::Http1);
-                    return Ok(TokioIo::new(Metered { meter, stream: Stream::Plain(tcp) }));
+                    return Ok(TokioIo::new(Metered::new(meter, Stream::Plain(tcp), counted)));
                 }
                 let host = uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
                 let stream = tls.connect(ServerName::try_from(host.to_owned())?, tcp).await?;
                 let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 let meter = Meter::new(if is_http2 { Protocol::Http2 } else { Protocol::Http1 });
-                Ok::<_, BoxError>(TokioIo::new(Metered { meter, stream: Stream::Tls(Box::new(stream)) }))
+                Ok::<_, BoxError>(TokioIo::new(Metered::new(meter, Stream::Tls(Box::new(stream)), counted)))
             };
             match tokio::time::timeout(timeout, connected).await {
                 Ok(connected) => connected,
@@ -131,15 +171,72 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// The status that the last answer on a connection began with. What it says is there even if the rest of its head makes
+/// no sense.
+#[derive(Clone, Default)]
+struct SeenStatus(Arc<AtomicU16>);
+
+impl SeenStatus {
+    /// A final one (RFC 9110 section 15).
+    fn get(&self) -> Option<u16> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|status| (200..600).contains(status))
+    }
+}
+
+/// `HTTP/1.1 200`
+const STATUS_LINE: usize = 12;
+
+/// The beginning of an HTTP/1 answer.
+#[derive(Default)]
+struct Head {
+    begun: Vec<u8>,
+    /// A request was sent since: what comes next begins an answer.
+    next: bool,
+}
+
+impl Head {
+    /// Takes what came; the status once it is whole.
+    fn read(&mut self, bytes: &[u8]) -> Option<u16> {
+        if std::mem::take(&mut self.next) {
+            self.begun.clear();
+        } else if self.begun.len() >= STATUS_LINE {
+            return None;
+        }
+        let more = bytes.len().min(STATUS_LINE - self.begun.len());
+        self.begun.extend_from_slice(&bytes[..more]);
+        let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'0' | b'1', b' ', status @ ..] = &self.begun[..]
+        else {
+            return None;
+        };
+        let is_status = status.len() == 3 && status.iter().all(u8::is_ascii_digit);
+        is_status.then(|| status.iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0')))
+    }
+}
+
 /// A connection whose incoming bytes are counted.
 struct Metered {
     meter: Meter,
+    head: Head,
+    status: SeenStatus,
     stream: Stream,
+    _counted: Counted,
+}
+
+impl Metered {
+    fn new(meter: Meter, stream: Stream, counted: Counted) -> Self {
+        let (head, status) = (Head { next: true, ..Head::default() }, SeenStatus::default());
+        Self { meter, head, status, stream, _counted: counted }
+    }
+
+    fn written(&mut self) {
+        self.meter.written();
+        self.head.next = true;
+    }
 }
 
 impl Connection for Metered {
     fn connected(&self) -> Connected {
-        let connected = Connected::new();
+        let connected = Connected::new().extra(self.status.clone());
         if self.meter.protocol() == Protocol::Http2 { connected.negotiated_h2() } else { connected }
     }
 }
@@ -154,6 +251,11 @@ impl AsyncRead for Metered {
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         })?;
         this.meter.read(buf.filled().len() - before);
+        if this.meter.protocol() == Protocol::Http1
+            && let Some(status) = this.head.read(&buf.filled()[before..])
+        {
+            this.status.0.store(status, Ordering::Relaxed);
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -161,7 +263,7 @@ impl AsyncRead for Metered {
 impl AsyncWrite for Metered {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.meter.written();
+        this.written();
         match &mut this.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
@@ -188,7 +290,7 @@ impl AsyncWrite for Metered {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.meter.written();
+        this.written();
         match &mut this.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),

@@ -5,6 +5,7 @@ use std::io;
 
 use hyper_util::client::legacy::Error;
 
+use super::client::Unanswered;
 use super::guard::{AddressRefused, Unresolved};
 use super::meter::Flooded;
 use crate::domain::outcome::Failure;
@@ -14,17 +15,41 @@ use crate::domain::outcome::Failure;
 pub(super) struct Broken {
     pub(super) failure: Failure,
     pub(super) detail: Option<String>,
+    /// What the answer began with, if the rest of its head makes no sense.
+    pub(super) status: Option<u16>,
+}
+
+impl Broken {
+    pub(super) fn new(failure: Failure, detail: Option<String>) -> Self {
+        Self { failure, detail, status: None }
+    }
 }
 
 impl From<AddressRefused> for Broken {
     fn from(refused: AddressRefused) -> Self {
-        Self { failure: Failure::AddressRefused, detail: Some(refused.to_string()) }
+        Self::new(Failure::AddressRefused, Some(refused.to_string()))
     }
 }
 
 /// An error of the client. It names no URL.
-pub(super) fn broken(error: Error) -> Broken {
-    Broken { failure: classify(&error), detail: Some(text(&error)) }
+pub(super) fn broken(unanswered: Unanswered) -> Broken {
+    let Unanswered { error, status } = unanswered;
+    Broken {
+        failure: classify(&error),
+        detail: Some(text(&error)),
+        status: status.filter(|_| is_senseless(&error)),
+    }
+}
+
+/// The head of the answer is there, and cannot be read: its framing, or a header. One without an end is not there.
+fn is_senseless(error: &Error) -> bool {
+    let mut senseless = false;
+    each_source(error, &mut |source| {
+        senseless |= source
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(|error| error.is_parse() && !error.is_parse_too_large() && !error.is_parse_status());
+    });
+    senseless
 }
 
 fn classify(error: &Error) -> Failure {

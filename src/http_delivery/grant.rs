@@ -40,7 +40,9 @@ impl Refusal {
     /// One line for people: without the secrets of the request, bounded, and with control characters escaped.
     pub(super) fn text(&self, sent_secrets: &[SecretString]) -> String {
         let Some(words) = &self.words else { return self.problem.clone() };
-        let words = redact::whole(words, sent_secrets.iter().map(|secret| secret.expose_secret()));
+        let secrets = sent_secrets.iter().map(|secret| secret.expose_secret());
+        // A character has four bytes at most.
+        let words = redact::excerpt(words, false, secrets, MOST_WORDS * 4);
         let mut line = String::new();
         for character in words.trim().chars().take(MOST_WORDS) {
             match character {

@@ -7,6 +7,7 @@ mod answer;
 pub mod bare;
 mod body;
 mod client;
+mod clients;
 mod failure;
 mod grant;
 mod guard;
@@ -38,9 +39,10 @@ use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::redact;
 use crate::domain::subscription::ContentMode;
 use client::Client;
+use clients::Clients;
 use failure::{Broken, broken};
 use target::{ATTRIBUTES_SIGNATURE, SIGNATURE, TRACEPARENT, WEBHOOK_ATTEMPT, WEBHOOK_ID, WEBHOOK_TIMESTAMP};
-use tls::{TlsClients, TlsOptions};
+use tls::TlsOptions;
 use token::{Token, Tokens};
 
 /// How deliveries are made, whatever the subscription.
@@ -70,10 +72,9 @@ pub struct HttpDelivery {
 }
 
 struct Inner {
-    client: Client,
     config: HttpConfig,
     tokens: Tokens,
-    tls_clients: TlsClients,
+    clients: Clients,
 }
 
 /// What of an envelope one attempt needs.
@@ -110,15 +111,7 @@ impl Sent {
 
 impl HttpDelivery {
     pub fn new(config: HttpConfig) -> Self {
-        let client = Client::new(&config, tls::of_the_system());
-        Self {
-            inner: Arc::new(Inner {
-                client,
-                config,
-                tokens: Tokens::default(),
-                tls_clients: TlsClients::default(),
-            }),
-        }
+        Self { inner: Arc::new(Inner { config, tokens: Tokens::default(), clients: Clients::default() }) }
     }
 
     /// Sends one envelope to its endpoint and reads the answer, within the target's timeout. The outcome is that of
@@ -158,7 +151,11 @@ impl HttpDelivery {
                 let answer = answer::read(response, limit, deadline, secrets, token.as_deref()).await;
                 (answer.outcome, answer.excerpt, None)
             }
-            Ok(Err(Broken { failure, detail })) => {
+            // What it says counts, whatever is wrong with the rest.
+            Ok(Err(Broken { status: Some(status), .. })) => {
+                (Outcome::Answered { status, retry_after: None }, None, None)
+            }
+            Ok(Err(Broken { failure, detail, .. })) => {
                 // What the layer below quotes of an answer, or a token endpoint says.
                 let token = target.oauth2.as_ref().and_then(|client| client.token());
                 let secrets = target.secrets.iter().chain(token.as_ref().map(|token| &token.secret));
@@ -214,15 +211,12 @@ impl Inner {
 
     async fn send(&self, target: &Target, headers: HeaderMap, body: Bytes) -> Result<client::Answer, Broken> {
         let request = request(&target.url, headers, body)?;
-        self.client_of(target.tls.as_ref())?.send(request).await.map_err(broken)
+        self.client_of(&target.client, target.tls.as_ref())?.send(request).await.map_err(broken)
     }
 
-    /// The common client, or that of a subscription's own TLS. Cheap: a client is a handle.
-    fn client_of(&self, tls: Option<&TlsOptions>) -> Result<Client, Broken> {
-        match tls {
-            None => Ok(self.client.clone()),
-            Some(tls) => self.tls_clients.get(&self.config, tls),
-        }
+    /// The client of a tenant, and of a subscription's own TLS. Cheap: a client is a handle.
+    fn client_of(&self, key: &clients::Key, tls: Option<&TlsOptions>) -> Result<Client, Broken> {
+        self.clients.get(&self.config, key, tls)
     }
 
     /// The client connects to an address in the URL without asking the resolver, and so the guard.
@@ -239,7 +233,7 @@ impl Inner {
 /// Headers and body of one attempt. The target's headers already hold a place for each that is set
 /// here, so that the map is copied once and does not grow.
 fn prepare(target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Result<(HeaderMap, Bytes), Broken> {
-    let unusable = |what: &str| Broken { failure: Failure::Request, detail: Some(what.to_owned()) };
+    let unusable = |what: &str| Broken::new(Failure::Request, Some(what.to_owned()));
     let mut headers = target.headers.clone();
     let mut body = envelope.event.clone();
     if target.content_mode == ContentMode::Binary {
@@ -281,7 +275,7 @@ fn prepare(target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Result
 /// A `POST`. `Failure::Request` where the URL cannot be written in a request.
 fn request(url: &Url, headers: HeaderMap, body: Bytes) -> Result<Request<Full<Bytes>>, Broken> {
     let uri = Uri::try_from(&url[..Position::AfterQuery])
-        .map_err(|error| Broken { failure: Failure::Request, detail: Some(error.to_string()) })?;
+        .map_err(|error| Broken::new(Failure::Request, Some(error.to_string())))?;
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri;

@@ -13,6 +13,7 @@ use hyper::header::{
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url, form_urlencoded};
 
+use super::clients;
 use super::signature::Signer;
 use super::tls::TlsOptions;
 use super::token::Oauth2Client;
@@ -60,6 +61,8 @@ pub struct Target {
     pub(super) signing: Option<Signer>,
     pub(super) oauth2: Option<Oauth2Client>,
     pub(super) tls: Option<TlsOptions>,
+    /// Whose connections it uses.
+    pub(super) client: clients::Key,
     /// What is sent as a credential, in the form it is sent, and what the other side knows as well (a
     /// signing secret, a client's secret): never to be kept of an answer.
     pub(super) secrets: Vec<SecretString>,
@@ -106,6 +109,7 @@ impl Target {
             timeout: delivery.timeout,
             signing,
             oauth2: None,
+            client: clients::key(subscription.subscription.tenant(), tls.as_ref()),
             tls,
             secrets: Vec::new(),
         };
@@ -171,7 +175,7 @@ impl Target {
                 target.headers.insert(AUTHORIZATION, HeaderValue::from_static(""));
                 let client_secret = open(client_secret)?;
                 target.oauth2 = Some(Oauth2Client::new(
-                    &subscription.to_string(),
+                    subscription,
                     (token_url.clone(), literal(token_url)?),
                     client_id,
                     &client_secret,

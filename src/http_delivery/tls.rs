@@ -1,7 +1,6 @@
-//! TLS of a subscription's own: one client for each set of roots and certificate, a few of them kept.
+//! TLS of a subscription's own.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject as _;
@@ -10,15 +9,9 @@ use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
-use super::HttpConfig;
-use super::client::Client;
-use super::failure::Broken;
 use crate::domain::field_error::FieldError;
 use crate::domain::outcome::Failure;
 use crate::domain::subscription::{Secret, Tls};
-
-/// Most clients kept, each with its connections; beyond, the one that was used longest ago goes.
-const MOST_CLIENTS: usize = 512;
 
 /// Identifies a client: another root, certificate or key is another one.
 pub(super) type Key = [u8; 32];
@@ -91,7 +84,7 @@ impl TlsOptions {
     }
 
     /// `Failure::Request` where certificate and key do not belong together.
-    fn config(&self) -> Result<ClientConfig, Failure> {
+    pub(super) fn config(&self) -> Result<ClientConfig, Failure> {
         let roots = match &self.roots {
             None => system_roots(),
             Some(own) => {
@@ -112,15 +105,19 @@ impl TlsOptions {
     }
 }
 
-/// Of endpoints of the public internet.
+/// Of endpoints of the public internet. Made once, so that all clients resume each other's TLS sessions.
 pub(super) fn of_the_system() -> ClientConfig {
-    let roots = system_roots();
-    if roots.is_empty() {
-        tracing::warn!(
-            "https endpoints will be refused: install the system's CA certificates, or name a file of them in SSL_CERT_FILE"
-        );
-    }
-    builder(roots).with_no_client_auth()
+    static CONFIG: OnceLock<ClientConfig> = OnceLock::new();
+    let made = || {
+        let roots = system_roots();
+        if roots.is_empty() {
+            tracing::warn!(
+                "https endpoints will be refused: install the system's CA certificates, or name a file of them in SSL_CERT_FILE"
+            );
+        }
+        builder(roots).with_no_client_auth()
+    };
+    CONFIG.get_or_init(made).clone()
 }
 
 fn builder(roots: Arc<RootCertStore>) -> ConfigBuilder<ClientConfig, WantsClientCert> {
@@ -166,79 +163,5 @@ pub fn check(tls: &Tls) -> Result<(), FieldError> {
             "the certificate in delivery.tls.cert and the unencrypted key that belongs to it in delivery.tls.key",
         )),
         _ => Ok(()),
-    }
-}
-
-/// The clients of all subscriptions with TLS of their own.
-#[derive(Default)]
-pub(super) struct TlsClients {
-    kept: Mutex<Kept>,
-}
-
-#[derive(Default)]
-struct Kept {
-    /// With the count at its last use.
-    clients: HashMap<Key, (Client, u64)>,
-    uses: u64,
-}
-
-impl TlsClients {
-    pub(super) fn get(&self, config: &HttpConfig, options: &TlsOptions) -> Result<Client, Broken> {
-        if let Some(client) = self.kept().used(&options.key) {
-            return Ok(client);
-        }
-        // Made without the lock: others go on meanwhile. Where two make the same, the first is kept.
-        let tls = options.config().map_err(|failure| Broken { failure, detail: None })?;
-        let made = Client::new(config, tls);
-        let mut kept = self.kept();
-        if let Some(client) = kept.used(&options.key) {
-            return Ok(client);
-        }
-        if kept.clients.len() >= MOST_CLIENTS
-            && let Some(oldest) = kept.clients.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key)
-        {
-            kept.clients.remove(&oldest);
-        }
-        let used = kept.uses;
-        kept.clients.insert(options.key, (made.clone(), used));
-        Ok(made)
-    }
-
-    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Kept {
-    fn used(&mut self, key: &Key) -> Option<Client> {
-        self.uses += 1;
-        let (client, used) = self.clients.get_mut(key)?;
-        *used = self.uses;
-        Some(client.clone())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clients_are_shared_and_bounded() {
-        let (clients, config) = (TlsClients::default(), HttpConfig::default());
-        let options = |number: usize| TlsOptions {
-            key: Sha256::digest(number.to_be_bytes()).into(),
-            roots: Some(Arc::default()),
-            beside: false,
-            identity: None,
-        };
-        let has = |number: usize| clients.kept().clients.contains_key(&options(number).key);
-        for number in 0..MOST_CLIENTS {
-            clients.get(&config, &options(number)).unwrap();
-            clients.get(&config, &options(0)).unwrap();
-        }
-        assert_eq!(clients.kept().clients.len(), MOST_CLIENTS);
-        clients.get(&config, &options(MOST_CLIENTS)).unwrap();
-        assert_eq!(clients.kept().clients.len(), MOST_CLIENTS);
-        assert!(has(0) && !has(1) && has(2) && has(MOST_CLIENTS), "the one used longest ago goes");
     }
 }

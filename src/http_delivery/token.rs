@@ -13,12 +13,13 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use url::{Url, form_urlencoded};
 
+use super::client::Unanswered;
 use super::failure::{Broken, broken};
 use super::target::sensitive;
 use super::tls::TlsOptions;
-use super::{Inner, body, grant};
+use super::{Inner, answer, body, clients, grant};
 use crate::domain::outcome::Failure;
-use crate::domain::subscription::{ClientAuth, TokenType};
+use crate::domain::subscription::{ClientAuth, Identity, TokenType};
 
 /// Most tokens kept; beyond, those that no target uses go first.
 const MOST_TOKENS: usize = 10_000;
@@ -46,6 +47,8 @@ pub(super) struct Oauth2Client {
     sent_secrets: Vec<SecretString>,
     token_type: TokenType,
     tls: Option<TlsOptions>,
+    /// Whose connections it uses.
+    http: clients::Key,
     slot: OnceLock<Arc<Slot>>,
 }
 
@@ -74,7 +77,7 @@ struct Slot {
 
 impl Oauth2Client {
     pub(super) fn new(
-        subscription: &str,
+        subscription: &Identity,
         (url, literal): (Url, Option<IpAddr>),
         client_id: &str,
         client_secret: &SecretString,
@@ -83,6 +86,8 @@ impl Oauth2Client {
         tls: Option<&TlsOptions>,
     ) -> Self {
         let tls = tls.map(TlsOptions::of_token_endpoint);
+        let http = clients::key(subscription.subscription.tenant(), tls.as_ref());
+        let subscription = subscription.to_string();
         let secret = client_secret.expose_secret();
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.append_pair("grant_type", "client_credentials");
@@ -110,7 +115,7 @@ impl Oauth2Client {
         let form = SecretString::from(form.finish());
         let mut digest = Sha256::new();
         let parts = [
-            subscription,
+            subscription.as_str(),
             url.as_str(),
             form.expose_secret(),
             authorization.as_ref().map_or("", |value| value.expose_secret()),
@@ -132,6 +137,7 @@ impl Oauth2Client {
             sent_secrets,
             token_type,
             tls,
+            http,
             slot: OnceLock::new(),
         }
     }
@@ -242,15 +248,22 @@ async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, Broken> {
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
     if let Some(authorization) = &client.authorization {
-        let value =
-            sensitive(authorization.expose_secret()).map_err(|failure| Broken { failure, detail: None })?;
+        let value = sensitive(authorization.expose_secret()).map_err(|failure| Broken::new(failure, None))?;
         headers.insert(AUTHORIZATION, value);
     }
     let request = super::request(&client.url, headers, client.form.expose_secret().to_owned().into())?;
     let asked = Instant::now();
-    let response = http.client_of(client.tls.as_ref())?.send(request).await.map_err(of_the_endpoint)?;
+    let response =
+        http.client_of(&client.http, client.tls.as_ref())?.send(request).await.map_err(of_the_endpoint)?;
 
     let status = response.status();
+    if answer::is_encoded(response.headers()) {
+        // Nobody could find a credential in it.
+        return Err(refused(format!(
+            "the token endpoint answered {} with a compressed body, which the request does not accept",
+            status.as_u16()
+        )));
+    }
     // What arrived of a body that breaks off may be the whole answer.
     let deadline = tokio::time::Instant::now() + BODY_TIME;
     let body = body::read(response, ANSWER_LIMIT, ANSWER_LIMIT, deadline).await;
@@ -258,7 +271,7 @@ async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, Broken> {
         .map_err(|refusal| refused(refusal.text(&client.sent_secrets)))?;
     // Every character was checked, so that this cannot fail.
     let header = sensitive(&format!("Bearer {}", granted.token.expose_secret()))
-        .map_err(|failure| Broken { failure, detail: None })?;
+        .map_err(|failure| Broken::new(failure, None))?;
     Ok(Token {
         header,
         secret: granted.token,
@@ -274,19 +287,19 @@ fn renew_after(lifetime: Duration) -> Duration {
 }
 
 fn refused(detail: String) -> Broken {
-    Broken { failure: Failure::Token, detail: Some(detail) }
+    Broken::new(Failure::Token, Some(detail))
 }
 
 /// A token endpoint that cannot be reached is a token that cannot be had; but an address that may
 /// not be reached stays what it is.
-fn of_the_endpoint(error: hyper_util::client::legacy::Error) -> Broken {
-    let broken = broken(error);
+fn of_the_endpoint(unanswered: Unanswered) -> Broken {
+    let broken = broken(unanswered);
     let failure = match broken.failure {
         Failure::AddressRefused => Failure::AddressRefused,
         _ => Failure::Token,
     };
     let detail = broken.detail.map(|detail| format!("token endpoint: {detail}"));
-    Broken { failure, detail }
+    Broken::new(failure, detail)
 }
 
 #[cfg(test)]

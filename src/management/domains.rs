@@ -47,10 +47,13 @@ pub struct Pause {
 impl Pause {
     /// For so long; until it is resumed where nothing is given.
     pub fn lasting(duration: Option<Duration>, now: OffsetDateTime) -> Result<Self, FieldError> {
+        if duration.is_some_and(|duration| duration.is_zero()) {
+            return Err(FieldError::new("for", "is no time at all; write one such as 2h, or leave it out"));
+        }
         let until = time::Duration::try_from(duration.unwrap_or(UNTIL_RESUMED))
             .ok()
             .and_then(|duration| now.checked_add(duration))
-            .and_then(|until| until.to_offset(UtcOffset::UTC).format(&Rfc3339).ok());
+            .and_then(|until| until.checked_to_offset(UtcOffset::UTC)?.format(&Rfc3339).ok());
         let problem = "the time it leads to cannot be written; give a shorter one";
         until.map(|until| Self { until }).ok_or_else(|| FieldError::new("for", problem))
     }
@@ -60,10 +63,9 @@ impl Pause {
         if at <= now {
             return Err(FieldError::new("until", "is over; give a time that is to come"));
         }
-        let until = at.to_offset(UtcOffset::UTC).format(&Rfc3339);
-        until.map(|until| Self { until }).map_err(|error| {
-            FieldError::new("until", format!("cannot be written ({error}); give an earlier time"))
-        })
+        let until = at.checked_to_offset(UtcOffset::UTC).and_then(|until| until.format(&Rfc3339).ok());
+        let problem = "cannot be written in UTC; give an earlier time";
+        until.map(|until| Self { until }).ok_or_else(|| FieldError::new("until", problem))
     }
 }
 
@@ -143,7 +145,7 @@ impl Management {
 }
 
 fn to_the_second(at: OffsetDateTime) -> OffsetDateTime {
-    let at = at.to_offset(UtcOffset::UTC);
+    let at = at.checked_to_offset(UtcOffset::UTC).unwrap_or(at);
     at.replace_nanosecond(0).unwrap_or(at)
 }
 

@@ -139,7 +139,10 @@ impl ManagementError {
             Self::Nats(error) | Self::Halfway { source: error, .. }
                 if matches!(
                     error,
-                    NatsError::Connect { .. } | NatsError::Timeout { .. } | NatsError::Transport { .. }
+                    NatsError::Connect { .. }
+                        | NatsError::Login { .. }
+                        | NatsError::Timeout { .. }
+                        | NatsError::Transport { .. }
                 )
         )
     }

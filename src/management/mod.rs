@@ -5,6 +5,7 @@
 pub mod dead_letters;
 pub mod domains;
 mod error;
+mod one_at_a_time;
 mod order_desk;
 pub mod orders;
 pub mod outbox;
@@ -35,6 +36,7 @@ pub use crate::nats::{Registry, Stored};
 
 use tokio::sync::OnceCell;
 
+use self::one_at_a_time::OneAtATime;
 use crate::configured;
 use crate::domain::access::{StoredToken, TokenId};
 use crate::domain::category::Categories;
@@ -51,7 +53,10 @@ pub struct Management {
     /// `None`: no master key in the settings, so no credential can be stored or used.
     sealer: Option<Arc<Sealer>>,
     message_ids: Arc<OnceCell<MessageIds>>,
-    publishing: Arc<publishing::UnderWay>,
+    /// The publications under way, by message id: the second of two that are the same is known then.
+    publishing: Arc<OneAtATime>,
+    /// The creations of subscriptions under way, by tenant.
+    creations: Arc<OneAtATime>,
     /// The index that this process follows, if it does.
     index: Option<Registry>,
     /// Without an index: how many subscriptions each tenant has, read once, and with those that are planned since.
@@ -72,6 +77,7 @@ impl Management {
             sealer: None,
             message_ids: Arc::default(),
             publishing: Arc::default(),
+            creations: Arc::default(),
             index: None,
             counted: Arc::default(),
         }

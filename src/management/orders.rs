@@ -136,6 +136,13 @@ impl Management {
         })
     }
 
+    /// Those of the selected that can be delivered again: all whose subscription still is the one that they were for.
+    pub async fn deliverable(&self, selected: &[Selected]) -> Result<Vec<Selected>, ManagementError> {
+        let mut removals = Removals::default();
+        self.look_up_owners(selected, &mut removals).await?;
+        Ok(selected.iter().filter(|one| !removals.has(one)).cloned().collect())
+    }
+
     /// Looks up whose subscriptions are still there. Where they are resolved elsewhere nobody can say.
     pub(super) async fn look_up_owners(
         &self,

@@ -1,12 +1,8 @@
 //! Publishing an event, acknowledged by JetStream.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-
 use bytes::Bytes;
 use serde::Serialize;
 use time::OffsetDateTime;
-use tokio::sync::OwnedMutexGuard;
 
 use super::{Management, ManagementError};
 use crate::domain::event::{Event, Publication, RejectReason, Rejection};
@@ -34,34 +30,6 @@ pub struct EventForm<'a> {
 pub struct Checked<'a> {
     form: EventForm<'a>,
     event: Event,
-}
-
-/// The publications under way in this process, by message id: of two that are the same, the second waits
-/// for the first, and is known then.
-#[derive(Default)]
-pub(super) struct UnderWay(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
-
-impl UnderWay {
-    /// Ids remembered before those that nobody waits for are dropped.
-    const MOST: usize = 1024;
-
-    async fn turn(&self, id: &str) -> OwnedMutexGuard<()> {
-        let turn = {
-            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if turns.len() >= Self::MOST {
-                turns.retain(|_, turn| turn.strong_count() > 0);
-            }
-            match turns.get(id).and_then(Weak::upgrade) {
-                Some(turn) => turn,
-                None => {
-                    let turn = Arc::default();
-                    turns.insert(id.to_owned(), Arc::downgrade(&turn));
-                    turn
-                }
-            }
-        };
-        turn.lock_owned().await
-    }
 }
 
 /// The stream has it.
@@ -150,11 +118,11 @@ impl Management {
         .decode()
     }
 
-    /// Publishes without a check: what the event-processor does not take it keeps as rejected. The id
-    /// is the event's own; the stream's sequence makes one where there is none.
+    /// Publishes what can be read as an event, whatever its key: if no domain takes it, the event-processor keeps it as
+    /// rejected. The id is the event's own; the stream's sequence makes one where there is none.
     pub async fn send_event(&self, form: EventForm<'_>) -> Result<Published, ManagementError> {
-        let event = self.decode(&form).ok();
-        self.send(form, event.as_ref()).await
+        let event = self.decode(&form)?;
+        self.send(form, Some(&event)).await
     }
 
     /// A publisher who got no answer publishes again: what was published within the duplicate window is

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -27,6 +28,8 @@ use crate::seal::Sealer;
 use crate::sinks::{self, Outgoing};
 
 /// Where the sample of a test comes from.
+/// Reads of the registry at once.
+const READS_AT_ONCE: usize = 32;
 const SOURCE: &str = "hub-subscription-test";
 /// How long a connection may take to end well.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
@@ -80,6 +83,21 @@ impl Management {
         let event = sample.event()?;
         if self.categories().domain_of(&sample.key).is_none() {
             return Err(ManagementError::EventRejected(Rejection::no_domain(&sample.key).detail));
+        }
+        if let Some(registry) = &self.index {
+            registry.catch_up(&self.js).await?;
+            let names: Vec<SubscriptionRef> = registry
+                .read()
+                .matching(&event)
+                .iter()
+                .map(|entry| entry.subscription.reference.clone())
+                .collect();
+            let found: Vec<Option<Stored>> = stream::iter(names)
+                .map(|name| async move { self.js.subscription(&name).await })
+                .buffered(READS_AT_ONCE)
+                .try_collect()
+                .await?;
+            return Ok((found.into_iter().flatten().collect(), Vec::new()));
         }
         let stored = self.js.subscriptions().await?;
         let (mut index, mut unusable) = (SubscriptionIndex::new(), Vec::new());

@@ -2,28 +2,36 @@
 
 use std::collections::HashMap;
 
+use tokio::sync::OwnedMutexGuard;
+
 use super::{Management, ManagementError};
 use crate::domain::subscription::Subscription;
 
+/// Room for one subscription more, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Room(#[expect(dead_code, reason = "it is held")] Option<OwnedMutexGuard<()>>);
+
 impl Management {
-    /// Refuses one more of a tenant that has as many as it may. Two that are created in the same moment may both be.
-    pub(super) async fn has_room_for(&self, subscription: &Subscription) -> Result<(), ManagementError> {
+    /// Refuses one more of a tenant that has as many as it may. While the room is kept no other is created for that
+    /// tenant in this process; each further replica may create one more in the same moment.
+    pub(super) async fn room_for(&self, subscription: &Subscription) -> Result<Room, ManagementError> {
         let tenant = &subscription.tenant;
         let quota = self.settings.subscription_quota(tenant);
         if quota.limit == 0 {
-            return Ok(());
+            return Ok(Room(None));
         }
-        let room = match &self.index {
+        let (turn, room) = match &self.index {
             Some(index) => {
+                let turn = self.creations.turn(tenant).await;
                 index.catch_up(&self.js).await?;
                 let index = index.read();
                 let own = index.iter().filter(|entry| entry.subscription.reference.tenant() == tenant);
-                own.count() < quota.limit
+                (Some(turn), own.count() < quota.limit)
             }
-            None => self.count_one_more(tenant, quota.limit).await?,
+            None => (None, self.count_one_more(tenant, quota.limit).await?),
         };
         if room {
-            return Ok(());
+            return Ok(Room(turn));
         }
         let id = subscription.id.to_string();
         Err(ManagementError::TooManySubscriptions { id, tenant: tenant.clone(), quota })

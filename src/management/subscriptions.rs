@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use url::{Host, Url};
 
+use super::subscription_quota::Room;
 use super::{Management, ManagementError, secrets};
 use crate::domain::access::Caller;
 use crate::domain::address::AddressPolicy;
@@ -60,12 +61,14 @@ impl WriteAction {
 }
 
 /// A checked and sealed subscription, and what it replaces.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct PlannedWrite {
     pub subscription: Subscription,
     /// The revision it must have now; 0 for none yet.
     pub expected: u64,
     pub action: WriteAction,
+    /// Kept until it is written.
+    _room: Option<Room>,
 }
 
 /// Some subscriptions in order of their ids and tenants.
@@ -173,7 +176,14 @@ impl Management {
             let name = SubscriptionRef::new(tenant, id).map_err(|error| invalid_tenant(&error))?;
             return self.js.subscription(&name).await?.ok_or_else(|| nothing(name.to_string()));
         }
-        let mut found = self.js.subscriptions_of_id(id).await?;
+        let names = match &self.index {
+            Some(index) => {
+                index.catch_up(&self.js).await?;
+                index.names_of_id(id)
+            }
+            None => self.js.names_of_id(id).await?,
+        };
+        let mut found = self.js.subscriptions_named(&names).await?;
         match (found.pop(), found.is_empty()) {
             (None, _) => Err(nothing(id.to_string())),
             (Some(only), true) => Ok(only),
@@ -221,16 +231,17 @@ impl Management {
         if subscription.secrets_mut().iter().any(|secret| matches!(secret, Secret::Plain(_))) {
             return Err(ManagementError::NoMasterKey { id });
         }
-        if stored.is_none() {
-            self.has_room_for(&subscription).await?;
-        }
+        let room = match &stored {
+            None => Some(self.room_for(&subscription).await?),
+            Some(_) => None,
+        };
         let action = match &stored {
             None => WriteAction::Created,
             // What is unreadable is repaired by the same again.
             Some(stored) if unreadable.is_none() && same(stored, &subscription) => WriteAction::Unchanged,
             Some(_) => WriteAction::Updated,
         };
-        Ok(PlannedWrite { subscription, expected, action })
+        Ok(PlannedWrite { subscription, expected, action, _room: room })
     }
 
     /// Writes what was planned, if nobody else wrote meanwhile. Returns the revision that now stands

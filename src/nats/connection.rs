@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::client::RequestErrorKind;
-use async_nats::{Client, Event, HeaderMap, Request};
+use async_nats::{Client, ConnectErrorKind, Event, HeaderMap, Request};
 use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
@@ -122,7 +122,12 @@ impl JetStream {
         let client = connect
             .connect(options.url.split(',').map(str::trim).collect::<Vec<_>>())
             .await
-            .map_err(|error| NatsError::Connect { url: options.url.clone(), reason: error.to_string() })?;
+            .map_err(|error| match error.kind() {
+                ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                    NatsError::Login { url: options.url.clone() }
+                }
+                _ => NatsError::Connect { url: options.url.clone(), reason: error.to_string() },
+            })?;
         Ok(Self {
             client: Arc::new(client),
             names: Names::new(&options.prefix),

@@ -42,9 +42,17 @@ pub enum NatsError {
         "cannot connect to {url}: {reason}. Is nats-server running there? Set nats.url (HUB__NATS__URL) to its address"
     )]
     Connect { url: String, reason: String },
+    #[error(
+        "the NATS server at {url} refuses the login; check nats.user and nats.password (or nats.token, nats.nkey_seed_file, \
+         nats.credentials_file)"
+    )]
+    Login { url: String },
     #[error("nats.{setting}: {reason}")]
     Settings { setting: &'static str, reason: String },
-    #[error("{subject}: no answer from the server within {seconds} s")]
+    #[error(
+        "{subject}: no answer from the server within {seconds} s; if it is running, check that the NATS user may publish to \
+         {subject} and subscribe to its inbox (nats.inbox_prefix; nats/accounts.conf has the permissions)"
+    )]
     Timeout { subject: String, seconds: u64 },
     #[error("{subject}: nobody answers; JetStream is off or the stream does not exist: run `hub provision`")]
     NoResponders { subject: String },

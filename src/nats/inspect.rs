@@ -13,6 +13,9 @@ use super::message::Malformed;
 /// `STREAM.INFO`, as far as the hub reads it.
 #[derive(Debug, Clone, Deserialize)]
 pub struct StreamInfo {
+    /// RFC 3339; another one for a stream that was removed and made again.
+    #[serde(default)]
+    pub created: String,
     pub config: Map<String, Value>,
     pub state: StreamState,
 }

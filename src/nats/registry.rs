@@ -1,6 +1,6 @@
 //! The subscription registry: a KV bucket (ADR-8), followed into an in-memory index.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::connection::JetStream;
 use super::error::NatsError;
+use super::inspect::StreamInfo;
 use super::registry_moves::Misplaced;
 use super::scan::{Scan, ScanEvent, ScanOptions};
 use crate::domain::filter::is_oversized;
@@ -27,7 +28,7 @@ pub use slot::{Slot, Unreadable};
 pub struct Registry {
     index: Arc<RwLock<SubscriptionIndex>>,
     unreadable: Arc<RwLock<Vec<Unreadable>>>,
-    revision: watch::Receiver<u64>,
+    read_up_to: watch::Receiver<ReadUpTo>,
     loaded: watch::Receiver<bool>,
 }
 
@@ -37,8 +38,16 @@ pub struct RegistryFollower {
     index: Arc<RwLock<SubscriptionIndex>>,
     unreadable: Arc<RwLock<Vec<Unreadable>>>,
     readiness: Readiness,
-    revision: watch::Sender<u64>,
+    read_up_to: watch::Sender<ReadUpTo>,
     loaded: watch::Sender<bool>,
+}
+
+/// How far the bucket was read. One that was made anew counts from the beginning.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct ReadUpTo {
+    /// When the bucket was made.
+    made: String,
+    revision: u64,
 }
 
 /// A stored subscription.
@@ -54,17 +63,17 @@ impl Registry {
     pub fn new(js: &JetStream, readiness: Readiness) -> (Self, RegistryFollower) {
         let index = Arc::new(RwLock::new(SubscriptionIndex::default()));
         let unreadable = Arc::new(RwLock::default());
-        let (revision_sender, revision) = watch::channel(0);
+        let (revision_sender, read_up_to) = watch::channel(ReadUpTo::default());
         let (loaded_sender, loaded) = watch::channel(false);
         let follower = RegistryFollower {
             js: js.clone(),
             index: index.clone(),
             unreadable: Arc::clone(&unreadable),
             readiness,
-            revision: revision_sender,
+            read_up_to: revision_sender,
             loaded: loaded_sender,
         };
-        (Self { index, unreadable, revision, loaded }, follower)
+        (Self { index, unreadable, read_up_to, loaded }, follower)
     }
 
     /// The entries whose last revision cannot be used.
@@ -94,25 +103,34 @@ impl Registry {
             std::future::pending::<()>().await;
         }
     }
-
-    /// Waits until the index holds every write up to a revision of the bucket.
-    pub async fn wait_for_revision(&self, revision: u64) {
-        let mut current = self.revision.clone();
-        if current.wait_for(|current| *current >= revision).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
 }
 
 impl Registry {
+    /// The names of that id, also of unreadable entries, in order of their tenants.
+    pub fn names_of_id(&self, id: &SubscriptionId) -> Vec<SubscriptionRef> {
+        let unreadable = self.unreadable();
+        let index = self.read();
+        let readable = index.iter().map(|entry| &entry.subscription.reference);
+        let all = readable.chain(unreadable.iter().map(|entry| &entry.name));
+        let named: BTreeSet<_> = all.filter(|name| name.id() == id.as_str()).cloned().collect();
+        named.into_iter().collect()
+    }
+
     /// Waits until the index holds every write that the bucket holds now.
     pub async fn catch_up(&self, js: &JetStream) -> Result<(), NatsError> {
         let stream = js.names().subscriptions_stream();
-        let revision = js.stream_info(&stream).await?.state.last_seq;
-        match tokio::time::timeout(js.request_timeout(), self.wait_for_revision(revision)).await {
-            Ok(()) => Ok(()),
-            Err(_) => Err(NatsError::Timeout { subject: stream, seconds: js.request_timeout().as_secs() }),
-        }
+        let StreamInfo { created, state, .. } = js.stream_info(&stream).await?;
+        let mut read_up_to = self.read_up_to.clone();
+        let caught_up = async {
+            let done = |now: &ReadUpTo| now.made == created && now.revision >= state.last_seq;
+            if read_up_to.wait_for(done).await.is_err() {
+                // A dropped follower means shutdown: the caller is cancelled as well.
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::time::timeout(js.request_timeout(), caught_up)
+            .await
+            .map_err(|_| NatsError::Timeout { subject: stream, seconds: js.request_timeout().as_secs() })
     }
 }
 
@@ -131,7 +149,8 @@ impl RegistryFollower {
     async fn follow(&self) -> Result<(), NatsError> {
         let names = self.js.names().clone();
         let stream = names.subscriptions_stream();
-        let last = self.js.stream_info(&stream).await?.state.last_seq;
+        let StreamInfo { created: made, state, .. } = self.js.stream_info(&stream).await?;
+        let last = state.last_seq;
         let options = ScanOptions {
             filters: vec![names.subscriptions_filter()],
             last_per_subject: true,
@@ -162,7 +181,7 @@ impl RegistryFollower {
                 }
                 drop(index);
                 self.settle_unreadable(|entries| entries.retain(|entry| seen.contains(&*entry.name.token())));
-                self.revision.send_if_modified(|revision| replace_if_greater(revision, last));
+                self.have_read(&made, last);
                 if !self.loaded.send_replace(true) {
                     tracing::info!(subscriptions = self.write().len(), "the subscription registry is loaded");
                 }
@@ -186,9 +205,19 @@ impl RegistryFollower {
             }
             let sequence = message.stream_sequence;
             if loading.is_none() {
-                self.revision.send_if_modified(|revision| replace_if_greater(revision, sequence));
+                self.have_read(&made, sequence);
             }
         }
+    }
+
+    fn have_read(&self, made: &str, revision: u64) {
+        self.read_up_to.send_if_modified(|now| {
+            if now.made == made && now.revision >= revision {
+                return false;
+            }
+            *now = ReadUpTo { made: made.to_owned(), revision };
+            true
+        });
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, SubscriptionIndex> {
@@ -241,6 +270,11 @@ impl RegistryFollower {
         drop(index);
         if let Some(Unreadable { reason, in_force, .. }) = &unreadable {
             match in_force {
+                Some(0) => tracing::error!(
+                    subscription = %name, revision, reason,
+                    "a registry entry is unreadable and never was a subscription; remove it with \
+                     `hub subscription remove`"
+                ),
                 Some(in_force) => tracing::error!(
                     subscription = %name, revision, reason, in_force,
                     "a registry entry is unreadable; an earlier revision is in force"
@@ -269,14 +303,6 @@ impl RegistryFollower {
         }
         self.readiness.note("registry", slot::note(&entries));
     }
-}
-
-fn replace_if_greater(current: &mut u64, new: u64) -> bool {
-    let greater = new > *current;
-    if greater {
-        *current = new;
-    }
-    greater
 }
 
 impl JetStream {
@@ -337,8 +363,8 @@ impl JetStream {
         }
     }
 
-    /// The subscriptions of that id, one for each tenant that has one, in order of their tenants.
-    pub async fn subscriptions_of_id(&self, id: &SubscriptionId) -> Result<Vec<Stored>, NatsError> {
+    /// The names of that id in the bucket, one for each tenant that has one, in order of their tenants.
+    pub async fn names_of_id(&self, id: &SubscriptionId) -> Result<Vec<SubscriptionRef>, NatsError> {
         let names = self.names();
         let keys = self.stream_subjects(&names.subscriptions_stream(), &names.subscriptions_filter()).await?;
         let mut found = keys
@@ -347,10 +373,15 @@ impl JetStream {
             .filter(|name| name.id() == id.as_str())
             .collect::<Vec<_>>();
         found.sort_unstable();
-        let mut stored = Vec::with_capacity(found.len());
+        Ok(found)
+    }
+
+    /// The subscriptions of these names, as far as there are any. An error if none can be read.
+    pub async fn subscriptions_named(&self, names: &[SubscriptionRef]) -> Result<Vec<Stored>, NatsError> {
+        let mut stored = Vec::with_capacity(names.len());
         let mut unreadable = None;
-        for name in found {
-            match self.subscription(&name).await {
+        for name in names {
+            match self.subscription(name).await {
                 Ok(one) => stored.extend(one),
                 // That of one tenant is in no other's way.
                 Err(error @ NatsError::Answer { .. }) => unreadable = Some(error),

@@ -277,7 +277,9 @@ impl Names {
     fn parse_redrive<'a>(&self, subject: &'a str, kind: &str) -> Option<(&'a str, u64)> {
         let tail = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".redrive.")?;
         let (domain, sequence) = tail.strip_prefix(kind)?.strip_prefix('.')?.split_once('.')?;
-        Some((domain, sequence.parse().ok()?))
+        let sequence: u64 = sequence.parse().ok()?;
+        // The server has no other sequences.
+        (1..=i64::MAX as u64).contains(&sequence).then_some((domain, sequence))
     }
 
     /// Where processes tell each other that an endpoint asked for its subscription to be left alone.

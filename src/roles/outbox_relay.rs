@@ -37,6 +37,9 @@ use wake::Word;
 /// After the grace of a stop: to give back what was under way.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
+/// After the database was found away.
+const WATCH_AGAIN: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Clone)]
 pub struct OutboxRelaySettings {
     /// The hub's largest event in bytes, which the database is told.
@@ -148,6 +151,7 @@ impl OutboxRelay {
         let mut tasks = JoinSet::new();
         let (word, heard) = watch::channel(Word::default());
         tasks.spawn(wake::listen(store.clone(), word, stop.clone()));
+        tasks.spawn(watch_database(store.clone(), database.clone(), stop.clone()));
         let is_homeless = targets.len() == 1;
         let connections: Vec<Arc<dyn Broker>> = targets.iter().map(|target| target.broker.clone()).collect();
         for target in targets {
@@ -211,6 +215,20 @@ impl OutboxRelay {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Tells that the database is away as soon as it is: those who ask it wait for the pool, which keeps the cause to itself.
+async fn watch_database(store: Store, database: Database, stop: CancellationToken) {
+    let watching = async {
+        loop {
+            database.failed(&store.watch().await);
+            tokio::time::sleep(WATCH_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = watching => {}
     }
 }
 

@@ -81,18 +81,19 @@ pub fn seal_subscription(sealer: &Sealer, subscription: &mut Subscription) {
 }
 
 /// Seals anew, with the current key and bound to its place, every credential of `subscription` that is not.
-/// Returns how many those were; on an error none was changed.
+/// Returns how many those were. An error if one of them all does not open; then none was changed.
 pub fn reseal_subscription(sealer: &Sealer, subscription: &mut Subscription) -> Result<usize, SealError> {
     let current = format!("{V2}{}.", sealer.key_id());
     let mut count = 0;
     let mut resealed = subscription.clone();
     each(&mut resealed, |place, secret| {
-        if let Secret::Sealed(sealed) = &*secret
-            && !sealed.starts_with(&current)
-        {
+        if let Secret::Sealed(sealed) = &*secret {
+            // What is current is opened too: another key may have the same id.
             let opened = sealer.open_at(place, sealed)?;
-            *secret = Secret::Sealed(sealer.seal_at(place, &opened));
-            count += 1;
+            if !sealed.starts_with(&current) {
+                *secret = Secret::Sealed(sealer.seal_at(place, &opened));
+                count += 1;
+            }
         }
         Ok(())
     })?;

@@ -246,6 +246,7 @@ pub struct Api {
     pub requests: usize,
     pub requests_per_peer: usize,
     pub requests_per_token: usize,
+    pub requests_per_tenant: usize,
     pub unknown_tokens_per_peer: usize,
 }
 

@@ -146,6 +146,11 @@ impl Findings<'_> {
                 format!("{:?} must not end in \"-dlt\", which names dead-letter streams", domain.name),
             );
             self.require(!domain.events.is_empty(), &key("events"), "needs at least one pattern");
+            for (position, pattern) in domain.events.iter().enumerate() {
+                if let Some(problem) = pattern.never_matches() {
+                    self.require(false, &key(&format!("events[{position}]")), problem);
+                }
+            }
             self.within(&key("concurrency"), domain.concurrency, 1, 10_000);
         }
     }
@@ -339,7 +344,7 @@ impl Findings<'_> {
         self.require(is_name(&secrets.key_id), "secrets.key_id", NAME);
         self.previous_keys(secrets);
         self.require(
-            tracing_subscriber::EnvFilter::try_new(&settings.log.level).is_ok(),
+            is_log_filter(&settings.log.level),
             "log.level",
             format!(
                 "{:?} is not a filter: write error, warn, info, debug or trace, or \"info,integration_hub=debug\"",
@@ -347,4 +352,15 @@ impl Findings<'_> {
             ),
         );
     }
+}
+
+/// The filter's parser takes a misspelt level for the name of a module, of which nothing is ever logged.
+fn is_log_filter(text: &str) -> bool {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    tracing_subscriber::EnvFilter::try_new(text).is_ok()
+        && text
+            .split(',')
+            .map(str::trim)
+            .all(|part| part.is_empty() || part.contains(['=', '[']) || is_level(part))
 }

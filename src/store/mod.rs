@@ -39,6 +39,9 @@ use sqlite::Sqlite;
 
 /// Longest wait for a connection when the database is asked whether it is there: whoever asks is told within 3 s.
 pub const CONNECT_LIMIT: Duration = Duration::from_millis(2_500);
+/// How often a database is asked that is watched, and the longest wait for its answer: an outage is seen within 3 s.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+const WATCH_LIMIT: Duration = CONNECT_LIMIT;
 /// The most that is kept of an error's text.
 const MAX_ERROR_BYTES: usize = 2_000;
 /// Setting up may wait for another who does, and writes tables.
@@ -147,6 +150,14 @@ impl Store {
             found if found < known => Err(StoreError::Outdated { found, known }),
             found if found > known => Err(StoreError::Newer { found, known }),
             _ => Ok(()),
+        }
+    }
+
+    /// Returns when the database cannot be reached, with the cause. A file is there or not, and whoever asks is told.
+    pub async fn watch(&self) -> StoreError {
+        match &self.backend {
+            Backend::Postgres(backend) => backend.watch().await,
+            Backend::Sqlite(_) => std::future::pending().await,
         }
     }
 

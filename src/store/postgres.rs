@@ -132,6 +132,32 @@ impl Postgres {
         Ok(())
     }
 
+    /// Asks on a connection of its own until that fails, and says why. The pool would go on trying, and keep the cause
+    /// to itself.
+    pub(super) async fn watch(&self) -> StoreError {
+        let unreachable = |source| StoreError::unreachable(self.address.clone(), source);
+        loop {
+            let reaching =
+                tokio::time::timeout(super::CONNECT_LIMIT, PgConnection::connect_with(&self.options));
+            let mut connection = match reaching.await.unwrap_or_else(|_| Err(super::error::no_answer())) {
+                Ok(connection) => connection,
+                Err(source) => return unreachable(source),
+            };
+            loop {
+                tokio::time::sleep(super::WATCH_EVERY).await;
+                match tokio::time::timeout(super::WATCH_LIMIT, connection.ping()).await {
+                    Ok(Ok(())) => {}
+                    Err(_) => return unreachable(super::error::no_answer()),
+                    // The connection may have ended by itself.
+                    Ok(Err(_)) => match self.check_server().await {
+                        Ok(()) => break,
+                        Err(cause) => return cause,
+                    },
+                }
+            }
+        }
+    }
+
     pub(super) async fn version(&self) -> Result<i64, sqlx::Error> {
         let there: bool = run!(
             self,

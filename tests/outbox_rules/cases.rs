@@ -331,6 +331,9 @@ pub fn cases() -> Vec<(String, Verdict)> {
     let large = |bytes: usize| format!("{{\"x\": {}}}", text(&"y".repeat(bytes)));
     let fits = large(16_000);
     let (too_large, reals) = (large(16_400), format!("{{\"x\": [{}0]}}", "1.5E15,".repeat(2_300)));
+    // What grows most on its way: control characters become escapes of six bytes in an attribute.
+    let deletes = format!(r#"{{"note": "{}"}}"#, "\u{7f}".repeat(16_000));
+    let controls = format!(r#"{{"note": ["{0}", {{"x": "{0}"}}]}}"#, "\u{85}".repeat(4_000));
     let names = [
         r#"{"region": "eu", "partner_tier": 1, "Größe": 1.5, "a b": null, "": "x", "Id": "x", "TIME": 1}"#,
         r#"{"subject": 7, "dataschema": "", "specVersion": "2", "traceparent": "x", "published": "no", "sequence": 1}"#,
@@ -338,6 +341,8 @@ pub fn cases() -> Vec<(String, Verdict)> {
         "null",
         "{}",
         &fits,
+        &deletes,
+        &controls,
     ];
     of(
         "extensions",

@@ -151,8 +151,8 @@ async fn what_is_accepted_is_delivered(database: &TestDatabase) {
     }
     let raised = store.list(&Selection::default(), &Cursor::default(), 100_000).await.expect("listed").len();
     let (broker, receiver) = (TestBroker::start().await, Receiver::start().await);
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", QUICK), &[]);
-    hub.ready().await;
+    // The subscriptions are there before the relay begins.
+    Hub::configured(&broker.url(), QUICK).cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     let wanted = tenants.iter().map(|tenant| {
         let mut wanted = subscription("all", &["user.>"], &receiver.url("/all"));
@@ -160,6 +160,8 @@ async fn what_is_accepted_is_delivered(database: &TestDatabase) {
         wanted
     });
     client.subscribe(wanted).await;
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", QUICK), &[]);
+    hub.ready().await;
     receiver.wait_for("/all", raised, SOON).await;
     broker.nothing_owed_within(SOON).await;
     let status = store.status().await.expect("counted");

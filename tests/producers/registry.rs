@@ -130,6 +130,33 @@ async fn whatever_is_written_over_an_entry_the_last_readable_one_counts() {
     }
 }
 
+/// Its revisions count from the beginning, and the hub is not to take them for those that it knows.
+#[tokio::test]
+async fn a_bucket_that_was_made_anew_is_read_before_anything_is_planned() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    hub.ready().await;
+    let test = TestClient::connect(&broker.url()).await;
+    for number in 0..5 {
+        let old = subscription(&format!("old-{number}"), &["user.>"], &receiver.url("/old"));
+        test.subscribe([old]).await;
+    }
+    for round in 0..3 {
+        test.context.delete_stream(BUCKET).await.expect("deleted");
+        hub.cli_ok(&["provision"]).await;
+        let path = format!("/new-{round}");
+        let file = hub.folder().join("new.json");
+        let new = subscription("new", &["user.>"], &receiver.url(&path));
+        std::fs::write(&file, new.to_string()).expect("written");
+        hub.cli_ok(&["subscription", "apply", "-f", file.to_str().expect("UTF-8")]).await;
+        assert!(test.publish("user.created", &format!("round-{round}")).await);
+        receiver.wait_for(&path, 1, STEP).await;
+        broker.nothing_owed_within(STEP).await;
+        assert_eq!((receiver.count(&path), receiver.count("/old")), (1, 0));
+    }
+}
+
 /// As versions before ids belonged to their tenant stored it: refused until it is moved, so that nobody's
 /// entry is overwritten.
 #[tokio::test]

@@ -13,6 +13,7 @@ use utoipa_axum::routes;
 
 use crate::api::State;
 use crate::api::access::Reader;
+use crate::api::json::Json;
 use crate::api::openapi::{Missing, Usual};
 use crate::api::problem::{Kind, Problem};
 use crate::api::query::{Asked, PathPart};
@@ -96,7 +97,7 @@ async fn trace(
     };
     let traced = state.management.trace_event(&request).await?;
     match (traced.trace, traced.complete) {
-        (Some(trace), complete) => Ok(axum::Json(EventTrace { trace, complete }).into_response()),
+        (Some(trace), complete) => Ok(Json(EventTrace { trace, complete }).into_response()),
         (None, true) => Err(Problem::new(
             Kind::NotFound,
             "nothing is known of this event: it was never published, nobody wanted it, or everything of it is delivered \

@@ -16,6 +16,7 @@ use super::{SubscriptionList, shown};
 use crate::api::State;
 use crate::api::access::{Manager, Reader};
 use crate::api::body::MaybeJson;
+use crate::api::json::Json;
 use crate::api::openapi::{Body, Conflicting, Guarded, Missing, Usual};
 use crate::api::precondition::{Precondition, etag};
 use crate::api::problem::Problem;
@@ -90,7 +91,7 @@ async fn test(
 ) -> Result<Response, Problem> {
     let stored = state.management.subscription(&caller, &naming).await?;
     let attempt = state.management.test_subscription(&stored.subscription, order.event).await?;
-    Ok(axum::Json(attempt).into_response())
+    Ok(Json(attempt).into_response())
 }
 
 /// How to rotate.
@@ -169,7 +170,7 @@ async fn rotate_secret(
     // It must not lie in a cache on the way.
     let headers =
         [etag(rotated.revision), (header::CACHE_CONTROL, "no-store".parse().expect("a header's value"))];
-    Ok((headers.into_iter().collect::<HeaderMap>(), axum::Json(body)).into_response())
+    Ok((headers.into_iter().collect::<HeaderMap>(), Json(body)).into_response())
 }
 
 /// An event that was not published.
@@ -200,9 +201,10 @@ async fn matches(
         source: query.source.unwrap_or_else(|| "nats".to_owned()),
         attributes: Vec::new(),
     };
+    let _turn = state.turns.turn(caller.tenant()).await;
     let (found, _) = state.management.matching(&sample).await?;
     let subscriptions = found.iter().map(|stored| stored.subscription.hidden_json()).collect();
-    Ok(axum::Json(SubscriptionList { subscriptions, next: None }).into_response())
+    Ok(Json(SubscriptionList { subscriptions, next: None }).into_response())
 }
 
 async fn guarded(

@@ -26,7 +26,7 @@ pub struct Filter {
     /// Of the subscription of this id, or <tenant>/<id>
     #[arg(long, value_name = "ID")]
     pub subscription: Option<String>,
-    /// exhausted, permanent, circuit-open, undecodable, stranded, removed, paused, disabled or
+    /// exhausted, permanent, too-large, undecodable, stranded, removed, paused, disabled or
     /// internal-error
     #[arg(long)]
     pub reason: Option<Reason>,

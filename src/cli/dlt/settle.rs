@@ -67,11 +67,11 @@ pub async fn replay(
     let mut answer = Answer::Yes;
     if options.wait {
         // Those that were on their way already are waited for as well.
-        let awaited = selected.len() - replayed.removed;
-        let bar = progress(awaited, "waiting");
+        let awaited = hub.deliverable(&selected).await?;
+        let bar = progress(awaited.len(), "waiting");
         let settled = |now: Followed| bar.set_position((now.delivered + now.failed) as u64);
         let Followed { delivered, failed, on_their_way } =
-            hub.follow(&selected, options.timeout, settled).await?;
+            hub.follow(&awaited, options.timeout, settled).await?;
         bar.finish_and_clear();
         if delivered < selected.len() {
             answer = Answer::No;

@@ -21,6 +21,8 @@ use crate::domain::outbox;
 /// The most bytes of all attributes together. With the data's own bound it keeps an envelope
 /// within what a server takes in one message.
 pub const MAX_ATTRIBUTE_BYTES: usize = 32 * 1024;
+/// The same of an event from an outbox: that bounds them before control characters in them become escapes of six bytes.
+const MAX_OUTBOX_ATTRIBUTE_BYTES: usize = 6 * MAX_ATTRIBUTE_BYTES;
 
 const JSON: &str = "application/json";
 
@@ -256,12 +258,13 @@ impl<'a> Publication<'a> {
                 .iter()
                 .map(|(name, value)| name.len() + super::string_form(value).len())
                 .sum::<usize>();
-        if bytes > MAX_ATTRIBUTE_BYTES {
+        let is_of_outbox =
+            self.header("content-type").map(media_type).as_deref() == Some(outbox::CONTENT_TYPE);
+        let most = if is_of_outbox { MAX_OUTBOX_ATTRIBUTE_BYTES } else { MAX_ATTRIBUTE_BYTES };
+        if bytes > most {
             return Err(Rejection::new(
                 RejectReason::TooLarge,
-                format!(
-                    "the attributes hold {bytes} bytes, at most {MAX_ATTRIBUTE_BYTES} are taken; put it into the data"
-                ),
+                format!("the attributes hold {bytes} bytes, at most {most} are taken; put it into the data"),
             ));
         }
         Ok(())

@@ -157,6 +157,30 @@ fn structured_mode_reads_the_body() {
     assert!(matches!(event.data, Data::Binary(bytes) if bytes == [0xff, 0]));
 }
 
+/// Each is looked at once, in whatever form they come: quadratic, this would take minutes.
+#[test]
+fn very_many_attributes_cost_little() {
+    let names: Vec<String> = (0..100_000).map(|number| format!("\"a{number}\":1")).collect();
+    let members = names.join(",");
+    let envelope = format!(
+        r#"{{"data":{{}},"metadata":{{"headers":{{"id":"x","type":"user.created","stream":"s-1"}},"extensions":{{{members}}}}}}}"#
+    );
+    let event = format!(r#"{{"specversion":"1.0","id":"1","source":"s","type":"a.b",{members}}}"#);
+    let headers: Vec<(String, String)> =
+        (0..100_000).map(|number| (format!("ce-a{number}"), "1".to_owned())).collect();
+    let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (&**name, &**value)).collect();
+    for (headers, body) in [
+        (&[("content-type", crate::domain::outbox::CONTENT_TYPE)][..], envelope.as_str()),
+        (&[STRUCTURED][..], &event),
+        (&[&REQUIRED[..], &headers].concat()[..], "{}"),
+    ] {
+        let publication =
+            Publication { max_size: usize::MAX, ..publication("user.created", headers, body.as_bytes()) };
+        let rejection = publication.decode().unwrap_err();
+        assert_eq!(rejection.reason, RejectReason::TooLarge, "{rejection:?}");
+    }
+}
+
 #[test]
 fn bad_publications_are_rejected_with_what_to_mend() {
     use RejectReason::{InvalidKey, Malformed, TooLarge};

@@ -7,6 +7,8 @@
 //! checksum is of the data as the database writes it, not of Python's. The database writes both
 //! (`store/*/*.sql`).
 
+use std::collections::HashSet;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -113,6 +115,7 @@ impl<'a> Envelope<'a> {
         if domain.published {
             found.push(("published".to_owned(), true.into()));
         }
+        let mut known: HashSet<String> = found.iter().map(|(name, _)| name.clone()).collect();
         for (name, value) in extensions.iter().filter(|(name, value)| !is_reserved(name) && !value.is_null())
         {
             let name = if is_attribute_name(name) {
@@ -121,7 +124,7 @@ impl<'a> Envelope<'a> {
                 let kept = name.chars().map(|c| c.to_ascii_lowercase());
                 kept.filter(char::is_ascii_alphanumeric).collect()
             };
-            if name.is_empty() || is_reserved(&name) || found.iter().any(|(known, _)| *known == name) {
+            if name.is_empty() || is_reserved(&name) || known.contains(&name) {
                 continue;
             }
             let value = match value {
@@ -134,6 +137,7 @@ impl<'a> Envelope<'a> {
                 Value::Array(_) | Value::Object(_) => escape_controls(&value.to_string()).into_owned().into(),
                 plain => without_controls(plain.clone()),
             };
+            known.insert(name.clone());
             found.push((name, value));
         }
         found

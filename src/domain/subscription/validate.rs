@@ -49,6 +49,9 @@ impl Subscription {
                 ),
             )),
         }
+        errors.extend(self.events.iter().enumerate().filter_map(|(position, pattern)| {
+            Some(FieldError::new(format!("events[{position}]"), pattern.never_matches()?))
+        }));
         if self.filter.len() > MAX_FILTERS {
             errors.push(FieldError::new(
                 "filter",

@@ -32,6 +32,13 @@ pub struct Unreadable {
     pub in_force: Option<u64>,
 }
 
+impl Unreadable {
+    /// The key never held a subscription.
+    pub fn is_no_subscription(&self) -> bool {
+        self.in_force == Some(0)
+    }
+}
+
 /// One revision of a key.
 pub(in crate::nats) struct Revision<'a> {
     pub(in crate::nats) sequence: u64,
@@ -167,23 +174,30 @@ impl JetStream {
 
 /// What `/readyz` says of such entries; `None` if there are none.
 pub(super) fn note(entries: &[Unreadable]) -> Option<String> {
-    let names = |lost: bool| {
-        let some = entries.iter().filter(|entry| entry.in_force.is_none() == lost);
-        some.map(|entry| entry.name.to_string()).collect::<Vec<_>>()
+    let named = |is: fn(&Unreadable) -> bool, says: &str, remedy: &str| {
+        let names: Vec<String> =
+            entries.iter().filter(|entry| is(entry)).map(|entry| entry.name.to_string()).collect();
+        (!names.is_empty()).then(|| format!("{says}: {}; {remedy}", names.join(", ")))
     };
-    let (lost, others) = (names(true), names(false));
-    let mut text = Vec::new();
-    if !lost.is_empty() {
-        text.push(format!(
-            "registry entries unreadable, no revision left, the events of their tenants wait: {}; repair or remove them",
-            lost.join(", ")
-        ));
-    }
-    if !others.is_empty() {
-        text.push(format!(
-            "registry entries unreadable, an earlier revision is in force: {}; apply them again",
-            others.join(", ")
-        ));
-    }
+    let text: Vec<String> = [
+        named(
+            |entry| entry.in_force.is_none(),
+            "registry entries unreadable, no revision left, the events of their tenants wait",
+            "repair or remove them",
+        ),
+        named(
+            |entry| entry.in_force.is_some() && !entry.is_no_subscription(),
+            "registry entries unreadable, an earlier revision is in force",
+            "apply them again",
+        ),
+        named(
+            Unreadable::is_no_subscription,
+            "registry entries unreadable, which never were subscriptions",
+            "remove them with `hub subscription remove`",
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     (!text.is_empty()).then(|| text.join("; "))
 }

@@ -146,7 +146,9 @@ impl Router {
             reason,
             fault: words.as_ref().map_or(Fault::Hub, |words| words.fault),
             state: if next.is_some() { State::Scheduled } else { State::Parked },
-            attempts: words.as_ref().map_or(number("Hub-Attempts") + deliveries, |words| words.attempt),
+            attempts: words
+                .as_ref()
+                .map_or(number("Hub-Attempts").saturating_add(deliveries), |words| words.attempt),
             redrives,
             last_status: words.as_ref().and_then(|words| words.status),
             last_error: match cause {

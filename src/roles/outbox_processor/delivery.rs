@@ -215,7 +215,7 @@ impl Inner {
             event: message.payload.slice_ref(event),
             traceparent: envelope.traceparent.as_deref(),
         };
-        let attempt = Settle::attempts_before(message) + message.deliveries;
+        let attempt = Settle::attempts_before(message).saturating_add(message.deliveries);
         self.ways.http.attempt(target, &view, attempt).await
     }
 

@@ -124,7 +124,9 @@ impl Settle {
         if let Some((fault, kind)) = tried.failure {
             self.all_metrics.failed(&self.domain, fault.as_str(), kind);
         }
-        let attempts = Self::attempts_before(message) + message.deliveries - u32::from(!tried.tried);
+        let attempts = Self::attempts_before(message)
+            .saturating_add(message.deliveries)
+            .saturating_sub(u32::from(!tried.tried));
         if tried.tried {
             self.log(message, envelope, decision, &tried, attempts);
         }
@@ -146,22 +148,14 @@ impl Settle {
             }
             Decision::DeadLetter { reason: Reason::Exhausted, fault } => {
                 self.metrics.exhausted.inc();
-                let words = LastWords {
-                    attempt: attempts,
-                    status: tried.status,
-                    error: tried.error,
-                    fault,
-                    latency_ms: milliseconds(tried.latency),
-                    answer: tried.answer.map(str::to_owned),
-                };
-                let put = self.js.put_final_attempt(&self.domain, envelope, &words).await;
-                if let Err(error) = put {
-                    tracing::warn!(%error, envelope = %envelope.id, "the last words of an envelope are lost; it is dead-lettered without them");
-                }
+                self.keep_last_words(envelope, attempts, fault, &tried).await;
                 // The server tells the router, now that all deliveries are used up.
                 message.acker.nak(None).await;
             }
             Decision::DeadLetter { reason, fault } => {
+                if tried.tried {
+                    self.keep_last_words(envelope, attempts, fault, &tried).await;
+                }
                 let now = OffsetDateTime::now_utc();
                 let redrives = message.header("Hub-Redrives").and_then(|text| text.parse().ok()).unwrap_or(0);
                 let next = next_redrive(reason, redrives, &self.schedule);
@@ -185,6 +179,21 @@ impl Settle {
                 };
                 self.dead_letter(message, &letter).await;
             }
+        }
+    }
+
+    /// Keeps the final failed attempt for `hub dlt show`, and for the router.
+    async fn keep_last_words(&self, envelope: &Envelope<'_>, attempt: u32, fault: Fault, tried: &Tried<'_>) {
+        let words = LastWords {
+            attempt,
+            status: tried.status,
+            error: tried.error.clone(),
+            fault,
+            latency_ms: milliseconds(tried.latency),
+            answer: tried.answer.map(str::to_owned),
+        };
+        if let Err(error) = self.js.put_final_attempt(&self.domain, envelope, &words).await {
+            tracing::warn!(%error, envelope = %envelope.id, "the last words of an envelope are lost; it is dead-lettered without them");
         }
     }
 
@@ -342,5 +351,7 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 fn predecessor(message: &Delivered) -> Option<u64> {
-    message.header("Hub-Dead-Letter").and_then(|text| text.parse().ok())
+    let sequence: Option<u64> = message.header("Hub-Dead-Letter").and_then(|text| text.parse().ok());
+    // The server takes no other, and nobody but a forger writes them.
+    sequence.filter(|sequence| (1..=i64::MAX as u64).contains(sequence))
 }

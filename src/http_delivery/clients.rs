@@ -1,0 +1,141 @@
+//! The clients of all subscriptions: one for each tenant, and for each set of roots and certificate of its own. Tenants
+//! share no connection, so that nothing one's endpoint sends is taken for the answer of another's.
+//!
+//! All of them together keep at most half of the files that the process may open. A connection beyond that closes those
+//! that wait for a next request.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use super::HttpConfig;
+use super::client::Client;
+use super::failure::Broken;
+use super::tls::{self, TlsOptions};
+use crate::open_files;
+
+/// Most clients kept, each with its connections; beyond, the one that was used longest ago goes.
+const MOST_CLIENTS: usize = 2048;
+/// Idle connections are closed at most once in this time.
+const CLOSE_EVERY: Duration = Duration::from_secs(1);
+
+/// Identifies a client: another tenant, root, certificate or key is another one.
+pub(super) type Key = [u8; 32];
+
+/// The client of a tenant and its TLS options.
+pub(super) fn key(tenant: &str, tls: Option<&TlsOptions>) -> Key {
+    let mut digest = Sha256::new();
+    digest.update((tenant.len() as u64).to_be_bytes());
+    digest.update(tenant);
+    if let Some(tls) = tls {
+        digest.update(tls.key());
+    }
+    digest.finalize().into()
+}
+
+#[derive(Default)]
+pub(super) struct Clients {
+    kept: Mutex<Kept>,
+    /// Connections of all clients.
+    open: Arc<AtomicUsize>,
+}
+
+#[derive(Default)]
+struct Kept {
+    /// With the count at its last use.
+    clients: HashMap<Key, (Client, u64)>,
+    uses: u64,
+    closed_at: Option<Instant>,
+}
+
+impl Clients {
+    /// `tls`: as in the key.
+    pub(super) fn get(
+        &self,
+        config: &HttpConfig,
+        key: &Key,
+        tls: Option<&TlsOptions>,
+    ) -> Result<Client, Broken> {
+        let open = self.open.load(Ordering::Relaxed);
+        if let Some(client) = self.kept().used(key, open, open_files::limit() / 2) {
+            return Ok(client);
+        }
+        // Made without the lock: others go on meanwhile. Where two make the same, the first is kept.
+        let tls = match tls {
+            None => tls::of_the_system(),
+            Some(tls) => tls.config().map_err(|failure| Broken::new(failure, None))?,
+        };
+        let made = Client::new(config, tls, &self.open);
+        let mut kept = self.kept();
+        if let Some(client) = kept.used(key, 0, usize::MAX) {
+            return Ok(client);
+        }
+        if kept.clients.len() >= MOST_CLIENTS
+            && let Some(oldest) = kept.clients.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key)
+        {
+            kept.clients.remove(&oldest);
+        }
+        let used = kept.uses;
+        kept.clients.insert(*key, (made.clone(), used));
+        Ok(made)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    /// A client that is kept. With more than `most` of `open` connections all clients go, and their idle connections
+    /// with them; those in use end with their answers.
+    fn used(&mut self, key: &Key, open: usize, most: usize) -> Option<Client> {
+        self.uses += 1;
+        if open > most && self.closed_at.is_none_or(|at| at.elapsed() >= CLOSE_EVERY) {
+            self.closed_at = Some(Instant::now());
+            self.clients.clear();
+            tracing::debug!(
+                open,
+                most,
+                "idle connections to endpoints are closed, because too many are open"
+            );
+        }
+        let (client, used) = self.clients.get_mut(key)?;
+        *used = self.uses;
+        Some(client.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_shared_within_a_tenant_and_bounded() {
+        let (clients, config) = (Clients::default(), HttpConfig::default());
+        let of = |number: usize| key(&format!("tenant-{number}"), None);
+        let has = |number: usize| clients.kept().clients.contains_key(&of(number));
+        assert_ne!(of(1), of(2));
+        for number in 0..MOST_CLIENTS {
+            clients.get(&config, &of(number), None).unwrap();
+            clients.get(&config, &of(0), None).unwrap();
+        }
+        assert_eq!(clients.kept().clients.len(), MOST_CLIENTS);
+        clients.get(&config, &of(MOST_CLIENTS), None).unwrap();
+        assert_eq!(clients.kept().clients.len(), MOST_CLIENTS);
+        assert!(has(0) && !has(1) && has(2) && has(MOST_CLIENTS), "the one used longest ago goes");
+    }
+
+    #[test]
+    fn too_many_connections_close_the_idle_ones() {
+        let (clients, config) = (Clients::default(), HttpConfig::default());
+        clients.get(&config, &key("acme", None), None).unwrap();
+        clients.open.store(usize::MAX, Ordering::Relaxed);
+        clients.get(&config, &key("globex", None), None).unwrap();
+        assert_eq!(clients.kept().clients.len(), 1, "that of acme is gone");
+        clients.get(&config, &key("acme", None), None).unwrap();
+        assert_eq!(clients.kept().clients.len(), 2, "not again within a second");
+    }
+}
