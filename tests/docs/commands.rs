@@ -1,0 +1,239 @@
+//! Commands, settings and subscriptions.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::process::Command;
+
+use super::blocks::{Block, blocks};
+use super::support::{
+    ApiClient, Behaviour, Hub, PATIENT, Receiver, TestBroker, TestClient, TestDatabase, eventually, nats_cli,
+    print_output, require_tool,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+/// A hub with everything that the pages name, and a folder in which their commands run.
+struct Stage {
+    broker: TestBroker,
+    receiver: Receiver,
+    hub: Hub,
+    client: TestClient,
+    database: TestDatabase,
+    api: ApiClient,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        let broker = TestBroker::start().await;
+        let receiver = Receiver::start().await;
+        let database = TestDatabase::sqlite().await.expect("SQLite is built in");
+        database.outbox(&["partner_events"]).await;
+        let settings = format!(
+            "{PATIENT}\n[secrets]\nmaster_key = '{KEY}'\n[outbox]\ndatabase_url = '{}'\n\
+             [[external_brokers]]\nname = 'partner_events'\nprovider = 'nats'\nurl = 'nats://127.0.0.1:1'\n",
+            database.url(),
+        );
+        let mut hub = Hub::serve(&broker.url(), &settings, &[]);
+        hub.ready().await;
+        let client = TestClient::connect(&broker.url()).await;
+        let api = ApiClient::with_scopes(&hub, "docs", "read,manage,operate,publish", None).await;
+        Self { broker, receiver, hub, client, database, api }
+    }
+
+    /// Puts in what the commands are about: a subscription, a dead letter of each kind that they name, a row.
+    async fn prepare(&self) {
+        let write = async |id: &str, events: &[&str]| {
+            let url = self.receiver.url(&format!("/{id}"));
+            let one = json!({"id": id, "events": events,
+                "delivery": {"url": url, "timeout": "2s", "signing": {"secret": "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="}}});
+            let file = self.hub.folder().join(format!("{id}.json"));
+            std::fs::write(&file, one.to_string()).expect("written");
+            self.hub.cli_ok(&["subscription", "apply", "-f", file.to_str().expect("UTF-8")]).await;
+        };
+        write("crm", &["user.>", "policy.>"]).await;
+        self.receiver.set("/crm", Behaviour::status(400));
+        self.receiver.set("/removed", Behaviour::status(400));
+        write("removed", &["login.>"]).await;
+        self.client.publish("user.created", "42").await;
+        self.client.publish("nobody.knows", "rejected").await;
+        eventually(LIMIT, "there are a dead letter and a rejected event", async || {
+            let letters = self.client.dead_letters("user-lifecycle").await.len();
+            let rejected = self.broker.messages("HUB_REJECTED").await;
+            if letters == 1 && rejected == 1 { Ok(()) } else { Err((letters, rejected)) }
+        })
+        .await;
+        self.receiver.set("/crm", Behaviour::ok());
+    }
+
+    async fn letter(&self) -> String {
+        let letters = self.hub.cli_json(&["dlt", "list", "--subscription", "crm"]).await;
+        letters[0]["id"].as_str().expect("a dead letter").to_owned()
+    }
+
+    /// The block as a reader would type it here: the places that stand for something are filled.
+    async fn filled(&self, text: &str) -> String {
+        let mut text = text
+            .replace("http://127.0.0.1:9000/hooks", &self.receiver.url("/crm"))
+            .replace("http://127.0.0.1:8080", &self.hub.api_url(""))
+            .replace("postgres://app:secret@127.0.0.1/app", &self.database.url())
+            .replace("trace ID", "trace 42")
+            .replace("ID…", "row-1")
+            // A command of the reader's own terminal.
+            .replace("export …", "true");
+        if text.contains("env_…") {
+            text = text.replace("env_…", &self.letter().await);
+        }
+        text
+    }
+
+    /// Runs a block as one script that ends at the first failure.
+    async fn run(&self, block: &Block, nats: &Path, folder: &Path) {
+        let script = format!("set -eu\n{}", self.filled(&block.text).await);
+        let hub = Path::new(env!("CARGO_BIN_EXE_hub")).parent().expect("in a folder").to_owned();
+        let mut path = vec![hub, nats.parent().expect("in a folder").to_owned()];
+        path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+        let mut command = Command::new("bash");
+        command
+            .args(["-c", &script])
+            .current_dir(folder)
+            .env("PATH", std::env::join_paths(path).expect("a path"))
+            .env("HUB_CONFIG", self.hub.config())
+            .env("NATS_URL", self.broker.url())
+            .env("TOKEN", self.api.token())
+            .env("PASSWORD", "a-password")
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(LIMIT, command.output()).await;
+        let output =
+            output.unwrap_or_else(|_| panic!("{}: it still runs\n{script}", block.at)).expect("it runs");
+        assert!(output.status.success(), "{}:\n{script}\n{}", block.at, print_output(&output));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_block_runs() {
+    let Some(nats) = require_tool("nats", nats_cli()) else { return };
+    let stage = Stage::set().await;
+    stage.prepare().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let crm = stage.hub.folder().join("crm.json");
+    for block in blocks("sh") {
+        if let Some(reason) = &block.not_run {
+            assert!(reason.len() > 5, "{}: say why it is not run", block.at);
+            continue;
+        }
+        // What each block finds: the subscription, two dead letters, a row of the outbox.
+        std::fs::copy(&crm, folder.path().join("crm.json")).expect("copied");
+        stage.hub.cli_ok(&["subscription", "apply", "-f", &stage.crm_file()]).await;
+        if block.text.contains("dlt") {
+            stage.fail_once().await;
+            stage.fail_once().await;
+        }
+        if block.text.contains("hub outbox retry") {
+            stage.row("row-1").await;
+        }
+        if block.text.contains("--reason removed") {
+            stage.remove_with_waiting().await;
+        }
+        stage.run(&block, &nats, folder.path()).await;
+    }
+}
+
+impl Stage {
+    /// Leaves one dead letter of `crm`, whose endpoint answers again.
+    async fn fail_once(&self) {
+        self.receiver.set("/crm", Behaviour::status(400));
+        let before = self.client.dead_letters("policy-client").await.len();
+        let id = format!("failing-{before}-{}", self.receiver.count("/crm"));
+        self.client.publish("policy.updated", &id).await;
+        eventually(LIMIT, "it is a dead letter", async || {
+            let now = self.client.dead_letters("policy-client").await.len();
+            if now > before { Ok(()) } else { Err(now) }
+        })
+        .await;
+        self.receiver.set("/crm", Behaviour::ok());
+    }
+
+    fn crm_file(&self) -> String {
+        self.hub.folder().join("crm.json").to_str().expect("UTF-8").to_owned()
+    }
+
+    /// An abandoned row for a broker that cannot be reached.
+    async fn row(&self, id: &str) {
+        let event =
+            json!({"id": id, "type": "user.created", "stream": "user-u1", "data": {}, "published": true});
+        self.database.raise(&event).await.expect("raised");
+        self.hub.cli_ok(&["outbox", "discard", id, "--broker", "partner_events", "--yes"]).await;
+    }
+
+    /// A dead letter with the reason `removed`.
+    async fn remove_with_waiting(&self) {
+        self.receiver.set("/removed", Behaviour::status(503));
+        self.client.publish("login.failed", "waits").await;
+        self.receiver.wait_for("/removed", 1, LIMIT).await;
+        self.hub.cli_ok(&["subscription", "remove", "removed", "--yes"]).await;
+        eventually(LIMIT, "it is parked as removed", async || {
+            let listed = self.hub.cli_json(&["dlt", "list", "--reason", "removed"]).await;
+            if listed.as_array().is_some_and(|all| !all.is_empty()) { Ok(()) } else { Err(listed) }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn every_settings_block_is_valid() {
+    let hub = Hub::configured("nats://127.0.0.1:1", &format!("[secrets]\nmaster_key = '{KEY}'\n"));
+    for block in blocks("toml") {
+        let file = hub.folder().join("block.toml");
+        // A password that is sealed for its setting stands where one is meant.
+        let text = match block.text.contains("sealed:v1.k1.…") {
+            true => block.text.replace("sealed:v1.k1.…", &sealed(&hub).await),
+            false => block.text.clone(),
+        };
+        std::fs::write(&file, format!("{text}\n[secrets]\nmaster_key = '{KEY}'\n")).expect("written");
+        let output = hub.cli(&["config", "check", "--config", file.to_str().expect("UTF-8")]).await;
+        assert!(output.status.success(), "{}: {}\n{text}", block.at, print_output(&output));
+    }
+}
+
+/// A password of the external broker that the pages name, sealed as they say.
+async fn sealed(hub: &Hub) -> String {
+    let script = "printf '%s' a-password | \"$HUB\" secrets seal external_brokers.partner_events.password";
+    let output = Command::new("bash")
+        .args(["-c", script])
+        .env("HUB", env!("CARGO_BIN_EXE_hub"))
+        .env("HUB_CONFIG", hub.config())
+        .output()
+        .await
+        .expect("it runs");
+    assert!(output.status.success(), "{}", print_output(&output));
+    String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
+}
+
+/// Whole subscriptions are applied; a filter is applied in one.
+#[tokio::test]
+async fn every_subscription_is_valid() {
+    let broker = TestBroker::start().await;
+    let hub = Hub::configured(&broker.url(), &format!("[secrets]\nmaster_key = '{KEY}'\n"));
+    hub.cli_ok(&["provision"]).await;
+    for block in blocks("json") {
+        let text = block
+            .text
+            .replace("whsec_…", "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")
+            .replace('…', "a-secret");
+        let mut json: Value =
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", block.at));
+        if json["id"].is_null() {
+            json = json!({"id": "filtered", "events": ["user.>"], "filter": [json],
+                "delivery": {"url": "https://crm.example/hooks"}});
+        }
+        let file = hub.folder().join("one.json");
+        std::fs::write(&file, json.to_string()).expect("written");
+        let output = hub.cli(&["subscription", "apply", "-f", file.to_str().expect("UTF-8")]).await;
+        assert!(output.status.success(), "{}: {}", block.at, print_output(&output));
+    }
+}
