@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use support::{
-    Account, Behaviour, Direction, FaultProxy, Hub, QUICK, Receiver, TestBroker, TestClient, ids,
+    Account, Behaviour, Direction, FaultProxy, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids,
     subscription,
 };
 
@@ -90,7 +90,7 @@ async fn killed_in_mid_dead_lettering(status: u16) {
     let broker = TestBroker::start().await;
     let proxy = FaultProxy::start(&broker.url()).await;
     let receiver = Receiver::start().await;
-    receiver.set("/down", Behaviour::status(status));
+    receiver.set("/down", Behaviour::Hang);
     let mut first = Hub::serve(&proxy.url("nats"), QUICK, &[]);
     first.ready().await;
     let client = TestClient::connect(&broker.url()).await;
@@ -100,6 +100,13 @@ async fn killed_in_mid_dead_lettering(status: u16) {
     let written = proxy.cut_before(Direction::ToClient, acknowledgement_of(POLICY_DLT));
     let events = ids("event", 25);
     client.publish_all("policy.updated", &events).await;
+    // The endpoint fails when all stand in the outbox, so that they can be counted there.
+    eventually(STEP, "each event has its envelope", async || match broker.messages(POLICY_OUTBOX).await {
+        25 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    receiver.set("/down", Behaviour::status(status));
     written.fired(STEP).await;
     first.kill().await;
     let (letters, owed) = (broker.messages(POLICY_DLT).await, broker.messages(POLICY_OUTBOX).await);
