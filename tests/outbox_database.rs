@@ -221,9 +221,10 @@ async fn a_database_that_dies_under_an_idle_relay_is_told_with_its_cause() {
     hub.ready().await;
     hub.wait_for_log("relaying the outbox", SOON).await;
     postgres.crash().await;
-    // Refused, or reset if it was asked just then.
-    hub.wait_for_log("cannot be reached: Connection re", SOON).await;
-    let (log, told) = (hub.log(), "the outbox's database does not do what it is asked");
+    // Refused or reset, or the server's own last words: it depends on the moment.
+    let told = "the outbox's database does not do what it is asked";
+    hub.wait_for_log(told, SOON).await;
+    let log = hub.log();
     assert_eq!(log.matches(told).count(), 1, "told once: {log}");
     assert!(!log.contains("raise outbox.connections"), "{log}");
     let ready = support::http_client().get(hub.health_url("/readyz")).send().await.expect("answered");
