@@ -171,7 +171,7 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// The status that the last answer on a connection began with. What it says is there even if the rest of its head makes
+/// The status that the answer to the last request on a connection began with, 0 before. What it says is there even if the rest of its head makes
 /// no sense.
 #[derive(Clone, Default)]
 struct SeenStatus(Arc<AtomicU16>);
@@ -228,9 +228,11 @@ impl Metered {
         Self { meter, head, status, stream, _counted: counted }
     }
 
+    /// What the answer before said is forgotten: it must never be taken for that of this request.
     fn written(&mut self) {
         self.meter.written();
         self.head.next = true;
+        self.status.0.store(0, Ordering::Relaxed);
     }
 }
 

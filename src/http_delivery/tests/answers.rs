@@ -236,6 +236,47 @@ async fn the_status_counts_though_the_framing_makes_no_sense() {
     assert_eq!(attempt(&local(), &server.url, "5s").await.outcome, answered(200));
 }
 
+/// On a connection that had answered another request before.
+#[tokio::test]
+async fn an_answer_that_is_none_never_counts_as_the_one_before() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let answers = [
+        "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+        "ICY 200 OK\r\n\r\n",
+        "HTTP/1.1 410 Gone\r\ncontent-length: five\r\n\r\n",
+        "\0\0\0\r\n\r\n",
+    ];
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut connections = 0;
+        let mut answers = answers.into_iter();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            connections += 1;
+            let mut read = Vec::new();
+            while stream.read_buf(&mut read).await.is_ok_and(|count| count > 0) {
+                if read.ends_with(EVENT.as_bytes()) {
+                    read.clear();
+                    let Some(answer) = answers.next() else { return connections };
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            }
+            if answers.len() == 0 {
+                return connections;
+            }
+        }
+        connections
+    });
+    let http = local();
+    let mut outcomes = Vec::new();
+    for _ in 0..4 {
+        outcomes.push(attempt(&http, &url, "5s").await.outcome);
+    }
+    let malformed = Outcome::Failed(Failure::Malformed);
+    assert_eq!(outcomes, [answered(200), malformed.clone(), answered(410), malformed]);
+    assert_eq!(task.join_next().await.unwrap().unwrap(), 3, "the first two went over one connection");
+}
+
 #[tokio::test]
 async fn the_error_says_what_is_malformed_in_a_head() {
     let too_many: String = (0..300).map(|number| format!("x-{number}: {number}\r\n")).collect();
