@@ -157,6 +157,11 @@ impl RegistryFollower {
             ..ScanOptions::default()
         };
         let mut scan = Scan::begin(&self.js, &stream, &options).await?;
+        if self.js.stream_info(&stream).await?.created != made {
+            // Made anew between the two: what is read would count for the one before, and nobody would ever catch up.
+            scan.end().await;
+            return Ok(());
+        }
         let mut loading = Some(HashSet::new());
         let mut misplaced = Vec::new();
         loop {
