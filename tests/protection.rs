@@ -389,3 +389,53 @@ async fn a_tenant_publishes_within_its_rate_over_the_api_and_waits_its_turn_over
         sent.expect("sent").await.expect("stored");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_has_no_more_subscriptions_than_its_quota() {
+    let broker = TestBroker::start().await;
+    let settings = "[quotas]\nsubscriptions = 2\n[[tenants]]\nname = \"big\"\nsubscriptions = 3\n";
+    let mut hub = Hub::serve(&broker.url(), settings, &["--role", "api"]);
+    hub.ready().await;
+    let of = |tenant: &str, number: usize| {
+        let mut one = subscription(&format!("{tenant}-{number}"), &["user.>"], "https://crm.example/hooks");
+        one["tenant"] = tenant.into();
+        one
+    };
+    for (tenant, limit, setting) in
+        [("acme", 2, "quotas.subscriptions"), ("big", 3, "tenants[big].subscriptions")]
+    {
+        let api = ApiClient::with_scopes(&hub, tenant, "read,manage", Some(tenant)).await;
+        for number in 0..limit {
+            api.post("/v1/subscriptions", &of(tenant, number)).await.expect(201);
+        }
+        let problem = api.post("/v1/subscriptions", &of(tenant, limit)).await.expect(409);
+        let detail = problem["detail"].as_str().expect("a text");
+        assert!(detail.contains(&format!("{limit} subscriptions")) && detail.contains(setting), "{detail}");
+        assert_eq!(problem["type"], "urn:integration-hub:problem:quota-exceeded");
+        // What is there may be written again; and by the command line no more are made.
+        api.post("/v1/subscriptions", &of(tenant, 0)).await.expect(200);
+        let file = hub.folder().join("one.json");
+        std::fs::write(&file, of(tenant, limit).to_string()).expect("written");
+        let refused = hub.cli(&["subscription", "apply", "-f", &file.to_string_lossy()]).await;
+        assert_ne!(refused.status.code(), Some(0));
+        assert!(support::print_output(&refused).contains(setting), "{}", support::print_output(&refused));
+        // One that goes makes room.
+        api.delete(&format!("/v1/subscriptions/{tenant}-0"), &[]).await.expect(204);
+        api.post("/v1/subscriptions", &of(tenant, limit)).await.expect(201);
+    }
+    // As many at once as one likes: no more than the quota are made.
+    let api = ApiClient::with_scopes(&hub, "crowd", "read,manage", Some("crowd")).await;
+    let all = futures_util::future::join_all((0..12).map(|number| {
+        let (api, one) = (&api, of("crowd", number));
+        async move { api.post("/v1/subscriptions", &one).await.status }
+    }));
+    let answers = all.await;
+    let made = answers.iter().filter(|status| **status == 201).count();
+    assert_eq!((made, answers.iter().filter(|status| **status == 409).count()), (2, 10), "{answers:?}");
+    // Several in one file are counted together.
+    let file = hub.folder().join("many.json");
+    std::fs::write(&file, json!([of("new", 0), of("new", 1), of("new", 2)]).to_string()).expect("written");
+    let refused = hub.cli(&["subscription", "apply", "-f", &file.to_string_lossy()]).await;
+    assert_ne!(refused.status.code(), Some(0));
+    assert!(support::print_output(&refused).contains("quotas.subscriptions"));
+}

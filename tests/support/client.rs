@@ -18,38 +18,24 @@ const IN_FLIGHT: usize = 256;
 /// How long one publication is tried: longer than a server that is being restarted is away.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(60);
 
+macro_rules! settings_with {
+    ($max_timeout:literal, $ack_wait:literal) => {
+        concat!(
+            "[delivery]\nmax_deliver = 3\nretry = [\"100ms\", \"200ms\"]\nmax_timeout = \"",
+            $max_timeout,
+            "\"\nack_wait = \"",
+            $ack_wait,
+            "\"\ngrace = \"5s\"\n\n[redrive]\nschedule = []\n\n[sweep]\ninterval = \"1s\"\n",
+        )
+    };
+}
+
 /// Retries and waits so short that a test sees them through.
-pub const QUICK: &str = r#"
-[delivery]
-max_deliver = 3
-retry = ["100ms", "200ms"]
-max_timeout = "2s"
-ack_wait = "3s"
-grace = "5s"
-
-[redrive]
-schedule = []
-
-[sweep]
-interval = "1s"
-"#;
+pub const QUICK: &str = settings_with!("2s", "3s");
 
 /// As [`QUICK`], for tests that count each delivery: on a busy machine a healthy attempt may take seconds, and
 /// must neither time out nor be given to another process meanwhile.
-pub const PATIENT: &str = r#"
-[delivery]
-max_deliver = 3
-retry = ["100ms", "200ms"]
-max_timeout = "60s"
-ack_wait = "75s"
-grace = "5s"
-
-[redrive]
-schedule = []
-
-[sweep]
-interval = "1s"
-"#;
+pub const PATIENT: &str = settings_with!("60s", "75s");
 
 /// Two connections to the broker: the hub's own adapter, and the plain client.
 pub struct TestClient {
