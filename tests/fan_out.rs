@@ -118,7 +118,9 @@ async fn a_full_outbox_makes_its_events_wait_and_no_others() {
 async fn an_event_that_does_not_fit_is_in_nobodys_way() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    receiver.set("/hanging", Behaviour::Hang);
+    // A request that hangs would do so for as long as an attempt may take: longer than this test waits.
+    let (open, gate) = Behaviour::gate();
+    receiver.set("/hanging", gate);
     let settings = format!("{PATIENT}\n[events]\nmax_size = \"100KB\"\n[limits]\noutbox = \"1MB\"\n");
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
@@ -155,7 +157,7 @@ async fn an_event_that_does_not_fit_is_in_nobodys_way() {
     assert_eq!((rejected, receiver.count("/never"), receiver.count("/later")), (1, 0, 0));
     hub.wait_for_log("limits.outbox", STEP).await;
     // It is delivered when there is room.
-    receiver.set("/hanging", Behaviour::ok());
+    open.send_replace(true);
     receiver.wait_accepted("/later", 5, STEP).await;
 }
 

@@ -26,6 +26,8 @@ pub enum Behaviour {
     Answer { status: u16, headers: Vec<(&'static str, String)>, body: Bytes },
     /// Reads the request and never answers.
     Hang,
+    /// Answers as told as soon as the gate is open, what it has read before as well.
+    Gate(watch::Receiver<bool>, Box<Self>),
     /// Waits, then goes on as told.
     Slow(Duration, Box<Self>),
     /// Sends the head and half of the body, then closes the connection.
@@ -55,6 +57,12 @@ impl Behaviour {
     /// Answers 200 after a while.
     pub fn slow(wait: Duration) -> Self {
         Self::Slow(wait, Box::new(Self::ok()))
+    }
+
+    /// Answers 200 once `true` is sent, and holds every request until then.
+    pub fn gate() -> (watch::Sender<bool>, Self) {
+        let (open, gate) = watch::channel(false);
+        (open, Self::Gate(gate, Box::new(Self::ok())))
     }
 
     /// Answers 200 to a request with this header, else 401.
@@ -307,6 +315,12 @@ async fn handle(
                 break response;
             }
             Behaviour::Hang => std::future::pending().await,
+            Behaviour::Gate(mut gate, then) => {
+                if gate.wait_for(|open| *open).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                *then
+            }
             Behaviour::Slow(wait, then) => {
                 tokio::time::sleep(wait).await;
                 *then
