@@ -32,9 +32,9 @@ use crate::seal::{MasterKeyError, OpenSettingsError, Sealer, open_settings};
 use crate::settings::Settings;
 use crate::signals::Signals;
 use crate::sinks::SettingError;
-use crate::store::{Store, StoreError};
 use crate::subscriptions_grpc::{self, ResolverServer};
 use crate::tasks::{TaskError, Tasks};
+use hub_outbox::{Store, StoreError};
 
 mod database;
 mod relaying;

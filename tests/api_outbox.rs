@@ -4,11 +4,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use hub_outbox::{GivenUp, Store, StoreOptions};
 use integration_hub::domain::outbox::{Lane, Status};
 use integration_hub::management::ManagementError;
 use integration_hub::management::outbox::{Course, Cursor, Outbox, Selection};
 use integration_hub::settings::Settings;
-use integration_hub::store::{GivenUp, Store, StoreOptions};
 use serde_json::{Value, json};
 use support::outbox::{claim, claim_of, event, positions};
 use support::relay::{SOON, own_postgres, public, raise, rows, stored, through, wait_for};

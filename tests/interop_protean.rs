@@ -6,8 +6,8 @@ mod support;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use hub_outbox::Store;
 use integration_hub::domain::outbox::Status;
-use integration_hub::store::Store;
 use serde_json::{Value, json};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};

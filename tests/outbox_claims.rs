@@ -6,10 +6,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use hub_outbox::{ClaimRequest, ClaimedRow, Cursor, FailedAttempt, GivenUp, Row, Selection, Store};
 use integration_hub::domain::outbox::{Lane, RaisedEvent, Status};
-use integration_hub::store::{
-    ClaimRequest, ClaimedRow, Cursor, FailedAttempt, GivenUp, Row, Selection, Store,
-};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;

@@ -2,8 +2,8 @@
 
 mod support;
 
+use hub_outbox::GivenUp;
 use integration_hub::domain::outbox::Lane;
-use integration_hub::store::GivenUp;
 use serde_json::{Value, json};
 use support::outbox::{TestDatabase, claim, claim_of, event, positions};
 use support::{Hub, PASSWORD, free_port, print_output};

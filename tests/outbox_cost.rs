@@ -4,8 +4,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use integration_hub::outbox::RaisedEvent;
-use integration_hub::store::Store;
+use hub_outbox::RaisedEvent;
+use hub_outbox::Store;
 use support::outbox::{TestDatabase, claim, event, positions};
 
 const BATCH: usize = 100;

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hub_outbox::publish;
+use hub_outbox::{CONNECT_LIMIT, Store, StoreError, StoreOptions};
 use integration_hub::domain::outbox::{RaisedEvent, Status};
-use integration_hub::outbox::publish;
-use integration_hub::store::{CONNECT_LIMIT, Store, StoreError, StoreOptions};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use support::external_broker::ServerProcess;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream;
 use futures_util::StreamExt;
+use hub_outbox::{Cursor, Selection, Store};
 use integration_hub::domain::outbox::Status;
-use integration_hub::store::{Cursor, Selection, Store};
 use serde_json::{Value, json};
 use support::outbox::event;
 use support::outbox::on_both;
@@ -202,7 +202,7 @@ async fn rows_that_can_never_go_are_abandoned_and_stop_nobody(database: &TestDat
     let inside = wait_for(&store, "internal", Status::Published, 4).await;
     let outside = wait_for(&store, "partner", Status::Published, 3).await;
     assert_eq!((inside[1].status, inside[1].attempts), (Status::Abandoned, 1));
-    let reason = |row: &integration_hub::store::Row| row.last_error.clone().unwrap_or_default();
+    let reason = |row: &hub_outbox::Row| row.last_error.clone().unwrap_or_default();
     assert!(reason(&inside[1]).contains("larger than the server's max_payload"), "{:?}", inside[1]);
     assert_eq!((outside[1].status, outside[1].attempts), (Status::Abandoned, 1));
     assert_eq!((outside[3].status, outside[3].attempts), (Status::Abandoned, 2));

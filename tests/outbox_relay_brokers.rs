@@ -5,8 +5,8 @@ mod support;
 
 use std::collections::BTreeSet;
 
+use hub_outbox::{Row, Store};
 use integration_hub::domain::outbox::Status;
-use integration_hub::store::{Row, Store};
 use serde_json::{Value, json};
 use support::outbox::event;
 use support::partner::{Arrived, Partner};

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use hub_outbox::Retention;
 use integration_hub::domain::message_id::MessageIds;
 use integration_hub::domain::outbox::{Destination, RetryPolicy, Status};
 use integration_hub::health::Readiness;
 use integration_hub::metrics::Metrics;
 use integration_hub::roles::outbox_relay::{ExternalTarget, OutboxRelay, OutboxRelaySettings, RelayError};
 use integration_hub::sinks::{Broker, Outgoing, PublishError, Published};
-use integration_hub::store::Retention;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;

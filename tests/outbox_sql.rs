@@ -3,10 +3,10 @@
 
 mod support;
 
+use hub_outbox::PublishError;
+use hub_outbox::{Cursor, Selection, StoreError};
 use integration_hub::domain::event::Publication;
 use integration_hub::domain::outbox::{CONTENT_TYPE, RaisedEvent};
-use integration_hub::outbox::PublishError;
-use integration_hub::store::{Cursor, Selection, StoreError};
 use serde_json::{Value, json};
 use support::TestPostgres;
 use support::outbox::{TestDatabase, claim, event, ids};
@@ -286,8 +286,7 @@ async fn the_databases_refusal_reaches_the_rust_caller() {
 #[tokio::test]
 async fn psql_and_triggers_raise_events() {
     let Some(server) = TestPostgres::start().await else { return };
-    let store =
-        integration_hub::store::Store::new(integration_hub::store::StoreOptions::new(server.url().into()));
+    let store = hub_outbox::Store::new(hub_outbox::StoreOptions::new(server.url().into()));
     let store = store.unwrap();
     store.setup().await.unwrap();
     store.sync_brokers(&["partner".to_owned()], false).await.unwrap();

@@ -5,10 +5,10 @@ mod support;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use integration_hub::domain::outbox::{Lane, RaisedEvent, Status, Step};
-use integration_hub::store::{
+use hub_outbox::{
     ClaimRequest, Cursor, FailedAttempt, GivenUp, Retention, Row, Selection, Store, StoreError, StoreOptions,
 };
+use integration_hub::domain::outbox::{Lane, RaisedEvent, Status, Step};
 use serde_json::json;
 use support::outbox::{TestDatabase, claim, claim_of, event, ids, of_broker, on_both, positions};
 use support::{PASSWORD, TestPostgres, eventually};

@@ -11,7 +11,7 @@ use crate::nats::provision::ProvisionError;
 use crate::nats::{BatchError, NatsError};
 use crate::seal::MasterKeyError;
 use crate::settings::SettingsError;
-use crate::store::{PublishError, StoreError};
+use hub_outbox::{PublishError, StoreError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {

@@ -11,7 +11,7 @@ use crate::nats::provision::ProvisionError;
 use crate::seal::{MasterKeyError, OpenSettingsError};
 use crate::serve::ServeError;
 use crate::settings::SettingsError;
-use crate::store::StoreError;
+use hub_outbox::StoreError;
 
 /// What a command has to say when it did what it was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use super::output::{Printer, confirm, spinner, time, warn};
 use crate::management::ManagementError;
 use crate::management::outbox::{Changed, Course, MadeReady, Outbox, Store};
 use crate::settings::{Pooler, Settings};
-use crate::store::StoreOptions;
+use hub_outbox::StoreOptions;
 use select::Selected;
 
 #[derive(Debug, Args)]

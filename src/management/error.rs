@@ -6,7 +6,7 @@ use crate::domain::outbox::Status;
 use crate::nats::{ApiError, NatsError};
 use crate::seal::SealError;
 use crate::settings::Quota;
-use crate::store::StoreError;
+use hub_outbox::StoreError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ManagementError {

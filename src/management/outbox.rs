@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use super::ManagementError;
 use crate::domain::field_error::FieldError;
 use crate::settings::Settings;
-use crate::store::{Batch, Retention};
-pub use crate::store::{BrokerStatus, BrokerSync, Cursor, Row, Selection, SetUp, Store, StoreError};
+use hub_outbox::{Batch, Retention};
+pub use hub_outbox::{BrokerStatus, BrokerSync, Cursor, Row, Selection, SetUp, Store, StoreError};
 
 /// Rows that one statement changes, or published events that one looks through: short transactions,
 /// whatever is asked for.

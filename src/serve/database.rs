@@ -3,7 +3,7 @@
 use super::{Role, ServeError, ServeOptions};
 use crate::management::outbox::{Outbox, OutboxDesk};
 use crate::settings::{Pooler, Settings};
-use crate::store::{Store, StoreOptions};
+use hub_outbox::{Store, StoreOptions};
 
 /// The outbox's database, as this process needs it: one set of connections, whoever asks.
 pub(super) struct Stores {

@@ -5,7 +5,7 @@ use crate::configured::external_broker;
 use crate::roles::outbox_relay::{ExternalTarget, OutboxRelaySettings};
 use crate::settings::{ExternalBroker, Settings};
 use crate::sinks::NamedBroker;
-use crate::store::{Retention, Store};
+use hub_outbox::{Retention, Store};
 
 /// What the role needs beside the hub's own connection.
 pub(super) struct Relaying {

@@ -11,10 +11,10 @@ use std::collections::BTreeSet;
 use cases::Verdict::{Accepted, Refused};
 use cases::{LARGEST, REFUSED_SOMEHOW, cases};
 use generated::any_event;
+use hub_outbox::publish;
+use hub_outbox::{Cursor, Selection, Store};
 use integration_hub::domain::event::{Event, Publication};
 use integration_hub::domain::outbox::{CONTENT_TYPE, RaisedEvent};
-use integration_hub::outbox::publish;
-use integration_hub::store::{Cursor, Selection, Store};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
@@ -177,12 +177,12 @@ async fn an_outbox_of_version_1_is_brought_to_this_one(database: &TestDatabase) 
             "CREATE SCHEMA hub_outbox; CREATE TABLE hub_outbox.migrations (
                  version bigint PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT clock_timestamp());
              INSERT INTO hub_outbox.migrations (version) VALUES (1);",
-            include_str!("../../src/store/postgres/0001_outbox.sql"),
+            include_str!("../../crates/outbox/src/postgres/0001_outbox.sql"),
         ),
         TestDatabase::Sqlite { .. } => (
             "CREATE TABLE hub_outbox_migrations (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP);
              INSERT INTO hub_outbox_migrations (version) VALUES (1);",
-            include_str!("../../src/store/sqlite/0001_outbox.sql"),
+            include_str!("../../crates/outbox/src/sqlite/0001_outbox.sql"),
         ),
     };
     database.sql(schema).await.expect("version 1 is written down");

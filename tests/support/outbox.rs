@@ -1,8 +1,8 @@
 //! A database with an outbox in it: PostgreSQL or SQLite.
 
+use hub_outbox::{ClaimRequest, ClaimedRow, Selection, Store, StoreOptions};
+use hub_outbox::{PublishError, publish};
 use integration_hub::domain::outbox::{Lane, RaisedEvent};
-use integration_hub::outbox::{PublishError, publish};
-use integration_hub::store::{ClaimRequest, ClaimedRow, Selection, Store, StoreOptions};
 use serde_json::{Value, json};
 use sqlx::postgres::PgPool;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};

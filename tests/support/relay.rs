@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
+use hub_outbox::{Cursor, Row, Store};
 use integration_hub::domain::outbox::{RaisedEvent, Status};
-use integration_hub::store::{Cursor, Row, Store};
 use serde_json::{Value, json};
 
 use super::outbox::of_broker;

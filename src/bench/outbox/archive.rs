@@ -13,7 +13,7 @@ use crate::bench::report::{Figure, Goal, Measure, Unit, grouped};
 use crate::bench::statistics::{middle, ratio};
 use crate::bench::tally::Account;
 use crate::domain::outbox::{INTERNAL, Lane};
-use crate::store::{ClaimRequest, Store};
+use hub_outbox::{ClaimRequest, Store};
 
 /// Rows of a claim, each of a stream of its own.
 const CLAIMED: u64 = 100;

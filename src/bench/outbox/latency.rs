@@ -21,7 +21,7 @@ use crate::bench::statistics::percentile;
 use crate::bench::tally::Account;
 use crate::broker_process::SyncInterval;
 use crate::domain::outbox::{INTERNAL, RaisedEvent};
-use crate::store::publish;
+use hub_outbox::publish;
 
 const PER_SECOND: u32 = 100;
 /// Sent first and not measured: connections are made, code and pages become warm.

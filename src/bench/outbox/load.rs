@@ -11,7 +11,7 @@ use crate::bench::error::BenchError;
 use crate::bench::load::body;
 use crate::bench::rig::{PATIENCE, bar};
 use crate::domain::outbox::INTERNAL;
-use crate::store::{Store, StoreOptions};
+use hub_outbox::{Store, StoreOptions};
 
 /// Events that one transaction raises.
 const PER_TRANSACTION: u64 = 1_000;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::domain::outbox::Pauses;
 use crate::health::ReadyFlag;
-use crate::store::StoreError;
+use hub_outbox::StoreError;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::store::ClaimedRow;
+use hub_outbox::ClaimedRow;
 
 /// More are not told of: passing over each costs the claim as well.
 const MOST_TOLD: usize = 1_000;

@@ -21,7 +21,7 @@ use crate::domain::outbox::{CONTENT_TYPE, Destination, Lane, Pauses};
 use crate::metrics::OutboxMetrics;
 use crate::nats::subjects::Names;
 use crate::sinks::{Broker, Outgoing, PublishError};
-use crate::store::{ClaimRequest, ClaimedRow, Store, StoreError};
+use hub_outbox::{ClaimRequest, ClaimedRow, Store, StoreError};
 
 /// The most bulk rows of one claim: what is live waits for no more of them than these, at the broker or
 /// in the database.

@@ -16,7 +16,7 @@ use super::database::Database;
 use super::processor::Processor;
 use crate::domain::outbox::AfterFailure;
 use crate::sinks::{Outgoing, PublishError};
-use crate::store::{ClaimedRow, FailedAttempt, GivenUp, StoreError};
+use hub_outbox::{ClaimedRow, FailedAttempt, GivenUp, StoreError};
 
 /// Streams that are published at once: to the hub's own server as many as the Event Processor's publishes, to
 /// others as many as each adapter has channels for.

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{OutboxRelaySettings, Scope};
 use crate::metrics::Metrics;
-use crate::store::{BrokerStatus, Cursor, Store, StoreError};
+use hub_outbox::{BrokerStatus, Cursor, Store, StoreError};
 
 const GAUGES: Duration = Duration::from_secs(10);
 /// Between two batches: others write, too.

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::OutboxRelaySettings;
 use super::database::Database;
-use crate::store::Store;
+use hub_outbox::Store;
 
 /// What a processor sees when it looks.
 #[derive(Debug, Clone, Copy, Default)]

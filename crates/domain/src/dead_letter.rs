@@ -1,0 +1,225 @@
+//! Dead letters: what they tell, how they travel as headers, and when they get their next chance.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::outcome::{Fault, Reason};
+use super::subscription::{Identity, Incarnation, SubscriptionRef};
+
+/// An envelope that could not be delivered. The fields travel as `Hub-…` headers on the message
+/// of the dead-letter stream; its body is the envelope.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeadLetter {
+    /// The envelope's id: the same over all redrives.
+    pub id: String,
+    pub domain: String,
+    pub subscription: String,
+    pub tenant: String,
+    /// The subscription's when the envelope was made.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub incarnation: Incarnation,
+    pub event_id: String,
+    pub event_key: String,
+    pub reason: Reason,
+    pub fault: Fault,
+    pub state: State,
+    /// Over all redrives.
+    pub attempts: u32,
+    /// Redrives that the schedule has used up.
+    pub redrives: u32,
+    pub last_status: Option<u16>,
+    pub last_error: Option<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub failed_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub next_redrive_at: Option<OffsetDateTime>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", schema(as = DeadLetterState))]
+pub enum State {
+    /// Waits for its redrive.
+    Scheduled,
+    /// Its envelope is on its way again.
+    Replaying,
+    /// The schedule is used up, or the reason is one that time does not mend: waits for an operator.
+    Parked,
+}
+
+impl State {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Scheduled => "scheduled",
+            Self::Replaying => "replaying",
+            Self::Parked => "parked",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for State {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "scheduled" => Ok(Self::Scheduled),
+            "replaying" => Ok(Self::Replaying),
+            "parked" => Ok(Self::Parked),
+            other => Err(format!("{other:?} is not a state: scheduled, replaying or parked")),
+        }
+    }
+}
+
+/// When a dead letter that was redriven `redrives` times gets its next chance: after the
+/// schedule's wait of that number; never when the schedule is used up, or when waiting mends
+/// nothing (the endpoint refused the event for good, nobody can read it, nobody wants it).
+pub fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration]) -> Option<Duration> {
+    match reason {
+        Reason::Exhausted | Reason::CircuitOpen | Reason::Stranded => {
+            schedule.get(usize::try_from(redrives).unwrap_or(usize::MAX)).copied()
+        }
+        Reason::Permanent
+        | Reason::TooLarge
+        | Reason::Undecodable
+        | Reason::Removed
+        | Reason::Paused
+        | Reason::Disabled
+        | Reason::InternalError => None,
+    }
+}
+
+impl DeadLetter {
+    /// Whose it is; `None` where its envelope could not be read.
+    pub fn owner(&self) -> Option<Identity> {
+        Some(Identity { subscription: self.reference()?, incarnation: self.incarnation })
+    }
+
+    /// The subscription it belongs to; `None` where its envelope could not be read.
+    pub fn reference(&self) -> Option<SubscriptionRef> {
+        SubscriptionRef::of(&self.tenant, &self.subscription)
+    }
+
+    /// As headers, in order.
+    pub fn to_headers(&self) -> Vec<(&'static str, String)> {
+        let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
+        let mut headers = vec![
+            ("Hub-Id", self.id.clone()),
+            ("Hub-Domain", self.domain.clone()),
+            ("Hub-Subscription", self.subscription.clone()),
+            ("Hub-Tenant", self.tenant.clone()),
+            ("Hub-Incarnation", self.incarnation.to_string()),
+            ("Hub-Event-Id", self.event_id.clone()),
+            ("Hub-Event-Key", self.event_key.clone()),
+            ("Hub-Reason", self.reason.to_string()),
+            ("Hub-Fault", self.fault.to_string()),
+            ("Hub-State", self.state.to_string()),
+            ("Hub-Attempts", self.attempts.to_string()),
+            ("Hub-Redrives", self.redrives.to_string()),
+            ("Hub-Failed-At", time(self.failed_at)),
+        ];
+        if let Some(status) = self.last_status {
+            headers.push(("Hub-Last-Status", status.to_string()));
+        }
+        if let Some(error) = &self.last_error {
+            headers.push(("Hub-Last-Error", error.clone()));
+        }
+        if let Some(at) = self.next_redrive_at {
+            headers.push(("Hub-Next-Redrive-At", time(at)));
+        }
+        headers
+    }
+
+    /// From headers; `None` if one that is always there is missing or unreadable.
+    pub fn from_headers<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
+        let time = |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok();
+        let text = |name: &str| header(name).map(str::to_owned);
+        Some(Self {
+            id: text("Hub-Id")?,
+            domain: text("Hub-Domain")?,
+            subscription: text("Hub-Subscription")?,
+            tenant: text("Hub-Tenant").unwrap_or_default(),
+            incarnation: Incarnation::read(header("Hub-Incarnation")).ok()?,
+            event_id: text("Hub-Event-Id").unwrap_or_default(),
+            event_key: text("Hub-Event-Key").unwrap_or_default(),
+            reason: header("Hub-Reason")?.parse().ok()?,
+            fault: header("Hub-Fault")?.parse().ok()?,
+            state: header("Hub-State")?.parse().ok()?,
+            attempts: header("Hub-Attempts")?.parse().ok()?,
+            redrives: header("Hub-Redrives")?.parse().ok()?,
+            last_status: header("Hub-Last-Status").and_then(|status| status.parse().ok()),
+            last_error: text("Hub-Last-Error"),
+            failed_at: time(header("Hub-Failed-At")?)?,
+            next_redrive_at: header("Hub-Next-Redrive-At").and_then(time),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter() -> DeadLetter {
+        DeadLetter {
+            id: "env_1".into(),
+            domain: "policy-client".into(),
+            subscription: "crm".into(),
+            tenant: "acme".into(),
+            incarnation: Incarnation::new(7),
+            event_id: "e 1".into(),
+            event_key: "policy.updated".into(),
+            reason: Reason::Exhausted,
+            fault: Fault::Subscriber,
+            state: State::Scheduled,
+            attempts: 5,
+            redrives: 1,
+            last_status: Some(503),
+            last_error: Some("503 Service Unavailable".into()),
+            failed_at: OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap(),
+            next_redrive_at: Some(OffsetDateTime::from_unix_timestamp(1_800_000_300).unwrap()),
+        }
+    }
+
+    #[test]
+    fn headers_round_trip() {
+        for letter in
+            [letter(), DeadLetter { last_status: None, last_error: None, next_redrive_at: None, ..letter() }]
+        {
+            let headers = letter.to_headers();
+            let find =
+                |name: &str| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str());
+            assert_eq!(DeadLetter::from_headers(find), Some(letter));
+        }
+    }
+
+    #[test]
+    fn one_from_before_there_were_incarnations_reads_as_legacy() {
+        let headers = letter().to_headers();
+        let find = |name: &str| {
+            let others = headers.iter().filter(|(key, _)| *key != "Hub-Incarnation");
+            others.into_iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str())
+        };
+        assert_eq!(DeadLetter::from_headers(find).unwrap().incarnation, Incarnation::LEGACY);
+    }
+
+    #[test]
+    fn the_schedule_is_walked_once_and_then_parks() {
+        let schedule = [Duration::from_secs(300), Duration::from_secs(1800)];
+        assert_eq!(next_redrive(Reason::Exhausted, 0, &schedule), Some(schedule[0]));
+        assert_eq!(next_redrive(Reason::Stranded, 1, &schedule), Some(schedule[1]));
+        assert_eq!(next_redrive(Reason::Exhausted, 2, &schedule), None);
+        assert_eq!(next_redrive(Reason::Permanent, 0, &schedule), None);
+        assert_eq!(next_redrive(Reason::Disabled, 0, &schedule), None);
+    }
+}

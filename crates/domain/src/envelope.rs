@@ -1,0 +1,324 @@
+//! The envelope (OutboxEvent): one event for one subscription, and the fan-out that makes them.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use super::event::Event;
+use super::subscription::{Identity, Incarnation, RateLimit, SubscriptionRef, subscription_token};
+
+mod owner;
+
+/// The body of a message on an outbox, read without copying. As JSON: an object of these fields.
+#[derive(Debug, Deserialize)]
+pub struct Envelope<'a> {
+    /// Stable over every attempt and redrive; the `webhook-id` of each delivery.
+    #[serde(borrow)]
+    pub id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub domain: Cow<'a, str>,
+    #[serde(borrow)]
+    pub subscription: Cow<'a, str>,
+    #[serde(borrow)]
+    pub tenant: Cow<'a, str>,
+    /// The subscription's incarnation at the fan-out.
+    #[serde(default)]
+    pub incarnation: Incarnation,
+    #[serde(borrow)]
+    pub event_id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub event_key: Cow<'a, str>,
+    /// The event's `time`: when it happened, as it says itself.
+    #[serde(borrow, default)]
+    pub event_time: Option<Cow<'a, str>>,
+    /// W3C Trace Context of the event, if it has one.
+    #[serde(borrow, default)]
+    pub traceparent: Option<Cow<'a, str>>,
+    /// CloudEvents JSON format: sent as it stands in structured mode.
+    #[serde(borrow)]
+    pub event: &'a RawValue,
+    /// Of an event from a producer's outbox: what an external broker may see of its metadata
+    /// ([`external_metadata`](super::outbox::external_metadata)).
+    #[serde(borrow, default)]
+    pub external_metadata: Option<&'a RawValue>,
+    /// The subscription's delivery as it was at the fan-out, with sealed credentials. Not there where both do not fit
+    /// into one message: the registry has it.
+    #[serde(borrow, default)]
+    pub delivery: Option<&'a RawValue>,
+}
+
+impl<'a> Envelope<'a> {
+    pub fn read(body: &'a [u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(body)
+    }
+
+    /// Whose it is; `None` if it names no subscription that could be.
+    pub fn identity(&self) -> Option<Identity> {
+        let subscription = SubscriptionRef::of(&self.tenant, &self.subscription)?;
+        Some(Identity { subscription, incarnation: self.incarnation })
+    }
+
+    /// The token of its subscription in subjects.
+    pub fn token(&self) -> Option<Cow<'_, str>> {
+        subscription_token(&self.tenant, &self.subscription)
+    }
+
+    /// What its delivery asks of the fair share: `max_in_flight` and the rate limit.
+    pub fn share(&self) -> Option<(u32, Option<RateLimit>)> {
+        #[derive(Deserialize)]
+        struct Share {
+            max_in_flight: u32,
+            #[serde(default)]
+            rate_limit: Option<RateLimit>,
+        }
+        let share: Share = serde_json::from_str(self.delivery?.get()).ok()?;
+        Some((share.max_in_flight, share.rate_limit))
+    }
+}
+
+/// An envelope made by the fan-out, written out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEnvelope {
+    pub id: String,
+    pub subscription: SubscriptionRef,
+    pub body: Bytes,
+}
+
+/// Bytes of what an envelope says of its subscription, beside the delivery.
+const MOST_OF_ONE: usize = 256;
+
+/// The part of an envelope that all subscriptions of one event share, written once.
+pub struct FanOut<'e> {
+    event: &'e Event,
+    shared: String,
+}
+
+impl<'e> FanOut<'e> {
+    pub fn new(event: &'e Event, domain: &str) -> Self {
+        let cloudevent = event.to_cloudevent();
+        let mut shared = String::with_capacity(cloudevent.get().len() + 256);
+        field(&mut shared, "domain", domain);
+        field(&mut shared, "tenant", &event.tenant);
+        field(&mut shared, "event_id", &event.id);
+        field(&mut shared, "event_key", event.key.as_str());
+        field(&mut shared, "event_time", &event.time);
+        if let Some(serde_json::Value::String(traceparent)) = event.extensions.get("traceparent") {
+            field(&mut shared, "traceparent", traceparent);
+        }
+        shared.push_str(",\"event\":");
+        shared.push_str(cloudevent.get());
+        // For every subscription: one that names a URL now may name a broker when the envelope's turn comes.
+        if let Some(metadata) = &event.external_metadata {
+            shared.push_str(",\"external_metadata\":");
+            shared.push_str(metadata.get());
+        }
+        Self { event, shared }
+    }
+
+    /// The most bytes that an envelope without a delivery takes.
+    pub fn largest_bare_size(&self) -> usize {
+        self.shared.len() + MOST_OF_ONE
+    }
+
+    /// The envelope for one subscription; the same every time it is made.
+    pub fn envelope(
+        &self,
+        subscription: &SubscriptionRef,
+        incarnation: Incarnation,
+        delivery: Option<&RawValue>,
+    ) -> NewEnvelope {
+        let id = envelope_id(self.event, subscription.id(), incarnation);
+        let size = delivery.map_or(0, |delivery| delivery.get().len());
+        let mut body = String::with_capacity(self.shared.len() + size + MOST_OF_ONE);
+        body.push_str("{\"id\":\"");
+        body.push_str(&id);
+        body.push('"');
+        // Before the tenant: `Identity::of_envelope` stops there.
+        field(&mut body, "subscription", subscription.id());
+        field(&mut body, "incarnation", &incarnation.to_string());
+        body.push_str(&self.shared);
+        if let Some(delivery) = delivery {
+            body.push_str(",\"delivery\":");
+            body.push_str(delivery.get());
+        }
+        body.push('}');
+        NewEnvelope { id, subscription: subscription.clone(), body: body.into() }
+    }
+}
+
+fn field(body: &mut String, name: &str, value: &str) {
+    body.push_str(",\"");
+    body.push_str(name);
+    body.push_str("\":");
+    // Writing a string into a String cannot fail.
+    body.push_str(&serde_json::to_string(value).unwrap_or_else(|_| "\"\"".to_owned()));
+}
+
+/// `env_` and 128 bits of SHA-256 over tenant, source, identity, subscription and incarnation, each
+/// with its length before it, so that no two of these lists read the same. An event that is published
+/// again gets the same envelopes, which the outbox then drops. Without the incarnation where that is
+/// `legacy`: as it was before there were any.
+pub fn envelope_id(event: &Event, subscription: &str, incarnation: Incarnation) -> String {
+    let mut hash = Sha256::new();
+    let mut part = |part: &str| {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    };
+    [event.tenant.as_str(), &event.source, &event.identity, subscription].into_iter().for_each(&mut part);
+    if !incarnation.is_legacy() {
+        part(&incarnation.to_string());
+    }
+    let digest = hash.finalize();
+    let mut id = String::with_capacity(36);
+    id.push_str("env_");
+    for byte in &digest[..16] {
+        for nibble in [byte >> 4, byte & 15] {
+            id.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
+        }
+    }
+    id
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Data;
+
+    fn event(id: &str, source: &str) -> Event {
+        Event {
+            id: id.to_owned(),
+            key: "user.created".to_owned().try_into().unwrap(),
+            source: source.to_owned(),
+            time: "2026-01-01T00:00:00Z".to_owned(),
+            tenant: "acme".to_owned(),
+            subject: None,
+            datacontenttype: Some("application/json".to_owned()),
+            dataschema: None,
+            data: Data::Json(RawValue::from_string("{\"user_id\":\"u1\"}".to_owned()).unwrap()),
+            extensions: [("traceparent".to_owned(), "00-aa-bb-01".into())].into_iter().collect(),
+            external_metadata: None,
+            identity: id.to_owned(),
+        }
+    }
+
+    fn subscription(id: &str) -> SubscriptionRef {
+        SubscriptionRef::of("acme", id).unwrap()
+    }
+
+    const FIRST: Incarnation = Incarnation::LEGACY;
+
+    #[test]
+    fn an_envelope_reads_back_with_the_event_as_it_was() {
+        let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
+        let event = event("e \"1\"", "idp");
+        let made =
+            FanOut::new(&event, "user-lifecycle").envelope(&subscription("crm"), FIRST, Some(&delivery));
+        let read = Envelope::read(&made.body).unwrap();
+        assert_eq!(read.id, made.id);
+        assert_eq!((&*read.domain, &*read.subscription, &*read.tenant), ("user-lifecycle", "crm", "acme"));
+        assert_eq!((&*read.event_id, &*read.event_key), ("e \"1\"", "user.created"));
+        assert_eq!(read.traceparent.as_deref(), Some("00-aa-bb-01"));
+        assert_eq!(read.event.get(), event.to_cloudevent().get());
+        assert_eq!(read.delivery.map(RawValue::get), Some(delivery.get()));
+    }
+
+    #[test]
+    fn one_without_its_delivery_is_the_same_envelope_and_no_larger_than_is_said() {
+        let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
+        let event = event("e1", "idp");
+        let fan_out = FanOut::new(&event, "user-lifecycle");
+        let id = subscription(&"x".repeat(64));
+        let (whole, bare) =
+            (fan_out.envelope(&id, FIRST, Some(&delivery)), fan_out.envelope(&id, FIRST, None));
+        assert_eq!(whole.id, bare.id);
+        let read = Envelope::read(&bare.body).unwrap();
+        assert!(read.delivery.is_none() && read.share().is_none());
+        assert_eq!(read.event.get(), event.to_cloudevent().get());
+        assert!(bare.body.len() <= fan_out.largest_bare_size());
+    }
+
+    #[test]
+    fn what_an_outbox_said_of_the_event_goes_along() {
+        let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
+        let mut event = event("e1", "outbox");
+        let made = FanOut::new(&event, "d").envelope(&subscription("crm"), FIRST, Some(&delivery));
+        assert!(Envelope::read(&made.body).unwrap().external_metadata.is_none());
+        let metadata = RawValue::from_string(r#"{"headers":{"id":"e1"}}"#.to_owned()).unwrap();
+        event.external_metadata = Some(metadata.clone());
+        let made = FanOut::new(&event, "d").envelope(&subscription("crm"), FIRST, Some(&delivery));
+        let read = Envelope::read(&made.body).unwrap();
+        assert_eq!(read.external_metadata.map(RawValue::get), Some(metadata.get()));
+        assert_eq!(read.delivery.map(RawValue::get), Some(delivery.get()));
+    }
+
+    #[test]
+    fn the_share_is_that_of_the_delivery() {
+        let share = |delivery: &str| {
+            let delivery = RawValue::from_string(delivery.to_owned()).unwrap();
+            let made =
+                FanOut::new(&event("1", "idp"), "d").envelope(&subscription("crm"), FIRST, Some(&delivery));
+            Envelope::read(&made.body).unwrap().share()
+        };
+        let limit = RateLimit { per_second: 2.5, burst: 7 };
+        let json = r#"{"url":"u","max_in_flight":9,"rate_limit":{"per_second":2.5,"burst":7}}"#;
+        assert_eq!(share(json), Some((9, Some(limit))));
+        assert_eq!(share(r#"{"max_in_flight":9}"#), Some((9, None)));
+        assert_eq!(share(r#"{"url":"u"}"#), None);
+    }
+
+    #[test]
+    fn the_id_is_stable_and_no_part_runs_into_another() {
+        let id = |event_id, source, sub| envelope_id(&event(event_id, source), sub, FIRST);
+        assert_eq!(id("1", "a", "s"), id("1", "a", "s"));
+        assert_ne!(id("1", "ab", "s"), id("b1", "a", "s"));
+        assert_ne!(id("1", "a", "s1"), id("1s", "a", "1"));
+        assert_ne!(id("1", "a", "s"), id("1", "a", "t"));
+        // As it was before there were incarnations.
+        assert_eq!(id("1", "a", "s"), "env_80ae0971e6c5ecc780ec41b9a2e59d7f");
+    }
+
+    #[test]
+    fn each_incarnation_has_an_id_of_its_own() {
+        let id = |incarnation| envelope_id(&event("1", "a"), "s", incarnation);
+        let (one, other) = (Incarnation::new(1), Incarnation::new(2));
+        assert_eq!(id(one), id(one));
+        assert!(id(FIRST) != id(one) && id(one) != id(other));
+    }
+
+    #[test]
+    fn whose_it_is_reads_from_its_beginning_and_from_all_of_it() {
+        let delivery = RawValue::from_string(r#"{"url":"u"}"#.to_owned()).unwrap();
+        for incarnation in [FIRST, Incarnation::new(7)] {
+            let identity = Identity { subscription: subscription("crm"), incarnation };
+            let made = FanOut::new(&event("1", "idp"), "d").envelope(
+                &subscription("crm"),
+                incarnation,
+                Some(&delivery),
+            );
+            assert_eq!(Envelope::read(&made.body).unwrap().identity(), Some(identity.clone()));
+            assert_eq!(Envelope::read(&made.body).unwrap().token().as_deref(), Some("acme=crm"));
+            assert_eq!(Identity::of_envelope(&made.body), Some(identity.clone()));
+            // All that follows is passed over.
+            let cut = &made.body[..made.body.windows(10).position(|at| at == b"\"event_id\"").unwrap()];
+            assert_eq!(Identity::of_envelope(cut), Some(identity));
+        }
+        // As envelopes were before there were incarnations.
+        let old = br#"{"id":"env_1","subscription":"crm","domain":"d","tenant":"acme","event_id":"1"}"#;
+        let identity = Identity { subscription: subscription("crm"), incarnation: FIRST };
+        assert_eq!(Identity::of_envelope(old), Some(identity));
+        for body in [
+            "",
+            "{}",
+            "[1]",
+            r#"{"subscription":"crm"}"#,
+            r#"{"subscription":"crm","tenant":"a/b"}"#,
+            r#"{"subscription":7,"tenant":"acme"}"#,
+            r#"{"subscription":"crm","incarnation":"x","tenant":"acme"}"#,
+        ] {
+            assert_eq!(Identity::of_envelope(body.as_bytes()), None, "{body}");
+        }
+    }
+}

@@ -1,0 +1,460 @@
+//! From a publication on `<prefix>.events.>` or `<prefix>.from.<tenant>.>` to an event: bare JSON, CloudEvents in binary mode or
+//! in structured mode (CloudEvents NATS protocol binding 1.0.3), or the envelope of an outbox.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use percent_encoding::percent_decode_str;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::cloudevents::Members;
+use super::timestamp::is_timestamp;
+use super::{Data, Event, RejectReason, Rejection, is_attribute_name, is_json, media_type, tenant};
+use crate::key::EventKey;
+use crate::outbox;
+
+/// The most bytes of all attributes together. With the data's own bound it keeps an envelope
+/// within what a server takes in one message.
+pub const MAX_ATTRIBUTE_BYTES: usize = 32 * 1024;
+/// The same of an event from an outbox: that bounds them before control characters in them become escapes of six bytes.
+const MAX_OUTBOX_ATTRIBUTE_BYTES: usize = 6 * MAX_ATTRIBUTE_BYTES;
+
+const JSON: &str = "application/json";
+
+/// A message on the events stream.
+#[derive(Debug, Clone, Copy)]
+pub struct Publication<'a> {
+    /// The subject after `<prefix>.events.` or `<prefix>.from.<tenant>.`.
+    pub subject_tail: &'a str,
+    /// The `<tenant>` of a subject that binds the event to one, as it stands there.
+    pub tenant_token: Option<&'a str>,
+    /// In the message's order; names are compared in any case.
+    pub headers: &'a [(&'a str, &'a str)],
+    pub body: &'a [u8],
+    pub stream: &'a str,
+    pub sequence: u64,
+    /// When the stream stored it.
+    pub time: OffsetDateTime,
+    /// The most bytes of the body, and of the data as it is carried on (`events.max_size`).
+    pub max_size: usize,
+}
+
+impl<'a> Publication<'a> {
+    /// Reads the event. Whether its key belongs to a domain is not decided here.
+    pub fn decode(&self) -> Result<Event, Rejection> {
+        self.check_size("the body", self.body.len())?;
+        let content_type = self.header("content-type");
+        match content_type.map(media_type).as_deref() {
+            // The binding recognises structured mode by the bare prefix as well; JSON is its
+            // default format.
+            Some("application/cloudevents+json" | "application/cloudevents") => self.structured(),
+            Some(other) if other.starts_with("application/cloudevents") => Err(malformed(format!(
+                "content-type {other:?} is not supported; publish one event as application/cloudevents+json"
+            ))),
+            Some(outbox::CONTENT_TYPE) => self.outbox_envelope(),
+            _ if self.headers.iter().any(|(name, _)| ce_name(name).is_some()) => self.binary(content_type),
+            _ => self.bare(),
+        }
+    }
+
+    /// Bare JSON: the subject gives the key, headers the rest.
+    fn bare(&self) -> Result<Event, Rejection> {
+        let data = self
+            .json_body("publish a JSON value, or CloudEvents headers (ce-id, ce-source, …) for other data")?;
+        let attributes = Attributes {
+            id: self.header("nats-msg-id").map(str::to_owned),
+            key: Some(self.subject_tail.to_owned()),
+            source: Some(self.header("hub-source").unwrap_or("nats").to_owned()),
+            datacontenttype: Some(JSON.to_owned()),
+            ..Attributes::default()
+        };
+        self.finish(attributes, Data::Json(data))
+    }
+
+    /// Attributes in `ce-` headers, data in the body.
+    fn binary(&self, content_type: Option<&str>) -> Result<Event, Rejection> {
+        let mut attributes = Attributes::default();
+        for (header, value) in self.headers {
+            if let Some(name) = ce_name(header) {
+                attributes.set(&name.to_ascii_lowercase(), Value::String(header_value(header, value)?))?;
+            }
+        }
+        attributes.check_required()?;
+        // The NATS binding has `ce-datacontenttype`; publishers used to HTTP write `content-type`.
+        if attributes.datacontenttype.is_none() {
+            attributes.datacontenttype = content_type.map(|text| text.trim().to_owned());
+        }
+        let data = match &attributes.datacontenttype {
+            _ if self.body.is_empty() => Data::None,
+            Some(declared) if is_json(declared) => {
+                Data::Json(self.json_body("its content type says JSON; mend one of the two")?)
+            }
+            Some(_) => Data::Binary(self.body.to_vec()),
+            // Nothing is said: JSON where it is JSON, as in bare publications.
+            None => match serde_json::from_slice(self.body) {
+                Ok(json) => {
+                    attributes.datacontenttype = Some(JSON.to_owned());
+                    Data::Json(json)
+                }
+                Err(_) => Data::Binary(self.body.to_vec()),
+            },
+        };
+        self.finish(attributes, data)
+    }
+
+    /// The whole event in the body, in the CloudEvents JSON format 1.0.2.
+    fn structured(&self) -> Result<Event, Rejection> {
+        let text = self.text_body()?;
+        let members: Members<'_> = serde_json::from_str(text).map_err(|error| {
+            malformed(format!("the body is not a CloudEvent in JSON: {error}; publish one JSON object"))
+        })?;
+        let mut attributes = Attributes::default();
+        let mut data = Data::None;
+        // Some writers give both members, one of them null.
+        let in_base64 = members.0.iter().any(|(name, raw)| name == "data_base64" && raw.get() != "null");
+        for (name, raw) in &members.0 {
+            let given_twice = |data: &Data| match data {
+                Data::None => Ok(()),
+                _ => Err(malformed("both data and data_base64 are given; write one of them").at("data")),
+            };
+            match &**name {
+                "data" if in_base64 && raw.get() == "null" => {}
+                "data" => {
+                    given_twice(&data)?;
+                    data = Data::Json((*raw).to_owned());
+                }
+                "data_base64" if raw.get() == "null" => {}
+                "data_base64" => {
+                    given_twice(&data)?;
+                    let encoded: Cow<'_, str> = serde_json::from_str(raw.get()).map_err(|_| {
+                        malformed("data_base64 is not a string; write the bytes in base64").at("data_base64")
+                    })?;
+                    let bytes = STANDARD.decode(encoded.as_bytes()).map_err(|error| {
+                        malformed(format!(
+                            "data_base64 is not base64: {error}; write RFC 4648 base64 with padding"
+                        ))
+                        .at("data_base64")
+                    })?;
+                    data = Data::Binary(bytes);
+                }
+                name => {
+                    let value = serde_json::from_str(raw.get()).map_err(|error| {
+                        malformed(format!(
+                            "the attribute {name:?} cannot be read: {error}; write a JSON string"
+                        ))
+                        .at(name)
+                    })?;
+                    attributes.set(name, value)?;
+                }
+            }
+        }
+        attributes.check_required()?;
+        self.finish(attributes, data)
+    }
+
+    /// The full envelope of a row of a producer's outbox: what is internal to it stays here.
+    fn outbox_envelope(&self) -> Result<Event, Rejection> {
+        let envelope = outbox::Envelope::from_json(self.text_body()?).map_err(|error| {
+            malformed(format!(
+                "the body is not an outbox envelope: {error}; let the outbox's relay publish it"
+            ))
+        })?;
+        let mut attributes = Attributes::default();
+        let headers = &envelope.metadata.headers;
+        for (name, value) in [
+            ("id", Some(headers.id.as_str())),
+            ("type", Some(headers.kind.as_str())),
+            ("time", headers.time.as_deref()),
+            ("source", Some(envelope.text_extension("source").unwrap_or("outbox"))),
+            ("tenant", envelope.text_extension("tenant")),
+            ("subject", headers.stream.as_deref()),
+        ] {
+            attributes.set(name, value.map_or(Value::Null, Value::from))?;
+        }
+        for (name, value) in envelope.attributes() {
+            let malformed_trace = name == "traceparent" && !value.as_str().is_some_and(is_traceparent);
+            if !malformed_trace {
+                attributes.set(&name, value)?;
+            }
+        }
+        attributes.datacontenttype = Some(JSON.to_owned());
+        let mut event = self.finish(attributes, Data::Json(envelope.data.to_owned()))?;
+        let kept = outbox::external_metadata(envelope.raw_metadata).map_err(|error| {
+            malformed(format!(
+                "the envelope's metadata cannot be read: {error}; let the outbox's relay publish it"
+            ))
+        })?;
+        event.external_metadata = Some(kept);
+        Ok(event)
+    }
+
+    /// What all forms have in common: key, tenant, time, trace context, bounds.
+    fn finish(&self, mut attributes: Attributes, data: Data) -> Result<Event, Rejection> {
+        let key = attributes.key.take().unwrap_or_default();
+        let key: EventKey = key.parse().map_err(|error: crate::key::InvalidKey| {
+            Rejection::new(RejectReason::InvalidKey, error.to_string()).at("type")
+        })?;
+        let tenant = tenant::of_event(self.tenant_token, attributes.tenant.take(), self.headers)?;
+        if !attributes.extensions.contains_key("traceparent")
+            && let Some(traceparent) = self.header("traceparent").filter(|value| is_traceparent(value))
+        {
+            attributes.extensions.insert("traceparent".to_owned(), traceparent.into());
+        }
+        let time = match attributes.time.take() {
+            Some(time) => time,
+            None => self
+                .time
+                .format(&Rfc3339)
+                .map_err(|error| malformed(format!("the message's time: {error}")))?,
+        };
+        let source = attributes.source.take().unwrap_or_default();
+        let (id, identity) = match attributes.id.take() {
+            Some(id) => {
+                let identity = super::given_identity(&source, &key, &id);
+                (id, identity)
+            }
+            None => {
+                let id = format!("{}-{}", self.stream, self.sequence);
+                let given = super::given_identity(&source, &key, &id);
+                (id, format!("{given}:{}", self.time.unix_timestamp_nanos()))
+            }
+        };
+        let event = Event {
+            id,
+            key,
+            source,
+            time,
+            tenant,
+            subject: attributes.subject,
+            datacontenttype: attributes.datacontenttype,
+            dataschema: attributes.dataschema,
+            data,
+            extensions: attributes.extensions,
+            external_metadata: None,
+            identity,
+        };
+        super::text::check(&event)?;
+        self.check_bounds(&event)?;
+        Ok(event)
+    }
+
+    fn check_bounds(&self, event: &Event) -> Result<(), Rejection> {
+        if let Data::Binary(bytes) = &event.data {
+            // Base64 adds a third, and it is that form which travels on.
+            self.check_size("the data in base64", bytes.len().div_ceil(3) * 4)?;
+        }
+        let optional = [&event.subject, &event.datacontenttype, &event.dataschema];
+        let bytes = event.id.len()
+            + event.source.len()
+            + event.time.len()
+            + optional.into_iter().flatten().map(String::len).sum::<usize>()
+            + event
+                .extensions
+                .iter()
+                .map(|(name, value)| name.len() + super::string_form(value).len())
+                .sum::<usize>();
+        let is_of_outbox =
+            self.header("content-type").map(media_type).as_deref() == Some(outbox::CONTENT_TYPE);
+        let most = if is_of_outbox { MAX_OUTBOX_ATTRIBUTE_BYTES } else { MAX_ATTRIBUTE_BYTES };
+        if bytes > most {
+            return Err(Rejection::new(
+                RejectReason::TooLarge,
+                format!("the attributes hold {bytes} bytes, at most {most} are taken; put it into the data"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_size(&self, what: &str, size: usize) -> Result<(), Rejection> {
+        if size > self.max_size {
+            return Err(Rejection::new(
+                RejectReason::TooLarge,
+                format!(
+                    "{what} has {size} bytes, at most {} are taken (events.max_size); publish a reference to large data instead",
+                    self.max_size
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The body as JSON, in its own bytes; `remedy` ends the error.
+    fn json_body(&self, remedy: &str) -> Result<Box<RawValue>, Rejection> {
+        serde_json::from_str(self.text_body()?)
+            .map_err(|error| malformed(format!("the body is not JSON: {error}; {remedy}")))
+    }
+
+    fn text_body(&self) -> Result<&'a str, Rejection> {
+        if self.body.is_empty() {
+            return Err(malformed("the body is empty; publish JSON, {} if there is nothing to say"));
+        }
+        std::str::from_utf8(self.body).map_err(|error| {
+            malformed(format!("the body is not UTF-8 at byte {}; publish JSON in UTF-8", error.valid_up_to()))
+        })
+    }
+
+    /// The first header of this name (in any case) that is not empty.
+    fn header(&self, name: &str) -> Option<&'a str> {
+        self.headers
+            .iter()
+            .find(|(found, value)| found.eq_ignore_ascii_case(name) && !value.is_empty())
+            .map(|(_, value)| *value)
+    }
+}
+
+/// The attributes of a CloudEvent while it is read.
+#[derive(Default)]
+struct Attributes {
+    specversion: bool,
+    id: Option<String>,
+    key: Option<String>,
+    source: Option<String>,
+    time: Option<String>,
+    tenant: Option<String>,
+    subject: Option<String>,
+    datacontenttype: Option<String>,
+    dataschema: Option<String>,
+    extensions: BTreeMap<String, Value>,
+}
+
+impl Attributes {
+    /// Takes one attribute by its CloudEvents name. `null` means that it is not set (JSON format
+    /// section 2.2).
+    fn set(&mut self, name: &str, value: Value) -> Result<(), Rejection> {
+        if value.is_null() {
+            return Ok(());
+        }
+        let place = match name {
+            // Only as a header; it would be taken for the data later on.
+            "data" => {
+                return Err(
+                    malformed("there is no attribute \"data\"; the data goes into the body").at("data")
+                );
+            }
+            "specversion" => {
+                if value != "1.0" {
+                    return Err(malformed(format!("specversion is {value}; publish CloudEvents \"1.0\""))
+                        .at("specversion"));
+                }
+                self.specversion = true;
+                return Ok(());
+            }
+            "id" => &mut self.id,
+            "source" => &mut self.source,
+            "type" => &mut self.key,
+            "time" => &mut self.time,
+            "tenant" => &mut self.tenant,
+            "subject" => &mut self.subject,
+            "datacontenttype" => &mut self.datacontenttype,
+            "dataschema" => &mut self.dataschema,
+            extension => return self.set_extension(extension, value),
+        };
+        let Value::String(text) = value else {
+            return Err(malformed(format!("the attribute {name:?} is not a string; write one")).at(name));
+        };
+        if text.is_empty() {
+            return Err(malformed(format!(
+                "the attribute {name:?} is empty; give it a value, or leave it out"
+            ))
+            .at(name));
+        }
+        if name == "time" && !is_timestamp(&text) {
+            return Err(malformed(format!(
+                "the time {text:?} is not RFC 3339; write it like 2026-01-31T12:00:00Z"
+            ))
+            .at(name));
+        }
+        *place = Some(text);
+        Ok(())
+    }
+
+    fn set_extension(&mut self, name: &str, value: Value) -> Result<(), Rejection> {
+        if !is_attribute_name(name) {
+            return Err(malformed(format!(
+                "{name:?} is not an attribute name; extensions are named with a-z and 0-9 alone, other content goes into the data"
+            ))
+            .at(name));
+        }
+        let fits = match &value {
+            Value::String(_) | Value::Bool(_) => true,
+            Value::Number(number) => number.is_i64() || number.is_u64(),
+            _ => false,
+        };
+        if !fits {
+            return Err(malformed(format!(
+                "the extension {name:?} must be a string, a boolean or an integer; put other content into the data"
+            ))
+            .at(name));
+        }
+        self.extensions.insert(name.to_owned(), value);
+        Ok(())
+    }
+
+    fn check_required(&self) -> Result<(), Rejection> {
+        let required = [
+            ("specversion", self.specversion),
+            ("id", self.id.is_some()),
+            ("source", self.source.is_some()),
+            ("type", self.key.is_some()),
+        ];
+        match required.iter().find(|(_, given)| !given) {
+            Some((name, _)) => Err(malformed(format!(
+                "the CloudEvent has no {name}; it needs specversion, id, source and type (in binary mode the headers ce-specversion, …)"
+            ))
+            .at(*name)),
+            None => Ok(()),
+        }
+    }
+}
+
+pub(super) fn malformed(detail: impl Into<String>) -> Rejection {
+    Rejection::new(RejectReason::Malformed, detail)
+}
+
+/// The attribute name of a `ce-` header.
+fn ce_name(header: &str) -> Option<&str> {
+    let prefix = header.get(..3)?;
+    prefix.eq_ignore_ascii_case("ce-").then(|| &header[3..])
+}
+
+/// The value of a `ce-` header: quotes taken off, then percent-decoded once (CloudEvents HTTP
+/// binding 1.0.2 section 3.1.3.2, whose rule the NATS binding follows).
+pub(super) fn header_value(header: &str, value: &str) -> Result<String, Rejection> {
+    let value = value.trim();
+    let unquoted: Cow<'_, str> = match value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
+        Some(quoted) => unescape(quoted).into(),
+        None => value.into(),
+    };
+    percent_decode_str(&unquoted).decode_utf8().map(Cow::into_owned).map_err(|_| {
+        malformed(format!("the header {header} is not percent-encoded UTF-8; encode its value anew"))
+    })
+}
+
+/// RFC 9110 section 5.6.4: a backslash stands before a character that is meant as it is.
+fn unescape(quoted: &str) -> String {
+    let mut text = String::with_capacity(quoted.len());
+    let mut characters = quoted.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => text.extend(characters.next()),
+            other => text.push(other),
+        }
+    }
+    text
+}
+
+/// W3C Trace Context section 3.2; what is malformed is ignored, as it says.
+pub(crate) fn is_traceparent(value: &str) -> bool {
+    let hex = |text: &str, length| {
+        text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let parts: Vec<&str> = value.split('-').collect();
+    matches!(parts.as_slice(), [version, trace, span, flags]
+        if hex(version, 2) && *version != "ff" && hex(trace, 32) && hex(span, 16) && hex(flags, 2)
+            && trace.bytes().any(|b| b != b'0') && span.bytes().any(|b| b != b'0'))
+}

@@ -1,0 +1,58 @@
+//! Who of the candidates wants an event, found out in steps.
+
+use std::sync::Arc;
+
+use super::Entry;
+use crate::event::Event;
+use crate::filter::Position;
+
+/// The candidates of one event, and how far they are asked.
+#[derive(Debug)]
+pub struct Matching {
+    candidates: Vec<Arc<Entry>>,
+    next: usize,
+    /// In the filters of the next one.
+    at: Option<Position>,
+    wanting: Vec<Arc<Entry>>,
+}
+
+impl Matching {
+    pub fn new(candidates: Vec<Arc<Entry>>) -> Self {
+        Self { candidates, next: 0, at: None, wanting: Vec::new() }
+    }
+
+    /// Asks on for at most `steps` steps: one for each candidate and one for each comparison of its filters.
+    /// Gives the steps taken.
+    pub fn advance(&mut self, event: &Event, steps: usize) -> usize {
+        let mut left = steps;
+        while let Some(entry) = self.candidates.get(self.next) {
+            let mut at = match self.at {
+                Some(at) => at,
+                None => {
+                    let Some(rest) = left.checked_sub(1) else { break };
+                    left = rest;
+                    entry.program.start()
+                }
+            };
+            let wants = entry.program.advance(&mut at, &|name| event.attribute(name), &mut left);
+            self.at = Some(at);
+            let Some(wants) = wants else { break };
+            if wants {
+                self.wanting.push(entry.clone());
+            }
+            self.at = None;
+            self.next += 1;
+        }
+        steps - left
+    }
+
+    /// Whether all are asked.
+    pub fn is_done(&self) -> bool {
+        self.next >= self.candidates.len()
+    }
+
+    /// Those that want the event, of those asked.
+    pub fn into_wanting(self) -> Vec<Arc<Entry>> {
+        self.wanting
+    }
+}

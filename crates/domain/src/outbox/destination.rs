@@ -1,0 +1,190 @@
+//! Where a message goes at an external broker: a template of the broker's setting.
+
+use serde::Deserialize;
+
+use super::names::Names;
+use crate::field_error::FieldError;
+
+/// A parsed template: text with `{type}`, `{category}`, `{stream}` and `{tenant}` in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    pieces: Vec<Piece>,
+    names: Names,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Type,
+    Category,
+    Stream,
+    Tenant,
+}
+
+/// The tenant of events that name none.
+const DEFAULT_TENANT: &str = "default";
+const PLACEHOLDERS: &str = "{type}, {category}, {stream} and {tenant}";
+
+/// What of an envelope a destination may need.
+#[derive(Debug, Default, Deserialize)]
+struct Facts {
+    metadata: Metadata,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Metadata {
+    #[serde(default)]
+    domain: Domain,
+    #[serde(default)]
+    extensions: Extensions,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Domain {
+    stream_category: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Extensions {
+    tenant: Option<String>,
+}
+
+impl Destination {
+    /// Reads a template, such as `events.{category}`. The error is that of the field `destination`.
+    pub fn parse(template: &str) -> Result<Self, FieldError> {
+        let refuse = |problem: String| Err(FieldError::new("destination", problem));
+        let (mut pieces, mut rest) = (Vec::new(), template);
+        while let Some(at) = rest.find(['{', '}']) {
+            let (text, placeholder) = rest.split_at(at);
+            if !text.is_empty() {
+                pieces.push(Piece::Text(text.to_owned()));
+            }
+            let Some(end) = placeholder.find('}').filter(|_| placeholder.starts_with('{')) else {
+                return refuse(format!("{template:?} has a brace without its other; write {PLACEHOLDERS}"));
+            };
+            pieces.push(match &placeholder[..=end] {
+                "{type}" => Piece::Type,
+                "{category}" => Piece::Category,
+                "{stream}" => Piece::Stream,
+                "{tenant}" => Piece::Tenant,
+                other => return refuse(format!("{other} is not known; write {PLACEHOLDERS}")),
+            });
+            rest = &placeholder[end + 1..];
+        }
+        if !rest.is_empty() {
+            pieces.push(Piece::Text(rest.to_owned()));
+        }
+        if pieces.is_empty() {
+            return refuse(format!("is empty; write a name, or a template with {PLACEHOLDERS}"));
+        }
+        Ok(Self { pieces, names: Names::Any })
+    }
+
+    /// The same for a broker with such names: what fills the template becomes part of one by
+    /// [`Names::part`]. The error is that of the field `destination`, whose own text cannot stand in such a
+    /// name.
+    pub fn with_names(self, names: Names) -> Result<Self, FieldError> {
+        for piece in &self.pieces {
+            if let Piece::Text(text) = piece {
+                names.check_text(text)?;
+            }
+        }
+        Ok(Self { names, ..self })
+    }
+
+    /// The destination of one row.
+    ///
+    /// * `event_type`: the event key
+    /// * `stream`: the row's stream
+    /// * `envelope`: the row's envelope; read only where the template asks for what stands in it. The
+    ///   category is its `metadata.domain.stream_category`, else the resource of the event key; the tenant
+    ///   its `metadata.extensions.tenant`, else `default`.
+    ///
+    /// The error is that of an envelope that cannot be read.
+    pub fn render(
+        &self,
+        event_type: &str,
+        stream: &str,
+        envelope: &str,
+    ) -> Result<String, serde_json::Error> {
+        let asks = self.pieces.iter().any(|piece| matches!(piece, Piece::Category | Piece::Tenant));
+        let Metadata { domain, extensions } =
+            if asks { serde_json::from_str::<Facts>(envelope)?.metadata } else { Metadata::default() };
+        let resource = event_type.split('.').next().unwrap_or(event_type);
+        let mut rendered = String::new();
+        for piece in &self.pieces {
+            let text = match piece {
+                Piece::Text(text) => {
+                    rendered.push_str(text);
+                    continue;
+                }
+                Piece::Type => event_type,
+                Piece::Category => domain.stream_category.as_deref().unwrap_or(resource),
+                Piece::Stream => stream,
+                Piece::Tenant => extensions.tenant.as_deref().unwrap_or(DEFAULT_TENANT),
+            };
+            rendered.push_str(&self.names.part(text));
+        }
+        Ok(rendered)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BARE: &str = r#"{"data": {}, "metadata": {"domain": {"stream_category": null}, "extensions": {}}}"#;
+    const FULL: &str =
+        r#"{"metadata": {"domain": {"stream_category": "crm"}, "extensions": {"tenant": "acme", "n": 1}}}"#;
+
+    fn rendered(template: &str, envelope: &str) -> String {
+        let destination = Destination::parse(template).unwrap();
+        destination.render("user.created", "user-u1", envelope).unwrap()
+    }
+
+    #[test]
+    fn each_placeholder_is_filled() {
+        assert_eq!(rendered("{type}", "not read"), "user.created");
+        assert_eq!(rendered("{stream}", "not read"), "user-u1");
+        assert_eq!(rendered("{category}", BARE), "user");
+        assert_eq!(rendered("{category}", FULL), "crm");
+        assert_eq!(rendered("{tenant}", BARE), "default");
+        assert_eq!(rendered("a.{tenant}.{category}-{type}.z", FULL), "a.acme.crm-user.created.z");
+        assert_eq!(rendered("plain", "not read"), "plain");
+    }
+
+    #[test]
+    fn what_fills_a_template_becomes_a_legal_name() {
+        let destination = Destination::parse("events.{category}.{stream}").unwrap();
+        let envelope = r#"{"metadata": {"domain": {"stream_category": "crm::user"}}}"#;
+        let rendered = |names| {
+            let destination = destination.clone().with_names(names).unwrap();
+            destination.render("user.created", "user 1", envelope).unwrap()
+        };
+        assert_eq!(rendered(Names::Any), "events.crm::user.user 1");
+        assert_eq!(rendered(Names::Subject), "events.crm::user.user%201");
+        assert_eq!(rendered(Names::Topic), "events.crm_.3A_.3Auser.user_.201");
+        let error = Destination::parse("a:{type}").unwrap().with_names(Names::Topic).unwrap_err();
+        assert_eq!(error.field, "destination");
+    }
+
+    #[test]
+    fn what_cannot_be_a_template_is_told() {
+        for (template, problem) in [
+            ("", "is empty"),
+            ("{typ}", "{typ} is not known; write {type}"),
+            ("a{type", "a brace without its other"),
+            ("a}", "a brace without its other"),
+            ("}{type}", "a brace without its other"),
+        ] {
+            let error = Destination::parse(template).unwrap_err();
+            assert_eq!(error.field, "destination");
+            assert!(error.problem.contains(problem), "{template:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_envelope_that_cannot_be_read_is_an_error() {
+        assert!(Destination::parse("{category}").unwrap().render("a.b", "s", "{").is_err());
+    }
+}

@@ -1,0 +1,145 @@
+//! The envelope that an outbox row carries, as the Event Processor reads it.
+//!
+//! It is that of Protean 0.18 (`Message.to_dict`, and `Message.to_external_dict` for the stripped one):
+//! `{"data": …, "metadata": {"headers", "domain", "event_store", "envelope", "extensions"}}`, so that a
+//! Protean subscriber reads the stripped one as its own. What Protean has no place for, source and tenant,
+//! stands in the extensions. The full one is the hub's: Protean's `Message` refuses `domain.published`, and the
+//! checksum is of the data as the database writes it, not of Python's. The database writes both
+//! (`crates/outbox/src/*/*.sql`).
+
+use std::collections::HashSet;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use crate::event::{escape_controls, is_attribute_name, without_controls};
+
+/// The content type of a full envelope on the events stream.
+pub const CONTENT_TYPE: &str = "application/vnd.integration-hub.envelope+json";
+
+/// A full envelope. Members that are not known here are passed over: the hub's own rows have none.
+#[derive(Debug)]
+pub struct Envelope<'a> {
+    pub data: &'a RawValue,
+    pub metadata: Metadata,
+    /// The metadata as it was written.
+    pub raw_metadata: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Parts<'a> {
+    #[serde(borrow)]
+    data: &'a RawValue,
+    #[serde(borrow)]
+    metadata: &'a RawValue,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Metadata {
+    pub headers: Headers,
+    #[serde(default)]
+    pub domain: Domain,
+    #[serde(default)]
+    pub extensions: Map<String, Value>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Headers {
+    pub id: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub time: Option<String>,
+    pub stream: Option<String>,
+    pub traceparent: Option<TraceParent>,
+}
+
+/// Protean's form of the W3C trace context, version 00.
+#[derive(Debug, Deserialize)]
+pub struct TraceParent {
+    pub trace_id: String,
+    pub parent_id: String,
+    #[serde(default)]
+    pub sampled: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub struct Domain {
+    pub sequence_id: Option<String>,
+    pub correlation_id: Option<String>,
+    pub causation_id: Option<String>,
+    #[serde(default)]
+    pub published: bool,
+}
+
+/// What the event itself says of these, under these names.
+const ATTRIBUTES: [&str; 9] =
+    ["id", "type", "time", "source", "tenant", "specversion", "data", "data_base64", "datacontenttype"];
+
+/// Whether an extension would say anew what the event itself says.
+pub(super) fn is_reserved(extension: &str) -> bool {
+    ATTRIBUTES.contains(&extension)
+}
+
+impl<'a> Envelope<'a> {
+    /// Reads an envelope. The error names the member that is missing or wrong.
+    pub fn from_json(json: &'a str) -> Result<Self, serde_json::Error> {
+        let Parts { data, metadata } = serde_json::from_str(json)?;
+        Ok(Self { data, metadata: serde_json::from_str(metadata.get())?, raw_metadata: metadata })
+    }
+
+    /// An extension that is a text.
+    pub fn text_extension(&self, name: &str) -> Option<&str> {
+        self.metadata.extensions.get(name)?.as_str().filter(|text| !text.is_empty())
+    }
+
+    /// The extensions as CloudEvents attributes (1.0 section 3.1: names of a-z and 0-9; strings,
+    /// booleans, integers), in the order in which the first of one name counts: what the envelope itself
+    /// says, then the producer's. A producer's name loses what is no letter or digit (`partner_tier` is
+    /// `partnertier`); a value of another kind, or with a control character, is its JSON text.
+    pub fn attributes(&self) -> Vec<(String, Value)> {
+        let Metadata { headers, domain, extensions } = &self.metadata;
+        let mut found: Vec<(String, Value)> = Vec::new();
+        if let Some(trace) = &headers.traceparent {
+            let flags = if trace.sampled { "01" } else { "00" };
+            let text = format!("00-{}-{}-{flags}", trace.trace_id, trace.parent_id);
+            found.push(("traceparent".to_owned(), text.into()));
+        }
+        for (name, value) in [
+            ("correlationid", &domain.correlation_id),
+            ("causationid", &domain.causation_id),
+            ("sequence", &domain.sequence_id),
+        ] {
+            found.extend(value.as_ref().map(|value| (name.to_owned(), value.clone().into())));
+        }
+        if domain.published {
+            found.push(("published".to_owned(), true.into()));
+        }
+        let mut known: HashSet<String> = found.iter().map(|(name, _)| name.clone()).collect();
+        for (name, value) in extensions.iter().filter(|(name, value)| !is_reserved(name) && !value.is_null())
+        {
+            let name = if is_attribute_name(name) {
+                name.clone()
+            } else {
+                let kept = name.chars().map(|c| c.to_ascii_lowercase());
+                kept.filter(char::is_ascii_alphanumeric).collect()
+            };
+            if name.is_empty() || is_reserved(&name) || known.contains(&name) {
+                continue;
+            }
+            let value = match value {
+                // Attributes of CloudEvents itself, which are strings.
+                other if matches!(name.as_str(), "subject" | "dataschema") && !other.is_string() => {
+                    escape_controls(&other.to_string()).into_owned().into()
+                }
+                Value::String(text) if text.is_empty() => continue,
+                Value::Number(number) if !(number.is_i64() || number.is_u64()) => number.to_string().into(),
+                Value::Array(_) | Value::Object(_) => escape_controls(&value.to_string()).into_owned().into(),
+                plain => without_controls(plain.clone()),
+            };
+            known.insert(name.clone());
+            found.push((name, value));
+        }
+        found
+    }
+}

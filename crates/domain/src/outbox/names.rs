@@ -1,0 +1,158 @@
+//! What a broker's protocol takes as the name of a destination, and how any text becomes part of one.
+
+use crate::field_error::FieldError;
+
+/// Whose names they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Names {
+    /// Any text is one, up to a length: Redis keys, AMQP routing keys.
+    #[default]
+    Any,
+    /// NATS subjects: tokens with dots between, none empty, without spaces and wildcards.
+    Subject,
+    /// Kafka topics: ASCII letters, digits, `.`, `_` and `-`.
+    Topic,
+}
+
+impl Names {
+    /// A text from outside as part of a name, injectively: two texts that differ still do. What is legal
+    /// stays as it is.
+    ///
+    /// * Subjects: `%HH` (RFC 3986) for each byte of a space, control character, wildcard, `%`, or dot that
+    ///   has no token on both sides: `a b` is `a%20b`.
+    /// * Topics: `_.HH` for each byte that is not legal, and for a `_` with a dot behind it: `crm::user` is
+    ///   `crm_.3A_.3Auser`.
+    pub fn part(self, text: &str) -> String {
+        let mut part = String::with_capacity(text.len());
+        let mut before = None;
+        let mut rest = text.chars();
+        while let Some(char) = rest.next() {
+            let after = rest.as_str().chars().next();
+            let (is_legal, sign) = match self {
+                Self::Any => (true, ""),
+                Self::Subject => (is_of_subject(before, char, after), "%"),
+                Self::Topic => (is_of_topic(char) && (char, after) != ('_', Some('.')), "_."),
+            };
+            if is_legal {
+                part.push(char);
+            } else {
+                let mut bytes = [0; 4];
+                for byte in char.encode_utf8(&mut bytes).bytes() {
+                    part.push_str(&format!("{sign}{byte:02X}"));
+                }
+            }
+            before = Some(char);
+        }
+        part
+    }
+
+    /// Checks what a template says itself, which goes into each name as it is. The error is that of the field
+    /// `destination`.
+    pub(super) fn check_text(self, text: &str) -> Result<(), FieldError> {
+        let is_legal = |char: char| match self {
+            Self::Any => true,
+            Self::Subject => is_of_token(char) || char == '.',
+            Self::Topic => is_of_topic(char),
+        };
+        let Some(char) = text.chars().find(|char| !is_legal(*char)) else { return Ok(()) };
+        let allowed = match self {
+            Self::Any => "any text",
+            Self::Subject => "tokens with dots between, without spaces and wildcards",
+            Self::Topic => "ASCII letters, digits, '.', '_' and '-'",
+        };
+        Err(FieldError::new(
+            "destination",
+            format!("{char:?} in {text:?} cannot stand there; write {allowed}"),
+        ))
+    }
+}
+
+fn is_of_topic(char: char) -> bool {
+    char.is_ascii_alphanumeric() || matches!(char, '.' | '_' | '-')
+}
+
+fn is_of_token(char: char) -> bool {
+    !char.is_whitespace() && !char.is_control() && !matches!(char, '*' | '>' | '.')
+}
+
+fn is_of_subject(before: Option<char>, char: char, after: Option<char>) -> bool {
+    match char {
+        '.' => before.is_some_and(|char| char != '.') && after.is_some_and(|char| char != '.'),
+        '%' => false,
+        _ => is_of_token(char),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_legal_stays_and_the_rest_is_escaped() {
+        for (names, text, expected) in [
+            (Names::Any, "crm::user *\u{e9}", "crm::user *\u{e9}"),
+            (Names::Subject, "user.created", "user.created"),
+            (Names::Subject, "crm::user-7", "crm::user-7"),
+            (Names::Subject, "a b*>%", "a%20b%2A%3E%25"),
+            (Names::Subject, ".a..b.", "%2Ea%2E%2Eb%2E"),
+            (Names::Subject, "\u{e9}\u{a0}", "\u{e9}%C2%A0"),
+            (Names::Topic, "order_items-v1.eu", "order_items-v1.eu"),
+            (Names::Topic, "crm::user", "crm_.3A_.3Auser"),
+            (Names::Topic, "a_.b", "a_.5F.b"),
+            (Names::Topic, "a__:", "a___.3A"),
+            (Names::Topic, "\u{e9}", "_.C3_.A9"),
+        ] {
+            assert_eq!(names.part(text), expected, "{names:?} {text:?}");
+        }
+    }
+
+    #[test]
+    fn a_template_with_what_cannot_stand_there_is_refused() {
+        for (names, text) in [
+            (Names::Subject, "a b"),
+            (Names::Subject, "events.>"),
+            (Names::Topic, "crm::"),
+            (Names::Topic, "caf\u{e9}"),
+        ] {
+            let error = names.check_text(text).unwrap_err();
+            assert_eq!(error.field, "destination");
+            assert!(error.problem.contains(&format!("{text:?}")), "{error}");
+        }
+        for (names, text) in [(Names::Any, "a b"), (Names::Subject, ".events::%."), (Names::Topic, "._-a1")] {
+            assert_eq!(names.check_text(text), Ok(()));
+        }
+    }
+
+    /// The text that such a part was made of.
+    fn text_of(names: Names, part: &str) -> String {
+        let sign = if names == Names::Subject { "%" } else { "_." };
+        let (mut bytes, mut rest) = (Vec::new(), part);
+        while let Some(first) = rest.bytes().next() {
+            if let Some(tail) = rest.strip_prefix(sign) {
+                bytes.push(u8::from_str_radix(&tail[..2], 16).unwrap());
+                rest = &tail[2..];
+            } else {
+                bytes.push(first);
+                // Bytes of a longer character go one by one.
+                let length = rest.chars().next().unwrap().len_utf8();
+                bytes.extend(&rest.as_bytes()[1..length]);
+                rest = &rest[length..];
+            }
+        }
+        String::from_utf8(bytes).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_becomes_a_legal_part_that_no_other_becomes(text in "[a_.:%* \u{e9}\u{85}]{1,12}") {
+            let subject = Names::Subject.part(&text);
+            prop_assert!(subject.split('.').all(|token| !token.is_empty() && token.chars().all(is_of_token)));
+            prop_assert_eq!(text_of(Names::Subject, &subject), text.clone());
+            let topic = Names::Topic.part(&text);
+            prop_assert!(topic.chars().all(is_of_topic));
+            prop_assert_eq!(text_of(Names::Topic, &topic), text);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! HTTP statuses that a subscription gives a meaning of its own.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::field_error::FieldError;
+
+/// The most entries of one list.
+const MAX_PATTERNS: usize = 64;
+
+/// A subscription's `delivery.statuses`: what it wants retried, and what it wants given up at once,
+/// whatever the table of statuses says. A code of its own comes before a
+/// class. No class holds 410: only its own code changes what *gone* means.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Statuses {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Form>, example = json!([404, "5xx"])))]
+    pub retry: Vec<StatusPattern>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Form>, example = json!([404, "5xx"])))]
+    pub permanent: Vec<StatusPattern>,
+}
+
+/// One status (`404`), or a class of them (`"4xx"`): 300 to 599. A 2xx is always a success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Form", into = "Form")]
+pub enum StatusPattern {
+    Code(u16),
+    /// The first digit: 3, 4 or 5.
+    Class(u8),
+}
+
+/// One status (`404`) or a class of them (`"4xx"`).
+#[derive(Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = StatusPattern))]
+#[serde(untagged, expecting = "is neither a status nor a class; write one like 404 or \"4xx\"")]
+enum Form {
+    Number(u64),
+    Text(String),
+}
+
+impl TryFrom<Form> for StatusPattern {
+    type Error = String;
+    fn try_from(form: Form) -> Result<Self, String> {
+        match form {
+            Form::Number(number) => match u16::try_from(number) {
+                Ok(code @ 300..=599) => Ok(Self::Code(code)),
+                _ => Err(format!("{number} is not a status from 300 to 599; write one like 404")),
+            },
+            Form::Text(text) => match text.as_str() {
+                "3xx" => Ok(Self::Class(3)),
+                "4xx" => Ok(Self::Class(4)),
+                "5xx" => Ok(Self::Class(5)),
+                _ => Err(format!("{text:?} is no class of statuses; write \"3xx\", \"4xx\" or \"5xx\"")),
+            },
+        }
+    }
+}
+
+impl From<StatusPattern> for Form {
+    fn from(pattern: StatusPattern) -> Self {
+        match pattern {
+            StatusPattern::Code(code) => Self::Number(code.into()),
+            StatusPattern::Class(class) => Self::Text(format!("{class}xx")),
+        }
+    }
+}
+
+impl fmt::Display for StatusPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "{code}"),
+            Self::Class(class) => write!(f, "\"{class}xx\""),
+        }
+    }
+}
+
+/// What a subscription says of a status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Treatment {
+    Retry,
+    Permanent,
+}
+
+impl Statuses {
+    pub fn is_empty(&self) -> bool {
+        self.retry.is_empty() && self.permanent.is_empty()
+    }
+
+    /// What it says of a status; None where it says nothing.
+    pub fn treatment(&self, status: u16) -> Option<Treatment> {
+        let of = |pattern| {
+            if self.retry.contains(&pattern) {
+                Some(Treatment::Retry)
+            } else if self.permanent.contains(&pattern) {
+                Some(Treatment::Permanent)
+            } else {
+                None
+            }
+        };
+        let class = (status != 410 && (300..=599).contains(&status))
+            .then(|| StatusPattern::Class(u8::try_from(status / 100).unwrap_or_default()));
+        of(StatusPattern::Code(status)).or_else(|| class.and_then(of))
+    }
+
+    /// Checks what the form alone does not; every error names its field and the remedy.
+    pub fn validate(&self, errors: &mut Vec<FieldError>) {
+        for (name, list) in [("retry", &self.retry), ("permanent", &self.permanent)] {
+            if list.len() > MAX_PATTERNS {
+                errors.push(FieldError::new(
+                    format!("delivery.statuses.{name}"),
+                    format!("has {} entries; at most {MAX_PATTERNS}: use classes like \"5xx\"", list.len()),
+                ));
+            }
+        }
+        for (position, pattern) in self.permanent.iter().enumerate() {
+            if self.retry.contains(pattern) {
+                errors.push(FieldError::new(
+                    format!("delivery.statuses.permanent[{position}]"),
+                    format!("{pattern} stands in delivery.statuses.retry as well; take one of the two out"),
+                ));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statuses(json: &str) -> Result<Statuses, String> {
+        serde_json::from_str(json).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_code_comes_before_a_class_and_no_class_holds_410() {
+        let statuses = statuses(r#"{"retry": ["4xx", 501], "permanent": [404, "5xx"]}"#).unwrap();
+        for (status, expected) in [
+            (400, Some(Treatment::Retry)),
+            (404, Some(Treatment::Permanent)),
+            (410, None),
+            (500, Some(Treatment::Permanent)),
+            (501, Some(Treatment::Retry)),
+            (302, None),
+            (200, None),
+            (999, None),
+        ] {
+            assert_eq!(statuses.treatment(status), expected, "{status}");
+        }
+        let text = serde_json::to_string(&statuses).unwrap();
+        assert_eq!(text, r#"{"retry":["4xx",501],"permanent":[404,"5xx"]}"#);
+    }
+
+    #[test]
+    fn what_is_no_status_is_refused() {
+        for (json, part) in [
+            (r#"{"retry": [200]}"#, "300 to 599"),
+            (r#"{"retry": [6000000]}"#, "300 to 599"),
+            (r#"{"retry": ["2xx"]}"#, "3xx"),
+            (r#"{"permanent": ["404"]}"#, "4xx"),
+            (r#"{"permanent": [true]}"#, "404"),
+            (r#"{"ignore": [404]}"#, "ignore"),
+        ] {
+            let error = statuses(json).unwrap_err();
+            assert!(error.contains(part), "{json}: {error}");
+        }
+        let mut errors = Vec::new();
+        statuses(r#"{"retry": [404], "permanent": [500, 404]}"#).unwrap().validate(&mut errors);
+        assert_eq!(errors.len(), 1);
+        assert_eq!(errors[0].field, "delivery.statuses.permanent[1]");
+    }
+}

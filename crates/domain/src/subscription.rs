@@ -1,0 +1,323 @@
+//! A subscription: who wants which event keys, where, with which credentials and limits.
+
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::key::KeyPattern;
+
+mod delivery;
+mod destination;
+mod headers;
+mod identity;
+mod parse;
+mod signing;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod validate;
+
+pub use delivery::{BrokerDelivery, ContentMode, Delivery, EndpointDelivery, Ordering, RateLimit};
+pub use headers::is_credential_name;
+pub use identity::{
+    DEFAULT_TENANT, Identity, Incarnation, InvalidTenant, SubscriptionRef, subscription_token,
+};
+pub use signing::{PreviousSecret, Signing};
+pub use tls::Tls;
+pub use validate::{DEFAULT_API_KEY_HEADER, Limits};
+
+/// `[a-z0-9][a-z0-9_-]{0,63}`: safe as a subject token and as part of a consumer name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(try_from = "String", into = "String")]
+#[cfg_attr(feature = "openapi", schema(pattern = "^[a-z0-9][a-z0-9_-]{0,63}$", example = "billing-crm"))]
+pub struct SubscriptionId(String);
+
+impl SubscriptionId {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<SubscriptionId> for String {
+    fn from(id: SubscriptionId) -> Self {
+        id.0
+    }
+}
+
+impl TryFrom<String> for SubscriptionId {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        if is_subscription_id(&text) {
+            Ok(Self(text))
+        } else {
+            Err(format!(
+                "subscription id {text:?} must be 1 to 64 of a-z, 0-9, '_' and '-', and start with a letter or digit"
+            ))
+        }
+    }
+}
+
+fn is_subscription_id(text: &str) -> bool {
+    let start = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let rest = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-');
+    start && rest && text.len() <= 64
+}
+
+impl std::fmt::Display for SubscriptionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", schema(example = json!({
+    "id": "billing-crm", "events": ["user.created", "role.*"], "delivery": {"url": "https://crm.example/hooks"}
+})))]
+pub struct Subscription {
+    pub id: SubscriptionId,
+    #[serde(default = "default_tenant")]
+    #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9_.-]+$"))]
+    pub tenant: String,
+    /// One life of the subscription: the hub makes it at the creation, and ignores what a request says.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(read_only, value_type = String, example = "9f86d081884c7d659a2feaa0c55ad015"))]
+    pub incarnation: Incarnation,
+    /// Event keys with NATS wildcards: `*` is one word, `>` at the end is all that follow.
+    #[cfg_attr(feature = "openapi", schema(min_items = 1, max_items = 256, example = json!(["user.created", "role.*"])))]
+    pub events: Vec<KeyPattern>,
+    /// All must hold (CloudEvents Subscriptions API 1.0, `filters`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filter: Vec<super::filter::Filter>,
+    #[serde(default)]
+    pub state: State,
+    /// Why and since when the hub has disabled it, where it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(read_only))]
+    pub disabled_reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    #[cfg_attr(feature = "openapi", schema(read_only))]
+    pub disabled_at: Option<OffsetDateTime>,
+    pub delivery: Delivery,
+}
+
+/// A tenant's name: 1 to 64 of letters, digits, `_`, `.` and `-`.
+pub fn is_tenant(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
+}
+
+fn default_tenant() -> String {
+    DEFAULT_TENANT.to_owned()
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    #[default]
+    Active,
+    /// By an operator.
+    Paused,
+    /// By the hub, because the endpoint said that it is gone; an operator resumes it.
+    Disabled,
+}
+
+impl State {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Paused => "paused",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+impl std::str::FromStr for State {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Active, Self::Paused, Self::Disabled]
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| format!("{text:?} is not a state: write active, paused or disabled"))
+    }
+}
+
+/// How a delivery shows who it comes from.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Auth {
+    #[default]
+    None,
+    /// The key in a header (default `x-api-key`) or in a query parameter.
+    ApiKey {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        header: Option<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        query: Option<String>,
+        #[cfg_attr(feature = "openapi", schema(value_type = String, format = Password))]
+        key: Secret,
+    },
+    Basic {
+        username: String,
+        #[cfg_attr(feature = "openapi", schema(value_type = String, format = Password))]
+        password: Secret,
+    },
+    Bearer {
+        #[cfg_attr(feature = "openapi", schema(value_type = String, format = Password))]
+        token: Secret,
+    },
+    /// Client credentials grant, RFC 6749 section 4.4.
+    Oauth2 {
+        token_url: url::Url,
+        client_id: String,
+        #[cfg_attr(feature = "openapi", schema(value_type = String, format = Password))]
+        client_secret: Secret,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        scopes: Vec<String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        audience: Option<String>,
+        /// RFC 6749 section 2.3.1: in the Authorization header, or in the form.
+        #[serde(default)]
+        client_auth: ClientAuth,
+        /// Which `token_type` of the token endpoint's answer is accepted. The token is sent as a bearer token in
+        /// any case.
+        #[serde(default, skip_serializing_if = "TokenType::is_any")]
+        token_type: TokenType,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAuth {
+    #[default]
+    ClientSecretBasic,
+    ClientSecretPost,
+}
+
+/// RFC 6749 section 7.1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum TokenType {
+    /// Any, and none.
+    #[default]
+    Any,
+    /// `Bearer` in any case, and none.
+    Bearer,
+}
+
+impl TokenType {
+    fn is_any(&self) -> bool {
+        *self == Self::Any
+    }
+}
+
+/// A credential. It comes in as a plain string, is sealed before it is stored, and is opened
+/// only where a request is made. `Debug` never shows it.
+#[derive(Debug, Clone)]
+pub enum Secret {
+    Plain(SecretString),
+    /// `v2.<key id>.<base64url nonce and ciphertext>`
+    Sealed(String),
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::{Error, SerializeMap};
+        match self {
+            // A plain secret is never written anywhere: sealing comes first.
+            Secret::Plain(_) => Err(S::Error::custom("a secret must be sealed before it is written")),
+            Secret::Sealed(text) => {
+                let mut map = serializer.serialize_map(Some(1))?;
+                map.serialize_entry("sealed", text)?;
+                map.end()
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a secret: a string, or {\"sealed\": \"…\"} as the hub stores it")]
+        enum Form {
+            Plain(String),
+            Sealed { sealed: String },
+        }
+        Ok(match Form::deserialize(deserializer)? {
+            Form::Plain(text) => Secret::Plain(SecretString::from(text)),
+            // Empty it would be what stands for a secret that is kept.
+            Form::Sealed { sealed } if sealed.is_empty() => {
+                return Err(serde::de::Error::custom(
+                    "the sealed text is empty; write the secret as a string",
+                ));
+            }
+            Form::Sealed { sealed } => Secret::Sealed(sealed),
+        })
+    }
+}
+
+impl Subscription {
+    /// Its name. Fails only for a tenant that `validate` refuses.
+    pub fn reference(&self) -> Result<SubscriptionRef, InvalidTenant> {
+        SubscriptionRef::new(&self.tenant, &self.id)
+    }
+
+    /// Gives it another state by an operator's hand: why it was disabled is forgotten.
+    pub fn set_state(&mut self, state: State) {
+        self.state = state;
+        self.disabled_reason = None;
+        self.disabled_at = None;
+    }
+
+    /// The hub disables it.
+    pub fn disable(&mut self, reason: String, now: OffsetDateTime) {
+        self.state = State::Disabled;
+        self.disabled_reason = Some(reason);
+        self.disabled_at = Some(now);
+    }
+
+    /// Every secret it holds, for sealing.
+    pub fn secrets_mut(&mut self) -> Vec<&mut Secret> {
+        self.delivery.secrets_mut()
+    }
+
+    /// The subscription as JSON for lists and logs: each secret shows as `"***"`.
+    pub fn hidden_json(&self) -> serde_json::Value {
+        let mut shown = self.clone();
+        for secret in shown.secrets_mut() {
+            *secret = Secret::Sealed(String::new());
+        }
+        // Stored before such names were refused.
+        for (name, value) in shown.delivery.endpoint_mut().map(|to| &mut to.headers).into_iter().flatten() {
+            if is_credential_name(name) {
+                "***".clone_into(value);
+            }
+        }
+        let mut json = serde_json::to_value(&shown).expect("its keys are strings and its secrets are sealed");
+        let members = json.get_mut("delivery").and_then(serde_json::Value::as_object_mut);
+        // Of `headers` all are in clear: one that is called `sealed` looks like a secret, and is none.
+        members
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| *name != "headers")
+            .for_each(|(_, value)| hide(value));
+        json
+    }
+}
+
+/// Puts `"***"` where a sealed secret stands.
+fn hide(json: &mut serde_json::Value) {
+    if let serde_json::Value::Object(members) = json {
+        if members.len() == 1 && members.get("sealed").is_some_and(serde_json::Value::is_string) {
+            *json = serde_json::Value::from("***");
+            return;
+        }
+        members.values_mut().for_each(hide);
+    }
+}

@@ -1,0 +1,246 @@
+//! Where a subscription's envelopes go: to an endpoint over HTTP, or to an external broker.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::de::{Error, IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::{Auth, Secret, Signing, Tls};
+use crate::status::Statuses;
+
+/// Where and how a subscription's envelopes are delivered.
+#[derive(Debug, Clone, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(untagged)]
+pub enum Delivery {
+    Endpoint(Box<EndpointDelivery>),
+    Broker(BrokerDelivery),
+}
+
+/// A `POST` to an endpoint.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct EndpointDelivery {
+    #[cfg_attr(feature = "openapi", schema(max_length = 2048, example = "https://crm.example/hooks"))]
+    pub url: url::Url,
+    #[serde(default)]
+    pub content_mode: ContentMode,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
+    /// Headers whose values are credentials: sealed, and shown as `***`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, String>))]
+    pub secret_headers: BTreeMap<String, Secret>,
+    /// The whole attempt: connection, request and answer.
+    #[serde(default = "default_timeout", with = "crate::duration")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "15s"))]
+    pub timeout: Duration,
+    #[serde(default = "default_max_in_flight")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 10_000))]
+    pub max_in_flight: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+    #[serde(default)]
+    pub ordering: Ordering,
+    #[serde(default)]
+    pub auth: Auth,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing: Option<Signing>,
+    /// Statuses that mean something else than they usually do.
+    #[serde(default, skip_serializing_if = "Statuses::is_empty")]
+    pub statuses: Statuses,
+    /// Where not given: the system's roots, and no certificate of the hub's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+}
+
+/// A message to one of the external brokers of the hub's settings, which also say how it is reached and
+/// with which credentials. Its body is the event in the stripped envelope of the transactional outbox.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", schema(example = json!({"broker": "partner_events", "stream": "orders"})))]
+pub struct BrokerDelivery {
+    /// Its name in the settings (`[[external_brokers]]`).
+    #[cfg_attr(
+        feature = "openapi",
+        schema(pattern = "^[a-z0-9][a-z0-9_-]{0,63}$", example = "partner_events")
+    )]
+    pub broker: String,
+    /// The subject (NATS), stream (Redis), routing key (AMQP) or topic (Kafka).
+    #[cfg_attr(
+        feature = "openapi",
+        schema(min_length = 1, max_length = 255, pattern = r"^[^\s*>{}]+$", example = "orders")
+    )]
+    pub stream: String,
+    /// The whole attempt: connection and acknowledgement.
+    #[serde(default = "default_timeout", with = "crate::duration")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "15s"))]
+    pub timeout: Duration,
+    #[serde(default = "default_max_in_flight")]
+    #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 10_000))]
+    pub max_in_flight: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+    #[serde(default)]
+    pub ordering: Ordering,
+}
+
+fn default_timeout() -> Duration {
+    Duration::from_secs(15)
+}
+
+fn default_max_in_flight() -> u32 {
+    32
+}
+
+/// CloudEvents HTTP protocol binding, section 3.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum ContentMode {
+    #[default]
+    Structured,
+    Binary,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Ordering {
+    #[default]
+    None,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    pub per_second: f64,
+    pub burst: u32,
+}
+
+/// Whether the JSON of a delivery means a broker; else it means an endpoint.
+pub(super) fn names_a_broker(delivery: &Value) -> bool {
+    ["broker", "stream"].iter().any(|name| delivery.get(name).is_some())
+}
+
+/// What tells a broker's delivery from an endpoint's.
+#[derive(Deserialize)]
+struct Kind {
+    broker: Option<IgnoredAny>,
+    stream: Option<IgnoredAny>,
+}
+
+impl<'de> Deserialize<'de> for Delivery {
+    /// From JSON alone. Without building a tree of it: at a start 100,000 of them are read.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let json = Box::<RawValue>::deserialize(deserializer)?;
+        let kind: Kind = serde_json::from_str(json.get()).map_err(D::Error::custom)?;
+        let delivery = if kind.broker.is_some() || kind.stream.is_some() {
+            serde_json::from_str(json.get()).map(Self::Broker)
+        } else {
+            serde_json::from_str(json.get()).map(Self::Endpoint)
+        };
+        delivery.map_err(D::Error::custom)
+    }
+}
+
+impl Delivery {
+    /// The endpoint, if it goes to one.
+    pub fn endpoint(&self) -> Option<&EndpointDelivery> {
+        match self {
+            Self::Endpoint(endpoint) => Some(endpoint),
+            Self::Broker(_) => None,
+        }
+    }
+
+    pub fn endpoint_mut(&mut self) -> Option<&mut EndpointDelivery> {
+        match self {
+            Self::Endpoint(endpoint) => Some(endpoint),
+            Self::Broker(_) => None,
+        }
+    }
+
+    /// The broker, if it goes to one.
+    pub fn broker(&self) -> Option<&BrokerDelivery> {
+        match self {
+            Self::Endpoint(_) => None,
+            Self::Broker(broker) => Some(broker),
+        }
+    }
+
+    /// How long one attempt may take.
+    pub fn timeout(&self) -> Duration {
+        match self {
+            Self::Endpoint(endpoint) => endpoint.timeout,
+            Self::Broker(broker) => broker.timeout,
+        }
+    }
+
+    pub fn max_in_flight(&self) -> u32 {
+        match self {
+            Self::Endpoint(endpoint) => endpoint.max_in_flight,
+            Self::Broker(broker) => broker.max_in_flight,
+        }
+    }
+
+    pub fn rate_limit(&self) -> Option<RateLimit> {
+        match self {
+            Self::Endpoint(endpoint) => endpoint.rate_limit,
+            Self::Broker(broker) => broker.rate_limit,
+        }
+    }
+
+    /// Statuses that mean something else than they usually do; a broker answers with none.
+    pub fn into_statuses(self) -> Statuses {
+        match self {
+            Self::Endpoint(endpoint) => endpoint.statuses,
+            Self::Broker(_) => Statuses::default(),
+        }
+    }
+
+    /// Every secret it holds, for sealing.
+    pub fn secrets_mut(&mut self) -> Vec<&mut Secret> {
+        self.named_secrets_mut().into_iter().map(|(_, secret)| secret).collect()
+    }
+
+    /// Every secret with the path of its field. A broker's credentials are in the settings.
+    pub fn named_secrets_mut(&mut self) -> Vec<(Cow<'static, str>, &mut Secret)> {
+        self.endpoint_mut().map(EndpointDelivery::named_secrets_mut).unwrap_or_default()
+    }
+}
+
+impl EndpointDelivery {
+    /// Every secret with the path of its field.
+    pub fn named_secrets_mut(&mut self) -> Vec<(Cow<'static, str>, &mut Secret)> {
+        let auth = match &mut self.auth {
+            Auth::None => None,
+            Auth::ApiKey { key, .. } => Some(("delivery.auth.key", key)),
+            Auth::Basic { password, .. } => Some(("delivery.auth.password", password)),
+            Auth::Bearer { token } => Some(("delivery.auth.token", token)),
+            Auth::Oauth2 { client_secret, .. } => Some(("delivery.auth.client_secret", client_secret)),
+        };
+        let mut secrets: Vec<(Cow<'static, str>, &mut Secret)> =
+            auth.into_iter().map(|(path, secret)| (path.into(), secret)).collect();
+        if let Some(signing) = &mut self.signing {
+            secrets.push(("delivery.signing.secret".into(), &mut signing.secret));
+            if let Some(previous) = &mut signing.previous {
+                secrets.push(("delivery.signing.previous.secret".into(), &mut previous.secret));
+            }
+        }
+        if let Some(key) = self.tls.as_mut().and_then(|tls| tls.key.as_mut()) {
+            secrets.push(("delivery.tls.key".into(), key));
+        }
+        // Names of headers do not differ by case.
+        secrets.extend(self.secret_headers.iter_mut().map(|(name, secret)| {
+            (format!("delivery.secret_headers.{}", name.to_ascii_lowercase()).into(), secret)
+        }));
+        secrets
+    }
+}

@@ -1,0 +1,222 @@
+//! The headers that a subscription adds to its requests: which names it may use, and for what.
+
+use std::collections::BTreeSet;
+
+use secrecy::ExposeSecret;
+
+use super::{EndpointDelivery, Secret};
+use crate::field_error::FieldError;
+
+const MAX_HEADERS: usize = 64;
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+
+/// Headers that the hub or the HTTP connection sets, or that would change what the connection means.
+const RESERVED: [&str; 14] = [
+    "host",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "upgrade",
+    "http2-settings",
+    "expect",
+    "user-agent",
+    "traceparent",
+];
+const RESERVED_PREFIXES: [&str; 2] = ["webhook-", "ce-"];
+
+/// Names whose value is a credential, whatever the case.
+const CREDENTIALS: [&str; 12] = [
+    "auth",
+    "authentication",
+    "x-auth",
+    "x-auth-key",
+    "x-authentication",
+    "dpop",
+    "x-key",
+    "x-session-id",
+    "x-amz-signature",
+    "x-hub-signature",
+    "x-hub-signature-256",
+    "x-signature",
+];
+/// One of these within a name, its separators taken out, says that the value is a credential.
+const CREDENTIAL_PARTS: [&str; 18] = [
+    "authorization",
+    "authtoken",
+    "cookie",
+    "password",
+    "passwd",
+    "passphrase",
+    "secret",
+    "credential",
+    "apikey",
+    "accesskey",
+    "appkey",
+    "authkey",
+    "clientkey",
+    "functionskey",
+    "licensekey",
+    "masterkey",
+    "privatekey",
+    "subscriptionkey",
+];
+/// The same as a word of its own, or at the end of the last word.
+const CREDENTIAL_WORDS: [&str; 5] = ["token", "jwt", "bearer", "pwd", "csrf"];
+
+/// Whether a header of this name carries a credential, as far as names tell: `authorization`, `cookie`,
+/// `x-api-key`, `private-token`, `x-amz-security-token`, ….
+pub fn is_credential_name(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    if CREDENTIALS.contains(&lower.as_str()) {
+        return true;
+    }
+    let is_separator = |c: char| !c.is_ascii_alphanumeric();
+    let joined: String = lower.split(is_separator).collect();
+    CREDENTIAL_PARTS.iter().any(|part| joined.contains(part))
+        || lower
+            .split(is_separator)
+            .any(|word| CREDENTIAL_WORDS.iter().any(|known| word == *known || word.ends_with("token")))
+}
+
+/// Whether the hub, or the connection, sets this header itself.
+pub(super) fn is_reserved(lower: &str) -> bool {
+    RESERVED.contains(&lower) || RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix))
+}
+
+/// RFC 9110 section 5.6.2: a token.
+pub(super) fn is_header_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+/// RFC 9110 section 5.5, without the obsolete part: visible ASCII, spaces and tabs within.
+pub(super) fn is_header_value(value: &str) -> bool {
+    value.trim() == value && value.bytes().all(|b| b == b'\t' || (0x20..0x7F).contains(&b))
+}
+
+/// Checks `headers` and `secret_headers`: what is taken is sent as it is given.
+pub(super) fn validate(delivery: &EndpointDelivery, errors: &mut Vec<FieldError>) {
+    let EndpointDelivery { headers, secret_headers, auth, .. } = delivery;
+    let secret_bytes = |secret: &Secret| match secret {
+        Secret::Plain(plain) => plain.expose_secret().len(),
+        Secret::Sealed(_) => 0,
+    };
+    let bytes = headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+        + secret_headers.iter().map(|(name, value)| name.len() + secret_bytes(value)).sum::<usize>();
+    if headers.len() + secret_headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
+        let field = if headers.is_empty() { "delivery.secret_headers" } else { "delivery.headers" };
+        errors.push(FieldError::new(
+            field,
+            format!(
+                "hold more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes (headers and secret_headers together); \
+                 write fewer"
+            ),
+        ));
+    }
+    let mut seen = BTreeSet::new();
+    let mut check_name = |field: String, name: &str, errors: &mut Vec<FieldError>| {
+        let lower = name.to_ascii_lowercase();
+        let problem = if !is_header_name(name) {
+            "is not an HTTP header name; use letters, digits and '-', like x-team"
+        } else if is_reserved(&lower) {
+            "is set by the hub itself; use another name, like x-team"
+        } else if auth.header().is_some_and(|header| header.eq_ignore_ascii_case(name)) {
+            "is set by delivery.auth; take it out here, or use another kind of auth"
+        } else if !seen.insert(lower) {
+            "is given twice; header names do not differ by case, and each is in headers or in secret_headers"
+        } else {
+            return true;
+        };
+        errors.push(FieldError::new(field, problem));
+        false
+    };
+    for (name, value) in headers {
+        let field = || format!("delivery.headers.{name}");
+        if check_name(field(), name, errors) && is_credential_name(name) {
+            errors.push(FieldError::new(
+                field(),
+                "has the name of a credential, and headers are stored and shown in clear; move it to \
+                 delivery.secret_headers, or use delivery.auth",
+            ));
+        }
+        if !is_header_value(value) {
+            errors.push(FieldError::new(
+                field(),
+                "holds a character that HTTP headers cannot carry; use visible ASCII, spaces within",
+            ));
+        }
+    }
+    for (name, value) in secret_headers {
+        let field = format!("delivery.secret_headers.{name}");
+        check_name(field.clone(), name, errors);
+        super::validate::validate_secret(&field, value, is_header_value, errors);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_known_by_their_names() {
+        for name in [
+            "authorization",
+            "Proxy-Authorization",
+            "cookie",
+            "Set-Cookie",
+            "x-api-key",
+            "API-Key",
+            "apikey",
+            "x-auth-token",
+            "x-access-token",
+            "x-amz-security-token",
+            "private-token",
+            "PRIVATE-TOKEN",
+            "x-gitlab-token",
+            "x-vault-token",
+            "x-goog-api-key",
+            "ocp-apim-subscription-key",
+            "x-functions-key",
+            "x-shopify-access-token",
+            "x-client-secret",
+            "db_password",
+            "X-Passwd",
+            "token",
+            "authtoken",
+            "x-csrf-token",
+            "x-jwt",
+            "dpop",
+            "x-forwarded-authorization",
+            "x_api_key",
+            "x.api.key",
+            "x-amz-access-key",
+            "aws-credentials",
+        ] {
+            assert!(is_credential_name(name), "{name}");
+        }
+        for name in [
+            "x-team",
+            "accept",
+            "accept-language",
+            "x-tenant",
+            "x-request-id",
+            "idempotency-key",
+            "x-routing-key",
+            "referer",
+            "origin",
+            "x-priority",
+            "x-environment",
+            "x-author",
+            "tracestate",
+            "x-keyboard",
+            "date",
+            "x-tokenizer",
+        ] {
+            assert!(!is_credential_name(name), "{name}");
+        }
+    }
+}

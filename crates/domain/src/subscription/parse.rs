@@ -1,0 +1,270 @@
+//! Reading a subscription, with errors that name the field.
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::delivery::names_a_broker;
+use super::{BrokerDelivery, Delivery, EndpointDelivery, Subscription};
+use crate::field_error::FieldError;
+
+impl Subscription {
+    /// Reads one subscription that came from outside. The error names the field by its path, such
+    /// as `delivery.auth.type`; a syntax error names the line and column in the field `JSON`.
+    /// `validate` checks what the form alone does not. What the hub itself has stored went through
+    /// both, and may be read by serde alone.
+    pub fn from_json(json: &[u8]) -> Result<Self, FieldError> {
+        let value = serde_json::from_slice(json)
+            .map_err(|error| FieldError::new("JSON", format!("{error}; write one JSON object")))?;
+        Self::from_value(value)
+    }
+
+    /// The same from a value, for subscriptions that come in a list or in another format.
+    pub fn from_value(value: Value) -> Result<Self, FieldError> {
+        check_form(&value)?;
+        // First by itself: within the whole, whose form depends on it, its fields have no paths.
+        if let Some(delivery) = value.get("delivery") {
+            Delivery::check_fields(delivery)?;
+        }
+        read("", &value)
+    }
+}
+
+impl Delivery {
+    /// Whether every field of a delivery can be read. The error names the field by its path from
+    /// `delivery` on. What else it has to be, `Subscription::from_value` and `validate` say.
+    pub fn check_fields(delivery: &Value) -> Result<(), FieldError> {
+        if names_a_broker(delivery) {
+            read::<BrokerDelivery>("delivery", delivery).map(drop)
+        } else {
+            read::<EndpointDelivery>("delivery", delivery).map(drop)
+        }
+    }
+}
+
+/// Reads what stands at the path `at`, which is empty for the whole subscription.
+fn read<T: DeserializeOwned>(at: &str, value: &Value) -> Result<T, FieldError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = match (at, error.path().to_string().as_str()) {
+            ("", ".") => "subscription".to_owned(),
+            ("", path) => path.to_owned(),
+            (at, ".") => at.to_owned(),
+            (at, path) => format!("{at}.{path}"),
+        };
+        let remedy = remedy(&path);
+        FieldError::new(path, error.into_inner().to_string() + remedy)
+    })
+}
+
+/// What to write, by the path of the field; the cause itself comes from serde.
+fn remedy(path: &str) -> &'static str {
+    match path {
+        "incarnation" => "; leave it out, the hub makes it",
+        "id" => "; write \"id\": \"billing-crm\"",
+        "delivery.url" | "delivery.auth.token_url" => "; write the whole URL, like https://crm.example/hooks",
+        "delivery.broker" => "; write the name of one of the [[external_brokers]] of the settings",
+        "delivery.stream" => "; write the subject, stream, routing key or topic",
+        "delivery.content_mode" => "; write \"structured\" or \"binary\"",
+        "events" => "; write a list, like [\"user.created\", \"role.*\"]",
+        "filter" => "; write a list, like [{\"exact\": {\"source\": \"idp\"}}]",
+        "delivery.headers" => "; write an object of strings, like {\"x-team\": \"billing\"}",
+        "delivery.secret_headers" => "; write an object of strings, like {\"x-api-key\": \"…\"}",
+        "delivery.signing" => "; write {\"secret\": \"whsec_…\"}",
+        "delivery.statuses" => "; write {\"retry\": [400], \"permanent\": [404, \"5xx\"]}",
+        "disabled_at" => "; write a time like 2026-01-31T12:00:00Z, or leave it out",
+        "delivery.signing.previous" | "delivery.signing.previous.until" => {
+            "; write {\"secret\": \"whsec_…\", \"until\": \"2030-01-31T00:00:00Z\"}"
+        }
+        "delivery.tls" => "; write {\"ca\": \"…\", \"cert\": \"…\", \"key\": \"…\"}, each in PEM",
+        "state" => "; write \"active\" or \"paused\"",
+        "delivery.rate_limit" => "; write {\"per_second\": 100, \"burst\": 200}",
+        _ => "",
+    }
+}
+
+/// The kinds of authentication, with the fields each needs.
+const AUTH: [(&str, &[&str], &[&str]); 5] = [
+    ("none", &[], &[]),
+    ("api_key", &["key"], &["header", "query"]),
+    ("basic", &["username", "password"], &[]),
+    ("bearer", &["token"], &[]),
+    (
+        "oauth2",
+        &["token_url", "client_id", "client_secret"],
+        &["scopes", "audience", "client_auth", "token_type"],
+    ),
+];
+
+/// What serde reports only for a whole object, or not at all in the words of the user: missing
+/// fields, the kinds of authentication, and what this version does not support.
+fn check_form(value: &Value) -> Result<(), FieldError> {
+    let object = value.as_object().ok_or_else(|| {
+        FieldError::new(
+            "subscription",
+            "must be an object; write {\"id\": …, \"events\": […], \"delivery\": {…}}",
+        )
+    })?;
+    require(object, "", &["id", "events", "delivery"])?;
+    let Some(delivery) = object["delivery"].as_object() else {
+        return Err(FieldError::new(
+            "delivery",
+            "must be an object; write {\"url\": \"https://…\"}, or {\"broker\": \"…\", \"stream\": \"…\"}",
+        ));
+    };
+    if names_a_broker(&object["delivery"]) {
+        check_broker(delivery)?;
+    } else {
+        check_endpoint(delivery)?;
+    }
+    if let Some(ordering) = delivery.get("ordering")
+        && ordering != "none"
+    {
+        return Err(FieldError::new(
+            "delivery.ordering",
+            format!("this version does not support {ordering}; write \"none\", or leave it out"),
+        ));
+    }
+    Ok(())
+}
+
+/// What is said of a request, and means nothing to a broker.
+const OF_AN_ENDPOINT: [&str; 8] =
+    ["url", "content_mode", "headers", "secret_headers", "auth", "signing", "statuses", "tls"];
+
+fn check_broker(delivery: &serde_json::Map<String, Value>) -> Result<(), FieldError> {
+    if let Some(name) = OF_AN_ENDPOINT.iter().find(|name| delivery.contains_key(**name)) {
+        let problem = match *name {
+            "url" => {
+                "stands beside a broker; a subscription goes to one of them: take out url, or broker and stream"
+            }
+            "auth" | "tls" => {
+                "is for a url; the settings say how a broker is reached ([[external_brokers]]): take it out"
+            }
+            _ => "is for a url, and a broker has no such thing; take it out",
+        };
+        return Err(FieldError::new(format!("delivery.{name}"), problem));
+    }
+    require(delivery, "delivery.", &["broker", "stream"])
+}
+
+fn check_endpoint(delivery: &serde_json::Map<String, Value>) -> Result<(), FieldError> {
+    for name in ["mtls", "client_cert", "client_certificate"] {
+        if delivery.contains_key(name) {
+            return Err(mutual_tls_elsewhere(format!("delivery.{name}")));
+        }
+    }
+    require(delivery, "delivery.", &["url"])?;
+    check_objects(delivery)?;
+    match delivery.get("auth") {
+        Some(auth) => check_auth(auth),
+        None => Ok(()),
+    }
+}
+
+/// What may hold a secret where an object belongs: serde's own error would quote it.
+fn check_objects(delivery: &serde_json::Map<String, Value>) -> Result<(), FieldError> {
+    let signing = delivery.get("signing");
+    let places = [
+        ("delivery.signing", signing),
+        ("delivery.signing.previous", signing.and_then(|signing| signing.get("previous"))),
+        ("delivery.tls", delivery.get("tls")),
+        ("delivery.headers", delivery.get("headers")),
+        ("delivery.secret_headers", delivery.get("secret_headers")),
+    ];
+    for (field, value) in places {
+        if value.is_some_and(|value| !value.is_object() && !value.is_null()) {
+            return Err(FieldError::new(field, format!("must be an object{}", remedy(field))));
+        }
+    }
+    Ok(())
+}
+
+fn check_auth(auth: &Value) -> Result<(), FieldError> {
+    let Some(auth) = auth.as_object() else {
+        return Err(FieldError::new("delivery.auth", "must be an object; write {\"type\": \"none\"}"));
+    };
+    require(auth, "delivery.auth.", &["type"])?;
+    let kind = auth["type"].as_str().unwrap_or_default();
+    if matches!(kind, "mtls" | "mutual_tls" | "tls" | "tls_client_auth") {
+        return Err(mutual_tls_elsewhere("delivery.auth.type".to_owned()));
+    }
+    let Some((_, required, optional)) = AUTH.iter().find(|(name, ..)| *name == kind) else {
+        return Err(FieldError::new(
+            "delivery.auth.type",
+            format!("is {}; write one of none, api_key, basic, bearer, oauth2", auth["type"]),
+        ));
+    };
+    require(auth, "delivery.auth.", required)?;
+    let known = |name: &str| name == "type" || required.contains(&name) || optional.contains(&name);
+    if let Some(name) = auth.keys().find(|name| !known(name)) {
+        let fields: Vec<&str> = required.iter().chain(*optional).copied().collect();
+        let expected = if fields.is_empty() { "no more fields".to_owned() } else { fields.join(", ") };
+        return Err(FieldError::new(
+            format!("delivery.auth.{name}"),
+            format!("is not a field of type {kind:?}, which takes {expected}; take it out"),
+        ));
+    }
+    // Serde names no path inside an object whose form depends on its type.
+    for (name, value) in auth {
+        let (fits, expected) = match name.as_str() {
+            "scopes" => (
+                value.as_array().is_some_and(|scopes| scopes.iter().all(Value::is_string)),
+                "a list of strings",
+            ),
+            "token_url" => (
+                value.as_str().is_some_and(|text| url::Url::parse(text).is_ok()),
+                "a whole URL, like https://idp.example/token",
+            ),
+            "client_auth" => (
+                matches!(value.as_str(), Some("client_secret_basic" | "client_secret_post")),
+                "\"client_secret_basic\" or \"client_secret_post\"",
+            ),
+            "token_type" => (matches!(value.as_str(), Some("any" | "bearer")), "\"any\" or \"bearer\""),
+            "key" | "password" | "token" | "client_secret" => (is_secret(value), "a string"),
+            "header" | "query" | "audience" => (value.is_string() || value.is_null(), "a string"),
+            _ => (value.is_string(), "a string"),
+        };
+        if !fits {
+            return Err(FieldError::new(format!("delivery.auth.{name}"), format!("must be {expected}")));
+        }
+    }
+    Ok(())
+}
+
+/// A plain string, or `{"sealed": "…"}` as the hub stores it.
+fn is_secret(value: &Value) -> bool {
+    value.is_string()
+        || value.as_object().is_some_and(|form| form.get("sealed").is_some_and(Value::is_string))
+}
+
+fn mutual_tls_elsewhere(field: String) -> FieldError {
+    FieldError::new(
+        field,
+        "is not where mutual TLS is set up; write \"tls\": {\"ca\": \"…\", \"cert\": \"…\", \"key\": \"…\"} in delivery",
+    )
+}
+
+fn require(object: &serde_json::Map<String, Value>, path: &str, names: &[&str]) -> Result<(), FieldError> {
+    match names.iter().find(|name| !object.contains_key(**name)) {
+        Some(name) => Err(FieldError::new(
+            format!("{path}{name}"),
+            match *name {
+                "id" => "is missing; write \"id\": \"billing-crm\"".to_owned(),
+                "events" => "is missing; write \"events\": [\"user.created\"]".to_owned(),
+                "delivery" => "is missing; write \"delivery\": {\"url\": \"https://…\"}".to_owned(),
+                "url" => "is missing; write \"url\": \"https://…\", or \"broker\" and \"stream\"".to_owned(),
+                "token_url" => format!("is missing; write \"{name}\": \"https://…\""),
+                "broker" => {
+                    "is missing beside delivery.stream; write the name of one of the [[external_brokers]]"
+                        .to_owned()
+                }
+                "stream" => {
+                    "is missing beside delivery.broker; write the subject, stream, routing key or topic"
+                        .to_owned()
+                }
+                "type" => "is missing; write one of none, api_key, basic, bearer, oauth2".to_owned(),
+                other => format!("is missing; write \"{other}\": \"…\""),
+            },
+        )),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,294 @@
+//! What a subscription must hold beyond its form.
+
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+
+use super::headers::{self, is_header_name, is_header_value, is_reserved};
+use super::{Auth, BrokerDelivery, Delivery, EndpointDelivery, RateLimit, Secret, Subscription};
+use crate::field_error::FieldError;
+use crate::outbox::is_external_broker;
+
+const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+const MAX_IN_FLIGHT: u32 = 10_000;
+/// Bounds on what every envelope of the subscription carries along.
+const MAX_EVENTS: usize = 256;
+const MAX_FILTERS: usize = 64;
+const MAX_URL_BYTES: usize = 2 * 1024;
+const MAX_CREDENTIAL_BYTES: usize = 8 * 1024;
+/// The shortest of the brokers' bounds: an AMQP routing key's (0-9-1 section 4.2.5.3, a short string).
+const MAX_STREAM_BYTES: usize = 255;
+
+/// Bounds that come from the settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// `delivery.max_timeout`: the longest timeout of an attempt.
+    pub max_timeout: Duration,
+}
+
+impl Subscription {
+    /// Checks each field; every error names its field and the remedy.
+    pub fn validate(&self, limits: &Limits) -> Result<(), Vec<FieldError>> {
+        let mut errors = Vec::new();
+        if !super::is_tenant(&self.tenant) {
+            errors.push(FieldError::new(
+                "tenant",
+                format!("{:?} must be 1 to 64 of letters, digits, '_', '.' and '-'", self.tenant),
+            ));
+        }
+        match self.events.len() {
+            0 => errors.push(FieldError::new(
+                "events",
+                "is empty; name at least one event key or pattern, like \"user.*\"",
+            )),
+            1..=MAX_EVENTS => {}
+            many => errors.push(FieldError::new(
+                "events",
+                format!(
+                    "has {many} patterns; at most {MAX_EVENTS}: use wildcards, or split the subscription"
+                ),
+            )),
+        }
+        errors.extend(self.events.iter().enumerate().filter_map(|(position, pattern)| {
+            Some(FieldError::new(format!("events[{position}]"), pattern.never_matches()?))
+        }));
+        if self.filter.len() > MAX_FILTERS {
+            errors.push(FieldError::new(
+                "filter",
+                format!("has more than {MAX_FILTERS} expressions; write fewer"),
+            ));
+        }
+        errors.extend(crate::filter::validate_size(&self.filter).err());
+        errors.extend(
+            self.filter
+                .iter()
+                .enumerate()
+                .filter_map(|(position, filter)| filter.validate(&format!("filter[{position}]")).err()),
+        );
+        if self.state != super::State::Disabled
+            && (self.disabled_reason.is_some() || self.disabled_at.is_some())
+        {
+            errors.push(FieldError::new(
+                if self.disabled_reason.is_some() { "disabled_reason" } else { "disabled_at" },
+                format!(
+                    "belongs to the state \"disabled\", and this one is {:?}; take it out",
+                    self.state.as_str()
+                ),
+            ));
+        }
+        self.delivery.validate(limits, &mut errors);
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+}
+
+impl Delivery {
+    fn validate(&self, limits: &Limits, errors: &mut Vec<FieldError>) {
+        let (timeout, max_in_flight) = (self.timeout(), self.max_in_flight());
+        if timeout < MIN_TIMEOUT || timeout > limits.max_timeout {
+            errors.push(FieldError::new(
+                "delivery.timeout",
+                format!(
+                    "is {}; write {} to {} (the setting delivery.max_timeout)",
+                    humantime::format_duration(timeout),
+                    humantime::format_duration(MIN_TIMEOUT),
+                    humantime::format_duration(limits.max_timeout)
+                ),
+            ));
+        }
+        if !(1..=MAX_IN_FLIGHT).contains(&max_in_flight) {
+            errors.push(FieldError::new(
+                "delivery.max_in_flight",
+                format!("is {max_in_flight}; write 1 to {MAX_IN_FLIGHT}"),
+            ));
+        }
+        if let Some(RateLimit { per_second, burst }) = self.rate_limit() {
+            if !(per_second.is_finite() && per_second > 0.0) {
+                errors.push(FieldError::new(
+                    "delivery.rate_limit.per_second",
+                    format!("is {per_second}; write a number above 0, or leave rate_limit out for no limit"),
+                ));
+            }
+            if burst == 0 {
+                errors.push(FieldError::new("delivery.rate_limit.burst", "is 0; write 1 or more"));
+            }
+        }
+        match self {
+            Self::Endpoint(endpoint) => endpoint.validate(errors),
+            Self::Broker(broker) => broker.validate(errors),
+        }
+    }
+}
+
+impl BrokerDelivery {
+    fn validate(&self, errors: &mut Vec<FieldError>) {
+        let Self { broker, stream, .. } = self;
+        if !is_external_broker(broker) {
+            errors.push(FieldError::new(
+                "delivery.broker",
+                format!(
+                    "{broker:?} cannot be the name of an external broker; write that of one of the [[external_brokers]]"
+                ),
+            ));
+        }
+        let problem = if stream.is_empty() || stream.len() > MAX_STREAM_BYTES {
+            format!(
+                "must be 1 to {MAX_STREAM_BYTES} bytes long; write the subject, stream, routing key or topic"
+            )
+        } else if stream.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            "holds a space or control character; write the subject, stream, routing key or topic alone"
+                .to_owned()
+        } else if stream.contains(['*', '>', '{', '}']) {
+            "is one name, and no pattern or template; take out *, >, { and }".to_owned()
+        } else {
+            return;
+        };
+        errors.push(FieldError::new("delivery.stream", problem));
+    }
+}
+
+impl EndpointDelivery {
+    fn validate(&self, errors: &mut Vec<FieldError>) {
+        validate_url("delivery.url", &self.url, errors);
+        headers::validate(self, errors);
+        self.auth.validate(errors);
+        self.statuses.validate(errors);
+        if let Some(signing) = &self.signing {
+            signing.validate(errors);
+        }
+        if let Some(tls) = &self.tls {
+            tls.validate(&self.url, errors);
+        }
+    }
+}
+
+impl Auth {
+    /// As `type` in JSON says it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Auth::None => "none",
+            Auth::ApiKey { .. } => "api_key",
+            Auth::Basic { .. } => "basic",
+            Auth::Bearer { .. } => "bearer",
+            Auth::Oauth2 { .. } => "oauth2",
+        }
+    }
+
+    /// The header that this kind of authentication sets, if any.
+    pub fn header(&self) -> Option<&str> {
+        match self {
+            Auth::None => None,
+            Auth::ApiKey { query: Some(_), .. } => None,
+            Auth::ApiKey { header, .. } => Some(header.as_deref().unwrap_or(DEFAULT_API_KEY_HEADER)),
+            Auth::Basic { .. } | Auth::Bearer { .. } | Auth::Oauth2 { .. } => Some("authorization"),
+        }
+    }
+
+    fn validate(&self, errors: &mut Vec<FieldError>) {
+        match self {
+            Auth::None => {}
+            Auth::ApiKey { header, query, key } => {
+                if header.is_some() && query.is_some() {
+                    errors.push(FieldError::new(
+                        "delivery.auth.query",
+                        "and delivery.auth.header are both given; the key goes into one of them",
+                    ));
+                }
+                if let Some(name) = header {
+                    let lower = name.to_ascii_lowercase();
+                    if !is_header_name(name) || is_reserved(&lower) {
+                        errors.push(FieldError::new(
+                            "delivery.auth.header",
+                            format!("{name:?} is no header name that can be set; write one like x-api-key"),
+                        ));
+                    }
+                }
+                if query.as_deref() == Some("") {
+                    errors.push(FieldError::new(
+                        "delivery.auth.query",
+                        "is empty; write the name of the query parameter, like api_key",
+                    ));
+                }
+                validate_secret("delivery.auth.key", key, header_text(query.is_none()), errors);
+            }
+            Auth::Basic { username, password } => {
+                // RFC 7617 section 2: the first colon ends the user-id.
+                if username.is_empty() || username.contains(':') || username.contains(char::is_control) {
+                    errors.push(FieldError::new(
+                        "delivery.auth.username",
+                        "is empty or holds a colon or control character; write the user name alone",
+                    ));
+                }
+                validate_secret("delivery.auth.password", password, header_text(false), errors);
+            }
+            Auth::Bearer { token } => {
+                validate_secret("delivery.auth.token", token, header_text(true), errors);
+            }
+            Auth::Oauth2 { token_url, client_id, client_secret, scopes, .. } => {
+                validate_url("delivery.auth.token_url", token_url, errors);
+                if client_id.is_empty() {
+                    errors.push(FieldError::new(
+                        "delivery.auth.client_id",
+                        "is empty; write the client's id at the token endpoint",
+                    ));
+                }
+                validate_secret("delivery.auth.client_secret", client_secret, header_text(false), errors);
+                // RFC 6749 section 3.3: scope-token = 1*( %x21 / %x23-5B / %x5D-7E )
+                for (position, scope) in scopes.iter().enumerate() {
+                    let token = |b: u8| b == 0x21 || (0x23..=0x7E).contains(&b) && b != 0x5C;
+                    if scope.is_empty() || !scope.bytes().all(token) {
+                        errors.push(FieldError::new(
+                            format!("delivery.auth.scopes[{position}]"),
+                            format!("{scope:?} is not one scope; write each scope as its own entry"),
+                        ));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where an API key goes when neither header nor query is named.
+pub const DEFAULT_API_KEY_HEADER: &str = "x-api-key";
+
+/// Whether a plain secret must be able to stand in a header as it is.
+fn header_text(verbatim: bool) -> fn(&str) -> bool {
+    if verbatim { is_header_value } else { |_| true }
+}
+
+/// A plain secret; of a sealed one nothing can be said.
+pub(super) fn validate_secret(
+    field: &str,
+    secret: &Secret,
+    fits: fn(&str) -> bool,
+    errors: &mut Vec<FieldError>,
+) {
+    let Secret::Plain(text) = secret else { return };
+    let text = text.expose_secret();
+    if text.is_empty() || text.len() > MAX_CREDENTIAL_BYTES {
+        errors.push(FieldError::new(
+            field,
+            format!("must be 1 to {MAX_CREDENTIAL_BYTES} bytes long; write the credential itself"),
+        ));
+    } else if !fits(text) {
+        errors.push(FieldError::new(
+            field,
+            "holds a character that HTTP headers cannot carry (a line break at its end?); use visible ASCII",
+        ));
+    }
+}
+
+fn validate_url(field: &str, url: &url::Url, errors: &mut Vec<FieldError>) {
+    let problem = if !matches!(url.scheme(), "http" | "https") {
+        format!("has the scheme {:?}; must be http or https: write https://…", url.scheme())
+    } else if !url.username().is_empty() || url.password().is_some() {
+        "holds a user name or password; put them into delivery.auth with type \"basic\"".to_owned()
+    } else if url.fragment().is_some() {
+        "has a fragment (#…), which is never sent; take it out".to_owned()
+    } else if url.as_str().len() > MAX_URL_BYTES {
+        format!("is longer than {MAX_URL_BYTES} bytes; shorten it")
+    } else {
+        // http and https URLs without a host do not parse.
+        return;
+    };
+    errors.push(FieldError::new(field, problem));
+}

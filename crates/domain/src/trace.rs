@@ -1,0 +1,408 @@
+//! An event's whole story, put together from what the streams still hold of it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::attempt_record::{AttemptRecord, ErrorKind, Settled};
+use super::dead_letter::{DeadLetter, State};
+use super::last_words::LastWords;
+use super::outcome::{Fault, Reason};
+
+#[cfg(test)]
+mod tests;
+
+/// What was found of an event, in no order.
+#[derive(Debug, Default)]
+pub struct Findings {
+    pub waiting: Vec<Waiting>,
+    pub rejected: Vec<Rejected>,
+    /// Envelopes that are still owed.
+    pub owed: Vec<Owed>,
+    pub dead_letters: Vec<DeadLetter>,
+    /// Of the delivery log.
+    pub records: Vec<Logged>,
+    pub last_words: Vec<LastAttempt>,
+}
+
+/// The event waits to be taken in.
+#[derive(Debug)]
+pub struct Waiting {
+    /// When it was stored.
+    pub at: OffsetDateTime,
+    pub key: String,
+    pub tenant: String,
+}
+
+/// The event was refused.
+#[derive(Debug)]
+pub struct Rejected {
+    pub at: OffsetDateTime,
+    /// `None`: what was refused does not tell.
+    pub tenant: Option<String>,
+    pub reason: String,
+    pub detail: String,
+}
+
+/// An envelope in an outbox.
+#[derive(Debug)]
+pub struct Owed {
+    pub domain: String,
+    pub subscription: String,
+    pub tenant: String,
+    pub envelope: String,
+    pub event_time: Option<String>,
+    pub at: OffsetDateTime,
+    /// Sent again from a dead letter.
+    pub redriven: bool,
+}
+
+/// A record and where it was found.
+#[derive(Debug)]
+pub struct Logged {
+    pub domain: String,
+    pub subscription: String,
+    pub record: AttemptRecord<'static>,
+}
+
+/// Last words and where they were found.
+#[derive(Debug)]
+pub struct LastAttempt {
+    pub domain: String,
+    pub subscription: String,
+    pub envelope: String,
+    /// `None`: where they were found does not tell.
+    pub tenant: Option<String>,
+    pub at: OffsetDateTime,
+    pub words: LastWords,
+}
+
+impl Findings {
+    /// The tenant of each envelope, as it was when the envelope was made.
+    fn tenants(&self) -> HashMap<String, String> {
+        let owed = self.owed.iter().map(|one| (&*one.envelope, Some(&*one.tenant)));
+        let dead = self.dead_letters.iter().map(|one| (&*one.id, Some(&*one.tenant)));
+        let logged = self.records.iter().map(|one| (&*one.record.envelope, one.record.tenant.as_deref()));
+        let words = self.last_words.iter().map(|one| (&*one.envelope, one.tenant.as_deref()));
+        let all = owed.chain(dead).chain(logged).chain(words);
+        let told =
+            all.filter_map(|(envelope, tenant)| Some((envelope, tenant.filter(|name| !name.is_empty())?)));
+        told.map(|(envelope, tenant)| (envelope.to_owned(), tenant.to_owned())).collect()
+    }
+
+    /// Keeps what belongs to one tenant. Each finding says itself whose it is, as it was when it
+    /// was written: a subscription may be gone, or its id taken by somebody else. Last words that do
+    /// not say it are those of their envelope; what nothing tells of is nobody's.
+    pub fn keep_tenant(&mut self, tenant: &str) {
+        self.waiting.retain(|one| one.tenant == tenant);
+        self.rejected.retain(|one| one.tenant.as_deref() == Some(tenant));
+        self.owed.retain(|one| one.tenant == tenant);
+        self.dead_letters.retain(|one| one.tenant == tenant);
+        self.records.retain(|one| one.record.tenant.as_deref() == Some(tenant));
+        let owed = self.owed.iter().map(|one| one.envelope.as_str());
+        let dead = self.dead_letters.iter().map(|one| one.id.as_str());
+        let logged = self.records.iter().map(|one| &*one.record.envelope);
+        let envelopes: HashSet<&str> = owed.chain(dead).chain(logged).collect();
+        self.last_words.retain(|one| match &one.tenant {
+            Some(other) => other == tenant,
+            None => envelopes.contains(one.envelope.as_str()),
+        });
+    }
+}
+
+/// The story, oldest step first.
+#[derive(Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Trace {
+    pub event_id: String,
+    pub timeline: Vec<Step>,
+    pub subscribers: Vec<Subscriber>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", schema(as = TraceStepKind))]
+pub enum What {
+    /// The event's own time.
+    Published,
+    /// It stands in the events stream.
+    Waiting,
+    Rejected,
+    /// The outbox took the envelope.
+    Queued,
+    /// The outbox took it again, from a dead letter.
+    Redriven,
+    Attempt,
+    DeadLettered,
+}
+
+impl What {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Published => "published",
+            Self::Waiting => "waiting",
+            Self::Rejected => "rejected",
+            Self::Queued => "queued",
+            Self::Redriven => "redriven",
+            Self::Attempt => "attempt",
+            Self::DeadLettered => "dead-lettered",
+        }
+    }
+}
+
+/// One step; what does not apply is left out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = TraceStep))]
+pub struct Step {
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    pub what: What,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subscription: Option<String>,
+    /// The envelope's tenant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envelope: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Settled>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub error: Option<ErrorKind>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    /// For people: the error, the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+}
+
+/// Where an envelope stands now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+#[cfg_attr(feature = "openapi", schema(as = EnvelopeState))]
+pub enum Standing {
+    /// In the outbox, and no attempt is known.
+    Waiting,
+    /// In the outbox after a failed attempt.
+    Retrying,
+    /// A dead letter whose envelope is on its way again.
+    Replaying,
+    /// A dead letter: scheduled or parked.
+    DeadLettered,
+    Delivered,
+    /// Nothing owes it any more, and its delivery is not in the log: delivered unlogged, or its dead
+    /// letter was discarded.
+    Gone,
+}
+
+impl Standing {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Retrying => "retrying",
+            Self::Replaying => "replaying",
+            Self::DeadLettered => "dead-lettered",
+            Self::Delivered => "delivered",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// A subscriber's last state.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = TraceSubscriber))]
+pub struct Subscriber {
+    pub domain: String,
+    pub subscription: String,
+    /// The envelope's tenant; left out where nothing tells it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
+    pub envelope: String,
+    pub state: Standing,
+    /// The highest that is known.
+    pub attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub next_redrive_at: Option<OffsetDateTime>,
+}
+
+/// Domain, subscription, envelope.
+type Place = (String, String, String);
+
+fn step(at: OffsetDateTime, what: What, place: Option<&Place>) -> Step {
+    let part = |pick: fn(&Place) -> &String| place.map(|place| pick(place).clone());
+    Step {
+        at,
+        what,
+        domain: part(|place| &place.0),
+        subscription: part(|place| &place.1),
+        tenant: None,
+        envelope: part(|place| &place.2),
+        attempt: None,
+        outcome: None,
+        status: None,
+        latency_ms: None,
+        error: None,
+        fault: None,
+        detail: None,
+        answer: None,
+    }
+}
+
+impl Trace {
+    /// Tells the story; `None` if nothing was found.
+    pub fn tell(event_id: &str, findings: Findings) -> Option<Self> {
+        let tenants = findings.tenants();
+        let (mut timeline, mut taken) = (Vec::new(), BTreeSet::new());
+        let mut times = BTreeSet::new();
+        let mut subscribers: BTreeMap<Place, Subscriber> = BTreeMap::new();
+        for Waiting { at, key, .. } in findings.waiting {
+            timeline.push(Step { detail: Some(key), ..step(at, What::Waiting, None) });
+        }
+        for Rejected { at, reason, detail, .. } in findings.rejected {
+            let detail = Some(format!("{reason}: {detail}"));
+            timeline.push(Step { detail, ..step(at, What::Rejected, None) });
+        }
+        let mut attempts = Vec::new();
+        for Logged { domain, subscription, record } in findings.records {
+            times.extend(record.event_time.as_deref().and_then(read_time));
+            let place = (domain, subscription, record.envelope.clone().into_owned());
+            taken.insert((record.queued_at, record.redriven, place.clone()));
+            let attempt = Step {
+                attempt: Some(record.attempt),
+                outcome: Some(record.outcome),
+                status: record.status,
+                latency_ms: Some(record.latency_ms),
+                error: record.error,
+                fault: record.fault,
+                detail: record.detail.map(|text| text.into_owned()),
+                answer: record.answer.map(|text| text.into_owned()),
+                ..step(record.at, What::Attempt, Some(&place))
+            };
+            attempts.push((place, attempt));
+        }
+        for LastAttempt { domain, subscription, envelope, at, words, .. } in findings.last_words {
+            let place = (domain, subscription, envelope);
+            if attempts.iter().any(|(other, step)| *other == place && step.attempt == Some(words.attempt)) {
+                continue;
+            }
+            // A dead letter of another reason came at once.
+            let at_once = findings.dead_letters.iter().any(|letter| {
+                letter.id == place.2 && letter.domain == place.0 && letter.reason != Reason::Exhausted
+            });
+            let attempt = Step {
+                attempt: Some(words.attempt),
+                outcome: Some(if at_once { Settled::DeadLettered } else { Settled::Exhausted }),
+                status: words.status,
+                latency_ms: Some(words.latency_ms),
+                fault: Some(words.fault),
+                detail: Some(words.error),
+                answer: words.answer,
+                ..step(at, What::Attempt, Some(&place))
+            };
+            attempts.push((place, attempt));
+        }
+        attempts.sort_by_key(|(_, step)| (step.attempt, step.at));
+        for (place, attempt) in attempts {
+            let entry = subscribers.entry(place.clone()).or_insert_with(|| Subscriber::at(place));
+            entry.attempts = attempt.attempt.unwrap_or(0);
+            entry.last_status = attempt.status;
+            entry.last_error.clone_from(&attempt.detail);
+            entry.state = match attempt.outcome {
+                Some(Settled::Delivered) => Standing::Delivered,
+                _ => Standing::Gone,
+            };
+            timeline.push(attempt);
+        }
+        for letter in findings.dead_letters {
+            let place = (letter.domain, letter.subscription, letter.id);
+            let detail = match &letter.last_error {
+                Some(error) => format!("{}: {error}; {}", letter.reason, letter.state),
+                None => format!("{}; {}", letter.reason, letter.state),
+            };
+            timeline.push(Step {
+                status: letter.last_status,
+                fault: Some(letter.fault),
+                detail: Some(detail),
+                ..step(letter.failed_at, What::DeadLettered, Some(&place))
+            });
+            let entry = subscribers.entry(place.clone()).or_insert_with(|| Subscriber::at(place));
+            entry.attempts = entry.attempts.max(letter.attempts);
+            entry.last_status = letter.last_status.or(entry.last_status);
+            entry.last_error = letter.last_error.or(entry.last_error.take());
+            entry.next_redrive_at = letter.next_redrive_at;
+            // Delivered a moment ago, and its dead letter goes next.
+            if entry.state != Standing::Delivered {
+                entry.state = match letter.state {
+                    State::Replaying => Standing::Replaying,
+                    State::Scheduled | State::Parked => Standing::DeadLettered,
+                };
+            }
+        }
+        for Owed { domain, subscription, envelope, event_time, at, redriven, .. } in findings.owed {
+            times.extend(event_time.as_deref().and_then(read_time));
+            let place = (domain, subscription, envelope);
+            taken.insert((at, redriven, place.clone()));
+            let entry = subscribers.entry(place.clone()).or_insert_with(|| Subscriber::at(place));
+            entry.state = match entry.state {
+                // Its acknowledgement is on its way.
+                Standing::Delivered => Standing::Delivered,
+                _ if redriven => Standing::Replaying,
+                _ if entry.attempts > 0 => Standing::Retrying,
+                _ => Standing::Waiting,
+            };
+        }
+        timeline.extend(times.into_iter().map(|at| step(at, What::Published, None)));
+        timeline.extend(taken.iter().map(|(at, redriven, place)| {
+            step(*at, if *redriven { What::Redriven } else { What::Queued }, Some(place))
+        }));
+        timeline.sort_by(|a, b| (a.at, a.what, &a.subscription).cmp(&(b.at, b.what, &b.subscription)));
+        for step in &mut timeline {
+            step.tenant = step.envelope.as_ref().and_then(|envelope| tenants.get(envelope).cloned());
+        }
+        let mut subscribers: Vec<Subscriber> = subscribers.into_values().collect();
+        for one in &mut subscribers {
+            one.tenant = tenants.get(&one.envelope).cloned();
+        }
+        (!timeline.is_empty()).then(|| Self { event_id: event_id.to_owned(), timeline, subscribers })
+    }
+}
+
+impl Subscriber {
+    fn at((domain, subscription, envelope): Place) -> Self {
+        Self {
+            domain,
+            subscription,
+            tenant: None,
+            envelope,
+            state: Standing::Gone,
+            attempts: 0,
+            last_status: None,
+            last_error: None,
+            next_redrive_at: None,
+        }
+    }
+}
+
+fn read_time(text: &str) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(text, &Rfc3339).ok()
+}

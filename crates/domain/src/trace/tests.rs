@@ -1,0 +1,199 @@
+//! Stories put together from findings.
+
+use super::*;
+use crate::outcome::Reason;
+
+fn at(seconds: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(1_800_000_000 + seconds).unwrap()
+}
+
+fn logged(subscription: &str, attempt: u32, outcome: Settled, redriven: bool) -> Logged {
+    let record = AttemptRecord {
+        envelope: format!("env_{subscription}").into(),
+        event_id: "e".into(),
+        event_key: "policy.updated".into(),
+        event_time: Some(at(0).format(&Rfc3339).unwrap().into()),
+        tenant: None,
+        queued_at: at(if redriven { 50 } else { 1 }),
+        at: at(1 + i64::from(attempt) + if redriven { 50 } else { 0 }),
+        attempt,
+        redriven,
+        outcome,
+        status: Some(if outcome == Settled::Delivered { 200 } else { 503 }),
+        latency_ms: 3,
+        error: None,
+        fault: None,
+        detail: None,
+        answer: None,
+    };
+    Logged { domain: "policy-client".into(), subscription: subscription.into(), record }
+}
+
+fn letter(state: State) -> DeadLetter {
+    DeadLetter {
+        incarnation: Default::default(),
+        id: "env_b".into(),
+        domain: "policy-client".into(),
+        subscription: "b".into(),
+        tenant: "default".into(),
+        event_id: "e".into(),
+        event_key: "policy.updated".into(),
+        reason: Reason::Exhausted,
+        fault: Fault::Subscriber,
+        state,
+        attempts: 2,
+        redrives: 0,
+        last_status: Some(503),
+        last_error: Some("503 Service Unavailable".into()),
+        failed_at: at(10),
+        next_redrive_at: Some(at(300)),
+    }
+}
+
+fn owed(redriven: bool) -> Owed {
+    Owed {
+        domain: "policy-client".into(),
+        subscription: "b".into(),
+        tenant: "default".into(),
+        envelope: "env_b".into(),
+        event_time: None,
+        at: at(if redriven { 50 } else { 1 }),
+        redriven,
+    }
+}
+
+fn state(findings: Findings) -> Standing {
+    Trace::tell("e", findings).unwrap().subscribers.pop().unwrap().state
+}
+
+#[test]
+fn the_steps_stand_in_the_order_of_their_times() {
+    let findings = Findings {
+        records: vec![
+            logged("b", 3, Settled::Delivered, true),
+            logged("a", 1, Settled::Delivered, false),
+            logged("b", 2, Settled::Exhausted, false),
+            logged("b", 1, Settled::Retried, false),
+        ],
+        last_words: vec![LastAttempt {
+            domain: "policy-client".into(),
+            subscription: "b".into(),
+            envelope: "env_b".into(),
+            tenant: None,
+            at: at(3),
+            words: LastWords {
+                attempt: 2,
+                status: Some(503),
+                error: "503".into(),
+                fault: Fault::Subscriber,
+                latency_ms: 1,
+                answer: None,
+            },
+        }],
+        ..Findings::default()
+    };
+    let trace = Trace::tell("e", findings).unwrap();
+    let told: Vec<String> = trace
+        .timeline
+        .iter()
+        .map(|step| {
+            let subscription = step.subscription.as_deref().unwrap_or("-");
+            format!("{subscription} {} {}", step.what.as_str(), step.attempt.unwrap_or(0))
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "- published 0",
+            "a queued 0",
+            "b queued 0",
+            "a attempt 1",
+            "b attempt 1",
+            "b attempt 2",
+            "b redriven 0",
+            "b attempt 3"
+        ]
+    );
+    let states: Vec<_> = trace.subscribers.iter().map(|one| (one.state, one.attempts)).collect();
+    assert_eq!(states, [(Standing::Delivered, 1), (Standing::Delivered, 3)]);
+}
+
+#[test]
+fn a_subscribers_last_state_is_told_by_where_the_envelope_stands() {
+    let failed = || vec![logged("b", 1, Settled::Retried, false)];
+    assert!(Trace::tell("e", Findings::default()).is_none());
+    assert_eq!(state(Findings { owed: vec![owed(false)], ..Findings::default() }), Standing::Waiting);
+    assert_eq!(
+        state(Findings { owed: vec![owed(false)], records: failed(), ..Findings::default() }),
+        Standing::Retrying
+    );
+    assert_eq!(state(Findings { records: failed(), ..Findings::default() }), Standing::Gone);
+    let parked = || vec![letter(State::Parked)];
+    assert_eq!(
+        state(Findings { dead_letters: parked(), records: failed(), ..Findings::default() }),
+        Standing::DeadLettered
+    );
+    assert_eq!(
+        state(Findings { dead_letters: parked(), owed: vec![owed(true)], ..Findings::default() }),
+        Standing::Replaying
+    );
+    let letters = vec![letter(State::Replaying)];
+    assert_eq!(state(Findings { dead_letters: letters, ..Findings::default() }), Standing::Replaying);
+}
+
+#[test]
+fn a_tenant_is_told_of_its_own_alone() {
+    let mine = |mut one: Logged| {
+        one.record.tenant = Some("acme".into());
+        one
+    };
+    let words = |envelope: &str, tenant: Option<&str>| LastAttempt {
+        domain: "policy-client".into(),
+        subscription: "b".into(),
+        envelope: envelope.into(),
+        tenant: tenant.map(str::to_owned),
+        at: at(3),
+        words: LastWords {
+            attempt: 2,
+            status: None,
+            error: "timeout".into(),
+            fault: Fault::Subscriber,
+            latency_ms: 1,
+            answer: None,
+        },
+    };
+    let rejected = |tenant: Option<&str>| Rejected {
+        at: at(1),
+        tenant: tenant.map(str::to_owned),
+        reason: "no-domain".into(),
+        detail: String::new(),
+    };
+    let waiting = |tenant: &str| Waiting { at: at(0), key: "a.b".into(), tenant: tenant.into() };
+    let mut findings = Findings {
+        waiting: vec![waiting("acme"), waiting("default")],
+        rejected: vec![rejected(None), rejected(Some("acme")), rejected(Some("default"))],
+        owed: vec![owed(false), Owed { tenant: "acme".into(), envelope: "env_o".into(), ..owed(false) }],
+        dead_letters: vec![
+            letter(State::Parked),
+            DeadLetter { tenant: "acme".into(), id: "env_d".into(), ..letter(State::Parked) },
+            DeadLetter { tenant: String::new(), id: "env_x".into(), ..letter(State::Parked) },
+        ],
+        records: vec![
+            mine(logged("a", 1, Settled::Delivered, false)),
+            logged("b", 1, Settled::Delivered, false),
+        ],
+        last_words: vec![
+            words("env_1", Some("acme")),
+            words("env_d", None),
+            words("env_x", None),
+            words("env_d", Some("default")),
+        ],
+    };
+    findings.keep_tenant("acme");
+    assert_eq!((findings.waiting.len(), findings.rejected.len()), (1, 1));
+    assert_eq!(findings.rejected[0].tenant.as_deref(), Some("acme"));
+    assert_eq!(findings.owed.iter().map(|one| &*one.envelope).collect::<Vec<_>>(), ["env_o"]);
+    assert_eq!(findings.dead_letters.iter().map(|one| &*one.id).collect::<Vec<_>>(), ["env_d"]);
+    assert_eq!(findings.records.iter().map(|one| &*one.subscription).collect::<Vec<_>>(), ["a"]);
+    assert_eq!(findings.last_words.iter().map(|one| &*one.envelope).collect::<Vec<_>>(), ["env_1", "env_d"]);
+}

@@ -1,0 +1,33 @@
+#![doc = include_str!("../README.md")]
+//!
+//! [`Store`] also has what the relay and the operators do with the rows; an application needs none of it.
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod error;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod migrations;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod publish;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod rows;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod store;
+
+pub use hub_domain::field_error::FieldError;
+pub use hub_domain::key::EventKey;
+pub use hub_domain::outbox::{Lane, RaisedEvent};
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub use {
+    error::StoreError,
+    publish::{Producer, PublishError, publish},
+    rows::{
+        Batch, BrokerStatus, BrokerSync, ClaimRequest, ClaimedRow, Cursor, FailedAttempt, GivenUp,
+        InvalidCursor, Retention, Row, Selection, SetUp,
+    },
+    store::{CONNECT_LIMIT, Store, StoreOptions, Wakeups},
+};

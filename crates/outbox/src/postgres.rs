@@ -1,0 +1,443 @@
+//! The outbox on PostgreSQL 14+. Times are the database's own: every relay sees the same clock.
+
+mod operating;
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
+use sqlx::{ConnectOptions as _, Connection as _};
+
+use crate::error::StoreError;
+use crate::migrations::{self, Migration};
+use crate::rows::{BrokerSync, ClaimRequest, ClaimedRow, FailedAttempt, GivenUp, SetUp, milliseconds};
+
+const OLDEST: i64 = 140_000;
+const MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, sql: include_str!("postgres/0001_outbox.sql") },
+    Migration { version: 2, sql: include_str!("postgres/0002_refusals.sql") },
+];
+/// Taken by whoever changes the schema.
+const SETUP_LOCK: i64 = 0x6875_625f_6f75_7462; // "hub_outb"
+/// Notified at the end of each transaction that raised an event.
+const CHANNEL: &str = "hub_outbox";
+/// How often one claim looks on behind streams that others are working on.
+const ROUNDS: usize = 4;
+
+#[derive(Clone)]
+pub(super) struct Postgres {
+    pool: PgPool,
+    options: PgConnectOptions,
+    /// Host and port, for errors.
+    address: String,
+    /// Behind a pooler in transaction mode: no statement may leave anything in a session.
+    is_pooled: bool,
+}
+
+/// Without the options, which hold the password.
+impl std::fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { address, is_pooled, .. } = self;
+        f.debug_struct("Postgres")
+            .field("address", address)
+            .field("is_pooled", is_pooled)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Of a claim: the row's columns, all null for a blocked stream, and how many rows were due, at most the limit.
+type Claimed = (
+    Option<i64>,
+    Option<String>,
+    Option<String>,
+    String,
+    Option<String>,
+    Option<bool>,
+    Option<String>,
+    Option<i32>,
+    Option<i64>,
+    i64,
+);
+
+/// Runs one statement. Behind a pooler in transaction mode it is a transaction of its own, so that all its messages
+/// reach the same server, and is prepared under no name, which the next client's would clash with.
+macro_rules! run {
+    ($database:expr, $how:ident, $query:expr) => {
+        if $database.is_pooled {
+            let mut tx = $database.pool.begin().await?;
+            let answer = $query.persistent(false).$how(&mut *tx).await?;
+            tx.commit().await?;
+            Ok(answer)
+        } else {
+            $query.$how(&$database.pool).await
+        }
+    };
+}
+use run;
+
+impl Postgres {
+    /// Connects when the first statement needs it, so that a database that is down is found then.
+    pub(super) fn new(
+        url: &str,
+        connections: u32,
+        acquire: Duration,
+        is_pooled: bool,
+    ) -> Result<Self, StoreError> {
+        let mut options = PgConnectOptions::from_str(url)
+            .map_err(|_| StoreError::Url { problem: "is not one of PostgreSQL" })?
+            .application_name("integration-hub outbox")
+            .disable_statement_logging();
+        if is_pooled {
+            // PgBouncer refuses the one unless it is told to pass it over.
+            options = options.extra_float_digits(None).statement_cache_capacity(0);
+        }
+        let address = format!("{}:{}", options.get_host(), options.get_port());
+        let pool = PgPoolOptions::new()
+            // The listener's beside those of the statements.
+            .max_connections(connections.saturating_add(1))
+            .acquire_timeout(acquire)
+            .connect_lazy_with(options.clone());
+        Ok(Self { pool, options, address, is_pooled })
+    }
+
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// With a connection of its own, since the pool goes on trying and keeps the cause to itself.
+    pub(super) async fn check_server(&self) -> Result<(), StoreError> {
+        let reaching =
+            tokio::time::timeout(crate::store::CONNECT_LIMIT, PgConnection::connect_with(&self.options));
+        let reached = reaching.await.unwrap_or_else(|_| Err(crate::error::no_answer()));
+        let mut connection =
+            reached.map_err(|source| StoreError::unreachable(self.address.clone(), source))?;
+        let asked = sqlx::query_as(
+            "SELECT current_setting('server_version_num')::bigint, 'PostgreSQL ' || current_setting('server_version')",
+        );
+        let answer = if self.is_pooled {
+            let mut tx =
+                connection.begin().await.map_err(|error| StoreError::of("asking its version", error))?;
+            let answer = asked.persistent(false).fetch_one(&mut *tx).await;
+            tx.rollback().await.map_err(|error| StoreError::of("asking its version", error))?;
+            answer
+        } else {
+            asked.fetch_one(&mut connection).await
+        };
+        let (number, version): (i64, String) =
+            answer.map_err(|error| StoreError::of("asking its version", error))?;
+        // The answer is there, whatever becomes of the connection.
+        let _ = connection.close().await;
+        if number < OLDEST {
+            return Err(StoreError::TooOld { found: version, needed: "PostgreSQL 14" });
+        }
+        Ok(())
+    }
+
+    /// Asks on a connection of its own until that fails, and says why. The pool would go on trying, and keep the cause
+    /// to itself.
+    pub(super) async fn watch(&self) -> StoreError {
+        let unreachable = |source| StoreError::unreachable(self.address.clone(), source);
+        loop {
+            let reaching =
+                tokio::time::timeout(crate::store::CONNECT_LIMIT, PgConnection::connect_with(&self.options));
+            let mut connection = match reaching.await.unwrap_or_else(|_| Err(crate::error::no_answer())) {
+                Ok(connection) => connection,
+                Err(source) => return unreachable(source),
+            };
+            loop {
+                tokio::time::sleep(crate::store::WATCH_EVERY).await;
+                match tokio::time::timeout(crate::store::WATCH_LIMIT, connection.ping()).await {
+                    Ok(Ok(())) => {}
+                    Err(_) => return unreachable(crate::error::no_answer()),
+                    // The connection may have ended by itself.
+                    Ok(Err(_)) => match self.check_server().await {
+                        Ok(()) => break,
+                        Err(cause) => return cause,
+                    },
+                }
+            }
+        }
+    }
+
+    pub(super) async fn version(&self) -> Result<i64, sqlx::Error> {
+        let there: bool = run!(
+            self,
+            fetch_one,
+            sqlx::query_scalar("SELECT to_regclass('hub_outbox.migrations') IS NOT NULL")
+        )?;
+        if !there {
+            return Ok(0);
+        }
+        run!(
+            self,
+            fetch_one,
+            sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM hub_outbox.migrations")
+        )
+    }
+
+    pub(super) fn newest() -> i64 {
+        migrations::newest(&MIGRATIONS)
+    }
+
+    /// All in one transaction, one at a time: whoever comes second finds it done.
+    pub(super) async fn setup(&self) -> Result<SetUp, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("SELECT pg_advisory_xact_lock($1)")
+            .bind(SETUP_LOCK)
+            .persistent(!self.is_pooled)
+            .execute(&mut *tx)
+            .await?;
+        // Asked first: a role that may not create schemas may still be told that all is well.
+        let there: bool = sqlx::query_scalar("SELECT to_regclass('hub_outbox.migrations') IS NOT NULL")
+            .persistent(!self.is_pooled)
+            .fetch_one(&mut *tx)
+            .await?;
+        if !there {
+            sqlx::raw_sql(
+                "CREATE SCHEMA IF NOT EXISTS hub_outbox;
+                 CREATE TABLE hub_outbox.migrations (
+                     version bigint PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())",
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
+        let from: i64 = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM hub_outbox.migrations")
+            .persistent(!self.is_pooled)
+            .fetch_one(&mut *tx)
+            .await?;
+        for migration in migrations::after(&MIGRATIONS, from) {
+            sqlx::raw_sql(migration.sql).execute(&mut *tx).await?;
+            sqlx::query("INSERT INTO hub_outbox.migrations (version) VALUES ($1)")
+                .bind(migration.version)
+                .persistent(!self.is_pooled)
+                .execute(&mut *tx)
+                .await?;
+        }
+        tx.commit().await?;
+        Ok(SetUp { from, to: from.max(Self::newest()) })
+    }
+
+    pub(super) async fn sync_brokers(
+        &self,
+        configured: &[String],
+        prune: bool,
+    ) -> Result<BrokerSync, sqlx::Error> {
+        let mut tx = self.pool.begin().await?;
+        let added = sqlx::query_scalar(
+            "INSERT INTO hub_outbox.brokers (name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING RETURNING name",
+        )
+        .bind(configured)
+        .persistent(!self.is_pooled)
+        .fetch_all(&mut *tx)
+        .await?;
+        let others: Vec<String> =
+            sqlx::query_scalar("SELECT name FROM hub_outbox.brokers WHERE name <> ALL ($1) ORDER BY name")
+                .bind(configured)
+                .persistent(!self.is_pooled)
+                .fetch_all(&mut *tx)
+                .await?;
+        if prune {
+            sqlx::query("DELETE FROM hub_outbox.brokers WHERE name = ANY ($1)")
+                .bind(&others)
+                .persistent(!self.is_pooled)
+                .execute(&mut *tx)
+                .await?;
+        }
+        tx.commit().await?;
+        Ok(BrokerSync::of(added, others, prune))
+    }
+
+    pub(super) async fn limit_events(&self, bytes: i64) -> Result<(), sqlx::Error> {
+        run!(
+            self,
+            execute,
+            sqlx::query(
+                "INSERT INTO hub_outbox.limits AS l (name, value) VALUES ('event_bytes', $1)
+             ON CONFLICT (name) DO UPDATE SET value = EXCLUDED.value WHERE l.value <> EXCLUDED.value",
+            )
+            .bind(bytes)
+        )?;
+        Ok(())
+    }
+
+    pub(super) async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<ClaimedRow>, sqlx::Error> {
+        let (mut rows, mut blocked) = (Vec::new(), request.passed_over.to_vec());
+        for _ in 0..ROUNDS {
+            let wanted = request.limit.saturating_sub(rows.len());
+            let found: Vec<Claimed> = run!(
+                self,
+                fetch_all,
+                sqlx::query_as(include_str!("postgres/claim.sql"))
+                    .bind(request.broker)
+                    .bind(request.lane.as_str())
+                    .bind(wanted as i64)
+                    .bind(request.holder)
+                    .bind(milliseconds(request.claim_time))
+                    .bind(&blocked)
+            )?;
+            let due = found.first().map_or(0, |row| row.9);
+            let before = blocked.len();
+            for (position, id, key, stream, lane, is_public, payload, attempts, created_at, _) in found {
+                match (position, id, key, lane, is_public, payload, attempts, created_at) {
+                    (
+                        Some(position),
+                        Some(id),
+                        Some(key),
+                        Some(lane),
+                        Some(is_public),
+                        Some(payload),
+                        Some(attempts),
+                        Some(created_at),
+                    ) => rows.push(ClaimedRow::read((
+                        position,
+                        id,
+                        key,
+                        stream,
+                        lane,
+                        is_public,
+                        payload,
+                        i64::from(attempts),
+                        created_at,
+                    ))?),
+                    _ => blocked.push(stream),
+                }
+            }
+            if rows.len() >= request.limit || due < wanted as i64 || blocked.len() == before {
+                break;
+            }
+        }
+        rows.sort_by_key(|row: &ClaimedRow| row.position);
+        Ok(rows)
+    }
+
+    pub(super) async fn mark_published(
+        &self,
+        broker: &str,
+        holder: &str,
+        positions: &[i64],
+    ) -> Result<u64, sqlx::Error> {
+        let done = run!(
+            self,
+            execute,
+            sqlx::query(
+                "UPDATE hub_outbox.messages SET status = 'published', due_at = NULL, claimed_by = NULL,
+                 settled_at = now(), last_error = NULL
+             WHERE broker = $1 AND position = ANY ($3) AND status = 'processing' AND claimed_by = $2",
+            )
+            .bind(broker)
+            .bind(holder)
+            .bind(positions)
+        )?;
+        Ok(done.rows_affected())
+    }
+
+    pub(super) async fn fail(
+        &self,
+        broker: &str,
+        holder: &str,
+        failed: &[FailedAttempt],
+    ) -> Result<u64, sqlx::Error> {
+        let done = run!(self, execute, sqlx::query(
+            "UPDATE hub_outbox.messages AS m
+             SET status = 'failed', attempts = m.attempts + f.counts::integer, claimed_by = NULL,
+                 last_error = f.error, due_at = now() + f.wait * interval '1 millisecond'
+             FROM unnest($3::bigint[], $4::text[], $5::bigint[], $6::boolean[]) AS f (position, error, wait, counts)
+             WHERE m.broker = $1 AND m.position = f.position AND m.status = 'processing' AND m.claimed_by = $2",
+        )
+        .bind(broker)
+        .bind(holder)
+        .bind(failed.iter().map(|row| row.position).collect::<Vec<_>>())
+        .bind(failed.iter().map(|row| crate::store::storable(&row.error)).collect::<Vec<_>>())
+        .bind(failed.iter().map(|row| milliseconds(row.retry_after)).collect::<Vec<_>>())
+        .bind(failed.iter().map(|row| row.counts).collect::<Vec<_>>()))?;
+        Ok(done.rows_affected())
+    }
+
+    pub(super) async fn abandon(
+        &self,
+        broker: &str,
+        holder: &str,
+        rows: &[GivenUp],
+    ) -> Result<u64, sqlx::Error> {
+        let done = run!(self, execute, sqlx::query(
+            "UPDATE hub_outbox.messages AS m
+             SET status = 'abandoned', attempts = m.attempts + 1, claimed_by = NULL, last_error = f.reason,
+                 due_at = NULL, settled_at = now()
+             FROM unnest($3::bigint[], $4::text[]) AS f (position, reason)
+             WHERE m.broker = $1 AND m.position = f.position AND m.status = 'processing' AND m.claimed_by = $2",
+        )
+        .bind(broker)
+        .bind(holder)
+        .bind(rows.iter().map(|row| row.position).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| crate::store::storable(&row.reason)).collect::<Vec<_>>()))?;
+        Ok(done.rows_affected())
+    }
+
+    pub(super) async fn release(
+        &self,
+        broker: &str,
+        holder: &str,
+        positions: &[i64],
+    ) -> Result<u64, sqlx::Error> {
+        let done = run!(
+            self,
+            execute,
+            sqlx::query(
+                "UPDATE hub_outbox.messages SET status = 'pending', claimed_by = NULL, due_at = now()
+             WHERE broker = $1 AND position = ANY ($3) AND status = 'processing' AND claimed_by = $2",
+            )
+            .bind(broker)
+            .bind(holder)
+            .bind(positions)
+        )?;
+        Ok(done.rows_affected())
+    }
+
+    pub(super) async fn extend(
+        &self,
+        broker: &str,
+        holder: &str,
+        positions: &[i64],
+        claim_time: Duration,
+    ) -> Result<u64, sqlx::Error> {
+        let done = run!(
+            self,
+            execute,
+            sqlx::query(
+                "UPDATE hub_outbox.messages SET due_at = now() + $4 * interval '1 millisecond'
+             WHERE broker = $1 AND position = ANY ($3) AND status = 'processing' AND claimed_by = $2",
+            )
+            .bind(broker)
+            .bind(holder)
+            .bind(positions)
+            .bind(milliseconds(claim_time))
+        )?;
+        Ok(done.rows_affected())
+    }
+
+    pub(super) async fn next_due(&self, broker: &str) -> Result<Option<i64>, sqlx::Error> {
+        run!(
+            self,
+            fetch_one,
+            sqlx::query_scalar(
+                "SELECT ceil(extract(epoch FROM min(d.due_at) - clock_timestamp()) * 1000)::bigint
+             FROM unnest(ARRAY['live', 'bulk']) AS l (lane)
+             CROSS JOIN LATERAL (
+                 SELECT m.due_at FROM hub_outbox.messages AS m
+                 WHERE m.broker = $1 AND m.lane = l.lane AND m.due_at IS NOT NULL
+                 ORDER BY m.due_at LIMIT 1) AS d",
+            )
+            .bind(broker)
+        )
+    }
+
+    /// A connection of its own that hears of commits; None where a pooler stands between, which passes no word on.
+    pub(super) async fn listen(&self) -> Result<Option<PgListener>, sqlx::Error> {
+        if self.is_pooled {
+            return Ok(None);
+        }
+        let mut listener = PgListener::connect_with(&self.pool).await?;
+        listener.listen(CHANNEL).await?;
+        Ok(Some(listener))
+    }
+}

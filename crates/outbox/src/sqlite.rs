@@ -1,0 +1,408 @@
+//! The outbox on SQLite 3.38+. One writer at a time, and the clock is this machine's.
+
+mod operating;
+
+use std::str::FromStr as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sqlx::ConnectOptions as _;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoolOptions};
+
+use crate::error::StoreError;
+use crate::migrations::{self, Migration};
+use crate::rows::{
+    BrokerSync, ClaimRequest, ClaimedColumns, ClaimedRow, FailedAttempt, GivenUp, SetUp, milliseconds,
+};
+use hub_domain::outbox::Status;
+
+const MIGRATIONS: [Migration; 2] = [
+    Migration { version: 1, sql: include_str!("sqlite/0001_outbox.sql") },
+    Migration { version: 2, sql: include_str!("sqlite/0002_refusals.sql") },
+];
+/// Takes the write lock at once: a transaction that reads first and then finds another's write is refused.
+const BEGIN: &str = "BEGIN IMMEDIATE";
+/// How often one claim looks on behind streams that others are working on.
+const ROUNDS: usize = 4;
+/// How long a row of one lane that waits behind one of the other is not looked at.
+const OTHER_LANE: i64 = 250;
+
+#[derive(Debug, Clone)]
+pub(super) struct Sqlite {
+    pool: SqlitePool,
+}
+
+/// Of a claim: stream, position, and the blocker's position, lane, status and due time.
+type Due = (String, i64, Option<i64>, Option<String>, Option<String>, Option<i64>);
+
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn array<T: serde::Serialize>(items: &[T]) -> String {
+    serde_json::to_string(items).expect("numbers and texts are always JSON")
+}
+
+impl Sqlite {
+    /// `create`: makes the file where there is none.
+    pub(super) fn new(
+        url: &str,
+        connections: u32,
+        acquire: Duration,
+        create: bool,
+    ) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::from_str(url)
+            .map_err(|_| StoreError::Url { problem: "is not one of SQLite" })?
+            .create_if_missing(create)
+            // How long a writer waits for another one.
+            .busy_timeout(acquire)
+            .disable_statement_logging();
+        let pool = SqlitePoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(acquire)
+            .connect_lazy_with(options);
+        Ok(Self { pool })
+    }
+
+    pub(super) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    pub(super) async fn check_server(&self) -> Result<(), StoreError> {
+        // The version is this program's own; whether the file can be opened is what may fail.
+        sqlx::query("SELECT 1")
+            .execute(&self.pool)
+            .await
+            .map_err(|source| StoreError::Connect { address: None, source })?;
+        Ok(())
+    }
+
+    pub(super) async fn version(&self) -> Result<i64, sqlx::Error> {
+        let there: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'hub_outbox_migrations')",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        if !there {
+            return Ok(0);
+        }
+        sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM hub_outbox_migrations")
+            .fetch_one(&self.pool)
+            .await
+    }
+
+    pub(super) fn newest() -> i64 {
+        migrations::newest(&MIGRATIONS)
+    }
+
+    /// All in one transaction, one at a time: whoever comes second finds it done.
+    pub(super) async fn setup(&self) -> Result<SetUp, sqlx::Error> {
+        let mut tx = self.pool.begin_with(BEGIN).await?;
+        sqlx::query(
+            "CREATE TABLE IF NOT EXISTS hub_outbox_migrations (version INTEGER PRIMARY KEY, applied_at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP)",
+        )
+        .execute(&mut *tx)
+        .await?;
+        let from: i64 = sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM hub_outbox_migrations")
+            .fetch_one(&mut *tx)
+            .await?;
+        for migration in migrations::after(&MIGRATIONS, from) {
+            sqlx::raw_sql(migration.sql).execute(&mut *tx).await?;
+            sqlx::query("INSERT INTO hub_outbox_migrations (version) VALUES (?1)")
+                .bind(migration.version)
+                .execute(&mut *tx)
+                .await?;
+        }
+        tx.commit().await?;
+        Ok(SetUp { from, to: from.max(Self::newest()) })
+    }
+
+    pub(super) async fn sync_brokers(
+        &self,
+        configured: &[String],
+        prune: bool,
+    ) -> Result<BrokerSync, sqlx::Error> {
+        let mut tx = self.pool.begin_with(BEGIN).await?;
+        let added = sqlx::query_scalar(
+            "INSERT INTO hub_outbox_brokers (name, added_at) SELECT value, ?2 FROM json_each(?1) WHERE true
+             ON CONFLICT DO NOTHING RETURNING name",
+        )
+        .bind(array(configured))
+        .bind(now())
+        .fetch_all(&mut *tx)
+        .await?;
+        let others: Vec<String> = sqlx::query_scalar(
+            "SELECT name FROM hub_outbox_brokers WHERE name NOT IN (SELECT value FROM json_each(?1)) ORDER BY name",
+        )
+        .bind(array(configured))
+        .fetch_all(&mut *tx)
+        .await?;
+        if prune {
+            sqlx::query("DELETE FROM hub_outbox_brokers WHERE name IN (SELECT value FROM json_each(?1))")
+                .bind(array(&others))
+                .execute(&mut *tx)
+                .await?;
+        }
+        tx.commit().await?;
+        Ok(BrokerSync::of(added, others, prune))
+    }
+
+    pub(super) async fn limit_events(&self, bytes: i64) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "INSERT INTO hub_outbox_limits (name, value) VALUES ('event_bytes', ?1)
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE value <> excluded.value",
+        )
+        .bind(bytes)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    pub(super) async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<ClaimedRow>, sqlx::Error> {
+        let (mut taken, mut blocked) = (Vec::<i64>::new(), request.passed_over.to_vec());
+        let now = now();
+        // Looked before the write lock is asked for: an idle relay disturbs no writer.
+        let due: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM hub_outbox_messages WHERE broker = ?1 AND lane = ?2 AND due_at <= ?3)",
+        )
+        .bind(request.broker)
+        .bind(request.lane.as_str())
+        .bind(now)
+        .fetch_one(&self.pool)
+        .await?;
+        if !due {
+            return Ok(Vec::new());
+        }
+        let mut tx = self.pool.begin_with(BEGIN).await?;
+        for _ in 0..ROUNDS {
+            let wanted = request.limit.saturating_sub(taken.len());
+            let due: Vec<Due> = sqlx::query_as(include_str!("sqlite/claim.sql"))
+                .bind(request.broker)
+                .bind(request.lane.as_str())
+                .bind(now)
+                .bind(wanted as i64)
+                .bind(array(&blocked))
+                .fetch_all(&mut *tx)
+                .await?;
+            let (before, full) = (blocked.len(), due.len() >= wanted);
+            let mut claimed = Vec::new();
+            // (position, due)
+            let mut deferred: Vec<(i64, i64)> = Vec::new();
+            for due in due.chunk_by(|a, b| a.0 == b.0) {
+                let (stream, _, blocker, lane, status, due_at) = &due[0];
+                let free = due.partition_point(|due| blocker.is_none_or(|blocker| due.1 < blocker));
+                claimed.extend(due[..free].iter().map(|due| due.1));
+                let (Some(lane), Some(status), Some(due_at)) = (lane, status, due_at) else { continue };
+                if free == due.len() {
+                    continue;
+                }
+                // As on PostgreSQL: an expired claim that stands before what is due for longer goes first;
+                // for others, until when it is no use to look behind them.
+                let same_lane = lane == request.lane.as_str();
+                if same_lane && *due_at <= now {
+                    claimed.truncate(claimed.len() - free);
+                    claimed.extend(Self::front(&mut tx, request, stream, now, due.len()).await?);
+                    continue;
+                }
+                blocked.push(stream.clone());
+                let until = if *due_at > now && status != Status::Processing.as_str() {
+                    *due_at
+                } else if same_lane {
+                    continue;
+                } else {
+                    now + OTHER_LANE
+                };
+                deferred.extend(due[free..].iter().map(|due| (due.1, until)));
+            }
+            sqlx::query(
+                "UPDATE hub_outbox_messages SET status = 'processing', claimed_by = ?2, due_at = ?3
+                 WHERE broker = ?1 AND position IN (SELECT value FROM json_each(?4))",
+            )
+            .bind(request.broker)
+            .bind(request.holder)
+            .bind(now.saturating_add(milliseconds(request.claim_time)))
+            .bind(array(&claimed))
+            .execute(&mut *tx)
+            .await?;
+            sqlx::query(
+                "UPDATE hub_outbox_messages AS m SET due_at = d.value ->> 1
+                 FROM json_each(?2) AS d WHERE m.broker = ?1 AND m.position = d.value ->> 0",
+            )
+            .bind(request.broker)
+            .bind(array(&deferred))
+            .execute(&mut *tx)
+            .await?;
+            taken.append(&mut claimed);
+            if taken.len() >= request.limit || !full || blocked.len() == before {
+                break;
+            }
+        }
+        let rows: Vec<ClaimedColumns> = sqlx::query_as(
+            "SELECT position, message_id, event_type, stream, lane, is_public, payload, attempts, created_at * 1000
+             FROM hub_outbox_messages WHERE broker = ?1 AND position IN (SELECT value FROM json_each(?2))
+             ORDER BY position",
+        )
+        .bind(request.broker)
+        .bind(array(&taken))
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        rows.into_iter().map(ClaimedRow::read).collect()
+    }
+
+    /// The rows from a stream's first open one on that may all be claimed, at most `limit`.
+    async fn front(
+        tx: &mut SqliteConnection,
+        request: &ClaimRequest<'_>,
+        stream: &str,
+        now: i64,
+        limit: usize,
+    ) -> Result<Vec<i64>, sqlx::Error> {
+        let open: Vec<(i64, bool)> = sqlx::query_as(
+            "SELECT position, lane = ?3 AND due_at <= ?4 FROM hub_outbox_messages
+             WHERE broker = ?1 AND stream = ?2 AND due_at IS NOT NULL ORDER BY position LIMIT ?5",
+        )
+        .bind(request.broker)
+        .bind(stream)
+        .bind(request.lane.as_str())
+        .bind(now)
+        .bind(limit as i64)
+        .fetch_all(tx)
+        .await?;
+        Ok(open.into_iter().take_while(|(_, free)| *free).map(|(position, _)| position).collect())
+    }
+
+    pub(super) async fn mark_published(
+        &self,
+        broker: &str,
+        holder: &str,
+        positions: &[i64],
+    ) -> Result<u64, sqlx::Error> {
+        let done = sqlx::query(
+            "UPDATE hub_outbox_messages SET status = 'published', due_at = NULL, claimed_by = NULL,
+                 settled_at = ?4, last_error = NULL
+             WHERE broker = ?1 AND position IN (SELECT value FROM json_each(?3)) AND status = 'processing'
+                 AND claimed_by = ?2",
+        )
+        .bind(broker)
+        .bind(holder)
+        .bind(array(positions))
+        .bind(now())
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    pub(super) async fn fail(
+        &self,
+        broker: &str,
+        holder: &str,
+        failed: &[FailedAttempt],
+    ) -> Result<u64, sqlx::Error> {
+        let rows: Vec<_> = failed
+            .iter()
+            .map(|row| {
+                (
+                    row.position,
+                    crate::store::storable(&row.error),
+                    milliseconds(row.retry_after),
+                    u8::from(row.counts),
+                )
+            })
+            .collect();
+        let done = sqlx::query(
+            "UPDATE hub_outbox_messages AS m
+             SET status = 'failed', attempts = m.attempts + (f.value ->> 3), claimed_by = NULL,
+                 last_error = f.value ->> 1, due_at = ?4 + (f.value ->> 2)
+             FROM json_each(?3) AS f
+             WHERE m.broker = ?1 AND m.position = f.value ->> 0 AND m.status = 'processing' AND m.claimed_by = ?2",
+        )
+        .bind(broker)
+        .bind(holder)
+        .bind(array(&rows))
+        .bind(now())
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    pub(super) async fn abandon(
+        &self,
+        broker: &str,
+        holder: &str,
+        rows: &[GivenUp],
+    ) -> Result<u64, sqlx::Error> {
+        let rows: Vec<_> =
+            rows.iter().map(|row| (row.position, crate::store::storable(&row.reason))).collect();
+        let done = sqlx::query(
+            "UPDATE hub_outbox_messages AS m
+             SET status = 'abandoned', attempts = m.attempts + 1, claimed_by = NULL, last_error = f.value ->> 1,
+                 due_at = NULL, settled_at = ?4
+             FROM json_each(?3) AS f
+             WHERE m.broker = ?1 AND m.position = f.value ->> 0 AND m.status = 'processing' AND m.claimed_by = ?2",
+        )
+        .bind(broker)
+        .bind(holder)
+        .bind(array(&rows))
+        .bind(now())
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    pub(super) async fn release(
+        &self,
+        broker: &str,
+        holder: &str,
+        positions: &[i64],
+    ) -> Result<u64, sqlx::Error> {
+        let done = sqlx::query(
+            "UPDATE hub_outbox_messages SET status = 'pending', claimed_by = NULL, due_at = ?4
+             WHERE broker = ?1 AND position IN (SELECT value FROM json_each(?3)) AND status = 'processing'
+                 AND claimed_by = ?2",
+        )
+        .bind(broker)
+        .bind(holder)
+        .bind(array(positions))
+        .bind(now())
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    pub(super) async fn extend(
+        &self,
+        broker: &str,
+        holder: &str,
+        positions: &[i64],
+        claim_time: Duration,
+    ) -> Result<u64, sqlx::Error> {
+        let done = sqlx::query(
+            "UPDATE hub_outbox_messages SET due_at = ?4
+             WHERE broker = ?1 AND position IN (SELECT value FROM json_each(?3)) AND status = 'processing'
+                 AND claimed_by = ?2",
+        )
+        .bind(broker)
+        .bind(holder)
+        .bind(array(positions))
+        .bind(now().saturating_add(milliseconds(claim_time)))
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    pub(super) async fn next_due(&self, broker: &str) -> Result<Option<i64>, sqlx::Error> {
+        let due: Option<i64> = sqlx::query_scalar(
+            "SELECT min(due_at) FROM (
+                 SELECT min(due_at) AS due_at FROM hub_outbox_messages
+                 WHERE broker = ?1 AND lane = 'live' AND due_at IS NOT NULL
+                 UNION ALL
+                 SELECT min(due_at) FROM hub_outbox_messages
+                 WHERE broker = ?1 AND lane = 'bulk' AND due_at IS NOT NULL)",
+        )
+        .bind(broker)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(due.map(|due| (due - now()).max(0)))
+    }
+}
