@@ -79,6 +79,8 @@ pub struct Followed {
     /// Failed again: each stands as a dead letter anew.
     pub failed: usize,
     pub on_their_way: usize,
+    /// Discarded meanwhile, by whoever.
+    pub discarded: usize,
 }
 
 impl Management {
@@ -221,12 +223,12 @@ impl Management {
     async fn carry_out(&self, one: &Selected, act: Act) -> Result<(), NatsError> {
         match act {
             Act::Order(order) => self.js.order_redrive(&one.domain, one.sequence, order).await,
-            Act::Discard => self.js.drop_dead_letter(&one.domain, one.sequence).await,
+            Act::Discard => self.js.discard_dead_letter(&one.domain, one.sequence).await,
         }
     }
 
-    /// Looks until none of them stands any more, or the time is up. One that is gone was delivered,
-    /// unless one of the same id stands behind it: that is its successor, which failed again. `told`
+    /// Looks until none of them stands any more, or the time is up. One that is gone was delivered, unless it was
+    /// discarded, or one of the same id stands behind it: that is its successor, which failed again. `told`
     /// hears of each look.
     pub async fn follow(
         &self,
@@ -250,12 +252,20 @@ impl Management {
                     continue;
                 }
                 let (standing, newest) = self.standing(domain, pending).await?;
+                let discarded = self.js.discarded(domain).await?;
                 pending.retain(|sequence, id| {
                     if standing.contains(sequence) {
                         return true;
                     }
                     let failed = newest.get(*id).is_some_and(|newer| newer > sequence);
-                    *(if failed { &mut followed.failed } else { &mut followed.delivered }) += 1;
+                    let became = if discarded.contains(sequence) {
+                        &mut followed.discarded
+                    } else if failed {
+                        &mut followed.failed
+                    } else {
+                        &mut followed.delivered
+                    };
+                    *became += 1;
                     false
                 });
             }

@@ -172,6 +172,17 @@ impl JetStream {
         self.delete(&self.names().dlt_stream(domain), sequence).await
     }
 
+    /// Drops a dead letter that nobody is to get; whoever waits for it hears that.
+    pub async fn discard_dead_letter(&self, domain: &str, sequence: u64) -> Result<(), NatsError> {
+        self.mark_discarded(domain, sequence).await?;
+        self.drop_dead_letter(domain, sequence).await
+    }
+
+    /// Whether a dead letter stands. One that does not was delivered, discarded, or has a successor.
+    pub async fn dead_letter_stands(&self, domain: &str, sequence: u64) -> Result<bool, NatsError> {
+        self.stands(&self.names().dlt_stream(domain), sequence).await
+    }
+
     /// Up to `limit` dead letters of a domain that the query accepts, from a sequence on.
     pub async fn dead_letters(
         &self,

@@ -28,6 +28,11 @@ impl ApiError {
     pub const MESSAGE_NOT_FOUND: u16 = 10037;
     /// `JSSequenceNotFoundErrF`
     pub const SEQUENCE_NOT_FOUND: u16 = 10043;
+    /// `JSStreamMsgDeleteFailedF`: for whatever went wrong, and for a sequence before the stream's first or after its
+    /// last.
+    pub const DELETE_FAILED: u16 = 10057;
+    /// `JSMaximumConsumersLimitErr`
+    pub const TOO_MANY_CONSUMERS: u16 = 10026;
     /// `JSStreamWrongLastSequenceErrF`
     pub const WRONG_LAST_SEQUENCE: u16 = 10071;
     /// `JSAtomicPublishContainsDuplicateMessageErr` (ADR-50)
@@ -93,6 +98,15 @@ impl NatsError {
                         | ApiError::CONSUMER_NOT_FOUND
                 )
         })
+    }
+
+    /// The message asked for is not there, and its stream is.
+    pub fn is_no_message(&self) -> bool {
+        self.has_code(ApiError::MESSAGE_NOT_FOUND) || self.has_code(ApiError::SEQUENCE_NOT_FOUND)
+    }
+
+    pub fn is_delete_failed(&self) -> bool {
+        self.has_code(ApiError::DELETE_FAILED)
     }
 
     /// The stream takes no more: its limits are reached and it discards the new.

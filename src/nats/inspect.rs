@@ -4,6 +4,7 @@ use async_nats::HeaderMap;
 use base64::Engine as _;
 use bytes::Bytes;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::connection::JetStream;
@@ -235,6 +236,17 @@ impl JetStream {
         match self.api::<Value>(&format!("STREAM.MSG.DELETE.{stream}"), &request).await {
             Ok(_) => Ok(()),
             Err(error) if error.is_not_found() => Ok(()),
+            Err(error) if error.is_delete_failed() && !self.stands(stream, sequence).await? => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a message stands in a stream, as the stream's leader knows. A stream that is not there is an error.
+    pub async fn stands(&self, stream: &str, sequence: u64) -> Result<bool, NatsError> {
+        let request = json!({"seq": sequence});
+        match self.api::<IgnoredAny>(&format!("STREAM.MSG.GET.{stream}"), &request).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_no_message() => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -13,6 +13,8 @@ use super::error::NatsError;
 /// How long the mark of a replay stands at most; an envelope that is still neither delivered nor
 /// dead-lettered by then may be replayed again.
 const REPLAYING_TTL: &str = "24h";
+/// How long it is known of a dead letter that it was discarded, for those who wait for what they replayed.
+const DISCARDED_TTL: &str = "1h";
 
 /// Headers of a due message.
 pub const ORDER_HEADER: &str = "Hub-Order";
@@ -100,6 +102,20 @@ impl JetStream {
             .filter_map(|(subject, _)| names.parse_replaying(subject))
             .map(|(_, sequence)| sequence)
             .collect())
+    }
+
+    /// Notes that a dead letter is discarded; written before it is dropped.
+    pub async fn mark_discarded(&self, domain: &str, sequence: u64) -> Result<(), NatsError> {
+        let subject = self.names().discarded(domain, sequence);
+        self.publish(&subject, Bytes::new(), &[("Nats-TTL", DISCARDED_TTL)]).await.map(drop)
+    }
+
+    /// The sequences of a domain's dead letters that were discarded of late.
+    pub async fn discarded(&self, domain: &str) -> Result<HashSet<u64>, NatsError> {
+        let names = self.names();
+        let subjects = self.stream_subjects(&names.redrive_stream(), &names.discarded_filter(domain)).await?;
+        let parsed = subjects.iter().filter_map(|(subject, _)| names.parse_discarded(subject));
+        Ok(parsed.map(|(_, sequence)| sequence).collect())
     }
 
     /// The sequences of a domain's dead letters that have a timer or an order.

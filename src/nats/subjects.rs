@@ -274,6 +274,19 @@ impl Names {
         self.parse_redrive(subject, "replaying")
     }
 
+    /// Marks a dead letter that an operator discarded.
+    pub fn discarded(&self, domain: &str, sequence: u64) -> String {
+        format!("{}.redrive.discarded.{domain}.{sequence}", self.prefix)
+    }
+
+    pub fn discarded_filter(&self, domain: &str) -> String {
+        format!("{}.redrive.discarded.{domain}.*", self.prefix)
+    }
+
+    pub fn parse_discarded<'a>(&self, subject: &'a str) -> Option<(&'a str, u64)> {
+        self.parse_redrive(subject, "discarded")
+    }
+
     fn parse_redrive<'a>(&self, subject: &'a str, kind: &str) -> Option<(&'a str, u64)> {
         let tail = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".redrive.")?;
         let (domain, sequence) = tail.strip_prefix(kind)?.strip_prefix('.')?.split_once('.')?;

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::dead_letter::{DeadLetter, State};
+use crate::domain::dead_letter::{DeadLetter, PREDECESSOR_HEADER, State};
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::Incarnation;
 use crate::health::{Readiness, ReadyFlag};
@@ -305,7 +305,7 @@ impl Worker {
             message_id,
             payload: entry.payload.clone(),
             headers: vec![
-                ("Hub-Dead-Letter", sequence.to_string()),
+                (PREDECESSOR_HEADER, sequence.to_string()),
                 ("Hub-Redrives", redrives.to_string()),
                 ("Hub-Attempts", letter.attempts.to_string()),
             ],

@@ -6,6 +6,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use super::layers::Kind;
 use super::validate::Findings;
 use super::{Settings, unset_if_empty};
 use crate::domain::duration;
@@ -142,26 +143,26 @@ impl Provider {
 
 impl ExternalBroker {
     /// What an entry may hold.
-    pub(super) const FIELDS: [&'static str; 19] = [
-        "name",
-        "provider",
-        "url",
-        "user",
-        "password",
-        "token",
-        "credentials_file",
-        "nkey_seed_file",
-        "tls_ca_file",
-        "tls_cert_file",
-        "tls_key_file",
-        "tls_required",
-        "max_len",
-        "jetstream",
-        "outbox",
-        "destination",
-        "exchange",
-        "mechanism",
-        "timeout",
+    pub(super) const FIELDS: [(&'static str, Kind); 19] = [
+        ("name", Kind::Text),
+        ("provider", Kind::Text),
+        ("url", Kind::Text),
+        ("user", Kind::Text),
+        ("password", Kind::Text),
+        ("token", Kind::Text),
+        ("credentials_file", Kind::Text),
+        ("nkey_seed_file", Kind::Text),
+        ("tls_ca_file", Kind::Text),
+        ("tls_cert_file", Kind::Text),
+        ("tls_key_file", Kind::Text),
+        ("tls_required", Kind::Flag),
+        ("max_len", Kind::Whole),
+        ("jetstream", Kind::Flag),
+        ("outbox", Kind::Flag),
+        ("destination", Kind::Text),
+        ("exchange", Kind::Text),
+        ("mechanism", Kind::Text),
+        ("timeout", Kind::Text),
     ];
 
     /// Where its messages go. The error is one of the template, which loading the settings has refused.

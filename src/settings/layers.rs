@@ -18,8 +18,59 @@ const VARIABLE: &str = "HUB__";
 const LISTS: [(&str, &[(&str, i64)]); 3] =
     [("domains", &[("concurrency", 64)]), ("external_brokers", &[]), ("tenants", &[])];
 /// What the entries of a list without defaults may hold.
-const ENTRIES: [(&str, &[&str]); 2] =
+const ENTRIES: [(&str, &[(&str, Kind)]); 2] =
     [("external_brokers", &super::ExternalBroker::FIELDS), ("tenants", &super::Tenant::FIELDS)];
+
+/// What a setting is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Text,
+    Whole,
+    Flag,
+    List,
+}
+
+impl Kind {
+    fn of(value: &Toml) -> Option<Self> {
+        match value {
+            Toml::String(_) => Some(Self::Text),
+            Toml::Integer(_) => Some(Self::Whole),
+            Toml::Boolean(_) => Some(Self::Flag),
+            Toml::Array(_) => Some(Self::List),
+            Toml::Float(_) | Toml::Datetime(_) | Toml::Table(_) => None,
+        }
+    }
+
+    /// A value of the kind.
+    fn example(self) -> Toml {
+        match self {
+            Self::Text => Toml::String(String::new()),
+            Self::Whole => Toml::Integer(0),
+            Self::Flag => Toml::Boolean(false),
+            Self::List => Toml::Array(Vec::new()),
+        }
+    }
+
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::Text => "must be text: write it in quotes",
+            Self::Whole => "must be a whole number: write it without quotes, such as 64",
+            Self::Flag => "must be true or false, without quotes",
+            Self::List => "must be a list, such as [\"one\", \"two\"]",
+        }
+    }
+
+    /// Reads the text of a variable or a flag, where the setting is not text itself.
+    fn read(self, text: &str) -> Result<Toml, &'static str> {
+        match self {
+            Self::Whole => {
+                text.trim().parse().map(Toml::Integer).map_err(|_| "must be a whole number, such as 64")
+            }
+            Self::Flag => text.trim().parse().map(Toml::Boolean).map_err(|_| "must be true or false"),
+            Self::Text | Self::List => Ok(Toml::String(text.to_owned())),
+        }
+    }
+}
 
 /// One value of the environment or of a flag, by its dotted key.
 struct Given {
@@ -140,7 +191,7 @@ fn parse(layer: &str, text: &str) -> Result<Table, SettingsError> {
 }
 
 /// `delivery.retry` = `1s,5s` as the table `{delivery: {retry: ["1s", "5s"]}}`. What the value may
-/// be is told by the default: only a list is read as anything but text, which `config` converts.
+/// be is told by the default.
 fn one_value(known: &Table, given: Given) -> Result<Layer, SettingsError> {
     let path: Vec<&str> = given.key.split('.').collect();
     let default = path.iter().skip(1).fold(known.get(path[0]), |value, part| value?.get(part));
@@ -152,7 +203,11 @@ fn one_value(known: &Table, given: Given) -> Result<Layer, SettingsError> {
         Some(Toml::Array(_)) => Toml::Array(
             given.text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Into::into).collect(),
         ),
-        _ => Toml::String(given.text),
+        Some(default) => match Kind::of(default).unwrap_or(Kind::Text).read(&given.text) {
+            Ok(value) => value,
+            Err(problem) => return Err(invalid(&given.key, &given.layer, problem.to_owned())),
+        },
+        None => Toml::String(given.text),
     };
     for part in path.iter().skip(1).rev() {
         value = Toml::Table(Table::from_iter([((*part).to_owned(), value)]));
@@ -160,7 +215,8 @@ fn one_value(known: &Table, given: Given) -> Result<Layer, SettingsError> {
     Ok(Layer { name: given.layer, table: Table::from_iter([(path[0].to_owned(), value)]) })
 }
 
-/// Refuses what the defaults do not name. `at` is the dotted path of `table`, with its dot.
+/// Refuses what the defaults do not name, and what is of another kind than there: nothing is converted, since a `2` for
+/// a `true` or a `5.7` for a `5` is a mistake. `at` is the dotted path of `table`, with its dot.
 fn refuse_unknown(
     table: &Table,
     known: &Table,
@@ -195,11 +251,15 @@ fn refuse_unknown(
                     Some(Toml::Table(known)) => known,
                     _ => match ENTRIES.iter().find(|(list, _)| *list == key) {
                         Some((_, fields)) => {
-                            let field = |name: &&str| ((*name).to_owned(), Toml::Boolean(true));
+                            let field = |(name, kind): &(&str, Kind)| ((*name).to_owned(), kind.example());
                             entries = fields.iter().map(field).collect();
                             &entries
                         }
-                        None => continue,
+                        None if given.iter().all(|item| item.is_str()) => continue,
+                        None => {
+                            let problem = "must be a list of texts: write each in quotes";
+                            return Err(invalid(&key, &layer.name, problem.to_owned()));
+                        }
                     },
                 };
                 for (position, item) in given.iter().enumerate() {
@@ -218,7 +278,11 @@ fn refuse_unknown(
             (Some(Toml::Array(_)), _) if at.is_empty() && LISTS.iter().any(|(list, _)| list == name) => {
                 return Err(invalid(&key, &layer.name, format!("holds tables: write [[{name}]] entries")));
             }
-            _ => {}
+            (Some(known), value) => {
+                if let Some(kind) = Kind::of(known).filter(|kind| Kind::of(value) != Some(*kind)) {
+                    return Err(invalid(&key, &layer.name, kind.remedy().to_owned()));
+                }
+            }
         }
     }
     Ok(())
@@ -236,7 +300,7 @@ fn nearest(key: &str, all: &Table) -> Option<String> {
     let mut candidates = Vec::new();
     collect_keys(all, "", &mut candidates);
     for (list, fields) in ENTRIES {
-        candidates.extend(fields.iter().map(|field| format!("{list}.{field}")));
+        candidates.extend(fields.iter().map(|(field, _)| format!("{list}.{field}")));
     }
     let score = |candidate: &str| {
         let whole = strsim::normalized_damerau_levenshtein(&plain, candidate);

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::Settings;
+use super::layers::Kind;
 use super::validate::Findings;
 use crate::domain::access::check_tenant;
 
@@ -37,8 +38,13 @@ pub struct Quota {
 
 impl Tenant {
     /// What an entry may hold.
-    pub(super) const FIELDS: [&'static str; 5] =
-        ["name", "subscriptions", "events_per_second", "bulk_jobs", "traces"];
+    pub(super) const FIELDS: [(&'static str, Kind); 5] = [
+        ("name", Kind::Text),
+        ("subscriptions", Kind::Whole),
+        ("events_per_second", Kind::Whole),
+        ("bulk_jobs", Kind::Whole),
+        ("traces", Kind::Whole),
+    ];
 }
 
 macro_rules! quotas {

@@ -12,6 +12,15 @@ use super::subscription::{Identity, Incarnation, SubscriptionRef};
 
 /// An envelope that could not be delivered. The fields travel as `Hub-…` headers on the message
 /// of the dead-letter stream; its body is the envelope.
+/// Names the dead letter that an envelope is the redrive of: its sequence in the dead-letter stream.
+pub const PREDECESSOR_HEADER: &str = "Hub-Dead-Letter";
+
+/// Reads [`PREDECESSOR_HEADER`]. The server has no other sequences; nobody but a forger writes them.
+pub fn predecessor(header: Option<&str>) -> Option<u64> {
+    let sequence: u64 = header?.parse().ok()?;
+    (1..=i64::MAX as u64).contains(&sequence).then_some(sequence)
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DeadLetter {

@@ -69,8 +69,8 @@ pub async fn replay(
         // Those that were on their way already are waited for as well.
         let awaited = hub.deliverable(&selected).await?;
         let bar = progress(awaited.len(), "waiting");
-        let settled = |now: Followed| bar.set_position((now.delivered + now.failed) as u64);
-        let Followed { delivered, failed, on_their_way } =
+        let settled = |now: Followed| bar.set_position((now.delivered + now.failed + now.discarded) as u64);
+        let Followed { delivered, failed, on_their_way, discarded } =
             hub.follow(&awaited, options.timeout, settled).await?;
         bar.finish_and_clear();
         if delivered < selected.len() {
@@ -79,9 +79,15 @@ pub async fn replay(
         shown["delivered"] = json!(delivered);
         shown["failed"] = json!(failed);
         shown["on_their_way"] = json!(on_their_way);
+        shown["discarded"] = json!(discarded);
         if !printer.is_json() {
+            let meanwhile = if discarded > 0 {
+                format!(", {discarded} discarded by somebody meanwhile")
+            } else {
+                String::new()
+            };
             printer.line(&format!(
-                "{delivered} delivered, {failed} failed again, {on_their_way} still on their way"
+                "{delivered} delivered, {failed} failed again, {on_their_way} still on their way{meanwhile}"
             ))?;
         }
     }
@@ -112,8 +118,9 @@ pub async fn discard(
     let replaying = selected.iter().filter(|one| one.replaying).count();
     let mut question = format!("Discard {} dead letters, undelivered?", selected.len());
     if replaying > 0 {
-        question
-            .push_str(&format!(" {replaying} of them are on their way again and may still be delivered."));
+        question.push_str(&format!(
+            " {replaying} of them are on their way again: a request that is under way may still be delivered."
+        ));
     }
     if !confirm(&question, options.yes)? {
         printer.line("nothing was discarded")?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use crate::domain::dead_letter::{DeadLetter, State, next_redrive};
+use crate::domain::dead_letter::{self, DeadLetter, PREDECESSOR_HEADER, State, next_redrive};
 use crate::domain::envelope::Envelope;
 use crate::domain::outcome::{Fault, Reason};
 use crate::metrics::Metrics;
@@ -68,8 +68,19 @@ impl Router {
             tracing::debug!(stream, sequence, "the envelope stands in its outbox no more");
             return Ok(false);
         };
+        let predecessor = dead_letter::predecessor(message.header(PREDECESSOR_HEADER));
+        if let Some(predecessor) = predecessor
+            && !self.js.dead_letter_stands(domain, predecessor).await?
+        {
+            tracing::info!(
+                stream,
+                sequence,
+                "the dead letter of a redriven envelope is gone: it was delivered, discarded or filed anew before"
+            );
+            self.js.delete(stream, sequence).await?;
+            return Ok(false);
+        }
         let letter = self.letter(domain, &message, cause).await?;
-        let predecessor: Option<u64> = message.header("Hub-Dead-Letter").and_then(|text| text.parse().ok());
         let (subject, body, block) = (&message.subject, message.payload.clone(), message.header_block());
         self.js.put_dead_letter_of(subject, sequence, &letter, body, block).await?;
         if let Some(predecessor) = predecessor {

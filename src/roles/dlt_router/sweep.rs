@@ -43,7 +43,12 @@ impl Sweep {
             }
             for domain in &self.shape.domains {
                 let known = candidates.remove(domain).unwrap_or_default();
-                match self.pass(domain, &known).await {
+                // A pass may be left at any point: each step may be repeated.
+                let passed = tokio::select! {
+                    () = stop.cancelled() => return,
+                    passed = self.pass(domain, &known) => passed,
+                };
+                match passed {
                     Ok(found) => {
                         candidates.insert(domain.clone(), found);
                     }

@@ -126,6 +126,15 @@ impl Delivery {
                 return Health::UNTRIED;
             }
         };
+        if inner.settle.is_resolved(message).await {
+            tracing::info!(
+                subscription = %envelope.subscription,
+                envelope = %envelope.id,
+                "the dead letter of a redriven envelope is gone: it was delivered or discarded before; nothing is sent"
+            );
+            message.acker.ack().await;
+            return Health::UNTRIED;
+        }
         let Some(identity) = envelope.identity() else {
             self.undecodable(message, "the envelope names no subscription").await;
             return Health::UNTRIED;

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::log::DeliveryLog;
 use crate::domain::attempt::Attempt;
 use crate::domain::attempt_record::{AttemptRecord, ErrorKind, Settled};
-use crate::domain::dead_letter::{DeadLetter, State, next_redrive};
+use crate::domain::dead_letter::{self, DeadLetter, PREDECESSOR_HEADER, State, next_redrive};
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
 use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, decide, hold};
@@ -264,6 +264,19 @@ impl Settle {
         }
     }
 
+    /// Whether a message is the redrive of a dead letter that stands no more: it was delivered, and only its
+    /// acknowledgement is missing, or it was discarded, or has a successor. It is done with then, untried.
+    pub(super) async fn is_resolved(&self, message: &Delivered) -> bool {
+        let Some(sequence) = predecessor(message) else { return false };
+        match self.js.dead_letter_stands(&self.domain, sequence).await {
+            Ok(stands) => !stands,
+            Err(error) => {
+                tracing::warn!(%error, domain = self.domain, sequence, "whether a dead letter still stands is not known; its envelope is delivered");
+                false
+            }
+        }
+    }
+
     /// The outbox whose messages it settles.
     pub(super) fn stream(&self) -> String {
         self.js.names().outbox_stream(&self.domain)
@@ -351,7 +364,5 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 fn predecessor(message: &Delivered) -> Option<u64> {
-    let sequence: Option<u64> = message.header("Hub-Dead-Letter").and_then(|text| text.parse().ok());
-    // The server takes no other, and nobody but a forger writes them.
-    sequence.filter(|sequence| (1..=i64::MAX as u64).contains(sequence))
+    dead_letter::predecessor(message.header(PREDECESSOR_HEADER))
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::delivery::{Delivery, Finished, Health};
 use super::lanes::{self, Lanes, Read};
 use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
+use crate::domain::dead_letter::PREDECESSOR_HEADER;
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::FairShare;
 use crate::domain::subscription::{Identity, Incarnation, RateLimit};
@@ -396,7 +397,7 @@ impl Worker {
 
     /// The same envelope for another place in the outbox, with the deliveries it has used up.
     fn moved(&self, message: &Delivered, subject: String) -> Outgoing {
-        let mut headers: Vec<(&'static str, String)> = ["Hub-Dead-Letter", "Hub-Redrives"]
+        let mut headers: Vec<(&'static str, String)> = [PREDECESSOR_HEADER, "Hub-Redrives"]
             .into_iter()
             .filter_map(|name| Some((name, message.header(name)?.to_owned())))
             .collect();

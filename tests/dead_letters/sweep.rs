@@ -1,11 +1,9 @@
 //! Exhausted envelopes whose advisory never reaches the router: the sweep brings each to the DLT,
 //! once.
 
-mod support;
-
 use std::time::Duration;
 
-use support::{
+use super::support::{
     Account, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, subscription,
 };
 

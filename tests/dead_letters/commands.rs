@@ -1,7 +1,5 @@
 //! `hub dlt` on dead letters made by hand: no role runs, so nothing moves by itself.
 
-mod support;
-
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -14,7 +12,7 @@ use integration_hub::domain::outcome::{Fault, Reason};
 use integration_hub::nats::JetStream;
 use integration_hub::settings::Settings;
 use serde_json::{Value, json};
-use support::{Hub, TestBroker, eventually, print_output, register_owner};
+use super::support::{Hub, TestBroker, eventually, print_output, register_owner};
 use time::OffsetDateTime;
 
 const LIMIT: Duration = Duration::from_secs(20);
