@@ -155,6 +155,7 @@ async fn a_rotated_secret_signs_beside_the_one_before_and_public_libraries_verif
     let rotated = hub.cli_json(&to_public).await;
     let public = rotated["public_key"].as_str().expect("the public key").to_owned();
     assert!(!rotated.to_string().contains("whsk_"), "the private key left the hub: {rotated}");
+    assert!(rotated["ended_before"].is_string(), "the secret before both ends: {rotated}");
     client.publish("user.created", "e3").await;
     let third = last(&receiver, "/crm", 3).await;
     assert_eq!(versions(&third), ["v1a", "v1"]);
@@ -168,6 +169,17 @@ async fn a_rotated_secret_signs_beside_the_one_before_and_public_libraries_verif
     let fourth = last(&receiver, "/crm", 4).await;
     assert_eq!(versions(&fourth), ["v1a"]);
     check(&fourth, &[&second_secret, &newest, &public], &[false], &[true, false]).await;
+
+    // A new key that got lost is replaced, and the one that the receiver has goes on.
+    let lost = hub.cli_json(&["subscription", "rotate-secret", "crm", "--overlap", "1h"]).await;
+    let kept = hub.cli_json(&["subscription", "rotate-secret", "crm", "--replace"]).await;
+    assert_eq!((&kept["previous_until"], &kept["ended_before"]), (&lost["previous_until"], &Value::Null));
+    let [lost, kept] = [lost, kept].map(|key| key["public_key"].as_str().expect("a key").to_owned());
+    client.publish("user.created", "e5").await;
+    let fifth = last(&receiver, "/crm", 5).await;
+    check(&fifth, &[&lost, &kept, &newest], &[], &[false, true, true]).await;
+    let ends_both = ["subscription", "rotate-secret", "crm", "--overlap", "0s"];
+    assert_eq!(hub.cli_json(&ends_both).await["previous_until"], Value::Null);
 
     let shown = hub.cli_json(&["subscription", "show", "crm"]).await;
     assert_eq!(shown["delivery"]["signing"], json!({"secret": "***"}));

@@ -70,6 +70,33 @@ async fn what_a_name_forbids_is_escaped_and_what_is_too_long_is_abandoned() {
     assert!(of_first.eq(expected[..3].iter()), "{subjects:?}");
 }
 
+/// Whoever may write the table may write what `publish` refuses: such rows are given up, each by itself.
+#[tokio::test]
+async fn a_row_whose_type_is_no_event_key_is_abandoned_and_in_nobodys_way() {
+    let Some(database) = TestDatabase::postgres().await else { return };
+    let store = database.outbox(&[]).await;
+    let broker = TestBroker::start().await;
+    let bad =
+        ["user.a b", "", "user..x", "user.>", "user.*", "user", "user.\u{e4}", "user.\t", &"x".repeat(5_000)];
+    let mut events: Vec<Value> =
+        (0..bad.len()).map(|n| public(&format!("bad-{n}"), &format!("s{n}"))).collect();
+    events.extend((0..bad.len()).map(|n| public(&format!("good-{n}"), &format!("s{n}"))));
+    raise(&database, &events).await;
+    for (number, kind) in bad.iter().enumerate() {
+        let update =
+            format!("UPDATE hub_outbox.messages SET event_type = '{kind}' WHERE message_id = 'bad-{number}'");
+        database.sql(&update).await.expect("the table takes any text");
+    }
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", ""), &RELAY);
+    hub.ready().await;
+    wait_for(&store, "internal", Status::Published, bad.len()).await;
+    let rows = wait_for(&store, "internal", Status::Abandoned, bad.len()).await;
+    for row in rows.iter().filter(|row| row.message_id.starts_with("bad")) {
+        let reason = row.last_error.clone().unwrap_or_default();
+        assert!(row.status == Status::Abandoned && reason.contains("no event key"), "{row:?}");
+    }
+}
+
 /// RabbitMQ says no to what a full queue does not take; its rows wait, in order, and another stream goes on.
 #[tokio::test]
 async fn a_full_queue_makes_its_rows_wait() {

@@ -439,3 +439,74 @@ async fn a_tenant_has_no_more_subscriptions_than_its_quota() {
     assert_ne!(refused.status.code(), Some(0));
     assert!(support::print_output(&refused).contains("quotas.subscriptions"));
 }
+
+/// One of them is bounded, and all of a tenant's together; what shrinks is always taken.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_subscriptions_are_bounded_in_bytes() {
+    let broker = TestBroker::start().await;
+    let mut hub = Hub::serve(&broker.url(), "[quotas]\nsubscriptions_size = \"100KB\"\n", &["--role", "api"]);
+    hub.ready().await;
+    let api = ApiClient::with_scopes(&hub, "acme", "read,manage", Some("acme")).await;
+    let of = |id: &str, comparisons: usize, bytes: usize| {
+        let mut one = subscription(id, &["user.>"], "https://crm.example/hooks");
+        one["tenant"] = "acme".into();
+        one["filter"] = json!([{"any": vec![json!({"exact": {"source": "x".repeat(bytes)}}); comparisons]}]);
+        one
+    };
+    let problem = api.post("/v1/subscriptions", &of("huge", 256, 4_000)).await.expect(400);
+    assert_eq!(problem["errors"][0]["field"], "filter", "{problem}");
+    api.post("/v1/subscriptions", &of("first", 200, 200)).await.expect(201);
+    api.post("/v1/subscriptions", &of("second", 200, 200)).await.expect(201);
+    let problem = api.post("/v1/subscriptions", &of("third", 200, 200)).await.expect(409);
+    assert!(
+        problem["detail"].as_str().is_some_and(|text| text.contains("quotas.subscriptions_size")),
+        "{problem}"
+    );
+    let put = async |one: Value| {
+        let path = format!("/v1/subscriptions/{}", one["id"].as_str().expect("an id"));
+        api.put(&path, &[("if-match", "*")], &one).await.status
+    };
+    assert_eq!(put(of("second", 200, 280)).await, 409, "it would grow beyond the quota");
+    assert_eq!(put(of("second", 2, 20)).await, 200);
+    api.post("/v1/subscriptions", &of("third", 200, 200)).await.expect(201);
+}
+
+/// A body may come slowly; what it orders is done for whoever may order it then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_revoked_while_its_body_comes_is_refused() {
+    let broker = TestBroker::start().await;
+    let mut hub = Hub::serve(&broker.url(), "", &["--role", "api"]);
+    hub.ready().await;
+    let api = ApiClient::with_scopes(&hub, "acme", "publish", None).await;
+    let event = json!({"specversion": "1.0", "id": "e", "source": "/s", "type": "user.created"}).to_string();
+    let address = hub.api_url("").trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let mut stream = tokio::net::TcpStream::connect(&address).await.expect("the API listens");
+    let head = format!(
+        "POST /v1/events HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\ncontent-type: \
+         application/cloudevents+json\r\ncontent-length: {}\r\n\r\n",
+        api.token(),
+        event.len()
+    );
+    stream.write_all(format!("{head}{}", &event[..10]).as_bytes()).await.expect("sent");
+    hub.cli_ok(&["token", "revoke", "acme", "--yes"]).await;
+    eventually(LIMIT, "the token is refused", async || {
+        let status = api.get("/v1/events/e").await.status;
+        if status == 401 { Ok(()) } else { Err(status) }
+    })
+    .await;
+    stream.write_all(&event.as_bytes()[10..]).await.expect("sent");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.expect("answered");
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 401");
+    // Nor is one of two tokens taken, whichever is valid.
+    let other = ApiClient::with_scopes(&hub, "other", "read", None).await;
+    let mut stream = tokio::net::TcpStream::connect(&address).await.expect("the API listens");
+    let (valid, revoked) = (other.token(), api.token());
+    let head = format!(
+        "GET /v1/subscriptions HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {valid}\r\nauthorization: Bearer \
+         {revoked}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    stream.read_exact(&mut answer).await.expect("answered");
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 401");
+}

@@ -99,12 +99,20 @@ impl Access {
         if self.anonymous {
             return Ok(Caller::unbound("anonymous"));
         }
-        let Some(value) = headers.get(header::AUTHORIZATION) else {
+        let mut values = headers.get_all(header::AUTHORIZATION).iter();
+        let Some(value) = values.next() else {
             return Err(Problem::unauthenticated(
                 "Bearer",
                 "send a token as `authorization: Bearer …`; `hub token create` makes one",
             ));
         };
+        // Something on the way may have judged the other one.
+        if values.next().is_some() {
+            return Err(Problem::unauthenticated(
+                "Bearer error=\"invalid_request\"",
+                "there are several authorization headers; send one",
+            ));
+        }
         let text = value.to_str().map_err(|_| unknown())?;
         let (scheme, token) = text.split_once(' ').ok_or_else(unknown)?;
         if !scheme.eq_ignore_ascii_case("bearer") {

@@ -92,7 +92,7 @@ async fn enter(state: &State, request: Request) -> Result<(Request, Held), Probl
         origin::check(&parts.method, &parts.uri, &parts.headers, local, &admission.allowed_hosts)
             .map_err(Problem::closing)?;
     }
-    let caller = state.access.caller(&parts.headers, peer).await;
+    let mut caller = state.access.caller(&parts.headers, peer).await;
     let path = parts.extensions.get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let (body, room) = match (path, &caller) {
         _ if body.is_end_stream() => (Body::empty(), None),
@@ -100,14 +100,17 @@ async fn enter(state: &State, request: Request) -> Result<(Request, Held), Probl
         (None, _) => (Body::empty(), None),
         // The body of a stranger is not read.
         (Some(_), Err(problem)) => return Err(problem.clone().closing()),
-        (Some(path), Ok(caller)) => {
+        (Some(path), Ok(known)) => {
             let limit = if path == EVENTS {
                 state.bounds.body_limit(&parts.headers)
             } else {
                 body::Limit::of_all_others()
             };
-            let holder = holder_of_bytes(admission, caller, peer);
+            let holder = holder_of_bytes(admission, known, peer);
             let (bytes, room) = body::read(&admission.bodies, holder, &parts.headers, body, limit).await?;
+            // The token may have been revoked while the body came.
+            let still = state.access.caller(&parts.headers, peer).await.map_err(Problem::closing)?;
+            caller = Ok(still);
             (Body::from(bytes), Some(room))
         }
     };

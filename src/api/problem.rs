@@ -267,7 +267,9 @@ impl From<ManagementError> for Problem {
             | ManagementError::NoneSelected { .. } => Kind::NotFound,
             ManagementError::ForeignCursor { .. } => return Self::field("after", error.to_string()),
             ManagementError::Conflict { .. } => Kind::PreconditionFailed,
-            ManagementError::TooManySubscriptions { .. } => Kind::QuotaExceeded,
+            ManagementError::TooManySubscriptions { .. } | ManagementError::SubscriptionsTooLarge { .. } => {
+                Kind::QuotaExceeded
+            }
             ManagementError::TooManyOrdersOf { .. } => return Self::too_many(5, error.to_string()),
             ManagementError::Exists { .. }
             | ManagementError::AmbiguousSubscription { .. }

@@ -166,7 +166,12 @@ impl Cli {
     pub fn settings(&self) -> Result<Settings, SettingsError> {
         match self.command {
             Command::Demo(_) | Command::Bench(_) => Ok(Settings::defaults()),
-            _ => Settings::load(self.config.as_deref(), &self.overrides()),
+            _ => {
+                for (name, meant) in Settings::misspelt_variables() {
+                    output::warn(&format!("the variable {name} is not read; write {meant}"));
+                }
+                Settings::load(self.config.as_deref(), &self.overrides())
+            }
         }
     }
 

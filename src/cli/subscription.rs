@@ -16,7 +16,7 @@ use super::{manage, operator};
 use crate::domain::access::check_tenant;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{DEFAULT_TENANT, State, Subscription, SubscriptionId};
-use crate::management::{Management, Naming, SubscriptionFilter};
+use crate::management::{Before, Management, Naming, SubscriptionFilter};
 use crate::nats::{Stored, Unreadable};
 use crate::settings::Settings;
 
@@ -59,6 +59,9 @@ pub enum Command {
         /// How long the secret before signs beside the new one: such as 24h, or 0s for not at all
         #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = rotate::overlap)]
         overlap: std::time::Duration,
+        /// The newest secret was lost before a receiver had it: it ends, and the one before it goes on signing for its time
+        #[arg(long, conflicts_with = "overlap")]
+        replace: bool,
         /// The kind of the new secret; that of the one before where not given
         #[arg(long, value_enum)]
         algorithm: Option<rotate::Kind>,
@@ -133,8 +136,9 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
         Command::Resume(name) => set_state(&manage(settings).await?, &name, State::Active, printer).await,
         Command::Match(options) => sample::matching(options, settings, printer).await,
         Command::Test(options) => sample::test(options, settings, printer).await,
-        Command::RotateSecret { name, overlap, algorithm } => {
-            rotate::run(&name, overlap, algorithm, settings, printer).await
+        Command::RotateSecret { name, overlap, replace, algorithm } => {
+            let secrets = if replace { Before::IsReplaced } else { Before::Overlaps(overlap) };
+            rotate::run(&name, secrets, algorithm, settings, printer).await
         }
         Command::Remove { name, yes } => remove(&manage(settings).await?, &name, yes, printer).await,
     }

@@ -88,6 +88,13 @@ pub enum ManagementError {
         .quota.limit, .quota.setting
     )]
     TooManySubscriptions { id: String, tenant: String, quota: Quota },
+    /// A tenant's subscriptions would take more together than its quota allows.
+    #[error(
+        "{id}: the subscriptions of the tenant {tenant:?} would take {bytes} bytes together; {} allows {}: write a smaller one, \
+         remove one that is not needed, or raise the setting",
+        .quota.setting, .quota.limit
+    )]
+    SubscriptionsTooLarge { id: String, tenant: String, bytes: usize, quota: Quota },
     #[error("this process is stopping; another takes the order")]
     Stopping,
     /// A bulk order that stopped on its way.

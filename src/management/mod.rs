@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 pub use error::ManagementError;
 pub use order_desk::{BulkOrder, MOST_ORDERS, OrderDesk, OrderRunner};
-pub use rotation::{LONGEST_OVERLAP, Rotated, VerifyWith};
+pub use rotation::{Before, LONGEST_OVERLAP, Rotated, VerifyWith};
 pub use samples::{Sample, SampleAttempt};
 pub use subscriptions::{
     Naming, PlannedWrite, SubscriptionFilter, SubscriptionPage, WriteAction, keys_without_domain,
@@ -60,7 +60,7 @@ pub struct Management {
     /// The index that this process follows, if it does.
     index: Option<Registry>,
     /// Without an index: how many subscriptions each tenant has, read once, and with those that are planned since.
-    counted: Arc<tokio::sync::Mutex<Option<HashMap<String, usize>>>>,
+    counted: Arc<tokio::sync::Mutex<Option<HashMap<String, subscription_quota::Used>>>>,
 }
 
 impl Management {

@@ -23,6 +23,17 @@ pub struct Rotated {
     pub verify_with: VerifyWith,
     /// Until when the secret before signs beside it.
     pub previous_until: Option<OffsetDateTime>,
+    /// A secret before that one was to sign until then, and does so no more.
+    pub ended_before: Option<OffsetDateTime>,
+}
+
+/// What becomes of the secrets that sign now.
+#[derive(Debug, Clone, Copy)]
+pub enum Before {
+    /// The newest one signs for so long beside the new one; one before it ends.
+    Overlaps(Duration),
+    /// The newest one ends, since no receiver has it; the one before it goes on for its time.
+    IsReplaced,
 }
 
 #[derive(Debug)]
@@ -38,7 +49,7 @@ impl Management {
     pub async fn rotate_secret(
         &self,
         mut stored: Stored,
-        overlap: Duration,
+        secrets: Before,
         algorithm: Option<Algorithm>,
     ) -> Result<Rotated, ManagementError> {
         let id = stored.subscription.id.to_string();
@@ -59,10 +70,16 @@ impl Management {
         });
         let made = NewSecret::generate(algorithm);
         let new = Secret::Plain(made.secret.clone());
-        let until = (!overlap.is_zero()).then(|| OffsetDateTime::now_utc() + overlap.min(LONGEST_OVERLAP));
-        let signing = match before {
-            Some(signing) => signing.rotate(new, until),
-            None => Signing { secret: new, previous: None },
+        let now = OffsetDateTime::now_utc();
+        let still_signs = before.as_ref().and_then(|signing| signing.previous.as_ref());
+        let still_signs = still_signs.map(|previous| previous.until).filter(|until| *until > now);
+        let (signing, ended_before) = match (before, secrets) {
+            (None, _) => (Signing { secret: new, previous: None }, None),
+            (Some(signing), Before::IsReplaced) => (signing.replace(new), None),
+            (Some(signing), Before::Overlaps(overlap)) => {
+                let until = (!overlap.is_zero()).then(|| now + overlap.min(LONGEST_OVERLAP));
+                (signing.rotate(new, until), still_signs)
+            }
         };
         let previous_until = signing.previous.as_ref().map(|previous| previous.until);
         if let Some(endpoint) = stored.subscription.delivery.endpoint_mut() {
@@ -74,6 +91,6 @@ impl Management {
             Some(public) => VerifyWith::PublicKey(public),
             None => VerifyWith::Secret(made.secret),
         };
-        Ok(Rotated { revision, verify_with, previous_until })
+        Ok(Rotated { revision, verify_with, previous_until, ended_before })
     }
 }

@@ -68,7 +68,7 @@ pub struct PlannedWrite {
     pub expected: u64,
     pub action: WriteAction,
     /// Kept until it is written.
-    _room: Option<Room>,
+    _room: Room,
 }
 
 /// Some subscriptions in order of their ids and tenants.
@@ -231,10 +231,7 @@ impl Management {
         if subscription.secrets_mut().iter().any(|secret| matches!(secret, Secret::Plain(_))) {
             return Err(ManagementError::NoMasterKey { id });
         }
-        let room = match &stored {
-            None => Some(self.room_for(&subscription).await?),
-            Some(_) => None,
-        };
+        let room = self.room_for(&subscription, stored.as_ref()).await?;
         let action = match &stored {
             None => WriteAction::Created,
             // What is unreadable is repaired by the same again.

@@ -136,6 +136,25 @@ pub(super) fn environment(
     Ok(found)
 }
 
+/// Variables that would be settings if each `_` of theirs were the two of `HUB__NATS__URL`: each with the name that is
+/// read.
+pub(super) fn with_one_underscore(names: impl Iterator<Item = OsString>) -> Vec<(String, String)> {
+    let known = parse("defaults", DEFAULTS).expect("the embedded defaults are valid: a test loads them");
+    let mut keys = Vec::new();
+    collect_keys(&known, "", &mut keys);
+    let mut found: Vec<_> = names
+        .filter_map(|name| name.into_string().ok())
+        .filter_map(|name| {
+            let rest = name.strip_prefix("HUB_")?;
+            let key = keys.iter().find(|key| key.replace('.', "_").eq_ignore_ascii_case(rest))?;
+            let meant = format!("{VARIABLE}{}", key.to_uppercase().replace('.', "__"));
+            Some((name, meant))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
 /// All layers in one value; each part still knows its layer (`Value::origin`).
 pub(super) fn merge(
     file: Option<(String, String)>,

@@ -319,6 +319,12 @@ impl Settings {
         Self::from_layers(text, layers::environment(std::env::vars_os())?, overrides)
     }
 
+    /// Variables of the environment that look like settings and are none, each with the name that is read:
+    /// `HUB_NATS_URL` for `HUB__NATS__URL`.
+    pub fn misspelt_variables() -> Vec<(String, String)> {
+        layers::with_one_underscore(std::env::vars_os().map(|(name, _)| name))
+    }
+
     /// The embedded defaults alone.
     pub fn defaults() -> Self {
         Self::from_layers(None, Vec::new(), &[]).expect("the embedded defaults are valid: a test loads them")

@@ -1,10 +1,11 @@
 //! What one tenant may have, so that none takes the others' part.
 
+use bytesize::ByteSize;
 use serde::Deserialize;
 
-use super::Settings;
 use super::layers::Kind;
 use super::validate::Findings;
+use super::{Settings, size};
 use crate::domain::access::check_tenant;
 
 /// `[quotas]`: of each tenant; 0 for no limit.
@@ -12,6 +13,8 @@ use crate::domain::access::check_tenant;
 #[serde(deny_unknown_fields)]
 pub struct Quotas {
     pub subscriptions: usize,
+    #[serde(with = "size")]
+    pub subscriptions_size: ByteSize,
     pub events_per_second: usize,
     pub bulk_jobs: usize,
     pub traces: usize,
@@ -23,6 +26,8 @@ pub struct Quotas {
 pub struct Tenant {
     pub name: String,
     pub subscriptions: Option<usize>,
+    #[serde(default, with = "size::optional")]
+    pub subscriptions_size: Option<ByteSize>,
     pub events_per_second: Option<usize>,
     pub bulk_jobs: Option<usize>,
     pub traces: Option<usize>,
@@ -38,13 +43,35 @@ pub struct Quota {
 
 impl Tenant {
     /// What an entry may hold.
-    pub(super) const FIELDS: [(&'static str, Kind); 5] = [
+    pub(super) const FIELDS: [(&'static str, Kind); 6] = [
         ("name", Kind::Text),
         ("subscriptions", Kind::Whole),
+        ("subscriptions_size", Kind::Text),
         ("events_per_second", Kind::Whole),
         ("bulk_jobs", Kind::Whole),
         ("traces", Kind::Whole),
     ];
+}
+
+/// As a number of things or of bytes.
+fn whole(limit: impl Limit) -> usize {
+    limit.whole()
+}
+
+trait Limit {
+    fn whole(self) -> usize;
+}
+
+impl Limit for usize {
+    fn whole(self) -> usize {
+        self
+    }
+}
+
+impl Limit for ByteSize {
+    fn whole(self) -> usize {
+        usize::try_from(self.as_u64()).unwrap_or(usize::MAX)
+    }
 }
 
 macro_rules! quotas {
@@ -55,11 +82,11 @@ macro_rules! quotas {
                 let own = self.tenants.iter().find(|entry| entry.name == tenant);
                 match own.and_then(|entry| entry.$field) {
                     Some(limit) => Quota {
-                        limit,
+                        limit: whole(limit),
                         setting: format!("tenants[{tenant}].{}", stringify!($field)),
                     },
                     None => Quota {
-                        limit: self.quotas.$field,
+                        limit: whole(self.quotas.$field),
                         setting: format!("quotas.{}", stringify!($field)),
                     },
                 }
@@ -71,6 +98,8 @@ macro_rules! quotas {
 quotas!(
     /// Subscriptions that a tenant may have.
     subscription_quota: subscriptions,
+    /// Bytes that a tenant's subscriptions may take together.
+    subscriptions_size_quota: subscriptions_size,
     /// Events that a tenant may publish over the API in a second.
     event_quota: events_per_second,
     /// Bulk orders of a tenant at once.

@@ -11,3 +11,14 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
         ))
     })
 }
+
+/// The same for what may be left out, which then has no value.
+pub(super) mod optional {
+    use super::{ByteSize, Deserializer};
+
+    pub(in crate::settings) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<ByteSize>, D::Error> {
+        super::deserialize(deserializer).map(Some)
+    }
+}

@@ -224,3 +224,59 @@ fn a_named_file_must_exist() {
     std::fs::write(&path, "[nats]\nprefix = \"from-file\"\n").unwrap();
     assert_eq!(Settings::load(Some(&path), &[]).unwrap().nats.prefix, "from-file");
 }
+
+/// Nothing is converted: not in a file, not in a list's entry, and not the text of a variable beyond its kind.
+#[test]
+fn a_value_of_another_kind_is_refused_and_not_converted() {
+    for (file, key, problem) in [
+        ("[api]\nanonymous = 2", "api.anonymous", "must be true or false"),
+        ("[api]\nanonymous = 1.5", "api.anonymous", "must be true or false"),
+        ("[api]\nanonymous = \"true\"", "api.anonymous", "must be true or false"),
+        ("[api]\nconnections = true", "api.connections", "must be a whole number"),
+        ("[delivery]\nmax_deliver = 5.7", "delivery.max_deliver", "must be a whole number"),
+        ("[delivery]\nmax_deliver = \"5\"", "delivery.max_deliver", "must be a whole number"),
+        ("[delivery]\ngrace = 5", "delivery.grace", "must be text"),
+        ("[delivery]\ngrace = 2026-01-01", "delivery.grace", "must be text"),
+        ("[nats]\npassword = 12345", "nats.password", "must be text"),
+        ("[delivery]\nretry = \"1s\"", "delivery.retry", "must be a list"),
+        ("[delivery]\nretry = [1]", "delivery.retry", "must be a list of texts"),
+        (
+            "[[domains]]\nname = \"x\"\nevents = [\"x.>\"]\nconcurrency = \"64\"",
+            "domains[x].concurrency",
+            "whole number",
+        ),
+        ("[[tenants]]\nname = \"x\"\ntraces = 1.5", "tenants[x].traces", "must be a whole number"),
+        (
+            "[[external_brokers]]\nname = \"x\"\noutbox = 1",
+            "external_brokers[x].outbox",
+            "must be true or false",
+        ),
+    ] {
+        let error = layered(file, &[], &[]).expect_err(file).to_string();
+        assert!(error.starts_with(&format!("{key}: ")) && error.contains(problem), "{file}: {error}");
+        assert!(!error.contains("12345"), "{error}");
+    }
+    for (name, text, problem) in [
+        ("HUB__API__ANONYMOUS", "1", "api.anonymous: must be true or false"),
+        ("HUB__API__ANONYMOUS", "yes", "api.anonymous: must be true or false"),
+        ("HUB__DELIVERY__HELD", "1e3", "delivery.held: must be a whole number"),
+    ] {
+        let error = layered("", &[(name, text)], &[]).unwrap_err().to_string();
+        assert!(error.starts_with(problem) && error.ends_with(&format!("(environment {name})")), "{error}");
+    }
+    assert!(layered("", &[("HUB__API__ANONYMOUS", "false")], &[("delivery.held", " 2048 ")]).is_ok());
+}
+
+#[test]
+fn a_variable_with_one_underscore_for_two_is_told_what_is_read() {
+    let names =
+        ["HUB_NATS_URL", "HUB_API_REQUESTS_PER_TENANT", "HUB_CONFIG", "HUB_PORT_8080_TCP", "HUB__NATS__URL"];
+    let found = layers::with_one_underscore(names.into_iter().map(OsString::from));
+    assert_eq!(
+        found,
+        strings(&[
+            ("HUB_API_REQUESTS_PER_TENANT", "HUB__API__REQUESTS_PER_TENANT"),
+            ("HUB_NATS_URL", "HUB__NATS__URL"),
+        ])
+    );
+}

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use super::support::{Hub, TestBroker, eventually, print_output, register_owner};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use integration_hub::configured::connect_options;
@@ -12,7 +13,6 @@ use integration_hub::domain::outcome::{Fault, Reason};
 use integration_hub::nats::JetStream;
 use integration_hub::settings::Settings;
 use serde_json::{Value, json};
-use super::support::{Hub, TestBroker, eventually, print_output, register_owner};
 use time::OffsetDateTime;
 
 const LIMIT: Duration = Duration::from_secs(20);

@@ -6,8 +6,8 @@ use sha2::{Digest, Sha256};
 
 use super::STEP;
 use super::support::{
-    ApiClient, Hub, QUICK, Receiver, TestBroker, TestClient, nats_cli, print_output, require_tool,
-    subscription,
+    ApiClient, Hub, QUICK, RawPublisher, Receiver, TestBroker, TestClient, nats_cli, print_output,
+    require_tool, subscription,
 };
 
 fn of_tenant(tenant: &str, receiver: &Receiver) -> Value {
@@ -91,6 +91,34 @@ async fn one_message_id_of_two_tenants_or_for_two_keys_is_two_events() {
         let expected = ["x user.changed", "x user.created", "y user.changed", "y user.created"];
         assert_eq!(ids_and_keys(&receiver, path), expected, "{path}");
     }
+}
+
+/// White space that no header has around its value (RFC 9110 section 5.5) belongs to the id.
+#[tokio::test]
+async fn ids_that_differ_in_white_space_are_different_events() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    hub.ready().await;
+    TestClient::connect(&broker.url()).await.subscribe([of_tenant("acme", &receiver)]).await;
+    let ids = ["w", "\u{a0}w", "\u{3000}w", "w\u{2028}", "w\u{2003}"];
+    let mut publisher = RawPublisher::connect(&broker.url()).await;
+    for id in ids {
+        for block in [
+            format!("NATS/1.0\r\nNats-Msg-Id: \t{id} \r\nHub-Tenant:acme\r\n\r\n"),
+            format!(
+                "NATS/1.0\r\nce-specversion: 1.0\r\nce-id: {id}\t\r\nce-source: /ce\r\nce-type: user.created\r\n\
+                 ce-tenant: acme\r\n\r\n"
+            ),
+        ] {
+            publisher.publish(b"hub.events.user.created", Some(block.as_bytes()), b"{}").await;
+        }
+    }
+    receiver.wait_accepted("/acme", 2 * ids.len(), STEP).await;
+    let received = receiver.received("/acme");
+    let got: std::collections::BTreeSet<String> =
+        received.iter().map(|request| request.json()["id"].as_str().expect("text").to_owned()).collect();
+    assert_eq!(got, ids.iter().map(|id| (*id).to_owned()).collect(), "each as it was written");
 }
 
 /// The message id that the API once made: whoever knows the event could make it as well.

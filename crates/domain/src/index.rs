@@ -35,6 +35,8 @@ pub struct Entry {
     pub program: Box<Program>,
     /// The registry's revision of this form.
     pub revision: u64,
+    /// What it takes in the registry.
+    pub bytes: usize,
 }
 
 /// What a subscription wants: all of it but the delivery, which an entry holds as JSON alone,
@@ -72,6 +74,7 @@ impl Entry {
     /// Fails where a secret of the subscription is not sealed, or its tenant is no name.
     pub fn new(subscription: Subscription, revision: u64) -> Result<Self, EntryError> {
         let reference = subscription.reference()?;
+        let bytes = subscription.stored_bytes();
         let delivery = serde_json::value::to_raw_value(&subscription.delivery)?.into();
         let (max_in_flight, rate_limit) =
             (subscription.delivery.max_in_flight(), subscription.delivery.rate_limit().map(Box::new));
@@ -79,7 +82,7 @@ impl Entry {
         let program = Box::new(Program::new(&filter));
         let (events, filter) = (events.into(), filter.into());
         let subscription = Interest { reference, incarnation, events, filter, state };
-        Ok(Self { subscription, delivery, max_in_flight, rate_limit, program, revision })
+        Ok(Self { subscription, delivery, max_in_flight, rate_limit, program, revision, bytes })
     }
 
     /// Whether its filters all hold for the event.

@@ -25,7 +25,9 @@ use crate::domain::access::Caller;
 use crate::domain::duration;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{State as Standing, Subscription, SubscriptionId};
-use crate::management::{Algorithm, LONGEST_OVERLAP, Naming, Sample, SampleAttempt, Stored, VerifyWith};
+use crate::management::{
+    Algorithm, Before, LONGEST_OVERLAP, Naming, Sample, SampleAttempt, Stored, VerifyWith,
+};
 
 pub(super) fn routes() -> OpenApiRouter<State> {
     OpenApiRouter::new()
@@ -100,15 +102,17 @@ async fn test(
 struct RotateOrder {
     /// How long the secret before signs beside the new one: `24h` where not given, `0s` for not at all
     #[serde(with = "duration")]
-    #[schema(value_type = String, example = "24h")]
+    #[schema(value_type = String, default = "24h", example = "24h")]
     overlap: Duration,
+    /// The newest secret was lost before a receiver had it: it ends, and the one before it goes on signing for its time
+    replace: bool,
     /// The kind of the new secret; that of the one before where not given
     algorithm: Option<SigningAlgorithm>,
 }
 
 impl Default for RotateOrder {
     fn default() -> Self {
-        Self { overlap: Duration::from_secs(24 * 3600), algorithm: None }
+        Self { overlap: Duration::from_secs(24 * 3600), replace: false, algorithm: None }
     }
 }
 
@@ -135,6 +139,9 @@ struct NewSecret {
     /// Until when the secret before signs beside it
     #[serde(with = "time::serde::rfc3339::option")]
     previous_until: Option<time::OffsetDateTime>,
+    /// A secret before that one was to sign until then, and does so no more
+    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    ended_before: Option<time::OffsetDateTime>,
 }
 
 /// Sign with a new secret, and show what the receiver verifies with, this once (scope `manage`)
@@ -155,18 +162,25 @@ async fn rotate_secret(
     if order.overlap > LONGEST_OVERLAP {
         return Err(Problem::field("overlap", "is longer than 365d; write a shorter one, such as 24h"));
     }
+    let secrets = if order.replace { Before::IsReplaced } else { Before::Overlaps(order.overlap) };
     let stored = guarded(&state, &caller, &naming, &headers).await?;
     let id = stored.subscription.id.clone();
     let algorithm = order.algorithm.map(|algorithm| match algorithm {
         SigningAlgorithm::Hmac => Algorithm::HmacSha256,
         SigningAlgorithm::Ed25519 => Algorithm::Ed25519,
     });
-    let rotated = state.management.rotate_secret(stored, order.overlap, algorithm).await?;
+    let rotated = state.management.rotate_secret(stored, secrets, algorithm).await?;
     let (secret, public_key) = match rotated.verify_with {
         VerifyWith::Secret(secret) => (Some(secret.expose_secret().to_owned()), None),
         VerifyWith::PublicKey(key) => (None, Some(key)),
     };
-    let body = NewSecret { id, secret, public_key, previous_until: rotated.previous_until };
+    let body = NewSecret {
+        id,
+        secret,
+        public_key,
+        previous_until: rotated.previous_until,
+        ended_before: rotated.ended_before,
+    };
     // It must not lie in a cache on the way.
     let headers =
         [etag(rotated.revision), (header::CACHE_CONTROL, "no-store".parse().expect("a header's value"))];

@@ -8,9 +8,9 @@ use serde_json::json;
 use super::{Name, find, shown};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::manage_sealed;
-use crate::cli::output::{Printer, time};
+use crate::cli::output::{Printer, time, warn};
 use crate::http_delivery::signature::Algorithm;
-use crate::management::{LONGEST_OVERLAP, VerifyWith};
+use crate::management::{Before, LONGEST_OVERLAP, VerifyWith};
 use crate::settings::Settings;
 
 /// `--algorithm`
@@ -32,7 +32,7 @@ pub(super) fn overlap(text: &str) -> Result<Duration, String> {
 
 pub(super) async fn run(
     name: &Name,
-    overlap: Duration,
+    secrets: Before,
     kind: Option<Kind>,
     settings: &Settings,
     printer: Printer,
@@ -45,14 +45,25 @@ pub(super) async fn run(
         Kind::Hmac => Algorithm::HmacSha256,
         Kind::Ed25519 => Algorithm::Ed25519,
     });
-    let rotated = management.rotate_secret(stored, overlap, algorithm).await?;
+    let rotated = management.rotate_secret(stored, secrets, algorithm).await?;
     let previous_until = rotated.previous_until.map(time);
+    if let Some(until) = rotated.ended_before.map(time) {
+        warn(&format!(
+            "{shown}: this was the second rotation within an overlap. The secret before both was to sign until {until}, and \
+             signs no more: a receiver that still verifies with it refuses from now on. Where a new secret was lost, rotate \
+             with --replace"
+        ));
+    }
     let (field, value) = match &rotated.verify_with {
         VerifyWith::PublicKey(public) => ("public_key", public.as_str()),
         VerifyWith::Secret(secret) => ("secret", secret.expose_secret()),
     };
     if printer.is_json() {
-        printer.json(&json!({"id": id, "tenant": tenant, field: value, "previous_until": previous_until}))?;
+        let mut shown = json!({"id": id, "tenant": tenant, field: value, "previous_until": previous_until});
+        if let Some(until) = rotated.ended_before {
+            shown["ended_before"] = time(until).into();
+        }
+        printer.json(&shown)?;
     } else {
         let before = match previous_until {
             Some(until) => format!("; the one before signs beside it until {until}"),

@@ -3,6 +3,7 @@
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use crate::domain::key::EventKey;
 use crate::domain::message_id::MessageIds;
 use crate::nats::{JetStream, NatsError};
 use crate::sinks::{Broker, Outgoing, PublishError, Published};
@@ -20,6 +21,12 @@ impl Internal {
     }
 
     async fn publish_one(&self, message: &Outgoing) -> Result<(), NatsError> {
+        // Whoever may write the table may write any text there.
+        let names = self.js.names();
+        if names.parse_event(&message.stream).is_none_or(|place| place.tail.parse::<EventKey>().is_err()) {
+            let subject = message.stream.chars().take(80).collect();
+            return Err(NatsError::Subject { subject, reason: "the event's type is no event key" });
+        }
         let message_id = self.message_ids.id(&["outbox", &message.id]);
         let mut headers = vec![("Nats-Msg-Id", message_id.as_str())];
         headers.extend(message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())));
@@ -41,7 +48,7 @@ impl Internal {
 /// wait. What is too large will always be.
 fn meaning(error: &NatsError) -> PublishError {
     let reason = error.to_string();
-    if error.is_too_large() {
+    if error.is_too_large() || matches!(error, NatsError::Subject { .. }) {
         PublishError::Permanent { reason }
     } else if error.is_full() || error.api().is_none_or(|answer| waits(answer.code, answer.err_code)) {
         PublishError::Unavailable { reason }
@@ -117,6 +124,7 @@ mod tests {
         for too_large in [
             answer(400, 10_054),
             NatsError::TooLarge { subject: subject(), size: 2_000_000, limit: 1_048_576 },
+            NatsError::Subject { subject: subject(), reason: "is none" },
         ] {
             assert!(matches!(meaning(&too_large), PublishError::Permanent { .. }), "{too_large}");
         }

@@ -160,12 +160,12 @@ impl HeaderMap {
             let name = HeaderName::from_str(name).ok()?;
 
             // Read the header value, which might have been split into multiple lines
-            // `trim_start` and `trim_end` do the same job as doing `value.trim().to_owned()` at the end, but without a reallocation
-            let mut value = value.trim_start().to_owned();
-            while let Some(v) = lines.next_if(|s| s.starts_with(char::is_whitespace)) {
+            // Blanks and tabs alone surround a value (RFC 9110 section 5.5); any other white space belongs to it.
+            let mut value = value.trim_start_matches([' ', '\t']).to_owned();
+            while let Some(v) = lines.next_if(|s| s.starts_with([' ', '\t'])) {
                 value.push_str(v);
             }
-            value.truncate(value.trim_end().len());
+            value.truncate(value.trim_end_matches([' ', '\t']).len());
             // A lone carriage return does not end a line, and stands in no value.
             validate_header_value(&value).ok()?;
 

@@ -425,7 +425,8 @@ fn ce_name(header: &str) -> Option<&str> {
 /// The value of a `ce-` header: quotes taken off, then percent-decoded once (CloudEvents HTTP
 /// binding 1.0.2 section 3.1.3.2, whose rule the NATS binding follows).
 pub(super) fn header_value(header: &str, value: &str) -> Result<String, Rejection> {
-    let value = value.trim();
+    // Only what RFC 9110 section 5.6.3 calls white space: all else belongs to the value.
+    let value = value.trim_matches([' ', '\t']);
     let unquoted: Cow<'_, str> = match value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         Some(quoted) => unescape(quoted).into(),
         None => value.into(),

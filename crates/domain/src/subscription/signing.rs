@@ -42,6 +42,11 @@ impl Signing {
         Self { secret: new, previous }
     }
 
+    /// Puts `new` in the place of a secret that no receiver has: the one before it goes on signing for its time.
+    pub fn replace(self, new: Secret) -> Self {
+        Self { secret: new, previous: self.previous }
+    }
+
     pub(super) fn validate(&self, errors: &mut Vec<FieldError>) {
         validate_secret("delivery.signing.secret", &self.secret, errors);
         if let Some(previous) = &self.previous {

@@ -430,3 +430,18 @@ fn a_secret_in_the_wrong_place_is_not_repeated() {
         assert!(!error.problem.contains("hush"), "{error}");
     }
 }
+
+#[test]
+fn a_subscription_is_bounded_in_bytes_but_for_its_certificates() {
+    let base = json!({"id": "a", "events": ["user.*"], "delivery": {"url": "https://crm.example/"}});
+    let check = |value: Value| serde_json::from_value::<Subscription>(value).unwrap().validate(&LIMITS);
+    let mut large = base.clone();
+    large["filter"] = json!([{"any": vec![json!({"exact": {"source": "x".repeat(4_000)}}); 256]}]);
+    let errors = check(large).unwrap_err();
+    assert_eq!(errors[0].field, "filter", "{errors:?}");
+    let pem = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", "A".repeat(30_000));
+    let mut with_certificates = base;
+    with_certificates["filter"] = json!([{"any": vec![json!({"exact": {"source": "x".repeat(200)}}); 200]}]);
+    with_certificates["delivery"]["tls"] = json!({"ca": pem});
+    check(with_certificates).unwrap();
+}

@@ -13,6 +13,8 @@ const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MAX_IN_FLIGHT: u32 = 10_000;
 /// Bounds on what every envelope of the subscription carries along.
 const MAX_EVENTS: usize = 256;
+/// Of a subscription as JSON, its certificates left out.
+const MAX_BYTES: usize = 64 * 1024;
 const MAX_FILTERS: usize = 64;
 const MAX_URL_BYTES: usize = 2 * 1024;
 const MAX_CREDENTIAL_BYTES: usize = 8 * 1024;
@@ -77,7 +79,46 @@ impl Subscription {
             ));
         }
         self.delivery.validate(limits, &mut errors);
+        self.validate_bytes(&mut errors);
         if errors.is_empty() { Ok(()) } else { Err(errors) }
+    }
+}
+
+/// What a value takes as JSON.
+fn bytes(value: &impl serde::Serialize) -> usize {
+    serde_json::to_vec(value).map_or(0, |json| json.len())
+}
+
+impl Subscription {
+    /// What it takes as JSON, as the registry keeps it.
+    pub fn stored_bytes(&self) -> usize {
+        bytes(self)
+    }
+
+    /// Names the largest part of a subscription that is too large.
+    fn validate_bytes(&self, errors: &mut Vec<FieldError>) {
+        let tls = match &self.delivery {
+            Delivery::Endpoint(endpoint) => endpoint.tls.as_ref().map_or(0, bytes),
+            Delivery::Broker(_) => 0,
+        };
+        let total = self.stored_bytes().saturating_sub(tls);
+        if total <= MAX_BYTES {
+            return;
+        }
+        let parts = [
+            ("events", bytes(&self.events)),
+            ("filter", bytes(&self.filter)),
+            ("delivery", bytes(&self.delivery).saturating_sub(tls)),
+        ];
+        let largest =
+            parts.into_iter().max_by_key(|(_, bytes)| *bytes).map_or("delivery", |(field, _)| field);
+        errors.push(FieldError::new(
+            largest,
+            format!(
+                "is the largest part of a subscription of {total} bytes as JSON; at most {MAX_BYTES} without the \
+                 certificates of delivery.tls: write less, or split the subscription"
+            ),
+        ));
     }
 }
 
