@@ -20,7 +20,7 @@ pub(super) struct Used {
 
 impl Used {
     fn plus(self, count: usize, bytes: usize) -> Self {
-        Self { count: self.count + count, bytes: self.bytes + bytes }
+        Self { count: self.count + count, bytes: self.bytes.saturating_add(bytes) }
     }
 }
 
@@ -56,7 +56,7 @@ impl Management {
         if before.is_none() && most.limit > 0 && used.count >= most.limit {
             return Err(ManagementError::TooManySubscriptions { id, tenant, quota: most });
         }
-        let after = used.bytes.saturating_sub(bytes_before) + bytes;
+        let after = used.bytes.saturating_sub(bytes_before).saturating_add(bytes);
         if grows && size.limit > 0 && after > size.limit {
             return Err(ManagementError::SubscriptionsTooLarge { id, tenant, bytes: after, quota: size });
         }

@@ -439,9 +439,16 @@ fn a_subscription_is_bounded_in_bytes_but_for_its_certificates() {
     large["filter"] = json!([{"any": vec![json!({"exact": {"source": "x".repeat(4_000)}}); 256]}]);
     let errors = check(large).unwrap_err();
     assert_eq!(errors[0].field, "filter", "{errors:?}");
+    // A plain secret is never serialized: it must not hide the size of the rest, nor its own.
+    let mut with_secret = base.clone();
+    with_secret["delivery"]["auth"] = json!({"type": "bearer", "token": "t"});
+    check(with_secret.clone()).unwrap();
+    with_secret["filter"] = json!([{"any": vec![json!({"exact": {"source": "x".repeat(4_000)}}); 256]}]);
+    assert_eq!(check(with_secret).unwrap_err()[0].field, "filter");
     let pem = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", "A".repeat(30_000));
     let mut with_certificates = base;
     with_certificates["filter"] = json!([{"any": vec![json!({"exact": {"source": "x".repeat(200)}}); 200]}]);
-    with_certificates["delivery"]["tls"] = json!({"ca": pem});
+    with_certificates["delivery"]["tls"] =
+        json!({"ca": pem, "cert": pem, "key": pem.replace("CERTIFICATE", "PRIVATE KEY")});
     check(with_certificates).unwrap();
 }

@@ -84,31 +84,43 @@ impl Subscription {
     }
 }
 
-/// What a value takes as JSON.
+/// The size of a value as JSON. A value that cannot be measured counts as larger than any limit.
 fn bytes(value: &impl serde::Serialize) -> usize {
-    serde_json::to_vec(value).map_or(0, |json| json.len())
+    serde_json::to_vec(value).map_or(usize::MAX, |json| json.len())
 }
 
 impl Subscription {
-    /// What it takes as JSON, as the registry keeps it.
+    /// The size as JSON, as the registry keeps it.
     pub fn stored_bytes(&self) -> usize {
-        bytes(self)
+        bytes(&self.measurable())
+    }
+
+    /// The same with each plain secret replaced by text of its length, because plain secrets are never serialized.
+    fn measurable(&self) -> Self {
+        let mut measurable = self.clone();
+        for secret in measurable.secrets_mut() {
+            if let Secret::Plain(text) = secret {
+                *secret = Secret::Sealed("x".repeat(text.expose_secret().len()));
+            }
+        }
+        measurable
     }
 
     /// Names the largest part of a subscription that is too large.
     fn validate_bytes(&self, errors: &mut Vec<FieldError>) {
-        let tls = match &self.delivery {
+        let measurable = self.measurable();
+        let tls = match &measurable.delivery {
             Delivery::Endpoint(endpoint) => endpoint.tls.as_ref().map_or(0, bytes),
             Delivery::Broker(_) => 0,
         };
-        let total = self.stored_bytes().saturating_sub(tls);
+        let total = bytes(&measurable).saturating_sub(tls);
         if total <= MAX_BYTES {
             return;
         }
         let parts = [
-            ("events", bytes(&self.events)),
-            ("filter", bytes(&self.filter)),
-            ("delivery", bytes(&self.delivery).saturating_sub(tls)),
+            ("events", bytes(&measurable.events)),
+            ("filter", bytes(&measurable.filter)),
+            ("delivery", bytes(&measurable.delivery).saturating_sub(tls)),
         ];
         let largest =
             parts.into_iter().max_by_key(|(_, bytes)| *bytes).map_or("delivery", |(field, _)| field);
