@@ -170,7 +170,9 @@ async fn a_rotated_secret_signs_beside_the_one_before_and_public_libraries_verif
     assert_eq!(versions(&fourth), ["v1a"]);
     check(&fourth, &[&second_secret, &newest, &public], &[false], &[true, false]).await;
 
-    // A new key that got lost is replaced, and the one that the receiver has goes on.
+    // A new key that got lost is replaced, and the one that the receiver has goes on; without one it is refused.
+    let refused = hub.cli(&["subscription", "rotate-secret", "crm", "--replace"]).await;
+    assert!(!refused.status.success(), "nothing would sign beside the new key");
     let lost = hub.cli_json(&["subscription", "rotate-secret", "crm", "--overlap", "1h"]).await;
     let kept = hub.cli_json(&["subscription", "rotate-secret", "crm", "--replace"]).await;
     assert_eq!((&kept["previous_until"], &kept["ended_before"]), (&lost["previous_until"], &Value::Null));

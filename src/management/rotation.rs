@@ -73,6 +73,13 @@ impl Management {
         let now = OffsetDateTime::now_utc();
         let still_signs = before.as_ref().and_then(|signing| signing.previous.as_ref());
         let still_signs = still_signs.map(|previous| previous.until).filter(|until| *until > now);
+        if matches!(secrets, Before::IsReplaced) && still_signs.is_none() {
+            return Err(ManagementError::Invalid(vec![FieldError::new(
+                "replace",
+                "needs a secret before the newest one that still signs, and there is none: receivers would be cut off; \
+                 rotate with an overlap instead",
+            )]));
+        }
         let (signing, ended_before) = match (before, secrets) {
             (None, _) => (Signing { secret: new, previous: None }, None),
             (Some(signing), Before::IsReplaced) => (signing.replace(new), None),

@@ -10,8 +10,6 @@ use time::format_description::well_known::Rfc3339;
 use super::outcome::{Fault, Reason};
 use super::subscription::{Identity, Incarnation, SubscriptionRef};
 
-/// An envelope that could not be delivered. The fields travel as `Hub-…` headers on the message
-/// of the dead-letter stream; its body is the envelope.
 /// Names the dead letter that an envelope is the redrive of: its sequence in the dead-letter stream.
 pub const PREDECESSOR_HEADER: &str = "Hub-Dead-Letter";
 
@@ -21,6 +19,8 @@ pub fn predecessor(header: Option<&str>) -> Option<u64> {
     (1..=i64::MAX as u64).contains(&sequence).then_some(sequence)
 }
 
+/// An envelope that could not be delivered. The fields travel as `Hub-…` headers on the message
+/// of the dead-letter stream; its body is the envelope.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DeadLetter {
