@@ -19,11 +19,7 @@ pub struct Panicked {
 
 impl Panicked {
     fn new(payload: &(dyn Any + Send)) -> Self {
-        let text = payload
-            .downcast_ref::<&str>()
-            .map(|text| (*text).to_owned())
-            .or_else(|| payload.downcast_ref::<String>().cloned());
-        Self { message: text.unwrap_or_else(|| "a panic without a message".to_owned()) }
+        Self { message: message(payload) }
     }
 
     /// Logs the panic with the input it happened on. Returns true if the input has had its tries.
@@ -39,6 +35,15 @@ impl Panicked {
         );
         set_aside
     }
+}
+
+/// The words of a panic.
+pub fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "a panic without a message".to_owned())
 }
 
 /// What `work` returns, or its panic. It must leave nothing half done that others see.

@@ -10,7 +10,7 @@ use integration_hub::configured::connect_options;
 use integration_hub::domain::dead_letter::{DeadLetter, State};
 use integration_hub::domain::last_words::LastWords;
 use integration_hub::domain::outcome::{Fault, Reason};
-use integration_hub::management::dead_letters::DeadLetterFilter;
+use integration_hub::management::dead_letters::DeadLetterQuery;
 use integration_hub::management::orders::Followed;
 use integration_hub::management::publishing::{EventForm, Published};
 use integration_hub::management::traces::{TraceRequest, Traced};
@@ -52,7 +52,7 @@ impl Stage {
         }
     }
 
-    async fn ids(&self, filter: &DeadLetterFilter) -> Vec<String> {
+    async fn ids(&self, filter: &DeadLetterQuery) -> Vec<String> {
         let list = self.hub.list_dead_letters(filter, None, 100).await.expect("listed");
         list.entries.into_iter().map(|entry| entry.letter.id).collect()
     }
@@ -94,8 +94,8 @@ fn letter(id: &str, tenant: &str) -> DeadLetter {
     }
 }
 
-fn of(tenant: &str) -> DeadLetterFilter {
-    DeadLetterFilter { tenant: Some(tenant.to_owned()), ..DeadLetterFilter::default() }
+fn of(tenant: &str) -> DeadLetterQuery {
+    DeadLetterQuery { tenant: Some(tenant.to_owned()), ..DeadLetterQuery::default() }
 }
 
 #[tokio::test]
@@ -103,7 +103,7 @@ async fn a_tenant_sees_and_touches_its_own_dead_letters_alone() {
     let stage = Stage::set("").await;
     let hub = &stage.hub;
     stage.put_four().await;
-    assert_eq!(stage.ids(&DeadLetterFilter::default()).await, ["env_a", "env_b", "env_c", "env_d"]);
+    assert_eq!(stage.ids(&DeadLetterQuery::default()).await, ["env_a", "env_b", "env_c", "env_d"]);
     assert_eq!(stage.ids(&of("acme")).await, ["env_a", "env_d"]);
     assert_eq!(stage.ids(&of("nobody")).await, Vec::<String>::new());
 
@@ -112,7 +112,7 @@ async fn a_tenant_sees_and_touches_its_own_dead_letters_alone() {
     assert_eq!(next.to_string(), "policy-client/4", "what is not its own is not told of");
     let rest = hub.list_dead_letters(&of("acme"), Some(&next), 1).await.expect("listed");
     assert_eq!((rest.entries[0].letter.id.as_str(), rest.next), ("env_d", None));
-    let elsewhere = DeadLetterFilter { domains: vec!["organization".to_owned()], ..of("acme") };
+    let elsewhere = DeadLetterQuery { domains: vec!["organization".to_owned()], ..of("acme") };
     let error = hub.list_dead_letters(&elsewhere, Some(&next), 1).await.expect_err("another domain's");
     assert!(matches!(error, ManagementError::ForeignCursor { .. }), "{error}");
 
@@ -127,7 +127,7 @@ async fn a_tenant_sees_and_touches_its_own_dead_letters_alone() {
     assert_eq!((stats.total, counted, stats.by_subscription.len()), (2, 2, 1));
 
     // Naming another's is as naming what is not there, and nothing is done.
-    let named = DeadLetterFilter { ids: vec!["env_a".to_owned(), "env_b".to_owned()], ..of("acme") };
+    let named = DeadLetterQuery { ids: ["env_a".to_owned(), "env_b".to_owned()].into(), ..of("acme") };
     match hub.select_dead_letters(&named, |_| {}).await {
         Err(ManagementError::NoneSelected { ids }) => assert_eq!(ids, ["env_b"]),
         other => panic!("{other:?}"),
@@ -138,7 +138,7 @@ async fn a_tenant_sees_and_touches_its_own_dead_letters_alone() {
     assert_eq!(replayed.expect("ordered").ordered, 2);
     assert_eq!(steps, [(0, 2), (1, 2), (2, 2)]);
     hub.discard(&selected, |_, _| {}).await.expect("discarded");
-    assert_eq!(stage.ids(&DeadLetterFilter::default()).await, ["env_b", "env_c"]);
+    assert_eq!(stage.ids(&DeadLetterQuery::default()).await, ["env_b", "env_c"]);
     let mut looks = Vec::new();
     let followed = hub.follow(&selected, STEP, |now| looks.push(now)).await.expect("followed");
     assert_eq!(followed, Followed { discarded: 2, ..Followed::default() });

@@ -14,8 +14,9 @@ use integration_hub::domain::message_id::MessageIds;
 use integration_hub::domain::outbox::{Destination, RetryPolicy, Status};
 use integration_hub::health::Readiness;
 use integration_hub::metrics::Metrics;
-use integration_hub::roles::outbox_relay::{ExternalTarget, OutboxRelay, OutboxRelaySettings, RelayError};
+use integration_hub::roles::outbox_relay::{ExternalTarget, OutboxRelay, OutboxRelaySettings};
 use integration_hub::sinks::{Broker, Outgoing, PublishError, Published};
+use integration_hub::tasks::TaskError;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
@@ -127,7 +128,7 @@ fn quick() -> OutboxRelaySettings {
 /// Relays with this one external broker, each with connections and metrics of its own.
 struct Relays {
     stop: CancellationToken,
-    running: Vec<JoinHandle<Result<(), RelayError>>>,
+    running: Vec<JoinHandle<Result<(), TaskError>>>,
     /// The internal broker has no events stream: its rows wait, and are nobody's concern.
     _broker: TestBroker,
 }

@@ -21,7 +21,7 @@ use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::domain::order::{Kind, Order};
 use crate::management::dead_letters::{
-    Cursor, DeadLetterDetails, DeadLetterEntry, DeadLetterFilter, DeadLetterStats,
+    Cursor, DeadLetterDetails, DeadLetterEntry, DeadLetterQuery, DeadLetterStats,
 };
 use crate::management::orders::Selected;
 use crate::management::{BulkOrder, ManagementError};
@@ -200,10 +200,10 @@ async fn discard_one(
 }
 
 async fn select_one(state: &State, caller: &Caller, id: &str) -> Result<Vec<Selected>, Problem> {
-    let filter = DeadLetterFilter {
+    let filter = DeadLetterQuery {
         tenant: caller.tenant().map(str::to_owned),
-        ids: vec![id.to_owned()],
-        ..DeadLetterFilter::default()
+        ids: [id.to_owned()].into(),
+        ..DeadLetterQuery::default()
     };
     Ok(state.management.select_dead_letters(&filter, |_| {}).await?)
 }

@@ -1,7 +1,7 @@
 //! Dead letters: which are meant, reading them page by page, one in full, and how many there are.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::str::FromStr;
 
 use serde::Serialize;
@@ -13,66 +13,18 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::{Management, ManagementError};
 use crate::domain::dead_letter::State;
+pub use crate::domain::dead_letter_query::DeadLetterQuery;
 use crate::domain::envelope::Envelope;
-use crate::domain::key::EventKey;
 use crate::domain::last_words::LastWords;
 use crate::domain::outcome::Reason;
 use crate::domain::subscription::Subscription;
 pub use crate::nats::DeadLetterEntry;
-use crate::nats::{DeadLetterQuery, JetStream};
+use crate::nats::JetStream;
 
 /// Dead letters read at once: what is held of them, however many there are.
 pub const PAGE: usize = 20_000;
 /// Most that is shown of a body that is no envelope.
 const BODY_CHARACTERS: usize = 4096;
-
-/// Which dead letters; all given conditions must hold.
-#[derive(Debug, Clone, Default)]
-pub struct DeadLetterFilter {
-    /// Names of domains; empty: all.
-    pub domains: Vec<String>,
-    /// That tenant's alone. What could not be read has no tenant, and is no tenant's.
-    pub tenant: Option<String>,
-    pub subscription: Option<String>,
-    pub reason: Option<Reason>,
-    pub state: Option<State>,
-    pub event_key: Option<EventKey>,
-    /// Failed at or after.
-    pub since: Option<OffsetDateTime>,
-    /// Failed before.
-    pub until: Option<OffsetDateTime>,
-    /// Empty: any.
-    pub ids: Vec<String>,
-}
-
-impl DeadLetterFilter {
-    /// Whether it has no condition, so that it means them all; of one tenant, where one is given.
-    pub fn means_all(&self) -> bool {
-        let Self { domains, tenant: _, subscription, reason, state, event_key, since, until, ids } = self;
-        domains.is_empty()
-            && subscription.is_none()
-            && reason.is_none()
-            && state.is_none()
-            && event_key.is_none()
-            && since.is_none()
-            && until.is_none()
-            && ids.is_empty()
-    }
-
-    pub(super) fn query(&self) -> DeadLetterQuery {
-        DeadLetterQuery {
-            tenant: self.tenant.clone(),
-            subscription: self.subscription.clone(),
-            reason: self.reason,
-            state: self.state,
-            event_key: self.event_key.clone().map(String::from),
-            event_id: None,
-            since: self.since,
-            until: self.until,
-            ids: self.ids.iter().cloned().collect(),
-        }
-    }
-}
 
 /// Where a list goes on: `<domain>/<sequence>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -277,14 +229,14 @@ impl Count {
 
 impl Management {
     /// The dead letters that the filter means, to be read page by page.
-    pub fn dead_letter_pages(&self, filter: &DeadLetterFilter) -> Result<Pages<'_>, ManagementError> {
-        Ok(Pages::new(&self.js, filter.query(), self.domain_names(&filter.domains)?))
+    pub fn dead_letter_pages(&self, filter: &DeadLetterQuery) -> Result<Pages<'_>, ManagementError> {
+        Ok(Pages::new(&self.js, filter.clone(), self.domain_names(&filter.domains)?))
     }
 
     /// Up to `limit` dead letters, from where a list ended.
     pub async fn list_dead_letters(
         &self,
-        filter: &DeadLetterFilter,
+        filter: &DeadLetterQuery,
         after: Option<&Cursor>,
         limit: usize,
     ) -> Result<DeadLetterList, ManagementError> {
@@ -310,7 +262,7 @@ impl Management {
     ) -> Result<DeadLetterDetails, ManagementError> {
         let query = DeadLetterQuery {
             tenant: tenant.map(str::to_owned),
-            ids: HashSet::from([id.to_owned()]),
+            ids: [id.to_owned()].into(),
             ..DeadLetterQuery::default()
         };
         let mut pages = Pages::new(&self.js, query, self.domain_names(&[])?);
@@ -337,7 +289,7 @@ impl Management {
     /// Counts what the filter means; `seen` is told after each page how many it has counted.
     pub async fn dead_letter_stats(
         &self,
-        filter: &DeadLetterFilter,
+        filter: &DeadLetterQuery,
         mut seen: impl FnMut(u64) + Send,
     ) -> Result<DeadLetterStats, ManagementError> {
         let (mut by_domain, mut by_subscription) = (BTreeMap::new(), BTreeMap::new());
@@ -407,8 +359,8 @@ mod tests {
 
     #[test]
     fn a_tenant_alone_is_no_condition() {
-        let filter = DeadLetterFilter { tenant: Some("acme".to_owned()), ..DeadLetterFilter::default() };
+        let filter = DeadLetterQuery { tenant: Some("acme".to_owned()), ..DeadLetterQuery::default() };
         assert!(filter.means_all());
-        assert!(!DeadLetterFilter { ids: vec!["env_1".to_owned()], ..filter }.means_all());
+        assert!(!DeadLetterQuery { ids: ["env_1".to_owned()].into(), ..filter }.means_all());
     }
 }

@@ -155,7 +155,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use dead_letters::DeadLetterFilter;
+    use dead_letters::DeadLetterQuery;
     use orders::Selected;
     use outbox::{Course, Cursor, OutboxDesk, Selection};
     use publishing::EventForm;
@@ -171,7 +171,7 @@ mod tests {
         hub: Management,
         desk: OutboxDesk,
     ) -> Result<(), ManagementError> {
-        let (filter, selected) = (DeadLetterFilter::default(), Vec::<Selected>::new());
+        let (filter, selected) = (DeadLetterQuery::default(), Vec::<Selected>::new());
         let request = TraceRequest {
             event_id: String::new(),
             domains: Vec::new(),

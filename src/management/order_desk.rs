@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::dead_letters::{DeadLetterFilter, PAGE, Pages};
+use super::dead_letters::{DeadLetterQuery, PAGE, Pages};
 use super::orders::{Act, Removals, Selected};
 use super::{Management, ManagementError};
 use crate::domain::access::Caller;
@@ -34,7 +34,7 @@ const LAST_WORD: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub struct BulkOrder {
     pub kind: Kind,
-    pub filter: DeadLetterFilter,
+    pub filter: DeadLetterQuery,
     /// A replay also of what is on its way again already.
     pub force: bool,
 }
@@ -95,7 +95,7 @@ pub struct OrderRunner {
 struct Job {
     order: Order,
     revision: u64,
-    filter: DeadLetterFilter,
+    filter: DeadLetterQuery,
     /// Its place among those that run at once.
     _room: tokio::sync::OwnedSemaphorePermit,
     /// The same among those of its tenant.
@@ -230,7 +230,7 @@ struct InHand {
     js: JetStream,
     order: Order,
     revision: u64,
-    filter: DeadLetterFilter,
+    filter: DeadLetterQuery,
     _room: tokio::sync::OwnedSemaphorePermit,
     _place: Option<Place>,
 }
@@ -355,7 +355,7 @@ fn reason(error: &ManagementError) -> String {
 /// Counts, then acts. Told to halt, it ends early with what it has in hand done.
 async fn work(
     management: &Management,
-    filter: &DeadLetterFilter,
+    filter: &DeadLetterQuery,
     kind: Kind,
     force: bool,
     halt: &CancellationToken,
@@ -412,8 +412,8 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn new(management: &'a Management, filter: &DeadLetterFilter, domain: &str, end: u64) -> Self {
-        Self { pages: Pages::new(&management.js, filter.query(), vec![domain.to_owned()]), end }
+    fn new(management: &'a Management, filter: &DeadLetterQuery, domain: &str, end: u64) -> Self {
+        Self { pages: Pages::new(&management.js, filter.clone(), vec![domain.to_owned()]), end }
     }
 
     /// The next page; `None` at the end, or when told to halt.

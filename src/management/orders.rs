@@ -10,11 +10,11 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::dead_letters::{DeadLetterFilter, PAGE, Pages};
+use super::dead_letters::{DeadLetterQuery, PAGE, Pages};
 use super::{Management, ManagementError};
 use crate::domain::dead_letter::State;
 use crate::domain::subscription::Identity;
-use crate::nats::{DeadLetterEntry, DeadLetterQuery, NatsError, RedriveOrder};
+use crate::nats::{DeadLetterEntry, NatsError, RedriveOrder};
 use crate::settings::SubscriptionSource;
 
 /// Orders and deletions under way at once.
@@ -89,7 +89,7 @@ impl Management {
     /// so far.
     pub async fn select_dead_letters(
         &self,
-        filter: &DeadLetterFilter,
+        filter: &DeadLetterQuery,
         mut seen: impl FnMut(usize) + Send,
     ) -> Result<Vec<Selected>, ManagementError> {
         let mut selected: Vec<Selected> = Vec::new();

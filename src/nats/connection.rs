@@ -59,6 +59,12 @@ pub struct JetStream {
 }
 
 impl JetStream {
+    /// Ends the connection for good, for all clones.
+    #[cfg(test)]
+    pub(crate) async fn close(&self) {
+        self.client.drain().await.expect("the client is there");
+    }
+
     /// Connects once; a connection that is lost later is made again by itself, for ever.
     pub async fn connect(options: &ConnectOptions) -> Result<Self, NatsError> {
         let (generation_sender, generation) = watch::channel(0u64);

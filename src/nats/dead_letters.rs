@@ -1,14 +1,11 @@
 //! The dead-letter streams: putting, finding, listing and dropping entries. The message is the
 //! truth: its headers are the dead letter's fields, its body the envelope.
 
-use std::collections::HashSet;
-
 use async_nats::HeaderMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 
 use super::connection::JetStream;
 use super::error::NatsError;
@@ -17,9 +14,9 @@ use super::publish::{one_line, shortened};
 use super::scan::{Scan, ScanEvent, ScanOptions};
 use super::subjects::SHARED_LANE;
 use crate::domain::dead_letter::{DeadLetter, State};
+use crate::domain::dead_letter_query::DeadLetterQuery;
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
-use crate::domain::outcome::Reason;
 use crate::domain::subscription::subscription_token;
 
 /// Subjects that one read asks for by name; for more it reads all and chooses itself.
@@ -31,39 +28,6 @@ const MAX_HEADER_BYTES: usize = 40 * 1024;
 const MAX_BLOCK_BYTES: usize = 16 * 1024;
 /// The most bytes of a lane or a subscription in a subject: longer than any that the hub makes.
 const MAX_TOKEN_BYTES: usize = 256;
-
-/// Which dead letters; all given conditions must hold.
-#[derive(Debug, Clone, Default)]
-pub struct DeadLetterQuery {
-    /// A dead letter whose envelope could not be read has no tenant, and is no tenant's.
-    pub tenant: Option<String>,
-    pub subscription: Option<String>,
-    pub reason: Option<Reason>,
-    pub state: Option<State>,
-    pub event_key: Option<String>,
-    pub event_id: Option<String>,
-    pub since: Option<OffsetDateTime>,
-    pub until: Option<OffsetDateTime>,
-    /// Dead letters or envelopes by id; empty: any.
-    pub ids: HashSet<String>,
-}
-
-impl DeadLetterQuery {
-    fn accepts(&self, letter: &DeadLetter) -> bool {
-        fn is<T: PartialEq>(wanted: Option<&T>, value: &T) -> bool {
-            wanted.is_none_or(|wanted| wanted == value)
-        }
-        is(self.tenant.as_ref(), &letter.tenant)
-            && is(self.subscription.as_ref(), &letter.subscription)
-            && is(self.reason.as_ref(), &letter.reason)
-            && is(self.state.as_ref(), &letter.state)
-            && is(self.event_key.as_ref(), &letter.event_key)
-            && is(self.event_id.as_ref(), &letter.event_id)
-            && self.since.is_none_or(|since| letter.failed_at >= since)
-            && self.until.is_none_or(|until| letter.failed_at < until)
-            && (self.ids.is_empty() || self.ids.contains(&letter.id))
-    }
-}
 
 /// A dead letter and where it stands.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]

@@ -7,12 +7,13 @@ use time::format_description::well_known::Rfc3339;
 
 use super::attempts::RECORDS_HEADER;
 use super::connection::JetStream;
-use super::dead_letters::DeadLetterQuery;
 use super::error::NatsError;
 use super::inspect::StoredMessage;
 use super::publish::one_line;
 use super::subjects::EventSubject;
 use crate::domain::attempt_record::AttemptRecord;
+use crate::domain::carried::Carried;
+use crate::domain::dead_letter_query::DeadLetterQuery;
 use crate::domain::envelope::Envelope;
 use crate::domain::event::{Event, Publication, Rejection};
 use crate::domain::subscription::{SubscriptionRef, is_tenant};
@@ -115,7 +116,7 @@ impl JetStream {
                         envelope: envelope.id.to_string(),
                         event_time: envelope.event_time.as_deref().map(str::to_owned),
                         at,
-                        redriven: message.header("Hub-Dead-Letter").is_some(),
+                        redriven: Carried::read(|name| message.header(name)).dead_letter.is_some(),
                     });
                 }
             })

@@ -21,7 +21,7 @@ use crate::domain::subscription::{Identity, Subscription};
 use crate::health::Readiness;
 use crate::http_delivery::{HttpDelivery, OpenSecret, Unopened};
 use crate::metrics::Metrics;
-use crate::nats::{DeadLetterEntry, DeadLetterQuery, JetStream, NatsError, Registry, provision};
+use crate::nats::{DeadLetterEntry, DeadLetterQuery, JetStream, Registry, provision};
 use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings};
 use crate::roles::dlt_router::{DltRouter, DltRouterSettings};
 use crate::roles::event_processor::{EventProcessor, EventProcessorSettings, Resolver};
@@ -29,6 +29,7 @@ use crate::roles::outbox_processor::{
     DomainSettings, OutboxProcessor, OutboxProcessorSettings, Subscriptions,
 };
 use crate::settings::Settings;
+use crate::tasks::TaskError;
 
 const STEP: Duration = Duration::from_secs(60);
 const DOMAIN: &str = "user-lifecycle";
@@ -86,7 +87,7 @@ impl Stage {
         message.expect("readable").expect("it is there").payload
     }
 
-    async fn ends_well(self, role: JoinHandle<Result<(), NatsError>>) {
+    async fn ends_well(self, role: JoinHandle<Result<(), TaskError>>) {
         self.stop.cancel();
         let ended = tokio::time::timeout(STEP, role).await.expect("it ends");
         ended.expect("the role did not panic").expect("the role did not fail");
@@ -222,11 +223,7 @@ async fn an_envelope_that_the_router_panics_on_is_dead_lettered_unread() {
         let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.{OUTBOX}.lane-shared");
         js.publish(&subject, advisory.to_string().into(), &[]).await.expect("kept");
     }
-    let settings = DltRouterSettings {
-        schedule: Vec::new(),
-        sweep_interval: Duration::from_secs(3600),
-        shape: configured::shape(&stage.settings),
-    };
+    let settings = router_settings(&stage, Duration::from_secs(3_600));
     let ready = Readiness::default().part("role");
     let role = DltRouter::reading(js.clone(), settings, Metrics::new(), ready, |body| {
         assert!(body != BOOM.as_bytes(), "{BOOM}");
@@ -245,6 +242,50 @@ async fn an_envelope_that_the_router_panics_on_is_dead_lettered_unread() {
     })
     .await;
     stage.ends_well(role).await;
+}
+
+fn router_settings(stage: &Stage, sweep_interval: Duration) -> DltRouterSettings {
+    DltRouterSettings { schedule: Vec::new(), sweep_interval, shape: configured::shape(&stage.settings) }
+}
+
+async fn failure(role: JoinHandle<Result<(), TaskError>>) -> String {
+    let ended = tokio::time::timeout(STEP, role).await.expect("the role ends by itself");
+    ended.expect("the role did not panic itself").expect_err("it failed").to_string()
+}
+
+/// The sweep goes on, whatever becomes of the reader: that must not hide its end.
+#[tokio::test]
+async fn a_router_whose_reader_fails_ends_and_says_so() {
+    let stage = Stage::new().await;
+    let settings = router_settings(&stage, Duration::from_millis(50));
+    let readiness = Readiness::default();
+    let role = DltRouter::new(stage.js.clone(), settings, Metrics::new(), readiness.part("dlt-router"));
+    let role = tokio::spawn(role.run(stage.stop.clone()));
+    // Before it reads, the reader waits for its consumer, whatever happens.
+    eventually("it reads", async || readiness.missing().is_empty().then_some(())).await;
+    stage.js.close().await;
+    let failure = failure(role).await;
+    assert!(failure.starts_with("the reader of the advisories: "), "{failure}");
+    assert!(!stage.stop.is_cancelled(), "the process decides for itself");
+}
+
+/// An interval of nothing is refused by the settings, and panics where it gets past them.
+#[tokio::test]
+async fn a_pass_that_panics_ends_its_role_and_is_told_as_a_panic() {
+    let stage = Stage::new().await;
+    let domains = vec![DOMAIN.to_owned()];
+    let settings = DltProcessorSettings { domains, reconcile_interval: Duration::ZERO };
+    let role = DltProcessor::new(stage.js.clone(), settings, Metrics::new(), &Readiness::default());
+    let told = failure(tokio::spawn(role.run(stage.stop.clone()))).await;
+    assert!(
+        told.starts_with("the search for overdue dead letters panicked: ") && told.contains("period"),
+        "{told}"
+    );
+    let ready = Readiness::default().part("dlt-router");
+    let settings = router_settings(&stage, Duration::ZERO);
+    let role = DltRouter::new(stage.js.clone(), settings, Metrics::new(), ready);
+    let told = failure(tokio::spawn(role.run(stage.stop.clone()))).await;
+    assert!(told.starts_with("the sweep panicked: "), "{told}");
 }
 
 #[tokio::test]

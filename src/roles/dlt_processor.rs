@@ -6,21 +6,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::dead_letter::{DeadLetter, PREDECESSOR_HEADER, State};
+use crate::domain::carried::Carried;
+use crate::domain::dead_letter::{DeadLetter, Failed, Origin, State};
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::Incarnation;
 use crate::health::{Readiness, ReadyFlag};
 use crate::metrics::Metrics;
 use crate::nats::subjects::SHARED_LANE;
 use crate::nats::{
-    DeadLetterQuery, Delivered, JetStream, NatsError, Outgoing, PullEvent, Puller, REDRIVE_ORDER_HEADER,
-    RedriveOrder,
+    DeadLetterQuery, Delivered, JetStream, NatsError, Outgoing, REDRIVE_ORDER_HEADER, Reader, RedriveOrder,
 };
 use crate::panics::{self, Panicked};
+use crate::tasks::{TaskError, Tasks};
 
 /// The durable of this role, on each DLT and on the redrive stream.
 pub const CONSUMER: &str = "dlt-processor";
@@ -88,31 +87,21 @@ impl DltProcessor {
     }
 
     /// Runs until `stop`; what is under way then is finished.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
+    pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
         let redrive = self.worker.js.names().redrive_stream();
-        let mut readers = JoinSet::new();
+        let stop = stop.child_token();
+        let mut tasks = Tasks::new(stop.clone());
         for (stream, ready) in self.streams {
             let (worker, stop, is_redrive) = (self.worker.clone(), stop.clone(), stream == redrive);
-            readers.spawn(async move { worker.read(&stream, is_redrive, ready, &stop).await });
+            tasks.graceful(format!("the reader of {stream}"), async move {
+                worker.read(&stream, is_redrive, ready, &stop).await
+            });
         }
-        let mut waiting = JoinSet::new();
-        let (worker, settings, reconcile_stop) = (self.worker.clone(), self.settings.clone(), stop.clone());
-        waiting.spawn(async move { worker.reconcile(&settings, &reconcile_stop).await });
-        let mut result = Ok(());
-        while let Some(ended) = readers.join_next().await {
-            let failed = match ended {
-                Ok(Ok(())) => continue,
-                Ok(Err(error)) => error,
-                Err(panic) => NatsError::Transport {
-                    subject: redrive.clone(),
-                    reason: format!("a reader panicked: {panic}"),
-                },
-            };
-            result = Err(failed);
-            break;
-        }
-        waiting.shutdown().await;
-        result
+        let (worker, settings) = (self.worker, self.settings);
+        tasks.droppable("the search for overdue dead letters", async move {
+            worker.reconcile(&settings).await;
+        });
+        tasks.join().await
     }
 }
 
@@ -124,54 +113,33 @@ impl Worker {
         ready: ReadyFlag,
         stop: &CancellationToken,
     ) -> Result<(), NatsError> {
-        let mut puller = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            puller = Puller::bind(&self.js, stream, CONSUMER, Some(ready)) => puller?,
+        let reader = Reader::bind(&self.js, stream, CONSUMER, IN_FLIGHT, Some(ready), stop).await?;
+        let Some(reader) = reader else { return Ok(()) };
+        let work = |message| self.clone().work_on(stream.to_owned(), is_redrive, message);
+        reader.for_each(stop, work).await
+    }
+
+    async fn work_on(self: Arc<Self>, stream: String, is_redrive: bool, message: Box<Delivered>) {
+        let work = async {
+            if is_redrive { self.redrive(&message).await } else { self.set_timer(&stream, &message).await }
         };
-        let permits = Arc::new(Semaphore::new(IN_FLIGHT));
-        let mut tasks = JoinSet::new();
-        loop {
-            let room = permits.available_permits();
-            let event = tokio::select! {
-                () = stop.cancelled() => break,
-                event = puller.next(room) => event?,
-                permit = permits.acquire(), if room == 0 => { drop(permit); continue }
-            };
-            let PullEvent::Message(message) = event else { continue };
-            let Ok(permit) = permits.clone().acquire_owned().await else { break };
-            let (worker, stream) = (self.clone(), stream.to_owned());
-            tasks.spawn(async move {
-                let _permit = permit;
-                let work = async {
-                    if is_redrive {
-                        worker.redrive(&message).await
-                    } else {
-                        worker.set_timer(&stream, &message).await
-                    }
-                };
-                let done = match panics::catch_async(work).await {
-                    Ok(done) => done,
-                    Err(panicked) => {
-                        if !panicked.on_input(&stream, message.stream_sequence, message.deliveries) {
-                            return message.acker.nak(Some(RETRY_DELAY)).await;
-                        }
-                        let aside = worker.had_its_tries(&stream, is_redrive, &message, &panicked);
-                        panics::catch_async(aside).await.unwrap_or(Ok(()))
-                    }
-                };
-                match done {
-                    Ok(()) => message.acker.ack().await,
-                    Err(error) => {
-                        tracing::warn!(%error, subject = message.subject, "cannot be done yet; trying again");
-                        message.acker.nak(Some(RETRY_DELAY)).await;
-                    }
+        let done = match panics::catch_async(work).await {
+            Ok(done) => done,
+            Err(panicked) => {
+                if !panicked.on_input(&stream, message.stream_sequence, message.deliveries) {
+                    return message.acker.nak(Some(RETRY_DELAY)).await;
                 }
-            });
-            while tasks.try_join_next().is_some() {}
+                let aside = self.had_its_tries(&stream, is_redrive, &message, &panicked);
+                panics::catch_async(aside).await.unwrap_or(Ok(()))
+            }
+        };
+        match done {
+            Ok(()) => message.acker.ack().await,
+            Err(error) => {
+                tracing::warn!(%error, subject = message.subject, "cannot be done yet; trying again");
+                message.acker.nak(Some(RETRY_DELAY)).await;
+            }
         }
-        puller.hand_back().await;
-        while tasks.join_next().await.is_some() {}
-        Ok(())
     }
 
     /// A new dead letter: sets its timer, if it is scheduled.
@@ -234,9 +202,8 @@ impl Worker {
         let text = |name: &str| entry.header(name).map(str::to_owned);
         let number = |name: &str| entry.header(name).and_then(|text| text.parse().ok()).unwrap_or(0);
         let parsed = self.js.names().parse_dead_letter(&entry.subject);
-        let letter = DeadLetter {
+        let origin = Origin {
             id: text("Hub-Id").unwrap_or_else(|| format!("{domain}-dlt-{sequence}")),
-            domain: domain.to_owned(),
             subscription: text("Hub-Subscription")
                 .or_else(|| Some(parsed?.reference()?.id().to_owned()))
                 .unwrap_or_default(),
@@ -244,16 +211,17 @@ impl Worker {
             incarnation: Incarnation::read(entry.header("Hub-Incarnation")).unwrap_or(Incarnation::LEGACY),
             event_id: text("Hub-Event-Id").unwrap_or_default(),
             event_key: text("Hub-Event-Key").unwrap_or_default(),
+        };
+        let failed = Failed {
             reason,
             fault: Fault::Hub,
-            state: State::Parked,
             attempts: number("Hub-Attempts"),
             redrives: number("Hub-Redrives"),
-            last_status: entry.header("Hub-Last-Status").and_then(|status| status.parse().ok()),
-            last_error: Some(detail.to_owned()),
-            failed_at: OffsetDateTime::now_utc(),
-            next_redrive_at: None,
+            status: entry.header("Hub-Last-Status").and_then(|status| status.parse().ok()),
+            error: Some(detail.to_owned()),
+            at: OffsetDateTime::now_utc(),
         };
+        let letter = DeadLetter::new(domain, origin, failed, &[]);
         self.js.refile_dead_letter(&entry, &letter).await?;
         self.metrics.dead_lettered(domain, reason.as_str());
         tracing::warn!(domain, sequence, envelope = letter.id, %reason, detail, "a dead letter is set aside");
@@ -304,11 +272,8 @@ impl Worker {
             subject: names.outbox(domain, SHARED_LANE, &token),
             message_id,
             payload: entry.payload.clone(),
-            headers: vec![
-                (PREDECESSOR_HEADER, sequence.to_string()),
-                ("Hub-Redrives", redrives.to_string()),
-                ("Hub-Attempts", letter.attempts.to_string()),
-            ],
+            headers: Carried { dead_letter: Some(sequence), redrives, attempts: letter.attempts }
+                .to_headers(),
         };
         self.js.publish_each(std::slice::from_ref(&outgoing)).await?;
         self.js.mark_replaying(domain, sequence).await?;
@@ -326,14 +291,11 @@ impl Worker {
 
     /// Looks for scheduled dead letters that are overdue without a timer or an order under way
     /// (a redrive stream that was purged or lost, say), and orders their redrive.
-    async fn reconcile(&self, settings: &DltProcessorSettings, stop: &CancellationToken) {
+    async fn reconcile(&self, settings: &DltProcessorSettings) {
         let mut ticks = tokio::time::interval(settings.reconcile_interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
+            ticks.tick().await;
             for domain in &settings.domains {
                 if let Err(error) = self.reconcile_domain(domain, settings.reconcile_interval).await {
                     tracing::warn!(%error, domain, "overdue dead letters cannot be looked for; trying again later");

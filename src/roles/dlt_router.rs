@@ -7,16 +7,15 @@ mod sweep;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::envelope::Envelope;
 use crate::health::ReadyFlag;
 use crate::metrics::Metrics;
 use crate::nats::definitions::Shape;
-use crate::nats::{Advisory, AdvisoryKind, Delivered, JetStream, NatsError, PullEvent, Puller};
+use crate::nats::{Advisory, AdvisoryKind, Delivered, JetStream, NatsError, Reader};
 use crate::panics::{self, Panicked};
+use crate::tasks::{TaskError, Tasks};
 use route::{Cause, ReadEnvelope, Router};
 
 /// The durable of this role.
@@ -58,48 +57,33 @@ impl DltRouter {
     }
 
     /// Runs until `stop`; what is being routed then is finished.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
-        let sweep =
-            sweep::Sweep::new(self.router.clone(), self.settings.shape.clone(), self.settings.sweep_interval);
-        // The sweep must not depend on the advisories' consumer: it is there for when that is not.
-        let (advisories, ()) = tokio::join!(self.advisories(&stop), sweep.run(&stop));
-        advisories
+    pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
+        let stop = stop.child_token();
+        let mut tasks = Tasks::new(stop.clone());
+        // The sweep does not depend on the advisories' consumer: it is there for when that is not.
+        let (router, shape, interval) =
+            (self.router.clone(), self.settings.shape.clone(), self.settings.sweep_interval);
+        tasks.droppable("the sweep", sweep::Sweep::new(router, shape, interval).run());
+        tasks.graceful("the reader of the advisories", async move { self.advisories(&stop).await });
+        tasks.join().await
     }
 
     async fn advisories(&self, stop: &CancellationToken) -> Result<(), NatsError> {
         let js = self.router.js();
         let stream = js.names().advisories_stream();
-        let mut puller = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            puller = Puller::bind(js, &stream, CONSUMER, Some(self.ready.clone())) => puller?,
+        let ready = Some(self.ready.clone());
+        let Some(reader) = Reader::bind(js, &stream, CONSUMER, IN_FLIGHT, ready, stop).await? else {
+            return Ok(());
         };
-        let permits = Arc::new(Semaphore::new(IN_FLIGHT));
-        let mut tasks = JoinSet::new();
-        loop {
-            let room = permits.available_permits();
-            let event = tokio::select! {
-                () = stop.cancelled() => break,
-                event = puller.next(room) => event?,
-                permit = permits.acquire(), if room == 0 => { drop(permit); continue }
-            };
-            match event {
-                PullEvent::Message(message) => {
-                    let Ok(permit) = permits.clone().acquire_owned().await else { break };
-                    let router = self.router.clone();
-                    tasks.spawn(async move {
-                        if let Err(panicked) = panics::catch_async(handle(&router, &message)).await {
-                            set_aside(&router, &message, &panicked).await;
-                        }
-                        drop(permit);
-                    });
-                    while tasks.try_join_next().is_some() {}
+        let work = |message: Box<Delivered>| {
+            let router = self.router.clone();
+            async move {
+                if let Err(panicked) = panics::catch_async(handle(&router, &message)).await {
+                    set_aside(&router, &message, &panicked).await;
                 }
-                PullEvent::Missing | PullEvent::Reset => {}
             }
-        }
-        puller.hand_back().await;
-        while tasks.join_next().await.is_some() {}
-        Ok(())
+        };
+        reader.for_each(stop, work).await
     }
 }
 

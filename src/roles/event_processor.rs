@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::category::Categories;
 use crate::health::ReadyFlag;
 use crate::metrics::Metrics;
-use crate::nats::{Acker, HAND_BACK_DELAY, JetStream, NatsError, PullEvent, Puller};
+use crate::nats::{Acker, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
+use crate::tasks::{TaskError, Tasks};
 use backlog::Backlog;
 use committer::Committer;
 use planner::{Decode, HELD_ENVELOPES, Held, Planner, Way};
@@ -42,6 +43,10 @@ pub struct EventProcessorSettings {
     pub batch: usize,
     /// The most bytes that an outbox holds (`limits.outbox`).
     pub outbox_size: usize,
+}
+
+fn reading(error: NatsError) -> TaskError {
+    TaskError::failed("the reader of the events", error)
 }
 
 pub struct EventProcessor {
@@ -74,18 +79,18 @@ impl EventProcessor {
     }
 
     /// Runs until `stop`; then commits what is planned and leaves the rest in the stream.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
+    pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
         let stream = self.js.names().events_stream();
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = self.resolver.wait_until_ready() => {}
         }
-        let mut puller = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            puller = Puller::bind(&self.js, &stream, CONSUMER, Some(self.ready.clone())) => puller?,
-        };
-        let permits = Arc::new(Semaphore::new(self.settings.held));
-        let mut committers = JoinSet::new();
+        let (held, ready) = (self.settings.held, Some(self.ready.clone()));
+        let reader = Reader::bind(&self.js, &stream, CONSUMER, held, ready, &stop).await.map_err(reading)?;
+        let Some(mut reader) = reader else { return Ok(()) };
+        // They end after this role, when nobody plans any more.
+        let planned = CancellationToken::new();
+        let mut committers = Tasks::new(planned.clone());
         let planner = Arc::new(Planner {
             ways: self.start_committers(&mut committers),
             js: self.js,
@@ -112,25 +117,19 @@ impl EventProcessor {
                 let (planner, backlog) = (planner.clone(), std::mem::take(&mut backlog));
                 planning.spawn(async move { planner.process(backlog, group).await });
             }
-            let room = permits.available_permits();
-            let event = tokio::select! {
+            let read = tokio::select! {
                 () = stop.cancelled() => break,
-                event = puller.next(room) => event?,
+                read = reader.next() => read.map_err(reading)?,
                 Some(planned) = planning.join_next() => {
                     in_planning.clear();
                     match planned {
                         Ok(rest) => backlog = rest,
-                        Err(panic) => {
-                            return Err(NatsError::Transport { subject: stream, reason: panic.to_string() });
-                        }
+                        Err(error) => return Err(TaskError::of_join("the planning of envelopes", error)),
                     }
                     continue;
                 }
-                // A committer ends only after this role: its events would go back and forth for ever.
-                Some(ended) = committers.join_next() => {
-                    let reason = ended.err().map_or("it ended".to_owned(), |panic| panic.to_string());
-                    return Err(NatsError::Transport { subject: "a domain's committer".to_owned(), reason });
-                }
+                // Without its committer a domain's events would go back and forth for ever.
+                Some(failed) = committers.failure() => return Err(failed),
                 // What waits here is being worked on: the broker must not give it to another.
                 _ = heartbeat.tick() => {
                     for acker in in_planning.iter().chain(waiting.iter().map(|(message, _)| &message.acker)) {
@@ -138,19 +137,16 @@ impl EventProcessor {
                     }
                     continue;
                 }
-                // Woken when there is room again.
-                permit = permits.acquire(), if room == 0 => { drop(permit); continue }
             };
-            let mut next = Some(event);
-            while let Some(event) = next {
-                if let PullEvent::Message(message) = event {
-                    let Ok(permit) = permits.clone().acquire_owned().await else { break };
+            let mut next = Some(read);
+            while let Some(read) = next {
+                if let Read::Message((message, permit)) = read {
                     waiting.push_back((*message, permit));
                 }
-                next = if waiting.len() < self.settings.batch { puller.try_next() } else { None };
+                next = if waiting.len() < self.settings.batch { reader.try_next() } else { None };
             }
         }
-        puller.hand_back().await;
+        reader.hand_back().await;
         for (message, _permit) in waiting {
             message.acker.nak(Some(HAND_BACK_DELAY)).await;
         }
@@ -161,11 +157,11 @@ impl EventProcessor {
             acker.nak(Some(HAND_BACK_DELAY)).await;
         }
         drop(planner);
-        while committers.join_next().await.is_some() {}
-        Ok(())
+        planned.cancel();
+        committers.join().await
     }
 
-    fn start_committers(&self, committers: &mut JoinSet<()>) -> Vec<Way> {
+    fn start_committers(&self, committers: &mut Tasks) -> Vec<Way> {
         let domains: Vec<String> = self.categories.names().map(str::to_owned).collect();
         // A domain that cannot commit must not fill the memory that the others need.
         let capacity = (self.settings.held / (2 * domains.len().max(1))).max(16);
@@ -177,7 +173,7 @@ impl EventProcessor {
                 let blocked = Arc::new(AtomicBool::new(false));
                 let committer =
                     Committer::new(self.js.clone(), domain.clone(), metrics.clone(), blocked.clone());
-                committers.spawn(committer.run(receiver));
+                committers.infallible(format!("the committer of {domain}"), committer.run(receiver));
                 let room = Arc::new(Semaphore::new(HELD_ENVELOPES as usize));
                 Way { committer: sender, room, blocked, metrics }
             })

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::broadcast;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use brokers::Brokers;
@@ -30,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::nats::definitions::Shape;
 use crate::nats::{JetStream, NatsError, Registry};
 use crate::sinks::NamedBroker;
+use crate::tasks::{TaskError, Tasks};
 
 /// What is known of the subscriptions whose envelopes are delivered.
 #[derive(Clone)]
@@ -101,22 +101,22 @@ impl OutboxProcessor {
 
     /// Runs a worker per domain until `stop`; each then finishes what is in flight within the
     /// grace period and hands the rest back.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
+    pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
         if let Subscriptions::Registry(registry) = &self.subscriptions {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = registry.wait_until_loaded() => {}
             }
         }
-        let mut workers = JoinSet::new();
+        let stop = stop.child_token();
+        let mut tasks = Tasks::new(stop.clone());
         // What one domain's worker hears of an endpoint holds in all of them. One that lags behind
         // hears it from the endpoint itself.
         let (holds, _) = broadcast::channel(HOLDS);
-        let mut exchange = JoinSet::new();
         if let Subscriptions::Registry(_) = &self.subscriptions {
             let longest = self.settings.retry.max_retry_after;
             let between = holds::Exchange::new(self.js.clone(), holds.clone(), longest);
-            exchange.spawn(between.run(stop.clone()));
+            tasks.graceful("the exchange of holds", between.run(stop.clone()));
         }
         for (domain, ready) in self.settings.domains.iter().zip(self.ready) {
             let metrics = self.metrics.of_domain(&domain.name);
@@ -154,39 +154,19 @@ impl OutboxProcessor {
             };
             // The log ends when the worker has, however that ends: it writes its last records.
             let (worker_ended, stop) = (CancellationToken::new(), stop.clone());
-            workers.spawn(log.run(worker_ended.clone()));
-            workers.spawn(async move {
+            let (ended, stopped) = (worker_ended.clone(), stop.clone());
+            tasks.graceful(format!("the delivery log of {}", domain.name), async move {
+                log.run(ended).await?;
+                // Where the worker failed, that is what is told.
+                stopped.cancelled().await;
+                Ok::<(), NatsError>(())
+            });
+            tasks.graceful(format!("the worker of {}", domain.name), async move {
                 let _ended = worker_ended.drop_guard();
                 worker.run(stop).await
             });
         }
-        let mut result = Ok(());
-        loop {
-            let ended = tokio::select! {
-                ended = workers.join_next() => match ended {
-                    Some(ended) => ended,
-                    None => break,
-                },
-                // It ends with the workers; before them only by a failure, which is theirs then.
-                Some(ended) = exchange.join_next() => ended,
-            };
-            match ended {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    result = Err(error);
-                    stop.cancel();
-                }
-                Err(error) => {
-                    stop.cancel();
-                    result = Err(NatsError::Transport {
-                        subject: "outbox-processor".to_owned(),
-                        reason: format!(
-                            "a domain's worker, its log or the exchange of holds panicked: {error}"
-                        ),
-                    });
-                }
-            }
-        }
+        let result = tasks.join().await;
         self.brokers.close().await;
         result
     }

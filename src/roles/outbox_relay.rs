@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::message_id::MessageIds;
@@ -25,6 +24,7 @@ use crate::health::Readiness;
 use crate::metrics::Metrics;
 use crate::nats::JetStream;
 use crate::sinks::Broker;
+use crate::tasks::{TaskError, Tasks};
 use availability::Availability;
 use database::Database;
 use hub_outbox::{Retention, Store, StoreError};
@@ -87,16 +87,6 @@ impl Scope {
     }
 }
 
-/// Why the relay ended by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum RelayError {
-    /// The outbox cannot be worked with as it is.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("a processor of the relay panicked: {0}")]
-    Panicked(tokio::task::JoinError),
-}
-
 pub struct OutboxRelay {
     store: Store,
     targets: Vec<Target>,
@@ -136,22 +126,24 @@ impl OutboxRelay {
     /// Runs until `stop`; what is under way then ends within the grace, and what is not published by then
     /// is given back. A database that is away is waited for; one without the outbox, or with another
     /// version of it, is an error. The store stays open: it may be others' too.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), RelayError> {
+    pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
         let is_ready = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             is_ready = self.wait_for_database() => is_ready,
         };
-        is_ready?;
+        // The outbox cannot be worked with as it is.
+        is_ready.map_err(TaskError::of_owner)?;
         // Of this process alone: another one that has the same process id after a restart is another.
         let relay = format!("relay-{:016x}", rand::random::<u64>());
         let cut = CancellationToken::new();
         let brokers: Vec<String> = self.targets.iter().map(|target| target.name.clone()).collect();
         let Self { store, targets, settings, metrics, database } = self;
         tracing::info!(relay, ?brokers, "relaying the outbox");
-        let mut tasks = JoinSet::new();
+        let stop = stop.child_token();
+        let mut tasks = Tasks::new(stop.clone());
         let (word, heard) = watch::channel(Word::default());
-        tasks.spawn(wake::listen(store.clone(), word, stop.clone()));
-        tasks.spawn(watch_database(store.clone(), database.clone(), stop.clone()));
+        tasks.infallible("the listener for commits", wake::listen(store.clone(), word, stop.clone()));
+        tasks.droppable("the watch of the database", watch_database(store.clone(), database.clone()));
         let is_homeless = targets.len() == 1;
         let connections: Vec<Arc<dyn Broker>> = targets.iter().map(|target| target.broker.clone()).collect();
         for target in targets {
@@ -170,11 +162,13 @@ impl OutboxRelay {
                 cut: cut.clone(),
             });
             for worker in Worker::ALL {
-                tasks.spawn(processor.clone().work(worker, heard.clone()));
+                let name = format!("the processor of {} ({worker:?})", processor.target.name);
+                tasks.infallible(name, processor.clone().work(worker, heard.clone()));
             }
         }
         let grace = settings.grace;
-        tasks.spawn(Upkeep { store: store.clone(), settings, brokers, metrics }.run(stop.clone()));
+        let upkeep = Upkeep { store: store.clone(), settings, brokers, metrics };
+        tasks.infallible("the upkeep", upkeep.run(stop.clone()));
         let result = join(&mut tasks, &stop, &cut, grace).await;
         let closing = join_all(connections.iter().map(|broker| broker.close()));
         if tokio::time::timeout(LAST_WORDS, closing).await.is_err() {
@@ -219,45 +213,38 @@ impl OutboxRelay {
 }
 
 /// Tells that the database is away as soon as it is: those who ask it wait for the pool, which keeps the cause to itself.
-async fn watch_database(store: Store, database: Database, stop: CancellationToken) {
-    let watching = async {
-        loop {
-            database.failed(&store.watch().await);
-            tokio::time::sleep(WATCH_AGAIN).await;
-        }
-    };
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = watching => {}
+async fn watch_database(store: Store, database: Database) {
+    loop {
+        database.failed(&store.watch().await);
+        tokio::time::sleep(WATCH_AGAIN).await;
     }
 }
 
-/// Until all tasks have ended after a stop, or one of them by a panic.
+/// Until all tasks have ended after a stop, or after one of them ended by itself.
 async fn join(
-    tasks: &mut JoinSet<()>,
+    tasks: &mut Tasks,
     stop: &CancellationToken,
     cut: &CancellationToken,
     grace: Duration,
-) -> Result<(), RelayError> {
+) -> Result<(), TaskError> {
     let ending = async {
         stop.cancelled().await;
         tokio::time::sleep(grace).await;
         cut.cancel();
         tokio::time::sleep(LAST_WORDS).await;
     };
+    let mut first = None;
     let joined = async {
-        while let Some(ended) = tasks.join_next().await {
-            ended.map_err(RelayError::Panicked)?;
+        while let Some(failure) = tasks.failure().await {
+            first.get_or_insert(failure);
         }
-        Ok(())
     };
-    let result = tokio::select! {
-        result = joined => result,
+    tokio::select! {
+        () = joined => {}
         () = ending => {
             tracing::warn!("the outbox's database does not answer; what was under way is published again when its claims have expired");
-            Ok(())
         }
-    };
+    }
     tasks.shutdown().await;
-    result
+    first.map_or(Ok(()), Err)
 }

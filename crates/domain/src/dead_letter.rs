@@ -7,17 +7,9 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::envelope::Envelope;
 use super::outcome::{Fault, Reason};
 use super::subscription::{Identity, Incarnation, SubscriptionRef};
-
-/// Names the dead letter that an envelope is the redrive of: its sequence in the dead-letter stream.
-pub const PREDECESSOR_HEADER: &str = "Hub-Dead-Letter";
-
-/// Reads [`PREDECESSOR_HEADER`]. The server has no other sequences; nobody but a forger writes them.
-pub fn predecessor(header: Option<&str>) -> Option<u64> {
-    let sequence: u64 = header?.parse().ok()?;
-    (1..=i64::MAX as u64).contains(&sequence).then_some(sequence)
-}
 
 /// An envelope that could not be delivered. The fields travel as `Hub-…` headers on the message
 /// of the dead-letter stream; its body is the envelope.
@@ -109,7 +101,81 @@ pub fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration]) -> Opt
     }
 }
 
+/// Whose envelope it was, as far as that can be told.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The envelope's id.
+    pub id: String,
+    pub subscription: String,
+    pub tenant: String,
+    pub incarnation: Incarnation,
+    pub event_id: String,
+    pub event_key: String,
+}
+
+impl Origin {
+    pub fn of(envelope: &Envelope<'_>) -> Self {
+        Self {
+            id: envelope.id.to_string(),
+            subscription: envelope.subscription.to_string(),
+            tenant: envelope.tenant.to_string(),
+            incarnation: envelope.incarnation,
+            event_id: envelope.event_id.to_string(),
+            event_key: envelope.event_key.to_string(),
+        }
+    }
+
+    /// Of what cannot be read: it is named by its place, and by the subscription that its subject tells.
+    pub fn unread(domain: &str, sequence: u64, subscription: Option<&str>) -> Self {
+        Self {
+            id: format!("{domain}-{sequence}"),
+            subscription: subscription.unwrap_or_default().to_owned(),
+            tenant: String::new(),
+            incarnation: Incarnation::LEGACY,
+            event_id: String::new(),
+            event_key: String::new(),
+        }
+    }
+}
+
+/// How the last attempt of an envelope ended, or why there was none.
+#[derive(Debug, Clone)]
+pub struct Failed {
+    pub reason: Reason,
+    pub fault: Fault,
+    /// Over all redrives.
+    pub attempts: u32,
+    /// Redrives that the schedule has used up.
+    pub redrives: u32,
+    pub status: Option<u16>,
+    pub error: Option<String>,
+    pub at: OffsetDateTime,
+}
+
 impl DeadLetter {
+    /// `schedule`: the waits before the redrives; one that has none left, or that waiting does not mend, is parked.
+    pub fn new(domain: &str, origin: Origin, failed: Failed, schedule: &[Duration]) -> Self {
+        let next = next_redrive(failed.reason, failed.redrives, schedule);
+        Self {
+            id: origin.id,
+            domain: domain.to_owned(),
+            subscription: origin.subscription,
+            tenant: origin.tenant,
+            incarnation: origin.incarnation,
+            event_id: origin.event_id,
+            event_key: origin.event_key,
+            reason: failed.reason,
+            fault: failed.fault,
+            state: if next.is_some() { State::Scheduled } else { State::Parked },
+            attempts: failed.attempts,
+            redrives: failed.redrives,
+            last_status: failed.status,
+            last_error: failed.error,
+            failed_at: failed.at,
+            next_redrive_at: next.map(|wait| failed.at + wait),
+        }
+    }
+
     /// Whose it is; `None` where its envelope could not be read.
     pub fn owner(&self) -> Option<Identity> {
         Some(Identity { subscription: self.reference()?, incarnation: self.incarnation })

@@ -14,7 +14,7 @@ use crate::domain::access::{Caller, check_tenant};
 use crate::domain::dead_letter::State as Standing;
 use crate::domain::outcome::Reason;
 use crate::domain::subscription::SubscriptionId;
-use crate::management::dead_letters::DeadLetterFilter;
+use crate::management::dead_letters::DeadLetterQuery;
 
 /// All that are given must hold.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize, IntoParams, ToSchema)]
@@ -89,7 +89,7 @@ impl Conditions {
     }
 
     /// As a filter within what the caller reaches.
-    pub(super) fn filter(self, state: &State, caller: &Caller) -> Result<DeadLetterFilter, Problem> {
+    pub(super) fn filter(self, state: &State, caller: &Caller) -> Result<DeadLetterQuery, Problem> {
         for name in &self.domain {
             state.management.domain(name).map_err(|error| Problem::field("domain", error.to_string()))?;
         }
@@ -98,7 +98,7 @@ impl Conditions {
         }
         let subscription = self.subscription.map(SubscriptionId::try_from).transpose();
         let subscription = subscription.map_err(|problem| Problem::field("subscription", problem))?;
-        let filter = DeadLetterFilter {
+        let filter = DeadLetterQuery {
             domains: self.domain,
             tenant: caller.tenant().map(str::to_owned).or(self.tenant),
             subscription: subscription.map(String::from),
@@ -107,7 +107,7 @@ impl Conditions {
             event_key: parsed("event_key", self.event_key.as_deref())?,
             since: moment("since", self.since.as_deref())?,
             until: moment("until", self.until.as_deref())?,
-            ids: Vec::new(),
+            ..DeadLetterQuery::default()
         };
         match (filter.since, filter.until) {
             (Some(since), Some(until)) if since >= until => {

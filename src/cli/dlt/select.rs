@@ -13,7 +13,7 @@ use crate::domain::duration;
 use crate::domain::key::EventKey;
 use crate::domain::outcome::Reason;
 use crate::management::ManagementError;
-use crate::management::dead_letters::DeadLetterFilter;
+use crate::management::dead_letters::DeadLetterQuery;
 
 #[derive(Debug, Default, Args)]
 pub struct Filter {
@@ -78,7 +78,7 @@ impl Moment {
 
 impl Filter {
     /// What it means now; `ids` beside it.
-    pub fn resolve(&self, ids: &[String]) -> Result<DeadLetterFilter, CliError> {
+    pub fn resolve(&self, ids: &[String]) -> Result<DeadLetterQuery, CliError> {
         let now = OffsetDateTime::now_utc();
         let (tenant, subscription) = match &self.subscription {
             None => (None, None),
@@ -94,7 +94,7 @@ impl Filter {
                 "--tenant {other}: --subscription names the tenant {one}; give one of the two"
             )));
         }
-        Ok(DeadLetterFilter {
+        Ok(DeadLetterQuery {
             domains: self.domains.clone(),
             tenant: tenant.or_else(|| self.tenant.clone()),
             subscription,
@@ -103,7 +103,8 @@ impl Filter {
             event_key: self.event_key.clone(),
             since: self.since.map(|since| since.resolve(now)),
             until: self.until.map(|until| until.resolve(now)),
-            ids: ids.to_vec(),
+            event_id: None,
+            ids: ids.iter().cloned().collect(),
         })
     }
 }

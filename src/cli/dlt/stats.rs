@@ -3,7 +3,7 @@
 use crate::cli::error::{Answer, CliError};
 use crate::cli::manage;
 use crate::cli::output::{Printer, spinner, time};
-use crate::management::dead_letters::DeadLetterFilter;
+use crate::management::dead_letters::DeadLetterQuery;
 use crate::management::domain_names;
 use crate::settings::Settings;
 
@@ -13,7 +13,7 @@ const MOST_IN_TABLE: usize = 20;
 pub async fn run(names: &[String], settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     domain_names(settings, names)?;
     let hub = manage(settings).await?;
-    let filter = DeadLetterFilter { domains: names.to_vec(), ..DeadLetterFilter::default() };
+    let filter = DeadLetterQuery { domains: names.to_vec(), ..DeadLetterQuery::default() };
     let progress = spinner("counting");
     let stats = hub.dead_letter_stats(&filter, |seen| progress.set_position(seen)).await?;
     progress.finish_and_clear();

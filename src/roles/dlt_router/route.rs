@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use crate::domain::dead_letter::{self, DeadLetter, PREDECESSOR_HEADER, State, next_redrive};
+use crate::domain::carried::Carried;
+use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::envelope::Envelope;
 use crate::domain::outcome::{Fault, Reason};
 use crate::metrics::Metrics;
@@ -68,14 +69,14 @@ impl Router {
             tracing::debug!(stream, sequence, "the envelope stands in its outbox no more");
             return Ok(false);
         };
-        let predecessor = dead_letter::predecessor(message.header(PREDECESSOR_HEADER));
+        let predecessor = Carried::read(|name| message.header(name)).dead_letter;
         if let Some(predecessor) = predecessor
             && !self.js.dead_letter_stands(domain, predecessor).await?
         {
             tracing::info!(
                 stream,
                 sequence,
-                "the dead letter of a redriven envelope is gone: it was delivered, discarded or filed anew before"
+                "redriven envelope dropped: its dead letter was already delivered, discarded or replaced"
             );
             self.js.delete(stream, sequence).await?;
             return Ok(false);
@@ -108,8 +109,7 @@ impl Router {
         message: &StoredMessage,
         cause: Cause<'_>,
     ) -> Result<DeadLetter, NatsError> {
-        let number = |name: &str| message.header(name).and_then(|text| text.parse().ok()).unwrap_or(0u32);
-        let redrives = number("Hub-Redrives");
+        let carried = Carried::read(|name| message.header(name));
         let malformed = message.malformed();
         let envelope = match cause {
             Cause::Panicked { .. } => None,
@@ -124,7 +124,7 @@ impl Router {
             None => None,
         };
         // Words of an earlier redrive are not this one's.
-        let words = words.filter(|words| words.attempt > number("Hub-Attempts"));
+        let words = words.filter(|words| words.attempt > carried.attempts);
         let deliveries = match cause {
             Cause::Exhausted { deliveries } | Cause::Stranded { deliveries } => deliveries,
             Cause::Panicked { .. } => 0,
@@ -137,37 +137,28 @@ impl Router {
             (Some(_), Cause::Stranded { .. }) if words.is_some() => Reason::Exhausted,
             (Some(_), Cause::Stranded { .. }) => Reason::Stranded,
         };
-        let subject = self.js.names().parse_outbox(&message.subject);
-        let subject_id = subject.and_then(|subject| Some(subject.reference()?.id().to_owned()));
-        let now = OffsetDateTime::now_utc();
-        let next = next_redrive(reason, redrives, &self.schedule);
-        Ok(DeadLetter {
-            id: envelope
-                .as_ref()
-                .map_or_else(|| format!("{domain}-{}", message.sequence), |envelope| envelope.id.to_string()),
-            domain: domain.to_owned(),
-            subscription: match &envelope {
-                Some(envelope) => envelope.subscription.to_string(),
-                None => subject_id.unwrap_or_default(),
-            },
-            incarnation: envelope.as_ref().map(|envelope| envelope.incarnation).unwrap_or_default(),
-            tenant: envelope.as_ref().map(|envelope| envelope.tenant.to_string()).unwrap_or_default(),
-            event_id: envelope.as_ref().map(|envelope| envelope.event_id.to_string()).unwrap_or_default(),
-            event_key: envelope.as_ref().map(|envelope| envelope.event_key.to_string()).unwrap_or_default(),
+        let origin = match &envelope {
+            Some(envelope) => Origin::of(envelope),
+            None => {
+                let subject = self.js.names().parse_outbox(&message.subject);
+                let named = subject.and_then(|subject| Some(subject.reference()?.id().to_owned()));
+                Origin::unread(domain, message.sequence, named.as_deref())
+            }
+        };
+        let failed = Failed {
             reason,
             fault: words.as_ref().map_or(Fault::Hub, |words| words.fault),
-            state: if next.is_some() { State::Scheduled } else { State::Parked },
             attempts: words
                 .as_ref()
-                .map_or(number("Hub-Attempts").saturating_add(deliveries), |words| words.attempt),
-            redrives,
-            last_status: words.as_ref().and_then(|words| words.status),
-            last_error: match cause {
+                .map_or(carried.attempts.saturating_add(deliveries), |words| words.attempt),
+            redrives: carried.redrives,
+            status: words.as_ref().and_then(|words| words.status),
+            error: match cause {
                 Cause::Panicked { detail } => Some(detail.to_owned()),
                 _ => words.map(|words| words.error).or_else(|| malformed.map(|why| why.to_string())),
             },
-            failed_at: now,
-            next_redrive_at: next.map(|wait| now + wait),
-        })
+            at: OffsetDateTime::now_utc(),
+        };
+        Ok(DeadLetter::new(domain, origin, failed, &self.schedule))
     }
 }

@@ -9,8 +9,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 use crate::nats::definitions::Shape;
 use crate::nats::subjects::{lane_consumer, lane_of_consumer};
 use crate::nats::{ConsumerInfo, NatsError};
@@ -32,23 +30,16 @@ impl Sweep {
         Self { router, shape, interval }
     }
 
-    pub(super) async fn run(self, stop: &CancellationToken) {
+    /// May be dropped at any point: each step of a pass may be repeated.
+    pub(super) async fn run(self) {
         let mut candidates: HashMap<String, HashSet<u64>> = HashMap::new();
         let mut ticks = tokio::time::interval(self.interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
+            ticks.tick().await;
             for domain in &self.shape.domains {
                 let known = candidates.remove(domain).unwrap_or_default();
-                // A pass may be left at any point: each step may be repeated.
-                let passed = tokio::select! {
-                    () = stop.cancelled() => return,
-                    passed = self.pass(domain, &known) => passed,
-                };
-                match passed {
+                match self.pass(domain, &known).await {
                     Ok(found) => {
                         candidates.insert(domain.clone(), found);
                     }

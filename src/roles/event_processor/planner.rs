@@ -11,7 +11,7 @@ use super::backlog::{Backlog, TURN, Turn, Work};
 use super::committer::{BUSY_DELAY, Planned};
 use super::resolver::Resolver;
 use crate::domain::category::Categories;
-use crate::domain::dead_letter::{DeadLetter, State};
+use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::envelope::{FanOut, NewEnvelope};
 use crate::domain::event::{Event, Publication, RejectReason, Rejection};
 use crate::domain::index::Entry;
@@ -293,24 +293,25 @@ impl Planner {
         let error = "the event and the subscription's delivery do not fit into one message (the server's max_payload); \
                      make the delivery smaller (headers, tls), then publish the event again";
         tracing::warn!(domain, %subscription, envelope = id, event = event.id, error, "an envelope is too large and is dead-lettered");
-        let letter = DeadLetter {
+        let origin = Origin {
             id: id.clone(),
-            domain: domain.to_owned(),
             subscription: subscription.id().to_string(),
             tenant: event.tenant.clone(),
             incarnation,
             event_id: event.id.clone(),
             event_key: event.key.as_str().to_owned(),
+        };
+        let failed = Failed {
             reason: Reason::TooLarge,
             fault: Fault::Subscriber,
-            state: State::Parked,
             attempts: 0,
             redrives: 0,
-            last_status: None,
-            last_error: Some(error.to_owned()),
-            failed_at: OffsetDateTime::now_utc(),
-            next_redrive_at: None,
+            status: None,
+            error: Some(error.to_owned()),
+            at: OffsetDateTime::now_utc(),
         };
+        // It is parked whatever the schedule: waiting makes nothing smaller.
+        let letter = DeadLetter::new(domain, origin, failed, &[]);
         let subject = self.js.names().outbox(domain, SHARED_LANE, &subscription.token());
         self.js.put_dead_letter_as(&format!("too-large-{id}"), &subject, &letter, body).await
     }

@@ -130,7 +130,7 @@ impl Delivery {
             tracing::info!(
                 subscription = %envelope.subscription,
                 envelope = %envelope.id,
-                "the dead letter of a redriven envelope is gone: it was delivered or discarded before; nothing is sent"
+                "redriven envelope dropped: its dead letter was already delivered or discarded"
             );
             message.acker.ack().await;
             return Health::UNTRIED;

@@ -5,11 +5,9 @@
 //! pace. Lanes are durables of the outbox: every replica finds them there.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +15,8 @@ use super::Subscriptions;
 use crate::domain::subscription::SubscriptionRef;
 use crate::health::ReadyFlag;
 use crate::nats::subjects::{SHARED_LANE, lane_consumer, lane_of_consumer, subscription_of_own_lane};
-use crate::nats::{Delivered, HAND_BACK_DELAY, JetStream, NatsError, PullEvent, Puller};
+use crate::nats::{Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
+use crate::tasks::{TaskError, Tasks};
 
 /// How often a domain's lanes are listed.
 const LIST_INTERVAL: Duration = Duration::from_secs(5);
@@ -31,53 +30,46 @@ const EMPTY_ROUNDS: u32 = 60;
 const EMPTY_ROUNDS_REMOVED: u32 = 2;
 
 /// A message read from a lane, with its place in memory.
-pub(super) struct Read {
+pub(super) struct FromLane {
     pub(super) message: Box<Delivered>,
     pub(super) permit: OwnedSemaphorePermit,
     pub(super) own_lane: bool,
 }
 
-/// Reads one lane until `stop`: never more messages than permits.
+/// Reads one lane until `stop`: never more than `held` messages of it are here.
 async fn read_lane(
     js: JetStream,
     stream: String,
     lane: String,
-    permits: Arc<Semaphore>,
-    sink: mpsc::Sender<Read>,
+    held: usize,
+    sink: mpsc::Sender<FromLane>,
     ready: Option<ReadyFlag>,
     stop: CancellationToken,
 ) -> Result<(), NatsError> {
     let own_lane = lane != SHARED_LANE;
-    let consumer = lane_consumer(&lane);
-    let mut puller = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        puller = Puller::bind(&js, &stream, &consumer, ready) => puller?,
-    };
+    let reader = Reader::bind(&js, &stream, &lane_consumer(&lane), held, ready, &stop).await?;
+    let Some(mut reader) = reader else { return Ok(()) };
     loop {
-        let room = permits.available_permits();
-        let event = tokio::select! {
+        let mut next = tokio::select! {
             () = stop.cancelled() => break,
-            event = puller.next(room) => event?,
-            permit = permits.acquire(), if room == 0 => { drop(permit); continue }
+            read = reader.next() => Some(read?),
         };
-        let mut next = Some(event);
-        while let Some(event) = next {
-            match event {
-                PullEvent::Message(message) => {
-                    let Ok(permit) = permits.clone().acquire_owned().await else { return Ok(()) };
+        while let Some(read) = next {
+            match read {
+                Read::Message((message, permit)) => {
                     // The sink holds as many as there are permits: this waits for nobody. It is
                     // closed only when the worker stops.
-                    if let Err(refused) = sink.send(Read { message, permit, own_lane }).await {
+                    if let Err(refused) = sink.send(FromLane { message, permit, own_lane }).await {
                         refused.0.message.acker.nak(Some(HAND_BACK_DELAY)).await;
                     }
                 }
-                PullEvent::Missing if own_lane => return Ok(()),
-                PullEvent::Missing | PullEvent::Reset => {}
+                Read::Missing if own_lane => return Ok(()),
+                Read::Missing => {}
             }
-            next = puller.try_next();
+            next = reader.try_next();
         }
     }
-    puller.hand_back().await;
+    reader.hand_back().await;
     Ok(())
 }
 
@@ -87,7 +79,7 @@ pub(super) struct Lanes {
     stream: String,
     subscriptions: Subscriptions,
     held: usize,
-    sink: mpsc::Sender<Read>,
+    sink: mpsc::Sender<FromLane>,
     stop: CancellationToken,
     ready: ReadyFlag,
 }
@@ -98,7 +90,7 @@ impl Lanes {
         domain: &str,
         subscriptions: Subscriptions,
         held: usize,
-        sink: mpsc::Sender<Read>,
+        sink: mpsc::Sender<FromLane>,
         ready: ReadyFlag,
         stop: CancellationToken,
     ) -> Self {
@@ -107,33 +99,25 @@ impl Lanes {
     }
 
     /// Reads the shared lane, and each own lane while it is there, until `stop`.
-    pub(super) async fn run(self) -> Result<(), NatsError> {
-        let mut shared = JoinSet::new();
-        shared.spawn(read_lane(
+    pub(super) async fn run(self) -> Result<(), TaskError> {
+        let mut shared = Tasks::new(self.stop.clone());
+        let reader = read_lane(
             self.js.clone(),
             self.stream.clone(),
             SHARED_LANE.to_owned(),
-            Arc::new(Semaphore::new(self.held)),
+            self.held,
             self.sink.clone(),
             Some(self.ready.clone()),
             self.stop.clone(),
-        ));
+        );
+        shared.graceful(format!("the reader of the shared lane of {}", self.stream), reader);
         let mut own: HashMap<String, Own> = HashMap::new();
         let mut ticks = tokio::time::interval(LIST_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => break,
-                ended = shared.join_next() => {
-                    return match ended {
-                        Some(Ok(result)) => result,
-                        Some(Err(error)) => Err(NatsError::Transport {
-                            subject: self.stream.clone(),
-                            reason: format!("the reader of the shared lane panicked: {error}"),
-                        }),
-                        None => Ok(()),
-                    };
-                }
+                Some(failed) = shared.failure() => return Err(failed),
                 _ = ticks.tick() => {
                     if let Err(error) = self.look(&mut own).await {
                         tracing::debug!(%error, stream = self.stream, "the lanes cannot be listed now");
@@ -141,16 +125,21 @@ impl Lanes {
                 }
             }
         }
-        while shared.join_next().await.is_some() {}
-        for (_, lane) in own {
-            // A reader that panicked had nothing that the server would not deliver again.
-            let _ = lane.reader.await;
+        let ended = shared.join().await;
+        for (lane, own) in own {
+            own.end(&self.stream, &lane).await;
         }
-        Ok(())
+        ended
     }
 
     async fn look(&self, own: &mut HashMap<String, Own>) -> Result<(), NatsError> {
-        own.retain(|_, lane| !lane.reader.is_finished());
+        let ended: Vec<String> =
+            own.iter().filter(|(_, lane)| lane.reader.is_finished()).map(|(lane, _)| lane.clone()).collect();
+        for lane in ended {
+            if let Some(own) = own.remove(&lane) {
+                own.end(&self.stream, &lane).await;
+            }
+        }
         let mut without_place = 0;
         for consumer in self.js.consumer_names(&self.stream).await? {
             let Some(lane) = lane_of_consumer(&consumer) else { continue };
@@ -162,13 +151,12 @@ impl Lanes {
                 continue;
             }
             tracing::info!(stream = self.stream, lane, "reading a subscription's own lane");
-            let permits = Arc::new(Semaphore::new(OWN_LANE_HELD));
             let stop = self.stop.child_token();
             let reader = tokio::spawn(read_lane(
                 self.js.clone(),
                 self.stream.clone(),
                 lane.to_owned(),
-                permits,
+                OWN_LANE_HELD,
                 self.sink.clone(),
                 None,
                 stop.clone(),
@@ -217,6 +205,20 @@ struct Own {
     stop: CancellationToken,
     since: Instant,
     empty_rounds: u32,
+}
+
+impl Own {
+    /// A reader that failed or panicked had nothing that the server would not deliver again, and another one takes its
+    /// place; but it is told.
+    async fn end(self, stream: &str, lane: &str) {
+        let name = format!("the reader of the lane {lane} of {stream}");
+        let failed = match self.reader.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => TaskError::failed(&name, error),
+            Err(error) => TaskError::of_join(&name, error),
+        };
+        tracing::warn!(error = %failed, "a lane is read anew");
+    }
 }
 
 /// Ends the readers that have had their place longest, for lanes that have none: dead subscribers

@@ -9,12 +9,12 @@ use time::OffsetDateTime;
 use super::log::DeliveryLog;
 use crate::domain::attempt::Attempt;
 use crate::domain::attempt_record::{AttemptRecord, ErrorKind, Settled};
-use crate::domain::dead_letter::{self, DeadLetter, PREDECESSOR_HEADER, State, next_redrive};
+use crate::domain::carried::Carried;
+use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
 use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, decide, hold};
 use crate::domain::status::Statuses;
-use crate::domain::subscription::Incarnation;
 use crate::metrics::{DomainMetrics, Metrics};
 use crate::nats::{Delivered, JetStream, NatsError};
 use crate::panics;
@@ -108,7 +108,7 @@ impl Settle {
 
     /// Attempts that an envelope had before it came to stand where it stands now.
     pub(super) fn attempts_before(message: &Delivered) -> u32 {
-        message.header("Hub-Attempts").and_then(|text| text.parse().ok()).unwrap_or(0)
+        carried(message).attempts
     }
 
     pub(super) async fn settle(
@@ -156,27 +156,16 @@ impl Settle {
                 if tried.tried {
                     self.keep_last_words(envelope, attempts, fault, &tried).await;
                 }
-                let now = OffsetDateTime::now_utc();
-                let redrives = message.header("Hub-Redrives").and_then(|text| text.parse().ok()).unwrap_or(0);
-                let next = next_redrive(reason, redrives, &self.schedule);
-                let letter = DeadLetter {
-                    id: envelope.id.to_string(),
-                    domain: self.domain.clone(),
-                    subscription: envelope.subscription.to_string(),
-                    tenant: envelope.tenant.to_string(),
-                    incarnation: envelope.incarnation,
-                    event_id: envelope.event_id.to_string(),
-                    event_key: envelope.event_key.to_string(),
+                let failed = Failed {
                     reason,
                     fault,
-                    state: if next.is_some() { State::Scheduled } else { State::Parked },
                     attempts,
-                    redrives,
-                    last_status: tried.status,
-                    last_error: Some(tried.error),
-                    failed_at: now,
-                    next_redrive_at: next.map(|wait| now + wait),
+                    redrives: carried(message).redrives,
+                    status: tried.status,
+                    error: Some(tried.error),
+                    at: OffsetDateTime::now_utc(),
                 };
+                let letter = DeadLetter::new(&self.domain, Origin::of(envelope), failed, &self.schedule);
                 self.dead_letter(message, &letter).await;
             }
         }
@@ -225,7 +214,7 @@ impl Settle {
             queued_at: OffsetDateTime::from_unix_timestamp_nanos(message.stored_at_nanos).unwrap_or(now),
             at: now,
             attempt,
-            redriven: predecessor(message).is_some(),
+            redriven: carried(message).dead_letter.is_some(),
             outcome,
             status: tried.status,
             latency_ms: milliseconds(tried.latency),
@@ -243,7 +232,7 @@ impl Settle {
     /// is done with.
     async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>) {
         self.metrics.delivered.inc();
-        if let Some(sequence) = predecessor(message) {
+        if let Some(sequence) = carried(message).dead_letter {
             match self.js.drop_dead_letter(&self.domain, sequence).await {
                 Ok(()) => {
                     self.metrics.resolved.inc();
@@ -267,11 +256,11 @@ impl Settle {
     /// Whether a message is the redrive of a dead letter that stands no more: it was delivered, and only its
     /// acknowledgement is missing, or it was discarded, or has a successor. It is done with then, untried.
     pub(super) async fn is_resolved(&self, message: &Delivered) -> bool {
-        let Some(sequence) = predecessor(message) else { return false };
+        let Some(sequence) = carried(message).dead_letter else { return false };
         match self.js.dead_letter_stands(&self.domain, sequence).await {
             Ok(stands) => !stands,
             Err(error) => {
-                tracing::warn!(%error, domain = self.domain, sequence, "whether a dead letter still stands is not known; its envelope is delivered");
+                tracing::warn!(%error, domain = self.domain, sequence, "cannot check the dead letter of a redriven envelope; delivering the envelope");
                 false
             }
         }
@@ -289,30 +278,23 @@ impl Settle {
         let readable = reason == Reason::InternalError && message.malformed().is_none();
         let read = || panics::catch(|| Envelope::read(&message.payload).ok()).ok().flatten();
         let known = readable.then(read).flatten();
-        let known = known.as_ref();
-        let letter = DeadLetter {
-            id: known
-                .map(|envelope| envelope.id.to_string())
-                .unwrap_or_else(|| format!("{}-{}", self.domain, message.stream_sequence)),
-            domain: self.domain.clone(),
-            subscription: known
-                .map(|envelope| envelope.subscription.to_string())
-                .or_else(|| Some(subject?.reference()?.id().to_owned()))
-                .unwrap_or_default(),
-            tenant: known.map(|envelope| envelope.tenant.to_string()).unwrap_or_default(),
-            incarnation: known.map(|envelope| envelope.incarnation).unwrap_or(Incarnation::LEGACY),
-            event_id: known.map(|envelope| envelope.event_id.to_string()).unwrap_or_default(),
-            event_key: known.map(|envelope| envelope.event_key.to_string()).unwrap_or_default(),
+        let origin = match &known {
+            Some(envelope) => Origin::of(envelope),
+            None => {
+                let named = subject.and_then(|subject| Some(subject.reference()?.id().to_owned()));
+                Origin::unread(&self.domain, message.stream_sequence, named.as_deref())
+            }
+        };
+        let failed = Failed {
             reason,
             fault: Fault::Hub,
-            state: State::Parked,
             attempts: message.deliveries - 1,
             redrives: 0,
-            last_status: None,
-            last_error: Some(detail.to_owned()),
-            failed_at: OffsetDateTime::now_utc(),
-            next_redrive_at: None,
+            status: None,
+            error: Some(detail.to_owned()),
+            at: OffsetDateTime::now_utc(),
         };
+        let letter = DeadLetter::new(&self.domain, origin, failed, &self.schedule);
         self.dead_letter(message, &letter).await;
     }
 
@@ -352,7 +334,7 @@ impl Settle {
                 message.header_block(),
             )
             .await?;
-        match predecessor(message) {
+        match carried(message).dead_letter {
             Some(sequence) => self.js.drop_dead_letter(&self.domain, sequence).await,
             None => Ok(()),
         }
@@ -363,6 +345,7 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn predecessor(message: &Delivered) -> Option<u64> {
-    dead_letter::predecessor(message.header(PREDECESSOR_HEADER))
+/// What came with it.
+pub(super) fn carried(message: &Delivered) -> Carried {
+    Carried::read(|name| message.header(name))
 }

@@ -11,17 +11,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::delivery::{Delivery, Finished, Health};
-use super::lanes::{self, Lanes, Read};
+use super::lanes::{self, FromLane, Lanes};
+use super::settle::carried;
 use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
-use crate::domain::dead_letter::PREDECESSOR_HEADER;
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::FairShare;
 use crate::domain::subscription::{Identity, Incarnation, RateLimit};
 use crate::health::ReadyFlag;
 use crate::metrics::DomainMetrics;
 use crate::nats::subjects::own_lane;
-use crate::nats::{Acker, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Outgoing};
+use crate::nats::{Acker, Delivered, HAND_BACK_DELAY, JetStream, Outgoing};
 use crate::panics;
+use crate::tasks::TaskError;
 
 /// Messages taken from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
@@ -84,7 +85,7 @@ struct Running {
 }
 
 impl Worker {
-    pub(super) async fn run(self, stop: CancellationToken) -> Result<(), NatsError> {
+    pub(super) async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
         let (sink, mut incoming) =
             mpsc::channel(self.settings.held + lanes::MOST_OWN_LANES * lanes::OWN_LANE_HELD);
         let (finished, mut done) = mpsc::channel(self.domain.concurrency.max(1));
@@ -125,10 +126,7 @@ impl Worker {
             tokio::select! {
                 () = stop.cancelled() => break Ok(()),
                 result = &mut readers => {
-                    break result.unwrap_or_else(|error| Err(NatsError::Transport {
-                        subject: self.domain.name.clone(),
-                        reason: format!("the readers panicked: {error}"),
-                    }));
+                    break result.unwrap_or_else(|error| Err(TaskError::of_join("the list of lanes", error)));
                 }
                 _ = done.recv_many(&mut ended, MOST_AT_ONCE) => {
                     for finished in ended.drain(..) {
@@ -163,8 +161,8 @@ impl Worker {
     }
 
     /// Gives a message its place in the queue of its subscription, or moves it to its own lane.
-    fn take(&self, running: &mut Running, read: Read) {
-        let Read { message, permit, own_lane } = read;
+    fn take(&self, running: &mut Running, read: FromLane) {
+        let FromLane { message, permit, own_lane } = read;
         let (subscription, share) = match panics::catch(|| self.place(&message)) {
             Ok(Ok(place)) => place,
             Ok(Err(detail)) => {
@@ -397,12 +395,8 @@ impl Worker {
 
     /// The same envelope for another place in the outbox, with the deliveries it has used up.
     fn moved(&self, message: &Delivered, subject: String) -> Outgoing {
-        let mut headers: Vec<(&'static str, String)> = [PREDECESSOR_HEADER, "Hub-Redrives"]
-            .into_iter()
-            .filter_map(|name| Some((name, message.header(name)?.to_owned())))
-            .collect();
-        let before: u32 = message.header("Hub-Attempts").and_then(|text| text.parse().ok()).unwrap_or(0);
-        headers.push(("Hub-Attempts", (before + message.deliveries.saturating_sub(1)).to_string()));
+        let mut carried = carried(message);
+        carried.attempts = carried.attempts.saturating_add(message.deliveries.saturating_sub(1));
         Outgoing {
             subject,
             message_id: format!(
@@ -411,7 +405,7 @@ impl Worker {
                 message.stream_sequence
             ),
             payload: message.payload.clone(),
-            headers,
+            headers: carried.to_headers(),
         }
     }
 }

@@ -1,0 +1,75 @@
+//! What a message of an outbox carries beside its envelope: the `Hub-…` headers, read and written here alone.
+
+/// The headers of a message of an outbox. Nothing of them is there on the first way; what nobody but a forger writes
+/// counts as not there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// `Hub-Dead-Letter`: what it is the redrive of, by its sequence in the dead-letter stream.
+    pub dead_letter: Option<u64>,
+    /// `Hub-Redrives`: those that the schedule has used up.
+    pub redrives: u32,
+    /// `Hub-Attempts`: made before it came to stand where it stands now.
+    pub attempts: u32,
+}
+
+const DEAD_LETTER: &str = "Hub-Dead-Letter";
+const REDRIVES: &str = "Hub-Redrives";
+const ATTEMPTS: &str = "Hub-Attempts";
+
+impl Carried {
+    /// `header`: the value of the header of a name.
+    pub fn read<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Self {
+        let count = |name: &str| header(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let sequence: Option<u64> = header(DEAD_LETTER).and_then(|text| text.parse().ok());
+        Self {
+            // The server has no other sequences.
+            dead_letter: sequence.filter(|sequence| (1..=i64::MAX as u64).contains(sequence)),
+            redrives: count(REDRIVES),
+            attempts: count(ATTEMPTS),
+        }
+    }
+
+    /// As headers, in order.
+    pub fn to_headers(self) -> Vec<(&'static str, String)> {
+        let mut headers = Vec::with_capacity(3);
+        if let Some(sequence) = self.dead_letter {
+            headers.push((DEAD_LETTER, sequence.to_string()));
+            headers.push((REDRIVES, self.redrives.to_string()));
+        }
+        headers.push((ATTEMPTS, self.attempts.to_string()));
+        headers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(headers: &[(&str, &str)]) -> Carried {
+        Carried::read(|name| headers.iter().find(|(known, _)| *known == name).map(|(_, value)| *value))
+    }
+
+    #[test]
+    fn headers_round_trip() {
+        for carried in [
+            Carried { dead_letter: Some(7), redrives: 2, attempts: 15 },
+            Carried { dead_letter: None, redrives: 0, attempts: 3 },
+            Carried { dead_letter: Some(i64::MAX as u64), redrives: 0, attempts: u32::MAX },
+        ] {
+            let headers = carried.to_headers();
+            let borrowed: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            assert_eq!(read(&borrowed), carried);
+        }
+    }
+
+    #[test]
+    fn what_is_forged_or_not_there_is_nothing() {
+        assert_eq!(read(&[]), Carried::default());
+        for forged in ["0", "-1", "x", "", "9223372036854775808", "1e3"] {
+            assert_eq!(
+                read(&[("Hub-Dead-Letter", forged), ("Hub-Redrives", "-1"), ("Hub-Attempts", "many")]),
+                Carried::default()
+            );
+        }
+    }
+}
