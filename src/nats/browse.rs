@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::connection::JetStream;
-use super::error::NatsError;
+use super::error::{BoxError, NatsError};
 use super::inspect::StoredMessage;
 use super::message::header;
 
@@ -52,21 +52,21 @@ impl JetStream {
         look: &mut impl FnMut(StoredMessage),
     ) -> Result<Option<u64>, NatsError> {
         let subject = format!("$JS.API.DIRECT.GET.{stream}");
-        let transport = |reason: String| NatsError::Transport { subject: subject.clone(), reason };
+        let transport = |source: BoxError| NatsError::transport(subject.clone(), source);
         let inbox = self.client().new_inbox();
         let mut answers =
-            self.client().subscribe(inbox.clone()).await.map_err(|error| transport(error.to_string()))?;
+            self.client().subscribe(inbox.clone()).await.map_err(|error| transport(error.into()))?;
         self.client()
             .publish_with_reply(subject.clone(), inbox, request)
             .await
-            .map_err(|error| transport(error.to_string()))?;
+            .map_err(|error| transport(error.into()))?;
         let mut next = None;
         loop {
             let answer = tokio::time::timeout(self.request_timeout(), answers.next()).await;
             let seconds = self.request_timeout().as_secs();
             let answer = answer
                 .map_err(|_| NatsError::Timeout { subject: subject.clone(), seconds })?
-                .ok_or_else(|| transport("the connection was closed".to_owned()))?;
+                .ok_or_else(|| transport("the connection was closed".into()))?;
             let number = |name: &str| header(answer.headers.as_ref(), name)?.parse::<u64>().ok();
             // Before the status: a publisher may have written one into the stored message.
             if let Some(message) = stored(stream, &answer) {
@@ -87,7 +87,7 @@ impl JetStream {
                 Some(503) => return Err(NatsError::NoResponders { subject }),
                 Some(status) => {
                     let text = answer.description.unwrap_or_default();
-                    return Err(NatsError::Answer { subject, reason: format!("status {status} {text}") });
+                    return Err(NatsError::answer(subject, format!("status {status} {text}")));
                 }
             }
         }

@@ -182,9 +182,7 @@ impl JetStream {
         let timeout = self.request_timeout;
         match tokio::time::timeout(timeout, self.client.flush()).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                Err(NatsError::Transport { subject: "flush".to_owned(), reason: error.to_string() })
-            }
+            Ok(Err(error)) => Err(NatsError::transport("flush".to_owned(), error)),
             Err(_) => Err(NatsError::Timeout { subject: "flush".to_owned(), seconds: timeout.as_secs() }),
         }
     }
@@ -195,9 +193,8 @@ impl JetStream {
         subject: &str,
         body: &impl Serialize,
     ) -> Result<T, NatsError> {
-        let payload = serde_json::to_vec(body).map_err(|error| NatsError::Answer {
-            subject: subject.to_owned(),
-            reason: format!("the request could not be written: {error}"),
+        let payload = serde_json::to_vec(body).map_err(|error| {
+            NatsError::answer(subject.to_owned(), format!("the request could not be written: {error}"))
         })?;
         let payload = if payload == b"null" { Bytes::new() } else { Bytes::from(payload) };
         let full = format!("$JS.API.{subject}");
@@ -227,7 +224,7 @@ impl JetStream {
                 RequestErrorKind::MaxPayloadExceeded => {
                     NatsError::TooLarge { subject, size, limit: self.max_payload() }
                 }
-                _ => NatsError::Transport { subject, reason: error.to_string() },
+                _ => NatsError::transport(subject, error),
             }
         })
     }
@@ -255,10 +252,7 @@ fn read_setting(setting: &'static str, path: &std::path::Path) -> Result<String,
 
 /// Reads a JetStream API answer or publish acknowledgement.
 pub(super) fn read_answer<T: DeserializeOwned>(subject: &str, payload: &[u8]) -> Result<T, NatsError> {
-    let unreadable = |error: serde_json::Error| NatsError::Answer {
-        subject: subject.to_owned(),
-        reason: error.to_string(),
-    };
+    let unreadable = |error: serde_json::Error| NatsError::answer(subject.to_owned(), error);
     let value: Value = serde_json::from_slice(payload).map_err(unreadable)?;
     if let Some(error) = value.get("error") {
         let source: ApiError = serde_json::from_value(error.clone()).map_err(unreadable)?;

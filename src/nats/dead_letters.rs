@@ -275,10 +275,7 @@ impl JetStream {
     ) -> Result<(), NatsError> {
         let Some(token) = envelope.token() else {
             let subject = self.names().attempts_stream();
-            return Err(NatsError::Answer {
-                subject,
-                reason: "the envelope names no subscription".to_owned(),
-            });
+            return Err(NatsError::answer(subject, "the envelope names no subscription".to_owned()));
         };
         let subject = self.names().final_attempt(domain, &token, &envelope.id);
         let headers = [
@@ -296,8 +293,8 @@ impl JetStream {
         words: &LastWords,
         headers: &[(&str, &str)],
     ) -> Result<(), NatsError> {
-        let payload = serde_json::to_vec(words)
-            .map_err(|error| NatsError::Answer { subject: subject.to_owned(), reason: error.to_string() })?;
+        let payload =
+            serde_json::to_vec(words).map_err(|error| NatsError::answer(subject.to_owned(), error))?;
         self.publish(subject, payload.into(), headers).await.map(drop)
     }
 }

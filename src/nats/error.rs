@@ -68,13 +68,25 @@ pub enum NatsError {
     /// Nothing was sent.
     #[error("{subject}: {reason}")]
     Subject { subject: String, reason: &'static str },
-    #[error("{subject}: {reason}")]
-    Transport { subject: String, reason: String },
-    #[error("{subject}: the answer could not be read: {reason}")]
-    Answer { subject: String, reason: String },
+    /// The client failed, or the connection is closed.
+    #[error("{subject}: {source}")]
+    Transport { subject: String, source: BoxError },
+    #[error("{subject}: the answer could not be read: {source}")]
+    Answer { subject: String, source: BoxError },
 }
 
+/// An error of a library, kept as the source of ours.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 impl NatsError {
+    pub(crate) fn transport(subject: impl Into<String>, source: impl Into<BoxError>) -> Self {
+        Self::Transport { subject: subject.into(), source: source.into() }
+    }
+
+    pub(crate) fn answer(subject: impl Into<String>, source: impl Into<BoxError>) -> Self {
+        Self::Answer { subject: subject.into(), source: source.into() }
+    }
+
     pub fn api(&self) -> Option<&ApiError> {
         match self {
             Self::Api { source, .. } => Some(source),

@@ -8,7 +8,7 @@ use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::connection::JetStream;
-use super::error::NatsError;
+use super::error::{BoxError, NatsError};
 use super::subjects::Names;
 use crate::domain::subscription::{Identity, Incarnation, SubscriptionRef};
 
@@ -37,13 +37,13 @@ impl JetStream {
     /// Tells it to whoever listens. Returns when it is on its way; nobody acknowledges it.
     pub async fn tell_hold(&self, notice: &HoldNotice) -> Result<(), NatsError> {
         let subject = self.names().hold(&notice.subscription.subscription.token());
-        let failed = |reason: String| NatsError::Transport { subject: subject.clone(), reason };
+        let failed = |source: BoxError| NatsError::transport(subject.clone(), source);
         let wait_ms = u64::try_from(notice.wait.as_millis()).unwrap_or(u64::MAX);
         let body = serde_json::to_vec(&Body { wait_ms, incarnation: notice.subscription.incarnation })
-            .map_err(|error| failed(error.to_string()))?;
+            .map_err(|error| failed(error.into()))?;
         let sent = self.client().publish(subject.clone(), body.into());
         match tokio::time::timeout(self.request_timeout(), sent).await {
-            Ok(sent) => sent.map_err(|error| failed(error.to_string())),
+            Ok(sent) => sent.map_err(|error| failed(error.into())),
             Err(_) => Err(NatsError::Timeout { subject, seconds: self.request_timeout().as_secs() }),
         }
     }
@@ -52,8 +52,7 @@ impl JetStream {
     pub async fn hold_notices(&self) -> Result<HoldNotices, NatsError> {
         let subject = self.names().holds_filter();
         let messages = self.client().subscribe(subject.clone()).await;
-        let messages =
-            messages.map_err(|error| NatsError::Transport { subject, reason: error.to_string() })?;
+        let messages = messages.map_err(|error| NatsError::transport(subject, error))?;
         Ok(HoldNotices { messages, names: self.names().clone() })
     }
 }

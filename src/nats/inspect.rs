@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::connection::JetStream;
-use super::error::NatsError;
+use super::error::{BoxError, NatsError};
 use super::message::Malformed;
 
 /// `STREAM.INFO`, as far as the hub reads it.
@@ -190,9 +190,9 @@ impl JetStream {
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(error),
         };
-        let unreadable = |reason: String| NatsError::Answer { subject: subject.clone(), reason };
+        let unreadable = |source: BoxError| NatsError::answer(subject.clone(), source);
         let decode = |text: &str| {
-            base64::engine::general_purpose::STANDARD.decode(text).map_err(|e| unreadable(e.to_string()))
+            base64::engine::general_purpose::STANDARD.decode(text).map_err(|e| unreadable(e.into()))
         };
         let GetMessage { subject: at, seq, hdrs, data, time } = answer.message;
         Ok(Some(StoredMessage {

@@ -33,11 +33,10 @@ impl JetStream {
                 Err(error) => return Err(error),
             }
         }
-        Err(NatsError::Answer {
-            subject: key,
-            reason: "no secret for message ids can be kept there; check who may write to this bucket"
-                .to_owned(),
-        })
+        Err(NatsError::answer(
+            key,
+            "no secret for message ids can be kept there; check who may write to this bucket".to_owned(),
+        ))
     }
 
     /// The sequence in the events stream of the event that was published under this id, if that was

@@ -10,8 +10,7 @@ impl JetStream {
     /// revision.
     pub async fn put_order(&self, order: &Order, expected: u64) -> Result<u64, NatsError> {
         let key = self.names().order_key(&order.id);
-        let value = serde_json::to_vec(order)
-            .map_err(|error| NatsError::Answer { subject: key.clone(), reason: error.to_string() })?;
+        let value = serde_json::to_vec(order).map_err(|error| NatsError::answer(key.clone(), error))?;
         self.write_key(&key, value.into(), Some(expected), &[]).await
     }
 

@@ -61,10 +61,7 @@ impl JetStream {
             self.client()
                 .publish_with_headers(message.subject.clone(), headers, message.payload.clone())
                 .await
-                .map_err(|error| NatsError::Transport {
-                    subject: message.subject.clone(),
-                    reason: error.to_string(),
-                })?;
+                .map_err(|error| NatsError::transport(message.subject.clone(), error))?;
         }
         let headers = batch_headers(last, &batch, messages.len(), true);
         let answer = self.request(&last.subject, last.payload.clone(), headers).await?;

@@ -31,10 +31,10 @@ impl JetStream {
     /// A plain `PUB` of the NATS protocol, without headers and without an acknowledgement: what
     /// `nats pub` sends. Returns when it has left this process.
     pub async fn publish_plain(&self, subject: &str, payload: Bytes) -> Result<(), NatsError> {
-        self.client().publish(subject.to_owned(), payload).await.map_err(|error| NatsError::Transport {
-            subject: subject.to_owned(),
-            reason: error.to_string(),
-        })?;
+        self.client()
+            .publish(subject.to_owned(), payload)
+            .await
+            .map_err(|error| NatsError::transport(subject.to_owned(), error))?;
         self.flush().await
     }
 

@@ -62,7 +62,7 @@ impl Puller {
             .client()
             .subscribe(inbox.clone())
             .await
-            .map_err(|error| NatsError::Transport { subject: inbox.clone(), reason: error.to_string() })?;
+            .map_err(|error| NatsError::transport(inbox.clone(), error))?;
         let mut generation = js.generation();
         generation.mark_unchanged();
         Ok(Self {
@@ -198,10 +198,7 @@ impl Puller {
             .client()
             .publish_with_reply(self.next_subject.clone(), self.inbox.clone(), Bytes::from(body))
             .await
-            .map_err(|error| NatsError::Transport {
-                subject: self.next_subject.clone(),
-                reason: error.to_string(),
-            })?;
+            .map_err(|error| NatsError::transport(self.next_subject.clone(), error))?;
         // Counted after: a future that is dropped while it waits to send has asked for nothing.
         self.outstanding += batch;
         Ok(())
@@ -270,5 +267,5 @@ async fn until(deadline: Option<Instant>) {
 }
 
 fn closed(subject: &str) -> NatsError {
-    NatsError::Transport { subject: subject.to_owned(), reason: "the client is closed".to_owned() }
+    NatsError::transport(subject.to_owned(), "the client is closed".to_owned())
 }

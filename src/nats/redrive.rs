@@ -57,9 +57,8 @@ impl JetStream {
         sequence: u64,
         at: OffsetDateTime,
     ) -> Result<(), NatsError> {
-        let at = at.format(&Rfc3339).map_err(|error| NatsError::Answer {
-            subject: "schedule".to_owned(),
-            reason: format!("the time cannot be written: {error}"),
+        let at = at.format(&Rfc3339).map_err(|error| {
+            NatsError::answer("schedule".to_owned(), format!("the time cannot be written: {error}"))
         })?;
         let names = self.names();
         let headers = [

@@ -318,9 +318,11 @@ impl JetStream {
         subscription: &Subscription,
         expected: Option<u64>,
     ) -> Result<u64, NatsError> {
-        let unusable = |reason: String| NatsError::Answer {
-            subject: self.names().subscriptions_bucket(),
-            reason: format!("subscription {}: {reason}", subscription.id),
+        let unusable = |reason: String| {
+            NatsError::answer(
+                self.names().subscriptions_bucket(),
+                format!("subscription {}: {reason}", subscription.id),
+            )
         };
         let name = subscription.reference().map_err(|error| unusable(error.to_string()))?;
         let key = self.names().subscription_key(&name);
@@ -362,7 +364,7 @@ impl JetStream {
         match (subscription, unreadable) {
             (Some((subscription, _)), _) => Ok(Some(Stored { subscription, revision })),
             (None, Some(Unreadable { reason, in_force: None, .. })) => {
-                Err(NatsError::Answer { subject: self.names().subscription_key(name), reason })
+                Err(NatsError::answer(self.names().subscription_key(name), reason))
             }
             (None, _) => Ok(None),
         }

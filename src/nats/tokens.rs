@@ -30,8 +30,7 @@ impl JetStream {
     /// Keeps a token that is new. Its name being taken is a wrong last sequence.
     pub async fn add_token(&self, token: &StoredToken) -> Result<(), NatsError> {
         let key = self.names().token_key(&token.id);
-        let value = serde_json::to_vec(token)
-            .map_err(|error| NatsError::Answer { subject: key.clone(), reason: error.to_string() })?;
+        let value = serde_json::to_vec(token).map_err(|error| NatsError::answer(key.clone(), error))?;
         // A name that was revoked may be used again: its last revision is the removal.
         let expected = match self.get_last(&self.names().tokens_stream(), &key).await? {
             Some(message) if message.header("KV-Operation").is_some() => message.sequence,

@@ -122,7 +122,7 @@ impl JetStream {
                     let owner = other.name();
                     let reason =
                         format!("the entry is that of {owner}; `hub provision` moves it to its own key");
-                    return Err(NatsError::Answer { subject: key, reason });
+                    return Err(NatsError::answer(key, reason));
                 }
                 self.slot_of(name, &revision).await
             }

@@ -22,6 +22,9 @@ use crate::sinks::Outgoing;
 
 /// What made the hub panic comes again after this, until it has had its tries.
 const PANIC_RETRY: Duration = Duration::from_secs(5);
+/// Pauses between look-ups of a subscription that fail.
+const LOOK_UP_AGAIN: Duration = Duration::from_secs(1);
+const LONGEST_LOOK_UP_PAUSE: Duration = Duration::from_secs(15);
 /// Prepared targets kept for the next delivery; beyond this they are made anew.
 const MOST_TARGETS: usize = 10_000;
 
@@ -141,20 +144,15 @@ impl Delivery {
         };
         let subscription = &identity.subscription;
         let destination = match &inner.subscriptions {
-            Subscriptions::Registry(registry) => inner.destination(registry, &identity).await,
-            Subscriptions::InEnvelopes => Ok(inner.destination_of_envelope(&identity, &envelope)),
+            Subscriptions::Registry(registry) => inner.known_destination(registry, &identity).await,
+            Subscriptions::InEnvelopes => inner.destination_of_envelope(&identity, &envelope),
         };
         let prepared = match destination {
-            Ok(Destination::Deliver(prepared)) => prepared,
-            Ok(Destination::DeadLetter(reason, text)) => {
+            Destination::Deliver(prepared) => prepared,
+            Destination::DeadLetter(reason, text) => {
                 let decision = Decision::DeadLetter { reason, fault: Fault::Subscriber };
                 inner.settle.settle(message, &envelope, decision, Tried::not_at_all(&text)).await;
                 return Health::UNTRIED;
-            }
-            Err(error) => {
-                tracing::warn!(%error, %subscription, "the subscription cannot be looked up");
-                let attempt = Attempt::failed(Failure::Request);
-                return self.settle(message, &envelope, &attempt, &Statuses::default()).await;
             }
         };
         let attempt = match prepared.to {
@@ -217,6 +215,22 @@ impl Delivery {
 }
 
 impl Inner {
+    /// Looks the subscription up until the registry answers: its trouble is the hub's, and uses up no attempt. The
+    /// worker keeps the message from being delivered elsewhere meanwhile, and ends the wait when it stops.
+    async fn known_destination(&self, registry: &Registry, id: &Identity) -> Destination {
+        let mut pause = LOOK_UP_AGAIN;
+        loop {
+            match self.destination(registry, id).await {
+                Ok(destination) => return destination,
+                Err(error) => {
+                    tracing::warn!(%error, subscription = %id.subscription, retry_in = ?pause, "subscription look-up failed, will retry");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_LOOK_UP_PAUSE);
+                }
+            }
+        }
+    }
+
     async fn to_endpoint(&self, message: &Delivered, envelope: &Envelope<'_>, target: &Target) -> Attempt {
         let event = envelope.event.get().as_bytes();
         let view = EnvelopeView {

@@ -117,7 +117,7 @@ mod tests {
             answer(429, 10_167),
             NatsError::Timeout { subject: subject(), seconds: 5 },
             NatsError::NoResponders { subject: subject() },
-            NatsError::Transport { subject: subject(), reason: "lost".to_owned() },
+            NatsError::transport(subject(), "lost".to_owned()),
         ] {
             assert!(matches!(meaning(&all_wait), PublishError::Unavailable { .. }), "{all_wait}");
         }
