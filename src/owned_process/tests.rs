@@ -1,4 +1,4 @@
-//! Against small programs; what the real binary leaves behind is in tests/process.rs.
+//! Against small programs; what the real binary leaves behind is in tests/operating/process.rs.
 
 use std::time::Instant;
 

@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use super::support::{Hub, TestBroker, eventually, print_output, register_owner};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use integration_hub::configured::connect_options;
@@ -14,6 +13,8 @@ use integration_hub::nats::JetStream;
 use integration_hub::settings::Settings;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
+
+use crate::support::{Hub, TestBroker, eventually, print_output, register_owner};
 
 const LIMIT: Duration = Duration::from_secs(20);
 

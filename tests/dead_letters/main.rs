@@ -1,8 +1,9 @@
-//! Dead letters: how they come to be though an advisory is missed, the commands, and what is sent again.
+//! Dead letters: how they are created even if an advisory is lost, the commands, redrive and replay.
 
 #[path = "../support/mod.rs"]
 mod support;
 
 mod commands;
+mod policy_scenario;
 mod redrive;
 mod sweep;

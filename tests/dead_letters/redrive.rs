@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::support::{Behaviour, Hub, PATIENT, Receiver, TestBroker, TestClient, eventually, ids, patient};
+use crate::support::{Behaviour, Hub, PATIENT, Receiver, TestBroker, TestClient, eventually, ids, patient};
 
 const STEP: Duration = Duration::from_secs(30);
 const OUTBOX: &str = "HUB_OUTBOX_POLICY_CLIENT";

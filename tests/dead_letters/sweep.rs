@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::support::{
+use crate::support::{
     Account, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, subscription,
 };
 

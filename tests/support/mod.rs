@@ -14,7 +14,7 @@
 //!
 //! Every wait has a deadline and says what it waited for.
 
-// Each file under tests/ is a crate of its own and uses its part of this.
+// Each folder under tests/ is a crate of its own and uses its part of this.
 #![allow(dead_code, unused_imports, unused_macros)]
 
 mod api;

@@ -1,5 +1,5 @@
 //! One round: claimed rows are published, stream by stream in order, and settled as answers come. The
-//! steps are those of `tests/outbox_protocol.rs`; whatever is not settled at the end is given back.
+//! steps are those of `tests/outbox/protocol.rs`; whatever is not settled at the end is given back.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

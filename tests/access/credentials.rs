@@ -1,0 +1,512 @@
+//! Credentials that strangers can trust: signatures and events as the public libraries read them,
+//! tokens of a real OAuth2 server, keys that are replaced, and no secret in clear anywhere.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+
+use crate::support::{
+    ApiClient, Behaviour, Hub, OAuth2Server, QUICK, Received, Receiver, TestBroker, TestClient, free_port,
+    print_output, require_tool, tool,
+};
+
+const STEP: Duration = Duration::from_secs(30);
+const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+const NEW_KEY: &str = "IAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+const SIGNING: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+fn settings(secrets: &str) -> String {
+    format!("{QUICK}\n[secrets]\n{secrets}")
+}
+
+fn with_key() -> String {
+    settings(&format!("master_key = '{KEY}'"))
+}
+
+/// A folder with packages that `.ci/parts` fetches, as the variable names it; or a skip.
+fn packages(name: &str, variable: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
+    require_tool(&format!("{name} (its folder in {variable})"), folder)
+}
+
+/// A test's script, with the interpreter and packages it needs.
+struct Script {
+    command: PathBuf,
+    file: PathBuf,
+    environment: (&'static str, PathBuf),
+}
+
+impl Script {
+    fn of(interpreter: &str, file: &str, variable: &'static str, passed_as: &'static str) -> Option<Self> {
+        let folder = packages(file, variable)?;
+        let command = require_tool(interpreter, tool(interpreter, "HUB_TEST_NO_OTHER"))?;
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/receivers").join(file);
+        Some(Self { command, file, environment: (passed_as, folder) })
+    }
+
+    fn python() -> Option<Self> {
+        Self::of("python3", "verify.py", "HUB_TEST_PYTHON_RECEIVERS", "PYTHONPATH")
+    }
+
+    fn node(file: &str) -> Option<Self> {
+        Self::of("node", file, "HUB_TEST_NODE_RECEIVERS", "HUB_TEST_NODE_RECEIVERS")
+    }
+
+    fn command(&self) -> tokio::process::Command {
+        let mut command = tokio::process::Command::new(&self.command);
+        command.arg(&self.file).env(self.environment.0, &self.environment.1).kill_on_drop(true);
+        command
+    }
+
+    /// What it says of a request that the hub sent.
+    async fn read(&self, request: &Received, secrets: &[&str]) -> Value {
+        let headers: serde_json::Map<String, Value> = request
+            .headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), json!(value.to_str().expect("visible ASCII"))))
+            .collect();
+        let body = std::str::from_utf8(&request.body).expect("UTF-8");
+        let input = json!({"headers": headers, "body": body, "secrets": secrets}).to_string();
+        let mut command = self.command();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the script starts");
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin.write_all(input.as_bytes()).await.expect("the script reads");
+        drop(stdin);
+        let output = tokio::time::timeout(STEP, child.wait_with_output()).await;
+        let output = output.expect("the script ends").expect("the script runs");
+        assert!(output.status.success(), "{}", print_output(&output));
+        serde_json::from_slice(&output.stdout).expect("the script prints JSON")
+    }
+}
+
+/// Applies one subscription or a list, each with the timeout that these settings allow.
+async fn apply(hub: &Hub, subscriptions: &Value) {
+    let mut subscriptions = subscriptions.clone();
+    match &mut subscriptions {
+        Value::Array(list) => list.iter_mut().for_each(|one| one["delivery"]["timeout"] = json!("2s")),
+        one => one["delivery"]["timeout"] = json!("2s"),
+    }
+    let file = hub.folder().join("subscriptions.json");
+    std::fs::write(&file, subscriptions.to_string()).expect("written");
+    hub.cli_ok(&["subscription", "apply", "--file", file.to_str().expect("UTF-8")]).await;
+}
+
+async fn serving(broker: &TestBroker, settings: &str) -> (Hub, TestClient) {
+    let mut hub = Hub::serve(&broker.url(), settings, &[]);
+    hub.ready().await;
+    (hub, TestClient::connect(&broker.url()).await)
+}
+
+async fn last(receiver: &Receiver, path: &str, count: usize) -> Received {
+    receiver.wait_for(path, count, STEP).await.remove(count - 1)
+}
+
+/// The number of signatures in a request, by version.
+fn versions(request: &Received) -> Vec<String> {
+    let signatures = request.header("webhook-signature").split(' ');
+    signatures.map(|one| one.split(',').next().unwrap_or_default().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_rotated_secret_signs_beside_the_one_before_and_public_libraries_verify_both() {
+    let (python, node) = (Script::python(), Script::node("verify.mjs"));
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let (hub, client) = serving(&broker, &with_key()).await;
+    let crm = json!({"id": "crm", "events": ["user.>"],
+        "delivery": {"url": receiver.url("/crm"), "signing": {"secret": SIGNING}}});
+    apply(&hub, &crm).await;
+
+    let check = async |request: &Received, secrets: &[&str], symmetric: &[bool], asymmetric: &[bool]| {
+        if let Some(python) = &python {
+            let of_python: Vec<&str> =
+                secrets.iter().filter(|secret| secret.starts_with("whsec_")).copied().collect();
+            assert_eq!(python.read(request, &of_python).await["verified"], json!(symmetric));
+        }
+        if let Some(node) = &node {
+            let expected: Vec<bool> = symmetric.iter().chain(asymmetric).copied().collect();
+            assert_eq!(node.read(request, secrets).await["verified"], json!(expected));
+        }
+    };
+    client.publish("user.created", "e1").await;
+    let first = last(&receiver, "/crm", 1).await;
+    assert_eq!(versions(&first), ["v1"]);
+    let another = "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX";
+    check(&first, &[SIGNING, another], &[true, false], &[]).await;
+
+    let rotated = hub.cli_json(&["subscription", "rotate-secret", "crm", "--overlap", "1h"]).await;
+    let second_secret = rotated["secret"].as_str().expect("of the same kind as before").to_owned();
+    assert!(rotated["previous_until"].is_string(), "{rotated}");
+    client.publish("user.created", "e2").await;
+    let second = last(&receiver, "/crm", 2).await;
+    assert_eq!(versions(&second), ["v1", "v1"]);
+    check(&second, &[&second_secret, SIGNING, another], &[true, true, false], &[]).await;
+
+    let to_public = ["subscription", "rotate-secret", "crm", "--overlap", "1h", "--algorithm", "ed25519"];
+    let rotated = hub.cli_json(&to_public).await;
+    let public = rotated["public_key"].as_str().expect("the public key").to_owned();
+    assert!(!rotated.to_string().contains("whsk_"), "the private key left the hub: {rotated}");
+    assert!(rotated["ended_before"].is_string(), "the secret before both ends: {rotated}");
+    client.publish("user.created", "e3").await;
+    let third = last(&receiver, "/crm", 3).await;
+    assert_eq!(versions(&third), ["v1a", "v1"]);
+    check(&third, &[&second_secret, SIGNING, &public], &[true, false], &[true]).await;
+
+    // Of the same kind as before, and nothing beside it.
+    let rotated = hub.cli_json(&["subscription", "rotate-secret", "crm", "--overlap", "0s"]).await;
+    let newest = rotated["public_key"].as_str().expect("ed25519 stays").to_owned();
+    assert_eq!(rotated["previous_until"], Value::Null);
+    client.publish("user.created", "e4").await;
+    let fourth = last(&receiver, "/crm", 4).await;
+    assert_eq!(versions(&fourth), ["v1a"]);
+    check(&fourth, &[&second_secret, &newest, &public], &[false], &[true, false]).await;
+
+    // A new key that got lost is replaced, and the one that the receiver has goes on; without one it is refused.
+    let refused = hub.cli(&["subscription", "rotate-secret", "crm", "--replace"]).await;
+    assert!(!refused.status.success(), "nothing would sign beside the new key");
+    let lost = hub.cli_json(&["subscription", "rotate-secret", "crm", "--overlap", "1h"]).await;
+    let kept = hub.cli_json(&["subscription", "rotate-secret", "crm", "--replace"]).await;
+    assert_eq!((&kept["previous_until"], &kept["ended_before"]), (&lost["previous_until"], &Value::Null));
+    let [lost, kept] = [lost, kept].map(|key| key["public_key"].as_str().expect("a key").to_owned());
+    client.publish("user.created", "e5").await;
+    let fifth = last(&receiver, "/crm", 5).await;
+    check(&fifth, &[&lost, &kept, &newest], &[], &[false, true, true]).await;
+    let ends_both = ["subscription", "rotate-secret", "crm", "--overlap", "0s"];
+    assert_eq!(hub.cli_json(&ends_both).await["previous_until"], Value::Null);
+
+    let shown = hub.cli_json(&["subscription", "show", "crm"]).await;
+    assert_eq!(shown["delivery"]["signing"], json!({"secret": "***"}));
+}
+
+#[tokio::test]
+async fn both_content_modes_are_events_to_the_public_sdk() {
+    let Some(python) = Script::python() else { return };
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let (hub, client) = serving(&broker, QUICK).await;
+    let modes = ["structured", "binary"];
+    let subscriptions: Vec<Value> = modes
+        .map(|mode| {
+            json!({"id": mode, "events": ["user.>"],
+                "delivery": {"url": receiver.url(&format!("/{mode}")), "content_mode": mode}})
+        })
+        .to_vec();
+    apply(&hub, &json!(subscriptions)).await;
+    let id = "e 1/\u{e9}\u{20ac}%";
+    client.publish("user.created", id).await;
+    for mode in modes {
+        let request = last(&receiver, &format!("/{mode}"), 1).await;
+        let read = python.read(&request, &[]).await;
+        let attributes = &read["attributes"];
+        assert_eq!((&attributes["id"], &attributes["type"]), (&json!(id), &json!("user.created")), "{mode}");
+        assert_eq!((&attributes["specversion"], &attributes["tenant"]), (&json!("1.0"), &json!("default")));
+        assert_eq!(read["data"], json!({ "user_id": id }), "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_a_real_oauth2_server_have_the_audience_and_scope_asked_for() {
+    let Some(script) = Script::node("oidc.mjs") else { return };
+    let port = free_port();
+    let secret = "s3cret/with:odd characters&more+than%enough";
+    let mut command = script.command();
+    command.args([port.to_string().as_str(), secret]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut server = command.spawn().expect("node starts");
+    let mut lines = BufReader::new(server.stdout.take().expect("piped")).lines();
+    let ready = async {
+        while let Some(line) = lines.next_line().await.expect("readable") {
+            if line == "ready" {
+                return;
+            }
+        }
+        panic!("the OAuth2 server ended");
+    };
+    tokio::time::timeout(STEP, ready).await.expect("the OAuth2 server is ready");
+
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let (hub, client) = serving(&broker, &with_key()).await;
+    let ways = ["client_secret_basic", "client_secret_post"];
+    let subscriptions: Vec<Value> = ways
+        .map(|way| {
+            json!({"id": way, "events": ["user.>"], "delivery": {"url": receiver.url(&format!("/{way}")), "auth": {
+                "type": "oauth2", "token_url": format!("http://127.0.0.1:{port}/token"), "client_id": way,
+                "client_secret": secret, "scopes": ["events:write"], "audience": "https://crm.example",
+                "client_auth": way}}})
+        })
+        .to_vec();
+    apply(&hub, &json!(subscriptions)).await;
+    for event in ["e1", "e2"] {
+        client.publish("user.created", event).await;
+    }
+    for way in ways {
+        let requests = receiver.wait_for(&format!("/{way}"), 2, STEP).await;
+        let tokens: Vec<&str> = requests.iter().map(|request| request.header("authorization")).collect();
+        assert_eq!(tokens[0], tokens[1], "{way}: a token is fetched once");
+        let token = tokens[0].strip_prefix("Bearer ").expect("a bearer token");
+        let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).expect("a JWT")).expect("base64url");
+        let claims: Value = serde_json::from_slice(&claims).expect("JSON");
+        assert_eq!(
+            (&claims["aud"], &claims["scope"]),
+            (&json!("https://crm.example"), &json!("events:write"))
+        );
+        assert_eq!(claims["client_id"], way);
+    }
+}
+
+#[tokio::test]
+async fn a_token_endpoint_that_fails_is_a_failure_of_its_own_kind_and_the_event_waits() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let tokens = OAuth2Server::start("hub", "hush").await;
+    receiver.set("/crm", Behaviour::require(tokens.guard()));
+    tokens.set_failing(Some(500));
+    let (hub, client) = serving(&broker, &with_key()).await;
+    let of = |id: &str, token_url: String| {
+        json!({"id": id, "events": ["user.>"], "delivery": {"url": receiver.url(&format!("/{id}")),
+            "auth": {"type": "oauth2", "token_url": token_url, "client_id": "hub", "client_secret": "hush"}}})
+    };
+    let nonsense = Behaviour::Answer { status: 200, headers: Vec::new(), body: "<html>".into() };
+    receiver.set("/nonsense", nonsense);
+    // A token that has expired when it comes: each attempt fetches its own.
+    let expired = json!({"access_token": "late", "token_type": "Bearer", "expires_in": -1}).to_string();
+    receiver.set("/expired", Behaviour::Answer { status: 200, headers: Vec::new(), body: expired.into() });
+    let subscriptions = [
+        of("crm", tokens.token_url()),
+        of("no-token", receiver.url("/nonsense")),
+        of("late-token", receiver.url("/expired")),
+    ];
+    apply(&hub, &json!(subscriptions)).await;
+
+    client.publish("user.created", "e1").await;
+    last(&receiver, "/late-token", 1).await;
+    let dead = crate::support::eventually(STEP, "both are dead letters", async || {
+        let dead = client.dead_letters("user-lifecycle").await;
+        if dead.len() == 2 { Ok(dead) } else { Err(dead.len()) }
+    })
+    .await;
+    for entry in &dead {
+        let said = entry.letter.last_error.as_deref().unwrap_or_default();
+        assert!(said.contains("token endpoint"), "{said}");
+    }
+    assert_eq!((receiver.count("/crm"), receiver.count("/no-token")), (0, 0), "delivered without a token");
+
+    client.publish("user.created", "e2").await;
+    last(&receiver, "/late-token", 2).await;
+    assert_eq!(receiver.count("/expired"), 2, "an expired token was used again");
+    tokens.set_failing(None);
+    client.publish("user.created", "e3").await;
+    receiver.wait_accepted("/crm", 1, STEP).await;
+}
+
+#[tokio::test]
+async fn a_new_master_key_takes_over_while_deliveries_go_on() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    receiver.set("/crm", Behaviour::require_header("authorization", "Bearer hush"));
+    let (mut hub, client) = serving(&broker, &with_key()).await;
+    let subscriptions: Vec<Value> = (0..50)
+        .map(|number| {
+            json!({"id": format!("crm-{number}"), "events": ["user.>"], "delivery": {"url": receiver.url("/crm"),
+                "auth": {"type": "bearer", "token": "hush"}, "signing": {"secret": SIGNING}}})
+        })
+        .collect();
+    apply(&hub, &json!(subscriptions)).await;
+    client.publish("user.created", "e1").await;
+    receiver.wait_accepted("/crm", 50, STEP).await;
+
+    let both = format!("master_key = '{NEW_KEY}'\nkey_id = 'k2'\nprevious_keys = ['k1:{KEY}']");
+    let rotating = Hub::configured(&broker.url(), &settings(&both));
+    let unable =
+        Hub::configured(&broker.url(), &settings(&format!("master_key = '{NEW_KEY}'\nkey_id = 'k2'")));
+    let refused = unable.cli(&["secrets", "rotate"]).await;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && said.contains("secrets.previous_keys"), "{said}");
+
+    // What still has the old key alone ends first; then both keys open.
+    hub.terminate().await;
+    let (hub, _) = serving(&broker, &settings(&both)).await;
+    client.publish("user.created", "e2").await;
+    receiver.wait_accepted("/crm", 100, STEP).await;
+    let done = rotating.cli_json(&["secrets", "rotate"]).await;
+    assert_eq!(done, json!({"key_id": "k2", "resealed": 50, "unchanged": 0, "left": 0, "settings": []}));
+    let again = rotating.cli_json(&["secrets", "rotate"]).await;
+    assert_eq!(again, json!({"key_id": "k2", "resealed": 0, "unchanged": 50, "left": 0, "settings": []}));
+    client.publish("user.created", "e3").await;
+    receiver.wait_accepted("/crm", 150, STEP).await;
+    drop(hub);
+
+    // The old key is not needed any more.
+    let alone = settings(&format!("master_key = '{NEW_KEY}'\nkey_id = 'k2'"));
+    let (_hub, _) = serving(&broker, &alone).await;
+    client.publish("user.created", "e4").await;
+    receiver.wait_accepted("/crm", 200, STEP).await;
+}
+
+/// Everything that goes over the broker, as text: each subject, header and payload.
+async fn tap(broker: &TestBroker) -> Arc<Mutex<String>> {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let client = broker.client().await;
+    let mut messages = client.subscribe(">").await.expect("subscribed");
+    client.flush().await.expect("the server knows of the subscription");
+    let into = seen.clone();
+    tokio::spawn(async move {
+        while let Some(message) = messages.next().await {
+            let payload = String::from_utf8_lossy(&message.payload);
+            let line = format!("{} {:?} {payload}\n", message.subject, message.headers);
+            into.lock().expect("no panic while held").push_str(&line);
+        }
+    });
+    seen
+}
+
+#[tokio::test]
+async fn no_plain_secret_is_anywhere_after_a_full_run() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let tokens = OAuth2Server::start("hub", "hush-oauth2").await;
+    let log = "[log]\nlevel = 'trace'\n";
+    let (hub, client) = serving(&broker, &format!("{}\n{log}", with_key())).await;
+    let on_the_broker = tap(&broker).await;
+
+    // Each endpoint takes one event; of the next it says no, and repeats what it was sent.
+    let echo =
+        |text: &str| Behaviour::Answer { status: 500, headers: Vec::new(), body: text.to_owned().into() };
+    let pair = base64::engine::general_purpose::STANDARD.encode("me:hush-basic");
+    let endpoints = [
+        ("header", json!({"type": "api_key", "key": "hush-header"}), "x-api-key: hush-header".to_owned()),
+        (
+            "query",
+            json!({"type": "api_key", "query": "k", "key": "hush query"}),
+            "?k=hush+query hush query".to_owned(),
+        ),
+        (
+            "basic",
+            json!({"type": "basic", "username": "me", "password": "hush-basic"}),
+            format!("Basic {pair}"),
+        ),
+        ("bearer", json!({"type": "bearer", "token": "hush-bearer"}), "Bearer hush-bearer".to_owned()),
+        (
+            "oauth2",
+            json!({"type": "oauth2", "token_url": tokens.token_url(), "client_id": "hub", "client_secret": "hush-oauth2"}),
+            "no".to_owned(),
+        ),
+    ];
+    let mut subscriptions = Vec::new();
+    for (id, auth, said) in &endpoints {
+        let path = format!("/{id}");
+        receiver.set(&path, Behaviour::First(1, Box::new(Behaviour::ok()), Box::new(echo(said))));
+        subscriptions.push(json!({"id": id, "events": ["user.>"],
+            "delivery": {"url": receiver.url(&path), "auth": auth, "signing": {"secret": SIGNING}}}));
+    }
+    apply(&hub, &json!(subscriptions)).await;
+    client.publish("user.created", "e1").await;
+    for (id, ..) in &endpoints {
+        last(&receiver, &format!("/{id}"), 1).await;
+    }
+    let rotated = hub.cli_json(&["subscription", "rotate-secret", "bearer"]).await;
+    let new_signing = rotated["secret"].as_str().expect("a secret").to_owned();
+    client.publish("user.created", "e2").await;
+    crate::support::eventually(STEP, "all are dead letters", async || {
+        let dead = client.dead_letters("user-lifecycle").await.len();
+        if dead == endpoints.len() { Ok(()) } else { Err(dead) }
+    })
+    .await;
+
+    let bad = hub.folder().join("bad.json");
+    let refused = json!({"id": "BAD", "events": [], "delivery": {"url": "ftp://x", "auth": {"type": "bearer", "token": "hush-bearer"},
+        "signing": {"secret": "whsec_hush-basic"}, "tls": {"key": "hush-header"}}});
+    std::fs::write(&bad, refused.to_string()).expect("written");
+    let mut said = String::new();
+    for args in [
+        &["subscription", "apply", "--file", bad.to_str().expect("UTF-8")][..],
+        &["subscription", "list"],
+        &["subscription", "list", "--output", "json"],
+        &["subscription", "show", "query"],
+        &["subscription", "show", "bearer", "--output", "json"],
+        &["dlt", "list", "--domain", "user-lifecycle", "--output", "json"],
+        &["dlt", "list", "--domain", "user-lifecycle"],
+        &["secrets", "rotate"],
+        &["config", "show"],
+        &["domain", "list"],
+    ] {
+        let output = hub.cli(args).await;
+        said.push_str(&print_output(&output));
+    }
+    assert!(said.contains("user-lifecycle") && said.contains("***"), "{said}");
+    said.push_str(&hub.metrics().await);
+    let api = ApiClient::with_scopes(&hub, "all", "read,manage,operate,publish", None).await;
+    for path in [
+        "/v1/subscriptions",
+        "/v1/subscriptions/query",
+        "/v1/subscriptions/oauth2",
+        "/v1/matches?event=user.created",
+        "/openapi.json",
+    ] {
+        let answer = api.get(path).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text);
+        said.push_str(&answer.text);
+    }
+    for (id, ..) in &endpoints {
+        let answer = api.send("POST", &format!("/v1/subscriptions/{id}/test"), &[], None).await;
+        said.push_str(&answer.expect(200).to_string());
+    }
+    said.push_str(&api.post("/v1/subscriptions", &refused).await.expect(400).to_string());
+    let wrong =
+        json!({"delivery": {"auth": {"type": "bearer", "token": "hush-bearer", "key": "hush-header"}}});
+    let answer = api.patch("/v1/subscriptions/bearer", &[("if-match", "*")], &wrong).await;
+    said.push_str(&answer.expect(400).to_string());
+    let api_token = api.token().rsplit('_').next().expect("the secret is the last part").to_owned();
+    let stored = broker.dump().await;
+    let issued: Vec<String> = receiver
+        .received("/oauth2")
+        .iter()
+        .map(|request| request.header("authorization").to_owned())
+        .collect();
+    let issued: Vec<&str> = issued.iter().filter_map(|value| value.strip_prefix("Bearer ")).collect();
+    assert!(!issued.is_empty(), "no token was issued");
+    let places = [
+        ("a message on the broker", on_the_broker.lock().expect("no panic while held").clone()),
+        ("a stream", stored),
+        ("the log", hub.log()),
+        ("an answer of the command line or a metric", said),
+    ];
+    assert!(
+        places[0].1.contains("env_") && places[1].1.contains("sealed"),
+        "the run left no trace to search"
+    );
+    let encoded = |secret: &str| secret.trim_start_matches("whsec_").to_owned();
+    let mut secrets: Vec<String> = [
+        "hush-header",
+        "hush query",
+        "hush+query",
+        "hush%20query",
+        "hush-basic",
+        "hush-bearer",
+        "hush-oauth2",
+        KEY,
+        &pair,
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    secrets.extend([encoded(SIGNING), encoded(&new_signing), api_token]);
+    secrets.extend(issued.iter().map(|token| (*token).to_owned()));
+    for (place, text) in &places {
+        assert!(!text.is_empty(), "{place} is empty");
+        for secret in &secrets {
+            if let Some(at) = text.find(secret.as_str()) {
+                let start =
+                    (0..=at.saturating_sub(200)).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+                panic!("{place} holds the secret {secret:?}: {}", &text[start..at + secret.len()]);
+            }
+        }
+    }
+}

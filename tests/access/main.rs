@@ -1,0 +1,11 @@
+//! Who may do what: credentials, tokens, tenants, producers, secrets, and limits that keep one caller from locking out others.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod credentials;
+mod identity;
+mod producers;
+mod protection;
+mod sealed_settings;
+mod secrets;

@@ -1,0 +1,194 @@
+//! Secrets that stand sealed in the settings: sealed by the command line, opened at the start, and in no output.
+
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use integration_hub::domain::outbox::Status;
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::support::relay::{RELAY, external, public, raise, settings, wait_for};
+use crate::support::{Hub, RedisServer, TestBroker, TestDatabase, print_output};
+
+const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+const NEW_KEY: &str = "IAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+const PASSWORD: &str = "correct-horse";
+const SETTING: &str = "external_brokers.partner.password";
+
+fn with_key() -> String {
+    format!("[secrets]\nmaster_key = '{KEY}'\n")
+}
+
+/// `hub secrets seal`, with this on standard input.
+async fn seal(hub: &Hub, arguments: &[&str], input: &[u8]) -> Output {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_hub"));
+    command.args(["secrets", "seal"]).args(arguments).env("HUB_CONFIG", hub.config()).kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the command starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    // Whoever refuses the setting's name does not read.
+    let _ = stdin.write_all(input).await;
+    drop(stdin);
+    let ended = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await;
+    ended.expect("it ends").expect("waited for")
+}
+
+async fn sealed(hub: &Hub, setting: &str, secret: &str) -> String {
+    let output = seal(hub, &[setting], format!("{secret}\n").as_bytes()).await;
+    assert!(output.status.success(), "{}", print_output(&output));
+    let text = String::from_utf8(output.stdout).expect("UTF-8").trim_end().to_owned();
+    assert!(text.starts_with("sealed:v1.") && !text.contains(secret), "{text}");
+    text
+}
+
+async fn refused(hub: &Hub, arguments: &[&str]) -> String {
+    let output = hub.cli(arguments).await;
+    assert_eq!(output.status.code(), Some(1), "{}", print_output(&output));
+    let said = print_output(&output);
+    assert!(!said.contains(PASSWORD), "{said}");
+    said
+}
+
+/// Redis asks for a password, and the settings hold it sealed, as they do the database's URL.
+#[tokio::test]
+async fn a_broker_is_reached_with_a_sealed_password_that_is_shown_nowhere() {
+    let Some(redis) = RedisServer::start(&["--requirepass", PASSWORD]).await else { return };
+    let Some(database) = TestDatabase::postgres().await else { return };
+    let store = database.outbox(&["partner"]).await;
+    let broker = TestBroker::start().await;
+    let sealing = Hub::configured(&broker.url(), &with_key());
+    let password = sealed(&sealing, SETTING, PASSWORD).await;
+    let url = sealed(&sealing, "outbox.database_url", &database.url()).await;
+
+    let partner = external("partner", "redis", &redis.url(), &format!("password = \"{password}\""));
+    let mut hub = Hub::serve(&broker.url(), &settings(&url, "", &(with_key() + &partner)), &RELAY);
+    hub.ready().await;
+    raise(&database, &[public("e1", "user-u1"), public("e2", "user-u1")]).await;
+    wait_for(&store, "partner", Status::Published, 2).await;
+
+    let check = hub.cli_ok(&["config", "check"]).await;
+    assert!(check.starts_with("ok"), "{check}");
+    let shown = hub.cli_ok(&["config", "show"]).await;
+    assert!(shown.contains("password = \"***\""), "{shown}");
+    // A command that connects to the database opens its URL alone.
+    let status = hub.cli_json(&["outbox", "status"]).await;
+    assert_eq!(status.as_array().map(Vec::len), Some(2), "{status}");
+    let metrics = hub.metrics().await;
+    assert!(hub.terminate().await.success());
+    for text in [check, shown, status.to_string(), metrics, hub.log()] {
+        assert!(!text.contains(PASSWORD) && !text.contains(&database.url()), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_does_not_open_is_named_with_the_remedy() {
+    let broker = TestBroker::start().await;
+    let sealing = Hub::configured(&broker.url(), &with_key());
+    let password = sealed(&sealing, SETTING, PASSWORD).await;
+    let with = |secrets: &str, name: &str, password: &str| {
+        let partner =
+            external(name, "redis", "redis://127.0.0.1:6379", &format!("password = \"{password}\""));
+        Hub::configured(
+            &broker.url(),
+            &settings("postgres://127.0.0.1/app", "", &format!("{secrets}{partner}")),
+        )
+    };
+    let (changed, other) = (password.replace("sealed:v1.k1.", "sealed:v1.k1.AAAA"), "of-another");
+    let cases = [
+        (
+            String::new(),
+            "partner",
+            password.as_str(),
+            "there is no key to open it with: set secrets.master_key",
+        ),
+        (
+            format!("[secrets]\nmaster_key = '{NEW_KEY}'\nkey_id = 'k2'\n"),
+            "partner",
+            &password,
+            "is sealed with the key \"k1\", which this process does not have",
+        ),
+        (format!("[secrets]\nmaster_key = '{NEW_KEY}'\n"), "partner", &password, "another key of the same"),
+        (with_key(), "partner", &changed, "or was changed"),
+        (with_key(), other, &password, "for another setting"),
+    ];
+    for (secrets, name, password, expected) in &cases {
+        let hub = with(secrets, name, password);
+        for arguments in [&["config", "check"][..], &["serve", "--role", "outbox-relay"]] {
+            let said = refused(&hub, arguments).await;
+            assert!(said.contains(&format!("external_brokers[{name}].password: ")), "{said}");
+            assert!(said.contains(expected), "{arguments:?}, expected {expected:?}: {said}");
+        }
+        // What needs no broker's password goes on without a key.
+        hub.cli_ok(&["provision"]).await;
+    }
+}
+
+#[tokio::test]
+async fn rotating_tells_which_settings_an_older_key_seals_and_what_replaces_them() {
+    let broker = TestBroker::start().await;
+    let sealing = Hub::configured(&broker.url(), &with_key());
+    let password = sealed(&sealing, SETTING, PASSWORD).await;
+    let with = |password: &str| {
+        let partner =
+            external("partner", "redis", "redis://127.0.0.1:6379", &format!("password = \"{password}\""));
+        let secrets =
+            format!("[secrets]\nmaster_key = '{NEW_KEY}'\nkey_id = 'k2'\nprevious_keys = ['k1:{KEY}']\n");
+        Hub::configured(&broker.url(), &format!("{secrets}{partner}"))
+    };
+    let hub = with(&password);
+    hub.cli_ok(&["provision"]).await;
+    let said = refused(&hub, &["secrets", "rotate"]).await;
+    assert!(
+        said.contains("external_brokers[partner].password of the settings is sealed with the key k1"),
+        "{said}"
+    );
+    let output = hub.cli(&["secrets", "rotate", "--output", "json"]).await;
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(told["settings"][0]["setting"], SETTING, "{told}");
+    let anew = told["settings"][0]["sealed"].as_str().expect("the replacement");
+
+    let hub = with(anew);
+    let told = hub.cli_json(&["secrets", "rotate"]).await;
+    assert_eq!(told, json!({"key_id": "k2", "resealed": 0, "unchanged": 0, "left": 0, "settings": []}));
+    hub.cli_ok(&["config", "check"]).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_sealed_is_refused_and_not_repeated() {
+    let broker = TestBroker::start().await;
+    let partner = external("partner", "redis", "redis://127.0.0.1:6379", "");
+    let hub = Hub::configured(&broker.url(), &(with_key() + &partner));
+    let long = vec![b'x'; 70_000];
+    for (input, expected) in [
+        (&b""[..], "it is empty"),
+        (b"\n", "it is empty"),
+        (b"hush-1\nhush-2\n", "more than one line"),
+        (b"sealed:hush", "begins with \"sealed:\""),
+        (&long, "is longer than 65536 bytes"),
+        (b"hush\xff", "standard input cannot be read"),
+    ] {
+        let output = seal(&hub, &[SETTING], input).await;
+        let said = print_output(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(expected) && !said.contains("hush") && output.stdout.is_empty(), "{said}");
+    }
+    let unknown = seal(&hub, &["external_brokers.partner.url"], b"hush").await;
+    let said = print_output(&unknown);
+    assert!(unknown.status.code() == Some(2) && said.contains("external_brokers.NAME.password"), "{said}");
+    // No name for it: an argument can be seen by others.
+    assert_eq!(seal(&hub, &[SETTING, "hush"], b"").await.status.code(), Some(2));
+
+    let elsewhere = seal(&hub, &["external_brokers.other.password", "--output", "json"], b"hush\r\n").await;
+    let said = print_output(&elsewhere);
+    assert!(elsewhere.status.success() && said.contains("no external broker \"other\""), "{said}");
+    let told: Value = serde_json::from_slice(&elsewhere.stdout).expect("JSON");
+    assert_eq!(
+        (&told["setting"], &told["key_id"]),
+        (&json!("external_brokers.other.password"), &json!("k1"))
+    );
+
+    let without = Hub::configured(&broker.url(), &partner);
+    let output = seal(&without, &[SETTING], b"hush").await;
+    let said = print_output(&output);
+    assert!(output.status.code() == Some(1) && said.contains("openssl rand -base64 32"), "{said}");
+}

@@ -1,0 +1,12 @@
+//! The HTTP API, the gRPC resolver of subscriptions, and the operations that the API shares with the command line.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod dead_letters;
+mod events;
+mod management;
+mod outbox;
+mod resolver;
+mod resolver_tls;
+mod subscriptions;

@@ -1,0 +1,183 @@
+//! The gRPC resolver over TLS: whom the asking hub trusts, and whom the answering one admits. Where
+//! one of the two does not know the other, events wait.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::support::{
+    Ca, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, free_port, http_client, subscription,
+};
+
+const STEP: Duration = Duration::from_secs(60);
+const TOKEN: &str = "a-token-of-the-resolver-4711";
+const OUTBOX: &str = "HUB_OUTBOX_USER_LIFECYCLE";
+
+/// A hub that answers over TLS, with a certificate of a private authority.
+struct Answering {
+    _broker: TestBroker,
+    client: TestClient,
+    hub: Hub,
+    port: u16,
+}
+
+impl Answering {
+    async fn start(files: &[(&str, &Path)]) -> Self {
+        let broker = TestBroker::start().await;
+        let port = free_port();
+        let mut settings =
+            format!("[subscriptions]\nlisten = \"127.0.0.1:{port}\"\nlisten_token = \"{TOKEN}\"\n");
+        add(&mut settings, files);
+        let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "subscription-resolver"]);
+        hub.ready().await;
+        let client = TestClient::connect(&broker.url()).await;
+        Self { _broker: broker, client, hub, port }
+    }
+}
+
+fn add(settings: &mut String, files: &[(&str, &Path)]) {
+    for (name, file) in files {
+        writeln!(settings, "{name} = {file:?}").expect("a string takes everything");
+    }
+}
+
+fn asking(url: &str, files: &[(&str, &Path)]) -> String {
+    let mut settings =
+        format!("{QUICK}\n[subscriptions]\nsource = \"grpc\"\ngrpc_url = \"{url}\"\ntoken = \"{TOKEN}\"\n");
+    add(&mut settings, files);
+    settings
+}
+
+/// The asking side: a broker, a published event, and hubs that one after the other try to resolve it.
+struct Asking {
+    broker: TestBroker,
+    client: TestClient,
+}
+
+impl Asking {
+    async fn start() -> Self {
+        let broker = TestBroker::start().await;
+        let client = TestClient::connect(&broker.url()).await;
+        Self { broker, client }
+    }
+
+    /// A hub with these settings gets no answer: it says so, is not ready, and keeps the event.
+    async fn waits(&self, settings: &str) {
+        let mut hub = Hub::serve(&self.broker.url(), settings, &[]);
+        hub.wait_for_log("events cannot be resolved; they wait", STEP).await;
+        eventually(STEP, "nothing else is missing", async || {
+            let Ok(answer) = http_client().get(hub.health_url("/readyz")).send().await else {
+                return Err("no answer".to_owned());
+            };
+            let (status, text) = (answer.status(), answer.text().await.unwrap_or_default());
+            if status == 503 && text == "not ready: answer of the subscription resolver\n" {
+                Ok(())
+            } else {
+                Err(text)
+            }
+        })
+        .await;
+        let before = self.client.stream("HUB_EVENTS").await.state.messages;
+        self.client.publish("user.created", "one").await;
+        // It has the event, and gives it back.
+        eventually(STEP, "the event was handed out", async || {
+            let consumer = self.client.consumer("HUB_EVENTS", "event-processor").await;
+            if consumer.delivered.consumer_sequence > 0 { Ok(()) } else { Err(consumer.num_pending) }
+        })
+        .await;
+        assert!(hub.metric("hub_resolver_failures_total", &["kind=\"unavailable\""]).await > 0.0);
+        assert_eq!(hub.metric("hub_resolver_answers_total", &[]).await, 0.0);
+        assert!(hub.terminate().await.success());
+        assert_eq!(self.client.stream("HUB_EVENTS").await.state.messages, before + 1, "the event waits");
+        assert_eq!(self.client.stream(OUTBOX).await.state.last_sequence, 0, "and is not fanned out");
+    }
+
+    /// A hub with these settings delivers the event that waited.
+    async fn flows(&self, settings: &str, receiver: &Receiver) {
+        let mut hub = Hub::serve(&self.broker.url(), settings, &[]);
+        hub.ready().await;
+        receiver.wait_accepted("/crm", 1, STEP).await;
+        self.broker.nothing_owed_within(STEP).await;
+        assert_eq!(receiver.doubles("/crm").len(), 0);
+        assert!(hub.metric("hub_resolver_answers_total", &[]).await > 0.0);
+    }
+}
+
+#[tokio::test]
+async fn a_resolver_of_a_private_authority_is_asked_only_by_whom_trusts_it() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let (ca, another) = (Ca::new("of the resolver"), Ca::new("another"));
+    let server = ca.issue(folder.path(), "127.0.0.1");
+    let (ca, another) = (ca.write(folder.path(), "ca.crt"), another.write(folder.path(), "another.crt"));
+    let answering =
+        Answering::start(&[("listen_tls_cert_file", &server.cert), ("listen_tls_key_file", &server.key)])
+            .await;
+    let receiver = Receiver::start().await;
+    answering.client.subscribe([subscription("crm", &["user.>"], &receiver.url("/crm"))]).await;
+    let asking_side = Asking::start().await;
+    let url = format!("https://127.0.0.1:{}", answering.port);
+
+    // The system's roots, those of another authority, a name that the certificate has not, and no TLS.
+    asking_side.waits(&asking(&url, &[])).await;
+    asking_side.waits(&asking(&url, &[("tls_ca_file", &another)])).await;
+    let by_name = format!("https://localhost:{}", answering.port);
+    asking_side.waits(&asking(&by_name, &[("tls_ca_file", &ca)])).await;
+    asking_side.waits(&asking(&url.replace("https", "http"), &[])).await;
+    assert_eq!(answering.hub.metric("hub_resolver_served_total", &[]).await, 0.0, "nobody got an answer");
+    asking_side.flows(&asking(&url, &[("tls_ca_file", &ca)]), &receiver).await;
+    assert!(answering.hub.metric("hub_resolver_served_total", &["result=\"answered\""]).await > 0.0);
+}
+
+#[tokio::test]
+async fn a_resolver_that_wants_a_client_certificate_answers_only_whom_has_one() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let (servers, clients) = (Ca::new("servers"), Ca::new("clients"));
+    let server = servers.issue(folder.path(), "127.0.0.1");
+    let ours = clients.issue(folder.path(), "hub.example");
+    // Of an authority, but not of the one that is asked for.
+    let theirs = servers.issue(folder.path(), "other.example");
+    let (servers, clients) =
+        (servers.write(folder.path(), "servers.crt"), clients.write(folder.path(), "clients.crt"));
+    let answering = Answering::start(&[
+        ("listen_tls_cert_file", &server.cert),
+        ("listen_tls_key_file", &server.key),
+        ("listen_tls_client_ca_file", &clients),
+    ])
+    .await;
+    let receiver = Receiver::start().await;
+    answering.client.subscribe([subscription("crm", &["user.>"], &receiver.url("/crm"))]).await;
+    let asking_side = Asking::start().await;
+    let url = format!("https://127.0.0.1:{}", answering.port);
+    let trusted: (&str, &Path) = ("tls_ca_file", &servers);
+
+    asking_side.waits(&asking(&url, &[trusted])).await;
+    let with_theirs = [trusted, ("tls_cert_file", &*theirs.cert), ("tls_key_file", &*theirs.key)];
+    asking_side.waits(&asking(&url, &with_theirs)).await;
+    assert_eq!(answering.hub.metric("hub_resolver_served_total", &[]).await, 0.0, "nobody got an answer");
+    let with_ours = [trusted, ("tls_cert_file", &*ours.cert), ("tls_key_file", &*ours.key)];
+    asking_side.flows(&asking(&url, &with_ours), &receiver).await;
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_are_named_at_the_start() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let broker = TestBroker::start().await;
+    let missing = folder.path().join("missing.crt");
+    let no_pem = folder.path().join("no.pem");
+    std::fs::write(&no_pem, "no certificate").expect("written");
+    let listen =
+        format!("[subscriptions]\nlisten = \"127.0.0.1:{}\"\nlisten_anonymous = true\n", free_port());
+    let mut answering = listen.clone();
+    add(&mut answering, &[("listen_tls_cert_file", &no_pem), ("listen_tls_key_file", &no_pem)]);
+    for (settings, role, told) in [
+        (asking("https://127.0.0.1:1", &[("tls_ca_file", &missing)]), "event-processor", "tls_ca_file"),
+        (asking("https://127.0.0.1:1", &[("tls_ca_file", &no_pem)]), "event-processor", "tls_ca_file"),
+        (answering, "subscription-resolver", "listen_tls_cert_file"),
+    ] {
+        let mut hub = Hub::serve(&broker.url(), &settings, &["--role", role]);
+        assert!(!hub.ended(STEP).await.success(), "{told}");
+        assert!(hub.log().contains(&format!("subscriptions.{told}")), "{told}: {}", hub.log());
+    }
+}

@@ -1,0 +1,501 @@
+//! What an endpoint's answer leads to, on real endpoints: done, retried, held back, dead-lettered,
+//! disabled.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use axum::body::Bytes;
+use integration_hub::nats::DeadLetterEntry;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::support::{
+    Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, subscription,
+};
+
+const STEP: Duration = Duration::from_secs(30);
+const DOMAIN: &str = "user-lifecycle";
+
+async fn started(settings: &str) -> (TestBroker, Receiver, Hub, TestClient) {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::serve(&broker.url(), settings, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    (broker, receiver, hub, client)
+}
+
+/// Waits for so many dead letters of a subscription, and gives them.
+async fn dead_letters(client: &TestClient, subscription: &str, count: usize) -> Vec<DeadLetterEntry> {
+    eventually(STEP, &format!("{count} dead letters of {subscription}"), async || {
+        let mut letters = client.dead_letters(DOMAIN).await;
+        letters.retain(|entry| entry.letter.subscription == subscription);
+        if letters.len() == count { Ok(letters) } else { Err(letters.len()) }
+    })
+    .await
+}
+
+/// An endpoint on a free port that reads a request's head and then answers as it is told.
+async fn raw_endpoint<F, Fut>(answer: F) -> String
+where
+    F: Fn(tokio::net::TcpStream) -> Fut + Send + Sync + Copy + 'static,
+    Fut: Future<Output = ()> + Send,
+{
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+    let address = listener.local_addr().expect("a bound address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = [0; 4096];
+                if stream.read(&mut head).await.is_ok() {
+                    answer(stream).await;
+                }
+            });
+        }
+    });
+    format!("http://{address}/")
+}
+
+/// The head of a 200 whose body never comes to its end: a byte each second.
+async fn drip(mut stream: tokio::net::TcpStream) {
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n";
+    let mut sent = stream.write_all(head).await;
+    while sent.is_ok() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        sent = stream.write_all(b"x").await;
+    }
+}
+
+/// 200 and 100 MB.
+async fn flood(mut stream: tokio::net::TcpStream) {
+    let chunk = vec![b'x'; 1_000_000];
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100000000\r\n\r\n";
+    let mut sent = stream.write_all(head).await;
+    for _ in 0..100 {
+        if sent.is_err() {
+            break;
+        }
+        sent = stream.write_all(&chunk).await;
+    }
+}
+
+#[tokio::test]
+async fn endpoints_that_misbehave_fail_for_their_own_fault_and_hold_up_nobody() {
+    let (_broker, receiver, hub, client) = started(QUICK).await;
+    receiver.set("/hang", Behaviour::Hang);
+    receiver.set("/half", Behaviour::CloseMidAnswer);
+    receiver.set(
+        "/redirect",
+        Behaviour::Answer {
+            status: 307,
+            headers: vec![("location", receiver.url("/private"))],
+            body: Bytes::new(),
+        },
+    );
+    let (drip, flood) = (raw_endpoint(drip).await, raw_endpoint(flood).await);
+    let mut subscriptions = vec![
+        subscription("good", &["user.>"], &receiver.url("/good")),
+        subscription("hang", &["user.>"], &receiver.url("/hang")),
+        subscription("half", &["user.>"], &receiver.url("/half")),
+        subscription("redirect", &["user.>"], &receiver.url("/redirect")),
+        subscription("drip", &["user.>"], &drip),
+        subscription("flood", &["user.>"], &flood),
+        // The cloud's metadata service: not in the allowed networks.
+        subscription("private", &["user.>"], "http://169.254.169.254/latest"),
+    ];
+    for subscription in &mut subscriptions {
+        subscription["delivery"]["timeout"] = "1s".into();
+    }
+    client.subscribe(subscriptions).await;
+    client.publish("user.created", "e1").await;
+    receiver.wait_accepted("/good", 1, STEP).await;
+
+    for (id, reason, attempts, part, kind) in [
+        ("hang", "exhausted", 3, "timed out", "timeout"),
+        ("half", "exhausted", 3, "500", "server-error"),
+        ("redirect", "exhausted", 3, "307", "redirect"),
+        ("private", "permanent", 1, "not public", "address-refused"),
+    ] {
+        let letter = dead_letters(&client, id, 1).await.remove(0).letter;
+        let error = letter.last_error.clone().unwrap_or_default();
+        assert!(error.contains(part), "{id}: {error}");
+        assert_eq!((letter.reason.as_str(), letter.attempts), (reason, attempts), "{id}");
+        assert_eq!(letter.fault.as_str(), "subscriber", "{id}");
+        let labels = [format!("kind=\"{kind}\""), "fault=\"subscriber\"".to_owned()];
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        assert!(hub.metric("hub_failures_total", &labels).await >= f64::from(attempts), "{id}");
+    }
+    assert_eq!(receiver.count("/private"), 0, "a redirect is not followed");
+    // A 200 is a success, whatever follows: a byte each second, or 100 MB, of which the limit is read.
+    eventually(STEP, "nothing is owed", async || {
+        let owed = client.stream("HUB_OUTBOX_USER_LIFECYCLE").await.state.messages;
+        if owed == 0 { Ok(()) } else { Err(owed) }
+    })
+    .await;
+    dead_letters(&client, "drip", 0).await;
+    dead_letters(&client, "flood", 0).await;
+    let list = hub.cli_ok(&["dlt", "list"]).await;
+    assert!(list.lines().next().is_some_and(|head| head.contains("FAULT")), "{list}");
+    assert_eq!(list.matches("subscriber").count(), 4, "{list}");
+}
+
+/// Announces a body, and breaks off within it.
+async fn breaks_off(mut stream: tokio::net::TcpStream, head: &str) {
+    let answer = format!("HTTP/1.1 {head}\r\ncontent-length: 100\r\n\r\nten bytes.");
+    let _ = stream.write_all(answer.as_bytes()).await;
+}
+
+#[tokio::test]
+async fn a_status_counts_although_its_body_breaks_off() {
+    let (_broker, receiver, hub, client) = started(QUICK).await;
+    let gone = raw_endpoint(|stream| breaks_off(stream, "410 Gone")).await;
+    let bad = raw_endpoint(|stream| breaks_off(stream, "400 Bad Request")).await;
+    let busy = raw_endpoint(|stream| breaks_off(stream, "429 Too Many\r\nretry-after: 1")).await;
+    let strange = raw_endpoint(|stream| breaks_off(stream, "503 Busy\r\nx : y\r\n folded")).await;
+    let good = raw_endpoint(|stream| breaks_off(stream, "200 OK")).await;
+    let urls = [("gone", &gone), ("bad", &bad), ("busy", &busy), ("strange", &strange), ("good", &good)];
+    client.subscribe(urls.map(|(id, url)| subscription(id, &["user.>"], url))).await;
+    client.subscribe([subscription("other", &["user.>"], &receiver.url("/other"))]).await;
+    client.publish("user.created", "e1").await;
+    receiver.wait_accepted("/other", 1, STEP).await;
+    for (id, reason, attempts, status) in [
+        ("gone", "permanent", 1, 410),
+        ("bad", "permanent", 1, 400),
+        ("busy", "exhausted", 3, 429),
+        ("strange", "exhausted", 3, 503),
+    ] {
+        let letter = dead_letters(&client, id, 1).await.remove(0).letter;
+        assert_eq!(
+            (letter.reason.as_str(), letter.attempts, letter.last_status),
+            (reason, attempts, Some(status)),
+            "{id}"
+        );
+        assert_eq!(
+            hub.cli_json(&["dlt", "list", "--subscription", id]).await[0]["last_status"],
+            status,
+            "{id}"
+        );
+    }
+    hub.wait_for_log("the subscription is disabled", STEP).await;
+    let shown = hub.cli_json(&["subscription", "show", "gone"]).await;
+    assert_eq!(
+        (&shown["state"], &shown["disabled_reason"]),
+        (&json!("disabled"), &json!("the endpoint answered 410 Gone"))
+    );
+    dead_letters(&client, "good", 0).await;
+}
+
+#[tokio::test]
+async fn gone_disables_the_subscription_until_it_is_resumed() {
+    let (broker, receiver, hub, client) = started(QUICK).await;
+    receiver.set("/gone", Behaviour::Slow(Duration::from_millis(300), Box::new(Behaviour::status(410))));
+    let mut gone = subscription("gone", &["user.>"], &receiver.url("/gone"));
+    gone["delivery"]["max_in_flight"] = 1.into();
+    client.subscribe([gone, subscription("stays", &["user.>"], &receiver.url("/stays"))]).await;
+    // The first is answered 410 while the others wait for their turn.
+    let events = ids("e", 4);
+    client.publish_all("user.created", &events).await;
+    receiver.wait_accepted("/stays", 4, STEP).await;
+    let letters = dead_letters(&client, "gone", 4).await;
+    let (permanent, disabled): (Vec<_>, Vec<_>) =
+        letters.iter().map(|entry| &entry.letter).partition(|letter| letter.reason.as_str() == "permanent");
+    assert_eq!(permanent.len(), receiver.count("/gone"));
+    assert!(!permanent.is_empty() && !disabled.is_empty(), "{letters:?}");
+    for letter in &disabled {
+        assert_eq!((letter.reason.as_str(), letter.state.as_str()), ("disabled", "parked"));
+        assert_eq!(letter.attempts, 0);
+        assert!(letter.last_error.as_ref().is_some_and(|error| error.contains("410 Gone")), "{letter:?}");
+    }
+
+    hub.wait_for_log("the subscription is disabled", STEP).await;
+    let shown = hub.cli_json(&["subscription", "show", "gone"]).await;
+    assert_eq!(shown["state"], "disabled");
+    assert_eq!(shown["disabled_reason"], "the endpoint answered 410 Gone");
+    assert!(shown["disabled_at"].is_string());
+    let list = hub.cli_ok(&["subscription", "list", "--state", "disabled"]).await;
+    assert!(list.contains("410 Gone") && !list.contains("stays"), "{list}");
+
+    // No envelope is made for it any more.
+    let before = receiver.count("/gone");
+    client.publish("user.created", "after").await;
+    receiver.wait_accepted("/stays", 5, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    dead_letters(&client, "gone", 4).await;
+    assert_eq!(receiver.count("/gone"), before);
+
+    receiver.set("/gone", Behaviour::ok());
+    hub.cli_ok(&["subscription", "resume", "gone"]).await;
+    let shown = hub.cli_json(&["subscription", "show", "gone"]).await;
+    assert_eq!((&shown["state"], &shown["disabled_reason"]), (&json!("active"), &Value::Null));
+    client.publish("user.created", "again").await;
+    receiver.wait_accepted("/gone", 1, STEP).await;
+}
+
+/// A 429 for the first request, then 200; the first envelope is answered before the others come.
+async fn throttled(answer: impl FnOnce() -> Behaviour, least: Duration) {
+    let settings = QUICK.replace("max_deliver = 3", "max_deliver = 2");
+    let (broker, receiver, hub, client) = started(&settings).await;
+    client
+        .subscribe([
+            subscription("slow", &["user.>", "login.>"], &receiver.url("/slow")),
+            subscription("other", &["user.>"], &receiver.url("/other")),
+        ])
+        .await;
+    receiver.set("/slow", Behaviour::First(1, Box::new(answer()), Box::new(Behaviour::ok())));
+    client.publish("user.created", "first").await;
+    let refused = receiver.wait_for("/slow", 1, STEP).await[0].arrived;
+    // The answer must be read before more comes, or they are in flight together: by then it is
+    // in the metrics.
+    eventually(STEP, "the 429 has arrived", async || {
+        if receiver.received("/slow")[0].answered == Some(429)
+            && hub.metric("hub_failures_total", &["kind=\"throttled\""]).await > 0.0
+        {
+            Ok(())
+        } else {
+            Err(())
+        }
+    })
+    .await;
+    let began = Instant::now();
+    client.publish_all("user.created", &ids("more", 20)).await;
+    // Another domain's worker holds it as well.
+    client.publish("login.succeeded", "elsewhere").await;
+    receiver.wait_accepted("/other", 21, STEP).await;
+    let others = began.elapsed();
+    receiver.wait_accepted("/slow", 22, STEP).await;
+    let received = receiver.received("/slow");
+    let early = received[1..].iter().map(|request| request.arrived - refused).min().expect("22 came");
+    assert!(early >= least, "one of the others came after {early:?}");
+    assert!(others < least, "the other subscription goes on: {others:?}");
+    // None of those that waited lost an attempt: each came once, but for the first.
+    assert_eq!(received.len(), 23);
+    broker.nothing_owed_within(STEP).await;
+    assert_eq!(client.dead_letters(DOMAIN).await.len(), 0);
+}
+
+#[tokio::test]
+async fn retry_after_in_seconds_holds_the_whole_subscription() {
+    throttled(|| Behaviour::retry_after(429, 3), Duration::from_millis(2900)).await;
+}
+
+#[tokio::test]
+async fn retry_after_as_a_date_holds_the_whole_subscription() {
+    // A date has whole seconds: 5 s ahead is at least 4 s, less what passes until it is sent.
+    let date = || {
+        let at = SystemTime::now() + Duration::from_secs(5);
+        Behaviour::Answer {
+            status: 429,
+            headers: vec![("retry-after", httpdate::fmt_http_date(at))],
+            body: Bytes::new(),
+        }
+    };
+    throttled(date, Duration::from_millis(2500)).await;
+}
+
+#[tokio::test]
+async fn a_long_hold_moves_what_waits_to_a_lane_of_its_own() {
+    let (_broker, receiver, hub, client) = started(QUICK).await;
+    client
+        .subscribe([
+            subscription("slow", &["user.>"], &receiver.url("/slow")),
+            subscription("other", &["user.>"], &receiver.url("/other")),
+        ])
+        .await;
+    receiver.set(
+        "/slow",
+        Behaviour::First(1, Box::new(Behaviour::retry_after(503, 14)), Box::new(Behaviour::ok())),
+    );
+    client.publish("user.created", "first").await;
+    let refused = receiver.wait_for("/slow", 1, STEP).await[0].arrived;
+    hub.metric_above("hub_failures_total", &["kind=\"server-error\""], 0.0, STEP).await;
+    client.publish_all("user.created", &ids("more", 20)).await;
+    receiver.wait_accepted("/other", 21, STEP).await;
+    hub.metric_above("hub_envelopes_spilled_total", &[], 0.0, STEP).await;
+    receiver.wait_accepted("/slow", 21, Duration::from_secs(60)).await;
+    let early = receiver.received("/slow")[1..].iter().map(|request| request.arrived - refused).min();
+    assert!(early >= Some(Duration::from_millis(13_900)), "{early:?}");
+}
+
+#[tokio::test]
+async fn a_retry_after_counts_up_to_the_bound_of_the_settings() {
+    let settings = QUICK.replace("[delivery]", "[delivery]\nmax_retry_after = \"1s\"");
+    let (broker, receiver, _hub, client) = started(&settings).await;
+    client.subscribe([subscription("slow", &["user.>"], &receiver.url("/slow"))]).await;
+    let refusal = Box::new(Behaviour::retry_after(429, 100_000));
+    receiver.set("/slow", Behaviour::First(1, refusal, Box::new(Behaviour::ok())));
+    client.publish("user.created", "first").await;
+    let requests = receiver.wait_for("/slow", 2, STEP).await;
+    let wait = requests[1].arrived - requests[0].arrived;
+    assert!(wait >= Duration::from_millis(900), "it came again after {wait:?}");
+    // Nor does the whole subscription stay held.
+    client.publish("user.created", "second").await;
+    receiver.wait_accepted("/slow", 2, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+}
+
+#[tokio::test]
+async fn what_the_hub_cannot_do_is_the_hubs_fault_wherever_it_is_told() {
+    // Sealed with a key that this hub does not have.
+    let (broker, receiver, hub, client) = started(QUICK).await;
+    let mut sealed = subscription("sealed", &["user.>"], &receiver.url("/sealed"));
+    sealed["delivery"]["auth"] = json!({"type": "bearer", "token": {"sealed": "v1.k1.AAAA"}});
+    let refusing = subscription("refusing", &["user.>"], &receiver.url("/refusing"));
+    client.subscribe([sealed, refusing]).await;
+    receiver.set("/refusing", Behaviour::status(503));
+    client.publish("user.created", "e1").await;
+    for (id, fault, kind) in [("sealed", "hub", "sealed"), ("refusing", "subscriber", "server-error")] {
+        let letter = dead_letters(&client, id, 1).await.remove(0).letter;
+        assert_eq!((letter.reason.as_str(), letter.attempts), ("exhausted", 3), "{id}");
+        assert_eq!(letter.fault.as_str(), fault, "{id}: the dead letter");
+        let listed = hub.cli_json(&["dlt", "list", "--subscription", id]).await;
+        assert_eq!(listed[0]["fault"], fault, "{id}: the list: {listed}");
+        let labels = [format!("kind=\"{kind}\""), format!("fault=\"{fault}\"")];
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
+        assert_eq!(hub.metric("hub_failures_total", &labels).await, 3.0, "{id}: the metrics");
+        eventually(STEP, &format!("the attempts of {id} are logged with their fault"), async || {
+            let trace = hub.cli_json(&["event", "trace", "e1"]).await;
+            let steps = trace["timeline"].as_array().cloned().unwrap_or_default();
+            let faults: Vec<Value> = steps
+                .into_iter()
+                .filter(|step| step["subscription"] == id && step["what"] == "attempt")
+                .map(|step| step["fault"].clone())
+                .collect();
+            if faults == [json!(fault), json!(fault), json!(fault)] { Ok(()) } else { Err(faults) }
+        })
+        .await;
+    }
+    assert_eq!(hub.metric("hub_failures_total", &[]).await, 6.0, "no other kind and no other fault");
+    assert_eq!(receiver.count("/sealed"), 0, "nothing is sent without its credential");
+    broker.nothing_owed_within(STEP).await;
+}
+
+#[tokio::test]
+async fn a_subscription_may_give_statuses_another_meaning() {
+    let (broker, receiver, hub, client) = started(QUICK).await;
+    receiver.set("/patient", Behaviour::failing_first(2, 400));
+    receiver.set("/strict", Behaviour::status(404));
+    receiver.set("/gone", Behaviour::failing_first(1, 410));
+    let own = |id: &str, statuses: Value| {
+        let mut value = subscription(id, &["user.>"], &receiver.url(&format!("/{id}")));
+        value["delivery"]["statuses"] = statuses;
+        value
+    };
+    client
+        .subscribe([
+            own("patient", json!({"retry": ["4xx"]})),
+            own("strict", json!({"permanent": [404]})),
+            own("gone", json!({"retry": [410]})),
+        ])
+        .await;
+    client.publish("user.created", "e1").await;
+    receiver.wait_accepted("/patient", 1, STEP).await;
+    receiver.wait_accepted("/gone", 1, STEP).await;
+    let letter = dead_letters(&client, "strict", 1).await.remove(0).letter;
+    assert_eq!((letter.reason.as_str(), letter.attempts), ("permanent", 1));
+    assert_eq!((receiver.count("/patient"), receiver.count("/strict"), receiver.count("/gone")), (3, 1, 2));
+    broker.nothing_owed_within(STEP).await;
+    let shown = hub.cli_json(&["subscription", "show", "gone"]).await;
+    assert_eq!(
+        (&shown["state"], &shown["delivery"]["statuses"]),
+        (&json!("active"), &json!({"retry": [410]}))
+    );
+}
+
+#[tokio::test]
+async fn a_bad_subscription_is_refused_with_its_field() {
+    // What is read is refused before anything is connected to.
+    let hub = Hub::configured("nats://127.0.0.1:9", QUICK);
+    let good = || subscription("s", &["user.>"], "https://crm.example/hooks");
+    let with = |pointer: &str, value: Value| {
+        let mut bad = good();
+        let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
+        bad.pointer_mut(parent).expect("it is there")[name] = value;
+        bad
+    };
+    for (bad, field) in [
+        (with("/delivery/url", json!("crm.example/hooks")), "delivery.url"),
+        (with("/delivery/url", json!("ftp://crm.example/")), "delivery.url"),
+        (with("/delivery/url", json!("http://10.1.2.3/hooks")), "delivery.url"),
+        (with("/delivery/url", json!("http://[::ffff:10.1.2.3]/hooks")), "delivery.url"),
+        (with("/delivery/url", json!("http://169.254.169.254/")), "delivery.url"),
+        (with("/delivery/auth", json!({"type": "kerberos"})), "delivery.auth.type"),
+        (with("/filter", json!([{"exactly": {"source": "idp"}}])), "filter[0]"),
+        (with("/events", json!(["user created.now"])), "events[0]"),
+        (with("/delivery/statuses", json!({"retry": [200]})), "delivery.statuses.retry[0]"),
+        (with("/delivery/statuses", json!({"retry": ["6xx"]})), "delivery.statuses.retry[0]"),
+        (
+            with("/delivery/statuses", json!({"retry": [404], "permanent": [404]})),
+            "delivery.statuses.permanent[0]",
+        ),
+        (with("/disabled_reason", json!("because")), "disabled_reason"),
+    ] {
+        let file = hub.folder().join("bad.json");
+        std::fs::write(&file, bad.to_string()).expect("the file is written");
+        let output = hub.cli(&["subscription", "apply", "-f", file.to_str().expect("UTF-8")]).await;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{bad}");
+        assert!(told.contains(&format!("{field}: ")), "{field} is not named: {told}");
+    }
+}
+
+#[tokio::test]
+async fn test_shows_request_and_answer_and_match_says_who_would_get_an_event() {
+    let settings = format!("{QUICK}\n[secrets]\nmaster_key = \"{}=\"\n", "A".repeat(43));
+    let (broker, receiver, hub, client) = started(&settings).await;
+    let mut secretive = subscription("secretive", &["user.*"], &receiver.url("/secretive"));
+    secretive["delivery"]["auth"] = json!({"type": "bearer", "token": "hush-hush-token"});
+    let mut picky = subscription("picky", &["user.>"], &receiver.url("/picky"));
+    picky["filter"] = json!([{"exact": {"source": "idp"}}]);
+    let mut paused = subscription("paused", &["user.>"], &receiver.url("/paused"));
+    paused["state"] = "paused".into();
+    let mut acme = subscription("acme", &["user.>"], &receiver.url("/acme"));
+    acme["tenant"] = "acme".into();
+    let file = hub.folder().join("subscriptions.json");
+    std::fs::write(&file, json!([secretive, picky, paused, acme]).to_string()).expect("the file is written");
+    hub.cli_ok(&["subscription", "apply", "-f", file.to_str().expect("UTF-8")]).await;
+
+    let shown = hub.cli_json(&["subscription", "test", "secretive"]).await;
+    let request = receiver.received("/secretive").remove(0);
+    assert_eq!(request.header("authorization"), "Bearer hush-hush-token");
+    assert_eq!(request.json()["type"], "user.test");
+    assert_eq!(shown["request"]["headers"]["authorization"], "***");
+    assert_eq!(shown["request"]["headers"]["webhook-id"], request.webhook_id());
+    assert_eq!(shown["request"]["body"], String::from_utf8_lossy(&request.body).into_owned());
+    assert_eq!((&shown["answer"]["status"], &shown["a_delivery_would"]), (&json!(200), &json!("be done")));
+    assert!(!shown.to_string().contains("hush"), "{shown}");
+
+    // An endpoint that is gone: told, and nothing is done about it.
+    let answer =
+        Behaviour::Answer { status: 410, headers: Vec::new(), body: "no more of hush-hush-token".into() };
+    receiver.set("/secretive", answer);
+    let output =
+        hub.cli(&["subscription", "test", "secretive", "--event", "user.created", "--output", "json"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    let shown: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(shown["event_key"], "user.created");
+    assert_eq!(shown["answer"]["error"], "410 Gone");
+    assert_eq!(shown["answer"]["fault"], "subscriber");
+    assert_eq!(shown["answer"]["body"], "no more of ***");
+    assert_eq!(shown["a_delivery_would"], "be dead-lettered, and the subscription disabled");
+    assert_eq!(hub.cli_json(&["subscription", "show", "secretive"]).await["state"], "active");
+    broker.nothing_owed_within(STEP).await;
+    assert_eq!(client.dead_letters(DOMAIN).await.len(), 0);
+
+    let who = async |args: &[&str]| -> Vec<String> {
+        let output = hub.cli(&[&["subscription", "match", "--output", "json"], args].concat()).await;
+        let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let ids: Vec<String> = found
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|one| one["id"].as_str().expect("an id").to_owned())
+            .collect();
+        assert_eq!(output.status.code(), Some(i32::from(ids.is_empty())), "{args:?}");
+        ids
+    };
+    assert_eq!(who(&["user.created"]).await, ["secretive"]);
+    assert_eq!(who(&["user.created", "--source", "idp"]).await, ["picky", "secretive"]);
+    assert_eq!(who(&["user.created.twice", "--source", "idp"]).await, ["picky"]);
+    assert_eq!(who(&["user.created", "--tenant", "acme"]).await, ["acme"]);
+    assert_eq!(who(&["login.failed"]).await, Vec::<String>::new());
+}

@@ -1,0 +1,17 @@
+//! Delivery of events to subscribers: fan-out, what an answer leads to, broker targets, the delivery log, faults.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod answers;
+mod broker_target;
+mod broker_target_faults;
+mod burst;
+mod crash;
+mod delivery_log;
+mod delivery_log_overload;
+mod fan_out;
+mod isolation;
+mod poison;
+mod publishing;
+mod rejection;

@@ -1,0 +1,11 @@
+//! Programs of other projects: real Redis, RabbitMQ, Kafka and NATS, Protean, and the example subscriber.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod example_subscriber;
+mod protean;
+mod sinks_amqp;
+mod sinks_kafka;
+mod sinks_nats;
+mod sinks_redis;

@@ -1,0 +1,389 @@
+//! The real thing: PostgreSQL, the relay, Redis, and PyPI's Protean, whose subscriber receives what its own
+//! framework would have sent.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use hub_outbox::Store;
+use integration_hub::domain::outbox::Status;
+use serde_json::{Value, json};
+use sqlx::Row as _;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::support::relay::{RELAY, SOON, external, public, settings, wait_for};
+use crate::support::{
+    ChildProcess, Direction, FaultProxy, Hub, RedisServer, TestBroker, TestDatabase, eventually, example,
+    require_tool, tool,
+};
+
+/// The consumer group that Protean makes of the example's subscriber.
+const GROUP: &str = "customers.subscriber.AccountsSubscriber";
+
+/// A Python program with Protean on its path.
+struct Python {
+    interpreter: PathBuf,
+    packages: PathBuf,
+}
+
+impl Python {
+    /// None, with a message, where there is no Protean: `HUB_TEST_PROTEAN` is what `.ci/parts/protean.sh` prints.
+    fn with_protean() -> Option<Self> {
+        let folder = std::env::var_os("HUB_TEST_PROTEAN").filter(|value| !value.is_empty());
+        let packages = require_tool("Protean (its folder in HUB_TEST_PROTEAN)", folder.map(PathBuf::from))?;
+        let interpreter = require_tool("python3", tool("python3", "HUB_TEST_NO_OTHER"))?;
+        Some(Self { interpreter, packages })
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.interpreter);
+        command.env("PYTHONPATH", &self.packages).env("PYTHONDONTWRITEBYTECODE", "1").env("NO_COLOR", "1");
+        command
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A producer's database with the outbox in it, the hub's own broker, and the partner's Redis.
+struct Producer {
+    database: TestDatabase,
+    store: Store,
+    broker: TestBroker,
+    redis: RedisServer,
+}
+
+impl Producer {
+    async fn start() -> Option<Self> {
+        let redis = RedisServer::start(&[]).await?;
+        let database = TestDatabase::postgres().await?;
+        let store = database.outbox(&["partner"]).await;
+        Some(Self { store, database, broker: TestBroker::start().await, redis })
+    }
+
+    /// A relay that reaches the partner at this address.
+    async fn relay(&self, url: &str) -> Hub {
+        let external = external("partner", "redis", url, "");
+        let settings = settings(&self.database.url(), "claim_time = \"2s\"", &external);
+        let mut hub = Hub::serve(&self.broker.url(), &settings, &RELAY);
+        hub.ready().await;
+        hub
+    }
+
+    /// With the real `psql`, as any program would.
+    fn raise(&self, events: &[Value]) {
+        let TestDatabase::Postgres { server, .. } = &self.database else { unreachable!("it is PostgreSQL") };
+        let calls = events.iter().map(|event| format!("SELECT hub_outbox.publish($event${event}$event$);\n"));
+        let output = server.psql(&calls.collect::<String>());
+        assert!(output.status.success(), "{}", crate::support::print_output(&output));
+    }
+
+    async fn redis<T: redis::FromRedisValue>(&self, arguments: &[&str]) -> Option<T> {
+        let mut command = redis::cmd(arguments[0]);
+        command.arg(&arguments[1..]);
+        command.query_async(&mut self.redis.connect().await).await.ok()
+    }
+
+    /// The envelopes in a Redis stream.
+    async fn sent(&self, stream: &str) -> Vec<Value> {
+        let entries: Vec<(String, Vec<String>)> =
+            self.redis(&["XRANGE", stream, "-", "+"]).await.expect("a stream");
+        let data = entries.iter().map(|(_, fields)| {
+            assert_eq!((fields.len(), fields[0].as_str()), (2, "data"));
+            serde_json::from_str(&fields[1]).expect("JSON")
+        });
+        data.collect()
+    }
+
+    /// Waits until the Protean example has read and acknowledged everything.
+    async fn nothing_owed(&self) {
+        self.nothing_owed_to(GROUP).await;
+    }
+
+    async fn nothing_owed_to(&self, group: &str) {
+        eventually(SOON, "everything is acknowledged", async || {
+            let groups: Option<redis::streams::StreamInfoGroupsReply> =
+                self.redis(&["XINFO", "GROUPS", "user"]).await;
+            let groups = groups.map(|reply| reply.groups).unwrap_or_default();
+            let group = groups.into_iter().find(|found| found.name == group);
+            match group.map(|group| (group.lag, group.pending)) {
+                Some((Some(0), 0)) => Ok(()),
+                owed => Err(owed),
+            }
+        })
+        .await;
+    }
+}
+
+/// The example as its README runs it, with a database of the test's own.
+struct Customers {
+    folder: TempDir,
+    database: SqlitePool,
+}
+
+impl Customers {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = SqliteConnectOptions::new().filename(folder.path().join("customers.db"));
+        Self { database: SqlitePool::connect_lazy_with(options), folder }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("customers.db")
+    }
+
+    fn start(&self, python: &Python, redis_url: &str) -> ChildProcess {
+        let mut command = python.command();
+        command.args(["-m", "customers"]).current_dir(root().join("examples/protean_subscriber"));
+        command
+            .env("REDIS_URL", redis_url)
+            .env("CUSTOMERS_DATABASE", format!("sqlite:///{}", self.file().display()))
+            .env("RETRY_DELAY_SECONDS", "0.1")
+            .env("RECLAIM_AFTER_SECONDS", "2");
+        ChildProcess::start(command, &self.folder.path().join("log"))
+    }
+
+    /// Rows of text, sorted, once the example has made the tables.
+    async fn rows(&self, query: &'static str) -> Vec<String> {
+        let rows = sqlx::query(query).fetch_all(&self.database).await.unwrap_or_default();
+        let mut rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        rows.sort();
+        rows
+    }
+
+    async fn letters(&self) -> Vec<String> {
+        self.rows("SELECT customer_id FROM welcome_letter").await
+    }
+
+    async fn wait_for_letters(&self, expected: &[&str]) {
+        eventually(SOON, &format!("{expected:?} are welcomed"), async || match self.letters().await {
+            letters if letters == expected => Ok(()),
+            letters => Err(letters),
+        })
+        .await;
+    }
+}
+
+/// A published `user.created` of a user with an address.
+fn created(id: &str, user: &str) -> Value {
+    let mut event = public(id, &format!("user-{user}"));
+    event["data"] = json!({"user_id": user, "email": format!("{user}@example.com")});
+    event
+}
+
+fn keys(object: &Value) -> BTreeSet<&str> {
+    object.as_object().expect("an object").keys().map(String::as_str).collect()
+}
+
+#[tokio::test]
+async fn a_protean_subscriber_receives_the_envelope_that_it_expects() {
+    let Some(python) = Python::with_protean() else { return };
+    let Some(producer) = Producer::start().await else { return };
+    let _relay = producer.relay(&producer.redis.url()).await;
+    let data =
+        json!({"user_id": "u1", "email": "Ä \"quoted\" \u{1f600} <a@example.com>", "height": "1.50 \\ m"});
+    let full = json!({
+        "id": "evt 1/ü", "type": "user.created", "stream": "user-u1", "published": true, "data": data,
+        "time": "2026-01-31T12:00:00.123456Z", "source": "accounts", "tenant": "acme",
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "fqn": "accounts.UserCreated", "kind": "EVENT", "version": 3, "sequence_id": "7.1",
+        "correlation_id": "corr-1", "causation_id": "accounts::user:command-9",
+        "origin_stream": "accounts::signup-1", "stream_category": "user",
+        "expected_version": 6, "asynchronous": false, "priority": "bulk",
+        "event_store": {"position": 4, "global_position": 99},
+        "extensions": {"partner_tier": "gold", "nested": {"a": [1, null]}},
+    });
+    let mut bare = public("evt-2", "user-u2");
+    bare["type"] = json!("user.deleted");
+    let unpublished = crate::support::outbox::event("evt-3", "user-u1");
+    producer.raise(&[full, unpublished, bare]);
+    wait_for(&producer.store, "partner", Status::Published, 2).await;
+    wait_for(&producer.store, "internal", Status::Published, 3).await;
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = python.command();
+    command.arg(root().join("tests/receivers/protean_recorder.py")).args(["user", &producer.redis.url()]);
+    let mut recorder = ChildProcess::start(command, &folder.path().join("log"));
+    let told = eventually(SOON, "Protean has received both", async || {
+        let log = recorder.log();
+        let lines = log.lines().filter(|line| line.starts_with('{'));
+        let told: Vec<Value> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
+        if told.len() >= 3 { Ok(told) } else { Err(log) }
+    })
+    .await;
+    assert!(recorder.terminate().await.success(), "{}", recorder.log());
+
+    assert_eq!(told.len(), 3, "what is not published never arrives: {told:?}");
+    let reference = &told[0]["reference"];
+    // Order is kept within a stream of the producer, and these are two.
+    let of = |id: &str| {
+        let found = told.iter().find(|told| told["payload"]["metadata"]["headers"]["id"] == id);
+        found.unwrap_or_else(|| panic!("{id} is not there"))
+    };
+    let (first, second) = (of("evt 1/ü"), of("evt-2"));
+
+    // Each kept field with its value, and nothing else.
+    assert_eq!(
+        first["payload"],
+        json!({
+            "data": data,
+            "metadata": {
+                "headers": {
+                    "id": "evt 1/ü", "type": "user.created", "stream": "user-u1",
+                    "time": "2026-01-31T12:00:00.123456Z",
+                    "traceparent": {
+                        "trace_id": "0af7651916cd43dd8448eb211c80319c", "parent_id": "b7ad6b7169203331",
+                        "sampled": true,
+                    },
+                },
+                "domain": {
+                    "fqn": "accounts.UserCreated", "kind": "EVENT", "version": 3, "sequence_id": "7.1",
+                    "correlation_id": "corr-1", "causation_id": "accounts::user:command-9",
+                    "origin_stream": "accounts::signup-1", "stream_category": "user",
+                },
+                "envelope": {"specversion": "1.0"},
+                "extensions": {
+                    "partner_tier": "gold", "nested": {"a": [1, null]}, "source": "accounts", "tenant": "acme",
+                },
+            },
+        })
+    );
+
+    // The members that Protean itself would have sent, but for two of a command's.
+    for payload in [&first["payload"], &second["payload"]] {
+        let (ours, theirs) = (&payload["metadata"], &reference["metadata"]);
+        assert_eq!(keys(payload), keys(reference));
+        assert_eq!(keys(ours), keys(theirs));
+        assert_eq!(keys(&ours["domain"]), keys(&theirs["domain"]));
+        assert_eq!(ours["envelope"], theirs["envelope"]);
+        let mut headers = keys(&theirs["headers"]);
+        assert!(headers.remove("idempotency_key") && headers.remove("deadline"));
+        assert_eq!(keys(&ours["headers"]), headers);
+    }
+
+    // What Protean read of it, without a complaint: the same.
+    let read = &first["message"];
+    assert_eq!(read["data"], first["payload"]["data"]);
+    for part in ["domain", "envelope", "extensions"] {
+        assert_eq!(read["metadata"][part], first["payload"]["metadata"][part], "{part}");
+    }
+    let mut headers = first["payload"]["metadata"]["headers"].clone();
+    headers["time"] = json!("2026-01-31T12:00:00.123456+00:00");
+    headers["idempotency_key"] = Value::Null;
+    headers["deadline"] = Value::Null;
+    assert_eq!(read["metadata"]["headers"], headers);
+    // Its event, rebuilt from the message; and its CloudEvent.
+    let mut event = data.clone();
+    event["class"] = json!("UserCreated");
+    assert_eq!(first["event"], event);
+    let cloud_event = &first["cloud_event"];
+    assert_eq!(
+        (&cloud_event["id"], &cloud_event["type"], &cloud_event["subject"], &cloud_event["source"]),
+        (&json!("evt 1/ü"), &json!("user.created"), &json!("u1"), &json!("accounts"))
+    );
+    let trace = json!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    assert_eq!((&cloud_event["traceparent"], &cloud_event["sequence"]), (&trace, &json!("7.1")));
+
+    // The event that says only what it has to.
+    let headers = &second["payload"]["metadata"]["headers"];
+    assert_eq!((&headers["id"], &headers["type"]), (&json!("evt-2"), &json!("user.deleted")));
+    let defaults = &second["message"]["metadata"]["domain"];
+    assert_eq!((&defaults["kind"], &defaults["version"]), (&json!("EVENT"), &json!(1)));
+}
+
+#[tokio::test]
+async fn what_a_killed_relay_sends_twice_is_handled_once() {
+    let Some(python) = Python::with_protean() else { return };
+    let Some(producer) = Producer::start().await else { return };
+    let customers = Customers::new();
+    let mut service = customers.start(&python, &producer.redis.url());
+    // The other example has a group of its own on the same stream.
+    let in_rust = Customers::new();
+    let mut command = Command::new(example("subscriber"));
+    command.env("SUBSCRIBER_BROKER", producer.redis.url()).arg("--database").arg(in_rust.file());
+    let mut rust_service = ChildProcess::start(command, &in_rust.folder.path().join("log"));
+
+    let proxy = FaultProxy::start(&producer.redis.url()).await;
+    let mut first = producer.relay(&proxy.url("redis")).await;
+    // Redis has the first entries; the relay does not hear of it, and cannot mark them.
+    let answering = proxy.cut_before(Direction::ToClient, "-0\r\n");
+    let users = ["ann", "bob", "cat", "dan", "eve"];
+    let events: Vec<Value> = users.iter().map(|user| created(&format!("e-{user}"), user)).collect();
+    producer.raise(&events);
+    answering.fired(SOON).await;
+    first.kill().await;
+    let sent_before = producer.sent("user").await;
+    assert!(!sent_before.is_empty(), "something was sent before the crash");
+
+    let _second = producer.relay(&producer.redis.url()).await;
+    wait_for(&producer.store, "partner", Status::Published, users.len()).await;
+    let sent = producer.sent("user").await;
+    for once in &sent_before {
+        assert!(sent.iter().filter(|one| *one == once).count() > 1, "sent again, and the same: {sent:?}");
+    }
+
+    customers.wait_for_letters(&users).await;
+    producer.nothing_owed().await;
+    assert_eq!(customers.letters().await, users, "handled once");
+    let inbox = customers.rows("SELECT event_id FROM received_event").await;
+    assert_eq!(inbox, users.map(|user| format!("e-{user}")));
+    assert_eq!(producer.redis::<u64>(&["XLEN", "user:dlq"]).await, Some(0));
+    assert!(service.terminate().await.success(), "{}", service.log());
+
+    producer.nothing_owed_to("customers").await;
+    assert_eq!(in_rust.rows("SELECT customer_id FROM letters").await, users, "here as well");
+    assert!(rust_service.terminate().await.success(), "{}", rust_service.log());
+}
+
+#[tokio::test]
+async fn a_failing_handler_disturbs_neither_the_relay_nor_other_events() {
+    let Some(python) = Python::with_protean() else { return };
+    let Some(producer) = Producer::start().await else { return };
+    let relay = producer.relay(&producer.redis.url()).await;
+    let customers = Customers::new();
+    let mut service = customers.start(&python, &producer.redis.url());
+
+    let mut nameless = created("e-bad", "bad");
+    nameless["data"] = json!({"user_id": "bad"});
+    let mut not_ours = created("e-other", "ann");
+    not_ours["type"] = json!("user.deleted");
+    producer.raise(&[created("e-ann", "ann"), nameless, not_ours, created("e-eve", "eve")]);
+    customers.wait_for_letters(&["ann", "eve"]).await;
+    producer.nothing_owed().await;
+
+    let dead = producer.sent("user:dlq").await;
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    assert_eq!(dead[0]["metadata"]["headers"]["id"], "e-bad");
+    assert_eq!(dead[0]["_dlq_metadata"]["retry_count"], 3);
+    assert!(service.log().contains("KeyError: 'email'"), "the log says why");
+    let rows = wait_for(&producer.store, "partner", Status::Published, 4).await;
+    assert!(rows.iter().all(|row| row.attempts == 0), "the relay knows nothing of it");
+    let partner = ["broker=\"partner\""];
+    assert_eq!(relay.metric("hub_relay_published_total", &partner).await, 4.0);
+    assert_eq!(relay.metric("hub_relay_failed_total", &partner).await, 0.0);
+    assert!(service.terminate().await.success(), "{}", service.log());
+}
+
+#[tokio::test]
+async fn what_a_crashed_subscriber_had_read_is_taken_over_and_changes_nothing() {
+    let Some(python) = Python::with_protean() else { return };
+    let Some(producer) = Producer::start().await else { return };
+    let _relay = producer.relay(&producer.redis.url()).await;
+    producer.raise(&[created("e-ann", "ann"), created("e-bob", "bob")]);
+    wait_for(&producer.store, "partner", Status::Published, 2).await;
+
+    let customers = Customers::new();
+    let proxy = FaultProxy::start(&producer.redis.url()).await;
+    let acknowledging = proxy.cut_before(Direction::ToServer, "XACK");
+    let mut first = customers.start(&python, &proxy.url("redis"));
+    acknowledging.fired(SOON).await;
+    assert_eq!(customers.letters().await, ["ann"], "the effect is committed before it is acknowledged");
+    first.kill().await;
+
+    let mut second = customers.start(&python, &producer.redis.url());
+    producer.nothing_owed().await;
+    assert_eq!(customers.letters().await, ["ann", "bob"]);
+    assert!(second.terminate().await.success(), "{}", second.log());
+}

@@ -1,0 +1,155 @@
+//! What an operator does: pausing a domain, stopping and starting the hub; and what may be in memory.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::support::{
+    Account, Behaviour, Hub, PATIENT, QUICK, Receiver, TestBroker, TestClient, eventually, ids, nats_cli,
+    patient, print_output, require_tool, subscription,
+};
+
+const STEP: Duration = Duration::from_secs(30);
+const OUTBOX: &str = "HUB_OUTBOX_POLICY_CLIENT";
+const LANE: &str = "lane-shared";
+
+/// Runs the real `nats` command, which has to succeed, with a home of its own.
+async fn nats(cli: &Path, hub: &Hub, url: &str, args: &[&str]) -> String {
+    let mut command = tokio::process::Command::new(cli);
+    command.args(["--server", url]).args(args).env("HOME", hub.folder()).env_remove("XDG_CONFIG_HOME");
+    let output = tokio::time::timeout(STEP, command.kill_on_drop(true).output()).await;
+    let output = output.expect("nats ends").expect("nats runs");
+    assert!(output.status.success(), "`nats {}`: {}", args.join(" "), print_output(&output));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Publishes for the paused domain and for another, and shows that only the other delivers.
+async fn assert_held(client: &TestClient, receiver: &Receiver, name: &str, held_before: usize) {
+    let events = ids(name, 40);
+    client.publish_all("policy.updated", &events).await;
+    client.publish_all("user.created", &ids(&format!("{name}-other"), 40)).await;
+    receiver.wait_accepted("/other", held_before + 40, STEP).await;
+    eventually(STEP, "the envelopes stand in the outbox", async || {
+        let lane = client.consumer(OUTBOX, LANE).await;
+        let seen = (lane.num_pending, lane.num_ack_pending);
+        if seen == (40, 0) { Ok(()) } else { Err(seen) }
+    })
+    .await;
+    assert_eq!(receiver.count("/paused"), held_before, "nothing was delivered while paused");
+}
+
+#[tokio::test]
+async fn a_paused_domain_holds_its_deliveries_whoever_paused_it() {
+    let Some(cli) = require_tool("nats", nats_cli()) else { return };
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::serve(&broker.url(), PATIENT, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client
+        .subscribe([
+            patient("paused", &["policy.>"], &receiver.url("/paused")),
+            patient("other", &["user.>"], &receiver.url("/other")),
+        ])
+        .await;
+
+    hub.cli_ok(&["domain", "pause", "policy-client", "--for", "1h"]).await;
+    let info = nats(&cli, &hub, &broker.url(), &["consumer", "info", OUTBOX, LANE, "--json"]).await;
+    let info: serde_json::Value = serde_json::from_str(&info).expect("JSON");
+    assert_eq!(info["paused"], true, "{info}");
+    assert_held(&client, &receiver, "by-hub", 0).await;
+    // A pause outlasts the process.
+    assert!(hub.terminate().await.success());
+    hub.start();
+    hub.ready().await;
+    assert!(client.consumer(OUTBOX, LANE).await.paused, "still paused after a restart");
+    assert_eq!(receiver.count("/paused"), 0);
+    hub.cli_ok(&["domain", "resume", "policy-client"]).await;
+    receiver.wait_accepted("/paused", 40, STEP).await;
+
+    let until = time::OffsetDateTime::now_utc() + Duration::from_secs(3600);
+    let until = until.format(&time::format_description::well_known::Rfc3339).expect("a time");
+    let until = format!("{} {}", &until[..10], &until[11..19]);
+    nats(&cli, &hub, &broker.url(), &["consumer", "pause", OUTBOX, LANE, &until, "--force"]).await;
+    let listed = hub.cli_json(&["domain", "list"]).await;
+    let domain = listed.as_array().and_then(|list| list.iter().find(|one| one["name"] == "policy-client"));
+    assert_eq!(domain.map(|domain| &domain["paused"]), Some(&true.into()), "{listed}");
+    assert_held(&client, &receiver, "by-nats", 40).await;
+    nats(&cli, &hub, &broker.url(), &["consumer", "resume", OUTBOX, LANE, "--force"]).await;
+    receiver.wait_accepted("/paused", 80, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    assert!(receiver.doubles("/paused").is_empty());
+}
+
+#[tokio::test]
+async fn a_stopped_process_finishes_what_is_in_flight_and_hands_back_the_rest() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    receiver.set("/slow", Behaviour::slow(Duration::from_millis(700)));
+    // What is not handed back would come again only after this wait: later than the test ends.
+    let settings = QUICK.replace("ack_wait = \"3s\"", "ack_wait = \"10m\"");
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client.subscribe([subscription("slow", &["policy.>"], &receiver.url("/slow"))]).await;
+    let events = ids("event", 150);
+    client.publish_all("policy.updated", &events).await;
+    receiver.wait_for("/slow", 20, STEP).await;
+    let waiting = client.consumer(OUTBOX, LANE).await.num_ack_pending;
+    assert!(waiting > 60, "{waiting} envelopes are in the process, in flight or waiting");
+    assert!(hub.terminate().await.success(), "a stop by SIGTERM is no failure");
+
+    let requests = receiver.received("/slow");
+    let answered = requests.iter().filter(|request| request.answered == Some(200)).count();
+    assert_eq!(answered, requests.len(), "each delivery that had begun was finished");
+    assert!(answered < 150, "there was something left");
+    let owed = broker.messages(OUTBOX).await;
+    assert_eq!(owed as usize, 150 - answered, "what was delivered is acknowledged");
+
+    receiver.set("/slow", Behaviour::ok());
+    hub.start();
+    hub.ready().await;
+    receiver.wait_accepted("/slow", 150, STEP).await;
+    broker.nothing_owed_within(STEP).await;
+    let account = Account::of(&events, &[("slow", "/slow")], &receiver, &[]);
+    account.assert_complete("stopped and started");
+    assert_eq!((account.delivered, account.doubles), (150, 0));
+}
+
+#[tokio::test]
+async fn no_more_envelopes_are_in_memory_than_the_setting_says_whatever_the_backlog() {
+    const HELD: u64 = 200;
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let hanging = || (0..100).map(|number| format!("/hanging-{number}"));
+    hanging().for_each(|path| receiver.set(&path, Behaviour::Hang));
+    // No attempt ends while this is looked at: whatever was taken from the broker is in memory.
+    let settings = format!(
+        "[delivery]\nmax_timeout = \"60s\"\nack_wait = \"75s\"\nheld = {HELD}\nqueue_per_subscription = {HELD}"
+    );
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    let all = hanging().map(|path| {
+        let mut subscription = subscription(&path[1..], &["policy.>"], &receiver.url(&path));
+        subscription["delivery"]["timeout"] = "60s".into();
+        subscription
+    });
+    client.subscribe(all).await;
+    client.publish_all("policy.updated", &ids("event", 100)).await;
+    let look = async || {
+        let lane = client.consumer(OUTBOX, LANE).await;
+        (lane.num_ack_pending as u64, lane.num_pending)
+    };
+    eventually(STEP, "the process holds as many as it may", async || {
+        let seen = look().await;
+        if seen == (HELD, 10_000 - HELD) { Ok(()) } else { Err(seen) }
+    })
+    .await;
+    // It has asked for all it will: the next of its rounds (gauges, lanes) find it at the same.
+    hub.metric_above("hub_outbox_depth", &["domain=\"policy-client\""], 9_999.0, STEP).await;
+    assert_eq!(look().await, (HELD, 10_000 - HELD));
+    let in_flight = hub.metric("hub_deliveries_in_flight", &["domain=\"policy-client\""]).await;
+    let open: usize = hanging().map(|path| receiver.most_open(&path)).sum();
+    assert!((1..=64).contains(&open), "{open} at the endpoints, the domain's pool has 64");
+    assert!(in_flight <= 64.0, "{in_flight} in flight, the domain's pool has 64");
+}

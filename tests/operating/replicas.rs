@@ -1,0 +1,190 @@
+//! Several processes with every role each: they share the work and double nothing; and the same on a
+//! cluster that loses a node.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use integration_hub::broker_process::{BrokerCluster, BrokerOptions};
+
+use crate::support::{
+    Account, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, nats_server,
+    subscription,
+};
+
+const STEP: Duration = Duration::from_secs(90);
+/// Want the many events.
+const MANY: [(&str, &str); 3] = [("steady", "/steady"), ("second", "/second"), ("flaky", "/flaky")];
+/// Wants the few events, with three attempts for each: of 700 failures 100 at least are a last one.
+const FAILING: [(&str, &str); 1] = [("failing", "/failing")];
+const FEW: usize = 300;
+const FAILURES: usize = 700;
+/// The outbox of the domain whose events are published here.
+const OUTBOX: &str = "HUB_OUTBOX_USER_LIFECYCLE";
+
+fn settings() -> String {
+    QUICK.replace(
+        "schedule = []",
+        "schedule = [\"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\"]",
+    )
+}
+
+async fn receiver() -> Receiver {
+    let receiver = Receiver::start().await;
+    receiver.set("/flaky", Behaviour::failing_first(100, 503));
+    receiver.set("/failing", Behaviour::failing_first(FAILURES, 503));
+    receiver
+}
+
+async fn subscribe(client: &TestClient, receiver: &Receiver) {
+    client.subscribe(MANY.map(|(id, path)| subscription(id, &["user.>"], &receiver.url(path)))).await;
+    client.subscribe(FAILING.map(|(id, path)| subscription(id, &["role.>"], &receiver.url(path)))).await;
+}
+
+async fn publish(client: &TestClient, many: &[String], few: &[String]) {
+    tokio::join!(client.publish_all("user.created", many), client.publish_all("role.granted", few));
+}
+
+/// Every pair was delivered; gives how many deliveries were doubles.
+fn assert_all_delivered(receiver: &Receiver, many: &[String], few: &[String], what: &str) -> usize {
+    let mut doubles = 0;
+    for (events, subscriptions) in [(many, &MANY[..]), (few, &FAILING[..])] {
+        let account = Account::of(events, subscriptions, receiver, &[]);
+        account.assert_complete(what);
+        assert_eq!(account.delivered, events.len() * subscriptions.len());
+        doubles += account.doubles;
+    }
+    doubles
+}
+
+async fn delivered(hub: &Hub) -> f64 {
+    hub.metric("hub_deliveries_total", &["outcome=\"delivered\""]).await
+}
+
+/// Waits until everything was delivered and no dead letter is left, on a broker that may lack a node.
+async fn all_settled(client: &TestClient, receiver: &Receiver, events: usize) {
+    for (_, path) in MANY {
+        receiver.wait_accepted(path, events, STEP).await;
+    }
+    receiver.wait_accepted(FAILING[0].1, FEW, STEP).await;
+    eventually(STEP, "nothing is owed and no dead letter is left", async || {
+        let mut streams = client.context.streams();
+        let mut standing = Vec::new();
+        while let Some(stream) = streams.next().await {
+            let stream = stream.map_err(|error| vec![(error.to_string(), 0)])?;
+            let owed =
+                ["OUTBOX", "EVENTS", "ADVISORIES"].iter().any(|part| stream.config.name.contains(part));
+            if owed && stream.state.messages > 0 {
+                standing.push((stream.config.name, stream.state.messages));
+            }
+        }
+        if standing.is_empty() { Ok(()) } else { Err(standing) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn two_replicas_of_every_role_share_the_work_and_double_nothing() {
+    let broker = TestBroker::start().await;
+    let receiver = receiver().await;
+    let mut hubs = [Hub::serve(&broker.url(), &settings(), &[]), Hub::serve(&broker.url(), &settings(), &[])];
+    for hub in &mut hubs {
+        hub.ready().await;
+    }
+    let client = TestClient::connect(&broker.url()).await;
+    subscribe(&client, &receiver).await;
+    let (many, few) = (ids("many", 2_000), ids("few", FEW));
+    publish(&client, &many, &few).await;
+    all_settled(&client, &receiver, 2_000).await;
+    assert_eq!(assert_all_delivered(&receiver, &many, &few, "two replicas"), 0);
+    let mut shares = Vec::new();
+    let (mut envelopes, mut moved, mut redriven) = (0.0, 0.0, 0.0);
+    for hub in &hubs {
+        shares.push(delivered(hub).await);
+        envelopes += hub.metric("hub_envelopes_total", &[]).await;
+        moved += hub.metric("hub_envelopes_spilled_total", &[]).await;
+        redriven += hub.metric("hub_redriven_total", &[]).await;
+    }
+    println!("delivered by each: {shares:?}; {redriven} redriven, {moved} moved to an own lane");
+    assert!(shares.iter().all(|share| *share > 600.0), "each delivers its part of 6,000: {shares:?}");
+    assert!(redriven >= 100.0, "{redriven} were dead-lettered and redriven");
+    assert_eq!(envelopes as usize, 6_000 + FEW, "each event was fanned out once");
+    let written = client.stream(OUTBOX).await.state.last_sequence;
+    assert_eq!(written, (envelopes + moved + redriven) as u64, "nothing was written to the outbox twice");
+}
+
+#[tokio::test]
+async fn a_retry_after_that_one_replica_is_told_holds_in_the_other_as_well() {
+    const WAIT: Duration = Duration::from_secs(5);
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hubs = [Hub::serve(&broker.url(), QUICK, &[]), Hub::serve(&broker.url(), QUICK, &[])];
+    for hub in &mut hubs {
+        hub.ready().await;
+    }
+    let client = TestClient::connect(&broker.url()).await;
+    let wanted = ["slow", "other"].map(|id| subscription(id, &["user.>"], &receiver.url(&format!("/{id}"))));
+    client.subscribe(wanted).await;
+    let refusal = Box::new(Behaviour::retry_after(429, WAIT.as_secs()));
+    receiver.set("/slow", Behaviour::First(1, refusal, Box::new(Behaviour::ok())));
+    client.publish("user.created", "first").await;
+    let refused = receiver.wait_for("/slow", 1, STEP).await[0].arrived;
+    for hub in &hubs {
+        hub.wait_for_log("nothing of the subscription is sent until then", WAIT).await;
+    }
+    // One of the two was answered, the other was told.
+    let mut answered = 0.0;
+    for hub in &hubs {
+        let throttled = hub.metric("hub_failures_total", &["kind=\"throttled\""]).await;
+        assert!(throttled <= 1.0, "{throttled}");
+        answered += throttled;
+    }
+    assert_eq!(answered, 1.0);
+
+    client.publish_all("user.created", &ids("more", 200)).await;
+    receiver.wait_accepted("/other", 201, STEP).await;
+    let others = refused.elapsed();
+    receiver.wait_accepted("/slow", 201, STEP).await;
+    let received = receiver.received("/slow");
+    let early = received[1..].iter().map(|request| request.arrived - refused).min().expect("201 came");
+    assert!(early >= WAIT - Duration::from_millis(100), "one of the others came after {early:?}");
+    assert!(others < WAIT, "the other subscription goes on: {others:?}");
+    assert_eq!(received.len(), 202, "each came once, but for the first");
+    for hub in &hubs {
+        assert!(hub.metric("hub_deliveries_total", &["outcome=\"delivered\""]).await > 50.0, "both deliver");
+    }
+    broker.nothing_owed_within(STEP).await;
+
+    // What anybody else says there is neither believed beyond the bound nor able to stop the hubs.
+    for notice in ["soon", "{\"wait_ms\":-1}"] {
+        client.js.publish_plain("hub.holds.other", notice.into()).await.expect("published");
+    }
+    client.publish("user.created", "last").await;
+    receiver.wait_accepted("/other", 202, STEP).await;
+}
+
+#[tokio::test]
+async fn a_cluster_that_loses_a_node_in_the_middle_loses_no_pair() {
+    let options = BrokerOptions { server_name: Some("node".to_owned()), ..BrokerOptions::new(nats_server()) };
+    let mut cluster = BrokerCluster::start(3, &options).await.unwrap_or_else(|error| panic!("{error}"));
+    let receiver = receiver().await;
+    let settings = format!("{}\n[nats]\nreplicas = 3", settings());
+    let url = cluster.url();
+    let mut hubs = [Hub::serve(&url, &settings, &[]), Hub::serve(&url, &settings, &[])];
+    for hub in &mut hubs {
+        hub.ready().await;
+    }
+    let client = TestClient::connect(&url).await;
+    assert_eq!(client.stream(OUTBOX).await.config.num_replicas, 3);
+    subscribe(&client, &receiver).await;
+    let (many, few) = (ids("many", 1_000), ids("few", FEW));
+    let kill_one = async {
+        receiver.wait_accepted("/steady", 200, STEP).await;
+        cluster.server(0).expect("three nodes").kill().await.expect("the node is killed");
+        receiver.accepted("/steady").len()
+    };
+    let ((), before) = tokio::join!(publish(&client, &many, &few), kill_one);
+    assert!(before < 1_000, "there was work left when the node was killed");
+    all_settled(&client, &receiver, 1_000).await;
+    let doubles = assert_all_delivered(&receiver, &many, &few, "a cluster without one of its nodes");
+    println!("{doubles} delivered again");
+}

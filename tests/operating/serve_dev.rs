@@ -1,0 +1,151 @@
+//! `hub serve --dev`: a server of its own whose data lasts, and what another terminal needs to know.
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::support::{Receiver, free_port, http_client, nats_server, print_output};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The built binary without the settings of this test run's environment.
+fn hub(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hub"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("HUB__") || text == "HUB_CONFIG" {
+            command.env_remove(&name);
+        }
+    }
+    command.current_dir(folder).env("XDG_DATA_HOME", folder).env("HUB_NATS_SERVER", nats_server());
+    command.kill_on_drop(true);
+    command
+}
+
+/// Starts it; gives the variables it tells another terminal to export.
+async fn start(folder: &Path, port: u16) -> (Child, Vec<(String, String)>) {
+    let (child, exports, _) = start_with(folder, port, &[]).await;
+    (child, exports)
+}
+
+/// With further arguments of `hub`; gives the lines it prints as well.
+async fn start_with(folder: &Path, port: u16, args: &[&str]) -> (Child, Vec<(String, String)>, Vec<String>) {
+    let mut child = hub(folder)
+        .env("RUST_LOG", "warn")
+        .args(["--set", "api.listen=127.0.0.1:0", "--set", "health.listen=127.0.0.1:0"])
+        .args(args)
+        .args(["serve", "--dev"])
+        .args(["--nats-url", &format!("nats://127.0.0.1:{port}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+    let told = tokio::time::timeout(LIMIT, async {
+        let (mut exports, mut told) = (Vec::new(), Vec::new());
+        while let Some(line) = lines.next_line().await.expect("text") {
+            if let Some(line) = line.trim().strip_prefix("export ") {
+                exports = line.split(' ').filter_map(|word| word.split_once('=')).map(owned).collect();
+            }
+            if line.contains("Ctrl-C") {
+                return (exports, told);
+            }
+            told.push(line);
+        }
+        panic!("it ended before it was ready");
+    });
+    let (exports, told) = told.await.expect("ready in time");
+    (child, exports, told)
+}
+
+fn owned((name, value): (&str, &str)) -> (String, String) {
+    (name.to_owned(), value.to_owned())
+}
+
+async fn stop(mut child: Child) {
+    let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+    kill_process(pid.expect("it runs"), Signal::INT).expect("signalled");
+    let status = tokio::time::timeout(LIMIT, child.wait()).await.expect("in time").expect("waited for");
+    assert!(status.success(), "{status}");
+}
+
+/// Another terminal, after the export.
+async fn other(folder: &Path, exports: &[(String, String)], args: &[&str], input: &str) -> Output {
+    let mut child = hub(folder)
+        .args(args)
+        .envs(exports.iter().cloned())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(input.as_bytes()).await.expect("it reads or has ended well");
+    drop(stdin);
+    tokio::time::timeout(LIMIT, child.wait_with_output()).await.expect("in time").expect("waited for")
+}
+
+#[tokio::test]
+async fn another_terminal_works_with_it_and_its_data_lasts() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let folder = folder.path();
+    let port = free_port();
+    let receiver = Receiver::start().await;
+    let (first, exports) = start(folder, port).await;
+
+    let subscription = serde_json::json!({
+        "id": "kept",
+        "events": ["user.>"],
+        "delivery": {"url": receiver.url("/"), "auth": {"type": "bearer", "token": "a secret"}},
+    });
+    let applied =
+        other(folder, &exports, &["subscription", "apply", "-f", "-"], &subscription.to_string()).await;
+    assert!(applied.status.success(), "{}", print_output(&applied));
+
+    // A second one on the same folder is told that, and does not disturb the first.
+    let url = format!("nats://127.0.0.1:{port}");
+    let second = other(folder, &[], &["serve", "--dev", "--nats-url", &url], "").await;
+    assert_eq!(second.status.code(), Some(1));
+    let text = print_output(&second);
+    assert!(text.contains("a `hub serve --dev` runs on") && text.contains("XDG_DATA_HOME"), "{text}");
+    // One on another folder finds the port taken.
+    let elsewhere = tempfile::tempdir().expect("temporary folder");
+    let third = other(elsewhere.path(), &[], &["serve", "--dev", "--nats-url", &url], "").await;
+    assert_eq!(third.status.code(), Some(1));
+    let text = print_output(&third);
+    assert!(text.contains(&format!("port {port} of this machine is taken")), "{text}");
+
+    stop(first).await;
+    let (again, exports) = start(folder, port).await;
+    let published = other(folder, &exports, &["publish", "user.created", r#"{"user_id":"u1"}"#], "").await;
+    assert!(published.status.success(), "{}", print_output(&published));
+    let received = receiver.wait_for("/", 1, LIMIT).await;
+    let token = received[0].header("authorization");
+    assert_eq!(token, "Bearer a secret", "subscription, key and credential have lasted");
+    stop(again).await;
+}
+
+#[tokio::test]
+async fn anybody_on_this_machine_may_use_its_api_but_for_web_pages_unless_it_is_told_otherwise() {
+    for (args, status) in [(&[][..], 200), (&["--set", "api.anonymous=false"], 401)] {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let (child, _, told) = start_with(folder.path(), free_port(), args).await;
+        let url = told.iter().find_map(|line| {
+            let at = line.find("http://")?;
+            line.ends_with("/v1/subscriptions").then(|| line[at..].to_owned())
+        });
+        let url = url.unwrap_or_else(|| panic!("no line for curl in {told:?}"));
+        let answer = http_client().get(&url).send().await.expect("it answers");
+        assert_eq!(answer.status(), status, "{args:?}");
+        assert_eq!(told.iter().any(|line| line.contains("token create")), status == 401, "{told:?}");
+        let page = http_client().get(&url).header("origin", "http://evil.example").send().await;
+        assert_eq!(page.expect("it answers").status(), if status == 200 { 403 } else { 401 });
+        let rebound = http_client().get(&url).header("host", "evil.example").send().await;
+        assert_eq!(rebound.expect("it answers").status(), if status == 200 { 403 } else { 401 });
+        stop(child).await;
+    }
+}

@@ -1,0 +1,19 @@
+//! The producer outbox: its SQL and its rows on PostgreSQL and SQLite, its commands, its protocol and the relay.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod claims;
+mod cli;
+mod cost;
+mod database;
+mod protocol;
+mod relay;
+mod relay_brokers;
+mod relay_faults;
+mod relay_names;
+mod relay_scripted;
+mod relay_signs;
+mod rules;
+mod sql;
+mod store;

@@ -1,0 +1,84 @@
+//! What the relay shows of itself: metrics by target broker, and log lines that tell the internal broker's
+//! events from those of the external ones.
+
+use integration_hub::domain::outbox::Status;
+use serde_json::{Value, json};
+
+use crate::support::relay::{RELAY, SOON, external, partner, public, raise, settings, wait_for};
+use crate::support::{Hub, TestBroker, TestDatabase, eventually, free_port};
+
+/// The lines that say so, one field beside the other as `<name>=<value>`.
+fn lines(hub: &Hub, message: &str) -> Vec<String> {
+    hub.log().lines().filter(|line| line.contains(message)).map(str::to_owned).collect()
+}
+
+async fn metric_is(hub: &Hub, name: &str, broker: &str, wanted: f64) {
+    let label = format!("broker=\"{broker}\"");
+    eventually(SOON, &format!("{name}{{{broker}}} is {wanted}"), async || {
+        let found = hub.metric(name, &[&label]).await;
+        if (found - wanted).abs() < f64::EPSILON { Ok(()) } else { Err(found) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn metrics_and_log_lines_tell_the_brokers_apart() {
+    let database = TestDatabase::sqlite().await.expect("SQLite is always there");
+    // Nobody here has the settings of `left`, whose rows wait.
+    let store = database.outbox(&["left", "partner", "dead"]).await;
+    let (broker, partner) = (TestBroker::start().await, partner().await);
+    let nobody = format!("nats://127.0.0.1:{}", free_port());
+    let external = external("partner", "nats", &partner.url(), "") + &external("dead", "nats", &nobody, "");
+    let log = "[log]\nlevel = \"integration_hub=debug\"\n";
+    let outbox = "retry = [\"50ms\"]\nmax_attempts = 2";
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), outbox, &(external + log)), &RELAY);
+    hub.ready().await;
+    // No stream of the partner takes this one, so it says no, twice.
+    let mut refused = public("e-no", "s2");
+    refused["type"] = json!("order.placed");
+    raise(&database, &[public("e-yes", "s1"), refused]).await;
+    wait_for(&store, "internal", Status::Published, 2).await;
+    wait_for(&store, "partner", Status::Abandoned, 1).await;
+    wait_for(&store, "partner", Status::Published, 1).await;
+
+    for (broker, published, failed, abandoned) in
+        [("internal", 2.0, 0.0, 0.0), ("partner", 1.0, 1.0, 1.0), ("dead", 0.0, 0.0, 0.0)]
+    {
+        metric_is(&hub, "hub_relay_published_total", broker, published).await;
+        metric_is(&hub, "hub_relay_failed_total", broker, failed).await;
+        metric_is(&hub, "hub_relay_abandoned_total", broker, abandoned).await;
+        metric_is(&hub, "hub_relay_lag_seconds_count", broker, published).await;
+    }
+    metric_is(&hub, "hub_relay_broker_up", "dead", 0.0).await;
+    metric_is(&hub, "hub_relay_broker_up", "partner", 1.0).await;
+    // Of the whole database, also of a broker that nobody sends to.
+    for (broker, open) in [("internal", 0.0), ("partner", 0.0), ("dead", 2.0), ("left", 2.0)] {
+        metric_is(&hub, "hub_relay_open_rows", broker, open).await;
+    }
+    for broker in ["dead", "left"] {
+        hub.metric_above("hub_relay_oldest_seconds", &[&format!("broker=\"{broker}\"")], 0.5, SOON).await;
+    }
+    metric_is(&hub, "hub_relay_oldest_seconds", "internal", 0.0).await;
+
+    let told = |message: &str, fields: &[&str]| {
+        let found = lines(&hub, message);
+        let matching = found.iter().filter(|line| fields.iter().all(|field| line.contains(field))).count();
+        assert_eq!(matching, 1, "{message}, {fields:?}: {found:#?}");
+    };
+    let (inside, outside) =
+        ("broker=\"internal\" scope=\"internal\"", "broker=\"partner\" scope=\"external\"");
+    told("a row is published", &[inside, "id=\"e-yes\"", "event_type=\"user.created\"", "stream=\"s1\""]);
+    told("a row is published", &[inside, "id=\"e-no\"", "event_type=\"order.placed\""]);
+    told("a row is published", &[outside, "id=\"e-yes\""]);
+    told("a row is refused", &[outside, "id=\"e-no\"", "attempts=1"]);
+    told("a row is abandoned", &[outside, "id=\"e-no\"", "stream=\"s2\""]);
+    told("the broker takes no messages", &["broker=\"dead\" scope=\"external\""]);
+
+    // A broker that was forgotten, and whose rows are no longer owed, is told of once more.
+    let hub_cli = async |args: &[&str]| -> Value { hub.cli_json(args).await };
+    assert_eq!(hub_cli(&["outbox", "setup", "--prune"]).await["brokers"]["removed"], json!(["left"]));
+    let discarded = hub_cli(&["outbox", "discard", "--broker", "left", "--yes"]).await;
+    assert_eq!(discarded, json!({"discarded": 2}));
+    metric_is(&hub, "hub_relay_open_rows", "left", 0.0).await;
+    metric_is(&hub, "hub_relay_oldest_seconds", "left", 0.0).await;
+}
