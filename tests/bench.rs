@@ -2,13 +2,13 @@
 
 mod support;
 
-use support::{Hub, TestPostgres, nats_server, print_output, require_tool, tool};
+use support::{Hub, TestPostgres, TestSettings, nats_server, print_output, require_tool, tool};
 
 /// The bench starts brokers of its own: nobody listens where these settings point.
 fn hub() -> Hub {
     // Fetched once for all tests, if need be, and not by each bench.
     let _ = nats_server();
-    Hub::configured("nats://127.0.0.1:1", "")
+    Hub::configured("nats://127.0.0.1:1", &TestSettings::default())
 }
 
 #[tokio::test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use serde_json::json;
 use support::{
-    Behaviour, Direction, FaultProxy, Hub, OAuth2Server, Receiver, TestBroker, complete, eventually,
-    free_port, http_client, require_tool, sum_of,
+    Behaviour, Direction, FaultProxy, Hub, OAuth2Server, Receiver, TestBroker, TestSettings, complete,
+    eventually, free_port, http_client, require_tool, sum_of,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -302,8 +302,11 @@ fn ports_and_tools() {
 
 #[test]
 fn settings_are_completed_but_never_overridden() {
-    let (text, [api, health]) =
-        complete("[nats]\nurl = \"nats://mine:1\"\n[delivery]\nmax_deliver = 2", "nats://other:2");
+    let settings = TestSettings::default().with(|settings| {
+        settings.nats.url = Some("nats://mine:1".to_owned());
+        settings.delivery.max_deliver = Some(2);
+    });
+    let (text, [api, health]) = complete(settings, "nats://other:2");
     let table: toml::Table = text.parse().expect("TOML");
     assert_eq!(table["nats"]["url"].as_str(), Some("nats://mine:1"));
     assert_eq!(table["delivery"]["max_deliver"].as_integer(), Some(2));
@@ -324,7 +327,7 @@ fn samples_are_added_up() {
 
 #[tokio::test]
 async fn a_hub_that_ends_at_once_is_not_waited_for() {
-    let mut hub = Hub::serve("nats://127.0.0.1:1", "", &["--no-such-flag"]);
+    let mut hub = Hub::serve("nats://127.0.0.1:1", &TestSettings::default(), &["--no-such-flag"]);
     let said = panic_of(hub.ready()).await;
     assert!(said.contains("ended before it was ready"), "{said}");
 }

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
 use crate::support::{
-    ApiClient, Behaviour, Hub, OAuth2Server, QUICK, Received, Receiver, TestBroker, TestClient, free_port,
-    print_output, require_tool, tool,
+    ApiClient, Behaviour, Hub, OAuth2Server, Received, Receiver, TestBroker, TestClient, TestSettings,
+    free_port, print_output, require_tool, tool,
 };
 
 const STEP: Duration = Duration::from_secs(30);
@@ -22,12 +22,14 @@ const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const NEW_KEY: &str = "IAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const SIGNING: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-fn settings(secrets: &str) -> String {
-    format!("{QUICK}\n[secrets]\n{secrets}")
+fn with_key() -> TestSettings {
+    TestSettings::quick().with_key(KEY)
 }
 
-fn with_key() -> String {
-    settings(&format!("master_key = '{KEY}'"))
+/// With the new key as `k2`.
+fn with_new_key() -> TestSettings {
+    let settings = TestSettings::quick().with_key(NEW_KEY);
+    settings.with(|settings| settings.secrets.key_id = Some("k2".to_owned()))
 }
 
 /// A folder with packages that `.ci/parts` fetches, as the variable names it; or a skip.
@@ -99,7 +101,7 @@ async fn apply(hub: &Hub, subscriptions: &Value) {
     hub.cli_ok(&["subscription", "apply", "--file", file.to_str().expect("UTF-8")]).await;
 }
 
-async fn serving(broker: &TestBroker, settings: &str) -> (Hub, TestClient) {
+async fn serving(broker: &TestBroker, settings: &TestSettings) -> (Hub, TestClient) {
     let mut hub = Hub::serve(&broker.url(), settings, &[]);
     hub.ready().await;
     (hub, TestClient::connect(&broker.url()).await)
@@ -191,7 +193,7 @@ async fn both_content_modes_are_events_to_the_public_sdk() {
     let Some(python) = Script::python() else { return };
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let (hub, client) = serving(&broker, QUICK).await;
+    let (hub, client) = serving(&broker, &TestSettings::quick()).await;
     let modes = ["structured", "binary"];
     let subscriptions: Vec<Value> = modes
         .map(|mode| {
@@ -323,17 +325,17 @@ async fn a_new_master_key_takes_over_while_deliveries_go_on() {
     client.publish("user.created", "e1").await;
     receiver.wait_accepted("/crm", 50, STEP).await;
 
-    let both = format!("master_key = '{NEW_KEY}'\nkey_id = 'k2'\nprevious_keys = ['k1:{KEY}']");
-    let rotating = Hub::configured(&broker.url(), &settings(&both));
-    let unable =
-        Hub::configured(&broker.url(), &settings(&format!("master_key = '{NEW_KEY}'\nkey_id = 'k2'")));
+    let previous = Some(vec![format!("k1:{KEY}")]);
+    let both = with_new_key().with(|settings| settings.secrets.previous_keys = previous);
+    let rotating = Hub::configured(&broker.url(), &both);
+    let unable = Hub::configured(&broker.url(), &with_new_key());
     let refused = unable.cli(&["secrets", "rotate"]).await;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && said.contains("secrets.previous_keys"), "{said}");
 
     // What still has the old key alone ends first; then both keys open.
     hub.terminate().await;
-    let (hub, _) = serving(&broker, &settings(&both)).await;
+    let (hub, _) = serving(&broker, &both).await;
     client.publish("user.created", "e2").await;
     receiver.wait_accepted("/crm", 100, STEP).await;
     let done = rotating.cli_json(&["secrets", "rotate"]).await;
@@ -345,8 +347,7 @@ async fn a_new_master_key_takes_over_while_deliveries_go_on() {
     drop(hub);
 
     // The old key is not needed any more.
-    let alone = settings(&format!("master_key = '{NEW_KEY}'\nkey_id = 'k2'"));
-    let (_hub, _) = serving(&broker, &alone).await;
+    let (_hub, _) = serving(&broker, &with_new_key()).await;
     client.publish("user.created", "e4").await;
     receiver.wait_accepted("/crm", 200, STEP).await;
 }
@@ -373,8 +374,8 @@ async fn no_plain_secret_is_anywhere_after_a_full_run() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     let tokens = OAuth2Server::start("hub", "hush-oauth2").await;
-    let log = "[log]\nlevel = 'trace'\n";
-    let (hub, client) = serving(&broker, &format!("{}\n{log}", with_key())).await;
+    let settings = with_key().with(|settings| settings.log.level = Some("trace".to_owned()));
+    let (hub, client) = serving(&broker, &settings).await;
     let on_the_broker = tap(&broker).await;
 
     // Each endpoint takes one event; of the next it says no, and repeats what it was sent.

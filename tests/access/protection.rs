@@ -7,8 +7,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
+use crate::support::settings::Tenant;
 use crate::support::{
-    ApiClient, Behaviour, Hub, Receiver, TestBroker, TestClient, eventually, http_client, subscription,
+    ApiClient, Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, http_client,
+    subscription,
 };
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -16,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 #[tokio::test]
 async fn every_process_has_health_on_a_listener_of_its_own_and_the_api_only_where_it_has_the_role() {
     let broker = TestBroker::start().await;
-    let mut whole = Hub::serve(&broker.url(), "", &[]);
+    let mut whole = Hub::serve(&broker.url(), &TestSettings::default(), &[]);
     whole.ready().await;
     for url in ["/healthz", "/readyz", "/metrics"] {
         for url in [whole.health_url(url), whole.api_url(url)] {
@@ -28,7 +30,8 @@ async fn every_process_has_health_on_a_listener_of_its_own_and_the_api_only_wher
     let answer = http_client().get(whole.health_url("/v1/domains")).send().await.expect("it answers");
     assert_eq!(answer.status(), 404);
 
-    let mut worker = Hub::serve(&broker.url(), "", &["--role", "outbox-processor,dlt-router"]);
+    let mut worker =
+        Hub::serve(&broker.url(), &TestSettings::default(), &["--role", "outbox-processor,dlt-router"]);
     worker.ready().await;
     let refused = http_client().get(worker.api_url("/healthz")).send().await;
     assert!(
@@ -40,7 +43,7 @@ async fn every_process_has_health_on_a_listener_of_its_own_and_the_api_only_wher
 #[tokio::test]
 async fn a_taken_port_is_named_with_the_setting_and_the_line_to_copy() {
     let broker = TestBroker::start().await;
-    let mut first = Hub::serve(&broker.url(), "", &[]);
+    let mut first = Hub::serve(&broker.url(), &TestSettings::default(), &[]);
     first.ready().await;
     for (setting, variable, url) in [
         ("health", "HUB__HEALTH__LISTEN", first.health_url("")),
@@ -48,7 +51,11 @@ async fn a_taken_port_is_named_with_the_setting_and_the_line_to_copy() {
     ] {
         let taken = url.strip_prefix("http://").expect("an http URL").to_owned();
         let port: u16 = taken.rsplit(':').next().expect("a port").parse().expect("a number");
-        let settings = format!("[{setting}]\nlisten = \"{taken}\"\n");
+        let listen = Some(taken.clone());
+        let settings = TestSettings::default().with(|settings| match setting {
+            "health" => settings.health.listen = listen,
+            _ => settings.api.listen = listen,
+        });
         let mut second = Hub::serve(&broker.url(), &settings, &[]);
         assert_eq!(second.ended(LIMIT).await.code(), Some(1));
         let log = second.log();
@@ -96,7 +103,7 @@ fn get(path: &str, host: &str, token: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn half_open_connections_keep_nobody_out() {
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), "", &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::default(), &[]);
     hub.ready().await;
     let api = ApiClient::with_scopes(&hub, "reader", "read", None).await;
     let head = "GET /v1/domains HTTP/1.1\r\nhost: x\r\nx-never: ";
@@ -131,7 +138,7 @@ async fn half_open_connections_keep_nobody_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_that_never_come_lock_nobody_out_and_end() {
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), "", &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::default(), &[]);
     hub.ready().await;
     let api = ApiClient::with_scopes(&hub, "all", "publish,read,manage,operate", None).await;
     let paths =
@@ -178,8 +185,11 @@ async fn bodies_that_never_come_lock_nobody_out_and_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_at_once_are_bounded_for_each_token_and_each_address() {
     let broker = TestBroker::start().await;
-    let settings = "[api]\nrequests_per_token = 1\nrequests_per_peer = 2\n";
-    let mut hub = Hub::serve(&broker.url(), settings, &["--role", "api"]);
+    let settings = TestSettings::default().with(|settings| {
+        settings.api.requests_per_token = Some(1);
+        settings.api.requests_per_peer = Some(2);
+    });
+    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
     hub.ready().await;
     let (receiver, client) = (Receiver::start().await, TestClient::connect(&broker.url()).await);
     receiver.set("/slow", Behaviour::Hang);
@@ -220,7 +230,8 @@ async fn requests_at_once_are_bounded_for_each_token_and_each_address() {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_at_once_are_bounded_for_each_tenant_whatever_its_tokens_and_addresses() {
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), "[api]\nrequests_per_tenant = 2\n", &["--role", "api"]);
+    let settings = TestSettings::default().with(|settings| settings.api.requests_per_tenant = Some(2));
+    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
     hub.ready().await;
     let (receiver, client) = (Receiver::start().await, TestClient::connect(&broker.url()).await);
     receiver.set("/slow", Behaviour::Hang);
@@ -252,8 +263,8 @@ async fn requests_at_once_are_bounded_for_each_tenant_whatever_its_tokens_and_ad
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_of_one_address_with_requests_in_hand_are_bounded_and_it_is_told() {
     let broker = TestBroker::start().await;
-    let settings = "[api]\nconnections_per_peer = 2\n";
-    let mut hub = Hub::serve(&broker.url(), settings, &["--role", "api"]);
+    let settings = TestSettings::default().with(|settings| settings.api.connections_per_peer = Some(2));
+    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
     hub.ready().await;
     let (receiver, client) = (Receiver::start().await, TestClient::connect(&broker.url()).await);
     receiver.set("/slow", Behaviour::Hang);
@@ -275,7 +286,8 @@ async fn connections_of_one_address_with_requests_in_hand_are_bounded_and_it_is_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_unknown_tokens_is_answered_without_asking_and_known_ones_go_on() {
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), "[api]\nunknown_tokens_per_peer = 1\n", &["--role", "api"]);
+    let settings = TestSettings::default().with(|settings| settings.api.unknown_tokens_per_peer = Some(1));
+    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
     hub.ready().await;
     let api = ApiClient::with_scopes(&hub, "reader", "read", None).await;
     let url = hub.api_url("");
@@ -302,8 +314,11 @@ async fn a_flood_of_unknown_tokens_is_answered_without_asking_and_known_ones_go_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_web_page_cannot_use_an_api_that_asks_for_no_token() {
     let broker = TestBroker::start().await;
-    let settings = "[api]\nanonymous = true\nallowed_hosts = [\"hub.internal\"]\n";
-    let mut hub = Hub::serve(&broker.url(), settings, &["--role", "api"]);
+    let settings = TestSettings::default().with(|settings| {
+        settings.api.anonymous = Some(true);
+        settings.api.allowed_hosts = Some(vec!["hub.internal".to_owned()]);
+    });
+    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
     hub.ready().await;
     let url = hub.api_url("");
     let own = url.strip_prefix("http://").expect("an http URL");
@@ -352,8 +367,9 @@ async fn a_web_page_cannot_use_an_api_that_asks_for_no_token() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_publishes_within_its_rate_over_the_api_and_waits_its_turn_over_nats() {
     let broker = TestBroker::start().await;
-    let settings = "[[tenants]]\nname = \"acme\"\nevents_per_second = 1\n";
-    let mut hub = Hub::serve(&broker.url(), settings, &["--role", "api"]);
+    let tenant = Tenant { name: "acme".to_owned(), events_per_second: Some(1), ..Tenant::default() };
+    let settings = TestSettings::default().with(|settings| settings.tenants.push(tenant));
+    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
     hub.ready().await;
     let acme = ApiClient::with_scopes(&hub, "acme", "publish", Some("acme")).await;
     let other = ApiClient::with_scopes(&hub, "other", "publish", Some("other")).await;
@@ -392,8 +408,12 @@ async fn a_tenant_publishes_within_its_rate_over_the_api_and_waits_its_turn_over
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_has_no_more_subscriptions_than_its_quota() {
     let broker = TestBroker::start().await;
-    let settings = "[quotas]\nsubscriptions = 2\n[[tenants]]\nname = \"big\"\nsubscriptions = 3\n";
-    let mut hub = Hub::serve(&broker.url(), settings, &["--role", "api"]);
+    let big = Tenant { name: "big".to_owned(), subscriptions: Some(3), ..Tenant::default() };
+    let settings = TestSettings::default().with(|settings| {
+        settings.quotas.subscriptions = Some(2);
+        settings.tenants.push(big);
+    });
+    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
     hub.ready().await;
     let of = |tenant: &str, number: usize| {
         let mut one = subscription(&format!("{tenant}-{number}"), &["user.>"], "https://crm.example/hooks");
@@ -447,7 +467,9 @@ async fn a_tenant_has_no_more_subscriptions_than_its_quota() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenants_subscriptions_are_bounded_in_bytes() {
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), "[quotas]\nsubscriptions_size = \"100KB\"\n", &["--role", "api"]);
+    let settings =
+        TestSettings::default().with(|settings| settings.quotas.subscriptions_size = Some(100_000));
+    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
     hub.ready().await;
     let api = ApiClient::with_scopes(&hub, "acme", "read,manage", Some("acme")).await;
     let of = |id: &str, comparisons: usize, bytes: usize| {
@@ -478,7 +500,7 @@ async fn a_tenants_subscriptions_are_bounded_in_bytes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_is_revoked_while_its_body_comes_is_refused() {
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), "", &["--role", "api"]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::default(), &["--role", "api"]);
     hub.ready().await;
     let api = ApiClient::with_scopes(&hub, "acme", "publish", None).await;
     let event = json!({"specversion": "1.0", "id": "e", "source": "/s", "type": "user.created"}).to_string();

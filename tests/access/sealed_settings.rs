@@ -7,16 +7,29 @@ use integration_hub::domain::outbox::Status;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::support::relay::{RELAY, external, public, raise, settings, wait_for};
-use crate::support::{Hub, RedisServer, TestBroker, TestDatabase, print_output};
+use crate::support::relay::{RELAY, public, raise, wait_for};
+use crate::support::settings::{ExternalBroker, external};
+use crate::support::{Hub, RedisServer, TestBroker, TestDatabase, TestSettings, print_output};
 
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const NEW_KEY: &str = "IAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const PASSWORD: &str = "correct-horse";
+const NOWHERE: &str = "redis://127.0.0.1:6379";
 const SETTING: &str = "external_brokers.partner.password";
 
-fn with_key() -> String {
-    format!("[secrets]\nmaster_key = '{KEY}'\n")
+fn with_key() -> TestSettings {
+    TestSettings::default().with_key(KEY)
+}
+
+/// With the new key as `k2`.
+fn with_new_key() -> TestSettings {
+    let settings = TestSettings::default().with_key(NEW_KEY);
+    settings.with(|settings| settings.secrets.key_id = Some("k2".to_owned()))
+}
+
+/// A Redis at this URL, with this password.
+fn partner(name: &str, url: &str, password: &str) -> ExternalBroker {
+    external(name, "redis", url).with(|broker| broker.password = Some(password.to_owned()))
 }
 
 /// `hub secrets seal`, with this on standard input.
@@ -60,8 +73,8 @@ async fn a_broker_is_reached_with_a_sealed_password_that_is_shown_nowhere() {
     let password = sealed(&sealing, SETTING, PASSWORD).await;
     let url = sealed(&sealing, "outbox.database_url", &database.url()).await;
 
-    let partner = external("partner", "redis", &redis.url(), &format!("password = \"{password}\""));
-    let mut hub = Hub::serve(&broker.url(), &settings(&url, "", &(with_key() + &partner)), &RELAY);
+    let settings = with_key().with_outbox(&url).with_brokers([partner("partner", &redis.url(), &password)]);
+    let mut hub = Hub::serve(&broker.url(), &settings, &RELAY);
     hub.ready().await;
     raise(&database, &[public("e1", "user-u1"), public("e2", "user-u1")]).await;
     wait_for(&store, "partner", Status::Published, 2).await;
@@ -85,29 +98,26 @@ async fn a_secret_that_does_not_open_is_named_with_the_remedy() {
     let broker = TestBroker::start().await;
     let sealing = Hub::configured(&broker.url(), &with_key());
     let password = sealed(&sealing, SETTING, PASSWORD).await;
-    let with = |secrets: &str, name: &str, password: &str| {
-        let partner =
-            external(name, "redis", "redis://127.0.0.1:6379", &format!("password = \"{password}\""));
-        Hub::configured(
-            &broker.url(),
-            &settings("postgres://127.0.0.1/app", "", &format!("{secrets}{partner}")),
-        )
+    let with = |secrets: &TestSettings, name: &str, password: &str| {
+        let partner = partner(name, NOWHERE, password);
+        let settings = secrets.clone().with_outbox("postgres://127.0.0.1/app").with_brokers([partner]);
+        Hub::configured(&broker.url(), &settings)
     };
     let (changed, other) = (password.replace("sealed:v1.k1.", "sealed:v1.k1.AAAA"), "of-another");
     let cases = [
         (
-            String::new(),
+            TestSettings::default(),
             "partner",
             password.as_str(),
             "there is no key to open it with: set secrets.master_key",
         ),
         (
-            format!("[secrets]\nmaster_key = '{NEW_KEY}'\nkey_id = 'k2'\n"),
+            with_new_key(),
             "partner",
             &password,
             "is sealed with the key \"k1\", which this process does not have",
         ),
-        (format!("[secrets]\nmaster_key = '{NEW_KEY}'\n"), "partner", &password, "another key of the same"),
+        (TestSettings::default().with_key(NEW_KEY), "partner", &password, "another key of the same"),
         (with_key(), "partner", &changed, "or was changed"),
         (with_key(), other, &password, "for another setting"),
     ];
@@ -129,11 +139,11 @@ async fn rotating_tells_which_settings_an_older_key_seals_and_what_replaces_them
     let sealing = Hub::configured(&broker.url(), &with_key());
     let password = sealed(&sealing, SETTING, PASSWORD).await;
     let with = |password: &str| {
-        let partner =
-            external("partner", "redis", "redis://127.0.0.1:6379", &format!("password = \"{password}\""));
-        let secrets =
-            format!("[secrets]\nmaster_key = '{NEW_KEY}'\nkey_id = 'k2'\nprevious_keys = ['k1:{KEY}']\n");
-        Hub::configured(&broker.url(), &format!("{secrets}{partner}"))
+        let settings =
+            with_new_key().with_brokers([partner("partner", NOWHERE, password)]).with(|settings| {
+                settings.secrets.previous_keys = Some(vec![format!("k1:{KEY}")]);
+            });
+        Hub::configured(&broker.url(), &settings)
     };
     let hub = with(&password);
     hub.cli_ok(&["provision"]).await;
@@ -156,8 +166,8 @@ async fn rotating_tells_which_settings_an_older_key_seals_and_what_replaces_them
 #[tokio::test]
 async fn what_cannot_be_sealed_is_refused_and_not_repeated() {
     let broker = TestBroker::start().await;
-    let partner = external("partner", "redis", "redis://127.0.0.1:6379", "");
-    let hub = Hub::configured(&broker.url(), &(with_key() + &partner));
+    let partner = external("partner", "redis", NOWHERE);
+    let hub = Hub::configured(&broker.url(), &with_key().with_brokers([partner.clone()]));
     let long = vec![b'x'; 70_000];
     for (input, expected) in [
         (&b""[..], "it is empty"),
@@ -187,7 +197,7 @@ async fn what_cannot_be_sealed_is_refused_and_not_repeated() {
         (&json!("external_brokers.other.password"), &json!("k1"))
     );
 
-    let without = Hub::configured(&broker.url(), &partner);
+    let without = Hub::configured(&broker.url(), &TestSettings::default().with_brokers([partner]));
     let output = seal(&without, &[SETTING], b"hush").await;
     let said = print_output(&output);
     assert!(output.status.code() == Some(1) && said.contains("openssl rand -base64 32"), "{said}");

@@ -10,17 +10,16 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
 use crate::support::{
-    ApiClient, Behaviour, Hub, QUICK, Received, Receiver, TestBroker, TestClient, print_output, require_tool,
-    tool,
+    ApiClient, Behaviour, Hub, Received, Receiver, TestBroker, TestClient, TestSettings, print_output,
+    require_tool, tool,
 };
 
 const STEP: Duration = Duration::from_secs(30);
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const SIGNING: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
-fn settings() -> String {
-    let patient = QUICK.replace("max_deliver = 3", "max_deliver = 1000");
-    format!("{patient}\n[secrets]\nmaster_key = '{KEY}'\n")
+fn settings() -> TestSettings {
+    TestSettings::quick().with_key(KEY).with(|settings| settings.delivery.max_deliver = Some(1000))
 }
 
 async fn serving(broker: &TestBroker) -> Hub {
@@ -279,10 +278,8 @@ async fn the_form_before_goes_on_until_it_is_sealed_anew_and_moves_nowhere() {
     receiver.set("/crm", Behaviour::status(503));
     let hub = serving(&broker).await;
     let client = TestClient::connect(&broker.url()).await;
-    let sealer =
-        Sealer::from_settings(&Settings::from_toml("hub.toml", &settings()).expect("settings").secrets)
-            .expect("a key")
-            .expect("a key");
+    let settings = Settings::from_toml("hub.toml", &settings().to_toml()).expect("valid settings");
+    let sealer = Sealer::from_settings(&settings.secrets).expect("a key").expect("a key");
     let before = sealer.seal("crm", &"open-sesame".into());
     let entry = |id: &str, token: &str| {
         json!({"id": id, "tenant": "default", "events": ["user.>"], "state": "active",

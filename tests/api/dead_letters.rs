@@ -10,15 +10,15 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::support::{
-    ApiClient, Behaviour, Direction, FaultProxy, Hub, QUICK, Receiver, TestBroker, TestClient, eventually,
-    ids, register_owner, subscription,
+    ApiClient, Behaviour, Direction, FaultProxy, Hub, Receiver, TestBroker, TestClient, TestSettings,
+    eventually, ids, register_owner, subscription,
 };
 
 const STEP: Duration = Duration::from_secs(60);
 const ALL: &str = "read,operate";
 
 async fn serve(broker: &str, args: &[&str]) -> Hub {
-    let mut hub = Hub::serve(broker, QUICK, args);
+    let mut hub = Hub::serve(broker, &TestSettings::quick(), args);
     hub.ready().await;
     hub
 }

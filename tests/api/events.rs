@@ -9,8 +9,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::support::{
-    ApiAnswer, ApiClient, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, nats_server,
-    print_output, require_tool, subscription, tool,
+    ApiAnswer, ApiClient, Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually,
+    nats_server, print_output, require_tool, subscription, tool,
 };
 
 const STEP: Duration = Duration::from_secs(30);
@@ -39,13 +39,19 @@ async fn batch(api: &ApiClient, events: &[Value]) -> ApiAnswer {
     publish(api, BATCH, Value::from(events).to_string()).await
 }
 
-/// A server promises its streams no more than the disk has; these tests fill none but the events'.
-const SMALL: &str = "[limits]\noutbox = '64MB'\ndlt = '64MB'\nattempts = '64MB'\nrejected = '64MB'\n";
-
-async fn serving(broker: &TestBroker, settings: &str, args: &[&str]) -> Hub {
-    // With `events` behind it, where a test sets that.
-    let (before, events) = settings.split_once("[limits]").unwrap_or((settings, ""));
-    let mut hub = Hub::serve(&broker.url(), &format!("{before}\n{SMALL}{events}"), args);
+/// A server reserves no more for its streams than the disk has; these tests fill the events stream alone.
+async fn serving(broker: &TestBroker, settings: &TestSettings, args: &[&str]) -> Hub {
+    let small = settings.clone().with(|settings| {
+        for limit in [
+            &mut settings.limits.outbox,
+            &mut settings.limits.dlt,
+            &mut settings.limits.attempts,
+            &mut settings.limits.rejected,
+        ] {
+            *limit = Some(64_000_000);
+        }
+    });
+    let mut hub = Hub::serve(&broker.url(), &small, args);
     hub.ready().await;
     hub
 }
@@ -62,7 +68,7 @@ async fn taken(client: &TestClient) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_form_is_delivered_and_the_same_again_is_known() {
     let broker = TestBroker::start().await;
-    let hub = serving(&broker, QUICK, &[]).await;
+    let hub = serving(&broker, &TestSettings::quick(), &[]).await;
     let (receiver, client) = (Receiver::start().await, TestClient::connect(&broker.url()).await);
     client.subscribe([subscription("crm", &["user.*"], &receiver.url("/crm"))]).await;
     let mut acme = subscription("acme", &["user.*"], &receiver.url("/acme"));
@@ -137,7 +143,8 @@ async fn each_form_is_delivered_and_the_same_again_is_known() {
 async fn what_is_wrong_is_named_and_nothing_of_it_is_published() {
     let options = BrokerOptions { max_payload: Some(8_000_000), ..BrokerOptions::new(nats_server()) };
     let broker = TestBroker::start_with(options).await;
-    let hub = serving(&broker, "events.max_size = '100KB'", &["--role", "api"]).await;
+    let settings = TestSettings::default().with(|settings| settings.events.max_size = Some(100_000));
+    let hub = serving(&broker, &settings, &["--role", "api"]).await;
     let client = TestClient::connect(&broker.url()).await;
     let api = publisher(&hub).await;
 
@@ -211,7 +218,7 @@ fn with_no_data(event: &Value) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_stream_says_later_and_nothing_that_was_accepted_is_lost() {
     let broker = TestBroker::start().await;
-    let settings = format!("{QUICK}\n[limits]\nevents = '1MB'\n");
+    let settings = TestSettings::quick().with(|settings| settings.limits.events = Some(1_000_000));
     let hub = serving(&broker, &settings, &["--role", "api"]).await;
     let (receiver, client) = (Receiver::start().await, TestClient::connect(&broker.url()).await);
     client.subscribe([subscription("crm", &["user.*"], &receiver.url("/crm"))]).await;
@@ -256,7 +263,7 @@ async fn a_full_stream_says_later_and_nothing_that_was_accepted_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_broker_the_api_says_so_in_time_and_goes_on_when_it_is_back() {
     let mut broker = TestBroker::start().await;
-    let mut hub = serving(&broker, QUICK, &[]).await;
+    let mut hub = serving(&broker, &TestSettings::quick(), &[]).await;
     let (receiver, client) = (Receiver::start().await, TestClient::connect(&broker.url()).await);
     client.subscribe([subscription("crm", &["user.*"], &receiver.url("/crm"))]).await;
     let api = publisher(&hub).await;
@@ -303,7 +310,7 @@ async fn without_its_broker_the_api_says_so_in_time_and_goes_on_when_it_is_back(
 #[tokio::test(flavor = "multi_thread")]
 async fn the_story_of_an_event_is_told_to_its_tenant() {
     let broker = TestBroker::start().await;
-    let hub = serving(&broker, QUICK, &[]).await;
+    let hub = serving(&broker, &TestSettings::quick(), &[]).await;
     let (receiver, client) = (Receiver::start().await, TestClient::connect(&broker.url()).await);
     receiver.set("/dead", Behaviour::status(400));
     let of_acme = |id: &str, key: &str| {
@@ -364,7 +371,7 @@ async fn the_public_sdk_publishes() {
     };
     let Some(python) = require_tool("python3", tool("python3", "HUB_TEST_NO_OTHER")) else { return };
     let broker = TestBroker::start().await;
-    let hub = serving(&broker, QUICK, &[]).await;
+    let hub = serving(&broker, &TestSettings::quick(), &[]).await;
     let (receiver, client) = (Receiver::start().await, TestClient::connect(&broker.url()).await);
     client.subscribe([subscription("crm", &["user.*"], &receiver.url("/crm"))]).await;
     let api = publisher(&hub).await;

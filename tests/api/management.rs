@@ -18,7 +18,7 @@ use integration_hub::settings::Settings;
 use serde_json::json;
 use time::OffsetDateTime;
 
-use crate::support::{Hub, QUICK, TestBroker, eventually, register_owner};
+use crate::support::{Hub, TestBroker, TestSettings, eventually, register_owner};
 
 const STEP: Duration = Duration::from_secs(30);
 
@@ -28,10 +28,11 @@ struct Stage {
 }
 
 impl Stage {
-    async fn set(more: &str) -> Self {
+    async fn set(settings: &TestSettings) -> Self {
         let broker = TestBroker::start().await;
-        Hub::configured(&broker.url(), more).cli_ok(&["provision"]).await;
-        let settings = Settings::from_toml("test", &format!("nats.url = '{}'\n{more}", broker.url()));
+        Hub::configured(&broker.url(), settings).cli_ok(&["provision"]).await;
+        let settings = settings.clone().with(|settings| settings.nats.url = Some(broker.url()));
+        let settings = Settings::from_toml("test", &settings.to_toml());
         let settings = Arc::new(settings.expect("valid settings"));
         let js = JetStream::connect(&connect_options(&settings, "test")).await.expect("the broker answers");
         Self { broker, hub: Management::without_secrets(js, settings) }
@@ -99,7 +100,7 @@ fn of(tenant: &str) -> DeadLetterQuery {
 
 #[tokio::test]
 async fn a_tenant_sees_and_touches_its_own_dead_letters_alone() {
-    let stage = Stage::set("").await;
+    let stage = Stage::set(&TestSettings::default()).await;
     let hub = &stage.hub;
     stage.put_four().await;
     assert_eq!(stage.ids(&DeadLetterQuery::default()).await, ["env_a", "env_b", "env_c", "env_d"]);
@@ -146,7 +147,7 @@ async fn a_tenant_sees_and_touches_its_own_dead_letters_alone() {
 
 #[tokio::test]
 async fn a_tenant_is_told_the_story_of_its_own_events_alone() {
-    let stage = Stage::set(QUICK).await;
+    let stage = Stage::set(&TestSettings::quick()).await;
     stage.put_four().await;
     let words = LastWords {
         attempt: 5,
@@ -192,7 +193,7 @@ async fn a_tenant_is_told_the_story_of_its_own_events_alone() {
     publish("policy.updated", "nobody", None, "{").await;
     assert_eq!(stage.trace("w", Some("acme")).await, ["waiting"]);
     assert_eq!(stage.trace("w", Some("globex")).await, Vec::<String>::new());
-    let mut serving = Hub::serve(&stage.broker.url(), QUICK, &["--role", "event-processor"]);
+    let mut serving = Hub::serve(&stage.broker.url(), &TestSettings::quick(), &["--role", "event-processor"]);
     serving.ready().await;
     eventually(STEP, "all are taken in", async || {
         match js.stream_info("HUB_EVENTS").await.expect("provisioned").state.messages {
@@ -217,7 +218,11 @@ fn structured(event: &serde_json::Value) -> EventForm<'static> {
 
 #[tokio::test]
 async fn only_what_will_be_taken_in_is_published() {
-    let stage = Stage::set("limits.events = '1MB'\nevents.max_size = '900KB'").await;
+    let narrow = TestSettings::default().with(|settings| {
+        settings.limits.events = Some(1_000_000);
+        settings.events.max_size = Some(900_000);
+    });
+    let stage = Stage::set(&narrow).await;
     let hub = &stage.hub;
     let event = json!({"specversion": "1.0", "id": "e 1", "source": "/idp", "type": "user.created"});
     let with = |name: &str, value: serde_json::Value| {

@@ -10,8 +10,10 @@ use integration_hub::settings::Settings;
 use serde_json::{Value, json};
 
 use crate::support::outbox::{claim, claim_of, event, positions};
-use crate::support::relay::{SOON, own_postgres, public, raise, rows, stored, through, wait_for};
-use crate::support::{ApiClient, FaultProxy, Hub, PASSWORD, TestBroker, TestDatabase, eventually, free_port};
+use crate::support::relay::{SOON, own_postgres, public, raise, rows, settings, stored, through, wait_for};
+use crate::support::{
+    ApiClient, FaultProxy, Hub, PASSWORD, TestBroker, TestDatabase, TestSettings, eventually, free_port,
+};
 
 const ALL: &str = "read,operate";
 const API: [&str; 2] = ["--role", "api"];
@@ -28,14 +30,10 @@ const PATHS: [(&str, &str, &str); 9] = [
     ("POST", "/v1/outbox/reconcile", "operate"),
 ];
 
-async fn serve(broker: &TestBroker, settings: &str, args: &[&str]) -> Hub {
+async fn serve(broker: &TestBroker, settings: &TestSettings, args: &[&str]) -> Hub {
     let mut hub = Hub::serve(&broker.url(), settings, args);
     hub.ready().await;
     hub
-}
-
-fn settings(database_url: &str) -> String {
-    format!("[outbox]\ndatabase_url = '{database_url}'\n")
 }
 
 async fn databases() -> Vec<TestDatabase> {
@@ -256,7 +254,7 @@ async fn each_path_asks_for_its_scope_and_for_a_token_of_the_whole_hub() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_an_outbox_each_path_says_what_to_set() {
     let broker = TestBroker::start().await;
-    let none = serve(&broker, "", &API).await;
+    let none = serve(&broker, &TestSettings::default(), &API).await;
     let folder = tempfile::tempdir().expect("temporary folder");
     let file = folder.path().join("app.db");
     std::fs::File::create(&file).expect("an empty database");

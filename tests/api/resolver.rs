@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::{
-    Account, Behaviour, FaultProxy, Hub, PATIENT, Receiver, TestBroker, TestClient, eventually, free_port,
-    http_client, ids, patient, subscription,
+    Account, Behaviour, FaultProxy, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually,
+    free_port, http_client, ids, patient, subscription,
 };
 
 const STEP: Duration = Duration::from_secs(60);
@@ -26,8 +26,9 @@ impl Answering {
     async fn start() -> Self {
         let broker = TestBroker::start().await;
         let port = free_port();
-        let settings =
-            format!("[subscriptions]\nlisten = \"127.0.0.1:{port}\"\nlisten_token = \"{TOKEN}\"\n");
+        let settings = answering(port).with(|settings| {
+            settings.subscriptions.listen_token = Some(TOKEN.to_owned());
+        });
         let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "subscription-resolver"]);
         hub.ready().await;
         let client = TestClient::connect(&broker.url()).await;
@@ -48,11 +49,18 @@ async fn waits_for_an_answer(hub: &Hub) {
     .await;
 }
 
+/// Settings of a hub that answers at `port`.
+fn answering(port: u16) -> TestSettings {
+    TestSettings::default().with(|settings| settings.subscriptions.listen = Some(format!("127.0.0.1:{port}")))
+}
+
 /// Settings of a hub that asks at `port`.
-fn asking(port: u16, token: &str, more: &str) -> String {
-    format!(
-        "{PATIENT}\n[subscriptions]\nsource = \"grpc\"\ngrpc_url = \"http://127.0.0.1:{port}\"\ntoken = \"{token}\"\n{more}\n"
-    )
+fn asking(port: u16, token: &str) -> TestSettings {
+    TestSettings::patient().with(|settings| {
+        settings.subscriptions.source = Some("grpc".to_owned());
+        settings.subscriptions.grpc_url = Some(format!("http://127.0.0.1:{port}"));
+        settings.subscriptions.token = Some(token.to_owned());
+    })
 }
 
 #[tokio::test]
@@ -70,7 +78,8 @@ async fn a_killed_resolver_makes_events_wait_and_loses_and_doubles_no_pair() {
     ];
     answering.client.subscribe(others).await;
     // Without kept answers, so that what is published after the kill is asked for after it.
-    let settings = asking(answering.port, TOKEN, "max_staleness = \"0s\"");
+    let settings = asking(answering.port, TOKEN)
+        .with(|settings| settings.subscriptions.max_staleness = Some(Duration::ZERO));
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
@@ -125,7 +134,7 @@ async fn a_change_is_seen_when_the_kept_answer_ends() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     answering.client.subscribe([subscription("moving", &["user.>"], &receiver.url("/before"))]).await;
-    let mut hub = Hub::serve(&broker.url(), &asking(answering.port, TOKEN, ""), &[]);
+    let mut hub = Hub::serve(&broker.url(), &asking(answering.port, TOKEN), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.publish("user.created", "one").await;
@@ -162,7 +171,7 @@ async fn an_answer_means_what_the_resolver_says_and_a_410_disables_nobody() {
     patient["delivery"]["statuses"] = json!({ "retry": [410] });
     let gone = subscription("gone", &["user.>"], &receiver.url("/gone"));
     answering.client.subscribe([gone, patient]).await;
-    let mut hub = Hub::serve(&broker.url(), &asking(answering.port, TOKEN, ""), &[]);
+    let mut hub = Hub::serve(&broker.url(), &asking(answering.port, TOKEN), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.publish("user.created", "one").await;
@@ -193,7 +202,7 @@ async fn a_wrong_token_is_refused_and_the_events_wait() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     answering.client.subscribe([subscription("crm", &["user.>"], &receiver.url("/crm"))]).await;
-    let mut hub = Hub::serve(&broker.url(), &asking(answering.port, "another-token", ""), &[]);
+    let mut hub = Hub::serve(&broker.url(), &asking(answering.port, "another-token"), &[]);
     // Before there is any event.
     waits_for_an_answer(&hub).await;
     let client = TestClient::connect(&broker.url()).await;
@@ -206,7 +215,7 @@ async fn a_wrong_token_is_refused_and_the_events_wait() {
     assert!(refused > 0.0);
     assert!(hub.terminate().await.success());
 
-    let mut hub = Hub::serve(&broker.url(), &asking(answering.port, TOKEN, ""), &[]);
+    let mut hub = Hub::serve(&broker.url(), &asking(answering.port, TOKEN), &[]);
     hub.ready().await;
     receiver.wait_accepted("/crm", 1, STEP).await;
     broker.nothing_owed_within(STEP).await;
@@ -222,7 +231,9 @@ async fn a_slow_resolver_runs_into_the_deadline_and_the_events_wait() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     answering.client.subscribe([patient("crm", &["user.>"], &receiver.url("/crm"))]).await;
-    let settings = asking(proxy.address().port(), TOKEN, "deadline = \"200ms\"");
+    let deadline = Some(Duration::from_millis(200));
+    let settings =
+        asking(proxy.address().port(), TOKEN).with(|settings| settings.subscriptions.deadline = deadline);
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     proxy.freeze();
@@ -241,11 +252,11 @@ async fn a_slow_resolver_runs_into_the_deadline_and_the_events_wait() {
 #[tokio::test]
 async fn the_role_does_not_answer_strangers_unless_it_is_told_to() {
     let broker = TestBroker::start().await;
-    let listen = format!("[subscriptions]\nlisten = \"127.0.0.1:{}\"\n", free_port());
+    let listen = answering(free_port());
     let mut hub = Hub::serve(&broker.url(), &listen, &["--role", "subscription-resolver"]);
     assert!(!hub.ended(STEP).await.success());
     assert!(hub.log().contains("subscriptions.listen_token"), "{}", hub.log());
-    let open = format!("{listen}listen_anonymous = true\n");
+    let open = listen.with(|settings| settings.subscriptions.listen_anonymous = Some(true));
     let mut hub = Hub::serve(&broker.url(), &open, &["--role", "subscription-resolver"]);
     hub.ready().await;
 }
@@ -262,7 +273,7 @@ async fn an_envelope_that_does_not_fit_with_its_delivery_is_dead_lettered_and_th
     let mut small = patient("small", &["user.>"], &receiver.url("/small"));
     small["delivery"]["timeout"] = "20s".into();
     answering.client.subscribe([large, small]).await;
-    let settings = format!("{}\n[events]\nmax_size = \"1047KB\"\n", asking(answering.port, TOKEN, ""));
+    let settings = asking(answering.port, TOKEN).with(|settings| settings.events.max_size = Some(1_047_000));
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;

@@ -1,14 +1,15 @@
 //! The gRPC resolver over TLS: whom the asking hub trusts, and whom the answering one admits. Where
 //! one of the two does not know the other, events wait.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::support::settings::{Subscriptions, file};
 use crate::support::{
-    Ca, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, free_port, http_client, subscription,
+    Ca, Hub, IdentityFiles, Receiver, TestBroker, TestClient, TestSettings, eventually, free_port,
+    http_client, subscription,
 };
 
 const STEP: Duration = Duration::from_secs(60);
@@ -24,12 +25,14 @@ struct Answering {
 }
 
 impl Answering {
-    async fn start(files: &[(&str, &Path)]) -> Self {
+    async fn start(files: impl FnOnce(&mut Subscriptions)) -> Self {
         let broker = TestBroker::start().await;
         let port = free_port();
-        let mut settings =
-            format!("[subscriptions]\nlisten = \"127.0.0.1:{port}\"\nlisten_token = \"{TOKEN}\"\n");
-        add(&mut settings, files);
+        let settings = TestSettings::default().with(|settings| {
+            settings.subscriptions.listen = Some(format!("127.0.0.1:{port}"));
+            settings.subscriptions.listen_token = Some(TOKEN.to_owned());
+            files(&mut settings.subscriptions);
+        });
         let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "subscription-resolver"]);
         hub.ready().await;
         let client = TestClient::connect(&broker.url()).await;
@@ -37,17 +40,13 @@ impl Answering {
     }
 }
 
-fn add(settings: &mut String, files: &[(&str, &Path)]) {
-    for (name, file) in files {
-        writeln!(settings, "{name} = {file:?}").expect("a string takes everything");
-    }
-}
-
-fn asking(url: &str, files: &[(&str, &Path)]) -> String {
-    let mut settings =
-        format!("{QUICK}\n[subscriptions]\nsource = \"grpc\"\ngrpc_url = \"{url}\"\ntoken = \"{TOKEN}\"\n");
-    add(&mut settings, files);
-    settings
+fn asking(url: &str, files: impl FnOnce(&mut Subscriptions)) -> TestSettings {
+    TestSettings::quick().with(|settings| {
+        settings.subscriptions.source = Some("grpc".to_owned());
+        settings.subscriptions.grpc_url = Some(url.to_owned());
+        settings.subscriptions.token = Some(TOKEN.to_owned());
+        files(&mut settings.subscriptions);
+    })
 }
 
 /// The asking side: a broker, a published event, and hubs that one after the other try to resolve it.
@@ -64,7 +63,7 @@ impl Asking {
     }
 
     /// A hub with these settings gets no answer: it says so, is not ready, and keeps the event.
-    async fn waits(&self, settings: &str) {
+    async fn waits(&self, settings: &TestSettings) {
         let mut hub = Hub::serve(&self.broker.url(), settings, &[]);
         hub.wait_for_log("events cannot be resolved; they wait", STEP).await;
         eventually(STEP, "nothing else is missing", async || {
@@ -95,7 +94,7 @@ impl Asking {
     }
 
     /// A hub with these settings delivers the event that waited.
-    async fn flows(&self, settings: &str, receiver: &Receiver) {
+    async fn flows(&self, settings: &TestSettings, receiver: &Receiver) {
         let mut hub = Hub::serve(&self.broker.url(), settings, &[]);
         hub.ready().await;
         receiver.wait_accepted("/crm", 1, STEP).await;
@@ -111,22 +110,28 @@ async fn a_resolver_of_a_private_authority_is_asked_only_by_whom_trusts_it() {
     let (ca, another) = (Ca::new("of the resolver"), Ca::new("another"));
     let server = ca.issue(folder.path(), "127.0.0.1");
     let (ca, another) = (ca.write(folder.path(), "ca.crt"), another.write(folder.path(), "another.crt"));
-    let answering =
-        Answering::start(&[("listen_tls_cert_file", &server.cert), ("listen_tls_key_file", &server.key)])
-            .await;
+    let answering = Answering::start(|subscriptions| {
+        subscriptions.listen_tls_cert_file = file(&server.cert);
+        subscriptions.listen_tls_key_file = file(&server.key);
+    })
+    .await;
     let receiver = Receiver::start().await;
     answering.client.subscribe([subscription("crm", &["user.>"], &receiver.url("/crm"))]).await;
     let asking_side = Asking::start().await;
     let url = format!("https://127.0.0.1:{}", answering.port);
 
     // The system's roots, those of another authority, a name that the certificate has not, and no TLS.
-    asking_side.waits(&asking(&url, &[])).await;
-    asking_side.waits(&asking(&url, &[("tls_ca_file", &another)])).await;
+    let trusting = |ca: &Path| {
+        let ca = file(ca);
+        move |subscriptions: &mut Subscriptions| subscriptions.tls_ca_file = ca
+    };
+    asking_side.waits(&asking(&url, |_| {})).await;
+    asking_side.waits(&asking(&url, trusting(&another))).await;
     let by_name = format!("https://localhost:{}", answering.port);
-    asking_side.waits(&asking(&by_name, &[("tls_ca_file", &ca)])).await;
-    asking_side.waits(&asking(&url.replace("https", "http"), &[])).await;
+    asking_side.waits(&asking(&by_name, trusting(&ca))).await;
+    asking_side.waits(&asking(&url.replace("https", "http"), |_| {})).await;
     assert_eq!(answering.hub.metric("hub_resolver_served_total", &[]).await, 0.0, "nobody got an answer");
-    asking_side.flows(&asking(&url, &[("tls_ca_file", &ca)]), &receiver).await;
+    asking_side.flows(&asking(&url, trusting(&ca)), &receiver).await;
     assert!(answering.hub.metric("hub_resolver_served_total", &["result=\"answered\""]).await > 0.0);
 }
 
@@ -140,24 +145,28 @@ async fn a_resolver_that_wants_a_client_certificate_answers_only_whom_has_one() 
     let theirs = servers.issue(folder.path(), "other.example");
     let (servers, clients) =
         (servers.write(folder.path(), "servers.crt"), clients.write(folder.path(), "clients.crt"));
-    let answering = Answering::start(&[
-        ("listen_tls_cert_file", &server.cert),
-        ("listen_tls_key_file", &server.key),
-        ("listen_tls_client_ca_file", &clients),
-    ])
+    let answering = Answering::start(|subscriptions| {
+        subscriptions.listen_tls_cert_file = file(&server.cert);
+        subscriptions.listen_tls_key_file = file(&server.key);
+        subscriptions.listen_tls_client_ca_file = file(&clients);
+    })
     .await;
     let receiver = Receiver::start().await;
     answering.client.subscribe([subscription("crm", &["user.>"], &receiver.url("/crm"))]).await;
     let asking_side = Asking::start().await;
     let url = format!("https://127.0.0.1:{}", answering.port);
-    let trusted: (&str, &Path) = ("tls_ca_file", &servers);
+    let with = |identity: Option<&IdentityFiles>| {
+        asking(&url, |subscriptions| {
+            subscriptions.tls_ca_file = file(&servers);
+            subscriptions.tls_cert_file = identity.and_then(|identity| file(&identity.cert));
+            subscriptions.tls_key_file = identity.and_then(|identity| file(&identity.key));
+        })
+    };
 
-    asking_side.waits(&asking(&url, &[trusted])).await;
-    let with_theirs = [trusted, ("tls_cert_file", &*theirs.cert), ("tls_key_file", &*theirs.key)];
-    asking_side.waits(&asking(&url, &with_theirs)).await;
+    asking_side.waits(&with(None)).await;
+    asking_side.waits(&with(Some(&theirs))).await;
     assert_eq!(answering.hub.metric("hub_resolver_served_total", &[]).await, 0.0, "nobody got an answer");
-    let with_ours = [trusted, ("tls_cert_file", &*ours.cert), ("tls_key_file", &*ours.key)];
-    asking_side.flows(&asking(&url, &with_ours), &receiver).await;
+    asking_side.flows(&with(Some(&ours)), &receiver).await;
 }
 
 #[tokio::test]
@@ -167,13 +176,17 @@ async fn files_that_cannot_be_used_are_named_at_the_start() {
     let missing = folder.path().join("missing.crt");
     let no_pem = folder.path().join("no.pem");
     std::fs::write(&no_pem, "no certificate").expect("written");
-    let listen =
-        format!("[subscriptions]\nlisten = \"127.0.0.1:{}\"\nlisten_anonymous = true\n", free_port());
-    let mut answering = listen.clone();
-    add(&mut answering, &[("listen_tls_cert_file", &no_pem), ("listen_tls_key_file", &no_pem)]);
+    let answering = TestSettings::default().with(|settings| {
+        settings.subscriptions.listen = Some(format!("127.0.0.1:{}", free_port()));
+        settings.subscriptions.listen_anonymous = Some(true);
+        settings.subscriptions.listen_tls_cert_file = file(&no_pem);
+        settings.subscriptions.listen_tls_key_file = file(&no_pem);
+    });
+    let trusting =
+        |ca: &Path| asking("https://127.0.0.1:1", |subscriptions| subscriptions.tls_ca_file = file(ca));
     for (settings, role, told) in [
-        (asking("https://127.0.0.1:1", &[("tls_ca_file", &missing)]), "event-processor", "tls_ca_file"),
-        (asking("https://127.0.0.1:1", &[("tls_ca_file", &no_pem)]), "event-processor", "tls_ca_file"),
+        (trusting(&missing), "event-processor", "tls_ca_file"),
+        (trusting(&no_pem), "event-processor", "tls_ca_file"),
         (answering, "subscription-resolver", "listen_tls_cert_file"),
     ] {
         let mut hub = Hub::serve(&broker.url(), &settings, &["--role", role]);

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{ApiClient, Behaviour, Hub, Receiver, TestBroker, eventually};
+use crate::support::{ApiClient, Behaviour, Hub, Receiver, TestBroker, TestSettings, eventually};
 
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 async fn hub(broker: &TestBroker) -> Hub {
-    let settings = format!("[secrets]\nmaster_key = \"{KEY}\"\n");
+    let settings = TestSettings::default().with_key(KEY);
     let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
     hub.ready().await;
     hub

@@ -14,7 +14,7 @@ use integration_hub::settings::Settings;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use crate::support::{Hub, TestBroker, eventually, print_output, register_owner};
+use crate::support::{Hub, TestBroker, TestSettings, eventually, print_output, register_owner};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -27,7 +27,7 @@ struct Stage {
 impl Stage {
     async fn set() -> Self {
         let broker = TestBroker::start().await;
-        let hub = Hub::configured(&broker.url(), "");
+        let hub = Hub::configured(&broker.url(), &TestSettings::default());
         hub.cli_ok(&["provision"]).await;
         let settings = Settings::from_toml("test", &format!("nats.url = '{}'", broker.url()));
         let options = connect_options(&settings.expect("valid settings"), "test");

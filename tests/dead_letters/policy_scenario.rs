@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Behaviour, Hub, OAuth2Server, QUICK, Received, Receiver, TestBroker, TestClient, eventually, ids,
+    Behaviour, Hub, OAuth2Server, Received, Receiver, TestBroker, TestClient, TestSettings, eventually, ids,
     subscription,
 };
 
@@ -55,7 +55,7 @@ async fn a_gets_it_b_is_dead_lettered_after_its_retries_and_redriven_once_it_is_
     let receiver = Receiver::start().await;
     receiver.set("/b", Behaviour::status(503));
     // Long enough to look at the dead letter before its redrive.
-    let settings = QUICK.replace("schedule = []", "schedule = [\"8s\", \"1s\"]");
+    let settings = TestSettings::quick().with_redrives([8, 1].map(Duration::from_secs));
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
@@ -143,7 +143,7 @@ async fn every_failure_reaches_the_dlt_of_its_own_domain_and_no_event_is_in_two(
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     receiver.set("/down", Behaviour::status(500));
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.subscribe([subscription("down", &[">"], &receiver.url("/down"))]).await;
@@ -176,7 +176,8 @@ async fn the_failures_of_b_do_not_delay_a() {
     let receiver = Receiver::start().await;
     receiver.set("/b", Behaviour::status(503));
     // B's first retry is the clock: whatever reaches A before it did not wait for B.
-    let settings = QUICK.replace("retry = [\"100ms\", \"200ms\"]", "retry = [\"10s\", \"100ms\"]");
+    let waits = vec![Duration::from_secs(10), Duration::from_millis(100)];
+    let settings = TestSettings::quick().with(|settings| settings.delivery.retry = Some(waits));
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
@@ -202,7 +203,7 @@ async fn parked_after_the_schedule_then_replayed_and_discarded_by_command() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     receiver.set("/b", Behaviour::status(503));
-    let settings = QUICK.replace("schedule = []", "schedule = [\"500ms\"]");
+    let settings = TestSettings::quick().with_redrives([Duration::from_millis(500)]);
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
@@ -256,7 +257,7 @@ async fn each_kind_of_credential_opens_the_endpoint_that_asks_for_it() {
     receiver.set("/bearer", Behaviour::require_header("authorization", "Bearer token-hush"));
     receiver.set("/oauth2", Behaviour::require(tokens.guard()));
     receiver.set("/wrong", Behaviour::require_header("authorization", "Bearer another-hush"));
-    let settings = format!("{QUICK}\n[secrets]\nmaster_key = \"{MASTER_KEY}\"");
+    let settings = TestSettings::quick().with_key(MASTER_KEY);
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use crate::support::{Behaviour, Hub, PATIENT, Receiver, TestBroker, TestClient, eventually, ids, patient};
+use crate::support::{
+    Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, patient,
+};
 
 const STEP: Duration = Duration::from_secs(30);
 const OUTBOX: &str = "HUB_OUTBOX_POLICY_CLIENT";
@@ -22,7 +24,7 @@ impl Stage {
         let broker = TestBroker::start().await;
         let receiver = Receiver::start().await;
         receiver.set("/hooks", Behaviour::status(422));
-        let mut hub = Hub::serve(&broker.url(), PATIENT, &[]);
+        let mut hub = Hub::serve(&broker.url(), &TestSettings::patient(), &[]);
         hub.ready().await;
         let client = TestClient::connect(&broker.url()).await;
         client.subscribe([patient("hooks", &["policy.>"], &receiver.url("/hooks"))]).await;

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::support::{
-    Account, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, subscription,
+    Account, Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, subscription,
 };
 
 const STEP: Duration = Duration::from_secs(30);
@@ -57,7 +57,7 @@ async fn assert_each_dead_once(client: &TestClient, receiver: &Receiver, events:
 async fn without_the_advisory_stream_each_exhausted_envelope_becomes_one_dead_letter() {
     let broker = TestBroker::start().await;
     let receiver = failing_receiver().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     subscribe(&client, &receiver).await;
@@ -81,7 +81,7 @@ async fn a_router_that_was_down_finds_each_exhausted_envelope_once() {
     let broker = TestBroker::start().await;
     let receiver = failing_receiver().await;
     let roles = ["--role", "event-processor,outbox-processor"];
-    let mut first = Hub::serve(&broker.url(), QUICK, &roles);
+    let mut first = Hub::serve(&broker.url(), &TestSettings::quick(), &roles);
     first.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     subscribe(&client, &receiver).await;
@@ -95,7 +95,7 @@ async fn a_router_that_was_down_finds_each_exhausted_envelope_once() {
     let advisories = client.context.get_stream("HUB_ADVISORIES").await.expect("the stream is there");
     let purged = advisories.purge().keep(100).await.expect("purged").purged;
     assert_eq!(purged, 100);
-    let mut router = Hub::serve(&broker.url(), QUICK, &["--role", "dlt-router"]);
+    let mut router = Hub::serve(&broker.url(), &TestSettings::quick(), &["--role", "dlt-router"]);
     router.ready().await;
     broker.nothing_owed_within(STEP).await;
     assert_each_dead_once(&client, &receiver, &events, "the router was down").await;

@@ -10,13 +10,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::support::{
-    Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, subscription,
+    Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, subscription,
 };
 
 const STEP: Duration = Duration::from_secs(30);
 const DOMAIN: &str = "user-lifecycle";
 
-async fn started(settings: &str) -> (TestBroker, Receiver, Hub, TestClient) {
+async fn started(settings: &TestSettings) -> (TestBroker, Receiver, Hub, TestClient) {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     let mut hub = Hub::serve(&broker.url(), settings, &[]);
@@ -81,7 +81,7 @@ async fn flood(mut stream: tokio::net::TcpStream) {
 
 #[tokio::test]
 async fn endpoints_that_misbehave_fail_for_their_own_fault_and_hold_up_nobody() {
-    let (_broker, receiver, hub, client) = started(QUICK).await;
+    let (_broker, receiver, hub, client) = started(&TestSettings::quick()).await;
     receiver.set("/hang", Behaviour::Hang);
     receiver.set("/half", Behaviour::CloseMidAnswer);
     receiver.set(
@@ -147,7 +147,7 @@ async fn breaks_off(mut stream: tokio::net::TcpStream, head: &str) {
 
 #[tokio::test]
 async fn a_status_counts_although_its_body_breaks_off() {
-    let (_broker, receiver, hub, client) = started(QUICK).await;
+    let (_broker, receiver, hub, client) = started(&TestSettings::quick()).await;
     let gone = raw_endpoint(|stream| breaks_off(stream, "410 Gone")).await;
     let bad = raw_endpoint(|stream| breaks_off(stream, "400 Bad Request")).await;
     let busy = raw_endpoint(|stream| breaks_off(stream, "429 Too Many\r\nretry-after: 1")).await;
@@ -187,7 +187,7 @@ async fn a_status_counts_although_its_body_breaks_off() {
 
 #[tokio::test]
 async fn gone_disables_the_subscription_until_it_is_resumed() {
-    let (broker, receiver, hub, client) = started(QUICK).await;
+    let (broker, receiver, hub, client) = started(&TestSettings::quick()).await;
     receiver.set("/gone", Behaviour::Slow(Duration::from_millis(300), Box::new(Behaviour::status(410))));
     let mut gone = subscription("gone", &["user.>"], &receiver.url("/gone"));
     gone["delivery"]["max_in_flight"] = 1.into();
@@ -233,7 +233,7 @@ async fn gone_disables_the_subscription_until_it_is_resumed() {
 
 /// A 429 for the first request, then 200; the first envelope is answered before the others come.
 async fn throttled(answer: impl FnOnce() -> Behaviour, least: Duration) {
-    let settings = QUICK.replace("max_deliver = 3", "max_deliver = 2");
+    let settings = TestSettings::quick().with(|settings| settings.delivery.max_deliver = Some(2));
     let (broker, receiver, hub, client) = started(&settings).await;
     client
         .subscribe([
@@ -294,7 +294,7 @@ async fn retry_after_as_a_date_holds_the_whole_subscription() {
 
 #[tokio::test]
 async fn a_long_hold_moves_what_waits_to_a_lane_of_its_own() {
-    let (_broker, receiver, hub, client) = started(QUICK).await;
+    let (_broker, receiver, hub, client) = started(&TestSettings::quick()).await;
     client
         .subscribe([
             subscription("slow", &["user.>"], &receiver.url("/slow")),
@@ -318,7 +318,8 @@ async fn a_long_hold_moves_what_waits_to_a_lane_of_its_own() {
 
 #[tokio::test]
 async fn a_retry_after_counts_up_to_the_bound_of_the_settings() {
-    let settings = QUICK.replace("[delivery]", "[delivery]\nmax_retry_after = \"1s\"");
+    let bound = Some(Duration::from_secs(1));
+    let settings = TestSettings::quick().with(|settings| settings.delivery.max_retry_after = bound);
     let (broker, receiver, _hub, client) = started(&settings).await;
     client.subscribe([subscription("slow", &["user.>"], &receiver.url("/slow"))]).await;
     let refusal = Box::new(Behaviour::retry_after(429, 100_000));
@@ -336,7 +337,7 @@ async fn a_retry_after_counts_up_to_the_bound_of_the_settings() {
 #[tokio::test]
 async fn what_the_hub_cannot_do_is_the_hubs_fault_wherever_it_is_told() {
     // Sealed with a key that this hub does not have.
-    let (broker, receiver, hub, client) = started(QUICK).await;
+    let (broker, receiver, hub, client) = started(&TestSettings::quick()).await;
     let mut sealed = subscription("sealed", &["user.>"], &receiver.url("/sealed"));
     sealed["delivery"]["auth"] = json!({"type": "bearer", "token": {"sealed": "v1.k1.AAAA"}});
     let refusing = subscription("refusing", &["user.>"], &receiver.url("/refusing"));
@@ -371,7 +372,7 @@ async fn what_the_hub_cannot_do_is_the_hubs_fault_wherever_it_is_told() {
 
 #[tokio::test]
 async fn a_subscription_may_give_statuses_another_meaning() {
-    let (broker, receiver, hub, client) = started(QUICK).await;
+    let (broker, receiver, hub, client) = started(&TestSettings::quick()).await;
     receiver.set("/patient", Behaviour::failing_first(2, 400));
     receiver.set("/strict", Behaviour::status(404));
     receiver.set("/gone", Behaviour::failing_first(1, 410));
@@ -404,7 +405,7 @@ async fn a_subscription_may_give_statuses_another_meaning() {
 #[tokio::test]
 async fn a_bad_subscription_is_refused_with_its_field() {
     // What is read is refused before anything is connected to.
-    let hub = Hub::configured("nats://127.0.0.1:9", QUICK);
+    let hub = Hub::configured("nats://127.0.0.1:9", &TestSettings::quick());
     let good = || subscription("s", &["user.>"], "https://crm.example/hooks");
     let with = |pointer: &str, value: Value| {
         let mut bad = good();
@@ -440,7 +441,7 @@ async fn a_bad_subscription_is_refused_with_its_field() {
 
 #[tokio::test]
 async fn test_shows_request_and_answer_and_match_says_who_would_get_an_event() {
-    let settings = format!("{QUICK}\n[secrets]\nmaster_key = \"{}=\"\n", "A".repeat(43));
+    let settings = TestSettings::quick().with_key(&format!("{}=", "A".repeat(43)));
     let (broker, receiver, hub, client) = started(&settings).await;
     let mut secretive = subscription("secretive", &["user.*"], &receiver.url("/secretive"));
     secretive["delivery"]["auth"] = json!({"type": "bearer", "token": "hush-hush-token"});

@@ -6,9 +6,10 @@ use integration_hub::domain::outbox::RaisedEvent;
 use serde_json::{Value, json};
 
 use crate::support::broker_target::{arrived, entries, event_ids, to_broker};
-use crate::support::relay::{SOON, external, partner, settings, stored};
+use crate::support::relay::{SOON, partner, stored};
+use crate::support::settings::external;
 use crate::support::{
-    ApiClient, Hub, QUICK, Receiver, RedisServer, TestBroker, TestClient, TestDatabase, eventually,
+    ApiClient, Hub, Receiver, RedisServer, TestBroker, TestClient, TestDatabase, TestSettings, eventually,
     free_port, subscription,
 };
 
@@ -17,8 +18,8 @@ async fn an_event_arrives_in_redis_and_nats_in_the_stripped_envelope() {
     let Some(redis) = RedisServer::start(&[]).await else { return };
     let (broker, other, receiver) = (TestBroker::start().await, partner().await, Receiver::start().await);
     let brokers =
-        external("partner_events", "redis", &redis.url(), "") + &external("other", "nats", &other.url(), "");
-    let mut hub = Hub::serve(&broker.url(), &format!("{QUICK}\n{brokers}"), &[]);
+        [external("partner_events", "redis", &redis.url()), external("other", "nats", &other.url())];
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick().with_brokers(brokers), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client
@@ -74,13 +75,12 @@ async fn an_event_arrives_in_redis_and_nats_in_the_stripped_envelope() {
 async fn an_outbox_event_is_sent_as_its_external_row(database: TestDatabase) {
     let Some(redis) = RedisServer::start(&[]).await else { return };
     database.outbox(&["partner_events"]).await;
-    let (broker, rest) = (
-        TestBroker::start().await,
-        external("partner_events", "redis", &redis.url(), "destination = \"rows\""),
-    );
-    let direct = external("direct", "redis", &redis.url(), "destination = \"direct\"\noutbox = false");
-    let rest = format!("{QUICK}\n{rest}\n{direct}");
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &rest), &[]);
+    let broker = TestBroker::start().await;
+    let partner = external("partner_events", "redis", &redis.url()).to("rows");
+    let direct =
+        external("direct", "redis", &redis.url()).to("direct").with(|broker| broker.outbox = Some(false));
+    let settings = TestSettings::quick().with_outbox(&database.url()).with_brokers([partner, direct]);
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     let direct = to_broker("direct", &["user.>"], "direct", "asked-for");
@@ -146,15 +146,21 @@ async fn an_outbox_event_of_sqlite_is_sent_as_its_external_row() {
 async fn a_resolver_may_name_a_broker() {
     let (registry, broker, other) = (TestBroker::start().await, TestBroker::start().await, partner().await);
     let port = free_port();
-    let listen = format!("[subscriptions]\nlisten = \"127.0.0.1:{port}\"\nlisten_anonymous = true\n");
+    let listen = TestSettings::default().with(|settings| {
+        settings.subscriptions.listen = Some(format!("127.0.0.1:{port}"));
+        settings.subscriptions.listen_anonymous = Some(true);
+    });
     let mut answering = Hub::serve(&registry.url(), &listen, &["--role", "subscription-resolver"]);
     answering.ready().await;
     let elsewhere = TestClient::connect(&registry.url()).await;
     elsewhere.subscribe([to_broker("to-nats", &["user.>"], "other", "user.orders")]).await;
 
-    let brokers = external("other", "nats", &other.url(), "");
-    let source = format!("[subscriptions]\nsource = \"grpc\"\ngrpc_url = \"http://127.0.0.1:{port}\"\n");
-    let mut hub = Hub::serve(&broker.url(), &format!("{QUICK}\n{source}\n{brokers}"), &[]);
+    let asking =
+        TestSettings::quick().with_brokers([external("other", "nats", &other.url())]).with(|settings| {
+            settings.subscriptions.source = Some("grpc".to_owned());
+            settings.subscriptions.grpc_url = Some(format!("http://127.0.0.1:{port}"));
+        });
+    let mut hub = Hub::serve(&broker.url(), &asking, &[]);
     hub.ready().await;
     TestClient::connect(&broker.url()).await.publish("user.created", "e1").await;
     let message = stored(&other, "PARTNER", 1).await.remove(0);
@@ -170,8 +176,8 @@ async fn a_resolver_may_name_a_broker() {
 async fn the_command_line_and_the_api_check_show_and_test_it() {
     let Some(redis) = RedisServer::start(&[]).await else { return };
     let broker = TestBroker::start().await;
-    let brokers = external("partner_events", "redis", &redis.url(), "");
-    let mut hub = Hub::serve(&broker.url(), &format!("{QUICK}\n{brokers}"), &["--role", "api"]);
+    let settings = TestSettings::quick().with_brokers([external("partner_events", "redis", &redis.url())]);
+    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
     hub.ready().await;
     let file = hub.folder().join("crm.json");
     let path = file.to_str().expect("UTF-8").to_owned();

@@ -14,18 +14,24 @@ use lapin::types::FieldTable;
 use serde_json::{Value, json};
 
 use crate::support::broker_target::{arrived, dead_letters, entries, event_ids, to_broker};
-use crate::support::relay::{SOON, external, partner, stored};
+use crate::support::relay::{SOON, partner, stored};
+use crate::support::settings::{Domain, external};
 use crate::support::{
-    Direction, FaultProxy, Hub, KafkaServer, QUICK, RabbitMq, Receiver, RedisServer, TestBroker, TestClient,
-    eventually, ids, subscription,
+    Direction, FaultProxy, Hub, KafkaServer, RabbitMq, Receiver, RedisServer, TestBroker, TestClient,
+    TestSettings, eventually, ids, subscription,
 };
+
+/// Redrives soon and often.
+fn redriving() -> TestSettings {
+    TestSettings::quick().with_redrives([1, 2, 2, 2, 2, 2].map(Duration::from_secs))
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_broker_that_is_down_misses_is_dead_lettered_and_replayed() {
     let Some(mut redis) = RedisServer::start(&[]).await else { return };
     let broker = TestBroker::start().await;
-    let brokers = external("partner_events", "redis", &redis.url(), "");
-    let mut hub = Hub::serve(&broker.url(), &format!("{QUICK}\n{brokers}"), &[]);
+    let settings = TestSettings::quick().with_brokers([external("partner_events", "redis", &redis.url())]);
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.subscribe([to_broker("crm", &["user.>"], "partner_events", "orders")]).await;
@@ -63,11 +69,12 @@ async fn a_broker_that_hangs_slows_nobody_else() {
     let proxy = FaultProxy::start(&redis.url()).await;
     let (broker, other, receiver) = (TestBroker::start().await, partner().await, Receiver::start().await);
     let brokers =
-        external("hanging", "redis", &proxy.url("redis"), "") + &external("other", "nats", &other.url(), "");
-    // A pool that the one that hangs could fill by itself, and a redrive that brings back what it misses.
-    let domain = "[[domains]]\nname = \"user-lifecycle\"\nevents = [\"user.>\"]\nconcurrency = 8\n";
-    let quick = QUICK.replace("schedule = []", "schedule = [\"1s\", \"2s\", \"2s\", \"2s\", \"2s\", \"2s\"]");
-    let mut hub = Hub::serve(&broker.url(), &format!("{quick}\n{domain}\n{brokers}"), &[]);
+        [external("hanging", "redis", &proxy.url("redis")), external("other", "nats", &other.url())];
+    // The broker that hangs could fill this pool by itself; a redrive delivers what it misses.
+    let domain =
+        Domain { name: "user-lifecycle".to_owned(), events: vec!["user.>".to_owned()], concurrency: Some(8) };
+    let settings = redriving().with_brokers(brokers).with(|settings| settings.domains.push(domain));
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     let mut hangs = to_broker("hangs", &["user.>"], "hanging", "orders");
@@ -121,9 +128,8 @@ async fn a_connection_that_fell_silent_is_given_up_though_each_attempt_is_short(
     let Some(redis) = RedisServer::start(&[]).await else { return };
     let proxy = FaultProxy::start(&redis.url()).await;
     let broker = TestBroker::start().await;
-    let brokers = external("partner_events", "redis", &proxy.url("redis"), "");
-    let quick = QUICK.replace("schedule = []", "schedule = [\"1s\", \"2s\", \"2s\", \"2s\", \"2s\", \"2s\"]");
-    let mut hub = Hub::serve(&broker.url(), &format!("{quick}\n{brokers}"), &[]);
+    let settings = redriving().with_brokers([external("partner_events", "redis", &proxy.url("redis"))]);
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     let mut short = to_broker("crm", &["user.>"], "partner_events", "orders");
@@ -157,11 +163,12 @@ async fn rabbitmq_and_kafka_are_targets_as_well_and_lose_a_silent_connection() {
     kafka.create_topic("orders", 1).await;
     let rabbit_proxy = FaultProxy::start(&format!("127.0.0.1:{}", rabbit.process.port())).await;
     let broker = TestBroker::start().await;
-    let brokers =
-        external("rabbit", "amqp", &rabbit_proxy.url("amqp"), "user = \"guest\"\npassword = \"guest\"")
-            + &external("kafka", "kafka", &kafka.url(), "");
-    let quick = QUICK.replace("schedule = []", "schedule = [\"1s\", \"2s\", \"2s\", \"2s\", \"2s\", \"2s\"]");
-    let mut hub = Hub::serve(&broker.url(), &format!("{quick}\n{brokers}"), &[]);
+    let to_rabbit = external("rabbit", "amqp", &rabbit_proxy.url("amqp")).with(|broker| {
+        broker.user = Some("guest".to_owned());
+        broker.password = Some("guest".to_owned());
+    });
+    let settings = redriving().with_brokers([to_rabbit, external("kafka", "kafka", &kafka.url())]);
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     let short = |id: &str, name: &str| {
@@ -220,8 +227,8 @@ async fn what_can_never_be_published_is_dead_lettered_at_once() {
         ..stream::Config::default()
     };
     other.jetstream().await.create_stream(config).await.expect("the stream is made");
-    let brokers = external("other", "nats", &other.url(), "");
-    let mut hub = Hub::serve(&broker.url(), &format!("{QUICK}\n{brokers}"), &[]);
+    let settings = TestSettings::quick().with_brokers([external("other", "nats", &other.url())]);
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client

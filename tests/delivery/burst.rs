@@ -5,12 +5,10 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 
-use crate::support::{Hub, TestBroker, eventually};
+use crate::support::{Hub, TestBroker, TestSettings, eventually};
 
 const EVENTS: usize = 1_000;
 const SUBSCRIPTIONS: usize = 10;
-/// Room for 16 events before each domain's committer.
-const SETTINGS: &str = "[events]\nheld = 128\nbatch = 128";
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// The committer of the domain is busy most of the time, and there is room for few events before it.
@@ -19,7 +17,12 @@ const LIMIT: Duration = Duration::from_secs(60);
 #[tokio::test]
 async fn events_that_find_the_committer_busy_wait_and_are_not_handed_back() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), SETTINGS);
+    // Room for 16 events before each domain's committer.
+    let settings = TestSettings::default().with(|settings| {
+        settings.events.held = Some(128);
+        settings.events.batch = Some(128);
+    });
+    let hub = Hub::configured(&broker.url(), &settings);
     hub.cli_ok(&["provision"]).await;
     let subscriptions: Vec<_> = (0..SUBSCRIPTIONS)
         .map(|n| json!({"id": format!("s{n}"), "events": ["user.>"], "delivery": {"url": "http://127.0.0.1:9/"}}))
@@ -39,7 +42,7 @@ async fn events_that_find_the_committer_busy_wait_and_are_not_handed_back() {
         .buffer_unordered(256)
         .count();
     assert_eq!(acknowledged.await, EVENTS);
-    let mut processor = Hub::serve(&broker.url(), SETTINGS, &["--role", "event-processor"]);
+    let mut processor = Hub::serve(&broker.url(), &settings, &["--role", "event-processor"]);
     processor.ready().await;
 
     eventually(LIMIT, "every event is fanned out and acknowledged", async || {

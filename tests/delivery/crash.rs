@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::support::{
-    Account, Behaviour, Direction, FaultProxy, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids,
-    subscription,
+    Account, Behaviour, Direction, FaultProxy, Hub, Receiver, TestBroker, TestClient, TestSettings,
+    eventually, ids, subscription,
 };
 
 const STEP: Duration = Duration::from_secs(30);
@@ -24,7 +24,7 @@ async fn killed_between_commit_and_acknowledgement_no_envelope_is_lost_or_double
     let broker = TestBroker::start().await;
     let proxy = FaultProxy::start(&broker.url()).await;
     let receiver = Receiver::start().await;
-    let mut first = Hub::serve(&proxy.url("nats"), QUICK, &["--role", "event-processor"]);
+    let mut first = Hub::serve(&proxy.url("nats"), &TestSettings::quick(), &["--role", "event-processor"]);
     first.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     let subscriptions = [("a", "/a"), ("b", "/b"), ("c", "/c")];
@@ -42,7 +42,7 @@ async fn killed_between_commit_and_acknowledgement_no_envelope_is_lost_or_double
     assert!(standing >= 3, "a batch was committed before the kill: {standing} envelopes");
     assert_eq!(broker.messages("HUB_EVENTS").await, 40, "no event was acknowledged before the kill");
 
-    let mut second = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut second = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     second.ready().await;
     broker.nothing_owed_within(RECOVERY).await;
     let account =
@@ -58,7 +58,7 @@ async fn killed_in_mid_delivery_every_pair_is_delivered() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     receiver.set("/slow", Behaviour::slow(Duration::from_millis(300)));
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     let subscriptions = [("fast", "/fast"), ("slow", "/slow")];
@@ -89,7 +89,7 @@ async fn killed_in_mid_dead_lettering(status: u16) {
     let proxy = FaultProxy::start(&broker.url()).await;
     let receiver = Receiver::start().await;
     receiver.set("/down", Behaviour::Hang);
-    let mut first = Hub::serve(&proxy.url("nats"), QUICK, &[]);
+    let mut first = Hub::serve(&proxy.url("nats"), &TestSettings::quick(), &[]);
     first.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     let subscriptions = [("down", "/down")];
@@ -114,7 +114,7 @@ async fn killed_in_mid_dead_lettering(status: u16) {
         "{letters} dead letters, {owed} owed: no envelope had left its outbox for one"
     );
 
-    let mut second = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut second = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     second.ready().await;
     broker.nothing_owed_within(RECOVERY).await;
     let letters = client.dead_letters("policy-client").await;
@@ -138,7 +138,7 @@ async fn a_broker_killed_and_restarted_under_load_loses_no_pair() {
     let mut broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     receiver.set("/flaky", Behaviour::failing_first(200, 503));
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     let subscriptions = [("steady", "/steady"), ("flaky", "/flaky")];

@@ -8,7 +8,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, print_output, subscription,
+    Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, print_output,
+    subscription,
 };
 
 const STEP: Duration = Duration::from_secs(30);
@@ -26,8 +27,8 @@ impl Stage {
     async fn set(log: &str) -> Self {
         let broker = TestBroker::start().await;
         let receiver = Receiver::start().await;
-        let log = if log.is_empty() { String::new() } else { format!("log = {log:?}\n") };
-        let settings = QUICK.replace("[delivery]\n", &format!("[delivery]\n{log}"));
+        let log = Some(log.to_owned()).filter(|log| !log.is_empty());
+        let settings = TestSettings::quick().with(|settings| settings.delivery.log = log);
         let mut hub = Hub::serve(&broker.url(), &settings, &[]);
         hub.ready().await;
         let client = TestClient::connect(&broker.url()).await;
@@ -220,7 +221,7 @@ async fn nothing_but_the_last_words_is_logged_where_the_settings_say_so() {
 async fn what_waits_is_owed_or_was_refused_is_part_of_the_story() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &["--role", "dlt-processor"]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &["--role", "dlt-processor"]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.subscribe([subscription("a", &["policy.>"], &receiver.url("/a"))]).await;
@@ -230,7 +231,7 @@ async fn what_waits_is_owed_or_was_refused_is_part_of_the_story() {
     assert!(hub.terminate().await.success());
 
     // Taken in, and not delivered: the outbox still owes it.
-    let mut hub = Hub::serve(&broker.url(), QUICK, &["--role", "event-processor"]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &["--role", "event-processor"]);
     hub.ready().await;
     let trace = eventually(STEP, "both events are taken in", async || {
         match client.stream("HUB_EVENTS").await.state.messages {
@@ -250,7 +251,7 @@ async fn what_waits_is_owed_or_was_refused_is_part_of_the_story() {
 async fn a_story_is_found_among_a_hundred_thousand_records() {
     const MANY: usize = 100_000;
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), QUICK);
+    let hub = Hub::configured(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     let events = ids("event", MANY);

@@ -8,7 +8,9 @@ use async_nats::jetstream::stream::DiscardPolicy;
 use futures_util::StreamExt as _;
 use tokio::sync::Mutex;
 
-use crate::support::{Behaviour, Hub, PATIENT, Receiver, TestBroker, TestClient, eventually, ids, patient};
+use crate::support::{
+    Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, patient,
+};
 
 const STEP: Duration = Duration::from_secs(90);
 const LOG: &str = "HUB_ATTEMPTS";
@@ -25,10 +27,10 @@ struct Stage {
 }
 
 impl Stage {
-    async fn set(more: &str) -> Self {
+    async fn set(settings: &TestSettings) -> Self {
         let broker = TestBroker::start().await;
         let receiver = Receiver::start().await;
-        let mut hub = Hub::serve(&broker.url(), &format!("{PATIENT}\n{more}"), &[]);
+        let mut hub = Hub::serve(&broker.url(), settings, &[]);
         hub.ready().await;
         let client = TestClient::connect(&broker.url()).await;
         client.subscribe([patient("a", &["policy.>"], &receiver.url("/a"))]).await;
@@ -102,7 +104,9 @@ async fn a_log_that_does_not_answer_leaves_records_out_and_no_delivery_waits_for
     const WELL: usize = 2_000;
     const MANY: usize = 9_000;
     // So long that the log waits for its first messages to the end of the test.
-    let stage = Stage::set("[nats]\nrequest_timeout = \"60s\"").await;
+    let wait = Some(Duration::from_secs(60));
+    let stage =
+        Stage::set(&TestSettings::patient().with(|settings| settings.nats.request_timeout = wait)).await;
     let well = stage.deliver(&long_ids("well", WELL), WELL).await;
     eventually(STEP, "all is logged", async || {
         let logged = stage.logged().await;
@@ -147,7 +151,7 @@ async fn a_log_that_does_not_answer_leaves_records_out_and_no_delivery_waits_for
 
 #[tokio::test]
 async fn a_log_that_refuses_leaves_records_out_until_it_takes_them_again() {
-    let stage = Stage::set("").await;
+    let stage = Stage::set(&TestSettings::patient()).await;
     let limit = async |messages: i64| {
         let mut config = stage.client.stream(LOG).await.config;
         config.discard = DiscardPolicy::New;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Account, Behaviour, Hub, PATIENT, QUICK, Receiver, TestBroker, TestClient, eventually, ids, patient,
+    Account, Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, patient,
     subscription,
 };
 
@@ -15,7 +15,7 @@ const STEP: Duration = Duration::from_secs(60);
 async fn one_event_reaches_2500_subscriptions_once_each() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), PATIENT, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::patient(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     let all = (0..2_500).map(|number| patient(&format!("s-{number}"), &["user.*"], &receiver.url("/all")));
@@ -33,7 +33,7 @@ async fn one_event_reaches_2500_subscriptions_once_each() {
 async fn an_event_that_nobody_wants_is_done_with_and_leaves_nothing() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.subscribe([subscription("other", &["user.deleted", "role.>"], &receiver.url("/other"))]).await;
@@ -50,7 +50,7 @@ async fn an_event_that_nobody_wants_is_done_with_and_leaves_nothing() {
 async fn a_burst_of_10000_events_is_delivered_once_each() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), PATIENT, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::patient(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.subscribe([patient("crm", &["token.>"], &receiver.url("/crm"))]).await;
@@ -72,10 +72,11 @@ async fn a_full_outbox_makes_its_events_wait_and_no_others() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     receiver.set("/hanging", Behaviour::Hang);
-    let settings = format!(
-        "{}\n[events]\nmax_size = \"10KB\"\n[limits]\noutbox = \"100KB\"",
-        QUICK.replace("max_deliver = 3", "max_deliver = 100")
-    );
+    let settings = TestSettings::quick().with(|settings| {
+        settings.delivery.max_deliver = Some(100);
+        settings.events.max_size = Some(10_000);
+        settings.limits.outbox = Some(100_000);
+    });
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
@@ -120,7 +121,10 @@ async fn an_event_that_does_not_fit_is_in_nobodys_way() {
     // A request that hangs would do so for as long as an attempt may take: longer than this test waits.
     let (open, gate) = Behaviour::gate();
     receiver.set("/hanging", gate);
-    let settings = format!("{PATIENT}\n[events]\nmax_size = \"100KB\"\n[limits]\noutbox = \"1MB\"\n");
+    let settings = TestSettings::patient().with(|settings| {
+        settings.events.max_size = Some(100_000);
+        settings.limits.outbox = Some(1_000_000);
+    });
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
@@ -163,7 +167,7 @@ async fn an_event_that_does_not_fit_is_in_nobodys_way() {
 #[tokio::test]
 async fn restarts_in_the_middle_of_a_fan_out_lose_and_double_no_envelope() {
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &["--role", "event-processor"]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &["--role", "event-processor"]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     // Nobody delivers here: every envelope stays where it can be counted.
@@ -216,7 +220,7 @@ async fn the_worst_that_one_tenant_may_ask_for_does_not_keep_anothers_event_wait
     const EVENTS: u64 = 1_500;
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::configured(&broker.url(), QUICK);
+    let mut hub = Hub::configured(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     // As costly as it gets: 60 subscriptions of 256 comparisons, all of which are made and none of which holds.
@@ -250,7 +254,7 @@ async fn the_worst_that_one_tenant_may_ask_for_does_not_keep_anothers_event_wait
 async fn a_filter_from_before_the_limit_still_counts_and_is_told() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     for (id, last) in [
@@ -282,7 +286,7 @@ fn large(id: &str, url: &str) -> Value {
 async fn a_large_event_reaches_a_large_subscription_and_all_others() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let settings = format!("{QUICK}\n[events]\nmax_size = \"1047KB\"\n");
+    let settings = TestSettings::quick().with(|settings| settings.events.max_size = Some(1_047_000));
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Account, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, subscription,
+    Account, Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, subscription,
 };
 
 const STEP: Duration = Duration::from_secs(30);
@@ -53,16 +53,12 @@ fn latency(receiver: &Receiver, path: &str, published: &BTreeMap<String, Instant
 async fn a_subscriber_that_never_answers_does_not_slow_its_neighbour() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let settings = QUICK
-        .replace("max_timeout = \"2s\"", "max_timeout = \"5s\"")
-        .replace(
-            "ack_wait = \"3s\"",
-            &format!("ack_wait = \"6s\"\nheld = {HELD}\nqueue_per_subscription = {QUEUE}"),
-        )
-        .replace(
-            "schedule = []",
-            "schedule = [\"5s\", \"5s\", \"5s\", \"5s\", \"5s\", \"5s\", \"5s\", \"5s\", \"5s\", \"5s\"]",
-        );
+    let settings = TestSettings::quick().with_redrives([Duration::from_secs(5); 10]).with(|settings| {
+        settings.delivery.max_timeout = Some(Duration::from_secs(5));
+        settings.delivery.ack_wait = Some(Duration::from_secs(6));
+        settings.delivery.held = Some(HELD);
+        settings.delivery.queue_per_subscription = Some(QUEUE);
+    });
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;

@@ -8,7 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 use integration_hub::nats::StoredMessage;
 use serde_json::Value;
 
-use crate::support::{Hub, QUICK, RawPublisher, Receiver, TestBroker, TestClient, eventually, subscription};
+use crate::support::{
+    Hub, RawPublisher, Receiver, TestBroker, TestClient, TestSettings, eventually, subscription,
+};
 
 const STEP: Duration = Duration::from_secs(60);
 const CREATED: &[u8] = b"hub.events.user.created";
@@ -197,7 +199,7 @@ fn reconnects(hub: &Hub) -> usize {
 async fn whatever_is_published_costs_no_other_event_more_than_a_moment() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.subscribe([subscription("all", &[">"], &receiver.url("/all"))]).await;
@@ -275,7 +277,7 @@ async fn whatever_is_published_costs_no_other_event_more_than_a_moment() {
 async fn good_events_behind_a_bad_one_are_delivered_by_a_hub_that_finds_it() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.subscribe([subscription("all", &[">"], &receiver.url("/all"))]).await;
@@ -301,7 +303,7 @@ async fn good_events_behind_a_bad_one_are_delivered_by_a_hub_that_finds_it() {
 async fn bad_bytes_in_every_other_stream_stop_no_reader() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     let mut raw = RawPublisher::connect(&broker.url()).await;

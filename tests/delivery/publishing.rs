@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::support::{
-    Hub, QUICK, Received, Receiver, TestBroker, TestClient, nats_cli, print_output, require_tool,
+    Hub, Received, Receiver, TestBroker, TestClient, TestSettings, nats_cli, print_output, require_tool,
     subscription,
 };
 
@@ -46,7 +46,7 @@ async fn each_form_of_a_publication_is_delivered_as_the_event_it_is() {
     let broker = TestBroker::start().await;
     let Some(nats) = NatsCli::find(&broker) else { return };
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     let mut acme = subscription("acme", &["user.>"], &receiver.url("/acme"));
@@ -113,7 +113,7 @@ async fn an_id_that_is_published_twice_is_delivered_once() {
     let broker = TestBroker::start().await;
     let Some(nats) = NatsCli::find(&broker) else { return };
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client
@@ -186,7 +186,7 @@ async fn the_nats_command_takes_each_definition_and_the_hub_finds_no_drift() {
         }
     }
     assert_eq!((streams, consumers), (18, 11), "streams and consumers");
-    let hub = Hub::configured(&broker.url(), "");
+    let hub = Hub::configured(&broker.url(), &TestSettings::default());
     let check = hub.cli(&["provision", "--check"]).await;
     assert!(check.status.success(), "no drift: {}", print_output(&check));
     // The check sees what differs: without one of them it says so.

@@ -10,7 +10,7 @@ use integration_hub::nats::StoredMessage;
 use serde_json::json;
 
 use crate::support::{
-    Hub, QUICK, Receiver, TestBroker, TestClient, eventually, nats_server, print_output, subscription,
+    Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, nats_server, print_output, subscription,
 };
 
 const STEP: Duration = Duration::from_secs(30);
@@ -90,7 +90,7 @@ async fn what_is_no_event_is_kept_as_it_came_with_its_reason() {
     let options = BrokerOptions { max_payload: Some(8_000_000), ..BrokerOptions::new(nats_server()) };
     let broker = TestBroker::start_with(options).await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.subscribe([subscription("all", &[">"], &receiver.url("/all"))]).await;
@@ -128,7 +128,7 @@ async fn what_is_no_event_is_kept_as_it_came_with_its_reason() {
 #[tokio::test]
 async fn what_does_not_fit_beside_its_reason_is_kept_in_parts() {
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     // As much as the server takes in one message.
@@ -147,7 +147,7 @@ async fn what_does_not_fit_beside_its_reason_is_kept_in_parts() {
 #[tokio::test]
 async fn an_unknown_setting_and_a_bad_subscription_are_refused_by_name() {
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), "[delivery]\nmax_delivery = 3", &[]);
+    let mut hub = Hub::serve_file("[delivery]\nmax_delivery = 3");
     let status = hub.ended(STEP).await;
     assert_eq!(status.code(), Some(1));
     let log = hub.log();
@@ -156,7 +156,7 @@ async fn an_unknown_setting_and_a_bad_subscription_are_refused_by_name() {
         "names it and the one meant: {log}"
     );
 
-    let hub = Hub::configured(&broker.url(), "");
+    let hub = Hub::configured(&broker.url(), &TestSettings::default());
     hub.cli_ok(&["provision"]).await;
     let bad = json!([
         subscription("fine", &["user.>"], "https://crm.example/hooks"),

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::blocks::{Block, blocks};
+use super::support::settings::external;
 use super::support::{
-    ApiClient, Behaviour, Hub, PATIENT, Receiver, TestBroker, TestClient, TestDatabase, eventually, nats_cli,
-    print_output, require_tool,
+    ApiClient, Behaviour, Hub, Receiver, TestBroker, TestClient, TestDatabase, TestSettings, eventually,
+    nats_cli, print_output, require_tool,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -32,11 +33,10 @@ impl Stage {
         let receiver = Receiver::start().await;
         let database = TestDatabase::sqlite().await.expect("SQLite is built in");
         database.outbox(&["partner_events"]).await;
-        let settings = format!(
-            "{PATIENT}\n[secrets]\nmaster_key = '{KEY}'\n[outbox]\ndatabase_url = '{}'\n\
-             [[external_brokers]]\nname = 'partner_events'\nprovider = 'nats'\nurl = 'nats://127.0.0.1:1'\n",
-            database.url(),
-        );
+        let settings = TestSettings::patient()
+            .with_key(KEY)
+            .with_outbox(&database.url())
+            .with_brokers([external("partner_events", "nats", "nats://127.0.0.1:1")]);
         let mut hub = Hub::serve(&broker.url(), &settings, &[]);
         hub.ready().await;
         let client = TestClient::connect(&broker.url()).await;
@@ -186,7 +186,7 @@ impl Stage {
 
 #[tokio::test]
 async fn every_settings_block_is_valid() {
-    let hub = Hub::configured("nats://127.0.0.1:1", &format!("[secrets]\nmaster_key = '{KEY}'\n"));
+    let hub = Hub::configured("nats://127.0.0.1:1", &TestSettings::default().with_key(KEY));
     for block in blocks("toml") {
         let file = hub.folder().join("block.toml");
         // A password that is sealed for its setting stands where one is meant.
@@ -218,7 +218,7 @@ async fn sealed(hub: &Hub) -> String {
 #[tokio::test]
 async fn every_subscription_is_valid() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), &format!("[secrets]\nmaster_key = '{KEY}'\n"));
+    let hub = Hub::configured(&broker.url(), &TestSettings::default().with_key(KEY));
     hub.cli_ok(&["provision"]).await;
     for block in blocks("json") {
         let text = block

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use super::blocks::blocks;
-use super::support::{Hub, QUICK, Receiver, TestBroker, TestClient, print_output, require_tool, tool};
+use super::support::{Hub, Receiver, TestBroker, TestClient, TestSettings, print_output, require_tool, tool};
 
 const SECRET: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 const OTHER: &str = "whsec_ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA=";
@@ -83,7 +83,7 @@ fn script(folder: &Path, name: &str, text: &str) -> String {
 async fn the_verifying_functions_verify_a_delivery_and_nothing_else() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), &format!("{QUICK}\n[secrets]\nmaster_key = '{KEY}'\n"), &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick().with_key(KEY), &[]);
     hub.ready().await;
     let crm = json!({"id": "crm", "events": ["user.>"], "delivery": {
         "url": receiver.url("/crm"), "content_mode": "binary", "timeout": "2s", "signing": {"secret": SECRET}}});

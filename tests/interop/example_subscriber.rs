@@ -10,7 +10,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::support::relay::{RELAY, SOON, external, partner, public, raise, settings};
+use crate::support::relay::{RELAY, SOON, partner, public, raise, settings};
+use crate::support::settings::external;
 use crate::support::{
     ChildProcess, Direction, FaultProxy, Hub, RedisServer, TestBroker, TestDatabase, eventually, example,
 };
@@ -225,8 +226,8 @@ async fn what_the_relay_sends_becomes_customers(partner: Partner) {
     let database = TestDatabase::sqlite().await.expect("SQLite is built in");
     database.outbox(&["partner"]).await;
     let broker = TestBroker::start().await;
-    let external = external("partner", partner.scheme(), &partner.url(), "");
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
+    let external = external("partner", partner.scheme(), &partner.url());
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()).with_brokers([external]), &RELAY);
     hub.ready().await;
     let service = Service::new();
     let mut subscriber = service.start(&partner, &partner.url(), &[]);

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hub_outbox::Store;
 use integration_hub::domain::outbox::Status;
@@ -12,7 +13,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::support::relay::{RELAY, SOON, external, public, settings, wait_for};
+use crate::support::relay::{RELAY, SOON, public, settings, wait_for};
+use crate::support::settings::external;
 use crate::support::{
     ChildProcess, Direction, FaultProxy, Hub, RedisServer, TestBroker, TestDatabase, eventually, example,
     require_tool, tool,
@@ -65,8 +67,9 @@ impl Producer {
 
     /// A relay that reaches the partner at this address.
     async fn relay(&self, url: &str) -> Hub {
-        let external = external("partner", "redis", url, "");
-        let settings = settings(&self.database.url(), "claim_time = \"2s\"", &external);
+        let settings = settings(&self.database.url())
+            .with_brokers([external("partner", "redis", url)])
+            .with(|settings| settings.outbox.claim_time = Some(Duration::from_secs(2)));
         let mut hub = Hub::serve(&self.broker.url(), &settings, &RELAY);
         hub.ready().await;
         hub

@@ -11,11 +11,11 @@ use integration_hub::settings::Settings;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Hub, QUICK, Receiver, TestBroker, eventually, free_port, nats_server, print_output, require_tool,
+    Hub, Receiver, TestBroker, TestSettings, eventually, free_port, nats_server, print_output, require_tool,
     subscription,
 };
 
-const MASTER_KEY: &str = "[secrets]\nmaster_key = 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='\n";
+const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const LANES: [&str; 4] = ["USER_LIFECYCLE", "ACCESS_SESSION", "POLICY_CLIENT", "ORGANIZATION"];
 
 async fn connect(url: &str) -> JetStream {
@@ -24,7 +24,7 @@ async fn connect(url: &str) -> JetStream {
 }
 
 /// A provisioned hub on a server of its own.
-async fn provisioned(settings: &str) -> (TestBroker, Hub) {
+async fn provisioned(settings: &TestSettings) -> (TestBroker, Hub) {
     let broker = TestBroker::start().await;
     let hub = Hub::configured(&broker.url(), settings);
     hub.cli_ok(&["provision"]).await;
@@ -57,7 +57,7 @@ fn file(hub: &Hub, name: &str, text: &str) -> String {
 #[tokio::test]
 async fn provisioning_twice_changes_nothing_and_a_change_by_hand_is_drift() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), "");
+    let hub = Hub::configured(&broker.url(), &TestSettings::default());
 
     let error = refused(&hub, 1, &["subscription", "list"]).await;
     assert!(error.contains("hub provision"), "{error}");
@@ -98,7 +98,7 @@ async fn provisioning_twice_changes_nothing_and_a_change_by_hand_is_drift() {
 #[tokio::test]
 async fn a_server_that_cannot_serve_the_hub_is_refused_with_the_remedy() {
     // Not reachable.
-    let hub = Hub::configured(&format!("nats://127.0.0.1:{}", free_port()), "");
+    let hub = Hub::configured(&format!("nats://127.0.0.1:{}", free_port()), &TestSettings::default());
     for args in [&["provision"][..], &["subscription", "list"], &["dlt", "stats"]] {
         let error = refused(&hub, 3, args).await;
         assert!(error.contains("nats://127.0.0.1:") && error.contains("nats.url"), "{error}");
@@ -107,13 +107,13 @@ async fn a_server_that_cannot_serve_the_hub_is_refused_with_the_remedy() {
     let mut options = BrokerOptions::new(nats_server());
     options.jetstream = false;
     let broker = TestBroker::start_with(options).await;
-    let error = refused(&Hub::configured(&broker.url(), ""), 1, &["provision"]).await;
+    let error = refused(&Hub::configured(&broker.url(), &TestSettings::default()), 1, &["provision"]).await;
     assert!(error.contains("JetStream is not enabled") && error.contains("nats-server -js"), "{error}");
 
     let mut options = BrokerOptions::new(nats_server());
     options.extra_config = "accounts {\n  hub { jetstream { max_file: 100MB }\n    users: [{user: hub, password: pw}] }\n}\nno_auth_user: hub\n".to_owned();
     let broker = TestBroker::start_with(options).await;
-    let error = refused(&Hub::configured(&broker.url(), ""), 1, &["provision"]).await;
+    let error = refused(&Hub::configured(&broker.url(), &TestSettings::default()), 1, &["provision"]).await;
     assert!(error.contains("account's JetStream limits are too small"), "{error}");
     assert!(error.contains("[limits]"), "{error}");
 }
@@ -125,7 +125,7 @@ async fn a_server_that_is_too_old_is_refused() {
         return;
     };
     let broker = TestBroker::start_with(BrokerOptions::new(old)).await;
-    let hub = Hub::configured(&broker.url(), "");
+    let hub = Hub::configured(&broker.url(), &TestSettings::default());
     for args in [&["provision"][..], &["subscription", "list"], &["publish", "user.created", "{}"]] {
         let error = refused(&hub, 1, args).await;
         assert!(error.contains("too old") && error.contains("2.12.9"), "{error}");
@@ -134,7 +134,7 @@ async fn a_server_that_is_too_old_is_refused() {
 
 #[tokio::test]
 async fn each_bad_field_of_a_subscription_is_named_and_nothing_is_written() {
-    let (_broker, hub) = provisioned(MASTER_KEY).await;
+    let (_broker, hub) = provisioned(&TestSettings::default().with_key(MASTER_KEY)).await;
     let good = json!({"id": "good", "events": ["user.created"], "delivery": {"url": "https://a.example/"}});
     let with = |pointer: &str, value: Value| {
         let mut bad = json!({
@@ -196,7 +196,7 @@ async fn each_bad_field_of_a_subscription_is_named_and_nothing_is_written() {
 
 #[tokio::test]
 async fn a_subscription_lives_and_its_secret_is_never_shown() {
-    let (broker, hub) = provisioned(MASTER_KEY).await;
+    let (broker, hub) = provisioned(&TestSettings::default().with_key(MASTER_KEY)).await;
     let toml = |token: &str| {
         format!(
             "[[subscriptions]]\nid = 'crm'\ntenant = 'acme'\nevents = ['user.*', 'policy.>']\n\
@@ -283,7 +283,7 @@ async fn a_subscription_lives_and_its_secret_is_never_shown() {
 
 #[tokio::test]
 async fn a_credential_without_a_master_key_is_refused() {
-    let (_broker, hub) = provisioned("").await;
+    let (_broker, hub) = provisioned(&TestSettings::default()).await;
     let subscription = json!({"id": "crm", "events": ["user.*"], "delivery": {
         "url": "https://a.example/", "auth": {"type": "bearer", "token": "hush"}}});
     let path = file(&hub, "crm.json", &subscription.to_string());
@@ -295,7 +295,7 @@ async fn a_credential_without_a_master_key_is_refused() {
 
 #[tokio::test]
 async fn an_event_is_published_with_its_acknowledgement() {
-    let (broker, hub) = provisioned("").await;
+    let (broker, hub) = provisioned(&TestSettings::default()).await;
     let args =
         ["publish", "user.created", r#"{"a":1}"#, "--id", "e 1", "--tenant", "acme", "--source", "idp"];
     let first = hub.cli_json(&args).await;
@@ -326,7 +326,7 @@ async fn an_event_is_published_with_its_acknowledgement() {
 
 #[tokio::test]
 async fn a_domain_is_paused_as_jetstream_pauses_and_the_others_go_on() {
-    let (broker, hub) = provisioned("").await;
+    let (broker, hub) = provisioned(&TestSettings::default()).await;
     let js = connect(&broker.url()).await;
     let paused = async || {
         let mut paused = Vec::new();
@@ -366,7 +366,7 @@ async fn a_domain_is_paused_as_jetstream_pauses_and_the_others_go_on() {
 
 #[tokio::test]
 async fn the_settings_are_checked_and_shown_without_secrets() {
-    let hub = Hub::configured("nats://127.0.0.1:1", MASTER_KEY);
+    let hub = Hub::configured("nats://127.0.0.1:1", &TestSettings::default().with_key(MASTER_KEY));
     assert!(hub.cli_ok(&["config", "check"]).await.starts_with("ok: "));
     let shown = hub.cli_ok(&["config", "show"]).await;
     assert!(shown.contains("url = \"nats://127.0.0.1:1\"") && !shown.contains("AAECAwQ"), "{shown}");
@@ -374,8 +374,11 @@ async fn the_settings_are_checked_and_shown_without_secrets() {
     let shown = hub.cli_ok(&["config", "show", "--set", "nats.prefix=other"]).await;
     assert!(shown.contains("prefix = \"other\"  # flag"), "{shown}");
 
-    let bad = "delivery.ack_wait = '1s'\nnats.replicas = 2\n";
-    let error = refused(&Hub::configured("nats://127.0.0.1:1", bad), 1, &["config", "check"]).await;
+    let bad = TestSettings::default().with(|settings| {
+        settings.delivery.ack_wait = Some(Duration::from_secs(1));
+        settings.nats.replicas = Some(2);
+    });
+    let error = refused(&Hub::configured("nats://127.0.0.1:1", &bad), 1, &["config", "check"]).await;
     assert!(error.contains("delivery.ack_wait") && error.contains("nats.replicas"), "{error}");
     let error = refused(&hub, 1, &["config", "check", "--set", "nats.urll=x"]).await;
     assert!(error.contains("nats.url?"), "{error}");
@@ -390,7 +393,7 @@ async fn the_settings_are_checked_and_shown_without_secrets() {
 /// What comes from strangers is often pasted into a command.
 #[tokio::test]
 async fn a_usage_error_does_not_act_on_the_terminal() {
-    let hub = Hub::configured("nats://127.0.0.1:1", "");
+    let hub = Hub::configured("nats://127.0.0.1:1", &TestSettings::default());
     let hostile = "a\u{1b}]0;owned\u{7}\u{9b}2J\u{202e}b";
     for args in [
         &["subscription", "show", hostile][..],
@@ -410,7 +413,7 @@ async fn a_usage_error_does_not_act_on_the_terminal() {
 
 #[tokio::test]
 async fn what_can_mean_nothing_is_refused() {
-    let (_broker, hub) = provisioned("").await;
+    let (_broker, hub) = provisioned(&TestSettings::default()).await;
     for events in [r#"["*"]"#, r#"["user"]"#, r#"["user.created", "role"]"#] {
         let text =
             format!(r#"{{"id": "crm", "events": {events}, "delivery": {{"url": "https://crm.example/"}}}}"#);
@@ -441,7 +444,7 @@ async fn what_can_mean_nothing_is_refused() {
 #[tokio::test]
 async fn an_event_of_any_time_is_traced() {
     let (broker, receiver) = (TestBroker::start().await, Receiver::start().await);
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let crm = subscription("crm", &["user.>"], &receiver.url("/crm"));
     let path = file(&hub, "crm.json", &crm.to_string());

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::support::{
-    Account, Behaviour, Hub, PATIENT, QUICK, Receiver, TestBroker, TestClient, eventually, ids, nats_cli,
+    Account, Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, nats_cli,
     patient, print_output, require_tool, subscription,
 };
 
@@ -42,7 +42,7 @@ async fn a_paused_domain_holds_its_deliveries_whoever_paused_it() {
     let Some(cli) = require_tool("nats", nats_cli()) else { return };
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), PATIENT, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::patient(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client
@@ -86,7 +86,8 @@ async fn a_stopped_process_finishes_what_is_in_flight_and_hands_back_the_rest() 
     let receiver = Receiver::start().await;
     receiver.set("/slow", Behaviour::slow(Duration::from_millis(700)));
     // What is not handed back would come again only after this wait: later than the test ends.
-    let settings = QUICK.replace("ack_wait = \"3s\"", "ack_wait = \"10m\"");
+    let settings =
+        TestSettings::quick().with(|settings| settings.delivery.ack_wait = Some(Duration::from_secs(600)));
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
@@ -123,9 +124,12 @@ async fn no_more_envelopes_are_in_memory_than_the_setting_says_whatever_the_back
     let hanging = || (0..100).map(|number| format!("/hanging-{number}"));
     hanging().for_each(|path| receiver.set(&path, Behaviour::Hang));
     // No attempt ends while this is looked at: whatever was taken from the broker is in memory.
-    let settings = format!(
-        "[delivery]\nmax_timeout = \"60s\"\nack_wait = \"75s\"\nheld = {HELD}\nqueue_per_subscription = {HELD}"
-    );
+    let settings = TestSettings::default().with(|settings| {
+        settings.delivery.max_timeout = Some(Duration::from_secs(60));
+        settings.delivery.ack_wait = Some(Duration::from_secs(75));
+        settings.delivery.held = Some(HELD as usize);
+        settings.delivery.queue_per_subscription = Some(HELD as usize);
+    });
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;

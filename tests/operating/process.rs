@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 
-use crate::support::{Hub, TestBroker, TestClient, eventually, print_output, with_hangup};
+use crate::support::{Hub, TestBroker, TestClient, TestSettings, eventually, print_output, with_hangup};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -41,7 +41,8 @@ async fn goes_on_and_ends_in_good_order(log: Log) {
     let broker = TestBroker::start().await;
     // More lines than a pipe and the queue hold, where nobody reads them.
     let level = if matches!(log, Log::NobodyReads) { "trace" } else { "info" };
-    let mut hub = Hub::configured(&broker.url(), &format!("[log]\nlevel = \"{level}\""));
+    let settings = TestSettings::default().with(|settings| settings.log.level = Some(level.to_owned()));
+    let mut hub = Hub::configured(&broker.url(), &settings);
     let mut command = hub.command();
     let mut reader: Option<PipeReader> = None;
     match log {
@@ -104,7 +105,7 @@ async fn closed_standard_output_and_error_end_nothing() {
 async fn each_signal_stops_the_hub_in_good_order_and_a_second_one_changes_nothing() {
     let broker = TestBroker::start().await;
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
-        let mut hub = Hub::configured(&broker.url(), "");
+        let mut hub = Hub::configured(&broker.url(), &TestSettings::default());
         let command = with_hangup(&hub.command());
         hub.start_with(command);
         hub.ready().await;
@@ -133,8 +134,8 @@ async fn unread(hub: &Hub, args: &[&str], both: bool) -> Output {
 #[tokio::test]
 async fn a_command_whose_reader_has_gone_ends_quietly_with_its_own_answer() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), "");
-    let nowhere = Hub::configured("nats://127.0.0.1:1", "");
+    let hub = Hub::configured(&broker.url(), &TestSettings::default());
+    let nowhere = Hub::configured("nats://127.0.0.1:1", &TestSettings::default());
     let id = "00000000-0000-0000-0000-000000000000";
     let commands: [(&Hub, &[&str], i32); 17] = [
         // The answer is "no" before the first provisioning, read or not.

@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use integration_hub::broker_process::{BrokerCluster, BrokerOptions};
 
 use crate::support::{
-    Account, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, nats_server,
+    Account, Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, nats_server,
     subscription,
 };
 
@@ -21,11 +21,8 @@ const FAILURES: usize = 700;
 /// The outbox of the domain whose events are published here.
 const OUTBOX: &str = "HUB_OUTBOX_USER_LIFECYCLE";
 
-fn settings() -> String {
-    QUICK.replace(
-        "schedule = []",
-        "schedule = [\"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\"]",
-    )
+fn settings() -> TestSettings {
+    TestSettings::quick().with_redrives([Duration::from_secs(1); 8])
 }
 
 async fn receiver() -> Receiver {
@@ -117,7 +114,10 @@ async fn a_retry_after_that_one_replica_is_told_holds_in_the_other_as_well() {
     const WAIT: Duration = Duration::from_secs(5);
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hubs = [Hub::serve(&broker.url(), QUICK, &[]), Hub::serve(&broker.url(), QUICK, &[])];
+    let mut hubs = [
+        Hub::serve(&broker.url(), &TestSettings::quick(), &[]),
+        Hub::serve(&broker.url(), &TestSettings::quick(), &[]),
+    ];
     for hub in &mut hubs {
         hub.ready().await;
     }
@@ -167,7 +167,7 @@ async fn a_cluster_that_loses_a_node_in_the_middle_loses_no_pair() {
     let options = BrokerOptions { server_name: Some("node".to_owned()), ..BrokerOptions::new(nats_server()) };
     let mut cluster = BrokerCluster::start(3, &options).await.unwrap_or_else(|error| panic!("{error}"));
     let receiver = receiver().await;
-    let settings = format!("{}\n[nats]\nreplicas = 3", settings());
+    let settings = settings().with(|settings| settings.nats.replicas = Some(3));
     let url = cluster.url();
     let mut hubs = [Hub::serve(&url, &settings, &[]), Hub::serve(&url, &settings, &[])];
     for hub in &mut hubs {

@@ -5,16 +5,19 @@ use integration_hub::domain::outbox::Lane;
 use serde_json::{Value, json};
 
 use crate::support::outbox::{TestDatabase, claim, claim_of, event, positions};
-use crate::support::{Hub, PASSWORD, free_port, print_output};
+use crate::support::relay::settings;
+use crate::support::settings::{ExternalBroker, external};
+use crate::support::{Hub, PASSWORD, TestSettings, free_port, print_output};
 
 /// Nobody listens there: nothing of `hub outbox` asks NATS.
-fn hub(database: &TestDatabase, settings: &str) -> Hub {
-    let settings = format!("{settings}\n[outbox]\ndatabase_url = '{}'\n", database.url());
+fn hub(database: &TestDatabase, brokers: &[ExternalBroker]) -> Hub {
+    let settings = settings(&database.url()).with_brokers(brokers.iter().cloned());
     Hub::configured(&format!("nats://127.0.0.1:{}", free_port()), &settings)
 }
 
-const BROKER: &str =
-    "[[external_brokers]]\nname = 'partner'\nprovider = 'redis'\nurl = 'redis://127.0.0.1:6379'\n";
+fn partner() -> ExternalBroker {
+    external("partner", "redis", "redis://127.0.0.1:6379")
+}
 
 /// Runs a command that has to end with `code`; gives standard output and standard error.
 async fn ends_with(hub: &Hub, code: i32, args: &[&str]) -> (String, String) {
@@ -35,7 +38,7 @@ async fn databases() -> Vec<TestDatabase> {
 #[tokio::test]
 async fn it_is_set_up_once_and_told_the_brokers() {
     for database in databases().await {
-        let before = hub(&database, "");
+        let before = hub(&database, &[]);
         let (_, error) = ends_with(&before, 1, &["outbox", "status"]).await;
         assert!(error.contains("hub outbox setup"), "{error}");
         let (told, _) = ends_with(&before, 0, &["outbox", "setup"]).await;
@@ -44,7 +47,7 @@ async fn it_is_set_up_once_and_told_the_brokers() {
             "{told}"
         );
 
-        let with_partner = hub(&database, BROKER);
+        let with_partner = hub(&database, &[partner()]);
         let made = with_partner.cli_json(&["outbox", "setup"]).await;
         assert_eq!(made["schema"], json!({"from": 2, "to": 2}));
         assert_eq!(made["brokers"]["added"], json!(["partner"]));
@@ -52,7 +55,7 @@ async fn it_is_set_up_once_and_told_the_brokers() {
         let (_, warning) = ends_with(&before, 0, &["outbox", "setup"]).await;
         assert!(warning.contains("do not have partner") && warning.contains("--prune"), "{warning}");
         // Nor is it one of the outbox's where it is for subscriptions alone.
-        let for_subscriptions = hub(&database, &format!("{BROKER}outbox = false\n"));
+        let for_subscriptions = hub(&database, &[partner().with(|broker| broker.outbox = Some(false))]);
         let (told, warning) = ends_with(&for_subscriptions, 0, &["outbox", "setup"]).await;
         assert!(told.contains("external brokers: none") && warning.contains("do not have partner"), "{told}");
         let made = for_subscriptions.cli_json(&["outbox", "setup", "--prune"]).await;
@@ -63,7 +66,7 @@ async fn it_is_set_up_once_and_told_the_brokers() {
 #[tokio::test]
 async fn operators_look_retry_discard_and_tidy_up() {
     for database in databases().await {
-        let hub = hub(&database, BROKER);
+        let hub = hub(&database, &[partner()]);
         hub.cli_ok(&["outbox", "setup"]).await;
         let (told, _) = ends_with(&hub, 0, &["outbox", "list"]).await;
         assert_eq!(told, "no rows\n");
@@ -130,7 +133,7 @@ async fn operators_look_retry_discard_and_tidy_up() {
 
 #[tokio::test]
 async fn what_cannot_be_reached_or_read_is_told() {
-    let hub = Hub::configured(&format!("nats://127.0.0.1:{}", free_port()), "");
+    let hub = Hub::configured(&format!("nats://127.0.0.1:{}", free_port()), &TestSettings::default());
     let (_, error) = ends_with(&hub, 1, &["outbox", "status"]).await;
     assert!(error.contains("outbox.database_url") && error.contains("--database-url"), "{error}");
     let nobody = format!("postgres://hub:{PASSWORD}@127.0.0.1:{}/x", free_port());

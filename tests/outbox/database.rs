@@ -77,15 +77,13 @@ async fn pooled(settings: &str) -> Option<(TestDatabase, PgBouncer, String)> {
     Some((database, pooler, url))
 }
 
-const POOLED: &str = "pooler = \"transaction\"";
-
 /// Setting up, producers, two relays and the command line at once, all by way of two connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_works_by_way_of_a_pooler_in_transaction_mode() {
     const EVENTS_RAISED: usize = 400;
     let Some((database, _pooler, url)) = pooled("").await else { return };
     let broker = TestBroker::start().await;
-    let of_pooler = settings(&url, POOLED, "");
+    let of_pooler = settings(&url).with(|settings| settings.outbox.pooler = Some("transaction".to_owned()));
     Hub::configured(&broker.url(), &of_pooler).cli_ok(&["outbox", "setup"]).await;
     let mut hubs = [0, 1].map(|_| Hub::serve(&broker.url(), &of_pooler, &RELAY));
     for hub in &mut hubs {
@@ -148,7 +146,7 @@ async fn without_the_setting_the_error_names_it() {
         let Some((database, _pooler, url)) = pooled(lines).await else { return };
         database.outbox(&[]).await;
         let broker = TestBroker::start().await;
-        let mut hub = Hub::configured(&broker.url(), &settings(&url, "", ""));
+        let mut hub = Hub::configured(&broker.url(), &settings(&url));
         let output = hub.cli(&["outbox", "status"]).await;
         let shown = print_output(&output);
         assert!(
@@ -157,7 +155,7 @@ async fn without_the_setting_the_error_names_it() {
         );
         assert!(!shown.contains(PASSWORD), "{shown}");
         // The relay ends rather than try for ever.
-        hub = Hub::serve(&broker.url(), &settings(&url, "", ""), &RELAY);
+        hub = Hub::serve(&broker.url(), &settings(&url), &RELAY);
         assert!(!hub.ended(SOON).await.success());
         assert!(hub.log().contains("outbox.pooler"), "{}", hub.log());
     }
@@ -192,7 +190,7 @@ async fn a_database_that_is_not_there_is_told_with_its_cause() {
         (good.replace(&database, "nope"), "database \"nope\" does not exist;", "create the database"),
         (format!("{good}?sslmode=require"), "TLS", "sslmode"),
     ] {
-        let hub = Hub::configured("nats://127.0.0.1:1", &settings(&url, "", ""));
+        let hub = Hub::configured("nats://127.0.0.1:1", &settings(&url));
         let output = hub.cli(&["outbox", "status"]).await;
         let shown = print_output(&output);
         assert!(
@@ -214,9 +212,9 @@ async fn a_database_that_dies_under_an_idle_relay_is_told_with_its_cause() {
     let Some(postgres) = TestPostgres::start_alone().await else { return };
     let broker = TestBroker::start().await;
     let url = postgres.url();
-    let cli = Hub::configured(&broker.url(), &settings(&url, "", ""));
+    let cli = Hub::configured(&broker.url(), &settings(&url));
     cli.cli_ok(&["outbox", "setup"]).await;
-    let mut hub = Hub::serve(&broker.url(), &settings(&url, "", ""), &["--role", "outbox-relay"]);
+    let mut hub = Hub::serve(&broker.url(), &settings(&url), &["--role", "outbox-relay"]);
     hub.ready().await;
     hub.wait_for_log("relaying the outbox", SOON).await;
     postgres.crash().await;
@@ -238,9 +236,8 @@ async fn a_database_that_dies_under_an_idle_relay_is_told_with_its_cause() {
 async fn the_relay_and_the_api_tell_the_cause() {
     let broker = TestBroker::start().await;
     let url = format!("postgres://hub:{PASSWORD}@127.0.0.1:{}/x", free_port());
-    let rest = "[api]\nanonymous = true\n";
-    let mut hub =
-        Hub::serve(&broker.url(), &settings(&url, "", rest), &["--role", "outbox-relay", "--role", "api"]);
+    let settings = settings(&url).with(|settings| settings.api.anonymous = Some(true));
+    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "outbox-relay", "--role", "api"]);
     hub.wait_for_log("onnection refused", SOON).await;
     let answer = crate::support::eventually(SOON, "the API answers", async || {
         let response = crate::support::http_client().get(hub.api_url("/v1/outbox")).send().await;

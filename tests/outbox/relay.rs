@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 use crate::support::outbox::event;
 use crate::support::outbox::on_both;
 use crate::support::relay::{
-    EVENTS, RELAY, SOON, assert_in_order, external, in_streams, partner, public, raise, rows, settings,
-    stored, taken, wait_for,
+    EVENTS, RELAY, SOON, assert_in_order, in_streams, partner, public, raise, rows, settings, stored, taken,
+    wait_for,
 };
+use crate::support::settings::external;
 use crate::support::{
-    Hub, QUICK, Receiver, RedisServer, TestBroker, TestClient, TestDatabase, eventually, subscription,
+    Hub, Receiver, RedisServer, TestBroker, TestClient, TestDatabase, TestSettings, eventually, subscription,
 };
 
 on_both!(
@@ -34,7 +35,7 @@ async fn a_commit_is_delivered_and_a_rollback_is_not(database: &TestDatabase) {
     database.outbox(&[]).await;
     let (broker, receiver) = (TestBroker::start().await, Receiver::start().await);
     // All roles: the settings name a database, so the relay is among them.
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", QUICK), &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick().with_outbox(&database.url()), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.subscribe([subscription("all", &["user.>"], &receiver.url("/all"))]).await;
@@ -69,8 +70,8 @@ async fn a_commit_is_delivered_and_a_rollback_is_not(database: &TestDatabase) {
 async fn internal_and_external_messages_are_the_rows_envelopes(database: &TestDatabase) {
     database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
-    let external = external("partner", "nats", &partner.url(), "");
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
+    let external = external("partner", "nats", &partner.url());
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()).with_brokers([external]), &RELAY);
     hub.ready().await;
     raise(database, &[public("e1", "user-u1"), event("e2", "user-u1"), public("e3", "user-u1")]).await;
 
@@ -106,8 +107,9 @@ async fn two_relays_send_each_row_once_and_in_order(database: &TestDatabase) {
     // Core NATS drops no repetition: whatever is sent twice is seen twice.
     let heard = other.client().await;
     let mut heard = heard.subscribe("user.>").await.expect("subscribed");
-    let external = external("partner", "nats", &other.url(), "jetstream = false");
-    let settings = settings(&database.url(), "batch = 50", &external);
+    let external = external("partner", "nats", &other.url()).with(|broker| broker.jetstream = Some(false));
+    let settings =
+        settings(&database.url()).with_brokers([external]).with(|settings| settings.outbox.batch = Some(50));
     let mut hubs = [0, 1].map(|_| Hub::serve(&broker.url(), &settings, &RELAY));
     for hub in &mut hubs {
         hub.ready().await;
@@ -161,7 +163,7 @@ async fn live_goes_before_bulk(database: &TestDatabase) {
     raise(database, &bulk).await;
     let live: Vec<Value> = (0..5).map(|n| event(&format!("live-{n}"), &format!("live-{n}"))).collect();
     raise(database, &live).await;
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", ""), &RELAY);
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()), &RELAY);
     hub.ready().await;
     let arrived = stored(&broker, EVENTS, (BULK + 5) as u64).await;
     let last_live = arrived.iter().rposition(|message| message.id.starts_with("live-")).expect("it is there");
@@ -172,8 +174,7 @@ async fn live_goes_before_bulk(database: &TestDatabase) {
 async fn rows_that_can_never_go_are_abandoned_and_stop_nobody(database: &TestDatabase) {
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
-    let external = external("partner", "nats", &partner.url(), "");
-    let outbox = "max_attempts = 2\nretry = [\"50ms\"]";
+    let external = external("partner", "nats", &partner.url());
     // Larger than a server takes (`publish` refuses such an event: the row is from before it did); and one whose
     // subject no stream of the partner takes, so it says no.
     let mut refused = public("e4", "s1");
@@ -188,7 +189,11 @@ async fn rows_that_can_never_go_are_abandoned_and_stop_nobody(database: &TestDat
     };
     let enlarge = format!("UPDATE {{messages}} SET payload = {larger} WHERE message_id = 'e2'");
     database.sql(&enlarge).await.expect("the rows are changed");
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), outbox, &external), &RELAY);
+    let settings = settings(&database.url()).with_brokers([external]).with(|settings| {
+        settings.outbox.max_attempts = Some(2);
+        settings.outbox.retry = Some(vec![Duration::from_millis(50)]);
+    });
+    let mut hub = Hub::serve(&broker.url(), &settings, &RELAY);
     hub.ready().await;
 
     let inside = stored(&broker, EVENTS, 4).await;
@@ -226,8 +231,8 @@ async fn what_is_no_envelope_is_abandoned_and_stops_nobody(database: &TestDataba
         let script = format!("UPDATE {{messages}} SET payload = '{payload}' WHERE message_id = '{id}'");
         database.sql(&script).await.expect("the rows are changed");
     }
-    let external = external("partner", "nats", &partner.url(), "");
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
+    let external = external("partner", "nats", &partner.url());
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()).with_brokers([external]), &RELAY);
     hub.ready().await;
     for (name, server, stream) in [("internal", &broker, EVENTS), ("partner", &partner, "PARTNER")] {
         let rows = wait_for(&store, name, Status::Published, 2).await;
@@ -245,14 +250,14 @@ async fn what_is_no_envelope_is_abandoned_and_stops_nobody(database: &TestDataba
 async fn ids_that_nats_takes_for_one_are_not_lost_silently(database: &TestDatabase) {
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
-    let external = external("partner", "nats", &partner.url(), "");
+    let external = external("partner", "nats", &partner.url());
     // `publish` refuses ids with blanks at their ends: such rows are from before it did.
     raise(database, &["x", "before", "after", "%20x", "x y"].map(|id| public(id, "s"))).await;
     for (id, blank) in [("before", " x"), ("after", "x ")] {
         let renamed = format!("UPDATE {{messages}} SET message_id = '{blank}' WHERE message_id = '{id}'");
         database.sql(&renamed).await.unwrap();
     }
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()).with_brokers([external]), &RELAY);
     hub.ready().await;
     for (name, server, stream) in [("internal", &broker, EVENTS), ("partner", &partner, "PARTNER")] {
         let rows = wait_for(&store, name, Status::Published, 3).await;
@@ -274,8 +279,10 @@ async fn missing_external_rows_are_found_and_sent(database: &TestDatabase) {
     let (broker, partner) = (TestBroker::start().await, partner().await);
     raise(database, &[public("e1", "s1"), public("e2", "s2"), event("e3", "s3")]).await;
     database.sql("DELETE FROM {messages} WHERE broker = 'partner' AND message_id = 'e1'").await.unwrap();
-    let external = external("partner", "nats", &partner.url(), "");
-    let settings = settings(&database.url(), "reconcile_interval = \"200ms\"", &external);
+    let external = external("partner", "nats", &partner.url());
+    let settings = settings(&database.url()).with_brokers([external]).with(|settings| {
+        settings.outbox.reconcile_interval = Some(Duration::from_millis(200));
+    });
     let mut hub = Hub::serve(&broker.url(), &settings, &RELAY);
     hub.ready().await;
     let mut ids: Vec<String> =
@@ -287,8 +294,12 @@ async fn missing_external_rows_are_found_and_sent(database: &TestDatabase) {
 async fn old_rows_are_deleted(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     let broker = TestBroker::start().await;
-    let outbox = "cleanup_interval = \"200ms\"\ncleanup_batch = 7\npublished_retention = \"1s\"";
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), outbox, ""), &RELAY);
+    let settings = settings(&database.url()).with(|settings| {
+        settings.outbox.cleanup_interval = Some(Duration::from_millis(200));
+        settings.outbox.cleanup_batch = Some(7);
+        settings.outbox.published_retention = Some(Duration::from_secs(1));
+    });
+    let mut hub = Hub::serve(&broker.url(), &settings, &RELAY);
     hub.ready().await;
     let events: Vec<Value> = in_streams(50, 5).iter().map(|(id, stream)| event(id, stream)).collect();
     raise(database, &events).await;
@@ -307,8 +318,12 @@ async fn a_commit_is_heard_of() {
     let Some(database) = TestDatabase::postgres().await else { return };
     let store = database.outbox(&[]).await;
     let broker = TestBroker::start().await;
-    let outbox = "poll_min = \"1h\"\npoll_max = \"1h\"";
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), outbox, ""), &RELAY);
+    let hour = Some(Duration::from_secs(3600));
+    let settings = settings(&database.url()).with(|settings| {
+        settings.outbox.poll_min = hour;
+        settings.outbox.poll_max = hour;
+    });
+    let mut hub = Hub::serve(&broker.url(), &settings, &RELAY);
     hub.ready().await;
     for n in 1..=20 {
         raise(&database, &[event(&format!("e{n}"), "s")]).await;
@@ -322,9 +337,11 @@ async fn a_stop_gives_back_what_is_not_published() {
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
     let proxy = crate::support::FaultProxy::start(&partner.url()).await;
-    let external = external("partner", "nats", &proxy.url("nats"), "timeout = \"40s\"")
-        .replace("timeout = \"2s\"\n", "");
-    let settings = settings(&database.url(), "", &format!("[delivery]\ngrace = \"1s\"\n{external}"));
+    let patient = external("partner", "nats", &proxy.url("nats"))
+        .with(|broker| broker.timeout = Some(Duration::from_secs(40)));
+    let settings = settings(&database.url())
+        .with_brokers([patient])
+        .with(|settings| settings.delivery.grace = Some(Duration::from_secs(1)));
     let mut hub = Hub::serve(&broker.url(), &settings, &RELAY);
     hub.ready().await;
     raise(&database, &[public("e1", "s1")]).await;
@@ -345,8 +362,8 @@ async fn a_redis_stream_gets_the_stripped_envelopes_in_order() {
     let Some(database) = TestDatabase::postgres().await else { return };
     let store = database.outbox(&["partner"]).await;
     let broker = TestBroker::start().await;
-    let external = external("partner", "redis", &server.url(), "destination = \"{tenant}:{category}\"");
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
+    let external = external("partner", "redis", &server.url()).to("{tenant}:{category}");
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()).with_brokers([external]), &RELAY);
     hub.ready().await;
     let ids: Vec<String> = (0..200).map(|n| format!("e{n:03}")).collect();
     let events: Vec<Value> = ids.iter().map(|id| public(id, "user-u1")).collect();
@@ -372,12 +389,12 @@ async fn a_redis_stream_gets_the_stripped_envelopes_in_order() {
 #[tokio::test]
 async fn an_outbox_that_cannot_be_worked_with_is_told_at_the_start() {
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), "", &RELAY);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::default(), &RELAY);
     assert!(!hub.ended(SOON).await.success());
     assert!(hub.log().contains("outbox.database_url"), "{}", hub.log());
 
     let Some(database) = TestDatabase::sqlite().await else { return };
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", ""), &RELAY);
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()), &RELAY);
     assert!(!hub.ended(SOON).await.success());
     assert!(hub.log().contains("run `hub outbox setup`"), "{}", hub.log());
 }
@@ -388,7 +405,7 @@ async fn a_full_events_stream_makes_all_rows_wait() {
     let Some(database) = TestDatabase::sqlite().await else { return };
     let store: Store = database.outbox(&[]).await;
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", ""), &RELAY);
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()), &RELAY);
     hub.ready().await;
     let context = broker.jetstream().await;
     let info = context.get_stream(EVENTS).await.expect("it was provisioned").cached_info().clone();

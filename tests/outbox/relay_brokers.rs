@@ -2,6 +2,7 @@
 //! order, whatever the broker does.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use hub_outbox::{Row, Store};
 use integration_hub::domain::outbox::Status;
@@ -12,9 +13,17 @@ use crate::support::partner::{Arrived, Partner};
 use crate::support::relay::{
     EVENTS, RELAY, SOON, assert_in_order, public, raise, rows, settings, stored, wait_for,
 };
-use crate::support::{Direction, Hub, TestBroker, TestDatabase, eventually};
+use crate::support::{Direction, Hub, TestBroker, TestDatabase, TestSettings, eventually};
 
 const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+fn relaying(database: &TestDatabase, partner: &Partner, max_attempts: u32) -> TestSettings {
+    settings(&database.url()).with_brokers([partner.entry("partner")]).with(|settings| {
+        settings.outbox.batch = Some(100);
+        settings.outbox.max_attempts = Some(max_attempts);
+        settings.outbox.retry = Some(vec![Duration::from_millis(100)]);
+    })
+}
 
 /// A relay with one external broker, `partner`, and what has been raised so far.
 struct Story {
@@ -33,8 +42,7 @@ impl Story {
         let database = TestDatabase::postgres().await?;
         let store = database.outbox(&["partner"]).await;
         let broker = TestBroker::start().await;
-        let outbox = "batch = 100\nmax_attempts = 2\nretry = [\"100ms\"]";
-        let settings = settings(&database.url(), outbox, &partner.entry("partner", ""));
+        let settings = relaying(&database, &partner, 2);
         let mut hub = Hub::serve(&broker.url(), &settings, &RELAY);
         hub.ready().await;
         Some(Self { database, store, broker, partner, hub, internal: 0, external: 0 })
@@ -215,8 +223,7 @@ async fn what_it_refuses_is_abandoned_and_stops_nobody(story: &mut Story, reason
 async fn killed_in_the_middle_it_gets_everything_when_it_is_back(story: &mut Story) {
     // One that keeps nothing has no topic for a moment after its return.
     assert!(story.hub.terminate().await.success());
-    let outbox = "batch = 100\nmax_attempts = 1000\nretry = [\"100ms\"]";
-    let settings = settings(&story.database.url(), outbox, &story.partner.entry("partner", ""));
+    let settings = relaying(&story.database, &story.partner, 1000);
     story.hub = Hub::serve(&story.broker.url(), &settings, &RELAY);
     story.hub.ready().await;
 

@@ -9,9 +9,10 @@ use serde_json::Value;
 
 use crate::support::outbox::event;
 use crate::support::relay::{
-    EVENTS, RELAY, SOON, Stored, assert_in_order, external, in_streams, own_postgres, partner, public, raise,
-    rows, settings, stored, taken, through, wait_for,
+    EVENTS, RELAY, SOON, Stored, assert_in_order, in_streams, own_postgres, partner, public, raise, rows,
+    settings, stored, taken, through, wait_for,
 };
+use crate::support::settings::external;
 use crate::support::{Direction, FaultProxy, Hub, TestBroker, TestDatabase, eventually, http_client};
 
 /// The first of each event. The hub's own stream takes a repetition; it has the message id of the first, and
@@ -44,12 +45,16 @@ async fn killed_between_publishing_and_marking_each_event_is_in_the_streams_once
     let Some(database) = TestDatabase::postgres().await else { return };
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
-    let external = external("partner", "nats", &partner.url(), "");
+    let external = external("partner", "nats", &partner.url());
     let TestDatabase::Postgres { server, .. } = &database else { unreachable!("it is PostgreSQL") };
     let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.port())).await;
-    let outbox = "claim_time = \"2s\"\ntimeout = \"60s\"";
-    let url = through(&database, proxy.address().port());
-    let mut first = Hub::serve(&broker.url(), &settings(&url, outbox, &external), &RELAY);
+    let at = |url: &str| {
+        settings(url).with_brokers([external.clone()]).with(|settings| {
+            settings.outbox.claim_time = Some(Duration::from_secs(2));
+            settings.outbox.timeout = Some(Duration::from_secs(60));
+        })
+    };
+    let mut first = Hub::serve(&broker.url(), &at(&through(&database, proxy.address().port())), &RELAY);
     first.ready().await;
 
     // Each of the two processors marks over a connection of its own.
@@ -73,7 +78,7 @@ async fn killed_between_publishing_and_marking_each_event_is_in_the_streams_once
     }
     first.kill().await;
 
-    let mut second = Hub::serve(&broker.url(), &settings(&database.url(), outbox, &external), &RELAY);
+    let mut second = Hub::serve(&broker.url(), &at(&database.url()), &RELAY);
     second.ready().await;
     wait_for(&store, "internal", Status::Published, 30).await;
     wait_for(&store, "partner", Status::Published, 30).await;
@@ -92,8 +97,11 @@ async fn killed_anywhere_each_event_is_in_the_streams_once(database: &TestDataba
     const KILLS: usize = 8;
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
-    let external = external("partner", "nats", &partner.url(), "");
-    let settings = settings(&database.url(), "batch = 100\nclaim_time = \"1s\"", &external);
+    let external = external("partner", "nats", &partner.url());
+    let settings = settings(&database.url()).with_brokers([external]).with(|settings| {
+        settings.outbox.batch = Some(100);
+        settings.outbox.claim_time = Some(Duration::from_secs(1));
+    });
     let mut relays = [0, 1].map(|_| Hub::serve(&broker.url(), &settings, &RELAY));
     for relay in &mut relays {
         relay.ready().await;
@@ -138,7 +146,9 @@ async fn a_database_that_crashes_and_comes_back_is_waited_for() {
     let Some(database) = own_postgres().await else { return };
     let store = database.outbox(&[]).await;
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "claim_time = \"2s\"", ""), &RELAY);
+    let claim = Some(Duration::from_secs(2));
+    let settings = settings(&database.url()).with(|settings| settings.outbox.claim_time = claim);
+    let mut hub = Hub::serve(&broker.url(), &settings, &RELAY);
     hub.ready().await;
     let TestDatabase::Postgres { server, .. } = &database else { unreachable!("it is PostgreSQL") };
 
@@ -179,9 +189,9 @@ async fn a_broker_that_hangs_makes_its_own_rows_wait_and_no_others() {
     let store = database.outbox(&["partner", "steady"]).await;
     let (broker, partner, steady) = (TestBroker::start().await, partner().await, self::partner().await);
     let proxy = FaultProxy::start(&partner.url()).await;
-    let external =
-        external("partner", "nats", &proxy.url("nats"), "") + &external("steady", "nats", &steady.url(), "");
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
+    let brokers =
+        [external("partner", "nats", &proxy.url("nats")), external("steady", "nats", &steady.url())];
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()).with_brokers(brokers), &RELAY);
     hub.ready().await;
     raise(&database, &[public("e", "warm")]).await;
     wait_for(&store, "partner", Status::Published, 1).await;
@@ -213,8 +223,10 @@ async fn a_connection_lost_in_mid_publish_loses_nothing() {
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
     let proxy = FaultProxy::start(&partner.url()).await;
-    let external = external("partner", "nats", &proxy.url("nats"), "");
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "batch = 100", &external), &RELAY);
+    let external = external("partner", "nats", &proxy.url("nats"));
+    let settings =
+        settings(&database.url()).with_brokers([external]).with(|settings| settings.outbox.batch = Some(100));
+    let mut hub = Hub::serve(&broker.url(), &settings, &RELAY);
     hub.ready().await;
     let acknowledging = proxy.cut_before(Direction::ToClient, "{\"stream\":\"PARTNER\"");
     raise(&database, &events(ROWS, 8, public)).await;
@@ -234,8 +246,8 @@ async fn the_internal_broker_killed_and_restarted_gets_everything_and_external_o
     let Some(database) = TestDatabase::postgres().await else { return };
     let store = database.outbox(&["partner"]).await;
     let (mut broker, partner) = (TestBroker::start().await, partner().await);
-    let external = external("partner", "nats", &partner.url(), "");
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
+    let external = external("partner", "nats", &partner.url());
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()).with_brokers([external]), &RELAY);
     hub.ready().await;
     let context = broker.jetstream().await;
     raise(&database, &events(ROWS, 20, event)).await;
@@ -267,10 +279,15 @@ async fn a_relay_cut_off_from_the_database_is_overtaken() {
     let TestDatabase::Postgres { server, .. } = &database else { unreachable!("it is PostgreSQL") };
     let database_proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.port())).await;
     let partner_proxy = FaultProxy::start(&partner.url()).await;
-    let outbox = "claim_time = \"2s\"\ntimeout = \"1s\"";
-    let far = external("partner", "nats", &partner_proxy.url("nats"), "");
-    let url = through(&database, database_proxy.address().port());
-    let mut first = Hub::serve(&broker.url(), &settings(&url, outbox, &far), &RELAY);
+    let between = |database_url: &str, partner_url: &str| {
+        let partner = external("partner", "nats", partner_url);
+        settings(database_url).with_brokers([partner]).with(|settings| {
+            settings.outbox.claim_time = Some(Duration::from_secs(2));
+            settings.outbox.timeout = Some(Duration::from_secs(1));
+        })
+    };
+    let far = between(&through(&database, database_proxy.address().port()), &partner_proxy.url("nats"));
+    let mut first = Hub::serve(&broker.url(), &far, &RELAY);
     first.ready().await;
     raise(&database, &[public("e", "warm")]).await;
     wait_for(&store, "partner", Status::Published, 1).await;
@@ -279,8 +296,8 @@ async fn a_relay_cut_off_from_the_database_is_overtaken() {
     raise(&database, &events(40, 4, public)).await;
     wait_for(&store, "partner", Status::Processing, 40).await;
     database_proxy.freeze();
-    let near = external("partner", "nats", &partner.url(), "");
-    let mut second = Hub::serve(&broker.url(), &settings(&database.url(), outbox, &near), &RELAY);
+    let near = between(&database.url(), &partner.url());
+    let mut second = Hub::serve(&broker.url(), &near, &RELAY);
     second.ready().await;
     wait_for(&store, "partner", Status::Published, 41).await;
     first.wait_for_log("the outbox's database does not do what it is asked", SOON).await;

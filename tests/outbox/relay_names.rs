@@ -2,6 +2,7 @@
 //! take nothing more.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use integration_hub::domain::outbox::Status;
 use lapin::types::{AMQPValue, FieldTable};
@@ -9,9 +10,20 @@ use serde_json::{Value, json};
 
 use crate::support::partner::Partner;
 use crate::support::relay::{
-    RELAY, SOON, assert_in_order, external, partner, public, raise, rows, settings, stored, wait_for,
+    RELAY, SOON, assert_in_order, partner, public, raise, rows, settings, stored, wait_for,
 };
-use crate::support::{Hub, KafkaServer, RabbitMq, RedisServer, TestBroker, TestDatabase, eventually};
+use crate::support::settings::{ExternalBroker, external};
+use crate::support::{
+    Hub, KafkaServer, RabbitMq, RedisServer, TestBroker, TestDatabase, TestSettings, eventually,
+};
+
+/// A relay to one broker where the first attempt that counts is the last.
+fn one_attempt(database: &TestDatabase, broker: ExternalBroker) -> TestSettings {
+    settings(&database.url()).with_brokers([broker]).with(|settings| {
+        settings.outbox.max_attempts = Some(1);
+        settings.outbox.retry = Some(vec![Duration::from_millis(100)]);
+    })
+}
 
 fn of_category(id: &str, stream: &str, category: &str) -> Value {
     let mut event = public(id, stream);
@@ -28,9 +40,11 @@ async fn what_a_name_forbids_is_escaped_and_what_is_too_long_is_abandoned() {
     let store = database.outbox(&["kafka", "nats"]).await;
     let (broker, nats) = (TestBroker::start().await, partner().await);
     kafka.create_topic("crm_.3A_.3Auser", 1).await;
-    let external = external("kafka", "kafka", &kafka.url(), "")
-        + &external("nats", "nats", &nats.url(), "destination = \"user.{category}.{stream}\"");
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", &external), &RELAY);
+    let brokers = [
+        external("kafka", "kafka", &kafka.url()),
+        external("nats", "nats", &nats.url()).to("user.{category}.{stream}"),
+    ];
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()).with_brokers(brokers), &RELAY);
     hub.ready().await;
     let long = "ü".repeat(100);
     raise(
@@ -86,7 +100,7 @@ async fn a_row_whose_type_is_no_event_key_is_abandoned_and_in_nobodys_way() {
             format!("UPDATE hub_outbox.messages SET event_type = '{kind}' WHERE message_id = 'bad-{number}'");
         database.sql(&update).await.expect("the table takes any text");
     }
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", ""), &RELAY);
+    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()), &RELAY);
     hub.ready().await;
     wait_for(&store, "internal", Status::Published, bad.len()).await;
     let rows = wait_for(&store, "internal", Status::Abandoned, bad.len()).await;
@@ -108,10 +122,8 @@ async fn a_full_queue_makes_its_rows_wait() {
     full.insert("x-max-length".into(), AMQPValue::LongInt(3));
     full.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
     rabbitmq.declare("order.created", full).await;
-    // The first try that counted would be the last.
-    let outbox = "max_attempts = 1\nretry = [\"100ms\"]";
-    let external = external("partner", "amqp", &rabbitmq.url(), "");
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), outbox, &external), &RELAY);
+    let external = external("partner", "amqp", &rabbitmq.url());
+    let mut hub = Hub::serve(&broker.url(), &one_attempt(&database, external), &RELAY);
     hub.ready().await;
     let orders: Vec<Value> = (0..20)
         .map(|n| {
@@ -157,9 +169,8 @@ async fn a_redis_without_memory_makes_its_rows_wait() {
     let Some(database) = TestDatabase::postgres().await else { return };
     let store = database.outbox(&["partner"]).await;
     let broker = TestBroker::start().await;
-    let outbox = "max_attempts = 1\nretry = [\"100ms\"]";
-    let external = external("partner", "redis", &redis.url(), "");
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), outbox, &external), &RELAY);
+    let external = external("partner", "redis", &redis.url());
+    let mut hub = Hub::serve(&broker.url(), &one_attempt(&database, external), &RELAY);
     hub.ready().await;
     let events: Vec<Value> = (0..20).map(|n| public(&format!("e{n:05}"), &format!("s{}", n % 4))).collect();
     raise(&database, &events).await;

@@ -1,10 +1,13 @@
 //! What the relay shows of itself: metrics by target broker, and log lines that tell the internal broker's
 //! events from those of the external ones.
 
+use std::time::Duration;
+
 use integration_hub::domain::outbox::Status;
 use serde_json::{Value, json};
 
-use crate::support::relay::{RELAY, SOON, external, partner, public, raise, settings, wait_for};
+use crate::support::relay::{RELAY, SOON, partner, public, raise, settings, wait_for};
+use crate::support::settings::external;
 use crate::support::{Hub, TestBroker, TestDatabase, eventually, free_port};
 
 /// The lines that say so, one field beside the other as `<name>=<value>`.
@@ -28,10 +31,13 @@ async fn metrics_and_log_lines_tell_the_brokers_apart() {
     let store = database.outbox(&["left", "partner", "dead"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
     let nobody = format!("nats://127.0.0.1:{}", free_port());
-    let external = external("partner", "nats", &partner.url(), "") + &external("dead", "nats", &nobody, "");
-    let log = "[log]\nlevel = \"integration_hub=debug\"\n";
-    let outbox = "retry = [\"50ms\"]\nmax_attempts = 2";
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), outbox, &(external + log)), &RELAY);
+    let brokers = [external("partner", "nats", &partner.url()), external("dead", "nats", &nobody)];
+    let settings = settings(&database.url()).with_brokers(brokers).with(|settings| {
+        settings.log.level = Some("integration_hub=debug".to_owned());
+        settings.outbox.retry = Some(vec![Duration::from_millis(50)]);
+        settings.outbox.max_attempts = Some(2);
+    });
+    let mut hub = Hub::serve(&broker.url(), &settings, &RELAY);
     hub.ready().await;
     // No stream of the partner takes this one, so it says no, twice.
     let mut refused = public("e-no", "s2");

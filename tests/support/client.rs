@@ -18,25 +18,6 @@ const IN_FLIGHT: usize = 256;
 /// How long one publication is tried: longer than a server that is being restarted is away.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(60);
 
-macro_rules! settings_with {
-    ($max_timeout:literal, $ack_wait:literal) => {
-        concat!(
-            "[delivery]\nmax_deliver = 3\nretry = [\"100ms\", \"200ms\"]\nmax_timeout = \"",
-            $max_timeout,
-            "\"\nack_wait = \"",
-            $ack_wait,
-            "\"\ngrace = \"5s\"\n\n[redrive]\nschedule = []\n\n[sweep]\ninterval = \"1s\"\n",
-        )
-    };
-}
-
-/// Retries and waits so short that a test sees them through.
-pub const QUICK: &str = settings_with!("2s", "3s");
-
-/// As [`QUICK`], for tests that count each delivery: on a busy machine a healthy attempt may take seconds, and
-/// must neither time out nor be given to another process meanwhile.
-pub const PATIENT: &str = settings_with!("60s", "75s");
-
 /// Two connections to the broker: the hub's own adapter, and the plain client.
 pub struct TestClient {
     pub js: JetStream,
@@ -133,7 +114,7 @@ pub fn subscription(id: &str, events: &[&str], url: &str) -> Value {
     json!({ "id": id, "events": events, "delivery": { "url": url, "timeout": "2s" } })
 }
 
-/// As [`subscription`], for [`PATIENT`].
+/// As [`subscription`], for [`TestSettings::patient`](super::TestSettings::patient).
 pub fn patient(id: &str, events: &[&str], url: &str) -> Value {
     json!({ "id": id, "events": events, "delivery": { "url": url, "timeout": "60s" } })
 }

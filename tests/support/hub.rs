@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use super::{eventually, free_port};
+use super::{TestSettings, eventually, free_port};
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// The hub's own grace period is shorter.
@@ -32,9 +32,9 @@ pub struct Hub {
 impl Hub {
     /// Writes the settings and starts `hub serve --config <them> <args>`, without waiting for it.
     ///
-    /// `settings` is TOML; `nats.url`, `api.listen` and `health.listen` (free ports) and
-    /// `delivery.allow_networks` (loopback) are added where it does not set them.
-    pub fn serve(broker_url: &str, settings: &str, args: &[&str]) -> Self {
+    /// `nats.url`, `api.listen` and `health.listen` (free ports) and `delivery.allow_networks` (loopback) are
+    /// added if `settings` does not set them.
+    pub fn serve(broker_url: &str, settings: &TestSettings, args: &[&str]) -> Self {
         let mut hub = Self::configured(broker_url, settings);
         hub.args = args.iter().map(|arg| (*arg).to_owned()).collect();
         hub.start();
@@ -42,10 +42,21 @@ impl Hub {
     }
 
     /// Only writes the settings: for commands alone.
-    pub fn configured(broker_url: &str, settings: &str) -> Self {
+    pub fn configured(broker_url: &str, settings: &TestSettings) -> Self {
+        let (text, addresses) = complete(settings.clone(), broker_url);
+        Self::with_file(&text, addresses)
+    }
+
+    /// Starts `hub serve` with this text as settings file, for a test of what the hub refuses.
+    pub fn serve_file(text: &str) -> Self {
+        let mut hub = Self::with_file(text, Default::default());
+        hub.start();
+        hub
+    }
+
+    fn with_file(text: &str, [listen, health]: [String; 2]) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
-        let (settings, [listen, health]) = complete(settings, broker_url);
-        fs::write(folder.path().join("hub.toml"), settings).expect("the settings are written");
+        fs::write(folder.path().join("hub.toml"), text).expect("the settings are written");
         Self { folder, listen, health, args: Vec::new(), child: None, http: http_client() }
     }
 
@@ -276,24 +287,16 @@ pub fn http_client() -> reqwest::Client {
     client.build().expect("a client without special settings")
 }
 
-/// Adds what every test needs where `settings` does not say otherwise; gives `api.listen` and `health.listen` as
-/// well.
-pub fn complete(settings: &str, broker_url: &str) -> (String, [String; 2]) {
-    let mut table: toml::Table = settings.parse().expect("the test's settings are TOML");
-    let mut default = |section: &str, key: &str, value: toml::Value| {
-        let section = table.entry(section).or_insert_with(|| toml::Table::new().into());
-        let section = section.as_table_mut().expect("a section is a table");
-        section.entry(key).or_insert(value).clone()
-    };
-    default("nats", "url", broker_url.into());
-    default("delivery", "allow_networks", vec!["127.0.0.0/8"].into());
+/// Adds what every test needs if `settings` does not set it; returns the settings file, `api.listen` and
+/// `health.listen`.
+pub fn complete(mut settings: TestSettings, broker_url: &str) -> (String, [String; 2]) {
+    settings.nats.url.get_or_insert_with(|| broker_url.to_owned());
+    settings.delivery.allow_networks.get_or_insert_with(|| vec!["127.0.0.0/8".to_owned()]);
     let api = free_port();
     let health = (0..1000).map(|_| free_port()).find(|port| *port != api).expect("another port is free");
-    let addresses = [("api", api), ("health", health)].map(|(section, port)| {
-        let listen = default(section, "listen", format!("127.0.0.1:{port}").into());
-        listen.as_str().expect("an address is a string").to_owned()
-    });
-    (table.to_string(), addresses)
+    let api = settings.api.listen.get_or_insert_with(|| format!("127.0.0.1:{api}")).clone();
+    let health = settings.health.listen.get_or_insert_with(|| format!("127.0.0.1:{health}")).clone();
+    (settings.to_toml(), [api, health])
 }
 
 /// Adds up the samples in Prometheus' text form: `name{labels} value`.

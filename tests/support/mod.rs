@@ -3,7 +3,7 @@
 //! * [`TestBroker`]: a nats-server of the test's own, with a check that nothing is left owed.
 //! * [`TestClient`]: publishes, subscribes, and accounts for every envelope ([`Account`]).
 //! * [`ApiClient`]: a caller of its HTTP API.
-//! * [`Hub`]: the built `hub` as a child process, with its log.
+//! * [`Hub`]: the built `hub` as a child process, with its log; [`TestSettings`]: its settings.
 //! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
 //! * [`OAuth2Server`]: a token endpoint.
 //! * [`TestPostgres`]: a PostgreSQL database; [`TestDatabase`]: one with an outbox, or the same on SQLite.
@@ -36,6 +36,7 @@ mod raw;
 mod receiver;
 mod redis_server;
 pub mod relay;
+pub mod settings;
 
 use std::fmt::Debug;
 use std::net::{Ipv4Addr, TcpListener};
@@ -47,7 +48,7 @@ pub use api::{ApiAnswer, ApiClient};
 pub use broker::TestBroker;
 pub use ca::{Ca, IdentityFiles};
 pub use child::{ChildProcess, example, with_hangup, wrapped};
-pub use client::{Account, PATIENT, QUICK, TestClient, ids, patient, register_owner, subscription};
+pub use client::{Account, TestClient, ids, patient, register_owner, subscription};
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use kafka::KafkaServer;
 pub use oauth2::OAuth2Server;
@@ -58,6 +59,7 @@ pub use rabbitmq::RabbitMq;
 pub use raw::RawPublisher;
 pub use receiver::{Behaviour, Received, Receiver};
 pub use redis_server::RedisServer;
+pub use settings::TestSettings;
 use tokio::time::Instant;
 
 /// How often a state is looked at that can only be polled.

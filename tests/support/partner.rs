@@ -9,7 +9,8 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions};
 use lapin::types::FieldTable;
 use serde_json::Value;
 
-use super::relay::{SOON, external, partner, stored};
+use super::relay::{SOON, partner, stored};
+use super::settings::{ExternalBroker, external};
 use super::{FaultProxy, KafkaServer, RabbitMq, RedisServer, TestBroker, eventually};
 
 /// One broker behind a proxy.
@@ -85,13 +86,13 @@ impl Partner {
     }
 
     /// Its entry in the settings, by way of the proxy.
-    pub fn entry(&self, name: &str, rest: &str) -> String {
+    pub fn entry(&self, name: &str) -> ExternalBroker {
         let provider = self.provider();
         let url = match &self.server {
             Server::Kafka(server) => server.url(),
             _ => self.proxy().url(provider),
         };
-        external(name, provider, &url, rest)
+        external(name, provider, &url)
     }
 
     pub fn provider(&self) -> &'static str {

@@ -9,22 +9,15 @@ use integration_hub::domain::outbox::{RaisedEvent, Status};
 use serde_json::{Value, json};
 
 use super::outbox::of_broker;
-use super::{TestBroker, TestDatabase, TestPostgres, eventually};
+use super::{TestBroker, TestDatabase, TestPostgres, TestSettings, eventually};
 
 pub const SOON: Duration = Duration::from_secs(30);
 pub const RELAY: [&str; 2] = ["--role", "outbox-relay"];
 pub const EVENTS: &str = "HUB_EVENTS";
 
-/// Settings of a hub that relays this database; `outbox` and `rest` are TOML, the first within `[outbox]`.
-pub fn settings(database_url: &str, outbox: &str, rest: &str) -> String {
-    format!("[outbox]\ndatabase_url = \"{database_url}\"\n{outbox}\n{rest}")
-}
-
-/// An external broker of the settings.
-pub fn external(name: &str, provider: &str, url: &str, rest: &str) -> String {
-    format!(
-        "[[external_brokers]]\nname = \"{name}\"\nprovider = \"{provider}\"\nurl = \"{url}\"\ntimeout = \"2s\"\n{rest}\n"
-    )
+/// Settings of a hub that relays this database, and otherwise the defaults.
+pub fn settings(database_url: &str) -> TestSettings {
+    TestSettings::default().with_outbox(database_url)
 }
 
 /// A database on a server that may be crashed.

@@ -13,7 +13,7 @@ use integration_hub::nats::{DeadLetterEntry, RedriveOrder};
 use serde_json::{Value, json};
 
 use crate::support::{
-    ApiClient, Behaviour, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, ids, print_output,
+    ApiClient, Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, print_output,
 };
 
 const STEP: Duration = Duration::from_secs(60);
@@ -30,11 +30,12 @@ struct Stage {
 }
 
 /// Redrives as in `schedule`; queues so short that what waits soon moves to a lane of its own.
-async fn stage(schedule: &str) -> Stage {
+async fn stage(schedule: &[Duration]) -> Stage {
     let broker = TestBroker::start().await;
-    let settings = QUICK
-        .replace("schedule = []", &format!("schedule = {schedule}"))
-        .replace("ack_wait = \"3s\"", "ack_wait = \"3s\"\nheld = 64\nqueue_per_subscription = 4");
+    let settings = TestSettings::quick().with_redrives(schedule.iter().copied()).with(|settings| {
+        settings.delivery.held = Some(64);
+        settings.delivery.queue_per_subscription = Some(4);
+    });
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
@@ -105,7 +106,7 @@ fn set<T: Clone + Ord>(items: &[T]) -> BTreeSet<T> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_removed_subscription_is_owed_reaches_no_other_one() {
-    let stage = stage("[\"2s\", \"2s\", \"2s\", \"2s\"]").await;
+    let stage = stage(&[Duration::from_secs(2); 4]).await;
     let first = stage.create("acme", "/first").await;
     stage.receiver.set("/first", Behaviour::status(503));
     // Dead-lettered, with a redrive to come; then waiting: in flight, queued, and in its own lane.
@@ -235,7 +236,7 @@ async fn what_a_removed_subscription_is_owed_reaches_no_other_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_and_a_410_are_those_of_one_subscription() {
-    let stage = stage("[]").await;
+    let stage = stage(&[]).await;
     stage.create("acme", "/held").await;
     stage.create("globex", "/globex").await;
     stage.receiver.set("/held", Behaviour::retry_after(503, 3_600));
@@ -295,7 +296,7 @@ async fn a_hold_and_a_410_are_those_of_one_subscription() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_tenants_use_one_id_side_by_side() {
-    let stage = stage("[\"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\"]").await;
+    let stage = stage(&[Duration::from_secs(1); 8]).await;
     for tenant in ["acme", "globex", "default"] {
         stage.create(tenant, &format!("/{tenant}")).await;
     }

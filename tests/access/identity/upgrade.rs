@@ -6,7 +6,7 @@ use integration_hub::domain::subscription::SubscriptionRef;
 use serde_json::{Value, json};
 
 use super::STEP;
-use crate::support::{Hub, QUICK, Receiver, TestBroker, TestClient, eventually, print_output};
+use crate::support::{Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, print_output};
 
 /// A subscription, an envelope and a dead letter as versions before ids belonged to tenants stored
 /// them: under the bare id, without an incarnation.
@@ -73,7 +73,7 @@ impl Old<'_> {
 async fn what_an_older_version_left_goes_on() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let hub = Hub::configured(&broker.url(), QUICK);
+    let hub = Hub::configured(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     let old = Old { client: &client, url: receiver.url("") };
@@ -97,7 +97,7 @@ async fn what_an_older_version_left_goes_on() {
         old.dead_letter(id, tenant, &format!("{id}-dead"), "2026-01-01T00:00:01Z").await;
     }
 
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     for id in ["hooks", "crm", "dup"] {
         receiver.wait_accepted(&format!("/{id}"), 4, STEP).await;
@@ -150,7 +150,7 @@ async fn what_an_older_version_left_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn provisioning_moves_what_an_older_version_stored() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), "");
+    let hub = Hub::configured(&broker.url(), &TestSettings::default());
     assert_eq!(hub.cli_json(&["provision"]).await["moved"], 0);
     let client = TestClient::connect(&broker.url()).await;
     let old = Old { client: &client, url: "http://127.0.0.1:9".to_owned() };

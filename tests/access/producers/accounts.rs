@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 
 use super::STEP;
 use super::secured::{FORBIDDEN, Secured, User};
-
 use crate::support::outbox::event;
-use crate::support::{ApiClient, Behaviour, Hub, QUICK, Receiver, TestDatabase, eventually, subscription};
+use crate::support::{
+    ApiClient, Behaviour, Hub, Receiver, TestDatabase, TestSettings, eventually, subscription,
+};
 
 const ROLES: [&str; 6] =
     ["event-processor", "outbox-processor", "dlt-router", "dlt-processor", "outbox-relay", "api"];
@@ -106,21 +107,21 @@ impl Stage {
         let receiver = Receiver::start().await;
         let database = TestDatabase::sqlite().await.expect("it is built in");
         database.outbox(&[]).await;
-        let admin = Hub::configured(&server.url(), &server.settings("hub", QUICK));
+        let admin = Hub::configured(&server.url(), &server.settings("hub", TestSettings::quick()));
         let made = admin.cli_json(&["provision"]).await;
         assert!(made["created"].as_array().is_some_and(|all| all.len() > 20), "{made}");
         assert_eq!(admin.cli_json(&["provision", "--check"]).await, json!([]));
 
-        let quick = QUICK.replace("schedule = []", "schedule = [\"500ms\", \"500ms\", \"500ms\"]");
-        let relayed = format!("{quick}\n[outbox]\ndatabase_url = '{}'\n", database.url());
+        let quick = TestSettings::quick().with_redrives([Duration::from_millis(500); 3]);
+        let relayed = quick.clone().with_outbox(&database.url());
         let mut roles = Vec::new();
         for role in ROLES {
             let more = if role == "outbox-relay" { &relayed } else { &quick };
-            let mut hub = Hub::serve(&server.url(), &server.settings(role, more), &["--role", role]);
+            let mut hub = Hub::serve(&server.url(), &server.settings(role, more.clone()), &["--role", role]);
             hub.ready().await;
             roles.push(hub);
         }
-        let operator = Hub::configured(&server.url(), &server.settings("operator", &quick));
+        let operator = Hub::configured(&server.url(), &server.settings("operator", quick));
         Self { server, receiver, roles, operator, database }
     }
 

@@ -5,9 +5,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::STEP;
-
 use crate::support::{
-    ApiClient, Hub, QUICK, RawPublisher, Receiver, TestBroker, TestClient, nats_cli, print_output,
+    ApiClient, Hub, RawPublisher, Receiver, TestBroker, TestClient, TestSettings, nats_cli, print_output,
     require_tool, subscription,
 };
 
@@ -33,7 +32,7 @@ fn ids_and_keys(receiver: &Receiver, path: &str) -> Vec<String> {
 async fn one_message_id_of_two_tenants_or_for_two_keys_is_two_events() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let test = TestClient::connect(&broker.url()).await;
     test.subscribe(["acme", "globex"].map(|tenant| of_tenant(tenant, &receiver))).await;
@@ -99,7 +98,7 @@ async fn one_message_id_of_two_tenants_or_for_two_keys_is_two_events() {
 async fn ids_that_differ_in_white_space_are_different_events() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     TestClient::connect(&broker.url()).await.subscribe([of_tenant("acme", &receiver)]).await;
     let ids = ["w", "\u{a0}w", "\u{3000}w", "w\u{2028}", "w\u{2003}"];
@@ -151,8 +150,8 @@ async fn post(api: &ApiClient, id: &str) -> Value {
 async fn a_guessed_id_suppresses_nothing_and_every_replica_knows_what_was_published() {
     let mut broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut one = Hub::serve(&broker.url(), QUICK, &[]);
-    let mut other = Hub::serve(&broker.url(), QUICK, &["--role", "api"]);
+    let mut one = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
+    let mut other = Hub::serve(&broker.url(), &TestSettings::quick(), &["--role", "api"]);
     one.ready().await;
     other.ready().await;
     let test = TestClient::connect(&broker.url()).await;
@@ -201,7 +200,7 @@ async fn a_guessed_id_suppresses_nothing_and_every_replica_knows_what_was_publis
 #[tokio::test]
 async fn a_secret_that_is_none_is_replaced() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), QUICK);
+    let hub = Hub::configured(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let context = broker.jetstream().await;
     let ack = r#"{"stream":"HUB_EVENTS","seq":1}"#;

@@ -5,8 +5,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::STEP;
-
-use crate::support::{ApiClient, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, subscription};
+use crate::support::{
+    ApiClient, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, subscription,
+};
 
 const BUCKET: &str = "KV_hub-subscriptions";
 
@@ -45,7 +46,7 @@ fn garbage() -> Vec<Bytes> {
 async fn an_acknowledgement_in_the_place_of_a_subscription_leaves_it_in_force() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let test = TestClient::connect(&broker.url()).await;
     test.subscribe(["crm", "erp"].map(|id| subscription(id, &["user.>"], &receiver.url(&format!("/{id}")))))
@@ -107,7 +108,7 @@ async fn an_acknowledgement_in_the_place_of_a_subscription_leaves_it_in_force() 
 #[tokio::test]
 async fn whatever_is_written_over_an_entry_the_last_readable_one_counts() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), QUICK);
+    let hub = Hub::configured(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let test = TestClient::connect(&broker.url()).await;
     let receiver = Receiver::start().await;
@@ -136,7 +137,7 @@ async fn whatever_is_written_over_an_entry_the_last_readable_one_counts() {
 async fn a_bucket_that_was_made_anew_is_read_before_anything_is_planned() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let test = TestClient::connect(&broker.url()).await;
     for number in 0..5 {
@@ -163,7 +164,7 @@ async fn a_bucket_that_was_made_anew_is_read_before_anything_is_planned() {
 #[tokio::test]
 async fn the_entry_of_another_tenant_is_moved_by_provision() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), QUICK);
+    let hub = Hub::configured(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let test = TestClient::connect(&broker.url()).await;
     let moved =
@@ -187,7 +188,7 @@ async fn the_entry_of_another_tenant_is_moved_by_provision() {
 async fn without_a_readable_revision_the_events_of_its_tenant_wait_until_it_is_repaired_or_removed() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let test = TestClient::connect(&broker.url()).await;
     let of_tenant = |id: &str, tenant: &str| {

@@ -12,8 +12,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use super::STEP;
-
-use crate::support::{eventually, free_port, nats_server};
+use crate::support::{TestSettings, eventually, free_port, nats_server};
 
 pub struct Secured {
     folder: TempDir,
@@ -79,9 +78,12 @@ impl Secured {
     }
 
     /// The settings of a process that is this user.
-    pub fn settings(&self, user: &str, more: &str) -> String {
-        let password = password_of(user);
-        format!("[nats]\nuser = '{user}'\npassword = '{password}'\ninbox_prefix = '_INBOX_{user}'\n{more}")
+    pub fn settings(&self, user: &str, settings: TestSettings) -> TestSettings {
+        settings.with(|settings| {
+            settings.nats.user = Some(user.to_owned());
+            settings.nats.password = Some(password_of(user));
+            settings.nats.inbox_prefix = Some(format!("_INBOX_{user}"));
+        })
     }
 
     pub async fn user(&self, name: &str) -> User {

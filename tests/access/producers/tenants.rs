@@ -5,8 +5,9 @@ use async_nats::{Client, HeaderMap};
 use serde_json::{Value, json};
 
 use super::STEP;
-
-use crate::support::{ApiClient, Hub, QUICK, Receiver, TestBroker, TestClient, eventually, subscription};
+use crate::support::{
+    ApiClient, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, subscription,
+};
 
 const STRUCTURED: (&str, &str) = ("Content-Type", "application/cloudevents+json");
 const ENVELOPE: (&str, &str) = ("Content-Type", "application/vnd.integration-hub.envelope+json");
@@ -44,7 +45,7 @@ type BadPublication<'a> = (&'a str, Vec<(&'a str, &'a str)>, String, &'a str);
 async fn every_form_is_bound_to_the_tenant_of_its_subject() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let (client, test) = (broker.client().await, TestClient::connect(&broker.url()).await);
     test.subscribe(["acme", "a.b", "globex", "default"].map(|tenant| of_tenant(tenant, &receiver))).await;
@@ -140,7 +141,7 @@ async fn the_subject_is_added_to_a_stream_that_holds_events() {
     context.create_stream(old).await.expect("made");
     context.publish("hub.events.user.created", "{}".into()).await.expect("sent").await.expect("stored");
 
-    let hub = Hub::configured(&broker.url(), QUICK);
+    let hub = Hub::configured(&broker.url(), &TestSettings::quick());
     let done = hub.cli_json(&["provision"]).await;
     let changed = done["changed"].to_string();
     assert!(changed.contains("hub.from.*.>") && changed.contains("sources"), "{changed}");
@@ -159,7 +160,7 @@ async fn the_subject_is_added_to_a_stream_that_holds_events() {
     let receiver = Receiver::start().await;
     let test = TestClient::connect(&broker.url()).await;
     test.subscribe([of_tenant("default", &receiver), of_tenant("acme", &receiver)]).await;
-    let mut serving = Hub::serve(&broker.url(), QUICK, &[]);
+    let mut serving = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     serving.ready().await;
     publish(&broker.client().await, "hub.from.acme.user.created", &[], "{}").await;
     receiver.wait_for("/acme", 1, STEP).await;

@@ -19,8 +19,8 @@ use serde_json::{Value, json};
 use sqlx::Executor as _;
 
 use crate::support::outbox::{TestDatabase, event, on_both};
-use crate::support::relay::{SOON, settings};
-use crate::support::{Hub, QUICK, Receiver, TestBroker, TestClient, subscription};
+use crate::support::relay::SOON;
+use crate::support::{Hub, Receiver, TestBroker, TestClient, TestSettings, subscription};
 
 on_both!(
     the_table_holds_for_every_writer,
@@ -151,7 +151,7 @@ async fn what_is_accepted_is_delivered(database: &TestDatabase) {
     let raised = store.list(&Selection::default(), &Cursor::default(), 100_000).await.expect("listed").len();
     let (broker, receiver) = (TestBroker::start().await, Receiver::start().await);
     // The subscriptions are there before the relay begins.
-    Hub::configured(&broker.url(), QUICK).cli_ok(&["provision"]).await;
+    Hub::configured(&broker.url(), &TestSettings::quick()).cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     let wanted = tenants.iter().map(|tenant| {
         let mut wanted = subscription("all", &["user.>"], &receiver.url("/all"));
@@ -159,7 +159,7 @@ async fn what_is_accepted_is_delivered(database: &TestDatabase) {
         wanted
     });
     client.subscribe(wanted).await;
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url(), "", QUICK), &[]);
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick().with_outbox(&database.url()), &[]);
     hub.ready().await;
     receiver.wait_for("/all", raised, SOON).await;
     broker.nothing_owed_within(SOON).await;
