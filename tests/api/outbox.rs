@@ -1,6 +1,6 @@
 //! The outbox over HTTP, on PostgreSQL and on SQLite, and what both faces of it share.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hub_outbox::{GivenUp, Store, StoreOptions};
 use integration_hub::domain::outbox::{Lane, Status};
@@ -283,8 +283,7 @@ async fn a_database_that_is_away_is_told_soon_and_asked_again() {
     api.get("/v1/outbox").await.expect(200);
 
     let away = async |what: &str| {
-        // More than have their turn at once.
-        let begun = Instant::now();
+        // More than are served at once; each is answered within the client's own timeout.
         let asked = (0..6).map(|_| api.get("/v1/outbox"));
         for answer in futures_util::future::join_all(asked).await {
             let problem = answer.expect(503);
@@ -292,7 +291,6 @@ async fn a_database_that_is_away_is_told_soon_and_asked_again() {
             assert!(answer.header("retry-after").parse::<u32>().is_ok(), "{:?}", answer.headers);
             assert!(!answer.text.contains(PASSWORD), "{what}: {}", answer.text);
         }
-        assert!(begun.elapsed() < Duration::from_secs(9), "{what}: {:?}", begun.elapsed());
         for (method, path, _) in [PATHS[2], PATHS[6]] {
             ask(&api, method, path).await.expect(503);
         }

@@ -2,7 +2,7 @@
 //! replay and isolation as an endpoint has.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::jetstream::stream;
 use integration_hub::domain::dead_letter::State;
@@ -98,15 +98,11 @@ async fn a_broker_that_hangs_slows_nobody_else() {
         ticks.tick().await;
         client.publish("user.created", id).await;
     }
-    let published = Instant::now();
+    // Behind its timeouts, eight at a time, the others would be more than a minute late: longer than these waits.
     receiver.wait_accepted("/url", 1 + EVENTS, SOON).await;
     stored(&other, "PARTNER", 1 + EVENTS as u64).await;
-    let took = published.elapsed();
     let timeouts = hub.metric("hub_failures_total", &["kind=\"timeout\""]).await;
-    println!("{EVENTS} events beside a broker that hangs: {took:?} after the last, {timeouts} timeouts");
-    assert!(timeouts > 3.0, "it was tried all the while: {timeouts}");
-    // Behind its timeouts, eight at a time, they would be some hundred seconds late.
-    assert!(took < Duration::from_secs(3), "the others have theirs: {took:?}");
+    assert!(timeouts > 3.0, "the broker that hangs was tried meanwhile: {timeouts}");
     assert_eq!(entries(&redis, "orders").await.len(), 1, "it hangs");
 
     proxy.thaw();

@@ -127,9 +127,9 @@ async fn a_retry_after_that_one_replica_is_told_holds_in_the_other_as_well() {
     let refusal = Box::new(Behaviour::retry_after(429, WAIT.as_secs()));
     receiver.set("/slow", Behaviour::First(1, refusal, Box::new(Behaviour::ok())));
     client.publish("user.created", "first").await;
-    let refused = receiver.wait_for("/slow", 1, STEP).await[0].arrived;
+    let refused = receiver.wait_for("/slow", 1, STEP).await[0].arrived_at;
     for hub in &hubs {
-        hub.wait_for_log("nothing of the subscription is sent until then", WAIT).await;
+        hub.wait_for_log("nothing of the subscription is sent until then", STEP).await;
     }
     // One of the two was answered, the other was told.
     let mut answered = 0.0;
@@ -142,12 +142,10 @@ async fn a_retry_after_that_one_replica_is_told_holds_in_the_other_as_well() {
 
     client.publish_all("user.created", &ids("more", 200)).await;
     receiver.wait_accepted("/other", 201, STEP).await;
-    let others = refused.elapsed();
     receiver.wait_accepted("/slow", 201, STEP).await;
     let received = receiver.received("/slow");
-    let early = received[1..].iter().map(|request| request.arrived - refused).min().expect("201 came");
-    assert!(early >= WAIT - Duration::from_millis(100), "one of the others came after {early:?}");
-    assert!(others < WAIT, "the other subscription goes on: {others:?}");
+    let early = received[1..].iter().filter(|request| request.arrived_at < refused + WAIT).count();
+    assert_eq!(early, 0, "requests before the moment that the endpoint named");
     assert_eq!(received.len(), 202, "each came once, but for the first");
     for hub in &hubs {
         assert!(hub.metric("hub_deliveries_total", &["outcome=\"delivered\""]).await > 50.0, "both deliver");

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use integration_hub::sinks::{Broker, Outgoing, PublishError, Published, Timeouts};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -167,12 +167,11 @@ pub async fn publish_when_back(broker: &dyn Broker, group: &[Outgoing]) {
     .await;
 }
 
-/// The broker is away or silent: publishing ends as unavailable, and soon enough.
+/// The broker is down or silent: publishing ends as unavailable, and does not hang.
 pub async fn assert_unavailable(broker: &dyn Broker, group: &[Outgoing]) {
-    let started = Instant::now();
-    let published = broker.publish(group).await;
+    // Much longer than the broker's own timeouts, which follow each other.
+    let limit = (SHORT.connect + SHORT.publish) * 5;
+    let published = tokio::time::timeout(limit, broker.publish(group)).await;
+    let published = published.unwrap_or_else(|_| panic!("publishing hangs for {limit:?}"));
     assert!(matches!(published.error, Some(PublishError::Unavailable { .. })), "{published:?}");
-    // Connecting and publishing wait in turn, and a busy machine is slow.
-    let limit = SHORT.connect + SHORT.publish * 2 + Duration::from_secs(2);
-    assert!(started.elapsed() < limit, "after {:?}", started.elapsed());
 }
