@@ -1,5 +1,7 @@
-//! Nobody locks the others out: the listeners under attack, who may ask an API that asks for no token, and each
-//! tenant's share.
+//! No caller locks out others: the listeners under attack, limits of requests at once, and who may use an API that
+//! asks for no token.
+
+mod quotas;
 
 use std::time::Duration;
 
@@ -7,7 +9,6 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::support::settings::Tenant;
 use crate::support::{
     ApiClient, Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, http_client,
     subscription,
@@ -362,138 +363,6 @@ async fn a_web_page_cannot_use_an_api_that_asks_for_no_token() {
         if domains.contains("\"paused\":true") { Ok(()) } else { Err(domains) }
     })
     .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_publishes_within_its_rate_over_the_api_and_waits_its_turn_over_nats() {
-    let broker = TestBroker::start().await;
-    let tenant = Tenant { name: "acme".to_owned(), events_per_second: Some(1), ..Tenant::default() };
-    let settings = TestSettings::default().with(|settings| settings.tenants.push(tenant));
-    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
-    hub.ready().await;
-    let acme = ApiClient::with_scopes(&hub, "acme", "publish", Some("acme")).await;
-    let other = ApiClient::with_scopes(&hub, "other", "publish", Some("other")).await;
-    let operator = ApiClient::with_scopes(&hub, "operator", "publish", None).await;
-    let event = |id: &str, tenant: &str| json!({"specversion": "1.0", "id": id, "source": "/idp", "type": "user.created", "tenant": tenant});
-    let batch = async |api: &ApiClient, tenant: &str, from: usize, count: usize| {
-        let events: Vec<Value> =
-            (from..from + count).map(|number| event(&format!("{tenant}-{number}"), tenant)).collect();
-        let headers = [("content-type", "application/cloudevents-batch+json")];
-        api.send("POST", "/v1/events", &headers, Some(Value::from(events).to_string().into_bytes())).await
-    };
-    // More than ten seconds' worth at once is owed; the next is told how long to wait.
-    batch(&acme, "acme", 0, 600).await.expect(202);
-    let answer = batch(&acme, "acme", 600, 1).await;
-    let problem = answer.expect(429);
-    assert!(
-        problem["detail"].as_str().expect("a text").contains("tenants[acme].events_per_second"),
-        "{problem}"
-    );
-    assert!(answer.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 100), "{answer:?}");
-    // Others go on, and an operator may publish for it.
-    batch(&other, "other", 0, 600).await.expect(202);
-    batch(&operator, "acme", 600, 600).await.expect(202);
-    // Over NATS nothing is refused.
-    let context = broker.jetstream().await;
-    for number in 0..50 {
-        let mut headers = async_nats::HeaderMap::new();
-        headers.insert("Hub-Tenant", "acme");
-        let sent = context
-            .publish_with_headers("hub.events.user.created", headers, format!("{number}").into())
-            .await;
-        sent.expect("sent").await.expect("stored");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_tenant_has_no_more_subscriptions_than_its_quota() {
-    let broker = TestBroker::start().await;
-    let big = Tenant { name: "big".to_owned(), subscriptions: Some(3), ..Tenant::default() };
-    let settings = TestSettings::default().with(|settings| {
-        settings.quotas.subscriptions = Some(2);
-        settings.tenants.push(big);
-    });
-    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
-    hub.ready().await;
-    let of = |tenant: &str, number: usize| {
-        let mut one = subscription(&format!("{tenant}-{number}"), &["user.>"], "https://crm.example/hooks");
-        one["tenant"] = tenant.into();
-        one
-    };
-    for (tenant, limit, setting) in
-        [("acme", 2, "quotas.subscriptions"), ("big", 3, "tenants[big].subscriptions")]
-    {
-        let api = ApiClient::with_scopes(&hub, tenant, "read,manage", Some(tenant)).await;
-        for number in 0..limit {
-            api.post("/v1/subscriptions", &of(tenant, number)).await.expect(201);
-        }
-        let problem = api.post("/v1/subscriptions", &of(tenant, limit)).await.expect(409);
-        let detail = problem["detail"].as_str().expect("a text");
-        assert!(detail.contains(&format!("{limit} subscriptions")) && detail.contains(setting), "{detail}");
-        assert_eq!(problem["type"], "urn:integration-hub:problem:quota-exceeded");
-        // What is there may be written again; and by the command line no more are made.
-        api.post("/v1/subscriptions", &of(tenant, 0)).await.expect(200);
-        let file = hub.folder().join("one.json");
-        std::fs::write(&file, of(tenant, limit).to_string()).expect("written");
-        let refused = hub.cli(&["subscription", "apply", "-f", &file.to_string_lossy()]).await;
-        assert_ne!(refused.status.code(), Some(0));
-        assert!(
-            crate::support::print_output(&refused).contains(setting),
-            "{}",
-            crate::support::print_output(&refused)
-        );
-        // One that goes makes room.
-        api.delete(&format!("/v1/subscriptions/{tenant}-0"), &[]).await.expect(204);
-        api.post("/v1/subscriptions", &of(tenant, limit)).await.expect(201);
-    }
-    // As many at once as one likes: no more than the quota are made.
-    let api = ApiClient::with_scopes(&hub, "crowd", "read,manage", Some("crowd")).await;
-    let all = futures_util::future::join_all((0..12).map(|number| {
-        let (api, one) = (&api, of("crowd", number));
-        async move { api.post("/v1/subscriptions", &one).await.status }
-    }));
-    let answers = all.await;
-    let made = answers.iter().filter(|status| **status == 201).count();
-    assert_eq!((made, answers.iter().filter(|status| **status == 409).count()), (2, 10), "{answers:?}");
-    // Several in one file are counted together.
-    let file = hub.folder().join("many.json");
-    std::fs::write(&file, json!([of("new", 0), of("new", 1), of("new", 2)]).to_string()).expect("written");
-    let refused = hub.cli(&["subscription", "apply", "-f", &file.to_string_lossy()]).await;
-    assert_ne!(refused.status.code(), Some(0));
-    assert!(crate::support::print_output(&refused).contains("quotas.subscriptions"));
-}
-
-/// One of them is bounded, and all of a tenant's together; what shrinks is always taken.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_tenants_subscriptions_are_bounded_in_bytes() {
-    let broker = TestBroker::start().await;
-    let settings =
-        TestSettings::default().with(|settings| settings.quotas.subscriptions_size = Some(100_000));
-    let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
-    hub.ready().await;
-    let api = ApiClient::with_scopes(&hub, "acme", "read,manage", Some("acme")).await;
-    let of = |id: &str, comparisons: usize, bytes: usize| {
-        let mut one = subscription(id, &["user.>"], "https://crm.example/hooks");
-        one["tenant"] = "acme".into();
-        one["filter"] = json!([{"any": vec![json!({"exact": {"source": "x".repeat(bytes)}}); comparisons]}]);
-        one
-    };
-    let problem = api.post("/v1/subscriptions", &of("huge", 256, 4_000)).await.expect(400);
-    assert_eq!(problem["errors"][0]["field"], "filter", "{problem}");
-    api.post("/v1/subscriptions", &of("first", 200, 200)).await.expect(201);
-    api.post("/v1/subscriptions", &of("second", 200, 200)).await.expect(201);
-    let problem = api.post("/v1/subscriptions", &of("third", 200, 200)).await.expect(409);
-    assert!(
-        problem["detail"].as_str().is_some_and(|text| text.contains("quotas.subscriptions_size")),
-        "{problem}"
-    );
-    let put = async |one: Value| {
-        let path = format!("/v1/subscriptions/{}", one["id"].as_str().expect("an id"));
-        api.put(&path, &[("if-match", "*")], &one).await.status
-    };
-    assert_eq!(put(of("second", 200, 280)).await, 409, "it would grow beyond the quota");
-    assert_eq!(put(of("second", 2, 20)).await, 200);
-    api.post("/v1/subscriptions", &of("third", 200, 200)).await.expect(201);
 }
 
 /// A body may come slowly; what it orders is done for whoever may order it then.
