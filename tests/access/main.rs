@@ -1,4 +1,5 @@
-//! Who may do what: credentials, tokens, tenants, producers, secrets, and limits that keep one caller from locking out others.
+//! Access: credentials, tokens, tenants, producers, secrets, and limits that keep one caller from locking out
+//! others.
 
 #[path = "../support/mod.rs"]
 mod support;

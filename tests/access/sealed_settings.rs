@@ -1,4 +1,4 @@
-//! Secrets that stand sealed in the settings: sealed by the command line, opened at the start, and in no output.
+//! Sealed secrets in the settings: sealed by the command line, opened at start, and shown in no output.
 
 use std::process::{Output, Stdio};
 use std::time::Duration;

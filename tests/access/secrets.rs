@@ -1,4 +1,5 @@
-//! Secrets that are shown as `***` stay where they are: on a real hub, by every way to write a subscription.
+//! Secrets that are shown as `***` stay with their destination, on a real hub, whichever way a subscription is
+//! written.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

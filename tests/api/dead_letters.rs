@@ -1,4 +1,4 @@
-//! Dead letters, bulk orders and domains over HTTP, on a real hub.
+//! Dead letters, bulk jobs and domains over HTTP, on a real hub.
 
 use std::time::Duration;
 

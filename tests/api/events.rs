@@ -1,4 +1,4 @@
-//! Publishing over HTTP, and an event's trace, on a real hub.
+//! Publishing over HTTP, and the trace of an event, on a real hub.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -1,4 +1,4 @@
-//! The operations that the command line and the API share: for one tenant alone, and publishing.
+//! The operations that the command line and the API share: limited to one tenant, and publishing.
 
 use std::sync::Arc;
 use std::time::Duration;

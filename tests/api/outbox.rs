@@ -1,4 +1,5 @@
-//! The outbox over HTTP, on PostgreSQL and on SQLite, and what both faces of it share.
+//! The producer outbox over HTTP, on PostgreSQL and on SQLite, and the operations that the API and the command
+//! line share.
 
 use std::time::Duration;
 

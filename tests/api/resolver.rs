@@ -1,5 +1,5 @@
-//! Subscriptions resolved over gRPC: one hub answers from its registry, another on a broker of its
-//! own asks it. The answering process is killed, frozen, and asked with the wrong token.
+//! Subscriptions resolved over gRPC: one hub answers from its registry, another hub on a broker of its own
+//! calls it. The answering process is killed, frozen, and called with the wrong token.
 
 use std::time::Duration;
 

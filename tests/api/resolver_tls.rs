@@ -1,5 +1,5 @@
-//! The gRPC resolver over TLS: whom the asking hub trusts, and whom the answering one admits. Where
-//! one of the two does not know the other, events wait.
+//! The gRPC resolver over TLS: which server the calling hub trusts, and which callers the answering hub admits.
+//! If one of the two does not trust the other, events wait.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The management API's subscriptions and its tokens, over HTTP on a real hub.
+//! Subscriptions and tokens of the management API, over HTTP on a real hub.
 
 use std::time::Duration;
 

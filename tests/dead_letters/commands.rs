@@ -1,4 +1,4 @@
-//! `hub dlt` on dead letters made by hand: no role runs, so nothing moves by itself.
+//! `hub dlt` on dead letters that the test writes: no role runs, so nothing changes by itself.
 
 use std::collections::HashSet;
 use std::time::Duration;

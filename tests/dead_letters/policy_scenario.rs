@@ -1,5 +1,5 @@
-//! The way of an event that one subscriber takes and another refuses: delivered to the one,
-//! dead-lettered in its own domain for the other, and brought back.
+//! An event that one subscriber accepts and another refuses: delivered to the first, dead-lettered in its own
+//! domain for the second, and redriven.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,5 +1,6 @@
-//! Dead letters that are gone while their envelopes are on their way again: delivered by a process that died before it
-//! said so, or discarded. Their dead-letter stream holds nothing else, so that the server has no place to name.
+//! Dead letters that disappear while their envelopes are being redriven: delivered by a process that died
+//! before it acknowledged, or discarded. The dead-letter stream is otherwise empty, so the server has no
+//! position to report.
 
 use std::time::Duration;
 

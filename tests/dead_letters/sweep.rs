@@ -1,5 +1,4 @@
-//! Exhausted envelopes whose advisory never reaches the router: the sweep brings each to the DLT,
-//! once.
+//! Exhausted envelopes whose advisory never reaches the router: the sweep moves each to the DLT, once.
 
 use std::time::Duration;
 

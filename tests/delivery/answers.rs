@@ -1,5 +1,4 @@
-//! What an endpoint's answer leads to, on real endpoints: done, retried, held back, dead-lettered,
-//! disabled.
+//! What the hub does on each answer of an endpoint: done, retried, held back, dead-lettered, disabled.
 
 use std::time::{Duration, SystemTime};
 

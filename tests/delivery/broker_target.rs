@@ -1,4 +1,5 @@
-//! Subscriptions that name a broker instead of a URL, on real brokers: what arrives there, and who may name one.
+//! Subscriptions that name a broker instead of a URL, on real brokers: what arrives there, and who may name
+//! one.
 
 use std::collections::BTreeSet;
 

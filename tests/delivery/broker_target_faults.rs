@@ -1,5 +1,5 @@
-//! Subscriptions that name a broker which is down, hangs, falls silent or refuses: the same retry, dead letters,
-//! replay and isolation as an endpoint has.
+//! Subscriptions that name a broker that is down, hangs, loses its connection or refuses: retries, dead
+//! letters, replay and isolation as with an endpoint.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

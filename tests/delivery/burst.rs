@@ -1,4 +1,4 @@
-//! A burst of events: fanned out as fast as the outbox takes envelopes, each event taken once.
+//! A burst of events: fanned out as fast as the outbox accepts envelopes, and each event delivered once.
 
 use std::time::Duration;
 

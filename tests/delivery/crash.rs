@@ -1,5 +1,5 @@
-//! Processes that are killed at the worst moment: afterwards every (event, subscription) pair was
-//! delivered at least once or is a dead letter, and the doubles are counted.
+//! Processes killed at the worst moment: afterwards every (event, subscription) pair was delivered at least
+//! once or is a dead letter. Repeated deliveries are counted.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The delivery log, as `delivery.log` wants it, and an event's story told from it.
+//! The delivery log for each value of `delivery.log`, and the trace of an event built from it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

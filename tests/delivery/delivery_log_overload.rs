@@ -1,5 +1,5 @@
-//! A delivery log that cannot take what it is given: it leaves records out, says so and counts them,
-//! and no delivery waits for it.
+//! A delivery log that cannot store every record: it drops records, reports and counts them, and no delivery
+//! waits for it.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! One subscriber that accepts and never answers: nobody else in its domain waits for it, memory stays
-//! bounded, and nothing of its own is lost.
+//! One subscriber that accepts connections and never answers: no other subscriber in its domain waits for it,
+//! memory stays bounded, and none of its envelopes is lost.
 
 use std::time::Duration;
 

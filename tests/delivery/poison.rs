@@ -1,5 +1,5 @@
-//! One bad publication stops nobody: whatever bytes are published, each good event is delivered at once,
-//! and each bad one is kept with its reason and its original bytes.
+//! A bad publication stops no other: whatever bytes are published, each valid event is delivered at once, and
+//! each invalid one is kept with its reason and its original bytes.
 
 use std::time::Duration;
 

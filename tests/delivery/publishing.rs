@@ -1,5 +1,5 @@
-//! Publishing with the real `nats` command line, in every form that is an event; and its own
-//! `--config` with each definition.
+//! Publishing with the real `nats` command line, in every form that is an event; and its `--config` with each
+//! stream and consumer definition.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

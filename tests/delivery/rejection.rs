@@ -1,5 +1,5 @@
-//! Input that is no event, no setting or no subscription: the error says what is wrong, and what was
-//! published is kept as it came.
+//! Input that is not a valid event, setting or subscription: the error names the problem, and published input
+//! is kept unchanged.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! `examples/subscriber` on real brokers: what the hub sends is applied once, whatever comes twice, crashes, or
-//! can never be applied.
+//! `examples/subscriber` on real brokers: each message of the hub is applied once, despite repetitions,
+//! crashes, and messages that can never be applied.
 
 use std::path::PathBuf;
 

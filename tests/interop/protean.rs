@@ -1,5 +1,5 @@
-//! The real thing: PostgreSQL, the relay, Redis, and PyPI's Protean, whose subscriber receives what its own
-//! framework would have sent.
+//! PostgreSQL, the relay, Redis, and Protean from PyPI, whose subscriber receives what its own framework would
+//! have sent.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! The adapter for another NATS server, on a real one.
+//! The adapter for an external NATS server, on a real one.
 
 use std::time::Duration;
 

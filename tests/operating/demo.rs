@@ -1,4 +1,4 @@
-//! `hub demo`: it holds, it fails where something breaks, and it leaves nothing behind.
+//! `hub demo`: it succeeds, it fails if a part breaks, and it leaves no process or file behind.
 
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};

@@ -1,4 +1,4 @@
-//! What an operator does: pausing a domain, stopping and starting the hub; and what may be in memory.
+//! Pausing a domain, stopping and restarting the hub, and the limit of envelopes in memory.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The process itself: its log, the readers of its output that go away, and the signals that stop it.
+//! The process itself: its log, readers of its output that disappear, and the signals that stop it.
 
 use std::io::{BufRead as _, BufReader, PipeReader, pipe};
 use std::process::{Output, Stdio};

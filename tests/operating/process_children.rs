@@ -1,5 +1,5 @@
-//! The processes that the hub starts: what they are given, and that none of them, and no folder, is left behind,
-//! however and whenever the hub is ended.
+//! The processes that the hub starts: their environment, and that no process and no folder is left behind,
+//! however and whenever the hub ends.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;

@@ -1,5 +1,5 @@
-//! Several processes with every role each: they share the work and double nothing; and the same on a
-//! cluster that loses a node.
+//! Several processes, each with every role: they share the work and repeat none of it, also on a cluster that
+//! loses a node.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `hub serve --dev`: a server of its own whose data lasts, and what another terminal needs to know.
+//! `hub serve --dev`: a private server with persistent data, and what it prints for another terminal.
 
 use std::path::Path;
 use std::process::{Output, Stdio};

@@ -1,4 +1,4 @@
-//! Which rows of the outbox a claim takes, and in which order, on real PostgreSQL and on SQLite.
+//! Which rows of the outbox a claim takes, and in which order, on PostgreSQL and on SQLite.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};

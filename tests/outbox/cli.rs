@@ -1,4 +1,4 @@
-//! `hub outbox` against a real PostgreSQL and against SQLite. No NATS server is needed for it.
+//! `hub outbox` on PostgreSQL and on SQLite. It needs no NATS server.
 
 use hub_outbox::GivenUp;
 use integration_hub::domain::outbox::Lane;

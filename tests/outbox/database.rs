@@ -1,4 +1,4 @@
-//! The way to the outbox's database: what is told when there is none, and a pooler in between.
+//! Connecting to the outbox database: the errors if it is unavailable, and a connection pooler in between.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! `hub serve --role outbox-relay` on real databases and brokers: what is committed arrives, in order.
+//! `hub serve --role outbox-relay` on real databases and brokers: committed events arrive, in order.
 
 use std::time::Duration;
 

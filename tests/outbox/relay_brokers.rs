@@ -1,5 +1,5 @@
-//! The relay to each kind of external broker, on the real ones: what is raised in SQL arrives stripped and in
-//! order, whatever the broker does.
+//! The relay to each kind of external broker, on real ones: events raised in SQL arrive stripped and in order,
+//! whatever happens to the broker.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The relay where something breaks: the process, the database, a broker. Each row arrives all the same, in
-//! its order, and nobody waits for another's broker.
+//! The relay when the process, the database or a broker fails: each row still arrives in order, and no row
+//! waits for the broker of another.
 
 use std::collections::HashMap;
 use std::time::Duration;

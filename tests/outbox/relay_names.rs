@@ -1,5 +1,4 @@
-//! Where the relay's messages go: names that a broker's protocol does not take as they are, and queues that
-//! take nothing more.
+//! Destinations of the relay: names that a broker's protocol does not accept unchanged, and full queues.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! The relay against a broker that does as it is told: refuses, loses acknowledgements, hangs. In this
-//! process, several relays at once, on both databases.
+//! The relay with a scripted broker, which refuses, loses acknowledgements and hangs: several relays at once in
+//! this process, on both databases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};

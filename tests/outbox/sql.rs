@@ -1,5 +1,5 @@
-//! Raising an event from any language: the SQL function of PostgreSQL and the view of SQLite, what they
-//! write, and what they refuse.
+//! Raising an event from any language: the SQL function of PostgreSQL and the view of SQLite, what they write
+//! and what they refuse.
 
 use hub_outbox::PublishError;
 use hub_outbox::{Cursor, Selection, StoreError};

@@ -1,4 +1,4 @@
-//! The outbox's rows as producers, relays and operators handle them, on real PostgreSQL and on SQLite.
+//! The outbox's rows as producers, relays and operators use them, on PostgreSQL and on SQLite.
 
 use std::collections::HashSet;
 use std::time::Duration;

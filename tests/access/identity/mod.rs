@@ -1,5 +1,5 @@
-//! A subscription's id is not its identity: what was meant for one that is no more reaches no other
-//! one of its name, in its own tenant or in another; and ids belong to their tenants.
+//! A subscription's id is not its identity: what was addressed to a deleted subscription reaches no later one
+//! of the same name, in its tenant or another; and ids are unique within a tenant.
 
 mod upgrade;
 

@@ -1,4 +1,4 @@
-//! What versions before ids belonged to tenants left in the streams and in the registry goes on.
+//! Data in the streams and the registry from versions in which ids did not belong to tenants stays usable.
 
 use async_nats::HeaderMap;
 use integration_hub::domain::outcome::Reason;

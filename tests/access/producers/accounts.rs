@@ -1,5 +1,5 @@
-//! The whole flow under exactly the permissions of `nats/accounts.conf`, every role as a process and a user
-//! of its own; and each forbidden thing refused.
+//! The whole flow under exactly the permissions of `nats/accounts.conf`, with one process and one user for each
+//! role; and each forbidden operation is refused.
 
 use std::time::Duration;
 

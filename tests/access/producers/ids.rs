@@ -1,4 +1,4 @@
-//! Message ids: two tenants, or two event keys, may use the same; those of the hub's own nobody can guess.
+//! Message ids: two tenants, or two event keys, may use the same one; the hub's own ids cannot be guessed.
 
 use async_nats::HeaderMap;
 use serde_json::{Value, json};

@@ -1,5 +1,5 @@
-//! The producer's side of NATS: the subject that binds a tenant, message ids that two may share, the
-//! accounts and their permissions, and what a reply subject can do where there are none.
+//! Producers on NATS: the subject that binds a tenant, message ids that two producers may share, accounts and
+//! their permissions, and what a reply subject can do without them.
 
 mod accounts;
 mod ids;

@@ -1,5 +1,5 @@
-//! What stands in the registry where a subscription belongs, and is none: in one account with the hub a
-//! producer writes it there with a reply subject.
+//! Registry entries that are not subscriptions: a producer in the hub's account can write them with a reply
+//! subject.
 
 use bytes::Bytes;
 use serde_json::{Value, json};

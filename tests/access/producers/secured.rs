@@ -1,5 +1,5 @@
-//! A server that runs the very files `nats/server.conf` and `nats/accounts.conf`: only ports, paths and
-//! passwords are of the test.
+//! A server that runs the files `nats/server.conf` and `nats/accounts.conf`; the test chooses only ports, paths
+//! and passwords.
 
 use std::collections::BTreeSet;
 use std::fs::File;

@@ -1,4 +1,4 @@
-//! Every case, and what all say of it.
+//! Every case, and the expected verdict of each writer.
 
 use std::fmt::Write as _;
 

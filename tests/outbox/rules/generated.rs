@@ -1,4 +1,4 @@
-//! Events as no person would write them.
+//! Generated events that no person would write.
 
 use rand::Rng as _;
 use rand::rngs::StdRng;

@@ -1,5 +1,5 @@
-//! One table of what an event may be, run against the SQL of both databases, the Rust function and the Event
-//! Processor: what all writers accept is delivered, what one refuses all refuse, in the transaction.
+//! One table of the rules of an event, run against the SQL of both databases, the Rust function and the Event
+//! Processor: what all writers accept is delivered; what one refuses, all refuse, within the transaction.
 
 mod cases;
 mod generated;

@@ -1,5 +1,5 @@
-//! What the relay shows of itself: metrics by target broker, and log lines that tell the internal broker's
-//! events from those of the external ones.
+//! Metrics of the relay by target broker, and log lines that distinguish events for the internal broker from
+//! those for external ones.
 
 use std::time::Duration;
 
