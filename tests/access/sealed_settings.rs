@@ -134,7 +134,7 @@ async fn a_secret_that_does_not_open_is_named_with_the_remedy() {
 }
 
 #[tokio::test]
-async fn rotating_tells_which_settings_an_older_key_seals_and_what_replaces_them() {
+async fn rotating_lists_settings_sealed_with_an_older_key_and_their_replacements() {
     let broker = TestBroker::start().await;
     let sealing = Hub::configured(&broker.url(), &with_key());
     let password = sealed(&sealing, SETTING, PASSWORD).await;

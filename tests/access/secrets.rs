@@ -49,7 +49,7 @@ fn fields(problem: &Value) -> Vec<&str> {
 
 /// The attack: another URL, the stored credentials, and a test.
 #[tokio::test(flavor = "multi_thread")]
-async fn another_url_gets_no_stored_secret_by_any_way_to_write() {
+async fn another_url_never_gets_a_stored_secret() {
     let broker = TestBroker::start().await;
     let (receiver, evil) = (Receiver::start().await, Receiver::start().await);
     let hub = serving(&broker).await;
@@ -273,7 +273,7 @@ async fn attributes_in_headers_are_signed() {
 
 /// What a version before incarnations has stored: a credential whose sealed text is bound to the id alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_form_before_goes_on_until_it_is_sealed_anew_and_moves_nowhere() {
+async fn secrets_in_the_previous_format_work_until_resealed_and_stay_with_their_url() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     receiver.set("/crm", Behaviour::status(503));

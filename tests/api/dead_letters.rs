@@ -207,7 +207,7 @@ async fn dead_letters_are_listed_by_each_condition_shown_and_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_says_which_it_means_and_names_what_is_wrong() {
+async fn a_bulk_job_requires_a_selection_and_names_invalid_fields() {
     let broker = TestBroker::start().await;
     let hub = serve(&broker.url(), &["--role", "api"]).await;
     let client = TestClient::connect(&broker.url()).await;
@@ -401,7 +401,7 @@ async fn what_is_replayed_is_delivered_and_a_paused_domain_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_is_cancelled_through_any_replica_and_a_stop_interrupts_it() {
+async fn a_bulk_job_is_cancelled_through_any_replica_and_a_stop_interrupts_it() {
     const MANY: u64 = 12_000;
     let broker = TestBroker::start().await;
     let mut hub = serve(&broker.url(), &["--role", "api"]).await;

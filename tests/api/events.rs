@@ -216,7 +216,7 @@ fn with_no_data(event: &Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_stream_says_later_and_nothing_that_was_accepted_is_lost() {
+async fn a_full_stream_answers_503_and_loses_nothing_that_was_accepted() {
     let broker = TestBroker::start().await;
     let settings = TestSettings::quick().with(|settings| settings.limits.events = Some(1_000_000));
     let hub = serving(&broker, &settings, &["--role", "api"]).await;
@@ -261,7 +261,7 @@ async fn a_full_stream_says_later_and_nothing_that_was_accepted_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_its_broker_the_api_says_so_in_time_and_goes_on_when_it_is_back() {
+async fn without_its_broker_the_api_answers_503_and_recovers() {
     let mut broker = TestBroker::start().await;
     let mut hub = serving(&broker, &TestSettings::quick(), &[]).await;
     let (receiver, client) = (Receiver::start().await, TestClient::connect(&broker.url()).await);
@@ -306,7 +306,7 @@ async fn without_its_broker_the_api_says_so_in_time_and_goes_on_when_it_is_back(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_story_of_an_event_is_told_to_its_tenant() {
+async fn an_event_can_be_traced_by_its_tenant() {
     let broker = TestBroker::start().await;
     let hub = serving(&broker, &TestSettings::quick(), &[]).await;
     let (receiver, client) = (Receiver::start().await, TestClient::connect(&broker.url()).await);

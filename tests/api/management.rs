@@ -146,7 +146,7 @@ async fn a_tenant_sees_and_touches_its_own_dead_letters_alone() {
 }
 
 #[tokio::test]
-async fn a_tenant_is_told_the_story_of_its_own_events_alone() {
+async fn a_tenant_can_trace_only_its_own_events() {
     let stage = Stage::set(&TestSettings::quick()).await;
     stage.put_four().await;
     let words = LastWords {

@@ -253,7 +253,7 @@ async fn each_path_asks_for_its_scope_and_for_a_token_of_the_whole_hub() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_outbox_each_path_says_what_to_set() {
+async fn without_an_outbox_each_path_names_the_setting() {
     let broker = TestBroker::start().await;
     let none = serve(&broker, &TestSettings::default(), &API).await;
     let folder = tempfile::tempdir().expect("temporary folder");
@@ -273,7 +273,7 @@ async fn without_an_outbox_each_path_says_what_to_set() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_away_is_told_soon_and_asked_again() {
+async fn an_unavailable_database_is_reported_and_retried() {
     let Some(database) = TestDatabase::postgres().await else { return };
     database.outbox(&[]).await;
     let broker = TestBroker::start().await;
@@ -320,7 +320,7 @@ async fn a_database_that_is_away_is_told_soon_and_asked_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn beside_a_relay_what_is_retried_goes_out_and_a_stop_is_clean() {
+async fn a_relay_sends_retried_rows_and_stops_cleanly() {
     for database in databases().await {
         let store = database.outbox(&[]).await;
         raise(&database, &[event("e0", "s"), event("e1", "s")]).await;
@@ -346,7 +346,7 @@ fn operated(store: Store) -> Outbox {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_whose_time_is_over_says_where_to_go_on() {
+async fn a_bulk_change_that_reaches_its_time_limit_returns_a_cursor() {
     const ROWS: usize = 2_500;
     for database in databases().await {
         let outbox = operated(database.outbox(&["partner"]).await);
@@ -392,7 +392,7 @@ async fn an_order_whose_time_is_over_says_where_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_order_that_loses_the_database_says_how_far_it_came() {
+async fn a_bulk_change_that_loses_the_database_reports_its_progress() {
     let Some(database) = own_postgres().await else { return };
     database.outbox(&[]).await;
     let events: Vec<Value> = (0..1_500).map(|number| event(&format!("e{number:04}"), "s")).collect();

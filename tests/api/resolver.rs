@@ -250,7 +250,7 @@ async fn a_slow_resolver_runs_into_the_deadline_and_the_events_wait() {
 }
 
 #[tokio::test]
-async fn the_role_does_not_answer_strangers_unless_it_is_told_to() {
+async fn the_role_answers_without_a_token_only_if_configured() {
     let broker = TestBroker::start().await;
     let listen = answering(free_port());
     let mut hub = Hub::serve(&broker.url(), &listen, &["--role", "subscription-resolver"]);

@@ -105,7 +105,7 @@ impl Asking {
 }
 
 #[tokio::test]
-async fn a_resolver_of_a_private_authority_is_asked_only_by_whom_trusts_it() {
+async fn a_resolver_of_a_private_authority_is_called_only_by_hubs_that_trust_it() {
     let folder = TempDir::new().expect("a temporary folder");
     let (ca, another) = (Ca::new("of the resolver"), Ca::new("another"));
     let server = ca.issue(folder.path(), "127.0.0.1");
@@ -136,7 +136,7 @@ async fn a_resolver_of_a_private_authority_is_asked_only_by_whom_trusts_it() {
 }
 
 #[tokio::test]
-async fn a_resolver_that_wants_a_client_certificate_answers_only_whom_has_one() {
+async fn a_resolver_that_requires_a_client_certificate_answers_only_callers_that_have_one() {
     let folder = TempDir::new().expect("a temporary folder");
     let (servers, clients) = (Ca::new("servers"), Ca::new("clients"));
     let server = servers.issue(folder.path(), "127.0.0.1");

@@ -78,7 +78,7 @@ async fn a_subscription_is_created_read_replaced_patched_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_operators_who_write_at_once_one_is_told_to_look_again() {
+async fn of_two_concurrent_writes_one_is_refused_with_412() {
     let broker = TestBroker::start().await;
     let hub = hub(&broker).await;
     let api = ApiClient::with_scopes(&hub, "admin", "read,manage", None).await;
@@ -188,7 +188,7 @@ async fn lists_are_filtered_and_come_in_pages() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_with_a_subscription_is_told_by_its_field() {
+async fn problems_of_a_subscription_name_their_field() {
     let broker = TestBroker::start().await;
     let hub = hub(&broker).await;
     let api = ApiClient::with_scopes(&hub, "admin", "read,manage", None).await;

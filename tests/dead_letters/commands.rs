@@ -287,7 +287,7 @@ async fn a_replay_orders_what_was_selected_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_replay_that_waits_tells_what_became_of_each() {
+async fn a_waiting_replay_reports_the_result_of_each() {
     let stage = Stage::set().await;
     stage.put_six().await;
     let waiting = ["dlt", "replay", "env_a", "env_b", "env_c", "--wait", "--output", "json", "--timeout"];

@@ -66,7 +66,7 @@ async fn what_is_discarded_during_its_attempt_is_delivered_once_and_then_done() 
 }
 
 #[tokio::test]
-async fn what_is_discarded_before_its_attempt_is_sent_to_nobody() {
+async fn an_envelope_discarded_before_its_attempt_is_never_sent() {
     let stage = Stage::with_refused(20).await;
     stage.receiver.set("/hooks", Behaviour::ok());
     stage.hub.cli_ok(&["domain", "pause", "policy-client"]).await;
@@ -80,7 +80,7 @@ async fn what_is_discarded_before_its_attempt_is_sent_to_nobody() {
 
 /// As if the process had died between the two: the dead letter is dropped, and the envelope is not acknowledged.
 #[tokio::test]
-async fn what_was_delivered_by_a_process_that_died_is_sent_to_nobody_again() {
+async fn a_redrive_delivered_by_a_process_that_died_is_not_repeated() {
     let stage = Stage::with_refused(1).await;
     stage.receiver.set("/hooks", Behaviour::ok());
     stage.hub.cli_ok(&["domain", "pause", "policy-client"]).await;
@@ -105,7 +105,7 @@ async fn what_is_discarded_between_two_attempts_does_not_come_back() {
 }
 
 #[tokio::test]
-async fn whoever_waits_for_a_replay_hears_of_a_discard() {
+async fn a_waiting_replay_reports_a_discard() {
     let mut stage = Stage::with_refused(2).await;
     let (_closed, gate) = Behaviour::gate();
     stage.receiver.set("/hooks", gate);

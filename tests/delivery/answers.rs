@@ -325,7 +325,7 @@ async fn a_retry_after_counts_up_to_the_bound_of_the_settings() {
 }
 
 #[tokio::test]
-async fn what_the_hub_cannot_do_is_the_hubs_fault_wherever_it_is_told() {
+async fn a_failure_of_the_hub_itself_is_the_hubs_fault_everywhere() {
     // Sealed with a key that this hub does not have.
     let (broker, receiver, hub, client) = started(&TestSettings::quick()).await;
     let mut sealed = subscription("sealed", &["user.>"], &receiver.url("/sealed"));

@@ -118,7 +118,7 @@ fn of<'t>(told: &'t [String], subscription: &str) -> Vec<&'t str> {
 }
 
 #[tokio::test]
-async fn every_attempt_is_logged_and_a_redriven_events_story_is_told() {
+async fn every_attempt_is_logged_and_a_redriven_event_can_be_traced() {
     let stage = Stage::set("").await;
     stage.deliver_and_dead_letter("e \"1\"").await;
 
@@ -201,7 +201,7 @@ async fn failures_alone_are_logged_where_the_settings_say_so() {
 }
 
 #[tokio::test]
-async fn nothing_but_the_last_words_is_logged_where_the_settings_say_so() {
+async fn only_final_failures_are_logged_if_the_log_is_off() {
     let mut stage = Stage::set("none").await;
     stage.deliver_and_dead_letter("e1").await;
     assert!(stage.hub.terminate().await.success());
@@ -218,7 +218,7 @@ async fn nothing_but_the_last_words_is_logged_where_the_settings_say_so() {
 }
 
 #[tokio::test]
-async fn what_waits_is_owed_or_was_refused_is_part_of_the_story() {
+async fn a_trace_shows_waiting_queued_and_rejected_events() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &["--role", "dlt-processor"]);

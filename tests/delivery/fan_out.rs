@@ -115,7 +115,7 @@ async fn a_full_outbox_makes_its_events_wait_and_no_others() {
 
 /// What its outbox could never hold is set aside, and what it cannot hold now is in no other event's way.
 #[tokio::test]
-async fn an_event_that_does_not_fit_is_in_nobodys_way() {
+async fn an_event_that_does_not_fit_blocks_no_other() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     // A request that hangs would do so for as long as an attempt may take: longer than this test waits.
@@ -251,7 +251,7 @@ async fn the_worst_that_one_tenant_may_ask_for_does_not_keep_anothers_event_wait
 }
 
 #[tokio::test]
-async fn a_filter_from_before_the_limit_still_counts_and_is_told() {
+async fn a_filter_stored_before_the_limit_still_applies_and_is_logged() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);

@@ -218,8 +218,8 @@ on_both!(
     what_the_relay_sends_becomes_customers,
     what_comes_twice_is_applied_once,
     a_crash_between_effect_and_acknowledgement_changes_nothing,
-    what_can_never_be_applied_is_put_aside_and_stops_nobody,
-    a_broker_that_is_away_is_waited_for,
+    what_can_never_be_applied_is_set_aside_and_blocks_no_other,
+    an_unavailable_broker_is_waited_for,
 );
 
 async fn what_the_relay_sends_becomes_customers(partner: Partner) {
@@ -297,7 +297,7 @@ async fn a_crash_between_effect_and_acknowledgement_changes_nothing(partner: Par
     assert!(second.log().contains("applied: 1, repeated: 1,"), "{}", second.log());
 }
 
-async fn what_can_never_be_applied_is_put_aside_and_stops_nobody(partner: Partner) {
+async fn what_can_never_be_applied_is_set_aside_and_blocks_no_other(partner: Partner) {
     let service = Service::new();
     let newer = created("e5", "eve").replace("\"version\":1", "\"version\":2");
     let cases = [
@@ -366,7 +366,7 @@ async fn what_a_consumer_that_is_gone_has_read_is_reclaimed_and_what_ends_everyb
 
 /// Somebody else's transaction that does not end, or a full disk, looks the same.
 #[tokio::test]
-async fn while_its_database_is_away_the_event_in_hand_waits_and_is_not_to_blame() {
+async fn while_its_database_is_unavailable_the_current_event_waits_and_is_not_blamed() {
     let Some(partner) = redis().await else { return };
     let service = Service::new();
     let mut subscriber = service.start(&partner, &partner.url(), &["--attempts", "1"]);
@@ -393,7 +393,7 @@ async fn while_its_database_is_away_the_event_in_hand_waits_and_is_not_to_blame(
     assert!(subscriber.terminate().await.success());
 }
 
-async fn a_broker_that_is_away_is_waited_for(mut partner: Partner) {
+async fn an_unavailable_broker_is_waited_for(mut partner: Partner) {
     let service = Service::new();
     let url = partner.url();
     let mut subscriber = service.start(&partner, &url, &[]);
@@ -419,7 +419,7 @@ async fn a_broker_that_is_away_is_waited_for(mut partner: Partner) {
 }
 
 #[tokio::test]
-async fn a_wrong_option_is_told_with_its_name() {
+async fn a_wrong_option_is_reported_with_its_name() {
     let service = Service::new();
     for (arguments, told) in [
         (vec!["--broker", "http://127.0.0.1"], "--broker: http:// is the scheme of no broker"),
@@ -437,7 +437,7 @@ async fn a_wrong_option_is_told_with_its_name() {
 }
 
 #[test]
-fn the_example_says_how_it_is_run() {
+fn the_example_explains_its_usage() {
     let output = std::process::Command::new(example("subscriber")).arg("--help").output().expect("it runs");
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).expect("UTF-8");

@@ -49,7 +49,7 @@ fn ids_of(group: &[Outgoing]) -> Vec<String> {
 
 /// One broker for what does not disturb it: it takes long to start.
 #[tokio::test]
-async fn messages_arrive_in_order_and_what_cannot_be_taken_is_told_apart() {
+async fn messages_arrive_in_order_and_refusals_are_classified() {
     let Some(server) = RabbitMq::start("max_message_size = 65536\n").await else { return };
     arrives(&server).await;
     an_exchange_routes(&server).await;
@@ -205,7 +205,7 @@ async fn tls_with_a_private_ca() {
 }
 
 #[test]
-fn options_that_cannot_be_used_are_told_by_their_name() {
+fn unusable_options_are_reported_by_name() {
     let setting = |options: Options| Amqp::new(options).err().map(|error| error.setting);
     assert_eq!(setting(options("redis://127.0.0.1")), Some("url"));
     assert_eq!(setting(options("amqp://user:secret@127.0.0.1")), Some("url"));

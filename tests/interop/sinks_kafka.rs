@@ -61,7 +61,7 @@ async fn each_record_arrives_in_the_order_of_its_key() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_taken_is_told_apart() {
+async fn refusals_are_classified() {
     let Some(server) = KafkaServer::start().await else { return };
     server.create_topic("events", 1).await;
     let sink = sink(Options { largest: 10_000, ..options(&server.url()) });
@@ -125,7 +125,7 @@ async fn tls_with_a_private_ca() {
 }
 
 #[tokio::test]
-async fn the_wrong_password_is_told_by_its_setting_and_never_shown() {
+async fn a_wrong_password_is_reported_by_its_setting_and_never_shown() {
     let Some(server) = KafkaServer::start_authenticating().await else { return };
     for mechanism in [Mechanism::ScramSha256, Mechanism::ScramSha512] {
         let options = Options {
@@ -142,7 +142,7 @@ async fn the_wrong_password_is_told_by_its_setting_and_never_shown() {
 }
 
 #[test]
-fn options_that_cannot_be_used_are_told_by_their_name() {
+fn unusable_options_are_reported_by_name() {
     let setting = |options: Options| Kafka::new(options).err().map(|error| error.setting);
     for url in ["kafka://127.0.0.1:9092", "127.0.0.1", "user:secret@127.0.0.1:9092", "127.0.0.1:9092,"] {
         assert_eq!(setting(options(url)), Some("url"), "{url}");

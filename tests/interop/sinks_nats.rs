@@ -104,7 +104,7 @@ async fn core_nats_passes_on_to_who_listens() {
 }
 
 #[tokio::test]
-async fn a_full_stream_refuses_and_goes_on_when_there_is_room() {
+async fn a_full_stream_refuses_until_there_is_room() {
     let broker = TestBroker::start().await;
     let mut config = Config { max_messages: 120, ..stream_config() };
     create(&broker, config.clone()).await;
@@ -220,7 +220,7 @@ async fn core_nats_does_not_acknowledge_what_a_lost_connection_took_along() {
 }
 
 #[tokio::test]
-async fn each_way_of_logging_in_and_its_failure() {
+async fn each_login_method_and_its_failure() {
     let nkey = nkeys::KeyPair::new_user();
     let folder = tempfile::tempdir().expect("a folder");
     let seed_file = |name: &str, key: &nkeys::KeyPair| {
@@ -259,7 +259,7 @@ async fn each_way_of_logging_in_and_its_failure() {
 }
 
 #[tokio::test]
-async fn a_subject_that_is_not_permitted_is_refused_and_the_others_go_on() {
+async fn a_subject_that_is_not_permitted_is_refused_and_others_are_not() {
     let users = r#"authorization { users = [
         { user: admin, password: admin },
         { user: hub, password: hub, permissions: { publish: ["partner.a", "_INBOX.>"], subscribe: "_INBOX.>" } },
@@ -327,7 +327,7 @@ async fn tls_with_a_certificate_of_our_own() {
 }
 
 #[tokio::test]
-async fn files_that_cannot_be_used_are_told_by_their_setting() {
+async fn unusable_files_are_reported_by_their_setting() {
     let folder = tempfile::tempdir().expect("a folder");
     let garbage = folder.path().join("garbage");
     std::fs::write(&garbage, "not-a-seed").expect("a file");
@@ -344,7 +344,7 @@ async fn files_that_cannot_be_used_are_told_by_their_setting() {
 }
 
 #[test]
-fn options_that_cannot_be_used_are_told_by_their_name() {
+fn unusable_options_are_reported_by_name() {
     let setting = |options: Options| Nats::new(options).err().map(|error| error.setting);
     assert_eq!(setting(options("http://127.0.0.1:1")), Some("url"));
     assert_eq!(setting(options("nats://hub:secret@127.0.0.1:1")), Some("url"));

@@ -108,7 +108,7 @@ async fn a_replica_that_takes_no_writes_is_unavailable_until_it_is_promoted() {
 }
 
 #[tokio::test]
-async fn a_wrong_type_is_refused_and_other_streams_go_on() {
+async fn a_wrong_type_is_refused_and_blocks_no_other_stream() {
     let Some(server) = RedisServer::start(&[]).await else { return };
     let sink = sink(options(&server.url()));
     let mut connection = server.connect().await;
@@ -169,7 +169,7 @@ async fn a_server_that_hangs_or_goes_is_unavailable_and_comes_back() {
 }
 
 #[tokio::test]
-async fn the_wrong_password_is_told_by_its_setting_and_never_shown() {
+async fn a_wrong_password_is_reported_by_its_setting_and_never_shown() {
     let Some(server) = RedisServer::start(&["--requirepass", "right-one"]).await else { return };
     for (user, password) in
         [(None, Some("wrong-secret")), (Some("default"), Some("wrong-secret")), (None, None)]
@@ -222,7 +222,7 @@ async fn tls_with_a_certificate_of_our_own() {
 }
 
 #[test]
-fn options_that_cannot_be_used_are_told_by_their_name() {
+fn unusable_options_are_reported_by_name() {
     let setting = |options: Options| Redis::new(options).err().map(|error| error.setting);
     assert_eq!(setting(options("http://127.0.0.1")), Some("url"));
     assert_eq!(setting(options("redis://user:secret@127.0.0.1")), Some("url"));

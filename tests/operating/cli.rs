@@ -325,7 +325,7 @@ async fn an_event_is_published_with_its_acknowledgement() {
 }
 
 #[tokio::test]
-async fn a_domain_is_paused_as_jetstream_pauses_and_the_others_go_on() {
+async fn pausing_a_domain_pauses_its_consumers_and_no_others() {
     let (broker, hub) = provisioned(&TestSettings::default()).await;
     let js = connect(&broker.url()).await;
     let paused = async || {

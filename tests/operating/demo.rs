@@ -133,7 +133,7 @@ async fn every_step_holds_once() {
 }
 
 #[tokio::test]
-async fn it_fails_when_the_server_dies_on_the_way() {
+async fn it_fails_when_the_server_dies_during_the_run() {
     let mut demo = Demo::start(&["--once"]);
     demo.line_with("B, attempt 1 of 4").await;
     kill(demo.server(), Signal::KILL);

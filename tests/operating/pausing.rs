@@ -38,7 +38,7 @@ async fn assert_held(client: &TestClient, receiver: &Receiver, name: &str, held_
 }
 
 #[tokio::test]
-async fn a_paused_domain_holds_its_deliveries_whoever_paused_it() {
+async fn a_domain_paused_by_anyone_holds_its_deliveries() {
     let Some(cli) = require_tool("nats", nats_cli()) else { return };
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;

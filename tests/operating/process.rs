@@ -82,7 +82,7 @@ async fn goes_on_and_ends_in_good_order(log: Log) {
 }
 
 #[tokio::test]
-async fn a_log_reader_that_goes_away_ends_nothing() {
+async fn a_log_reader_that_disappears_ends_nothing() {
     goes_on_and_ends_in_good_order(Log::ReaderGoes).await;
 }
 

@@ -110,7 +110,7 @@ async fn two_replicas_of_every_role_share_the_work_and_double_nothing() {
 }
 
 #[tokio::test]
-async fn a_retry_after_that_one_replica_is_told_holds_in_the_other_as_well() {
+async fn a_retry_after_received_by_one_replica_also_holds_in_the_other() {
     const WAIT: Duration = Duration::from_secs(5);
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;

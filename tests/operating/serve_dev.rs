@@ -130,7 +130,7 @@ async fn another_terminal_works_with_it_and_its_data_lasts() {
 }
 
 #[tokio::test]
-async fn anybody_on_this_machine_may_use_its_api_but_for_web_pages_unless_it_is_told_otherwise() {
+async fn its_api_is_open_to_local_programs_but_not_to_web_pages_by_default() {
     for (args, status) in [(&[][..], 200), (&["--set", "api.anonymous=false"], 401)] {
         let folder = tempfile::tempdir().expect("temporary folder");
         let (child, _, told) = start_with(folder.path(), free_port(), args).await;

@@ -21,15 +21,15 @@ on_both!(
     order_is_kept_within_a_stream,
     a_failed_row_holds_back_its_stream_alone,
     a_long_stream_that_waits_starves_nobody,
-    a_stream_in_other_hands_starves_nobody,
+    a_stream_claimed_by_another_relay_starves_no_other,
     relays_at_once_take_each_row_once_and_in_order,
     whatever_happens_no_row_overtakes_another,
-    a_claim_passes_over_the_streams_it_is_told,
+    a_claim_skips_the_streams_that_the_request_names,
     an_expired_claim_is_taken_over_and_its_holder_knows,
     expired_claims_go_before_what_is_due_for_longer,
     an_extended_claim_stays,
     live_goes_before_bulk_but_not_within_a_stream,
-    what_is_due_next_is_told,
+    the_next_due_time_is_reported,
 );
 
 fn raised(id: &str, stream: &str) -> RaisedEvent {
@@ -126,7 +126,7 @@ async fn a_long_stream_that_waits_starves_nobody(database: &TestDatabase) {
     assert_eq!(ids(&all), names.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
-async fn a_stream_in_other_hands_starves_nobody(database: &TestDatabase) {
+async fn a_stream_claimed_by_another_relay_starves_no_other(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     let events: Vec<RaisedEvent> = (0..30).map(|number| raised(&format!("a{number}"), "a")).collect();
     database.publish(&events, true).await.unwrap();
@@ -277,7 +277,7 @@ async fn whatever_happens_no_row_overtakes_another(database: &TestDatabase) {
     assert_eq!(rows(&store).await.len(), raised_so_far);
 }
 
-async fn a_claim_passes_over_the_streams_it_is_told(database: &TestDatabase) {
+async fn a_claim_skips_the_streams_that_the_request_names(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     raise(database, &[("a1", "a"), ("b1", "b"), ("a2", "a"), ("c1", "c")]).await;
     let passed_over = &["a".to_owned(), "c".to_owned()];
@@ -391,7 +391,7 @@ async fn live_goes_before_bulk_but_not_within_a_stream(database: &TestDatabase) 
     assert_eq!(ids(&last), ["l1"]);
 }
 
-async fn what_is_due_next_is_told(database: &TestDatabase) {
+async fn the_next_due_time_is_reported(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     assert_eq!(store.next_due("internal").await.unwrap(), None);
     raise(database, &[("e1", "s")]).await;

@@ -36,7 +36,7 @@ async fn databases() -> Vec<TestDatabase> {
 }
 
 #[tokio::test]
-async fn it_is_set_up_once_and_told_the_brokers() {
+async fn it_is_set_up_once_and_registers_the_brokers() {
     for database in databases().await {
         let before = hub(&database, &[]);
         let (_, error) = ends_with(&before, 1, &["outbox", "status"]).await;
@@ -132,7 +132,7 @@ async fn operators_look_retry_discard_and_tidy_up() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_reached_or_read_is_told() {
+async fn unreachable_and_unreadable_databases_are_reported() {
     let hub = Hub::configured(&format!("nats://127.0.0.1:{}", free_port()), &TestSettings::default());
     let (_, error) = ends_with(&hub, 1, &["outbox", "status"]).await;
     assert!(error.contains("outbox.database_url") && error.contains("--database-url"), "{error}");

@@ -79,7 +79,7 @@ async fn pooled(settings: &str) -> Option<(TestDatabase, PgBouncer, String)> {
 
 /// Setting up, producers, two relays and the command line at once, all by way of two connections.
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_works_by_way_of_a_pooler_in_transaction_mode() {
+async fn everything_works_through_a_pooler_in_transaction_mode() {
     const EVENTS_RAISED: usize = 400;
     let Some((database, _pooler, url)) = pooled("").await else { return };
     let broker = TestBroker::start().await;
@@ -170,7 +170,7 @@ async fn silent() -> (TcpListener, u16) {
 
 /// Each way in which there is no connection, by its words and its remedy.
 #[tokio::test]
-async fn a_database_that_is_not_there_is_told_with_its_cause() {
+async fn a_database_that_cannot_be_reached_is_reported_with_its_cause() {
     assert!(CONNECT_LIMIT < Duration::from_secs(3));
     let Some(postgres) = TestPostgres::start().await else { return };
     let (_listener, mute) = silent().await;
@@ -208,7 +208,7 @@ async fn a_database_that_is_not_there_is_told_with_its_cause() {
 
 /// Nobody asks the database anything when it dies, and the pool would hide its death.
 #[tokio::test]
-async fn a_database_that_dies_under_an_idle_relay_is_told_with_its_cause() {
+async fn a_database_that_dies_under_an_idle_relay_is_reported_with_its_cause() {
     let Some(postgres) = TestPostgres::start_alone().await else { return };
     let broker = TestBroker::start().await;
     let url = postgres.url();
@@ -233,7 +233,7 @@ async fn a_database_that_dies_under_an_idle_relay_is_told_with_its_cause() {
 
 /// `hub serve` tells it in its log, and goes on when the database is there; the API tells it in its answer.
 #[tokio::test]
-async fn the_relay_and_the_api_tell_the_cause() {
+async fn the_relay_and_the_api_report_the_cause() {
     let broker = TestBroker::start().await;
     let url = format!("postgres://hub:{PASSWORD}@127.0.0.1:{}/x", free_port());
     let settings = settings(&url).with(|settings| settings.api.anonymous = Some(true));

@@ -24,8 +24,8 @@ on_both!(
     internal_and_external_messages_are_the_rows_envelopes,
     two_relays_send_each_row_once_and_in_order,
     live_goes_before_bulk,
-    rows_that_can_never_go_are_abandoned_and_stop_nobody,
-    what_is_no_envelope_is_abandoned_and_stops_nobody,
+    rows_that_can_never_be_published_are_abandoned_and_block_no_other,
+    a_payload_that_is_no_envelope_is_abandoned_and_blocks_no_other,
     ids_that_nats_takes_for_one_are_not_lost_silently,
     missing_external_rows_are_found_and_sent,
     old_rows_are_deleted,
@@ -173,7 +173,7 @@ async fn live_goes_before_bulk(database: &TestDatabase) {
     assert!(last_live < 300, "the last live event is number {last_live} of {}", arrived.len());
 }
 
-async fn rows_that_can_never_go_are_abandoned_and_stop_nobody(database: &TestDatabase) {
+async fn rows_that_can_never_be_published_are_abandoned_and_block_no_other(database: &TestDatabase) {
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
     let external = external("partner", "nats", &partner.url());
@@ -221,7 +221,7 @@ async fn rows_that_can_never_go_are_abandoned_and_stop_nobody(database: &TestDat
 }
 
 /// Somebody has written into the table: SQLite takes any text, PostgreSQL any JSON.
-async fn what_is_no_envelope_is_abandoned_and_stops_nobody(database: &TestDatabase) {
+async fn a_payload_that_is_no_envelope_is_abandoned_and_blocks_no_other(database: &TestDatabase) {
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
     raise(database, &[public("e1", "s1"), public("e2", "s1"), public("e3", "s1"), public("e4", "s1")]).await;
@@ -316,7 +316,7 @@ async fn old_rows_are_deleted(database: &TestDatabase) {
 
 /// With an hour between two looks only word of the commit can bring the event out.
 #[tokio::test]
-async fn a_commit_is_heard_of() {
+async fn a_commit_wakes_the_relay() {
     let Some(database) = TestDatabase::postgres().await else { return };
     let store = database.outbox(&[]).await;
     let broker = TestBroker::start().await;
@@ -389,7 +389,7 @@ async fn a_redis_stream_gets_the_stripped_envelopes_in_order() {
 }
 
 #[tokio::test]
-async fn an_outbox_that_cannot_be_worked_with_is_told_at_the_start() {
+async fn an_unusable_outbox_is_reported_at_start() {
     let broker = TestBroker::start().await;
     let mut hub = Hub::serve(&broker.url(), &TestSettings::default(), &RELAY);
     assert!(!hub.ended(SOON).await.success());

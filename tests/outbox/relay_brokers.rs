@@ -194,7 +194,7 @@ async fn a_connection_lost_in_mid_publish_loses_nothing(story: &mut Story) {
     assert!(repeated <= 100, "{repeated} came again");
 }
 
-async fn what_it_refuses_is_abandoned_and_stops_nobody(story: &mut Story, reason: &str) {
+async fn refused_rows_are_abandoned_and_block_no_other(story: &mut Story, reason: &str) {
     story.partner.shut("order").await;
     let order = |id: &str| {
         let mut event = public(id, "user-d");
@@ -254,7 +254,7 @@ async fn story(partner: Option<Partner>, refusal: &str) {
     raised_in_sql_it_arrives_stripped_and_in_order(&mut story).await;
     while_it_hangs_its_rows_wait_and_no_others(&mut story).await;
     a_connection_lost_in_mid_publish_loses_nothing(&mut story).await;
-    what_it_refuses_is_abandoned_and_stops_nobody(&mut story, refusal).await;
+    refused_rows_are_abandoned_and_block_no_other(&mut story, refusal).await;
     killed_in_the_middle_it_gets_everything_when_it_is_back(&mut story).await;
 }
 

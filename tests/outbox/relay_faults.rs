@@ -241,7 +241,7 @@ async fn a_connection_lost_in_mid_publish_loses_nothing() {
 }
 
 #[tokio::test]
-async fn the_internal_broker_killed_and_restarted_gets_everything_and_external_ones_go_on() {
+async fn a_restarted_internal_broker_gets_everything_and_external_brokers_are_not_affected() {
     const ROWS: usize = 2_000;
     let Some(database) = TestDatabase::postgres().await else { return };
     let store = database.outbox(&["partner"]).await;

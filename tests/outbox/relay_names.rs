@@ -84,7 +84,7 @@ async fn what_a_name_forbids_is_escaped_and_what_is_too_long_is_abandoned() {
 
 /// Whoever may write the table may write what `publish` refuses: such rows are given up, each by itself.
 #[tokio::test]
-async fn a_row_whose_type_is_no_event_key_is_abandoned_and_in_nobodys_way() {
+async fn a_row_whose_type_is_no_event_key_is_abandoned_and_blocks_no_other() {
     let Some(database) = TestDatabase::postgres().await else { return };
     let store = database.outbox(&[]).await;
     let broker = TestBroker::start().await;

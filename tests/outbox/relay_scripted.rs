@@ -29,7 +29,7 @@ on_both!(
     (flavor = "multi_thread", worker_threads = 2),
     whatever_the_broker_does_streams_arrive_whole_and_in_order,
     what_is_behind_a_refused_row_waits_for_it,
-    what_is_behind_an_abandoned_row_goes_on,
+    rows_behind_an_abandoned_row_continue,
     a_claim_lasts_as_long_as_its_round,
 );
 
@@ -223,7 +223,7 @@ async fn what_is_behind_a_refused_row_waits_for_it(database: &TestDatabase) {
     assert!(other < refused, "the other stream did not wait");
 }
 
-async fn what_is_behind_an_abandoned_row_goes_on(database: &TestDatabase) {
+async fn rows_behind_an_abandoned_row_continue(database: &TestDatabase) {
     let store = database.outbox(&["partner"]).await;
     let partner = Scripted::new(|message| match message.id.as_str() {
         "e00003" => Deed::RefuseForEver,

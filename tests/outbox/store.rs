@@ -20,11 +20,11 @@ on_both!(
     commit_writes_and_rollback_leaves_nothing,
     each_step_leads_where_the_domain_says,
     operators_list_retry_and_discard,
-    cleanup_keeps_what_is_young_or_owed,
+    cleanup_keeps_recent_and_open_rows,
     reconciling_writes_what_is_missing_in_its_place,
     setting_up_is_idempotent_and_concurrent,
     brokers_are_added_and_only_removed_on_demand,
-    internal_and_external_rows_go_their_own_ways,
+    internal_and_external_rows_are_independent,
 );
 
 fn raised(id: &str, stream: &str) -> RaisedEvent {
@@ -214,7 +214,7 @@ async fn operators_list_retry_and_discard(database: &TestDatabase) {
     assert_eq!(claim(&store, "one", 100).await.len(), 7);
 }
 
-async fn cleanup_keeps_what_is_young_or_owed(database: &TestDatabase) {
+async fn cleanup_keeps_recent_and_open_rows(database: &TestDatabase) {
     let store = database.outbox(&["partner"]).await;
     for number in 0..6 {
         let mut event = event(&format!("e{number}"), &format!("s{number}"));
@@ -348,7 +348,7 @@ async fn brokers_are_added_and_only_removed_on_demand(database: &TestDatabase) {
     assert_eq!(seen, [("internal", true, 3), ("a", false, 1), ("b", true, 2)]);
 }
 
-async fn internal_and_external_rows_go_their_own_ways(database: &TestDatabase) {
+async fn internal_and_external_rows_are_independent(database: &TestDatabase) {
     let store = database.outbox(&["partner"]).await;
     let mut first = event("e1", "s");
     first["published"] = json!(true);
@@ -374,7 +374,7 @@ async fn claim_error(store: &Store) -> StoreError {
 }
 
 #[tokio::test]
-async fn a_commit_is_heard_and_a_rollback_is_not() {
+async fn a_commit_notifies_and_a_rollback_does_not() {
     let Some(database) = TestDatabase::postgres().await else { return };
     let store = database.outbox(&[]).await;
     let mut wakeups = store.wakeups().await.unwrap();
@@ -421,7 +421,7 @@ async fn a_database_that_crashes_is_found_again() {
 }
 
 #[test]
-fn a_bad_url_is_told_without_its_password() {
+fn a_bad_url_is_reported_without_its_password() {
     for url in ["", "no scheme", "mysql://u:pg-tell-nobody@h/d", "postgres://u:pg-tell-nobody@h:port/d"] {
         let error = Store::new(StoreOptions::new(url.to_owned().into())).expect_err(url);
         assert!(matches!(error, StoreError::Url { .. }), "{error}");

@@ -105,7 +105,7 @@ fn set<T: Clone + Ord>(items: &[T]) -> BTreeSet<T> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_removed_subscription_is_owed_reaches_no_other_one() {
+async fn envelopes_of_a_removed_subscription_reach_no_other() {
     let stage = stage(&[Duration::from_secs(2); 4]).await;
     let first = stage.create("acme", "/first").await;
     stage.receiver.set("/first", Behaviour::status(503));

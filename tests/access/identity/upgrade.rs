@@ -70,7 +70,7 @@ impl Old<'_> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_an_older_version_left_goes_on() {
+async fn data_of_an_older_version_stays_usable() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     let hub = Hub::configured(&broker.url(), &TestSettings::quick());

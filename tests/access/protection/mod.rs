@@ -102,7 +102,7 @@ fn get(path: &str, host: &str, token: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_open_connections_keep_nobody_out() {
+async fn half_open_connections_lock_out_no_caller() {
     let broker = TestBroker::start().await;
     let mut hub = Hub::serve(&broker.url(), &TestSettings::default(), &[]);
     hub.ready().await;
@@ -137,7 +137,7 @@ async fn half_open_connections_keep_nobody_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_never_come_lock_nobody_out_and_end() {
+async fn unfinished_bodies_lock_out_no_caller_and_time_out() {
     let broker = TestBroker::start().await;
     let mut hub = Hub::serve(&broker.url(), &TestSettings::default(), &[]);
     hub.ready().await;
@@ -262,7 +262,7 @@ async fn requests_at_once_are_bounded_for_each_tenant_whatever_its_tokens_and_ad
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_of_one_address_with_requests_in_hand_are_bounded_and_it_is_told() {
+async fn busy_connections_of_one_address_are_limited_with_a_429() {
     let broker = TestBroker::start().await;
     let settings = TestSettings::default().with(|settings| settings.api.connections_per_peer = Some(2));
     let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);
@@ -285,7 +285,7 @@ async fn connections_of_one_address_with_requests_in_hand_are_bounded_and_it_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_unknown_tokens_is_answered_without_asking_and_known_ones_go_on() {
+async fn a_flood_of_unknown_tokens_is_refused_without_a_look_up_and_known_ones_still_work() {
     let broker = TestBroker::start().await;
     let settings = TestSettings::default().with(|settings| settings.api.unknown_tokens_per_peer = Some(1));
     let mut hub = Hub::serve(&broker.url(), &settings, &["--role", "api"]);

@@ -206,7 +206,7 @@ async fn an_outbox_of_version_1_is_brought_to_this_one(database: &TestDatabase) 
 
 /// `events.max_size` of the relay that started last, or of `hub outbox setup`.
 #[tokio::test]
-async fn the_database_goes_by_the_limit_that_it_was_told() {
+async fn the_database_applies_the_limit_that_it_was_given() {
     for database in [TestDatabase::postgres().await, TestDatabase::sqlite().await].into_iter().flatten() {
         let store = database.outbox(&[]).await;
         let raise = async |bytes: usize| {
