@@ -73,12 +73,12 @@ async fn another_url_never_gets_a_stored_secret() {
     assert_eq!(refused.status.code(), Some(1), "{}", print_output(&refused));
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(ALL.iter().all(|field| told.contains(field)) && told.contains("delivery.url"), "{told}");
-    // Some given is not all given.
+    // Giving some of the secrets is not enough.
     let some = json!({"delivery": {"url": evil.url("/steal"), "auth": {"token": "new"}, "signing": {"secret": SIGNING}}});
     let problem = api.patch("/v1/subscriptions/crm", &any, &some).await.expect(422);
     assert_eq!(fields(&problem), [ALL[2]]);
 
-    // A test has nothing but what is stored.
+    // A test uses only stored secrets.
     api.post("/v1/subscriptions/crm/test", &elsewhere).await.expect(400);
     let tested = api.send("POST", "/v1/subscriptions/crm/test", &[], None).await.expect(200);
     assert_eq!(tested["answer"]["status"], 200, "{tested}");
@@ -87,7 +87,7 @@ async fn another_url_never_gets_a_stored_secret() {
     assert_eq!((got.header("authorization"), got.header("x-api-key")), ("Bearer open-sesame", "hush-hush"));
     assert_eq!(evil.count("/steal"), 0);
 
-    // Another path of the same server keeps them; another server with all of them given gets those.
+    // Another path of the same server keeps them; another server gets only secrets that are given anew.
     let path = json!({"delivery": {"url": receiver.url("/other")}});
     api.patch("/v1/subscriptions/crm", &any, &path).await.expect(200);
     let all = json!({"delivery": {"url": evil.url("/new"), "auth": {"token": "new"},

@@ -44,7 +44,7 @@ fn letter(id: &str) -> DeadLetter {
     }
 }
 
-/// Puts a dead letter as if its envelope had stood at `sequence` of the outbox.
+/// Writes a dead letter as if its envelope had been at `sequence` of the outbox.
 async fn put(client: &TestClient, sequence: u64, letter: &DeadLetter) {
     register_owner(&client.js, &letter.tenant, &letter.subscription).await;
     let subject = client.js.names().outbox(&letter.domain, "shared", &letter.subscription);
@@ -97,7 +97,7 @@ async fn list(api: &ApiClient, query: &str) -> String {
     letters(&api.get(&format!("/v1/dead-letters?{query}")).await.expect(200)).join(" ")
 }
 
-/// Places an order and gives its path.
+/// Starts a bulk job and returns its path.
 async fn place(api: &ApiClient, kind: &str, body: &Value) -> String {
     let answer = api.post(&format!("/v1/dead-letters/{kind}"), body).await;
     let order = answer.expect(202);
@@ -107,7 +107,7 @@ async fn place(api: &ApiClient, kind: &str, body: &Value) -> String {
     path
 }
 
-/// Waits until an order is over, and gives it.
+/// Waits until a bulk job has finished, and returns it.
 async fn over(api: &ApiClient, path: &str) -> Value {
     eventually(STEP, "the order is over", async || {
         let order = api.get(path).await.expect(200);
@@ -194,7 +194,7 @@ async fn dead_letters_are_listed_by_each_condition_shown_and_counted() {
         api.get(&format!("/v1/dead-letters?{query}")).await.expect_field(400, field);
     }
     api.get("/v1/dead-letters/stats?limit=1").await.expect_field(400, "limit");
-    // What changes something needs another scope.
+    // Changes need another scope.
     for (method, path) in [
         ("POST", "/v1/dead-letters/a/replay"),
         ("DELETE", "/v1/dead-letters/a"),
@@ -235,7 +235,7 @@ async fn a_bulk_job_requires_a_selection_and_names_invalid_fields() {
         .expect_field(400, "force");
     assert_eq!(api.get("/v1/orders").await.expect(200)["orders"], json!([]));
 
-    // Each condition means what it means in the list.
+    // Each filter has the same meaning as in the list.
     let order = over(&api, &place(&api, "discard", &json!({"reason": "permanent"})).await).await;
     assert_eq!((&order["state"], &order["total"], &order["done"]), (&json!("done"), &json!(1), &json!(1)));
     assert_eq!((&order["by"], &order["tenant"]), (&json!("ops"), &Value::Null), "{order}");
@@ -246,11 +246,11 @@ async fn a_bulk_job_requires_a_selection_and_names_invalid_fields() {
         json!({"domain": ["policy-client"], "subscription": "crm", "tenant": "acme", "until": tomorrow});
     over(&api, &place(&api, "discard", &body).await).await;
     assert_eq!(list(&api, "").await, "f c e");
-    // None at all is no failure: there may be none by the time it begins.
+    // A job without dead letters succeeds: they may be resolved before it begins.
     let order = over(&api, &place(&api, "discard", &json!({"state": "parked"})).await).await;
     assert_eq!((&order["state"], &order["total"]), (&json!("done"), &json!(0)));
 
-    // What is over stays so, whoever cancels it.
+    // Cancelling a finished job changes nothing.
     let path = format!("/v1/orders/{}", order["id"].as_str().expect("an id"));
     assert_eq!(api.delete(&path, &[]).await.expect(200)["state"], "done");
     api.get("/v1/orders/nope").await.expect(404);
@@ -349,7 +349,7 @@ async fn what_is_replayed_is_delivered_and_a_paused_domain_holds() {
     assert!(receiver.accepted("/hooks").contains(&standing[0]));
     count(11).await;
 
-    // A paused domain holds what is replayed, and says so in the list.
+    // A paused domain holds replayed dead letters, and the list shows it.
     let paused = api.post("/v1/domains/policy-client/pause", &json!({"for": "2h"})).await.expect(200);
     assert_eq!((&paused["name"], &paused["paused"]), (&json!("policy-client"), &json!(true)));
     assert!(paused["paused_until"].is_string(), "{paused}");
@@ -385,7 +385,7 @@ async fn what_is_replayed_is_delivered_and_a_paused_domain_holds() {
         .collect();
     assert_eq!(names, ["user-lifecycle", "access-session", "policy-client", "organization"]);
     assert_eq!(api.get("/v1/domains/organization").await.expect(200)["paused"], false);
-    // Without a body it is until resumed.
+    // Without a body the pause lasts until it is resumed.
     let paused = api.send("POST", "/v1/domains/organization/pause", &[], None).await.expect(200);
     assert_eq!((&paused["paused"], &paused["paused_until"]), (&json!(true), &Value::Null));
     for (body, field) in
@@ -411,7 +411,7 @@ async fn a_bulk_job_is_cancelled_through_any_replica_and_a_stop_interrupts_it() 
     let api = ApiClient::with_scopes(&hub, "ops", ALL, None).await;
     let second = ApiClient::with_token(&other, Some(api.token()));
 
-    // As many as run at once, and no more: all of them are longer than the asking.
+    // As many jobs as may run at once; each runs longer than this test takes to ask for one more.
     let all = json!({"all": true});
     let six = futures_util::future::join_all((0..6).map(|_| api.post("/v1/dead-letters/replay", &all))).await;
     let (taken, refused): (Vec<_>, Vec<_>) = six.iter().partition(|answer| answer.status == 202);
@@ -438,7 +438,7 @@ async fn a_bulk_job_is_cancelled_through_any_replica_and_a_stop_interrupts_it() 
     assert_eq!(order["state"], "interrupted", "it is marked before the process ends: {order}");
     let left = client.dead_letters("policy-client").await.len() as u64;
     assert!(left > 0 && order["done"].as_u64() == Some(MANY - left), "{left} are left: {order}");
-    // The same order again does the rest.
+    // The same job again does the rest.
     let order = over(&second, &place(&second, "discard", &all).await).await;
     assert_eq!((&order["state"], &order["done"]), (&json!("done"), &json!(left)), "{order}");
     assert_eq!(broker.messages("HUB_OUTBOX_POLICY_CLIENT_DLT").await, 0);

@@ -60,7 +60,7 @@ async fn publisher(hub: &Hub) -> ApiClient {
     ApiClient::with_scopes(hub, "producer", "publish", None).await
 }
 
-/// What the events stream has ever taken.
+/// The number of events that the stream has ever stored.
 async fn taken(client: &TestClient) -> u64 {
     client.stream("HUB_EVENTS").await.state.last_sequence
 }
@@ -195,7 +195,7 @@ async fn what_is_wrong_is_named_and_nothing_of_it_is_published() {
     }
     api.send("POST", "/v1/events", &[], None).await.expect(415);
 
-    // Larger than an event, than the body of one, than a whole batch, and too many.
+    // Too large for an event, for a body, for a batch; and too many events.
     let large = |size: usize| with("x", "data", "x".repeat(size).into());
     for size in [100_000, 200_000, 3_000_000] {
         one(&api, &large(size)).await.expect(413);
@@ -238,7 +238,7 @@ async fn a_full_stream_answers_503_and_loses_nothing_that_was_accepted() {
     alone.expect(503);
     assert!(!alone.header("retry-after").is_empty());
 
-    // The hub catches up, and takes what it refused; what it had it knows.
+    // The hub catches up, and accepts the refused events; it recognises the stored ones.
     let _roles =
         serving(&broker, &settings, &["--role", "event-processor", "--role", "outbox-processor"]).await;
     let mut known = 0;
@@ -296,7 +296,7 @@ async fn without_its_broker_the_api_answers_503_and_recovers() {
     hub.ready().await;
     eventually(STEP, "the batch is taken", async || {
         let answer = batch(&api, &many).await;
-        // While the server recovers its streams: later; never anything else.
+        // While the server recovers its streams the answer is 503 and nothing else.
         assert!(matches!(answer.status, 202 | 503), "{answer:?}");
         if answer.status == 202 { Ok(()) } else { Err(answer.text) }
     })

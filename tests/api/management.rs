@@ -38,7 +38,7 @@ impl Stage {
         Self { broker, hub: Management::without_secrets(js, settings) }
     }
 
-    /// Two of acme, one of globex, one that could not be read; none of their bodies is an envelope.
+    /// Writes two dead letters of acme, one of globex and one that could not be read; no body is an envelope.
     async fn put_four(&self) {
         let letters = [("env_a", "acme"), ("env_b", "globex"), ("env_c", ""), ("env_d", "acme")];
         for (sequence, (id, tenant)) in (1..).zip(letters) {
@@ -126,7 +126,7 @@ async fn a_tenant_sees_and_touches_its_own_dead_letters_alone() {
     let stats = hub.dead_letter_stats(&of("acme"), |seen| counted = seen).await.expect("counted");
     assert_eq!((stats.total, counted, stats.by_subscription.len()), (2, 2, 1));
 
-    // Naming another's is as naming what is not there, and nothing is done.
+    // Naming another tenant's dead letter is the same as naming a missing one, and changes nothing.
     let named = DeadLetterQuery { ids: ["env_a".to_owned(), "env_b".to_owned()].into(), ..of("acme") };
     match hub.select_dead_letters(&named, |_| {}).await {
         Err(ManagementError::NoneSelected { ids }) => assert_eq!(ids, ["env_b"]),
@@ -181,7 +181,7 @@ async fn a_tenant_can_trace_only_its_own_events() {
     assert_eq!(count("globex").await, [1, 1]);
     assert_eq!(count("default").await, [0, 0]);
 
-    // What waits, and what was refused: a bad body names its tenant in its headers or nowhere.
+    // Waiting and rejected events: an invalid body names its tenant in its headers or not at all.
     let publish = async |key: &str, id: &str, tenant: Option<&str>, body: &'static str| {
         let headers: Vec<(&str, &str)> =
             [("Nats-Msg-Id", id)].into_iter().chain(tenant.map(|tenant| ("Hub-Tenant", tenant))).collect();
@@ -236,7 +236,7 @@ async fn only_what_will_be_taken_in_is_published() {
     let again = hub.publish(structured(&event), None).await.expect("published");
     assert_eq!(again, Published { duplicate: true, ..expected });
 
-    // A tenant's own, although source and id are another's.
+    // The tenant's own event, although another tenant has one with the same source and id.
     let mine = hub.publish(structured(&event), Some("acme")).await.expect("published");
     assert_eq!((mine.duplicate, mine.sequence), (false, 2));
     let stored = hub.jet_stream().get("HUB_EVENTS", 2).await.expect("answers").expect("stored");

@@ -18,7 +18,7 @@ use crate::support::{
 
 const ALL: &str = "read,operate";
 const API: [&str; 2] = ["--role", "api"];
-/// Each with its scope; the row of each path is there and none is of that status.
+/// Method, path and scope.
 const PATHS: [(&str, &str, &str); 9] = [
     ("GET", "/v1/outbox", "read"),
     ("GET", "/v1/outbox/messages", "read"),
@@ -43,7 +43,7 @@ async fn databases() -> Vec<TestDatabase> {
     found
 }
 
-/// Asks a path of [`PATHS`], with a body where it takes one.
+/// Calls a path of [`PATHS`], with a body if it needs one.
 async fn ask(api: &ApiClient, method: &str, path: &str) -> crate::support::ApiAnswer {
     match path.rsplit_once('/') {
         Some(("/v1/outbox", "retry" | "discard")) => api.post(path, &json!({"all": true})).await,
@@ -62,7 +62,7 @@ async fn list(api: &ApiClient, query: &str) -> String {
     named(&api.get(&format!("/v1/outbox/messages?{query}")).await.expect(200)).join(" ")
 }
 
-/// Abandons so many rows of a broker.
+/// Abandons `count` rows of a broker.
 async fn abandon(store: &Store, broker: &str, count: usize) {
     let claimed = claim_of(store, broker, Lane::Live, "one", count).await;
     assert_eq!(claimed.len(), count, "rows of {broker} are claimed");
@@ -96,7 +96,7 @@ async fn rows_are_counted_listed_read_and_ordered_one_by_one_and_many_at_once() 
         assert_eq!(counts(second), [2, 0, 0, 0, 2].map(Some));
         assert!(second["oldest_open_at"].is_string() && second["configured"] == true, "{status}");
 
-        // By each condition, and by all of them.
+        // By each filter, and by all of them together.
         let others =
             "internal/e1 partner/e1 internal/e2 partner/e2 internal/e3 partner/e3 internal/with / and ?";
         assert_eq!(list(&api, "").await, format!("internal/e0 partner/e0 {others}"));
@@ -109,7 +109,7 @@ async fn rows_are_counted_listed_read_and_ordered_one_by_one_and_many_at_once() 
             list(&api, "broker=partner&status=abandoned&stream=user-u1&event_key=user.created").await,
             "partner/e0 partner/e1"
         );
-        // Page by page, whatever stands between.
+        // Page by page, also if other rows are in between.
         let (mut seen, mut after) = (Vec::new(), String::new());
         loop {
             let page = api.get(&format!("/v1/outbox/messages?limit=4{after}")).await.expect(200);
@@ -159,7 +159,7 @@ async fn rows_are_counted_listed_read_and_ordered_one_by_one_and_many_at_once() 
         post("/messages/internal/e3/discard").await.expect(409);
         post("/messages/internal/e0/retry").await.expect(409);
 
-        // Many at once, and nothing unsaid.
+        // Many at once: a selection is required.
         let order = async |kind: &str, body: Value| api.post(&format!("/v1/outbox/{kind}"), &body).await;
         order("retry", json!({})).await.expect_field(400, "body");
         order("retry", json!({"after": "1:internal"})).await.expect_field(400, "body");
@@ -340,7 +340,7 @@ async fn a_relay_sends_retried_rows_and_stops_cleanly() {
     }
 }
 
-/// As the settings' defaults say.
+/// With the default settings.
 fn operated(store: Store) -> Outbox {
     Outbox::new(store, &Settings::defaults())
 }
@@ -363,7 +363,7 @@ async fn a_bulk_change_that_reaches_its_time_limit_returns_a_cursor() {
         let done = outbox.discard(&all, Course::within(Duration::from_secs(600), next)).await.expect("done");
         assert_eq!((done.rows, done.next), (4_000, None));
 
-        // Each row once, whatever becomes of it meanwhile.
+        // Each row once, even if it changes in between.
         let (mut after, mut batches) = (Some(begin()), Vec::new());
         while let Some(cursor) = after {
             let done = outbox.retry(&all, Course::within(Duration::ZERO, cursor)).await.expect("done");

@@ -54,7 +54,7 @@ fn answering(port: u16) -> TestSettings {
     TestSettings::default().with(|settings| settings.subscriptions.listen = Some(format!("127.0.0.1:{port}")))
 }
 
-/// Settings of a hub that asks at `port`.
+/// Settings of a hub that calls the resolver at `port`.
 fn asking(port: u16, token: &str) -> TestSettings {
     TestSettings::patient().with(|settings| {
         settings.subscriptions.source = Some("grpc".to_owned());
@@ -77,7 +77,7 @@ async fn a_killed_resolver_makes_events_wait_and_loses_and_doubles_no_pair() {
         filtered,
     ];
     answering.client.subscribe(others).await;
-    // Without kept answers, so that what is published after the kill is asked for after it.
+    // Without a cache, so that events published after the kill need a new answer.
     let settings = asking(answering.port, TOKEN)
         .with(|settings| settings.subscriptions.max_staleness = Some(Duration::ZERO));
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
@@ -99,7 +99,7 @@ async fn a_killed_resolver_makes_events_wait_and_loses_and_doubles_no_pair() {
     assert_eq!(client.stream("HUB_EVENTS").await.state.messages, 2_100, "every event waits");
     assert_eq!(client.stream(OUTBOX).await.state.last_sequence, 400, "none is fanned out, whole or half");
     waits_for_an_answer(&hub).await;
-    // It goes on asking; its failures are counted, and told once.
+    // It keeps retrying; failures are counted, and logged once.
     let unavailable = ["kind=\"unavailable\""];
     let failed = hub.metric("hub_resolver_failures_total", &unavailable).await;
     hub.metric_above("hub_resolver_failures_total", &unavailable, failed + 1.0, STEP).await;
@@ -150,7 +150,7 @@ async fn a_change_is_seen_when_the_kept_answer_ends() {
     broker.nothing_owed_within(STEP).await;
     let (before, after) = (receiver.accepted("/before").len(), receiver.accepted("/after").len());
     assert_eq!(before + after, published, "each went to one of the two");
-    // The first event asked; of those that came within a second of it most did not.
+    // The first event needs an answer; most events within the next second use the cached one.
     let count = async |name: &str| hub.metric(name, &[]).await;
     let (answers, hits) =
         (count("hub_resolver_answers_total").await, count("hub_resolver_cache_hits_total").await);
@@ -179,7 +179,7 @@ async fn an_answer_means_what_the_resolver_says_and_a_410_disables_nobody() {
     receiver.wait_accepted("/patient", 1, STEP).await;
     broker.nothing_owed_within(STEP).await;
 
-    // It is still tried, for it is disabled nowhere.
+    // It is still tried, because nothing disables it.
     client.publish("user.created", "two").await;
     receiver.wait_for("/gone", 2, STEP).await;
     receiver.wait_accepted("/patient", 2, STEP).await;

@@ -49,7 +49,7 @@ fn asking(url: &str, files: impl FnOnce(&mut Subscriptions)) -> TestSettings {
     })
 }
 
-/// The asking side: a broker, a published event, and hubs that one after the other try to resolve it.
+/// The calling side: a broker, a published event, and hubs that try to resolve it one after the other.
 struct Asking {
     broker: TestBroker,
     client: TestClient,
@@ -62,7 +62,7 @@ impl Asking {
         Self { broker, client }
     }
 
-    /// A hub with these settings gets no answer: it says so, is not ready, and keeps the event.
+    /// Asserts that a hub with these settings gets no answer: it logs that, is not ready, and keeps the event.
     async fn waits(&self, settings: &TestSettings) {
         let mut hub = Hub::serve(&self.broker.url(), settings, &[]);
         hub.wait_for_log("events cannot be resolved; they wait", STEP).await;
@@ -80,7 +80,7 @@ impl Asking {
         .await;
         let before = self.client.stream("HUB_EVENTS").await.state.messages;
         self.client.publish("user.created", "one").await;
-        // It has the event, and gives it back.
+        // It receives the event, and hands it back.
         eventually(STEP, "the event was handed out", async || {
             let consumer = self.client.consumer("HUB_EVENTS", "event-processor").await;
             if consumer.delivered.consumer_sequence > 0 { Ok(()) } else { Err(consumer.num_pending) }
@@ -93,7 +93,7 @@ impl Asking {
         assert_eq!(self.client.stream(OUTBOX).await.state.last_sequence, 0, "and is not fanned out");
     }
 
-    /// A hub with these settings delivers the event that waited.
+    /// Asserts that a hub with these settings delivers the waiting event.
     async fn flows(&self, settings: &TestSettings, receiver: &Receiver) {
         let mut hub = Hub::serve(&self.broker.url(), settings, &[]);
         hub.ready().await;
@@ -120,7 +120,7 @@ async fn a_resolver_of_a_private_authority_is_called_only_by_hubs_that_trust_it(
     let asking_side = Asking::start().await;
     let url = format!("https://127.0.0.1:{}", answering.port);
 
-    // The system's roots, those of another authority, a name that the certificate has not, and no TLS.
+    // The system's roots, those of another authority, a name that is not in the certificate, and no TLS.
     let trusting = |ca: &Path| {
         let ca = file(ca);
         move |subscriptions: &mut Subscriptions| subscriptions.tls_ca_file = ca
@@ -141,7 +141,7 @@ async fn a_resolver_that_requires_a_client_certificate_answers_only_callers_that
     let (servers, clients) = (Ca::new("servers"), Ca::new("clients"));
     let server = servers.issue(folder.path(), "127.0.0.1");
     let ours = clients.issue(folder.path(), "hub.example");
-    // Of an authority, but not of the one that is asked for.
+    // Issued by an authority that the resolver does not accept.
     let theirs = servers.issue(folder.path(), "other.example");
     let (servers, clients) =
         (servers.write(folder.path(), "servers.crt"), clients.write(folder.path(), "clients.crt"));

@@ -33,7 +33,7 @@ async fn a_subscription_is_created_read_replaced_patched_and_deleted() {
     assert_eq!(created.expect(201)["state"], "active");
     assert_eq!(created.header("location"), "/v1/subscriptions/crm");
     let tag = created.header("etag").to_owned();
-    // The same again is no second one; another one under the same id is refused.
+    // The same subscription again is not created twice; a different one with the same id is refused.
     let again = api.post("/v1/subscriptions", &plain("crm")).await;
     again.expect(200);
     assert_eq!(again.header("etag"), tag);
@@ -45,13 +45,13 @@ async fn a_subscription_is_created_read_replaced_patched_and_deleted() {
     assert_eq!(read.expect(200)["events"], json!(["user.created"]));
     assert_eq!(read.header("etag"), tag);
 
-    // To replace is to say what.
+    // A replacement must name the version that it replaces.
     api.put("/v1/subscriptions/crm", &[], &other).await.expect(428);
     let replaced = api.put("/v1/subscriptions/crm", &[("if-match", &tag)], &other).await;
     assert_eq!(replaced.expect(200)["events"], json!(["role.*"]));
     let newer = replaced.header("etag").to_owned();
     assert_ne!(newer, tag);
-    // A retry of the same write is no conflict.
+    // A retry of the same write is not a conflict.
     api.put("/v1/subscriptions/crm", &[("if-match", &tag)], &other).await.expect(200);
 
     let patch = json!({"delivery": {"max_in_flight": 4, "headers": {"x-team": "billing"}}});
@@ -73,7 +73,7 @@ async fn a_subscription_is_created_read_replaced_patched_and_deleted() {
     api.delete("/v1/subscriptions/crm", &[]).await.expect(204);
     api.get("/v1/subscriptions/crm").await.expect(404);
     api.delete("/v1/subscriptions/crm", &[]).await.expect(404);
-    // What was removed may be made anew.
+    // A deleted subscription can be created again.
     api.post("/v1/subscriptions", &plain("crm")).await.expect(201);
 }
 
@@ -102,7 +102,7 @@ async fn of_two_concurrent_writes_one_is_refused_with_412() {
         assert_eq!(standing.header("etag"), winner.header("etag"));
     }
     api.delete("/v1/subscriptions/crm", &[("if-match", &tag)]).await.expect(412);
-    // Created at once by many, the same: one of them made it, and nobody failed.
+    // Many requests create the same subscription at once: one creates it, and none fails.
     let body = plain("raced");
     let many = futures_util::future::join_all((0..8).map(|_| api.post("/v1/subscriptions", &body))).await;
     let mut statuses: Vec<u16> = many.iter().map(|answer| answer.status).collect();
@@ -138,7 +138,7 @@ async fn lists_are_filtered_and_come_in_pages() {
         }
     }
     assert_eq!(seen, ["s0", "s1", "s2", "s3", "s4", "s5", "s6"]);
-    // Pages go on behind one tenant's where several have an id.
+    // If several tenants have the same id, a page continues after the one of the cursor's tenant.
     for tenant in ["acme", "a.b", "globex"] {
         let mut body = plain("s3");
         body["tenant"] = json!(tenant);
@@ -267,7 +267,7 @@ async fn a_token_allows_what_its_scopes_say_until_it_is_revoked() {
         }
     })
     .await;
-    // Health and metrics ask nobody.
+    // Health and metrics require no token.
     let nobody = ApiClient::with_token(&hub, None);
     for path in ["/healthz", "/readyz", "/metrics", "/openapi.json"] {
         assert_eq!(nobody.get(path).await.status, 200, "{path}");
@@ -287,7 +287,7 @@ async fn a_tenants_token_sees_and_touches_that_tenant_alone() {
     theirs["tenant"] = json!("globex");
     admin.post("/v1/subscriptions", &theirs).await.expect(201);
 
-    // Without a tenant in the body it is the token's own.
+    // Without a tenant in the body, the tenant of the token applies.
     assert_eq!(acme.post("/v1/subscriptions", &plain("ours")).await.expect(201)["tenant"], "acme");
     assert_eq!(ids(&acme.get("/v1/subscriptions").await.expect(200)), ["ours"]);
     assert!(ids(&acme.get("/v1/subscriptions?tenant=globex").await.expect(200)).is_empty());
@@ -299,7 +299,7 @@ async fn a_tenants_token_sees_and_touches_that_tenant_alone() {
     for action in ["pause", "resume", "test", "rotate-secret"] {
         acme.send("POST", &format!("/v1/subscriptions/theirs/{action}"), &[], None).await.expect(404);
     }
-    // Neither taken over nor made for somebody else, nor given away.
+    // A tenant can neither take over another tenant's subscription, create one for it, nor hand its own over.
     acme.put("/v1/subscriptions/theirs", &[("if-match", "*")], &plain("theirs")).await.expect(412);
     let mut foreign = plain("foreign");
     foreign["tenant"] = json!("globex");
@@ -311,7 +311,7 @@ async fn a_tenants_token_sees_and_touches_that_tenant_alone() {
     assert_eq!(ids(&acme.get("/v1/matches?event=user.created").await.expect(200)), ["ours"]);
     assert_eq!(ids(&admin.get("/v1/subscriptions").await.expect(200)), ["ours", "theirs"]);
     assert_eq!(admin.get("/v1/subscriptions/theirs").await.expect(200)["tenant"], "globex");
-    // The id is free in every other tenant, and says nothing of this one.
+    // The id is free in every other tenant, and reveals nothing of this one.
     let own = acme.post("/v1/subscriptions", &plain("theirs")).await;
     assert_eq!(own.expect(201)["tenant"], "acme");
     assert_eq!(own.header("location"), "/v1/subscriptions/theirs");
@@ -319,7 +319,7 @@ async fn a_tenants_token_sees_and_touches_that_tenant_alone() {
     acme.get("/v1/subscriptions/theirs?tenant=globex").await.expect(404);
     acme.delete("/v1/subscriptions/theirs?tenant=globex", &[]).await.expect(404);
 
-    // Who is bound to no tenant says which one is meant, where there are several.
+    // A token without a tenant must name the tenant if several have the id.
     assert_eq!(ids(&admin.get("/v1/subscriptions").await.expect(200)), ["ours", "theirs", "theirs"]);
     let problem = admin.get("/v1/subscriptions/theirs").await.expect(409);
     assert!(problem["detail"].as_str().is_some_and(|text| text.contains("acme, globex")), "{problem}");
@@ -331,7 +331,7 @@ async fn a_tenants_token_sees_and_touches_that_tenant_alone() {
     assert_eq!((&theirs["tenant"], &ours["tenant"]), (&json!("globex"), &json!("acme")));
     assert!(theirs["incarnation"].as_str().is_some_and(|text| text.len() == 32), "{theirs}");
     assert_ne!(theirs["incarnation"], ours["incarnation"]);
-    // The incarnation is the hub's to say; the tenant stays.
+    // Only the hub sets the incarnation; the tenant cannot change.
     let patch = json!({"incarnation": ours["incarnation"], "events": ["user.*"]});
     let changed = admin
         .patch("/v1/subscriptions/theirs?tenant=globex", &[("if-match", &one_tag)], &patch)
@@ -347,7 +347,7 @@ async fn a_tenants_token_sees_and_touches_that_tenant_alone() {
         .put("/v1/subscriptions/theirs?tenant=globex", &[("if-match", "*")], &ours)
         .await
         .expect_field(400, "tenant");
-    // One that is created again is another one.
+    // A subscription that is created again has a new incarnation.
     admin.delete("/v1/subscriptions/theirs?tenant=globex", &[]).await.expect(204);
     let location = admin.post("/v1/subscriptions", &theirs).await;
     assert_eq!(location.header("location"), "/v1/subscriptions/theirs?tenant=globex");
@@ -371,7 +371,7 @@ async fn a_subscription_is_paused_tested_and_given_a_new_secret() {
     });
     let created = api.post("/v1/subscriptions", &body).await;
     assert_eq!(created.expect(201)["delivery"]["auth"]["token"], "***");
-    // What was read may be written back: *** keeps what is stored.
+    // The read subscription can be written back: `***` keeps the stored secret.
     let read = api.get("/v1/subscriptions/crm").await;
     let unchanged =
         api.put("/v1/subscriptions/crm", &[("if-match", read.header("etag"))], &read.json()).await;

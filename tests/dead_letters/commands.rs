@@ -35,7 +35,7 @@ impl Stage {
         Self { _broker: broker, hub, js }
     }
 
-    /// Puts a dead letter as if its envelope had stood at `sequence` of the outbox.
+    /// Writes a dead letter as if its envelope had been at `sequence` of the outbox.
     async fn put(&self, sequence: u64, letter: &DeadLetter) {
         register_owner(&self.js, &letter.tenant, &letter.subscription).await;
         let subject = self.js.names().outbox(&letter.domain, "shared", &letter.subscription);
@@ -67,7 +67,7 @@ impl Stage {
         list.as_array().expect("a list").iter().map(id).collect()
     }
 
-    /// The orders that stand in the redrive stream: `<domain>/<sequence> <order>`.
+    /// The orders in the redrive stream: `<domain>/<sequence> <order>`.
     async fn orders(&self) -> Vec<String> {
         let mut orders = Vec::new();
         let mut from = 1;
@@ -264,7 +264,7 @@ async fn a_replay_orders_what_was_selected_and_nothing_else() {
     assert_eq!(replay(&["--subscription", "audit", "--domain", "policy-client"]).await["ordered"], 1);
     assert_eq!(stage.orders().await, ["policy-client/2 operator", "policy-client/3 operator"]);
 
-    // What is on its way already is ordered only by force.
+    // A dead letter that is already being redriven is ordered again only with `--force`.
     stage.js.mark_replaying("policy-client", 1).await.expect("marked");
     assert_eq!(stage.ids(&["--state", "replaying"]).await, ["a"]);
     assert_eq!(

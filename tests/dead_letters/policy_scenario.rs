@@ -17,14 +17,14 @@ const OTHER_DLTS: [&str; 3] =
 /// In base64: 32 bytes.
 const MASTER_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
-/// As a platform engineer would: a file, and `hub subscription apply -f`.
+/// Writes a file and runs `hub subscription apply -f`, as a platform engineer would.
 async fn apply(hub: &Hub, subscriptions: &Value) {
     let file = hub.folder().join("subscriptions.json");
     std::fs::write(&file, subscriptions.to_string()).expect("the file is written");
     hub.cli_ok(&["subscription", "apply", "-f", file.to_str().expect("a path in UTF-8")]).await;
 }
 
-/// Waits until `hub dlt list` with these options shows so many, and gives them.
+/// Waits until `hub dlt list` with these options lists `count` dead letters, and returns them.
 async fn dead_letters(hub: &Hub, count: usize, options: &[&str]) -> Vec<Value> {
     let mut args = vec!["dlt", "list", "--domain", "policy-client"];
     args.extend(options);
@@ -176,7 +176,7 @@ async fn the_failures_of_b_do_not_delay_a() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     receiver.set("/b", Behaviour::status(503));
-    // B's first retry is the clock: whatever reaches A before it did not wait for B.
+    // Everything that reaches A before B's first retry did not wait for B.
     let waits = vec![Duration::from_secs(10), Duration::from_millis(100)];
     let settings = TestSettings::quick().with(|settings| settings.delivery.retry = Some(waits));
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
@@ -213,7 +213,7 @@ async fn parked_after_the_schedule_then_replayed_and_discarded_by_command() {
         hub.cli_ok(&["publish", "policy.updated", "{}", "--id", id]).await;
     }
 
-    // Three attempts, the one redrive of the schedule with three more, and then it is for a person.
+    // Three attempts, the one redrive of the schedule with three more, and then the dead letter is parked.
     let parked = dead_letters(&hub, 4, &["--state", "parked"]).await;
     for letter in &parked {
         assert_eq!((&letter["attempts"], &letter["next_redrive_at"]), (&json!(6), &Value::Null), "{letter}");

@@ -20,7 +20,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// So many dead letters of an endpoint that refused them.
+    /// With `count` dead letters of an endpoint that refused them.
     async fn with_refused(count: usize) -> Self {
         let broker = TestBroker::start().await;
         let receiver = Receiver::start().await;
@@ -43,7 +43,7 @@ impl Stage {
         .await;
     }
 
-    /// Nothing is owed, no dead letter stands, and none was written beyond the first ones.
+    /// No envelope and no dead letter is left, and none was written besides the first ones.
     async fn assert_settled(&self, first: u64) {
         self.holds(OUTBOX, 0).await;
         let letters = self.client.stream(DLT).await.state;
@@ -78,7 +78,7 @@ async fn an_envelope_discarded_before_its_attempt_is_never_sent() {
     assert_eq!(stage.receiver.count("/hooks"), 20, "each was sent when it was refused, and never again");
 }
 
-/// As if the process had died between the two: the dead letter is dropped, and the envelope is not acknowledged.
+/// As if the process had died in between: the dead letter is deleted, and the envelope is not acknowledged.
 #[tokio::test]
 async fn a_redrive_delivered_by_a_process_that_died_is_not_repeated() {
     let stage = Stage::with_refused(1).await;
@@ -93,7 +93,7 @@ async fn a_redrive_delivered_by_a_process_that_died_is_not_repeated() {
     assert_eq!(stage.receiver.count("/hooks"), 1);
 }
 
-/// The endpoint fails again after the discard: the exhausted envelope becomes no dead letter anew.
+/// The endpoint fails again after the discard: the exhausted envelope is not dead-lettered again.
 #[tokio::test]
 async fn what_is_discarded_between_two_attempts_does_not_come_back() {
     let stage = Stage::with_refused(1).await;

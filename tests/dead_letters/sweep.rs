@@ -23,7 +23,7 @@ async fn subscribe(client: &TestClient, receiver: &Receiver) {
     client.subscribe(FAILING.map(|(id, path)| subscription(id, &["member.>"], &receiver.url(path)))).await;
 }
 
-/// Waits until no lane will deliver anything of the outbox any more, although all of it stands there.
+/// Waits until every envelope in the outbox has used up its deliveries.
 async fn exhausted(client: &TestClient, envelopes: u64) {
     eventually(STEP, "every envelope is exhausted", async || {
         let lane = client.consumer(OUTBOX, "lane-shared").await;
@@ -34,7 +34,7 @@ async fn exhausted(client: &TestClient, envelopes: u64) {
     .await;
 }
 
-/// Each pair is one dead letter that says how its last attempt ended.
+/// Each pair is one dead letter with the result of its last attempt.
 async fn assert_each_dead_once(client: &TestClient, receiver: &Receiver, events: &[String], what: &str) {
     let letters = client.dead_letters("organization").await;
     let account = Account::of(events, &FAILING, receiver, &letters);
@@ -70,7 +70,7 @@ async fn without_the_advisory_stream_each_exhausted_envelope_becomes_one_dead_le
     assert_each_dead_once(&client, &receiver, &events, "without the advisory stream").await;
     assert!(hub.log().contains("a stranded envelope was found by the sweep"));
 
-    // Made again, it works again: the router has been waiting for it.
+    // The router waits for the stream and continues once it is created again.
     hub.cli_ok(&["provision"]).await;
     hub.ready().await;
 }
@@ -90,7 +90,7 @@ async fn a_router_that_was_down_finds_each_exhausted_envelope_once() {
     assert_eq!(client.stream(DLT).await.state.last_sequence, 0, "nobody routes");
     assert_eq!(broker.messages("HUB_ADVISORIES").await, 200, "one advisory for each");
 
-    // Half of the advisories are lost: those are for the sweep. For the others it competes with them.
+    // Half of the advisories are lost, and the sweep handles those; for the others it competes with the advisories.
     let advisories = client.context.get_stream("HUB_ADVISORIES").await.expect("the stream is there");
     let purged = advisories.purge().keep(100).await.expect("purged").purged;
     assert_eq!(purged, 100);

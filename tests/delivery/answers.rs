@@ -24,7 +24,7 @@ async fn started(settings: &TestSettings) -> (TestBroker, Receiver, Hub, TestCli
     (broker, receiver, hub, client)
 }
 
-/// Waits for so many dead letters of a subscription, and gives them.
+/// Waits for `count` dead letters of a subscription, and returns them.
 async fn dead_letters(client: &TestClient, subscription: &str, count: usize) -> Vec<DeadLetterEntry> {
     eventually(STEP, &format!("{count} dead letters of {subscription}"), async || {
         let mut letters = client.dead_letters(DOMAIN).await;
@@ -34,7 +34,7 @@ async fn dead_letters(client: &TestClient, subscription: &str, count: usize) -> 
     .await
 }
 
-/// An endpoint on a free port that reads a request's head and then answers as it is told.
+/// An endpoint on a free port that reads a request's head and then calls `answer`.
 async fn raw_endpoint<F, Fut>(answer: F) -> String
 where
     F: Fn(tokio::net::TcpStream) -> Fut + Send + Sync + Copy + 'static,
@@ -55,7 +55,7 @@ where
     format!("http://{address}/")
 }
 
-/// The head of a 200 whose body never comes to its end: a byte each second.
+/// Sends the head of a 200 whose body never ends: one byte each second.
 async fn drip(mut stream: tokio::net::TcpStream) {
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n";
     let mut sent = stream.write_all(head).await;
@@ -65,7 +65,7 @@ async fn drip(mut stream: tokio::net::TcpStream) {
     }
 }
 
-/// 200 and 100 MB.
+/// Answers 200 with 100 MB.
 async fn flood(mut stream: tokio::net::TcpStream) {
     let chunk = vec![b'x'; 1_000_000];
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 100000000\r\n\r\n";
@@ -125,7 +125,7 @@ async fn endpoints_that_misbehave_fail_for_their_own_fault_and_hold_up_nobody() 
         assert!(hub.metric("hub_failures_total", &labels).await >= f64::from(attempts), "{id}");
     }
     assert_eq!(receiver.count("/private"), 0, "a redirect is not followed");
-    // A 200 is a success, whatever follows: a byte each second, or 100 MB, of which the limit is read.
+    // A 200 is a success whatever its body: one byte each second, or 100 MB, of which the hub reads up to its limit.
     eventually(STEP, "nothing is owed", async || {
         let owed = client.stream("HUB_OUTBOX_USER_LIFECYCLE").await.state.messages;
         if owed == 0 { Ok(()) } else { Err(owed) }
@@ -138,7 +138,7 @@ async fn endpoints_that_misbehave_fail_for_their_own_fault_and_hold_up_nobody() 
     assert_eq!(list.matches("subscriber").count(), 4, "{list}");
 }
 
-/// Announces a body, and breaks off within it.
+/// Announces a body of 100 bytes, and closes the connection after ten.
 async fn breaks_off(mut stream: tokio::net::TcpStream, head: &str) {
     let answer = format!("HTTP/1.1 {head}\r\ncontent-length: 100\r\n\r\nten bytes.");
     let _ = stream.write_all(answer.as_bytes()).await;
@@ -191,7 +191,7 @@ async fn gone_disables_the_subscription_until_it_is_resumed() {
     let mut gone = subscription("gone", &["user.>"], &receiver.url("/gone"));
     gone["delivery"]["max_in_flight"] = 1.into();
     client.subscribe([gone, subscription("stays", &["user.>"], &receiver.url("/stays"))]).await;
-    // The first is answered 410 while the others wait for their turn.
+    // The first is answered 410 while the others are queued.
     let events = ids("e", 4);
     client.publish_all("user.created", &events).await;
     receiver.wait_accepted("/stays", 4, STEP).await;
@@ -214,7 +214,7 @@ async fn gone_disables_the_subscription_until_it_is_resumed() {
     let list = hub.cli_ok(&["subscription", "list", "--state", "disabled"]).await;
     assert!(list.contains("410 Gone") && !list.contains("stays"), "{list}");
 
-    // No envelope is made for it any more.
+    // The hub creates no more envelopes for it.
     let before = receiver.count("/gone");
     client.publish("user.created", "after").await;
     receiver.wait_accepted("/stays", 5, STEP).await;
@@ -318,7 +318,7 @@ async fn a_retry_after_counts_up_to_the_bound_of_the_settings() {
     let requests = receiver.wait_for("/slow", 2, STEP).await;
     let bound = requests[0].arrived_at + Duration::from_secs(1);
     assert!(requests[1].arrived_at >= bound, "it came again before max_retry_after had passed");
-    // Nor does the whole subscription stay held.
+    // The subscription is not held any longer.
     client.publish("user.created", "second").await;
     receiver.wait_accepted("/slow", 2, STEP).await;
     broker.nothing_owed_within(STEP).await;
@@ -394,7 +394,7 @@ async fn a_subscription_may_give_statuses_another_meaning() {
 
 #[tokio::test]
 async fn a_bad_subscription_is_refused_with_its_field() {
-    // What is read is refused before anything is connected to.
+    // The command checks its input before it connects.
     let hub = Hub::configured("nats://127.0.0.1:9", &TestSettings::quick());
     let good = || subscription("s", &["user.>"], "https://crm.example/hooks");
     let with = |pointer: &str, value: Value| {
@@ -455,7 +455,7 @@ async fn test_shows_request_and_answer_and_match_says_who_would_get_an_event() {
     assert_eq!((&shown["answer"]["status"], &shown["a_delivery_would"]), (&json!(200), &json!("be done")));
     assert!(!shown.to_string().contains("hush"), "{shown}");
 
-    // An endpoint that is gone: told, and nothing is done about it.
+    // An endpoint that answers 410: the test reports it, and disables nothing.
     let answer =
         Behaviour::Answer { status: 410, headers: Vec::new(), body: "no more of hush-hush-token".into() };
     receiver.set("/secretive", answer);

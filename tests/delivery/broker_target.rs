@@ -54,9 +54,9 @@ async fn an_event_arrives_in_redis_and_nats_in_the_stripped_envelope() {
     );
     assert_eq!((in_nats.subject.as_str(), &in_nats.body), ("user.orders", &in_redis));
 
-    // The log, the trace and the metrics are those of any delivery, without a status.
+    // Log, trace and metrics are as for any delivery, but without a status.
     let trace = eventually(SOON, "the attempts are logged", async || {
-        // Nothing at all may be known yet: exit code 1.
+        // Exit code 1 as long as nothing is known of the event.
         let output = hub.cli(&["event", "trace", "e1", "--output", "json"]).await;
         let trace: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let attempts = trace["timeline"].as_array().into_iter().flatten();
@@ -72,7 +72,7 @@ async fn an_event_arrives_in_redis_and_nats_in_the_stripped_envelope() {
     assert!(hub.terminate().await.success());
 }
 
-/// An event of a producer's outbox: what a subscription sends is what the relay sends.
+/// For an event of a producer outbox, a subscription sends the same message as the relay.
 async fn an_outbox_event_is_sent_as_its_external_row(database: TestDatabase) {
     let Some(redis) = RedisServer::start(&[]).await else { return };
     database.outbox(&["partner_events"]).await;
@@ -111,7 +111,7 @@ async fn an_outbox_event_is_sent_as_its_external_row(database: TestDatabase) {
     let sent = by_id(arrived(&redis, "all", 2).await);
     assert_eq!(event_ids(&rows), BTreeSet::from(["full", "small"]));
     assert_eq!(sent, rows);
-    // A broker that is for subscriptions alone gets what they ask for, and nothing of the outbox's.
+    // A broker for subscriptions only gets their messages, and none of the outbox.
     assert_eq!(by_id(arrived(&redis, "asked-for", 2).await), rows);
     assert!(entries(&redis, "direct").await.is_empty());
     let full = &sent[0]["metadata"];
@@ -200,7 +200,7 @@ async fn the_command_line_and_the_api_check_show_and_test_it() {
         (&shown["delivery"]["broker"], &shown["delivery"]["stream"]),
         (&json!("partner_events"), &json!("orders"))
     );
-    // What is shown may be applied again.
+    // The shown subscription can be applied again.
     write(&shown);
     assert_eq!(hub.cli_json(&["subscription", "apply", "-f", &path]).await[0]["action"], "unchanged");
     let output = hub.cli(&["subscription", "rotate-secret", "crm"]).await;
@@ -232,7 +232,7 @@ async fn the_command_line_and_the_api_check_show_and_test_it() {
     let tested = api.post("/v1/subscriptions/api/test", &json!({})).await.expect(200);
     assert_eq!(tested["request"]["stream"], "orders", "{tested}");
 
-    // A tenant writes nowhere by the operator's credentials but where the operator has let it.
+    // A tenant uses the operator's broker credentials only in subscriptions that the operator created.
     let acme = ApiClient::with_scopes(&hub, "acme", "read,manage", Some("acme")).await;
     let own = to_broker("own", &["user.*"], "partner_events", "orders");
     acme.post("/v1/subscriptions", &own).await.expect_field(400, "delivery.broker");

@@ -86,12 +86,12 @@ async fn a_broker_that_hangs_slows_nobody_else() {
             subscription("to-url", &["user.>"], &receiver.url("/url")),
         ])
         .await;
-    // It was well before, so that it is a connection that falls silent.
+    // The broker works first, so that an established connection hangs.
     client.publish("user.created", "before").await;
     arrived(&redis, "orders", 1).await;
     proxy.freeze();
 
-    // For longer than attempts and the broker's own timeouts last.
+    // Takes longer than an attempt and than the broker client's own timeouts.
     let events = ids("beside", EVENTS);
     let mut ticks = tokio::time::interval(Duration::from_millis(20));
     for id in &events {
@@ -118,7 +118,7 @@ async fn a_broker_that_hangs_slows_nobody_else() {
     assert!(hub.terminate().await.success());
 }
 
-/// The broker's own timeouts, which would find it out, are longer than an attempt.
+/// The timeouts of the broker's client, which would detect it, are longer than an attempt.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_fell_silent_is_given_up_though_each_attempt_is_short() {
     let Some(redis) = RedisServer::start(&[]).await else { return };
@@ -134,7 +134,7 @@ async fn a_connection_that_fell_silent_is_given_up_though_each_attempt_is_short(
     client.publish("user.created", "before").await;
     arrived(&redis, "orders", 1).await;
 
-    // From here on this one connection is open and silent; a new one would be served.
+    // From here on this connection is open and silent; a new one would work.
     let silent = proxy.cut_before(Direction::ToServer, "XADD");
     let events = ids("after", 5);
     client.publish_all("user.created", &events).await;
@@ -253,11 +253,11 @@ async fn what_can_never_be_published_is_dead_lettered_at_once() {
     assert!(error.starts_with("the broker can never take the message as it is: "), "{error}");
     assert_eq!(event_ids(&[stored(&other, "PARTNER", 1).await.remove(0).body]), BTreeSet::from(["small"]));
 
-    // Refused for now: there may be a stream tomorrow.
+    // Retried, because the stream may be created later.
     let letter = dead_letters(&client, "no-stream", 1).await.remove(0).letter;
     assert_eq!((letter.reason, letter.fault, letter.attempts), (Reason::Exhausted, Fault::Subscriber, 3));
     assert!(letter.last_error.unwrap_or_default().starts_with("the broker refuses the message: "));
-    // The settings do not know it any more: the hub's own fault, and it may be put back.
+    // Removed from the settings: a failure of the hub, retried because the broker may be configured again.
     let letter = dead_letters(&client, "gone", 1).await.remove(0).letter;
     assert_eq!((letter.reason, letter.fault, letter.attempts), (Reason::Exhausted, Fault::Hub, 3));
     let error = letter.last_error.unwrap_or_default();

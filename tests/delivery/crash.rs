@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 const STEP: Duration = Duration::from_secs(30);
-/// An event or advisory that a killed process had comes again after 30 s.
+/// An event or advisory held by a killed process is redelivered after 30 s.
 const RECOVERY: Duration = Duration::from_secs(90);
 const POLICY_OUTBOX: &str = "HUB_OUTBOX_POLICY_CLIENT";
 const POLICY_DLT: &str = "HUB_OUTBOX_POLICY_CLIENT_DLT";
@@ -83,7 +83,7 @@ async fn killed_in_mid_delivery_every_pair_is_delivered() {
     assert_eq!(account.delivered, 400);
 }
 
-/// `status` makes the endpoint fail by using up its attempts (503) or for good (410).
+/// `status` makes the endpoint fail until attempts are exhausted (503) or permanently (410).
 async fn killed_in_mid_dead_lettering(status: u16) {
     let broker = TestBroker::start().await;
     let proxy = FaultProxy::start(&broker.url()).await;
@@ -98,7 +98,7 @@ async fn killed_in_mid_dead_lettering(status: u16) {
     let written = proxy.cut_before(Direction::ToClient, acknowledgement_of(POLICY_DLT));
     let events = ids("event", 25);
     client.publish_all("policy.updated", &events).await;
-    // The endpoint fails when all stand in the outbox, so that they can be counted there.
+    // The endpoint fails once all envelopes are in the outbox, where they can be counted.
     eventually(STEP, "each event has its envelope", async || match broker.messages(POLICY_OUTBOX).await {
         25 => Ok(()),
         other => Err(other),
@@ -147,7 +147,7 @@ async fn a_broker_killed_and_restarted_under_load_loses_no_pair() {
         .await;
 
     let events = ids("event", 3_000);
-    // Each time in the midst of it: publishing, fanning out, delivering.
+    // Each time during publishing, fan-out and delivery.
     let kills = async {
         for delivered in [300, 800, 1_300, 1_800] {
             receiver.wait_accepted("/steady", delivered, STEP).await;

@@ -23,7 +23,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// A hub with this `delivery.log` (the default where empty): `a` accepts, `b` answers 503.
+    /// A hub with this `delivery.log` (the default if empty): `a` accepts, `b` answers 503.
     async fn set(log: &str) -> Self {
         let broker = TestBroker::start().await;
         let receiver = Receiver::start().await;
@@ -43,7 +43,7 @@ impl Stage {
         Self { broker, receiver, hub, client }
     }
 
-    /// Publishes one event and waits until `a` has it and it is `b`'s dead letter.
+    /// Publishes one event and waits until `a` has accepted it and it is dead-lettered for `b`.
     async fn deliver_and_dead_letter(&self, id: &str) {
         assert!(self.client.publish("policy.updated", id).await);
         self.receiver.wait_accepted("/a", 1, STEP).await;
@@ -74,7 +74,7 @@ impl Stage {
         records
     }
 
-    /// Waits until so many records of a subscription are there.
+    /// Waits until the log has `count` records of a subscription.
     async fn records_of(&self, subscription: &str, count: usize) -> Vec<Value> {
         eventually(STEP, "the records are written", async || {
             let records = self.records().await.remove(subscription).unwrap_or_default();
@@ -160,7 +160,7 @@ async fn every_attempt_is_logged_and_a_redriven_event_can_be_traced() {
     assert_eq!(of(&steps, "b"), [&failed[..], &["dead-lettered"]].concat());
     assert_eq!(states(&trace), ["a delivered 1", "b dead-lettered 3"]);
 
-    // The endpoint is mended, and the dead letter sent again.
+    // The endpoint works again, and the dead letter is replayed.
     stage.receiver.set("/b", Behaviour::ok());
     stage.hub.cli_ok(&["dlt", "replay", "--all", "--wait"]).await;
     stage.records_of("b", 4).await;
@@ -172,7 +172,7 @@ async fn every_attempt_is_logged_and_a_redriven_event_can_be_traced() {
         stage.hub.cli_ok(&["event", "trace", "e \"1\"", "--since", "1h", "--domain", "policy-client"]).await;
     assert!(table.contains("redriven") && table.contains("delivered"), "{table}");
 
-    // What happened before, or elsewhere, is not looked at.
+    // The trace ignores earlier records and other domains.
     for narrowed in [["--since", "2099-01-01T00:00:00Z"], ["--domain", "organization"]] {
         let output = stage.hub.cli(&[&["event", "trace", "e \"1\""], &narrowed[..]].concat()).await;
         assert_eq!(output.status.code(), Some(1), "{}", print_output(&output));
@@ -191,7 +191,7 @@ async fn failures_alone_are_logged_where_the_settings_say_so() {
     let mut stage = Stage::set("failures").await;
     stage.deliver_and_dead_letter("e1").await;
     assert_eq!(stage.records_of("b", 3).await.len(), 3);
-    // At its end the hub writes what it has gathered.
+    // When the hub stops it writes the records that it has gathered.
     assert!(stage.hub.terminate().await.success());
     let records = stage.records().await;
     assert_eq!(records.keys().collect::<Vec<_>>(), ["b"]);
@@ -230,7 +230,7 @@ async fn a_trace_shows_waiting_queued_and_rejected_events() {
     assert_eq!(told(&hub.cli_json(&["event", "trace", "e1"]).await), ["waiting"]);
     assert!(hub.terminate().await.success());
 
-    // Taken in, and not delivered: the outbox still owes it.
+    // Fanned out, and not delivered: the envelope is queued in the outbox.
     let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &["--role", "event-processor"]);
     hub.ready().await;
     let trace = eventually(STEP, "both events are taken in", async || {

@@ -100,7 +100,7 @@ impl SilentLog {
 async fn a_log_that_does_not_answer_leaves_records_out_and_no_delivery_waits_for_it() {
     const WELL: usize = 2_000;
     const MANY: usize = 9_000;
-    // So long that the log waits for its first messages to the end of the test.
+    // Longer than the test: the log waits for its first acknowledgements until the end.
     let wait = Some(Duration::from_secs(60));
     let stage =
         Stage::set(&TestSettings::patient().with(|settings| settings.nats.request_timeout = wait)).await;
@@ -114,7 +114,7 @@ async fn a_log_that_does_not_answer_leaves_records_out_and_no_delivery_waits_for
 
     let log = SilentLog::in_place_of_the_stream(&stage).await;
     stage.deliver(&long_ids("silent", MANY), WELL + MANY).await;
-    // All is delivered and settled, and not one record of it was acknowledged.
+    // Everything is delivered and settled although no record was acknowledged.
     assert_eq!(stage.logged().await, WELL as f64);
     let held = log.held().await;
     assert!((1..=IN_FLIGHT).contains(&held), "{held} messages of the log are on their way");
@@ -122,7 +122,7 @@ async fn a_log_that_does_not_answer_leaves_records_out_and_no_delivery_waits_for
     assert!(left_out > 0.0, "the log keeps no more than its bound in memory");
     assert_eq!(stage.hub.log().matches(LEFT_OUT).count(), 1, "told once, not for each record");
 
-    // It answers again: what was kept is written, and nothing is left out any more.
+    // The log answers again: the hub writes the records that it kept, and drops no more.
     eventually(STEP, "what was gathered is written", async || {
         log.answer().await;
         let logged = stage.logged().await;
@@ -177,7 +177,7 @@ async fn a_log_that_refuses_leaves_records_out_until_it_takes_them_again() {
     .await;
     assert_eq!(stage.left_out().await, 200.0);
 
-    // An envelope's last words are refused as well: it becomes a dead letter all the same.
+    // The record of a final attempt is refused as well; the envelope is dead-lettered anyway.
     limit(1).await;
     stage.receiver.set("/a", Behaviour::status(503));
     stage.client.publish("policy.updated", "failing").await;

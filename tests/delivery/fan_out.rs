@@ -58,7 +58,7 @@ async fn a_burst_of_10000_events_is_delivered_once_each() {
     client.publish_all("token.refreshed", &events).await;
     receiver.wait_accepted("/crm", 10_000, STEP).await;
     broker.nothing_owed_within(STEP).await;
-    // What moved to the subscription's own lane was written a second time, by intention.
+    // An envelope that moves to the subscription's own lane is written a second time.
     let moved = hub.metric("hub_envelopes_spilled_total", &["domain=\"access-session\""]).await as u64;
     assert_eq!(client.stream("HUB_OUTBOX_ACCESS_SESSION").await.state.last_sequence, 10_000 + moved);
     let account =
@@ -90,7 +90,7 @@ async fn a_full_outbox_makes_its_events_wait_and_no_others() {
     client.publish_all("policy.updated", &stuck).await;
     hub.wait_for_log("the outbox is full", STEP).await;
 
-    // What does not fit waits where it is, and the other domain does not notice.
+    // Events that do not fit wait in the events stream, and do not affect the other domain.
     let free = ids("free", 100);
     client.publish_all("user.created", &free).await;
     receiver.wait_accepted("/healthy", 100, STEP).await;
@@ -113,12 +113,12 @@ async fn a_full_outbox_makes_its_events_wait_and_no_others() {
     assert_eq!(client.stream("HUB_OUTBOX_POLICY_CLIENT").await.state.last_sequence, 600);
 }
 
-/// What its outbox could never hold is set aside, and what it cannot hold now is in no other event's way.
+/// An event that its outbox could never hold is rejected; one that does not fit now blocks no other event.
 #[tokio::test]
 async fn an_event_that_does_not_fit_blocks_no_other() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    // A request that hangs would do so for as long as an attempt may take: longer than this test waits.
+    // A request hangs until its attempt times out, which takes longer than this test waits.
     let (open, gate) = Behaviour::gate();
     receiver.set("/hanging", gate);
     let settings = TestSettings::patient().with(|settings| {
@@ -159,7 +159,7 @@ async fn an_event_that_does_not_fit_blocks_no_other() {
     let rejected = client.stream("HUB_REJECTED").await.state.messages;
     assert_eq!((rejected, receiver.count("/never"), receiver.count("/later")), (1, 0, 0));
     hub.wait_for_log("limits.outbox", STEP).await;
-    // It is delivered when there is room.
+    // It is delivered once there is room.
     open.send_replace(true);
     receiver.wait_accepted("/later", 5, STEP).await;
 }
@@ -170,7 +170,7 @@ async fn restarts_in_the_middle_of_a_fan_out_lose_and_double_no_envelope() {
     let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &["--role", "event-processor"]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
-    // Nobody delivers here: every envelope stays where it can be counted.
+    // No process delivers: every envelope stays in the outbox, where it can be counted.
     let subscriptions = ["a", "b", "c"];
     client.subscribe(subscriptions.map(|id| subscription(id, &["org.>"], "http://127.0.0.1:1/"))).await;
     let events = ids("event", 6_000);
@@ -184,7 +184,7 @@ async fn restarts_in_the_middle_of_a_fan_out_lose_and_double_no_envelope() {
             .await;
             assert!(hub.terminate().await.success());
             hub.start();
-            // Before that it does not know SIGTERM yet.
+            // It handles SIGTERM once it is ready.
             hub.ready().await;
         }
     };
@@ -207,7 +207,7 @@ async fn publish_for(client: &TestClient, tenant: &str, key: &str, data: &Value)
     sent.await.expect("sent").await.expect("stored");
 }
 
-/// A filter with so many comparisons, the last one with this source.
+/// A filter with `comparisons` comparisons, the last one with this source.
 fn any_of(comparisons: usize, source: &str) -> Value {
     let mut leaves: Vec<Value> =
         (1..comparisons).map(|number| json!({"exact": {"source": format!("no-{number}")}})).collect();
@@ -223,7 +223,7 @@ async fn the_worst_that_one_tenant_may_ask_for_does_not_keep_anothers_event_wait
     let mut hub = Hub::configured(&broker.url(), &TestSettings::quick());
     hub.cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
-    // As costly as it gets: 60 subscriptions of 256 comparisons, all of which are made and none of which holds.
+    // The most expensive case: 60 subscriptions with 256 comparisons each, all evaluated and none true.
     let evil = (0..60).map(|number| {
         let mut one = subscription(&format!("evil-{number}"), &["user.>"], &receiver.url("/evil"));
         one["tenant"] = "evil".into();
@@ -244,7 +244,7 @@ async fn the_worst_that_one_tenant_may_ask_for_does_not_keep_anothers_event_wait
     receiver.wait_for("/good", 1, STEP).await;
     let waiting = client.stream("HUB_EVENTS").await.state.messages;
     assert!(waiting > EVENTS / 2, "only {waiting} of the {EVENTS} events before it were left");
-    // They are worked on all the same, to the last.
+    // All of them are still processed.
     hub.metric_above("hub_events_unmatched_total", &[], EVENTS as f64 - 0.5, STEP).await;
     broker.nothing_owed_within(STEP).await;
     assert_eq!((receiver.count("/good"), receiver.count("/evil")), (1, 0));
@@ -273,7 +273,7 @@ async fn a_filter_stored_before_the_limit_still_applies_and_is_logged() {
     hub.wait_for_log("a stored filter is larger than one may be now", STEP).await;
 }
 
-/// Of the largest configuration: 64 headers.
+/// A subscription with the largest allowed configuration: 64 headers.
 fn large(id: &str, url: &str) -> Value {
     let mut one = subscription(id, &["user.>"], url);
     let headers = (0..64).map(|number| (format!("x-header-{number}"), Value::from("v".repeat(240))));
@@ -304,7 +304,7 @@ async fn a_large_event_reaches_a_large_subscription_and_all_others() {
     assert_eq!(receiver.received("/large")[0].header("x-header-63"), "v".repeat(240));
     broker.nothing_owed_within(STEP).await;
     assert_eq!(client.stream("HUB_REJECTED").await.state.last_sequence, 0);
-    // What is too large by itself, whoever wants it, is rejected.
+    // An event that is too large itself is rejected for all subscriptions.
     publish_for(&client, "default", "user.created", &json!({"data": "x".repeat(1_044_300)})).await;
     hub.metric_above("hub_events_rejected_total", &["reason=\"too-large\""], 0.5, STEP).await;
     broker.nothing_owed_within(STEP).await;

@@ -15,8 +15,8 @@ use crate::support::{
 const STEP: Duration = Duration::from_secs(60);
 const CREATED: &[u8] = b"hub.events.user.created";
 
-/// Header blocks that look like the server's own word. Newer servers take the status out when they store
-/// the message, which is then an event like any other; older ones hand it out as it came.
+/// Header blocks that look like a status of the server. Newer servers remove the status when they store
+/// the message, which is then an ordinary event; older ones deliver it unchanged.
 const STATUSES: [&[u8]; 8] = [
     b"NATS/1.0 404 No Messages\r\n\r\n",
     b"NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 1000000\r\n\r\n",
@@ -28,7 +28,7 @@ const STATUSES: [&[u8]; 8] = [
     b"NATS/1.0 soon\r\n\r\n",
 ];
 
-/// Header blocks that nobody can read.
+/// Header blocks that cannot be parsed.
 fn blocks() -> Vec<Vec<u8>> {
     let mut blocks: Vec<Vec<u8>> = [
         &b"NATS/1.0\r\nHub-Source:M\xfcller\r\n\r\n"[..],
@@ -51,7 +51,7 @@ fn blocks() -> Vec<Vec<u8>> {
     .iter()
     .map(|block| block.to_vec())
     .collect();
-    // As much as a stream takes of headers: does not fit beside the reason in base64.
+    // The most header bytes that a stream accepts: they do not fit beside the reason in base64.
     blocks.push([&b"NATS/1.0\r\nA: "[..], &vec![0xfe; 65_000], b"\r\n\r\n"].concat());
     blocks
 }
@@ -113,14 +113,14 @@ fn bad_publications() -> Vec<Bad> {
     all.push(bad(CREATED, structured, extension.concat(), "malformed"));
     all.push(bad(CREATED, structured, &nested, "malformed"));
     all.push(bad(CREATED, binary, "{}", "malformed-headers"));
-    // Many headers, as much as a stream takes of them; the original does not fit beside its reason.
+    // As many headers as a stream accepts; the original does not fit beside its reason.
     let headers: String = (0..4_000).map(|n| format!("h{n}: {n}\r\n")).collect();
     let many = format!("NATS/1.0\r\n{headers}\r\n");
     all.push(bad(CREATED, Some(many.as_bytes()), "no JSON", "malformed"));
     // Headers that would be mistaken for the hub's own.
     let forged = b"NATS/1.0\r\nHub-Reason: fine\r\nHub-Part: 9/9\r\nHub-Original-Headers: eA==\r\nNats-Sequence: 1\r\n\r\n";
     all.push(bad(CREATED, Some(forged), "no JSON", "malformed"));
-    // As large as the server takes.
+    // The largest payload that the server accepts.
     all.push(bad(CREATED, None, vec![b'x'; 1_048_576], "too-large"));
     all.push(bad(
         CREATED,
@@ -131,7 +131,7 @@ fn bad_publications() -> Vec<Bad> {
     all
 }
 
-/// Odd, but an event: its data is carried as it came.
+/// Unusual but valid events: their data is delivered unchanged.
 fn odd_events() -> Vec<Vec<u8>> {
     let nested = [vec![b'['; 100_000], vec![b']'; 100_000]].concat();
     vec![
@@ -145,7 +145,7 @@ fn odd_events() -> Vec<Vec<u8>> {
     ]
 }
 
-/// What is kept of one publication: its parts put together.
+/// The kept bytes of one publication, joined from its parts.
 struct Kept {
     first: StoredMessage,
     body: Vec<u8>,
@@ -190,7 +190,7 @@ async fn ready(hub: &Hub) -> bool {
     answer.status() == 200
 }
 
-/// Ends and reconnects of the hub's connection, as its log tells.
+/// Disconnects and reconnects of the hub, according to its log.
 fn reconnects(hub: &Hub) -> usize {
     hub.log().matches("the connection to the NATS server is lost").count()
 }
@@ -251,7 +251,7 @@ async fn whatever_is_published_costs_no_other_event_more_than_a_moment() {
         assert_eq!(found.first.subject, format!("hub.rejected.{}", bad.reason), "{}", what());
         assert!(found.first.header("Hub-Error").is_some_and(|error| !error.is_empty()), "{}", what());
     }
-    // Each with a status was delivered without it, or is kept with it: none was taken for an answer.
+    // Each publication with a status was delivered without it or is kept with it; none was taken for a server status.
     let expected = good + odd.len() + STATUSES.len() - refused.len();
     receiver.wait_accepted("/all", expected, STEP).await;
     for kept in &refused {
@@ -259,7 +259,7 @@ async fn whatever_is_published_costs_no_other_event_more_than_a_moment() {
         assert_eq!(kept.first.header("Hub-Reason"), Some("malformed-headers"));
         assert_eq!(kept.block, STATUSES[number.expect("one of them")]);
     }
-    // The odd ones reached their receiver as they were.
+    // The unusual events reached their receiver unchanged.
     let bodies: Vec<Vec<u8>> =
         receiver.received("/all").iter().map(|request| request.body.to_vec()).collect();
     for body in odd {
@@ -289,7 +289,7 @@ async fn good_events_behind_a_bad_one_are_delivered_by_a_hub_that_finds_it() {
     }
     let ids = crate::support::ids("good", 200);
     client.publish_all("user.created", &ids).await;
-    // Before anybody has rejected anything: a trace reads past all of it.
+    // Before anything is rejected, a trace skips all of it.
     let told = hub.cli_json(&["event", "trace", "good-0"]).await;
     assert!(told.to_string().contains("good-0"), "{told}");
     hub.start();
@@ -298,7 +298,7 @@ async fn good_events_behind_a_bad_one_are_delivered_by_a_hub_that_finds_it() {
     assert_eq!(reconnects(&hub), 0, "{}", hub.log());
 }
 
-/// The same bytes where only the hub should write.
+/// The same bytes on subjects where only the hub should write.
 #[tokio::test]
 async fn bad_bytes_in_every_other_stream_stop_no_reader() {
     let broker = TestBroker::start().await;
@@ -356,7 +356,7 @@ async fn bad_bytes_in_every_other_stream_stop_no_reader() {
     let ids = crate::support::ids("good", 50);
     client.publish_all("user.created", &ids).await;
     receiver.wait_accepted("/all", ids.len(), STEP).await;
-    // Each envelope that is none is a dead letter, with its bytes; timers and advisories are done with.
+    // Each invalid envelope is a dead letter with its bytes; invalid timers and advisories are removed.
     broker_settles(&client).await;
     let letters = client.dead_letters("user-lifecycle").await;
     let undecodable = |entry: &&integration_hub::nats::DeadLetterEntry| {
@@ -373,13 +373,13 @@ async fn bad_bytes_in_every_other_stream_stop_no_reader() {
     assert!(told.to_string().contains("delivered"), "{told}");
     assert!(ready(&hub).await);
     assert_eq!(reconnects(&hub), 0, "{}", hub.log());
-    // Tokens can still be made and revoked, and a subscription written over.
+    // Tokens can still be created and revoked, and a subscription overwritten.
     hub.cli_ok(&["token", "create", "fine", "--scope", "read"]).await;
     let tokens = hub.cli_json(&["token", "list"]).await.to_string();
     assert!(tokens.contains("fine"), "{tokens}");
 }
 
-/// Waits until each outbox, the advisories and the orders are worked off, but for lanes that nobody reads.
+/// Waits until each outbox, the advisories and the redrive orders are processed, except for lanes without a reader.
 async fn broker_settles(client: &TestClient) {
     eventually(STEP, "the streams are worked off", async || {
         let outbox = client.consumer("HUB_OUTBOX_USER_LIFECYCLE", "lane-shared").await;

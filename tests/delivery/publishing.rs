@@ -26,7 +26,7 @@ impl NatsCli {
         Some(Self { binary, url: broker.url(), home: tempfile::tempdir().expect("temporary folder") })
     }
 
-    /// Runs a command that has to succeed.
+    /// Runs a command that must succeed.
     async fn run(&self, args: &[&str]) {
         let mut command = tokio::process::Command::new(&self.binary);
         command.args(["--server", &self.url]).args(args);
@@ -53,7 +53,7 @@ async fn each_form_of_a_publication_is_delivered_as_the_event_it_is() {
     acme["tenant"] = json!("acme");
     client.subscribe([subscription("crm", &["user.>"], &receiver.url("/crm")), acme]).await;
 
-    // The simplest there is: the subject is the key, the stream's sequence the id.
+    // The simplest form: the subject is the key, the stream sequence is the id.
     nats.run(&["pub", "hub.events.user.created", r#"{"user_id":"u1"}"#]).await;
     let event = one(&receiver, "/crm", 1).await.json();
     assert_eq!(
@@ -67,7 +67,7 @@ async fn each_form_of_a_publication_is_delivered_as_the_event_it_is() {
         )
     );
 
-    // Headers say more: an id of the publisher's, a tenant.
+    // With headers: the publisher's own id, and a tenant.
     let headers = ["-H", "Nats-Msg-Id:order 1.*", "-H", "Hub-Tenant:acme"];
     nats.run(&[&["pub", "hub.events.user.created", "{}"], &headers[..]].concat()).await;
     let event = one(&receiver, "/acme", 1).await.json();
@@ -189,7 +189,7 @@ async fn the_nats_command_takes_each_definition_and_the_hub_finds_no_drift() {
     let hub = Hub::configured(&broker.url(), &TestSettings::default());
     let check = hub.cli(&["provision", "--check"]).await;
     assert!(check.status.success(), "no drift: {}", print_output(&check));
-    // The check sees what differs: without one of them it says so.
+    // The check finds a missing definition.
     let client = TestClient::connect(&broker.url()).await;
     client.context.delete_stream("HUB_REJECTED").await.expect("deleted");
     let check = hub.cli(&["provision", "--check"]).await;

@@ -21,7 +21,7 @@ struct Bad {
     headers: &'static [(&'static str, &'static str)],
     body: Vec<u8>,
     reason: &'static str,
-    /// What the error says, for the publisher.
+    /// A part of the error text.
     says: &'static str,
 }
 
@@ -131,7 +131,7 @@ async fn what_does_not_fit_beside_its_reason_is_kept_in_parts() {
     let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
-    // As much as the server takes in one message.
+    // The largest message that the server accepts.
     let body: Vec<u8> = (0..1_048_400u32).map(|number| b'a' + (number % 26) as u8).collect();
     let bad = bad("as large as can be", "hub.events.user.created", body, "too-large", "events.max_size");
     publish(&client, "large", &bad).await;

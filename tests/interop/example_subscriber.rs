@@ -54,7 +54,7 @@ impl Partner {
         }
     }
 
-    /// Adds what need be no envelope.
+    /// Adds a message that need not be an envelope.
     async fn add(&self, body: &str) {
         match self {
             Self::Redis(redis) => {
@@ -71,7 +71,7 @@ impl Partner {
         }
     }
 
-    /// What the group has not got yet, and what it has got and not acknowledged; `None` before there is a group.
+    /// The messages that the group has not received, and those not acknowledged; `None` without a group.
     async fn owed(&self) -> Option<(u64, u64)> {
         match self {
             Self::Redis(redis) => {
@@ -121,7 +121,7 @@ impl Partner {
     }
 }
 
-/// The subscriber's own folder: its database, and what it has said.
+/// The subscriber's folder: its database and its output.
 struct Service {
     folder: TempDir,
     database: SqlitePool,
@@ -309,7 +309,7 @@ async fn what_can_never_be_applied_is_set_aside_and_blocks_no_other(partner: Par
         ),
         (&envelope("e4", "user.created", json!({"user_id": " ", "email": "e@e"})), "data.user_id is empty"),
         (&newer, "version 2 is not known here"),
-        // Which only our database knows.
+        // Only the subscriber's database refuses this.
         (
             &envelope("e6", "user.created", json!({"user_id": "eve", "email": "eve"})),
             "our database refuses it",
@@ -331,7 +331,7 @@ async fn what_can_never_be_applied_is_set_aside_and_blocks_no_other(partner: Par
         assert!(found[0].contains(reason), "{body}: {}", found[0]);
     }
     assert!(subscriber.terminate().await.success());
-    // What the database refused is not in the inbox either.
+    // A refused message is not in the inbox either.
     assert_eq!(service.rows("SELECT event_id FROM inbox ORDER BY event_id").await.concat(), ["e1", "e7"]);
 }
 
@@ -364,7 +364,7 @@ async fn what_a_consumer_that_is_gone_has_read_is_reclaimed_and_what_ends_everyb
     assert_eq!(poison, [["read 6 times and never acknowledged".to_owned(), created("e2", "bob")]]);
 }
 
-/// Somebody else's transaction that does not end, or a full disk, looks the same.
+/// Another transaction that does not end, or a full disk, has the same effect.
 #[tokio::test]
 async fn while_its_database_is_unavailable_the_current_event_waits_and_is_not_blamed() {
     let Some(partner) = redis().await else { return };

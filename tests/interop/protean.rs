@@ -30,7 +30,7 @@ struct Python {
 }
 
 impl Python {
-    /// None, with a message, where there is no Protean: `HUB_TEST_PROTEAN` is what `.ci/parts/protean.sh` prints.
+    /// `None`, with a message, without Protean: `HUB_TEST_PROTEAN` is the folder that `.ci/parts/protean.sh` prints.
     fn with_protean() -> Option<Self> {
         let folder = std::env::var_os("HUB_TEST_PROTEAN").filter(|value| !value.is_empty());
         let packages = require_tool("Protean (its folder in HUB_TEST_PROTEAN)", folder.map(PathBuf::from))?;
@@ -254,7 +254,7 @@ async fn a_protean_subscriber_receives_the_envelope_that_it_expects() {
         })
     );
 
-    // The members that Protean itself would have sent, but for two of a command's.
+    // The members that Protean itself would have sent, except two that belong to commands.
     for payload in [&first["payload"], &second["payload"]] {
         let (ours, theirs) = (&payload["metadata"], &reference["metadata"]);
         assert_eq!(keys(payload), keys(reference));
@@ -266,7 +266,7 @@ async fn a_protean_subscriber_receives_the_envelope_that_it_expects() {
         assert_eq!(keys(&ours["headers"]), headers);
     }
 
-    // What Protean read of it, without a complaint: the same.
+    // Protean reads the same, without an error.
     let read = &first["message"];
     assert_eq!(read["data"], first["payload"]["data"]);
     for part in ["domain", "envelope", "extensions"] {
@@ -289,7 +289,7 @@ async fn a_protean_subscriber_receives_the_envelope_that_it_expects() {
     let trace = json!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     assert_eq!((&cloud_event["traceparent"], &cloud_event["sequence"]), (&trace, &json!("7.1")));
 
-    // The event that says only what it has to.
+    // The event with only the required fields.
     let headers = &second["payload"]["metadata"]["headers"];
     assert_eq!((&headers["id"], &headers["type"]), (&json!("evt-2"), &json!("user.deleted")));
     let defaults = &second["message"]["metadata"]["domain"];
@@ -310,7 +310,7 @@ async fn what_a_killed_relay_sends_twice_is_handled_once() {
 
     let proxy = FaultProxy::start(&producer.redis.url()).await;
     let mut first = producer.relay(&proxy.url("redis")).await;
-    // Redis has the first entries; the relay does not hear of it, and cannot mark them.
+    // Redis has the first entries; the relay gets no acknowledgement, and cannot mark them.
     let answering = proxy.cut_before(Direction::ToClient, "-0\r\n");
     let users = ["ann", "bob", "cat", "dan", "eve"];
     let events: Vec<Value> = users.iter().map(|user| created(&format!("e-{user}"), user)).collect();

@@ -23,7 +23,7 @@ fn sink(options: Options) -> Amqp {
     Amqp::new(options).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Takes so many messages out of a queue.
+/// Consumes `count` messages of a queue.
 async fn take(server: &RabbitMq, queue: &str, count: usize) -> Vec<Delivery> {
     let channel = server.channel().await;
     let consumer = channel
@@ -47,7 +47,7 @@ fn ids_of(group: &[Outgoing]) -> Vec<String> {
     group.iter().map(|message| message.id.clone()).collect()
 }
 
-/// One broker for what does not disturb it: it takes long to start.
+/// One broker for the tests that do not disturb it, because it starts slowly.
 #[tokio::test]
 async fn messages_arrive_in_order_and_refusals_are_classified() {
     let Some(server) = RabbitMq::start("max_message_size = 65536\n").await else { return };
@@ -180,7 +180,7 @@ async fn a_broker_that_hangs_or_goes_is_unavailable_and_comes_back() {
     server.process.restart().await;
     publish_when_back(&sink, &all[4..]).await;
 
-    // The one whose confirm was lost may be there twice; nothing de-duplicates here.
+    // The message whose confirm was lost may be there twice: RabbitMQ does not deduplicate.
     let mut arrived = Vec::new();
     while arrived.last() != Some(&all[5].id) {
         arrived.extend(ids(&take(&server, "events", 1).await));

@@ -18,7 +18,7 @@ fn sink(options: Options) -> Kafka {
     Kafka::new(options).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The test's own way in.
+/// The test's own client.
 fn security(certificates: &Certificates) -> AuthConfig {
     let ca = certificates.ca().to_str().expect("UTF-8").to_owned();
     AuthConfig::ssl(TlsConfig::new().with_ca_cert(ca))
@@ -96,7 +96,7 @@ async fn a_broker_that_hangs_or_goes_is_unavailable_and_comes_back() {
     arrived.dedup();
     assert_eq!(arrived, ids_of(&all[..3]), "in order");
 
-    // It keeps its topics in memory: what comes after the restart is all there is.
+    // It keeps its topics in memory: only messages after the restart are there.
     server.process.kill().await;
     assert_unavailable(&sink, &all[4..]).await;
     server.process.restart().await;

@@ -65,7 +65,7 @@ async fn each_message_arrives_once_in_the_order_of_its_key() {
     let (one, two) = tokio::join!(sink.publish(&all[1..]), sink.publish(&other));
     assert_all(one, 199);
     assert_all(two, 200);
-    // What was published is dropped, and what is new is added.
+    // The server drops repetitions and stores new messages.
     let repeated = [&all[120..], &group("partner.a", "a", 200..205)].concat();
     assert_all(sink.publish(&repeated).await, 85);
     let stored = ids(&broker).await;
@@ -188,7 +188,7 @@ async fn a_server_that_hangs_or_goes_is_unavailable_and_comes_back() {
     let all = group("partner.a", "a", 0..200);
     assert_all(sink.publish(&all[..1]).await, 1);
 
-    // The last step of a group is done and its answer does not come.
+    // The last message of a group is stored and its acknowledgement is lost.
     let lost = proxy.cut_before(Direction::ToClient, "\"stream\":");
     assert_unavailable(&sink, &all[1..100]).await;
     lost.fired(SHORT.publish).await;

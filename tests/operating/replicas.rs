@@ -12,9 +12,9 @@ use crate::support::{
 };
 
 const STEP: Duration = Duration::from_secs(90);
-/// Want the many events.
+/// Subscriptions to the many events.
 const MANY: [(&str, &str); 3] = [("steady", "/steady"), ("second", "/second"), ("flaky", "/flaky")];
-/// Wants the few events, with three attempts for each: of 700 failures 100 at least are a last one.
+/// Subscription to the few events, with three attempts each: at least 100 of 700 failures are a final one.
 const FAILING: [(&str, &str); 1] = [("failing", "/failing")];
 const FEW: usize = 300;
 const FAILURES: usize = 700;
@@ -41,7 +41,7 @@ async fn publish(client: &TestClient, many: &[String], few: &[String]) {
     tokio::join!(client.publish_all("user.created", many), client.publish_all("role.granted", few));
 }
 
-/// Every pair was delivered; gives how many deliveries were doubles.
+/// Asserts that every pair was delivered; returns how many deliveries were repeated.
 fn assert_all_delivered(receiver: &Receiver, many: &[String], few: &[String], what: &str) -> usize {
     let mut doubles = 0;
     for (events, subscriptions) in [(many, &MANY[..]), (few, &FAILING[..])] {
@@ -131,7 +131,7 @@ async fn a_retry_after_received_by_one_replica_also_holds_in_the_other() {
     for hub in &hubs {
         hub.wait_for_log("nothing of the subscription is sent until then", STEP).await;
     }
-    // One of the two was answered, the other was told.
+    // One of the two received the 429, the other its notice.
     let mut answered = 0.0;
     for hub in &hubs {
         let throttled = hub.metric("hub_failures_total", &["kind=\"throttled\""]).await;
@@ -152,7 +152,7 @@ async fn a_retry_after_received_by_one_replica_also_holds_in_the_other() {
     }
     broker.nothing_owed_within(STEP).await;
 
-    // What anybody else says there is neither believed beyond the bound nor able to stop the hubs.
+    // A forged or invalid notice neither exceeds the bound nor stops a hub.
     for notice in ["soon", "{\"wait_ms\":-1}"] {
         client.js.publish_plain("hub.holds.other", notice.into()).await.expect("published");
     }

@@ -26,13 +26,13 @@ fn hub(folder: &Path) -> Command {
     command
 }
 
-/// Starts it; gives the variables it tells another terminal to export.
+/// Starts it; returns the variables that it prints for another terminal to export.
 async fn start(folder: &Path, port: u16) -> (Child, Vec<(String, String)>) {
     let (child, exports, _) = start_with(folder, port, &[]).await;
     (child, exports)
 }
 
-/// With further arguments of `hub`; gives the lines it prints as well.
+/// As [`Self::start`] with more arguments; also returns the printed lines.
 async fn start_with(folder: &Path, port: u16, args: &[&str]) -> (Child, Vec<(String, String)>, Vec<String>) {
     let mut child = hub(folder)
         .env("RUST_LOG", "warn")
@@ -106,13 +106,13 @@ async fn another_terminal_works_with_it_and_its_data_lasts() {
         other(folder, &exports, &["subscription", "apply", "-f", "-"], &subscription.to_string()).await;
     assert!(applied.status.success(), "{}", print_output(&applied));
 
-    // A second one on the same folder is told that, and does not disturb the first.
+    // A second process with the same folder is refused, and does not disturb the first.
     let url = format!("nats://127.0.0.1:{port}");
     let second = other(folder, &[], &["serve", "--dev", "--nats-url", &url], "").await;
     assert_eq!(second.status.code(), Some(1));
     let text = print_output(&second);
     assert!(text.contains("a `hub serve --dev` runs on") && text.contains("XDG_DATA_HOME"), "{text}");
-    // One on another folder finds the port taken.
+    // A process with another folder finds the port in use.
     let elsewhere = tempfile::tempdir().expect("temporary folder");
     let third = other(elsewhere.path(), &[], &["serve", "--dev", "--nats-url", &url], "").await;
     assert_eq!(third.status.code(), Some(1));

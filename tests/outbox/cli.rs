@@ -9,7 +9,7 @@ use crate::support::relay::settings;
 use crate::support::settings::{ExternalBroker, external};
 use crate::support::{Hub, PASSWORD, TestSettings, free_port, print_output};
 
-/// Nobody listens there: nothing of `hub outbox` asks NATS.
+/// No NATS server is there: `hub outbox` does not need one.
 fn hub(database: &TestDatabase, brokers: &[ExternalBroker]) -> Hub {
     let settings = settings(&database.url()).with_brokers(brokers.iter().cloned());
     Hub::configured(&format!("nats://127.0.0.1:{}", free_port()), &settings)
@@ -19,7 +19,7 @@ fn partner() -> ExternalBroker {
     external("partner", "redis", "redis://127.0.0.1:6379")
 }
 
-/// Runs a command that has to end with `code`; gives standard output and standard error.
+/// Runs a command that must exit with `code`; returns standard output and standard error.
 async fn ends_with(hub: &Hub, code: i32, args: &[&str]) -> (String, String) {
     let output = hub.cli(args).await;
     let shown = print_output(&output);
@@ -51,10 +51,10 @@ async fn it_is_set_up_once_and_registers_the_brokers() {
         let made = with_partner.cli_json(&["outbox", "setup"]).await;
         assert_eq!(made["schema"], json!({"from": 2, "to": 2}));
         assert_eq!(made["brokers"]["added"], json!(["partner"]));
-        // Without its entry it stays, until that is said.
+        // Without its entry it stays until `--prune`.
         let (_, warning) = ends_with(&before, 0, &["outbox", "setup"]).await;
         assert!(warning.contains("do not have partner") && warning.contains("--prune"), "{warning}");
-        // Nor is it one of the outbox's where it is for subscriptions alone.
+        // A broker for subscriptions only is not registered.
         let for_subscriptions = hub(&database, &[partner().with(|broker| broker.outbox = Some(false))]);
         let (told, warning) = ends_with(&for_subscriptions, 0, &["outbox", "setup"]).await;
         assert!(told.contains("external brokers: none") && warning.contains("do not have partner"), "{told}");
@@ -126,7 +126,7 @@ async fn operators_look_retry_discard_and_tidy_up() {
         assert_eq!(hub.cli_json(&["outbox", "reconcile"]).await, json!({"written": 1}));
         let kept = ["--set", "outbox.published_retention=1ms", "--set", "outbox.abandoned_retention=1ms"];
         let args = [&["outbox", "cleanup"], &kept[..]].concat();
-        // e0: both rows; of the others the internal one is still owed.
+        // Both rows of e0; the internal rows of the others are still open.
         assert_eq!(hub.cli_json(&args).await, json!({"deleted": 2}));
     }
 }

@@ -18,13 +18,13 @@ enum Bug {
     None,
     /// A row is marked as published before it is.
     MarkBeforePublish,
-    /// A claim whose holder died stands for ever.
+    /// A claim whose holder died never expires.
     ClaimNeverExpires,
-    /// Whoever comes last writes, whether it still holds the claim or not.
+    /// The last writer wins, whether it still holds the claim or not.
     MarkWithoutHolding,
     /// A row is claimed although an earlier one of its stream is still open.
     ClaimOutOfOrder,
-    /// A relay goes on with the next row of the stream after one that failed.
+    /// A relay continues with the next row of the stream after a failed one.
     GoOnAfterFailure,
 }
 
@@ -48,7 +48,7 @@ enum Holder {
     Dead,
 }
 
-/// What a relay has in memory: lost when it crashes.
+/// The memory of a relay: lost in a crash.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Relay {
     /// Rows still to be published, in order.
@@ -79,7 +79,7 @@ enum Action {
     Claim(usize),
     Publish(usize, Answer),
     Mark(usize),
-    /// Writes down the failure and gives the untried rows back.
+    /// Records the failure and releases the untried rows.
     WriteFailure(usize),
     Crash(usize),
     /// Time passes a claim's end, be its holder dead or merely slow.
@@ -91,7 +91,7 @@ enum Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
     Acknowledged,
-    /// It arrived, and the relay does not hear of it.
+    /// It arrived, and its acknowledgement is lost.
     Lost,
     Refused,
 }

@@ -63,7 +63,7 @@ impl Story {
         wait_for(&self.store, "internal", Status::Published, self.internal).await;
     }
 
-    /// Waits until everything is with the external one, too, with no attempt used up.
+    /// Waits until the external broker has everything as well, without using up an attempt.
     async fn all_is_published(&self, step: &str) {
         let rows = wait_for(&self.store, "partner", Status::Published, self.external).await;
         let used: Vec<&Row> =
@@ -184,13 +184,13 @@ async fn while_it_hangs_its_rows_wait_and_no_others(story: &mut Story) {
 async fn a_connection_lost_in_mid_publish_loses_nothing(story: &mut Story) {
     let sent = story.partner.proxy().cut_after(Direction::ToServer, "c00100");
     let expected = story.raise("c", 200).await;
-    // The broker has it, and the relay will not hear of it.
+    // The broker has stored it, and its acknowledgement is lost.
     sent.fired(SOON).await;
     story.partner.proxy().cut();
     story.all_is_published("c").await;
     let arrived = story.arrived("user", &expected).await;
     let repeated = arrived.len() - expected.len();
-    // What was on its way: of at most ten streams, one claim.
+    // Messages in transit: at most one claim, over ten streams.
     assert!(repeated <= 100, "{repeated} came again");
 }
 
@@ -212,7 +212,7 @@ async fn refused_rows_are_abandoned_and_block_no_other(story: &mut Story, reason
     wait_for(&story.store, "partner", Status::Published, story.external).await;
     story.arrived("user", &BTreeSet::from(["d0".to_owned(), "d2".to_owned()])).await;
 
-    // An operator's word, once the broker takes it.
+    // An operator retries it, once the broker accepts it.
     story.partner.open("order").await;
     story.hub.cli_ok(&["outbox", "retry", "d1"]).await;
     story.external += 1;
@@ -221,7 +221,7 @@ async fn refused_rows_are_abandoned_and_block_no_other(story: &mut Story, reason
 }
 
 async fn killed_in_the_middle_it_gets_everything_when_it_is_back(story: &mut Story) {
-    // One that keeps nothing has no topic for a moment after its return.
+    // A broker without persistence has no topic for a moment after its restart.
     assert!(story.hub.terminate().await.success());
     let settings = relaying(&story.database, &story.partner, 1000);
     story.hub = Hub::serve(&story.broker.url(), &settings, &RELAY);

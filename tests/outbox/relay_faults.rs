@@ -15,7 +15,7 @@ use crate::support::relay::{
 use crate::support::settings::external;
 use crate::support::{Direction, FaultProxy, Hub, TestBroker, TestDatabase, eventually, http_client};
 
-/// The first of each event. The hub's own stream takes a repetition; it has the message id of the first, and
+/// The first of each event. The hub's own stream stores a repetition; it has the message id of the first, and
 /// another NATS server drops it by that.
 fn once(arrived: Vec<Stored>) -> Vec<Stored> {
     let mut ids = HashMap::new();
@@ -63,7 +63,7 @@ async fn killed_between_publishing_and_marking_each_event_is_in_the_streams_once
     for marking in marking {
         marking.fired(SOON).await;
     }
-    // The others of the round are on their way.
+    // The others of the round are in transit.
     for (server, name) in [(&broker, EVENTS), (&partner, "PARTNER")] {
         let context = server.jetstream().await;
         eventually(SOON, "all are published", async || match taken(&context, name).await {
@@ -72,7 +72,7 @@ async fn killed_between_publishing_and_marking_each_event_is_in_the_streams_once
         })
         .await;
     }
-    // Kept by the claim that is renewed, so that nobody else sends them meanwhile.
+    // The renewed claim keeps them, so that no other relay sends them.
     for broker in ["internal", "partner"] {
         assert!(rows(&store, broker).await.iter().all(|row| row.status == Status::Processing));
     }
@@ -91,7 +91,7 @@ async fn killed_between_publishing_and_marking_each_event_is_in_the_streams_once
     }
 }
 
-/// Two relays, one of which dies wherever it is, again and again: both brokers have each event once, in order.
+/// Two relays, one of which is killed at random moments: both brokers have each event once, in order.
 async fn killed_anywhere_each_event_is_in_the_streams_once(database: &TestDatabase) {
     const ROWS: usize = 2_000;
     const KILLS: usize = 8;
@@ -152,7 +152,7 @@ async fn a_database_that_crashes_and_comes_back_is_waited_for() {
     hub.ready().await;
     let TestDatabase::Postgres { server, .. } = &database else { unreachable!("it is PostgreSQL") };
 
-    // In the midst of it.
+    // While rows are being published.
     raise(&database, &events(3_000, 30, event)).await;
     let context = broker.jetstream().await;
     eventually(SOON, "some are published", async || match taken(&context, EVENTS).await {
@@ -176,7 +176,7 @@ async fn a_database_that_crashes_and_comes_back_is_waited_for() {
     assert_eq!(arrived.len(), 3_000);
     assert_in_order(arrived.iter().map(|message| (message.id.clone(), message.stream())));
     hub.wait_for_log("the outbox's database answers again", SOON).await;
-    // Word of new commits is to be had again.
+    // Notifications of commits work again.
     raise(&database, &[event("later", "s")]).await;
     wait_for(&store, "internal", Status::Published, 3_001).await;
     assert!(hub.terminate().await.success());
@@ -198,7 +198,7 @@ async fn a_broker_that_hangs_makes_its_own_rows_wait_and_no_others() {
 
     proxy.freeze();
     raise(&database, &events(ROWS, 10, public)).await;
-    // The rest goes out while it hangs.
+    // The other brokers get everything while it hangs.
     wait_for(&store, "internal", Status::Published, ROWS + 1).await;
     wait_for(&store, "steady", Status::Published, ROWS + 1).await;
     hub.wait_for_log("the broker takes no messages", SOON).await;
@@ -230,7 +230,7 @@ async fn a_connection_lost_in_mid_publish_loses_nothing() {
     hub.ready().await;
     let acknowledging = proxy.cut_before(Direction::ToClient, "{\"stream\":\"PARTNER\"");
     raise(&database, &events(ROWS, 8, public)).await;
-    // The partner has some, and the relay will not hear of it.
+    // The partner has stored some, and their acknowledgements are lost.
     acknowledging.fired(SOON).await;
     proxy.cut();
     let all = wait_for(&store, "partner", Status::Published, ROWS).await;

@@ -30,8 +30,8 @@ fn of_category(id: &str, stream: &str, category: &str) -> Value {
     event
 }
 
-/// A category as Protean's (`crm::user`), a stream with a space and a wildcard, and one that no escaping makes
-/// fit: that row alone is given up.
+/// A category as in Protean (`crm::user`), a stream with a space and a wildcard, and one that is too long even
+/// with escapes: only that row is abandoned.
 #[tokio::test]
 async fn what_a_name_forbids_is_escaped_and_what_is_too_long_is_abandoned() {
     let Some(kafka) = KafkaServer::start().await else { return };
@@ -76,13 +76,13 @@ async fn what_a_name_forbids_is_escaped_and_what_is_too_long_is_abandoned() {
         "user.crm::user.user%201.%2A".to_owned(),
     ];
     let sorted = |subjects: &[String]| subjects.iter().cloned().collect::<BTreeSet<_>>();
-    // The two streams go by themselves.
+    // The two streams are independent.
     assert_eq!(sorted(&subjects), sorted(&expected));
     let of_first = subjects.iter().filter(|subject| subject.ends_with("user-1"));
     assert!(of_first.eq(expected[..3].iter()), "{subjects:?}");
 }
 
-/// Whoever may write the table may write what `publish` refuses: such rows are given up, each by itself.
+/// A direct write to the table can bypass the checks of `publish`: only such rows are abandoned.
 #[tokio::test]
 async fn a_row_whose_type_is_no_event_key_is_abandoned_and_blocks_no_other() {
     let Some(database) = TestDatabase::postgres().await else { return };
@@ -109,7 +109,7 @@ async fn a_row_whose_type_is_no_event_key_is_abandoned_and_blocks_no_other() {
     }
 }
 
-/// RabbitMQ says no to what a full queue does not take; its rows wait, in order, and another stream goes on.
+/// RabbitMQ refuses messages to a full queue; their rows wait, in order, and another stream continues.
 #[tokio::test]
 async fn a_full_queue_makes_its_rows_wait() {
     let Some(rabbitmq) = RabbitMq::start("").await else { return };
@@ -149,7 +149,7 @@ async fn a_full_queue_makes_its_rows_wait() {
     let attempts: Vec<_> = waiting.map(|row| row.attempts).collect();
     assert!(!attempts.is_empty() && attempts.iter().all(|attempts| *attempts == 0), "{attempts:?}");
 
-    // Whoever takes messages out of the queue makes room.
+    // Consuming messages makes room in the queue.
     let partner = Partner::of_amqp(rabbitmq).await;
     let expected: BTreeSet<String> = (0..20).map(|n| format!("o{n:05}")).collect();
     let arrived = partner.arrived("order", &expected).await;
@@ -158,7 +158,7 @@ async fn a_full_queue_makes_its_rows_wait() {
     wait_for(&store, "partner", Status::Published, 21).await;
 }
 
-/// Redis without memory takes nothing now: its rows wait, whatever the attempts, and go when there is room.
+/// Redis without memory refuses all messages: its rows wait, whatever the attempts, until there is room.
 #[tokio::test]
 async fn a_redis_without_memory_makes_its_rows_wait() {
     let Some(redis) = RedisServer::start(&["--maxmemory", "1", "--maxmemory-policy", "noeviction"]).await

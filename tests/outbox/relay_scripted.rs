@@ -39,9 +39,9 @@ enum Deed {
     Take,
     Refuse,
     RefuseForEver,
-    /// Takes it, and nobody hears of it.
+    /// Stores it, and its acknowledgement is lost.
     TakeAndHang,
-    /// Takes it after a while.
+    /// Stores it after a wait.
     Slow(Duration),
 }
 
@@ -128,7 +128,7 @@ fn quick() -> OutboxRelaySettings {
 struct Relays {
     stop: CancellationToken,
     running: Vec<JoinHandle<Result<(), TaskError>>>,
-    /// The internal broker has no events stream: its rows wait, and are nobody's concern.
+    /// The internal broker has no events stream: its rows wait, and do not matter here.
     _broker: TestBroker,
 }
 

@@ -175,7 +175,7 @@ async fn operators_list_retry_and_discard(database: &TestDatabase) {
     );
     assert_eq!(list(Selection { statuses: vec![Status::Abandoned], ..partner() }).await, [""; 0]);
 
-    // Pages go on where the last one ended, brokers included.
+    // A page continues after the last row of the previous one, brokers included.
     let (mut seen, mut cursor) = (Vec::new(), Cursor::default());
     loop {
         let page = store.list(&Selection::default(), &cursor, 3).await.unwrap();
@@ -243,7 +243,7 @@ async fn cleanup_keeps_recent_and_open_rows(database: &TestDatabase) {
     assert_eq!(store.cleanup(keep(LATER, abandoned), 2).await.unwrap(), 2);
     assert_eq!(store.cleanup(keep(LATER, abandoned), 100).await.unwrap(), 2);
     assert_eq!(store.cleanup(keep(LATER, abandoned), 100).await.unwrap(), 0);
-    // What was cleaned up is no gap.
+    // Deleted rows are not missing.
     assert_eq!(store.reconcile(&Cursor::default(), 100).await.unwrap().changed, 0);
     let left: Vec<_> =
         rows(&store).await.into_iter().map(|row| (row.message_id, row.broker, row.status)).collect();
@@ -274,7 +274,7 @@ async fn reconciling_writes_what_is_missing_in_its_place(database: &TestDatabase
         .sql("DELETE FROM {messages} WHERE broker = 'partner' AND message_id IN ('e1', 'e4')")
         .await
         .unwrap();
-    // A broker that comes later has no claim to what was before.
+    // A broker that is added later gets no earlier events.
     tokio::time::sleep(Duration::from_millis(5)).await;
     store.sync_brokers(&["partner".to_owned(), "late".to_owned()], true).await.unwrap();
 
@@ -382,7 +382,7 @@ async fn a_commit_notifies_and_a_rollback_does_not() {
     database.publish(&[raised("e1", "s")], false).await.unwrap();
     database.publish(&[raised("e2", "s"), raised("e3", "s")], true).await.unwrap();
     tokio::time::timeout(SOON, wakeups.next()).await.expect("the commit is heard").unwrap();
-    // Both events were one word.
+    // One notification for both events.
     let more = tokio::time::timeout(Duration::from_millis(300), wakeups.next()).await;
     assert!(more.is_err(), "{more:?}");
 }
@@ -402,14 +402,14 @@ async fn a_database_that_crashes_is_found_again() {
     };
     publish("e1");
     let claimed = claim(&store, "one", 10).await;
-    // A claim does not wait for the disk; with the next commit it is there for certain.
+    // A claim does not wait for the disk; the next commit makes it durable.
     publish("e2");
     server.crash().await;
     let error = claim_error(&store).await;
     assert!(error.is_transient(), "{error:?}");
     assert!(!format!("{error} {error:?} {store:?}").contains(PASSWORD), "{error:?} {store:?}");
     server.restart().await;
-    // What was committed is there, the claim included, and word comes again.
+    // Committed data is there, the claim included, and notifications work again.
     let marked = eventually(SOON, "the store is connected again", async || {
         store.mark_published("internal", "one", &positions(&claimed)).await
     });

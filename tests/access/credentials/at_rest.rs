@@ -43,7 +43,7 @@ async fn a_new_master_key_takes_over_while_deliveries_go_on() {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && said.contains("secrets.previous_keys"), "{said}");
 
-    // What still has the old key alone ends first; then both keys open.
+    // The process with only the old key stops first; then both keys are known.
     hub.terminate().await;
     let (hub, _) = serving(&broker, &both).await;
     client.publish("user.created", "e2").await;
@@ -56,7 +56,7 @@ async fn a_new_master_key_takes_over_while_deliveries_go_on() {
     receiver.wait_accepted("/crm", 150, STEP).await;
     drop(hub);
 
-    // The old key is not needed any more.
+    // The old key is no longer needed.
     let (_hub, _) = serving(&broker, &with_new_key()).await;
     client.publish("user.created", "e4").await;
     receiver.wait_accepted("/crm", 200, STEP).await;
@@ -88,7 +88,7 @@ async fn no_plain_secret_is_anywhere_after_a_full_run() {
     let (hub, client) = serving(&broker, &settings).await;
     let on_the_broker = tap(&broker).await;
 
-    // Each endpoint takes one event; of the next it says no, and repeats what it was sent.
+    // Each endpoint accepts one event, refuses the next, and echoes the credential.
     let echo =
         |text: &str| Behaviour::Answer { status: 500, headers: Vec::new(), body: text.to_owned().into() };
     let pair = base64::engine::general_purpose::STANDARD.encode("me:hush-basic");

@@ -24,7 +24,7 @@ fn with_key() -> TestSettings {
     TestSettings::quick().with_key(KEY)
 }
 
-/// A folder with packages that `.ci/parts` fetches, as the variable names it; or a skip.
+/// The folder with packages that `.ci/parts` fetches, from this variable; `None` skips the test.
 fn packages(name: &str, variable: &str) -> Option<PathBuf> {
     let folder = std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
     require_tool(&format!("{name} (its folder in {variable})"), folder)
@@ -59,7 +59,7 @@ impl Script {
         command
     }
 
-    /// What it says of a request that the hub sent.
+    /// The script's verdict on a request that the hub sent.
     async fn read(&self, request: &Received, secrets: &[&str]) -> Value {
         let headers: serde_json::Map<String, Value> = request
             .headers
@@ -154,7 +154,7 @@ async fn a_rotated_secret_signs_beside_the_one_before_and_public_libraries_verif
     assert_eq!(versions(&third), ["v1a", "v1"]);
     check(&third, &[&second_secret, SIGNING, &public], &[true, false], &[true]).await;
 
-    // Of the same kind as before, and nothing beside it.
+    // A key of the same kind, without an overlap.
     let rotated = hub.cli_json(&["subscription", "rotate-secret", "crm", "--overlap", "0s"]).await;
     let newest = rotated["public_key"].as_str().expect("ed25519 stays").to_owned();
     assert_eq!(rotated["previous_until"], Value::Null);
@@ -163,7 +163,7 @@ async fn a_rotated_secret_signs_beside_the_one_before_and_public_libraries_verif
     assert_eq!(versions(&fourth), ["v1a"]);
     check(&fourth, &[&second_secret, &newest, &public], &[false], &[true, false]).await;
 
-    // A new key that got lost is replaced, and the one that the receiver has goes on; without one it is refused.
+    // A lost new key is replaced while the receiver's key stays valid; it is refused if none would stay valid.
     let refused = hub.cli(&["subscription", "rotate-secret", "crm", "--replace"]).await;
     assert!(!refused.status.success(), "nothing would sign beside the new key");
     let lost = hub.cli_json(&["subscription", "rotate-secret", "crm", "--overlap", "1h"]).await;
@@ -270,7 +270,7 @@ async fn a_token_endpoint_that_fails_is_a_failure_of_its_own_kind_and_the_event_
     };
     let nonsense = Behaviour::Answer { status: 200, headers: Vec::new(), body: "<html>".into() };
     receiver.set("/nonsense", nonsense);
-    // A token that has expired when it comes: each attempt fetches its own.
+    // A token that is already expired when issued: each attempt fetches a new one.
     let expired = json!({"access_token": "late", "token_type": "Bearer", "expires_in": -1}).to_string();
     receiver.set("/expired", Behaviour::Answer { status: 200, headers: Vec::new(), body: expired.into() });
     let subscriptions = [

@@ -29,7 +29,7 @@ struct Stage {
     admin: ApiClient,
 }
 
-/// Redrives as in `schedule`; queues so short that what waits soon moves to a lane of its own.
+/// Redrives as in `schedule`; queues so short that waiting envelopes soon move to a lane of their own.
 async fn stage(schedule: &[Duration]) -> Stage {
     let broker = TestBroker::start().await;
     let settings = TestSettings::quick().with_redrives(schedule.iter().copied()).with(|settings| {
@@ -44,7 +44,7 @@ async fn stage(schedule: &[Duration]) -> Stage {
 }
 
 impl Stage {
-    /// Creates `hooks` of a tenant, delivered to a path; gives it as the API shows it.
+    /// Creates the subscription `hooks` of a tenant with this path; returns it as the API shows it.
     async fn create(&self, tenant: &str, path: &str) -> Value {
         let body = json!({
             "id": "hooks", "tenant": tenant, "events": ["policy.>"],
@@ -68,7 +68,7 @@ impl Stage {
         }
     }
 
-    /// Waits until the dead letters of a tenant are these events, all for the reason, and gives them.
+    /// Waits until a tenant's dead letters are these events, all with this reason, and returns them.
     async fn dead_letters(&self, tenant: &str, reason: Reason, wanted: &[String]) -> Vec<DeadLetterEntry> {
         let wanted: BTreeSet<&str> = wanted.iter().map(String::as_str).collect();
         eventually(STEP, "the dead letters are there", async || {
@@ -87,7 +87,7 @@ impl Stage {
         .await
     }
 
-    /// The events that a path got, however it answered.
+    /// The events that a path received, whatever it answered.
     fn events_at(&self, path: &str) -> BTreeSet<String> {
         let all = self.receiver.received(path);
         all.iter().map(|one| one.json()["id"].as_str().expect("an id").to_owned()).collect()
@@ -109,7 +109,7 @@ async fn envelopes_of_a_removed_subscription_reach_no_other() {
     let stage = stage(&[Duration::from_secs(2); 4]).await;
     let first = stage.create("acme", "/first").await;
     stage.receiver.set("/first", Behaviour::status(503));
-    // Dead-lettered, with a redrive to come; then waiting: in flight, queued, and in its own lane.
+    // One is dead-lettered with a scheduled redrive; the others wait in flight, queued, and in its own lane.
     let dead = ids("dead", 5);
     stage.publish("acme", &dead).await;
     stage.dead_letters("acme", Reason::Exhausted, &dead).await;
@@ -129,7 +129,7 @@ async fn envelopes_of_a_removed_subscription_reach_no_other() {
     stage.receiver.wait_accepted("/again", 3, STEP).await;
     stage.receiver.wait_accepted("/globex", 3, STEP).await;
 
-    // All of the old is parked in its own tenant's view, redriven ones too.
+    // All envelopes of the old subscription are parked for its own tenant, redriven ones included.
     let old: Vec<String> = dead.iter().chain(&waiting).cloned().collect();
     let letters = stage.dead_letters("acme", Reason::Removed, &old).await;
     for DeadLetterEntry { letter, .. } in &letters {
@@ -139,7 +139,7 @@ async fn envelopes_of_a_removed_subscription_reach_no_other() {
     stage.broker.nothing_owed_within(STEP).await;
     eventually(STEP, "a drained lane of a removed subscription goes", async || {
         let lanes = stage.client.js.consumer_names(OUTBOX).await.expect("listed");
-        // Another one has its name now: its lane goes after minutes, as any does; empty it is.
+        // A new subscription has its name, so its lane is deleted only after minutes; it is empty.
         let lane = stage.client.js.consumer_info(OUTBOX, "lane-own-acme=hooks").await;
         match lane {
             Ok(info) if info.num_pending + info.num_ack_pending > 0 => Err(lanes),
@@ -148,7 +148,7 @@ async fn envelopes_of_a_removed_subscription_reach_no_other() {
     })
     .await;
 
-    // No order brings it to another one: neither one by one, nor by force, nor in bulk.
+    // No replay sends it to the new subscription: neither one by one, nor with `--force`, nor in bulk.
     let one = letters[0].letter.id.clone();
     for body in [json!({}), json!({"force": true})] {
         let problem = stage.admin.post(&format!("/v1/dead-letters/{one}/replay"), &body).await.expect(409);
@@ -189,7 +189,7 @@ async fn envelopes_of_a_removed_subscription_reach_no_other() {
     let replayed = stage.hub.cli_json(&["dlt", "replay", "--subscription", "acme/hooks", "--force"]).await;
     assert_eq!(replayed, json!({"selected": 45, "ordered": 0, "already_replaying": 0, "removed": 45}));
 
-    // A redrive that was ordered all the same parks again.
+    // A redrive that was ordered anyway parks it again.
     let sequence = letters[0].sequence;
     stage
         .client
@@ -245,12 +245,12 @@ async fn a_hold_and_a_410_are_those_of_one_subscription() {
     stage.receiver.wait_for("/held", 1, STEP).await;
     stage.hub.wait_for_log("the endpoint said when to come back", STEP).await;
     stage.publish("acme", &held).await;
-    // The other one of the name is not held.
+    // The other subscription of the same name is not held.
     let others = ids("others", 3);
     stage.publish("globex", &others).await;
     stage.receiver.wait_accepted("/globex", 3, STEP).await;
 
-    // Nor is the one that is created again; and what was held is let go, to no endpoint.
+    // Nor is the one that is created again; held envelopes are released without a delivery.
     stage.delete("acme").await;
     stage.create("acme", "/again").await;
     let new = ids("new", 3);
@@ -260,7 +260,7 @@ async fn a_hold_and_a_410_are_those_of_one_subscription() {
     assert_eq!(stage.events_at("/again"), set(&new));
     assert_eq!(stage.events_at("/held"), set(&asked));
 
-    // An endpoint of one that was removed says 410 late: nobody else is disabled.
+    // A late 410 for a removed subscription disables no other.
     let gone = Behaviour::Slow(Duration::from_secs(1), Box::new(Behaviour::status(410)));
     stage.receiver.set("/again", gone);
     let late = ids("late", 1);
@@ -282,7 +282,7 @@ async fn a_hold_and_a_410_are_those_of_one_subscription() {
     stage.publish("acme", &last).await;
     stage.receiver.wait_accepted("/last", 1, STEP).await;
     assert_eq!(stage.events_at("/last"), set(&last));
-    // A 410 of the one that is there disables it, and no other one of its name.
+    // A 410 for the current one disables it, and no other of the same name.
     stage.receiver.set("/last", Behaviour::status(410));
     stage.publish("acme", &ids("really", 1)).await;
     eventually(STEP, "it is disabled", async || {
@@ -316,7 +316,7 @@ async fn two_tenants_use_one_id_side_by_side() {
         })
         .await;
     }
-    // One comes to itself, the other does not.
+    // One endpoint recovers, the other does not.
     stage.receiver.set("/acme", Behaviour::ok());
     stage.receiver.set("/globex", Behaviour::status(400));
     stage.receiver.wait_accepted("/acme", 40, STEP).await;
@@ -338,7 +338,7 @@ async fn two_tenants_use_one_id_side_by_side() {
     let by = &stats["by_subscription"];
     assert_eq!((&by[0]["tenant"], &by[0]["subscription"], count(by)), (&json!("globex"), &json!("hooks"), 1));
 
-    // The command line names them; where it is not plain which one is meant, it says so.
+    // The command line lists both, and requires the tenant if the id is ambiguous.
     for args in [
         &["subscription", "pause", "acme/hooks"][..],
         &["subscription", "pause", "hooks", "--tenant", "acme"],
@@ -357,7 +357,7 @@ async fn two_tenants_use_one_id_side_by_side() {
     stage.hub.cli_ok(&["subscription", "remove", "hooks", "--tenant", "globex", "--yes"]).await;
     stage.hub.cli_ok(&["subscription", "remove", "default/hooks", "--yes"]).await;
     assert_eq!(stage.hub.cli_json(&["subscription", "show", "hooks"]).await["tenant"], "acme");
-    // The lane of the removed one goes soon.
+    // The lane of the removed subscription is deleted soon.
     eventually(STEP, "the removed one's lane is gone", async || {
         let lanes = stage.client.js.consumer_names(OUTBOX).await.expect("listed");
         if lanes.iter().any(|lane| lane == "lane-own-globex=hooks") { Err(lanes) } else { Ok(()) }

@@ -82,7 +82,7 @@ async fn data_of_an_older_version_stays_usable() {
     // A crash between the two steps of a move: the entry under the key of its name counts.
     old.put("dup", &old.subscription("dup", "a.b", "/stale")).await;
     old.put("a=b=dup", &old.subscription("dup", "a.b", "/dup")).await;
-    // It was moved, and removed since.
+    // It was moved, and deleted later.
     let moved = old.subscription("bye", "acme", "/bye");
     old.put("bye", &moved).await;
     let canonical = SubscriptionRef::of("acme", "bye").unwrap();
@@ -117,7 +117,7 @@ async fn data_of_an_older_version_stays_usable() {
     for path in ["/stale", "/bye", "/of-the-fan-out"] {
         assert_eq!(receiver.count(path), 0, "{path}");
     }
-    // Nobody's goes to the dead letters of its body's tenant.
+    // An envelope without a subscription is dead-lettered for the tenant in its body.
     eventually(STEP, "what nobody gets is parked", async || {
         let found = client.dead_letters("policy-client").await;
         let parked = found.iter().all(|entry| {
@@ -131,7 +131,7 @@ async fn data_of_an_older_version_stays_usable() {
     let listed = hub.cli_json(&["dlt", "list", "--subscription", "acme/nobody"]).await;
     assert_eq!(listed.as_array().expect("a list").len(), 4, "under the bare id, too");
 
-    // What is published now goes the new way; what is created again is another one.
+    // New events use the new form; a subscription that is created again is a different one.
     let shown = hub.cli_json(&["subscription", "show", "acme/hooks"]).await;
     assert_eq!(shown["incarnation"], "legacy");
     let mut headers = HeaderMap::new();
@@ -157,7 +157,7 @@ async fn provisioning_moves_what_an_older_version_stored() {
     for tenant in ["acme", "default"] {
         old.put(&format!("of-{tenant}"), &old.subscription(&format!("of-{tenant}"), tenant, "/")).await;
     }
-    // Before the move nobody takes the key away.
+    // Before the move no other subscription can take the key.
     let file = hub.folder().join("new.json");
     std::fs::write(&file, old.subscription("of-acme", "default", "/").to_string()).expect("written");
     let output = hub.cli(&["subscription", "apply", "-f", file.to_str().unwrap()]).await;

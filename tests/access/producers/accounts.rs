@@ -50,7 +50,7 @@ const KEPT_APART: [(&str, &[&str]); 9] = [
     ("monitor", &["hub.events.user.created", "$JS.API.INFO"]),
 ];
 
-/// Publishes as a JetStream publisher does, and gives the acknowledgement.
+/// Publishes as a JetStream publisher does, and returns the acknowledgement.
 async fn acknowledged(user: &User, subject: &str, headers: &[(&str, &str)]) -> Value {
     let mut map = HeaderMap::new();
     headers.iter().for_each(|(name, value)| map.insert(*name, *value));
@@ -60,7 +60,7 @@ async fn acknowledged(user: &User, subject: &str, headers: &[(&str, &str)]) -> V
     serde_json::from_slice(&answer.payload).expect("an acknowledgement is JSON")
 }
 
-/// The streams, and what each has taken.
+/// The streams, and the number of messages that each has stored so far.
 async fn streams(admin: &User) -> Vec<stream::Info> {
     let mut streams: Vec<stream::Info> =
         jetstream::new(admin.client.clone()).streams().try_collect().await.expect("listed");
@@ -142,7 +142,7 @@ impl Stage {
         all.into_iter().filter(|letter| letter["state"] == "parked").collect()
     }
 
-    /// Publishing, delivering, and what each publisher is told.
+    /// Publishing, delivering, and the acknowledgement of each publisher.
     async fn publish(&self, api: &ApiClient) {
         self.subscribe(&self.subscription("crm", &["user.>"])).await;
         let mut acme = self.subscription("acme", &["user.>"]);
@@ -187,7 +187,7 @@ impl Stage {
             self.receiver.set(&format!("/{id}"), behaviour);
             acknowledged(&producer, &format!("hub.events.{key}"), &[]).await;
         }
-        // Three attempts, a dead letter, and a redrive whose second attempt is taken.
+        // Three attempts, a dead letter, and a redrive whose second attempt is accepted.
         self.receiver.wait_accepted("/flaky", 1, STEP).await;
         for id in ["picky", "bulky"] {
             eventually(STEP, "its dead letter is parked", async || {
@@ -221,7 +221,7 @@ impl Stage {
         self.operator.cli_ok(&["dlt", "stats"]).await;
     }
 
-    /// What endpoints ask for: to be left alone for a while, or for good. And what operators do.
+    /// Endpoints that answer 429 or 410; and the operators' commands.
     async fn operate(&self, api: &ApiClient) {
         let producer = self.server.user("producer").await;
         self.subscribe(&self.subscription("gone", &["email.changed"])).await;
@@ -230,7 +230,7 @@ impl Stage {
         self.receiver.set("/busy", Behaviour::retry_after(503, 60));
         acknowledged(&producer, "hub.events.email.changed", &[]).await;
         acknowledged(&producer, "hub.events.registration.begun", &[]).await;
-        // What comes while it is held moves to a lane of its own.
+        // Envelopes that arrive during the hold move to a lane of their own.
         self.receiver.wait_for("/busy", 1, STEP).await;
         acknowledged(&producer, "hub.events.registration.begun", &[]).await;
         eventually(STEP, "the endpoint that is gone is disabled", async || {
@@ -263,7 +263,7 @@ impl Stage {
         assert_eq!(self.operator.cli_json(&["token", "list"]).await.as_array().map(Vec::len), Some(1));
     }
 
-    /// What nobody but the hub may do.
+    /// Operations that only the hub may do.
     async fn forbidden(&self) {
         let admin = self.server.user("hub").await;
         let before = streams(&admin).await;

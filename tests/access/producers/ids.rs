@@ -93,7 +93,7 @@ async fn one_message_id_of_two_tenants_or_for_two_keys_is_two_events() {
     }
 }
 
-/// White space that no header has around its value (RFC 9110 section 5.5) belongs to the id.
+/// White space around a header value (RFC 9110 section 5.5) belongs to the id.
 #[tokio::test]
 async fn ids_that_differ_in_white_space_are_different_events() {
     let broker = TestBroker::start().await;
@@ -121,7 +121,7 @@ async fn ids_that_differ_in_white_space_are_different_events() {
     assert_eq!(got, ids.iter().map(|id| (*id).to_owned()).collect(), "each as it was written");
 }
 
-/// The message id that the API once made: whoever knows the event could make it as well.
+/// The message id that the API used to derive: anyone who knows the event can derive it.
 fn guess(tenant: &str, source: &str, key: &str, id: &str) -> Vec<String> {
     let identities =
         [format!("{}:{source}:{id}", source.len()), format!("{}:{source}:{key}:{id}", source.len())];
@@ -159,7 +159,7 @@ async fn a_guessed_id_suppresses_nothing_and_every_replica_knows_what_was_publis
     let api = ApiClient::with_scopes(&one, "publisher", "publish", None).await;
     let replica = ApiClient::with_token(&other, Some(api.token()));
 
-    // Another tenant's producer was there first, with every id that it can think of.
+    // Another tenant's producer has already published with every id that it can derive.
     let client = broker.client().await;
     for id in guess("acme", "/idp", "user.created", "e-1") {
         let mut headers = HeaderMap::new();
@@ -178,7 +178,7 @@ async fn a_guessed_id_suppresses_nothing_and_every_replica_knows_what_was_publis
     broker.nothing_owed_within(STEP).await;
     assert_eq!(receiver.count("/acme"), 1);
 
-    // All start anew: the secret is the same, and so is what they know.
+    // After a restart the secret is the same, and repetitions are still recognised.
     for hub in [&mut one, &mut other] {
         assert!(hub.terminate().await.success());
     }
@@ -190,13 +190,13 @@ async fn a_guessed_id_suppresses_nothing_and_every_replica_knows_what_was_publis
     assert_eq!(post(&replica, "e-1").await["duplicate"], true);
     assert_eq!(post(&replica, "e-2").await["duplicate"], false);
 
-    // The secret cannot be replaced by writing another one.
+    // Writing another secret does not replace it.
     let context = broker.jetstream().await;
     let sent = context.publish("$KV.hub-keys.message-ids", "AAAA".into()).await.expect("sent").await;
     assert!(sent.is_err(), "the first value stays: {sent:?}");
 }
 
-/// Something wrote where the secret belongs before there was one.
+/// A value was written under the secret's key before the hub created it.
 #[tokio::test]
 async fn a_secret_that_is_none_is_replaced() {
     let broker = TestBroker::start().await;

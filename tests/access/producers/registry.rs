@@ -25,7 +25,7 @@ fn marked<'a>(listed: &'a Value, id: &str) -> &'a Value {
     all.iter().find(|one| one["id"] == id).unwrap_or_else(|| panic!("{id} is not in {listed}"))
 }
 
-/// Anything that anybody may write over an entry.
+/// Values that a producer can write over an entry.
 fn garbage() -> Vec<Bytes> {
     [
         &br#"{"stream":"HUB_EVENTS","seq":7}"#[..],
@@ -81,7 +81,7 @@ async fn an_acknowledgement_in_the_place_of_a_subscription_leaves_it_in_force() 
         let shown = api.get("/v1/subscriptions").await.expect(200);
         assert_eq!(shown["subscriptions"].as_array().map(Vec::len), Some(2), "{shown}");
         api.get("/v1/subscriptions/crm").await.expect(200);
-        // The token's place: told, and of no use to anybody.
+        // In the place of a token: logged, and not accepted as a token.
         let tokens = hub.cli_json(&["token", "list"]).await.to_string();
         assert!(
             tokens.contains("victim") && tokens.contains("unreadable") && tokens.contains("ops"),
@@ -123,7 +123,7 @@ async fn whatever_is_written_over_an_entry_the_last_readable_one_counts() {
         hub.cli_ok(&["subscription", "show", "crm"]).await;
         hub.cli_ok(&["subscription", "remove", "crm", "--yes"]).await;
         assert_eq!(list(&hub).await, json!([]), "{garbage:?}: removed");
-        // Over a removal it is still removed.
+        // Written over a deletion, the subscription stays deleted.
         let sent = test.context.publish("$KV.hub-subscriptions.crm", garbage.clone()).await.expect("sent");
         sent.await.expect("stored");
         let listed = list(&hub).await;
@@ -132,7 +132,7 @@ async fn whatever_is_written_over_an_entry_the_last_readable_one_counts() {
     }
 }
 
-/// Its revisions count from the beginning, and the hub is not to take them for those that it knows.
+/// Its revisions start from the beginning, and the hub must not mistake them for the known ones.
 #[tokio::test]
 async fn a_bucket_that_was_made_anew_is_read_before_anything_is_planned() {
     let broker = TestBroker::start().await;
@@ -183,7 +183,7 @@ async fn the_entry_of_another_tenant_is_moved_by_provision() {
     assert!(crm["tenant"] == "globex" && crm["unreadable"].is_null(), "{listed}");
 }
 
-/// Nothing readable is left: nobody knows what the subscription wants, so its tenant's events wait.
+/// Nothing readable is left: the wanted events are unknown, so the tenant's events wait.
 #[tokio::test]
 async fn without_a_readable_revision_the_events_of_its_tenant_wait_until_it_is_repaired_or_removed() {
     let broker = TestBroker::start().await;

@@ -20,7 +20,7 @@ pub struct Secured {
     _child: Child,
 }
 
-/// A connection as one of the users, and what the server refused it.
+/// A connection as one of the users, and the errors that the server sent it.
 pub struct User {
     pub client: Client,
     pub name: String,
@@ -72,7 +72,7 @@ impl Secured {
         std::fs::read_to_string(self.folder.path().join("server.log")).unwrap_or_default()
     }
 
-    /// What the server refused anybody.
+    /// Every permissions violation in the server's log.
     pub fn violations(&self) -> Vec<String> {
         self.log().lines().filter(|line| line.contains("Violation")).map(str::to_owned).collect()
     }
@@ -102,7 +102,7 @@ impl Secured {
     }
 }
 
-/// What no stream may ever hold.
+/// A payload that no stream may ever contain.
 pub const FORBIDDEN: &str = "whoever publishes this is refused";
 
 impl User {

@@ -53,7 +53,7 @@ async fn every_form_is_bound_to_the_tenant_of_its_subject() {
     let binary = |id: &'static str| {
         vec![("ce-specversion", "1.0"), ("ce-id", id), ("ce-source", "/idp"), ("ce-type", "user.created")]
     };
-    // Each form, saying nothing of a tenant or the same.
+    // Each form, without a tenant or with the same tenant.
     let acme = "hub.from.acme.user.created";
     publish(&client, acme, &[("Nats-Msg-Id", "bare")], "{}").await;
     publish(&client, acme, &[("Nats-Msg-Id", "bare-same"), ("Hub-Tenant", "acme")], "{}").await;
@@ -62,10 +62,10 @@ async fn every_form_is_bound_to_the_tenant_of_its_subject() {
     publish(&client, acme, &[ENVELOPE], &envelope("envelope", None)).await;
     let bound = ["bare", "bare-same", "binary", "structured", "envelope"];
     publish(&client, "hub.from.a=b.user.created", &[("Nats-Msg-Id", "dotted")], "{}").await;
-    // The type is the key, whatever the subject says; the subject's tenant stays.
+    // The type is the key, and not the subject; the subject's tenant applies.
     publish(&client, "hub.from.acme.whatever", &binary("elsewhere"), "{}").await;
 
-    // Each claim of another tenant, in each form; and what is no tenant.
+    // Each claim of another tenant, in each form; and invalid tenants.
     let claim = |mut headers: Vec<(&'static str, &'static str)>, header| {
         headers.push((header, "globex"));
         headers
@@ -110,7 +110,7 @@ async fn every_form_is_bound_to_the_tenant_of_its_subject() {
     wanted.sort_unstable();
     assert_eq!(reasons, wanted);
 
-    // What acme published is seen by acme alone, whatever it claimed.
+    // Only acme can trace what acme published, whatever tenant it claimed.
     let story = hub.cli_json(&["event", "trace", "s-1"]).await.to_string();
     assert!(story.contains("rejected") && story.contains("tenant-mismatch"), "{story}");
     let api = ApiClient::with_scopes(&hub, "globex", "read", Some("globex")).await;
@@ -125,7 +125,7 @@ async fn every_form_is_bound_to_the_tenant_of_its_subject() {
     }
 }
 
-/// A hub of before has `hub.events.>` alone, and events in it.
+/// An older hub has only `hub.events.>`, with events in it.
 #[tokio::test]
 async fn the_subject_is_added_to_a_stream_that_holds_events() {
     let broker = TestBroker::start().await;

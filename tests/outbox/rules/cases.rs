@@ -8,11 +8,11 @@ pub const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01
 /// `events.max_size` of the settings' defaults.
 pub const LARGEST: usize = 900_000;
 
-/// The verdict that all give.
+/// The verdict of every writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     Accepted,
-    /// Each error names this.
+    /// Each error contains this text.
     Refused(&'static str),
 }
 use Verdict::{Accepted, Refused};
@@ -33,7 +33,7 @@ fn text(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// Arrays in each other, so many.
+/// `depth` nested arrays.
 fn nested(arrays: usize) -> String {
     "[".repeat(arrays) + &"]".repeat(arrays)
 }
@@ -331,7 +331,7 @@ pub fn cases() -> Vec<(String, Verdict)> {
     let large = |bytes: usize| format!("{{\"x\": {}}}", text(&"y".repeat(bytes)));
     let fits = large(16_000);
     let (too_large, reals) = (large(16_400), format!("{{\"x\": [{}0]}}", "1.5E15,".repeat(2_300)));
-    // What grows most on its way: control characters become escapes of six bytes in an attribute.
+    // The most growth: control characters become escapes of six bytes in an attribute.
     let deletes = format!(r#"{{"note": "{}"}}"#, "\u{7f}".repeat(16_000));
     let controls = format!(r#"{{"note": ["{0}", {{"x": "{0}"}}]}}"#, "\u{85}".repeat(4_000));
     let names = [
@@ -388,7 +388,7 @@ pub fn cases() -> Vec<(String, Verdict)> {
     cases
 }
 
-/// What is no JSON, or no event by its fields' names: each refuses it in its own words.
+/// Invalid JSON and unknown fields: each writer refuses them with its own text.
 pub const REFUSED_SOMEHOW: [&str; 9] = [
     "",
     "{",

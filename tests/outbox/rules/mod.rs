@@ -60,7 +60,7 @@ async fn written(database: &TestDatabase, event: &str) -> [Result<(), String>; 2
     [by_sql.map_err(|error| error.to_string()), by_rust]
 }
 
-/// Reads every row as the Event Processor does, and takes them away.
+/// Reads every row as the Event Processor does, and deletes it.
 async fn read_all(database: &TestDatabase, store: &Store) -> Vec<Event> {
     let rows =
         store.list(&Selection::default(), &Cursor::default(), 100_000).await.expect("the rows are listed");
@@ -135,13 +135,13 @@ async fn the_table_holds_for_every_writer(database: &TestDatabase) {
     }
 }
 
-/// The whole way: whatever the table says is accepted reaches a subscriber, and nothing is abandoned or rejected.
+/// End to end: every accepted case reaches a subscriber, and nothing is abandoned or rejected.
 async fn what_is_accepted_is_delivered(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     let accepted = cases().into_iter().filter(|(_, verdict)| *verdict == Accepted);
     let mut tenants = BTreeSet::from(["default".to_owned()]);
     for (event, _) in accepted {
-        // Keys that no domain takes are another matter.
+        // Keys without a domain are not part of this test.
         let event = event.replace("\"a.b.c-d_E.0\"", "\"user.c-d_E.0\"");
         let read: Value = serde_json::from_str(&event).unwrap_or_default();
         tenants.extend(read["tenant"].as_str().map(str::to_owned));
