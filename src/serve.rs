@@ -40,7 +40,9 @@ mod database;
 mod relaying;
 mod resolving;
 
-use crate::configured::{MasterKey, bytes, connect_options, http_config, message_ids, retry_policy, shape};
+use crate::from_settings::{
+    MasterKey, bytes, connect_options, http_config, message_ids, retry_policy, shape,
+};
 use database::Stores;
 use relaying::Relaying;
 

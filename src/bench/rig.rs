@@ -82,9 +82,10 @@ impl Rig {
         let text = child::settings(&broker.url(), outbox, events, &listen, &master_key);
         let settings = Settings::from_toml("the bench", &text)?;
         let sealer = Sealer::from_settings(&settings.secrets)?.ok_or(BenchError::NoMasterKey)?;
-        let js = JetStream::connect(&crate::configured::connect_options(&settings, "integration-hub bench"))
-            .await?;
-        provision::apply(&js, &crate::configured::shape(&settings)).await?;
+        let js =
+            JetStream::connect(&crate::from_settings::connect_options(&settings, "integration-hub bench"))
+                .await?;
+        provision::apply(&js, &crate::from_settings::shape(&settings)).await?;
         let (receiver, client) = (Receiver::start()?, BareClient::new()?);
         Ok(Self { js, receiver, client, broker, listen, settings: text, sealer })
     }

@@ -240,7 +240,7 @@ fn key_and_value(text: &str) -> Result<(String, String), String> {
 
 /// A connection to a server that is new enough.
 async fn connect(settings: &Settings) -> Result<JetStream, CliError> {
-    let js = JetStream::connect(&crate::configured::connect_options(settings, "hub command line")).await?;
+    let js = JetStream::connect(&crate::from_settings::connect_options(settings, "hub command line")).await?;
     let found = js.server_version();
     if version(&found) < OLDEST_SERVER {
         return Err(ProvisionError::TooOld { name: js.server_name(), found }.into());

@@ -18,7 +18,7 @@ pub struct Options {
 
 pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     let js = connect(settings).await?;
-    let shape = crate::configured::shape(settings);
+    let shape = crate::from_settings::shape(settings);
     if options.check {
         let drifts = provision::check(&js, &shape).await?;
         if printer.is_json() {

@@ -37,10 +37,10 @@ pub use crate::nats::{Registry, Stored};
 use tokio::sync::OnceCell;
 
 use self::one_at_a_time::OneAtATime;
-use crate::configured;
 use crate::domain::access::{StoredToken, TokenId};
 use crate::domain::category::Categories;
 use crate::domain::message_id::MessageIds;
+use crate::from_settings;
 use crate::nats::{JetStream, NatsError};
 use crate::seal::{MasterKeyError, Sealer};
 use crate::settings::{Domain, Settings};
@@ -85,7 +85,7 @@ impl Management {
 
     /// Asked of the broker at most once.
     async fn message_ids(&self) -> Result<&MessageIds, NatsError> {
-        self.message_ids.get_or_try_init(|| configured::message_ids(&self.js, self.sealer())).await
+        self.message_ids.get_or_try_init(|| from_settings::message_ids(&self.js, self.sealer())).await
     }
 
     /// With the index that this process follows, in which subscriptions are counted.

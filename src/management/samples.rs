@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::{Management, ManagementError};
-use crate::configured::{external_broker, http_config, place, retry_policy};
 use crate::domain::access::Caller;
 use crate::domain::attempt::Attempt;
 use crate::domain::envelope::envelope_id;
@@ -22,10 +21,11 @@ use crate::domain::outcome::{Decision, Failure, decide, disables};
 use crate::domain::subscription::{
     Auth, BrokerDelivery, Delivery, EndpointDelivery, Identity, Subscription, SubscriptionId, SubscriptionRef,
 };
+use crate::from_settings::{external_broker, http_config, place, retry_policy};
 use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Sent, Target, Unopened};
 use crate::nats::Stored;
 use crate::seal::Sealer;
-use crate::sinks::{self, Outgoing};
+use crate::sinks::{self, OutgoingMessage};
 
 /// Where the sample of a test comes from.
 /// Reads of the registry at once.
@@ -208,7 +208,7 @@ impl Management {
             Ok(message) => message,
             Err(error) => return (None, Attempt::failed_because(Failure::Request, error.to_string())),
         };
-        let outgoing = Outgoing {
+        let outgoing = OutgoingMessage {
             id: envelope_id(event, subscription.id.as_str(), subscription.incarnation),
             stream: delivery.stream.clone(),
             key: message.key,

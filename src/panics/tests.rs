@@ -12,12 +12,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker_process::{BrokerOptions, BrokerProcess, find_or_fetch};
-use crate::configured;
 use crate::domain::category::Categories;
 use crate::domain::dead_letter::{DeadLetter, State};
 use crate::domain::envelope::Envelope;
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::{Identity, Subscription};
+use crate::from_settings;
 use crate::health::Readiness;
 use crate::http_delivery::{HttpDelivery, OpenSecret, Unopened};
 use crate::metrics::Metrics;
@@ -53,8 +53,8 @@ impl Stage {
         let text = format!("[nats]\nurl = \"{}\"\n[sweep]\ninterval = \"1h\"\n", broker.url());
         let settings = Settings::from_toml("hub.toml", &text).expect("the settings are good");
         let js =
-            JetStream::connect(&configured::connect_options(&settings, "test")).await.expect("connected");
-        provision::apply(&js, &configured::shape(&settings)).await.expect("provisioned");
+            JetStream::connect(&from_settings::connect_options(&settings, "test")).await.expect("connected");
+        provision::apply(&js, &from_settings::shape(&settings)).await.expect("provisioned");
         let (registry, follower) = Registry::new(&js, Readiness::default());
         tokio::spawn(follower.run());
         registry.wait_until_loaded().await;
@@ -177,19 +177,19 @@ async fn an_envelope_that_panics_is_dead_lettered_as_internal_error() {
     let delivery = &settings.delivery;
     let outbox = OutboxProcessorSettings {
         domains: vec![DomainSettings { name: DOMAIN.to_owned(), concurrency: 4 }],
-        retry: configured::retry_policy(&settings),
+        retry: from_settings::retry_policy(&settings),
         held: delivery.held,
         queue_per_subscription: delivery.queue_per_subscription,
         ack_wait: delivery.ack_wait,
         grace: Duration::from_secs(1),
         schedule: Vec::new(),
         log: delivery.log,
-        shape: configured::shape(&settings),
+        shape: from_settings::shape(&settings),
     };
     let role = OutboxProcessor::new(
         js.clone(),
         Subscriptions::Registry(stage.registry.clone()),
-        HttpDelivery::new(configured::http_config(&settings)),
+        HttpDelivery::new(from_settings::http_config(&settings)),
         Vec::new(),
         Arc::new(Boom),
         outbox,
@@ -245,7 +245,7 @@ async fn an_envelope_that_the_router_panics_on_is_dead_lettered_unread() {
 }
 
 fn router_settings(stage: &Stage, sweep_interval: Duration) -> DltRouterSettings {
-    DltRouterSettings { schedule: Vec::new(), sweep_interval, shape: configured::shape(&stage.settings) }
+    DltRouterSettings { schedule: Vec::new(), sweep_interval, shape: from_settings::shape(&stage.settings) }
 }
 
 async fn failure(role: JoinHandle<Result<(), TaskError>>) -> String {

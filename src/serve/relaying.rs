@@ -1,7 +1,7 @@
 //! The parts of the role outbox-relay, as the settings say.
 
 use super::{Role, ServeError, ServeOptions};
-use crate::configured::external_broker;
+use crate::from_settings::external_broker;
 use crate::roles::outbox_relay::{ExternalTarget, OutboxRelaySettings};
 use crate::settings::{ExternalBroker, Settings};
 use crate::sinks::NamedBroker;

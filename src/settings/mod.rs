@@ -29,7 +29,7 @@ use crate::domain::key::KeyPattern;
 use crate::domain::outbox::is_external_broker;
 
 pub use external_broker::{ExternalBroker, Mechanism, Provider};
-pub use outbox::{Outbox, Pooler};
+pub use outbox::{Pooler, ProducerOutboxSettings};
 pub use quotas::{Quota, Quotas, Tenant};
 pub use secret::{NoSecret, SecretName};
 
@@ -57,7 +57,7 @@ pub struct Settings {
     pub sweep: Sweep,
     pub limits: Limits,
     pub subscriptions: Subscriptions,
-    pub outbox: Outbox,
+    pub outbox: ProducerOutboxSettings,
     pub secrets: Secrets,
     pub api: Api,
     pub health: Health,

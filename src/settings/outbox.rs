@@ -23,7 +23,7 @@ pub enum Pooler {
 /// Each field is explained in `defaults.toml`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Outbox {
+pub struct ProducerOutboxSettings {
     #[serde(deserialize_with = "unset_if_empty")]
     pub database_url: Option<SecretString>,
     pub pooler: Pooler,
@@ -51,7 +51,7 @@ pub struct Outbox {
     pub reconcile_interval: Duration,
 }
 
-impl Outbox {
+impl ProducerOutboxSettings {
     /// How often a row is tried, and when.
     pub fn retry_policy(&self) -> RetryPolicy {
         RetryPolicy { max_attempts: self.max_attempts, waits: self.retry.clone() }

@@ -16,7 +16,7 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use secrecy::{ExposeSecret, SecretString};
 
 use super::link::{Link, Linked};
-use super::{Broker, Outgoing, PublishError, Published, SettingError, Timeouts, Tls};
+use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
 
 /// Channels that are kept open while nobody publishes.
 const MOST_IDLE: usize = 64;
@@ -175,7 +175,7 @@ impl Amqp {
         PublishError::unavailable(format!("{}: {error}", self.address()))
     }
 
-    async fn publish_group(&self, group: &[Outgoing]) -> Published {
+    async fn publish_group(&self, group: &[OutgoingMessage]) -> Published {
         if group.is_empty() {
             return Published::all(group);
         }
@@ -228,7 +228,7 @@ impl Amqp {
         })
     }
 
-    async fn publish_one(&self, channel: &Channel, message: &Outgoing) -> Result<(), PublishError> {
+    async fn publish_one(&self, channel: &Channel, message: &OutgoingMessage) -> Result<(), PublishError> {
         if message.stream.len() > LONGEST_NAME {
             return Err(PublishError::permanent(format!(
                 "destination: the routing key is {} bytes long, and AMQP takes {LONGEST_NAME}",
@@ -317,7 +317,7 @@ fn soft_error(error: &Error) -> Option<AMQPSoftError> {
     }
 }
 
-fn properties(message: &Outgoing) -> Result<BasicProperties, PublishError> {
+fn properties(message: &OutgoingMessage) -> Result<BasicProperties, PublishError> {
     let short = |what: &str, text: &str| {
         if text.len() <= LONGEST_NAME {
             return Ok(());
@@ -339,7 +339,7 @@ fn properties(message: &Outgoing) -> Result<BasicProperties, PublishError> {
 }
 
 impl Broker for Amqp {
-    fn publish<'a>(&'a self, group: &'a [Outgoing]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
         self.publish_group(group).boxed()
     }
 

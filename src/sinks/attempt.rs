@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Broker, Outgoing, PublishError, Published};
+use super::{Broker, OutgoingMessage, PublishError, Published};
 use crate::domain::attempt::Attempt;
 use crate::domain::outcome::{Failure, Outcome};
 
 /// Publishes one message and waits for its acknowledgement, at most so long. After a timeout it may
 /// arrive nevertheless.
-pub async fn attempt(broker: &dyn Broker, message: &Outgoing, timeout: Duration) -> Attempt {
+pub async fn attempt(broker: &dyn Broker, message: &OutgoingMessage, timeout: Duration) -> Attempt {
     let started = Instant::now();
     let publish = broker.publish(std::slice::from_ref(message));
     let (outcome, detail) = match tokio::time::timeout(timeout, publish).await {

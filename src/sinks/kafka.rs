@@ -18,7 +18,7 @@ use krafka::{CloseOptions, Kafka as Client, Record};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::link::{Link, Linked};
-use super::{Broker, Outgoing, PublishError, Published, SettingError, Timeouts, Tls};
+use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
 
 /// `message.max.bytes` of a Kafka broker as it comes.
 pub const LARGEST: usize = 1_048_588;
@@ -227,7 +227,7 @@ impl Kafka {
         }
     }
 
-    async fn publish_group(&self, group: &[Outgoing]) -> Published {
+    async fn publish_group(&self, group: &[OutgoingMessage]) -> Published {
         if group.is_empty() {
             return Published::all(group);
         }
@@ -244,7 +244,11 @@ impl Kafka {
         Published::all(group)
     }
 
-    async fn publish_one(&self, linked: &Linked<Session>, message: &Outgoing) -> Result<(), PublishError> {
+    async fn publish_one(
+        &self,
+        linked: &Linked<Session>,
+        message: &OutgoingMessage,
+    ) -> Result<(), PublishError> {
         if message.stream.len() > LONGEST_TOPIC {
             return Err(PublishError::permanent(format!(
                 "destination: the topic is {} bytes long, and Kafka takes {LONGEST_TOPIC}",
@@ -293,7 +297,7 @@ fn uses_tls(tls: &Tls) -> bool {
 }
 
 impl Broker for Kafka {
-    fn publish<'a>(&'a self, group: &'a [Outgoing]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
         self.publish_group(group).boxed()
     }
 

@@ -35,7 +35,7 @@ use secrecy::SecretString;
 
 /// One message for a broker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Outgoing {
+pub struct OutgoingMessage {
     /// The message id: the same on each attempt.
     pub id: String,
     /// Where to: a NATS subject, a Redis stream, an AMQP routing key, a Kafka topic.
@@ -97,7 +97,7 @@ pub struct Published {
 }
 
 impl Published {
-    fn all(group: &[Outgoing]) -> Self {
+    fn all(group: &[OutgoingMessage]) -> Self {
         Self { acknowledged: group.len(), error: None }
     }
 
@@ -112,7 +112,7 @@ pub trait Broker: Send + Sync {
     /// so that none overtakes another. Ends within the timeout of the options for each step that waits.
     ///
     /// Dropped while it runs, what it was sending may arrive or not.
-    fn publish<'a>(&'a self, group: &'a [Outgoing]) -> BoxFuture<'a, Published>;
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published>;
 
     /// Whether the broker can be reached and lets us in.
     fn check(&self) -> BoxFuture<'_, Result<(), PublishError>>;

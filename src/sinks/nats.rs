@@ -21,7 +21,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use self::message::{Answer, check_subject, headers};
 use super::link::Link;
-use super::{Broker, Outgoing, PublishError, Published, SettingError, Timeouts, Tls};
+use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
 
 /// Who acknowledges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -193,7 +193,7 @@ impl Nats {
         PublishError::unavailable(format!("{}: {reason}", self.options.url))
     }
 
-    async fn publish_group(&self, group: &[Outgoing]) -> Published {
+    async fn publish_group(&self, group: &[OutgoingMessage]) -> Published {
         let connected = &match self.connection().await {
             Ok(connected) => connected,
             Err(error) => return Published::none(error),
@@ -205,7 +205,7 @@ impl Nats {
     }
 
     /// One by one: the next leaves only when the one before is in the stream.
-    async fn publish_each(&self, connected: &Connected, group: &[Outgoing]) -> Published {
+    async fn publish_each(&self, connected: &Connected, group: &[OutgoingMessage]) -> Published {
         for (acknowledged, message) in group.iter().enumerate() {
             if let Err(error) = self.publish_one(connected, message).await {
                 return Published { acknowledged, error: Some(error) };
@@ -215,7 +215,11 @@ impl Nats {
     }
 
     /// Until the stream has acknowledged it.
-    async fn publish_one(&self, connected: &Connected, message: &Outgoing) -> Result<(), PublishError> {
+    async fn publish_one(
+        &self,
+        connected: &Connected,
+        message: &OutgoingMessage,
+    ) -> Result<(), PublishError> {
         let (subject, headers) = (message.stream.as_str(), headers(message)?);
         check_subject(subject)?;
         let Connected { client, .. } = connected;
@@ -295,7 +299,7 @@ impl Nats {
     }
 
     /// Core: the messages, and behind them the echo.
-    async fn publish_core(&self, connected: &Connected, group: &[Outgoing]) -> Published {
+    async fn publish_core(&self, connected: &Connected, group: &[OutgoingMessage]) -> Published {
         let client = &connected.client;
         // What was written to a connection that is lost may be lost with it, and the echo go over the next.
         let statistics = client.statistics();
@@ -322,7 +326,7 @@ impl Nats {
         Published { acknowledged: sent, error: fault }
     }
 
-    async fn send_core(&self, client: &Client, message: &Outgoing) -> Result<(), PublishError> {
+    async fn send_core(&self, client: &Client, message: &OutgoingMessage) -> Result<(), PublishError> {
         check_subject(&message.stream)?;
         let (subject, body) = (message.stream.clone(), message.body.clone());
         self.send(client.publish_with_headers(subject, headers(message)?, body)).await
@@ -353,7 +357,7 @@ async fn read_text(setting: &'static str, path: &std::path::Path) -> Result<Stri
 }
 
 impl Broker for Nats {
-    fn publish<'a>(&'a self, group: &'a [Outgoing]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
         self.publish_group(group).boxed()
     }
 

@@ -15,7 +15,7 @@ use redis::{
 use secrecy::{ExposeSecret, SecretString};
 
 use super::link::{Link, Linked};
-use super::{Broker, Outgoing, PublishError, Published, SettingError, Timeouts, Tls};
+use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
 
 /// `proto-max-bulk-len` of a Redis server as it comes; a larger value makes it close the connection.
 pub const LARGEST: usize = 512 * 1024 * 1024;
@@ -188,7 +188,7 @@ impl Redis {
         }
     }
 
-    fn xadd(&self, message: &Outgoing) -> redis::Cmd {
+    fn xadd(&self, message: &OutgoingMessage) -> redis::Cmd {
         let mut command = redis::cmd("XADD");
         command.arg(&message.stream);
         if let Some(max_len) = self.options.max_len {
@@ -211,7 +211,7 @@ impl Redis {
     async fn publish_one(
         &self,
         linked: &Linked<MultiplexedConnection>,
-        message: &Outgoing,
+        message: &OutgoingMessage,
     ) -> Result<(), PublishError> {
         let mut connection = linked.connection.clone();
         let added = self.xadd(message).query_async::<()>(&mut connection).await;
@@ -226,7 +226,7 @@ impl Redis {
     async fn publish_run(
         &self,
         linked: &Linked<MultiplexedConnection>,
-        run: &[Outgoing],
+        run: &[OutgoingMessage],
     ) -> Result<(), (usize, PublishError)> {
         if let [message] = run {
             return self.publish_one(linked, message).await.map_err(|error| (0, error));
@@ -250,7 +250,7 @@ impl Redis {
         }
     }
 
-    async fn publish_group(&self, group: &[Outgoing]) -> Published {
+    async fn publish_group(&self, group: &[OutgoingMessage]) -> Published {
         let fits = group.iter().take_while(|message| message.body.len() <= self.options.largest).count();
         let too_large = group.get(fits).map(|message| {
             PublishError::permanent(format!(
@@ -281,7 +281,7 @@ impl Redis {
 }
 
 impl Broker for Redis {
-    fn publish<'a>(&'a self, group: &'a [Outgoing]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
         self.publish_group(group).boxed()
     }
 

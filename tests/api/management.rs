@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use integration_hub::configured::connect_options;
 use integration_hub::domain::dead_letter::{DeadLetter, State};
 use integration_hub::domain::last_words::LastWords;
 use integration_hub::domain::outcome::{Fault, Reason};
+use integration_hub::from_settings::connect_options;
 use integration_hub::management::dead_letters::DeadLetterQuery;
 use integration_hub::management::orders::Followed;
 use integration_hub::management::publishing::{EventForm, Published};

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use integration_hub::configured::connect_options;
 use integration_hub::domain::dead_letter::{DeadLetter, State};
 use integration_hub::domain::last_words::LastWords;
 use integration_hub::domain::outcome::{Fault, Reason};
+use integration_hub::from_settings::connect_options;
 use integration_hub::nats::JetStream;
 use integration_hub::settings::Settings;
 use serde_json::{Value, json};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use integration_hub::sinks::amqp::{Amqp, Options};
-use integration_hub::sinks::{Broker, Outgoing, PublishError, Published, Tls};
+use integration_hub::sinks::{Broker, OutgoingMessage, PublishError, Published, Tls};
 use lapin::ExchangeKind;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions};
@@ -43,7 +43,7 @@ fn ids(deliveries: &[Delivery]) -> Vec<String> {
     deliveries.iter().map(id).collect()
 }
 
-fn ids_of(group: &[Outgoing]) -> Vec<String> {
+fn ids_of(group: &[OutgoingMessage]) -> Vec<String> {
     group.iter().map(|message| message.id.clone()).collect()
 }
 

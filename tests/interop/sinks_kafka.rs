@@ -1,7 +1,7 @@
 //! The Kafka adapter, on a Kafka-compatible broker.
 
 use integration_hub::sinks::kafka::{Kafka, Mechanism, Options};
-use integration_hub::sinks::{Broker, Outgoing, PublishError, Tls};
+use integration_hub::sinks::{Broker, OutgoingMessage, PublishError, Tls};
 use krafka::auth::{AuthConfig, TlsConfig};
 
 use crate::support::external_broker::{
@@ -32,7 +32,7 @@ fn ids<'a>(seen: impl IntoIterator<Item = &'a Seen>) -> Vec<String> {
     seen.into_iter().map(|record| record.id.clone()).collect()
 }
 
-fn ids_of(group: &[Outgoing]) -> Vec<String> {
+fn ids_of(group: &[OutgoingMessage]) -> Vec<String> {
     group.iter().map(|message| message.id.clone()).collect()
 }
 

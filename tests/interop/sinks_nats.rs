@@ -49,7 +49,7 @@ async fn ids(broker: &TestBroker) -> Vec<String> {
     messages.and_then(async |message| Ok(id(message).await)).try_collect().await.expect("all are read")
 }
 
-fn ids_of(group: &[integration_hub::sinks::Outgoing]) -> Vec<String> {
+fn ids_of(group: &[integration_hub::sinks::OutgoingMessage]) -> Vec<String> {
     group.iter().map(|message| message.id.clone()).collect()
 }
 

@@ -28,7 +28,7 @@ async fn entries(connection: &mut MultiplexedConnection, stream: &str) -> Vec<St
     entries.into_iter().map(|(_, fields)| data(fields)).collect()
 }
 
-fn bodies(group: &[integration_hub::sinks::Outgoing]) -> Vec<String> {
+fn bodies(group: &[integration_hub::sinks::OutgoingMessage]) -> Vec<String> {
     group.iter().map(|message| String::from_utf8(message.body.to_vec()).expect("JSON")).collect()
 }
 

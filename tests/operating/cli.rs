@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use integration_hub::broker_process::BrokerOptions;
-use integration_hub::configured::connect_options;
 use integration_hub::domain::subscription::SubscriptionRef;
+use integration_hub::from_settings::connect_options;
 use integration_hub::nats::JetStream;
 use integration_hub::settings::Settings;
 use serde_json::{Value, json};

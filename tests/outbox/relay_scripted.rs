@@ -13,7 +13,7 @@ use integration_hub::domain::outbox::{Destination, RetryPolicy, Status};
 use integration_hub::health::Readiness;
 use integration_hub::metrics::Metrics;
 use integration_hub::roles::outbox_relay::{ExternalTarget, OutboxRelay, OutboxRelaySettings};
-use integration_hub::sinks::{Broker, Outgoing, PublishError, Published};
+use integration_hub::sinks::{Broker, OutgoingMessage, PublishError, Published};
 use integration_hub::tasks::TaskError;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -45,7 +45,7 @@ enum Deed {
     Slow(Duration),
 }
 
-type Script = dyn FnMut(&Outgoing) -> Deed + Send;
+type Script = dyn FnMut(&OutgoingMessage) -> Deed + Send;
 
 struct Scripted {
     script: Mutex<Box<Script>>,
@@ -54,7 +54,7 @@ struct Scripted {
 }
 
 impl Scripted {
-    fn new(script: impl FnMut(&Outgoing) -> Deed + Send + 'static) -> Arc<Self> {
+    fn new(script: impl FnMut(&OutgoingMessage) -> Deed + Send + 'static) -> Arc<Self> {
         Arc::new(Self { script: Mutex::new(Box::new(script)), arrived: Mutex::default() })
     }
 
@@ -70,7 +70,7 @@ impl Scripted {
 }
 
 impl Broker for Scripted {
-    fn publish<'a>(&'a self, group: &'a [Outgoing]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
         async move {
             for (acknowledged, message) in group.iter().enumerate() {
                 assert_eq!(message.key, group[0].key, "a group is of one stream");

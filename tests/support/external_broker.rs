@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use integration_hub::sinks::{Broker, Outgoing, PublishError, Published, Timeouts};
+use integration_hub::sinks::{Broker, OutgoingMessage, PublishError, Published, Timeouts};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
@@ -131,8 +131,8 @@ impl Certificates {
 }
 
 /// Message number `n` of a key.
-pub fn outgoing(stream: &str, key: &str, n: usize) -> Outgoing {
-    Outgoing {
+pub fn outgoing(stream: &str, key: &str, n: usize) -> OutgoingMessage {
+    OutgoingMessage {
         id: format!("{key}-{n}"),
         stream: stream.to_owned(),
         key: key.to_owned(),
@@ -142,7 +142,7 @@ pub fn outgoing(stream: &str, key: &str, n: usize) -> Outgoing {
 }
 
 /// The messages of a key, by number.
-pub fn group(stream: &str, key: &str, numbers: std::ops::Range<usize>) -> Vec<Outgoing> {
+pub fn group(stream: &str, key: &str, numbers: std::ops::Range<usize>) -> Vec<OutgoingMessage> {
     numbers.map(|n| outgoing(stream, key, n)).collect()
 }
 
@@ -153,7 +153,7 @@ pub fn assert_all(published: Published, count: usize) {
 }
 
 /// Publishes until the broker is back, as the relay would: from the first that was not acknowledged on.
-pub async fn publish_when_back(broker: &dyn Broker, group: &[Outgoing]) {
+pub async fn publish_when_back(broker: &dyn Broker, group: &[OutgoingMessage]) {
     let mut left = group;
     eventually(Duration::from_secs(30), "publishing goes on", async || {
         let published = broker.publish(left).await;
@@ -168,7 +168,7 @@ pub async fn publish_when_back(broker: &dyn Broker, group: &[Outgoing]) {
 }
 
 /// The broker is down or silent: publishing ends as unavailable, and does not hang.
-pub async fn assert_unavailable(broker: &dyn Broker, group: &[Outgoing]) {
+pub async fn assert_unavailable(broker: &dyn Broker, group: &[OutgoingMessage]) {
     // Much longer than the broker's own timeouts, which follow each other.
     let limit = (SHORT.connect + SHORT.publish) * 5;
     let published = tokio::time::timeout(limit, broker.publish(group)).await;

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::domain::attempt::Attempt;
 use crate::domain::outcome::{Failure, Outcome};
-use crate::sinks::{self, Broker, NamedBroker, Outgoing};
+use crate::sinks::{self, Broker, NamedBroker, OutgoingMessage};
 
 /// The longest time a connection is looked at; the brokers' own timeouts are shorter as a rule.
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
@@ -45,7 +45,7 @@ impl Brokers {
     }
 
     /// One attempt to publish a message at the broker of that name.
-    pub(super) async fn attempt(&self, name: &str, message: &Outgoing, timeout: Duration) -> Attempt {
+    pub(super) async fn attempt(&self, name: &str, message: &OutgoingMessage, timeout: Duration) -> Attempt {
         let Some(known) = self.inner.known.get(name) else {
             let names: Vec<&str> = self.inner.known.keys().map(String::as_str).collect();
             let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };

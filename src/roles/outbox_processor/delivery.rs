@@ -18,7 +18,7 @@ use crate::domain::subscription::{self, BrokerDelivery, Identity, State};
 use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};
 use crate::panics::{self, Panicked};
-use crate::sinks::Outgoing;
+use crate::sinks::OutgoingMessage;
 
 /// What made the hub panic comes again after this, until it has had its tries.
 const PANIC_RETRY: Duration = Duration::from_secs(5);
@@ -248,7 +248,7 @@ impl Inner {
             Ok(message) => message,
             Err(error) => return Attempt::failed_because(Failure::Request, error.to_string()),
         };
-        let outgoing = Outgoing {
+        let outgoing = OutgoingMessage {
             id: envelope.id.to_string(),
             stream: delivery.stream.clone(),
             key: message.key,

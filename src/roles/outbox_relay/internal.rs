@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use crate::domain::key::EventKey;
 use crate::domain::message_id::MessageIds;
 use crate::nats::{JetStream, NatsError};
-use crate::sinks::{Broker, Outgoing, PublishError, Published};
+use crate::sinks::{Broker, OutgoingMessage, PublishError, Published};
 
 /// Publishes over the hub's own connection. A repetition is dropped by the outbox of its domain. The
 /// message id is not the row's, which a producer could guess and use first.
@@ -20,7 +20,7 @@ impl Internal {
         Self { js, message_ids }
     }
 
-    async fn publish_one(&self, message: &Outgoing) -> Result<(), NatsError> {
+    async fn publish_one(&self, message: &OutgoingMessage) -> Result<(), NatsError> {
         // Whoever may write the table may write any text there.
         let names = self.js.names();
         if names.parse_event(&message.stream).is_none_or(|place| place.tail.parse::<EventKey>().is_err()) {
@@ -64,7 +64,7 @@ fn waits(code: u16, err_code: u16) -> bool {
 
 impl Broker for Internal {
     /// One by one: the next leaves only when the one before is in the stream.
-    fn publish<'a>(&'a self, group: &'a [Outgoing]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
         async move {
             if let Err(error) = self.connected() {
                 return Published { acknowledged: 0, error: Some(error) };

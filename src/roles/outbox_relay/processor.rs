@@ -20,7 +20,7 @@ use super::{OutboxRelaySettings, Scope};
 use crate::domain::outbox::{CONTENT_TYPE, Destination, Lane, Pauses};
 use crate::metrics::OutboxMetrics;
 use crate::nats::subjects::Names;
-use crate::sinks::{Broker, Outgoing, PublishError};
+use crate::sinks::{Broker, OutgoingMessage, PublishError};
 use hub_outbox::{ClaimRequest, ClaimedRow, Store, StoreError};
 
 /// The most bulk rows of one claim: what is live waits for no more of them than these, at the broker or
@@ -58,7 +58,7 @@ struct Shape {
 
 impl Target {
     /// Takes the payload out of the row. The error is that of a row that can never be sent.
-    pub(super) fn outgoing(&self, row: &mut ClaimedRow) -> Result<Outgoing, PublishError> {
+    pub(super) fn outgoing(&self, row: &mut ClaimedRow) -> Result<OutgoingMessage, PublishError> {
         let unfit = |error: serde_json::Error| PublishError::Permanent {
             reason: format!("the payload is not an envelope: {error}"),
         };
@@ -78,7 +78,7 @@ impl Target {
                 (stream.map_err(unfit)?, "application/json")
             }
         };
-        Ok(Outgoing {
+        Ok(OutgoingMessage {
             id: row.message_id.clone(),
             stream,
             key: row.stream.clone(),
@@ -291,7 +291,7 @@ mod tests {
     struct Nobody;
 
     impl Broker for Nobody {
-        fn publish<'a>(&'a self, _: &'a [Outgoing]) -> BoxFuture<'a, Published> {
+        fn publish<'a>(&'a self, _: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
             std::future::pending().boxed()
         }
         fn check(&self) -> BoxFuture<'_, Result<(), PublishError>> {
@@ -302,7 +302,7 @@ mod tests {
         }
     }
 
-    fn outgoing(route: Route, payload: &str) -> Result<Outgoing, PublishError> {
+    fn outgoing(route: Route, payload: &str) -> Result<OutgoingMessage, PublishError> {
         let target =
             Target { name: "it".to_owned(), scope: Scope::External, broker: Arc::new(Nobody), route };
         target.outgoing(&mut ClaimedRow {

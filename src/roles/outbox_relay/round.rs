@@ -15,7 +15,7 @@ use super::Scope;
 use super::database::Database;
 use super::processor::Processor;
 use crate::domain::outbox::AfterFailure;
-use crate::sinks::{Outgoing, PublishError};
+use crate::sinks::{OutgoingMessage, PublishError};
 use hub_outbox::{ClaimedRow, FailedAttempt, GivenUp, StoreError};
 
 /// Streams that are published at once: to the hub's own server as many as the Event Processor's publishes, to
@@ -119,14 +119,14 @@ impl<'a> Round<'a> {
     /// broker, or written off.
     async fn publish_stream(&self, mut rows: Vec<ClaimedRow>, results: &mpsc::Sender<Settled>) {
         // What cannot be sent at all stands in its place as an error.
-        let prepared: Vec<Result<Outgoing, PublishError>> =
+        let prepared: Vec<Result<OutgoingMessage, PublishError>> =
             rows.iter_mut().map(|row| self.processor.target.outgoing(row)).collect();
         let mut unfit = HashMap::new();
         let mut messages = Vec::with_capacity(rows.len());
         for (place, message) in prepared.into_iter().enumerate() {
             messages.push(message.unwrap_or_else(|error| {
                 unfit.insert(place, error);
-                Outgoing::default()
+                OutgoingMessage::default()
             }));
         }
         let mut next = 0;

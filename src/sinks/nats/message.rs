@@ -5,7 +5,7 @@ use std::str::FromStr;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use crate::sinks::{Outgoing, PublishError};
+use crate::sinks::{OutgoingMessage, PublishError};
 
 /// A publish acknowledgement, or an API error in its place.
 #[derive(Deserialize)]
@@ -52,7 +52,7 @@ impl Refusal {
 }
 
 /// The message's headers and its id. A NATS header value is one line (ADR-4).
-pub(super) fn headers(message: &Outgoing) -> Result<HeaderMap, PublishError> {
+pub(super) fn headers(message: &OutgoingMessage) -> Result<HeaderMap, PublishError> {
     // The server takes spaces off, and would take the message for a repetition of another.
     if message.id.trim() != message.id {
         return Err(PublishError::permanent(
