@@ -16,7 +16,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What selects the hub's pods, and never the provisioning Job's. */}}
+{{/* Labels that select the hub's pods, but not those of the provisioning Job. */}}
 {{- define "integration-hub.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "integration-hub.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}

@@ -1,6 +1,6 @@
-{{/* What the hub's pods and the provisioning Job's share. */}}
+{{/* Shared by the hub's pods and the provisioning Job. */}}
 
-{{/* The environment: where the settings are, and the secrets by reference. */}}
+{{/* Environment: the path of the settings, and references to the secrets. */}}
 {{- define "integration-hub.env" -}}
 {{- $auth := .Values.nats.auth -}}
 {{- $tls := .Values.nats.tls -}}
@@ -94,10 +94,10 @@
 {{- end }}
 {{- end -}}
 
-{{/* Where the pod runs, and as whom. */}}
+{{/* Placement and security context of a pod. */}}
 {{- define "integration-hub.placement" -}}
 automountServiceAccountToken: false
-# No variable per Service of the namespace: the hub's settings come from the environment too.
+# No variables for the Services of the namespace, because the hub reads settings from the environment.
 enableServiceLinks: false
 securityContext:
   {{- toYaml .Values.podSecurityContext | nindent 2 }}

@@ -1,8 +1,8 @@
 {{/*
 hub.toml from .Values.settings: a table for each section, an array of tables for
-a list of them (domains). Every value is written as JSON, which TOML reads
-alike for strings, numbers, booleans and lists; Helm's own toToml writes whole
-numbers as floats (`replicas = 3.0`), which the hub refuses.
+a list of tables (domains). Values are written as JSON, which is valid TOML for
+strings, numbers, booleans and lists. Helm's toToml writes whole numbers as
+floats (`replicas = 3.0`), which the hub rejects.
 */}}
 {{- define "integration-hub.toml" -}}
 {{- $api := dict "listen" (printf "0.0.0.0:%d" (int .Values.port)) -}}
@@ -21,12 +21,12 @@ numbers as floats (`replicas = 3.0`), which the hub refuses.
 {{- end }}
 {{- end -}}
 
-{{/* One line for each key, each with a line break before it. Takes a dict: section, table. */}}
+{{/* One line for each key, each after a line break. Takes a dict: section, table. */}}
 {{- define "integration-hub.toml.keys" -}}
 {{- $section := .section -}}
 {{- range $key, $value := .table -}}
 {{- if kindIs "map" $value -}}
-{{- fail (printf "settings.%s.%s: is a table; a setting is a string, a number, a boolean or a list" $section $key) -}}
+{{- fail (printf "settings.%s.%s: is a table; write a string, a number, a boolean or a list" $section $key) -}}
 {{- end -}}
 {{- if not (kindIs "invalid" $value) }}
 {{ $key }} = {{ toRawJson $value }}
@@ -34,7 +34,7 @@ numbers as floats (`replicas = 3.0`), which the hub refuses.
 {{- end -}}
 {{- end -}}
 
-{{/* Seconds of a duration as the hub writes it ("20s", "1m 30s"), rounded down. */}}
+{{/* Seconds of a duration in the hub's format ("20s", "1m 30s"), rounded down. */}}
 {{- define "integration-hub.seconds" -}}
 {{- $total := 0 -}}
 {{- range regexFindAll "[0-9]+ *(ms|s|m|h)" (toString .) -1 -}}
@@ -47,72 +47,72 @@ numbers as floats (`replicas = 3.0`), which the hub refuses.
 {{- $total -}}
 {{- end -}}
 
-{{/* What the schema cannot say: rules between values. Prints nothing, or fails with the remedy. */}}
+{{/* Rules between values, which a schema cannot express. Prints nothing, or fails with the remedy. */}}
 {{- define "integration-hub.check" -}}
 {{- $nats := .Values.settings.nats | default dict -}}
 {{- $auth := .Values.nats.auth -}}
 {{- range $key := list "password" "token" -}}
 {{- if get $nats $key -}}
-{{- fail (printf "settings.nats.%s: settings go into a ConfigMap, which is no place for a secret; put it into a Secret and name that in nats.auth" $key) -}}
+{{- fail (printf "settings.nats.%s: a ConfigMap must not contain a secret; put it into a Secret and name that in nats.auth" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- range $key := list "token" "listen_token" -}}
 {{- if get ($.Values.settings.subscriptions | default dict) $key -}}
-{{- fail (printf "settings.subscriptions.%s: settings go into a ConfigMap, which is no place for a secret; give it in the environment (HUB__SUBSCRIPTIONS__%s) from a Secret" $key (upper $key)) -}}
+{{- fail (printf "settings.subscriptions.%s: a ConfigMap must not contain a secret; set it in the environment (HUB__SUBSCRIPTIONS__%s) from a Secret" $key (upper $key)) -}}
 {{- end -}}
 {{- end -}}
 {{- if (.Values.settings.secrets | default dict).master_key -}}
-{{- fail "settings.secrets.master_key: settings go into a ConfigMap, which is no place for a secret; put it into a Secret and name that in masterKey" -}}
+{{- fail "settings.secrets.master_key: a ConfigMap must not contain a secret; put it into a Secret and name that in masterKey" -}}
 {{- end -}}
 {{- if (.Values.settings.secrets | default dict).previous_keys -}}
-{{- fail "settings.secrets.previous_keys: settings go into a ConfigMap, which is no place for a secret; put it into a Secret and name that in extraEnv as HUB__SECRETS__PREVIOUS_KEYS" -}}
+{{- fail "settings.secrets.previous_keys: a ConfigMap must not contain a secret; put it into a Secret and name that in extraEnv as HUB__SECRETS__PREVIOUS_KEYS" -}}
 {{- end -}}
 {{- if (.Values.settings.outbox | default dict).database_url -}}
-{{- fail "settings.outbox.database_url: settings go into a ConfigMap, which is no place for a secret; put it into a Secret and name that in outbox" -}}
+{{- fail "settings.outbox.database_url: a ConfigMap must not contain a secret; put it into a Secret and name that in outbox" -}}
 {{- end -}}
 {{- range $key := list "grpc_url" -}}
 {{- if contains "@" (toString (get ($.Values.settings.subscriptions | default dict) $key)) -}}
-{{- fail (printf "settings.subscriptions.%s: has a user or password in the URL, and settings go into a ConfigMap, which is no place for a secret; give settings.subscriptions.token in the environment (HUB__SUBSCRIPTIONS__TOKEN) from a Secret" $key) -}}
+{{- fail (printf "settings.subscriptions.%s: the URL contains a user or password, and a ConfigMap must not contain a secret; set settings.subscriptions.token in the environment (HUB__SUBSCRIPTIONS__TOKEN) from a Secret" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- range .Values.settings.external_brokers -}}
 {{- $broker := . -}}
 {{- if contains "@" (toString $broker.url) -}}
-{{- fail (printf "settings.external_brokers: the url of %s has a user or password in it, and settings go into a ConfigMap, which is no place for a secret; write user, and the password sealed (`hub secrets seal external_brokers.%s.password`)" $broker.name $broker.name) -}}
+{{- fail (printf "settings.external_brokers: the url of %s contains a user or password, and a ConfigMap must not contain a secret; set user, and the sealed password (`hub secrets seal external_brokers.%s.password`)" $broker.name $broker.name) -}}
 {{- end -}}
 {{- range $key := list "password" "token" -}}
 {{- $secret := get $broker $key -}}
 {{- if and $secret (not (hasPrefix "sealed:" (toString $secret))) -}}
-{{- fail (printf "settings.external_brokers: %s has a %s in clear, and settings go into a ConfigMap, which is no place for a secret; seal it (`hub secrets seal external_brokers.%s.%s`), or give it in the environment (HUB__EXTERNAL_BROKERS) from a Secret" $broker.name $key $broker.name $key) -}}
+{{- fail (printf "settings.external_brokers: %s has a %s in plain text, and a ConfigMap must not contain a secret; seal it (`hub secrets seal external_brokers.%s.%s`), or set it in the environment (HUB__EXTERNAL_BROKERS) from a Secret" $broker.name $key $broker.name $key) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
 {{- if (.Values.settings.api | default dict).listen -}}
-{{- fail "settings.api.listen: follows from `port`, which the Service shares; set that" -}}
+{{- fail "settings.api.listen: is derived from `port`; set port" -}}
 {{- end -}}
 {{- if (.Values.settings.health | default dict).listen -}}
-{{- fail "settings.health.listen: follows from `healthPort`, which Service and probes share; set that" -}}
+{{- fail "settings.health.listen: is derived from `healthPort`; set healthPort" -}}
 {{- end -}}
 {{- if eq (int .Values.port) (int .Values.healthPort) -}}
-{{- fail (printf "healthPort: is %d, as port is; health needs a port of its own" (int .Values.healthPort)) -}}
+{{- fail (printf "healthPort: %d is also the value of port; set another port" (int .Values.healthPort)) -}}
 {{- end -}}
 {{- if and (ne $auth.method "none") (not $auth.existingSecret) -}}
-{{- fail (printf "nats.auth.existingSecret: method %q needs the name of an existing Secret" $auth.method) -}}
+{{- fail (printf "nats.auth.existingSecret: is required by method %q; set the name of an existing Secret" $auth.method) -}}
 {{- end -}}
 {{- if and (eq $auth.method "none") $auth.existingSecret -}}
-{{- fail "nats.auth.method: a Secret is named but the method is none; say password, token, credentials or nkey" -}}
+{{- fail "nats.auth.method: must not be none, because existingSecret is set; set password, token, credentials or nkey" -}}
 {{- end -}}
 {{- if and (eq $auth.method "password") (not $nats.user) -}}
-{{- fail "settings.nats.user: method \"password\" needs the user's name" -}}
+{{- fail "settings.nats.user: is required by method \"password\"; set the user name" -}}
 {{- end -}}
 {{- if ne (empty .Values.nats.tls.certKey) (empty .Values.nats.tls.keyKey) -}}
-{{- fail "nats.tls: certKey and keyKey go together; give both or neither" -}}
+{{- fail "nats.tls: certKey and keyKey require each other; set both or neither" -}}
 {{- end -}}
 {{- if and .Values.nats.tls.certKey (not .Values.nats.tls.existingSecret) -}}
-{{- fail "nats.tls.existingSecret: certKey and keyKey need the name of an existing Secret" -}}
+{{- fail "nats.tls.existingSecret: is required by certKey and keyKey; set the name of an existing Secret" -}}
 {{- end -}}
 {{- $grace := include "integration-hub.seconds" ((.Values.settings.delivery | default dict).grace | default "20s") | int -}}
 {{- if le (int .Values.terminationGracePeriodSeconds) $grace -}}
-{{- fail (printf "terminationGracePeriodSeconds: %d is not more than settings.delivery.grace (%d s); deliveries would be cut off in flight and sent twice" (int .Values.terminationGracePeriodSeconds) $grace) -}}
+{{- fail (printf "terminationGracePeriodSeconds: %d must be more than settings.delivery.grace (%d s), otherwise deliveries in flight are aborted and sent twice; increase it" (int .Values.terminationGracePeriodSeconds) $grace) -}}
 {{- end -}}
 {{- end -}}
