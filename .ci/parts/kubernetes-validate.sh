@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the folder of the Python package kubernetes-validate, with the Kubernetes schemas; run it as
+# Prints the folder of the Python package kubernetes-validate, which contains the Kubernetes schemas. Usage:
 #   PYTHONPATH=FOLDER python3 FOLDER/bin/kubernetes-validate …
 set -euo pipefail
 
@@ -11,7 +11,7 @@ if [[ ! -x $folder/bin/kubernetes-validate ]]; then
     mkdir -p "$cache"
     work=$(mktemp -d "$cache/kubernetes-validate.XXXXXX")
     trap 'rm -rf "$work"' EXIT
-    # --target leaves the system's own packages alone, and needs no virtual environment.
+    # --target changes no system packages, and needs no virtual environment.
     python3 -m pip install --quiet --no-input --root-user-action=ignore --target "$work/package" \
         "kubernetes-validate==$version" >&2
     rm -rf "$folder"

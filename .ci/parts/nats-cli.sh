@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the path of the real `nats` command line tool, built from its Go module once.
+# Prints the path of the `nats` command line tool, built once from its Go module.
 # usage: nats-cli.sh [VERSION]
 set -euo pipefail
 
@@ -10,8 +10,8 @@ binary=$cache/natscli-$version/nats
 if [[ ! -x $binary ]]; then
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    # A throw-away module instead of `go install …@version`: that one wants the
-    # list of all versions, which not every module proxy gives.
+    # A temporary module instead of `go install …@version`, which requires the list
+    # of all versions; some module proxies do not serve it.
     cd "$work"
     go mod init nats-cli-build >/dev/null 2>&1
     go mod edit -require="github.com/nats-io/natscli@$version"

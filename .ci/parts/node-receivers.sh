@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints a folder whose node_modules hold standardwebhooks (the public library for signatures) and
-# oidc-provider (a real OAuth2 server).
+# Prints a folder whose node_modules contain standardwebhooks (the public library for signatures) and
+# oidc-provider (an OAuth2 server).
 set -euo pipefail
 
 webhooks=${1:-1.0.0}

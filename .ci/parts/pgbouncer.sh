@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the path of PgBouncer: Debian's package, unpacked once, started through a script that finds its libraries.
+# Prints the path of PgBouncer: the Debian package, unpacked once, with a start script that sets the library path.
 set -euo pipefail
 
 cache=${HUB_CI_CACHE:-$HOME/.cache/integration-hub-ci}
@@ -9,7 +9,7 @@ if [[ ! -x $folder/pgbouncer ]]; then
     mkdir -p "$cache"
     work=$(mktemp -d "$cache/pgbouncer.XXXXXX")
     trap 'rm -rf "$work"' EXIT
-    # What pgbouncer links beside the C library.
+    # Libraries of pgbouncer, without the C library.
     "$(dirname "${BASH_SOURCE[0]}")/debian-packages.sh" "$work/root" pgbouncer libc-ares2 libevent-2.1-7 libssl3 libpam0g \
         libsystemd0 libaudit1 libcap-ng0 libcap2 libgcrypt20 libgpg-error0 liblzma5 libzstd1 liblz4-1
     cat >"$work/pgbouncer" <<'SCRIPT'

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints a folder for PYTHONPATH with Protean, the Python framework whose envelope the outbox writes, and what it
-# needs for Redis and PostgreSQL. Protean 0.18 wants Python 3.11 or newer.
+# Prints a folder for PYTHONPATH with Protean, the Python framework whose envelope format the producer outbox uses,
+# and its dependencies for Redis and PostgreSQL. Protean 0.18 requires Python 3.11 or newer.
 set -euo pipefail
 
 version=${1:-0.18.0}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints a folder for PYTHONPATH with the public Python libraries that read what the hub sends:
+# Prints a folder for PYTHONPATH with the public Python libraries that verify and decode deliveries:
 # standardwebhooks (signatures) and cloudevents (the CloudEvents SDK).
 set -euo pipefail
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Prints the path of a RabbitMQ server: Debian's packages with their Erlang, unpacked once, started through
-# a script that tells Erlang where it is. The port mapper epmd lies beside it.
+# Prints the path of a RabbitMQ server: the Debian packages with Erlang, unpacked once, with a start script that sets
+# the paths. The port mapper epmd is in the same folder.
 set -euo pipefail
 
 cache=${HUB_CI_CACHE:-$HOME/.cache/integration-hub-ci}
@@ -14,7 +14,7 @@ if [[ ! -x $folder/rabbitmq-server ]]; then
         erlang-eldap erlang-inets erlang-mnesia erlang-os-mon erlang-parsetools erlang-public-key \
         erlang-runtime-tools erlang-ssl erlang-syntax-tools erlang-tools erlang-xmerl \
         libssl3 libtinfo6 libsystemd0 libcap2 libgcrypt20 libgpg-error0 liblzma5 libzstd1 liblz4-1
-    # Erlang's start script has its folder written into it.
+    # The start script of Erlang contains its folder.
     sed -i "s|/usr/lib/erlang|$folder/root/usr/lib/erlang|g" "$work"/root/usr/lib/erlang/erts-*/bin/erl \
         "$work/root/usr/lib/erlang/bin/erl"
     cat >"$work/rabbitmq-server" <<'SCRIPT'

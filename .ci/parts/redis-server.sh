@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Prints the path of a Redis server: Debian's package, unpacked once, started through a script that finds
-# its libraries.
+# Prints the path of a Redis server: the Debian package, unpacked once, with a start script that sets the library path.
 set -euo pipefail
 
 cache=${HUB_CI_CACHE:-$HOME/.cache/integration-hub-ci}
@@ -10,7 +9,7 @@ if [[ ! -x $folder/redis-server ]]; then
     mkdir -p "$cache"
     work=$(mktemp -d "$cache/redis-server.XXXXXX")
     trap 'rm -rf "$work"' EXIT
-    # What redis-server links beside the C library.
+    # Libraries of redis-server, without the C library.
     "$(dirname "${BASH_SOURCE[0]}")/debian-packages.sh" "$work/root" redis-server redis-tools liblzf1 libjemalloc2 libatomic1 \
         libssl3 libsystemd0 libcap2 libgcrypt20 libgpg-error0 liblzma5 libzstd1 liblz4-1
     cat >"$work/redis-server" <<'SCRIPT'

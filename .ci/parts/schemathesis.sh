@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Prints a folder for PYTHONPATH with schemathesis, which asks the API what its description says it takes,
-# and what it does not.
+# Prints a folder for PYTHONPATH with schemathesis, which fuzzes an API by its OpenAPI description.
 # usage: schemathesis.sh [VERSION]
 set -euo pipefail
 

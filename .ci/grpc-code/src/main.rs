@@ -1,4 +1,4 @@
-//! `cargo run` writes `generated.rs`; `cargo run -- --check` compares, and fails where it differs.
+//! Generates `src/subscriptions_grpc/generated.rs`. With `--check` it compares instead, and fails if they differ.
 
 use std::error::Error;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     if std::env::args().any(|argument| argument == "--check") {
         if std::fs::read_to_string(&generated)? != made {
             eprintln!(
-                "src/subscriptions_grpc/generated.rs is not what the .proto gives: run this without --check"
+                "src/subscriptions_grpc/generated.rs: differs from the .proto; run this without --check"
             );
             return Ok(ExitCode::FAILURE);
         }
