@@ -1,4 +1,4 @@
-//! Our own side: customers, and the letters that welcome them.
+//! The domain of this service: customers and their welcome letters.
 
 use sqlx::SqliteConnection;
 
@@ -23,8 +23,8 @@ pub struct RegisterCustomer {
 }
 
 impl RegisterCustomer {
-    /// Within the caller's transaction. Carried out twice, it writes two letters: that it is carried out once
-    /// is the inbox's business.
+    /// Executes the command in the caller's transaction. Executing it twice writes two letters; the inbox prevents
+    /// that.
     pub async fn carry_out(&self, transaction: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         sqlx::query(
             "INSERT INTO customers (customer_id, name, email) VALUES (?1, ?2, ?3)

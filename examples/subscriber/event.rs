@@ -1,12 +1,12 @@
-//! What arrives: the envelope that the hub sends to external brokers, `{"data": …, "metadata": {"headers",
-//! "domain", "envelope", "extensions"}}`, as far as it concerns us.
+//! The envelope that the hub sends to external brokers, `{"data": …, "metadata": {"headers", "domain", "envelope",
+//! "extensions"}}`, reduced to the parts that this service uses.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 #[derive(Debug, Deserialize)]
 pub struct Event<'a> {
-    /// Whatever the producer says of this type of event; read by who knows the type.
+    /// Data of the event; its schema depends on the type.
     #[serde(borrow)]
     pub data: &'a RawValue,
     pub metadata: Metadata,
@@ -21,7 +21,7 @@ pub struct Metadata {
 
 #[derive(Debug, Deserialize)]
 pub struct Headers {
-    /// The same whenever the event is sent again; a broker's own number is not.
+    /// Event id, the same in every repetition. The id of the broker's entry is not.
     pub id: String,
     #[serde(rename = "type")]
     pub kind: String,
@@ -29,12 +29,12 @@ pub struct Headers {
 
 #[derive(Debug, Default, Deserialize)]
 pub struct Domain {
-    /// The version of the type: what is in `data`.
+    /// Version of the schema of `data`.
     pub version: Option<u32>,
 }
 
 impl<'a> Event<'a> {
-    /// The error says what is missing or wrong, and where.
+    /// Parses an envelope. The error names the missing or invalid field.
     pub fn read(body: &'a [u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(body)
     }

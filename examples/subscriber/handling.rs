@@ -1,5 +1,5 @@
-//! Read, apply, acknowledge. One event after the other, so that those of one stream keep their order, but for
-//! one that is read again.
+//! Reads, applies and acknowledges one event after the other, so that the events of a stream stay in order, except
+//! those that are read again.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::event::Event;
 use crate::inbox::{Applied, Inbox, InboxError};
 use crate::translation::translate;
 
-/// Between two tries to reach the broker or the database; doubled each time up to the second.
+/// First and longest wait between two tries to reach the broker or the database; doubles with each try.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 const FORGET_EVERY: Duration = Duration::from_secs(60);
 
-/// Of one process.
+/// Counts of one process.
 #[derive(Debug, Default)]
 pub struct Counts {
     pub applied: u64,
@@ -35,8 +35,7 @@ pub struct Handling {
 }
 
 impl Handling {
-    /// Until it is told to stop. What was read and not acknowledged then is read again later, by whoever is
-    /// there.
+    /// Runs until `stop`. Events that are read but not acknowledged by then are read again by another process.
     pub async fn run(&self, stop: &CancellationToken) -> Counts {
         let mut counts = Counts::default();
         let mut pause = PAUSES.0;
@@ -52,7 +51,7 @@ impl Handling {
         counts
     }
 
-    /// Until the broker is lost, or the stop.
+    /// Runs until the connection to the broker is lost, or until `stop`.
     async fn run_connected(&self, counts: &mut Counts, stop: &CancellationToken) -> Result<(), BrokerError> {
         let mut broker = Broker::connect(&self.source).await?;
         info!(host = self.source.url.host_str(), stream = self.source.stream, "subscribed");
@@ -60,7 +59,7 @@ impl Handling {
         while !stop.is_cancelled() {
             if Instant::now() >= forget_at {
                 if let Err(error) = self.inbox.forget(self.remember).await {
-                    warn!("nothing is forgotten for now: {error}");
+                    warn!("deleting old ids failed, will retry: {error}");
                 }
                 forget_at = Instant::now() + FORGET_EVERY;
             }
@@ -72,26 +71,28 @@ impl Handling {
                     }
                     match self.handle(&delivery, counts).await {
                         Ok(()) => break,
-                        // Not the event's fault: kept in hand, and nothing else is read meanwhile.
+                        // The database failed, not the event: retry it before reading others.
                         Err(error) => wait(&mut pause, &error, stop).await,
                     }
                 }
-                // Only now. A crash before this brings the event again, and the inbox knows it.
+                // After the commit. If the process crashes before this, the event comes again and the inbox skips it.
                 broker.acknowledge(delivery).await?;
             }
         }
         Ok(())
     }
 
-    /// `Ok` if nothing is left to do for this event, for whatever reason; else our database is away.
+    /// Returns `Ok` if the event is done for any reason, and an error if the database is unavailable.
     async fn handle(&self, delivery: &Delivery, counts: &mut Counts) -> Result<(), InboxError> {
         if delivery.attempts > u64::from(self.attempts) {
-            let reason = format!("read {} times and never acknowledged", delivery.attempts);
+            let reason = format!("read {} times without an acknowledgement", delivery.attempts);
             return self.put_aside(delivery, &reason, counts).await;
         }
         let event = match Event::read(&delivery.body) {
             Ok(event) => event,
-            Err(error) => return self.put_aside(delivery, &format!("no envelope: {error}"), counts).await,
+            Err(error) => {
+                return self.put_aside(delivery, &format!("invalid envelope: {error}"), counts).await;
+            }
         };
         let command = match translate(&event) {
             Ok(Some(command)) => command,
@@ -125,9 +126,9 @@ impl Handling {
     }
 }
 
-/// Tells why, and waits, the next time for longer; not at all once it is told to stop.
+/// Logs the error and waits, longer with each call; returns at once after `stop`.
 async fn wait(pause: &mut Duration, error: &dyn std::error::Error, stop: &CancellationToken) {
-    warn!("{error}; again in {pause:?}");
+    warn!("{error}; trying again in {pause:?}");
     stop.run_until_cancelled(tokio::time::sleep(*pause)).await;
     *pause = PAUSES.1.min(*pause * 2);
 }

@@ -1,4 +1,4 @@
-//! The inbox: which events have had their effect, in the same database and the same transaction as the effect.
+//! The inbox: the ids of applied events, in the same database and transaction as their effects.
 
 use std::path::Path;
 use std::time::Duration;
@@ -24,18 +24,18 @@ const TABLES: &str = "
         put_aside_at INTEGER NOT NULL DEFAULT (unixepoch())
     );
 ";
-/// A write waits so long for another process's transaction.
+/// Longest wait of a write for the transaction of another process.
 const BUSY: Duration = Duration::from_secs(5);
-/// Rows deleted in one transaction, behind which an event may have to wait.
+/// Rows deleted in one transaction, which can delay an event.
 const FORGOTTEN_AT_ONCE: i64 = 1_000;
 
 #[derive(Debug, Error)]
 pub enum InboxError {
-    /// The database refuses this command, now and ever: a constraint of ours.
-    #[error("our database refuses it: {0}")]
+    /// A constraint of the database rejects this command; a retry cannot succeed.
+    #[error("the database rejects the command: {0}")]
     Refused(#[source] sqlx::Error),
-    /// Nothing that the event could be blamed for.
-    #[error("our database: {0}")]
+    /// The database failed; the event is not the cause.
+    #[error("database: {0}")]
     Unavailable(#[source] sqlx::Error),
 }
 
@@ -72,7 +72,7 @@ impl Inbox {
             .foreign_keys(true)
             .busy_timeout(BUSY)
             .journal_mode(SqliteJournalMode::Wal)
-            // On the disk before the broker hears that it may forget the event.
+            // On the disk before the event is acknowledged.
             .synchronous(SqliteSynchronous::Full);
         let pool = SqlitePoolOptions::new().max_connections(1).acquire_timeout(BUSY * 2);
         let pool = pool.connect_with(options).await?;
@@ -82,8 +82,8 @@ impl Inbox {
         Ok(Self { pool })
     }
 
-    /// Carries the command out if the event's id is new. Both are committed, or neither is; two processes with
-    /// the same event come one after the other.
+    /// Executes the command if the event id is new. Commits both or neither. Two processes with the same event are
+    /// serialised.
     pub async fn apply(&self, event_id: &str, command: &RegisterCustomer) -> Result<Applied, InboxError> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let noted = sqlx::query("INSERT INTO inbox (event_id) VALUES (?1) ON CONFLICT DO NOTHING")
@@ -99,8 +99,8 @@ impl Inbox {
         Ok(Applied::Now)
     }
 
-    /// Keeps what can never be applied, with the reason, for a person to look at. `place` is where it stands
-    /// in the broker: the same entry put aside twice is there once.
+    /// Stores an event that can never be applied, with the reason. `place` is its stream and number in the broker, so
+    /// that the same entry is stored once.
     pub async fn put_aside(&self, place: &str, reason: &str, body: &[u8]) -> Result<(), InboxError> {
         sqlx::query("INSERT INTO poison (place, reason, body) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")
             .bind(place)
@@ -111,7 +111,7 @@ impl Inbox {
         Ok(())
     }
 
-    /// Deletes a bounded number of the ids and the poison that are older than this. Gives how many.
+    /// Deletes a bounded number of ids and poison events that are older than this. Returns their number.
     pub async fn forget(&self, older_than: Duration) -> Result<u64, InboxError> {
         let seconds = i64::try_from(older_than.as_secs()).unwrap_or(i64::MAX);
         let mut forgotten = 0;

@@ -1,13 +1,13 @@
-//! The other side: a service that hears of another team's users through an external broker, which the hub's
-//! outbox relay fills, and turns what it hears into commands of its own.
+//! An example consumer: a service that reads the user events of another team from an external broker, to which the
+//! hub's outbox relay sends them, and translates them to its own commands.
 //!
-//! * [`broker`] reads: a Redis stream with a consumer group, or a NATS JetStream consumer.
-//! * [`event`] is what arrives, [`translation`] the only place that knows both it and our own words.
-//! * [`customers`] is our side: a command and its effect.
-//! * [`inbox`] commits the id of an event and its effect together, so that a repetition changes nothing.
-//! * [`handling`] joins them: read, apply, acknowledge, and put aside what can never be applied.
+//! * [`broker`] reads from a Redis stream with a consumer group, or from a NATS JetStream consumer.
+//! * [`event`] is the received envelope; only [`translation`] knows both it and the commands.
+//! * [`customers`] is the domain of the service: a command and its effect.
+//! * [`inbox`] commits the id of an event and its effect together, so that a repetition has no effect.
+//! * [`handling`] connects them: read, apply, acknowledge, and set aside events that can never be applied.
 //!
-//! It needs nothing of the hub: only its envelope.
+//! It depends on the envelope of the hub, and on no code of it.
 
 mod broker;
 mod customers;
@@ -30,41 +30,40 @@ use crate::broker::Source;
 use crate::handling::Handling;
 use crate::inbox::Inbox;
 
-/// Registers a customer for each user that the accounts service tells of, once, in an SQLite file.
+/// Register a customer in an SQLite file for each user.created event of the accounts service.
 ///
-/// Reads what `hub serve --role outbox-relay` sends to an external broker of provider "redis" or "nats". Each
-/// event is applied once, whatever is sent twice or crashes; what can never be applied is put aside in the table
-/// `poison` with its reason. SIGTERM and Ctrl-C end it after the event in hand.
+/// Reads the events that `hub serve --role outbox-relay` sends to an external broker of provider "redis" or "nats".
+/// Applies each event once, also after repetitions and crashes. Stores events that can never be applied in the table
+/// `poison`, with the reason. SIGTERM and Ctrl-C end it after the current event.
 #[derive(Debug, Parser)]
 #[command(name = "subscriber")]
 struct Options {
-    /// redis://host:port[/database] or rediss://…; nats://host:port or tls://… . A password belongs into the
-    /// environment variable.
+    /// Broker URL: redis://host:port[/database] or rediss://…, nats://host:port or tls://…. Set a URL with a password
+    /// in the environment variable.
     #[arg(long, env = "SUBSCRIBER_BROKER", hide_env_values = true, default_value = "redis://127.0.0.1:6379")]
     broker: Url,
-    /// The Redis stream, or the name of the JetStream stream.
+    /// Name of the Redis stream or the JetStream stream.
     #[arg(long, default_value = "user")]
     stream: String,
-    /// Whoever has the same name shares the events: the Redis consumer group, or the durable consumer.
+    /// Redis consumer group or durable consumer. Processes with the same group share the events.
     #[arg(long, default_value = "customers")]
     group: String,
-    /// This process among those of the group (Redis only). Each running process needs a name of its own.
+    /// Name of this process in the group (Redis only). Must be unique among the running processes.
     #[arg(long, default_value = "customers-1")]
     consumer: String,
-    /// Our own database, made where it is not there.
+    /// SQLite file, created if it does not exist.
     #[arg(long, default_value = "customers.db")]
     database: PathBuf,
-    /// An event that was read and not acknowledged for so long is read again, by whichever process: longer
-    /// than a batch takes.
+    /// Time after which an unacknowledged event is read again. Must be longer than the processing of a batch.
     #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
     reclaim_after: Duration,
-    /// The most events read at once.
+    /// Most events per read.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1000))]
     batch: u16,
-    /// An event that has been read so often without being applied ends whoever handles it: it is put aside.
+    /// Reads after which an event that was never acknowledged is set aside, because it may crash the process.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     attempts: u32,
-    /// How long the inbox knows an event, and poison is kept: longer than the hub may send it again.
+    /// Retention of event ids and poison events. Must be longer than the hub may repeat an event.
     #[arg(long, default_value = "90days", value_parser = humantime::parse_duration)]
     remember: Duration,
 }
@@ -73,7 +72,7 @@ struct Options {
 async fn main() -> ExitCode {
     let options = Options::parse();
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    // For rediss:// and tls://; an error says that there is one already.
+    // For rediss:// and tls://. An error means that a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
 
     let source = Source {
@@ -96,19 +95,19 @@ async fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let stop = CancellationToken::new();
-    tokio::spawn(stop_when_told(stop.clone()));
+    tokio::spawn(stop_on_signal(stop.clone()));
     let handling = Handling { source, inbox, attempts: options.attempts, remember: options.remember };
     let counts = handling.run(&stop).await;
     info!(?counts, "stopped");
     ExitCode::SUCCESS
 }
 
-/// Ends with the process.
-async fn stop_when_told(stop: CancellationToken) {
+/// Cancels `stop` on SIGTERM or Ctrl-C.
+async fn stop_on_signal(stop: CancellationToken) {
     let mut terminate = signal(SignalKind::terminate()).expect("a handler for SIGTERM can be set");
     tokio::select! {
         _ = terminate.recv() => {}
-        // An error says that Ctrl-C cannot be heard; SIGTERM still is.
+        // An error means that Ctrl-C cannot be handled; SIGTERM still can.
         Ok(()) = tokio::signal::ctrl_c() => {}
     }
     stop.cancel();

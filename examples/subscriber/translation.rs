@@ -1,4 +1,5 @@
-//! The anti-corruption layer: from the accounts service's words to ours. When theirs change, this file does.
+//! The anti-corruption layer: translates events of the accounts service to commands. The only file that depends on
+//! their format.
 
 use serde::Deserialize;
 use thiserror::Error;
@@ -6,7 +7,7 @@ use thiserror::Error;
 use crate::customers::RegisterCustomer;
 use crate::event::Event;
 
-/// `user.created`, version 1, as the accounts service writes it.
+/// `user.created`, version 1, in the format of the accounts service.
 #[derive(Debug, Deserialize)]
 struct UserCreated {
     user_id: String,
@@ -14,18 +15,18 @@ struct UserCreated {
     display_name: Option<String>,
 }
 
-/// Why an event can never become a command.
+/// The reason why an event cannot be translated.
 #[derive(Debug, Error)]
 pub enum Untranslatable {
     #[error("{kind}: data: {error}")]
     Data { kind: String, error: serde_json::Error },
-    #[error("{kind}: version {version} is not known here; versions up to {known} are")]
+    #[error("{kind}: version {version} is not supported; the latest supported version is {known}")]
     Version { kind: String, version: u32, known: u32 },
     #[error("{kind}: data.{field} is empty")]
     Empty { kind: String, field: &'static str },
 }
 
-/// What the event means to us; `None` if it is no business of ours.
+/// Translates the event; `None` if this service ignores its type.
 pub fn translate(event: &Event<'_>) -> Result<Option<RegisterCustomer>, Untranslatable> {
     let kind = &event.metadata.headers.kind;
     if kind != "user.created" {

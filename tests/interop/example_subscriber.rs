@@ -301,18 +301,18 @@ async fn what_can_never_be_applied_is_set_aside_and_blocks_no_other(partner: Par
     let service = Service::new();
     let newer = created("e5", "eve").replace("\"version\":1", "\"version\":2");
     let cases = [
-        ("{nonsense", "no envelope: key must be a string at line 1 column 2"),
-        (r#"{"data": {}}"#, "no envelope: missing field `metadata`"),
+        ("{nonsense", "invalid envelope: key must be a string at line 1 column 2"),
+        (r#"{"data": {}}"#, "invalid envelope: missing field `metadata`"),
         (
             &envelope("e3", "user.created", json!({"user_id": "eve"})),
             "user.created: data: missing field `email`",
         ),
         (&envelope("e4", "user.created", json!({"user_id": " ", "email": "e@e"})), "data.user_id is empty"),
-        (&newer, "version 2 is not known here"),
-        // Only the subscriber's database refuses this.
+        (&newer, "version 2 is not supported"),
+        // Only the subscriber's database rejects this.
         (
             &envelope("e6", "user.created", json!({"user_id": "eve", "email": "eve"})),
-            "our database refuses it",
+            "the database rejects the command",
         ),
     ];
     partner.add(&created("e1", "ann")).await;
@@ -361,7 +361,7 @@ async fn what_a_consumer_that_is_gone_has_read_is_reclaimed_and_what_ends_everyb
     letters.sort();
     assert_eq!(letters, ["ann", "eve"]);
     let poison = service.poison().await;
-    assert_eq!(poison, [["read 6 times and never acknowledged".to_owned(), created("e2", "bob")]]);
+    assert_eq!(poison, [["read 6 times without an acknowledgement".to_owned(), created("e2", "bob")]]);
 }
 
 /// Another transaction that does not end, or a full disk, has the same effect.
@@ -375,15 +375,19 @@ async fn while_its_database_is_unavailable_the_current_event_waits_and_is_not_bl
 
     let lock = service.database.begin_with("BEGIN IMMEDIATE").await.expect("locked");
     partner.add(&created("e2", "bob")).await;
-    eventually(SOON, "it has noticed", async || match subscriber.log().matches("; again in").count() {
-        0 => Err(subscriber.log()),
-        _ => Ok(()),
+    eventually(SOON, "it has noticed", async || {
+        match subscriber.log().matches("; trying again in").count() {
+            0 => Err(subscriber.log()),
+            _ => Ok(()),
+        }
     })
     .await;
     partner.add(&created("e3", "eve")).await;
-    eventually(SOON, "it has tried again", async || match subscriber.log().matches("; again in").count() {
-        0 | 1 => Err(subscriber.log()),
-        _ => Ok(()),
+    eventually(SOON, "it has tried again", async || {
+        match subscriber.log().matches("; trying again in").count() {
+            0 | 1 => Err(subscriber.log()),
+            _ => Ok(()),
+        }
     })
     .await;
     lock.rollback().await.expect("unlocked");
@@ -401,7 +405,8 @@ async fn an_unavailable_broker_is_waited_for(mut partner: Partner) {
     partner.nothing_owed().await;
     partner.kill().await;
     // NATS's client connects again by itself.
-    let noticed = if matches!(partner, Partner::Nats(_)) { "event: disconnected" } else { "; again in" };
+    let noticed =
+        if matches!(partner, Partner::Nats(_)) { "event: disconnected" } else { "; trying again in" };
     eventually(SOON, "it has noticed", async || match subscriber.log().contains(noticed) {
         true => Ok(()),
         false => Err(subscriber.log()),

@@ -1,1 +1,1 @@
-"""Our side: customers, who are told of by the accounts service's events."""
+"""The customers service, which registers the users of the accounts service."""

@@ -1,4 +1,4 @@
-"""`python -m customers`: subscribes until it is told to stop (SIGTERM, Ctrl-C)."""
+"""`python -m customers`: consumes events until SIGTERM or Ctrl-C."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from protean.utils import fqn
 from .domain import domain
 from .subscriber import STREAM, AccountsSubscriber
 
-# Longer than the handling of ten events (what Protean reads at once) takes, retries included.
+# Longer than the handling of ten events (one read of Protean), including retries.
 RECLAIM_AFTER = float(os.environ.get("RECLAIM_AFTER_SECONDS", "60"))
 RECLAIM_AT_ONCE = 100
 
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 async def reclaim_abandoned(engine: Engine) -> None:
-    """Takes over what consumers that are gone have read and not acknowledged.
+    """Claims events that crashed consumers have read but not acknowledged.
 
-    Protean 0.18 reads again what is pending under the name of its own consumer, which is a new one in each
-    process; what a crashed one held would wait for ever.
+    Protean 0.18 retries only the pending events of its own consumer name, which is new in each process. Pending
+    events of a crashed process would wait forever.
     """
     broker = domain.brokers["default"]
     while not engine.shutting_down:
@@ -37,10 +37,10 @@ async def reclaim_abandoned(engine: Engine) -> None:
                 justid=True,
             )
             if claimed:
-                logger.info("%d events of a consumer that is gone, or that failed, are ours", len(claimed))
+                logger.info("claimed %d pending events of a crashed or failing consumer", len(claimed))
         except redis.RedisError as error:
-            # The subscription tells of it as well, and goes on when Redis is back.
-            logger.warning("nothing can be reclaimed now: %s", error)
+            # The subscription logs the error as well, and continues when Redis is available.
+            logger.warning("claiming pending events failed, will retry: %s", error)
         for _ in range(max(1, round(RECLAIM_AFTER / 2))):
             if engine.shutting_down:
                 return

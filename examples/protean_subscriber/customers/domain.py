@@ -1,4 +1,4 @@
-"""The domain; its settings are in domain.toml beside it."""
+"""The domain. Its settings are in domain.toml."""
 
 from protean import Domain
 

@@ -1,4 +1,4 @@
-"""Customers in our own words. Nothing here knows of the events that other services send."""
+"""The domain of customers. It does not depend on the events of other services."""
 
 from datetime import UTC, datetime
 
@@ -18,7 +18,7 @@ class Customer:
 
 @domain.aggregate
 class WelcomeLetter:
-    """A letter to be sent: twice would be seen, which is why events are de-duplicated."""
+    """A letter to send. Sending it twice would be visible, so events are de-duplicated."""
 
     customer_id = Identifier(required=True)
     email = String(required=True, max_length=320)
@@ -26,7 +26,7 @@ class WelcomeLetter:
 
 @domain.aggregate
 class ReceivedEvent:
-    """The inbox: the id of each event whose effect is committed."""
+    """The inbox: the ids of events whose effect is committed."""
 
     event_id = Identifier(identifier=True)
     received_at = DateTime(required=True)
@@ -37,7 +37,7 @@ class RegisterCustomer:
     customer_id = Identifier(required=True)
     name = String(required=True, max_length=200)
     email = String(required=True, max_length=320)
-    # The event that says so.
+    # The event that caused the command.
     event_id = Identifier(required=True)
 
 
@@ -45,10 +45,10 @@ class RegisterCustomer:
 class CustomerCommandHandler:
     @handle(RegisterCustomer)
     def register(self, command: RegisterCustomer) -> None:
-        """Runs in one unit of work: the event's id and its effect are committed together, or neither is.
+        """Commits the event id and its effect in one unit of work.
 
-        Two processes that have the same event at the same moment: the second one's commit breaks the
-        primary key, so that nothing of it remains, and its next attempt finds the event in the inbox.
+        If two processes handle the same event at the same time, the commit of the second violates the primary key
+        and is rolled back. Its next attempt finds the event in the inbox.
         """
         received = domain.repository_for(ReceivedEvent)
         if _found(received, command.event_id):

@@ -1,4 +1,4 @@
-"""The anti-corruption layer: the only place that knows what the accounts service's events look like."""
+"""The anti-corruption layer: the only module that knows the format of the accounts service's events."""
 
 import os
 
@@ -12,10 +12,10 @@ STREAM = os.environ.get("ACCOUNTS_STREAM", "user")
 
 @domain.subscriber(stream=STREAM)
 class AccountsSubscriber(BaseSubscriber):
-    """Turns `user.created` of the accounts service into `RegisterCustomer`; the rest is not our business.
+    """Translates `user.created` of the accounts service to `RegisterCustomer`, and ignores other events.
 
-    Acknowledged when this returns. An exception (a field that is missing, a database that is away) makes
-    Protean try again, and put the event aside after the last attempt; the others go on meanwhile.
+    Protean acknowledges the event when this returns. After an exception (a missing field, an unavailable database) it
+    retries, and moves the event to the dead-letter stream after the last attempt. Other events continue.
     """
 
     def __call__(self, payload: dict) -> None:
@@ -27,7 +27,7 @@ class AccountsSubscriber(BaseSubscriber):
             customer_id=user["user_id"],
             name=user.get("display_name") or user["email"],
             email=user["email"],
-            # The same on every repetition; the entry's own id is not.
+            # The same in every repetition; the id of the entry is not.
             event_id=headers["id"],
         )
         domain.process(command, asynchronous=False)

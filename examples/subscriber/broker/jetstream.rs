@@ -1,5 +1,5 @@
-//! A durable pull consumer of a JetStream stream: what is not acknowledged in time is delivered again by the
-//! server, to whoever asks.
+//! A durable pull consumer of a JetStream stream. The server delivers a message again if it is not acknowledged in
+//! time.
 
 use async_nats::ConnectOptions;
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
@@ -31,7 +31,7 @@ impl JetStream {
 
     pub async fn next(&mut self) -> Result<Vec<Delivery>, BrokerError> {
         let request = self.consumer.batch().max_messages(self.batch).expires(WAIT);
-        // A server that is gone ends no request: the client does, and connects again by itself.
+        // If the server disappears, the client ends the request and reconnects automatically.
         let messages: Vec<_> =
             request.messages().await.map_err(nats)?.try_collect().await.map_err(BrokerError::Nats)?;
         let deliveries = messages.into_iter().map(|message| {
@@ -50,7 +50,7 @@ impl JetStream {
     }
 }
 
-/// Waits until the server knows of it, as long as the client waits for any answer (5 s).
+/// Acknowledges, and waits up to 5 s for the confirmation of the server.
 pub async fn acknowledge(acker: &Acker) -> Result<(), BrokerError> {
     acker.double_ack().await.map_err(BrokerError::Nats)
 }

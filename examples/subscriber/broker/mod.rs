@@ -1,4 +1,4 @@
-//! The two brokers behind one face: read some, acknowledge each.
+//! One interface for both brokers: read a batch, acknowledge each event.
 
 mod jetstream;
 mod redis_stream;
@@ -9,12 +9,12 @@ use bytes::Bytes;
 use thiserror::Error;
 use url::Url;
 
-/// Longest wait for new events, and so for the stop of a process that has none.
+/// Longest wait for new events, and therefore for the stop of an idle process.
 const WAIT: Duration = Duration::from_secs(1);
 /// Longest wait for a connection or an answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where to read; see the options of the command line.
+/// Where to read; see the command-line options.
 #[derive(Debug, Clone)]
 pub struct Source {
     pub url: Url,
@@ -27,7 +27,7 @@ pub struct Source {
 
 #[derive(Debug, Error)]
 pub enum BrokerError {
-    #[error("{0}:// is the scheme of no broker that is known here: write redis, rediss, nats or tls")]
+    #[error("unknown scheme {0}://; use redis, rediss, nats or tls")]
     Scheme(String),
     #[error("Redis: {0}")]
     Redis(#[from] redis::RedisError),
@@ -35,12 +35,12 @@ pub enum BrokerError {
     Nats(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// One event that was read, to be acknowledged.
+/// One event that was read and has to be acknowledged.
 pub struct Delivery {
-    /// Where it stands: stream and number.
+    /// Its position in the broker: stream and number.
     pub place: String,
     pub body: Bytes,
-    /// How often it has been read, this time included.
+    /// How often it has been read, including this time.
     pub attempts: u64,
     receipt: Receipt,
 }
@@ -56,7 +56,7 @@ pub enum Broker {
 }
 
 impl Source {
-    /// Whether there is a broker for this URL.
+    /// Checks the scheme of the URL.
     pub fn check(&self) -> Result<(), BrokerError> {
         match self.url.scheme() {
             "redis" | "rediss" | "nats" | "tls" => Ok(()),
@@ -66,7 +66,7 @@ impl Source {
 }
 
 impl Broker {
-    /// Connects, and makes the group where there is none: it then reads from the stream's beginning.
+    /// Connects, and creates the group if it does not exist; a new group reads from the beginning of the stream.
     pub async fn connect(source: &Source) -> Result<Self, BrokerError> {
         source.check()?;
         Ok(match source.url.scheme() {
@@ -75,7 +75,7 @@ impl Broker {
         })
     }
 
-    /// At most a batch; nothing if there is none for a while.
+    /// Returns at most one batch, or nothing if no event arrives in time.
     pub async fn next(&mut self) -> Result<Vec<Delivery>, BrokerError> {
         match self {
             Self::Redis(redis) => redis.next().await,

@@ -1,5 +1,5 @@
-//! A Redis stream read by a consumer group: each entry goes to one of the group, and stays pending until that
-//! one acknowledges it. What a consumer that has crashed left pending is claimed by another (`XAUTOCLAIM`).
+//! A Redis stream with a consumer group. Each entry goes to one consumer, and is pending until that consumer
+//! acknowledges it. Another consumer claims the pending entries of one that crashed (`XAUTOCLAIM`).
 
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
@@ -14,13 +14,13 @@ use tracing::{info, warn};
 use super::{BrokerError, Delivery, Receipt, Source, TIMEOUT, WAIT};
 
 const BEGINNING: &str = "0-0";
-/// Reads what nobody of the group has got yet.
+/// Reads entries that no consumer of the group has read.
 const NEW: &str = ">";
 
 pub struct RedisStream {
     source: Source,
     connection: MultiplexedConnection,
-    /// When to look for what others left, and how far in the list of pending entries that look has come.
+    /// Time of the next search for abandoned entries, and its position in the list of pending entries.
     reclaim_at: Instant,
     reclaim_from: String,
 }
@@ -30,7 +30,7 @@ impl RedisStream {
         let client = Client::open(source.url.as_str())?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(TIMEOUT))
-            // A read waits on the server.
+            // A read blocks on the server.
             .set_response_timeout(Some(TIMEOUT + WAIT));
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         let made = connection.xgroup_create_mkstream(&source.stream, &source.group, BEGINNING).await;
@@ -59,7 +59,7 @@ impl RedisStream {
         Ok(entries.map(|entry| self.delivery(entry, 1)).collect())
     }
 
-    /// Takes over up to a batch of what has been pending for too long: another's, or our own after an error.
+    /// Claims up to one batch of entries that are pending for too long: of another consumer, or its own after an error.
     async fn reclaim(&mut self) -> Result<Vec<Delivery>, BrokerError> {
         let Source { stream, group, consumer, reclaim_after, batch, .. } = &self.source;
         let idle = reclaim_after.as_millis() as usize;
@@ -88,13 +88,13 @@ impl RedisStream {
 
     pub async fn acknowledge(&mut self, id: &str) -> Result<(), BrokerError> {
         let Source { stream, group, .. } = &self.source;
-        // None is removed if somebody else has claimed and acknowledged it meanwhile: done all the same.
+        // Zero if another consumer has acknowledged it meanwhile, which is fine.
         let _: usize = self.connection.xack(stream, group, &[id]).await?;
         Ok(())
     }
 
     fn delivery(&self, entry: StreamId, attempts: u64) -> Delivery {
-        // The hub writes one field. An entry of somebody else's without it has no envelope, and is put aside.
+        // The hub writes one field. An entry without it comes from someone else, and is set aside.
         let body: Vec<u8> = entry.get("data").unwrap_or_default();
         Delivery {
             place: format!("{} {}", self.source.stream, entry.id),
