@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::broker_process::{BrokerOptions, BrokerProcess, BrokerProcessError, Data, find_or_fetch};
 use crate::nats::subjects::Names;
 use crate::settings::Settings;
 use crate::shell::{executable, quoted};
+use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, BrokerProcessError, Data, find_or_fetch};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DevError {

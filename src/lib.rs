@@ -5,7 +5,6 @@
 
 pub mod api;
 pub mod bench;
-pub mod broker_process;
 pub mod cli;
 pub mod demo;
 pub mod dev;
@@ -17,7 +16,6 @@ pub mod metrics;
 pub mod nats;
 pub mod open_files;
 pub mod outlet;
-pub mod owned_process;
 pub mod panics;
 pub mod printable;
 pub mod roles;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use integration_hub::broker_process::{
+use hub_testkit::broker_process::{
     BrokerCluster, BrokerOptions, BrokerProcess, BrokerProcessError, Data, SyncInterval,
 };
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};

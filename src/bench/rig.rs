@@ -15,12 +15,12 @@ use super::process::processor_time;
 use super::receiver::Receiver;
 use super::report::Processor;
 use super::tally::WebhookId;
-use crate::broker_process::{BrokerOptions, BrokerProcess, SyncInterval, find_or_fetch};
 use crate::domain::subscription::Subscription;
 use crate::http_delivery::bare::BareClient;
 use crate::nats::{JetStream, provision};
 use crate::seal::{Sealer, seal_subscription};
 use crate::settings::Settings;
+use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, SyncInterval, find_or_fetch};
 
 /// Deliveries in flight at once: the default pool of a domain, and of the bare loop.
 pub const IN_FLIGHT: usize = 64;

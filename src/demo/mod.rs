@@ -16,12 +16,12 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use crate::broker_process::{BrokerProcessError, find_or_fetch};
 use crate::domain::field_error::FieldError;
 use crate::outlet::{self, Outlet};
 use crate::serve::{Role, ServeError};
 use crate::settings::SettingsError;
 use crate::signals::Signals;
+use hub_testkit::broker_process::{BrokerProcessError, find_or_fetch};
 use stage::{Processes, Stage};
 use telling::{Teller, Unmet};
 

@@ -14,13 +14,13 @@ use super::DemoError;
 use super::receiver::{Credentials, Receiver};
 use super::telling::Teller;
 use super::token_endpoint::TokenEndpoint;
-use crate::broker_process::{BrokerOptions, BrokerProcess, Data};
 use crate::domain::subscription::{Incarnation, Limits, Subscription};
 use crate::from_settings::connect_options;
 use crate::nats::JetStream;
 use crate::seal::{Sealer, seal_subscription};
 use crate::serve::{Hub, Role, ServeOptions};
 use crate::settings::Settings;
+use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, Data};
 
 /// Of subscriber C, for each answer.
 pub const PAUSE_OF_C: Duration = Duration::from_millis(500);

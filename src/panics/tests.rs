@@ -11,7 +11,6 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker_process::{BrokerOptions, BrokerProcess, find_or_fetch};
 use crate::domain::category::Categories;
 use crate::domain::dead_letter::{DeadLetter, State};
 use crate::domain::envelope::Envelope;
@@ -30,6 +29,7 @@ use crate::roles::outbox_processor::{
 };
 use crate::settings::Settings;
 use crate::tasks::TaskError;
+use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, find_or_fetch};
 
 const STEP: Duration = Duration::from_secs(60);
 const DOMAIN: &str = "user-lifecycle";

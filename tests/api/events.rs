@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use integration_hub::broker_process::BrokerOptions;
+use hub_testkit::broker_process::BrokerOptions;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 

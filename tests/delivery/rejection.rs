@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use integration_hub::broker_process::BrokerOptions;
+use hub_testkit::broker_process::BrokerOptions;
 use integration_hub::nats::StoredMessage;
 use serde_json::json;
 

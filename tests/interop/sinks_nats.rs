@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Stream};
 use futures_util::{StreamExt, TryStreamExt};
-use integration_hub::broker_process::BrokerOptions;
+use hub_testkit::broker_process::BrokerOptions;
 use integration_hub::sinks::nats::{Mode, Nats, Options};
 use integration_hub::sinks::{Broker, PublishError, Published, Tls};
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use integration_hub::broker_process::BrokerOptions;
+use hub_testkit::broker_process::BrokerOptions;
 use integration_hub::domain::subscription::SubscriptionRef;
 use integration_hub::from_settings::connect_options;
 use integration_hub::nats::JetStream;

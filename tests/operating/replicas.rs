@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use integration_hub::broker_process::{BrokerCluster, BrokerOptions};
+use hub_testkit::broker_process::{BrokerCluster, BrokerOptions};
 
 use crate::support::{
     Account, Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, nats_server,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
 use futures_util::TryStreamExt;
-use integration_hub::broker_process::{BrokerOptions, BrokerProcess};
+use hub_testkit::broker_process::{BrokerOptions, BrokerProcess};
 
 use super::{eventually, http_client, nats_server};
 

@@ -70,7 +70,7 @@ pub fn nats_server() -> PathBuf {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND
         .get_or_init(|| {
-            integration_hub::broker_process::find_or_fetch(None, &|line| eprintln!("{line}"))
+            hub_testkit::broker_process::find_or_fetch(None, &|line| eprintln!("{line}"))
                 .unwrap_or_else(|error| panic!("the tests need a nats-server: {error}"))
         })
         .clone()

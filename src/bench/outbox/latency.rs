@@ -19,9 +19,9 @@ use crate::bench::report::{Figure, Goal, Measure, Unit};
 use crate::bench::rig::{PATIENCE, Rig};
 use crate::bench::statistics::percentile;
 use crate::bench::tally::Account;
-use crate::broker_process::SyncInterval;
 use crate::domain::outbox::{INTERNAL, RaisedEvent};
 use hub_outbox::publish;
+use hub_testkit::broker_process::SyncInterval;
 
 const PER_SECOND: u32 = 100;
 /// Sent first and not measured: connections are made, code and pages become warm.

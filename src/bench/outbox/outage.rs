@@ -13,8 +13,8 @@ use crate::bench::report::{Figure, Goal, Measure, Unit};
 use crate::bench::rig::Rig;
 use crate::bench::statistics::{middle, ratio};
 use crate::bench::tally::Account;
-use crate::broker_process::SyncInterval;
 use crate::domain::outbox::INTERNAL;
+use hub_testkit::broker_process::SyncInterval;
 
 const STREAMS: u64 = 1_000;
 const UP: &str = "up";

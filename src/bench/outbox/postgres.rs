@@ -17,7 +17,7 @@ use url::Url;
 
 use crate::bench::child::{self, free_address};
 use crate::bench::error::BenchError;
-use crate::owned_process::{Ending, OwnedProcess, Plan};
+use hub_testkit::owned_process::{Ending, OwnedProcess, Plan};
 
 /// Where Debian puts the programs of each version.
 const DEBIAN: &str = "/usr/lib/postgresql";

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::ledger::{Ledger, Span};
 use crate::bench::child::{self, free_address};
 use crate::bench::error::BenchError;
-use crate::owned_process::{OwnedProcess, Plan};
+use hub_testkit::owned_process::{OwnedProcess, Plan};
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// What a server can only be asked for.

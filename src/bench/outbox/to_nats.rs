@@ -18,9 +18,9 @@ use crate::bench::report::{Figure, Goal, Measure, Processor, Unit};
 use crate::bench::rig::Rig;
 use crate::bench::statistics::per_second;
 use crate::bench::tally::Account;
-use crate::broker_process::SyncInterval;
 use crate::domain::outbox::INTERNAL;
 use crate::nats::NatsError;
+use hub_testkit::broker_process::SyncInterval;
 
 const STREAMS: u64 = 1_000;
 /// Rows that the bare loop reads at a time: as many as a claim of the default settings.

@@ -17,8 +17,8 @@ use super::redis_server::RedisServer;
 use crate::bench::error::BenchError;
 use crate::bench::report::{Figure, Goal, Measure, Unit, grouped};
 use crate::bench::rig::{PATIENCE, Rig};
-use crate::broker_process::SyncInterval;
-use crate::owned_process::{OwnedProcess, PYTHON, Plan};
+use hub_testkit::broker_process::SyncInterval;
+use hub_testkit::owned_process::{OwnedProcess, PYTHON, Plan};
 
 const STREAMS: u64 = 1_000;
 const BROKER: &str = "redis";
