@@ -19,7 +19,7 @@ use super::problem::Problem;
 use super::query::{Asked, PathPart, limit};
 use crate::api::json::Json;
 use crate::domain::access::Caller;
-use crate::domain::order::{Kind, Order};
+use crate::domain::bulk_job::{BulkJob, BulkJobKind};
 use crate::management::dead_letters::{
     Cursor, DeadLetterDetails, DeadLetterEntry, DeadLetterQuery, DeadLetterStats,
 };
@@ -214,7 +214,7 @@ async fn select_one(state: &State, caller: &Caller, id: &str) -> Result<Vec<Sele
 /// process carries out 4 orders at once; one more is refused with 503 and `Retry-After`.
 #[utoipa::path(post, path = "/v1/dead-letters/replay", tag = "dead letters", request_body = Replaying,
     responses(
-        (status = 202, description = "Begun", body = Order,
+        (status = 202, description = "Begun", body = BulkJob,
             headers(("location" = String, description = "The order's path"))),
         Usual, Body))]
 async fn replay_many(
@@ -223,7 +223,7 @@ async fn replay_many(
     JsonBody(mut body): JsonBody,
 ) -> Result<Response, Problem> {
     let force = flag(&mut body, "force")?;
-    place(&state, &caller, Kind::Replay, force, body).await
+    place(&state, &caller, BulkJobKind::Replay, force, body).await
 }
 
 /// Discard many dead letters, in the background (scope `operate`)
@@ -232,7 +232,7 @@ async fn replay_many(
 /// process carries out 4 orders at once; one more is refused with 503 and `Retry-After`.
 #[utoipa::path(post, path = "/v1/dead-letters/discard", tag = "dead letters", request_body = Discarding,
     responses(
-        (status = 202, description = "Begun", body = Order,
+        (status = 202, description = "Begun", body = BulkJob,
             headers(("location" = String, description = "The order's path"))),
         Usual, Body))]
 async fn discard_many(
@@ -240,7 +240,7 @@ async fn discard_many(
     Operator(caller): Operator,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
-    place(&state, &caller, Kind::Discard, false, body).await
+    place(&state, &caller, BulkJobKind::Discard, false, body).await
 }
 
 /// Takes a member that is true or false out of a body; what is left is conditions, read strictly. (Serde
@@ -256,7 +256,7 @@ fn flag(body: &mut Value, name: &str) -> Result<bool, Problem> {
 async fn place(
     state: &State,
     caller: &Caller,
-    kind: Kind,
+    kind: BulkJobKind,
     force: bool,
     mut body: Value,
 ) -> Result<Response, Problem> {

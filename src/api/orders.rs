@@ -15,7 +15,7 @@ use super::openapi::{Missing, Usual};
 use super::problem::Problem;
 use super::query::{Asked, PathPart, limit};
 use crate::api::json::Json;
-use crate::domain::order::{Order, OrderId};
+use crate::domain::bulk_job::{BulkJob, BulkJobId};
 use crate::management::ManagementError;
 
 pub(super) fn routes() -> OpenApiRouter<State> {
@@ -35,7 +35,7 @@ struct ListQuery {
 /// Some orders, the newest first.
 #[derive(Debug, Serialize, ToSchema)]
 struct OrderList {
-    orders: Vec<Order>,
+    orders: Vec<BulkJob>,
 }
 
 /// List bulk orders, the newest first (scope `read`)
@@ -56,8 +56,8 @@ async fn list(
 /// Read how far a bulk order has come (scope `read`)
 ///
 /// An order whose process has ended before it did is `interrupted`, at most 15 s after.
-#[utoipa::path(get, path = "/v1/orders/{id}", tag = "orders", params(("id" = OrderId, Path)),
-    responses((status = 200, description = "It, as it stands", body = Order), Usual, Missing))]
+#[utoipa::path(get, path = "/v1/orders/{id}", tag = "orders", params(("id" = BulkJobId, Path)),
+    responses((status = 200, description = "It, as it stands", body = BulkJob), Usual, Missing))]
 async fn read_one(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
@@ -68,10 +68,10 @@ async fn read_one(
 }
 
 /// Cancel what a bulk order has not done yet (scope `operate`)
-#[utoipa::path(delete, path = "/v1/orders/{id}", tag = "orders", params(("id" = OrderId, Path)),
+#[utoipa::path(delete, path = "/v1/orders/{id}", tag = "orders", params(("id" = BulkJobId, Path)),
     responses(
-        (status = 202, description = "It stops within seconds", body = Order),
-        (status = 200, description = "It is over already", body = Order),
+        (status = 202, description = "It stops within seconds", body = BulkJob),
+        (status = 200, description = "It is over already", body = BulkJob),
         Usual, Missing))]
 async fn cancel(
     FromState(state): FromState<State>,
@@ -84,6 +84,6 @@ async fn cancel(
 }
 
 /// What is no id is no order's.
-fn order_id(text: String) -> Result<OrderId, ManagementError> {
-    OrderId::try_from(text.clone()).map_err(|_| ManagementError::NoOrder { id: text })
+fn order_id(text: String) -> Result<BulkJobId, ManagementError> {
+    BulkJobId::try_from(text.clone()).map_err(|_| ManagementError::NoOrder { id: text })
 }

@@ -21,7 +21,7 @@ use super::query::{Asked, PathParts, parsed};
 use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::management::ManagementError;
-use crate::management::outbox::{BrokerStatus, Course, Cursor, Row, RowDetails, Selection, Turn};
+use crate::management::outbox::{BrokerStatus, Course, Row, RowCursor, RowDetails, RowSelection, Turn};
 use conditions::{BulkOrder, ListQuery, Listing};
 
 /// How long an order on many rows goes on before it answers how far it has come: well within the time of a
@@ -129,11 +129,11 @@ async fn discard_one(
 async fn named<'a>(
     state: &'a State,
     caller: &Caller,
-    selection: &Selection,
-    after: &Cursor,
+    selection: &RowSelection,
+    after: &RowCursor,
 ) -> Result<Turn<'a>, Problem> {
     let outbox = outbox(state, caller).await?;
-    if *after == Cursor::default() {
+    if *after == RowCursor::default() {
         outbox.check_ids(selection).await?;
     }
     Ok(outbox)
@@ -215,7 +215,7 @@ async fn cleanup(
     Operator(caller): Operator,
 ) -> Result<Response, Problem> {
     let outbox = outbox(&state, &caller).await?;
-    let done = outbox.cleanup(Course::within(LONGEST_ORDER, Cursor::default())).await?;
+    let done = outbox.cleanup(Course::within(LONGEST_ORDER, RowCursor::default())).await?;
     Ok(Json(OutboxCleanedUp { deleted: done.rows, more: done.next.is_some() }).into_response())
 }
 
@@ -255,6 +255,6 @@ async fn reconcile(
     Ok(Json(OutboxReconciled { written: done.rows, next: text(done.next) }).into_response())
 }
 
-fn text(cursor: Option<Cursor>) -> Option<String> {
+fn text(cursor: Option<RowCursor>) -> Option<String> {
     cursor.map(|cursor| cursor.to_string())
 }

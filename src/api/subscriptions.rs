@@ -24,7 +24,7 @@ use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{
-    DEFAULT_TENANT, State as Standing, Subscription, SubscriptionId, SubscriptionRef,
+    DEFAULT_TENANT, Subscription, SubscriptionId, SubscriptionRef, SubscriptionState,
 };
 use crate::management::{
     ManagementError, Naming, PlannedWrite, SubscriptionFilter, WriteAction, read_subscription,
@@ -51,7 +51,7 @@ struct ListQuery {
     #[param(value_type = Option<EventKey>)]
     event: Option<String>,
     /// In this state: `active`, `paused` or `disabled`
-    #[param(value_type = Option<Standing>)]
+    #[param(value_type = Option<SubscriptionState>)]
     state: Option<String>,
     /// At most this many, 1 to 1000; 100 where not given
     #[param(minimum = 1, maximum = 1000)]

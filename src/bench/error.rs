@@ -10,7 +10,7 @@ use crate::nats::provision::ProvisionError;
 use crate::nats::{BatchError, NatsError};
 use crate::seal::MasterKeyError;
 use crate::settings::SettingsError;
-use hub_outbox::{PublishError, StoreError};
+use hub_outbox::{RaiseError, StoreError};
 use hub_testkit::broker_process::BrokerProcessError;
 
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +70,7 @@ pub enum BenchError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("an event of the bench is not raised: {0}")]
-    Raise(#[from] PublishError),
+    Raise(#[from] RaiseError),
     #[error(
         "the databases hub_bench_… were not removed within {} s; drop them by hand", waited.as_secs()
     )]

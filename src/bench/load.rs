@@ -11,7 +11,7 @@ use super::error::BenchError;
 use super::tally::WebhookId;
 use crate::domain::envelope::{FanOut, envelope_id};
 use crate::domain::event::{Event, Publication};
-use crate::domain::index::Entry;
+use crate::domain::index::IndexEntry;
 use crate::domain::subscription::{Incarnation, Subscription};
 use crate::nats::subjects::{Names, SHARED_LANE};
 use crate::nats::{JetStream, MOST_PER_BATCH, Outgoing};
@@ -142,9 +142,9 @@ pub async fn preload(
     subscriptions: &[Subscription],
     tell: impl Fn(u64),
 ) -> Result<Vec<WebhookId>, BenchError> {
-    let entries: Vec<Entry> = subscriptions
+    let entries: Vec<IndexEntry> = subscriptions
         .iter()
-        .map(|subscription| Entry::new(subscription.clone(), 0).map_err(BenchError::Entry))
+        .map(|subscription| IndexEntry::new(subscription.clone(), 0).map_err(BenchError::Entry))
         .collect::<Result<_, BenchError>>()?;
     let tenant = subscriptions.first().map_or("default", |first| &first.tenant);
     let (mut expected, mut batch) = (Vec::new(), Vec::with_capacity(MOST_PER_BATCH));
@@ -152,7 +152,7 @@ pub async fn preload(
         let new = NewEvent::new(js.names(), number, tenant)?;
         expected.extend(subscriptions.iter().map(|subscription| new.webhook_id(subscription)));
         let fan_out = FanOut::new(&new.event, DOMAIN);
-        for Entry { subscription, delivery, .. } in &entries {
+        for IndexEntry { subscription, delivery, .. } in &entries {
             let envelope =
                 fan_out.envelope(&subscription.reference, subscription.incarnation, Some(delivery));
             batch.push(Outgoing {

@@ -15,7 +15,7 @@ use super::output::{Printer, cell, confirm};
 use super::{manage, operator};
 use crate::domain::access::check_tenant;
 use crate::domain::key::EventKey;
-use crate::domain::subscription::{DEFAULT_TENANT, State, Subscription, SubscriptionId};
+use crate::domain::subscription::{DEFAULT_TENANT, Subscription, SubscriptionId, SubscriptionState};
 use crate::management::{Before, Management, Naming, SubscriptionFilter};
 use crate::nats::{Stored, Unreadable};
 use crate::settings::Settings;
@@ -39,7 +39,7 @@ pub enum Command {
         event: Option<EventKey>,
         /// In this state: active, paused or disabled
         #[arg(long)]
-        state: Option<State>,
+        state: Option<SubscriptionState>,
     },
     /// One subscription with all its fields; with --output json as `apply` takes it
     Show(Name),
@@ -132,8 +132,12 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
             }
             Ok(Answer::Yes)
         }
-        Command::Pause(name) => set_state(&manage(settings).await?, &name, State::Paused, printer).await,
-        Command::Resume(name) => set_state(&manage(settings).await?, &name, State::Active, printer).await,
+        Command::Pause(name) => {
+            set_state(&manage(settings).await?, &name, SubscriptionState::Paused, printer).await
+        }
+        Command::Resume(name) => {
+            set_state(&manage(settings).await?, &name, SubscriptionState::Active, printer).await
+        }
         Command::Match(options) => sample::matching(options, settings, printer).await,
         Command::Test(options) => sample::test(options, settings, printer).await,
         Command::RotateSecret { name, overlap, replace, algorithm } => {
@@ -216,7 +220,7 @@ async fn find(management: &Management, name: &Name) -> Result<Stored, CliError> 
 async fn set_state(
     management: &Management,
     name: &Name,
-    state: State,
+    state: SubscriptionState,
     printer: Printer,
 ) -> Result<Answer, CliError> {
     let stored = find(management, name).await?;

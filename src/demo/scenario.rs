@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::receiver::{Answer, Receiver};
 use super::stage::{IN_FLIGHT_OF_C, PAUSE_OF_C, Stage};
 use super::telling::{Teller, Unmet, holds, until};
-use crate::domain::dead_letter::State;
+use crate::domain::dead_letter::DeadLetterState;
 use crate::domain::outcome::Reason;
 use crate::nats::{DeadLetterEntry, DeadLetterQuery};
 
@@ -175,7 +175,7 @@ impl Play<'_> {
                 && found.reason == Reason::Exhausted
                 && found.attempts == self.stage.settings.delivery.max_deliver
                 && found.last_status == Some(503)
-                && found.state == State::Scheduled,
+                && found.state == DeadLetterState::Scheduled,
             &expected,
             format!("{found:?}"),
         )?;

@@ -14,7 +14,7 @@ use super::DemoError;
 use super::receiver::{Credentials, Receiver};
 use super::telling::Teller;
 use super::token_endpoint::TokenEndpoint;
-use crate::domain::subscription::{Incarnation, Limits, Subscription};
+use crate::domain::subscription::{Incarnation, Subscription, SubscriptionLimits};
 use crate::from_settings::connect_options;
 use crate::nats::JetStream;
 use crate::seal::{Sealer, seal_subscription};
@@ -158,7 +158,7 @@ impl Stage {
         let mut subscription =
             Subscription::from_value(subscription).map_err(|error| refused(vec![error]))?;
         subscription
-            .validate(&Limits { max_timeout: self.settings.delivery.max_timeout })
+            .validate(&SubscriptionLimits { max_timeout: self.settings.delivery.max_timeout })
             .map_err(refused)?;
         subscription.incarnation = Incarnation::new(rand::random());
         seal_subscription(&self.sealer, &mut subscription);

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::field_error::FieldError;
 use crate::domain::outcome::Failure;
-use crate::domain::subscription::{Secret, Tls};
+use crate::domain::subscription::{EndpointTls, Secret};
 
 /// Identifies a client: another root, certificate or key is another one.
 pub(super) type Key = [u8; 32];
@@ -34,7 +34,7 @@ pub(super) struct TlsOptions {
 
 impl TlsOptions {
     /// `key`: the private key in PEM, opened. `Failure::Request` where one of them cannot be read.
-    pub(super) fn new(tls: &Tls, key: Option<&SecretString>) -> Result<Self, Failure> {
+    pub(super) fn new(tls: &EndpointTls, key: Option<&SecretString>) -> Result<Self, Failure> {
         let text = |part: Option<&str>| part.unwrap_or_default().to_owned();
         let ca = text(tls.ca.as_deref());
         let cert = text(tls.cert.as_deref());
@@ -146,14 +146,14 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Failure> {
 }
 
 /// Whether `tls` can be used, told before it is stored. Of a sealed key nothing can be said.
-pub fn check(tls: &Tls) -> Result<(), FieldError> {
+pub fn check(tls: &EndpointTls) -> Result<(), FieldError> {
     let unusable = |field: &str, remedy: &str| {
         FieldError::new(field, format!("cannot be used for TLS; write {remedy}, in PEM"))
     };
-    let usable = |tls: &Tls, key: Option<&SecretString>| {
+    let usable = |tls: &EndpointTls, key: Option<&SecretString>| {
         TlsOptions::new(tls, key).and_then(|options| options.config()).is_ok()
     };
-    let alone = Tls { ca: tls.ca.clone(), cert: None, key: None };
+    let alone = EndpointTls { ca: tls.ca.clone(), cert: None, key: None };
     if !usable(&alone, None) {
         return Err(unusable("delivery.tls.ca", "the certificates of one or more roots"));
     }

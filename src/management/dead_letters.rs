@@ -12,7 +12,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::{Management, ManagementError};
-use crate::domain::dead_letter::State;
+use crate::domain::dead_letter::DeadLetterState;
 pub use crate::domain::dead_letter_query::DeadLetterQuery;
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
@@ -194,7 +194,7 @@ pub struct Count {
 pub struct CountByDomain {
     pub domain: String,
     pub reason: Reason,
-    pub state: State,
+    pub state: DeadLetterState,
     #[serde(flatten)]
     pub count: Count,
 }

@@ -2,7 +2,7 @@
 //! its variant, never by its text.
 
 use crate::domain::field_error::FieldError;
-use crate::domain::outbox::Status;
+use crate::domain::producer_outbox::Status;
 use crate::nats::{ApiError, NatsError};
 use crate::seal::SealError;
 use crate::settings::Quota;

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
     use dead_letters::DeadLetterQuery;
     use orders::Selected;
-    use outbox::{Course, Cursor, OutboxDesk, Selection};
+    use outbox::{Course, OutboxDesk, RowCursor, RowSelection};
     use publishing::EventForm;
     use traces::TraceRequest;
 
@@ -192,10 +192,10 @@ mod tests {
         sendable(hub.trace_event(&request)).await?;
         sendable(hub.publish(form, None)).await?;
         let outbox = sendable(desk.turn()).await?;
-        let (rows, limit) = (Selection::default(), Duration::ZERO);
-        let course = || Course::within(limit, Cursor::default());
+        let (rows, limit) = (RowSelection::default(), Duration::ZERO);
+        let course = || Course::within(limit, RowCursor::default());
         sendable(outbox.status()).await?;
-        sendable(outbox.list(&rows, &Cursor::default(), 1)).await?;
+        sendable(outbox.list(&rows, &RowCursor::default(), 1)).await?;
         sendable(outbox.read("", "")).await?;
         sendable(outbox.check_ids(&rows)).await?;
         sendable(outbox.retry_one("", "")).await?;

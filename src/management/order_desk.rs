@@ -20,7 +20,7 @@ use super::dead_letters::{DeadLetterQuery, PAGE, Pages};
 use super::orders::{Act, Removals, Selected};
 use super::{Management, ManagementError};
 use crate::domain::access::Caller;
-use crate::domain::order::{Kind, Order, OrderId, State};
+use crate::domain::bulk_job::{BulkJob, BulkJobId, BulkJobKind, BulkJobState};
 use crate::nats::{DeadLetterEntry, JetStream, NatsError, RedriveOrder};
 
 /// Orders that one process carries out at once.
@@ -33,7 +33,7 @@ const LAST_WORD: Duration = Duration::from_secs(10);
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub struct BulkOrder {
-    pub kind: Kind,
+    pub kind: BulkJobKind,
     pub filter: DeadLetterQuery,
     /// A replay also of what is on its way again already.
     pub force: bool,
@@ -93,7 +93,7 @@ pub struct OrderRunner {
 }
 
 struct Job {
-    order: Order,
+    order: BulkJob,
     revision: u64,
     filter: DeadLetterQuery,
     /// Its place among those that run at once.
@@ -111,7 +111,7 @@ impl OrderDesk {
     }
 
     /// Takes an order. It is kept before this returns, and begun at once.
-    pub async fn place(&self, caller: &Caller, bulk: BulkOrder) -> Result<Order, ManagementError> {
+    pub async fn place(&self, caller: &Caller, bulk: BulkOrder) -> Result<BulkJob, ManagementError> {
         self.management.domain_names(&bulk.filter.domains)?;
         let place = match caller.tenant() {
             None => None,
@@ -126,11 +126,11 @@ impl OrderDesk {
         // There are as many slots as there is room for, so only a stop takes them away.
         let slot = self.jobs.try_reserve().map_err(|_| ManagementError::Stopping)?;
         let now = OffsetDateTime::now_utc();
-        let order = Order {
-            id: OrderId::new(rand::random()),
+        let order = BulkJob {
+            id: BulkJobId::new(rand::random()),
             kind: bulk.kind,
             force: bulk.force,
-            state: State::Selecting,
+            state: BulkJobState::Selecting,
             total: 0,
             done: 0,
             already_replaying: 0,
@@ -149,14 +149,14 @@ impl OrderDesk {
     }
 
     /// An order as it stands, whichever process has it, if the caller reaches it.
-    pub async fn order(&self, caller: &Caller, id: &OrderId) -> Result<Order, ManagementError> {
+    pub async fn order(&self, caller: &Caller, id: &BulkJobId) -> Result<BulkJob, ManagementError> {
         Ok(self.stored(caller, id).await?.0.as_of(OffsetDateTime::now_utc()))
     }
 
     /// Those that are remembered and that the caller reaches, the newest first.
-    pub async fn orders(&self, caller: &Caller, limit: usize) -> Result<Vec<Order>, ManagementError> {
+    pub async fn orders(&self, caller: &Caller, limit: usize) -> Result<Vec<BulkJob>, ManagementError> {
         let now = OffsetDateTime::now_utc();
-        let mut orders: Vec<Order> = self.management.js.orders().await?;
+        let mut orders: Vec<BulkJob> = self.management.js.orders().await?;
         orders.retain(|order| reaches(caller, order));
         orders.sort_by(|one, other| (other.created_at, &other.id).cmp(&(one.created_at, &one.id)));
         orders.truncate(limit);
@@ -165,7 +165,7 @@ impl OrderDesk {
 
     /// Asks the process that has it to stop, and gives the order as it stands: over already, or
     /// `cancelling`.
-    pub async fn cancel(&self, caller: &Caller, id: &OrderId) -> Result<Order, ManagementError> {
+    pub async fn cancel(&self, caller: &Caller, id: &BulkJobId) -> Result<BulkJob, ManagementError> {
         let deadline = Instant::now() + self.management.js.request_timeout();
         loop {
             let (mut order, revision) = self.stored(caller, id).await?;
@@ -184,14 +184,14 @@ impl OrderDesk {
         }
     }
 
-    async fn stored(&self, caller: &Caller, id: &OrderId) -> Result<(Order, u64), ManagementError> {
+    async fn stored(&self, caller: &Caller, id: &BulkJobId) -> Result<(BulkJob, u64), ManagementError> {
         let found = self.management.js.order(id).await?.filter(|(order, _)| reaches(caller, order));
         found.ok_or_else(|| ManagementError::NoOrder { id: id.to_string() })
     }
 }
 
 /// A token that is bound to a tenant sees the orders that are limited to it.
-fn reaches(caller: &Caller, order: &Order) -> bool {
+fn reaches(caller: &Caller, order: &BulkJob) -> bool {
     caller.tenant().is_none_or(|tenant| order.tenant.as_deref() == Some(tenant))
 }
 
@@ -228,7 +228,7 @@ struct Progress {
 /// An order that is being carried out, and its record.
 struct InHand {
     js: JetStream,
-    order: Order,
+    order: BulkJob,
     revision: u64,
     filter: DeadLetterQuery,
     _room: tokio::sync::OwnedSemaphorePermit,
@@ -256,7 +256,7 @@ impl InHand {
                 tokio::select! {
                     result = &mut work => break result,
                     () = stop.cancelled(), if !halt.is_cancelled() => {
-                        stopped_as = Some(State::Interrupted);
+                        stopped_as = Some(BulkJobState::Interrupted);
                         halt.cancel();
                     }
                     _ = beat.tick() => {
@@ -265,7 +265,7 @@ impl InHand {
                             tracing::warn!(order = %self.order.id, %error, "the order's progress is not written");
                         }
                         if self.order.cancelling && !halt.is_cancelled() {
-                            stopped_as = Some(State::Cancelled);
+                            stopped_as = Some(BulkJobState::Cancelled);
                             halt.cancel();
                         }
                     }
@@ -276,20 +276,20 @@ impl InHand {
         self.order.ended_at = Some(OffsetDateTime::now_utc());
         self.order.state = match result {
             // Told to halt when all was done already.
-            Ok(()) if self.is_whole() => State::Done,
-            Ok(()) => stopped_as.unwrap_or(State::Done),
+            Ok(()) if self.is_whole() => BulkJobState::Done,
+            Ok(()) => stopped_as.unwrap_or(BulkJobState::Done),
             Err(error) => {
                 tracing::error!(order = %self.order.id, %error, "an order on dead letters failed on its way");
                 self.order.error = Some(reason(&error));
-                State::Failed
+                BulkJobState::Failed
             }
         };
         self.last_word().await;
     }
 
     fn note(&mut self, progress: Progress) {
-        if progress.counted && self.order.state == State::Selecting {
-            self.order.state = State::Running;
+        if progress.counted && self.order.state == BulkJobState::Selecting {
+            self.order.state = BulkJobState::Running;
         }
         let Progress { counted: _, total, done, already_replaying, removed } = progress;
         self.order.done = done;
@@ -301,8 +301,8 @@ impl InHand {
 
     /// All that was counted is dealt with.
     fn is_whole(&self) -> bool {
-        let Order { state, total, done, already_replaying, removed, .. } = &self.order;
-        *state == State::Running && done + already_replaying + removed >= *total
+        let BulkJob { state, total, done, already_replaying, removed, .. } = &self.order;
+        *state == BulkJobState::Running && done + already_replaying + removed >= *total
     }
 
     /// Writes the order, and learns whether somebody wants it cancelled: nobody else writes it, but
@@ -337,7 +337,7 @@ impl InHand {
             tokio::time::sleep(wait).await;
             wait *= 2;
         }
-        let Order { id, kind, state, total, done, by, .. } = &self.order;
+        let BulkJob { id, kind, state, total, done, by, .. } = &self.order;
         tracing::info!(order = %id, ?kind, ?state, total, done, by, "an order on dead letters has ended");
     }
 }
@@ -356,17 +356,17 @@ fn reason(error: &ManagementError) -> String {
 async fn work(
     management: &Management,
     filter: &DeadLetterQuery,
-    kind: Kind,
+    kind: BulkJobKind,
     force: bool,
     halt: &CancellationToken,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), ManagementError> {
     let act = match (kind, force) {
-        (Kind::Replay, false) => Act::Order(RedriveOrder::Operator),
-        (Kind::Replay, true) => Act::Order(RedriveOrder::OperatorForce),
-        (Kind::Discard, _) => Act::Discard,
+        (BulkJobKind::Replay, false) => Act::Order(RedriveOrder::Operator),
+        (BulkJobKind::Replay, true) => Act::Order(RedriveOrder::OperatorForce),
+        (BulkJobKind::Discard, _) => Act::Discard,
     };
-    let leave_alone = |one: &Selected| kind == Kind::Replay && !force && one.replaying;
+    let leave_alone = |one: &Selected| kind == BulkJobKind::Replay && !force && one.replaying;
     let mut ends = Vec::new();
     for domain in management.domain_names(&filter.domains)? {
         let stream = management.js.names().dlt_stream(&domain);
@@ -388,7 +388,7 @@ async fn work(
         let mut reading = Reading::new(management, filter, domain, *end);
         while let Some(page) = reading.next(halt).await? {
             let page: Vec<Selected> = page.into_iter().map(Selected::from).collect();
-            if kind == Kind::Replay {
+            if kind == BulkJobKind::Replay {
                 management.look_up_owners(&page, &mut removals).await?;
             }
             let (removed, standing): (Vec<_>, Vec<_>) = page.iter().partition(|one| removals.has(one));

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dead_letters::{DeadLetterQuery, PAGE, Pages};
 use super::{Management, ManagementError};
-use crate::domain::dead_letter::State;
+use crate::domain::dead_letter::DeadLetterState;
 use crate::domain::subscription::Identity;
 use crate::nats::{DeadLetterEntry, NatsError, RedriveOrder};
 use crate::settings::SubscriptionSource;
@@ -306,7 +306,7 @@ impl From<DeadLetterEntry> for Selected {
     fn from(entry: DeadLetterEntry) -> Self {
         Self {
             sequence: entry.sequence,
-            replaying: entry.letter.state == State::Replaying,
+            replaying: entry.letter.state == DeadLetterState::Replaying,
             owner: entry.letter.owner(),
             domain: entry.letter.domain,
             id: entry.letter.id,

@@ -14,7 +14,7 @@ use super::ManagementError;
 use crate::domain::field_error::FieldError;
 use crate::settings::Settings;
 use hub_outbox::{Batch, Retention};
-pub use hub_outbox::{BrokerStatus, BrokerSync, Cursor, Row, Selection, SetUp, Store, StoreError};
+pub use hub_outbox::{BrokerStatus, BrokerSync, Row, RowCursor, RowSelection, SetUp, Store, StoreError};
 
 /// Rows that one statement changes, or published events that one looks through: short transactions,
 /// whatever is asked for.
@@ -45,7 +45,7 @@ pub struct MadeReady {
 pub struct RowPage {
     pub rows: Vec<Row>,
     /// Where more follow.
-    pub next: Option<Cursor>,
+    pub next: Option<RowCursor>,
 }
 
 /// A row and its envelope.
@@ -64,14 +64,14 @@ pub struct RowDetails {
 pub struct Changed {
     pub rows: u64,
     /// Where to go on; None where all is done.
-    pub next: Option<Cursor>,
+    pub next: Option<RowCursor>,
 }
 
 /// What is done batch by batch.
 #[derive(Debug, Clone, Copy)]
 enum Act<'a> {
-    Retry(&'a Selection),
-    Discard(&'a Selection),
+    Retry(&'a RowSelection),
+    Discard(&'a RowSelection),
     Cleanup,
     Reconcile,
 }
@@ -99,14 +99,14 @@ impl Act<'_> {
 
 /// How far an order on many rows goes, and who is told of it.
 pub struct Course<F> {
-    after: Cursor,
+    after: RowCursor,
     until: Option<Instant>,
     changed: F,
 }
 
 impl Course<fn(u64)> {
     /// Begins behind `after`; begins no batch when the time is over, but the first.
-    pub fn within(limit: Duration, after: Cursor) -> Self {
+    pub fn within(limit: Duration, after: RowCursor) -> Self {
         Self { after, until: Some(Instant::now() + limit), changed: |_| {} }
     }
 }
@@ -115,7 +115,7 @@ impl<F: FnMut(u64) + Send> Course<F> {
     /// From the first row to the last, however long it takes. `changed` is told of each batch how many rows
     /// it changed, and must not block.
     pub fn all(changed: F) -> Self {
-        Self { after: Cursor::default(), until: None, changed }
+        Self { after: RowCursor::default(), until: None, changed }
     }
 }
 
@@ -154,8 +154,8 @@ impl Outbox {
     /// The rows of a selection behind the cursor, at most `limit`.
     pub async fn list(
         &self,
-        selection: &Selection,
-        after: &Cursor,
+        selection: &RowSelection,
+        after: &RowCursor,
         limit: usize,
     ) -> Result<RowPage, ManagementError> {
         storable(selection)?;
@@ -163,7 +163,7 @@ impl Outbox {
         let mut rows = self.store.list(selection, after, limit.saturating_add(1)).await?;
         let more = rows.len() > limit;
         rows.truncate(limit);
-        Ok(RowPage { next: rows.last().filter(|_| more).map(Cursor::of), rows })
+        Ok(RowPage { next: rows.last().filter(|_| more).map(RowCursor::of), rows })
     }
 
     /// One row with its envelope.
@@ -175,21 +175,21 @@ impl Outbox {
     }
 
     async fn row(&self, broker: &str, message_id: &str) -> Result<Row, ManagementError> {
-        let mut page = self.list(&one(broker, message_id), &Cursor::default(), 1).await?;
+        let mut page = self.list(&one(broker, message_id), &RowCursor::default(), 1).await?;
         page.rows.pop().ok_or_else(|| ManagementError::NoRow { ids: vec![message_id.to_owned()] })
     }
 
     /// Refuses a selection that names ids without a row, on its broker where it names one.
-    pub async fn check_ids(&self, selection: &Selection) -> Result<(), ManagementError> {
+    pub async fn check_ids(&self, selection: &RowSelection) -> Result<(), ManagementError> {
         if selection.message_ids.is_empty() {
             return Ok(());
         }
-        let named = Selection {
+        let named = RowSelection {
             message_ids: selection.message_ids.clone(),
             broker: selection.broker.clone(),
-            ..Selection::default()
+            ..RowSelection::default()
         };
-        let (mut found, mut after) = (HashSet::new(), Some(Cursor::default()));
+        let (mut found, mut after) = (HashSet::new(), Some(RowCursor::default()));
         while let Some(cursor) = after {
             let page = self.list(&named, &cursor, BATCH).await?;
             found.extend(page.rows.into_iter().map(|row| row.message_id));
@@ -203,7 +203,7 @@ impl Outbox {
     /// Makes the failed and abandoned rows of a selection pending anew, with all their attempts.
     pub async fn retry<F: FnMut(u64) + Send>(
         &self,
-        selection: &Selection,
+        selection: &RowSelection,
         course: Course<F>,
     ) -> Result<Changed, ManagementError> {
         storable(selection)?;
@@ -213,7 +213,7 @@ impl Outbox {
     /// Abandons the pending and failed rows of a selection, unsent.
     pub async fn discard<F: FnMut(u64) + Send>(
         &self,
-        selection: &Selection,
+        selection: &RowSelection,
         course: Course<F>,
     ) -> Result<Changed, ManagementError> {
         storable(selection)?;
@@ -246,7 +246,7 @@ impl Outbox {
 
     async fn change_one(&self, act: Act<'_>, broker: &str, message_id: &str) -> Result<Row, ManagementError> {
         storable(&one(broker, message_id))?;
-        let done = self.batch(act, &Cursor::default(), 1).await?;
+        let done = self.batch(act, &RowCursor::default(), 1).await?;
         let row = self.row(broker, message_id).await?;
         match done.changed {
             0 => Err(ManagementError::RowStands {
@@ -281,31 +281,31 @@ impl Outbox {
         }
     }
 
-    async fn batch(&self, act: Act<'_>, after: &Cursor, limit: usize) -> Result<Batch, StoreError> {
+    async fn batch(&self, act: Act<'_>, after: &RowCursor, limit: usize) -> Result<Batch, StoreError> {
         match act {
             Act::Retry(selection) => self.store.retry(selection, after, limit).await,
             Act::Discard(selection) => self.store.discard(selection, DISCARDED, after, limit).await,
             Act::Cleanup => {
                 let limit = self.cleanup_batch;
                 let changed = self.store.cleanup(self.retention, limit).await?;
-                Ok(Batch { changed, next: (changed >= limit as u64).then(Cursor::default) })
+                Ok(Batch { changed, next: (changed >= limit as u64).then(RowCursor::default) })
             }
             Act::Reconcile => self.store.reconcile(after, limit).await,
         }
     }
 }
 
-fn one(broker: &str, message_id: &str) -> Selection {
-    Selection {
+fn one(broker: &str, message_id: &str) -> RowSelection {
+    RowSelection {
         broker: Some(broker.to_owned()),
         message_ids: vec![message_id.to_owned()],
-        ..Selection::default()
+        ..RowSelection::default()
     }
 }
 
 /// PostgreSQL refuses a text with a NUL in it, and no row holds one.
-fn storable(selection: &Selection) -> Result<(), ManagementError> {
-    let Selection { broker, statuses: _, message_ids, stream, event_type } = selection;
+fn storable(selection: &RowSelection) -> Result<(), ManagementError> {
+    let RowSelection { broker, statuses: _, message_ids, stream, event_type } = selection;
     let texts = [("broker", broker), ("stream", stream), ("event_key", event_type)];
     let texts = texts.into_iter().filter_map(|(name, text)| Some((name, text.as_ref()?)));
     let refused = texts

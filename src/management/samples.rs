@@ -14,10 +14,10 @@ use crate::domain::attempt::Attempt;
 use crate::domain::envelope::envelope_id;
 use crate::domain::event::{Event, Publication, Rejection};
 use crate::domain::field_error::FieldError;
-use crate::domain::index::{Entry, SubscriptionIndex};
+use crate::domain::index::{IndexEntry, SubscriptionIndex};
 use crate::domain::key::{EventKey, KeyPattern};
-use crate::domain::outbox::ExternalMessage;
 use crate::domain::outcome::{Decision, Failure, decide, disables};
+use crate::domain::producer_outbox::ExternalMessage;
 use crate::domain::subscription::{
     Auth, BrokerDelivery, Delivery, EndpointDelivery, Identity, Subscription, SubscriptionId, SubscriptionRef,
 };
@@ -102,7 +102,7 @@ impl Management {
         let stored = self.js.subscriptions().await?;
         let (mut index, mut unusable) = (SubscriptionIndex::new(), Vec::new());
         for one in &stored {
-            match Entry::new(one.subscription.clone(), one.revision) {
+            match IndexEntry::new(one.subscription.clone(), one.revision) {
                 Ok(entry) => drop(index.insert(entry)),
                 Err(error) => unusable.push(format!("{}: {error}", one.subscription.id)),
             }

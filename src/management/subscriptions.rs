@@ -17,8 +17,8 @@ use crate::domain::category::Categories;
 use crate::domain::field_error::FieldError;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{
-    Auth, BrokerDelivery, Incarnation, InvalidTenant, Limits, Secret, State, Subscription, SubscriptionId,
-    SubscriptionRef,
+    Auth, BrokerDelivery, Incarnation, InvalidTenant, Secret, Subscription, SubscriptionId,
+    SubscriptionLimits, SubscriptionRef, SubscriptionState,
 };
 use crate::http_delivery::tls;
 use crate::nats::{NatsError, Registry, Slot, Stored};
@@ -35,7 +35,7 @@ pub struct SubscriptionFilter {
     pub tenant: Option<String>,
     /// Those that want this event key.
     pub event: Option<EventKey>,
-    pub state: Option<State>,
+    pub state: Option<SubscriptionState>,
 }
 
 /// What a write does, or would do.
@@ -105,7 +105,7 @@ pub fn read_subscription(settings: &Settings, value: Value) -> Result<Subscripti
             *secret = Secret::Sealed(String::new());
         }
     }
-    let limits = Limits { max_timeout: settings.delivery.max_timeout };
+    let limits = SubscriptionLimits { max_timeout: settings.delivery.max_timeout };
     let mut errors = subscription.validate(&limits).err().unwrap_or_default();
     errors.extend(subscription.delivery.endpoint().and_then(|to| tls::check(to.tls.as_ref()?).err()));
     let policy = AddressPolicy { allow: settings.delivery.allow_networks.clone() };
@@ -269,7 +269,7 @@ impl Management {
     pub async fn set_state(
         &self,
         mut stored: Stored,
-        state: State,
+        state: SubscriptionState,
     ) -> Result<(Stored, bool), ManagementError> {
         let changed = stored.subscription.state != state;
         if changed {
@@ -307,7 +307,7 @@ impl SubscriptionFilter {
         self.accepts(tenant, *state, |key| events.iter().any(|pattern| pattern.matches(key)))
     }
 
-    fn accepts(&self, tenant: &str, state: State, wants: impl Fn(&EventKey) -> bool) -> bool {
+    fn accepts(&self, tenant: &str, state: SubscriptionState, wants: impl Fn(&EventKey) -> bool) -> bool {
         self.tenant.as_ref().is_none_or(|wanted| wanted == tenant)
             && self.state.is_none_or(|wanted| wanted == state)
             && self.event.as_ref().is_none_or(wants)

@@ -13,7 +13,7 @@ use super::inspect::StoredMessage;
 use super::publish::{one_line, shortened};
 use super::scan::{Scan, ScanEvent, ScanOptions};
 use super::subjects::SHARED_LANE;
-use crate::domain::dead_letter::{DeadLetter, State};
+use crate::domain::dead_letter::{DeadLetter, DeadLetterState};
 use crate::domain::dead_letter_query::DeadLetterQuery;
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
@@ -191,7 +191,7 @@ impl JetStream {
                                 continue;
                             };
                             if replaying.contains(&message.stream_sequence) {
-                                letter.state = State::Replaying;
+                                letter.state = DeadLetterState::Replaying;
                             }
                             if query.accepts(&letter) {
                                 page.entries.push(Entry { letter, sequence: message.stream_sequence });

@@ -3,26 +3,26 @@
 
 use super::connection::JetStream;
 use super::error::NatsError;
-use crate::domain::order::{Order, OrderId};
+use crate::domain::bulk_job::{BulkJob, BulkJobId};
 
 impl JetStream {
     /// Writes an order. `expected`: the revision it must have now, 0 for none yet. Returns the new
     /// revision.
-    pub async fn put_order(&self, order: &Order, expected: u64) -> Result<u64, NatsError> {
+    pub async fn put_order(&self, order: &BulkJob, expected: u64) -> Result<u64, NatsError> {
         let key = self.names().order_key(&order.id);
         let value = serde_json::to_vec(order).map_err(|error| NatsError::answer(key.clone(), error))?;
         self.write_key(&key, value.into(), Some(expected), &[]).await
     }
 
     /// An order and its revision; `None` if it is unknown, forgotten or unreadable.
-    pub async fn order(&self, id: &OrderId) -> Result<Option<(Order, u64)>, NatsError> {
+    pub async fn order(&self, id: &BulkJobId) -> Result<Option<(BulkJob, u64)>, NatsError> {
         let (revision, order) = self.order_at(id).await?;
         Ok(order.map(|order| (order, revision)))
     }
 
     /// An order, and the revision that the next write of it must expect: also where what is stored is
     /// unreadable, so that whoever has the order can write it anew.
-    pub async fn order_at(&self, id: &OrderId) -> Result<(u64, Option<Order>), NatsError> {
+    pub async fn order_at(&self, id: &BulkJobId) -> Result<(u64, Option<BulkJob>), NatsError> {
         let key = self.names().order_key(id);
         let Some(message) = self.get_last(&self.names().orders_stream(), &key).await? else {
             return Ok((0, None));
@@ -41,7 +41,7 @@ impl JetStream {
     }
 
     /// All orders that are remembered, in no order.
-    pub async fn orders(&self) -> Result<Vec<Order>, NatsError> {
+    pub async fn orders(&self) -> Result<Vec<BulkJob>, NatsError> {
         let (stream, filter) = (self.names().orders_stream(), self.names().orders_filter());
         let mut orders = Vec::new();
         self.browse(&stream, &filter, None, |message| {

@@ -12,7 +12,7 @@ use super::inspect::StreamInfo;
 use super::registry_moves::Misplaced;
 use super::scan::{Scan, ScanEvent, ScanOptions};
 use crate::domain::filter::is_oversized;
-use crate::domain::index::{Entry, SubscriptionIndex};
+use crate::domain::index::{IndexEntry, SubscriptionIndex};
 use crate::domain::subscription::{Subscription, SubscriptionId, SubscriptionRef};
 use crate::health::Readiness;
 
@@ -251,7 +251,7 @@ impl RegistryFollower {
         }
         let Slot { subscription, mut unreadable, .. } = self.js.slot_of(&name, last).await?;
         let kept = match (&unreadable, subscription) {
-            (_, Some((subscription, revision))) => Entry::new(subscription, revision).ok(),
+            (_, Some((subscription, revision))) => IndexEntry::new(subscription, revision).ok(),
             (_, None) => None,
         };
         let revision = last.sequence;

@@ -1,7 +1,7 @@
 //! Every subject, stream name and bucket name of the hub, built and parsed in this one file.
 
 use crate::domain::access::TokenId;
-use crate::domain::order::OrderId;
+use crate::domain::bulk_job::BulkJobId;
 use crate::domain::subscription::SubscriptionRef;
 use crate::domain::token::{safe_token, tenant_token};
 
@@ -121,7 +121,7 @@ impl Names {
         format!("KV_{}", self.orders_bucket())
     }
 
-    pub fn order_key(&self, id: &OrderId) -> String {
+    pub fn order_key(&self, id: &BulkJobId) -> String {
         format!("$KV.{}.{id}", self.orders_bucket())
     }
 

@@ -8,12 +8,12 @@ use time::OffsetDateTime;
 
 use crate::domain::access::StoredToken;
 use crate::domain::attempt_record::AttemptRecord;
+use crate::domain::bulk_job::BulkJob;
 use crate::domain::dead_letter::DeadLetter;
 use crate::domain::envelope::Envelope;
 use crate::domain::event::{Publication, binary_parts};
 use crate::domain::last_words::LastWords;
-use crate::domain::order::Order;
-use crate::domain::outbox::ExternalMessage;
+use crate::domain::producer_outbox::ExternalMessage;
 use crate::domain::subscription::Subscription;
 use crate::nats::Advisory;
 
@@ -95,7 +95,7 @@ proptest! {
         AttemptRecord::read_lines(&body).for_each(drop);
         let _ = serde_json::from_slice::<Subscription>(&body);
         let _ = serde_json::from_slice::<StoredToken>(&body);
-        let _ = serde_json::from_slice::<Order>(&body);
+        let _ = serde_json::from_slice::<BulkJob>(&body);
         let _ = serde_json::from_slice::<LastWords>(&body);
         DeadLetter::from_headers(|_| Some(&value));
     }

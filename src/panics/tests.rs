@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::category::Categories;
-use crate::domain::dead_letter::{DeadLetter, State};
+use crate::domain::dead_letter::{DeadLetter, DeadLetterState};
 use crate::domain::envelope::Envelope;
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::{Identity, Subscription};
@@ -199,7 +199,10 @@ async fn an_envelope_that_panics_is_dead_lettered_as_internal_error() {
     let role = tokio::spawn(role.run(stage.stop.clone()));
     let aside = stage.set_aside().await;
     let DeadLetter { id, fault, state, event_id, last_error, .. } = &aside.letter;
-    assert_eq!((id.as_str(), *fault, *state, event_id.as_str()), ("env_1", Fault::Hub, State::Parked, "e1"));
+    assert_eq!(
+        (id.as_str(), *fault, *state, event_id.as_str()),
+        ("env_1", Fault::Hub, DeadLetterState::Parked, "e1")
+    );
     assert!(last_error.as_deref().is_some_and(|error| error.contains(BOOM)), "{last_error:?}");
     assert_eq!(stage.body(&aside).await, body);
     eventually("the outbox is empty", async || {
@@ -307,7 +310,7 @@ async fn a_dead_letter_that_panics_is_filed_anew_and_the_others_get_their_timers
     });
     let role = tokio::spawn(role.run(stage.stop.clone()));
     let aside = stage.set_aside().await;
-    assert_eq!((aside.letter.id.as_str(), aside.letter.state), (BOOM, State::Parked));
+    assert_eq!((aside.letter.id.as_str(), aside.letter.state), (BOOM, DeadLetterState::Parked));
     assert_eq!((aside.letter.attempts, aside.letter.last_status), (5, Some(503)));
     assert_eq!(stage.body(&aside).await, BOOM);
     eventually("the other has its timer", async || {

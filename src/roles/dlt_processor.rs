@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::carried::Carried;
-use crate::domain::dead_letter::{DeadLetter, Failed, Origin, State};
+use crate::domain::dead_letter::{DeadLetter, DeadLetterState, Failed, Origin};
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::Incarnation;
 use crate::health::{Readiness, ReadyFlag};
@@ -150,7 +150,7 @@ impl Worker {
             return self.set_aside(domain, message.stream_sequence, Reason::Undecodable, &why).await;
         };
         match letter.next_redrive_at {
-            Some(at) if letter.state == State::Scheduled => {
+            Some(at) if letter.state == DeadLetterState::Scheduled => {
                 self.js.schedule_redrive(&letter.domain, message.stream_sequence, at).await
             }
             _ => Ok(()),
@@ -305,7 +305,7 @@ impl Worker {
     }
 
     async fn reconcile_domain(&self, domain: &str, grace: Duration) -> Result<(), NatsError> {
-        let query = DeadLetterQuery { state: Some(State::Scheduled), ..DeadLetterQuery::default() };
+        let query = DeadLetterQuery { state: Some(DeadLetterState::Scheduled), ..DeadLetterQuery::default() };
         let mut from = 1;
         loop {
             let page = self.js.dead_letters(domain, &query, from, 1_000).await?;

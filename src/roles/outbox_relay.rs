@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::message_id::MessageIds;
-use crate::domain::outbox::{Destination, INTERNAL, RetryPolicy};
+use crate::domain::producer_outbox::{Destination, INTERNAL, RelayRetryPolicy};
 use crate::health::Readiness;
 use crate::metrics::Metrics;
 use crate::nats::JetStream;
@@ -48,7 +48,7 @@ pub struct OutboxRelaySettings {
     pub batch: usize,
     /// How long a claim lasts that is not renewed.
     pub claim_time: Duration,
-    pub retry: RetryPolicy,
+    pub retry: RelayRetryPolicy,
     /// Shortest wait between two looks at the rows that nobody told of.
     pub poll_min: Duration,
     /// Longest wait between two looks where commits are told of.

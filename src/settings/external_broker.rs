@@ -11,7 +11,7 @@ use super::validate::Findings;
 use super::{Settings, unset_if_empty};
 use crate::domain::duration;
 use crate::domain::field_error::FieldError;
-use crate::domain::outbox::{Destination, Names, is_external_broker};
+use crate::domain::producer_outbox::{Destination, NameRules, is_external_broker};
 
 /// One entry; each field is explained in `defaults.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -132,11 +132,11 @@ impl Provider {
     }
 
     /// What it takes as the name of a destination.
-    fn names(self) -> Names {
+    fn names(self) -> NameRules {
         match self {
-            Self::Nats => Names::Subject,
-            Self::Redis | Self::Amqp => Names::Any,
-            Self::Kafka => Names::Topic,
+            Self::Nats => NameRules::Subject,
+            Self::Redis | Self::Amqp => NameRules::Any,
+            Self::Kafka => NameRules::Topic,
         }
     }
 }

@@ -26,7 +26,7 @@ use serde::{Deserialize, Deserializer};
 use crate::domain::attempt_record::LogChoice;
 use crate::domain::duration;
 use crate::domain::key::KeyPattern;
-use crate::domain::outbox::is_external_broker;
+use crate::domain::producer_outbox::is_external_broker;
 
 pub use external_broker::{ExternalBroker, Mechanism, Provider};
 pub use outbox::{Pooler, ProducerOutboxSettings};

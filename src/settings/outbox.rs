@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::unset_if_empty;
 use super::validate::Findings;
 use crate::domain::duration;
-use crate::domain::outbox::RetryPolicy;
+use crate::domain::producer_outbox::RelayRetryPolicy;
 
 /// What stands between the hub and its database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -53,8 +53,8 @@ pub struct ProducerOutboxSettings {
 
 impl ProducerOutboxSettings {
     /// How often a row is tried, and when.
-    pub fn retry_policy(&self) -> RetryPolicy {
-        RetryPolicy { max_attempts: self.max_attempts, waits: self.retry.clone() }
+    pub fn retry_policy(&self) -> RelayRetryPolicy {
+        RelayRetryPolicy { max_attempts: self.max_attempts, waits: self.retry.clone() }
     }
 }
 

@@ -11,7 +11,7 @@ use tonic::{Code, Request, Status};
 use super::generated::subscription_resolver_client::SubscriptionResolverClient;
 use super::generated::{ResolveRequest, Subscription as Resolved};
 use super::{FileError, MOST_ANSWER_BYTES, read_certificates, read_file};
-use crate::domain::index::Entry;
+use crate::domain::index::IndexEntry;
 use crate::domain::resolution::{self, Unusable};
 
 /// Calls for one resolution, the first one included.
@@ -129,7 +129,7 @@ impl ResolverClient {
 
     /// All active subscriptions of the tenant whose patterns match the key, with their filters. Each
     /// of at most three calls runs into the deadline; they are made only where another may help.
-    pub async fn resolve(&self, tenant: &str, key: &str) -> Result<Vec<Entry>, ResolveError> {
+    pub async fn resolve(&self, tenant: &str, key: &str) -> Result<Vec<IndexEntry>, ResolveError> {
         let mut wait = FIRST_WAIT;
         let mut calls = 1;
         loop {
@@ -145,7 +145,7 @@ impl ResolverClient {
         }
     }
 
-    async fn call(&self, tenant: &str, key: &str) -> Result<Vec<Entry>, ResolveError> {
+    async fn call(&self, tenant: &str, key: &str) -> Result<Vec<IndexEntry>, ResolveError> {
         let mut request = Request::new(ResolveRequest { tenant: tenant.to_owned(), key: key.to_owned() });
         request.set_timeout(self.deadline);
         if let Some(authorization) = &self.authorization {

@@ -16,7 +16,7 @@ use tonic::{Code, Request, Response, Status};
 use super::generated::subscription_resolver_server::{SubscriptionResolver, SubscriptionResolverServer};
 use super::generated::{ResolveRequest, ResolveResponse, Subscription};
 use super::{FileError, MOST_ANSWER_BYTES, read_certificates, read_file};
-use crate::domain::index::Entry;
+use crate::domain::index::IndexEntry;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::is_tenant;
 
@@ -29,7 +29,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// The subscriptions found.
-pub type Found<'a> = futures_util::future::BoxFuture<'a, Result<Vec<Arc<Entry>>, LookupError>>;
+pub type Found<'a> = futures_util::future::BoxFuture<'a, Result<Vec<Arc<IndexEntry>>, LookupError>>;
 
 /// Where the answers come from.
 pub trait Lookup: Send + Sync + 'static {
@@ -222,7 +222,7 @@ impl Service {
     }
 }
 
-fn to_message(entry: &Entry) -> Result<Subscription, Status> {
+fn to_message(entry: &IndexEntry) -> Result<Subscription, Status> {
     let interest = &entry.subscription;
     let filter_json = if interest.filter.is_empty() {
         String::new()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use integration_hub::domain::dead_letter::{DeadLetter, State};
+use integration_hub::domain::dead_letter::{DeadLetter, DeadLetterState};
 use integration_hub::domain::outcome::{Fault, Reason};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -34,7 +34,7 @@ fn letter(id: &str) -> DeadLetter {
         event_key: "policy.updated".to_owned(),
         reason: Reason::Exhausted,
         fault: Fault::Subscriber,
-        state: State::Scheduled,
+        state: DeadLetterState::Scheduled,
         attempts: 5,
         redrives: 0,
         last_status: Some(503),
@@ -65,7 +65,7 @@ async fn put_six(client: &TestClient) {
     let old = OffsetDateTime::now_utc() - time::Duration::hours(48);
     let six = [
         letter("a"),
-        DeadLetter { state: State::Parked, reason: Reason::Permanent, ..letter("b") },
+        DeadLetter { state: DeadLetterState::Parked, reason: Reason::Permanent, ..letter("b") },
         DeadLetter { subscription: "audit".to_owned(), ..letter("c") },
         DeadLetter { failed_at: old, event_key: "consent.given".to_owned(), ..letter("d") },
         DeadLetter { tenant: "globex".to_owned(), ..letter("e") },

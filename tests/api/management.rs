@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use integration_hub::domain::dead_letter::{DeadLetter, State};
+use integration_hub::domain::dead_letter::{DeadLetter, DeadLetterState};
 use integration_hub::domain::last_words::LastWords;
 use integration_hub::domain::outcome::{Fault, Reason};
 use integration_hub::from_settings::connect_options;
@@ -84,7 +84,7 @@ fn letter(id: &str, tenant: &str) -> DeadLetter {
         event_key: "policy.updated".to_owned(),
         reason: Reason::Exhausted,
         fault: Fault::Subscriber,
-        state: State::Parked,
+        state: DeadLetterState::Parked,
         attempts: 5,
         redrives: 0,
         last_status: Some(503),

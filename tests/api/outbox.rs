@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use hub_outbox::{GivenUp, Store, StoreOptions};
-use integration_hub::domain::outbox::{Lane, Status};
+use integration_hub::domain::producer_outbox::{Priority, Status};
 use integration_hub::management::ManagementError;
-use integration_hub::management::outbox::{Course, Cursor, Outbox, Selection};
+use integration_hub::management::outbox::{Course, Outbox, RowCursor, RowSelection};
 use integration_hub::settings::Settings;
 use serde_json::{Value, json};
 
@@ -64,7 +64,7 @@ async fn list(api: &ApiClient, query: &str) -> String {
 
 /// Abandons `count` rows of a broker.
 async fn abandon(store: &Store, broker: &str, count: usize) {
-    let claimed = claim_of(store, broker, Lane::Live, "one", count).await;
+    let claimed = claim_of(store, broker, Priority::Live, "one", count).await;
     assert_eq!(claimed.len(), count, "rows of {broker} are claimed");
     let given_up = |position: &i64| GivenUp { position: *position, reason: "it is too large".to_owned() };
     let given_up: Vec<GivenUp> = positions(&claimed).iter().map(given_up).collect();
@@ -352,13 +352,13 @@ async fn a_bulk_change_that_reaches_its_time_limit_returns_a_cursor() {
         let outbox = operated(database.outbox(&["partner"]).await);
         let events: Vec<Value> = (0..ROWS).map(|number| public(&format!("e{number:04}"), "s")).collect();
         raise(&database, &events).await;
-        let all = Selection::default();
-        let begin = Cursor::default;
+        let all = RowSelection::default();
+        let begin = RowCursor::default;
         // No time at all: one batch.
         let done = outbox.discard(&all, Course::within(Duration::ZERO, begin())).await.expect("done");
         assert_eq!(done.rows, 1_000);
         let next = done.next.expect("there are more");
-        let reread: Cursor = next.to_string().parse().expect("it is read as it is written");
+        let reread: RowCursor = next.to_string().parse().expect("it is read as it is written");
         assert_eq!(reread, next);
         let done = outbox.discard(&all, Course::within(Duration::from_secs(600), next)).await.expect("done");
         assert_eq!((done.rows, done.next), (4_000, None));
@@ -407,7 +407,7 @@ async fn a_bulk_change_that_loses_the_database_reports_its_progress() {
         proxy.set_refusing(true);
         proxy.cut();
     };
-    let error = outbox.discard(&Selection::default(), Course::all(lost)).await.expect_err("it is away");
+    let error = outbox.discard(&RowSelection::default(), Course::all(lost)).await.expect_err("it is away");
     assert!(error.is_passing(), "{error}");
     assert!(matches!(error, ManagementError::OutboxHalfway { done: 1_000, .. }), "{error}");
     assert!(error.to_string().contains("1000 rows were discarded before"), "{error}");

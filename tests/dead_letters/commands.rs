@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use integration_hub::domain::dead_letter::{DeadLetter, State};
+use integration_hub::domain::dead_letter::{DeadLetter, DeadLetterState};
 use integration_hub::domain::last_words::LastWords;
 use integration_hub::domain::outcome::{Fault, Reason};
 use integration_hub::from_settings::connect_options;
@@ -47,7 +47,7 @@ impl Stage {
     async fn put_six(&self) {
         let hour = |hours: i64| OffsetDateTime::now_utc() - time::Duration::hours(hours);
         let policy = letter("env_a", "policy-client", "crm");
-        let parked = DeadLetter { state: State::Parked, next_redrive_at: None, ..policy.clone() };
+        let parked = DeadLetter { state: DeadLetterState::Parked, next_redrive_at: None, ..policy.clone() };
         let six = [
             policy.clone(),
             DeadLetter { id: "env_b".into(), reason: Reason::Permanent, last_status: Some(410), ..parked },
@@ -120,7 +120,7 @@ fn letter(id: &str, domain: &str, subscription: &str) -> DeadLetter {
         event_key: "policy.updated".to_owned(),
         reason: Reason::Exhausted,
         fault: Fault::Subscriber,
-        state: State::Scheduled,
+        state: DeadLetterState::Scheduled,
         attempts: 5,
         redrives: 0,
         last_status: Some(503),

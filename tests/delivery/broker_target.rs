@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use integration_hub::domain::outbox::RaisedEvent;
+use integration_hub::domain::producer_outbox::RaisedEvent;
 use serde_json::{Value, json};
 
 use crate::support::broker_target::{arrived, entries, event_ids, to_broker};

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_nats::jetstream::stream;
-use integration_hub::domain::dead_letter::State;
+use integration_hub::domain::dead_letter::DeadLetterState;
 use integration_hub::domain::outcome::{Fault, Reason};
 use integration_hub::nats::DeadLetterEntry;
 use krafka::consumer::AutoOffsetReset;
@@ -44,7 +44,7 @@ async fn what_a_broker_that_is_down_misses_is_dead_lettered_and_replayed() {
     let letters = dead_letters(&client, "crm", missed.len()).await;
     for DeadLetterEntry { letter, .. } in &letters {
         assert_eq!((letter.reason, letter.fault, letter.attempts), (Reason::Exhausted, Fault::Subscriber, 3));
-        assert_eq!((letter.state, letter.last_status), (State::Parked, None));
+        assert_eq!((letter.state, letter.last_status), (DeadLetterState::Parked, None));
         let error = letter.last_error.as_deref().unwrap_or_default();
         assert!(error.starts_with("the broker is not available: "), "{error}");
     }
@@ -247,7 +247,7 @@ async fn what_can_never_be_published_is_dead_lettered_at_once() {
     assert_eq!((letter.reason, letter.fault, letter.attempts), (Reason::Permanent, Fault::Subscriber, 1));
     assert_eq!(
         (letter.event_key.as_str(), letter.state, letter.last_status),
-        ("user.renamed", State::Parked, None)
+        ("user.renamed", DeadLetterState::Parked, None)
     );
     let error = letter.last_error.unwrap_or_default();
     assert!(error.starts_with("the broker can never take the message as it is: "), "{error}");

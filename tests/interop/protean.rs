@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hub_outbox::Store;
-use integration_hub::domain::outbox::Status;
+use integration_hub::domain::producer_outbox::Status;
 use serde_json::{Value, json};
 use sqlx::Row as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hub_outbox::{ClaimRequest, ClaimedRow, Cursor, FailedAttempt, GivenUp, Row, Selection, Store};
-use integration_hub::domain::outbox::{Lane, RaisedEvent, Status};
+use hub_outbox::{ClaimRequest, ClaimedRow, FailedAttempt, GivenUp, Row, RowCursor, RowSelection, Store};
+use integration_hub::domain::producer_outbox::{Priority, RaisedEvent, Status};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
@@ -42,7 +42,7 @@ async fn raise(database: &TestDatabase, rows: &[(&str, &str)]) {
 }
 
 async fn rows(store: &Store) -> Vec<Row> {
-    store.list(&Selection::default(), &Cursor::default(), 10_000).await.expect("the rows are listed")
+    store.list(&RowSelection::default(), &RowCursor::default(), 10_000).await.expect("the rows are listed")
 }
 
 fn failed(position: i64, retry_after: Duration) -> FailedAttempt {
@@ -83,7 +83,7 @@ async fn a_failed_row_holds_back_its_stream_alone(database: &TestDatabase) {
     assert_eq!(ids(&claim(&store, "one", 10).await), ["b2"]);
 
     // An operator's word brings the whole stream back at once, also what was put off behind it.
-    let retried = store.retry(&of_broker(None), &Cursor::default(), 10).await.unwrap();
+    let retried = store.retry(&of_broker(None), &RowCursor::default(), 10).await.unwrap();
     assert_eq!((retried.changed, retried.next), (1, None));
     let claimed = claim(&store, "one", 10).await;
     assert_eq!(ids(&claimed), ["a1", "a2", "a3"]);
@@ -121,7 +121,7 @@ async fn a_long_stream_that_waits_starves_nobody(database: &TestDatabase) {
             count + usize::from(due.whole_seconds() < 60)
         });
     assert_eq!(due_now, 0);
-    store.retry(&Selection::default(), &Cursor::default(), 10).await.unwrap();
+    store.retry(&RowSelection::default(), &RowCursor::default(), 10).await.unwrap();
     let all = claim(&store, "one", 1000).await;
     assert_eq!(ids(&all), names.iter().map(String::as_str).collect::<Vec<_>>());
 }
@@ -220,12 +220,12 @@ async fn whatever_happens_no_row_overtakes_another(database: &TestDatabase) {
             }
             2..=4 => {
                 let holder = format!("relay-{}", random.random_range(0..3));
-                let lane = Lane::ALL[random.random_range(0..2)];
+                let priority = Priority::ALL[random.random_range(0..2)];
                 let claim_time = Duration::from_millis(random.random_range(1..60));
                 let limit = random.random_range(1..8);
                 let request = ClaimRequest {
                     broker: "internal",
-                    lane,
+                    priority,
                     holder: &holder,
                     limit,
                     claim_time,
@@ -266,8 +266,8 @@ async fn whatever_happens_no_row_overtakes_another(database: &TestDatabase) {
         }
     }
     eventually(SOON, "all is sent", async || {
-        for lane in Lane::ALL {
-            let claimed = claim_of(&store, "internal", lane, "last", 100).await;
+        for priority in Priority::ALL {
+            let claimed = claim_of(&store, "internal", priority, "last", 100).await;
             store.mark_published("internal", "last", &positions(&claimed)).await.unwrap();
         }
         let open: Vec<Row> = rows(&store).await.into_iter().filter(|row| row.status.is_open()).collect();
@@ -281,8 +281,8 @@ async fn a_claim_skips_the_streams_that_the_request_names(database: &TestDatabas
     let store = database.outbox(&[]).await;
     raise(database, &[("a1", "a"), ("b1", "b"), ("a2", "a"), ("c1", "c")]).await;
     let passed_over = &["a".to_owned(), "c".to_owned()];
-    let (broker, lane, holder, limit, claim_time) = ("internal", Lane::Live, "one", 1, LATER);
-    let request = ClaimRequest { broker, lane, holder, limit, claim_time, passed_over };
+    let (broker, priority, holder, limit, claim_time) = ("internal", Priority::Live, "one", 1, LATER);
+    let request = ClaimRequest { broker, priority, holder, limit, claim_time, passed_over };
     // Room for one only: what is passed over takes none of it.
     assert_eq!(ids(&store.claim(&request).await.unwrap()), ["b1"]);
     assert_eq!(store.claim(&request).await.unwrap(), []);
@@ -294,7 +294,7 @@ async fn an_expired_claim_is_taken_over_and_its_holder_knows(database: &TestData
     raise(database, &[("a1", "a"), ("a2", "a")]).await;
     let short = ClaimRequest {
         broker: "internal",
-        lane: Lane::Live,
+        priority: Priority::Live,
         holder: "dead",
         limit: 10,
         claim_time: Duration::from_millis(200),
@@ -328,7 +328,7 @@ async fn expired_claims_go_before_what_is_due_for_longer(database: &TestDatabase
     let claim_time = Duration::from_millis(50);
     let request = ClaimRequest {
         broker: "internal",
-        lane: Lane::Live,
+        priority: Priority::Live,
         holder: "dead",
         limit: 7,
         claim_time,
@@ -355,7 +355,7 @@ async fn an_extended_claim_stays(database: &TestDatabase) {
     let claim_time = Duration::from_secs(2);
     let request = ClaimRequest {
         broker: "internal",
-        lane: Lane::Live,
+        priority: Priority::Live,
         holder: "one",
         limit: 1,
         claim_time,
@@ -379,8 +379,8 @@ async fn live_goes_before_bulk_but_not_within_a_stream(database: &TestDatabase) 
     }
     let live = claim(&store, "one", 10).await;
     assert_eq!(ids(&live), ["l2"]);
-    assert_eq!(live[0].lane, Lane::Live);
-    let bulk = claim_of(&store, "internal", Lane::Bulk, "one", 10).await;
+    assert_eq!(live[0].priority, Priority::Live);
+    let bulk = claim_of(&store, "internal", Priority::Bulk, "one", 10).await;
     assert_eq!(ids(&bulk), ["b1", "b2"]);
     store.mark_published("internal", "one", &positions(&bulk)).await.unwrap();
     let last = eventually(SOON, "the live row is next in its stream", async || {

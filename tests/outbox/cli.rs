@@ -1,7 +1,7 @@
 //! `hub outbox` on PostgreSQL and on SQLite. It needs no NATS server.
 
 use hub_outbox::GivenUp;
-use integration_hub::domain::outbox::Lane;
+use integration_hub::domain::producer_outbox::Priority;
 use serde_json::{Value, json};
 
 use crate::support::outbox::{TestDatabase, claim, claim_of, event, positions};
@@ -76,7 +76,7 @@ async fn operators_look_retry_discard_and_tidy_up() {
             database.raise(&event).await.unwrap();
         }
         let store = database.store();
-        let external = claim_of(&store, "partner", Lane::Live, "one", 2).await;
+        let external = claim_of(&store, "partner", Priority::Live, "one", 2).await;
         let given_up = |row: &_| GivenUp { position: *row, reason: "the message is too large".to_owned() };
         let rows: Vec<GivenUp> = positions(&external).iter().map(given_up).collect();
         store.abandon("partner", "one", &rows).await.unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hub_outbox::publish;
 use hub_outbox::{CONNECT_LIMIT, Store, StoreError, StoreOptions};
-use integration_hub::domain::outbox::{RaisedEvent, Status};
+use integration_hub::domain::producer_outbox::{RaisedEvent, Status};
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tempfile::TempDir;

@@ -1,10 +1,10 @@
 //! The outbox's protocol, checked exhaustively: claim, publish, mark, expire, fail, abandon, with
 //! several relays of which each may crash, stall and be overtaken at every step, and a broker that
 //! refuses, or whose acknowledgement is lost. The steps of a row are the hub's own
-//! (`domain::outbox::Status::after`); what a relay does between them is modelled here as the role does
+//! (`domain::producer_outbox::Status::after`); what a relay does between them is modelled here as the role does
 //! it. Bugs are seeded to show that the checker would find them.
 
-use integration_hub::domain::outbox::{Status, Step};
+use integration_hub::domain::producer_outbox::{Status, Step};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 const RELAYS: usize = 2;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream;
 use futures_util::StreamExt;
-use hub_outbox::{Cursor, Selection, Store};
-use integration_hub::domain::outbox::Status;
+use hub_outbox::{RowCursor, RowSelection, Store};
+use integration_hub::domain::producer_outbox::Status;
 use serde_json::{Value, json};
 
 use crate::support::outbox::event;
@@ -56,7 +56,7 @@ async fn a_commit_is_delivered_and_a_rollback_is_not(database: &TestDatabase) {
     assert_eq!(receiver.count("/all"), 2);
     let store = database.store();
     assert_eq!(
-        store.list(&Selection::default(), &Cursor::default(), 10).await.unwrap().len(),
+        store.list(&RowSelection::default(), &RowCursor::default(), 10).await.unwrap().len(),
         2,
         "no other rows"
     );
@@ -417,7 +417,7 @@ async fn a_full_events_stream_makes_all_rows_wait() {
     let events: Vec<Value> = in_streams(40, 40).iter().map(|(id, stream)| event(id, stream)).collect();
     raise(&database, &events).await;
     hub.wait_for_log("the broker takes no messages; its rows wait", SOON).await;
-    let before = store.list(&Default::default(), &Cursor::default(), 100).await.unwrap();
+    let before = store.list(&Default::default(), &RowCursor::default(), 100).await.unwrap();
     assert!(before.iter().filter(|row| row.status.is_open()).count() >= 30);
     context.update_stream(whole).await.expect("there is room again");
     let after = wait_for(&store, "internal", Status::Published, 40).await;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use hub_outbox::{Row, Store};
-use integration_hub::domain::outbox::Status;
+use integration_hub::domain::producer_outbox::Status;
 use serde_json::{Value, json};
 
 use crate::support::outbox::event;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use integration_hub::domain::outbox::Status;
+use integration_hub::domain::producer_outbox::Status;
 use serde_json::Value;
 
 use crate::support::outbox::event;

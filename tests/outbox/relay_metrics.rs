@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use integration_hub::domain::outbox::Status;
+use integration_hub::domain::producer_outbox::Status;
 use serde_json::{Value, json};
 
 use crate::support::relay::{RELAY, SOON, partner, public, raise, settings, wait_for};

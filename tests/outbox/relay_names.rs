@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use integration_hub::domain::outbox::Status;
+use integration_hub::domain::producer_outbox::Status;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 

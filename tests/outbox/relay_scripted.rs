@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hub_outbox::Retention;
 use integration_hub::domain::message_id::MessageIds;
-use integration_hub::domain::outbox::{Destination, RetryPolicy, Status};
+use integration_hub::domain::producer_outbox::{Destination, RelayRetryPolicy, Status};
 use integration_hub::health::Readiness;
 use integration_hub::metrics::Metrics;
 use integration_hub::roles::outbox_relay::{ExternalTarget, OutboxRelay, OutboxRelaySettings};
@@ -113,7 +113,7 @@ fn quick() -> OutboxRelaySettings {
         largest_event: 900_000,
         batch: 20,
         claim_time: Duration::from_secs(5),
-        retry: RetryPolicy { max_attempts: 1_000, waits: vec![Duration::from_millis(30)] },
+        retry: RelayRetryPolicy { max_attempts: 1_000, waits: vec![Duration::from_millis(30)] },
         poll_min: Duration::from_millis(20),
         poll_max: Duration::from_millis(200),
         retention: Retention { published: week, abandoned: week },
@@ -231,7 +231,7 @@ async fn rows_behind_an_abandoned_row_continue(database: &TestDatabase) {
         _ => Deed::Take,
     });
     raise(database, &events(10, 1)).await;
-    let retry = RetryPolicy { max_attempts: 2, waits: vec![Duration::from_millis(30)] };
+    let retry = RelayRetryPolicy { max_attempts: 2, waits: vec![Duration::from_millis(30)] };
     let relays = Relays::start(2, database, &partner, OutboxRelaySettings { retry, ..quick() }).await;
     let rows = wait_for(&store, "partner", Status::Published, 8).await;
     relays.end().await;

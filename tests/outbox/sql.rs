@@ -1,10 +1,10 @@
 //! Raising an event from any language: the SQL function of PostgreSQL and the view of SQLite, what they write
 //! and what they refuse.
 
-use hub_outbox::PublishError;
-use hub_outbox::{Cursor, Selection, StoreError};
+use hub_outbox::RaiseError;
+use hub_outbox::{RowCursor, RowSelection, StoreError};
 use integration_hub::domain::event::Publication;
-use integration_hub::domain::outbox::{CONTENT_TYPE, RaisedEvent};
+use integration_hub::domain::producer_outbox::{CONTENT_TYPE, RaisedEvent};
 use serde_json::{Value, json};
 
 use crate::support::TestPostgres;
@@ -126,8 +126,8 @@ async fn what_is_not_given_has_a_default() {
             let event = json!({"type": "user.created", "stream": "x", "data": null, "published": true});
             database.raise(&event).await.unwrap();
         }
-        let selection = Selection { stream: Some("x".to_owned()), ..Selection::default() };
-        let rows = database.store().list(&selection, &Cursor::default(), 100).await.unwrap();
+        let selection = RowSelection { stream: Some("x".to_owned()), ..RowSelection::default() };
+        let rows = database.store().list(&selection, &RowCursor::default(), 100).await.unwrap();
         let ids: std::collections::BTreeSet<_> = rows.iter().map(|row| &row.message_id).collect();
         assert_eq!((rows.len(), ids.len()), (6, 3));
         assert!(ids.iter().all(|id| id.len() >= 32), "{ids:?}");
@@ -251,7 +251,7 @@ async fn a_bad_event_is_refused_everywhere_and_leaves_nothing() {
         }
     }
     for database in &databases {
-        let rows = database.store().list(&Selection::default(), &Cursor::default(), 10).await.unwrap();
+        let rows = database.store().list(&RowSelection::default(), &RowCursor::default(), 10).await.unwrap();
         assert_eq!(rows, []);
     }
 }
@@ -270,15 +270,15 @@ async fn the_databases_refusal_reaches_the_rust_caller() {
     for database in databases(&[]).await {
         database.publish(&[text.clone()], true).await.unwrap();
         let error = database.publish(&[text.clone()], true).await.unwrap_err();
-        assert!(matches!(error, PublishError::Refused { .. }), "{error:?}");
+        assert!(matches!(error, RaiseError::Refused { .. }), "{error:?}");
         assert!(error.to_string().contains("an id of its own"), "{error}");
     }
     text.id = Some(String::new());
     let Some(database) = TestDatabase::postgres().await else { return };
-    assert!(matches!(database.publish(&[text.clone()], true).await, Err(PublishError::Field(_))));
+    assert!(matches!(database.publish(&[text.clone()], true).await, Err(RaiseError::Field(_))));
     text.id = None;
     let error = database.publish(&[text], true).await.unwrap_err();
-    assert!(matches!(error, PublishError::Store(StoreError::NotSetUp)), "{error:?}");
+    assert!(matches!(error, RaiseError::Store(StoreError::NotSetUp)), "{error:?}");
 }
 
 /// From psql, inside a transaction with a change of the application's own, and from a trigger of it.

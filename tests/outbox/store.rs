@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use hub_outbox::{
-    ClaimRequest, Cursor, FailedAttempt, GivenUp, Retention, Row, Selection, Store, StoreError, StoreOptions,
+    ClaimRequest, FailedAttempt, GivenUp, Retention, Row, RowCursor, RowSelection, Store, StoreError,
+    StoreOptions,
 };
-use integration_hub::domain::outbox::{Lane, RaisedEvent, Status, Step};
+use integration_hub::domain::producer_outbox::{Priority, RaisedEvent, Status, Step};
 use serde_json::json;
 
 use crate::support::outbox::{TestDatabase, claim, claim_of, event, ids, of_broker, on_both, positions};
@@ -37,7 +38,7 @@ async fn raise(database: &TestDatabase, rows: &[(&str, &str)]) {
 }
 
 async fn rows(store: &Store) -> Vec<Row> {
-    store.list(&Selection::default(), &Cursor::default(), 10_000).await.expect("the rows are listed")
+    store.list(&RowSelection::default(), &RowCursor::default(), 10_000).await.expect("the rows are listed")
 }
 
 fn failed(position: i64, retry_after: Duration) -> FailedAttempt {
@@ -87,8 +88,8 @@ async fn each_step_leads_where_the_domain_says(database: &TestDatabase) {
         for step in steps {
             let id = format!("{from}-{step:?}");
             raise(database, &[(&id, &id)]).await;
-            let selection = Selection { message_ids: vec![id.clone()], ..Selection::default() };
-            let row = async || store.list(&selection, &Cursor::default(), 2).await.unwrap().pop().unwrap();
+            let selection = RowSelection { message_ids: vec![id.clone()], ..RowSelection::default() };
+            let row = async || store.list(&selection, &RowCursor::default(), 2).await.unwrap().pop().unwrap();
             let position = row().await.position;
             if from != Status::Pending {
                 assert_eq!(ids(&claim(&store, "one", 10).await), [id.as_str()]);
@@ -133,9 +134,9 @@ async fn each_step_leads_where_the_domain_says(database: &TestDatabase) {
                     store.abandon("internal", holder(held), &[row]).await.unwrap()
                 }
                 Step::Release { held } => store.release("internal", holder(held), &[position]).await.unwrap(),
-                Step::Retry => store.retry(&selection, &Cursor::default(), 10).await.unwrap().changed,
+                Step::Retry => store.retry(&selection, &RowCursor::default(), 10).await.unwrap().changed,
                 Step::Discard => {
-                    store.discard(&selection, "by hand", &Cursor::default(), 10).await.unwrap().changed
+                    store.discard(&selection, "by hand", &RowCursor::default(), 10).await.unwrap().changed
                 }
             };
             let expected = from.after(step);
@@ -161,32 +162,32 @@ async fn operators_list_retry_and_discard(database: &TestDatabase) {
         }
         database.raise(&event).await.unwrap();
     }
-    let list = async |selection: Selection| {
-        let found = store.list(&selection, &Cursor::default(), 100).await.unwrap();
+    let list = async |selection: RowSelection| {
+        let found = store.list(&selection, &RowCursor::default(), 100).await.unwrap();
         found.into_iter().map(|row| row.message_id).collect::<Vec<_>>()
     };
     let partner = || of_broker(Some("partner"));
     assert_eq!(list(partner()).await.len(), 7);
-    assert_eq!(list(Selection { stream: Some("s1".to_owned()), ..partner() }).await, ["e1", "e3", "e5"]);
-    assert_eq!(list(Selection { event_type: Some("role.granted".to_owned()), ..partner() }).await, ["e6"]);
+    assert_eq!(list(RowSelection { stream: Some("s1".to_owned()), ..partner() }).await, ["e1", "e3", "e5"]);
+    assert_eq!(list(RowSelection { event_type: Some("role.granted".to_owned()), ..partner() }).await, ["e6"]);
     assert_eq!(
-        list(Selection { message_ids: vec!["e2".to_owned(), "x".to_owned()], ..partner() }).await,
+        list(RowSelection { message_ids: vec!["e2".to_owned(), "x".to_owned()], ..partner() }).await,
         ["e2"]
     );
-    assert_eq!(list(Selection { statuses: vec![Status::Abandoned], ..partner() }).await, [""; 0]);
+    assert_eq!(list(RowSelection { statuses: vec![Status::Abandoned], ..partner() }).await, [""; 0]);
 
     // A page continues after the last row of the previous one, brokers included.
-    let (mut seen, mut cursor) = (Vec::new(), Cursor::default());
+    let (mut seen, mut cursor) = (Vec::new(), RowCursor::default());
     loop {
-        let page = store.list(&Selection::default(), &cursor, 3).await.unwrap();
+        let page = store.list(&RowSelection::default(), &cursor, 3).await.unwrap();
         let Some(last) = page.last() else { break };
-        cursor = Cursor { position: last.position, broker: last.broker.clone() };
+        cursor = RowCursor { position: last.position, broker: last.broker.clone() };
         seen.extend(page.into_iter().map(|row| (row.message_id, row.broker)));
     }
     assert_eq!((seen.len(), seen.iter().collect::<HashSet<_>>().len()), (14, 14));
 
     // In batches, to the end.
-    let (mut changed, mut cursor) = (0, Some(Cursor::default()));
+    let (mut changed, mut cursor) = (0, Some(RowCursor::default()));
     while let Some(after) = cursor {
         let batch = store.discard(&partner(), "not wanted", &after, 3).await.unwrap();
         assert!(batch.changed <= 3);
@@ -200,17 +201,17 @@ async fn operators_list_retry_and_discard(database: &TestDatabase) {
     assert!(status[0].oldest_open_at.is_some() && status[1].oldest_open_at.is_none());
     let backlog = store.backlog().await.unwrap();
     assert_eq!((backlog[0].pending, backlog[1].abandoned), (7, 0));
-    let row = store.list(&partner(), &Cursor::default(), 1).await.unwrap().remove(0);
+    let row = store.list(&partner(), &RowCursor::default(), 1).await.unwrap().remove(0);
     assert_eq!((row.status, row.last_error.as_deref()), (Status::Abandoned, Some("not wanted")));
 
-    let (mut changed, mut cursor) = (0, Some(Cursor::default()));
+    let (mut changed, mut cursor) = (0, Some(RowCursor::default()));
     while let Some(after) = cursor {
         let batch = store.retry(&partner(), &after, 3).await.unwrap();
         changed += batch.changed;
         cursor = batch.next;
     }
     assert_eq!(changed, 7);
-    assert_eq!(claim_of(&store, "partner", Lane::Live, "one", 100).await.len(), 7);
+    assert_eq!(claim_of(&store, "partner", Priority::Live, "one", 100).await.len(), 7);
     assert_eq!(claim(&store, "one", 100).await.len(), 7);
 }
 
@@ -225,7 +226,7 @@ async fn cleanup_keeps_recent_and_open_rows(database: &TestDatabase) {
     store.mark_published("internal", "one", &positions(&internal[..3])).await.unwrap();
     let given_up = GivenUp { position: internal[3].position, reason: "no".to_owned() };
     store.abandon("internal", "one", &[given_up]).await.unwrap();
-    let external = claim_of(&store, "partner", Lane::Live, "one", 10).await;
+    let external = claim_of(&store, "partner", Priority::Live, "one", 10).await;
     store.mark_published("partner", "one", &positions(&external)).await.unwrap();
 
     let keep = |published, abandoned| Retention { published, abandoned };
@@ -244,7 +245,7 @@ async fn cleanup_keeps_recent_and_open_rows(database: &TestDatabase) {
     assert_eq!(store.cleanup(keep(LATER, abandoned), 100).await.unwrap(), 2);
     assert_eq!(store.cleanup(keep(LATER, abandoned), 100).await.unwrap(), 0);
     // Deleted rows are not missing.
-    assert_eq!(store.reconcile(&Cursor::default(), 100).await.unwrap().changed, 0);
+    assert_eq!(store.reconcile(&RowCursor::default(), 100).await.unwrap().changed, 0);
     let left: Vec<_> =
         rows(&store).await.into_iter().map(|row| (row.message_id, row.broker, row.status)).collect();
     let row = |id: &str, broker: &str, status| (id.to_owned(), broker.to_owned(), status);
@@ -278,7 +279,7 @@ async fn reconciling_writes_what_is_missing_in_its_place(database: &TestDatabase
     tokio::time::sleep(Duration::from_millis(5)).await;
     store.sync_brokers(&["partner".to_owned(), "late".to_owned()], true).await.unwrap();
 
-    let (mut derived, mut cursor) = (Vec::new(), Some(Cursor::default()));
+    let (mut derived, mut cursor) = (Vec::new(), Some(RowCursor::default()));
     while let Some(after) = cursor {
         let batch = store.reconcile(&after, 2).await.unwrap();
         derived.push(batch.changed);
@@ -286,10 +287,10 @@ async fn reconciling_writes_what_is_missing_in_its_place(database: &TestDatabase
     }
     assert_eq!(derived, [1, 1, 0]);
     assert_eq!(database.envelope("partner", "e1").await.unwrap(), before);
-    let claimed = claim_of(&store, "partner", Lane::Live, "one", 10).await;
+    let claimed = claim_of(&store, "partner", Priority::Live, "one", 10).await;
     assert_eq!(ids(&claimed), ["e0", "e1", "e2", "e4"]);
-    assert_eq!(claim_of(&store, "late", Lane::Live, "one", 10).await, []);
-    assert_eq!(store.reconcile(&Cursor::default(), 100).await.unwrap().changed, 0);
+    assert_eq!(claim_of(&store, "late", Priority::Live, "one", 10).await, []);
+    assert_eq!(store.reconcile(&RowCursor::default(), 100).await.unwrap().changed, 0);
 }
 
 async fn setting_up_is_idempotent_and_concurrent(database: &TestDatabase) {
@@ -354,7 +355,7 @@ async fn internal_and_external_rows_are_independent(database: &TestDatabase) {
     first["published"] = json!(true);
     database.raise(&first).await.unwrap();
     database.raise(&event("e2", "s")).await.unwrap();
-    let external = claim_of(&store, "partner", Lane::Live, "one", 10).await;
+    let external = claim_of(&store, "partner", Priority::Live, "one", 10).await;
     assert_eq!(ids(&external), ["e1"], "what is not published never leaves");
     assert!(external[0].is_public);
     store.fail("partner", "one", &[failed(external[0].position, LATER)]).await.unwrap();
@@ -364,7 +365,7 @@ async fn internal_and_external_rows_are_independent(database: &TestDatabase) {
 async fn claim_error(store: &Store) -> StoreError {
     let request = ClaimRequest {
         broker: "internal",
-        lane: Lane::Live,
+        priority: Priority::Live,
         holder: "x",
         limit: 1,
         claim_time: LATER,

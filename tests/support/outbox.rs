@@ -1,8 +1,8 @@
 //! A database with an outbox in it: PostgreSQL or SQLite.
 
-use hub_outbox::{ClaimRequest, ClaimedRow, Selection, Store, StoreOptions};
-use hub_outbox::{PublishError, publish};
-use integration_hub::domain::outbox::{Lane, RaisedEvent};
+use hub_outbox::{ClaimRequest, ClaimedRow, RowSelection, Store, StoreOptions};
+use hub_outbox::{RaiseError, publish};
+use integration_hub::domain::producer_outbox::{Priority, RaisedEvent};
 use serde_json::{Value, json};
 use sqlx::postgres::PgPool;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool};
@@ -94,7 +94,7 @@ impl TestDatabase {
     }
 
     /// Raises events from Rust, all in one transaction, which is committed or rolled back.
-    pub async fn publish(&self, events: &[RaisedEvent], commit: bool) -> Result<Vec<String>, PublishError> {
+    pub async fn publish(&self, events: &[RaisedEvent], commit: bool) -> Result<Vec<String>, RaiseError> {
         let mut ids = Vec::new();
         macro_rules! in_transaction {
             ($pool:expr) => {{
@@ -122,18 +122,18 @@ impl TestDatabase {
 
 /// Claims live rows of the internal broker for a minute.
 pub async fn claim(store: &Store, holder: &str, limit: usize) -> Vec<ClaimedRow> {
-    claim_of(store, "internal", Lane::Live, holder, limit).await
+    claim_of(store, "internal", Priority::Live, holder, limit).await
 }
 
 pub async fn claim_of(
     store: &Store,
     broker: &str,
-    lane: Lane,
+    priority: Priority,
     holder: &str,
     limit: usize,
 ) -> Vec<ClaimedRow> {
     let claim_time = std::time::Duration::from_secs(60);
-    let request = ClaimRequest { broker, lane, holder, limit, claim_time, passed_over: &[] };
+    let request = ClaimRequest { broker, priority, holder, limit, claim_time, passed_over: &[] };
     store.claim(&request).await.expect("a claim is answered")
 }
 
@@ -146,8 +146,8 @@ pub fn positions(rows: &[ClaimedRow]) -> Vec<i64> {
 }
 
 /// The rows of a broker, or of all.
-pub fn of_broker(broker: Option<&str>) -> Selection {
-    Selection { broker: broker.map(str::to_owned), ..Selection::default() }
+pub fn of_broker(broker: Option<&str>) -> RowSelection {
+    RowSelection { broker: broker.map(str::to_owned), ..RowSelection::default() }
 }
 
 /// Runs each of these tests on both databases; before them, in brackets, what `tokio::test` is to be given.

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, stream};
-use hub_outbox::{Cursor, Row, Store};
-use integration_hub::domain::outbox::{RaisedEvent, Status};
+use hub_outbox::{Row, RowCursor, Store};
+use integration_hub::domain::producer_outbox::{RaisedEvent, Status};
 use serde_json::{Value, json};
 
 use super::outbox::of_broker;
@@ -107,7 +107,7 @@ pub async fn stored(broker: &TestBroker, name: &str, count: u64) -> Vec<Stored> 
 
 /// The rows of a broker, in order of insertion.
 pub async fn rows(store: &Store, broker: &str) -> Vec<Row> {
-    store.list(&of_broker(Some(broker)), &Cursor::default(), 100_000).await.expect("the rows are listed")
+    store.list(&of_broker(Some(broker)), &RowCursor::default(), 100_000).await.expect("the rows are listed")
 }
 
 /// Waits until so many rows of a broker have this status.

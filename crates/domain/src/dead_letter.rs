@@ -29,7 +29,7 @@ pub struct DeadLetter {
     pub event_key: String,
     pub reason: Reason,
     pub fault: Fault,
-    pub state: State,
+    pub state: DeadLetterState,
     /// Over all redrives.
     pub attempts: u32,
     /// Redrives that the schedule has used up.
@@ -46,7 +46,7 @@ pub struct DeadLetter {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "openapi", schema(as = DeadLetterState))]
-pub enum State {
+pub enum DeadLetterState {
     /// Waits for its redrive.
     Scheduled,
     /// Its envelope is on its way again.
@@ -55,7 +55,7 @@ pub enum State {
     Parked,
 }
 
-impl State {
+impl DeadLetterState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Scheduled => "scheduled",
@@ -65,13 +65,13 @@ impl State {
     }
 }
 
-impl fmt::Display for State {
+impl fmt::Display for DeadLetterState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl std::str::FromStr for State {
+impl std::str::FromStr for DeadLetterState {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
@@ -166,7 +166,7 @@ impl DeadLetter {
             event_key: origin.event_key,
             reason: failed.reason,
             fault: failed.fault,
-            state: if next.is_some() { State::Scheduled } else { State::Parked },
+            state: if next.is_some() { DeadLetterState::Scheduled } else { DeadLetterState::Parked },
             attempts: failed.attempts,
             redrives: failed.redrives,
             last_status: failed.status,
@@ -256,7 +256,7 @@ mod tests {
             event_key: "policy.updated".into(),
             reason: Reason::Exhausted,
             fault: Fault::Subscriber,
-            state: State::Scheduled,
+            state: DeadLetterState::Scheduled,
             attempts: 5,
             redrives: 1,
             last_status: Some(503),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use time::OffsetDateTime;
 
-use super::dead_letter::{DeadLetter, State};
+use super::dead_letter::{DeadLetter, DeadLetterState};
 use super::key::EventKey;
 use super::outcome::Reason;
 
@@ -17,7 +17,7 @@ pub struct DeadLetterQuery {
     pub tenant: Option<String>,
     pub subscription: Option<String>,
     pub reason: Option<Reason>,
-    pub state: Option<State>,
+    pub state: Option<DeadLetterState>,
     pub event_key: Option<EventKey>,
     pub event_id: Option<String>,
     /// Failed at this time or later.
@@ -81,7 +81,7 @@ mod tests {
             event_key: "policy.updated".into(),
             reason: Reason::Exhausted,
             fault: Fault::Subscriber,
-            state: State::Scheduled,
+            state: DeadLetterState::Scheduled,
             attempts: 5,
             redrives: 1,
             last_status: None,
@@ -95,7 +95,7 @@ mod tests {
             tenant: Some("acme".into()),
             subscription: Some("crm".into()),
             reason: Some(Reason::Exhausted),
-            state: Some(State::Scheduled),
+            state: Some(DeadLetterState::Scheduled),
             event_key: Some("policy.updated".parse().unwrap()),
             event_id: Some("e1".into()),
             since: Some(at),
@@ -109,7 +109,7 @@ mod tests {
             DeadLetterQuery { tenant: Some("globex".into()), ..none() },
             DeadLetterQuery { subscription: Some("audit".into()), ..none() },
             DeadLetterQuery { reason: Some(Reason::Permanent), ..none() },
-            DeadLetterQuery { state: Some(State::Parked), ..none() },
+            DeadLetterQuery { state: Some(DeadLetterState::Parked), ..none() },
             DeadLetterQuery { event_key: Some("policy.made".parse().unwrap()), ..none() },
             DeadLetterQuery { event_id: Some("e2".into()), ..none() },
             DeadLetterQuery { since: Some(at + second), ..none() },

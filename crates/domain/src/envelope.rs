@@ -69,19 +69,19 @@ impl<'a> Envelope<'a> {
     /// What its delivery asks of the fair share: `max_in_flight` and the rate limit.
     pub fn share(&self) -> Option<(u32, Option<RateLimit>)> {
         #[derive(Deserialize)]
-        struct Share {
+        struct FairShareFields {
             max_in_flight: u32,
             #[serde(default)]
             rate_limit: Option<RateLimit>,
         }
-        let share: Share = serde_json::from_str(self.delivery?.get()).ok()?;
+        let share: FairShareFields = serde_json::from_str(self.delivery?.get()).ok()?;
         Some((share.max_in_flight, share.rate_limit))
     }
 }
 
 /// An envelope made by the fan-out, written out.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewEnvelope {
+pub struct EncodedEnvelope {
     pub id: String,
     pub subscription: SubscriptionRef,
     pub body: Bytes,
@@ -129,7 +129,7 @@ impl<'e> FanOut<'e> {
         subscription: &SubscriptionRef,
         incarnation: Incarnation,
         delivery: Option<&RawValue>,
-    ) -> NewEnvelope {
+    ) -> EncodedEnvelope {
         let id = envelope_id(self.event, subscription.id(), incarnation);
         let size = delivery.map_or(0, |delivery| delivery.get().len());
         let mut body = String::with_capacity(self.shared.len() + size + MOST_OF_ONE);
@@ -145,7 +145,7 @@ impl<'e> FanOut<'e> {
             body.push_str(delivery.get());
         }
         body.push('}');
-        NewEnvelope { id, subscription: subscription.clone(), body: body.into() }
+        EncodedEnvelope { id, subscription: subscription.clone(), body: body.into() }
     }
 }
 
@@ -185,7 +185,7 @@ pub fn envelope_id(event: &Event, subscription: &str, incarnation: Incarnation) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Data;
+    use crate::event::EventData;
 
     fn event(id: &str, source: &str) -> Event {
         Event {
@@ -197,7 +197,7 @@ mod tests {
             subject: None,
             datacontenttype: Some("application/json".to_owned()),
             dataschema: None,
-            data: Data::Json(RawValue::from_string("{\"user_id\":\"u1\"}".to_owned()).unwrap()),
+            data: EventData::Json(RawValue::from_string("{\"user_id\":\"u1\"}".to_owned()).unwrap()),
             extensions: [("traceparent".to_owned(), "00-aa-bb-01".into())].into_iter().collect(),
             external_metadata: None,
             identity: id.to_owned(),

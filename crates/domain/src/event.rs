@@ -37,7 +37,7 @@ pub struct Event {
     pub subject: Option<String>,
     pub datacontenttype: Option<String>,
     pub dataschema: Option<String>,
-    pub data: Data,
+    pub data: EventData,
     /// Extension attributes other than `tenant`: `published`, `correlationid`, `traceparent`, …
     /// A CloudEvents attribute value is a string, a number or a boolean.
     pub extensions: BTreeMap<String, serde_json::Value>,
@@ -53,7 +53,7 @@ pub struct Event {
 
 /// The payload, never re-encoded.
 #[derive(Debug, Clone)]
-pub enum Data {
+pub enum EventData {
     None,
     Json(Box<RawValue>),
     /// `data_base64` of the CloudEvents JSON format: content that is not JSON.

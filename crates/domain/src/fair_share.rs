@@ -54,7 +54,7 @@ pub struct FairShare<T> {
     queue_per_subscription: usize,
     queue_per_tenant: usize,
     places: HashMap<Identity, Place>,
-    lanes: Vec<Option<Lane<T>>>,
+    queues: Vec<Option<Queue<T>>>,
     free: Vec<Place>,
     /// Subscriptions with a waiting item and room in their share, each in one of its tenant's two rings.
     tenants: Tenants,
@@ -73,10 +73,10 @@ pub struct FairShare<T> {
 
 /// One subscription's part.
 #[derive(Debug)]
-struct Lane<T> {
+struct Queue<T> {
     id: Identity,
     tenant: TenantPlace,
-    queue: VecDeque<T>,
+    items: VecDeque<T>,
     in_flight: usize,
     share: usize,
     /// The most the share grows to: `max_in_flight` within the pool.
@@ -93,9 +93,9 @@ struct Lane<T> {
     remembered: Option<Turn>,
 }
 
-impl<T> Lane<T> {
+impl<T> Queue<T> {
     fn can_run(&self) -> bool {
-        !self.queue.is_empty() && self.in_flight < self.share
+        !self.items.is_empty() && self.in_flight < self.share
     }
 }
 
@@ -108,7 +108,7 @@ impl<T> FairShare<T> {
             queue_per_subscription,
             queue_per_tenant,
             places: HashMap::new(),
-            lanes: Vec::new(),
+            queues: Vec::new(),
             free: Vec::new(),
             tenants: Tenants::default(),
             reduced_next: false,
@@ -153,25 +153,25 @@ impl<T> FairShare<T> {
     ) {
         let most = (max_in_flight as usize).clamp(1, self.pool);
         let place = self.place_of(subscription);
-        let lane = self.lanes[place].as_mut().expect(KNOWN);
-        lane.most = most;
-        lane.share = lane.share.min(most);
-        let unchanged = lane.bucket.as_ref().map(Bucket::limit) == rate;
+        let queue = self.queues[place].as_mut().expect(KNOWN);
+        queue.most = most;
+        queue.share = queue.share.min(most);
+        let unchanged = queue.bucket.as_ref().map(Bucket::limit) == rate;
         if !unchanged {
-            lane.bucket = rate.map(|rate| Bucket::changed(lane.bucket.as_ref(), rate, now));
-            if let Some(until) = lane.limited_until.take() {
+            queue.bucket = rate.map(|rate| Bucket::changed(queue.bucket.as_ref(), rate, now));
+            if let Some(until) = queue.limited_until.take() {
                 self.limited.remove(&(until, place));
             }
-            if let Some(until) = lane.held_until {
-                lane.limited_until = Some(until);
+            if let Some(until) = queue.held_until {
+                queue.limited_until = Some(until);
                 self.limited.insert((until, place));
             }
         }
-        lane.queue.push_back(item);
-        if let Some(stamp) = lane.remembered.take() {
+        queue.items.push_back(item);
+        if let Some(stamp) = queue.remembered.take() {
             self.remembered.remove(&stamp);
         }
-        let tenant = lane.tenant;
+        let tenant = queue.tenant;
         self.waiting += 1;
         *self.tenants.waiting(tenant) += 1;
         self.settle(place);
@@ -184,9 +184,9 @@ impl<T> FairShare<T> {
             && until <= now
         {
             self.limited.pop_first();
-            let lane = self.lane(place);
-            lane.limited_until = None;
-            lane.held_until = None;
+            let queue = self.queue(place);
+            queue.limited_until = None;
+            queue.held_until = None;
             self.settle(place);
         }
         if self.in_flight >= self.pool {
@@ -194,19 +194,19 @@ impl<T> FairShare<T> {
         }
         loop {
             let place = self.take_turn()?;
-            let lane = self.lanes[place].as_mut().expect(KNOWN);
-            if let Some(Err(wait)) = lane.bucket.as_mut().map(|bucket| bucket.take(now)) {
+            let queue = self.queues[place].as_mut().expect(KNOWN);
+            if let Some(Err(wait)) = queue.bucket.as_mut().map(|bucket| bucket.take(now)) {
                 let until = now + wait;
-                lane.limited_until = Some(until);
+                queue.limited_until = Some(until);
                 self.limited.insert((until, place));
                 continue;
             }
-            let item = lane.queue.pop_front().expect("a subscription in a ring has a waiting item");
-            lane.in_flight += 1;
-            let tenant = lane.tenant;
+            let item = queue.items.pop_front().expect("a subscription in a ring has a waiting item");
+            queue.in_flight += 1;
+            let tenant = queue.tenant;
             self.waiting -= 1;
             self.in_flight += 1;
-            self.reduced_in_flight += usize::from(lane.reduced);
+            self.reduced_in_flight += usize::from(queue.reduced);
             *self.tenants.waiting(tenant) -= 1;
             self.tenants.started(tenant);
             self.settle(place);
@@ -219,25 +219,25 @@ impl<T> FairShare<T> {
     pub fn finished(&mut self, subscription: &Identity, healthy: bool) {
         let Some(&place) = self.places.get(subscription) else { return };
         let initial = self.initial_share();
-        let lane = self.lanes[place].as_mut().expect(KNOWN);
-        if lane.in_flight == 0 {
+        let queue = self.queues[place].as_mut().expect(KNOWN);
+        if queue.in_flight == 0 {
             return;
         }
-        lane.in_flight -= 1;
-        self.tenants.finished(lane.tenant);
+        queue.in_flight -= 1;
+        self.tenants.finished(queue.tenant);
         self.in_flight -= 1;
-        self.reduced_in_flight -= usize::from(lane.reduced);
+        self.reduced_in_flight -= usize::from(queue.reduced);
         if healthy {
-            lane.share = (lane.share + 1).min(lane.most);
-            if lane.reduced && lane.share >= initial.min(lane.most) {
-                lane.reduced = false;
-                self.reduced_in_flight -= lane.in_flight;
+            queue.share = (queue.share + 1).min(queue.most);
+            if queue.reduced && queue.share >= initial.min(queue.most) {
+                queue.reduced = false;
+                self.reduced_in_flight -= queue.in_flight;
             }
         } else {
-            lane.share = (lane.share / 2).max(1);
-            if !lane.reduced {
-                lane.reduced = true;
-                self.reduced_in_flight += lane.in_flight;
+            queue.share = (queue.share / 2).max(1);
+            if !queue.reduced {
+                queue.reduced = true;
+                self.reduced_in_flight += queue.in_flight;
             }
         }
         self.settle(place);
@@ -254,18 +254,18 @@ impl<T> FairShare<T> {
         mut give_back: impl FnMut(&T) -> bool,
     ) -> Vec<T> {
         let place = self.place_of(subscription);
-        let lane = self.lanes[place].as_mut().expect(KNOWN);
-        if lane.held_until.is_none_or(|held| held < until) {
-            lane.held_until = Some(until);
-            let ends = lane.limited_until.map_or(until, |limited| limited.max(until));
-            if let Some(before) = lane.limited_until.replace(ends) {
+        let queue = self.queues[place].as_mut().expect(KNOWN);
+        if queue.held_until.is_none_or(|held| held < until) {
+            queue.held_until = Some(until);
+            let ends = queue.limited_until.map_or(until, |limited| limited.max(until));
+            if let Some(before) = queue.limited_until.replace(ends) {
                 self.limited.remove(&(before, place));
             }
             self.limited.insert((ends, place));
         }
-        let (given, kept): (Vec<T>, Vec<T>) = lane.queue.drain(..).partition(|item| give_back(item));
-        lane.queue.extend(kept);
-        let tenant = lane.tenant;
+        let (given, kept): (Vec<T>, Vec<T>) = queue.items.drain(..).partition(|item| give_back(item));
+        queue.items.extend(kept);
+        let tenant = queue.tenant;
         self.waiting -= given.len();
         *self.tenants.waiting(tenant) -= given.len();
         self.settle(place);
@@ -281,13 +281,13 @@ impl<T> FairShare<T> {
 
     /// Ends the holds of subscriptions that are `gone`: what waits of them is for no endpoint.
     pub fn release(&mut self, gone: impl Fn(&Identity) -> bool) {
-        for place in 0..self.lanes.len() {
-            let Some(lane) = &mut self.lanes[place] else { continue };
-            if lane.held_until.is_none() || !gone(&lane.id) {
+        for place in 0..self.queues.len() {
+            let Some(queue) = &mut self.queues[place] else { continue };
+            if queue.held_until.is_none() || !gone(&queue.id) {
                 continue;
             }
-            lane.held_until = None;
-            if let Some(until) = lane.limited_until.take() {
+            queue.held_until = None;
+            if let Some(until) = queue.limited_until.take() {
                 self.limited.remove(&(until, place));
             }
             self.settle(place);
@@ -304,24 +304,24 @@ impl<T> FairShare<T> {
     /// Takes out all waiting items, for shutdown. What is in flight is still to be `finished`.
     pub fn drain(&mut self) -> Vec<T> {
         let mut items = Vec::with_capacity(self.waiting);
-        for place in 0..self.lanes.len() {
-            if let Some(lane) = &mut self.lanes[place] {
-                items.extend(lane.queue.drain(..));
-                lane.turn = None;
-                lane.limited_until = None;
-                lane.held_until = None;
+        for place in 0..self.queues.len() {
+            if let Some(queue) = &mut self.queues[place] {
+                items.extend(queue.items.drain(..));
+                queue.turn = None;
+                queue.limited_until = None;
+                queue.held_until = None;
             }
         }
         self.tenants.clear();
         self.limited.clear();
         self.waiting = 0;
-        (0..self.lanes.len()).for_each(|place| self.retire(place));
+        (0..self.queues.len()).for_each(|place| self.retire(place));
         items
     }
 
     /// Every waiting item, in no particular order; for heartbeats.
     pub fn for_each_waiting(&mut self, mut visit: impl FnMut(&mut T)) {
-        self.lanes.iter_mut().flatten().flat_map(|lane| lane.queue.iter_mut()).for_each(&mut visit);
+        self.queues.iter_mut().flatten().flat_map(|queue| queue.items.iter_mut()).for_each(&mut visit);
     }
 
     /// Items that wait.
@@ -336,20 +336,20 @@ impl<T> FairShare<T> {
 
     /// Items of one subscription that wait.
     pub fn waiting_of(&self, subscription: &Identity) -> usize {
-        self.find(subscription).map_or(0, |lane| lane.queue.len())
+        self.find(subscription).map_or(0, |queue| queue.items.len())
     }
 
     /// Items of one subscription that are in flight.
     pub fn in_flight_of(&self, subscription: &Identity) -> usize {
-        self.find(subscription).map_or(0, |lane| lane.in_flight)
+        self.find(subscription).map_or(0, |queue| queue.in_flight)
     }
 
-    fn find(&self, subscription: &Identity) -> Option<&Lane<T>> {
-        self.lanes[*self.places.get(subscription)?].as_ref()
+    fn find(&self, subscription: &Identity) -> Option<&Queue<T>> {
+        self.queues[*self.places.get(subscription)?].as_ref()
     }
 
-    fn lane(&mut self, place: Place) -> &mut Lane<T> {
-        self.lanes[place].as_mut().expect(KNOWN)
+    fn queue(&mut self, place: Place) -> &mut Queue<T> {
+        self.queues[place].as_mut().expect(KNOWN)
     }
 
     fn initial_share(&self) -> usize {
@@ -379,21 +379,21 @@ impl<T> FairShare<T> {
         let from_reduced = reduced_may && (self.reduced_next || !healthy_may);
         let place = self.tenants.pop(from_reduced)?;
         self.reduced_next = !from_reduced;
-        self.lane(place).turn = None;
+        self.queue(place).turn = None;
         Some(place)
     }
 
     /// Brings a subscription into the ring where it belongs now, or out of both. It keeps its turn
     /// where it moves from one to the other.
     fn settle(&mut self, place: Place) {
-        let lane = self.lanes[place].as_mut().expect(KNOWN);
-        let belongs = (lane.can_run() && lane.limited_until.is_none()).then_some(lane.reduced);
-        if lane.turn.map(|(_, reduced)| reduced) == belongs {
+        let queue = self.queues[place].as_mut().expect(KNOWN);
+        let belongs = (queue.can_run() && queue.limited_until.is_none()).then_some(queue.reduced);
+        if queue.turn.map(|(_, reduced)| reduced) == belongs {
             return;
         }
-        let turn = match lane.turn.take() {
+        let turn = match queue.turn.take() {
             Some((turn, reduced)) => {
-                self.tenants.remove(lane.tenant, reduced, turn);
+                self.tenants.remove(queue.tenant, reduced, turn);
                 turn
             }
             None => {
@@ -402,8 +402,8 @@ impl<T> FairShare<T> {
             }
         };
         if let Some(reduced) = belongs {
-            lane.turn = Some((turn, reduced));
-            self.tenants.insert(lane.tenant, reduced, turn, place);
+            queue.turn = Some((turn, reduced));
+            self.tenants.insert(queue.tenant, reduced, turn, place);
         }
     }
 
@@ -411,10 +411,10 @@ impl<T> FairShare<T> {
         if let Some(&place) = self.places.get(subscription) {
             return place;
         }
-        let lane = Lane {
+        let queue = Queue {
             id: subscription.clone(),
             tenant: self.tenants.enter(subscription.subscription.tenant()),
-            queue: VecDeque::new(),
+            items: VecDeque::new(),
             in_flight: 0,
             share: self.initial_share(),
             most: self.pool,
@@ -427,12 +427,12 @@ impl<T> FairShare<T> {
         };
         let place = match self.free.pop() {
             Some(place) => {
-                self.lanes[place] = Some(lane);
+                self.queues[place] = Some(queue);
                 place
             }
             None => {
-                self.lanes.push(Some(lane));
-                self.lanes.len() - 1
+                self.queues.push(Some(queue));
+                self.queues.len() - 1
             }
         };
         self.places.insert(subscription.clone(), place);
@@ -442,15 +442,15 @@ impl<T> FairShare<T> {
     /// Forgets a subscription that has no items; remembers it for a while where its share is
     /// reduced, its rate limit is in use, or it is held.
     fn retire(&mut self, place: Place) {
-        let Some(lane) = &mut self.lanes[place] else { return };
-        if !lane.queue.is_empty() || lane.in_flight > 0 || lane.remembered.is_some() {
+        let Some(queue) = &mut self.queues[place] else { return };
+        if !queue.items.is_empty() || queue.in_flight > 0 || queue.remembered.is_some() {
             return;
         }
-        if lane.reduced || lane.bucket.is_some() || lane.held_until.is_some() {
+        if queue.reduced || queue.bucket.is_some() || queue.held_until.is_some() {
             self.turns += 1;
-            lane.remembered = Some(self.turns);
+            queue.remembered = Some(self.turns);
             // A queue that was long once does not stay large.
-            lane.queue.shrink_to_fit();
+            queue.items.shrink_to_fit();
             self.remembered.insert(self.turns, place);
             if self.remembered.len() > MAX_REMEMBERED
                 && let Some((_, oldest)) = self.remembered.pop_first()
@@ -464,15 +464,15 @@ impl<T> FairShare<T> {
 
     /// Only a subscription without items, which stands in no ring.
     fn forget(&mut self, place: Place) {
-        if let Some(lane) = self.lanes[place].take() {
-            if let Some(until) = lane.limited_until {
+        if let Some(queue) = self.queues[place].take() {
+            if let Some(until) = queue.limited_until {
                 self.limited.remove(&(until, place));
             }
-            self.tenants.leave(lane.tenant);
-            self.places.remove(&lane.id);
+            self.tenants.leave(queue.tenant);
+            self.places.remove(&queue.id);
             self.free.push(place);
         }
     }
 }
 
-const KNOWN: &str = "a place in use holds a lane";
+const KNOWN: &str = "a place in use holds a queue";

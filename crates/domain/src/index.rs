@@ -13,7 +13,7 @@ use super::event::Event;
 use super::filter::{Filter, Program};
 use super::key::{EventKey, KeyPattern};
 use super::subscription::{
-    Identity, Incarnation, InvalidTenant, RateLimit, State, Subscription, SubscriptionRef,
+    Identity, Incarnation, InvalidTenant, RateLimit, Subscription, SubscriptionRef, SubscriptionState,
 };
 
 mod matching;
@@ -24,7 +24,7 @@ use trie::{Slot, Trie};
 
 /// A subscription as the fan-out needs it.
 #[derive(Debug)]
-pub struct Entry {
+pub struct IndexEntry {
     pub subscription: Interest,
     /// The delivery as JSON, with sealed secrets: copied into every envelope as it stands.
     pub delivery: Arc<RawValue>,
@@ -47,7 +47,7 @@ pub struct Interest {
     pub incarnation: Incarnation,
     pub events: Box<[KeyPattern]>,
     pub filter: Box<[Filter]>,
-    pub state: State,
+    pub state: SubscriptionState,
 }
 
 /// Why a subscription cannot be an entry.
@@ -70,7 +70,7 @@ impl Interest {
     }
 }
 
-impl Entry {
+impl IndexEntry {
     /// Fails where a secret of the subscription is not sealed, or its tenant is no name.
     pub fn new(subscription: Subscription, revision: u64) -> Result<Self, EntryError> {
         let reference = subscription.reference()?;
@@ -112,7 +112,7 @@ impl Entry {
 pub struct SubscriptionIndex {
     slots: HashMap<SubscriptionRef, Slot>,
     /// By slot; a removed subscription's slot is used again.
-    entries: Vec<Option<Arc<Entry>>>,
+    entries: Vec<Option<Arc<IndexEntry>>>,
     free: Vec<Slot>,
     tenants: HashMap<Box<str>, Trie>,
 }
@@ -123,7 +123,7 @@ impl SubscriptionIndex {
     }
 
     /// Inserts the subscription, or replaces the one of its name, which it gives back.
-    pub fn insert(&mut self, entry: Entry) -> Option<Arc<Entry>> {
+    pub fn insert(&mut self, entry: IndexEntry) -> Option<Arc<IndexEntry>> {
         let replaced = self.remove(&entry.subscription.reference);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
@@ -131,7 +131,7 @@ impl SubscriptionIndex {
         });
         let entry = Arc::new(entry);
         let subscription = &entry.subscription;
-        if subscription.state == State::Active {
+        if subscription.state == SubscriptionState::Active {
             if !self.tenants.contains_key(subscription.tenant()) {
                 self.tenants.insert(subscription.tenant().into(), Trie::default());
             }
@@ -144,7 +144,7 @@ impl SubscriptionIndex {
     }
 
     /// Removes a subscription, which it gives back.
-    pub fn remove(&mut self, reference: &SubscriptionRef) -> Option<Arc<Entry>> {
+    pub fn remove(&mut self, reference: &SubscriptionRef) -> Option<Arc<IndexEntry>> {
         let slot = self.slots.remove(reference)?;
         let entry = self.entries[slot as usize].take()?;
         self.free.push(slot);
@@ -158,7 +158,7 @@ impl SubscriptionIndex {
         Some(entry)
     }
 
-    pub fn get(&self, reference: &SubscriptionRef) -> Option<&Arc<Entry>> {
+    pub fn get(&self, reference: &SubscriptionRef) -> Option<&Arc<IndexEntry>> {
         self.entries[*self.slots.get(reference)? as usize].as_ref()
     }
 
@@ -169,30 +169,30 @@ impl SubscriptionIndex {
     }
 
     /// The active subscriptions of the event's tenant that want the event, each once.
-    pub fn matching(&self, event: &Event) -> Vec<Arc<Entry>> {
+    pub fn matching(&self, event: &Event) -> Vec<Arc<IndexEntry>> {
         let (candidates, _) = self.candidates(event);
         candidates.into_iter().filter(|entry| entry.wants(event)).cloned().collect()
     }
 
     /// The active subscriptions of a tenant whose patterns match a key, each once, whatever their
     /// filters say.
-    pub fn of_key(&self, tenant: &str, key: &EventKey) -> Vec<Arc<Entry>> {
+    pub fn of_key(&self, tenant: &str, key: &EventKey) -> Vec<Arc<IndexEntry>> {
         self.candidates_of(tenant, key).0.into_iter().cloned().collect()
     }
 
-    fn candidates(&self, event: &Event) -> (Vec<&Arc<Entry>>, usize) {
+    fn candidates(&self, event: &Event) -> (Vec<&Arc<IndexEntry>>, usize) {
         self.candidates_of(&event.tenant, &event.key)
     }
 
     /// Whose patterns match the key, and how many nodes were visited to find them.
-    fn candidates_of(&self, tenant: &str, key: &EventKey) -> (Vec<&Arc<Entry>>, usize) {
+    fn candidates_of(&self, tenant: &str, key: &EventKey) -> (Vec<&Arc<IndexEntry>>, usize) {
         let Some(trie) = self.tenants.get(tenant) else { return (Vec::new(), 0) };
         let (slots, visited) = trie.matching(key);
         let entries = slots.into_iter().filter_map(|slot| self.entries[slot as usize].as_ref()).collect();
         (entries, visited)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<IndexEntry>> {
         self.entries.iter().flatten()
     }
 

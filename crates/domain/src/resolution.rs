@@ -9,8 +9,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::filter::Filter;
-use super::index::{Entry, EntryError};
-use super::subscription::{Delivery, Incarnation, State, Subscription, SubscriptionId};
+use super::index::{EntryError, IndexEntry};
+use super::subscription::{Delivery, Incarnation, Subscription, SubscriptionId, SubscriptionState};
 
 /// A part of an answer that cannot be used. The whole answer is then refused: a fan-out is made of
 /// all of it or of nothing.
@@ -32,7 +32,7 @@ pub fn entry(
     revision: u64,
     filter: &str,
     delivery: &str,
-) -> Result<Entry, Unusable> {
+) -> Result<IndexEntry, Unusable> {
     let unusable =
         |field: &str, problem: String| Unusable { id: id.clone(), field: field.to_owned(), problem };
     let name = SubscriptionId::try_from(id.clone()).map_err(|problem| unusable("id", problem))?;
@@ -61,19 +61,19 @@ pub fn entry(
         incarnation,
         events: Vec::new(),
         filter,
-        state: State::Active,
+        state: SubscriptionState::Active,
         disabled_reason: None,
         disabled_at: None,
         delivery,
     };
-    Entry::new(subscription, revision).map_err(|error| match error {
+    IndexEntry::new(subscription, revision).map_err(|error| match error {
         EntryError::Tenant(error) => unusable("tenant", error.to_string()),
         EntryError::Delivery(_) => unusable("delivery_json", "holds a secret that is not sealed".to_owned()),
     })
 }
 
 /// Refuses an answer that names a subscription twice.
-pub fn each_once(entries: &[Entry]) -> Result<(), Unusable> {
+pub fn each_once(entries: &[IndexEntry]) -> Result<(), Unusable> {
     let mut seen = HashSet::with_capacity(entries.len());
     match entries.iter().find(|entry| !seen.insert(&entry.subscription.reference)) {
         None => Ok(()),
@@ -86,7 +86,7 @@ pub fn each_once(entries: &[Entry]) -> Result<(), Unusable> {
 }
 
 /// The subscriptions whose patterns match a tenant's key.
-pub type Candidates = Arc<[Arc<Entry>]>;
+pub type Candidates = Arc<[Arc<IndexEntry>]>;
 
 /// A tenant and an event key.
 pub type Question = (String, String);

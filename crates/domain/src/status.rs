@@ -17,16 +17,16 @@ const MAX_PATTERNS: usize = 64;
 #[serde(deny_unknown_fields)]
 pub struct Statuses {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Form>, example = json!([404, "5xx"])))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<PatternText>, example = json!([404, "5xx"])))]
     pub retry: Vec<StatusPattern>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Form>, example = json!([404, "5xx"])))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<PatternText>, example = json!([404, "5xx"])))]
     pub permanent: Vec<StatusPattern>,
 }
 
 /// One status (`404`), or a class of them (`"4xx"`): 300 to 599. A 2xx is always a success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Form", into = "Form")]
+#[serde(try_from = "PatternText", into = "PatternText")]
 pub enum StatusPattern {
     Code(u16),
     /// The first digit: 3, 4 or 5.
@@ -38,20 +38,20 @@ pub enum StatusPattern {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(as = StatusPattern))]
 #[serde(untagged, expecting = "is neither a status nor a class; write one like 404 or \"4xx\"")]
-enum Form {
+enum PatternText {
     Number(u64),
     Text(String),
 }
 
-impl TryFrom<Form> for StatusPattern {
+impl TryFrom<PatternText> for StatusPattern {
     type Error = String;
-    fn try_from(form: Form) -> Result<Self, String> {
+    fn try_from(form: PatternText) -> Result<Self, String> {
         match form {
-            Form::Number(number) => match u16::try_from(number) {
+            PatternText::Number(number) => match u16::try_from(number) {
                 Ok(code @ 300..=599) => Ok(Self::Code(code)),
                 _ => Err(format!("{number} is not a status from 300 to 599; write one like 404")),
             },
-            Form::Text(text) => match text.as_str() {
+            PatternText::Text(text) => match text.as_str() {
                 "3xx" => Ok(Self::Class(3)),
                 "4xx" => Ok(Self::Class(4)),
                 "5xx" => Ok(Self::Class(5)),
@@ -61,7 +61,7 @@ impl TryFrom<Form> for StatusPattern {
     }
 }
 
-impl From<StatusPattern> for Form {
+impl From<StatusPattern> for PatternText {
     fn from(pattern: StatusPattern) -> Self {
         match pattern {
             StatusPattern::Code(code) => Self::Number(code.into()),

@@ -23,8 +23,8 @@ pub use identity::{
     DEFAULT_TENANT, Identity, Incarnation, InvalidTenant, SubscriptionRef, subscription_token,
 };
 pub use signing::{PreviousSecret, Signing};
-pub use tls::Tls;
-pub use validate::{DEFAULT_API_KEY_HEADER, Limits};
+pub use tls::EndpointTls;
+pub use validate::{DEFAULT_API_KEY_HEADER, SubscriptionLimits};
 
 /// `[a-z0-9][a-z0-9_-]{0,63}`: safe as a subject token and as part of a consumer name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ pub struct Subscription {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filter: Vec<super::filter::Filter>,
     #[serde(default)]
-    pub state: State,
+    pub state: SubscriptionState,
     /// Why and since when the hub has disabled it, where it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(read_only))]
@@ -116,7 +116,8 @@ fn default_tenant() -> String {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+#[cfg_attr(feature = "openapi", schema(as = State))]
+pub enum SubscriptionState {
     #[default]
     Active,
     /// By an operator.
@@ -125,7 +126,7 @@ pub enum State {
     Disabled,
 }
 
-impl State {
+impl SubscriptionState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
@@ -135,7 +136,7 @@ impl State {
     }
 }
 
-impl std::str::FromStr for State {
+impl std::str::FromStr for SubscriptionState {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         [Self::Active, Self::Paused, Self::Disabled]
@@ -245,19 +246,19 @@ impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged, expecting = "a secret: a string, or {\"sealed\": \"…\"} as the hub stores it")]
-        enum Form {
+        enum SecretText {
             Plain(String),
             Sealed { sealed: String },
         }
-        Ok(match Form::deserialize(deserializer)? {
-            Form::Plain(text) => Secret::Plain(SecretString::from(text)),
+        Ok(match SecretText::deserialize(deserializer)? {
+            SecretText::Plain(text) => Secret::Plain(SecretString::from(text)),
             // Empty it would be what stands for a secret that is kept.
-            Form::Sealed { sealed } if sealed.is_empty() => {
+            SecretText::Sealed { sealed } if sealed.is_empty() => {
                 return Err(serde::de::Error::custom(
                     "the sealed text is empty; write the secret as a string",
                 ));
             }
-            Form::Sealed { sealed } => Secret::Sealed(sealed),
+            SecretText::Sealed { sealed } => Secret::Sealed(sealed),
         })
     }
 }
@@ -269,7 +270,7 @@ impl Subscription {
     }
 
     /// Gives it another state by an operator's hand: why it was disabled is forgotten.
-    pub fn set_state(&mut self, state: State) {
+    pub fn set_state(&mut self, state: SubscriptionState) {
         self.state = state;
         self.disabled_reason = None;
         self.disabled_at = None;
@@ -277,7 +278,7 @@ impl Subscription {
 
     /// The hub disables it.
     pub fn disable(&mut self, reason: String, now: OffsetDateTime) {
-        self.state = State::Disabled;
+        self.state = SubscriptionState::Disabled;
         self.disabled_reason = Some(reason);
         self.disabled_at = Some(now);
     }

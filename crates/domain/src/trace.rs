@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::attempt_record::{AttemptRecord, ErrorKind, Settled};
-use super::dead_letter::{DeadLetter, State};
+use super::dead_letter::{DeadLetter, DeadLetterState};
 use super::last_words::LastWords;
 use super::outcome::{Fault, Reason};
 
@@ -353,8 +353,8 @@ impl Trace {
             // Delivered a moment ago, and its dead letter goes next.
             if entry.state != Standing::Delivered {
                 entry.state = match letter.state {
-                    State::Replaying => Standing::Replaying,
-                    State::Scheduled | State::Parked => Standing::DeadLettered,
+                    DeadLetterState::Replaying => Standing::Replaying,
+                    DeadLetterState::Scheduled | DeadLetterState::Parked => Standing::DeadLettered,
                 };
             }
         }

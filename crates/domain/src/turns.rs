@@ -13,7 +13,7 @@ const MOST_IDLE: usize = 64;
 /// What waits, by whose it is.
 #[derive(Debug)]
 pub struct Turns<T> {
-    lanes: HashMap<Arc<str>, Lane<T>>,
+    queues: HashMap<Arc<str>, Queue<T>>,
     /// Those with something waiting, by their accounts.
     order: BTreeSet<(u64, Arc<str>)>,
     /// The account of who was served last.
@@ -22,8 +22,8 @@ pub struct Turns<T> {
 }
 
 #[derive(Debug)]
-struct Lane<T> {
-    queue: VecDeque<T>,
+struct Queue<T> {
+    items: VecDeque<T>,
     account: u64,
     /// What one thing of this owner has cost lately.
     cost: u64,
@@ -31,20 +31,20 @@ struct Lane<T> {
 
 impl<T> Default for Turns<T> {
     fn default() -> Self {
-        Self { lanes: HashMap::new(), order: BTreeSet::new(), clock: 0, waiting: 0 }
+        Self { queues: HashMap::new(), order: BTreeSet::new(), clock: 0, waiting: 0 }
     }
 }
 
 impl<T> Turns<T> {
     /// Adds something at the end of its owner's queue.
     pub fn push(&mut self, owner: &str, item: T) {
-        self.lane(owner).queue.push_back(item);
+        self.queue(owner).items.push_back(item);
         self.line_up(owner);
     }
 
     /// Puts something that is not yet done back to the front of its owner's queue.
     pub fn put_back(&mut self, owner: &str, item: T) {
-        self.lane(owner).queue.push_front(item);
+        self.queue(owner).items.push_front(item);
         self.line_up(owner);
     }
 
@@ -52,9 +52,9 @@ impl<T> Turns<T> {
     pub fn take_next(&mut self) -> Option<(Arc<str>, T)> {
         let (account, owner) = self.order.pop_first()?;
         self.clock = self.clock.max(account);
-        let lane = self.lanes.get_mut(&owner)?;
-        let item = lane.queue.pop_front()?;
-        if !lane.queue.is_empty() {
+        let queue = self.queues.get_mut(&owner)?;
+        let item = queue.items.pop_front()?;
+        if !queue.items.is_empty() {
             self.order.insert((account, owner.clone()));
         }
         self.waiting -= 1;
@@ -64,35 +64,35 @@ impl<T> Turns<T> {
     /// So much work was done for an owner.
     pub fn charge(&mut self, owner: &str, work: u64) {
         let clock = self.clock;
-        let Some((key, lane)) =
-            self.lanes.get_key_value(owner).map(|(key, lane)| (key.clone(), lane.account))
+        let Some((key, queue)) =
+            self.queues.get_key_value(owner).map(|(key, queue)| (key.clone(), queue.account))
         else {
             return;
         };
-        self.order.remove(&(lane, key.clone()));
-        let Some(lane) = self.lanes.get_mut(owner) else { return };
-        lane.account = lane.account.saturating_add(work);
-        if lane.queue.is_empty() {
+        self.order.remove(&(queue, key.clone()));
+        let Some(queue) = self.queues.get_mut(owner) else { return };
+        queue.account = queue.account.saturating_add(work);
+        if queue.items.is_empty() {
             // An account that the others have reached is as good as none.
-            if self.lanes.len() > 2 * self.order.len() + MOST_IDLE {
-                self.lanes.retain(|_, lane| !lane.queue.is_empty() || lane.account > clock);
+            if self.queues.len() > 2 * self.order.len() + MOST_IDLE {
+                self.queues.retain(|_, queue| !queue.items.is_empty() || queue.account > clock);
             }
         } else {
-            self.order.insert((lane.account, key));
+            self.order.insert((queue.account, key));
         }
     }
 
     /// One thing of this owner is done, and has cost so much work over all its turns.
     pub fn done(&mut self, owner: &str, cost: u64) {
-        if let Some(lane) = self.lanes.get_mut(owner) {
+        if let Some(queue) = self.queues.get_mut(owner) {
             // The last one counts for a quarter.
-            lane.cost = if lane.cost == 0 { cost } else { lane.cost - lane.cost / 4 + cost / 4 };
+            queue.cost = if queue.cost == 0 { cost } else { queue.cost - queue.cost / 4 + cost / 4 };
         }
     }
 
     /// How much work waits of this owner, if all of it costs what its last ones did.
     pub fn work_waiting(&self, owner: &str) -> u64 {
-        self.lanes.get(owner).map_or(0, |lane| lane.cost.saturating_mul(lane.queue.len() as u64))
+        self.queues.get(owner).map_or(0, |queue| queue.cost.saturating_mul(queue.items.len() as u64))
     }
 
     /// How much waits, of all owners.
@@ -106,26 +106,26 @@ impl<T> Turns<T> {
 
     /// All that waits, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        self.lanes.values().flat_map(|lane| &lane.queue)
+        self.queues.values().flat_map(|queue| &queue.items)
     }
 
-    fn lane(&mut self, owner: &str) -> &mut Lane<T> {
+    fn queue(&mut self, owner: &str) -> &mut Queue<T> {
         self.waiting += 1;
-        if !self.lanes.contains_key(owner) {
-            self.lanes.insert(owner.into(), Lane { queue: VecDeque::new(), account: self.clock, cost: 0 });
+        if !self.queues.contains_key(owner) {
+            self.queues.insert(owner.into(), Queue { items: VecDeque::new(), account: self.clock, cost: 0 });
         }
-        self.lanes.get_mut(owner).expect("inserted above")
+        self.queues.get_mut(owner).expect("inserted above")
     }
 
     fn line_up(&mut self, owner: &str) {
         let clock = self.clock;
-        let Some((key, _)) = self.lanes.get_key_value(owner) else { return };
+        let Some((key, _)) = self.queues.get_key_value(owner) else { return };
         let key = key.clone();
-        let Some(lane) = self.lanes.get_mut(owner) else { return };
-        if lane.queue.len() == 1 {
-            lane.account = lane.account.max(clock);
+        let Some(queue) = self.queues.get_mut(owner) else { return };
+        if queue.items.len() == 1 {
+            queue.account = queue.account.max(clock);
         }
-        self.order.insert((lane.account, key));
+        self.order.insert((queue.account, key));
     }
 }
 

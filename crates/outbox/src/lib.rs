@@ -19,15 +19,15 @@ mod store;
 
 pub use hub_domain::field_error::FieldError;
 pub use hub_domain::key::EventKey;
-pub use hub_domain::outbox::{Lane, RaisedEvent};
+pub use hub_domain::producer_outbox::{Priority, RaisedEvent};
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub use {
     error::StoreError,
-    publish::{Producer, PublishError, publish},
+    publish::{Producer, RaiseError, publish},
     rows::{
-        Batch, BrokerStatus, BrokerSync, ClaimRequest, ClaimedRow, Cursor, FailedAttempt, GivenUp,
-        InvalidCursor, Retention, Row, Selection, SetUp,
+        Batch, BrokerStatus, BrokerSync, ClaimRequest, ClaimedRow, FailedAttempt, GivenUp, InvalidRowCursor,
+        Retention, Row, RowCursor, RowSelection, SetUp,
     },
     store::{CONNECT_LIMIT, Store, StoreOptions, Wakeups},
 };

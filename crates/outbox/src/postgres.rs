@@ -269,7 +269,7 @@ impl Postgres {
                 fetch_all,
                 sqlx::query_as(include_str!("postgres/claim.sql"))
                     .bind(request.broker)
-                    .bind(request.lane.as_str())
+                    .bind(request.priority.as_str())
                     .bind(wanted as i64)
                     .bind(request.holder)
                     .bind(milliseconds(request.claim_time))

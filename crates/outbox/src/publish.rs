@@ -8,11 +8,11 @@ use sqlx::{Executor, Transaction};
 
 use crate::error::StoreError;
 use hub_domain::field_error::FieldError;
-use hub_domain::outbox::RaisedEvent;
+use hub_domain::producer_outbox::RaisedEvent;
 
 /// Why an event was not raised. On PostgreSQL the transaction is then aborted, unless the error is a field.
 #[derive(Debug, thiserror::Error)]
-pub enum PublishError {
+pub enum RaiseError {
     #[error("the event was not raised: {0}")]
     Field(#[from] FieldError),
     #[error("the event was not raised: it cannot be written as JSON: {0}")]
@@ -41,8 +41,8 @@ pub trait Producer: sealed::Sealed {
 /// A connection without a transaction raises the event by itself.
 ///
 /// Errors: a field that is wrong, an id that was raised before, or the database's own; see
-/// [`PublishError`].
-pub async fn publish<P: Producer>(transaction: &mut P, event: &RaisedEvent) -> Result<String, PublishError> {
+/// [`RaiseError`].
+pub async fn publish<P: Producer>(transaction: &mut P, event: &RaisedEvent) -> Result<String, RaiseError> {
     event.validate()?;
     let (id, json) = match &event.id {
         Some(id) => (id.clone(), serde_json::to_string(event)?),
@@ -66,7 +66,7 @@ fn fresh_id() -> String {
 
 /// The check of an event raises `invalid_parameter_value`, the constraints what PostgreSQL and SQLite have
 /// for these; all else is the database's own trouble.
-fn refused(error: sqlx::Error) -> PublishError {
+fn refused(error: sqlx::Error) -> RaiseError {
     if let sqlx::Error::Database(database) = &error {
         #[cfg(feature = "postgres")]
         let remedy = database.try_downcast_ref::<PgDatabaseError>().and_then(|error| error.hint());
@@ -76,7 +76,7 @@ fn refused(error: sqlx::Error) -> PublishError {
         // Class 22: what cannot be a jsonb, say a NUL in a text. 1811: SQLite's RAISE in a trigger.
         let is_event = code.len() == 5 && code.starts_with("22") || code == "23505" || code == "1811";
         if is_event || database.is_unique_violation() {
-            return PublishError::Refused {
+            return RaiseError::Refused {
                 problem: database.message().to_owned(),
                 remedy: remedy.map(str::to_owned),
             };

@@ -7,14 +7,14 @@ use std::time::Duration;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use hub_domain::outbox::{Lane, Status};
+use hub_domain::producer_outbox::{Priority, Status};
 
 /// Which rows to claim.
 #[derive(Debug, Clone)]
 pub struct ClaimRequest<'a> {
     /// The target broker.
     pub broker: &'a str,
-    pub lane: Lane,
+    pub priority: Priority,
     /// Names who claims, uniquely over all relays: only it may settle what it claimed.
     pub holder: &'a str,
     /// The most rows.
@@ -34,7 +34,7 @@ pub struct ClaimedRow {
     /// The event key.
     pub event_type: String,
     pub stream: String,
-    pub lane: Lane,
+    pub priority: Priority,
     /// Whether the event is published, so that external brokers are to have it too.
     pub is_public: bool,
     /// The envelope, as it is to be sent.
@@ -82,7 +82,7 @@ pub struct BrokerStatus {
 
 /// Which rows an operator means; what is not given does not restrict.
 #[derive(Debug, Clone, Default)]
-pub struct Selection {
+pub struct RowSelection {
     pub broker: Option<String>,
     pub statuses: Vec<Status>,
     pub message_ids: Vec<String>,
@@ -93,36 +93,36 @@ pub struct Selection {
 /// Where a list or a change in batches goes on: after the row of this position and broker. Written as
 /// `<position>:<broker>`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cursor {
+pub struct RowCursor {
     pub position: i64,
     pub broker: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no cursor: write it as the answer before gave it, such as 120:internal")]
-pub struct InvalidCursor(String);
+pub struct InvalidRowCursor(String);
 
-impl Cursor {
+impl RowCursor {
     /// Behind this row.
     pub fn of(row: &Row) -> Self {
         Self { position: row.position, broker: row.broker.clone() }
     }
 }
 
-impl FromStr for Cursor {
-    type Err = InvalidCursor;
-    fn from_str(text: &str) -> Result<Self, InvalidCursor> {
+impl FromStr for RowCursor {
+    type Err = InvalidRowCursor;
+    fn from_str(text: &str) -> Result<Self, InvalidRowCursor> {
         let read = || {
             let (position, broker) = text.split_once(':')?;
             let position = position.parse().ok()?;
             // (PostgreSQL refuses a text with a NUL in it.)
             (!broker.contains('\0')).then(|| Self { position, broker: broker.to_owned() })
         };
-        read().ok_or_else(|| InvalidCursor(text.to_owned()))
+        read().ok_or_else(|| InvalidRowCursor(text.to_owned()))
     }
 }
 
-impl fmt::Display for Cursor {
+impl fmt::Display for RowCursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.position, self.broker)
     }
@@ -133,7 +133,7 @@ impl fmt::Display for Cursor {
 pub struct Batch {
     pub changed: u64,
     /// Where the next batch begins; None after the last one.
-    pub next: Option<Cursor>,
+    pub next: Option<RowCursor>,
 }
 
 /// A row as an operator sees it.
@@ -150,7 +150,8 @@ pub struct Row {
     /// The event key.
     pub event_type: String,
     pub stream: String,
-    pub lane: Lane,
+    #[serde(rename = "lane")]
+    pub priority: Priority,
     pub status: Status,
     pub attempts: u32,
     /// When it may be claimed; of a claimed row, when the claim expires.
@@ -203,7 +204,7 @@ impl Batch {
     pub(super) fn of(last: Option<(i64, i64, String)>, full: usize) -> Self {
         let Some((changed, position, broker)) = last else { return Self::default() };
         let changed = u64::try_from(changed).unwrap_or_default();
-        Self { changed, next: (changed >= full as u64).then_some(Cursor { position, broker }) }
+        Self { changed, next: (changed >= full as u64).then_some(RowCursor { position, broker }) }
     }
 }
 
@@ -234,7 +235,7 @@ impl ClaimedRow {
             message_id,
             event_type,
             stream,
-            lane: lane_of(&lane)?,
+            priority: priority_of(&lane)?,
             is_public,
             payload,
             attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
@@ -257,7 +258,7 @@ impl Row {
             message_id,
             event_type,
             stream,
-            lane: lane_of(&lane)?,
+            priority: priority_of(&lane)?,
             status: status.parse().map_err(|problem: String| sqlx::Error::Decode(problem.into()))?,
             attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
             due_at: due_at.map(time_of).transpose()?,
@@ -276,7 +277,7 @@ impl BrokerStatus {
         configured: Vec<String>,
         counts: Vec<(String, String, i64, Option<i64>)>,
     ) -> Result<Vec<Self>, sqlx::Error> {
-        let mut found: Vec<Self> = std::iter::once(hub_domain::outbox::INTERNAL.to_owned())
+        let mut found: Vec<Self> = std::iter::once(hub_domain::producer_outbox::INTERNAL.to_owned())
             .chain(configured)
             .map(|broker| Self { broker, configured: true, ..Self::default() })
             .collect();
@@ -308,8 +309,8 @@ impl BrokerStatus {
     }
 }
 
-fn lane_of(text: &str) -> Result<Lane, sqlx::Error> {
-    Lane::ALL
+fn priority_of(text: &str) -> Result<Priority, sqlx::Error> {
+    Priority::ALL
         .into_iter()
         .find(|lane| lane.as_str() == text)
         .ok_or_else(|| sqlx::Error::Decode(format!("{text:?} is no lane").into()))

@@ -13,7 +13,7 @@ use crate::migrations::{self, Migration};
 use crate::rows::{
     BrokerSync, ClaimRequest, ClaimedColumns, ClaimedRow, FailedAttempt, GivenUp, SetUp, milliseconds,
 };
-use hub_domain::outbox::Status;
+use hub_domain::producer_outbox::Status;
 
 const MIGRATIONS: [Migration; 2] = [
     Migration { version: 1, sql: include_str!("sqlite/0001_outbox.sql") },
@@ -166,7 +166,7 @@ impl Sqlite {
             "SELECT EXISTS (SELECT 1 FROM hub_outbox_messages WHERE broker = ?1 AND lane = ?2 AND due_at <= ?3)",
         )
         .bind(request.broker)
-        .bind(request.lane.as_str())
+        .bind(request.priority.as_str())
         .bind(now)
         .fetch_one(&self.pool)
         .await?;
@@ -178,7 +178,7 @@ impl Sqlite {
             let wanted = request.limit.saturating_sub(taken.len());
             let due: Vec<Due> = sqlx::query_as(include_str!("sqlite/claim.sql"))
                 .bind(request.broker)
-                .bind(request.lane.as_str())
+                .bind(request.priority.as_str())
                 .bind(now)
                 .bind(wanted as i64)
                 .bind(array(&blocked))
@@ -198,7 +198,7 @@ impl Sqlite {
                 }
                 // As on PostgreSQL: an expired claim that stands before what is due for longer goes first;
                 // for others, until when it is no use to look behind them.
-                let same_lane = lane == request.lane.as_str();
+                let same_lane = lane == request.priority.as_str();
                 if same_lane && *due_at <= now {
                     claimed.truncate(claimed.len() - free);
                     claimed.extend(Self::front(&mut tx, request, stream, now, due.len()).await?);
@@ -264,7 +264,7 @@ impl Sqlite {
         )
         .bind(request.broker)
         .bind(stream)
-        .bind(request.lane.as_str())
+        .bind(request.priority.as_str())
         .bind(now)
         .bind(limit as i64)
         .fetch_all(tx)

@@ -1,7 +1,7 @@
 //! The outbox in the producer's database, on PostgreSQL and on SQLite: setting it up, raising events in
 //! the producer's transaction, and all that the relay and the operators do with the rows.
 //!
-//! The rules that hold on both, whoever asks (statuses: `domain::outbox::Status`):
+//! The rules that hold on both, whoever asks (statuses: `domain::producer_outbox::Status`):
 //!
 //! * A row is claimed by one holder until its claim expires; only the holder settles it. What a settling
 //!   call counts less than it was given, was no longer the holder's.
@@ -25,8 +25,8 @@ use crate::error::StoreError;
 #[cfg(feature = "postgres")]
 use crate::postgres::Postgres;
 use crate::rows::{
-    Batch, BrokerStatus, BrokerSync, ClaimRequest, ClaimedRow, Cursor, FailedAttempt, GivenUp, Retention,
-    Row, Selection, SetUp,
+    Batch, BrokerStatus, BrokerSync, ClaimRequest, ClaimedRow, FailedAttempt, GivenUp, Retention, Row,
+    RowCursor, RowSelection, SetUp,
 };
 #[cfg(feature = "sqlite")]
 use crate::sqlite::Sqlite;
@@ -271,8 +271,8 @@ impl Store {
     /// The rows of a selection by position, at most `limit`, after the cursor.
     pub async fn list(
         &self,
-        selection: &Selection,
-        after: &Cursor,
+        selection: &RowSelection,
+        after: &RowCursor,
         limit: usize,
     ) -> Result<Vec<Row>, StoreError> {
         ask!(self, "listing", UPKEEP_LIMIT, backend => backend.list(selection, after, limit))
@@ -287,8 +287,8 @@ impl Store {
     /// of at most `limit`, after the cursor. What was abandoned goes out after what overtook it.
     pub async fn retry(
         &self,
-        selection: &Selection,
-        after: &Cursor,
+        selection: &RowSelection,
+        after: &RowCursor,
         limit: usize,
     ) -> Result<Batch, StoreError> {
         ask!(self, "ordering to retry", UPKEEP_LIMIT, backend => backend.retry(selection, after, limit))
@@ -297,9 +297,9 @@ impl Store {
     /// Abandons the pending and failed rows of a selection: one batch of at most `limit`, after the cursor.
     pub async fn discard(
         &self,
-        selection: &Selection,
+        selection: &RowSelection,
         reason: &str,
-        after: &Cursor,
+        after: &RowCursor,
         limit: usize,
     ) -> Result<Batch, StoreError> {
         let reason = &storable(reason);
@@ -316,7 +316,7 @@ impl Store {
     /// The gap check: looks through at most `limit` published events after the cursor, and writes each
     /// external row that is missing, from the internal one and at its position. Events from before a broker
     /// was added are not sent to it.
-    pub async fn reconcile(&self, after: &Cursor, limit: usize) -> Result<Batch, StoreError> {
+    pub async fn reconcile(&self, after: &RowCursor, limit: usize) -> Result<Batch, StoreError> {
         ask!(self, "reconciling", UPKEEP_LIMIT, backend => backend.reconcile(after.position, limit))
     }
 

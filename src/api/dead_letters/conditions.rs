@@ -11,7 +11,7 @@ use crate::api::State;
 use crate::api::problem::Problem;
 use crate::api::query::parsed;
 use crate::domain::access::{Caller, check_tenant};
-use crate::domain::dead_letter::State as Standing;
+use crate::domain::dead_letter::DeadLetterState;
 use crate::domain::outcome::Reason;
 use crate::domain::subscription::SubscriptionId;
 use crate::management::dead_letters::DeadLetterQuery;
@@ -33,8 +33,8 @@ pub(super) struct Conditions {
     #[param(value_type = Option<Reason>)]
     #[schema(value_type = Option<Reason>)]
     reason: Option<String>,
-    #[param(value_type = Option<Standing>)]
-    #[schema(value_type = Option<Standing>)]
+    #[param(value_type = Option<DeadLetterState>)]
+    #[schema(value_type = Option<DeadLetterState>)]
     state: Option<String>,
     /// Such as `user.created`
     event_key: Option<String>,

@@ -6,8 +6,8 @@ use utoipa::{IntoParams, ToSchema};
 use crate::api::problem::Problem;
 use crate::api::query::{limit, parsed};
 use crate::domain::key::EventKey;
-use crate::domain::outbox::Status;
-use crate::management::outbox::{Cursor, Selection};
+use crate::domain::producer_outbox::Status;
+use crate::management::outbox::{RowCursor, RowSelection};
 
 /// Most ids that one order names.
 const MOST_IDS: usize = 1_000;
@@ -34,8 +34,8 @@ pub(super) struct ListQuery {
 
 /// What a list is asked for.
 pub(super) struct Listing {
-    pub(super) selection: Selection,
-    pub(super) after: Cursor,
+    pub(super) selection: RowSelection,
+    pub(super) after: RowCursor,
     pub(super) limit: usize,
 }
 
@@ -68,7 +68,7 @@ impl Listing {
         Ok(Self {
             after: parsed("after", after.as_deref())?.unwrap_or_default(),
             limit: limit(asked)?,
-            selection: Selection {
+            selection: RowSelection {
                 broker,
                 statuses: status,
                 message_ids: Vec::new(),
@@ -112,7 +112,7 @@ pub(super) struct BulkOrder {
 
 impl BulkOrder {
     /// Which rows are meant, and where to begin. Nothing is meant unsaid.
-    pub(super) fn read(self) -> Result<(Selection, Cursor), Problem> {
+    pub(super) fn read(self) -> Result<(RowSelection, RowCursor), Problem> {
         let Self { ids, broker, status, stream, event_key, all, after } = self;
         let has_conditions = !ids.is_empty()
             || broker.is_some()
@@ -131,7 +131,7 @@ impl BulkOrder {
             let problem = format!("are {}; name at most {MOST_IDS} at a time", ids.len());
             return Err(Problem::field("ids", problem));
         }
-        let selection = Selection {
+        let selection = RowSelection {
             broker,
             statuses: status,
             message_ids: ids,

@@ -24,7 +24,7 @@ use crate::api::query::{Asked, Named, OfTenant};
 use crate::domain::access::Caller;
 use crate::domain::duration;
 use crate::domain::key::EventKey;
-use crate::domain::subscription::{State as Standing, Subscription, SubscriptionId};
+use crate::domain::subscription::{Subscription, SubscriptionId, SubscriptionState};
 use crate::management::{
     Algorithm, Before, LONGEST_OVERLAP, Naming, Sample, SampleAttempt, Stored, VerifyWith,
 };
@@ -51,7 +51,7 @@ async fn pause(
     Named(naming): Named,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    set_state(&state, &caller, &naming, &headers, Standing::Paused).await
+    set_state(&state, &caller, &naming, &headers, SubscriptionState::Paused).await
 }
 
 /// Resume a subscription that is paused, or that the hub has disabled (scope `manage`)
@@ -67,7 +67,7 @@ async fn resume(
     Named(naming): Named,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    set_state(&state, &caller, &naming, &headers, Standing::Active).await
+    set_state(&state, &caller, &naming, &headers, SubscriptionState::Active).await
 }
 
 /// What to send as a sample.
@@ -238,7 +238,7 @@ async fn set_state(
     caller: &Caller,
     naming: &Naming,
     headers: &HeaderMap,
-    standing: Standing,
+    standing: SubscriptionState,
 ) -> Result<Response, Problem> {
     let stored = guarded(state, caller, naming, headers).await?;
     let (stored, _) = state.management.set_state(stored, standing).await?;

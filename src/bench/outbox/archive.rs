@@ -12,7 +12,7 @@ use crate::bench::error::BenchError;
 use crate::bench::report::{Figure, Goal, Measure, Unit, grouped};
 use crate::bench::statistics::{middle, ratio};
 use crate::bench::tally::Account;
-use crate::domain::outbox::{INTERNAL, Lane};
+use crate::domain::producer_outbox::{INTERNAL, Priority};
 use hub_outbox::{ClaimRequest, Store};
 
 /// Rows of a claim, each of a stream of its own.
@@ -111,7 +111,7 @@ impl Side {
         let holder = format!("bench-{round}");
         let request = ClaimRequest {
             broker: INTERNAL,
-            lane: Lane::Live,
+            priority: Priority::Live,
             holder: &holder,
             limit: CLAIMED as usize,
             claim_time: CLAIM_TIME,

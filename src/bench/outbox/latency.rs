@@ -19,7 +19,7 @@ use crate::bench::report::{Figure, Goal, Measure, Unit};
 use crate::bench::rig::{PATIENCE, Rig};
 use crate::bench::statistics::percentile;
 use crate::bench::tally::Account;
-use crate::domain::outbox::{INTERNAL, RaisedEvent};
+use crate::domain::producer_outbox::{INTERNAL, RaisedEvent};
 use hub_outbox::publish;
 use hub_testkit::broker_process::SyncInterval;
 

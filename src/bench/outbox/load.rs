@@ -10,7 +10,7 @@ use crate::bench::child::HubProcess;
 use crate::bench::error::BenchError;
 use crate::bench::load::body;
 use crate::bench::rig::{PATIENCE, bar};
-use crate::domain::outbox::INTERNAL;
+use crate::domain::producer_outbox::INTERNAL;
 use hub_outbox::{Store, StoreOptions};
 
 /// Events that one transaction raises.

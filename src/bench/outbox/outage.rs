@@ -13,7 +13,7 @@ use crate::bench::report::{Figure, Goal, Measure, Unit};
 use crate::bench::rig::Rig;
 use crate::bench::statistics::{middle, ratio};
 use crate::bench::tally::Account;
-use crate::domain::outbox::INTERNAL;
+use crate::domain::producer_outbox::INTERNAL;
 use hub_testkit::broker_process::SyncInterval;
 
 const STREAMS: u64 = 1_000;

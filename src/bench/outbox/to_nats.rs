@@ -18,7 +18,7 @@ use crate::bench::report::{Figure, Goal, Measure, Processor, Unit};
 use crate::bench::rig::Rig;
 use crate::bench::statistics::per_second;
 use crate::bench::tally::Account;
-use crate::domain::outbox::INTERNAL;
+use crate::domain::producer_outbox::INTERNAL;
 use crate::nats::NatsError;
 use hub_testkit::broker_process::SyncInterval;
 

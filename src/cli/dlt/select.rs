@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::cli::error::CliError;
-use crate::domain::dead_letter::State;
+use crate::domain::dead_letter::DeadLetterState;
 use crate::domain::duration;
 use crate::domain::key::EventKey;
 use crate::domain::outcome::Reason;
@@ -32,7 +32,7 @@ pub struct Filter {
     pub reason: Option<Reason>,
     /// scheduled, replaying or parked
     #[arg(long)]
-    pub state: Option<State>,
+    pub state: Option<DeadLetterState>,
     /// Of events with this key
     #[arg(long, value_name = "KEY")]
     pub event_key: Option<EventKey>,

@@ -5,7 +5,7 @@ use clap::Args;
 use super::select::Filter;
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{JsonArray, Printer, cell, note, time};
-use crate::management::outbox::{Cursor, Outbox, Row};
+use crate::management::outbox::{Outbox, Row, RowCursor};
 
 /// Rows read at once.
 const PAGE: usize = 1_000;
@@ -22,7 +22,7 @@ pub struct Options {
     all: bool,
     /// Go on where the list before ended, with the cursor it printed
     #[arg(long, value_name = "CURSOR")]
-    after: Option<Cursor>,
+    after: Option<RowCursor>,
 }
 
 const HEAD: [&str; 11] = [
@@ -86,7 +86,7 @@ fn cells(row: &Row) -> Vec<String> {
         cell(&row.message_id, 40),
         row.event_type.clone(),
         cell(&row.stream, 40),
-        row.lane.as_str().to_owned(),
+        row.priority.as_str().to_owned(),
         row.status.to_string(),
         row.attempts.to_string(),
         time(row.created_at),

@@ -4,8 +4,8 @@ use clap::Args;
 
 use crate::cli::error::CliError;
 use crate::domain::key::EventKey;
-use crate::domain::outbox::Status;
-use crate::management::outbox::Selection;
+use crate::domain::producer_outbox::Status;
+use crate::management::outbox::RowSelection;
 
 #[derive(Debug, Default, Args)]
 pub struct Filter {
@@ -29,8 +29,8 @@ impl Filter {
         broker.is_none() && statuses.is_empty() && stream.is_none() && event_key.is_none()
     }
 
-    pub fn selection(&self) -> Selection {
-        Selection {
+    pub fn selection(&self) -> RowSelection {
+        RowSelection {
             broker: self.broker.clone(),
             statuses: self.statuses.clone(),
             message_ids: Vec::new(),
@@ -53,7 +53,7 @@ pub struct Selected {
 }
 
 impl Selected {
-    pub fn selection(&self) -> Result<Selection, CliError> {
+    pub fn selection(&self) -> Result<RowSelection, CliError> {
         let Self { ids, filter, all } = self;
         if ids.is_empty() && filter.is_empty() && !all {
             return Err(CliError::Usage(
@@ -63,6 +63,6 @@ impl Selected {
         if *all && !(ids.is_empty() && filter.is_empty()) {
             return Err(CliError::Usage("--all means every row; give it alone, or leave it out".to_owned()));
         }
-        Ok(Selection { message_ids: ids.clone(), ..filter.selection() })
+        Ok(RowSelection { message_ids: ids.clone(), ..filter.selection() })
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::domain::subscription::{Limits, Subscription};
+use crate::domain::subscription::{Subscription, SubscriptionLimits};
 
 /// Fields of the IANA registry and of common gateways, those of the connection and of the hub among them.
 const NAMES: [&str; 92] = [
@@ -105,7 +105,7 @@ const VALUES: [&str; 5] = ["plain", "", "a, b;c=\"d\"", "tab\twithin", "!#$%&'()
 fn refused(name: &str, value: &str, member: &str) -> Vec<String> {
     let delivery = json!({"url": "https://a.example/", member: {name: value}});
     let document = json!({"id": "a", "events": ["user.*"], "delivery": delivery});
-    let limits = Limits { max_timeout: Duration::from_secs(60) };
+    let limits = SubscriptionLimits { max_timeout: Duration::from_secs(60) };
     let errors = Subscription::from_value(document).unwrap().validate(&limits).err().unwrap_or_default();
     errors.into_iter().map(|error| error.field).collect()
 }

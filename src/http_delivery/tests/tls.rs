@@ -313,7 +313,7 @@ fn what_cannot_be_used_is_told_before_it_is_stored() {
     let ours = ca.issue("hub.example", |_| {});
     let key = ours.key.serialize_pem();
     let check = |tls: Value| {
-        let tls: crate::domain::subscription::Tls = serde_json::from_value(tls).unwrap();
+        let tls: crate::domain::subscription::EndpointTls = serde_json::from_value(tls).unwrap();
         crate::http_delivery::tls::check(&tls).map_err(|error| error.field)
     };
     assert_eq!(check(json!({"ca": ca.pem()})), Ok(()));

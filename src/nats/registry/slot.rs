@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::domain::index::Entry;
+use crate::domain::index::IndexEntry;
 use crate::domain::subscription::{Subscription, SubscriptionRef};
 use crate::nats::registry_moves::Misplaced;
 use crate::nats::{Delivered, JetStream, NatsError, StoredMessage};
@@ -80,9 +80,9 @@ impl<'a> Revision<'a> {
     }
 
     /// The entry of a revision that holds the subscription of that name, as nearly all do.
-    pub(super) fn entry(&self, name: &SubscriptionRef) -> Option<Entry> {
+    pub(super) fn entry(&self, name: &SubscriptionRef) -> Option<IndexEntry> {
         let subscription = serde_json::from_slice::<Subscription>(self.value()?).ok()?;
-        let entry = Entry::new(subscription, self.sequence).ok()?;
+        let entry = IndexEntry::new(subscription, self.sequence).ok()?;
         (entry.subscription.reference == *name).then_some(entry)
     }
 
@@ -98,7 +98,7 @@ impl<'a> Revision<'a> {
             Ok(subscription) => subscription,
             Err(error) => return Reading::Unreadable(format!("the entry is not a subscription: {error}")),
         };
-        match Entry::new(subscription.clone(), self.sequence) {
+        match IndexEntry::new(subscription.clone(), self.sequence) {
             Ok(entry) if entry.subscription.reference == *name => Reading::Readable(Box::new(subscription)),
             Ok(entry) => {
                 Reading::Unreadable(format!("the entry is that of {}", entry.subscription.reference))

@@ -8,7 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::resolver::Source;
 use crate::domain::event::Event;
-use crate::domain::index::{Entry, Matching};
+use crate::domain::index::{IndexEntry, Matching};
 use crate::domain::turns::Turns;
 use crate::nats::{Acker, Delivered};
 use crate::panics::{self, Panicked};
@@ -45,7 +45,7 @@ pub(super) enum Turn {
     /// Its event has more to be done.
     Unfinished,
     /// These want the event.
-    Matched(Box<Work>, Vec<Arc<Entry>>),
+    Matched(Box<Work>, Vec<Arc<IndexEntry>>),
     /// Nobody can say who wants it.
     Panicked(Box<Work>, Panicked),
 }

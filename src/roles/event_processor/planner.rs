@@ -12,9 +12,9 @@ use super::committer::{BUSY_DELAY, Planned};
 use super::resolver::Resolver;
 use crate::domain::category::Categories;
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
-use crate::domain::envelope::{FanOut, NewEnvelope};
+use crate::domain::envelope::{EncodedEnvelope, FanOut};
 use crate::domain::event::{Event, Publication, RejectReason, Rejection};
-use crate::domain::index::Entry;
+use crate::domain::index::IndexEntry;
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::Incarnation;
 use crate::metrics::{DomainMetrics, Metrics};
@@ -92,7 +92,7 @@ impl Way {
 struct Plan {
     envelopes: Vec<Outgoing>,
     /// Envelopes that are too large because of their subscription.
-    too_large: Vec<(NewEnvelope, Incarnation)>,
+    too_large: Vec<(EncodedEnvelope, Incarnation)>,
 }
 
 impl Planner {
@@ -187,7 +187,7 @@ impl Planner {
     }
 
     /// Makes an event's envelopes and hands them over; gives the steps that this was worth.
-    async fn finish(&self, work: Work, wanting: Vec<Arc<Entry>>, rejected: &mut Vec<Rejected>) -> usize {
+    async fn finish(&self, work: Work, wanting: Vec<Arc<IndexEntry>>, rejected: &mut Vec<Rejected>) -> usize {
         let Work { message, permit, event, .. } = work;
         // An event without a way was rejected when it was taken in.
         let Some((way, domain)) = self.way(&event) else { return 0 };
@@ -233,7 +233,7 @@ impl Planner {
     }
 
     /// One envelope for each of those that want the event. It is rejected only if it is too large by itself.
-    fn plan(&self, event: &Event, domain: &str, wanting: &[Arc<Entry>]) -> Result<Plan, Rejection> {
+    fn plan(&self, event: &Event, domain: &str, wanting: &[Arc<IndexEntry>]) -> Result<Plan, Rejection> {
         let limit = self.js.max_payload().saturating_sub(HEADER_ROOM);
         let fan_out = FanOut::new(event, domain);
         if fan_out.largest_bare_size() > limit {
@@ -286,10 +286,10 @@ impl Planner {
         &self,
         event: &Event,
         domain: &str,
-        envelope: NewEnvelope,
+        envelope: EncodedEnvelope,
         incarnation: Incarnation,
     ) -> Result<(), NatsError> {
-        let NewEnvelope { id, subscription, body } = envelope;
+        let EncodedEnvelope { id, subscription, body } = envelope;
         let error = "the event and the subscription's delivery do not fit into one message (the server's max_payload); \
                      make the delivery smaller (headers, tls), then publish the event again";
         tracing::warn!(domain, %subscription, envelope = id, event = event.id, error, "an envelope is too large and is dead-lettered");

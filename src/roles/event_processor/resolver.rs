@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::domain::event::Event;
-use crate::domain::index::Entry;
+use crate::domain::index::IndexEntry;
 use crate::domain::resolution::{Cache, Candidates, Outage, Question};
 use crate::health::ReadyFlag;
 use crate::metrics::ResolverMetrics;
@@ -62,7 +62,7 @@ pub(super) enum Source {
 
 impl Source {
     /// Whose patterns match the event, whatever their filters say.
-    pub(super) fn candidates(&self, event: &Event) -> Vec<Arc<Entry>> {
+    pub(super) fn candidates(&self, event: &Event) -> Vec<Arc<IndexEntry>> {
         match self {
             Self::Registry(registry) => registry.read().of_key(&event.tenant, &event.key),
             Self::Answer(candidates) => candidates.to_vec(),

@@ -10,11 +10,11 @@ use super::disable::disable;
 use super::settle::{Settle, Tried};
 use crate::domain::attempt::Attempt;
 use crate::domain::envelope::Envelope;
-use crate::domain::index::Entry;
-use crate::domain::outbox::ExternalMessage;
+use crate::domain::index::IndexEntry;
 use crate::domain::outcome::{Decision, Failure, Fault, Reason, disables};
+use crate::domain::producer_outbox::ExternalMessage;
 use crate::domain::status::Statuses;
-use crate::domain::subscription::{self, BrokerDelivery, Identity, State};
+use crate::domain::subscription::{self, BrokerDelivery, Identity, SubscriptionState};
 use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};
 use crate::panics::{self, Panicked};
@@ -267,7 +267,7 @@ impl Inner {
         let removed = |why: &str| Ok(Destination::DeadLetter(Reason::Removed, why.to_owned()));
         let entry = match known {
             Some(entry)
-                if entry.subscription.state == State::Active
+                if entry.subscription.state == SubscriptionState::Active
                     && entry.subscription.incarnation == id.incarnation =>
             {
                 entry
@@ -277,18 +277,18 @@ impl Inner {
                 Some(stored) if stored.subscription.incarnation != id.incarnation => {
                     return removed("the subscription was removed; another one has its id now");
                 }
-                Some(stored) if stored.subscription.state == State::Paused => {
+                Some(stored) if stored.subscription.state == SubscriptionState::Paused => {
                     return Ok(Destination::DeadLetter(
                         Reason::Paused,
                         "the subscription is paused".to_owned(),
                     ));
                 }
-                Some(stored) if stored.subscription.state == State::Disabled => {
+                Some(stored) if stored.subscription.state == SubscriptionState::Disabled => {
                     let why = stored.subscription.disabled_reason.as_deref().unwrap_or("no reason is kept");
                     let text = format!("the subscription is disabled: {why}");
                     return Ok(Destination::DeadLetter(Reason::Disabled, text));
                 }
-                Some(stored) => match Entry::new(stored.subscription, stored.revision) {
+                Some(stored) => match IndexEntry::new(stored.subscription, stored.revision) {
                     Ok(entry) => Arc::new(entry),
                     Err(_) => {
                         return Ok(Destination::Deliver(Prepared::failed(Form::Revision(stored.revision))));

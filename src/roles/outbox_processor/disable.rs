@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use crate::domain::subscription::{State, SubscriptionRef};
+use crate::domain::subscription::{SubscriptionRef, SubscriptionState};
 use crate::nats::{JetStream, Slot};
 
 /// Writes it as disabled, if it still is as it was when the attempt was made: whoever changed it
@@ -10,7 +10,7 @@ use crate::nats::{JetStream, Slot};
 pub(super) async fn disable(js: &JetStream, name: &SubscriptionRef, revision: u64, reason: &str) {
     let written = match js.subscription_slot(name).await {
         Ok(Slot { revision: last, subscription: Some((mut subscription, current)), .. })
-            if current == revision && subscription.state == State::Active =>
+            if current == revision && subscription.state == SubscriptionState::Active =>
         {
             subscription.disable(reason.to_owned(), OffsetDateTime::now_utc());
             js.put_subscription(&subscription, Some(last)).await

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Scope;
-use crate::domain::outbox::Pauses;
+use crate::domain::producer_outbox::Pauses;
 use crate::metrics::OutboxMetrics;
 use crate::sinks::PublishError;
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::domain::outbox::Pauses;
+use crate::domain::producer_outbox::Pauses;
 use crate::health::ReadyFlag;
 use hub_outbox::StoreError;
 

@@ -59,7 +59,7 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
-    use crate::domain::outbox::Lane;
+    use crate::domain::producer_outbox::Priority;
 
     fn row(position: i64, stream: &str) -> ClaimedRow {
         ClaimedRow {
@@ -67,7 +67,7 @@ mod tests {
             message_id: position.to_string(),
             event_type: "user.created".to_owned(),
             stream: stream.to_owned(),
-            lane: Lane::Live,
+            priority: Priority::Live,
             is_public: false,
             payload: String::new(),
             attempts: 0,

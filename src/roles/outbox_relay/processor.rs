@@ -17,7 +17,7 @@ use super::in_hand::InHand;
 use super::round::Round;
 use super::wake::Word;
 use super::{OutboxRelaySettings, Scope};
-use crate::domain::outbox::{CONTENT_TYPE, Destination, Lane, Pauses};
+use crate::domain::producer_outbox::{CONTENT_TYPE, Destination, Pauses, Priority};
 use crate::metrics::OutboxMetrics;
 use crate::nats::subjects::Names;
 use crate::sinks::{Broker, OutgoingMessage, PublishError};
@@ -202,10 +202,10 @@ impl Processor {
     /// One claim, or two: they are settled under one name.
     async fn claim(&self, worker: Worker, holder: String) -> Result<Claim, StoreError> {
         let asked_at = Instant::now();
-        let mut rows = self.claim_lane(Lane::Live, &holder, self.settings.batch).await?;
+        let mut rows = self.claim_priority(Priority::Live, &holder, self.settings.batch).await?;
         let room = self.settings.batch.saturating_sub(rows.len()).min(MOST_BULK);
         if worker == Worker::Any && room > 0 {
-            match self.claim_lane(Lane::Bulk, &holder, room).await {
+            match self.claim_priority(Priority::Bulk, &holder, room).await {
                 Ok(bulk) => rows.extend(bulk),
                 // What is claimed is not left lying.
                 Err(error) if !rows.is_empty() => self.database.failed(&error),
@@ -216,9 +216,9 @@ impl Processor {
         Ok(Claim { rows, holder, asked_at })
     }
 
-    async fn claim_lane(
+    async fn claim_priority(
         &self,
-        lane: Lane,
+        priority: Priority,
         holder: &str,
         limit: usize,
     ) -> Result<Vec<ClaimedRow>, StoreError> {
@@ -226,7 +226,7 @@ impl Processor {
         // The other worker's streams: to find them blocked is much of the work of a claim.
         let passed_over = &self.in_hand.streams();
         let broker = &self.target.name;
-        self.store.claim(&ClaimRequest { broker, lane, holder, limit, claim_time, passed_over }).await
+        self.store.claim(&ClaimRequest { broker, priority, holder, limit, claim_time, passed_over }).await
     }
 
     /// After a claim that gave nothing: until there is word, or something is due, or it is time to look.
@@ -310,7 +310,7 @@ mod tests {
             message_id: "e1".to_owned(),
             event_type: "user.created".to_owned(),
             stream: "user-u1".to_owned(),
-            lane: Lane::Live,
+            priority: Priority::Live,
             is_public: true,
             payload: payload.to_owned(),
             attempts: 0,

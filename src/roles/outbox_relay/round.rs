@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Scope;
 use super::database::Database;
 use super::processor::Processor;
-use crate::domain::outbox::AfterFailure;
+use crate::domain::producer_outbox::AfterFailure;
 use crate::sinks::{OutgoingMessage, PublishError};
 use hub_outbox::{ClaimedRow, FailedAttempt, GivenUp, StoreError};
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{OutboxRelaySettings, Scope};
 use crate::metrics::Metrics;
-use hub_outbox::{BrokerStatus, Cursor, Store, StoreError};
+use hub_outbox::{BrokerStatus, RowCursor, Store, StoreError};
 
 const GAUGES: Duration = Duration::from_secs(10);
 /// Between two batches: others write, too.
@@ -81,7 +81,7 @@ impl Upkeep {
     }
 
     async fn reconcile_once(&self) -> Result<u64, StoreError> {
-        let (mut all, mut after) = (0, Cursor::default());
+        let (mut all, mut after) = (0, RowCursor::default());
         loop {
             let batch = self.store.reconcile(&after, RECONCILED_AT_ONCE).await?;
             all += batch.changed;

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use integration_hub::domain::dead_letter::State;
+use integration_hub::domain::dead_letter::DeadLetterState;
 use integration_hub::domain::outcome::Reason;
 use integration_hub::nats::{DeadLetterEntry, RedriveOrder};
 use serde_json::{Value, json};
@@ -133,7 +133,11 @@ async fn envelopes_of_a_removed_subscription_reach_no_other() {
     let old: Vec<String> = dead.iter().chain(&waiting).cloned().collect();
     let letters = stage.dead_letters("acme", Reason::Removed, &old).await;
     for DeadLetterEntry { letter, .. } in &letters {
-        assert_eq!((letter.subscription.as_str(), letter.state), ("hooks", State::Parked), "{letter:?}");
+        assert_eq!(
+            (letter.subscription.as_str(), letter.state),
+            ("hooks", DeadLetterState::Parked),
+            "{letter:?}"
+        );
         assert_eq!(letter.incarnation.to_string(), first["incarnation"], "{letter:?}");
     }
     stage.broker.nothing_owed_within(STEP).await;

@@ -10,9 +10,9 @@ use cases::Verdict::{Accepted, Refused};
 use cases::{LARGEST, REFUSED_SOMEHOW, cases};
 use generated::any_event;
 use hub_outbox::publish;
-use hub_outbox::{Cursor, Selection, Store};
+use hub_outbox::{RowCursor, RowSelection, Store};
 use integration_hub::domain::event::{Event, Publication};
-use integration_hub::domain::outbox::{CONTENT_TYPE, RaisedEvent};
+use integration_hub::domain::producer_outbox::{CONTENT_TYPE, RaisedEvent};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
@@ -62,8 +62,10 @@ async fn written(database: &TestDatabase, event: &str) -> [Result<(), String>; 2
 
 /// Reads every row as the Event Processor does, and deletes it.
 async fn read_all(database: &TestDatabase, store: &Store) -> Vec<Event> {
-    let rows =
-        store.list(&Selection::default(), &Cursor::default(), 100_000).await.expect("the rows are listed");
+    let rows = store
+        .list(&RowSelection::default(), &RowCursor::default(), 100_000)
+        .await
+        .expect("the rows are listed");
     let mut events = Vec::new();
     for row in rows {
         let payload = store.payload("internal", &row.message_id).await.expect("read").expect("it is there");
@@ -148,7 +150,8 @@ async fn what_is_accepted_is_delivered(database: &TestDatabase) {
         let [by_sql, _] = written(database, &event).await;
         by_sql.unwrap_or_else(|error| panic!("{}: {error}", shown(&event)));
     }
-    let raised = store.list(&Selection::default(), &Cursor::default(), 100_000).await.expect("listed").len();
+    let raised =
+        store.list(&RowSelection::default(), &RowCursor::default(), 100_000).await.expect("listed").len();
     let (broker, receiver) = (TestBroker::start().await, Receiver::start().await);
     // The subscriptions are there before the relay begins.
     Hub::configured(&broker.url(), &TestSettings::quick()).cli_ok(&["provision"]).await;
@@ -196,7 +199,7 @@ async fn an_outbox_of_version_1_is_brought_to_this_one(database: &TestDatabase) 
     assert_eq!((done.from, done.to), (1, 2));
     assert_eq!(store.setup().await.expect("once more").from, 2);
     store.check().await.expect("it is of this version");
-    let rows = store.list(&Selection::default(), &Cursor::default(), 10).await.expect("listed");
+    let rows = store.list(&RowSelection::default(), &RowCursor::default(), 10).await.expect("listed");
     assert_eq!((rows.len(), rows[0].message_id.as_str()), (1, " e1 "), "what was raised stays");
     let error = database.raise(&old).await.expect_err("a rule of today").to_string();
     assert!(error.contains("id"), "{error}");

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Data, Event, is_json, string_form};
+use super::{Event, EventData, is_json, string_form};
 
 impl Event {
     /// The event in the CloudEvents JSON format; JSON data is copied as it came.
@@ -50,9 +50,9 @@ impl Serialize for JsonFormat<'_> {
             map.serialize_entry(name, value)?;
         }
         match &event.data {
-            Data::None => {}
-            Data::Json(json) => map.serialize_entry("data", json)?,
-            Data::Binary(bytes) => map.serialize_entry("data_base64", &InBase64(bytes))?,
+            EventData::None => {}
+            EventData::Json(json) => map.serialize_entry("data", json)?,
+            EventData::Binary(bytes) => map.serialize_entry("data_base64", &InBase64(bytes))?,
         }
         map.end()
     }

@@ -14,9 +14,9 @@ use time::format_description::well_known::Rfc3339;
 
 use super::cloudevents::Members;
 use super::timestamp::is_timestamp;
-use super::{Data, Event, RejectReason, Rejection, is_attribute_name, is_json, media_type, tenant};
+use super::{Event, EventData, RejectReason, Rejection, is_attribute_name, is_json, media_type, tenant};
 use crate::key::EventKey;
-use crate::outbox;
+use crate::producer_outbox;
 
 /// The most bytes of all attributes together. With the data's own bound it keeps an envelope
 /// within what a server takes in one message.
@@ -56,7 +56,7 @@ impl<'a> Publication<'a> {
             Some(other) if other.starts_with("application/cloudevents") => Err(malformed(format!(
                 "content-type {other:?} is not supported; publish one event as application/cloudevents+json"
             ))),
-            Some(outbox::CONTENT_TYPE) => self.outbox_envelope(),
+            Some(producer_outbox::CONTENT_TYPE) => self.outbox_envelope(),
             _ if self.headers.iter().any(|(name, _)| ce_name(name).is_some()) => self.binary(content_type),
             _ => self.bare(),
         }
@@ -73,7 +73,7 @@ impl<'a> Publication<'a> {
             datacontenttype: Some(JSON.to_owned()),
             ..Attributes::default()
         };
-        self.finish(attributes, Data::Json(data))
+        self.finish(attributes, EventData::Json(data))
     }
 
     /// Attributes in `ce-` headers, data in the body.
@@ -90,18 +90,18 @@ impl<'a> Publication<'a> {
             attributes.datacontenttype = content_type.map(|text| text.trim().to_owned());
         }
         let data = match &attributes.datacontenttype {
-            _ if self.body.is_empty() => Data::None,
+            _ if self.body.is_empty() => EventData::None,
             Some(declared) if is_json(declared) => {
-                Data::Json(self.json_body("its content type says JSON; mend one of the two")?)
+                EventData::Json(self.json_body("its content type says JSON; mend one of the two")?)
             }
-            Some(_) => Data::Binary(self.body.to_vec()),
+            Some(_) => EventData::Binary(self.body.to_vec()),
             // Nothing is said: JSON where it is JSON, as in bare publications.
             None => match serde_json::from_slice(self.body) {
                 Ok(json) => {
                     attributes.datacontenttype = Some(JSON.to_owned());
-                    Data::Json(json)
+                    EventData::Json(json)
                 }
-                Err(_) => Data::Binary(self.body.to_vec()),
+                Err(_) => EventData::Binary(self.body.to_vec()),
             },
         };
         self.finish(attributes, data)
@@ -114,19 +114,19 @@ impl<'a> Publication<'a> {
             malformed(format!("the body is not a CloudEvent in JSON: {error}; publish one JSON object"))
         })?;
         let mut attributes = Attributes::default();
-        let mut data = Data::None;
+        let mut data = EventData::None;
         // Some writers give both members, one of them null.
         let in_base64 = members.0.iter().any(|(name, raw)| name == "data_base64" && raw.get() != "null");
         for (name, raw) in &members.0 {
-            let given_twice = |data: &Data| match data {
-                Data::None => Ok(()),
+            let given_twice = |data: &EventData| match data {
+                EventData::None => Ok(()),
                 _ => Err(malformed("both data and data_base64 are given; write one of them").at("data")),
             };
             match &**name {
                 "data" if in_base64 && raw.get() == "null" => {}
                 "data" => {
                     given_twice(&data)?;
-                    data = Data::Json((*raw).to_owned());
+                    data = EventData::Json((*raw).to_owned());
                 }
                 "data_base64" if raw.get() == "null" => {}
                 "data_base64" => {
@@ -140,7 +140,7 @@ impl<'a> Publication<'a> {
                         ))
                         .at("data_base64")
                     })?;
-                    data = Data::Binary(bytes);
+                    data = EventData::Binary(bytes);
                 }
                 name => {
                     let value = serde_json::from_str(raw.get()).map_err(|error| {
@@ -159,7 +159,7 @@ impl<'a> Publication<'a> {
 
     /// The full envelope of a row of a producer's outbox: what is internal to it stays here.
     fn outbox_envelope(&self) -> Result<Event, Rejection> {
-        let envelope = outbox::Envelope::from_json(self.text_body()?).map_err(|error| {
+        let envelope = producer_outbox::FullEnvelope::from_json(self.text_body()?).map_err(|error| {
             malformed(format!(
                 "the body is not an outbox envelope: {error}; let the outbox's relay publish it"
             ))
@@ -183,8 +183,8 @@ impl<'a> Publication<'a> {
             }
         }
         attributes.datacontenttype = Some(JSON.to_owned());
-        let mut event = self.finish(attributes, Data::Json(envelope.data.to_owned()))?;
-        let kept = outbox::external_metadata(envelope.raw_metadata).map_err(|error| {
+        let mut event = self.finish(attributes, EventData::Json(envelope.data.to_owned()))?;
+        let kept = producer_outbox::external_metadata(envelope.raw_metadata).map_err(|error| {
             malformed(format!(
                 "the envelope's metadata cannot be read: {error}; let the outbox's relay publish it"
             ))
@@ -194,7 +194,7 @@ impl<'a> Publication<'a> {
     }
 
     /// What all forms have in common: key, tenant, time, trace context, bounds.
-    fn finish(&self, mut attributes: Attributes, data: Data) -> Result<Event, Rejection> {
+    fn finish(&self, mut attributes: Attributes, data: EventData) -> Result<Event, Rejection> {
         let key = attributes.key.take().unwrap_or_default();
         let key: EventKey = key.parse().map_err(|error: crate::key::InvalidKey| {
             Rejection::new(RejectReason::InvalidKey, error.to_string()).at("type")
@@ -244,7 +244,7 @@ impl<'a> Publication<'a> {
     }
 
     fn check_bounds(&self, event: &Event) -> Result<(), Rejection> {
-        if let Data::Binary(bytes) = &event.data {
+        if let EventData::Binary(bytes) = &event.data {
             // Base64 adds a third, and it is that form which travels on.
             self.check_size("the data in base64", bytes.len().div_ceil(3) * 4)?;
         }
@@ -259,7 +259,7 @@ impl<'a> Publication<'a> {
                 .map(|(name, value)| name.len() + super::string_form(value).len())
                 .sum::<usize>();
         let is_of_outbox =
-            self.header("content-type").map(media_type).as_deref() == Some(outbox::CONTENT_TYPE);
+            self.header("content-type").map(media_type).as_deref() == Some(producer_outbox::CONTENT_TYPE);
         let most = if is_of_outbox { MAX_OUTBOX_ATTRIBUTE_BYTES } else { MAX_ATTRIBUTE_BYTES };
         if bytes > most {
             return Err(Rejection::new(

@@ -65,7 +65,7 @@ mod tests {
 
     use super::*;
     use crate::event::{Event, Publication};
-    use crate::outbox::CONTENT_TYPE;
+    use crate::producer_outbox::CONTENT_TYPE;
 
     const STRUCTURED: (&str, &str) = ("content-type", "application/cloudevents+json");
     const BINARY: [(&str, &str); 4] =

@@ -87,7 +87,7 @@ fn binary_mode_reads_the_headers() {
     assert_eq!(event.subject.as_deref(), Some("quoted \"name\""));
     assert_eq!(event.extensions, BTreeMap::from([("published".to_owned(), json!("true"))]));
     assert_eq!(event.identity, format!("{}:/idp/€ x:role.granted:a.b *>", "/idp/€ x".len()));
-    assert!(matches!(&event.data, Data::Json(json) if json.get() == r#"{"a":1}"#));
+    assert!(matches!(&event.data, EventData::Json(json) if json.get() == r#"{"a":1}"#));
 }
 
 const REQUIRED: [(&str, &str); 4] =
@@ -154,7 +154,7 @@ fn structured_mode_reads_the_body() {
     let base64 = r#"{"specversion":"1.0","id":"1","source":"s","type":"a.b","data":null,"data_base64":"/wA=","tenant":"t.1"}"#;
     let event = decode("x", &[STRUCTURED], base64).unwrap();
     assert_eq!(event.tenant, "t.1");
-    assert!(matches!(event.data, Data::Binary(bytes) if bytes == [0xff, 0]));
+    assert!(matches!(event.data, EventData::Binary(bytes) if bytes == [0xff, 0]));
 }
 
 /// Each is looked at once, in whatever form they come: quadratic, this would take minutes.
@@ -170,7 +170,7 @@ fn very_many_attributes_cost_little() {
         (0..100_000).map(|number| (format!("ce-a{number}"), "1".to_owned())).collect();
     let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (&**name, &**value)).collect();
     for (headers, body) in [
-        (&[("content-type", crate::outbox::CONTENT_TYPE)][..], envelope.as_str()),
+        (&[("content-type", crate::producer_outbox::CONTENT_TYPE)][..], envelope.as_str()),
         (&[STRUCTURED][..], &event),
         (&[&REQUIRED[..], &headers].concat()[..], "{}"),
     ] {
@@ -364,7 +364,7 @@ proptest! {
     }
 }
 
-const ENVELOPE: (&str, &str) = ("Content-Type", crate::outbox::CONTENT_TYPE);
+const ENVELOPE: (&str, &str) = ("Content-Type", crate::producer_outbox::CONTENT_TYPE);
 
 /// A full envelope, as the outbox writes it.
 fn envelope() -> Value {

@@ -90,7 +90,7 @@ mod tests {
     use time::OffsetDateTime;
 
     use crate::event::{Event, Publication, RejectReason, Rejection, binary_parts};
-    use crate::outbox::{CONTENT_TYPE, ExternalMessage};
+    use crate::producer_outbox::{CONTENT_TYPE, ExternalMessage};
 
     fn decode(content_type: &str, body: &str, more: &[(&str, &str)]) -> Result<Event, Rejection> {
         let headers: Vec<(&str, &str)> =

@@ -90,7 +90,7 @@ fn endpoints_that_never_answer_hold_few_slots_and_then_one() {
 fn reduced_subscriptions_never_take_more_than_half() {
     let (pool, dead) = (16, 100);
     let mut fair = filled(pool, dead, 50);
-    while fair.lanes.iter().flatten().any(|lane| !lane.reduced) {
+    while fair.queues.iter().flatten().any(|queue| !queue.reduced) {
         let (subscription, _) = fair.next(START).unwrap();
         fair.finished(&id(subscription), false);
     }
@@ -234,7 +234,7 @@ fn memory_is_bounded_by_what_is_remembered() {
         fair.finished(&id(1_000_000), true);
     }
     assert_eq!((fair.places.len(), fair.remembered.len()), (MAX_REMEMBERED, MAX_REMEMBERED));
-    assert!(fair.lanes.len() <= MAX_REMEMBERED + 2);
+    assert!(fair.queues.len() <= MAX_REMEMBERED + 2);
     // The reduced share of one that is remembered is still there when it comes back.
     let last = MAX_REMEMBERED + 499;
     offer(&mut fair, last, 1).unwrap();
@@ -263,26 +263,27 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Everything that the fields say about each other.
 fn check(fair: &FairShare<Item>) {
-    let lanes: Vec<(Place, &Lane<Item>)> =
-        fair.lanes.iter().enumerate().filter_map(|(place, lane)| Some((place, lane.as_ref()?))).collect();
-    assert_eq!(lanes.len(), fair.places.len());
-    assert_eq!(lanes.iter().map(|(_, lane)| lane.queue.len()).sum::<usize>(), fair.waiting);
-    assert_eq!(lanes.iter().map(|(_, lane)| lane.in_flight).sum::<usize>(), fair.in_flight);
-    let reduced: usize = lanes.iter().filter(|(_, lane)| lane.reduced).map(|(_, lane)| lane.in_flight).sum();
+    let queues: Vec<(Place, &Queue<Item>)> =
+        fair.queues.iter().enumerate().filter_map(|(place, queue)| Some((place, queue.as_ref()?))).collect();
+    assert_eq!(queues.len(), fair.places.len());
+    assert_eq!(queues.iter().map(|(_, queue)| queue.items.len()).sum::<usize>(), fair.waiting);
+    assert_eq!(queues.iter().map(|(_, queue)| queue.in_flight).sum::<usize>(), fair.in_flight);
+    let reduced: usize =
+        queues.iter().filter(|(_, queue)| queue.reduced).map(|(_, queue)| queue.in_flight).sum();
     assert_eq!(reduced, fair.reduced_in_flight);
     assert!(fair.in_flight <= fair.pool);
     let mut in_rings = 0;
-    for (place, lane) in lanes {
-        assert_eq!(fair.places[&lane.id], place);
-        assert!((1..=lane.most).contains(&lane.share) && lane.most <= fair.pool);
-        let waits = lane.can_run() && lane.limited_until.is_none();
-        assert_eq!(lane.turn.map(|(_, reduced)| reduced), waits.then_some(lane.reduced));
-        if let Some((turn, reduced)) = lane.turn {
+    for (place, queue) in queues {
+        assert_eq!(fair.places[&queue.id], place);
+        assert!((1..=queue.most).contains(&queue.share) && queue.most <= fair.pool);
+        let waits = queue.can_run() && queue.limited_until.is_none();
+        assert_eq!(queue.turn.map(|(_, reduced)| reduced), waits.then_some(queue.reduced));
+        if let Some((turn, reduced)) = queue.turn {
             in_rings += 1;
-            assert_eq!(fair.tenants.at(lane.tenant, reduced, turn), Some(place));
+            assert_eq!(fair.tenants.at(queue.tenant, reduced, turn), Some(place));
         }
-        let idle = lane.queue.is_empty() && lane.in_flight == 0;
-        assert_eq!(lane.remembered.is_some(), idle, "idle subscriptions are remembered or forgotten");
+        let idle = queue.items.is_empty() && queue.in_flight == 0;
+        assert_eq!(queue.remembered.is_some(), idle, "idle subscriptions are remembered or forgotten");
     }
     assert_eq!(fair.tenants.in_ring(false) + fair.tenants.in_ring(true), in_rings);
     assert_eq!(fair.tenants.waiting_of("acme"), fair.waiting);
@@ -316,8 +317,8 @@ proptest! {
                     }
                 }
                 Step::Next => {
-                    let shares: HashMap<Identity, (usize, bool)> = fair.lanes.iter().flatten()
-                        .map(|lane| (lane.id.clone(), (lane.share, lane.reduced))).collect();
+                    let shares: HashMap<Identity, (usize, bool)> = fair.queues.iter().flatten()
+                        .map(|queue| (queue.id.clone(), (queue.share, queue.reduced))).collect();
                     match fair.next(now) {
                         Some((subscription, number)) => {
                             // First in, first out within a subscription; within its share; and the
@@ -331,8 +332,8 @@ proptest! {
                         }
                         None => {
                             // Nothing that could go is held back.
-                            let could = fair.lanes.iter().flatten().any(|lane| {
-                                lane.can_run() && lane.limited_until.is_none() && !lane.reduced
+                            let could = fair.queues.iter().flatten().any(|queue| {
+                                queue.can_run() && queue.limited_until.is_none() && !queue.reduced
                             });
                             prop_assert!(fair.in_flight == pool || !could);
                             if let Some(wait) = fair.next_wake(now) {

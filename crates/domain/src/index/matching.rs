@@ -2,22 +2,22 @@
 
 use std::sync::Arc;
 
-use super::Entry;
+use super::IndexEntry;
 use crate::event::Event;
 use crate::filter::Position;
 
 /// The candidates of one event, and how far they are asked.
 #[derive(Debug)]
 pub struct Matching {
-    candidates: Vec<Arc<Entry>>,
+    candidates: Vec<Arc<IndexEntry>>,
     next: usize,
     /// In the filters of the next one.
     at: Option<Position>,
-    wanting: Vec<Arc<Entry>>,
+    wanting: Vec<Arc<IndexEntry>>,
 }
 
 impl Matching {
-    pub fn new(candidates: Vec<Arc<Entry>>) -> Self {
+    pub fn new(candidates: Vec<Arc<IndexEntry>>) -> Self {
         Self { candidates, next: 0, at: None, wanting: Vec::new() }
     }
 
@@ -52,7 +52,7 @@ impl Matching {
     }
 
     /// Those that want the event, of those asked.
-    pub fn into_wanting(self) -> Vec<Arc<Entry>> {
+    pub fn into_wanting(self) -> Vec<Arc<IndexEntry>> {
         self.wanting
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::event::Data;
+use crate::event::EventData;
 
 fn subscription(id: &str, tenant: &str, events: &[&str], more: serde_json::Value) -> Subscription {
     let mut document = json!({
@@ -16,8 +16,8 @@ fn subscription(id: &str, tenant: &str, events: &[&str], more: serde_json::Value
     Subscription::from_value(document).unwrap()
 }
 
-fn entry(id: &str, tenant: &str, events: &[&str]) -> Entry {
-    Entry::new(subscription(id, tenant, events, json!({})), 1).unwrap()
+fn entry(id: &str, tenant: &str, events: &[&str]) -> IndexEntry {
+    IndexEntry::new(subscription(id, tenant, events, json!({})), 1).unwrap()
 }
 
 fn event(tenant: &str, key: &str) -> Event {
@@ -30,7 +30,7 @@ fn event(tenant: &str, key: &str) -> Event {
         subject: None,
         datacontenttype: None,
         dataschema: None,
-        data: Data::None,
+        data: EventData::None,
         extensions: Default::default(),
         external_metadata: None,
         identity: "e1".to_owned(),
@@ -65,12 +65,16 @@ fn each_matching_subscription_of_the_tenant_is_found_once() {
 #[test]
 fn paused_subscriptions_are_kept_but_do_not_match() {
     let mut index = SubscriptionIndex::new();
-    index.insert(Entry::new(subscription("a", "acme", &["user.>"], json!({"state": "paused"})), 1).unwrap());
+    index.insert(
+        IndexEntry::new(subscription("a", "acme", &["user.>"], json!({"state": "paused"})), 1).unwrap(),
+    );
     assert!(found(&index, "acme", "user.created").is_empty());
-    assert_eq!(index.get(&named("acme", "a")).unwrap().subscription.state, State::Paused);
+    assert_eq!(index.get(&named("acme", "a")).unwrap().subscription.state, SubscriptionState::Paused);
     index.insert(entry("a", "acme", &["user.>"]));
     assert_eq!(found(&index, "acme", "user.created"), ["a"]);
-    index.insert(Entry::new(subscription("a", "acme", &["user.>"], json!({"state": "paused"})), 3).unwrap());
+    index.insert(
+        IndexEntry::new(subscription("a", "acme", &["user.>"], json!({"state": "paused"})), 3).unwrap(),
+    );
     assert!(found(&index, "acme", "user.created").is_empty());
     assert_eq!((index.len(), index.iter().count()), (1, 1));
 }
@@ -80,7 +84,7 @@ fn filters_decide_after_the_key() {
     let mut index = SubscriptionIndex::new();
     for (id, source) in [("a", "idp"), ("b", "crm")] {
         let filter = json!({"filter": [{"exact": {"source": source}}, {"prefix": {"type": "user."}}]});
-        index.insert(Entry::new(subscription(id, "acme", &[">"], filter), 1).unwrap());
+        index.insert(IndexEntry::new(subscription(id, "acme", &[">"], filter), 1).unwrap());
     }
     assert_eq!(found(&index, "acme", "user.created"), ["a"]);
     assert!(found(&index, "acme", "role.created").is_empty());
@@ -115,7 +119,7 @@ fn one_id_in_two_tenants_is_two_subscriptions() {
 #[test]
 fn an_entry_needs_sealed_secrets() {
     let plain = json!({"delivery": {"url": "https://a.example", "auth": {"type": "bearer", "token": "t"}}});
-    assert!(Entry::new(subscription("a", "acme", &[">"], plain), 1).is_err());
+    assert!(IndexEntry::new(subscription("a", "acme", &[">"], plain), 1).is_err());
 }
 
 #[test]
@@ -123,7 +127,7 @@ fn an_entry_gives_the_whole_subscription_back() {
     let more = json!({"filter": [{"exact": {"source": "idp"}}], "state": "paused"});
     let subscription = subscription("a", "acme", &["user.*", "role.>"], more);
     let stored = serde_json::to_value(&subscription).unwrap();
-    let again = Entry::new(subscription, 7).unwrap().to_subscription().unwrap();
+    let again = IndexEntry::new(subscription, 7).unwrap().to_subscription().unwrap();
     assert_eq!(serde_json::to_value(&again).unwrap(), stored);
 }
 
@@ -153,7 +157,7 @@ fn a_key_costs_what_it_matches_among_100_000_subscriptions() {
 #[test]
 fn the_fixed_part_of_an_entry_stays_small() {
     // 100,000 subscriptions may cost 2 KB each, with their texts and their place in the trie.
-    assert!(size_of::<Entry>() <= 128, "{}", size_of::<Entry>());
+    assert!(size_of::<IndexEntry>() <= 128, "{}", size_of::<IndexEntry>());
 }
 
 /// One change of the index: subscription `id` gets these patterns in this tenant, or goes.
@@ -185,7 +189,7 @@ proptest! {
                     let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
                     let state = json!({"state": if paused { "paused" } else { "active" }});
                     let subscription = subscription(&format!("s{id}"), &format!("t{tenant}"), &patterns, state);
-                    index.insert(Entry::new(subscription, 1).unwrap());
+                    index.insert(IndexEntry::new(subscription, 1).unwrap());
                 }
                 Change::Remove { id: number } => {
                     for tenant in ["t0", "t1"] {
@@ -202,7 +206,7 @@ proptest! {
                 let scan: BTreeSet<String> = index
                     .iter()
                     .map(|entry| &entry.subscription)
-                    .filter(|s| s.tenant() == tenant && s.state == State::Active)
+                    .filter(|s| s.tenant() == tenant && s.state == SubscriptionState::Active)
                     .filter(|s| s.events.iter().any(|pattern| pattern.matches(&event.key)))
                     .map(|s| s.id().to_owned())
                     .collect();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{Auth, Secret, Signing, Tls};
+use super::{Auth, EndpointTls, Secret, Signing};
 use crate::status::Statuses;
 
 /// Where and how a subscription's envelopes are delivered.
@@ -56,7 +56,7 @@ pub struct EndpointDelivery {
     pub statuses: Statuses,
     /// Where not given: the system's roots, and no certificate of the hub's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls: Option<Tls>,
+    pub tls: Option<EndpointTls>,
 }
 
 /// A message to one of the external brokers of the hub's settings, which also say how it is reached and

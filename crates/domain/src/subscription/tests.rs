@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const LIMITS: Limits = Limits { max_timeout: Duration::from_secs(60) };
+const LIMITS: SubscriptionLimits = SubscriptionLimits { max_timeout: Duration::from_secs(60) };
 
 fn whole() -> Value {
     json!({
@@ -59,7 +59,7 @@ fn the_whole_form_reads_and_is_valid() {
 fn the_smallest_form_takes_the_defaults() {
     let subscription = Subscription::from_value(small(json!({"url": "http://127.0.0.1:1/x"}))).unwrap();
     assert_eq!(subscription.validate(&LIMITS), Ok(()));
-    assert_eq!((subscription.tenant.as_str(), subscription.state), ("default", State::Active));
+    assert_eq!((subscription.tenant.as_str(), subscription.state), ("default", SubscriptionState::Active));
     let delivery = subscription.delivery.endpoint().expect("it has a URL");
     assert_eq!((delivery.timeout, delivery.max_in_flight), (Duration::from_secs(15), 32));
     assert_eq!((delivery.content_mode, delivery.ordering), (ContentMode::Structured, Ordering::None));

@@ -12,8 +12,9 @@ const MAX_PEM_BYTES: usize = 32 * 1024;
 /// All in PEM. Whether it can be used is known where the connection is made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "openapi", schema(as = Tls))]
 #[serde(deny_unknown_fields)]
-pub struct Tls {
+pub struct EndpointTls {
     /// One or more roots; the endpoint's certificate must come from one of them, and the system's
     /// are not asked. An OAuth2 token endpoint's may come from one of them or of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -26,7 +27,7 @@ pub struct Tls {
     pub key: Option<Secret>,
 }
 
-impl Tls {
+impl EndpointTls {
     pub(super) fn validate(&self, url: &url::Url, errors: &mut Vec<FieldError>) {
         let mut error = |field: &str, problem: String| errors.push(FieldError::new(field, problem));
         if url.scheme() != "https" {

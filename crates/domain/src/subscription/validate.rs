@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use super::headers::{self, is_header_name, is_header_value, is_reserved};
 use super::{Auth, BrokerDelivery, Delivery, EndpointDelivery, RateLimit, Secret, Subscription};
 use crate::field_error::FieldError;
-use crate::outbox::is_external_broker;
+use crate::producer_outbox::is_external_broker;
 
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MAX_IN_FLIGHT: u32 = 10_000;
@@ -23,14 +23,14 @@ const MAX_STREAM_BYTES: usize = 255;
 
 /// Bounds that come from the settings.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct SubscriptionLimits {
     /// `delivery.max_timeout`: the longest timeout of an attempt.
     pub max_timeout: Duration,
 }
 
 impl Subscription {
     /// Checks each field; every error names its field and the remedy.
-    pub fn validate(&self, limits: &Limits) -> Result<(), Vec<FieldError>> {
+    pub fn validate(&self, limits: &SubscriptionLimits) -> Result<(), Vec<FieldError>> {
         let mut errors = Vec::new();
         if !super::is_tenant(&self.tenant) {
             errors.push(FieldError::new(
@@ -67,7 +67,7 @@ impl Subscription {
                 .enumerate()
                 .filter_map(|(position, filter)| filter.validate(&format!("filter[{position}]")).err()),
         );
-        if self.state != super::State::Disabled
+        if self.state != super::SubscriptionState::Disabled
             && (self.disabled_reason.is_some() || self.disabled_at.is_some())
         {
             errors.push(FieldError::new(
@@ -135,7 +135,7 @@ impl Subscription {
 }
 
 impl Delivery {
-    fn validate(&self, limits: &Limits, errors: &mut Vec<FieldError>) {
+    fn validate(&self, limits: &SubscriptionLimits, errors: &mut Vec<FieldError>) {
         let (timeout, max_in_flight) = (self.timeout(), self.max_in_flight());
         if timeout < MIN_TIMEOUT || timeout > limits.max_timeout {
             errors.push(FieldError::new(

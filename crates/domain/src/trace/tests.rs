@@ -29,7 +29,7 @@ fn logged(subscription: &str, attempt: u32, outcome: Settled, redriven: bool) ->
     Logged { domain: "policy-client".into(), subscription: subscription.into(), record }
 }
 
-fn letter(state: State) -> DeadLetter {
+fn letter(state: DeadLetterState) -> DeadLetter {
     DeadLetter {
         incarnation: Default::default(),
         id: "env_b".into(),
@@ -128,7 +128,7 @@ fn a_subscribers_last_state_is_told_by_where_the_envelope_stands() {
         Standing::Retrying
     );
     assert_eq!(state(Findings { records: failed(), ..Findings::default() }), Standing::Gone);
-    let parked = || vec![letter(State::Parked)];
+    let parked = || vec![letter(DeadLetterState::Parked)];
     assert_eq!(
         state(Findings { dead_letters: parked(), records: failed(), ..Findings::default() }),
         Standing::DeadLettered
@@ -137,7 +137,7 @@ fn a_subscribers_last_state_is_told_by_where_the_envelope_stands() {
         state(Findings { dead_letters: parked(), owed: vec![owed(true)], ..Findings::default() }),
         Standing::Replaying
     );
-    let letters = vec![letter(State::Replaying)];
+    let letters = vec![letter(DeadLetterState::Replaying)];
     assert_eq!(state(Findings { dead_letters: letters, ..Findings::default() }), Standing::Replaying);
 }
 
@@ -174,9 +174,9 @@ fn a_tenant_is_told_of_its_own_alone() {
         rejected: vec![rejected(None), rejected(Some("acme")), rejected(Some("default"))],
         owed: vec![owed(false), Owed { tenant: "acme".into(), envelope: "env_o".into(), ..owed(false) }],
         dead_letters: vec![
-            letter(State::Parked),
-            DeadLetter { tenant: "acme".into(), id: "env_d".into(), ..letter(State::Parked) },
-            DeadLetter { tenant: String::new(), id: "env_x".into(), ..letter(State::Parked) },
+            letter(DeadLetterState::Parked),
+            DeadLetter { tenant: "acme".into(), id: "env_d".into(), ..letter(DeadLetterState::Parked) },
+            DeadLetter { tenant: String::new(), id: "env_x".into(), ..letter(DeadLetterState::Parked) },
         ],
         records: vec![
             mine(logged("a", 1, Settled::Delivered, false)),

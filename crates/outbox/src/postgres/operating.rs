@@ -1,7 +1,7 @@
 //! What operators ask of the outbox on PostgreSQL, and its upkeep.
 
 use super::{Postgres, run};
-use crate::rows::{Batch, BrokerStatus, Cursor, Retention, Row, RowColumns, Selection, milliseconds};
+use crate::rows::{Batch, BrokerStatus, Retention, Row, RowColumns, RowCursor, RowSelection, milliseconds};
 
 /// The rows an operator means. $1 broker, $2 statuses, $3 message ids, $4 stream, $5 event type; $6, $7 the
 /// cursor. Written out in each statement: statements are constant.
@@ -46,8 +46,8 @@ impl Postgres {
 
     pub(crate) async fn list(
         &self,
-        selection: &Selection,
-        after: &Cursor,
+        selection: &RowSelection,
+        after: &RowCursor,
         limit: usize,
     ) -> Result<Vec<Row>, sqlx::Error> {
         let query = sqlx::query_as::<_, RowColumns>(selected!(
@@ -80,8 +80,8 @@ impl Postgres {
 
     pub(crate) async fn retry(
         &self,
-        selection: &Selection,
-        after: &Cursor,
+        selection: &RowSelection,
+        after: &RowCursor,
         limit: usize,
     ) -> Result<Batch, sqlx::Error> {
         // What waits behind such a row was put off until that one's time; now it is due as well.
@@ -110,9 +110,9 @@ impl Postgres {
 
     pub(crate) async fn discard(
         &self,
-        selection: &Selection,
+        selection: &RowSelection,
         reason: &str,
-        after: &Cursor,
+        after: &RowCursor,
         limit: usize,
     ) -> Result<Batch, sqlx::Error> {
         let query = sqlx::query_as(selected!(

@@ -1,7 +1,7 @@
 //! What operators ask of the outbox on SQLite, and its upkeep.
 
 use super::{BEGIN, Sqlite, array, now};
-use crate::rows::{Batch, BrokerStatus, Cursor, Retention, Row, RowColumns, Selection, milliseconds};
+use crate::rows::{Batch, BrokerStatus, Retention, Row, RowColumns, RowCursor, RowSelection, milliseconds};
 
 /// The rows an operator means. ?1 broker, ?2 statuses, ?3 message ids, ?4 stream, ?5 event type; ?6, ?7 the
 /// cursor. Lists are JSON arrays.
@@ -47,8 +47,8 @@ impl Sqlite {
 
     pub(crate) async fn list(
         &self,
-        selection: &Selection,
-        after: &Cursor,
+        selection: &RowSelection,
+        after: &RowCursor,
         limit: usize,
     ) -> Result<Vec<Row>, sqlx::Error> {
         let query = sqlx::query_as::<_, RowColumns>(selected!(
@@ -74,8 +74,8 @@ impl Sqlite {
 
     pub(crate) async fn retry(
         &self,
-        selection: &Selection,
-        after: &Cursor,
+        selection: &RowSelection,
+        after: &RowCursor,
         limit: usize,
     ) -> Result<Batch, sqlx::Error> {
         let mut tx = self.pool.begin_with(BEGIN).await?;
@@ -111,9 +111,9 @@ impl Sqlite {
 
     pub(crate) async fn discard(
         &self,
-        selection: &Selection,
+        selection: &RowSelection,
         reason: &str,
-        after: &Cursor,
+        after: &RowCursor,
         limit: usize,
     ) -> Result<Batch, sqlx::Error> {
         let mut tx = self.pool.begin_with(BEGIN).await?;

@@ -20,9 +20,9 @@ pub const CONTENT_TYPE: &str = "application/vnd.integration-hub.envelope+json";
 
 /// A full envelope. Members that are not known here are passed over: the hub's own rows have none.
 #[derive(Debug)]
-pub struct Envelope<'a> {
+pub struct FullEnvelope<'a> {
     pub data: &'a RawValue,
-    pub metadata: Metadata,
+    pub metadata: EnvelopeMetadata,
     /// The metadata as it was written.
     pub raw_metadata: &'a RawValue,
 }
@@ -36,16 +36,16 @@ struct Parts<'a> {
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Metadata {
-    pub headers: Headers,
+pub struct EnvelopeMetadata {
+    pub headers: HeadersMetadata,
     #[serde(default)]
-    pub domain: Domain,
+    pub domain: DomainMetadata,
     #[serde(default)]
     pub extensions: Map<String, Value>,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Headers {
+pub struct HeadersMetadata {
     pub id: String,
     #[serde(rename = "type")]
     pub kind: String,
@@ -64,7 +64,7 @@ pub struct TraceParent {
 }
 
 #[derive(Debug, Default, Deserialize)]
-pub struct Domain {
+pub struct DomainMetadata {
     pub sequence_id: Option<String>,
     pub correlation_id: Option<String>,
     pub causation_id: Option<String>,
@@ -81,7 +81,7 @@ pub(super) fn is_reserved(extension: &str) -> bool {
     ATTRIBUTES.contains(&extension)
 }
 
-impl<'a> Envelope<'a> {
+impl<'a> FullEnvelope<'a> {
     /// Reads an envelope. The error names the member that is missing or wrong.
     pub fn from_json(json: &'a str) -> Result<Self, serde_json::Error> {
         let Parts { data, metadata } = serde_json::from_str(json)?;
@@ -98,7 +98,7 @@ impl<'a> Envelope<'a> {
     /// says, then the producer's. A producer's name loses what is no letter or digit (`partner_tier` is
     /// `partnertier`); a value of another kind, or with a control character, is its JSON text.
     pub fn attributes(&self) -> Vec<(String, Value)> {
-        let Metadata { headers, domain, extensions } = &self.metadata;
+        let EnvelopeMetadata { headers, domain, extensions } = &self.metadata;
         let mut found: Vec<(String, Value)> = Vec::new();
         if let Some(trace) = &headers.traceparent {
             let flags = if trace.sampled { "01" } else { "00" };

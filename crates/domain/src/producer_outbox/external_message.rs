@@ -94,15 +94,15 @@ struct Body<'a, M> {
 }
 
 #[derive(Serialize)]
-struct Metadata<'a> {
-    headers: Headers<'a>,
-    domain: Domain<'a>,
-    envelope: Envelope,
+struct ExternalMetadata<'a> {
+    headers: HeadersPart<'a>,
+    domain: DomainPart<'a>,
+    envelope: EnvelopePart,
     extensions: BTreeMap<&'a str, &'a RawValue>,
 }
 
 #[derive(Serialize)]
-struct Headers<'a> {
+struct HeadersPart<'a> {
     id: Option<&'a RawValue>,
     #[serde(rename = "type")]
     kind: Option<&'a RawValue>,
@@ -119,7 +119,7 @@ struct TraceParent<'a> {
 }
 
 #[derive(Serialize)]
-struct Domain<'a> {
+struct DomainPart<'a> {
     fqn: Option<&'a RawValue>,
     kind: &'static str,
     version: u32,
@@ -131,7 +131,7 @@ struct Domain<'a> {
 }
 
 #[derive(Serialize)]
-struct Envelope {
+struct EnvelopePart {
     specversion: &'static str,
 }
 
@@ -172,15 +172,15 @@ impl ExternalMessage {
                 let traceparent = text("traceparent")?;
                 let content_type = members.get("datacontenttype").filter(|_| data_base64.is_some());
                 let extensions = members.iter().filter(|(name, _)| !PLACED.contains(name));
-                let metadata = Metadata {
-                    headers: Headers {
+                let metadata = ExternalMetadata {
+                    headers: HeadersPart {
                         id: members.get("id"),
                         kind: members.get("type"),
                         time: members.get("time"),
                         stream: members.get("subject"),
                         traceparent: traceparent.as_deref().and_then(trace_parent),
                     },
-                    domain: Domain {
+                    domain: DomainPart {
                         fqn: None,
                         kind: "EVENT",
                         version: 1,
@@ -190,7 +190,7 @@ impl ExternalMessage {
                         origin_stream: None,
                         stream_category: None,
                     },
-                    envelope: Envelope { specversion: "1.0" },
+                    envelope: EnvelopePart { specversion: "1.0" },
                     extensions: extensions
                         .chain(content_type.map(|content_type| ("datacontenttype", content_type)))
                         .collect(),

@@ -24,7 +24,7 @@ fn three_fields_are_enough() {
         (event.key.as_str(), event.stream.as_str(), event.published),
         ("user.created", "user-u1", false)
     );
-    assert_eq!(event.priority, Lane::Live);
+    assert_eq!(event.priority, Priority::Live);
     let event = RaisedEvent::new("user.created".parse().unwrap(), "user-u1", &json!([1])).unwrap();
     event.validate().unwrap();
     assert_eq!(
@@ -140,8 +140,8 @@ fn steps_lead_where_the_table_says() {
     assert!("done".parse::<Status>().unwrap_err().contains("pending"));
 }
 
-fn policy() -> RetryPolicy {
-    RetryPolicy { max_attempts: 4, waits: [1, 5].map(Duration::from_secs).to_vec() }
+fn policy() -> RelayRetryPolicy {
+    RelayRetryPolicy { max_attempts: 4, waits: [1, 5].map(Duration::from_secs).to_vec() }
 }
 
 #[test]
@@ -168,6 +168,6 @@ proptest! {
     #[test]
     fn reading_never_panics(text in "\\PC{0,60}") {
         let _ = RaisedEvent::from_json(&text);
-        let _ = Envelope::from_json(&text);
+        let _ = FullEnvelope::from_json(&text);
     }
 }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Number, Value};
 
-use super::envelope::is_reserved;
-use super::{Lane, content};
+use super::full_envelope::is_reserved;
+use super::{Priority, content};
 use crate::event::{is_timestamp, is_traceparent};
 use crate::field_error::FieldError;
 use crate::key::EventKey;
@@ -53,7 +53,7 @@ pub struct RaisedEvent {
     #[serde(default, deserialize_with = "default_if_null")]
     pub published: bool,
     #[serde(default, deserialize_with = "default_if_null")]
-    pub priority: Lane,
+    pub priority: Priority,
     /// W3C Trace Context, version 00.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
@@ -107,7 +107,7 @@ impl RaisedEvent {
             time: None,
             tenant: None,
             published: false,
-            priority: Lane::Live,
+            priority: Priority::Live,
             traceparent: None,
             correlation_id: None,
             causation_id: None,

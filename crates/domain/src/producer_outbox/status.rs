@@ -98,14 +98,14 @@ pub enum Step {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "openapi", schema(as = OutboxLane))]
-pub enum Lane {
+pub enum Priority {
     #[default]
     Live,
     /// A backfill, an import: what nobody waits for.
     Bulk,
 }
 
-impl Lane {
+impl Priority {
     pub const ALL: [Self; 2] = [Self::Live, Self::Bulk];
 
     pub fn as_str(self) -> &'static str {
@@ -118,7 +118,7 @@ impl Lane {
 
 /// How often a row is tried, and the waits between.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RetryPolicy {
+pub struct RelayRetryPolicy {
     /// Attempts in all, the first included; at least 1.
     pub max_attempts: u32,
     /// The waits after the first, second, … failed attempt; the last one is repeated.
@@ -136,7 +136,7 @@ pub enum AfterFailure {
 /// together do not come back together.
 const JITTER: f64 = 0.2;
 
-impl RetryPolicy {
+impl RelayRetryPolicy {
     /// What to do after an attempt that failed. `attempts`: failed attempts before this one.
     /// `permanent`: no further attempt can succeed (the payload is too large, say). `jitter` is random,
     /// in `[0, 1)`.

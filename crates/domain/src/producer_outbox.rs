@@ -3,9 +3,9 @@
 
 mod content;
 mod destination;
-mod envelope;
-mod external;
-mod names;
+mod external_message;
+mod full_envelope;
+mod name_rules;
 mod pauses;
 mod raised;
 mod status;
@@ -14,12 +14,12 @@ mod tests;
 
 pub use content::MAX_DEPTH;
 pub use destination::Destination;
-pub use envelope::{CONTENT_TYPE, Envelope};
-pub use external::{ExternalMessage, external_metadata};
-pub use names::Names;
+pub use external_message::{ExternalMessage, external_metadata};
+pub use full_envelope::{CONTENT_TYPE, FullEnvelope};
+pub use name_rules::NameRules;
 pub use pauses::Pauses;
 pub use raised::{MAX_EXTENSIONS_BYTES, MAX_ID_BYTES, MAX_TEXT_BYTES, RaisedEvent};
-pub use status::{AfterFailure, Lane, RetryPolicy, Status, Step};
+pub use status::{AfterFailure, Priority, RelayRetryPolicy, Status, Step};
 
 /// The target broker that every event goes to: the hub's own.
 pub const INTERNAL: &str = "internal";

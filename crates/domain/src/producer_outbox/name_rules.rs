@@ -4,7 +4,7 @@ use crate::field_error::FieldError;
 
 /// Whose names they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Names {
+pub enum NameRules {
     /// Any text is one, up to a length: Redis keys, AMQP routing keys.
     #[default]
     Any,
@@ -14,7 +14,7 @@ pub enum Names {
     Topic,
 }
 
-impl Names {
+impl NameRules {
     /// A text from outside as part of a name, injectively: two texts that differ still do. What is legal
     /// stays as it is.
     ///
@@ -92,17 +92,17 @@ mod tests {
     #[test]
     fn what_is_legal_stays_and_the_rest_is_escaped() {
         for (names, text, expected) in [
-            (Names::Any, "crm::user *\u{e9}", "crm::user *\u{e9}"),
-            (Names::Subject, "user.created", "user.created"),
-            (Names::Subject, "crm::user-7", "crm::user-7"),
-            (Names::Subject, "a b*>%", "a%20b%2A%3E%25"),
-            (Names::Subject, ".a..b.", "%2Ea%2E%2Eb%2E"),
-            (Names::Subject, "\u{e9}\u{a0}", "\u{e9}%C2%A0"),
-            (Names::Topic, "order_items-v1.eu", "order_items-v1.eu"),
-            (Names::Topic, "crm::user", "crm_.3A_.3Auser"),
-            (Names::Topic, "a_.b", "a_.5F.b"),
-            (Names::Topic, "a__:", "a___.3A"),
-            (Names::Topic, "\u{e9}", "_.C3_.A9"),
+            (NameRules::Any, "crm::user *\u{e9}", "crm::user *\u{e9}"),
+            (NameRules::Subject, "user.created", "user.created"),
+            (NameRules::Subject, "crm::user-7", "crm::user-7"),
+            (NameRules::Subject, "a b*>%", "a%20b%2A%3E%25"),
+            (NameRules::Subject, ".a..b.", "%2Ea%2E%2Eb%2E"),
+            (NameRules::Subject, "\u{e9}\u{a0}", "\u{e9}%C2%A0"),
+            (NameRules::Topic, "order_items-v1.eu", "order_items-v1.eu"),
+            (NameRules::Topic, "crm::user", "crm_.3A_.3Auser"),
+            (NameRules::Topic, "a_.b", "a_.5F.b"),
+            (NameRules::Topic, "a__:", "a___.3A"),
+            (NameRules::Topic, "\u{e9}", "_.C3_.A9"),
         ] {
             assert_eq!(names.part(text), expected, "{names:?} {text:?}");
         }
@@ -111,23 +111,25 @@ mod tests {
     #[test]
     fn a_template_with_what_cannot_stand_there_is_refused() {
         for (names, text) in [
-            (Names::Subject, "a b"),
-            (Names::Subject, "events.>"),
-            (Names::Topic, "crm::"),
-            (Names::Topic, "caf\u{e9}"),
+            (NameRules::Subject, "a b"),
+            (NameRules::Subject, "events.>"),
+            (NameRules::Topic, "crm::"),
+            (NameRules::Topic, "caf\u{e9}"),
         ] {
             let error = names.check_text(text).unwrap_err();
             assert_eq!(error.field, "destination");
             assert!(error.problem.contains(&format!("{text:?}")), "{error}");
         }
-        for (names, text) in [(Names::Any, "a b"), (Names::Subject, ".events::%."), (Names::Topic, "._-a1")] {
+        for (names, text) in
+            [(NameRules::Any, "a b"), (NameRules::Subject, ".events::%."), (NameRules::Topic, "._-a1")]
+        {
             assert_eq!(names.check_text(text), Ok(()));
         }
     }
 
     /// The text that such a part was made of.
-    fn text_of(names: Names, part: &str) -> String {
-        let sign = if names == Names::Subject { "%" } else { "_." };
+    fn text_of(names: NameRules, part: &str) -> String {
+        let sign = if names == NameRules::Subject { "%" } else { "_." };
         let (mut bytes, mut rest) = (Vec::new(), part);
         while let Some(first) = rest.bytes().next() {
             if let Some(tail) = rest.strip_prefix(sign) {
@@ -147,12 +149,12 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_becomes_a_legal_part_that_no_other_becomes(text in "[a_.:%* \u{e9}\u{85}]{1,12}") {
-            let subject = Names::Subject.part(&text);
+            let subject = NameRules::Subject.part(&text);
             prop_assert!(subject.split('.').all(|token| !token.is_empty() && token.chars().all(is_of_token)));
-            prop_assert_eq!(text_of(Names::Subject, &subject), text.clone());
-            let topic = Names::Topic.part(&text);
+            prop_assert_eq!(text_of(NameRules::Subject, &subject), text.clone());
+            let topic = NameRules::Topic.part(&text);
             prop_assert!(topic.chars().all(is_of_topic));
-            prop_assert_eq!(text_of(Names::Topic, &topic), text);
+            prop_assert_eq!(text_of(NameRules::Topic, &topic), text);
         }
     }
 }

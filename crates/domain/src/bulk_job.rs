@@ -14,10 +14,10 @@ pub const SILENCE: Duration = Duration::from_secs(15);
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(try_from = "String", into = "String")]
-#[cfg_attr(feature = "openapi", schema(value_type = String, pattern = "^ord_[0-9a-f]{32}$"))]
-pub struct OrderId(String);
+#[cfg_attr(feature = "openapi", schema(as = OrderId, value_type = String, pattern = "^ord_[0-9a-f]{32}$"))]
+pub struct BulkJobId(String);
 
-impl OrderId {
+impl BulkJobId {
     /// Of random bits.
     pub fn new(random: u128) -> Self {
         Self(format!("ord_{random:032x}"))
@@ -28,19 +28,19 @@ impl OrderId {
     }
 }
 
-impl fmt::Display for OrderId {
+impl fmt::Display for BulkJobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl From<OrderId> for String {
-    fn from(id: OrderId) -> Self {
+impl From<BulkJobId> for String {
+    fn from(id: BulkJobId) -> Self {
         id.0
     }
 }
 
-impl TryFrom<String> for OrderId {
+impl TryFrom<String> for BulkJobId {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {
         let digits = text.strip_prefix("ord_").unwrap_or_default();
@@ -58,7 +58,7 @@ impl TryFrom<String> for OrderId {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "openapi", schema(as = OrderKind))]
-pub enum Kind {
+pub enum BulkJobKind {
     /// Sent again now.
     Replay,
     /// Removed for good, undelivered.
@@ -70,7 +70,7 @@ pub enum Kind {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "openapi", schema(as = OrderState))]
-pub enum State {
+pub enum BulkJobState {
     /// Counts what is meant.
     Selecting,
     Running,
@@ -83,7 +83,7 @@ pub enum State {
     Interrupted,
 }
 
-impl State {
+impl BulkJobState {
     /// Nothing more is done for it.
     pub fn is_over(self) -> bool {
         !matches!(self, Self::Selecting | Self::Running)
@@ -93,12 +93,13 @@ impl State {
 /// A bulk order on dead letters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Order {
-    pub id: OrderId,
-    pub kind: Kind,
+#[cfg_attr(feature = "openapi", schema(as = Order))]
+pub struct BulkJob {
+    pub id: BulkJobId,
+    pub kind: BulkJobKind,
     /// A replay also of what is on its way again already.
     pub force: bool,
-    pub state: State,
+    pub state: BulkJobState,
     /// How many were meant when it began; counted while `selecting`.
     pub total: u64,
     /// How many of them are ordered to be sent again, or discarded.
@@ -126,12 +127,12 @@ pub struct Order {
     pub tenant: Option<String>,
 }
 
-impl Order {
+impl BulkJob {
     /// As it is to be shown at a time: one that is not over, and whose process has gone silent, is
     /// interrupted.
     pub fn as_of(mut self, now: OffsetDateTime) -> Self {
         if !self.state.is_over() && now - self.updated_at > SILENCE {
-            self.state = State::Interrupted;
+            self.state = BulkJobState::Interrupted;
             self.ended_at = Some(self.updated_at);
         }
         self
@@ -142,10 +143,10 @@ impl Order {
 mod tests {
     use super::*;
 
-    fn order(state: State) -> Order {
-        Order {
-            id: OrderId::new(7),
-            kind: Kind::Replay,
+    fn order(state: BulkJobState) -> BulkJob {
+        BulkJob {
+            id: BulkJobId::new(7),
+            kind: BulkJobKind::Replay,
             force: false,
             state,
             total: 0,
@@ -166,24 +167,29 @@ mod tests {
     fn an_order_that_has_gone_silent_is_interrupted_unless_it_is_over() {
         let in_time = OffsetDateTime::UNIX_EPOCH + SILENCE;
         let late = in_time + time::Duration::SECOND;
-        for state in [State::Selecting, State::Running] {
+        for state in [BulkJobState::Selecting, BulkJobState::Running] {
             assert_eq!(order(state).as_of(in_time).state, state);
             let shown = order(state).as_of(late);
-            assert_eq!((shown.state, shown.ended_at), (State::Interrupted, Some(OffsetDateTime::UNIX_EPOCH)));
+            assert_eq!(
+                (shown.state, shown.ended_at),
+                (BulkJobState::Interrupted, Some(OffsetDateTime::UNIX_EPOCH))
+            );
         }
-        for state in [State::Done, State::Failed, State::Cancelled, State::Interrupted] {
+        for state in
+            [BulkJobState::Done, BulkJobState::Failed, BulkJobState::Cancelled, BulkJobState::Interrupted]
+        {
             assert_eq!(order(state).as_of(late), order(state));
         }
     }
 
     #[test]
     fn an_id_reads_back_and_nothing_else_does() {
-        let id = OrderId::new(u128::MAX);
-        assert_eq!(OrderId::try_from(id.to_string()), Ok(id));
+        let id = BulkJobId::new(u128::MAX);
+        assert_eq!(BulkJobId::try_from(id.to_string()), Ok(id));
         for text in
             ["", "ord_", "ord_*", "ord_0000000000000000000000000000000G", "0000000000000000000000000000000a"]
         {
-            assert!(OrderId::try_from(text.to_owned()).is_err(), "{text}");
+            assert!(BulkJobId::try_from(text.to_owned()).is_err(), "{text}");
         }
     }
 }

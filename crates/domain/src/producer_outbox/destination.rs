@@ -2,14 +2,14 @@
 
 use serde::Deserialize;
 
-use super::names::Names;
+use super::name_rules::NameRules;
 use crate::field_error::FieldError;
 
 /// A parsed template: text with `{type}`, `{category}`, `{stream}` and `{tenant}` in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destination {
     pieces: Vec<Piece>,
-    names: Names,
+    names: NameRules,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,13 +77,13 @@ impl Destination {
         if pieces.is_empty() {
             return refuse(format!("is empty; write a name, or a template with {PLACEHOLDERS}"));
         }
-        Ok(Self { pieces, names: Names::Any })
+        Ok(Self { pieces, names: NameRules::Any })
     }
 
     /// The same for a broker with such names: what fills the template becomes part of one by
-    /// [`Names::part`]. The error is that of the field `destination`, whose own text cannot stand in such a
+    /// [`NameRules::part`]. The error is that of the field `destination`, whose own text cannot stand in such a
     /// name.
-    pub fn with_names(self, names: Names) -> Result<Self, FieldError> {
+    pub fn with_names(self, names: NameRules) -> Result<Self, FieldError> {
         for piece in &self.pieces {
             if let Piece::Text(text) = piece {
                 names.check_text(text)?;
@@ -161,10 +161,10 @@ mod tests {
             let destination = destination.clone().with_names(names).unwrap();
             destination.render("user.created", "user 1", envelope).unwrap()
         };
-        assert_eq!(rendered(Names::Any), "events.crm::user.user 1");
-        assert_eq!(rendered(Names::Subject), "events.crm::user.user%201");
-        assert_eq!(rendered(Names::Topic), "events.crm_.3A_.3Auser.user_.201");
-        let error = Destination::parse("a:{type}").unwrap().with_names(Names::Topic).unwrap_err();
+        assert_eq!(rendered(NameRules::Any), "events.crm::user.user 1");
+        assert_eq!(rendered(NameRules::Subject), "events.crm::user.user%201");
+        assert_eq!(rendered(NameRules::Topic), "events.crm_.3A_.3Auser.user_.201");
+        let error = Destination::parse("a:{type}").unwrap().with_names(NameRules::Topic).unwrap_err();
         assert_eq!(error.field, "destination");
     }
 
