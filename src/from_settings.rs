@@ -1,4 +1,4 @@
-//! What the settings say to each part of the hub, in that part's own words.
+//! Translates the settings to the options of each part of the hub.
 
 use std::sync::Arc;
 
@@ -11,10 +11,12 @@ use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, Unopened};
 use crate::nats::definitions::{Limits, Shape};
 use crate::nats::{ConnectOptions, JetStream, NatsError, Tls};
 use crate::seal::{Place, Sealer};
-use crate::settings::{ExternalBroker, Mechanism, Provider, Settings};
-use crate::sinks::{self, Broker, SettingError, amqp, kafka};
+#[cfg(feature = "kafka")]
+use crate::settings::Mechanism;
+use crate::settings::{ExternalBroker, Provider, Settings};
+use crate::sinks::{self, Broker, SettingError};
 
-/// What the settings say of attempts.
+/// The retries of a delivery.
 pub fn retry_policy(settings: &Settings) -> RetryPolicy {
     RetryPolicy {
         max_deliver: settings.delivery.max_deliver,
@@ -23,7 +25,7 @@ pub fn retry_policy(settings: &Settings) -> RetryPolicy {
     }
 }
 
-/// What the settings say of the HTTP deliveries.
+/// The options of HTTP deliveries.
 pub fn http_config(settings: &Settings) -> HttpConfig {
     HttpConfig {
         addresses: AddressPolicy { allow: settings.delivery.allow_networks.clone() },
@@ -32,7 +34,7 @@ pub fn http_config(settings: &Settings) -> HttpConfig {
     }
 }
 
-/// What the settings say of the connection.
+/// The options of the connection to NATS. `name` is the connection's name on the server.
 pub fn connect_options(settings: &Settings, name: &str) -> ConnectOptions {
     let nats = &settings.nats;
     ConnectOptions {
@@ -56,7 +58,7 @@ pub fn connect_options(settings: &Settings, name: &str) -> ConnectOptions {
     }
 }
 
-/// What the settings say of the streams and consumers.
+/// The streams and consumers.
 pub fn shape(settings: &Settings) -> Shape {
     let limits = &settings.limits;
     Shape {
@@ -79,7 +81,7 @@ pub fn shape(settings: &Settings) -> Shape {
     }
 }
 
-/// The external broker of an entry. Connects with the first message.
+/// The external broker of an entry. The first publish connects.
 pub fn external_broker(entry: &ExternalBroker) -> Result<Arc<dyn Broker>, SettingError> {
     let url = &entry.url;
     let tls = sinks::Tls {
@@ -102,6 +104,7 @@ pub fn external_broker(entry: &ExternalBroker) -> Result<Arc<dyn Broker>, Settin
             timeouts,
             ..sinks::nats::Options::new(url)
         })?),
+        #[cfg(feature = "redis")]
         Provider::Redis => Arc::new(sinks::redis::Redis::new(sinks::redis::Options {
             user,
             password,
@@ -110,26 +113,31 @@ pub fn external_broker(entry: &ExternalBroker) -> Result<Arc<dyn Broker>, Settin
             timeouts,
             ..sinks::redis::Options::new(url)
         })?),
-        Provider::Amqp => Arc::new(amqp::Amqp::new(amqp::Options {
+        #[cfg(feature = "amqp")]
+        Provider::Amqp => Arc::new(sinks::amqp::Amqp::new(sinks::amqp::Options {
             user,
             password,
             tls,
             exchange: entry.exchange.clone(),
             timeouts,
-            ..amqp::Options::new(url)
+            ..sinks::amqp::Options::new(url)
         })?),
-        Provider::Kafka => Arc::new(kafka::Kafka::new(kafka::Options {
+        #[cfg(feature = "kafka")]
+        Provider::Kafka => Arc::new(sinks::kafka::Kafka::new(sinks::kafka::Options {
             user,
             password,
             mechanism: match entry.mechanism {
-                Mechanism::Plain => kafka::Mechanism::Plain,
-                Mechanism::ScramSha256 => kafka::Mechanism::ScramSha256,
-                Mechanism::ScramSha512 => kafka::Mechanism::ScramSha512,
+                Mechanism::Plain => sinks::kafka::Mechanism::Plain,
+                Mechanism::ScramSha256 => sinks::kafka::Mechanism::ScramSha256,
+                Mechanism::ScramSha512 => sinks::kafka::Mechanism::ScramSha512,
             },
             tls,
             timeouts,
-            ..kafka::Options::new(url)
+            ..sinks::kafka::Options::new(url)
         })?),
+        // Validating the settings rejects it already.
+        #[cfg(not(all(feature = "redis", feature = "amqp", feature = "kafka")))]
+        provider => return Err(SettingError::new("provider", provider.not_built_in())),
     })
 }
 
@@ -137,8 +145,8 @@ pub(crate) fn bytes(size: bytesize::ByteSize) -> usize {
     usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
 }
 
-/// What message ids are made with: the master key, or where there is none a secret that the broker keeps
-/// for the processes of this hub.
+/// The source of message ids: a secret derived from the master key, or, without one, a secret in NATS that all
+/// processes of this hub share.
 pub(crate) async fn message_ids(js: &JetStream, sealer: Option<&Sealer>) -> Result<MessageIds, NatsError> {
     match sealer {
         Some(sealer) => Ok(sealer.message_ids()),
@@ -146,23 +154,23 @@ pub(crate) async fn message_ids(js: &JetStream, sealer: Option<&Sealer>) -> Resu
     }
 }
 
-/// Opens credentials with the master key, if there is one.
+/// Opens credentials with the master key, if one is set.
 pub(crate) struct MasterKey(pub(crate) Option<Sealer>);
 
 impl OpenSecret for MasterKey {
     fn open(&self, subscription: &Identity, field: &str, sealed: &str) -> Result<SecretString, Unopened> {
         let Some(sealer) = &self.0 else {
-            tracing::error!(%subscription, field, "a sealed credential, but no secrets.master_key in the settings");
+            tracing::error!(%subscription, field, "cannot open a sealed credential: secrets.master_key is not set");
             return Err(Unopened);
         };
         sealer.open_at(&place(subscription, field), sealed).map_err(|error| {
-            tracing::error!(%subscription, field, %error, "a sealed credential cannot be opened");
+            tracing::error!(%subscription, field, %error, "cannot open a sealed credential");
             Unopened
         })
     }
 }
 
-/// Where a subscription's credential is sealed for.
+/// The place that a subscription's credential is sealed for.
 pub(crate) fn place<'a>(subscription: &'a Identity, field: &'a str) -> Place<'a> {
     let Identity { subscription, incarnation } = subscription;
     Place { tenant: subscription.tenant(), id: subscription.id(), incarnation: *incarnation, field }

@@ -1,6 +1,6 @@
 //! Integration Hub: event distribution on NATS JetStream. See `docs/architecture.md`.
 
-// `print!` and `eprint!` panic if the reader has gone: `outlet` and `cli::output` write instead.
+// `print!` and `eprint!` panic if the reader has closed the pipe; `outlet` and `cli::output` do not.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod api;

@@ -1,4 +1,4 @@
-//! `hub`: from the command line to an exit code.
+//! The `hub` program.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -10,9 +10,9 @@ use integration_hub::open_files;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The lifecycle: the command line (a usage error ends here, with 2), the settings in all their
-/// layers, the log, the runtime, the one command, its answer as the exit code. A command owns all
-/// that it starts and has stopped it when it returns. The last lines of the log are written at the end.
+/// Parses the command line (a usage error exits with 2), loads the settings, starts the log and the runtime, runs the
+/// command, and converts its answer to the exit code. A command stops everything that it started before it returns.
+/// The last log lines are written at the end.
 fn main() -> ExitCode {
     let cli = match Cli::read() {
         Ok(cli) => cli,
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         open_files::raise();
         let runtime = cli.runtime()?;
         let answer = runtime.block_on(cli.run(settings));
-        // Nothing is waited for that the command left behind: a download it was told to give up, say.
+        // Do not wait for blocking work that the command abandoned, such as a cancelled download.
         runtime.shutdown_background();
         answer
     })();

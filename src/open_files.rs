@@ -1,22 +1,21 @@
-//! How many files the process may have open: sockets count as files.
+//! The limit of open files of the process; sockets count as files.
 
 use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Allows the process as many as the system lets it have without a privilege: the soft limit is often 1,024, for the
-/// sake of programs that use select(2).
+/// Raises the soft limit to the hard limit. The soft limit is often 1,024, for programs that use select(2).
 pub fn raise() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum || current.is_none() {
         return;
     }
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
 
-/// The limit in force when it was first asked for.
+/// The limit at the time of the first call.
 pub fn limit() -> usize {
     static LIMIT: OnceLock<usize> = OnceLock::new();
     *LIMIT.get_or_init(|| {

@@ -1,10 +1,9 @@
-//! Credentials at rest: sealed with a master key, opened only where a request is made. Keys that were
-//! replaced still open; what they sealed is sealed anew by `hub secrets rotate`.
+//! Credentials at rest: sealed with a master key, and opened only when a request is made. Previous keys still open
+//! what they sealed; `hub secrets rotate` seals it with the current key.
 //!
-//! XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03) under a random 192-bit nonce, long enough to be
-//! drawn at random for any number of secrets under one key. What a text is sealed for is its associated
-//! data, so that it opens nowhere else: see `seal/subscriptions.rs` and, for the settings' own secrets,
-//! `seal/settings.rs`.
+//! XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03) with a random 192-bit nonce, which is long enough for any number of
+//! secrets with one key. The associated data name the place that a text is sealed for, so that it opens nowhere else:
+//! see `seal/subscriptions.rs`, and `seal/settings.rs` for the secrets of the settings.
 
 mod settings;
 mod subscriptions;
@@ -26,48 +25,48 @@ pub use settings::{OpenSettingsError, Outdated, PREFIX, open_settings};
 pub use subscriptions::{Place, is_bound, open_subscription, reseal_subscription, seal_subscription};
 
 const V1: &str = "v1.";
-/// The longest file of a key, in bytes.
+/// Largest key file in bytes.
 const MOST_KEY_FILE: u64 = 4096;
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
 const ENCODING: GeneralPurpose = URL_SAFE_NO_PAD;
 
-/// Seals credentials with the current master key, and opens what it or a previous one sealed.
+/// Seals credentials with the current master key, and opens those sealed with it or a previous key.
 #[derive(Clone)]
 pub struct Sealer {
     /// By key id.
     ciphers: HashMap<String, XChaCha20Poly1305>,
-    /// The one that seals.
+    /// The id of the key that seals.
     key_id: String,
     message_ids: MessageIds,
 }
 
-/// Why a sealed credential did not open.
+/// Why a sealed credential cannot be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     #[error(
-        "the credential is sealed with the key {key_id:?}, which this process does not have: set secrets.key_id and secrets.master_key (or secrets.master_key_file) to it, or name it in secrets.previous_keys (or secrets.previous_key_files)"
+        "the credential is sealed with the key {key_id:?}, which this process does not have; set secrets.key_id and secrets.master_key (or secrets.master_key_file) to it, or add it to secrets.previous_keys (or secrets.previous_key_files)"
     )]
     MissingKey { key_id: String },
     #[error(
-        "the credential does not open: another key of the same secrets.key_id, a credential of another subscription or field, or it was changed; apply the subscription again"
+        "the credential cannot be opened: it was sealed with another key of the same secrets.key_id, for another subscription or field, or was changed; apply the subscription again"
     )]
     Forged,
     #[error("the credential is not in sealed form (v2.<key id>.<base64url>); apply the subscription again")]
     Malformed,
 }
 
-/// Why the master key of the settings cannot be used. The text holds nothing of the key.
+/// Why the master key of the settings is unusable. The text contains nothing of the key.
 #[derive(Debug, thiserror::Error)]
 pub enum MasterKeyError {
-    #[error("{setting}: {} cannot be read: {source}", file.display())]
+    #[error("{setting}: {} cannot be read: {source}; correct the path or the file's permissions", file.display())]
     Read { setting: &'static str, file: PathBuf, source: std::io::Error },
-    #[error("{setting} is not 32 bytes in base64: make one with `openssl rand -base64 32`")]
+    #[error("{setting}: is not 32 bytes in base64; create a key with `openssl rand -base64 32`")]
     NotAKey { setting: &'static str },
 }
 
 impl Sealer {
-    /// The sealer of the settings' master keys; `None` where there is no current one.
+    /// The sealer with the settings' master keys; `None` without a current key.
     pub fn from_settings(secrets: &Secrets) -> Result<Option<Self>, MasterKeyError> {
         let (setting, text) = match (&secrets.master_key, &secrets.master_key_file) {
             (Some(key), _) => ("secrets.master_key", key.clone()),
@@ -90,7 +89,7 @@ impl Sealer {
         Ok(Some(Self { ciphers, key_id: secrets.key_id.clone(), message_ids }))
     }
 
-    /// Makes message ids with a secret that is derived from the current key.
+    /// The source of message ids, with a secret that is derived from the current key.
     pub fn message_ids(&self) -> MessageIds {
         self.message_ids.clone()
     }
@@ -100,12 +99,12 @@ impl Sealer {
         &self.key_id
     }
 
-    /// The sealed form of `secret` for `name`, a setting's. Each call gives another text.
+    /// Seals the secret of the setting `name`. Each call returns a different text.
     pub fn seal(&self, name: &str, secret: &SecretString) -> String {
         self.seal_as(V1, name.as_bytes(), secret)
     }
 
-    /// The secret in `sealed`, which was sealed for the same `name`: a setting's, or before `v2` a subscription's id.
+    /// Opens a text that was sealed for `name`: a setting, or, before `v2`, a subscription's id.
     pub fn open(&self, name: &str, sealed: &str) -> Result<SecretString, SealError> {
         self.open_as(V1, name.as_bytes(), sealed)
     }
@@ -114,8 +113,8 @@ impl Sealer {
     fn seal_as(&self, version: &str, associated: &[u8], secret: &SecretString) -> String {
         let nonce = XChaCha20Poly1305::generate_nonce(&mut OsRng);
         let payload = Payload { msg: secret.expose_secret().as_bytes(), aad: associated };
-        let cipher = self.ciphers.get(&self.key_id).expect("the current key is put in when it is made");
-        let ciphertext = cipher.encrypt(&nonce, payload).expect("only a text of 256 GiB fails");
+        let cipher = self.ciphers.get(&self.key_id).expect("from_settings inserts the current key");
+        let ciphertext = cipher.encrypt(&nonce, payload).expect("only a text of 256 GiB or more fails");
         let bytes = [nonce.as_slice(), &ciphertext].concat();
         format!("{version}{}.{}", self.key_id, ENCODING.encode(bytes))
     }
@@ -142,16 +141,16 @@ fn read(setting: &'static str, file: &Path) -> Result<SecretString, MasterKeyErr
     })
 }
 
-/// A key is small; a pipe might never end, nor a device.
+/// Reads a small regular file. Reading a pipe or a device might never end.
 fn read_small(file: &Path) -> io::Result<String> {
     let length = match std::fs::metadata(file)? {
         about if about.is_file() => about.len(),
-        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")),
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
     };
     if length > MOST_KEY_FILE {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("it has {length} bytes, which is no key"),
+            format!("the file has {length} bytes, too many for a key"),
         ));
     }
     std::fs::read_to_string(file)

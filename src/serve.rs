@@ -1,5 +1,4 @@
-//! The composition root: makes the parts of a process, joins them, and runs them until it is told
-//! to stop.
+//! The composition root: creates and connects the parts of a process, and runs them until the process is stopped.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -46,7 +45,7 @@ use crate::from_settings::{
 use database::Stores;
 use relaying::Relaying;
 
-/// What a process does; by default all of it.
+/// A role that a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Role {
     EventProcessor,
@@ -55,18 +54,18 @@ pub enum Role {
     DltProcessor,
     /// The management API.
     Api,
-    /// Not among all: it runs where it is named, or where the settings name the outbox's database.
+    /// Not one of `ALL`: runs if it is named, or by default if the settings have a database for the producer outbox.
     OutboxRelay,
-    /// Not among all: it runs where it is named.
+    /// Not one of `ALL`: runs only if it is named.
     SubscriptionResolver,
 }
 
 impl Role {
-    /// What a process does where nothing else is said.
+    /// The roles that need no further setting.
     pub const ALL: [Role; 5] =
         [Role::EventProcessor, Role::OutboxProcessor, Role::DltRouter, Role::DltProcessor, Role::Api];
 
-    /// What a process with these settings does where no role is named.
+    /// The roles of a process with these settings if none is named.
     pub fn by_default(settings: &Settings) -> BTreeSet<Role> {
         let relay = settings.outbox.database_url.as_ref().map(|_| Role::OutboxRelay);
         Self::ALL.into_iter().chain(relay).collect()
@@ -76,9 +75,9 @@ impl Role {
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
     pub roles: BTreeSet<Role>,
-    /// The domains whose outbox and dead letters this process works on; empty: all.
+    /// The domains whose outboxes and dead letters this process handles; empty means all.
     pub domains: Vec<String>,
-    /// Start a private nats-server whose data lasts, and use it.
+    /// Start and use a private nats-server with persistent data.
     pub dev: bool,
 }
 
@@ -104,19 +103,19 @@ pub enum ServeError {
     Task(#[from] TaskError),
     #[error(transparent)]
     Dev(#[from] crate::dev::DevError),
-    #[error("--domain {name}: no such domain; the settings have {known}")]
+    #[error("--domain {name}: unknown domain; configured domains: {known}")]
     UnknownDomain { name: String, known: String },
     #[error(transparent)]
     Resolver(#[from] subscriptions_grpc::OptionsError),
     #[error(transparent)]
     ResolverServer(#[from] subscriptions_grpc::ServerError),
     #[error(
-        "subscriptions.listen_token: role subscription-resolver asks callers for a token; set one, or \
-         subscriptions.listen_anonymous = true to answer anybody"
+        "subscriptions.listen_token: is required for role subscription-resolver; set it, or set \
+         subscriptions.listen_anonymous = true to answer callers without a token"
     )]
     NoResolverToken,
     #[error(
-        "outbox.database_url: role outbox-relay needs the database of the outbox; set it (HUB__OUTBOX__DATABASE_URL), or do not name the role"
+        "outbox.database_url: is required for role outbox-relay; set it (HUB__OUTBOX__DATABASE_URL), or do not name the role"
     )]
     NoDatabase,
     #[error("outbox.database_url: {0}")]
@@ -125,33 +124,32 @@ pub enum ServeError {
     ExternalBroker { name: String, source: SettingError },
     #[error("external_brokers[{name}].{source}")]
     Destination { name: String, source: FieldError },
-    #[error("signals cannot be watched: {0}")]
-    Signals(std::io::Error),
+    #[error("signals: cannot install the handlers: {0}")]
+    Signals(#[source] std::io::Error),
 }
 
-/// How long a starting process waits for a server that is starting as well, or for a cluster that
-/// elects its leaders.
+/// How long a starting process waits for a server that also starts, or for a cluster to elect its leaders.
 const STARTUP_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Longest wait for the end of the connections to the outbox's database.
+/// Longest wait for the connections to the outbox database to close.
 const STORE_CLOSING: Duration = Duration::from_secs(3);
 
-/// A running process: for `hub serve`, the demo, the bench and whoever embeds the hub.
+/// A running process: for `hub serve`, the demo, the benchmark, and programs that embed the hub.
 pub struct Hub {
     pub js: JetStream,
     pub readiness: Readiness,
     pub metrics: Metrics,
-    /// Where health and metrics are.
+    /// Address of the health and metrics listener.
     pub health: Option<SocketAddr>,
-    /// Where the management API is, if this process has it.
+    /// Address of the management API, if this process serves it.
     pub api: Option<SocketAddr>,
     tasks: Tasks,
-    /// The outbox's database, where this process has to do with it.
+    /// The database of the producer outbox, if this process uses it.
     store: Option<Store>,
 }
 
 impl Hub {
-    /// Connects, provisions, and starts the roles. `stop` ends them all.
+    /// Connects, provisions, and starts the roles. Cancelling `stop` stops them.
     pub async fn start(
         settings: &Settings,
         options: &ServeOptions,
@@ -170,13 +168,13 @@ impl Hub {
         let shape = shape(settings);
         let done = provision_patiently(&js, &shape).await?;
         for what in &done.created {
-            tracing::info!(what, "made");
+            tracing::info!(what, "created");
         }
         for drift in &done.changed {
-            tracing::info!(%drift, "changed to the definition");
+            tracing::info!(%drift, "updated to the definition");
         }
         for drift in &done.kept {
-            tracing::warn!(%drift, "kept");
+            tracing::warn!(%drift, "differs from the definition, not changed");
         }
 
         let readiness = Readiness::default();
@@ -189,7 +187,7 @@ impl Hub {
         let health = Api::bind("health.listen", settings.health.listen, signs.clone()).await?;
         let health_address = health.address();
         let mut api_address = None;
-        // Read before any role starts: a process without the relay has no business with the secret.
+        // Only a process with the relay reads the secret; it does so before any role starts.
         let relaying = match relaying {
             Some(relaying) => Some((relaying, message_ids(&js, sealer.as_ref()).await?)),
             None => None,
@@ -287,7 +285,7 @@ impl Hub {
         }
         if let Some(options) = resolver_options {
             let server = ResolverServer::bind(&options)?;
-            tracing::info!(address = ?server.address(), "answering as subscription resolver");
+            tracing::info!(address = ?server.address(), "subscription resolver is listening");
             let ready = readiness.part("subscription-resolver");
             let role = SubscriptionResolver::new(js.clone(), registry, server, metrics.clone(), ready);
             tasks.graceful("subscription-resolver", role.run(stop.clone()));
@@ -295,24 +293,24 @@ impl Hub {
         Ok(Self { js, readiness, metrics, health: health_address, api: api_address, tasks, store })
     }
 
-    /// Waits until the process was told to stop and every task has ended.
+    /// Waits until every task has ended after a stop.
     pub async fn join(self) -> Result<(), TaskError> {
         let result = self.tasks.join().await;
         if let Some(store) = &self.store
             && tokio::time::timeout(STORE_CLOSING, store.close()).await.is_err()
         {
-            tracing::debug!("the connections to the outbox's database are dropped rather than closed");
+            tracing::debug!("closing the connections to the outbox database timed out");
         }
-        // The last acknowledgements leave before the connection goes.
+        // Sends the last acknowledgements before the connection closes.
         if let Err(error) = self.js.flush().await {
-            tracing::debug!(%error, "the last acknowledgements may be lost; their messages come again");
+            tracing::debug!(%error, "the last acknowledgements may be lost, their messages are delivered again");
         }
         result
     }
 }
 
-/// `hub serve`: runs until SIGTERM, SIGINT or SIGHUP, each of which stops it in good order. A second one changes
-/// nothing: how long a stop may take is bounded by `delivery.grace`.
+/// `hub serve`: runs until SIGTERM, SIGINT or SIGHUP, each of which stops it gracefully. A second signal has no effect:
+/// `delivery.grace` bounds the time of a stop.
 pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), ServeError> {
     let stop = CancellationToken::new();
     let mut signals = Signals::new().map_err(ServeError::Signals)?;
@@ -343,7 +341,7 @@ pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), Se
             let signalled = stop.clone();
             let watch = tokio::spawn(async move {
                 signals.next().await;
-                tracing::info!("stopping: finishing what is in flight");
+                tracing::info!("stopping, finishing deliveries in flight");
                 signalled.cancel();
             });
             let result = join(hub, dev.as_mut(), &stop).await;
@@ -359,7 +357,7 @@ pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), Se
     result
 }
 
-/// Waits for the hub's end. Without its private server it has no reason to go on.
+/// Waits until the hub ends. If its private server ends first, the hub is stopped.
 async fn join(hub: Hub, dev: Option<&mut Dev>, stop: &CancellationToken) -> Result<(), ServeError> {
     let mut joined = std::pin::pin!(hub.join());
     let Some(dev) = dev else { return Ok(joined.await?) };
@@ -381,14 +379,14 @@ async fn connect_patiently(options: &ConnectOptions) -> Result<JetStream, NatsEr
             Err(error @ NatsError::Settings { .. }) => return Err(error),
             Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),
             Err(error) => {
-                tracing::warn!(%error, "not connected yet");
+                tracing::warn!(%error, "not connected yet, will retry");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
     }
 }
 
-/// On a cluster a stream that was just made answers only when its leader is elected.
+/// Provisions, and retries timeouts: on a cluster a new stream answers only after its leader is elected.
 async fn provision_patiently(js: &JetStream, shape: &Shape) -> Result<Provisioned, ProvisionError> {
     let deadline = tokio::time::Instant::now() + STARTUP_PATIENCE;
     loop {
@@ -396,7 +394,7 @@ async fn provision_patiently(js: &JetStream, shape: &Shape) -> Result<Provisione
             Err(ProvisionError::Nats(error @ NatsError::Timeout { .. }))
                 if tokio::time::Instant::now() < deadline =>
             {
-                tracing::warn!(%error, "not provisioned yet");
+                tracing::warn!(%error, "not provisioned yet, will retry");
             }
             done => return done,
         }

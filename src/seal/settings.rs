@@ -1,38 +1,38 @@
-//! Secrets of the settings, given sealed: `sealed:v1.<key id>.<base64url>`, as `hub secrets seal` prints it.
+//! Sealed secrets of the settings: `sealed:v1.<key id>.<base64url>`, as `hub secrets seal` prints it.
 //!
-//! The prefix tells it from a plain secret, so no secret may begin with it itself. The setting's name is the
-//! associated data: what was sealed for one setting opens in no other, nor as a subscription's credential.
+//! The prefix distinguishes it from a plain secret, which therefore must not begin with it. The setting's name is the
+//! associated data, so a text that is sealed for one setting opens in no other setting and in no subscription.
 
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{MasterKeyError, SealError, Sealer};
 use crate::settings::{SecretName, Settings, SettingsError};
 
-/// What a sealed secret in the settings begins with.
+/// Prefix of a sealed secret in the settings.
 pub const PREFIX: &str = "sealed:";
 
-/// Why the settings' secrets do not open. The text holds nothing of them.
+/// Why secrets of the settings cannot be opened. The text contains nothing of them.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenSettingsError {
     #[error(transparent)]
     MasterKey(#[from] MasterKeyError),
-    /// Each secret that does not open, with its layer and the remedy.
+    /// Each secret that cannot be opened, with its layer and the remedy.
     #[error(transparent)]
     Settings(#[from] SettingsError),
 }
 
-/// A secret of the settings that a key seals which is no longer the current one.
+/// A secret of the settings that is sealed with a previous key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outdated {
     pub name: SecretName,
     /// The key that it is sealed with.
     pub key_id: String,
-    /// The same secret sealed with the current key, to be put in its place; or why it does not open.
+    /// The replacement, sealed with the current key; or why the secret cannot be opened.
     pub anew: Result<String, SealError>,
 }
 
-/// The settings with the secrets open for which `is_needed` says so; the others stay as they are. Without a
-/// sealed one no master key is looked at. What is open already stays so.
+/// Opens the sealed secrets for which `is_needed` is true; the others stay sealed. Reads the master key only if one of
+/// them is sealed.
 pub fn open_settings(
     settings: &Settings,
     is_needed: impl Fn(&SecretName) -> bool,
@@ -58,39 +58,39 @@ fn is_sealed(secret: &SecretString) -> bool {
     secret.expose_secret().starts_with(PREFIX)
 }
 
-/// The error is what is wrong, and what to do.
+/// Opens a secret. The error is the problem and the remedy.
 fn open(sealer: Option<&Sealer>, name: &SecretName, secret: &SecretString) -> Result<SecretString, String> {
     let Some(sealer) = sealer else {
         return Err(
-            "is sealed, but there is no key to open it with: set secrets.master_key (or secrets.master_key_file)"
+            "is sealed, but no master key is set; set secrets.master_key (or secrets.master_key_file)"
                 .to_owned(),
         );
     };
     let sealed = secret.expose_secret().strip_prefix(PREFIX).unwrap_or_default();
     sealer.open(&name.to_string(), sealed).map_err(|error| match error {
         SealError::MissingKey { key_id } => format!(
-            "is sealed with the key {key_id:?}, which this process does not have: set secrets.key_id and \
-             secrets.master_key to it, name it in secrets.previous_keys, or seal the secret again with \
+            "is sealed with the key {key_id:?}, which this process does not have; set secrets.key_id and \
+             secrets.master_key to it, add it to secrets.previous_keys, or seal the secret again with \
              `hub secrets seal {name}`"
         ),
         SealError::Forged => format!(
-            "does not open: it was sealed with another key of the same secrets.key_id, for another setting, or \
+            "cannot be opened: it was sealed with another key of the same secrets.key_id, for another setting, or \
              was changed; seal the secret again with `hub secrets seal {name}`"
         ),
         SealError::Malformed => format!(
             "begins with {PREFIX:?} but is not in sealed form ({PREFIX}v1.<key id>.<base64url>); seal the secret with \
-             `hub secrets seal {name}`, or choose one that begins otherwise"
+             `hub secrets seal {name}`, or choose a secret with another beginning"
         ),
     })
 }
 
 impl Sealer {
-    /// The text that may stand in the settings in the place of `secret`.
+    /// The sealed text for the settings.
     pub fn seal_setting(&self, name: &SecretName, secret: &SecretString) -> String {
         format!("{PREFIX}{}", self.seal(&name.to_string(), secret))
     }
 
-    /// The secrets of the settings that are sealed with another key than the current one.
+    /// The secrets of the settings that are sealed with a previous key.
     pub fn outdated_settings(&self, settings: &Settings) -> Vec<Outdated> {
         let mut settings = settings.clone();
         let secrets = settings.secrets_mut().into_iter().filter_map(|(name, secret)| {
@@ -157,7 +157,7 @@ mod tests {
 
         // Copied to another setting it does not open.
         let moved = refusal(&settings(&with_key, "", &password));
-        assert!(moved.starts_with("external_brokers[nats].token: does not open"), "{moved}");
+        assert!(moved.starts_with("external_brokers[nats].token: cannot be opened"), "{moved}");
         assert!(moved.contains("hub secrets seal external_brokers.nats.token"), "{moved}");
     }
 
@@ -171,7 +171,7 @@ mod tests {
         let lines: Vec<&str> = none.lines().collect();
         assert_eq!(lines.len(), 2, "{none}");
         assert!(
-            lines[0].starts_with("external_brokers[redis].password: is sealed, but there is no key"),
+            lines[0].starts_with("external_brokers[redis].password: is sealed, but no master key is set"),
             "{none}"
         );
         assert!(

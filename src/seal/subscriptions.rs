@@ -1,9 +1,9 @@
-//! The credentials of subscriptions: sealed text opens in one place alone.
+//! Sealed credentials of subscriptions. A sealed text opens in one place only.
 //!
-//! `v2.<key id>.<base64url of nonce and ciphertext, unpadded>`: the associated data are tenant, id, incarnation and
-//! the field's path, each with its length before it, so a text that is copied to another subscription, to one that was
-//! created again, or to another field does not open. `v1`, which binds the id alone, opens in subscriptions from
-//! before there were incarnations, until `hub secrets rotate` seals it anew.
+//! `v2.<key id>.<base64url of nonce and ciphertext, unpadded>`: the associated data are tenant, id, incarnation and the
+//! field's path, each preceded by its length, so a text that is copied to another subscription, incarnation or field
+//! cannot be opened. `v1` binds the id only. It opens in subscriptions without an incarnation, until `hub secrets
+//! rotate` replaces it.
 
 use secrecy::SecretString;
 
@@ -13,13 +13,13 @@ use crate::domain::subscription::{Incarnation, Secret, Subscription};
 const V1: &str = "v1.";
 const V2: &str = "v2.";
 
-/// The one place where a sealed text opens.
+/// The only place where a sealed text opens.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     pub tenant: &'a str,
     pub id: &'a str,
     pub incarnation: Incarnation,
-    /// Its path, such as `delivery.auth.token`.
+    /// The field's path, such as `delivery.auth.token`.
     pub field: &'a str,
 }
 
@@ -37,18 +37,18 @@ impl Place<'_> {
     }
 }
 
-/// Whether a caller's sealed text may be taken at all: new writes take the form that is bound to its place.
+/// Whether a sealed text is bound to its place. Writes accept no other sealed text.
 pub fn is_bound(sealed: &str) -> bool {
     sealed.starts_with(V2)
 }
 
 impl Sealer {
-    /// The sealed form of a subscription's credential. Each call gives another text.
+    /// Seals a subscription's credential. Each call returns a different text.
     pub fn seal_at(&self, place: &Place<'_>, secret: &SecretString) -> String {
         self.seal_as(V2, &place.associated_data(), secret)
     }
 
-    /// The credential in `sealed`, which was sealed for this place.
+    /// Opens a credential that was sealed for this place.
     pub fn open_at(&self, place: &Place<'_>, sealed: &str) -> Result<SecretString, SealError> {
         if !sealed.starts_with(V1) {
             return self.open_as(V2, &place.associated_data(), sealed);
@@ -57,7 +57,7 @@ impl Sealer {
     }
 }
 
-/// The same for each secret of a subscription, with its place; the first error ends it.
+/// Calls `act` for each secret of a subscription with its place; stops at the first error.
 fn each<E>(
     subscription: &mut Subscription,
     mut act: impl FnMut(&Place<'_>, &mut Secret) -> Result<(), E>,
@@ -69,7 +69,7 @@ fn each<E>(
     Ok(())
 }
 
-/// Seals every credential of `subscription` that is still plain; sealed ones stay as they are.
+/// Seals every plain credential of `subscription`.
 pub fn seal_subscription(sealer: &Sealer, subscription: &mut Subscription) {
     let sealed: Result<(), std::convert::Infallible> = each(subscription, |place, secret| {
         if let Secret::Plain(plain) = secret {
@@ -80,15 +80,15 @@ pub fn seal_subscription(sealer: &Sealer, subscription: &mut Subscription) {
     let Ok(()) = sealed;
 }
 
-/// Seals anew, with the current key and bound to its place, every credential of `subscription` that is not.
-/// Returns how many those were. An error if one of them all does not open; then none was changed.
+/// Seals every credential of `subscription` that is not sealed with the current key or not bound to its place. Returns
+/// their number. If any sealed credential cannot be opened, nothing is changed.
 pub fn reseal_subscription(sealer: &Sealer, subscription: &mut Subscription) -> Result<usize, SealError> {
     let current = format!("{V2}{}.", sealer.key_id());
     let mut count = 0;
     let mut resealed = subscription.clone();
     each(&mut resealed, |place, secret| {
         if let Secret::Sealed(sealed) = &*secret {
-            // What is current is opened too: another key may have the same id.
+            // Current ones are opened too, because another key may have the same id.
             let opened = sealer.open_at(place, sealed)?;
             if !sealed.starts_with(&current) {
                 *secret = Secret::Sealed(sealer.seal_at(place, &opened));
@@ -101,7 +101,7 @@ pub fn reseal_subscription(sealer: &Sealer, subscription: &mut Subscription) -> 
     Ok(count)
 }
 
-/// Opens every sealed credential of `subscription`. On an error some may be open already.
+/// Opens every sealed credential of `subscription`. After an error some may be open already.
 pub fn open_subscription(sealer: &Sealer, subscription: &mut Subscription) -> Result<(), SealError> {
     each(subscription, |place, secret| {
         if let Secret::Sealed(sealed) = &*secret {

@@ -1,18 +1,18 @@
-//! The outbox's database, for whoever of the process has to do with it.
+//! The database of the producer outbox, for the relay and the API.
 
 use super::{Role, ServeError, ServeOptions};
 use crate::management::outbox::{Outbox, OutboxDesk};
 use crate::settings::{Pooler, Settings};
 use hub_outbox::{Store, StoreOptions};
 
-/// The outbox's database, as this process needs it: one set of connections, whoever asks.
+/// The outbox database. Relay and API share one connection pool.
 pub(super) struct Stores {
     pub(super) store: Option<Store>,
-    /// What the API has of it.
+    /// The API's access to it.
     pub(super) api: Option<OutboxDesk>,
 }
 
-/// Nothing connects yet. Neither is there where the settings name no database.
+/// Opens no connection. Both fields are `None` if no database is configured.
 pub(super) fn stores(settings: &Settings, options: &ServeOptions) -> Result<Stores, ServeError> {
     let (relays, serves) = (options.roles.contains(&Role::OutboxRelay), options.roles.contains(&Role::Api));
     let outbox = &settings.outbox;
@@ -23,7 +23,7 @@ pub(super) fn stores(settings: &Settings, options: &ServeOptions) -> Result<Stor
     of_store.is_pooled = outbox.pooler == Pooler::Transaction;
     of_store.connections = 0;
     if relays {
-        // Each target broker has two workers, beside the upkeep.
+        // Each target broker has two workers; the upkeep needs one more connection.
         let workers = u32::try_from(2 * (settings.outbox_brokers().count() + 1) + 1).unwrap_or(u32::MAX);
         of_store.connections = outbox.connections.max(workers);
     }

@@ -1,4 +1,4 @@
-//! The parts of the role outbox-relay, as the settings say.
+//! The parts of the role outbox-relay, from the settings.
 
 use super::{Role, ServeError, ServeOptions};
 use crate::from_settings::external_broker;
@@ -7,14 +7,14 @@ use crate::settings::{ExternalBroker, Settings};
 use crate::sinks::NamedBroker;
 use hub_outbox::{Retention, Store};
 
-/// What the role needs beside the hub's own connection.
+/// What the role needs besides the hub's own connection.
 pub(super) struct Relaying {
     pub(super) store: Store,
     pub(super) external: Vec<ExternalTarget>,
     pub(super) settings: OutboxRelaySettings,
 }
 
-/// None where the role is not asked for. Nothing connects yet.
+/// The parts of the role; `None` if this process does not run it. Opens no connection.
 pub(super) fn relaying(
     settings: &Settings,
     options: &ServeOptions,
@@ -54,8 +54,8 @@ pub(super) fn relaying(
     }))
 }
 
-/// The external brokers of the settings, in their order. Each role has connections of its own, which it
-/// makes with its first message and closes at its end: a backlog of the relay's holds up no delivery.
+/// The external brokers, in the order of the settings. Each role has its own connections, which it opens with the first
+/// message and closes at the end, so a backlog of the relay does not delay deliveries.
 pub(super) fn brokers(settings: &Settings) -> Result<Vec<NamedBroker>, ServeError> {
     settings.external_brokers.iter().map(named).collect()
 }

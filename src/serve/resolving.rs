@@ -1,4 +1,4 @@
-//! The subscription resolver of the settings: the one to ask, and the one to be.
+//! The subscription resolver that this process asks, and the one that it serves.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::roles::event_processor::RemoteResolver;
 use crate::settings::{Settings, SubscriptionSource};
 use crate::subscriptions_grpc::{ClientOptions, ResolverClient, ServerOptions};
 
-/// The resolver to ask, where the settings name one.
+/// The remote resolver, if one is configured.
 pub(super) fn remote(
     settings: &Settings,
     metrics: &Metrics,
@@ -33,7 +33,7 @@ pub(super) fn remote(
     Ok(Some(Arc::new(remote)))
 }
 
-/// How to answer as a resolver, where that role is named.
+/// The options of the resolver role, if this process runs it.
 pub(super) fn server_options(
     settings: &Settings,
     options: &ServeOptions,

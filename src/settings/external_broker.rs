@@ -1,4 +1,4 @@
-//! `[[external_brokers]]`: where published events go, beside the internal broker, and subscriptions that name one.
+//! `[[external_brokers]]`: brokers for the published events of the producer outbox, and for subscriptions that name one.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::domain::duration;
 use crate::domain::field_error::FieldError;
 use crate::domain::producer_outbox::{Destination, NameRules, is_external_broker};
 
-/// One entry; each field is explained in `defaults.toml`.
+/// One entry. `defaults.toml` describes each field.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExternalBroker {
@@ -38,27 +38,27 @@ pub struct ExternalBroker {
     pub tls_key_file: Option<PathBuf>,
     #[serde(default)]
     pub tls_required: bool,
-    /// Entries that a Redis stream keeps, about.
+    /// Approximate number of entries that a Redis stream keeps.
     pub max_len: Option<u64>,
     #[serde(default = "yes")]
     pub jetstream: bool,
-    /// Whether the outbox's published events go to it; else only subscriptions that name it.
+    /// Whether the broker gets the published events of the producer outbox; if not, only subscriptions use it.
     #[serde(default = "yes")]
     pub outbox: bool,
     #[serde(default, deserialize_with = "unset_if_empty")]
     destination: Option<String>,
-    /// Of AMQP; the default exchange where not given.
+    /// AMQP only; the default exchange if empty.
     #[serde(default)]
     pub exchange: String,
-    /// Of Kafka, where there is a password.
+    /// Kafka only, if a password is set.
     #[serde(default)]
     pub mechanism: Mechanism,
-    /// For the acknowledgement of a message.
+    /// Longest wait for the acknowledgement of a message.
     #[serde(default = "ten_seconds", with = "duration")]
     pub timeout: Duration,
 }
 
-/// How a user logs in at Kafka.
+/// SASL mechanism of a Kafka login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Mechanism {
@@ -68,7 +68,7 @@ pub enum Mechanism {
     ScramSha512,
 }
 
-/// What kind of broker it is.
+/// Kind of broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Provider {
@@ -112,6 +112,34 @@ impl TryFrom<String> for Provider {
 }
 
 impl Provider {
+    /// The name in the settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nats => "nats",
+            Self::Redis => "redis",
+            Self::Amqp => "amqp",
+            Self::Kafka => "kafka",
+        }
+    }
+
+    /// Whether this program has the provider's client. Every provider except NATS is a cargo feature of the same name.
+    pub fn is_built_in(self) -> bool {
+        match self {
+            Self::Nats => true,
+            Self::Redis => cfg!(feature = "redis"),
+            Self::Amqp => cfg!(feature = "amqp"),
+            Self::Kafka => cfg!(feature = "kafka"),
+        }
+    }
+
+    /// Problem and remedy of a provider that is not built in.
+    pub fn not_built_in(self) -> String {
+        let name = self.name();
+        format!(
+            "{name:?} is not built into this program; build it with the cargo feature {name:?}, or remove the entry"
+        )
+    }
+
     /// The schemes of its URL, the ones with TLS last.
     fn schemes(self) -> &'static [&'static str] {
         match self {
@@ -122,8 +150,8 @@ impl Provider {
         }
     }
 
-    /// Where its messages go if nothing else is said: a subject or routing key of its own for each event
-    /// key, but one stream or topic for all events of a category.
+    /// The default destination: one subject or routing key for each event key, but one stream or topic for all events
+    /// of a category.
     fn destination(self) -> &'static str {
         match self {
             Self::Nats | Self::Amqp => "{type}",
@@ -131,7 +159,7 @@ impl Provider {
         }
     }
 
-    /// What it takes as the name of a destination.
+    /// Which names are valid destinations.
     fn names(self) -> NameRules {
         match self {
             Self::Nats => NameRules::Subject,
@@ -142,7 +170,7 @@ impl Provider {
 }
 
 impl ExternalBroker {
-    /// What an entry may hold.
+    /// The fields of an entry.
     pub(super) const FIELDS: [(&'static str, Kind); 19] = [
         ("name", Kind::Text),
         ("provider", Kind::Text),
@@ -165,18 +193,18 @@ impl ExternalBroker {
         ("timeout", Kind::Text),
     ];
 
-    /// Where its messages go. The error is one of the template, which loading the settings has refused.
+    /// The destination of the messages. An error concerns the template; loading the settings rejects it.
     pub fn destination(&self) -> Result<Destination, FieldError> {
         let template = self.destination.as_deref().unwrap_or(self.provider.destination());
         Destination::parse(template)?.with_names(self.provider.names())
     }
 
-    /// Whether a name can be that of a destination there, as it is. The error says what can.
+    /// Checks that a name is a valid destination. The error says which names are.
     pub fn check_name(&self, name: &str) -> Result<(), FieldError> {
         Destination::parse(name)?.with_names(self.provider.names()).map(drop)
     }
 
-    /// The servers of the URL, whether each is one; the text stays out of errors: it may hold a password.
+    /// Checks each server of the URL. The errors do not quote the URL, because it may contain a password.
     fn check_url(&self) -> Result<(), String> {
         let schemes = self.provider.schemes();
         let forms = if schemes.is_empty() {
@@ -187,10 +215,10 @@ impl ExternalBroker {
         for server in self.url.split(',').map(str::trim) {
             let whole = if schemes.is_empty() { format!("kafka://{server}") } else { server.to_owned() };
             let Ok(url) = url::Url::parse(&whole) else {
-                return Err(format!("is not an address: write {forms}"));
+                return Err(format!("is not an address; write {forms}"));
             };
             if !url.username().is_empty() || url.password().is_some() {
-                return Err("must not hold a user or password: set user and password, or token".to_owned());
+                return Err("must not contain a user or password; set user and password, or token".to_owned());
             }
             let fits = url.has_host()
                 && (schemes.contains(&url.scheme()) || (schemes.is_empty() && url.port().is_some()));
@@ -203,7 +231,7 @@ impl ExternalBroker {
 }
 
 impl Settings {
-    /// The external brokers that published events of the outbox go to.
+    /// The external brokers for the published events of the producer outbox.
     pub fn outbox_brokers(&self) -> impl Iterator<Item = &ExternalBroker> {
         self.external_brokers.iter().filter(|broker| broker.outbox)
     }
@@ -221,6 +249,7 @@ impl Findings<'_> {
                     broker.name
                 ),
             );
+            self.require(broker.provider.is_built_in(), &key("provider"), broker.provider.not_built_in());
             if let Err(problem) = broker.check_url() {
                 self.require(false, &key("url"), problem);
             }
@@ -242,27 +271,27 @@ impl Findings<'_> {
                 self.require(
                     false,
                     &key(second),
-                    format!("only one way to log in may be set; set are {}", given.join(", ")),
+                    format!("only one kind of login is allowed; keep one of {}", given.join(", ")),
                 );
             }
             let only = [
-                ("token", broker.token.is_some(), Provider::Nats, "nats"),
-                ("credentials_file", broker.credentials_file.is_some(), Provider::Nats, "nats"),
-                ("nkey_seed_file", broker.nkey_seed_file.is_some(), Provider::Nats, "nats"),
-                ("jetstream", !broker.jetstream, Provider::Nats, "nats"),
-                ("max_len", broker.max_len.is_some(), Provider::Redis, "redis"),
-                ("exchange", !broker.exchange.is_empty(), Provider::Amqp, "amqp"),
-                ("mechanism", broker.mechanism != Mechanism::default(), Provider::Kafka, "kafka"),
+                ("token", broker.token.is_some(), Provider::Nats),
+                ("credentials_file", broker.credentials_file.is_some(), Provider::Nats),
+                ("nkey_seed_file", broker.nkey_seed_file.is_some(), Provider::Nats),
+                ("jetstream", !broker.jetstream, Provider::Nats),
+                ("max_len", broker.max_len.is_some(), Provider::Redis),
+                ("exchange", !broker.exchange.is_empty(), Provider::Amqp),
+                ("mechanism", broker.mechanism != Mechanism::default(), Provider::Kafka),
             ];
             if let Err(error) = broker.destination() {
                 self.require(false, &key("destination"), error.problem);
             }
             self.positive(&key("timeout"), broker.timeout);
-            for (field, given, provider, name) in only {
+            for (field, given, provider) in only {
                 self.require(
                     !given || broker.provider == provider,
                     &key(field),
-                    format!("is only for provider = \"{name}\"; leave it out"),
+                    format!("applies to provider = {:?} only; leave it out", provider.name()),
                 );
             }
             self.require(broker.max_len != Some(0), &key("max_len"), "must be 1 or more");
@@ -271,6 +300,32 @@ impl Findings<'_> {
                 &key(if broker.tls_cert_file.is_some() { "tls_cert_file" } else { "tls_key_file" }),
                 "set tls_cert_file and tls_key_file both, or neither",
             );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// CI also runs this test in a build without any of the features.
+    #[test]
+    fn a_provider_that_is_not_built_in_is_rejected() {
+        for (provider, url) in [
+            (Provider::Nats, "nats://127.0.0.1"),
+            (Provider::Redis, "redis://127.0.0.1"),
+            (Provider::Amqp, "amqp://127.0.0.1"),
+            (Provider::Kafka, "127.0.0.1:9092"),
+        ] {
+            let name = provider.name();
+            let text =
+                format!("[[external_brokers]]\nname = \"partner\"\nprovider = {name:?}\nurl = {url:?}\n");
+            let error = Settings::from_toml("hub.toml", &text).err().map(|error| error.to_string());
+            let expected = format!(
+                "external_brokers[partner].provider: {name:?} is not built into this program; \
+                 build it with the cargo feature {name:?}, or remove the entry (hub.toml)"
+            );
+            assert_eq!(error, (!provider.is_built_in()).then_some(expected));
         }
     }
 }

@@ -1,7 +1,6 @@
-//! The layers, each as one TOML table, and what becomes of them together.
+//! Reads the layers, each as one TOML table, and merges them.
 //!
-//! The TOML is parsed here rather than by `config`, whose syntax errors quote the line: it may hold
-//! a secret.
+//! The TOML is parsed here rather than by `config`, whose syntax errors quote the line, which may contain a secret.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -13,15 +12,15 @@ use super::show::Leaf;
 use super::{DEFAULTS, Problem, SettingsError};
 
 const VARIABLE: &str = "HUB__";
-/// The lists of tables, whose entries are merged by name, each with what an entry holds that leaves it out.
-/// A domain's pool is the one thing that has a default there; the rest is as its struct says.
+/// The lists of tables, whose entries are merged by name, with defaults of fields. The structs define the other
+/// defaults.
 const LISTS: [(&str, &[(&str, i64)]); 3] =
     [("domains", &[("concurrency", 64)]), ("external_brokers", &[]), ("tenants", &[])];
-/// What the entries of a list without defaults may hold.
+/// The fields of the lists that have no default entries.
 const ENTRIES: [(&str, &[(&str, Kind)]); 2] =
     [("external_brokers", &super::ExternalBroker::FIELDS), ("tenants", &super::Tenant::FIELDS)];
 
-/// What a setting is written as.
+/// The type of a setting in TOML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Text,
@@ -41,7 +40,7 @@ impl Kind {
         }
     }
 
-    /// A value of the kind.
+    /// A value of this type.
     fn example(self) -> Toml {
         match self {
             Self::Text => Toml::String(String::new()),
@@ -53,14 +52,14 @@ impl Kind {
 
     fn remedy(self) -> &'static str {
         match self {
-            Self::Text => "must be text: write it in quotes",
-            Self::Whole => "must be a whole number: write it without quotes, such as 64",
-            Self::Flag => "must be true or false, without quotes",
-            Self::List => "must be a list, such as [\"one\", \"two\"]",
+            Self::Text => "must be text; write it in quotes",
+            Self::Whole => "must be a whole number; write it without quotes, such as 64",
+            Self::Flag => "must be true or false; write it without quotes",
+            Self::List => "must be a list; write it in brackets, such as [\"one\", \"two\"]",
         }
     }
 
-    /// Reads the text of a variable or a flag, where the setting is not text itself.
+    /// Converts the text of a variable or a flag to this type.
     fn read(self, text: &str) -> Result<Toml, &'static str> {
         match self {
             Self::Whole => {
@@ -72,14 +71,14 @@ impl Kind {
     }
 }
 
-/// One value of the environment or of a flag, by its dotted key.
+/// One value of the environment or of a flag, with its dotted key.
 struct Given {
     key: String,
     text: String,
     layer: String,
 }
 
-/// A table of one layer, each value marked with the layer's name.
+/// The table of one layer. Each value carries the layer's name.
 #[derive(Debug, Clone)]
 struct Layer {
     name: String,
@@ -113,7 +112,7 @@ fn mark(value: &Toml, layer: &String) -> Value {
     Value::new(Some(layer), kind)
 }
 
-/// `HUB__NATS__URL=…` of the environment as `("HUB__NATS__URL", "…")`; all else is left alone.
+/// The variables of the environment that begin with `HUB__`, sorted by name.
 pub(super) fn environment(
     variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Vec<(String, String)>, SettingsError> {
@@ -136,8 +135,8 @@ pub(super) fn environment(
     Ok(found)
 }
 
-/// Variables that would be settings if each `_` of theirs were the two of `HUB__NATS__URL`: each with the name that is
-/// read.
+/// Variables with one underscore where two are required (`HUB_NATS_URL`), each with the correct name
+/// (`HUB__NATS__URL`).
 pub(super) fn with_one_underscore(names: impl Iterator<Item = OsString>) -> Vec<(String, String)> {
     let known = parse("defaults", DEFAULTS).expect("the embedded defaults are valid: a test loads them");
     let mut keys = Vec::new();
@@ -155,7 +154,7 @@ pub(super) fn with_one_underscore(names: impl Iterator<Item = OsString>) -> Vec<
     found
 }
 
-/// All layers in one value; each part still knows its layer (`Value::origin`).
+/// Merges all layers into one value. Each part keeps its layer (`Value::origin`).
 pub(super) fn merge(
     file: Option<(String, String)>,
     environment: Vec<(String, String)>,
@@ -209,8 +208,7 @@ fn parse(layer: &str, text: &str) -> Result<Table, SettingsError> {
     })
 }
 
-/// `delivery.retry` = `1s,5s` as the table `{delivery: {retry: ["1s", "5s"]}}`. What the value may
-/// be is told by the default.
+/// Converts `delivery.retry` = `1s,5s` to the table `{delivery: {retry: ["1s", "5s"]}}`. The default defines the type.
 fn one_value(known: &Table, given: Given) -> Result<Layer, SettingsError> {
     let path: Vec<&str> = given.key.split('.').collect();
     let default = path.iter().skip(1).fold(known.get(path[0]), |value, part| value?.get(part));
@@ -234,8 +232,8 @@ fn one_value(known: &Table, given: Given) -> Result<Layer, SettingsError> {
     Ok(Layer { name: given.layer, table: Table::from_iter([(path[0].to_owned(), value)]) })
 }
 
-/// Refuses what the defaults do not name, and what is of another kind than there: nothing is converted, since a `2` for
-/// a `true` or a `5.7` for a `5` is a mistake. `at` is the dotted path of `table`, with its dot.
+/// Rejects settings that are not in the defaults or have another type than there. Nothing is converted, because a `2`
+/// for a `true` or a `5.7` for a `5` is a mistake. `at` is the dotted path of `table`, with its trailing dot.
 fn refuse_unknown(
     table: &Table,
     known: &Table,
@@ -260,11 +258,11 @@ fn refuse_unknown(
                 return Err(invalid(
                     &key,
                     &layer.name,
-                    format!("is a section: write [{key}] with its settings below"),
+                    format!("is a section; write [{key}] and its settings below"),
                 ));
             }
             (Some(Toml::Array(items)), Toml::Array(given)) => {
-                // What an entry may hold is told by the first default, or, where there is none, by its fields.
+                // The first default defines the fields of an entry; without defaults, the list of fields does.
                 let entries: Table;
                 let known = match items.first() {
                     Some(Toml::Table(known)) => known,
@@ -276,7 +274,7 @@ fn refuse_unknown(
                         }
                         None if given.iter().all(|item| item.is_str()) => continue,
                         None => {
-                            let problem = "must be a list of texts: write each in quotes";
+                            let problem = "must be a list of texts; write each in quotes";
                             return Err(invalid(&key, &layer.name, problem.to_owned()));
                         }
                     },
@@ -286,7 +284,7 @@ fn refuse_unknown(
                         return Err(invalid(
                             &key,
                             &layer.name,
-                            format!("holds tables: write [[{key}]] entries"),
+                            format!("must be a list of tables; write [[{key}]] entries"),
                         ));
                     };
                     let name =
@@ -295,7 +293,11 @@ fn refuse_unknown(
                 }
             }
             (Some(Toml::Array(_)), _) if at.is_empty() && LISTS.iter().any(|(list, _)| list == name) => {
-                return Err(invalid(&key, &layer.name, format!("holds tables: write [[{name}]] entries")));
+                return Err(invalid(
+                    &key,
+                    &layer.name,
+                    format!("must be a list of tables; write [[{name}]] entries"),
+                ));
             }
             (Some(known), value) => {
                 if let Some(kind) = Kind::of(known).filter(|kind| Kind::of(value) != Some(*kind)) {
@@ -307,11 +309,11 @@ fn refuse_unknown(
     Ok(())
 }
 
-/// The known key that looks most like `key`, where one is close: by the whole key, or by its last
-/// part, for a key in the wrong section.
+/// The known key that is most similar to `key`, if one is similar enough: compared as a whole, and by the last part,
+/// for a key in the wrong section.
 fn nearest(key: &str, all: &Table) -> Option<String> {
     let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
-    // Domains carry their name or position, which says nothing of the key.
+    // The name or position of a list entry is not part of the comparison.
     let plain = match key.split_once('[') {
         Some((list, rest)) => format!("{list}{}", rest.split_once(']').map_or("", |(_, tail)| tail)),
         None => key.to_owned(),
@@ -350,8 +352,8 @@ fn collect_keys(table: &Table, at: &str, keys: &mut Vec<String>) {
     }
 }
 
-/// The entries of a list in all layers by name: new ones first, in the order of the latest layer that adds
-/// some; an entry with a known name replaces that one, with what it leaves out kept.
+/// Merges the entries of a list by name. New entries come first, those of the latest layer before the others; an entry
+/// with a known name overrides the fields that it sets.
 fn merge_by_name(layers: &[Layer], list: &str, defaults: &[(&str, i64)]) -> Result<Value, SettingsError> {
     let mut merged: Vec<(String, Map<String, Value>)> = Vec::new();
     for layer in layers {
@@ -364,14 +366,14 @@ fn merge_by_name(layers: &[Layer], list: &str, defaults: &[(&str, i64)]) -> Resu
                 return Err(invalid(
                     &format!("{list}.name"),
                     &layer.name,
-                    format!("is missing or not text: each [[{list}]] entry needs name = \"…\""),
+                    format!("is missing or not text; each [[{list}]] entry needs name = \"…\""),
                 ));
             };
             if !seen.insert(name) {
                 return Err(invalid(
                     &format!("{list}[{name}]"),
                     &layer.name,
-                    "stands there twice: join the two entries".to_owned(),
+                    "occurs twice; merge the two entries".to_owned(),
                 ));
             }
             let fields = marked(entry, &layer.name);
@@ -399,19 +401,19 @@ fn invalid(key: &str, layer: &str, problem: String) -> SettingsError {
     SettingsError::Invalid(vec![Problem { key: key.to_owned(), layer: layer.to_owned(), problem }])
 }
 
-/// An error of `config` as one of ours: with the key, and the layer from `leaves`.
+/// Converts an error of `config`; adds the key, and the layer from `leaves`.
 pub(super) fn refused(error: ConfigError, leaves: &[Leaf]) -> SettingsError {
     let (key, problem) = match error {
         ConfigError::At { error, key, .. } => (key, error.to_string()),
         ConfigError::Type { key, unexpected, expected, .. } => {
-            (key, format!("is a {unexpected}, where {expected} is expected"))
+            (key, format!("is a {unexpected}; must be {expected}"))
         }
         ConfigError::NotFound(key) => (Some(key), "is missing".to_owned()),
         other => (None, other.to_string()),
     };
     let key = key.unwrap_or_else(|| "settings".to_owned());
     let key = with_entry_name(&key, leaves).unwrap_or(key);
-    // What is missing has no layer of its own: then the layer of what it is missing in.
+    // A missing setting has no layer; the error names the layer of its section.
     let section = key.rsplit_once('.').map_or(key.as_str(), |(section, _)| section);
     let of = leaves
         .iter()
@@ -420,8 +422,8 @@ pub(super) fn refused(error: ConfigError, leaves: &[Leaf]) -> SettingsError {
     invalid(&key, of.map_or("settings", |leaf| &leaf.layer), problem)
 }
 
-/// `domains[2].events` as `domains[billing].events`: the position is that in the merged list, which
-/// nobody has before their eyes.
+/// Converts `domains[2].events` to `domains[billing].events`, because the position in the merged list is not visible to
+/// the user.
 fn with_entry_name(key: &str, leaves: &[Leaf]) -> Option<String> {
     let (list, position) = key.split_once('[')?;
     let (position, field) = position.split_once(']')?;

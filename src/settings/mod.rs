@@ -1,8 +1,7 @@
-//! The settings: one file, layered between the embedded defaults and the environment.
+//! The settings: one file between the embedded defaults and the environment.
 //!
-//! `defaults.toml` beside this file is both the manual and the first layer. Later layers win:
-//! defaults, file, environment (`HUB__SECTION__KEY`), overrides from flags. A key that the defaults
-//! do not know is refused in every layer.
+//! `defaults.toml` is both the manual and the first layer. Later layers override earlier ones: defaults, file,
+//! environment (`HUB__SECTION__KEY`), flags. A key that is not in the defaults is an error in every layer.
 
 mod external_broker;
 mod layers;
@@ -36,17 +35,17 @@ pub use secret::{NoSecret, SecretName};
 /// The first layer, and the manual of every setting.
 pub const DEFAULTS: &str = include_str!("defaults.toml");
 
-/// The file that is read when none is named.
+/// The file that is read if none is given.
 pub const DEFAULT_FILE: &str = "hub.toml";
 
-/// What is in force. Each field is explained in `defaults.toml`, under the same name.
+/// The effective settings. `defaults.toml` describes each field under the same name.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     pub nats: Nats,
-    /// In matching order: the first domain with a matching pattern takes the event.
+    /// In matching order: an event belongs to the first domain with a matching pattern.
     pub domains: Vec<Domain>,
-    /// Where published events of the outbox may go, beside the internal broker, and subscriptions.
+    /// Brokers, besides the internal one, for the published events of the producer outbox and for subscriptions.
     pub external_brokers: Vec<ExternalBroker>,
     /// Tenants with quotas of their own.
     pub tenants: Vec<Tenant>,
@@ -62,7 +61,7 @@ pub struct Settings {
     pub api: Api,
     pub health: Health,
     pub log: Log,
-    /// The layer each value comes from, by its key.
+    /// The layer of each value, by its key.
     #[serde(skip)]
     origins: BTreeMap<String, String>,
     #[serde(skip)]
@@ -99,7 +98,7 @@ pub struct Nats {
     pub request_timeout: Duration,
 }
 
-/// One domain: a categorisation rule and a delivery pool.
+/// One domain: the patterns of its event keys, and the size of its delivery pool.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Domain {
@@ -155,7 +154,7 @@ pub struct Sweep {
     pub interval: Duration,
 }
 
-/// Most bytes and greatest age of the streams.
+/// Largest size and age of the streams.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
@@ -179,7 +178,7 @@ pub struct Limits {
     pub duplicate_window: Duration,
 }
 
-/// Where subscriptions come from, and how other hubs get them from this one.
+/// The source of subscriptions, and the resolver that other hubs can ask.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Subscriptions {
@@ -271,39 +270,38 @@ pub enum LogFormat {
     Json,
 }
 
-/// Why settings were refused. The text never holds a secret's value.
+/// Why settings were rejected. The text never contains a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    #[error("the settings file {} cannot be read: {source}", file.display())]
+    #[error("settings file {} cannot be read: {source}; correct --config or HUB_CONFIG, or the file's permissions", file.display())]
     Read { file: PathBuf, source: std::io::Error },
     /// Not TOML.
     #[error("{layer}, line {line}, column {column}: {problem}")]
     Syntax { layer: String, line: usize, column: usize, problem: String },
-    #[error("{key} is not a setting ({layer}){}", nearest.as_ref().map(|known| format!("; did you mean {known}?")).unwrap_or_default())]
+    #[error("{key}: unknown setting ({layer}){}", nearest.as_ref().map(|known| format!("; did you mean {known}?")).unwrap_or_default())]
     UnknownKey { key: String, layer: String, nearest: Option<String> },
-    /// One or more values that cannot be used.
+    /// One or more invalid values.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Invalid(Vec<Problem>),
 }
 
-/// One value that cannot be used.
+/// One invalid value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {problem} ({layer})")]
 pub struct Problem {
     /// As in `delivery.ack_wait`, `domains[billing].events`.
     pub key: String,
-    /// The layer the value comes from: `defaults`, the file's name, `environment HUB__…`, `flag`.
+    /// The layer of the value: `defaults`, the file's name, `environment HUB__…`, `flag`.
     pub layer: String,
-    /// What is wrong, and what to write instead.
+    /// Problem and remedy.
     pub problem: String,
 }
 
 impl Settings {
-    /// Reads all layers and checks them.
+    /// Reads and validates all layers.
     ///
-    /// `file`: the settings file; without one, `hub.toml` in the working directory if it is there.
-    /// `overrides`: dotted key and value, from flags, e.g. `("nats.url", "nats://…")`; values are
-    /// written as in the environment.
+    /// `file`: the settings file; if not given, `hub.toml` in the working directory, if it exists. `overrides`: dotted
+    /// key and value from flags, such as `("nats.url", "nats://…")`; values have the form of environment variables.
     pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Self, SettingsError> {
         let file = match file {
             Some(path) => Some(path.to_owned()),
@@ -319,8 +317,7 @@ impl Settings {
         Self::from_layers(text, layers::environment(std::env::vars_os())?, overrides)
     }
 
-    /// Variables of the environment that look like settings and are none, each with the name that is read:
-    /// `HUB_NATS_URL` for `HUB__NATS__URL`.
+    /// Misspelt variables of the environment, each with the correct name: `HUB_NATS_URL` for `HUB__NATS__URL`.
     pub fn misspelt_variables() -> Vec<(String, String)> {
         layers::with_one_underscore(std::env::vars_os().map(|(name, _)| name))
     }
@@ -330,8 +327,8 @@ impl Settings {
         Self::from_layers(None, Vec::new(), &[]).expect("the embedded defaults are valid: a test loads them")
     }
 
-    /// The defaults with one text in the form of a settings file upon them; `name` is what errors
-    /// call it. Reads neither a file nor the environment.
+    /// The defaults, overridden by the text of a settings file. Errors call it `name`. Reads neither files nor the
+    /// environment.
     pub fn from_toml(name: &str, text: &str) -> Result<Self, SettingsError> {
         Self::from_layers(Some((name.to_owned(), text.to_owned())), Vec::new(), &[])
     }
@@ -351,18 +348,17 @@ impl Settings {
         Ok(settings)
     }
 
-    /// The settings in force when they were loaded, as TOML, each with the layer it comes from.
-    /// Secrets show as `***`.
+    /// The effective settings at the time they were loaded, as TOML, each with its layer. Secrets show as `***`.
     pub fn show(&self) -> String {
         self.shown.clone()
     }
 
-    /// Whether nobody has set the setting of this key.
+    /// Whether the setting with this key has its default.
     pub(crate) fn is_default(&self, key: &str) -> bool {
         self.origins.get(key).is_none_or(|layer| layer == "defaults")
     }
 
-    /// What is wrong with the setting of this key, with the layer that it comes from.
+    /// A problem of the setting with this key, with the setting's layer.
     pub(crate) fn problem(&self, key: &str, problem: impl Into<String>) -> Problem {
         let layer = self.origins.get(key).cloned().unwrap_or_else(|| "settings".to_owned());
         Problem { key: key.to_owned(), layer, problem: problem.into() }
@@ -391,7 +387,7 @@ impl TryFrom<String> for SubscriptionSource {
     }
 }
 
-/// `""` in the settings means: not set.
+/// Reads `""` as not set.
 fn unset_if_empty<'de, D: Deserializer<'de>, T: From<String>>(
     deserializer: D,
 ) -> Result<Option<T>, D::Error> {
@@ -399,7 +395,7 @@ fn unset_if_empty<'de, D: Deserializer<'de>, T: From<String>>(
     Ok(if text.is_empty() { None } else { Some(T::from(text)) })
 }
 
-/// Serde's own error for what is no list would quote it.
+/// Reads a list of secrets. Serde's own error for another type would quote the value.
 fn list_of_secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SecretString>, D::Error> {
     struct List;
     impl<'de> serde::de::Visitor<'de> for List {
@@ -408,7 +404,7 @@ fn list_of_secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Sec
             f.write_str("a list of strings")
         }
         fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Self::Value, E> {
-            Err(E::custom("is one text; write a list, like [\"k0:…\"]"))
+            Err(E::custom("is text; write a list, such as [\"k0:…\"]"))
         }
         fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
             let mut secrets = Vec::new();
@@ -421,7 +417,7 @@ fn list_of_secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Sec
     deserializer.deserialize_any(List)
 }
 
-/// One of a few names; the error says which.
+/// Reads a value by its name; the error lists the valid names.
 fn named<'de, D: Deserializer<'de>, T: std::str::FromStr<Err: std::fmt::Display>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
@@ -436,7 +432,7 @@ fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D:
                 .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
                 .map_err(|_| {
                     serde::de::Error::custom(format!(
-                        "{text:?} is not a network: write an address and a prefix length, like \"10.20.0.0/16\" or \"fd00::/8\""
+                        "{text:?} is not a network; write an address and a prefix length, such as \"10.20.0.0/16\" or \"fd00::/8\""
                     ))
                 })
         })
@@ -447,7 +443,7 @@ fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::E
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(|_| {
         serde::de::Error::custom(format!(
-            "{text:?} is not an address to listen on: write an IP address and a port, like \"0.0.0.0:8080\""
+            "{text:?} is not a listen address; write an IP address and a port, such as \"0.0.0.0:8080\""
         ))
     })
 }

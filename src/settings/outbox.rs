@@ -1,4 +1,4 @@
-//! The transactional outbox: its database, and what the relay does with its rows.
+//! `[outbox]`: the database of the producer outbox, and the relay.
 
 use std::time::Duration;
 
@@ -10,17 +10,17 @@ use super::validate::Findings;
 use crate::domain::duration;
 use crate::domain::producer_outbox::RelayRetryPolicy;
 
-/// What stands between the hub and its database.
+/// Kind of connection pooler between the hub and the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pooler {
-    /// Nothing, or what keeps a session for each connection.
+    /// No pooler, or one in session mode.
     None,
-    /// A pooler that gives a server for one transaction.
+    /// A pooler in transaction mode.
     Transaction,
 }
 
-/// Each field is explained in `defaults.toml`.
+/// `defaults.toml` describes each field.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProducerOutboxSettings {
@@ -52,7 +52,7 @@ pub struct ProducerOutboxSettings {
 }
 
 impl ProducerOutboxSettings {
-    /// How often a row is tried, and when.
+    /// Number of attempts of a row, and the waits between them.
     pub fn retry_policy(&self) -> RelayRetryPolicy {
         RelayRetryPolicy { max_attempts: self.max_attempts, waits: self.retry.clone() }
     }
@@ -64,11 +64,11 @@ impl Findings<'_> {
         self.within("outbox.connections", outbox.connections as usize, 1, 1_000);
         self.within("outbox.batch", outbox.batch, 1, 10_000);
         self.within("outbox.max_attempts", outbox.max_attempts as usize, 1, 1_000);
-        self.require(!outbox.retry.is_empty(), "outbox.retry", "needs at least one wait, like [\"5s\"]");
+        self.require(!outbox.retry.is_empty(), "outbox.retry", "needs at least one wait, such as [\"5s\"]");
         self.require(
             outbox.claim_time >= Duration::from_secs(1),
             "outbox.claim_time",
-            "must be at least 1s, or rows are sent twice while they are on their way",
+            "must be at least 1s; otherwise rows that are in flight are sent again",
         );
         for (key, value) in [
             ("outbox.timeout", outbox.timeout),

@@ -1,4 +1,4 @@
-//! What one tenant may have, so that none takes the others' part.
+//! Quotas of each tenant.
 
 use bytesize::ByteSize;
 use serde::Deserialize;
@@ -8,7 +8,7 @@ use super::validate::Findings;
 use super::{Settings, size};
 use crate::domain::access::check_tenant;
 
-/// `[quotas]`: of each tenant; 0 for no limit.
+/// `[quotas]`: the quotas of every tenant; 0 means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quotas {
@@ -20,7 +20,7 @@ pub struct Quotas {
     pub traces: usize,
 }
 
-/// `[[tenants]]`: of one tenant; what is left out is as `[quotas]` says.
+/// `[[tenants]]`: the quotas of one tenant; `[quotas]` applies to fields that are not set.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tenant {
@@ -33,7 +33,7 @@ pub struct Tenant {
     pub traces: Option<usize>,
 }
 
-/// A limit and the setting that it comes from.
+/// A limit and the setting that defines it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quota {
     pub limit: usize,
@@ -42,7 +42,7 @@ pub struct Quota {
 }
 
 impl Tenant {
-    /// What an entry may hold.
+    /// The fields of an entry.
     pub(super) const FIELDS: [(&'static str, Kind); 6] = [
         ("name", Kind::Text),
         ("subscriptions", Kind::Whole),
@@ -53,7 +53,7 @@ impl Tenant {
     ];
 }
 
-/// As a number of things or of bytes.
+/// Converts a limit to a number of items or bytes.
 fn whole(limit: impl Limit) -> usize {
     limit.whole()
 }
@@ -96,15 +96,15 @@ macro_rules! quotas {
 }
 
 quotas!(
-    /// Subscriptions that a tenant may have.
+    /// Most subscriptions of a tenant.
     subscription_quota: subscriptions,
-    /// Bytes that a tenant's subscriptions may take together.
+    /// Most bytes of all subscriptions of a tenant together.
     subscriptions_size_quota: subscriptions_size,
-    /// Events that a tenant may publish over the API in a second.
+    /// Most events per second that a tenant may publish over the API.
     event_quota: events_per_second,
-    /// Bulk orders of a tenant at once.
+    /// Most concurrent bulk jobs of a tenant.
     bulk_job_quota: bulk_jobs,
-    /// Traces of a tenant at once.
+    /// Most concurrent traces of a tenant.
     trace_quota: traces,
 );
 

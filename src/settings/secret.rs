@@ -1,4 +1,4 @@
-//! The secrets of the settings that may be given sealed, and their names.
+//! The secrets of the settings that may be sealed, and their names.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,22 +17,21 @@ const ALONE: [&str; 5] = [
     "subscriptions.listen_token",
 ];
 
-/// A setting that is a secret and may be given sealed: `nats.password`,
-/// `external_brokers.partner_events.password`. Shows as its name, which no other secret has: nor has any
-/// subscription's id, since that has no dot.
+/// A secret setting that may be sealed: `nats.password`, `external_brokers.partner_events.password`. Displays as its
+/// unique name. No subscription id equals it, because those contain no dot.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SecretName(Form);
+pub struct SecretName(Place);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Form {
+enum Place {
     Alone(&'static str),
     OfBroker { broker: String, field: &'static str },
 }
 
-/// There is no such setting, or it is no secret.
+/// The setting does not exist, or is not a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{name:?} is not a setting that may be sealed: write external_brokers.NAME.password, \
+    "{name:?} is not a setting that can be sealed; write external_brokers.NAME.password, \
      external_brokers.NAME.token, {}",
     ALONE.join(", ")
 )]
@@ -42,36 +41,36 @@ pub struct NoSecret {
 
 impl SecretName {
     fn of_broker(broker: &str, field: &'static str) -> Self {
-        Self(Form::OfBroker { broker: broker.to_owned(), field })
+        Self(Place::OfBroker { broker: broker.to_owned(), field })
     }
 
-    /// As errors and `hub config show` name it: `external_brokers[partner_events].password`.
+    /// The key in errors and in `hub config show`: `external_brokers[partner_events].password`.
     pub fn key(&self) -> String {
         match &self.0 {
-            Form::Alone(name) => (*name).to_owned(),
-            Form::OfBroker { broker, field } => format!("{BROKERS}[{broker}].{field}"),
+            Place::Alone(name) => (*name).to_owned(),
+            Place::OfBroker { broker, field } => format!("{BROKERS}[{broker}].{field}"),
         }
     }
 
-    /// The external broker that it is a secret of.
+    /// The external broker that the secret belongs to.
     pub fn broker(&self) -> Option<&str> {
         match &self.0 {
-            Form::Alone(_) => None,
-            Form::OfBroker { broker, .. } => Some(broker),
+            Place::Alone(_) => None,
+            Place::OfBroker { broker, .. } => Some(broker),
         }
     }
 
-    /// Whether every process and command needs it that connects to NATS or to the outbox's database.
+    /// Whether every process and command that connects to NATS or to the outbox database needs it.
     pub fn is_to_connect(&self) -> bool {
-        matches!(self.0, Form::Alone("nats.password" | "nats.token" | "outbox.database_url"))
+        matches!(self.0, Place::Alone("nats.password" | "nats.token" | "outbox.database_url"))
     }
 }
 
 impl fmt::Display for SecretName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Form::Alone(name) => f.write_str(name),
-            Form::OfBroker { broker, field } => write!(f, "{BROKERS}.{broker}.{field}"),
+            Place::Alone(name) => f.write_str(name),
+            Place::OfBroker { broker, field } => write!(f, "{BROKERS}.{broker}.{field}"),
         }
     }
 }
@@ -79,11 +78,11 @@ impl fmt::Display for SecretName {
 impl FromStr for SecretName {
     type Err = NoSecret;
 
-    /// Both forms: as it shows, and as its key.
+    /// Reads both forms: the displayed name and the key.
     fn from_str(name: &str) -> Result<Self, NoSecret> {
         let no_secret = || NoSecret { name: name.to_owned() };
         if let Some(alone) = ALONE.into_iter().find(|alone| *alone == name) {
-            return Ok(Self(Form::Alone(alone)));
+            return Ok(Self(Place::Alone(alone)));
         }
         let rest = name.strip_prefix(BROKERS).ok_or_else(no_secret)?;
         let (broker, field) = match rest.strip_prefix('[') {
@@ -98,7 +97,7 @@ impl FromStr for SecretName {
 }
 
 impl Settings {
-    /// The secrets that are set and may be given sealed. Not among them: the master keys.
+    /// The secrets that are set and may be sealed; not the master keys.
     pub fn secrets_mut(&mut self) -> Vec<(SecretName, &mut SecretString)> {
         let alone = [
             &mut self.nats.password,
@@ -108,7 +107,7 @@ impl Settings {
             &mut self.subscriptions.listen_token,
         ];
         let alone =
-            ALONE.into_iter().zip(alone).map(|(name, secret)| (SecretName(Form::Alone(name)), secret));
+            ALONE.into_iter().zip(alone).map(|(name, secret)| (SecretName(Place::Alone(name)), secret));
         let of_brokers = self.external_brokers.iter_mut().flat_map(|entry| {
             let secrets = [&mut entry.password, &mut entry.token];
             let name = |field| SecretName::of_broker(&entry.name, field);

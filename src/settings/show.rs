@@ -1,8 +1,8 @@
-//! The merged settings as `hub config show` prints them: TOML, with the origin of each value.
+//! The merged settings as `hub config show` prints them: TOML, with the layer of each value.
 
 use config::{Value, ValueKind};
 
-/// The keys whose values are never shown.
+/// Keys whose values are never shown.
 const HIDDEN: [&str; 7] = [
     "nats.password",
     "nats.token",
@@ -13,7 +13,7 @@ const HIDDEN: [&str; 7] = [
     "subscriptions.listen_token",
 ];
 
-/// The same of each entry of a list of tables, without its name.
+/// The same for the entries of a list of tables, without the entry's name.
 const HIDDEN_IN: [&str; 2] = ["external_brokers.password", "external_brokers.token"];
 
 fn is_hidden(key: &str) -> bool {
@@ -27,7 +27,7 @@ fn is_hidden(key: &str) -> bool {
 
 /// One setting of the merged layers.
 pub(super) struct Leaf {
-    /// `nats.url`; for a domain `domains[billing].events`.
+    /// `nats.url`; in a list of tables `domains[billing].events`.
     pub(super) key: String,
     /// The value as TOML.
     text: String,
@@ -68,7 +68,7 @@ fn collect(value: &Value, key: String, found: &mut Vec<Leaf>) {
     }
 }
 
-/// The entries of a list of tables are told apart by their names.
+/// The name of an entry in a list of tables.
 pub(super) fn name_of(entry: &Value) -> Option<String> {
     match &entry.kind {
         ValueKind::Table(fields) => fields.get("name")?.clone().into_string().ok(),
@@ -76,11 +76,11 @@ pub(super) fn name_of(entry: &Value) -> Option<String> {
     }
 }
 
-/// Whether a secret is set is no secret.
+/// Shows whether a secret is set, but not its value.
 fn hidden(kind: &ValueKind) -> String {
     match kind {
         ValueKind::String(text) if text.is_empty() => "\"\"".to_owned(),
-        // `<key id>:<key>`: the id is no secret.
+        // `<key id>:<key>`: the id is not secret.
         ValueKind::Array(items) => {
             let entry = |item: &Value| match &item.kind {
                 ValueKind::String(text) => text.split_once(':').map(|(id, _)| format!("{id}:***")),
@@ -101,7 +101,7 @@ fn toml(kind: &ValueKind) -> toml::Value {
         ValueKind::Float(number) => (*number).into(),
         ValueKind::String(text) => text.clone().into(),
         ValueKind::Array(items) => items.iter().map(|item| toml(&item.kind)).collect::<Vec<_>>().into(),
-        // TOML has no other values, and tables were taken apart above.
+        // TOML has no other values; tables were split above.
         other => other.to_string().into(),
     }
 }
@@ -109,7 +109,7 @@ fn toml(kind: &ValueKind) -> toml::Value {
 pub(super) fn render(leaves: &[Leaf]) -> String {
     let mut text = String::new();
     let mut section = "";
-    // What stands in no section has to come before the first one.
+    // TOML requires settings without a section before the first section.
     let (in_section, alone): (Vec<&Leaf>, Vec<&Leaf>) =
         leaves.iter().partition(|leaf| leaf.key.contains('.'));
     for leaf in alone.into_iter().chain(in_section) {

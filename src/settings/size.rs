@@ -1,4 +1,4 @@
-//! Sizes as people write them: `"900KB"`, `"1MiB"`. For serde's `with`.
+//! Sizes as text: `"900KB"`, `"1MiB"`. For serde's `with`.
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer};
@@ -7,12 +7,12 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(|_| {
         serde::de::Error::custom(format!(
-            "{text:?} is not a size: write a number and a unit, like \"900KB\" or \"1GiB\""
+            "{text:?} is not a size; write a number and a unit, such as \"900KB\" or \"1GiB\""
         ))
     })
 }
 
-/// The same for what may be left out, which then has no value.
+/// The same for an optional field.
 pub(super) mod optional {
     use super::{ByteSize, Deserializer};
 

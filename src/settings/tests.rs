@@ -99,7 +99,7 @@ fn a_bad_value_from_the_environment_names_the_variable() {
     let error = layered("", &[("HUB__DELIVERY__HOLD", "1")], &[]).unwrap_err().to_string();
     assert_eq!(
         error,
-        "delivery.hold is not a setting (environment HUB__DELIVERY__HOLD); did you mean delivery.held?"
+        "delivery.hold: unknown setting (environment HUB__DELIVERY__HOLD); did you mean delivery.held?"
     );
     let error = layered("", &[("HUB__DOMAINS", "[{name = ")], &[]).unwrap_err();
     assert!(
@@ -107,9 +107,9 @@ fn a_bad_value_from_the_environment_names_the_variable() {
         "{error}"
     );
     let error = layered("", &[("HUB__NATS", "x")], &[]).unwrap_err().to_string();
-    assert_eq!(error, "nats: is a section: write [nats] with its settings below (environment HUB__NATS)");
+    assert_eq!(error, "nats: is a section; write [nats] and its settings below (environment HUB__NATS)");
     let error = layered("", &[], &[("max_deliver", "3")]).unwrap_err().to_string();
-    assert_eq!(error, "max_deliver is not a setting (flag); did you mean delivery.max_deliver?");
+    assert_eq!(error, "max_deliver: unknown setting (flag); did you mean delivery.max_deliver?");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What no single value tells: ranges, and values that must fit one another.
+//! Validation of ranges, and of values that depend on each other.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -8,11 +8,11 @@ use secrecy::ExposeSecret;
 
 use super::{Problem, Secrets, Settings, SettingsError, SubscriptionSource};
 
-/// JetStream's own limit on a consumer's `max_ack_pending` is higher; this one bounds memory.
+/// Largest `held`. It bounds memory; JetStream's own limit on `max_ack_pending` is higher.
 const MOST_HELD: usize = 1_000_000;
 
 impl Settings {
-    /// Checks ranges and how values fit together; every problem found is in the error.
+    /// Checks ranges and dependencies between values. The error lists every problem.
     pub fn validate(&self) -> Result<(), SettingsError> {
         let mut found = Findings { settings: self, problems: Vec::new() };
         found.nats();
@@ -28,14 +28,14 @@ impl Settings {
     }
 }
 
-/// 1 to 32 of a-z, 0-9 and '-', a letter or digit first.
+/// Whether `text` is 1 to 32 of a-z, 0-9 and '-', and starts with a letter or digit.
 fn is_name(text: &str) -> bool {
     text.len() <= 32
         && text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-/// One or more tokens, none of which is a wildcard or belongs to the server (`$JS`, `$KV`).
+/// Whether `text` is one or more tokens without wildcards and server prefixes (`$JS`, `$KV`).
 fn is_inbox_prefix(text: &str) -> bool {
     text.len() <= 64
         && text.split('.').all(|token| {
@@ -68,24 +68,24 @@ impl Findings<'_> {
     fn nats(&mut self) {
         let nats = &self.settings.nats;
         for server in nats.url.split(',').map(str::trim) {
-            // The text of the URL stays out of the error: it may hold a password.
+            // The error does not quote the URL, because it may contain a password.
             match url::Url::parse(server) {
                 Ok(url) => {
                     self.require(
                         matches!(url.scheme(), "nats" | "tls") && url.has_host(),
                         "nats.url",
-                        "must be nats://host:port or tls://host:port, several with commas between",
+                        "must be nats://host:port or tls://host:port; separate several with commas",
                     );
                     self.require(
                         url.username().is_empty() && url.password().is_none(),
                         "nats.url",
-                        "must not hold a user or password: set nats.user and nats.password, or nats.token",
+                        "must not contain a user or password; set nats.user and nats.password, or nats.token",
                     );
                 }
                 Err(_) => self.require(
                     false,
                     "nats.url",
-                    "is not a URL: write nats://host:port, several with commas between",
+                    "is not a URL; write nats://host:port, and separate several with commas",
                 ),
             }
         }
@@ -98,7 +98,7 @@ impl Findings<'_> {
         self.require(
             nats.inbox_prefix.split('.').next() != Some(nats.prefix.as_str()),
             "nats.inbox_prefix",
-            "must not begin with nats.prefix: streams would store the answers",
+            "must not begin with nats.prefix, or streams would store the answers; choose another prefix",
         );
         self.require(
             matches!(nats.replicas, 1 | 3 | 5),
@@ -121,7 +121,7 @@ impl Findings<'_> {
             self.require(
                 false,
                 second,
-                format!("only one way to log in may be set; set are {}", given.join(", ")),
+                format!("only one kind of login is allowed; keep one of {}", given.join(", ")),
             );
         }
         self.require(
@@ -135,17 +135,24 @@ impl Findings<'_> {
 
     fn domains(&mut self) {
         let domains = &self.settings.domains;
-        self.require(!domains.is_empty(), "domains", "at least one domain is needed");
+        self.require(!domains.is_empty(), "domains", "needs at least one domain; add a [[domains]] entry");
         for domain in domains {
             let key = |field: &str| format!("domains[{}].{field}", domain.name);
             self.require(is_name(&domain.name), &key("name"), format!("{:?} {NAME}", domain.name));
-            // Its outbox stream would have the name of another domain's dead-letter stream.
+            // Its outbox stream would have the same name as the dead-letter stream of another domain.
             self.require(
                 !domain.name.ends_with("-dlt"),
                 &key("name"),
-                format!("{:?} must not end in \"-dlt\", which names dead-letter streams", domain.name),
+                format!(
+                    "{:?} must not end in \"-dlt\", which is reserved for dead-letter streams",
+                    domain.name
+                ),
             );
-            self.require(!domain.events.is_empty(), &key("events"), "needs at least one pattern");
+            self.require(
+                !domain.events.is_empty(),
+                &key("events"),
+                "needs at least one pattern, such as \"user.>\"",
+            );
             for (position, pattern) in domain.events.iter().enumerate() {
                 if let Some(problem) = pattern.never_matches() {
                     self.require(false, &key(&format!("events[{position}]")), problem);
@@ -167,7 +174,11 @@ impl Findings<'_> {
 
         let delivery = &self.settings.delivery;
         self.within("delivery.max_deliver", delivery.max_deliver as usize, 1, 1_000);
-        self.require(!delivery.retry.is_empty(), "delivery.retry", "needs at least one wait, like [\"5s\"]");
+        self.require(
+            !delivery.retry.is_empty(),
+            "delivery.retry",
+            "needs at least one wait, such as [\"5s\"]",
+        );
         self.positive("delivery.max_retry_after", delivery.max_retry_after);
         self.require(
             delivery.max_timeout >= Duration::from_millis(100),
@@ -177,7 +188,7 @@ impl Findings<'_> {
         self.require(
             delivery.ack_wait > delivery.max_timeout,
             "delivery.ack_wait",
-            "must be longer than delivery.max_timeout, or an attempt that still runs is made again elsewhere",
+            "must be longer than delivery.max_timeout; otherwise another process repeats an attempt that is still running",
         );
         self.within("delivery.held", delivery.held, 1, MOST_HELD);
         self.within(
@@ -208,7 +219,7 @@ impl Findings<'_> {
         }
         self.positive("limits.rejected_max_age", limits.rejected_max_age);
         self.positive("limits.attempts_max_age", limits.attempts_max_age);
-        // The server's own least; and it refuses a window longer than the stream's age.
+        // The server's minimum.
         self.require(
             limits.duplicate_window >= Duration::from_millis(100),
             "limits.duplicate_window",
@@ -221,7 +232,7 @@ impl Findings<'_> {
         self.require(
             subscriptions.source == SubscriptionSource::Registry || subscriptions.grpc_url.is_some(),
             "subscriptions.grpc_url",
-            "is not set; with subscriptions.source = \"grpc\" write http://host:port or https://host:port",
+            "is required with subscriptions.source = \"grpc\"; write http://host:port or https://host:port",
         );
         let url = subscriptions.grpc_url.as_deref().map(url::Url::parse);
         let is_tls = matches!(&url, Some(Ok(url)) if url.scheme() == "https");
@@ -236,7 +247,7 @@ impl Findings<'_> {
             self.require(
                 usable,
                 "subscriptions.grpc_url",
-                "must be http://host:port or https://host:port, without user and password: set subscriptions.token",
+                "must be http://host:port or https://host:port, without user and password; set subscriptions.token instead",
             );
         }
         for (key, file) in [
@@ -246,7 +257,7 @@ impl Findings<'_> {
             self.require(
                 file.is_none() || is_tls,
                 key,
-                "needs TLS: write subscriptions.grpc_url with https://",
+                "requires TLS; write subscriptions.grpc_url with https://",
             );
         }
         for (cert, key, files) in [
@@ -270,12 +281,12 @@ impl Findings<'_> {
         self.require(
             subscriptions.listen_tls_client_ca_file.is_none() || subscriptions.listen_tls_cert_file.is_some(),
             "subscriptions.listen_tls_client_ca_file",
-            "needs TLS: set subscriptions.listen_tls_cert_file and subscriptions.listen_tls_key_file",
+            "requires TLS; set subscriptions.listen_tls_cert_file and subscriptions.listen_tls_key_file",
         );
         self.require(
             !(subscriptions.listen_anonymous && subscriptions.listen_token.is_some()),
             "subscriptions.listen_anonymous",
-            "is true, but subscriptions.listen_token is set: choose one",
+            "is true, but subscriptions.listen_token is set; keep one of them",
         );
         self.require(
             (Duration::from_millis(10)..=Duration::from_secs(10)).contains(&subscriptions.deadline),
@@ -290,7 +301,7 @@ impl Findings<'_> {
         self.within("subscriptions.cache_entries", subscriptions.cache_entries, 1, 10_000_000);
     }
 
-    /// The text of an entry stays out of the error: it may hold a key.
+    /// The errors do not quote an entry, because it may contain a key.
     fn previous_keys(&mut self, secrets: &Secrets) {
         let keys = secrets.previous_keys.iter().map(|entry| ("secrets.previous_keys", entry.expose_secret()));
         let files = secrets.previous_key_files.iter().map(|entry| ("secrets.previous_key_files", &**entry));
@@ -300,17 +311,17 @@ impl Findings<'_> {
             self.require(
                 is_name(id),
                 setting,
-                "each entry needs the key's id before it, as in \"k1:…\"; 1 to 32 of a-z, 0-9 and '-'",
+                "an entry has no valid key id; write the id before the key, as in \"k1:…\", with 1 to 32 of a-z, 0-9 and '-'",
             );
             self.require(
                 seen.insert(id.to_owned()),
                 setting,
-                "names a key id twice, or that of secrets.key_id; each key has an id of its own",
+                "a key id occurs twice, or equals secrets.key_id; give each key an id of its own",
             );
             self.require(
                 secrets.master_key.is_some() || secrets.master_key_file.is_some(),
                 setting,
-                "is set without a current key: set secrets.master_key or secrets.master_key_file too",
+                "requires a current key; set secrets.master_key or secrets.master_key_file",
             );
         }
     }
@@ -327,13 +338,13 @@ impl Findings<'_> {
             self.require(
                 !host.is_empty() && !host.contains(['/', '*', ' ', '@', '[']) && !host.ends_with('.'),
                 "api.allowed_hosts",
-                format!("{host:?} is not a host name; write the name alone, like \"hub.internal\""),
+                format!("{host:?} is not a host name; write only the name, such as \"hub.internal\""),
             );
         }
         self.require(
             settings.health.listen != settings.api.listen || settings.health.listen.port() == 0,
             "health.listen",
-            format!("is {}, as api.listen is; set another port", settings.health.listen),
+            format!("is {}, which is also api.listen; set another port", settings.health.listen),
         );
         let secrets = &settings.secrets;
         self.require(
@@ -347,14 +358,14 @@ impl Findings<'_> {
             is_log_filter(&settings.log.level),
             "log.level",
             format!(
-                "{:?} is not a filter: write error, warn, info, debug or trace, or \"info,integration_hub=debug\"",
+                "{:?} is not a log filter; write error, warn, info, debug or trace, or \"info,integration_hub=debug\"",
                 settings.log.level
             ),
         );
     }
 }
 
-/// The filter's parser takes a misspelt level for the name of a module, of which nothing is ever logged.
+/// Whether `text` is a log filter. The filter's parser would take a misspelt level for a module name, and log nothing.
 fn is_log_filter(text: &str) -> bool {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));

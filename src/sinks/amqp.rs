@@ -1,7 +1,7 @@
-//! AMQP 0-9-1, as RabbitMQ speaks it: persistent messages, publisher confirms, and the mandatory flag, so
-//! that a message that no queue takes comes back instead of being dropped.
+//! AMQP 0-9-1, as RabbitMQ speaks it: persistent messages, publisher confirms, and the mandatory flag, so that the
+//! broker returns a message that no queue takes instead of dropping it.
 //!
-//! AMQP does not de-duplicate: `message_id` is the message id, and the reader goes by it.
+//! AMQP does not de-duplicate: `message_id` is the message id, by which readers recognise duplicates.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,32 +18,32 @@ use secrecy::{ExposeSecret, SecretString};
 use super::link::{Link, Linked};
 use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
 
-/// Channels that are kept open while nobody publishes.
+/// Most idle channels that are kept open.
 const MOST_IDLE: usize = 64;
-/// AMQP's short strings: routing keys and header names.
+/// Longest short string of AMQP, in bytes: routing keys and header names.
 const LONGEST_NAME: usize = 255;
-/// `basic.properties`: delivery-mode 2 survives a restart of the broker.
+/// Delivery mode 2 of `basic.properties`: the message survives a restart of the broker.
 const PERSISTENT: u8 = 2;
-/// Seconds after which a silent peer is given up (twice, says AMQP 0-9-1, 4.2.7).
+/// Heartbeat interval in seconds. A peer that is silent for two intervals is considered dead (AMQP 0-9-1, 4.2.7).
 const HEARTBEAT: u16 = 10;
 
 /// How to reach an AMQP broker.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `amqp://host:port[/vhost]`, `amqps://` for TLS; the vhost percent-encoded, `/` without one.
+    /// `amqp://host:port[/vhost]`, `amqps://` for TLS; the vhost is percent-encoded, `/` if not given.
     pub url: String,
-    /// With `password`; without both, RabbitMQ's `guest`, which it lets in from its own machine only.
+    /// Set together with `password`. Without both, RabbitMQ's `guest`, which it accepts from its own machine only.
     pub user: Option<String>,
     pub password: Option<SecretString>,
     pub tls: Tls,
-    /// Where to; it has to exist. The empty one is the default exchange, whose routing keys are the
-    /// names of queues. A message's `stream` is its routing key.
+    /// The exchange, which must exist. Empty means the default exchange, whose routing keys are queue names. A
+    /// message's `stream` is its routing key.
     pub exchange: String,
     pub timeouts: Timeouts,
 }
 
 impl Options {
-    /// The default exchange, without credentials and TLS files.
+    /// Options with the default exchange, without credentials and TLS files.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -56,8 +56,8 @@ impl Options {
     }
 }
 
-/// An AMQP broker: one connection, and on it a channel for each group that is being published, for an
-/// error ends a channel and all that is under way on it.
+/// An AMQP broker: one connection, with a channel for each group that is being published, because an error closes the
+/// channel and fails everything that is pending on it.
 pub struct Amqp {
     options: Options,
     uri: AMQPUri,
@@ -70,7 +70,7 @@ struct Session {
 }
 
 impl Amqp {
-    /// Checks the options; connects with the first publish.
+    /// Checks the options. The first publish connects.
     pub fn new(options: Options) -> Result<Self, SettingError> {
         let url = super::parse_url(&options.url, &["amqp", "amqps"])?;
         super::check_login(options.user.as_ref(), options.password.as_ref())?;
@@ -80,13 +80,13 @@ impl Amqp {
         }
         let uses_tls = options.tls.required || url.scheme() == "amqps";
         if !uses_tls && options.tls.has_files() {
-            return Err(SettingError::new("url", "TLS files are given: write amqps://"));
+            return Err(SettingError::new("url", "is without TLS, but TLS files are set; write amqps://"));
         }
         let scheme = if uses_tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP };
         let vhost = url.path().trim_start_matches('/');
         let vhost = percent_encoding::percent_decode_str(vhost)
             .decode_utf8()
-            .map_err(|_| SettingError::new("url", "the vhost is not percent-encoded UTF-8"))?;
+            .map_err(|_| SettingError::new("url", "the vhost is not UTF-8; percent-encode it"))?;
         let login = match (&options.user, &options.password) {
             (Some(user), Some(password)) => {
                 AMQPUserInfo { username: user.clone(), password: password.expose_secret().to_owned() }
@@ -113,7 +113,7 @@ impl Amqp {
             if linked.connection.connection.status().connected() {
                 return Ok(linked);
             }
-            // The next round makes a new one, or ends with the error of that.
+            // The next round connects, or returns the error of connecting.
             self.link.lost(&linked).await;
         }
     }
@@ -131,7 +131,7 @@ impl Amqp {
         let connecting = Connection::connect_uri_with_config(self.uri.clone(), properties, tls, runtime);
         let connection = connecting.await.map_err(|error| match soft_error(&error) {
             Some(AMQPSoftError::ACCESSREFUSED) => PublishError::unavailable(format!(
-                "{} does not let us in: correct user and password",
+                "{} rejects the login; correct user and password",
                 self.address()
             )),
             _ => self.unavailable(&error),
@@ -151,7 +151,7 @@ impl Amqp {
                 .await;
             declared.map_err(|error| match soft_error(&error) {
                 Some(AMQPSoftError::NOTFOUND) => PublishError::unavailable(format!(
-                    "{} has no exchange {exchange:?}: declare it, or correct the setting exchange",
+                    "{} has no exchange {exchange:?}; declare it, or correct the setting exchange",
                     self.address()
                 )),
                 _ => self.unavailable(&error),
@@ -191,7 +191,7 @@ impl Amqp {
                 return Published::none(error);
             }
         };
-        // One by one: a confirm may be a no, and what comes behind must not overtake.
+        // One by one: the broker may reject a message, and later ones must not overtake it.
         for (acknowledged, message) in group.iter().enumerate() {
             match self.publish_one(&channel, message).await {
                 Ok(()) => {}
@@ -231,7 +231,7 @@ impl Amqp {
     async fn publish_one(&self, channel: &Channel, message: &OutgoingMessage) -> Result<(), PublishError> {
         if message.stream.len() > LONGEST_NAME {
             return Err(PublishError::permanent(format!(
-                "destination: the routing key is {} bytes long, and AMQP takes {LONGEST_NAME}",
+                "destination: the routing key is {} bytes long; AMQP allows {LONGEST_NAME}",
                 message.stream.len()
             )));
         }
@@ -255,15 +255,16 @@ impl Amqp {
                 )))
             }
             Confirmation::Nack(None) => {
-                Err(PublishError::no_room(format!("{}: not accepted; a queue may be full", place())))
+                Err(PublishError::no_room(format!("{}: rejected; a queue may be full", place())))
             }
-            Confirmation::NotRequested => {
-                Err(PublishError::unavailable(format!("{}: the channel confirms nothing", self.address())))
-            }
+            Confirmation::NotRequested => Err(PublishError::unavailable(format!(
+                "{}: the channel has no publisher confirms",
+                self.address()
+            ))),
         }
     }
 
-    /// An error that ends the channel is the fault of the one message that was under way on it.
+    /// An error that closes the channel is caused by the one message that was pending on it.
     fn publish_error(&self, error: &Error) -> PublishError {
         let reason = format!("{}: {error}", self.address());
         match soft_error(error).map(|soft| meaning(&soft)) {
@@ -274,12 +275,12 @@ impl Amqp {
     }
 }
 
-/// What a broker's word on a channel says of the message that was under way on it.
+/// What a broker's error on a channel means for the message that was pending on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meaning {
     TooLarge,
     Refused,
-    /// Nothing: it is every message's trouble.
+    /// The message is not the cause: all messages are affected.
     Unavailable,
 }
 
@@ -306,7 +307,7 @@ impl Session {
     }
 }
 
-/// What the broker said of a channel, or of the login.
+/// The broker's error on a channel, or on the login.
 fn soft_error(error: &Error) -> Option<AMQPSoftError> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => match error.kind() {
@@ -323,7 +324,7 @@ fn properties(message: &OutgoingMessage) -> Result<BasicProperties, PublishError
             return Ok(());
         }
         let length = text.len();
-        Err(PublishError::permanent(format!("{what} is {length} bytes long, and AMQP takes {LONGEST_NAME}")))
+        Err(PublishError::permanent(format!("{what} is {length} bytes long; AMQP allows {LONGEST_NAME}")))
     };
     short("the message id", &message.id)?;
     let mut headers = FieldTable::default();
@@ -366,7 +367,7 @@ impl Broker for Amqp {
             if let Some(session) = self.link.close().await {
                 let closing = session.connection.close(200, "closing".into());
                 if !matches!(tokio::time::timeout(self.options.timeouts.connect, closing).await, Ok(Ok(()))) {
-                    tracing::debug!(broker = self.address(), "the connection was closed already");
+                    tracing::debug!(broker = self.address(), "connection was closed already");
                 }
             }
         }
@@ -379,7 +380,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_answer_about_the_message_is_its_fault() {
+    fn only_an_error_about_the_message_is_attributed_to_it() {
         for (soft, expected) in [
             (AMQPSoftError::PRECONDITIONFAILED, Meaning::TooLarge),
             (AMQPSoftError::CONTENTTOOLARGE, Meaning::TooLarge),

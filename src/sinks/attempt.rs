@@ -6,15 +6,15 @@ use super::{Broker, OutgoingMessage, PublishError, Published};
 use crate::domain::attempt::Attempt;
 use crate::domain::outcome::{Failure, Outcome};
 
-/// Publishes one message and waits for its acknowledgement, at most so long. After a timeout it may
-/// arrive nevertheless.
+/// Publishes one message and waits at most `timeout` for its acknowledgement. After a timeout the message may have
+/// arrived nevertheless.
 pub async fn attempt(broker: &dyn Broker, message: &OutgoingMessage, timeout: Duration) -> Attempt {
     let started = Instant::now();
     let publish = broker.publish(std::slice::from_ref(message));
     let (outcome, detail) = match tokio::time::timeout(timeout, publish).await {
         Ok(Published { error: Some(error), .. }) => failed(error),
         Ok(Published { acknowledged: 0, error: None }) => {
-            (Outcome::Failed(Failure::BrokerUnavailable), Some("it did not answer at all".to_owned()))
+            (Outcome::Failed(Failure::BrokerUnavailable), Some("the broker did not answer".to_owned()))
         }
         Ok(Published { error: None, .. }) => (Outcome::Acknowledged, None),
         Err(_) => {
@@ -28,7 +28,7 @@ pub async fn attempt(broker: &dyn Broker, message: &OutgoingMessage, timeout: Du
 fn failed(error: PublishError) -> (Outcome, Option<String>) {
     let (failure, reason) = match error {
         PublishError::Unavailable { reason } => (Failure::BrokerUnavailable, reason),
-        // A delivery has its own retries, and a dead letter that is redriven: each try counts.
+        // A delivery has its own retries, and its dead letter is redriven: each attempt counts.
         PublishError::NoRoom { reason } | PublishError::Refused { reason } => {
             (Failure::BrokerRefused, reason)
         }

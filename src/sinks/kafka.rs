@@ -1,9 +1,8 @@
-//! Kafka and what speaks its protocol: an idempotent producer that waits for all in-sync replicas.
+//! Kafka and compatible servers: an idempotent producer that waits for all in-sync replicas.
 //!
-//! A record's key is the message's key, so a key's records stay in one partition and in order; the header
-//! `id` is the message id. Kafka drops the repetitions of a producer that resends by itself; a publish
-//! that is tried again after [`PublishError::Unavailable`] may be in the topic twice, and the reader goes
-//! by the id.
+//! A record's key is the message's key, so the records of a key stay in one partition and in order; the header `id` is
+//! the message id. Kafka drops duplicates that the producer's own retries cause. A publish that is retried after
+//! [`PublishError::Unavailable`] may be in the topic twice; readers recognise it by the id.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,15 +19,15 @@ use secrecy::{ExposeSecret, SecretString};
 use super::link::{Link, Linked};
 use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
 
-/// `message.max.bytes` of a Kafka broker as it comes.
+/// Default of a Kafka broker's `message.max.bytes`.
 pub const LARGEST: usize = 1_048_588;
-/// The longest name of a topic in bytes.
+/// Longest topic name in bytes.
 const LONGEST_TOPIC: usize = 249;
 
-/// SASL, when there are credentials.
+/// SASL mechanism, used if credentials are set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mechanism {
-    /// The password itself travels: with TLS only.
+    /// Sends the password in clear: allowed with TLS only.
     Plain,
     ScramSha256,
     #[default]
@@ -38,19 +37,19 @@ pub enum Mechanism {
 /// How to reach a Kafka cluster.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Bootstrap servers: `host:port`, several with commas between.
+    /// Bootstrap servers: `host:port`; several, separated by commas.
     pub url: String,
     pub user: Option<String>,
     pub password: Option<SecretString>,
     pub mechanism: Mechanism,
     pub tls: Tls,
-    /// The largest record in bytes, key and headers included: the topic's `max.message.bytes`.
+    /// Largest record in bytes, including key and headers: the topic's `max.message.bytes`.
     pub largest: usize,
     pub timeouts: Timeouts,
 }
 
 impl Options {
-    /// Without credentials, without TLS.
+    /// Options without credentials and TLS.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -64,14 +63,14 @@ impl Options {
     }
 }
 
-/// What a broker's error code says of the record.
+/// What a broker's error code means for the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meaning {
-    /// It will never be taken.
+    /// The broker can never accept it.
     TooLarge,
     NoTopic,
     Refused,
-    /// Nothing: the cluster takes no record now.
+    /// The record is not the cause: the cluster accepts no record at the moment.
     Unavailable,
 }
 
@@ -84,12 +83,12 @@ fn meaning(code: ErrorCode) -> Meaning {
         ErrorCode::TopicAuthorizationFailed | ErrorCode::InvalidRecord | ErrorCode::PolicyViolation => {
             Meaning::Refused
         }
-        // Without replicas, leader or coordinator, throttled, out of storage, or a producer id that is no more.
+        // No replicas, leader or coordinator, throttled, out of storage, or an expired producer id.
         _ => Meaning::Unavailable,
     }
 }
 
-/// A Kafka cluster; all publishes share one producer with a connection to each broker of the cluster.
+/// A Kafka cluster. All publishes share one producer, which has a connection to each broker of the cluster.
 pub struct Kafka {
     options: Options,
     link: Link<Session>,
@@ -102,21 +101,21 @@ struct Session {
 }
 
 impl Kafka {
-    /// Checks the options; connects with the first publish.
+    /// Checks the options. The first publish connects.
     pub fn new(options: Options) -> Result<Self, SettingError> {
         for server in options.url.split(',').map(str::trim) {
             let port = server.rsplit_once(':').and_then(|(host, port)| {
                 (!host.is_empty() && !host.contains(['/', '@'])).then(|| port.parse::<u16>().ok()).flatten()
             });
             if port.is_none() {
-                let reason = "must be host:port, several with commas between, without a scheme";
+                let reason = "must be host:port without a scheme; separate several with commas";
                 return Err(SettingError::new("url", reason));
             }
         }
         super::check_login(options.user.as_ref(), options.password.as_ref())?;
         options.tls.validate()?;
         if options.mechanism == Mechanism::Plain && options.password.is_some() && !uses_tls(&options.tls) {
-            let reason = "plain sends the password as it is: use TLS, or scram-sha-512";
+            let reason = "plain sends the password in clear; use TLS, or scram-sha-512";
             return Err(SettingError::new("mechanism", reason));
         }
         super::install_tls_provider();
@@ -129,7 +128,7 @@ impl Kafka {
 
     async fn connect(&self) -> Result<Session, PublishError> {
         let options = &self.options;
-        // A send waits for room and the topic's partitions first, and for the acknowledgement then.
+        // A send first waits for buffer space and the topic's partitions, then for the acknowledgement.
         let half = options.timeouts.publish / 2;
         let mut builder = Client::builder(&options.url)
             .client_id("integration-hub")
@@ -144,15 +143,15 @@ impl Kafka {
             .producer()
             .acks(Acks::All)
             .idempotent(true)
-            // Records gather while others of their partition are in flight; a pause on top of that only
-            // slows a single key (measured: 265/s with 2 ms).
+            // Records collect in a batch while others of their partition are in flight; an additional pause only
+            // slows a single key down (measured: 265/s with 2 ms).
             .linger(Duration::ZERO)
             .delivery_timeout(half)
             .max_block(half)
-            // A record that fits makes a request that fits, whatever the framing adds.
+            // Leaves room for the framing of a request with the largest record.
             .max_request_size(options.largest.saturating_mul(2).max(LARGEST))
             .buffer_memory(options.largest.saturating_mul(4).max(32 * 1024 * 1024))
-            // Nobody asked for our metrics.
+            // No metrics are sent to the broker.
             .metrics_push(false)
             .build()
             .await
@@ -191,32 +190,32 @@ impl Kafka {
     fn error(&self, error: &KrafkaError) -> PublishError {
         let reason = format!("{}: {error}", self.options.url);
         match error {
-            // The login, or a certificate; the text is the server's and may hold anything.
+            // The login or a certificate. The server's text is dropped, because it may contain anything.
             KrafkaError::Auth { .. }
             | KrafkaError::Broker { code: ErrorCode::SaslAuthenticationFailed, .. } => {
                 PublishError::unavailable(format!(
-                    "{} does not let us in: correct user and password, mechanism, or the TLS files",
+                    "{} rejects the login; correct user and password, mechanism, or the TLS files",
                     self.options.url
                 ))
             }
             KrafkaError::Broker { code, .. } => match meaning(*code) {
                 Meaning::TooLarge => PublishError::permanent(reason),
                 Meaning::NoTopic => {
-                    PublishError::refused(format!("{reason}: create the topic, or correct destination"))
+                    PublishError::refused(format!("{reason}; create the topic, or correct destination"))
                 }
                 Meaning::Refused => PublishError::refused(reason),
                 Meaning::Unavailable => PublishError::unavailable(reason),
             },
             KrafkaError::UnknownTopic { topic } => PublishError::refused(format!(
-                "{}: there is no topic {topic:?}: create the topic, or correct destination",
+                "{}: no topic {topic:?}; create it, or correct destination",
                 self.options.url
             )),
             _ => PublishError::unavailable(reason),
         }
     }
 
-    /// As [`error`](Self::error), of a record that could not even be queued: then what is wrong about its
-    /// shape is told as a wrong configuration or an impossible length.
+    /// Like [`error`](Self::error), for a record that could not be queued: the client reports a malformed record as a
+    /// configuration, protocol, serialization or compression error.
     fn queue_error(&self, error: &KrafkaError) -> PublishError {
         match error {
             KrafkaError::Config { .. }
@@ -235,7 +234,7 @@ impl Kafka {
             Ok(linked) => linked,
             Err(error) => return Published::none(error),
         };
-        // One by one: a batch in flight may fail while the next one does not.
+        // One by one: a batch in flight may fail while the next one succeeds.
         for (acknowledged, message) in group.iter().enumerate() {
             if let Err(error) = self.publish_one(&linked, message).await {
                 return Published { acknowledged, error: Some(error) };
@@ -251,7 +250,7 @@ impl Kafka {
     ) -> Result<(), PublishError> {
         if message.stream.len() > LONGEST_TOPIC {
             return Err(PublishError::permanent(format!(
-                "destination: the topic is {} bytes long, and Kafka takes {LONGEST_TOPIC}",
+                "destination: the topic is {} bytes long; Kafka allows {LONGEST_TOPIC}",
                 message.stream.len()
             )));
         }
@@ -264,20 +263,20 @@ impl Kafka {
         let size = record.estimated_size();
         if size > self.options.largest {
             return Err(PublishError::permanent(format!(
-                "{size} bytes are more than the {} that the topic takes (max.message.bytes)",
+                "the record has {size} bytes; the topic allows {} (max.message.bytes)",
                 self.options.largest
             )));
         }
         let queued = linked.connection.producer.enqueue(record).await;
-        let (error, told) = match queued {
+        let (error, cause) = match queued {
             Ok(delivery) => match delivery.await {
                 Ok(_) => return Ok(()),
                 Err(error) => (self.error(&error), error),
             },
             Err(error) => (self.queue_error(&error), error),
         };
-        // The last: the cluster has lost what this producer wrote; with a new id it can go on.
-        let is_over = told.is_fatal() || matches!(told, KrafkaError::OutOfOrderSequence { .. });
+        // Out of order: the cluster has lost records of this producer; a producer with a new id can continue.
+        let is_over = cause.is_fatal() || matches!(cause, KrafkaError::OutOfOrderSequence { .. });
         if is_over && let Some(session) = self.link.lost(linked).await {
             self.end(session).await;
         }
@@ -287,7 +286,7 @@ impl Kafka {
     async fn end(&self, session: Session) {
         let options = CloseOptions::new().timeout(self.options.timeouts.connect);
         if let Err(error) = session.producer.close_with(options).await {
-            tracing::debug!(%error, "a Kafka producer ended with records under way");
+            tracing::debug!(%error, "Kafka producer closed with records pending");
         }
     }
 }
@@ -326,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_answer_about_the_record_is_its_fault() {
+    fn only_an_error_about_the_record_is_attributed_to_it() {
         for code in [
             ErrorCode::NotEnoughReplicas,
             ErrorCode::NotEnoughReplicasAfterAppend,

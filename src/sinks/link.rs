@@ -1,5 +1,5 @@
-//! One connection that many publishes share: made by whoever needs it first, made anew after a loss, and
-//! not more often than the pause between attempts allows.
+//! One connection that many publishes share. The first publish that needs it connects; after a loss the next one
+//! reconnects, but not before the pause after the last failed attempt has passed.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use super::PublishError;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Holds at most one `C`; its clones share the connection.
+/// Holds at most one connection `C`, whose clones share it.
 pub(super) struct Link<C> {
     connect_timeout: Duration,
     slot: Mutex<Slot<C>>,
 }
 
 struct Slot<C> {
-    /// Counts the connections made.
+    /// Number of connections made.
     generation: u64,
     current: Option<C>,
     closed: bool,
-    /// The failure that no connection has followed yet.
+    /// The last failure, if no connection succeeded since.
     failure: Option<Failure>,
 }
 
@@ -32,10 +32,21 @@ struct Failure {
     pause: Duration,
 }
 
-/// A connection, and which one it is.
+/// A connection and its number. The NATS client reconnects by itself, so only the other providers need the number.
 pub(super) struct Linked<C> {
     pub(super) connection: C,
+    #[cfg(any(test, feature = "redis", feature = "amqp", feature = "kafka"))]
     generation: u64,
+}
+
+impl<C: Clone> Slot<C> {
+    fn linked(&self, connection: C) -> Linked<C> {
+        Linked {
+            connection,
+            #[cfg(any(test, feature = "redis", feature = "amqp", feature = "kafka"))]
+            generation: self.generation,
+        }
+    }
 }
 
 impl<C: Clone> Link<C> {
@@ -44,8 +55,8 @@ impl<C: Clone> Link<C> {
         Self { connect_timeout, slot: Mutex::new(slot) }
     }
 
-    /// The connection; `connect` is polled only if there is none. Others wait meanwhile and share what
-    /// comes of it, the error as well.
+    /// Returns the connection. `connect` is polled only if there is none; concurrent callers wait for it and get
+    /// its result, including an error.
     pub(super) async fn get(
         &self,
         connect: impl Future<Output = Result<C, PublishError>> + Send,
@@ -55,7 +66,7 @@ impl<C: Clone> Link<C> {
             return Err(PublishError::unavailable("closed"));
         }
         if let Some(connection) = &slot.current {
-            return Ok(Linked { connection: connection.clone(), generation: slot.generation });
+            return Ok(slot.linked(connection.clone()));
         }
         if let Some(failure) = &slot.failure
             && Instant::now() < failure.not_before
@@ -70,12 +81,12 @@ impl<C: Clone> Link<C> {
                 slot.generation += 1;
                 slot.failure = None;
                 slot.current = Some(connection.clone());
-                Ok(Linked { connection, generation: slot.generation })
+                Ok(slot.linked(connection))
             }
             Err(error) => {
                 let before = slot.failure.as_ref().map(|failure| failure.pause);
                 let pause = before.map_or(FIRST_PAUSE, |pause| (pause * 2).min(LONGEST_PAUSE));
-                // Jitter, so that several hubs do not come at once.
+                // Jitter, so that several processes do not reconnect at the same time.
                 let not_before = Instant::now() + pause.mul_f64(rand::random_range(0.5..1.0));
                 slot.failure = Some(Failure { error: error.clone(), not_before, pause });
                 Err(error)
@@ -83,14 +94,14 @@ impl<C: Clone> Link<C> {
         }
     }
 
-    /// Gives up a connection that proved to be broken, unless a newer one is there already. Returns it to
-    /// the first who says so.
+    /// Drops a broken connection, unless a newer one has replaced it. The first caller gets the connection back.
+    #[cfg(any(test, feature = "redis", feature = "amqp", feature = "kafka"))]
     pub(super) async fn lost(&self, linked: &Linked<C>) -> Option<C> {
         let mut slot = self.slot.lock().await;
         if slot.generation == linked.generation { slot.current.take() } else { None }
     }
 
-    /// No connection is made from now on; gives the one that was there.
+    /// Refuses further connections, and returns the current one.
     pub(super) async fn close(&self) -> Option<C> {
         let mut slot = self.slot.lock().await;
         slot.closed = true;
@@ -107,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pauses_grow_and_end_with_a_connection() {
+    async fn pauses_grow_until_a_connection_succeeds() {
         let link = Link::<u8>::new(Duration::from_secs(1));
         let mut attempts = 0;
         let started = Instant::now();
@@ -126,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_does_not_come_is_given_up() {
+    async fn a_connection_attempt_times_out() {
         let link = Link::<u8>::new(Duration::from_secs(3));
         let started = Instant::now();
         let error = link.get(std::future::pending()).await.err();
@@ -135,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_loss_is_told_once_and_never_of_a_newer_connection() {
+    async fn a_loss_is_reported_once_and_does_not_drop_a_newer_connection() {
         let link = Link::new(Duration::from_secs(1));
         let get = async |value| match link.get(async move { Ok(value) }).await {
             Ok(linked) => linked,
@@ -147,7 +158,7 @@ mod tests {
         assert_eq!(link.lost(&first).await, Some(1));
         let second = get(2).await;
         assert_eq!(second.connection, 2);
-        assert_eq!(link.lost(&again).await, None, "that one is gone already");
+        assert_eq!(link.lost(&again).await, None, "it was replaced already");
         assert_eq!(get(3).await.connection, 2);
         assert_eq!(link.close().await, Some(2));
         assert!(link.get(async { Ok(4) }).await.is_err(), "closed for good");

@@ -1,26 +1,29 @@
-//! External brokers: where an event leaves for somebody else's messaging. One trait, one adapter per
-//! protocol; the relay of the outbox and a subscription that names a broker publish through it.
+//! External brokers: one trait, and one adapter per protocol. The relay of the producer outbox and the delivery to a
+//! subscription that names a broker publish through it.
 //!
-//! | adapter | acknowledged when | de-duplicates by message id |
-//! |---|---|---|
-//! | [`nats`] JetStream | the stream has stored it | yes, within the stream's duplicate window (`Nats-Msg-Id`) |
-//! | [`nats`] core | the server has processed it (at most once from there: nobody may listen) | no |
-//! | [`redis`] | `XADD` has answered | no: the reader goes by `headers.id` of the envelope |
-//! | [`amqp`] | the publisher confirm has come, and the message was not returned | no: the reader goes by `message_id` |
-//! | [`kafka`] | all in-sync replicas have it | repetitions of the client's own only: the reader goes by the header `id` |
+//! | adapter | cargo feature | acknowledged when | de-duplicates by message id |
+//! |---|---|---|---|
+//! | `nats`, JetStream | always built in | the stream has stored it | yes, within the stream's duplicate window (`Nats-Msg-Id`) |
+//! | `nats`, core | always built in | the server has processed it (at most once from there: possibly nobody subscribes) | no |
+//! | `redis` | `redis` | `XADD` has answered | no: readers use `headers.id` of the envelope |
+//! | `amqp` | `amqp` | the broker has confirmed it and did not return it | no: readers use `message_id` |
+//! | `kafka` | `kafka` | all in-sync replicas have it | only the client's own retries: readers use the header `id` |
 //!
-//! Everywhere a message may arrive twice: a publish whose answer was lost ends as
-//! [`PublishError::Unavailable`] and is tried again.
+//! With every adapter a message may arrive twice: if the answer to a publish is lost, the publish fails with
+//! [`PublishError::Unavailable`] and is retried.
 //!
-//! Nothing connects when a broker is made: the first publish does, and the next one after a loss. A
-//! failed attempt is repeated no sooner than after a growing pause (0.1 s to 5 s); publishes meanwhile
-//! end at once as `Unavailable`.
+//! Creating a broker opens no connection: the first publish connects, and the first one after a loss reconnects. After
+//! a failed attempt there is a growing pause (0.1 s to 5 s); until it has passed, each publish fails at once with
+//! `Unavailable`.
 
+#[cfg(feature = "amqp")]
 pub mod amqp;
 mod attempt;
+#[cfg(feature = "kafka")]
 pub mod kafka;
 mod link;
 pub mod nats;
+#[cfg(feature = "redis")]
 pub mod redis;
 
 use std::path::{Path, PathBuf};
@@ -38,32 +41,32 @@ use secrecy::SecretString;
 pub struct OutgoingMessage {
     /// The message id: the same on each attempt.
     pub id: String,
-    /// Where to: a NATS subject, a Redis stream, an AMQP routing key, a Kafka topic.
+    /// The destination: a NATS subject, a Redis stream, an AMQP routing key, a Kafka topic.
     pub stream: String,
-    /// Messages of one key arrive in the order in which they were given.
+    /// Messages with the same key arrive in the order in which they were given.
     pub key: String,
     /// The envelope as JSON.
     pub body: Bytes,
-    /// Headers beside the id, as far as the protocol has any.
+    /// Headers besides the id, if the protocol has headers.
     pub headers: Vec<(String, String)>,
 }
 
-/// Why a message was not acknowledged. The reasons are for people and hold no secret.
+/// Why a message was not acknowledged. The reasons are shown to people and contain no secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// The broker cannot be reached, does not let us in, does not answer, or takes nothing now (out of memory,
-    /// read-only, loading, without replicas). No message is at fault and all wait, without using up an attempt. It
-    /// may have arrived nevertheless.
+    /// The broker is unreachable, rejects the login, does not answer, or accepts nothing at the moment (out of memory,
+    /// read-only, loading, without replicas). The message is not the cause: all messages wait, and no attempt is
+    /// used up. The message may have arrived nevertheless.
     #[error("unavailable: {reason}")]
     Unavailable { reason: String },
-    /// The broker has no room where this message goes: its queue or stream is full. It waits and uses up no attempt;
-    /// messages with other destinations go on.
+    /// The message's queue or stream is full. The message waits, and no attempt is used up; messages with other
+    /// destinations continue.
     #[error("no room: {reason}")]
     NoRoom { reason: String },
-    /// The broker said no to this message: not permitted, nobody to take it. An operator may mend that.
+    /// The broker rejected this message: not permitted, or no queue or stream takes it. An operator can correct that.
     #[error("refused: {reason}")]
     Refused { reason: String },
-    /// It will never be taken as it is: too large, or not to be expressed in the protocol.
+    /// The broker can never accept the message: it is too large, or the protocol cannot express it.
     #[error("cannot be published: {reason}")]
     Permanent { reason: String },
 }
@@ -86,13 +89,13 @@ impl PublishError {
     }
 }
 
-/// What became of a group.
+/// The result of publishing a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 pub struct Published {
-    /// So many from the front of the group are with the broker.
+    /// Number of messages, from the start of the group, that the broker acknowledged.
     pub acknowledged: usize,
-    /// Why the next one is not; none if all are.
+    /// Why the next one was not acknowledged; `None` if all were.
     pub error: Option<PublishError>,
 }
 
@@ -106,43 +109,43 @@ impl Published {
     }
 }
 
-/// One external broker. Cheap to share; many groups are published at once over few connections.
+/// One external broker. Many groups are published concurrently over few connections.
 pub trait Broker: Send + Sync {
-    /// Publishes messages of *one* key in their order and stops at the first that is not acknowledged,
-    /// so that none overtakes another. Ends within the timeout of the options for each step that waits.
+    /// Publishes messages of *one* key in their order, and stops at the first that is not acknowledged, so that none
+    /// overtakes another. Each step that waits is bounded by a timeout of the options.
     ///
-    /// Dropped while it runs, what it was sending may arrive or not.
+    /// If the future is dropped, the message that is being sent may or may not arrive.
     fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published>;
 
-    /// Whether the broker can be reached and lets us in.
+    /// Checks that the broker is reachable and accepts the login.
     fn check(&self) -> BoxFuture<'_, Result<(), PublishError>>;
 
-    /// Ends the connections; what is under way ends as unavailable, and so does all that comes later.
+    /// Closes the connections. Pending publishes and all later ones fail as unavailable.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 
-/// A broker, with its name in the settings before it.
+/// A broker after its name in the settings.
 pub type NamedBroker = (String, Arc<dyn Broker>);
 
-/// A setting that cannot be used.
+/// An unusable setting.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: {reason}")]
 pub struct SettingError {
-    /// The setting's name below the broker's own.
+    /// The field's name within the broker's entry.
     pub setting: &'static str,
     pub reason: String,
 }
 
 impl SettingError {
-    fn new(setting: &'static str, reason: impl Into<String>) -> Self {
+    pub(crate) fn new(setting: &'static str, reason: impl Into<String>) -> Self {
         Self { setting, reason: reason.into() }
     }
 }
 
-/// How long to wait for what.
+/// Timeouts of a broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// For a connection with everything that belongs to it: TLS, login.
+    /// For a connection, including TLS and login.
     pub connect: Duration,
     /// For the acknowledgement of a publish.
     pub publish: Duration,
@@ -154,19 +157,20 @@ impl Default for Timeouts {
     }
 }
 
-/// TLS of a connection. The protocol's own certificates of the system count where no CA is given.
+/// TLS of a connection. Without a CA file the system's root certificates apply.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// Also where the URL does not say so by its scheme.
+    /// Require TLS even if the URL's scheme does not.
     pub required: bool,
-    /// PEM; replaces the system's (NATS and AMQP: is added to them).
+    /// PEM; replaces the system's roots (NATS and AMQP: is added to them).
     pub ca_file: Option<PathBuf>,
-    /// PEM, with `key_file`: our own certificate.
+    /// PEM, with `key_file`: the hub's own certificate.
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
 }
 
 /// The contents of the files of [`Tls`].
+#[cfg(any(feature = "redis", feature = "amqp", feature = "kafka"))]
 #[derive(Clone, Default)]
 struct TlsFiles {
     ca: Option<Vec<u8>>,
@@ -175,9 +179,9 @@ struct TlsFiles {
 }
 
 impl Tls {
-    /// Reads the files anew, so that a certificate that was exchanged counts from the next connection on.
+    /// Reads the files. This happens for each connection, so a replaced certificate is used from the next one on.
+    #[cfg(any(feature = "redis", feature = "amqp", feature = "kafka"))]
     async fn read(&self) -> Result<TlsFiles, SettingError> {
-        self.validate()?;
         let ca = match &self.ca_file {
             Some(path) => Some(read_file("tls_ca_file", path).await?),
             None => None,
@@ -191,6 +195,21 @@ impl Tls {
         Ok(TlsFiles { ca, identity })
     }
 
+    /// Checks that the files are readable.
+    async fn check_files(&self) -> Result<(), SettingError> {
+        let files = [
+            ("tls_ca_file", &self.ca_file),
+            ("tls_cert_file", &self.cert_file),
+            ("tls_key_file", &self.key_file),
+        ];
+        for (setting, path) in files {
+            if let Some(path) = path {
+                read_file(setting, path).await?;
+            }
+        }
+        Ok(())
+    }
+
     fn validate(&self) -> Result<(), SettingError> {
         if self.cert_file.is_some() != self.key_file.is_some() {
             let setting = if self.cert_file.is_some() { "tls_cert_file" } else { "tls_key_file" };
@@ -199,7 +218,8 @@ impl Tls {
         Ok(())
     }
 
-    /// Whether a file is named, which only means something where TLS is spoken.
+    /// Whether a file is set, which requires TLS.
+    #[cfg(any(feature = "redis", feature = "amqp", feature = "kafka"))]
     fn has_files(&self) -> bool {
         self.ca_file.is_some() || self.cert_file.is_some() || self.key_file.is_some()
     }
@@ -211,15 +231,15 @@ async fn read_file(setting: &'static str, path: &Path) -> Result<Vec<u8>, Settin
         .map_err(|error| SettingError::new(setting, format!("cannot read {}: {error}", path.display())))
 }
 
-/// A setting that turns out to be unusable when connecting: all messages wait until it is corrected.
+/// A setting may prove unusable only when connecting: then all messages wait until it is corrected.
 impl From<SettingError> for PublishError {
     fn from(error: SettingError) -> Self {
         Self::unavailable(error.to_string())
     }
 }
 
-/// A URL without credentials (they have settings of their own, which are sealed and hidden) in one of
-/// the schemes.
+/// Parses a URL with one of the schemes. It must not contain credentials, which belong in settings that are sealed and
+/// hidden.
 fn parse_url(url: &str, schemes: &[&str]) -> Result<url::Url, SettingError> {
     let expected = || format!("must be {}://host:port", schemes.join("://host:port or "));
     let parsed =
@@ -228,21 +248,21 @@ fn parse_url(url: &str, schemes: &[&str]) -> Result<url::Url, SettingError> {
         return Err(SettingError::new("url", expected()));
     }
     if !parsed.username().is_empty() || parsed.password().is_some() {
-        return Err(SettingError::new("url", "holds credentials: put them into user and password"));
+        return Err(SettingError::new("url", "contains credentials; set user and password instead"));
     }
     Ok(parsed)
 }
 
-/// User and password go together.
+/// Checks that user and password are both set, or neither.
 fn check_login(user: Option<&String>, password: Option<&SecretString>) -> Result<(), SettingError> {
     match (user, password) {
-        (Some(_), None) => Err(SettingError::new("password", "set it beside user")),
-        (None, Some(_)) => Err(SettingError::new("user", "set it beside password")),
+        (Some(_), None) => Err(SettingError::new("password", "is required, because user is set")),
+        (None, Some(_)) => Err(SettingError::new("user", "is required, because password is set")),
         _ => Ok(()),
     }
 }
 
-/// rustls wants to be told its provider once per process; whoever comes later finds it there.
+/// Installs the TLS provider of the process, unless it is installed already.
 fn install_tls_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

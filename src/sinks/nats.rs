@@ -1,8 +1,8 @@
 //! Another NATS server, or another account of the same one.
 //!
-//! JetStream: `Nats-Msg-Id` is the message id, so a repetition within the stream's duplicate window is
-//! dropped, and the stream's acknowledgement is ours. Core NATS: acknowledged is what the server has
-//! processed; whether anybody listened nobody knows.
+//! JetStream: `Nats-Msg-Id` is the message id, so a duplicate within the stream's duplicate window is dropped. A
+//! message is acknowledged when the stream acknowledges it. Core NATS: a message is acknowledged when the server has
+//! processed it, whether or not anybody subscribes.
 
 mod message;
 
@@ -23,21 +23,21 @@ use self::message::{Answer, check_subject, headers};
 use super::link::Link;
 use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
 
-/// Who acknowledges.
+/// What acknowledges a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// The stream that takes the subject.
+    /// The stream that stores the subject.
     #[default]
     JetStream,
-    /// The server, which passes the message on to whoever listens. It tells apart from the publish that a
-    /// subject is not permitted; a complaint that comes late is only in the log.
+    /// The server, which forwards the message to the current subscribers. It reports a forbidden subject separately
+    /// from the publish; a report that arrives late is only logged.
     Core,
 }
 
-/// How to reach a NATS server. One way of logging in, or none.
+/// How to reach a NATS server. At most one kind of login may be set.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `nats://host:port` or `tls://host:port`, several with commas between.
+    /// `nats://host:port` or `tls://host:port`; several, separated by commas.
     pub url: String,
     pub mode: Mode,
     pub credentials_file: Option<PathBuf>,
@@ -50,7 +50,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// JetStream, without credentials and TLS files.
+    /// Options with JetStream, without credentials and TLS files.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -75,8 +75,8 @@ pub struct Nats {
 #[derive(Clone)]
 struct Connected {
     client: Client,
-    /// Counts what the server complains of apart from any answer: a publish that is not permitted, say,
-    /// which it otherwise passes over in silence.
+    /// Number of errors that the server has reported outside of answers, such as a forbidden publish, which gets no
+    /// answer.
     complaints: Arc<AtomicU64>,
 }
 
@@ -87,22 +87,22 @@ impl Connected {
 }
 
 impl Nats {
-    /// Checks the options; connects with the first publish.
+    /// Checks the options. The first publish connects.
     pub fn new(options: Options) -> Result<Self, SettingError> {
         for url in options.url.split(',') {
             super::parse_url(url.trim(), &["nats", "tls"])?;
         }
         super::check_login(options.user.as_ref(), options.password.as_ref())?;
         options.tls.validate()?;
-        let ways = [
+        let logins = [
             ("credentials_file", options.credentials_file.is_some()),
             ("nkey_seed_file", options.nkey_seed_file.is_some()),
             ("user", options.user.is_some()),
             ("token", options.token.is_some()),
         ];
-        let mut given = ways.iter().filter(|(_, given)| *given).map(|(setting, _)| *setting);
+        let mut given = logins.iter().filter(|(_, given)| *given).map(|(setting, _)| *setting);
         if let (Some(first), Some(second)) = (given.next(), given.next()) {
-            return Err(SettingError::new(second, format!("{first} is set as well: keep one of them")));
+            return Err(SettingError::new(second, format!("{first} is set too; keep one of them")));
         }
         super::install_tls_provider();
         Ok(Self { link: Link::new(options.timeouts.connect), options })
@@ -110,9 +110,9 @@ impl Nats {
 
     async fn connection(&self) -> Result<Connected, PublishError> {
         let connected = self.link.get(self.connect()).await?.connection;
-        // The client connects again by itself; no need to wait for the timeout until it has.
+        // The client reconnects by itself; publishing meanwhile would only wait for the timeout.
         if connected.client.connection_state() == State::Disconnected {
-            return Err(self.unavailable("the connection is lost; connecting again"));
+            return Err(self.unavailable("the connection is lost; reconnecting"));
         }
         Ok(connected)
     }
@@ -133,7 +133,7 @@ impl Nats {
                 match event {
                     Event::ServerError(error) => {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        tracing::warn!(%error, "an external NATS server reports an error");
+                        tracing::warn!(%error, "an external NATS server reported an error");
                     }
                     other => tracing::debug!(event = %other, "external NATS client event"),
                 }
@@ -151,14 +151,14 @@ impl Nats {
         }
         if let Some(path) = &options.credentials_file {
             let text = read_text("credentials_file", path).await?;
-            // The error may quote the file.
+            // The error is dropped, because it may quote the file.
             connect = connect.credentials(&text).map_err(|_| {
                 let reason = format!("{} is not a credentials file", path.display());
                 SettingError::new("credentials_file", reason)
             })?;
         }
-        // Read before it is handed over, for the error that names the setting.
-        options.tls.read().await?;
+        // The client's own error would not name the setting.
+        options.tls.check_files().await?;
         if let Some(path) = &options.tls.ca_file {
             connect = connect.add_root_certificates(path.clone());
         }
@@ -168,14 +168,14 @@ impl Nats {
         let servers = options.url.split(',').map(str::trim).collect::<Vec<_>>();
         let client = connect.connect(servers).await.map_err(|error| match error.kind() {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                self.unavailable(format!("the server does not let us in: correct {}", self.login()))
+                self.unavailable(format!("the server rejects the login; correct {}", self.login()))
             }
             _ => self.unavailable(error),
         })?;
         Ok(Connected { client, complaints })
     }
 
-    /// The setting we log in with.
+    /// The setting that holds the login.
     fn login(&self) -> &'static str {
         let options = &self.options;
         if options.credentials_file.is_some() {
@@ -204,7 +204,7 @@ impl Nats {
         }
     }
 
-    /// One by one: the next leaves only when the one before is in the stream.
+    /// Publishes one by one: each message is sent after the stream has stored the one before.
     async fn publish_each(&self, connected: &Connected, group: &[OutgoingMessage]) -> Published {
         for (acknowledged, message) in group.iter().enumerate() {
             if let Err(error) = self.publish_one(connected, message).await {
@@ -214,7 +214,7 @@ impl Nats {
         Published::all(group)
     }
 
-    /// Until the stream has acknowledged it.
+    /// Publishes a message and waits until the stream acknowledges it.
     async fn publish_one(
         &self,
         connected: &Connected,
@@ -234,14 +234,14 @@ impl Nats {
                 return Err(match error.kind() {
                     RequestErrorKind::TimedOut if self.is_alone_at_fault(connected, before).await => {
                         PublishError::refused(format!(
-                            "{subject}: the server complains and acknowledges nothing; is it permitted?"
+                            "{subject}: the server reports an error and does not acknowledge; check that the user may publish to this subject"
                         ))
                     }
                     RequestErrorKind::TimedOut => self.unavailable(format!(
                         "no acknowledgement within {:?}",
                         self.options.timeouts.publish
                     )),
-                    RequestErrorKind::NoResponders => self.nobody_takes(client, subject).await,
+                    RequestErrorKind::NoResponders => self.no_responders(client, subject).await,
                     RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
                         PublishError::permanent(format!("{subject}: {error}"))
                     }
@@ -253,25 +253,29 @@ impl Nats {
             Ok(Answer { error: Some(refusal), .. }) => Err(refusal.into_error(subject)),
             Ok(Answer { stream: Some(_), .. }) => Ok(()),
             Ok(_) | Err(_) => Err(PublishError::refused(format!(
-                "{subject}: somebody other than JetStream has answered: name a subject that a stream takes"
+                "{subject}: the answer is not from JetStream; set a destination that a stream stores"
             ))),
         }
     }
 
-    /// Whether the server, which has not answered, has complained meanwhile and answers otherwise.
+    /// Whether the server reported an error since `before`, and still answers: then the message is the cause.
     async fn is_alone_at_fault(&self, connected: &Connected, before: u64) -> bool {
         connected.complaints() != before && self.echo(&connected.client).await.is_ok()
     }
 
-    /// No stream takes the subject, or JetStream as a whole is away, as it is while a server starts.
-    async fn nobody_takes(&self, client: &Client, subject: &str) -> PublishError {
+    /// Why nothing answered: no stream stores the subject, or JetStream as a whole is unavailable, as it is while a
+    /// server starts.
+    async fn no_responders(&self, client: &Client, subject: &str) -> PublishError {
         match self.jetstream(client).await {
-            Ok(()) => PublishError::refused(format!("{subject}: no stream takes this subject")),
+            Ok(()) => PublishError::refused(format!(
+                "{subject}: no stream stores this subject; add it to a stream, or correct destination"
+            )),
             Err(error) => error,
         }
     }
 
-    /// Whether JetStream is there. Who may not ask gets no answer, and then goes by the server's.
+    /// Checks that JetStream is available. A user without the permission for that request gets no answer; then it
+    /// checks that the server answers.
     async fn jetstream(&self, client: &Client) -> Result<(), PublishError> {
         let request = Request::new().timeout(Some(self.options.timeouts.publish));
         match client.send_request("$JS.API.INFO".to_owned(), request).await {
@@ -281,8 +285,8 @@ impl Nats {
         }
     }
 
-    /// A message to ourselves, which the server passes back when it has processed what came before on the
-    /// connection.
+    /// Sends a message to an own inbox. When it arrives, the server has processed everything that was sent before on
+    /// this connection.
     async fn echo(&self, client: &Client) -> Result<(), PublishError> {
         let within = self.options.timeouts.publish;
         let inbox = client.new_inbox();
@@ -291,17 +295,17 @@ impl Nats {
             let mut echoes = subscribed.map_err(|error| self.unavailable(format!("{inbox}: {error}")))?;
             self.send(client.publish(inbox.clone(), Bytes::new())).await?;
             let echo = echoes.next().await;
-            echo.map(drop).ok_or_else(|| self.unavailable("the connection has ended"))
+            echo.map(drop).ok_or_else(|| self.unavailable("the connection was closed"))
         };
         tokio::time::timeout(within, round)
             .await
             .unwrap_or_else(|_| Err(self.unavailable(format!("no answer from the server within {within:?}"))))
     }
 
-    /// Core: the messages, and behind them the echo.
+    /// Publishes over core NATS: all messages, then the echo.
     async fn publish_core(&self, connected: &Connected, group: &[OutgoingMessage]) -> Published {
         let client = &connected.client;
-        // What was written to a connection that is lost may be lost with it, and the echo go over the next.
+        // Messages on a lost connection may be lost, although the echo arrives over the next one.
         let statistics = client.statistics();
         let connects = statistics.connects.load(Ordering::SeqCst);
         let complaints = connected.complaints();
@@ -320,7 +324,7 @@ impl Nats {
             return Published::none(self.unavailable("the connection was lost while publishing"));
         }
         if connected.complaints() != complaints {
-            let reason = "the server complains; is the subject permitted?";
+            let reason = "the server reports an error; check that the user may publish to the subject";
             return Published::none(PublishError::refused(reason));
         }
         Published { acknowledged: sent, error: fault }
@@ -332,7 +336,7 @@ impl Nats {
         self.send(client.publish_with_headers(subject, headers(message)?, body)).await
     }
 
-    /// The client's queue to its connection is bounded: it is full when the server does not read.
+    /// Waits for a publish to enter the client's bounded queue, which is full while the server does not read.
     async fn send(
         &self,
         publish: impl Future<Output = Result<(), async_nats::PublishError>>,
@@ -345,7 +349,7 @@ impl Nats {
                 }
                 PublishErrorKind::Send => self.unavailable(error),
             }),
-            Err(_) => Err(self.unavailable("the server takes nothing")),
+            Err(_) => Err(self.unavailable("the server does not read")),
         }
     }
 }
@@ -353,7 +357,7 @@ impl Nats {
 async fn read_text(setting: &'static str, path: &std::path::Path) -> Result<String, SettingError> {
     let bytes = super::read_file(setting, path).await?;
     String::from_utf8(bytes)
-        .map_err(|_| SettingError::new(setting, format!("{} is not text", path.display())))
+        .map_err(|_| SettingError::new(setting, format!("{} is not UTF-8", path.display())))
 }
 
 impl Broker for Nats {
@@ -377,7 +381,7 @@ impl Broker for Nats {
             if let Some(connected) = self.link.close().await
                 && let Err(error) = connected.client.drain().await
             {
-                tracing::debug!(%error, "the connection to an external NATS server was closed already");
+                tracing::debug!(%error, "connection to an external NATS server was closed already");
             }
         }
         .boxed()

@@ -1,9 +1,9 @@
 //! Redis Streams: `XADD <stream> [MAXLEN ~ n] * data <json>`, the form that a Protean subscriber reads.
 //!
-//! Redis does not de-duplicate: a publish whose answer was lost is in the stream twice after the retry,
-//! and the reader goes by `headers.id` of the envelope. What it has acknowledged survives its crash only
-//! with `appendfsync always`; with the usual `everysec` the last second or two may be lost. Keys and headers have no place in the entry; the
-//! order within a stream is the order of publishing.
+//! Redis does not de-duplicate: if the answer to a publish is lost, the retry adds the entry again, and readers
+//! recognise it by `headers.id` of the envelope. Acknowledged entries survive a crash of Redis only with `appendfsync
+//! always`; with the default `everysec`, the last second or two may be lost. An entry holds neither key nor headers;
+//! the order within a stream is the order of publishing.
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -17,9 +17,9 @@ use secrecy::{ExposeSecret, SecretString};
 use super::link::{Link, Linked};
 use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
 
-/// `proto-max-bulk-len` of a Redis server as it comes; a larger value makes it close the connection.
+/// Default of a Redis server's `proto-max-bulk-len`; it closes the connection on a larger value.
 pub const LARGEST: usize = 512 * 1024 * 1024;
-/// So many entries of a group go in one transaction, within which nobody else is served.
+/// Most entries of a group in one transaction, during which Redis serves no other client.
 const MOST_PER_TRANSACTION: usize = 256;
 
 /// How to reach a Redis server, version 5 or newer, without cluster mode.
@@ -27,19 +27,19 @@ const MOST_PER_TRANSACTION: usize = 256;
 pub struct Options {
     /// `redis://host:port[/database]`, `rediss://` for TLS.
     pub url: String,
-    /// The ACL user (Redis 6); none for `requirepass`.
+    /// The ACL user (Redis 6); not set for `requirepass`.
     pub user: Option<String>,
     pub password: Option<SecretString>,
     pub tls: Tls,
-    /// Trims each stream to about so many entries, the oldest first. None: it grows without bound.
+    /// Approximate number of entries to which each stream is trimmed, oldest first. `None`: not trimmed.
     pub max_len: Option<u64>,
-    /// The largest body in bytes: the server's `proto-max-bulk-len`.
+    /// Largest body in bytes: the server's `proto-max-bulk-len`.
     pub largest: usize,
     pub timeouts: Timeouts,
 }
 
 impl Options {
-    /// Without credentials, without TLS files, untrimmed.
+    /// Options without credentials, TLS files and trimming.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
@@ -53,25 +53,25 @@ impl Options {
     }
 }
 
-/// What an error says of the message.
+/// What an error means for the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meaning {
-    /// Nothing: the server takes no message now.
+    /// The message is not the cause: the server accepts none at the moment.
     Unavailable,
-    /// Nothing: it is a cluster.
+    /// The message is not the cause: the server is a cluster.
     Cluster,
-    /// The server does not take this one.
+    /// The server rejects this message.
     Refused,
 }
 
-/// By the error code, the first word of Redis's answer; an error without one is the connection's.
+/// Decides by the error code, the first word of Redis's answer. An error without a code is one of the connection.
 fn meaning(kind: ErrorKind, code: Option<&str>) -> Meaning {
     match (kind, code) {
         (_, Some("MOVED" | "ASK" | "CROSSSLOT")) => Meaning::Cluster,
         (
             _,
             // Out of memory, read-only, starting, without its master, cluster or replicas, unable to persist, busy
-            // with a script, or the login is gone.
+            // with a script, or the login is no longer valid.
             Some(
                 "OOM" | "READONLY" | "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "MISCONF"
                 | "BUSY" | "NOREPLICAS" | "NOAUTH" | "WRONGPASS",
@@ -82,7 +82,7 @@ fn meaning(kind: ErrorKind, code: Option<&str>) -> Meaning {
     }
 }
 
-/// A Redis server; all publishes are pipelined over one connection.
+/// A Redis server. All publishes are pipelined over one connection.
 pub struct Redis {
     options: Options,
     host: String,
@@ -93,24 +93,27 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// Checks the options; connects with the first publish.
+    /// Checks the options. The first publish connects.
     pub fn new(options: Options) -> Result<Self, SettingError> {
         let url = super::parse_url(&options.url, &["redis", "rediss"])?;
         options.tls.validate()?;
         if options.user.is_some() && options.password.is_none() {
-            return Err(SettingError::new("password", "set it beside user"));
+            return Err(SettingError::new("password", "is required, because user is set"));
         }
         if options.max_len == Some(0) {
-            return Err(SettingError::new("max_len", "0 keeps nothing: leave it out to keep everything"));
+            return Err(SettingError::new("max_len", "must be 1 or more; leave it out to keep everything"));
         }
         let uses_tls = options.tls.required || url.scheme() == "rediss";
         if !uses_tls && options.tls.has_files() {
-            return Err(SettingError::new("url", "TLS files are given: write rediss://"));
+            return Err(SettingError::new("url", "is without TLS, but TLS files are set; write rediss://"));
         }
         let database = match url.path().trim_matches('/') {
             "" => 0,
             number => number.parse().map_err(|_| {
-                SettingError::new("url", format!("the path {number:?} is not the number of a database"))
+                SettingError::new(
+                    "url",
+                    format!("the path {number:?} is not a database number; write /0 to /15, or leave it out"),
+                )
             })?,
         };
         super::install_tls_provider();
@@ -131,7 +134,7 @@ impl Redis {
     async fn connect(&self) -> Result<MultiplexedConnection, PublishError> {
         let mut login = RedisConnectionInfo::default()
             .set_db(self.database)
-            // Nothing is pushed to a publisher, and RESP2 is understood by every version.
+            // Every version understands RESP2, and a publisher needs no push messages.
             .set_protocol(ProtocolVersion::RESP2);
         if let Some(user) = &self.options.user {
             login = login.set_username(user);
@@ -164,13 +167,13 @@ impl Redis {
             let login = error.kind() == ErrorKind::AuthenticationFailed
                 || matches!(error.code(), Some("WRONGPASS" | "NOAUTH" | "NOPERM"));
             if login {
-                // The text may quote what was sent.
+                // The error's text is dropped, because it may quote what was sent.
                 let (host, port) = (&self.host, self.port);
-                let reason = format!("{host}:{port} does not let us in: correct user and password");
+                let reason = format!("{host}:{port} rejects the login; correct user and password");
                 return PublishError::unavailable(reason);
             }
             match self.error(&error) {
-                // No message is at fault before there is a connection.
+                // Before there is a connection, no message can be the cause.
                 PublishError::Refused { reason } => PublishError::Unavailable { reason },
                 error => error,
             }
@@ -182,7 +185,7 @@ impl Redis {
         match meaning(error.kind(), error.code()) {
             Meaning::Unavailable => PublishError::unavailable(reason),
             Meaning::Cluster => PublishError::unavailable(format!(
-                "{reason}: a Redis Cluster; name a server without cluster mode"
+                "{reason}: this is a Redis Cluster; set url to a server without cluster mode"
             )),
             Meaning::Refused => PublishError::refused(reason),
         }
@@ -198,8 +201,8 @@ impl Redis {
         command
     }
 
-    /// After an error that says something of the connection, it is given up: a server that was replaced
-    /// answers READONLY for ever, one that hangs never.
+    /// Drops the connection after an error that concerns it: a demoted server would answer READONLY forever, and a
+    /// hung one would never answer.
     async fn fail(&self, linked: &Linked<MultiplexedConnection>, error: &RedisError) -> PublishError {
         let error = self.error(error);
         if matches!(error, PublishError::Unavailable { .. }) {
@@ -221,8 +224,8 @@ impl Redis {
         }
     }
 
-    /// All or, where the server refuses one of them as it is queued, none (`EXECABORT`). Messages of one
-    /// stream, so that an error while they are carried out (`WRONGTYPE`) is every one's.
+    /// Publishes messages of one stream in a transaction: all, or none if the server rejects one when it is queued
+    /// (`EXECABORT`). An error on execution (`WRONGTYPE`) concerns all, because they have the same stream.
     async fn publish_run(
         &self,
         linked: &Linked<MultiplexedConnection>,
@@ -240,7 +243,7 @@ impl Redis {
         match pipeline.query_async::<()>(&mut connection).await {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::ExecAbort) => {
-                // Nothing was written; one by one shows who is at fault, and why.
+                // Nothing was written. Publishing one by one shows which message is rejected, and why.
                 for (position, message) in run.iter().enumerate() {
                     self.publish_one(linked, message).await.map_err(|error| (position, error))?;
                 }
@@ -254,7 +257,7 @@ impl Redis {
         let fits = group.iter().take_while(|message| message.body.len() <= self.options.largest).count();
         let too_large = group.get(fits).map(|message| {
             PublishError::permanent(format!(
-                "{} bytes are more than the {} that the server takes (proto-max-bulk-len)",
+                "the message has {} bytes; the server allows {} (proto-max-bulk-len)",
                 message.body.len(),
                 self.options.largest
             ))
@@ -314,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_answer_about_the_message_is_its_fault() {
+    fn only_an_error_about_the_message_is_attributed_to_it() {
         for answer in [
             "OOM command not allowed when used memory > 'maxmemory'.",
             "READONLY You can't write against a read only replica.",

@@ -109,7 +109,7 @@ async fn a_secret_that_does_not_open_is_named_with_the_remedy() {
             TestSettings::default(),
             "partner",
             password.as_str(),
-            "there is no key to open it with: set secrets.master_key",
+            "no master key is set; set secrets.master_key",
         ),
         (
             with_new_key(),

@@ -212,7 +212,7 @@ async fn rows_that_can_never_be_published_are_abandoned_and_block_no_other(datab
     assert!(reason(&inside[1]).contains("larger than the server's max_payload"), "{:?}", inside[1]);
     assert_eq!((outside[1].status, outside[1].attempts), (Status::Abandoned, 1));
     assert_eq!((outside[3].status, outside[3].attempts), (Status::Abandoned, 2));
-    assert!(reason(&outside[3]).contains("no stream takes this subject"), "{:?}", outside[3]);
+    assert!(reason(&outside[3]).contains("no stream stores this subject"), "{:?}", outside[3]);
     let partner = "broker=\"partner\"";
     assert_eq!(hub.metric("hub_relay_abandoned_total", &[partner]).await, 2.0);
     assert_eq!(hub.metric("hub_relay_failed_total", &[partner]).await, 1.0);

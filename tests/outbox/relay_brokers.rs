@@ -265,7 +265,7 @@ async fn redis_streams() {
 
 #[tokio::test]
 async fn another_nats() {
-    story(Partner::nats().await, "no stream takes this subject").await;
+    story(Partner::nats().await, "no stream stores this subject").await;
 }
 
 #[tokio::test]

@@ -61,7 +61,7 @@ async fn what_a_name_forbids_is_escaped_and_what_is_too_long_is_abandoned() {
     let kafka_rows = wait_for(&store, "kafka", Status::Published, 3).await;
     assert_eq!((kafka_rows[1].status, kafka_rows[1].attempts), (Status::Abandoned, 1));
     let reason = kafka_rows[1].last_error.clone().unwrap_or_default();
-    assert!(reason.contains("destination: the topic is 800 bytes long, and Kafka takes 249"), "{reason}");
+    assert!(reason.contains("destination: the topic is 800 bytes long; Kafka allows 249"), "{reason}");
     let seen = kafka.read("crm_.3A_.3Auser", |seen| seen.len() >= 3).await;
     let of = |key: &str| -> Vec<&str> {
         seen.iter().filter(|record| record.key == key).map(|record| record.id.as_str()).collect()

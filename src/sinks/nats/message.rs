@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::sinks::{OutgoingMessage, PublishError};
 
-/// A publish acknowledgement, or an API error in its place.
+/// A publish acknowledgement, or an API error instead.
 #[derive(Deserialize)]
 pub(super) struct Answer {
     pub(super) stream: Option<String>,
@@ -42,7 +42,7 @@ impl Refusal {
             (_, Self::TOO_LARGE | Self::HEADERS_TOO_LARGE) => PublishError::permanent(reason),
             // It comes with 503 or 400.
             (_, Self::STORE_FAILED) => PublishError::no_room(reason),
-            // JetStream is off, has no leader, too many requests, or no resources: not this message's fault.
+            // JetStream is off, has no leader, or too many requests or no resources: the message is not the cause.
             (429 | 500.., _) | (_, Self::ACCOUNT_LIMITS | Self::NO_RESOURCES) => {
                 PublishError::unavailable(reason)
             }
@@ -51,12 +51,12 @@ impl Refusal {
     }
 }
 
-/// The message's headers and its id. A NATS header value is one line (ADR-4).
+/// The message's headers and id as NATS headers. A NATS header value is one line (ADR-4).
 pub(super) fn headers(message: &OutgoingMessage) -> Result<HeaderMap, PublishError> {
-    // The server takes spaces off, and would take the message for a repetition of another.
+    // The server trims the header, so two different ids would become one.
     if message.id.trim() != message.id {
         return Err(PublishError::permanent(
-            "the message id begins or ends with a space, which NATS does not keep",
+            "the message id begins or ends with a space, which NATS removes",
         ));
     }
     let mut map = HeaderMap::new();
@@ -64,22 +64,22 @@ pub(super) fn headers(message: &OutgoingMessage) -> Result<HeaderMap, PublishErr
     let rest = message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     for (name, value) in rest.chain([id]) {
         let unfit =
-            |what| PublishError::permanent(format!("header {name:?}: its {what} cannot be a NATS header's"));
+            |what| PublishError::permanent(format!("header {name:?}: {what} is not valid in a NATS header"));
         let name = HeaderName::from_str(name).map_err(|_| unfit("name"))?;
         map.insert(name, HeaderValue::from_str(value).map_err(|_| unfit("value"))?);
     }
     Ok(map)
 }
 
-/// The longest subject in bytes. A server that comes with its defaults ends the connection when the line with
-/// it (beside it: the inbox for the answer and the lengths) has more than 4,096 (`max_control_line`).
+/// The longest subject in bytes. A server with default settings closes the connection if the protocol line, which also
+/// holds the reply inbox and the lengths, exceeds 4,096 bytes (`max_control_line`).
 const LONGEST_SUBJECT: usize = 3_840;
 
-/// A subject that a message can be published to: tokens with dots between, no wildcards, not too long.
+/// Checks that a message can be published to a subject: tokens separated by dots, no wildcards, not too long.
 pub(super) fn check_subject(subject: &str) -> Result<(), PublishError> {
     if subject.len() > LONGEST_SUBJECT {
         return Err(PublishError::permanent(format!(
-            "destination: the subject is {} bytes long, and at most {LONGEST_SUBJECT} are sent",
+            "destination: the subject is {} bytes long; at most {LONGEST_SUBJECT} are allowed",
             subject.len()
         )));
     }
@@ -92,7 +92,7 @@ pub(super) fn check_subject(subject: &str) -> Result<(), PublishError> {
         return Ok(());
     }
     Err(PublishError::permanent(format!(
-        "destination: {subject:?} is no subject to publish to: tokens with dots between"
+        "destination: {subject:?} is not a subject to publish to; write tokens separated by dots, without wildcards"
     )))
 }
 
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_answer_about_the_message_is_its_fault() {
+    fn only_an_error_about_the_message_is_attributed_to_it() {
         // Bytes or messages exceeded: of the stream, or of the subject.
         for full in [of(503, 10_077), of(400, 10_077)] {
             assert!(matches!(full, PublishError::NoRoom { .. }), "{full}");
