@@ -128,17 +128,22 @@ pub trait Broker: Send + Sync {
 pub type NamedBroker = (String, Arc<dyn Broker>);
 
 /// An unusable setting.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[error("{setting}: {reason}")]
 pub struct SettingError {
     /// The field's name within the broker's entry.
     pub setting: &'static str,
     pub reason: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl SettingError {
     pub(crate) fn new(setting: &'static str, reason: impl Into<String>) -> Self {
-        Self { setting, reason: reason.into() }
+        Self { setting, reason: reason.into(), source: None }
+    }
+
+    fn caused_by(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self { source: Some(Box::new(source)), ..self }
     }
 }
 
@@ -226,9 +231,9 @@ impl Tls {
 }
 
 async fn read_file(setting: &'static str, path: &Path) -> Result<Vec<u8>, SettingError> {
-    tokio::fs::read(path)
-        .await
-        .map_err(|error| SettingError::new(setting, format!("cannot read {}: {error}", path.display())))
+    tokio::fs::read(path).await.map_err(|error| {
+        SettingError::new(setting, format!("cannot read {}: {error}", path.display())).caused_by(error)
+    })
 }
 
 /// A setting may prove unusable only when connecting: then all messages wait until it is corrected.
@@ -242,8 +247,8 @@ impl From<SettingError> for PublishError {
 /// hidden.
 fn parse_url(url: &str, schemes: &[&str]) -> Result<url::Url, SettingError> {
     let expected = || format!("must be {}://host:port", schemes.join("://host:port or "));
-    let parsed =
-        url::Url::parse(url).map_err(|error| SettingError::new("url", format!("{error}: {}", expected())))?;
+    let parsed = url::Url::parse(url)
+        .map_err(|error| SettingError::new("url", format!("{error}; {}", expected())).caused_by(error))?;
     if !schemes.contains(&parsed.scheme()) || parsed.host_str().is_none_or(str::is_empty) {
         return Err(SettingError::new("url", expected()));
     }
