@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::nats::subjects::Names;
 use crate::settings::Settings;
-use crate::shell::{executable, quoted};
+use crate::shell_command::{executable, quoted};
 use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, BrokerProcessError, Data, find_or_fetch};
 
 #[derive(Debug, thiserror::Error)]

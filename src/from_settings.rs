@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use crate::domain::message_id::MessageIds;
 use crate::domain::outcome::RetryPolicy;
 use crate::domain::subscription::Identity;
-use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, Unopened};
+use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, SecretNotOpened};
 use crate::nats::definitions::{Limits, Shape};
 use crate::nats::{ConnectOptions, JetStream, NatsError, Tls};
 use crate::seal::{Place, Sealer};
@@ -158,14 +158,19 @@ pub(crate) async fn message_ids(js: &JetStream, sealer: Option<&Sealer>) -> Resu
 pub(crate) struct MasterKey(pub(crate) Option<Sealer>);
 
 impl OpenSecret for MasterKey {
-    fn open(&self, subscription: &Identity, field: &str, sealed: &str) -> Result<SecretString, Unopened> {
+    fn open(
+        &self,
+        subscription: &Identity,
+        field: &str,
+        sealed: &str,
+    ) -> Result<SecretString, SecretNotOpened> {
         let Some(sealer) = &self.0 else {
             tracing::error!(%subscription, field, "cannot open a sealed credential: secrets.master_key is not set");
-            return Err(Unopened);
+            return Err(SecretNotOpened);
         };
         sealer.open_at(&place(subscription, field), sealed).map_err(|error| {
             tracing::error!(%subscription, field, %error, "cannot open a sealed credential");
-            Unopened
+            SecretNotOpened
         })
     }
 }

@@ -1,6 +1,6 @@
 //! Integration Hub: event distribution on NATS JetStream. See `docs/architecture.md`.
 
-// `print!` and `eprint!` panic if the reader has closed the pipe; `outlet` and `cli::output` do not.
+// `print!` and `eprint!` panic if the reader has closed the pipe; `queued_writer` and `cli::output` do not.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod api;
@@ -15,14 +15,14 @@ pub mod management;
 pub mod metrics;
 pub mod nats;
 pub mod open_files;
-pub mod outlet;
 pub mod panics;
 pub mod printable;
+pub mod queued_writer;
 pub mod roles;
 pub mod seal;
 pub mod serve;
 pub mod settings;
-pub mod shell;
+pub mod shell_command;
 pub mod signals;
 pub mod sinks;
 pub mod subscriptions_grpc;

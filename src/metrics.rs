@@ -105,7 +105,7 @@ struct LogLines;
 
 impl Collector for LogLines {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let lost = ConstCounter::new(crate::outlet::lost());
+        let lost = ConstCounter::new(crate::queued_writer::lost());
         let help =
             "Lines of the log that were dropped because their reader was gone, too slow, or out of space";
         lost.encode(encoder.encode_descriptor("log_lines_lost", help, None, lost.metric_type())?)

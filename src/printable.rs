@@ -1,5 +1,5 @@
-//! Untrusted text on a terminal: ids, event keys and endpoints' answers come from strangers, and some
-//! characters change what a terminal shows. They are written as escapes, in tables, lines, JSON and the log.
+//! Escapes untrusted text for terminals. Ids, event keys and endpoints' answers come from outside, and some characters
+//! change what a terminal shows. Tables, lines, JSON and the log show them as escapes.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -8,9 +8,8 @@ use std::io;
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Whether a character acts on the terminal or is invisible: C0 and C1 controls (ECMA-48), bidirectional
-/// formatting (UAX #9), zero-width and other invisible format characters, line and paragraph separators, and
-/// noncharacters.
+/// True if a character controls the terminal or is invisible: C0 and C1 controls (ECMA-48), bidirectional formatting
+/// (UAX #9), zero-width and other invisible format characters, line and paragraph separators, and noncharacters.
 pub fn is_unprintable(c: char) -> bool {
     matches!(c,
         '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}'
@@ -22,12 +21,12 @@ pub fn is_unprintable(c: char) -> bool {
     ) || u32::from(c) & 0xfffe == 0xfffe
 }
 
-/// One line: every unprintable character as an escape, line ends too (`\n`, `\u{202e}`).
+/// Escapes every unprintable character, including line ends (`\n`, `\u{202e}`), so that the text stays one line.
 pub fn line(text: &str) -> Cow<'_, str> {
     escaped(text, is_unprintable)
 }
 
-/// Several lines that the hub composed itself: line ends stay.
+/// Escapes every unprintable character except line ends, for text that the hub composed.
 pub fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c != '\n' && is_unprintable(c))
 }
@@ -47,8 +46,8 @@ fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// JSON whose strings hold no unprintable character: each is `\uXXXX`, a pair of these beyond the basic plane.
-/// Any JSON reader gives back the original text.
+/// Writes JSON whose strings hold no unprintable character: each becomes `\uXXXX`, or a surrogate pair outside the basic
+/// plane. Any JSON parser returns the original text.
 pub struct PrintableJson<F>(F);
 
 impl PrintableJson<CompactFormatter> {
@@ -72,7 +71,7 @@ impl<F: Formatter> Formatter for PrintableJson<F> {
         writer.write_all(json_escaped(fragment).as_bytes())
     }
 
-    // The layout is the inner formatter's.
+    // The inner formatter decides the layout.
     fn begin_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
         self.0.begin_array(writer)
     }
@@ -100,8 +99,7 @@ impl<F: Formatter> Formatter for PrintableJson<F> {
     fn end_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
         self.0.end_object_value(writer)
     }
-    /// A [`RawValue`](serde_json::value::RawValue): outside its strings it has no character beyond ASCII, and
-    /// its white space stays.
+    /// Writes a [`RawValue`](serde_json::value::RawValue): outside its strings it is ASCII, and its white space stays.
     fn write_raw_fragment<W: ?Sized + io::Write>(
         &mut self,
         writer: &mut W,
@@ -111,12 +109,12 @@ impl<F: Formatter> Formatter for PrintableJson<F> {
     }
 }
 
-/// The content of a JSON string that is already escaped as JSON demands.
+/// Escapes the content of a JSON string that is valid JSON already.
 fn json_escaped(text: &str) -> Cow<'_, str> {
     escape_for_json(text, is_unprintable)
 }
 
-/// A whole JSON text: white space between its tokens stays.
+/// Escapes a whole JSON text; white space between its tokens stays.
 fn json_text(text: &str) -> Cow<'_, str> {
     escape_for_json(text, |c| !matches!(c, '\n' | '\r' | '\t') && is_unprintable(c))
 }
@@ -138,16 +136,16 @@ fn escape_for_json(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str
     Cow::Owned(safe)
 }
 
-/// How log lines are escaped.
+/// The format of log lines, which decides how they are escaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogText {
-    /// For people. The formatter's own colours (SGR, `ESC [ … m`) stay; it escapes ESC in values itself.
+    /// For people. The formatter's colours (SGR, `ESC [ … m`) stay; the formatter escapes ESC in values.
     Text,
     Json,
 }
 
 impl LogText {
-    /// One record, as the log's formatter wrote it: its last line end stays.
+    /// Escapes one record from the log's formatter; its final line end stays.
     pub fn escape(self, record: &str) -> Cow<'_, str> {
         let (body, end) = record.strip_suffix('\n').map_or((record, ""), |body| (body, "\n"));
         let safe = match self {
@@ -161,7 +159,7 @@ impl LogText {
     }
 }
 
-/// Escapes all but colours.
+/// Escapes everything except colours.
 fn without_colours(text: &str) -> Cow<'_, str> {
     if !text.contains('\u{1b}') {
         return line(text);
@@ -183,14 +181,14 @@ fn without_colours(text: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// The length of the colour sequence that a text begins with; 0 if there is none.
+/// The length of the colour sequence at the beginning of a text; 0 if there is none.
 fn colour(text: &str) -> usize {
     let Some(parameters) = text.strip_prefix("\u{1b}[") else { return 0 };
     let digits = parameters.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b';').count();
     if digits <= 16 && parameters.as_bytes().get(digits) == Some(&b'm') { digits + 3 } else { 0 }
 }
 
-/// Makes the log's writers escape each record.
+/// Wraps the log's writers so that they escape each record.
 #[derive(Debug, Clone)]
 pub struct EscapedLog<M> {
     inner: M,
@@ -213,7 +211,7 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for EscapedLog<M> {
     }
 }
 
-/// Takes a whole record with each write, as the log's formatter gives it.
+/// Escapes each record. The log's formatter passes a whole record with each write.
 #[derive(Debug)]
 pub struct EscapedWriter<W> {
     inner: W,
@@ -239,7 +237,7 @@ mod tests {
 
     use super::*;
 
-    /// One of each kind that changes what a terminal shows.
+    /// One character of each kind that changes what a terminal shows.
     const HOSTILE: [char; 20] = [
         '\0',
         '\u{7}',
@@ -282,7 +280,7 @@ mod tests {
             }
             let record = format!("{text}\n");
             for kind in [LogText::Text, LogText::Json] {
-                // White space between the tokens of JSON is no part of a string.
+                // White space between JSON tokens is outside strings.
                 if kind == LogText::Text || !matches!(c, '\n' | '\r' | '\t') {
                     assert!(!kind.escape(&record).trim_end_matches('\n').contains(c), "{c:?} {kind:?}");
                 }

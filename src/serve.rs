@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Api, ApiError, Resources, Signs};
+use crate::api::{Api, ApiError, Monitoring, Resources};
 use crate::dev::Dev;
 use crate::domain::category::Categories;
 use crate::domain::field_error::FieldError;
@@ -179,12 +179,12 @@ impl Hub {
 
         let readiness = Readiness::default();
         let connected = js.clone();
-        let signs = Signs {
+        let monitoring = Monitoring {
             readiness: readiness.clone(),
             metrics: metrics.clone(),
             connected: Arc::new(move || connected.is_connected()),
         };
-        let health = Api::bind("health.listen", settings.health.listen, signs.clone()).await?;
+        let health = Api::bind("health.listen", settings.health.listen, monitoring.clone()).await?;
         let health_address = health.address();
         let mut api_address = None;
         // Only a process with the relay reads the secret; it does so before any role starts.
@@ -198,7 +198,7 @@ impl Hub {
         let (registry, follower) = Registry::new(&js, readiness.clone());
         tasks.droppable("subscription registry", follower.run());
         if options.roles.contains(&Role::Api) {
-            let api = Api::bind("api.listen", settings.api.listen, signs).await?;
+            let api = Api::bind("api.listen", settings.api.listen, monitoring).await?;
             api_address = api.address();
             let management =
                 Management::new(js.clone(), Arc::new(settings.clone()))?.with_index(registry.clone());
@@ -336,7 +336,7 @@ pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), Se
                 "serving"
             );
             if let Some(dev) = &dev {
-                crate::outlet::stdout().put(dev.invitation(&settings, hub.health, hub.api));
+                crate::queued_writer::stdout().put(dev.invitation(&settings, hub.health, hub.api));
             }
             let signalled = stop.clone();
             let watch = tokio::spawn(async move {

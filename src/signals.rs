@@ -1,22 +1,22 @@
-//! The signals that ask a process to end: SIGINT (ctrl-c), SIGTERM, and SIGHUP (its terminal was closed).
+//! The signals that ask a process to stop: SIGINT (ctrl-c), SIGTERM, and SIGHUP (the terminal was closed).
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Watches for them from its making on: none of them ends the process any more, so that it can clean up.
+/// Receives the signals. From its creation on, none of them ends the process by itself, so that it can clean up.
 #[derive(Debug)]
 pub struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    /// None if the process was started with SIGHUP ignored, as by `nohup`: then it is to outlive its terminal.
+    /// `None` if the process was started with SIGHUP ignored, for example by `nohup`, to outlive its terminal.
     hangup: Option<Signal>,
 }
 
 impl Signals {
     /// # Errors
     ///
-    /// The system refuses.
+    /// If the system refuses to register a handler.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -25,7 +25,7 @@ impl Signals {
         })
     }
 
-    /// Waits for the next one. Cancel safe.
+    /// Waits for the next signal. Cancel safe.
     pub async fn next(&mut self) {
         let hangup = async {
             match &mut self.hangup {
@@ -41,12 +41,12 @@ impl Signals {
     }
 }
 
-/// From `/proc`: the standard library has no way to ask without setting it. False where there is no `/proc`.
+/// Reads `/proc`, because the standard library cannot query a signal's action without setting it. False without `/proc`.
 fn is_hangup_ignored() -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status))
 }
 
-/// `SigIgn` is a mask in hexadecimal (proc_pid_status(5)), whose lowest bit is signal 1.
+/// Parses `SigIgn`, a hexadecimal mask whose lowest bit is signal 1 (proc_pid_status(5)).
 fn ignores_hangup(status: &str) -> bool {
     let mask =
         status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ignored_hangup_is_seen_in_the_mask() {
+    fn an_ignored_hangup_is_found_in_the_mask() {
         assert!(ignores_hangup("Name:\thub\nSigIgn:\t0000000000001001\nSigCgt:\t0\n"));
         assert!(!ignores_hangup("Name:\thub\nSigIgn:\t0000000000001000\nSigCgt:\t1\n"));
         assert!(!ignores_hangup(""));

@@ -1,5 +1,5 @@
-//! Who asks: bearer tokens (RFC 6750), and one extractor per scope, so that a handler cannot be
-//! written without saying which it needs.
+//! Authentication with bearer tokens (RFC 6750), and one extractor per scope, so that every handler names the scope it
+//! needs.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,58 +14,58 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::State;
+use super::limits::{Holder, RateLimiter};
 use super::problem::{Kind, Problem};
-use super::shares::{Holder, Rates};
 use crate::domain::access::{Caller, PresentedToken, Scope, StoredToken, TokenId};
 use crate::management::Management;
 
-/// How long what was found of a token is used again: a revoked one is refused after this, a new one known.
+/// Lifetime of a cached look-up: after this time a revoked token is refused, and a new one accepted.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long a token that was found counts as known: asking for it again needs nobody's leave.
+/// Time for which a token counts as known, so that looking it up again is not limited.
 const KNOWN: Duration = Duration::from_secs(600);
-/// Tokens remembered at most, and names that are none; more are asked for each time.
+/// Maximum number of cached tokens, and of cached unknown names; further ones are looked up every time.
 const MOST_REMEMBERED: usize = 1_024;
-/// Questions for unknown tokens at once.
-const STRANGERS_AT_ONCE: usize = 16;
-/// A peer's burst of unknown tokens, in seconds of its rate.
+/// Concurrent look-ups of unknown tokens.
+const UNKNOWN_AT_ONCE: usize = 16;
+/// Burst of unknown tokens of a peer, in seconds of its rate.
 const BURST_SECONDS: usize = 5;
 
-/// Who sends a request, as its admission found: for the extractors.
+/// The result of authentication, which admission leaves for the extractors.
 #[derive(Clone)]
-pub(super) struct Known(pub(super) Result<Caller, Problem>);
+pub(super) struct Authentication(pub(super) Result<Caller, Problem>);
 
-/// The tokens, as the broker has them. Cheap to clone.
+/// Looks up tokens in the broker. Cheap to clone.
 #[derive(Clone)]
 pub struct Access {
     management: Management,
-    /// Nobody is asked who they are.
+    /// True if requests need no token.
     anonymous: bool,
-    /// Unknown tokens that a peer may ask about in a second; 0 for no limit.
+    /// Unknown tokens per peer and second; 0 means no limit.
     unknown_per_peer: usize,
-    found: Arc<Mutex<Found>>,
-    strangers: Rates,
-    asking: Arc<Semaphore>,
+    cache: Arc<Mutex<TokenCache>>,
+    unknown_tokens: RateLimiter,
+    lookups: Arc<Semaphore>,
 }
 
 #[derive(Default)]
-struct Found {
+struct TokenCache {
     tokens: HashMap<TokenId, (Instant, StoredToken)>,
-    none: HashMap<TokenId, Instant>,
+    unknown: HashMap<TokenId, Instant>,
 }
 
-impl Found {
+impl TokenCache {
     fn remember(&mut self, id: &TokenId, token: Option<&StoredToken>, now: Instant) {
         let Some(token) = token else {
             self.tokens.remove(id);
-            if self.none.len() >= MOST_REMEMBERED {
-                self.none.retain(|_, at| now.duration_since(*at) < FRESH);
+            if self.unknown.len() >= MOST_REMEMBERED {
+                self.unknown.retain(|_, at| now.duration_since(*at) < FRESH);
             }
-            if self.none.len() < MOST_REMEMBERED {
-                self.none.insert(id.clone(), now);
+            if self.unknown.len() < MOST_REMEMBERED {
+                self.unknown.insert(id.clone(), now);
             }
             return;
         };
-        self.none.remove(id);
+        self.unknown.remove(id);
         if self.tokens.len() >= MOST_REMEMBERED {
             self.tokens.retain(|_, (at, _)| now.duration_since(*at) < FRESH);
         }
@@ -78,7 +78,7 @@ impl Found {
 fn unknown() -> Problem {
     Problem::unauthenticated(
         "Bearer error=\"invalid_token\"",
-        "the token is unknown, revoked or expired; `hub token list` shows those that are valid",
+        "the token is unknown, revoked or expired; list the valid tokens with `hub token list`",
     )
 }
 
@@ -88,13 +88,13 @@ impl Access {
             anonymous,
             unknown_per_peer: management.settings().api.unknown_tokens_per_peer,
             management,
-            found: Arc::default(),
-            strangers: Rates::new(),
-            asking: Arc::new(Semaphore::new(STRANGERS_AT_ONCE)),
+            cache: Arc::default(),
+            unknown_tokens: RateLimiter::new(),
+            lookups: Arc::new(Semaphore::new(UNKNOWN_AT_ONCE)),
         }
     }
 
-    /// Who sends a request with these headers from there.
+    /// Authenticates a request by its headers.
     pub(super) async fn caller(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Caller, Problem> {
         if self.anonymous {
             return Ok(Caller::unbound("anonymous"));
@@ -103,14 +103,14 @@ impl Access {
         let Some(value) = values.next() else {
             return Err(Problem::unauthenticated(
                 "Bearer",
-                "send a token as `authorization: Bearer …`; `hub token create` makes one",
+                "a token is required; send `authorization: Bearer <token>`, and create one with `hub token create`",
             ));
         };
-        // Something on the way may have judged the other one.
+        // A proxy may have checked another one than the hub.
         if values.next().is_some() {
             return Err(Problem::unauthenticated(
                 "Bearer error=\"invalid_request\"",
-                "there are several authorization headers; send one",
+                "authorization: the header is sent more than once; send it once",
             ));
         }
         let text = value.to_str().map_err(|_| unknown())?;
@@ -126,48 +126,49 @@ impl Access {
         Ok(Caller::of(&stored))
     }
 
-    /// The token of that name. A known one costs a question a second; for others each peer has a budget.
+    /// Looks up a token by name. A known token is looked up once per second; a peer's look-ups of unknown tokens are limited.
     async fn stored(&self, id: &TokenId, peer: IpAddr) -> Result<Option<StoredToken>, Problem> {
         let now = Instant::now();
         let known = {
-            let found = self.found();
-            if found.none.get(id).is_some_and(|at| now.duration_since(*at) < FRESH) {
+            let cache = self.cache();
+            if cache.unknown.get(id).is_some_and(|at| now.duration_since(*at) < FRESH) {
                 return Ok(None);
             }
-            match found.tokens.get(id) {
+            match cache.tokens.get(id) {
                 Some((at, token)) if now.duration_since(*at) < FRESH => return Ok(Some(token.clone())),
                 Some((at, _)) => now.duration_since(*at) < KNOWN,
                 None => false,
             }
         };
-        let _asking = if known { None } else { Some(self.leave_to_ask(peer)?) };
+        let _permit = if known { None } else { Some(self.lookup_permit(peer)?) };
         let token = self.management.token(id).await?;
-        self.found().remember(id, token.as_ref(), Instant::now());
+        self.cache().remember(id, token.as_ref(), Instant::now());
         if !known && token.is_some() {
-            self.strangers.give_back(&Holder::Peer(peer), 1);
+            self.unknown_tokens.give_back(&Holder::Peer(peer), 1);
         }
         Ok(token)
     }
 
-    /// A place among the questions for unknown tokens.
-    fn leave_to_ask(&self, peer: IpAddr) -> Result<tokio::sync::OwnedSemaphorePermit, Problem> {
+    /// Returns a permit to look up an unknown token.
+    fn lookup_permit(&self, peer: IpAddr) -> Result<tokio::sync::OwnedSemaphorePermit, Problem> {
         let rate = self.unknown_per_peer;
-        self.strangers.take(Holder::Peer(peer), 1, rate, rate * BURST_SECONDS).map_err(|_| {
+        self.unknown_tokens.take(Holder::Peer(peer), 1, rate, rate * BURST_SECONDS).map_err(|_| {
             Problem::too_many(
                 1,
                 format!(
-                    "this address has sent more than {rate} unknown tokens a second (api.unknown_tokens_per_peer); \
+                    "this address sends more than {rate} unknown tokens per second (api.unknown_tokens_per_peer); \
                      send a valid token"
                 ),
             )
         })?;
-        self.asking.clone().try_acquire_owned().map_err(|_| {
-            Problem::later(1, "the API looks up as many unknown tokens as it does at once; try again")
-        })
+        self.lookups
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| Problem::later(1, "the API is looking up too many unknown tokens; try again later"))
     }
 
-    fn found(&self) -> MutexGuard<'_, Found> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cache(&self) -> MutexGuard<'_, TokenCache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -178,7 +179,7 @@ fn allow(caller: Caller, scope: Scope) -> Result<Caller, Problem> {
         Err(Problem::new(
             Kind::Forbidden,
             format!(
-                "the token {:?} lacks the scope {scope}; `hub token create --scope {scope}` makes one that has it",
+                "the token {:?} lacks the scope {scope}; create one with `hub token create --scope {scope}`",
                 caller.name
             ),
         ))
@@ -193,10 +194,11 @@ macro_rules! extractor {
         impl FromRequestParts<State> for $name {
             type Rejection = Problem;
             async fn from_request_parts(parts: &mut Parts, _: &State) -> Result<Self, Problem> {
-                let known = parts.extensions.get::<Known>().cloned();
-                let Known(caller) = known.expect("every request of the API is admitted first");
+                let authentication = parts.extensions.get::<Authentication>().cloned();
+                let Authentication(caller) =
+                    authentication.expect("every request of the API is admitted first");
                 let caller = caller?;
-                super::journal::note_caller(parts, &caller);
+                super::request_log::note_caller(parts, &caller);
                 allow(caller, $scope).map(Self)
             }
         }
@@ -224,15 +226,16 @@ extractor!(
     Scope::Operate
 );
 
-/// For what belongs to the hub as a whole (`what`: "domains belong"): a token that is bound to a tenant has no
-/// part in it.
+/// Refuses a token that is bound to a tenant, for resources of the whole hub.
+///
+/// * `what`: the resources, with a verb, such as "domains belong"
 pub fn whole_hub(caller: &Caller, what: &str) -> Result<(), Problem> {
     match caller.tenant() {
         None => Ok(()),
         Some(tenant) => Err(Problem::new(
             Kind::Forbidden,
             format!(
-                "{what} to the whole hub, and the token {:?} is bound to the tenant {tenant:?}",
+                "{what} to the whole hub, but the token {:?} is bound to the tenant {tenant:?}; use a token without a tenant",
                 caller.name
             ),
         )),

@@ -1,5 +1,5 @@
-//! What a request passes before its handler: where it comes from, who sends it, its body, and its place among the
-//! requests in hand. A place is taken only when the whole request is there, so that nobody holds one by being slow.
+//! Admission of requests: checks the origin, authenticates the caller, reads the body, and applies the limits of concurrent
+//! requests. A request counts against the limits only when it is complete, so that a slow sender holds no slot.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -12,21 +12,21 @@ use axum::response::{IntoResponse, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::State;
-use super::access::Known;
-use super::body::{self, Bodies, Room};
-use super::listener::Connection;
+use super::access::Authentication;
+use super::body::{self, BodyMemory, BodyReservation};
+use super::limits::{Holder, Resource, Usage, UsageGuard};
+use super::listener::ConnectionInfo;
 use super::origin;
 use super::problem::Problem;
-use super::shares::{Holder, Share, Shares, What};
 use crate::domain::access::Caller;
 use crate::settings::Settings;
 
-/// Longest time for one request, from when all of it is there.
+/// Time limit of one request, from its complete arrival.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The path whose bodies may be larger than those of all others.
 const EVENTS: &str = "/v1/events";
 
-/// What all requests together, and those of one caller, may hold.
+/// The limits of all requests together, and of each caller.
 #[derive(Clone)]
 pub(super) struct Admission {
     anonymous: bool,
@@ -35,21 +35,21 @@ pub(super) struct Admission {
     per_peer: usize,
     per_token: usize,
     per_tenant: usize,
-    shares: Shares,
-    bodies: Bodies,
+    usage: Usage,
+    bodies: BodyMemory,
 }
 
-/// What a request holds until it is answered.
+/// The resources that a request holds until it is answered.
 struct Held {
     _permit: OwnedSemaphorePermit,
-    _shares: [Option<Share>; 3],
-    _room: Option<Room>,
+    _usage: [Option<UsageGuard>; 3],
+    _body: Option<BodyReservation>,
 }
 
 impl Admission {
     pub(super) fn new(settings: &Settings, anonymous: bool) -> Self {
         let api = &settings.api;
-        let shares = Shares::default();
+        let usage = Usage::default();
         Self {
             anonymous,
             allowed_hosts: api.allowed_hosts.clone().into(),
@@ -57,17 +57,17 @@ impl Admission {
             per_peer: api.requests_per_peer,
             per_token: api.requests_per_token,
             per_tenant: api.requests_per_tenant,
-            bodies: Bodies::new(settings, shares.clone()),
-            shares,
+            bodies: BodyMemory::new(settings, usage.clone()),
+            usage,
         }
     }
 
-    pub(super) fn shares(&self) -> &Shares {
-        &self.shares
+    pub(super) fn usage(&self) -> &Usage {
+        &self.usage
     }
 }
 
-/// Around every request of the management API.
+/// Admits a request of the management API, and limits its time.
 pub(super) async fn admit(FromState(state): FromState<State>, request: Request, next: Next) -> Response {
     let (request, _held) = match enter(&state, request).await {
         Ok(entered) => entered,
@@ -76,7 +76,9 @@ pub(super) async fn admit(FromState(state): FromState<State>, request: Request, 
     match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
         Err(_) => {
-            Problem::later(5, format!("not done within {} s", REQUEST_TIMEOUT.as_secs())).into_response()
+            let detail =
+                format!("the request timed out after {} s; try again later", REQUEST_TIMEOUT.as_secs());
+            Problem::later(5, detail).into_response()
         }
     }
 }
@@ -84,9 +86,9 @@ pub(super) async fn admit(FromState(state): FromState<State>, request: Request, 
 async fn enter(state: &State, request: Request) -> Result<(Request, Held), Problem> {
     let admission = &state.admission;
     let (mut parts, body) = request.into_parts();
-    let connection = parts.extensions.get::<Connection>().cloned();
+    let connection = parts.extensions.get::<ConnectionInfo>().cloned();
     let peer =
-        connection.as_ref().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |connection| connection.link.peer);
+        connection.as_ref().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |connection| connection.tracked.peer);
     if admission.anonymous {
         let local = connection.as_ref().and_then(|connection| connection.local);
         origin::check(&parts.method, &parts.uri, &parts.headers, local, &admission.allowed_hosts)
@@ -94,28 +96,28 @@ async fn enter(state: &State, request: Request) -> Result<(Request, Held), Probl
     }
     let mut caller = state.access.caller(&parts.headers, peer).await;
     let path = parts.extensions.get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let (body, room) = match (path, &caller) {
+    let (body, reservation) = match (path, &caller) {
         _ if body.is_end_stream() => (Body::empty(), None),
-        // Nothing is here that would read it.
+        // An unknown path reads no body.
         (None, _) => (Body::empty(), None),
-        // The body of a stranger is not read.
+        // The body of an unauthenticated caller is not read.
         (Some(_), Err(problem)) => return Err(problem.clone().closing()),
         (Some(path), Ok(known)) => {
             let limit = if path == EVENTS {
-                state.bounds.body_limit(&parts.headers)
+                state.event_limits.body_limit(&parts.headers)
             } else {
-                body::Limit::of_all_others()
+                body::BodyLimit::default()
             };
             let holder = holder_of_bytes(admission, known, peer);
-            let (bytes, room) = body::read(&admission.bodies, holder, &parts.headers, body, limit).await?;
-            // The token may have been revoked while the body came.
-            let still = state.access.caller(&parts.headers, peer).await.map_err(Problem::closing)?;
-            caller = Ok(still);
-            (Body::from(bytes), Some(room))
+            let (bytes, reservation) =
+                body::read(&admission.bodies, holder, &parts.headers, body, limit).await?;
+            // The token may have been revoked while the body arrived.
+            caller = Ok(state.access.caller(&parts.headers, peer).await.map_err(Problem::closing)?);
+            (Body::from(bytes), Some(reservation))
         }
     };
     if let Some(connection) = &connection {
-        connection.link.has_request_in_hand();
+        connection.tracked.has_request_in_hand();
     }
     let of_peer =
         take(admission, Holder::Peer(peer), admission.per_peer, "address", "api.requests_per_peer")?;
@@ -134,10 +136,13 @@ async fn enter(state: &State, request: Request) -> Result<(Request, Held), Probl
         None => None,
     };
     let permit = admission.requests.clone().try_acquire_owned().map_err(|_| {
-        Problem::later(1, "the API has as many requests in hand as api.requests allows; try again")
+        Problem::later(
+            1,
+            "the API has reached its limit of concurrent requests (api.requests); try again later",
+        )
     })?;
-    parts.extensions.insert(Known(caller));
-    let held = Held { _permit: permit, _shares: [Some(of_peer), of_token, of_tenant], _room: room };
+    parts.extensions.insert(Authentication(caller));
+    let held = Held { _permit: permit, _usage: [Some(of_peer), of_token, of_tenant], _body: reservation };
     Ok((Request::from_parts(parts, body), held))
 }
 
@@ -147,18 +152,15 @@ fn take(
     limit: usize,
     whose: &str,
     setting: &str,
-) -> Result<Share, Problem> {
-    admission.shares.take(holder, What::Requests, 1, limit).ok_or_else(|| {
-        Problem::too_many(
-            1,
-            format!(
-                "this {whose} has {limit} requests in hand, as many as {setting} allows; send fewer at once"
-            ),
-        )
+) -> Result<UsageGuard, Problem> {
+    admission.usage.take(holder, Resource::Requests, 1, limit).ok_or_else(|| {
+        let detail =
+            format!("this {whose} has reached its limit of {limit} concurrent requests ({setting}); send fewer at once");
+        Problem::too_many(1, detail)
     })
 }
 
-/// The tenants share the memory of bodies; a caller who may act for all of them stands for itself.
+/// The holder of a body's memory: the tenant, or the caller itself if it is bound to no tenant.
 fn holder_of_bytes(admission: &Admission, caller: &Caller, peer: IpAddr) -> Holder {
     match caller.tenant() {
         Some(tenant) => Holder::Tenant(tenant.to_owned()),

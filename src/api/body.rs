@@ -1,4 +1,5 @@
-//! Bodies: bounded each and together, and read at a least rate; JSON with an error that names the field.
+//! Reads request bodies, with a limit for each body and for all bodies, and a minimum rate. Parses JSON with errors that
+//! name the field.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,81 +15,84 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::State;
+use super::limits::{Holder, Resource, Usage, UsageGuard};
 use super::problem::{Kind, Problem};
-use super::shares::{Holder, Share, Shares, What};
 use crate::settings::Settings;
 
-/// Largest body of all but an event.
+/// Maximum size of a body that is not an event, in bytes.
 pub(super) const BODY_LIMIT: usize = 1024 * 1024;
-/// Bodies in memory at once, in bytes; more where that were not two of the largest batches.
+/// Memory for all bodies together, in bytes; at least two of the largest batches.
 const BODIES: usize = 64 * 1024 * 1024;
-/// How long a body waits for room among the others.
-const WAIT_FOR_ROOM: Duration = Duration::from_secs(5);
-/// A body has this long to begin, and beyond it as long as its bytes take at the least rate.
+/// Maximum wait of a body for memory.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time that a body has in addition to the time its bytes need at the minimum rate.
 const FIRST_BYTES: Duration = Duration::from_secs(5);
-/// Bytes a second.
+/// Minimum rate, in bytes per second.
 const LEAST_RATE: f64 = 32.0 * 1024.0;
-/// Of a body that is too large so much is read and thrown away: whoever is still sending would otherwise
-/// find the connection broken, and not read why (RFC 9112 section 9.6).
-const THROWN_AWAY: usize = 8 * 1024 * 1024;
+/// Bytes above the limit that are read and discarded. A client that is still sending would otherwise see a broken
+/// connection instead of the answer (RFC 9112 section 9.6).
+const DISCARD_LIMIT: usize = 8 * 1024 * 1024;
 
-/// How large a body may be, and what is said of a larger one.
-pub(super) struct Limit {
+/// The maximum size of a body, and the error of a larger one.
+pub(super) struct BodyLimit {
     pub(super) bytes: usize,
     pub(super) too_large: String,
 }
 
-impl Limit {
-    pub(super) fn of_all_others() -> Self {
+impl Default for BodyLimit {
+    fn default() -> Self {
         Self {
             bytes: BODY_LIMIT,
-            too_large: format!("the body is larger than the {BODY_LIMIT} bytes that this takes"),
+            too_large: format!("the body is larger than {BODY_LIMIT} bytes; send a smaller one"),
         }
     }
 }
 
-/// The memory of all bodies.
+/// The memory for all bodies.
 #[derive(Clone)]
-pub(super) struct Bodies {
-    /// In KiB.
-    room: Arc<Semaphore>,
-    shares: Shares,
-    /// Of one holder, in bytes.
+pub(super) struct BodyMemory {
+    /// Free memory, in KiB.
+    free: Arc<Semaphore>,
+    usage: Usage,
+    /// Limit of one holder, in bytes.
     per_holder: usize,
 }
 
-/// A body's part of it.
-pub(super) struct Room {
+/// The memory that one body holds.
+pub(super) struct BodyReservation {
     permit: OwnedSemaphorePermit,
-    share: Share,
+    usage: UsageGuard,
     kib: usize,
 }
 
-impl Bodies {
-    pub(super) fn new(settings: &Settings, shares: Shares) -> Self {
+impl BodyMemory {
+    pub(super) fn new(settings: &Settings, usage: Usage) -> Self {
         let total = BODIES.max(2 * super::events::largest_batch(settings));
-        Self { room: Arc::new(Semaphore::new(total / 1024 + 1)), shares, per_holder: total / 2 }
+        Self { free: Arc::new(Semaphore::new(total / 1024 + 1)), usage, per_holder: total / 2 }
     }
 }
 
-impl Room {
-    /// Room for so many bytes in all, which is waited for.
-    async fn grow_to(&mut self, bodies: &Bodies, bytes: usize) -> Result<(), Problem> {
+impl BodyReservation {
+    /// Reserves memory up to `bytes` in total; waits if necessary.
+    async fn grow_to(&mut self, memory: &BodyMemory, bytes: usize) -> Result<(), Problem> {
         let more = (bytes / 1024 + 1).saturating_sub(self.kib);
         if more == 0 {
             return Ok(());
         }
-        if !self.share.grow(more * 1024, bodies.per_holder) {
+        if !self.usage.grow(more * 1024, memory.per_holder) {
             return Err(Problem::too_many(
                 1,
-                format!("this caller has {} bytes of bodies in hand; send fewer at once", bodies.per_holder),
+                format!(
+                    "the bodies of this caller's requests in progress exceed {} bytes; send fewer at once",
+                    memory.per_holder
+                ),
             ));
         }
-        let room = bodies.room.clone().acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX));
-        match tokio::time::timeout(WAIT_FOR_ROOM, room).await {
+        let permit = memory.free.clone().acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX));
+        match tokio::time::timeout(MEMORY_TIMEOUT, permit).await {
             Ok(permit) => self.permit.merge(permit.expect("the semaphore is never closed")),
             Err(_) => {
-                return Err(Problem::later(1, "the API has as many events in hand as it takes; try again"));
+                return Err(Problem::later(1, "the memory for request bodies is full; try again later"));
             }
         }
         self.kib += more;
@@ -96,22 +100,22 @@ impl Room {
     }
 }
 
-/// Reads a body. Room is taken as its bytes come: a body that is only announced holds none.
+/// Reads a body. Memory is reserved as bytes arrive: a body that is only announced holds none.
 pub(super) async fn read(
-    bodies: &Bodies,
+    memory: &BodyMemory,
     holder: Holder,
     headers: &HeaderMap,
     body: Body,
-    limit: Limit,
-) -> Result<(Bytes, Room), Problem> {
+    limit: BodyLimit,
+) -> Result<(Bytes, BodyReservation), Problem> {
     let declared =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    // Of one that is too large from the start nothing is kept.
+    // A body that is declared too large is not kept.
     let kept = if declared.is_some_and(|size| size > limit.bytes) { 0 } else { limit.bytes };
-    let share = bodies.shares.take(holder, What::BodyBytes, 0, 0).expect("nothing is within any limit");
-    let permit = bodies.room.clone().try_acquire_many_owned(0);
-    let permit = permit.expect("none are there always, and the semaphore is never closed");
-    let mut room = Room { permit, share, kib: 0 };
+    let usage = memory.usage.take(holder, Resource::BodyBytes, 0, 0).expect("0 bytes exceed no limit");
+    let permit = memory.free.clone().try_acquire_many_owned(0);
+    let permit = permit.expect("0 permits are always free, and the semaphore is never closed");
+    let mut reservation = BodyReservation { permit, usage, kib: 0 };
     let mut chunks = body.into_data_stream();
     let mut read = BytesMut::new();
     let mut size = 0usize;
@@ -121,34 +125,37 @@ pub(super) async fn read(
         let Ok(chunk) = tokio::time::timeout_at(begun + time, chunks.next()).await else {
             return Err(Problem::new(
                 Kind::TooSlow,
-                format!("{size} bytes of the body came in {} s; send it faster", begun.elapsed().as_secs()),
+                format!(
+                    "received only {size} bytes of the body in {} s; send it faster",
+                    begun.elapsed().as_secs()
+                ),
             )
             .closing());
         };
         let Some(chunk) = chunk else { break };
         let chunk =
-            chunk.map_err(|error| Problem::field("body", format!("cannot be read to its end: {error}")))?;
+            chunk.map_err(|error| Problem::field("body", format!("broke off: {error}; send it again")))?;
         size = size.saturating_add(chunk.len());
         if size <= kept {
             let waited = Instant::now();
-            room.grow_to(bodies, size).await.map_err(Problem::closing)?;
-            // The wait was not the sender's.
+            reservation.grow_to(memory, size).await.map_err(Problem::closing)?;
+            // The sender did not cause the wait.
             begun += waited.elapsed();
             read.extend_from_slice(&chunk);
-        } else if size > limit.bytes.saturating_add(THROWN_AWAY) {
+        } else if size > limit.bytes.saturating_add(DISCARD_LIMIT) {
             break;
         }
     }
     if size > kept {
         return Err(Problem::new(Kind::TooLarge, limit.too_large));
     }
-    Ok((read.freeze(), room))
+    Ok((read.freeze(), reservation))
 }
 
-/// A JSON body that must be there.
+/// A required JSON body.
 pub struct JsonBody(pub Value);
 
-/// A JSON body that may be missing or null: then the value is `T`'s default.
+/// An optional JSON body; if it is missing or null, the value is `T`'s default.
 pub struct MaybeJson<T>(pub T);
 
 impl FromRequest<State> for JsonBody {
@@ -177,11 +184,11 @@ impl<T: DeserializeOwned + Default> FromRequest<State> for MaybeJson<T> {
     }
 }
 
-/// Reads a type from a JSON object; what does not fit is named by its path.
+/// Deserializes a JSON object; the error names the path of the field.
 pub fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Problem> {
-    // Serde would read a struct from a list too.
+    // Serde also accepts a list for a struct.
     if !value.is_object() {
-        return Err(Problem::field("body", "must be an object"));
+        return Err(Problem::field("body", "must be a JSON object"));
     }
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = error.path().to_string();
@@ -195,7 +202,10 @@ fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
     if media == "application/json" || media.ends_with("+json") {
         Ok(())
     } else {
-        Err(Problem::new(Kind::UnsupportedMediaType, "send JSON, with `content-type: application/json`"))
+        Err(Problem::new(
+            Kind::UnsupportedMediaType,
+            "content-type: must be application/json; send the body as JSON with this header",
+        ))
     }
 }
 

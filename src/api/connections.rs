@@ -1,5 +1,5 @@
-//! Which connections there are, and which goes when there are too many: the one that has waited longest without
-//! a request in hand.
+//! Tracks the connections of a listener. At the limit, the connection that has waited longest without a request in progress
+//! is closed.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -13,12 +13,12 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How long a request's head may take, from the first byte, or from the connection's begin.
+/// Time limit for the head of a request, from its first byte or from the start of the connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a connection is kept after an answer of which no more is taken, and without another request.
+/// Time limit for an idle connection, from the last byte of the answer that the peer accepted.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Who is at the other end. An IPv6 customer has a network of 64 bits, so that is one peer.
+/// Returns the peer of an address. An IPv6 customer usually has a /64 network, so that is one peer.
 pub(super) fn peer_of(address: SocketAddr) -> IpAddr {
     match address.ip().to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
@@ -26,42 +26,42 @@ pub(super) fn peer_of(address: SocketAddr) -> IpAddr {
     }
 }
 
-/// Most connections at once; 0 for no limit.
+/// Maximum numbers of concurrent connections; 0 means no limit.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Caps {
+pub(super) struct ConnectionLimits {
     pub(super) total: usize,
     pub(super) per_peer: usize,
 }
 
-/// Why a connection is not taken: all others have requests in hand.
+/// The limit for which a connection was refused: all others have requests in progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Full {
+pub(super) enum LimitReached {
     Listener,
     Peer,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The head of a request is coming.
+    /// Waiting for the head of a request.
     Head,
-    /// The request is there, but for its body.
+    /// Waiting for the body of a request.
     Body,
-    /// A request is in hand: never cut.
+    /// A request is in progress: never cut.
     Busy,
-    /// Answered; the next request may come.
+    /// Answered; waiting for the next request.
     Idle,
 }
 
-/// One connection.
+/// The state of one connection.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct TrackedConnection {
     pub(super) peer: IpAddr,
     id: u64,
     phase: Mutex<(Phase, Instant)>,
     cut: CancellationToken,
 }
 
-impl Link {
+impl TrackedConnection {
     fn new(id: u64, peer: IpAddr) -> Self {
         Self { peer, id, phase: Mutex::new((Phase::Head, Instant::now())), cut: CancellationToken::new() }
     }
@@ -96,7 +96,7 @@ impl Link {
         }
     }
 
-    /// Whether it has kept the listener waiting for too long. A body has a deadline of its own.
+    /// True if the deadline of a head or an idle connection has passed. A body has its own deadline.
     pub(super) fn is_overdue(&self) -> bool {
         let (phase, since) = *self.phase();
         match phase {
@@ -106,106 +106,107 @@ impl Link {
         }
     }
 
-    /// Since when it waits, if no request of it is in hand.
+    /// The time since which it waits, if it has no request in progress.
     fn waits_since(&self) -> Option<Instant> {
         let (phase, since) = *self.phase();
         (phase != Phase::Busy).then_some(since)
     }
 
-    /// Returns when the connection has to make room for another.
+    /// Waits until the connection must be closed to make room for another.
     pub(super) async fn is_cut(&self) {
         self.cut.cancelled().await;
     }
 }
 
-/// All connections of a listener.
+/// The connections of a listener.
 #[derive(Debug)]
 pub(super) struct Connections {
-    caps: Caps,
+    limits: ConnectionLimits,
     inner: Mutex<Inner>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
-    links: HashMap<u64, Arc<Link>>,
+    connections: HashMap<u64, Arc<TrackedConnection>>,
     per_peer: HashMap<IpAddr, usize>,
 }
 
-/// A connection's place; dropping it gives the place back.
+/// A tracked connection, released on drop.
 #[derive(Debug)]
-pub(super) struct Place {
-    pub(super) link: Arc<Link>,
+pub(super) struct ConnectionSlot {
+    pub(super) tracked: Arc<TrackedConnection>,
     connections: Arc<Connections>,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.connections.inner().remove(self.link.id);
+        self.connections.inner().remove(self.tracked.id);
     }
 }
 
 impl Inner {
     fn remove(&mut self, id: u64) {
-        let Some(link) = self.links.remove(&id) else { return };
-        if let Some(count) = self.per_peer.get_mut(&link.peer) {
+        let Some(tracked) = self.connections.remove(&id) else { return };
+        if let Some(count) = self.per_peer.get_mut(&tracked.peer) {
             *count -= 1;
             if *count == 0 {
-                self.per_peer.remove(&link.peer);
+                self.per_peer.remove(&tracked.peer);
             }
         }
     }
 
-    /// Cuts the connection that has waited longest, of this peer or of all; false if none waits.
+    /// Cuts the connection that has waited longest, of `peer` or of all peers. False if none waits.
     fn make_room(&mut self, peer: Option<IpAddr>) -> bool {
-        let candidates = self.links.values().filter(|link| peer.is_none_or(|peer| link.peer == peer));
+        let candidates =
+            self.connections.values().filter(|tracked| peer.is_none_or(|peer| tracked.peer == peer));
         let longest = candidates
-            .filter_map(|link| Some((link.waits_since()?, link.id)))
+            .filter_map(|tracked| Some((tracked.waits_since()?, tracked.id)))
             .min()
-            .and_then(|(_, id)| self.links.get(&id).cloned());
-        let Some(link) = longest else { return false };
-        link.cut.cancel();
-        self.remove(link.id);
+            .and_then(|(_, id)| self.connections.get(&id).cloned());
+        let Some(tracked) = longest else { return false };
+        tracked.cut.cancel();
+        self.remove(tracked.id);
         true
     }
 }
 
 impl Connections {
-    pub(super) fn new(caps: Caps) -> Arc<Self> {
-        Arc::new(Self { caps, inner: Mutex::default() })
+    pub(super) fn new(limits: ConnectionLimits) -> Arc<Self> {
+        Arc::new(Self { limits, inner: Mutex::default() })
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes one more connection. Where there are as many as there may be, the one that has waited longest goes.
-    pub(super) fn admit(self: &Arc<Self>, peer: IpAddr) -> Result<Place, Full> {
-        let Caps { total, per_peer } = self.caps;
+    /// Adds a connection. At the limit, the connection that has waited longest is cut.
+    pub(super) fn admit(self: &Arc<Self>, peer: IpAddr) -> Result<ConnectionSlot, LimitReached> {
+        let ConnectionLimits { total, per_peer } = self.limits;
         let mut inner = self.inner();
         let of_peer = inner.per_peer.get(&peer).copied().unwrap_or_default();
         if per_peer > 0 && of_peer >= per_peer && !inner.make_room(Some(peer)) {
-            return Err(Full::Peer);
+            return Err(LimitReached::Peer);
         }
-        if total > 0 && inner.links.len() >= total && !inner.make_room(None) {
-            return Err(Full::Listener);
+        if total > 0 && inner.connections.len() >= total && !inner.make_room(None) {
+            return Err(LimitReached::Listener);
         }
         let id = inner.next;
         inner.next += 1;
-        let link = Arc::new(Link::new(id, peer));
-        inner.links.insert(id, link.clone());
+        let tracked = Arc::new(TrackedConnection::new(id, peer));
+        inner.connections.insert(id, tracked.clone());
         *inner.per_peer.entry(peer).or_default() += 1;
-        Ok(Place { link, connections: self.clone() })
+        Ok(ConnectionSlot { tracked, connections: self.clone() })
     }
 }
 
-/// A stream that tells its link what happens on it.
-pub(super) struct Watched {
+/// A stream that reports reads and writes to its [`TrackedConnection`].
+pub(super) struct WatchedStream {
     pub(super) stream: TcpStream,
-    pub(super) link: Arc<Link>,
+    pub(super) tracked: Arc<TrackedConnection>,
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for WatchedStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -214,13 +215,13 @@ impl AsyncRead for Watched {
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if buffer.filled().len() > before {
-            self.link.bytes_came();
+            self.tracked.bytes_came();
         }
         result
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for WatchedStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -228,7 +229,7 @@ impl AsyncWrite for Watched {
     ) -> Poll<std::io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
         if matches!(result, Poll::Ready(Ok(1..))) {
-            self.link.bytes_went();
+            self.tracked.bytes_went();
         }
         result
     }
@@ -240,7 +241,7 @@ impl AsyncWrite for Watched {
     ) -> Poll<std::io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, parts);
         if matches!(result, Poll::Ready(Ok(1..))) {
-            self.link.bytes_went();
+            self.tracked.bytes_went();
         }
         result
     }
@@ -268,63 +269,63 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_with_too_many_loses_its_own_oldest_and_nobody_elses() {
-        let connections = Connections::new(Caps { total: 100, per_peer: 2 });
+        let connections = Connections::new(ConnectionLimits { total: 100, per_peer: 2 });
         let other = connections.admit(peer(1)).unwrap();
         let first = connections.admit(peer(2)).unwrap();
         let second = connections.admit(peer(2)).unwrap();
         let third = connections.admit(peer(2)).unwrap();
-        first.link.is_cut().await;
-        assert!(!second.link.cut.is_cancelled() && !other.link.cut.is_cancelled());
-        // Requests in hand are never cut: then the new one is not taken.
-        second.link.has_request_in_hand();
-        third.link.has_request_in_hand();
-        assert_eq!(connections.admit(peer(2)).err(), Some(Full::Peer));
-        third.link.is_answered();
+        first.tracked.is_cut().await;
+        assert!(!second.tracked.cut.is_cancelled() && !other.tracked.cut.is_cancelled());
+        // Requests in progress are never cut, so the new connection is refused.
+        second.tracked.has_request_in_hand();
+        third.tracked.has_request_in_hand();
+        assert_eq!(connections.admit(peer(2)).err(), Some(LimitReached::Peer));
+        third.tracked.is_answered();
         let fourth = connections.admit(peer(2)).unwrap();
-        third.link.is_cut().await;
+        third.tracked.is_cut().await;
         drop((first, second, third, fourth));
-        assert_eq!(connections.inner().links.len(), 1);
+        assert_eq!(connections.inner().connections.len(), 1);
         assert_eq!(connections.inner().per_peer.get(&peer(2)), None);
     }
 
     #[tokio::test]
     async fn a_full_listener_cuts_whoever_waits_and_never_a_request() {
-        let connections = Connections::new(Caps { total: 3, per_peer: 0 });
+        let connections = Connections::new(ConnectionLimits { total: 3, per_peer: 0 });
         let busy = connections.admit(peer(1)).unwrap();
-        busy.link.has_request_in_hand();
+        busy.tracked.has_request_in_hand();
         let slow_body = connections.admit(peer(2)).unwrap();
-        slow_body.link.head_is_read();
+        slow_body.tracked.head_is_read();
         let idle = connections.admit(peer(3)).unwrap();
-        idle.link.is_answered();
+        idle.tracked.is_answered();
         let next = connections.admit(peer(4)).unwrap();
-        slow_body.link.is_cut().await;
-        assert!(!busy.link.cut.is_cancelled() && !idle.link.cut.is_cancelled());
-        idle.link.has_request_in_hand();
-        next.link.has_request_in_hand();
-        assert_eq!(connections.admit(peer(5)).err(), Some(Full::Listener));
+        slow_body.tracked.is_cut().await;
+        assert!(!busy.tracked.cut.is_cancelled() && !idle.tracked.cut.is_cancelled());
+        idle.tracked.has_request_in_hand();
+        next.tracked.has_request_in_hand();
+        assert_eq!(connections.admit(peer(5)).err(), Some(LimitReached::Listener));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_and_an_idle_connection_have_their_time() {
-        let link = Link::new(0, peer(1));
+    async fn a_head_and_an_idle_connection_have_deadlines() {
+        let tracked = TrackedConnection::new(0, peer(1));
         tokio::time::advance(HEAD_TIMEOUT - Duration::from_millis(1)).await;
-        assert!(!link.is_overdue());
+        assert!(!tracked.is_overdue());
         tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(link.is_overdue());
-        link.has_request_in_hand();
+        assert!(tracked.is_overdue());
+        tracked.has_request_in_hand();
         tokio::time::advance(IDLE_TIMEOUT * 9).await;
-        assert!(!link.is_overdue());
-        link.is_answered();
+        assert!(!tracked.is_overdue());
+        tracked.is_answered();
         tokio::time::advance(IDLE_TIMEOUT - Duration::from_millis(1)).await;
-        // The first byte of the next request begins its head's time.
-        assert!(!link.is_overdue());
-        link.bytes_came();
+        // The first byte of the next request starts the time of its head.
+        assert!(!tracked.is_overdue());
+        tracked.bytes_came();
         tokio::time::advance(HEAD_TIMEOUT).await;
-        assert!(link.is_overdue());
+        assert!(tracked.is_overdue());
     }
 
     #[test]
-    fn an_ipv6_network_is_one_peer_and_a_mapped_address_is_that_of_ipv4() {
+    fn an_ipv6_network_is_one_peer_and_a_mapped_address_counts_as_ipv4() {
         let of = |text: &str| peer_of(text.parse().unwrap());
         assert_eq!(of("[2001:db8:1:2::1]:1"), of("[2001:db8:1:2:ffff::9]:2"));
         assert_ne!(of("[2001:db8:1:2::1]:1"), of("[2001:db8:1:3::1]:1"));

@@ -1,4 +1,4 @@
-//! `/v1/dead-letters`: looking into them, and orders on one or on many.
+//! `/v1/dead-letters`: reads, replays and discards dead letters, one or many.
 
 mod conditions;
 
@@ -14,9 +14,9 @@ use utoipa_axum::routes;
 use super::State;
 use super::access::{Operator, Reader};
 use super::body::{JsonBody, MaybeJson, typed};
-use super::openapi::{Body, Missing, Usual};
+use super::openapi::{BodyProblems, CommonProblems, NotFoundProblem};
 use super::problem::Problem;
-use super::query::{Asked, PathPart, limit};
+use super::query::{PathPart, QueryParams, limit};
 use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::domain::bulk_job::{BulkJob, BulkJobKind};
@@ -37,14 +37,14 @@ pub(super) fn routes() -> OpenApiRouter<State> {
         .routes(routes!(replay_one))
 }
 
-/// Which part of a list.
+/// A page of a list.
 #[derive(Debug, Default, IntoParams)]
 #[into_params(parameter_in = Query)]
 struct Part {
-    /// At most this many, 1 to 1000; 100 where not given
+    /// Maximum number of entries, 1 to 1000. Default: 100
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    /// Go on here: `next` of the page before
+    /// Cursor: `next` of the previous page
     #[param(value_type = Option<String>)]
     after: Option<Cursor>,
 }
@@ -59,7 +59,7 @@ impl Part {
                 _ => return Err(unknown(&name)),
             };
             if twice {
-                return Err(Problem::field(&name, "is given twice; give it once"));
+                return Err(Problem::field(&name, "is sent more than once; send it once"));
             }
         }
         Ok(part)
@@ -67,7 +67,7 @@ impl Part {
 }
 
 fn number(text: &str) -> Result<usize, Problem> {
-    text.parse().map_err(|_| Problem::field("limit", format!("{text:?} is no number; write 1 to 1000")))
+    text.parse().map_err(|_| Problem::field("limit", format!("{text:?} is not a number; send 1 to 1000")))
 }
 
 fn parsed_one(name: &str, text: &str) -> Result<Cursor, Problem> {
@@ -75,31 +75,31 @@ fn parsed_one(name: &str, text: &str) -> Result<Cursor, Problem> {
 }
 
 fn unknown(name: &str) -> Problem {
-    Problem::field(name, "is no parameter of this; /openapi.json says which there are")
+    Problem::field(name, "unknown parameter; see /openapi.json for all parameters")
 }
 
-/// Some dead letters, domain by domain in the order of the settings, the oldest first.
+/// A page of dead letters, by domain in the order of the settings, oldest first.
 #[derive(Debug, Serialize, ToSchema)]
 struct DeadLetterPage {
     dead_letters: Vec<DeadLetterEntry>,
-    /// Where more follow: `after` of the next page.
+    /// Value of `after` for the next page; `null` on the last page.
     next: Option<String>,
 }
 
 /// List dead letters (scope `read`)
 #[utoipa::path(get, path = "/v1/dead-letters", tag = "dead letters", params(Conditions, Part),
-    responses((status = 200, description = "A page of them", body = DeadLetterPage), Usual))]
+    responses((status = 200, description = "A page of dead letters", body = DeadLetterPage), CommonProblems))]
 async fn list(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    Asked(pairs): Asked<Vec<(String, String)>>,
+    QueryParams(pairs): QueryParams<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
-    let _turn = state.turns.turn(caller.tenant()).await;
+    let _permit = state.broad_reads.permit(caller.tenant()).await;
     let (conditions, rest) = Conditions::of_query(pairs)?;
     let (part, beyond) = (Part::of_query(rest)?, conditions.beyond(&caller));
     let (filter, limit) = (conditions.filter(&state, &caller)?, limit(part.limit)?);
     let page = if beyond {
-        // A tenant that the caller does not reach has nothing to show.
+        // A tenant outside the caller's reach shows nothing.
         DeadLetterPage { dead_letters: Vec::new(), next: None }
     } else {
         let list = state.management.list_dead_letters(&filter, part.after.as_ref(), limit).await?;
@@ -110,13 +110,13 @@ async fn list(
 
 /// Count dead letters (scope `read`)
 #[utoipa::path(get, path = "/v1/dead-letters/stats", tag = "dead letters", params(Conditions),
-    responses((status = 200, description = "How many there are", body = DeadLetterStats), Usual))]
+    responses((status = 200, description = "The numbers of dead letters", body = DeadLetterStats), CommonProblems))]
 async fn stats(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    Asked(pairs): Asked<Vec<(String, String)>>,
+    QueryParams(pairs): QueryParams<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
-    let _turn = state.turns.turn(caller.tenant()).await;
+    let _permit = state.broad_reads.permit(caller.tenant()).await;
     let (conditions, rest) = Conditions::of_query(pairs)?;
     if let Some((name, _)) = rest.first() {
         return Err(unknown(name));
@@ -131,71 +131,71 @@ async fn stats(
     Ok(Json(stats).into_response())
 }
 
-/// Read a dead letter with its event, its delivery and its last attempt (scope `read`)
+/// Read a dead letter with its event, its delivery settings and its last attempt (scope `read`)
 #[utoipa::path(get, path = "/v1/dead-letters/{id}", tag = "dead letters", params(("id" = String, Path)),
     responses(
-        (status = 200, description = "It, with `***` for each secret", body = DeadLetterDetails),
-        Usual, Missing))]
+        (status = 200, description = "The dead letter, with `***` for each secret", body = DeadLetterDetails),
+        CommonProblems, NotFoundProblem))]
 async fn read_one(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
     PathPart(id): PathPart,
 ) -> Result<Response, Problem> {
-    let _turn = state.turns.turn(caller.tenant()).await;
+    let _permit = state.broad_reads.permit(caller.tenant()).await;
     let details = state.management.show_dead_letter(&id, caller.tenant()).await?;
     Ok(Json(details).into_response())
 }
 
-/// How to replay one.
+/// Options of a replay.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 struct ReplayOrder {
-    /// Also if it is on its way again already, because that envelope is known to be gone
+    /// Replay it even if a replay is in progress, because its envelope is known to be lost
     force: bool,
 }
 
-/// What became of an order on one dead letter.
+/// The result of a replay of one dead letter.
 #[derive(Debug, Serialize, ToSchema)]
 struct ReplayedOne {
     id: String,
     domain: String,
-    /// It is ordered to be sent again now.
+    /// True if the replay was started. False if one is in progress and `force` is not set.
     ordered: bool,
-    /// It is on its way again already; only then, and without `force`, it is not ordered.
+    /// True if a replay was in progress before.
     already_replaying: bool,
 }
 
-/// Send a dead letter again now (scope `operate`)
+/// Replay a dead letter now (scope `operate`)
 #[utoipa::path(post, path = "/v1/dead-letters/{id}/replay", tag = "dead letters",
     request_body = Option<ReplayOrder>, params(("id" = String, Path)),
     responses(
-        (status = 202, description = "Ordered, or on its way again already", body = ReplayedOne),
-        Usual, Body, Missing))]
+        (status = 202, description = "Started, or in progress already", body = ReplayedOne),
+        CommonProblems, BodyProblems, NotFoundProblem))]
 async fn replay_one(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
     PathPart(id): PathPart,
     MaybeJson(order): MaybeJson<ReplayOrder>,
 ) -> Result<Response, Problem> {
-    let mut standing = select_one(&state, &caller, &id).await?;
-    // While a redrive fails again, its successor stands beside it for a moment: the newer one counts.
-    let last = standing.pop().ok_or(ManagementError::NoDeadLetter { id: id.clone() })?;
+    let mut selected = select_one(&state, &caller, &id).await?;
+    // When a redrive fails again, the old and the new dead letter exist for a moment: use the new one.
+    let last = selected.pop().ok_or(ManagementError::NoDeadLetter { id: id.clone() })?;
     let (domain, already_replaying) = (last.domain.clone(), last.replaying);
     let replayed = state.management.replay(&[last], order.force, |_, _| {}).await?;
     let body = ReplayedOne { id, domain, ordered: replayed.ordered > 0, already_replaying };
     Ok((StatusCode::ACCEPTED, Json(body)).into_response())
 }
 
-/// Discard a dead letter: it is never delivered (scope `operate`)
+/// Discard a dead letter without delivering it (scope `operate`)
 #[utoipa::path(delete, path = "/v1/dead-letters/{id}", tag = "dead letters", params(("id" = String, Path)),
-    responses((status = 204, description = "Gone"), Usual, Missing))]
+    responses((status = 204, description = "Discarded"), CommonProblems, NotFoundProblem))]
 async fn discard_one(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
     PathPart(id): PathPart,
 ) -> Result<Response, Problem> {
-    let standing = select_one(&state, &caller, &id).await?;
-    state.management.discard(&standing, |_, _| {}).await?;
+    let selected = select_one(&state, &caller, &id).await?;
+    state.management.discard(&selected, |_, _| {}).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -208,52 +208,53 @@ async fn select_one(state: &State, caller: &Caller, id: &str) -> Result<Vec<Sele
     Ok(state.management.select_dead_letters(&filter, |_| {}).await?)
 }
 
-/// Send many dead letters again, in the background (scope `operate`)
+/// Replay many dead letters in the background (scope `operate`)
 ///
-/// The answer tells where to ask how far it has come. It means those that stand when it begins. A
-/// process carries out 4 orders at once; one more is refused with 503 and `Retry-After`.
+/// Starts a bulk job; `location` in the answer is the path of its progress. The job covers the dead letters that exist at
+/// its start. A process runs 4 jobs at once, and refuses another with 503 and `Retry-After`.
 #[utoipa::path(post, path = "/v1/dead-letters/replay", tag = "dead letters", request_body = Replaying,
     responses(
-        (status = 202, description = "Begun", body = BulkJob,
-            headers(("location" = String, description = "The order's path"))),
-        Usual, Body))]
+        (status = 202, description = "Started", body = BulkJob,
+            headers(("location" = String, description = "Path of the bulk job"))),
+        CommonProblems, BodyProblems))]
 async fn replay_many(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
     JsonBody(mut body): JsonBody,
 ) -> Result<Response, Problem> {
     let force = flag(&mut body, "force")?;
-    place(&state, &caller, BulkJobKind::Replay, force, body).await
+    start(&state, &caller, BulkJobKind::Replay, force, body).await
 }
 
-/// Discard many dead letters, in the background (scope `operate`)
+/// Discard many dead letters in the background (scope `operate`)
 ///
-/// The answer tells where to ask how far it has come. It means those that stand when it begins. A
-/// process carries out 4 orders at once; one more is refused with 503 and `Retry-After`.
+/// Starts a bulk job; `location` in the answer is the path of its progress. The job covers the dead letters that exist at
+/// its start. A process runs 4 jobs at once, and refuses another with 503 and `Retry-After`.
 #[utoipa::path(post, path = "/v1/dead-letters/discard", tag = "dead letters", request_body = Discarding,
     responses(
-        (status = 202, description = "Begun", body = BulkJob,
-            headers(("location" = String, description = "The order's path"))),
-        Usual, Body))]
+        (status = 202, description = "Started", body = BulkJob,
+            headers(("location" = String, description = "Path of the bulk job"))),
+        CommonProblems, BodyProblems))]
 async fn discard_many(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
-    place(&state, &caller, BulkJobKind::Discard, false, body).await
+    start(&state, &caller, BulkJobKind::Discard, false, body).await
 }
 
-/// Takes a member that is true or false out of a body; what is left is conditions, read strictly. (Serde
-/// refuses no unknown member where one struct is flattened into another.)
+/// Removes a boolean member from a body, so that the rest can be parsed strictly as conditions. (Serde does not refuse
+/// unknown members if one struct is flattened into another.)
 fn flag(body: &mut Value, name: &str) -> Result<bool, Problem> {
     match body.as_object_mut().and_then(|members| members.remove(name)) {
         None => Ok(false),
         Some(Value::Bool(value)) => Ok(value),
-        Some(other) => Err(Problem::field(name, format!("is {other}; write true or false"))),
+        Some(other) => Err(Problem::field(name, format!("is {other}; must be true or false"))),
     }
 }
 
-async fn place(
+/// Starts a bulk job.
+async fn start(
     state: &State,
     caller: &Caller,
     kind: BulkJobKind,
@@ -263,15 +264,15 @@ async fn place(
     let all = flag(&mut body, "all")?;
     let conditions: Conditions = typed(body)?;
     if conditions.are_none() && !all {
-        let which = "say which: domain, tenant, subscription, reason, state, event_key, since or until; \
-                     or {\"all\": true} for all of them";
+        let which = "no condition is set; set domain, tenant, subscription, reason, state, event_key, since or until, \
+                     or {\"all\": true} for all dead letters";
         return Err(Problem::field("body", which));
     }
     if all && !conditions.are_none() {
-        return Err(Problem::field("all", "is given beside conditions; give the one or the others"));
+        return Err(Problem::field("all", "cannot be combined with conditions; send one or the other"));
     }
     if conditions.beyond(caller) {
-        return Err(Problem::field("tenant", "is another than the token's; leave it out"));
+        return Err(Problem::field("tenant", "differs from the token's tenant; leave it out"));
     }
     let filter = conditions.filter(state, caller)?;
     let order = state.orders.place(caller, BulkOrder { kind, filter, force }).await?;

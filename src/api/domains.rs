@@ -1,4 +1,4 @@
-//! `/v1/domains`: what each owes, and pausing its deliveries. They belong to the whole hub.
+//! `/v1/domains`: lists, pauses and resumes domains. They belong to the whole hub.
 
 use axum::extract::State as FromState;
 use axum::response::{IntoResponse, Response};
@@ -11,14 +11,14 @@ use utoipa_axum::routes;
 use super::State;
 use super::access::{Operator, Reader, whole_hub};
 use super::body::MaybeJson;
-use super::openapi::{Body, Missing, Usual};
+use super::openapi::{BodyProblems, CommonProblems, NotFoundProblem};
 use super::problem::Problem;
 use super::query::PathPart;
 use crate::api::json::Json;
 use crate::domain::duration;
 use crate::management::domains::{DomainRow, Pause};
 
-/// For whoever has no part in them.
+/// The first words of the error for a token with a tenant.
 const WHOSE: &str = "domains belong";
 
 pub(super) fn routes() -> OpenApiRouter<State> {
@@ -29,24 +29,24 @@ pub(super) fn routes() -> OpenApiRouter<State> {
         .routes(routes!(resume))
 }
 
-/// The domains, in the order of the settings.
+/// All domains, in the order of the settings.
 #[derive(Debug, Serialize, ToSchema)]
 struct DomainList {
     domains: Vec<DomainRow>,
 }
 
-/// List the domains (scope `read`, of a token that is bound to no tenant)
+/// List domains (scope `read`, token without a tenant)
 #[utoipa::path(get, path = "/v1/domains", tag = "domains",
-    responses((status = 200, description = "All of them", body = DomainList), Usual))]
+    responses((status = 200, description = "All domains", body = DomainList), CommonProblems))]
 async fn list(FromState(state): FromState<State>, Reader(caller): Reader) -> Result<Response, Problem> {
     whole_hub(&caller, WHOSE)?;
     let domains = state.management.domains().await?;
     Ok(Json(DomainList { domains }).into_response())
 }
 
-/// Read a domain (scope `read`, of a token that is bound to no tenant)
+/// Read a domain (scope `read`, token without a tenant)
 #[utoipa::path(get, path = "/v1/domains/{name}", tag = "domains", params(("name" = String, Path)),
-    responses((status = 200, description = "It, as it stands now", body = DomainRow), Usual, Missing))]
+    responses((status = 200, description = "The domain", body = DomainRow), CommonProblems, NotFoundProblem))]
 async fn read_one(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
@@ -56,20 +56,22 @@ async fn read_one(
     Ok(Json(state.management.domain_row(&name).await?).into_response())
 }
 
-/// How long to pause.
+/// Options of a pause.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct PauseOrder {
-    /// Such as `2h`; until it is resumed where not given
+    /// Duration, such as `2h`. Default: until the domain is resumed
     #[serde(rename = "for", default)]
     #[schema(example = "2h")]
     lasting: Option<String>,
 }
 
-/// Pause a domain's deliveries; its events wait in its outbox (scope `operate`, of a token that is bound to no tenant)
+/// Pause the deliveries of a domain (scope `operate`, token without a tenant)
+///
+/// Envelopes wait in the domain outbox until the domain is resumed.
 #[utoipa::path(post, path = "/v1/domains/{name}/pause", tag = "domains", request_body = Option<PauseOrder>,
     params(("name" = String, Path)),
-    responses((status = 200, description = "Paused", body = DomainRow), Usual, Body, Missing))]
+    responses((status = 200, description = "Paused", body = DomainRow), CommonProblems, BodyProblems, NotFoundProblem))]
 async fn pause(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
@@ -84,9 +86,9 @@ async fn pause(
     Ok(Json(state.management.pause_domain(&name, &pause).await?).into_response())
 }
 
-/// Resume a domain's deliveries (scope `operate`, of a token that is bound to no tenant)
+/// Resume the deliveries of a domain (scope `operate`, token without a tenant)
 #[utoipa::path(post, path = "/v1/domains/{name}/resume", tag = "domains", params(("name" = String, Path)),
-    responses((status = 200, description = "Not paused", body = DomainRow), Usual, Missing))]
+    responses((status = 200, description = "Not paused", body = DomainRow), CommonProblems, NotFoundProblem))]
 async fn resume(
     FromState(state): FromState<State>,
     Operator(caller): Operator,

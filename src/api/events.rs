@@ -1,7 +1,6 @@
-//! `/v1/events`: publishing, as CloudEvents over HTTP (HTTP protocol binding 1.0.2), and what became
-//! of an event.
+//! `/v1/events`: publishes CloudEvents over HTTP (HTTP protocol binding 1.0.2), and traces events.
 
-mod form;
+mod http_binding;
 mod schema;
 mod trace;
 
@@ -19,14 +18,14 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use self::form::Content;
+use self::http_binding::BindingMode;
 use self::schema::CloudEvent;
 use super::State;
 use super::access::Publisher;
 use super::body;
-use super::openapi::{Body, Usual};
+use super::limits::Holder;
+use super::openapi::{BodyProblems, CommonProblems};
 use super::problem::Problem;
-use super::shares::Holder;
 use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::domain::field_error::FieldError;
@@ -34,33 +33,33 @@ use crate::management::ManagementError;
 use crate::management::publishing::{Checked, EventForm, Published};
 use crate::settings::{Quota, Settings};
 
-/// Events of one batch.
+/// Maximum number of events in a batch.
 const MOST_EVENTS: usize = 1_000;
 /// Events of one batch that wait for their acknowledgement at once.
 const AT_ONCE: usize = 256;
-/// The same of all requests; a server buffers 10,000 for one stream and refuses more.
+/// Events of all requests that wait at once. The server buffers 10,000 for one stream and refuses more.
 const PUBLISHES: usize = 1_024;
-/// A body may be larger than an event by this before it is not even read: then the error can say by how much.
+/// Bytes by which a body may exceed the event limit and is still read, so that the error can name its size.
 const HEADROOM: usize = 64 * 1024;
-/// The largest batch, in the largest events that it could hold.
+/// Maximum size of a batch, in events of maximum size.
 const BATCH_FACTOR: usize = 8;
 /// A tenant's burst of events, in seconds of its rate.
 const BURST_SECONDS: usize = 10;
-/// Traces at once: each reads through all streams.
+/// Concurrent traces: each reads all streams.
 const TRACES: usize = 4;
 
-/// What publishing and tracing may hold at once.
+/// The limits of publishing and tracing.
 #[derive(Clone)]
-pub(super) struct Bounds {
-    /// Of one event's body, in bytes.
+pub(super) struct EventLimits {
+    /// Maximum size of one event's body, in bytes.
     one: usize,
-    /// Of a batch's.
+    /// Maximum size of a batch's body, in bytes.
     batch: usize,
     publishes: Arc<Semaphore>,
     traces: Arc<Semaphore>,
 }
 
-impl Bounds {
+impl EventLimits {
     pub(super) fn new(settings: &Settings) -> Self {
         Self {
             one: largest_event(settings) + HEADROOM,
@@ -71,25 +70,24 @@ impl Bounds {
     }
 }
 
-impl Bounds {
-    /// How large the body of a request to publish may be.
-    pub(super) fn body_limit(&self, headers: &HeaderMap) -> body::Limit {
-        let batch = Content::of(headers).is_ok_and(|content| content == Content::Batch);
+impl EventLimits {
+    /// The maximum size of a body to publish.
+    pub(super) fn body_limit(&self, headers: &HeaderMap) -> body::BodyLimit {
+        let batch = BindingMode::of(headers).is_ok_and(|mode| mode == BindingMode::Batch);
         let bytes = if batch { self.batch } else { self.one };
-        let too_large = format!(
-            "the body is larger than the {bytes} bytes that this takes; publish a reference to large data instead"
-        );
-        body::Limit { bytes, too_large }
+        let too_large =
+            format!("the body is larger than {bytes} bytes; publish a reference to large data instead");
+        body::BodyLimit { bytes, too_large }
     }
 }
 
 fn largest_event(settings: &Settings) -> usize {
-    // Beyond what a server could take in one message, whatever its settings.
+    // Above the largest message that a NATS server can accept with any settings.
     const MOST: usize = 64 * 1024 * 1024;
     usize::try_from(settings.events.max_size.as_u64()).unwrap_or(MOST).min(MOST)
 }
 
-/// The largest body of a batch, in bytes.
+/// The maximum size of a batch's body, in bytes.
 pub(super) fn largest_batch(settings: &Settings) -> usize {
     largest_event(settings) * BATCH_FACTOR + HEADROOM
 }
@@ -98,45 +96,44 @@ pub(super) fn routes() -> OpenApiRouter<State> {
     OpenApiRouter::new().routes(routes!(publish)).merge(trace::routes())
 }
 
-/// What the events stream has acknowledged.
+/// The events that the events stream acknowledged.
 #[derive(Debug, Serialize, ToSchema)]
 struct Accepted {
-    /// In the order of the batch
+    /// Events in the order of the batch
     events: Vec<Published>,
 }
 
 /// Publish one event or a batch (scope `publish`)
 ///
-/// CloudEvents over HTTP: structured, as a batch, or binary (attributes in `ce-` headers, any content type,
-/// the data as body). `type` is the event key. Answered when the events stream has acknowledged every event.
-/// An event that is published again under the same source and id is known and not stored twice, so whoever
-/// got no answer, or an error of 5xx, sends the same again. Of a batch either nothing is published, where one of its
-/// events is refused (400, 413), or all is tried, and a 503 names those that are not stored. The events of a
-/// batch go out together: what must stay in order is sent one after another. A token that is bound to
-/// a tenant publishes for that one alone.
+/// CloudEvents over HTTP: structured, as a batch, or binary (attributes in `ce-` headers, any content type, the data as the
+/// body). `type` is the event key. The answer is sent when the events stream has acknowledged every event. An event with a
+/// known source and id is not stored twice, so after a 5xx or without an answer, send the same request again. If one event
+/// of a batch is invalid (400, 413), no event of the batch is published. Otherwise all are tried, and a 503 names the events
+/// that are not stored. The events of a batch are published concurrently: publish events that must stay in order one after
+/// another. A token that is bound to a tenant can only publish events of that tenant.
 #[utoipa::path(post, path = "/v1/events", tag = "events",
     request_body(content(
         (CloudEvent = "application/cloudevents+json"),
         (Vec<CloudEvent> = "application/cloudevents-batch+json"),
         (serde_json::Value = "application/json")),
-        description = "An event; up to 1,000 of them; or, with `ce-` headers, its data"),
+        description = "An event; a batch of up to 1,000 events; or, with `ce-` headers, the data of an event"),
     params(
         ("ce-specversion" = Option<String>, Header, description = "Binary mode: `1.0`"),
-        ("ce-id" = Option<String>, Header, description = "Binary mode: the id"),
-        ("ce-source" = Option<String>, Header, description = "Binary mode: the source"),
-        ("ce-type" = Option<String>, Header, description = "Binary mode: the event key, such as `user.created`"),
-        ("traceparent" = Option<String>, Header, description = "W3C trace context; taken where the event has none")),
-    responses((status = 202, description = "All of it is stored", body = Accepted), Usual, Body))]
+        ("ce-id" = Option<String>, Header, description = "Binary mode: id"),
+        ("ce-source" = Option<String>, Header, description = "Binary mode: source"),
+        ("ce-type" = Option<String>, Header, description = "Binary mode: event key, such as `user.created`"),
+        ("traceparent" = Option<String>, Header, description = "W3C trace context, used if the event has none")),
+    responses((status = 202, description = "All events are stored", body = Accepted), CommonProblems, BodyProblems))]
 async fn publish(
     FromState(state): FromState<State>,
     Publisher(caller): Publisher,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
-    let content = Content::of(&headers)?;
-    let headers = form::headers(content, &headers)?;
+    let mode = BindingMode::of(&headers)?;
+    let headers = http_binding::headers(mode, &headers)?;
     let management = &state.management;
-    let texts = if content == Content::Batch { Some(form::batch(&body)?) } else { None };
+    let texts = if mode == BindingMode::Batch { Some(http_binding::batch(&body)?) } else { None };
     within_quota(&state, &caller, texts.as_ref().map_or(1, Vec::len))?;
     let events = if let Some(texts) = texts {
         let mut checked = Vec::with_capacity(texts.len());
@@ -158,7 +155,7 @@ async fn publish(
     Ok((StatusCode::ACCEPTED, Json(Accepted { events })).into_response())
 }
 
-/// Counts events of a tenant's token against its rate.
+/// Applies the rate limit of the caller's tenant.
 fn within_quota(state: &State, caller: &Caller, events: usize) -> Result<(), Problem> {
     let Some(tenant) = caller.tenant() else { return Ok(()) };
     let Quota { limit, setting } = state.management.settings().event_quota(tenant);
@@ -167,19 +164,18 @@ fn within_quota(state: &State, caller: &Caller, events: usize) -> Result<(), Pro
     taken.map_err(|wait| {
         let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
         let text = format!(
-            "the tenant {tenant:?} publishes more than {limit} events a second, as many as {setting} allows; try again \
-             in {seconds} s"
+            "the tenant {tenant:?} exceeds its limit of {limit} events per second ({setting}); try again in {seconds} s"
         );
         Problem::too_many(seconds, text)
     })
 }
 
 async fn publish_one(state: &State, event: &Checked<'_>) -> Result<Published, ManagementError> {
-    let _permit = state.bounds.publishes.acquire().await.expect("the semaphore is never closed");
+    let _permit = state.event_limits.publishes.acquire().await.expect("the semaphore is never closed");
     state.management.publish_checked(event).await
 }
 
-/// The problem of one event of a batch, of which nothing is published.
+/// The problem of one event of a batch, which is not published.
 fn of_batch(index: usize, error: ManagementError) -> Problem {
     let within = |field: &str| format!("[{index}].{field}");
     match error {
@@ -188,34 +184,33 @@ fn of_batch(index: usize, error: ManagementError) -> Problem {
         ),
         ManagementError::EventRejected(detail) => Problem::field(&format!("[{index}]"), detail),
         other => Problem::from(other)
-            .with_fields(vec![FieldError::new(format!("[{index}]"), "nothing of the batch is published")]),
+            .with_fields(vec![FieldError::new(format!("[{index}]"), "no event of the batch was published")]),
     }
 }
 
-/// `None`: another failed for what would fail this one as well.
+/// Publishes an event, unless another failed with an error that affects all. Then returns `None`.
 async fn publish_unless(
     state: &State,
-    hopeless: &AtomicBool,
+    failed: &AtomicBool,
     event: Checked<'_>,
 ) -> Option<Result<Published, ManagementError>> {
-    if hopeless.load(Ordering::Relaxed) {
+    if failed.load(Ordering::Relaxed) {
         return None;
     }
     let result = publish_one(state, &event).await;
     if result.as_ref().is_err_and(ManagementError::is_passing) {
-        hopeless.store(true, Ordering::Relaxed);
+        failed.store(true, Ordering::Relaxed);
     }
     Some(result)
 }
 
-/// Publishes all of a batch. Once an event is refused for what would refuse the others as well, those
-/// that are not yet sent are not tried.
+/// Publishes a batch. After an error that affects all events, the remaining ones are not tried.
 async fn publish_all(state: &State, events: Vec<Checked<'_>>) -> Result<Vec<Published>, Problem> {
-    let hopeless = AtomicBool::new(false);
+    let failed = AtomicBool::new(false);
     let total = events.len();
     let mut publications = Vec::with_capacity(total);
     for event in events {
-        publications.push(publish_unless(state, &hopeless, event));
+        publications.push(publish_unless(state, &failed, event));
     }
     let results: Vec<_> = futures_util::stream::iter(publications).buffered(AT_ONCE).collect().await;
     let mut published = Vec::with_capacity(total);
@@ -228,14 +223,14 @@ async fn publish_all(state: &State, events: Vec<Checked<'_>>) -> Result<Vec<Publ
             }
             Some(Err(error)) => {
                 let problem = Problem::from(error);
-                let text = format!("is not known to be stored: {}", problem.detail());
-                // What is wrong with one event alone will not pass by itself.
+                let text = format!("may not be stored: {}", problem.detail());
+                // A problem of one event (4xx) matters more than a temporary one (5xx).
                 if first.as_ref().is_none_or(|first: &Problem| problem.status() < first.status()) {
                     first = Some(problem);
                 }
                 text
             }
-            None => "was not tried after another failed".to_owned(),
+            None => "was not tried, because another event failed".to_owned(),
         };
         missing.push(FieldError::new(format!("[{index}]"), problem));
     }
@@ -243,8 +238,8 @@ async fn publish_all(state: &State, events: Vec<Checked<'_>>) -> Result<Vec<Publ
         None => Ok(published),
         Some(problem) => {
             let detail = format!(
-                "{}. {} of {total} events are stored, and `errors` names the others; send the same batch again: what is \
-                 stored is known by source and id, and not stored twice",
+                "{}. {} of {total} events are stored, `errors` names the others; send the same batch again, stored events are \
+                 not stored twice",
                 problem.detail(),
                 published.len()
             );

@@ -1,5 +1,5 @@
-//! JSON answers. Events, ids and endpoints' answers come from strangers, and people read answers on terminals: what acts
-//! on a terminal is escaped, as on the command line.
+//! JSON answers. Events, ids and endpoints' answers come from outside, and people read answers on terminals, so characters
+//! that control a terminal are escaped, as on the command line.
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::problem::{Kind, Problem};
 use crate::printable::PrintableJson;
 
-/// An answer as JSON.
+/// A JSON answer.
 pub(super) struct Json<T>(pub(super) T);
 
 impl<T: Serialize> IntoResponse for Json<T> {
@@ -16,15 +16,14 @@ impl<T: Serialize> IntoResponse for Json<T> {
         match written(&self.0) {
             Ok(body) => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
             Err(error) => {
-                tracing::error!(%error, "an answer cannot be written as JSON");
-                Problem::new(Kind::Internal, "the answer cannot be written; the log of the hub says why")
-                    .into_response()
+                tracing::error!(%error, "writing an answer as JSON failed");
+                Problem::new(Kind::Internal, "writing the answer failed; see the hub's log").into_response()
             }
         }
     }
 }
 
-/// A value as JSON in one line without a character that acts on a terminal.
+/// Writes a value as JSON in one line, without characters that control a terminal.
 pub(super) fn written(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     let mut body = Vec::new();
     value.serialize(&mut serde_json::Serializer::with_formatter(&mut body, PrintableJson::compact()))?;

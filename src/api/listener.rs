@@ -1,5 +1,5 @@
-//! The listener: at most so many connections, of all and of one peer, each of which has to say what it wants in
-//! time. What is in hand is never cut to make room.
+//! Serves HTTP/1 on a listener, with a limit of connections in total and per peer, and deadlines for idle connections. A
+//! request in progress is never cut to make room.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,31 +19,38 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::connections::{Caps, Connections, Full, Link, Watched, peer_of};
+use super::connections::{
+    ConnectionLimits, Connections, LimitReached, TrackedConnection, WatchedStream, peer_of,
+};
 use super::problem::Problem;
 
-/// How often a connection's deadlines are looked at.
+/// Interval for checking a connection's deadlines.
 const TICK: Duration = Duration::from_millis(500);
-/// How long open requests are waited for at the end.
+/// Maximum wait for open requests at shutdown.
 const GRACE: Duration = Duration::from_secs(10);
-/// After an accept that failed for want of file descriptors, say.
+/// Pause after a failed accept, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections that are told at once why they are not taken; more are closed without a word.
-const TOLD_AT_ONCE: usize = 64;
-/// How long that may take.
-const TELLING: Duration = Duration::from_secs(1);
+/// Concurrent answers to refused connections; further refused connections are closed without an answer.
+const REFUSALS_AT_ONCE: usize = 64;
+/// Time limit for such an answer.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What a request's connection says of it.
+/// The connection of a request.
 #[derive(Debug, Clone)]
-pub(super) struct Connection {
-    pub(super) link: Arc<Link>,
-    /// The address of the hub's that the caller has connected to.
+pub(super) struct ConnectionInfo {
+    pub(super) tracked: Arc<TrackedConnection>,
+    /// The hub's address that the caller connected to.
     pub(super) local: Option<IpAddr>,
 }
 
-pub(super) async fn serve(listener: TcpListener, router: Router, caps: Caps, stop: CancellationToken) {
-    let connections = Connections::new(caps);
-    let telling = Arc::new(Semaphore::new(TOLD_AT_ONCE));
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: ConnectionLimits,
+    stop: CancellationToken,
+) {
+    let connections = Connections::new(limits);
+    let refusals = Arc::new(Semaphore::new(REFUSALS_AT_ONCE));
     let graceful = GracefulShutdown::new();
     let mut tasks = JoinSet::new();
     loop {
@@ -51,7 +58,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, caps: Caps, sto
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "a connection was not accepted");
+                    tracing::warn!(%error, "accepting a connection failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -61,38 +68,38 @@ pub(super) async fn serve(listener: TcpListener, router: Router, caps: Caps, sto
         while tasks.try_join_next().is_some() {}
         let place = match connections.admit(peer_of(address)) {
             Ok(place) => place,
-            Err(full) => {
-                if let Ok(permit) = telling.clone().try_acquire_owned() {
+            Err(limit) => {
+                if let Ok(permit) = refusals.clone().try_acquire_owned() {
                     tasks.spawn(async move {
-                        let _ = tokio::time::timeout(TELLING, tell(stream, full)).await;
+                        let _ = tokio::time::timeout(REFUSAL_TIMEOUT, refuse(stream, limit)).await;
                         drop(permit);
                     });
                 }
                 continue;
             }
         };
-        // An answer is one write; waiting for more to send would only delay it.
+        // An answer is one write; Nagle's algorithm would only delay it.
         let _ = stream.set_nodelay(true);
         let local = stream.local_addr().ok().map(|address| address.ip().to_canonical());
-        let link = place.link.clone();
-        let of_requests = Connection { link: link.clone(), local };
+        let tracked = place.tracked.clone();
+        let info = ConnectionInfo { tracked: tracked.clone(), local };
         let router = TowerToHyperService::new(router.clone());
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let mut request = request.map(Body::new);
-            let connection = of_requests.clone();
-            connection.link.head_is_read();
+            let connection = info.clone();
+            connection.tracked.head_is_read();
             request.extensions_mut().insert(connection.clone());
             let answer = router.call(request);
             async move {
                 let answer = answer.await;
-                connection.link.is_answered();
+                connection.tracked.is_answered();
                 answer
             }
         });
-        let io = TokioIo::new(Watched { stream, link: link.clone() });
+        let io = TokioIo::new(WatchedStream { stream, tracked: tracked.clone() });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            // The link has the deadlines.
+            // `TrackedConnection` has the deadlines.
             .header_read_timeout(None)
             .serve_connection(io, service);
         let connection = graceful.watch(connection);
@@ -103,12 +110,12 @@ pub(super) async fn serve(listener: TcpListener, router: Router, caps: Caps, sto
                 tokio::select! {
                     ended = &mut connection => {
                         if let Err(error) = ended {
-                            tracing::debug!(%error, "a connection ended");
+                            tracing::debug!(%error, "connection ended with an error");
                         }
                         break;
                     }
-                    () = link.is_cut() => break,
-                    _ = tick.tick() => if link.is_overdue() { break },
+                    () = tracked.is_cut() => break,
+                    _ = tick.tick() => if tracked.is_overdue() { break },
                 }
             }
             drop(place);
@@ -116,19 +123,22 @@ pub(super) async fn serve(listener: TcpListener, router: Router, caps: Caps, sto
     }
     drop(listener);
     if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests were still open after {} s and are cut", GRACE.as_secs());
+        tracing::warn!(waited_s = GRACE.as_secs(), "closed requests that were still open at shutdown");
     }
     tasks.shutdown().await;
 }
 
-/// Says why a connection is not taken. What its peer sends meanwhile is read and thrown away: it would not read an
-/// answer on a connection that breaks.
-async fn tell(mut stream: TcpStream, full: Full) {
-    let problem = match full {
-        Full::Listener => Problem::later(1, "the hub has as many connections as api.connections allows"),
-        Full::Peer => Problem::too_many(
+/// Answers a refused connection with the reason. Incoming bytes are read and discarded, because the peer would not read
+/// the answer on a broken connection.
+async fn refuse(mut stream: TcpStream, limit: LimitReached) {
+    let problem = match limit {
+        LimitReached::Listener => Problem::later(
             1,
-            "this address has as many connections with requests in hand as api.connections_per_peer allows; \
+            "the hub has reached its limit of connections (api.connections); try again later",
+        ),
+        LimitReached::Peer => Problem::too_many(
+            1,
+            "this address has reached its limit of connections with requests in progress (api.connections_per_peer); \
              use fewer at once",
         ),
     };
@@ -137,7 +147,7 @@ async fn tell(mut stream: TcpStream, full: Full) {
         stream.shutdown().await
     };
     if written.await.is_ok() {
-        let mut thrown_away = [0; 4096];
-        while matches!(stream.read(&mut thrown_away).await, Ok(1..)) {}
+        let mut discarded = [0; 4096];
+        while matches!(stream.read(&mut discarded).await, Ok(1..)) {}
     }
 }

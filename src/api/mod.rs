@@ -1,26 +1,26 @@
-//! The HTTP listeners of a process: health and metrics always, on a listener of their own; the management API
-//! where role `api` runs, which answers health and metrics too. The API is a face of [`crate::management`]; it
-//! knows HTTP and nothing of the broker.
+//! The HTTP listeners of a process. Every process serves health and metrics on a listener of its own; role `api` serves the
+//! management API, and health and metrics too. The API exposes [`crate::management`] over HTTP and does not use the broker
+//! directly.
 
 mod access;
 mod admission;
 mod body;
+mod bulk_jobs;
 mod connections;
 mod dead_letters;
 mod domains;
 mod events;
-mod journal;
 mod json;
+mod limits;
 mod listener;
+mod monitoring;
 mod openapi;
-mod orders;
 mod origin;
 mod outbox;
 mod precondition;
 mod problem;
 mod query;
-mod shares;
-mod signs;
+mod request_log;
 mod subscriptions;
 
 use std::net::SocketAddr;
@@ -35,45 +35,45 @@ use utoipa_axum::router::OpenApiRouter;
 
 use access::Access;
 use admission::Admission;
-use connections::Caps;
+use connections::ConnectionLimits;
+use limits::{BroadReads, RateLimiter};
+pub use monitoring::Monitoring;
 use problem::{Kind, Problem};
-use shares::{Rates, Turns};
-pub use signs::Signs;
 
 use crate::health::ReadyFlag;
 use crate::management::outbox::OutboxDesk;
 use crate::management::{Management, OrderDesk, Registry};
 use crate::metrics::Metrics;
 
-/// Connections to health and metrics. A prober's is answered whatever the others do: the ones that wait go.
-const HEALTH_CAPS: Caps = Caps { total: 256, per_peer: 0 };
+/// Connection limit of health and metrics. At the limit, an idle connection is closed, so that a probe is always answered.
+const HEALTH_LIMITS: ConnectionLimits = ConnectionLimits { total: 256, per_peer: 0 };
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     #[error(
-        "{setting}: cannot listen on {address}: {source}; set another address, such as {}={}, or stop what listens there",
+        "{setting}: cannot listen on {address}: {source}; set another address, such as {}={}, or stop the process that uses it",
         variable(.setting), next_to(.address)
     )]
     Listen { setting: &'static str, address: SocketAddr, source: std::io::Error },
 }
 
-/// What the management API works with.
+/// The dependencies of the management API.
 #[derive(Clone)]
 pub struct Resources {
     pub management: Management,
-    /// The index that this process follows.
+    /// The subscription index of this process.
     pub registry: Registry,
-    /// Where bulk orders are placed; its runner is a task of the same process.
+    /// Starts bulk jobs; their runner is a task of the same process.
     pub orders: OrderDesk,
-    /// None where the settings name no database.
+    /// The producer outbox; `None` if no database is configured.
     pub outbox: Option<OutboxDesk>,
-    /// Ask nobody who they are (`api.anonymous`).
+    /// Accept requests without a token (`api.anonymous`).
     pub anonymous: bool,
-    /// Set when the index was read once.
+    /// Set when the index is loaded.
     pub ready: ReadyFlag,
 }
 
-/// What every handler has. Cheap to clone.
+/// The state of all handlers. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct State {
     management: Management,
@@ -83,11 +83,11 @@ pub(crate) struct State {
     access: Access,
     metrics: Metrics,
     admission: Admission,
-    /// Events that tenants have published.
-    published: Rates,
-    /// Of reads that may touch much.
-    turns: Turns,
-    bounds: events::Bounds,
+    /// Limits the events that each tenant publishes.
+    published: RateLimiter,
+    /// Limits the expensive reads of each tenant.
+    broad_reads: BroadReads,
+    event_limits: events::EventLimits,
 }
 
 /// `HUB__API__LISTEN` for `api.listen`.
@@ -95,7 +95,7 @@ fn variable(setting: &str) -> String {
     format!("HUB__{}", setting.to_uppercase().replace('.', "__"))
 }
 
-/// The same address with the next port.
+/// Returns the same address with the next port.
 fn next_to(address: &SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port().checked_add(1).unwrap_or(8091))
 }
@@ -103,30 +103,36 @@ fn next_to(address: &SocketAddr) -> SocketAddr {
 /// One of the two listeners.
 pub struct Api {
     listener: TcpListener,
-    signs: Signs,
+    monitoring: Monitoring,
 }
 
 impl Api {
-    /// Takes the address that `setting` names.
-    pub async fn bind(setting: &'static str, address: SocketAddr, signs: Signs) -> Result<Self, ApiError> {
+    /// Listens on `address`, the value of `setting`.
+    pub async fn bind(
+        setting: &'static str,
+        address: SocketAddr,
+        monitoring: Monitoring,
+    ) -> Result<Self, ApiError> {
         let listener = TcpListener::bind(address).await.map_err(|source| ApiError::Listen {
             setting,
             address,
             source,
         })?;
-        Ok(Self { listener, signs })
+        Ok(Self { listener, monitoring })
     }
 
-    /// The address taken; of use with port 0.
+    /// The local address, which is useful with port 0.
     pub fn address(&self) -> Option<SocketAddr> {
         self.listener.local_addr().ok()
     }
 
-    /// Serves until told to stop. `resources`: of the management API; without them, health and metrics alone.
+    /// Serves until `stop` is cancelled.
+    ///
+    /// * `resources`: enable the management API; without them, only health and metrics are served
     pub async fn run(self, resources: Option<Resources>, stop: CancellationToken) -> Result<(), ApiError> {
-        let router = signs::router(self.signs.clone());
+        let router = monitoring::router(self.monitoring.clone());
         let Some(resources) = resources else {
-            listener::serve(self.listener, router, HEALTH_CAPS, stop).await;
+            listener::serve(self.listener, router, HEALTH_LIMITS, stop).await;
             return Ok(());
         };
         let (registry, ready) = (resources.registry.clone(), resources.ready.clone());
@@ -136,10 +142,10 @@ impl Api {
             std::future::pending::<()>().await;
         };
         let api = &resources.management.settings().api;
-        let caps = Caps { total: api.connections, per_peer: api.connections_per_peer };
-        let router = router.merge(management(resources, self.signs.metrics));
+        let limits = ConnectionLimits { total: api.connections, per_peer: api.connections_per_peer };
+        let router = router.merge(management(resources, self.monitoring.metrics));
         tokio::select! {
-            () = listener::serve(self.listener, router, caps, stop) => {}
+            () = listener::serve(self.listener, router, limits, stop) => {}
             () = loaded => {}
         }
         Ok(())
@@ -153,7 +159,7 @@ fn routes() -> OpenApiRouter<State> {
         .merge(events::routes())
         .merge(domains::routes())
         .merge(dead_letters::routes())
-        .merge(orders::routes())
+        .merge(bulk_jobs::routes())
         .merge(outbox::routes())
 }
 
@@ -162,9 +168,9 @@ fn management(resources: Resources, metrics: Metrics) -> Router {
     let state = State {
         access: Access::new(management.clone(), anonymous),
         admission: Admission::new(management.settings(), anonymous),
-        bounds: events::Bounds::new(management.settings()),
-        published: Rates::new(),
-        turns: Turns::default(),
+        event_limits: events::EventLimits::new(management.settings()),
+        published: RateLimiter::new(),
+        broad_reads: BroadReads::default(),
         management,
         registry,
         orders,
@@ -177,17 +183,20 @@ fn management(resources: Resources, metrics: Metrics) -> Router {
         .route("/openapi.json", get(move || async move { openapi::answer(&description) }))
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
-        // Bodies are read, within their bounds, where requests are admitted.
+        // Admission reads bodies, with its own limits.
         .layer(DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(state.clone(), admission::admit))
-        .layer(middleware::from_fn_with_state(state.clone(), journal::record))
+        .layer(middleware::from_fn_with_state(state.clone(), request_log::record))
         .with_state(state)
 }
 
 async fn not_found() -> Problem {
-    Problem::new(Kind::NotFound, "there is nothing at this path; /openapi.json says what there is")
+    Problem::new(Kind::NotFound, "unknown path; see /openapi.json for all paths")
 }
 
 async fn method_not_allowed() -> Problem {
-    Problem::new(Kind::MethodNotAllowed, "this path takes other methods; /openapi.json says which")
+    Problem::new(
+        Kind::MethodNotAllowed,
+        "this path does not support the method; see /openapi.json for its methods",
+    )
 }

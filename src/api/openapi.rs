@@ -1,4 +1,4 @@
-//! The description of the API (OpenAPI 3.1), generated from the handlers and the types themselves.
+//! The OpenAPI 3.1 description of the API, generated from the handlers and their types.
 
 use std::collections::BTreeMap;
 
@@ -13,15 +13,15 @@ use utoipa::{IntoResponses, PartialSchema as _, ToSchema as _};
 
 use super::problem::{self, FieldProblem, ProblemBody};
 
-/// Title, version and how callers say who they are.
+/// Title, version and authentication of the API.
 pub fn base() -> OpenApi {
     let info = InfoBuilder::new()
         .title("Integration Hub")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(
-            "Publish events, and manage who gets them. Every request but this document, health and metrics carries a \
-             bearer token (`hub token create`); a token that is bound to a tenant sees and touches that tenant alone. \
-             Every error is a problem (RFC 9457) that names the field.",
+            "Publish events and manage subscriptions. Every request needs a bearer token (`hub token create`), except this \
+             document, health and metrics. A token that is bound to a tenant can only see and change that tenant's \
+             resources. Every error is a problem (RFC 9457) that names the invalid field.",
         ))
         .build();
     let mut api = OpenApiBuilder::new().info(info).build();
@@ -30,7 +30,7 @@ pub fn base() -> OpenApi {
         .scheme(HttpAuthScheme::Bearer)
         .bearer_format("hub_<name>_<secret>")
         .description(Some(
-            "The scopes are publish, read, manage and operate; each operation names the one it needs.",
+            "Scopes: publish, read, manage and operate. Each operation names the scope that it needs.",
         ))
         .build();
     components.add_security_scheme("token", SecurityScheme::Http(bearer));
@@ -40,9 +40,9 @@ pub fn base() -> OpenApi {
     api
 }
 
-/// The document as it is served and kept in the tests.
+/// The document that is served, and stored as a test snapshot.
 pub fn document(mut api: OpenApi) -> String {
-    // Handlers are named within their modules; an operation's id is the only one in the document.
+    // Handler names are unique in their module only; an operation id must be unique in the document.
     for item in api.paths.paths.values_mut() {
         let PathItem { get, put, post, delete, patch, .. } = item;
         for operation in [get, put, post, delete, patch].into_iter().flatten() {
@@ -81,49 +81,49 @@ macro_rules! problems {
 }
 
 problems!(
-    /// What any request may be answered.
-    Usual:
-    "400" "The request is not as it must be; `errors` names the fields",
-    "401" "No token, or one that is unknown, revoked or expired",
-    "403" "The token lacks the scope, or is bound to a tenant and this is beyond it",
-    "429" "This token, address or tenant has as much as it may; `Retry-After` says when to try again",
-    "500" "Something broke in the hub; its log says what",
-    "503" "Not now: the broker does not answer, or there is too much to do; `Retry-After` says when"
+    /// Problems of every operation.
+    CommonProblems:
+    "400" "Invalid request; `errors` names the fields",
+    "401" "The token is missing, unknown, revoked or expired",
+    "403" "The token lacks the scope, or its tenant may not use this operation",
+    "429" "The token, address or tenant has reached a limit; retry after `Retry-After`",
+    "500" "Internal error; see the hub's log",
+    "503" "Temporarily unavailable: the NATS server does not answer, or the hub is overloaded; retry after `Retry-After`"
 );
 problems!(
-    /// Where a path names one thing.
-    Missing: "404" "There is no such thing, or not for this token"
+    /// Operations on one resource.
+    NotFoundProblem: "404" "The resource does not exist, or the token may not see it"
 );
 problems!(
-    /// Where a body is taken.
-    Body:
-    "408" "The body came too slowly",
+    /// Operations with a body.
+    BodyProblems:
+    "408" "The body arrived too slowly",
     "413" "The body is too large",
-    "415" "The body is of another media type"
+    "415" "The media type is not supported"
 );
 problems!(
-    /// Where `If-Match` is honoured.
-    Guarded: "412" "Someone else changed it: the precondition does not hold"
+    /// Operations with `If-Match`.
+    PreconditionFailedProblem: "412" "The precondition failed: the subscription was changed"
 );
 problems!(
-    /// Where stored secrets may be kept.
-    Keeping: "422" "A stored secret would be sent elsewhere than before; `errors` names each that has to be given again"
+    /// Operations that may keep stored secrets.
+    SecretRequiredProblem: "422" "A stored secret would be sent to another destination; `errors` names each secret to send again"
 );
 problems!(
-    /// Where a write replaces, and has to say what.
-    Required: "428" "There is one already, and no `If-Match` says which version it is to replace"
+    /// Operations that replace a subscription.
+    PreconditionRequiredProblem: "428" "The subscription already exists, and `If-Match` is missing"
 );
 problems!(
-    /// Where the outbox's database is asked.
-    WithOutbox: "409" "The hub knows no outbox: `outbox.database_url` is not set, or that database is not set up"
+    /// Operations on the producer outbox.
+    NoOutboxProblem: "409" "No producer outbox: `outbox.database_url` is not set, or the outbox schema is missing in that database"
 );
 problems!(
-    /// Where an order on one row may not apply to it.
-    OnOneRow: "409" "The row stands where this order does not apply; or the hub knows no outbox"
+    /// Operations on one row of the producer outbox.
+    RowStatusProblem: "409" "The row's status does not allow this operation; or there is no producer outbox"
 );
 problems!(
-    /// Where something else may stand in the way.
-    Conflicting: "409" "The id is in use by another subscription of the tenant, or by several tenants and the request names none; or a setting is missing"
+    /// Operations on one subscription.
+    ConflictProblem: "409" "The id is in use by another subscription of the tenant, or by several tenants and the request names none; or a setting is missing"
 );
 
 #[cfg(test)]
@@ -136,9 +136,9 @@ mod tests {
         document(crate::api::routes().split_for_parts().1)
     }
 
-    /// `HUB_BLESS=1 cargo test` writes it anew.
+    /// `HUB_BLESS=1 cargo test` updates the snapshot.
     #[test]
-    fn the_description_is_the_one_that_is_kept() {
+    fn the_description_equals_the_snapshot() {
         let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/snapshots/openapi.json");
         let text = text();
         if std::env::var_os("HUB_BLESS").is_some() {
@@ -147,7 +147,7 @@ mod tests {
         let before = std::fs::read_to_string(kept).unwrap_or_default();
         assert!(
             before == text,
-            "tests/snapshots/openapi.json is another: look at it, and HUB_BLESS=1 keeps the new one"
+            "tests/snapshots/openapi.json differs: check the change, and update the snapshot with HUB_BLESS=1"
         );
     }
 

@@ -1,6 +1,6 @@
-//! What a web page must not do: an API that asks for no token is open to whatever runs on this machine, and a
-//! browser runs what anybody wrote. Its requests are told by their Host (a name that an attacker has pointed here) and
-//! their Origin (another page).
+//! Protects an API without tokens against web pages. Such an API is open to every program on this machine, and a browser
+//! runs code from anywhere. Its requests are recognized by their Host (DNS rebinding) and their Origin (cross-site
+//! requests).
 
 use std::net::IpAddr;
 
@@ -8,12 +8,14 @@ use axum::http::{HeaderMap, Method, Uri, header};
 
 use super::problem::{Kind, Problem};
 
-/// What a form or a script sends without asking first (Fetch standard, CORS-safelisted request-header).
-const SENT_WITHOUT_ASKING: [&str; 3] =
+/// Media types that a page may send without a preflight request (Fetch standard, CORS-safelisted request-header).
+const WITHOUT_PREFLIGHT: [&str; 3] =
     ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"];
 
-/// Refuses what a web page elsewhere may have sent. `local`: the address that the caller has connected to;
-/// `allowed`: further names of the hub (`api.allowed_hosts`).
+/// Refuses requests that a web page of another origin may have sent.
+///
+/// * `local`: the address that the caller connected to
+/// * `allowed`: further names of the hub (`api.allowed_hosts`)
 pub(super) fn check(
     method: &Method,
     uri: &Uri,
@@ -29,22 +31,22 @@ pub(super) fn check(
         return Err(Problem::new(
             Kind::Forbidden,
             format!(
-                "{foreign:?} is not a name of this hub, which asks callers for no token (api.anonymous); call it by its address \
-                 or as localhost, or add the name to api.allowed_hosts"
+                "host: unknown name {foreign:?}, which is refused because this hub requires no token (api.anonymous = true); \
+                 use its address or localhost, or add the name to api.allowed_hosts"
             ),
         ));
     }
     let Some(host) = host else {
         return Err(Problem::new(
             Kind::Forbidden,
-            "the request has no Host header, and this hub asks callers for no token (api.anonymous); send it",
+            "host: the header is required, because this hub requires no token (api.anonymous = true); send it",
         ));
     };
     let from_elsewhere = |what: &str| {
         Problem::new(
             Kind::Forbidden,
             format!(
-                "{what}, and this hub asks callers for no token (api.anonymous): a web page may not use it; call it from a \
+                "{what}, which is refused because this hub requires no token (api.anonymous = true); call the API from a \
                  program, or set api.anonymous = false and send a token"
             ),
         )
@@ -54,40 +56,40 @@ pub(super) fn check(
             matches!(scheme, "http" | "https") && rest.eq_ignore_ascii_case(host)
         });
         if !same {
-            return Err(from_elsewhere(&format!("the request comes from the web page {origin:?}")));
+            return Err(from_elsewhere(&format!("origin: the request comes from the web page {origin:?}")));
         }
     }
     let site = one(headers, "sec-fetch-site")?.unwrap_or("none");
     let is_link = method == Method::GET && one(headers, "sec-fetch-mode")? == Some("navigate");
     if !matches!(site, "none" | "same-origin") && !is_link {
-        return Err(from_elsewhere("the request comes from a web page elsewhere"));
+        return Err(from_elsewhere("sec-fetch-site: the request comes from a web page of another site"));
     }
-    // Whatever else is forgotten: what a page can send unasked is no request of this API.
+    // A second line of defence: no request of this API can be sent without a preflight.
     let is_binary_event = headers.keys().any(|name| name.as_str().starts_with("ce-"));
     let media = one(headers, header::CONTENT_TYPE.as_str())?.unwrap_or_default();
     let media = media.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if SENT_WITHOUT_ASKING.contains(&media.as_str()) && !is_binary_event {
+    if WITHOUT_PREFLIGHT.contains(&media.as_str()) && !is_binary_event {
         return Err(Problem::new(
             Kind::UnsupportedMediaType,
             format!(
-                "{media} is what a web page can send unasked; send JSON, with `content-type: application/json`"
+                "content-type: {media} is not supported; send JSON with `content-type: application/json`"
             ),
         ));
     }
     Ok(())
 }
 
-/// A header's value; given twice it could mean two things.
+/// A header's value. A repeated header is refused, because it is ambiguous.
 fn one<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, Problem> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
-        return Err(Problem::field(name, "is given twice; give it once"));
+        return Err(Problem::field(name, "is sent more than once; send it once"));
     }
-    value.to_str().map(Some).map_err(|_| Problem::field(name, "holds other than visible ASCII"))
+    value.to_str().map(Some).map_err(|_| Problem::field(name, "must be visible ASCII"))
 }
 
-/// `[::1]` of `[::1]:8080`, `localhost` of `localhost.:8080`.
+/// Removes the port: `[::1]` for `[::1]:8080`, `localhost.` for `localhost.:8080`.
 fn name_of(authority: &str) -> Option<&str> {
     let name = match authority.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
@@ -101,7 +103,7 @@ fn is_ours(name: &str, local: Option<IpAddr>, allowed: &[String]) -> bool {
     let bare = name.trim_start_matches('[').trim_end_matches(']');
     if let Ok(ip) = bare.parse::<IpAddr>() {
         let ip = ip.to_canonical();
-        // A page that is served from there would be the hub's own.
+        // A page from this address would come from the hub itself.
         return ip.is_loopback() || Some(ip) == local || allowed.iter().any(|known| known == bare);
     }
     let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
@@ -124,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn only_names_of_the_hub_itself_are_answered() {
+    fn only_names_of_the_hub_are_accepted() {
         for host in [
             "127.0.0.1:8080",
             "127.0.0.9",
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn no_other_page_is_answered() {
+    fn requests_of_other_pages_are_refused() {
         let host = ("host", "127.0.0.1:8080");
         for origin in ["http://127.0.0.1:8080", "https://127.0.0.1:8080"] {
             assert_eq!(answer("POST", "/", &[host, ("origin", origin)]), Ok(()), "{origin}");
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_page_can_send_unasked_is_no_request() {
+    fn media_types_without_preflight_are_refused() {
         let host = ("host", "localhost");
         for media in [
             "text/plain",
@@ -200,7 +202,7 @@ mod tests {
             "multipart/form-data; boundary=x",
         ] {
             assert_eq!(answer("POST", "/", &[host, ("content-type", media)]), Err(415), "{media}");
-            // A page has to ask before it may send another header.
+            // A page needs a preflight before it may send another header.
             assert_eq!(answer("POST", "/", &[host, ("content-type", media), ("ce-id", "1")]), Ok(()));
         }
         assert_eq!(answer("POST", "/", &[host, ("content-type", "application/json")]), Ok(()));

@@ -1,5 +1,4 @@
-//! `/v1/outbox`: the transactional outbox in the producer's database, and orders on its rows. It belongs to
-//! the whole hub.
+//! `/v1/outbox`: reads and changes the rows of the producer outbox. It belongs to the whole hub.
 
 mod conditions;
 
@@ -15,18 +14,18 @@ use utoipa_axum::routes;
 use super::State;
 use super::access::{Operator, Reader, whole_hub};
 use super::body::{JsonBody, MaybeJson, typed};
-use super::openapi::{Body, Missing, OnOneRow, Usual, WithOutbox};
+use super::openapi::{BodyProblems, CommonProblems, NoOutboxProblem, NotFoundProblem, RowStatusProblem};
 use super::problem::Problem;
-use super::query::{Asked, PathParts, parsed};
+use super::query::{PathParts, QueryParams, parsed};
 use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::management::ManagementError;
-use crate::management::outbox::{BrokerStatus, Course, Row, RowCursor, RowDetails, RowSelection, Turn};
-use conditions::{BulkOrder, ListQuery, Listing};
+use crate::management::outbox::{BrokerStatus, Course, RowCursor, Row, RowDetails, RowSelection, Turn};
+use conditions::{ListQuery, Listing, RowChange};
 
-/// How long an order on many rows goes on before it answers how far it has come: well within the time of a
-/// request, whatever the last batch takes.
-const LONGEST_ORDER: Duration = Duration::from_secs(10);
+/// Time after which a change of many rows starts no further batch and answers with a cursor: well below the time limit of a
+/// request, so that the last batch can finish.
+const LONGEST_CHANGE: Duration = Duration::from_secs(10);
 
 pub(super) fn routes() -> OpenApiRouter<State> {
     OpenApiRouter::new()
@@ -41,46 +40,46 @@ pub(super) fn routes() -> OpenApiRouter<State> {
         .routes(routes!(reconcile))
 }
 
-/// The outbox, when it is the caller's turn. Rows are of all tenants.
+/// Waits for access to the producer outbox. Its rows belong to all tenants.
 async fn outbox<'a>(state: &'a State, caller: &Caller) -> Result<Turn<'a>, Problem> {
-    whole_hub(caller, "the outbox belongs")?;
+    whole_hub(caller, "the producer outbox belongs")?;
     Ok(state.outbox.as_ref().ok_or(ManagementError::NoOutbox)?.turn().await?)
 }
 
-/// How the outbox stands.
+/// The status of the producer outbox.
 #[derive(Debug, Serialize, ToSchema)]
 struct OutboxStatus {
-    /// By target broker, `internal` first.
+    /// Target brokers, `internal` first.
     brokers: Vec<BrokerStatus>,
 }
 
-/// Count the outbox's rows by broker and status (scope `read`, of a token that is bound to no tenant)
+/// Count the rows of the producer outbox by broker and status (scope `read`, token without a tenant)
 #[utoipa::path(get, path = "/v1/outbox", tag = "outbox",
-    responses((status = 200, description = "How many rows stand where, and the oldest that is owed",
-        body = OutboxStatus), Usual, WithOutbox))]
+    responses((status = 200, description = "Numbers of rows, and the oldest unpublished row, of each broker",
+        body = OutboxStatus), CommonProblems, NoOutboxProblem))]
 async fn status(FromState(state): FromState<State>, Reader(caller): Reader) -> Result<Response, Problem> {
     let brokers = outbox(&state, &caller).await?.status().await?;
     Ok(Json(OutboxStatus { brokers }).into_response())
 }
 
-/// Some rows of the outbox, in order of insertion.
+/// A page of rows of the producer outbox, in order of insertion.
 #[derive(Debug, Serialize, ToSchema)]
 struct OutboxMessagePage {
     messages: Vec<Row>,
-    /// Where more follow: `after` of the next page.
+    /// Value of `after` for the next page; `null` on the last page.
     next: Option<String>,
 }
 
-/// List the outbox's rows (scope `read`, of a token that is bound to no tenant)
+/// List the rows of the producer outbox (scope `read`, token without a tenant)
 ///
-/// There is one row per event and target broker; they come in order of insertion.
+/// There is one row per event and target broker, in order of insertion.
 #[utoipa::path(get, path = "/v1/outbox/messages", tag = "outbox",
     params(ListQuery),
-    responses((status = 200, description = "A page of them", body = OutboxMessagePage), Usual, WithOutbox))]
+    responses((status = 200, description = "A page of rows", body = OutboxMessagePage), CommonProblems, NoOutboxProblem))]
 async fn list(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    Asked(pairs): Asked<Vec<(String, String)>>,
+    QueryParams(pairs): QueryParams<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
     let Listing { selection, after, limit } = Listing::of_query(pairs)?;
     let page = outbox(&state, &caller).await?.list(&selection, &after, limit).await?;
@@ -88,9 +87,9 @@ async fn list(
     Ok(Json(OutboxMessagePage { messages: page.rows, next }).into_response())
 }
 
-/// Read a row of the outbox with its envelope (scope `read`, of a token that is bound to no tenant)
+/// Read a row of the producer outbox with its envelope (scope `read`, token without a tenant)
 #[utoipa::path(get, path = "/v1/outbox/messages/{broker}/{id}", tag = "outbox", params(("broker" = String, Path), ("id" = String, Path)),
-    responses((status = 200, description = "It", body = RowDetails), Usual, Missing, WithOutbox))]
+    responses((status = 200, description = "The row", body = RowDetails), CommonProblems, NotFoundProblem, NoOutboxProblem))]
 async fn read_one(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
@@ -99,11 +98,12 @@ async fn read_one(
     Ok(Json(outbox(&state, &caller).await?.read(&broker, &id).await?).into_response())
 }
 
-/// Send a failed or abandoned row again (scope `operate`, of a token that is bound to no tenant)
+/// Retry a failed or abandoned row (scope `operate`, token without a tenant)
 ///
-/// It has all its attempts anew; what was abandoned goes out after what overtook it. A row of another status is left alone, and that is 409.
+/// Its attempts start again at 0. An abandoned row is sent after the rows that overtook it. A row of another status is not
+/// changed (409).
 #[utoipa::path(post, path = "/v1/outbox/messages/{broker}/{id}/retry", tag = "outbox", params(("broker" = String, Path), ("id" = String, Path)),
-    responses((status = 200, description = "It, as it stands now", body = Row), Usual, Missing, OnOneRow))]
+    responses((status = 200, description = "The row", body = Row), CommonProblems, NotFoundProblem, RowStatusProblem))]
 async fn retry_one(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
@@ -112,11 +112,11 @@ async fn retry_one(
     Ok(Json(outbox(&state, &caller).await?.retry_one(&broker, &id).await?).into_response())
 }
 
-/// Abandon a pending or failed row, unsent (scope `operate`, of a token that is bound to no tenant)
+/// Abandon a pending or failed row without sending it (scope `operate`, token without a tenant)
 ///
-/// A row of another status is left alone, and that is 409; one that is `processing` is in a relay's hands.
+/// A row of another status is not changed (409). A relay is sending a row that is `processing`.
 #[utoipa::path(post, path = "/v1/outbox/messages/{broker}/{id}/discard", tag = "outbox", params(("broker" = String, Path), ("id" = String, Path)),
-    responses((status = 200, description = "It, as it stands now", body = Row), Usual, Missing, OnOneRow))]
+    responses((status = 200, description = "The row", body = Row), CommonProblems, NotFoundProblem, RowStatusProblem))]
 async fn discard_one(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
@@ -125,7 +125,8 @@ async fn discard_one(
     Ok(Json(outbox(&state, &caller).await?.discard_one(&broker, &id).await?).into_response())
 }
 
-/// The outbox, which has rows of all ids that are named. One that goes on was asked this at its beginning.
+/// Waits for access to the producer outbox, and checks that it has all selected ids. A change that continues at a cursor
+/// was checked at its start.
 async fn named<'a>(
     state: &'a State,
     caller: &Caller,
@@ -139,111 +140,112 @@ async fn named<'a>(
     Ok(outbox)
 }
 
-/// What an order to retry did.
+/// The result of a retry.
 #[derive(Debug, Serialize, ToSchema)]
 struct OutboxRetried {
-    /// Rows.
+    /// Number of retried rows.
     retried: u64,
-    /// Where the order is not done: `after` of the next one.
+    /// Value of `after` to continue with; `null` if no row is left.
     next: Option<String>,
 }
 
-/// Send many failed and abandoned rows again (scope `operate`, of a token that is bound to no tenant)
+/// Retry many failed and abandoned rows (scope `operate`, token without a tenant)
 ///
-/// It goes on for at most 10 s, in batches of 1,000, each of which stands when it is done. Where rows are left,
-/// `next` says where: place the same order with it as `after`.
+/// Runs for at most 10 s, in batches of 1,000 rows, each committed by itself. If rows are left, send the same request with
+/// `next` as `after`.
 #[utoipa::path(post, path = "/v1/outbox/retry", tag = "outbox",
-    request_body = BulkOrder,
-    responses((status = 200, description = "Done, or as far as the time went", body = OutboxRetried),
-        Usual, Body, Missing, WithOutbox))]
+    request_body = RowChange,
+    responses((status = 200, description = "Done, or partly done; see `next`", body = OutboxRetried),
+        CommonProblems, BodyProblems, NotFoundProblem, NoOutboxProblem))]
 async fn retry_many(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
-    let (selection, after) = typed::<BulkOrder>(body)?.read()?;
+    let (selection, after) = typed::<RowChange>(body)?.read()?;
     let outbox = named(&state, &caller, &selection, &after).await?;
-    let done = outbox.retry(&selection, Course::within(LONGEST_ORDER, after)).await?;
+    let done = outbox.retry(&selection, Course::within(LONGEST_CHANGE, after)).await?;
     Ok(Json(OutboxRetried { retried: done.rows, next: text(done.next) }).into_response())
 }
 
-/// What an order to discard did.
+/// The result of a discard.
 #[derive(Debug, Serialize, ToSchema)]
 struct OutboxDiscarded {
-    /// Rows.
+    /// Number of abandoned rows.
     discarded: u64,
-    /// Where the order is not done: `after` of the next one.
+    /// Value of `after` to continue with; `null` if no row is left.
     next: Option<String>,
 }
 
-/// Abandon many pending and failed rows, unsent (scope `operate`, of a token that is bound to no tenant)
+/// Abandon many pending and failed rows without sending them (scope `operate`, token without a tenant)
 ///
-/// It goes on for at most 10 s, in batches of 1,000, each of which stands when it is done. Where rows are left,
-/// `next` says where: place the same order with it as `after`.
+/// Runs for at most 10 s, in batches of 1,000 rows, each committed by itself. If rows are left, send the same request with
+/// `next` as `after`.
 #[utoipa::path(post, path = "/v1/outbox/discard", tag = "outbox",
-    request_body = BulkOrder,
-    responses((status = 200, description = "Done, or as far as the time went", body = OutboxDiscarded),
-        Usual, Body, Missing, WithOutbox))]
+    request_body = RowChange,
+    responses((status = 200, description = "Done, or partly done; see `next`", body = OutboxDiscarded),
+        CommonProblems, BodyProblems, NotFoundProblem, NoOutboxProblem))]
 async fn discard_many(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
-    let (selection, after) = typed::<BulkOrder>(body)?.read()?;
+    let (selection, after) = typed::<RowChange>(body)?.read()?;
     let outbox = named(&state, &caller, &selection, &after).await?;
-    let done = outbox.discard(&selection, Course::within(LONGEST_ORDER, after)).await?;
+    let done = outbox.discard(&selection, Course::within(LONGEST_CHANGE, after)).await?;
     Ok(Json(OutboxDiscarded { discarded: done.rows, next: text(done.next) }).into_response())
 }
 
-/// What a clean-up did.
+/// The result of a clean-up.
 #[derive(Debug, Serialize, ToSchema)]
 struct OutboxCleanedUp {
-    /// Rows.
+    /// Number of deleted rows.
     deleted: u64,
-    /// The time was over before all were deleted: ask again.
+    /// True if rows are left, because the time was over: send the request again.
     more: bool,
 }
 
-/// Delete old published and abandoned rows (scope `operate`, of a token that is bound to no tenant)
+/// Delete old published and abandoned rows (scope `operate`, token without a tenant)
 ///
-/// Those that are older than `outbox.published_retention` and `outbox.abandoned_retention`. It goes on for at most 10 s, in batches of `outbox.cleanup_batch`. A relay does the same by itself.
+/// Deletes rows older than `outbox.published_retention` or `outbox.abandoned_retention`. Runs for at most 10 s, in batches of
+/// `outbox.cleanup_batch`. A relay does the same periodically.
 #[utoipa::path(post, path = "/v1/outbox/cleanup", tag = "outbox",
-    responses((status = 200, description = "Done, or as far as the time went", body = OutboxCleanedUp),
-        Usual, WithOutbox))]
+    responses((status = 200, description = "Done, or partly done; see `more`", body = OutboxCleanedUp),
+        CommonProblems, NoOutboxProblem))]
 async fn cleanup(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
 ) -> Result<Response, Problem> {
     let outbox = outbox(&state, &caller).await?;
-    let done = outbox.cleanup(Course::within(LONGEST_ORDER, RowCursor::default())).await?;
+    let done = outbox.cleanup(Course::within(LONGEST_CHANGE, RowCursor::default())).await?;
     Ok(Json(OutboxCleanedUp { deleted: done.rows, more: done.next.is_some() }).into_response())
 }
 
-/// Where a gap check begins.
+/// Options of a reconciliation.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 struct ReconcileOrder {
-    /// Go on here: `next` of the answer before; from the oldest event on where not given
+    /// Cursor: `next` of the previous answer. Default: the oldest event
     after: Option<String>,
 }
 
-/// What a gap check did.
+/// The result of a reconciliation.
 #[derive(Debug, Serialize, ToSchema)]
 struct OutboxReconciled {
-    /// Rows that were missing.
+    /// Number of missing rows that were written.
     written: u64,
-    /// Where it is not done: `after` of the next one.
+    /// Value of `after` to continue with; `null` if no event is left.
     next: Option<String>,
 }
 
-/// Write external rows that are missing (scope `operate`, of a token that is bound to no tenant)
+/// Write missing rows of external brokers (scope `operate`, token without a tenant)
 ///
-/// Of published events, for each external broker. It goes on for at most 10 s, looking through 1,000 events at a time. Where some are left, `next` says where:
-/// ask again with it as `after`. A relay does the same by itself.
+/// Checks that each published event has a row for each external broker. Runs for at most 10 s, 1,000 events at a time. If
+/// events are left, send the request again with `next` as `after`. A relay does the same periodically.
 #[utoipa::path(post, path = "/v1/outbox/reconcile", tag = "outbox",
     request_body = Option<ReconcileOrder>,
-    responses((status = 200, description = "Done, or as far as the time went", body = OutboxReconciled),
-        Usual, Body, WithOutbox))]
+    responses((status = 200, description = "Done, or partly done; see `next`", body = OutboxReconciled),
+        CommonProblems, BodyProblems, NoOutboxProblem))]
 async fn reconcile(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
@@ -251,7 +253,7 @@ async fn reconcile(
 ) -> Result<Response, Problem> {
     let after = parsed("after", order.after.as_deref())?.unwrap_or_default();
     let outbox = outbox(&state, &caller).await?;
-    let done = outbox.reconcile(Course::within(LONGEST_ORDER, after)).await?;
+    let done = outbox.reconcile(Course::within(LONGEST_CHANGE, after)).await?;
     Ok(Json(OutboxReconciled { written: done.rows, next: text(done.next) }).into_response())
 }
 

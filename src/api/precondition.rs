@@ -1,25 +1,26 @@
-//! Conditional requests (RFC 9110 section 13): a subscription's entity tag is its revision.
+//! Conditional requests (RFC 9110 section 13). A subscription's entity tag is its revision.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::problem::{Kind, Problem};
 
-/// The entity tag of a revision.
+/// Builds the `ETag` header of a revision.
 pub fn etag(revision: u64) -> (HeaderName, HeaderValue) {
     let value =
-        HeaderValue::try_from(format!("\"{revision}\"")).expect("digits in quotes are a header's value");
+        HeaderValue::try_from(format!("\"{revision}\"")).expect("digits in quotes are a valid header value");
     (header::ETAG, value)
 }
 
-/// What a request expects of the version that stands.
+/// The version that a request expects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Precondition {
-    Unsaid,
-    /// `If-None-Match: *`: there is none yet.
+    /// No header.
+    None,
+    /// `If-None-Match: *`: the subscription does not exist.
     Absent,
-    /// `If-Match: *`: there is one, whatever it is.
+    /// `If-Match: *`: the subscription exists, with any revision.
     Any,
-    /// `If-Match: "…"`: it is one of these.
+    /// `If-Match: "…"`: the subscription has one of these revisions.
     OneOf(Vec<u64>),
 }
 
@@ -27,22 +28,22 @@ impl Precondition {
     pub fn read(headers: &HeaderMap) -> Result<Self, Problem> {
         let text = |name: &HeaderName| {
             headers.get(name).map(|value| {
-                let problem = || Problem::field(name.as_str(), "is no text");
+                let problem = || Problem::field(name.as_str(), "must be visible ASCII");
                 value.to_str().map(str::trim).map_err(|_| problem())
             })
         };
         match (text(&header::IF_MATCH).transpose()?, text(&header::IF_NONE_MATCH).transpose()?) {
-            (None, None) => Ok(Self::Unsaid),
+            (None, None) => Ok(Self::None),
             (Some(_), Some(_)) => {
-                Err(Problem::field("if-match", "stands beside if-none-match; send one of the two"))
+                Err(Problem::field("if-match", "cannot be combined with if-none-match; send one of the two"))
             }
             (None, Some("*")) => Ok(Self::Absent),
             (None, Some(_)) => {
-                Err(Problem::field("if-none-match", "takes * alone: that there is no such subscription yet"))
+                Err(Problem::field("if-none-match", "must be *; send * to create and never replace"))
             }
             (Some("*"), None) => Ok(Self::Any),
             (Some(tags), None) => {
-                // A weak tag never matches strongly; neither does what this hub did not make.
+                // A weak tag, or one that is not a revision, never matches.
                 let known = tags
                     .split(',')
                     .filter_map(|tag| tag.trim().strip_prefix('"')?.strip_suffix('"')?.parse::<u64>().ok());
@@ -51,34 +52,34 @@ impl Precondition {
         }
     }
 
-    /// Whether it holds for what stands: its revision, `None` where there is nothing.
-    pub fn check(&self, standing: Option<u64>) -> Result<(), Problem> {
+    /// Checks the current revision; `None` means that the subscription does not exist.
+    pub fn check(&self, current: Option<u64>) -> Result<(), Problem> {
         let failed = |detail: &str| Err(Problem::new(Kind::PreconditionFailed, detail));
-        match (self, standing) {
-            (Self::Unsaid, _) | (Self::Absent, None) | (Self::Any, Some(_)) => Ok(()),
+        match (self, current) {
+            (Self::None, _) | (Self::Absent, None) | (Self::Any, Some(_)) => Ok(()),
             (Self::OneOf(tags), Some(revision)) if tags.contains(&revision) => Ok(()),
-            (Self::Absent, Some(_)) => {
-                failed("there is one already, and if-none-match says that there is none")
-            }
+            (Self::Absent, Some(_)) => failed(
+                "if-none-match: the subscription already exists; read it, and replace it with if-match",
+            ),
             (Self::Any | Self::OneOf(_), None) => {
-                failed("there is none, and if-match says that there is one")
+                failed("if-match: the subscription does not exist; leave out if-match to create it")
             }
             (Self::OneOf(_), Some(revision)) => failed(&format!(
-                "someone else changed it: its entity tag is \"{revision}\" now. Read it again, and write with that"
+                "if-match: the subscription was changed, its etag is now \"{revision}\"; read it again and retry with that etag"
             )),
         }
     }
 
-    /// The same for a write that replaces: it has to say what.
-    pub fn check_replacing(&self, standing: Option<u64>) -> Result<(), Problem> {
-        if *self == Self::Unsaid && standing.is_some() {
+    /// Checks a write that replaces a subscription: it requires `If-Match`.
+    pub fn check_replacing(&self, current: Option<u64>) -> Result<(), Problem> {
+        if *self == Self::None && current.is_some() {
             return Err(Problem::new(
                 Kind::PreconditionRequired,
-                "there is one already: send if-match with the etag of the version that you have read, or `if-match: *` to \
-                 replace whatever stands",
+                "if-match: required, because the subscription already exists; send the etag of the version that you read, or * \
+                 to replace any version",
             ));
         }
-        self.check(standing)
+        self.check(current)
     }
 }
 
@@ -94,7 +95,7 @@ mod tests {
 
     #[test]
     fn preconditions_are_read_and_checked() {
-        assert_eq!(Precondition::read(&HeaderMap::new()).unwrap(), Precondition::Unsaid);
+        assert_eq!(Precondition::read(&HeaderMap::new()).unwrap(), Precondition::None);
         assert_eq!(read("if-match", "*").unwrap(), Precondition::Any);
         assert_eq!(
             read("if-match", "\"7\", W/\"8\", \"x\", \"9\"").unwrap(),
@@ -108,7 +109,7 @@ mod tests {
         assert!(Precondition::OneOf(vec![7]).check(None).is_err());
         assert!(Precondition::Any.check(None).is_err() && Precondition::Any.check(Some(1)).is_ok());
         assert!(Precondition::Absent.check(Some(1)).is_err() && Precondition::Absent.check(None).is_ok());
-        assert!(Precondition::Unsaid.check_replacing(Some(1)).is_err());
-        assert!(Precondition::Unsaid.check_replacing(None).is_ok());
+        assert!(Precondition::None.check_replacing(Some(1)).is_err());
+        assert!(Precondition::None.check_replacing(None).is_ok());
     }
 }

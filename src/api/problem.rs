@@ -1,4 +1,4 @@
-//! Every error answer: problem details (RFC 9457), naming the field where there is one.
+//! Error answers: problem details (RFC 9457), which name the field if there is one.
 
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -13,7 +13,7 @@ use crate::management::outbox::StoreError;
 
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
-/// What a problem is, by the last part of its type URI.
+/// The kind of a problem: the last part of its type URI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -83,28 +83,28 @@ impl Kind {
 
     fn title(self) -> &'static str {
         match self {
-            Self::InvalidRequest => "The request is not as it must be",
-            Self::SecretRequired => "A secret has to be given again",
+            Self::InvalidRequest => "Invalid request",
+            Self::SecretRequired => "Secret required again",
             Self::Unauthenticated => "No valid token",
-            Self::Forbidden => "The token does not allow this",
+            Self::Forbidden => "Forbidden",
             Self::NotFound => "Not found",
-            Self::MethodNotAllowed => "The method is not supported here",
+            Self::MethodNotAllowed => "Method not allowed",
             Self::Conflict => "Conflict",
-            Self::PreconditionFailed => "It was changed meanwhile",
-            Self::PreconditionRequired => "Say which version you mean to replace",
-            Self::TooLarge => "The body is too large",
-            Self::UnsupportedMediaType => "The body is of another media type",
-            Self::TooSlow => "The request came too slowly",
-            Self::TooMany => "More than this caller may have",
-            Self::QuotaExceeded => "The tenant has as many as it may",
-            Self::Unavailable => "Not available at the moment",
-            Self::NotConfigured => "The hub lacks a setting for this",
-            Self::Internal => "The hub failed",
+            Self::PreconditionFailed => "Precondition failed",
+            Self::PreconditionRequired => "Precondition required",
+            Self::TooLarge => "Body too large",
+            Self::UnsupportedMediaType => "Unsupported media type",
+            Self::TooSlow => "Request timed out",
+            Self::TooMany => "Too many requests",
+            Self::QuotaExceeded => "Quota exceeded",
+            Self::Unavailable => "Temporarily unavailable",
+            Self::NotConfigured => "Not configured",
+            Self::Internal => "Internal error",
         }
     }
 }
 
-/// An error answer. `Retry-After`, `WWW-Authenticate` and `Allow` go with it where they belong.
+/// An error answer, with `Retry-After` or `WWW-Authenticate` if necessary.
 #[derive(Debug, Clone)]
 pub struct Problem {
     kind: Kind,
@@ -124,19 +124,19 @@ pub struct ProblemBody {
     uri: String,
     title: &'static str,
     status: u16,
-    /// What is wrong with this request, and what to do.
+    /// The problem of this request, and its remedy.
     detail: String,
-    /// Each field that was refused.
+    /// The invalid fields.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<FieldProblem>,
 }
 
-/// A field that was refused.
+/// An invalid field.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct FieldProblem {
-    /// Its path, such as `delivery.auth.type`; a query parameter or header by its name.
+    /// Path of the field, such as `delivery.auth.type`, or name of the query parameter or header.
     field: String,
-    /// What is wrong, and how to mend it.
+    /// The problem and its remedy.
     problem: String,
 }
 
@@ -152,7 +152,7 @@ impl Problem {
         }
     }
 
-    /// One or more fields that were refused.
+    /// One or more invalid fields.
     pub fn fields(errors: Vec<FieldError>) -> Self {
         let detail = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         Self { errors, ..Self::new(Kind::InvalidRequest, detail) }
@@ -162,22 +162,22 @@ impl Problem {
         Self::fields(vec![FieldError::new(field, problem)])
     }
 
-    /// Later, after so many seconds.
+    /// Temporarily unavailable; the caller may retry after `seconds`.
     pub fn later(seconds: u32, detail: impl Into<String>) -> Self {
         Self { retry_after: Some(seconds), ..Self::new(Kind::Unavailable, detail) }
     }
 
-    /// This caller has as much as it may; again after so many seconds (RFC 6585 section 4).
+    /// The caller has reached a limit (RFC 6585 section 4); it may retry after `seconds`.
     pub fn too_many(seconds: u32, detail: impl Into<String>) -> Self {
         Self { retry_after: Some(seconds), ..Self::new(Kind::TooMany, detail) }
     }
 
-    /// The same, and the connection is closed after it: the rest of the request is not read.
+    /// Closes the connection after the answer, because the rest of the request is not read.
     pub fn closing(self) -> Self {
         Self { closing: true, ..self }
     }
 
-    /// The whole answer on a connection of which no request was read.
+    /// The complete HTTP answer, for a connection whose request was not read.
     pub fn to_http(&self) -> Vec<u8> {
         let status = self.status();
         let body = written(&self.body()).unwrap_or_default();
@@ -207,25 +207,24 @@ impl Problem {
         }
     }
 
-    /// RFC 6750 section 3: how to say who one is.
+    /// An answer with a `WWW-Authenticate` challenge (RFC 6750 section 3).
     pub fn unauthenticated(challenge: &'static str, detail: impl Into<String>) -> Self {
         Self { challenge: Some(challenge), ..Self::new(Kind::Unauthenticated, detail) }
     }
 
-    /// Of the outbox's database. `before`: what was done before it failed.
+    /// An error of the outbox database.
+    ///
+    /// * `before`: what was done before the error
     fn of_store(error: &StoreError, before: &str) -> Self {
         if error.is_transient() || matches!(error, StoreError::Connect { .. }) {
-            tracing::warn!(%error, "the outbox's database does not answer");
-            return Self::later(
-                2,
-                format!("the outbox's database does not answer ({error}); try again{before}"),
-            );
+            tracing::warn!(%error, "outbox database unavailable");
+            return Self::later(2, format!("outbox database unavailable ({error}); try again later{before}"));
         }
         if error.is_of_setup() {
             return Self::new(Kind::NotConfigured, format!("{error}{before}"));
         }
-        tracing::error!(%error, "a request could not be carried out");
-        let detail = format!("the outbox's database refused; the log of the hub says why{before}");
+        tracing::error!(%error, "API request failed in the outbox database");
+        let detail = format!("the outbox database returned an error; see the hub's log{before}");
         Self::new(Kind::Internal, detail)
     }
 
@@ -237,12 +236,12 @@ impl Problem {
         &self.detail
     }
 
-    /// The same, told in other words.
+    /// Replaces the detail.
     pub fn with_detail(self, detail: impl Into<String>) -> Self {
         Self { detail: detail.into(), ..self }
     }
 
-    /// The same, with these fields beside it.
+    /// Replaces the invalid fields.
     pub fn with_fields(self, errors: Vec<FieldError>) -> Self {
         Self { errors, ..self }
     }
@@ -277,7 +276,7 @@ impl From<ManagementError> for Problem {
             | ManagementError::RowStands { .. } => Kind::Conflict,
             ManagementError::NoMasterKey { .. } | ManagementError::NoOutbox => Kind::NotConfigured,
             ManagementError::Full { .. } => {
-                return Self::later(5, "the events stream is full; publish again when the hub has caught up");
+                return Self::later(5, "the events stream is full; publish the event again later");
             }
             ManagementError::TooManyOrders { .. }
             | ManagementError::OutboxBusy
@@ -285,23 +284,26 @@ impl From<ManagementError> for Problem {
             ManagementError::Store(source) => return Self::of_store(source, ""),
             ManagementError::OutboxHalfway { verb, done, source } => {
                 let before =
-                    format!("; {done} rows were {verb} before, and the same order again does the rest");
+                    format!("; {done} rows were {verb} before; send the same request again for the rest");
                 return Self::of_store(source, &before);
             }
             ManagementError::TooLarge(_) => Kind::TooLarge,
             ManagementError::Sealed { .. } => {
-                tracing::error!(%error, "a stored credential cannot be opened");
+                tracing::error!(%error, "opening a stored credential failed");
                 Kind::Internal
             }
             ManagementError::NotProvisioned { .. }
             | ManagementError::Halfway { .. }
             | ManagementError::Nats(_) => {
                 if error.is_passing() {
-                    tracing::warn!(%error, "the broker does not answer");
-                    return Self::later(2, "the hub's broker does not answer; try again");
+                    tracing::warn!(%error, "NATS server unavailable");
+                    return Self::later(2, "the hub's NATS server is unavailable; try again later");
                 }
-                tracing::error!(%error, "a request could not be carried out");
-                return Self::new(Kind::Internal, "the hub's broker refused; the log of the hub says why");
+                tracing::error!(%error, "API request failed in the NATS server");
+                return Self::new(
+                    Kind::Internal,
+                    "the hub's NATS server returned an error; see the hub's log",
+                );
             }
         };
         Self::new(kind, error.to_string())
@@ -311,8 +313,10 @@ impl From<ManagementError> for Problem {
 impl From<BytesRejection> for Problem {
     fn from(rejection: BytesRejection) -> Self {
         match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => Self::new(Kind::TooLarge, "the body is larger than this takes"),
-            _ => Self::field("body", format!("cannot be read: {}", rejection.body_text())),
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                Self::new(Kind::TooLarge, "the body is too large; send a smaller one")
+            }
+            _ => Self::field("body", format!("reading failed: {}", rejection.body_text())),
         }
     }
 }

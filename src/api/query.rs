@@ -1,4 +1,4 @@
-//! Query parameters and path parts, with problems that name them.
+//! Extracts query parameters and path parts, with problems that name them.
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{FromRequestParts, Path, Query};
@@ -13,19 +13,19 @@ use crate::domain::access::check_tenant;
 use crate::domain::subscription::SubscriptionId;
 use crate::management::Naming;
 
-/// The query, of which every parameter is known.
-pub struct Asked<T>(pub T);
+/// The query parameters; unknown ones are refused.
+pub struct QueryParams<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequestParts<State> for Asked<T> {
+impl<T: DeserializeOwned> FromRequestParts<State> for QueryParams<T> {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
         let read: Result<Query<T>, QueryRejection> = Query::from_request_parts(parts, state).await;
-        let Query(asked) = read?;
-        Ok(Self(asked))
+        let Query(parameters) = read?;
+        Ok(Self(parameters))
     }
 }
 
-/// The one named part of the path, percent-decoded.
+/// The single parameter of the path, percent-decoded.
 pub struct PathPart(pub String);
 
 impl FromRequestParts<State> for PathPart {
@@ -37,7 +37,7 @@ impl FromRequestParts<State> for PathPart {
     }
 }
 
-/// Both named parts of the path, percent-decoded.
+/// The two parameters of the path, percent-decoded.
 pub struct PathParts(pub String, pub String);
 
 impl FromRequestParts<State> for PathParts {
@@ -50,19 +50,19 @@ impl FromRequestParts<State> for PathParts {
     }
 }
 
-/// Most that a page of a list holds, and how many it holds where nothing is said.
+/// Maximum and default number of entries on a page.
 pub const MOST_PER_PAGE: usize = 1_000;
 pub const PER_PAGE: usize = 100;
 
-/// `limit` of a list.
-pub fn limit(asked: Option<usize>) -> Result<usize, Problem> {
-    match asked.unwrap_or(PER_PAGE) {
+/// Checks `limit` of a list.
+pub fn limit(requested: Option<usize>) -> Result<usize, Problem> {
+    match requested.unwrap_or(PER_PAGE) {
         limit @ 1..=MOST_PER_PAGE => Ok(limit),
-        other => Err(Problem::field("limit", format!("is {other}; write 1 to {MOST_PER_PAGE}"))),
+        other => Err(Problem::field("limit", format!("is {other}; must be between 1 and {MOST_PER_PAGE}"))),
     }
 }
 
-/// A parameter that is text with a form of its own.
+/// Parses an optional parameter.
 pub fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
     name: &str,
     text: Option<&str>,
@@ -74,23 +74,23 @@ pub fn subscription_id(text: String) -> Result<SubscriptionId, Problem> {
     SubscriptionId::try_from(text).map_err(|problem| Problem::field("id", problem))
 }
 
-/// Whose subscription is meant, beside the id in the path.
+/// The tenant of the subscription whose id is in the path.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct OfTenant {
-    /// The subscription's tenant: that of the token, or the only one with this id, where not given
+pub struct TenantParam {
+    /// Tenant of the subscription. Default: the token's tenant, or the only tenant with this id
     pub tenant: Option<String>,
 }
 
-/// The subscription that path and query name.
-pub struct Named(pub Naming);
+/// The subscription that the path and the query name.
+pub struct SubscriptionPath(pub Naming);
 
-impl FromRequestParts<State> for Named {
+impl FromRequestParts<State> for SubscriptionPath {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
         let PathPart(id) = PathPart::from_request_parts(parts, state).await?;
-        let Asked(OfTenant { tenant }) = Asked::from_request_parts(parts, state).await?;
+        let QueryParams(TenantParam { tenant }) = QueryParams::from_request_parts(parts, state).await?;
         if let Some(tenant) = &tenant {
             check_tenant(tenant).map_err(|problem| Problem::field("tenant", problem))?;
         }

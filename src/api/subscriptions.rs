@@ -1,4 +1,4 @@
-//! `/v1/subscriptions`: the registry. Secrets are sealed on the way in and never come out.
+//! `/v1/subscriptions`: the registry. Secrets are sealed when they are stored, and never returned.
 
 mod actions;
 
@@ -16,10 +16,13 @@ use utoipa_axum::routes;
 use super::State;
 use super::access::{Manager, Reader};
 use super::body::JsonBody;
-use super::openapi::{Body, Conflicting, Guarded, Keeping, Missing, Required, Usual};
+use super::openapi::{
+    BodyProblems, CommonProblems, ConflictProblem, NotFoundProblem, PreconditionFailedProblem,
+    PreconditionRequiredProblem, SecretRequiredProblem,
+};
 use super::precondition::{Precondition, etag};
 use super::problem::{Kind, Problem};
-use super::query::{Asked, Named, OfTenant, limit, parsed};
+use super::query::{QueryParams, SubscriptionPath, TenantParam, limit, parsed};
 use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::domain::key::EventKey;
@@ -30,7 +33,7 @@ use crate::management::{
     ManagementError, Naming, PlannedWrite, SubscriptionFilter, WriteAction, read_subscription,
 };
 
-/// Another writer came first; what is planned is planned again this often.
+/// Number of tries of a write that another writer overtakes.
 const MOST_TRIES: usize = 3;
 
 pub(super) fn routes() -> OpenApiRouter<State> {
@@ -40,36 +43,36 @@ pub(super) fn routes() -> OpenApiRouter<State> {
         .merge(actions::routes())
 }
 
-/// Which subscriptions.
+/// Selects subscriptions.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListQuery {
-    /// Of this tenant; a token that is bound to one sees that one alone
+    /// Tenant. A token that is bound to a tenant can only list that tenant
     tenant: Option<String>,
-    /// That want this event key, such as `user.created`
+    /// Event key that the subscription matches, such as `user.created`
     #[param(value_type = Option<EventKey>)]
     event: Option<String>,
-    /// In this state: `active`, `paused` or `disabled`
+    /// State: `active`, `paused` or `disabled`
     #[param(value_type = Option<SubscriptionState>)]
     state: Option<String>,
-    /// At most this many, 1 to 1000; 100 where not given
+    /// Maximum number of entries, 1 to 1000. Default: 100
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    /// Go on behind this one: `next` of the page before
+    /// Cursor: `next` of the previous page
     after: Option<String>,
 }
 
-/// Some subscriptions in order of their ids, then their tenants.
+/// A page of subscriptions, sorted by id, then by tenant.
 #[derive(Debug, Serialize, ToSchema)]
 struct SubscriptionList {
     #[schema(value_type = Vec<Subscription>)]
     subscriptions: Vec<Value>,
-    /// Where more follow: `after` of the next page.
+    /// Value of `after` for the next page; `null` on the last page.
     next: Option<String>,
 }
 
-/// A place in a list, which only this hub reads.
+/// An opaque cursor: the subscription that the page ended with.
 fn cursor(name: &SubscriptionRef) -> String {
     URL_SAFE_NO_PAD.encode(name.token().as_bytes())
 }
@@ -77,20 +80,20 @@ fn cursor(name: &SubscriptionRef) -> String {
 fn read_cursor(text: &str) -> Result<SubscriptionRef, Problem> {
     let token = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let name = token.and_then(|token| SubscriptionRef::from_token(&token));
-    name.ok_or_else(|| Problem::field("after", "is no cursor; write `next` of the page before"))
+    name.ok_or_else(|| Problem::field("after", "is not a cursor; send `next` of the previous page"))
 }
 
 /// List subscriptions (scope `read`)
 #[utoipa::path(get, path = "/v1/subscriptions", tag = "subscriptions", params(ListQuery),
-    responses((status = 200, description = "A page of them", body = SubscriptionList), Usual))]
+    responses((status = 200, description = "A page of subscriptions", body = SubscriptionList), CommonProblems))]
 async fn list(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    Asked(query): Asked<ListQuery>,
+    QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Response, Problem> {
-    let _turn = state.turns.turn(caller.tenant()).await;
+    let _permit = state.broad_reads.permit(caller.tenant()).await;
     let filter = SubscriptionFilter {
-        // A tenant that the caller does not reach has nothing to show.
+        // A tenant outside the caller's reach shows nothing.
         tenant: caller.tenant().map(str::to_owned).or_else(|| query.tenant.clone()),
         event: parsed("event", query.event.as_deref())?,
         state: parsed("state", query.state.as_deref())?,
@@ -110,14 +113,14 @@ async fn list(
 
 /// Create a subscription (scope `manage`)
 ///
-/// The same again changes nothing and answers 200.
+/// An identical request changes nothing and returns 200.
 #[utoipa::path(post, path = "/v1/subscriptions", tag = "subscriptions", request_body = Subscription,
     responses(
         (status = 201, description = "Created", body = Subscription,
-            headers(("etag" = String, description = "Its revision"), ("location" = String, description = "Its path"))),
-        (status = 200, description = "It is there already, the same", body = Subscription,
-            headers(("etag" = String, description = "Its revision"))),
-        Usual, Body, Conflicting, Keeping))]
+            headers(("etag" = String, description = "Revision"), ("location" = String, description = "Path"))),
+        (status = 200, description = "An identical subscription already exists", body = Subscription,
+            headers(("etag" = String, description = "Revision"))),
+        CommonProblems, BodyProblems, ConflictProblem, SecretRequiredProblem))]
 async fn create(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
@@ -146,15 +149,15 @@ async fn create(
 
 /// Read a subscription (scope `read`)
 #[utoipa::path(get, path = "/v1/subscriptions/{id}", tag = "subscriptions",
-    params(("id" = SubscriptionId, Path), OfTenant),
+    params(("id" = SubscriptionId, Path), TenantParam),
     responses(
-        (status = 200, description = "It, with `***` for each secret", body = Subscription,
-            headers(("etag" = String, description = "Its revision"))),
-        Usual, Conflicting, Missing))]
+        (status = 200, description = "The subscription, with `***` for each secret", body = Subscription,
+            headers(("etag" = String, description = "Revision"))),
+        CommonProblems, ConflictProblem, NotFoundProblem))]
 async fn read_one(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    Named(naming): Named,
+    SubscriptionPath(naming): SubscriptionPath,
 ) -> Result<Response, Problem> {
     let stored = state.management.subscription(&caller, &naming).await?;
     Ok(shown(StatusCode::OK, &stored.subscription, stored.revision))
@@ -162,25 +165,24 @@ async fn read_one(
 
 /// Create or replace a subscription (scope `manage`)
 ///
-/// A secret given as `***` keeps the one that is stored, unless it would be sent elsewhere than before: where
-/// scheme, host or port of a URL, the CA or the kind of authentication changes, it has to be given again (422).
-/// To replace a subscription, send its etag as `If-Match`;
-/// `If-None-Match: *` creates and never replaces.
+/// A secret sent as `***` keeps its stored value. If the scheme, host or port of a URL, the CA or the kind of
+/// authentication changes, the stored secret would be sent to another destination, so it must be sent again (422).
+/// To replace a subscription, send its etag as `If-Match`; `If-None-Match: *` creates and never replaces.
 #[utoipa::path(put, path = "/v1/subscriptions/{id}", tag = "subscriptions", request_body = Subscription,
     params(
-        ("id" = SubscriptionId, Path), OfTenant,
-        ("if-match" = Option<String>, Header, description = "The etag of the version that is replaced, or `*`"),
-        ("if-none-match" = Option<String>, Header, description = "`*`: there is none yet")),
+        ("id" = SubscriptionId, Path), TenantParam,
+        ("if-match" = Option<String>, Header, description = "Etag of the version to replace, or `*`"),
+        ("if-none-match" = Option<String>, Header, description = "`*`: create only, never replace")),
     responses(
-        (status = 200, description = "Replaced, or the same already", body = Subscription,
-            headers(("etag" = String, description = "Its revision"))),
+        (status = 200, description = "Replaced, or unchanged", body = Subscription,
+            headers(("etag" = String, description = "Revision"))),
         (status = 201, description = "Created", body = Subscription,
-            headers(("etag" = String, description = "Its revision"))),
-        Usual, Body, Conflicting, Keeping, Guarded, Required))]
+            headers(("etag" = String, description = "Revision"))),
+        CommonProblems, BodyProblems, ConflictProblem, SecretRequiredProblem, PreconditionFailedProblem, PreconditionRequiredProblem))]
 async fn replace(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Named(naming): Named,
+    SubscriptionPath(naming): SubscriptionPath,
     headers: HeaderMap,
     JsonBody(value): JsonBody,
 ) -> Result<Response, Problem> {
@@ -192,28 +194,28 @@ async fn replace(
 
 /// Change parts of a subscription (scope `manage`)
 ///
-/// A JSON Merge Patch (RFC 7396): what is named is replaced, `null` takes a field away. A stored secret that would
-/// be sent elsewhere than before has to be given again (422).
+/// A JSON Merge Patch (RFC 7396): replaces the named members; `null` removes a member. A stored secret that would be sent
+/// to another destination must be sent again (422).
 #[utoipa::path(patch, path = "/v1/subscriptions/{id}", tag = "subscriptions",
     request_body(content = Object, content_type = "application/merge-patch+json",
-        description = "The members to change, such as {\"delivery\": {\"max_in_flight\": 8}}"),
+        description = "Members to change, such as {\"delivery\": {\"max_in_flight\": 8}}"),
     params(
-        ("id" = SubscriptionId, Path), OfTenant,
-        ("if-match" = Option<String>, Header, description = "The etag of the version that is changed, or `*`")),
+        ("id" = SubscriptionId, Path), TenantParam,
+        ("if-match" = Option<String>, Header, description = "Etag of the version to change, or `*`")),
     responses(
-        (status = 200, description = "Changed, or the same already", body = Subscription,
-            headers(("etag" = String, description = "Its revision"))),
-        Usual, Body, Conflicting, Keeping, Missing, Guarded, Required))]
+        (status = 200, description = "Changed, or unchanged", body = Subscription,
+            headers(("etag" = String, description = "Revision"))),
+        CommonProblems, BodyProblems, ConflictProblem, SecretRequiredProblem, NotFoundProblem, PreconditionFailedProblem, PreconditionRequiredProblem))]
 async fn change(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Named(naming): Named,
+    SubscriptionPath(naming): SubscriptionPath,
     headers: HeaderMap,
     JsonBody(patch): JsonBody,
 ) -> Result<Response, Problem> {
     let precondition = Precondition::read(&headers)?;
     if !patch.is_object() {
-        return Err(Problem::field("body", "must be an object with the members to change"));
+        return Err(Problem::field("body", "must be a JSON object with the members to change"));
     }
     let stored = state.management.subscription(&caller, &naming).await?;
     precondition.check_replacing(Some(stored.revision))?;
@@ -223,7 +225,7 @@ async fn change(
     merge_patch(&mut value, patch);
     let subscription = read(&state, &caller, value, Some(&naming))?;
     let write = state.management.plan_write(&caller, subscription).await?;
-    // What was patched is what was read.
+    // The patch was applied to the version that was read.
     if write.expected != stored.revision {
         return Err(ManagementError::Conflict { id: id.to_string() }.into());
     }
@@ -232,16 +234,16 @@ async fn change(
 
 /// Delete a subscription (scope `manage`)
 ///
-/// What is queued for it is dead-lettered with the reason `removed`.
+/// Its waiting envelopes become dead letters with the reason `removed`.
 #[utoipa::path(delete, path = "/v1/subscriptions/{id}", tag = "subscriptions",
     params(
-        ("id" = SubscriptionId, Path), OfTenant,
-        ("if-match" = Option<String>, Header, description = "The etag of the version that is meant")),
-    responses((status = 204, description = "Deleted"), Usual, Conflicting, Missing, Guarded))]
+        ("id" = SubscriptionId, Path), TenantParam,
+        ("if-match" = Option<String>, Header, description = "Etag of the version to delete")),
+    responses((status = 204, description = "Deleted"), CommonProblems, ConflictProblem, NotFoundProblem, PreconditionFailedProblem))]
 async fn remove(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Named(naming): Named,
+    SubscriptionPath(naming): SubscriptionPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let precondition = Precondition::read(&headers)?;
@@ -251,7 +253,7 @@ async fn remove(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-/// Where a new subscription is found: a caller that is bound to no tenant has to name it.
+/// The path of a new subscription, with the tenant if the caller is bound to none.
 fn location(caller: &Caller, subscription: &Subscription) -> String {
     let Subscription { id, tenant, .. } = subscription;
     match caller.tenant() {
@@ -260,8 +262,7 @@ fn location(caller: &Caller, subscription: &Subscription) -> String {
     }
 }
 
-/// Reads and checks a subscription. Path and query name it where the body does not; a token that is
-/// bound to a tenant writes for that one where the body names none.
+/// Parses and checks a subscription. Id and tenant default to those of the path, the query and the token.
 fn read(
     state: &State,
     caller: &Caller,
@@ -274,8 +275,7 @@ fn read(
             if given == named {
                 return Ok(());
             }
-            let problem =
-                format!("is not {named:?}, as the {where_} says, and cannot be changed; leave it out");
+            let problem = format!("must be {named:?}, as in the {where_}; leave it out");
             Err(Problem::field(field, problem))
         };
         if let Some(Naming { id, tenant }) = naming {
@@ -296,16 +296,16 @@ fn shown(status: StatusCode, subscription: &Subscription, revision: u64) -> Resp
     (status, [(name, value)], Json(subscription.hidden_json())).into_response()
 }
 
-/// Carries a write out if its precondition holds. What stands already as it is to be is no change,
-/// whatever the precondition says (RFC 9110 section 13.1.1).
+/// Writes a subscription if the precondition holds. An identical write is accepted whatever the precondition (RFC 9110
+/// section 13.1.1).
 async fn write_if(
     state: &State,
     precondition: &Precondition,
     write: PlannedWrite,
 ) -> Result<Response, Problem> {
-    let standing = (write.action != WriteAction::Created).then_some(write.expected);
+    let current = (write.action != WriteAction::Created).then_some(write.expected);
     if write.action != WriteAction::Unchanged || *precondition == Precondition::Absent {
-        precondition.check_replacing(standing)?;
+        precondition.check_replacing(current)?;
     }
     let (revision, action) = state.management.write_subscription(&write).await?;
     match action {
@@ -315,12 +315,12 @@ async fn write_if(
         }
         WriteAction::Conflict => Err(Problem::new(
             Kind::PreconditionFailed,
-            "someone else changed it meanwhile; read it again, and write with its etag",
+            "the subscription was changed meanwhile; read it again and retry with its etag",
         )),
     }
 }
 
-/// RFC 7396.
+/// Applies a JSON Merge Patch (RFC 7396).
 fn merge_patch(target: &mut Value, patch: Value) {
     let Value::Object(patch) = patch else {
         *target = patch;

@@ -1,4 +1,4 @@
-//! `hub config`: the settings. They were read and checked before this runs.
+//! `hub config`: checks and prints the settings, which were loaded before.
 
 use std::path::Path;
 
@@ -12,9 +12,9 @@ use crate::settings::{DEFAULT_FILE, Settings};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Check the settings; every problem is told with its key, its layer and the remedy
+    /// Check the settings; a problem is reported with its key, its layer and a remedy
     Check,
-    /// Print the settings in force as TOML, each with the layer it comes from; secrets are hidden
+    /// Print the effective settings as TOML, each with its layer; secrets are hidden
     Show,
 }
 
@@ -26,7 +26,7 @@ pub fn run(
 ) -> Result<Answer, CliError> {
     match command {
         Command::Check => {
-            // The file it names has to be there and hold a key.
+            // Checks that secrets.master_key_file exists and holds a key.
             let sealer = Sealer::from_settings(&settings.secrets)?;
             open_settings(settings, |_| true)?;
             let file = file.map(Path::to_owned).or_else(|| {
@@ -48,7 +48,7 @@ pub fn run(
         Command::Show if printer.is_json() => {
             let table: toml::Table = toml::from_str(&settings.show()).map_err(|error| {
                 CliError::Usage(format!(
-                    "the settings cannot be shown as JSON ({error}); leave out --output json"
+                    "--output json: the settings cannot be printed as JSON ({error}); use --output table"
                 ))
             })?;
             printer.json(&table)?;
@@ -58,7 +58,7 @@ pub fn run(
     Ok(Answer::Yes)
 }
 
-/// The names of the environment's settings; the values may be secret.
+/// The names of the settings in the environment, without their values, which may be secret.
 fn variables() -> Vec<String> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     let mut names: Vec<String> = names.filter(|name| name.starts_with("HUB__")).collect();

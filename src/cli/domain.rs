@@ -1,4 +1,4 @@
-//! `hub domain`: what each domain owes, and pausing its deliveries.
+//! `hub domain`: lists, pauses and resumes domains.
 
 use std::time::Duration;
 
@@ -15,19 +15,20 @@ use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Every domain: its events, what waits in its outbox and its dead letters, whether it is paused
+    /// List domains with their event keys, waiting envelopes, dead letters and state
     List,
-    /// Stop the deliveries of a domain; events wait in its outbox, and other domains go on
+    /// Pause deliveries of a domain; envelopes wait in its outbox, and no event is lost
+    #[command(after_help = "Example:\n  hub domain pause user-lifecycle --for 2h")]
     Pause {
-        /// The domain
+        /// Name of the domain
         name: String,
-        /// How long, such as 2h or 30m; until it is resumed where not given
+        /// Duration, for example 2h or 30m [default: until resumed]
         #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
         duration: Option<Duration>,
     },
-    /// Go on with the deliveries of a domain
+    /// Resume deliveries of a domain
     Resume {
-        /// The domain
+        /// Name of the domain
         name: String,
     },
 }

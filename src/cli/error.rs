@@ -1,4 +1,4 @@
-//! Why a command did not do what it was asked, and the exit code that says so.
+//! Errors of commands, and their exit codes.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,12 +13,12 @@ use crate::serve::ServeError;
 use crate::settings::SettingsError;
 use hub_outbox::StoreError;
 
-/// What a command has to say when it did what it was asked.
+/// The result of a command that ran without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// Exit code 0.
     Yes,
-    /// Exit code 1: nothing went wrong, but the answer is no (drift was found, say).
+    /// Exit code 1: a negative result, for example drift was found.
     No,
 }
 
@@ -33,7 +33,7 @@ impl From<Answer> for ExitCode {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// Not to be told by the command line's grammar alone.
+    /// A usage error that the parser cannot detect.
     #[error("{0}")]
     Usage(String),
     #[error(transparent)]
@@ -43,17 +43,16 @@ pub enum CliError {
     #[error(transparent)]
     OpenSettings(#[from] OpenSettingsError),
     #[error(
-        "secrets.master_key is not set: without it nothing can be sealed. Make a key with \
-         `openssl rand -base64 32` and set it as HUB__SECRETS__MASTER_KEY (or in a file that secrets.master_key_file names), \
-         the same for every process of the hub"
+        "secrets.master_key: not set, but required to seal a secret; create a key with `openssl rand -base64 32`, and set it as \
+         HUB__SECRETS__MASTER_KEY, or in a file named by secrets.master_key_file, with the same value in every process of the hub"
     )]
     NoKeyToSeal,
-    #[error("standard input holds no secret that can be sealed: {problem}")]
+    #[error("standard input: not a valid secret: {problem}")]
     NotASecret { problem: String },
     #[error(
-        "secrets.master_key is not set, and {subscriptions} has a credential, which is stored only sealed. Make a key with \
-         `openssl rand -base64 32` and set it as HUB__SECRETS__MASTER_KEY (or in a file that secrets.master_key_file names), \
-         the same for every process of the hub{hint}"
+        "secrets.master_key: not set, but required to seal the credentials of {subscriptions}; create a key with \
+         `openssl rand -base64 32`, and set it as HUB__SECRETS__MASTER_KEY, or in a file named by secrets.master_key_file, with \
+         the same value in every process of the hub{hint}"
     )]
     NoMasterKey { subscriptions: String, hint: String },
     #[error(transparent)]
@@ -64,39 +63,37 @@ pub enum CliError {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Demo(#[from] crate::demo::DemoError),
-    #[error("the bench cannot measure: {0}")]
+    #[error("bench: {0}")]
     Bench(#[from] BenchError),
-    #[error("{} cannot be read: {source}", path.display())]
+    #[error("{}: reading failed: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("standard input cannot be read: {0}")]
-    Stdin(io::Error),
-    #[error("the output cannot be written: {0}")]
-    Output(io::Error),
-    #[error("the runtime cannot be started: {0}")]
-    Runtime(io::Error),
-    #[error("the event was not published: {0}")]
+    #[error("standard input: reading failed: {0}")]
+    Stdin(#[source] io::Error),
+    #[error("standard output: writing failed: {0}")]
+    Output(#[source] io::Error),
+    #[error("starting the runtime failed: {0}")]
+    Runtime(#[source] io::Error),
+    #[error("event not published: {0}")]
     EventRejected(String),
-    /// One or more things that were read are not as they must be; nothing was changed.
-    #[error("nothing was applied; in {document}:\n  {}", problems.join("\n  "))]
+    /// One or more parts of the input are invalid; nothing was changed.
+    #[error("{document}: invalid, nothing was applied:\n  {}", problems.join("\n  "))]
     Invalid { document: String, problems: Vec<String> },
-    #[error("there is no subscription {id:?}; `hub subscription list` shows those that are there")]
+    #[error("no subscription {id:?}; list the subscriptions with `hub subscription list`")]
     NoSubscription { id: String },
-    #[error(
-        "{ids}: changed by someone else meanwhile, and left as it is now; look at it and run the command again"
-    )]
+    #[error("{ids}: changed meanwhile by someone else, not written; check it and run the command again")]
     Conflict { ids: String },
-    #[error("{} subscriptions are sealed as they were:\n  {}", problems.len(), problems.join("\n  "))]
+    #[error("{} subscriptions were not resealed:\n  {}", problems.len(), problems.join("\n  "))]
     NotResealed { problems: Vec<String> },
     #[error(
-        "there is no database to look into: set outbox.database_url (HUB__OUTBOX__DATABASE_URL), or give --database-url"
+        "outbox.database_url: not set; set it to the producer's database (HUB__OUTBOX__DATABASE_URL), or use --database-url"
     )]
     NoDatabase,
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("{source}. {done} rows were {verb} before; run the same command again for the rest")]
+    #[error("{source}; {done} rows were {verb} before, run the same command again for the rest")]
     OutboxHalfway { verb: &'static str, done: u64, source: StoreError },
     #[error(
-        "there is a token {name:?} already; take another name, or revoke it first with `hub token revoke {name}`"
+        "token {name:?} already exists; use another name, or revoke it first with `hub token revoke {name}`"
     )]
     TokenExists { name: String },
     #[error("{0}")]
@@ -110,7 +107,7 @@ impl From<NatsError> for CliError {
 }
 
 impl From<ManagementError> for CliError {
-    /// What the command line says in words of its own: it may point at other commands.
+    /// Replaces errors whose remedy is another command.
     fn from(error: ManagementError) -> Self {
         match error {
             ManagementError::NoSubscription { id } => Self::NoSubscription { id },
@@ -127,7 +124,7 @@ impl From<ManagementError> for CliError {
                 Self::OutboxHalfway { verb, done, source }
             }
             error @ ManagementError::NoRow { .. } => {
-                Self::NothingMatched(format!("{error}. `hub outbox list` shows those that are there"))
+                Self::NothingMatched(format!("{error}; list the rows with `hub outbox list`"))
             }
             other => Self::Management(other),
         }
@@ -144,8 +141,8 @@ impl From<ProvisionError> for CliError {
 }
 
 impl CliError {
-    /// 1: the answer is no. 2: a usage error. 3: a server cannot be reached, so that the same
-    /// command may succeed later.
+    /// The exit code: 1 for a negative result, 2 for a usage error, 3 if a server is unavailable and the same command may
+    /// succeed later.
     pub fn code(&self) -> u8 {
         let unreachable = |error: &NatsError| {
             matches!(
@@ -169,9 +166,9 @@ impl CliError {
         }
     }
 
-    /// Says it on standard error, as one paragraph, and gives the exit code.
+    /// Prints the error to standard error, and returns the exit code.
     pub fn report(&self) -> ExitCode {
-        // Whoever reads the output has seen enough (`hub dlt list | head`): not an error.
+        // A closed pipe is not an error: the reader has read enough (`hub dlt list | head`).
         if let Self::Output(error) = self
             && error.kind() == io::ErrorKind::BrokenPipe
         {

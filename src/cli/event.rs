@@ -1,4 +1,4 @@
-//! `hub event`: one event's story.
+//! `hub event`: traces an event.
 
 use std::time::Duration;
 
@@ -18,21 +18,24 @@ use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// An event's whole story: every step from its publication to each subscriber's last state
+    /// Trace an event: every step from its publication to the last state of each of its envelopes
+    #[command(
+        after_help = "Examples:\n  hub event trace e-1\n  hub event trace e-1 --since 2h --domain user-lifecycle"
+    )]
     Trace(TraceOptions),
 }
 
 #[derive(Debug, Args)]
 pub struct TraceOptions {
-    /// The event's id: what it was published with, or <events stream>-<sequence>
+    /// Id of the event: the id it was published with, or <events stream>-<sequence>
     id: String,
-    /// Look into these domains alone; repeat it or separate by commas
+    /// Domains to search; repeatable, or separated by commas [default: all]
     #[arg(long = "domain", value_name = "NAME", value_delimiter = ',')]
     domains: Vec<String>,
-    /// Only what happened at or after: a time, such as 2026-01-31T08:00:00Z, or how long ago, such as 2h
+    /// Start of the search: a time, for example 2026-01-31T08:00:00Z, or an age, for example 2h
     #[arg(long, value_name = "TIME")]
     since: Option<Moment>,
-    /// Look for so long at most, and tell what was found until then
+    /// Maximum duration of the search; after it, the steps found so far are printed
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     timeout: Duration,
 }
@@ -55,16 +58,17 @@ async fn trace(options: TraceOptions, settings: &Settings, printer: Printer) -> 
     let Traced { trace, complete } = manage(settings).await?.trace_event(&request).await?;
     if !complete {
         warn(&format!(
-            "not all streams were read within {}; narrow it with --domain or --since, or give more with --timeout",
+            "not all streams were read within {}; narrow the search with --domain or --since, or raise --timeout",
             humantime::format_duration(options.timeout)
         ));
     }
     let Some(trace) = trace else {
         return Err(CliError::NothingMatched(format!(
-            "nothing is known of the event {:?}{}: it was never published, nobody wanted it, or everything of it is \
-             delivered and not in the delivery log (delivery.log is {:?}, kept for {})",
+            "no trace of the event {:?}{}: it was not published, no subscription matched it (or it was paused), or it was \
+             delivered and is not in the delivery log (delivery.log = {:?}, kept for {}); check the tenant and the key with \
+             `hub subscription match`",
             options.id,
-            if complete { "" } else { " so far" },
+            if complete { "" } else { " found yet" },
             settings.delivery.log.to_string(),
             humantime::format_duration(settings.limits.attempts_max_age)
         )));
@@ -123,9 +127,9 @@ fn or_dash(value: Option<impl ToString>) -> String {
     value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
-/// RFC 3339 to the millisecond, in UTC: steps follow each other closely.
+/// Formats a time by RFC 3339, to the millisecond, in UTC.
 fn milliseconds(at: OffsetDateTime) -> String {
-    // A producer may name a time whose UTC form has another year than can be written.
+    // A producer may set a time whose year in UTC is outside the range of RFC 3339.
     let Some(at) = at.checked_to_offset(time::UtcOffset::UTC) else { return super::output::time(at) };
     let second = super::output::time(at);
     format!("{}.{:03}Z", second.trim_end_matches('Z'), at.millisecond())

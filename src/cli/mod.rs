@@ -1,5 +1,5 @@
-//! The command line: `hub`. One file per group of commands; each reads its options, does one
-//! thing through the management layer or the adapters, and prints an answer.
+//! The command line `hub`. One file per group of commands: each parses its options, calls the management layer or an
+//! adapter, and prints the result.
 
 mod config;
 mod dlt;
@@ -38,26 +38,34 @@ use crate::seal::open_settings;
 use crate::settings::{SecretName, Settings, SettingsError};
 
 const AFTER_HELP: &str = "\
-Exit codes:
-  0  done
-  1  the answer is no: drift found, nothing matched, the event rejected, settings or input invalid
-  2  usage error
-  3  the NATS server or another service cannot be reached";
+Examples:
+  hub demo                                          see the hub work on this machine
+  hub serve --dev                                   run the hub with its own NATS server
+  hub subscription apply --file crm.json            create or replace a subscription
+  hub publish user.created '{\"user_id\":\"u1\"}'       publish an event
+  hub event trace <ID>                              trace an event
+  hub dlt list                                      list dead letters
 
-/// Integration Hub: events on NATS JetStream, delivered to each subscriber on its own.
+Exit codes:
+  0  success
+  1  negative result: drift found, nothing matched, event rejected, invalid settings or input
+  2  usage error
+  3  the NATS server or another service is unavailable";
+
+/// Integration Hub: distributes events on NATS JetStream, and delivers them to each subscriber independently
 #[derive(Debug, Parser)]
 #[command(name = "hub", version, after_help = AFTER_HELP, propagate_version = true)]
 pub struct Cli {
-    /// The settings file; hub.toml in the working directory where not given, if it is there
+    /// Settings file [default: hub.toml in the working directory, if it exists]
     #[arg(long, global = true, env = "HUB_CONFIG", value_name = "FILE", help_heading = "Global options")]
     config: Option<PathBuf>,
-    /// The NATS server: goes before nats.url of the settings
+    /// URL of the NATS server; overrides nats.url, for example nats://127.0.0.1:4222
     #[arg(long, global = true, value_name = "URL", help_heading = "Global options")]
     nats_url: Option<String>,
-    /// Override one setting, such as --set nats.prefix=test; repeat it for more
+    /// Value of one setting, for example --set nats.prefix=test; repeatable
     #[arg(long = "set", global = true, value_name = "KEY=VALUE", value_parser = key_and_value, help_heading = "Global options")]
     set: Vec<(String, String)>,
-    /// How the answer is printed
+    /// Output format
     #[arg(
         long,
         short,
@@ -68,7 +76,7 @@ pub struct Cli {
         help_heading = "Global options"
     )]
     output: Format,
-    /// Tell on standard error what is done (RUST_LOG says more precisely what)
+    /// Log at level info to standard error; RUST_LOG sets the levels exactly
     #[arg(long, short, global = true, help_heading = "Global options")]
     verbose: bool,
     #[command(subcommand)]
@@ -77,45 +85,45 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// See the hub at work on this machine, step by step, with a server and subscribers of its own
+    /// Run a demonstration of the hub on this machine, with its own NATS server and subscribers
     Demo(demo::Options),
-    /// Run the hub: all roles, or those named, until told to stop
+    /// Run the hub until it receives a stop signal
     Serve(serve::Options),
-    /// Make the streams and consumers, or tell where the server's differ
+    /// Create and update streams and consumers, or report differences
     Provision(provision::Options),
-    /// Publish one event
+    /// Publish an event
     Publish(publish::Options),
-    /// Who wants which events, and where
-    #[command(subcommand)]
-    Subscription(subscription::Command),
-    /// The master keys that credentials are sealed with
-    #[command(subcommand)]
-    Secrets(secrets::Command),
-    /// Tokens: who may use the HTTP API
-    #[command(subcommand)]
-    Token(token::Command),
-    /// The domains: what they owe, and whether they deliver
-    #[command(subcommand)]
-    Domain(domain::Command),
-    /// Dead letters: what could not be delivered
-    #[command(subcommand)]
-    Dlt(dlt::Command),
-    /// One event: what became of it
+    /// Trace events
     #[command(subcommand)]
     Event(event::Command),
-    /// The transactional outbox in the producer's database
+    /// Manage subscriptions
+    #[command(subcommand)]
+    Subscription(subscription::Command),
+    /// List, replay and discard dead letters
+    #[command(subcommand)]
+    Dlt(dlt::Command),
+    /// List, pause and resume domains
+    #[command(subcommand)]
+    Domain(domain::Command),
+    /// Manage the producer outbox
     Outbox(outbox::Options),
-    /// The settings: whether they are valid, and what is in force
+    /// Manage tokens of the HTTP API
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Seal secrets, and rotate the master key
+    #[command(subcommand)]
+    Secrets(secrets::Command),
+    /// Check and print the settings
     #[command(subcommand)]
     Config(config::Command),
     /// Measure the hub on this machine, with a receiver and a load of its own
     Bench(crate::bench::Options),
 }
 
-/// Global options that take a value, beside `--set`.
+/// Global options with a value, except `--set`.
 const WITH_VALUE: [&str; 4] = ["--config", "--nats-url", "--output", "-o"];
 
-/// What stands as `--set` before the command.
+/// Returns the `--set` options before the command.
 fn set_before_the_command(args: &[OsString]) -> Vec<(String, String)> {
     let mut args = args.iter().skip(1).filter_map(|arg| arg.to_str());
     let mut found = Vec::new();
@@ -135,18 +143,18 @@ fn set_before_the_command(args: &[OsString]) -> Vec<(String, String)> {
     found
 }
 
-/// The exit code of a usage error, as clap has it.
+/// The exit code of a usage error, the same as clap's.
 const USAGE_ERROR: u8 = 2;
 
 impl Cli {
-    /// Reads the command line. Help and version are printed here, and so is a usage error; then the exit code is
-    /// given. Of a global option that stands before and after the command, clap keeps what stands after it.
+    /// Parses the command line. Prints help, version or a usage error, and then returns the exit code. If a global option
+    /// is before and after the command, clap keeps the one after it.
     pub fn read() -> Result<Self, ExitCode> {
         Self::read_from(std::env::args_os().collect()).map_err(|error| {
             if !error.use_stderr() {
                 error.exit();
             }
-            // It quotes the arguments, which may come from strangers.
+            // The error quotes the arguments, which may be untrusted text.
             output::usage_error(&error.render().to_string());
             ExitCode::from(USAGE_ERROR)
         })
@@ -161,14 +169,13 @@ impl Cli {
         Ok(cli)
     }
 
-    /// The settings in all their layers. The demo and the bench bring their own: whatever lies in
-    /// the working directory is not theirs.
+    /// Loads the settings from all layers. The demo and the bench use the defaults and ignore the working directory.
     pub fn settings(&self) -> Result<Settings, SettingsError> {
         match self.command {
             Command::Demo(_) | Command::Bench(_) => Ok(Settings::defaults()),
             _ => {
                 for (name, meant) in Settings::misspelt_variables() {
-                    output::warn(&format!("the variable {name} is not read; write {meant}"));
+                    output::warn(&format!("{name}: unknown variable, ignored; did you mean {meant}?"));
                 }
                 Settings::load(self.config.as_deref(), &self.overrides())
             }
@@ -189,7 +196,7 @@ impl Cli {
         }
     }
 
-    /// All cores for what runs for long; a single thread for what asks and answers.
+    /// Builds the runtime: all cores for a service, a single thread for a short command.
     pub fn runtime(&self) -> Result<Runtime, CliError> {
         let mut builder =
             if self.is_service() { Builder::new_multi_thread() } else { Builder::new_current_thread() };
@@ -202,7 +209,7 @@ impl Cli {
 
     pub async fn run(self, settings: Settings) -> Result<Answer, CliError> {
         let printer = Printer::new(self.output);
-        // What is about the settings themselves sees them as they are written; `hub serve` needs all of them.
+        // Commands about settings see sealed settings unchanged; `hub serve` opens all of them itself.
         let settings = match self.command {
             Command::Config(_) | Command::Secrets(_) | Command::Serve(_) => settings,
             _ => open_settings(&settings, SecretName::is_to_connect)?,
@@ -234,11 +241,11 @@ impl Cli {
 fn key_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
-        _ => Err("write KEY=VALUE, such as nats.prefix=test".to_owned()),
+        _ => Err("must be KEY=VALUE, such as nats.prefix=test".to_owned()),
     }
 }
 
-/// A connection to a server that is new enough.
+/// Connects to the NATS server, and checks its version.
 async fn connect(settings: &Settings) -> Result<JetStream, CliError> {
     let js = JetStream::connect(&crate::from_settings::connect_options(settings, "hub command line")).await?;
     let found = js.server_version();
@@ -248,23 +255,23 @@ async fn connect(settings: &Settings) -> Result<JetStream, CliError> {
     Ok(js)
 }
 
-/// The hub to operate, with its master key.
+/// Returns the management layer with the master key.
 async fn manage_sealed(settings: &Settings) -> Result<Management, CliError> {
     let settings = open_settings(settings, |_| true)?;
     Ok(Management::new(connect(&settings).await?, Arc::new(settings))?)
 }
 
-/// Who the command line is: whoever has the broker and the settings may do everything.
+/// The caller of the command line. It may do everything, because it has access to the broker and the settings.
 fn operator() -> Caller {
     Caller::unbound("command line")
 }
 
-/// The hub to operate, for what touches no credential.
+/// Returns the management layer without the master key, for commands that use no credential.
 async fn manage(settings: &Settings) -> Result<Management, CliError> {
     Ok(Management::without_secrets(connect(settings).await?, Arc::new(settings.clone())))
 }
 
-/// A file's content; `-` is standard input.
+/// Reads a file; `-` means standard input.
 fn read_input(file: &Path) -> Result<Vec<u8>, CliError> {
     if file == Path::new("-") {
         let mut bytes = Vec::new();
@@ -279,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_may_stand_before_and_after_the_command() {
+    fn settings_are_accepted_before_and_after_the_command() {
         let read = |line: &str| {
             let cli = Cli::read_from(line.split(' ').map(OsString::from).collect()).expect("a command line");
             cli.set.into_iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")

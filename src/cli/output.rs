@@ -1,4 +1,4 @@
-//! Answers on standard output: tables for people, JSON for programs.
+//! Output of commands on standard output: tables for people, JSON for programs.
 
 use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
 use std::time::Duration;
@@ -11,10 +11,10 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::error::CliError;
-use crate::outlet;
 use crate::printable::{self, PrintableJson};
+use crate::queued_writer;
 
-/// `--output`
+/// The value of `--output`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     #[default]
@@ -22,7 +22,7 @@ pub enum Format {
     Json,
 }
 
-/// Writes a command's answer in the format that was asked for.
+/// Prints the result of a command in the selected format.
 #[derive(Debug, Clone, Copy)]
 pub struct Printer {
     format: Format,
@@ -37,12 +37,12 @@ impl Printer {
         self.format == Format::Json
     }
 
-    /// One line; what it quotes cannot begin another.
+    /// Prints one line; line ends in quoted text are escaped.
     pub fn line(self, text: &str) -> Result<(), CliError> {
         unless_closed(writeln!(io::stdout().lock(), "{}", printable::line(text)))
     }
 
-    /// Lines of the hub's own.
+    /// Prints several lines.
     pub fn lines(self, text: &str) -> Result<(), CliError> {
         unless_closed(writeln!(io::stdout().lock(), "{}", printable::lines(text)))
     }
@@ -54,18 +54,17 @@ impl Printer {
         unless_closed(written.and_then(|()| writeln!(out)).and_then(|()| out.flush()))
     }
 
-    /// Columns with aligned cells and nothing between them; no row is wrapped, so that `grep` and
-    /// `awk` find what they look for.
+    /// Prints aligned columns without borders. Rows are not wrapped, so that `grep` and `awk` work.
     pub fn table(self, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), CliError> {
         unless_closed(write_table(head, rows))
     }
 
-    /// The same for one page of many: an error if nobody reads any more, so that no further page is read.
+    /// Prints one page of many. A closed pipe is an error here, so that no further page is read.
     pub fn page(self, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), CliError> {
         write_table(head, rows).map_err(CliError::Output)
     }
 
-    /// One thing with all its fields: `delivery.auth.type  bearer`.
+    /// Prints all fields of a value, such as `delivery.auth.type  bearer`.
     pub fn fields(self, value: &Value) -> Result<(), CliError> {
         let mut rows = Vec::new();
         flatten(String::new(), value, &mut rows);
@@ -73,8 +72,8 @@ impl Printer {
     }
 }
 
-/// Whoever closed the pipe has read enough (`hub domain list | head -1`). The command still does the rest of its
-/// work, and its exit code still tells the answer.
+/// Ignores a closed pipe: the reader has read enough (`hub domain list | head -1`). The command still finishes, with its
+/// normal exit code.
 fn unless_closed(written: io::Result<()>) -> Result<(), CliError> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -117,7 +116,7 @@ fn flatten(path: String, value: &Value, rows: &mut Vec<Vec<String>>) {
     }
 }
 
-/// A JSON array that is written as its elements come, one to a line.
+/// Writes a JSON array element by element, one per line.
 pub struct JsonArray {
     out: BufWriter<StdoutLock<'static>>,
     empty: bool,
@@ -144,29 +143,29 @@ impl JsonArray {
     }
 }
 
-/// A remark beside the answer, on standard error.
+/// Prints a warning to standard error.
 pub fn warn(text: &str) {
     note(&format!("warning: {text}"));
 }
 
-/// A line on standard error, in its place among those of the log.
+/// Prints a line to standard error, in order with the lines of the log.
 pub fn note(text: &str) {
-    outlet::stderr().put(format!("{}\n", printable::lines(text)));
+    queued_writer::stderr().put(format!("{}\n", printable::lines(text)));
 }
 
-/// A question on standard error, written before its answer is read.
+/// Prints a question to standard error, and waits until it is written.
 pub fn prompt(text: &str) {
-    outlet::stderr().put(printable::lines(text).into_owned());
-    outlet::stderr().flush(outlet::FLUSH_LIMIT);
+    queued_writer::stderr().put(printable::lines(text).into_owned());
+    queued_writer::stderr().flush(queued_writer::FLUSH_LIMIT);
 }
 
-/// A usage error of the command line: the parser's own text, with nothing in it that acts on a terminal.
+/// Prints the parser's usage error, with characters that control a terminal escaped.
 pub fn usage_error(text: &str) {
-    outlet::stderr().put(printable::lines(text).into_owned());
-    outlet::stderr().flush(outlet::FLUSH_LIMIT);
+    queued_writer::stderr().put(printable::lines(text).into_owned());
+    queued_writer::stderr().flush(queued_writer::FLUSH_LIMIT);
 }
 
-/// A bar on standard error, where a person looks at it; nothing elsewhere.
+/// A progress bar on standard error, if it is a terminal.
 pub fn progress(total: usize, what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(total as u64).with_message(what);
     let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec}")
@@ -175,7 +174,7 @@ pub fn progress(total: usize, what: &'static str) -> ProgressBar {
     bar
 }
 
-/// The same where the end is not known.
+/// A progress display for an unknown total.
 pub fn spinner(what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(what);
     let style = ProgressStyle::with_template("{spinner} {msg} {human_pos}")
@@ -185,14 +184,13 @@ pub fn spinner(what: &'static str) -> ProgressBar {
     bar
 }
 
-/// Asks a person before something that cannot be undone. Where nobody can be asked, `--yes` has
-/// to be given.
+/// Asks for confirmation before a change that cannot be undone. Without a terminal, `--yes` is required.
 pub fn confirm(question: &str, yes: bool) -> Result<bool, CliError> {
     if yes {
         return Ok(true);
     }
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
-        return Err(CliError::Usage(format!("{question} This cannot be undone: add --yes to say so")));
+        return Err(CliError::Usage(format!("{question} This cannot be undone; confirm with --yes")));
     }
     prompt(&format!("{question} [y/N] "));
     let mut answer = String::new();
@@ -200,17 +198,17 @@ pub fn confirm(question: &str, yes: bool) -> Result<bool, CliError> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// A text for a table's cell: one line, at most `width` characters.
+/// Formats a text for a table cell: one line, cut to `width` characters if standard output is a terminal.
 pub fn cell(text: &str, width: usize) -> String {
     let line: String = text.chars().map(|c| if c.is_ascii_whitespace() { ' ' } else { c }).collect();
     let line = printable::line(&line);
-    if line.chars().count() <= width {
+    if line.chars().count() <= width || !io::stdout().is_terminal() {
         return line.into_owned();
     }
     line.chars().take(width.saturating_sub(1)).chain(std::iter::once('…')).collect()
 }
 
-/// RFC 3339 to the second, in UTC.
+/// Formats a time by RFC 3339, to the second, in UTC.
 pub fn time(at: OffsetDateTime) -> String {
     let at = at.checked_to_offset(time::UtcOffset::UTC).unwrap_or(at).replace_nanosecond(0).unwrap_or(at);
     at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())

@@ -11,7 +11,7 @@ use crate::settings::Settings;
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Change nothing; tell where the server differs from the definitions, and exit with 1 if it does
+    /// Change nothing; print the differences between the server and the definitions, and exit with 1 if there are any
     #[arg(long)]
     check: bool,
 }
@@ -24,7 +24,7 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
         if printer.is_json() {
             printer.json(&drifts)?;
         } else if drifts.is_empty() {
-            printer.line("no drift: every stream and consumer is as the definitions say")?;
+            printer.line("no drift: all streams and consumers match the definitions")?;
         } else {
             for drift in &drifts {
                 printer.line(&drift.to_string())?;
@@ -52,14 +52,14 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
         printer.table(&["ACTION", "WHAT", "DETAIL"], rows)?;
     }
     printer.line(&format!(
-        "{} created, {} changed, {} kept (the change would lose messages), {} unchanged",
+        "{} created, {} changed, {} kept (a change would lose messages), {} unchanged",
         done.created.len(),
         done.changed.len(),
         done.kept.len(),
         done.unchanged
     ))?;
     if moved > 0 {
-        printer.line(&format!("{moved} subscriptions moved to the keys of their tenants"))?;
+        printer.line(&format!("{moved} subscriptions moved to keys with their tenants"))?;
     }
     Ok(Answer::Yes)
 }
@@ -69,7 +69,7 @@ fn row(action: &str, drift: &Drift) -> Vec<String> {
         DriftKind::Missing => "missing".to_owned(),
         DriftKind::Differs { field, wanted, found } => format!("{field}: {found} -> {wanted}"),
         DriftKind::WouldLose { field, wanted, found } => {
-            format!("{field}: stays {found}; {wanted} would drop messages that stand there")
+            format!("{field}: keeps {found}, because {wanted} would drop stored messages")
         }
     };
     vec![action.to_owned(), drift.what.clone(), detail]

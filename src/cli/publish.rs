@@ -1,4 +1,4 @@
-//! `hub publish`: a bare JSON event, acknowledged by JetStream.
+//! `hub publish`: publishes a bare JSON event, and waits for its acknowledgement by JetStream.
 
 use std::path::PathBuf;
 
@@ -14,22 +14,23 @@ use crate::management::{ManagementError, categories};
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  hub publish user.created '{\"user_id\":\"u1\"}' --id e-1 --tenant acme")]
 pub struct Options {
-    /// The event key, <resource>.<operation>, such as user.created
+    /// Event key, <resource>.<operation>, for example user.created
     key: EventKey,
-    /// The event's data, a JSON value; '-' reads it from standard input
+    /// Data of the event, a JSON value; '-' reads standard input
     #[arg(required_unless_present = "file", conflicts_with = "file")]
     data: Option<String>,
-    /// Read the data from a file; '-' is standard input
+    /// File with the data; '-' reads standard input
     #[arg(long, short, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The event's id: the same id within the duplicate window counts once
+    /// Id of the event; an event with the same id and source is stored only once in the duplicate window
     #[arg(long)]
     id: Option<String>,
-    /// The tenant; "default" where not given
+    /// Tenant of the event [default: default]
     #[arg(long)]
     tenant: Option<String>,
-    /// Where the event comes from; "nats" where not given
+    /// Source of the event [default: nats]
     #[arg(long)]
     source: Option<String>,
 }
@@ -42,24 +43,25 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
     };
     if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(&data) {
         return Err(CliError::EventRejected(format!(
-            "the data is not JSON: {error}; write a JSON value, such as '{{\"user_id\":\"u1\"}}'"
+            "the data is not JSON: {error}; pass a JSON value, such as '{{\"user_id\":\"u1\"}}'"
         )));
     }
     let given = [("id", &options.id), ("tenant", &options.tenant), ("source", &options.source)];
-    // A line break would end the header and begin another.
+    // A line break would start another header.
     if let Some((name, _)) = given.iter().find(|(_, value)| {
         value.as_ref().is_some_and(|value| value.is_empty() || value.contains(char::is_control))
     }) {
-        return Err(CliError::Usage(format!("--{name} is empty or holds a control character")));
+        return Err(CliError::Usage(format!("--{name}: must not be empty or contain a control character")));
     }
-    // The header would lose them.
+    // A header does not keep them.
     if let Some((name, _)) =
         given.iter().find(|(_, value)| value.as_ref().is_some_and(|value| value.trim() != value))
     {
-        return Err(CliError::Usage(format!("--{name} begins or ends with a blank; take it out")));
+        return Err(CliError::Usage(format!("--{name}: must not begin or end with a space; remove it")));
     }
-    if categories(settings).domain_of(&options.key).is_none() {
-        warn(&format!("{}; the hub will keep it as rejected", Rejection::no_domain(&options.key).detail));
+    let has_domain = categories(settings).domain_of(&options.key).is_some();
+    if !has_domain {
+        warn(&format!("{}; the hub rejects the event", Rejection::no_domain(&options.key).detail));
     }
     let headers: Vec<(&str, &str)> =
         [("Nats-Msg-Id", &options.id), ("Hub-Tenant", &options.tenant), ("Hub-Source", &options.source)]
@@ -81,10 +83,13 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
         printer.json(&published)?;
     } else if *duplicate {
         printer.line(&format!(
-            "duplicate: {stream} has the id {id} already, at sequence {sequence}; nothing was stored"
+            "duplicate: {stream} already has the id {id} at sequence {sequence}; nothing was stored"
         ))?;
-    } else {
+    } else if has_domain {
         printer.line(&format!("published: {stream} sequence {sequence}, id {id}"))?;
+    } else {
+        printer
+            .line(&format!("rejected: {stream} sequence {sequence}, id {id}; no domain accepts the key"))?;
     }
-    Ok(Answer::Yes)
+    Ok(if has_domain { Answer::Yes } else { Answer::No })
 }

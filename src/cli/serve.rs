@@ -8,14 +8,14 @@ use crate::settings::Settings;
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// What this process does; repeat it or separate by commas. Where not given: all but
-    /// subscription-resolver, and outbox-relay only where outbox.database_url is set
+    /// Roles of this process; repeatable, or separated by commas [default: all except subscription-resolver,
+    /// and outbox-relay only if outbox.database_url is set]
     #[arg(long = "role", value_name = "ROLE", value_delimiter = ',')]
     roles: Vec<Role>,
-    /// Work on the outboxes and dead letters of these domains alone; repeat it or separate by commas
+    /// Domains whose outboxes and dead letters this process handles; repeatable, or separated by commas [default: all]
     #[arg(long = "domain", value_name = "NAME", value_delimiter = ',')]
     domains: Vec<String>,
-    /// Start a private nats-server whose data lasts, and use it
+    /// Start a private nats-server with persistent data, and use it; accept API requests without a token on this machine
     #[arg(long)]
     dev: bool,
 }

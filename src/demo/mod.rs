@@ -17,7 +17,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use crate::domain::field_error::FieldError;
-use crate::outlet::{self, Outlet};
+use crate::queued_writer::{self, QueuedWriter};
 use crate::serve::{Role, ServeError};
 use crate::settings::SettingsError;
 use crate::signals::Signals;
@@ -113,7 +113,7 @@ pub async fn run(options: Options) -> Result<Verdict, DemoError> {
 async fn begin(folder: &Path, teller: &mut Teller) -> Result<(Stage, Processes), DemoError> {
     teller.heading("A nats-server, and a hub");
     let binary = tokio::task::spawn_blocking(|| {
-        find_or_fetch(None, &|text| outlet::stderr().put(format!("{text}\n")))
+        find_or_fetch(None, &|text| queued_writer::stderr().put(format!("{text}\n")))
     })
     .await
     .map_err(|_| crate::dev::DevError::Interrupted)??;
@@ -167,14 +167,14 @@ async fn carry_out(
 /// The hub's log goes to a file, so that it does not stand between the steps.
 struct Log {
     path: PathBuf,
-    outlet: Outlet,
+    outlet: QueuedWriter,
 }
 
 impl Log {
     fn start(path: PathBuf) -> Result<Self, DemoError> {
         let file =
             std::fs::File::create(&path).map_err(|source| DemoError::File { path: path.clone(), source })?;
-        let outlet = Outlet::new("demo-log", file);
+        let outlet = QueuedWriter::new("demo-log", file);
         let writer = outlet.clone();
         let started = tracing_subscriber::fmt()
             .with_env_filter(EnvFilter::new("info,integration_hub=debug"))
@@ -191,7 +191,7 @@ impl Log {
 
     /// The folder goes with the demo, so the end of the log is shown where it is needed.
     fn show_end(&self, teller: &mut Teller) {
-        self.outlet.flush(outlet::FLUSH_LIMIT);
+        self.outlet.flush(queued_writer::FLUSH_LIMIT);
         let text = match std::fs::read(&self.path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) => format!("(it cannot be read: {error})"),

@@ -77,7 +77,7 @@ impl Teller {
     pub fn on_stdout() -> Self {
         let colour =
             std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
-        Self::new(Box::new(crate::outlet::stdout().clone()), colour)
+        Self::new(Box::new(crate::queued_writer::stdout().clone()), colour)
     }
 
     pub fn new(out: Box<dyn Write + Send>, colour: bool) -> Self {

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::receiver::{Log, Receiver};
 use super::stage::Stage;
 use super::telling::Teller;
-use crate::shell::{executable, quoted};
+use crate::shell_command::{executable, quoted};
 
 /// Lines told of one receiver at once; what is beyond is counted.
 const MOST_LINES: u64 = 8;

@@ -1,14 +1,14 @@
-//! Reads the body of an answer, within bounds of bytes and of time. A body that breaks off, stalls or is badly
-//! framed is no error: status and headers have decided by then, and what arrived is kept.
+//! Reads the body of an answer, with limits of size and time. A body that breaks off, stalls or is badly framed is not an
+//! error: status and headers have decided the outcome, and the bytes that arrived are kept.
 
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout_at};
 
-use super::client::Answer;
+use super::client::HttpResponse;
 
-/// What was read of a body.
+/// The part of a body that was read.
 pub(super) struct Body {
-    /// At most as many bytes as were to be kept.
+    /// The first bytes, up to the number to keep.
     pub(super) bytes: Vec<u8>,
     pub(super) end: End,
 }
@@ -16,19 +16,19 @@ pub(super) struct Body {
 /// How reading a body ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// All of it was read; the connection can be reused.
+    /// The body is complete; the connection can be reused.
     Whole,
-    /// It is longer than the limit.
+    /// The body is longer than the limit.
     TooLong,
-    /// It had not ended in time.
+    /// The deadline passed before the end of the body.
     Late,
-    /// The connection closed within it, or its framing is wrong.
+    /// The connection closed before the end of the body, or its framing is wrong.
     Broken,
 }
 
-/// Reads up to `limit` bytes until `deadline`, and keeps the first `keep` of them. A connection with an unread rest
+/// Reads up to `limit` bytes until `deadline`, and keeps the first `keep` of them. If a part stays unread, the connection
 /// is closed.
-pub(super) async fn read(answer: Answer, keep: usize, limit: usize, deadline: Instant) -> Body {
+pub(super) async fn read(answer: HttpResponse, keep: usize, limit: usize, deadline: Instant) -> Body {
     let (mut body, mut bytes, mut length) = (answer.into_body(), Vec::new(), 0);
     let end = loop {
         let frame = match timeout_at(deadline, body.frame()).await {
@@ -37,7 +37,7 @@ pub(super) async fn read(answer: Answer, keep: usize, limit: usize, deadline: In
             Ok(Some(Err(_))) => break End::Broken,
             Err(_) => break End::Late,
         };
-        // What is no data is trailers.
+        // A frame without data holds trailers.
         let Ok(chunk) = frame.into_data() else { continue };
         let room = keep - bytes.len();
         bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);

@@ -1,5 +1,5 @@
-//! The HTTP client: hyper's pool, on connections that are guarded, timed and metered. Built on hyper itself because
-//! the client above it lets nobody at its connections, where alone an endpoint's bytes can be counted.
+//! The HTTP client: hyper's connection pool, with an address guard, timeouts and a limit of incoming bytes. It uses hyper
+//! directly because reqwest gives no access to its connections, where the bytes are counted.
 
 use std::future::Future;
 use std::io;
@@ -25,35 +25,34 @@ use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
 use super::HttpConfig;
-use super::guard::GuardedResolver;
+use super::address_guard::GuardedResolver;
 use super::meter::{Meter, Protocol};
 
-/// Idle connections kept to one endpoint: as many as a domain's pool may use at once, so that a
-/// busy endpoint is not connected to anew for each envelope.
+/// Idle connections kept per endpoint: as many as a domain's pool may use at once, so that a busy endpoint needs no new
+/// connection for each envelope.
 const IDLE_PER_HOST: usize = 256;
-/// Shorter than the idle time of common servers, which close a connection just when it is used.
+/// Maximum idle time: shorter than that of common servers, so that a server does not close a connection while it is used.
 const IDLE: Duration = Duration::from_secs(30);
-/// An HTTP/2 connection that is dead without a word would take every attempt's whole timeout.
+/// Interval of HTTP/2 pings, which detect a dead connection before attempts time out on it.
 const PING_EVERY: Duration = Duration::from_secs(20);
-/// Most headers of an HTTP/1 answer.
+/// Maximum number of headers of an HTTP/1 answer.
 const MOST_HEADERS: usize = 256;
-/// Most bytes of the head of an answer.
+/// Maximum size of an answer's head, in bytes.
 const HEAD: usize = 64 * 1024;
-/// What an HTTP/2 endpoint may send of a body before we read it.
+/// Bytes of a body that an HTTP/2 endpoint may send before they are read.
 const HTTP2_WINDOW: u32 = 128 * 1024;
 
-pub(super) type Answer = Response<Incoming>;
+pub(super) type HttpResponse = Response<Incoming>;
 
-/// A clone shares the connections.
+/// An HTTP client. A clone shares the connections.
 #[derive(Clone)]
 pub(super) struct Client {
     pool: Pool<Connector, Full<Bytes>>,
 }
 
 impl Client {
-    /// `tls` without ALPN.
-    ///
-    /// * `open`: counts the connections
+    /// * `tls`: a configuration without ALPN
+    /// * `open`: the number of open connections, which the client updates
     pub(super) fn new(config: &HttpConfig, mut tls: ClientConfig, open: &Arc<AtomicUsize>) -> Self {
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let mut tcp = HttpConnector::new_with_resolver(GuardedResolver::new(config.addresses.clone()));
@@ -83,9 +82,9 @@ impl Client {
         Self { pool }
     }
 
-    /// Sends a request, and returns as soon as the head of the answer is there. Redirects are not followed, and nothing
-    /// is sent twice.
-    pub(super) async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, Unanswered> {
+    /// Sends a request, and returns as soon as the head of the answer is complete. Follows no redirect and sends nothing
+    /// twice.
+    pub(super) async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<HttpResponse, RequestError> {
         let connection = capture_connection(&mut request);
         self.pool.request(request).await.map_err(|error| {
             let mut extras = http::Extensions::new();
@@ -93,19 +92,19 @@ impl Client {
                 connected.get_extras(&mut extras);
             }
             let status = extras.get::<SeenStatus>().and_then(SeenStatus::get);
-            Unanswered { error, status }
+            RequestError { error, status }
         })
     }
 }
 
-/// No answer that can be read.
-pub(super) struct Unanswered {
+/// A request without a readable answer.
+pub(super) struct RequestError {
     pub(super) error: Error,
-    /// The final status that the head began with, if it came so far.
+    /// The final status, if the status line arrived.
     pub(super) status: Option<u16>,
 }
 
-/// Connects within a time: name resolution, TCP and TLS together.
+/// Opens connections, with one timeout for name resolution, TCP and TLS together.
 #[derive(Clone)]
 struct Connector {
     tcp: HttpConnector<GuardedResolver>,
@@ -114,7 +113,7 @@ struct Connector {
     open: Arc<AtomicUsize>,
 }
 
-/// One of the connections that are counted.
+/// Counts one open connection until it is dropped.
 struct Counted(Arc<AtomicUsize>);
 
 impl Counted {
@@ -171,13 +170,13 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// The status that the answer to the last request on a connection began with, 0 before. What it says is there even if the rest of its head makes
-/// no sense.
+/// The status of the answer to the last request on a connection; 0 before it arrives. It is known even if the rest of the
+/// head is invalid.
 #[derive(Clone, Default)]
 struct SeenStatus(Arc<AtomicU16>);
 
 impl SeenStatus {
-    /// A final one (RFC 9110 section 15).
+    /// A final status (RFC 9110 section 15).
     fn get(&self) -> Option<u16> {
         Some(self.0.load(Ordering::Relaxed)).filter(|status| (200..600).contains(status))
     }
@@ -186,16 +185,16 @@ impl SeenStatus {
 /// `HTTP/1.1 200`
 const STATUS_LINE: usize = 12;
 
-/// The beginning of an HTTP/1 answer.
+/// Parses the status line of an HTTP/1 answer.
 #[derive(Default)]
 struct Head {
     begun: Vec<u8>,
-    /// A request was sent since: what comes next begins an answer.
+    /// True if a request was sent since the last read: the next byte begins an answer.
     next: bool,
 }
 
 impl Head {
-    /// Takes what came; the status once it is whole.
+    /// Adds bytes; returns the status once it is complete.
     fn read(&mut self, bytes: &[u8]) -> Option<u16> {
         if std::mem::take(&mut self.next) {
             self.begun.clear();
@@ -228,7 +227,7 @@ impl Metered {
         Self { meter, head, status, stream, _counted: counted }
     }
 
-    /// What the answer before said is forgotten: it must never be taken for that of this request.
+    /// Resets the status, so that the previous answer's is never used for this request.
     fn written(&mut self) {
         self.meter.written();
         self.head.next = true;

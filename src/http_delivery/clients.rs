@@ -1,8 +1,8 @@
-//! The clients of all subscriptions: one for each tenant, and for each set of roots and certificate of its own. Tenants
-//! share no connection, so that nothing one's endpoint sends is taken for the answer of another's.
+//! HTTP clients: one per tenant and set of TLS options. Tenants share no connection, so that one tenant's endpoint cannot
+//! send the answer to another tenant's request.
 //!
-//! All of them together keep at most half of the files that the process may open. A connection beyond that closes those
-//! that wait for a next request.
+//! All clients together hold at most half of the files that the process may open. A connection above that limit closes
+//! the idle connections.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,20 +13,19 @@ use sha2::{Digest, Sha256};
 
 use super::HttpConfig;
 use super::client::Client;
-use super::failure::Broken;
-use super::tls::{self, TlsOptions};
+use super::tls::{self, TlsError, TlsOptions};
 use crate::open_files;
 
-/// Most clients kept, each with its connections; beyond, the one that was used longest ago goes.
+/// Maximum number of clients, each with its connections; above it, the least recently used client is dropped.
 const MOST_CLIENTS: usize = 2048;
-/// Idle connections are closed at most once in this time.
+/// Minimum time between two closings of idle connections.
 const CLOSE_EVERY: Duration = Duration::from_secs(1);
 
-/// Identifies a client: another tenant, root, certificate or key is another one.
-pub(super) type Key = [u8; 32];
+/// Digest that identifies a client by tenant, roots, certificate and key.
+pub(super) type ClientKey = [u8; 32];
 
-/// The client of a tenant and its TLS options.
-pub(super) fn key(tenant: &str, tls: Option<&TlsOptions>) -> Key {
+/// Computes the key of the client for a tenant and its TLS options.
+pub(super) fn key(tenant: &str, tls: Option<&TlsOptions>) -> ClientKey {
     let mut digest = Sha256::new();
     digest.update((tenant.len() as u64).to_be_bytes());
     digest.update(tenant);
@@ -39,34 +38,36 @@ pub(super) fn key(tenant: &str, tls: Option<&TlsOptions>) -> Key {
 #[derive(Default)]
 pub(super) struct Clients {
     kept: Mutex<Kept>,
-    /// Connections of all clients.
+    /// Number of open connections of all clients.
     open: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
 struct Kept {
-    /// With the count at its last use.
-    clients: HashMap<Key, (Client, u64)>,
+    /// Each client with the value of `uses` at its last use.
+    clients: HashMap<ClientKey, (Client, u64)>,
     uses: u64,
     closed_at: Option<Instant>,
 }
 
 impl Clients {
-    /// `tls`: as in the key.
+    /// Returns the client of `key`, or makes it.
+    ///
+    /// * `tls`: the options that the key was computed from
     pub(super) fn get(
         &self,
         config: &HttpConfig,
-        key: &Key,
+        key: &ClientKey,
         tls: Option<&TlsOptions>,
-    ) -> Result<Client, Broken> {
+    ) -> Result<Client, TlsError> {
         let open = self.open.load(Ordering::Relaxed);
         if let Some(client) = self.kept().used(key, open, open_files::limit() / 2) {
             return Ok(client);
         }
-        // Made without the lock: others go on meanwhile. Where two make the same, the first is kept.
+        // Built without the lock, so that others continue. If two tasks build the same client, the first one is kept.
         let tls = match tls {
             None => tls::of_the_system(),
-            Some(tls) => tls.config().map_err(|failure| Broken::new(failure, None))?,
+            Some(tls) => tls.config()?,
         };
         let made = Client::new(config, tls, &self.open);
         let mut kept = self.kept();
@@ -89,18 +90,14 @@ impl Clients {
 }
 
 impl Kept {
-    /// A client that is kept. With more than `most` of `open` connections all clients go, and their idle connections
-    /// with them; those in use end with their answers.
-    fn used(&mut self, key: &Key, open: usize, most: usize) -> Option<Client> {
+    /// Returns a kept client. If more than `most` connections are open, drops all clients and so their idle connections;
+    /// connections in use close after their answers.
+    fn used(&mut self, key: &ClientKey, open: usize, most: usize) -> Option<Client> {
         self.uses += 1;
         if open > most && self.closed_at.is_none_or(|at| at.elapsed() >= CLOSE_EVERY) {
             self.closed_at = Some(Instant::now());
             self.clients.clear();
-            tracing::debug!(
-                open,
-                most,
-                "idle connections to endpoints are closed, because too many are open"
-            );
+            tracing::debug!(open, limit = most, "too many open connections, closed the idle ones");
         }
         let (client, used) = self.clients.get_mut(key)?;
         *used = self.uses;

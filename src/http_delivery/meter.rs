@@ -1,6 +1,6 @@
-//! How much an endpoint may send. On HTTP/1 so many bytes for a request, whatever they are: heads without end,
-//! interim answers (1xx) without end. On HTTP/2, where one connection carries many requests and frames that answer
-//! none, so many bytes a second.
+//! Limits what an endpoint may send. On HTTP/1, bytes and reads per request, which also covers endless heads and endless
+//! interim answers (1xx). On HTTP/2, where one connection carries many requests and frames that belong to none, bytes
+//! and reads per second.
 
 use std::future::Future as _;
 use std::io;
@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// Of one HTTP/1 answer: head, what is read of the body, and what lies in the buffers.
+/// Maximum bytes of one HTTP/1 answer: its head, the part of the body that is read, and buffered bytes.
 const PER_REQUEST: usize = 256 * 1024;
-/// Reads of one HTTP/1 answer: whoever sends byte by byte makes each of them cost as much as thousands.
+/// Maximum reads of one HTTP/1 answer: an endpoint that sends single bytes makes each as expensive as thousands.
 const READS_PER_REQUEST: u32 = 16 * 1024;
-/// Of an HTTP/2 connection within one period.
+/// Maximum bytes of an HTTP/2 connection in one period.
 const PER_PERIOD: usize = 256 * 1024;
 const READS_PER_PERIOD: u32 = 512;
 const PERIOD: Duration = Duration::from_millis(100);
@@ -25,10 +25,10 @@ pub(super) enum Protocol {
     Http2,
 }
 
-/// The endpoint sends far more than an answer needs.
+/// The endpoint sent more than an answer needs.
 #[derive(Debug, thiserror::Error)]
-#[error("more than {PER_REQUEST} bytes or {READS_PER_REQUEST} pieces of an answer, and no end")]
-pub(super) struct Flooded;
+#[error("the answer exceeds {PER_REQUEST} bytes or {READS_PER_REQUEST} reads")]
+pub(super) struct TooMuchData;
 
 /// The count of one connection.
 pub(super) struct Meter {
@@ -48,7 +48,7 @@ impl Meter {
         self.protocol
     }
 
-    /// Something was sent: on HTTP/1 the next answer begins.
+    /// Records that something was sent: on HTTP/1 the next answer begins.
     pub(super) fn written(&mut self) {
         if self.protocol == Protocol::Http1 {
             (self.bytes, self.reads) = (0, 0);
@@ -60,11 +60,11 @@ impl Meter {
         self.reads += 1;
     }
 
-    /// Whether more may be read now: on HTTP/2 it may be later.
+    /// Ready if more may be read now. On HTTP/2 it waits for the next period; on HTTP/1 it fails with [`TooMuchData`].
     pub(super) fn poll_allowed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.protocol {
             Protocol::Http1 if self.bytes >= PER_REQUEST || self.reads >= READS_PER_REQUEST => {
-                Poll::Ready(Err(io::Error::other(Flooded)))
+                Poll::Ready(Err(io::Error::other(TooMuchData)))
             }
             Protocol::Http1 => Poll::Ready(Ok(())),
             Protocol::Http2 => {
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn on_http1_each_request_has_so_many_bytes_and_pieces() {
+    async fn on_http1_each_request_has_limits_of_bytes_and_reads() {
         for (bytes, reads) in [(PER_REQUEST, 1), (1, READS_PER_REQUEST)] {
             let mut meter = Meter::new(Protocol::Http1);
             for _ in 0..reads {
@@ -111,19 +111,19 @@ mod tests {
                 meter.read(bytes);
             }
             let Poll::Ready(Err(error)) = allowed(&mut meter) else { panic!("it goes on") };
-            assert!(error.get_ref().is_some_and(|inner| inner.is::<Flooded>()), "{error}");
+            assert!(error.get_ref().is_some_and(|inner| inner.is::<TooMuchData>()), "{error}");
             meter.written();
             assert!(matches!(allowed(&mut meter), Poll::Ready(Ok(()))), "the next request begins anew");
         }
     }
 
-    /// A connection of many requests is slowed down, and never cut; what we send makes no difference.
+    /// A connection with many requests is slowed down and never closed; sent bytes make no difference.
     #[tokio::test]
     async fn on_http2_a_connection_is_slowed_down() {
         for (bytes, reads) in [(PER_PERIOD, 1), (1, READS_PER_PERIOD)] {
             let mut meter = Meter::new(Protocol::Http2);
             for _ in 0..3 {
-                // From the first read of a period to its end: a slow machine may pass one in between.
+                // Starts a period here: on a slow machine, one may end between two reads.
                 meter.begin();
                 (0..reads).for_each(|_| meter.read(bytes));
                 meter.written();

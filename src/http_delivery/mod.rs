@@ -1,22 +1,22 @@
-//! Delivery by HTTP: one attempt at a time, with its credentials and its signature, to addresses
-//! that deliveries may reach. The only importer of the HTTP client.
+//! Delivery over HTTP: makes one signed and authenticated attempt, to permitted addresses only. The only importer of
+//! the HTTP client.
 //!
-//! What an outcome leads to (retry, dead letter) is not decided here: see `domain::outcome`.
+//! `domain::outcome` decides what an outcome leads to (retry, dead letter).
 
-mod answer;
+mod address_guard;
 pub mod bare;
 mod body;
 mod client;
 mod clients;
-mod failure;
-mod grant;
-mod guard;
+mod error;
 mod meter;
+mod response;
 pub mod signature;
 mod target;
 pub mod tls;
 mod token;
-mod trace;
+mod token_response;
+mod trace_context;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,26 +32,27 @@ use url::{Position, Url};
 
 pub use crate::domain::address::AddressPolicy;
 pub use crate::domain::attempt::Attempt;
-pub use target::{OpenSecret, Target, Unopened};
+pub use target::{OpenSecret, SecretNotOpened, Target, TargetError};
 
 use crate::domain::event::binary_parts;
 use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::redact;
 use crate::domain::subscription::ContentMode;
 use client::Client;
+use clients::ClientKey;
 use clients::Clients;
-use failure::{Broken, broken};
+use error::{DeliveryError, InvalidRequest};
 use target::{ATTRIBUTES_SIGNATURE, SIGNATURE, TRACEPARENT, WEBHOOK_ATTEMPT, WEBHOOK_ID, WEBHOOK_TIMESTAMP};
 use tls::TlsOptions;
 use token::{Token, Tokens};
 
-/// How deliveries are made, whatever the subscription.
+/// Delivery settings that apply to all subscriptions.
 #[derive(Debug, Clone)]
 pub struct HttpConfig {
     pub addresses: AddressPolicy,
-    /// Name resolution, TCP and TLS together.
+    /// Limit for name resolution, TCP and TLS together.
     pub connect_timeout: Duration,
-    /// Most bytes read of an answer's body.
+    /// Maximum number of bytes read from an answer's body.
     pub response_limit: usize,
 }
 
@@ -77,25 +78,25 @@ struct Inner {
     clients: Clients,
 }
 
-/// What of an envelope one attempt needs.
+/// The parts of an envelope that one attempt needs.
 #[derive(Debug, Clone)]
 pub struct EnvelopeView<'a> {
     pub id: &'a str,
-    /// The event in the CloudEvents JSON format: the body in structured mode, sent as it stands.
+    /// The event in the CloudEvents JSON format. In structured mode it is sent unchanged as the body.
     pub event: Bytes,
-    /// The event's own `traceparent`, if it has one.
+    /// The event's `traceparent`, if it has one.
     pub traceparent: Option<&'a str>,
 }
 
-/// A request as it went out, for people.
+/// A request as it was sent, for display.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sent {
-    /// Names and values; a credential shows as `***`.
+pub struct SentRequest {
+    /// Names and values; a credential is replaced by `***`.
     pub headers: Vec<(String, String)>,
     pub body: Bytes,
 }
 
-impl Sent {
+impl SentRequest {
     fn new(headers: &HeaderMap, body: &Bytes) -> Self {
         let shown = |value: &HeaderValue| {
             if value.is_sensitive() {
@@ -114,22 +115,22 @@ impl HttpDelivery {
         Self { inner: Arc::new(Inner { config, tokens: Tokens::default(), clients: Clients::default() }) }
     }
 
-    /// Sends one envelope to its endpoint and reads the answer, within the target's timeout. The outcome is that of
-    /// the answer's status and headers: its body may break off or never end.
+    /// Sends one envelope to its endpoint and reads the answer, within the target's timeout. The answer's status and
+    /// headers decide the outcome, even if its body breaks off or never ends.
     ///
-    /// `attempt` is what `webhook-attempt` says, from 1. Dropping the future ends the attempt.
+    /// `attempt` is the value of `webhook-attempt`, from 1. Dropping the future ends the attempt.
     pub async fn attempt(&self, target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Attempt {
         self.attempt_with(target, envelope, attempt, None).await
     }
 
-    /// The same, and what was sent (last): for an operator who tries an endpoint out. None where
-    /// no request was made.
-    pub async fn attempt_and_tell(
+    /// Like [`Self::attempt`], and returns the last request that was sent, for an operator who tests an endpoint. `None`
+    /// if no request was sent.
+    pub async fn attempt_and_capture(
         &self,
         target: &Target,
         envelope: &EnvelopeView<'_>,
         attempt: u32,
-    ) -> (Option<Sent>, Attempt) {
+    ) -> (Option<SentRequest>, Attempt) {
         let mut sent = None;
         let attempt = self.attempt_with(target, envelope, attempt, Some(&mut sent)).await;
         (sent, attempt)
@@ -140,7 +141,7 @@ impl HttpDelivery {
         target: &Target,
         envelope: &EnvelopeView<'_>,
         attempt: u32,
-        sent: Option<&mut Option<Sent>>,
+        sent: Option<&mut Option<SentRequest>>,
     ) -> Attempt {
         let started = Instant::now();
         let deadline = tokio::time::Instant::from_std(started) + target.timeout;
@@ -148,19 +149,19 @@ impl HttpDelivery {
         let (outcome, answer_excerpt, detail) = match timeout_at(deadline, exchange).await {
             Ok(Ok((response, token))) => {
                 let (limit, secrets) = (self.inner.config.response_limit, &target.secrets);
-                let answer = answer::read(response, limit, deadline, secrets, token.as_deref()).await;
+                let answer = response::read(response, limit, deadline, secrets, token.as_deref()).await;
                 (answer.outcome, answer.excerpt, None)
             }
-            // What it says counts, whatever is wrong with the rest.
-            Ok(Err(Broken { status: Some(status), .. })) => {
+            // The status counts, even if the headers are invalid.
+            Ok(Err(DeliveryError { status: Some(status), .. })) => {
                 (Outcome::Answered { status, retry_after: None }, None, None)
             }
-            Ok(Err(Broken { failure, detail, .. })) => {
-                // What the layer below quotes of an answer, or a token endpoint says.
+            Ok(Err(error)) => {
+                // The error may quote an answer, which may repeat a credential.
                 let token = target.oauth2.as_ref().and_then(|client| client.token());
                 let secrets = target.secrets.iter().chain(token.as_ref().map(|token| &token.secret));
                 let secrets: Vec<&str> = secrets.map(|secret| secret.expose_secret()).collect();
-                (Outcome::Failed(failure), None, detail.map(|detail| redact::whole(&detail, secrets)))
+                (Outcome::Failed(error.failure), None, Some(redact::whole(&error.detail(), secrets)))
             }
             Err(_) => {
                 let detail = format!("no answer within {}", humantime::format_duration(target.timeout));
@@ -172,82 +173,89 @@ impl HttpDelivery {
 }
 
 impl Inner {
-    /// Sends the envelope, and returns as soon as the head of the answer is there, with the token that was sent.
+    /// Sends the envelope, and returns the answer as soon as its head is complete, with the token that was sent.
     async fn exchange(
         &self,
         target: &Target,
         envelope: &EnvelopeView<'_>,
         attempt: u32,
-        mut sent: Option<&mut Option<Sent>>,
-    ) -> Result<(client::Answer, Option<Arc<Token>>), Broken> {
-        let mut tell = |headers: &HeaderMap, body: &Bytes| {
+        mut sent: Option<&mut Option<SentRequest>>,
+    ) -> Result<(client::HttpResponse, Option<Arc<Token>>), DeliveryError> {
+        let mut capture = |headers: &HeaderMap, body: &Bytes| {
             if let Some(sent) = &mut sent {
-                **sent = Some(Sent::new(headers, body));
+                **sent = Some(SentRequest::new(headers, body));
             }
         };
         self.check_literal(target.literal)?;
         let (mut headers, body) = prepare(target, envelope, attempt)?;
         let Some(client) = &target.oauth2 else {
-            tell(&headers, &body);
+            capture(&headers, &body);
             return Ok((self.send(target, headers, body).await?, None));
         };
 
         let token = self.tokens.get(self, client).await?;
         headers.insert(AUTHORIZATION, token.header.clone());
-        tell(&headers, &body);
+        capture(&headers, &body);
         let response = self.send(target, headers, body).await?;
         if !matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             return Ok((response, Some(token)));
         }
-        // The token was revoked, is too old, or lacks what the client was granted since: once more with a new one.
+        // The token was revoked, has expired, or lacks a scope that was granted later: retry once with a new one.
         self.tokens.invalidate(client, &token);
-        answer::discard(response, self.config.response_limit).await;
+        response::discard(response, self.config.response_limit).await;
         let token: Arc<Token> = self.tokens.get(self, client).await?;
         let (mut headers, body) = prepare(target, envelope, attempt)?;
         headers.insert(AUTHORIZATION, token.header.clone());
-        tell(&headers, &body);
+        capture(&headers, &body);
         Ok((self.send(target, headers, body).await?, Some(token)))
     }
 
-    async fn send(&self, target: &Target, headers: HeaderMap, body: Bytes) -> Result<client::Answer, Broken> {
+    async fn send(
+        &self,
+        target: &Target,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<client::HttpResponse, DeliveryError> {
         let request = request(&target.url, headers, body)?;
-        self.client_of(&target.client, target.tls.as_ref())?.send(request).await.map_err(broken)
+        Ok(self.client_of(&target.client, target.tls.as_ref())?.send(request).await?)
     }
 
-    /// The client of a tenant, and of a subscription's own TLS. Cheap: a client is a handle.
-    fn client_of(&self, key: &clients::Key, tls: Option<&TlsOptions>) -> Result<Client, Broken> {
-        self.clients.get(&self.config, key, tls)
+    /// Returns the client for a tenant and a subscription's TLS options. Cheap: a client is a handle.
+    fn client_of(&self, key: &ClientKey, tls: Option<&TlsOptions>) -> Result<Client, DeliveryError> {
+        Ok(self.clients.get(&self.config, key, tls)?)
     }
 
-    /// The client connects to an address in the URL without asking the resolver, and so the guard.
-    fn check_literal(&self, literal: Option<IpAddr>) -> Result<(), Broken> {
+    /// Checks an address in the URL. The client does not resolve it, so the resolver's guard does not see it.
+    fn check_literal(&self, literal: Option<IpAddr>) -> Result<(), DeliveryError> {
         match literal {
             Some(address) if !self.config.addresses.permits(address) => {
-                Err(guard::AddressRefused { host: address.to_string() }.into())
+                Err(address_guard::AddressRefused { host: address.to_string() }.into())
             }
             _ => Ok(()),
         }
     }
 }
 
-/// Headers and body of one attempt. The target's headers already hold a place for each that is set
+/// Builds the headers and the body of one attempt. The target's headers already have an entry for each header that is set
 /// here, so that the map is copied once and does not grow.
-fn prepare(target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Result<(HeaderMap, Bytes), Broken> {
-    let unusable = |what: &str| Broken::new(Failure::Request, Some(what.to_owned()));
+fn prepare(
+    target: &Target,
+    envelope: &EnvelopeView<'_>,
+    attempt: u32,
+) -> Result<(HeaderMap, Bytes), InvalidRequest> {
     let mut headers = target.headers.clone();
     let mut body = envelope.event.clone();
     if target.content_mode == ContentMode::Binary {
-        let event = std::str::from_utf8(&envelope.event).map_err(|_| unusable("the event is not UTF-8"))?;
-        let parts = binary_parts(event).map_err(|problem| unusable(&problem.to_string()))?;
-        let value_of = |text: String, of: &str| {
+        let parts = binary_parts(std::str::from_utf8(&envelope.event)?)?;
+        let value_of = |text: String, attribute: &str| {
             HeaderValue::from_maybe_shared(Bytes::from(text))
-                .map_err(|_| unusable(&format!("the event's {of} cannot be a header")))
+                .map_err(|source| InvalidRequest::HeaderValue { attribute: attribute.to_owned(), source })
         };
         for (name, value) in parts.headers {
             let value = value_of(value, &name)?;
-            let name =
-                HeaderName::try_from(name).map_err(|_| unusable("an attribute's name is no header"))?;
-            headers.insert(name, value);
+            let header = HeaderName::try_from(name.as_str())
+                .map_err(|source| InvalidRequest::HeaderName { attribute: name, source })?;
+            headers.insert(header, value);
         }
         match parts.content_type {
             Some(content_type) => headers.insert(CONTENT_TYPE, value_of(content_type, "datacontenttype")?),
@@ -256,9 +264,8 @@ fn prepare(target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Result
         body = Bytes::from(parts.body);
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let id = HeaderValue::from_str(envelope.id)
-        .map_err(|_| unusable("the envelope's id holds characters that no header may"))?;
-    headers.insert(TRACEPARENT, trace::parent(envelope.traceparent));
+    let id = HeaderValue::from_str(envelope.id).map_err(InvalidRequest::EnvelopeId)?;
+    headers.insert(TRACEPARENT, trace_context::parent(envelope.traceparent));
     headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now));
     headers.insert(WEBHOOK_ATTEMPT, HeaderValue::from(attempt));
     if let Some(signer) = &target.signing {
@@ -272,10 +279,9 @@ fn prepare(target: &Target, envelope: &EnvelopeView<'_>, attempt: u32) -> Result
     Ok((headers, body))
 }
 
-/// A `POST`. `Failure::Request` where the URL cannot be written in a request.
-fn request(url: &Url, headers: HeaderMap, body: Bytes) -> Result<Request<Full<Bytes>>, Broken> {
-    let uri = Uri::try_from(&url[..Position::AfterQuery])
-        .map_err(|error| Broken::new(Failure::Request, Some(error.to_string())))?;
+/// Builds a `POST` request.
+fn request(url: &Url, headers: HeaderMap, body: Bytes) -> Result<Request<Full<Bytes>>, InvalidRequest> {
+    let uri = Uri::try_from(&url[..Position::AfterQuery])?;
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri;

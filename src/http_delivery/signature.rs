@@ -1,6 +1,6 @@
-//! Signatures as Standard Webhooks 1.0 has them: symmetric (`v1`, HMAC-SHA256) and asymmetric (`v1a`,
-//! ed25519). While a secret is being replaced, both sign: the header is a list. Standard Webhooks signs the body
-//! alone; in binary mode the event's attributes, which are headers there, have a signature of their own.
+//! Signatures by Standard Webhooks 1.0: symmetric (`v1`, HMAC-SHA256) and asymmetric (`v1a`, ed25519). During a rotation
+//! both secrets sign, and the header is a list. Standard Webhooks signs the body only; in binary mode the event's
+//! attributes are headers, which get a second signature.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,14 +17,14 @@ const SEED: usize = 32;
 /// The kind of a signing secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
-    /// `whsec_`; the receiver has the same secret.
+    /// `whsec_`: the receiver has the same secret.
     HmacSha256,
-    /// `whsk_`; the receiver has the public key, `whpk_`.
+    /// `whsk_`: the receiver has the public key (`whpk_`).
     Ed25519,
 }
 
 impl Algorithm {
-    /// By the secret's prefix; `None` where it has none of the two.
+    /// Reads the secret's prefix; `None` for any other prefix.
     pub fn of(secret: &SecretString) -> Option<Self> {
         let secret = secret.expose_secret();
         let symmetric = secret.starts_with("whsec_").then_some(Self::HmacSha256);
@@ -32,16 +32,16 @@ impl Algorithm {
     }
 }
 
-/// A signing secret that was just made.
+/// A new signing secret.
 #[derive(Debug, Clone)]
 pub struct NewSecret {
     pub secret: SecretString,
-    /// `whpk_…`, for an asymmetric one: what the receiver verifies with.
+    /// The receiver's key for an asymmetric secret, `whpk_…`.
     pub public_key: Option<String>,
 }
 
 impl NewSecret {
-    /// A random one: 32 bytes of HMAC key, or an ed25519 seed.
+    /// Generates a random secret: an HMAC key of 32 bytes, or an ed25519 seed.
     pub fn generate(algorithm: Algorithm) -> Self {
         let random: [u8; SEED] = rand::random();
         match algorithm {
@@ -60,15 +60,15 @@ impl NewSecret {
     }
 }
 
-/// What signs the deliveries of one subscription.
+/// Signs the deliveries of one subscription.
 pub(super) struct Signer {
     current: SigningKey,
-    /// With the Unix second from which it signs no more.
+    /// The previous key, and the Unix time at which it stops signing.
     previous: Option<(SigningKey, i64)>,
 }
 
 impl Signer {
-    /// From secrets that are open. `None` where one of them is no key.
+    /// Takes opened secrets. `None` if one of them is not a valid key.
     pub(super) fn new(signing: &Signing) -> Option<Self> {
         let key = |secret: &Secret| match secret {
             Secret::Plain(plain) => SigningKey::new(plain),
@@ -81,12 +81,12 @@ impl Signer {
         Some(Self { current: key(&signing.secret)?, previous })
     }
 
-    /// The signatures over id, time and body that hold at `timestamp`, in Unix seconds, with a space between.
+    /// Returns the signatures over id, time and body of all keys valid at `timestamp` (Unix seconds), separated by spaces.
     pub(super) fn sign(&self, id: &str, timestamp: u64, body: &[u8]) -> HeaderValue {
         self.with_each_key(timestamp, |key| key.sign(id, timestamp, body))
     }
 
-    /// The same over the attributes in the headers of a request in binary mode.
+    /// Returns the signatures over the attributes in the headers of a request in binary mode.
     pub(super) fn sign_attributes(&self, id: &str, timestamp: u64, headers: &HeaderMap) -> HeaderValue {
         let text = signed_attributes(id, timestamp, headers);
         self.with_each_key(timestamp, |key| key.signature(&[&text]))
@@ -104,10 +104,9 @@ impl Signer {
     }
 }
 
-/// What the attributes' signature is made of: the line `ce-attributes`, the id, the time, and `<name>:<value>` of
-/// each `ce-` header and of `content-type` (`datacontenttype`), as they are sent, in the order of their names; with a
-/// line feed between. No header holds one, so the text of a body's signature, which begins with the id, is never
-/// one of these.
+/// The text that the attributes' signature covers: the line `ce-attributes`, the id, the time, and `<name>:<value>` of each
+/// `ce-` header and of `content-type` (`datacontenttype`) as sent, sorted by name, joined by line feeds. No header value
+/// holds a line feed, so the text of a body's signature, which begins with the id, never equals such a text.
 fn signed_attributes(id: &str, timestamp: u64, headers: &HeaderMap) -> Vec<u8> {
     let of_event = |name: &HeaderName| name.as_str().starts_with("ce-") || *name == CONTENT_TYPE;
     let mut attributes: Vec<_> = headers.iter().filter(|(name, _)| of_event(name)).collect();
@@ -122,15 +121,15 @@ fn signed_attributes(id: &str, timestamp: u64, headers: &HeaderMap) -> Vec<u8> {
     text
 }
 
-/// One key, ready to sign.
+/// One parsed signing key.
 pub(super) enum SigningKey {
     Hmac(Box<Hmac<Sha256>>),
     Ed25519(Box<Ed25519KeyPair>),
 }
 
 impl SigningKey {
-    /// `None` where the secret is neither `whsec_` nor `whsk_` with a key in base64, or where a
-    /// `whsk_` does not fit the public key behind its seed.
+    /// Parses a secret. `None` if it is not `whsec_` or `whsk_` with a key in base64, or if the seed of a `whsk_` secret
+    /// does not fit the public key after it.
     pub(super) fn new(secret: &SecretString) -> Option<Self> {
         let algorithm = Algorithm::of(secret)?;
         let (_, encoded) = secret.expose_secret().split_once('_')?;
@@ -153,7 +152,7 @@ impl SigningKey {
         self.signature(&[format!("{id}.{timestamp}.").as_bytes(), body])
     }
 
-    /// `v1,` or `v1a,` and the base64 of the signature over these parts.
+    /// Returns `v1,` or `v1a,` and the base64 of the signature over the parts.
     fn signature(&self, parts: &[&[u8]]) -> String {
         let mut value = String::with_capacity(92);
         match self {

@@ -1,4 +1,4 @@
-//! The prepared form of a subscription's delivery: parsed and opened once, used by every attempt.
+//! A subscription's delivery settings, parsed and with opened secrets, ready for every attempt.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,14 +8,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{
     ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName,
-    HeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
+    HeaderValue, InvalidHeaderName, InvalidHeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
 use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Url, form_urlencoded};
 
-use super::clients;
+use super::clients::{self, ClientKey};
 use super::signature::Signer;
-use super::tls::TlsOptions;
+use super::tls::{TlsError, TlsOptions};
 use super::token::Oauth2Client;
 use crate::domain::outcome::Failure;
 use crate::domain::subscription::{
@@ -33,27 +33,63 @@ const AGENT: &str = concat!("integration-hub/", env!("CARGO_PKG_VERSION"));
 const STRUCTURED: &str = "application/cloudevents+json; charset=UTF-8";
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// What the connection itself is made of (RFC 9110 section 7.6.1): not a subscription's to set.
-const OF_THE_CONNECTION: [HeaderName; 7] =
+/// Headers of the connection (RFC 9110 section 7.6.1), which a subscription cannot set.
+const CONNECTION_HEADERS: [HeaderName; 7] =
     [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, TE, TRAILER, UPGRADE];
 
 /// Opens a sealed credential of a subscription.
 pub trait OpenSecret: Send + Sync {
-    /// * `subscription`: whose credential it is
-    /// * `field`: its path there, such as `delivery.auth.token`
-    fn open(&self, subscription: &Identity, field: &str, sealed: &str) -> Result<SecretString, Unopened>;
+    /// * `subscription`: the subscription of the credential
+    /// * `field`: the path in the subscription, such as `delivery.auth.token`
+    fn open(
+        &self,
+        subscription: &Identity,
+        field: &str,
+        sealed: &str,
+    ) -> Result<SecretString, SecretNotOpened>;
 }
 
-/// The credential does not open: no master key, or another one.
+/// A credential cannot be opened: the master key is missing, or is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the credential does not open with the master key of this process")]
-pub struct Unopened;
+#[error(
+    "the master key of this process does not open the credential; set secrets.master_key to the key that sealed it"
+)]
+pub struct SecretNotOpened;
 
-/// Where and how one subscription's envelopes are sent. Holds its credentials in the open; `Debug`
-/// shows none. Costs two to three kilobytes.
+/// The stored delivery settings are unusable.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    #[error("{field}")]
+    Sealed { field: String, source: SecretNotOpened },
+    #[error("{0}: the URL must have the scheme http or https, and a host")]
+    Url(&'static str),
+    #[error("delivery.signing: the secret is not a valid whsec_ or whsk_ secret")]
+    Signing,
+    #[error("delivery.headers: {name:?} is not a valid header name")]
+    HeaderName { name: String, source: InvalidHeaderName },
+    #[error("delivery.headers: {name:?} belongs to the connection and cannot be set")]
+    ConnectionHeader { name: String },
+    /// Without the value, which may be a credential.
+    #[error("{field}: the value is not valid in a header")]
+    HeaderValue { field: String, source: InvalidHeaderValue },
+    #[error("delivery.tls")]
+    Tls(#[from] TlsError),
+}
+
+impl From<TargetError> for Failure {
+    fn from(error: TargetError) -> Self {
+        match error {
+            TargetError::Sealed { .. } => Self::Sealed,
+            _ => Self::Request,
+        }
+    }
+}
+
+/// Where and how the envelopes of one subscription are sent. Holds opened credentials; `Debug` shows none. Takes two to
+/// three kilobytes.
 pub struct Target {
     pub(super) url: Url,
-    /// The address, where the URL's host is one.
+    /// The address, if the URL's host is one.
     pub(super) literal: Option<IpAddr>,
     pub(super) headers: HeaderMap,
     pub(super) content_mode: ContentMode,
@@ -61,37 +97,39 @@ pub struct Target {
     pub(super) signing: Option<Signer>,
     pub(super) oauth2: Option<Oauth2Client>,
     pub(super) tls: Option<TlsOptions>,
-    /// Whose connections it uses.
-    pub(super) client: clients::Key,
-    /// What is sent as a credential, in the form it is sent, and what the other side knows as well (a
-    /// signing secret, a client's secret): never to be kept of an answer.
+    /// The client that sends the requests.
+    pub(super) client: ClientKey,
+    /// Credentials in the form they are sent, and shared secrets (of signing, of an OAuth2 client), to redact them in
+    /// answers.
     pub(super) secrets: Vec<SecretString>,
 }
 
 impl Target {
-    /// Prepares `delivery` of the subscription.
-    ///
-    /// `Failure::Sealed` where a credential does not open, `Failure::Request` where no request can
-    /// be made of the settings (a header, a scheme, a signing secret that is none).
+    /// Prepares the `delivery` settings of a subscription.
     pub fn prepare(
         subscription: &Identity,
         delivery: &EndpointDelivery,
         opener: &dyn OpenSecret,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, TargetError> {
         let mut delivery = delivery.clone();
         for (field, secret) in delivery.named_secrets_mut() {
             if let Secret::Sealed(sealed) = &*secret {
-                let opened = opener.open(subscription, &field, sealed).map_err(|_| Failure::Sealed)?;
+                let opened = opener
+                    .open(subscription, &field, sealed)
+                    .map_err(|source| TargetError::Sealed { field: field.to_string(), source })?;
                 *secret = Secret::Plain(opened);
             }
         }
         let delivery = &delivery;
         let open = |secret: &Secret| match secret {
             Secret::Plain(plain) => Ok(plain.clone()),
-            Secret::Sealed(_) => Err(Failure::Sealed),
+            // Not reached: all secrets were opened above.
+            Secret::Sealed(_) => {
+                Err(TargetError::Sealed { field: "delivery".to_owned(), source: SecretNotOpened })
+            }
         };
         let signing = match &delivery.signing {
-            Some(signing) => Some(Signer::new(signing).ok_or(Failure::Request)?),
+            Some(signing) => Some(Signer::new(signing).ok_or(TargetError::Signing)?),
             None => None,
         };
         let tls = match &delivery.tls {
@@ -102,7 +140,7 @@ impl Target {
             None => None,
         };
         let mut target = Self {
-            literal: literal(&delivery.url)?,
+            literal: literal("delivery.url", &delivery.url)?,
             url: delivery.url.clone(),
             headers: headers(delivery, signing.is_some())?,
             content_mode: delivery.content_mode,
@@ -115,8 +153,8 @@ impl Target {
         };
         for (name, secret) in &delivery.secret_headers {
             let value = open(secret)?;
-            let name = header_name(name)?;
-            target.headers.insert(name, sensitive(value.expose_secret())?);
+            let field = || format!("delivery.secret_headers.{name}");
+            target.headers.insert(header_name(name)?, credential(field, value.expose_secret())?);
             target.secrets.push(value);
         }
         if let Some(signing) = &delivery.signing {
@@ -134,7 +172,7 @@ impl Target {
                 match query {
                     Some(name) => {
                         target.url.query_pairs_mut().append_pair(name, key.expose_secret());
-                        // As it stands in the URL, and as others write it.
+                        // Both forms of a space, `+` and `%20`.
                         let encoded: String =
                             form_urlencoded::byte_serialize(key.expose_secret().as_bytes()).collect();
                         target.secrets.push(encoded.replace('+', "%20").into());
@@ -142,10 +180,13 @@ impl Target {
                     }
                     None => {
                         let name = match header {
-                            Some(name) => HeaderName::try_from(name).map_err(|_| Failure::Request)?,
+                            Some(name) => HeaderName::try_from(name).map_err(|source| {
+                                TargetError::HeaderName { name: name.to_string(), source }
+                            })?,
                             None => API_KEY,
                         };
-                        target.headers.insert(name, sensitive(key.expose_secret())?);
+                        let field = || "delivery.auth.key".to_owned();
+                        target.headers.insert(name, credential(field, key.expose_secret())?);
                     }
                 }
                 target.secrets.push(key);
@@ -153,12 +194,14 @@ impl Target {
             Auth::Basic { username, password } => {
                 let password = open(password)?;
                 let pair = STANDARD.encode(format!("{username}:{}", password.expose_secret()));
-                target.headers.insert(AUTHORIZATION, sensitive(&format!("Basic {pair}"))?);
+                let field = || "delivery.auth.password".to_owned();
+                target.headers.insert(AUTHORIZATION, credential(field, &format!("Basic {pair}"))?);
                 target.secrets.extend([pair.into(), password]);
             }
             Auth::Bearer { token } => {
                 let token = open(token)?;
-                let value = sensitive(&format!("Bearer {}", token.expose_secret()))?;
+                let field = || "delivery.auth.token".to_owned();
+                let value = credential(field, &format!("Bearer {}", token.expose_secret()))?;
                 target.headers.insert(AUTHORIZATION, value);
                 target.secrets.push(token);
             }
@@ -171,12 +214,12 @@ impl Target {
                 client_auth,
                 token_type,
             } => {
-                // A place for the token, so that the map does not grow with it.
+                // An entry for the token, so that the map does not grow later.
                 target.headers.insert(AUTHORIZATION, HeaderValue::from_static(""));
                 let client_secret = open(client_secret)?;
                 target.oauth2 = Some(Oauth2Client::new(
                     subscription,
-                    (token_url.clone(), literal(token_url)?),
+                    (token_url.clone(), literal("delivery.auth.token_url", token_url)?),
                     client_id,
                     &client_secret,
                     (scopes, audience.as_deref()),
@@ -192,22 +235,22 @@ impl Target {
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Neither headers nor the query: both may hold a credential.
+        // Not the headers or the query, which may hold a credential.
         f.debug_struct("Target").field("host", &self.url.host_str()).finish_non_exhaustive()
     }
 }
 
-/// The headers of every attempt, with a place for those that differ.
-fn headers(delivery: &EndpointDelivery, signed: bool) -> Result<HeaderMap, Failure> {
+/// The headers of every attempt, with empty entries for the headers that each attempt sets.
+fn headers(delivery: &EndpointDelivery, signed: bool) -> Result<HeaderMap, TargetError> {
     let mut headers = HeaderMap::with_capacity(delivery.headers.len() + delivery.secret_headers.len() + 10);
     for (name, value) in &delivery.headers {
-        // Stored before such names were refused, and shown no more.
-        let value = if is_credential_name(name) {
-            sensitive(value)?
-        } else {
-            HeaderValue::from_str(value).map_err(|_| Failure::Request)?
-        };
-        headers.insert(header_name(name)?, value);
+        // Older versions accepted credentials here: they are hidden too.
+        let parsed = if is_credential_name(name) { sensitive(value) } else { HeaderValue::from_str(value) };
+        let parsed = parsed.map_err(|source| TargetError::HeaderValue {
+            field: format!("delivery.headers.{name}"),
+            source,
+        })?;
+        headers.insert(header_name(name)?, parsed);
     }
     let place = HeaderValue::from_static("");
     headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
@@ -224,28 +267,37 @@ fn headers(delivery: &EndpointDelivery, signed: bool) -> Result<HeaderMap, Failu
     Ok(headers)
 }
 
-/// A header that is a subscription's to set.
-fn header_name(name: &str) -> Result<HeaderName, Failure> {
-    let name = HeaderName::try_from(name).map_err(|_| Failure::Request)?;
-    if OF_THE_CONNECTION.contains(&name) { Err(Failure::Request) } else { Ok(name) }
+/// Parses the name of a header that a subscription may set.
+fn header_name(name: &str) -> Result<HeaderName, TargetError> {
+    let header = HeaderName::try_from(name)
+        .map_err(|source| TargetError::HeaderName { name: name.to_owned(), source })?;
+    if CONNECTION_HEADERS.contains(&header) {
+        return Err(TargetError::ConnectionHeader { name: name.to_owned() });
+    }
+    Ok(header)
 }
 
-/// The address in a URL whose host is one, in any of the forms that the URL standard reads
-/// (`http://2130706433/`, `http://0x7f.1/`).
-fn literal(url: &Url) -> Result<Option<IpAddr>, Failure> {
+/// The address in a URL whose host is one, in any form that the URL standard allows (`http://2130706433/`,
+/// `http://0x7f.1/`).
+fn literal(field: &'static str, url: &Url) -> Result<Option<IpAddr>, TargetError> {
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(Failure::Request);
+        return Err(TargetError::Url(field));
     }
     match url.host() {
         Some(Host::Ipv4(address)) => Ok(Some(address.into())),
         Some(Host::Ipv6(address)) => Ok(Some(address.into())),
         Some(Host::Domain(_)) => Ok(None),
-        None => Err(Failure::Request),
+        None => Err(TargetError::Url(field)),
     }
 }
 
-pub(super) fn sensitive(text: &str) -> Result<HeaderValue, Failure> {
-    let mut value = HeaderValue::from_str(text).map_err(|_| Failure::Request)?;
+/// A header value that `Debug` and [`SentRequest`](super::SentRequest) hide.
+pub(super) fn sensitive(text: &str) -> Result<HeaderValue, InvalidHeaderValue> {
+    let mut value = HeaderValue::from_str(text)?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+fn credential(field: impl FnOnce() -> String, text: &str) -> Result<HeaderValue, TargetError> {
+    sensitive(text).map_err(|source| TargetError::HeaderValue { field: field(), source })
 }

@@ -1,4 +1,4 @@
-//! TLS of a subscription's own.
+//! TLS options of a subscription: its own root certificates and its client certificate.
 
 use std::sync::{Arc, OnceLock};
 
@@ -10,31 +10,48 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use crate::domain::field_error::FieldError;
-use crate::domain::outcome::Failure;
-use crate::domain::subscription::{EndpointTls, Secret};
+use crate::domain::subscription::{Secret, EndpointTls};
 
-/// Identifies a client: another root, certificate or key is another one.
-pub(super) type Key = [u8; 32];
+/// Digest of one set of roots, certificate and key.
+pub(super) type TlsKey = [u8; 32];
 
-/// A certificate with those that lead to its root, and its key.
+/// TLS options that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("the PEM text is invalid")]
+    Certificates(#[source] rustls::pki_types::pem::Error),
+    #[error("the PEM text holds no certificate")]
+    NoCertificate,
+    #[error("the root certificate is invalid")]
+    Root(#[source] rustls::Error),
+    /// Without its source, whose text may quote a part of the key.
+    #[error("the private key is invalid")]
+    PrivateKey,
+    #[error("the client certificate does not fit its private key")]
+    ClientCertificate(#[source] rustls::Error),
+}
+
+/// A client certificate with its chain, and its key.
 struct Identity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 }
 
-/// The TLS half of a target, read. Cheap to clone.
+/// The parsed TLS options of a target. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct TlsOptions {
-    key: Key,
+    key: TlsKey,
     roots: Option<Arc<[CertificateDer<'static>]>>,
-    /// The system's roots count beside these.
-    beside: bool,
+    /// True if the system's roots are trusted too.
+    with_system_roots: bool,
     identity: Option<Arc<Identity>>,
 }
 
 impl TlsOptions {
-    /// `key`: the private key in PEM, opened. `Failure::Request` where one of them cannot be read.
-    pub(super) fn new(tls: &EndpointTls, key: Option<&SecretString>) -> Result<Self, Failure> {
+    /// Parses TLS options.
+    ///
+    /// * `key`: the opened private key, in PEM
+    pub(super) fn new(tls: &EndpointTls, key: Option<&SecretString>) -> Result<Self, TlsError> {
         let text = |part: Option<&str>| part.unwrap_or_default().to_owned();
         let ca = text(tls.ca.as_deref());
         let cert = text(tls.cert.as_deref());
@@ -49,7 +66,7 @@ impl TlsOptions {
                 let roots = certificates(ca)?;
                 let mut usable = RootCertStore::empty();
                 for root in &roots {
-                    usable.add(root.clone()).map_err(|_| Failure::Request)?;
+                    usable.add(root.clone()).map_err(TlsError::Root)?;
                 }
                 Some(Arc::from(roots))
             }
@@ -58,39 +75,39 @@ impl TlsOptions {
         let identity = match &tls.cert {
             Some(cert) => {
                 let key = PrivateKeyDer::from_pem_slice(key.expose_secret().as_bytes());
-                let key = key.map_err(|_| Failure::Request)?;
+                let key = key.map_err(|_| TlsError::PrivateKey)?;
                 Some(Arc::new(Identity { chain: certificates(cert)?, key }))
             }
             None => None,
         };
-        Ok(Self { key: digest.finalize().into(), roots, beside: false, identity })
+        Ok(Self { key: digest.finalize().into(), roots, with_system_roots: false, identity })
     }
 
-    /// The same for the token endpoint: it may be the subscriber's own, of the same private CA, or
-    /// one of the public internet, so the roots count beside the system's there. The certificate
-    /// is shown there too, if it is asked for: tokens may be bound to it (RFC 8705 section 3).
+    /// The same options for the token endpoint. It may be the subscriber's own, with the same private CA, or a public
+    /// one, so the system's roots are trusted too. The client certificate is sent if the server requests it, because
+    /// tokens may be bound to it (RFC 8705 section 3).
     pub(super) fn of_token_endpoint(&self) -> Self {
-        // Without roots of its own it is the same client.
+        // Without own roots, the options are the same.
         if self.roots.is_none() {
             return self.clone();
         }
         let key = Sha256::new_with_prefix(b"beside the system's roots").chain_update(self.key).finalize();
-        Self { key: key.into(), beside: true, ..self.clone() }
+        Self { key: key.into(), with_system_roots: true, ..self.clone() }
     }
 
-    /// Tells one set of roots, certificate and key from another.
-    pub(super) fn key(&self) -> &Key {
+    pub(super) fn key(&self) -> &TlsKey {
         &self.key
     }
 
-    /// `Failure::Request` where certificate and key do not belong together.
-    pub(super) fn config(&self) -> Result<ClientConfig, Failure> {
+    /// Builds the client configuration. Fails if certificate and key do not belong together.
+    pub(super) fn config(&self) -> Result<ClientConfig, TlsError> {
         let roots = match &self.roots {
             None => system_roots(),
             Some(own) => {
-                let mut roots = if self.beside { (*system_roots()).clone() } else { RootCertStore::empty() };
+                let mut roots =
+                    if self.with_system_roots { (*system_roots()).clone() } else { RootCertStore::empty() };
                 for root in own.iter() {
-                    roots.add(root.clone()).map_err(|_| Failure::Request)?;
+                    roots.add(root.clone()).map_err(TlsError::Root)?;
                 }
                 Arc::new(roots)
             }
@@ -100,19 +117,20 @@ impl TlsOptions {
             None => Ok(builder.with_no_client_auth()),
             Some(identity) => builder
                 .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
-                .map_err(|_| Failure::Request),
+                .map_err(TlsError::ClientCertificate),
         }
     }
 }
 
-/// Of endpoints of the public internet. Made once, so that all clients resume each other's TLS sessions.
+/// The configuration for endpoints without own TLS options. Built once, so that all clients share TLS sessions.
 pub(super) fn of_the_system() -> ClientConfig {
     static CONFIG: OnceLock<ClientConfig> = OnceLock::new();
     let made = || {
         let roots = system_roots();
         if roots.is_empty() {
             tracing::warn!(
-                "https endpoints will be refused: install the system's CA certificates, or name a file of them in SSL_CERT_FILE"
+                "no CA certificates found, deliveries to https endpoints will fail; install the system's CA certificates, or \
+                 set SSL_CERT_FILE to a file with them"
             );
         }
         builder(roots).with_no_client_auth()
@@ -128,7 +146,7 @@ fn builder(roots: Arc<RootCertStore>) -> ConfigBuilder<ClientConfig, WantsClient
         .with_root_certificates(roots)
 }
 
-/// Read once: all clients share them. Those that cannot be read are left out.
+/// The system's root certificates, read once. Unreadable ones are left out.
 fn system_roots() -> Arc<RootCertStore> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     let read = || {
@@ -139,13 +157,14 @@ fn system_roots() -> Arc<RootCertStore> {
     ROOTS.get_or_init(read).clone()
 }
 
-/// One or more, in PEM.
-fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, Failure> {
+/// Parses one or more certificates in PEM.
+fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-    read.ok().filter(|read| !read.is_empty()).ok_or(Failure::Request)
+    let read = read.map_err(TlsError::Certificates)?;
+    if read.is_empty() { Err(TlsError::NoCertificate) } else { Ok(read) }
 }
 
-/// Whether `tls` can be used, told before it is stored. Of a sealed key nothing can be said.
+/// Checks TLS options before they are stored. A sealed key cannot be checked.
 pub fn check(tls: &EndpointTls) -> Result<(), FieldError> {
     let unusable = |field: &str, remedy: &str| {
         FieldError::new(field, format!("cannot be used for TLS; write {remedy}, in PEM"))

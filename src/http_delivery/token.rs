@@ -1,5 +1,5 @@
-//! OAuth2 client credentials (RFC 6749 section 4.4): tokens fetched once however many deliveries
-//! wait, kept while they are good, and renewed before they expire.
+//! OAuth2 client credentials (RFC 6749 section 4.4): a token is fetched once for all waiting deliveries, kept while it is
+//! valid, and renewed before it expires.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -13,42 +13,56 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use url::{Url, form_urlencoded};
 
-use super::client::Unanswered;
-use super::failure::{Broken, broken};
+use super::clients::ClientKey;
+use super::error::{DeliveryError, InvalidRequest};
 use super::target::sensitive;
 use super::tls::TlsOptions;
-use super::{Inner, answer, body, clients, grant};
-use crate::domain::outcome::Failure;
+use super::token_response::TokenRefusal;
+use super::{Inner, body, clients, response, token_response};
 use crate::domain::subscription::{ClientAuth, Identity, TokenType};
 
-/// Most tokens kept; beyond, those that no target uses go first.
+/// Maximum number of tokens; above it, tokens that no target uses are dropped first.
 const MOST_TOKENS: usize = 10_000;
-/// One request to a token endpoint, whatever the delivery's own timeout.
+/// Time limit for one request to a token endpoint, independent of the delivery's timeout.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most bytes of a token endpoint's answer.
+/// Maximum size of a token endpoint's answer, in bytes.
 const ANSWER_LIMIT: usize = 64 * 1024;
-/// The longest wait for the body of a token endpoint's answer.
+/// Time limit for the body of a token endpoint's answer.
 const BODY_TIME: Duration = Duration::from_secs(5);
-/// A renewal that failed while the token is still good is tried again after this.
+/// Wait after a failed renewal while the token is still valid.
 const RENEW_AGAIN: Duration = Duration::from_secs(5);
 
-/// Identifies a token: another secret, scope or audience is another token.
-type Key = [u8; 32];
+/// Digest that identifies a token by subscription, URL, secret, scopes and audience.
+type TokenKey = [u8; 32];
 
-/// The client half of a target: what is sent to its token endpoint.
+/// A token could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TokenError {
+    #[error("the token endpoint did not answer within {}", humantime::format_duration(FETCH_TIMEOUT))]
+    Timeout,
+    #[error("token endpoint")]
+    Request(#[source] hyper_util::client::legacy::Error),
+    /// A credential in a compressed body cannot be found and redacted.
+    #[error("the token endpoint answered {status} with a compressed body, which the request does not accept")]
+    Compressed { status: u16 },
+    #[error(transparent)]
+    Refused(#[from] TokenRefusal),
+}
+
+/// The OAuth2 part of a target: the request to its token endpoint.
 pub(super) struct Oauth2Client {
-    key: Key,
+    key: TokenKey,
     url: Url,
     literal: Option<IpAddr>,
     /// `Basic …`, for `client_secret_basic`.
     authorization: Option<SecretString>,
     form: SecretString,
-    /// What the request holds in confidence, in the forms it is sent in: never to be repeated of an answer.
+    /// The secrets of the request in the forms they are sent in, to redact them in answers.
     sent_secrets: Vec<SecretString>,
     token_type: TokenType,
     tls: Option<TlsOptions>,
-    /// Whose connections it uses.
-    http: clients::Key,
+    /// The client that sends the request.
+    http: ClientKey,
     slot: OnceLock<Arc<Slot>>,
 }
 
@@ -64,15 +78,15 @@ pub(super) struct Token {
 /// All tokens of one process, each in the slot of its key.
 #[derive(Default)]
 pub(super) struct Tokens {
-    slots: Mutex<HashMap<Key, Arc<Slot>>>,
+    slots: Mutex<HashMap<TokenKey, Arc<Slot>>>,
 }
 
 #[derive(Default)]
 struct Slot {
     current: RwLock<Option<Arc<Token>>>,
-    /// Held by the one delivery that fetches; holds what the last fetch failed with, and when, for
-    /// those that waited for it.
-    fetch: tokio::sync::Mutex<Option<(Instant, Broken)>>,
+    /// Locked by the delivery that fetches. Holds the time and the error of the last failed fetch, for the deliveries that
+    /// waited for it.
+    fetch: tokio::sync::Mutex<Option<(Instant, DeliveryError)>>,
 }
 
 impl Oauth2Client {
@@ -144,28 +158,28 @@ impl Oauth2Client {
 }
 
 impl Oauth2Client {
-    /// The token at hand, whether it is good or not.
+    /// The current token, valid or not.
     pub(super) fn token(&self) -> Option<Arc<Token>> {
         self.slot.get()?.current()
     }
 }
 
 impl Tokens {
-    /// A token that is good now: the one at hand, or a new one. While one delivery fetches, the
-    /// others wait for what it gets, good or bad.
-    pub(super) async fn get(&self, http: &Inner, client: &Oauth2Client) -> Result<Arc<Token>, Broken> {
+    /// Returns a valid token: the current one, or a new one. While one delivery fetches, the others wait for its result,
+    /// a token or an error.
+    pub(super) async fn get(&self, http: &Inner, client: &Oauth2Client) -> Result<Arc<Token>, DeliveryError> {
         let slot = client.slot.get_or_init(|| self.slot(client.key));
         let asked = Instant::now();
         let mut fetch = match slot.current().filter(|token| asked < token.expires_at) {
             Some(token) if asked < token.renew_at => return Ok(token),
             Some(token) => match slot.fetch.try_lock() {
                 Ok(fetch) => fetch,
-                // Being renewed; this one is good until then.
+                // Another delivery renews it; it is valid until then.
                 Err(_) => return Ok(token),
             },
             None => slot.fetch.lock().await,
         };
-        // Fetched while this delivery waited: good for it, even if it does not live long.
+        // Fetched while this delivery waited: used even if it expires soon.
         if let Some(token) = slot.current().filter(|token| token.got_at >= asked) {
             return Ok(token);
         }
@@ -177,10 +191,7 @@ impl Tokens {
 
         let fetched = match tokio::time::timeout(FETCH_TIMEOUT, request(http, client)).await {
             Ok(fetched) => fetched,
-            Err(_) => Err(refused(format!(
-                "the token endpoint did not answer within {}",
-                humantime::format_duration(FETCH_TIMEOUT)
-            ))),
+            Err(_) => Err(TokenError::Timeout.into()),
         };
         let before = slot.current().filter(|token| Instant::now() < token.expires_at);
         match (fetched, before) {
@@ -208,7 +219,7 @@ impl Tokens {
         }
     }
 
-    /// Forgets `token`, unless another has taken its place meanwhile.
+    /// Drops `token`, unless it was replaced already.
     pub(super) fn invalidate(&self, client: &Oauth2Client, token: &Arc<Token>) {
         let Some(slot) = client.slot.get() else { return };
         let mut current = slot.current.write().unwrap_or_else(PoisonError::into_inner);
@@ -217,11 +228,11 @@ impl Tokens {
         }
     }
 
-    fn slot(&self, key: Key) -> Arc<Slot> {
+    fn slot(&self, key: TokenKey) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if slots.len() >= MOST_TOKENS && !slots.contains_key(&key) {
             slots.retain(|_, slot| Arc::strong_count(slot) > 1);
-            // All in use: one of them is only shared no longer, its target keeps it.
+            // All are in use: drop one from the map; its target keeps it, but no longer shares it.
             if slots.len() >= MOST_TOKENS
                 && let Some(any) = slots.keys().next().copied()
             {
@@ -242,36 +253,32 @@ impl Slot {
     }
 }
 
-async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, Broken> {
+async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, DeliveryError> {
     http.check_literal(client.literal)?;
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
     if let Some(authorization) = &client.authorization {
-        let value = sensitive(authorization.expose_secret()).map_err(|failure| Broken::new(failure, None))?;
+        let value = sensitive(authorization.expose_secret()).map_err(InvalidRequest::Credential)?;
         headers.insert(AUTHORIZATION, value);
     }
     let request = super::request(&client.url, headers, client.form.expose_secret().to_owned().into())?;
     let asked = Instant::now();
-    let response =
-        http.client_of(&client.http, client.tls.as_ref())?.send(request).await.map_err(of_the_endpoint)?;
+    let sent = http.client_of(&client.http, client.tls.as_ref())?.send(request).await;
+    let response = sent.map_err(|error| TokenError::Request(error.error))?;
 
     let status = response.status();
-    if answer::is_encoded(response.headers()) {
-        // Nobody could find a credential in it.
-        return Err(refused(format!(
-            "the token endpoint answered {} with a compressed body, which the request does not accept",
-            status.as_u16()
-        )));
+    if response::is_encoded(response.headers()) {
+        return Err(TokenError::Compressed { status: status.as_u16() }.into());
     }
-    // What arrived of a body that breaks off may be the whole answer.
+    // A body that breaks off may still hold the complete answer.
     let deadline = tokio::time::Instant::now() + BODY_TIME;
     let body = body::read(response, ANSWER_LIMIT, ANSWER_LIMIT, deadline).await;
-    let granted = grant::read(status.as_u16(), &body, client.token_type)
-        .map_err(|refusal| refused(refusal.text(&client.sent_secrets)))?;
-    // Every character was checked, so that this cannot fail.
+    let granted = token_response::read(status.as_u16(), &body, client.token_type)
+        .map_err(|refusal| TokenError::from(refusal.redacted(&client.sent_secrets)))?;
+    // Cannot fail: every character was checked.
     let header = sensitive(&format!("Bearer {}", granted.token.expose_secret()))
-        .map_err(|failure| Broken::new(failure, None))?;
+        .map_err(InvalidRequest::Credential)?;
     Ok(Token {
         header,
         secret: granted.token,
@@ -281,25 +288,9 @@ async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, Broken> {
     })
 }
 
-/// 30 seconds before the end, or at four fifths of a short life.
+/// 30 seconds before the token expires, or after four fifths of a short lifetime.
 fn renew_after(lifetime: Duration) -> Duration {
     lifetime - (lifetime / 5).min(Duration::from_secs(30))
-}
-
-fn refused(detail: String) -> Broken {
-    Broken::new(Failure::Token, Some(detail))
-}
-
-/// A token endpoint that cannot be reached is a token that cannot be had; but an address that may
-/// not be reached stays what it is.
-fn of_the_endpoint(unanswered: Unanswered) -> Broken {
-    let broken = broken(unanswered);
-    let failure = match broken.failure {
-        Failure::AddressRefused => Failure::AddressRefused,
-        _ => Failure::Token,
-    };
-    let detail = broken.detail.map(|detail| format!("token endpoint: {detail}"));
-    Broken::new(failure, detail)
 }
 
 #[cfg(test)]
@@ -315,7 +306,7 @@ mod tests {
     #[test]
     fn kept_tokens_are_bounded() {
         let tokens = Tokens::default();
-        let key = |number: usize| -> Key { Sha256::digest(number.to_be_bytes()).into() };
+        let key = |number: usize| -> TokenKey { Sha256::digest(number.to_be_bytes()).into() };
         let held: Vec<Arc<Slot>> = (0..MOST_TOKENS).map(|number| tokens.slot(key(number))).collect();
         tokens.slot(key(MOST_TOKENS));
         let count = || tokens.slots.lock().unwrap().len();

@@ -22,7 +22,7 @@ use crate::domain::subscription::{
     Auth, BrokerDelivery, Delivery, EndpointDelivery, Identity, Subscription, SubscriptionId, SubscriptionRef,
 };
 use crate::from_settings::{external_broker, http_config, place, retry_policy};
-use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Sent, Target, Unopened};
+use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, SecretNotOpened, SentRequest, Target};
 use crate::nats::Stored;
 use crate::seal::Sealer;
 use crate::sinks::{self, OutgoingMessage};
@@ -179,13 +179,13 @@ impl Management {
         let identity = Identity { subscription: name, incarnation: subscription.incarnation };
         let target = match Target::prepare(&identity, endpoint, &opener) {
             Ok(target) => target,
-            Err(failure) => return (None, Attempt::failed(failure)),
+            Err(error) => return (None, Attempt::failed(error.into())),
         };
         let envelope = envelope_id(event, subscription.id.as_str(), subscription.incarnation);
         let body = event.to_cloudevent().get().to_owned().into();
         let view = EnvelopeView { id: &envelope, event: body, traceparent: None };
         let http = HttpDelivery::new(http_config(&self.settings));
-        let (sent, attempt) = http.attempt_and_tell(&target, &view, 1).await;
+        let (sent, attempt) = http.attempt_and_capture(&target, &view, 1).await;
         (sent.map(|sent| request(endpoint, sent)), attempt)
     }
 
@@ -256,8 +256,10 @@ impl OpenSecret for Opener<'_> {
         subscription: &Identity,
         field: &str,
         sealed: &str,
-    ) -> Result<secrecy::SecretString, Unopened> {
-        self.0.and_then(|sealer| sealer.open_at(&place(subscription, field), sealed).ok()).ok_or(Unopened)
+    ) -> Result<secrecy::SecretString, SecretNotOpened> {
+        self.0
+            .and_then(|sealer| sealer.open_at(&place(subscription, field), sealed).ok())
+            .ok_or(SecretNotOpened)
     }
 }
 
@@ -309,7 +311,7 @@ fn sample_key(pattern: &KeyPattern) -> Result<EventKey, ManagementError> {
 }
 
 /// What was sent, without its secrets.
-fn request(delivery: &EndpointDelivery, sent: Sent) -> Value {
+fn request(delivery: &EndpointDelivery, sent: SentRequest) -> Value {
     let mut url = delivery.url.clone();
     if let Auth::ApiKey { query: Some(name), .. } = &delivery.auth {
         url.query_pairs_mut().append_pair(name, "***");

@@ -18,7 +18,7 @@ use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::{Identity, Subscription};
 use crate::from_settings;
 use crate::health::Readiness;
-use crate::http_delivery::{HttpDelivery, OpenSecret, Unopened};
+use crate::http_delivery::{HttpDelivery, OpenSecret, SecretNotOpened};
 use crate::metrics::Metrics;
 use crate::nats::{DeadLetterEntry, DeadLetterQuery, JetStream, Registry, provision};
 use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings};
@@ -155,7 +155,7 @@ async fn an_event_that_panics_is_rejected_and_the_others_go_on() {
 struct Boom;
 
 impl OpenSecret for Boom {
-    fn open(&self, _: &Identity, _: &str, _: &str) -> Result<SecretString, Unopened> {
+    fn open(&self, _: &Identity, _: &str, _: &str) -> Result<SecretString, SecretNotOpened> {
         panic!("{BOOM}")
     }
 }

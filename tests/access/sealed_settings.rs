@@ -175,7 +175,7 @@ async fn what_cannot_be_sealed_is_refused_and_not_repeated() {
         (b"hush-1\nhush-2\n", "more than one line"),
         (b"sealed:hush", "begins with \"sealed:\""),
         (&long, "is longer than 65536 bytes"),
-        (b"hush\xff", "standard input cannot be read"),
+        (b"hush\xff", "standard input: reading failed"),
     ] {
         let output = seal(&hub, &[SETTING], input).await;
         let said = print_output(&output);

@@ -177,7 +177,7 @@ async fn every_attempt_is_logged_and_a_redriven_event_can_be_traced() {
         let output = stage.hub.cli(&[&["event", "trace", "e \"1\""], &narrowed[..]].concat()).await;
         assert_eq!(output.status.code(), Some(1), "{}", print_output(&output));
         assert!(
-            String::from_utf8_lossy(&output.stderr).contains("nothing is known"),
+            String::from_utf8_lossy(&output.stderr).contains("no trace of the event"),
             "{}",
             print_output(&output)
         );

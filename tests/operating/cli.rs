@@ -315,7 +315,7 @@ async fn an_event_is_published_with_its_acknowledgement() {
     let second = hub.cli_json(&["publish", "user.created", "--file", &path]).await;
     assert_eq!(second["id"], "HUB_EVENTS-2", "an event without an id gets the hub's");
 
-    let (_, warning) = ends_with(&hub, 0, &["publish", "invoice.paid", "{}"]).await;
+    let (_, warning) = ends_with(&hub, 1, &["publish", "invoice.paid", "{}"]).await;
     assert!(warning.starts_with("warning: ") && warning.contains("invoice.paid"), "{warning}");
     assert!(refused(&hub, 1, &["publish", "user.created", "{a: 1}"]).await.contains("not JSON"));
     refused(&hub, 2, &["publish", "user.created"]).await;

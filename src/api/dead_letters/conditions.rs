@@ -1,4 +1,4 @@
-//! Which dead letters: the same conditions as parameters of a query and as members of a body.
+//! Conditions that select dead letters, as query parameters and as members of a body.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -16,17 +16,18 @@ use crate::domain::outcome::Reason;
 use crate::domain::subscription::SubscriptionId;
 use crate::management::dead_letters::DeadLetterQuery;
 
-/// All that are given must hold.
+/// Conditions that select dead letters. All must hold.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize, IntoParams, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct Conditions {
-    /// Of these domains: repeated, or separated by commas
+    /// Domains; in a query repeated, or separated by commas
     #[param(nullable = false)]
     #[schema(example = json!(["policy-client"]))]
     pub(super) domain: Vec<String>,
-    /// Of this tenant; a token that is bound to one sees that one alone
+    /// Tenant. A token that is bound to a tenant can only select that tenant
     tenant: Option<String>,
+    /// Subscription id
     #[param(value_type = Option<SubscriptionId>)]
     #[schema(value_type = Option<SubscriptionId>)]
     subscription: Option<String>,
@@ -36,9 +37,9 @@ pub(super) struct Conditions {
     #[param(value_type = Option<DeadLetterState>)]
     #[schema(value_type = Option<DeadLetterState>)]
     state: Option<String>,
-    /// Such as `user.created`
+    /// Event key, such as `user.created`
     event_key: Option<String>,
-    /// Failed at this time (RFC 3339) or later
+    /// Failed at or after this time (RFC 3339)
     #[param(value_type = Option<String>, format = DateTime)]
     #[schema(value_type = Option<String>, format = DateTime)]
     since: Option<String>,
@@ -49,7 +50,7 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
-    /// Takes the conditions out of a query; what else it holds is left over.
+    /// Splits a query into the conditions and the other parameters.
     pub(super) fn of_query(pairs: Vec<(String, String)>) -> Result<(Self, Vec<(String, String)>), Problem> {
         let (mut conditions, mut rest) = (Self::default(), Vec::new());
         for (name, value) in pairs {
@@ -73,7 +74,7 @@ impl Conditions {
                 }
             };
             if field.replace(value).is_some() {
-                return Err(Problem::field(&name, "is given twice; give it once"));
+                return Err(Problem::field(&name, "is sent more than once; send it once"));
             }
         }
         Ok((conditions, rest))
@@ -83,12 +84,12 @@ impl Conditions {
         *self == Self::default()
     }
 
-    /// A tenant is named that the caller does not reach.
+    /// True if the tenant is outside the caller's reach.
     pub(super) fn beyond(&self, caller: &Caller) -> bool {
         self.tenant.as_ref().is_some_and(|tenant| !caller.reaches(tenant))
     }
 
-    /// As a filter within what the caller reaches.
+    /// Builds the query, limited to the caller's reach.
     pub(super) fn filter(self, state: &State, caller: &Caller) -> Result<DeadLetterQuery, Problem> {
         for name in &self.domain {
             state.management.domain(name).map_err(|error| Problem::field("domain", error.to_string()))?;
@@ -111,24 +112,26 @@ impl Conditions {
         };
         match (filter.since, filter.until) {
             (Some(since), Some(until)) if since >= until => {
-                Err(Problem::field("until", "is not after since; nothing failed in between"))
+                Err(Problem::field("until", "must be after since"))
             }
             _ => Ok(filter),
         }
     }
 }
 
-/// Which dead letters to discard: conditions, or all.
+/// The schema of a body that discards dead letters.
 pub(super) struct Discarding;
-/// Which dead letters to replay: conditions, or all.
+/// The schema of a body that replays dead letters.
 pub(super) struct Replaying;
 
 const ALL: (&str, &str) =
-    ("all", "All of them; of the token's tenant where it is bound to one. Then no condition is given");
-const FORCE: (&str, &str) =
-    ("force", "Also those that are on their way again already, because these envelopes are known to be gone");
+    ("all", "All dead letters, or all of the token's tenant. Cannot be combined with conditions");
+const FORCE: (&str, &str) = (
+    "force",
+    "Also replay dead letters with a replay in progress, because their envelopes are known to be lost",
+);
 
-/// A body's schema: the conditions and some members that are true or false.
+/// The schema of a body: the conditions and boolean members.
 fn with_flags(flags: &[(&str, &str)], about: &str) -> RefOr<Schema> {
     let RefOr::T(Schema::Object(mut object)) = Conditions::schema() else {
         unreachable!("a struct with named fields is described as an object")
@@ -161,15 +164,15 @@ macro_rules! body {
     };
 }
 
-body!(Discarding, "Which dead letters to discard: conditions, or all.", &[ALL]);
-body!(Replaying, "Which dead letters to replay: conditions, or all.", &[ALL, FORCE]);
+body!(Discarding, "Dead letters to discard: conditions, or all.", &[ALL]);
+body!(Replaying, "Dead letters to replay: conditions, or all.", &[ALL, FORCE]);
 
 fn moment(name: &str, text: Option<&str>) -> Result<Option<OffsetDateTime>, Problem> {
     let Some(text) = text else { return Ok(None) };
     let read = OffsetDateTime::parse(text, &Rfc3339);
     read.map(Some).map_err(|_| {
         let problem = format!(
-            "{text:?} is no time of RFC 3339: write 2026-01-31T12:00:00Z (in a query, + of an offset is %2B)"
+            "{text:?} is not an RFC 3339 time; send a time such as 2026-01-31T12:00:00Z (in a query, write + as %2B)"
         );
         Problem::field(name, problem)
     })

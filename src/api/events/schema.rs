@@ -1,5 +1,5 @@
-//! A CloudEvent as the description of the API shows it. It is read by [`crate::domain::event`], which takes
-//! extensions of any name: no type of this program has its members.
+//! The schema of a CloudEvent in the API description. [`crate::domain::event`] parses events and accepts extensions of any
+//! name, so no type has these members.
 
 use serde_json::json;
 use utoipa::openapi::schema::{AdditionalProperties, KnownFormat, SchemaFormat, SchemaType, Type};
@@ -14,30 +14,30 @@ fn text(description: &str) -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String).description(Some(description)).min_length(Some(1))
 }
 
-/// Of the JSON format 1.0.2, section 2.2: `null` is as good as not given.
+/// An optional member; `null` counts as absent (JSON format 1.0.2, section 2.2).
 fn optional(description: &str) -> ObjectBuilder {
     text(description).schema_type(SchemaType::from_iter([Type::String, Type::Null]))
 }
 
 impl PartialSchema for CloudEvent {
     fn schema() -> RefOr<Schema> {
-        let time = optional("When it happened, RFC 3339; when it was stored where not given")
+        let time = optional("Time of the event, RFC 3339. Default: the time at which it was stored")
             .format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)));
         ObjectBuilder::new()
-            .description(Some("CloudEvents 1.0 in the JSON format; any extension attributes beside these"))
-            .property("specversion", text("The version of CloudEvents").enum_values(Some(["1.0"])))
+            .description(Some("A CloudEvent 1.0 in the JSON format, with any extension attributes"))
+            .property("specversion", text("CloudEvents version").enum_values(Some(["1.0"])))
             .required("specversion")
-            .property("id", text("Unique among the events of its source"))
+            .property("id", text("Id, unique among the events of its source"))
             .required("id")
-            .property("source", text("Where it comes from"))
+            .property("source", text("Source of the event"))
             .required("source")
             .property("type", Ref::from_schema_name(EventKey::name()))
             .required("type")
             .property("time", time)
-            .property("tenant", optional("The token's, or default, where not given"))
-            .property("subject", optional("What it is about"))
-            .property("datacontenttype", optional("The media type of the data"))
-            .property("dataschema", optional("The schema of the data"))
+            .property("tenant", optional("Tenant. Default: the token's tenant, or `default`"))
+            .property("subject", optional("Subject of the event"))
+            .property("datacontenttype", optional("Media type of the data"))
+            .property("dataschema", optional("Schema of the data"))
             .property("data", ObjectBuilder::new().schema_type(SchemaType::AnyValue))
             .property("data_base64", optional("Data that is not JSON, instead of `data`"))
             .additional_properties(Some(AdditionalProperties::FreeForm(true)))

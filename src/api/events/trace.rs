@@ -1,4 +1,4 @@
-//! What became of an event.
+//! `GET /v1/events/{id}`: traces an event.
 
 use std::time::Duration;
 
@@ -14,17 +14,17 @@ use utoipa_axum::routes;
 use crate::api::State;
 use crate::api::access::Reader;
 use crate::api::json::Json;
-use crate::api::openapi::{Missing, Usual};
+use crate::api::limits::{Holder, Resource};
+use crate::api::openapi::{CommonProblems, NotFoundProblem};
 use crate::api::problem::{Kind, Problem};
-use crate::api::query::{Asked, PathPart};
-use crate::api::shares::{Holder, What};
+use crate::api::query::{PathPart, QueryParams};
 use crate::domain::duration;
 use crate::domain::trace::Trace;
 use crate::management::domain_names;
 use crate::management::traces::TraceRequest;
 use crate::settings::Quota;
 
-/// How long is looked for an event where nothing is said, and at most: below the time for a request.
+/// Default and maximum duration of a trace, below the time limit of a request.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -32,39 +32,39 @@ pub(super) fn routes() -> OpenApiRouter<State> {
     OpenApiRouter::new().routes(routes!(trace))
 }
 
-/// Where and for how long is looked.
+/// Options of a trace.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct TraceParameters {
-    /// In these domains alone, separated by commas
+    /// Domains to search, separated by commas. Default: all
     domain: Option<String>,
-    /// Only what happened at or after: a time, such as `2026-01-31T08:00:00Z`, or how long ago, such as `2h`
+    /// Start of the search: a time, such as `2026-01-31T08:00:00Z`, or an age, such as `2h`
     since: Option<String>,
-    /// For so long at most, up to `30s`; `10s` where not given
+    /// Maximum duration of the search, up to `30s`. Default: `10s`
     timeout: Option<String>,
 }
 
-/// An event's story.
+/// The trace of an event.
 #[derive(Debug, Serialize, ToSchema)]
 struct EventTrace {
     #[serde(flatten)]
     trace: Trace,
-    /// Whether everything was read within the time; else there may be more to tell
+    /// True if all streams were read within the timeout; otherwise steps may be missing
     complete: bool,
 }
 
-/// Tell what became of an event (scope `read`)
+/// Trace an event (scope `read`)
 ///
-/// Every step from its publication to each subscriber's last state. The id in the path is percent-encoded.
+/// Returns every step from its publication to the last state of each of its envelopes. Percent-encode the id in the path.
 #[utoipa::path(get, path = "/v1/events/{id}", tag = "events",
-    params(("id" = String, Path, description = "What it was published with, or <events stream>-<sequence>"), TraceParameters),
-    responses((status = 200, description = "Its story", body = EventTrace), Usual, Missing))]
+    params(("id" = String, Path, description = "Id that the event was published with, or <events stream>-<sequence>"), TraceParameters),
+    responses((status = 200, description = "The trace", body = EventTrace), CommonProblems, NotFoundProblem))]
 async fn trace(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
     PathPart(id): PathPart,
-    Asked(query): Asked<TraceParameters>,
+    QueryParams(query): QueryParams<TraceParameters>,
 ) -> Result<Response, Problem> {
     let domains: Vec<String> =
         query.domain.iter().flat_map(|names| names.split(',')).map(str::to_owned).collect();
@@ -78,36 +78,37 @@ async fn trace(
         tenant: caller.tenant().map(str::to_owned),
         timeout: timeout(query.timeout.as_deref()).map_err(|problem| Problem::field("timeout", problem))?,
     };
-    let _share = match caller.tenant() {
+    let _usage = match caller.tenant() {
         None => None,
         Some(tenant) => {
             let Quota { limit, setting } = state.management.settings().trace_quota(tenant);
-            let share =
-                state.admission.shares().take(Holder::Tenant(tenant.to_owned()), What::Traces, 1, limit);
-            Some(share.ok_or_else(|| {
+            let usage =
+                state.admission.usage().take(Holder::Tenant(tenant.to_owned()), Resource::Traces, 1, limit);
+            Some(usage.ok_or_else(|| {
                 let text = format!(
-                    "the tenant {tenant:?} has {limit} traces in hand, as many as {setting} allows; try again when one is done"
+                    "the tenant {tenant:?} has reached its limit of {limit} concurrent traces ({setting}); try again when one \
+                     has finished"
                 );
                 Problem::too_many(1, text)
             })?)
         }
     };
-    let Ok(_permit) = state.bounds.traces.try_acquire() else {
-        return Err(Problem::later(1, "the API follows as many events as it does at once; try again"));
+    let Ok(_permit) = state.event_limits.traces.try_acquire() else {
+        return Err(Problem::later(1, "the API has reached its limit of concurrent traces; try again later"));
     };
     let traced = state.management.trace_event(&request).await?;
     match (traced.trace, traced.complete) {
         (Some(trace), complete) => Ok(Json(EventTrace { trace, complete }).into_response()),
         (None, true) => Err(Problem::new(
             Kind::NotFound,
-            "nothing is known of this event: it was never published, nobody wanted it, or everything of it is delivered \
-             and not in the delivery log",
+            "no trace of this event: it was not published, no subscription matched it, or it was delivered and is not in the \
+             delivery log",
         )),
         (None, false) => Err(Problem::new(
             Kind::NotFound,
             format!(
-                "nothing was found of this event within {}, and not everything was read; narrow it with domain or since, \
-                 or give more with timeout",
+                "no trace of this event found within {}, but not all streams were read; narrow the search with domain or since, \
+                 or raise timeout",
                 humantime::format_duration(request.timeout)
             ),
         )),
@@ -117,18 +118,21 @@ async fn trace(
 fn timeout(text: Option<&str>) -> Result<Duration, String> {
     let timeout = text.map_or(Ok(TIMEOUT), duration::parse)?;
     if timeout.is_zero() || timeout > LONGEST_TIMEOUT {
-        return Err(format!("is {}; write one up to 30s", humantime::format_duration(timeout)));
+        return Err(format!(
+            "is {}; must be more than 0s and at most 30s",
+            humantime::format_duration(timeout)
+        ));
     }
     Ok(timeout)
 }
 
-/// A time, or how long ago; further back than time reaches is: from the beginning.
+/// Parses a time or an age. An age before the first representable time means the Unix epoch.
 fn moment(text: &str, now: OffsetDateTime) -> Result<OffsetDateTime, String> {
     if let Ok(at) = OffsetDateTime::parse(text, &Rfc3339) {
         return Ok(at);
     }
     let ago = duration::parse(text).map_err(|_| {
-        format!("{text:?} is neither a time, such as 2026-01-31T08:00:00Z, nor how long ago, such as 2h")
+        format!("{text:?} is neither a time, such as 2026-01-31T08:00:00Z, nor an age, such as 2h")
     })?;
     let at = time::Duration::try_from(ago).ok().and_then(|ago| now.checked_sub(ago));
     Ok(at.unwrap_or(OffsetDateTime::UNIX_EPOCH))
@@ -139,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_are_read_within_their_bounds() {
+    fn parameters_are_checked_against_their_limits() {
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).expect("a time");
         let seconds = |text: &str| moment(text, now).map(OffsetDateTime::unix_timestamp);
         assert_eq!(seconds("2h"), Ok(1_800_000_000 - 7200));

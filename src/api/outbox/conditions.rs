@@ -1,4 +1,4 @@
-//! Which rows of the outbox: the same conditions as parameters of a query and as members of a body.
+//! Conditions that select rows of the producer outbox, as query parameters and as members of a body.
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -9,30 +9,30 @@ use crate::domain::key::EventKey;
 use crate::domain::producer_outbox::Status;
 use crate::management::outbox::{RowCursor, RowSelection};
 
-/// Most ids that one order names.
+/// Maximum number of ids in one request.
 const MOST_IDS: usize = 1_000;
 
-/// Which rows, and which part of them. All conditions that are given must hold.
+/// Selects a page of rows. All conditions must hold.
 #[derive(Debug, Default, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ListQuery {
-    /// Of this target broker: `internal`, or the name of an external one
+    /// Target broker: `internal`, or the name of an external broker
     broker: Option<String>,
-    /// Of these statuses: repeated, or separated by commas
+    /// Statuses; repeated, or separated by commas
     #[param(required = false)]
     status: Vec<Status>,
-    /// Of this stream
+    /// Stream
     stream: Option<String>,
-    /// Of events with this key, such as `user.created`
+    /// Event key, such as `user.created`
     event_key: Option<String>,
-    /// At most this many, 1 to 1000; 100 where not given
+    /// Maximum number of entries, 1 to 1000. Default: 100
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    /// Go on here: `next` of the page before
+    /// Cursor: `next` of the previous page
     after: Option<String>,
 }
 
-/// What a list is asked for.
+/// A parsed [`ListQuery`].
 pub(super) struct Listing {
     pub(super) selection: RowSelection,
     pub(super) after: RowCursor,
@@ -56,12 +56,12 @@ impl Listing {
                 "event_key" => query.event_key.replace(value).is_some(),
                 "after" => query.after.replace(value).is_some(),
                 _ => {
-                    let problem = "is no parameter of this; /openapi.json says which there are";
+                    let problem = "unknown parameter; see /openapi.json for all parameters";
                     return Err(Problem::field(&name, problem));
                 }
             };
             if twice {
-                return Err(Problem::field(&name, "is given twice; give it once"));
+                return Err(Problem::field(&name, "is sent more than once; send it once"));
             }
         }
         let ListQuery { broker, status, stream, event_key, limit: asked, after } = query;
@@ -80,38 +80,38 @@ impl Listing {
 }
 
 fn number(text: &str) -> Result<usize, Problem> {
-    text.parse().map_err(|_| Problem::field("limit", format!("{text:?} is no number; write 1 to 1000")))
+    text.parse().map_err(|_| Problem::field("limit", format!("{text:?} is not a number; send 1 to 1000")))
 }
 
 fn event_type(key: Option<&str>) -> Result<Option<String>, Problem> {
     Ok(parsed::<EventKey>("event_key", key)?.map(String::from))
 }
 
-/// Which rows of the outbox to change: conditions, all of which must hold, or `all`.
+/// Rows of the producer outbox to change: conditions, all of which must hold, or `all`.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schema(as = OutboxOrder)]
-pub(super) struct BulkOrder {
-    /// The events' ids, on every broker unless `broker` says which
+pub(super) struct RowChange {
+    /// Event ids, on all brokers unless `broker` is set
     #[schema(max_items = 1000)]
     ids: Vec<String>,
-    /// Of this target broker: `internal`, or the name of an external one
+    /// Target broker: `internal`, or the name of an external broker
     broker: Option<String>,
-    /// Of these statuses
+    /// Statuses
     status: Vec<Status>,
-    /// Of this stream
+    /// Stream
     stream: Option<String>,
-    /// Of events with this key
+    /// Event key
     #[schema(example = "user.created")]
     event_key: Option<String>,
-    /// All rows that the order applies to. Then no condition is given
+    /// All rows that can be changed. Cannot be combined with conditions
     all: bool,
-    /// Go on here: `next` of the answer before, with the same conditions
+    /// Cursor: `next` of the previous answer, with the same conditions
     after: Option<String>,
 }
 
-impl BulkOrder {
-    /// Which rows are meant, and where to begin. Nothing is meant unsaid.
+impl RowChange {
+    /// Returns the selection and the start. Refuses a body without conditions and without `all`.
     pub(super) fn read(self) -> Result<(RowSelection, RowCursor), Problem> {
         let Self { ids, broker, status, stream, event_key, all, after } = self;
         let has_conditions = !ids.is_empty()
@@ -120,15 +120,14 @@ impl BulkOrder {
             || stream.is_some()
             || event_key.is_some();
         if !has_conditions && !all {
-            let which =
-                "say which: ids, broker, status, stream or event_key; or {\"all\": true} for all of them";
+            let which = "no condition is set; set ids, broker, status, stream or event_key, or {\"all\": true} for all rows";
             return Err(Problem::field("body", which));
         }
         if all && has_conditions {
-            return Err(Problem::field("all", "is given beside conditions; give the one or the others"));
+            return Err(Problem::field("all", "cannot be combined with conditions; send one or the other"));
         }
         if ids.len() > MOST_IDS {
-            let problem = format!("are {}; name at most {MOST_IDS} at a time", ids.len());
+            let problem = format!("has {} ids; send at most {MOST_IDS} at a time", ids.len());
             return Err(Problem::field("ids", problem));
         }
         let selection = RowSelection {

@@ -1,5 +1,4 @@
-//! What is done with one subscription: paused, resumed, tested, given a new secret; and who would get
-//! an event.
+//! Actions on one subscription (pause, resume, test, rotate its secret), and the subscriptions that match an event.
 
 use std::time::Duration;
 
@@ -17,10 +16,12 @@ use crate::api::State;
 use crate::api::access::{Manager, Reader};
 use crate::api::body::MaybeJson;
 use crate::api::json::Json;
-use crate::api::openapi::{Body, Conflicting, Guarded, Missing, Usual};
+use crate::api::openapi::{
+    BodyProblems, CommonProblems, ConflictProblem, NotFoundProblem, PreconditionFailedProblem,
+};
 use crate::api::precondition::{Precondition, etag};
 use crate::api::problem::Problem;
-use crate::api::query::{Asked, Named, OfTenant};
+use crate::api::query::{QueryParams, SubscriptionPath, TenantParam};
 use crate::domain::access::Caller;
 use crate::domain::duration;
 use crate::domain::key::EventKey;
@@ -38,57 +39,59 @@ pub(super) fn routes() -> OpenApiRouter<State> {
         .routes(routes!(matches))
 }
 
-/// Pause a subscription: no envelopes are made for it (scope `manage`)
+/// Pause a subscription: it gets no new events (scope `manage`)
+///
+/// Events that are published while it is paused are not stored for it. To keep them, pause the domain.
 #[utoipa::path(post, path = "/v1/subscriptions/{id}/pause", tag = "subscriptions",
-    params(("id" = SubscriptionId, Path), OfTenant, ("if-match" = Option<String>, Header)),
+    params(("id" = SubscriptionId, Path), TenantParam, ("if-match" = Option<String>, Header)),
     responses(
         (status = 200, description = "Paused", body = Subscription,
-            headers(("etag" = String, description = "Its revision"))),
-        Usual, Conflicting, Missing, Guarded))]
+            headers(("etag" = String, description = "Revision"))),
+        CommonProblems, ConflictProblem, NotFoundProblem, PreconditionFailedProblem))]
 async fn pause(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Named(naming): Named,
+    SubscriptionPath(naming): SubscriptionPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     set_state(&state, &caller, &naming, &headers, SubscriptionState::Paused).await
 }
 
-/// Resume a subscription that is paused, or that the hub has disabled (scope `manage`)
+/// Resume a paused or disabled subscription (scope `manage`)
 #[utoipa::path(post, path = "/v1/subscriptions/{id}/resume", tag = "subscriptions",
-    params(("id" = SubscriptionId, Path), OfTenant, ("if-match" = Option<String>, Header)),
+    params(("id" = SubscriptionId, Path), TenantParam, ("if-match" = Option<String>, Header)),
     responses(
         (status = 200, description = "Active", body = Subscription,
-            headers(("etag" = String, description = "Its revision"))),
-        Usual, Conflicting, Missing, Guarded))]
+            headers(("etag" = String, description = "Revision"))),
+        CommonProblems, ConflictProblem, NotFoundProblem, PreconditionFailedProblem))]
 async fn resume(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Named(naming): Named,
+    SubscriptionPath(naming): SubscriptionPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     set_state(&state, &caller, &naming, &headers, SubscriptionState::Active).await
 }
 
-/// What to send as a sample.
+/// The sample event.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct TestOrder {
-    /// Its event key; one that the subscription wants where not given
+    /// Event key. Default: a key that the subscription matches
     #[serde(default)]
     event: Option<EventKey>,
 }
 
-/// Send a sample event to the endpoint, once, and show request and answer (scope `manage`)
+/// Send a sample event to the endpoint once, and return request and answer (scope `manage`)
 #[utoipa::path(post, path = "/v1/subscriptions/{id}/test", tag = "subscriptions", request_body = Option<TestOrder>,
-    params(("id" = SubscriptionId, Path), OfTenant),
+    params(("id" = SubscriptionId, Path), TenantParam),
     responses(
-        (status = 200, description = "What was sent and what came back, whatever it is", body = SampleAttempt),
-        Usual, Body, Conflicting, Missing))]
+        (status = 200, description = "The request and its answer, whether it was accepted or not", body = SampleAttempt),
+        CommonProblems, BodyProblems, ConflictProblem, NotFoundProblem))]
 async fn test(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Named(naming): Named,
+    SubscriptionPath(naming): SubscriptionPath,
     MaybeJson(order): MaybeJson<TestOrder>,
 ) -> Result<Response, Problem> {
     let stored = state.management.subscription(&caller, &naming).await?;
@@ -96,17 +99,18 @@ async fn test(
     Ok(Json(attempt).into_response())
 }
 
-/// How to rotate.
+/// Options of a rotation.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 struct RotateOrder {
-    /// How long the secret before signs beside the new one: `24h` where not given, `0s` for not at all
+    /// Time for which the previous secret also signs. `0s`: not at all
     #[serde(with = "duration")]
     #[schema(value_type = String, default = "24h", example = "24h")]
     overlap: Duration,
-    /// The newest secret was lost before a receiver had it: it ends, and the one before it goes on signing for its time
+    /// Replace the newest secret, because it was lost before a receiver had it. It stops signing; the previous secret keeps
+    /// signing until its end
     replace: bool,
-    /// The kind of the new secret; that of the one before where not given
+    /// Kind of the new secret. Default: the kind of the previous secret
     algorithm: Option<SigningAlgorithm>,
 }
 
@@ -116,7 +120,7 @@ impl Default for RotateOrder {
     }
 }
 
-/// The kind of a signing secret.
+/// Kind of a signing secret.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum SigningAlgorithm {
@@ -126,44 +130,44 @@ enum SigningAlgorithm {
     Ed25519,
 }
 
-/// What the receiver verifies with; it is told this once.
+/// The key that the receiver verifies with. It is shown only once.
 #[derive(Debug, Serialize, ToSchema)]
 struct NewSecret {
     id: SubscriptionId,
-    /// `whsec_…`, where both sides have the same
+    /// `whsec_…`, for HMAC-SHA256
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
-    /// `whpk_…`, where the hub alone can sign
+    /// `whpk_…`, for ed25519
     #[serde(skip_serializing_if = "Option::is_none")]
     public_key: Option<String>,
-    /// Until when the secret before signs beside it
+    /// End of the overlap, in which the previous secret also signs
     #[serde(with = "time::serde::rfc3339::option")]
     previous_until: Option<time::OffsetDateTime>,
-    /// A secret before that one was to sign until then, and does so no more
+    /// Planned end of an older secret that stopped signing with this rotation
     #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
     ended_before: Option<time::OffsetDateTime>,
 }
 
-/// Sign with a new secret, and show what the receiver verifies with, this once (scope `manage`)
+/// Rotate the signing secret, and return the key to verify with, only once (scope `manage`)
 #[utoipa::path(post, path = "/v1/subscriptions/{id}/rotate-secret", tag = "subscriptions",
     request_body = Option<RotateOrder>,
-    params(("id" = SubscriptionId, Path), OfTenant, ("if-match" = Option<String>, Header)),
+    params(("id" = SubscriptionId, Path), TenantParam, ("if-match" = Option<String>, Header)),
     responses(
         (status = 200, description = "The new secret, or its public key", body = NewSecret,
-            headers(("etag" = String, description = "The subscription's revision"))),
-        Usual, Body, Conflicting, Missing, Guarded))]
+            headers(("etag" = String, description = "Revision of the subscription"))),
+        CommonProblems, BodyProblems, ConflictProblem, NotFoundProblem, PreconditionFailedProblem))]
 async fn rotate_secret(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
-    Named(naming): Named,
+    SubscriptionPath(naming): SubscriptionPath,
     headers: HeaderMap,
     MaybeJson(order): MaybeJson<RotateOrder>,
 ) -> Result<Response, Problem> {
     if order.overlap > LONGEST_OVERLAP {
-        return Err(Problem::field("overlap", "is longer than 365d; write a shorter one, such as 24h"));
+        return Err(Problem::field("overlap", "is longer than 365d; send a shorter one, such as 24h"));
     }
     let secrets = if order.replace { Before::IsReplaced } else { Before::Overlaps(order.overlap) };
-    let stored = guarded(&state, &caller, &naming, &headers).await?;
+    let stored = read_checked(&state, &caller, &naming, &headers).await?;
     let id = stored.subscription.id.clone();
     let algorithm = order.algorithm.map(|algorithm| match algorithm {
         SigningAlgorithm::Hmac => Algorithm::HmacSha256,
@@ -181,33 +185,33 @@ async fn rotate_secret(
         previous_until: rotated.previous_until,
         ended_before: rotated.ended_before,
     };
-    // It must not lie in a cache on the way.
+    // No cache may store the secret.
     let headers =
-        [etag(rotated.revision), (header::CACHE_CONTROL, "no-store".parse().expect("a header's value"))];
+        [etag(rotated.revision), (header::CACHE_CONTROL, "no-store".parse().expect("a valid header value"))];
     Ok((headers.into_iter().collect::<HeaderMap>(), Json(body)).into_response())
 }
 
-/// An event that was not published.
+/// An event to match, which is not published.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct MatchQuery {
-    /// Its key, such as `user.created`
+    /// Event key, such as `user.created`
     #[param(value_type = EventKey)]
     event: String,
-    /// Its tenant: the token's, or `default`, where not given
+    /// Tenant. Default: the token's tenant, or `default`
     tenant: Option<String>,
-    /// Its source; `nats` where not given
+    /// Source. Default: `nats`
     source: Option<String>,
 }
 
-/// Who would get an event (scope `read`)
+/// List the subscriptions that match an event (scope `read`)
 #[utoipa::path(get, path = "/v1/matches", tag = "subscriptions", params(MatchQuery),
-    responses((status = 200, description = "The subscriptions that would get it", body = SubscriptionList), Usual))]
+    responses((status = 200, description = "The subscriptions that would get the event", body = SubscriptionList), CommonProblems))]
 async fn matches(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    Asked(query): Asked<MatchQuery>,
+    QueryParams(query): QueryParams<MatchQuery>,
 ) -> Result<Response, Problem> {
     let sample = Sample {
         key: query.event.parse().map_err(|error| Problem::field("event", format!("{error}")))?,
@@ -215,13 +219,14 @@ async fn matches(
         source: query.source.unwrap_or_else(|| "nats".to_owned()),
         attributes: Vec::new(),
     };
-    let _turn = state.turns.turn(caller.tenant()).await;
+    let _permit = state.broad_reads.permit(caller.tenant()).await;
     let (found, _) = state.management.matching(&sample).await?;
     let subscriptions = found.iter().map(|stored| stored.subscription.hidden_json()).collect();
     Ok(Json(SubscriptionList { subscriptions, next: None }).into_response())
 }
 
-async fn guarded(
+/// Reads a subscription and checks the precondition.
+async fn read_checked(
     state: &State,
     caller: &Caller,
     naming: &Naming,
@@ -238,9 +243,9 @@ async fn set_state(
     caller: &Caller,
     naming: &Naming,
     headers: &HeaderMap,
-    standing: SubscriptionState,
+    new_state: SubscriptionState,
 ) -> Result<Response, Problem> {
-    let stored = guarded(state, caller, naming, headers).await?;
-    let (stored, _) = state.management.set_state(stored, standing).await?;
+    let stored = read_checked(state, caller, naming, headers).await?;
+    let (stored, _) = state.management.set_state(stored, new_state).await?;
     Ok(shown(StatusCode::OK, &stored.subscription, stored.revision))
 }

@@ -296,7 +296,7 @@ async fn answers_of_a_token_endpoint_that_are_no_token() {
     }
     let issuer = Server::start(|_| "x".repeat(100_000).into_response()).await;
     let attempt = local().attempt(&target(&server.url(), &oauth2(&issuer, "")), &view(), 1).await;
-    assert_eq!(attempt.detail.as_deref(), Some("the token endpoint answered more than 65536 bytes"));
+    assert_eq!(attempt.detail.as_deref(), Some("the token endpoint's answer is larger than 65536 bytes"));
     assert!(server.got().is_empty());
 }
 

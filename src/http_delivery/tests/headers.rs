@@ -168,7 +168,7 @@ async fn a_credential_in_a_header_is_shown_nowhere() {
         })
         .await;
         let target = target(&server.url(), rest);
-        let (sent, attempt) = local().attempt_and_tell(&target, &view(), 1).await;
+        let (sent, attempt) = local().attempt_and_capture(&target, &view(), 1).await;
         assert_eq!(server.got()[0].header("x-api-key"), "open-sesame");
         assert_eq!(attempt.answer_excerpt.as_deref(), Some("***"));
         let shown = format!("{sent:?} {attempt:?} {target:?}");

@@ -1,9 +1,9 @@
 //! Against real servers on free local ports.
 
+mod address_guard;
 mod answers;
 mod auth;
 mod endpoint;
-mod guard;
 mod headers;
 mod tls;
 
@@ -26,10 +26,15 @@ const EVENT: &str = r#"{"specversion":"1.0","id":"e 1","source":"/idp","type":"u
 struct Opener;
 
 impl OpenSecret for Opener {
-    fn open(&self, subscription: &Identity, field: &str, sealed: &str) -> Result<SecretString, Unopened> {
+    fn open(
+        &self,
+        subscription: &Identity,
+        field: &str,
+        sealed: &str,
+    ) -> Result<SecretString, SecretNotOpened> {
         assert_eq!(*subscription, identity());
         assert!(field.starts_with("delivery."), "{field}");
-        sealed.strip_prefix("sealed-").map(SecretString::from).ok_or(Unopened)
+        sealed.strip_prefix("sealed-").map(SecretString::from).ok_or(SecretNotOpened)
     }
 }
 
@@ -52,7 +57,7 @@ fn local() -> HttpDelivery {
 fn prepared(url: &str, rest: &str) -> Result<Target, Failure> {
     let json = format!(r#"{{"url":"{url}","timeout":"5s"{rest}}}"#);
     let delivery: EndpointDelivery = serde_json::from_str(&json).unwrap();
-    Target::prepare(&identity(), &delivery, &Opener)
+    Ok(Target::prepare(&identity(), &delivery, &Opener)?)
 }
 
 fn target(url: &str, rest: &str) -> Target {

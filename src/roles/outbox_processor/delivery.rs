@@ -330,7 +330,9 @@ impl Inner {
         let prepared = match delivery() {
             Some(subscription::Delivery::Endpoint(endpoint)) => Prepared {
                 form,
-                to: Target::prepare(id, &endpoint, &*self.opener).map(|to| To::Endpoint(to.into())),
+                to: Target::prepare(id, &endpoint, &*self.opener)
+                    .map(|to| To::Endpoint(to.into()))
+                    .map_err(Failure::from),
                 statuses: Arc::new(endpoint.statuses),
             },
             Some(subscription::Delivery::Broker(broker)) => {

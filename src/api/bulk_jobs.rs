@@ -1,5 +1,4 @@
-//! `/v1/orders`: bulk orders on dead letters, whichever replica carries them out. The hub remembers
-//! the 1,000 that were written last, for a week.
+//! `/v1/orders`: bulk jobs on dead letters, of all replicas. The hub keeps the last 1,000 jobs for a week.
 
 use axum::extract::State as FromState;
 use axum::http::StatusCode;
@@ -11,9 +10,9 @@ use utoipa_axum::routes;
 
 use super::State;
 use super::access::{Operator, Reader};
-use super::openapi::{Missing, Usual};
+use super::openapi::{CommonProblems, NotFoundProblem};
 use super::problem::Problem;
-use super::query::{Asked, PathPart, limit};
+use super::query::{PathPart, QueryParams, limit};
 use crate::api::json::Json;
 use crate::domain::bulk_job::{BulkJob, BulkJobId};
 use crate::management::ManagementError;
@@ -22,42 +21,41 @@ pub(super) fn routes() -> OpenApiRouter<State> {
     OpenApiRouter::new().routes(routes!(list)).routes(routes!(read_one, cancel))
 }
 
-/// Which orders.
+/// Options of a list of bulk jobs.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListQuery {
-    /// At most this many, 1 to 1000; 100 where not given
+    /// Maximum number of entries, 1 to 1000. Default: 100
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
-/// Some orders, the newest first.
+/// A list of bulk jobs, newest first.
 #[derive(Debug, Serialize, ToSchema)]
 struct OrderList {
     orders: Vec<BulkJob>,
 }
 
-/// List bulk orders, the newest first (scope `read`)
+/// List bulk jobs, newest first (scope `read`)
 ///
-/// The hub remembers the last 1,000, for a week. A token that is bound to a tenant sees the orders that are
-/// limited to that tenant.
+/// The hub keeps the last 1,000 jobs for a week. A token that is bound to a tenant only sees that tenant's jobs.
 #[utoipa::path(get, path = "/v1/orders", tag = "orders", params(ListQuery),
-    responses((status = 200, description = "They", body = OrderList), Usual))]
+    responses((status = 200, description = "The bulk jobs", body = OrderList), CommonProblems))]
 async fn list(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
-    Asked(query): Asked<ListQuery>,
+    QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Response, Problem> {
     let orders = state.orders.orders(&caller, limit(query.limit)?).await?;
     Ok(Json(OrderList { orders }).into_response())
 }
 
-/// Read how far a bulk order has come (scope `read`)
+/// Read the progress of a bulk job (scope `read`)
 ///
-/// An order whose process has ended before it did is `interrupted`, at most 15 s after.
+/// If the process of a job ends, the job becomes `interrupted` within 15 s.
 #[utoipa::path(get, path = "/v1/orders/{id}", tag = "orders", params(("id" = BulkJobId, Path)),
-    responses((status = 200, description = "It, as it stands", body = BulkJob), Usual, Missing))]
+    responses((status = 200, description = "The bulk job", body = BulkJob), CommonProblems, NotFoundProblem))]
 async fn read_one(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
@@ -67,12 +65,12 @@ async fn read_one(
     Ok(Json(order).into_response())
 }
 
-/// Cancel what a bulk order has not done yet (scope `operate`)
+/// Cancel the rest of a bulk job (scope `operate`)
 #[utoipa::path(delete, path = "/v1/orders/{id}", tag = "orders", params(("id" = BulkJobId, Path)),
     responses(
-        (status = 202, description = "It stops within seconds", body = BulkJob),
-        (status = 200, description = "It is over already", body = BulkJob),
-        Usual, Missing))]
+        (status = 202, description = "The job stops within seconds", body = BulkJob),
+        (status = 200, description = "The job has already ended", body = BulkJob),
+        CommonProblems, NotFoundProblem))]
 async fn cancel(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
@@ -83,7 +81,7 @@ async fn cancel(
     Ok((status, Json(order)).into_response())
 }
 
-/// What is no id is no order's.
+/// Parses an id. An invalid id counts as unknown.
 fn order_id(text: String) -> Result<BulkJobId, ManagementError> {
     BulkJobId::try_from(text.clone()).map_err(|_| ManagementError::NoOrder { id: text })
 }

@@ -1,5 +1,5 @@
-//! What an endpoint's answer means. Status and headers decide, as soon as they are there; of the body an excerpt is
-//! kept, with nothing secret in it.
+//! Reads an endpoint's answer. Status and headers decide the outcome as soon as they arrive; an excerpt of the body is
+//! kept, with secrets redacted.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,46 +13,47 @@ use super::token::Token;
 use crate::domain::outcome::Outcome;
 use crate::domain::redact;
 
-/// Of a failed answer's body, for the delivery log.
+/// Bytes of a failed answer's body that the delivery log keeps.
 const EXCERPT: usize = 1024;
-/// So much is looked through for echoed credentials, so that none is cut in two by the excerpt.
+/// Bytes searched for echoed credentials: more than the excerpt, so that its end does not cut a credential in two.
 const EXAMINED: usize = 4 * 1024;
-/// The longest wait for a body, within the attempt's timeout.
+/// Time limit for reading a body, within the attempt's timeout.
 const BODY_TIME: Duration = Duration::from_secs(2);
-/// The longest wait for the body of an answer that the attempt goes on after.
+/// Time limit for reading the body of a 401 or 403 before the attempt continues with a new token.
 const REFUSAL_TIME: Duration = Duration::from_millis(200);
-/// A longer wait is no wait a webhook means.
+/// Maximum `Retry-After`; a longer one is shortened to it.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-pub(super) struct Answer {
+/// The outcome of an answer, and an excerpt of its body if it failed.
+pub(super) struct ReadResponse {
     pub(super) outcome: Outcome,
     pub(super) excerpt: Option<String>,
 }
 
-/// Reads an answer. Its outcome is that of its head, whatever becomes of the body.
+/// Reads an answer. Its head decides the outcome, even if the body breaks off.
 ///
-/// Up to `limit` bytes of the body are read, for 2 s and until `deadline`. Where that is all of it, the connection is
-/// free for the next attempt; else it is closed.
+/// Reads up to `limit` bytes of the body, for at most 2 s and until `deadline`. If the body is complete, the next attempt
+/// can use the connection; otherwise the connection is closed.
 pub(super) async fn read(
-    response: client::Answer,
+    response: client::HttpResponse,
     limit: usize,
     deadline: Instant,
     secrets: &[SecretString],
     token: Option<&Token>,
-) -> Answer {
+) -> ReadResponse {
     let status = response.status();
     let deadline = deadline.min(Instant::now() + BODY_TIME);
     if status.is_success() {
         body::read(response, 0, limit, deadline).await;
         let outcome = Outcome::Answered { status: status.as_u16(), retry_after: None };
-        return Answer { outcome, excerpt: None };
+        return ReadResponse { outcome, excerpt: None };
     }
     let retry_after = retry_after(response.headers(), SystemTime::now());
     let encoded = is_encoded(response.headers());
     let body = body::read(response, EXAMINED.min(limit), limit, deadline).await;
     let sent = secrets.iter().chain(token.map(|token| &token.secret));
     let text = if encoded {
-        // Whatever it says, credentials among it, is not to be seen.
+        // Credentials in a compressed body cannot be found and redacted.
         "(the body is compressed, and not kept)".to_owned()
     } else {
         let cut = body.bytes.len() >= EXAMINED.min(limit);
@@ -63,23 +64,23 @@ pub(super) async fn read(
             EXCERPT,
         )
     };
-    Answer {
+    ReadResponse {
         outcome: Outcome::Answered { status: status.as_u16(), retry_after },
         excerpt: (!text.is_empty()).then_some(text),
     }
 }
 
-/// Whether a body is compressed, which no request asks for.
+/// True if the body is compressed, although no request asks for it.
 pub(super) fn is_encoded(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_ENCODING).iter().any(|value| value != "identity")
 }
 
-/// Reads a refusal that the attempt goes on after, so that its connection can be reused; not for long.
-pub(super) async fn discard(response: client::Answer, limit: usize) {
+/// Reads the body of a 401 or 403 for a short time, so that its connection can be reused.
+pub(super) async fn discard(response: client::HttpResponse, limit: usize) {
     body::read(response, 0, limit, Instant::now() + REFUSAL_TIME).await;
 }
 
-/// RFC 9110 section 10.2.3: seconds, or a date. A date that has passed is no wait.
+/// `Retry-After` (RFC 9110 section 10.2.3): seconds, or a date. A date in the past means zero.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {

@@ -1,4 +1,4 @@
-//! What is asked of the API: counted, and changes are logged with who made them.
+//! Counts and logs API requests; the log names the caller.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -12,22 +12,21 @@ use axum::response::Response;
 use super::State;
 use crate::domain::access::Caller;
 
-/// Where an extractor leaves the name of the caller for the log.
+/// The caller's name, which an extractor sets for the log.
 #[derive(Clone, Default)]
-struct Who(Arc<OnceLock<String>>);
+struct CallerName(Arc<OnceLock<String>>);
 
 pub(super) fn note_caller(parts: &Parts, caller: &Caller) {
-    if let Some(who) = parts.extensions.get::<Who>() {
-        // A second extractor of the same request names the same caller.
-        let _ = who.0.set(caller.name.clone());
+    if let Some(name) = parts.extensions.get::<CallerName>() {
+        // A second extractor of the same request sets the same name.
+        let _ = name.0.set(caller.name.clone());
     }
 }
 
-/// Around every request. The log has the route and the path, never a query or a body: these may hold
-/// what is secret.
+/// Counts and logs every request. The log has the route and the path, but never a query or a body, which may hold secrets.
 pub(super) async fn record(FromState(state): FromState<State>, mut request: Request, next: Next) -> Response {
-    let who = Who::default();
-    request.extensions_mut().insert(who.clone());
+    let name = CallerName::default();
+    request.extensions_mut().insert(name.clone());
     let method = request.method().clone();
     let route = request
         .extensions()
@@ -38,23 +37,23 @@ pub(super) async fn record(FromState(state): FromState<State>, mut request: Requ
     let response = next.run(request).await;
     let status = response.status().as_u16();
     let elapsed = begun.elapsed();
-    // A method that is none of the usual would be a label of a stranger's choice.
+    // An unknown method would be a metric label that the caller chooses.
     let label = match method {
         Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE => method.as_str(),
         _ => "other",
     };
     state.metrics.api_request(label, &route, status, elapsed);
-    let caller = who.0.get().map_or("nobody", String::as_str);
+    let caller = name.0.get().map_or("unknown", String::as_str);
     let changes = !matches!(method, Method::GET | Method::HEAD) && route != "/v1/events";
-    // A 503 passes, and comes in numbers while the broker is away or a stream is full.
+    // A 503 is temporary, and there are many while the broker is unavailable or a stream is full.
     if status == 503 {
-        tracing::warn!(%method, path, status, caller, ms = elapsed.as_millis(), "asked of the API, not now");
+        tracing::warn!(%method, path, status, caller, ms = elapsed.as_millis(), "API request rejected, temporarily unavailable");
     } else if status >= 500 {
-        tracing::error!(%method, path, status, caller, ms = elapsed.as_millis(), "asked of the API, not done");
+        tracing::error!(%method, path, status, caller, ms = elapsed.as_millis(), "API request failed");
     } else if changes && route != "unknown" {
-        tracing::info!(%method, path, status, caller, ms = elapsed.as_millis(), "asked of the API");
+        tracing::info!(%method, path, status, caller, ms = elapsed.as_millis(), "API request");
     } else {
-        tracing::debug!(%method, path, status, caller, ms = elapsed.as_millis(), "asked of the API");
+        tracing::debug!(%method, path, status, caller, ms = elapsed.as_millis(), "API request");
     }
     response
 }

@@ -1,5 +1,5 @@
-//! The address guard: a name is resolved here, and only permitted addresses are connected to. The
-//! addresses that were judged are the ones used, so a name cannot change its mind in between.
+//! The address guard: resolves names, and passes on permitted addresses only. The connection uses the addresses that were
+//! checked, so a second look-up cannot return other ones (DNS rebinding).
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -11,16 +11,18 @@ use tower_service::Service;
 
 use crate::domain::address::AddressPolicy;
 
-/// The endpoint's address is not one that deliveries may reach.
+/// Deliveries may not reach the endpoint's address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{host} is not on the public internet, and its network does not stand in delivery.allow_networks")]
+#[error(
+    "{host}: the address is not on the public internet; add its network to delivery.allow_networks to permit it"
+)]
 pub(super) struct AddressRefused {
     pub(super) host: String,
 }
 
 /// The name has no address, or no name server answered.
 #[derive(Debug, thiserror::Error)]
-#[error("{host} cannot be resolved")]
+#[error("{host}: name resolution failed")]
 pub(super) struct Unresolved {
     host: String,
     #[source]
@@ -38,7 +40,7 @@ impl GuardedResolver {
     }
 }
 
-/// What went wrong: [`AddressRefused`] or [`Unresolved`].
+/// An [`AddressRefused`] or an [`Unresolved`].
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Service<Name> for GuardedResolver {

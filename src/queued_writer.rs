@@ -1,11 +1,11 @@
-//! Text for standard error, standard output or a log file that never holds up its writer.
+//! A writer for standard error, standard output or a log file that never blocks its caller.
 //!
-//! A log reader may go away (EPIPE), stop reading (a full pipe), or the disk may be full (ENOSPC). None of these
-//! may block, panic or end a process whose work is something else. So text goes into a queue that is bounded in
-//! bytes, and one thread writes it; what does not fit or cannot be written is dropped and counted.
+//! The reader of a log may exit (EPIPE) or stop reading (a full pipe), or the disk may be full (ENOSPC). None of these may
+//! block or end the process, or make it panic. Text goes into a queue with a limit in bytes, and one thread writes it. Text
+//! that does not fit, or whose write fails, is dropped and counted.
 //!
-//! `tracing-appender` has such a writer, but bounds its queue in lines only, and counts neither a line whose
-//! write failed nor one that was never written; both are what happens here.
+//! `tracing-appender` has a similar writer, but limits its queue in lines only, and does not count lines whose write failed
+//! or that were never written.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,38 +17,38 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// Bytes that wait at most; at 200 bytes a line about 5,000 lines.
+/// Maximum size of the queue, in bytes: about 5,000 lines of 200 bytes.
 const MOST_BYTES: usize = 1024 * 1024;
-/// What a short text counts in the queue, for its own bookkeeping.
+/// Minimum size at which a text is counted, to cover its overhead in the queue.
 const LEAST_BYTES: usize = 64;
-/// Longest wait for the last lines at the end of a process.
+/// Maximum wait for the last lines at the end of a process.
 pub const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
-/// Of the whole process, for its metrics.
+/// Texts dropped by the whole process, for its metrics.
 static LOST: AtomicU64 = AtomicU64::new(0);
-static STDERR: LazyLock<Outlet> = LazyLock::new(|| Outlet::on("stderr", &io::stderr()));
-static STDOUT: LazyLock<Outlet> = LazyLock::new(|| Outlet::on("stdout", &io::stdout()));
+static STDERR: LazyLock<QueuedWriter> = LazyLock::new(|| QueuedWriter::on("stderr", &io::stderr()));
+static STDOUT: LazyLock<QueuedWriter> = LazyLock::new(|| QueuedWriter::on("stdout", &io::stdout()));
 
 /// Standard error of this process.
-pub fn stderr() -> &'static Outlet {
+pub fn stderr() -> &'static QueuedWriter {
     &STDERR
 }
 
-/// Standard output of this process, for the text of a service. The answer of a command is written directly, so
-/// that its reader sets the pace.
-pub fn stdout() -> &'static Outlet {
+/// Standard output of this process, for the text of a service. The answer of a command is written directly, so that its
+/// reader sets the pace.
+pub fn stdout() -> &'static QueuedWriter {
     &STDOUT
 }
 
-/// Texts that this process has dropped so far, whatever their outlet.
+/// Number of texts that all writers of this process have dropped.
 pub fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
 }
 
-/// A bounded queue of texts and the thread that writes them. Cheap to clone; the thread ends once the last clone is
-/// gone and the queue is written.
+/// A bounded queue of texts and the thread that writes them. Cheap to clone. The thread ends when the last clone is
+/// dropped and the queue is empty.
 #[derive(Debug, Clone)]
-pub struct Outlet {
+pub struct QueuedWriter {
     handle: Arc<Handle>,
 }
 
@@ -67,15 +67,15 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Queue {
     texts: VecDeque<Vec<u8>>,
-    /// Of the texts that wait and of the one that is being written.
+    /// Size of the waiting texts and of the text that is being written.
     bytes: usize,
-    /// Nothing is added any more.
+    /// True when the last clone was dropped: no text is added any more.
     closed: bool,
-    /// Nobody writes: the descriptor could not be duplicated, or the thread not started.
+    /// True if no thread writes: the descriptor could not be duplicated, or the thread could not start.
     unwritten: bool,
 }
 
-impl Outlet {
+impl QueuedWriter {
     fn on(name: &str, descriptor: &impl AsFd) -> Self {
         match descriptor.as_fd().try_clone_to_owned() {
             Ok(own) => Self::new(name, own.into()),
@@ -83,11 +83,13 @@ impl Outlet {
         }
     }
 
-    /// Writes to `file`; `name` is the thread's.
+    /// Writes to `file`.
+    ///
+    /// * `name`: the thread's name, without the suffix `-writer`
     pub fn new(name: &str, file: File) -> Self {
         let shared = Arc::new(Shared::default());
         let writer = shared.clone();
-        let thread = std::thread::Builder::new().name(format!("{name}-outlet"));
+        let thread = std::thread::Builder::new().name(format!("{name}-writer"));
         match thread.spawn(move || writer.write_to(file)) {
             Ok(_) => Self { handle: Arc::new(Handle { shared }) },
             Err(_) => Self::unwritten(),
@@ -115,21 +117,21 @@ impl Outlet {
         shared.changed.notify_all();
     }
 
-    /// Waits until everything is written or dropped, for `limit` at most; true if it is.
+    /// Waits until everything is written or dropped, for at most `limit`. True if the queue is empty.
     pub fn flush(&self, limit: Duration) -> bool {
         let shared = &self.handle.shared;
         let waited = shared.changed.wait_timeout_while(shared.lock(), limit, |queue| queue.bytes > 0);
         waited.unwrap_or_else(PoisonError::into_inner).0.bytes == 0
     }
 
-    /// Texts that this outlet has dropped so far.
+    /// Number of texts that this writer has dropped.
     pub fn lost(&self) -> u64 {
         self.handle.shared.lost.load(Ordering::Relaxed)
     }
 }
 
-/// One write is one text, as `tracing_subscriber` and `writeln!` of a whole line make it.
-impl Write for Outlet {
+/// One write is one text: `tracing_subscriber` writes a whole record at once.
+impl Write for QueuedWriter {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         self.put(text);
         Ok(text.len())
@@ -157,7 +159,7 @@ impl Shared {
         LOST.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The next text; none once the outlet is closed and empty.
+    /// Waits for the next text. `None` when the writer is closed and the queue is empty.
     fn next(&self) -> Option<Vec<u8>> {
         let mut queue = self.lock();
         loop {
@@ -172,7 +174,7 @@ impl Shared {
     }
 
     fn write_to(&self, mut file: File) {
-        // Whether the last text broke off in the middle of its line.
+        // True if the last text broke off in the middle of its line.
         let mut torn = false;
         while let Some(text) = self.next() {
             let written = if torn { write(&mut file, b"\n").1 } else { Ok(()) };
@@ -182,7 +184,7 @@ impl Shared {
             };
             match written {
                 Ok(()) => torn = false,
-                // Whoever reads may come back (a disk gets room again), so the next text is tried as well.
+                // The error may pass (the disk gets free space again), so the next text is tried too.
                 Err(_) => {
                     torn |= count > 0;
                     self.count_lost();
@@ -198,7 +200,7 @@ fn size(text: &[u8]) -> usize {
     text.len().max(LEAST_BYTES)
 }
 
-/// Writes all of it, and gives how many bytes went out even if the rest did not.
+/// Writes a text. Returns the number of bytes written, even if the rest failed.
 fn write(file: &mut File, text: &[u8]) -> (usize, io::Result<()>) {
     let mut done = 0;
     while done < text.len() {
@@ -206,7 +208,7 @@ fn write(file: &mut File, text: &[u8]) -> (usize, io::Result<()>) {
             Ok(0) => return (done, Err(io::ErrorKind::WriteZero.into())),
             Ok(count) => done += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Another process that shares the terminal or pipe has made it non-blocking.
+            // Another process that shares the terminal or pipe made it non-blocking.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if let Err(error) = poll(&mut [PollFd::new(&*file, PollFlags::OUT)], None)
                     && error != rustix::io::Errno::INTR
@@ -229,51 +231,51 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(30);
 
-    fn into_pipe() -> (std::io::PipeReader, Outlet) {
+    fn into_pipe() -> (std::io::PipeReader, QueuedWriter) {
         let (reader, writer) = pipe().expect("a pipe");
-        (reader, Outlet::new("test", OwnedFd::from(writer).into()))
+        (reader, QueuedWriter::new("test", OwnedFd::from(writer).into()))
     }
 
     #[test]
-    fn what_is_put_arrives_in_its_order_and_the_writer_ends_with_its_outlet() {
-        let (mut reader, outlet) = into_pipe();
+    fn texts_arrive_in_order_and_the_thread_ends_with_its_writer() {
+        let (mut reader, writer) = into_pipe();
         for number in 0..100 {
-            outlet.put(format!("{number}\n"));
+            writer.put(format!("{number}\n"));
         }
-        assert!(outlet.flush(LIMIT));
-        assert_eq!(outlet.lost(), 0);
-        drop(outlet);
+        assert!(writer.flush(LIMIT));
+        assert_eq!(writer.lost(), 0);
+        drop(writer);
         let mut text = String::new();
-        reader.read_to_string(&mut text).expect("the pipe ends with the outlet");
+        reader.read_to_string(&mut text).expect("the pipe ends with the writer");
         let expected: Vec<_> = (0..100).map(|number| number.to_string()).collect();
         assert_eq!(text.lines().collect::<Vec<_>>(), expected);
     }
 
     #[test]
-    fn a_reader_that_does_not_read_costs_bounded_memory_and_nobody_waits() {
-        let (reader, outlet) = into_pipe();
+    fn a_reader_that_does_not_read_costs_bounded_memory_and_blocks_nobody() {
+        let (reader, writer) = into_pipe();
         let line = vec![b'x'; 1000];
         for _ in 0..5_000 {
-            outlet.put(line.clone());
+            writer.put(line.clone());
         }
         // The queue and the pipe itself hold 1 MiB and 64 KiB.
-        assert!((3_700..=4_000).contains(&outlet.lost()), "{}", outlet.lost());
-        assert!(!outlet.flush(Duration::from_millis(50)));
+        assert!((3_700..=4_000).contains(&writer.lost()), "{}", writer.lost());
+        assert!(!writer.flush(Duration::from_millis(50)));
         drop(reader);
-        assert!(outlet.flush(LIMIT), "a reader that has gone ends the wait");
+        assert!(writer.flush(LIMIT), "a closed reader ends the wait");
     }
 
     #[test]
-    fn a_reader_that_has_gone_and_a_full_disk_are_counted() {
-        let (reader, outlet) = into_pipe();
+    fn texts_lost_to_a_closed_reader_or_a_full_disk_are_counted() {
+        let (reader, writer) = into_pipe();
         drop(reader);
         let full = File::options().write(true).open("/dev/full").expect("Linux has it");
-        for outlet in [outlet, Outlet::new("test", full), Outlet::unwritten()] {
+        for writer in [writer, QueuedWriter::new("test", full), QueuedWriter::unwritten()] {
             for _ in 0..3 {
-                outlet.put("line\n");
+                writer.put("line\n");
             }
-            assert!(outlet.flush(LIMIT));
-            assert_eq!(outlet.lost(), 3);
+            assert!(writer.flush(LIMIT));
+            assert_eq!(writer.lost(), 3);
         }
     }
 
@@ -281,12 +283,12 @@ mod tests {
     fn a_pipe_that_another_process_made_non_blocking_loses_nothing() {
         let (mut reader, writer) = pipe().expect("a pipe");
         rustix::io::ioctl_fionbio(&writer, true).expect("non-blocking");
-        let outlet = Outlet::new("test", OwnedFd::from(writer).into());
+        let writer = QueuedWriter::new("test", OwnedFd::from(writer).into());
         for _ in 0..500 {
-            outlet.put(vec![b'x'; 1000]);
+            writer.put(vec![b'x'; 1000]);
         }
         let mut bytes = vec![0; 500_000];
         reader.read_exact(&mut bytes).expect("all of it arrives");
-        assert_eq!(outlet.lost(), 0);
+        assert_eq!(writer.lost(), 0);
     }
 }

@@ -1,8 +1,8 @@
-//! Lines that a person copies into a shell.
+//! Commands in messages that a person copies into a shell.
 
 use std::path::Path;
 
-/// This program, as one would type it from the working directory.
+/// The path of this program, relative to the working directory if it is below it.
 pub fn executable() -> String {
     let Ok(path) = std::env::current_exe() else { return "hub".to_owned() };
     let here = std::env::current_dir().ok();
@@ -10,7 +10,7 @@ pub fn executable() -> String {
     quoted(&below.unwrap_or(path).to_string_lossy())
 }
 
-/// One word for a POSIX shell.
+/// Quotes a text as one word for a POSIX shell, if necessary.
 pub fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_quoted_where_a_shell_would_read_more_into_it() {
+    fn a_path_with_special_characters_is_quoted() {
         assert_eq!(quoted("/tmp/hub-demo-a1/hub.toml"), "/tmp/hub-demo-a1/hub.toml");
         assert_eq!(quoted("/tmp/it's here"), r"'/tmp/it'\''s here'");
     }

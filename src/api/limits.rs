@@ -1,4 +1,4 @@
-//! How much of something each caller holds at the moment, and how often it may ask.
+//! Limits per caller: what each caller holds at once, and how often it may send requests.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-/// Whose share it is.
+/// The caller that a limit applies to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Holder {
     Peer(IpAddr),
@@ -16,44 +16,50 @@ pub(super) enum Holder {
     Tenant(String),
 }
 
-/// What is shared.
+/// The limited resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum What {
+pub(super) enum Resource {
     Requests,
     BodyBytes,
     Traces,
 }
 
-type Key = (Holder, What);
+type Key = (Holder, Resource);
 
-/// What is held now. Cheap to clone.
+/// The current usage of each holder and resource. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Shares(Arc<Mutex<HashMap<Key, usize>>>);
+pub(super) struct Usage(Arc<Mutex<HashMap<Key, usize>>>);
 
-/// What one holds; dropping it gives it back.
+/// A part of the usage, released on drop.
 #[derive(Debug)]
-pub(super) struct Share {
-    shares: Shares,
+pub(super) struct UsageGuard {
+    usage: Usage,
     key: Key,
     amount: usize,
 }
 
-impl Shares {
+impl Usage {
     fn held(&self) -> MutexGuard<'_, HashMap<Key, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes some, unless the holder would then have more than `limit`; 0 is no limit.
-    pub(super) fn take(&self, holder: Holder, what: What, amount: usize, limit: usize) -> Option<Share> {
-        let mut share = Share { shares: self.clone(), key: (holder, what), amount: 0 };
-        share.grow(amount, limit).then_some(share)
+    /// Adds `amount` to the holder's usage. `None` if it would exceed `limit`; 0 means no limit.
+    pub(super) fn take(
+        &self,
+        holder: Holder,
+        resource: Resource,
+        amount: usize,
+        limit: usize,
+    ) -> Option<UsageGuard> {
+        let mut guard = UsageGuard { usage: self.clone(), key: (holder, resource), amount: 0 };
+        guard.grow(amount, limit).then_some(guard)
     }
 }
 
-impl Share {
-    /// Takes more; false where that would be above the limit.
+impl UsageGuard {
+    /// Adds `amount`. False, without a change, if the usage would exceed `limit`.
     pub(super) fn grow(&mut self, amount: usize, limit: usize) -> bool {
-        let mut held = self.shares.held();
+        let mut held = self.usage.held();
         let now = held.get(&self.key).copied().unwrap_or_default();
         if limit > 0 && now.saturating_add(amount) > limit {
             return false;
@@ -65,9 +71,9 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for UsageGuard {
     fn drop(&mut self) {
-        let mut held = self.shares.held();
+        let mut held = self.usage.held();
         if let Some(now) = held.get_mut(&self.key) {
             *now = now.saturating_sub(self.amount);
             if *now == 0 {
@@ -77,25 +83,25 @@ impl Drop for Share {
     }
 }
 
-/// Reads that may touch much, of one tenant at once; others of it wait for their turn.
+/// Concurrent expensive reads per tenant; further ones wait.
 const BROAD_READS: usize = 2;
 
-/// The turns of each tenant's broad reads. Cheap to clone.
+/// Limits the concurrent expensive reads of each tenant. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Turns(Arc<Mutex<HashMap<String, Weak<Semaphore>>>>);
+pub(super) struct BroadReads(Arc<Mutex<HashMap<String, Weak<Semaphore>>>>);
 
-impl Turns {
-    /// Waits for the turn of a tenant's read; an operator needs none. Dropping it ends it.
-    pub(super) async fn turn(&self, tenant: Option<&str>) -> Option<OwnedSemaphorePermit> {
+impl BroadReads {
+    /// Waits for a permit of the tenant. A caller without a tenant needs none.
+    pub(super) async fn permit(&self, tenant: Option<&str>) -> Option<OwnedSemaphorePermit> {
         let tenant = tenant?;
         let semaphore = {
-            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if turns.len() >= MOST_REMEMBERED {
-                turns.retain(|_, turn| turn.strong_count() > 0);
+            let mut semaphores = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if semaphores.len() >= MOST_REMEMBERED {
+                semaphores.retain(|_, semaphore| semaphore.strong_count() > 0);
             }
-            turns.get(tenant).and_then(Weak::upgrade).unwrap_or_else(|| {
+            semaphores.get(tenant).and_then(Weak::upgrade).unwrap_or_else(|| {
                 let made = Arc::new(Semaphore::new(BROAD_READS));
-                turns.insert(tenant.to_owned(), Arc::downgrade(&made));
+                semaphores.insert(tenant.to_owned(), Arc::downgrade(&made));
                 made
             })
         };
@@ -103,12 +109,12 @@ impl Turns {
     }
 }
 
-/// Callers whose rate is remembered at most; beyond, those with nothing used up are forgotten first.
+/// Maximum number of callers with a stored rate; above it, callers with full buckets are dropped.
 const MOST_REMEMBERED: usize = 4_096;
 
-/// So many a second for each holder, with a burst. Cheap to clone.
+/// Limits a rate per holder, with a burst (token bucket). Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Rates(Arc<Mutex<HashMap<Holder, Bucket>>>);
+pub(super) struct RateLimiter(Arc<Mutex<HashMap<Holder, Bucket>>>);
 
 #[derive(Debug)]
 struct Bucket {
@@ -126,7 +132,7 @@ impl Bucket {
     }
 }
 
-impl Rates {
+impl RateLimiter {
     pub(super) fn new() -> Self {
         Self(Arc::default())
     }
@@ -135,15 +141,15 @@ impl Rates {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Undoes a part of what was used up.
+    /// Returns `amount` to the holder's bucket.
     pub(super) fn give_back(&self, holder: &Holder, amount: usize) {
         if let Some(bucket) = self.buckets().get_mut(holder) {
             bucket.tokens = (bucket.tokens + amount as f64).min(bucket.burst);
         }
     }
 
-    /// Uses up `amount`, or says how long until there is as much. More than the burst is taken when the bucket is
-    /// full, and then owed. A rate of 0 is no limit.
+    /// Takes `amount` from the holder's bucket, or returns the time until that is possible. An amount above the burst is
+    /// taken when the bucket is full, and leaves it negative. A rate of 0 means no limit.
     pub(super) fn take(
         &self,
         holder: Holder,
@@ -162,7 +168,7 @@ impl Rates {
                 bucket.tokens < bucket.burst
             });
             if buckets.len() >= MOST_REMEMBERED {
-                // So many that none can be followed: nobody new is asked to wait, and none is remembered.
+                // Too many callers to store: a new one is not limited.
                 return Ok(());
             }
         }
@@ -171,7 +177,7 @@ impl Rates {
         (bucket.per_second, bucket.burst) = (rate, burst);
         bucket.refill(now);
         let needed = (amount as f64).min(burst);
-        // What rounding may take from a token.
+        // Tolerates rounding errors.
         if bucket.tokens + 1e-6 >= needed {
             bucket.tokens -= amount as f64;
             return Ok(());
@@ -189,24 +195,24 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_bounded_by_itself_and_given_back() {
-        let shares = Shares::default();
-        let first = shares.take(token("a"), What::Requests, 1, 2).unwrap();
-        let second = shares.take(token("a"), What::Requests, 1, 2).unwrap();
-        assert!(shares.take(token("a"), What::Requests, 1, 2).is_none());
-        assert!(shares.take(token("b"), What::Requests, 1, 2).is_some());
-        assert!(shares.take(token("a"), What::BodyBytes, 1, 2).is_some());
-        assert!(shares.take(token("a"), What::Requests, 9, 0).is_some(), "0 is no limit");
+    fn usage_is_limited_per_holder_and_resource_and_released() {
+        let shares = Usage::default();
+        let first = shares.take(token("a"), Resource::Requests, 1, 2).unwrap();
+        let second = shares.take(token("a"), Resource::Requests, 1, 2).unwrap();
+        assert!(shares.take(token("a"), Resource::Requests, 1, 2).is_none());
+        assert!(shares.take(token("b"), Resource::Requests, 1, 2).is_some());
+        assert!(shares.take(token("a"), Resource::BodyBytes, 1, 2).is_some());
+        assert!(shares.take(token("a"), Resource::Requests, 9, 0).is_some(), "0 is no limit");
         drop(first);
-        let mut third = shares.take(token("a"), What::Requests, 1, 2).unwrap();
+        let mut third = shares.take(token("a"), Resource::Requests, 1, 2).unwrap();
         assert!(!third.grow(1, 2));
         drop((second, third));
         assert!(shares.held().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_rate_has_a_burst_and_says_how_long_to_wait() {
-        let rates = Rates::new();
+    async fn a_rate_has_a_burst_and_returns_the_wait() {
+        let rates = RateLimiter::new();
         for _ in 0..20 {
             rates.take(token("a"), 1, 10, 20).unwrap();
         }
@@ -216,15 +222,15 @@ mod tests {
         tokio::time::advance(Duration::from_millis(100)).await;
         rates.take(token("a"), 1, 10, 20).unwrap();
         assert!(rates.take(token("a"), 1, 10, 20).is_err());
-        // More than a burst at once: when the bucket is full, and paid back after.
+        // More than a burst at once needs a full bucket, and delays what follows.
         tokio::time::advance(Duration::from_secs(60)).await;
         rates.take(token("a"), 40, 10, 20).unwrap();
         assert_eq!(rates.take(token("a"), 1, 10, 20), Err(Duration::from_millis(2_100)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_remembered_is_bounded() {
-        let rates = Rates::new();
+    async fn the_number_of_stored_rates_is_limited() {
+        let rates = RateLimiter::new();
         for number in 0..2 * MOST_REMEMBERED {
             rates.take(token(&number.to_string()), 1, 1, 1).unwrap();
         }

@@ -1,4 +1,4 @@
-//! W3C Trace Context: the event's own `traceparent` where it has one, else a new trace.
+//! W3C Trace Context: the event's `traceparent` if it has a valid one, otherwise a new trace.
 
 use std::io::Write;
 
@@ -7,13 +7,13 @@ use hyper::header::HeaderValue;
 /// `<version>-<trace id>-<parent id>-<flags>`
 const LENGTH: usize = 55;
 
-/// The `traceparent` of one attempt: the event's own, if that is one.
+/// The `traceparent` of one attempt: the event's, if it is valid.
 pub(super) fn parent(of_event: Option<&str>) -> HeaderValue {
     let own = of_event.filter(|value| is_valid(value));
     own.and_then(|value| HeaderValue::from_str(value).ok()).unwrap_or_else(new)
 }
 
-/// Section 3.2 of the recommendation, for version 00.
+/// Checks a `traceparent` (section 3.2 of the recommendation, version 00).
 fn is_valid(value: &str) -> bool {
     let parts: Vec<&str> = value.split('-').collect();
     let hex = |part: &str, length| {

@@ -1,4 +1,4 @@
-//! What a token endpoint answered (RFC 6749 sections 5.1 and 5.2): a token, or a refusal in the endpoint's own words.
+//! Parses a token endpoint's answer (RFC 6749 sections 5.1 and 5.2): a token, or an error with the endpoint's message.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,39 +10,82 @@ use super::body::{Body, End};
 use crate::domain::redact;
 use crate::domain::subscription::TokenType;
 
-/// Where the answer has no `expires_in` that is a number of seconds.
+/// Lifetime of a token without a usable `expires_in`.
 const ASSUMED_LIFETIME: Duration = Duration::from_secs(300);
-/// A token that lives longer is asked for again daily.
+/// Maximum lifetime, in seconds: a token that lives longer is fetched daily.
 const LONGEST_LIFETIME: f64 = 86_400.0;
-/// Most characters of the endpoint's own words in an error.
+/// Maximum number of characters of the endpoint's message in an error.
 const MOST_WORDS: usize = 256;
 
-/// A token that can be sent.
+/// A token that is valid in a header.
 #[derive(Debug)]
-pub(super) struct Granted {
+pub(super) struct GrantedToken {
     pub(super) token: SecretString,
     pub(super) lifetime: Duration,
 }
 
-/// Why the answer is no token. Nobody sees it before its words are cleared of secrets: [`Refusal::text`].
+/// An answer without a usable token. It may hold secrets; [`RawRefusal::redacted`] removes them.
 #[derive(Debug)]
-pub(super) struct Refusal {
-    problem: String,
-    /// The endpoint's own words.
+pub(super) struct RawRefusal {
+    problem: TokenProblem,
+    /// The endpoint's message.
     words: Option<String>,
 }
 
-impl Refusal {
-    fn new(problem: impl Into<String>) -> Self {
-        Self { problem: problem.into(), words: None }
-    }
+/// An answer without a usable token, with a message that is safe to show.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{problem}{}", .words.as_ref().map(|words| format!(": {words}")).unwrap_or_default())]
+pub(super) struct TokenRefusal {
+    problem: TokenProblem,
+    words: Option<String>,
+}
 
-    /// One line for people: without the secrets of the request, bounded, and with control characters escaped.
-    pub(super) fn text(&self, sent_secrets: &[SecretString]) -> String {
-        let Some(words) = &self.words else { return self.problem.clone() };
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum TokenProblem {
+    #[error("the token endpoint answered {0}")]
+    Status(u16),
+    #[error("the token endpoint answered {0} with an error")]
+    ErrorWithSuccess(u16),
+    #[error("the token endpoint's answer has no access_token")]
+    NoToken,
+    #[error("the token endpoint's answer has an access_token that is not a string")]
+    NotAString,
+    #[error("the token endpoint's answer has an empty access_token")]
+    EmptyToken,
+    #[error("the token endpoint's answer has an access_token that is not a valid header value")]
+    InvalidToken,
+    #[error("the token endpoint issued a token that is not a bearer token, but token_type is \"bearer\"")]
+    NotABearerToken,
+    #[error("the token endpoint's answer is larger than {0} bytes")]
+    TooLong(usize),
+    #[error("the token endpoint's answer timed out")]
+    Late,
+    #[error("the token endpoint's answer broke off")]
+    Broken,
+    #[error("the token endpoint's answer is empty")]
+    Empty,
+    #[error("the token endpoint's answer is form-encoded, not JSON")]
+    FormEncoded,
+    #[error("the token endpoint's answer is markup, not JSON")]
+    Markup,
+    #[error("the token endpoint's answer is not a JSON object")]
+    NotAnObject,
+}
+
+impl From<TokenProblem> for RawRefusal {
+    fn from(problem: TokenProblem) -> Self {
+        Self { problem, words: None }
+    }
+}
+
+impl RawRefusal {
+    /// Redacts the secrets of the request, limits the length, and escapes control characters.
+    pub(super) fn redacted(self, sent_secrets: &[SecretString]) -> TokenRefusal {
+        let Self { problem, words } = self;
+        let Some(words) = words else { return TokenRefusal { problem, words } };
         let secrets = sent_secrets.iter().map(|secret| secret.expose_secret());
-        // A character has four bytes at most.
-        let words = redact::excerpt(words, false, secrets, MOST_WORDS * 4);
+        // A character has at most four bytes.
+        let words = redact::excerpt(&words, false, secrets, MOST_WORDS * 4);
         let mut line = String::new();
         for character in words.trim().chars().take(MOST_WORDS) {
             match character {
@@ -50,69 +93,63 @@ impl Refusal {
                 c => line.push(c),
             }
         }
-        if line.is_empty() { self.problem.clone() } else { format!("{}: {line}", self.problem) }
+        TokenRefusal { problem, words: Some(line).filter(|line| !line.is_empty()) }
     }
 }
 
-/// Characters that change the order in which a terminal shows others.
+/// True for characters that change the order in which a terminal shows text.
 fn is_bidi(character: char) -> bool {
     matches!(character, '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// The members of the answer. Each value as it is written: a number may be one that JSON allows and no type holds.
+/// The members of the answer, unparsed: JSON allows numbers that no Rust type holds.
 type Members<'a> = HashMap<String, &'a RawValue>;
 
-/// Reads an answer with any status.
-pub(super) fn read(status: u16, body: &Body, accepted: TokenType) -> Result<Granted, Refusal> {
+/// Parses an answer with any status.
+pub(super) fn read(status: u16, body: &Body, accepted: TokenType) -> Result<GrantedToken, RawRefusal> {
     let bytes = body.bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&body.bytes);
     let text = String::from_utf8_lossy(bytes);
     let members: Option<Members<'_>> = serde_json::from_str(&text).ok();
     let error = members.as_ref().and_then(error_of);
     if !(200..300).contains(&status) {
         let words = error.or_else(|| Some(text.clone().into_owned()));
-        return Err(Refusal { problem: format!("the token endpoint answered {status}"), words });
+        return Err(RawRefusal { problem: TokenProblem::Status(status), words });
     }
-    // Of a success nothing is repeated but an error: the rest may be a token.
-    let Some(members) = members else { return Err(Refusal::new(no_json(body, &text))) };
+    // A successful answer may hold a token, so only its error is quoted.
+    let Some(members) = members else { return Err(not_json(body, &text).into()) };
     let token = members.get("access_token").copied().and_then(string);
     let Some(token) = token else {
         let problem = match error {
-            Some(_) => format!("the token endpoint answered {status} with an error"),
-            None if members.contains_key("access_token") => {
-                "the token endpoint's answer has an access_token that is not a string".to_owned()
-            }
-            None => "the token endpoint's answer has no access_token".to_owned(),
+            Some(_) => TokenProblem::ErrorWithSuccess(status),
+            None if members.contains_key("access_token") => TokenProblem::NotAString,
+            None => TokenProblem::NoToken,
         };
-        return Err(Refusal { problem, words: error });
+        return Err(RawRefusal { problem, words: error });
     };
     if token.is_empty() {
-        let problem = "the token endpoint's answer has an empty access_token";
-        return Err(Refusal { problem: problem.to_owned(), words: error });
+        return Err(RawRefusal { problem: TokenProblem::EmptyToken, words: error });
     }
-    // RFC 6750 section 2.1 is narrower; some tokens hold other visible characters.
+    // RFC 6750 section 2.1 allows fewer characters, but some servers use other visible ones.
     if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Refusal::new(
-            "the token endpoint's answer has an access_token with characters that no header may carry",
-        ));
+        return Err(TokenProblem::InvalidToken.into());
     }
     let kind = members.get("token_type").copied().and_then(string);
     if accepted == TokenType::Bearer
         && let Some(kind) = kind.filter(|kind| !kind.trim().eq_ignore_ascii_case("bearer"))
     {
-        let problem = "the token endpoint gave a token that is not a bearer token, which token_type = \"bearer\" asks for";
-        return Err(Refusal { problem: problem.to_owned(), words: Some(kind) });
+        return Err(RawRefusal { problem: TokenProblem::NotABearerToken, words: Some(kind) });
     }
-    Ok(Granted {
+    Ok(GrantedToken {
         token: token.into(),
         lifetime: lifetime(members.get("expires_in").map(|value| value.get())),
     })
 }
 
-/// `error`, and what else says why.
+/// The `error` member with its description.
 fn error_of(members: &Members<'_>) -> Option<String> {
     let member = |name: &str| {
         let value = members.get(name).copied()?;
-        // An error that is an object, as some vendors have it, is shown as it is written.
+        // Some vendors send an object as the error: it is shown as JSON.
         let text = string(value).unwrap_or_else(|| value.get().to_owned());
         (!text.is_empty() && !matches!(text.as_str(), "null" | "false")).then_some(text)
     };
@@ -128,30 +165,27 @@ fn string(value: &RawValue) -> Option<String> {
     serde_json::from_str(value.get()).ok()
 }
 
-fn no_json(body: &Body, text: &str) -> String {
-    let problem = match body.end {
-        End::TooLong => return format!("the token endpoint answered more than {} bytes", body.bytes.len()),
-        End::Late => "the token endpoint's answer did not come to its end",
-        End::Broken => "the token endpoint's answer broke off",
-        End::Whole if text.trim().is_empty() => "the token endpoint's answer is empty",
+fn not_json(body: &Body, text: &str) -> TokenProblem {
+    match body.end {
+        End::TooLong => TokenProblem::TooLong(body.bytes.len()),
+        End::Late => TokenProblem::Late,
+        End::Broken => TokenProblem::Broken,
+        End::Whole if text.trim().is_empty() => TokenProblem::Empty,
         End::Whole if text.starts_with("access_token=") || text.contains("&access_token=") => {
-            "the token endpoint's answer is form-encoded, and not JSON"
+            TokenProblem::FormEncoded
         }
-        End::Whole if text.trim_start().starts_with('<') => {
-            "the token endpoint's answer is markup, and not JSON"
-        }
-        End::Whole => "the token endpoint's answer is not a JSON object",
-    };
-    problem.to_owned()
+        End::Whole if text.trim_start().starts_with('<') => TokenProblem::Markup,
+        End::Whole => TokenProblem::NotAnObject,
+    }
 }
 
-/// A number of seconds, also as a string.
+/// Parses a number of seconds; it may be in quotes.
 fn lifetime(expires_in: Option<&str>) -> Duration {
     let text = expires_in.map(|value| serde_json::from_str(value).unwrap_or_else(|_| value.to_owned()));
     let seconds: Option<f64> = text.and_then(|text: String| text.trim().parse().ok());
     match seconds {
-        // Not in `clamp`, which keeps it.
         None => ASSUMED_LIFETIME,
+        // `clamp` would return NaN.
         Some(seconds) if seconds.is_nan() => ASSUMED_LIFETIME,
         Some(seconds) => Duration::from_secs_f64(seconds.clamp(0.0, LONGEST_LIFETIME)),
     }
@@ -165,13 +199,15 @@ mod tests {
         Body { bytes: text.into(), end: End::Whole }
     }
 
-    fn granted(text: &str) -> Granted {
-        read(200, &body(text), TokenType::Any).unwrap_or_else(|refusal| panic!("{text}: {refusal:?}"))
+    fn granted(text: &str) -> GrantedToken {
+        read(200, &body(text), TokenType::Any)
+            .unwrap_or_else(|refusal| panic!("{text}: {}", refusal.redacted(&[])))
     }
 
     fn refused(status: u16, body: &Body) -> String {
         let secrets = ["hush%21", "hush!"].map(SecretString::from);
-        read(status, body, TokenType::Any).expect_err("it is no token").text(&secrets)
+        let Err(refusal) = read(status, body, TokenType::Any) else { panic!("a token") };
+        refusal.redacted(&secrets).to_string()
     }
 
     #[test]
@@ -216,7 +252,7 @@ mod tests {
         for kind in ["", "mac", "DPoP", "N_A", "bearer-token", "JWT"] {
             let answer = body(format!(r#"{{"access_token":"t","token_type":"{kind}"}}"#));
             assert!(read(200, &answer, TokenType::Any).is_ok(), "{kind}");
-            let refusal = read(200, &answer, TokenType::Bearer).unwrap_err().text(&[]);
+            let refusal = read(200, &answer, TokenType::Bearer).unwrap_err().redacted(&[]).to_string();
             assert!(refusal.contains("not a bearer token") && refusal.ends_with(kind), "{refusal}");
         }
     }
@@ -236,12 +272,12 @@ mod tests {
             (200, "", "is empty"),
             (200, "eyJhbGciOi.secret.token", "is not a JSON object"),
             (200, r#"{"access_token":"t","expires_in":NaN}"#, "is not a JSON object"),
-            (200, "access_token=secret&token_type=bearer", "is form-encoded, and not JSON"),
-            (200, "<html>secret</html>", "is markup, and not JSON"),
-            (200, r#"{"access_token":"a\r\nx-more: secret"}"#, "characters that no header may carry"),
-            (200, r#"{"access_token":"a\u0000secret"}"#, "characters that no header may carry"),
-            (200, r#"{"access_token":"sécret"}"#, "characters that no header may carry"),
-            (200, r#"{"access_token":"a secret"}"#, "characters that no header may carry"),
+            (200, "access_token=secret&token_type=bearer", "is form-encoded, not JSON"),
+            (200, "<html>secret</html>", "is markup, not JSON"),
+            (200, r#"{"access_token":"a\r\nx-more: secret"}"#, "not a valid header value"),
+            (200, r#"{"access_token":"a\u0000secret"}"#, "not a valid header value"),
+            (200, r#"{"access_token":"sécret"}"#, "not a valid header value"),
+            (200, r#"{"access_token":"a secret"}"#, "not a valid header value"),
             (
                 400,
                 r#"{"error":"invalid_scope","error_description":"no\u001b[31m \u202e"}"#,
@@ -260,7 +296,7 @@ mod tests {
             assert!(text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' '), "{text:?}");
         }
         for (end, said) in
-            [(End::TooLong, "more than"), (End::Late, "come to its end"), (End::Broken, "broke off")]
+            [(End::TooLong, "larger than"), (End::Late, "timed out"), (End::Broken, "broke off")]
         {
             let text = refused(200, &Body { bytes: b"{\"access_token\":\"secret".to_vec(), end });
             assert!(text.contains(said) && !text.contains("secret"), "{text}");

@@ -1,4 +1,4 @@
-//! Health and metrics, of every process. They ask nobody who they are, and tell nothing secret.
+//! `/healthz`, `/readyz` and `/metrics` of every process. They need no token and show no secret.
 
 use std::sync::Arc;
 
@@ -11,29 +11,30 @@ use axum::routing::get;
 use crate::health::Readiness;
 use crate::metrics::Metrics;
 
-/// What health and metrics are told from.
+/// The sources of health and metrics.
 #[derive(Clone)]
-pub struct Signs {
+pub struct Monitoring {
     pub readiness: Readiness,
     pub metrics: Metrics,
-    /// Whether the broker is reachable now.
+    /// True if the NATS server is connected.
     pub connected: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
-pub(super) fn router(signs: Signs) -> Router {
+pub(super) fn router(monitoring: Monitoring) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(signs)
+        .with_state(monitoring)
 }
 
-async fn ready(State(signs): State<Signs>) -> (StatusCode, String) {
-    let mut missing = signs.readiness.missing();
-    if !(signs.connected)() {
+async fn ready(State(monitoring): State<Monitoring>) -> (StatusCode, String) {
+    let mut missing = monitoring.readiness.missing();
+    if !(monitoring.connected)() {
         missing.insert(0, "connection to the NATS server".to_owned());
     }
-    let notes: String = signs.readiness.notes().iter().map(|note| format!("warning: {note}\n")).collect();
+    let notes: String =
+        monitoring.readiness.notes().iter().map(|note| format!("warning: {note}\n")).collect();
     if missing.is_empty() {
         (StatusCode::OK, format!("ready\n{notes}"))
     } else {
@@ -41,8 +42,8 @@ async fn ready(State(signs): State<Signs>) -> (StatusCode, String) {
     }
 }
 
-async fn metrics(State(signs): State<Signs>) -> impl IntoResponse {
-    match signs.metrics.encode() {
+async fn metrics(State(monitoring): State<Monitoring>) -> impl IntoResponse {
+    match monitoring.metrics.encode() {
         Ok(text) => (
             StatusCode::OK,
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
@@ -51,7 +52,7 @@ async fn metrics(State(signs): State<Signs>) -> impl IntoResponse {
         Err(error) => (
             StatusCode::INTERNAL_SERVER_ERROR,
             [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
-            format!("the metrics cannot be written: {error}\n"),
+            format!("metrics: encoding failed: {error}\n"),
         ),
     }
 }
