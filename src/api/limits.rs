@@ -202,7 +202,7 @@ mod tests {
         assert!(shares.take(token("a"), Resource::Requests, 1, 2).is_none());
         assert!(shares.take(token("b"), Resource::Requests, 1, 2).is_some());
         assert!(shares.take(token("a"), Resource::BodyBytes, 1, 2).is_some());
-        assert!(shares.take(token("a"), Resource::Requests, 9, 0).is_some(), "0 is no limit");
+        assert!(shares.take(token("a"), Resource::Requests, 9, 0).is_some(), "0 means no limit");
         drop(first);
         let mut third = shares.take(token("a"), Resource::Requests, 1, 2).unwrap();
         assert!(!third.grow(1, 2));

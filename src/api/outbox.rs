@@ -20,7 +20,7 @@ use super::query::{PathParts, QueryParams, parsed};
 use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::management::ManagementError;
-use crate::management::outbox::{BrokerStatus, Course, RowCursor, Row, RowDetails, RowSelection, Turn};
+use crate::management::outbox::{BrokerStatus, Course, Row, RowCursor, RowDetails, RowSelection, Turn};
 use conditions::{ListQuery, Listing, RowChange};
 
 /// Time after which a change of many rows starts no further batch and answers with a cursor: well below the time limit of a

@@ -1,4 +1,4 @@
-//! `hub dlt`: looking at dead letters, and settling them.
+//! `hub dlt`: lists, replays and discards dead letters.
 
 mod list;
 mod select;
@@ -16,20 +16,25 @@ use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Dead letters, by domain, oldest first
+    /// List dead letters by domain, oldest first
+    #[command(after_help = "Example:\n  hub dlt list --domain user-lifecycle --reason exhausted --since 2h")]
     List(list::Options),
-    /// One dead letter with its event, its delivery and its last attempt
+    /// Show a dead letter with its event, its delivery settings and its last attempt
     Show {
-        /// The id, as `hub dlt list` shows it
+        /// Id, as printed by `hub dlt list`
         id: String,
     },
-    /// Send dead letters again now, in the order of their streams
+    /// Replay dead letters now, in the order of their streams
+    #[command(
+        after_help = "Examples:\n  hub dlt replay env_a env_b --wait\n  hub dlt replay --subscription acme/crm"
+    )]
     Replay(settle::ReplayOptions),
-    /// Remove dead letters for good, undelivered
+    /// Discard dead letters without delivering them
+    #[command(after_help = "Example:\n  hub dlt discard --subscription acme/crm --until 7d --yes")]
     Discard(settle::DiscardOptions),
-    /// How many there are, by domain, reason and state, and by subscription
+    /// Count dead letters by domain, reason and state, and by subscription
     Stats {
-        /// Of these domains alone; repeat it or separate by commas
+        /// Domains; repeatable, or separated by commas [default: all]
         #[arg(long = "domain", value_name = "NAME", value_delimiter = ',')]
         domains: Vec<String>,
     },

@@ -1,4 +1,4 @@
-//! `hub outbox`: the transactional outbox in the producer's database.
+//! `hub outbox`: manages the producer outbox.
 
 mod list;
 mod select;
@@ -19,45 +19,46 @@ use select::Selected;
 
 #[derive(Debug, Args)]
 pub struct Options {
-    /// The producer's database: goes before outbox.database_url of the settings
-    /// (HUB__OUTBOX__DATABASE_URL keeps its password out of the list of processes)
+    /// URL of the producer's database; overrides outbox.database_url. Prefer HUB__OUTBOX__DATABASE_URL, which keeps the
+    /// password out of the process list
     #[arg(long, global = true, value_name = "URL", value_parser = secret)]
     database_url: Option<SecretString>,
     #[command(subcommand)]
     command: Command,
 }
 
-/// It holds a password, which no Debug is to show.
+/// Hides the URL in `Debug`, because it holds a password.
 fn secret(text: &str) -> Result<SecretString, Infallible> {
     Ok(text.into())
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make the outbox's tables and functions, or bring them to this version, and tell them the external
-    /// brokers of the settings. May be run at any time
+    /// Create or migrate the outbox schema, and register the configured external brokers; safe to repeat
     Setup {
-        /// Also forget the brokers that are not in the settings: published events no longer go to them
+        /// Also unregister brokers that are not configured; events are no longer published to them
         #[arg(long)]
         prune: bool,
     },
-    /// How many rows stand where, by target broker
+    /// Count rows by target broker and status
     Status,
-    /// The rows, in order of insertion
+    /// List rows in order of insertion
+    #[command(after_help = "Example:\n  hub outbox list --status failed,abandoned --broker internal")]
     List(list::Options),
-    /// Send failed and abandoned rows again, with all their attempts
+    /// Retry failed and abandoned rows; their attempts start again at 0
+    #[command(after_help = "Example:\n  hub outbox retry --broker partner_events --status abandoned")]
     Retry(Selected),
-    /// Abandon pending and failed rows, unsent
+    /// Abandon pending and failed rows without sending them
     Discard {
         #[command(flatten)]
         selected: Selected,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
-    /// Delete the published and abandoned rows that are older than the settings keep them
+    /// Delete published and abandoned rows older than outbox.published_retention and outbox.abandoned_retention
     Cleanup,
-    /// Write the external rows of published events that are missing
+    /// Write missing rows of published events for external brokers
     Reconcile,
 }
 
@@ -78,11 +79,11 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
         Command::Retry(selected) => retry(&outbox, &selected, printer).await,
         Command::Discard { selected, yes } => discard(&outbox, &selected, yes, printer).await,
         Command::Cleanup => {
-            let done = told("deleted", async |course| outbox.cleanup(course).await).await?;
+            let done = with_progress("deleted", async |course| outbox.cleanup(course).await).await?;
             counted(printer, "deleted", done)
         }
         Command::Reconcile => {
-            let done = told("written", async |course| outbox.reconcile(course).await).await?;
+            let done = with_progress("written", async |course| outbox.reconcile(course).await).await?;
             counted(printer, "written", done)
         }
     };
@@ -104,9 +105,9 @@ async fn setup(
         }}))?;
     } else {
         printer.line(&match (made.from, made.to) {
-            (0, to) => format!("the outbox is set up, schema version {to}"),
-            (from, to) if from == to => format!("the outbox was set up already, schema version {to}"),
-            (from, to) => format!("the outbox went from schema version {from} to {to}"),
+            (0, to) => format!("outbox schema created, version {to}"),
+            (from, to) if from == to => format!("outbox schema is up to date, version {to}"),
+            (from, to) => format!("outbox schema migrated from version {from} to {to}"),
         })?;
         let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         printer.line(&format!("external brokers: {}", list(&names)))?;
@@ -118,7 +119,8 @@ async fn setup(
     }
     if !brokers.unconfigured.is_empty() {
         warn(&format!(
-            "the settings do not have {}, to which published events still go: add them to [[external_brokers]] (with outbox = true), or run this with --prune",
+            "registered but not configured: {}; events are still published to them. Add them to [[external_brokers]] with \
+             outbox = true, or unregister them with --prune",
             brokers.unconfigured.join(", ")
         ));
     }
@@ -147,8 +149,8 @@ async fn status(outbox: &Outbox, printer: Printer) -> Result<Answer, CliError> {
 
 type Progress = Box<dyn FnMut(u64) + Send>;
 
-/// Gives an order all the time it takes, and shows how far it has come.
-async fn told(
+/// Runs a change without a time limit, and shows its progress.
+async fn with_progress(
     verb: &'static str,
     order: impl AsyncFnOnce(Course<Progress>) -> Result<Changed, ManagementError>,
 ) -> Result<u64, CliError> {
@@ -162,7 +164,7 @@ async fn told(
 async fn retry(outbox: &Outbox, selected: &Selected, printer: Printer) -> Result<Answer, CliError> {
     let selection = selected.selection()?;
     outbox.check_ids(&selection).await?;
-    match told("retried", async |course| outbox.retry(&selection, course).await).await? {
+    match with_progress("retried", async |course| outbox.retry(&selection, course).await).await? {
         0 => Err(nothing("retried", "failed or abandoned")),
         retried => counted(printer, "retried", retried),
     }
@@ -176,18 +178,18 @@ async fn discard(
 ) -> Result<Answer, CliError> {
     let selection = selected.selection()?;
     outbox.check_ids(&selection).await?;
-    let question = "Abandon all pending and failed rows that match, unsent?";
+    let question = "Abandon all matching pending and failed rows without sending them?";
     if !confirm(question, yes)? {
         printer.line("nothing was discarded")?;
         return Ok(Answer::No);
     }
-    match told("discarded", async |course| outbox.discard(&selection, course).await).await? {
+    match with_progress("discarded", async |course| outbox.discard(&selection, course).await).await? {
         0 => Err(nothing("discarded", "pending or failed")),
         discarded => counted(printer, "discarded", discarded),
     }
 }
 
-/// A change that changed nothing is an answer of its own.
+/// The result of a change that matched no row.
 fn nothing(verb: &str, statuses: &str) -> CliError {
     CliError::NothingMatched(format!("no {statuses} row matches; nothing was {verb}"))
 }

@@ -1,4 +1,4 @@
-//! `hub secrets`: the master keys, and what they seal.
+//! `hub secrets`: seals secrets, and rotates the master key.
 
 mod rotate;
 mod seal;
@@ -11,13 +11,13 @@ use crate::settings::{SecretName, Settings};
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Seal every credential anew with the current key (secrets.key_id) and in the current form, and tell what of the settings an older
-    /// one seals. May be run again at any time
+    /// Reseal all stored credentials with the current key (secrets.key_id), and report settings sealed with an older key;
+    /// safe to repeat
     Rotate,
-    /// Seal a secret of the settings, read from standard input (from a terminal without an echo), and print the
-    /// text that takes its place there
+    /// Seal a secret for the settings: read it from standard input, and print the sealed value
+    #[command(after_help = "Example:\n  hub secrets seal nats.password < password.txt")]
     Seal {
-        /// The setting, such as external_brokers.partner_events.password, nats.password or outbox.database_url
+        /// Setting, for example external_brokers.partner_events.password, nats.password or outbox.database_url
         setting: SecretName,
     },
 }

@@ -1,4 +1,4 @@
-//! `hub subscription`: the registry. Secrets are sealed on the way in and never come out.
+//! `hub subscription`: manages the registry. Secrets are sealed when they are stored, and never printed.
 
 mod apply;
 mod read;
@@ -22,72 +22,76 @@ use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Create or replace subscriptions: all that the file holds, or none if one of them is refused.
-    /// A credential given as "***" keeps the one that is stored
+    /// Create or replace all subscriptions of a file, or none if one of them is invalid. A credential "***" keeps its
+    /// stored value
+    #[command(after_help = "Example:\n  hub subscription apply --file crm.json")]
     Apply {
-        /// One subscription or a list, as JSON or TOML ([[subscriptions]]); '-' is standard input
+        /// File with one subscription or a list, in JSON or TOML ([[subscriptions]]); '-' reads standard input
         #[arg(long, short, value_name = "FILE")]
         file: PathBuf,
     },
-    /// All subscriptions, or those that the options leave
+    /// List subscriptions
     List {
-        /// Of this tenant
+        /// Tenant
         #[arg(long)]
         tenant: Option<String>,
-        /// That want this event key, such as user.created
+        /// Event key that the subscription matches, for example user.created
         #[arg(long, value_name = "KEY")]
         event: Option<EventKey>,
-        /// In this state: active, paused or disabled
+        /// State: active, paused or disabled
         #[arg(long)]
         state: Option<SubscriptionState>,
     },
-    /// One subscription with all its fields; with --output json as `apply` takes it
+    /// Show a subscription with all its fields; `apply` accepts the output of --output json
     Show(Name),
-    /// Stop making envelopes for a subscription
+    /// Pause a subscription: it gets no new events. Events published meanwhile are not kept for it; to keep them, use
+    /// `hub domain pause`
     Pause(Name),
-    /// Make envelopes for it again, from now on: one that is paused, or that the hub has disabled
+    /// Resume a paused or disabled subscription; it gets events published from now on
     Resume(Name),
-    /// Who would get an event: exit code 1 where nobody would
+    /// List the subscriptions that match an event; exit with 1 if none matches
+    #[command(after_help = "Example:\n  hub subscription match user.created --tenant acme")]
     Match(sample::MatchOptions),
-    /// Send a sample event to a subscription's endpoint or broker, once, and show request and answer:
-    /// exit code 1 where it is not accepted
+    /// Send a sample event to a subscription's endpoint or broker once, and print request and answer; exit with 1 if it is
+    /// not accepted
     Test(sample::TestOptions),
-    /// Sign with a new secret, and print what the receiver verifies with, this once
+    /// Rotate the signing secret, and print the key to verify with, only once
     RotateSecret {
         #[command(flatten)]
         name: Name,
-        /// How long the secret before signs beside the new one: such as 24h, or 0s for not at all
+        /// Time for which the previous secret also signs, for example 24h; 0s for not at all
         #[arg(long, default_value = "24h", value_name = "DURATION", value_parser = rotate::overlap)]
         overlap: std::time::Duration,
-        /// The newest secret was lost before a receiver had it: it ends, and the one before it goes on signing for its time
+        /// Replace the newest secret, because it was lost before a receiver had it: it stops signing, and the previous
+        /// secret keeps signing until its end
         #[arg(long, conflicts_with = "overlap")]
         replace: bool,
-        /// The kind of the new secret; that of the one before where not given
+        /// Kind of the new secret [default: the kind of the previous secret]
         #[arg(long, value_enum)]
         algorithm: Option<rotate::Kind>,
     },
-    /// Remove a subscription
+    /// Remove a subscription; its waiting envelopes become dead letters
     Remove {
         #[command(flatten)]
         name: Name,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
 }
 
-/// Which subscription.
+/// The name of a subscription.
 #[derive(Debug, Clone, Args)]
 pub struct Name {
-    /// Its id, or <tenant>/<id>
+    /// Id of the subscription, or <tenant>/<id>
     #[arg(value_name = "ID", value_parser = naming)]
     id: Naming,
-    /// Its tenant; not needed if no other tenant has a subscription of this id
+    /// Tenant of the subscription; required if several tenants have this id
     #[arg(long)]
     tenant: Option<String>,
 }
 
-/// `ID` or `TENANT/ID`
+/// Parses `ID` or `TENANT/ID`.
 fn naming(text: &str) -> Result<Naming, String> {
     let (tenant, id) = match text.split_once('/') {
         Some((tenant, id)) => (Some(tenant.to_owned()), id),
@@ -102,14 +106,14 @@ impl Name {
         let Naming { id, tenant } = self.id.clone();
         match (&tenant, &self.tenant) {
             (Some(one), Some(other)) if one != other => Err(CliError::Usage(format!(
-                "--tenant {other}: the id names the tenant {one}; give one of the two"
+                "--tenant {other}: conflicts with the id, which names the tenant {one}; use one of the two"
             ))),
             _ => Ok(Naming { id, tenant: tenant.or(self.tenant.clone()) }),
         }
     }
 }
 
-/// As it was named where it is shown: `crm`, or `acme/crm`.
+/// The short name: `crm`, or `acme/crm`.
 fn shown(stored: &Stored) -> String {
     let Subscription { id, tenant, .. } = &stored.subscription;
     if tenant == DEFAULT_TENANT { id.to_string() } else { format!("{tenant}/{id}") }
@@ -148,8 +152,8 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
     }
 }
 
-/// What lists show: an entry whose last revision is unreadable is marked, and listed even if nothing of it
-/// is in force.
+/// The entries of a list. An entry whose last revision is unreadable is marked, and listed even if it has no readable
+/// revision.
 fn marked(found: &[Stored], unreadable: &[Unreadable]) -> Vec<serde_json::Value> {
     let is_of = |entry: &Unreadable, stored: &Stored| {
         let Subscription { id, tenant, .. } = &stored.subscription;
@@ -203,7 +207,7 @@ fn list(found: &[serde_json::Value], printer: Printer) -> Result<Answer, CliErro
     Ok(Answer::Yes)
 }
 
-/// Its URL, or `broker partner_events: orders`.
+/// The target of a subscription: its URL, or `broker partner_events: orders`.
 fn target(shown: &serde_json::Value) -> String {
     let text = |name: &str| shown["delivery"][name].as_str();
     match (text("url"), text("broker"), text("stream")) {
@@ -244,7 +248,7 @@ async fn remove(
     let mut naming = name.naming()?;
     let stored = match find(management, name).await {
         Ok(stored) => Some(stored),
-        // What is stored cannot be read: all the more reason to remove it.
+        // An unreadable entry can be removed too.
         Err(error) => match management.unreadable_entry(&naming).await? {
             Some(entry) => {
                 naming.tenant = Some(entry.tenant().to_owned());
@@ -255,7 +259,7 @@ async fn remove(
     };
     let shown = stored.as_ref().map_or_else(|| naming.to_string(), shown);
     if !confirm(&format!("Remove the subscription {shown}?"), yes)? {
-        printer.line(&format!("{shown}: left as it is"))?;
+        printer.line(&format!("{shown}: not removed"))?;
         return Ok(Answer::No);
     }
     match &stored {

@@ -1,4 +1,4 @@
-//! `hub token`: who may use the HTTP API.
+//! `hub token`: manages tokens of the HTTP API.
 
 use std::time::Duration;
 
@@ -18,15 +18,18 @@ use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Make a token for the HTTP API and print it, this once; only its hash is kept
+    /// Create a token and print it, only once; the hub stores only its hash
+    #[command(
+        after_help = "Example:\n  hub token create ci --scope publish,read --tenant acme --expires-in 90d"
+    )]
     Create(CreateOptions),
-    /// All tokens: what each may, of which tenant, and until when
+    /// List tokens with their scopes, tenants and expiry
     List,
-    /// Refuse a token from now on (a running API hears of it within a second)
+    /// Revoke a token; a running API refuses it within a second
     Revoke {
-        /// The token's name
+        /// Name of the token
         name: TokenId,
-        /// Do not ask
+        /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
     },
@@ -34,16 +37,16 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct CreateOptions {
-    /// Its name in lists and logs, such as ci or acme-portal
+    /// Name in lists and logs, for example ci or acme-portal
     name: TokenId,
-    /// What it may: publish (events), read, manage (subscriptions), operate (dead letters, domains);
-    /// repeat it or separate by commas
+    /// Scopes: publish (events), read, manage (subscriptions), operate (dead letters, domains); repeatable, or separated by
+    /// commas
     #[arg(long = "scope", required = true, value_name = "SCOPE", value_delimiter = ',')]
     scopes: Vec<Scope>,
-    /// It sees and touches this tenant alone; every tenant where not given
+    /// Tenant that the token is bound to [default: none, all tenants]
     #[arg(long, value_parser = tenant)]
     tenant: Option<String>,
-    /// It is refused after this time, such as 90d; never where not given
+    /// Lifetime, for example 90d [default: unlimited]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     expires_in: Option<Duration>,
 }
@@ -66,7 +69,7 @@ async fn create(options: CreateOptions, settings: &Settings, printer: Printer) -
     scopes.dedup();
     let now = OffsetDateTime::now_utc();
     if expires_in.is_some_and(|lifetime| lifetime.is_zero()) {
-        return Err(CliError::Usage("--expires-in: 0s is over at once; give a longer time".to_owned()));
+        return Err(CliError::Usage("--expires-in: must be longer than 0s; use for example 90d".to_owned()));
     }
     let expires_at = expires_in.map(|lifetime| after(now, lifetime)).transpose()?;
     let mut secret = [0; SECRET_BYTES];
@@ -87,20 +90,20 @@ async fn create(options: CreateOptions, settings: &Settings, printer: Printer) -
         value["token"] = json!(text.expose_secret());
         printer.json(&value)?;
     } else {
-        printer.line(&format!("{name}: send it as `authorization: Bearer …`. It is shown only now:"))?;
+        printer.line(&format!("{name}: send it as `authorization: Bearer …`. It is shown only once:"))?;
         printer.line(text.expose_secret())?;
     }
     Ok(Answer::Yes)
 }
 
 fn after(now: OffsetDateTime, lifetime: Duration) -> Result<OffsetDateTime, CliError> {
-    // The year 9999 is the last that RFC 3339 can write.
+    // RFC 3339 has no year after 9999.
     time::Duration::try_from(lifetime).ok().and_then(|lifetime| now.checked_add(lifetime)).ok_or_else(|| {
-        CliError::Usage("--expires-in: leads beyond the year 9999; give a shorter one".to_owned())
+        CliError::Usage("--expires-in: ends after the year 9999; use a shorter lifetime".to_owned())
     })
 }
 
-/// All of a token but its hash.
+/// A token without its hash.
 fn shown(token: &StoredToken) -> Value {
     json!({
         "name": token.id,
@@ -126,7 +129,7 @@ async fn list(settings: &Settings, printer: Printer) -> Result<Answer, CliError>
         let token = match token {
             KeptToken::Readable(token) => token,
             KeptToken::Unreadable { id, reason } => {
-                let problem = format!("UNREADABLE, admits nobody; revoke it ({reason})");
+                let problem = format!("UNREADABLE, not accepted; revoke it ({reason})");
                 return vec![id.to_string(), problem, String::new(), String::new(), String::new()];
             }
         };
@@ -156,12 +159,12 @@ async fn revoke(
     let js = connect(settings).await?;
     if js.kept_token(name).await?.is_none() {
         return Err(CliError::NothingMatched(format!(
-            "there is no token {:?}; `hub token list` shows those that are there",
+            "no token {:?}; list the tokens with `hub token list`",
             name.as_str()
         )));
     }
     if !confirm(&format!("Revoke the token {name}?"), yes)? {
-        printer.line(&format!("{name}: left as it is"))?;
+        printer.line(&format!("{name}: not revoked"))?;
         return Ok(Answer::No);
     }
     let revoked = js.revoke_token(name).await?;

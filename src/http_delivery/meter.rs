@@ -113,7 +113,7 @@ mod tests {
             let Poll::Ready(Err(error)) = allowed(&mut meter) else { panic!("it goes on") };
             assert!(error.get_ref().is_some_and(|inner| inner.is::<TooMuchData>()), "{error}");
             meter.written();
-            assert!(matches!(allowed(&mut meter), Poll::Ready(Ok(()))), "the next request begins anew");
+            assert!(matches!(allowed(&mut meter), Poll::Ready(Ok(()))), "the next request starts at zero");
         }
     }
 

@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use crate::domain::field_error::FieldError;
-use crate::domain::subscription::{Secret, EndpointTls};
+use crate::domain::subscription::{EndpointTls, Secret};
 
 /// Digest of one set of roots, certificate and key.
 pub(super) type TlsKey = [u8; 32];

@@ -149,7 +149,7 @@ async fn rotating_lists_settings_sealed_with_an_older_key_and_their_replacements
     hub.cli_ok(&["provision"]).await;
     let said = refused(&hub, &["secrets", "rotate"]).await;
     assert!(
-        said.contains("external_brokers[partner].password of the settings is sealed with the key k1"),
+        said.contains("external_brokers[partner].password: the setting is sealed with the key k1"),
         "{said}"
     );
     let output = hub.cli(&["secrets", "rotate", "--output", "json"]).await;

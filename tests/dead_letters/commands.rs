@@ -368,7 +368,7 @@ async fn statistics_count_by_domain_reason_and_state_and_by_subscription() {
     );
     assert_eq!(stats["oldest"], stage.hub.cli_json(&["dlt", "list", "--until", "24h"]).await[0]["failed_at"]);
     assert_eq!(stage.hub.cli_json(&["dlt", "stats", "--domain", "user-lifecycle"]).await["total"], 1);
-    assert!(stage.hub.cli_ok(&["dlt", "stats"]).await.contains("6 in all"));
+    assert!(stage.hub.cli_ok(&["dlt", "stats"]).await.contains("6 in total"));
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ async fn it_is_set_up_once_and_registers_the_brokers() {
         assert!(error.contains("hub outbox setup"), "{error}");
         let (told, _) = ends_with(&before, 0, &["outbox", "setup"]).await;
         assert!(
-            told.contains("is set up, schema version 2") && told.contains("external brokers: none"),
+            told.contains("outbox schema created, version 2") && told.contains("external brokers: none"),
             "{told}"
         );
 
@@ -53,11 +53,14 @@ async fn it_is_set_up_once_and_registers_the_brokers() {
         assert_eq!(made["brokers"]["added"], json!(["partner"]));
         // Without its entry it stays until `--prune`.
         let (_, warning) = ends_with(&before, 0, &["outbox", "setup"]).await;
-        assert!(warning.contains("do not have partner") && warning.contains("--prune"), "{warning}");
+        assert!(warning.contains("not configured: partner") && warning.contains("--prune"), "{warning}");
         // A broker for subscriptions only is not registered.
         let for_subscriptions = hub(&database, &[partner().with(|broker| broker.outbox = Some(false))]);
         let (told, warning) = ends_with(&for_subscriptions, 0, &["outbox", "setup"]).await;
-        assert!(told.contains("external brokers: none") && warning.contains("do not have partner"), "{told}");
+        assert!(
+            told.contains("external brokers: none") && warning.contains("not configured: partner"),
+            "{told}"
+        );
         let made = for_subscriptions.cli_json(&["outbox", "setup", "--prune"]).await;
         assert_eq!(made["brokers"]["removed"], json!(["partner"]));
     }

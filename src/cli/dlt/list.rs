@@ -15,13 +15,14 @@ use crate::settings::Settings;
 pub struct Options {
     #[command(flatten)]
     filter: Filter,
-    /// At most this many
+    /// Maximum number of dead letters
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "all")]
     limit: u32,
-    /// All of them
+    /// All dead letters, without a limit
     #[arg(long)]
     all: bool,
-    /// Go on where the list before ended, with the cursor it printed
+    /// Cursor to continue after: <domain>/<sequence> of the last dead letter, as printed after the list.
+    /// With --output json, take both fields from the last entry
     #[arg(long, value_name = "CURSOR")]
     after: Option<Cursor>,
 }
@@ -68,7 +69,7 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
     match array {
         Some(array) => {
             array.end()?;
-            // Standard output is the array alone.
+            // Standard output holds the array only; its last entry holds the cursor, too.
             if let Some(cursor) = cursor {
                 note(&format!("more: --after {cursor}"));
             }
@@ -84,7 +85,7 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
 
 fn row(entry: &DeadLetterEntry) -> Vec<String> {
     let letter = &entry.letter;
-    // The error often is the status in words; then the status adds nothing.
+    // The status is left out if the error begins with it.
     let error = match (&letter.last_error, letter.last_status) {
         (Some(error), Some(status)) if !error.starts_with(&status.to_string()) => format!("{status} {error}"),
         (Some(error), _) => error.clone(),

@@ -1,4 +1,4 @@
-//! Which dead letters a command means.
+//! Options that select dead letters.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,34 +17,33 @@ use crate::management::dead_letters::DeadLetterQuery;
 
 #[derive(Debug, Default, Args)]
 pub struct Filter {
-    /// Of these domains; repeat it or separate by commas
+    /// Domains; repeatable, or separated by commas [default: all]
     #[arg(long = "domain", value_name = "NAME", value_delimiter = ',')]
     pub domains: Vec<String>,
-    /// Of this tenant
+    /// Tenant
     #[arg(long)]
     pub tenant: Option<String>,
-    /// Of the subscription of this id, or <tenant>/<id>
+    /// Subscription: <id>, or <tenant>/<id>
     #[arg(long, value_name = "ID")]
     pub subscription: Option<String>,
-    /// exhausted, permanent, too-large, undecodable, stranded, removed, paused, disabled or
-    /// internal-error
+    /// Reason: exhausted, permanent, too-large, undecodable, stranded, removed, paused, disabled or internal-error
     #[arg(long)]
     pub reason: Option<Reason>,
-    /// scheduled, replaying or parked
+    /// State: scheduled, replaying or parked
     #[arg(long)]
     pub state: Option<DeadLetterState>,
-    /// Of events with this key
+    /// Event key, for example user.created
     #[arg(long, value_name = "KEY")]
     pub event_key: Option<EventKey>,
-    /// Failed at or after: a time, such as 2026-01-31T08:00:00Z, or how long ago, such as 2h
+    /// Earliest time of failure: a time, for example 2026-01-31T08:00:00Z, or an age, for example 2h
     #[arg(long, value_name = "TIME")]
     pub since: Option<Moment>,
-    /// Failed before: a time or how long ago
+    /// End of the range of failure times (exclusive): a time, or an age
     #[arg(long, value_name = "TIME")]
     pub until: Option<Moment>,
 }
 
-/// A time, or how long ago.
+/// A time or an age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
     At(OffsetDateTime),
@@ -58,7 +57,7 @@ impl FromStr for Moment {
             return Ok(Self::At(at));
         }
         duration::parse(text).map(Self::Ago).map_err(|_| {
-            format!("{text:?} is neither a time, such as 2026-01-31T08:00:00Z, nor how long ago, such as 2h")
+            format!("{text:?} is neither a time, such as 2026-01-31T08:00:00Z, nor an age, such as 2h")
         })
     }
 }
@@ -67,7 +66,7 @@ impl Moment {
     pub fn resolve(self, now: OffsetDateTime) -> OffsetDateTime {
         match self {
             Self::At(at) => at,
-            // Further back than time reaches is: from the beginning.
+            // An age before the first representable time means the Unix epoch.
             Self::Ago(ago) => time::Duration::try_from(ago)
                 .ok()
                 .and_then(|ago| now.checked_sub(ago))
@@ -77,7 +76,7 @@ impl Moment {
 }
 
 impl Filter {
-    /// What it means now; `ids` beside it.
+    /// Builds the query, with ages relative to now.
     pub fn resolve(&self, ids: &[String]) -> Result<DeadLetterQuery, CliError> {
         let now = OffsetDateTime::now_utc();
         let (tenant, subscription) = match &self.subscription {
@@ -91,7 +90,7 @@ impl Filter {
             && one != other
         {
             return Err(CliError::Usage(format!(
-                "--tenant {other}: --subscription names the tenant {one}; give one of the two"
+                "--tenant {other}: conflicts with --subscription, which names the tenant {one}; use one of the two"
             )));
         }
         Ok(DeadLetterQuery {
@@ -109,16 +108,16 @@ impl Filter {
     }
 }
 
-/// The same error, with what the command line has to say about it.
+/// Adds the remedy of the command line to an error.
 pub(super) fn explain(error: ManagementError) -> CliError {
-    const HINT: &str = "`hub dlt list` shows those that are there";
+    const HINT: &str = "list the dead letters with `hub dlt list`";
     match error {
         ManagementError::NoDeadLetter { .. } => CliError::NothingMatched(format!("{error}; {HINT}")),
         ManagementError::NoneSelected { ref ids } if !ids.is_empty() => {
-            CliError::NothingMatched(format!("{error}. {HINT}"))
+            CliError::NothingMatched(format!("{error}; {HINT}"))
         }
         ManagementError::ForeignCursor { cursor, domain } => CliError::Usage(format!(
-            "--after {cursor}: {domain} is not among the domains listed; give the same --domain as before"
+            "--after {cursor}: {domain} is not one of the listed domains; use the same --domain as before"
         )),
         other => other.into(),
     }
@@ -129,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_is_a_time_or_how_long_ago() {
+    fn a_moment_is_a_time_or_an_age() {
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         let resolve = |text: &str| text.parse::<Moment>().map(|moment| moment.resolve(now).unix_timestamp());
         assert_eq!(resolve("2h"), Ok(1_800_000_000 - 7200));

@@ -1,4 +1,4 @@
-//! `hub dlt replay` and `hub dlt discard`: many at once, with progress.
+//! `hub dlt replay` and `hub dlt discard`: change many dead letters, with progress.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::settings::Settings;
 
 #[derive(Debug, Args)]
 pub struct Selection {
-    /// The ids, as `hub dlt list` shows them
+    /// Ids, as printed by `hub dlt list`
     ids: Vec<String>,
     #[command(flatten)]
     filter: Filter,
@@ -30,13 +30,13 @@ pub struct Selection {
 pub struct ReplayOptions {
     #[command(flatten)]
     selection: Selection,
-    /// Also those that are on their way again, whose envelope you know to be gone: each is sent once more
+    /// Also replay dead letters with a replay in progress, if their envelopes are known to be lost: each is sent once more
     #[arg(long)]
     force: bool,
-    /// Wait until each is delivered or has failed again; exit with 1 if not all were delivered
+    /// Wait until each dead letter is delivered or has failed again; exit with 1 if not all were delivered
     #[arg(long)]
     wait: bool,
-    /// Longest wait of --wait
+    /// Maximum duration of --wait
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse)]
     timeout: Duration,
 }
@@ -45,7 +45,7 @@ pub struct ReplayOptions {
 pub struct DiscardOptions {
     #[command(flatten)]
     selection: Selection,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
 }
@@ -56,7 +56,7 @@ pub async fn replay(
     printer: Printer,
 ) -> Result<Answer, CliError> {
     let (hub, selected) = select(&options.selection, settings).await?;
-    let bar = progress(selected.len(), "ordering");
+    let bar = progress(selected.len(), "replaying");
     let replayed = hub.replay(&selected, options.force, |done, total| moved(&bar, done, total)).await?;
     bar.finish_and_clear();
 
@@ -66,7 +66,7 @@ pub async fn replay(
     }
     let mut answer = Answer::Yes;
     if options.wait {
-        // Those that were on their way already are waited for as well.
+        // Also waits for dead letters whose replay was in progress before.
         let awaited = hub.deliverable(&selected).await?;
         let bar = progress(awaited.len(), "waiting");
         let settled = |now: Followed| bar.set_position((now.delivered + now.failed + now.discarded) as u64);
@@ -81,13 +81,10 @@ pub async fn replay(
         shown["on_their_way"] = json!(on_their_way);
         shown["discarded"] = json!(discarded);
         if !printer.is_json() {
-            let meanwhile = if discarded > 0 {
-                format!(", {discarded} discarded by somebody meanwhile")
-            } else {
-                String::new()
-            };
+            let meanwhile =
+                if discarded > 0 { format!(", {discarded} discarded meanwhile") } else { String::new() };
             printer.line(&format!(
-                "{delivered} delivered, {failed} failed again, {on_their_way} still on their way{meanwhile}"
+                "{delivered} delivered, {failed} failed again, {on_their_way} still in progress{meanwhile}"
             ))?;
         }
     }
@@ -99,12 +96,12 @@ pub async fn replay(
 
 fn ordered_line(replayed: &Replayed) -> String {
     let Replayed { ordered, already_replaying: already, removed, .. } = *replayed;
-    let mut line = format!("{ordered} ordered to be sent again");
+    let mut line = format!("{ordered} replays started");
     if already > 0 {
-        line.push_str(&format!("; {already} on their way already (--force sends them once more)"));
+        line.push_str(&format!("; {already} already in progress (use --force to send them once more)"));
     }
     if removed > 0 {
-        line.push_str(&format!("; {removed} left alone, because their subscription was removed"));
+        line.push_str(&format!("; {removed} skipped, because their subscription was removed"));
     }
     line
 }
@@ -116,10 +113,11 @@ pub async fn discard(
 ) -> Result<Answer, CliError> {
     let (hub, selected) = select(&options.selection, settings).await?;
     let replaying = selected.iter().filter(|one| one.replaying).count();
-    let mut question = format!("Discard {} dead letters, undelivered?", selected.len());
+    let noun = if selected.len() == 1 { "dead letter" } else { "dead letters" };
+    let mut question = format!("Discard {} {noun} without delivery?", selected.len());
     if replaying > 0 {
         question.push_str(&format!(
-            " {replaying} of them are on their way again: a request that is under way may still be delivered."
+            " A replay of {replaying} of them is in progress; a request in flight may still be delivered."
         ));
     }
     if !confirm(&question, options.yes)? {
@@ -148,13 +146,14 @@ async fn select(selection: &Selection, settings: &Settings) -> Result<(Managemen
     match (all, filter.means_all() && filter.tenant.is_none()) {
         (false, true) => {
             return Err(CliError::Usage(
-                "say which: ids, --domain, --tenant, --subscription, --reason, --state, --event-key, --since, --until, or --all"
+                "no dead letters selected; use ids, --domain, --tenant, --subscription, --reason, --state, --event-key, \
+                 --since, --until, or --all"
                     .to_owned(),
             ));
         }
         (true, false) => {
             return Err(CliError::Usage(
-                "--all means every dead letter; give it alone, or leave it out".to_owned(),
+                "--all: cannot be combined with ids or filters; use one or the other".to_owned(),
             ));
         }
         _ => {}

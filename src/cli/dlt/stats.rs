@@ -7,7 +7,7 @@ use crate::management::dead_letters::DeadLetterQuery;
 use crate::management::domain_names;
 use crate::settings::Settings;
 
-/// Subscriptions in the table; `--output json` has all.
+/// Maximum number of subscriptions in the table; `--output json` has all.
 const MOST_IN_TABLE: usize = 20;
 
 pub async fn run(names: &[String], settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
@@ -44,8 +44,8 @@ pub async fn run(names: &[String], settings: &Settings, printer: Printer) -> Res
     printer.table(&["SUBSCRIPTION", "COUNT", "OLDEST"], rows)?;
     let more = stats.by_subscription.len().saturating_sub(MOST_IN_TABLE);
     if more > 0 {
-        printer.line(&format!("and {more} more subscriptions: --output json has all"))?;
+        printer.line(&format!("and {more} more subscriptions; print all with --output json"))?;
     }
-    printer.lines(&format!("\n{} in all", stats.total))?;
+    printer.lines(&format!("\n{} in total", stats.total))?;
     Ok(Answer::Yes)
 }

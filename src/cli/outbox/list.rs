@@ -14,13 +14,14 @@ const PAGE: usize = 1_000;
 pub struct Options {
     #[command(flatten)]
     filter: Filter,
-    /// At most this many
+    /// Maximum number of rows
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "all")]
     limit: u32,
-    /// All of them
+    /// All rows, without a limit
     #[arg(long)]
     all: bool,
-    /// Go on where the list before ended, with the cursor it printed
+    /// Cursor to continue after: <position>:<broker> of the last row, as printed after the list.
+    /// With --output json, take both fields from the last entry
     #[arg(long, value_name = "CURSOR")]
     after: Option<RowCursor>,
 }
@@ -64,7 +65,7 @@ pub async fn run(options: Options, outbox: &Outbox, printer: Printer) -> Result<
     match array {
         Some(array) => {
             array.end()?;
-            // Standard output is the array alone.
+            // Standard output holds the array only; its last entry holds the cursor, too.
             if let Some(cursor) = cursor {
                 note(&cursor);
             }

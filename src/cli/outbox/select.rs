@@ -1,4 +1,4 @@
-//! Which rows of the outbox a command means.
+//! Options that select rows of the producer outbox.
 
 use clap::Args;
 
@@ -9,16 +9,16 @@ use crate::management::outbox::RowSelection;
 
 #[derive(Debug, Default, Args)]
 pub struct Filter {
-    /// Of this target broker: internal, or one of the external brokers
+    /// Target broker: internal, or the name of an external broker
     #[arg(long, value_name = "NAME")]
     broker: Option<String>,
-    /// pending, processing, failed, published or abandoned; repeat it or separate by commas
+    /// Statuses: pending, processing, failed, published or abandoned; repeatable, or separated by commas
     #[arg(long = "status", value_name = "STATUS", value_delimiter = ',')]
     statuses: Vec<Status>,
-    /// Of this stream
+    /// Stream of the row
     #[arg(long, value_name = "KEY")]
     stream: Option<String>,
-    /// Of events with this key
+    /// Event key, for example user.created
     #[arg(long, value_name = "KEY")]
     event_key: Option<EventKey>,
 }
@@ -40,14 +40,14 @@ impl Filter {
     }
 }
 
-/// Rows that are to be changed: nothing is meant unsaid.
+/// Rows to change. Without ids or filters, `--all` is required.
 #[derive(Debug, Args)]
 pub struct Selected {
-    /// The events' ids, on every broker unless --broker says which
+    /// Event ids, on all brokers unless --broker is set
     ids: Vec<String>,
     #[command(flatten)]
     filter: Filter,
-    /// All of them
+    /// All rows
     #[arg(long)]
     all: bool,
 }
@@ -57,11 +57,13 @@ impl Selected {
         let Self { ids, filter, all } = self;
         if ids.is_empty() && filter.is_empty() && !all {
             return Err(CliError::Usage(
-                "say which: ids, --broker, --status, --stream, --event-key, or --all".to_owned(),
+                "no rows selected; use ids, --broker, --status, --stream, --event-key, or --all".to_owned(),
             ));
         }
         if *all && !(ids.is_empty() && filter.is_empty()) {
-            return Err(CliError::Usage("--all means every row; give it alone, or leave it out".to_owned()));
+            return Err(CliError::Usage(
+                "--all: cannot be combined with ids or filters; use one or the other".to_owned(),
+            ));
         }
         Ok(RowSelection { message_ids: ids.clone(), ..filter.selection() })
     }

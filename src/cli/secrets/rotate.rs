@@ -1,4 +1,4 @@
-//! `hub secrets rotate`: what an older key seals is sealed with the current one.
+//! `hub secrets rotate`: reseals credentials with the current key.
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde_json::json;
@@ -10,17 +10,17 @@ use crate::nats::{JetStream, NatsError, Stored};
 use crate::seal::{Outdated, SealError, Sealer, open_settings, reseal_subscription};
 use crate::settings::{SecretName, Settings};
 
-/// Writes of the registry under way at once.
+/// Concurrent writes to the registry.
 const AT_ONCE: usize = 64;
-/// How often a subscription is read again that someone else writes meanwhile.
+/// Number of tries for a subscription that someone else writes at the same time.
 const MOST_READS: usize = 5;
 
-/// What became of one subscription.
+/// The result of one subscription.
 enum Done {
     Resealed,
-    /// Nothing in it is sealed with another key.
+    /// No credential is sealed with another key.
     Current,
-    Unopened(SealError),
+    NotOpened(SealError),
     Contended,
 }
 
@@ -51,10 +51,10 @@ pub(super) async fn run(settings: &Settings, printer: Printer) -> Result<Answer,
         .iter()
         .filter_map(|(id, done)| match done {
             Done::Resealed | Done::Current => None,
-            Done::Unopened(error) => Some(format!("{id}: {error}")),
-            Done::Contended => {
-                Some(format!("{id}: changed by someone else all the time; run the command again"))
-            }
+            Done::NotOpened(error) => Some(format!("{id}: {error}")),
+            Done::Contended => Some(format!(
+                "{id}: changed by someone else during {MOST_READS} tries; run the command again"
+            )),
         })
         .collect();
     let key = sealer.key_id();
@@ -64,14 +64,14 @@ pub(super) async fn run(settings: &Settings, printer: Printer) -> Result<Answer,
             "settings": outdated.iter().map(in_json).collect::<Vec<_>>(),
         }))?;
     } else {
-        printer.line(&format!("{resealed} sealed anew with the key {key}, {current} needed no change"))?;
+        printer.line(&format!("{resealed} resealed with the key {key}, {current} unchanged"))?;
         for line in outdated.iter().map(in_text) {
             printer.line(&line)?;
         }
     }
     match (problems.is_empty(), outdated.is_empty()) {
         (false, _) => Err(CliError::NotResealed { problems }),
-        // The hub does not write its own settings.
+        // The hub cannot change its own settings.
         (true, false) => Ok(Answer::No),
         (true, true) => Ok(Answer::Yes),
     }
@@ -89,23 +89,25 @@ fn in_text(outdated: &Outdated) -> String {
     let Outdated { name, key_id, anew } = outdated;
     let key = name.key();
     match anew {
-        Ok(anew) => format!("{key} of the settings is sealed with the key {key_id}; replace it by {anew}"),
+        Ok(anew) => {
+            format!("{key}: the setting is sealed with the key {key_id}; replace its value with {anew}")
+        }
         Err(_) => format!(
-            "{key} of the settings is sealed with the key {key_id}, and does not open; seal it with `hub secrets seal {name}`"
+            "{key}: the setting is sealed with the key {key_id} and cannot be opened; seal it again with `hub secrets seal {name}`"
         ),
     }
 }
 
-/// A write is made only of what was read: a change by someone else meanwhile is read again.
+/// Reseals one subscription. If someone else changes it meanwhile, reads it again.
 async fn rotate(js: &JetStream, sealer: &Sealer, stored: Stored) -> Result<Done, NatsError> {
     let Stored { mut subscription, mut revision } = stored;
-    // What `subscriptions` lists has a name.
+    // Every listed subscription has a valid name.
     let Ok(name) = subscription.reference() else { return Ok(Done::Current) };
     for _ in 0..MOST_READS {
         match reseal_subscription(sealer, &mut subscription) {
             Ok(0) => return Ok(Done::Current),
             Ok(_) => {}
-            Err(error) => return Ok(Done::Unopened(error)),
+            Err(error) => return Ok(Done::NotOpened(error)),
         }
         match js.put_subscription(&subscription, Some(revision)).await {
             Ok(_) => return Ok(Done::Resealed),

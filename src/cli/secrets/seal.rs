@@ -1,4 +1,4 @@
-//! `hub secrets seal`: a secret of the settings in the form that may stand in a file.
+//! `hub secrets seal`: seals a secret for the settings file.
 
 use std::io::{IsTerminal as _, Read as _};
 
@@ -10,7 +10,7 @@ use crate::cli::output::{Printer, prompt, warn};
 use crate::seal::{PREFIX, Sealer};
 use crate::settings::{SecretName, Settings};
 
-/// The longest secret that is read, in bytes.
+/// Maximum length of a secret, in bytes.
 const LONGEST: usize = 64 * 1024;
 
 pub(super) fn run(name: &SecretName, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
@@ -19,7 +19,7 @@ pub(super) fn run(name: &SecretName, settings: &Settings, printer: Printer) -> R
         && !settings.external_brokers.iter().any(|entry| entry.name == broker)
     {
         warn(&format!(
-            "the settings have no external broker {broker:?} (yet): the text opens for that name alone"
+            "external broker {broker:?}: not configured; the sealed value is only valid for a broker of this name"
         ));
     }
     let sealed = sealer.seal_setting(name, &read(name)?);
@@ -31,7 +31,7 @@ pub(super) fn run(name: &SecretName, settings: &Settings, printer: Printer) -> R
     Ok(Answer::Yes)
 }
 
-/// From a terminal a line without an echo; else all there is, but for one line break at its end.
+/// Reads a secret: a line without echo from a terminal, otherwise all input without one final line break.
 fn read(name: &SecretName) -> Result<SecretString, CliError> {
     let text = if std::io::stdin().is_terminal() {
         prompt(&format!("{name}: "));
@@ -50,9 +50,9 @@ fn read(name: &SecretName) -> Result<SecretString, CliError> {
     } else if line.len() > LONGEST {
         format!("it is longer than {LONGEST} bytes")
     } else if line.contains(['\n', '\r', '\0']) {
-        "it has more than one line; give the secret alone".to_owned()
+        "it has more than one line; pass only the secret".to_owned()
     } else if line.starts_with(PREFIX) {
-        format!("it begins with {PREFIX:?}, as what is sealed already does; give the secret itself")
+        format!("it begins with {PREFIX:?} and is already sealed; pass the plain secret")
     } else {
         return Ok(SecretString::from(line));
     };

@@ -1,4 +1,4 @@
-//! `hub subscription apply`: all are checked before any is written.
+//! `hub subscription apply`: checks all subscriptions before it writes any.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::management::{
 use crate::seal::Sealer;
 use crate::settings::Settings;
 
-/// Reads and writes of the registry under way at once.
+/// Concurrent reads and writes of the registry.
 const AT_ONCE: usize = 64;
 
 #[derive(Debug, Serialize)]
@@ -54,13 +54,13 @@ pub(super) async fn run(file: &Path, settings: &Settings, printer: Printer) -> R
     if conflicts.is_empty() { Ok(Answer::Yes) } else { Err(CliError::Conflict { ids: conflicts.join(", ") }) }
 }
 
-/// Events that no domain takes are rejected, so a subscription for them waits in vain.
+/// Warns of event keys without a domain: the hub rejects such events, so the subscription never gets them.
 fn warn_of_keys_without_domain(subscriptions: &[Subscription], settings: &Settings) {
     let categories = categories(settings);
     for subscription in subscriptions {
         for key in keys_without_domain(&categories, subscription) {
             warn(&format!(
-                "{}: no domain takes {key}; add a pattern for it to a [[domains]] entry of the settings",
+                "{}: no domain accepts {key}; add a pattern for it to a [[domains]] entry of the settings",
                 subscription.id
             ));
         }
@@ -80,14 +80,14 @@ fn refuse_plain_secrets(subscriptions: &[Subscription]) -> Result<(), CliError> 
     }
     let dev = crate::dev::folder().join("master.key");
     let hint = if dev.exists() {
-        format!(". `hub serve --dev` uses HUB__SECRETS__MASTER_KEY_FILE={}", dev.display())
+        format!("; for the hub of `hub serve --dev`, set HUB__SECRETS__MASTER_KEY_FILE={}", dev.display())
     } else {
         String::new()
     };
     Err(CliError::NoMasterKey { subscriptions: with_secrets.join(", "), hint })
 }
 
-/// Compares each with what is stored and settles its secrets; nothing is written.
+/// Plans the write of each subscription, with its secrets sealed; writes nothing.
 async fn plan(
     management: &Management,
     subscriptions: Vec<Subscription>,

@@ -1,9 +1,11 @@
-//! From a file to subscriptions that may be written: read and checked, with every problem told.
+//! Reads and checks the subscriptions of a file, and collects all problems.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::path::Path;
 
-use serde_json::Value;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
 
 use crate::cli::error::CliError;
 use crate::cli::read_input;
@@ -11,17 +13,20 @@ use crate::domain::subscription::Subscription;
 use crate::management::read_subscription;
 use crate::settings::Settings;
 
-/// Reads and checks all subscriptions of a file. A secret that is to be kept comes out sealed and
-/// empty.
+/// Reads and checks all subscriptions of a file. A secret `***`, which keeps its stored value, is returned as an empty sealed
+/// secret.
 pub(super) fn read(file: &Path, settings: &Settings) -> Result<Vec<Subscription>, CliError> {
     let document =
         if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
     let invalid = |problems| CliError::Invalid { document: document.clone(), problems };
     let bytes = read_input(file)?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| invalid(vec!["it is not UTF-8 text".to_owned()]))?;
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|_| invalid(vec!["not UTF-8 text; save the file as UTF-8".to_owned()]))?;
+    // Some editors write a byte order mark.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let values = parse(text, file).map_err(|problem| invalid(vec![problem]))?;
     if values.is_empty() {
-        return Err(invalid(vec!["it holds no subscription".to_owned()]));
+        return Err(invalid(vec!["no subscription found; add at least one".to_owned()]));
     }
 
     let (mut subscriptions, mut problems) = (Vec::new(), Vec::new());
@@ -30,7 +35,8 @@ pub(super) fn read(file: &Path, settings: &Settings) -> Result<Vec<Subscription>
         let label = label(position, &value);
         match read_subscription(settings, value) {
             Ok(subscription) if !names.insert((subscription.tenant.clone(), subscription.id.clone())) => {
-                problems.push(format!("{label}: id: stands in the file twice; take one of the two out"));
+                problems
+                    .push(format!("{label}: id: occurs more than once in the file; remove one of the two"));
             }
             Ok(subscription) => subscriptions.push(subscription),
             Err(errors) => problems.extend(errors.into_iter().map(|error| format!("{label}: {error}"))),
@@ -47,7 +53,64 @@ fn label(position: usize, value: &Value) -> String {
     }
 }
 
-/// One subscription, a list, or `{"subscriptions": […]}`, as JSON or TOML.
+/// A JSON value without duplicate keys, of which [`Value`] would silently keep the last.
+struct UniqueKeys(Value);
+
+impl<'de> Deserialize<'de> for UniqueKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct UniqueKeysVisitor;
+
+        impl<'de> Visitor<'de> for UniqueKeysVisitor {
+            type Value = Value;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON value")
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+                Ok(value.into())
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+                Ok(value.into())
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+                Ok(value.into())
+            }
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some(UniqueKeys(item)) = items.next_element()? {
+                    list.push(item);
+                }
+                Ok(Value::Array(list))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+                let mut object = Map::new();
+                while let Some(key) = members.next_key::<String>()? {
+                    if object.contains_key(&key) {
+                        return Err(A::Error::custom(format_args!(
+                            "duplicate key {key:?}; remove one of the two"
+                        )));
+                    }
+                    let UniqueKeys(value) = members.next_value()?;
+                    object.insert(key, value);
+                }
+                Ok(Value::Object(object))
+            }
+        }
+
+        deserializer.deserialize_any(UniqueKeysVisitor).map(Self)
+    }
+}
+
+/// Parses one subscription, a list, or `{"subscriptions": […]}`, in JSON or TOML.
 fn parse(text: &str, file: &Path) -> Result<Vec<Value>, String> {
     let start = text.trim_start();
     // A TOML table's header begins with a bracket as well, but never with `[{` or `[]`.
@@ -56,17 +119,21 @@ fn parse(text: &str, file: &Path) -> Result<Vec<Value>, String> {
     let is_json = match file.extension().and_then(|extension| extension.to_str()) {
         Some("json") => true,
         Some("toml") => false,
+        Some("yaml" | "yml") => return Err("YAML is not supported; write JSON or TOML".to_owned()),
         _ => looks_like_json,
     };
     let value: Value = if is_json {
-        serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?
+        let UniqueKeys(value) =
+            serde_json::from_str(text).map_err(|error| format!("not valid JSON: {error}"))?;
+        value
     } else {
-        // The error's own text quotes the line, which may hold a secret.
+        // Display of the error quotes the line, which may hold a secret.
         let table: toml::Table = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
-            format!("it is not TOML: line {line}: {}", error.message())
+            let what = if looks_like_toml(text) { "not valid TOML" } else { "neither JSON nor TOML" };
+            format!("{what}: line {line}: {}", error.message())
         })?;
-        serde_json::to_value(table).map_err(|error| format!("it cannot be read: {error}"))?
+        serde_json::to_value(table).map_err(|error| format!("conversion of TOML failed: {error}"))?
     };
     Ok(match value {
         Value::Array(list) => list,
@@ -75,20 +142,36 @@ fn parse(text: &str, file: &Path) -> Result<Vec<Value>, String> {
             Some(Value::Array(_)) => {
                 let others: Vec<&str> = members.keys().map(String::as_str).collect();
                 return Err(format!(
-                    "beside \"subscriptions\" it holds {}; put each into its subscription",
+                    "unknown keys beside \"subscriptions\": {}; move each into its subscription",
                     others.join(", ")
                 ));
             }
-            Some(_) => return Err("\"subscriptions\" must be a list".to_owned()),
+            Some(_) => return Err("subscriptions: must be a list".to_owned()),
             None => vec![Value::Object(members)],
         },
         other => vec![other],
     })
 }
 
+/// True if a line looks like TOML: a table or a key with a value.
+fn looks_like_toml(text: &str) -> bool {
+    text.lines().map(str::trim_start).any(|line| line.starts_with('[') || line.contains('='))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn duplicate_keys_and_yaml_are_refused_in_plain_words() {
+        let error = ids(r#"{"id":"a","delivery":{"url":"x","url":"y"}}"#, "x.json").unwrap_err();
+        assert!(error.contains(r#"duplicate key "url"; remove one of the two at line 1"#), "{error}");
+        let error = ids("id = 'a'\nid = 'b'", "x.toml").unwrap_err();
+        assert!(error.contains("line 2") && error.contains("duplicate key"), "{error}");
+        assert!(ids("id: a", "x.yaml").unwrap_err().contains("YAML is not supported"));
+        assert!(ids("id: a", "-").unwrap_err().starts_with("neither JSON nor TOML: line 1"));
+        assert_eq!(ids(r#"[{"n":[1,-1,1.5,true,null,{}],"id":"a"}]"#, "-"), Ok(vec!["a".to_owned()]));
+    }
 
     fn ids(text: &str, file: &str) -> Result<Vec<String>, String> {
         let values = parse(text, Path::new(file))?;

@@ -1,4 +1,4 @@
-//! `hub subscription rotate-secret`: a new signing secret, and an overlap in which both sign.
+//! `hub subscription rotate-secret`: creates a new signing secret, with an overlap in which both secrets sign.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::http_delivery::signature::Algorithm;
 use crate::management::{Before, LONGEST_OVERLAP, VerifyWith};
 use crate::settings::Settings;
 
-/// `--algorithm`
+/// The value of `--algorithm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
     /// HMAC-SHA256: the receiver has the same secret (whsec_)
@@ -22,11 +22,11 @@ pub enum Kind {
     Ed25519,
 }
 
-/// `--overlap`
+/// Parses `--overlap`.
 pub(super) fn overlap(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(overlap) if overlap <= LONGEST_OVERLAP => Ok(overlap),
-        _ => Err("write a number and a unit up to 365d, such as 24h".to_owned()),
+        _ => Err("must be a duration up to 365d, such as 24h".to_owned()),
     }
 }
 
@@ -49,9 +49,9 @@ pub(super) async fn run(
     let previous_until = rotated.previous_until.map(time);
     if let Some(until) = rotated.ended_before.map(time) {
         warn(&format!(
-            "{shown}: this was the second rotation within an overlap. The secret before both was to sign until {until}, and \
-             signs no more: a receiver that still verifies with it refuses from now on. Where a new secret was lost, rotate \
-             with --replace"
+            "{shown}: second rotation within an overlap. The oldest secret would have signed until {until}, and has stopped \
+             signing: a receiver that still verifies with it now refuses deliveries. If the new secret was lost, rotate with \
+             --replace"
         ));
     }
     let (field, value) = match &rotated.verify_with {
@@ -66,10 +66,10 @@ pub(super) async fn run(
         printer.json(&shown)?;
     } else {
         let before = match previous_until {
-            Some(until) => format!("; the one before signs beside it until {until}"),
+            Some(until) => format!("; the previous secret also signs until {until}"),
             None => String::new(),
         };
-        printer.line(&format!("{shown}: signs with a new secret{before}. It is shown only now:"))?;
+        printer.line(&format!("{shown}: signs with a new secret{before}. It is shown only once:"))?;
         printer.line(value)?;
     }
     Ok(Answer::Yes)

@@ -1,4 +1,4 @@
-//! `hub subscription match` and `hub subscription test`: what a sample event would lead to.
+//! `hub subscription match` and `hub subscription test`: try out a sample event.
 
 use clap::Args;
 use serde_json::Value;
@@ -13,15 +13,15 @@ use crate::settings::Settings;
 
 #[derive(Debug, Args)]
 pub struct MatchOptions {
-    /// The event key, such as user.created
+    /// Event key, for example user.created
     key: EventKey,
-    /// The event's tenant
+    /// Tenant of the event
     #[arg(long, default_value = "default")]
     tenant: String,
-    /// The event's source
+    /// Source of the event
     #[arg(long, default_value = "nats")]
     source: String,
-    /// A further attribute of the event that filters may ask for, such as subject=u1; repeatable
+    /// Further attribute of the event, for filters, for example subject=u1; repeatable
     #[arg(long, value_name = "NAME=VALUE", value_parser = key_and_value)]
     attribute: Vec<(String, String)>,
 }
@@ -30,12 +30,12 @@ pub struct MatchOptions {
 pub struct TestOptions {
     #[command(flatten)]
     name: Name,
-    /// The sample's event key; one that the subscription wants where not given
+    /// Event key of the sample [default: a key that the subscription matches]
     #[arg(long, value_name = "KEY")]
     event: Option<EventKey>,
 }
 
-/// Says who would get such an event: the index and the filters of the fan-out itself.
+/// Lists the subscriptions that match an event, with the index and the filters of the fan-out.
 pub(super) async fn matching(
     options: MatchOptions,
     settings: &Settings,
@@ -48,15 +48,15 @@ pub(super) async fn matching(
     let found: Vec<Value> = found.iter().map(|one| one.subscription.hidden_json()).collect();
     if found.is_empty() && !printer.is_json() {
         printer
-            .line(&format!("no active subscription of tenant {} wants this {}", sample.tenant, sample.key))?;
+            .line(&format!("no active subscription of tenant {} matches {}", sample.tenant, sample.key))?;
     } else {
         list(&found, printer)?;
     }
     Ok(if found.is_empty() { Answer::No } else { Answer::Yes })
 }
 
-/// Sends one sample event to the endpoint, past the streams, and shows what was sent and what came
-/// back. Nothing is retried, dead-lettered, or disabled.
+/// Sends one sample event to the endpoint, without the streams, and prints request and answer. Never retries, creates a
+/// dead letter or disables the subscription.
 pub(super) async fn test(
     options: TestOptions,
     settings: &Settings,
@@ -66,7 +66,7 @@ pub(super) async fn test(
     let stored = find(&management, &options.name).await?;
     let attempt = management.test_subscription(&stored.subscription, options.event).await?;
     if attempt.unwanted {
-        warn(&format!("{} does not want {}; it is sent all the same", shown(&stored), attempt.event_key));
+        warn(&format!("{} does not match {}; the sample is sent anyway", shown(&stored), attempt.event_key));
     }
     let shown = serde_json::to_value(&attempt).map_err(|error| CliError::Output(error.into()))?;
     if printer.is_json() {

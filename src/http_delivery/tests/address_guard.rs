@@ -1,4 +1,4 @@
-//! Addresses that deliveries may not reach.
+//! Addresses that deliveries must not reach.
 
 use super::*;
 
@@ -10,7 +10,7 @@ async fn forbidden() -> (tokio::net::TcpListener, u16) {
 }
 
 async fn nobody_connected(listener: tokio::net::TcpListener) {
-    // A connection would stand in the backlog by now: the attempt is over.
+    // The attempt is over, so a connection would be in the backlog.
     let accepted = futures_util::FutureExt::now_or_never(listener.accept());
     assert!(accepted.is_none(), "{accepted:?}");
 }
@@ -38,7 +38,7 @@ async fn loopback_is_refused_in_every_form() {
     }
 }
 
-/// Asks the guard alone: were it broken, an attempt would reach out to these.
+/// Calls the guard only: with a broken guard, an attempt would connect to these addresses.
 #[test]
 fn special_networks_are_refused() {
     let http = HttpDelivery::new(HttpConfig::default());
@@ -60,14 +60,14 @@ fn special_networks_are_refused() {
     }
 }
 
-/// Neither from an endpoint nor from a token endpoint: the redirect fails, its address is not asked.
+/// A redirect of an endpoint or a token endpoint fails, and its address is not connected to.
 #[tokio::test]
-async fn a_redirect_to_a_private_address_leads_nowhere() {
+async fn a_redirect_to_a_private_address_is_not_followed() {
     let http = HttpDelivery::new(HttpConfig {
         addresses: AddressPolicy { allow: vec!["127.0.0.1/32".parse().unwrap()] },
         ..HttpConfig::default()
     });
-    // Every address of this network is this machine's, on Linux; this one is not allowed.
+    // On Linux, every address of this network belongs to this machine; this one is not allowed.
     let listener = tokio::net::TcpListener::bind("127.0.0.2:0").await.unwrap();
     let location = format!("http://{}/", listener.local_addr().unwrap());
     let redirecting = Server::start(move |_| {
@@ -99,7 +99,7 @@ async fn an_allowed_network_is_reached_by_address_and_by_name() {
 }
 
 #[tokio::test]
-async fn the_token_endpoint_is_guarded_as_well() {
+async fn the_token_endpoint_is_guarded_too() {
     let server = Server::start(ok).await;
     let one_host = HttpConfig {
         addresses: AddressPolicy { allow: vec!["127.0.0.1/32".parse().unwrap()] },
@@ -115,7 +115,7 @@ async fn the_token_endpoint_is_guarded_as_well() {
     }
     assert!(server.got().is_empty());
 
-    // By name: refused by the resolver, told through the client's error.
+    // A name: the resolver refuses it, and the client's error has it as a source.
     let other = AddressPolicy { allow: vec!["127.0.0.2/32".parse().unwrap()] };
     let http = HttpDelivery::new(HttpConfig { addresses: other, ..HttpConfig::default() });
     let rest =

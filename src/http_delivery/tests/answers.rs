@@ -1,4 +1,4 @@
-//! Answers byte by byte: heads that are unusual, and bodies that never come to their end.
+//! Answers byte by byte: unusual heads, and bodies that never end.
 
 use std::time::Instant;
 
@@ -8,11 +8,11 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
-/// What follows the bytes of an answer.
+/// The end of an answer.
 #[derive(Debug, Clone, Copy)]
 enum Then {
     Close,
-    /// A reset, as of a process that was killed.
+    /// A reset, as if the process was killed.
     Reset,
     Stall,
     /// A byte every 100 ms.
@@ -78,8 +78,8 @@ async fn attempt(http: &HttpDelivery, url: &str, timeout: &str) -> Attempt {
     http.attempt(&target, &view(), 1).await
 }
 
-/// Bodies that break off, stall, drip or are badly framed: the headers that announce them, what comes of them, how
-/// they go on, and the excerpt that is kept.
+/// Bodies that break off, stall, drip or are badly framed: their headers, the bytes that arrive, their end, and the excerpt
+/// that is kept.
 const BODIES: [(&str, &str, Then, &str); 14] = [
     ("content-length: 100", "ten bytes.", Then::Close, "ten bytes."),
     ("content-length: 100", "", Then::Close, ""),
@@ -103,7 +103,7 @@ const BODIES: [(&str, &str, Then, &str); 14] = [
 ];
 
 #[tokio::test]
-async fn the_status_counts_whatever_becomes_of_the_body() {
+async fn the_status_counts_even_if_the_body_breaks_off() {
     let http = local();
     let mut attempts = Vec::new();
     for status in [200, 201, 204, 302, 400, 401, 403, 404, 410, 429, 500, 503] {
@@ -123,7 +123,7 @@ async fn the_status_counts_whatever_becomes_of_the_body() {
                 if success || excerpt.is_empty() {
                     assert_eq!(kept, "", "{case}");
                 } else if !matches!(then, Then::Reset) {
-                    // A reset may overtake what was sent before it.
+                    // A reset may overtake the bytes before it.
                     assert!(kept.starts_with(excerpt), "{case}: {kept:?}");
                 }
             });
@@ -132,10 +132,10 @@ async fn the_status_counts_whatever_becomes_of_the_body() {
     join_all(attempts).await;
 }
 
-/// A connection with an unread rest is closed, so that the rest is never the answer to the next request; one whose
-/// body was read is used again.
+/// A connection with unread bytes is closed, so that they are never the answer to the next request; a connection whose body
+/// was read is reused.
 #[tokio::test]
-async fn what_is_left_of_an_answer_does_not_answer_the_next_request() {
+async fn unread_bytes_do_not_answer_the_next_request() {
     let smuggled = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
     for (headers, body) in [
         ("content-length: 100", smuggled),
@@ -153,9 +153,9 @@ async fn what_is_left_of_an_answer_does_not_answer_the_next_request() {
     }
 }
 
-/// With OAuth2, a refusal whose body never ends is known by its status: the token is replaced within the attempt.
+/// With OAuth2, the status of a refusal counts even if its body never ends: the token is replaced within the attempt.
 #[tokio::test]
-async fn a_refused_token_is_replaced_although_the_refusal_has_no_end() {
+async fn a_refused_token_is_replaced_although_the_refusal_never_ends() {
     for (headers, body, then, _) in BODIES {
         for status in [401, 403] {
             let issuer = Server::start(|_| {
@@ -213,9 +213,9 @@ async fn unusual_heads_are_read_as_common_clients_read_them() {
     }
 }
 
-/// The receiver has the event, or is gone, however it frames what it says about it.
+/// A 2xx or a 410 counts even if its framing is invalid.
 #[tokio::test]
-async fn the_status_counts_though_the_framing_makes_no_sense() {
+async fn the_status_counts_although_the_framing_is_invalid() {
     for status in [200, 204, 410, 400, 503] {
         for rest in [
             "content-length: 5\r\ncontent-length: 6\r\n\r\n",
@@ -236,9 +236,9 @@ async fn the_status_counts_though_the_framing_makes_no_sense() {
     assert_eq!(attempt(&local(), &server.url, "5s").await.outcome, answered(200));
 }
 
-/// On a connection that had answered another request before.
+/// On a connection that answered another request before.
 #[tokio::test]
-async fn an_answer_that_is_none_never_counts_as_the_one_before() {
+async fn an_invalid_answer_never_counts_as_the_previous_one() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let answers = [
@@ -278,7 +278,7 @@ async fn an_answer_that_is_none_never_counts_as_the_one_before() {
 }
 
 #[tokio::test]
-async fn the_error_says_what_is_malformed_in_a_head() {
+async fn the_error_names_the_malformed_part_of_a_head() {
     let too_many: String = (0..300).map(|number| format!("x-{number}: {number}\r\n")).collect();
     for (head, said) in [
         ("ICY 200 OK\r\n\r\n".to_owned(), "invalid HTTP version"),
@@ -296,7 +296,7 @@ async fn the_error_says_what_is_malformed_in_a_head() {
     }
 }
 
-/// Sends `start` and then the same piece for as long as it is taken; gives how many bytes that was.
+/// Sends `start`, then the same piece until the peer closes; returns the number of bytes.
 async fn flood(start: &'static str, piece: &str) -> (String, JoinSet<usize>) {
     let pieces = piece.repeat(4096 / piece.len());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -319,11 +319,11 @@ async fn flood(start: &'static str, piece: &str) -> (String, JoinSet<usize>) {
     (url, task)
 }
 
-/// What the sockets of both sides hold comes on top of what is read.
+/// The socket buffers of both sides hold more bytes than are read.
 const MOST_TAKEN: usize = 16 << 20;
 
 #[tokio::test]
-async fn an_answer_without_end_is_cut_after_so_many_bytes() {
+async fn an_endless_answer_is_cut_at_the_limit() {
     let failed = Outcome::Failed(Failure::Malformed);
     for (start, piece, expected) in [
         ("", "HTTP/1.1 100 Continue\r\n\r\n", failed.clone()),

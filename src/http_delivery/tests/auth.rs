@@ -49,7 +49,7 @@ async fn a_signature_covers_what_was_sent() {
 }
 
 #[test]
-fn what_cannot_be_opened_or_sent_is_refused_before() {
+fn unusable_settings_are_refused_before_an_attempt() {
     let refused = |rest: &str| prepared("https://crm.example/", rest).unwrap_err();
     assert_eq!(refused(r#","auth":{"type":"bearer","token":{"sealed":"x"}}"#), Failure::Sealed);
     assert_eq!(refused(r#","signing":{"secret":{"sealed":"x"}}"#), Failure::Sealed);
@@ -74,7 +74,7 @@ fn debug_shows_no_credential() {
     }
 }
 
-/// Of an error page that shows the request nothing secret is kept.
+/// Secrets in an error page that shows the request are not kept.
 #[tokio::test]
 async fn echoed_credentials_are_not_kept() {
     let server = Server::start(|got| {
@@ -92,7 +92,7 @@ async fn echoed_credentials_are_not_kept() {
     assert!(attempt.answer_excerpt.unwrap().starts_with("/hook?key=***  xxx"));
 }
 
-/// Whatever kind of credential, and however it is written in the answer.
+/// Each kind of credential, in each spelling in the answer.
 #[tokio::test]
 async fn credentials_echoed_in_another_spelling_are_not_kept() {
     const SECRET: &str = "s3cr/t+Pass=word&more";
@@ -150,7 +150,7 @@ async fn a_compressed_answer_is_not_kept() {
     assert_eq!(attempt.answer_excerpt.as_deref(), Some("(the body is compressed, and not kept)"));
 }
 
-/// A token endpoint that gives `token-1`, `token-2`, … with these further members.
+/// A token endpoint that issues `token-1`, `token-2`, … with these further members.
 async fn issuer(rest: &'static str) -> Server {
     let count = AtomicUsize::new(0);
     Server::start(move |_| {
@@ -193,7 +193,7 @@ async fn fifty_deliveries_at_once_fetch_one_token() {
     let issuer = issuer(r#","expires_in":3600"#).await;
     let server = Server::start(ok).await;
     let (http, rest) = (local(), oauth2(&issuer, ""));
-    // Two targets of one subscription share it as well.
+    // Two targets of one subscription share it too.
     let targets = [target(&server.url(), &rest), target(&server.url(), &rest)];
     let view = view();
     let attempts = (0..50).map(|number| http.attempt(&targets[number % 2], &view, 1));
@@ -209,7 +209,7 @@ async fn fifty_deliveries_at_once_fetch_one_token() {
     assert_eq!(issuer.got().len(), 2, "another scope is another token");
 }
 
-/// With no lifetime at all a token is good for those that waited for it, and no longer.
+/// A token without any lifetime is valid only for the deliveries that waited for it.
 #[tokio::test]
 async fn an_expired_token_is_not_used() {
     let issuer = issuer(r#","expires_in":0"#).await;
@@ -222,7 +222,7 @@ async fn an_expired_token_is_not_used() {
     }
 }
 
-/// A 403 as well: what a token allows is settled when it is issued.
+/// Also after a 403: the scopes of a token are fixed when it is issued.
 #[tokio::test]
 async fn a_revoked_token_is_replaced_within_the_attempt() {
     for refusal in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
@@ -244,7 +244,7 @@ async fn a_revoked_token_is_replaced_within_the_attempt() {
 }
 
 #[tokio::test]
-async fn a_refusal_that_stays_is_the_answer() {
+async fn a_second_refusal_is_the_answer() {
     for refusal in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN] {
         let issuer = issuer(r#","expires_in":3600"#).await;
         let server =
@@ -257,7 +257,7 @@ async fn a_refusal_that_stays_is_the_answer() {
 }
 
 #[tokio::test]
-async fn a_token_endpoint_that_refuses_is_asked_once_for_all_that_wait() {
+async fn a_refusing_token_endpoint_gets_one_request_for_all_waiting_deliveries() {
     let issuer = Server::start(|got| {
         let body =
             format!(r#"{{"error":"invalid_client","error_description":"{}"}}"#, got.header("authorization"));
@@ -276,11 +276,11 @@ async fn a_token_endpoint_that_refuses_is_asked_once_for_all_that_wait() {
     assert_eq!((issuer.got().len(), server.got().len()), (1, 0));
 
     http.attempt(&target, &view, 2).await;
-    assert_eq!(issuer.got().len(), 2, "the next attempt asks anew");
+    assert_eq!(issuer.got().len(), 2, "the next attempt sends another request");
 }
 
 #[tokio::test]
-async fn answers_of_a_token_endpoint_that_are_no_token() {
+async fn answers_of_a_token_endpoint_without_a_token() {
     let server = Server::start(ok).await;
     for body in ["", "{}", "<html>", r#"{"access_token":"a\nb"}"#, r#"{"error":"no"}"#] {
         let issuer = Server::start(move |_| body.into_response()).await;

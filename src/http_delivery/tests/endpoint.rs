@@ -1,4 +1,4 @@
-//! What endpoints answer, and how they break.
+//! Answers and failures of endpoints.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::*;
 
 #[tokio::test]
-async fn structured_mode_sends_the_event_as_it_stands() {
+async fn structured_mode_sends_the_event_unchanged() {
     let server = Server::start(ok).await;
     let attempt = local()
         .attempt(&target(&server.url(), r#","headers":{"x-team":"billing","user-agent":"mine"}"#), &view(), 2)
@@ -48,11 +48,11 @@ async fn binary_mode_sends_attributes_as_headers() {
 }
 
 #[tokio::test]
-async fn connections_are_used_again() {
+async fn connections_are_reused() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let mut server = JoinSet::new();
-    // One connection is ever accepted: a second attempt on a new one would wait in vain.
+    // Only one connection is accepted: a second attempt on a new one would time out.
     server.spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         for body in ["one", "", "three"] {
@@ -81,7 +81,7 @@ async fn redirects_are_not_followed() {
 }
 
 #[tokio::test]
-async fn a_failed_answer_is_told_with_its_wait_and_its_words() {
+async fn a_failed_answer_is_returned_with_its_retry_after_and_excerpt() {
     let server = Server::start(|_| {
         (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "120")], "back at noon").into_response()
     })
@@ -118,7 +118,7 @@ async fn request_of(stream: &mut TcpStream) {
     }
 }
 
-/// A server that gives its one connection to `serve`, after the request.
+/// A server that passes its only connection to `serve`, after the request.
 async fn raw<F: Future<Output = ()> + Send + 'static>(
     serve: impl FnOnce(TcpStream) -> F + Send + 'static,
 ) -> (String, JoinSet<()>) {
@@ -140,7 +140,7 @@ async fn with_timeout(url: &str, timeout: &str) -> Attempt {
 }
 
 #[tokio::test]
-async fn a_server_that_never_answers_runs_into_the_timeout() {
+async fn a_server_that_never_answers_times_out() {
     let (url, _server) = raw(|stream| async move {
         let _open = stream;
         std::future::pending().await
@@ -154,7 +154,7 @@ async fn a_server_that_never_answers_runs_into_the_timeout() {
 }
 
 #[tokio::test]
-async fn of_an_endless_answer_only_the_start_is_read() {
+async fn only_the_start_of_an_endless_answer_is_read() {
     for (status, text) in [(200, "OK"), (500, "Internal Server Error")] {
         let (hung_up, told) = oneshot::channel();
         let (url, _server) = raw(move |mut stream| async move {
@@ -171,7 +171,7 @@ async fn of_an_endless_answer_only_the_start_is_read() {
         let attempt = with_timeout(&url, "10s").await;
         assert_eq!(attempt.outcome, answered(status));
         assert_eq!(attempt.answer_excerpt.map(|text| text.len()), (status == 500).then_some(1024));
-        // What the sockets' buffers hold comes on top of the 64 KB that are read.
+        // The socket buffers hold more than the 64 KB that are read.
         let sent: usize = tokio::time::timeout(Duration::from_secs(10), told).await.unwrap().unwrap();
         assert!(sent < 20 << 20, "{sent} bytes were taken");
     }
@@ -200,12 +200,12 @@ async fn what_is_not_http_is_malformed() {
 }
 
 #[tokio::test]
-async fn nobody_listens_no_such_name_no_tls() {
+async fn a_closed_port_an_unknown_name_and_missing_tls() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let attempt = with_timeout(&format!("http://{free}/"), "5s").await;
     assert_eq!(attempt.outcome, Outcome::Failed(Failure::Connect), "{attempt:?}");
 
-    // A label of 64 characters is refused by the resolver itself: no name server is asked.
+    // The resolver refuses a label of 64 characters without a query to a name server.
     let attempt = with_timeout(&format!("http://{}.invalid/", "a".repeat(64)), "5s").await;
     assert_eq!(attempt.outcome, Outcome::Failed(Failure::Dns), "{attempt:?}");
 
@@ -214,8 +214,8 @@ async fn nobody_listens_no_such_name_no_tls() {
     assert_eq!(attempt.outcome, Outcome::Failed(Failure::Tls), "{attempt:?}");
 }
 
-/// In a container without CA certificates plain http works, and https is refused as untrusted: the
-/// two tests are run again there.
+/// Without CA certificates, as in a container, plain http works and https is refused as untrusted: runs the two tests again
+/// in that environment.
 #[test]
 fn without_ca_certificates_plain_http_works() {
     let empty = tempfile::tempdir().unwrap();
@@ -224,7 +224,7 @@ fn without_ca_certificates_plain_http_works() {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .env("SSL_CERT_FILE", &none)
         .env("SSL_CERT_DIR", empty.path())
-        .args(["structured_mode_sends", "nobody_listens_no_such_name_no_tls"])
+        .args(["structured_mode_sends", "a_closed_port_an_unknown_name_and_missing_tls"])
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);

@@ -1,4 +1,4 @@
-//! The headers that a subscription adds: each is refused by its name, or arrives as it was given.
+//! The headers that a subscription adds: each is refused by its name, or arrives unchanged.
 
 use serde_json::{Value, json};
 
@@ -111,7 +111,7 @@ fn refused(name: &str, value: &str, member: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn every_header_that_is_taken_arrives_as_it_is() {
+async fn every_accepted_header_arrives_unchanged() {
     let server = Server::start(ok).await;
     let http = local();
     let mut taken = 0;
@@ -150,15 +150,15 @@ async fn every_header_that_is_taken_arrives_as_it_is() {
 }
 
 #[tokio::test]
-async fn without_one_of_its_own_the_answer_may_be_anything() {
+async fn the_default_accept_header_allows_any_answer() {
     let server = Server::start(ok).await;
     local().attempt(&target(&server.url(), ""), &view(), 1).await;
     assert_eq!(server.got()[0].header("accept"), "*/*");
 }
 
-/// Neither shown of the request nor kept of the answer; stored before such names were refused, as well.
+/// It is hidden in the request and redacted in the answer, even if it was stored before such names were refused.
 #[tokio::test]
-async fn a_credential_in_a_header_is_shown_nowhere() {
+async fn a_credential_in_a_header_is_never_shown() {
     for rest in [
         r#","secret_headers":{"x-api-key":{"sealed":"sealed-open-sesame"}}"#,
         r#","headers":{"x-api-key":"open-sesame"}"#,

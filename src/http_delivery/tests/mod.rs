@@ -1,4 +1,4 @@
-//! Against real servers on free local ports.
+//! Tests against real servers on free local ports.
 
 mod address_guard;
 mod answers;
@@ -68,7 +68,7 @@ fn answered(status: u16) -> Outcome {
     Outcome::Answered { status, retry_after: None }
 }
 
-/// What a server got.
+/// A request that a server received.
 #[derive(Debug, Clone)]
 struct Got {
     uri: String,
@@ -84,7 +84,7 @@ impl Got {
 
 type Handler = Arc<dyn Fn(&Got) -> Response + Send + Sync>;
 
-/// An HTTP server that keeps what it gets; it ends with the value.
+/// An HTTP server that records its requests; it stops when it is dropped.
 struct Server {
     address: SocketAddr,
     got: Arc<Mutex<Vec<Got>>>,

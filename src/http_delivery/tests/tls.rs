@@ -1,4 +1,4 @@
-//! TLS of a subscription's own, against a real TLS server with certificates made here.
+//! TLS options of a subscription, against a real TLS server with generated certificates.
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -45,12 +45,12 @@ impl Ca {
     }
 }
 
-/// An endpoint that answers 204 over TLS; with `clients` it wants a certificate of that CA.
+/// An endpoint that answers 204 over TLS; with `clients` it requires a certificate of that CA.
 async fn endpoint(identity: &Identity, clients: Option<&Ca>) -> (String, JoinSet<()>) {
     tls_server(identity, clients, EVENT, "HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").await
 }
 
-/// The same for tokens.
+/// A token endpoint over TLS.
 async fn token_endpoint(identity: &Identity, clients: Option<&Ca>) -> (String, JoinSet<()>) {
     let token = r#"{"access_token":"of-the-private-ca","token_type":"Bearer","expires_in":3600}"#;
     let answer =
@@ -58,7 +58,7 @@ async fn token_endpoint(identity: &Identity, clients: Option<&Ca>) -> (String, J
     tls_server(identity, clients, "grant_type=client_credentials", &answer).await
 }
 
-/// Answers a request whose body ends so.
+/// Answers a request whose body has this end.
 async fn tls_server(
     identity: &Identity,
     clients: Option<&Ca>,
@@ -87,7 +87,7 @@ async fn tls_server(
     task.spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            // A handshake that fails is what some of the tests want.
+            // Some tests expect a failed handshake.
             let Ok(mut stream) = acceptor.accept(stream).await else { continue };
             let mut request = Vec::new();
             while !request.ends_with(body.as_bytes()) {
@@ -118,7 +118,7 @@ async fn http2_is_spoken_where_the_endpoint_offers_it() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://127.0.0.1:{}/hook?a=b", listener.local_addr().unwrap().port());
     let mut server = JoinSet::new();
-    // One connection is ever accepted.
+    // Only one connection is accepted.
     server.spawn(async move {
         let stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
         let service =
@@ -185,7 +185,7 @@ async fn an_expired_certificate_and_one_of_another_name_are_refused() {
 }
 
 #[tokio::test]
-async fn mutual_tls_shows_the_subscriptions_certificate() {
+async fn mutual_tls_sends_the_subscriptions_certificate() {
     let (ca, clients) = (Ca::new(), Ca::new());
     let (url, _server) = endpoint(&ca.issue("127.0.0.1", |_| {}), Some(&clients)).await;
     let ours = clients.issue("hub.example", |_| {});
@@ -196,7 +196,7 @@ async fn mutual_tls_shows_the_subscriptions_certificate() {
     let got = attempt(&url, &json!({"ca": ca.pem(), "cert": ours.cert, "key": sealed})).await;
     assert_eq!(got.outcome, answered(204), "{got:?}");
 
-    // None, and one of another CA.
+    // No certificate, and one of another CA.
     let got = attempt(&url, &json!({"ca": ca.pem()})).await;
     assert_eq!(got.outcome, Outcome::Failed(Failure::Tls), "{got:?}");
     let theirs = ca.issue("hub.example", |_| {});
@@ -211,7 +211,7 @@ fn with_tls_and_token(url: &str, tls: &Value, token_url: &str) -> Target {
 }
 
 #[tokio::test]
-async fn a_token_endpoint_of_the_private_ca_is_trusted_as_the_endpoint_is() {
+async fn a_token_endpoint_of_the_private_ca_is_trusted_too() {
     let (ca, another) = (Ca::new(), Ca::new());
     let (url, _server) = endpoint(&ca.issue("127.0.0.1", |_| {}), None).await;
     let (token_url, _issuer) = token_endpoint(&ca.issue("127.0.0.1", |_| {}), None).await;
@@ -219,7 +219,7 @@ async fn a_token_endpoint_of_the_private_ca_is_trusted_as_the_endpoint_is() {
     let got = local().attempt(&with_tls_and_token(&url, &tls, &token_url), &view(), 1).await;
     assert_eq!(got.outcome, answered(204), "{got:?}");
 
-    // One of another authority, and one of another name, are none that the subscription trusts.
+    // The subscription does not trust a certificate of another CA or for another name.
     for identity in [another.issue("127.0.0.1", |_| {}), ca.issue("another.example", |_| {})] {
         let (token_url, _issuer) = token_endpoint(&identity, None).await;
         let got = local().attempt(&with_tls_and_token(&url, &tls, &token_url), &view(), 1).await;
@@ -228,10 +228,10 @@ async fn a_token_endpoint_of_the_private_ca_is_trusted_as_the_endpoint_is() {
     }
 }
 
-/// Its roots count beside the system's for a token endpoint, not in their place: here the
-/// "system" is a file that names a public authority.
+/// For a token endpoint, the subscription's roots are trusted in addition to the system's. Here the "system" is a file with
+/// a public CA.
 #[test]
-fn a_token_endpoint_of_the_public_internet_stays_trusted_beside_a_private_ca() {
+fn a_public_token_endpoint_stays_trusted_with_a_private_ca() {
     const CHILD: &str = "HUB_TEST_PUBLIC_CA_KEY";
     if std::env::var_os(CHILD).is_none() {
         let folder = tempfile::tempdir().unwrap();
@@ -246,7 +246,7 @@ fn a_token_endpoint_of_the_public_internet_stays_trusted_beside_a_private_ca() {
             .env("SSL_CERT_FILE", file("roots.pem", public.pem()))
             .env("SSL_CERT_DIR", file("no-folder", String::new()))
             .env(CHILD, file("key.pem", format!("{}{}", identity.key.serialize_pem(), identity.cert)))
-            .args(["a_token_endpoint_of_the_public_internet"])
+            .args(["a_public_token_endpoint_stays_trusted"])
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
@@ -268,7 +268,7 @@ fn a_token_endpoint_of_the_public_internet_stays_trusted_beside_a_private_ca() {
         let tls = json!({"ca": private.pem()});
         let got = local().attempt(&with_tls_and_token(&url, &tls, &token_url), &view(), 1).await;
         assert_eq!(got.outcome, answered(204), "{got:?}");
-        // The endpoint itself is none of the public authority's.
+        // The public CA did not issue the endpoint's certificate.
         let (of_public, _server) = endpoint(&identity, None).await;
         let got = attempt(&of_public, &tls).await;
         assert_eq!(got.outcome, Outcome::Failed(Failure::Tls), "{got:?}");
@@ -276,7 +276,7 @@ fn a_token_endpoint_of_the_public_internet_stays_trusted_beside_a_private_ca() {
 }
 
 #[tokio::test]
-async fn a_token_endpoint_that_asks_for_a_certificate_is_shown_the_subscriptions() {
+async fn a_token_endpoint_that_requires_a_certificate_gets_the_subscriptions() {
     let (ca, clients) = (Ca::new(), Ca::new());
     let server = ca.issue("127.0.0.1", |_| {});
     let (url, _server) = endpoint(&server, Some(&clients)).await;
@@ -290,16 +290,16 @@ async fn a_token_endpoint_that_asks_for_a_certificate_is_shown_the_subscriptions
     assert_eq!(got.outcome, Outcome::Failed(Failure::Token), "{got:?}");
 }
 
-/// The guard stands before a client of a subscription's own as it does before the common one.
+/// The address guard also applies to a client with TLS options.
 #[tokio::test]
-async fn the_guard_holds_with_tls_of_a_subscriptions_own() {
+async fn the_guard_applies_with_tls_options() {
     let ca = Ca::new();
     let (url, _server) = endpoint(&ca.issue("127.0.0.1", |_| {}), None).await;
     let guarded = HttpDelivery::new(HttpConfig::default());
     for url in [url.clone(), url.replace("127.0.0.1", "localhost")] {
         let got = guarded.attempt(&with_tls(&url, &json!({"ca": ca.pem()})), &view(), 1).await;
         assert_eq!(got.outcome, Outcome::Failed(Failure::AddressRefused), "{url}: {got:?}");
-        // The token comes first; the endpoint's own name is one that nobody could look up.
+        // The token is fetched first; the endpoint's name cannot be resolved.
         let endpoint = format!("https://{}.invalid/", "a".repeat(64));
         let target = with_tls_and_token(&endpoint, &json!({"ca": ca.pem()}), &url);
         let got = guarded.attempt(&target, &view(), 1).await;
@@ -308,7 +308,7 @@ async fn the_guard_holds_with_tls_of_a_subscriptions_own() {
 }
 
 #[test]
-fn what_cannot_be_used_is_told_before_it_is_stored() {
+fn unusable_options_are_refused_before_they_are_stored() {
     let (ca, other) = (Ca::new(), Ca::new());
     let ours = ca.issue("hub.example", |_| {});
     let key = ours.key.serialize_pem();
