@@ -1,6 +1,6 @@
 //! `hub bench` as a person runs it, with numbers so small that only its being right is measured.
 
-mod support;
+use hub_harness as support;
 
 use support::{Hub, TestPostgres, TestSettings, nats_server, print_output, require_tool, tool};
 

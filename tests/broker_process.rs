@@ -1,6 +1,6 @@
 //! A private nats-server: started, killed, restarted, locked, and never left behind.
 
-mod support;
+use hub_harness as support;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! The tests' own tools, tested: a tool that cannot fail proves nothing.
 
-mod support;
+use hub_harness as support;
 
 use std::time::Duration;
 

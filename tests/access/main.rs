@@ -1,8 +1,7 @@
 //! Access: credentials, tokens, tenants, producers, secrets, and limits that keep one caller from locking out
 //! others.
 
-#[path = "../support/mod.rs"]
-mod support;
+use hub_harness as support;
 
 mod credentials;
 mod identity;

@@ -1,7 +1,6 @@
 //! The HTTP API, the gRPC resolver of subscriptions, and the operations that the API shares with the command line.
 
-#[path = "../support/mod.rs"]
-mod support;
+use hub_harness as support;
 
 mod dead_letters;
 mod events;

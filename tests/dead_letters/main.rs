@@ -1,7 +1,6 @@
 //! Dead letters: how they are created even if an advisory is lost, the commands, redrive and replay.
 
-#[path = "../support/mod.rs"]
-mod support;
+use hub_harness as support;
 
 mod commands;
 mod policy_scenario;

@@ -1,7 +1,6 @@
 //! Delivery of events to subscribers: fan-out, what an answer leads to, broker targets, the delivery log, faults.
 
-#[path = "../support/mod.rs"]
-mod support;
+use hub_harness as support;
 
 mod answers;
 mod broker_target;

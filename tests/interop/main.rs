@@ -1,7 +1,6 @@
 //! Programs of other projects: real Redis, RabbitMQ, Kafka and NATS, Protean, and the example subscriber.
 
-#[path = "../support/mod.rs"]
-mod support;
+use hub_harness as support;
 
 mod example_subscriber;
 mod protean;

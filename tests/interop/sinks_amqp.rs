@@ -191,7 +191,7 @@ async fn a_broker_that_hangs_or_goes_is_unavailable_and_comes_back() {
 
 #[tokio::test]
 async fn tls_with_a_private_ca() {
-    let certificates = Certificates::new();
+    let certificates = Certificates::generate();
     let Some(server) = RabbitMq::start_tls(&certificates).await else { return };
     server.declare("events", FieldTable::default()).await;
     let with = |ca_file| {
@@ -199,7 +199,7 @@ async fn tls_with_a_private_ca() {
         sink(Options { tls, ..options(&server.tls_url()) })
     };
     assert_all(with(certificates.ca()).publish(&group("events", "a", 0..2)).await, 2);
-    assert_unavailable(&with(Certificates::new().ca()), &group("events", "a", 2..3)).await;
+    assert_unavailable(&with(Certificates::generate().ca()), &group("events", "a", 2..3)).await;
     let error = with("/nowhere/ca.pem".into()).check().await.expect_err("no such file").to_string();
     assert!(error.contains("tls_ca_file") && error.contains("/nowhere/ca.pem"), "{error}");
 }

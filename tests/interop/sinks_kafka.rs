@@ -109,7 +109,7 @@ async fn a_broker_that_hangs_or_goes_is_unavailable_and_comes_back() {
 
 #[tokio::test]
 async fn tls_with_a_private_ca() {
-    let certificates = Certificates::new();
+    let certificates = Certificates::generate();
     let Some(server) = KafkaServer::start_tls(&certificates).await else { return };
     let with = |ca_file| {
         let tls = Tls { ca_file: Some(ca_file), ..Tls::default() };
@@ -119,7 +119,7 @@ async fn tls_with_a_private_ca() {
     trusting.check().await.expect("the certificate is trusted");
     server.create_topic_with(security(&certificates), "events", 1).await;
     assert_all(trusting.publish(&group("events", "a", 0..2)).await, 2);
-    assert_unavailable(&with(Certificates::new().ca()), &group("events", "a", 2..3)).await;
+    assert_unavailable(&with(Certificates::generate().ca()), &group("events", "a", 2..3)).await;
     let error = with("/nowhere/ca.pem".into()).check().await.expect_err("no such file").to_string();
     assert!(error.contains("tls_ca_file") && error.contains("/nowhere/ca.pem"), "{error}");
 }

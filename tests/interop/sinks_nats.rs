@@ -285,7 +285,7 @@ async fn a_subject_that_is_not_permitted_is_refused_and_others_are_not() {
 
 #[tokio::test]
 async fn tls_with_a_private_ca() {
-    let certificates = Certificates::new();
+    let certificates = Certificates::generate();
     let tls = format!(
         "tls {{ cert_file: {:?}, key_file: {:?} }}",
         certificates.cert().display().to_string(),
@@ -299,14 +299,14 @@ async fn tls_with_a_private_ca() {
         sink(Options { mode: Mode::Core, tls, ..options(&url) })
     };
     assert_all(with(certificates.ca()).publish(&group("partner.a", "a", 0..2)).await, 2);
-    assert_unavailable(&with(Certificates::new().ca()), &group("partner.a", "a", 2..3)).await;
+    assert_unavailable(&with(Certificates::generate().ca()), &group("partner.a", "a", 2..3)).await;
     let error = with("/nowhere/ca.pem".into()).check().await.expect_err("no such file").to_string();
     assert!(error.contains("tls_ca_file") && error.contains("/nowhere/ca.pem"), "{error}");
 }
 
 #[tokio::test]
 async fn tls_with_a_certificate_of_our_own() {
-    let certificates = Certificates::new();
+    let certificates = Certificates::generate();
     let path = |path: std::path::PathBuf| path.display().to_string();
     let tls = format!(
         "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}",

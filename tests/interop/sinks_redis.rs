@@ -192,13 +192,13 @@ async fn a_wrong_password_is_reported_by_its_setting_and_never_shown() {
 
 #[tokio::test]
 async fn tls_with_a_private_ca() {
-    let certificates = Certificates::new();
+    let certificates = Certificates::generate();
     let Some(server) = RedisServer::start_tls(&certificates, &[]).await else { return };
     let tls = Tls { ca_file: Some(certificates.ca()), ..Tls::default() };
     let sink_with = |tls| sink(Options { tls, ..options(&server.tls_url()) });
     assert_all(sink_with(tls).publish(&[outgoing("events", "a", 0)]).await, 1);
 
-    let other = Certificates::new();
+    let other = Certificates::generate();
     let tls = Tls { ca_file: Some(other.ca()), ..Tls::default() };
     assert_unavailable(&sink_with(tls), &[outgoing("events", "a", 1)]).await;
     let tls = Tls { ca_file: Some("/nowhere/ca.pem".into()), ..Tls::default() };
@@ -208,7 +208,7 @@ async fn tls_with_a_private_ca() {
 
 #[tokio::test]
 async fn tls_with_a_certificate_of_our_own() {
-    let certificates = Certificates::new();
+    let certificates = Certificates::generate();
     let Some(server) = RedisServer::start_tls(&certificates, &["--tls-auth-clients", "yes"]).await else {
         return;
     };

@@ -1,7 +1,6 @@
 //! Running the hub: the commands, the process and its children, `--dev`, the demo, pausing, several replicas.
 
-#[path = "../support/mod.rs"]
-mod support;
+use hub_harness as support;
 
 mod cli;
 mod demo;

@@ -1,7 +1,6 @@
 //! The producer outbox: its SQL and its rows on PostgreSQL and SQLite, its commands, its protocol and the relay.
 
-#[path = "../support/mod.rs"]
-mod support;
+use hub_harness as support;
 
 mod claims;
 mod cli;

@@ -265,9 +265,16 @@ pub fn print_output(output: &Output) -> String {
     )
 }
 
+/// The built `hub`: cargo puts it into the folder above the one of the test binaries.
+fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let folder = test.parent().and_then(Path::parent).expect("tests are in <profile>/deps");
+    folder.join("hub")
+}
+
 /// The built binary, without the settings that the environment of this test run may hold.
 fn hub_command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hub"));
+    let mut command = Command::new(binary());
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("HUB__") || text == "HUB_CONFIG" {

@@ -151,24 +151,25 @@ pub fn of_broker(broker: Option<&str>) -> RowSelection {
 }
 
 /// Runs each of these tests on both databases; before them, in brackets, what `tokio::test` is to be given.
+#[macro_export]
 macro_rules! on_both {
     (@each $database:ident, $runtime:tt, $($name:ident),*) => {
-        $($crate::support::outbox::on_both!(@one $database, $runtime, $name);)*
+        $($crate::on_both!(@one $database, $runtime, $name);)*
     };
     (@one $database:ident, ($($runtime:tt)*), $name:ident) => {
         #[tokio::test($($runtime)*)]
         async fn $name() {
-            let Some(database) = $crate::support::outbox::TestDatabase::$database().await else { return };
+            let Some(database) = $crate::TestDatabase::$database().await else { return };
             super::$name(&database).await;
         }
     };
     ($(($($runtime:tt)*),)? $($name:ident),* $(,)?) => {
         mod on_postgres {
-            $crate::support::outbox::on_both!(@each postgres, ($($($runtime)*)?), $($name),*);
+            $crate::on_both!(@each postgres, ($($($runtime)*)?), $($name),*);
         }
         mod on_sqlite {
-            $crate::support::outbox::on_both!(@each sqlite, ($($($runtime)*)?), $($name),*);
+            $crate::on_both!(@each sqlite, ($($($runtime)*)?), $($name),*);
         }
     };
 }
-pub(crate) use on_both;
+pub use crate::on_both;

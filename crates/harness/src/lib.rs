@@ -14,9 +14,6 @@
 //!
 //! Every wait has a deadline and says what it waited for.
 
-// Each folder under tests/ is a crate of its own and uses its part of this.
-#![allow(dead_code, unused_imports, unused_macros)]
-
 mod api;
 mod broker;
 pub mod broker_target;

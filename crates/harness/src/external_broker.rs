@@ -99,7 +99,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    pub fn new() -> Self {
+    pub fn generate() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

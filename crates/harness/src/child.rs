@@ -94,7 +94,7 @@ pub fn example(name: &str) -> PathBuf {
     BUILT.get_or_init(|| {
         let mut cargo = std::process::Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--locked", "--offline", "--examples", "--manifest-path"]);
-        cargo.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
+        cargo.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml"));
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
