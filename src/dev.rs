@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::nats::subjects::Names;
+use crate::nats::subjects::SubjectNames;
 use crate::settings::Settings;
 use crate::shell_command::{executable, quoted};
 use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, BrokerProcessError, Data, find_or_fetch};
@@ -98,7 +98,7 @@ impl Dev {
              {health}{api}\n  \
              Ctrl-C finishes what is in flight, and stops both.\n\n",
             folder = self.folder.display(),
-            subject = Names::new(&settings.nats.prefix).event("user.created"),
+            subject = SubjectNames::new(&settings.nats.prefix).event("user.created"),
             exports = exports.join(" "),
         )
     }

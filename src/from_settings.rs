@@ -59,9 +59,9 @@ pub fn connect_options(settings: &Settings, name: &str) -> ConnectOptions {
 }
 
 /// The streams and consumers.
-pub fn shape(settings: &Settings) -> Shape {
+pub fn stream_parameters(settings: &Settings) -> StreamParameters {
     let limits = &settings.limits;
-    Shape {
+    StreamParameters {
         prefix: settings.nats.prefix.clone(),
         domains: settings.domains.iter().map(|domain| domain.name.clone()).collect(),
         replicas: settings.nats.replicas,

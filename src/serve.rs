@@ -13,9 +13,9 @@ use crate::domain::category::Categories;
 use crate::domain::field_error::FieldError;
 use crate::health::Readiness;
 use crate::http_delivery::HttpDelivery;
-use crate::management::{Management, OrderDesk};
+use crate::management::{BulkJobs, Management};
 use crate::metrics::Metrics;
-use crate::nats::definitions::Shape;
+use crate::nats::definitions::StreamParameters;
 use crate::nats::provision::{self, ProvisionError, Provisioned};
 use crate::nats::{ConnectOptions, JetStream, NatsError, Registry};
 use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings};
@@ -40,7 +40,7 @@ mod relaying;
 mod resolving;
 
 use crate::from_settings::{
-    MasterKey, bytes, connect_options, http_config, message_ids, retry_policy, shape,
+    MasterKey, bytes, connect_options, http_config, message_ids, retry_policy, stream_parameters,
 };
 use database::Stores;
 use relaying::Relaying;
@@ -165,8 +165,8 @@ impl Hub {
         let relaying = relaying::relaying(settings, options, store.as_ref())?;
         let brokers = relaying::brokers(settings)?;
         let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
-        let shape = shape(settings);
-        let done = provision_patiently(&js, &shape).await?;
+        let stream_parameters = stream_parameters(settings);
+        let done = provision_patiently(&js, &stream_parameters).await?;
         for what in &done.created {
             tracing::info!(what, "created");
         }
@@ -202,7 +202,7 @@ impl Hub {
             api_address = api.address();
             let management =
                 Management::new(js.clone(), Arc::new(settings.clone()))?.with_index(registry.clone());
-            let (orders, runner) = OrderDesk::new(management.clone());
+            let (orders, runner) = BulkJobs::new(management.clone());
             tasks.graceful("bulk orders", runner.run(stop.clone()));
             let resources = Resources {
                 management,
@@ -248,7 +248,7 @@ impl Hub {
                 HttpDelivery::new(http_config(settings)),
                 brokers,
                 Arc::new(MasterKey(sealer)),
-                outbox_settings(settings, &domains, shape.clone()),
+                outbox_settings(settings, &domains, stream_parameters.clone()),
                 metrics.clone(),
                 &readiness,
             );
@@ -258,7 +258,7 @@ impl Hub {
             let router = DltRouterSettings {
                 schedule: settings.redrive.schedule.clone(),
                 sweep_interval: settings.sweep.interval,
-                shape,
+                stream_parameters,
             };
             let role = DltRouter::new(js.clone(), router, metrics.clone(), readiness.part("dlt-router"));
             tasks.graceful("dlt-router", role.run(stop.clone()));
@@ -387,10 +387,13 @@ async fn connect_patiently(options: &ConnectOptions) -> Result<JetStream, NatsEr
 }
 
 /// Provisions, and retries timeouts: on a cluster a new stream answers only after its leader is elected.
-async fn provision_patiently(js: &JetStream, shape: &Shape) -> Result<Provisioned, ProvisionError> {
+async fn provision_patiently(
+    js: &JetStream,
+    stream_parameters: &StreamParameters,
+) -> Result<Provisioned, ProvisionError> {
     let deadline = tokio::time::Instant::now() + STARTUP_PATIENCE;
     loop {
-        match provision::apply(js, shape).await {
+        match provision::apply(js, stream_parameters).await {
             Err(ProvisionError::Nats(error @ NatsError::Timeout { .. }))
                 if tokio::time::Instant::now() < deadline =>
             {
@@ -415,7 +418,11 @@ fn chosen_domains(settings: &Settings, options: &ServeOptions) -> Result<Vec<Dom
         .collect())
 }
 
-fn outbox_settings(settings: &Settings, domains: &[DomainSettings], shape: Shape) -> OutboxProcessorSettings {
+fn outbox_settings(
+    settings: &Settings,
+    domains: &[DomainSettings],
+    stream_parameters: StreamParameters,
+) -> OutboxProcessorSettings {
     OutboxProcessorSettings {
         domains: domains.to_vec(),
         retry: retry_policy(settings),
@@ -425,6 +432,6 @@ fn outbox_settings(settings: &Settings, domains: &[DomainSettings], shape: Shape
         grace: settings.delivery.grace,
         schedule: settings.redrive.schedule.clone(),
         log: settings.delivery.log,
-        shape,
+        stream_parameters,
     }
 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use integration_hub::domain::outcome::Reason;
+
 const MOST_LINES: usize = 500;
 /// What no pure function asks for of the standard library; its crates are a matter of its `Cargo.toml`.
 const IMPURE: [&str; 12] = [
@@ -44,6 +46,8 @@ const CLIENTS: [(&str, &[&str]); 18] = [
     ("console", &["cli"]),
 ];
 const ADAPTERS: [&str; 6] = ["nats", "http_delivery", "seal", "sinks", "subscriptions_grpc", "api"];
+/// Modules with test data inside.
+const TEST_DATA: [&str; 2] = ["bench", "panics"];
 /// What is built on the adapters, and so never imported by them.
 const ABOVE: [&str; 8] = ["roles", "management", "serve", "cli", "dev", "demo", "bench", "hub_testkit"];
 
@@ -308,6 +312,43 @@ fn subjects_are_made_in_one_file() {
     }
     assert_none(&broken, "subjects and stream names are built and parsed in src/nats/subjects.rs");
     assert!(at_home >= 6, "{at_home} forms are found where they belong");
+}
+
+#[test]
+fn headers_of_the_hub_are_named_in_one_module() {
+    let (mut broken, mut at_home) = (Vec::new(), 0);
+    for source in sources().iter().chain(&below("crates/domain/src")) {
+        if source.path == "headers.rs" {
+            at_home += source.code.matches("\"Hub-").count();
+        } else if source.code.contains("\"Hub-") && !source.is_test() && !TEST_DATA.contains(&source.module())
+        {
+            broken.push(source.path.clone());
+        }
+    }
+    assert_none(&broken, "names of `Hub-` headers are in crates/domain/src/headers.rs");
+    assert!(at_home > 20, "{at_home} names are found where they belong");
+}
+
+/// What a filter offers must be able to match: each offered reason is given to dead letters somewhere.
+#[test]
+fn each_reason_that_a_filter_offers_has_a_producer() {
+    let mut sources = below("src/roles");
+    sources.extend(below("crates/domain/src").into_iter().filter(|source| source.path == "outcome.rs"));
+    let produced = |reason: &Reason| {
+        let name = format!("{reason:?}");
+        let forms = [
+            format!("reason: Reason::{name}"),
+            format!("=> Reason::{name}"),
+            format!("(Reason::{name},"),
+            format!(", Reason::{name},"),
+            format!(" Reason::{name},\n"),
+        ];
+        sources.iter().any(|source| forms.iter().any(|form| source.code.contains(form)))
+    };
+    let (offered, older): (Vec<Reason>, Vec<Reason>) =
+        Reason::ALL.into_iter().partition(|reason| Reason::PRODUCED.contains(reason));
+    assert_eq!(offered.into_iter().filter(|reason| !produced(reason)).collect::<Vec<_>>(), []);
+    assert_eq!(older.into_iter().filter(produced).collect::<Vec<_>>(), []);
 }
 
 #[test]

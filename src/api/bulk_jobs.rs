@@ -47,7 +47,7 @@ async fn list(
     Reader(caller): Reader,
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Response, Problem> {
-    let orders = state.orders.orders(&caller, limit(query.limit)?).await?;
+    let orders = state.orders.jobs(&caller, limit(query.limit)?).await?;
     Ok(Json(OrderList { orders }).into_response())
 }
 
@@ -61,7 +61,7 @@ async fn read_one(
     Reader(caller): Reader,
     PathPart(id): PathPart,
 ) -> Result<Response, Problem> {
-    let order = state.orders.order(&caller, &order_id(id)?).await?;
+    let order = state.orders.job(&caller, &order_id(id)?).await?;
     Ok(Json(order).into_response())
 }
 
@@ -83,5 +83,5 @@ async fn cancel(
 
 /// Parses an id. An invalid id counts as unknown.
 fn order_id(text: String) -> Result<BulkJobId, ManagementError> {
-    BulkJobId::try_from(text.clone()).map_err(|_| ManagementError::NoOrder { id: text })
+    BulkJobId::try_from(text.clone()).map_err(|_| ManagementError::NoBulkJob { id: text })
 }

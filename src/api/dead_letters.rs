@@ -20,11 +20,11 @@ use super::query::{PathPart, QueryParams, limit};
 use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::domain::bulk_job::{BulkJob, BulkJobKind};
+use crate::management::dead_letter_actions::SelectedDeadLetter;
 use crate::management::dead_letters::{
     Cursor, DeadLetterDetails, DeadLetterEntry, DeadLetterQuery, DeadLetterStats,
 };
-use crate::management::orders::Selected;
-use crate::management::{BulkOrder, ManagementError};
+use crate::management::{ManagementError, NewBulkJob};
 use conditions::{Conditions, Discarding, Replaying};
 
 pub(super) fn routes() -> OpenApiRouter<State> {
@@ -199,7 +199,7 @@ async fn discard_one(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn select_one(state: &State, caller: &Caller, id: &str) -> Result<Vec<Selected>, Problem> {
+async fn select_one(state: &State, caller: &Caller, id: &str) -> Result<Vec<SelectedDeadLetter>, Problem> {
     let filter = DeadLetterQuery {
         tenant: caller.tenant().map(str::to_owned),
         ids: [id.to_owned()].into(),
@@ -275,7 +275,7 @@ async fn start(
         return Err(Problem::field("tenant", "differs from the token's tenant; leave it out"));
     }
     let filter = conditions.filter(state, caller)?;
-    let order = state.orders.place(caller, BulkOrder { kind, filter, force }).await?;
+    let order = state.orders.start(caller, NewBulkJob { kind, filter, force }).await?;
     let location = format!("/v1/orders/{}", order.id);
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(order)).into_response())
 }

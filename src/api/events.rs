@@ -30,7 +30,7 @@ use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::domain::field_error::FieldError;
 use crate::management::ManagementError;
-use crate::management::publishing::{Checked, EventForm, Published};
+use crate::management::publishing::{CheckedEvent, Published, RawEvent};
 use crate::settings::{Quota, Settings};
 
 /// Maximum number of events in a batch.
@@ -138,17 +138,14 @@ async fn publish(
     let events = if let Some(texts) = texts {
         let mut checked = Vec::with_capacity(texts.len());
         for (index, text) in texts.iter().enumerate() {
-            let form = EventForm {
-                key: None,
-                headers: headers.clone(),
-                body: body.slice_ref(text.get().as_bytes()),
-            };
+            let form =
+                RawEvent { key: None, headers: headers.clone(), body: body.slice_ref(text.get().as_bytes()) };
             let event = management.check_publication(form, caller.tenant());
             checked.push(event.map_err(|error| of_batch(index, error))?);
         }
         publish_all(&state, checked).await?
     } else {
-        let form = EventForm { key: None, headers, body };
+        let form = RawEvent { key: None, headers, body };
         let event = management.check_publication(form, caller.tenant())?;
         vec![publish_one(&state, &event).await?]
     };
@@ -170,7 +167,7 @@ fn within_quota(state: &State, caller: &Caller, events: usize) -> Result<(), Pro
     })
 }
 
-async fn publish_one(state: &State, event: &Checked<'_>) -> Result<Published, ManagementError> {
+async fn publish_one(state: &State, event: &CheckedEvent<'_>) -> Result<Published, ManagementError> {
     let _permit = state.event_limits.publishes.acquire().await.expect("the semaphore is never closed");
     state.management.publish_checked(event).await
 }
@@ -192,7 +189,7 @@ fn of_batch(index: usize, error: ManagementError) -> Problem {
 async fn publish_unless(
     state: &State,
     failed: &AtomicBool,
-    event: Checked<'_>,
+    event: CheckedEvent<'_>,
 ) -> Option<Result<Published, ManagementError>> {
     if failed.load(Ordering::Relaxed) {
         return None;
@@ -205,7 +202,7 @@ async fn publish_unless(
 }
 
 /// Publishes a batch. After an error that affects all events, the remaining ones are not tried.
-async fn publish_all(state: &State, events: Vec<Checked<'_>>) -> Result<Vec<Published>, Problem> {
+async fn publish_all(state: &State, events: Vec<CheckedEvent<'_>>) -> Result<Vec<Published>, Problem> {
     let failed = AtomicBool::new(false);
     let total = events.len();
     let mut publications = Vec::with_capacity(total);

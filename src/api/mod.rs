@@ -41,8 +41,8 @@ pub use monitoring::Monitoring;
 use problem::{Kind, Problem};
 
 use crate::health::ReadyFlag;
-use crate::management::outbox::OutboxDesk;
-use crate::management::{Management, OrderDesk, Registry};
+use crate::management::producer_outbox::ProducerOutboxAdmin;
+use crate::management::{BulkJobs, Management, Registry};
 use crate::metrics::Metrics;
 
 /// Connection limit of health and metrics. At the limit, an idle connection is closed, so that a probe is always answered.
@@ -64,9 +64,9 @@ pub struct Resources {
     /// The subscription index of this process.
     pub registry: Registry,
     /// Starts bulk jobs; their runner is a task of the same process.
-    pub orders: OrderDesk,
+    pub orders: BulkJobs,
     /// The producer outbox; `None` if no database is configured.
-    pub outbox: Option<OutboxDesk>,
+    pub outbox: Option<ProducerOutboxAdmin>,
     /// Accept requests without a token (`api.anonymous`).
     pub anonymous: bool,
     /// Set when the index is loaded.
@@ -78,8 +78,8 @@ pub struct Resources {
 pub(crate) struct State {
     management: Management,
     registry: Registry,
-    orders: OrderDesk,
-    outbox: Option<OutboxDesk>,
+    orders: BulkJobs,
+    outbox: Option<ProducerOutboxAdmin>,
     access: Access,
     metrics: Metrics,
     admission: Admission,

@@ -20,7 +20,9 @@ use super::query::{PathParts, QueryParams, parsed};
 use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::management::ManagementError;
-use crate::management::outbox::{BrokerStatus, Course, Row, RowCursor, RowDetails, RowSelection, Turn};
+use crate::management::producer_outbox::{
+    AdminSession, BatchRun, BrokerStatus, Row, RowCursor, RowDetails, RowSelection,
+};
 use conditions::{ListQuery, Listing, RowChange};
 
 /// Time after which a change of many rows starts no further batch and answers with a cursor: well below the time limit of a
@@ -41,9 +43,9 @@ pub(super) fn routes() -> OpenApiRouter<State> {
 }
 
 /// Waits for access to the producer outbox. Its rows belong to all tenants.
-async fn outbox<'a>(state: &'a State, caller: &Caller) -> Result<Turn<'a>, Problem> {
+async fn outbox<'a>(state: &'a State, caller: &Caller) -> Result<AdminSession<'a>, Problem> {
     whole_hub(caller, "the producer outbox belongs")?;
-    Ok(state.outbox.as_ref().ok_or(ManagementError::NoOutbox)?.turn().await?)
+    Ok(state.outbox.as_ref().ok_or(ManagementError::NoProducerOutbox)?.session().await?)
 }
 
 /// The status of the producer outbox.
@@ -132,7 +134,7 @@ async fn named<'a>(
     caller: &Caller,
     selection: &RowSelection,
     after: &RowCursor,
-) -> Result<Turn<'a>, Problem> {
+) -> Result<AdminSession<'a>, Problem> {
     let outbox = outbox(state, caller).await?;
     if *after == RowCursor::default() {
         outbox.check_ids(selection).await?;
@@ -164,7 +166,7 @@ async fn retry_many(
 ) -> Result<Response, Problem> {
     let (selection, after) = typed::<RowChange>(body)?.read()?;
     let outbox = named(&state, &caller, &selection, &after).await?;
-    let done = outbox.retry(&selection, Course::within(LONGEST_CHANGE, after)).await?;
+    let done = outbox.retry(&selection, BatchRun::limited(LONGEST_CHANGE, after)).await?;
     Ok(Json(OutboxRetried { retried: done.rows, next: text(done.next) }).into_response())
 }
 
@@ -192,7 +194,7 @@ async fn discard_many(
 ) -> Result<Response, Problem> {
     let (selection, after) = typed::<RowChange>(body)?.read()?;
     let outbox = named(&state, &caller, &selection, &after).await?;
-    let done = outbox.discard(&selection, Course::within(LONGEST_CHANGE, after)).await?;
+    let done = outbox.discard(&selection, BatchRun::limited(LONGEST_CHANGE, after)).await?;
     Ok(Json(OutboxDiscarded { discarded: done.rows, next: text(done.next) }).into_response())
 }
 
@@ -217,7 +219,7 @@ async fn cleanup(
     Operator(caller): Operator,
 ) -> Result<Response, Problem> {
     let outbox = outbox(&state, &caller).await?;
-    let done = outbox.cleanup(Course::within(LONGEST_CHANGE, RowCursor::default())).await?;
+    let done = outbox.cleanup(BatchRun::limited(LONGEST_CHANGE, RowCursor::default())).await?;
     Ok(Json(OutboxCleanedUp { deleted: done.rows, more: done.next.is_some() }).into_response())
 }
 
@@ -253,7 +255,7 @@ async fn reconcile(
 ) -> Result<Response, Problem> {
     let after = parsed("after", order.after.as_deref())?.unwrap_or_default();
     let outbox = outbox(&state, &caller).await?;
-    let done = outbox.reconcile(Course::within(LONGEST_CHANGE, after)).await?;
+    let done = outbox.reconcile(BatchRun::limited(LONGEST_CHANGE, after)).await?;
     Ok(Json(OutboxReconciled { written: done.rows, next: text(done.next) }).into_response())
 }
 

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::json::written;
 use crate::domain::field_error::FieldError;
 use crate::management::ManagementError;
-use crate::management::outbox::StoreError;
+use crate::management::producer_outbox::StoreError;
 
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
@@ -261,7 +261,7 @@ impl From<ManagementError> for Problem {
             ManagementError::UnknownDomain { .. }
             | ManagementError::NoSubscription { .. }
             | ManagementError::NoDeadLetter { .. }
-            | ManagementError::NoOrder { .. }
+            | ManagementError::NoBulkJob { .. }
             | ManagementError::NoRow { .. }
             | ManagementError::NoneSelected { .. } => Kind::NotFound,
             ManagementError::ForeignCursor { .. } => return Self::field("after", error.to_string()),
@@ -269,31 +269,31 @@ impl From<ManagementError> for Problem {
             ManagementError::TooManySubscriptions { .. } | ManagementError::SubscriptionsTooLarge { .. } => {
                 Kind::QuotaExceeded
             }
-            ManagementError::TooManyOrdersOf { .. } => return Self::too_many(5, error.to_string()),
+            ManagementError::TooManyBulkJobsOfTenant { .. } => return Self::too_many(5, error.to_string()),
             ManagementError::Exists { .. }
             | ManagementError::AmbiguousSubscription { .. }
             | ManagementError::OwnerRemoved { .. }
-            | ManagementError::RowStands { .. } => Kind::Conflict,
-            ManagementError::NoMasterKey { .. } | ManagementError::NoOutbox => Kind::NotConfigured,
+            | ManagementError::WrongRowStatus { .. } => Kind::Conflict,
+            ManagementError::NoMasterKey { .. } | ManagementError::NoProducerOutbox => Kind::NotConfigured,
             ManagementError::Full { .. } => {
                 return Self::later(5, "the events stream is full; publish the event again later");
             }
-            ManagementError::TooManyOrders { .. }
-            | ManagementError::OutboxBusy
+            ManagementError::TooManyBulkJobs { .. }
+            | ManagementError::ProducerOutboxBusy
             | ManagementError::Stopping => return Self::later(5, error.to_string()),
             ManagementError::Store(source) => return Self::of_store(source, ""),
-            ManagementError::OutboxHalfway { verb, done, source } => {
+            ManagementError::RowsPartlyChanged { verb, done, source } => {
                 let before =
                     format!("; {done} rows were {verb} before; send the same request again for the rest");
                 return Self::of_store(source, &before);
             }
-            ManagementError::TooLarge(_) => Kind::TooLarge,
+            ManagementError::TooLarge(_) | ManagementError::TooLargeForServer(_) => Kind::TooLarge,
             ManagementError::Sealed { .. } => {
                 tracing::error!(%error, "opening a stored credential failed");
                 Kind::Internal
             }
             ManagementError::NotProvisioned { .. }
-            | ManagementError::Halfway { .. }
+            | ManagementError::PartlyDone { .. }
             | ManagementError::Nats(_) => {
                 if error.is_passing() {
                     tracing::warn!(%error, "NATS server unavailable");

@@ -11,7 +11,7 @@ use super::State;
 use super::problem::Problem;
 use crate::domain::access::check_tenant;
 use crate::domain::subscription::SubscriptionId;
-use crate::management::Naming;
+use crate::management::SubscriptionSelector;
 
 /// The query parameters; unknown ones are refused.
 pub struct QueryParams<T>(pub T);
@@ -84,7 +84,7 @@ pub struct TenantParam {
 }
 
 /// The subscription that the path and the query name.
-pub struct SubscriptionPath(pub Naming);
+pub struct SubscriptionPath(pub SubscriptionSelector);
 
 impl FromRequestParts<State> for SubscriptionPath {
     type Rejection = Problem;
@@ -94,6 +94,6 @@ impl FromRequestParts<State> for SubscriptionPath {
         if let Some(tenant) = &tenant {
             check_tenant(tenant).map_err(|problem| Problem::field("tenant", problem))?;
         }
-        Ok(Self(Naming { id: subscription_id(id)?, tenant }))
+        Ok(Self(SubscriptionSelector { id: subscription_id(id)?, tenant }))
     }
 }

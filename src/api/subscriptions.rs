@@ -30,7 +30,7 @@ use crate::domain::subscription::{
     DEFAULT_TENANT, Subscription, SubscriptionId, SubscriptionRef, SubscriptionState,
 };
 use crate::management::{
-    ManagementError, Naming, PlannedWrite, SubscriptionFilter, WriteAction, read_subscription,
+    ManagementError, PlannedWrite, SubscriptionFilter, SubscriptionSelector, WriteAction, read_subscription,
 };
 
 /// Number of tries of a write that another writer overtakes.
@@ -220,7 +220,7 @@ async fn change(
     let stored = state.management.subscription(&caller, &naming).await?;
     precondition.check_replacing(Some(stored.revision))?;
     let Subscription { id, tenant, .. } = &stored.subscription;
-    let naming = Naming { id: id.clone(), tenant: Some(tenant.clone()) };
+    let naming = SubscriptionSelector { id: id.clone(), tenant: Some(tenant.clone()) };
     let mut value = stored.subscription.hidden_json();
     merge_patch(&mut value, patch);
     let subscription = read(&state, &caller, value, Some(&naming))?;
@@ -267,7 +267,7 @@ fn read(
     state: &State,
     caller: &Caller,
     mut value: Value,
-    naming: Option<&Naming>,
+    naming: Option<&SubscriptionSelector>,
 ) -> Result<Subscription, Problem> {
     if let Value::Object(members) = &mut value {
         let mut is_given = |field: &str, named: &str, where_: &str| {
@@ -278,7 +278,7 @@ fn read(
             let problem = format!("must be {named:?}, as in the {where_}; leave it out");
             Err(Problem::field(field, problem))
         };
-        if let Some(Naming { id, tenant }) = naming {
+        if let Some(SubscriptionSelector { id, tenant }) = naming {
             is_given("id", id.as_str(), "path")?;
             if let Some(tenant) = tenant.as_deref() {
                 is_given("tenant", tenant, "request")?;

@@ -13,8 +13,8 @@ use crate::domain::envelope::{FanOut, envelope_id};
 use crate::domain::event::{Event, Publication};
 use crate::domain::index::IndexEntry;
 use crate::domain::subscription::{Incarnation, Subscription};
-use crate::nats::subjects::{Names, SHARED_LANE};
-use crate::nats::{JetStream, MOST_PER_BATCH, Outgoing};
+use crate::nats::subjects::{SHARED_LANE, SubjectNames};
+use crate::nats::{EnvelopeMessage, JetStream, MOST_PER_BATCH};
 
 /// An event as it is published, in bytes.
 pub const EVENT_BYTES: usize = 600;
@@ -37,11 +37,11 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    pub fn new(names: &Names, number: u64, tenant: &str) -> Result<Self, BenchError> {
+    pub fn new(names: &SubjectNames, number: u64, tenant: &str) -> Result<Self, BenchError> {
         Self::of_key(names, KEY, number, tenant)
     }
 
-    pub fn of_key(names: &Names, key: &str, number: u64, tenant: &str) -> Result<Self, BenchError> {
+    pub fn of_key(names: &SubjectNames, key: &str, number: u64, tenant: &str) -> Result<Self, BenchError> {
         let (id, body) = (format!("bench-{number}"), body(number));
         let event = Publication {
             subject_tail: key,
@@ -155,7 +155,7 @@ pub async fn preload(
         for IndexEntry { subscription, delivery, .. } in &entries {
             let envelope =
                 fan_out.envelope(&subscription.reference, subscription.incarnation, Some(delivery));
-            batch.push(Outgoing {
+            batch.push(EnvelopeMessage {
                 subject: js.names().outbox(DOMAIN, SHARED_LANE, &subscription.reference.token()),
                 message_id: envelope.id,
                 payload: envelope.body,
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn an_event_has_600_bytes_and_is_read_as_the_domains_own() {
         for number in [0, 7, 123_456_789] {
-            let new = NewEvent::new(&Names::new("hub"), number, "acme").unwrap();
+            let new = NewEvent::new(&SubjectNames::new("hub"), number, "acme").unwrap();
             assert_eq!(new.body.len(), EVENT_BYTES);
             assert_eq!((new.event.key.as_str(), &*new.event.tenant), (KEY, "acme"));
             assert!(new.delivered_bytes() > EVENT_BYTES);
@@ -197,7 +197,8 @@ mod tests {
     fn each_subscription_is_to_get_an_id_of_its_own() {
         let url: Url = "http://127.0.0.1:1/".parse().unwrap();
         let subscriptions: Vec<_> = (0..3).map(|n| subscription(n, "acme", &url).unwrap()).collect();
-        let events: Vec<_> = (0..3).map(|n| NewEvent::new(&Names::new("hub"), n, "acme").unwrap()).collect();
+        let events: Vec<_> =
+            (0..3).map(|n| NewEvent::new(&SubjectNames::new("hub"), n, "acme").unwrap()).collect();
         let ids: std::collections::HashSet<_> =
             events.iter().flat_map(|event| subscriptions.iter().map(|s| event.webhook_id(s))).collect();
         assert_eq!(ids.len(), 9);

@@ -85,7 +85,7 @@ impl Rig {
         let js =
             JetStream::connect(&crate::from_settings::connect_options(&settings, "integration-hub bench"))
                 .await?;
-        provision::apply(&js, &crate::from_settings::shape(&settings)).await?;
+        provision::apply(&js, &crate::from_settings::stream_parameters(&settings)).await?;
         let (receiver, client) = (Receiver::start()?, BareClient::new()?);
         Ok(Self { js, receiver, client, broker, listen, settings: text, sealer })
     }

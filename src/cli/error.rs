@@ -91,7 +91,7 @@ pub enum CliError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("{source}; {done} rows were {verb} before, run the same command again for the rest")]
-    OutboxHalfway { verb: &'static str, done: u64, source: StoreError },
+    RowsPartlyChanged { verb: &'static str, done: u64, source: StoreError },
     #[error(
         "token {name:?} already exists; use another name, or revoke it first with `hub token revoke {name}`"
     )]
@@ -118,10 +118,10 @@ impl From<ManagementError> for CliError {
             ManagementError::NoMasterKey { id } => {
                 Self::NoMasterKey { subscriptions: id, hint: String::new() }
             }
-            ManagementError::NoOutbox => Self::NoDatabase,
+            ManagementError::NoProducerOutbox => Self::NoDatabase,
             ManagementError::Store(source) => Self::Store(source),
-            ManagementError::OutboxHalfway { verb, done, source } => {
-                Self::OutboxHalfway { verb, done, source }
+            ManagementError::RowsPartlyChanged { verb, done, source } => {
+                Self::RowsPartlyChanged { verb, done, source }
             }
             error @ ManagementError::NoRow { .. } => {
                 Self::NothingMatched(format!("{error}; list the rows with `hub outbox list`"))
@@ -144,21 +144,12 @@ impl CliError {
     /// The exit code: 1 for a negative result, 2 for a usage error, 3 if a server is unavailable and the same command may
     /// succeed later.
     pub fn code(&self) -> u8 {
-        let unreachable = |error: &NatsError| {
-            matches!(
-                error,
-                NatsError::Connect { .. }
-                    | NatsError::Login { .. }
-                    | NatsError::Timeout { .. }
-                    | NatsError::Transport { .. }
-            )
-        };
         match self {
             Self::Usage(_) => 2,
-            Self::Store(error) | Self::OutboxHalfway { source: error, .. } if error.is_transient() => 3,
+            Self::Store(error) | Self::RowsPartlyChanged { source: error, .. } if error.is_transient() => 3,
             Self::Management(error) if error.is_unreachable() => 3,
             Self::Serve(ServeError::Nats(error) | ServeError::Provision(ProvisionError::Nats(error)))
-                if unreachable(error) =>
+                if error.is_unreachable() =>
             {
                 3
             }

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::error::{Answer, CliError};
 use super::output::{Printer, confirm, spinner, time, warn};
 use crate::management::ManagementError;
-use crate::management::outbox::{Changed, Course, MadeReady, Outbox, Store};
+use crate::management::producer_outbox::{BatchRun, ChangedRows, ProducerOutbox, SetUpReport, Store};
 use crate::settings::{Pooler, Settings};
 use hub_outbox::StoreOptions;
 use select::Selected;
@@ -68,7 +68,7 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
     store.timeout = settings.outbox.timeout;
     store.is_pooled = settings.outbox.pooler == Pooler::Transaction;
     store.create = matches!(options.command, Command::Setup { .. });
-    let outbox = Outbox::new(Store::new(store)?, settings);
+    let outbox = ProducerOutbox::new(Store::new(store)?, settings);
     if !matches!(options.command, Command::Setup { .. }) {
         outbox.check().await?;
     }
@@ -92,13 +92,13 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
 }
 
 async fn setup(
-    outbox: &Outbox,
+    outbox: &ProducerOutbox,
     prune: bool,
     settings: &Settings,
     printer: Printer,
 ) -> Result<Answer, CliError> {
     let names: Vec<String> = settings.outbox_brokers().map(|broker| broker.name.clone()).collect();
-    let MadeReady { schema: made, brokers } = outbox.set_up(&names, prune).await?;
+    let SetUpReport { schema: made, brokers } = outbox.set_up(&names, prune).await?;
     if printer.is_json() {
         printer.json(&json!({"schema": made, "brokers": {
             "configured": names, "added": brokers.added, "removed": brokers.removed, "unconfigured": brokers.unconfigured,
@@ -127,7 +127,7 @@ async fn setup(
     Ok(Answer::Yes)
 }
 
-async fn status(outbox: &Outbox, printer: Printer) -> Result<Answer, CliError> {
+async fn status(outbox: &ProducerOutbox, printer: Printer) -> Result<Answer, CliError> {
     let brokers = outbox.status().await?;
     if printer.is_json() {
         printer.json(&brokers)?;
@@ -152,16 +152,16 @@ type Progress = Box<dyn FnMut(u64) + Send>;
 /// Runs a change without a time limit, and shows its progress.
 async fn with_progress(
     verb: &'static str,
-    order: impl AsyncFnOnce(Course<Progress>) -> Result<Changed, ManagementError>,
+    order: impl AsyncFnOnce(BatchRun<Progress>) -> Result<ChangedRows, ManagementError>,
 ) -> Result<u64, CliError> {
     let bar = spinner(verb);
     let seen = bar.clone();
-    let done = order(Course::all(Box::new(move |rows| seen.inc(rows)))).await;
+    let done = order(BatchRun::unlimited(Box::new(move |rows| seen.inc(rows)))).await;
     bar.finish_and_clear();
     Ok(done?.rows)
 }
 
-async fn retry(outbox: &Outbox, selected: &Selected, printer: Printer) -> Result<Answer, CliError> {
+async fn retry(outbox: &ProducerOutbox, selected: &Selected, printer: Printer) -> Result<Answer, CliError> {
     let selection = selected.selection()?;
     outbox.check_ids(&selection).await?;
     match with_progress("retried", async |course| outbox.retry(&selection, course).await).await? {
@@ -171,7 +171,7 @@ async fn retry(outbox: &Outbox, selected: &Selected, printer: Printer) -> Result
 }
 
 async fn discard(
-    outbox: &Outbox,
+    outbox: &ProducerOutbox,
     selected: &Selected,
     yes: bool,
     printer: Printer,

@@ -18,9 +18,9 @@ pub struct Options {
 
 pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     let js = connect(settings).await?;
-    let shape = crate::from_settings::shape(settings);
+    let stream_parameters = crate::from_settings::stream_parameters(settings);
     if options.check {
-        let drifts = provision::check(&js, &shape).await?;
+        let drifts = provision::check(&js, &stream_parameters).await?;
         if printer.is_json() {
             printer.json(&drifts)?;
         } else if drifts.is_empty() {
@@ -32,7 +32,7 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
         }
         return Ok(if drifts.is_empty() { Answer::Yes } else { Answer::No });
     }
-    let done = provision::apply(&js, &shape).await?;
+    let done = provision::apply(&js, &stream_parameters).await?;
     let moved = js.move_misplaced_entries().await?;
     if printer.is_json() {
         printer.json(&json!({

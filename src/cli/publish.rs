@@ -8,8 +8,9 @@ use super::error::{Answer, CliError};
 use super::output::{Printer, warn};
 use super::{manage, read_input};
 use crate::domain::event::Rejection;
+use crate::domain::headers;
 use crate::domain::key::EventKey;
-use crate::management::publishing::{EventForm, Published};
+use crate::management::publishing::{Published, RawEvent};
 use crate::management::{ManagementError, categories};
 use crate::settings::Settings;
 
@@ -63,17 +64,21 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
     if !has_domain {
         warn(&format!("{}; the hub rejects the event", Rejection::no_domain(&options.key).detail));
     }
-    let headers: Vec<(&str, &str)> =
-        [("Nats-Msg-Id", &options.id), ("Hub-Tenant", &options.tenant), ("Hub-Source", &options.source)]
-            .into_iter()
-            .filter_map(|(name, value)| Some((name, value.as_deref()?)))
-            .collect();
+    let headers: Vec<(&str, &str)> = [
+        ("Nats-Msg-Id", &options.id),
+        (headers::TENANT, &options.tenant),
+        (headers::SOURCE, &options.source),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name, value.as_deref()?)))
+    .collect();
 
-    let form = EventForm { key: Some(&options.key), headers, body: data.into() };
+    let form = RawEvent { key: Some(&options.key), headers, body: data.into() };
     let hub = manage(settings).await?;
     let published = hub.send_event(form).await.map_err(|error| match error {
         ManagementError::Full { .. }
         | ManagementError::TooLarge(_)
+        | ManagementError::TooLargeForServer(_)
         | ManagementError::Invalid(_)
         | ManagementError::EventRejected(_) => CliError::EventRejected(error.to_string()),
         other => other.into(),

@@ -16,8 +16,8 @@ use super::{manage, operator};
 use crate::domain::access::check_tenant;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{DEFAULT_TENANT, Subscription, SubscriptionId, SubscriptionState};
-use crate::management::{Before, Management, Naming, SubscriptionFilter};
-use crate::nats::{Stored, Unreadable};
+use crate::management::{Management, PreviousSecret, SubscriptionFilter, SubscriptionSelector};
+use crate::nats::{StoredSubscription, UnreadableEntry};
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
@@ -85,36 +85,36 @@ pub enum Command {
 pub struct Name {
     /// Id of the subscription, or <tenant>/<id>
     #[arg(value_name = "ID", value_parser = naming)]
-    id: Naming,
+    id: SubscriptionSelector,
     /// Tenant of the subscription; required if several tenants have this id
     #[arg(long)]
     tenant: Option<String>,
 }
 
 /// Parses `ID` or `TENANT/ID`.
-fn naming(text: &str) -> Result<Naming, String> {
+fn naming(text: &str) -> Result<SubscriptionSelector, String> {
     let (tenant, id) = match text.split_once('/') {
         Some((tenant, id)) => (Some(tenant.to_owned()), id),
         None => (None, text),
     };
     tenant.as_deref().map_or(Ok(()), check_tenant)?;
-    Ok(Naming { id: SubscriptionId::try_from(id.to_owned())?, tenant })
+    Ok(SubscriptionSelector { id: SubscriptionId::try_from(id.to_owned())?, tenant })
 }
 
 impl Name {
-    fn naming(&self) -> Result<Naming, CliError> {
-        let Naming { id, tenant } = self.id.clone();
+    fn naming(&self) -> Result<SubscriptionSelector, CliError> {
+        let SubscriptionSelector { id, tenant } = self.id.clone();
         match (&tenant, &self.tenant) {
             (Some(one), Some(other)) if one != other => Err(CliError::Usage(format!(
                 "--tenant {other}: conflicts with the id, which names the tenant {one}; use one of the two"
             ))),
-            _ => Ok(Naming { id, tenant: tenant.or(self.tenant.clone()) }),
+            _ => Ok(SubscriptionSelector { id, tenant: tenant.or(self.tenant.clone()) }),
         }
     }
 }
 
 /// The short name: `crm`, or `acme/crm`.
-fn shown(stored: &Stored) -> String {
+fn shown(stored: &StoredSubscription) -> String {
     let Subscription { id, tenant, .. } = &stored.subscription;
     if tenant == DEFAULT_TENANT { id.to_string() } else { format!("{tenant}/{id}") }
 }
@@ -145,7 +145,8 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
         Command::Match(options) => sample::matching(options, settings, printer).await,
         Command::Test(options) => sample::test(options, settings, printer).await,
         Command::RotateSecret { name, overlap, replace, algorithm } => {
-            let secrets = if replace { Before::IsReplaced } else { Before::Overlaps(overlap) };
+            let secrets =
+                if replace { PreviousSecret::IsReplaced } else { PreviousSecret::Overlaps(overlap) };
             rotate::run(&name, secrets, algorithm, settings, printer).await
         }
         Command::Remove { name, yes } => remove(&manage(settings).await?, &name, yes, printer).await,
@@ -154,8 +155,8 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
 
 /// The entries of a list. An entry whose last revision is unreadable is marked, and listed even if it has no readable
 /// revision.
-fn marked(found: &[Stored], unreadable: &[Unreadable]) -> Vec<serde_json::Value> {
-    let is_of = |entry: &Unreadable, stored: &Stored| {
+fn marked(found: &[StoredSubscription], unreadable: &[UnreadableEntry]) -> Vec<serde_json::Value> {
+    let is_of = |entry: &UnreadableEntry, stored: &StoredSubscription| {
         let Subscription { id, tenant, .. } = &stored.subscription;
         entry.name.id() == id.as_str() && entry.name.tenant() == tenant
     };
@@ -217,7 +218,7 @@ fn target(shown: &serde_json::Value) -> String {
     }
 }
 
-async fn find(management: &Management, name: &Name) -> Result<Stored, CliError> {
+async fn find(management: &Management, name: &Name) -> Result<StoredSubscription, CliError> {
     Ok(management.subscription(&operator(), &name.naming()?).await?)
 }
 

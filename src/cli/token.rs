@@ -13,7 +13,7 @@ use super::error::{Answer, CliError};
 use super::output::{Printer, confirm, time};
 use crate::domain::access::{PresentedToken, SECRET_BYTES, Scope, StoredToken, TokenId, check_tenant};
 use crate::domain::duration;
-use crate::nats::KeptToken;
+use crate::nats::TokenEntry;
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
@@ -118,8 +118,8 @@ async fn list(settings: &Settings, printer: Printer) -> Result<Answer, CliError>
     let tokens = connect(settings).await?.tokens().await?;
     if printer.is_json() {
         let shown = tokens.iter().map(|token| match token {
-            KeptToken::Readable(token) => shown(token),
-            KeptToken::Unreadable { id, reason } => json!({"name": id, "unreadable": reason}),
+            TokenEntry::Readable(token) => shown(token),
+            TokenEntry::Unreadable { id, reason } => json!({"name": id, "unreadable": reason}),
         });
         printer.json(&shown.collect::<Vec<_>>())?;
         return Ok(Answer::Yes);
@@ -127,8 +127,8 @@ async fn list(settings: &Settings, printer: Printer) -> Result<Answer, CliError>
     let now = OffsetDateTime::now_utc();
     let rows = tokens.iter().map(|token| {
         let token = match token {
-            KeptToken::Readable(token) => token,
-            KeptToken::Unreadable { id, reason } => {
+            TokenEntry::Readable(token) => token,
+            TokenEntry::Unreadable { id, reason } => {
                 let problem = format!("UNREADABLE, not accepted; revoke it ({reason})");
                 return vec![id.to_string(), problem, String::new(), String::new(), String::new()];
             }
@@ -157,7 +157,7 @@ async fn revoke(
     printer: Printer,
 ) -> Result<Answer, CliError> {
     let js = connect(settings).await?;
-    if js.kept_token(name).await?.is_none() {
+    if js.token_entry(name).await?.is_none() {
         return Err(CliError::NothingMatched(format!(
             "no token {:?}; list the tokens with `hub token list`",
             name.as_str()

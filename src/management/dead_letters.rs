@@ -1,4 +1,4 @@
-//! Dead letters: which are meant, reading them page by page, one in full, and how many there are.
+//! Lists, shows and counts dead letters.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
@@ -21,12 +21,12 @@ use crate::domain::subscription::Subscription;
 pub use crate::nats::DeadLetterEntry;
 use crate::nats::JetStream;
 
-/// Dead letters read at once: what is held of them, however many there are.
+/// Dead letters per page, which bounds the memory used.
 pub const PAGE: usize = 20_000;
-/// Most that is shown of a body that is no envelope.
+/// Maximum number of characters shown of a body that is not an envelope.
 const BODY_CHARACTERS: usize = 4096;
 
-/// Where a list goes on: `<domain>/<sequence>`.
+/// Where a list continues: `<domain>/<sequence>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
     pub domain: String,
@@ -34,7 +34,7 @@ pub struct Cursor {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no cursor: write what the list before printed, <domain>/<sequence>")]
+#[error("invalid cursor {0:?}; write the one that the previous list printed, <domain>/<sequence>")]
 pub struct InvalidCursor(String);
 
 impl FromStr for Cursor {
@@ -54,7 +54,7 @@ impl std::fmt::Display for Cursor {
     }
 }
 
-/// The dead letters of some domains, one domain after the other.
+/// Reads the dead letters of some domains, one domain after the other.
 pub struct Pages<'a> {
     js: &'a JetStream,
     query: DeadLetterQuery,
@@ -67,12 +67,12 @@ impl<'a> Pages<'a> {
         Self { js, query, domains: domains.into(), from: 1 }
     }
 
-    /// Goes on where a list ended.
+    /// Continues where a list ended.
     pub fn after(mut self, cursor: &Cursor) -> Result<Self, ManagementError> {
         match self.domains.iter().position(|domain| *domain == cursor.domain) {
             Some(position) => {
                 self.domains.drain(..position);
-                // Streams count from 1.
+                // Sequences start at 1.
                 self.from = cursor.sequence.max(1);
                 Ok(self)
             }
@@ -83,7 +83,7 @@ impl<'a> Pages<'a> {
         }
     }
 
-    /// Up to `limit` (at least 1) of them, all of one domain, never empty; `None` at the end.
+    /// The next page of up to `limit` (at least 1) dead letters of one domain, never empty; `None` at the end.
     pub async fn next(&mut self, limit: usize) -> Result<Option<Vec<DeadLetterEntry>>, ManagementError> {
         while let Some(domain) = self.domains.front() {
             let page = self.js.dead_letters(domain, &self.query, self.from, limit).await?;
@@ -101,18 +101,18 @@ impl<'a> Pages<'a> {
         Ok(None)
     }
 
-    /// Where to go on, if there is anything left.
+    /// The position of the next dead letter, if there is one.
     pub async fn cursor(mut self) -> Result<Option<Cursor>, ManagementError> {
         let next = self.next(1).await?.and_then(|page| page.into_iter().next());
         Ok(next.map(|entry| Cursor { domain: entry.letter.domain, sequence: entry.sequence }))
     }
 }
 
-/// Some dead letters, by domain in the order of the settings, oldest first.
+/// A page of dead letters, by domain in the order of the settings, oldest first.
 #[derive(Debug, Clone)]
 pub struct DeadLetterList {
     pub entries: Vec<DeadLetterEntry>,
-    /// Where the next list begins; `None` at the end.
+    /// Where the next page begins; `None` at the end.
     pub next: Option<Cursor>,
 }
 
@@ -135,23 +135,23 @@ pub enum Content {
         traceparent: Option<String>,
         /// CloudEvents JSON format.
         event: Value,
-        /// As it was at the fan-out, with its secrets hidden; null if it cannot be read, for then
-        /// nothing can tell what in it is secret.
+        /// The delivery settings at the fan-out, with secrets hidden; null if they cannot be read, because it is unknown
+        /// then which parts are secret.
         delivery: Value,
     },
     Unreadable {
-        /// Always null, as is the delivery.
+        /// Always null, like `delivery`.
         event: (),
         delivery: (),
-        /// Why it is no envelope.
+        /// Why the body is not an envelope.
         undecodable: String,
-        /// Its beginning.
+        /// The beginning of the body.
         body: String,
     },
 }
 
-/// One description for both: what is unreadable has an event and a delivery too, which are null, so
-/// neither would exclude the other.
+/// One schema for both variants: the unreadable one has `event` and `delivery` too (null), so that a `oneOf` would
+/// match both.
 impl PartialSchema for Content {
     fn schema() -> RefOr<Schema> {
         let text = || ObjectBuilder::new().schema_type(Type::String);
@@ -159,17 +159,17 @@ impl PartialSchema for Content {
         let any =
             |about: &str| ObjectBuilder::new().schema_type(SchemaType::AnyValue).description(Some(about));
         ObjectBuilder::new()
-            .property("event", any("CloudEvents JSON format; null where the body is no envelope"))
+            .property("event", any("CloudEvents JSON format; null if the body is not an envelope"))
             .property(
                 "delivery",
-                any(
-                    "As it was at the fan-out, with its secrets hidden; null if it cannot be read, for then \
-                     nothing can tell what in it is secret",
-                ),
+                any("The delivery settings at the fan-out, with secrets hidden; null if they cannot be read"),
             )
             .property("traceparent", ObjectBuilder::new().schema_type(nullable))
-            .property("undecodable", text().description(Some("Why the body is no envelope; only then")))
-            .property("body", text().description(Some("Its beginning, where it is no envelope")))
+            .property(
+                "undecodable",
+                text().description(Some("Why the body is not an envelope; absent otherwise")),
+            )
+            .property("body", text().description(Some("The beginning of the body, if it is not an envelope")))
             .required("event")
             .required("delivery")
             .into()
@@ -185,7 +185,7 @@ impl ToSchema for Content {
 #[derive(Debug, Clone, Copy, Serialize, utoipa::ToSchema)]
 pub struct Count {
     pub count: u64,
-    /// When the oldest of them failed.
+    /// When the oldest one failed.
     #[serde(with = "time::serde::rfc3339")]
     pub oldest: OffsetDateTime,
 }
@@ -201,21 +201,21 @@ pub struct CountByDomain {
 
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct CountBySubscription {
-    /// Empty where the envelopes could not be read.
+    /// Empty if the envelopes could not be read.
     pub tenant: String,
     pub subscription: String,
     #[serde(flatten)]
     pub count: Count,
 }
 
-/// How many dead letters there are.
+/// Numbers of dead letters.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct DeadLetterStats {
     pub total: u64,
     #[serde(with = "time::serde::rfc3339::option")]
     pub oldest: Option<OffsetDateTime>,
     pub by_domain: Vec<CountByDomain>,
-    /// Most first.
+    /// Sorted by count, largest first.
     pub by_subscription: Vec<CountBySubscription>,
 }
 
@@ -228,12 +228,12 @@ impl Count {
 }
 
 impl Management {
-    /// The dead letters that the filter means, to be read page by page.
+    /// The dead letters that match the filter, page by page.
     pub fn dead_letter_pages(&self, filter: &DeadLetterQuery) -> Result<Pages<'_>, ManagementError> {
         Ok(Pages::new(&self.js, filter.clone(), self.domain_names(&filter.domains)?))
     }
 
-    /// Up to `limit` dead letters, from where a list ended.
+    /// Up to `limit` dead letters, from the start or from a cursor.
     pub async fn list_dead_letters(
         &self,
         filter: &DeadLetterQuery,
@@ -254,7 +254,7 @@ impl Management {
         Ok(DeadLetterList { entries, next: pages.cursor().await? })
     }
 
-    /// One dead letter by its id; with a tenant, if it is that tenant's.
+    /// One dead letter by its id; with a tenant, only if it belongs to that tenant.
     pub async fn show_dead_letter(
         &self,
         id: &str,
@@ -266,7 +266,7 @@ impl Management {
             ..DeadLetterQuery::default()
         };
         let mut pages = Pages::new(&self.js, query, self.domain_names(&[])?);
-        // While a redrive fails again, its successor stands beside it for a moment: the newer one counts.
+        // If a redrive fails, the dead letter and its successor exist at the same time for a moment; use the newer one.
         let mut found = None;
         while let Some(page) = pages.next(PAGE).await? {
             found = page.into_iter().next_back();
@@ -275,7 +275,7 @@ impl Management {
         self.describe(found.ok_or_else(nothing)?).await?.ok_or_else(nothing)
     }
 
-    /// `None` if it is gone by now.
+    /// `None` if it has been deleted.
     async fn describe(&self, entry: DeadLetterEntry) -> Result<Option<DeadLetterDetails>, ManagementError> {
         let letter = &entry.letter;
         let stream = self.js.names().dlt_stream(&letter.domain);
@@ -286,7 +286,7 @@ impl Management {
         Ok(Some(DeadLetterDetails { entry, stream, last_attempt, content }))
     }
 
-    /// Counts what the filter means; `seen` is told after each page how many it has counted.
+    /// Counts the dead letters that match the filter. `seen` gets the count after each page.
     pub async fn dead_letter_stats(
         &self,
         filter: &DeadLetterQuery,
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_alone_is_no_condition() {
+    fn a_tenant_alone_is_not_a_condition() {
         let filter = DeadLetterQuery { tenant: Some("acme".to_owned()), ..DeadLetterQuery::default() };
         assert!(filter.means_all());
         assert!(!DeadLetterQuery { ids: ["env_1".to_owned()].into(), ..filter }.means_all());

@@ -1,4 +1,4 @@
-//! The domains: what each owes, and pausing its deliveries.
+//! The state of each domain, and pausing and resuming its deliveries.
 
 use std::time::Duration;
 
@@ -11,33 +11,33 @@ use crate::domain::field_error::FieldError;
 use crate::nats::subjects::lane_of_consumer;
 use crate::settings::Domain;
 
-/// JetStream pauses until a time; this far away it stands for "until resumed".
+/// JetStream pauses until a time; one this far away means "until resumed".
 const UNTIL_RESUMED: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// A domain as it stands now.
+/// The current state of a domain.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 #[schema(as = Domain)]
 pub struct DomainRow {
     pub name: String,
     pub events: Vec<String>,
     pub concurrency: usize,
-    /// Envelopes in the outbox: all that is still owed.
+    /// Envelopes in the domain outbox: not delivered yet.
     pub outbox: u64,
-    /// Those of them that were handed out and are not settled.
+    /// Of these, those that are being delivered.
     pub in_flight: u64,
     /// Unresolved dead letters.
     pub dlt: u64,
     pub lanes: usize,
-    /// Whether any lane is.
+    /// Whether any lane is paused.
     pub paused: bool,
-    /// To the second, in UTC; null where not paused, or paused until resumed.
+    /// End of the pause in UTC, to the second; null if not paused, or paused until resumed.
     #[serde(with = "time::serde::rfc3339::option")]
     pub paused_until: Option<OffsetDateTime>,
     #[serde(skip)]
     pub paused_lanes: usize,
 }
 
-/// How long a domain is to be paused.
+/// The end of a pause.
 #[derive(Debug, Clone)]
 pub struct Pause {
     /// RFC 3339
@@ -45,26 +45,29 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// For so long; until it is resumed where nothing is given.
+    /// A pause of this duration; without one, until the domain is resumed.
     pub fn lasting(duration: Option<Duration>, now: OffsetDateTime) -> Result<Self, FieldError> {
         if duration.is_some_and(|duration| duration.is_zero()) {
-            return Err(FieldError::new("for", "is no time at all; write one such as 2h, or leave it out"));
+            return Err(FieldError::new(
+                "for",
+                "must be longer than 0; write a duration such as 2h, or omit it",
+            ));
         }
         let until = time::Duration::try_from(duration.unwrap_or(UNTIL_RESUMED))
             .ok()
             .and_then(|duration| now.checked_add(duration))
             .and_then(|until| until.checked_to_offset(UtcOffset::UTC)?.format(&Rfc3339).ok());
-        let problem = "the time it leads to cannot be written; give a shorter one";
+        let problem = "ends after the year 9999; write a shorter duration";
         until.map(|until| Self { until }).ok_or_else(|| FieldError::new("for", problem))
     }
 
-    /// Until a time, which must be to come.
+    /// A pause until a time, which must be in the future.
     pub fn until(at: OffsetDateTime, now: OffsetDateTime) -> Result<Self, FieldError> {
         if at <= now {
-            return Err(FieldError::new("until", "is over; give a time that is to come"));
+            return Err(FieldError::new("until", "is in the past; write a time in the future"));
         }
         let until = at.checked_to_offset(UtcOffset::UTC).and_then(|until| until.format(&Rfc3339).ok());
-        let problem = "cannot be written in UTC; give an earlier time";
+        let problem = "is too late; write an earlier time";
         until.map(|until| Self { until }).ok_or_else(|| FieldError::new("until", problem))
     }
 }
@@ -83,7 +86,7 @@ impl Management {
         self.look(self.domain(name)?).await
     }
 
-    /// Stops the domain's deliveries; events wait in its outbox.
+    /// Pauses the domain's deliveries; envelopes wait in its outbox.
     pub async fn pause_domain(&self, name: &str, pause: &Pause) -> Result<DomainRow, ManagementError> {
         self.set_pause(name, Some(&pause.until)).await
     }
@@ -121,7 +124,7 @@ impl Management {
                 until = until.max(text.and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok()));
             }
         }
-        // Beyond any pause that a person would give in hours.
+        // A pause this long means "until resumed".
         let until = until.filter(|until| *until < OffsetDateTime::now_utc() + UNTIL_RESUMED / 2);
         Ok(DomainRow {
             name: domain.name.clone(),
@@ -154,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pause_lasts_or_ends_at_a_time_to_come() {
+    fn a_pause_ends_in_the_future() {
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         let hour = Duration::from_secs(3600);
         assert_eq!(Pause::lasting(Some(hour), now).unwrap().until, "2027-01-15T09:00:00Z");

@@ -1,5 +1,4 @@
-//! Why an operation was not carried out. Callers turn it into an exit code or an HTTP status by
-//! its variant, never by its text.
+//! Errors of operations. Callers map the variant to an exit code or an HTTP status.
 
 use crate::domain::field_error::FieldError;
 use crate::domain::producer_outbox::Status;
@@ -13,117 +12,119 @@ pub enum ManagementError {
     #[error(transparent)]
     Nats(NatsError),
     #[error(
-        "{subject}: the stream is not there. Make the hub's streams with `hub provision`, or set nats.prefix to that of the hub you mean"
+        "{subject}: the stream does not exist; create the hub's streams with `hub provision`, or set nats.prefix to the prefix of your hub"
     )]
     NotProvisioned { subject: String },
-    /// What was given is not as it must be; nothing was changed.
+    /// Invalid input; nothing was changed.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<FieldError>),
-    /// Stored secrets would be sent elsewhere; nothing was changed. Each field is a secret's.
+    /// Stored secrets would be sent to another place; nothing was changed. Each field is a secret.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     SecretsNeeded(Vec<FieldError>),
-    #[error("{name:?} is no domain of the settings, which have {known}")]
+    #[error("unknown domain {name:?}; configured domains: {known}")]
     UnknownDomain { name: String, known: String },
-    #[error("there is no subscription {id:?}")]
+    #[error("no subscription {id:?}")]
     NoSubscription { id: String },
-    /// A subscription of that id is there already, and is another one.
-    #[error("there is a subscription {id:?} already, and it is another one; take another id, or replace it")]
+    /// A different subscription with this id exists.
+    #[error("subscription {id:?} already exists and differs; choose another id, or replace it")]
     Exists { id: String },
-    /// An id without a tenant, which several have.
-    #[error("subscription {id:?}: {} tenants have one ({}); name the tenant", tenants.len(), tenants.join(", "))]
+    /// An id without a tenant that several tenants have.
+    #[error("subscription {id:?}: {} tenants have one ({}); add the tenant", tenants.len(), tenants.join(", "))]
     AmbiguousSubscription { id: String, tenants: Vec<String> },
-    #[error("there is no dead letter {id:?}: it was never there, was delivered, or was discarded")]
+    #[error("no dead letter {id:?}; it may have been delivered or discarded")]
     NoDeadLetter { id: String },
-    /// A replay of what belongs to no subscription any more.
+    /// A replay of a dead letter whose subscription was removed.
     #[error(
-        "dead letter {id:?}: its subscription {subscription} was removed, and one created again under this name is \
-         another one; discard the dead letter, or publish its event again"
+        "dead letter {id:?}: its subscription {subscription} was removed, and a new one with this name does not get its \
+         envelopes; discard the dead letter, or publish its event again"
     )]
     OwnerRemoved { id: String, subscription: String },
-    /// A list that goes on where one of other domains ended.
-    #[error("{cursor}: {domain} is not among the domains listed; ask for the same domains as before")]
+    /// A cursor of a list of other domains.
+    #[error(
+        "{cursor}: the domain {domain} is not in this list; use the same domains as in the previous request"
+    )]
     ForeignCursor { cursor: String, domain: String },
-    /// An order that would do nothing, or not all that was asked; nothing was done. The ids are those
-    /// that are not there.
-    #[error("no dead letter {}matches; nothing was done", named(.ids))]
+    /// No dead letter matches, or some of the given ids do not exist (`ids`); nothing was done.
+    #[error("no dead letter {}matches; nothing was changed", ids_and_space(.ids))]
     NoneSelected { ids: Vec<String> },
-    /// A write that expected another revision than there is.
-    #[error("{id}: changed by someone else meanwhile, and left as it is now; look at it and try again")]
+    /// A write that expected another revision than the current one.
+    #[error("{id}: changed by another writer in the meantime; nothing was written; read it and try again")]
     Conflict { id: String },
     #[error(
-        "secrets.master_key is not set, and {id} has a credential, which is stored only sealed. Make a key with \
-         `openssl rand -base64 32` and set it as HUB__SECRETS__MASTER_KEY (or in a file that secrets.master_key_file names), \
-         the same for every process of the hub"
+        "{id}: it has a credential, and secrets.master_key is not set; create a key with `openssl rand -base64 32` and set \
+         it as HUB__SECRETS__MASTER_KEY (or in the file secrets.master_key_file), the same for every process of the hub"
     )]
     NoMasterKey { id: String },
-    /// A stored credential that the master keys of the settings do not open.
+    /// A stored credential that no configured master key opens.
     #[error("{id}: {source}")]
     Sealed { id: String, source: SealError },
-    /// The event is none, or no domain takes it.
+    /// The event is invalid, or no domain accepts its key.
     #[error("{0}")]
     EventRejected(String),
     /// The events stream is full.
     #[error(
-        "{source}. The events stream is full; publish again when the hub has caught up, or raise limits.events"
+        "the events stream is full: {source}; publish again when the hub has caught up, or raise limits.events"
     )]
     Full { source: NatsError },
-    /// The event is larger than the settings or the server take.
+    /// The event is larger than events.max_size.
     #[error("{0}")]
     TooLarge(String),
-    #[error("there is no order {id:?}, or it is forgotten by now")]
-    NoOrder { id: String },
-    /// As many bulk orders run in this process as it takes.
-    #[error("{limit} orders run already; place this one when one of them has ended")]
-    TooManyOrders { limit: usize },
-    /// As many bulk orders of a tenant run in this process as its quota allows.
+    /// The event is larger than the server accepts.
+    #[error(transparent)]
+    TooLargeForServer(NatsError),
+    #[error("no bulk job {id:?}; finished jobs are deleted after 7 days")]
+    NoBulkJob { id: String },
+    /// This process runs its maximum number of bulk jobs.
+    #[error("{limit} bulk jobs are running; start this one when one of them has ended")]
+    TooManyBulkJobs { limit: usize },
+    /// A tenant runs as many bulk jobs in this process as its quota allows.
     #[error(
-        "the tenant {tenant:?} has {} bulk orders in hand, as many as {} allows; place this one when one of them has ended",
+        "tenant {tenant:?}: {} bulk jobs are running, the limit of {}; start this one when one of them has ended",
         .quota.limit, .quota.setting
     )]
-    TooManyOrdersOf { tenant: String, quota: Quota },
+    TooManyBulkJobsOfTenant { tenant: String, quota: Quota },
     /// A tenant has as many subscriptions as its quota allows.
     #[error(
-        "{id}: the tenant {tenant:?} has {} subscriptions, as many as {} allows; remove one that is not needed, or raise the \
-         setting",
+        "{id}: tenant {tenant:?} has {} subscriptions, the limit of {}; remove one that is not needed, or raise the setting",
         .quota.limit, .quota.setting
     )]
     TooManySubscriptions { id: String, tenant: String, quota: Quota },
-    /// A tenant's subscriptions would take more together than its quota allows.
+    /// The total size of a tenant's subscriptions would exceed its quota.
     #[error(
-        "{id}: the subscriptions of the tenant {tenant:?} would take {bytes} bytes together; {} allows {}: write a smaller one, \
+        "{id}: the subscriptions of tenant {tenant:?} would have {bytes} bytes in total; {} allows {}: write a smaller one, \
          remove one that is not needed, or raise the setting",
         .quota.setting, .quota.limit
     )]
     SubscriptionsTooLarge { id: String, tenant: String, bytes: usize, quota: Quota },
-    #[error("this process is stopping; another takes the order")]
+    #[error("this process is stopping; try again, another process answers")]
     Stopping,
-    /// A bulk order that stopped on its way.
+    /// A bulk operation that stopped after a part of the dead letters.
     #[error(
-        "{source}. At least {done} of {total} were {verb} before; run the same command again for the rest"
+        "stopped after at least {done} of {total} were {verb}: {source}; run the same command again for the rest"
     )]
-    Halfway { verb: &'static str, done: usize, total: usize, source: NatsError },
+    PartlyDone { verb: &'static str, done: usize, total: usize, source: NatsError },
     #[error(
-        "there is no outbox to look into: outbox.database_url is not set for this process; set it to the producer's \
-         database (HUB__OUTBOX__DATABASE_URL)"
+        "no producer outbox: outbox.database_url is not set for this process; set it to the producer's database \
+         (HUB__OUTBOX__DATABASE_URL)"
     )]
-    NoOutbox,
-    /// The outbox's database.
+    NoProducerOutbox,
+    /// An error of the producer outbox's database.
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("no row {}; nothing was done", .ids.join(", "))]
+    #[error("no row {}; nothing was changed", .ids.join(", "))]
     NoRow { ids: Vec<String> },
-    /// An order on one row that does not apply to it.
-    #[error("the row {id:?} is {status}, and only {changes} ones are {verb}; it is left as it is")]
-    RowStands { id: String, status: Status, verb: &'static str, changes: &'static str },
-    #[error("others ask the outbox's database already, and it takes them long; ask again")]
-    OutboxBusy,
-    /// An order on many rows of the outbox that stopped on its way.
-    #[error("{source}. {done} rows were {verb} before; place the same order again for the rest")]
-    OutboxHalfway { verb: &'static str, done: u64, source: StoreError },
+    /// An operation that does not apply to the row's status.
+    #[error("row {id:?} is {status}; only {changes} rows can be {verb}; nothing was changed")]
+    WrongRowStatus { id: String, status: Status, verb: &'static str, changes: &'static str },
+    #[error("the outbox database is busy; try again in a few seconds")]
+    ProducerOutboxBusy,
+    /// An operation on many rows of the producer outbox that stopped after a part of them.
+    #[error("stopped after {done} rows were {verb}: {source}; run the same operation again for the rest")]
+    RowsPartlyChanged { verb: &'static str, done: u64, source: StoreError },
 }
 
-/// `a, b ` with a space behind, or nothing.
-fn named(ids: &[String]) -> String {
+/// The ids and a space (`a, b `), or nothing.
+fn ids_and_space(ids: &[String]) -> String {
     if ids.is_empty() { String::new() } else { format!("{} ", ids.join(", ")) }
 }
 
@@ -139,31 +140,21 @@ impl From<NatsError> for ManagementError {
 }
 
 impl ManagementError {
-    /// The server cannot be reached, or does not answer: the same may succeed later.
+    /// The server cannot be reached or does not answer; the same operation may succeed later.
     pub fn is_unreachable(&self) -> bool {
-        matches!(
-            self,
-            Self::Nats(error) | Self::Halfway { source: error, .. }
-                if matches!(
-                    error,
-                    NatsError::Connect { .. }
-                        | NatsError::Login { .. }
-                        | NatsError::Timeout { .. }
-                        | NatsError::Transport { .. }
-                )
-        )
+        matches!(self, Self::Nats(error) | Self::PartlyDone { source: error, .. } if error.is_unreachable())
     }
 
-    /// The same may succeed later: the server cannot be reached, its stream has no leader yet or is
-    /// being recovered, or it has too much to do.
+    /// The same operation may succeed later: the server cannot be reached or is overloaded, or its stream has no leader
+    /// or is recovering.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Nats(error) | Self::Halfway { source: error, .. } => {
+            Self::Nats(error) | Self::PartlyDone { source: error, .. } => {
                 matches!(error, NatsError::NoResponders { .. })
                     || error.api().is_some_and(|error| matches!(error.code, 429 | 503))
                     || self.is_unreachable()
             }
-            Self::Store(error) | Self::OutboxHalfway { source: error, .. } => error.is_transient(),
+            Self::Store(error) | Self::RowsPartlyChanged { source: error, .. } => error.is_transient(),
             Self::Full { .. } => true,
             _ => false,
         }

@@ -1,14 +1,13 @@
-//! What an operator may ask of a hub, whoever asks: the command line and the HTTP API are two
-//! faces of it. Each operation goes through the adapters and answers with values; nothing here
-//! prints, and nothing here knows HTTP.
+//! The operations on a hub, shared by the command line and the HTTP API. Each operation uses the adapters and returns
+//! values; nothing here prints or depends on HTTP.
 
+mod bulk_jobs;
+pub mod dead_letter_actions;
 pub mod dead_letters;
 pub mod domains;
 mod error;
-mod one_at_a_time;
-mod order_desk;
-pub mod orders;
-pub mod outbox;
+mod keyed_lock;
+pub mod producer_outbox;
 pub mod publishing;
 mod rotation;
 mod samples;
@@ -16,27 +15,27 @@ mod secrets;
 mod subscription_quota;
 mod subscriptions;
 pub mod traces;
-mod unreadable;
+mod unreadable_entries;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+pub use bulk_jobs::{BulkJobRunner, BulkJobs, MAX_RUNNING_JOBS, NewBulkJob};
 pub use error::ManagementError;
-pub use order_desk::{BulkOrder, MOST_ORDERS, OrderDesk, OrderRunner};
-pub use rotation::{Before, LONGEST_OVERLAP, Rotated, VerifyWith};
+pub use rotation::{LONGEST_OVERLAP, PreviousSecret, RotationResult, VerificationKey};
 pub use samples::{Sample, SampleAttempt};
 pub use subscriptions::{
-    Naming, PlannedWrite, SubscriptionFilter, SubscriptionPage, WriteAction, keys_without_domain,
-    read_subscription,
+    PlannedWrite, SubscriptionFilter, SubscriptionPage, SubscriptionSelector, WriteAction,
+    keys_without_domain, read_subscription,
 };
 
-/// Of the adapters, what this layer's own values hold.
+/// Types of the adapters that occur in values of this layer.
 pub use crate::http_delivery::signature::Algorithm;
-pub use crate::nats::{Registry, Stored};
+pub use crate::nats::{Registry, StoredSubscription};
 
 use tokio::sync::OnceCell;
 
-use self::one_at_a_time::OneAtATime;
+use self::keyed_lock::KeyedLock;
 use crate::domain::access::{StoredToken, TokenId};
 use crate::domain::category::Categories;
 use crate::domain::message_id::MessageIds;
@@ -45,22 +44,22 @@ use crate::nats::{JetStream, NatsError};
 use crate::seal::{MasterKeyError, Sealer};
 use crate::settings::{Domain, Settings};
 
-/// A hub to operate: its broker, its settings, its master key. Cheap to clone.
+/// Operates a hub through its broker, settings and master key. Cheap to clone.
 #[derive(Clone)]
 pub struct Management {
     js: JetStream,
     settings: Arc<Settings>,
-    /// `None`: no master key in the settings, so no credential can be stored or used.
+    /// `None` if no master key is configured; credentials can then be neither stored nor used.
     sealer: Option<Arc<Sealer>>,
     message_ids: Arc<OnceCell<MessageIds>>,
-    /// The publications under way, by message id: the second of two that are the same is known then.
-    publishing: Arc<OneAtATime>,
-    /// The creations of subscriptions under way, by tenant.
-    creations: Arc<OneAtATime>,
-    /// The index that this process follows, if it does.
+    /// Publications in progress, by message id, so that the second of two equal ones finds the first.
+    publishing: Arc<KeyedLock>,
+    /// Creations of subscriptions in progress, by tenant.
+    creations: Arc<KeyedLock>,
+    /// The registry index, if this process follows the registry.
     index: Option<Registry>,
-    /// Without an index: how many subscriptions each tenant has, read once, and with those that are planned since.
-    counted: Arc<tokio::sync::Mutex<Option<HashMap<String, subscription_quota::Used>>>>,
+    /// Without an index: the number and size of each tenant's subscriptions, read once and updated with planned writes.
+    counted: Arc<tokio::sync::Mutex<Option<HashMap<String, subscription_quota::QuotaUsage>>>>,
 }
 
 impl Management {
@@ -69,7 +68,7 @@ impl Management {
         Ok(Self { sealer, ..Self::without_secrets(js, settings) })
     }
 
-    /// A hub of which no credential is touched: the master key is not even read.
+    /// For operations that touch no credential; does not read the master key.
     pub fn without_secrets(js: JetStream, settings: Arc<Settings>) -> Self {
         Self {
             js,
@@ -83,12 +82,12 @@ impl Management {
         }
     }
 
-    /// Asked of the broker at most once.
+    /// Read from the broker at most once.
     async fn message_ids(&self) -> Result<&MessageIds, NatsError> {
         self.message_ids.get_or_try_init(|| from_settings::message_ids(&self.js, self.sealer())).await
     }
 
-    /// With the index that this process follows, in which subscriptions are counted.
+    /// Uses the registry index that this process follows.
     #[must_use]
     pub fn with_index(self, index: Registry) -> Self {
         Self { index: Some(index), ..self }
@@ -102,7 +101,7 @@ impl Management {
         &self.settings
     }
 
-    /// The API's token of that name, as it is now.
+    /// The API token with this name.
     pub async fn token(&self, id: &TokenId) -> Result<Option<StoredToken>, ManagementError> {
         Ok(self.js.token(id).await?)
     }
@@ -115,18 +114,18 @@ impl Management {
         categories(&self.settings)
     }
 
-    /// The domain of that name.
+    /// The domain with this name.
     pub fn domain(&self, name: &str) -> Result<&Domain, ManagementError> {
         find_domain(&self.settings, name)
     }
 
-    /// The names of the chosen domains, all where none is named, in the order of the settings.
+    /// The names of the chosen domains, or of all if none is chosen, in the order of the settings.
     pub fn domain_names(&self, chosen: &[String]) -> Result<Vec<String>, ManagementError> {
         domain_names(&self.settings, chosen)
     }
 }
 
-/// The domain of that name, for whoever asks before there is a hub to ask.
+/// The configured domain with this name. Needs no connection.
 pub fn find_domain<'s>(settings: &'s Settings, name: &str) -> Result<&'s Domain, ManagementError> {
     settings.domains.iter().find(|domain| domain.name == name).ok_or_else(|| ManagementError::UnknownDomain {
         name: name.to_owned(),
@@ -134,7 +133,7 @@ pub fn find_domain<'s>(settings: &'s Settings, name: &str) -> Result<&'s Domain,
     })
 }
 
-/// The names of the chosen domains, all where none is named, in the order of the settings.
+/// The names of the chosen domains, or of all if none is chosen, in the order of the settings.
 pub fn domain_names(settings: &Settings, chosen: &[String]) -> Result<Vec<String>, ManagementError> {
     for name in chosen {
         find_domain(settings, name)?;
@@ -155,23 +154,23 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use dead_letter_actions::SelectedDeadLetter;
     use dead_letters::DeadLetterQuery;
-    use orders::Selected;
-    use outbox::{Course, OutboxDesk, RowCursor, RowSelection};
-    use publishing::EventForm;
+    use producer_outbox::{BatchRun, ProducerOutboxAdmin, RowCursor, RowSelection};
+    use publishing::RawEvent;
     use traces::TraceRequest;
 
     fn sendable<T: Send>(operation: T) -> T {
         operation
     }
 
-    /// Checked by the compiler: a server runs each operation as a task of its own.
-    #[expect(dead_code, reason = "it is compiled, and not called")]
+    /// The compiler checks that each operation is `Send`, because a server runs each as a task.
+    #[expect(dead_code, reason = "compiled but not called")]
     async fn every_operation_may_be_spawned(
         hub: Management,
-        desk: OutboxDesk,
+        admin: ProducerOutboxAdmin,
     ) -> Result<(), ManagementError> {
-        let (filter, selected) = (DeadLetterQuery::default(), Vec::<Selected>::new());
+        let (filter, selected) = (DeadLetterQuery::default(), Vec::<SelectedDeadLetter>::new());
         let request = TraceRequest {
             event_id: String::new(),
             domains: Vec::new(),
@@ -179,7 +178,7 @@ mod tests {
             tenant: None,
             timeout: Duration::ZERO,
         };
-        let form = EventForm { key: None, headers: Vec::new(), body: bytes::Bytes::new() };
+        let form = RawEvent { key: None, headers: Vec::new(), body: bytes::Bytes::new() };
         sendable(hub.domains()).await?;
         sendable(hub.resume_domain("")).await?;
         sendable(hub.list_dead_letters(&filter, None, 1)).await?;
@@ -191,9 +190,9 @@ mod tests {
         sendable(hub.follow(&selected, Duration::ZERO, |_| {})).await?;
         sendable(hub.trace_event(&request)).await?;
         sendable(hub.publish(form, None)).await?;
-        let outbox = sendable(desk.turn()).await?;
+        let outbox = sendable(admin.session()).await?;
         let (rows, limit) = (RowSelection::default(), Duration::ZERO);
-        let course = || Course::within(limit, RowCursor::default());
+        let course = || BatchRun::limited(limit, RowCursor::default());
         sendable(outbox.status()).await?;
         sendable(outbox.list(&rows, &RowCursor::default(), 1)).await?;
         sendable(outbox.read("", "")).await?;

@@ -1,4 +1,4 @@
-//! Publishing an event, acknowledged by JetStream.
+//! Publishes events, acknowledged by JetStream.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -7,41 +7,41 @@ use time::OffsetDateTime;
 use super::{Management, ManagementError};
 use crate::domain::event::{Event, Publication, RejectReason, Rejection};
 use crate::domain::field_error::FieldError;
+use crate::domain::headers;
 use crate::domain::key::EventKey;
 use crate::nats::NatsError;
 
-const TENANT_HEADER: &str = "Hub-Tenant";
+const TENANT_HEADER: &str = headers::TENANT;
 const MESSAGE_ID_HEADER: &str = "Nats-Msg-Id";
 
-/// An event as it is to be published, in any of the forms that the hub takes: bare JSON, or
-/// CloudEvents in binary or structured mode.
+/// An undecoded event in one of the accepted formats: bare JSON, or a CloudEvent in binary or structured mode.
 #[derive(Debug, Clone)]
-pub struct EventForm<'a> {
-    /// The subject below `<prefix>.events.`: the event key of bare JSON. `None`: a CloudEvent, whose
-    /// type is taken.
+pub struct RawEvent<'a> {
+    /// The subject after `<prefix>.events.`, which is the event key of bare JSON. `None` for a CloudEvent, whose `type` is
+    /// the event key.
     pub key: Option<&'a EventKey>,
-    /// Names and values, each name once.
+    /// Names and values; each name occurs once.
     pub headers: Vec<(&'a str, &'a str)>,
     pub body: Bytes,
 }
 
-/// An event that was checked and is to be published.
+/// A valid event, ready to be published.
 #[derive(Debug, Clone)]
-pub struct Checked<'a> {
-    form: EventForm<'a>,
+pub struct CheckedEvent<'a> {
+    form: RawEvent<'a>,
     event: Event,
 }
 
-/// The stream has it.
+/// The result of a publication.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Published {
-    /// The events stream
+    /// Name of the events stream
     pub stream: String,
-    /// Its sequence there
+    /// Sequence of the event in the stream
     pub sequence: u64,
-    /// The event's
+    /// Id of the event
     pub id: String,
-    /// The stream had it already, and stored nothing
+    /// True if the event was published before and nothing was stored
     pub duplicate: bool,
 }
 
@@ -56,22 +56,22 @@ impl From<Rejection> for ManagementError {
 }
 
 impl Management {
-    /// Publishes what the event-processor will take, and nothing else; with a tenant, for that tenant
-    /// alone: an event that names none becomes its own.
+    /// Publishes an event that the event-processor will accept, and rejects any other. With a tenant, the event must be
+    /// that tenant's; one without a tenant becomes that tenant's.
     pub async fn publish(
         &self,
-        form: EventForm<'_>,
+        form: RawEvent<'_>,
         tenant: Option<&str>,
     ) -> Result<Published, ManagementError> {
         self.publish_checked(&self.check_publication(form, tenant)?).await
     }
 
-    /// Checks what [`Management::publish`] checks, and publishes nothing yet.
+    /// Performs the checks of [`Management::publish`] without publishing.
     pub fn check_publication<'a>(
         &self,
-        mut form: EventForm<'a>,
+        mut form: RawEvent<'a>,
         tenant: Option<&'a str>,
-    ) -> Result<Checked<'a>, ManagementError> {
+    ) -> Result<CheckedEvent<'a>, ManagementError> {
         if let Some(tenant) = tenant
             && !form.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(TENANT_HEADER))
         {
@@ -79,22 +79,21 @@ impl Management {
         }
         let event = self.check_event(&form)?;
         if let Some(tenant) = tenant.filter(|tenant| *tenant != event.tenant) {
-            let problem =
-                format!("is {:?}, and you publish for {tenant:?} alone; leave it out", event.tenant);
+            let problem = format!("is {:?}, but you may publish only for {tenant:?}; omit it", event.tenant);
             return Err(ManagementError::Invalid(vec![FieldError::new("tenant", problem)]));
         }
-        Ok(Checked { form, event })
+        Ok(CheckedEvent { form, event })
     }
 
-    /// Publishes what was checked.
-    pub async fn publish_checked(&self, checked: &Checked<'_>) -> Result<Published, ManagementError> {
-        let Checked { form, event } = checked;
-        let EventForm { headers, body, .. } = form.clone();
-        self.send(EventForm { key: Some(&event.key), headers, body }, Some(event)).await
+    /// Publishes a checked event.
+    pub async fn publish_checked(&self, checked: &CheckedEvent<'_>) -> Result<Published, ManagementError> {
+        let CheckedEvent { form, event } = checked;
+        let RawEvent { headers, body, .. } = form.clone();
+        self.send(RawEvent { key: Some(&event.key), headers, body }, Some(event)).await
     }
 
-    /// What the event-processor would make of it, where it would take it.
-    pub fn check_event(&self, form: &EventForm<'_>) -> Result<Event, ManagementError> {
+    /// Decodes the event as the event-processor will. Fails if the event-processor would reject it.
+    pub fn check_event(&self, form: &RawEvent<'_>) -> Result<Event, ManagementError> {
         check_headers(&form.headers).map_err(|error| ManagementError::Invalid(vec![error]))?;
         let event = self.decode(form)?;
         match self.categories().domain_of(&event.key) {
@@ -103,7 +102,7 @@ impl Management {
         }
     }
 
-    fn decode(&self, form: &EventForm<'_>) -> Result<Event, Rejection> {
+    fn decode(&self, form: &RawEvent<'_>) -> Result<Event, Rejection> {
         let stream = self.js.names().events_stream();
         Publication {
             subject_tail: form.key.map(EventKey::as_str).unwrap_or_default(),
@@ -118,23 +117,23 @@ impl Management {
         .decode()
     }
 
-    /// Publishes what can be read as an event, whatever its key: if no domain takes it, the event-processor keeps it as
-    /// rejected. The id is the event's own; the stream's sequence makes one where there is none.
-    pub async fn send_event(&self, form: EventForm<'_>) -> Result<Published, ManagementError> {
+    /// Publishes a decodable event even if no domain accepts its key; the event-processor then rejects it. An event
+    /// without an id gets one from its sequence in the stream.
+    pub async fn send_event(&self, form: RawEvent<'_>) -> Result<Published, ManagementError> {
         let event = self.decode(&form)?;
         self.send(form, Some(&event)).await
     }
 
-    /// A publisher who got no answer publishes again: what was published within the duplicate window is
-    /// known, and not stored again. Two replicas that are asked at the same moment may both store it; the
-    /// outbox then drops the repetition.
-    async fn send(&self, form: EventForm<'_>, event: Option<&Event>) -> Result<Published, ManagementError> {
+    /// Publishes unless the same event was published within the duplicate window, so that a publisher without an answer
+    /// can publish again. Two replicas may both store the event if they get it at the same moment; the domain outbox
+    /// then drops the duplicate envelopes.
+    async fn send(&self, form: RawEvent<'_>, event: Option<&Event>) -> Result<Published, ManagementError> {
         let Some(event) = event.filter(|event| event.has_given_id()) else {
             return self.store_event(&form, None).await;
         };
         let message_id = event.message_id(self.message_ids().await?);
-        let _turn = self.publishing.turn(&message_id).await;
-        if let Some(sequence) = self.js.published_as(&message_id).await? {
+        let _turn = self.publishing.lock(&message_id).await;
+        if let Some(sequence) = self.js.published_sequence(&message_id).await? {
             let stream = self.js.names().events_stream();
             return Ok(Published { stream, sequence, id: event.id.clone(), duplicate: true });
         }
@@ -142,25 +141,25 @@ impl Management {
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(MESSAGE_ID_HEADER)) {
             headers.push((MESSAGE_ID_HEADER, &message_id));
         }
-        let form = EventForm { key: form.key, headers, body: form.body };
+        let form = RawEvent { key: form.key, headers, body: form.body };
         let published = self.store_event(&form, Some(event.id.clone())).await?;
         if let Err(error) = self.js.remember_published(&message_id, published.sequence).await {
-            // Whoever publishes it again is not told that it is known; the outbox knows it.
-            tracing::warn!(%error, "the id of a published event is not remembered");
+            // A repetition is then stored again; the domain outbox drops its duplicate envelopes.
+            tracing::warn!(%error, "could not record the id of a published event");
         }
         Ok(published)
     }
 
     async fn store_event(
         &self,
-        form: &EventForm<'_>,
+        form: &RawEvent<'_>,
         id: Option<String>,
     ) -> Result<Published, ManagementError> {
         let subject = self.js.names().event(form.key.map(EventKey::as_str).unwrap_or_default());
         let ack = self.js.publish(&subject, form.body.clone(), &form.headers).await;
         let ack = ack.map_err(|error| match error {
             source if source.is_full() => ManagementError::Full { source },
-            error @ NatsError::TooLarge { .. } => ManagementError::TooLarge(error.to_string()),
+            error @ NatsError::TooLarge { .. } => ManagementError::TooLargeForServer(error),
             other => other.into(),
         })?;
         let id = id.unwrap_or_else(|| format!("{}-{}", ack.stream, ack.seq));
@@ -168,23 +167,23 @@ impl Management {
     }
 }
 
-/// What is checked must be what is read later. A header that comes twice, in whatever case, is read
-/// in no certain order; a line break ends one and begins another; and the headers of JetStream's own
-/// say what the stream does, not what the event is.
+/// Rejects headers that the event-processor could read differently: names that occur twice (in any case), because their
+/// order is undefined; control characters, because a line break starts another header; and JetStream's own headers,
+/// because they control the stream.
 fn check_headers(headers: &[(&str, &str)]) -> Result<(), FieldError> {
     for (at, (name, value)) in headers.iter().enumerate() {
         let refuse = |problem: &str| Err(FieldError::new(*name, problem));
         if !name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':') || name.is_empty() {
-            return refuse("is no header name; use letters, digits and '-'");
+            return refuse("is not a valid header name; use letters, digits and '-'");
         }
         if value.contains(char::is_control) {
-            return refuse("holds a control character; leave it out, or encode it");
+            return refuse("contains a control character; remove it, or encode it");
         }
         if name.to_ascii_lowercase().starts_with("nats-") && !name.eq_ignore_ascii_case(MESSAGE_ID_HEADER) {
-            return refuse("is a header of JetStream's own; of those only Nats-Msg-Id is taken");
+            return refuse("is reserved for JetStream; of these only Nats-Msg-Id is allowed");
         }
         if headers[..at].iter().any(|(other, _)| other.eq_ignore_ascii_case(name)) {
-            return refuse("is given twice; give it once");
+            return refuse("occurs twice; write it once");
         }
     }
     Ok(())
@@ -195,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_headers_that_read_the_same_later_are_taken() {
+    fn ambiguous_headers_are_rejected() {
         let good = [("ce-id", "1 é"), ("Nats-Msg-Id", "a"), ("Hub-Tenant", "acme")];
         assert_eq!(check_headers(&good), Ok(()));
         for bad in [

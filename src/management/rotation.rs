@@ -1,4 +1,4 @@
-//! A new signing secret, and an overlap in which both sign.
+//! Rotates a signing secret, with an overlap during which both secrets sign.
 
 use std::time::Duration;
 
@@ -9,58 +9,58 @@ use super::{Management, ManagementError};
 use crate::domain::field_error::FieldError;
 use crate::domain::subscription::{Secret, Signing};
 use crate::http_delivery::signature::{Algorithm, NewSecret};
-use crate::nats::Stored;
+use crate::nats::StoredSubscription;
 use crate::seal::{open_subscription, seal_subscription};
 
-/// The longest time that the secret before may sign beside the new one.
+/// The longest overlap of the previous and the new secret.
 pub const LONGEST_OVERLAP: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// What the receiver verifies with from now on; it is told this once.
+/// The result of a rotation. The new key is shown only here.
 #[derive(Debug)]
-pub struct Rotated {
+pub struct RotationResult {
     /// The subscription's new revision.
     pub revision: u64,
-    pub verify_with: VerifyWith,
-    /// Until when the secret before signs beside it.
+    pub verify_with: VerificationKey,
+    /// Until when the previous secret signs too.
     pub previous_until: Option<OffsetDateTime>,
-    /// A secret before that one was to sign until then, and does so no more.
+    /// An older secret that was to sign until this time, and no longer does.
     pub ended_before: Option<OffsetDateTime>,
 }
 
-/// What becomes of the secrets that sign now.
+/// What happens to the current secrets.
 #[derive(Debug, Clone, Copy)]
-pub enum Before {
-    /// The newest one signs for so long beside the new one; one before it ends.
+pub enum PreviousSecret {
+    /// The newest secret signs together with the new one for this time; an older one ends.
     Overlaps(Duration),
-    /// The newest one ends, since no receiver has it; the one before it goes on for its time.
+    /// The newest secret ends because no receiver has it; the older one keeps its remaining time.
     IsReplaced,
 }
 
 #[derive(Debug)]
-pub enum VerifyWith {
-    /// HMAC-SHA256: the receiver has the same secret (`whsec_`).
+pub enum VerificationKey {
+    /// HMAC-SHA256: the receiver needs the same secret (`whsec_`).
     Secret(SecretString),
-    /// ed25519: the public key (`whpk_`). The private one leaves the hub no more.
+    /// ed25519: the public key (`whpk_`). The private key never leaves the hub.
     PublicKey(String),
 }
 
 impl Management {
-    /// Signs with a new secret. `algorithm`: that of the one before where not given, else HMAC.
+    /// Creates a new signing secret. `algorithm` defaults to that of the previous secret, or HMAC without one.
     pub async fn rotate_secret(
         &self,
-        mut stored: Stored,
-        secrets: Before,
+        mut stored: StoredSubscription,
+        secrets: PreviousSecret,
         algorithm: Option<Algorithm>,
-    ) -> Result<Rotated, ManagementError> {
+    ) -> Result<RotationResult, ManagementError> {
         let id = stored.subscription.id.to_string();
         if stored.subscription.delivery.endpoint().is_none() {
             return Err(ManagementError::Invalid(vec![FieldError::new(
                 "delivery.signing",
-                "is for a url, and this subscription names a broker, whose messages are not signed",
+                "needs delivery.url; messages to an external broker are not signed",
             )]));
         }
         let sealer = self.sealer().ok_or_else(|| ManagementError::NoMasterKey { id: id.clone() })?;
-        // What is sealed for one field opens in no other: the secret that becomes the previous one is sealed anew.
+        // A sealed text opens only in its own field, so the secret that becomes the previous one is sealed again.
         let mut opened = stored.subscription.clone();
         open_subscription(sealer, &mut opened).map_err(|source| ManagementError::Sealed { id, source })?;
         let before = opened.delivery.endpoint_mut().and_then(|endpoint| endpoint.signing.take());
@@ -73,17 +73,17 @@ impl Management {
         let now = OffsetDateTime::now_utc();
         let still_signs = before.as_ref().and_then(|signing| signing.previous.as_ref());
         let still_signs = still_signs.map(|previous| previous.until).filter(|until| *until > now);
-        if matches!(secrets, Before::IsReplaced) && still_signs.is_none() {
+        if matches!(secrets, PreviousSecret::IsReplaced) && still_signs.is_none() {
             return Err(ManagementError::Invalid(vec![FieldError::new(
                 "replace",
-                "needs a secret before the newest one that still signs, and there is none: receivers would be cut off; \
-                 rotate with an overlap instead",
+                "needs a previous secret that still signs, and there is none, so receivers could no longer verify; rotate \
+                 with an overlap instead",
             )]));
         }
         let (signing, ended_before) = match (before, secrets) {
             (None, _) => (Signing { secret: new, previous: None }, None),
-            (Some(signing), Before::IsReplaced) => (signing.replace(new), None),
-            (Some(signing), Before::Overlaps(overlap)) => {
+            (Some(signing), PreviousSecret::IsReplaced) => (signing.replace(new), None),
+            (Some(signing), PreviousSecret::Overlaps(overlap)) => {
                 let until = (!overlap.is_zero()).then(|| now + overlap.min(LONGEST_OVERLAP));
                 (signing.rotate(new, until), still_signs)
             }
@@ -95,9 +95,9 @@ impl Management {
         seal_subscription(sealer, &mut stored.subscription);
         let revision = self.put_changed(&stored).await?;
         let verify_with = match made.public_key {
-            Some(public) => VerifyWith::PublicKey(public),
-            None => VerifyWith::Secret(made.secret),
+            Some(public) => VerificationKey::PublicKey(public),
+            None => VerificationKey::Secret(made.secret),
         };
-        Ok(Rotated { revision, verify_with, previous_until, ended_before })
+        Ok(RotationResult { revision, verify_with, previous_until, ended_before })
     }
 }

@@ -1,4 +1,4 @@
-//! What a sample event would lead to: who would get it, and how an endpoint answers it.
+//! Tests subscriptions with a sample event: who would get it, and how an endpoint answers it.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -23,44 +23,44 @@ use crate::domain::subscription::{
 };
 use crate::from_settings::{external_broker, http_config, place, retry_policy};
 use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, SecretNotOpened, SentRequest, Target};
-use crate::nats::Stored;
+use crate::nats::StoredSubscription;
 use crate::seal::Sealer;
 use crate::sinks::{self, OutgoingMessage};
 
-/// Where the sample of a test comes from.
-/// Reads of the registry at once.
+/// Maximum number of registry reads in progress.
 const READS_AT_ONCE: usize = 32;
+/// The `source` of a sample event.
 const SOURCE: &str = "hub-subscription-test";
-/// How long a connection may take to end well.
+/// How long closing a connection may take.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
-/// An event that was never published.
+/// A sample event, which is not published.
 #[derive(Debug, Clone)]
 pub struct Sample {
     pub key: EventKey,
     pub tenant: String,
     pub source: String,
-    /// Further attributes that filters may ask for.
+    /// Further attributes for filters.
     pub attributes: Vec<(String, String)>,
 }
 
-/// One attempt with a sample, past the streams: nothing of it is retried, dead-lettered or logged,
-/// and it disables nobody.
+/// The result of one attempt with a sample, which bypasses the streams: it is not retried, dead-lettered or logged, and
+/// disables no subscription.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
 pub struct SampleAttempt {
     pub subscription: SubscriptionId,
     #[schema(value_type = String)]
     pub event_key: EventKey,
-    /// What was sent, without its secrets: method, URL, headers, body; or broker, stream, message id,
-    /// body. Null where nothing was.
+    /// What was sent, without secrets: method, URL, headers, body; or broker, stream, message id, body. Null if nothing
+    /// was sent.
     #[schema(value_type = Option<Object>)]
     pub request: Option<Value>,
     pub answer: SampleAnswer,
-    /// What a delivery would make of that answer.
+    /// What would happen to a delivery with this answer.
     pub a_delivery_would: &'static str,
     #[serde(skip)]
     pub accepted: bool,
-    /// The subscription does not want that event key; it was sent all the same.
+    /// The subscription does not match this event key; the sample was sent anyway.
     #[serde(skip)]
     pub unwanted: bool,
 }
@@ -72,14 +72,17 @@ pub struct SampleAnswer {
     pub error: Option<String>,
     /// `subscriber` or `hub`.
     pub fault: Option<&'static str>,
-    /// Its first kilobytes.
+    /// The first kilobytes of the answer.
     pub body: Option<String>,
 }
 
 impl Management {
-    /// Who would get such an event, told by the index and the filters of the fan-out itself; and the
-    /// stored subscriptions that cannot be used, each with the reason.
-    pub async fn matching(&self, sample: &Sample) -> Result<(Vec<Stored>, Vec<String>), ManagementError> {
+    /// The subscriptions that would get such an event, by the index and filters of the fan-out; and the unusable stored
+    /// subscriptions with their reasons.
+    pub async fn matching(
+        &self,
+        sample: &Sample,
+    ) -> Result<(Vec<StoredSubscription>, Vec<String>), ManagementError> {
         let event = sample.event()?;
         if self.categories().domain_of(&sample.key).is_none() {
             return Err(ManagementError::EventRejected(Rejection::no_domain(&sample.key).detail));
@@ -92,7 +95,7 @@ impl Management {
                 .iter()
                 .map(|entry| entry.subscription.reference.clone())
                 .collect();
-            let found: Vec<Option<Stored>> = stream::iter(names)
+            let found: Vec<Option<StoredSubscription>> = stream::iter(names)
                 .map(|name| async move { self.js.subscription(&name).await })
                 .buffered(READS_AT_ONCE)
                 .try_collect()
@@ -110,12 +113,12 @@ impl Management {
         let wanting: HashSet<SubscriptionRef> =
             index.matching(&event).iter().map(|entry| entry.subscription.reference.clone()).collect();
         let is_wanting =
-            |one: &Stored| one.subscription.reference().is_ok_and(|name| wanting.contains(&name));
+            |one: &StoredSubscription| one.subscription.reference().is_ok_and(|name| wanting.contains(&name));
         let matching = stored.into_iter().filter(is_wanting).collect();
         Ok((matching, unusable))
     }
 
-    /// Sends one sample event to the endpoint. `key`: one that the subscription wants where not given.
+    /// Sends one sample event to the endpoint. `key` defaults to one that the subscription matches.
     pub async fn test_subscription(
         &self,
         subscription: &Subscription,
@@ -124,7 +127,9 @@ impl Management {
         let key = match (key, subscription.events.first()) {
             (Some(key), _) => key,
             (None, Some(pattern)) => sample_key(pattern)?,
-            (None, None) => return Err(invalid("event", "the subscription wants no events; name one")),
+            (None, None) => {
+                return Err(invalid("event", "is required, because the subscription has no event patterns"));
+            }
         };
         let sample = Sample {
             key: key.clone(),
@@ -189,7 +194,7 @@ impl Management {
         (sent.map(|sent| request(endpoint, sent)), attempt)
     }
 
-    /// Over a connection of its own, which ends with it.
+    /// Sends a sample over a connection of its own.
     async fn sample_to_broker(
         &self,
         subscription: &Subscription,
@@ -219,7 +224,7 @@ impl Management {
         if tokio::time::timeout(CLOSE_LIMIT, broker.close()).await.is_err() {
             tracing::debug!(
                 broker = delivery.broker,
-                "the sample's connection is dropped rather than closed"
+                "closing the broker connection of a sample timed out, dropping it"
             );
         }
         let sent = json!({
@@ -231,14 +236,14 @@ impl Management {
         (Some(sent), attempt)
     }
 
-    /// Whether a caller reaches what a sample of that tenant would tell.
+    /// The tenant of a sample. Fails if the caller may not see that tenant's subscriptions.
     pub fn sample_tenant(&self, caller: &Caller, tenant: Option<String>) -> Result<String, ManagementError> {
         let tenant =
             tenant.or_else(|| caller.tenant().map(str::to_owned)).unwrap_or_else(|| "default".to_owned());
         if caller.reaches(&tenant) {
             Ok(tenant)
         } else {
-            Err(invalid("tenant", "is not the one that this token is bound to; leave it out"))
+            Err(invalid("tenant", "differs from the tenant of this token; omit it"))
         }
     }
 }
@@ -247,7 +252,7 @@ fn invalid(field: &str, problem: impl Into<String>) -> ManagementError {
     ManagementError::Invalid(vec![FieldError::new(field, problem)])
 }
 
-/// Opens a subscription's credentials for the one attempt.
+/// Opens a subscription's credentials for one attempt.
 struct Opener<'a>(Option<&'a Sealer>);
 
 impl OpenSecret for Opener<'_> {
@@ -279,7 +284,7 @@ impl Sample {
         .collect();
         for (name, value) in &self.attributes {
             let header = format!("ce-{name}");
-            // The last of two headers of one name would be refused as a second one.
+            // Decoding rejects two headers with one name.
             headers.retain(|(known, _)| *known != header);
             headers.push((header, value.clone()));
         }
@@ -299,7 +304,7 @@ impl Sample {
     }
 }
 
-/// A key that a pattern matches: `user.*` gives `user.test`.
+/// A key that the pattern matches: `user.test` for `user.*`.
 fn sample_key(pattern: &KeyPattern) -> Result<EventKey, ManagementError> {
     let tokens: Vec<&str> =
         pattern.tokens().map(|token| if matches!(token, "*" | ">") { "test" } else { token }).collect();
@@ -307,10 +312,10 @@ fn sample_key(pattern: &KeyPattern) -> Result<EventKey, ManagementError> {
     if tokens.len() < 2 {
         text.push_str(".test");
     }
-    text.parse().map_err(|error| invalid("event", format!("{error}; name an event key")))
+    text.parse().map_err(|error| invalid("event", format!("{error}; give an event key")))
 }
 
-/// What was sent, without its secrets.
+/// The request that was sent, without secrets.
 fn request(delivery: &EndpointDelivery, sent: SentRequest) -> Value {
     let mut url = delivery.url.clone();
     if let Auth::ApiKey { query: Some(name), .. } = &delivery.auth {

@@ -1,4 +1,4 @@
-//! The secrets of a subscription that is written: which of the stored ones stay, and which have to be given.
+//! The secrets of a subscription that is written: which stored ones are kept, and which must be given again.
 
 use secrecy::ExposeSecret as _;
 
@@ -7,12 +7,12 @@ use crate::domain::field_error::FieldError;
 use crate::domain::subscription::{Secret, Subscription};
 use crate::seal::{Place, Sealer, is_bound, seal_subscription};
 
-/// Seals what is plain, and takes from the stored subscription what is to be kept or has not changed.
+/// Seals plain secrets, and copies those that are kept or unchanged from the stored subscription.
 ///
-/// A secret is kept (`"***"`, which is read as sealed and empty) only where it goes on being sent where it was:
-/// else whoever may write subscriptions could have it sent to a place of their own. Sealed text is taken from an
-/// operator alone, and only if it opens here.
-pub(super) fn settle(
+/// A secret may be kept (`"***"`, which is parsed as sealed and empty) only if it is still sent to the same place;
+/// otherwise a caller who may write subscriptions could have it sent to a place of their own. Sealed text is accepted
+/// only from an operator, and only if it opens here.
+pub(super) fn resolve(
     subscription: &mut Subscription,
     stored: Option<&Subscription>,
     sealer: Option<&Sealer>,
@@ -33,14 +33,14 @@ pub(super) fn settle(
         match (&*secret, kept) {
             (Secret::Sealed(sealed), _) if !sealed.is_empty() && !operator => {
                 refuse(
-                    "is sealed text, which is taken from the operator alone; write the credential itself, or \"***\" to keep \
-                     the stored one",
+                    "is sealed text, which only an operator may write; write the credential itself, or \"***\" to keep the \
+                     stored one",
                 );
             }
             (Secret::Sealed(sealed), Some(kept)) => {
                 let same = matches!(kept, Secret::Sealed(kept) if sealed == kept);
                 if !sealed.is_empty() && !same && !opens(sealer, &place, sealed) {
-                    refuse("is sealed text that does not open here; write the credential itself");
+                    refuse("is sealed text that cannot be opened here; write the credential itself");
                     continue;
                 }
                 let moved = moves(&field);
@@ -48,8 +48,8 @@ pub(super) fn settle(
                     needed.push(FieldError::new(
                         field.clone(),
                         format!(
-                            "has to be given again, because it would be sent elsewhere or otherwise than before ({} changed); \
-                             write the credential itself in the same request",
+                            "must be given again, because it would be sent to another place or in another way ({} changed); write \
+                             the credential itself in the same request",
                             moved.join(", ")
                         ),
                     ));
@@ -58,11 +58,11 @@ pub(super) fn settle(
                 }
             }
             (Secret::Sealed(sealed), None) if sealed.is_empty() => refuse(
-                "is \"***\", which keeps the stored credential, and none is stored; write the credential itself",
+                "is \"***\", which keeps the stored credential, but none is stored; write the credential itself",
             ),
             (Secret::Sealed(sealed), None) => {
                 if !opens(sealer, &place, sealed) {
-                    refuse("is sealed text that does not open here; write the credential itself");
+                    refuse("is sealed text that cannot be opened here; write the credential itself");
                 }
             }
             (Secret::Plain(plain), Some(Secret::Sealed(sealed))) => {
@@ -86,7 +86,7 @@ pub(super) fn settle(
     Ok(())
 }
 
-/// Whether sealed text that is handed in is for this place: in the form that is bound to it.
+/// Whether given sealed text is bound to this place and opens there.
 fn opens(sealer: Option<&Sealer>, place: &Place<'_>, sealed: &str) -> bool {
     is_bound(sealed) && sealer.is_some_and(|sealer| sealer.open_at(place, sealed).is_ok())
 }
@@ -108,7 +108,7 @@ mod tests {
     fn subscription(delivery: &Value) -> Subscription {
         let document = json!({"id": "crm", "tenant": "acme", "events": ["user.>"], "delivery": delivery});
         let mut subscription = Subscription::from_value(document).unwrap();
-        // As the reader of what comes from outside does.
+        // As `read_subscription` does.
         for secret in subscription.secrets_mut() {
             if matches!(secret, Secret::Plain(plain) if plain.expose_secret() == "***") {
                 *secret = Secret::Sealed(String::new());
@@ -119,7 +119,7 @@ mod tests {
 
     fn stored(delivery: &Value) -> Subscription {
         let mut subscription = subscription(delivery);
-        settle(&mut subscription, None, Some(&sealer()), false).unwrap();
+        resolve(&mut subscription, None, Some(&sealer()), false).unwrap();
         subscription
     }
 
@@ -129,7 +129,7 @@ mod tests {
         operator: bool,
     ) -> Result<Subscription, ManagementError> {
         let mut new = subscription(delivery);
-        settle(&mut new, Some(stored), Some(&sealer()), operator).map(|()| new)
+        resolve(&mut new, Some(stored), Some(&sealer()), operator).map(|()| new)
     }
 
     const SIGNING: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_kept_where_it_goes_on_to_be_sent() {
+    fn a_secret_is_kept_if_its_destination_is_unchanged() {
         for delivery in deliveries() {
             let before = stored(&delivery);
             for (pointer, value) in [
@@ -196,9 +196,9 @@ mod tests {
         }
     }
 
-    /// Every secret, and every change of where it is sent; with each as `***`, and with all but one given.
+    /// For every secret and every change of its destination: with all as `***`, and with all but one given.
     #[test]
-    fn no_secret_is_sent_elsewhere() {
+    fn no_secret_is_sent_to_another_place() {
         let mut changes = 0;
         for delivery in deliveries() {
             let before = stored(&delivery);
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn another_kind_of_authentication_takes_no_secret_along() {
+    fn another_kind_of_authentication_keeps_no_secret() {
         for (from, to) in
             deliveries().iter().flat_map(|from| deliveries().into_iter().map(move |to| (from.clone(), to)))
         {
@@ -293,7 +293,7 @@ mod tests {
                         "{errors:?}"
                     );
                 }
-                // Nothing of the kind before: the client certificate would be shown to the token endpoint.
+                // The client certificate would be shown to a new token endpoint.
                 Err(ManagementError::SecretsNeeded(errors)) => {
                     assert!(errors.iter().all(|error| error.field == "delivery.tls.key"), "{errors:?}");
                 }
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_in_between_brings_nothing_back() {
+    fn changing_to_a_broker_and_back_restores_no_secret() {
         for delivery in deliveries() {
             let broker = json!({"broker": "partner_events", "stream": "orders"});
             let at_the_broker = write(&broker, &stored(&delivery), true).unwrap();
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_operator_hands_in_sealed_text() {
+    fn only_an_operator_may_write_sealed_text() {
         for delivery in deliveries() {
             let before = stored(&delivery);
             for field in secrets(&delivery) {

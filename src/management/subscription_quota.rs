@@ -1,4 +1,4 @@
-//! How many subscriptions a tenant may have, and of what size together.
+//! Quotas of a tenant's subscriptions: their number and their total size.
 
 use std::collections::HashMap;
 
@@ -7,32 +7,34 @@ use tokio::sync::OwnedMutexGuard;
 use super::{Management, ManagementError};
 use crate::domain::subscription::Subscription;
 
-/// Room for one subscription more, until this is dropped.
+/// A reservation for one write, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Room(#[expect(dead_code, reason = "it is held")] Option<OwnedMutexGuard<()>>);
+pub(super) struct QuotaReservation(
+    #[expect(dead_code, reason = "held until dropped")] Option<OwnedMutexGuard<()>>,
+);
 
-/// What a tenant's subscriptions are together.
+/// Number and total size in bytes of a tenant's subscriptions.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Used {
+pub(super) struct QuotaUsage {
     count: usize,
     bytes: usize,
 }
 
-impl Used {
+impl QuotaUsage {
     fn plus(self, count: usize, bytes: usize) -> Self {
         Self { count: self.count + count, bytes: self.bytes.saturating_add(bytes) }
     }
 }
 
 impl Management {
-    /// Refuses one more of a tenant that has as many as it may, and what grows beyond what they may take together.
-    /// `before`: what stands, and is replaced. While the room is kept no other is written for that tenant in this
-    /// process; each further replica may write one more in the same moment.
-    pub(super) async fn room_for(
+    /// Fails if the write would exceed the tenant's quota of number or size. `before` is the subscription that it
+    /// replaces. While the reservation is held, this process writes no other subscription of the tenant; each further
+    /// replica may write one at the same moment.
+    pub(super) async fn reserve_quota(
         &self,
         subscription: &Subscription,
         before: Option<&Subscription>,
-    ) -> Result<Room, ManagementError> {
+    ) -> Result<QuotaReservation, ManagementError> {
         let tenant = &subscription.tenant;
         let (most, size) =
             (self.settings.subscription_quota(tenant), self.settings.subscriptions_size_quota(tenant));
@@ -40,15 +42,15 @@ impl Management {
             (subscription.stored_bytes(), before.map_or(0, Subscription::stored_bytes));
         let grows = bytes > bytes_before;
         if (before.is_some() || most.limit == 0) && (!grows || size.limit == 0) {
-            return Ok(Room(None));
+            return Ok(QuotaReservation(None));
         }
-        let turn = self.creations.turn(tenant).await;
+        let guard = self.creations.lock(tenant).await;
         let used = match &self.index {
             Some(index) => {
                 index.catch_up(&self.js).await?;
                 let index = index.read();
                 let own = index.iter().filter(|entry| entry.subscription.reference.tenant() == tenant);
-                own.fold(Used::default(), |used, entry| used.plus(1, entry.bytes))
+                own.fold(QuotaUsage::default(), |used, entry| used.plus(1, entry.bytes))
             }
             None => self.used(tenant).await?,
         };
@@ -63,17 +65,17 @@ impl Management {
         if self.index.is_none()
             && let Some(counted) = self.counted.lock().await.get_or_insert_default().get_mut(&tenant)
         {
-            *counted = Used { count: used.count + usize::from(before.is_none()), bytes: after };
+            *counted = QuotaUsage { count: used.count + usize::from(before.is_none()), bytes: after };
         }
-        // What is planned is counted above where there is no index: others need not wait for it to be written.
-        Ok(Room(self.index.is_some().then_some(turn)))
+        // Without an index the planned write is counted above, so other writes need not wait for it.
+        Ok(QuotaReservation(self.index.is_some().then_some(guard)))
     }
 
-    /// Without an index: what there was at the first question, and what was planned since.
-    async fn used(&self, tenant: &str) -> Result<Used, ManagementError> {
+    /// Usage without an index: the stored subscriptions at the first call, plus the writes planned since.
+    async fn used(&self, tenant: &str) -> Result<QuotaUsage, ManagementError> {
         let mut counted = self.counted.lock().await;
         if counted.is_none() {
-            let mut counts = HashMap::<String, Used>::new();
+            let mut counts = HashMap::<String, QuotaUsage>::new();
             for stored in self.js.subscriptions().await? {
                 let bytes = stored.subscription.stored_bytes();
                 let used = counts.entry(stored.subscription.tenant).or_default();

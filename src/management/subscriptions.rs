@@ -1,4 +1,4 @@
-//! Subscriptions: checked, sealed and written on the condition that nobody else wrote meanwhile.
+//! Lists, checks, seals and writes subscriptions. Writes fail if another writer changed the subscription in between.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 use url::{Host, Url};
 
-use super::subscription_quota::Room;
+use super::subscription_quota::QuotaReservation;
 use super::{Management, ManagementError, secrets};
 use crate::domain::access::Caller;
 use crate::domain::address::AddressPolicy;
@@ -21,31 +21,31 @@ use crate::domain::subscription::{
     SubscriptionLimits, SubscriptionRef, SubscriptionState,
 };
 use crate::http_delivery::tls;
-use crate::nats::{NatsError, Registry, Slot, Stored};
+use crate::nats::{NatsError, Registry, RegistryEntry, StoredSubscription};
 use crate::settings::Settings;
 
-/// What lists and `show` print for a secret; given back, it keeps the one that is stored.
+/// Shown in place of a secret; if written back, the stored secret is kept.
 const HIDDEN: &str = "***";
-/// Reads of the registry under way at once.
+/// Maximum number of registry reads in progress.
 const AT_ONCE: usize = 64;
 
-/// Which subscriptions; all given conditions must hold.
+/// Conditions on a subscription; all that are set must hold.
 #[derive(Debug, Clone, Default)]
 pub struct SubscriptionFilter {
     pub tenant: Option<String>,
-    /// Those that want this event key.
+    /// Subscriptions that match this event key.
     pub event: Option<EventKey>,
     pub state: Option<SubscriptionState>,
 }
 
-/// What a write does, or would do.
+/// The effect of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WriteAction {
     Created,
     Updated,
     Unchanged,
-    /// Someone else wrote meanwhile; nothing was changed.
+    /// Another writer changed it in the meantime; nothing was written.
     Conflict,
 }
 
@@ -60,33 +60,33 @@ impl WriteAction {
     }
 }
 
-/// A checked and sealed subscription, and what it replaces.
+/// A checked and sealed subscription that is ready to be written.
 #[derive(Debug)]
 pub struct PlannedWrite {
     pub subscription: Subscription,
-    /// The revision it must have now; 0 for none yet.
+    /// The revision it must have now; 0 for a new one.
     pub expected: u64,
     pub action: WriteAction,
-    /// Kept until it is written.
-    _room: Room,
+    /// Held until the subscription is written.
+    _room: QuotaReservation,
 }
 
-/// Some subscriptions in order of their ids and tenants.
+/// A page of subscriptions, sorted by id and tenant.
 #[derive(Debug, Clone)]
 pub struct SubscriptionPage {
-    pub subscriptions: Vec<Stored>,
-    /// The last one, where more follow.
+    pub subscriptions: Vec<StoredSubscription>,
+    /// The last one of this page, if more follow.
     pub next: Option<SubscriptionRef>,
 }
 
-/// Which subscription a caller means. Without a tenant: the caller's, or else the only one of that id.
+/// Selects a subscription by id. Without a tenant it is that of the caller's tenant, or else the only one with this id.
 #[derive(Debug, Clone)]
-pub struct Naming {
+pub struct SubscriptionSelector {
     pub id: SubscriptionId,
     pub tenant: Option<String>,
 }
 
-impl fmt::Display for Naming {
+impl fmt::Display for SubscriptionSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.tenant {
             Some(tenant) => write!(f, "{tenant}/{}", self.id),
@@ -95,9 +95,8 @@ impl fmt::Display for Naming {
     }
 }
 
-/// Reads and checks one subscription that came from outside: its form, its fields, its
-/// certificates, and that its URLs may be reached. A secret that is to be kept (`"***"`) comes
-/// out sealed and empty.
+/// Parses and checks a subscription document: its fields, its certificates, and that its URLs may be reached. A secret
+/// that is kept (`"***"`) becomes sealed and empty.
 pub fn read_subscription(settings: &Settings, value: Value) -> Result<Subscription, Vec<FieldError>> {
     let mut subscription = Subscription::from_value(value).map_err(|error| vec![error])?;
     for secret in subscription.secrets_mut() {
@@ -114,23 +113,26 @@ pub fn read_subscription(settings: &Settings, value: Value) -> Result<Subscripti
     if errors.is_empty() { Ok(subscription) } else { Err(errors) }
 }
 
-/// The event keys it asks for, word by word, that no domain takes: events of them are rejected,
-/// so it waits for them in vain. What a pattern with wildcards may match cannot be told so simply.
+/// The event keys of a subscription that no domain accepts, so that it never gets such events. Patterns with wildcards
+/// are not checked.
 pub fn keys_without_domain(categories: &Categories, subscription: &Subscription) -> Vec<EventKey> {
     let keys = subscription.events.iter().filter_map(|pattern| pattern.as_str().parse::<EventKey>().ok());
     keys.filter(|key| categories.domain_of(key).is_none()).collect()
 }
 
 impl Management {
-    /// The subscriptions that the filter leaves, in order of their ids and tenants, read from the bucket.
-    pub async fn subscriptions(&self, filter: &SubscriptionFilter) -> Result<Vec<Stored>, ManagementError> {
+    /// The subscriptions that match the filter, read from the bucket and sorted by id and tenant.
+    pub async fn subscriptions(
+        &self,
+        filter: &SubscriptionFilter,
+    ) -> Result<Vec<StoredSubscription>, ManagementError> {
         let mut found = self.js.subscriptions().await?;
-        found.retain(|stored| filter.leaves(stored));
+        found.retain(|stored| filter.accepts_stored(stored));
         Ok(found)
     }
 
-    /// Up to `limit` of them behind `after`, chosen from the index of a process that follows the
-    /// bucket, once it holds every write that the bucket holds now.
+    /// Up to `limit` subscriptions after `after` that match the filter, selected from the registry index after it has
+    /// caught up with the bucket.
     pub async fn subscription_page(
         &self,
         registry: &Registry,
@@ -154,20 +156,24 @@ impl Management {
         let more = names.len() > limit;
         names.truncate(limit);
         let next = if more { names.last().cloned() } else { None };
-        // The index has not all of it: why one was disabled, say.
-        let found: Vec<Option<Stored>> =
+        // The index does not hold every field, for example why a subscription was disabled.
+        let found: Vec<Option<StoredSubscription>> =
             stream::iter(names).map(|name| self.stored(name)).buffered(AT_ONCE).try_collect().await?;
         Ok(SubscriptionPage { subscriptions: found.into_iter().flatten().collect(), next })
     }
 
-    async fn stored(&self, name: SubscriptionRef) -> Result<Option<Stored>, NatsError> {
+    async fn stored(&self, name: SubscriptionRef) -> Result<Option<StoredSubscription>, NatsError> {
         self.js.subscription(&name).await
     }
 
-    /// The subscription and its revision, if the caller reaches its tenant. A caller that is bound to
-    /// a tenant learns nothing of others.
-    pub async fn subscription(&self, caller: &Caller, naming: &Naming) -> Result<Stored, ManagementError> {
-        let Naming { id, tenant } = naming;
+    /// The subscription and its revision, if the caller may see its tenant. A caller bound to a tenant learns nothing about
+    /// other tenants.
+    pub async fn subscription(
+        &self,
+        caller: &Caller,
+        naming: &SubscriptionSelector,
+    ) -> Result<StoredSubscription, ManagementError> {
+        let SubscriptionSelector { id, tenant } = naming;
         let nothing = |name: String| ManagementError::NoSubscription { id: name };
         if let Some(tenant) = tenant.as_deref().or(caller.tenant()) {
             if !caller.reaches(tenant) {
@@ -194,8 +200,8 @@ impl Management {
         }
     }
 
-    /// Compares with what is stored and settles the secrets; nothing is written. What is not there yet
-    /// gets its incarnation; what is there keeps it.
+    /// Compares with the stored subscription and resolves the secrets, without writing. A new subscription gets a new
+    /// incarnation; an existing one keeps its own.
     pub async fn plan_write(
         &self,
         caller: &Caller,
@@ -207,14 +213,14 @@ impl Management {
             return Err(ManagementError::Invalid(vec![FieldError::new(
                 "tenant",
                 format!(
-                    "is {:?}, and this token is bound to {own:?}; write that, or leave it out",
+                    "is {:?}, but this token is bound to {own:?}; write that, or omit it",
                     subscription.tenant
                 ),
             )]));
         }
         let name = reference(&subscription)?;
-        let Slot { revision: expected, subscription: stored, unreadable } =
-            self.js.subscription_slot(&name).await?;
+        let RegistryEntry { revision: expected, subscription: stored, unreadable } =
+            self.js.registry_entry(&name).await?;
         let stored = stored.map(|(stored, _)| stored);
         subscription.incarnation = match &stored {
             Some(stored) => stored.incarnation,
@@ -223,26 +229,25 @@ impl Management {
         if opens_a_broker(caller.tenant(), &subscription, stored.as_ref()) {
             return Err(ManagementError::Invalid(vec![FieldError::new(
                 "delivery.broker",
-                "is for a token that is not bound to a tenant, since the broker is the operator's; write url, or \
-                 have an operator write it",
+                "needs a token that is not bound to a tenant, because external brokers belong to the operator; write url, or \
+                 ask an operator to write it",
             )]));
         }
-        secrets::settle(&mut subscription, stored.as_ref(), self.sealer(), caller.is_operator())?;
+        secrets::resolve(&mut subscription, stored.as_ref(), self.sealer(), caller.is_operator())?;
         if subscription.secrets_mut().iter().any(|secret| matches!(secret, Secret::Plain(_))) {
             return Err(ManagementError::NoMasterKey { id });
         }
-        let room = self.room_for(&subscription, stored.as_ref()).await?;
+        let room = self.reserve_quota(&subscription, stored.as_ref()).await?;
         let action = match &stored {
             None => WriteAction::Created,
-            // What is unreadable is repaired by the same again.
+            // Writing the same again repairs an unreadable entry.
             Some(stored) if unreadable.is_none() && same(stored, &subscription) => WriteAction::Unchanged,
             Some(_) => WriteAction::Updated,
         };
         Ok(PlannedWrite { subscription, expected, action, _room: room })
     }
 
-    /// Writes what was planned, if nobody else wrote meanwhile. Returns the revision that now stands
-    /// and what was done.
+    /// Writes a planned subscription if nobody changed it in between. Returns the current revision and the effect.
     pub async fn write_subscription(
         &self,
         write: &PlannedWrite,
@@ -257,20 +262,19 @@ impl Management {
         }
     }
 
-    /// Writes a change of what was read, on the condition that it still is the same. Returns the new
-    /// revision.
-    pub(super) async fn put_changed(&self, changed: &Stored) -> Result<u64, ManagementError> {
+    /// Writes a changed subscription if its revision is still the same. Returns the new revision.
+    pub(super) async fn put_changed(&self, changed: &StoredSubscription) -> Result<u64, ManagementError> {
         let id = changed.subscription.id.as_str();
         let written = self.js.put_subscription(&changed.subscription, Some(changed.revision)).await;
         written.map_err(|error| conflict(id, error))
     }
 
-    /// Pauses or resumes. Returns it as it is now, and whether that is a change.
+    /// Pauses or resumes a subscription. Returns its current state, and whether it changed.
     pub async fn set_state(
         &self,
-        mut stored: Stored,
+        mut stored: StoredSubscription,
         state: SubscriptionState,
-    ) -> Result<(Stored, bool), ManagementError> {
+    ) -> Result<(StoredSubscription, bool), ManagementError> {
         let changed = stored.subscription.state != state;
         if changed {
             stored.subscription.set_state(state);
@@ -279,20 +283,20 @@ impl Management {
         Ok((stored, changed))
     }
 
-    /// Removes a subscription if it still is as it was read.
-    pub async fn remove_subscription(&self, stored: &Stored) -> Result<(), ManagementError> {
+    /// Removes a subscription if its revision is still the same.
+    pub async fn remove_subscription(&self, stored: &StoredSubscription) -> Result<(), ManagementError> {
         let name = reference(&stored.subscription)?;
         let removed = self.js.remove_subscription(&name, Some(stored.revision)).await;
         removed.map(drop).map_err(|error| conflict(name.id(), error))
     }
 
-    /// Removes whatever is stored under that name, be it unreadable.
-    pub async fn remove_unreadable(&self, naming: &Naming) -> Result<(), ManagementError> {
-        let Naming { id, tenant } = naming;
+    /// Removes the entry under a name, even if it is unreadable.
+    pub async fn remove_unreadable(&self, naming: &SubscriptionSelector) -> Result<(), ManagementError> {
+        let SubscriptionSelector { id, tenant } = naming;
         let tenant = tenant.as_deref().ok_or_else(|| {
             ManagementError::Invalid(vec![FieldError::new(
                 "tenant",
-                "is needed for what cannot be read; name it",
+                "is required to remove an unreadable entry",
             )])
         })?;
         let name = SubscriptionRef::new(tenant, id).map_err(|error| invalid_tenant(&error))?;
@@ -302,7 +306,7 @@ impl Management {
 }
 
 impl SubscriptionFilter {
-    pub(super) fn leaves(&self, stored: &Stored) -> bool {
+    pub(super) fn accepts_stored(&self, stored: &StoredSubscription) -> bool {
         let Subscription { tenant, state, events, .. } = &stored.subscription;
         self.accepts(tenant, *state, |key| events.iter().any(|pattern| pattern.matches(key)))
     }
@@ -314,7 +318,7 @@ impl SubscriptionFilter {
     }
 }
 
-/// The name of a subscription that came from outside.
+/// The tenant and id of a subscription document.
 fn reference(subscription: &Subscription) -> Result<SubscriptionRef, ManagementError> {
     subscription.reference().map_err(|error| invalid_tenant(&error))
 }
@@ -323,7 +327,7 @@ fn invalid_tenant(error: &InvalidTenant) -> ManagementError {
     ManagementError::Invalid(vec![FieldError::new("tenant", error.to_string())])
 }
 
-/// A write that expected another revision than there is.
+/// Maps a wrong revision to [`ManagementError::Conflict`].
 fn conflict(id: &str, error: NatsError) -> ManagementError {
     if error.is_wrong_last_sequence() {
         ManagementError::Conflict { id: id.to_owned() }
@@ -332,8 +336,8 @@ fn conflict(id: &str, error: NatsError) -> ManagementError {
     }
 }
 
-/// Refuses at the write what every delivery would refuse. A name is judged when it is resolved,
-/// but for `localhost`, which is always this machine (RFC 6761).
+/// Rejects IP addresses that every delivery would reject. Host names are checked when they are resolved, except for
+/// `localhost`, which is always this machine (RFC 6761).
 fn check_addresses(subscription: &Subscription, policy: &AddressPolicy, errors: &mut Vec<FieldError>) {
     let mut check = |field: &str, url: &Url| {
         let address = match url.host() {
@@ -348,8 +352,8 @@ fn check_addresses(subscription: &Subscription, policy: &AddressPolicy, errors: 
             errors.push(FieldError::new(
                 field,
                 format!(
-                    "{address} is not a public address, and deliveries may not reach it; write a public one, or add \
-                     its network to delivery.allow_networks in the settings, such as [\"{address}\"]"
+                    "{address} is not a public address; write a public one, or add its network to \
+                     delivery.allow_networks, for example [\"{address}\"]"
                 ),
             ));
         }
@@ -361,35 +365,35 @@ fn check_addresses(subscription: &Subscription, policy: &AddressPolicy, errors: 
     }
 }
 
-/// A broker that a subscription names has to be one of the settings, and take names like the stream's.
+/// Checks that the subscription's broker is configured and accepts its stream name.
 fn check_broker(subscription: &Subscription, settings: &Settings, errors: &mut Vec<FieldError>) {
     let Some(BrokerDelivery { broker, stream, .. }) = subscription.delivery.broker() else { return };
-    let told = |errors: &[FieldError], field: &str| errors.iter().any(|error| error.field == field);
+    let has_error = |errors: &[FieldError], field: &str| errors.iter().any(|error| error.field == field);
     if let Some(entry) = settings.external_brokers.iter().find(|entry| entry.name == *broker) {
         if let Err(error) = entry.check_name(stream)
-            && !told(errors, "delivery.stream")
+            && !has_error(errors, "delivery.stream")
         {
             errors.push(FieldError::new("delivery.stream", error.problem));
         }
         return;
     }
-    if told(errors, "delivery.broker") {
+    if has_error(errors, "delivery.broker") {
         return;
     }
     let known: Vec<&str> = settings.external_brokers.iter().map(|entry| entry.name.as_str()).collect();
     let remedy = if known.is_empty() {
-        "the settings have no external broker; add it to [[external_brokers]]".to_owned()
+        "no external broker is configured; add it to [[external_brokers]]".to_owned()
     } else {
         format!(
-            "the settings have {}; write one of them, or add it to [[external_brokers]]",
+            "configured brokers: {}; write one of them, or add it to [[external_brokers]]",
             known.join(", ")
         )
     };
-    errors.push(FieldError::new("delivery.broker", format!("is {broker:?}, and {remedy}")));
+    errors.push(FieldError::new("delivery.broker", format!("unknown broker {broker:?}; {remedy}")));
 }
 
-/// Whether a caller that is bound to a tenant would have the hub write, with the operator's own
-/// credentials, where no operator has let it: one that is unbound names brokers and their streams.
+/// Whether a caller that is bound to a tenant would use the operator's broker credentials for a broker and stream that
+/// no operator has allowed for this subscription.
 fn opens_a_broker(bound_to: Option<&str>, new: &Subscription, stored: Option<&Subscription>) -> bool {
     let to = |subscription: &Subscription| {
         let broker = subscription.delivery.broker()?;
@@ -399,7 +403,7 @@ fn opens_a_broker(bound_to: Option<&str>, new: &Subscription, stored: Option<&Su
     bound_to.is_some() && new.is_some() && new != stored.and_then(to)
 }
 
-/// Whether both are stored as the same text. A plain secret is never the same: it is new.
+/// Whether both have the same stored text. A plain secret is new and never the same.
 fn same(stored: &Subscription, new: &Subscription) -> bool {
     match (serde_json::to_value(stored), serde_json::to_value(new)) {
         (Ok(stored), Ok(new)) => stored == new,
@@ -419,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_has_to_be_one_of_the_settings_and_to_take_the_name() {
+    fn a_broker_must_be_configured_and_accept_the_stream_name() {
         let check = |toml: &str, broker: &str, stream: &str| {
             let settings = Settings::from_toml("hub.toml", toml).unwrap();
             let delivery = json!({"broker": broker, "stream": stream});
@@ -445,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenant_keeps_to_the_broker_that_an_operator_gave_it() {
+    fn a_tenant_cannot_choose_another_broker_than_the_operators() {
         let to = |stream: &str| subscription("acme", json!({"broker": "partner_events", "stream": stream}));
         let endpoint = subscription("acme", json!({"url": "https://a.example/"}));
         let tenant = Some("acme");

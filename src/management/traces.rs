@@ -1,4 +1,4 @@
-//! One event's story, within a time.
+//! Traces one event, within a time limit.
 
 use std::time::Duration;
 
@@ -8,26 +8,26 @@ use super::{Management, ManagementError};
 use crate::domain::trace::{Findings, Trace};
 use crate::nats::TraceQuery;
 
-/// Which event, where it is looked for, and for how long.
+/// The event to trace, where to look, and for how long.
 #[derive(Debug, Clone)]
 pub struct TraceRequest {
     pub event_id: String,
-    /// Names of domains; empty: all.
+    /// Domain names; empty means all.
     pub domains: Vec<String>,
-    /// Only what was stored, or failed, at or after this.
+    /// Only messages that were stored, or failed, at or after this time.
     pub since: Option<OffsetDateTime>,
-    /// Only what belongs to this tenant.
+    /// Only messages of this tenant.
     pub tenant: Option<String>,
-    /// Look for so long at most, and tell what was found until then.
+    /// Time limit; what was found until then is returned.
     pub timeout: Duration,
 }
 
-/// What was found.
+/// The result of a trace.
 #[derive(Debug, PartialEq)]
 pub struct Traced {
-    /// `None` if nothing is known of the event.
+    /// `None` if nothing was found.
     pub trace: Option<Trace>,
-    /// Whether all streams were read within the time.
+    /// Whether all streams were read within the time limit.
     pub complete: bool,
 }
 

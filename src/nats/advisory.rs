@@ -1,4 +1,4 @@
-//! Consumer advisories: the server's word that a message used up its deliveries or was terminated.
+//! Consumer advisories: the server reports that a message used up its deliveries or was terminated.
 
 use serde::Deserialize;
 
@@ -19,6 +19,7 @@ pub enum AdvisoryKind {
 }
 
 impl Advisory {
+    /// Parses an advisory; `None` for any other message.
     pub fn read(payload: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]
         struct Wire {

@@ -1,16 +1,16 @@
-//! The delivery log: messages of several records each, per subscription.
+//! The delivery log: each message holds several records of one subscription.
 
 use bytes::Bytes;
 
 use super::connection::JetStream;
 use super::error::NatsError;
+use crate::domain::headers;
 
-/// How many records a message of the log holds.
-pub(super) const RECORDS_HEADER: &str = "Hub-Records";
+/// Number of records in a message of the delivery log.
+pub(super) const RECORDS_HEADER: &str = headers::RECORDS;
 
 impl JetStream {
-    /// Puts records (newline-delimited JSON, `count` of them) into a subscription's log, which its
-    /// token names.
+    /// Appends `count` records (newline-delimited JSON) to the delivery log of a subscription, given by its token.
     pub async fn put_attempts(
         &self,
         domain: &str,

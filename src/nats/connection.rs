@@ -1,4 +1,4 @@
-//! The connection, and JetStream's API as JSON over request and reply.
+//! The connection to NATS, and the JetStream API as JSON over request and reply.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,18 +14,18 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::error::{ApiError, NatsError};
-use super::subjects::Names;
+use super::subjects::SubjectNames;
 
-/// The longest subject published to. The server's default for a whole protocol line is 4 KB, and it ends
-/// a connection that sends a longer one.
+/// Longest subject that is published to, in bytes. The server closes a connection that sends a protocol line longer
+/// than its limit, 4 KB by default.
 const MAX_SUBJECT_BYTES: usize = 3_500;
 
-/// How to reach the server and who we are there.
+/// Address, credentials and timeouts of a connection.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectOptions {
     pub url: String,
     pub prefix: String,
-    /// First part of the subjects that answers come to; empty for the client's default.
+    /// First part of the inbox subjects; empty for the client's default.
     pub inbox_prefix: String,
     pub name: String,
     pub credentials_file: Option<PathBuf>,
@@ -46,26 +46,26 @@ pub struct Tls {
     pub key_file: Option<PathBuf>,
 }
 
-/// A connection with the names of its hub. Cheap to clone; all clones share the one connection.
+/// A connection with the subject names of its hub. Cheap to clone; all clones share one connection.
 #[derive(Debug, Clone)]
 pub struct JetStream {
-    /// Each clone of the client itself allocates.
+    /// In an `Arc` because cloning the client allocates.
     client: Arc<Client>,
-    names: Names,
-    /// Counts the connections made; a change means that outstanding pulls are gone.
+    names: SubjectNames,
+    /// Number of connections made so far; a change means that outstanding pulls are lost.
     generation: watch::Receiver<u64>,
     connected: watch::Receiver<bool>,
     request_timeout: Duration,
 }
 
 impl JetStream {
-    /// Ends the connection for good, for all clones.
+    /// Closes the connection for good, for all clones.
     #[cfg(test)]
     pub(crate) async fn close(&self) {
-        self.client.drain().await.expect("the client is there");
+        self.client.drain().await.expect("the client drains");
     }
 
-    /// Connects once; a connection that is lost later is made again by itself, for ever.
+    /// Connects. The client reconnects by itself, without limit, if the connection is lost later.
     pub async fn connect(options: &ConnectOptions) -> Result<Self, NatsError> {
         let (generation_sender, generation) = watch::channel(0u64);
         let (connected_sender, connected) = watch::channel(true);
@@ -75,7 +75,7 @@ impl JetStream {
             .request_timeout(Some(options.request_timeout))
             .max_reconnects(None)
             .reconnect_delay_callback(|attempt| Duration::from_millis((50 * attempt as u64).min(2_000)))
-            // Pulls are bounded by their credit; the capacity only has to be above any credit.
+            // Pulls are bounded by their permits; the capacity only has to exceed the number of permits.
             .subscription_capacity(64 * 1024)
             .client_capacity(8 * 1024)
             .skip_subject_validation(true)
@@ -88,12 +88,15 @@ impl JetStream {
                     }
                     Event::Disconnected => {
                         connected_sender.send_replace(false);
-                        tracing::warn!("the connection to the NATS server is lost; connecting again");
+                        tracing::warn!("lost the connection to the NATS server, reconnecting");
                     }
                     Event::SlowConsumer(subscription) => {
-                        tracing::error!(subscription, "the client dropped messages of a subscription");
+                        tracing::error!(
+                            subscription,
+                            "the NATS client dropped messages of a slow subscription"
+                        );
                     }
-                    Event::ServerError(error) => tracing::warn!(%error, "the NATS server reports an error"),
+                    Event::ServerError(error) => tracing::warn!(%error, "the NATS server reported an error"),
                     other => tracing::debug!(event = %other, "NATS client event"),
                 }
                 std::future::ready(())
@@ -115,7 +118,8 @@ impl JetStream {
             let text = read_setting("credentials_file", path)?;
             connect = connect.credentials(&text).map_err(|error| NatsError::Settings {
                 setting: "credentials_file",
-                reason: format!("{} is not a credentials file: {error}", path.display()),
+                path: path.clone(),
+                source: error,
             })?;
         }
         connect = connect.require_tls(options.tls.required);
@@ -130,20 +134,20 @@ impl JetStream {
             .await
             .map_err(|error| match error.kind() {
                 ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                    NatsError::Login { url: options.url.clone() }
+                    NatsError::Login { url: options.url.clone(), source: error.into() }
                 }
-                _ => NatsError::Connect { url: options.url.clone(), reason: error.to_string() },
+                _ => NatsError::Connect { url: options.url.clone(), source: error.into() },
             })?;
         Ok(Self {
             client: Arc::new(client),
-            names: Names::new(&options.prefix),
+            names: SubjectNames::new(&options.prefix),
             generation,
             connected,
             request_timeout: options.request_timeout,
         })
     }
 
-    pub fn names(&self) -> &Names {
+    pub fn names(&self) -> &SubjectNames {
         &self.names
     }
 
@@ -163,7 +167,7 @@ impl JetStream {
         *self.connected.borrow()
     }
 
-    /// The largest message the server takes, in bytes.
+    /// Largest message that the server accepts, in bytes.
     pub fn max_payload(&self) -> usize {
         self.client.max_payload()
     }
@@ -177,7 +181,7 @@ impl JetStream {
         self.client.server_info().server_name
     }
 
-    /// Waits until everything published so far has left this process.
+    /// Waits until everything published so far has been sent.
     pub async fn flush(&self) -> Result<(), NatsError> {
         let timeout = self.request_timeout;
         match tokio::time::timeout(timeout, self.client.flush()).await {
@@ -187,15 +191,13 @@ impl JetStream {
         }
     }
 
-    /// One request to `$JS.API.<subject>`; an `error` in the answer is an error here.
+    /// Sends a request to `$JS.API.<subject>`. An `error` in the answer becomes [`NatsError::Api`].
     pub(super) async fn api<T: DeserializeOwned>(
         &self,
         subject: &str,
         body: &impl Serialize,
     ) -> Result<T, NatsError> {
-        let payload = serde_json::to_vec(body).map_err(|error| {
-            NatsError::answer(subject.to_owned(), format!("the request could not be written: {error}"))
-        })?;
+        let payload = serde_json::to_vec(body).map_err(|error| NatsError::encode(subject, error))?;
         let payload = if payload == b"null" { Bytes::new() } else { Bytes::from(payload) };
         let full = format!("$JS.API.{subject}");
         let answer = self.request(&full, payload, HeaderMap::new()).await?;
@@ -230,15 +232,15 @@ impl JetStream {
     }
 }
 
-/// Refuses a subject that would make the server end the connection. Subjects are made of what others
-/// wrote, here and there.
+/// Rejects a subject for which the server would close the connection. Some subjects contain text that
+/// publishers wrote.
 fn usable(subject: &str) -> Result<(), NatsError> {
     let invalid = |reason| NatsError::Subject { subject: subject.chars().take(80).collect(), reason };
     if subject.len() > MAX_SUBJECT_BYTES {
-        return Err(invalid("the subject is too long"));
+        return Err(invalid("the subject is too long; at most 3500 bytes are allowed"));
     }
     if subject.is_empty() || subject.bytes().any(|byte| byte.is_ascii_whitespace()) {
-        return Err(invalid("the subject is empty or has white space"));
+        return Err(invalid("the subject is empty or contains white space"));
     }
     Ok(())
 }
@@ -246,11 +248,12 @@ fn usable(subject: &str) -> Result<(), NatsError> {
 fn read_setting(setting: &'static str, path: &std::path::Path) -> Result<String, NatsError> {
     std::fs::read_to_string(path).map_err(|error| NatsError::Settings {
         setting,
-        reason: format!("cannot read {}: {error}", path.display()),
+        path: path.to_owned(),
+        source: error,
     })
 }
 
-/// Reads a JetStream API answer or publish acknowledgement.
+/// Decodes a JetStream API answer or publish acknowledgement.
 pub(super) fn read_answer<T: DeserializeOwned>(subject: &str, payload: &[u8]) -> Result<T, NatsError> {
     let unreadable = |error: serde_json::Error| NatsError::answer(subject.to_owned(), error);
     let value: Value = serde_json::from_slice(payload).map_err(unreadable)?;

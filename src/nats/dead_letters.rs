@@ -1,5 +1,5 @@
-//! The dead-letter streams: putting, finding, listing and dropping entries. The message is the
-//! truth: its headers are the dead letter's fields, its body the envelope.
+//! Stores, finds, lists and deletes dead letters. In the stream, the headers of a message are the fields of the dead
+//! letter and its body is the envelope.
 
 use async_nats::HeaderMap;
 use base64::Engine as _;
@@ -9,48 +9,48 @@ use serde::{Deserialize, Serialize};
 
 use super::connection::JetStream;
 use super::error::NatsError;
-use super::inspect::StoredMessage;
+use super::ordered_reader::{OrderedEvent, OrderedReader, OrderedReaderOptions};
 use super::publish::{one_line, shortened};
-use super::scan::{Scan, ScanEvent, ScanOptions};
+use super::stream_api::StoredMessage;
 use super::subjects::SHARED_LANE;
 use crate::domain::dead_letter::{DeadLetter, DeadLetterState};
 use crate::domain::dead_letter_query::DeadLetterQuery;
 use crate::domain::envelope::Envelope;
+use crate::domain::headers;
 use crate::domain::last_words::LastWords;
 use crate::domain::subscription::subscription_token;
 
-/// Subjects that one read asks for by name; for more it reads all and chooses itself.
+/// Maximum number of subject filters of one read; beyond that it reads all subjects and filters here.
 const MOST_FILTERS: usize = 64;
 
-/// The most bytes of a dead letter's own fields. A stream takes 65,535 bytes of headers.
+/// Maximum size of a dead letter's fields in bytes. A stream accepts 65,535 bytes of headers.
 const MAX_HEADER_BYTES: usize = 40 * 1024;
-/// The most bytes of an unreadable header block that a dead letter keeps.
+/// Maximum number of bytes of an unparsable header block that a dead letter keeps.
 const MAX_BLOCK_BYTES: usize = 16 * 1024;
-/// The most bytes of a lane or a subscription in a subject: longer than any that the hub makes.
+/// Maximum size of a lane or subscription token in a subject, in bytes; longer than any that the hub creates.
 const MAX_TOKEN_BYTES: usize = 256;
 
-/// A dead letter and where it stands.
+/// A dead letter and its position in the stream.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[schema(as = DeadLetterEntry)]
-pub struct Entry {
+pub struct DeadLetterEntry {
     #[serde(flatten)]
     pub letter: DeadLetter,
-    /// In its domain's dead-letter stream.
+    /// Sequence in the dead-letter stream of its domain.
     pub sequence: u64,
 }
 
-/// Some dead letters of one domain, oldest first.
+/// A page of dead letters of one domain, oldest first.
 #[derive(Debug, Clone, Default)]
 pub struct DeadLetterPage {
-    pub entries: Vec<Entry>,
-    /// Where to go on: the sequence after the last one looked at; `None` at the end.
+    pub entries: Vec<DeadLetterEntry>,
+    /// The sequence where the next page begins; `None` at the end.
     pub next: Option<u64>,
 }
 
 impl JetStream {
-    /// Puts a dead letter into its domain's stream, under its outbox subject and `.DLT`. The
-    /// message id is made of the outbox stream and sequence it stood at, so that a repetition
-    /// adds nothing.
+    /// Stores a dead letter in the stream of its domain, under its outbox subject and `.DLT`. The message id consists of
+    /// the outbox stream and sequence, so that a repetition adds nothing.
     pub async fn put_dead_letter(
         &self,
         outbox_subject: &str,
@@ -58,12 +58,12 @@ impl JetStream {
         letter: &DeadLetter,
         envelope: Bytes,
     ) -> Result<(), NatsError> {
-        self.put_dead_letter_of(outbox_subject, outbox_sequence, letter, envelope, None).await
+        self.put_dead_letter_with_headers(outbox_subject, outbox_sequence, letter, envelope, None).await
     }
 
-    /// The same, of a message whose header block may be unreadable: then it goes along, in base64
-    /// (`Hub-Original-Headers`; the first 16 KiB of a longer one).
-    pub async fn put_dead_letter_of(
+    /// As [`Self::put_dead_letter`], and stores an unparsable header block in base64 (`Hub-Original-Headers`, at most
+    /// 16 KiB of it).
+    pub async fn put_dead_letter_with_headers(
         &self,
         outbox_subject: &str,
         outbox_sequence: u64,
@@ -76,8 +76,8 @@ impl JetStream {
         self.put_letter(outbox_subject, &id, letter, envelope, block).await
     }
 
-    /// The same for an envelope that never stood in an outbox, with a message id of its own.
-    pub async fn put_dead_letter_as(
+    /// As [`Self::put_dead_letter`], with a given message id, for an envelope that was never in an outbox.
+    pub async fn put_dead_letter_with_id(
         &self,
         message_id: &str,
         outbox_subject: &str,
@@ -87,8 +87,8 @@ impl JetStream {
         self.put_letter(outbox_subject, message_id, letter, envelope, None).await
     }
 
-    /// Files a message of a dead-letter stream that cannot be worked on under another reason, with its
-    /// original body, and drops it.
+    /// Replaces a message of a dead-letter stream that cannot be processed by a dead letter with the same body and
+    /// another reason.
     pub async fn refile_dead_letter(
         &self,
         entry: &StoredMessage,
@@ -98,7 +98,7 @@ impl JetStream {
         let outbox_subject = self.names().outbox_of_dead_letter(&entry.subject);
         let id = format!("{stream}-{}-refiled", entry.sequence);
         self.put_letter(outbox_subject, &id, letter, entry.payload.clone(), entry.header_block()).await?;
-        self.drop_dead_letter(&letter.domain, entry.sequence).await
+        self.delete_dead_letter(&letter.domain, entry.sequence).await
     }
 
     async fn put_letter(
@@ -114,8 +114,8 @@ impl JetStream {
         headers.insert("Nats-Msg-Id", message_id);
         if let Some(block) = block {
             let kept = block.slice(..block.len().min(MAX_BLOCK_BYTES));
-            headers.insert("Hub-Original-Headers", STANDARD.encode(kept));
-            headers.insert("Hub-Original-Headers-Size", block.len().to_string());
+            headers.insert(headers::ORIGINAL_HEADERS, STANDARD.encode(kept));
+            headers.insert(headers::ORIGINAL_HEADERS_SIZE, block.len().to_string());
         }
         let names = self.names();
         let token = |text: &str| {
@@ -125,29 +125,29 @@ impl JetStream {
         let usable = names.parse_outbox(outbox_subject).is_some_and(|parsed| {
             parsed.domain == letter.domain && token(parsed.lane) && token(parsed.subscription)
         });
-        // What was written under an impossible subject is found under this one.
+        // A message with an invalid subject is stored under this one.
         let unreadable = || names.outbox(&letter.domain, SHARED_LANE, "unreadable");
         let place = if usable { outbox_subject.to_owned() } else { unreadable() };
         self.publish_map(&names.dead_letter(&place), envelope, headers).await.map(drop)
     }
 
-    /// Drops a dead letter: it was delivered, discarded, or has a successor.
-    pub async fn drop_dead_letter(&self, domain: &str, sequence: u64) -> Result<(), NatsError> {
+    /// Deletes a dead letter that was delivered or discarded, or has a successor.
+    pub async fn delete_dead_letter(&self, domain: &str, sequence: u64) -> Result<(), NatsError> {
         self.delete(&self.names().dlt_stream(domain), sequence).await
     }
 
-    /// Drops a dead letter that nobody is to get; whoever waits for it hears that.
+    /// Marks a dead letter as discarded, for callers that follow it, and deletes it.
     pub async fn discard_dead_letter(&self, domain: &str, sequence: u64) -> Result<(), NatsError> {
         self.mark_discarded(domain, sequence).await?;
-        self.drop_dead_letter(domain, sequence).await
+        self.delete_dead_letter(domain, sequence).await
     }
 
-    /// Whether a dead letter stands. One that does not was delivered, discarded, or has a successor.
-    pub async fn dead_letter_stands(&self, domain: &str, sequence: u64) -> Result<bool, NatsError> {
-        self.stands(&self.names().dlt_stream(domain), sequence).await
+    /// Whether a dead letter exists. If not, it was delivered, discarded, or has a successor.
+    pub async fn dead_letter_exists(&self, domain: &str, sequence: u64) -> Result<bool, NatsError> {
+        self.has_message(&self.names().dlt_stream(domain), sequence).await
     }
 
-    /// Up to `limit` dead letters of a domain that the query accepts, from a sequence on.
+    /// Reads up to `limit` dead letters of a domain that the query accepts, starting at a sequence.
     pub async fn dead_letters(
         &self,
         domain: &str,
@@ -167,26 +167,26 @@ impl JetStream {
         }
         let replaying = self.replaying(domain).await?;
         let mut from = from;
-        // A reader that lost its place goes on from where it was.
+        // A lost reader is replaced by one that continues at `from`.
         'again: loop {
-            let options = ScanOptions {
+            let options = OrderedReaderOptions {
                 filters: filters.clone(),
                 from_sequence: Some(from),
                 headers_only: true,
                 last_per_subject: false,
             };
-            let mut scan = Scan::begin(self, &stream, &options).await?;
-            while scan.remaining > 0 {
-                match tokio::time::timeout(self.request_timeout(), scan.next()).await {
+            let mut reader = OrderedReader::open(self, &stream, &options).await?;
+            while reader.remaining > 0 {
+                match tokio::time::timeout(self.request_timeout(), reader.next()).await {
                     Ok(event) => match event? {
-                        ScanEvent::Message(message) => {
+                        OrderedEvent::Message(message) => {
                             from = message.stream_sequence + 1;
                             let Some(mut letter) = DeadLetter::from_headers(|name| message.header(name))
                             else {
                                 tracing::warn!(
                                     stream,
                                     sequence = message.stream_sequence,
-                                    "a message without the headers of a dead letter is passed over"
+                                    "skipped a message without the headers of a dead letter"
                                 );
                                 continue;
                             };
@@ -194,29 +194,30 @@ impl JetStream {
                                 letter.state = DeadLetterState::Replaying;
                             }
                             if query.accepts(&letter) {
-                                page.entries.push(Entry { letter, sequence: message.stream_sequence });
+                                page.entries
+                                    .push(DeadLetterEntry { letter, sequence: message.stream_sequence });
                                 if page.entries.len() == limit {
-                                    page.next = (scan.remaining > 0).then_some(from);
+                                    page.next = (reader.remaining > 0).then_some(from);
                                     break;
                                 }
                             }
                         }
-                        ScanEvent::Lost => {
-                            scan.end().await;
+                        OrderedEvent::Lost => {
+                            reader.close().await;
                             continue 'again;
                         }
                     },
-                    // What was there when the read began was dropped meanwhile.
+                    // The remaining messages were deleted in the meantime.
                     Err(_) => break,
                 }
             }
-            scan.end().await;
+            reader.close().await;
             return Ok(page);
         }
     }
 
-    /// The subjects that a query reads: those of the subscription, in any tenant if the query names
-    /// none, and the bare id, under which an older version put all tenants' dead letters.
+    /// The subjects that a query reads: those of the subscription, of every tenant if the query has none, and the bare
+    /// id, under which older versions stored the dead letters of all tenants.
     async fn filters_of(&self, domain: &str, query: &DeadLetterQuery) -> Result<Vec<String>, NatsError> {
         let all = self.names().dead_letter_filter(domain);
         let Some(wanted) = &query.subscription else { return Ok(vec![all]) };
@@ -232,7 +233,7 @@ impl JetStream {
         Ok(if filters.len() > MOST_FILTERS { vec![all] } else { filters })
     }
 
-    /// The envelope's last words, if its final failed attempt was kept.
+    /// The final failed attempt of an envelope, if it was stored.
     pub async fn last_words(
         &self,
         domain: &str,
@@ -240,7 +241,7 @@ impl JetStream {
         subscription: &str,
         envelope: &str,
     ) -> Result<Option<LastWords>, NatsError> {
-        // Under the bare id: kept by a version that knew no other token.
+        // Older versions stored it under the bare id.
         let token = subscription_token(tenant, subscription);
         let bare = (token.as_deref() != Some(subscription)).then_some(subscription);
         for name in token.as_deref().into_iter().chain(bare) {
@@ -255,7 +256,7 @@ impl JetStream {
         Ok(None)
     }
 
-    /// Keeps the envelope's last words, under its subscription's token.
+    /// Stores the final failed attempt of an envelope; `subscription` is the token.
     pub async fn put_last_words(
         &self,
         domain: &str,
@@ -266,7 +267,7 @@ impl JetStream {
         self.put_words(&self.names().final_attempt(domain, subscription, envelope), words, &[]).await
     }
 
-    /// Keeps the envelope's last words, with headers by which its event's story finds them.
+    /// Stores the final failed attempt of an envelope, with headers by which a trace finds it.
     pub async fn put_final_attempt(
         &self,
         domain: &str,
@@ -274,15 +275,14 @@ impl JetStream {
         words: &LastWords,
     ) -> Result<(), NatsError> {
         let Some(token) = envelope.token() else {
-            let subject = self.names().attempts_stream();
-            return Err(NatsError::answer(subject, "the envelope names no subscription".to_owned()));
+            return Err(NatsError::UnnamedSubscription { envelope: envelope.id.to_string() });
         };
         let subject = self.names().final_attempt(domain, &token, &envelope.id);
         let headers = [
-            ("Hub-Id", &*envelope.id),
-            ("Hub-Event-Id", &envelope.event_id),
-            ("Hub-Event-Key", &envelope.event_key),
-            ("Hub-Tenant", &envelope.tenant),
+            (headers::ID, &*envelope.id),
+            (headers::EVENT_ID, &envelope.event_id),
+            (headers::EVENT_KEY, &envelope.event_key),
+            (headers::TENANT, &envelope.tenant),
         ];
         self.put_words(&subject, words, &headers).await
     }
@@ -293,14 +293,13 @@ impl JetStream {
         words: &LastWords,
         headers: &[(&str, &str)],
     ) -> Result<(), NatsError> {
-        let payload =
-            serde_json::to_vec(words).map_err(|error| NatsError::answer(subject.to_owned(), error))?;
+        let payload = serde_json::to_vec(words).map_err(|error| NatsError::encode(subject, error))?;
         self.publish(subject, payload.into(), headers).await.map(drop)
     }
 }
 
-/// A dead letter's headers, cut so that they fit beside the envelope and into what a stream takes of
-/// headers: an envelope that somebody else wrote may hold any text.
+/// A dead letter's headers, cut to fit into the message with the envelope and into the header limit of a stream. An
+/// envelope from another writer may hold texts of any length.
 fn letter_headers(letter: &DeadLetter, room: usize) -> HeaderMap {
     let room = room.min(MAX_HEADER_BYTES);
     let mut headers = HeaderMap::new();
@@ -308,7 +307,7 @@ fn letter_headers(letter: &DeadLetter, room: usize) -> HeaderMap {
         headers = HeaderMap::new();
         let mut size = 512;
         for (name, value) in letter.to_headers() {
-            let most = if name == "Hub-Event-Id" { event_id } else { other };
+            let most = if name == headers::EVENT_ID { event_id } else { other };
             let value = shortened(&value, most);
             size += name.len() + value.len() + 4;
             headers.insert(name, one_line(value).as_ref());

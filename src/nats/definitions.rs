@@ -1,12 +1,11 @@
-//! Stream and consumer definitions, rendered from the JSON files under `nats/` (the same files
-//! that `nats stream add --config` takes). A domain of the settings gets its streams from the
-//! files of the first default domain.
+//! Stream and consumer definitions, rendered from the JSON files under `nats/`, which `nats stream add --config` reads
+//! too. The files of the first default domain are the template for every configured domain.
 
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::subjects::{Names, lane_consumer, stream_token};
+use super::subjects::{SubjectNames, lane_consumer, stream_token};
 
 macro_rules! stream_file {
     ($name:literal) => {
@@ -20,7 +19,7 @@ macro_rules! consumer_file {
     };
 }
 
-/// The domain whose files are the template of every domain's.
+/// The domain whose files are the template for every domain.
 const TEMPLATE_DOMAIN: &str = "user-lifecycle";
 
 const OUTBOX: &str = stream_file!("HUB_OUTBOX_USER_LIFECYCLE");
@@ -28,9 +27,9 @@ const DLT: &str = stream_file!("HUB_OUTBOX_USER_LIFECYCLE_DLT");
 const LANE: &str = consumer_file!("HUB_OUTBOX_USER_LIFECYCLE", "lane-shared");
 const DLT_PROCESSOR: &str = consumer_file!("HUB_OUTBOX_USER_LIFECYCLE_DLT", "dlt-processor");
 
-/// What the settings say about the definitions.
+/// The settings that the definitions depend on.
 #[derive(Debug, Clone)]
-pub struct Shape {
+pub struct StreamParameters {
     pub prefix: String,
     pub domains: Vec<String>,
     pub replicas: usize,
@@ -53,7 +52,7 @@ pub struct Limits {
     pub rejected_max_age: Duration,
 }
 
-/// A stream to be there, with its consumers.
+/// A stream and its consumers.
 #[derive(Debug, Clone)]
 pub struct StreamDefinition {
     pub name: String,
@@ -67,48 +66,48 @@ pub struct ConsumerDefinition {
     pub config: Map<String, Value>,
 }
 
-/// All streams of a hub of this shape, in the order in which they are made.
-pub fn render(shape: &Shape) -> Vec<StreamDefinition> {
-    let names = Names::new(&shape.prefix);
+/// All streams of a hub, in the order of their creation.
+pub fn render(parameters: &StreamParameters) -> Vec<StreamDefinition> {
+    let names = SubjectNames::new(&parameters.prefix);
     let mut streams = Vec::new();
     let fixed = [
         (stream_file!("KV_hub-subscriptions"), None, None, vec![]),
         (stream_file!("KV_hub-tokens"), None, None, vec![]),
         (stream_file!("KV_hub-orders"), None, None, vec![]),
         (stream_file!("KV_hub-keys"), None, None, vec![]),
-        (stream_file!("HUB_PUBLISHED"), None, Some(shape.duplicate_window), vec![]),
+        (stream_file!("HUB_PUBLISHED"), None, Some(parameters.duplicate_window), vec![]),
         (
             stream_file!("HUB_REJECTED"),
-            Some(shape.limits.rejected),
-            Some(shape.limits.rejected_max_age),
+            Some(parameters.limits.rejected),
+            Some(parameters.limits.rejected_max_age),
             vec![],
         ),
         (
             stream_file!("HUB_EVENTS"),
-            Some(shape.limits.events),
+            Some(parameters.limits.events),
             None,
             vec![consumer_file!("HUB_EVENTS", "event-processor")],
         ),
         (
             stream_file!("HUB_ATTEMPTS"),
-            Some(shape.limits.attempts),
-            Some(shape.limits.attempts_max_age),
+            Some(parameters.limits.attempts),
+            Some(parameters.limits.attempts_max_age),
             vec![],
         ),
         (
             stream_file!("HUB_ADVISORIES"),
-            Some(shape.limits.advisories),
+            Some(parameters.limits.advisories),
             None,
             vec![consumer_file!("HUB_ADVISORIES", "dlt-router")],
         ),
         (stream_file!("HUB_REDRIVE"), None, None, vec![consumer_file!("HUB_REDRIVE", "dlt-processor")]),
     ];
     for (file, max_bytes, max_age, consumers) in fixed {
-        let mut config = parse(file, shape, TEMPLATE_DOMAIN);
-        size(&mut config, shape, max_bytes, max_age);
+        let mut config = parse(file, parameters, TEMPLATE_DOMAIN);
+        size(&mut config, parameters, max_bytes, max_age);
         let name = text(&config, "name");
         if name == names.advisories_stream() {
-            let subjects: Vec<String> = shape
+            let subjects: Vec<String> = parameters
                 .domains
                 .iter()
                 .flat_map(|domain| names.advisory_subjects(&names.outbox_stream(domain)))
@@ -116,42 +115,43 @@ pub fn render(shape: &Shape) -> Vec<StreamDefinition> {
             config.insert("subjects".to_owned(), json!(subjects));
         }
         if name == names.events_stream() {
-            // A message id may be used by two tenants, or for two keys.
+            // Two tenants, or events of two keys, may use the same message id.
             config.insert("duplicate_window".to_owned(), json!(0));
         }
-        let consumers = consumers.into_iter().map(|file| consumer(file, shape, TEMPLATE_DOMAIN)).collect();
+        let consumers =
+            consumers.into_iter().map(|file| consumer(file, parameters, TEMPLATE_DOMAIN)).collect();
         streams.push(StreamDefinition { name, config, consumers });
     }
-    for domain in &shape.domains {
-        let mut config = parse(DLT, shape, domain);
-        size(&mut config, shape, Some(shape.limits.dlt), None);
+    for domain in &parameters.domains {
+        let mut config = parse(DLT, parameters, domain);
+        size(&mut config, parameters, Some(parameters.limits.dlt), None);
         streams.push(StreamDefinition {
             name: text(&config, "name"),
             config,
-            consumers: vec![consumer(DLT_PROCESSOR, shape, domain)],
+            consumers: vec![consumer(DLT_PROCESSOR, parameters, domain)],
         });
-        let mut config = parse(OUTBOX, shape, domain);
-        size(&mut config, shape, Some(shape.limits.outbox), None);
+        let mut config = parse(OUTBOX, parameters, domain);
+        size(&mut config, parameters, Some(parameters.limits.outbox), None);
         streams.push(StreamDefinition {
             name: text(&config, "name"),
             config,
-            consumers: vec![lane(shape, domain, super::subjects::SHARED_LANE)],
+            consumers: vec![lane(parameters, domain, super::subjects::SHARED_LANE)],
         });
     }
     streams
 }
 
-/// The durable of a lane of a domain's outbox.
-pub fn lane(shape: &Shape, domain: &str, lane: &str) -> ConsumerDefinition {
-    let mut definition = consumer(LANE, shape, domain);
-    let names = Names::new(&shape.prefix);
+/// The durable of a lane of a domain outbox.
+pub fn lane(parameters: &StreamParameters, domain: &str, lane: &str) -> ConsumerDefinition {
+    let mut definition = consumer(LANE, parameters, domain);
+    let names = SubjectNames::new(&parameters.prefix);
     definition.name = lane_consumer(lane);
     let config = &mut definition.config;
     config.insert("name".to_owned(), json!(definition.name));
     config.insert("durable_name".to_owned(), json!(definition.name));
     config.insert("filter_subject".to_owned(), json!(names.lane_filter(domain, lane)));
-    config.insert("max_deliver".to_owned(), json!(shape.max_deliver));
-    config.insert("ack_wait".to_owned(), json!(nanos(shape.ack_wait)));
+    config.insert("max_deliver".to_owned(), json!(parameters.max_deliver));
+    config.insert("ack_wait".to_owned(), json!(nanos(parameters.ack_wait)));
     if lane != super::subjects::SHARED_LANE {
         config.insert(
             "description".to_owned(),
@@ -161,8 +161,8 @@ pub fn lane(shape: &Shape, domain: &str, lane: &str) -> ConsumerDefinition {
     definition
 }
 
-/// The events stream for a server that has no way to switch de-duplication off: within the shortest
-/// window that it takes, a message id counts once whoever uses it.
+/// The events stream for a server that cannot switch de-duplication off: it gets the shortest window that the server
+/// accepts. Within that window a message id counts once, whoever uses it.
 pub(super) fn with_shortest_window(mut stream: StreamDefinition) -> StreamDefinition {
     if stream.config.remove("sources").is_some() {
         stream.config.insert("duplicate_window".to_owned(), json!(nanos(Duration::from_millis(100))));
@@ -170,22 +170,27 @@ pub(super) fn with_shortest_window(mut stream: StreamDefinition) -> StreamDefini
     stream
 }
 
-fn consumer(file: &str, shape: &Shape, domain: &str) -> ConsumerDefinition {
-    let config = parse(file, shape, domain);
+fn consumer(file: &str, parameters: &StreamParameters, domain: &str) -> ConsumerDefinition {
+    let config = parse(file, parameters, domain);
     ConsumerDefinition { name: text(&config, "durable_name"), config }
 }
 
-fn parse(file: &str, shape: &Shape, domain: &str) -> Map<String, Value> {
+fn parse(file: &str, parameters: &StreamParameters, domain: &str) -> Map<String, Value> {
     let value: Value =
         serde_json::from_str(file).expect("the embedded definitions are JSON: a test reads each");
-    let Value::Object(config) = rename(value, shape, domain) else {
+    let Value::Object(config) = rename(value, parameters, domain) else {
         unreachable!("the embedded definitions are objects: a test reads each")
     };
     config
 }
 
-fn size(config: &mut Map<String, Value>, shape: &Shape, max_bytes: Option<u64>, max_age: Option<Duration>) {
-    config.insert("num_replicas".to_owned(), json!(shape.replicas));
+fn size(
+    config: &mut Map<String, Value>,
+    parameters: &StreamParameters,
+    max_bytes: Option<u64>,
+    max_age: Option<Duration>,
+) {
+    config.insert("num_replicas".to_owned(), json!(parameters.replicas));
     if let Some(bytes) = max_bytes {
         config.insert("max_bytes".to_owned(), json!(bytes));
     }
@@ -193,21 +198,21 @@ fn size(config: &mut Map<String, Value>, shape: &Shape, max_bytes: Option<u64>, 
         config.insert("max_age".to_owned(), json!(nanos(age)));
     }
     let window = match max_age {
-        Some(age) if !age.is_zero() => shape.duplicate_window.min(age),
-        _ => shape.duplicate_window,
+        Some(age) if !age.is_zero() => parameters.duplicate_window.min(age),
+        _ => parameters.duplicate_window,
     };
     config.insert("duplicate_window".to_owned(), json!(nanos(window)));
 }
 
-/// Puts the domain and the prefix in the place of the template's, in every string.
-fn rename(value: Value, shape: &Shape, domain: &str) -> Value {
+/// Replaces the template's domain and prefix in every string.
+fn rename(value: Value, parameters: &StreamParameters, domain: &str) -> Value {
     match value {
-        Value::String(text) => Value::String(rename_text(&text, &shape.prefix, domain)),
+        Value::String(text) => Value::String(rename_text(&text, &parameters.prefix, domain)),
         Value::Array(items) => {
-            Value::Array(items.into_iter().map(|item| rename(item, shape, domain)).collect())
+            Value::Array(items.into_iter().map(|item| rename(item, parameters, domain)).collect())
         }
         Value::Object(fields) => Value::Object(
-            fields.into_iter().map(|(key, value)| (key, rename(value, shape, domain))).collect(),
+            fields.into_iter().map(|(key, value)| (key, rename(value, parameters, domain))).collect(),
         ),
         other => other,
     }

@@ -1,6 +1,10 @@
-//! What can go wrong between the hub and the broker, typed by the server's own error codes.
+//! Errors of the NATS adapter. JetStream's error codes distinguish the errors of the server.
+
+use std::path::PathBuf;
 
 use serde::Deserialize;
+
+use crate::domain::subscription::{InvalidTenant, SubscriptionRef};
 
 /// The `error` object of a JetStream API answer or publish acknowledgement.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, thiserror::Error)]
@@ -14,9 +18,9 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// `JSStreamStoreFailedF`: the stream's limits refuse the message (discard new), or the store failed.
+    /// `JSStreamStoreFailedF`: the stream is full (`discard: new`), or its store failed.
     pub const STORE_FAILED: u16 = 10077;
-    /// `JSStreamMessageExceedsMaximumErr`: larger than the stream's max_msg_size.
+    /// `JSStreamMessageExceedsMaximumErr`: larger than the stream's `max_msg_size`.
     pub const MESSAGE_TOO_LARGE: u16 = 10054;
     /// `JSStreamHeaderExceedsMaximumErr`
     pub const HEADERS_TOO_LARGE: u16 = 10097;
@@ -28,8 +32,7 @@ impl ApiError {
     pub const MESSAGE_NOT_FOUND: u16 = 10037;
     /// `JSSequenceNotFoundErrF`
     pub const SEQUENCE_NOT_FOUND: u16 = 10043;
-    /// `JSStreamMsgDeleteFailedF`: for whatever went wrong, and for a sequence before the stream's first or after its
-    /// last.
+    /// `JSStreamMsgDeleteFailedF`: any failure, also a sequence before the stream's first or after its last.
     pub const DELETE_FAILED: u16 = 10057;
     /// `JSMaximumConsumersLimitErr`
     pub const TOO_MANY_CONSUMERS: u16 = 10026;
@@ -44,38 +47,68 @@ impl ApiError {
 #[derive(Debug, thiserror::Error)]
 pub enum NatsError {
     #[error(
-        "cannot connect to {url}: {reason}. Is nats-server running there? Set nats.url (HUB__NATS__URL) to its address"
+        "cannot connect to {url}: {source}; start nats-server there, or set nats.url (HUB__NATS__URL) to its address"
     )]
-    Connect { url: String, reason: String },
+    Connect { url: String, source: BoxError },
     #[error(
-        "the NATS server at {url} refuses the login; check nats.user and nats.password (or nats.token, nats.nkey_seed_file, \
-         nats.credentials_file)"
+        "cannot log in to the NATS server at {url}: it refuses the credentials; check nats.user and nats.password (or \
+         nats.token, nats.nkey_seed_file, nats.credentials_file)"
     )]
-    Login { url: String },
-    #[error("nats.{setting}: {reason}")]
-    Settings { setting: &'static str, reason: String },
+    Login { url: String, source: BoxError },
+    /// A file that the settings name.
+    #[error("nats.{setting}: cannot use {}: {source}; set it to a readable file of this kind", path.display())]
+    Settings { setting: &'static str, path: PathBuf, source: std::io::Error },
     #[error(
         "{subject}: no answer from the server within {seconds} s; if it is running, check that the NATS user may publish to \
-         {subject} and subscribe to its inbox (nats.inbox_prefix; nats/accounts.conf has the permissions)"
+         {subject} and subscribe to its inbox (nats.inbox_prefix; nats/accounts.conf lists the permissions)"
     )]
     Timeout { subject: String, seconds: u64 },
-    #[error("{subject}: nobody answers; JetStream is off or the stream does not exist: run `hub provision`")]
+    #[error("{subject}: no responders; JetStream is off or the stream does not exist: run `hub provision`")]
     NoResponders { subject: String },
     #[error("{subject}: {source}")]
     Api { subject: String, source: ApiError },
-    #[error("{subject}: the message of {size} bytes is larger than the server's max_payload of {limit}")]
+    #[error(
+        "{subject}: the message of {size} bytes is larger than the server's max_payload of {limit}; raise max_payload"
+    )]
     TooLarge { subject: String, size: usize, limit: usize },
-    /// Nothing was sent.
+    /// The subject cannot be published to; nothing was sent.
     #[error("{subject}: {reason}")]
     Subject { subject: String, reason: &'static str },
-    /// The client failed, or the connection is closed.
+    /// The client failed to send or to receive.
     #[error("{subject}: {source}")]
     Transport { subject: String, source: BoxError },
+    /// The connection is closed for good.
+    #[error("{subject}: the connection is closed")]
+    Closed { subject: String },
+    /// The answer cannot be decoded.
     #[error("{subject}: the answer could not be read: {source}")]
     Answer { subject: String, source: BoxError },
+    /// A direct get ended with an unexpected status.
+    #[error("{subject}: the server answered with status {status} {description}")]
+    Status { subject: String, status: u16, description: String },
+    /// A value could not be encoded; nothing was sent.
+    #[error("{subject}: could not encode the message: {source}")]
+    Encode { subject: String, source: BoxError },
+    /// The last revision of a registry key cannot be read, and no earlier readable one is kept.
+    #[error(
+        "{key}: the stored subscription is unreadable: {reason}; apply it again with `hub subscription apply`, or remove it"
+    )]
+    UnreadableEntry { key: String, reason: String },
+    /// An entry that an older version stored under the bare id.
+    #[error("{key}: the entry belongs to {owner}; run `hub provision`, which moves it to its own key")]
+    MisplacedEntry { key: String, owner: SubscriptionRef },
+    /// A subscription whose tenant has no valid name.
+    #[error("subscription {id}: {source}")]
+    InvalidSubscription { id: String, source: InvalidTenant },
+    /// An envelope that names no subscription has no subject for its final attempt.
+    #[error("envelope {envelope}: it names no valid subscription")]
+    UnnamedSubscription { envelope: String },
+    /// Another writer keeps replacing the secret of the message ids.
+    #[error("{key}: cannot keep a secret for message ids; check which NATS users may write to this bucket")]
+    MessageIdSecret { key: String },
 }
 
-/// An error of a library, kept as the source of ours.
+/// An error of a library, kept as the source of a hub error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl NatsError {
@@ -87,6 +120,23 @@ impl NatsError {
         Self::Answer { subject: subject.into(), source: source.into() }
     }
 
+    pub(crate) fn encode(subject: impl Into<String>, source: impl Into<BoxError>) -> Self {
+        Self::Encode { subject: subject.into(), source: source.into() }
+    }
+
+    /// The server cannot be reached or does not answer; the same request may succeed later.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect { .. }
+                | Self::Login { .. }
+                | Self::Timeout { .. }
+                | Self::Transport { .. }
+                | Self::Closed { .. }
+        )
+    }
+
+    /// The server's error, if it sent one.
     pub fn api(&self) -> Option<&ApiError> {
         match self {
             Self::Api { source, .. } => Some(source),
@@ -98,7 +148,7 @@ impl NatsError {
         self.api().is_some_and(|error| error.err_code == code)
     }
 
-    /// The message, stream or consumer asked for is not there.
+    /// The requested message, stream or consumer does not exist.
     pub fn is_not_found(&self) -> bool {
         self.api().is_some_and(|error| {
             error.code == 404
@@ -112,7 +162,7 @@ impl NatsError {
         })
     }
 
-    /// The message asked for is not there, and its stream is.
+    /// The requested message does not exist, but its stream does.
     pub fn is_no_message(&self) -> bool {
         self.has_code(ApiError::MESSAGE_NOT_FOUND) || self.has_code(ApiError::SEQUENCE_NOT_FOUND)
     }
@@ -121,12 +171,12 @@ impl NatsError {
         self.has_code(ApiError::DELETE_FAILED)
     }
 
-    /// The stream takes no more: its limits are reached and it discards the new.
+    /// The stream is full and discards new messages.
     pub fn is_full(&self) -> bool {
         self.has_code(ApiError::STORE_FAILED)
     }
 
-    /// The message is larger than the server or the stream takes.
+    /// The message is larger than the server or the stream accepts.
     pub fn is_too_large(&self) -> bool {
         matches!(self, Self::TooLarge { .. })
             || self.has_code(ApiError::MESSAGE_TOO_LARGE)

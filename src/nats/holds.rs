@@ -1,5 +1,5 @@
-//! Holds, told from process to process over core NATS: at most once, and kept by nobody. Whoever
-//! misses one hears it from the endpoint itself.
+//! Hold notices between processes, over core NATS: at most once and not stored. A process that misses one gets the
+//! same answer from the endpoint itself.
 
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::connection::JetStream;
-use super::error::{BoxError, NatsError};
-use super::subjects::Names;
+use super::error::NatsError;
+use super::subjects::SubjectNames;
 use crate::domain::subscription::{Identity, Incarnation, SubscriptionRef};
 
-/// An endpoint asked for its subscription to be left alone.
+/// An endpoint asked to receive no deliveries of a subscription for a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HoldNotice {
     pub subscription: Identity,
-    /// From now on: processes do not share a clock.
+    /// Time from now, because processes do not share a clock.
     pub wait: Duration,
 }
 
@@ -27,28 +27,27 @@ struct Body {
     incarnation: Incarnation,
 }
 
-/// What other processes tell, and this one too.
+/// The hold notices of all processes, including this one.
 pub struct HoldNotices {
     messages: Subscriber,
-    names: Names,
+    names: SubjectNames,
 }
 
 impl JetStream {
-    /// Tells it to whoever listens. Returns when it is on its way; nobody acknowledges it.
-    pub async fn tell_hold(&self, notice: &HoldNotice) -> Result<(), NatsError> {
+    /// Publishes a notice to all listening processes, without an acknowledgement.
+    pub async fn publish_hold(&self, notice: &HoldNotice) -> Result<(), NatsError> {
         let subject = self.names().hold(&notice.subscription.subscription.token());
-        let failed = |source: BoxError| NatsError::transport(subject.clone(), source);
         let wait_ms = u64::try_from(notice.wait.as_millis()).unwrap_or(u64::MAX);
         let body = serde_json::to_vec(&Body { wait_ms, incarnation: notice.subscription.incarnation })
-            .map_err(|error| failed(error.into()))?;
+            .map_err(|error| NatsError::encode(subject.as_str(), error))?;
         let sent = self.client().publish(subject.clone(), body.into());
         match tokio::time::timeout(self.request_timeout(), sent).await {
-            Ok(sent) => sent.map_err(|error| failed(error.into())),
+            Ok(sent) => sent.map_err(|error| NatsError::transport(subject, error)),
             Err(_) => Err(NatsError::Timeout { subject, seconds: self.request_timeout().as_secs() }),
         }
     }
 
-    /// Listens from now on, over reconnects.
+    /// Subscribes to hold notices; the subscription survives reconnects.
     pub async fn hold_notices(&self) -> Result<HoldNotices, NatsError> {
         let subject = self.names().holds_filter();
         let messages = self.client().subscribe(subject.clone()).await;
@@ -58,19 +57,19 @@ impl JetStream {
 }
 
 impl HoldNotices {
-    /// The next that can be read; None when the connection is closed for good.
+    /// Waits for the next valid notice; `None` when the connection is closed for good.
     pub async fn next(&mut self) -> Option<HoldNotice> {
         loop {
             let message = self.messages.next().await?;
             match read(&self.names, &message.subject, &message.payload) {
                 Some(notice) => return Some(notice),
-                None => tracing::debug!(subject = %message.subject, "what is no notice of a hold is ignored"),
+                None => tracing::debug!(subject = %message.subject, "ignored an invalid hold notice"),
             }
         }
     }
 }
 
-fn read(names: &Names, subject: &str, payload: &[u8]) -> Option<HoldNotice> {
+fn read(names: &SubjectNames, subject: &str, payload: &[u8]) -> Option<HoldNotice> {
     let subscription = SubscriptionRef::from_token(names.parse_hold(subject)?)?;
     let Body { wait_ms, incarnation } = serde_json::from_slice(payload).ok()?;
     let subscription = Identity { subscription, incarnation };
@@ -82,8 +81,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_notice_is_ignored() {
-        let names = Names::new("hub");
+    fn invalid_notices_are_ignored() {
+        let names = SubjectNames::new("hub");
         let notice = read(&names, "hub.holds.crm", br#"{"wait_ms":1500}"#).unwrap();
         assert_eq!(notice.subscription.to_string(), "crm");
         assert_eq!(

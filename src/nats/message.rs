@@ -1,4 +1,4 @@
-//! A message delivered by a pull consumer, with what its acknowledgement subject tells (ADR-15).
+//! A message delivered by a pull consumer, with the fields of its acknowledgement subject (ADR-15).
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::domain::event::{RejectReason, Rejection};
 
-/// A delivered message. Dropping it acknowledges nothing: the server delivers it again after the
+/// A delivered message. Dropping it does not acknowledge it: the server delivers it again after the
 /// consumer's ack_wait.
 #[derive(Debug, Clone)]
 pub struct Delivered {
@@ -18,17 +18,16 @@ pub struct Delivered {
     pub payload: Bytes,
     pub stream_sequence: u64,
     pub consumer_sequence: u64,
-    /// How many times the consumer delivered it, this one included.
+    /// Number of deliveries by the consumer, including this one.
     pub deliveries: u32,
     /// When the stream stored it, in nanoseconds since 1970.
     pub stored_at_nanos: i128,
-    /// Messages that wait for the consumer after this one.
+    /// Messages that the consumer has not delivered yet.
     pub pending: u64,
     pub acker: Acker,
 }
 
-/// Why a message cannot be read as what it claims to be, whatever its body holds. Whoever may publish
-/// can write any bytes into both.
+/// The part of a message that cannot be parsed. Any publisher can write arbitrary bytes into subject and headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error("the subject is not UTF-8; use printable ASCII in subjects")]
@@ -50,7 +49,7 @@ impl From<Malformed> for Rejection {
     }
 }
 
-/// Answers for one delivered message. Cheap to clone: a clone of the client itself allocates.
+/// Acknowledges one delivered message. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Acker {
     client: Arc<Client>,
@@ -87,17 +86,17 @@ impl Delivered {
         header(self.headers.as_ref(), name)
     }
 
-    /// Why the subject or the headers cannot be read; a message without readable headers has none.
+    /// Why the subject or the headers cannot be parsed; [`Self::header`] then finds nothing.
     pub fn malformed(&self) -> Option<Malformed> {
         malformed(&self.subject, self.headers.as_ref())
     }
 
-    /// The header block as it came, if it cannot be read.
+    /// The raw header block, if it cannot be parsed.
     pub fn header_block(&self) -> Option<&Bytes> {
         self.headers.as_ref()?.unparsed()
     }
 
-    /// The subject as it came; `subject` has it escaped if it is not UTF-8.
+    /// The raw subject; `subject` holds it escaped if it is not UTF-8.
     pub fn subject_bytes(&self) -> Cow<'_, [u8]> {
         match Subject::from(self.subject.as_str()).unescaped() {
             Some(bytes) => bytes.into(),
@@ -105,7 +104,7 @@ impl Delivered {
         }
     }
 
-    /// All headers, a name once for each of its values.
+    /// All headers; a name with several values occurs once per value.
     pub fn header_pairs(&self) -> impl Iterator<Item = (&str, &str)> {
         self.headers.iter().flat_map(|headers| {
             headers.iter().flat_map(|(name, values)| {
@@ -117,7 +116,7 @@ impl Delivered {
 }
 
 pub(super) fn malformed(subject: &str, headers: Option<&HeaderMap>) -> Option<Malformed> {
-    // No other subject begins with a blank.
+    // The client escapes only unparsable subjects, which then begin with a space.
     if subject.starts_with(' ') {
         return Some(Malformed::Subject);
     }
@@ -129,25 +128,25 @@ pub(super) fn header<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&
 }
 
 impl Acker {
-    /// Done with it; on a work queue the message is gone.
+    /// Acknowledges the message; a work queue then deletes it.
     pub async fn ack(&self) {
         self.answer(Bytes::from_static(b"+ACK")).await;
     }
 
-    /// Done with it, and waits until the server has carried it out, and with it every answer given
-    /// before on the same consumer. False if no word came within the limit.
+    /// Acknowledges the message and waits until the server has processed this and every earlier answer for the same
+    /// consumer. Returns false if no confirmation arrives within the limit.
     pub async fn ack_and_confirm(&self, limit: Duration) -> bool {
         let request = Request::new().payload(Bytes::from_static(b"+ACK")).timeout(Some(limit));
         match self.client.send_request(self.reply.clone(), request).await {
             Ok(_) => true,
             Err(error) => {
-                tracing::debug!(%error, "an acknowledgement was not confirmed");
+                tracing::debug!(%error, "acknowledgement not confirmed");
                 false
             }
         }
     }
 
-    /// Again, at once or after a delay.
+    /// Asks for redelivery, at once or after a delay.
     pub async fn nak(&self, delay: Option<Duration>) {
         let body = match delay {
             None => Bytes::from_static(b"-NAK"),
@@ -156,21 +155,20 @@ impl Acker {
         self.answer(body).await;
     }
 
-    /// Never again; the reason travels with the MSG_TERMINATED advisory.
+    /// Stops redelivery. The reason is part of the MSG_TERMINATED advisory.
     pub async fn terminate(&self, reason: &str) {
         self.answer(Bytes::from(format!("+TERM {reason}"))).await;
     }
 
-    /// Still at it: ack_wait starts anew.
+    /// Reports work in progress: restarts ack_wait.
     pub async fn in_progress(&self) {
         self.answer(Bytes::from_static(b"+WPI")).await;
     }
 
-    /// An answer that is lost is not an error: the message comes again, and every reader is
-    /// idempotent.
+    /// A lost answer is not an error: the message is delivered again, and every reader is idempotent.
     async fn answer(&self, body: Bytes) {
         if let Err(error) = self.client.publish(self.reply.clone(), body).await {
-            tracing::debug!(%error, "an acknowledgement was not sent; the message will come again");
+            tracing::debug!(%error, "acknowledgement not sent; the server will deliver the message again");
         }
     }
 }

@@ -1,28 +1,27 @@
-//! The NATS adapter: the only importer of `async-nats`. Subjects are built and parsed in
-//! [`subjects`] alone; stream and consumer definitions come from the JSON files under `nats/`.
+//! The NATS adapter, the only importer of `async-nats` besides `sinks/nats.rs`. Subjects are built and parsed only in
+//! [`subjects`]; stream and consumer definitions come from the JSON files under `nats/`.
 
 mod advisory;
 mod attempts;
-mod browse;
+mod bulk_jobs;
 mod connection;
 mod dead_letters;
 pub mod definitions;
+mod direct_get;
+mod domain_outbox;
 mod error;
 mod holds;
-mod inspect;
 mod message;
 mod message_ids;
-mod orders;
-mod outbox;
+mod ordered_reader;
 pub mod provision;
 mod publish;
 mod pull;
 mod reader;
 mod redrive;
 mod registry;
-mod registry_moves;
 mod rejected;
-mod scan;
+mod stream_api;
 pub mod subjects;
 mod tokens;
 mod trace;
@@ -30,16 +29,18 @@ mod trace;
 pub use crate::domain::dead_letter_query::DeadLetterQuery;
 pub use advisory::{Advisory, AdvisoryKind};
 pub use connection::{ConnectOptions, JetStream, Tls};
-pub use dead_letters::{DeadLetterPage, Entry as DeadLetterEntry};
+pub use dead_letters::{DeadLetterEntry, DeadLetterPage};
+pub use domain_outbox::{BatchError, EnvelopeMessage, MOST_PER_BATCH};
 pub use error::{ApiError, NatsError};
 pub use holds::{HoldNotice, HoldNotices};
-pub use inspect::{ConsumerInfo, StoredMessage, StreamInfo};
 pub use message::{Acker, Delivered, Malformed};
-pub use outbox::{BatchError, MOST_PER_BATCH, Outgoing};
 pub use publish::PublishAck;
 pub use pull::HAND_BACK_DELAY;
 pub use reader::{Held, Read, Reader};
-pub use redrive::{ORDER_HEADER as REDRIVE_ORDER_HEADER, RedriveOrder};
-pub use registry::{Listing, Registry, RegistryFollower, Slot, Stored, Unreadable};
-pub use tokens::KeptToken;
+pub use redrive::{ORDER_HEADER as REDRIVE_ORDER_HEADER, RedriveTrigger};
+pub use registry::{
+    Registry, RegistryEntry, RegistryFollower, RegistryListing, StoredSubscription, UnreadableEntry,
+};
+pub use stream_api::{ConsumerInfo, StoredMessage, StreamInfo};
+pub use tokens::TokenEntry;
 pub use trace::TraceQuery;

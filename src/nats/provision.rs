@@ -1,7 +1,7 @@
-//! Making the streams and consumers, and telling where the server's differ from the definitions.
+//! Creates and updates the streams and consumers, and reports differences from the definitions.
 //!
-//! Idempotent; any number of processes may provision at once. A change that would lose messages
-//! is never made, only reported.
+//! Provisioning is idempotent, and any number of processes may do it at once. A change that would lose messages is
+//! reported and not made.
 
 use std::fmt;
 
@@ -9,53 +9,56 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::connection::JetStream;
-use super::definitions::{ConsumerDefinition, Shape, StreamDefinition, render, with_shortest_window};
+use super::definitions::{
+    ConsumerDefinition, StreamDefinition, StreamParameters, render, with_shortest_window,
+};
 use super::error::{ApiError, NatsError};
-use super::inspect::ConsumerInfo;
+use super::stream_api::ConsumerInfo;
 use super::subjects::{SHARED_LANE, lane_consumer};
 use compare::{compare, overlay};
 
 mod compare;
 
-/// The oldest server whose atomic batches and schedules the hub relies on.
+/// The oldest supported server: its atomic batches and message schedules work as the hub needs.
 pub const OLDEST_SERVER: (u64, u64, u64) = (2, 12, 9);
 pub const ADVISED_SERVER: (u64, u64, u64) = (2, 14, 1);
-/// The oldest server on which a stream with a source takes no part in de-duplication.
+/// The oldest server on which a stream with a source does not de-duplicate.
 const WINDOW_OPTIONAL_SINCE: (u64, u64, u64) = (2, 14, 0);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
     #[error(
-        "The NATS server {name} is version {found}, too old for the hub, which relies on atomic batches and message schedules. \
-         Upgrade it to {}.{}.{} or newer ({}.{}.{} or newer is advised), then run `hub provision` again.",
+        "NATS server {name}: version {found} is too old, because the hub needs atomic batches and message schedules; \
+         upgrade it to {}.{}.{} or newer ({}.{}.{} or newer is recommended), then run `hub provision` again",
         OLDEST_SERVER.0, OLDEST_SERVER.1, OLDEST_SERVER.2, ADVISED_SERVER.0, ADVISED_SERVER.1, ADVISED_SERVER.2
     )]
     TooOld { name: String, found: String },
     #[error(
-        "JetStream is not enabled on the NATS server {name} for this account. Start the server with JetStream \
-         (`nats-server -js`, or a `jetstream {{ }}` block as in nats/server.conf), and with accounts give this one a \
-         `jetstream` entry, then run `hub provision` again."
+        "NATS server {name}: JetStream is not enabled for this account; start the server with JetStream (`nats-server -js`, \
+         or a `jetstream {{ }}` block as in nats/server.conf), add `jetstream` to the account if the server has accounts, \
+         then run `hub provision` again"
     )]
     NoJetStream { name: String },
     #[error(
-        "The account's JetStream limits are too small for the hub: it needs {needed}, and {limit} is allowed. \
-         Raise the account's limit, or lower the sizes in the [limits] section of the settings."
+        "the account's JetStream limits are too small: the hub needs {needed}, but the limit is {limit}; raise the account's \
+         limit, or lower the sizes in [limits] of the settings"
     )]
     AccountLimits { needed: String, limit: String },
     #[error(
-        "Stream {stream} cannot be made: {source}. It asks for {asks}; give the server that storage (jetstream \
-         max_file_store), add servers for the replicas, or lower [limits] or nats.replicas in the settings."
+        "stream {stream}: cannot be created with {asks}: {source}; give the server that storage (jetstream max_file_store), \
+         add servers for the replicas, or lower [limits] or nats.replicas in the settings"
     )]
     NoRoom { stream: String, asks: String, source: ApiError },
     #[error(
-        "{what} is there, but in another shape that cannot be changed in place: {source}. Compare it with `hub provision --check`, and move its messages to a new one by hand."
+        "{what}: its configuration differs and cannot be changed in place: {source}; compare it with `hub provision --check`, \
+         and move its messages to a new one by hand"
     )]
     Immutable { what: String, source: ApiError },
     #[error(transparent)]
     Nats(#[from] NatsError),
 }
 
-/// One difference between a definition and what the server has.
+/// One difference between a definition and the server's configuration.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Drift {
     /// `stream HUB_EVENTS`, `consumer HUB_EVENTS/event-processor`
@@ -72,7 +75,7 @@ pub enum DriftKind {
         wanted: Value,
         found: Value,
     },
-    /// Wanted, but it would drop messages that stand in the stream.
+    /// A change that would drop messages of the stream.
     WouldLose {
         field: String,
         wanted: Value,
@@ -85,29 +88,29 @@ impl fmt::Display for Drift {
         match &self.kind {
             DriftKind::Missing => write!(f, "{}: missing", self.what),
             DriftKind::Differs { field, wanted, found } => {
-                write!(f, "{}: {field} is {found}, the definition says {wanted}", self.what)
+                write!(f, "{}: {field} is {found}, the definition has {wanted}", self.what)
             }
             DriftKind::WouldLose { field, wanted, found } => write!(
                 f,
-                "{}: {field} stays {found}; the definition's {wanted} would drop messages that stand there",
+                "{}: {field} remains {found}, because the definition's {wanted} would drop messages",
                 self.what
             ),
         }
     }
 }
 
-/// What provisioning did.
+/// The result of provisioning.
 #[derive(Debug, Default)]
 pub struct Provisioned {
     pub created: Vec<String>,
     pub changed: Vec<Drift>,
-    /// Left as they were, since the change would lose messages.
+    /// Not changed, because the change would lose messages.
     pub kept: Vec<Drift>,
     pub unchanged: usize,
 }
 
-/// Refuses a server that is too old or has no JetStream, and an account with too small limits.
-pub async fn check_server(js: &JetStream, shape: &Shape) -> Result<(), ProvisionError> {
+/// Fails if the server is too old or has no JetStream, or if the account's limits are too small.
+pub async fn check_server(js: &JetStream, parameters: &StreamParameters) -> Result<(), ProvisionError> {
     let found = js.server_version();
     if version(&found) < OLDEST_SERVER {
         return Err(ProvisionError::TooOld { name: js.server_name(), found });
@@ -136,7 +139,7 @@ pub async fn check_server(js: &JetStream, shape: &Shape) -> Result<(), Provision
         Err(error) => return Err(error.into()),
     };
     let mut missing = Vec::new();
-    for stream in wanted(js, shape) {
+    for stream in wanted(js, parameters) {
         match js.stream_info(&stream.name).await {
             Ok(_) => {}
             Err(error) if error.is_not_found() => missing.push(stream),
@@ -146,8 +149,8 @@ pub async fn check_server(js: &JetStream, shape: &Shape) -> Result<(), Provision
     let limits = account.limits;
     if limits.max_streams >= 0 && account.streams + missing.len() as i64 > limits.max_streams {
         return Err(ProvisionError::AccountLimits {
-            needed: format!("{} more streams beside the account's {}", missing.len(), account.streams),
-            limit: format!("a total of {} streams", limits.max_streams),
+            needed: format!("{} streams in addition to the account's {}", missing.len(), account.streams),
+            limit: format!("{} streams", limits.max_streams),
         });
     }
     let needed: i64 = missing
@@ -155,30 +158,30 @@ pub async fn check_server(js: &JetStream, shape: &Shape) -> Result<(), Provision
         .filter_map(|stream| stream.config.get("max_bytes")?.as_i64())
         .filter(|bytes| *bytes > 0)
         .sum::<i64>()
-        * i64::try_from(shape.replicas).unwrap_or(1);
+        * i64::try_from(parameters.replicas).unwrap_or(1);
     if limits.max_storage > 0 && account.storage + needed > limits.max_storage {
         return Err(ProvisionError::AccountLimits {
-            needed: format!("{needed} bytes of file storage beside the {} in use", account.storage),
+            needed: format!("{needed} bytes of file storage in addition to the {} in use", account.storage),
             limit: format!("{} bytes", limits.max_storage),
         });
     }
     Ok(())
 }
 
-/// The definitions, as the connected server can carry them out.
-fn wanted(js: &JetStream, shape: &Shape) -> Vec<StreamDefinition> {
-    let streams = render(shape);
+/// The definitions, adapted to the version of the connected server.
+fn wanted(js: &JetStream, parameters: &StreamParameters) -> Vec<StreamDefinition> {
+    let streams = render(parameters);
     if version(&js.server_version()) >= WINDOW_OPTIONAL_SINCE {
         return streams;
     }
     streams.into_iter().map(with_shortest_window).collect()
 }
 
-/// Makes what is missing and mends what differs.
-pub async fn apply(js: &JetStream, shape: &Shape) -> Result<Provisioned, ProvisionError> {
-    check_server(js, shape).await?;
+/// Creates missing streams and consumers and updates those that differ.
+pub async fn apply(js: &JetStream, parameters: &StreamParameters) -> Result<Provisioned, ProvisionError> {
+    check_server(js, parameters).await?;
     let mut done = Provisioned::default();
-    for stream in wanted(js, shape) {
+    for stream in wanted(js, parameters) {
         apply_stream(js, &stream, &mut done).await?;
         for consumer in &stream.consumers {
             apply_consumer(js, &stream.name, consumer, &mut done).await?;
@@ -187,11 +190,11 @@ pub async fn apply(js: &JetStream, shape: &Shape) -> Result<Provisioned, Provisi
     Ok(done)
 }
 
-/// Tells the differences and changes nothing.
-pub async fn check(js: &JetStream, shape: &Shape) -> Result<Vec<Drift>, ProvisionError> {
-    check_server(js, shape).await?;
+/// Returns the differences without changing anything.
+pub async fn check(js: &JetStream, parameters: &StreamParameters) -> Result<Vec<Drift>, ProvisionError> {
+    check_server(js, parameters).await?;
     let mut drifts = Vec::new();
-    for stream in wanted(js, shape) {
+    for stream in wanted(js, parameters) {
         let what = format!("stream {}", stream.name);
         match js.stream_info(&stream.name).await {
             Ok(info) => drifts.extend(compare(&what, &stream.config, &info.config, Some(&info))),
@@ -256,7 +259,7 @@ async fn apply_consumer(
                 done.unchanged += 1;
                 return Ok(());
             }
-            // The server's own config is the base, so that a pause stays a pause.
+            // Based on the server's configuration, so that a pause is kept.
             let config = overlay(&info.config, &drifts);
             js.put_consumer(stream, &consumer.name, &config, "update")
                 .await
@@ -273,7 +276,7 @@ async fn apply_consumer(
 }
 
 impl JetStream {
-    /// Creates (`action` empty: also if it is there in the same shape) or updates a consumer.
+    /// Creates or updates a consumer. An empty `action` succeeds if the consumer exists with the same configuration.
     pub(super) async fn put_consumer(
         &self,
         stream: &str,
@@ -288,10 +291,14 @@ impl JetStream {
         self.api(&subject, &json!({"stream_name": stream, "config": config, "action": action})).await
     }
 
-    /// The durable of a lane; that it is there already is fine. A domain that is paused has its
-    /// new lanes paused as well.
-    pub async fn ensure_lane(&self, shape: &Shape, domain: &str, lane: &str) -> Result<(), NatsError> {
-        let mut definition = super::definitions::lane(shape, domain, lane);
+    /// Creates the durable of a lane if it does not exist. New lanes of a paused domain are paused too.
+    pub async fn ensure_lane(
+        &self,
+        parameters: &StreamParameters,
+        domain: &str,
+        lane: &str,
+    ) -> Result<(), NatsError> {
+        let mut definition = super::definitions::lane(parameters, domain, lane);
         let stream = self.names().outbox_stream(domain);
         match self.consumer_info(&stream, &definition.name).await {
             Ok(_) => return Ok(()),
@@ -330,7 +337,7 @@ fn immutable(what: &str, error: NatsError) -> ProvisionError {
     }
 }
 
-/// `2.15.1`, `2.12.9-RC.1`: what is not a number counts as 0.
+/// Parses a version such as `2.15.1` or `2.12.9-RC.1`; a part that is not a number counts as 0.
 pub fn version(text: &str) -> (u64, u64, u64) {
     let core = text.trim_start_matches('v').split(['-', '+']).next().unwrap_or_default();
     let mut numbers = core.split('.').map(|part| part.parse().unwrap_or(0));

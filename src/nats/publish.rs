@@ -1,4 +1,4 @@
-//! Publishing one message into a stream, acknowledged by JetStream.
+//! Publishes one message into a stream, acknowledged by JetStream.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use super::error::NatsError;
 pub struct PublishAck {
     pub stream: String,
     pub seq: u64,
-    /// The stream had the message id already and stored nothing.
+    /// The stream already had a message with this id and stored nothing.
     #[serde(default)]
     pub duplicate: bool,
 }
@@ -28,8 +28,8 @@ impl JetStream {
         self.publish_map(subject, payload, header_map(headers)).await
     }
 
-    /// A plain `PUB` of the NATS protocol, without headers and without an acknowledgement: what
-    /// `nats pub` sends. Returns when it has left this process.
+    /// Publishes without headers and without an acknowledgement, as `nats pub` does. Returns when the message has been
+    /// sent.
     pub async fn publish_plain(&self, subject: &str, payload: Bytes) -> Result<(), NatsError> {
         self.client()
             .publish(subject.to_owned(), payload)
@@ -57,13 +57,13 @@ pub(super) fn header_map(headers: &[(&str, &str)]) -> HeaderMap {
     map
 }
 
-/// A NATS header value is one line (ADR-4); what is not is flattened, so that a foreign text, an
-/// error message say, cannot break the frame.
+/// Replaces line breaks by spaces: a NATS header value is one line (ADR-4), and texts such as error messages may hold
+/// several.
 pub(super) fn one_line(value: &str) -> std::borrow::Cow<'_, str> {
     if value.contains(['\r', '\n']) { value.replace(['\r', '\n'], " ").into() } else { value.into() }
 }
 
-/// The first bytes of a text.
+/// At most the first `most` bytes of a text, cut at a character boundary.
 pub(super) fn shortened(text: &str, most: usize) -> &str {
     let mut end = most.min(text.len());
     while !text.is_char_boundary(end) {

@@ -1,9 +1,9 @@
-//! Pulling by credit: the permit comes before the message.
+//! Pulls messages of a consumer within a limit that the caller sets.
 //!
-//! The caller says how many messages it has room for; the puller never has more than that asked
-//! of the server (`CONSUMER.MSG.NEXT`, ADR-13), so nothing waits unread in this process. Pulls
-//! that a lost connection or a restarted server forgot are noticed by the reconnection or by
-//! silence, and asked again.
+//! The caller passes the number of messages it has room for. The puller never requests more than that
+//! (`CONSUMER.MSG.NEXT`, ADR-13), so no message waits unread in this process. If a lost connection or a restarted
+//! server drops pull requests, the puller sends them again, after the reconnection or after a time without any
+//! message.
 
 use std::time::Duration;
 
@@ -18,35 +18,34 @@ use super::error::NatsError;
 use super::message::{Delivered, header};
 use crate::health::ReadyFlag;
 
-/// How long a pull waits at the server. Short: it is also the sign of life, and a process that
-/// stops waits for its last pull to end.
+/// How long a pull request waits at the server. It is short because its end also shows that the server lives, and
+/// because a stopping process waits for its last request.
 const EXPIRES: Duration = Duration::from_secs(1);
-/// A server that says nothing for so long has forgotten the pulls.
+/// If the server sends nothing for this long, the pull requests are considered lost.
 const SILENCE: Duration = Duration::from_secs(5);
-/// The delay with which a process that stops gives messages back: they must not come to its own
-/// last pulls again.
+/// Redelivery delay of messages that a stopping process returns, so that its own last pull requests do not get them
+/// again.
 pub const HAND_BACK_DELAY: Duration = Duration::from_millis(1_500);
-/// The most messages of one pull request.
+/// Maximum number of messages per pull request.
 const MOST_PER_PULL: usize = 4096;
 
-/// What a pull brought.
+/// The result of a pull.
 #[derive(Debug)]
 pub enum PullEvent {
     Message(Box<Delivered>),
-    /// The consumer or its stream is not there (yet, or any more). The puller waits a moment
-    /// before it asks again.
+    /// The consumer or its stream does not exist. The puller waits 250 ms before its next request.
     Missing,
-    /// The connection was made anew or the server went silent: pulls were asked again.
+    /// The client reconnected or the server was silent; the pull requests are sent again.
     Reset,
 }
 
-/// A pull consumer's reader. Not `Clone`: one owner, one credit.
+/// Reads a pull consumer. Not `Clone`, because one owner counts the requested messages.
 pub struct Puller {
     js: JetStream,
     next_subject: String,
     inbox: String,
     subscriber: Subscriber,
-    /// Messages asked for and not yet come.
+    /// Messages requested and not received yet.
     outstanding: usize,
     generation: watch::Receiver<u64>,
     last_sign_of_life: Instant,
@@ -79,7 +78,7 @@ impl Puller {
         })
     }
 
-    /// Whether the server answers this consumer's pulls; told where it changes.
+    /// Records whether the server answers this consumer's pull requests, and updates the readiness flag on a change.
     fn set_bound(&mut self, bound: bool) {
         if self.bound != bound {
             self.bound = bound;
@@ -89,15 +88,15 @@ impl Puller {
         }
     }
 
-    /// A puller on a durable that is there: waits for it, saying so, if it has to be made first.
-    /// From then on `ready` tells whether it still is.
+    /// Opens a puller on a durable, and waits (with a warning) until the durable exists. `ready` then shows whether it
+    /// still exists.
     pub async fn bind(
         js: &JetStream,
         stream: &str,
         consumer: &str,
         ready: Option<ReadyFlag>,
     ) -> Result<Self, NatsError> {
-        let mut told = false;
+        let mut warned = false;
         loop {
             match js.consumer_info(stream, consumer).await {
                 Ok(_) => {
@@ -107,9 +106,9 @@ impl Puller {
                     return Ok(puller);
                 }
                 Err(error) => {
-                    if !told {
-                        tracing::warn!(stream, consumer, %error, "waiting for the consumer; `hub provision` makes it");
-                        told = true;
+                    if !warned {
+                        tracing::warn!(stream, consumer, %error, "waiting for the consumer; run `hub provision` to create it");
+                        warned = true;
                     }
                 }
             }
@@ -117,7 +116,7 @@ impl Puller {
         }
     }
 
-    /// A message that has come already, without waiting and without asking for more.
+    /// A message that has already arrived. Neither waits nor requests more.
     pub fn try_next(&mut self) -> Option<PullEvent> {
         loop {
             let message = self.subscriber.next().now_or_never()??;
@@ -128,12 +127,12 @@ impl Puller {
         }
     }
 
-    /// The next message, given room for `room` more. Cancel-safe. With no room it waits for ever:
-    /// call it again when there is some.
+    /// Waits for the next message; `room` is the number of messages the caller can hold. Cancel-safe. With `room` 0 it
+    /// waits forever: call it again with more.
     pub async fn next(&mut self, room: usize) -> Result<PullEvent, NatsError> {
         loop {
             let ask = room.saturating_sub(self.outstanding).min(MOST_PER_PULL);
-            // Top up in halves, so that a busy consumer is not asked message by message.
+            // Request at least half of the room at a time, so that a busy consumer does not get a request per message.
             if ask > 0
                 && self.ask_again_at.is_none()
                 && (self.outstanding == 0 || ask >= (room / 2).max(1) || self.outstanding * 2 <= ask)
@@ -160,7 +159,7 @@ impl Puller {
                 }
                 () = until(ask_again_at) => self.ask_again_at = None,
                 () = tokio::time::sleep_until(silent_at), if self.outstanding > 0 => {
-                    tracing::warn!(consumer = self.next_subject, "the server went silent; pulling again");
+                    tracing::warn!(consumer = self.next_subject, "no answer from the NATS server, pulling again");
                     self.reset();
                     return Ok(PullEvent::Reset);
                 }
@@ -168,9 +167,9 @@ impl Puller {
         }
     }
 
-    /// Lets the pulls end, which takes [`EXPIRES`] at most, and gives what they still bring back to
-    /// the consumer, so that it need not wait for ack_wait. Only then is the inbox given up: a
-    /// message that is on its way when its subscription ends is dropped by the client.
+    /// Waits until the pull requests end, at most twice [`EXPIRES`], and returns the messages that still arrive to
+    /// the consumer, which need not wait for ack_wait then. The inbox is kept until the end, because the client drops
+    /// messages that arrive after their subscription ends.
     pub async fn hand_back(mut self) {
         let deadline = Instant::now() + 2 * EXPIRES;
         while self.outstanding > 0 {
@@ -199,7 +198,7 @@ impl Puller {
             .publish_with_reply(self.next_subject.clone(), self.inbox.clone(), Bytes::from(body))
             .await
             .map_err(|error| NatsError::transport(self.next_subject.clone(), error))?;
-        // Counted after: a future that is dropped while it waits to send has asked for nothing.
+        // Counted after sending: a future that is dropped before has requested nothing.
         self.outstanding += batch;
         Ok(())
     }
@@ -213,7 +212,7 @@ impl Puller {
                 None => {
                     tracing::warn!(
                         inbox = self.inbox,
-                        "a message without an acknowledgement subject is ignored"
+                        "ignored a message without an acknowledgement subject"
                     );
                     None
                 }
@@ -227,8 +226,8 @@ impl Puller {
                 Some(PullEvent::Missing)
             }
             _ => {
-                // 404, 408, 409: a pull has ended. What it still had to bring is told in a header;
-                // without it (consumer deleted, leadership changed) all pulls are gone.
+                // 404, 408, 409: a pull request has ended. A header holds the number of messages it did not deliver;
+                // without that header (consumer deleted, leadership changed) all requests are gone.
                 let left = header(message.headers.as_ref(), "Nats-Pending-Messages")
                     .and_then(|count| count.parse::<usize>().ok());
                 match left {
@@ -267,5 +266,5 @@ async fn until(deadline: Option<Instant>) {
 }
 
 fn closed(subject: &str) -> NatsError {
-    NatsError::transport(subject.to_owned(), "the client is closed".to_owned())
+    NatsError::Closed { subject: subject.to_owned() }
 }

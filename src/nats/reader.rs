@@ -1,4 +1,4 @@
-//! The one loop that reads a durable: the permit comes before the message, and each message has one.
+//! The loop that reads a durable consumer. It takes a permit before it requests a message.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -14,28 +14,29 @@ use super::message::Delivered;
 use super::pull::{HAND_BACK_DELAY, PullEvent, Puller};
 use crate::health::ReadyFlag;
 
-/// A message with its place in memory, which is given back when the permit is dropped.
+/// A message and its permit. Dropping the permit makes room for another message.
 pub type Held = (Box<Delivered>, OwnedSemaphorePermit);
 
-/// What reading brought.
+/// The result of a read.
 #[derive(Debug)]
 pub enum Read {
     Message(Held),
-    /// The durable or its stream is not there (yet, or any more).
+    /// The durable or its stream does not exist.
     Missing,
 }
 
-/// Reads a durable, of which at most so many messages are in this process at once.
+/// Reads a durable consumer and limits how many of its messages are in this process at once.
 pub struct Reader {
     puller: Puller,
     permits: Arc<Semaphore>,
-    /// Came and has no place yet. There is one for each message that was asked for; the pulls that a silent server was
-    /// thought to have forgotten may bring more.
+    /// Messages received before a permit is free. Each requested message has a permit; requests that were considered
+    /// lost may still deliver more.
     early: VecDeque<Box<Delivered>>,
 }
 
 impl Reader {
-    /// Waits until the durable is there, saying so; `None`: told to stop before. `held`: the most messages at once.
+    /// Waits (with a warning) until the durable exists; `None` if `stop` comes first. `held` is the maximum number of
+    /// messages at once.
     pub async fn bind(
         js: &JetStream,
         stream: &str,
@@ -51,7 +52,7 @@ impl Reader {
         Ok(Some(Self { puller, permits: Arc::new(Semaphore::new(held)), early: VecDeque::new() }))
     }
 
-    /// The next message; waits for a place first. May be dropped while it waits.
+    /// Waits for a permit, then for the next message. Cancel-safe.
     pub async fn next(&mut self) -> Result<Read, NatsError> {
         loop {
             let room = self.permits.available_permits();
@@ -70,7 +71,7 @@ impl Reader {
         }
     }
 
-    /// One that has come already, without waiting and without asking for more.
+    /// A message that has already arrived. Neither waits nor requests more.
     pub fn try_next(&mut self) -> Option<Read> {
         loop {
             if !self.early.is_empty() {
@@ -84,7 +85,7 @@ impl Reader {
         }
     }
 
-    /// The first of those that have come, if there is a place for it.
+    /// The first of the early messages, if a permit is free.
     fn early(&mut self) -> Option<Held> {
         let message = self.early.pop_front()?;
         match self.permits.clone().try_acquire_owned() {
@@ -96,7 +97,7 @@ impl Reader {
         }
     }
 
-    /// Lets the pulls end and gives back what they still bring.
+    /// Waits until the pull requests end, and returns the messages that still arrive to the consumer.
     pub async fn hand_back(self) {
         for message in self.early {
             message.acker.nak(Some(HAND_BACK_DELAY)).await;
@@ -104,8 +105,8 @@ impl Reader {
         self.puller.hand_back().await;
     }
 
-    /// Works on each message in a task of its own until `stop`; what is under way then is finished. The work settles
-    /// its message itself.
+    /// Runs `work` on each message in a task of its own until `stop`, then waits for the running tasks. `work`
+    /// acknowledges its message itself.
     pub async fn for_each<Work>(
         mut self,
         stop: &CancellationToken,

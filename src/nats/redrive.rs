@@ -1,5 +1,5 @@
-//! Second chances: timers kept by the broker, orders by operators, and the mark of what is on
-//! its way again. All three are messages of the redrive stream.
+//! Redrives of dead letters: timers kept by the broker, requests by operators, and marks of dead letters that are
+//! being replayed or were discarded. All are messages of the redrive stream.
 
 use std::collections::HashSet;
 
@@ -9,28 +9,29 @@ use time::format_description::well_known::Rfc3339;
 
 use super::connection::JetStream;
 use super::error::NatsError;
+use crate::domain::headers;
 
-/// How long the mark of a replay stands at most; an envelope that is still neither delivered nor
-/// dead-lettered by then may be replayed again.
+/// Lifetime of a replay mark. After that, an envelope that is neither delivered nor dead-lettered may be replayed
+/// again.
 const REPLAYING_TTL: &str = "24h";
-/// How long it is known of a dead letter that it was discarded, for those who wait for what they replayed.
+/// Lifetime of a discard mark, for callers that follow the dead letters they replayed.
 const DISCARDED_TTL: &str = "1h";
 
-/// Headers of a due message.
-pub const ORDER_HEADER: &str = "Hub-Order";
+/// Header of a redrive message: who requested the redrive.
+pub const ORDER_HEADER: &str = headers::ORDER;
 
-/// Who asks for a redrive.
+/// Who requests a redrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RedriveOrder {
-    /// The schedule: counts as one of its redrives.
+pub enum RedriveTrigger {
+    /// The redrive schedule; counts as one of its redrives.
     Schedule,
-    /// An operator: the schedule is not used up by it.
+    /// An operator; does not count as a redrive of the schedule.
     Operator,
-    /// An operator who knows that the envelope sent before is gone.
+    /// An operator who knows that the envelope of an earlier redrive is lost.
     OperatorForce,
 }
 
-impl RedriveOrder {
+impl RedriveTrigger {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Schedule => "schedule",
@@ -39,6 +40,7 @@ impl RedriveOrder {
         }
     }
 
+    /// Parses the header; anything unknown counts as the schedule.
     pub fn read(text: Option<&str>) -> Self {
         match text {
             Some("operator") => Self::Operator,
@@ -49,37 +51,36 @@ impl RedriveOrder {
 }
 
 impl JetStream {
-    /// Sets the timer of a dead letter (ADR-51): at that time the server puts the due message
-    /// into the stream and removes the timer. Setting it again replaces it.
+    /// Sets the timer of a dead letter (ADR-51): at `at` the server publishes the due message and removes the timer.
+    /// A new timer replaces the previous one.
     pub async fn schedule_redrive(
         &self,
         domain: &str,
         sequence: u64,
         at: OffsetDateTime,
     ) -> Result<(), NatsError> {
-        let at = at.format(&Rfc3339).map_err(|error| {
-            NatsError::answer("schedule".to_owned(), format!("the time cannot be written: {error}"))
-        })?;
         let names = self.names();
+        let timer = names.redrive_timer(domain, sequence);
+        let at = at.format(&Rfc3339).map_err(|error| NatsError::encode(timer.as_str(), error))?;
         let headers = [
             ("Nats-Schedule", format!("@at {at}")),
             ("Nats-Schedule-Target", names.redrive_due(domain, sequence)),
-            (ORDER_HEADER, RedriveOrder::Schedule.as_str().to_owned()),
+            (ORDER_HEADER, RedriveTrigger::Schedule.as_str().to_owned()),
         ];
         let headers: Vec<(&str, &str)> =
             headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        self.publish(&names.redrive_timer(domain, sequence), Bytes::new(), &headers).await.map(drop)
+        self.publish(&timer, Bytes::new(), &headers).await.map(drop)
     }
 
-    /// Orders a dead letter to be sent again now; the DLT Processor carries it out.
-    pub async fn order_redrive(
+    /// Requests a redrive of a dead letter now; the role `dlt-processor` carries it out.
+    pub async fn request_redrive(
         &self,
         domain: &str,
         sequence: u64,
-        order: RedriveOrder,
+        trigger: RedriveTrigger,
     ) -> Result<(), NatsError> {
         let subject = self.names().redrive_due(domain, sequence);
-        self.publish(&subject, Bytes::new(), &[(ORDER_HEADER, order.as_str())]).await.map(drop)
+        self.publish(&subject, Bytes::new(), &[(ORDER_HEADER, trigger.as_str())]).await.map(drop)
     }
 
     pub async fn mark_replaying(&self, domain: &str, sequence: u64) -> Result<(), NatsError> {
@@ -92,7 +93,7 @@ impl JetStream {
         Ok(self.get_last(&self.names().redrive_stream(), &subject).await?.is_some())
     }
 
-    /// The sequences of a domain's dead letters that are on their way again.
+    /// The sequences of a domain's dead letters that are being replayed.
     pub async fn replaying(&self, domain: &str) -> Result<HashSet<u64>, NatsError> {
         let names = self.names();
         let subjects = self.stream_subjects(&names.redrive_stream(), &names.replaying_filter(domain)).await?;
@@ -103,13 +104,13 @@ impl JetStream {
             .collect())
     }
 
-    /// Notes that a dead letter is discarded; written before it is dropped.
+    /// Marks a dead letter as discarded. Written before the dead letter is deleted.
     pub async fn mark_discarded(&self, domain: &str, sequence: u64) -> Result<(), NatsError> {
         let subject = self.names().discarded(domain, sequence);
         self.publish(&subject, Bytes::new(), &[("Nats-TTL", DISCARDED_TTL)]).await.map(drop)
     }
 
-    /// The sequences of a domain's dead letters that were discarded of late.
+    /// The sequences of a domain's dead letters that were discarded within the last hour.
     pub async fn discarded(&self, domain: &str) -> Result<HashSet<u64>, NatsError> {
         let names = self.names();
         let subjects = self.stream_subjects(&names.redrive_stream(), &names.discarded_filter(domain)).await?;
@@ -117,7 +118,7 @@ impl JetStream {
         Ok(parsed.map(|(_, sequence)| sequence).collect())
     }
 
-    /// The sequences of a domain's dead letters that have a timer or an order.
+    /// The sequences of a domain's dead letters that have a timer or a pending redrive request.
     pub async fn redrive_pending(&self, domain: &str) -> Result<HashSet<u64>, NatsError> {
         let names = self.names();
         let mut pending = HashSet::new();

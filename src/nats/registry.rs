@@ -1,4 +1,4 @@
-//! The subscription registry: a KV bucket (ADR-8), followed into an in-memory index.
+//! The subscription registry: a KV bucket (ADR-8) and an in-memory index that follows it.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -8,62 +8,63 @@ use tokio::sync::watch;
 
 use super::connection::JetStream;
 use super::error::NatsError;
-use super::inspect::StreamInfo;
-use super::registry_moves::Misplaced;
-use super::scan::{Scan, ScanEvent, ScanOptions};
+use super::ordered_reader::{OrderedEvent, OrderedReader, OrderedReaderOptions};
+use super::stream_api::StreamInfo;
 use crate::domain::filter::is_oversized;
 use crate::domain::index::{IndexEntry, SubscriptionIndex};
 use crate::domain::subscription::{Subscription, SubscriptionId, SubscriptionRef};
 use crate::health::Readiness;
 
+mod entry;
 mod listing;
-mod slot;
+mod misplaced;
 
-pub use listing::Listing;
-pub(in crate::nats) use slot::Revision;
-pub use slot::{Slot, Unreadable};
+pub(in crate::nats) use entry::KeyRevision;
+pub use entry::{RegistryEntry, UnreadableEntry};
+pub use listing::RegistryListing;
+use misplaced::MisplacedEntry;
 
-/// The index that follows the bucket, shared by the roles of a process.
+/// The in-memory index of the bucket, shared by the roles of a process.
 #[derive(Clone)]
 pub struct Registry {
     index: Arc<RwLock<SubscriptionIndex>>,
-    unreadable: Arc<RwLock<Vec<Unreadable>>>,
-    read_up_to: watch::Receiver<ReadUpTo>,
+    unreadable: Arc<RwLock<Vec<UnreadableEntry>>>,
+    read_up_to: watch::Receiver<ReadPosition>,
     loaded: watch::Receiver<bool>,
 }
 
-/// The task side: keeps the index up to date until it is dropped.
+/// The task that keeps the index up to date.
 pub struct RegistryFollower {
     js: JetStream,
     index: Arc<RwLock<SubscriptionIndex>>,
-    unreadable: Arc<RwLock<Vec<Unreadable>>>,
+    unreadable: Arc<RwLock<Vec<UnreadableEntry>>>,
     readiness: Readiness,
-    read_up_to: watch::Sender<ReadUpTo>,
+    read_up_to: watch::Sender<ReadPosition>,
     loaded: watch::Sender<bool>,
 }
 
-/// How far the bucket was read. One that was made anew counts from the beginning.
+/// How far the bucket was read. A bucket that was created again counts from the beginning.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct ReadUpTo {
-    /// When the bucket was made.
+struct ReadPosition {
+    /// Creation time of the bucket.
     made: String,
     revision: u64,
 }
 
 /// A stored subscription.
 #[derive(Debug, Clone)]
-pub struct Stored {
+pub struct StoredSubscription {
     pub subscription: Subscription,
-    /// For a conditional write.
+    /// The revision that a conditional write must expect.
     pub revision: u64,
 }
 
 impl Registry {
-    /// `readiness` tells of entries that are unreadable.
+    /// Creates the index and its follower. `readiness` reports unreadable entries.
     pub fn new(js: &JetStream, readiness: Readiness) -> (Self, RegistryFollower) {
         let index = Arc::new(RwLock::new(SubscriptionIndex::default()));
         let unreadable = Arc::new(RwLock::default());
-        let (revision_sender, read_up_to) = watch::channel(ReadUpTo::default());
+        let (revision_sender, read_up_to) = watch::channel(ReadPosition::default());
         let (loaded_sender, loaded) = watch::channel(false);
         let follower = RegistryFollower {
             js: js.clone(),
@@ -76,12 +77,13 @@ impl Registry {
         (Self { index, unreadable, read_up_to, loaded }, follower)
     }
 
-    /// The entries whose last revision cannot be used.
-    pub fn unreadable(&self) -> Vec<Unreadable> {
+    /// The entries whose last revision is unreadable.
+    pub fn unreadable(&self) -> Vec<UnreadableEntry> {
         self.unreadable.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether a subscription of this tenant may want the tenant's events, and nobody knows which.
+    /// Whether the tenant has an unreadable entry without an earlier readable revision, so that it is unknown which
+    /// events that subscription wants.
     pub fn is_incomplete(&self, tenant: &str) -> bool {
         let unreadable = self.unreadable.read().unwrap_or_else(PoisonError::into_inner);
         unreadable.iter().any(|entry| entry.in_force.is_none() && entry.name.tenant() == tenant)
@@ -95,10 +97,10 @@ impl Registry {
         *self.loaded.borrow()
     }
 
-    /// Waits until the whole bucket was read once.
+    /// Waits until the whole bucket has been read once.
     pub async fn wait_until_loaded(&self) {
         let mut loaded = self.loaded.clone();
-        // A dropped follower means shutdown: the caller is cancelled as well.
+        // The follower is dropped only at shutdown, when the caller is cancelled too.
         if loaded.wait_for(|loaded| *loaded).await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -106,7 +108,7 @@ impl Registry {
 }
 
 impl Registry {
-    /// The names of that id, also of unreadable entries, in order of their tenants.
+    /// The names with this id, including unreadable entries, sorted by tenant.
     pub fn names_of_id(&self, id: &SubscriptionId) -> Vec<SubscriptionRef> {
         let unreadable = self.unreadable();
         let index = self.read();
@@ -116,15 +118,15 @@ impl Registry {
         named.into_iter().collect()
     }
 
-    /// Waits until the index holds every write that the bucket holds now.
+    /// Waits until the index includes every write that the bucket holds now.
     pub async fn catch_up(&self, js: &JetStream) -> Result<(), NatsError> {
         let stream = js.names().subscriptions_stream();
         let StreamInfo { created, state, .. } = js.stream_info(&stream).await?;
         let mut read_up_to = self.read_up_to.clone();
         let caught_up = async {
-            let done = |now: &ReadUpTo| now.made == created && now.revision >= state.last_seq;
+            let done = |now: &ReadPosition| now.made == created && now.revision >= state.last_seq;
             if read_up_to.wait_for(done).await.is_err() {
-                // A dropped follower means shutdown: the caller is cancelled as well.
+                // The follower is dropped only at shutdown, when the caller is cancelled too.
                 std::future::pending::<()>().await;
             }
         };
@@ -135,12 +137,12 @@ impl Registry {
 }
 
 impl RegistryFollower {
-    /// Follows the bucket for ever. Whenever it lost its place it reads the whole bucket again,
-    /// so the index never misses a change; while it does, the index serves what it had.
+    /// Follows the bucket forever. If the reader is lost, it reads the whole bucket again, so the index misses no change;
+    /// until then the index keeps its previous contents.
     pub async fn run(self) {
         loop {
             if let Err(error) = self.follow().await {
-                tracing::warn!(%error, "the subscription registry cannot be followed; trying again");
+                tracing::warn!(%error, "cannot follow the subscription registry, will retry");
                 tokio::time::sleep(std::time::Duration::from_millis(500)).await;
             }
         }
@@ -151,27 +153,28 @@ impl RegistryFollower {
         let stream = names.subscriptions_stream();
         let StreamInfo { created: made, state, .. } = self.js.stream_info(&stream).await?;
         let last = state.last_seq;
-        let options = ScanOptions {
+        let options = OrderedReaderOptions {
             filters: vec![names.subscriptions_filter()],
             last_per_subject: true,
-            ..ScanOptions::default()
+            ..OrderedReaderOptions::default()
         };
-        let mut scan = Scan::begin(&self.js, &stream, &options).await?;
+        let mut reader = OrderedReader::open(&self.js, &stream, &options).await?;
         if self.js.stream_info(&stream).await?.created != made {
-            // Made anew between the two: what is read would count for the one before, and nobody would ever catch up.
-            scan.end().await;
+            // The bucket was created again in between: its revisions would count for the previous one, and `catch_up`
+            // would never end.
+            reader.close().await;
             return Ok(());
         }
         let mut loading = Some(HashSet::new());
         let mut misplaced = Vec::new();
         loop {
-            if scan.remaining == 0 {
-                // Before the registry counts as loaded: events wait until these are there.
+            if reader.remaining == 0 {
+                // Before the registry counts as loaded, because events wait until these entries are moved.
                 for entry in misplaced.drain(..) {
                     self.js.move_entry(&entry).await?;
                 }
             }
-            if scan.remaining == 0
+            if reader.remaining == 0
                 && let Some(seen) = loading.take()
             {
                 let mut index = self.write();
@@ -185,16 +188,16 @@ impl RegistryFollower {
                     index.remove(name);
                 }
                 drop(index);
-                self.settle_unreadable(|entries| entries.retain(|entry| seen.contains(&*entry.name.token())));
-                self.have_read(&made, last);
+                self.update_unreadable(|entries| entries.retain(|entry| seen.contains(&*entry.name.token())));
+                self.advance(&made, last);
                 if !self.loaded.send_replace(true) {
-                    tracing::info!(subscriptions = self.write().len(), "the subscription registry is loaded");
+                    tracing::info!(subscriptions = self.write().len(), "loaded the subscription registry");
                 }
             }
-            let message = match scan.next().await? {
-                ScanEvent::Message(message) => message,
-                ScanEvent::Lost => {
-                    scan.end().await;
+            let message = match reader.next().await? {
+                OrderedEvent::Message(message) => message,
+                OrderedEvent::Lost => {
+                    reader.close().await;
                     return Ok(());
                 }
             };
@@ -202,25 +205,25 @@ impl RegistryFollower {
                 if let Some(seen) = &mut loading {
                     seen.insert(token.to_owned());
                 }
-                let last = Revision::delivered(&message);
-                match Misplaced::find(&names, &message.subject, &last) {
+                let last = KeyRevision::delivered(&message);
+                match MisplacedEntry::find(&names, &message.subject, &last) {
                     Some(entry) => misplaced.push(entry),
                     None => self.apply(token, &last, loading.is_none()).await?,
                 }
             }
             let sequence = message.stream_sequence;
             if loading.is_none() {
-                self.have_read(&made, sequence);
+                self.advance(&made, sequence);
             }
         }
     }
 
-    fn have_read(&self, made: &str, revision: u64) {
+    fn advance(&self, made: &str, revision: u64) {
         self.read_up_to.send_if_modified(|now| {
             if now.made == made && now.revision >= revision {
                 return false;
             }
-            *now = ReadUpTo { made: made.to_owned(), revision };
+            *now = ReadPosition { made: made.to_owned(), revision };
             true
         });
     }
@@ -229,33 +232,33 @@ impl RegistryFollower {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `live`: the revision was written just now, and all before it were seen.
-    async fn apply(&self, token: &str, last: &Revision<'_>, live: bool) -> Result<(), NatsError> {
+    /// Applies one revision. `live` is true if all earlier revisions have been read.
+    async fn apply(&self, token: &str, last: &KeyRevision<'_>, live: bool) -> Result<(), NatsError> {
         let Some(name) = SubscriptionRef::from_token(token) else {
-            tracing::warn!(key = token, "a registry key names no subscription and is passed over");
+            tracing::warn!(key = token, "skipped a registry key that names no subscription");
             return Ok(());
         };
-        // Nearly all are readable: those are read once.
+        // Nearly all revisions are readable; these are parsed once.
         if let Some(entry) = last.entry(&name) {
             let comparisons = entry.program.comparisons();
             if is_oversized(comparisons) {
                 tracing::warn!(
                     subscription = %name,
                     comparisons,
-                    "a stored filter is larger than one may be now; make it smaller"
+                    "a stored filter exceeds the current limit; make it smaller"
                 );
             }
             drop(self.write().insert(entry));
-            self.settle_unreadable(|entries| entries.retain(|entry| entry.name != name));
+            self.update_unreadable(|entries| entries.retain(|entry| entry.name != name));
             return Ok(());
         }
-        let Slot { subscription, mut unreadable, .. } = self.js.slot_of(&name, last).await?;
+        let RegistryEntry { subscription, mut unreadable, .. } = self.js.entry_at(&name, last).await?;
         let kept = match (&unreadable, subscription) {
             (_, Some((subscription, revision))) => IndexEntry::new(subscription, revision).ok(),
             (_, None) => None,
         };
         let revision = last.sequence;
-        // Seen before, when it was known that there had been no subscription.
+        // An earlier read established that the key never held a subscription.
         let known_empty = {
             let entries = self.unreadable.read().unwrap_or_else(PoisonError::into_inner);
             entries.iter().any(|entry| entry.name == name && entry.in_force == Some(0))
@@ -263,7 +266,7 @@ impl RegistryFollower {
         let mut index = self.write();
         match (kept, &mut unreadable) {
             (Some(entry), _) => drop(index.insert(entry)),
-            // The bucket has no readable revision any more, but this process still has one.
+            // The bucket has no readable revision left, but this process may still hold one.
             (None, Some(entry)) if entry.in_force.is_none() => {
                 entry.in_force = match index.get(&name) {
                     Some(known) => Some(known.revision),
@@ -273,65 +276,61 @@ impl RegistryFollower {
             (None, _) => drop(index.remove(&name)),
         }
         drop(index);
-        if let Some(Unreadable { reason, in_force, .. }) = &unreadable {
+        if let Some(UnreadableEntry { reason, in_force, .. }) = &unreadable {
             match in_force {
                 Some(0) => tracing::error!(
                     subscription = %name, revision, reason,
-                    "a registry entry is unreadable and never was a subscription; remove it with \
+                    "a registry entry is unreadable and never held a subscription; remove it with \
                      `hub subscription remove`"
                 ),
                 Some(in_force) => tracing::error!(
                     subscription = %name, revision, reason, in_force,
-                    "a registry entry is unreadable; an earlier revision is in force"
+                    "a registry entry is unreadable; an earlier revision is in effect"
                 ),
                 None => tracing::error!(
                     subscription = %name, revision, reason,
-                    "a registry entry is unreadable and no revision is left; events of its tenant wait until it \
+                    "a registry entry is unreadable and has no earlier revision; events of its tenant wait until it \
                      is repaired (`hub subscription apply`) or removed (`hub subscription remove`)"
                 ),
             }
         }
-        self.settle_unreadable(|entries| {
+        self.update_unreadable(|entries| {
             entries.retain(|entry| entry.name != name);
             entries.extend(unreadable);
         });
         Ok(())
     }
 
-    /// Changes the list of what is unreadable, and tells `/readyz`.
-    fn settle_unreadable(&self, change: impl FnOnce(&mut Vec<Unreadable>)) {
+    /// Changes the list of unreadable entries, and reports it at `/readyz`.
+    fn update_unreadable(&self, change: impl FnOnce(&mut Vec<UnreadableEntry>)) {
         let mut entries = self.unreadable.write().unwrap_or_else(PoisonError::into_inner);
         let were = entries.len();
         change(&mut entries);
         if were + entries.len() == 0 {
             return;
         }
-        self.readiness.note("registry", slot::note(&entries));
+        self.readiness.note("registry", entry::note(&entries));
     }
 }
 
 impl JetStream {
-    /// Writes a subscription, whose secrets must be sealed. `expected`: the revision it must have
-    /// now, 0 for none yet. Returns the new revision.
+    /// Writes a subscription, whose secrets must be sealed. `expected` is the revision it must have now, 0 for a new one,
+    /// `None` for any. Returns the new revision.
     pub async fn put_subscription(
         &self,
         subscription: &Subscription,
         expected: Option<u64>,
     ) -> Result<u64, NatsError> {
-        let unusable = |reason: String| {
-            NatsError::answer(
-                self.names().subscriptions_bucket(),
-                format!("subscription {}: {reason}", subscription.id),
-            )
-        };
-        let name = subscription.reference().map_err(|error| unusable(error.to_string()))?;
+        let invalid = |source| NatsError::InvalidSubscription { id: subscription.id.to_string(), source };
+        let name = subscription.reference().map_err(invalid)?;
         let key = self.names().subscription_key(&name);
-        let value = serde_json::to_vec(subscription).map_err(|error| unusable(error.to_string()))?;
+        let value =
+            serde_json::to_vec(subscription).map_err(|error| NatsError::encode(key.as_str(), error))?;
         self.write_key(&key, value.into(), expected, &[]).await
     }
 
-    /// Removes a subscription, and all its revisions with the credentials in them: a purge of the key
-    /// (ADR-8) leaves its marker alone, which is a revision too.
+    /// Removes a subscription and all its revisions, which hold credentials: a purge of the key (ADR-8). Only the purge
+    /// marker, which is a revision too, remains.
     pub async fn remove_subscription(
         &self,
         name: &SubscriptionRef,
@@ -357,20 +356,23 @@ impl JetStream {
         Ok(self.publish(key, value, &headers).await?.seq)
     }
 
-    /// The subscription in force under a name, with the revision that the next conditional write must expect.
-    /// An error if what is stored is unreadable, down to the last revision that is kept.
-    pub async fn subscription(&self, name: &SubscriptionRef) -> Result<Option<Stored>, NatsError> {
-        let Slot { revision, subscription, unreadable } = self.subscription_slot(name).await?;
+    /// The subscription in effect under a name, with the revision that the next conditional write must expect. Fails if
+    /// no kept revision is readable.
+    pub async fn subscription(
+        &self,
+        name: &SubscriptionRef,
+    ) -> Result<Option<StoredSubscription>, NatsError> {
+        let RegistryEntry { revision, subscription, unreadable } = self.registry_entry(name).await?;
         match (subscription, unreadable) {
-            (Some((subscription, _)), _) => Ok(Some(Stored { subscription, revision })),
-            (None, Some(Unreadable { reason, in_force: None, .. })) => {
-                Err(NatsError::answer(self.names().subscription_key(name), reason))
+            (Some((subscription, _)), _) => Ok(Some(StoredSubscription { subscription, revision })),
+            (None, Some(UnreadableEntry { reason, in_force: None, .. })) => {
+                Err(NatsError::UnreadableEntry { key: self.names().subscription_key(name), reason })
             }
             (None, _) => Ok(None),
         }
     }
 
-    /// The names of that id in the bucket, one for each tenant that has one, in order of their tenants.
+    /// The names with this id in the bucket, one for each tenant that has one, sorted by tenant.
     pub async fn names_of_id(&self, id: &SubscriptionId) -> Result<Vec<SubscriptionRef>, NatsError> {
         let names = self.names();
         let keys = self.stream_subjects(&names.subscriptions_stream(), &names.subscriptions_filter()).await?;
@@ -383,15 +385,18 @@ impl JetStream {
         Ok(found)
     }
 
-    /// The subscriptions of these names, as far as there are any. An error if none can be read.
-    pub async fn subscriptions_named(&self, names: &[SubscriptionRef]) -> Result<Vec<Stored>, NatsError> {
+    /// The subscriptions with these names that exist. Fails if none of them is readable.
+    pub async fn subscriptions_named(
+        &self,
+        names: &[SubscriptionRef],
+    ) -> Result<Vec<StoredSubscription>, NatsError> {
         let mut stored = Vec::with_capacity(names.len());
         let mut unreadable = None;
         for name in names {
             match self.subscription(name).await {
                 Ok(one) => stored.extend(one),
-                // That of one tenant is in no other's way.
-                Err(error @ NatsError::Answer { .. }) => unreadable = Some(error),
+                // An unreadable entry of one tenant must not affect the others.
+                Err(error @ NatsError::UnreadableEntry { .. }) => unreadable = Some(error),
                 Err(error) => return Err(error),
             }
         }

@@ -1,4 +1,4 @@
-//! Keeping what was refused: the original bytes of body, headers and subject, with the reason.
+//! Stores rejected publications: the original bytes of body, headers and subject, with the reason.
 
 use async_nats::header::HeaderName;
 use async_nats::{HeaderMap, HeaderValue};
@@ -10,15 +10,16 @@ use super::connection::JetStream;
 use super::error::NatsError;
 use super::message::Delivered;
 use super::publish::{header_map, shortened};
+use crate::domain::headers;
 
-/// The most bytes of headers that a stream takes are 65,535; these leave room for what the server adds.
+/// Maximum size of the headers in bytes. A stream accepts 65,535; the rest is for what the server adds.
 const MAX_HEADER_BYTES: usize = 60 * 1024;
-/// Room in a message for its own protocol line and rounding.
+/// Reserve for the protocol line and rounding, in bytes.
 const MARGIN: usize = 256;
-/// The most bytes of the error's text.
+/// Maximum size of the error text in bytes.
 const MAX_ERROR_BYTES: usize = 2_000;
 
-/// A part of the original, in the body of a message of its own.
+/// A part of the original message, stored in the body of a message of its own.
 struct Part {
     /// `body`, `headers` or `subject`
     of: &'static str,
@@ -26,16 +27,15 @@ struct Part {
 }
 
 impl JetStream {
-    /// Stores a refused publication under `<prefix>.rejected.<reason>`.
+    /// Stores a rejected publication under `<prefix>.rejected.<reason>`.
     ///
-    /// The body is the original's. Headers that can be read go along under their names, with
-    /// `Hub-Original-` before those that mean something to a stream or to the hub; a header block that
-    /// cannot be read is in `Hub-Original-Headers`, and a subject that is not printable ASCII in
-    /// `Hub-Original-Subject`, both in base64. What does not fit beside its reason is stored in parts
-    /// (`Hub-Part: 1/3`): first the body, then, in the bodies of further messages (`Hub-Part-Of: headers`,
-    /// `subject`), the header block and the subject.
+    /// The body is the original body. Parsed headers keep their names, except that `Hub-Original-` precedes names that
+    /// have a meaning for a stream or for the hub. An unparsable header block is in `Hub-Original-Headers`, and a
+    /// subject that is not printable ASCII in `Hub-Original-Subject`, both in base64. A message that is too large is
+    /// stored in parts (`Hub-Part: 1/3`): first the body, then the header block and the subject in the bodies of further
+    /// messages (`Hub-Part-Of: headers`, `subject`).
     pub async fn reject(&self, message: &Delivered, reason: &str, detail: &str) -> Result<(), NatsError> {
-        let stored = Stored::of(message, reason, detail, self.max_payload());
+        let stored = RejectedMessage::of(message, reason, detail, self.max_payload());
         let to = self.names().rejected(reason);
         let identity = format!("{}-{}", self.names().events_stream(), message.stream_sequence);
         let count = stored.parts.len();
@@ -44,10 +44,10 @@ impl JetStream {
             let mut id = identity.clone();
             if count > 1 {
                 id = format!("{identity}-{}", position + 1);
-                headers.insert("Hub-Part", format!("{}/{count}", position + 1));
+                headers.insert(headers::PART, format!("{}/{count}", position + 1));
             }
             if part.of != "body" {
-                headers.insert("Hub-Part-Of", part.of);
+                headers.insert(headers::PART_OF, part.of);
             }
             headers.insert("Nats-Msg-Id", id);
             self.publish_map(&to, part.bytes, headers).await?;
@@ -56,34 +56,34 @@ impl JetStream {
     }
 }
 
-/// What is stored of a refused publication.
-struct Stored {
-    /// Of each part.
+/// A rejected publication as it is stored.
+struct RejectedMessage {
+    /// The headers of every part.
     headers: HeaderMap,
     parts: Vec<Part>,
 }
 
-impl Stored {
+impl RejectedMessage {
     fn of(message: &Delivered, reason: &str, detail: &str, max_payload: usize) -> Self {
         let subject = message.subject_bytes();
         let mut headers = header_map(&[
-            ("Hub-Reason", reason),
-            ("Hub-Error", shortened(detail, MAX_ERROR_BYTES)),
-            ("Hub-Subject", shortened(message.subject.trim_start(), MAX_ERROR_BYTES)),
-            ("Hub-Sequence", &message.stream_sequence.to_string()),
+            (headers::REASON, reason),
+            (headers::ERROR, shortened(detail, MAX_ERROR_BYTES)),
+            (headers::SUBJECT, shortened(message.subject.trim_start(), MAX_ERROR_BYTES)),
+            (headers::SEQUENCE, &message.stream_sequence.to_string()),
         ]);
-        // Half of a small server's messages; the rest is for the body.
+        // At most half of a message if the server's max_payload is small; the rest is for the body.
         let most = MAX_HEADER_BYTES.min(max_payload / 2);
         let mut apart = Vec::new();
         if message.subject.len() > MAX_ERROR_BYTES || !subject.iter().all(u8::is_ascii_graphic) {
-            let encoded = header_map(&[("Hub-Original-Subject", &STANDARD.encode(&subject))]);
+            let encoded = header_map(&[(headers::ORIGINAL_SUBJECT, &STANDARD.encode(&subject))]);
             join(&mut headers, encoded, most).unwrap_or_else(|()| {
                 apart.push(Part { of: "subject", bytes: Bytes::copy_from_slice(&subject) });
             });
         }
         let (originals, block) = match (&message.headers, message.header_block()) {
             (_, Some(block)) => {
-                (header_map(&[("Hub-Original-Headers", &STANDARD.encode(block))]), block.clone())
+                (header_map(&[(headers::ORIGINAL_HEADERS, &STANDARD.encode(block))]), block.clone())
             }
             (Some(map), None) => (renamed(map), Bytes::new()),
             (None, None) => (HeaderMap::new(), Bytes::new()),
@@ -105,7 +105,7 @@ impl Stored {
     }
 }
 
-/// At least one part, so that an empty body is stored as well.
+/// Cuts `bytes` into parts. An empty body is one part, so that it is stored too.
 fn cut(of: &'static str, bytes: &Bytes, room: usize, parts: &mut Vec<Part>) {
     for part in 0..bytes.len().div_ceil(room).max(1) {
         let end = bytes.len().min((part + 1) * room);
@@ -113,7 +113,7 @@ fn cut(of: &'static str, bytes: &Bytes, room: usize, parts: &mut Vec<Part>) {
     }
 }
 
-/// Adds headers where all of them fit.
+/// Adds headers if all of them fit.
 fn join(headers: &mut HeaderMap, more: HeaderMap, most: usize) -> Result<(), ()> {
     if size(headers) + size(&more) > most {
         return Err(());
@@ -126,8 +126,8 @@ fn join(headers: &mut HeaderMap, more: HeaderMap, most: usize) -> Result<(), ()>
     Ok(())
 }
 
-/// The original's headers. Its own instructions to its stream are not meant for this one, and nobody
-/// writes the hub's words but the hub.
+/// The original headers. Those with a meaning for a stream or for the hub get a prefix, so that they have no effect
+/// on this stream and cannot be taken for headers of the hub.
 fn renamed(original: &HeaderMap) -> HeaderMap {
     const OURS: [&str; 6] =
         ["hub-reason", "hub-error", "hub-subject", "hub-sequence", "hub-part", "hub-part-of"];
@@ -139,8 +139,9 @@ fn renamed(original: &HeaderMap) -> HeaderMap {
             || lower.starts_with("hub-original-")
             || OURS.contains(&lower.as_str());
         let name = if taken {
-            // A name with a prefix of printable ASCII is a name.
-            HeaderName::try_from(format!("Hub-Original-{text}")).unwrap_or_else(|_| name.clone())
+            // A valid name with a prefix of printable ASCII is a valid name.
+            HeaderName::try_from(format!("{}{text}", headers::ORIGINAL_PREFIX))
+                .unwrap_or_else(|_| name.clone())
         } else {
             name.clone()
         };
@@ -151,7 +152,7 @@ fn renamed(original: &HeaderMap) -> HeaderMap {
     headers
 }
 
-/// `NATS/1.0` and its lines.
+/// The headers as a block: `NATS/1.0` and one line per header.
 fn written(headers: &HeaderMap) -> Bytes {
     let mut block = String::from("NATS/1.0\r\n");
     for (name, values) in headers.iter() {

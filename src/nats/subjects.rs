@@ -1,16 +1,17 @@
-//! Every subject, stream name and bucket name of the hub, built and parsed in this one file.
+//! Builds and parses every subject, stream name and bucket name of the hub.
 
 use crate::domain::access::TokenId;
 use crate::domain::bulk_job::BulkJobId;
 use crate::domain::subscription::SubscriptionRef;
 use crate::domain::token::{safe_token, tenant_token};
 
-/// The lane every subscription starts in.
+/// The lane that every subscription starts in.
 pub const SHARED_LANE: &str = "shared";
 
-/// Names under one prefix (setting `nats.prefix`, `hub` by default); streams carry it in upper case.
+/// The subject, stream and bucket names of one hub. All begin with the prefix (setting `nats.prefix`, `hub` by
+/// default), streams in upper case.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Names {
+pub struct SubjectNames {
     prefix: String,
     upper: String,
 }
@@ -18,9 +19,9 @@ pub struct Names {
 /// A parsed `<prefix>.events.<tail>` or `<prefix>.from.<tenant token>.<tail>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EventSubject<'a> {
-    /// The event key, if the publisher named one there.
+    /// The event key, if the publisher put one into the subject.
     pub tail: &'a str,
-    /// The tenant's token (see [`tenant_token`]) that the subject binds the event to.
+    /// The token (see [`tenant_token`]) of the tenant that the subject binds the event to.
     pub tenant_token: Option<&'a str>,
 }
 
@@ -29,20 +30,20 @@ pub struct EventSubject<'a> {
 pub struct OutboxSubject<'a> {
     pub domain: &'a str,
     pub lane: &'a str,
-    /// Its token.
+    /// The subscription's token.
     pub subscription: &'a str,
 }
 
 impl OutboxSubject<'_> {
-    /// The subscription that the subject names. Envelopes of versions before ids belonged to their
-    /// tenant have the bare id there: whose an envelope is, it says itself.
+    /// The subscription that the subject names. Envelopes of versions before ids belonged to their tenant have the bare
+    /// id here; the envelope itself names its tenant.
     pub fn reference(&self) -> Option<SubscriptionRef> {
         SubscriptionRef::from_token(self.subscription)
     }
 }
 
-/// Names of what belongs to a subscription take its token ([`SubscriptionRef::token`]).
-impl Names {
+/// A parameter `subscription: &str` is the subscription's token ([`SubscriptionRef::token`]).
+impl SubjectNames {
     pub fn new(prefix: &str) -> Self {
         Self { prefix: prefix.to_owned(), upper: stream_token(prefix) }
     }
@@ -113,29 +114,29 @@ impl Names {
         format!("$KV.{}.>", self.tokens_bucket())
     }
 
-    pub fn orders_bucket(&self) -> String {
+    pub fn bulk_jobs_bucket(&self) -> String {
         format!("{}-orders", self.prefix)
     }
 
-    pub fn orders_stream(&self) -> String {
-        format!("KV_{}", self.orders_bucket())
+    pub fn bulk_jobs_stream(&self) -> String {
+        format!("KV_{}", self.bulk_jobs_bucket())
     }
 
-    pub fn order_key(&self, id: &BulkJobId) -> String {
-        format!("$KV.{}.{id}", self.orders_bucket())
+    pub fn bulk_job_key(&self, id: &BulkJobId) -> String {
+        format!("$KV.{}.{id}", self.bulk_jobs_bucket())
     }
 
-    /// The keys of all orders.
-    pub fn orders_filter(&self) -> String {
-        format!("$KV.{}.>", self.orders_bucket())
+    /// The keys of all bulk jobs.
+    pub fn bulk_jobs_filter(&self) -> String {
+        format!("$KV.{}.>", self.bulk_jobs_bucket())
     }
 
-    /// Ids of the events that were published through the hub a short while ago.
+    /// The stream of the message ids that were published within the duplicate window.
     pub fn published_stream(&self) -> String {
         format!("{}_PUBLISHED", self.upper)
     }
 
-    /// Where the stream remembers one. `id`: a [message id](crate::domain::message_id) of the hub's own.
+    /// The subject of one message id, which must be the hub's own ([`crate::domain::message_id`]).
     pub fn published(&self, id: &str) -> String {
         format!("{}.published.{id}", self.prefix)
     }
@@ -144,12 +145,12 @@ impl Names {
         format!("KV_{}-keys", self.prefix)
     }
 
-    /// The secret that message ids are made with.
+    /// The key of the secret that message ids are derived from.
     pub fn message_ids_key(&self) -> String {
         format!("$KV.{}-keys.message-ids", self.prefix)
     }
 
-    /// What follows the bucket's name in a key: a subscription's token.
+    /// The subscription's token in a registry key.
     pub fn subscription_of_key<'a>(&self, subject: &'a str) -> Option<&'a str> {
         subject.strip_prefix("$KV.")?.strip_prefix(self.subscriptions_bucket().as_str())?.strip_prefix('.')
     }
@@ -164,7 +165,7 @@ impl Names {
         format!("{}.from.{}.{tail}", self.prefix, tenant_token(tenant))
     }
 
-    /// `None` for a subject of no publication.
+    /// `None` if events are not published to this subject.
     pub fn parse_event<'a>(&self, subject: &'a str) -> Option<EventSubject<'a>> {
         let rest = subject.strip_prefix(self.prefix.as_str())?;
         if let Some(tail) = rest.strip_prefix(".events.") {
@@ -178,7 +179,7 @@ impl Names {
         format!("{}.outbox.{domain}.{lane}.{subscription}", self.prefix)
     }
 
-    /// All subjects of a lane: the filter of its durable.
+    /// All subjects of a lane; the filter of its durable.
     pub fn lane_filter(&self, domain: &str, lane: &str) -> String {
         format!("{}.outbox.{domain}.{lane}.*", self.prefix)
     }
@@ -200,7 +201,7 @@ impl Names {
         format!("{}.outbox.{domain}.*.*.DLT", self.prefix)
     }
 
-    /// The outbox subject of a dead letter, whatever else that subject may be; empty if it is that of no dead letter.
+    /// The outbox subject of a dead letter's subject; empty if it does not end in `.DLT`.
     pub fn outbox_of_dead_letter<'a>(&self, subject: &'a str) -> &'a str {
         subject.strip_suffix(".DLT").unwrap_or_default()
     }
@@ -218,23 +219,23 @@ impl Names {
         format!("{}.attempts.{domain}.{subscription}", self.prefix)
     }
 
-    /// The delivery log of a domain, or of all; not the last words.
+    /// The delivery log of a domain, or of all domains, without the final attempts.
     pub fn attempts_filter(&self, domain: Option<&str>) -> String {
         self.attempts(domain.unwrap_or("*"), "*")
     }
 
-    /// The last words of all envelopes of a domain, or of all.
+    /// The final attempts of a domain, or of all domains.
     pub fn final_attempts_filter(&self, domain: Option<&str>) -> String {
         format!("{}.attempts.{}.*.*", self.prefix, domain.unwrap_or("*"))
     }
 
-    /// Domain and subscription of a message of the delivery log, be it last words.
+    /// Domain and subscription token of a message of the delivery log, including final attempts.
     pub fn parse_attempts<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str)> {
         let mut tokens = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".attempts.")?.split('.');
         Some((tokens.next()?, tokens.next()?))
     }
 
-    /// The last words of an envelope: its final failed attempt.
+    /// The final failed attempt of an envelope.
     pub fn final_attempt(&self, domain: &str, subscription: &str, envelope: &str) -> String {
         format!("{}.attempts.{domain}.{subscription}.{}", self.prefix, safe_token(envelope))
     }
@@ -244,7 +245,7 @@ impl Names {
         format!("{}.redrive.at.{domain}.{sequence}", self.prefix)
     }
 
-    /// A dead letter to be sent again now: by its timer or by an operator's order.
+    /// The request to redrive a dead letter now, published by its timer or for an operator.
     pub fn redrive_due(&self, domain: &str, sequence: u64) -> String {
         format!("{}.redrive.due.{domain}.{sequence}", self.prefix)
     }
@@ -261,7 +262,7 @@ impl Names {
         self.parse_redrive(subject, "due")
     }
 
-    /// Marks a dead letter whose envelope is on its way again.
+    /// Marks a dead letter that is being replayed.
     pub fn replaying(&self, domain: &str, sequence: u64) -> String {
         format!("{}.redrive.replaying.{domain}.{sequence}", self.prefix)
     }
@@ -291,12 +292,11 @@ impl Names {
         let tail = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".redrive.")?;
         let (domain, sequence) = tail.strip_prefix(kind)?.strip_prefix('.')?.split_once('.')?;
         let sequence: u64 = sequence.parse().ok()?;
-        // The server has no other sequences.
+        // The server uses no other sequences.
         (1..=i64::MAX as u64).contains(&sequence).then_some((domain, sequence))
     }
 
-    /// Where processes tell each other that an endpoint asked for its subscription to be left alone.
-    /// In no stream: whoever is not there does not hear it.
+    /// The subject of hold notices between processes. No stream stores them.
     pub fn hold(&self, subscription: &str) -> String {
         format!("{}.holds.{subscription}", self.prefix)
     }
@@ -305,13 +305,13 @@ impl Names {
         self.hold("*")
     }
 
-    /// The subscription that is to be left alone.
+    /// The token of the held subscription.
     pub fn parse_hold<'a>(&self, subject: &'a str) -> Option<&'a str> {
         let subscription = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".holds.")?;
         (!subscription.contains('.')).then_some(subscription)
     }
 
-    /// The advisories that the hub keeps of one outbox stream.
+    /// The advisory subjects of one domain outbox that the hub stores.
     pub fn advisory_subjects(&self, stream: &str) -> [String; 2] {
         ["MAX_DELIVERIES", "MSG_TERMINATED"]
             .map(|kind| format!("$JS.EVENT.ADVISORY.CONSUMER.{kind}.{stream}.*"))
@@ -323,17 +323,17 @@ pub fn stream_token(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_")
 }
 
-/// The durable of a lane: `lane-shared`.
+/// The name of a lane's durable, for example `lane-shared`.
 pub fn lane_consumer(lane: &str) -> String {
     format!("lane-{lane}")
 }
 
-/// The lane behind a durable's name.
+/// The lane of a durable's name.
 pub fn lane_of_consumer(consumer: &str) -> Option<&str> {
     consumer.strip_prefix("lane-")
 }
 
-/// A subscription's own lane.
+/// The name of a subscription's own lane.
 pub fn own_lane(subscription: &str) -> String {
     format!("own-{subscription}")
 }
@@ -348,7 +348,7 @@ mod tests {
 
     #[test]
     fn outbox_and_dead_letter_subjects_round_trip() {
-        let names = Names::new("hub");
+        let names = SubjectNames::new("hub");
         let acme = SubscriptionRef::of("a.b", "crm").unwrap();
         let subject = names.outbox("policy-client", &own_lane(&acme.token()), &acme.token());
         assert_eq!(subject, "hub.outbox.policy-client.own-a=b=crm.a=b=crm");
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn the_subjects_of_publications_round_trip() {
-        let names = Names::new("acme");
+        let names = SubjectNames::new("acme");
         let free = EventSubject { tail: "user.created", tenant_token: None };
         assert_eq!(names.parse_event(&names.event("user.created")), Some(free));
         let bound = names.event_from("a.b", "user.created");
@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn redrive_subjects_round_trip() {
-        let names = Names::new("acme");
+        let names = SubjectNames::new("acme");
         assert_eq!(names.parse_redrive_due(&names.redrive_due("organization", 7)), Some(("organization", 7)));
         assert_eq!(names.parse_replaying(&names.replaying("organization", 9)), Some(("organization", 9)));
         assert_eq!(names.parse_redrive_due("hub.redrive.due.organization.7"), None);
@@ -390,7 +390,7 @@ mod tests {
 
     #[test]
     fn holds_round_trip() {
-        let names = Names::new("acme");
+        let names = SubjectNames::new("acme");
         assert_eq!(names.holds_filter(), "acme.holds.*");
         assert_eq!(names.parse_hold(&names.hold("crm")), Some("crm"));
         assert_eq!(names.parse_hold("hub.holds.crm"), None);
@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn stream_names_carry_the_prefix_in_upper_case() {
-        let names = Names::new("my-hub");
+        let names = SubjectNames::new("my-hub");
         assert_eq!(names.outbox_stream("user-lifecycle"), "MY_HUB_OUTBOX_USER_LIFECYCLE");
         assert_eq!(names.subscriptions_bucket(), "my-hub-subscriptions");
     }

@@ -1,4 +1,4 @@
-//! The tokens of the HTTP API: a KV bucket (ADR-8) of hashes.
+//! The tokens of the HTTP API: a KV bucket (ADR-8) that holds their hashes.
 
 use bytes::Bytes;
 
@@ -6,18 +6,18 @@ use super::connection::JetStream;
 use super::error::NatsError;
 use crate::domain::access::{StoredToken, TokenId};
 
-/// What the bucket holds under a token's name.
+/// The value that the bucket holds under a token's name.
 #[derive(Debug, Clone)]
-pub enum KeptToken {
+pub enum TokenEntry {
     Readable(StoredToken),
-    /// Something else was written there. It admits nobody, and can be revoked.
+    /// The value is not a token. It grants no access and can be revoked.
     Unreadable {
         id: TokenId,
         reason: String,
     },
 }
 
-impl KeptToken {
+impl TokenEntry {
     pub fn id(&self) -> &TokenId {
         match self {
             Self::Readable(token) => &token.id,
@@ -27,11 +27,11 @@ impl KeptToken {
 }
 
 impl JetStream {
-    /// Keeps a token that is new. Its name being taken is a wrong last sequence.
+    /// Stores a new token. Fails with a wrong last sequence if its name is taken.
     pub async fn add_token(&self, token: &StoredToken) -> Result<(), NatsError> {
         let key = self.names().token_key(&token.id);
-        let value = serde_json::to_vec(token).map_err(|error| NatsError::answer(key.clone(), error))?;
-        // A name that was revoked may be used again: its last revision is the removal.
+        let value = serde_json::to_vec(token).map_err(|error| NatsError::encode(key.clone(), error))?;
+        // The name of a revoked token may be used again: its last revision is the removal.
         let expected = match self.get_last(&self.names().tokens_stream(), &key).await? {
             Some(message) if message.header("KV-Operation").is_some() => message.sequence,
             _ => 0,
@@ -39,20 +39,20 @@ impl JetStream {
         self.write_key(&key, value.into(), Some(expected), &[]).await.map(drop)
     }
 
-    /// The token of that name, as it is now. One that is unreadable admits nobody.
+    /// The token with this name; `None` if there is none or it is unreadable.
     pub async fn token(&self, id: &TokenId) -> Result<Option<StoredToken>, NatsError> {
-        Ok(match self.kept_token(id).await? {
-            Some(KeptToken::Readable(token)) => Some(token),
-            Some(KeptToken::Unreadable { id, reason }) => {
-                tracing::error!(token = %id, reason, "a stored token is unreadable and admits nobody");
+        Ok(match self.token_entry(id).await? {
+            Some(TokenEntry::Readable(token)) => Some(token),
+            Some(TokenEntry::Unreadable { id, reason }) => {
+                tracing::error!(token = %id, reason, "stored token is unreadable and grants no access");
                 None
             }
             None => None,
         })
     }
 
-    /// What is kept under that name.
-    pub async fn kept_token(&self, id: &TokenId) -> Result<Option<KeptToken>, NatsError> {
+    /// The value stored under a token's name.
+    pub async fn token_entry(&self, id: &TokenId) -> Result<Option<TokenEntry>, NatsError> {
         let key = self.names().token_key(id);
         let Some(message) = self.get_last(&self.names().tokens_stream(), &key).await? else {
             return Ok(None);
@@ -60,18 +60,18 @@ impl JetStream {
         if message.header("KV-Operation").is_some() {
             return Ok(None);
         }
-        let unreadable = |reason: String| KeptToken::Unreadable { id: id.clone(), reason };
+        let unreadable = |reason: String| TokenEntry::Unreadable { id: id.clone(), reason };
         if let Some(malformed) = message.malformed() {
             return Ok(Some(unreadable(malformed.to_string())));
         }
         Ok(Some(match serde_json::from_slice::<StoredToken>(&message.payload) {
-            Ok(token) if token.id == *id => KeptToken::Readable(token),
-            Ok(other) => unreadable(format!("it is the token {}", other.id)),
+            Ok(token) if token.id == *id => TokenEntry::Readable(token),
+            Ok(other) => unreadable(format!("the value belongs to the token {}", other.id)),
             Err(error) => unreadable(error.to_string()),
         }))
     }
 
-    /// Removes a token; `false` if there is none of that name.
+    /// Removes a token; `false` if it does not exist.
     pub async fn revoke_token(&self, id: &TokenId) -> Result<bool, NatsError> {
         let key = self.names().token_key(id);
         match self.get_last(&self.names().tokens_stream(), &key).await? {
@@ -83,18 +83,18 @@ impl JetStream {
         }
     }
 
-    /// All tokens, in order of their names, be they unreadable.
-    pub async fn tokens(&self) -> Result<Vec<KeptToken>, NatsError> {
+    /// All tokens sorted by name, including unreadable ones.
+    pub async fn tokens(&self) -> Result<Vec<TokenEntry>, NatsError> {
         let names = self.names();
         let subjects = self.stream_subjects(&names.tokens_stream(), &names.tokens_filter()).await?;
         let mut tokens = Vec::new();
         for (subject, _) in subjects {
             let id = subject.rsplit('.').next().unwrap_or_default();
             let Ok(id) = TokenId::try_from(id.to_owned()) else {
-                tracing::warn!(subject, "a key of the tokens is no token's name and is passed over");
+                tracing::warn!(subject, "skipped a key that is not a token name");
                 continue;
             };
-            tokens.extend(self.kept_token(&id).await?);
+            tokens.extend(self.token_entry(&id).await?);
         }
         tokens.sort_by(|one, other| one.id().cmp(other.id()));
         Ok(tokens)

@@ -1,4 +1,4 @@
-//! What the streams hold of one event.
+//! Finds everything that the streams hold about one event.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -8,31 +8,32 @@ use time::format_description::well_known::Rfc3339;
 use super::attempts::RECORDS_HEADER;
 use super::connection::JetStream;
 use super::error::NatsError;
-use super::inspect::StoredMessage;
 use super::publish::one_line;
+use super::stream_api::StoredMessage;
 use super::subjects::EventSubject;
 use crate::domain::attempt_record::AttemptRecord;
 use crate::domain::carried::Carried;
 use crate::domain::dead_letter_query::DeadLetterQuery;
 use crate::domain::envelope::Envelope;
 use crate::domain::event::{Event, Publication, Rejection};
+use crate::domain::headers;
 use crate::domain::subscription::{SubscriptionRef, is_tenant};
 use crate::domain::token::tenant_of_token;
 use crate::domain::trace::{Findings, LastAttempt, Logged, Owed, Rejected, Waiting};
 
-/// Which event, and where it is looked for.
+/// The event to trace, and where to look.
 #[derive(Debug, Clone)]
 pub struct TraceQuery {
     pub event_id: String,
-    /// The domains of the settings, or those of them that are meant.
+    /// The domains to search.
     pub domains: Vec<String>,
-    /// Only what was stored, or failed, at or after this.
+    /// Only messages that were stored, or failed, at or after this time.
     pub since: Option<OffsetDateTime>,
 }
 
 impl JetStream {
-    /// Reads what is there of an event into `findings`, the quickest streams first. Whoever stops
-    /// waiting for it has what was found until then.
+    /// Adds everything about an event to `findings`, reading the fastest streams first. If the future is dropped,
+    /// `findings` holds what was found so far.
     pub async fn trace(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
         let letters = DeadLetterQuery {
             event_id: Some(one_line(&query.event_id).into_owned()),
@@ -52,7 +53,7 @@ impl JetStream {
     /// The delivery log and the last words.
     async fn trace_attempts(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
         let (names, stream) = (self.names(), self.names().attempts_stream());
-        // As it stands in a record; most messages are passed over without being parsed.
+        // The id as JSON text; most lines are skipped without being parsed.
         let written = serde_json::to_string(&query.event_id).unwrap_or_default();
         let only = match &query.domains[..] {
             [one] => Some(one.as_str()),
@@ -65,7 +66,7 @@ impl JetStream {
             meant.then(|| (domain.to_owned(), subscription))
         };
         let records = &mut findings.records;
-        self.browse(&stream, &names.attempts_filter(only), query.since, |message| {
+        self.for_each_stored(&stream, &names.attempts_filter(only), query.since, |message| {
             let Some((domain, subscription)) = place(&message.subject) else { return };
             for line in message.payload.split(|byte| *byte == b'\n') {
                 if !std::str::from_utf8(line).is_ok_and(|line| line.contains(&written)) {
@@ -82,18 +83,18 @@ impl JetStream {
         .await?;
         let last_words = &mut findings.last_words;
         let wanted = one_line(&query.event_id);
-        self.browse(&stream, &names.final_attempts_filter(only), query.since, |message| {
-            if message.header("Hub-Event-Id") != Some(&*wanted) {
+        self.for_each_stored(&stream, &names.final_attempts_filter(only), query.since, |message| {
+            if message.header(headers::EVENT_ID) != Some(&*wanted) {
                 return;
             }
             if let (Some((domain, subscription)), Some(at), Some(envelope), Ok(words)) = (
                 place(&message.subject),
                 stored_at(&message),
-                message.header("Hub-Id"),
+                message.header(headers::ID),
                 serde_json::from_slice(&message.payload),
             ) {
                 let envelope = envelope.to_owned();
-                let tenant = message.header("Hub-Tenant").map(str::to_owned);
+                let tenant = message.header(headers::TENANT).map(str::to_owned);
                 last_words.push(LastAttempt { domain, subscription, envelope, tenant, at, words });
             }
         })
@@ -104,7 +105,7 @@ impl JetStream {
         for domain in &query.domains {
             let stream = self.names().outbox_stream(domain);
             let owed = &mut findings.owed;
-            self.browse(&stream, &self.names().lane_filter(domain, "*"), query.since, |message| {
+            self.for_each_stored(&stream, &self.names().lane_filter(domain, "*"), query.since, |message| {
                 let (Some(at), Ok(envelope)) = (stored_at(&message), Envelope::read(&message.payload)) else {
                     return;
                 };
@@ -128,21 +129,26 @@ impl JetStream {
     async fn trace_rejected(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
         let (names, rejected) = (self.names(), &mut findings.rejected);
         let events = names.events_stream();
-        self.browse(&names.rejected_stream(), &names.rejected("*"), query.since, |message| {
-            let made_up = message.header("Hub-Sequence").map(|sequence| format!("{events}-{sequence}"));
-            let given = ["Hub-Original-Nats-Msg-Id", "ce-id"].map(|name| message.header(name));
+        self.for_each_stored(&names.rejected_stream(), &names.rejected("*"), query.since, |message| {
+            let made_up = message.header(headers::SEQUENCE).map(|sequence| format!("{events}-{sequence}"));
+            let given = [headers::ORIGINAL_MESSAGE_ID, "ce-id"].map(|name| message.header(name));
             let inside = || Structured::read(&message.payload).has_id(&query.event_id);
             let known = given.contains(&Some(&query.event_id)) || made_up.as_ref() == Some(&query.event_id);
             if let (true, Some(at)) = (known || inside(), stored_at(&message)) {
                 let text = |name: &str| message.header(name).unwrap_or_default().to_owned();
-                let place = message.header("Hub-Subject").and_then(|subject| names.parse_event(subject));
+                let place = message.header(headers::SUBJECT).and_then(|subject| names.parse_event(subject));
                 let tenant = match (decode(&message, place, &events), place.and_then(|at| at.tenant_token)) {
                     (Ok(event), _) => Some(event.tenant),
-                    // What the subject binds decides, not what was claimed.
+                    // The subject decides the tenant, whatever the message claims.
                     (Err(_), Some(token)) => tenant_of_token(token),
                     (Err(_), None) => tenant_named(&message),
                 };
-                rejected.push(Rejected { at, tenant, reason: text("Hub-Reason"), detail: text("Hub-Error") });
+                rejected.push(Rejected {
+                    at,
+                    tenant,
+                    reason: text(headers::REASON),
+                    detail: text(headers::ERROR),
+                });
             }
         })
         .await
@@ -151,9 +157,9 @@ impl JetStream {
     async fn trace_waiting(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
         let (names, waiting) = (self.names(), &mut findings.waiting);
         let stream = names.events_stream();
-        self.browse(&stream, ">", query.since, |message| {
+        self.for_each_stored(&stream, ">", query.since, |message| {
             let Some(at) = stored_at(&message) else { return };
-            // What cannot be decoded will be rejected, and found there.
+            // An undecodable publication is rejected later and then found in that stream.
             if let Ok(event) = decode(&message, names.parse_event(&message.subject), &stream)
                 && event.id == query.event_id
             {
@@ -163,11 +169,11 @@ impl JetStream {
         .await
     }
 
-    /// How many records the delivery log holds.
+    /// Number of records in the delivery log.
     pub async fn attempts_logged(&self) -> Result<u64, NatsError> {
         let mut count = 0;
         let names = self.names();
-        self.browse(&names.attempts_stream(), &names.attempts_filter(None), None, |message| {
+        self.for_each_stored(&names.attempts_stream(), &names.attempts_filter(None), None, |message| {
             count += message.header(RECORDS_HEADER).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
         })
         .await?;
@@ -175,7 +181,7 @@ impl JetStream {
     }
 }
 
-/// A structured CloudEvent or an outbox's envelope, as far as it got to being one.
+/// The fields of a structured CloudEvent or of a producer outbox envelope that are needed here, all optional.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Structured {
@@ -197,7 +203,7 @@ impl Structured {
     }
 }
 
-/// The event of a stored publication, however large.
+/// Decodes a stored publication, without a size limit.
 fn decode(
     message: &StoredMessage,
     place: Option<EventSubject<'_>>,
@@ -220,8 +226,7 @@ fn decode(
     .decode()
 }
 
-/// The tenant that a publication which is no event names in so many words: an attribute before the
-/// header, as in events.
+/// The tenant that an undecodable publication names; an attribute has precedence over a header, as in events.
 fn tenant_named(message: &StoredMessage) -> Option<String> {
     let headers = message.header_pairs();
     let header = |wanted: &str| {

@@ -54,7 +54,7 @@ impl Stage {
         let settings = Settings::from_toml("hub.toml", &text).expect("the settings are good");
         let js =
             JetStream::connect(&from_settings::connect_options(&settings, "test")).await.expect("connected");
-        provision::apply(&js, &from_settings::shape(&settings)).await.expect("provisioned");
+        provision::apply(&js, &from_settings::stream_parameters(&settings)).await.expect("provisioned");
         let (registry, follower) = Registry::new(&js, Readiness::default());
         tokio::spawn(follower.run());
         registry.wait_until_loaded().await;
@@ -184,7 +184,7 @@ async fn an_envelope_that_panics_is_dead_lettered_as_internal_error() {
         grace: Duration::from_secs(1),
         schedule: Vec::new(),
         log: delivery.log,
-        shape: from_settings::shape(&settings),
+        stream_parameters: from_settings::stream_parameters(&settings),
     };
     let role = OutboxProcessor::new(
         js.clone(),
@@ -248,7 +248,11 @@ async fn an_envelope_that_the_router_panics_on_is_dead_lettered_unread() {
 }
 
 fn router_settings(stage: &Stage, sweep_interval: Duration) -> DltRouterSettings {
-    DltRouterSettings { schedule: Vec::new(), sweep_interval, shape: from_settings::shape(&stage.settings) }
+    DltRouterSettings {
+        schedule: Vec::new(),
+        sweep_interval,
+        stream_parameters: from_settings::stream_parameters(&stage.settings),
+    }
 }
 
 async fn failure(role: JoinHandle<Result<(), TaskError>>) -> String {

@@ -10,13 +10,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::carried::Carried;
 use crate::domain::dead_letter::{DeadLetter, DeadLetterState, Failed, Origin};
-use crate::domain::outcome::{Fault, Reason};
-use crate::domain::subscription::Incarnation;
+use crate::domain::headers;
+use crate::domain::outcome::Reason;
 use crate::health::{Readiness, ReadyFlag};
 use crate::metrics::Metrics;
 use crate::nats::subjects::SHARED_LANE;
 use crate::nats::{
-    DeadLetterQuery, Delivered, JetStream, NatsError, Outgoing, REDRIVE_ORDER_HEADER, Reader, RedriveOrder,
+    DeadLetterQuery, Delivered, EnvelopeMessage, JetStream, NatsError, REDRIVE_ORDER_HEADER, Reader,
+    RedriveTrigger,
 };
 use crate::panics::{self, Panicked};
 use crate::tasks::{TaskError, Tasks};
@@ -196,31 +197,14 @@ impl Worker {
             return Ok(());
         };
         let set_aside = [Reason::InternalError, Reason::Undecodable].map(Reason::as_str);
-        if entry.header("Hub-Reason").is_some_and(|reason| set_aside.contains(&reason)) {
+        if entry.header(headers::REASON).is_some_and(|reason| set_aside.contains(&reason)) {
             return Ok(());
         }
-        let text = |name: &str| entry.header(name).map(str::to_owned);
-        let number = |name: &str| entry.header(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let header = |name: &str| entry.header(name);
         let parsed = self.js.names().parse_dead_letter(&entry.subject);
-        let origin = Origin {
-            id: text("Hub-Id").unwrap_or_else(|| format!("{domain}-dlt-{sequence}")),
-            subscription: text("Hub-Subscription")
-                .or_else(|| Some(parsed?.reference()?.id().to_owned()))
-                .unwrap_or_default(),
-            tenant: text("Hub-Tenant").unwrap_or_default(),
-            incarnation: Incarnation::read(entry.header("Hub-Incarnation")).unwrap_or(Incarnation::LEGACY),
-            event_id: text("Hub-Event-Id").unwrap_or_default(),
-            event_key: text("Hub-Event-Key").unwrap_or_default(),
-        };
-        let failed = Failed {
-            reason,
-            fault: Fault::Hub,
-            attempts: number("Hub-Attempts"),
-            redrives: number("Hub-Redrives"),
-            status: entry.header("Hub-Last-Status").and_then(|status| status.parse().ok()),
-            error: Some(detail.to_owned()),
-            at: OffsetDateTime::now_utc(),
-        };
+        let subscription = || Some(parsed?.reference()?.id().to_owned());
+        let origin = Origin::read_partial(header, || format!("{domain}-dlt-{sequence}"), subscription);
+        let failed = Failed::by_hub(header, reason, detail.to_owned(), OffsetDateTime::now_utc());
         let letter = DeadLetter::new(domain, origin, failed, &[]);
         self.js.refile_dead_letter(&entry, &letter).await?;
         self.metrics.dead_lettered(domain, reason.as_str());
@@ -241,7 +225,7 @@ impl Worker {
             );
             return Ok(());
         };
-        let order = RedriveOrder::read(message.header(REDRIVE_ORDER_HEADER));
+        let order = RedriveTrigger::read(message.header(REDRIVE_ORDER_HEADER));
         let stream = names.dlt_stream(domain);
         let Some(entry) = self.js.get(&stream, sequence).await? else {
             tracing::debug!(domain, sequence, "a dead letter to be redriven is resolved already");
@@ -250,7 +234,7 @@ impl Worker {
         let Some(letter) = (self.read)(&|name| entry.header(name)) else {
             return self.set_aside(domain, sequence, Reason::Undecodable, NO_LETTER).await;
         };
-        if order != RedriveOrder::OperatorForce && self.js.is_replaying(domain, sequence).await? {
+        if order != RedriveTrigger::OperatorForce && self.js.is_replaying(domain, sequence).await? {
             return Ok(());
         }
         // What could not be read goes where it came from, and comes back.
@@ -262,13 +246,13 @@ impl Worker {
         else {
             return Ok(());
         };
-        let redrives = letter.redrives + u32::from(order == RedriveOrder::Schedule);
+        let redrives = letter.redrives + u32::from(order == RedriveTrigger::Schedule);
         // The due message's own sequence: a forced replay is not dropped as a repetition.
         let message_id = match order {
-            RedriveOrder::OperatorForce => format!("{stream}-{sequence}-{}", message.stream_sequence),
+            RedriveTrigger::OperatorForce => format!("{stream}-{sequence}-{}", message.stream_sequence),
             _ => format!("{stream}-{sequence}"),
         };
-        let outgoing = Outgoing {
+        let outgoing = EnvelopeMessage {
             subject: names.outbox(domain, SHARED_LANE, &token),
             message_id,
             payload: entry.payload.clone(),
@@ -323,7 +307,7 @@ impl Worker {
                         envelope = entry.letter.id,
                         "an overdue dead letter had no timer; ordering its redrive"
                     );
-                    self.js.order_redrive(domain, entry.sequence, RedriveOrder::Schedule).await?;
+                    self.js.request_redrive(domain, entry.sequence, RedriveTrigger::Schedule).await?;
                 }
             }
             match page.next {

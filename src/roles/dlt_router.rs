@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::envelope::Envelope;
 use crate::health::ReadyFlag;
 use crate::metrics::Metrics;
-use crate::nats::definitions::Shape;
+use crate::nats::definitions::StreamParameters;
 use crate::nats::{Advisory, AdvisoryKind, Delivered, JetStream, NatsError, Reader};
 use crate::panics::{self, Panicked};
 use crate::tasks::{TaskError, Tasks};
@@ -30,7 +30,7 @@ pub struct DltRouterSettings {
     /// Waits before the redrives of a dead letter.
     pub schedule: Vec<Duration>,
     pub sweep_interval: Duration,
-    pub shape: Shape,
+    pub stream_parameters: StreamParameters,
 }
 
 pub struct DltRouter {
@@ -51,7 +51,7 @@ impl DltRouter {
         ready: ReadyFlag,
         read: ReadEnvelope,
     ) -> Self {
-        let (domains, schedule) = (settings.shape.domains.clone(), settings.schedule.clone());
+        let (domains, schedule) = (settings.stream_parameters.domains.clone(), settings.schedule.clone());
         let router = Router::new(js, domains, schedule, metrics, read);
         Self { router: Arc::new(router), settings, ready }
     }
@@ -61,9 +61,9 @@ impl DltRouter {
         let stop = stop.child_token();
         let mut tasks = Tasks::new(stop.clone());
         // The sweep does not depend on the advisories' consumer: it is there for when that is not.
-        let (router, shape, interval) =
-            (self.router.clone(), self.settings.shape.clone(), self.settings.sweep_interval);
-        tasks.droppable("the sweep", sweep::Sweep::new(router, shape, interval).run());
+        let (router, stream_parameters, interval) =
+            (self.router.clone(), self.settings.stream_parameters.clone(), self.settings.sweep_interval);
+        tasks.droppable("the sweep", sweep::Sweep::new(router, stream_parameters, interval).run());
         tasks.graceful("the reader of the advisories", async move { self.advisories(&stop).await });
         tasks.join().await
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::metrics::Metrics;
-use crate::nats::{JetStream, NatsError, Registry, Unreadable};
+use crate::nats::{JetStream, NatsError, Registry, UnreadableEntry};
 
 const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -35,10 +35,10 @@ impl Gauges {
         let names = self.js.names();
         self.metrics.subscriptions(self.registry.read().len());
         let unreadable = self.registry.unreadable();
-        let count = |is: fn(&Unreadable) -> bool| unreadable.iter().filter(|entry| is(entry)).count();
+        let count = |is: fn(&UnreadableEntry) -> bool| unreadable.iter().filter(|entry| is(entry)).count();
         self.metrics.unreadable_entries([
             ("earlier", count(|entry| entry.in_force.is_some() && !entry.is_no_subscription())),
-            ("unused", count(Unreadable::is_no_subscription)),
+            ("unused", count(UnreadableEntry::is_no_subscription)),
             ("none", count(|entry| entry.in_force.is_none())),
         ]);
         self.metrics.events_depth(self.js.stream_info(&names.events_stream()).await?.state.messages);

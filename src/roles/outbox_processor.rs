@@ -26,7 +26,7 @@ use crate::domain::outcome::RetryPolicy;
 use crate::health::{Readiness, ReadyFlag};
 use crate::http_delivery::{HttpDelivery, OpenSecret};
 use crate::metrics::Metrics;
-use crate::nats::definitions::Shape;
+use crate::nats::definitions::StreamParameters;
 use crate::nats::{JetStream, NatsError, Registry};
 use crate::sinks::NamedBroker;
 use crate::tasks::{TaskError, Tasks};
@@ -58,7 +58,7 @@ pub struct OutboxProcessorSettings {
     pub schedule: Vec<Duration>,
     /// Which attempts the delivery log keeps.
     pub log: LogChoice,
-    pub shape: Shape,
+    pub stream_parameters: StreamParameters,
 }
 
 #[derive(Debug, Clone)]

@@ -56,15 +56,15 @@ impl Lookup for FromRegistry {
     fn matching(&self, tenant: String, key: EventKey) -> Found<'_> {
         Box::pin(async move {
             if !self.registry.is_loaded() {
-                return Err(LookupError("the registry is being loaded".to_owned()));
+                return Err(LookupError::Loading);
             }
             // As for this hub's own events: every write before the question counts.
             if let Err(error) = self.registry.catch_up(&self.js).await {
                 tracing::warn!(%error, "the subscription registry cannot be asked; the caller comes again");
-                return Err(LookupError("the registry cannot be asked now".to_owned()));
+                return Err(LookupError::Registry(error));
             }
             if self.registry.is_incomplete(&tenant) {
-                return Err(LookupError("a subscription of the tenant is unreadable".to_owned()));
+                return Err(LookupError::UnreadableEntry);
             }
             Ok(self.registry.read().of_key(&tenant, &key))
         })

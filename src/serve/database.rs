@@ -1,7 +1,7 @@
 //! The database of the producer outbox, for the relay and the API.
 
 use super::{Role, ServeError, ServeOptions};
-use crate::management::outbox::{Outbox, OutboxDesk};
+use crate::management::producer_outbox::{ProducerOutbox, ProducerOutboxAdmin};
 use crate::settings::{Pooler, Settings};
 use hub_outbox::{Store, StoreOptions};
 
@@ -9,7 +9,7 @@ use hub_outbox::{Store, StoreOptions};
 pub(super) struct Stores {
     pub(super) store: Option<Store>,
     /// The API's access to it.
-    pub(super) api: Option<OutboxDesk>,
+    pub(super) api: Option<ProducerOutboxAdmin>,
 }
 
 /// Opens no connection. Both fields are `None` if no database is configured.
@@ -28,9 +28,9 @@ pub(super) fn stores(settings: &Settings, options: &ServeOptions) -> Result<Stor
         of_store.connections = outbox.connections.max(workers);
     }
     if serves {
-        of_store.connections = of_store.connections.saturating_add(OutboxDesk::TURNS);
+        of_store.connections = of_store.connections.saturating_add(ProducerOutboxAdmin::SESSIONS);
     }
     let store = Store::new(of_store)?;
-    let api = serves.then(|| OutboxDesk::new(Outbox::new(store.clone(), settings)));
+    let api = serves.then(|| ProducerOutboxAdmin::new(ProducerOutbox::new(store.clone(), settings)));
     Ok(Stores { store: Some(store), api })
 }

@@ -1,4 +1,4 @@
-//! Asking a resolver.
+//! The client of a resolver.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use super::{FileError, MOST_ANSWER_BYTES, read_certificates, read_file};
 use crate::domain::index::IndexEntry;
 use crate::domain::resolution::{self, Unusable};
 
-/// Calls for one resolution, the first one included.
+/// Maximum number of calls for one resolution, including the first.
 const MOST_CALLS: u32 = 3;
-/// The wait before the second call; doubled before each further one, and jittered.
+/// Wait before the second call; doubled before each further call, with jitter.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// A connection over which nothing came back for this long is given up.
+/// A connection without an answer for this long is closed.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone)]
@@ -26,11 +26,11 @@ pub struct ClientOptions {
     /// `http://host:port` or `https://host:port`.
     pub url: String,
     pub token: Option<SecretString>,
-    /// The roots that the resolver's certificate is checked against; the system's where not set.
+    /// Roots for the resolver's certificate; the system's roots if not set.
     pub ca_file: Option<PathBuf>,
     /// The hub's own certificate and key.
     pub identity_files: Option<(PathBuf, PathBuf)>,
-    /// The longest one call may take.
+    /// Time limit of one call.
     pub deadline: Duration,
 }
 
@@ -38,49 +38,50 @@ pub struct ClientOptions {
 pub enum OptionsError {
     #[error(transparent)]
     File(#[from] FileError),
-    #[error("subscriptions.grpc_url: {0}; write http://host:port or https://host:port")]
-    Url(String),
-    #[error("subscriptions.tls_ca_file, tls_cert_file and tls_key_file cannot be used: {0}; give PEM files")]
-    Tls(String),
-    #[error("subscriptions.token holds what no HTTP header can; use visible ASCII characters")]
-    Token,
+    #[error("subscriptions.grpc_url: {}; write http://host:port or https://host:port", whole_text(.0))]
+    Url(#[source] tonic::transport::Error),
+    #[error("subscriptions.tls_ca_file, tls_cert_file, tls_key_file: {}; write paths of PEM files", whole_text(.0))]
+    Tls(#[source] tonic::transport::Error),
+    #[error(
+        "subscriptions.token: contains characters that an HTTP header cannot hold; use visible ASCII characters"
+    )]
+    Token(#[source] tonic::metadata::errors::InvalidMetadataValue),
 }
 
-/// Why there is no answer now. Whatever it is, the events wait.
+/// Why there is no answer now. In every case the events wait.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ResolveError {
-    #[error("the resolver cannot be reached: {0}")]
-    Unavailable(String),
+    #[error("the resolver is unavailable: {}", message(.0))]
+    Unavailable(#[source] Box<Status>),
     #[error("the resolver did not answer within {0:?} (subscriptions.deadline)")]
     Deadline(Duration),
-    #[error("the resolver does not know this hub: {0}; set subscriptions.token to the token it expects")]
-    NotAdmitted(String),
-    #[error("the resolver failed with {code}: {message}")]
-    Failed { code: String, message: String },
-    #[error("the resolver's answer cannot be used: {0}")]
+    #[error("the resolver rejected the token: {}; set subscriptions.token to the token it expects", message(.0))]
+    NotAdmitted(#[source] Box<Status>),
+    #[error("the resolver failed with {:?}: {}", .0.code(), message(.0))]
+    Failed(#[source] Box<Status>),
+    #[error("the resolver's answer is invalid: {0}")]
     Answer(#[from] Unusable),
 }
 
 impl ResolveError {
-    /// Its name in metrics.
+    /// The value of the metrics label.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unavailable(_) => "unavailable",
             Self::Deadline(_) => "deadline",
             Self::NotAdmitted(_) => "not-admitted",
-            Self::Failed { .. } => "failed",
+            Self::Failed(_) => "failed",
             Self::Answer(_) => "answer",
         }
     }
 
-    /// Whether another call may end better soon.
+    /// Whether another call may succeed soon.
     fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Deadline(_))
     }
 }
 
-/// A connection to a resolver, made when it is first needed and again when it was lost. Cheap to
-/// clone.
+/// A connection to a resolver, opened at the first call and again after a loss. Cheap to clone.
 #[derive(Clone)]
 pub struct ResolverClient {
     client: SubscriptionResolverClient<Channel>,
@@ -89,10 +90,10 @@ pub struct ResolverClient {
 }
 
 impl ResolverClient {
-    /// Reads the files and checks the options; connects later.
+    /// Reads the files and checks the options. Does not connect yet.
     pub fn new(options: &ClientOptions) -> Result<Self, OptionsError> {
         let mut endpoint = Endpoint::from_shared(options.url.clone())
-            .map_err(|error| OptionsError::Url(error.to_string()))?
+            .map_err(OptionsError::Url)?
             .connect_timeout(options.deadline)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
@@ -111,12 +112,12 @@ impl ResolverClient {
                 tls = tls
                     .identity(Identity::from_pem(certificate, read_file("subscriptions.tls_key_file", key)?));
             }
-            endpoint = endpoint.tls_config(tls).map_err(|error| OptionsError::Tls(whole_text(&error)))?;
+            endpoint = endpoint.tls_config(tls).map_err(OptionsError::Tls)?;
         }
         let authorization = match &options.token {
             Some(token) => {
                 let mut value: MetadataValue<Ascii> =
-                    format!("Bearer {}", token.expose_secret()).parse().map_err(|_| OptionsError::Token)?;
+                    format!("Bearer {}", token.expose_secret()).parse().map_err(OptionsError::Token)?;
                 value.set_sensitive(true);
                 Some(value)
             }
@@ -127,15 +128,15 @@ impl ResolverClient {
         Ok(Self { client, authorization, deadline: options.deadline })
     }
 
-    /// All active subscriptions of the tenant whose patterns match the key, with their filters. Each
-    /// of at most three calls runs into the deadline; they are made only where another may help.
+    /// All active subscriptions of the tenant whose patterns match the key, with their filters. Makes at most three calls,
+    /// each with the deadline, and repeats a call only after a transient error.
     pub async fn resolve(&self, tenant: &str, key: &str) -> Result<Vec<IndexEntry>, ResolveError> {
         let mut wait = FIRST_WAIT;
         let mut calls = 1;
         loop {
             match self.call(tenant, key).await {
                 Err(error) if error.is_transient() && calls < MOST_CALLS => {
-                    tracing::debug!(%error, tenant, key, calls, "asking the resolver again");
+                    tracing::debug!(%error, tenant, key, calls, "resolver call failed, will retry");
                     tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.5))).await;
                     wait *= 2;
                     calls += 1;
@@ -155,7 +156,7 @@ impl ResolverClient {
         let answer = tokio::time::timeout(self.deadline, client.resolve(request)).await;
         let answer = answer
             .map_err(|_| ResolveError::Deadline(self.deadline))?
-            .map_err(|status| self.failed(&status))?;
+            .map_err(|status| self.failed(status))?;
         let subscriptions = answer.into_inner().subscriptions;
         let entries = subscriptions.into_iter().map(
             |Resolved { id, revision, filter_json, delivery_json, incarnation }| {
@@ -167,28 +168,31 @@ impl ResolverClient {
         Ok(entries)
     }
 
-    fn failed(&self, status: &Status) -> ResolveError {
-        let message = || status.message().chars().take(300).collect::<String>();
-        match (status.code(), cause(status)) {
-            (Code::DeadlineExceeded, _) | (Code::Cancelled, None) => ResolveError::Deadline(self.deadline),
-            // The connection made the status, and not the resolver: whatever its code, no TLS where
-            // TLS is spoken, or a certificate that was refused.
-            (_, Some(cause)) => ResolveError::Unavailable(cause),
-            (Code::Unavailable | Code::ResourceExhausted | Code::Aborted, None) => {
-                ResolveError::Unavailable(message())
-            }
-            (Code::Unauthenticated | Code::PermissionDenied, None) => ResolveError::NotAdmitted(message()),
-            (code, None) => ResolveError::Failed { code: format!("{code:?}"), message: message() },
+    fn failed(&self, status: Status) -> ResolveError {
+        // A status with a source comes from the connection, not from the resolver: for example TLS on one side only, or
+        // a rejected certificate.
+        let of_connection = std::error::Error::source(&status).is_some();
+        let (code, status) = (status.code(), Box::new(status));
+        match code {
+            Code::DeadlineExceeded => ResolveError::Deadline(self.deadline),
+            _ if of_connection => ResolveError::Unavailable(status),
+            Code::Cancelled => ResolveError::Deadline(self.deadline),
+            Code::Unavailable | Code::ResourceExhausted | Code::Aborted => ResolveError::Unavailable(status),
+            Code::Unauthenticated | Code::PermissionDenied => ResolveError::NotAdmitted(status),
+            _ => ResolveError::Failed(status),
         }
     }
 }
 
-/// What broke the connection, where that is what the status came from.
-fn cause(status: &Status) -> Option<String> {
-    std::error::Error::source(status).map(whole_text)
+/// What broke the connection, or else the message of the resolver, at most 300 characters.
+fn message(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        Some(source) => whole_text(source),
+        None => status.message().chars().take(300).collect(),
+    }
 }
 
-/// An error with what caused it: tonic's own texts are "transport error".
+/// An error and its sources, at most 500 characters; tonic's own errors only say "transport error".
 fn whole_text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -10,7 +10,7 @@ pub struct ResolveRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ResolveResponse {
-    /// Each once, in any order; none where nobody wants the event.
+    /// Each subscription once, in any order; empty if none wants the event.
     #[prost(message, repeated, tag = "1")]
     pub subscriptions: ::prost::alloc::vec::Vec<Subscription>,
 }
@@ -22,16 +22,16 @@ pub struct Subscription {
     /// Grows with each change of this subscription.
     #[prost(uint64, tag = "2")]
     pub revision: u64,
-    /// The `filter` of the subscription as JSON, a list of CloudEvents filter expressions; "" is none.
+    /// The `filter` of the subscription as JSON, a list of CloudEvents filter expressions; "" means none.
     #[prost(string, tag = "3")]
     pub filter_json: ::prost::alloc::string::String,
-    /// The `delivery` of the subscription as JSON: with `url`, or with `broker` and `stream`, where the
-    /// caller has an external broker of that name. Each secret in it is sealed with the master key of
-    /// the caller: {"sealed": "v2.…"}. An answer with a secret in clear is refused.
+    /// The `delivery` of the subscription as JSON: with `url`, or with `broker` and `stream`, if the
+    /// caller has an external broker with that name. Each secret in it is sealed with the caller's
+    /// master key: {"sealed": "v2.…"}. The caller rejects an answer with a plain secret.
     #[prost(string, tag = "4")]
     pub delivery_json: ::prost::alloc::string::String,
-    /// One life of the subscription, 32 of 0-9 and a-f: another one after it was removed and created
-    /// again. "" is for resolvers that know none.
+    /// The incarnation: 32 characters of 0-9 and a-f, which change if the subscription is removed and
+    /// created again. "" if the resolver has none.
     #[prost(string, tag = "5")]
     pub incarnation: ::prost::alloc::string::String,
 }
@@ -126,16 +126,15 @@ pub mod subscription_resolver_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// The active subscriptions of a tenant whose patterns match an event key, all of them: the caller
-        /// makes the whole fan-out from one answer. The caller applies their filters itself and may use the
-        /// answer again for other events of the same tenant and key, as long as its own bound on staleness
-        /// allows.
+        /// Returns all active subscriptions of a tenant whose patterns match an event key. The caller
+        /// applies their filters itself, and may use the answer for other events of the same tenant and key
+        /// until it is too old.
         ///
-        /// Any status but OK means "not now": the caller's events wait and it asks again. UNAVAILABLE,
-        /// RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED are asked again at once, with backoff.
+        /// With any status other than OK the caller's events wait and it retries. It retries UNAVAILABLE,
+        /// RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED at once, with backoff.
         ///
-        /// The caller sends `authorization: Bearer <token>` if it was given a token; UNAUTHENTICATED says
-        /// that the token is missing or wrong.
+        /// The caller sends `authorization: Bearer <token>` if it has a token; UNAUTHENTICATED means that
+        /// the token is missing or wrong.
         pub async fn resolve(
             &mut self,
             request: impl tonic::IntoRequest<super::ResolveRequest>,
@@ -180,16 +179,15 @@ pub mod subscription_resolver_server {
     /// Generated trait containing gRPC methods that should be implemented for use with SubscriptionResolverServer.
     #[async_trait]
     pub trait SubscriptionResolver: std::marker::Send + std::marker::Sync + 'static {
-        /// The active subscriptions of a tenant whose patterns match an event key, all of them: the caller
-        /// makes the whole fan-out from one answer. The caller applies their filters itself and may use the
-        /// answer again for other events of the same tenant and key, as long as its own bound on staleness
-        /// allows.
+        /// Returns all active subscriptions of a tenant whose patterns match an event key. The caller
+        /// applies their filters itself, and may use the answer for other events of the same tenant and key
+        /// until it is too old.
         ///
-        /// Any status but OK means "not now": the caller's events wait and it asks again. UNAVAILABLE,
-        /// RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED are asked again at once, with backoff.
+        /// With any status other than OK the caller's events wait and it retries. It retries UNAVAILABLE,
+        /// RESOURCE_EXHAUSTED and DEADLINE_EXCEEDED at once, with backoff.
         ///
-        /// The caller sends `authorization: Bearer <token>` if it was given a token; UNAUTHENTICATED says
-        /// that the token is missing or wrong.
+        /// The caller sends `authorization: Bearer <token>` if it has a token; UNAUTHENTICATED means that
+        /// the token is missing or wrong.
         async fn resolve(
             &self,
             request: tonic::Request<super::ResolveRequest>,

@@ -1,8 +1,8 @@
-//! `hub.subscriptions.v1.SubscriptionResolver`: who gets an event, asked of another process, and
-//! answered for one. The contract is `proto/subscriptions.proto`.
+//! Client and server of `hub.subscriptions.v1.SubscriptionResolver`, which returns the subscriptions that want an event.
+//! The contract is `proto/subscriptions.proto`.
 //!
-//! `generated.rs` is made from it by `.ci/grpc-code` and kept here, so that building needs neither
-//! protoc nor a build script.
+//! `.ci/grpc-code` generates `generated.rs` from it. The file is checked in, so that building needs neither protoc nor a
+//! build script.
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -17,19 +17,19 @@ mod generated;
 pub use client::{ClientOptions, OptionsError, ResolveError, ResolverClient};
 pub use server::{Found, Lookup, LookupError, ResolverServer, Served, ServerError, ServerOptions};
 
-/// The largest answer: some 100,000 subscriptions.
+/// Maximum size of an answer in bytes, enough for about 100,000 subscriptions.
 const MOST_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
-/// A file of the settings that cannot be used.
+/// A file named in the settings that cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("{setting}: {} cannot be read: {source}", file.display())]
+#[error("{setting}: cannot read {}: {source}", file.display())]
 pub struct FileError {
     pub setting: &'static str,
     pub file: std::path::PathBuf,
     pub source: std::io::Error,
 }
 
-/// A file of certificates in PEM; one without any would be taken for no roots at all.
+/// Reads a file of PEM certificates. A file without any is an error, because it would mean no trusted roots.
 fn read_certificates(setting: &'static str, file: &std::path::Path) -> Result<Vec<u8>, FileError> {
     let pem = read_file(setting, file)?;
     match CertificateDer::pem_slice_iter(&pem).next() {
@@ -37,7 +37,7 @@ fn read_certificates(setting: &'static str, file: &std::path::Path) -> Result<Ve
         _ => Err(FileError {
             setting,
             file: file.to_owned(),
-            source: std::io::Error::new(std::io::ErrorKind::InvalidData, "it holds no certificate in PEM"),
+            source: std::io::Error::new(std::io::ErrorKind::InvalidData, "it contains no PEM certificate"),
         }),
     }
 }

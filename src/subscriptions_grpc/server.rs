@@ -1,4 +1,4 @@
-//! Answering as a resolver.
+//! The server of a resolver.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,40 +20,40 @@ use crate::domain::index::IndexEntry;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::is_tenant;
 
-/// Calls of one connection that are answered at once.
+/// Maximum number of concurrent calls per connection.
 const CALLS_PER_CONNECTION: usize = 64;
-/// The longest one answer may take here, whatever the caller allows.
+/// Time limit of one answer, whatever the caller's deadline.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// How long open calls may go on after a stop.
+/// How long open calls may continue after a stop.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
-/// The subscriptions found.
+/// The future of a look-up.
 pub type Found<'a> = futures_util::future::BoxFuture<'a, Result<Vec<Arc<IndexEntry>>, LookupError>>;
 
-/// Where the answers come from.
+/// The source of the answers.
 pub trait Lookup: Send + Sync + 'static {
-    /// The tenant's active subscriptions whose patterns match the key, as of now.
+    /// The tenant's active subscriptions whose patterns match the key.
     fn matching(&self, tenant: String, key: EventKey) -> Found<'_>;
 
-    /// Hears what became of each question.
+    /// Gets the outcome of each call.
     fn served(&self, result: Served);
 }
 
-/// What became of a question.
+/// The outcome of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
     Answered,
     /// The caller's token is missing or wrong.
     NotAdmitted,
-    /// The question cannot be read.
+    /// The request is invalid.
     Invalid,
-    /// The source cannot be asked now.
+    /// The source is unavailable.
     Unavailable,
 }
 
 impl Served {
-    /// Its name in metrics.
+    /// The value of the metrics label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Answered => "answered",
@@ -73,19 +73,25 @@ impl Served {
     }
 }
 
-/// The source cannot be asked now. The text goes to the caller.
+/// Why the source is unavailable. The text goes to the caller.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct LookupError(pub String);
+pub enum LookupError {
+    #[error("the subscription registry is still loading")]
+    Loading,
+    #[error("the subscription registry is unavailable")]
+    Registry(#[source] crate::nats::NatsError),
+    #[error("a subscription of the tenant is unreadable")]
+    UnreadableEntry,
+}
 
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
     pub listen: SocketAddr,
-    /// What callers must send as bearer token; without one anybody is answered.
+    /// The bearer token that callers must send; without one every caller is answered.
     pub token: Option<SecretString>,
-    /// Certificate and key: TLS, and nothing else, is spoken.
+    /// Certificate and key; if set, only TLS connections are accepted.
     pub identity_files: Option<(PathBuf, PathBuf)>,
-    /// Callers must have a certificate of this authority.
+    /// If set, callers need a certificate of this authority.
     pub client_ca_file: Option<PathBuf>,
 }
 
@@ -94,13 +100,13 @@ pub enum ServerError {
     #[error(transparent)]
     File(#[from] FileError),
     #[error(
-        "subscriptions.listen: cannot listen on {address}: {source}; choose another address or stop what listens there"
+        "subscriptions.listen: cannot listen on {address}: {source}; choose another address, or stop the process that uses it"
     )]
     Listen { address: SocketAddr, source: std::io::Error },
-    #[error("subscriptions.listen_tls_cert_file and listen_tls_key_file cannot be used: {0}; give PEM files")]
-    Tls(String),
+    #[error("subscriptions.listen_tls_cert_file, listen_tls_key_file: {0}; write paths of PEM files")]
+    Tls(#[source] tonic::transport::Error),
     #[error("the resolver's listener failed: {0}")]
-    Serve(String),
+    Serve(#[source] tonic::transport::Error),
 }
 
 /// A bound listener.
@@ -125,7 +131,7 @@ impl ResolverServer {
                 let roots = read_certificates("subscriptions.listen_tls_client_ca_file", file)?;
                 tls = tls.client_ca_root(Certificate::from_pem(roots));
             }
-            server = server.tls_config(tls).map_err(|error| ServerError::Tls(error.to_string()))?;
+            server = server.tls_config(tls).map_err(ServerError::Tls)?;
         }
         let address = options.listen;
         let incoming =
@@ -133,12 +139,12 @@ impl ResolverServer {
         Ok(Self { server, incoming, token: options.token.as_ref().map(Token::new) })
     }
 
-    /// The address taken; of use with port 0.
+    /// The address of the listener, for a configured port 0.
     pub fn address(&self) -> Option<SocketAddr> {
         self.incoming.local_addr().ok()
     }
 
-    /// Answers until `stop`; open calls may then end.
+    /// Answers calls until `stop`, then waits for open calls, at most [`STOP_LIMIT`].
     pub async fn run(self, lookup: Arc<dyn Lookup>, stop: CancellationToken) -> Result<(), ServerError> {
         let Self { mut server, incoming, token } = self;
         let resolver = SubscriptionResolverServer::new(Service { lookup, token })
@@ -152,14 +158,14 @@ impl ResolverServer {
             tokio::time::sleep(STOP_LIMIT).await;
         };
         tokio::select! {
-            served = serving => served.map_err(|error| ServerError::Serve(error.to_string())),
+            served = serving => served.map_err(ServerError::Serve),
             () = late => Ok(()),
         }
     }
 }
 
-/// The digest of the token that callers must send: digests are compared, in constant time, so that
-/// neither its text nor its length shows in the time an answer takes.
+/// The digest of the token that callers must send. Digests are compared in constant time, so that the response time
+/// reveals neither the token nor its length.
 struct Token([u8; 32]);
 
 impl Token {
@@ -183,13 +189,13 @@ impl Service {
         let sent = request.metadata().get("authorization").map(|value| value.as_bytes());
         match sent.and_then(bearer) {
             Some(sent) if token.is(sent) => Ok(()),
-            Some(_) => Err(Status::unauthenticated("the bearer token is not the one expected here")),
+            Some(_) => Err(Status::unauthenticated("wrong bearer token")),
             None => Err(Status::unauthenticated("send authorization: Bearer <token>")),
         }
     }
 }
 
-/// The token of `Bearer <token>`; the scheme's case does not matter (RFC 9110 section 11.1).
+/// The token of `Bearer <token>`; the scheme is case-insensitive (RFC 9110 section 11.1).
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked(7)?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token)

@@ -8,9 +8,9 @@ use integration_hub::domain::dead_letter::{DeadLetter, DeadLetterState};
 use integration_hub::domain::last_words::LastWords;
 use integration_hub::domain::outcome::{Fault, Reason};
 use integration_hub::from_settings::connect_options;
+use integration_hub::management::dead_letter_actions::Followed;
 use integration_hub::management::dead_letters::DeadLetterQuery;
-use integration_hub::management::orders::Followed;
-use integration_hub::management::publishing::{EventForm, Published};
+use integration_hub::management::publishing::{Published, RawEvent};
 use integration_hub::management::traces::{TraceRequest, Traced};
 use integration_hub::management::{Management, ManagementError};
 use integration_hub::nats::JetStream;
@@ -211,9 +211,9 @@ async fn a_tenant_can_trace_only_its_own_events() {
     assert!(serving.terminate().await.success());
 }
 
-fn structured(event: &serde_json::Value) -> EventForm<'static> {
+fn structured(event: &serde_json::Value) -> RawEvent<'static> {
     let headers = vec![("content-type", "application/cloudevents+json")];
-    EventForm { key: None, headers, body: event.to_string().into() }
+    RawEvent { key: None, headers, body: event.to_string().into() }
 }
 
 #[tokio::test]
@@ -245,7 +245,7 @@ async fn only_what_will_be_taken_in_is_published() {
         ("hub.events.user.created", Some("acme"))
     );
 
-    let field = async |form: EventForm<'_>, tenant: Option<&str>| match hub.publish(form, tenant).await {
+    let field = async |form: RawEvent<'_>, tenant: Option<&str>| match hub.publish(form, tenant).await {
         Err(ManagementError::Invalid(problems)) => problems[0].field.clone(),
         other => panic!("{other:?}"),
     };
@@ -260,7 +260,7 @@ async fn only_what_will_be_taken_in_is_published() {
     twice.headers.extend([("Hub-Tenant", "acme"), ("hub-tenant", "globex")]);
     assert_eq!(field(twice, Some("acme")).await, "hub-tenant");
 
-    let not_json = EventForm { body: Bytes::from_static(b"{"), ..structured(&event) };
+    let not_json = RawEvent { body: Bytes::from_static(b"{"), ..structured(&event) };
     let error = hub.publish(not_json, None).await.expect_err("no JSON");
     assert!(matches!(error, ManagementError::EventRejected(_)), "{error:?}");
     let error = hub.publish(with("data", json!("x".repeat(900_000))), None).await.expect_err("too large");

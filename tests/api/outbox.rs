@@ -6,7 +6,7 @@ use std::time::Duration;
 use hub_outbox::{GivenUp, Store, StoreOptions};
 use integration_hub::domain::producer_outbox::{Priority, Status};
 use integration_hub::management::ManagementError;
-use integration_hub::management::outbox::{Course, Outbox, RowCursor, RowSelection};
+use integration_hub::management::producer_outbox::{BatchRun, ProducerOutbox, RowCursor, RowSelection};
 use integration_hub::settings::Settings;
 use serde_json::{Value, json};
 
@@ -341,8 +341,8 @@ async fn a_relay_sends_retried_rows_and_stops_cleanly() {
 }
 
 /// With the default settings.
-fn operated(store: Store) -> Outbox {
-    Outbox::new(store, &Settings::defaults())
+fn operated(store: Store) -> ProducerOutbox {
+    ProducerOutbox::new(store, &Settings::defaults())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -355,18 +355,19 @@ async fn a_bulk_change_that_reaches_its_time_limit_returns_a_cursor() {
         let all = RowSelection::default();
         let begin = RowCursor::default;
         // No time at all: one batch.
-        let done = outbox.discard(&all, Course::within(Duration::ZERO, begin())).await.expect("done");
+        let done = outbox.discard(&all, BatchRun::limited(Duration::ZERO, begin())).await.expect("done");
         assert_eq!(done.rows, 1_000);
         let next = done.next.expect("there are more");
         let reread: RowCursor = next.to_string().parse().expect("it is read as it is written");
         assert_eq!(reread, next);
-        let done = outbox.discard(&all, Course::within(Duration::from_secs(600), next)).await.expect("done");
+        let done =
+            outbox.discard(&all, BatchRun::limited(Duration::from_secs(600), next)).await.expect("done");
         assert_eq!((done.rows, done.next), (4_000, None));
 
         // Each row once, even if it changes in between.
         let (mut after, mut batches) = (Some(begin()), Vec::new());
         while let Some(cursor) = after {
-            let done = outbox.retry(&all, Course::within(Duration::ZERO, cursor)).await.expect("done");
+            let done = outbox.retry(&all, BatchRun::limited(Duration::ZERO, cursor)).await.expect("done");
             let store = database.store();
             abandon(&store, "internal", usize::from(batches.is_empty())).await;
             batches.push(done.rows);
@@ -374,14 +375,14 @@ async fn a_bulk_change_that_reaches_its_time_limit_returns_a_cursor() {
         }
         assert_eq!(batches, [1_000, 1_000, 1_000, 1_000, 1_000, 0]);
         let again =
-            outbox.retry(&all, Course::within(Duration::from_secs(600), begin())).await.expect("done");
+            outbox.retry(&all, BatchRun::limited(Duration::from_secs(600), begin())).await.expect("done");
         assert_eq!(again.rows, 1, "what was abandoned behind the order's back");
 
         database.sql("DELETE FROM {messages} WHERE broker = 'partner'").await.expect("deleted");
         let mut written = Vec::new();
         let mut after = Some(begin());
         while let Some(cursor) = after {
-            let done = outbox.reconcile(Course::within(Duration::ZERO, cursor)).await.expect("done");
+            let done = outbox.reconcile(BatchRun::limited(Duration::ZERO, cursor)).await.expect("done");
             written.push(done.rows);
             after = done.next;
         }
@@ -407,9 +408,10 @@ async fn a_bulk_change_that_loses_the_database_reports_its_progress() {
         proxy.set_refusing(true);
         proxy.cut();
     };
-    let error = outbox.discard(&RowSelection::default(), Course::all(lost)).await.expect_err("it is away");
+    let error =
+        outbox.discard(&RowSelection::default(), BatchRun::unlimited(lost)).await.expect_err("it is away");
     assert!(error.is_passing(), "{error}");
-    assert!(matches!(error, ManagementError::OutboxHalfway { done: 1_000, .. }), "{error}");
+    assert!(matches!(error, ManagementError::RowsPartlyChanged { done: 1_000, .. }), "{error}");
     assert!(error.to_string().contains("1000 rows were discarded before"), "{error}");
     assert!(!error.to_string().contains(PASSWORD), "{error}");
 }

@@ -305,10 +305,10 @@ async fn a_waiting_replay_reports_the_result_of_each() {
     let before = stage.last_order().await;
     let play = async {
         stage.ordered_since(before, 3).await;
-        stage.js.drop_dead_letter("policy-client", 1).await.expect("delivered");
+        stage.js.delete_dead_letter("policy-client", 1).await.expect("delivered");
         let again = DeadLetter { id: "env_b".into(), attempts: 10, ..letter("", "policy-client", "crm") };
         stage.put(77, &again).await;
-        stage.js.drop_dead_letter("policy-client", 2).await.expect("replaced");
+        stage.js.delete_dead_letter("policy-client", 2).await.expect("replaced");
     };
     let args = [&waiting[..], &["3s"]].concat();
     let (output, ()) = tokio::join!(stage.hub.cli(&args), play);
@@ -317,7 +317,7 @@ async fn a_waiting_replay_reports_the_result_of_each() {
     let before = stage.last_order().await;
     let play = async {
         stage.ordered_since(before, 1).await;
-        stage.js.drop_dead_letter("policy-client", 3).await.expect("delivered");
+        stage.js.delete_dead_letter("policy-client", 3).await.expect("delivered");
     };
     let args = ["dlt", "replay", "env_c", "--wait", "--output", "json"];
     let (output, ()) = tokio::join!(stage.hub.cli(&args), play);

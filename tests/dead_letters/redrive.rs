@@ -86,8 +86,8 @@ async fn a_redrive_delivered_by_a_process_that_died_is_not_repeated() {
     stage.hub.cli_ok(&["domain", "pause", "policy-client"]).await;
     stage.hub.cli_ok(&["dlt", "replay", "--all"]).await;
     stage.holds(OUTBOX, 1).await;
-    stage.client.js.drop_dead_letter("policy-client", 1).await.expect("dropped");
-    stage.client.js.drop_dead_letter("policy-client", 1).await.expect("that it is gone is fine");
+    stage.client.js.delete_dead_letter("policy-client", 1).await.expect("dropped");
+    stage.client.js.delete_dead_letter("policy-client", 1).await.expect("that it is gone is fine");
     stage.hub.cli_ok(&["domain", "resume", "policy-client"]).await;
     stage.assert_settled(1).await;
     assert_eq!(stage.receiver.count("/hooks"), 1);

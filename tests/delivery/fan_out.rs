@@ -270,7 +270,7 @@ async fn a_filter_stored_before_the_limit_still_applies_and_is_logged() {
     receiver.wait_for("/wants", 1, STEP).await;
     broker.nothing_owed_within(STEP).await;
     assert_eq!((receiver.count("/wants"), receiver.count("/wants-not")), (1, 0));
-    hub.wait_for_log("a stored filter is larger than one may be now", STEP).await;
+    hub.wait_for_log("a stored filter exceeds the current limit", STEP).await;
 }
 
 /// A subscription with the largest allowed configuration: 64 headers.

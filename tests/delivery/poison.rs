@@ -192,7 +192,7 @@ async fn ready(hub: &Hub) -> bool {
 
 /// Disconnects and reconnects of the hub, according to its log.
 fn reconnects(hub: &Hub) -> usize {
-    hub.log().matches("the connection to the NATS server is lost").count()
+    hub.log().matches("lost the connection to the NATS server").count()
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! What a message of an outbox carries beside its envelope: the `Hub-…` headers, read and written here alone.
 
+use super::headers;
+
 /// The headers of a message of an outbox. Nothing of them is there on the first way; what nobody but a forger writes
 /// counts as not there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -12,20 +14,16 @@ pub struct Carried {
     pub attempts: u32,
 }
 
-const DEAD_LETTER: &str = "Hub-Dead-Letter";
-const REDRIVES: &str = "Hub-Redrives";
-const ATTEMPTS: &str = "Hub-Attempts";
-
 impl Carried {
     /// `header`: the value of the header of a name.
     pub fn read<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Self {
         let count = |name: &str| header(name).and_then(|text| text.parse().ok()).unwrap_or(0);
-        let sequence: Option<u64> = header(DEAD_LETTER).and_then(|text| text.parse().ok());
+        let sequence: Option<u64> = header(headers::DEAD_LETTER).and_then(|text| text.parse().ok());
         Self {
             // The server has no other sequences.
             dead_letter: sequence.filter(|sequence| (1..=i64::MAX as u64).contains(sequence)),
-            redrives: count(REDRIVES),
-            attempts: count(ATTEMPTS),
+            redrives: count(headers::REDRIVES),
+            attempts: count(headers::ATTEMPTS),
         }
     }
 
@@ -33,10 +31,10 @@ impl Carried {
     pub fn to_headers(self) -> Vec<(&'static str, String)> {
         let mut headers = Vec::with_capacity(3);
         if let Some(sequence) = self.dead_letter {
-            headers.push((DEAD_LETTER, sequence.to_string()));
-            headers.push((REDRIVES, self.redrives.to_string()));
+            headers.push((headers::DEAD_LETTER, sequence.to_string()));
+            headers.push((headers::REDRIVES, self.redrives.to_string()));
         }
-        headers.push((ATTEMPTS, self.attempts.to_string()));
+        headers.push((headers::ATTEMPTS, self.attempts.to_string()));
         headers
     }
 }

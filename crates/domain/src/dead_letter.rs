@@ -1,5 +1,6 @@
 //! Dead letters: what they tell, how they travel as headers, and when they get their next chance.
 
+use super::headers;
 use std::fmt;
 use std::time::Duration;
 
@@ -136,6 +137,23 @@ impl Origin {
             event_key: String::new(),
         }
     }
+
+    /// The readable part of a stored dead letter. `id` and `subscription` replace missing headers.
+    pub fn read_partial<'a>(
+        header: impl Fn(&str) -> Option<&'a str>,
+        id: impl FnOnce() -> String,
+        subscription: impl FnOnce() -> Option<String>,
+    ) -> Self {
+        let text = |name: &str| header(name).map(str::to_owned);
+        Self {
+            id: text(headers::ID).unwrap_or_else(id),
+            subscription: text(headers::SUBSCRIPTION).or_else(subscription).unwrap_or_default(),
+            tenant: text(headers::TENANT).unwrap_or_default(),
+            incarnation: Incarnation::read(header(headers::INCARNATION)).unwrap_or(Incarnation::LEGACY),
+            event_id: text(headers::EVENT_ID).unwrap_or_default(),
+            event_key: text(headers::EVENT_KEY).unwrap_or_default(),
+        }
+    }
 }
 
 /// How the last attempt of an envelope ended, or why there was none.
@@ -150,6 +168,27 @@ pub struct Failed {
     pub status: Option<u16>,
     pub error: Option<String>,
     pub at: OffsetDateTime,
+}
+
+impl Failed {
+    /// A failure of the hub itself to process a stored dead letter, with the counts that its headers hold.
+    pub fn by_hub<'a>(
+        header: impl Fn(&str) -> Option<&'a str>,
+        reason: Reason,
+        error: String,
+        at: OffsetDateTime,
+    ) -> Self {
+        let number = |name: &str| header(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+        Self {
+            reason,
+            fault: Fault::Hub,
+            attempts: number(headers::ATTEMPTS),
+            redrives: number(headers::REDRIVES),
+            status: header(headers::LAST_STATUS).and_then(|status| status.parse().ok()),
+            error: Some(error),
+            at,
+        }
+    }
 }
 
 impl DeadLetter {
@@ -190,28 +229,28 @@ impl DeadLetter {
     pub fn to_headers(&self) -> Vec<(&'static str, String)> {
         let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
         let mut headers = vec![
-            ("Hub-Id", self.id.clone()),
-            ("Hub-Domain", self.domain.clone()),
-            ("Hub-Subscription", self.subscription.clone()),
-            ("Hub-Tenant", self.tenant.clone()),
-            ("Hub-Incarnation", self.incarnation.to_string()),
-            ("Hub-Event-Id", self.event_id.clone()),
-            ("Hub-Event-Key", self.event_key.clone()),
-            ("Hub-Reason", self.reason.to_string()),
-            ("Hub-Fault", self.fault.to_string()),
-            ("Hub-State", self.state.to_string()),
-            ("Hub-Attempts", self.attempts.to_string()),
-            ("Hub-Redrives", self.redrives.to_string()),
-            ("Hub-Failed-At", time(self.failed_at)),
+            (headers::ID, self.id.clone()),
+            (headers::DOMAIN, self.domain.clone()),
+            (headers::SUBSCRIPTION, self.subscription.clone()),
+            (headers::TENANT, self.tenant.clone()),
+            (headers::INCARNATION, self.incarnation.to_string()),
+            (headers::EVENT_ID, self.event_id.clone()),
+            (headers::EVENT_KEY, self.event_key.clone()),
+            (headers::REASON, self.reason.to_string()),
+            (headers::FAULT, self.fault.to_string()),
+            (headers::STATE, self.state.to_string()),
+            (headers::ATTEMPTS, self.attempts.to_string()),
+            (headers::REDRIVES, self.redrives.to_string()),
+            (headers::FAILED_AT, time(self.failed_at)),
         ];
         if let Some(status) = self.last_status {
-            headers.push(("Hub-Last-Status", status.to_string()));
+            headers.push((headers::LAST_STATUS, status.to_string()));
         }
         if let Some(error) = &self.last_error {
-            headers.push(("Hub-Last-Error", error.clone()));
+            headers.push((headers::LAST_ERROR, error.clone()));
         }
         if let Some(at) = self.next_redrive_at {
-            headers.push(("Hub-Next-Redrive-At", time(at)));
+            headers.push((headers::NEXT_REDRIVE_AT, time(at)));
         }
         headers
     }
@@ -221,22 +260,22 @@ impl DeadLetter {
         let time = |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok();
         let text = |name: &str| header(name).map(str::to_owned);
         Some(Self {
-            id: text("Hub-Id")?,
-            domain: text("Hub-Domain")?,
-            subscription: text("Hub-Subscription")?,
-            tenant: text("Hub-Tenant").unwrap_or_default(),
-            incarnation: Incarnation::read(header("Hub-Incarnation")).ok()?,
-            event_id: text("Hub-Event-Id").unwrap_or_default(),
-            event_key: text("Hub-Event-Key").unwrap_or_default(),
-            reason: header("Hub-Reason")?.parse().ok()?,
-            fault: header("Hub-Fault")?.parse().ok()?,
-            state: header("Hub-State")?.parse().ok()?,
-            attempts: header("Hub-Attempts")?.parse().ok()?,
-            redrives: header("Hub-Redrives")?.parse().ok()?,
-            last_status: header("Hub-Last-Status").and_then(|status| status.parse().ok()),
-            last_error: text("Hub-Last-Error"),
-            failed_at: time(header("Hub-Failed-At")?)?,
-            next_redrive_at: header("Hub-Next-Redrive-At").and_then(time),
+            id: text(headers::ID)?,
+            domain: text(headers::DOMAIN)?,
+            subscription: text(headers::SUBSCRIPTION)?,
+            tenant: text(headers::TENANT).unwrap_or_default(),
+            incarnation: Incarnation::read(header(headers::INCARNATION)).ok()?,
+            event_id: text(headers::EVENT_ID).unwrap_or_default(),
+            event_key: text(headers::EVENT_KEY).unwrap_or_default(),
+            reason: Reason::read_stored(header(headers::REASON)?)?,
+            fault: header(headers::FAULT)?.parse().ok()?,
+            state: header(headers::STATE)?.parse().ok()?,
+            attempts: header(headers::ATTEMPTS)?.parse().ok()?,
+            redrives: header(headers::REDRIVES)?.parse().ok()?,
+            last_status: header(headers::LAST_STATUS).and_then(|status| status.parse().ok()),
+            last_error: text(headers::LAST_ERROR),
+            failed_at: time(header(headers::FAILED_AT)?)?,
+            next_redrive_at: header(headers::NEXT_REDRIVE_AT).and_then(time),
         })
     }
 }

@@ -18,6 +18,7 @@ pub mod event;
 pub mod fair_share;
 pub mod field_error;
 pub mod filter;
+pub mod headers;
 pub mod index;
 pub mod key;
 pub mod last_words;

@@ -213,7 +213,7 @@ pub enum Reason {
     Permanent,
     /// The event and what the subscription says do not fit into one message.
     TooLarge,
-    /// The subscription's circuit breaker is open.
+    /// Stored by older versions only: the subscription's circuit breaker was open.
     CircuitOpen,
     /// The message on the outbox is no envelope.
     Undecodable,
@@ -230,6 +230,7 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason that a stored dead letter may have, also those of older versions.
     pub const ALL: [Self; 10] = [
         Self::Exhausted,
         Self::Permanent,
@@ -243,7 +244,25 @@ impl Reason {
         Self::InternalError,
     ];
 
-    /// The name as it stands in headers, lists and filters.
+    /// The reasons that this version produces. Filters accept exactly these.
+    pub const PRODUCED: [Self; 9] = [
+        Self::Exhausted,
+        Self::Permanent,
+        Self::TooLarge,
+        Self::Undecodable,
+        Self::Stranded,
+        Self::Removed,
+        Self::Paused,
+        Self::Disabled,
+        Self::InternalError,
+    ];
+
+    /// Parses the reason of a stored dead letter, which an older version may have written.
+    pub fn read_stored(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
+    }
+
+    /// The name in headers, lists and filters.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Exhausted => "exhausted",
@@ -266,13 +285,14 @@ impl fmt::Display for Reason {
     }
 }
 
+/// Parses a filter, so it accepts only [`Reason::PRODUCED`].
 impl FromStr for Reason {
     type Err = UnknownName;
     fn from_str(text: &str) -> Result<Self, UnknownName> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == text).ok_or_else(|| UnknownName {
+        Self::PRODUCED.into_iter().find(|reason| reason.as_str() == text).ok_or_else(|| UnknownName {
             what: "reason",
             name: text.to_owned(),
-            known: Self::ALL.map(Self::as_str).join(", "),
+            known: Self::PRODUCED.map(Self::as_str).join(", "),
         })
     }
 }

@@ -7,7 +7,7 @@ use crate::api::problem::Problem;
 use crate::api::query::{limit, parsed};
 use crate::domain::key::EventKey;
 use crate::domain::producer_outbox::Status;
-use crate::management::outbox::{RowCursor, RowSelection};
+use crate::management::producer_outbox::{RowCursor, RowSelection};
 
 /// Maximum number of ids in one request.
 const MOST_IDS: usize = 1_000;

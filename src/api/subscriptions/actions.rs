@@ -27,7 +27,8 @@ use crate::domain::duration;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{Subscription, SubscriptionId, SubscriptionState};
 use crate::management::{
-    Algorithm, Before, LONGEST_OVERLAP, Naming, Sample, SampleAttempt, Stored, VerifyWith,
+    Algorithm, LONGEST_OVERLAP, PreviousSecret, Sample, SampleAttempt, StoredSubscription,
+    SubscriptionSelector, VerificationKey,
 };
 
 pub(super) fn routes() -> OpenApiRouter<State> {
@@ -166,7 +167,8 @@ async fn rotate_secret(
     if order.overlap > LONGEST_OVERLAP {
         return Err(Problem::field("overlap", "is longer than 365d; send a shorter one, such as 24h"));
     }
-    let secrets = if order.replace { Before::IsReplaced } else { Before::Overlaps(order.overlap) };
+    let secrets =
+        if order.replace { PreviousSecret::IsReplaced } else { PreviousSecret::Overlaps(order.overlap) };
     let stored = read_checked(&state, &caller, &naming, &headers).await?;
     let id = stored.subscription.id.clone();
     let algorithm = order.algorithm.map(|algorithm| match algorithm {
@@ -175,8 +177,8 @@ async fn rotate_secret(
     });
     let rotated = state.management.rotate_secret(stored, secrets, algorithm).await?;
     let (secret, public_key) = match rotated.verify_with {
-        VerifyWith::Secret(secret) => (Some(secret.expose_secret().to_owned()), None),
-        VerifyWith::PublicKey(key) => (None, Some(key)),
+        VerificationKey::Secret(secret) => (Some(secret.expose_secret().to_owned()), None),
+        VerificationKey::PublicKey(key) => (None, Some(key)),
     };
     let body = NewSecret {
         id,
@@ -229,9 +231,9 @@ async fn matches(
 async fn read_checked(
     state: &State,
     caller: &Caller,
-    naming: &Naming,
+    naming: &SubscriptionSelector,
     headers: &HeaderMap,
-) -> Result<Stored, Problem> {
+) -> Result<StoredSubscription, Problem> {
     let precondition = Precondition::read(headers)?;
     let stored = state.management.subscription(caller, naming).await?;
     precondition.check(Some(stored.revision))?;
@@ -241,7 +243,7 @@ async fn read_checked(
 async fn set_state(
     state: &State,
     caller: &Caller,
-    naming: &Naming,
+    naming: &SubscriptionSelector,
     headers: &HeaderMap,
     new_state: SubscriptionState,
 ) -> Result<Response, Problem> {

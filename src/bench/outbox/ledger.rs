@@ -92,7 +92,7 @@ impl Ledger {
     /// clock.
     pub async fn read(&mut self, js: &JetStream) -> Result<Option<Span>, BenchError> {
         let mut span = None::<Span>;
-        js.browse(&js.names().events_stream(), &js.names().event(">"), None, |message| {
+        js.for_each_stored(&js.names().events_stream(), &js.names().event(">"), None, |message| {
             self.arrived(&event_id(&message.payload));
             if let Ok(at) = OffsetDateTime::parse(&message.time, &Rfc3339) {
                 let at = Duration::from_nanos(u64::try_from(at.unix_timestamp_nanos()).unwrap_or_default());

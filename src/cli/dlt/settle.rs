@@ -11,7 +11,7 @@ use crate::cli::error::{Answer, CliError};
 use crate::cli::manage;
 use crate::cli::output::{Printer, confirm, progress, spinner};
 use crate::domain::duration;
-use crate::management::orders::{Followed, Replayed, Selected};
+use crate::management::dead_letter_actions::{Followed, Replayed, SelectedDeadLetter};
 use crate::management::{Management, domain_names};
 use crate::settings::Settings;
 
@@ -140,7 +140,10 @@ fn moved(bar: &ProgressBar, done: usize, total: usize) {
     bar.set_position(done as u64);
 }
 
-async fn select(selection: &Selection, settings: &Settings) -> Result<(Management, Vec<Selected>), CliError> {
+async fn select(
+    selection: &Selection,
+    settings: &Settings,
+) -> Result<(Management, Vec<SelectedDeadLetter>), CliError> {
     let Selection { ids, filter, all } = selection;
     let filter = filter.resolve(ids)?;
     match (all, filter.means_all() && filter.tenant.is_none()) {

@@ -5,7 +5,7 @@ use clap::Args;
 use super::select::Filter;
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{JsonArray, Printer, cell, note, time};
-use crate::management::outbox::{Outbox, Row, RowCursor};
+use crate::management::producer_outbox::{ProducerOutbox, Row, RowCursor};
 
 /// Rows read at once.
 const PAGE: usize = 1_000;
@@ -40,7 +40,7 @@ const HEAD: [&str; 11] = [
     "LAST ERROR",
 ];
 
-pub async fn run(options: Options, outbox: &Outbox, printer: Printer) -> Result<Answer, CliError> {
+pub async fn run(options: Options, outbox: &ProducerOutbox, printer: Printer) -> Result<Answer, CliError> {
     let selection = options.filter.selection();
     let mut after = Some(options.after.unwrap_or_default());
     let mut left = if options.all { usize::MAX } else { options.limit as usize };

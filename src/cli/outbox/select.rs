@@ -5,7 +5,7 @@ use clap::Args;
 use crate::cli::error::CliError;
 use crate::domain::key::EventKey;
 use crate::domain::producer_outbox::Status;
-use crate::management::outbox::RowSelection;
+use crate::management::producer_outbox::RowSelection;
 
 #[derive(Debug, Default, Args)]
 pub struct Filter {

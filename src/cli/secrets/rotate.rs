@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::cli::connect;
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{Printer, progress};
-use crate::nats::{JetStream, NatsError, Stored};
+use crate::nats::{JetStream, NatsError, StoredSubscription};
 use crate::seal::{Outdated, SealError, Sealer, open_settings, reseal_subscription};
 use crate::settings::{SecretName, Settings};
 
@@ -99,8 +99,8 @@ fn in_text(outdated: &Outdated) -> String {
 }
 
 /// Reseals one subscription. If someone else changes it meanwhile, reads it again.
-async fn rotate(js: &JetStream, sealer: &Sealer, stored: Stored) -> Result<Done, NatsError> {
-    let Stored { mut subscription, mut revision } = stored;
+async fn rotate(js: &JetStream, sealer: &Sealer, stored: StoredSubscription) -> Result<Done, NatsError> {
+    let StoredSubscription { mut subscription, mut revision } = stored;
     // Every listed subscription has a valid name.
     let Ok(name) = subscription.reference() else { return Ok(Done::Current) };
     for _ in 0..MOST_READS {

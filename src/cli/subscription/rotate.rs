@@ -10,7 +10,7 @@ use crate::cli::error::{Answer, CliError};
 use crate::cli::manage_sealed;
 use crate::cli::output::{Printer, time, warn};
 use crate::http_delivery::signature::Algorithm;
-use crate::management::{Before, LONGEST_OVERLAP, VerifyWith};
+use crate::management::{LONGEST_OVERLAP, PreviousSecret, VerificationKey};
 use crate::settings::Settings;
 
 /// The value of `--algorithm`.
@@ -32,7 +32,7 @@ pub(super) fn overlap(text: &str) -> Result<Duration, String> {
 
 pub(super) async fn run(
     name: &Name,
-    secrets: Before,
+    secrets: PreviousSecret,
     kind: Option<Kind>,
     settings: &Settings,
     printer: Printer,
@@ -55,8 +55,8 @@ pub(super) async fn run(
         ));
     }
     let (field, value) = match &rotated.verify_with {
-        VerifyWith::PublicKey(public) => ("public_key", public.as_str()),
-        VerifyWith::Secret(secret) => ("secret", secret.expose_secret()),
+        VerificationKey::PublicKey(public) => ("public_key", public.as_str()),
+        VerificationKey::Secret(secret) => ("secret", secret.expose_secret()),
     };
     if printer.is_json() {
         let mut shown = json!({"id": id, "tenant": tenant, field: value, "previous_until": previous_until});

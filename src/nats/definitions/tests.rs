@@ -1,7 +1,7 @@
 use super::*;
 
-fn shape() -> Shape {
-    Shape {
+fn parameters() -> StreamParameters {
+    StreamParameters {
         prefix: "hub".to_owned(),
         domains: ["user-lifecycle", "access-session", "policy-client", "organization"]
             .map(str::to_owned)
@@ -28,7 +28,7 @@ fn shape() -> Shape {
 fn the_default_shape_renders_exactly_the_files() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("nats");
     let mut seen = 0;
-    for stream in render(&shape()) {
+    for stream in render(&parameters()) {
         let file = root.join("streams").join(format!("{}.json", stream.name));
         let written: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
         assert_eq!(Value::Object(stream.config), written, "{}", file.display());
@@ -48,10 +48,10 @@ fn the_default_shape_renders_exactly_the_files() {
 
 #[test]
 fn an_added_domain_and_another_prefix_reach_every_name() {
-    let mut shape = shape();
-    shape.prefix = "acme".to_owned();
-    shape.domains = vec!["audit-trail".to_owned()];
-    let streams = render(&shape);
+    let mut parameters = parameters();
+    parameters.prefix = "acme".to_owned();
+    parameters.domains = vec!["audit-trail".to_owned()];
+    let streams = render(&parameters);
     let whole = streams
         .iter()
         .map(|stream| serde_json::to_string(&stream.config).unwrap())

@@ -1,12 +1,12 @@
-//! Where the server's configuration differs from a definition, and what may be done about it.
+//! Compares a definition with the server's configuration, and decides which differences may be changed.
 
 use serde_json::{Map, Value};
 
 use super::{Drift, DriftKind};
-use crate::nats::inspect::StreamInfo;
+use crate::nats::stream_api::StreamInfo;
 
-/// The definition's fields that differ from the server's config. What the definition does not
-/// name is the operator's own.
+/// The fields of the definition that differ from the server's configuration. Fields that the definition does not have
+/// belong to the operator.
 pub(super) fn compare(
     what: &str,
     wanted: &Map<String, Value>,
@@ -26,7 +26,7 @@ pub(super) fn compare(
         }
         let loses = stream.is_some_and(|info| would_lose(field, wanted, &found, info));
         let (field, wanted) = (field.clone(), wanted.clone());
-        // New subjects are added all the same.
+        // New subjects are added even if others cannot be removed.
         if loses && field == "subjects" && !contains_all(&found, &wanted) {
             let (field, both) = (field.clone(), union(&found, &wanted));
             let kind = DriftKind::Differs { field, wanted: both, found: found.clone() };
@@ -44,7 +44,7 @@ pub(super) fn compare(
     drifts
 }
 
-/// Whether two lists have the same entries, as far as the first names their fields.
+/// Whether two lists have the same entries, comparing only the fields that the first list has.
 fn same_entries(wanted: &Value, found: &Value) -> bool {
     let (Some(wanted), Some(found)) = (wanted.as_array(), found.as_array()) else { return false };
     let same = |(wanted, found): (&Value, &Value)| {
@@ -55,7 +55,7 @@ fn same_entries(wanted: &Value, found: &Value) -> bool {
     wanted.len() == found.len() && wanted.iter().zip(found).all(same)
 }
 
-/// The entries of a list, and what another has beside them.
+/// The entries of both lists, each once.
 fn union(list: &Value, other: &Value) -> Value {
     let mut entries = list.as_array().cloned().unwrap_or_default();
     let new: Vec<Value> =
@@ -64,13 +64,13 @@ fn union(list: &Value, other: &Value) -> Value {
     Value::Array(entries)
 }
 
-/// Whether a list holds every entry of another.
+/// Whether a list contains every entry of another.
 fn contains_all(list: &Value, entries: &Value) -> bool {
     let (Some(list), Some(entries)) = (list.as_array(), entries.as_array()) else { return false };
     entries.iter().all(|entry| list.contains(entry))
 }
 
-/// The server leaves a default out of its answer.
+/// Equality in which a missing value equals the default: the server omits defaults.
 fn equal(wanted: &Value, found: &Value) -> bool {
     let default = |value: &Value| match value {
         Value::Null => true,
@@ -83,7 +83,7 @@ fn equal(wanted: &Value, found: &Value) -> bool {
     wanted == found || (default(wanted) && default(found))
 }
 
-/// Whether setting the field would make the server drop what stands in the stream.
+/// Whether the change would make the server drop messages of the stream.
 fn would_lose(field: &str, wanted: &Value, found: &Value, info: &StreamInfo) -> bool {
     if info.state.messages == 0 {
         return false;
@@ -93,15 +93,16 @@ fn would_lose(field: &str, wanted: &Value, found: &Value, info: &StreamInfo) -> 
     match field {
         "max_bytes" => limit(wanted) < info.state.bytes,
         "max_msgs" => limit(wanted) < info.state.messages,
-        // Ages and counts per subject cannot be told from the state: shrinking is never safe.
+        // The stream state does not show ages and counts per subject, so reducing these limits is never safe.
         "max_age" | "max_msgs_per_subject" => limit(wanted) < limit(found),
         "retention" => true,
-        // Messages on a subject that the stream gives up could not be found by it any more.
+        // Messages on a removed subject could not be found any more.
         "subjects" => !contains_all(wanted, found),
         _ => false,
     }
 }
 
+/// The configuration `base` with the changes of `drifts`.
 pub(super) fn overlay(base: &Map<String, Value>, drifts: &[Drift]) -> Map<String, Value> {
     let mut config = base.clone();
     for drift in drifts {
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_below_what_stands_there_is_never_applied() {
+    fn a_limit_below_the_current_size_is_never_applied() {
         let wanted = json!({"max_bytes": 100});
         let found = json!({"max_bytes": 1000});
         let kind = |info| {
@@ -143,14 +144,14 @@ mod tests {
     }
 
     #[test]
-    fn a_default_that_the_server_leaves_out_is_no_drift() {
+    fn an_omitted_default_is_no_drift() {
         let wanted = json!({"max_age": 0, "deny_purge": false, "metadata": {"hub.role": "events"}});
         let found = json!({"metadata": {"hub.role": "events", "_nats.ver": "2.15.1"}});
         assert_eq!(compare("s", wanted.as_object().unwrap(), found.as_object().unwrap(), None), vec![]);
     }
 
     #[test]
-    fn new_subjects_are_added_and_none_is_taken_from_messages() {
+    fn new_subjects_are_added_and_used_ones_kept() {
         let kinds = |wanted: Value, found: Value, messages| {
             let (wanted, found) = (json!({"subjects": wanted}), json!({"subjects": found}));
             let info = info(messages, messages * 100);
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_adds_to_a_source_is_no_drift() {
+    fn fields_the_server_adds_to_a_source_are_no_drift() {
         let wanted = json!({"sources": [{"name": "A", "filter_subject": "a.none"}]});
         let drifts =
             |found: Value| compare("s", wanted.as_object().unwrap(), found.as_object().unwrap(), None);

@@ -1,38 +1,40 @@
-//! The whole registry, read once.
+//! Reads the whole registry once.
 
 use std::collections::BTreeMap;
 
-use super::{Revision, Slot, Stored, Unreadable};
+use super::{KeyRevision, RegistryEntry, StoredSubscription, UnreadableEntry};
 use crate::domain::subscription::SubscriptionRef;
-use crate::nats::scan::{Scan, ScanEvent, ScanOptions};
+use crate::nats::ordered_reader::{OrderedEvent, OrderedReader, OrderedReaderOptions};
 use crate::nats::{Delivered, JetStream, NatsError};
 
-/// What the bucket holds.
+/// The contents of the registry bucket.
 #[derive(Debug, Clone, Default)]
-pub struct Listing {
-    pub subscriptions: Vec<Stored>,
-    pub unreadable: Vec<Unreadable>,
+pub struct RegistryListing {
+    pub subscriptions: Vec<StoredSubscription>,
+    pub unreadable: Vec<UnreadableEntry>,
 }
 
 impl JetStream {
-    /// All subscriptions in force, in order of their ids and tenants.
-    pub async fn subscriptions(&self) -> Result<Vec<Stored>, NatsError> {
+    /// All subscriptions in effect, sorted by id and tenant.
+    pub async fn subscriptions(&self) -> Result<Vec<StoredSubscription>, NatsError> {
         Ok(self.registry_listing().await?.subscriptions)
     }
 
-    /// What the bucket holds: the subscriptions in force, and which entries are unreadable.
-    pub async fn registry_listing(&self) -> Result<Listing, NatsError> {
-        let mut listing = Listing::default();
+    /// The subscriptions in effect, sorted by id and tenant, and the unreadable entries.
+    pub async fn registry_listing(&self) -> Result<RegistryListing, NatsError> {
+        let mut listing = RegistryListing::default();
         for (key, newest) in self.registry_entries().await? {
             let name = self.names().subscription_of_key(&key).and_then(SubscriptionRef::from_token);
             let Some(name) = name else { continue };
-            let Slot { revision, subscription, unreadable } =
-                self.slot_of(&name, &Revision::delivered(&newest)).await?;
-            listing.subscriptions.extend(subscription.map(|(one, _)| Stored { subscription: one, revision }));
+            let RegistryEntry { revision, subscription, unreadable } =
+                self.entry_at(&name, &KeyRevision::delivered(&newest)).await?;
+            listing
+                .subscriptions
+                .extend(subscription.map(|(one, _)| StoredSubscription { subscription: one, revision }));
             listing.unreadable.extend(unreadable);
         }
         listing.subscriptions.sort_by(
-            |Stored { subscription: one, .. }, Stored { subscription: other, .. }| {
+            |StoredSubscription { subscription: one, .. }, StoredSubscription { subscription: other, .. }| {
                 (&one.id, &one.tenant).cmp(&(&other.id, &other.tenant))
             },
         );
@@ -47,30 +49,30 @@ impl JetStream {
         if self.stream_info(&stream).await?.state.messages == 0 {
             return Ok(found);
         }
-        let options = ScanOptions {
+        let options = OrderedReaderOptions {
             filters: vec![names.subscriptions_filter()],
             last_per_subject: true,
-            ..ScanOptions::default()
+            ..OrderedReaderOptions::default()
         };
         'again: loop {
-            let mut scan = Scan::begin(self, &stream, &options).await?;
-            while scan.remaining > 0 {
+            let mut reader = OrderedReader::open(self, &stream, &options).await?;
+            while reader.remaining > 0 {
                 let seconds = self.request_timeout().as_secs();
-                let Ok(event) = tokio::time::timeout(self.request_timeout(), scan.next()).await else {
-                    scan.end().await;
+                let Ok(event) = tokio::time::timeout(self.request_timeout(), reader.next()).await else {
+                    reader.close().await;
                     return Err(NatsError::Timeout { subject: stream, seconds });
                 };
                 match event? {
-                    ScanEvent::Message(message) => {
+                    OrderedEvent::Message(message) => {
                         found.insert(message.subject.clone(), *message);
                     }
-                    ScanEvent::Lost => {
-                        scan.end().await;
+                    OrderedEvent::Lost => {
+                        reader.close().await;
                         continue 'again;
                     }
                 }
             }
-            scan.end().await;
+            reader.close().await;
             return Ok(found);
         }
     }

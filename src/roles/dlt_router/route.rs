@@ -71,7 +71,7 @@ impl Router {
         };
         let predecessor = Carried::read(|name| message.header(name)).dead_letter;
         if let Some(predecessor) = predecessor
-            && !self.js.dead_letter_stands(domain, predecessor).await?
+            && !self.js.dead_letter_exists(domain, predecessor).await?
         {
             tracing::info!(
                 stream,
@@ -83,9 +83,9 @@ impl Router {
         }
         let letter = self.letter(domain, &message, cause).await?;
         let (subject, body, block) = (&message.subject, message.payload.clone(), message.header_block());
-        self.js.put_dead_letter_of(subject, sequence, &letter, body, block).await?;
+        self.js.put_dead_letter_with_headers(subject, sequence, &letter, body, block).await?;
         if let Some(predecessor) = predecessor {
-            self.js.drop_dead_letter(domain, predecessor).await?;
+            self.js.delete_dead_letter(domain, predecessor).await?;
         }
         self.js.delete(stream, sequence).await?;
         self.metrics.dead_lettered(domain, letter.reason.as_str());

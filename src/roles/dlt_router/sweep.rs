@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::nats::definitions::Shape;
+use crate::nats::definitions::StreamParameters;
 use crate::nats::subjects::{lane_consumer, lane_of_consumer};
 use crate::nats::{ConsumerInfo, NatsError};
 use crate::panics;
@@ -21,13 +21,13 @@ const MOST_PER_PASS: usize = 1_000;
 
 pub(super) struct Sweep {
     router: Arc<Router>,
-    shape: Shape,
+    stream_parameters: StreamParameters,
     interval: Duration,
 }
 
 impl Sweep {
-    pub(super) fn new(router: Arc<Router>, shape: Shape, interval: Duration) -> Self {
-        Self { router, shape, interval }
+    pub(super) fn new(router: Arc<Router>, stream_parameters: StreamParameters, interval: Duration) -> Self {
+        Self { router, stream_parameters, interval }
     }
 
     /// May be dropped at any point: each step of a pass may be repeated.
@@ -37,7 +37,7 @@ impl Sweep {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            for domain in &self.shape.domains {
+            for domain in &self.stream_parameters.domains {
                 let known = candidates.remove(domain).unwrap_or_default();
                 match self.pass(domain, &known).await {
                     Ok(found) => {
@@ -95,7 +95,7 @@ impl Sweep {
 
     /// Routes a stranded envelope; where that panics, without reading it.
     async fn dead_letter(&self, stream: &str, sequence: u64) -> Result<bool, NatsError> {
-        let cause = Cause::Stranded { deliveries: self.shape.max_deliver };
+        let cause = Cause::Stranded { deliveries: self.stream_parameters.max_deliver };
         match panics::catch_async(self.router.route(stream, sequence, cause)).await {
             Ok(routed) => routed,
             Err(panicked) => {
@@ -116,7 +116,7 @@ impl Sweep {
             if !consumers.contains(&lane_consumer(lane)) {
                 tracing::warn!(stream, lane, "a lane with envelopes has no durable; making it");
                 // Somebody else may have made up the name; the other lanes are mended all the same.
-                if let Err(error) = js.ensure_lane(&self.shape, domain, lane).await {
+                if let Err(error) = js.ensure_lane(&self.stream_parameters, domain, lane).await {
                     tracing::warn!(%error, stream, lane, "the durable of a lane cannot be made");
                 }
             }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::recent::Recent;
 use crate::metrics::DomainMetrics;
-use crate::nats::{Acker, BatchError, JetStream, MOST_PER_BATCH, NatsError, Outgoing};
+use crate::nats::{Acker, BatchError, EnvelopeMessage, JetStream, MOST_PER_BATCH, NatsError};
 
 /// An event that finds its domain busy or blocked comes again after this.
 pub(super) const BUSY_DELAY: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ const MOST_BYTES: usize = 8 * 1024 * 1024;
 /// An event with its envelopes.
 pub(super) struct Planned {
     pub(super) acker: Acker,
-    pub(super) envelopes: Vec<Outgoing>,
+    pub(super) envelopes: Vec<EnvelopeMessage>,
     /// Its place in memory; given back when the event is settled.
     pub(super) permit: OwnedSemaphorePermit,
     /// Its envelopes' place in memory.
@@ -35,7 +35,7 @@ pub(super) struct Planned {
 impl Planned {
     /// What its envelopes take in the outbox, about.
     fn bytes(&self) -> usize {
-        self.envelopes.iter().map(Outgoing::stored_bytes).sum()
+        self.envelopes.iter().map(EnvelopeMessage::stored_bytes).sum()
     }
 }
 
@@ -165,7 +165,7 @@ impl Committer {
 
     /// One batch where it fits; an event with more envelopes than a batch takes several, and an
     /// event that comes again is published one by one: the stream drops what it has.
-    async fn write(&mut self, envelopes: &[Outgoing]) -> Result<(), NatsError> {
+    async fn write(&mut self, envelopes: &[EnvelopeMessage]) -> Result<(), NatsError> {
         let split = self.recent.split(envelopes);
         let (new, known) =
             split.as_ref().map_or((envelopes, &[][..]), |(new, known)| (new.as_slice(), known.as_slice()));

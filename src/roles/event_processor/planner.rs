@@ -19,7 +19,7 @@ use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::Incarnation;
 use crate::metrics::{DomainMetrics, Metrics};
 use crate::nats::subjects::{EventSubject, SHARED_LANE};
-use crate::nats::{Acker, Delivered, JetStream, NatsError, Outgoing};
+use crate::nats::{Acker, Delivered, EnvelopeMessage, JetStream, NatsError};
 use crate::panics::{self, Panicked};
 
 /// Rejected publications stored at once.
@@ -72,7 +72,7 @@ pub(super) struct Way {
 impl Way {
     /// Gives an event to the committer. While that commits, it is waited for; while its outbox is
     /// full, the event goes back to where it came from, so that other domains go on.
-    async fn hand_over(&self, acker: Acker, envelopes: Vec<Outgoing>, permit: OwnedSemaphorePermit) {
+    async fn hand_over(&self, acker: Acker, envelopes: Vec<EnvelopeMessage>, permit: OwnedSemaphorePermit) {
         let weight = u32::try_from(envelopes.len()).unwrap_or(u32::MAX).min(HELD_ENVELOPES);
         let room = if self.blocked.load(Ordering::Relaxed) {
             self.room.clone().try_acquire_many_owned(weight).ok()
@@ -90,7 +90,7 @@ impl Way {
 
 /// What an event becomes.
 struct Plan {
-    envelopes: Vec<Outgoing>,
+    envelopes: Vec<EnvelopeMessage>,
     /// Envelopes that are too large because of their subscription.
     too_large: Vec<(EncodedEnvelope, Incarnation)>,
 }
@@ -258,14 +258,14 @@ impl Planner {
                     continue;
                 }
             }
-            plan.envelopes.push(Outgoing {
+            plan.envelopes.push(EnvelopeMessage {
                 subject: self.js.names().outbox(domain, SHARED_LANE, &envelope.subscription.token()),
                 message_id: envelope.id,
                 payload: envelope.body,
                 headers: Vec::new(),
             });
         }
-        let bytes: usize = plan.envelopes.iter().map(Outgoing::stored_bytes).sum();
+        let bytes: usize = plan.envelopes.iter().map(EnvelopeMessage::stored_bytes).sum();
         if bytes > self.outbox_size {
             return Err(Rejection::new(
                 RejectReason::TooLarge,
@@ -313,7 +313,7 @@ impl Planner {
         // It is parked whatever the schedule: waiting makes nothing smaller.
         let letter = DeadLetter::new(domain, origin, failed, &[]);
         let subject = self.js.names().outbox(domain, SHARED_LANE, &subscription.token());
-        self.js.put_dead_letter_as(&format!("too-large-{id}"), &subject, &letter, body).await
+        self.js.put_dead_letter_with_id(&format!("too-large-{id}"), &subject, &letter, body).await
     }
 
     /// Lets a publication come again, or rejects it after its tries.

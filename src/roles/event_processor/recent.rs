@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use crate::nats::Outgoing;
+use crate::nats::EnvelopeMessage;
 
 /// Ids of one generation; there are two.
 const MOST: usize = 32 * 1024;
@@ -18,7 +18,10 @@ pub(super) struct Recent {
 
 impl Recent {
     /// Those that are new, and those that were committed already or stand twice in the group; `None` if all are new.
-    pub(super) fn split(&self, envelopes: &[Outgoing]) -> Option<(Vec<Outgoing>, Vec<Outgoing>)> {
+    pub(super) fn split(
+        &self,
+        envelopes: &[EnvelopeMessage],
+    ) -> Option<(Vec<EnvelopeMessage>, Vec<EnvelopeMessage>)> {
         let mut repeated = HashSet::new();
         {
             let mut group: HashSet<&str> = HashSet::with_capacity(envelopes.len());
@@ -39,7 +42,7 @@ impl Recent {
         Some((new, known))
     }
 
-    pub(super) fn committed(&mut self, envelopes: &[Outgoing]) {
+    pub(super) fn committed(&mut self, envelopes: &[EnvelopeMessage]) {
         for envelope in envelopes {
             if self.newer.len() >= MOST {
                 self.older = std::mem::take(&mut self.newer);
@@ -55,8 +58,8 @@ mod tests {
 
     use super::*;
 
-    fn envelopes(ids: impl IntoIterator<Item = usize>) -> Vec<Outgoing> {
-        let outgoing = |id: usize| Outgoing {
+    fn envelopes(ids: impl IntoIterator<Item = usize>) -> Vec<EnvelopeMessage> {
+        let outgoing = |id: usize| EnvelopeMessage {
             subject: String::new(),
             message_id: format!("env_{id}"),
             payload: Bytes::new(),
@@ -65,7 +68,7 @@ mod tests {
         ids.into_iter().map(outgoing).collect()
     }
 
-    fn ids(envelopes: &[Outgoing]) -> Vec<&str> {
+    fn ids(envelopes: &[EnvelopeMessage]) -> Vec<&str> {
         envelopes.iter().map(|envelope| envelope.message_id.as_str()).collect()
     }
 

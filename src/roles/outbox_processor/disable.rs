@@ -3,13 +3,13 @@
 use time::OffsetDateTime;
 
 use crate::domain::subscription::{SubscriptionRef, SubscriptionState};
-use crate::nats::{JetStream, Slot};
+use crate::nats::{JetStream, RegistryEntry};
 
 /// Writes it as disabled, if it still is as it was when the attempt was made: whoever changed it
 /// meanwhile, to another endpoint perhaps, or created it again, is not overruled.
 pub(super) async fn disable(js: &JetStream, name: &SubscriptionRef, revision: u64, reason: &str) {
-    let written = match js.subscription_slot(name).await {
-        Ok(Slot { revision: last, subscription: Some((mut subscription, current)), .. })
+    let written = match js.registry_entry(name).await {
+        Ok(RegistryEntry { revision: last, subscription: Some((mut subscription, current)), .. })
             if current == revision && subscription.state == SubscriptionState::Active =>
         {
             subscription.disable(reason.to_owned(), OffsetDateTime::now_utc());

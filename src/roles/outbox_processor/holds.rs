@@ -62,7 +62,7 @@ impl Exchange {
         }
         let wait = hold.until.saturating_duration_since(now);
         let notice = HoldNotice { subscription: hold.subscription.clone(), wait };
-        if let Err(error) = self.js.tell_hold(&notice).await {
+        if let Err(error) = self.js.publish_hold(&notice).await {
             tracing::debug!(%error, subscription = %hold.subscription, "a hold is not told to other processes");
         }
     }

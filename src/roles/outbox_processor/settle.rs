@@ -233,7 +233,7 @@ impl Settle {
     async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>) {
         self.metrics.delivered.inc();
         if let Some(sequence) = carried(message).dead_letter {
-            match self.js.drop_dead_letter(&self.domain, sequence).await {
+            match self.js.delete_dead_letter(&self.domain, sequence).await {
                 Ok(()) => {
                     self.metrics.resolved.inc();
                     tracing::info!(domain = self.domain, envelope = %envelope.id, "a dead letter was delivered and is resolved");
@@ -257,7 +257,7 @@ impl Settle {
     /// acknowledgement is missing, or it was discarded, or has a successor. It is done with then, untried.
     pub(super) async fn is_resolved(&self, message: &Delivered) -> bool {
         let Some(sequence) = carried(message).dead_letter else { return false };
-        match self.js.dead_letter_stands(&self.domain, sequence).await {
+        match self.js.dead_letter_exists(&self.domain, sequence).await {
             Ok(stands) => !stands,
             Err(error) => {
                 tracing::warn!(%error, domain = self.domain, sequence, "cannot check the dead letter of a redriven envelope; delivering the envelope");
@@ -326,7 +326,7 @@ impl Settle {
 
     async fn put(&self, message: &Delivered, letter: &DeadLetter) -> Result<(), NatsError> {
         self.js
-            .put_dead_letter_of(
+            .put_dead_letter_with_headers(
                 &message.subject,
                 message.stream_sequence,
                 letter,
@@ -335,7 +335,7 @@ impl Settle {
             )
             .await?;
         match carried(message).dead_letter {
-            Some(sequence) => self.js.drop_dead_letter(&self.domain, sequence).await,
+            Some(sequence) => self.js.delete_dead_letter(&self.domain, sequence).await,
             None => Ok(()),
         }
     }

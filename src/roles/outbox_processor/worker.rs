@@ -20,7 +20,7 @@ use crate::domain::subscription::{Identity, Incarnation, RateLimit};
 use crate::health::ReadyFlag;
 use crate::metrics::DomainMetrics;
 use crate::nats::subjects::own_lane;
-use crate::nats::{Acker, Delivered, HAND_BACK_DELAY, JetStream, Outgoing};
+use crate::nats::{Acker, Delivered, EnvelopeMessage, HAND_BACK_DELAY, JetStream};
 use crate::panics;
 use crate::tasks::TaskError;
 
@@ -233,7 +233,8 @@ impl Worker {
     /// acknowledged here. The deliveries it has used up go with it.
     fn spill(&self, running: &mut Running, held: Held) {
         running.waiting.remove(&held.message.stream_sequence);
-        let (js, domain, shape) = (self.js.clone(), self.domain.name.clone(), self.settings.shape.clone());
+        let (js, domain, stream_parameters) =
+            (self.js.clone(), self.domain.name.clone(), self.settings.stream_parameters.clone());
         let metrics = self.metrics.clone();
         let token = held.subscription.subscription.token();
         let lane = own_lane(&token);
@@ -243,7 +244,7 @@ impl Worker {
             let message = &held.message;
             let moved = async {
                 if !is_known(&known_lanes, &lane) {
-                    js.ensure_lane(&shape, &domain, &lane).await?;
+                    js.ensure_lane(&stream_parameters, &domain, &lane).await?;
                     let mut known = known_lanes.lock().unwrap_or_else(PoisonError::into_inner);
                     known.retain(|_, since| since.elapsed() < LANE_KNOWN_FOR);
                     known.insert(lane.clone(), Instant::now());
@@ -394,10 +395,10 @@ impl Worker {
     }
 
     /// The same envelope for another place in the outbox, with the deliveries it has used up.
-    fn moved(&self, message: &Delivered, subject: String) -> Outgoing {
+    fn moved(&self, message: &Delivered, subject: String) -> EnvelopeMessage {
         let mut carried = carried(message);
         carried.attempts = carried.attempts.saturating_add(message.deliveries.saturating_sub(1));
-        Outgoing {
+        EnvelopeMessage {
             subject,
             message_id: format!(
                 "{}-{}",

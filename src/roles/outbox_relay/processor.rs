@@ -19,7 +19,7 @@ use super::wake::Word;
 use super::{OutboxRelaySettings, Scope};
 use crate::domain::producer_outbox::{CONTENT_TYPE, Destination, Pauses, Priority};
 use crate::metrics::OutboxMetrics;
-use crate::nats::subjects::Names;
+use crate::nats::subjects::SubjectNames;
 use crate::sinks::{Broker, OutgoingMessage, PublishError};
 use hub_outbox::{ClaimRequest, ClaimedRow, Store, StoreError};
 
@@ -42,7 +42,7 @@ pub(super) struct Target {
 /// How a row becomes a message.
 pub(super) enum Route {
     /// A full envelope on the hub's events stream.
-    Internal(Names),
+    Internal(SubjectNames),
     /// A stripped envelope.
     External(Destination),
 }
@@ -325,7 +325,7 @@ mod tests {
     #[test]
     fn a_message_is_the_row_at_its_destination() {
         let payload = r#"{"data": 1, "metadata": {"domain": {"stream_category": "crm"}}}"#;
-        let inside = outgoing(Route::Internal(Names::new("hub")), payload).unwrap();
+        let inside = outgoing(Route::Internal(SubjectNames::new("hub")), payload).unwrap();
         assert_eq!((inside.id.as_str(), inside.key.as_str()), ("e1", "user-u1"));
         assert!(inside.stream.ends_with("events.user.created") && inside.stream.starts_with("hub"));
         assert_eq!(inside.headers, [("content-type".to_owned(), CONTENT_TYPE.to_owned())]);
@@ -335,7 +335,8 @@ mod tests {
 
     #[test]
     fn what_is_no_envelope_can_never_be_sent() {
-        let routes = || [Route::Internal(Names::new("hub")), external("{type}"), external("{category}")];
+        let routes =
+            || [Route::Internal(SubjectNames::new("hub")), external("{type}"), external("{category}")];
         for route in routes() {
             let error = outgoing(route, r#"{"data": 1"#).unwrap_err();
             assert!(matches!(error, PublishError::Permanent { .. }), "{error}");

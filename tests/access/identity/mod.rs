@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_nats::HeaderMap;
 use integration_hub::domain::dead_letter::DeadLetterState;
 use integration_hub::domain::outcome::Reason;
-use integration_hub::nats::{DeadLetterEntry, RedriveOrder};
+use integration_hub::nats::{DeadLetterEntry, RedriveTrigger};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -198,7 +198,7 @@ async fn envelopes_of_a_removed_subscription_reach_no_other() {
     stage
         .client
         .js
-        .order_redrive("policy-client", sequence, RedriveOrder::OperatorForce)
+        .request_redrive("policy-client", sequence, RedriveTrigger::OperatorForce)
         .await
         .expect("ordered");
     eventually(STEP, "the redriven one is parked again", async || {

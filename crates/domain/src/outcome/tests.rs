@@ -237,7 +237,8 @@ fn health_tells_dead_endpoints_from_refusing_ones() {
 #[test]
 fn names_read_back() {
     for reason in Reason::ALL {
-        assert_eq!(reason.to_string().parse(), Ok(reason));
+        assert_eq!(Reason::read_stored(reason.as_str()), Some(reason));
+        assert_eq!(reason.to_string().parse::<Reason>().is_ok(), Reason::PRODUCED.contains(&reason));
         assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str());
     }
     for fault in [Fault::Subscriber, Fault::Hub] {
@@ -245,7 +246,8 @@ fn names_read_back() {
         assert_eq!(serde_json::to_value(fault).unwrap(), fault.to_string());
     }
     let error = "gone".parse::<Reason>().unwrap_err().to_string();
-    assert!(error.contains("circuit-open"), "{error}");
+    assert!(error.contains("disabled") && !error.contains("circuit-open"), "{error}");
+    assert_eq!(Reason::read_stored("gone"), None);
     assert!("Hub".parse::<Fault>().is_err());
 }
 

@@ -1,9 +1,9 @@
-//! Bulk orders in the background: taken at a desk, carried out by a runner, and kept in a KV bucket,
-//! so that every replica can tell how far each has come and can ask for its cancelling.
+//! Bulk jobs run in the background of one process and are stored in a KV bucket, so that every replica can show their
+//! progress and cancel them.
 //!
-//! The selection is read twice, page by page, and only up to where each stream ended when the order
-//! began: first to count, then to act. So memory does not grow with it, and what an order brings
-//! back and fails again is not ordered a second time.
+//! A job reads its selection twice, page by page: first to count, then to act. It reads each stream only up to its end
+//! at the start of the job. So memory does not grow with the selection, and an envelope that fails again is not replayed
+//! a second time.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -16,65 +16,65 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::dead_letter_actions::{DeadLetterAction, RemovedOwners, SelectedDeadLetter};
 use super::dead_letters::{DeadLetterQuery, PAGE, Pages};
-use super::orders::{Act, Removals, Selected};
 use super::{Management, ManagementError};
 use crate::domain::access::Caller;
 use crate::domain::bulk_job::{BulkJob, BulkJobId, BulkJobKind, BulkJobState};
-use crate::nats::{DeadLetterEntry, JetStream, NatsError, RedriveOrder};
+use crate::nats::{DeadLetterEntry, JetStream, NatsError, RedriveTrigger};
 
-/// Orders that one process carries out at once.
-pub const MOST_ORDERS: usize = 4;
-/// How often an order in hand is written: its progress, and that its process is alive.
-const BEAT: Duration = Duration::from_secs(1);
-/// How long the end of an order is tried to be written; then it shows as interrupted.
-const LAST_WORD: Duration = Duration::from_secs(10);
+/// Maximum number of bulk jobs that one process runs at once.
+pub const MAX_RUNNING_JOBS: usize = 4;
+/// How often the state of a running job is written, which also shows that its process is alive.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// How long to try to write the final state of a job; after that it shows as interrupted.
+const FINAL_WRITE_LIMIT: Duration = Duration::from_secs(10);
 
-/// What is asked for.
+/// A bulk job to start.
 #[derive(Debug, Clone)]
-pub struct BulkOrder {
+pub struct NewBulkJob {
     pub kind: BulkJobKind,
     pub filter: DeadLetterQuery,
-    /// A replay also of what is on its way again already.
+    /// Also replay dead letters that are being replayed already.
     pub force: bool,
 }
 
-/// Where orders are placed and asked about. Cheap to clone.
+/// Starts, lists and cancels bulk jobs. Cheap to clone.
 #[derive(Clone)]
-pub struct OrderDesk {
+pub struct BulkJobs {
     management: Management,
     jobs: mpsc::Sender<Job>,
     room: std::sync::Arc<tokio::sync::Semaphore>,
-    tenants: OfTenants,
+    tenants: TenantJobCounts,
 }
 
-/// How many orders of each tenant are in hand. Cheap to clone.
+/// The number of running jobs of each tenant. Cheap to clone.
 #[derive(Clone, Default)]
-struct OfTenants(std::sync::Arc<std::sync::Mutex<HashMap<String, usize>>>);
+struct TenantJobCounts(std::sync::Arc<std::sync::Mutex<HashMap<String, usize>>>);
 
-/// A tenant's place among its own; dropping it gives it back.
-struct Place {
+/// One running job of a tenant. Dropping it decrements the tenant's count.
+struct TenantSlot {
     tenant: String,
-    of_tenants: OfTenants,
+    of_tenants: TenantJobCounts,
 }
 
-impl OfTenants {
+impl TenantJobCounts {
     fn counts(&self) -> std::sync::MutexGuard<'_, HashMap<String, usize>> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn take(&self, tenant: &str, limit: usize) -> Option<Place> {
+    fn take(&self, tenant: &str, limit: usize) -> Option<TenantSlot> {
         let mut counts = self.counts();
         let count = counts.entry(tenant.to_owned()).or_default();
         if limit > 0 && *count >= limit {
             return None;
         }
         *count += 1;
-        Some(Place { tenant: tenant.to_owned(), of_tenants: self.clone() })
+        Some(TenantSlot { tenant: tenant.to_owned(), of_tenants: self.clone() })
     }
 }
 
-impl Drop for Place {
+impl Drop for TenantSlot {
     fn drop(&mut self) {
         let mut counts = self.of_tenants.counts();
         if let Some(count) = counts.get_mut(&self.tenant) {
@@ -86,47 +86,48 @@ impl Drop for Place {
     }
 }
 
-/// The task side: carries out what the desk takes.
-pub struct OrderRunner {
+/// The task that runs the jobs.
+pub struct BulkJobRunner {
     management: Management,
     jobs: mpsc::Receiver<Job>,
 }
 
 struct Job {
-    order: BulkJob,
+    job: BulkJob,
     revision: u64,
     filter: DeadLetterQuery,
-    /// Its place among those that run at once.
+    /// Held while the job runs.
     _room: tokio::sync::OwnedSemaphorePermit,
-    /// The same among those of its tenant.
-    _place: Option<Place>,
+    /// Held while the job runs; `None` for a caller without a tenant.
+    _place: Option<TenantSlot>,
 }
 
-impl OrderDesk {
-    pub fn new(management: Management) -> (Self, OrderRunner) {
-        let (sender, jobs) = mpsc::channel(MOST_ORDERS);
-        let room = std::sync::Arc::new(tokio::sync::Semaphore::new(MOST_ORDERS));
-        let runner = OrderRunner { management: management.clone(), jobs };
-        (Self { management, jobs: sender, room, tenants: OfTenants::default() }, runner)
+impl BulkJobs {
+    pub fn new(management: Management) -> (Self, BulkJobRunner) {
+        let (sender, jobs) = mpsc::channel(MAX_RUNNING_JOBS);
+        let room = std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_RUNNING_JOBS));
+        let runner = BulkJobRunner { management: management.clone(), jobs };
+        (Self { management, jobs: sender, room, tenants: TenantJobCounts::default() }, runner)
     }
 
-    /// Takes an order. It is kept before this returns, and begun at once.
-    pub async fn place(&self, caller: &Caller, bulk: BulkOrder) -> Result<BulkJob, ManagementError> {
+    /// Stores a job and starts it at once.
+    pub async fn start(&self, caller: &Caller, bulk: NewBulkJob) -> Result<BulkJob, ManagementError> {
         self.management.domain_names(&bulk.filter.domains)?;
         let place = match caller.tenant() {
             None => None,
             Some(tenant) => {
                 let quota = self.management.settings().bulk_job_quota(tenant);
-                let full = |quota| ManagementError::TooManyOrdersOf { tenant: tenant.to_owned(), quota };
+                let full =
+                    |quota| ManagementError::TooManyBulkJobsOfTenant { tenant: tenant.to_owned(), quota };
                 Some(self.tenants.take(tenant, quota.limit).ok_or_else(|| full(quota))?)
             }
         };
-        let full = |_| ManagementError::TooManyOrders { limit: MOST_ORDERS };
+        let full = |_| ManagementError::TooManyBulkJobs { limit: MAX_RUNNING_JOBS };
         let room = self.room.clone().try_acquire_owned().map_err(full)?;
-        // There are as many slots as there is room for, so only a stop takes them away.
+        // The channel has a slot for every permit, so this fails only when the process stops.
         let slot = self.jobs.try_reserve().map_err(|_| ManagementError::Stopping)?;
         let now = OffsetDateTime::now_utc();
-        let order = BulkJob {
+        let job = BulkJob {
             id: BulkJobId::new(rand::random()),
             kind: bulk.kind,
             force: bulk.force,
@@ -143,41 +144,40 @@ impl OrderDesk {
             by: caller.name.clone(),
             tenant: bulk.filter.tenant.clone(),
         };
-        let revision = self.management.js.put_order(&order, 0).await?;
-        slot.send(Job { order: order.clone(), revision, filter: bulk.filter, _room: room, _place: place });
-        Ok(order)
+        let revision = self.management.js.put_bulk_job(&job, 0).await?;
+        slot.send(Job { job: job.clone(), revision, filter: bulk.filter, _room: room, _place: place });
+        Ok(job)
     }
 
-    /// An order as it stands, whichever process has it, if the caller reaches it.
-    pub async fn order(&self, caller: &Caller, id: &BulkJobId) -> Result<BulkJob, ManagementError> {
+    /// The current state of a job in any process, if the caller may see it.
+    pub async fn job(&self, caller: &Caller, id: &BulkJobId) -> Result<BulkJob, ManagementError> {
         Ok(self.stored(caller, id).await?.0.as_of(OffsetDateTime::now_utc()))
     }
 
-    /// Those that are remembered and that the caller reaches, the newest first.
-    pub async fn orders(&self, caller: &Caller, limit: usize) -> Result<Vec<BulkJob>, ManagementError> {
+    /// The stored jobs that the caller may see, newest first.
+    pub async fn jobs(&self, caller: &Caller, limit: usize) -> Result<Vec<BulkJob>, ManagementError> {
         let now = OffsetDateTime::now_utc();
-        let mut orders: Vec<BulkJob> = self.management.js.orders().await?;
-        orders.retain(|order| reaches(caller, order));
-        orders.sort_by(|one, other| (other.created_at, &other.id).cmp(&(one.created_at, &one.id)));
-        orders.truncate(limit);
-        Ok(orders.into_iter().map(|order| order.as_of(now)).collect())
+        let mut jobs: Vec<BulkJob> = self.management.js.bulk_jobs().await?;
+        jobs.retain(|job| reaches(caller, job));
+        jobs.sort_by(|one, other| (other.created_at, &other.id).cmp(&(one.created_at, &one.id)));
+        jobs.truncate(limit);
+        Ok(jobs.into_iter().map(|job| job.as_of(now)).collect())
     }
 
-    /// Asks the process that has it to stop, and gives the order as it stands: over already, or
-    /// `cancelling`.
+    /// Asks the process that runs the job to stop. Returns the job, which is either over or `cancelling`.
     pub async fn cancel(&self, caller: &Caller, id: &BulkJobId) -> Result<BulkJob, ManagementError> {
         let deadline = Instant::now() + self.management.js.request_timeout();
         loop {
-            let (mut order, revision) = self.stored(caller, id).await?;
-            let shown = order.clone().as_of(OffsetDateTime::now_utc());
+            let (mut job, revision) = self.stored(caller, id).await?;
+            let shown = job.clone().as_of(OffsetDateTime::now_utc());
             if shown.state.is_over() || shown.cancelling {
                 return Ok(shown);
             }
-            // Its process is what `updated_at` tells of: this is no sign of life of it.
-            order.cancelling = true;
-            match self.management.js.put_order(&order, revision).await {
-                Ok(_) => return Ok(order),
-                // It went on meanwhile.
+            // `updated_at` is left alone, because it shows when the job's own process last wrote.
+            job.cancelling = true;
+            match self.management.js.put_bulk_job(&job, revision).await {
+                Ok(_) => return Ok(job),
+                // The job made progress in the meantime.
                 Err(error) if error.is_wrong_last_sequence() && Instant::now() < deadline => {}
                 Err(error) => return Err(error.into()),
             }
@@ -185,18 +185,18 @@ impl OrderDesk {
     }
 
     async fn stored(&self, caller: &Caller, id: &BulkJobId) -> Result<(BulkJob, u64), ManagementError> {
-        let found = self.management.js.order(id).await?.filter(|(order, _)| reaches(caller, order));
-        found.ok_or_else(|| ManagementError::NoOrder { id: id.to_string() })
+        let found = self.management.js.bulk_job(id).await?.filter(|(job, _)| reaches(caller, job));
+        found.ok_or_else(|| ManagementError::NoBulkJob { id: id.to_string() })
     }
 }
 
-/// A token that is bound to a tenant sees the orders that are limited to it.
-fn reaches(caller: &Caller, order: &BulkJob) -> bool {
-    caller.tenant().is_none_or(|tenant| order.tenant.as_deref() == Some(tenant))
+/// A caller that is bound to a tenant may see only the jobs of that tenant.
+fn reaches(caller: &Caller, job: &BulkJob) -> bool {
+    caller.tenant().is_none_or(|tenant| job.tenant.as_deref() == Some(tenant))
 }
 
-impl OrderRunner {
-    /// Carries out orders until told to stop; those in hand are then marked as interrupted.
+impl BulkJobRunner {
+    /// Runs jobs until `stop`; the running ones are then marked as interrupted.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), Infallible> {
         let mut under_way = FuturesUnordered::new();
         let mut open = true;
@@ -204,18 +204,18 @@ impl OrderRunner {
             tokio::select! {
                 () = stop.cancelled(), if open && !self.jobs.is_closed() => self.jobs.close(),
                 job = self.jobs.recv(), if open => match job {
-                    Some(job) => under_way.push(InHand::new(&self.management.js, job).carry_out(&self.management, &stop)),
+                    Some(job) => under_way.push(RunningJob::new(&self.management.js, job).carry_out(&self.management, &stop)),
                     None => open = false,
                 },
                 Some(()) = under_way.next(), if !under_way.is_empty() => {}
-                // Whoever places orders is gone, but nobody said stop.
+                // All `BulkJobs` are dropped, but `stop` has not come yet.
                 () = stop.cancelled(), if !open && under_way.is_empty() => return Ok(()),
             }
         }
     }
 }
 
-/// How far an order has come, as the work tells it.
+/// The progress of a job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Progress {
     counted: bool,
@@ -225,29 +225,29 @@ struct Progress {
     removed: u64,
 }
 
-/// An order that is being carried out, and its record.
-struct InHand {
+/// A running job and its stored record.
+struct RunningJob {
     js: JetStream,
-    order: BulkJob,
+    job: BulkJob,
     revision: u64,
     filter: DeadLetterQuery,
     _room: tokio::sync::OwnedSemaphorePermit,
-    _place: Option<Place>,
+    _place: Option<TenantSlot>,
 }
 
-impl InHand {
+impl RunningJob {
     fn new(js: &JetStream, job: Job) -> Self {
-        let Job { order, revision, filter, _room, _place } = job;
-        Self { js: js.clone(), order, revision, filter, _room, _place }
+        let Job { job, revision, filter, _room, _place } = job;
+        Self { js: js.clone(), job, revision, filter, _room, _place }
     }
 
     async fn carry_out(mut self, management: &Management, stop: &CancellationToken) {
         let halt = CancellationToken::new();
         let (progress, seen) = watch::channel(Progress::default());
-        let (kind, force, filter) = (self.order.kind, self.order.force, self.filter.clone());
-        let mut beat = tokio::time::interval(BEAT);
+        let (kind, force, filter) = (self.job.kind, self.job.force, self.filter.clone());
+        let mut beat = tokio::time::interval(PROGRESS_INTERVAL);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The order was written when it was placed.
+        // The job was already written when it was started.
         beat.reset();
         let mut stopped_as = None;
         let result = {
@@ -262,9 +262,9 @@ impl InHand {
                     _ = beat.tick() => {
                         self.note(*seen.borrow());
                         if let Err(error) = self.write().await {
-                            tracing::warn!(order = %self.order.id, %error, "the order's progress is not written");
+                            tracing::warn!(job = %self.job.id, %error, "could not write the progress of a bulk job");
                         }
-                        if self.order.cancelling && !halt.is_cancelled() {
+                        if self.job.cancelling && !halt.is_cancelled() {
                             stopped_as = Some(BulkJobState::Cancelled);
                             halt.cancel();
                         }
@@ -273,86 +273,85 @@ impl InHand {
             }
         };
         self.note(*seen.borrow());
-        self.order.ended_at = Some(OffsetDateTime::now_utc());
-        self.order.state = match result {
-            // Told to halt when all was done already.
+        self.job.ended_at = Some(OffsetDateTime::now_utc());
+        self.job.state = match result {
+            // Stopped when everything was done already.
             Ok(()) if self.is_whole() => BulkJobState::Done,
             Ok(()) => stopped_as.unwrap_or(BulkJobState::Done),
             Err(error) => {
-                tracing::error!(order = %self.order.id, %error, "an order on dead letters failed on its way");
-                self.order.error = Some(reason(&error));
+                tracing::error!(job = %self.job.id, %error, "bulk job failed");
+                self.job.error = Some(reason(&error));
                 BulkJobState::Failed
             }
         };
-        self.last_word().await;
+        self.write_final_state().await;
     }
 
     fn note(&mut self, progress: Progress) {
-        if progress.counted && self.order.state == BulkJobState::Selecting {
-            self.order.state = BulkJobState::Running;
+        if progress.counted && self.job.state == BulkJobState::Selecting {
+            self.job.state = BulkJobState::Running;
         }
         let Progress { counted: _, total, done, already_replaying, removed } = progress;
-        self.order.done = done;
-        self.order.already_replaying = already_replaying;
-        self.order.removed = removed;
-        // What came to match between the two readings is among them too.
-        self.order.total = total.max(done + already_replaying + removed);
+        self.job.done = done;
+        self.job.already_replaying = already_replaying;
+        self.job.removed = removed;
+        // Dead letters that began to match between the two reads count too.
+        self.job.total = total.max(done + already_replaying + removed);
     }
 
-    /// All that was counted is dealt with.
+    /// Whether everything that was counted has been processed.
     fn is_whole(&self) -> bool {
-        let BulkJob { state, total, done, already_replaying, removed, .. } = &self.order;
+        let BulkJob { state, total, done, already_replaying, removed, .. } = &self.job;
         *state == BulkJobState::Running && done + already_replaying + removed >= *total
     }
 
-    /// Writes the order, and learns whether somebody wants it cancelled: nobody else writes it, but
-    /// for that.
+    /// Writes the job. A conflict means that it was cancelled, because that is the only write by others.
     async fn write(&mut self) -> Result<(), NatsError> {
-        self.order.updated_at = OffsetDateTime::now_utc();
-        match self.js.put_order(&self.order, self.revision).await {
+        self.job.updated_at = OffsetDateTime::now_utc();
+        match self.js.put_bulk_job(&self.job, self.revision).await {
             Err(error) if error.is_wrong_last_sequence() => {}
             written => {
                 self.revision = written?;
                 return Ok(());
             }
         }
-        // One that was forgotten meanwhile, or overwritten by something unreadable, is written anew.
-        let (revision, stored) = self.js.order_at(&self.order.id).await?;
-        self.order.cancelling |= stored.is_some_and(|order| order.cancelling);
+        // A job that was deleted or overwritten with an unreadable value is written again.
+        let (revision, stored) = self.js.bulk_job_at(&self.job.id).await?;
+        self.job.cancelling |= stored.is_some_and(|job| job.cancelling);
         self.revision = revision;
-        self.revision = self.js.put_order(&self.order, self.revision).await?;
+        self.revision = self.js.put_bulk_job(&self.job, self.revision).await?;
         Ok(())
     }
 
-    /// Writes how it ended, whatever the broker is up to.
-    async fn last_word(&mut self) {
-        let deadline = Instant::now() + LAST_WORD;
+    /// Writes the final state, retrying for [`FINAL_WRITE_LIMIT`].
+    async fn write_final_state(&mut self) {
+        let deadline = Instant::now() + FINAL_WRITE_LIMIT;
         let mut wait = Duration::from_millis(100);
         while let Err(error) = self.write().await {
             if Instant::now() + wait >= deadline {
-                let state = self.order.state;
-                tracing::error!(order = %self.order.id, %error, ?state, "the order's end is not written; it shows as interrupted");
+                let state = self.job.state;
+                tracing::error!(job = %self.job.id, %error, ?state, "could not write the final state of a bulk job; it shows as interrupted");
                 return;
             }
             tokio::time::sleep(wait).await;
             wait *= 2;
         }
-        let BulkJob { id, kind, state, total, done, by, .. } = &self.order;
-        tracing::info!(order = %id, ?kind, ?state, total, done, by, "an order on dead letters has ended");
+        let BulkJob { id, kind, state, total, done, by, .. } = &self.job;
+        tracing::info!(job = %id, ?kind, ?state, total, done, by, "bulk job ended");
     }
 }
 
-/// What whoever asked is told; the broker's own words are for the log.
+/// The error that the job shows; the log has the details.
 fn reason(error: &ManagementError) -> String {
     let what = if error.is_unreachable() {
-        "the hub's broker does not answer"
+        "the NATS server does not answer"
     } else {
-        "the hub's broker refused; the log of the hub says why"
+        "the NATS server returned an error; see the hub's log"
     };
-    format!("{what}. Place the same order again for the rest")
+    format!("{what}; start the same job again for the rest")
 }
 
-/// Counts, then acts. Told to halt, it ends early with what it has in hand done.
+/// Counts the selection, then acts on it. On `halt` it finishes the operations in progress and returns early.
 async fn work(
     management: &Management,
     filter: &DeadLetterQuery,
@@ -362,11 +361,11 @@ async fn work(
     progress: &watch::Sender<Progress>,
 ) -> Result<(), ManagementError> {
     let act = match (kind, force) {
-        (BulkJobKind::Replay, false) => Act::Order(RedriveOrder::Operator),
-        (BulkJobKind::Replay, true) => Act::Order(RedriveOrder::OperatorForce),
-        (BulkJobKind::Discard, _) => Act::Discard,
+        (BulkJobKind::Replay, false) => DeadLetterAction::Redrive(RedriveTrigger::Operator),
+        (BulkJobKind::Replay, true) => DeadLetterAction::Redrive(RedriveTrigger::OperatorForce),
+        (BulkJobKind::Discard, _) => DeadLetterAction::Discard,
     };
-    let leave_alone = |one: &Selected| kind == BulkJobKind::Replay && !force && one.replaying;
+    let leave_alone = |one: &SelectedDeadLetter| kind == BulkJobKind::Replay && !force && one.replaying;
     let mut ends = Vec::new();
     for domain in management.domain_names(&filter.domains)? {
         let stream = management.js.names().dlt_stream(&domain);
@@ -374,7 +373,7 @@ async fn work(
         ends.push((domain, end));
     }
     for (domain, end) in &ends {
-        let mut reading = Reading::new(management, filter, domain, *end);
+        let mut reading = SelectionReader::new(management, filter, domain, *end);
         while let Some(page) = reading.next(halt).await? {
             progress.send_modify(|progress| progress.total += page.len() as u64);
         }
@@ -383,16 +382,17 @@ async fn work(
         return Ok(());
     }
     progress.send_modify(|progress| progress.counted = true);
-    let mut removals = Removals::default();
+    let mut removals = RemovedOwners::default();
     for (domain, end) in &ends {
-        let mut reading = Reading::new(management, filter, domain, *end);
+        let mut reading = SelectionReader::new(management, filter, domain, *end);
         while let Some(page) = reading.next(halt).await? {
-            let page: Vec<Selected> = page.into_iter().map(Selected::from).collect();
+            let page: Vec<SelectedDeadLetter> = page.into_iter().map(SelectedDeadLetter::from).collect();
             if kind == BulkJobKind::Replay {
                 management.look_up_owners(&page, &mut removals).await?;
             }
             let (removed, standing): (Vec<_>, Vec<_>) = page.iter().partition(|one| removals.has(one));
-            let chosen: Vec<&Selected> = standing.iter().copied().filter(|one| !leave_alone(one)).collect();
+            let chosen: Vec<&SelectedDeadLetter> =
+                standing.iter().copied().filter(|one| !leave_alone(one)).collect();
             let left = (standing.len() - chosen.len()) as u64;
             progress.send_modify(|progress| {
                 progress.already_replaying += left;
@@ -405,18 +405,18 @@ async fn work(
     Ok(())
 }
 
-/// A domain's dead letters that the filter means, up to where their stream ended.
-struct Reading<'a> {
+/// Reads a domain's dead letters that match a filter, up to the end of the stream at the start of the job.
+struct SelectionReader<'a> {
     pages: Pages<'a>,
     end: u64,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> SelectionReader<'a> {
     fn new(management: &'a Management, filter: &DeadLetterQuery, domain: &str, end: u64) -> Self {
         Self { pages: Pages::new(&management.js, filter.clone(), vec![domain.to_owned()]), end }
     }
 
-    /// The next page; `None` at the end, or when told to halt.
+    /// The next page; `None` at the end, or on `halt`.
     async fn next(
         &mut self,
         halt: &CancellationToken,
@@ -439,13 +439,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tenant_has_so_many_orders_in_hand_and_the_others_theirs() {
-        let in_hand = OfTenants::default();
+    fn each_tenant_has_its_own_limit_of_running_jobs() {
+        let in_hand = TenantJobCounts::default();
         let first = in_hand.take("acme", 2).unwrap();
         let _second = in_hand.take("acme", 2).unwrap();
         assert!(in_hand.take("acme", 2).is_none());
         let _other = in_hand.take("globex", 2).unwrap();
-        assert!(in_hand.take("acme", 0).is_some(), "0 is no limit");
+        assert!(in_hand.take("acme", 0).is_some(), "0 means no limit");
         drop(first);
         assert!(in_hand.take("acme", 2).is_some());
         assert_eq!(in_hand.counts().len(), 2);

@@ -1,33 +1,32 @@
-//! Entries of the registry that a version before ids belonged to their tenant stored under the bare
-//! id: each is moved to the key of its name. A crash between the two writes leaves both, and the
-//! next start removes the old one: the key of the name counts.
+//! Moves registry entries that older versions stored under the bare id to the key of their tenant and id. A crash between
+//! the two writes leaves both entries; the next start removes the old one, and the one under the new key is in effect.
 
 use bytes::Bytes;
 
-use super::connection::JetStream;
-use super::error::NatsError;
-use super::registry::Revision;
-use super::subjects::Names;
+use super::KeyRevision;
 use crate::domain::subscription::{DEFAULT_TENANT, Subscription, SubscriptionRef};
+use crate::nats::connection::JetStream;
+use crate::nats::error::NatsError;
+use crate::nats::subjects::SubjectNames;
 
-/// An entry under the bare id, of a tenant other than `default`.
+/// An entry under the bare id that belongs to a tenant other than `default`.
 #[derive(Debug)]
-pub(super) struct Misplaced {
+pub(super) struct MisplacedEntry {
     key: String,
     revision: u64,
     name: SubscriptionRef,
     value: Bytes,
 }
 
-impl Misplaced {
+impl MisplacedEntry {
     pub(super) fn name(&self) -> &SubscriptionRef {
         &self.name
     }
 
-    /// `None` for an entry under its own key, and for one that cannot be read.
-    pub(super) fn find(names: &Names, key: &str, revision: &Revision<'_>) -> Option<Self> {
+    /// `None` for an entry under its own key, and for an unreadable one.
+    pub(super) fn find(names: &SubjectNames, key: &str, revision: &KeyRevision<'_>) -> Option<Self> {
         let at = SubscriptionRef::from_token(names.subscription_of_key(key)?)?;
-        // The keys of other tenants are as they should be, and need not be read here as well.
+        // Keys with a tenant are correct, so their values need not be parsed here.
         if at.tenant() != DEFAULT_TENANT {
             return None;
         }
@@ -40,16 +39,16 @@ impl Misplaced {
 }
 
 impl JetStream {
-    /// Any number of processes may move the same entry at once.
-    pub(super) async fn move_entry(&self, entry: &Misplaced) -> Result<(), NatsError> {
+    /// Moves one entry. Any number of processes may move the same entry at once.
+    pub(super) async fn move_entry(&self, entry: &MisplacedEntry) -> Result<(), NatsError> {
         let key = self.names().subscription_key(&entry.name);
         match self.write_key(&key, entry.value.clone(), Some(0), &[]).await {
             Ok(_) => tracing::info!(
                 subscription = %entry.name,
                 from = entry.key,
-                "a registry entry is moved to the key of its tenant"
+                "moved a registry entry to the key of its tenant"
             ),
-            // It was moved before; what has become of it since counts.
+            // Already moved; the entry under the new key is in effect, even if it has changed since.
             Err(error) if error.is_wrong_last_sequence() => {}
             Err(error) => return Err(error),
         }
@@ -60,14 +59,13 @@ impl JetStream {
         }
     }
 
-    /// Moves all of them; returns how many there were. A process that follows the registry does so
-    /// by itself.
+    /// Moves all misplaced entries and returns their number. A process that follows the registry does this by itself.
     pub async fn move_misplaced_entries(&self) -> Result<usize, NatsError> {
         let names = self.names().clone();
         let entries = self.registry_entries().await?;
-        let misplaced: Vec<Misplaced> = entries
+        let misplaced: Vec<MisplacedEntry> = entries
             .iter()
-            .filter_map(|(key, newest)| Misplaced::find(&names, key, &Revision::delivered(newest)))
+            .filter_map(|(key, newest)| MisplacedEntry::find(&names, key, &KeyRevision::delivered(newest)))
             .collect();
         for entry in &misplaced {
             self.move_entry(entry).await?;
@@ -76,5 +74,5 @@ impl JetStream {
     }
 }
 
-/// Removes a key with its history: the old revisions hold sealed credentials.
+/// Headers that remove a key with its history, because old revisions hold sealed credentials.
 const PURGE: [(&str, &str); 2] = [("KV-Operation", "PURGE"), ("Nats-Rollup", "sub")];

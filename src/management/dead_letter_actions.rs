@@ -1,5 +1,5 @@
-//! Orders on many dead letters at once: replay, discard, and following what was replayed. The
-//! caller is told how far it has come by a callback, which must not block.
+//! Selects, replays and discards dead letters, and follows replayed ones. A callback reports the progress; it must not
+//! block.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
@@ -14,88 +14,87 @@ use super::dead_letters::{DeadLetterQuery, PAGE, Pages};
 use super::{Management, ManagementError};
 use crate::domain::dead_letter::DeadLetterState;
 use crate::domain::subscription::Identity;
-use crate::nats::{DeadLetterEntry, NatsError, RedriveOrder};
+use crate::nats::{DeadLetterEntry, NatsError, RedriveTrigger};
 use crate::settings::SubscriptionSource;
 
-/// Orders and deletions under way at once.
+/// Maximum number of replays and deletions in progress.
 const AT_ONCE: usize = 256;
-/// Subscriptions looked up at once.
+/// Maximum number of subscription look-ups in progress.
 const LOOKUPS_AT_ONCE: usize = 64;
-/// How often replayed dead letters are looked at; the server tells nobody when one is dropped.
+/// How often to poll replayed dead letters; the server does not notify about deletions.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Where one selected dead letter stands.
+/// The position and owner of a selected dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selected {
+pub struct SelectedDeadLetter {
     pub domain: String,
     pub sequence: u64,
     pub id: String,
-    /// Its envelope is on its way again already.
+    /// Whether it is being replayed already.
     pub replaying: bool,
-    /// Whose it is; `None` where its envelope could not be read.
+    /// Its subscription; `None` if its envelope could not be read.
     pub owner: Option<Identity>,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Act {
-    Order(RedriveOrder),
+pub(super) enum DeadLetterAction {
+    Redrive(RedriveTrigger),
     Discard,
 }
 
-impl Act {
+impl DeadLetterAction {
     fn verb(self) -> &'static str {
         match self {
-            Self::Order(_) => "ordered",
+            Self::Redrive(_) => "ordered",
             Self::Discard => "discarded",
         }
     }
 }
 
-/// What a replay did.
+/// The result of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Replayed {
     pub selected: usize,
     pub ordered: usize,
-    /// On their way again already, and left alone.
+    /// Skipped because they are being replayed already.
     pub already_replaying: usize,
-    /// Left alone because their subscription was removed; one created again under its name is another.
+    /// Skipped because their subscription was removed; a new one with the same name does not count.
     pub removed: usize,
 }
 
-/// Which subscriptions were removed, each looked up once.
+/// Which owners' subscriptions were removed; each is looked up once.
 #[derive(Debug, Default)]
-pub(super) struct Removals(HashMap<Identity, bool>);
+pub(super) struct RemovedOwners(HashMap<Identity, bool>);
 
-impl Removals {
-    pub(super) fn has(&self, one: &Selected) -> bool {
+impl RemovedOwners {
+    pub(super) fn has(&self, one: &SelectedDeadLetter) -> bool {
         one.owner.as_ref().is_some_and(|owner| self.0.get(owner) == Some(&true))
     }
 }
 
-/// What became of replayed dead letters.
+/// The outcome of replayed dead letters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Followed {
     pub delivered: usize,
-    /// Failed again: each stands as a dead letter anew.
+    /// Failed again and are dead letters again.
     pub failed: usize,
     pub on_their_way: usize,
-    /// Discarded meanwhile, by whoever.
+    /// Discarded in the meantime.
     pub discarded: usize,
 }
 
 impl Management {
-    /// All that the filter means, before anything is done to them: what is put there meanwhile is
-    /// not. Nothing, or an id that is not among them, is an error. `seen` is told how many there are
-    /// so far.
+    /// Reads all dead letters that match the filter. Fails if none matches or a given id does not. `seen` gets the number
+    /// read so far.
     pub async fn select_dead_letters(
         &self,
         filter: &DeadLetterQuery,
         mut seen: impl FnMut(usize) + Send,
-    ) -> Result<Vec<Selected>, ManagementError> {
-        let mut selected: Vec<Selected> = Vec::new();
+    ) -> Result<Vec<SelectedDeadLetter>, ManagementError> {
+        let mut selected: Vec<SelectedDeadLetter> = Vec::new();
         let mut pages = self.dead_letter_pages(filter)?;
         while let Some(page) = pages.next(PAGE).await? {
-            selected.extend(page.into_iter().map(Selected::from));
+            selected.extend(page.into_iter().map(SelectedDeadLetter::from));
             seen(selected.len());
         }
         let found: HashSet<&str> = selected.iter().map(|one| one.id.as_str()).collect();
@@ -107,16 +106,16 @@ impl Management {
         Ok(selected)
     }
 
-    /// Orders each to be sent again now; by force also what is on its way already. `done` is told
-    /// how many are ordered, of how many. What belongs to a removed subscription is left alone; if that
-    /// is the only one, it is an error.
+    /// Requests a replay of each dead letter; with `force` also of those that are being replayed already. Skips dead
+    /// letters of removed subscriptions, and fails if the only selected one is such. `done` gets the number requested
+    /// and the total.
     pub async fn replay(
         &self,
-        selected: &[Selected],
+        selected: &[SelectedDeadLetter],
         force: bool,
         done: impl FnMut(usize, usize) + Send,
     ) -> Result<Replayed, ManagementError> {
-        let mut removals = Removals::default();
+        let mut removals = RemovedOwners::default();
         self.look_up_owners(selected, &mut removals).await?;
         if let [one] = selected
             && removals.has(one)
@@ -126,10 +125,10 @@ impl Management {
             return Err(ManagementError::OwnerRemoved { id, subscription });
         }
         let (removed, standing): (Vec<_>, Vec<_>) = selected.iter().partition(|one| removals.has(one));
-        let ordered: Vec<&Selected> =
+        let ordered: Vec<&SelectedDeadLetter> =
             standing.iter().copied().filter(|one| force || !one.replaying).collect();
-        let order = if force { RedriveOrder::OperatorForce } else { RedriveOrder::Operator };
-        self.each(&ordered, Act::Order(order), done).await?;
+        let order = if force { RedriveTrigger::OperatorForce } else { RedriveTrigger::Operator };
+        self.each(&ordered, DeadLetterAction::Redrive(order), done).await?;
         Ok(Replayed {
             selected: selected.len(),
             ordered: ordered.len(),
@@ -138,18 +137,21 @@ impl Management {
         })
     }
 
-    /// Those of the selected that can be delivered again: all whose subscription still is the one that they were for.
-    pub async fn deliverable(&self, selected: &[Selected]) -> Result<Vec<Selected>, ManagementError> {
-        let mut removals = Removals::default();
+    /// The selected dead letters that can be delivered: their subscription has not been removed.
+    pub async fn deliverable(
+        &self,
+        selected: &[SelectedDeadLetter],
+    ) -> Result<Vec<SelectedDeadLetter>, ManagementError> {
+        let mut removals = RemovedOwners::default();
         self.look_up_owners(selected, &mut removals).await?;
         Ok(selected.iter().filter(|one| !removals.has(one)).cloned().collect())
     }
 
-    /// Looks up whose subscriptions are still there. Where they are resolved elsewhere nobody can say.
+    /// Looks up which owners' subscriptions were removed. Does nothing if a resolver holds the subscriptions.
     pub(super) async fn look_up_owners(
         &self,
-        selected: &[Selected],
-        removals: &mut Removals,
+        selected: &[SelectedDeadLetter],
+        removals: &mut RemovedOwners,
     ) -> Result<(), ManagementError> {
         if self.settings.subscriptions.source != SubscriptionSource::Registry {
             return Ok(());
@@ -171,39 +173,39 @@ impl Management {
         Ok(())
     }
 
-    /// Removes each for good, undelivered. `done` is told how many are, of how many.
+    /// Discards each dead letter. `done` gets the number discarded and the total.
     pub async fn discard(
         &self,
-        selected: &[Selected],
+        selected: &[SelectedDeadLetter],
         done: impl FnMut(usize, usize) + Send,
     ) -> Result<(), ManagementError> {
-        self.each(&selected.iter().collect::<Vec<_>>(), Act::Discard, done).await
+        self.each(&selected.iter().collect::<Vec<_>>(), DeadLetterAction::Discard, done).await
     }
 
-    /// Does it to all, many at once; stops at the first failure and tells how far it came.
+    /// Applies an action to all, many at once. Stops at the first failure; the error holds the progress.
     async fn each(
         &self,
-        selected: &[&Selected],
-        act: Act,
-        mut told: impl FnMut(usize, usize) + Send,
+        selected: &[&SelectedDeadLetter],
+        act: DeadLetterAction,
+        mut report: impl FnMut(usize, usize) + Send,
     ) -> Result<(), ManagementError> {
         let (mut done, total, verb) = (0, selected.len(), act.verb());
-        told(done, total);
+        report(done, total);
         let one_done = || {
             done += 1;
-            told(done, total);
+            report(done, total);
         };
         let result = self.each_until(&CancellationToken::new(), selected, act, one_done).await;
-        result.map_err(|source| ManagementError::Halfway { verb, done, total, source })
+        result.map_err(|source| ManagementError::PartlyDone { verb, done, total, source })
     }
 
-    /// Does it to all, many at once, until the first failure or until told to halt; what is under way
-    /// then is still awaited. `one_done` hears of each.
+    /// Applies an action to all, many at once, until the first failure or `halt`, then waits for the operations in
+    /// progress. Calls `one_done` after each.
     pub(super) async fn each_until(
         &self,
         halt: &CancellationToken,
-        selected: &[&Selected],
-        act: Act,
+        selected: &[&SelectedDeadLetter],
+        act: DeadLetterAction,
         mut one_done: impl FnMut() + Send,
     ) -> Result<(), NatsError> {
         let (mut under_way, mut rest) = (FuturesUnordered::new(), selected.iter());
@@ -220,21 +222,23 @@ impl Management {
         }
     }
 
-    async fn carry_out(&self, one: &Selected, act: Act) -> Result<(), NatsError> {
+    async fn carry_out(&self, one: &SelectedDeadLetter, act: DeadLetterAction) -> Result<(), NatsError> {
         match act {
-            Act::Order(order) => self.js.order_redrive(&one.domain, one.sequence, order).await,
-            Act::Discard => self.js.discard_dead_letter(&one.domain, one.sequence).await,
+            DeadLetterAction::Redrive(order) => {
+                self.js.request_redrive(&one.domain, one.sequence, order).await
+            }
+            DeadLetterAction::Discard => self.js.discard_dead_letter(&one.domain, one.sequence).await,
         }
     }
 
-    /// Looks until none of them stands any more, or the time is up. One that is gone was delivered, unless it was
-    /// discarded, or one of the same id stands behind it: that is its successor, which failed again. `told`
-    /// hears of each look.
+    /// Polls until none of the dead letters exists any more, or the time limit passes. A deleted one was delivered, unless
+    /// it was discarded or a newer one with the same id exists, which means that it failed again. `report` gets each
+    /// interim result.
     pub async fn follow(
         &self,
-        ordered: &[Selected],
+        ordered: &[SelectedDeadLetter],
         limit: Duration,
-        mut told: impl FnMut(Followed) + Send,
+        mut report: impl FnMut(Followed) + Send,
     ) -> Result<Followed, ManagementError> {
         let deadline = Instant::now() + limit;
         let mut waiting: BTreeMap<&str, HashMap<u64, &str>> = BTreeMap::new();
@@ -245,13 +249,13 @@ impl Management {
         let mut seen: HashMap<&str, (u64, u64)> = HashMap::new();
         loop {
             for (domain, pending) in waiting.iter_mut().filter(|(_, pending)| !pending.is_empty()) {
-                // Counted before it is read: what changes in between is read again.
+                // The state is read first, so that changes during the read below are found by the next poll.
                 let state = self.js.stream_info(&self.js.names().dlt_stream(domain)).await?.state;
                 let now = (state.messages, state.last_seq);
                 if seen.insert(domain, now) == Some(now) {
                     continue;
                 }
-                let (standing, newest) = self.standing(domain, pending).await?;
+                let (standing, newest) = self.remaining(domain, pending).await?;
                 let discarded = self.js.discarded(domain).await?;
                 pending.retain(|sequence, id| {
                     if standing.contains(sequence) {
@@ -270,7 +274,7 @@ impl Management {
                 });
             }
             followed.on_their_way = waiting.values().map(HashMap::len).sum();
-            told(followed);
+            report(followed);
             if followed.on_their_way == 0 || Instant::now() >= deadline {
                 return Ok(followed);
             }
@@ -278,8 +282,8 @@ impl Management {
         }
     }
 
-    /// Which of the pending sequences stand in the stream, and the newest sequence of each id.
-    async fn standing(
+    /// Which of the pending sequences still exist in the stream, and the newest sequence of each id.
+    async fn remaining(
         &self,
         domain: &str,
         pending: &HashMap<u64, &str>,
@@ -302,7 +306,7 @@ impl Management {
     }
 }
 
-impl From<DeadLetterEntry> for Selected {
+impl From<DeadLetterEntry> for SelectedDeadLetter {
     fn from(entry: DeadLetterEntry) -> Self {
         Self {
             sequence: entry.sequence,

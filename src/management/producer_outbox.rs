@@ -1,5 +1,5 @@
-//! The transactional outbox in the producer's database, to operate: looking into it, and orders on its rows.
-//! No NATS server is asked for it.
+//! Operates the producer outbox, the tables in the producer's own database: shows its rows and changes them. Needs no
+//! NATS server.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,35 +16,34 @@ use crate::settings::Settings;
 use hub_outbox::{Batch, Retention};
 pub use hub_outbox::{BrokerStatus, BrokerSync, Row, RowCursor, RowSelection, SetUp, Store, StoreError};
 
-/// Rows that one statement changes, or published events that one looks through: short transactions,
-/// whatever is asked for.
+/// Rows that one statement changes, or published events that it reads, so that transactions stay short.
 const BATCH: usize = 1_000;
-/// Largest envelope that is shown, in bytes.
+/// Size of the largest envelope that is shown, in bytes.
 pub const LARGEST_SHOWN: usize = 1024 * 1024;
-/// What a discarded row has as its last error.
+/// The last error of a discarded row.
 const DISCARDED: &str = "discarded by an operator";
 
-/// The outbox. Clones share the connections.
+/// The producer outbox. Clones share the connections.
 #[derive(Debug, Clone)]
-pub struct Outbox {
+pub struct ProducerOutbox {
     store: Store,
     retention: Retention,
     cleanup_batch: usize,
     largest_event: u64,
 }
 
-/// What setting up found and did.
+/// The result of the set-up.
 #[derive(Debug, Clone)]
-pub struct MadeReady {
+pub struct SetUpReport {
     pub schema: SetUp,
     pub brokers: BrokerSync,
 }
 
-/// Some rows, in order of insertion.
+/// A page of rows, in order of insertion.
 #[derive(Debug, Clone)]
 pub struct RowPage {
     pub rows: Vec<Row>,
-    /// Where more follow.
+    /// Where the next page begins; `None` at the end.
     pub next: Option<RowCursor>,
 }
 
@@ -54,29 +53,29 @@ pub struct RowPage {
 pub struct RowDetails {
     #[serde(flatten)]
     pub row: Row,
-    /// The envelope as it is sent; null where it is larger than 1 MiB, a string where it is no JSON.
+    /// The envelope as it is sent; null if it is larger than 1 MiB, a string if it is not JSON.
     #[schema(value_type = serde_json::Value)]
     pub payload: Option<Box<RawValue>>,
 }
 
-/// What an order on many rows did.
+/// The result of an operation on many rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Changed {
+pub struct ChangedRows {
     pub rows: u64,
-    /// Where to go on; None where all is done.
+    /// Where to continue; `None` if everything is done.
     pub next: Option<RowCursor>,
 }
 
-/// What is done batch by batch.
+/// An operation that runs batch by batch.
 #[derive(Debug, Clone, Copy)]
-enum Act<'a> {
+enum RowOperation<'a> {
     Retry(&'a RowSelection),
     Discard(&'a RowSelection),
     Cleanup,
     Reconcile,
 }
 
-impl Act<'_> {
+impl RowOperation<'_> {
     fn verb(self) -> &'static str {
         match self {
             Self::Retry(_) => "retried",
@@ -97,29 +96,28 @@ impl Act<'_> {
     }
 }
 
-/// How far an order on many rows goes, and who is told of it.
-pub struct Course<F> {
+/// Where an operation on many rows starts, when it stops, and a callback for its progress.
+pub struct BatchRun<F> {
     after: RowCursor,
     until: Option<Instant>,
     changed: F,
 }
 
-impl Course<fn(u64)> {
-    /// Begins behind `after`; begins no batch when the time is over, but the first.
-    pub fn within(limit: Duration, after: RowCursor) -> Self {
+impl BatchRun<fn(u64)> {
+    /// Starts after the cursor `after`. Starts no further batch once the time limit has passed; the first always runs.
+    pub fn limited(limit: Duration, after: RowCursor) -> Self {
         Self { after, until: Some(Instant::now() + limit), changed: |_| {} }
     }
 }
 
-impl<F: FnMut(u64) + Send> Course<F> {
-    /// From the first row to the last, however long it takes. `changed` is told of each batch how many rows
-    /// it changed, and must not block.
-    pub fn all(changed: F) -> Self {
+impl<F: FnMut(u64) + Send> BatchRun<F> {
+    /// All rows, without a time limit. `changed` gets the number of rows that each batch changed, and must not block.
+    pub fn unlimited(changed: F) -> Self {
         Self { after: RowCursor::default(), until: None, changed }
     }
 }
 
-impl Outbox {
+impl ProducerOutbox {
     pub fn new(store: Store, settings: &Settings) -> Self {
         let outbox = &settings.outbox;
         let retention =
@@ -128,38 +126,38 @@ impl Outbox {
         Self { store, retention, cleanup_batch: outbox.cleanup_batch, largest_event }
     }
 
-    /// Whether the database answers, and has an outbox of the version that this program needs.
+    /// Checks that the database answers and that its schema has the version that this program needs.
     pub async fn check(&self) -> Result<(), ManagementError> {
         Ok(self.store.check().await?)
     }
 
-    /// Ends all connections, when the calls under way are done.
+    /// Closes all connections after the calls in progress.
     pub async fn close(&self) {
         self.store.close().await;
     }
 
-    /// Makes the schema or brings it to this program's version, and tells it `events.max_size` and the external
-    /// brokers. One that is not among them stays unless `prune` says otherwise.
-    pub async fn set_up(&self, brokers: &[String], prune: bool) -> Result<MadeReady, ManagementError> {
+    /// Creates or migrates the schema, and registers `events.max_size` and the external brokers. Removes other brokers if
+    /// `prune` is set.
+    pub async fn set_up(&self, brokers: &[String], prune: bool) -> Result<SetUpReport, ManagementError> {
         let schema = self.store.setup().await?;
         self.store.limit_events(self.largest_event).await?;
-        Ok(MadeReady { schema, brokers: self.store.sync_brokers(brokers, prune).await? })
+        Ok(SetUpReport { schema, brokers: self.store.sync_brokers(brokers, prune).await? })
     }
 
-    /// How many rows stand where, by target broker. Reads every row.
+    /// The number of rows per target broker and status. Reads every row.
     pub async fn status(&self) -> Result<Vec<BrokerStatus>, ManagementError> {
         Ok(self.store.status().await?)
     }
 
-    /// The rows of a selection behind the cursor, at most `limit`.
+    /// At most `limit` rows of a selection after the cursor.
     pub async fn list(
         &self,
         selection: &RowSelection,
         after: &RowCursor,
         limit: usize,
     ) -> Result<RowPage, ManagementError> {
-        storable(selection)?;
-        // One more than is shown tells whether there is more.
+        reject_nul(selection)?;
+        // One row more shows whether there is another page.
         let mut rows = self.store.list(selection, after, limit.saturating_add(1)).await?;
         let more = rows.len() > limit;
         rows.truncate(limit);
@@ -179,7 +177,7 @@ impl Outbox {
         page.rows.pop().ok_or_else(|| ManagementError::NoRow { ids: vec![message_id.to_owned()] })
     }
 
-    /// Refuses a selection that names ids without a row, on its broker where it names one.
+    /// Fails if the selection has ids without a row (on its broker, if it has one).
     pub async fn check_ids(&self, selection: &RowSelection) -> Result<(), ManagementError> {
         if selection.message_ids.is_empty() {
             return Ok(());
@@ -200,56 +198,64 @@ impl Outbox {
         if ids.is_empty() { Ok(()) } else { Err(ManagementError::NoRow { ids }) }
     }
 
-    /// Makes the failed and abandoned rows of a selection pending anew, with all their attempts.
+    /// Makes the failed and abandoned rows of a selection pending again, with all attempts left.
     pub async fn retry<F: FnMut(u64) + Send>(
         &self,
         selection: &RowSelection,
-        course: Course<F>,
-    ) -> Result<Changed, ManagementError> {
-        storable(selection)?;
-        self.each_batch(Act::Retry(selection), course).await
+        course: BatchRun<F>,
+    ) -> Result<ChangedRows, ManagementError> {
+        reject_nul(selection)?;
+        self.each_batch(RowOperation::Retry(selection), course).await
     }
 
-    /// Abandons the pending and failed rows of a selection, unsent.
+    /// Abandons the pending and failed rows of a selection without sending them.
     pub async fn discard<F: FnMut(u64) + Send>(
         &self,
         selection: &RowSelection,
-        course: Course<F>,
-    ) -> Result<Changed, ManagementError> {
-        storable(selection)?;
-        self.each_batch(Act::Discard(selection), course).await
+        course: BatchRun<F>,
+    ) -> Result<ChangedRows, ManagementError> {
+        reject_nul(selection)?;
+        self.each_batch(RowOperation::Discard(selection), course).await
     }
 
-    /// Deletes the published and abandoned rows that are older than the settings keep them. It always begins
-    /// anew: what is deleted is not met again.
-    pub async fn cleanup<F: FnMut(u64) + Send>(&self, course: Course<F>) -> Result<Changed, ManagementError> {
-        self.each_batch(Act::Cleanup, course).await
+    /// Deletes published and abandoned rows that are older than their retention. Each batch starts at the first row,
+    /// because deleted rows are gone.
+    pub async fn cleanup<F: FnMut(u64) + Send>(
+        &self,
+        course: BatchRun<F>,
+    ) -> Result<ChangedRows, ManagementError> {
+        self.each_batch(RowOperation::Cleanup, course).await
     }
 
-    /// Writes the external rows of published events that are missing.
+    /// Inserts missing rows of published events for external brokers.
     pub async fn reconcile<F: FnMut(u64) + Send>(
         &self,
-        course: Course<F>,
-    ) -> Result<Changed, ManagementError> {
-        self.each_batch(Act::Reconcile, course).await
+        course: BatchRun<F>,
+    ) -> Result<ChangedRows, ManagementError> {
+        self.each_batch(RowOperation::Reconcile, course).await
     }
 
-    /// Makes one failed or abandoned row pending anew, and gives it as it is then.
+    /// Makes one failed or abandoned row pending again, and returns it.
     pub async fn retry_one(&self, broker: &str, message_id: &str) -> Result<Row, ManagementError> {
-        self.change_one(Act::Retry(&one(broker, message_id)), broker, message_id).await
+        self.change_one(RowOperation::Retry(&one(broker, message_id)), broker, message_id).await
     }
 
-    /// Abandons one pending or failed row, and gives it as it is then.
+    /// Abandons one pending or failed row, and returns it.
     pub async fn discard_one(&self, broker: &str, message_id: &str) -> Result<Row, ManagementError> {
-        self.change_one(Act::Discard(&one(broker, message_id)), broker, message_id).await
+        self.change_one(RowOperation::Discard(&one(broker, message_id)), broker, message_id).await
     }
 
-    async fn change_one(&self, act: Act<'_>, broker: &str, message_id: &str) -> Result<Row, ManagementError> {
-        storable(&one(broker, message_id))?;
+    async fn change_one(
+        &self,
+        act: RowOperation<'_>,
+        broker: &str,
+        message_id: &str,
+    ) -> Result<Row, ManagementError> {
+        reject_nul(&one(broker, message_id))?;
         let done = self.batch(act, &RowCursor::default(), 1).await?;
         let row = self.row(broker, message_id).await?;
         match done.changed {
-            0 => Err(ManagementError::RowStands {
+            0 => Err(ManagementError::WrongRowStatus {
                 id: row.message_id,
                 status: row.status,
                 verb: act.verb(),
@@ -259,38 +265,43 @@ impl Outbox {
         }
     }
 
-    /// Goes through the batches; a failure tells how far it came.
+    /// Runs all batches. An error holds the number of rows changed before.
     async fn each_batch<F: FnMut(u64) + Send>(
         &self,
-        act: Act<'_>,
-        mut course: Course<F>,
-    ) -> Result<Changed, ManagementError> {
+        act: RowOperation<'_>,
+        mut course: BatchRun<F>,
+    ) -> Result<ChangedRows, ManagementError> {
         let mut rows = 0;
         loop {
             let batch = self.batch(act, &course.after, BATCH).await.map_err(|source| match rows {
                 0 => ManagementError::Store(source),
-                done => ManagementError::OutboxHalfway { verb: act.verb(), done, source },
+                done => ManagementError::RowsPartlyChanged { verb: act.verb(), done, source },
             })?;
             rows += batch.changed;
             (course.changed)(batch.changed);
             let is_over = course.until.is_some_and(|until| Instant::now() >= until);
             match batch.next {
                 Some(next) if !is_over => course.after = next,
-                next => return Ok(Changed { rows, next }),
+                next => return Ok(ChangedRows { rows, next }),
             }
         }
     }
 
-    async fn batch(&self, act: Act<'_>, after: &RowCursor, limit: usize) -> Result<Batch, StoreError> {
+    async fn batch(
+        &self,
+        act: RowOperation<'_>,
+        after: &RowCursor,
+        limit: usize,
+    ) -> Result<Batch, StoreError> {
         match act {
-            Act::Retry(selection) => self.store.retry(selection, after, limit).await,
-            Act::Discard(selection) => self.store.discard(selection, DISCARDED, after, limit).await,
-            Act::Cleanup => {
+            RowOperation::Retry(selection) => self.store.retry(selection, after, limit).await,
+            RowOperation::Discard(selection) => self.store.discard(selection, DISCARDED, after, limit).await,
+            RowOperation::Cleanup => {
                 let limit = self.cleanup_batch;
                 let changed = self.store.cleanup(self.retention, limit).await?;
                 Ok(Batch { changed, next: (changed >= limit as u64).then(RowCursor::default) })
             }
-            Act::Reconcile => self.store.reconcile(after, limit).await,
+            RowOperation::Reconcile => self.store.reconcile(after, limit).await,
         }
     }
 }
@@ -303,65 +314,66 @@ fn one(broker: &str, message_id: &str) -> RowSelection {
     }
 }
 
-/// PostgreSQL refuses a text with a NUL in it, and no row holds one.
-fn storable(selection: &RowSelection) -> Result<(), ManagementError> {
+/// Rejects NUL characters: PostgreSQL does not accept them, and no row holds one.
+fn reject_nul(selection: &RowSelection) -> Result<(), ManagementError> {
     let RowSelection { broker, statuses: _, message_ids, stream, event_type } = selection;
     let texts = [("broker", broker), ("stream", stream), ("event_key", event_type)];
     let texts = texts.into_iter().filter_map(|(name, text)| Some((name, text.as_ref()?)));
     let refused = texts
         .chain(message_ids.iter().map(|id| ("id", id)))
         .filter(|(_, text)| text.contains('\0'))
-        .map(|(name, _)| FieldError::new(name, "holds a NUL, which no row does; leave it out"));
+        .map(|(name, _)| FieldError::new(name, "contains a NUL character, which no row does; remove it"));
     let refused: Vec<FieldError> = refused.collect();
     if refused.is_empty() { Ok(()) } else { Err(ManagementError::Invalid(refused)) }
 }
 
-/// What is no JSON, as a string.
+/// The text as JSON; a string if it is not JSON.
 fn json(text: String) -> Box<RawValue> {
     RawValue::from_string(text.clone())
         .unwrap_or_else(|_| serde_json::value::to_raw_value(&text).expect("a string is always JSON"))
 }
 
-/// The outbox for many who ask at once, beside a relay or without one: so many at a time, and none waits
-/// long for its turn or for a database that is away.
+/// The producer outbox for many concurrent callers. It limits the number of sessions, and the time that a caller waits
+/// for a session or for an unavailable database.
 #[derive(Debug, Clone)]
-pub struct OutboxDesk {
-    outbox: Outbox,
-    turns: Arc<Semaphore>,
+pub struct ProducerOutboxAdmin {
+    outbox: ProducerOutbox,
+    sessions: Arc<Semaphore>,
 }
 
-/// Somebody's turn, while it lasts.
-pub struct Turn<'a> {
-    outbox: &'a Outbox,
+/// A caller's access to the producer outbox.
+pub struct AdminSession<'a> {
+    outbox: &'a ProducerOutbox,
     _permit: SemaphorePermit<'a>,
 }
 
-impl std::ops::Deref for Turn<'_> {
-    type Target = Outbox;
-    fn deref(&self) -> &Outbox {
+impl std::ops::Deref for AdminSession<'_> {
+    type Target = ProducerOutbox;
+    fn deref(&self) -> &ProducerOutbox {
         self.outbox
     }
 }
 
-impl OutboxDesk {
-    /// Who have their turn at once: the connections that it needs.
-    pub const TURNS: u32 = 2;
-    /// Longest wait for a turn and the first answer of the database; longer than that for its connection, whose error
-    /// says more.
+impl ProducerOutboxAdmin {
+    /// Maximum number of sessions, which is the number of connections needed.
+    pub const SESSIONS: u32 = 2;
+    /// Longest wait for a session and the first answer of the database. It is longer than the connection timeout, whose
+    /// error says more.
     const PATIENCE: Duration = Duration::from_secs(5);
 
-    pub fn new(outbox: Outbox) -> Self {
-        Self { outbox, turns: Arc::new(Semaphore::new(Self::TURNS as usize)) }
+    pub fn new(outbox: ProducerOutbox) -> Self {
+        Self { outbox, sessions: Arc::new(Semaphore::new(Self::SESSIONS as usize)) }
     }
 
-    /// Waits for a turn, and asks the database whether it has an outbox.
-    pub async fn turn(&self) -> Result<Turn<'_>, ManagementError> {
+    /// Waits for a session, and checks the database.
+    pub async fn session(&self) -> Result<AdminSession<'_>, ManagementError> {
         let deadline = Instant::now() + Self::PATIENCE;
-        let permit = tokio::time::timeout_at(deadline, self.turns.acquire()).await;
-        let permit =
-            permit.map_err(|_| ManagementError::OutboxBusy)?.map_err(|_| ManagementError::Stopping)?;
-        let away = StoreError::Timeout { operation: "asking its version", limit: Self::PATIENCE };
-        tokio::time::timeout_at(deadline, self.outbox.check()).await.map_err(|_| away)??;
-        Ok(Turn { outbox: &self.outbox, _permit: permit })
+        let permit = tokio::time::timeout_at(deadline, self.sessions.acquire()).await;
+        let permit = permit
+            .map_err(|_| ManagementError::ProducerOutboxBusy)?
+            .map_err(|_| ManagementError::Stopping)?;
+        let timeout = StoreError::Timeout { operation: "reading the schema version", limit: Self::PATIENCE };
+        tokio::time::timeout_at(deadline, self.outbox.check()).await.map_err(|_| timeout)??;
+        Ok(AdminSession { outbox: &self.outbox, _permit: permit })
     }
 }

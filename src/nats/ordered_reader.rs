@@ -1,4 +1,4 @@
-//! Reading a stream from one end to the other through a consumer that lives as long as the read.
+//! Reads a stream in order through an ephemeral consumer.
 
 use serde_json::{Map, Value, json};
 
@@ -7,43 +7,44 @@ use super::error::NatsError;
 use super::message::Delivered;
 use super::pull::{PullEvent, Puller};
 
-/// Messages asked for ahead while reading.
+/// Maximum number of messages requested ahead.
 const ROOM: usize = 2_000;
 
-/// How a stream is read.
+/// Which messages of a stream to read.
 #[derive(Debug, Clone, Default)]
-pub(super) struct ScanOptions {
-    /// Subjects, none of which overlaps another.
+pub(super) struct OrderedReaderOptions {
+    /// Subject filters, which must not overlap.
     pub(super) filters: Vec<String>,
     pub(super) from_sequence: Option<u64>,
     pub(super) headers_only: bool,
-    /// Only the newest message of each subject, then what follows.
+    /// Start with the newest message of each subject, then read what follows.
     pub(super) last_per_subject: bool,
 }
 
-/// An ephemeral reader. It acknowledges nothing and leaves no trace.
-pub(super) struct Scan {
+/// Reads a stream through an ephemeral consumer, without acknowledgements.
+pub(super) struct OrderedReader {
     puller: Puller,
     js: JetStream,
     stream: String,
     consumer: String,
-    /// Messages that were there when the read began and have not come yet.
+    /// Messages that existed when the read began and have not been received yet.
     pub(super) remaining: u64,
     next_sequence: u64,
 }
 
-/// The reader lost its place: the server forgot the consumer, or a message went astray. Begin anew.
+/// The result of a read.
 #[derive(Debug)]
-pub(super) enum ScanEvent {
+pub(super) enum OrderedEvent {
     Message(Box<Delivered>),
+    /// The server dropped the consumer, or a message was lost. Open a new reader.
     Lost,
 }
 
-impl Scan {
-    pub(super) async fn begin(
+impl OrderedReader {
+    pub(super) async fn open(
         js: &JetStream,
         stream: &str,
-        options: &ScanOptions,
+        options: &OrderedReaderOptions,
     ) -> Result<Self, NatsError> {
         let inbox = js.client().new_inbox();
         let consumer = format!("scan-{}", inbox.rsplit('.').next().unwrap_or("reader"));
@@ -78,27 +79,27 @@ impl Scan {
         })
     }
 
-    /// The next message, waiting for it if there is none yet. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Result<ScanEvent, NatsError> {
+    /// Waits for the next message. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Result<OrderedEvent, NatsError> {
         match self.puller.next(ROOM).await? {
             PullEvent::Message(message) => {
                 if message.consumer_sequence != self.next_sequence {
-                    return Ok(ScanEvent::Lost);
+                    return Ok(OrderedEvent::Lost);
                 }
                 self.next_sequence += 1;
-                // The server's own count too: what was dropped meanwhile never comes.
+                // The server's count matters too: messages deleted in the meantime never arrive.
                 self.remaining = self.remaining.saturating_sub(1).min(message.pending);
-                Ok(ScanEvent::Message(message))
+                Ok(OrderedEvent::Message(message))
             }
-            PullEvent::Missing | PullEvent::Reset => Ok(ScanEvent::Lost),
+            PullEvent::Missing | PullEvent::Reset => Ok(OrderedEvent::Lost),
         }
     }
 
-    /// Removes the consumer at once; without this the server does after a minute.
-    pub(super) async fn end(self) {
+    /// Deletes the consumer at once; otherwise the server deletes it after a minute.
+    pub(super) async fn close(self) {
         let subject = format!("CONSUMER.DELETE.{}.{}", self.stream, self.consumer);
         if let Err(error) = self.js.api::<Value>(&subject, &Value::Null).await {
-            tracing::debug!(%error, "a reader's consumer was not removed; the server removes it");
+            tracing::debug!(%error, "could not delete an ephemeral consumer; the server deletes it after a minute");
         }
     }
 }

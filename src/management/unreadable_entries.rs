@@ -1,31 +1,31 @@
-//! Registry entries that are unreadable: which there are, so that they can be repaired or removed.
+//! Lists unreadable registry entries, so that they can be repaired or removed.
 
-use super::subscriptions::{Naming, SubscriptionFilter};
+use super::subscriptions::{SubscriptionFilter, SubscriptionSelector};
 use super::{Management, ManagementError};
 use crate::domain::subscription::SubscriptionRef;
-use crate::nats::{Stored, Unreadable};
+use crate::nats::{StoredSubscription, UnreadableEntry};
 
 impl Management {
-    /// The subscriptions that the filter leaves, and the unreadable entries of its tenant, in order of
-    /// their ids and tenants, read from the bucket.
+    /// The subscriptions that the filter accepts, and the unreadable entries of its tenant, read from the bucket and
+    /// sorted by id and tenant.
     pub async fn subscriptions_and_unreadable(
         &self,
         filter: &SubscriptionFilter,
-    ) -> Result<(Vec<Stored>, Vec<Unreadable>), ManagementError> {
+    ) -> Result<(Vec<StoredSubscription>, Vec<UnreadableEntry>), ManagementError> {
         let mut found = self.js.registry_listing().await?;
-        found.subscriptions.retain(|stored| filter.leaves(stored));
+        found.subscriptions.retain(|stored| filter.accepts_stored(stored));
         found
             .unreadable
             .retain(|entry| filter.tenant.as_ref().is_none_or(|tenant| tenant == entry.name.tenant()));
         Ok((found.subscriptions, found.unreadable))
     }
 
-    /// The unreadable entry that a name means, if there is just one.
+    /// The name of the unreadable entry that a selector matches, if there is exactly one.
     pub async fn unreadable_entry(
         &self,
-        naming: &Naming,
+        naming: &SubscriptionSelector,
     ) -> Result<Option<SubscriptionRef>, ManagementError> {
-        let Naming { id, tenant } = naming;
+        let SubscriptionSelector { id, tenant } = naming;
         let mut found = self.js.registry_listing().await?.unreadable;
         found.retain(|entry| {
             entry.name.id() == id.as_str()

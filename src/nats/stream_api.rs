@@ -1,4 +1,4 @@
-//! Looking at streams, consumers and single stored messages.
+//! JetStream API calls on streams, consumers and single stored messages.
 
 use async_nats::HeaderMap;
 use base64::Engine as _;
@@ -11,10 +11,10 @@ use super::connection::JetStream;
 use super::error::{BoxError, NatsError};
 use super::message::Malformed;
 
-/// `STREAM.INFO`, as far as the hub reads it.
+/// The fields of `STREAM.INFO` that the hub uses.
 #[derive(Debug, Clone, Deserialize)]
 pub struct StreamInfo {
-    /// RFC 3339; another one for a stream that was removed and made again.
+    /// Creation time (RFC 3339); it changes if the stream is deleted and created again.
     #[serde(default)]
     pub created: String,
     pub config: Map<String, Value>,
@@ -31,7 +31,7 @@ pub struct StreamState {
     pub subjects: Option<std::collections::BTreeMap<String, u64>>,
 }
 
-/// `CONSUMER.INFO`, as far as the hub reads it.
+/// The fields of `CONSUMER.INFO` that the hub uses.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ConsumerInfo {
     pub name: String,
@@ -70,17 +70,17 @@ impl StoredMessage {
         super::message::header(self.headers.as_ref(), name)
     }
 
-    /// Why the headers cannot be read; a message without readable headers has none.
+    /// Why the subject or the headers cannot be parsed; [`Self::header`] then finds nothing.
     pub fn malformed(&self) -> Option<Malformed> {
         super::message::malformed(&self.subject, self.headers.as_ref())
     }
 
-    /// The header block as it came, if it cannot be read.
+    /// The raw header block, if it cannot be parsed.
     pub fn header_block(&self) -> Option<&Bytes> {
         self.headers.as_ref()?.unparsed()
     }
 
-    /// All headers, a name once for each of its values.
+    /// All headers; a name with several values occurs once per value.
     pub fn header_pairs(&self) -> Vec<(&str, &str)> {
         let headers = self.headers.iter().flat_map(|headers| headers.iter());
         headers
@@ -117,7 +117,7 @@ impl JetStream {
         self.api(&format!("CONSUMER.INFO.{stream}.{consumer}"), &Value::Null).await
     }
 
-    /// The subjects of a stream that match a filter, with their message counts; all pages.
+    /// All subjects of a stream that match a filter, with their message counts.
     pub async fn stream_subjects(&self, stream: &str, filter: &str) -> Result<Vec<(String, u64)>, NatsError> {
         #[derive(Deserialize)]
         struct Page {
@@ -140,7 +140,7 @@ impl JetStream {
         }
     }
 
-    /// The names of a stream's consumers; all pages.
+    /// The names of all consumers of a stream.
     pub async fn consumer_names(&self, stream: &str) -> Result<Vec<String>, NatsError> {
         #[derive(Deserialize)]
         struct Page {
@@ -207,7 +207,7 @@ impl JetStream {
         }))
     }
 
-    /// Removes a consumer; that it is gone already is fine.
+    /// Deletes a consumer. Succeeds if it does not exist.
     pub async fn delete_consumer(&self, stream: &str, consumer: &str) -> Result<(), NatsError> {
         match self.api::<Value>(&format!("CONSUMER.DELETE.{stream}.{consumer}"), &Value::Null).await {
             Ok(_) => Ok(()),
@@ -216,7 +216,7 @@ impl JetStream {
         }
     }
 
-    /// Pauses a consumer until a time (RFC 3339), or resumes it: what `nats consumer pause` does.
+    /// Pauses a consumer until a time (RFC 3339), or resumes it, as `nats consumer pause` and `resume` do.
     pub async fn pause_consumer(
         &self,
         stream: &str,
@@ -230,19 +230,19 @@ impl JetStream {
         self.api::<Value>(&format!("CONSUMER.PAUSE.{stream}.{consumer}"), &request).await.map(drop)
     }
 
-    /// Deletes one message; that it is gone already is fine.
+    /// Deletes one message. Succeeds if it does not exist.
     pub async fn delete(&self, stream: &str, sequence: u64) -> Result<(), NatsError> {
         let request = json!({"seq": sequence, "no_erase": true});
         match self.api::<Value>(&format!("STREAM.MSG.DELETE.{stream}"), &request).await {
             Ok(_) => Ok(()),
             Err(error) if error.is_not_found() => Ok(()),
-            Err(error) if error.is_delete_failed() && !self.stands(stream, sequence).await? => Ok(()),
+            Err(error) if error.is_delete_failed() && !self.has_message(stream, sequence).await? => Ok(()),
             Err(error) => Err(error),
         }
     }
 
-    /// Whether a message stands in a stream, as the stream's leader knows. A stream that is not there is an error.
-    pub async fn stands(&self, stream: &str, sequence: u64) -> Result<bool, NatsError> {
+    /// Whether the stream holds a message with this sequence, as its leader knows. A missing stream is an error.
+    pub async fn has_message(&self, stream: &str, sequence: u64) -> Result<bool, NatsError> {
         let request = json!({"seq": sequence});
         match self.api::<IgnoredAny>(&format!("STREAM.MSG.GET.{stream}"), &request).await {
             Ok(_) => Ok(true),

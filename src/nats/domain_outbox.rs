@@ -1,4 +1,4 @@
-//! Committing envelopes to an outbox: one atomic batch, or one by one.
+//! Commits envelopes to a domain outbox, as one atomic batch or one by one.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -8,33 +8,33 @@ use super::connection::{JetStream, read_answer};
 use super::error::NatsError;
 use super::publish::{PublishAck, header_map};
 
-/// A message on its way to an outbox.
+/// An envelope as a message for a domain outbox.
 #[derive(Debug, Clone)]
-pub struct Outgoing {
+pub struct EnvelopeMessage {
     pub subject: String,
-    /// `Nats-Msg-Id`: the stream drops what it had inside its duplicate window.
+    /// `Nats-Msg-Id`: the stream drops messages with an id that it had within its duplicate window.
     pub message_id: String,
     pub payload: Bytes,
     pub headers: Vec<(&'static str, String)>,
 }
 
-/// What a stored message takes beside its subject, headers and payload, at most (file store: record header,
-/// checksum, and the headers' own first line).
+/// Maximum overhead of a stored message in bytes (file store: record header, checksum, and the first line of the
+/// header block).
 const RECORD_BYTES: usize = 64;
 
-impl Outgoing {
-    /// What it takes of a stream's `max_bytes`, about.
+impl EnvelopeMessage {
+    /// Approximate size in bytes that counts towards a stream's `max_bytes`.
     pub fn stored_bytes(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
         self.subject.len() + self.message_id.len() + headers + self.payload.len() + RECORD_BYTES
     }
 }
 
-/// Why a batch was not committed. Nothing of it is in the stream.
+/// Why a batch was not committed. The stream stored none of its messages.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
-    /// The stream knows one of the message ids: the batch is a repetition, in whole or in part.
-    #[error("the stream knows a message of the batch already")]
+    /// The stream has one of the message ids already, so the batch is a repetition in whole or in part.
+    #[error("the stream already has a message of the batch")]
     Duplicate,
     #[error(transparent)]
     Nats(#[from] NatsError),
@@ -42,16 +42,16 @@ pub enum BatchError {
 
 /// The server's limit for an atomic batch (ADR-50).
 pub const MOST_PER_BATCH: usize = 1000;
-/// How many single publishes wait for their acknowledgement at once.
+/// Maximum number of single publishes that wait for their acknowledgement.
 const SINGLES_IN_FLIGHT: usize = 256;
 
 impl JetStream {
-    /// Commits all messages or none (ADR-50). One message alone is a plain publish: the server's
-    /// staging of a batch would only cost time. At most [`MOST_PER_BATCH`].
-    pub async fn commit(&self, messages: &[Outgoing]) -> Result<(), BatchError> {
+    /// Commits all messages or none (ADR-50), at most [`MOST_PER_BATCH`]. A single message is published without a batch,
+    /// which is faster.
+    pub async fn commit(&self, messages: &[EnvelopeMessage]) -> Result<(), BatchError> {
         let Some((last, first)) = messages.split_last() else { return Ok(()) };
         if first.is_empty() {
-            self.publish_outgoing(last).await?;
+            self.publish_envelope(last).await?;
             return Ok(());
         }
         let batch = self.client().new_inbox();
@@ -72,9 +72,9 @@ impl JetStream {
         }
     }
 
-    /// Publishes each by itself and waits for all acknowledgements: the stream drops what it has
-    /// and adds what is missing. Returns how many were new.
-    pub async fn publish_each(&self, messages: &[Outgoing]) -> Result<usize, NatsError> {
+    /// Publishes each message by itself and waits for all acknowledgements; the stream drops the ones it already has.
+    /// Returns the number of new messages.
+    pub async fn publish_each(&self, messages: &[EnvelopeMessage]) -> Result<usize, NatsError> {
         let mut waiting = FuturesUnordered::new();
         let mut remaining = messages.iter();
         let (mut added, mut failure) = (0, None);
@@ -82,7 +82,7 @@ impl JetStream {
             while waiting.len() < SINGLES_IN_FLIGHT
                 && let Some(message) = remaining.next()
             {
-                waiting.push(self.publish_outgoing(message));
+                waiting.push(self.publish_envelope(message));
             }
             match waiting.next().await {
                 Some(Ok(ack)) => added += usize::from(!ack.duplicate),
@@ -93,20 +93,20 @@ impl JetStream {
         failure.map_or(Ok(added), Err)
     }
 
-    async fn publish_outgoing(&self, message: &Outgoing) -> Result<PublishAck, NatsError> {
+    async fn publish_envelope(&self, message: &EnvelopeMessage) -> Result<PublishAck, NatsError> {
         let mut headers = header_map(&[("Nats-Msg-Id", &message.message_id)]);
         add_headers(&mut headers, message);
         self.publish_map(&message.subject, message.payload.clone(), headers).await
     }
 }
 
-fn add_headers(headers: &mut HeaderMap, message: &Outgoing) {
+fn add_headers(headers: &mut HeaderMap, message: &EnvelopeMessage) {
     for (name, value) in &message.headers {
         headers.insert(*name, super::publish::one_line(value).as_ref());
     }
 }
 
-fn batch_headers(message: &Outgoing, batch: &str, sequence: usize, commit: bool) -> HeaderMap {
+fn batch_headers(message: &EnvelopeMessage, batch: &str, sequence: usize, commit: bool) -> HeaderMap {
     let mut headers = header_map(&[
         ("Nats-Msg-Id", &message.message_id),
         ("Nats-Batch-Id", batch),

@@ -1,5 +1,4 @@
-//! Reading what a stream holds without a consumer, so that work queues can be looked into as well:
-//! batches of direct gets (ADR-31).
+//! Reads a stream without a consumer, in batches of direct gets (ADR-31). This works on work-queue streams too.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -9,18 +8,18 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::connection::JetStream;
-use super::error::{BoxError, NatsError};
-use super::inspect::StoredMessage;
+use super::error::NatsError;
 use super::message::header;
+use super::stream_api::StoredMessage;
 
-/// Messages, and bytes, asked for at once.
+/// Messages and bytes per request.
 const BATCH: u64 = 1_000;
 const BATCH_BYTES: u64 = 8 * 1024 * 1024;
 
 impl JetStream {
-    /// Shows `look` every message that the stream holds now and whose subject matches, oldest first,
-    /// from the time `since` on.
-    pub async fn browse(
+    /// Calls `look` with each message that the stream holds now and whose subject matches, oldest first,
+    /// starting at the time `since`.
+    pub async fn for_each_stored(
         &self,
         stream: &str,
         filter: &str,
@@ -36,7 +35,7 @@ impl JetStream {
                 Some(since) => request["start_time"] = json!(since),
                 None => request["seq"] = json!(from),
             }
-            match self.browse_batch(stream, request.to_string().into(), &mut look).await? {
+            match self.direct_get_batch(stream, request.to_string().into(), &mut look).await? {
                 Some(next) => from = next,
                 None => break,
             }
@@ -44,31 +43,33 @@ impl JetStream {
         Ok(())
     }
 
-    /// Where the next batch begins; `None` at the end.
-    async fn browse_batch(
+    /// Reads one batch. Returns the sequence where the next one begins; `None` at the end.
+    async fn direct_get_batch(
         &self,
         stream: &str,
         request: Bytes,
         look: &mut impl FnMut(StoredMessage),
     ) -> Result<Option<u64>, NatsError> {
         let subject = format!("$JS.API.DIRECT.GET.{stream}");
-        let transport = |source: BoxError| NatsError::transport(subject.clone(), source);
         let inbox = self.client().new_inbox();
-        let mut answers =
-            self.client().subscribe(inbox.clone()).await.map_err(|error| transport(error.into()))?;
+        let mut answers = self
+            .client()
+            .subscribe(inbox.clone())
+            .await
+            .map_err(|error| NatsError::transport(subject.clone(), error))?;
         self.client()
             .publish_with_reply(subject.clone(), inbox, request)
             .await
-            .map_err(|error| transport(error.into()))?;
+            .map_err(|error| NatsError::transport(subject.clone(), error))?;
         let mut next = None;
         loop {
             let answer = tokio::time::timeout(self.request_timeout(), answers.next()).await;
             let seconds = self.request_timeout().as_secs();
             let answer = answer
                 .map_err(|_| NatsError::Timeout { subject: subject.clone(), seconds })?
-                .ok_or_else(|| transport("the connection was closed".into()))?;
+                .ok_or_else(|| NatsError::Closed { subject: subject.clone() })?;
             let number = |name: &str| header(answer.headers.as_ref(), name)?.parse::<u64>().ok();
-            // Before the status: a publisher may have written one into the stored message.
+            // Checked before the status: a publisher may have written a status into the stored message.
             if let Some(message) = stored(stream, &answer) {
                 next = Some(message.sequence + 1);
                 look(message);
@@ -78,25 +79,25 @@ impl JetStream {
                 None => tracing::warn!(
                     stream,
                     after = next,
-                    "a stored message came without its place in the stream and is passed over"
+                    "skipped a stored message whose sequence the server did not send"
                 ),
                 // The end of a batch.
                 Some(204) => return Ok(next.filter(|_| number("Nats-Num-Pending") != Some(0))),
-                // Nothing there.
+                // No message.
                 Some(404) => return Ok(None),
                 Some(503) => return Err(NatsError::NoResponders { subject }),
                 Some(status) => {
-                    let text = answer.description.unwrap_or_default();
-                    return Err(NatsError::answer(subject, format!("status {status} {text}")));
+                    let description = answer.description.unwrap_or_default().to_string();
+                    return Err(NatsError::Status { subject, status, description });
                 }
             }
         }
     }
 }
 
-/// The stored message in an answer, if it is one. The server adds the message's place to the end of the
-/// publisher's header block, so it can be told where nobody can read the rest, and what the publisher
-/// wrote before is not taken for it.
+/// The stored message in an answer, if it holds one. The server appends stream, subject and sequence to the end of
+/// the publisher's header block, so they are found even if the rest is unreadable, and cannot be forged by the
+/// publisher.
 fn stored(stream: &str, answer: &async_nats::Message) -> Option<StoredMessage> {
     let headers = answer.headers.as_ref()?;
     let payload = answer.payload.clone();
@@ -120,7 +121,7 @@ fn stored(stream: &str, answer: &async_nats::Message) -> Option<StoredMessage> {
         sequence: last("Nats-Sequence")?.parse().ok()?,
         headers: Some(match answer.status {
             None => headers.clone(),
-            // Written by the publisher, and so malformed: no stored message has a status.
+            // The publisher wrote the status; no stored message has one, so the headers are malformed.
             Some(status) => HeaderMap::from_block(format!("NATS/1.0 {}\r\n\r\n", status.as_u16()).into()),
         }),
         payload,
