@@ -9,6 +9,8 @@ pub struct Block {
     pub text: String,
     /// Why no test runs it: the HTML comment `<!-- not run: … -->` before it.
     pub not_run: Option<String>,
+    /// Runs until it is stopped: the HTML comment `<!-- until stopped -->` before it.
+    pub until_stopped: bool,
 }
 
 /// README and all pages below `docs/`, in that order.
@@ -34,7 +36,7 @@ fn of_page(page: &Path) -> Vec<Block> {
     let text = std::fs::read_to_string(page).expect("the page is UTF-8");
     let name = page.file_name().and_then(|name| name.to_str()).expect("a name");
     let mut blocks = Vec::new();
-    let mut not_run = None;
+    let (mut not_run, mut until_stopped) = (None, false);
     let mut open: Option<Block> = None;
     for (number, line) in (1..).zip(text.lines()) {
         let fence = line.trim_start().strip_prefix("```");
@@ -45,6 +47,7 @@ fn of_page(page: &Path) -> Vec<Block> {
                     language: language.to_owned(),
                     text: String::new(),
                     not_run: not_run.take(),
+                    until_stopped: std::mem::take(&mut until_stopped),
                 });
             }
             (Some(_), Some(_)) => blocks.extend(open.take()),
@@ -57,6 +60,7 @@ fn of_page(page: &Path) -> Vec<Block> {
                 // It counts for the block that follows at once.
                 if comment.is_some() || !line.is_empty() {
                     not_run = comment.map(str::to_owned);
+                    until_stopped = line == "<!-- until stopped -->";
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -11,7 +12,7 @@ use super::blocks::{Block, blocks};
 use super::support::settings::external;
 use super::support::{
     ApiClient, Behaviour, Hub, Receiver, TestBroker, TestClient, TestDatabase, TestSettings, eventually,
-    nats_cli, print_output, require_tool,
+    free_port, http_client, nats_cli, nats_server, print_output, require_tool,
 };
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -79,6 +80,7 @@ impl Stage {
         let mut text = text
             .replace("http://127.0.0.1:9000/hooks", &self.receiver.url("/crm"))
             .replace("http://127.0.0.1:8080", &self.hub.api_url(""))
+            .replace("http://127.0.0.1:8090", &self.hub.health_url(""))
             .replace("postgres://app:secret@127.0.0.1/app", &self.database.url())
             .replace("trace ID", "trace 42")
             .replace("ID…", "row-1")
@@ -90,15 +92,14 @@ impl Stage {
         text
     }
 
-    /// Runs a block as one script that ends at the first failure.
-    async fn run(&self, block: &Block, nats: &Path, folder: &Path) {
-        let script = format!("set -eu\n{}", self.filled(&block.text).await);
+    /// A shell that runs the script in the folder, with the tools and settings that the pages assume.
+    fn shell(&self, script: &str, nats: &Path, folder: &Path) -> Command {
         let hub = Path::new(env!("CARGO_BIN_EXE_hub")).parent().expect("in a folder").to_owned();
         let mut path = vec![hub, nats.parent().expect("in a folder").to_owned()];
         path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
         let mut command = Command::new("bash");
         command
-            .args(["-c", &script])
+            .args(["-c", script])
             .current_dir(folder)
             .env("PATH", std::env::join_paths(path).expect("a path"))
             .env("HUB_CONFIG", self.hub.config())
@@ -107,7 +108,13 @@ impl Stage {
             .env("PASSWORD", "a-password")
             .stdin(Stdio::null())
             .kill_on_drop(true);
-        let output = tokio::time::timeout(LIMIT, command.output()).await;
+        command
+    }
+
+    /// Runs a block as one script that ends at the first failure.
+    async fn run(&self, block: &Block, nats: &Path, folder: &Path) {
+        let script = format!("set -eu\n{}", self.filled(&block.text).await);
+        let output = tokio::time::timeout(LIMIT, self.shell(&script, nats, folder).output()).await;
         let output =
             output.unwrap_or_else(|_| panic!("{}: it still runs\n{script}", block.at)).expect("it runs");
         assert!(output.status.success(), "{}:\n{script}\n{}", block.at, print_output(&output));
@@ -126,6 +133,10 @@ async fn every_command_block_runs() {
             assert!(reason.len() > 5, "{}: say why it is not run", block.at);
             continue;
         }
+        if block.until_stopped {
+            stage.run_until_stopped(&block, &nats, folder.path()).await;
+            continue;
+        }
         // What each block finds: the subscription, two dead letters, a row of the outbox.
         std::fs::copy(&crm, folder.path().join("crm.json")).expect("copied");
         stage.hub.cli_ok(&["subscription", "apply", "-f", &stage.crm_file()]).await;
@@ -139,11 +150,58 @@ async fn every_command_block_runs() {
         if block.text.contains("--reason removed") {
             stage.remove_with_waiting().await;
         }
+        if block.text.contains("--replace") {
+            stage.hub.cli_ok(&["subscription", "rotate-secret", "crm"]).await;
+        }
         stage.run(&block, &nats, folder.path()).await;
+    }
+    every_metric_is_documented(&stage.hub.metrics().await);
+}
+
+fn every_metric_is_documented(metrics: &str) {
+    let pages = [include_str!("../../docs/operating.md"), include_str!("../../docs/producer-outbox.md")];
+    let names: Vec<&str> =
+        metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(names.len() > 10, "{metrics}");
+    for name in names {
+        assert!(pages.iter().any(|page| page.contains(name)), "docs/operating.md does not describe {name}");
     }
 }
 
 impl Stage {
+    /// Starts a block that does not end by itself, waits until it works, and stops it.
+    async fn run_until_stopped(&self, block: &Block, nats: &Path, folder: &Path) {
+        let (port, nats_port) = (free_port(), free_port());
+        let script = format!("set -eu\nexec {}", block.text.replace("9000", &port.to_string()));
+        let mut command = self.shell(&script, nats, folder);
+        command
+            .env("HUB__HEALTH__LISTEN", format!("127.0.0.1:{port}"))
+            .env("HUB__API__LISTEN", "127.0.0.1:0")
+            .env("HUB__SUBSCRIPTIONS__LISTEN", "127.0.0.1:0");
+        if block.text.contains("--dev") {
+            command
+                .env_remove("HUB_CONFIG")
+                .env("HUB__NATS__URL", format!("nats://127.0.0.1:{nats_port}"))
+                .env("HUB_NATS_SERVER", nats_server())
+                .env("XDG_DATA_HOME", folder);
+        }
+        let mut child = command.spawn().expect("it starts");
+        let is_hub = block.text.contains("hub serve");
+        let url = format!("http://127.0.0.1:{port}/readyz");
+        eventually(LIMIT, "it works", async || {
+            let ended = child.try_wait().expect("waited for");
+            assert!(ended.is_none(), "{}: it ended with {ended:?}\n{script}", block.at);
+            let answer = http_client().get(&url).send().await.map_err(|error| error.to_string())?;
+            let works = !is_hub || answer.status().is_success();
+            if works { Ok(()) } else { Err(answer.status().to_string()) }
+        })
+        .await;
+        let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("it runs");
+        kill_process(pid, Signal::TERM).expect("signalled");
+        let status = tokio::time::timeout(LIMIT, child.wait()).await.expect("it stops").expect("waited for");
+        assert!(status.success() || !is_hub, "{}: {status}\n{script}", block.at);
+    }
+
     /// Leaves one dead letter of `crm`, whose endpoint answers again.
     async fn fail_once(&self) {
         self.receiver.set("/crm", Behaviour::status(400));
@@ -214,23 +272,48 @@ async fn sealed(hub: &Hub) -> String {
     String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
 }
 
-/// Whole subscriptions are applied; a filter is applied in one.
+/// The database of a producer runs the statements of the pages.
+#[tokio::test]
+async fn every_sql_block_runs() {
+    for block in blocks("sql") {
+        let postgres = block.text.contains("hub_outbox.");
+        let database = if postgres { TestDatabase::postgres().await } else { TestDatabase::sqlite().await };
+        let Some(database) = database else { continue };
+        database.outbox(&[]).await;
+        database.sql("CREATE TABLE users (id TEXT)").await.expect("created");
+        let result = database.sql(&block.text).await;
+        assert!(result.is_ok(), "{}: {result:?}", block.at);
+    }
+}
+
+/// Whole subscriptions are applied; a delivery, an authentication or a filter is applied in one.
 #[tokio::test]
 async fn every_subscription_is_valid() {
     let broker = TestBroker::start().await;
-    let hub = Hub::configured(&broker.url(), &TestSettings::default().with_key(KEY));
+    let settings = TestSettings::default().with_key(KEY).with_brokers([external(
+        "partner_events",
+        "nats",
+        "nats://127.0.0.1:1",
+    )]);
+    let hub = Hub::configured(&broker.url(), &settings);
     hub.cli_ok(&["provision"]).await;
     for block in blocks("json") {
         let text = block
             .text
             .replace("whsec_…", "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")
             .replace('…', "a-secret");
-        let mut json: Value =
-            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", block.at));
-        if json["id"].is_null() {
-            json = json!({"id": "filtered", "events": ["user.>"], "filter": [json],
-                "delivery": {"url": "https://crm.example/hooks"}});
-        }
+        let json: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", block.at));
+        let of = |delivery: Value, filter: Value| json!({"id": "one", "events": ["user.>"], "filter": filter, "delivery": delivery});
+        let url = "https://crm.example/hooks";
+        let json = if json["id"].is_string() {
+            json
+        } else if json["url"].is_string() || json["broker"].is_string() {
+            of(json, json!([]))
+        } else if json["type"].is_string() {
+            of(json!({"url": url, "auth": json}), json!([]))
+        } else {
+            of(json!({"url": url}), json!([json]))
+        };
         let file = hub.folder().join("one.json");
         std::fs::write(&file, json.to_string()).expect("written");
         let output = hub.cli(&["subscription", "apply", "-f", file.to_str().expect("UTF-8")]).await;
