@@ -1,4 +1,4 @@
-//! What `/readyz` tells: which parts of this process are bound to their consumers.
+//! Readiness (`/readyz`): which parts of this process are bound to their consumers.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};

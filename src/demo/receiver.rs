@@ -69,7 +69,7 @@ pub struct Answer {
     /// The delivery's headers `webhook-id` and `webhook-attempt`.
     pub webhook_id: String,
     pub attempt: u32,
-    /// The CloudEvent's `type`, and its `data` as it stands in the body, shortened.
+    /// The CloudEvent's `type`, and its `data` as in the body, shortened.
     pub event_key: String,
     pub data: String,
 }

@@ -1,4 +1,4 @@
-//! The story that is told and checked: one policy event, three subscribers, one of them down and one
+//! The scenario that is shown and checked: one policy event, three subscribers, one of them down and one
 //! of them slow.
 
 use std::time::{Duration, Instant};
@@ -81,7 +81,7 @@ impl Play<'_> {
                 .await
                 .map_err(|error| Unmet::new(expected, error.to_string()))?;
             let Some(stored) = stored else {
-                return Err(Unmet::new(expected, format!("{} is not there", applied.id)));
+                return Err(Unmet::new(expected, format!("{} does not exist", applied.id)));
             };
             let text = String::from_utf8_lossy(&stored.payload);
             let clear = self.stage.secrets.iter().any(|secret| text.contains(secret));
@@ -193,7 +193,7 @@ impl Play<'_> {
             found.attempts,
             found.last_error.as_deref().unwrap_or_default()
         ));
-        self.teller.held("the dead letter stands in the policy DLT and in no other; the outbox owes nothing");
+        self.teller.held("the dead letter is in the policy DLT and in no other; the outbox is empty");
         Ok(letter)
     }
 
@@ -257,8 +257,7 @@ impl Play<'_> {
             millis(middle),
             millis(slowest)
         ));
-        self.teller
-            .held(&format!("at that moment C had answered {by_c} of {BURST}: it held up nobody but itself"));
+        self.teller.held(&format!("at that moment C had answered {by_c} of {BURST}: it delayed only itself"));
         let expected = format!("C to accept all {BURST} in its own time");
         let last = self.stage.c.until(self.limit, &expected, |log| {
             let count = log.accepted().filter(|answer| answer.event_key == "policy.reviewed").count();
@@ -275,7 +274,7 @@ impl Play<'_> {
     }
 
     async fn nothing_is_owed(&mut self) -> Result<(), Unmet> {
-        self.teller.heading("In the end nothing is owed");
+        self.teller.heading("In the end nothing is pending");
         let names = self.stage.js.names().clone();
         let mut streams = vec![names.events_stream(), names.advisories_stream(), names.rejected_stream()];
         for domain in self.domains() {

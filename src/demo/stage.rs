@@ -24,7 +24,7 @@ use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, Data};
 
 /// Of subscriber C, for each answer.
 pub const PAUSE_OF_C: Duration = Duration::from_millis(500);
-/// Of subscriber C: deliveries that it may have in hand at once.
+/// Concurrent deliveries of subscriber C.
 pub const IN_FLIGHT_OF_C: u32 = 2;
 
 const CLIENT_ID: &str = "integration-hub";
@@ -172,7 +172,7 @@ impl Processes {
     pub async fn ended(&mut self) -> String {
         tokio::select! {
             hub = &mut self.hub => match hub {
-                Ok(Ok(())) => "the hub stopped although nobody told it to".to_owned(),
+                Ok(Ok(())) => "the hub stopped unexpectedly".to_owned(),
                 Ok(Err(error)) => format!("the hub stopped: {error}"),
                 Err(error) => format!("the hub stopped: {error}"),
             },

@@ -42,7 +42,7 @@ async fn without_the_router_the_step_of_the_dead_letter_fails() {
     assert!(unmet.expected.starts_with("one dead letter in HUB_OUTBOX_POLICY_CLIENT_DLT"), "{unmet}");
     assert!(unmet.seen.starts_with("0 dead letters"), "{unmet}");
     assert!(shown.contains("B was tried 4 times"), "{shown}");
-    assert!(!shown.contains("the dead letter stands in the policy DLT"), "{shown}");
+    assert!(!shown.contains("the dead letter is in the policy DLT"), "{shown}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,5 +51,5 @@ async fn without_the_dlt_processor_the_step_of_the_redrive_fails() {
     let unmet = played.expect_err("nobody redrives");
     assert_eq!(unmet.expected, "B to accept the redriven policy event");
     assert!(unmet.seen.contains("503 to policy.updated"), "{unmet}");
-    assert!(shown.contains("the dead letter stands in the policy DLT and in no other"), "{shown}");
+    assert!(shown.contains("the dead letter is in the policy DLT and in no other"), "{shown}");
 }

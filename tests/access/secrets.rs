@@ -87,7 +87,7 @@ async fn another_url_never_gets_a_stored_secret() {
     assert_eq!((got.header("authorization"), got.header("x-api-key")), ("Bearer open-sesame", "hush-hush"));
     assert_eq!(evil.count("/steal"), 0);
 
-    // Another path of the same server keeps them; another server gets only secrets that are given anew.
+    // Another path of the same server keeps them; another server gets only secrets that are given again.
     let path = json!({"delivery": {"url": receiver.url("/other")}});
     api.patch("/v1/subscriptions/crm", &any, &path).await.expect(200);
     let all = json!({"delivery": {"url": evil.url("/new"), "auth": {"token": "new"},
@@ -175,7 +175,7 @@ async fn a_removed_subscription_leaves_no_sealed_secret_behind() {
                 "revision {sequence}"
             );
         }
-        // The followers hear of it, and what is made anew has later revisions.
+        // The followers are notified, and a recreated entry has later revisions.
         assert_eq!(api.get("/v1/subscriptions").await.expect(200)["subscriptions"], json!([]));
         api.get("/v1/subscriptions/crm").await.expect(404);
         revisions.push(tag);
@@ -298,7 +298,7 @@ async fn secrets_in_the_previous_format_work_until_resealed_and_stay_with_their_
     let tried = receiver.wait_for("/crm", 1, STEP).await.remove(0);
     assert_eq!(tried.header("authorization"), "Bearer open-sesame");
 
-    // The envelope that waits is delivered after its credential is sealed anew.
+    // The envelope that waits is delivered after its credential is sealed again.
     let rotated = hub.cli(&["secrets", "rotate", "--output", "json"]).await;
     let rotated: Value = serde_json::from_slice(&rotated.stdout).expect("JSON");
     assert_eq!((&rotated["resealed"], &rotated["left"]), (&json!(1), &json!(1)), "{rotated}");

@@ -330,7 +330,7 @@ async fn what_is_replayed_is_delivered_and_a_paused_domain_holds() {
     client.publish_all("policy.updated", &ids("event", 12)).await;
     let api = ApiClient::with_scopes(&hub, "ops", ALL, None).await;
     let count = async |wanted: usize| {
-        eventually(STEP, "so many dead letters stand", async || {
+        eventually(STEP, "the dead letters are stored", async || {
             let found = letters(&api.get("/v1/dead-letters").await.expect(200));
             if found.len() == wanted { Ok(found) } else { Err(found.len()) }
         })

@@ -94,7 +94,7 @@ async fn a_gets_it_b_is_dead_lettered_after_its_retries_and_redriven_once_it_is_
     assert_eq!(wait, Duration::from_secs(8));
 
     // In the DLT of its domain with the same fields as headers and the envelope as body, and in no other.
-    let stored = client.js.get(DLT, 1).await.expect("readable").expect("the dead letter stands there");
+    let stored = client.js.get(DLT, 1).await.expect("readable").expect("the dead letter is stored");
     assert_eq!(stored.subject, "hub.outbox.policy-client.shared.acme=b.DLT");
     for (header, value) in [
         ("Hub-Subscription", "b"),
@@ -294,7 +294,7 @@ async fn each_kind_of_credential_opens_the_endpoint_that_asks_for_it() {
     assert_eq!((&letters[0]["subscription"], &letters[0]["last_status"]), (&json!("wrong"), &json!(401)));
 
     // No credential is readable anywhere: not in the registry, not in the envelope, not in the log.
-    let envelope = client.js.get(DLT, 1).await.expect("readable").expect("the dead letter stands there");
+    let envelope = client.js.get(DLT, 1).await.expect("readable").expect("the dead letter is stored");
     let mut places = vec![("log", hub.log()), ("list", hub.cli_ok(&["subscription", "list"]).await)];
     places.push(("envelope", String::from_utf8_lossy(&envelope.payload).into_owned()));
     let registry = client.stream("KV_hub-subscriptions").await.state;
@@ -304,6 +304,6 @@ async fn each_kind_of_credential_opens_the_endpoint_that_asks_for_it() {
         places.push(("registry", String::from_utf8_lossy(&stored.expect("there").payload).into_owned()));
     }
     for (place, text) in places {
-        assert!(!text.contains("hush"), "a credential stands in the {place}: {text}");
+        assert!(!text.contains("hush"), "a credential is in the {place}: {text}");
     }
 }

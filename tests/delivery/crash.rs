@@ -71,8 +71,8 @@ async fn killed_in_mid_delivery_every_pair_is_delivered() {
     hub.kill().await;
 
     let cut_off = receiver.received("/slow").iter().filter(|request| request.answered.is_none()).count();
-    assert!(cut_off > 0, "deliveries were under way when the process was killed");
-    assert!(broker.messages("HUB_OUTBOX_USER_LIFECYCLE").await >= cut_off as u64, "they are still owed");
+    assert!(cut_off > 0, "deliveries were in flight when the process was killed");
+    assert!(broker.messages("HUB_OUTBOX_USER_LIFECYCLE").await >= cut_off as u64, "they are still pending");
 
     hub.start();
     hub.ready().await;
@@ -111,7 +111,7 @@ async fn killed_in_mid_dead_lettering(status: u16) {
     assert!(letters > 0, "a dead letter was written before the kill");
     assert!(
         letters + owed > 25,
-        "{letters} dead letters, {owed} owed: no envelope had left its outbox for one"
+        "{letters} dead letters, {owed} pending: no envelope had left its outbox for one"
     );
 
     let mut second = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);

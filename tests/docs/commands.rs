@@ -247,7 +247,7 @@ async fn every_settings_block_is_valid() {
     let hub = Hub::configured("nats://127.0.0.1:1", &TestSettings::default().with_key(KEY));
     for block in blocks("toml") {
         let file = hub.folder().join("block.toml");
-        // A password that is sealed for its setting stands where one is meant.
+        // Replaces the placeholder by a password that is sealed for its setting.
         let text = match block.text.contains("sealed:v1.k1.…") {
             true => block.text.replace("sealed:v1.k1.…", &sealed(&hub).await),
             false => block.text.clone(),

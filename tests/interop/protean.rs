@@ -223,7 +223,7 @@ async fn a_protean_subscriber_receives_the_envelope_that_it_expects() {
     // Order is kept within a stream of the producer, and these are two.
     let of = |id: &str| {
         let found = told.iter().find(|told| told["payload"]["metadata"]["headers"]["id"] == id);
-        found.unwrap_or_else(|| panic!("{id} is not there"))
+        found.unwrap_or_else(|| panic!("{id} is missing"))
     };
     let (first, second) = (of("evt 1/ü"), of("evt-2"));
 

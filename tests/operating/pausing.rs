@@ -28,7 +28,7 @@ async fn assert_held(client: &TestClient, receiver: &Receiver, name: &str, held_
     client.publish_all("policy.updated", &events).await;
     client.publish_all("user.created", &ids(&format!("{name}-other"), 40)).await;
     receiver.wait_accepted("/other", held_before + 40, STEP).await;
-    eventually(STEP, "the envelopes stand in the outbox", async || {
+    eventually(STEP, "the envelopes are in the outbox", async || {
         let lane = client.consumer(OUTBOX, LANE).await;
         let seen = (lane.num_pending, lane.num_ack_pending);
         if seen == (40, 0) { Ok(()) } else { Err(seen) }
@@ -97,7 +97,7 @@ async fn a_stopped_process_finishes_what_is_in_flight_and_hands_back_the_rest() 
     receiver.wait_for("/slow", 20, STEP).await;
     let waiting = client.consumer(OUTBOX, LANE).await.num_ack_pending;
     assert!(waiting > 60, "{waiting} envelopes are in the process, in flight or waiting");
-    assert!(hub.terminate().await.success(), "a stop by SIGTERM is no failure");
+    assert!(hub.terminate().await.success(), "a stop by SIGTERM succeeds");
 
     let requests = receiver.received("/slow");
     let answered = requests.iter().filter(|request| request.answered == Some(200)).count();

@@ -101,7 +101,7 @@ async fn a_failed_row_holds_back_its_stream_alone(database: &TestDatabase) {
     assert_eq!((again[0].attempts, again[1].attempts), (1, 0));
 }
 
-/// Far more rows than one claim looks at stand behind one that waits.
+/// Far more rows than one claim reads are behind one that waits.
 async fn a_long_stream_that_waits_starves_nobody(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     let names: Vec<String> = (0..200).map(|number| format!("a{number:03}")).collect();
@@ -197,8 +197,8 @@ async fn relays_at_once_take_each_row_once_and_in_order(database: &TestDatabase)
     }
 }
 
-/// Random events, claims, successes, failures, returns and expiries: whenever a row is claimed, all that
-/// stands before it in its stream is settled or in the same claim; and in the end everything is sent.
+/// Random events, claims, successes, failures, returns and expiries: whenever a row is claimed, all rows
+/// before it in its stream are settled or in the same claim; and in the end everything is sent.
 async fn whatever_happens_no_row_overtakes_another(database: &TestDatabase) {
     let seed: u64 = rand::random();
     println!("seed {seed}");
@@ -319,7 +319,7 @@ async fn an_expired_claim_is_taken_over_and_its_holder_knows(database: &TestData
     assert_eq!(store.mark_published("internal", "heir", &position).await.unwrap(), 1);
 }
 
-/// A dead relay's rows stand before a backlog that is due since before the claim expired.
+/// A dead relay's rows are before a backlog that is due since before the claim expired.
 async fn expired_claims_go_before_what_is_due_for_longer(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     let names: Vec<String> = (0..60).map(|number| format!("a{number:02}")).collect();

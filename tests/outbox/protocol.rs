@@ -40,7 +40,7 @@ struct Row {
     was_published: bool,
 }
 
-/// Whose claim it is. A relay claims only with empty hands, so its number tells its claims apart; those of
+/// Whose claim it is. A relay claims only with empty hands, so its number distinguishes its claims; those of
 /// a relay that crashed are nobody's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Holder {
@@ -312,7 +312,7 @@ impl Model for Protocol {
                     of_stream.is_sorted()
                 })
             }),
-            Property::always("a row is in nobody's hands, or in those of one", |_, state: &Outbox| {
+            Property::always("a row is claimed by at most one relay", |_, state: &Outbox| {
                 state.rows.iter().all(|row| (row.status == Status::Processing) == row.claim.is_some())
             }),
             Property::always(

@@ -79,7 +79,7 @@ impl Story {
         .await;
     }
 
-    /// Waits until they have arrived, each stream in its order. Returns each as often as it came.
+    /// Waits until they have arrived, each stream in its order. Returns each as often as it was received.
     async fn arrived(&self, category: &str, expected: &BTreeSet<String>) -> Vec<Arrived> {
         let mut arrived = self.partner.arrived(category, expected).await;
         arrived.retain(|message| expected.contains(&message.id));

@@ -47,7 +47,7 @@ async fn the_full_and_the_stripped_envelope() {
         let extensions = json!({"region": "eu", "partner_tier": 1, "source": "idp", "tenant": "acme"});
         let mut full = database.envelope("internal", "e-1").await.unwrap();
         if matches!(database, TestDatabase::Postgres { .. }) {
-            // SHA-256, in hexadecimal digits, of the data as it stands in the envelope.
+            // SHA-256, in hexadecimal digits, of the data in the envelope.
             let checksum = full["metadata"]["envelope"]["checksum"].take();
             assert_eq!(checksum.as_str().unwrap().len(), 64);
         }
@@ -263,7 +263,7 @@ fn name(database: &TestDatabase) -> &'static str {
     }
 }
 
-/// What Rust cannot check, the database tells in words.
+/// The database reports what Rust cannot check.
 #[tokio::test]
 async fn the_databases_refusal_reaches_the_rust_caller() {
     let mut text = RaisedEvent::from_json(&event("e1", "s").to_string()).unwrap();

@@ -1,5 +1,5 @@
 """A receiver's side, by the documentation alone: reads a request as JSON {headers, body, secrets} from standard
-input, and tells by which of the secrets (whsec_) the attributes of its event verify."""
+input, and reports which of the secrets (whsec_) the attributes of its event verify."""
 
 import base64
 import hashlib

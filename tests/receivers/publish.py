@@ -1,5 +1,5 @@
 """A producer's side, by the public CloudEvents SDK: publishes one event in structured and one in binary
-mode at the address given, and tells as JSON how each was answered."""
+mode at the address given, and reports each answer as JSON."""
 
 import json
 import os

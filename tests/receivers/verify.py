@@ -1,5 +1,5 @@
 """A receiver's side, by public libraries: reads a request as JSON {headers, body, secrets} from
-standard input, and tells by which of the secrets it verifies (standardwebhooks) and which event it is
+standard input, and reports which of the secrets it verifies (standardwebhooks) and which event it is
 (the CloudEvents SDK)."""
 
 import json

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hub_outbox::ClaimedRow;
 
-/// More are not told of: passing over each costs the claim as well.
+/// Most streams that a claim is asked to skip; skipping has a cost as well.
 const MOST_TOLD: usize = 1_000;
 
 /// How many rows of each stream are claimed and not settled.
@@ -48,7 +48,7 @@ impl InHand {
         }
     }
 
-    /// The streams of which a row is in hand.
+    /// The streams with a claimed row.
     pub(super) fn streams(&self) -> Vec<String> {
         self.lock().keys().take(MOST_TOLD).map(|stream| stream.to_string()).collect()
     }

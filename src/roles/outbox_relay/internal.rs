@@ -25,7 +25,7 @@ impl Internal {
         let names = self.js.names();
         if names.parse_event(&message.stream).is_none_or(|place| place.tail.parse::<EventKey>().is_err()) {
             let subject = message.stream.chars().take(80).collect();
-            return Err(NatsError::Subject { subject, reason: "the event's type is no event key" });
+            return Err(NatsError::Subject { subject, reason: "the event's type is not an event key" });
         }
         let message_id = self.message_ids.id(&["outbox", &message.id]);
         let mut headers = vec![("Nats-Msg-Id", message_id.as_str())];

@@ -168,7 +168,7 @@ impl Stage {
         self.database.raise(&event("r-1", "user-u1")).await.expect("raised");
         self.receiver.wait_for("/crm", 5, STEP).await;
         self.receiver.wait_for("/acme", 2, STEP).await;
-        eventually(STEP, "the story of an event is told", async || {
+        eventually(STEP, "the trace of an event is complete", async || {
             let story = self.operator.cli_json(&["event", "trace", "a-1"]).await.to_string();
             if story.contains("delivered") { Ok(()) } else { Err(story) }
         })

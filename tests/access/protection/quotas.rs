@@ -22,7 +22,7 @@ async fn a_tenant_publishes_within_its_rate_over_the_api_and_waits_its_turn_over
         let headers = [("content-type", "application/cloudevents-batch+json")];
         api.send("POST", "/v1/events", &headers, Some(Value::from(events).to_string().into_bytes())).await
     };
-    // More than ten seconds' worth at once is owed; the next is told how long to wait.
+    // The budget is ten seconds' worth; the next request gets the time to wait.
     batch(&acme, "acme", 0, 600).await.expect(202);
     let answer = batch(&acme, "acme", 600, 1).await;
     let problem = answer.expect(429);

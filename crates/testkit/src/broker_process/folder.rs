@@ -160,7 +160,7 @@ impl DataFolder {
             .ok()?
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
             .find(|path| path.to_string_lossy().ends_with(&ending))?;
-        // Half a file is no JSON: it is read again.
+        // A partial file is invalid JSON, and is read again.
         let ports: PortsFile = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
         Some(Ports { client: ports.nats.first()?.port()?, monitoring: ports.monitoring.first()?.port()? })
     }

@@ -82,7 +82,7 @@ impl BrokerOptions {
 
     /// The configuration file, with the streams in `store`. Ports are given as arguments.
     pub(super) fn config(&self, store: &Path) -> String {
-        let mut text = String::from("# Written anew at each start.\nhost: \"127.0.0.1\"\n");
+        let mut text = String::from("# Generated at each start.\nhost: \"127.0.0.1\"\n");
         // Writing to a String cannot fail, so the results are dropped.
         if let Some(name) = &self.server_name {
             let _ = writeln!(text, "server_name: {}", quoted(name));
@@ -131,7 +131,7 @@ mod tests {
         let plain = BrokerOptions::new("nats-server");
         assert_eq!(
             plain.config(Path::new("/data/a \"b\"")),
-            "# Written anew at each start.\nhost: \"127.0.0.1\"\njetstream {\n  store_dir: \"/data/a \\\"b\\\"\"\n  max_file_store: 64GB\n}\n\n"
+            "# Generated at each start.\nhost: \"127.0.0.1\"\njetstream {\n  store_dir: \"/data/a \\\"b\\\"\"\n  max_file_store: 64GB\n}\n\n"
         );
         let all = BrokerOptions {
             sync_interval: SyncInterval::Always,

@@ -346,7 +346,7 @@ struct Group(Option<Pid>, Option<PipeWriter>);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // Without a watch the number may be somebody else's by now.
+        // Without a watch, another process may have the number.
         if let (Some(group), Some(_)) = (self.0, &self.1) {
             // Gone already: then there is nothing left to end.
             let _ = kill_process_group(group, Signal::KILL);

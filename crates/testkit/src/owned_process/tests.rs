@@ -61,10 +61,10 @@ fn output_is_given_and_a_hanging_command_is_ended_with_what_it_started() {
 #[test]
 fn a_program_that_is_not_there_or_cannot_run_is_an_error_of_the_start() {
     for program in ["/nowhere/program", "no-such-program-on-path"] {
-        let error = Plan::new(program).output_within(LIMIT).expect_err("it is not there");
+        let error = Plan::new(program).output_within(LIMIT).expect_err("it does not exist");
         assert_eq!(error.kind(), io::ErrorKind::NotFound, "{program}");
     }
-    let error = Plan::new("/etc/passwd").output_within(LIMIT).expect_err("it is no program");
+    let error = Plan::new("/etc/passwd").output_within(LIMIT).expect_err("it is not a program");
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
 }
 

@@ -1,5 +1,5 @@
 # Becomes the program, and leaves behind a watch that ends it when its owner is gone. Both are in one process group,
-# whose number stays taken for as long as the watch lives: no signal can reach a stranger.
+# whose number stays taken for as long as the watch lives: no signal can reach another process.
 #
 # Standard input is a pipe whose other end only the owner holds.
 # Arguments: the signal that ends the program, a folder that goes with it (or ''), what its standard input is
