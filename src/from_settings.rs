@@ -8,7 +8,7 @@ use crate::domain::message_id::MessageIds;
 use crate::domain::outcome::RetryPolicy;
 use crate::domain::subscription::Identity;
 use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, SecretNotOpened};
-use crate::nats::definitions::{Limits, Shape};
+use crate::nats::definitions::{Limits, StreamParameters};
 use crate::nats::{ConnectOptions, JetStream, NatsError, Tls};
 use crate::seal::{Place, Sealer};
 #[cfg(feature = "kafka")]
