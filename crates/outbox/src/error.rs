@@ -1,55 +1,58 @@
-//! Why the outbox's database did not do what it was asked.
+//! Errors of the outbox database.
 
 use std::io;
 use std::time::Duration;
 
-/// No text of it holds the database URL, which holds a password.
+/// Why an operation on the outbox database failed.
+///
+/// Each variant with a `source` keeps sqlx's error. No text contains the database URL, because the URL contains a
+/// password.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error(
-        "the database URL {problem}; write postgres://user:password@host:port/database or sqlite:///path/to/file"
+        "database URL: {problem}; write postgres://user:password@host:port/database or sqlite:///path/to/file"
     )]
     Url { problem: &'static str },
     #[error("the outbox database{} cannot be reached: {}", at(address), advice(source))]
     Connect {
-        /// Host and port, where there is a server.
+        /// Host and port; `None` on SQLite, and if the pool timed out.
         address: Option<String>,
         source: sqlx::Error,
     },
-    /// A statement found the session of another: what was prepared is not there, or is there already.
+    /// A statement ran in another client's session: its prepared statement is missing, or exists already.
     #[error(
         "the outbox database is behind a connection pooler in transaction mode, which keeps no session ({}); set outbox.pooler = \"transaction\"",
         text(source)
     )]
     Pooler { source: sqlx::Error },
-    #[error("the database did not answer within {limit:?} ({operation})")]
+    #[error("outbox database: no answer within {limit:?} while {operation}")]
     Timeout { operation: &'static str, limit: Duration },
-    #[error("the outbox is not set up in this database; run `hub outbox setup` with its URL")]
+    #[error("outbox database: the outbox is not set up; run `hub outbox setup` with its URL")]
     NotSetUp,
     #[error(
-        "the outbox in this database has schema version {found}, this program needs {known}; run `hub outbox setup` with its URL"
+        "outbox database: schema version {found}, but this program needs {known}; run `hub outbox setup` with its URL"
     )]
     Outdated { found: i64, known: i64 },
     #[error(
-        "the outbox in this database has schema version {found}, this program knows {known}; use the program that made it, or a later one"
+        "outbox database: schema version {found} is newer than version {known} of this program; use a newer hub"
     )]
     Newer { found: i64, known: i64 },
-    #[error("the database is {found}; {needed} or newer is needed")]
+    #[error("outbox database: {found} is too old; use {needed} or newer")]
     TooOld { found: String, needed: &'static str },
-    #[error("the database refused ({operation}): {}", text(source))]
+    #[error("outbox database: error while {operation}: {}", text(source))]
     Database { operation: &'static str, source: sqlx::Error },
 }
 
-/// PostgreSQL's SQLSTATEs (its manual, appendix A) for a schema, table or function that is not there.
+/// SQLSTATEs of PostgreSQL (manual, appendix A) for a missing schema, table or function.
 const ABSENT: [&str; 3] = ["3F000", "42P01", "42883"];
 
-/// PostgreSQL's SQLSTATEs for a prepared statement that is not there, or is there already.
+/// SQLSTATEs of PostgreSQL for a prepared statement that is missing, or exists already.
 const OF_POOLER: [&str; 2] = ["26000", "42P05"];
 
-/// `protocol_violation`: PgBouncer's word of a startup parameter that it does not know. It stays so.
+/// `protocol_violation`: PgBouncer's answer to an unknown startup parameter. A retry does not help.
 const REFUSED_STARTUP: &str = "08P01";
 
-/// A connection that did not come in time.
+/// The error for a connection that was not open in time.
 #[cfg(feature = "postgres")]
 pub(super) fn no_answer() -> sqlx::Error {
     let limit = crate::store::CONNECT_LIMIT;
@@ -60,7 +63,7 @@ fn at(address: &Option<String>) -> String {
     address.as_ref().map(|address| format!(" at {address}")).unwrap_or_default()
 }
 
-/// The error's own words, without the line of PostgreSQL's source that sqlx puts behind them.
+/// The database's message, without the position in PostgreSQL's source that sqlx appends.
 fn text(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => error.message().to_owned(),
@@ -69,7 +72,7 @@ fn text(error: &sqlx::Error) -> String {
     }
 }
 
-/// Why there is no connection, and what to do about it.
+/// The cause of a failed connection, and its remedy.
 fn advice(error: &sqlx::Error) -> String {
     let remedy = match error {
         sqlx::Error::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -99,12 +102,13 @@ fn advice(error: &sqlx::Error) -> String {
 }
 
 impl StoreError {
-    /// Of a connection that was asked for by itself.
+    /// The error of a connection that was opened outside the pool.
     #[cfg(feature = "postgres")]
     pub(super) fn unreachable(address: String, source: sqlx::Error) -> Self {
         Self::Connect { address: Some(address), source }
     }
 
+    /// Classifies an error of sqlx. `operation` is a gerund, such as `claiming`.
     pub(super) fn of(operation: &'static str, source: sqlx::Error) -> Self {
         match source {
             sqlx::Error::PoolTimedOut => Self::Connect { address: None, source },
@@ -114,7 +118,7 @@ impl StoreError {
                 Self::Pooler { source }
             }
             sqlx::Error::Database(ref error) => {
-                // (SQLite has one code for whatever is wrong with a statement, and says it in its text.)
+                // SQLite has one code for all errors in a statement; only its message tells them apart.
                 let absent = error.code().is_some_and(|code| ABSENT.contains(&&*code));
                 if absent { Self::NotSetUp } else { Self::Database { operation, source } }
             }
@@ -122,7 +126,7 @@ impl StoreError {
         }
     }
 
-    /// Whether somebody has to set the database up, or this program is not the one for it; the text says how.
+    /// True if the configuration or the schema must be corrected first; the error text names the remedy.
     pub fn is_of_setup(&self) -> bool {
         match self {
             Self::Url { .. }
@@ -135,13 +139,12 @@ impl StoreError {
         }
     }
 
-    /// Whether the same may succeed later, without anybody's doing: the database is down, restarting,
-    /// overloaded, or two transactions collided.
+    /// True if a retry may succeed: the database is down, restarting or overloaded, or two transactions conflicted.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Timeout { .. } => true,
             Self::Url { .. } | Self::TooOld { .. } | Self::Newer { .. } | Self::Pooler { .. } => false,
-            // Somebody may set it up meanwhile, but this program cannot wait for that unsaid.
+            // An operator must run `hub outbox setup`, so waiting silently would hide the error.
             Self::NotSetUp | Self::Outdated { .. } => false,
             Self::Connect { source, .. } | Self::Database { source, .. } => match source {
                 sqlx::Error::Io(_)
@@ -152,8 +155,8 @@ impl StoreError {
                 | sqlx::Error::PoolTimedOut => true,
                 sqlx::Error::Database(error) => error.code().is_some_and(|code| {
                     code != REFUSED_STARTUP && {
-                        // PostgreSQL: connection, resources, operator's stop, serialisation and deadlock,
-                        // lock not available. SQLite: busy, locked and not to be opened, whatever their extended part.
+                        // PostgreSQL: connection, resources, operator intervention, serialization failure,
+                        // deadlock, lock not available. SQLite: BUSY, LOCKED and CANTOPEN, in any extended form.
                         ["08", "53", "57"].iter().any(|class| code.len() == 5 && code.starts_with(class))
                             || matches!(&*code, "40001" | "40P01" | "55P03")
                             || (code.len() < 5

@@ -1,6 +1,6 @@
 #![doc = include_str!("../README.md")]
 //!
-//! [`Store`] also has what the relay and the operators do with the rows; an application needs none of it.
+//! [`Store`] also has the operations of the relay and of operators; an application does not need them.
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod error;

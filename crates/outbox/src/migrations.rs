@@ -1,4 +1,4 @@
-//! The schema's versions: each is one file, applied once, in order, and never changed afterwards.
+//! Migrations of the schema: one file each, applied once and in order, never changed after its release.
 
 pub(super) struct Migration {
     pub(super) version: i64,
@@ -9,7 +9,7 @@ pub(super) fn newest(all: &[Migration]) -> i64 {
     all.last().map_or(0, |migration| migration.version)
 }
 
-/// Those that a schema of this version has not had.
+/// Migrations that are newer than a schema version.
 pub(super) fn after(all: &[Migration], version: i64) -> impl Iterator<Item = &Migration> {
     all.iter().filter(move |migration| migration.version > version)
 }

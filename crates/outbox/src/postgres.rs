@@ -17,11 +17,11 @@ const MIGRATIONS: [Migration; 2] = [
     Migration { version: 1, sql: include_str!("postgres/0001_outbox.sql") },
     Migration { version: 2, sql: include_str!("postgres/0002_refusals.sql") },
 ];
-/// Taken by whoever changes the schema.
+/// Advisory lock of schema changes.
 const SETUP_LOCK: i64 = 0x6875_625f_6f75_7462; // "hub_outb"
 /// Notified at the end of each transaction that raised an event.
 const CHANNEL: &str = "hub_outbox";
-/// How often one claim looks on behind streams that others are working on.
+/// Maximum number of queries per claim; each one skips the streams that were found blocked.
 const ROUNDS: usize = 4;
 
 #[derive(Clone)]
@@ -45,7 +45,7 @@ impl std::fmt::Debug for Postgres {
     }
 }
 
-/// Of a claim: the row's columns, all null for a blocked stream, and how many rows were due, at most the limit.
+/// A row of `claim.sql`: the columns, all null for a blocked stream, and the number of due rows, at most the limit.
 type Claimed = (
     Option<i64>,
     Option<String>,
@@ -59,8 +59,8 @@ type Claimed = (
     i64,
 );
 
-/// Runs one statement. Behind a pooler in transaction mode it is a transaction of its own, so that all its messages
-/// reach the same server, and is prepared under no name, which the next client's would clash with.
+/// Runs one statement. Behind a pooler in transaction mode, it runs in its own transaction, so that all its messages
+/// reach one server connection, and as an unnamed statement, because names of several clients would collide.
 macro_rules! run {
     ($database:expr, $how:ident, $query:expr) => {
         if $database.is_pooled {
@@ -76,7 +76,7 @@ macro_rules! run {
 use run;
 
 impl Postgres {
-    /// Connects when the first statement needs it, so that a database that is down is found then.
+    /// Opens no connection; the first statement connects.
     pub(super) fn new(
         url: &str,
         connections: u32,
@@ -84,16 +84,16 @@ impl Postgres {
         is_pooled: bool,
     ) -> Result<Self, StoreError> {
         let mut options = PgConnectOptions::from_str(url)
-            .map_err(|_| StoreError::Url { problem: "is not one of PostgreSQL" })?
+            .map_err(|_| StoreError::Url { problem: "invalid PostgreSQL URL" })?
             .application_name("integration-hub outbox")
             .disable_statement_logging();
         if is_pooled {
-            // PgBouncer refuses the one unless it is told to pass it over.
+            // PgBouncer refuses extra_float_digits by default.
             options = options.extra_float_digits(None).statement_cache_capacity(0);
         }
         let address = format!("{}:{}", options.get_host(), options.get_port());
         let pool = PgPoolOptions::new()
-            // The listener's beside those of the statements.
+            // One more for the listener.
             .max_connections(connections.saturating_add(1))
             .acquire_timeout(acquire)
             .connect_lazy_with(options.clone());
@@ -104,7 +104,7 @@ impl Postgres {
         self.pool.close().await;
     }
 
-    /// With a connection of its own, since the pool goes on trying and keeps the cause to itself.
+    /// Uses its own connection, because the pool retries and hides the cause.
     pub(super) async fn check_server(&self) -> Result<(), StoreError> {
         let reaching =
             tokio::time::timeout(crate::store::CONNECT_LIMIT, PgConnection::connect_with(&self.options));
@@ -125,7 +125,7 @@ impl Postgres {
         };
         let (number, version): (i64, String) =
             answer.map_err(|error| StoreError::of("asking its version", error))?;
-        // The answer is there, whatever becomes of the connection.
+        // The query has succeeded; an error while closing does not matter.
         let _ = connection.close().await;
         if number < OLDEST {
             return Err(StoreError::TooOld { found: version, needed: "PostgreSQL 14" });
@@ -133,8 +133,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// Asks on a connection of its own until that fails, and says why. The pool would go on trying, and keep the cause
-    /// to itself.
+    /// Pings on its own connection until that fails, and returns the cause. The pool would retry and hide it.
     pub(super) async fn watch(&self) -> StoreError {
         let unreachable = |source| StoreError::unreachable(self.address.clone(), source);
         loop {
@@ -149,7 +148,7 @@ impl Postgres {
                 match tokio::time::timeout(crate::store::WATCH_LIMIT, connection.ping()).await {
                     Ok(Ok(())) => {}
                     Err(_) => return unreachable(crate::error::no_answer()),
-                    // The connection may have ended by itself.
+                    // Only the connection may be lost, not the database.
                     Ok(Err(_)) => match self.check_server().await {
                         Ok(()) => break,
                         Err(cause) => return cause,
@@ -179,7 +178,7 @@ impl Postgres {
         migrations::newest(&MIGRATIONS)
     }
 
-    /// All in one transaction, one at a time: whoever comes second finds it done.
+    /// Runs in one transaction under a lock; a concurrent second setup finds nothing to do.
     pub(super) async fn setup(&self) -> Result<SetUp, sqlx::Error> {
         let mut tx = self.pool.begin().await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
@@ -187,7 +186,7 @@ impl Postgres {
             .persistent(!self.is_pooled)
             .execute(&mut *tx)
             .await?;
-        // Asked first: a role that may not create schemas may still be told that all is well.
+        // Checked first, so that a role without the right to create schemas can run a setup that changes nothing.
         let there: bool = sqlx::query_scalar("SELECT to_regclass('hub_outbox.migrations') IS NOT NULL")
             .persistent(!self.is_pooled)
             .fetch_one(&mut *tx)
@@ -431,7 +430,7 @@ impl Postgres {
         )
     }
 
-    /// A connection of its own that hears of commits; None where a pooler stands between, which passes no word on.
+    /// A connection that listens for commits; `None` behind a pooler, which forwards no notifications.
     pub(super) async fn listen(&self) -> Result<Option<PgListener>, sqlx::Error> {
         if self.is_pooled {
             return Ok(None);

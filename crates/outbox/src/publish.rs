@@ -10,16 +10,22 @@ use crate::error::StoreError;
 use hub_domain::field_error::FieldError;
 use hub_domain::producer_outbox::RaisedEvent;
 
-/// Why an event was not raised. On PostgreSQL the transaction is then aborted, unless the error is a field.
+/// Why [`publish`] did not raise an event.
+///
+/// After [`RaiseError::Refused`] or [`RaiseError::Store`], PostgreSQL aborts the transaction. [`RaiseError::Field`] and
+/// [`RaiseError::Json`] are found before the database is used, so the transaction can go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RaiseError {
+    /// A field is invalid.
     #[error("the event was not raised: {0}")]
     Field(#[from] FieldError),
+    /// The event cannot be serialized.
     #[error("the event was not raised: it cannot be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
-    /// The database's own check.
+    /// The database's check failed, for example because the id was raised before.
     #[error("the event was not raised: {problem}{}", remedy.as_ref().map(|remedy| format!(" ({remedy})")).unwrap_or_default())]
-    Refused { problem: String, remedy: Option<String> },
+    Refused { problem: String, remedy: Option<String>, source: sqlx::Error },
+    /// The database failed.
     #[error("the event was not raised: {0}")]
     Store(#[from] StoreError),
 }
@@ -28,20 +34,21 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// An open transaction, or a connection, of sqlx: PostgreSQL's or SQLite's.
+/// An open transaction or a connection of sqlx, to PostgreSQL or SQLite. Sealed.
 pub trait Producer: sealed::Sealed {
     #[doc(hidden)]
     fn raise(&mut self, event: String) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
-/// Raises an event: writes its rows in the open transaction, one for the internal broker and, if the event
-/// is published, one for each external broker. Commit, and they go out; roll back, and there are none.
-/// Gives the event's id.
+/// Raises an event in an open transaction and returns the event's id.
 ///
-/// A connection without a transaction raises the event by itself.
+/// Writes one row for the internal broker and, if `event.published` is set, one row for each external broker. The
+/// rows are sent if the transaction commits; a rollback removes them. On a connection without a transaction, the
+/// event is raised in a transaction of its own. An event without an id gets a random UUID.
 ///
-/// Errors: a field that is wrong, an id that was raised before, or the database's own; see
-/// [`RaiseError`].
+/// # Errors
+///
+/// [`RaiseError`]: a field is invalid, the id was raised before, or the database failed.
 pub async fn publish<P: Producer>(transaction: &mut P, event: &RaisedEvent) -> Result<String, RaiseError> {
     event.validate()?;
     let (id, json) = match &event.id {
@@ -64,8 +71,9 @@ fn fresh_id() -> String {
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
-/// The check of an event raises `invalid_parameter_value`, the constraints what PostgreSQL and SQLite have
-/// for these; all else is the database's own trouble.
+/// Tells an event that the database refused from a failure of the database.
+///
+/// The check in SQL raises `invalid_parameter_value`; constraints have codes of their own on PostgreSQL and SQLite.
 fn refused(error: sqlx::Error) -> RaiseError {
     if let sqlx::Error::Database(database) = &error {
         #[cfg(feature = "postgres")]
@@ -73,13 +81,11 @@ fn refused(error: sqlx::Error) -> RaiseError {
         #[cfg(not(feature = "postgres"))]
         let remedy: Option<&str> = None;
         let code = database.code().unwrap_or_default();
-        // Class 22: what cannot be a jsonb, say a NUL in a text. 1811: SQLite's RAISE in a trigger.
+        // Class 22: invalid data, such as a NUL in jsonb. 1811: RAISE in a trigger of SQLite.
         let is_event = code.len() == 5 && code.starts_with("22") || code == "23505" || code == "1811";
         if is_event || database.is_unique_violation() {
-            return RaiseError::Refused {
-                problem: database.message().to_owned(),
-                remedy: remedy.map(str::to_owned),
-            };
+            let (problem, remedy) = (database.message().to_owned(), remedy.map(str::to_owned));
+            return RaiseError::Refused { problem, remedy, source: error };
         }
     }
     StoreError::of("raising an event", error).into()
@@ -87,14 +93,14 @@ fn refused(error: sqlx::Error) -> RaiseError {
 
 #[cfg(feature = "postgres")]
 async fn raise_postgres(connection: &mut PgConnection, event: String) -> Result<(), sqlx::Error> {
-    // One message of the simple protocol: nothing is prepared, so that a pooler may stand between.
+    // The simple protocol prepares no statement, so it works behind a pooler in transaction mode.
     let statement = format!("SELECT hub_outbox.publish({}::jsonb)", dollar_quoted(&event));
     connection.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(statement))).await?;
     Ok(())
 }
 
-/// A text as a literal of PostgreSQL, whatever is in it and whatever the session's settings: between two tags that it
-/// does not hold (the manual, 4.1.2.4).
+/// Quotes a text as a PostgreSQL literal with a tag that the text does not contain, so that the session's settings
+/// do not matter (manual, 4.1.2.4).
 #[cfg(feature = "postgres")]
 fn dollar_quoted(text: &str) -> String {
     let mut tag = "$event$".to_owned();

@@ -1,4 +1,4 @@
-//! What goes into the store and what comes out, the same for each database.
+//! Arguments and results of the store, the same for both databases.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,54 +15,54 @@ pub struct ClaimRequest<'a> {
     /// The target broker.
     pub broker: &'a str,
     pub priority: Priority,
-    /// Names who claims, uniquely over all relays: only it may settle what it claimed.
+    /// Name of the claimer, unique over all relays; only it may settle the rows.
     pub holder: &'a str,
-    /// The most rows.
+    /// Maximum number of rows.
     pub limit: usize,
-    /// After this the claim expires, and others may take the rows.
+    /// Time after which the claim expires and other relays may claim the rows.
     pub claim_time: Duration,
-    /// Streams to pass over: those that are known to be in other hands cost the claim less so.
+    /// Streams to skip, such as those that another worker holds.
     pub passed_over: &'a [String],
 }
 
-/// A row in the hands of whoever claimed it.
+/// A claimed row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimedRow {
-    /// The order of insertion, and with the broker what names the row.
+    /// Insertion order; identifies the row together with the broker.
     pub position: i64,
     pub message_id: String,
     /// The event key.
     pub event_type: String,
     pub stream: String,
     pub priority: Priority,
-    /// Whether the event is published, so that external brokers are to have it too.
+    /// True if the event is published, that is, also sent to external brokers.
     pub is_public: bool,
-    /// The envelope, as it is to be sent.
+    /// The envelope to send, as JSON.
     pub payload: String,
-    /// Failed attempts so far.
+    /// Number of failed attempts so far.
     pub attempts: u32,
     pub created_at: OffsetDateTime,
 }
 
-/// A claimed row whose attempt failed, and is to be tried again.
+/// A claimed row whose attempt failed and which is retried.
 #[derive(Debug, Clone)]
 pub struct FailedAttempt {
     pub position: i64,
     pub error: String,
-    /// The wait, by the database's clock.
+    /// Wait before the next attempt, by the database's clock.
     pub retry_after: Duration,
-    /// Whether it counts among the row's attempts: not where the broker had no room.
+    /// True if the attempt counts; false if the broker had no room.
     pub counts: bool,
 }
 
-/// A claimed row that is given up.
+/// A claimed row to abandon.
 #[derive(Debug, Clone)]
 pub struct GivenUp {
     pub position: i64,
     pub reason: String,
 }
 
-/// How the rows of one target broker stand.
+/// Counts of the rows of one target broker.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(as = OutboxBrokerStatus))]
@@ -80,7 +80,7 @@ pub struct BrokerStatus {
     pub oldest_open_at: Option<OffsetDateTime>,
 }
 
-/// Which rows an operator means; what is not given does not restrict.
+/// A filter on rows. An empty or missing field matches every row.
 #[derive(Debug, Clone, Default)]
 pub struct RowSelection {
     pub broker: Option<String>,
@@ -90,7 +90,7 @@ pub struct RowSelection {
     pub event_type: Option<String>,
 }
 
-/// Where a list or a change in batches goes on: after the row of this position and broker. Written as
+/// Where the next page or batch starts: after the row with this position and broker. Text form:
 /// `<position>:<broker>`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RowCursor {
@@ -98,12 +98,13 @@ pub struct RowCursor {
     pub broker: String,
 }
 
+/// A text is not a [`RowCursor`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no cursor: write it as the answer before gave it, such as 120:internal")]
+#[error("invalid cursor {0:?}; use the cursor of the previous answer, such as 120:internal")]
 pub struct InvalidRowCursor(String);
 
 impl RowCursor {
-    /// Behind this row.
+    /// The cursor after a row.
     pub fn of(row: &Row) -> Self {
         Self { position: row.position, broker: row.broker.clone() }
     }
@@ -115,7 +116,7 @@ impl FromStr for RowCursor {
         let read = || {
             let (position, broker) = text.split_once(':')?;
             let position = position.parse().ok()?;
-            // (PostgreSQL refuses a text with a NUL in it.)
+            // PostgreSQL refuses text that contains NUL.
             (!broker.contains('\0')).then(|| Self { position, broker: broker.to_owned() })
         };
         read().ok_or_else(|| InvalidRowCursor(text.to_owned()))
@@ -128,11 +129,12 @@ impl fmt::Display for RowCursor {
     }
 }
 
-/// One batch of a change.
+/// Result of one batch of a change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
+    /// Number of rows changed.
     pub changed: u64,
-    /// Where the next batch begins; None after the last one.
+    /// Start of the next batch; `None` after the last one.
     pub next: Option<RowCursor>,
 }
 
@@ -166,26 +168,26 @@ pub struct Row {
     pub last_error: Option<String>,
 }
 
-/// How long settled rows are kept.
+/// Retention of settled rows.
 #[derive(Debug, Clone, Copy)]
 pub struct Retention {
     pub published: Duration,
     pub abandoned: Duration,
 }
 
-/// What the configured external brokers made of those the database knew.
+/// Changes of the registered external brokers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct BrokerSync {
     pub added: Vec<String>,
     pub removed: Vec<String>,
-    /// In the database, not configured, and left there: published events are still forked to them.
+    /// Registered but not configured. They were kept, and still get published events.
     pub unconfigured: Vec<String>,
 }
 
-/// What `setup` found and did.
+/// Schema versions before and after a setup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct SetUp {
-    /// The schema version before; 0 where there was none.
+    /// Schema version before; 0 if there was no schema.
     pub from: i64,
     pub to: i64,
 }
@@ -199,8 +201,8 @@ impl BrokerSync {
 }
 
 impl Batch {
-    /// `last`: the rows changed, and the position and broker of the last row of the batch. A batch that
-    /// changed fewer than `full` rows was the last.
+    /// `last`: number of rows changed, then position and broker of the last one. A batch of fewer than `full` rows is
+    /// the last batch.
     pub(super) fn of(last: Option<(i64, i64, String)>, full: usize) -> Self {
         let Some((changed, position, broker)) = last else { return Self::default() };
         let changed = u64::try_from(changed).unwrap_or_default();
@@ -271,8 +273,8 @@ impl Row {
 }
 
 impl BrokerStatus {
-    /// Joins the counts by broker and status (`oldest` in microseconds since 1970) with the brokers that are
-    /// configured; in order of names, `internal` first.
+    /// Joins counts by broker and status (`oldest` in microseconds since 1970) with the configured brokers; `internal`
+    /// first, then by name.
     pub(super) fn join(
         configured: Vec<String>,
         counts: Vec<(String, String, i64, Option<i64>)>,
@@ -313,7 +315,7 @@ fn priority_of(text: &str) -> Result<Priority, sqlx::Error> {
     Priority::ALL
         .into_iter()
         .find(|lane| lane.as_str() == text)
-        .ok_or_else(|| sqlx::Error::Decode(format!("{text:?} is no lane").into()))
+        .ok_or_else(|| sqlx::Error::Decode(format!("unknown lane {text:?}").into()))
 }
 
 fn time_of(microseconds: i64) -> Result<OffsetDateTime, sqlx::Error> {
@@ -321,7 +323,7 @@ fn time_of(microseconds: i64) -> Result<OffsetDateTime, sqlx::Error> {
         .map_err(|error| sqlx::Error::Decode(error.into()))
 }
 
-/// As the databases take it.
+/// A duration in milliseconds, as both databases store it.
 pub(super) fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 2_000)
 }

@@ -1,4 +1,4 @@
-//! The outbox on SQLite 3.38+. One writer at a time, and the clock is this machine's.
+//! The outbox on SQLite 3.38+. There is one writer at a time, and times come from the local clock.
 
 mod operating;
 
@@ -19,11 +19,11 @@ const MIGRATIONS: [Migration; 2] = [
     Migration { version: 1, sql: include_str!("sqlite/0001_outbox.sql") },
     Migration { version: 2, sql: include_str!("sqlite/0002_refusals.sql") },
 ];
-/// Takes the write lock at once: a transaction that reads first and then finds another's write is refused.
+/// Takes the write lock at the start: SQLite refuses a transaction that reads first and writes after another's write.
 const BEGIN: &str = "BEGIN IMMEDIATE";
-/// How often one claim looks on behind streams that others are working on.
+/// Maximum number of queries per claim; each one skips the streams that were found blocked.
 const ROUNDS: usize = 4;
-/// How long a row of one lane that waits behind one of the other is not looked at.
+/// How long a row is skipped that waits for a row of the other priority.
 const OTHER_LANE: i64 = 250;
 
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ pub(super) struct Sqlite {
     pool: SqlitePool,
 }
 
-/// Of a claim: stream, position, and the blocker's position, lane, status and due time.
+/// A row of `claim.sql`: stream, position, and the blocking row's position, lane, status and due time.
 type Due = (String, i64, Option<i64>, Option<String>, Option<String>, Option<i64>);
 
 fn now() -> i64 {
@@ -44,7 +44,7 @@ fn array<T: serde::Serialize>(items: &[T]) -> String {
 }
 
 impl Sqlite {
-    /// `create`: makes the file where there is none.
+    /// `create`: create the file if it does not exist.
     pub(super) fn new(
         url: &str,
         connections: u32,
@@ -52,9 +52,9 @@ impl Sqlite {
         create: bool,
     ) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::from_str(url)
-            .map_err(|_| StoreError::Url { problem: "is not one of SQLite" })?
+            .map_err(|_| StoreError::Url { problem: "invalid SQLite URL" })?
             .create_if_missing(create)
-            // How long a writer waits for another one.
+            // How long a writer waits for another writer.
             .busy_timeout(acquire)
             .disable_statement_logging();
         let pool = SqlitePoolOptions::new()
@@ -69,7 +69,7 @@ impl Sqlite {
     }
 
     pub(super) async fn check_server(&self) -> Result<(), StoreError> {
-        // The version is this program's own; whether the file can be opened is what may fail.
+        // SQLite is linked into this program, so only opening the file can fail.
         sqlx::query("SELECT 1")
             .execute(&self.pool)
             .await
@@ -95,7 +95,7 @@ impl Sqlite {
         migrations::newest(&MIGRATIONS)
     }
 
-    /// All in one transaction, one at a time: whoever comes second finds it done.
+    /// Runs in one transaction under the write lock; a concurrent second setup finds nothing to do.
     pub(super) async fn setup(&self) -> Result<SetUp, sqlx::Error> {
         let mut tx = self.pool.begin_with(BEGIN).await?;
         sqlx::query(
@@ -161,7 +161,7 @@ impl Sqlite {
     pub(super) async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<ClaimedRow>, sqlx::Error> {
         let (mut taken, mut blocked) = (Vec::<i64>::new(), request.passed_over.to_vec());
         let now = now();
-        // Looked before the write lock is asked for: an idle relay disturbs no writer.
+        // Checked before the write lock is taken, so that an idle relay does not delay writers.
         let due: bool = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM hub_outbox_messages WHERE broker = ?1 AND lane = ?2 AND due_at <= ?3)",
         )
@@ -250,7 +250,7 @@ impl Sqlite {
         rows.into_iter().map(ClaimedRow::read).collect()
     }
 
-    /// The rows from a stream's first open one on that may all be claimed, at most `limit`.
+    /// The claimable rows of a stream from its first open row on, at most `limit`.
     async fn front(
         tx: &mut SqliteConnection,
         request: &ClaimRequest<'_>,

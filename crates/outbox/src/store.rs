@@ -1,19 +1,16 @@
-//! The outbox in the producer's database, on PostgreSQL and on SQLite: setting it up, raising events in
-//! the producer's transaction, and all that the relay and the operators do with the rows.
+//! The producer outbox on PostgreSQL and SQLite: setup, claims, settlement, operator commands and upkeep.
 //!
-//! The rules that hold on both, whoever asks (statuses: `domain::producer_outbox::Status`):
+//! Rules on both databases (statuses: `hub_domain::producer_outbox::Status`):
 //!
-//! * A row is claimed by one holder until its claim expires; only the holder settles it. What a settling
-//!   call counts less than it was given, was no longer the holder's.
-//! * Rows of one broker and stream are claimed in order of insertion: none while an earlier one is open
-//!   that is not in the same claim.
-//! * Each call is one transaction. Nothing here is retried: whoever calls decides, by
-//!   [`StoreError::is_transient`].
+//! * One holder claims a row until the claim expires, and only the holder settles it. A settling call returns how many
+//!   rows the holder still held, which may be fewer than it passed.
+//! * Rows of one broker and stream are claimed in insertion order. A row is not claimed while an earlier row of its
+//!   stream is open, unless both are in the same claim.
+//! * Each call is one transaction. No call retries; the caller decides with [`StoreError::is_transient`].
 //!
-//! The order of insertion is that of the calls of `publish`, as far as the transactions of one stream do
-//! not overlap: on PostgreSQL one that commits later may have the earlier position. Producers change the
-//! aggregate in the same transaction, whose row lock sees to that; for others there is
-//! `hub_outbox.lock_stream`.
+//! Insertion order is the order of the calls of `publish`, as long as the transactions of one stream do not overlap: on
+//! PostgreSQL, a transaction that commits later may have the earlier position. Producers that change the aggregate in
+//! the same transaction hold its row lock, which prevents overlaps; others call `hub_outbox.lock_stream`.
 
 use std::time::Duration;
 
@@ -31,42 +28,43 @@ use crate::rows::{
 #[cfg(feature = "sqlite")]
 use crate::sqlite::Sqlite;
 
-/// Longest wait for a connection when the database is asked whether it is there: whoever asks is told within 3 s.
+/// Connection timeout of the reachability check, so that the check answers within 3 s.
 pub const CONNECT_LIMIT: Duration = Duration::from_millis(2_500);
-/// How often a database is asked that is watched, and the longest wait for its answer: an outage is seen within 3 s.
+/// Interval of [`Store::watch`]; together with its timeout, an outage is found within 3 s.
 #[cfg(feature = "postgres")]
 pub(crate) const WATCH_EVERY: Duration = Duration::from_millis(500);
 #[cfg(feature = "postgres")]
 pub(crate) const WATCH_LIMIT: Duration = CONNECT_LIMIT;
-/// The most that is kept of an error's text.
+/// Maximum length of a stored error text, in bytes.
 const MAX_ERROR_BYTES: usize = 2_000;
-/// Setting up may wait for another who does, and writes tables.
+/// Timeout of a setup, which may wait for a concurrent setup.
 const SETUP_LIMIT: Duration = Duration::from_secs(60);
-/// One batch of deletions, or of rows looked through.
+/// Timeout of one batch of deletions, or of one scan.
 const UPKEEP_LIMIT: Duration = Duration::from_secs(60);
 
-/// How to reach the database.
+/// How to connect to the database.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
     /// `postgres://…` (libpq's parameters, such as `?sslmode=verify-full`) or `sqlite:…`.
     pub url: SecretString,
-    /// The most connections at once; one more while someone listens.
+    /// Maximum number of connections; a listener uses one more.
     pub connections: u32,
-    /// Longest wait for one statement, the connection included.
+    /// Timeout of one statement, including the wait for a connection.
     pub timeout: Duration,
-    /// On SQLite: makes the file where there is none.
+    /// SQLite: create the file if it does not exist.
     pub create: bool,
-    /// PostgreSQL is reached by way of a pooler in transaction mode (`outbox.pooler = "transaction"`).
+    /// PostgreSQL is behind a pooler in transaction mode (`outbox.pooler = "transaction"`).
     pub is_pooled: bool,
 }
 
 impl StoreOptions {
+    /// Default options: 4 connections, 15 s per statement, no file creation, no pooler.
     pub fn new(url: SecretString) -> Self {
         Self { url, connections: 4, timeout: Duration::from_secs(15), create: false, is_pooled: false }
     }
 }
 
-/// The outbox. Clones share the connections.
+/// A producer outbox. Clones share the connection pool.
 #[derive(Debug, Clone)]
 pub struct Store {
     backend: Backend,
@@ -81,7 +79,7 @@ enum Backend {
     Sqlite(Sqlite),
 }
 
-/// Does one thing on whichever database it is, within a time.
+/// Runs an operation on the configured database, with a timeout.
 macro_rules! ask {
     ($store:ident, $operation:literal, $limit:expr, $backend:ident => $call:expr) => {
         match &$store.backend {
@@ -105,10 +103,10 @@ async fn within<T>(
 }
 
 impl Store {
-    /// Reads the URL. Connects when the first call needs it, and again after each loss.
+    /// Parses the URL. Opens no connection: the first call connects, and calls reconnect after a loss.
     pub fn new(options: StoreOptions) -> Result<Self, StoreError> {
         let url = options.url.expose_secret();
-        let (scheme, _) = url.split_once(':').ok_or(StoreError::Url { problem: "has no scheme" })?;
+        let (scheme, _) = url.split_once(':').ok_or(StoreError::Url { problem: "no scheme" })?;
         let backend = match scheme {
             #[cfg(feature = "postgres")]
             "postgres" | "postgresql" => Backend::Postgres(Box::new(Postgres::new(
@@ -121,12 +119,12 @@ impl Store {
             "sqlite" => {
                 Backend::Sqlite(Sqlite::new(url, options.connections, options.timeout, options.create)?)
             }
-            _ => return Err(StoreError::Url { problem: "names neither PostgreSQL nor SQLite" }),
+            _ => return Err(StoreError::Url { problem: "unknown scheme" }),
         };
         Ok(Self { backend, timeout: options.timeout })
     }
 
-    /// Ends all connections, when the calls under way are done.
+    /// Closes all connections after the calls in progress end.
     pub async fn close(&self) {
         match &self.backend {
             #[cfg(feature = "postgres")]
@@ -136,8 +134,11 @@ impl Store {
         }
     }
 
-    /// Makes the schema, or brings it to this program's version. May be run at any time, by several at
-    /// once. Refuses a server that is too old and a schema that is newer.
+    /// Creates the schema, or migrates it to this program's version. Safe to run at any time and concurrently.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::TooOld`] for an old server, [`StoreError::Newer`] for a newer schema.
     pub async fn setup(&self) -> Result<SetUp, StoreError> {
         self.check_server().await?;
         let done = ask!(self, "setting up", SETUP_LIMIT, backend => backend.setup())?;
@@ -145,7 +146,7 @@ impl Store {
         if done.from > known { Err(StoreError::Newer { found: done.from, known }) } else { Ok(done) }
     }
 
-    /// Whether the outbox is there, and of the version that this program needs.
+    /// Checks that the schema exists and has this program's version.
     pub async fn check(&self) -> Result<(), StoreError> {
         self.check_server().await?;
         let known = self.newest();
@@ -157,7 +158,7 @@ impl Store {
         }
     }
 
-    /// Returns when the database cannot be reached, with the cause. A file is there or not, and whoever asks is told.
+    /// Waits until PostgreSQL is unreachable, and returns the cause. Never returns on SQLite.
     pub async fn watch(&self) -> StoreError {
         match &self.backend {
             #[cfg(feature = "postgres")]
@@ -189,26 +190,27 @@ impl Store {
         }
     }
 
-    /// Tells the database the external brokers that published events are forked to. One that is no longer
-    /// `configured` stays unless `prune` says otherwise: a program with an old file must not take events
-    /// from it. Rows that are there already stay in any case.
+    /// Registers the external brokers, which get a row for each published event.
+    ///
+    /// A registered broker that is not in `configured` is removed only with `prune`, so that a process with an old
+    /// configuration does not remove it. Existing rows are kept in any case.
     pub async fn sync_brokers(&self, configured: &[String], prune: bool) -> Result<BrokerSync, StoreError> {
         ask!(self, "writing the brokers", self.timeout, backend => backend.sync_brokers(configured, prune))
     }
 
-    /// Tells the database the hub's `events.max_size`, in bytes: `publish` refuses an event whose envelope is larger.
+    /// Stores the hub's `events.max_size`, in bytes. `publish` refuses an event whose envelope is larger.
     pub async fn limit_events(&self, bytes: u64) -> Result<(), StoreError> {
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         ask!(self, "writing the limits", self.timeout, backend => backend.limit_events(bytes))
     }
 
-    /// Claims due rows, in order of insertion: at most `limit`, and none whose stream has an earlier open
-    /// row that is not among them. Empty where nothing is due.
+    /// Claims at most `request.limit` due rows in insertion order. Skips rows whose stream has an earlier open row
+    /// outside the claim. Returns an empty list if no row is due.
     pub async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<ClaimedRow>, StoreError> {
         ask!(self, "claiming", self.timeout, backend => backend.claim(request))
     }
 
-    /// The target broker has these rows. Gives how many were still the holder's.
+    /// Marks claimed rows as published. Returns how many of them `holder` still held.
     pub async fn mark_published(
         &self,
         broker: &str,
@@ -218,8 +220,8 @@ impl Store {
         ask!(self, "marking as published", self.timeout, backend => backend.mark_published(broker, holder, positions))
     }
 
-    /// These attempts failed and come again after their waits; the rows behind them in their streams wait
-    /// as well, once they are [released](Self::release). Gives how many were still the holder's.
+    /// Marks claimed rows as failed, due again after their waits. Later rows of their streams also wait, after they
+    /// are [released](Self::release). Returns how many of them `holder` still held.
     pub async fn fail(
         &self,
         broker: &str,
@@ -229,17 +231,17 @@ impl Store {
         ask!(self, "marking as failed", self.timeout, backend => backend.fail(broker, holder, failed))
     }
 
-    /// These rows are given up. Gives how many were still the holder's.
+    /// Abandons claimed rows. Returns how many of them `holder` still held.
     pub async fn abandon(&self, broker: &str, holder: &str, rows: &[GivenUp]) -> Result<u64, StoreError> {
         ask!(self, "abandoning", self.timeout, backend => backend.abandon(broker, holder, rows))
     }
 
-    /// Gives claimed rows back untried. Gives how many were still the holder's.
+    /// Releases claimed rows without counting an attempt. Returns how many of them `holder` still held.
     pub async fn release(&self, broker: &str, holder: &str, positions: &[i64]) -> Result<u64, StoreError> {
         ask!(self, "releasing", self.timeout, backend => backend.release(broker, holder, positions))
     }
 
-    /// Lets the claims expire only `claim_time` from now. Gives how many were still the holder's.
+    /// Extends claims to `claim_time` from now. Returns how many of the rows `holder` still held.
     pub async fn extend(
         &self,
         broker: &str,
@@ -250,25 +252,23 @@ impl Store {
         ask!(self, "extending claims", self.timeout, backend => backend.extend(broker, holder, positions, claim_time))
     }
 
-    /// How long until an open row of this broker is due: a wait that ends, or a claim that expires. None
-    /// where no row is open.
+    /// Time until the next open row of a broker is due or its claim expires; `None` if no row is open.
     pub async fn next_due(&self, broker: &str) -> Result<Option<Duration>, StoreError> {
         let wait = ask!(self, "asking what is due", self.timeout, backend => backend.next_due(broker))?;
         Ok(wait.map(|wait| Duration::from_millis(wait.max(0).unsigned_abs())))
     }
 
-    /// How the rows stand, by target broker. Reads every row.
+    /// Counts of rows by target broker and status. Reads every row.
     pub async fn status(&self) -> Result<Vec<BrokerStatus>, StoreError> {
         ask!(self, "counting", UPKEEP_LIMIT, backend => backend.status(false))
     }
 
-    /// The same of the open rows alone, which is quick, however many were published: `published` and
-    /// `abandoned` are 0.
+    /// Counts of open rows only; `published` and `abandoned` are 0. Its cost does not depend on settled rows.
     pub async fn backlog(&self) -> Result<Vec<BrokerStatus>, StoreError> {
         ask!(self, "counting", self.timeout, backend => backend.status(true))
     }
 
-    /// The rows of a selection by position, at most `limit`, after the cursor.
+    /// Rows of a selection in order of position, at most `limit`, after the cursor.
     pub async fn list(
         &self,
         selection: &RowSelection,
@@ -278,13 +278,13 @@ impl Store {
         ask!(self, "listing", UPKEEP_LIMIT, backend => backend.list(selection, after, limit))
     }
 
-    /// The envelope of one row.
+    /// The envelope of one row, as JSON; `None` if there is no such row.
     pub async fn payload(&self, broker: &str, message_id: &str) -> Result<Option<String>, StoreError> {
         ask!(self, "reading a row", self.timeout, backend => backend.payload(broker, message_id))
     }
 
-    /// Makes the failed and abandoned rows of a selection pending anew, with all their attempts: one batch
-    /// of at most `limit`, after the cursor. What was abandoned goes out after what overtook it.
+    /// Makes the failed and abandoned rows of a selection pending again with a full number of attempts: one batch of
+    /// at most `limit` rows after the cursor. Later rows of its stream may have been sent before an abandoned row.
     pub async fn retry(
         &self,
         selection: &RowSelection,
@@ -306,22 +306,21 @@ impl Store {
         ask!(self, "discarding", UPKEEP_LIMIT, backend => backend.discard(selection, reason, after, limit))
     }
 
-    /// Deletes one batch of at most `limit` rows that were published or abandoned longer ago than they are
-    /// kept. Gives how many; fewer than `limit` were the last. An external row stays at least as long as
-    /// the internal row of its event, so that [reconciling](Self::reconcile) does not take it for missing.
+    /// Deletes one batch of at most `limit` settled rows whose retention has ended. Returns how many; fewer than
+    /// `limit` means that none is left. An external row is kept at least as long as the internal row of its event, so
+    /// that [`reconcile`](Self::reconcile) does not write it again.
     pub async fn cleanup(&self, retention: Retention, limit: usize) -> Result<u64, StoreError> {
         ask!(self, "cleaning up", UPKEEP_LIMIT, backend => backend.cleanup(retention, limit))
     }
 
-    /// The gap check: looks through at most `limit` published events after the cursor, and writes each
-    /// external row that is missing, from the internal one and at its position. Events from before a broker
-    /// was added are not sent to it.
+    /// Writes missing external rows: scans at most `limit` published events after the cursor, and derives each missing
+    /// row from the internal row, at its position. A broker gets no events from before it was registered.
     pub async fn reconcile(&self, after: &RowCursor, limit: usize) -> Result<Batch, StoreError> {
         ask!(self, "reconciling", UPKEEP_LIMIT, backend => backend.reconcile(after.position, limit))
     }
 
-    /// Hears of each commit that raised an event, from now on. Takes a connection on PostgreSQL; on SQLite, and
-    /// behind a pooler, there is nothing to hear, so whoever waits also looks from time to time.
+    /// Listens for commits that raise events. Uses one connection on PostgreSQL. SQLite and poolers send no
+    /// notifications, so callers must also poll.
     pub async fn wakeups(&self) -> Result<Wakeups, StoreError> {
         match &self.backend {
             #[cfg(feature = "postgres")]
@@ -340,21 +339,21 @@ type Listener = PgListener;
 #[cfg(not(feature = "postgres"))]
 type Listener = std::convert::Infallible;
 
-/// Word that events were raised.
+/// Notifications of raised events.
 #[derive(Debug)]
 pub struct Wakeups(Option<Listener>);
 
 impl Wakeups {
-    /// Whether there is word to be had, or only looking helps.
+    /// True if the database sends notifications; otherwise callers must poll.
     pub fn is_heard(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Waits for word; several commits may come as one. Also returns when the connection was lost, since
-    /// word may have been missed. Never returns where none is to be had. May be dropped while it waits: at
-    /// worst one word is missed, so whoever waits also looks from time to time.
+    /// Waits for a notification; one may stand for several commits. Also returns after a lost connection, because
+    /// notifications may have been lost with it. Never returns if the database sends none.
     ///
-    /// After an error the next call connects anew.
+    /// If the future is dropped, at most one notification is lost, so callers must also poll. After an error the next
+    /// call reconnects.
     pub async fn next(&mut self) -> Result<(), StoreError> {
         #[cfg(feature = "postgres")]
         if let Some(listener) = &mut self.0 {
@@ -366,7 +365,7 @@ impl Wakeups {
     }
 }
 
-/// An error's text as a row keeps it: bounded, and without the NUL that PostgreSQL's text cannot hold.
+/// An error text as a row stores it: at most 2,000 bytes, without NUL, which PostgreSQL's text type does not allow.
 pub(crate) fn storable(text: &str) -> String {
     let end = text.floor_char_boundary(MAX_ERROR_BYTES);
     text[..end].replace('\0', "\u{fffd}")

@@ -1,10 +1,10 @@
-//! What operators ask of the outbox on PostgreSQL, and its upkeep.
+//! Operator commands and upkeep on PostgreSQL.
 
 use super::{Postgres, run};
 use crate::rows::{Batch, BrokerStatus, Retention, Row, RowColumns, RowCursor, RowSelection, milliseconds};
 
-/// The rows an operator means. $1 broker, $2 statuses, $3 message ids, $4 stream, $5 event type; $6, $7 the
-/// cursor. Written out in each statement: statements are constant.
+/// Condition for the rows of a selection. $1 broker, $2 statuses, $3 message ids, $4 stream, $5 event type; $6, $7 the
+/// cursor. Repeated in each statement, because statements are constants.
 macro_rules! selected {
     ($head:literal, $tail:literal) => {
         concat!(
@@ -84,7 +84,7 @@ impl Postgres {
         after: &RowCursor,
         limit: usize,
     ) -> Result<Batch, sqlx::Error> {
-        // What waits behind such a row was put off until that one's time; now it is due as well.
+        // Later rows of the stream were postponed to the due time of such a row; they are due now as well.
         let query = sqlx::query_as(selected!(
             "WITH batch AS MATERIALIZED (
                  SELECT m.position, m.broker, m.stream FROM hub_outbox.messages AS m",
@@ -144,7 +144,7 @@ impl Postgres {
                      AND o.settled_at < now() - $2 * interval '1 millisecond'
                  ORDER BY o.settled_at LIMIT $3 FOR UPDATE SKIP LOCKED
              ) AS old WHERE m.position = old.position AND m.broker = old.broker",
-            // After the internal row: where that one stands, a missing row is one that was never written.
+            // Cleanup deletes external rows after the internal row, so a missing one was never written.
             "DELETE FROM hub_outbox.messages AS m USING (
                  SELECT o.position, o.broker FROM hub_outbox.messages AS o
                  WHERE o.broker <> 'internal' AND o.status = $1

@@ -1,9 +1,9 @@
-//! What operators ask of the outbox on SQLite, and its upkeep.
+//! Operator commands and upkeep on SQLite.
 
 use super::{BEGIN, Sqlite, array, now};
 use crate::rows::{Batch, BrokerStatus, Retention, Row, RowColumns, RowCursor, RowSelection, milliseconds};
 
-/// The rows an operator means. ?1 broker, ?2 statuses, ?3 message ids, ?4 stream, ?5 event type; ?6, ?7 the
+/// Condition for the rows of a selection. ?1 broker, ?2 statuses, ?3 message ids, ?4 stream, ?5 event type; ?6, ?7 the
 /// cursor. Lists are JSON arrays.
 macro_rules! selected {
     ($head:literal, $tail:literal) => {
@@ -86,7 +86,7 @@ impl Sqlite {
         let batch: Vec<(i64, String)> =
             bind_selection!(query, selection, after).bind(limit as i64).fetch_all(&mut *tx).await?;
         let keys = array(&batch);
-        // What waits behind such a row was put off until that one's time; now it is due as well.
+        // Later rows of the stream were postponed to the due time of such a row; they are due now as well.
         sqlx::query(
             "UPDATE hub_outbox_messages AS m SET due_at = ?2
              FROM (SELECT DISTINCT h.broker, h.stream FROM json_each(?1) AS k
@@ -143,7 +143,7 @@ impl Sqlite {
             "DELETE FROM hub_outbox_messages WHERE (position, broker) IN (
                  SELECT position, broker FROM hub_outbox_messages
                  WHERE broker = 'internal' AND status = ?1 AND settled_at < ?2 ORDER BY settled_at LIMIT ?3)",
-            // After the internal row: where that one stands, a missing row is one that was never written.
+            // Cleanup deletes external rows after the internal row, so a missing one was never written.
             "DELETE FROM hub_outbox_messages WHERE (position, broker) IN (
                  SELECT o.position, o.broker FROM hub_outbox_messages AS o
                  WHERE o.broker <> 'internal' AND o.status = ?1 AND o.settled_at < ?2
