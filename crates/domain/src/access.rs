@@ -1,8 +1,8 @@
-//! Who may do what over HTTP: tokens, their scopes, and what a tenant's token reaches.
+//! Access over HTTP: tokens, their scopes, and the reach of a tenant's token.
 //!
-//! A token reads `hub_<id>_<secret>`, is sent as bearer token (RFC 6750), and is kept only as the
-//! SHA-256 of its secret. The secret is 32 random bytes, so a hash without salt or cost says nothing
-//! of it; the id is no secret and names the token in lists and logs.
+//! A token has the form `hub_<id>_<secret>` and is sent as a bearer token (RFC 6750). Only the SHA-256 of its secret is
+//! stored; the secret is 32 random bytes, so the hash needs neither salt nor cost. The id is not secret and names the
+//! token in lists and logs.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,12 +16,12 @@ use time::OffsetDateTime;
 
 use super::subscription::is_tenant;
 
-/// Bytes of a token's secret.
+/// Length of a token's secret, in bytes.
 pub const SECRET_BYTES: usize = 32;
 const PREFIX: &str = "hub_";
 const MAX_ID: usize = 32;
 
-/// What a token allows. None implies another: a token names each that it has.
+/// A permission of a token. No scope implies another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
@@ -64,7 +64,7 @@ impl FromStr for Scope {
     }
 }
 
-/// A token's name in lists and logs: `[a-z0-9][a-z0-9-]{0,31}`.
+/// Id of a token, shown in lists and logs: `[a-z0-9][a-z0-9-]{0,31}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TokenId(String);
@@ -108,15 +108,15 @@ impl fmt::Display for TokenId {
     }
 }
 
-/// What is kept of a token.
+/// The stored record of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoredToken {
     pub id: TokenId,
-    /// SHA-256 of the secret's text, in lower-case hexadecimal.
+    /// SHA-256 of the secret's text, in lower-case hexadecimal digits.
     pub hash: String,
     pub scopes: Vec<Scope>,
-    /// The one tenant it sees and touches; all where not given.
+    /// The tenant that the token is limited to; all tenants if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
@@ -125,7 +125,7 @@ pub struct StoredToken {
     pub expires_at: Option<OffsetDateTime>,
 }
 
-/// A token as its holder has it.
+/// A token with its secret.
 #[derive(Debug, Clone)]
 pub struct PresentedToken {
     pub id: TokenId,
@@ -133,19 +133,19 @@ pub struct PresentedToken {
 }
 
 impl PresentedToken {
-    /// Made of random bytes.
+    /// Makes a token of random bytes.
     pub fn new(id: TokenId, secret: &[u8; SECRET_BYTES]) -> Self {
         Self { id, secret: SecretString::from(URL_SAFE_NO_PAD.encode(secret)) }
     }
 
-    /// Reads `hub_<id>_<secret>`; `None` if it has another form. The id holds no `_`, the secret may.
+    /// Parses `hub_<id>_<secret>`; `None` for another form. The secret may contain `_`, the id may not.
     pub fn read(text: &str) -> Option<Self> {
         let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
         let id = TokenId::try_from(id.to_owned()).ok()?;
         (!secret.is_empty()).then(|| Self { id, secret: SecretString::from(secret.to_owned()) })
     }
 
-    /// What its holder sends; shown once, when it is made.
+    /// The text to send; shown once, when the token is created.
     pub fn text(&self) -> SecretString {
         SecretString::from(format!("{PREFIX}{}_{}", self.id, self.secret.expose_secret()))
     }
@@ -156,8 +156,8 @@ impl PresentedToken {
 }
 
 impl StoredToken {
-    /// Whether this is the token presented, and still valid. Both sides are hashes: how long the
-    /// comparison takes tells nothing of the secret.
+    /// True if a presented token matches and is still valid. Compares hashes, so the time that it takes reveals nothing
+    /// about the secret.
     pub fn admits(&self, presented: &PresentedToken, now: OffsetDateTime) -> bool {
         self.id == presented.id
             && self.hash == presented.hash()
@@ -165,7 +165,7 @@ impl StoredToken {
     }
 }
 
-/// Who asks, and what they may.
+/// The caller of an operation, and its permissions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// The token's name.
@@ -179,8 +179,7 @@ impl Caller {
         Self { name: token.id.to_string(), scopes: token.scopes.clone(), tenant: token.tenant.clone() }
     }
 
-    /// One that may do everything: whoever asks where the settings ask nobody who they are, or the
-    /// command line, which has the broker itself.
+    /// A caller with all permissions: the command line, and every API caller if the settings require no tokens.
     pub fn unbound(name: &str) -> Self {
         Self { name: name.to_owned(), scopes: Scope::ALL.to_vec(), tenant: None }
     }
@@ -189,23 +188,23 @@ impl Caller {
         self.scopes.contains(&scope)
     }
 
-    /// The tenant it is bound to, if it is.
+    /// The tenant that the caller is limited to, if any.
     pub fn tenant(&self) -> Option<&str> {
         self.tenant.as_deref()
     }
 
-    /// Whether it runs the whole hub: it may `operate`, and is bound to no tenant. So may the command line.
+    /// True if the caller operates the whole hub: scope `operate`, not limited to a tenant.
     pub fn is_operator(&self) -> bool {
         self.tenant.is_none() && self.has(Scope::Operate)
     }
 
-    /// Whether it sees and touches what belongs to that tenant.
+    /// True if the caller may access that tenant's data.
     pub fn reaches(&self, tenant: &str) -> bool {
         self.tenant.as_deref().is_none_or(|own| own == tenant)
     }
 }
 
-/// Checks what a new token is to be.
+/// Checks the fields of a new token.
 pub fn check_tenant(tenant: &str) -> Result<(), String> {
     if is_tenant(tenant) {
         Ok(())

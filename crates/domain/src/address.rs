@@ -1,5 +1,5 @@
-//! Which addresses deliveries may reach. A subscriber names the endpoint, so an address inside the
-//! operator's own networks is refused unless the operator allows it (server-side request forgery).
+//! Addresses that deliveries may connect to. Subscribers choose the endpoint, so addresses in the operator's networks
+//! are refused unless the operator allows them (protection against server-side request forgery).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -13,7 +13,7 @@ const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), prefix)
 }
 
-/// The IANA IPv4 Special-Purpose Address Registry (RFC 6890), multicast, and one cloud's own.
+/// The IANA IPv4 Special-Purpose Address Registry (RFC 6890), multicast, and the Azure host agent.
 const NOT_PUBLIC_V4: [Ipv4Net; 15] = [
     v4(0, 0, 0, 0, 8),        // this network
     v4(10, 0, 0, 0, 8),       // private
@@ -32,20 +32,19 @@ const NOT_PUBLIC_V4: [Ipv4Net; 15] = [
     v4(224, 0, 0, 0, 3),      // multicast, reserved, broadcast
 ];
 
-/// All global unicast addresses are in here (RFC 4291 section 2.4, the IANA registry); so loopback,
-/// `fc00::/7`, `fe80::/10`, `fec0::/10`, `ff00::/8` and the rest are not.
+/// Contains all global unicast addresses (RFC 4291 section 2.4, IANA registry), and so not loopback, `fc00::/7`,
+/// `fe80::/10`, `fec0::/10` and `ff00::/8`.
 const GLOBAL_UNICAST: Ipv6Net = v6(0x2000, 0, 0, 3);
 
-/// What within global unicast is not public: protocol assignments with Teredo (whose embedded
-/// address is hidden behind a relay), documentation.
+/// Ranges of global unicast that are not public: protocol assignments with Teredo (whose embedded address is behind a
+/// relay), documentation.
 const NOT_PUBLIC_V6: [Ipv6Net; 3] = [v6(0x2001, 0, 0, 23), v6(0x2001, 0xdb8, 0, 32), v6(0x3fff, 0, 0, 20)];
 
-/// Addresses that lead to the IPv4 address within them.
+/// Ranges whose addresses embed an IPv4 address.
 const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
 const SIX_TO_FOUR: Ipv6Net = v6(0x2002, 0, 0, 16);
 
-/// Whether an address is one of the public internet. One that embeds an IPv4 address (mapped,
-/// NAT64, 6to4) is judged by that.
+/// True for a public address. An address that embeds an IPv4 address (mapped, NAT64, 6to4) is judged by that address.
 pub fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => !NOT_PUBLIC_V4.iter().any(|net| net.contains(&address)),
@@ -63,7 +62,7 @@ pub fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// Public addresses, and those of the networks that the operator allows.
+/// Allows public addresses, and the networks that the operator allows.
 #[derive(Debug, Clone, Default)]
 pub struct AddressPolicy {
     /// The setting `delivery.allow_networks`.
@@ -71,7 +70,7 @@ pub struct AddressPolicy {
 }
 
 impl AddressPolicy {
-    /// Whether a delivery may connect to the address. An IPv4-mapped address is the IPv4 address.
+    /// True if a delivery may connect to the address. An IPv4-mapped address counts as its IPv4 address.
     pub fn permits(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         is_public(address) || self.allow.iter().any(|net| net.contains(&address))

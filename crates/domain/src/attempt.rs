@@ -1,4 +1,4 @@
-//! What came of one delivery attempt, whichever adapter made it.
+//! The result of one delivery attempt, over HTTP or to a broker.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ pub struct Attempt {
     /// The first kilobyte of a failed answer's body, for the delivery log. Credentials of the
     /// request that the endpoint echoes are replaced by `***`.
     pub answer_excerpt: Option<String>,
-    /// Where there was no answer: what the layer below said, for people. Holds no URL.
+    /// If there was no answer: the error of the layer below, for people. Contains no URL.
     pub detail: Option<String>,
 }
 
 impl Attempt {
-    /// An attempt that ended before anything was sent.
+    /// An attempt that failed before anything was sent.
     pub fn failed(failure: Failure) -> Self {
         Self {
             outcome: Outcome::Failed(failure),
@@ -26,12 +26,12 @@ impl Attempt {
         }
     }
 
-    /// The same, with what is to be said of it.
+    /// Adds an explanation.
     pub fn failed_because(failure: Failure, detail: impl Into<String>) -> Self {
         Self { detail: Some(detail.into()), ..Self::failed(failure) }
     }
 
-    /// What went wrong, for people.
+    /// The problem, for people.
     pub fn error_text(&self) -> String {
         let text = self.outcome.error_text();
         match &self.detail {

@@ -1,4 +1,4 @@
-//! A bulk order on dead letters: what is kept of it while it is carried out and after.
+//! Bulk jobs on dead letters: the record that is stored while a job runs and afterwards.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-/// An order whose process has said nothing for so long is taken for interrupted. The process writes
-/// every second; clocks may differ by the rest.
+/// Time without an update after which a job counts as interrupted. Its process writes every second; the rest allows
+/// for clocks that differ.
 pub const SILENCE: Duration = Duration::from_secs(15);
 
-/// `ord_` and 32 hexadecimal digits.
+/// Id of a bulk job: `ord_` and 32 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(try_from = "String", into = "String")]
@@ -18,7 +18,7 @@ pub const SILENCE: Duration = Duration::from_secs(15);
 pub struct BulkJobId(String);
 
 impl BulkJobId {
-    /// Of random bits.
+    /// Makes an id of random bits.
     pub fn new(random: u128) -> Self {
         Self(format!("ord_{random:032x}"))
     }
@@ -48,88 +48,87 @@ impl TryFrom<String> for BulkJobId {
         if digits.len() == 32 && digits.bytes().all(fits) {
             Ok(Self(text))
         } else {
-            Err(format!("{text:?} is no order's id: it is ord_ and 32 of 0-9 and a-f"))
+            Err(format!("invalid bulk job id {text:?}; write ord_ and 32 of 0-9 and a-f"))
         }
     }
 }
 
-/// What is done with the dead letters.
+/// What a bulk job does with its dead letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "openapi", schema(as = OrderKind))]
 pub enum BulkJobKind {
-    /// Sent again now.
+    /// Send them again now.
     Replay,
-    /// Removed for good, undelivered.
+    /// Delete them without delivery.
     Discard,
 }
 
-/// Where an order stands.
+/// State of a bulk job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "openapi", schema(as = OrderState))]
 pub enum BulkJobState {
-    /// Counts what is meant.
+    /// Counts the selected dead letters.
     Selecting,
     Running,
     Done,
-    /// Stopped on its way; `error` says why. What was done stays done.
+    /// Stopped by an error, which is in `error`. Finished dead letters stay finished.
     Failed,
-    /// Stopped because somebody asked for it.
+    /// Stopped on request.
     Cancelled,
-    /// Its process ended before it did. The same order again does the rest.
+    /// Its process ended first. A new job with the same filter does the rest.
     Interrupted,
 }
 
 impl BulkJobState {
-    /// Nothing more is done for it.
+    /// True if the job has ended.
     pub fn is_over(self) -> bool {
         !matches!(self, Self::Selecting | Self::Running)
     }
 }
 
-/// A bulk order on dead letters.
+/// A bulk job on dead letters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(as = Order))]
 pub struct BulkJob {
     pub id: BulkJobId,
     pub kind: BulkJobKind,
-    /// A replay also of what is on its way again already.
+    /// True to also replay dead letters whose replay is in progress.
     pub force: bool,
     pub state: BulkJobState,
-    /// How many were meant when it began; counted while `selecting`.
+    /// Number of dead letters selected at the start; grows while `selecting`.
     pub total: u64,
-    /// How many of them are ordered to be sent again, or discarded.
+    /// Number of dead letters replayed or discarded so far.
     pub done: u64,
-    /// On their way again already, and left alone. What is neither done, nor this, nor `removed` in
-    /// the end was gone by its turn: delivered, or discarded by somebody else.
+    /// Number of dead letters skipped because their replay was in progress. The difference of `total` to the sum of
+    /// `done`, this field and `removed` was delivered or discarded by others in the meantime.
     pub already_replaying: u64,
-    /// Left alone by a replay because their subscription was removed.
+    /// Number of dead letters that a replay skipped because their subscription was removed.
     #[serde(default)]
     pub removed: u64,
-    /// Somebody asked to cancel it; it stops within seconds.
+    /// True after a request to cancel; the job stops within seconds.
     pub cancelling: bool,
-    /// Why it failed.
+    /// Cause of the failure.
     pub error: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// The last sign of life of the process that carries it out.
+    /// Last update by the process that runs the job.
     #[serde(with = "time::serde::rfc3339")]
     pub updated_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339::option")]
     pub ended_at: Option<OffsetDateTime>,
-    /// The name of the token that asked for it.
+    /// Name of the token that started the job.
     pub by: String,
-    /// The one tenant whose dead letters it means; all where null.
+    /// Tenant of the dead letters; null for all tenants.
     pub tenant: Option<String>,
 }
 
 impl BulkJob {
-    /// As it is to be shown at a time: one that is not over, and whose process has gone silent, is
-    /// interrupted.
+    /// The job as shown at a time: a running job without an update for [`SILENCE`] is interrupted.
     pub fn as_of(mut self, now: OffsetDateTime) -> Self {
         if !self.state.is_over() && now - self.updated_at > SILENCE {
             self.state = BulkJobState::Interrupted;

@@ -1,33 +1,32 @@
-//! What a message of an outbox carries beside its envelope: the `Hub-…` headers, read and written here alone.
+//! The `Hub-…` headers of a message in a domain outbox; no other module reads or writes them.
 
 use super::headers;
 
-/// The headers of a message of an outbox. Nothing of them is there on the first way; what nobody but a forger writes
-/// counts as not there.
+/// The headers of a message in a domain outbox. A new envelope has none; invalid values are ignored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Carried {
-    /// `Hub-Dead-Letter`: what it is the redrive of, by its sequence in the dead-letter stream.
+    /// `Hub-Dead-Letter`: sequence of the redriven dead letter in the dead-letter stream.
     pub dead_letter: Option<u64>,
-    /// `Hub-Redrives`: those that the schedule has used up.
+    /// `Hub-Redrives`: number of scheduled redrives so far.
     pub redrives: u32,
-    /// `Hub-Attempts`: made before it came to stand where it stands now.
+    /// `Hub-Attempts`: number of attempts before the message was moved to its current place.
     pub attempts: u32,
 }
 
 impl Carried {
-    /// `header`: the value of the header of a name.
+    /// Reads the headers. `header` returns the value of a header by name.
     pub fn read<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Self {
         let count = |name: &str| header(name).and_then(|text| text.parse().ok()).unwrap_or(0);
         let sequence: Option<u64> = header(headers::DEAD_LETTER).and_then(|text| text.parse().ok());
         Self {
-            // The server has no other sequences.
+            // Sequences of the server start at 1.
             dead_letter: sequence.filter(|sequence| (1..=i64::MAX as u64).contains(sequence)),
             redrives: count(headers::REDRIVES),
             attempts: count(headers::ATTEMPTS),
         }
     }
 
-    /// As headers, in order.
+    /// The headers in order, as names and values.
     pub fn to_headers(self) -> Vec<(&'static str, String)> {
         let mut headers = Vec::with_capacity(3);
         if let Some(sequence) = self.dead_letter {

@@ -1,4 +1,4 @@
-//! Dead letters: what they tell, how they travel as headers, and when they get their next chance.
+//! Dead letters: their fields, their headers, and the schedule of their redrives.
 
 use super::headers;
 use std::fmt;
@@ -12,17 +12,17 @@ use super::envelope::Envelope;
 use super::outcome::{Fault, Reason};
 use super::subscription::{Identity, Incarnation, SubscriptionRef};
 
-/// An envelope that could not be delivered. The fields travel as `Hub-…` headers on the message
-/// of the dead-letter stream; its body is the envelope.
+/// An envelope that could not be delivered. The fields are `Hub-…` headers of a message in the dead-letter stream,
+/// whose body is the envelope.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DeadLetter {
-    /// The envelope's id: the same over all redrives.
+    /// The envelope's id; constant over all redrives.
     pub id: String,
     pub domain: String,
     pub subscription: String,
     pub tenant: String,
-    /// The subscription's when the envelope was made.
+    /// Incarnation of the subscription when the envelope was created.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub incarnation: Incarnation,
@@ -31,9 +31,9 @@ pub struct DeadLetter {
     pub reason: Reason,
     pub fault: Fault,
     pub state: DeadLetterState,
-    /// Over all redrives.
+    /// Number of attempts over all redrives.
     pub attempts: u32,
-    /// Redrives that the schedule has used up.
+    /// Number of scheduled redrives so far.
     pub redrives: u32,
     pub last_status: Option<u16>,
     pub last_error: Option<String>,
@@ -48,11 +48,11 @@ pub struct DeadLetter {
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "openapi", schema(as = DeadLetterState))]
 pub enum DeadLetterState {
-    /// Waits for its redrive.
+    /// Waits for its scheduled redrive.
     Scheduled,
-    /// Its envelope is on its way again.
+    /// Its envelope is in the domain outbox again.
     Replaying,
-    /// The schedule is used up, or the reason is one that time does not mend: waits for an operator.
+    /// Waits for an operator: the schedule has ended, or a retry cannot help.
     Parked,
 }
 
@@ -84,9 +84,8 @@ impl std::str::FromStr for DeadLetterState {
     }
 }
 
-/// When a dead letter that was redriven `redrives` times gets its next chance: after the
-/// schedule's wait of that number; never when the schedule is used up, or when waiting mends
-/// nothing (the endpoint refused the event for good, nobody can read it, nobody wants it).
+/// The wait before the next scheduled redrive of a dead letter that was redriven `redrives` times. `None` if the
+/// schedule has ended, or if a retry cannot help (permanently rejected, unreadable or unwanted).
 pub fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration]) -> Option<Duration> {
     match reason {
         Reason::Exhausted | Reason::CircuitOpen | Reason::Stranded => {
@@ -102,7 +101,7 @@ pub fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration]) -> Opt
     }
 }
 
-/// Whose envelope it was, as far as that can be told.
+/// The subscription and the id of a dead letter's envelope, if known.
 #[derive(Debug, Clone)]
 pub struct Origin {
     /// The envelope's id.
@@ -126,7 +125,7 @@ impl Origin {
         }
     }
 
-    /// Of what cannot be read: it is named by its place, and by the subscription that its subject tells.
+    /// The origin of an unreadable envelope, from its stream position and subject.
     pub fn unread(domain: &str, sequence: u64, subscription: Option<&str>) -> Self {
         Self {
             id: format!("{domain}-{sequence}"),
@@ -156,14 +155,14 @@ impl Origin {
     }
 }
 
-/// How the last attempt of an envelope ended, or why there was none.
+/// How the last attempt of an envelope failed, or why there was none.
 #[derive(Debug, Clone)]
 pub struct Failed {
     pub reason: Reason,
     pub fault: Fault,
-    /// Over all redrives.
+    /// Number of attempts over all redrives.
     pub attempts: u32,
-    /// Redrives that the schedule has used up.
+    /// Number of scheduled redrives so far.
     pub redrives: u32,
     pub status: Option<u16>,
     pub error: Option<String>,
@@ -192,7 +191,7 @@ impl Failed {
 }
 
 impl DeadLetter {
-    /// `schedule`: the waits before the redrives; one that has none left, or that waiting does not mend, is parked.
+    /// `schedule`: the waits before the redrives. A dead letter without a next redrive is parked.
     pub fn new(domain: &str, origin: Origin, failed: Failed, schedule: &[Duration]) -> Self {
         let next = next_redrive(failed.reason, failed.redrives, schedule);
         Self {
@@ -215,17 +214,17 @@ impl DeadLetter {
         }
     }
 
-    /// Whose it is; `None` where its envelope could not be read.
+    /// Subscription and incarnation; `None` if the envelope is unreadable.
     pub fn owner(&self) -> Option<Identity> {
         Some(Identity { subscription: self.reference()?, incarnation: self.incarnation })
     }
 
-    /// The subscription it belongs to; `None` where its envelope could not be read.
+    /// Its subscription; `None` if the envelope is unreadable.
     pub fn reference(&self) -> Option<SubscriptionRef> {
         SubscriptionRef::of(&self.tenant, &self.subscription)
     }
 
-    /// As headers, in order.
+    /// The headers in order, as names and values.
     pub fn to_headers(&self) -> Vec<(&'static str, String)> {
         let time = |at: OffsetDateTime| at.format(&Rfc3339).unwrap_or_default();
         let mut headers = vec![
@@ -255,7 +254,7 @@ impl DeadLetter {
         headers
     }
 
-    /// From headers; `None` if one that is always there is missing or unreadable.
+    /// Reads the headers; `None` if a required one is missing or invalid.
     pub fn from_headers<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
         let time = |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok();
         let text = |name: &str| header(name).map(str::to_owned);

@@ -1,4 +1,4 @@
-//! Selects dead letters: the one query that command line, API, bulk jobs and the NATS adapter share.
+//! The query for dead letters that command line, API, bulk jobs and the NATS adapter share.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use super::outcome::Reason;
 /// Conditions on a dead letter; all that are set must hold.
 #[derive(Debug, Clone, Default)]
 pub struct DeadLetterQuery {
-    /// Names of domains; empty: all. Whoever reads the stream of one domain has chosen it by this.
+    /// Names of domains; all if empty. Selects the streams to read, so `matches` does not check it.
     pub domains: Vec<String>,
     /// A dead letter whose envelope cannot be read has no tenant.
     pub tenant: Option<String>,
@@ -24,7 +24,7 @@ pub struct DeadLetterQuery {
     pub since: Option<OffsetDateTime>,
     /// Failed before this time.
     pub until: Option<OffsetDateTime>,
-    /// Ids of dead letters; empty: any.
+    /// Ids of dead letters; all if empty.
     pub ids: BTreeSet<String>,
 }
 
@@ -44,7 +44,7 @@ impl DeadLetterQuery {
             && ids.is_empty()
     }
 
-    /// Whether every condition holds for a dead letter.
+    /// True if a dead letter meets every condition.
     pub fn accepts(&self, letter: &DeadLetter) -> bool {
         fn is<T: PartialEq + ?Sized>(wanted: Option<&T>, value: &T) -> bool {
             wanted.is_none_or(|wanted| wanted == value)

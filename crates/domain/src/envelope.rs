@@ -1,4 +1,4 @@
-//! The envelope (OutboxEvent): one event for one subscription, and the fan-out that makes them.
+//! Envelopes, each one event for one subscription, and the fan-out that makes them.
 
 use std::borrow::Cow;
 
@@ -12,10 +12,10 @@ use super::subscription::{Identity, Incarnation, RateLimit, SubscriptionRef, sub
 
 mod owner;
 
-/// The body of a message on an outbox, read without copying. As JSON: an object of these fields.
+/// The body of a message in a domain outbox: a JSON object of these fields, read without copying.
 #[derive(Debug, Deserialize)]
 pub struct Envelope<'a> {
-    /// Stable over every attempt and redrive; the `webhook-id` of each delivery.
+    /// Constant over all attempts and redrives; the `webhook-id` of each delivery.
     #[serde(borrow)]
     pub id: Cow<'a, str>,
     #[serde(borrow)]
@@ -31,21 +31,21 @@ pub struct Envelope<'a> {
     pub event_id: Cow<'a, str>,
     #[serde(borrow)]
     pub event_key: Cow<'a, str>,
-    /// The event's `time`: when it happened, as it says itself.
+    /// The event's `time`: when it happened, according to its producer.
     #[serde(borrow, default)]
     pub event_time: Option<Cow<'a, str>>,
     /// W3C Trace Context of the event, if it has one.
     #[serde(borrow, default)]
     pub traceparent: Option<Cow<'a, str>>,
-    /// CloudEvents JSON format: sent as it stands in structured mode.
+    /// The event in the CloudEvents JSON format; sent unchanged in structured mode.
     #[serde(borrow)]
     pub event: &'a RawValue,
-    /// Of an event from a producer's outbox: what an external broker may see of its metadata
-    /// ([`external_metadata`](super::outbox::external_metadata)).
+    /// The metadata for external brokers of an event from a producer outbox
+    /// ([`external_metadata`](super::producer_outbox::external_metadata)).
     #[serde(borrow, default)]
     pub external_metadata: Option<&'a RawValue>,
-    /// The subscription's delivery as it was at the fan-out, with sealed credentials. Not there where both do not fit
-    /// into one message: the registry has it.
+    /// The subscription's delivery at the time of the fan-out, with sealed credentials. Missing if it does not fit into
+    /// the message; it is then read from the registry.
     #[serde(borrow, default)]
     pub delivery: Option<&'a RawValue>,
 }
@@ -55,18 +55,18 @@ impl<'a> Envelope<'a> {
         serde_json::from_slice(body)
     }
 
-    /// Whose it is; `None` if it names no subscription that could be.
+    /// The subscription and its incarnation; `None` if tenant or id is invalid.
     pub fn identity(&self) -> Option<Identity> {
         let subscription = SubscriptionRef::of(&self.tenant, &self.subscription)?;
         Some(Identity { subscription, incarnation: self.incarnation })
     }
 
-    /// The token of its subscription in subjects.
+    /// The subscription's token in subjects.
     pub fn token(&self) -> Option<Cow<'_, str>> {
         subscription_token(&self.tenant, &self.subscription)
     }
 
-    /// What its delivery asks of the fair share: `max_in_flight` and the rate limit.
+    /// The delivery's limits for the fair share: `max_in_flight` and the rate limit.
     pub fn share(&self) -> Option<(u32, Option<RateLimit>)> {
         #[derive(Deserialize)]
         struct FairShareFields {
@@ -79,7 +79,7 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// An envelope made by the fan-out, written out.
+/// A new envelope, encoded as JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EncodedEnvelope {
     pub id: String,
@@ -87,10 +87,10 @@ pub struct EncodedEnvelope {
     pub body: Bytes,
 }
 
-/// Bytes of what an envelope says of its subscription, beside the delivery.
+/// Upper bound, in bytes, of the fields about the subscription except its delivery.
 const MOST_OF_ONE: usize = 256;
 
-/// The part of an envelope that all subscriptions of one event share, written once.
+/// Makes the envelopes of one event. The part that all of them share is encoded once.
 pub struct FanOut<'e> {
     event: &'e Event,
     shared: String,
@@ -110,7 +110,7 @@ impl<'e> FanOut<'e> {
         }
         shared.push_str(",\"event\":");
         shared.push_str(cloudevent.get());
-        // For every subscription: one that names a URL now may name a broker when the envelope's turn comes.
+        // In every envelope, because a subscription with a URL may name a broker by the time of the delivery.
         if let Some(metadata) = &event.external_metadata {
             shared.push_str(",\"external_metadata\":");
             shared.push_str(metadata.get());
@@ -118,12 +118,12 @@ impl<'e> FanOut<'e> {
         Self { event, shared }
     }
 
-    /// The most bytes that an envelope without a delivery takes.
+    /// Upper bound, in bytes, of the size of an envelope without a delivery.
     pub fn largest_bare_size(&self) -> usize {
         self.shared.len() + MOST_OF_ONE
     }
 
-    /// The envelope for one subscription; the same every time it is made.
+    /// The envelope for one subscription. Deterministic: a repetition gives the same envelope.
     pub fn envelope(
         &self,
         subscription: &SubscriptionRef,
@@ -136,7 +136,7 @@ impl<'e> FanOut<'e> {
         body.push_str("{\"id\":\"");
         body.push_str(&id);
         body.push('"');
-        // Before the tenant: `Identity::of_envelope` stops there.
+        // Before the tenant, because `Identity::of_envelope` reads no further than the tenant.
         field(&mut body, "subscription", subscription.id());
         field(&mut body, "incarnation", &incarnation.to_string());
         body.push_str(&self.shared);
@@ -157,10 +157,11 @@ fn field(body: &mut String, name: &str, value: &str) {
     body.push_str(&serde_json::to_string(value).unwrap_or_else(|_| "\"\"".to_owned()));
 }
 
-/// `env_` and 128 bits of SHA-256 over tenant, source, identity, subscription and incarnation, each
-/// with its length before it, so that no two of these lists read the same. An event that is published
-/// again gets the same envelopes, which the outbox then drops. Without the incarnation where that is
-/// `legacy`: as it was before there were any.
+/// The id of an envelope: `env_` and 32 hexadecimal digits, the first 128 bits of SHA-256 over tenant, source, identity,
+/// subscription and incarnation, each prefixed with its length so that the encoding is unambiguous.
+///
+/// An event that is published again gets the same ids, so the domain outbox drops its envelopes. A `legacy`
+/// incarnation is left out of the hash, as in versions without incarnations.
 pub fn envelope_id(event: &Event, subscription: &str, incarnation: Incarnation) -> String {
     let mut hash = Sha256::new();
     let mut part = |part: &str| {

@@ -1,23 +1,20 @@
-//! The scheduler of a delivery pool: which waiting item goes next, so that no subscription and no tenant takes the pool
-//! from the others.
+//! The scheduler of a delivery pool: selects the next item so that no subscription and no tenant starves the others.
 //!
-//! Tenants come first: next is one that has the least in flight, whatever number of subscriptions it has. Where there
-//! are several, none ever has the whole pool, so that another's item finds a slot at once even if each of the first
-//! one's takes a minute; and what waits of one tenant is bounded.
+//! The tenant with the fewest items in flight comes first, however many subscriptions it has. If there are several
+//! tenants, none may use the whole pool, so that another tenant's item finds a free slot at once, even if each delivery
+//! takes a minute. The number of waiting items of a tenant is bounded.
 //!
-//! A subscription that is created again under its name is another one. Each subscription has a bounded
-//! queue and a *share*: how many of its items may be in flight. A
-//! share starts small, grows by one with each healthy finish up to the subscription's
-//! `max_in_flight`, and is halved, down to one, by each unhealthy finish: so an endpoint that does
-//! not answer soon holds about one slot, and one that is not yet known holds few. Those whose last
-//! finishes were unhealthy (*reduced*) together never take more than half of the pool.
+//! Each incarnation of a subscription has a bounded queue and a *share*: the maximum number of its items in flight. A
+//! share starts small, grows by one with each healthy finish up to the subscription's `max_in_flight`, and halves, down
+//! to one, with each unhealthy finish. So an endpoint that does not answer holds about one slot, and an unknown
+//! endpoint holds few. Subscriptions whose last finishes were unhealthy (*reduced*) together use at most half of the
+//! pool.
 //!
-//! A subscription that is *held* (its endpoint said when to come back) has nothing started until
-//! then, whatever else it may have; its items wait in their queue.
+//! No item of a *held* subscription (its endpoint sent `Retry-After`) starts before the hold ends; its items wait in
+//! their queue.
 //!
-//! A tenant's waiting subscriptions take turns in two rings, the reduced ones in a ring of their own, and the
-//! rings take turns. An operation costs O(log n) in the number of waiting subscriptions, however
-//! many items wait.
+//! A tenant's waiting subscriptions take turns in two rings, one of them for reduced subscriptions, and the rings take
+//! turns. An operation costs O(log n) in the number of waiting subscriptions, however many items wait.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;

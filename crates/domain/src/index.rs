@@ -1,8 +1,7 @@
-//! The subscriptions in memory, so that an event key costs what it matches.
+//! In-memory index of subscriptions; the cost of a look-up depends on its matches, not on the number of subscriptions.
 //!
-//! Per tenant a trie over the tokens of the patterns: a key is matched by walking its tokens once,
-//! following the literal branch, the `*` branch and the `>` ends. The walk visits nodes that lie
-//! on the key's way, and no others, however many subscriptions there are.
+//! Each tenant has a trie over the tokens of its patterns. A look-up walks the tokens of the key once and follows the
+//! literal branch, the `*` branch and the `>` ends.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,25 +21,24 @@ mod trie;
 pub use matching::Matching;
 use trie::{Slot, Trie};
 
-/// A subscription as the fan-out needs it.
+/// A subscription in the form that the fan-out needs.
 #[derive(Debug)]
 pub struct IndexEntry {
     pub subscription: Interest,
-    /// The delivery as JSON, with sealed secrets: copied into every envelope as it stands.
+    /// The delivery as JSON, with sealed secrets; copied unchanged into every envelope.
     pub delivery: Arc<RawValue>,
-    /// Of the delivery: what the fair share asks for with every envelope.
+    /// The delivery's limit for the fair share.
     pub max_in_flight: u32,
     pub rate_limit: Option<Box<RateLimit>>,
-    /// The filters, made ready.
+    /// The prepared filters.
     pub program: Box<Program>,
-    /// The registry's revision of this form.
+    /// Its revision in the registry.
     pub revision: u64,
-    /// What it takes in the registry.
+    /// Its size in the registry, in bytes.
     pub bytes: usize,
 }
 
-/// What a subscription wants: all of it but the delivery, which an entry holds as JSON alone,
-/// because 100,000 of them are held.
+/// The subscription without its delivery, which an entry holds as JSON only, to save memory with 100,000 entries.
 #[derive(Debug)]
 pub struct Interest {
     pub reference: SubscriptionRef,
@@ -50,12 +48,12 @@ pub struct Interest {
     pub state: SubscriptionState,
 }
 
-/// Why a subscription cannot be an entry.
+/// Why a subscription cannot be indexed.
 #[derive(Debug, thiserror::Error)]
 pub enum EntryError {
     #[error(transparent)]
     Tenant(#[from] InvalidTenant),
-    /// A secret that is not sealed.
+    /// A secret is not sealed.
     #[error(transparent)]
     Delivery(#[from] serde_json::Error),
 }
@@ -71,7 +69,7 @@ impl Interest {
 }
 
 impl IndexEntry {
-    /// Fails where a secret of the subscription is not sealed, or its tenant is no name.
+    /// Fails if a secret of the subscription is not sealed, or if its tenant is invalid.
     pub fn new(subscription: Subscription, revision: u64) -> Result<Self, EntryError> {
         let reference = subscription.reference()?;
         let bytes = subscription.stored_bytes();
@@ -85,12 +83,12 @@ impl IndexEntry {
         Ok(Self { subscription, delivery, max_in_flight, rate_limit, program, revision, bytes })
     }
 
-    /// Whether its filters all hold for the event.
+    /// True if all its filters match the event.
     pub fn wants(&self, event: &Event) -> bool {
         self.program.matches(&|name| event.attribute(name))
     }
 
-    /// The subscription again, but for why it was disabled.
+    /// The subscription, without the reason why it was disabled.
     pub fn to_subscription(&self) -> Result<Subscription, serde_json::Error> {
         let Interest { reference, incarnation, events, filter, state } = &self.subscription;
         Ok(Subscription {
@@ -107,11 +105,11 @@ impl IndexEntry {
     }
 }
 
-/// All subscriptions, by name and by what they match. Changes are incremental.
+/// All subscriptions, by name and by pattern. Changes are incremental.
 #[derive(Debug, Default)]
 pub struct SubscriptionIndex {
     slots: HashMap<SubscriptionRef, Slot>,
-    /// By slot; a removed subscription's slot is used again.
+    /// By slot; slots of removed subscriptions are reused.
     entries: Vec<Option<Arc<IndexEntry>>>,
     free: Vec<Slot>,
     tenants: HashMap<Box<str>, Trie>,
@@ -122,7 +120,7 @@ impl SubscriptionIndex {
         Self::default()
     }
 
-    /// Inserts the subscription, or replaces the one of its name, which it gives back.
+    /// Inserts a subscription. Returns the one that it replaces.
     pub fn insert(&mut self, entry: IndexEntry) -> Option<Arc<IndexEntry>> {
         let replaced = self.remove(&entry.subscription.reference);
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -143,7 +141,7 @@ impl SubscriptionIndex {
         replaced
     }
 
-    /// Removes a subscription, which it gives back.
+    /// Removes a subscription, and returns it.
     pub fn remove(&mut self, reference: &SubscriptionRef) -> Option<Arc<IndexEntry>> {
         let slot = self.slots.remove(reference)?;
         let entry = self.entries[slot as usize].take()?;
@@ -162,20 +160,19 @@ impl SubscriptionIndex {
         self.entries[*self.slots.get(reference)? as usize].as_ref()
     }
 
-    /// Whether that very subscription is there, not another one of its name.
+    /// True if the index has this incarnation of the subscription.
     pub fn has(&self, identity: &Identity) -> bool {
         let entry = self.get(&identity.subscription);
         entry.is_some_and(|entry| entry.subscription.incarnation == identity.incarnation)
     }
 
-    /// The active subscriptions of the event's tenant that want the event, each once.
+    /// The active subscriptions of the event's tenant that match the event, each once.
     pub fn matching(&self, event: &Event) -> Vec<Arc<IndexEntry>> {
         let (candidates, _) = self.candidates(event);
         candidates.into_iter().filter(|entry| entry.wants(event)).cloned().collect()
     }
 
-    /// The active subscriptions of a tenant whose patterns match a key, each once, whatever their
-    /// filters say.
+    /// The active subscriptions of a tenant whose patterns match a key, each once, without regard to their filters.
     pub fn of_key(&self, tenant: &str, key: &EventKey) -> Vec<Arc<IndexEntry>> {
         self.candidates_of(tenant, key).0.into_iter().cloned().collect()
     }
@@ -184,7 +181,7 @@ impl SubscriptionIndex {
         self.candidates_of(&event.tenant, &event.key)
     }
 
-    /// Whose patterns match the key, and how many nodes were visited to find them.
+    /// Subscriptions whose patterns match the key, and the number of visited nodes.
     fn candidates_of(&self, tenant: &str, key: &EventKey) -> (Vec<&Arc<IndexEntry>>, usize) {
         let Some(trie) = self.tenants.get(tenant) else { return (Vec::new(), 0) };
         let (slots, visited) = trie.matching(key);

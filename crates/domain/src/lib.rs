@@ -1,7 +1,26 @@
-//! The pure core: no async, no clock, no randomness, no I/O, no broker types.
+//! The pure core of Integration Hub: what events, subscriptions, envelopes and dead letters are, and every decision
+//! about them.
 //!
-//! It decides; the adapters and roles around it act. Its `Cargo.toml` names no crate that could break the rule, and
-//! `tests/layout.rs` looks for what the standard library offers.
+//! No async, no clock, no randomness, no I/O and no broker types: callers pass in the time and random values. The
+//! `Cargo.toml` names no crate that has any of them, and the hub's `tests/layout.rs` checks for those of the standard
+//! library.
+//!
+//! ```
+//! use hub_domain::index::{IndexEntry, SubscriptionIndex};
+//! use hub_domain::key::EventKey;
+//! use hub_domain::subscription::Subscription;
+//!
+//! let subscription = Subscription::from_value(serde_json::json!({
+//!     "id": "crm", "events": ["user.*"], "delivery": {"url": "https://crm.example/hook"}
+//! }))?;
+//! let mut index = SubscriptionIndex::default();
+//! index.insert(IndexEntry::new(subscription, 1)?);
+//!
+//! let key: EventKey = "user.created".parse()?;
+//! let found = index.of_key("default", &key);
+//! assert_eq!(found[0].subscription.id(), "crm");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod access;
 pub mod address;

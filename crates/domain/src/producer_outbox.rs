@@ -1,5 +1,5 @@
-//! The transactional outbox: an event that a producer raises in its own transaction, the envelope
-//! its rows carry, and how a row goes from `pending` to `published` or `abandoned`.
+//! The producer outbox: the event that a producer raises in its own transaction, the envelope of its rows, and the
+//! statuses of a row from `pending` to `published` or `abandoned`.
 
 mod content;
 mod destination;
@@ -21,11 +21,11 @@ pub use pauses::Pauses;
 pub use raised::{MAX_EXTENSIONS_BYTES, MAX_ID_BYTES, MAX_TEXT_BYTES, RaisedEvent};
 pub use status::{AfterFailure, Priority, RelayRetryPolicy, Status, Step};
 
-/// The target broker that every event goes to: the hub's own.
+/// The target broker of every event: the hub's NATS.
 pub const INTERNAL: &str = "internal";
 
-/// Whether a name may be that of an external broker: 1 to 64 of a-z, 0-9, `_` and `-`, a letter or
-/// digit first, and not [`INTERNAL`].
+/// True if a name is valid for an external broker: 1 to 64 of a-z, 0-9, `_` and `-`, a letter or digit first, and not
+/// [`INTERNAL`].
 pub fn is_external_broker(name: &str) -> bool {
     name != INTERNAL
         && name.len() <= 64

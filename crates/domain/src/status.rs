@@ -55,7 +55,7 @@ impl TryFrom<PatternText> for StatusPattern {
                 "3xx" => Ok(Self::Class(3)),
                 "4xx" => Ok(Self::Class(4)),
                 "5xx" => Ok(Self::Class(5)),
-                _ => Err(format!("{text:?} is no class of statuses; write \"3xx\", \"4xx\" or \"5xx\"")),
+                _ => Err(format!("unknown class of statuses {text:?}; write \"3xx\", \"4xx\" or \"5xx\"")),
             },
         }
     }

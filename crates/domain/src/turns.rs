@@ -1,22 +1,21 @@
-//! Turns: whoever has used up least comes next, whatever the others have waiting.
+//! Start-time fair queueing: the owner with the least work done is served next, however much the others have waiting.
 //!
-//! Start-time fair queueing: each has an account of the work done for it; the lowest account is served next. One that
-//! was idle begins at the account of who is served now, so that nobody saves up, and one that has just been served
-//! does not come first again by being idle for a moment.
+//! Each owner has an account of the work done for it, and the lowest account is served next. An owner that was idle
+//! starts at the account that is being served, so that idle time gives no credit and a short idle time no advantage.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-/// Accounts of owners with nothing waiting that are kept before any is looked through.
+/// Number of idle accounts from which idle accounts are removed.
 const MOST_IDLE: usize = 64;
 
-/// What waits, by whose it is.
+/// Waiting items by owner.
 #[derive(Debug)]
 pub struct Turns<T> {
     queues: HashMap<Arc<str>, Queue<T>>,
-    /// Those with something waiting, by their accounts.
+    /// Owners with waiting items, by account.
     order: BTreeSet<(u64, Arc<str>)>,
-    /// The account of who was served last.
+    /// Account of the owner that was served last.
     clock: u64,
     waiting: usize,
 }
@@ -25,7 +24,7 @@ pub struct Turns<T> {
 struct Queue<T> {
     items: VecDeque<T>,
     account: u64,
-    /// What one thing of this owner has cost lately.
+    /// Moving average of the work per item of this owner.
     cost: u64,
 }
 
@@ -36,19 +35,19 @@ impl<T> Default for Turns<T> {
 }
 
 impl<T> Turns<T> {
-    /// Adds something at the end of its owner's queue.
+    /// Adds an item at the end of its owner's queue.
     pub fn push(&mut self, owner: &str, item: T) {
         self.queue(owner).items.push_back(item);
         self.line_up(owner);
     }
 
-    /// Puts something that is not yet done back to the front of its owner's queue.
+    /// Returns an unfinished item to the front of its owner's queue.
     pub fn put_back(&mut self, owner: &str, item: T) {
         self.queue(owner).items.push_front(item);
         self.line_up(owner);
     }
 
-    /// What comes next, and whose it is. Each owner's come in the order in which they were added.
+    /// Takes the next item, with its owner. Items of one owner come in order.
     pub fn take_next(&mut self) -> Option<(Arc<str>, T)> {
         let (account, owner) = self.order.pop_first()?;
         self.clock = self.clock.max(account);
@@ -61,7 +60,7 @@ impl<T> Turns<T> {
         Some((owner, item))
     }
 
-    /// So much work was done for an owner.
+    /// Adds work to an owner's account.
     pub fn charge(&mut self, owner: &str, work: u64) {
         let clock = self.clock;
         let Some((key, queue)) =
@@ -73,7 +72,7 @@ impl<T> Turns<T> {
         let Some(queue) = self.queues.get_mut(owner) else { return };
         queue.account = queue.account.saturating_add(work);
         if queue.items.is_empty() {
-            // An account that the others have reached is as good as none.
+            // An account at or below the clock has no effect, so it can be removed.
             if self.queues.len() > 2 * self.order.len() + MOST_IDLE {
                 self.queues.retain(|_, queue| !queue.items.is_empty() || queue.account > clock);
             }
@@ -82,20 +81,20 @@ impl<T> Turns<T> {
         }
     }
 
-    /// One thing of this owner is done, and has cost so much work over all its turns.
+    /// Records the total work of one finished item of an owner.
     pub fn done(&mut self, owner: &str, cost: u64) {
         if let Some(queue) = self.queues.get_mut(owner) {
-            // The last one counts for a quarter.
+            // The new value has a weight of a quarter.
             queue.cost = if queue.cost == 0 { cost } else { queue.cost - queue.cost / 4 + cost / 4 };
         }
     }
 
-    /// How much work waits of this owner, if all of it costs what its last ones did.
+    /// Estimated work of an owner's waiting items, by the moving average of its items.
     pub fn work_waiting(&self, owner: &str) -> u64 {
         self.queues.get(owner).map_or(0, |queue| queue.cost.saturating_mul(queue.items.len() as u64))
     }
 
-    /// How much waits, of all owners.
+    /// Number of waiting items of all owners.
     pub fn len(&self) -> usize {
         self.waiting
     }
@@ -104,7 +103,7 @@ impl<T> Turns<T> {
         self.waiting == 0
     }
 
-    /// All that waits, in no order.
+    /// All waiting items, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.queues.values().flat_map(|queue| &queue.items)
     }

@@ -1,4 +1,4 @@
-//! Whose an envelope is, read from its beginning: before each delivery, without its event.
+//! Reads the identity of an envelope from the start of its body, without parsing the event.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,11 +8,10 @@ use serde::de::{self, Deserializer as _, MapAccess, Visitor};
 use crate::subscription::{Identity, Incarnation, SubscriptionRef};
 
 impl Identity {
-    /// Reads no further than to the tenant; what follows may be anything. `None` if there is no
-    /// subscription and tenant.
+    /// Reads an envelope up to its tenant and ignores the rest. `None` if subscription or tenant is missing or invalid.
     pub fn of_envelope(body: &[u8]) -> Option<Self> {
         let mut head = Head::default();
-        // It ends with an error wherever it stops early; what was found counts.
+        // Stopping early is an error of the parser; the fields read so far count.
         let _ = serde_json::Deserializer::from_slice(body).deserialize_map(&mut head);
         let subscription = SubscriptionRef::of(&head.tenant?, &head.subscription?)?;
         Some(Self { subscription, incarnation: head.incarnation })

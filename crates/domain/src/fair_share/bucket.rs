@@ -1,12 +1,12 @@
-//! A token bucket: `per_second` tokens flow in, `burst` fit.
+//! A token bucket: `per_second` tokens flow in, up to `burst`.
 
 use std::time::Duration;
 
 use crate::subscription::RateLimit;
 
-/// A wait is asked for anew at least this often, however slow the rate.
+/// Longest wait that is returned; for slow rates, the caller asks again.
 const LONGEST_WAIT: Duration = Duration::from_secs(3600);
-/// What rounding may take from a token.
+/// Tolerance for rounding errors, in tokens.
 const ROUNDING: f64 = 1e-6;
 
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// A full bucket; or, where the limit was another, with no more tokens than were in that.
+    /// A full bucket; after a change of the limit, with at most the tokens of the previous bucket.
     pub(super) fn changed(old: Option<&Bucket>, limit: RateLimit, now: Duration) -> Self {
         let burst = f64::from(limit.burst.max(1));
         Self { limit, tokens: old.map_or(burst, |old| old.tokens.min(burst)), at: now }
@@ -27,7 +27,7 @@ impl Bucket {
         self.limit
     }
 
-    /// Takes a token, or says how long until there is one.
+    /// Takes a token; the error is the wait until the next one.
     pub(super) fn take(&mut self, now: Duration) -> Result<(), Duration> {
         let elapsed = now.saturating_sub(self.at).as_secs_f64();
         self.tokens = (self.tokens + elapsed * self.limit.per_second).min(f64::from(self.limit.burst.max(1)));
@@ -38,7 +38,7 @@ impl Bucket {
         }
         let missing = (1.0 - self.tokens) / self.limit.per_second;
         let wait = Duration::try_from_secs_f64(missing).map_or(LONGEST_WAIT, |wait| wait.min(LONGEST_WAIT));
-        // Never none at all: the scheduler would ask again at once.
+        // Never zero, because the scheduler would ask again at once.
         Err(wait.max(Duration::from_micros(1)))
     }
 }

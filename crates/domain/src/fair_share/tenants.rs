@@ -1,4 +1,4 @@
-//! The tenants' turns: of those with something to run, next comes the one that has the least in flight.
+//! Turns of tenants: of those with a runnable subscription, the one with the fewest items in flight comes next.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -7,16 +7,16 @@ use super::{Place, Turn};
 /// The place of a tenant in the slab.
 pub(super) type TenantPlace = usize;
 
-/// Those that have a subscription in the pool, and which of their subscriptions may run.
+/// Tenants with subscriptions in the pool, and their runnable subscriptions.
 #[derive(Debug, Default)]
 pub(super) struct Tenants {
     places: HashMap<Box<str>, TenantPlace>,
     tenants: Vec<Option<Tenant>>,
     free: Vec<TenantPlace>,
-    /// The tenants with a subscription in that ring, by what they have in flight, then by turn.
+    /// Tenants with a subscription in that ring, by number of items in flight, then by turn.
     order: [BTreeSet<(usize, Turn, TenantPlace)>; 2],
     turns: Turn,
-    /// The first one there was.
+    /// The first tenant.
     first: Option<Box<str>>,
     several: bool,
 }
@@ -28,17 +28,17 @@ struct Tenant {
     in_flight: usize,
     waiting: usize,
     turn: Turn,
-    /// Its subscriptions that may run, by turn: the healthy ones, and the reduced ones.
+    /// Its runnable subscriptions by turn: healthy ones, then reduced ones.
     rings: [BTreeMap<Turn, Place>; 2],
 }
 
 impl Tenants {
-    /// Whether there ever was more than one.
+    /// True if there ever was more than one tenant.
     pub(super) fn several(&self) -> bool {
         self.several
     }
 
-    /// One subscription more of that tenant.
+    /// Adds a subscription of a tenant.
     pub(super) fn enter(&mut self, name: &str) -> TenantPlace {
         if let Some(&place) = self.places.get(name) {
             self.get(place).subscriptions += 1;
@@ -68,7 +68,7 @@ impl Tenants {
         place
     }
 
-    /// One less, which has nothing waiting or in flight.
+    /// Removes a subscription, which has no waiting items and none in flight.
     pub(super) fn leave(&mut self, place: TenantPlace) {
         let tenant = self.get(place);
         tenant.subscriptions -= 1;
@@ -84,7 +84,7 @@ impl Tenants {
         &mut self.get(place).waiting
     }
 
-    /// What waits of a tenant; of one that is not here, nothing.
+    /// Number of waiting items of a tenant; 0 for an unknown tenant.
     pub(super) fn waiting_of(&self, name: &str) -> usize {
         let tenant = self.places.get(name).and_then(|place| self.tenants[*place].as_ref());
         tenant.map_or(0, |tenant| tenant.waiting)
@@ -110,7 +110,7 @@ impl Tenants {
         self.change(place, |tenant| tenant.in_flight -= 1);
     }
 
-    /// Whether a tenant with less than `most` in flight has a subscription in that ring.
+    /// True if a tenant with fewer than `most` items in flight has a subscription in that ring.
     pub(super) fn may(&self, reduced: bool, most: usize) -> bool {
         self.order[usize::from(reduced)].first().is_some_and(|(in_flight, ..)| *in_flight < most)
     }
@@ -128,7 +128,7 @@ impl Tenants {
         popped.map(|(_, subscription)| subscription)
     }
 
-    /// Takes all out of the rings; nothing waits any more.
+    /// Empties the rings.
     pub(super) fn clear(&mut self) {
         self.order = Default::default();
         for tenant in self.tenants.iter_mut().flatten() {
@@ -137,7 +137,7 @@ impl Tenants {
         }
     }
 
-    /// The subscription with that turn.
+    /// The subscription at a turn.
     #[cfg(test)]
     pub(super) fn at(&self, place: TenantPlace, reduced: bool, turn: Turn) -> Option<Place> {
         self.tenants[place].as_ref()?.rings[usize::from(reduced)].get(&turn).copied()

@@ -1,4 +1,4 @@
-//! Who of the candidates wants an event, found out in steps.
+//! Evaluates the filters of the candidates of an event in steps.
 
 use std::sync::Arc;
 
@@ -6,12 +6,12 @@ use super::IndexEntry;
 use crate::event::Event;
 use crate::filter::Position;
 
-/// The candidates of one event, and how far they are asked.
+/// The candidates of one event, and the progress of their evaluation.
 #[derive(Debug)]
 pub struct Matching {
     candidates: Vec<Arc<IndexEntry>>,
     next: usize,
-    /// In the filters of the next one.
+    /// Position in the filters of the next candidate.
     at: Option<Position>,
     wanting: Vec<Arc<IndexEntry>>,
 }
@@ -21,8 +21,8 @@ impl Matching {
         Self { candidates, next: 0, at: None, wanting: Vec::new() }
     }
 
-    /// Asks on for at most `steps` steps: one for each candidate and one for each comparison of its filters.
-    /// Gives the steps taken.
+    /// Evaluates at most `steps` steps: one for each candidate and one for each comparison of its filters. Returns the
+    /// number of steps taken.
     pub fn advance(&mut self, event: &Event, steps: usize) -> usize {
         let mut left = steps;
         while let Some(entry) = self.candidates.get(self.next) {
@@ -46,12 +46,12 @@ impl Matching {
         steps - left
     }
 
-    /// Whether all are asked.
+    /// True if all candidates are evaluated.
     pub fn is_done(&self) -> bool {
         self.next >= self.candidates.len()
     }
 
-    /// Those that want the event, of those asked.
+    /// The evaluated candidates that match the event.
     pub fn into_wanting(self) -> Vec<Arc<IndexEntry>> {
         self.wanting
     }

@@ -1,15 +1,14 @@
-//! What the JSON of an event may hold: what both databases keep and every reader reads.
+//! Checks JSON values of an event: both databases must store them, and every reader must parse them.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The deepest level of a value inside a field; the field's own value is level 0. Readers of JSON stop at about 128
-/// (serde_json), SQLite at 1,000.
+/// Maximum nesting of a field's value, which itself has level 0. serde_json stops at 128, SQLite at 1,000.
 pub const MAX_DEPTH: usize = 100;
 
-/// Checks a field's value. The error says what is wrong and where.
+/// Checks a field's value. The error has the problem and its position.
 pub(super) fn check(json: &RawValue) -> Result<(), serde_json::Error> {
     let mut input = serde_json::Deserializer::from_str(json.get());
     Content { level: 0 }.deserialize(&mut input)
@@ -59,12 +58,12 @@ impl<'de> Visitor<'de> for Content {
         Ok(())
     }
 
-    /// A number beyond an IEEE 754 double is an error of the parser.
+    /// The parser refuses numbers beyond an IEEE 754 double.
     fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
         Ok(())
     }
 
-    /// Half of a surrogate pair is an error of the parser.
+    /// The parser refuses half of a surrogate pair.
     fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
         if text.contains('\0') {
             return Err(E::custom("holds the character \\u0000, which PostgreSQL cannot store; remove it"));
@@ -78,7 +77,7 @@ impl<'de> Visitor<'de> for Content {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        // A name is a text one level down.
+        // A name is checked as a text one level deeper.
         while members.next_key_seed(self.below())?.is_some() {
             members.next_value_seed(self.below())?;
         }

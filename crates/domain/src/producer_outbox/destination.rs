@@ -1,11 +1,11 @@
-//! Where a message goes at an external broker: a template of the broker's setting.
+//! Destinations at an external broker (setting `destination`): subjects, topics, streams or routing keys.
 
 use serde::Deserialize;
 
 use super::name_rules::NameRules;
 use crate::field_error::FieldError;
 
-/// A parsed template: text with `{type}`, `{category}`, `{stream}` and `{tenant}` in it.
+/// A parsed template: text with the placeholders `{type}`, `{category}`, `{stream}` and `{tenant}`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destination {
     pieces: Vec<Piece>,
@@ -21,11 +21,11 @@ enum Piece {
     Tenant,
 }
 
-/// The tenant of events that name none.
+/// The tenant of events without one.
 const DEFAULT_TENANT: &str = "default";
 const PLACEHOLDERS: &str = "{type}, {category}, {stream} and {tenant}";
 
-/// What of an envelope a destination may need.
+/// The fields of an envelope that a destination may need.
 #[derive(Debug, Default, Deserialize)]
 struct Facts {
     metadata: Metadata,
@@ -50,7 +50,7 @@ struct Extensions {
 }
 
 impl Destination {
-    /// Reads a template, such as `events.{category}`. The error is that of the field `destination`.
+    /// Parses a template, such as `events.{category}`. The error names the field `destination`.
     pub fn parse(template: &str) -> Result<Self, FieldError> {
         let refuse = |problem: String| Err(FieldError::new("destination", problem));
         let (mut pieces, mut rest) = (Vec::new(), template);
@@ -80,9 +80,9 @@ impl Destination {
         Ok(Self { pieces, names: NameRules::Any })
     }
 
-    /// The same for a broker with such names: what fills the template becomes part of one by
-    /// [`NameRules::part`]. The error is that of the field `destination`, whose own text cannot stand in such a
-    /// name.
+    /// Applies the name rules of a broker: values of placeholders are escaped with [`NameRules::part`].
+    ///
+    /// The error names the field `destination`: its literal text contains a character that the rules do not allow.
     pub fn with_names(self, names: NameRules) -> Result<Self, FieldError> {
         for piece in &self.pieces {
             if let Piece::Text(text) = piece {
@@ -92,15 +92,15 @@ impl Destination {
         Ok(Self { names, ..self })
     }
 
-    /// The destination of one row.
+    /// Renders the destination of one row.
     ///
     /// * `event_type`: the event key
     /// * `stream`: the row's stream
-    /// * `envelope`: the row's envelope; read only where the template asks for what stands in it. The
-    ///   category is its `metadata.domain.stream_category`, else the resource of the event key; the tenant
-    ///   its `metadata.extensions.tenant`, else `default`.
+    /// * `envelope`: the row's envelope as JSON, parsed only for `{category}` and `{tenant}`. The category is
+    ///   `metadata.domain.stream_category`, or else the resource of the event key; the tenant is
+    ///   `metadata.extensions.tenant`, or else `default`.
     ///
-    /// The error is that of an envelope that cannot be read.
+    /// Fails if the envelope cannot be parsed.
     pub fn render(
         &self,
         event_type: &str,

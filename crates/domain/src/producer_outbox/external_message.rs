@@ -1,20 +1,19 @@
-//! What an external broker gets of an event: the stripped envelope, in the form of the outbox's own rows.
+//! The message for an external broker: the stripped envelope, in the form of an external row.
 //!
-//! An event that a producer's outbox raised has in it what its external row has, to the letter: the
-//! fan-out carries that part of its envelope along ([`external_metadata`]). Any other event is put into the
-//! same form:
+//! The stripped envelope of an event from a producer outbox equals that of its external row, byte for byte: the fan-out
+//! keeps its metadata ([`external_metadata`]). Other events are converted:
 //!
 //! | field | comes from |
 //! |---|---|
-//! | `data` | the data; null where there is none. Data that is not JSON stands in `data_base64` beside it, and its type in `extensions.datacontenttype` |
+//! | `data` | the data, or null. Data that is not JSON is in `data_base64`, its type in `extensions.datacontenttype` |
 //! | `headers.id`, `.type`, `.time` | the event's `id`, `type` (the event key) and `time` |
-//! | `headers.stream` | its `subject`; null where it has none |
-//! | `headers.traceparent` | its `traceparent` as `{"trace_id", "parent_id", "sampled"}`; null where it has none |
-//! | `domain.sequence_id`, `.correlation_id`, `.causation_id` | its `sequence`, `correlationid`, `causationid`; null where it has none |
-//! | `domain.kind`, `.version` | `EVENT` and 1, as for an outbox event that says nothing of them |
+//! | `headers.stream` | its `subject`, or null |
+//! | `headers.traceparent` | its `traceparent` as `{"trace_id", "parent_id", "sampled"}`, or null |
+//! | `domain.sequence_id`, `.correlation_id`, `.causation_id` | its `sequence`, `correlationid`, `causationid`, or null |
+//! | `domain.kind`, `.version` | `EVENT` and 1, the defaults of a raised event |
 //! | `domain.fqn`, `.origin_stream`, `.stream_category` | null |
 //! | `envelope.specversion` | `1.0` |
-//! | `extensions` | its `source` and `tenant`, and every other attribute but `published` |
+//! | `extensions` | its `source` and `tenant`, and all other attributes except `published` |
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -24,7 +23,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use crate::event::{Members, is_traceparent};
 
-/// What is kept of each part of an envelope's metadata; of the extensions it is everything.
+/// Fields of each part of the metadata that are kept. Extensions are kept completely.
 const KEPT: [(&str, &[&str]); 3] = [
     ("headers", &["id", "type", "time", "stream", "traceparent"]),
     (
@@ -48,13 +47,13 @@ const KEPT: [(&str, &[&str]); 3] = [
 pub struct ExternalMessage {
     /// The stripped envelope as JSON.
     pub body: String,
-    /// Of what belongs together: the event's stream, else its id.
+    /// Ordering key: the event's stream, or else its id.
     pub key: String,
     /// Names and values.
     pub headers: Vec<(String, String)>,
 }
 
-/// The parts of an envelope's metadata, in the order in which they are written.
+/// The kept parts of an envelope's metadata, in output order.
 #[derive(Serialize)]
 struct Kept<'a> {
     headers: BTreeMap<&'static str, &'a RawValue>,
@@ -64,8 +63,9 @@ struct Kept<'a> {
     extensions: Option<&'a RawValue>,
 }
 
-/// The part of a full envelope's metadata that an external broker may see, with its values as they came.
-/// The error is that of metadata whose parts are no objects.
+/// Strips the metadata of a full envelope for external brokers. Values stay unchanged, byte for byte.
+///
+/// Fails if a part of the metadata is not an object.
 pub fn external_metadata(metadata: &RawValue) -> Result<Box<RawValue>, serde_json::Error> {
     let parts: Members<'_> = serde_json::from_str(metadata.get())?;
     let [headers, domain, envelope] = KEPT.map(|(part, kept)| match parts.get(part) {
@@ -135,7 +135,7 @@ struct EnvelopePart {
     specversion: &'static str,
 }
 
-/// Attributes that have another place than the extensions, or say nothing to those outside.
+/// Attributes that are not extensions: they have another field, or are internal.
 const PLACED: [&str; 13] = [
     "specversion",
     "id",
@@ -154,9 +154,9 @@ const PLACED: [&str; 13] = [
 
 impl ExternalMessage {
     /// * `event`: in the CloudEvents JSON format
-    /// * `metadata`: what its outbox envelope says of it ([`external_metadata`]), if it came in one
+    /// * `metadata`: the metadata of [`external_metadata`], if the event came from a producer outbox
     ///
-    /// The error is that of an event that cannot be read.
+    /// Fails if the event cannot be parsed.
     pub fn new(event: &str, metadata: Option<&RawValue>) -> Result<Self, serde_json::Error> {
         let members: Members<'_> = serde_json::from_str(event)?;
         let text = |name: &str| -> Result<Option<Cow<'_, str>>, serde_json::Error> {
@@ -215,7 +215,7 @@ fn trace_parent(text: &str) -> Option<TraceParent<'_>> {
     is_traceparent(text).then_some(TraceParent { trace_id, parent_id, sampled })
 }
 
-/// A sequence may be a number, and is a text there.
+/// A sequence as a string; events may have it as a number.
 fn string_form(value: &RawValue) -> Result<String, serde_json::Error> {
     Ok(match serde_json::from_str(value.get())? {
         serde_json::Value::String(text) => text,

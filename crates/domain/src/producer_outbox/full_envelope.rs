@@ -1,11 +1,10 @@
-//! The envelope that an outbox row carries, as the Event Processor reads it.
+//! The full envelope of a row of the producer outbox, as the Event Processor reads it.
 //!
-//! It is that of Protean 0.18 (`Message.to_dict`, and `Message.to_external_dict` for the stripped one):
-//! `{"data": …, "metadata": {"headers", "domain", "event_store", "envelope", "extensions"}}`, so that a
-//! Protean subscriber reads the stripped one as its own. What Protean has no place for, source and tenant,
-//! stands in the extensions. The full one is the hub's: Protean's `Message` refuses `domain.published`, and the
-//! checksum is of the data as the database writes it, not of Python's. The database writes both
-//! (`crates/outbox/src/*/*.sql`).
+//! Its form is that of Protean 0.18 (`Message.to_dict`; `Message.to_external_dict` for the stripped envelope):
+//! `{"data": …, "metadata": {"headers", "domain", "event_store", "envelope", "extensions"}}`. A Protean subscriber reads
+//! the stripped envelope as its own. Source and tenant, which Protean does not have, are extensions. Protean does not
+//! read the full envelope: its `Message` refuses `domain.published`, and the checksum covers the data as the database
+//! writes it. The database writes both envelopes (`crates/outbox/src/*/*.sql`).
 
 use std::collections::HashSet;
 
@@ -18,12 +17,12 @@ use crate::event::{escape_controls, is_attribute_name, without_controls};
 /// The content type of a full envelope on the events stream.
 pub const CONTENT_TYPE: &str = "application/vnd.integration-hub.envelope+json";
 
-/// A full envelope. Members that are not known here are passed over: the hub's own rows have none.
+/// A full envelope. Unknown members are ignored.
 #[derive(Debug)]
 pub struct FullEnvelope<'a> {
     pub data: &'a RawValue,
     pub metadata: EnvelopeMetadata,
-    /// The metadata as it was written.
+    /// The metadata as written by the database.
     pub raw_metadata: &'a RawValue,
 }
 
@@ -72,31 +71,32 @@ pub struct DomainMetadata {
     pub published: bool,
 }
 
-/// What the event itself says of these, under these names.
+/// Attributes that the event sets itself.
 const ATTRIBUTES: [&str; 9] =
     ["id", "type", "time", "source", "tenant", "specversion", "data", "data_base64", "datacontenttype"];
 
-/// Whether an extension would say anew what the event itself says.
+/// True if an extension has the name of an attribute that the event sets itself.
 pub(super) fn is_reserved(extension: &str) -> bool {
     ATTRIBUTES.contains(&extension)
 }
 
 impl<'a> FullEnvelope<'a> {
-    /// Reads an envelope. The error names the member that is missing or wrong.
+    /// Parses an envelope. The error names the missing or invalid member.
     pub fn from_json(json: &'a str) -> Result<Self, serde_json::Error> {
         let Parts { data, metadata } = serde_json::from_str(json)?;
         Ok(Self { data, metadata: serde_json::from_str(metadata.get())?, raw_metadata: metadata })
     }
 
-    /// An extension that is a text.
+    /// The value of a string extension; `None` if it is missing, empty or not a string.
     pub fn text_extension(&self, name: &str) -> Option<&str> {
         self.metadata.extensions.get(name)?.as_str().filter(|text| !text.is_empty())
     }
 
-    /// The extensions as CloudEvents attributes (1.0 section 3.1: names of a-z and 0-9; strings,
-    /// booleans, integers), in the order in which the first of one name counts: what the envelope itself
-    /// says, then the producer's. A producer's name loses what is no letter or digit (`partner_tier` is
-    /// `partnertier`); a value of another kind, or with a control character, is its JSON text.
+    /// The extensions as CloudEvents attributes (1.0 section 3.1: names of a-z and 0-9; strings, booleans, integers).
+    ///
+    /// The envelope's own attributes come first, then the producer's extensions; the first of one name counts. A
+    /// producer's name loses every character that is not a letter or digit (`partner_tier` becomes `partnertier`). A
+    /// value of another type, or with a control character, becomes its JSON text.
     pub fn attributes(&self) -> Vec<(String, Value)> {
         let EnvelopeMetadata { headers, domain, extensions } = &self.metadata;
         let mut found: Vec<(String, Value)> = Vec::new();
@@ -128,7 +128,7 @@ impl<'a> FullEnvelope<'a> {
                 continue;
             }
             let value = match value {
-                // Attributes of CloudEvents itself, which are strings.
+                // CloudEvents defines these attributes as strings.
                 other if matches!(name.as_str(), "subject" | "dataschema") && !other.is_string() => {
                     escape_controls(&other.to_string()).into_owned().into()
                 }

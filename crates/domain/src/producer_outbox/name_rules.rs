@@ -1,26 +1,26 @@
-//! What a broker's protocol takes as the name of a destination, and how any text becomes part of one.
+//! Rules of each protocol for the names of destinations, and the escaping of values in them.
 
 use crate::field_error::FieldError;
 
-/// Whose names they are.
+/// Rules for the name of a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum NameRules {
-    /// Any text is one, up to a length: Redis keys, AMQP routing keys.
+    /// Any text up to a length: Redis keys, AMQP routing keys.
     #[default]
     Any,
-    /// NATS subjects: tokens with dots between, none empty, without spaces and wildcards.
+    /// NATS subjects: non-empty tokens separated by dots, without spaces and wildcards.
     Subject,
     /// Kafka topics: ASCII letters, digits, `.`, `_` and `-`.
     Topic,
 }
 
 impl NameRules {
-    /// A text from outside as part of a name, injectively: two texts that differ still do. What is legal
-    /// stays as it is.
+    /// Escapes a value for use in a name. Injective: different values give different results. Allowed characters stay
+    /// unchanged.
     ///
-    /// * Subjects: `%HH` (RFC 3986) for each byte of a space, control character, wildcard, `%`, or dot that
-    ///   has no token on both sides: `a b` is `a%20b`.
-    /// * Topics: `_.HH` for each byte that is not legal, and for a `_` with a dot behind it: `crm::user` is
+    /// * Subjects: `%HH` (RFC 3986) for each byte of a space, control character, wildcard, `%`, or dot without a
+    ///   token on both sides: `a b` is `a%20b`.
+    /// * Topics: `_.HH` for each byte that is not allowed, and for a `_` before a dot: `crm::user` is
     ///   `crm_.3A_.3Auser`.
     pub fn part(self, text: &str) -> String {
         let mut part = String::with_capacity(text.len());
@@ -46,8 +46,7 @@ impl NameRules {
         part
     }
 
-    /// Checks what a template says itself, which goes into each name as it is. The error is that of the field
-    /// `destination`.
+    /// Checks the literal text of a template, which is not escaped. The error names the field `destination`.
     pub(super) fn check_text(self, text: &str) -> Result<(), FieldError> {
         let is_legal = |char: char| match self {
             Self::Any => true,
@@ -127,7 +126,7 @@ mod tests {
         }
     }
 
-    /// The text that such a part was made of.
+    /// Reverses the escaping.
     fn text_of(names: NameRules, part: &str) -> String {
         let sign = if names == NameRules::Subject { "%" } else { "_." };
         let (mut bytes, mut rest) = (Vec::new(), part);

@@ -1,8 +1,8 @@
-//! Waits that grow while there is nothing to do, or nothing can be done.
+//! Waits that grow while there is nothing to do, or while something is unavailable.
 
 use std::time::Duration;
 
-/// Doubling waits between two bounds. Randomness is passed in.
+/// Doubling waits between two bounds. The caller passes in the randomness.
 #[derive(Debug, Clone)]
 pub struct Pauses {
     first: Duration,
@@ -10,7 +10,7 @@ pub struct Pauses {
     next: Duration,
 }
 
-/// A wait is this part of itself to all of it, so that several who wait do not come together.
+/// Jitter shortens a wait to at least this part of it, so that several waiters spread out.
 const LEAST_PART: f64 = 0.6;
 
 impl Pauses {
@@ -18,19 +18,19 @@ impl Pauses {
         Self { first, longest, next: first }
     }
 
-    /// The wait, twice as long each time. `jitter` is random, in `[0, 1)`.
+    /// The next wait, twice as long as the previous one. `jitter`: random, in `[0, 1)`.
     pub fn next(&mut self, jitter: f64) -> Duration {
         self.next_within(self.longest, jitter)
     }
 
-    /// The same where the longest wait is another one for now.
+    /// The next wait with another upper bound for this call.
     pub fn next_within(&mut self, longest: Duration, jitter: f64) -> Duration {
         let pause = self.next.min(longest);
         self.next = (pause * 2).min(longest);
         pause.mul_f64(LEAST_PART + (1.0 - LEAST_PART) * jitter.clamp(0.0, 1.0))
     }
 
-    /// Begins with the first wait anew.
+    /// Starts again with the first wait.
     pub fn reset(&mut self) {
         self.next = self.first;
     }

@@ -1,5 +1,4 @@
-//! The event as a producer raises it: one JSON object, the same for the Rust function, the SQL
-//! function and the SQLite view.
+//! The event as a producer raises it: one JSON object for the Rust function, the SQL function and the SQLite view.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -13,43 +12,43 @@ use crate::field_error::FieldError;
 use crate::key::EventKey;
 use crate::subscription::is_tenant;
 
-/// The most bytes of an id: it becomes the message id on every broker, and AMQP 0-9-1 takes no longer one.
+/// Maximum length of an id, in bytes: the limit of a message id in AMQP 0-9-1.
 pub const MAX_ID_BYTES: usize = 255;
 
-/// The most bytes of another text field (stream, source, …): they become headers and index entries.
+/// Maximum length of another text field (stream, source, …), in bytes: they become headers and index entries.
 pub const MAX_TEXT_BYTES: usize = 512;
 
-/// The largest `version`; that of `expected_version` and a numeric `sequence_id`, of either sign.
+/// Largest `version`, and largest magnitude of `expected_version` and of a numeric `sequence_id`.
 const MAX_VERSION: u32 = 999_999_999;
 const MAX_NUMBER: i64 = 999_999_999_999_999_999;
 
-/// The most bytes of all extensions together, as JSON: they become attributes, which the hub bounds.
+/// Maximum size of all extensions as JSON, in bytes: they become attributes, whose size the hub limits.
 pub const MAX_EXTENSIONS_BYTES: usize = 16 * 1024;
 
-/// What a producer hands in. Only `type`, `stream` and `data` have to be given.
+/// An event as raised by a producer. Only `type`, `stream` and `data` are required.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RaisedEvent {
-    /// Unique among the outbox's events; made up where none is given. It is the message id on every
-    /// broker, by which consumers drop what they have.
+    /// Unique in the outbox; a random UUID if not given. It is the message id on every broker, by which consumers drop
+    /// duplicates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// The event key.
     #[serde(rename = "type")]
     pub key: EventKey,
-    /// Order is kept among the events of one stream: `user-u1`, one per aggregate as a rule.
+    /// Events of one stream are sent in order. Usually one stream per aggregate, such as `user-u1`.
     pub stream: String,
     /// Any JSON.
     pub data: Box<RawValue>,
-    /// The CloudEvents source; the hub takes `outbox` where none is given.
+    /// CloudEvents `source`; `outbox` if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// RFC 3339; now where not given.
+    /// RFC 3339; the current time if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// Whether it also goes to every configured external broker.
+    /// True to also send the event to every registered external broker.
     #[serde(default, deserialize_with = "default_if_null")]
     pub published: bool,
     #[serde(default, deserialize_with = "default_if_null")]
@@ -61,38 +60,38 @@ pub struct RaisedEvent {
     pub correlation_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub causation_id: Option<String>,
-    /// Of the event's schema, from 1; 1 where not given.
+    /// Version of the event's schema, from 1; 1 if not given.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "version")]
     pub version: Option<u32>,
     /// The fully qualified name of the event's class at the producer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fqn: Option<String>,
-    /// `EVENT` where not given.
+    /// `EVENT` if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// The event's place in its stream; a string or an integer.
+    /// Position of the event in its stream; a string or an integer.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text_or_integer")]
     pub sequence_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin_stream: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_category: Option<String>,
-    /// Internal: never leaves to an external broker. As are the next two.
+    /// Internal, like the next two fields: not sent to external brokers.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "whole")]
     pub expected_version: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asynchronous: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_store: Option<Map<String, Value>>,
-    /// The producer's own. Kept everywhere.
+    /// The producer's own attributes; sent everywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extensions: Option<Map<String, Value>>,
 }
 
 impl RaisedEvent {
-    /// An event with the required fields alone; set the others as fields.
+    /// Creates an event with the required fields; set the others directly.
     ///
-    /// The error is that of writing `data` as JSON.
+    /// Fails if `data` cannot be serialized as JSON.
     pub fn new(
         key: EventKey,
         stream: impl Into<String>,
@@ -124,7 +123,7 @@ impl RaisedEvent {
         })
     }
 
-    /// Reads the JSON form and checks it. The error names the field.
+    /// Parses and checks the JSON form. The error names the field.
     pub fn from_json(json: &str) -> Result<Self, FieldError> {
         let mut input = serde_json::Deserializer::from_str(json);
         let event: Self = serde_path_to_error::deserialize(&mut input).map_err(|error| {
@@ -137,8 +136,8 @@ impl RaisedEvent {
         Ok(event)
     }
 
-    /// Checks what the types do not tell. The database checks the same (`crates/outbox/src/*/0002_*.sql`), and the size of the
-    /// envelope, whose limit it is told.
+    /// Checks the fields beyond their types. The database checks the same (`crates/outbox/src/*/0002_*.sql`), and also
+    /// the size of the envelope.
     pub fn validate(&self) -> Result<(), FieldError> {
         if self.id.as_deref().is_some_and(|id| !is_id(id)) {
             return Err(FieldError::new(
@@ -232,7 +231,7 @@ fn default_if_null<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// A whole number of at most 18 digits, however it is written: 7, 7.0, 7e0. JSON has one kind of number.
+/// A whole number of at most 18 digits in any notation (7, 7.0, 7e0), because JSON has one type of number.
 fn to_whole(number: &Number) -> Option<i64> {
     let whole = number.as_i64().or_else(|| {
         let float = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < 1e18)?;
@@ -266,7 +265,7 @@ fn text_or_integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     }
 }
 
-/// Without blanks at its ends: a header's value has none (NATS takes them off), and would be another's id.
+/// True for a valid id. Blanks at its ends are refused, because NATS strips them from header values.
 fn is_id(text: &str) -> bool {
     (1..=MAX_ID_BYTES).contains(&text.len())
         && !text.contains(char::is_control)

@@ -1,4 +1,4 @@
-//! A row's statuses, what leads from one to another, and the waits between attempts.
+//! Statuses of a row, their transitions, and the waits between attempts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,19 +6,19 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a row stands: `pending → processing → published`, or `failed → … → abandoned`.
+/// Status of a row: `pending → processing → published`, or `failed → … → abandoned`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(feature = "openapi", schema(as = OutboxMessageStatus))]
 pub enum Status {
-    /// Never tried, or given back untried.
+    /// Not tried yet, or released without an attempt.
     Pending,
-    /// A relay holds it, until its claim expires.
+    /// Claimed by a relay, until the claim expires.
     Processing,
-    /// The last attempt failed; the next one comes when it is due.
+    /// The last attempt failed; it is retried when due.
     Failed,
-    /// The target broker has it.
+    /// The target broker acknowledged it.
     Published,
     /// Given up, with a reason.
     Abandoned,
@@ -38,12 +38,12 @@ impl Status {
         }
     }
 
-    /// Whether the row is still owed to its broker, and holds back the later rows of its stream.
+    /// True if the row is still to be sent, so that later rows of its stream wait.
     pub fn is_open(self) -> bool {
         matches!(self, Self::Pending | Self::Processing | Self::Failed)
     }
 
-    /// Where a step leads from here; None where it changes nothing.
+    /// The status after a step; `None` if the step changes nothing.
     ///
     /// | step | from | to |
     /// |---|---|---|
@@ -75,13 +75,12 @@ impl FromStr for Status {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         Self::ALL.into_iter().find(|status| status.as_str() == text).ok_or_else(|| {
-            format!("{text:?} is no status; write pending, processing, failed, published or abandoned")
+            format!("unknown status {text:?}; write pending, processing, failed, published or abandoned")
         })
     }
 }
 
-/// What may be done to a row. `due`: its time has come (of a claim: it has expired). `held`: the one who
-/// does it still holds the claim.
+/// A step on a row. `due`: the row is due, or its claim has expired. `held`: the caller still holds the claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     Claim { due: bool },
@@ -93,7 +92,7 @@ pub enum Step {
     Discard,
 }
 
-/// The priority lane of a row. All that is live is claimed before anything in bulk.
+/// Priority of a row. Live rows are claimed before bulk rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
@@ -101,7 +100,7 @@ pub enum Step {
 pub enum Priority {
     #[default]
     Live,
-    /// A backfill, an import: what nobody waits for.
+    /// Events without urgency, such as a backfill or an import.
     Bulk,
 }
 
@@ -116,30 +115,31 @@ impl Priority {
     }
 }
 
-/// How often a row is tried, and the waits between.
+/// Maximum number of attempts to send a row, and the waits between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelayRetryPolicy {
-    /// Attempts in all, the first included; at least 1.
+    /// Maximum number of attempts, including the first one; at least 1.
     pub max_attempts: u32,
-    /// The waits after the first, second, … failed attempt; the last one is repeated.
+    /// Waits after the first, second, … failed attempt; the last one repeats.
     pub waits: Vec<Duration>,
 }
 
-/// What a failed attempt leads to.
+/// Consequence of a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterFailure {
     Retry { after: Duration },
     Abandon,
 }
 
-/// Jitter spreads a wait over this part of itself to either side, so that many rows that failed
-/// together do not come back together.
+/// Jitter changes a wait by up to this part of it, so that rows that failed together are not retried together.
 const JITTER: f64 = 0.2;
 
 impl RelayRetryPolicy {
-    /// What to do after an attempt that failed. `attempts`: failed attempts before this one.
-    /// `permanent`: no further attempt can succeed (the payload is too large, say). `jitter` is random,
-    /// in `[0, 1)`.
+    /// Decides after a failed attempt.
+    ///
+    /// * `attempts`: number of failed attempts before this one
+    /// * `permanent`: no retry can succeed, for example because the payload is too large
+    /// * `jitter`: random, in `[0, 1)`
     pub fn after_failure(&self, attempts: u32, permanent: bool, jitter: f64) -> AfterFailure {
         let attempt = attempts.saturating_add(1);
         if permanent || attempt >= self.max_attempts {
@@ -148,7 +148,7 @@ impl RelayRetryPolicy {
         AfterFailure::Retry { after: self.wait(attempts, jitter) }
     }
 
-    /// The wait after a try that does not count as an attempt, since the broker had no room: the first one, each time.
+    /// The wait after a try that does not count because the broker had no room: always the first wait.
     pub fn wait_for_room(&self, jitter: f64) -> Duration {
         self.wait(0, jitter)
     }
