@@ -43,7 +43,7 @@ const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 pub struct Dev {
     broker: BrokerProcess,
     folder: PathBuf,
-    /// What other processes must be told that this one knows by itself.
+    /// Variables that other processes need, and this one knows.
     exports: Vec<(&'static str, String)>,
 }
 
@@ -145,7 +145,7 @@ pub async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
         settings.delivery.allow_networks = loopback();
         exports.push(("HUB__DELIVERY__ALLOW_NETWORKS", LOOPBACK.join(",")));
     }
-    // Whoever reaches a loopback address is this machine's own user; web pages are told by Host and Origin.
+    // Whoever reaches a loopback address is this machine's own user; web pages are detected by Host and Origin.
     if settings.is_default("api.anonymous") {
         settings.api.anonymous = settings.api.listen.ip().is_loopback();
     }

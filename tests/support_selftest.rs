@@ -250,7 +250,7 @@ async fn a_client_stays_on_the_proxy_and_a_step_of_jetstream_can_be_caught() {
     let mut broker = TestBroker::start().await;
     let proxy = FaultProxy::start(&broker.url()).await;
     let client = async_nats::connect(proxy.url("nats")).await.expect("connected");
-    assert!(client.server_info().connect_urls.is_empty(), "the server tells its own address");
+    assert!(client.server_info().connect_urls.is_empty(), "the server reports its own address");
     let jetstream = async_nats::jetstream::new(client);
     let config = async_nats::jetstream::stream::Config {
         name: "HUB_OUTBOX_X".into(),

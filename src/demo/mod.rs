@@ -1,5 +1,5 @@
 //! `hub demo`: the whole pipeline on this machine, from a published event to the subscriber, through
-//! the dead letter and back. Each step is told to a person and checked against the real streams and
+//! the dead letter and back. Each step is shown and checked against the real streams and
 //! receivers.
 
 mod receiver;
@@ -164,7 +164,7 @@ async fn carry_out(
     }
 }
 
-/// The hub's log goes to a file, so that it does not stand between the steps.
+/// The log of the hub goes to a file, so that it does not mix with the steps.
 struct Log {
     path: PathBuf,
     outlet: QueuedWriter,

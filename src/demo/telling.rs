@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// How often a state of the broker is looked at; it tells nobody when a stream's count changes.
+/// Interval of polling the broker, which does not report changes of a stream's count.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A check that did not hold in time.
@@ -110,7 +110,7 @@ impl Teller {
         ));
     }
 
-    /// Text as it stands.
+    /// Text, unchanged.
     pub fn text(&mut self, text: &str) {
         self.write(&format!("{text}\n"));
     }

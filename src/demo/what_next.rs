@@ -11,7 +11,7 @@ use super::stage::Stage;
 use super::telling::Teller;
 use crate::shell_command::{executable, quoted};
 
-/// Lines told of one receiver at once; what is beyond is counted.
+/// Most lines about one receiver at a time; further ones are counted.
 const MOST_LINES: u64 = 8;
 /// Between two tellings, so that a flood of events does not flood the terminal.
 const AT_MOST_EVERY: Duration = Duration::from_millis(200);
@@ -60,7 +60,7 @@ pub fn invitation(stage: &Stage, log: &Path) -> String {
     text
 }
 
-/// Tells what the three receivers answer, for as long as it is polled.
+/// Prints the answers of the three receivers for as long as it is polled.
 pub async fn narrate(stage: &Stage, teller: &mut Teller) {
     let receivers = [&stage.a, &stage.b, &stage.c];
     let mut logs = receivers.map(Receiver::watch);

@@ -109,7 +109,7 @@ async fn a_tenant_sees_and_touches_its_own_dead_letters_alone() {
 
     let first = hub.list_dead_letters(&of("acme"), None, 1).await.expect("listed");
     let next = first.next.expect("there is more");
-    assert_eq!(next.to_string(), "policy-client/4", "what is not its own is not told of");
+    assert_eq!(next.to_string(), "policy-client/4", "what is not its own is not reported");
     let rest = hub.list_dead_letters(&of("acme"), Some(&next), 1).await.expect("listed");
     assert_eq!((rest.entries[0].letter.id.as_str(), rest.next), ("env_d", None));
     let elsewhere = DeadLetterQuery { domains: vec!["organization".to_owned()], ..of("acme") };

@@ -175,7 +175,7 @@ async fn rows_are_counted_listed_read_and_ordered_one_by_one_and_many_at_once() 
         assert_eq!(
             order("retry", json!({"ids": ["e1", "nobody"], "after": "1000000:"})).await.expect(200),
             json!({"retried": 0, "next": null}),
-            "going on, of rows that are gone by now"
+            "continuing with rows that are deleted"
         );
         assert_eq!(
             order("retry", json!({"ids": ["e1"], "broker": "partner"})).await.expect(200),
@@ -408,8 +408,10 @@ async fn a_bulk_change_that_loses_the_database_reports_its_progress() {
         proxy.set_refusing(true);
         proxy.cut();
     };
-    let error =
-        outbox.discard(&RowSelection::default(), BatchRun::unlimited(lost)).await.expect_err("it is away");
+    let error = outbox
+        .discard(&RowSelection::default(), BatchRun::unlimited(lost))
+        .await
+        .expect_err("it is unavailable");
     assert!(error.is_passing(), "{error}");
     assert!(matches!(error, ManagementError::RowsPartlyChanged { done: 1_000, .. }), "{error}");
     assert!(error.to_string().contains("1000 rows were discarded before"), "{error}");

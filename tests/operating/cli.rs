@@ -456,7 +456,7 @@ async fn an_event_of_any_time_is_traced() {
     client.publish_with_headers("hub.events.user.created", headers, event.into()).await.expect("sent");
     client.flush().await.expect("flushed");
     receiver.wait_for("/crm", 1, Duration::from_secs(30)).await;
-    eventually(Duration::from_secs(30), "its story is told", async || {
+    eventually(Duration::from_secs(30), "its trace is complete", async || {
         let output = hub.cli(&["event", "trace", "late"]).await;
         let text = print_output(&output);
         if output.status.success() && text.contains("delivered") { Ok(()) } else { Err(text) }

@@ -17,7 +17,7 @@ pub(super) struct Recent {
 }
 
 impl Recent {
-    /// Those that are new, and those that were committed already or stand twice in the group; `None` if all are new.
+    /// Those that are new, and those that were committed already or are twice in the group; `None` if all are new.
     pub(super) fn split(
         &self,
         envelopes: &[EnvelopeMessage],

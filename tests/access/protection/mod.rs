@@ -27,7 +27,7 @@ async fn every_process_has_health_on_a_listener_of_its_own_and_the_api_only_wher
             assert_eq!(answer.status(), 200, "{url}");
         }
     }
-    // The management API is not there.
+    // There is no management API.
     let answer = http_client().get(whole.health_url("/v1/domains")).send().await.expect("it answers");
     assert_eq!(answer.status(), 404);
 
@@ -175,7 +175,7 @@ async fn unfinished_bodies_lock_out_no_caller_and_time_out() {
         }
     }
     assert!(told >= 250 && cut <= 10, "{told} were answered 408, {cut} cut");
-    // A stranger's body is not waited for at all.
+    // The body of an unauthenticated request is not read.
     let stranger = "POST /v1/events HTTP/1.1\r\nhost: x\r\nauthorization: Bearer hub_no_one\r\ncontent-length: 900000\r\n\r\n";
     assert_eq!(ask([127, 0, 0, 2], &hub.api_url(""), stranger).await.0, 401);
 }
@@ -221,7 +221,7 @@ async fn requests_at_once_are_bounded_for_each_token_and_each_address() {
         "{answer}"
     );
     assert_eq!(ask_from(3, &tokens[2]).await.0, 200);
-    // One that is in hand is not cut for others.
+    // A request in progress is not cut for others.
     assert_eq!(receiver.count("/slow"), 2);
 }
 
@@ -290,7 +290,7 @@ async fn a_flood_of_unknown_tokens_is_refused_without_a_look_up_and_known_ones_s
     let api = ApiClient::with_scopes(&hub, "reader", "read", None).await;
     let url = hub.api_url("");
     assert_eq!(ask([127, 0, 0, 2], &url, &get("/v1/domains", "x", api.token())).await.0, 200);
-    // What has not the form of a token, and the same unknown one again, costs nothing and no budget.
+    // An invalid token, and a repeated unknown one, cost nothing and no budget.
     for token in ["", "x", "hub_", "hub_A_x", "hub_no-one_x"].into_iter().cycle().take(60) {
         assert_eq!(ask([127, 0, 0, 2], &url, &get("/v1/domains", "x", token)).await.0, 401, "{token}");
     }
@@ -305,7 +305,7 @@ async fn a_flood_of_unknown_tokens_is_refused_without_a_look_up_and_known_ones_s
     assert_eq!(ask([127, 0, 0, 2], &url, &get("/v1/domains", "x", api.token())).await.0, 200);
     let new = ApiClient::with_scopes(&hub, "new", "read", None).await;
     assert_eq!(ask([127, 0, 0, 3], &url, &get("/v1/domains", "x", new.token())).await.0, 200);
-    // A known name with another secret is no known token.
+    // A known name with another secret is an unknown token.
     assert_eq!(ask([127, 0, 0, 2], &url, &get("/v1/domains", "x", "hub_reader_x")).await.0, 401);
 }
 
