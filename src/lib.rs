@@ -4,7 +4,6 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 pub mod api;
-pub mod bench;
 pub mod cli;
 pub mod demo;
 pub mod dev;

@@ -4,7 +4,6 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::bench::BenchError;
 use crate::management::ManagementError;
 use crate::nats::NatsError;
 use crate::nats::provision::ProvisionError;
@@ -63,8 +62,6 @@ pub enum CliError {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Demo(#[from] crate::demo::DemoError),
-    #[error("bench: {0}")]
-    Bench(#[from] BenchError),
     #[error("{}: reading failed: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
     #[error("standard input: reading failed: {0}")]

@@ -34,6 +34,7 @@ use crate::domain::access::Caller;
 use crate::management::Management;
 use crate::nats::JetStream;
 use crate::nats::provision::{OLDEST_SERVER, ProvisionError, version};
+use crate::open_files;
 use crate::seal::open_settings;
 use crate::settings::{SecretName, Settings, SettingsError};
 
@@ -116,8 +117,6 @@ enum Command {
     /// Check and print the settings
     #[command(subcommand)]
     Config(config::Command),
-    /// Measure the hub on this machine, with a receiver and a load of its own
-    Bench(crate::bench::Options),
 }
 
 /// Global options with a value, except `--set`.
@@ -169,10 +168,31 @@ impl Cli {
         Ok(cli)
     }
 
-    /// Loads the settings from all layers. The demo and the bench use the defaults and ignore the working directory.
-    pub fn settings(&self) -> Result<Settings, SettingsError> {
+    /// Loads the settings, starts the log and the runtime, runs the command, and converts its answer to the exit code. A
+    /// command stops everything that it started before it returns. The last log lines are written at the end.
+    pub fn execute(self) -> ExitCode {
+        let answer = (|| {
+            let settings = self.settings()?;
+            logging::start(self.log_plan(), &settings.log);
+            open_files::raise();
+            let runtime = self.runtime()?;
+            let answer = runtime.block_on(self.run(settings));
+            // Does not wait for what the command left behind, such as an interrupted download.
+            runtime.shutdown_background();
+            answer
+        })();
+        let code = match answer {
+            Ok(answer) => answer.into(),
+            Err(error) => error.report(),
+        };
+        logging::finish();
+        code
+    }
+
+    /// Loads the settings from all layers. The demo uses the defaults and ignores the working directory.
+    fn settings(&self) -> Result<Settings, SettingsError> {
         match self.command {
-            Command::Demo(_) | Command::Bench(_) => Ok(Settings::defaults()),
+            Command::Demo(_) => Ok(Settings::defaults()),
             _ => {
                 for (name, meant) in Settings::misspelt_variables() {
                     output::warn(&format!("{name}: unknown variable, ignored; did you mean {meant}?"));
@@ -188,7 +208,7 @@ impl Cli {
         self.set.iter().cloned().chain(url).collect()
     }
 
-    pub fn log_plan(&self) -> LogPlan {
+    fn log_plan(&self) -> LogPlan {
         match self.command {
             Command::Serve(_) => LogPlan::Service,
             Command::Demo(_) => LogPlan::Elsewhere,
@@ -197,17 +217,17 @@ impl Cli {
     }
 
     /// Builds the runtime: all cores for a service, a single thread for a short command.
-    pub fn runtime(&self) -> Result<Runtime, CliError> {
+    fn runtime(&self) -> Result<Runtime, CliError> {
         let mut builder =
             if self.is_service() { Builder::new_multi_thread() } else { Builder::new_current_thread() };
         builder.enable_all().build().map_err(CliError::Runtime)
     }
 
     fn is_service(&self) -> bool {
-        matches!(self.command, Command::Serve(_) | Command::Demo(_) | Command::Bench(_))
+        matches!(self.command, Command::Serve(_) | Command::Demo(_))
     }
 
-    pub async fn run(self, settings: Settings) -> Result<Answer, CliError> {
+    async fn run(self, settings: Settings) -> Result<Answer, CliError> {
         let printer = Printer::new(self.output);
         // Commands about settings see sealed settings unchanged; `hub serve` opens all of them itself.
         let settings = match self.command {
@@ -230,10 +250,6 @@ impl Cli {
             Command::Event(command) => event::run(command, &settings, printer).await,
             Command::Outbox(options) => outbox::run(options, &settings, printer).await,
             Command::Config(command) => config::run(command, self.config.as_deref(), &settings, printer),
-            Command::Bench(options) => {
-                let complete = crate::bench::run(options, printer.is_json()).await?;
-                Ok(if complete { Answer::Yes } else { Answer::No })
-            }
         }
     }
 }

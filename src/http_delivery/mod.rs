@@ -4,7 +4,6 @@
 //! `domain::outcome` decides what an outcome leads to (retry, dead letter).
 
 mod address_guard;
-pub mod bare;
 mod body;
 mod client;
 mod clients;

@@ -38,7 +38,7 @@ async fn what_a_broker_that_is_down_misses_is_dead_lettered_and_replayed() {
     client.publish("user.created", "before").await;
     arrived(&redis, "orders", 1).await;
 
-    redis.process.kill().await;
+    redis.kill().await;
     let missed = ids("missed", 20);
     client.publish_all("user.created", &missed).await;
     let letters = dead_letters(&client, "crm", missed.len()).await;
@@ -52,7 +52,7 @@ async fn what_a_broker_that_is_down_misses_is_dead_lettered_and_replayed() {
     let kind = ["kind=\"broker-unavailable\"", "fault=\"subscriber\""];
     assert_eq!(hub.metric("hub_failures_total", &kind).await, 3.0 * missed.len() as f64);
 
-    redis.process.restart().await;
+    redis.restart().await;
     hub.cli_ok(&["dlt", "replay", "--subscription", "crm"]).await;
     let messages = arrived(&redis, "orders", 1 + missed.len()).await;
     let expected: BTreeSet<&str> = missed.iter().map(String::as_str).chain(["before"]).collect();
@@ -157,7 +157,7 @@ async fn rabbitmq_and_kafka_are_targets_as_well_and_lose_a_silent_connection() {
     let Some(kafka) = KafkaServer::start().await else { return };
     rabbit.declare("orders", FieldTable::default()).await;
     kafka.create_topic("orders", 1).await;
-    let rabbit_proxy = FaultProxy::start(&format!("127.0.0.1:{}", rabbit.process.port())).await;
+    let rabbit_proxy = FaultProxy::start(&format!("127.0.0.1:{}", rabbit.port())).await;
     let broker = TestBroker::start().await;
     let to_rabbit = external("rabbit", "amqp", &rabbit_proxy.url("amqp")).with(|broker| {
         broker.user = Some("guest".to_owned());

@@ -92,7 +92,7 @@ impl Partner {
 
     async fn kill(&mut self) {
         match self {
-            Self::Redis(redis) => redis.process.kill().await,
+            Self::Redis(redis) => redis.kill().await,
             Self::Nats(nats) => nats.process().kill().await.expect("the server is killed"),
         }
     }
@@ -100,7 +100,7 @@ impl Partner {
     async fn restart(&mut self) {
         match self {
             Self::Redis(redis) => {
-                redis.process.restart().await;
+                redis.restart().await;
                 eventually(SOON, "Redis has loaded its file", async || {
                     redis::cmd("PING").query_async::<()>(&mut redis.connect().await).await
                 })

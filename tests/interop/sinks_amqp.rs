@@ -157,7 +157,7 @@ async fn wrong_password(server: &RabbitMq) {
 async fn a_broker_that_hangs_or_goes_is_unavailable_and_comes_back() {
     let Some(mut server) = RabbitMq::start("").await else { return };
     server.declare("events", FieldTable::default()).await;
-    let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.process.port())).await;
+    let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.port())).await;
     let sink = sink(options(&proxy.url("amqp")));
     let all = group("events", "a", 0..6);
     assert_all(sink.publish(&all[..1]).await, 1);
@@ -175,9 +175,9 @@ async fn a_broker_that_hangs_or_goes_is_unavailable_and_comes_back() {
     assert!(matches!(published.error, Some(PublishError::Unavailable { .. })), "{published:?}");
     publish_when_back(&sink, &all[3..4]).await;
 
-    server.process.kill().await;
+    server.kill().await;
     assert_unavailable(&sink, &all[4..]).await;
-    server.process.restart().await;
+    server.restart().await;
     publish_when_back(&sink, &all[4..]).await;
 
     // The message whose confirm was lost may be there twice: RabbitMQ does not deduplicate.

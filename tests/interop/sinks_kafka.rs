@@ -97,9 +97,9 @@ async fn a_broker_that_hangs_or_goes_is_unavailable_and_comes_back() {
     assert_eq!(arrived, ids_of(&all[..3]), "in order");
 
     // It keeps its topics in memory: only messages after the restart are there.
-    server.process.kill().await;
+    server.kill().await;
     assert_unavailable(&sink, &all[4..]).await;
-    server.process.restart().await;
+    server.restart().await;
     server.create_topic("events", 1).await;
     publish_when_back(&sink, &all[4..]).await;
     let mut arrived = ids(&read(&server, "events", 2).await);

@@ -93,7 +93,7 @@ async fn a_full_server_is_unavailable_and_nothing_of_the_group_is_skipped() {
 #[tokio::test]
 async fn a_replica_that_takes_no_writes_is_unavailable_until_it_is_promoted() {
     let Some(primary) = RedisServer::start(&[]).await else { return };
-    let port = primary.process.port().to_string();
+    let port = primary.port().to_string();
     let Some(replica) = RedisServer::start(&["--replicaof", "127.0.0.1", &port]).await else { return };
     let sink = sink(options(&replica.url()));
     let all = group("events", "a", 0..3);
@@ -137,7 +137,7 @@ async fn what_is_too_large_for_ever_is_permanent() {
 #[tokio::test]
 async fn a_server_that_hangs_or_goes_is_unavailable_and_comes_back() {
     let Some(mut server) = RedisServer::start(&[]).await else { return };
-    let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.process.port())).await;
+    let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.port())).await;
     let sink = sink(options(&proxy.url("redis")));
     let all = group("events", "a", 0..6);
     assert_all(sink.publish(&all[..1]).await, 1);
@@ -156,9 +156,9 @@ async fn a_server_that_hangs_or_goes_is_unavailable_and_comes_back() {
     assert!(matches!(published.error, Some(PublishError::Unavailable { .. })), "{published:?}");
     publish_when_back(&sink, &all[3..4]).await;
 
-    server.process.kill().await;
+    server.kill().await;
     assert_unavailable(&sink, &all[4..]).await;
-    server.process.restart().await;
+    server.restart().await;
     publish_when_back(&sink, &all[4..]).await;
 
     let mut arrived = entries(&mut server.connect().await, "events").await;

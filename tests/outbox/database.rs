@@ -11,12 +11,12 @@ use integration_hub::domain::producer_outbox::{RaisedEvent, Status};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::process::Command;
 
-use crate::support::external_broker::ServerProcess;
 use crate::support::outbox::{TestDatabase, event};
 use crate::support::relay::{EVENTS, RELAY, SOON, settings, stored, wait_for};
 use crate::support::{Hub, PASSWORD, TestBroker, TestPostgres, free_port, print_output, require_tool, tool};
+use hub_testkit::owned_process::Plan;
+use hub_testkit::server_process::{Ready, ServerProcess};
 
 /// PgBouncer in transaction mode before a PostgreSQL, with two connections to it.
 struct PgBouncer {
@@ -56,14 +56,12 @@ impl PgBouncer {
             }
         }
         let command = move || {
-            let mut command = Command::new(&binary);
-            if is_root {
-                command.args(["-u", "nobody"]);
-            }
-            command.arg(&ini);
-            command
+            let user: &[&str] = if is_root { &["-u", "nobody"] } else { &[] };
+            Plan::new(&binary).args(user).arg(&ini)
         };
-        let process = ServerProcess::start(port, &folder.path().join("log"), command).await;
+        let log = folder.path().join("log");
+        let process = ServerProcess::start("pgbouncer", port, &log, Ready::Listening, command).await;
+        let process = process.unwrap_or_else(|error| panic!("{error}"));
         Some(Self { port, _process: process, _folder: folder })
     }
 }

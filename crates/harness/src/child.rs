@@ -63,31 +63,6 @@ impl Drop for ChildProcess {
     }
 }
 
-/// The same command as the last arguments of another one, which replaces itself with it (`env`, `sh -c 'exec …'`).
-/// Standard input, output and error are `/dev/null`.
-pub fn wrapped(mut outer: Command, command: &Command) -> Command {
-    let inner = command.as_std();
-    outer.arg(inner.get_program()).args(inner.get_args());
-    for (name, value) in inner.get_envs() {
-        match value {
-            Some(value) => outer.env(name, value),
-            None => outer.env_remove(name),
-        };
-    }
-    if let Some(folder) = inner.get_current_dir() {
-        outer.current_dir(folder);
-    }
-    outer.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    outer
-}
-
-/// With SIGHUP as by default, even where the tests run under `nohup`.
-pub fn with_hangup(command: &Command) -> Command {
-    let mut env = Command::new("env");
-    env.arg("--default-signal=HUP");
-    wrapped(env, command)
-}
-
 /// The example of this name, built of the sources as they are: `cargo test` of one test alone builds none.
 pub fn example(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hub_testkit::owned_process::Plan;
+use hub_testkit::server_process::{Ready, ServerProcess};
 use krafka::admin::{AdminClient, NewTopic};
 use krafka::auth::AuthConfig;
 use krafka::consumer::AutoOffsetReset;
@@ -11,17 +13,16 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::external_broker::{Certificates, ServerProcess};
+use super::external_broker::Certificates;
 use super::{FaultProxy, eventually, free_port, require_tool, tool};
 
 /// One broker on a free port of loopback, which keeps its topics in memory. Clients learn the address of
 /// what stands in front of it: a proxy, or an end of TLS.
 pub struct KafkaServer {
-    pub process: ServerProcess,
+    process: ServerProcess,
     pub proxy: FaultProxy,
     /// Ends with this, as do its connections.
     tls: Option<(u16, JoinSet<()>)>,
@@ -56,14 +57,29 @@ impl KafkaServer {
         let public = tls.as_ref().map_or(proxy.address().port(), |(port, _)| *port);
         let advertised = format!("tcp://localhost:{public}");
         let command = move || {
-            let mut command = Command::new(&binary);
-            command.args(["broker", "--listener-url", &format!("tcp://127.0.0.1:{port}")]);
-            command.args(["--advertised-listener-url", &advertised, "--storage-engine", "memory://tansu/"]);
-            command.args(arguments);
-            command
+            Plan::new(&binary)
+                .args(["broker", "--listener-url", &format!("tcp://127.0.0.1:{port}")])
+                .args(["--advertised-listener-url", &advertised, "--storage-engine", "memory://tansu/"])
+                .args(arguments)
         };
-        let process = ServerProcess::start(port, &folder.path().join("log"), command).await;
+        let log = folder.path().join("log");
+        let process = ServerProcess::start("tansu", port, &log, Ready::Listening, command).await;
+        let process = process.unwrap_or_else(|error| panic!("{error}"));
         Some(Self { process, proxy, tls, _folder: folder })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.process.port()
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub async fn kill(&mut self) {
+        self.process.kill().await.expect("it is running");
+    }
+
+    /// Starts it again, on the same port with the same data.
+    pub async fn restart(&mut self) {
+        self.process.restart().await.unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Bootstrap server: what stands in front.

@@ -20,10 +20,12 @@ pub mod broker_target;
 mod ca;
 mod child;
 mod client;
+mod eventually;
 pub mod external_broker;
 mod hub;
 pub mod kafka;
 mod oauth2;
+pub mod observed_run;
 pub mod outbox;
 pub mod partner;
 mod postgres;
@@ -35,20 +37,20 @@ mod redis_server;
 pub mod relay;
 pub mod settings;
 
-use std::fmt::Debug;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 pub use api::{ApiAnswer, ApiClient};
 pub use broker::TestBroker;
 pub use ca::{Ca, IdentityFiles};
-pub use child::{ChildProcess, example, with_hangup, wrapped};
+pub use child::{ChildProcess, example};
 pub use client::{Account, TestClient, ids, patient, register_owner, subscription};
+use eventually::POLL;
+pub use eventually::eventually;
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use kafka::KafkaServer;
 pub use oauth2::OAuth2Server;
+pub use observed_run::{with_hangup, wrapped};
 pub use outbox::TestDatabase;
 pub use postgres::{PASSWORD, TestPostgres};
 pub use proxy::{Direction, FaultProxy, Trigger};
@@ -57,10 +59,6 @@ pub use raw::RawPublisher;
 pub use receiver::{Behaviour, Received, Receiver};
 pub use redis_server::RedisServer;
 pub use settings::TestSettings;
-use tokio::time::Instant;
-
-/// How often a state is looked at that can only be polled.
-const POLL: Duration = Duration::from_millis(20);
 
 /// The nats-server of all tests: `HUB_NATS_SERVER`, one on `PATH`, or a fetched one.
 pub fn nats_server() -> PathBuf {
@@ -73,37 +71,9 @@ pub fn nats_server() -> PathBuf {
         .clone()
 }
 
-/// Looks at a state until it is as wanted: `look` gives `Ok` with what was wanted, or `Err` with what it
-/// saw instead. For states that cannot be awaited, such as a stream's counts.
-///
-/// # Panics
-///
-/// After `limit`, with `what` and what was last seen; a look that hangs counts as well.
-pub async fn eventually<T, E: Debug>(
-    limit: Duration,
-    what: &str,
-    mut look: impl AsyncFnMut() -> Result<T, E>,
-) -> T {
-    let deadline = Instant::now() + limit;
-    let mut last = None;
-    loop {
-        match tokio::time::timeout_at(deadline, look()).await {
-            Ok(Ok(value)) => return value,
-            Ok(Err(seen)) => last = Some(seen),
-            Err(_) => panic!("not within {limit:?}: {what}; last seen: {last:?}, then no answer"),
-        }
-        assert!(Instant::now() < deadline, "not within {limit:?}: {what}; last seen: {last:?}");
-        tokio::time::sleep(POLL).await;
-    }
-}
-
-/// A loopback port that nobody listens on, from below the range (32768 and up, on Linux) that outgoing
-/// connections are given their ports from: nobody is given it by chance before it is used.
+/// A free loopback port.
 pub fn free_port() -> u16 {
-    (0..1000)
-        .map(|_| rand::random_range(15_000..30_000))
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .expect("one of 15,000 ports is free")
+    hub_testkit::free_port().expect("a port is free")
 }
 
 /// The real `nats` command line: `HUB_TEST_NATS_CLI`, or `nats` on `PATH`.

@@ -49,7 +49,7 @@ impl Arrived {
 impl Partner {
     pub async fn redis() -> Option<Self> {
         let server = RedisServer::start(&[]).await?;
-        let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.process.port())).await;
+        let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.port())).await;
         Some(Self { server: Server::Redis(server), proxy: Some(proxy) })
     }
 
@@ -68,7 +68,7 @@ impl Partner {
 
     /// One that runs already, with the queues it has.
     pub async fn of_amqp(server: RabbitMq) -> Self {
-        let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.process.port())).await;
+        let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.port())).await;
         Self { server: Server::Amqp(server), proxy: Some(proxy) }
     }
 
@@ -151,21 +151,21 @@ impl Partner {
     /// SIGKILL.
     pub async fn kill(&mut self) {
         match &mut self.server {
-            Server::Redis(server) => server.process.kill().await,
+            Server::Redis(server) => server.kill().await,
             Server::Nats(server) => server.process().kill().await.expect("it is killed"),
-            Server::Amqp(server) => server.process.kill().await,
-            Server::Kafka(server) => server.process.kill().await,
+            Server::Amqp(server) => server.kill().await,
+            Server::Kafka(server) => server.kill().await,
         }
     }
 
     /// On the same port, with what it had on disk.
     pub async fn restart(&mut self) {
         match &mut self.server {
-            Server::Redis(server) => server.process.restart().await,
+            Server::Redis(server) => server.restart().await,
             Server::Nats(server) => server.process().restart().await.expect("it starts"),
-            Server::Amqp(server) => server.process.restart().await,
+            Server::Amqp(server) => server.restart().await,
             Server::Kafka(server) => {
-                server.process.restart().await;
+                server.restart().await;
                 server.create_topic("user", 3).await;
             }
         }

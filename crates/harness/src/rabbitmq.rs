@@ -2,18 +2,19 @@
 
 use std::path::PathBuf;
 
+use hub_testkit::owned_process::Plan;
+use hub_testkit::server_process::{Ready, ServerProcess};
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
 use tempfile::TempDir;
-use tokio::process::Command;
 
-use super::external_broker::{Certificates, ServerProcess};
+use super::external_broker::Certificates;
 use super::{free_port, require_tool, tool};
 
 /// One RabbitMQ on free ports of loopback, with its own port mapper; its data survive a restart.
 pub struct RabbitMq {
-    pub process: ServerProcess,
+    process: ServerProcess,
     /// The Erlang port mapper: ended last.
     _mapper: ServerProcess,
     tls_port: Option<u16>,
@@ -51,16 +52,14 @@ impl RabbitMq {
         std::fs::write(path.join("rabbitmq.conf"), config).expect("a file");
         std::fs::write(path.join("enabled_plugins"), "[].").expect("a file");
         std::fs::write(path.join("rabbitmq-env.conf"), "").expect("a file");
-        let mapper = move || {
-            let mut command = Command::new(&epmd);
-            command.args(["-port", &mapper_port.to_string(), "-address", "127.0.0.1"]);
-            command
-        };
-        let mapper = ServerProcess::start(mapper_port, &path.join("epmd.log"), mapper).await;
+        let mapper =
+            move || Plan::new(&epmd).args(["-port", &mapper_port.to_string(), "-address", "127.0.0.1"]);
+        let log = path.join("epmd.log");
+        let mapper = ServerProcess::start("epmd", mapper_port, &log, Ready::Listening, mapper).await;
+        let mapper = mapper.unwrap_or_else(|error| panic!("{error}"));
         let data = path.clone();
         let command = move || {
-            let mut command = Command::new(&binary);
-            command
+            Plan::new(&binary)
                 .env("HOME", &data)
                 .env("RABBITMQ_NODENAME", format!("hub{port}@localhost"))
                 .env("RABBITMQ_CONFIG_FILE", data.join("rabbitmq"))
@@ -76,15 +75,30 @@ impl RabbitMq {
                 .env(
                     "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
                     "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2",
-                );
-            command
+                )
         };
-        let process = ServerProcess::start(port, &path.join("server.log"), command).await;
+        let log = path.join("server.log");
+        let process = ServerProcess::start("rabbitmq-server", port, &log, Ready::Listening, command).await;
+        let process = process.unwrap_or_else(|error| panic!("{error}"));
         Some(Self { process, _mapper: mapper, tls_port, _folder: folder })
     }
 
+    pub fn port(&self) -> u16 {
+        self.process.port()
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub async fn kill(&mut self) {
+        self.process.kill().await.expect("it is running");
+    }
+
+    /// Starts it again, on the same port with the same data.
+    pub async fn restart(&mut self) {
+        self.process.restart().await.unwrap_or_else(|error| panic!("{error}"));
+    }
+
     pub fn url(&self) -> String {
-        format!("amqp://127.0.0.1:{}", self.process.port())
+        format!("amqp://127.0.0.1:{}", self.port())
     }
 
     pub fn tls_url(&self) -> String {

@@ -1,60 +1,57 @@
-//! A Redis server of the test's own.
+//! A private Redis server.
 
 use std::path::PathBuf;
 
-use tempfile::TempDir;
-use tokio::process::Command;
+use hub_testkit::redis_server::{RedisServer as Launched, find};
 
-use super::external_broker::{Certificates, ServerProcess};
-use super::{free_port, require_tool, tool};
+use super::external_broker::Certificates;
+use super::require_tool;
 
-/// One Redis server on a free port of loopback, appending to a file that survives a restart.
-pub struct RedisServer {
-    pub process: ServerProcess,
-    port: u16,
-    _folder: TempDir,
-}
+/// One Redis server on a free loopback port, appending to a file that survives a restart.
+pub struct RedisServer(Launched);
+
+/// Written to the disk before it is answered: a kill loses nothing.
+const DURABLE: [&str; 6] = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""];
 
 impl RedisServer {
-    /// None, with a message, where there is no Redis: `HUB_TEST_REDIS_SERVER`, or `redis-server` on `PATH`.
+    /// `None`, with a message, if there is no Redis: `HUB_TEST_REDIS_SERVER`, or `redis-server` on `PATH`.
     pub async fn start(arguments: &[&str]) -> Option<Self> {
-        Self::start_on(binary()?, free_port(), 0, arguments).await
+        let server = Launched::start(&binary()?, &[&DURABLE, arguments].concat()).await;
+        Some(Self(server.unwrap_or_else(|error| panic!("{error}"))))
     }
 
     /// TLS only, with the certificates.
     pub async fn start_tls(certificates: &Certificates, arguments: &[&str]) -> Option<Self> {
         let files = [certificates.ca(), certificates.cert(), certificates.key()];
         let [ca, cert, key] = files.each_ref().map(|path| path.to_str().expect("UTF-8"));
-        let port = free_port();
-        let text = port.to_string();
-        let mut all = vec!["--tls-port", &text, "--tls-ca-cert-file", ca];
-        all.extend(["--tls-cert-file", cert, "--tls-key-file", key, "--tls-auth-clients", "no"]);
+        let mut all = DURABLE.to_vec();
+        all.extend(["--tls-ca-cert-file", ca, "--tls-cert-file", cert, "--tls-key-file", key]);
+        all.extend(["--tls-auth-clients", "no"]);
         all.extend(arguments);
-        Self::start_on(binary()?, 0, port, &all).await
+        let server = Launched::start_tls(&binary()?, &all).await;
+        Some(Self(server.unwrap_or_else(|error| panic!("{error}"))))
     }
 
-    async fn start_on(binary: PathBuf, port: u16, tls_port: u16, arguments: &[&str]) -> Option<Self> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().to_owned();
-        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let command = move || {
-            let mut command = Command::new(&binary);
-            command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--appendonly", "yes"]);
-            // On disk before it is answered: a kill takes nothing along.
-            command.args(["--appendfsync", "always", "--save", "", "--dir"]).arg(&path).args(&arguments);
-            command
-        };
-        let port = port.max(tls_port);
-        let process = ServerProcess::start(port, &folder.path().join("log"), command).await;
-        Some(Self { process, port, _folder: folder })
+    pub fn port(&self) -> u16 {
+        self.0.port()
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub async fn kill(&mut self) {
+        self.0.process().kill().await.expect("it is running");
+    }
+
+    /// Starts it again, on the same port with the same data.
+    pub async fn restart(&mut self) {
+        self.0.process().restart().await.unwrap_or_else(|error| panic!("{error}"));
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        self.0.url()
     }
 
     pub fn tls_url(&self) -> String {
-        format!("rediss://localhost:{}", self.port)
+        format!("rediss://localhost:{}", self.port())
     }
 
     /// A connection of the test's own.
@@ -65,5 +62,6 @@ impl RedisServer {
 }
 
 fn binary() -> Option<PathBuf> {
-    require_tool("redis-server", tool("redis-server", "HUB_TEST_REDIS_SERVER"))
+    let given = std::env::var_os("HUB_TEST_REDIS_SERVER").filter(|path| !path.is_empty()).map(PathBuf::from);
+    require_tool("redis-server", find(given.as_deref()))
 }

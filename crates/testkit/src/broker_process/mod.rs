@@ -1,6 +1,6 @@
 //! A nats-server of the hub's own: found or fetched, started on free ports, stopped with its owner.
 //!
-//! Used by `hub demo`, `hub serve --dev`, `hub bench` and the tests. Nothing in here speaks the NATS
+//! Used by `hub demo`, `hub serve --dev`, `hub-bench` and the tests. Nothing in here speaks the NATS
 //! protocol: it deals with processes, files and the server's monitoring port alone.
 //!
 //! * [`find_or_fetch`] gives the path of a usable binary.

@@ -1,0 +1,88 @@
+//! Figure (o): what credentials cost. The same outbox is drained with an OAuth2 token and a signature on
+//! each delivery and with neither, in pairs one right after the other, so that what else the machine
+//! does falls on both; who goes first alternates, so that neither gains by its place. The lowest and
+//! the highest pair tell how far the machine's own unrest reaches, and the processor time, which
+//! waits for nobody, what it was not.
+
+use super::SyncMode;
+use super::drain::{Drained, drain, plain, rig, with_credentials};
+use super::error::BenchError;
+use super::report::{Figure, Goal, Measure, Unit};
+use super::statistics::{middle, ratio};
+use super::tally::Account;
+
+/// Pairs; even, so that each goes first as often as the other.
+const PAIRS: usize = 4;
+
+/// Drains `messages` envelopes eight times.
+pub(crate) async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, BenchError> {
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for pair in 0..PAIRS {
+        for credentials in [pair % 2 == 0, pair % 2 == 1] {
+            let drained = once(sync, messages, credentials).await?;
+            if credentials { with.push(drained) } else { without.push(drained) }
+        }
+    }
+    let (mut arrivals, mut still_owed) = (Account::default(), 0);
+    for drained in with.iter().chain(&without) {
+        arrivals += drained.arrivals;
+        still_owed += drained.still_owed;
+    }
+    let kept: Vec<f64> = with
+        .iter()
+        .zip(&without)
+        .map(|(with, without)| ratio(with.rate, without.rate).unwrap_or(0.0))
+        .collect();
+    let end = |pick: fn(f64, f64) -> f64| kept.iter().copied().reduce(pick).unwrap_or(0.0);
+    let middle_kept = middle(&kept);
+    let rate = |drained: &[Drained]| middle(&drained.iter().map(|one| one.rate).collect::<Vec<_>>());
+    let hub = |drained: &[Drained]| {
+        middle(&drained.iter().filter_map(|one| one.processor).map(|one| one.hub).collect::<Vec<_>>())
+    };
+    let measures = vec![
+        Measure::new("kept of the rate", middle_kept, Unit::Ratio, None).aim(Some(Goal::at_least(
+            middle_kept,
+            0.8,
+            "0.80",
+        ))),
+        Measure::new("lowest pair", end(f64::min), Unit::Ratio, None),
+        Measure::new("highest pair", end(f64::max), Unit::Ratio, None),
+        Measure::new("with OAuth2 and signatures", rate(&with), Unit::DeliveriesPerSecond, None),
+        Measure::new("with neither", rate(&without), Unit::DeliveriesPerSecond, None),
+        Measure::new("the hub's processor time for each with them", hub(&with), Unit::Microseconds, None),
+        Measure::new("with neither", hub(&without), Unit::Microseconds, None),
+    ];
+    let title = "draining with credentials";
+    Ok(Figure {
+        figure: "o",
+        title,
+        sync: sync.name(),
+        measures,
+        arrivals,
+        still_owed,
+        processor: None,
+        with: Vec::new(),
+    })
+}
+
+/// Drains one outbox, and makes sure that the deliveries carried what they are to carry.
+async fn once(sync: SyncMode, messages: u64, credentials: bool) -> Result<Drained, BenchError> {
+    let rig = rig(sync, messages).await?;
+    let subscriptions = if credentials { with_credentials(&rig)? } else { plain(&rig)? };
+    let drained = drain(&rig, "o", sync, messages, &subscriptions, &[]).await?;
+    let (carried, tokens) = {
+        let tally = rig.receiver.tally();
+        (tally.with_credentials(), tally.tokens())
+    };
+    rig.stop().await?;
+    let Account { expected, missing, doubles, .. } = drained.arrivals;
+    let (deliveries, wanted_tokens) =
+        if credentials { (expected - missing + doubles, subscriptions.len() as u64) } else { (0, 0) };
+    if carried != deliveries || tokens != wanted_tokens {
+        let text = format!(
+            "{carried} of {deliveries} deliveries had token and signature, {tokens} tokens were fetched"
+        );
+        return Err(BenchError::Answer { what: "the hub with credentials", text });
+    }
+    Ok(drained)
+}

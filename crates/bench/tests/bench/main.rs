@@ -1,0 +1,5 @@
+//! `hub-bench` against real servers.
+
+mod figures;
+mod processes;
+mod support;
