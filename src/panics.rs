@@ -7,6 +7,8 @@ use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt as _;
 
+use crate::facts::InputPanicked;
+
 /// Deliveries of an input that panics, until it is set aside.
 pub const TRIES: u32 = 3;
 
@@ -25,14 +27,7 @@ impl Panicked {
     /// Logs the panic with the input it happened on. Returns true if the input has had its tries.
     pub fn on_input(&self, stream: &str, sequence: u64, deliveries: u32) -> bool {
         let set_aside = deliveries >= TRIES;
-        tracing::error!(
-            panic = self.message,
-            stream,
-            sequence,
-            deliveries,
-            set_aside,
-            "panicked on an input"
-        );
+        InputPanicked { panic: &self.message, stream, sequence, deliveries, set_aside }.emit();
         set_aside
     }
 }

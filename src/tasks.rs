@@ -1,18 +1,22 @@
-//! Every task is started here, by name, and says what its end means.
+//! Starts every task of the process and of its roles by name, and reports how each one ends.
 //!
-//! A task is expected to run until it is told to stop. If one ends by itself, by an error or a panic, its owner stops
-//! the others, waits for them and ends with that failure; so does the owner's owner, up to the process: a hub that
-//! silently lacks a part would look healthy and lose time. Roles own the tasks of their readers, workers and passes in
-//! the same way as the process owns those of its roles.
+//! [`Tasks`] run until they are stopped. If one ends by itself, with an error or a panic, its owner stops the others,
+//! waits for them and ends with that failure; so does the owner's owner, up to the process: a hub that silently lacks
+//! a part would look healthy and lose time. The process owns the tasks of its roles, and a role those of its readers,
+//! workers and passes.
+//!
+//! A [`Task`] is one that its owner joins itself, and [`Jobs`] are short tasks of one kind, such as deliveries: a panic
+//! of one is logged with the name, and the others go on.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::Future;
 
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::facts::{JobPanicked, TaskEnded};
 use crate::panics;
 
 /// What a task was and why it ended. A failure within a role names the role, then the task.
@@ -20,9 +24,9 @@ use crate::panics;
 pub enum TaskError {
     #[error("{name}: {source}")]
     Failed { name: String, source: Box<dyn Error + Send + Sync> },
-    #[error("{name} ended although nobody told it to")]
+    #[error("{name} ended without being stopped")]
     Ended { name: String },
-    /// Of the owner itself, which has its name from its own owner.
+    /// Of the owner itself, whose name its own owner adds.
     #[error(transparent)]
     Owner(Box<dyn Error + Send + Sync>),
     #[error("{name} panicked: {message}; report this with the version of the hub")]
@@ -30,12 +34,12 @@ pub enum TaskError {
 }
 
 impl TaskError {
-    /// The end of a task that was joined by its owner itself.
+    /// Why a task that its owner joins itself has ended.
     pub fn of_join(name: &str, error: JoinError) -> Self {
         let name = name.to_owned();
         match error.try_into_panic() {
             Ok(payload) => Self::Panicked { name, message: panics::message(&*payload) },
-            // Nobody but the owner cancels, and then it does not ask.
+            // Only the owner cancels, and then it does not join.
             Err(_) => Self::Ended { name },
         }
     }
@@ -49,7 +53,7 @@ impl TaskError {
     }
 }
 
-/// The tasks of one owner and the one switch that stops them.
+/// The tasks of one owner, and the token that stops them.
 pub struct Tasks {
     set: JoinSet<Result<(), Box<dyn Error + Send + Sync>>>,
     names: HashMap<Id, String>,
@@ -57,13 +61,13 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// `stop`: thrown by whoever stops the owner, and by the owner itself when one of the tasks ends before. A role
-    /// gives a child of the token that it was given.
+    /// `stop` is cancelled by whoever stops the owner, and here when one of the tasks ends before. A role passes a
+    /// child of its own token.
     pub fn new(stop: CancellationToken) -> Self {
         Self { set: JoinSet::new(), names: HashMap::new(), stop }
     }
 
-    /// A task that watches the switch itself and finishes what it has in hand.
+    /// Starts a task that watches the token itself and finishes its work.
     pub fn graceful<E: Into<Box<dyn Error + Send + Sync>>>(
         &mut self,
         name: impl Into<String>,
@@ -73,7 +77,7 @@ impl Tasks {
         self.names.insert(handle.id(), name.into());
     }
 
-    /// The same for one that cannot fail.
+    /// Starts such a task that cannot fail.
     pub fn infallible(&mut self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
         self.graceful(name, async move {
             task.await;
@@ -81,7 +85,7 @@ impl Tasks {
         });
     }
 
-    /// A task that may be dropped at any await when the switch is thrown.
+    /// Starts a task that may be dropped at any await when the token is cancelled.
     pub fn droppable(&mut self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.infallible(name, async move {
@@ -92,8 +96,8 @@ impl Tasks {
         });
     }
 
-    /// Waits for the next task that ends by itself, and throws the switch then. `None`: each was told to stop, and
-    /// has ended. May be dropped while it waits.
+    /// Waits for the next task that ends by itself, and then cancels the token. `None`: all were stopped, and have
+    /// ended. Cancel-safe.
     pub async fn failure(&mut self) -> Option<TaskError> {
         while let Some(ended) = self.set.join_next_with_id().await {
             let stopping = self.stop.is_cancelled();
@@ -108,26 +112,104 @@ impl Tasks {
                 Ok((_, Err(source))) => TaskError::Failed { name, source },
                 Err(error) => TaskError::of_join(&name, error),
             };
-            tracing::error!(%error, "a task ended; stopping");
+            TaskEnded { error: &error }.emit();
             self.stop.cancel();
             return Some(error);
         }
         None
     }
 
-    /// Drops what has not ended.
+    /// Drops the tasks that have not ended.
     pub async fn shutdown(&mut self) {
         self.set.shutdown().await;
     }
 
-    /// Waits until the switch is thrown and every task has ended, or one ends before: then throws the switch itself,
-    /// waits for the others, and tells the first failure.
+    /// Waits until the token is cancelled and every task has ended. If one ends before, cancels the token, waits for
+    /// the others, and returns the first failure.
     pub async fn join(mut self) -> Result<(), TaskError> {
         let mut first = None;
         while let Some(error) = self.failure().await {
             first.get_or_insert(error);
         }
         first.map_or(Ok(()), Err)
+    }
+}
+
+/// One task that its owner joins itself. It is aborted when this is dropped.
+pub struct Task<T> {
+    name: String,
+    handle: JoinHandle<T>,
+}
+
+impl<T: Send + 'static> Task<T> {
+    pub fn start(name: impl Into<String>, task: impl Future<Output = T> + Send + 'static) -> Self {
+        Self { name: name.into(), handle: tokio::spawn(task) }
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.handle.is_finished()
+    }
+
+    /// What the task returned, or its panic. Cancel-safe; must not be called again once it has returned.
+    pub async fn join(&mut self) -> Result<T, TaskError> {
+        (&mut self.handle).await.map_err(|error| TaskError::of_join(&self.name, error))
+    }
+}
+
+impl<T> Task<Result<(), T>>
+where
+    T: Error + Send + Sync + 'static,
+{
+    /// The same for a task that may fail by itself.
+    pub async fn join_result(&mut self) -> Result<(), TaskError> {
+        self.join().await?.map_err(|error| TaskError::failed(&self.name, error))
+    }
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.handle.abort();
+    }
+}
+
+/// Short tasks of one kind. Those that have not ended are aborted when this is dropped.
+pub struct Jobs {
+    name: String,
+    set: JoinSet<()>,
+}
+
+impl Jobs {
+    /// `name`: that of each one.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), set: JoinSet::new() }
+    }
+
+    pub fn start(&mut self, job: impl Future<Output = ()> + Send + 'static) {
+        while let Some(ended) = self.set.try_join_next() {
+            self.report(ended);
+        }
+        self.set.spawn(job);
+    }
+
+    /// Waits for all of them.
+    pub async fn join(&mut self) {
+        while let Some(ended) = self.set.join_next().await {
+            self.report(ended);
+        }
+    }
+
+    /// Aborts those that have not ended.
+    pub async fn shutdown(&mut self) {
+        self.set.abort_all();
+        self.join().await;
+    }
+
+    fn report(&self, ended: Result<(), JoinError>) {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            JobPanicked { error: &TaskError::of_join(&self.name, error) }.emit();
+        }
     }
 }
 
@@ -161,7 +243,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_told_as_one_with_its_words_through_all_owners() {
+    async fn a_panic_is_reported_with_its_message_through_all_owners() {
         let process = CancellationToken::new();
         let mut tasks = Tasks::new(process.clone());
         let stop = process.child_token();
@@ -174,5 +256,28 @@ mod tests {
         let error = tasks.join().await.unwrap_err().to_string();
         assert_eq!(error, "the role: its pass panicked: no 7; report this with the version of the hub");
         assert!(process.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_task_that_is_joined_is_named_in_its_failure() {
+        let mut fine = Task::start("the planning", async { 7 });
+        assert_eq!(fine.join().await.unwrap(), 7);
+        let mut failing = Task::start("the reader", async { Err(NoBroker) });
+        assert_eq!(failing.join_result().await.unwrap_err().to_string(), "the reader: no broker");
+        let mut panicking: Task<()> = Task::start("the reader", async { panic!("no {}", 7) });
+        let error = panicking.join().await.unwrap_err().to_string();
+        assert!(error.starts_with("the reader panicked: no 7"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_leaves_the_others_alone() {
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(2);
+        let mut jobs = Jobs::new("a delivery");
+        jobs.start(async { panic!("no {}", 7) });
+        jobs.start(async move { sender.send(7).await.unwrap() });
+        jobs.join().await;
+        assert_eq!(receiver.recv().await, Some(7));
+        jobs.start(std::future::pending());
+        jobs.shutdown().await;
     }
 }

@@ -38,7 +38,7 @@ const CLIENTS: [(&str, &[&str]); 16] = [
     ("tonic", &["subscriptions_grpc"]),
     ("tonic_prost", &["subscriptions_grpc"]),
     ("chacha20poly1305", &["seal"]),
-    ("prometheus_client", &["metrics"]),
+    ("prometheus_client", &["facts"]),
     ("comfy_table", &["cli"]),
     ("indicatif", &["cli"]),
     ("console", &["cli"]),
@@ -269,6 +269,28 @@ fn roles_meet_only_on_streams() {
         broken.extend(above.map(|name| format!("{}: crate::{name}", source.path)));
     }
     assert_none(&broken, "a role imports no other role, and nothing that starts roles");
+}
+
+#[test]
+fn roles_log_and_count_facts_and_name_their_tasks() {
+    let (mut broken, mut facts) = (Vec::new(), 0);
+    let elsewhere = [
+        ("a fact of src/facts logs", &["tracing::", "trace!(", "debug!(", "info!(", "warn!(", "error!("][..]),
+        ("a fact of src/facts counts", &[".inc()", ".inc_by(", ".observe(", "get_or_create("][..]),
+        (
+            "src/tasks.rs starts a task, by name",
+            &["tokio::spawn", "task::spawn", "JoinSet", "JoinHandle"][..],
+        ),
+    ];
+    for source in sources().iter().filter(|source| source.module() == "roles") {
+        facts += usize::from(source.code.contains(".emit("));
+        for (rule, words) in elsewhere {
+            let found = words.iter().filter(|word| source.code.contains(*word));
+            broken.extend(found.map(|word| format!("{}: {word} ({rule})", source.path)));
+        }
+    }
+    assert_none(&broken, "a role logs and counts by facts, and starts its tasks by name");
+    assert!(facts > 10, "{facts} files of roles emit facts");
 }
 
 #[test]

@@ -40,10 +40,10 @@ use limits::{BroadReads, RateLimiter};
 pub use monitoring::Monitoring;
 use problem::{Kind, Problem};
 
+use crate::facts::Metrics;
 use crate::health::ReadyFlag;
 use crate::management::producer_outbox::ProducerOutboxAdmin;
 use crate::management::{BulkJobs, Management, Registry};
-use crate::metrics::Metrics;
 
 /// Connection limit of health and metrics. At the limit, an idle connection is closed, so that a probe is always answered.
 const HEALTH_LIMITS: ConnectionLimits = ConnectionLimits { total: 256, per_peer: 0 };

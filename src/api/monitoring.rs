@@ -8,8 +8,8 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
+use crate::facts::Metrics;
 use crate::health::Readiness;
-use crate::metrics::Metrics;
 
 /// The sources of health and metrics.
 #[derive(Clone)]

@@ -11,6 +11,7 @@ use axum::response::Response;
 
 use super::State;
 use crate::domain::access::Caller;
+use crate::facts::RequestAnswered;
 
 /// The caller's name, which an extractor sets for the log.
 #[derive(Clone, Default)]
@@ -42,7 +43,7 @@ pub(super) async fn record(FromState(state): FromState<State>, mut request: Requ
         Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE => method.as_str(),
         _ => "other",
     };
-    state.metrics.api_request(label, &route, status, elapsed);
+    RequestAnswered { method: label, route: &route, status, elapsed }.emit(&state.metrics);
     let caller = name.0.get().map_or("unknown", String::as_str);
     let changes = !matches!(method, Method::GET | Method::HEAD) && route != "/v1/events";
     // A 503 is temporary, and there are many while the broker is unavailable or a stream is full.

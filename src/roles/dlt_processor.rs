@@ -12,8 +12,11 @@ use crate::domain::carried::Carried;
 use crate::domain::dead_letter::{DeadLetter, DeadLetterState, Failed, Origin};
 use crate::domain::headers;
 use crate::domain::outcome::Reason;
+use crate::facts::{
+    DeadLetterSetAside, Metrics, OverdueDeadLetterFound, OverdueSearchFailed, OverdueSearchPanicked,
+    RedriveFailed, RedriveOfResolved, RedriveUnreadable, Redriven,
+};
 use crate::health::{Readiness, ReadyFlag};
-use crate::metrics::Metrics;
 use crate::nats::subjects::SHARED_LANE;
 use crate::nats::{
     DeadLetterQuery, Delivered, EnvelopeMessage, JetStream, NatsError, REDRIVE_ORDER_HEADER, Reader,
@@ -137,7 +140,7 @@ impl Worker {
         match done {
             Ok(()) => message.acker.ack().await,
             Err(error) => {
-                tracing::warn!(%error, subject = message.subject, "cannot be done yet; trying again");
+                RedriveFailed { error: &error, subject: &message.subject, retry_in: RETRY_DELAY }.emit();
                 message.acker.nak(Some(RETRY_DELAY)).await;
             }
         }
@@ -207,8 +210,7 @@ impl Worker {
         let failed = Failed::by_hub(header, reason, detail.to_owned(), OffsetDateTime::now_utc());
         let letter = DeadLetter::new(domain, origin, failed, &[]);
         self.js.refile_dead_letter(&entry, &letter).await?;
-        self.metrics.dead_lettered(domain, reason.as_str());
-        tracing::warn!(domain, sequence, envelope = letter.id, %reason, detail, "a dead letter is set aside");
+        DeadLetterSetAside { letter: &letter, sequence }.emit(&self.metrics);
         Ok(())
     }
 
@@ -217,18 +219,13 @@ impl Worker {
         let names = self.js.names();
         let due = names.parse_redrive_due(&message.subject).filter(|_| message.malformed().is_none());
         let Some((domain, sequence)) = due.filter(|(domain, _)| self.knows(domain)) else {
-            let subject = &message.subject;
-            tracing::warn!(
-                subject,
-                sequence = message.stream_sequence,
-                "an order that cannot be read is dropped"
-            );
+            RedriveUnreadable { subject: &message.subject, sequence: message.stream_sequence }.emit();
             return Ok(());
         };
         let order = RedriveTrigger::read(message.header(REDRIVE_ORDER_HEADER));
         let stream = names.dlt_stream(domain);
         let Some(entry) = self.js.get(&stream, sequence).await? else {
-            tracing::debug!(domain, sequence, "a dead letter to be redriven is resolved already");
+            RedriveOfResolved { domain, sequence }.emit();
             return Ok(());
         };
         let Some(letter) = (self.read)(&|name| entry.header(name)) else {
@@ -261,15 +258,7 @@ impl Worker {
         };
         self.js.publish_each(std::slice::from_ref(&outgoing)).await?;
         self.js.mark_replaying(domain, sequence).await?;
-        self.metrics.of_domain(domain).redriven.inc();
-        tracing::info!(
-            domain,
-            subscription = letter.subscription,
-            envelope = letter.id,
-            redrives,
-            order = order.as_str(),
-            "redriven"
-        );
+        Redriven { letter: &letter, domain, redrives, order: order.as_str() }.emit(&self.metrics);
         Ok(())
     }
 
@@ -281,8 +270,14 @@ impl Worker {
         loop {
             ticks.tick().await;
             for domain in &settings.domains {
-                if let Err(error) = self.reconcile_domain(domain, settings.reconcile_interval).await {
-                    tracing::warn!(%error, domain, "overdue dead letters cannot be looked for; trying again later");
+                let retry_in = settings.reconcile_interval;
+                // One dead letter that panics must not end the role again and again.
+                match panics::catch_async(self.reconcile_domain(domain, retry_in)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => OverdueSearchFailed { error: &error, domain, retry_in }.emit(),
+                    Err(panicked) => {
+                        OverdueSearchPanicked { panic: &panicked.message, domain, retry_in }.emit();
+                    }
                 }
             }
         }
@@ -302,12 +297,8 @@ impl Worker {
             if !late.is_empty() {
                 let pending = self.js.redrive_pending(domain).await?;
                 for entry in late.iter().filter(|entry| !pending.contains(&entry.sequence)) {
-                    tracing::warn!(
-                        domain,
-                        envelope = entry.letter.id,
-                        "an overdue dead letter had no timer; ordering its redrive"
-                    );
                     self.js.request_redrive(domain, entry.sequence, RedriveTrigger::Schedule).await?;
+                    OverdueDeadLetterFound { domain, envelope: &entry.letter.id }.emit();
                 }
             }
             match page.next {

@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::envelope::Envelope;
+use crate::facts::{AdvisoryUnreadable, EnvelopeTerminated, Metrics, RoutingFailed};
 use crate::health::ReadyFlag;
-use crate::metrics::Metrics;
 use crate::nats::definitions::StreamParameters;
 use crate::nats::{Advisory, AdvisoryKind, Delivered, JetStream, NatsError, Reader};
 use crate::panics::{self, Panicked};
@@ -112,10 +112,7 @@ async fn set_aside(router: &Router, message: &Delivered, panicked: &Panicked) {
 
 async fn handle(router: &Router, message: &Delivered) {
     let Some(advisory) = Advisory::read(&message.payload) else {
-        tracing::warn!(
-            subject = message.subject,
-            "an advisory that cannot be read is dropped; the sweep finds what it was about"
-        );
+        AdvisoryUnreadable { subject: &message.subject }.emit();
         message.acker.ack().await;
         return;
     };
@@ -123,12 +120,12 @@ async fn handle(router: &Router, message: &Delivered) {
         AdvisoryKind::MaxDeliveries => Cause::Exhausted { deliveries: advisory.deliveries },
         // A terminated message is gone from a work queue: the worker wrote its dead letter first.
         AdvisoryKind::Terminated { ref reason } => {
-            tracing::debug!(
-                stream = advisory.stream,
-                sequence = advisory.stream_sequence,
-                ?reason,
-                "terminated"
-            );
+            EnvelopeTerminated {
+                stream: &advisory.stream,
+                sequence: advisory.stream_sequence,
+                reason: reason.as_deref(),
+            }
+            .emit();
             message.acker.ack().await;
             return;
         }
@@ -136,7 +133,13 @@ async fn handle(router: &Router, message: &Delivered) {
     match router.route(&advisory.stream, advisory.stream_sequence, cause).await {
         Ok(_) => message.acker.ack().await,
         Err(error) => {
-            tracing::warn!(%error, stream = advisory.stream, sequence = advisory.stream_sequence, "cannot be dead-lettered yet; trying again");
+            RoutingFailed {
+                error: &error,
+                stream: &advisory.stream,
+                sequence: advisory.stream_sequence,
+                retry_in: RETRY_DELAY,
+            }
+            .emit();
             message.acker.nak(Some(RETRY_DELAY)).await;
         }
     }

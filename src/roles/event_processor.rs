@@ -14,15 +14,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::category::Categories;
+use crate::facts::Metrics;
 use crate::health::ReadyFlag;
-use crate::metrics::Metrics;
 use crate::nats::{Acker, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
-use crate::tasks::{TaskError, Tasks};
+use crate::tasks::{Task, TaskError, Tasks};
 use backlog::Backlog;
 use committer::Committer;
 use planner::{Decode, HELD_ENVELOPES, Held, Planner, Way};
@@ -43,6 +42,14 @@ pub struct EventProcessorSettings {
     pub batch: usize,
     /// The most bytes that an outbox holds (`limits.outbox`).
     pub outbox_size: usize,
+}
+
+/// Waits for the planning in progress; forever if there is none.
+async fn ended(planning: &mut Option<Task<Backlog>>) -> Result<Backlog, TaskError> {
+    match planning {
+        Some(planning) => planning.join().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn reading(error: NatsError) -> TaskError {
@@ -105,27 +112,26 @@ impl EventProcessor {
         let mut waiting: VecDeque<Held> = VecDeque::new();
         // At most one planning at a time, which has the backlog; meanwhile the next events are read and gather.
         let mut backlog = Backlog::default();
-        let mut planning = JoinSet::new();
+        let mut planning: Option<Task<Backlog>> = None;
         let mut in_planning: Vec<Acker> = Vec::new();
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            if planning.is_empty() && (!waiting.is_empty() || !backlog.is_empty()) {
+            if planning.is_none() && (!waiting.is_empty() || !backlog.is_empty()) {
                 let group: Vec<Held> = waiting.drain(..waiting.len().min(self.settings.batch)).collect();
                 in_planning.extend(group.iter().map(|(message, _)| message.acker.clone()));
                 in_planning.extend(backlog.ackers().cloned());
                 let (planner, backlog) = (planner.clone(), std::mem::take(&mut backlog));
-                planning.spawn(async move { planner.process(backlog, group).await });
+                let work = async move { planner.process(backlog, group).await };
+                planning = Some(Task::start("the planning of envelopes", work));
             }
             let read = tokio::select! {
                 () = stop.cancelled() => break,
                 read = reader.next() => read.map_err(reading)?,
-                Some(planned) = planning.join_next() => {
+                planned = ended(&mut planning) => {
+                    backlog = planned?;
+                    planning = None;
                     in_planning.clear();
-                    match planned {
-                        Ok(rest) => backlog = rest,
-                        Err(error) => return Err(TaskError::of_join("the planning of envelopes", error)),
-                    }
                     continue;
                 }
                 // Without its committer a domain's events would go back and forth for ever.
@@ -150,8 +156,9 @@ impl EventProcessor {
         for (message, _permit) in waiting {
             message.acker.nak(Some(HAND_BACK_DELAY)).await;
         }
-        while let Some(planned) = planning.join_next().await {
-            backlog = planned.unwrap_or_default();
+        if let Some(mut planning) = planning {
+            // Where it panicked, its events are delivered again after ack_wait.
+            backlog = planning.join().await.unwrap_or_default();
         }
         for acker in backlog.ackers() {
             acker.nak(Some(HAND_BACK_DELAY)).await;
@@ -171,8 +178,7 @@ impl EventProcessor {
                 let (sender, receiver) = mpsc::channel(capacity);
                 let metrics = self.metrics.of_domain(&domain);
                 let blocked = Arc::new(AtomicBool::new(false));
-                let committer =
-                    Committer::new(self.js.clone(), domain.clone(), metrics.clone(), blocked.clone());
+                let committer = Committer::new(self.js.clone(), metrics.clone(), blocked.clone());
                 committers.infallible(format!("the committer of {domain}"), committer.run(receiver));
                 let room = Arc::new(Semaphore::new(HELD_ENVELOPES as usize));
                 Way { committer: sender, room, blocked, metrics }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::metrics::Metrics;
+use crate::facts::{DepthsNotRead, Metrics};
 use crate::nats::{JetStream, NatsError, Registry, UnreadableEntry};
 
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -26,7 +26,7 @@ impl Gauges {
         loop {
             ticks.tick().await;
             if let Err(error) = self.read().await {
-                tracing::debug!(%error, "the depths of the streams cannot be read now");
+                DepthsNotRead { error: &error }.emit();
             }
         }
     }

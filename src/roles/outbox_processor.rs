@@ -23,9 +23,9 @@ use brokers::Brokers;
 
 use crate::domain::attempt_record::LogChoice;
 use crate::domain::outcome::RetryPolicy;
+use crate::facts::Metrics;
 use crate::health::{Readiness, ReadyFlag};
 use crate::http_delivery::{HttpDelivery, OpenSecret};
-use crate::metrics::Metrics;
 use crate::nats::definitions::StreamParameters;
 use crate::nats::{JetStream, NatsError, Registry};
 use crate::sinks::NamedBroker;
@@ -131,7 +131,7 @@ impl OutboxProcessor {
                 domain.name.clone(),
                 self.settings.retry.clone(),
                 self.settings.schedule.clone(),
-                self.metrics.clone(),
+                metrics.clone(),
                 self.settings.ack_wait,
                 log.clone(),
             );

@@ -20,8 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::message_id::MessageIds;
 use crate::domain::producer_outbox::{Destination, INTERNAL, RelayRetryPolicy};
+use crate::facts::{
+    ClaimsNotReleased, ExternalBrokerNotConfigured, ExternalBrokerRegistered, Metrics,
+    RelayConnectionsDropped, RelayStarted,
+};
 use crate::health::Readiness;
-use crate::metrics::Metrics;
 use crate::nats::JetStream;
 use crate::sinks::Broker;
 use crate::tasks::{TaskError, Tasks};
@@ -78,15 +81,6 @@ enum Scope {
     External,
 }
 
-impl Scope {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Internal => "internal",
-            Self::External => "external",
-        }
-    }
-}
-
 pub struct OutboxRelay {
     store: Store,
     targets: Vec<Target>,
@@ -138,7 +132,7 @@ impl OutboxRelay {
         let cut = CancellationToken::new();
         let brokers: Vec<String> = self.targets.iter().map(|target| target.name.clone()).collect();
         let Self { store, targets, settings, metrics, database } = self;
-        tracing::info!(relay, ?brokers, "relaying the outbox");
+        RelayStarted { relay: &relay, brokers: &brokers }.emit();
         let stop = stop.child_token();
         let mut tasks = Tasks::new(stop.clone());
         let (word, heard) = watch::channel(Word::default());
@@ -149,7 +143,7 @@ impl OutboxRelay {
         for target in targets {
             let target_metrics = metrics.of_broker(&target.name);
             let processor = Arc::new(Processor {
-                availability: Availability::new(&target.name, target.scope, target_metrics.clone()),
+                availability: Availability::new(target_metrics.clone()),
                 target,
                 store: store.clone(),
                 settings: settings.clone(),
@@ -172,7 +166,7 @@ impl OutboxRelay {
         let result = join(&mut tasks, &stop, &cut, grace).await;
         let closing = join_all(connections.iter().map(|broker| broker.close()));
         if tokio::time::timeout(LAST_WORDS, closing).await.is_err() {
-            tracing::debug!("the connections of the relay are dropped rather than closed");
+            RelayConnectionsDropped.emit();
         }
         result
     }
@@ -192,13 +186,10 @@ impl OutboxRelay {
                 Ok(sync) => {
                     self.database.worked();
                     for broker in &sync.added {
-                        tracing::info!(broker, "published events go to this external broker from now on");
+                        ExternalBrokerRegistered { broker }.emit();
                     }
                     for broker in &sync.unconfigured {
-                        tracing::warn!(
-                            broker,
-                            "the database has an external broker that is not in the settings: its rows wait until some relay has it; `hub outbox setup --prune` removes it"
-                        );
+                        ExternalBrokerNotConfigured { broker }.emit();
                     }
                     return Ok(());
                 }
@@ -242,7 +233,7 @@ async fn join(
     tokio::select! {
         () = joined => {}
         () = ending => {
-            tracing::warn!("the outbox's database does not answer; what was under way is published again when its claims have expired");
+            ClaimsNotReleased.emit();
         }
     }
     tasks.shutdown().await;

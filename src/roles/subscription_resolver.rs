@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::key::EventKey;
+use crate::facts::{Metrics, QuestionNotServed, QuestionServed};
 use crate::health::ReadyFlag;
-use crate::metrics::Metrics;
 use crate::nats::{JetStream, Registry};
 use crate::subscriptions_grpc::{Found, Lookup, LookupError, ResolverServer, Served, ServerError};
 
@@ -60,7 +60,7 @@ impl Lookup for FromRegistry {
             }
             // As for this hub's own events: every write before the question counts.
             if let Err(error) = self.registry.catch_up(&self.js).await {
-                tracing::warn!(%error, "the subscription registry cannot be asked; the caller comes again");
+                QuestionNotServed { error: &error }.emit();
                 return Err(LookupError::Registry(error));
             }
             if self.registry.is_incomplete(&tenant) {
@@ -71,6 +71,6 @@ impl Lookup for FromRegistry {
     }
 
     fn served(&self, result: Served) {
-        self.metrics.resolver_served(result.as_str());
+        QuestionServed { result: result.as_str() }.emit(&self.metrics);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Role, ServeError, ServeOptions};
-use crate::metrics::Metrics;
+use crate::facts::Metrics;
 use crate::roles::event_processor::RemoteResolver;
 use crate::settings::{Settings, SubscriptionSource};
 use crate::subscriptions_grpc::{ClientOptions, ResolverClient, ServerOptions};
@@ -28,7 +28,7 @@ pub(super) fn remote(
         client,
         subscriptions.cache_entries,
         subscriptions.max_staleness,
-        metrics.resolver(),
+        metrics.clone(),
     );
     Ok(Some(Arc::new(remote)))
 }

@@ -93,7 +93,7 @@ async fn a_killed_resolver_makes_events_wait_and_loses_and_doubles_no_pair() {
     answering.hub.kill().await;
     let waiting = ids("waiting", 100);
     client.publish_all("user.deleted", &waiting).await;
-    hub.wait_for_log("events cannot be resolved; they wait", STEP).await;
+    hub.wait_for_log("subscription resolver failed, events wait", STEP).await;
     let second = ids("second", 2_000);
     client.publish_all("user.created", &second).await;
     assert_eq!(client.stream("HUB_EVENTS").await.state.messages, 2_100, "every event waits");
@@ -103,7 +103,7 @@ async fn a_killed_resolver_makes_events_wait_and_loses_and_doubles_no_pair() {
     let unavailable = ["kind=\"unavailable\""];
     let failed = hub.metric("hub_resolver_failures_total", &unavailable).await;
     hub.metric_above("hub_resolver_failures_total", &unavailable, failed + 1.0, STEP).await;
-    assert_eq!(hub.log().matches("events cannot be resolved").count(), 1, "once, not for each event");
+    assert_eq!(hub.log().matches("subscription resolver failed").count(), 1, "once, not for each event");
 
     answering.hub.start();
     answering.hub.ready().await;
@@ -125,7 +125,7 @@ async fn a_killed_resolver_makes_events_wait_and_loses_and_doubles_no_pair() {
         assert_eq!((account.delivered, account.doubles, account.dead), (times, 0, 0), "{}", pair.0);
     }
     assert_eq!(receiver.count("/elsewhere"), 0);
-    assert!(hub.log().contains("the resolver answers again"), "the end of the outage is told");
+    assert!(hub.log().contains("subscription resolver answers again"), "the end of the outage is told");
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn an_answer_means_what_the_resolver_says_and_a_410_disables_nobody() {
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.publish("user.created", "one").await;
-    hub.wait_for_log("the subscription is not disabled: it is resolved elsewhere", STEP).await;
+    hub.wait_for_log("subscription not disabled, it is resolved elsewhere", STEP).await;
     receiver.wait_accepted("/patient", 1, STEP).await;
     broker.nothing_owed_within(STEP).await;
 
@@ -296,6 +296,8 @@ async fn an_envelope_that_does_not_fit_with_its_delivery_is_dead_lettered_and_th
     ] {
         assert_eq!(letters[0][field], value, "{list}");
     }
+    let counted = hub.metric("hub_dead_lettered_total", &["reason=\"too-large\""]).await;
+    assert!((counted - 1.0).abs() < 0.1, "{counted}");
     // The event is kept whole with it.
     let id = letters[0]["id"].as_str().expect("an id");
     let shown = hub.cli_json(&["dlt", "show", id]).await.to_string();

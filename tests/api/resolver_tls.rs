@@ -65,7 +65,7 @@ impl Asking {
     /// Asserts that a hub with these settings gets no answer: it logs that, is not ready, and keeps the event.
     async fn waits(&self, settings: &TestSettings) {
         let mut hub = Hub::serve(&self.broker.url(), settings, &[]);
-        hub.wait_for_log("events cannot be resolved; they wait", STEP).await;
+        hub.wait_for_log("subscription resolver failed, events wait", STEP).await;
         eventually(STEP, "nothing else is missing", async || {
             let Ok(answer) = http_client().get(hub.health_url("/readyz")).send().await else {
                 return Err("no answer".to_owned());

@@ -175,7 +175,7 @@ async fn a_status_counts_although_its_body_breaks_off() {
             "{id}"
         );
     }
-    hub.wait_for_log("the subscription is disabled", STEP).await;
+    hub.wait_for_log("subscription disabled", STEP).await;
     let shown = hub.cli_json(&["subscription", "show", "gone"]).await;
     assert_eq!(
         (&shown["state"], &shown["disabled_reason"]),
@@ -206,7 +206,7 @@ async fn gone_disables_the_subscription_until_it_is_resumed() {
         assert!(letter.last_error.as_ref().is_some_and(|error| error.contains("410 Gone")), "{letter:?}");
     }
 
-    hub.wait_for_log("the subscription is disabled", STEP).await;
+    hub.wait_for_log("subscription disabled", STEP).await;
     let shown = hub.cli_json(&["subscription", "show", "gone"]).await;
     assert_eq!(shown["state"], "disabled");
     assert_eq!(shown["disabled_reason"], "the endpoint answered 410 Gone");

@@ -14,8 +14,8 @@ use crate::support::{
 
 const STEP: Duration = Duration::from_secs(90);
 const LOG: &str = "HUB_ATTEMPTS";
-const LEFT_OUT: &str = "the delivery log leaves attempts out";
-const AGAIN: &str = "the delivery log keeps up again";
+const LEFT_OUT: &str = "delivery log overloaded, attempts left out";
+const AGAIN: &str = "delivery log complete again";
 /// Messages of the log that may wait for their acknowledgement at once, per domain.
 const IN_FLIGHT: usize = 32;
 

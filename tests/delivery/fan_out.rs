@@ -88,7 +88,7 @@ async fn a_full_outbox_makes_its_events_wait_and_no_others() {
         .await;
     let stuck = ids("stuck", 600);
     client.publish_all("policy.updated", &stuck).await;
-    hub.wait_for_log("the outbox is full", STEP).await;
+    hub.wait_for_log("domain outbox full", STEP).await;
 
     // Events that do not fit wait in the events stream, and do not affect the other domain.
     let free = ids("free", 100);

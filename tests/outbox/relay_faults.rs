@@ -175,7 +175,7 @@ async fn a_database_that_crashes_and_comes_back_is_waited_for() {
     let arrived = once(stored(&broker, EVENTS, 3_000).await);
     assert_eq!(arrived.len(), 3_000);
     assert_in_order(arrived.iter().map(|message| (message.id.clone(), message.stream())));
-    hub.wait_for_log("the outbox's database answers again", SOON).await;
+    hub.wait_for_log("producer outbox database answers again", SOON).await;
     // Notifications of commits work again.
     raise(&database, &[event("later", "s")]).await;
     wait_for(&store, "internal", Status::Published, 3_001).await;
@@ -201,7 +201,7 @@ async fn a_broker_that_hangs_makes_its_own_rows_wait_and_no_others() {
     // The other brokers get everything while it hangs.
     wait_for(&store, "internal", Status::Published, ROWS + 1).await;
     wait_for(&store, "steady", Status::Published, ROWS + 1).await;
-    hub.wait_for_log("the broker takes no messages", SOON).await;
+    hub.wait_for_log("broker unavailable, its rows wait", SOON).await;
     assert_eq!(hub.metric("hub_relay_broker_up", &["broker=\"partner\""]).await, 0.0);
     let waiting = rows(&store, "partner").await;
     assert_eq!(waiting.iter().filter(|row| row.status.is_open()).count(), ROWS);
@@ -213,7 +213,7 @@ async fn a_broker_that_hangs_makes_its_own_rows_wait_and_no_others() {
     let arrived = stored(&partner, "PARTNER", ROWS as u64 + 1).await;
     assert_eq!(arrived.len(), ROWS + 1);
     assert_in_order(arrived.iter().map(|message| (message.id.clone(), message.stream())));
-    hub.wait_for_log("the broker takes messages again", SOON).await;
+    hub.wait_for_log("broker accepts messages again", SOON).await;
 }
 
 #[tokio::test]
@@ -257,7 +257,7 @@ async fn a_restarted_internal_broker_gets_everything_and_external_brokers_are_no
     })
     .await;
     broker.process().kill().await.expect("the broker is killed");
-    hub.wait_for_log("the broker takes no messages", SOON).await;
+    hub.wait_for_log("broker unavailable, its rows wait", SOON).await;
     assert!(rows(&store, "internal").await.iter().any(|row| row.status.is_open()), "there was work left");
     raise(&database, &[public("outside", "s")]).await;
     wait_for(&store, "partner", Status::Published, 1).await;
@@ -300,10 +300,10 @@ async fn a_relay_cut_off_from_the_database_is_overtaken() {
     let mut second = Hub::serve(&broker.url(), &near, &RELAY);
     second.ready().await;
     wait_for(&store, "partner", Status::Published, 41).await;
-    first.wait_for_log("the outbox's database does not do what it is asked", SOON).await;
+    first.wait_for_log("producer outbox database failed", SOON).await;
     partner_proxy.thaw();
     database_proxy.thaw();
-    first.wait_for_log("the outbox's database answers again", SOON).await;
+    first.wait_for_log("producer outbox database answers again", SOON).await;
     raise(&database, &[public("last", "s0")]).await;
     let all = wait_for(&store, "partner", Status::Published, 42).await;
     assert!(all.iter().all(|row| row.attempts == 0));

@@ -73,12 +73,12 @@ async fn metrics_and_log_lines_tell_the_brokers_apart() {
     };
     let (inside, outside) =
         ("broker=\"internal\" scope=\"internal\"", "broker=\"partner\" scope=\"external\"");
-    told("a row is published", &[inside, "id=\"e-yes\"", "event_type=\"user.created\"", "stream=\"s1\""]);
-    told("a row is published", &[inside, "id=\"e-no\"", "event_type=\"order.placed\""]);
-    told("a row is published", &[outside, "id=\"e-yes\""]);
-    told("a row is refused", &[outside, "id=\"e-no\"", "attempts=1"]);
-    told("a row is abandoned", &[outside, "id=\"e-no\"", "stream=\"s2\""]);
-    told("the broker takes no messages", &["broker=\"dead\" scope=\"external\""]);
+    told("row published", &[inside, "id=\"e-yes\"", "event_type=\"user.created\"", "stream=\"s1\""]);
+    told("row published", &[inside, "id=\"e-no\"", "event_type=\"order.placed\""]);
+    told("row published", &[outside, "id=\"e-yes\""]);
+    told("row refused", &[outside, "id=\"e-no\"", "attempts=1"]);
+    told("row abandoned", &[outside, "id=\"e-no\"", "stream=\"s2\""]);
+    told("broker unavailable, its rows wait", &["broker=\"dead\" scope=\"external\""]);
 
     // A broker that was forgotten, and whose rows are no longer owed, is told of once more.
     let hub_cli = async |args: &[&str]| -> Value { hub.cli_json(args).await };

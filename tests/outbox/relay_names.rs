@@ -132,7 +132,7 @@ async fn a_full_queue_makes_its_rows_wait() {
         })
         .collect();
     raise(&database, &orders).await;
-    eventually(SOON, "a row is refused", async || {
+    eventually(SOON, "row refused", async || {
         let rows = rows(&store, "partner").await;
         let refused = rows.iter().find_map(|row| row.last_error.clone());
         refused.filter(|reason| reason.contains("may be full")).ok_or(rows.len())
@@ -176,7 +176,7 @@ async fn a_redis_without_memory_makes_its_rows_wait() {
     wait_for(&store, "internal", Status::Published, 20).await;
     eventually(SOON, "the broker is told to be away, and why", async || {
         let log = hub.log();
-        if log.contains("the broker takes no messages") && log.contains("OOM") {
+        if log.contains("broker unavailable, its rows wait") && log.contains("OOM") {
             Ok(())
         } else {
             Err("not yet")

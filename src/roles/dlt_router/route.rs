@@ -9,7 +9,7 @@ use crate::domain::carried::Carried;
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::envelope::Envelope;
 use crate::domain::outcome::{Fault, Reason};
-use crate::metrics::Metrics;
+use crate::facts::{AdvisoryOfUnknownStream, DeadLettered, EnvelopeGone, ExhaustedRedriveDropped, Metrics};
 use crate::nats::{JetStream, NatsError, StoredMessage};
 
 pub(super) struct Router {
@@ -58,27 +58,19 @@ impl Router {
     ) -> Result<bool, NatsError> {
         let names = self.js.names();
         let Some(domain) = self.domains.iter().find(|domain| names.outbox_stream(domain) == stream) else {
-            tracing::warn!(
-                stream,
-                sequence,
-                "an advisory of a stream that no domain of the settings has is dropped"
-            );
+            AdvisoryOfUnknownStream { stream, sequence }.emit();
             return Ok(false);
         };
         let Some(message) = self.js.get(stream, sequence).await? else {
-            tracing::debug!(stream, sequence, "the envelope stands in its outbox no more");
+            EnvelopeGone { stream, sequence }.emit();
             return Ok(false);
         };
         let predecessor = Carried::read(|name| message.header(name)).dead_letter;
         if let Some(predecessor) = predecessor
             && !self.js.dead_letter_exists(domain, predecessor).await?
         {
-            tracing::info!(
-                stream,
-                sequence,
-                "redriven envelope dropped: its dead letter was already delivered, discarded or replaced"
-            );
             self.js.delete(stream, sequence).await?;
+            ExhaustedRedriveDropped { stream, sequence }.emit();
             return Ok(false);
         }
         let letter = self.letter(domain, &message, cause).await?;
@@ -88,18 +80,7 @@ impl Router {
             self.js.delete_dead_letter(domain, predecessor).await?;
         }
         self.js.delete(stream, sequence).await?;
-        self.metrics.dead_lettered(domain, letter.reason.as_str());
-        tracing::warn!(
-            domain,
-            subscription = letter.subscription,
-            envelope = letter.id,
-            event_key = letter.event_key,
-            reason = %letter.reason,
-            attempts = letter.attempts,
-            last_error = letter.last_error,
-            state = %letter.state,
-            "dead-lettered"
-        );
+        DeadLettered { letter: &letter }.emit(&self.metrics);
         Ok(true)
     }
 

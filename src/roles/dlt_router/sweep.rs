@@ -9,6 +9,9 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::facts::{
+    LaneNotCreated, LaneWithoutConsumer, StrandedEnvelopeFound, StrandedEnvelopeNotRouted, SweepFailed,
+};
 use crate::nats::definitions::StreamParameters;
 use crate::nats::subjects::{lane_consumer, lane_of_consumer};
 use crate::nats::{ConsumerInfo, NatsError};
@@ -44,7 +47,7 @@ impl Sweep {
                         candidates.insert(domain.clone(), found);
                     }
                     Err(error) => {
-                        tracing::warn!(%error, domain, "the sweep for stranded envelopes failed; it comes again");
+                        SweepFailed { error: &error, domain, retry_in: self.interval }.emit();
                     }
                 }
             }
@@ -75,15 +78,17 @@ impl Sweep {
                     continue;
                 }
                 match self.dead_letter(&stream, message.sequence).await {
-                    Ok(true) => tracing::warn!(
-                        stream,
-                        sequence = message.sequence,
-                        "a stranded envelope was found by the sweep"
-                    ),
+                    Ok(true) => StrandedEnvelopeFound { stream: &stream, sequence: message.sequence }.emit(),
                     Ok(false) => {}
                     // Those behind it need not wait for it.
                     Err(error) => {
-                        tracing::warn!(%error, stream, sequence = message.sequence, "a stranded envelope cannot be dead-lettered yet; the sweep comes again");
+                        StrandedEnvelopeNotRouted {
+                            error: &error,
+                            stream: &stream,
+                            sequence: message.sequence,
+                            retry_in: self.interval,
+                        }
+                        .emit();
                         found.insert(message.sequence);
                     }
                 }
@@ -114,10 +119,10 @@ impl Sweep {
             subjects.iter().filter_map(|(subject, _)| Some(js.names().parse_outbox(subject)?.lane)).collect();
         for lane in lanes {
             if !consumers.contains(&lane_consumer(lane)) {
-                tracing::warn!(stream, lane, "a lane with envelopes has no durable; making it");
+                LaneWithoutConsumer { stream, lane }.emit();
                 // Somebody else may have made up the name; the other lanes are mended all the same.
                 if let Err(error) = js.ensure_lane(&self.stream_parameters, domain, lane).await {
-                    tracing::warn!(%error, stream, lane, "the durable of a lane cannot be made");
+                    LaneNotCreated { error: &error, stream, lane }.emit();
                 }
             }
         }

@@ -12,7 +12,9 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::recent::Recent;
-use crate::metrics::DomainMetrics;
+use crate::facts::{
+    DomainMetrics, EnvelopesCommitted, EnvelopesRepeated, EventRepeated, OutboxBlocked, OutboxUnblocked,
+};
 use crate::nats::{Acker, BatchError, EnvelopeMessage, JetStream, MOST_PER_BATCH, NatsError};
 
 /// An event that finds its domain busy or blocked comes again after this.
@@ -41,7 +43,6 @@ impl Planned {
 
 pub(super) struct Committer {
     js: JetStream,
-    domain: String,
     metrics: DomainMetrics,
     blocked: Option<Blocked>,
     recent: Recent,
@@ -58,13 +59,8 @@ struct Blocked {
 }
 
 impl Committer {
-    pub(super) fn new(
-        js: JetStream,
-        domain: String,
-        metrics: DomainMetrics,
-        tell_blocked: Arc<AtomicBool>,
-    ) -> Self {
-        Self { js, domain, metrics, blocked: None, recent: Recent::default(), tell_blocked }
+    pub(super) fn new(js: JetStream, metrics: DomainMetrics, tell_blocked: Arc<AtomicBool>) -> Self {
+        Self { js, metrics, blocked: None, recent: Recent::default(), tell_blocked }
     }
 
     /// Runs until the channel is closed and empty.
@@ -156,9 +152,9 @@ impl Committer {
         let over = |blocked: &mut Blocked| bytes >= blocked.bytes || Instant::now() >= blocked.until;
         if self.blocked.take_if(over).is_some() {
             self.tell_blocked.store(false, Ordering::Relaxed);
-            tracing::info!(domain = self.domain, "the outbox takes envelopes again");
+            OutboxUnblocked.emit(&self.metrics);
         }
-        self.metrics.envelopes.inc_by(planned.envelopes.len() as u64);
+        EnvelopesCommitted { count: planned.envelopes.len() }.emit(&self.metrics);
         planned.acker.ack().await;
         drop((planned.permit, planned.room));
     }
@@ -174,12 +170,7 @@ impl Committer {
                 Ok(()) => {}
                 Err(BatchError::Duplicate) => {
                     let added = self.js.publish_each(batch).await?;
-                    tracing::info!(
-                        domain = self.domain,
-                        envelopes = batch.len(),
-                        added,
-                        "a repeated event: only what was missing is added"
-                    );
+                    EventRepeated { envelopes: batch.len(), added }.emit(&self.metrics);
                 }
                 Err(BatchError::Nats(error)) => return Err(error),
             }
@@ -188,7 +179,7 @@ impl Committer {
         if !known.is_empty() {
             // The stream decides: what it has, it drops.
             let added = self.js.publish_each(known).await?;
-            tracing::debug!(domain = self.domain, envelopes = known.len(), added, "repeated envelopes");
+            EnvelopesRepeated { envelopes: known.len(), added }.emit(&self.metrics);
         }
         Ok(())
     }
@@ -200,11 +191,7 @@ impl Committer {
             Some(blocked) if bytes < blocked.bytes => blocked.delay,
             Some(blocked) => (blocked.delay * 2).min(MOST_BLOCKED_DELAY),
             None => {
-                if error.is_full() {
-                    tracing::warn!(domain = self.domain, %error, "the outbox is full; its events wait in the events stream");
-                } else {
-                    tracing::warn!(domain = self.domain, %error, "envelopes cannot be committed; their events wait");
-                }
+                OutboxBlocked { error, is_full: error.is_full() }.emit(&self.metrics);
                 BUSY_DELAY
             }
         };

@@ -17,7 +17,10 @@ use crate::domain::event::{Event, Publication, RejectReason, Rejection};
 use crate::domain::index::IndexEntry;
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::Incarnation;
-use crate::metrics::{DomainMetrics, Metrics};
+use crate::facts::{
+    DeadLettered, DomainMetrics, EventMatched, EventNotRejected, EventPutAside, EventRejected, Metrics,
+    TooLargeNotDeadLettered,
+};
 use crate::nats::subjects::{EventSubject, SHARED_LANE};
 use crate::nats::{Acker, Delivered, EnvelopeMessage, JetStream, NatsError};
 use crate::panics::{self, Panicked};
@@ -177,7 +180,7 @@ impl Planner {
             match resolution.of(&event) {
                 Ok(source) => {
                     if let Err((work, wait)) = backlog.add(Work::new(message, permit, event, source)) {
-                        self.metrics.event_put_aside();
+                        EventPutAside.emit(&self.metrics);
                         work.message.acker.nak(Some(wait)).await;
                     }
                 }
@@ -191,9 +194,8 @@ impl Planner {
         let Work { message, permit, event, .. } = work;
         // An event without a way was rejected when it was taken in.
         let Some((way, domain)) = self.way(&event) else { return 0 };
-        way.metrics.events.inc();
+        EventMatched { subscriptions: wanting.len() }.emit(&way.metrics);
         if wanting.is_empty() {
-            way.metrics.unmatched.inc();
             message.acker.ack().await;
             return 0;
         }
@@ -214,7 +216,7 @@ impl Planner {
         // half done, and a repetition adds nothing.
         for (envelope, incarnation) in too_large {
             if let Err(error) = self.put_too_large(&event, domain, envelope, incarnation).await {
-                tracing::warn!(%error, event = event.id, "a dead letter cannot be stored; its event waits");
+                TooLargeNotDeadLettered { error: &error, event: &event.id }.emit();
                 message.acker.nak(Some(BUSY_DELAY)).await;
                 return made;
             }
@@ -292,7 +294,6 @@ impl Planner {
         let EncodedEnvelope { id, subscription, body } = envelope;
         let error = "the event and the subscription's delivery do not fit into one message (the server's max_payload); \
                      make the delivery smaller (headers, tls), then publish the event again";
-        tracing::warn!(domain, %subscription, envelope = id, event = event.id, error, "an envelope is too large and is dead-lettered");
         let origin = Origin {
             id: id.clone(),
             subscription: subscription.id().to_string(),
@@ -313,7 +314,9 @@ impl Planner {
         // It is parked whatever the schedule: waiting makes nothing smaller.
         let letter = DeadLetter::new(domain, origin, failed, &[]);
         let subject = self.js.names().outbox(domain, SHARED_LANE, &subscription.token());
-        self.js.put_dead_letter_with_id(&format!("too-large-{id}"), &subject, &letter, body).await
+        self.js.put_dead_letter_with_id(&format!("too-large-{id}"), &subject, &letter, body).await?;
+        DeadLettered { letter: &letter }.emit(&self.metrics);
+        Ok(())
     }
 
     /// Lets a publication come again, or rejects it after its tries.
@@ -363,18 +366,22 @@ impl Planner {
         };
         match kept {
             Ok(()) => {
-                self.metrics.rejected(reason);
-                tracing::warn!(
-                    subject = message.subject,
-                    sequence = message.stream_sequence,
+                EventRejected {
+                    subject: &message.subject,
+                    sequence: message.stream_sequence,
                     reason,
-                    detail = rejection.detail,
-                    "a publication is rejected and kept"
-                );
+                    detail: &rejection.detail,
+                }
+                .emit(&self.metrics);
                 message.acker.ack().await;
             }
             Err(error) => {
-                tracing::error!(%error, subject = message.subject, "a rejected publication cannot be kept; it waits");
+                EventNotRejected {
+                    error: &error,
+                    subject: &message.subject,
+                    sequence: message.stream_sequence,
+                }
+                .emit();
                 message.acker.nak(Some(BUSY_DELAY)).await;
             }
         }

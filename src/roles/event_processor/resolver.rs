@@ -11,8 +11,11 @@ use tokio::time::Instant;
 use crate::domain::event::Event;
 use crate::domain::index::IndexEntry;
 use crate::domain::resolution::{Cache, Candidates, Outage, Question};
+use crate::facts::{
+    Metrics, RegistryUnavailable, ResolverAnswerRejected, ResolverAnswered, ResolverCacheHit, ResolverFailed,
+    ResolverRecovered,
+};
 use crate::health::ReadyFlag;
-use crate::metrics::ResolverMetrics;
 use crate::nats::{JetStream, Registry};
 use crate::subscriptions_grpc::{ResolveError, ResolverClient};
 
@@ -43,7 +46,7 @@ pub struct RemoteResolver {
     unanswered: watch::Sender<Option<Question>>,
     /// Questions whose answer is refused, each told once.
     refused: Mutex<HashSet<Question>>,
-    metrics: ResolverMetrics,
+    metrics: Metrics,
     started: Instant,
 }
 
@@ -97,7 +100,7 @@ impl Resolver {
             Self::Registry(registry) => match registry.catch_up(js).await {
                 Ok(()) => Ok(Resolution::Registry(registry.clone())),
                 Err(error) => {
-                    tracing::warn!(%error, "the subscription registry cannot be asked; events wait");
+                    RegistryUnavailable { error: &error }.emit();
                     Err(REGISTRY_DOWN_DELAY)
                 }
             },
@@ -142,7 +145,7 @@ impl RemoteResolver {
         client: ResolverClient,
         cache_entries: usize,
         max_staleness: Duration,
-        metrics: ResolverMetrics,
+        metrics: Metrics,
     ) -> Self {
         let (tenant, key) = FIRST_QUESTION;
         Self {
@@ -184,7 +187,7 @@ impl RemoteResolver {
     async fn ask(&self, question: &Question) -> Result<Candidates, Duration> {
         let asked_at = self.started.elapsed();
         if let Some(known) = lock(&self.cache).get(question, asked_at) {
-            self.metrics.cache_hits.inc();
+            ResolverCacheHit.emit(&self.metrics);
             return Ok(known);
         }
         if let Some(left) = lock(&self.outage).left(asked_at) {
@@ -198,7 +201,7 @@ impl RemoteResolver {
         let (tenant, key) = question;
         let error = match self.client.resolve(tenant, key).await {
             Ok(entries) => {
-                self.metrics.answers.inc();
+                ResolverAnswered.emit(&self.metrics);
                 let candidates: Candidates = entries.into_iter().map(Arc::new).collect();
                 let now = self.started.elapsed();
                 lock(&self.cache).insert(question.clone(), candidates.clone(), asked_at, now);
@@ -208,34 +211,30 @@ impl RemoteResolver {
             }
             Err(error) => error,
         };
-        self.metrics.failed(error.kind());
+        let kind = error.kind();
         // One answer that cannot be used says nothing of the others.
         if let ResolveError::Answer(_) = error {
             self.answers_again();
-            if self.is_news(question) {
-                tracing::error!(%error, tenant, key, "an answer of the resolver is refused; its events wait");
-            }
+            ResolverAnswerRejected { error: &error, kind, tenant, key, is_new: self.is_news(question) }
+                .emit(&self.metrics);
             return Err(Outage::LONGEST_WAIT);
         }
-        let unanswered = lock(&self.outage).failed(self.started.elapsed(), rand::random(), error.kind());
+        let unanswered = lock(&self.outage).failed(self.started.elapsed(), rand::random(), kind);
         self.unanswered.send_if_modified(|asked| {
             let begins = asked.is_none();
             asked.get_or_insert_with(|| question.clone());
             begins
         });
-        // Once, not for each event: hub_resolver_failures_total counts them.
-        if unanswered.is_news {
-            tracing::warn!(%error, tenant, key, "events cannot be resolved; they wait");
-        } else {
-            tracing::debug!(%error, tenant, key, wait = ?unanswered.wait, "still no answer of the resolver");
-        }
+        // Logged once, not for each event: hub_resolver_failures_total counts them.
+        let (retry_in, is_new) = (unanswered.wait, unanswered.is_news);
+        ResolverFailed { error: &error, kind, tenant, key, retry_in, is_new }.emit(&self.metrics);
         Err(unanswered.wait)
     }
 
     /// Ends an outage, if there is one.
     fn answers_again(&self) {
         if lock(&self.outage).answered() {
-            tracing::info!("the resolver answers again; the events that waited go on");
+            ResolverRecovered.emit();
         }
         self.unanswered.send_if_modified(|asked| asked.take().is_some());
     }

@@ -6,16 +6,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::tasks::Jobs;
 use futures_util::future::join_all;
-use tokio::task::JoinSet;
 
 use crate::domain::attempt::Attempt;
 use crate::domain::outcome::{Failure, Outcome};
+use crate::facts::{BrokerCheckFailed, BrokersNotClosed};
 use crate::sinks::{self, Broker, NamedBroker, OutgoingMessage};
 
 /// The longest time a connection is looked at; the brokers' own timeouts are shorter as a rule.
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
-/// How long connections may take to end well.
+const CHECK: &str = "the check of an external broker";
+/// How long connections may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Cheap to clone.
@@ -27,12 +29,21 @@ pub(super) struct Brokers {
 struct Inner {
     known: BTreeMap<String, Known>,
     /// At most one for each broker; ended by `close`.
-    checks: Mutex<JoinSet<()>>,
+    checks: Mutex<Jobs>,
 }
 
 struct Known {
     broker: Arc<dyn Broker>,
     is_checked: Arc<AtomicBool>,
+}
+
+/// Clears the flag when the check ends, by a panic as well.
+struct Checked(Arc<AtomicBool>);
+
+impl Drop for Checked {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 impl Brokers {
@@ -41,7 +52,8 @@ impl Brokers {
             .into_iter()
             .map(|(name, broker)| (name, Known { broker, is_checked: Arc::default() }))
             .collect();
-        Self { inner: Arc::new(Inner { known, checks: Mutex::default() }) }
+        let checks = Mutex::new(Jobs::new(CHECK));
+        Self { inner: Arc::new(Inner { known, checks }) }
     }
 
     /// One attempt to publish a message at the broker of that name.
@@ -56,36 +68,37 @@ impl Brokers {
         };
         let attempt = sinks::attempt(&*known.broker, message, timeout).await;
         if attempt.outcome == Outcome::Failed(Failure::Timeout) {
-            self.check(known);
+            self.check(name, known);
         }
         attempt
     }
 
     /// Looks at the connection, since an attempt ended before the broker's own timeouts could tell that it
     /// is broken, or before it was made at all: with the next attempts it would be the same for ever.
-    fn check(&self, known: &Known) {
+    fn check(&self, name: &str, known: &Known) {
         if known.is_checked.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (broker, is_checked) = (known.broker.clone(), known.is_checked.clone());
+        let (name, broker, is_checked) = (name.to_owned(), known.broker.clone(), known.is_checked.clone());
         let mut checks = self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        while checks.try_join_next().is_some() {}
-        checks.spawn(async move {
+        checks.start(async move {
+            let _checked = Checked(is_checked);
             if let Ok(Err(error)) = tokio::time::timeout(CHECK_LIMIT, broker.check()).await {
-                tracing::debug!(%error, "an external broker does not answer in time");
+                BrokerCheckFailed { error: &error, broker: &name }.emit();
             }
-            is_checked.store(false, Ordering::Release);
         });
     }
 
     /// Ends the connections, after the last delivery.
     pub(super) async fn close(&self) {
-        let mut checks =
-            std::mem::take(&mut *self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut checks = std::mem::replace(
+            &mut *self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner),
+            Jobs::new(CHECK),
+        );
         checks.shutdown().await;
         let closing = join_all(self.inner.known.values().map(|known| known.broker.close()));
         if tokio::time::timeout(CLOSE_LIMIT, closing).await.is_err() {
-            tracing::debug!("the connections to external brokers are dropped rather than closed");
+            BrokersNotClosed.emit();
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::domain::outcome::{Decision, Failure, Fault, Reason, disables};
 use crate::domain::producer_outbox::ExternalMessage;
 use crate::domain::status::Statuses;
 use crate::domain::subscription::{self, BrokerDelivery, Identity, SubscriptionState};
+use crate::facts::{DisablingElsewhere, LookUpFailed};
 use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};
 use crate::panics::{self, Panicked};
@@ -130,11 +131,7 @@ impl Delivery {
             }
         };
         if inner.settle.is_resolved(message).await {
-            tracing::info!(
-                subscription = %envelope.subscription,
-                envelope = %envelope.id,
-                "redriven envelope dropped: its dead letter was already delivered or discarded"
-            );
+            inner.settle.redriven_is_resolved(&envelope);
             message.acker.ack().await;
             return Health::UNTRIED;
         }
@@ -164,12 +161,7 @@ impl Delivery {
             let reason = format!("the endpoint answered {}", attempt.outcome.error_text());
             match prepared.form {
                 Form::Revision(revision) => disable(&inner.js, subscription, revision, &reason).await,
-                Form::Json(_) => tracing::warn!(
-                    %subscription,
-                    reason,
-                    "the subscription is not disabled: it is resolved elsewhere, there is no registry here; \
-                     disable it where the resolver has it"
-                ),
+                Form::Json(_) => DisablingElsewhere { subscription, reason: &reason }.emit(),
             }
         }
         self.settle(message, &envelope, &attempt, &prepared.statuses).await
@@ -223,7 +215,7 @@ impl Inner {
             match self.destination(registry, id).await {
                 Ok(destination) => return destination,
                 Err(error) => {
-                    tracing::warn!(%error, subscription = %id.subscription, retry_in = ?pause, "subscription look-up failed, will retry");
+                    LookUpFailed { error: &error, subscription: &id.subscription, retry_in: pause }.emit();
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_LOOK_UP_PAUSE);
                 }

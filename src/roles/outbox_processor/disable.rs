@@ -3,6 +3,7 @@
 use time::OffsetDateTime;
 
 use crate::domain::subscription::{SubscriptionRef, SubscriptionState};
+use crate::facts::{DisablingFailed, DisablingSuperseded, SubscriptionDisabled};
 use crate::nats::{JetStream, RegistryEntry};
 
 /// Writes it as disabled, if it still is as it was when the attempt was made: whoever changed it
@@ -20,16 +21,8 @@ pub(super) async fn disable(js: &JetStream, name: &SubscriptionRef, revision: u6
         Err(error) => Err(error),
     };
     match written {
-        Ok(_) => tracing::warn!(
-            subscription = %name,
-            reason,
-            "the subscription is disabled; `hub subscription resume` enables it again"
-        ),
-        Err(error) if error.is_wrong_last_sequence() => {
-            tracing::debug!(subscription = %name, "changed meanwhile, and so not disabled");
-        }
-        Err(error) => {
-            tracing::warn!(%error, subscription = %name, "cannot be disabled yet; its next answer tries again");
-        }
+        Ok(_) => SubscriptionDisabled { subscription: name, reason }.emit(),
+        Err(error) if error.is_wrong_last_sequence() => DisablingSuperseded { subscription: name }.emit(),
+        Err(error) => DisablingFailed { error: &error, subscription: name }.emit(),
     }
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::worker::Hold;
 use crate::domain::subscription::Identity;
+use crate::facts::{HoldNotSent, HoldsMissed};
 use crate::nats::{HoldNotice, HoldNotices, JetStream, NatsError};
 
 /// Subscriptions whose last hold is remembered as told.
@@ -47,7 +48,7 @@ impl Exchange {
                 hold = here.recv() => match hold {
                     Ok(hold) => self.tell(&hold).await,
                     // The others hear what was missed from the endpoint.
-                    Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "holds are not told to other processes"),
+                    Err(RecvError::Lagged(missed)) => HoldsMissed { missed }.emit(),
                     Err(RecvError::Closed) => return Ok(()),
                 },
                 notice = hear(&mut elsewhere) => self.heard(notice),
@@ -63,7 +64,7 @@ impl Exchange {
         let wait = hold.until.saturating_duration_since(now);
         let notice = HoldNotice { subscription: hold.subscription.clone(), wait };
         if let Err(error) = self.js.publish_hold(&notice).await {
-            tracing::debug!(%error, subscription = %hold.subscription, "a hold is not told to other processes");
+            HoldNotSent { error: &error, subscription: &hold.subscription.subscription }.emit();
         }
     }
 

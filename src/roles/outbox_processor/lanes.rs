@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Subscriptions;
 use crate::domain::subscription::SubscriptionRef;
+use crate::facts::{LaneReaderFailed, LanesNotListed, OwnLaneOpened, OwnLaneRemoved};
 use crate::health::ReadyFlag;
 use crate::nats::subjects::{SHARED_LANE, lane_consumer, lane_of_consumer, subscription_of_own_lane};
 use crate::nats::{Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
-use crate::tasks::{TaskError, Tasks};
+use crate::tasks::{Task, TaskError, Tasks};
 
 /// How often a domain's lanes are listed.
 const LIST_INTERVAL: Duration = Duration::from_secs(5);
@@ -120,14 +121,14 @@ impl Lanes {
                 Some(failed) = shared.failure() => return Err(failed),
                 _ = ticks.tick() => {
                     if let Err(error) = self.look(&mut own).await {
-                        tracing::debug!(%error, stream = self.stream, "the lanes cannot be listed now");
+                        LanesNotListed { error: &error, stream: &self.stream }.emit();
                     }
                 }
             }
         }
         let ended = shared.join().await;
-        for (lane, own) in own {
-            own.end(&self.stream, &lane).await;
+        for own in own.into_values() {
+            own.end().await;
         }
         ended
     }
@@ -137,7 +138,7 @@ impl Lanes {
             own.iter().filter(|(_, lane)| lane.reader.is_finished()).map(|(lane, _)| lane.clone()).collect();
         for lane in ended {
             if let Some(own) = own.remove(&lane) {
-                own.end(&self.stream, &lane).await;
+                own.end().await;
             }
         }
         let mut without_place = 0;
@@ -150,9 +151,9 @@ impl Lanes {
                 without_place += 1;
                 continue;
             }
-            tracing::info!(stream = self.stream, lane, "reading a subscription's own lane");
+            OwnLaneOpened { stream: &self.stream, lane }.emit();
             let stop = self.stop.child_token();
-            let reader = tokio::spawn(read_lane(
+            let reading = read_lane(
                 self.js.clone(),
                 self.stream.clone(),
                 lane.to_owned(),
@@ -160,7 +161,8 @@ impl Lanes {
                 self.sink.clone(),
                 None,
                 stop.clone(),
-            ));
+            );
+            let reader = Task::start(format!("the reader of the lane {lane} of {}", self.stream), reading);
             own.insert(lane.to_owned(), Own { reader, stop, since: Instant::now(), empty_rounds: 0 });
         }
         make_places(own, without_place);
@@ -183,8 +185,8 @@ impl Lanes {
             state.empty_rounds += 1;
             let enough = if self.is_removed(lane) { EMPTY_ROUNDS_REMOVED } else { EMPTY_ROUNDS };
             if state.empty_rounds >= enough {
-                tracing::info!(stream = self.stream, lane, "an own lane is empty and is removed");
                 self.js.delete_consumer(&self.stream, &lane_consumer(lane)).await?;
+                OwnLaneRemoved { stream: &self.stream, lane }.emit();
             }
         }
         Ok(())
@@ -201,23 +203,18 @@ impl Lanes {
 }
 
 struct Own {
-    reader: tokio::task::JoinHandle<Result<(), NatsError>>,
+    reader: Task<Result<(), NatsError>>,
     stop: CancellationToken,
     since: Instant,
     empty_rounds: u32,
 }
 
 impl Own {
-    /// A reader that failed or panicked had nothing that the server would not deliver again, and another one takes its
-    /// place; but it is told.
-    async fn end(self, stream: &str, lane: &str) {
-        let name = format!("the reader of the lane {lane} of {stream}");
-        let failed = match self.reader.await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => TaskError::failed(&name, error),
-            Err(error) => TaskError::of_join(&name, error),
-        };
-        tracing::warn!(error = %failed, "a lane is read anew");
+    /// A reader that failed or panicked is logged, and another one replaces it: the server delivers again what it had.
+    async fn end(mut self) {
+        if let Err(failed) = self.reader.join_result().await {
+            LaneReaderFailed { error: &failed }.emit();
+        }
     }
 }
 
@@ -242,7 +239,7 @@ mod tests {
         for (name, seconds) in [("second", 2), ("first", 1), ("third", 3)] {
             let stop = CancellationToken::new();
             let reading = stop.clone();
-            let reader = tokio::spawn(async move {
+            let reader = Task::start(name, async move {
                 reading.cancelled().await;
                 Ok(())
             });

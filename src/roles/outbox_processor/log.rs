@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::attempt_record::{AttemptRecord, LogChoice, Settled};
-use crate::metrics::DomainMetrics;
+use crate::facts::{AttemptsLeftOut, AttemptsLogged, DeliveryLogRecovered, DomainMetrics};
 use crate::nats::{JetStream, NatsError};
 
 /// How long a record waits for others at most.
@@ -146,7 +146,7 @@ impl Inner {
             .map(|(subscription, count, lines)| async move {
                 match self.js.put_attempts(&self.domain, &subscription, count, lines.into()).await {
                     Ok(()) => {
-                        self.metrics.attempts_logged.inc_by(count);
+                        AttemptsLogged { count }.emit(&self.metrics);
                         true
                     }
                     Err(error) => {
@@ -161,21 +161,16 @@ impl Inner {
         let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
         if complete && gathered.bytes < MOST_BYTES && std::mem::take(&mut gathered.behind) {
             drop(gathered);
-            tracing::info!(domain = self.domain, "the delivery log keeps up again");
+            DeliveryLogRecovered.emit(&self.metrics);
         }
     }
 
-    /// Counts records that are not kept, and tells it once.
+    /// Counts records that are not stored; the log line is written once.
     fn left_out(&self, count: u64, why: &str) {
-        self.metrics.attempts_unlogged.inc_by(count);
-        let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
-        if !std::mem::replace(&mut gathered.behind, true) {
-            drop(gathered);
-            tracing::warn!(
-                domain = self.domain,
-                why,
-                "the delivery log leaves attempts out; deliveries go on, hub_attempts_unlogged_total counts them"
-            );
-        }
+        let is_new = {
+            let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
+            !std::mem::replace(&mut gathered.behind, true)
+        };
+        AttemptsLeftOut { count, why, is_new }.emit(&self.metrics);
     }
 }

@@ -15,7 +15,11 @@ use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
 use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, decide, hold};
 use crate::domain::status::Statuses;
-use crate::metrics::{DomainMetrics, Metrics};
+use crate::facts::{
+    AttemptMade, DeadLetterNotChecked, DeadLetterNotRemoved, DeadLetterNotWritten, DeadLetterResolved,
+    DeliveryDeadLettered, DeliveryExhausted, DeliveryFailed, DomainMetrics, EnvelopeDelivered,
+    LastAttemptNotStored, RedrivenEnvelopeDropped,
+};
 use crate::nats::{Delivered, JetStream, NatsError};
 use crate::panics;
 
@@ -33,7 +37,6 @@ pub(super) struct Settle {
     domain: String,
     policy: RetryPolicy,
     schedule: Vec<Duration>,
-    all_metrics: Metrics,
     metrics: DomainMetrics,
     acknowledged: AtomicU64,
     /// A quarter of it is how long a confirmation is waited for.
@@ -88,13 +91,12 @@ impl Settle {
         domain: String,
         policy: RetryPolicy,
         schedule: Vec<Duration>,
-        all_metrics: Metrics,
+        metrics: DomainMetrics,
         ack_wait: Duration,
         log: DeliveryLog,
     ) -> Self {
-        let metrics = all_metrics.of_domain(&domain);
         let acknowledged = AtomicU64::new(0);
-        Self { js, domain, policy, schedule, all_metrics, metrics, acknowledged, ack_wait, log }
+        Self { js, domain, policy, schedule, metrics, acknowledged, ack_wait, log }
     }
 
     pub(super) fn decide(&self, outcome: &Outcome, deliveries: u32, statuses: &Statuses) -> Decision {
@@ -119,10 +121,7 @@ impl Settle {
         tried: Tried<'_>,
     ) {
         if tried.tried {
-            self.metrics.attempt(tried.latency);
-        }
-        if let Some((fault, kind)) = tried.failure {
-            self.all_metrics.failed(&self.domain, fault.as_str(), kind);
+            AttemptMade { latency: tried.latency, failure: tried.failure }.emit(&self.metrics);
         }
         let attempts = Self::attempts_before(message)
             .saturating_add(message.deliveries)
@@ -133,21 +132,27 @@ impl Settle {
         match decision {
             Decision::Ack => self.delivered(message, envelope).await,
             Decision::Retry { after } => {
-                self.metrics.retried.inc();
-                tracing::debug!(
-                    domain = self.domain,
-                    subscription = %envelope.subscription,
-                    envelope = %envelope.id,
-                    attempts,
-                    error = tried.error,
-                    fault = tried.failure.map(|(fault, _)| fault.as_str()),
-                    retry_in = ?after,
-                    "a delivery failed and is tried again"
-                );
+                DeliveryFailed {
+                    subscription: &envelope.subscription,
+                    envelope: &envelope.id,
+                    attempt: attempts,
+                    status: tried.status,
+                    error: &tried.error,
+                    fault: tried.failure.map(|(fault, _)| fault),
+                    retry_in: after,
+                }
+                .emit(&self.metrics);
                 message.acker.nak(Some(after)).await;
             }
             Decision::DeadLetter { reason: Reason::Exhausted, fault } => {
-                self.metrics.exhausted.inc();
+                DeliveryExhausted {
+                    subscription: &envelope.subscription,
+                    envelope: &envelope.id,
+                    attempt: attempts,
+                    status: tried.status,
+                    error: &tried.error,
+                }
+                .emit(&self.metrics);
                 self.keep_last_words(envelope, attempts, fault, &tried).await;
                 // The server tells the router, now that all deliveries are used up.
                 message.acker.nak(None).await;
@@ -182,7 +187,7 @@ impl Settle {
             answer: tried.answer.map(str::to_owned),
         };
         if let Err(error) = self.js.put_final_attempt(&self.domain, envelope, &words).await {
-            tracing::warn!(%error, envelope = %envelope.id, "the last words of an envelope are lost; it is dead-lettered without them");
+            LastAttemptNotStored { error: &error, envelope: &envelope.id }.emit(&self.metrics);
         }
     }
 
@@ -231,16 +236,16 @@ impl Settle {
     /// Delivered: a dead letter that this was the redrive of is resolved first, then the message
     /// is done with.
     async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>) {
-        self.metrics.delivered.inc();
+        EnvelopeDelivered.emit(&self.metrics);
         if let Some(sequence) = carried(message).dead_letter {
             match self.js.delete_dead_letter(&self.domain, sequence).await {
                 Ok(()) => {
-                    self.metrics.resolved.inc();
-                    tracing::info!(domain = self.domain, envelope = %envelope.id, "a dead letter was delivered and is resolved");
+                    DeadLetterResolved { envelope: &envelope.id }.emit(&self.metrics);
                 }
                 Err(error) => {
                     // Delivered again rather than listed for ever: the receiver knows the webhook-id.
-                    tracing::warn!(%error, envelope = %envelope.id, "a delivered dead letter cannot be dropped yet; trying again");
+                    DeadLetterNotRemoved { error: &error, envelope: &envelope.id, retry_in: RETRY_DELAY }
+                        .emit(&self.metrics);
                     message.acker.nak(Some(RETRY_DELAY)).await;
                     return;
                 }
@@ -260,10 +265,16 @@ impl Settle {
         match self.js.dead_letter_exists(&self.domain, sequence).await {
             Ok(stands) => !stands,
             Err(error) => {
-                tracing::warn!(%error, domain = self.domain, sequence, "cannot check the dead letter of a redriven envelope; delivering the envelope");
+                DeadLetterNotChecked { error: &error, sequence }.emit(&self.metrics);
                 false
             }
         }
+    }
+
+    /// Reports that an envelope is dropped because [`Self::is_resolved`].
+    pub(super) fn redriven_is_resolved(&self, envelope: &Envelope<'_>) {
+        let Envelope { subscription, id, .. } = envelope;
+        RedrivenEnvelopeDropped { subscription, envelope: id }.emit(&self.metrics);
     }
 
     /// The outbox whose messages it settles.
@@ -303,22 +314,12 @@ impl Settle {
     async fn dead_letter(&self, message: &Delivered, letter: &DeadLetter) {
         match self.put(message, letter).await {
             Ok(()) => {
-                self.metrics.dead_lettered.inc();
-                self.all_metrics.dead_lettered(&self.domain, letter.reason.as_str());
-                tracing::warn!(
-                    domain = self.domain,
-                    subscription = letter.subscription,
-                    envelope = letter.id,
-                    event_key = letter.event_key,
-                    reason = %letter.reason,
-                    fault = %letter.fault,
-                    last_error = letter.last_error,
-                    "dead-lettered"
-                );
+                DeliveryDeadLettered { letter }.emit(&self.metrics);
                 message.acker.terminate(letter.reason.as_str()).await;
             }
             Err(error) => {
-                tracing::error!(%error, domain = self.domain, envelope = letter.id, "a dead letter cannot be written yet; trying again");
+                DeadLetterNotWritten { error: &error, envelope: &letter.id, retry_in: RETRY_DELAY }
+                    .emit(&self.metrics);
                 message.acker.nak(Some(RETRY_DELAY)).await;
             }
         }

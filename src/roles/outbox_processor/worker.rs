@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -17,12 +16,15 @@ use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::FairShare;
 use crate::domain::subscription::{Identity, Incarnation, RateLimit};
+use crate::facts::{
+    AcknowledgementsNotFlushed, DeliveryCut, DomainMetrics, EnvelopeNotHandedBack, EnvelopeNotSpilled,
+    EnvelopeSpilled, SubscriptionHeld, WorkerStopping,
+};
 use crate::health::ReadyFlag;
-use crate::metrics::DomainMetrics;
 use crate::nats::subjects::own_lane;
 use crate::nats::{Acker, Delivered, EnvelopeMessage, HAND_BACK_DELAY, JetStream};
 use crate::panics;
-use crate::tasks::TaskError;
+use crate::tasks::{Jobs, Task, TaskError};
 
 /// Messages taken from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
@@ -76,8 +78,8 @@ struct Running {
     in_flight: HashMap<u64, Acker>,
     /// Envelopes that wait here, by their sequence in the outbox.
     waiting: HashSet<u64>,
-    deliveries: JoinSet<()>,
-    spills: JoinSet<()>,
+    deliveries: Jobs,
+    spills: Jobs,
     /// Own lanes that are there, by when that was last made sure of.
     known_lanes: KnownLanes,
     finished: mpsc::Sender<Finished>,
@@ -97,8 +99,8 @@ impl Worker {
             ),
             in_flight: HashMap::new(),
             waiting: HashSet::new(),
-            deliveries: JoinSet::new(),
-            spills: JoinSet::new(),
+            deliveries: Jobs::new(format!("a delivery of {}", self.domain.name)),
+            spills: Jobs::new(format!("the move of an envelope of {}", self.domain.name)),
             known_lanes: KnownLanes::default(),
             finished,
             started: Instant::now(),
@@ -113,7 +115,7 @@ impl Worker {
             stop.clone(),
         );
         let mut holds = self.holds.subscribe();
-        let mut readers = tokio::spawn(readers.run());
+        let mut readers = Task::start("the list of lanes", readers.run());
         let mut heartbeat = tokio::time::interval(self.settings.ack_wait / 3);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut read, mut ended) = (Vec::new(), Vec::new());
@@ -125,9 +127,7 @@ impl Worker {
             let wake = running.pool.next_wake(now);
             tokio::select! {
                 () = stop.cancelled() => break Ok(()),
-                result = &mut readers => {
-                    break result.unwrap_or_else(|error| Err(TaskError::of_join("the list of lanes", error)));
-                }
+                result = readers.join() => break result.and_then(|ended| ended),
                 _ = done.recv_many(&mut ended, MOST_AT_ONCE) => {
                     for finished in ended.drain(..) {
                         self.finish(&mut running, &finished);
@@ -155,7 +155,7 @@ impl Worker {
         }
         self.shut_down(running, done).await;
         if !readers.is_finished() {
-            let _ = tokio::time::timeout(self.settings.grace, readers).await;
+            let _ = tokio::time::timeout(self.settings.grace, readers.join()).await;
         }
         result
     }
@@ -167,7 +167,7 @@ impl Worker {
             Ok(Ok(place)) => place,
             Ok(Err(detail)) => {
                 let delivery = self.delivery.clone();
-                running.spills.spawn(async move {
+                running.spills.start(async move {
                     delivery.undecodable(&message, &detail).await;
                     drop(permit);
                 });
@@ -175,7 +175,7 @@ impl Worker {
             }
             Err(panicked) => {
                 let (delivery, most) = (self.delivery.clone(), self.settings.retry.max_deliver);
-                running.spills.spawn(async move {
+                running.spills.start(async move {
                     delivery.panicked(&message, &panicked, most).await;
                     drop(permit);
                 });
@@ -201,7 +201,6 @@ impl Worker {
         if let Some(held) = refused {
             self.spill(running, held);
         }
-        while running.spills.try_join_next().is_some() {}
     }
 
     /// Whose a message is, with what its delivery asks of the fair share; or why it is nobody's.
@@ -240,7 +239,7 @@ impl Worker {
         let lane = own_lane(&token);
         let outgoing = self.moved(&held.message, js.names().outbox(&domain, &lane, &token));
         let known_lanes = running.known_lanes.clone();
-        running.spills.spawn(async move {
+        running.spills.start(async move {
             let message = &held.message;
             let moved = async {
                 if !is_known(&known_lanes, &lane) {
@@ -253,11 +252,11 @@ impl Worker {
             };
             match moved.await {
                 Ok(_) => {
-                    metrics.spilled.inc();
+                    EnvelopeSpilled.emit(&metrics);
                     message.acker.ack().await;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, domain, lane, "an envelope cannot be moved to its own lane; trying again");
+                    EnvelopeNotSpilled { error: &error, lane: &lane, retry_in: SPILL_RETRY }.emit(&metrics);
                     message.acker.nak(Some(SPILL_RETRY)).await;
                 }
             }
@@ -269,10 +268,10 @@ impl Worker {
         let sequence = held.message.stream_sequence;
         running.waiting.remove(&sequence);
         running.in_flight.insert(sequence, held.message.acker.clone());
-        self.metrics.in_flight.set(running.in_flight.len() as i64);
+        self.metrics.in_flight(running.in_flight.len());
         let (delivery, finished) = (self.delivery.clone(), running.finished.clone());
         let max_deliver = self.settings.retry.max_deliver;
-        running.deliveries.spawn(async move {
+        running.deliveries.start(async move {
             // A delivery that panics would keep its slot, and its heartbeats the envelope, for ever.
             let delivered = delivery.deliver(&held.message);
             let health = match panics::catch_async(delivered).await {
@@ -287,12 +286,11 @@ impl Worker {
             // The receiver is gone only when the worker is.
             let _ = finished.send(Finished { subscription, sequence, health }).await;
         });
-        while running.deliveries.try_join_next().is_some() {}
     }
 
     fn finish(&self, running: &mut Running, finished: &Finished) {
         running.in_flight.remove(&finished.sequence);
-        self.metrics.in_flight.set(running.in_flight.len() as i64);
+        self.metrics.in_flight(running.in_flight.len());
         running.pool.finished(&finished.subscription, finished.health.healthy);
         if let Some(wait) = finished.health.hold {
             let until = Instant::now() + wait;
@@ -312,12 +310,7 @@ impl Worker {
         }
         let now = running.started.elapsed();
         if running.pool.held_for(&hold.subscription, now).is_none() {
-            tracing::info!(
-                domain = self.domain.name,
-                subscription = %hold.subscription,
-                wait = ?wait,
-                "the endpoint said when to come back; nothing of the subscription is sent until then"
-            );
+            SubscriptionHeld { subscription: &hold.subscription.subscription, wait }.emit(&self.metrics);
         }
         let long = wait > LONG_HOLD;
         for held in running.pool.hold(&hold.subscription, now + wait, |held| long && !held.own_lane) {
@@ -341,12 +334,7 @@ impl Worker {
     /// what has not.
     async fn shut_down(&self, mut running: Running, mut done: mpsc::Receiver<Finished>) {
         let waiting = running.pool.drain();
-        tracing::info!(
-            domain = self.domain.name,
-            in_flight = running.in_flight.len(),
-            handed_back = waiting.len(),
-            "finishing the deliveries in flight"
-        );
+        WorkerStopping { in_flight: running.in_flight.len(), handed_back: waiting.len() }.emit(&self.metrics);
         for held in waiting {
             self.hand_back(&held.message).await;
         }
@@ -361,18 +349,12 @@ impl Worker {
         }
         running.deliveries.shutdown().await;
         for (sequence, acker) in running.in_flight {
-            tracing::warn!(
-                domain = self.domain.name,
-                sequence,
-                "a delivery outlasted the grace period and is handed back"
-            );
+            DeliveryCut { sequence }.emit(&self.metrics);
             acker.nak(None).await;
         }
-        let _ =
-            tokio::time::timeout_at(deadline, async { while running.spills.join_next().await.is_some() {} })
-                .await;
+        let _ = tokio::time::timeout_at(deadline, running.spills.join()).await;
         if let Err(error) = self.js.flush().await {
-            tracing::debug!(%error, "the last acknowledgements may be lost; their messages come again");
+            AcknowledgementsNotFlushed { error: &error }.emit();
         }
     }
 }
@@ -389,7 +371,8 @@ impl Worker {
         match self.js.publish_each(std::slice::from_ref(&outgoing)).await {
             Ok(_) => message.acker.ack().await,
             Err(error) => {
-                tracing::warn!(%error, sequence = message.stream_sequence, "an envelope could not be given back; it is left to the broker");
+                EnvelopeNotHandedBack { error: &error, sequence: message.stream_sequence }
+                    .emit(&self.metrics);
             }
         }
     }

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Scope;
 use crate::domain::producer_outbox::Pauses;
-use crate::metrics::OutboxMetrics;
+use crate::facts::{BrokerAvailable, BrokerUnavailable, RelayMetrics};
 use crate::sinks::PublishError;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -17,9 +16,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// Shared by the workers of one broker.
 pub(super) struct Availability {
-    broker: String,
-    scope: Scope,
-    metrics: OutboxMetrics,
+    metrics: RelayMetrics,
     /// Whether the last word was good: read for each answer, without the lock.
     is_up: AtomicBool,
     outage: Mutex<Outage>,
@@ -37,7 +34,7 @@ struct Outage {
 
 impl Availability {
     /// Nothing is known yet: whoever asks first finds out.
-    pub(super) fn new(broker: &str, scope: Scope, metrics: OutboxMetrics) -> Self {
+    pub(super) fn new(metrics: RelayMetrics) -> Self {
         let outage = Outage {
             not_before: Some(Instant::now()),
             lost_at: None,
@@ -45,13 +42,7 @@ impl Availability {
             pauses: Pauses::new(FIRST_PAUSE, LONGEST_PAUSE),
         };
         metrics.broker_up(false);
-        Self {
-            broker: broker.to_owned(),
-            scope,
-            metrics,
-            is_up: AtomicBool::new(false),
-            outage: Mutex::new(outage),
-        }
+        Self { metrics, is_up: AtomicBool::new(false), outage: Mutex::new(outage) }
     }
 
     /// When the broker may be asked again; None while it is up.
@@ -90,14 +81,7 @@ impl Availability {
         outage.not_before = None;
         outage.pauses.reset();
         self.is_up.store(true, Ordering::Release);
-        self.metrics.broker_up(true);
-        if std::mem::take(&mut outage.told) {
-            tracing::info!(
-                broker = self.broker,
-                scope = self.scope.as_str(),
-                "the broker takes messages again"
-            );
-        }
+        BrokerAvailable { ends_outage: std::mem::take(&mut outage.told) }.emit(&self.metrics);
     }
 
     /// The broker took nothing, and no message is at fault.
@@ -106,31 +90,24 @@ impl Availability {
         let now = Instant::now();
         outage.lost_at = Some(now);
         self.is_up.store(false, Ordering::Release);
-        self.metrics.broker_up(false);
         // What several workers find at the same time is one failure.
         if outage.not_before.is_none_or(|not_before| now >= not_before) {
             let pause = outage.pauses.next(rand::random());
             outage.not_before = Some(now + pause);
         }
-        if !std::mem::replace(&mut outage.told, true) {
-            tracing::warn!(
-                broker = self.broker,
-                scope = self.scope.as_str(),
-                %error,
-                "the broker takes no messages; its rows wait"
-            );
-        }
+        let is_new = !std::mem::replace(&mut outage.told, true);
+        BrokerUnavailable { error, is_new }.emit(&self.metrics);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Metrics;
+    use crate::facts::Metrics;
 
     #[tokio::test(start_paused = true)]
     async fn an_outage_is_one_pause_for_all_who_find_it_and_ends_with_the_first_success() {
-        let availability = Availability::new("partner", Scope::External, Metrics::new().of_broker("partner"));
+        let availability = Availability::new(Metrics::new().of_broker("partner"));
         let error = PublishError::Unavailable { reason: "away".to_owned() };
         assert!(availability.not_before().is_some_and(|at| at <= Instant::now()), "it may be asked at once");
         availability.worked(Instant::now());

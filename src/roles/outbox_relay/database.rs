@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::domain::producer_outbox::Pauses;
+use crate::facts::{DatabaseFailed, DatabaseRecovered};
 use crate::health::ReadyFlag;
 use hub_outbox::StoreError;
 
@@ -36,7 +37,7 @@ impl Database {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match state.is_up.replace(true) {
             Some(true) => return,
-            Some(false) => tracing::info!("the outbox's database answers again"),
+            Some(false) => DatabaseRecovered.emit(),
             None => {}
         }
         state.ready.set(true);
@@ -45,7 +46,7 @@ impl Database {
     pub(super) fn failed(&self, error: &StoreError) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.is_up.replace(false) != Some(false) {
-            tracing::warn!(%error, "the outbox's database does not do what it is asked; trying again");
+            DatabaseFailed { error }.emit();
             state.ready.set(false);
         }
     }

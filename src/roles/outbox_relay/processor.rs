@@ -18,7 +18,7 @@ use super::round::Round;
 use super::wake::Word;
 use super::{OutboxRelaySettings, Scope};
 use crate::domain::producer_outbox::{CONTENT_TYPE, Destination, Pauses, Priority};
-use crate::metrics::OutboxMetrics;
+use crate::facts::{NoExternalBroker, RelayMetrics, Row};
 use crate::nats::subjects::SubjectNames;
 use crate::sinks::{Broker, OutgoingMessage, PublishError};
 use hub_outbox::{ClaimRequest, ClaimedRow, Store, StoreError};
@@ -88,6 +88,11 @@ impl Target {
     }
 }
 
+/// `attempts`: as they are after this one.
+pub(super) fn as_logged(row: &ClaimedRow, attempts: u32) -> Row<'_> {
+    Row { id: &row.message_id, event_type: &row.event_type, stream: &row.stream, attempts }
+}
+
 /// What a worker takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Worker {
@@ -117,7 +122,7 @@ pub(super) struct Processor {
     pub(super) relay: String,
     pub(super) availability: Availability,
     pub(super) database: Database,
-    pub(super) metrics: OutboxMetrics,
+    pub(super) metrics: RelayMetrics,
     pub(super) in_hand: InHand,
     /// Set where there is nobody to send published events to, until that is told.
     pub(super) homeless: Option<AtomicBool>,
@@ -268,12 +273,7 @@ impl Processor {
         if let Some(row) = rows.iter().find(|row| row.is_public)
             && untold.swap(false, Ordering::Relaxed)
         {
-            tracing::warn!(
-                scope = Scope::External.as_str(),
-                id = row.message_id,
-                event_type = row.event_type,
-                "an event is published, and no external broker is configured that it could be sent to; add an [[external_brokers]] entry. Later ones are not told"
-            );
+            NoExternalBroker { row: as_logged(row, row.attempts) }.emit();
         }
     }
 }

@@ -13,8 +13,9 @@ use tokio::time::Instant;
 
 use super::Scope;
 use super::database::Database;
-use super::processor::Processor;
+use super::processor::{Processor, as_logged};
 use crate::domain::producer_outbox::AfterFailure;
+use crate::facts::{RowAbandoned, RowPublished, RowRefused, RowsAbandoned, RowsPublished, RowsRefused};
 use crate::sinks::{OutgoingMessage, PublishError};
 use hub_outbox::{ClaimedRow, FailedAttempt, GivenUp, StoreError};
 
@@ -170,17 +171,7 @@ impl<'a> Round<'a> {
         for row in rows {
             // The database's clock may be ahead of ours.
             let lag = Duration::try_from(now - row.created_at).unwrap_or_default();
-            self.processor.metrics.lag(lag);
-            tracing::debug!(
-                broker = self.processor.target.name,
-                scope = self.processor.target.scope.as_str(),
-                id = row.message_id,
-                event_type = row.event_type,
-                stream = row.stream,
-                attempts = row.attempts,
-                lag_ms = lag.as_millis(),
-                "a row is published"
-            );
+            RowPublished { row: as_logged(row, row.attempts), lag }.emit(&self.processor.metrics);
         }
     }
 
@@ -205,17 +196,8 @@ impl<'a> Round<'a> {
         let counts = !matches!(error, PublishError::NoRoom { .. });
         match after {
             AfterFailure::Retry { after } => {
-                tracing::debug!(
-                    broker = self.processor.target.name,
-                    scope = self.processor.target.scope.as_str(),
-                    id = row.message_id,
-                    event_type = row.event_type,
-                    stream = row.stream,
-                    attempts = row.attempts + u32::from(counts),
-                    again_in_ms = after.as_millis(),
-                    %error,
-                    "a row is refused"
-                );
+                let row_logged = as_logged(row, row.attempts + u32::from(counts));
+                RowRefused { row: row_logged, error, retry_in: after }.emit(&self.processor.metrics);
                 let failed = FailedAttempt {
                     position: row.position,
                     error: error.to_string(),
@@ -234,15 +216,8 @@ impl<'a> Round<'a> {
                 {
                     return false;
                 }
-                tracing::warn!(
-                    broker = self.processor.target.name,
-                    scope = self.processor.target.scope.as_str(),
-                    id = row.message_id,
-                    event_type = row.event_type,
-                    stream = row.stream,
-                    reason = %error,
-                    "a row is abandoned"
-                );
+                RowAbandoned { row: as_logged(row, row.attempts), reason: error }
+                    .emit(&self.processor.metrics);
                 true
             }
         }
@@ -276,25 +251,18 @@ impl<'a> Round<'a> {
         let metrics = &self.processor.metrics;
         if !published.is_empty() {
             let written = self.write(Statement::Published(&published)).await?;
-            metrics.published.inc_by(written);
+            RowsPublished { written }.emit(metrics);
             self.close(published.iter().copied());
         }
         if let Some(first) = failed.first() {
             let written = self.write(Statement::Failed(&failed)).await?;
-            metrics.failed.inc_by(written);
             self.close(failed.iter().map(|row| row.position));
-            tracing::warn!(
-                broker = self.processor.target.name,
-                scope = self.processor.target.scope.as_str(),
-                rows = failed.len(),
-                position = first.position,
-                error = first.error,
-                "the broker refused rows; they are tried again"
-            );
+            RowsRefused { written, rows: failed.len(), position: first.position, error: &first.error }
+                .emit(metrics);
         }
         if !abandoned.is_empty() {
             let written = self.write(Statement::Abandoned(&abandoned)).await?;
-            metrics.abandoned.inc_by(written);
+            RowsAbandoned { written }.emit(metrics);
             self.close(abandoned.iter().map(|row| row.position));
             // Fewer: one of them is no longer ours, and nothing behind it is ours to send.
             if written == abandoned.len() as u64 {

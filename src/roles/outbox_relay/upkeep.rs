@@ -8,8 +8,10 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{OutboxRelaySettings, Scope};
-use crate::metrics::Metrics;
+use super::OutboxRelaySettings;
+use crate::facts::{
+    BacklogNotRead, Metrics, MissingRowsNotSearched, MissingRowsWritten, RowsDeleted, RowsNotDeleted,
+};
 use hub_outbox::{BrokerStatus, RowCursor, Store, StoreError};
 
 const GAUGES: Duration = Duration::from_secs(10);
@@ -40,11 +42,8 @@ impl Upkeep {
         loop {
             ticks.tick().await;
             match self.clean_up_once().await {
-                Ok(0) => {}
-                Ok(deleted) => tracing::info!(deleted, "old rows of the outbox are deleted"),
-                Err(error) => {
-                    tracing::warn!(%error, "the outbox cannot be cleaned up now; trying again later")
-                }
+                Ok(deleted) => RowsDeleted { deleted }.emit(),
+                Err(error) => RowsNotDeleted { error: &error }.emit(),
             }
         }
     }
@@ -67,15 +66,8 @@ impl Upkeep {
         loop {
             ticks.tick().await;
             match self.reconcile_once().await {
-                Ok(0) => {}
-                Ok(missing) => {
-                    tracing::warn!(
-                        scope = Scope::External.as_str(),
-                        missing,
-                        "rows were missing in the outbox; they are written"
-                    )
-                }
-                Err(error) => tracing::warn!(%error, "the gap check cannot be made now; trying again later"),
+                Ok(missing) => MissingRowsWritten { missing }.emit(),
+                Err(error) => MissingRowsNotSearched { error: &error }.emit(),
             }
         }
     }
@@ -101,7 +93,7 @@ impl Upkeep {
             ticks.tick().await;
             match self.store.backlog().await {
                 Ok(backlog) => self.tell(&backlog, &mut told),
-                Err(error) => tracing::debug!(%error, "the outbox's backlog cannot be read now"),
+                Err(error) => BacklogNotRead { error: &error }.emit(),
             }
         }
     }

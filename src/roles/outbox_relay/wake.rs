@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::OutboxRelaySettings;
 use super::database::Database;
+use crate::facts::NotificationsLost;
 use hub_outbox::Store;
 
 /// What a processor sees when it looks.
@@ -62,7 +63,7 @@ pub(super) async fn listen(store: Store, word: watch::Sender<Word>, stop: Cancel
                 Err(error) => error,
             };
             // The processors tell of a database that is away.
-            tracing::debug!(%error, "word of new rows is not to be had; looking from time to time");
+            NotificationsLost { error: &error }.emit();
             spread(false);
             tokio::time::sleep(pauses.next(rand::random())).await;
         }

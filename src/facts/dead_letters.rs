@@ -1,0 +1,310 @@
+//! Dead letters: their routing, the sweep, timers and redrives.
+
+use std::time::Duration;
+
+use super::Cause;
+use super::metrics::{Metrics, ReasonLabel};
+use crate::domain::dead_letter::DeadLetter;
+
+/// A dead letter was written.
+pub struct DeadLettered<'a> {
+    pub letter: &'a DeadLetter,
+}
+
+impl DeadLettered<'_> {
+    pub fn emit(self, metrics: &Metrics) {
+        let DeadLetter {
+            domain,
+            subscription,
+            id,
+            event_key,
+            reason,
+            fault,
+            attempts,
+            last_error,
+            state,
+            ..
+        } = self.letter;
+        count(metrics, self.letter);
+        tracing::warn!(
+            domain,
+            subscription,
+            envelope = id,
+            event_key,
+            %reason,
+            %fault,
+            attempts,
+            last_error,
+            %state,
+            "dead-lettered"
+        );
+    }
+}
+
+/// A dead letter that cannot be processed was stored again, parked.
+pub struct DeadLetterSetAside<'a> {
+    pub letter: &'a DeadLetter,
+    /// Of the entry that it replaces.
+    pub sequence: u64,
+}
+
+impl DeadLetterSetAside<'_> {
+    pub fn emit(self, metrics: &Metrics) {
+        let DeadLetter { domain, id, reason, last_error, .. } = self.letter;
+        count(metrics, self.letter);
+        let sequence = self.sequence;
+        tracing::warn!(domain, sequence, envelope = id, %reason, last_error, "dead letter set aside");
+    }
+}
+
+fn count(metrics: &Metrics, letter: &DeadLetter) {
+    let label = ReasonLabel { domain: letter.domain.clone(), reason: letter.reason.as_str() };
+    metrics.families().dead_lettered.get_or_create(&label).inc();
+}
+
+/// An advisory cannot be read; the sweep finds what it was about.
+pub struct AdvisoryUnreadable<'a> {
+    pub subject: &'a str,
+}
+
+impl AdvisoryUnreadable<'_> {
+    pub fn emit(self) {
+        tracing::warn!(subject = self.subject, "unreadable advisory dropped");
+    }
+}
+
+/// An advisory names a stream that is no outbox of the configured domains.
+pub struct AdvisoryOfUnknownStream<'a> {
+    pub stream: &'a str,
+    pub sequence: u64,
+}
+
+impl AdvisoryOfUnknownStream<'_> {
+    pub fn emit(self) {
+        let Self { stream, sequence } = self;
+        tracing::warn!(stream, sequence, "advisory of an unknown stream dropped");
+    }
+}
+
+/// A worker terminated an envelope after it wrote the dead letter.
+pub struct EnvelopeTerminated<'a> {
+    pub stream: &'a str,
+    pub sequence: u64,
+    pub reason: Option<&'a str>,
+}
+
+impl EnvelopeTerminated<'_> {
+    pub fn emit(self) {
+        let Self { stream, sequence, reason } = self;
+        tracing::debug!(stream, sequence, reason, "envelope terminated");
+    }
+}
+
+/// An envelope that is to be dead-lettered is not in its outbox any more.
+pub struct EnvelopeGone<'a> {
+    pub stream: &'a str,
+    pub sequence: u64,
+}
+
+impl EnvelopeGone<'_> {
+    pub fn emit(self) {
+        let Self { stream, sequence } = self;
+        tracing::debug!(stream, sequence, "envelope not in its outbox any more");
+    }
+}
+
+/// An exhausted redriven envelope was dropped: its dead letter was delivered, discarded or replaced.
+pub struct ExhaustedRedriveDropped<'a> {
+    pub stream: &'a str,
+    pub sequence: u64,
+}
+
+impl ExhaustedRedriveDropped<'_> {
+    pub fn emit(self) {
+        let Self { stream, sequence } = self;
+        tracing::info!(stream, sequence, "redriven envelope dropped, its dead letter is resolved");
+    }
+}
+
+/// An exhausted envelope could not be dead-lettered.
+pub struct RoutingFailed<'a> {
+    pub error: Cause<'a>,
+    pub stream: &'a str,
+    pub sequence: u64,
+    pub retry_in: Duration,
+}
+
+impl RoutingFailed<'_> {
+    pub fn emit(self) {
+        let Self { error, stream, sequence, retry_in } = self;
+        tracing::warn!(%error, stream, sequence, ?retry_in, "envelope not dead-lettered, will retry");
+    }
+}
+
+/// A pass of the sweep failed.
+pub struct SweepFailed<'a> {
+    pub error: Cause<'a>,
+    pub domain: &'a str,
+    pub retry_in: Duration,
+}
+
+impl SweepFailed<'_> {
+    pub fn emit(self) {
+        let Self { error, domain, retry_in } = self;
+        tracing::warn!(%error, domain, ?retry_in, "sweep for stranded envelopes failed, will retry");
+    }
+}
+
+/// The sweep dead-lettered an envelope that no consumer would have delivered.
+pub struct StrandedEnvelopeFound<'a> {
+    pub stream: &'a str,
+    pub sequence: u64,
+}
+
+impl StrandedEnvelopeFound<'_> {
+    pub fn emit(self) {
+        let Self { stream, sequence } = self;
+        tracing::warn!(stream, sequence, "stranded envelope found");
+    }
+}
+
+/// The sweep could not dead-letter a stranded envelope.
+pub struct StrandedEnvelopeNotRouted<'a> {
+    pub error: Cause<'a>,
+    pub stream: &'a str,
+    pub sequence: u64,
+    pub retry_in: Duration,
+}
+
+impl StrandedEnvelopeNotRouted<'_> {
+    pub fn emit(self) {
+        let Self { error, stream, sequence, retry_in } = self;
+        tracing::warn!(%error, stream, sequence, ?retry_in, "stranded envelope not dead-lettered, will retry");
+    }
+}
+
+/// The sweep found a lane with envelopes and without a consumer, and creates the consumer.
+pub struct LaneWithoutConsumer<'a> {
+    pub stream: &'a str,
+    pub lane: &'a str,
+}
+
+impl LaneWithoutConsumer<'_> {
+    pub fn emit(self) {
+        let Self { stream, lane } = self;
+        tracing::warn!(stream, lane, "lane has envelopes but no consumer, creating it");
+    }
+}
+
+/// The consumer of a lane could not be created.
+pub struct LaneNotCreated<'a> {
+    pub error: Cause<'a>,
+    pub stream: &'a str,
+    pub lane: &'a str,
+}
+
+impl LaneNotCreated<'_> {
+    pub fn emit(self) {
+        let Self { error, stream, lane } = self;
+        tracing::warn!(%error, stream, lane, "consumer of a lane not created");
+    }
+}
+
+/// A timer could not be set, or a redrive not carried out.
+pub struct RedriveFailed<'a> {
+    pub error: Cause<'a>,
+    pub subject: &'a str,
+    pub retry_in: Duration,
+}
+
+impl RedriveFailed<'_> {
+    pub fn emit(self) {
+        let Self { error, subject, retry_in } = self;
+        tracing::warn!(%error, subject, ?retry_in, "dead letter not processed, will retry");
+    }
+}
+
+/// A message on the redrive stream names no dead letter of a configured domain.
+pub struct RedriveUnreadable<'a> {
+    pub subject: &'a str,
+    pub sequence: u64,
+}
+
+impl RedriveUnreadable<'_> {
+    pub fn emit(self) {
+        let Self { subject, sequence } = self;
+        tracing::warn!(subject, sequence, "unreadable redrive request dropped");
+    }
+}
+
+/// A dead letter that is to be redriven does not exist any more.
+pub struct RedriveOfResolved<'a> {
+    pub domain: &'a str,
+    pub sequence: u64,
+}
+
+impl RedriveOfResolved<'_> {
+    pub fn emit(self) {
+        let Self { domain, sequence } = self;
+        tracing::debug!(domain, sequence, "dead letter to redrive is already resolved");
+    }
+}
+
+/// A dead letter's envelope was sent back to its outbox.
+pub struct Redriven<'a> {
+    pub letter: &'a DeadLetter,
+    pub domain: &'a str,
+    pub redrives: u32,
+    /// The schedule, or who ordered it.
+    pub order: &'static str,
+}
+
+impl Redriven<'_> {
+    pub fn emit(self, metrics: &Metrics) {
+        let Self { letter, domain, redrives, order } = self;
+        metrics.of_domain(domain).counters.redriven.inc();
+        let DeadLetter { subscription, id, .. } = letter;
+        tracing::info!(domain, subscription, envelope = id, redrives, order, "redriven");
+    }
+}
+
+/// The search for overdue dead letters failed.
+pub struct OverdueSearchFailed<'a> {
+    pub error: Cause<'a>,
+    pub domain: &'a str,
+    pub retry_in: Duration,
+}
+
+impl OverdueSearchFailed<'_> {
+    pub fn emit(self) {
+        let Self { error, domain, retry_in } = self;
+        tracing::warn!(%error, domain, ?retry_in, "search for overdue dead letters failed, will retry");
+    }
+}
+
+/// The search for overdue dead letters panicked.
+pub struct OverdueSearchPanicked<'a> {
+    pub panic: &'a str,
+    pub domain: &'a str,
+    pub retry_in: Duration,
+}
+
+impl OverdueSearchPanicked<'_> {
+    pub fn emit(self) {
+        let Self { panic, domain, retry_in } = self;
+        tracing::error!(panic, domain, ?retry_in, "search for overdue dead letters panicked, will retry");
+    }
+}
+
+/// A scheduled dead letter was overdue without a timer, and its redrive is ordered.
+pub struct OverdueDeadLetterFound<'a> {
+    pub domain: &'a str,
+    pub envelope: &'a str,
+}
+
+impl OverdueDeadLetterFound<'_> {
+    pub fn emit(self) {
+        let Self { domain, envelope } = self;
+        tracing::warn!(domain, envelope, "overdue dead letter without a timer, redriving");
+    }
+}

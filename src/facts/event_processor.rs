@@ -1,0 +1,138 @@
+//! From an event to its envelopes.
+
+use super::Cause;
+use super::metrics::{DomainMetrics, Metrics, RejectedLabel};
+
+/// An event was matched with the subscriptions of its domain.
+pub struct EventMatched {
+    /// Subscriptions that want it.
+    pub subscriptions: usize,
+}
+
+impl EventMatched {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        metrics.counters.events.inc();
+        if self.subscriptions == 0 {
+            metrics.counters.unmatched.inc();
+        }
+    }
+}
+
+/// An event went back to its stream for a few seconds because its tenant has much work waiting.
+pub struct EventPutAside;
+
+impl EventPutAside {
+    pub fn emit(self, metrics: &Metrics) {
+        metrics.families().put_aside.inc();
+    }
+}
+
+/// A publication was stored in the rejected stream.
+pub struct EventRejected<'a> {
+    pub subject: &'a str,
+    pub sequence: u64,
+    pub reason: &'static str,
+    pub detail: &'a str,
+}
+
+impl EventRejected<'_> {
+    pub fn emit(self, metrics: &Metrics) {
+        let Self { subject, sequence, reason, detail } = self;
+        metrics.families().rejected.get_or_create(&RejectedLabel { reason }).inc();
+        tracing::warn!(subject, sequence, reason, detail, "event rejected");
+    }
+}
+
+/// A publication that is to be rejected could not be stored.
+pub struct EventNotRejected<'a> {
+    pub error: Cause<'a>,
+    pub subject: &'a str,
+    pub sequence: u64,
+}
+
+impl EventNotRejected<'_> {
+    pub fn emit(self) {
+        let Self { error, subject, sequence } = self;
+        tracing::error!(%error, subject, sequence, "rejected event not stored, will retry");
+    }
+}
+
+/// An envelope that is too large could not be dead-lettered, so its event waits.
+pub struct TooLargeNotDeadLettered<'a> {
+    pub error: Cause<'a>,
+    pub event: &'a str,
+}
+
+impl TooLargeNotDeadLettered<'_> {
+    pub fn emit(self) {
+        let Self { error, event } = self;
+        tracing::warn!(%error, event, "envelope too large and not dead-lettered, will retry");
+    }
+}
+
+/// An event's envelopes are in the outbox.
+pub struct EnvelopesCommitted {
+    pub count: usize,
+}
+
+impl EnvelopesCommitted {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        metrics.counters.envelopes.inc_by(self.count as u64);
+    }
+}
+
+/// The outbox stored only those envelopes of a batch that it did not have.
+pub struct EventRepeated {
+    pub envelopes: usize,
+    pub added: usize,
+}
+
+impl EventRepeated {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { envelopes, added } = self;
+        let domain = &*metrics.domain;
+        tracing::info!(domain, envelopes, added, "event repeated, missing envelopes added");
+    }
+}
+
+/// Envelopes that this process committed a short while ago were published once more.
+pub struct EnvelopesRepeated {
+    pub envelopes: usize,
+    pub added: usize,
+}
+
+impl EnvelopesRepeated {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { envelopes, added } = self;
+        let domain = &*metrics.domain;
+        tracing::debug!(domain, envelopes, added, "envelopes repeated");
+    }
+}
+
+/// A commit failed, and those before it did not.
+pub struct OutboxBlocked<'a> {
+    pub error: Cause<'a>,
+    pub is_full: bool,
+}
+
+impl OutboxBlocked<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { error, is_full } = self;
+        let domain = &*metrics.domain;
+        if is_full {
+            tracing::warn!(domain, %error, "domain outbox full, its events wait");
+        } else {
+            tracing::warn!(domain, %error, "envelopes not committed, their events wait");
+        }
+    }
+}
+
+/// A commit succeeded after others failed.
+pub struct OutboxUnblocked;
+
+impl OutboxUnblocked {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let domain = &*metrics.domain;
+        tracing::info!(domain, "domain outbox accepts envelopes again");
+    }
+}

@@ -1,0 +1,248 @@
+//! The metrics of a process. Their counters and histograms can be changed in [`crate::facts`] only; gauges are set by
+//! whoever measures.
+
+#[macro_use]
+mod families;
+mod api;
+mod relay;
+
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+pub(super) use api::{RequestLabel, RouteLabel};
+pub use relay::RelayMetrics;
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct DomainLabel {
+    domain: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct OutcomeLabel {
+    domain: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct ReasonLabel {
+    pub(super) domain: String,
+    pub(super) reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct FailureLabel {
+    pub(super) domain: String,
+    pub(super) fault: &'static str,
+    pub(super) kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct RejectedLabel {
+    pub(super) reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct KindLabel {
+    pub(super) kind: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct InForceLabel {
+    in_force: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct ResultLabel {
+    pub(super) result: &'static str,
+}
+
+const DELIVERY_SECONDS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+
+labelled_families! {
+    /// Of each domain; those that a domain's tasks count on the delivery path.
+    DomainFamilies by DomainLabel, each DomainCounters {
+        events: Counter = "events", "Events taken from HUB_EVENTS, by domain";
+        unmatched: Counter = "events_unmatched", "Events that no subscription wanted, by domain";
+        envelopes: Counter = "envelopes", "Envelopes committed to an outbox, by domain";
+        delivery_seconds: Histogram [DELIVERY_SECONDS] =
+            "delivery_seconds", "Duration of a delivery attempt in seconds, by domain";
+        spilled: Counter =
+            "envelopes_spilled", "Envelopes moved to their subscription's own lane, by domain";
+        attempts_logged: Counter =
+            "attempts_logged", "Records of attempts stored in the delivery log, by domain";
+        attempts_unlogged: Counter =
+            "attempts_unlogged", "Records of attempts left out because the delivery log was full, by domain";
+        redriven: Counter = "redriven", "Dead letters sent back to their outbox, by domain";
+        resolved: Counter = "resolved", "Dead letters removed after their delivery, by domain";
+        in_flight: Gauge = "deliveries_in_flight", "Deliveries in progress in this process, by domain";
+    }
+}
+
+families! {
+    /// Of the whole process, or with more labels than the domain.
+    Families {
+        put_aside: Counter = "events_put_aside",
+            "Events returned to HUB_EVENTS for a few seconds because their tenant had much work waiting";
+        rejected: Family<RejectedLabel, Counter> =
+            "events_rejected", "Publications stored in HUB_REJECTED, by reason";
+        deliveries: Family<OutcomeLabel, Counter> = "deliveries",
+            "Delivery attempts, by domain and outcome (delivered, retried, exhausted, dead-lettered)";
+        failures: Family<FailureLabel, Counter> = "failures",
+            "Failed delivery attempts, by domain, whose fault it is (subscriber, hub) and kind";
+        dead_lettered: Family<ReasonLabel, Counter> =
+            "dead_lettered", "Envelopes stored in a DLT, by domain and reason";
+        dlt_depth: Family<DomainLabel, Gauge> = "dlt_depth", "Dead letters in the DLT, by domain";
+        outbox_depth: Family<DomainLabel, Gauge> =
+            "outbox_depth", "Envelopes that are not delivered yet, by domain (lag)";
+        events_depth: Gauge = "events_depth", "Events that wait in HUB_EVENTS (lag)";
+        subscriptions: Gauge = "subscriptions", "Subscriptions in the index";
+        unreadable_entries: Family<InForceLabel, Gauge> = "registry_unreadable_entries",
+            "Registry entries whose last revision is unreadable, by what is in force instead (earlier, unused, none); \
+             none: the events of its tenant wait";
+        resolver_answers: Counter = "resolver_answers", "Answers of the subscription resolver that were used";
+        resolver_cache_hits: Counter = "resolver_cache_hits",
+            "Questions answered from the cache of the subscription resolver's answers";
+        resolver_failures: Family<KindLabel, Counter> = "resolver_failures",
+            "Questions that the subscription resolver did not answer, by kind \
+             (unavailable, deadline, not-admitted, failed, answer); their events wait";
+        resolver_served: Family<ResultLabel, Counter> = "resolver_served",
+            "Questions of other hubs to this one as subscription resolver, by result \
+             (answered, not-admitted, invalid, unavailable)";
+    }
+}
+
+/// The metrics of a process. Cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    registry: Registry,
+    families: Families,
+    domains: DomainFamilies,
+    relay: relay::BrokerFamilies,
+    api: api::ApiFamilies,
+}
+
+/// The count of lost log lines exists before any metrics do, so it is read when it is asked for.
+#[derive(Debug)]
+struct LogLines;
+
+impl Collector for LogLines {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let lost = ConstCounter::new(crate::queued_writer::lost());
+        let help = "Log lines that were dropped because their reader was gone, too slow, or out of space";
+        lost.encode(encoder.encode_descriptor("log_lines_lost", help, None, lost.metric_type())?)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("hub");
+        let families = Families::register(&mut registry);
+        let domains = DomainFamilies::register(&mut registry);
+        let relay = relay::BrokerFamilies::register(&mut registry);
+        let api = api::ApiFamilies::register(&mut registry);
+        registry.register_collector(Box::new(LogLines));
+        Self { inner: Arc::new(Inner { registry, families, domains, relay, api }) }
+    }
+
+    /// OpenMetrics text.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.inner.registry)?;
+        Ok(text)
+    }
+
+    pub(super) fn families(&self) -> &Families {
+        &self.inner.families
+    }
+
+    pub(super) fn api(&self) -> &api::ApiFamilies {
+        &self.inner.api
+    }
+
+    /// The metrics of one domain, looked up once: the delivery path counts without a map.
+    pub fn of_domain(&self, domain: &str) -> DomainMetrics {
+        let label = DomainLabel { domain: domain.to_owned() };
+        let outcome = |outcome| {
+            let label = OutcomeLabel { domain: domain.to_owned(), outcome };
+            self.inner.families.deliveries.get_or_create(&label).clone()
+        };
+        DomainMetrics {
+            domain: domain.into(),
+            counters: self.inner.domains.one(&label),
+            delivered: outcome("delivered"),
+            retried: outcome("retried"),
+            exhausted: outcome("exhausted"),
+            dead_lettered: outcome("dead-lettered"),
+            all: self.clone(),
+        }
+    }
+
+    /// The metrics of one target broker of the producer outbox.
+    pub fn of_broker(&self, broker: &str) -> RelayMetrics {
+        self.inner.relay.of(broker)
+    }
+
+    /// Sets how many messages are in a domain's outbox and DLT.
+    pub fn depths(&self, domain: &str, outbox: u64, dlt: u64) {
+        let label = DomainLabel { domain: domain.to_owned() };
+        self.inner.families.outbox_depth.get_or_create(&label).set(gauge(outbox));
+        self.inner.families.dlt_depth.get_or_create(&label).set(gauge(dlt));
+    }
+
+    pub fn events_depth(&self, depth: u64) {
+        self.inner.families.events_depth.set(gauge(depth));
+    }
+
+    pub fn subscriptions(&self, count: usize) {
+        self.inner.families.subscriptions.set(gauge(count as u64));
+    }
+
+    /// Sets how many registry entries are unreadable, by what is in force instead: an earlier revision (`earlier`),
+    /// nothing because there never was a subscription (`unused`), or it is unknown (`none`).
+    pub fn unreadable_entries(&self, counts: [(&'static str, usize); 3]) {
+        for (in_force, count) in counts {
+            let label = InForceLabel { in_force };
+            self.inner.families.unreadable_entries.get_or_create(&label).set(gauge(count as u64));
+        }
+    }
+}
+
+/// See [`Metrics::of_domain`].
+#[derive(Clone)]
+pub struct DomainMetrics {
+    pub(super) domain: Arc<str>,
+    pub(super) counters: DomainCounters,
+    pub(super) delivered: Counter,
+    pub(super) retried: Counter,
+    pub(super) exhausted: Counter,
+    pub(super) dead_lettered: Counter,
+    pub(super) all: Metrics,
+}
+
+impl DomainMetrics {
+    pub fn in_flight(&self, deliveries: usize) {
+        self.counters.in_flight.set(gauge(deliveries as u64));
+    }
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,31 @@
+//! One fact, one place: what the hub logs or counts is a struct here, and its `emit` writes the log line and changes
+//! the metrics, so that they cannot disagree.
+//!
+//! A fact that is counted takes the metrics that it counts in; one that is only logged takes none. Fields are borrowed.
+//! The log line is a short fixed sentence, to be searched for, with the fields beside it. A fact is emitted when it is
+//! one: after the write that makes it true.
+
+mod api;
+mod dead_letters;
+mod delivery;
+mod event_processor;
+mod metrics;
+mod outbox_processor;
+mod relay;
+mod resolver;
+mod supervision;
+
+use std::error::Error;
+
+pub use api::*;
+pub use dead_letters::*;
+pub use delivery::*;
+pub use event_processor::*;
+pub use metrics::{DomainMetrics, Metrics, RelayMetrics};
+pub use outbox_processor::*;
+pub use relay::*;
+pub use resolver::*;
+pub use supervision::*;
+
+/// Why something failed, whatever the error's type: shown with `%`.
+type Cause<'a> = &'a (dyn Error + 'static);

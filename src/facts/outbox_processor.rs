@@ -1,0 +1,239 @@
+//! The worker of a domain: its queues, lanes, holds, delivery log and connections to external brokers.
+
+use std::time::Duration;
+
+use super::Cause;
+use super::metrics::DomainMetrics;
+use crate::domain::subscription::SubscriptionRef;
+
+/// An envelope was moved to its subscription's own lane.
+pub struct EnvelopeSpilled;
+
+impl EnvelopeSpilled {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        metrics.counters.spilled.inc();
+    }
+}
+
+/// An envelope could not be moved to its subscription's own lane.
+pub struct EnvelopeNotSpilled<'a> {
+    pub error: Cause<'a>,
+    pub lane: &'a str,
+    pub retry_in: Duration,
+}
+
+impl EnvelopeNotSpilled<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { error, lane, retry_in } = self;
+        let domain = &*metrics.domain;
+        tracing::warn!(%error, domain, lane, ?retry_in, "envelope not moved to its own lane, will retry");
+    }
+}
+
+/// An endpoint sent `Retry-After`: nothing of its subscription is sent for this long.
+pub struct SubscriptionHeld<'a> {
+    pub subscription: &'a SubscriptionRef,
+    pub wait: Duration,
+}
+
+impl SubscriptionHeld<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { subscription, wait } = self;
+        let domain = &*metrics.domain;
+        tracing::info!(domain, %subscription, ?wait, "endpoint sent Retry-After, subscription held");
+    }
+}
+
+/// Other processes were not told of some holds, since there were too many at a time.
+pub struct HoldsMissed {
+    pub missed: u64,
+}
+
+impl HoldsMissed {
+    pub fn emit(self) {
+        tracing::debug!(missed = self.missed, "holds not sent to other processes");
+    }
+}
+
+/// Other processes were not told of a hold.
+pub struct HoldNotSent<'a> {
+    pub error: Cause<'a>,
+    pub subscription: &'a SubscriptionRef,
+}
+
+impl HoldNotSent<'_> {
+    pub fn emit(self) {
+        let Self { error, subscription } = self;
+        tracing::debug!(%error, %subscription, "hold not sent to other processes");
+    }
+}
+
+/// A worker stops.
+pub struct WorkerStopping {
+    pub in_flight: usize,
+    pub handed_back: usize,
+}
+
+impl WorkerStopping {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { in_flight, handed_back } = self;
+        let domain = &*metrics.domain;
+        tracing::info!(domain, in_flight, handed_back, "stopping, finishing deliveries in flight");
+    }
+}
+
+/// A delivery was cancelled at the end of the grace period; its envelope is delivered again.
+pub struct DeliveryCut {
+    pub sequence: u64,
+}
+
+impl DeliveryCut {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let domain = &*metrics.domain;
+        tracing::warn!(domain, sequence = self.sequence, "delivery exceeded the grace period, handed back");
+    }
+}
+
+/// An envelope whose last delivery was not used could not be published anew.
+pub struct EnvelopeNotHandedBack<'a> {
+    pub error: Cause<'a>,
+    pub sequence: u64,
+}
+
+impl EnvelopeNotHandedBack<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { error, sequence } = self;
+        let domain = &*metrics.domain;
+        tracing::warn!(%error, domain, sequence, "envelope not handed back, dead-lettered after ack_wait");
+    }
+}
+
+/// The last acknowledgements before a stop were not flushed.
+pub struct AcknowledgementsNotFlushed<'a> {
+    pub error: Cause<'a>,
+}
+
+impl AcknowledgementsNotFlushed<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::debug!(%error, "last acknowledgements not flushed, their messages are delivered again");
+    }
+}
+
+/// The lanes of a domain could not be listed.
+pub struct LanesNotListed<'a> {
+    pub error: Cause<'a>,
+    pub stream: &'a str,
+}
+
+impl LanesNotListed<'_> {
+    pub fn emit(self) {
+        let Self { error, stream } = self;
+        tracing::debug!(%error, stream, "lanes not listed, will retry");
+    }
+}
+
+/// A subscription's own lane is read from now on.
+pub struct OwnLaneOpened<'a> {
+    pub stream: &'a str,
+    pub lane: &'a str,
+}
+
+impl OwnLaneOpened<'_> {
+    pub fn emit(self) {
+        let Self { stream, lane } = self;
+        tracing::info!(stream, lane, "reading a subscription's own lane");
+    }
+}
+
+/// An own lane was empty for long, and its consumer is removed.
+pub struct OwnLaneRemoved<'a> {
+    pub stream: &'a str,
+    pub lane: &'a str,
+}
+
+impl OwnLaneRemoved<'_> {
+    pub fn emit(self) {
+        let Self { stream, lane } = self;
+        tracing::info!(stream, lane, "own lane empty, removed");
+    }
+}
+
+/// The reader of an own lane failed or panicked; another one replaces it.
+pub struct LaneReaderFailed<'a> {
+    pub error: Cause<'a>,
+}
+
+impl LaneReaderFailed<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::warn!(%error, "lane reader failed, will restart");
+    }
+}
+
+/// Records of attempts were stored in the delivery log.
+pub struct AttemptsLogged {
+    pub count: u64,
+}
+
+impl AttemptsLogged {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        metrics.counters.attempts_logged.inc_by(self.count);
+    }
+}
+
+/// Records of attempts were left out of the delivery log; deliveries go on.
+pub struct AttemptsLeftOut<'a> {
+    pub count: u64,
+    pub why: &'a str,
+    /// None was left out before, since the log last kept up.
+    pub is_new: bool,
+}
+
+impl AttemptsLeftOut<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { count, why, is_new } = self;
+        metrics.counters.attempts_unlogged.inc_by(count);
+        if is_new {
+            let domain = &*metrics.domain;
+            tracing::warn!(
+                domain,
+                why,
+                metric = "hub_attempts_unlogged_total",
+                "delivery log overloaded, attempts left out"
+            );
+        }
+    }
+}
+
+/// The delivery log keeps up again.
+pub struct DeliveryLogRecovered;
+
+impl DeliveryLogRecovered {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let domain = &*metrics.domain;
+        tracing::info!(domain, "delivery log complete again");
+    }
+}
+
+/// An external broker did not answer a check of its connection.
+pub struct BrokerCheckFailed<'a> {
+    pub error: Cause<'a>,
+    pub broker: &'a str,
+}
+
+impl BrokerCheckFailed<'_> {
+    pub fn emit(self) {
+        let Self { error, broker } = self;
+        tracing::debug!(%error, broker, "external broker check failed");
+    }
+}
+
+/// Connections to external brokers did not close in time at a stop, and were dropped.
+pub struct BrokersNotClosed;
+
+impl BrokersNotClosed {
+    pub fn emit(self) {
+        tracing::debug!("connections to external brokers not closed in time, dropped");
+    }
+}
