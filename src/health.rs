@@ -10,7 +10,7 @@ pub struct Readiness {
     notes: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
-/// One part's own flag; not ready until it says so.
+/// The flag of one part; not ready at first.
 #[derive(Debug, Clone)]
 pub struct ReadyFlag {
     name: String,
@@ -24,7 +24,7 @@ impl Readiness {
         flag
     }
 
-    /// Something that a person should know although the process is ready; `None` takes it back.
+    /// Sets a warning that `/readyz` shows although the process is ready; `None` removes it.
     pub fn note(&self, subject: &'static str, text: Option<String>) {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         match text {
@@ -33,7 +33,7 @@ impl Readiness {
         }
     }
 
-    /// What is noted, one line each.
+    /// The warnings, one line each.
     pub fn notes(&self) -> Vec<String> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }

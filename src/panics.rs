@@ -1,5 +1,5 @@
-//! Panics on one input are caught where that input is worked on, so that neither its task nor the
-//! process ends with it. An input that panics again and again is set aside.
+//! Catches a panic in the work on one input, so that neither its task nor the process ends. An input that causes
+//! panics repeatedly is set aside.
 
 use std::any::Any;
 use std::future::Future;
@@ -9,7 +9,7 @@ use futures_util::FutureExt as _;
 
 use crate::facts::InputPanicked;
 
-/// Deliveries of an input that panics, until it is set aside.
+/// Deliveries of an input that causes panics before it is set aside.
 pub const TRIES: u32 = 3;
 
 /// The message of a panic.
@@ -24,7 +24,7 @@ impl Panicked {
         Self { message: message(payload) }
     }
 
-    /// Logs the panic with the input it happened on. Returns true if the input has had its tries.
+    /// Logs the panic with the input that caused it. Returns true if the input is to be set aside.
     pub fn on_input(&self, stream: &str, sequence: u64, deliveries: u32) -> bool {
         let set_aside = deliveries >= TRIES;
         InputPanicked { panic: &self.message, stream, sequence, deliveries, set_aside }.emit();
@@ -32,7 +32,7 @@ impl Panicked {
     }
 }
 
-/// The words of a panic.
+/// The message of a panic payload.
 pub fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload
         .downcast_ref::<&str>()
@@ -41,7 +41,7 @@ pub fn message(payload: &(dyn Any + Send)) -> String {
     text.unwrap_or_else(|| "a panic without a message".to_owned())
 }
 
-/// What `work` returns, or its panic. It must leave nothing half done that others see.
+/// Returns the result of `work`, or its panic. `work` must not leave shared state half changed.
 pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| Panicked::new(&*payload))
 }

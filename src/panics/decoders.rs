@@ -1,5 +1,5 @@
-//! The decoders, over any bytes and over good inputs that were damaged: they return, and what they take
-//! is taken again by whoever reads it next.
+//! Feeds the decoders with random bytes and damaged inputs: they must return without a panic, and what they accept must
+//! be readable by the next reader.
 
 use proptest::prelude::*;
 use proptest::sample::Index;

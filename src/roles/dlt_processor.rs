@@ -1,6 +1,6 @@
-//! DLT Processor: gives every dead letter its timer, and sends it back to its outbox when the
-//! timer is due or an operator orders it. The entry is dropped by whoever sees its delivery
-//! succeed, or by its successor when it fails again.
+//! DLT Processor: sets the timer of every scheduled dead letter, and sends the envelope back to its outbox when the
+//! timer is due or an operator requests it. The dead letter is removed by the worker that delivers the envelope, or
+//! replaced when it fails again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,24 +27,24 @@ use crate::tasks::{TaskError, Tasks};
 
 /// The durable of this role, on each DLT and on the redrive stream.
 pub const CONSUMER: &str = "dlt-processor";
-/// Redrives and timers worked on at once, per stream.
+/// Redrives and timers processed at once, per stream.
 const IN_FLIGHT: usize = 64;
-/// Of a message that somebody else put into a dead-letter stream.
-const NO_LETTER: &str = "the message has not the headers of a dead letter";
-/// What cannot be done now (the outbox is full, say) comes again after this.
+/// Error of a message in a dead-letter stream that the hub did not write.
+const NO_LETTER: &str = "the message lacks the headers of a dead letter";
+/// Delay before a message that could not be processed (because the outbox is full, say) is delivered again.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
 pub struct DltProcessorSettings {
     pub domains: Vec<String>,
-    /// How often overdue dead letters without a timer are looked for.
+    /// Interval of the search for overdue dead letters without a timer.
     pub reconcile_interval: Duration,
 }
 
 pub struct DltProcessor {
     worker: Arc<Worker>,
     settings: DltProcessorSettings,
-    /// Each stream it reads, and whether it is bound there.
+    /// Each stream that it reads, with its readiness.
     streams: Vec<(String, ReadyFlag)>,
 }
 
@@ -55,7 +55,7 @@ struct Worker {
     read: ReadLetter,
 }
 
-/// How the headers of a message become a dead letter; each is asked for by its name.
+/// Reads the headers of a message, by name, as a dead letter.
 pub(crate) type ReadLetter = for<'a> fn(&dyn Fn(&str) -> Option<&'a str>) -> Option<DeadLetter>;
 
 impl DltProcessor {
@@ -90,7 +90,7 @@ impl DltProcessor {
         Self { worker: Arc::new(worker), settings, streams }
     }
 
-    /// Runs until `stop`; what is under way then is finished.
+    /// Runs until `stop`; then finishes the messages in progress.
     pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
         let redrive = self.worker.js.names().redrive_stream();
         let stop = stop.child_token();
@@ -146,7 +146,7 @@ impl Worker {
         }
     }
 
-    /// A new dead letter: sets its timer, if it is scheduled.
+    /// Sets the timer of a new dead letter, if it is scheduled.
     async fn set_timer(&self, stream: &str, message: &Delivered) -> Result<(), NatsError> {
         let Some(letter) = (self.read)(&|name| message.header(name)) else {
             let Some(domain) = self.domain_of(stream) else { return Ok(()) };
@@ -170,7 +170,7 @@ impl Worker {
         self.domains.iter().find(|domain| names.dlt_stream(domain) == stream).map(String::as_str)
     }
 
-    /// Sets aside the dead letter that a message is about: each try to work on it panicked.
+    /// Sets aside the dead letter of a message after [`panics::TRIES`] panics.
     async fn had_its_tries(
         &self,
         stream: &str,
@@ -187,8 +187,8 @@ impl Worker {
         self.set_aside(domain, sequence, Reason::InternalError, &panicked.to_string()).await
     }
 
-    /// Files a dead letter that cannot be worked on again, parked, with its original body. One that was
-    /// set aside before is left as it is.
+    /// Stores a dead letter that cannot be processed again, parked, with its original body. One that was set aside before
+    /// is left as it is.
     async fn set_aside(
         &self,
         domain: &str,
@@ -214,7 +214,7 @@ impl Worker {
         Ok(())
     }
 
-    /// A due timer or an order: sends the envelope back, once, and marks the entry as replaying.
+    /// Carries out a due timer or a redrive request: sends the envelope back, once, and marks the dead letter as replaying.
     async fn redrive(&self, message: &Delivered) -> Result<(), NatsError> {
         let names = self.js.names();
         let due = names.parse_redrive_due(&message.subject).filter(|_| message.malformed().is_none());
@@ -234,7 +234,7 @@ impl Worker {
         if order != RedriveTrigger::OperatorForce && self.js.is_replaying(domain, sequence).await? {
             return Ok(());
         }
-        // What could not be read goes where it came from, and comes back.
+        // An unreadable envelope goes to the subscription in its subject.
         let from = names.parse_dead_letter(&entry.subject).map(|subject| subject.subscription);
         let from =
             from.filter(|token| token.len() <= 256 && token.bytes().all(|byte| byte.is_ascii_graphic()));
@@ -244,7 +244,7 @@ impl Worker {
             return Ok(());
         };
         let redrives = letter.redrives + u32::from(order == RedriveTrigger::Schedule);
-        // The due message's own sequence: a forced replay is not dropped as a repetition.
+        // With the request's own sequence, so that a forced replay is not dropped as a duplicate.
         let message_id = match order {
             RedriveTrigger::OperatorForce => format!("{stream}-{sequence}-{}", message.stream_sequence),
             _ => format!("{stream}-{sequence}"),
@@ -262,8 +262,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Looks for scheduled dead letters that are overdue without a timer or an order under way
-    /// (a redrive stream that was purged or lost, say), and orders their redrive.
+    /// Searches for scheduled dead letters that are overdue without a timer or a pending request (because the redrive
+    /// stream was purged or lost, say), and requests their redrive. Never returns.
     async fn reconcile(&self, settings: &DltProcessorSettings) {
         let mut ticks = tokio::time::interval(settings.reconcile_interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -1,5 +1,5 @@
-//! DLT Router: turns the server's advisories into dead letters, and finds by a sweep what an
-//! advisory missed. *Exhausted = dead-lettered + resolved*, always.
+//! DLT Router: turns the server's advisories into dead letters; a sweep finds the envelopes whose advisory was missed.
+//! Invariant: *exhausted = dead-lettered + resolved*.
 
 mod route;
 mod sweep;
@@ -20,9 +20,9 @@ use route::{Cause, ReadEnvelope, Router};
 
 /// The durable of this role.
 pub const CONSUMER: &str = "dlt-router";
-/// Advisories worked on at once.
+/// Advisories processed at once.
 const IN_FLIGHT: usize = 32;
-/// What cannot be routed now (the DLT is full, say) comes again after this.
+/// Delay before an advisory that could not be processed (because the DLT is full, say) is delivered again.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
@@ -56,11 +56,11 @@ impl DltRouter {
         Self { router: Arc::new(router), settings, ready }
     }
 
-    /// Runs until `stop`; what is being routed then is finished.
+    /// Runs until `stop`; then finishes the advisories in progress.
     pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
         let stop = stop.child_token();
         let mut tasks = Tasks::new(stop.clone());
-        // The sweep does not depend on the advisories' consumer: it is there for when that is not.
+        // The sweep does not depend on the consumer of the advisories, which may be missing.
         let (router, stream_parameters, interval) =
             (self.router.clone(), self.settings.stream_parameters.clone(), self.settings.sweep_interval);
         tasks.droppable("the sweep", sweep::Sweep::new(router, stream_parameters, interval).run());
@@ -87,8 +87,7 @@ impl DltRouter {
     }
 }
 
-/// Lets an advisory that was panicked on come again. After its tries the envelope is dead-lettered
-/// without being read.
+/// Hands an advisory that caused a panic back. After [`panics::TRIES`] deliveries, dead-letters the envelope unread.
 async fn set_aside(router: &Router, message: &Delivered, panicked: &Panicked) {
     let stream = router.js().names().advisories_stream();
     if !panicked.on_input(&stream, message.stream_sequence, message.deliveries) {
@@ -105,7 +104,7 @@ async fn set_aside(router: &Router, message: &Delivered, panicked: &Panicked) {
     };
     match panics::catch_async(routed).await {
         Ok(false) => message.acker.nak(Some(RETRY_DELAY)).await,
-        // The sweep finds what an advisory was about that nobody can read.
+        // The sweep finds the envelope of an unreadable advisory.
         Ok(true) | Err(_) => message.acker.ack().await,
     }
 }
@@ -118,7 +117,7 @@ async fn handle(router: &Router, message: &Delivered) {
     };
     let cause = match advisory.kind {
         AdvisoryKind::MaxDeliveries => Cause::Exhausted { deliveries: advisory.deliveries },
-        // A terminated message is gone from a work queue: the worker wrote its dead letter first.
+        // The worker wrote the dead letter before it terminated the message.
         AdvisoryKind::Terminated { ref reason } => {
             EnvelopeTerminated {
                 stream: &advisory.stream,

@@ -1,6 +1,6 @@
-//! Event Processor: takes events, finds their domain and subscriptions, and hands one envelope per
-//! subscription to the domain's committer. An event is acknowledged after its envelopes are
-//! committed, or after it was kept in the rejected stream with its reason.
+//! Event Processor: reads events, finds their domain and subscriptions, and passes one envelope per subscription to
+//! the committer of the domain. An event is acknowledged after its envelopes are committed, or after it is stored in
+//! the rejected stream with its reason.
 
 mod backlog;
 mod committer;
@@ -24,12 +24,12 @@ use crate::nats::{Acker, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
 use crate::tasks::{Task, TaskError, Tasks};
 use backlog::Backlog;
 use committer::Committer;
-use planner::{Decode, HELD_ENVELOPES, Held, Planner, Way};
+use planner::{CommitQueue, Decode, HELD_ENVELOPES, Held, Planner};
 pub use resolver::{RemoteResolver, Resolver};
 
 /// The durable of this role.
 pub const CONSUMER: &str = "event-processor";
-/// How often the broker is told that what is held is being worked on; well within ack_wait.
+/// Interval of the heartbeats for the events in memory; well within ack_wait.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone)]
@@ -79,13 +79,13 @@ impl EventProcessor {
         Self { js, resolver, categories, settings, metrics, ready, decode }
     }
 
-    /// The same with another decoder.
+    /// Replaces the decoder.
     #[cfg(test)]
     pub(crate) fn decoding(self, decode: Decode) -> Self {
         Self { decode, ..self }
     }
 
-    /// Runs until `stop`; then commits what is planned and leaves the rest in the stream.
+    /// Runs until `stop`; then commits the planned events and leaves the rest in the stream.
     pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
         let stream = self.js.names().events_stream();
         tokio::select! {
@@ -95,11 +95,11 @@ impl EventProcessor {
         let (held, ready) = (self.settings.held, Some(self.ready.clone()));
         let reader = Reader::bind(&self.js, &stream, CONSUMER, held, ready, &stop).await.map_err(reading)?;
         let Some(mut reader) = reader else { return Ok(()) };
-        // They end after this role, when nobody plans any more.
+        // The committers end after the planner: each when its channel is closed and empty.
         let planned = CancellationToken::new();
         let mut committers = Tasks::new(planned.clone());
         let planner = Arc::new(Planner {
-            ways: self.start_committers(&mut committers),
+            queues: self.start_committers(&mut committers),
             js: self.js,
             resolver: self.resolver,
             categories: self.categories,
@@ -110,7 +110,7 @@ impl EventProcessor {
             metrics: self.metrics,
         });
         let mut waiting: VecDeque<Held> = VecDeque::new();
-        // At most one planning at a time, which has the backlog; meanwhile the next events are read and gather.
+        // At most one planning at a time, which owns the backlog; meanwhile the next events are read.
         let mut backlog = Backlog::default();
         let mut planning: Option<Task<Backlog>> = None;
         let mut in_planning: Vec<Acker> = Vec::new();
@@ -134,9 +134,9 @@ impl EventProcessor {
                     in_planning.clear();
                     continue;
                 }
-                // Without its committer a domain's events would go back and forth for ever.
+                // Without its committer, a domain's events would be handed back forever.
                 Some(failed) = committers.failure() => return Err(failed),
-                // What waits here is being worked on: the broker must not give it to another.
+                // Keeps the server from delivering the waiting events to another process.
                 _ = heartbeat.tick() => {
                     for acker in in_planning.iter().chain(waiting.iter().map(|(message, _)| &message.acker)) {
                         acker.in_progress().await;
@@ -168,7 +168,7 @@ impl EventProcessor {
         committers.join().await
     }
 
-    fn start_committers(&self, committers: &mut Tasks) -> Vec<Way> {
+    fn start_committers(&self, committers: &mut Tasks) -> Vec<CommitQueue> {
         let domains: Vec<String> = self.categories.names().map(str::to_owned).collect();
         // A domain that cannot commit must not fill the memory that the others need.
         let capacity = (self.settings.held / (2 * domains.len().max(1))).max(16);
@@ -181,7 +181,7 @@ impl EventProcessor {
                 let committer = Committer::new(self.js.clone(), metrics.clone(), blocked.clone());
                 committers.infallible(format!("the committer of {domain}"), committer.run(receiver));
                 let room = Arc::new(Semaphore::new(HELD_ENVELOPES as usize));
-                Way { committer: sender, room, blocked, metrics }
+                CommitQueue { committer: sender, room, blocked, metrics }
             })
             .collect()
     }

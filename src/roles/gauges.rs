@@ -1,4 +1,4 @@
-//! Reads the depths of the streams for the metrics.
+//! Measures the depths of the streams for the metrics.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! One module per role, all of the same shape: `new` and `run`. A role never imports another:
-//! they meet only on streams.
+//! One module per role, each with `new` and `run`. A role never imports another: they exchange data through streams
+//! only.
 
 pub mod dlt_processor;
 pub mod dlt_router;

@@ -1,8 +1,8 @@
-//! Outbox Processor: pulls a domain's envelopes from their lanes, delivers each over HTTP or to an
-//! external broker, and settles it: acknowledged, again later, or dead-lettered.
+//! Outbox Processor: reads a domain's envelopes from their lanes, delivers each over HTTP or to an external broker, and
+//! settles it: acknowledged, retried later, or dead-lettered.
 //!
-//! One worker per domain, with a pool of its own: readers (one per lane) take a permit before each
-//! message, the fair share decides whose turn it is, and each delivery is a task of its own.
+//! Each domain has a worker with its own pool. One reader per lane acquires a permit before each message, the fair share
+//! chooses the next subscription, and each delivery is a task of its own.
 
 mod brokers;
 mod delivery;
@@ -31,16 +31,16 @@ use crate::nats::{JetStream, NatsError, Registry};
 use crate::sinks::NamedBroker;
 use crate::tasks::{TaskError, Tasks};
 
-/// What is known of the subscriptions whose envelopes are delivered.
+/// Source of the subscriptions whose envelopes are delivered.
 #[derive(Clone)]
 pub enum Subscriptions {
-    /// Each as the registry has it now.
+    /// The registry, as it is now.
     Registry(Registry),
-    /// What each envelope carries: subscriptions are resolved elsewhere.
+    /// The copy in each envelope: subscriptions are resolved by another service.
     InEnvelopes,
 }
 
-/// Holds that a worker may be behind with.
+/// Capacity of the channel of holds; a worker that lags further behind misses the oldest.
 const HOLDS: usize = 1024;
 
 #[derive(Debug, Clone)]
@@ -49,14 +49,14 @@ pub struct OutboxProcessorSettings {
     pub retry: RetryPolicy,
     /// The most envelopes in memory, per domain.
     pub held: usize,
-    /// The most envelopes of one subscription that wait in memory; more go to its own lane.
+    /// Most envelopes of one subscription that wait in memory; further ones move to its own lane.
     pub queue_per_subscription: usize,
     pub ack_wait: Duration,
-    /// How long deliveries may go on after a stop.
+    /// Longest time for deliveries to finish after a stop.
     pub grace: Duration,
     /// Waits before the redrives of a dead letter.
     pub schedule: Vec<Duration>,
-    /// Which attempts the delivery log keeps.
+    /// Which attempts the delivery log stores.
     pub log: LogChoice,
     pub stream_parameters: StreamParameters,
 }
@@ -110,8 +110,7 @@ impl OutboxProcessor {
         }
         let stop = stop.child_token();
         let mut tasks = Tasks::new(stop.clone());
-        // What one domain's worker hears of an endpoint holds in all of them. One that lags behind
-        // hears it from the endpoint itself.
+        // A hold applies in all domains. A worker that lags behind learns it from the endpoint's next answer.
         let (holds, _) = broadcast::channel(HOLDS);
         if let Subscriptions::Registry(_) = &self.subscriptions {
             let longest = self.settings.retry.max_retry_after;
@@ -138,7 +137,7 @@ impl OutboxProcessor {
             let delivery = delivery::Delivery::new(
                 self.js.clone(),
                 self.subscriptions.clone(),
-                delivery::Ways { http: self.http.clone(), brokers: self.brokers.clone() },
+                delivery::Transports { http: self.http.clone(), brokers: self.brokers.clone() },
                 self.opener.clone(),
                 settle,
             );
@@ -152,12 +151,12 @@ impl OutboxProcessor {
                 metrics,
                 ready,
             };
-            // The log ends when the worker has, however that ends: it writes its last records.
+            // The log ends after the worker, so that it writes its last records.
             let (worker_ended, stop) = (CancellationToken::new(), stop.clone());
             let (ended, stopped) = (worker_ended.clone(), stop.clone());
             tasks.graceful(format!("the delivery log of {}", domain.name), async move {
                 log.run(ended).await?;
-                // Where the worker failed, that is what is told.
+                // If the worker failed, its failure is the first one.
                 stopped.cancelled().await;
                 Ok::<(), NatsError>(())
             });

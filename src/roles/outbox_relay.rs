@@ -1,5 +1,5 @@
-//! Outbox Relay: takes the rows of the transactional outbox to their target brokers. One processor per
-//! broker, none of which waits for another; at least once each, in order of insertion per stream.
+//! Outbox Relay: publishes the rows of the producer outbox to their target brokers, at least once, and in the order of
+//! insertion per stream. Each broker has a processor of its own, so that none waits for another.
 
 mod availability;
 mod database;
@@ -35,33 +35,33 @@ use in_hand::InHand;
 use internal::Internal;
 use processor::{Processor, Route, Target, Worker};
 use upkeep::Upkeep;
-use wake::Word;
+use wake::Notice;
 
-/// After the grace of a stop: to give back what was under way.
+/// Time after the grace period of a stop to release the claimed rows.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
-/// After the database was found away.
+/// Pause after the database was found unavailable.
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
 pub struct OutboxRelaySettings {
-    /// The hub's largest event in bytes, which the database is told.
+    /// The hub's largest event in bytes, which is written to the database.
     pub largest_event: u64,
     /// Most rows of one claim.
     pub batch: usize,
-    /// How long a claim lasts that is not renewed.
+    /// Duration of a claim that is not renewed.
     pub claim_time: Duration,
     pub retry: RelayRetryPolicy,
-    /// Shortest wait between two looks at the rows that nobody told of.
+    /// Shortest pause between two polls.
     pub poll_min: Duration,
-    /// Longest wait between two looks where commits are told of.
+    /// Longest pause between two polls while notifications of commits arrive.
     pub poll_max: Duration,
     pub retention: Retention,
     pub cleanup_interval: Duration,
-    /// Rows deleted at a time.
+    /// Rows per delete statement.
     pub cleanup_batch: usize,
     pub reconcile_interval: Duration,
-    /// At a stop: how long what is under way may take to end.
+    /// Longest time for a round to finish after a stop.
     pub grace: Duration,
 }
 
@@ -74,7 +74,7 @@ pub struct ExternalTarget {
     pub destination: Destination,
 }
 
-/// Whose broker it is: in logs.
+/// Whose broker it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
     Internal,
@@ -117,17 +117,17 @@ impl OutboxRelay {
         Self { store, targets, settings, metrics, database }
     }
 
-    /// Runs until `stop`; what is under way then ends within the grace, and what is not published by then
-    /// is given back. A database that is away is waited for; one without the outbox, or with another
-    /// version of it, is an error. The store stays open: it may be others' too.
+    /// Runs until `stop`; rounds then end within the grace period, and rows that are not published are released. Waits
+    /// for a database that is unavailable; one without the outbox, or with another version of its schema, is an error.
+    /// The store stays open, since it is shared with the API.
     pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
         let is_ready = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             is_ready = self.wait_for_database() => is_ready,
         };
-        // The outbox cannot be worked with as it is.
+        // The schema is missing or has another version.
         is_ready.map_err(TaskError::of_owner)?;
-        // Of this process alone: another one that has the same process id after a restart is another.
+        // Unique to this process: a process id may be used again after a restart.
         let relay = format!("relay-{:016x}", rand::random::<u64>());
         let cut = CancellationToken::new();
         let brokers: Vec<String> = self.targets.iter().map(|target| target.name.clone()).collect();
@@ -135,10 +135,10 @@ impl OutboxRelay {
         RelayStarted { relay: &relay, brokers: &brokers }.emit();
         let stop = stop.child_token();
         let mut tasks = Tasks::new(stop.clone());
-        let (word, heard) = watch::channel(Word::default());
-        tasks.infallible("the listener for commits", wake::listen(store.clone(), word, stop.clone()));
+        let (notices, heard) = watch::channel(Notice::default());
+        tasks.infallible("the listener for commits", wake::listen(store.clone(), notices, stop.clone()));
         tasks.droppable("the watch of the database", watch_database(store.clone(), database.clone()));
-        let is_homeless = targets.len() == 1;
+        let has_internal_only = targets.len() == 1;
         let connections: Vec<Arc<dyn Broker>> = targets.iter().map(|target| target.broker.clone()).collect();
         for target in targets {
             let target_metrics = metrics.of_broker(&target.name);
@@ -151,7 +151,7 @@ impl OutboxRelay {
                 database: database.clone(),
                 metrics: target_metrics,
                 in_hand: InHand::default(),
-                homeless: is_homeless.then(|| AtomicBool::new(true)),
+                lacks_external_broker: has_internal_only.then(|| AtomicBool::new(true)),
                 stop: stop.clone(),
                 cut: cut.clone(),
             });
@@ -171,7 +171,7 @@ impl OutboxRelay {
         result
     }
 
-    /// Until the database answers, and the brokers of the settings are known to it.
+    /// Waits until the database answers, and registers the brokers of the settings in it.
     async fn wait_for_database(&self) -> Result<(), StoreError> {
         let external: Vec<String> =
             self.targets.iter().map(|target| target.name.clone()).filter(|name| name != INTERNAL).collect();
@@ -203,7 +203,7 @@ impl OutboxRelay {
     }
 }
 
-/// Tells that the database is away as soon as it is: those who ask it wait for the pool, which keeps the cause to itself.
+/// Reports that the database is unavailable as soon as it is: other statements wait for the pool, which hides the cause.
 async fn watch_database(store: Store, database: Database) {
     loop {
         database.failed(&store.watch().await);
@@ -211,7 +211,7 @@ async fn watch_database(store: Store, database: Database) {
     }
 }
 
-/// Until all tasks have ended after a stop, or after one of them ended by itself.
+/// Waits until all tasks have ended after a stop, or after one of them ended by itself.
 async fn join(
     tasks: &mut Tasks,
     stop: &CancellationToken,

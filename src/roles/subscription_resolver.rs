@@ -1,4 +1,4 @@
-//! Subscription Resolver: tells other hubs who gets an event, from this hub's registry.
+//! Subscription Resolver: answers other hubs which subscriptions want an event, from this hub's registry.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ impl SubscriptionResolver {
         Self { js, registry, server, metrics, ready }
     }
 
-    /// Answers until `stop`. Before the registry is loaded callers are told to come again.
+    /// Serves until `stop`. Until the registry is loaded, questions fail as unavailable.
     pub async fn run(self, stop: CancellationToken) -> Result<(), ServerError> {
         let Self { js, registry, server, metrics, ready } = self;
         let loaded = registry.clone();
@@ -58,7 +58,7 @@ impl Lookup for FromRegistry {
             if !self.registry.is_loaded() {
                 return Err(LookupError::Loading);
             }
-            // As for this hub's own events: every write before the question counts.
+            // As for this hub's own events: the answer includes every write before the question.
             if let Err(error) = self.registry.catch_up(&self.js).await {
                 QuestionNotServed { error: &error }.emit();
                 return Err(LookupError::Registry(error));

@@ -1,5 +1,5 @@
-//! From an envelope that stands exhausted in its outbox to a dead letter. Every step may be
-//! repeated: the dead letter's message id is the envelope's place in the outbox.
+//! Turns an exhausted envelope in its outbox into a dead letter. Every step may be repeated: the message id of the dead
+//! letter is the envelope's stream and sequence.
 
 use std::time::Duration;
 
@@ -20,17 +20,17 @@ pub(super) struct Router {
     read: ReadEnvelope,
 }
 
-/// How the body of a message on an outbox becomes an envelope.
+/// Reads the body of a message of an outbox as an envelope.
 pub(crate) type ReadEnvelope = for<'a> fn(&'a [u8]) -> Result<Envelope<'a>, serde_json::Error>;
 
 /// Why an envelope is routed.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Cause<'a> {
-    /// An advisory said so.
+    /// An advisory reported it.
     Exhausted { deliveries: u32 },
     /// The sweep found it.
     Stranded { deliveries: u32 },
-    /// The hub panicked when it routed it: this time nothing of it is read.
+    /// The hub panicked on it; this time it is not read.
     Panicked { detail: &'a str },
 }
 
@@ -49,7 +49,7 @@ impl Router {
         &self.js
     }
 
-    /// Dead-letters the envelope at a sequence of an outbox; false if it stands there no more.
+    /// Dead-letters the envelope at a sequence of an outbox; false if it is not there any more.
     pub(super) async fn route(
         &self,
         stream: &str,
@@ -104,7 +104,7 @@ impl Router {
             }
             None => None,
         };
-        // Words of an earlier redrive are not this one's.
+        // Those of an earlier redrive do not count.
         let words = words.filter(|words| words.attempt > carried.attempts);
         let deliveries = match cause {
             Cause::Exhausted { deliveries } | Cause::Stranded { deliveries } => deliveries,
@@ -114,7 +114,7 @@ impl Router {
             (_, Cause::Panicked { .. }) => Reason::InternalError,
             (None, _) => Reason::Undecodable,
             (Some(_), Cause::Exhausted { .. }) => Reason::Exhausted,
-            // Its last words prove that it was tried to the end: only the advisory was missed.
+            // Its stored last attempt proves that it is exhausted: only the advisory was missed.
             (Some(_), Cause::Stranded { .. }) if words.is_some() => Reason::Exhausted,
             (Some(_), Cause::Stranded { .. }) => Reason::Stranded,
         };

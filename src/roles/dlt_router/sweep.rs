@@ -1,9 +1,8 @@
-//! The sweep: finds envelopes that stand in an outbox although no consumer will deliver them.
+//! The sweep: finds envelopes in an outbox that no consumer will deliver.
 //!
-//! A message is stranded exactly if it stands at or below its lane's ack floor, or at or below the
-//! lane's delivered sequence while nothing is pending there. An acknowledgement that is just being
-//! carried out looks the same for a moment, so a candidate counts only when a later pass finds it
-//! still there. A lane that has messages but no durable gets one.
+//! A message is stranded if it is at or below its lane's ack floor, or at or below the lane's delivered sequence while
+//! nothing is pending there. An acknowledgement in progress looks the same for a moment, so a candidate counts only if
+//! the next pass finds it again. A lane that has messages but no consumer gets one.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use crate::panics;
 
 use super::route::{Cause, Router};
 
-/// The most candidates that one pass looks at in one lane.
+/// Most candidates of one pass in one lane.
 const MOST_PER_PASS: usize = 1_000;
 
 pub(super) struct Sweep {
@@ -33,7 +32,7 @@ impl Sweep {
         Self { router, stream_parameters, interval }
     }
 
-    /// May be dropped at any point: each step of a pass may be repeated.
+    /// Never returns. May be dropped at any point: each step of a pass may be repeated.
     pub(super) async fn run(self) {
         let mut candidates: HashMap<String, HashSet<u64>> = HashMap::new();
         let mut ticks = tokio::time::interval(self.interval);
@@ -54,7 +53,7 @@ impl Sweep {
         }
     }
 
-    /// Routes what was a candidate before and still is; returns the new candidates.
+    /// Dead-letters the candidates that an earlier pass found as well; returns the new candidates.
     async fn pass(&self, domain: &str, known: &HashSet<u64>) -> Result<HashSet<u64>, NatsError> {
         let js = self.router.js();
         let stream = js.names().outbox_stream(domain);
@@ -80,7 +79,7 @@ impl Sweep {
                 match self.dead_letter(&stream, message.sequence).await {
                     Ok(true) => StrandedEnvelopeFound { stream: &stream, sequence: message.sequence }.emit(),
                     Ok(false) => {}
-                    // Those behind it need not wait for it.
+                    // Those behind it need not wait.
                     Err(error) => {
                         StrandedEnvelopeNotRouted {
                             error: &error,
@@ -94,11 +93,11 @@ impl Sweep {
                 }
             }
         }
-        self.mend_lanes(domain, &stream, &consumers).await?;
+        self.create_missing_consumers(domain, &stream, &consumers).await?;
         Ok(found)
     }
 
-    /// Routes a stranded envelope; where that panics, without reading it.
+    /// Dead-letters a stranded envelope; if that panics, without reading it.
     async fn dead_letter(&self, stream: &str, sequence: u64) -> Result<bool, NatsError> {
         let cause = Cause::Stranded { deliveries: self.stream_parameters.max_deliver };
         match panics::catch_async(self.router.route(stream, sequence, cause)).await {
@@ -111,7 +110,12 @@ impl Sweep {
         }
     }
 
-    async fn mend_lanes(&self, domain: &str, stream: &str, consumers: &[String]) -> Result<(), NatsError> {
+    async fn create_missing_consumers(
+        &self,
+        domain: &str,
+        stream: &str,
+        consumers: &[String],
+    ) -> Result<(), NatsError> {
         let js = self.router.js();
         let filter = js.names().lane_filter(domain, "*");
         let subjects = js.stream_subjects(stream, &filter).await?;
@@ -120,7 +124,7 @@ impl Sweep {
         for lane in lanes {
             if !consumers.contains(&lane_consumer(lane)) {
                 LaneWithoutConsumer { stream, lane }.emit();
-                // Somebody else may have made up the name; the other lanes are mended all the same.
+                // The lane's name may be invalid, from another publisher; the other lanes get their consumers.
                 if let Err(error) = js.ensure_lane(&self.stream_parameters, domain, lane).await {
                     LaneNotCreated { error: &error, stream, lane }.emit();
                 }
@@ -130,7 +134,7 @@ impl Sweep {
     }
 }
 
-/// See the module's text.
+/// See the module documentation.
 fn is_stranded(consumer: &ConsumerInfo, sequence: u64) -> bool {
     sequence <= consumer.ack_floor.stream_seq
         || (consumer.num_ack_pending == 0 && sequence <= consumer.delivered.stream_seq)

@@ -1,5 +1,4 @@
-//! The events that are read and not yet planned: each tenant's in a queue of its own, in turns by the work that they
-//! make.
+//! The events that are read and not planned yet: one queue per tenant, served in turns by the work that they cause.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,40 +12,40 @@ use crate::domain::turns::Turns;
 use crate::nats::{Acker, Delivered};
 use crate::panics::{self, Panicked};
 
-/// Steps of work of one turn: comparisons of filters, and as much for what is made (a step is some ten nanoseconds).
+/// Steps of work of one turn. A step is the comparison of one filter, or as much work on envelopes (about 10 ns).
 pub(super) const TURN: usize = 4_096;
-/// Work of one tenant that is kept waiting here while other events are behind it in the stream. What is more goes
-/// back to the stream for a moment, so that those are read.
+/// Most steps of one tenant that wait here while other events are behind them in the stream. Further events of the
+/// tenant are handed back to the stream for a while, so that the others are read.
 const MOST_WORK: u64 = 4_000_000;
-/// How long it goes back: longer each time.
+/// Delay of an event that is handed back; it grows with each delivery.
 const PUT_ASIDE: Duration = Duration::from_secs(1);
 const LONGEST_PUT_ASIDE: u32 = 15;
 
 /// An event on its way to its envelopes.
 pub(super) struct Work {
     pub(super) message: Delivered,
-    /// Its place in memory.
+    /// Released when the event is settled.
     pub(super) permit: OwnedSemaphorePermit,
     pub(super) event: Event,
     source: Source,
     matching: Option<Matching>,
-    /// Steps taken for it.
+    /// Steps done for it.
     steps: usize,
 }
 
-/// What waits. One planning at a time has it.
+/// The waiting events. One planning at a time owns it.
 #[derive(Default)]
 pub(super) struct Backlog {
     turns: Turns<Work>,
 }
 
-/// What came of a turn.
+/// Result of a turn.
 pub(super) enum Turn {
-    /// Its event has more to be done.
+    /// The event needs further turns.
     Unfinished,
-    /// These want the event.
+    /// These subscriptions want the event.
     Matched(Box<Work>, Vec<Arc<IndexEntry>>),
-    /// Nobody can say who wants it.
+    /// The matching panicked.
     Panicked(Box<Work>, Panicked),
 }
 
@@ -57,7 +56,7 @@ impl Work {
         event: Event,
         source: Source,
     ) -> Self {
-        // To have read it was work as well.
+        // Decoding was work as well.
         let steps = 1 + message.payload.len() / 1024;
         Self { message, permit, event, source, matching: None, steps }
     }
@@ -68,8 +67,8 @@ impl Backlog {
         self.turns.is_empty()
     }
 
-    /// Takes an event in. Where its tenant has much work waiting already, and other events are behind this one, it is
-    /// given back with how long it is to go back to the stream.
+    /// Adds an event. If its tenant has much work waiting, and other events are behind this one, returns it with the
+    /// delay after which the stream is to deliver it again.
     pub(super) fn add(&mut self, work: Work) -> Result<(), (Box<Work>, Duration)> {
         let tenant = &work.event.tenant;
         if work.message.pending > 0 && self.turns.work_waiting(tenant) > MOST_WORK {
@@ -81,7 +80,7 @@ impl Backlog {
         Ok(())
     }
 
-    /// One turn of the tenant that has had least; gives the steps taken. `None`: nothing waits.
+    /// Does one turn of the tenant with the least work done; returns the steps. `None` if no event waits.
     pub(super) fn turn(&mut self) -> Option<(Turn, usize)> {
         let (tenant, mut work) = self.turns.take_next()?;
         let advanced = panics::catch(|| {
@@ -103,7 +102,7 @@ impl Backlog {
         Some((Turn::Matched(Box::new(work), wanting), steps))
     }
 
-    /// An event of this tenant is done; `made`: the steps that its envelopes were worth.
+    /// Completes an event of this tenant. `made`: steps of work on its envelopes.
     pub(super) fn done(&mut self, tenant: &str, steps: usize, made: usize) {
         self.turns.charge(tenant, made as u64);
         self.turns.done(tenant, (steps + made) as u64);

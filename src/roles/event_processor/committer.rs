@@ -1,8 +1,7 @@
-//! Group commit: one task per domain puts the envelopes of the events that are waiting into one
-//! atomic batch, never splitting an event, then acknowledges the events.
+//! Group commit: one task per domain writes the envelopes of the waiting events as one atomic batch, without splitting
+//! an event, and then acknowledges the events.
 //!
-//! While a batch is under way the next events gather, so that the batches grow with the load and
-//! a single event on a quiet hub commits at once.
+//! The next events gather while a batch is written, so batches grow with the load, and a single event commits at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,25 +16,25 @@ use crate::facts::{
 };
 use crate::nats::{Acker, BatchError, EnvelopeMessage, JetStream, MOST_PER_BATCH, NatsError};
 
-/// An event that finds its domain busy or blocked comes again after this.
+/// Delay before an event is delivered again if its domain is busy or blocked.
 pub(super) const BUSY_DELAY: Duration = Duration::from_secs(1);
 const MOST_BLOCKED_DELAY: Duration = Duration::from_secs(15);
 
-/// Bytes after which a group is committed, though more events wait.
+/// Size in bytes at which a group is committed even if more events wait.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
 
 /// An event with its envelopes.
 pub(super) struct Planned {
     pub(super) acker: Acker,
     pub(super) envelopes: Vec<EnvelopeMessage>,
-    /// Its place in memory; given back when the event is settled.
+    /// The event's permit, released when the event is settled.
     pub(super) permit: OwnedSemaphorePermit,
-    /// Its envelopes' place in memory.
+    /// The envelopes' permits.
     pub(super) room: OwnedSemaphorePermit,
 }
 
 impl Planned {
-    /// What its envelopes take in the outbox, about.
+    /// Approximate size of its envelopes in the outbox.
     fn bytes(&self) -> usize {
         self.envelopes.iter().map(EnvelopeMessage::stored_bytes).sum()
     }
@@ -46,21 +45,21 @@ pub(super) struct Committer {
     metrics: DomainMetrics,
     blocked: Option<Blocked>,
     recent: Recent,
-    /// The same for whoever plans.
-    tell_blocked: Arc<AtomicBool>,
+    /// Whether it is blocked, for the planner.
+    is_blocked: Arc<AtomicBool>,
 }
 
-/// The outbox takes nothing of this size at the moment.
+/// The outbox refuses events of this size at the moment.
 struct Blocked {
     delay: Duration,
     until: Instant,
-    /// The smallest event that it refused.
+    /// Size of the smallest event that was refused.
     bytes: usize,
 }
 
 impl Committer {
-    pub(super) fn new(js: JetStream, metrics: DomainMetrics, tell_blocked: Arc<AtomicBool>) -> Self {
-        Self { js, metrics, blocked: None, recent: Recent::default(), tell_blocked }
+    pub(super) fn new(js: JetStream, metrics: DomainMetrics, is_blocked: Arc<AtomicBool>) -> Self {
+        Self { js, metrics, blocked: None, recent: Recent::default(), is_blocked }
     }
 
     /// Runs until the channel is closed and empty.
@@ -101,7 +100,7 @@ impl Committer {
         }
     }
 
-    /// Whether the outbox has just refused an event of that size.
+    /// Whether the outbox refused an event of that size a short while ago.
     fn refuses(&self, bytes: usize) -> bool {
         self.blocked.as_ref().is_some_and(|blocked| bytes >= blocked.bytes && Instant::now() < blocked.until)
     }
@@ -123,7 +122,7 @@ impl Committer {
                     self.committed(planned).await;
                 }
             }
-            // What does not fit is in nobody else's way.
+            // Only the events that do not fit wait.
             Err(error) if error.api().is_some() && group.len() > 1 => self.commit_each(group).await,
             Err(error) => {
                 let bytes = if error.api().is_some() { group.iter().map(Planned::bytes).sum() } else { 0 };
@@ -151,7 +150,7 @@ impl Committer {
         let bytes = planned.bytes();
         let over = |blocked: &mut Blocked| bytes >= blocked.bytes || Instant::now() >= blocked.until;
         if self.blocked.take_if(over).is_some() {
-            self.tell_blocked.store(false, Ordering::Relaxed);
+            self.is_blocked.store(false, Ordering::Relaxed);
             OutboxUnblocked.emit(&self.metrics);
         }
         EnvelopesCommitted { count: planned.envelopes.len() }.emit(&self.metrics);
@@ -159,8 +158,8 @@ impl Committer {
         drop((planned.permit, planned.room));
     }
 
-    /// One batch where it fits; an event with more envelopes than a batch takes several, and an
-    /// event that comes again is published one by one: the stream drops what it has.
+    /// Writes one batch, or several if an event has more envelopes than a batch may have. Envelopes that the stream may
+    /// have already are published one by one: the stream drops duplicates.
     async fn write(&mut self, envelopes: &[EnvelopeMessage]) -> Result<(), NatsError> {
         let split = self.recent.split(envelopes);
         let (new, known) =
@@ -177,17 +176,17 @@ impl Committer {
             self.recent.committed(batch);
         }
         if !known.is_empty() {
-            // The stream decides: what it has, it drops.
+            // The stream drops those that it has.
             let added = self.js.publish_each(known).await?;
             EnvelopesRepeated { envelopes: known.len(), added }.emit(&self.metrics);
         }
         Ok(())
     }
 
-    /// `bytes`: the size of the event that was refused; 0 if nothing can be committed.
+    /// `bytes`: size of the event that was refused; 0 if no event can be committed.
     fn block(&mut self, error: &NatsError, bytes: usize) {
         let delay = match &self.blocked {
-            // A smaller one is refused for the first time.
+            // The first refusal of a smaller event.
             Some(blocked) if bytes < blocked.bytes => blocked.delay,
             Some(blocked) => (blocked.delay * 2).min(MOST_BLOCKED_DELAY),
             None => {
@@ -195,7 +194,7 @@ impl Committer {
                 BUSY_DELAY
             }
         };
-        self.tell_blocked.store(true, Ordering::Relaxed);
+        self.is_blocked.store(true, Ordering::Relaxed);
         self.blocked = Some(Blocked { delay, until: Instant::now() + delay, bytes });
     }
 

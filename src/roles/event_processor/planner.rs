@@ -1,4 +1,4 @@
-//! Planning: from a group of publications to envelopes in the hands of the committers.
+//! Planning: from a group of publications to envelopes in the queues of the committers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,22 +59,22 @@ pub(super) struct Planner {
     pub(super) batch: usize,
     pub(super) metrics: Metrics,
     /// One per domain, in the order of the categories.
-    pub(super) ways: Vec<Way>,
+    pub(super) queues: Vec<CommitQueue>,
 }
 
-/// A domain's way out of this role.
-pub(super) struct Way {
+/// The queue of a domain's committer.
+pub(super) struct CommitQueue {
     pub(super) committer: mpsc::Sender<Planned>,
-    /// Room for envelopes in memory.
+    /// Limits the envelopes in memory.
     pub(super) room: Arc<Semaphore>,
-    /// The outbox takes nothing at the moment: events go back instead of waiting here.
+    /// The outbox refuses envelopes at the moment: events are handed back instead of waiting here.
     pub(super) blocked: Arc<AtomicBool>,
     pub(super) metrics: DomainMetrics,
 }
 
-impl Way {
-    /// Gives an event to the committer. While that commits, it is waited for; while its outbox is
-    /// full, the event goes back to where it came from, so that other domains go on.
+impl CommitQueue {
+    /// Passes an event to the committer, and waits while the queue is full. While the outbox is full, the event is
+    /// handed back to its stream, so that other domains go on.
     async fn hand_over(&self, acker: Acker, envelopes: Vec<EnvelopeMessage>, permit: OwnedSemaphorePermit) {
         let weight = u32::try_from(envelopes.len()).unwrap_or(u32::MAX).min(HELD_ENVELOPES);
         let room = if self.blocked.load(Ordering::Relaxed) {
@@ -84,7 +84,7 @@ impl Way {
         };
         let Some(room) = room else { return acker.nak(Some(BUSY_DELAY)).await };
         let planned = Planned { acker, envelopes, permit, room };
-        // A blocked committer empties its channel at once: this never waits for a full outbox.
+        // A blocked committer empties its channel at once, so this never waits for a full outbox.
         if let Err(closed) = self.committer.send(planned).await {
             closed.0.acker.nak(None).await;
         }
@@ -99,8 +99,9 @@ struct Plan {
 }
 
 impl Planner {
-    /// Takes a group in and plans a part of all that waits, in turns; settles what nobody wants and what is refused.
-    /// A publication on which it panics costs the others nothing: it comes again, and is set aside in the end.
+    /// Decodes a group, and plans a part of the backlog in turns. Acknowledges the events that match no subscription,
+    /// and rejects the invalid ones. A publication that causes a panic is delivered again, and is rejected after
+    /// [`panics::TRIES`] deliveries; the others are not affected.
     pub(super) async fn process(&self, mut backlog: Backlog, group: Vec<Held>) -> Backlog {
         let mut rejected = Vec::new();
         self.take_in(&mut backlog, group, &mut rejected).await;
@@ -121,7 +122,7 @@ impl Planner {
                 }
                 Turn::Panicked(work, panicked) => self.panicked(&work.message, &panicked).await,
             }
-            // Deliveries and the API share the processor with this.
+            // Deliveries and the API run on the same threads.
             if unyielded >= TURN {
                 unyielded = 0;
                 tokio::task::yield_now().await;
@@ -136,12 +137,12 @@ impl Planner {
         backlog
     }
 
-    /// Reads a group's events and puts them where their turns come.
+    /// Decodes a group's events and adds them to the backlog.
     async fn take_in(&self, backlog: &mut Backlog, group: Vec<Held>, rejected: &mut Vec<Rejected>) {
         let mut events = Vec::with_capacity(group.len());
         for (message, permit) in group {
             match panics::catch(|| self.decode(&message)) {
-                Ok(Ok(event)) if self.way(&event).is_none() => {
+                Ok(Ok(event)) if self.queue(&event).is_none() => {
                     rejected.push((message, Rejection::no_domain(&event.key), permit));
                 }
                 Ok(Ok(event)) => events.push((message, permit, event)),
@@ -152,7 +153,7 @@ impl Planner {
         self.resolve(backlog, events).await;
     }
 
-    /// Asks who gets these events. One on which that panics is found by asking for each alone.
+    /// Resolves the subscriptions of these events. If that panics, resolves each event alone to find the one that causes it.
     async fn resolve(&self, backlog: &mut Backlog, events: Vec<Decoded>) {
         if events.is_empty() {
             return;
@@ -189,12 +190,12 @@ impl Planner {
         }
     }
 
-    /// Makes an event's envelopes and hands them over; gives the steps that this was worth.
+    /// Makes an event's envelopes and passes them to the committer; returns the steps of work.
     async fn finish(&self, work: Work, wanting: Vec<Arc<IndexEntry>>, rejected: &mut Vec<Rejected>) -> usize {
         let Work { message, permit, event, .. } = work;
-        // An event without a way was rejected when it was taken in.
-        let Some((way, domain)) = self.way(&event) else { return 0 };
-        EventMatched { subscriptions: wanting.len() }.emit(&way.metrics);
+        // An event without a domain was rejected in `take_in`.
+        let Some((queue, domain)) = self.queue(&event) else { return 0 };
+        EventMatched { subscriptions: wanting.len() }.emit(&queue.metrics);
         if wanting.is_empty() {
             message.acker.ack().await;
             return 0;
@@ -224,17 +225,17 @@ impl Planner {
         if envelopes.is_empty() {
             message.acker.ack().await;
         } else {
-            way.hand_over(message.acker, envelopes, permit).await;
+            queue.hand_over(message.acker, envelopes, permit).await;
         }
         made
     }
 
-    fn way(&self, event: &Event) -> Option<(&Way, &str)> {
+    fn queue(&self, event: &Event) -> Option<(&CommitQueue, &str)> {
         let index = self.categories.index_of(&event.key)?;
-        Some((self.ways.get(index)?, self.categories.name(index)?))
+        Some((self.queues.get(index)?, self.categories.name(index)?))
     }
 
-    /// One envelope for each of those that want the event. It is rejected only if it is too large by itself.
+    /// One envelope per subscription in `wanting`. The event is rejected only if it is too large by itself.
     fn plan(&self, event: &Event, domain: &str, wanting: &[Arc<IndexEntry>]) -> Result<Plan, Rejection> {
         let limit = self.js.max_payload().saturating_sub(HEADER_ROOM);
         let fan_out = FanOut::new(event, domain);
@@ -242,8 +243,8 @@ impl Planner {
             return Err(Rejection::new(
                 RejectReason::TooLarge,
                 format!(
-                    "its envelopes take up to {} bytes without a subscription's settings, more than the server's max_payload \
-                     allows ({limit}); raise max_payload on the server or lower events.max_size",
+                    "envelopes of up to {} bytes without the subscription's settings exceed the server's max_payload \
+                     ({limit} bytes available); raise max_payload on the server or lower events.max_size",
                     fan_out.largest_bare_size()
                 ),
             ));
@@ -253,7 +254,7 @@ impl Planner {
             let (id, incarnation) = (&entry.subscription.reference, entry.subscription.incarnation);
             let mut envelope = fan_out.envelope(id, incarnation, Some(&entry.delivery));
             if envelope.body.len() > limit {
-                // The registry has the delivery as well, and whoever delivers looks there first.
+                // The registry has the delivery as well, and the outbox processor reads it there first.
                 envelope = fan_out.envelope(id, incarnation, None);
                 if !self.resolver.is_registry() {
                     plan.too_large.push((envelope, incarnation));
@@ -282,8 +283,8 @@ impl Planner {
         Ok(plan)
     }
 
-    /// Dead-letters an envelope that does not fit together with what its subscription says. Its body is the event
-    /// whole, without the delivery.
+    /// Dead-letters an envelope that is too large with its subscription's delivery. Its body is the whole event
+    /// without the delivery.
     async fn put_too_large(
         &self,
         event: &Event,
@@ -311,7 +312,7 @@ impl Planner {
             error: Some(error.to_owned()),
             at: OffsetDateTime::now_utc(),
         };
-        // It is parked whatever the schedule: waiting makes nothing smaller.
+        // Parked: a later redrive would be too large as well.
         let letter = DeadLetter::new(domain, origin, failed, &[]);
         let subject = self.js.names().outbox(domain, SHARED_LANE, &subscription.token());
         self.js.put_dead_letter_with_id(&format!("too-large-{id}"), &subject, &letter, body).await?;
@@ -319,7 +320,7 @@ impl Planner {
         Ok(())
     }
 
-    /// Lets a publication come again, or rejects it after its tries.
+    /// Hands a publication back, or rejects it after [`panics::TRIES`] deliveries.
     async fn panicked(&self, message: &Delivered, panicked: &Panicked) {
         let stream = self.js.names().events_stream();
         if panicked.on_input(&stream, message.stream_sequence, message.deliveries) {

@@ -1,7 +1,7 @@
-//! The envelopes that this committer committed a short while ago.
+//! The ids of the envelopes that this committer committed last.
 //!
-//! One repeated envelope makes the server refuse a whole batch. Those that are known here are published
-//! one by one instead, so that a publisher who repeats himself costs the others nothing.
+//! One duplicate makes the server refuse a whole batch. Envelopes that are known here are published one by one instead,
+//! so that a publisher that repeats events does not slow the others down.
 
 use std::collections::HashSet;
 
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn repetitions_are_told_apart_in_their_order() {
+    fn duplicates_are_separated_in_their_order() {
         let mut recent = Recent::default();
         recent.committed(&envelopes([1, 2]));
         let (new, known) = recent.split(&envelopes([3, 1, 4, 3, 2])).expect("some are repeated");
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn it_remembers_many_and_not_for_ever() {
+    fn it_forgets_the_oldest() {
         let mut recent = Recent::default();
         recent.committed(&envelopes(0..3 * MOST));
         assert!(recent.newer.len() + recent.older.len() <= 2 * MOST);

@@ -1,4 +1,4 @@
-//! Who gets an event: asked of the registry's index in this process, or of another process.
+//! Resolves an event's subscriptions: with the registry's index in this process, or by a question to a resolver service.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,16 +19,16 @@ use crate::health::ReadyFlag;
 use crate::nats::{JetStream, Registry};
 use crate::subscriptions_grpc::{ResolveError, ResolverClient};
 
-/// Questions under way at once.
+/// Concurrent questions.
 const QUESTIONS_IN_FLIGHT: usize = 16;
-/// When the registry cannot be asked, its events come again after this.
+/// Delay of the events if the registry is unavailable.
 const REGISTRY_DOWN_DELAY: Duration = Duration::from_secs(1);
-/// When a subscription of the tenant is unreadable, the tenant's events come again after this.
+/// Delay of a tenant's events while one of its subscriptions is unreadable.
 const INCOMPLETE_DELAY: Duration = Duration::from_secs(5);
-/// Tenant and key that are asked for at the start, before there is an event: any will do.
+/// Tenant and key of the question at the start, before there is an event. Any would do.
 const FIRST_QUESTION: (&str, &str) = ("default", "hub.started");
-/// Questions whose refused answers are remembered as told.
-const MOST_TOLD: usize = 1024;
+/// Most questions whose rejected answers are remembered as logged.
+const MOST_LOGGED: usize = 1024;
 
 /// Where subscriptions come from.
 #[derive(Clone)]
@@ -37,34 +37,34 @@ pub enum Resolver {
     Remote(Arc<RemoteResolver>),
 }
 
-/// A resolver in another process, with what it answered a short while ago.
+/// A resolver service, with a cache of its answers.
 pub struct RemoteResolver {
     client: ResolverClient,
     cache: Mutex<Cache>,
     outage: Mutex<Outage>,
-    /// What to ask until there is an answer again; none while the resolver answers.
+    /// The question to ask until the resolver answers again; `None` while it answers.
     unanswered: watch::Sender<Option<Question>>,
-    /// Questions whose answer is refused, each told once.
+    /// Questions whose answer is rejected; each is logged once.
     refused: Mutex<HashSet<Question>>,
     metrics: Metrics,
     started: Instant,
 }
 
-/// What a group of events is resolved with.
+/// How the events of a group are resolved.
 pub(super) enum Resolution {
     Registry(Registry),
-    /// By tenant and key; without an answer, how long its events wait.
+    /// By tenant and key; without an answer, the delay of its events.
     Answers(HashMap<Question, Result<Candidates, Duration>>),
 }
 
-/// Where an event's candidates come from.
+/// Source of an event's candidates.
 pub(super) enum Source {
     Registry(Registry),
     Answer(Candidates),
 }
 
 impl Source {
-    /// Whose patterns match the event, whatever their filters say.
+    /// The subscriptions whose patterns match the event. Filters are not considered.
     pub(super) fn candidates(&self, event: &Event) -> Vec<Arc<IndexEntry>> {
         match self {
             Self::Registry(registry) => registry.read().of_key(&event.tenant, &event.key),
@@ -74,7 +74,7 @@ impl Source {
 }
 
 impl Resolver {
-    /// Whether the deliveries look their subscription up in this hub's registry.
+    /// Whether deliveries look their subscription up in this hub's registry.
     pub(super) fn is_registry(&self) -> bool {
         matches!(self, Self::Registry(_))
     }
@@ -82,21 +82,20 @@ impl Resolver {
     pub(super) async fn wait_until_ready(&self) {
         match self {
             Self::Registry(registry) => registry.wait_until_loaded().await,
-            // It may come up later than the hub: until then events wait.
+            // It may start later than the hub: until then events wait.
             Self::Remote(_) => {}
         }
     }
 
-    /// Makes ready for a group, whose events `events` gives where they are asked for. The error says
-    /// how long the whole group waits.
+    /// Prepares a group. The error is the delay of the whole group.
     pub(super) async fn prepare(
         &self,
         js: &JetStream,
         events: impl Iterator<Item = &Event>,
     ) -> Result<Resolution, Duration> {
         match self {
-            // Whoever wrote a subscription before he published an event finds it honoured: the
-            // index must hold every write that the bucket holds now.
+            // A subscription that was written before the event was published gets it: the index must
+            // have every write that the bucket has now.
             Self::Registry(registry) => match registry.catch_up(js).await {
                 Ok(()) => Ok(Resolution::Registry(registry.clone())),
                 Err(error) => {
@@ -122,10 +121,10 @@ impl Resolver {
 }
 
 impl Resolution {
-    /// Whom to ask for the event's candidates when its turn comes; the error says how long it waits.
+    /// The source of an event's candidates. The error is the delay of the event.
     pub(super) fn of(&self, event: &Event) -> Result<Source, Duration> {
         match self {
-            // Who gets it cannot be said as long as one of the tenant's subscriptions is unreadable.
+            // An unreadable subscription of the tenant might want the event.
             Self::Registry(registry) if registry.is_incomplete(&event.tenant) => Err(INCOMPLETE_DELAY),
             Self::Registry(registry) => Ok(Source::Registry(registry.clone())),
             Self::Answers(answers) => {
@@ -140,7 +139,7 @@ impl Resolution {
 }
 
 impl RemoteResolver {
-    /// `cache_entries`: the most subscriptions kept; `max_staleness`: how long.
+    /// `cache_entries`: most subscriptions in the cache; `max_staleness`: their longest age.
     pub fn new(
         client: ResolverClient,
         cache_entries: usize,
@@ -159,31 +158,30 @@ impl RemoteResolver {
         }
     }
 
-    /// Makes `ready` tell whether the resolver answers, for ever. At the start, and as long as it
-    /// does not answer, it is asked, whether there are events or not: readiness comes back by
-    /// itself.
+    /// Sets `ready` to whether the resolver answers; never returns. While it does not answer, asks it even without
+    /// events, so that readiness recovers by itself.
     pub async fn watch(self: Arc<Self>, ready: ReadyFlag) {
         let mut unanswered = self.unanswered.subscribe();
         loop {
             let question = unanswered.borrow_and_update().clone();
             ready.set(question.is_none());
             let Some(question) = question else {
-                // The sender lives as long as this.
+                // The sender lives as long as `self`.
                 let _ = unanswered.changed().await;
                 continue;
             };
             let left = lock(&self.outage).left(self.started.elapsed());
             if let Some(left) = left {
-                // An event's question may be answered before.
+                // The question of an event may be answered earlier.
                 let _ = tokio::time::timeout(left, unanswered.changed()).await;
             } else {
-                // What came of it is in `unanswered` and in the outage.
+                // `unanswered` and `outage` have the result.
                 let _ = self.ask_now(&question).await;
             }
         }
     }
 
-    /// The candidates, from the cache or from the resolver; without an answer, how long to wait.
+    /// The candidates, from the cache or from the resolver. The error is the delay before the next question.
     async fn ask(&self, question: &Question) -> Result<Candidates, Duration> {
         let asked_at = self.started.elapsed();
         if let Some(known) = lock(&self.cache).get(question, asked_at) {
@@ -212,10 +210,10 @@ impl RemoteResolver {
             Err(error) => error,
         };
         let kind = error.kind();
-        // One answer that cannot be used says nothing of the others.
+        // An unusable answer to one question does not concern the others.
         if let ResolveError::Answer(_) = error {
             self.answers_again();
-            ResolverAnswerRejected { error: &error, kind, tenant, key, is_new: self.is_news(question) }
+            ResolverAnswerRejected { error: &error, kind, tenant, key, is_new: self.is_new(question) }
                 .emit(&self.metrics);
             return Err(Outage::LONGEST_WAIT);
         }
@@ -239,10 +237,10 @@ impl RemoteResolver {
         self.unanswered.send_if_modified(|asked| asked.take().is_some());
     }
 
-    /// Whether this question's refused answer has not been told yet.
-    fn is_news(&self, question: &Question) -> bool {
+    /// Whether this question's rejected answer is not logged yet.
+    fn is_new(&self, question: &Question) -> bool {
         let mut refused = lock(&self.refused);
-        if refused.len() >= MOST_TOLD {
+        if refused.len() >= MOST_LOGGED {
             refused.clear();
         }
         refused.insert(question.clone())

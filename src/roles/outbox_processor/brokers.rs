@@ -1,5 +1,5 @@
-//! The external brokers that deliveries may go to: one connection each, shared by all domains of the
-//! process, made with the first message.
+//! The external brokers of deliveries: one connection each, shared by all domains of the process, and opened with the
+//! first message.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use crate::domain::outcome::{Failure, Outcome};
 use crate::facts::{BrokerCheckFailed, BrokersNotClosed};
 use crate::sinks::{self, Broker, NamedBroker, OutgoingMessage};
 
-/// The longest time a connection is looked at; the brokers' own timeouts are shorter as a rule.
+/// Longest check of a connection; the brokers' own timeouts are usually shorter.
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
 const CHECK: &str = "the check of an external broker";
 /// How long connections may take to close.
@@ -28,7 +28,7 @@ pub(super) struct Brokers {
 
 struct Inner {
     known: BTreeMap<String, Known>,
-    /// At most one for each broker; ended by `close`.
+    /// At most one per broker; `close` aborts them.
     checks: Mutex<Jobs>,
 }
 
@@ -73,8 +73,8 @@ impl Brokers {
         attempt
     }
 
-    /// Looks at the connection, since an attempt ended before the broker's own timeouts could tell that it
-    /// is broken, or before it was made at all: with the next attempts it would be the same for ever.
+    /// Checks the connection after a timeout: attempts that are shorter than the broker's own timeouts would never find
+    /// out that the connection is broken.
     fn check(&self, name: &str, known: &Known) {
         if known.is_checked.swap(true, Ordering::AcqRel) {
             return;
@@ -89,7 +89,7 @@ impl Brokers {
         });
     }
 
-    /// Ends the connections, after the last delivery.
+    /// Closes the connections, after the last delivery.
     pub(super) async fn close(&self) {
         let mut checks = std::mem::replace(
             &mut *self.inner.checks.lock().unwrap_or_else(PoisonError::into_inner),

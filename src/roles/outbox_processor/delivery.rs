@@ -21,36 +21,36 @@ use crate::nats::{Delivered, JetStream, NatsError, Registry};
 use crate::panics::{self, Panicked};
 use crate::sinks::OutgoingMessage;
 
-/// What made the hub panic comes again after this, until it has had its tries.
+/// Delay before an envelope that caused a panic is delivered again.
 const PANIC_RETRY: Duration = Duration::from_secs(5);
-/// Pauses between look-ups of a subscription that fail.
+/// First pause between look-ups of a subscription that fail; it doubles each time.
 const LOOK_UP_AGAIN: Duration = Duration::from_secs(1);
 const LONGEST_LOOK_UP_PAUSE: Duration = Duration::from_secs(15);
-/// Prepared targets kept for the next delivery; beyond this they are made anew.
+/// Most prepared targets; when there are more, all are prepared anew.
 const MOST_TARGETS: usize = 10_000;
 
-/// What the worker needs to know of a delivery that ended.
+/// A delivery that has ended, for the worker.
 pub(super) struct Finished {
     pub(super) subscription: Identity,
     pub(super) sequence: u64,
     pub(super) health: Health,
 }
 
-/// What an attempt tells of its endpoint.
+/// What an attempt shows about its endpoint.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Health {
-    /// The endpoint answers as an endpoint that works.
+    /// The endpoint works.
     pub(super) healthy: bool,
-    /// It asked to be left alone for so long.
+    /// It asked for a pause with `Retry-After`.
     pub(super) hold: Option<Duration>,
 }
 
 impl Health {
-    /// Nothing was tried.
+    /// No attempt was made.
     pub(super) const UNTRIED: Self = Self { healthy: true, hold: None };
 }
 
-/// What each delivery needs. Cheap to clone.
+/// Delivers the envelopes of one domain. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Delivery {
     inner: Arc<Inner>,
@@ -59,50 +59,50 @@ pub(super) struct Delivery {
 struct Inner {
     js: JetStream,
     subscriptions: Subscriptions,
-    ways: Ways,
+    transports: Transports,
     opener: Arc<dyn OpenSecret>,
     settle: Settle,
     targets: Mutex<HashMap<Identity, Prepared>>,
 }
 
-/// How envelopes leave.
+/// The clients that send envelopes.
 #[derive(Clone)]
-pub(super) struct Ways {
+pub(super) struct Transports {
     pub(super) http: HttpDelivery,
     pub(super) brokers: Brokers,
 }
 
 #[derive(Clone)]
 struct Prepared {
-    form: Form,
-    to: Result<To, Failure>,
+    from: PreparedFrom,
+    receiver: Result<Receiver, Failure>,
     statuses: Arc<Statuses>,
 }
 
 impl Prepared {
-    /// What is stored cannot be delivered with.
-    fn failed(form: Form) -> Self {
-        Self { form, to: Err(Failure::Request), statuses: Arc::default() }
+    /// The stored delivery settings are unusable.
+    fn failed(from: PreparedFrom) -> Self {
+        Self { from, receiver: Err(Failure::Request), statuses: Arc::default() }
     }
 }
 
-/// The other side.
+/// Where an envelope is sent.
 #[derive(Clone)]
-enum To {
+enum Receiver {
     Endpoint(Arc<Target>),
     Broker(Arc<BrokerDelivery>),
 }
 
-/// What a target was prepared from.
+/// The version that a target was prepared from.
 #[derive(Clone, PartialEq)]
-enum Form {
+enum PreparedFrom {
     /// The registry's revision.
     Revision(u64),
     /// The delivery in an envelope.
     Json(Box<str>),
 }
 
-/// Where an envelope goes now.
+/// What to do with an envelope.
 enum Destination {
     Deliver(Prepared),
     DeadLetter(Reason, String),
@@ -112,15 +112,15 @@ impl Delivery {
     pub(super) fn new(
         js: JetStream,
         subscriptions: Subscriptions,
-        ways: Ways,
+        transports: Transports,
         opener: Arc<dyn OpenSecret>,
         settle: Settle,
     ) -> Self {
         let targets = Mutex::new(HashMap::new());
-        Self { inner: Arc::new(Inner { js, subscriptions, ways, opener, settle, targets }) }
+        Self { inner: Arc::new(Inner { js, subscriptions, transports, opener, settle, targets }) }
     }
 
-    /// Tries once and settles the message.
+    /// Makes one attempt and settles the message.
     pub(super) async fn deliver(&self, message: &Delivered) -> Health {
         let inner = &self.inner;
         let envelope = match Envelope::read(&message.payload) {
@@ -152,16 +152,16 @@ impl Delivery {
                 return Health::UNTRIED;
             }
         };
-        let attempt = match prepared.to {
-            Ok(To::Endpoint(target)) => inner.to_endpoint(message, &envelope, &target).await,
-            Ok(To::Broker(delivery)) => inner.to_broker(&envelope, &delivery).await,
+        let attempt = match prepared.receiver {
+            Ok(Receiver::Endpoint(target)) => inner.to_endpoint(message, &envelope, &target).await,
+            Ok(Receiver::Broker(delivery)) => inner.to_broker(&envelope, &delivery).await,
             Err(failure) => Attempt::failed(failure),
         };
         if disables(&attempt.outcome, &prepared.statuses) {
             let reason = format!("the endpoint answered {}", attempt.outcome.error_text());
-            match prepared.form {
-                Form::Revision(revision) => disable(&inner.js, subscription, revision, &reason).await,
-                Form::Json(_) => DisablingElsewhere { subscription, reason: &reason }.emit(),
+            match prepared.from {
+                PreparedFrom::Revision(revision) => disable(&inner.js, subscription, revision, &reason).await,
+                PreparedFrom::Json(_) => DisablingElsewhere { subscription, reason: &reason }.emit(),
             }
         }
         self.settle(message, &envelope, &attempt, &prepared.statuses).await
@@ -179,18 +179,18 @@ impl Delivery {
         settle.settle(message, envelope, decision, Tried::once(attempt)).await;
         let hold = match self.inner.subscriptions {
             Subscriptions::Registry(_) => settle.hold(&attempt.outcome, statuses),
-            // The envelope waits as its endpoint asked; others of the subscription may go elsewhere.
+            // This envelope waits as its endpoint asked; others may have another endpoint in their copy.
             Subscriptions::InEnvelopes => None,
         };
         Health { healthy: attempt.outcome.is_healthy(), hold }
     }
 
-    /// Dead-letters what is no envelope.
+    /// Dead-letters a message that is not a readable envelope.
     pub(super) async fn undecodable(&self, message: &Delivered, detail: &str) {
         self.inner.settle.set_aside(message, Reason::Undecodable, detail).await;
     }
 
-    /// Lets a message that was panicked on come again, or dead-letters it after its tries.
+    /// Hands a message that caused a panic back, or dead-letters it after [`panics::TRIES`] deliveries.
     pub(super) async fn panicked(&self, message: &Delivered, panicked: &Panicked, most: u32) {
         let stream = self.inner.settle.stream();
         let had_its_tries = panicked.on_input(&stream, message.stream_sequence, message.deliveries);
@@ -207,8 +207,8 @@ impl Delivery {
 }
 
 impl Inner {
-    /// Looks the subscription up until the registry answers: its trouble is the hub's, and uses up no attempt. The
-    /// worker keeps the message from being delivered elsewhere meanwhile, and ends the wait when it stops.
+    /// Looks the subscription up until the registry answers: a failed look-up uses up no attempt. The worker sends
+    /// heartbeats for the message meanwhile, and aborts this when it stops.
     async fn known_destination(&self, registry: &Registry, id: &Identity) -> Destination {
         let mut pause = LOOK_UP_AGAIN;
         loop {
@@ -231,7 +231,7 @@ impl Inner {
             traceparent: envelope.traceparent.as_deref(),
         };
         let attempt = Settle::attempts_before(message).saturating_add(message.deliveries);
-        self.ways.http.attempt(target, &view, attempt).await
+        self.transports.http.attempt(target, &view, attempt).await
     }
 
     /// The envelope's id is the message id, the same on every attempt and redrive, as the `webhook-id` is.
@@ -247,13 +247,12 @@ impl Inner {
             body: message.body.into(),
             headers: message.headers,
         };
-        self.ways.brokers.attempt(&delivery.broker, &outgoing, delivery.timeout).await
+        self.transports.brokers.attempt(&delivery.broker, &outgoing, delivery.timeout).await
     }
 
-    /// The endpoint as the registry has it now: a corrected URL or a new credential reaches the
-    /// envelopes that wait; what was created again under the same name gets nothing that was meant for
-    /// the one before. What the index does not know, knows as paused, or knows in another incarnation,
-    /// is asked of the bucket itself before it is believed.
+    /// The endpoint as the registry has it now, so that a corrected URL or a new credential applies to the envelopes
+    /// that wait. A subscription that was created again under the same name gets nothing of the one before. If the
+    /// index lacks the subscription, or has it as paused or in another incarnation, the bucket is read to be sure.
     async fn destination(&self, registry: &Registry, id: &Identity) -> Result<Destination, NatsError> {
         let known = registry.read().get(&id.subscription).cloned();
         let removed = |why: &str| Ok(Destination::DeadLetter(Reason::Removed, why.to_owned()));
@@ -283,17 +282,19 @@ impl Inner {
                 Some(stored) => match IndexEntry::new(stored.subscription, stored.revision) {
                     Ok(entry) => Arc::new(entry),
                     Err(_) => {
-                        return Ok(Destination::Deliver(Prepared::failed(Form::Revision(stored.revision))));
+                        return Ok(Destination::Deliver(Prepared::failed(PreparedFrom::Revision(
+                            stored.revision,
+                        ))));
                     }
                 },
             },
         };
-        Ok(Destination::Deliver(self.prepared(id, Form::Revision(entry.revision), || {
+        Ok(Destination::Deliver(self.prepared(id, PreparedFrom::Revision(entry.revision), || {
             entry.to_subscription().map(|subscription| subscription.delivery).ok()
         })))
     }
 
-    /// The endpoint as the resolver had it at the fan-out.
+    /// The endpoint as the resolver returned it at the fan-out.
     fn destination_of_envelope(&self, id: &Identity, envelope: &Envelope<'_>) -> Destination {
         let Some(delivery) = envelope.delivery else {
             let text =
@@ -301,18 +302,20 @@ impl Inner {
             return Destination::DeadLetter(Reason::TooLarge, text.to_owned());
         };
         let json = delivery.get();
-        Destination::Deliver(self.prepared(id, Form::Json(json.into()), || serde_json::from_str(json).ok()))
+        Destination::Deliver(
+            self.prepared(id, PreparedFrom::Json(json.into()), || serde_json::from_str(json).ok()),
+        )
     }
 
     fn prepared(
         &self,
         id: &Identity,
-        form: Form,
+        from: PreparedFrom,
         delivery: impl FnOnce() -> Option<subscription::Delivery>,
     ) -> Prepared {
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(prepared) = targets.get(id)
-            && prepared.form == form
+            && prepared.from == from
         {
             return prepared.clone();
         }
@@ -321,16 +324,16 @@ impl Inner {
         }
         let prepared = match delivery() {
             Some(subscription::Delivery::Endpoint(endpoint)) => Prepared {
-                form,
-                to: Target::prepare(id, &endpoint, &*self.opener)
-                    .map(|to| To::Endpoint(to.into()))
+                from,
+                receiver: Target::prepare(id, &endpoint, &*self.opener)
+                    .map(|to| Receiver::Endpoint(to.into()))
                     .map_err(Failure::from),
                 statuses: Arc::new(endpoint.statuses),
             },
             Some(subscription::Delivery::Broker(broker)) => {
-                Prepared { form, to: Ok(To::Broker(broker.into())), statuses: Arc::default() }
+                Prepared { from, receiver: Ok(Receiver::Broker(broker.into())), statuses: Arc::default() }
             }
-            None => Prepared::failed(form),
+            None => Prepared::failed(from),
         };
         targets.insert(id.clone(), prepared.clone());
         prepared

@@ -1,4 +1,4 @@
-//! Disabling a subscription whose endpoint said that it is gone.
+//! Disables a subscription whose endpoint answered 410 or the like.
 
 use time::OffsetDateTime;
 
@@ -6,8 +6,8 @@ use crate::domain::subscription::{SubscriptionRef, SubscriptionState};
 use crate::facts::{DisablingFailed, DisablingSuperseded, SubscriptionDisabled};
 use crate::nats::{JetStream, RegistryEntry};
 
-/// Writes it as disabled, if it still is as it was when the attempt was made: whoever changed it
-/// meanwhile, to another endpoint perhaps, or created it again, is not overruled.
+/// Disables the subscription if it has not changed since the attempt: a change of its endpoint, or a new incarnation,
+/// takes precedence.
 pub(super) async fn disable(js: &JetStream, name: &SubscriptionRef, revision: u64, reason: &str) {
     let written = match js.registry_entry(name).await {
         Ok(RegistryEntry { revision: last, subscription: Some((mut subscription, current)), .. })
@@ -16,7 +16,7 @@ pub(super) async fn disable(js: &JetStream, name: &SubscriptionRef, revision: u6
             subscription.disable(reason.to_owned(), OffsetDateTime::now_utc());
             js.put_subscription(&subscription, Some(last)).await
         }
-        // Gone, changed, or disabled by another attempt.
+        // Removed, changed, or disabled by another attempt.
         Ok(_) => return,
         Err(error) => Err(error),
     };

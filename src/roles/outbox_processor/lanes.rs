@@ -1,8 +1,8 @@
-//! Lanes: the reader of one lane, and the lanes that a domain has.
+//! Reads the lanes of a domain outbox.
 //!
-//! Every subscription starts in the shared lane. When its queue here is full, its envelopes move
-//! to a lane of its own (`own-<subscription>`), whose reader takes them at the subscription's own
-//! pace. Lanes are durables of the outbox: every replica finds them there.
+//! Every subscription starts in the shared lane. When its queue is full, its envelopes move to a lane of its own
+//! (`own-<subscription>`), which is read at the subscription's own pace. Lanes are durable consumers of the outbox, so
+//! every replica finds them.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -19,25 +19,25 @@ use crate::nats::subjects::{SHARED_LANE, lane_consumer, lane_of_consumer, subscr
 use crate::nats::{Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
 use crate::tasks::{Task, TaskError, Tasks};
 
-/// How often a domain's lanes are listed.
+/// Interval of the listing of a domain's lanes.
 const LIST_INTERVAL: Duration = Duration::from_secs(5);
-/// Envelopes of one own lane in memory.
+/// Most envelopes of one own lane in memory.
 pub(super) const OWN_LANE_HELD: usize = 64;
-/// Own lanes that are read at once; where there are more, they take turns.
+/// Most own lanes that are read at once; when there are more, they take turns.
 pub(super) const MOST_OWN_LANES: usize = 256;
-/// An own lane that was found empty this often in a row is removed.
+/// An own lane is removed after this many listings in a row found it empty.
 const EMPTY_ROUNDS: u32 = 60;
-/// The same where the subscription was removed: nothing more is made for it.
+/// The same if the subscription was removed, so that it gets no further envelopes.
 const EMPTY_ROUNDS_REMOVED: u32 = 2;
 
-/// A message read from a lane, with its place in memory.
+/// A message of a lane, with its permit.
 pub(super) struct FromLane {
     pub(super) message: Box<Delivered>,
     pub(super) permit: OwnedSemaphorePermit,
     pub(super) own_lane: bool,
 }
 
-/// Reads one lane until `stop`: never more than `held` messages of it are here.
+/// Reads one lane until `stop`; at most `held` of its messages are in memory.
 async fn read_lane(
     js: JetStream,
     stream: String,
@@ -58,8 +58,8 @@ async fn read_lane(
         while let Some(read) = next {
             match read {
                 Read::Message((message, permit)) => {
-                    // The sink holds as many as there are permits: this waits for nobody. It is
-                    // closed only when the worker stops.
+                    // The sink has room for as many as there are permits, so this does not wait. It is closed
+                    // only when the worker stops.
                     if let Err(refused) = sink.send(FromLane { message, permit, own_lane }).await {
                         refused.0.message.acker.nak(Some(HAND_BACK_DELAY)).await;
                     }
@@ -99,7 +99,7 @@ impl Lanes {
         Self { js, stream, subscriptions, held, sink, stop, ready }
     }
 
-    /// Reads the shared lane, and each own lane while it is there, until `stop`.
+    /// Reads the shared lane, and each own lane while it exists, until `stop`.
     pub(super) async fn run(self) -> Result<(), TaskError> {
         let mut shared = Tasks::new(self.stop.clone());
         let reader = read_lane(
@@ -169,8 +169,8 @@ impl Lanes {
         self.remove_empty(own).await
     }
 
-    /// Removes the durable of a lane that has long been empty. Whoever puts an envelope into it
-    /// makes it again first, and the sweep mends the moment between.
+    /// Removes the consumer of a lane that has been empty for a while. Before an envelope is moved to the lane, the
+    /// consumer is created again; the sweep covers the race.
     async fn remove_empty(&self, own: &mut HashMap<String, Own>) -> Result<(), NatsError> {
         for (lane, state) in own.iter_mut() {
             let info = match self.js.consumer_info(&self.stream, &lane_consumer(lane)).await {
@@ -194,7 +194,7 @@ impl Lanes {
 }
 
 impl Lanes {
-    /// Whether no subscription has the name of an own lane.
+    /// Whether the subscription of an own lane was removed.
     fn is_removed(&self, lane: &str) -> bool {
         let Subscriptions::Registry(registry) = &self.subscriptions else { return false };
         let name = subscription_of_own_lane(lane).and_then(SubscriptionRef::from_token);
@@ -218,8 +218,8 @@ impl Own {
     }
 }
 
-/// Ends the readers that have had their place longest, for lanes that have none: dead subscribers
-/// must not keep the lane of a living one from being read.
+/// Stops the readers that have run longest, to make places for lanes without a reader: the lanes of dead subscribers
+/// must not keep others from being read.
 fn make_places(own: &HashMap<String, Own>, wanted: usize) {
     let mut longest: Vec<&Own> = own.values().collect();
     longest.sort_by_key(|lane| lane.since);

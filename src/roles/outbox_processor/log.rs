@@ -1,5 +1,5 @@
-//! The delivery log of one domain: records are gathered in memory and put into the stream in
-//! batches, one message per subscription. Deliveries never wait for it.
+//! The delivery log of one domain: records are gathered in memory and written to the stream in batches, one message per
+//! subscription. Deliveries never wait for it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,16 +13,16 @@ use crate::domain::attempt_record::{AttemptRecord, LogChoice, Settled};
 use crate::facts::{AttemptsLeftOut, AttemptsLogged, DeliveryLogRecovered, DomainMetrics};
 use crate::nats::{JetStream, NatsError};
 
-/// How long a record waits for others at most.
+/// Longest time that a record waits for others.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
-/// So many bytes of one subscription are a message; more than one record's answer, less than the
-/// server's max_payload.
+/// Bytes of one subscription at which a message is full: more than the answer in one record, less than the server's
+/// max_payload.
 const MESSAGE_BYTES: usize = 256 * 1024;
-/// So many bytes are written at once, before the interval is over.
+/// Bytes at which records are written before the interval is over.
 const FLUSH_BYTES: usize = 2 * 1024 * 1024;
-/// The most bytes in memory, beside those being written; what comes then is left out.
+/// Most bytes in memory beside those being written; further records are left out.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
-/// Messages that wait for their acknowledgement at once.
+/// Most messages that wait for their acknowledgement.
 const IN_FLIGHT: usize = 32;
 
 /// Cheap to clone.
@@ -37,15 +37,15 @@ struct Inner {
     choice: LogChoice,
     metrics: DomainMetrics,
     gathered: Mutex<Gathered>,
-    /// There is a first record.
+    /// A first record was added.
     begun: Notify,
-    /// There is enough for a flush.
+    /// [`FLUSH_BYTES`] are reached.
     enough: Notify,
 }
 
 #[derive(Default)]
 struct Gathered {
-    /// By the token of the subscription.
+    /// By subscription token.
     lines: HashMap<String, Lines>,
     bytes: usize,
     /// Records have been left out since the last flush that took everything.
@@ -78,13 +78,13 @@ impl DeliveryLog {
         self.inner.choice.keeps(settled)
     }
 
-    /// Takes a record, or counts it as left out if there is no room. Never waits.
+    /// Adds a record, or counts it as left out if there is no room. Never waits.
     pub(super) fn record(&self, subscription: &str, record: &AttemptRecord<'_>) {
         let inner = &self.inner;
         let mut gathered = inner.gathered.lock().unwrap_or_else(PoisonError::into_inner);
         if gathered.bytes >= MOST_BYTES {
             drop(gathered);
-            return inner.left_out(1, "more attempts come than the stream takes");
+            return inner.left_out(1, "more attempts than the stream accepts");
         }
         if !gathered.lines.contains_key(subscription) {
             gathered.lines.insert(subscription.to_owned(), Lines::default());
@@ -109,7 +109,7 @@ impl DeliveryLog {
         }
     }
 
-    /// Writes what is gathered, by size or after the interval, until `ended`; then the rest.
+    /// Writes the gathered records by size or after the interval, until `ended`; then writes the rest.
     pub(super) async fn run(self, ended: CancellationToken) -> Result<(), NatsError> {
         let inner = &self.inner;
         while !ended.is_cancelled() {

@@ -1,4 +1,4 @@
-//! Carrying out what an attempt's outcome means.
+//! Carries out what an attempt's outcome means.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,12 +23,11 @@ use crate::facts::{
 use crate::nats::{Delivered, JetStream, NatsError};
 use crate::panics;
 
-/// What cannot be settled now comes again after this.
+/// Delay before a message that could not be settled is delivered again.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
-/// Every so many acknowledgements one is confirmed by the broker, and its delivery keeps its place
-/// in the pool until then. A broker that stores acknowledgements more slowly than deliveries are made
-/// (an fsync each, with `sync_interval: always`) so slows the deliveries down, instead of piling up
-/// acknowledgements until ack_wait has passed and the messages come again.
+/// One of this many acknowledgements is confirmed by the server, and its delivery keeps its place in the pool until then.
+/// A server that stores acknowledgements more slowly than deliveries are made (with `sync_interval: always`, an fsync
+/// each) thus slows the deliveries down; otherwise acknowledgements would pile up until ack_wait redelivers the messages.
 const CONFIRM_EVERY: u64 = 128;
 
 /// Settles the messages of one domain.
@@ -39,12 +38,12 @@ pub(super) struct Settle {
     schedule: Vec<Duration>,
     metrics: DomainMetrics,
     acknowledged: AtomicU64,
-    /// A quarter of it is how long a confirmation is waited for.
+    /// A confirmation may take a quarter of it.
     ack_wait: Duration,
     log: DeliveryLog,
 }
 
-/// What was tried, for the records.
+/// The attempt, for the records.
 pub(super) struct Tried<'a> {
     tried: bool,
     /// Whose fault a failed attempt is, and its kind.
@@ -103,12 +102,12 @@ impl Settle {
         decide(outcome, deliveries, &self.policy, statuses, rand::random::<f64>())
     }
 
-    /// How long the whole subscription is to be left alone.
+    /// How long the whole subscription is held.
     pub(super) fn hold(&self, outcome: &Outcome, statuses: &Statuses) -> Option<Duration> {
         hold(outcome, &self.policy, statuses)
     }
 
-    /// Attempts that an envelope had before it came to stand where it stands now.
+    /// Attempts before the envelope was redriven or moved to its present place.
     pub(super) fn attempts_before(message: &Delivered) -> u32 {
         carried(message).attempts
     }
@@ -154,7 +153,7 @@ impl Settle {
                 }
                 .emit(&self.metrics);
                 self.keep_last_words(envelope, attempts, fault, &tried).await;
-                // The server tells the router, now that all deliveries are used up.
+                // All deliveries are used up: the server sends the router an advisory.
                 message.acker.nak(None).await;
             }
             Decision::DeadLetter { reason, fault } => {
@@ -176,7 +175,7 @@ impl Settle {
         }
     }
 
-    /// Keeps the final failed attempt for `hub dlt show`, and for the router.
+    /// Stores the final failed attempt for `hub dlt show` and the router.
     async fn keep_last_words(&self, envelope: &Envelope<'_>, attempt: u32, fault: Fault, tried: &Tried<'_>) {
         let words = LastWords {
             attempt,
@@ -191,7 +190,7 @@ impl Settle {
         }
     }
 
-    /// Puts the attempt into the delivery log, if the settings want it there.
+    /// Adds the attempt to the delivery log if `delivery.log` selects it.
     fn log(
         &self,
         message: &Delivered,
@@ -233,8 +232,7 @@ impl Settle {
         }
     }
 
-    /// Delivered: a dead letter that this was the redrive of is resolved first, then the message
-    /// is done with.
+    /// Settles a delivered message. If it was the redrive of a dead letter, that one is removed first.
     async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>) {
         EnvelopeDelivered.emit(&self.metrics);
         if let Some(sequence) = carried(message).dead_letter {
@@ -243,7 +241,7 @@ impl Settle {
                     DeadLetterResolved { envelope: &envelope.id }.emit(&self.metrics);
                 }
                 Err(error) => {
-                    // Delivered again rather than listed for ever: the receiver knows the webhook-id.
+                    // A second delivery is better than a dead letter that stays: the receiver knows the webhook-id.
                     DeadLetterNotRemoved { error: &error, envelope: &envelope.id, retry_in: RETRY_DELAY }
                         .emit(&self.metrics);
                     message.acker.nak(Some(RETRY_DELAY)).await;
@@ -258,8 +256,8 @@ impl Settle {
         }
     }
 
-    /// Whether a message is the redrive of a dead letter that stands no more: it was delivered, and only its
-    /// acknowledgement is missing, or it was discarded, or has a successor. It is done with then, untried.
+    /// Whether a message is the redrive of a dead letter that does not exist any more: it was delivered and only the
+    /// acknowledgement was lost, or it was discarded or replaced. The message is then dropped untried.
     pub(super) async fn is_resolved(&self, message: &Delivered) -> bool {
         let Some(sequence) = carried(message).dead_letter else { return false };
         match self.js.dead_letter_exists(&self.domain, sequence).await {
@@ -277,15 +275,15 @@ impl Settle {
         RedrivenEnvelopeDropped { subscription, envelope: id }.emit(&self.metrics);
     }
 
-    /// The outbox whose messages it settles.
+    /// The stream whose messages it settles.
     pub(super) fn stream(&self) -> String {
         self.js.names().outbox_stream(&self.domain)
     }
 
-    /// Dead-letters what cannot be worked on: it is parked, with its original bytes.
+    /// Dead-letters a message that cannot be processed: parked, with its original bytes.
     pub(super) async fn set_aside(&self, message: &Delivered, reason: Reason, detail: &str) {
         let subject = self.js.names().parse_outbox(&message.subject);
-        // Of what panicked, nothing more is asked than its names.
+        // After a panic only the names are read.
         let readable = reason == Reason::InternalError && message.malformed().is_none();
         let read = || panics::catch(|| Envelope::read(&message.payload).ok()).ok().flatten();
         let known = readable.then(read).flatten();
@@ -309,8 +307,7 @@ impl Settle {
         self.dead_letter(message, &letter).await;
     }
 
-    /// The dead letter is written first; only then is the message terminated, which on a work
-    /// queue removes it.
+    /// Writes the dead letter, and then terminates the message, which removes it from the work queue.
     async fn dead_letter(&self, message: &Delivered, letter: &DeadLetter) {
         match self.put(message, letter).await {
             Ok(()) => {
@@ -346,7 +343,7 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What came with it.
+/// The headers of a redriven or moved envelope.
 pub(super) fn carried(message: &Delivered) -> Carried {
     Carried::read(|name| message.header(name))
 }

@@ -1,5 +1,5 @@
-//! One domain's worker: takes what the readers bring, asks the fair share whose turn it is, starts
-//! deliveries, and keeps what waits from being delivered twice.
+//! The worker of a domain: queues the messages that the readers bring, starts deliveries in the order of the fair share,
+//! and keeps waiting messages from being delivered twice.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,18 +26,18 @@ use crate::nats::{Acker, Delivered, EnvelopeMessage, HAND_BACK_DELAY, JetStream}
 use crate::panics;
 use crate::tasks::{Jobs, Task, TaskError};
 
-/// Messages taken from a channel at a time.
+/// Most messages received from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
-/// What cannot be moved to its own lane now comes again after this.
+/// Delay before an envelope that could not be moved to its own lane is delivered again.
 const SPILL_RETRY: Duration = Duration::from_secs(5);
-/// Where a subscription is held for longer, what waits of it moves to its own lane, so that it
-/// does not fill the places of others.
+/// The waiting envelopes of a subscription that is held for longer move to its own lane, so that they do not take the
+/// permits of others.
 const LONG_HOLD: Duration = Duration::from_secs(10);
-/// How long a lane that was made or found counts as there. It is removed only after minutes of
-/// emptiness, and the sweep mends the rest.
+/// How long a lane is assumed to exist after it was created or found. It is removed only after minutes without
+/// envelopes, and the sweep covers the race.
 const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
 
-/// An envelope in this process, with its place in memory.
+/// An envelope in this process, with its permit.
 pub(super) struct Held {
     pub(super) message: Box<Delivered>,
     pub(super) subscription: Identity,
@@ -45,7 +45,7 @@ pub(super) struct Held {
     permit: OwnedSemaphorePermit,
 }
 
-/// An endpoint asked for its subscription to be left alone.
+/// An endpoint asked for a pause with `Retry-After`.
 #[derive(Debug, Clone)]
 pub(super) struct Hold {
     pub(super) subscription: Identity,
@@ -66,21 +66,21 @@ pub(super) struct Worker {
 }
 
 /// `max_in_flight` and the rate limit.
-type Share = (u32, Option<RateLimit>);
+type FlowLimits = (u32, Option<RateLimit>);
 
-/// Shared with the spills, which add to it.
+/// Shared with the moves to own lanes, which add to it.
 type KnownLanes = Arc<Mutex<HashMap<String, Instant>>>;
 
 /// The worker while it runs.
 struct Running {
     pool: FairShare<Held>,
-    /// Deliveries under way, by their sequence in the outbox.
+    /// Deliveries in progress, by sequence in the outbox.
     in_flight: HashMap<u64, Acker>,
-    /// Envelopes that wait here, by their sequence in the outbox.
+    /// Envelopes that wait, by sequence in the outbox.
     waiting: HashSet<u64>,
     deliveries: Jobs,
     spills: Jobs,
-    /// Own lanes that are there, by when that was last made sure of.
+    /// Own lanes that exist, with the time of the last check.
     known_lanes: KnownLanes,
     finished: mpsc::Sender<Finished>,
     started: Instant,
@@ -139,7 +139,7 @@ impl Worker {
                     }
                 }
                 hold = holds.recv() => {
-                    // The sender lives as long as this; what was missed is said again by the endpoint.
+                    // The sender lives as long as this. A missed hold comes again with the next answer.
                     if let Ok(hold) = hold {
                         self.hold(&mut running, &hold);
                     }
@@ -148,7 +148,7 @@ impl Worker {
                 _ = heartbeat.tick() => self.heartbeat(&mut running).await,
             }
         };
-        // The readers watch the same switch and give back what is on its way to them.
+        // The readers watch the same token and hand back the messages that still arrive.
         incoming.close();
         while let Ok(read) = incoming.try_recv() {
             self.hand_back(&read.message).await;
@@ -160,10 +160,10 @@ impl Worker {
         result
     }
 
-    /// Gives a message its place in the queue of its subscription, or moves it to its own lane.
+    /// Adds a message to the queue of its subscription, or moves it to its own lane.
     fn take(&self, running: &mut Running, read: FromLane) {
         let FromLane { message, permit, own_lane } = read;
-        let (subscription, share) = match panics::catch(|| self.place(&message)) {
+        let (subscription, limits) = match panics::catch(|| self.place(&message)) {
             Ok(Ok(place)) => place,
             Ok(Err(detail)) => {
                 let delivery = self.delivery.clone();
@@ -182,12 +182,12 @@ impl Worker {
                 return;
             }
         };
-        // A broker that was restarted delivers again what waits here: the copy is not a second one.
+        // A restarted server delivers the waiting messages again: the copy is dropped.
         let sequence = message.stream_sequence;
         if !running.waiting.insert(sequence) {
             return;
         }
-        let (max_in_flight, rate) = share.unwrap_or((1, None));
+        let (max_in_flight, rate) = limits.unwrap_or((1, None));
         let held = Held { message, subscription: subscription.clone(), own_lane, permit };
         let now = running.started.elapsed();
         let refused = if own_lane {
@@ -203,19 +203,19 @@ impl Worker {
         }
     }
 
-    /// Whose a message is, with what its delivery asks of the fair share; or why it is nobody's.
-    fn place(&self, message: &Delivered) -> Result<(Identity, Option<Share>), String> {
+    /// The subscription of a message and the limits of its deliveries, or why it is undecodable.
+    fn place(&self, message: &Delivered) -> Result<(Identity, Option<FlowLimits>), String> {
         if let Some(malformed) = message.malformed() {
             return Err(malformed.to_string());
         }
-        // The body says whose it is: a version before ids belonged to their tenant put the bare id
-        // into the subject. What cannot be read waits in the queue that its subject names.
+        // The body names the subscription; early versions wrote an id without tenant into the subject. An unreadable body
+        // waits in the queue that the subject names.
         let subscription = Identity::of_envelope(&message.payload).or_else(|| {
             let subscription = self.js.names().parse_outbox(&message.subject)?.reference()?;
             Some(Identity { subscription, incarnation: Incarnation::LEGACY })
         });
         let subscription = subscription.ok_or("the subject names no subscription")?;
-        let share = match &self.subscriptions {
+        let limits = match &self.subscriptions {
             Subscriptions::Registry(registry) => registry
                 .read()
                 .get(&subscription.subscription)
@@ -225,11 +225,11 @@ impl Worker {
                 Envelope::read(&message.payload).ok().and_then(|envelope| envelope.share())
             }
         };
-        Ok((subscription, share))
+        Ok((subscription, limits))
     }
 
-    /// Moves an envelope to its subscription's own lane: made if need be, published there, then
-    /// acknowledged here. The deliveries it has used up go with it.
+    /// Moves an envelope to its subscription's own lane: creates the lane if needed, publishes the envelope there with
+    /// the number of its deliveries, and acknowledges it here.
     fn spill(&self, running: &mut Running, held: Held) {
         running.waiting.remove(&held.message.stream_sequence);
         let (js, domain, stream_parameters) =
@@ -272,7 +272,7 @@ impl Worker {
         let (delivery, finished) = (self.delivery.clone(), running.finished.clone());
         let max_deliver = self.settings.retry.max_deliver;
         running.deliveries.start(async move {
-            // A delivery that panics would keep its slot, and its heartbeats the envelope, for ever.
+            // A delivery that panics would keep its slot, and its heartbeats the envelope, forever.
             let delivered = delivery.deliver(&held.message);
             let health = match panics::catch_async(delivered).await {
                 Ok(health) => health,
@@ -283,7 +283,7 @@ impl Worker {
             };
             let Held { subscription, permit, .. } = held;
             drop(permit);
-            // The receiver is gone only when the worker is.
+            // The receiver lives as long as the worker.
             let _ = finished.send(Finished { subscription, sequence, health }).await;
         });
     }
@@ -295,14 +295,14 @@ impl Worker {
         if let Some(wait) = finished.health.hold {
             let until = Instant::now() + wait;
             let hold = Hold { subscription: finished.subscription.clone(), until, heard: false };
-            // At once here; the other domains' workers hear it, and the other processes.
+            // Applied here at once; the broadcast reaches the other workers and processes.
             self.hold(running, &hold);
             let _ = self.holds.send(hold);
         }
     }
 
-    /// Starts nothing of a subscription for a while. What waits of it stays here with heartbeats;
-    /// where that is long, it moves to the subscription's own lane.
+    /// Starts no deliveries of a subscription for a while. Its waiting envelopes stay here with heartbeats, or move to its
+    /// own lane if the hold is long.
     fn hold(&self, running: &mut Running, hold: &Hold) {
         let wait = hold.until.saturating_duration_since(Instant::now());
         if wait.is_zero() {
@@ -330,8 +330,7 @@ impl Worker {
         }
     }
 
-    /// Hands back what waits, lets what is in flight end within the grace period, and hands back
-    /// what has not.
+    /// Hands the waiting messages back, lets deliveries finish within the grace period, and hands the rest back.
     async fn shut_down(&self, mut running: Running, mut done: mpsc::Receiver<Finished>) {
         let waiting = running.pool.drain();
         WorkerStopping { in_flight: running.in_flight.len(), handed_back: waiting.len() }.emit(&self.metrics);
@@ -360,9 +359,8 @@ impl Worker {
 }
 
 impl Worker {
-    /// Gives back a message that was not tried. One whose last delivery this was would be
-    /// dead-lettered untried: it is published anew instead, with the deliveries it has used up but
-    /// this one, and then acknowledged.
+    /// Hands back a message that was not tried. If this was its last delivery, it would be dead-lettered untried: it is
+    /// published again instead, with the number of deliveries before this one, and then acknowledged.
     async fn hand_back(&self, message: &Delivered) {
         if message.deliveries < self.settings.retry.max_deliver {
             return message.acker.nak(Some(HAND_BACK_DELAY)).await;
@@ -377,7 +375,7 @@ impl Worker {
         }
     }
 
-    /// The same envelope for another place in the outbox, with the deliveries it has used up.
+    /// The envelope for another subject of the outbox, with the number of its deliveries.
     fn moved(&self, message: &Delivered, subject: String) -> EnvelopeMessage {
         let mut carried = carried(message);
         carried.attempts = carried.attempts.saturating_add(message.deliveries.saturating_sub(1));

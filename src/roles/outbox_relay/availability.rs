@@ -1,5 +1,5 @@
-//! Whether a target broker takes messages: told once when it stops and once when it is back, and asked
-//! again no sooner than after a growing pause.
+//! Whether a target broker accepts messages. The start and the end of an outage are logged once; the pauses between
+//! attempts grow.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -17,35 +17,35 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Shared by the workers of one broker.
 pub(super) struct Availability {
     metrics: RelayMetrics,
-    /// Whether the last word was good: read for each answer, without the lock.
+    /// Whether the last result was good; read for each answer without the lock.
     is_up: AtomicBool,
     outage: Mutex<Outage>,
 }
 
 struct Outage {
-    /// Not to be asked before; None while it is up.
+    /// Earliest time of the next attempt; `None` while it is up.
     not_before: Option<Instant>,
-    /// When it took nothing the last time.
+    /// When it was last unavailable.
     lost_at: Option<Instant>,
-    /// Whether somebody was told.
-    told: bool,
+    /// Whether the outage is logged.
+    is_logged: bool,
     pauses: Pauses,
 }
 
 impl Availability {
-    /// Nothing is known yet: whoever asks first finds out.
+    /// Unknown at first: the first worker finds out.
     pub(super) fn new(metrics: RelayMetrics) -> Self {
         let outage = Outage {
             not_before: Some(Instant::now()),
             lost_at: None,
-            told: false,
+            is_logged: false,
             pauses: Pauses::new(FIRST_PAUSE, LONGEST_PAUSE),
         };
         metrics.broker_up(false);
         Self { metrics, is_up: AtomicBool::new(false), outage: Mutex::new(outage) }
     }
 
-    /// When the broker may be asked again; None while it is up.
+    /// Earliest time of the next attempt; `None` while it is up.
     pub(super) fn not_before(&self) -> Option<Instant> {
         if self.is_up.load(Ordering::Acquire) {
             return None;
@@ -53,8 +53,8 @@ impl Availability {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner).not_before
     }
 
-    /// The broker took something, or there was nothing that it would have to take. `since`: when it was
-    /// asked. What it took before it took nothing ends no outage.
+    /// The broker accepted a message, or no row is open. `since`: when it was asked. A success from before the outage
+    /// does not end it.
     pub(super) fn worked(&self, since: Instant) {
         if self.is_up.load(Ordering::Acquire) {
             return;
@@ -65,14 +65,13 @@ impl Availability {
         }
     }
 
-    /// A claim gave nothing, since what is open is not due or in other hands: no word on an outage that is
-    /// under way.
+    /// A claim returned no rows, because the open ones are not due or are in other claims. This does not end an outage.
     pub(super) fn idle(&self) {
         if self.is_up.load(Ordering::Acquire) {
             return;
         }
         let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
-        if !outage.told {
+        if !outage.is_logged {
             self.end(&mut outage);
         }
     }
@@ -81,21 +80,21 @@ impl Availability {
         outage.not_before = None;
         outage.pauses.reset();
         self.is_up.store(true, Ordering::Release);
-        BrokerAvailable { ends_outage: std::mem::take(&mut outage.told) }.emit(&self.metrics);
+        BrokerAvailable { ends_outage: std::mem::take(&mut outage.is_logged) }.emit(&self.metrics);
     }
 
-    /// The broker took nothing, and no message is at fault.
+    /// The broker accepted nothing, and no message is the cause.
     pub(super) fn lost(&self, error: &PublishError) {
         let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         outage.lost_at = Some(now);
         self.is_up.store(false, Ordering::Release);
-        // What several workers find at the same time is one failure.
+        // Several workers may find the same failure.
         if outage.not_before.is_none_or(|not_before| now >= not_before) {
             let pause = outage.pauses.next(rand::random());
             outage.not_before = Some(now + pause);
         }
-        let is_new = !std::mem::replace(&mut outage.told, true);
+        let is_new = !std::mem::replace(&mut outage.is_logged, true);
         BrokerUnavailable { error, is_new }.emit(&self.metrics);
     }
 }
@@ -118,13 +117,16 @@ mod tests {
         assert!(first <= Instant::now() + FIRST_PAUSE);
         availability.lost(&error);
         assert_eq!(availability.not_before(), Some(first), "the same failure, found by another");
-        assert!(availability.outage.lock().expect("nobody panicked").told);
+        assert!(availability.outage.lock().expect("nobody panicked").is_logged);
         availability.worked(before);
         availability.idle();
         assert_eq!(availability.not_before(), Some(first), "it took that before, and idling says nothing");
         tokio::time::advance(FIRST_PAUSE).await;
         availability.worked(Instant::now());
         assert_eq!(availability.not_before(), None);
-        assert!(!availability.outage.lock().expect("nobody panicked").told, "the next one is told anew");
+        assert!(
+            !availability.outage.lock().expect("nobody panicked").is_logged,
+            "the next one is logged again"
+        );
     }
 }

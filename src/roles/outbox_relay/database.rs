@@ -1,4 +1,4 @@
-//! Whether the database answers: told once when it stops and once when it is back, whoever finds out.
+//! Whether the database answers. The start and the end of an outage are logged once, by whichever task finds out.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use hub_outbox::StoreError;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Shared by all that ask the database. Readiness goes with it.
+/// Shared by all tasks that use the database; sets the readiness of the relay.
 #[derive(Clone)]
 pub(super) struct Database {
     state: Arc<Mutex<State>>,
@@ -19,7 +19,7 @@ pub(super) struct Database {
 
 struct State {
     ready: ReadyFlag,
-    /// None before the first answer.
+    /// `None` before the first answer.
     is_up: Option<bool>,
 }
 
@@ -28,7 +28,7 @@ impl Database {
         Self { state: Arc::new(Mutex::new(State { ready, is_up: None })) }
     }
 
-    /// The waits of one who asks in vain.
+    /// Pauses between retries of a statement.
     pub(super) fn pauses() -> Pauses {
         Pauses::new(FIRST_PAUSE, LONGEST_PAUSE)
     }

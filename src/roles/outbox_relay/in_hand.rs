@@ -1,4 +1,4 @@
-//! The streams that the workers of one broker are working on, so that none of them asks for what another has.
+//! The streams that the workers of one broker publish at the moment, so that no worker claims those of the other.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hub_outbox::ClaimedRow;
 
 /// Most streams that a claim is asked to skip; skipping has a cost as well.
-const MOST_TOLD: usize = 1_000;
+const MOST_PASSED_OVER: usize = 1_000;
 
-/// How many rows of each stream are claimed and not settled.
+/// Number of rows of each stream that are claimed and not settled.
 #[derive(Default)]
 pub(super) struct InHand {
     rows: Mutex<HashMap<Arc<str>, usize>>,
@@ -19,7 +19,7 @@ impl InHand {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts rows that were claimed. Gives the stream of each, by position.
+    /// Counts claimed rows. Returns the stream of each, by position.
     pub(super) fn take(&self, rows: &[ClaimedRow]) -> HashMap<i64, Arc<str>> {
         let mut counts = self.lock();
         let mut take = |row: &ClaimedRow| {
@@ -35,7 +35,7 @@ impl InHand {
         rows.iter().map(&mut take).collect()
     }
 
-    /// Rows of these streams are settled, or no longer ours.
+    /// Rows of these streams are settled, or no longer in the claim.
     pub(super) fn settle(&self, streams: impl Iterator<Item = Arc<str>>) {
         let mut counts = self.lock();
         for stream in streams {
@@ -50,7 +50,7 @@ impl InHand {
 
     /// The streams with a claimed row.
     pub(super) fn streams(&self) -> Vec<String> {
-        self.lock().keys().take(MOST_TOLD).map(|stream| stream.to_string()).collect()
+        self.lock().keys().take(MOST_PASSED_OVER).map(|stream| stream.to_string()).collect()
     }
 }
 

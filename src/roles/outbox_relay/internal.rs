@@ -1,4 +1,4 @@
-//! The hub's own events stream as a target broker.
+//! The hub's own events stream as target broker.
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -8,8 +8,8 @@ use crate::domain::message_id::MessageIds;
 use crate::nats::{JetStream, NatsError};
 use crate::sinks::{Broker, OutgoingMessage, PublishError, Published};
 
-/// Publishes over the hub's own connection. A repetition is dropped by the outbox of its domain. The
-/// message id is not the row's, which a producer could guess and use first.
+/// Publishes over the hub's own connection. The domain outbox drops duplicates. The message id is not that of the row,
+/// which another producer could guess and use first.
 pub(super) struct Internal {
     js: JetStream,
     message_ids: MessageIds,
@@ -21,7 +21,7 @@ impl Internal {
     }
 
     async fn publish_one(&self, message: &OutgoingMessage) -> Result<(), NatsError> {
-        // Whoever may write the table may write any text there.
+        // The table may contain any text as event type.
         let names = self.js.names();
         if names.parse_event(&message.stream).is_none_or(|place| place.tail.parse::<EventKey>().is_err()) {
             let subject = message.stream.chars().take(80).collect();
@@ -34,7 +34,7 @@ impl Internal {
         Ok(())
     }
 
-    /// The client would hold a message until it is connected again, and the round with it.
+    /// Without a connection the client would hold the message, and the round with it.
     fn connected(&self) -> Result<(), PublishError> {
         if self.js.is_connected() {
             Ok(())
@@ -44,8 +44,8 @@ impl Internal {
     }
 }
 
-/// A stream that is full, or not there, or a server that does not answer, is no message's fault: all
-/// wait. What is too large will always be.
+/// A stream that is full or missing, or a server that does not answer, is not caused by the message: all rows wait. A
+/// message that is too large is a permanent error.
 fn meaning(error: &NatsError) -> PublishError {
     let reason = error.to_string();
     if error.is_too_large() || matches!(error, NatsError::Subject { .. }) {
@@ -57,13 +57,13 @@ fn meaning(error: &NatsError) -> PublishError {
     }
 }
 
-/// JetStream is off, without a leader, or out of resources, also of the account's (10002, 10023).
+/// JetStream is off, has no leader, or is out of resources, or the account is (10002, 10023).
 fn waits(code: u16, err_code: u16) -> bool {
     code == 429 || code >= 500 || matches!(err_code, 10_002 | 10_023)
 }
 
 impl Broker for Internal {
-    /// One by one: the next leaves only when the one before is in the stream.
+    /// One by one: each is sent after the one before is stored.
     fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
         async move {
             if let Err(error) = self.connected() {
@@ -89,7 +89,7 @@ impl Broker for Internal {
         .boxed()
     }
 
-    /// The connection is the process's.
+    /// The connection belongs to the process.
     fn close(&self) -> BoxFuture<'_, ()> {
         std::future::ready(()).boxed()
     }

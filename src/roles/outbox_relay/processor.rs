@@ -1,4 +1,4 @@
-//! The processor of one target broker: two workers that claim and publish, independently of all others.
+//! The processor of one target broker: two workers that claim and publish rows, independently of other brokers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use super::availability::Availability;
 use super::database::Database;
 use super::in_hand::InHand;
 use super::round::Round;
-use super::wake::Word;
+use super::wake::Notice;
 use super::{OutboxRelaySettings, Scope};
 use crate::domain::producer_outbox::{CONTENT_TYPE, Destination, Pauses, Priority};
 use crate::facts::{NoExternalBroker, RelayMetrics, Row};
@@ -23,14 +23,12 @@ use crate::nats::subjects::SubjectNames;
 use crate::sinks::{Broker, OutgoingMessage, PublishError};
 use hub_outbox::{ClaimRequest, ClaimedRow, Store, StoreError};
 
-/// The most bulk rows of one claim: what is live waits for no more of them than these, at the broker or
-/// in the database.
+/// Most bulk rows of one claim, so that live rows wait for no more of them than these.
 const MOST_BULK: usize = 128;
-/// The first wait after a claim that gave nothing although something is due: it waits behind what is in
-/// other hands, and whoever has that goes on with it.
+/// First pause after a claim without rows although one is due: it waits behind a row of another claim.
 const FIRST_LOOK: Duration = Duration::from_millis(20);
 
-/// Where the rows go.
+/// Where the rows are sent.
 pub(super) struct Target {
     /// The target broker's name in the rows.
     pub(super) name: String,
@@ -47,9 +45,9 @@ pub(super) enum Route {
     External(Destination),
 }
 
-/// What every envelope has, looked at and not kept.
+/// The fields that every envelope must have; their values are not kept.
 #[derive(Deserialize)]
-struct Shape {
+struct EnvelopeFields {
     #[serde(rename = "data")]
     _data: IgnoredAny,
     #[serde(rename = "metadata")]
@@ -57,18 +55,18 @@ struct Shape {
 }
 
 impl Target {
-    /// Takes the payload out of the row. The error is that of a row that can never be sent.
+    /// The message of a row; takes its payload. The error is permanent.
     pub(super) fn outgoing(&self, row: &mut ClaimedRow) -> Result<OutgoingMessage, PublishError> {
         let unfit = |error: serde_json::Error| PublishError::Permanent {
             reason: format!("the payload is not an envelope: {error}"),
         };
         let payload = std::mem::take(&mut row.payload);
-        serde_json::from_str::<Shape>(&payload).map_err(unfit)?;
+        serde_json::from_str::<EnvelopeFields>(&payload).map_err(unfit)?;
         let (stream, content_type) = match &self.route {
-            // A header's value has no spaces at its ends: the stream would take it for another event.
+            // NATS trims header values, so the stream would take it for another event.
             Route::Internal(_) if row.message_id.trim() != row.message_id => {
                 return Err(PublishError::Permanent {
-                    reason: "the message id begins or ends with a space, which NATS does not keep: raise it with another"
+                    reason: "the message id begins or ends with a space, which NATS removes; publish the event with another id"
                         .to_owned(),
                 });
             }
@@ -93,12 +91,12 @@ pub(super) fn as_logged(row: &ClaimedRow, attempts: u32) -> Row<'_> {
     Row { id: &row.message_id, event_type: &row.event_type, stream: &row.stream, attempts }
 }
 
-/// What a worker takes.
+/// What a worker claims.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Worker {
-    /// What is live, alone.
+    /// Live rows only.
     Live,
-    /// What is live first, and bulk with what is left.
+    /// Live rows first, then bulk rows.
     Any,
 }
 
@@ -118,25 +116,25 @@ pub(super) struct Processor {
     pub(super) store: Store,
     pub(super) target: Target,
     pub(super) settings: OutboxRelaySettings,
-    /// Names this process among all relays there are and were.
+    /// The unique name of this process among all relays.
     pub(super) relay: String,
     pub(super) availability: Availability,
     pub(super) database: Database,
     pub(super) metrics: RelayMetrics,
     pub(super) in_hand: InHand,
-    /// Set where there is nobody to send published events to, until that is told.
-    pub(super) homeless: Option<AtomicBool>,
-    /// Nothing new is begun.
+    /// Set if no external broker is configured: whether that is still to be logged.
+    pub(super) lacks_external_broker: Option<AtomicBool>,
+    /// Stops new claims.
     pub(super) stop: CancellationToken,
-    /// What is under way is given up.
+    /// Aborts the rounds.
     pub(super) cut: CancellationToken,
 }
 
-/// The waits of a worker that finds nothing.
+/// The pauses of a worker that finds no rows.
 struct Idle {
-    /// While nothing is open, or not due, and no word is to be had.
+    /// While no row is due, and no notifications arrive.
     polling: Pauses,
-    /// While something is due that is not to be had.
+    /// While a row is due that cannot be claimed.
     blocked: Pauses,
 }
 
@@ -147,8 +145,8 @@ struct Claim {
 }
 
 impl Processor {
-    /// Claims and publishes until it is stopped.
-    pub(super) async fn work(self: Arc<Self>, worker: Worker, mut word: watch::Receiver<Word>) {
+    /// Claims and publishes rows until `stop`.
+    pub(super) async fn work(self: Arc<Self>, worker: Worker, mut notices: watch::Receiver<Notice>) {
         let mut trouble = Database::pauses();
         let mut idle = Idle {
             polling: Pauses::new(self.settings.poll_min, self.settings.poll_max),
@@ -156,19 +154,19 @@ impl Processor {
         };
         let mut claims = 0_u64;
         while self.broker_may_be_asked().await {
-            // Seen before the claim: what is raised after it is a new word.
-            word.borrow_and_update();
+            // Before the claim, so that a row that is committed after it causes a new notification.
+            notices.borrow_and_update();
             claims += 1;
             let holder = format!("{}-{}-{claims}", self.relay, worker.as_str());
             let done = match self.claim(worker, holder).await {
                 Ok(claim) if claim.rows.is_empty() => {
                     self.availability.idle();
-                    self.wait(&mut idle, &mut word).await
+                    self.wait(&mut idle, &mut notices).await
                 }
                 Ok(claim) => {
                     idle.polling.reset();
                     idle.blocked.reset();
-                    self.warn_if_homeless(&claim.rows);
+                    self.warn_of_missing_broker(&claim.rows);
                     Round::new(&self, &claim.holder, claim.asked_at).run(claim.rows).await
                 }
                 Err(error) => Err(error),
@@ -183,7 +181,7 @@ impl Processor {
         }
     }
 
-    /// Waits out an outage of the broker. False where it is time to stop.
+    /// Waits for the end of an outage of the broker. False after a stop.
     async fn broker_may_be_asked(&self) -> bool {
         while !self.stop.is_cancelled() {
             let Some(not_before) = self.availability.not_before() else { return true };
@@ -196,7 +194,7 @@ impl Processor {
                 checked = self.target.broker.check() => checked,
             };
             match checked {
-                // Whether it takes messages as well is seen with the next ones.
+                // Whether it accepts messages shows with the next ones.
                 Ok(()) => return true,
                 Err(error) => self.availability.lost(&error),
             }
@@ -204,7 +202,7 @@ impl Processor {
         false
     }
 
-    /// One claim, or two: they are settled under one name.
+    /// Claims live rows, and bulk rows if this worker takes them, under one holder.
     async fn claim(&self, worker: Worker, holder: String) -> Result<Claim, StoreError> {
         let asked_at = Instant::now();
         let mut rows = self.claim_priority(Priority::Live, &holder, self.settings.batch).await?;
@@ -212,7 +210,7 @@ impl Processor {
         if worker == Worker::Any && room > 0 {
             match self.claim_priority(Priority::Bulk, &holder, room).await {
                 Ok(bulk) => rows.extend(bulk),
-                // What is claimed is not left lying.
+                // The claimed rows are published all the same.
                 Err(error) if !rows.is_empty() => self.database.failed(&error),
                 Err(error) => return Err(error),
             }
@@ -228,21 +226,21 @@ impl Processor {
         limit: usize,
     ) -> Result<Vec<ClaimedRow>, StoreError> {
         let claim_time = self.settings.claim_time;
-        // The other worker's streams: to find them blocked is much of the work of a claim.
+        // The other worker's streams: to find that they are blocked is much of the work of a claim.
         let passed_over = &self.in_hand.streams();
         let broker = &self.target.name;
         self.store.claim(&ClaimRequest { broker, priority, holder, limit, claim_time, passed_over }).await
     }
 
-    /// After a claim that gave nothing: until there is word, or something is due, or it is time to look.
-    async fn wait(&self, idle: &mut Idle, word: &mut watch::Receiver<Word>) -> Result<(), StoreError> {
-        let now = *word.borrow();
+    /// Waits after a claim without rows: for a notification, the next due row, or the next poll.
+    async fn wait(&self, idle: &mut Idle, notices: &mut watch::Receiver<Notice>) -> Result<(), StoreError> {
+        let now = *notices.borrow();
         let longest = now.longest_pause(&self.settings);
         let look = if now.is_heard() { longest } else { idle.polling.next_within(longest, rand::random()) };
         let asked_at = Instant::now();
         let pause = match self.store.next_due(&self.target.name).await? {
             None => {
-                // Nothing is owed: nothing that it would not take.
+                // No row is open, so the broker is not known to be down.
                 self.availability.worked(asked_at);
                 look
             }
@@ -252,9 +250,9 @@ impl Processor {
         tokio::select! {
             () = self.stop.cancelled() => {}
             () = tokio::time::sleep(pause) => {}
-            heard = word.changed() => match heard {
+            heard = notices.changed() => match heard {
                 Ok(()) => idle.polling.reset(),
-                // Whoever listens has ended, as all do at a stop.
+                // The listener has ended, because of a stop.
                 Err(_) => self.pause(pause).await,
             }
         }
@@ -268,10 +266,10 @@ impl Processor {
         }
     }
 
-    fn warn_if_homeless(&self, rows: &[ClaimedRow]) {
-        let Some(untold) = &self.homeless else { return };
+    fn warn_of_missing_broker(&self, rows: &[ClaimedRow]) {
+        let Some(to_be_logged) = &self.lacks_external_broker else { return };
         if let Some(row) = rows.iter().find(|row| row.is_public)
-            && untold.swap(false, Ordering::Relaxed)
+            && to_be_logged.swap(false, Ordering::Relaxed)
         {
             NoExternalBroker { row: as_logged(row, row.attempts) }.emit();
         }
@@ -287,7 +285,7 @@ mod tests {
     use super::*;
     use crate::sinks::Published;
 
-    /// Nothing gets as far as it.
+    /// No message gets this far.
     struct Nobody;
 
     impl Broker for Nobody {

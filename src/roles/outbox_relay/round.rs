@@ -1,5 +1,5 @@
-//! One round: claimed rows are published, stream by stream in order, and settled as answers come. The
-//! steps are those of `tests/outbox/protocol.rs`; whatever is not settled at the end is given back.
+//! One round: publishes claimed rows in the order of each stream, and settles them as the broker answers. The steps
+//! are those of `tests/outbox/protocol.rs`. Rows that are not settled at the end are released.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,28 +13,28 @@ use tokio::time::Instant;
 
 use super::Scope;
 use super::database::Database;
-use super::processor::{Processor, as_logged};
+use super::processor::{Processor, Target, as_logged};
 use crate::domain::producer_outbox::AfterFailure;
 use crate::facts::{RowAbandoned, RowPublished, RowRefused, RowsAbandoned, RowsPublished, RowsRefused};
+use crate::panics::{self, Panicked};
 use crate::sinks::{OutgoingMessage, PublishError};
 use hub_outbox::{ClaimedRow, FailedAttempt, GivenUp, StoreError};
 
-/// Streams that are published at once: to the hub's own server as many as the Event Processor's publishes, to
-/// others as many as each adapter has channels for.
+/// Streams that are published concurrently: to the hub's own server as many as the Event Processor publishes, to others
+/// as many as each adapter has channels.
 const INTERNAL_STREAMS_AT_ONCE: usize = 256;
 const EXTERNAL_STREAMS_AT_ONCE: usize = 64;
-/// The most of one stream that are handed to the broker at once: between two such groups it is seen
-/// whether to go on.
+/// Most rows of one stream in one call to the broker. Between two calls the round checks whether to stop.
 const MOST_PER_PUBLISH: usize = 128;
-/// The most rows that are settled by one statement.
+/// Most rows that one statement settles.
 const MOST_PER_STATEMENT: usize = 1_000;
 
-/// What became of rows.
+/// The result of rows.
 enum Settled {
-    /// The broker has them.
+    /// The broker acknowledged them.
     Published(Vec<i64>),
     Failed(FailedAttempt),
-    /// Given up; told when it is written, since only then the rows behind it may go.
+    /// Abandoned. The sender reports that it is written: only then the rows behind it may be published.
     Abandoned(GivenUp, oneshot::Sender<()>),
 }
 
@@ -48,11 +48,11 @@ enum Statement<'a> {
 
 pub(super) struct Round<'a> {
     processor: &'a Processor,
-    /// Of this claim alone: a late statement of an earlier one settles nothing of this.
+    /// Unique to this claim, so that a late statement of an earlier one settles nothing.
     holder: &'a str,
-    /// Claimed and not settled, each with its stream.
+    /// The rows that are claimed and not settled, each with its stream.
     open: Mutex<HashMap<i64, Arc<str>>>,
-    /// When the claim may expire, by this process's clock, which was read before the database's.
+    /// When the claim may expire by this process's clock, which was read before the claim.
     held_until: Mutex<Instant>,
     /// Nothing more is published.
     is_halted: AtomicBool,
@@ -74,9 +74,9 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Publishes what can be published. Ends soon after the broker takes nothing more, after the claim has
-    /// expired, and within the grace of a stop. The error is the database's: what is not settled then is
-    /// claimed anew when the claim has expired.
+    /// Publishes the rows. Ends soon after the broker becomes unavailable, after the claim has expired, and within the
+    /// grace period of a stop. The error is the database's: rows that are not settled are claimed again after the
+    /// claim has expired.
     pub(super) async fn run(self, rows: Vec<ClaimedRow>) -> Result<(), StoreError> {
         *lock(&self.open) = self.processor.in_hand.take(&rows);
         let (results, settled) = mpsc::channel(rows.len().max(1));
@@ -99,7 +99,7 @@ impl<'a> Round<'a> {
             done = work => done,
             never = self.keep_claim() => match never {},
         };
-        // Also after an error: what can be given back need not wait for the claim's end.
+        // Also after an error, so that these rows need not wait until the claim expires.
         let rest: Vec<i64> = lock(&self.open).keys().copied().collect();
         let released = if rest.is_empty() { Ok(0) } else { self.write(Statement::Released(&rest)).await };
         self.close(rest.into_iter());
@@ -116,12 +116,12 @@ impl<'a> Round<'a> {
         self.is_halted.store(true, Ordering::Relaxed);
     }
 
-    /// Publishes the rows of one stream in their order. None goes before the one before it is with the
-    /// broker, or written off.
+    /// Publishes the rows of one stream in order. A row is published after the one before it is acknowledged or
+    /// abandoned.
     async fn publish_stream(&self, mut rows: Vec<ClaimedRow>, results: &mpsc::Sender<Settled>) {
-        // What cannot be sent at all stands in its place as an error.
+        // A row that cannot become a message has an error in its place.
         let prepared: Vec<Result<OutgoingMessage, PublishError>> =
-            rows.iter_mut().map(|row| self.processor.target.outgoing(row)).collect();
+            rows.iter_mut().map(|row| outgoing(&self.processor.target, row)).collect();
         let mut unfit = HashMap::new();
         let mut messages = Vec::with_capacity(rows.len());
         for (place, message) in prepared.into_iter().enumerate() {
@@ -130,17 +130,24 @@ impl<'a> Round<'a> {
                 OutgoingMessage::default()
             }));
         }
-        let mut next = 0;
+        let (mut next, mut most) = (0, MOST_PER_PUBLISH);
         while next < rows.len() && !self.is_halted() {
-            let end = (next..rows.len()).take(MOST_PER_PUBLISH).find(|place| unfit.contains_key(place));
-            let end = end.unwrap_or(rows.len().min(next + MOST_PER_PUBLISH));
+            let end = (next..rows.len()).take(most).find(|place| unfit.contains_key(place));
+            let end = end.unwrap_or(rows.len().min(next + most));
             let asked_at = Instant::now();
             let (acknowledged, error) = match unfit.remove(&next) {
                 Some(error) => (0, Some(error)),
                 None => {
                     let group = &messages[next..end];
-                    let published = self.processor.target.broker.publish(group).await;
-                    (published.acknowledged.min(group.len()), published.error)
+                    match panics::catch_async(self.processor.target.broker.publish(group)).await {
+                        Ok(published) => (published.acknowledged.min(group.len()), published.error),
+                        // Which one it was shows when each is published alone.
+                        Err(_) if group.len() > 1 => {
+                            most = 1;
+                            continue;
+                        }
+                        Err(panicked) => (0, Some(refused(&panicked))),
+                    }
                 }
             };
             if acknowledged > 0 {
@@ -169,13 +176,13 @@ impl<'a> Round<'a> {
         self.processor.availability.worked(asked_at);
         let now = OffsetDateTime::now_utc();
         for row in rows {
-            // The database's clock may be ahead of ours.
+            // The database's clock may be ahead of this one.
             let lag = Duration::try_from(now - row.created_at).unwrap_or_default();
             RowPublished { row: as_logged(row, row.attempts), lag }.emit(&self.processor.metrics);
         }
     }
 
-    /// What a failure means for the row that it is the fault of. True where the rows behind it may go on.
+    /// Carries out what a failure means for the row that caused it. True if the rows behind it may be published.
     async fn carry_out(
         &self,
         row: &ClaimedRow,
@@ -204,7 +211,7 @@ impl<'a> Round<'a> {
                     retry_after: after,
                     counts,
                 };
-                // Where nobody settles any more, the row is given back.
+                // If the receiver is gone, the row is released.
                 let _ = results.send(Settled::Failed(failed)).await;
                 false
             }
@@ -223,7 +230,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Writes what became of the rows, as many at a time as have come meanwhile.
+    /// Writes the results of the rows in batches.
     async fn settle(&self, mut results: mpsc::Receiver<Settled>) -> Result<(), StoreError> {
         let mut chunk = Vec::new();
         while results.recv_many(&mut chunk, MOST_PER_STATEMENT).await > 0 {
@@ -237,14 +244,14 @@ impl<'a> Round<'a> {
 
     async fn write_all(&self, chunk: &mut Vec<Settled>) -> Result<(), StoreError> {
         let (mut published, mut failed) = (Vec::new(), Vec::new());
-        let (mut abandoned, mut told) = (Vec::new(), Vec::new());
+        let (mut abandoned, mut waiting) = (Vec::new(), Vec::new());
         for settled in chunk.drain(..) {
             match settled {
                 Settled::Published(positions) => published.extend(positions),
                 Settled::Failed(attempt) => failed.push(attempt),
                 Settled::Abandoned(row, written) => {
                     abandoned.push(row);
-                    told.push(written);
+                    waiting.push(written);
                 }
             }
         }
@@ -264,10 +271,10 @@ impl<'a> Round<'a> {
             let written = self.write(Statement::Abandoned(&abandoned)).await?;
             RowsAbandoned { written }.emit(metrics);
             self.close(abandoned.iter().map(|row| row.position));
-            // Fewer: one of them is no longer ours, and nothing behind it is ours to send.
+            // If fewer are written, one of them is not in this claim any more, and so are those behind it.
             if written == abandoned.len() as u64 {
-                for row in told {
-                    // Whoever waited for it may have been stopped.
+                for row in waiting {
+                    // The receiver may have been dropped by a stop.
                     let _ = row.send(());
                 }
             }
@@ -280,8 +287,8 @@ impl<'a> Round<'a> {
         self.processor.in_hand.settle(positions.filter_map(|position| open.remove(&position)));
     }
 
-    /// One statement, tried while the rows are ours. After that others publish them again. Gives how many
-    /// rows were still ours.
+    /// Executes one statement, with retries until the claim expires. Returns the number of rows that were still in this
+    /// claim.
     async fn write(&self, statement: Statement<'_>) -> Result<u64, StoreError> {
         let Processor { store, target, database, cut, .. } = self.processor;
         let (broker, holder) = (target.name.as_str(), self.holder);
@@ -312,7 +319,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Lets the claim last while the round does.
+    /// Renews the claim during the round.
     async fn keep_claim(&self) -> std::convert::Infallible {
         let Processor { store, target, settings, .. } = self.processor;
         let step = settings.claim_time / 3;
@@ -322,7 +329,7 @@ impl<'a> Round<'a> {
             let open: Vec<i64> = lock(&self.open).keys().copied().collect();
             let asked_at = Instant::now();
             wait = match store.extend(&target.name, self.holder, &open, settings.claim_time).await {
-                // Fewer than were open: they were settled meanwhile, or others have them.
+                // Fewer than were open: the others were settled meanwhile, or are in another claim.
                 Ok(extended) => {
                     if extended > 0 {
                         *lock(&self.held_until) = asked_at + settings.claim_time;
@@ -336,6 +343,15 @@ impl<'a> Round<'a> {
             };
         }
     }
+}
+
+/// The message of a row. A row that causes a panic is refused: it is abandoned after its attempts.
+fn outgoing(target: &Target, row: &mut ClaimedRow) -> Result<OutgoingMessage, PublishError> {
+    panics::catch(|| target.outgoing(row)).unwrap_or_else(|panicked| Err(refused(&panicked)))
+}
+
+fn refused(panicked: &Panicked) -> PublishError {
+    PublishError::Refused { reason: panicked.to_string() }
 }
 
 /// The rows of each stream, in order.

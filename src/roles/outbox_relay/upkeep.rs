@@ -1,5 +1,5 @@
-//! What keeps the outbox in order: deleting what is kept long enough, looking for external rows that are
-//! missing, and the gauges. Several relays may do it at once.
+//! Upkeep of the producer outbox: deletes old rows, writes missing rows of external brokers, and measures the backlog.
+//! Several relays may do it at the same time.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,9 +15,9 @@ use crate::facts::{
 use hub_outbox::{BrokerStatus, RowCursor, Store, StoreError};
 
 const GAUGES: Duration = Duration::from_secs(10);
-/// Between two batches: others write, too.
+/// Pause between two batches, for other writers.
 const BETWEEN_BATCHES: Duration = Duration::from_millis(20);
-/// Published events that the gap check looks through at a time.
+/// Published events per batch of the search for missing rows.
 const RECONCILED_AT_ONCE: usize = 1_000;
 
 pub(super) struct Upkeep {
@@ -29,7 +29,7 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Runs until it is stopped, between two statements.
+    /// Runs until `stop`.
     pub(super) async fn run(self, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
@@ -88,37 +88,37 @@ impl Upkeep {
     async fn gauges(&self) {
         let mut ticks = tokio::time::interval(GAUGES);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut told: BTreeSet<String> = self.brokers.iter().cloned().collect();
+        let mut measured: BTreeSet<String> = self.brokers.iter().cloned().collect();
         loop {
             ticks.tick().await;
             match self.store.backlog().await {
-                Ok(backlog) => self.tell(&backlog, &mut told),
+                Ok(backlog) => self.set_gauges(&backlog, &mut measured),
                 Err(error) => BacklogNotRead { error: &error }.emit(),
             }
         }
     }
 
-    /// Also of brokers that have rows and are not configured here: nobody sends those. `told`: of whom was
-    /// told before, since one that has no rows any more may be missing from the backlog.
-    fn tell(&self, backlog: &[BrokerStatus], told: &mut BTreeSet<String>) {
+    /// Sets the gauges, also of brokers that have rows and are not configured here. `measured`: the brokers of earlier
+    /// backlogs, since one without rows is missing from the backlog.
+    fn set_gauges(&self, backlog: &[BrokerStatus], measured: &mut BTreeSet<String>) {
         let now = OffsetDateTime::now_utc();
         for row in backlog {
             let open = row.pending + row.processing + row.failed;
             let oldest = row.oldest_open_at.map_or(Duration::ZERO, |oldest| {
-                // The database's clock may be ahead of ours.
+                // The database's clock may be ahead of this one.
                 Duration::try_from(now - oldest).unwrap_or_default()
             });
             self.metrics.of_broker(&row.broker).backlog(open, oldest);
         }
-        for broker in told.iter().filter(|name| backlog.iter().all(|row| row.broker != **name)) {
+        for broker in measured.iter().filter(|name| backlog.iter().all(|row| row.broker != **name)) {
             self.metrics.of_broker(broker).backlog(0, Duration::ZERO);
         }
-        told.extend(backlog.iter().map(|row| row.broker.clone()));
+        measured.extend(backlog.iter().map(|row| row.broker.clone()));
     }
 }
 
-/// Ticks at this interval, the first one at any point of it: relays that start together do not work
-/// together.
+/// Ticks at this interval, the first at a random point of it, so that relays that start together do not work at the
+/// same time.
 fn spread(interval: Duration) -> tokio::time::Interval {
     let mut ticks = interval_at(Instant::now() + interval.mul_f64(rand::random()), interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

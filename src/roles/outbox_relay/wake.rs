@@ -1,4 +1,4 @@
-//! Word of new rows, from the database to all processors.
+//! Passes the notifications of new rows from the database to all processors.
 
 use std::time::Duration;
 
@@ -10,25 +10,24 @@ use super::database::Database;
 use crate::facts::NotificationsLost;
 use hub_outbox::Store;
 
-/// What a processor sees when it looks.
+/// The state of the notifications, as a processor reads it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Word {
-    /// Grows with each word: whoever has seen the number before it looked at the rows misses none.
+pub(super) struct Notice {
+    /// Grows with each notification: a processor that reads it before a claim misses none.
     count: u64,
-    /// Whether word is to be had at the moment. Without it only looking helps.
+    /// Whether notifications arrive. Without them, processors poll.
     is_heard: bool,
 }
 
-/// The longest time between two looks where no word is to be had, in shortest ones: nobody who polls is
-/// to wait as long as one who would be told.
+/// Longest pause between two polls without notifications, in units of `poll_min`.
 const MOST_UNHEARD: u32 = 10;
 
-impl Word {
+impl Notice {
     pub(super) fn is_heard(self) -> bool {
         self.is_heard
     }
 
-    /// Between two looks at rows that nobody told of.
+    /// Longest pause between two polls.
     pub(super) fn longest_pause(self, settings: &OutboxRelaySettings) -> Duration {
         if self.is_heard {
             settings.poll_max
@@ -38,11 +37,11 @@ impl Word {
     }
 }
 
-/// Listens until it is stopped. A connection that is lost is made anew, and everybody looks then, for
-/// word may have been missed.
-pub(super) async fn listen(store: Store, word: watch::Sender<Word>, stop: CancellationToken) {
+/// Listens until `stop`. After a lost connection, connects again and wakes all processors, since notifications may have
+/// been missed.
+pub(super) async fn listen(store: Store, notice: watch::Sender<Notice>, stop: CancellationToken) {
     let spread = |is_heard: bool| {
-        word.send_modify(|word| *word = Word { count: word.count.wrapping_add(1), is_heard });
+        notice.send_modify(|notice| *notice = Notice { count: notice.count.wrapping_add(1), is_heard });
     };
     let listening = async {
         let mut pauses = Database::pauses();
@@ -62,7 +61,7 @@ pub(super) async fn listen(store: Store, word: watch::Sender<Word>, stop: Cancel
                 }
                 Err(error) => error,
             };
-            // The processors tell of a database that is away.
+            // The processors report a database that is unavailable.
             NotificationsLost { error: &error }.emit();
             spread(false);
             tokio::time::sleep(pauses.next(rand::random())).await;
