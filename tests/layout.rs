@@ -119,7 +119,7 @@ fn below(folder: &str) -> Vec<Source> {
     sources
 }
 
-/// The line up to a `//` that stands in no string.
+/// The line up to a `//` outside of strings.
 fn without_comment(line: &str) -> &str {
     let (mut in_string, mut escaped) = (false, false);
     for (at, character) in line.char_indices() {

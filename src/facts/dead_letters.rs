@@ -73,7 +73,7 @@ impl AdvisoryUnreadable<'_> {
     }
 }
 
-/// An advisory names a stream that is no outbox of the configured domains.
+/// An advisory names a stream that is not an outbox of a configured domain.
 pub struct AdvisoryOfUnknownStream<'a> {
     pub stream: &'a str,
     pub sequence: u64,

@@ -44,7 +44,7 @@ impl SubscriptionHeld<'_> {
     }
 }
 
-/// Other processes were not told of some holds, since there were too many at a time.
+/// Some holds were not sent to other processes, because there were too many at a time.
 pub struct HoldsMissed {
     pub missed: u64,
 }
@@ -55,7 +55,7 @@ impl HoldsMissed {
     }
 }
 
-/// Other processes were not told of a hold.
+/// A hold could not be sent to other processes.
 pub struct HoldNotSent<'a> {
     pub error: Cause<'a>,
     pub subscription: &'a SubscriptionRef,
@@ -94,7 +94,7 @@ impl DeliveryCut {
     }
 }
 
-/// An envelope whose last delivery was not used could not be published anew.
+/// An envelope whose last delivery was not used could not be published again.
 pub struct EnvelopeNotHandedBack<'a> {
     pub error: Cause<'a>,
     pub sequence: u64,

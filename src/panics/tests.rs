@@ -329,6 +329,6 @@ async fn a_dead_letter_that_panics_is_filed_anew_and_the_others_get_their_timers
     })
     .await;
     let ids: Vec<String> = stage.dead_letters().await.into_iter().map(|entry| entry.letter.id).collect();
-    assert_eq!(ids, ["env_2", BOOM], "one of each: the first was filed anew, once");
+    assert_eq!(ids, ["env_2", BOOM], "one of each: the first was dead-lettered again, once");
     stage.ends_well(role).await;
 }

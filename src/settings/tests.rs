@@ -50,7 +50,7 @@ fn each_bad_file_is_refused_with_its_error() {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         let text = std::fs::read_to_string(&path).unwrap();
         let expected: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("# ")).collect();
-        assert!(!expected.is_empty(), "{name} tells no expected error");
+        assert!(!expected.is_empty(), "{name} names no expected error");
         let error = Settings::from_toml(&name, &text).expect_err(&name);
         if error.to_string() != expected.join("\n") {
             wrong.push(error.to_string());

@@ -36,7 +36,7 @@ impl Answering {
     }
 }
 
-/// Waits until nothing but the resolver's answer keeps a hub from being ready.
+/// Waits until only the missing answer of the resolver keeps a hub from being ready.
 async fn waits_for_an_answer(hub: &Hub) {
     eventually(STEP, "the hub is ready but for the resolver", async || {
         let Ok(answer) = http_client().get(hub.health_url("/readyz")).send().await else {
@@ -125,7 +125,7 @@ async fn a_killed_resolver_makes_events_wait_and_loses_and_doubles_no_pair() {
         assert_eq!((account.delivered, account.doubles, account.dead), (times, 0, 0), "{}", pair.0);
     }
     assert_eq!(receiver.count("/elsewhere"), 0);
-    assert!(hub.log().contains("subscription resolver answers again"), "the end of the outage is told");
+    assert!(hub.log().contains("subscription resolver answers again"), "the end of the outage is logged");
 }
 
 #[tokio::test]

@@ -126,7 +126,7 @@ async fn endpoints_that_misbehave_fail_for_their_own_fault_and_hold_up_nobody() 
     }
     assert_eq!(receiver.count("/private"), 0, "a redirect is not followed");
     // A 200 is a success whatever its body: one byte each second, or 100 MB, of which the hub reads up to its limit.
-    eventually(STEP, "nothing is owed", async || {
+    eventually(STEP, "nothing is pending", async || {
         let owed = client.stream("HUB_OUTBOX_USER_LIFECYCLE").await.state.messages;
         if owed == 0 { Ok(()) } else { Err(owed) }
     })

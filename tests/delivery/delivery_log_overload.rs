@@ -59,8 +59,8 @@ fn long_ids(prefix: &str, count: usize) -> Vec<String> {
     ids(prefix, count).into_iter().map(|id| format!("{id}-{long}")).collect()
 }
 
-/// Whoever subscribes to the log's subjects in the place of the stream: takes everything, and answers
-/// only when told to.
+/// A subscriber to the log's subjects instead of the stream: accepts everything, and answers
+/// on request only.
 struct SilentLog {
     held: Arc<Mutex<Vec<async_nats::Message>>>,
     client: async_nats::Client,
@@ -120,7 +120,7 @@ async fn a_log_that_does_not_answer_leaves_records_out_and_no_delivery_waits_for
     assert!((1..=IN_FLIGHT).contains(&held), "{held} messages of the log are on their way");
     let left_out = stage.left_out().await;
     assert!(left_out > 0.0, "the log keeps no more than its bound in memory");
-    assert_eq!(stage.hub.log().matches(LEFT_OUT).count(), 1, "told once, not for each record");
+    assert_eq!(stage.hub.log().matches(LEFT_OUT).count(), 1, "logged once, not for each record");
 
     // The log answers again: the hub writes the records that it kept, and drops no more.
     eventually(STEP, "what was gathered is written", async || {
@@ -165,7 +165,7 @@ async fn a_log_that_refuses_leaves_records_out_until_it_takes_them_again() {
     })
     .await;
     assert_eq!((stage.logged().await, stage.left_out().await), (1.0, 200.0));
-    assert_eq!(stage.hub.log().matches(LEFT_OUT).count(), 1, "told once");
+    assert_eq!(stage.hub.log().matches(LEFT_OUT).count(), 1, "logged once");
 
     limit(-1).await;
     stage.deliver(&ids("taken", 200), 401).await;

@@ -96,7 +96,7 @@ async fn a_full_outbox_makes_its_events_wait_and_no_others() {
     receiver.wait_accepted("/healthy", 100, STEP).await;
     let waiting = broker.messages("HUB_EVENTS").await;
     let standing = broker.messages("HUB_OUTBOX_POLICY_CLIENT").await;
-    assert_eq!(waiting + standing, 600, "{waiting} events wait, {standing} envelopes stand in the outbox");
+    assert_eq!(waiting + standing, 600, "{waiting} events wait, {standing} envelopes are in the outbox");
     assert!(waiting > 100, "{waiting} events wait");
 
     receiver.set("/hanging", Behaviour::ok());

@@ -326,8 +326,7 @@ async fn what_can_never_be_applied_is_set_aside_and_blocks_no_other(partner: Par
     let poison = service.poison().await;
     assert_eq!(poison.len(), cases.len(), "{poison:?}");
     for (body, reason) in &cases {
-        let found =
-            poison.iter().find(|row| row[1] == *body).unwrap_or_else(|| panic!("{body} is not there"));
+        let found = poison.iter().find(|row| row[1] == *body).unwrap_or_else(|| panic!("{body} is missing"));
         assert!(found[0].contains(reason), "{body}: {}", found[0]);
     }
     assert!(subscriber.terminate().await.success());

@@ -63,7 +63,7 @@ async fn all_settled(client: &TestClient, receiver: &Receiver, events: usize) {
         receiver.wait_accepted(path, events, STEP).await;
     }
     receiver.wait_accepted(FAILING[0].1, FEW, STEP).await;
-    eventually(STEP, "nothing is owed and no dead letter is left", async || {
+    eventually(STEP, "nothing is pending and no dead letter is left", async || {
         let mut streams = client.context.streams();
         let mut standing = Vec::new();
         while let Some(stream) = streams.next().await {

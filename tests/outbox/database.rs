@@ -152,7 +152,7 @@ async fn without_the_setting_the_error_names_it() {
             "{lines}: {shown}"
         );
         assert!(!shown.contains(PASSWORD), "{shown}");
-        // The relay ends rather than try for ever.
+        // The relay ends instead of trying forever.
         hub = Hub::serve(&broker.url(), &settings(&url), &RELAY);
         assert!(!hub.ended(SOON).await.success());
         assert!(hub.log().contains("outbox.pooler"), "{}", hub.log());
@@ -220,7 +220,7 @@ async fn a_database_that_dies_under_an_idle_relay_is_reported_with_its_cause() {
     let told = "producer outbox database failed";
     hub.wait_for_log(told, SOON).await;
     let log = hub.log();
-    assert_eq!(log.matches(told).count(), 1, "told once: {log}");
+    assert_eq!(log.matches(told).count(), 1, "logged once: {log}");
     assert!(!log.contains("raise outbox.connections"), "{log}");
     let ready = crate::support::http_client().get(hub.health_url("/readyz")).send().await.expect("answered");
     assert_eq!(ready.status(), 503);
@@ -229,7 +229,7 @@ async fn a_database_that_dies_under_an_idle_relay_is_reported_with_its_cause() {
     hub.ready().await;
 }
 
-/// `hub serve` tells it in its log, and goes on when the database is there; the API tells it in its answer.
+/// `hub serve` logs it, and continues when the database is available; the API reports it in its answer.
 #[tokio::test]
 async fn the_relay_and_the_api_report_the_cause() {
     let broker = TestBroker::start().await;

@@ -60,7 +60,7 @@ async fn a_commit_is_delivered_and_a_rollback_is_not(database: &TestDatabase) {
         2,
         "no other rows"
     );
-    // A published event with nowhere to go is told of once, however many come.
+    // A published event without a target is reported once, regardless of their number.
     database.publish(&[raised("later-1"), raised("later-2")], true).await.unwrap();
     receiver.wait_for("/all", 4, SOON).await;
     assert_eq!(hub.log().matches("no external broker is configured").count(), 1);
@@ -424,5 +424,5 @@ async fn a_full_events_stream_makes_all_rows_wait() {
     assert!(after.iter().all(|row| row.attempts == 0), "no attempt was used up");
     assert_eq!(stored(&broker, EVENTS, 40).await.len(), 40);
     hub.wait_for_log("broker accepts messages again", SOON).await;
-    assert_eq!(hub.log().matches("broker unavailable, its rows wait").count(), 1, "told once");
+    assert_eq!(hub.log().matches("broker unavailable, its rows wait").count(), 1, "logged once");
 }

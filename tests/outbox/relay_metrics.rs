@@ -80,7 +80,7 @@ async fn metrics_and_log_lines_tell_the_brokers_apart() {
     told("row abandoned", &[outside, "id=\"e-no\"", "stream=\"s2\""]);
     told("broker unavailable, its rows wait", &["broker=\"dead\" scope=\"external\""]);
 
-    // A broker that was forgotten, and whose rows are no longer owed, is told of once more.
+    // A removed broker without open rows is reported a last time.
     let hub_cli = async |args: &[&str]| -> Value { hub.cli_json(args).await };
     assert_eq!(hub_cli(&["outbox", "setup", "--prune"]).await["brokers"]["removed"], json!(["left"]));
     let discarded = hub_cli(&["outbox", "discard", "--broker", "left", "--yes"]).await;

@@ -174,7 +174,7 @@ async fn a_redis_without_memory_makes_its_rows_wait() {
     let events: Vec<Value> = (0..20).map(|n| public(&format!("e{n:05}"), &format!("s{}", n % 4))).collect();
     raise(&database, &events).await;
     wait_for(&store, "internal", Status::Published, 20).await;
-    eventually(SOON, "the broker is told to be away, and why", async || {
+    eventually(SOON, "the outage of the broker is logged with its cause", async || {
         let log = hub.log();
         if log.contains("broker unavailable, its rows wait") && log.contains("OOM") {
             Ok(())

@@ -44,11 +44,11 @@ def tell(**what) -> None:
 class Recorder(BaseSubscriber):
     def __call__(self, payload: dict) -> None:
         message = Message.deserialize(copy.deepcopy(payload))
-        told = {"payload": payload, "message": message.to_external_dict(), "cloud_event": message.to_cloudevent()}
+        record = {"payload": payload, "message": message.to_external_dict(), "cloud_event": message.to_cloudevent()}
         if message.metadata.headers.type == "user.created":
             event = message.to_domain_object()
-            told["event"] = {"class": type(event).__name__, **event.payload}
-        tell(**told)
+            record["event"] = {"class": type(event).__name__, **event.payload}
+        tell(**record)
 
 
 domain.init(traverse=False)

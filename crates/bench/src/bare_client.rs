@@ -27,7 +27,7 @@ pub(crate) enum BareError {
     Task(#[from] tokio::task::JoinError),
 }
 
-/// `reqwest` as it comes. A clone shares the connections.
+/// `reqwest` with its defaults. A clone shares the connections.
 #[derive(Debug, Clone)]
 pub(crate) struct BareClient {
     client: Client,

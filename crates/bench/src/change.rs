@@ -1,5 +1,5 @@
 //! Figure (r): how soon a change of a subscription is in effect in every replica. Three hubs, each with
-//! the deliveries of one domain, so that a delivery tells which of them made it; one subscription that
+//! the deliveries of one domain, so that a delivery shows which of them made it; one subscription that
 //! wants events of all three and is sent elsewhere ten times a second. From the call that writes the
 //! change until the last of the three delivers there, and nothing comes where it went before.
 
@@ -67,7 +67,7 @@ pub(crate) async fn measure(sync: SyncMode, duration: Duration) -> Result<Figure
         let replicas: Vec<_> = published.iter().map(of_domain).collect();
         let in_all = |(number, at): (u32, Instant)| {
             let each = replicas.iter().map(|arrivals| in_effect(arrivals, number, at));
-            // A change that a replica was never seen to follow took for ever.
+            // A change that a replica did not follow took infinitely long.
             each.map(|effect| effect.unwrap_or(Duration::MAX)).max().unwrap_or(Duration::MAX)
         };
         let effects: Vec<Duration> = (1..).zip(changed).map(in_all).collect();
@@ -94,7 +94,7 @@ pub(crate) async fn measure(sync: SyncMode, duration: Duration) -> Result<Figure
     })
 }
 
-/// The subscription after so many changes.
+/// The subscription after a number of changes.
 fn subscription(rig: &Rig, changes: usize) -> Result<Subscription, BenchError> {
     let url = rig.receiver.url();
     let value = json!({
@@ -148,7 +148,7 @@ async fn publish(
 }
 
 /// How long after `at` a replica followed the change `number`: at the first of its deliveries (in
-/// order of time, each with the change it went by) after which none went by an earlier one. None if
+/// order of time, each with the change it used) after which none used an earlier one. None if
 /// that was not seen.
 fn in_effect(deliveries: &[(Instant, u32)], number: u32, at: Instant) -> Option<Duration> {
     let next = deliveries.iter().rposition(|(_, by)| *by < number).map_or(0, |last| last + 1);
@@ -165,7 +165,7 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let deliveries = [(at(0), 0), (at(10), 1), (at(20), 0), (at(30), 1), (at(40), 2), (at(50), 3)];
         let effect = |number, millis| in_effect(&deliveries, number, at(millis)).map(|took| took.as_millis());
-        assert_eq!(effect(1, 5), Some(25), "one delivery went by the old form at 20");
+        assert_eq!(effect(1, 5), Some(25), "one delivery used the old form at 20");
         assert_eq!(effect(2, 31), Some(9));
         assert_eq!(effect(3, 45), Some(5));
         assert_eq!(effect(4, 50), None, "never seen");

@@ -65,7 +65,7 @@ impl Shared {
 impl CountingReceiver {
     /// Listens on a free port of loopback.
     pub(crate) fn start() -> Result<Self, BenchError> {
-        // Bound before the thread starts, so that the address is known and a failure is told here.
+        // Bound before the thread starts, so that the address is known and a failure is returned here.
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(BenchError::Receiver)?;
         listener.set_nonblocking(true).map_err(BenchError::Receiver)?;
         let address = listener.local_addr().map_err(BenchError::Receiver)?;
@@ -105,8 +105,8 @@ impl CountingReceiver {
         self.tally().clear();
     }
 
-    /// Waits until `count` distinct ids have arrived, telling how many at intervals. Returns early
-    /// where none arrives for `patience`.
+    /// Waits until `count` distinct ids have arrived, and reports their number at intervals. Returns early if none
+    /// arrives for `patience`.
     pub(crate) async fn wait_for(&self, count: usize, patience: Duration, mut tell: impl FnMut(usize)) {
         let mut wanted = self.shared.wanted.subscribe();
         self.shared.wanted.send_replace(Wanted { count, arrived: false });

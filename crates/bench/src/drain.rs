@@ -1,4 +1,4 @@
-//! Figure (a): how fast a preloaded outbox is drained. The envelopes stand in the outbox before the
+//! Figure (a): how fast a preloaded outbox is drained. The envelopes are in the outbox before the
 //! hub starts; the rate is taken from the first arrival to the last.
 
 use super::error::BenchError;

@@ -166,7 +166,7 @@ impl SyncMode {
     }
 }
 
-/// The number of events for so many deliveries, at ten deliveries per event.
+/// The number of events for a number of deliveries, at ten deliveries per event.
 trait Tenth {
     fn tenth(self) -> u64;
 }

@@ -1,5 +1,5 @@
-//! Figure (d): resident memory of the hub with so many subscriptions, after it has delivered to
-//! some of them, and what one more costs.
+//! Figure (d): resident memory of the hub by number of subscriptions, after it has delivered to
+//! some of them, and the cost of one more.
 
 use super::error::BenchError;
 use super::load::{NewEvent, register, subscription};

@@ -1,4 +1,4 @@
-//! What is told of a figure: a line for people, JSON for programs.
+//! The report of a figure: a line for people, JSON for programs.
 
 use std::fmt::Write as _;
 

@@ -50,7 +50,7 @@ pub(crate) struct Rig {
 pub(crate) struct Settled {
     /// When it was seen at its smallest.
     pub(crate) at: std::time::Instant,
-    /// What stands in it then.
+    /// Its content at that time.
     pub(crate) still_owed: u64,
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct Clocks {
 }
 
 impl Rig {
-    /// Starts a broker and provisions it; `messages` is the most that will stand in an outbox.
+    /// Starts a broker and provisions it; `messages` is the most that an outbox will contain.
     pub(crate) async fn start(sync: SyncInterval, messages: u64) -> Result<Self, BenchError> {
         Self::start_at(None, sync, messages).await
     }
@@ -178,7 +178,7 @@ impl Rig {
         }
     }
 
-    /// Waits until the events stream holds so many, or no more come, while `hub` runs.
+    /// Waits until the events stream has a number of events, or no more arrive, while `hub` runs.
     pub(crate) async fn wait_for_events(&self, count: u64, hub: &mut HubProcess) -> Result<(), BenchError> {
         let stream = self.js.names().events_stream();
         let (mut most, mut since) = (0, Instant::now());

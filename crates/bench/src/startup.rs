@@ -1,4 +1,4 @@
-//! Figure (s): from the start of the process until it is ready, with so many subscriptions in the
+//! Figure (s): from the start of the process until it is ready, by number of subscriptions in the
 //! registry.
 
 use std::time::{Duration, Instant};

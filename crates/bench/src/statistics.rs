@@ -11,7 +11,7 @@ pub(crate) fn percentile(values: &[Duration], percent: f64) -> Option<Duration> 
     sorted.get(rank.max(1) - 1).copied()
 }
 
-/// So many in that time, by the second. `None` where no time passed.
+/// Rate per second. `None` if no time has passed.
 pub(crate) fn per_second(count: u64, span: Duration) -> Option<f64> {
     (!span.is_zero()).then(|| count as f64 / span.as_secs_f64())
 }

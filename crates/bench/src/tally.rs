@@ -23,7 +23,7 @@ impl WebhookId {
     }
 }
 
-/// One delivery, as it came.
+/// One received delivery.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arrival {
     pub(crate) id: Option<WebhookId>,

@@ -78,7 +78,7 @@ impl Settled {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ErrorKind {
-    /// The endpoint answered with a status that is no success.
+    /// The endpoint answered with a status other than a success.
     Status(StatusKind),
     /// There was no answer: `timeout`, `dns`, …
     Failure(Failure),

@@ -31,7 +31,7 @@ pub struct Event {
     pub id: String,
     pub key: EventKey,
     pub source: String,
-    /// RFC 3339, as it came; where none was given the time the stream stored the event.
+    /// RFC 3339, unchanged; if none was given, the time at which the stream stored the event.
     pub time: String,
     pub tenant: String,
     pub subject: Option<String>,
@@ -47,7 +47,7 @@ pub struct Event {
     /// What makes two publications of a tenant the same event: source and id, which together are
     /// unique (CloudEvents 1.0 section 3.1.1), and the key, since one message id may be used for two
     /// keys; as `<length of source>:<source>:<key>:<id>`. Where the hub made up the id from a stream
-    /// sequence, which restarts when a stream is made anew, also the time: `…:<unix nanoseconds>`.
+    /// sequence, which restarts when a stream is recreated, also the time: `…:<unix nanoseconds>`.
     pub identity: String,
 }
 
@@ -60,7 +60,7 @@ pub enum EventData {
     Binary(Vec<u8>),
 }
 
-/// Why a publication is no event of this hub, with what to mend.
+/// The reason why a publication is rejected, with the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {detail}")]
 pub struct Rejection {

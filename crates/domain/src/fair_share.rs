@@ -211,8 +211,8 @@ impl<T> FairShare<T> {
         }
     }
 
-    /// Frees the slot of an item that `next` gave out. `healthy` tells whether the endpoint
-    /// answered as a living one does (`Outcome::is_healthy`).
+    /// Frees the slot of an item that `next` gave out. `healthy`: the endpoint
+    /// is alive (`Outcome::is_healthy`).
     pub fn finished(&mut self, subscription: &Identity, healthy: bool) {
         let Some(&place) = self.places.get(subscription) else { return };
         let initial = self.initial_share();
@@ -459,7 +459,7 @@ impl<T> FairShare<T> {
         }
     }
 
-    /// Only a subscription without items, which stands in no ring.
+    /// Only a subscription without items, which is in no ring.
     fn forget(&mut self, place: Place) {
         if let Some(queue) = self.queues[place].take() {
             if let Some(until) = queue.limited_until {

@@ -1,4 +1,4 @@
-//! A setting or a field that was refused: where it stands, what is wrong, and what to write.
+//! An invalid setting or field: its path, the problem and the remedy.
 
 /// `field` is the path in the document, such as `delivery.auth.type`; `problem` says what is
 /// wrong and how to mend it, such as `must be http or https; write https://…`.

@@ -111,8 +111,8 @@ impl Filter {
     }
 
     /// Checks what the form alone does not: at least one attribute or nested filter, no empty
-    /// names or texts, attribute names as CloudEvents spells them. `path` is where the filter
-    /// stands, such as `filter[0]`; the error names the part below it.
+    /// names or texts, attribute names as CloudEvents spells them. `path` is the path of the filter,
+    /// such as `filter[0]`; the error names the part below it.
     pub fn validate(&self, path: &str) -> Result<(), FieldError> {
         self.validate_at(path, 1)
     }

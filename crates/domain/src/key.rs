@@ -207,7 +207,7 @@ mod tests {
     fn a_pattern_of_one_word_is_told_to_match_nothing() {
         for (pattern, remedy) in [("*", "\">\""), ("user", "\"user.>\""), ("USER_1", "\"USER_1.>\"")] {
             let problem = pattern.parse::<KeyPattern>().expect("it is stored so").never_matches();
-            assert!(problem.expect("it is told").contains(remedy), "{pattern}");
+            assert!(problem.expect("a problem").contains(remedy), "{pattern}");
         }
         for pattern in [">", "*.*", "user.*", "user.>", "*.created"] {
             assert_eq!(pattern.parse::<KeyPattern>().expect("a pattern").never_matches(), None);

@@ -81,8 +81,8 @@ impl Outcome {
     }
 
     /// Whether the endpoint answered as a living one does: anything but a failure of the
-    /// connection, a timeout, a 429 or a 5xx; a broker that is away or refuses counts as they do. What
-    /// the pool's shares and the breakers go by. A failure on the hub's own side, and a message that can
+    /// connection, a timeout, a 429 or a 5xx; a broker that is unavailable or rejects counts as they do. The
+    /// pool's shares and the breakers use it. A failure on the hub's own side, and a message that can
     /// never be taken, say nothing about the other side and count as healthy.
     pub fn is_healthy(&self) -> bool {
         match self {
@@ -116,7 +116,7 @@ impl Outcome {
 }
 
 impl Failure {
-    /// The name as it stands in metrics.
+    /// The name in metrics.
     pub fn kind(self) -> &'static str {
         match self {
             Failure::Timeout => "timeout",
@@ -136,8 +136,8 @@ impl Failure {
         }
     }
 
-    /// A broker stands where an endpoint would, on the receiving side, though the operator has named
-    /// it: what it does not take is to be mended there. That the settings do not know it is the hub's.
+    /// A broker is on the receiving side, like an endpoint, although the operator configures it: a rejection is the
+    /// subscriber's fault. A broker that is not configured is the hub's fault.
     pub fn fault(self) -> Fault {
         match self {
             Failure::Sealed | Failure::Request | Failure::UnknownBroker => Fault::Hub,
@@ -178,7 +178,7 @@ impl fmt::Display for Failure {
 }
 
 impl Fault {
-    /// The name as it stands in headers, lists and metrics.
+    /// The name in headers, lists and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Fault::Subscriber => "subscriber",
@@ -215,7 +215,7 @@ pub enum Reason {
     TooLarge,
     /// Stored by older versions only: the subscription's circuit breaker was open.
     CircuitOpen,
-    /// The message on the outbox is no envelope.
+    /// The message in the outbox is not an envelope.
     Undecodable,
     /// The broker gave up on it, and its advisory was lost; the sweep found it.
     Stranded,
@@ -397,7 +397,7 @@ pub fn disables(outcome: &Outcome, statuses: &Statuses) -> bool {
 }
 
 /// How long the endpoint asked to be left alone by the whole subscription: the `Retry-After` of an
-/// answer that is no success and not permanent, up to `max_retry_after`.
+/// answer that is neither a success nor permanent, up to `max_retry_after`.
 pub fn hold(outcome: &Outcome, policy: &RetryPolicy, statuses: &Statuses) -> Option<Duration> {
     match outcome {
         Outcome::Answered { status, retry_after: Some(asked) }

@@ -18,15 +18,15 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 const HIDDEN: &str = "***";
 /// Layers of escapes that are undone.
 const LAYERS: usize = 3;
-/// So many letters and digits of a credential are recognised.
+/// Number of letters and digits by which a credential is recognised.
 const PART: usize = 12;
 /// A credential with fewer letters and digits is compared as a whole, with all its characters.
 const FEWEST: usize = 6;
 /// The longest escape, in bytes.
 const LONGEST: usize = 16;
-/// Where a text was cut off, a credential may be cut as well: so many bytes before that are not shown.
+/// Where a text was cut off, a credential may be cut as well: number of bytes before the cut that are not shown.
 const MARGIN: usize = 512;
-/// So many times what is shown is looked at, since what is hidden makes room for more.
+/// Multiple of the shown text that is examined, because hidden text makes room for more.
 const LOOKED_AT: usize = 4;
 /// The least that is looked at.
 const LEAST: usize = 4 * 1024;
@@ -76,7 +76,7 @@ pub fn whole<'s>(text: &str, secrets: impl IntoIterator<Item = &'s str>) -> Stri
     excerpt(text, false, secrets, usize::MAX)
 }
 
-/// Where something of a credential stands, in order, apart from one another.
+/// The ranges that contain a part of a credential, in order and disjoint.
 fn found(text: &str, secrets: &[&str]) -> Vec<Range<usize>> {
     let (mut exact, mut loose) = (Vec::new(), Vec::new());
     // Among the letters of ASCII others hide something: a blank of no width, say.
@@ -94,7 +94,7 @@ fn found(text: &str, secrets: &[&str]) -> Vec<Range<usize>> {
             None => break,
         }
     }
-    // What stands there word for word is cut out exactly, and the rest generously.
+    // Cut out literal matches exactly, and other matches with a margin.
     let exact = apart(exact);
     let within = |range: &Range<usize>| {
         let before = exact.partition_point(|found| found.start <= range.start);

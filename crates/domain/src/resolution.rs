@@ -23,8 +23,8 @@ pub struct Unusable {
     pub problem: String,
 }
 
-/// One subscription of an answer. `filter` and `delivery` are JSON; a secret in clear is refused,
-/// since the delivery goes into envelopes as it stands. Without an incarnation it is `legacy`.
+/// One subscription of an answer. `filter` and `delivery` are JSON; a plain-text secret is rejected,
+/// because the delivery is copied to envelopes unchanged. Without an incarnation it is `legacy`.
 pub fn entry(
     tenant: &str,
     id: String,
@@ -47,9 +47,9 @@ pub fn entry(
             .validate(&format!("filter_json[{position}]"))
             .map_err(|error| unusable(&error.field, error.problem))?;
     }
-    // serde_json's errors quote the input, which may hold a secret: only the place is told.
+    // serde_json's errors quote the input, which may contain a secret: report only the position.
     let no_delivery =
-        |place: String| unusable("delivery_json", format!("is no delivery of a subscription, at {place}"));
+        |place: String| unusable("delivery_json", format!("is not a delivery of a subscription, at {place}"));
     let value: Value = serde_json::from_str(delivery)
         .map_err(|error| no_delivery(format!("line {}, column {}", error.line(), error.column())))?;
     Delivery::check_fields(&value).map_err(|error| no_delivery(error.field))?;
@@ -176,7 +176,7 @@ fn weight(candidates: &Candidates) -> usize {
 pub struct Outage {
     failures: u32,
     until: Duration,
-    /// The kinds of failure that were told since it began.
+    /// The kinds of failure that were logged since it began.
     told: Vec<&'static str>,
 }
 
@@ -185,7 +185,7 @@ pub struct Outage {
 pub struct Unanswered {
     /// Until the next question.
     pub wait: Duration,
-    /// The first failure of its kind in this outage: to be told to a person.
+    /// The first failure of its kind in this outage, which is logged.
     pub is_news: bool,
 }
 
@@ -200,7 +200,7 @@ impl Outage {
 
     /// Says how long to wait until the next question: doubled each time, within its bound, and
     /// spread over its second half by `chance` (0 to 1), so that replicas do not ask all at once.
-    /// Questions that were under way together fail as one.
+    /// Concurrent requests fail as one.
     pub fn failed(&mut self, now: Duration, chance: f64, kind: &'static str) -> Unanswered {
         let is_news = !self.told.contains(&kind);
         if is_news {
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(outage.left(at(100)), Some(at(400)));
         assert_eq!(outage.left(at(500)), None);
         assert_eq!(wait(&mut outage, 500, 0.0), at(500), "half of the doubled wait");
-        assert_eq!(wait(&mut outage, 600, 1.0), at(400), "that one was under way already");
+        assert_eq!(wait(&mut outage, 600, 1.0), at(400), "that one was already in flight");
         for n in 1..50 {
             assert!(wait(&mut outage, n * 10_000, 1.0) <= Outage::LONGEST_WAIT);
         }

@@ -121,7 +121,7 @@ impl Statuses {
             if self.retry.contains(pattern) {
                 errors.push(FieldError::new(
                     format!("delivery.statuses.permanent[{position}]"),
-                    format!("{pattern} stands in delivery.statuses.retry as well; take one of the two out"),
+                    format!("{pattern} is also in delivery.statuses.retry; remove one of them"),
                 ));
             }
         }

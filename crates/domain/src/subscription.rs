@@ -312,7 +312,7 @@ impl Subscription {
     }
 }
 
-/// Puts `"***"` where a sealed secret stands.
+/// Replaces sealed secrets by `"***"`.
 fn hide(json: &mut serde_json::Value) {
     if let serde_json::Value::Object(members) = json {
         if members.len() == 1 && members.get("sealed").is_some_and(serde_json::Value::is_string) {

@@ -9,8 +9,8 @@ use super::subscription::is_tenant;
 /// The longest token that `safe_token` gives.
 pub const MAX_TOKEN_BYTES: usize = 128;
 
-/// Ends a shortened token, before its hash. An escape is `_` and two upper-case hex digits, so two
-/// underscores in a row stand in no other token.
+/// Ends a shortened token, before its hash. An escape is `_` and two upper-case hex digits, so no other
+/// token contains two underscores in a row.
 const SHORTENED: &str = "__";
 const HASH_HEX: usize = 64;
 

@@ -19,7 +19,7 @@ mod tests;
 pub struct Findings {
     pub waiting: Vec<Waiting>,
     pub rejected: Vec<Rejected>,
-    /// Envelopes that are still owed.
+    /// Pending envelopes.
     pub owed: Vec<Owed>,
     pub dead_letters: Vec<DeadLetter>,
     /// Of the delivery log.
@@ -93,8 +93,8 @@ impl Findings {
     }
 
     /// Keeps what belongs to one tenant. Each finding says itself whose it is, as it was when it
-    /// was written: a subscription may be gone, or its id taken by somebody else. Last words that do
-    /// not say it are those of their envelope; what nothing tells of is nobody's.
+    /// was written: a subscription may be gone, or its id taken by somebody else. Last words without it
+    /// belong to their envelope; without any source there is no owner.
     pub fn keep_tenant(&mut self, tenant: &str) {
         self.waiting.retain(|one| one.tenant == tenant);
         self.rejected.retain(|one| one.tenant.as_deref() == Some(tenant));
@@ -128,7 +128,7 @@ pub struct Trace {
 pub enum What {
     /// The event's own time.
     Published,
-    /// It stands in the events stream.
+    /// It is in the events stream.
     Waiting,
     Rejected,
     /// The outbox took the envelope.
@@ -190,7 +190,7 @@ pub struct Step {
     pub answer: Option<String>,
 }
 
-/// Where an envelope stands now.
+/// The current state of an envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -205,7 +205,7 @@ pub enum Standing {
     /// A dead letter: scheduled or parked.
     DeadLettered,
     Delivered,
-    /// Nothing owes it any more, and its delivery is not in the log: delivered unlogged, or its dead
+    /// It is not pending, and its delivery is not in the log: delivered unlogged, or its dead
     /// letter was discarded.
     Gone,
 }
@@ -230,7 +230,7 @@ impl Standing {
 pub struct Subscriber {
     pub domain: String,
     pub subscription: String,
-    /// The envelope's tenant; left out where nothing tells it.
+    /// The envelope's tenant; omitted if unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
     pub envelope: String,
@@ -269,7 +269,7 @@ fn step(at: OffsetDateTime, what: What, place: Option<&Place>) -> Step {
 }
 
 impl Trace {
-    /// Tells the story; `None` if nothing was found.
+    /// Builds the trace; `None` if nothing was found.
     pub fn tell(event_id: &str, findings: Findings) -> Option<Self> {
         let tenants = findings.tenants();
         let (mut timeline, mut taken) = (Vec::new(), BTreeSet::new());

@@ -37,7 +37,7 @@ impl ApiAnswer {
     ///
     /// # Panics
     ///
-    /// If it is another status, or an error that is no problem (RFC 9457).
+    /// If it is another status, or an error without a problem document (RFC 9457).
     pub fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text);
         if status >= 400 {

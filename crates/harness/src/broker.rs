@@ -61,7 +61,7 @@ impl TestBroker {
         streams
     }
 
-    /// How many messages stand in a stream; 0 if there is no such stream.
+    /// The number of messages in a stream; 0 if the stream does not exist.
     pub async fn messages(&self, stream: &str) -> u64 {
         let streams = self.streams().await;
         streams.iter().find(|info| info.config.name == stream).map_or(0, |info| info.state.messages)
@@ -85,12 +85,12 @@ impl TestBroker {
     }
 
     /// The streams with work that is still to be done: events, envelopes, advisories; with their counts.
-    /// Dead letters are not owed: they are kept until they are resolved.
-    pub async fn owed(&self) -> Vec<(String, u64)> {
+    /// Dead letters do not count: they are kept until they are resolved.
+    pub async fn pending(&self) -> Vec<(String, u64)> {
         let streams = self.streams().await;
         assert!(
             streams.iter().any(|info| info.config.name.contains("OUTBOX")),
-            "there is no outbox on this server, so nothing could ever be owed: was it provisioned?"
+            "there is no domain outbox on this server, so nothing could be pending: was it provisioned?"
         );
         streams
             .into_iter()
@@ -103,15 +103,15 @@ impl TestBroker {
     ///
     /// If an event, an envelope or an advisory is left.
     pub async fn assert_nothing_owed(&self) {
-        let owed = self.owed().await;
-        assert!(owed.is_empty(), "still owed: {owed:?}");
+        let pending = self.pending().await;
+        assert!(pending.is_empty(), "still pending: {pending:?}");
     }
 
     /// Waits until no event, envelope or advisory is left.
     pub async fn nothing_owed_within(&self, limit: Duration) {
-        eventually(limit, "nothing is owed any more", async || {
-            let owed = self.owed().await;
-            if owed.is_empty() { Ok(()) } else { Err(owed) }
+        eventually(limit, "nothing is pending any more", async || {
+            let pending = self.pending().await;
+            if pending.is_empty() { Ok(()) } else { Err(pending) }
         })
         .await;
     }

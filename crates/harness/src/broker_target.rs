@@ -33,7 +33,7 @@ pub async fn entries(redis: &RedisServer, stream: &str) -> Vec<Value> {
     bodies.collect()
 }
 
-/// Waits until a Redis stream has so many messages.
+/// Waits until a Redis stream has that many messages.
 pub async fn arrived(redis: &RedisServer, stream: &str, count: usize) -> Vec<Value> {
     eventually(SOON, &format!("{count} messages are in {stream}"), async || {
         let found = entries(redis, stream).await;

@@ -15,7 +15,7 @@ use super::{POLL, Receiver};
 
 /// Publications that wait for their acknowledgement at once.
 const IN_FLIGHT: usize = 256;
-/// How long one publication is tried: longer than a server that is being restarted is away.
+/// How long one publication is tried: longer than the restart of a server takes.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(60);
 
 /// Two connections to the broker: the hub's own adapter, and the plain client.
@@ -66,7 +66,7 @@ impl TestClient {
                 {
                     return !acknowledgement.duplicate;
                 }
-                // A server that is away or a stream that is full: the same id again.
+                // The server is unavailable or the stream is full: publish the same id again.
                 tokio::time::sleep(POLL).await;
             }
         };

@@ -20,7 +20,7 @@ use super::external_broker::Certificates;
 use super::{FaultProxy, eventually, free_port, require_tool, tool};
 
 /// One broker on a free port of loopback, which keeps its topics in memory. Clients learn the address of
-/// what stands in front of it: a proxy, or an end of TLS.
+/// what is in front of it: a proxy, or an end of TLS.
 pub struct KafkaServer {
     process: ServerProcess,
     pub proxy: FaultProxy,
@@ -82,7 +82,7 @@ impl KafkaServer {
         self.process.restart().await.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// Bootstrap server: what stands in front.
+    /// Bootstrap server: what is in front.
     pub fn url(&self) -> String {
         let port = self.tls.as_ref().map_or(self.proxy.address().port(), |(port, _)| *port);
         format!("localhost:{port}")

@@ -1,6 +1,6 @@
-//! What the system tests stand on: real servers on free ports, and faults on demand.
+//! The basis of the system tests: real servers on free ports, and faults on demand.
 //!
-//! * [`TestBroker`]: a nats-server of the test's own, with a check that nothing is left owed.
+//! * [`TestBroker`]: a nats-server of the test's own, with a check that nothing is left pending.
 //! * [`TestClient`]: publishes, subscribes, and accounts for every envelope ([`Account`]).
 //! * [`ApiClient`]: a caller of its HTTP API.
 //! * [`Hub`]: the built `hub` as a child process, with its log; [`TestSettings`]: its settings.

@@ -16,7 +16,7 @@ use super::{FaultProxy, KafkaServer, RabbitMq, RedisServer, TestBroker, eventual
 /// One broker behind a proxy.
 pub struct Partner {
     server: Server,
-    /// Kafka tells its clients where it is, and so has a proxy of its own.
+    /// Kafka returns its own address to clients, and so has a proxy of its own.
     proxy: Option<FaultProxy>,
 }
 
@@ -134,7 +134,7 @@ impl Partner {
         }
     }
 
-    /// Takes no events of a category that was not opened; for Redis something else stands there.
+    /// Takes no events of a category that was not opened; for Redis the key has another type.
     pub async fn shut(&self, category: &str) {
         if let Server::Redis(server) = &self.server {
             let mut connection = server.connect().await;
@@ -171,7 +171,7 @@ impl Partner {
         }
     }
 
-    /// What has arrived of a category, each message as often as it came, in order: once all of `expected`
+    /// What has arrived of a category, each message as often as it arrived, in order: once all of `expected`
     /// are there. AMQP's is taken out of its queue.
     pub async fn arrived(&self, category: &str, expected: &BTreeSet<String>) -> Vec<Arrived> {
         let destination = self.destination(category);

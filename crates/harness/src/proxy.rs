@@ -47,11 +47,11 @@ struct Shared {
     open: watch::Sender<usize>,
 }
 
-/// Stands on a port of its own in front of a server; what connects to it reaches that server.
+/// Listens on its own port in front of a server, and forwards each connection to it.
 ///
 /// A frozen connection is open and silent, in both directions, as behind a network that drops packets;
 /// when one of its ends closes it, so does the proxy towards the other. Clients must not learn the
-/// server's own address: a single nats-server does not tell it.
+/// server's own address: a single nats-server does not announce it.
 pub struct FaultProxy {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -123,7 +123,7 @@ impl FaultProxy {
         self.shared.flow.send_modify(|flow| flow.refusing = refusing);
     }
 
-    /// Waits until so many connections are open.
+    /// Waits until that many connections are open.
     ///
     /// # Panics
     ///
@@ -142,7 +142,7 @@ impl FaultProxy {
     }
 
     /// Freezes a connection before the piece with `pattern` in it: one side has done the step, the other
-    /// will not hear of it.
+    /// does not receive it.
     pub fn cut_before(&self, direction: Direction, pattern: impl AsRef<[u8]>) -> Trigger {
         self.rule(direction, pattern.as_ref(), Side::Before)
     }

@@ -26,15 +26,15 @@ pub enum Behaviour {
     Answer { status: u16, headers: Vec<(&'static str, String)>, body: Bytes },
     /// Reads the request and never answers.
     Hang,
-    /// Answers as told as soon as the gate is open, what it has read before as well.
+    /// Answers as set as soon as the gate is open, what it has read before as well.
     Gate(watch::Receiver<bool>, Box<Self>),
-    /// Waits, then goes on as told.
+    /// Waits, then continues as set.
     Slow(Duration, Box<Self>),
     /// Sends the head and half of the body, then closes the connection.
     CloseMidAnswer,
     /// Answers 401 to what the guard does not let pass.
     Require(Guard, Box<Self>),
-    /// Does the first thing for so many requests (counted from when it was set), then the second.
+    /// Does the first thing for that many requests (counted from when it was set), then the second.
     First(usize, Box<Self>, Box<Self>),
 }
 
@@ -78,13 +78,13 @@ impl Behaviour {
         Self::Require(guard, Box::new(Self::ok()))
     }
 
-    /// Answers with this status so many times, then 200.
+    /// Answers with this status that many times, then with 200.
     pub fn failing_first(times: usize, status: u16) -> Self {
         Self::First(times, Box::new(Self::status(status)), Box::new(Self::ok()))
     }
 }
 
-/// A request as it came.
+/// A received request, unchanged.
 #[derive(Debug, Clone)]
 pub struct Received {
     pub method: Method,
@@ -96,7 +96,7 @@ pub struct Received {
     /// When its body had arrived.
     pub arrived: Instant,
     pub arrived_at: SystemTime,
-    /// The status it was answered with; `None` while it waits, for ever if the path hangs.
+    /// The status it was answered with; `None` while it waits, forever if the path hangs.
     pub answered: Option<u16>,
 }
 
@@ -225,7 +225,7 @@ impl Receiver {
         }
     }
 
-    /// Waits until so many requests have come to a path, and gives all of them.
+    /// Waits until a path has received that many requests, and returns all of them.
     ///
     /// # Panics
     ///
@@ -235,7 +235,7 @@ impl Receiver {
         self.received(path)
     }
 
-    /// Waits until so many distinct `webhook-id`s were answered 2xx on a path.
+    /// Waits until that many distinct `webhook-id`s were answered 2xx on a path.
     ///
     /// # Panics
     ///

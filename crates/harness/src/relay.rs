@@ -1,4 +1,4 @@
-//! What the tests of the relay share: its settings, what arrived, and how the rows stand.
+//! Shared by the tests of the relay: its settings, what arrived, and the state of the rows.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -83,7 +83,7 @@ pub async fn taken(context: &jetstream::Context, name: &str) -> u64 {
     stream.cached_info().state.last_sequence
 }
 
-/// Everything that a stream has taken, in order, once there are so many. Nobody may consume it meanwhile.
+/// All messages of a stream, in order, once it has that many. Nothing else may consume it.
 pub async fn stored(broker: &TestBroker, name: &str, count: u64) -> Vec<Stored> {
     let context = broker.jetstream().await;
     eventually(SOON, &format!("{count} messages are in {name}"), async || {
@@ -110,7 +110,7 @@ pub async fn rows(store: &Store, broker: &str) -> Vec<Row> {
     store.list(&of_broker(Some(broker)), &RowCursor::default(), 100_000).await.expect("the rows are listed")
 }
 
-/// Waits until so many rows of a broker have this status.
+/// Waits until that many rows of a broker have this status.
 pub async fn wait_for(store: &Store, broker: &str, status: Status, count: usize) -> Vec<Row> {
     eventually(SOON, &format!("{count} rows of {broker} are {status}"), async || {
         let rows = rows(store, broker).await;
@@ -126,7 +126,7 @@ pub async fn wait_for(store: &Store, broker: &str, status: Status, count: usize)
     .await
 }
 
-/// `<stream>/<number>` for each of `count` events over so many streams, in the order of raising them.
+/// `<stream>/<number>` for each of `count` events over that many streams, in the order of raising them.
 pub fn in_streams(count: usize, streams: usize) -> Vec<(String, String)> {
     (0..count).map(|n| (format!("e{n:05}"), format!("s{}", n % streams))).collect()
 }

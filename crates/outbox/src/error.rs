@@ -118,7 +118,7 @@ impl StoreError {
                 Self::Pooler { source }
             }
             sqlx::Error::Database(ref error) => {
-                // SQLite has one code for all errors in a statement; only its message tells them apart.
+                // SQLite has one code for all errors in a statement; only its message distinguishes them.
                 let absent = error.code().is_some_and(|code| ABSENT.contains(&&*code));
                 if absent { Self::NotSetUp } else { Self::Database { operation, source } }
             }

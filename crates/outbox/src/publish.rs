@@ -71,7 +71,7 @@ fn fresh_id() -> String {
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
 
-/// Tells an event that the database refused from a failure of the database.
+/// Distinguishes an event that the database rejected from a failure of the database.
 ///
 /// The check in SQL raises `invalid_parameter_value`; constraints have codes of their own on PostgreSQL and SQLite.
 fn refused(error: sqlx::Error) -> RaiseError {

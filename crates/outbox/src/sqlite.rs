@@ -196,8 +196,8 @@ impl Sqlite {
                 if free == due.len() {
                     continue;
                 }
-                // As on PostgreSQL: an expired claim that stands before what is due for longer goes first;
-                // for others, until when it is no use to look behind them.
+                // As on PostgreSQL: an expired claim comes before rows that have been due for longer;
+                // for others, the time until which rows behind them need not be examined.
                 let same_lane = lane == request.priority.as_str();
                 if same_lane && *due_at <= now {
                     claimed.truncate(claimed.len() - free);

@@ -49,7 +49,7 @@ impl Router {
         &self.js
     }
 
-    /// Dead-letters the envelope at a sequence of an outbox; false if it is not there any more.
+    /// Dead-letters the envelope at a sequence of an outbox; false if it is gone.
     pub(super) async fn route(
         &self,
         stream: &str,

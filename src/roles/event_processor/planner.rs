@@ -274,7 +274,7 @@ impl Planner {
                 RejectReason::TooLarge,
                 format!(
                     "its {} envelopes take {bytes} bytes, more than an outbox holds (limits.outbox, {}); raise that, or \
-                     publish smaller events to so many subscriptions",
+                     publish smaller events, or reduce the number of subscriptions",
                     plan.envelopes.len(),
                     self.outbox_size
                 ),

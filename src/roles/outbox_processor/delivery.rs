@@ -26,7 +26,7 @@ const PANIC_RETRY: Duration = Duration::from_secs(5);
 /// First pause between look-ups of a subscription that fail; it doubles each time.
 const LOOK_UP_AGAIN: Duration = Duration::from_secs(1);
 const LONGEST_LOOK_UP_PAUSE: Duration = Duration::from_secs(15);
-/// Most prepared targets; when there are more, all are prepared anew.
+/// Most prepared targets; above that, all are prepared again.
 const MOST_TARGETS: usize = 10_000;
 
 /// A delivery that has ended, for the worker.

@@ -53,7 +53,7 @@ impl Availability {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner).not_before
     }
 
-    /// The broker accepted a message, or no row is open. `since`: when it was asked. A success from before the outage
+    /// The broker accepted a message, or no row is open. `since`: when the request was sent. A success from before the outage
     /// does not end it.
     pub(super) fn worked(&self, since: Instant) {
         if self.is_up.load(Ordering::Acquire) {
@@ -108,12 +108,12 @@ mod tests {
     async fn an_outage_is_one_pause_for_all_who_find_it_and_ends_with_the_first_success() {
         let availability = Availability::new(Metrics::new().of_broker("partner"));
         let error = PublishError::Unavailable { reason: "away".to_owned() };
-        assert!(availability.not_before().is_some_and(|at| at <= Instant::now()), "it may be asked at once");
+        assert!(availability.not_before().is_some_and(|at| at <= Instant::now()), "the next try is at once");
         availability.worked(Instant::now());
         assert_eq!(availability.not_before(), None);
         let before = Instant::now();
         availability.lost(&error);
-        let first = availability.not_before().expect("it is away");
+        let first = availability.not_before().expect("it is unavailable");
         assert!(first <= Instant::now() + FIRST_PAUSE);
         availability.lost(&error);
         assert_eq!(availability.not_before(), Some(first), "the same failure, found by another");

@@ -23,7 +23,7 @@ pub(crate) fn stream(number: u64, streams: u64) -> String {
     format!("user-{}", number % streams)
 }
 
-/// Arrivals of the events 0, 1, … of so many streams.
+/// Arrivals of the events 0, 1, … of a number of streams.
 pub(crate) struct Ledger {
     times: Vec<u32>,
     /// By stream: the number after the last one that came.

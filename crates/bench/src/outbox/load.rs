@@ -15,7 +15,7 @@ use integration_hub::domain::producer_outbox::INTERNAL;
 
 /// Events that one transaction raises.
 const PER_TRANSACTION: u64 = 1_000;
-/// Whether rows are open can only be asked.
+/// Open rows can only be polled.
 const POLL: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// What is raised.
@@ -84,7 +84,7 @@ pub(crate) fn settings(database: &Database) -> String {
     format!("[outbox]\ndatabase_url = {:?}\n", database.url)
 }
 
-/// An external broker of the settings, reached as it comes.
+/// An external broker of the settings, with default options.
 pub(crate) fn external(name: &str, provider: &str, url: &str, destination: &str) -> String {
     format!(
         "[[external_brokers]]\nname = {name:?}\nprovider = {provider:?}\nurl = {url:?}\ndestination = {destination:?}\n"
@@ -138,7 +138,7 @@ pub(crate) async fn without_internal(database: &Database) -> Result<(), BenchErr
     Ok(())
 }
 
-/// A bar for a run of so many rows.
+/// A progress bar for a run of a number of rows.
 pub(crate) fn running(rows: u64, what: &str) -> ProgressBar {
     let bar = bar(rows, what.to_owned());
     bar.tick();

@@ -41,7 +41,7 @@ impl MeasuredRedis {
         Ok(Client::open(self.url.as_str())?.get_multiplexed_async_connection().await?)
     }
 
-    /// Waits until a stream has so many entries, or no more come. Gives how many there are.
+    /// Waits until a stream has a number of entries, or no more arrive. Returns their number.
     pub(crate) async fn wait_for(
         &self,
         stream: &str,

@@ -136,7 +136,7 @@ impl Postgres {
     }
 }
 
-/// Nothing is told of a statement that takes long: loading does.
+/// Slow statements are not logged, because loading is slow.
 fn options(url: &str) -> Result<PgConnectOptions, BenchError> {
     let options = PgConnectOptions::from_str(url).map_err(BenchError::Database)?;
     Ok(options.application_name("integration-hub bench").disable_statement_logging())

@@ -83,7 +83,7 @@ NOTE = "abcdefghijklmnopqrstuvwxyz" * 19
 
 
 def write(rows: int) -> None:
-    """Raises so many events."""
+    """Raises a number of events."""
     domain = new_domain(os.environ["BENCH_DATABASE_URL"], os.environ["BENCH_REDIS_URL"])
     with domain.domain_context():
         domain.setup_database()
@@ -105,11 +105,11 @@ def main() -> None:
     if writer.exitcode != 0:
         sys.exit("the rows could not be written")
     domain = new_domain(os.environ["BENCH_DATABASE_URL"], os.environ["BENCH_REDIS_URL"])
-    told = {
+    report = {
         "stream": domain.User.meta_.stream_category,
         "settings": f"messages_per_tick {BATCH}, tick_interval 0, no trace history, an empty event store, one process",
     }
-    print(json.dumps(told), flush=True)
+    print(json.dumps(report), flush=True)
     with domain.domain_context():
         Engine(domain).run()
 

@@ -47,7 +47,7 @@ pub(crate) async fn measure(bench: &Bench<'_>) -> Result<Figure, BenchError> {
     }
     let mut with = bench.conditions.clone();
     with.push(format!(
-        "the bare loop: payloads read {READ_AT_ONCE} at a time and published, {PUBLISHES_IN_FLIGHT} under way, without claims, marks and order"
+        "the bare loop: payloads read {READ_AT_ONCE} at a time and published, {PUBLISHES_IN_FLIGHT} in flight, without claims, marks and order"
     ));
     Ok(Figure {
         figure: "nats",

@@ -41,7 +41,7 @@ pub(crate) async fn measure(
 ) -> Result<Figure, BenchError> {
     let redis = MeasuredRedis::start(program).await?;
     let mut with = bench.conditions.clone();
-    with.push(format!("Redis {}, as it comes", redis.version));
+    with.push(format!("Redis {}, default configuration", redis.version));
     let theirs = match protean {
         Some(python) => Some(run_protean(bench, &redis, python, &mut with).await?),
         None => None,
@@ -80,7 +80,7 @@ pub(crate) async fn measure(
     })
 }
 
-/// What Protean's side tells when its rows are written.
+/// Output of the Protean process when its rows are written.
 #[derive(Deserialize)]
 struct Told {
     /// The Redis stream that it publishes to.
@@ -113,7 +113,7 @@ async fn run_protean(
     Ok(span.map_or(0.0, |span| span.rate(rows)))
 }
 
-/// Starts it, and waits until its rows are written. The URL of the database, which holds a password, goes by the
+/// Starts it, and waits until its rows are written. The URL of the database, which holds a password, is passed by the
 /// environment.
 async fn start(
     python: &Path,

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use super::{Event, EventData, is_json, string_form};
 
 impl Event {
-    /// The event in the CloudEvents JSON format; JSON data is copied as it came.
+    /// The event in the CloudEvents JSON format; JSON data is copied unchanged.
     pub fn to_cloudevent(&self) -> Box<RawValue> {
         serde_json::value::to_raw_value(&JsonFormat(self))
             .expect("its keys are strings, and writing to memory does not fail")
@@ -66,10 +66,10 @@ impl Serialize for InBase64<'_> {
     }
 }
 
-/// So many members are searched for doubles one by one.
+/// Number of members up to which duplicates are searched one by one.
 const FEW: usize = 32;
 
-/// A JSON object's members in their order, each value as it came; no name twice.
+/// A JSON object's members in their order, each value unchanged; no name twice.
 pub(crate) struct Members<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'a> Members<'a> {

@@ -31,7 +31,7 @@ const JSON: &str = "application/json";
 pub struct Publication<'a> {
     /// The subject after `<prefix>.events.` or `<prefix>.from.<tenant>.`.
     pub subject_tail: &'a str,
-    /// The `<tenant>` of a subject that binds the event to one, as it stands there.
+    /// The `<tenant>` of a subject that binds the event to one, in the form of the subject.
     pub tenant_token: Option<&'a str>,
     /// In the message's order; names are compared in any case.
     pub headers: &'a [(&'a str, &'a str)],
@@ -432,11 +432,11 @@ pub(super) fn header_value(header: &str, value: &str) -> Result<String, Rejectio
         None => value.into(),
     };
     percent_decode_str(&unquoted).decode_utf8().map(Cow::into_owned).map_err(|_| {
-        malformed(format!("the header {header} is not percent-encoded UTF-8; encode its value anew"))
+        malformed(format!("the header {header} is not percent-encoded UTF-8; encode its value again"))
     })
 }
 
-/// RFC 9110 section 5.6.4: a backslash stands before a character that is meant as it is.
+/// RFC 9110 section 5.6.4: a backslash precedes a literal character.
 fn unescape(quoted: &str) -> String {
     let mut text = String::with_capacity(quoted.len());
     let mut characters = quoted.chars();

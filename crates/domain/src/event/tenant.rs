@@ -52,10 +52,8 @@ fn claimed(attribute: Option<String>, headers: &[(&str, &str)]) -> Result<String
     if is_tenant(&tenant) {
         return Ok(tenant);
     }
-    Err(malformed(format!(
-        "the tenant {tenant:?} is no tenant name; use 1 to 64 letters, digits, '_', '.' and '-'"
-    ))
-    .at("tenant"))
+    Err(malformed(format!("invalid tenant {tenant:?}; use 1 to 64 letters, digits, '_', '.' and '-'"))
+        .at("tenant"))
 }
 
 #[cfg(test)]

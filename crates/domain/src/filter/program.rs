@@ -12,7 +12,7 @@ pub struct Program {
     start: Position,
 }
 
-/// Where an evaluation stands.
+/// The position of an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position(u32);
 

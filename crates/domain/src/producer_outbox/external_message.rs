@@ -306,7 +306,7 @@ mod tests {
 
     #[test]
     fn an_outbox_event_keeps_what_its_row_keeps_as_it_was_written() {
-        // Numbers that a reader would round are written as they came.
+        // Numbers that a reader would round are written unchanged.
         let metadata = r#"{"headers": {"id": "e1", "type": "user.created", "time": "t", "stream": "user-u1",
             "traceparent": null, "secret": 1},
             "domain": {"fqn": "Crm.UserCreated", "kind": "EVENT", "version": 2, "sequence_id": "0.1",

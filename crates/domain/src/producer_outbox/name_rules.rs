@@ -59,10 +59,7 @@ impl NameRules {
             Self::Subject => "tokens with dots between, without spaces and wildcards",
             Self::Topic => "ASCII letters, digits, '.', '_' and '-'",
         };
-        Err(FieldError::new(
-            "destination",
-            format!("{char:?} in {text:?} cannot stand there; write {allowed}"),
-        ))
+        Err(FieldError::new("destination", format!("{char:?} in {text:?} is not allowed; write {allowed}")))
     }
 }
 

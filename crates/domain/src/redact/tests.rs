@@ -87,7 +87,7 @@ proptest! {
             for (open, close) in [(" ", " "), ("{\"a\":\"", "\"}"), ("<b>", "</b>")] {
                 let shown = whole(&format!("{before}{open}{text}{close}{behind}"), [secret.as_str()]);
                 prop_assert!(shown.contains("***"), "{}: {:?} in {:?}", spelling, secret, shown);
-                // Neither its letters and digits nor those of its spelling, as long as that is no escape.
+                // Neither its letters and digits nor those of its spelling, unless it is an escape.
                 let letters = |text: &str| text.bytes().filter_map(letter).map(char::from).collect::<String>();
                 let around = letters(&format!("{before} {open} {close} {behind}"));
                 let mut hidden = vec![(letters(&secret), 8)];

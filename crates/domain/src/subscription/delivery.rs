@@ -130,7 +130,7 @@ pub(super) fn names_a_broker(delivery: &Value) -> bool {
     ["broker", "stream"].iter().any(|name| delivery.get(name).is_some())
 }
 
-/// What tells a broker's delivery from an endpoint's.
+/// The fields that distinguish a broker's delivery from an endpoint's.
 #[derive(Deserialize)]
 struct Kind {
     broker: Option<IgnoredAny>,

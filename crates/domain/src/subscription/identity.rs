@@ -1,4 +1,4 @@
-//! What names a subscription, and what tells it from another one of the same name.
+//! The identity of a subscription, which distinguishes it from a later one of the same name.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -36,7 +36,7 @@ impl SubscriptionRef {
         }
     }
 
-    /// From two texts; `None` if they are no tenant and id.
+    /// From two texts; `None` if they are not a tenant and an id.
     pub fn of(tenant: &str, id: &str) -> Option<Self> {
         (is_tenant(tenant) && is_id(id)).then(|| Self { text: format!("{tenant}/{id}").into() })
     }
@@ -87,7 +87,7 @@ fn token<'a>(tenant: &str, id: &'a str) -> Cow<'a, str> {
     }
 }
 
-/// The token of the subscription of that tenant and id; `None` if they are no tenant and id.
+/// The token of the subscription of that tenant and id; `None` if they are not a tenant and an id.
 pub fn subscription_token<'a>(tenant: &str, id: &'a str) -> Option<Cow<'a, str>> {
     (is_tenant(tenant) && is_id(id)).then(|| token(tenant, id))
 }

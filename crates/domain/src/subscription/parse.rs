@@ -41,7 +41,7 @@ impl Delivery {
     }
 }
 
-/// Reads what stands at the path `at`, which is empty for the whole subscription.
+/// Reads the value at the path `at`, which is empty for the whole subscription.
 fn read<T: DeserializeOwned>(at: &str, value: &Value) -> Result<T, FieldError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = match (at, error.path().to_string().as_str()) {
@@ -134,7 +134,7 @@ fn check_broker(delivery: &serde_json::Map<String, Value>) -> Result<(), FieldEr
     if let Some(name) = OF_AN_ENDPOINT.iter().find(|name| delivery.contains_key(**name)) {
         let problem = match *name {
             "url" => {
-                "stands beside a broker; a subscription goes to one of them: take out url, or broker and stream"
+                "conflicts with broker; a subscription has one of them: remove url, or broker and stream"
             }
             "auth" | "tls" => {
                 "is for a url; the settings say how a broker is reached ([[external_brokers]]): take it out"

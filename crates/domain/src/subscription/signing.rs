@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::Secret;
 use crate::field_error::FieldError;
 
-/// The secrets that sign. The kind of each is told by its prefix: `whsec_` signs with HMAC-SHA256,
+/// The secrets that sign. The prefix determines the kind: `whsec_` signs with HMAC-SHA256,
 /// `whsk_` with ed25519.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -251,7 +251,9 @@ impl Auth {
                     if !is_header_name(name) || is_reserved(&lower) {
                         errors.push(FieldError::new(
                             "delivery.auth.header",
-                            format!("{name:?} is no header name that can be set; write one like x-api-key"),
+                            format!(
+                                "{name:?} is not a header name that can be set; write one like x-api-key"
+                            ),
                         ));
                     }
                 }
@@ -303,7 +305,7 @@ impl Auth {
 /// Where an API key goes when neither header nor query is named.
 pub const DEFAULT_API_KEY_HEADER: &str = "x-api-key";
 
-/// Whether a plain secret must be able to stand in a header as it is.
+/// Checks that a plain secret is a valid header value, if it is sent verbatim.
 fn header_text(verbatim: bool) -> fn(&str) -> bool {
     if verbatim { is_header_value } else { |_| true }
 }

@@ -1,6 +1,6 @@
 -- Claims rows of one broker and lane: $1 broker, $2 lane, $3 most rows, $4 holder, $5 claim time in
 -- milliseconds, $6 streams to pass over. Gives the rows claimed, and each stream of which not all that is
--- due was: what stands before it is in other hands, or not due.
+-- due was: an earlier row is claimed by another relay, or not due.
 WITH due AS MATERIALIZED (
     SELECT m.position, m.stream
     FROM hub_outbox.messages AS m
@@ -12,7 +12,7 @@ WITH due AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
 ),
 -- Of each of their streams as many open rows, from the first one on: mostly the same, but an expired claim
--- stands before what is due for longer.
+-- is before what is due for longer.
 head AS MATERIALIZED (
     SELECT s.stream, h.*, bool_and(h.due_at <= now() AND h.lane = $2) OVER (PARTITION BY s.stream ORDER BY h.position) AS free
     FROM (SELECT d.stream, count(*) AS rows FROM due AS d GROUP BY d.stream) AS s
@@ -48,7 +48,7 @@ claimed AS (
     RETURNING m.position, m.message_id, m.event_type, m.stream, m.lane, m.is_public, m.payload::text AS payload,
         m.attempts, m.created_at
 ),
--- The first row of a stream that is not claimed, and until when it is no use to look behind it: not known
+-- The first row of a stream that is not claimed, and until when rows behind it cannot be claimed: not known
 -- of a live claim, which ends any moment.
 blocker AS MATERIALIZED (
     SELECT DISTINCT ON (j.stream) j.stream,

@@ -6,7 +6,7 @@
 //! * [`find_or_fetch`] gives the path of a usable binary.
 //! * [`BrokerProcess`] is one running server; [`BrokerCluster`] is several that form a cluster.
 //!
-//! What the server tells us: its ports, in a file it writes once it accepts connections
+//! The server reports its ports, in a file it writes once it accepts connections
 //! (`--ports_file_dir`), and its health on the monitoring port (`/healthz`, `/jsz`).
 
 mod cluster;
