@@ -405,13 +405,14 @@ fn the_image_is_built_from_all_that_the_sources_read() {
     assert!(crates.contains(&"vendor"), "{crates:?}");
     assert!(crates.iter().all(|folder| copied.contains(folder)), "{crates:?} are in the image: {copied:?}");
     let (mut broken, mut embedded) = (Vec::new(), 0);
-    for source in sources() {
+    let hub = sources().into_iter().map(|source| ("src", source));
+    for (folder, source) in hub.chain(below("crates").into_iter().map(|source| ("crates", source))) {
         let macros = ["include_str!(", "include_bytes!(", "include!("];
         let places = macros.iter().flat_map(|name| source.code.match_indices(name));
         for (at, _) in places {
             let Some(named) = source.code[at..].split('"').nth(1) else { continue };
             embedded += 1;
-            let mut path = vec!["src"];
+            let mut path = vec![folder];
             path.extend(source.path.split('/'));
             path.pop();
             for part in named.split('/') {
@@ -423,7 +424,7 @@ fn the_image_is_built_from_all_that_the_sources_read() {
                 }
             }
             if !copied.contains(&path[0]) {
-                broken.push(format!("src/{} embeds {}", source.path, path.join("/")));
+                broken.push(format!("{folder}/{} embeds {}", source.path, path.join("/")));
             }
         }
     }

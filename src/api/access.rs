@@ -9,8 +9,10 @@ use std::time::Duration;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, WeakShared};
 use time::OffsetDateTime;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::State;
@@ -34,6 +36,8 @@ const BURST_SECONDS: usize = 5;
 #[derive(Clone)]
 pub(super) struct Authentication(pub(super) Result<Caller, Problem>);
 
+type LookUp = BoxFuture<'static, Result<Option<StoredToken>, Problem>>;
+
 /// Looks up tokens in the broker. Cheap to clone.
 #[derive(Clone)]
 pub struct Access {
@@ -51,6 +55,8 @@ pub struct Access {
 struct TokenCache {
     tokens: HashMap<TokenId, (Instant, StoredToken)>,
     unknown: HashMap<TokenId, Instant>,
+    /// Look-ups in progress. Requests with the same token wait for the same one; it ends with the last of them.
+    in_progress: HashMap<TokenId, WeakShared<LookUp>>,
 }
 
 impl TokenCache {
@@ -128,29 +134,51 @@ impl Access {
 
     /// Looks up a token by name. A known token is looked up once per second; a peer's look-ups of unknown tokens are limited.
     async fn stored(&self, id: &TokenId, peer: IpAddr) -> Result<Option<StoredToken>, Problem> {
-        let now = Instant::now();
-        let known = {
-            let cache = self.cache();
+        let look_up = {
+            let now = Instant::now();
+            let mut cache = self.cache();
             if cache.unknown.get(id).is_some_and(|at| now.duration_since(*at) < FRESH) {
                 return Ok(None);
             }
-            match cache.tokens.get(id) {
+            let known = match cache.tokens.get(id) {
                 Some((at, token)) if now.duration_since(*at) < FRESH => return Ok(Some(token.clone())),
                 Some((at, _)) => now.duration_since(*at) < KNOWN,
                 None => false,
+            };
+            match cache.in_progress.get(id).and_then(WeakShared::upgrade) {
+                Some(look_up) => look_up,
+                None => {
+                    let permit = if known { None } else { Some(self.lookup_permit(peer)?) };
+                    let look_up = self.clone().look_up(id.clone(), peer, permit).boxed().shared();
+                    cache.in_progress.retain(|_, look_up| look_up.upgrade().is_some());
+                    cache.in_progress.extend(look_up.downgrade().map(|look_up| (id.clone(), look_up)));
+                    look_up
+                }
             }
         };
-        let _permit = if known { None } else { Some(self.lookup_permit(peer)?) };
-        let token = self.management.token(id).await?;
-        self.cache().remember(id, token.as_ref(), Instant::now());
-        if !known && token.is_some() {
+        look_up.await
+    }
+
+    /// Looks up a token in the broker. `permit`: for a token that is not known yet, counted for `peer`.
+    async fn look_up(
+        self,
+        id: TokenId,
+        peer: IpAddr,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Result<Option<StoredToken>, Problem> {
+        let token = self.management.token(&id).await;
+        let mut cache = self.cache();
+        cache.in_progress.remove(&id);
+        let token = token?;
+        cache.remember(&id, token.as_ref(), Instant::now());
+        if permit.is_some() && token.is_some() {
             self.unknown_tokens.give_back(&Holder::Peer(peer), 1);
         }
         Ok(token)
     }
 
     /// Returns a permit to look up an unknown token.
-    fn lookup_permit(&self, peer: IpAddr) -> Result<tokio::sync::OwnedSemaphorePermit, Problem> {
+    fn lookup_permit(&self, peer: IpAddr) -> Result<OwnedSemaphorePermit, Problem> {
         let rate = self.unknown_per_peer;
         self.unknown_tokens.take(Holder::Peer(peer), 1, rate, rate * BURST_SECONDS).map_err(|_| {
             Problem::too_many(

@@ -61,7 +61,7 @@ impl Lookup for FromRegistry {
             // As for this hub's own events: the answer includes every write before the question.
             if let Err(error) = self.registry.catch_up(&self.js).await {
                 QuestionNotServed { error: &error }.emit();
-                return Err(LookupError::Registry(error));
+                return Err(LookupError::Registry(Box::new(error)));
             }
             if self.registry.is_incomplete(&tenant) {
                 return Err(LookupError::UnreadableEntry);

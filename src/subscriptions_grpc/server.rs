@@ -1,5 +1,6 @@
 //! The server of a resolver.
 
+use std::error::Error;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -79,7 +80,7 @@ pub enum LookupError {
     #[error("the subscription registry is still loading")]
     Loading,
     #[error("the subscription registry is unavailable")]
-    Registry(#[source] crate::nats::NatsError),
+    Registry(#[source] Box<dyn Error + Send + Sync>),
     #[error("a subscription of the tenant is unreadable")]
     UnreadableEntry,
 }

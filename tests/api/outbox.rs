@@ -414,6 +414,6 @@ async fn a_bulk_change_that_loses_the_database_reports_its_progress() {
         .expect_err("it is unavailable");
     assert!(error.is_passing(), "{error}");
     assert!(matches!(error, ManagementError::RowsPartlyChanged { done: 1_000, .. }), "{error}");
-    assert!(error.to_string().contains("1000 rows were discarded before"), "{error}");
+    assert!(error.to_string().contains("after 1000 rows were discarded"), "{error}");
     assert!(!error.to_string().contains(PASSWORD), "{error}");
 }

@@ -132,7 +132,7 @@ async fn a_wrong_password_is_reported_by_its_setting_and_never_shown() {
             user: Some("hub".to_owned()),
             password: Some("wrong-secret".into()),
             mechanism,
-            ..options(&server.url())
+            ..Options::new(server.url())
         };
         let error = sink(options).check().await.expect_err("is not let in");
         let text = error.to_string();
