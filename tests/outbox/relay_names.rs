@@ -105,7 +105,7 @@ async fn a_row_whose_type_is_no_event_key_is_abandoned_and_blocks_no_other() {
     let rows = wait_for(&store, "internal", Status::Abandoned, bad.len()).await;
     for row in rows.iter().filter(|row| row.message_id.starts_with("bad")) {
         let reason = row.last_error.clone().unwrap_or_default();
-        assert!(row.status == Status::Abandoned && reason.contains("no event key"), "{row:?}");
+        assert!(row.status == Status::Abandoned && reason.contains("is not an event key"), "{row:?}");
     }
 }
 
