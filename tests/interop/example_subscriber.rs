@@ -427,7 +427,7 @@ async fn a_wrong_option_is_reported_with_its_name() {
     let service = Service::new();
     for (arguments, told) in [
         (vec!["--broker", "http://127.0.0.1"], "--broker: unknown scheme http://"),
-        (vec!["--database", "/nowhere/at/all.db"], "--database /nowhere/at/all.db: our database: "),
+        (vec!["--database", "/nowhere/at/all.db"], "--database /nowhere/at/all.db: database: "),
         (vec!["--batch", "0"], "'--batch <BATCH>': 0 is not in 1..=1000"),
         (vec!["--reclaim-after", "soon"], "'--reclaim-after <RECLAIM_AFTER>'"),
     ] {
