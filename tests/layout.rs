@@ -387,8 +387,7 @@ fn no_file_is_too_long() {
     assert_none(&long, &format!("no file under src and crates/*/src has more than {MOST_LINES} lines"));
 }
 
-/// They are somebody else's programs: what they know of the hub is what it sends.
-/// What the sources embed has to be there where the image is built, too.
+/// The image build needs every file that the sources embed.
 #[test]
 fn the_image_is_built_from_all_that_the_sources_read() {
     let dockerfile =

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::JetStream;
@@ -13,6 +12,7 @@ use super::error::NatsError;
 use super::message::Delivered;
 use super::pull::{HAND_BACK_DELAY, PullEvent, Puller};
 use crate::health::ReadyFlag;
+use crate::tasks::Jobs;
 
 /// A message and its permit. Dropping the permit makes room for another message.
 pub type Held = (Box<Delivered>, OwnedSemaphorePermit);
@@ -105,17 +105,18 @@ impl Reader {
         self.puller.hand_back().await;
     }
 
-    /// Runs `work` on each message in a task of its own until `stop`, then waits for the running tasks. `work`
-    /// acknowledges its message itself.
+    /// Runs `work` on each message in a task of its own, called `name`, until `stop`; then waits for the running tasks.
+    /// `work` acknowledges its message itself.
     pub async fn for_each<Work>(
         mut self,
+        name: String,
         stop: &CancellationToken,
         mut work: impl FnMut(Box<Delivered>) -> Work,
     ) -> Result<(), NatsError>
     where
         Work: Future<Output = ()> + Send + 'static,
     {
-        let mut tasks = JoinSet::new();
+        let mut jobs = Jobs::new(name);
         loop {
             let read = tokio::select! {
                 () = stop.cancelled() => break,
@@ -123,15 +124,14 @@ impl Reader {
             };
             if let Read::Message((message, permit)) = read {
                 let work = work(message);
-                tasks.spawn(async move {
+                jobs.start(async move {
                     work.await;
                     drop(permit);
                 });
             }
-            while tasks.try_join_next().is_some() {}
         }
         self.hand_back().await;
-        while tasks.join_next().await.is_some() {}
+        jobs.join().await;
         Ok(())
     }
 }

@@ -120,7 +120,7 @@ impl Worker {
         let reader = Reader::bind(&self.js, stream, CONSUMER, IN_FLIGHT, Some(ready), stop).await?;
         let Some(reader) = reader else { return Ok(()) };
         let work = |message| self.clone().work_on(stream.to_owned(), is_redrive, message);
-        reader.for_each(stop, work).await
+        reader.for_each(format!("the work on a message of {stream}"), stop, work).await
     }
 
     async fn work_on(self: Arc<Self>, stream: String, is_redrive: bool, message: Box<Delivered>) {

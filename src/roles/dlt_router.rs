@@ -83,7 +83,7 @@ impl DltRouter {
                 }
             }
         };
-        reader.for_each(stop, work).await
+        reader.for_each("the work on an advisory".to_owned(), stop, work).await
     }
 }
 
