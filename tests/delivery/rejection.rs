@@ -48,7 +48,7 @@ fn bad_publications() -> Vec<Bad> {
             created,
             r#"{"specversion":"1.0","id":"1","source":"/idp","type":"user.created","data":"x","datacontenttype":"text/plain\r\nx-admin: 1"}"#,
             "malformed",
-            "\"datacontenttype\" holds the control character U+000D",
+            "\"datacontenttype\" contains the control character U+000D",
         )
     };
     vec![

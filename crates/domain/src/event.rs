@@ -1,4 +1,4 @@
-//! The event (EventHubEvent): what was published, in one shape whatever form it came in.
+//! The event (EventHubEvent): a decoded publication, the same for every form of publication.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ pub use decode::{MAX_ATTRIBUTE_BYTES, Publication};
 pub(super) use text::{escape_controls, without_controls};
 pub(super) use timestamp::is_timestamp;
 
-/// An event as the hub carries it: the attributes of CloudEvents 1.0, with `type` as the event key.
+/// A decoded event: the attributes of CloudEvents 1.0, with `type` as the event key.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// CloudEvents `id`; for a bare publication the `Nats-Msg-Id` header, else `<stream>-<sequence>`.
@@ -41,17 +41,16 @@ pub struct Event {
     /// Extension attributes other than `tenant`: `published`, `correlationid`, `traceparent`, …
     /// A CloudEvents attribute value is a string, a number or a boolean.
     pub extensions: BTreeMap<String, serde_json::Value>,
-    /// Of an event that came in the envelope of a producer's outbox: what an external broker may see of
-    /// the envelope's metadata, as JSON.
+    /// For an event from a producer outbox: the metadata for external brokers, as JSON.
     pub external_metadata: Option<Box<RawValue>>,
-    /// What makes two publications of a tenant the same event: source and id, which together are
-    /// unique (CloudEvents 1.0 section 3.1.1), and the key, since one message id may be used for two
-    /// keys; as `<length of source>:<source>:<key>:<id>`. Where the hub made up the id from a stream
-    /// sequence, which restarts when a stream is recreated, also the time: `…:<unix nanoseconds>`.
+    /// `<length of source>:<source>:<key>:<id>`. Two publications of a tenant with the same identity are the same
+    /// event. Source and id together are unique (CloudEvents 1.0 section 3.1.1); the key is included because a
+    /// publisher may use one message id for two keys. If the hub made the id from a stream sequence, which restarts
+    /// when a stream is recreated, the identity ends with the time: `…:<unix nanoseconds>`.
     pub identity: String,
 }
 
-/// The payload, never re-encoded.
+/// The payload, unchanged.
 #[derive(Debug, Clone)]
 pub enum EventData {
     None,
@@ -65,8 +64,7 @@ pub enum EventData {
 #[error("{reason}: {detail}")]
 pub struct Rejection {
     pub reason: RejectReason,
-    /// The CloudEvents attribute that is at fault, or `data`, where it is one; `type` also where the
-    /// subject gave the key.
+    /// The invalid CloudEvents attribute, or `data`. `type` also stands for a key that came from the subject.
     pub field: Option<String>,
     pub detail: String,
 }
@@ -76,17 +74,17 @@ impl Rejection {
         Self { reason, field: None, detail: detail.into() }
     }
 
-    /// The same, naming the attribute.
+    /// Sets the invalid attribute.
     pub fn at(self, field: impl Into<String>) -> Self {
         Self { field: Some(field.into()), ..self }
     }
 
-    /// For a key that no category takes.
+    /// The rejection of an event key that matches no domain.
     pub fn no_domain(key: &EventKey) -> Self {
         Self::new(
             RejectReason::NoDomain,
             format!(
-                "no domain takes the event key {key:?}; add a pattern for it to a [[domains]] entry",
+                "no domain matches the event key {key:?}; add a pattern for it to a [[domains]] entry",
                 key = key.as_str()
             ),
         )
@@ -94,14 +92,14 @@ impl Rejection {
     }
 }
 
-/// The kinds of rejection; each is a token of the subject that keeps the rejected publication.
+/// The kinds of rejection; each is a token of the subject of the rejected event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RejectReason {
     Malformed,
     InvalidKey,
     NoDomain,
     TooLarge,
-    /// The subject binds the event to one tenant, and it claims another.
+    /// The event names another tenant than its subject.
     TenantMismatch,
     /// The header block cannot be parsed.
     MalformedHeaders,
@@ -144,18 +142,18 @@ impl fmt::Display for RejectReason {
 }
 
 impl Event {
-    /// Whether the publisher gave the id; else the hub made it up.
+    /// True if the publisher set the id, false if the hub made it.
     pub fn has_given_id(&self) -> bool {
         self.identity == given_identity(&self.source, &self.key, &self.id)
     }
 
-    /// A message id by which the hub knows the event again. It is that of this tenant's event alone.
+    /// The message id of the event, for de-duplication; unique to the tenant and the event.
     pub fn message_id(&self, ids: &MessageIds) -> String {
         ids.id(&["event", &self.tenant, &self.identity])
     }
 
     /// The value of a context attribute or extension in its CloudEvents string form
-    /// (CloudEvents 1.0 section 3.1), for filters. None where the event has no such attribute.
+    /// (CloudEvents 1.0 section 3.1), for filters; `None` if the event does not have the attribute.
     pub fn attribute(&self, name: &str) -> Option<Cow<'_, str>> {
         match name {
             "specversion" => Some("1.0".into()),
@@ -172,7 +170,7 @@ impl Event {
     }
 }
 
-/// The identity of an event whose id was given. A key holds no colon.
+/// The identity of an event whose publisher set the id. A key contains no colon.
 fn given_identity(source: &str, key: &EventKey, id: &str) -> String {
     format!("{}:{source}:{}:{id}", source.len(), key.as_str())
 }

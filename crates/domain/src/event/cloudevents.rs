@@ -66,10 +66,10 @@ impl Serialize for InBase64<'_> {
     }
 }
 
-/// Number of members up to which duplicates are searched one by one.
+/// Up to this number of members, duplicates are found by comparing names one by one.
 const FEW: usize = 32;
 
-/// A JSON object's members in their order, each value unchanged; no name twice.
+/// The members of a JSON object in order, with unchanged values and unique names.
 pub(crate) struct Members<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
 
 impl<'a> Members<'a> {
@@ -98,8 +98,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut members: Self::Value = Vec::with_capacity(12);
-                // Of many members a set finds the doubles: an event may have as many attributes as their
-                // bound in bytes lets it, and whatever was taken has to be read again.
+                // A set finds duplicates among many members: only the size of the attributes is bounded, not their
+                // number, and an accepted event must be readable again.
                 let mut many: HashSet<Cow<'de, str>> = HashSet::new();
                 while let Some((Name(name), value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
                     if members.len() == FEW {
@@ -111,7 +111,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
                         !many.insert(name.clone())
                     };
                     if double {
-                        return Err(A::Error::custom(format!("the member {name:?} is given twice")));
+                        return Err(A::Error::custom(format!("duplicate member {name:?}")));
                     }
                     members.push((name, value));
                 }
@@ -133,7 +133,7 @@ pub struct BinaryParts {
     pub body: Vec<u8>,
 }
 
-/// The text is not an event in the CloudEvents JSON format.
+/// A text that is not an event in the CloudEvents JSON format.
 #[derive(Debug, thiserror::Error)]
 pub enum NotACloudEvent {
     #[error("not a CloudEvent in JSON: {0}")]
@@ -142,8 +142,8 @@ pub enum NotACloudEvent {
     Base64(#[from] base64::DecodeError),
 }
 
-/// What an HTTP header value carries as it is: visible ASCII without the quote and the percent
-/// sign (CloudEvents HTTP binding 1.0.2 section 3.1.3.2); all else is percent-encoded.
+/// Characters that are percent-encoded in a header: everything except visible ASCII without the quote and the percent
+/// sign (CloudEvents HTTP binding 1.0.2 section 3.1.3.2).
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
 /// Splits an event in the CloudEvents JSON format into headers and body.

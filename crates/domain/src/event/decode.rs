@@ -1,5 +1,5 @@
-//! From a publication on `<prefix>.events.>` or `<prefix>.from.<tenant>.>` to an event: bare JSON, CloudEvents in binary mode or
-//! in structured mode (CloudEvents NATS protocol binding 1.0.3), or the envelope of an outbox.
+//! Decodes a publication on `<prefix>.events.>` or `<prefix>.from.<tenant>.>`: bare JSON, CloudEvents in binary or
+//! structured mode (CloudEvents NATS protocol binding 1.0.3), or the full envelope of a producer outbox.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,10 +18,11 @@ use super::{Event, EventData, RejectReason, Rejection, is_attribute_name, is_jso
 use crate::key::EventKey;
 use crate::producer_outbox;
 
-/// The most bytes of all attributes together. With the data's own bound it keeps an envelope
-/// within what a server takes in one message.
+/// Maximum size of all attributes together, in bytes. With the limit of the data, it keeps an envelope below the
+/// maximum message size of a server.
 pub const MAX_ATTRIBUTE_BYTES: usize = 32 * 1024;
-/// The same of an event from an outbox: that bounds them before control characters in them become escapes of six bytes.
+/// The same for an event from a producer outbox, which checks its limit before each control character becomes an escape
+/// of six bytes.
 const MAX_OUTBOX_ATTRIBUTE_BYTES: usize = 6 * MAX_ATTRIBUTE_BYTES;
 
 const JSON: &str = "application/json";
@@ -31,27 +32,26 @@ const JSON: &str = "application/json";
 pub struct Publication<'a> {
     /// The subject after `<prefix>.events.` or `<prefix>.from.<tenant>.`.
     pub subject_tail: &'a str,
-    /// The `<tenant>` of a subject that binds the event to one, in the form of the subject.
+    /// The `<tenant>` of a subject `<prefix>.from.<tenant>.>`, as written in the subject.
     pub tenant_token: Option<&'a str>,
-    /// In the message's order; names are compared in any case.
+    /// In the order of the message; names are case-insensitive.
     pub headers: &'a [(&'a str, &'a str)],
     pub body: &'a [u8],
     pub stream: &'a str,
     pub sequence: u64,
-    /// When the stream stored it.
+    /// The time at which the stream stored it.
     pub time: OffsetDateTime,
-    /// The most bytes of the body, and of the data as it is carried on (`events.max_size`).
+    /// Maximum size of the body, and of the data in the envelope, in bytes (`events.max_size`).
     pub max_size: usize,
 }
 
 impl<'a> Publication<'a> {
-    /// Reads the event. Whether its key belongs to a domain is not decided here.
+    /// Decodes the event. Does not check that its key belongs to a domain.
     pub fn decode(&self) -> Result<Event, Rejection> {
         self.check_size("the body", self.body.len())?;
         let content_type = self.header("content-type");
         match content_type.map(media_type).as_deref() {
-            // The binding recognises structured mode by the bare prefix as well; JSON is its
-            // default format.
+            // The binding also recognises structured mode by the prefix without a format; JSON is the default.
             Some("application/cloudevents+json" | "application/cloudevents") => self.structured(),
             Some(other) if other.starts_with("application/cloudevents") => Err(malformed(format!(
                 "content-type {other:?} is not supported; publish one event as application/cloudevents+json"
@@ -62,7 +62,7 @@ impl<'a> Publication<'a> {
         }
     }
 
-    /// Bare JSON: the subject gives the key, headers the rest.
+    /// Bare JSON: the key comes from the subject, other attributes from headers.
     fn bare(&self) -> Result<Event, Rejection> {
         let data = self
             .json_body("publish a JSON value, or CloudEvents headers (ce-id, ce-source, …) for other data")?;
@@ -92,10 +92,10 @@ impl<'a> Publication<'a> {
         let data = match &attributes.datacontenttype {
             _ if self.body.is_empty() => EventData::None,
             Some(declared) if is_json(declared) => {
-                EventData::Json(self.json_body("its content type says JSON; mend one of the two")?)
+                EventData::Json(self.json_body("publish JSON, or set another content type")?)
             }
             Some(_) => EventData::Binary(self.body.to_vec()),
-            // Nothing is said: JSON where it is JSON, as in bare publications.
+            // Without a content type: JSON if it can be parsed as JSON, as in bare publications.
             None => match serde_json::from_slice(self.body) {
                 Ok(json) => {
                     attributes.datacontenttype = Some(JSON.to_owned());
@@ -115,12 +115,12 @@ impl<'a> Publication<'a> {
         })?;
         let mut attributes = Attributes::default();
         let mut data = EventData::None;
-        // Some writers give both members, one of them null.
+        // Some writers set both members, one of them to null.
         let in_base64 = members.0.iter().any(|(name, raw)| name == "data_base64" && raw.get() != "null");
         for (name, raw) in &members.0 {
             let given_twice = |data: &EventData| match data {
                 EventData::None => Ok(()),
-                _ => Err(malformed("both data and data_base64 are given; write one of them").at("data")),
+                _ => Err(malformed("data and data_base64 are both set; write one of them").at("data")),
             };
             match &**name {
                 "data" if in_base64 && raw.get() == "null" => {}
@@ -144,10 +144,8 @@ impl<'a> Publication<'a> {
                 }
                 name => {
                     let value = serde_json::from_str(raw.get()).map_err(|error| {
-                        malformed(format!(
-                            "the attribute {name:?} cannot be read: {error}; write a JSON string"
-                        ))
-                        .at(name)
+                        malformed(format!("invalid attribute {name:?}: {error}; write a JSON string"))
+                            .at(name)
                     })?;
                     attributes.set(name, value)?;
                 }
@@ -157,11 +155,11 @@ impl<'a> Publication<'a> {
         self.finish(attributes, data)
     }
 
-    /// The full envelope of a row of a producer's outbox: what is internal to it stays here.
+    /// The full envelope of a row of a producer outbox. Fields that are internal to the producer are dropped.
     fn outbox_envelope(&self) -> Result<Event, Rejection> {
         let envelope = producer_outbox::FullEnvelope::from_json(self.text_body()?).map_err(|error| {
             malformed(format!(
-                "the body is not an outbox envelope: {error}; let the outbox's relay publish it"
+                "the body is not an outbox envelope: {error}; publish it with the outbox relay"
             ))
         })?;
         let mut attributes = Attributes::default();
@@ -186,14 +184,14 @@ impl<'a> Publication<'a> {
         let mut event = self.finish(attributes, EventData::Json(envelope.data.to_owned()))?;
         let kept = producer_outbox::external_metadata(envelope.raw_metadata).map_err(|error| {
             malformed(format!(
-                "the envelope's metadata cannot be read: {error}; let the outbox's relay publish it"
+                "invalid metadata of the outbox envelope: {error}; publish it with the outbox relay"
             ))
         })?;
         event.external_metadata = Some(kept);
         Ok(event)
     }
 
-    /// What all forms have in common: key, tenant, time, trace context, bounds.
+    /// Builds the event of any form: key, tenant, time, trace context, limits.
     fn finish(&self, mut attributes: Attributes, data: EventData) -> Result<Event, Rejection> {
         let key = attributes.key.take().unwrap_or_default();
         let key: EventKey = key.parse().map_err(|error: crate::key::InvalidKey| {
@@ -245,7 +243,7 @@ impl<'a> Publication<'a> {
 
     fn check_bounds(&self, event: &Event) -> Result<(), Rejection> {
         if let EventData::Binary(bytes) = &event.data {
-            // Base64 adds a third, and it is that form which travels on.
+            // The envelope contains the data in base64, which is larger by a third.
             self.check_size("the data in base64", bytes.len().div_ceil(3) * 4)?;
         }
         let optional = [&event.subject, &event.datacontenttype, &event.dataschema];
@@ -264,7 +262,7 @@ impl<'a> Publication<'a> {
         if bytes > most {
             return Err(Rejection::new(
                 RejectReason::TooLarge,
-                format!("the attributes hold {bytes} bytes, at most {most} are taken; put it into the data"),
+                format!("the attributes have {bytes} bytes, the limit is {most}; move content to the data"),
             ));
         }
         Ok(())
@@ -275,7 +273,7 @@ impl<'a> Publication<'a> {
             return Err(Rejection::new(
                 RejectReason::TooLarge,
                 format!(
-                    "{what} has {size} bytes, at most {} are taken (events.max_size); publish a reference to large data instead",
+                    "{what} has {size} bytes, the limit is {} (events.max_size); publish a reference to large data instead",
                     self.max_size
                 ),
             ));
@@ -283,7 +281,7 @@ impl<'a> Publication<'a> {
         Ok(())
     }
 
-    /// The body as JSON, in its own bytes; `remedy` ends the error.
+    /// The body as JSON, unchanged; `remedy` is the end of the error.
     fn json_body(&self, remedy: &str) -> Result<Box<RawValue>, Rejection> {
         serde_json::from_str(self.text_body()?)
             .map_err(|error| malformed(format!("the body is not JSON: {error}; {remedy}")))
@@ -291,14 +289,14 @@ impl<'a> Publication<'a> {
 
     fn text_body(&self) -> Result<&'a str, Rejection> {
         if self.body.is_empty() {
-            return Err(malformed("the body is empty; publish JSON, {} if there is nothing to say"));
+            return Err(malformed("the body is empty; publish JSON, {} for an event without data"));
         }
         std::str::from_utf8(self.body).map_err(|error| {
             malformed(format!("the body is not UTF-8 at byte {}; publish JSON in UTF-8", error.valid_up_to()))
         })
     }
 
-    /// The first header of this name (in any case) that is not empty.
+    /// The first non-empty header of this name (case-insensitive).
     fn header(&self, name: &str) -> Option<&'a str> {
         self.headers
             .iter()
@@ -307,7 +305,7 @@ impl<'a> Publication<'a> {
     }
 }
 
-/// The attributes of a CloudEvent while it is read.
+/// The attributes of a CloudEvent during decoding.
 #[derive(Default)]
 struct Attributes {
     specversion: bool,
@@ -323,17 +321,16 @@ struct Attributes {
 }
 
 impl Attributes {
-    /// Takes one attribute by its CloudEvents name. `null` means that it is not set (JSON format
-    /// section 2.2).
+    /// Sets one attribute by its CloudEvents name. `null` means not set (JSON format section 2.2).
     fn set(&mut self, name: &str, value: Value) -> Result<(), Rejection> {
         if value.is_null() {
             return Ok(());
         }
         let place = match name {
-            // Only as a header; it would be taken for the data later on.
+            // Possible as a header only; a later reader would take it for the data.
             "data" => {
                 return Err(
-                    malformed("there is no attribute \"data\"; the data goes into the body").at("data")
+                    malformed("\"data\" is not an attribute name; put the data in the body").at("data")
                 );
             }
             "specversion" => {
@@ -355,13 +352,12 @@ impl Attributes {
             extension => return self.set_extension(extension, value),
         };
         let Value::String(text) = value else {
-            return Err(malformed(format!("the attribute {name:?} is not a string; write one")).at(name));
+            return Err(malformed(format!("the attribute {name:?} is not a string; write a string")).at(name));
         };
         if text.is_empty() {
-            return Err(malformed(format!(
-                "the attribute {name:?} is empty; give it a value, or leave it out"
-            ))
-            .at(name));
+            return Err(
+                malformed(format!("the attribute {name:?} is empty; set a value, or remove it")).at(name)
+            );
         }
         if name == "time" && !is_timestamp(&text) {
             return Err(malformed(format!(
@@ -376,7 +372,7 @@ impl Attributes {
     fn set_extension(&mut self, name: &str, value: Value) -> Result<(), Rejection> {
         if !is_attribute_name(name) {
             return Err(malformed(format!(
-                "{name:?} is not an attribute name; extensions are named with a-z and 0-9 alone, other content goes into the data"
+                "{name:?} is not an attribute name; use only a-z and 0-9, and put other content in the data"
             ))
             .at(name));
         }
@@ -387,7 +383,7 @@ impl Attributes {
         };
         if !fits {
             return Err(malformed(format!(
-                "the extension {name:?} must be a string, a boolean or an integer; put other content into the data"
+                "the extension {name:?} must be a string, a boolean or an integer; put other content in the data"
             ))
             .at(name));
         }
@@ -404,7 +400,7 @@ impl Attributes {
         ];
         match required.iter().find(|(_, given)| !given) {
             Some((name, _)) => Err(malformed(format!(
-                "the CloudEvent has no {name}; it needs specversion, id, source and type (in binary mode the headers ce-specversion, …)"
+                "the CloudEvent has no {name}; set specversion, id, source and type (in binary mode the headers ce-specversion, …)"
             ))
             .at(*name)),
             None => Ok(()),
@@ -422,18 +418,19 @@ fn ce_name(header: &str) -> Option<&str> {
     prefix.eq_ignore_ascii_case("ce-").then(|| &header[3..])
 }
 
-/// The value of a `ce-` header: quotes taken off, then percent-decoded once (CloudEvents HTTP
+/// The value of a `ce-` header: quotes removed, then percent-decoded once (CloudEvents HTTP
 /// binding 1.0.2 section 3.1.3.2, whose rule the NATS binding follows).
 pub(super) fn header_value(header: &str, value: &str) -> Result<String, Rejection> {
-    // Only what RFC 9110 section 5.6.3 calls white space: all else belongs to the value.
+    // White space by RFC 9110 section 5.6.3; other characters belong to the value.
     let value = value.trim_matches([' ', '\t']);
     let unquoted: Cow<'_, str> = match value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         Some(quoted) => unescape(quoted).into(),
         None => value.into(),
     };
-    percent_decode_str(&unquoted).decode_utf8().map(Cow::into_owned).map_err(|_| {
-        malformed(format!("the header {header} is not percent-encoded UTF-8; encode its value again"))
-    })
+    percent_decode_str(&unquoted)
+        .decode_utf8()
+        .map(Cow::into_owned)
+        .map_err(|_| malformed(format!("the header {header} is not percent-encoded UTF-8; encode the value")))
 }
 
 /// RFC 9110 section 5.6.4: a backslash precedes a literal character.
@@ -449,7 +446,7 @@ fn unescape(quoted: &str) -> String {
     text
 }
 
-/// W3C Trace Context section 3.2; what is malformed is ignored, as it says.
+/// True for a valid `traceparent` (W3C Trace Context section 3.2, by which a malformed one is ignored).
 pub(crate) fn is_traceparent(value: &str) -> bool {
     let hex = |text: &str, length| {
         text.len() == length && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))

@@ -1,4 +1,4 @@
-//! The tenant of an event: bound by its subject, or claimed by its publisher.
+//! The tenant of an event: fixed by its subject, or named by its publisher.
 
 use super::decode::{header_value, malformed};
 use super::{RejectReason, Rejection};
@@ -7,9 +7,8 @@ use crate::token::tenant_of_token;
 
 const CLAIMS: [&str; 2] = ["hub-tenant", "ce-tenant"];
 
-/// The tenant of an event. A subject with a tenant's token decides alone: every claim beside it, in
-/// the attribute or in a header of any form, must be the same. Without such a subject the attribute
-/// counts, then the header `Hub-Tenant`, then `default`.
+/// The tenant of an event. If the subject has a tenant token, it decides, and the attribute and every header that
+/// names a tenant must agree. Otherwise the attribute decides, then the header `Hub-Tenant`, then `default`.
 pub(super) fn of_event(
     token: Option<&str>,
     attribute: Option<String>,
@@ -18,7 +17,7 @@ pub(super) fn of_event(
     let Some(token) = token else { return claimed(attribute, headers) };
     let bound = tenant_of_token(token).ok_or_else(|| {
         malformed(format!(
-            "the subject's tenant {token:?} is not a tenant name; use 1 to 64 letters, digits, '_', '-', and '=' for each '.'"
+            "invalid tenant {token:?} in the subject; use 1 to 64 letters, digits, '_', '-', and '=' for each '.'"
         ))
         .at("tenant")
     })?;
@@ -35,7 +34,7 @@ pub(super) fn of_event(
         Some(other) => Err(Rejection::new(
             RejectReason::TenantMismatch,
             format!(
-                "the event claims the tenant {other:?}, its subject is for {bound:?}; leave the claim out"
+                "the event names the tenant {other:?}, but its subject is for {bound:?}; remove the tenant from the event"
             ),
         )
         .at("tenant")),

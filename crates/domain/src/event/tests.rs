@@ -212,7 +212,7 @@ fn bad_publications_are_rejected_with_what_to_mend() {
         (structured(""), Malformed, "empty"),
         (structured("[]"), Malformed, "object"),
         (structured("{}"), Malformed, "no specversion"),
-        (more(r#""id":"2""#), Malformed, "twice"),
+        (more(r#""id":"2""#), Malformed, "duplicate member"),
         (more(r#""data":1,"data_base64":"AA==""#), Malformed, "both"),
         (more(r#""data_base64":"!""#), Malformed, "base64"),
         (more(r#""data_base64":1"#), Malformed, "base64"),

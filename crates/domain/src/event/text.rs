@@ -1,4 +1,4 @@
-//! What the text of an attribute must be so that every kind of delivery can carry it.
+//! Checks that every kind of delivery can send the attributes of an event.
 
 use std::borrow::Cow;
 
@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::{Event, RejectReason, Rejection};
 
-/// Refuses what some delivery could not carry: one check for every form in which an event is published.
+/// Rejects an event that some kind of delivery cannot send. The check is the same for every form of publication.
 ///
 /// CloudEvents 1.0 section 3.1 forbids control characters in attributes. `datacontenttype` becomes the
-/// `content-type` header as it is; every other attribute is percent-encoded where it becomes a header.
+/// `content-type` header unchanged; every other attribute is percent-encoded in a header.
 pub(super) fn check(event: &Event) -> Result<(), Rejection> {
     let texts = [
         ("id", Some(&event.id)),
@@ -28,8 +28,8 @@ pub(super) fn check(event: &Event) -> Result<(), Rejection> {
     match &event.datacontenttype {
         Some(text) if !is_header_text(text) => Err(Rejection::new(
             RejectReason::Malformed,
-            "the attribute \"datacontenttype\" cannot be a content-type header; write a media type in visible ASCII, \
-             like application/json",
+            "the attribute \"datacontenttype\" is not a valid content-type header; write a media type in visible \
+             ASCII, like application/json",
         )
         .at("datacontenttype")),
         _ => Ok(()),
@@ -42,8 +42,8 @@ fn check_text(name: &str, text: &str) -> Result<(), Rejection> {
         Some((at, control)) => Err(Rejection::new(
             RejectReason::Malformed,
             format!(
-                "the attribute {name:?} holds the control character U+{:04X} at byte {at}; take it out, or put the text into \
-                 the data",
+                "the attribute {name:?} contains the control character U+{:04X} at byte {at}; remove it, or move the \
+                 text to the data",
                 u32::from(control)
             ),
         )
@@ -51,13 +51,13 @@ fn check_text(name: &str, text: &str) -> Result<(), Rejection> {
     }
 }
 
-/// Visible ASCII, with blanks only within.
+/// True for visible ASCII; spaces may be inside, not at either end.
 fn is_header_text(text: &str) -> bool {
     text.trim() == text && text.bytes().all(|b| (0x20..0x7f).contains(&b))
 }
 
-/// A producer's value as an attribute may hold it: one with a control character becomes its JSON text, in
-/// which those are escaped, so that no extension of a committed outbox event is refused later.
+/// Makes a producer's value valid as an attribute: a text with a control character becomes its JSON text, which escapes
+/// them. So no event of a committed transaction is rejected later because of an extension.
 pub(crate) fn without_controls(value: Value) -> Value {
     let holds_control = |text: &str| text.contains(char::is_control);
     let text = match &value {
@@ -67,7 +67,7 @@ pub(crate) fn without_controls(value: Value) -> Value {
     Value::String(escape_controls(&text).into_owned())
 }
 
-/// A JSON text in which DEL and the C1 controls are escaped as well; JSON itself escapes the others.
+/// Escapes DEL and the C1 controls in a JSON text; JSON itself escapes the other control characters.
 pub(crate) fn escape_controls(json: &str) -> Cow<'_, str> {
     if !json.contains(char::is_control) {
         return json.into();

@@ -3,13 +3,13 @@
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// Whether a text is an RFC 3339 timestamp: a date of the calendar in the years 0000 to 9999, `T` (or `t`, or a
-/// blank, section 5.6), a time to 23:59:59 with any fraction, and `Z`, `z` or an offset to ±23:59. The second 60 is
-/// a leap second: the last one of a month in UTC.
+/// True for an RFC 3339 timestamp: a calendar date in the years 0000 to 9999, `T` (or `t`, or a space, section 5.6), a
+/// time up to 23:59:59 with any fraction, and `Z`, `z` or an offset up to ±23:59. The second 60 is valid as a leap
+/// second: the last second of a month in UTC.
 ///
 /// The outbox's databases check the same (`crates/outbox/src/*/0002_*.sql`).
 pub(crate) fn is_timestamp(text: &str) -> bool {
-    // The parser takes any byte between date and time.
+    // The parser accepts any byte between date and time.
     matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' '))
         && OffsetDateTime::parse(text, &Rfc3339).is_ok()
 }
