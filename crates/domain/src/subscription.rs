@@ -1,4 +1,4 @@
-//! A subscription: who wants which event keys, where, with which credentials and limits.
+//! Subscriptions: event keys and filters, receiver, credentials and limits.
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -81,19 +81,20 @@ pub struct Subscription {
     #[serde(default = "default_tenant")]
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 64, pattern = "^[A-Za-z0-9_.-]+$"))]
     pub tenant: String,
-    /// One life of the subscription: the hub makes it at the creation, and ignores what a request says.
+    /// One life of the subscription. The hub makes it when the subscription is created, and ignores the value of a
+    /// request.
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(read_only, value_type = String, example = "9f86d081884c7d659a2feaa0c55ad015"))]
     pub incarnation: Incarnation,
-    /// Event keys with NATS wildcards: `*` is one word, `>` at the end is all that follow.
+    /// Event keys with NATS wildcards: `*` is one word, `>` at the end is one word or more.
     #[cfg_attr(feature = "openapi", schema(min_items = 1, max_items = 256, example = json!(["user.created", "role.*"])))]
     pub events: Vec<KeyPattern>,
-    /// All must hold (CloudEvents Subscriptions API 1.0, `filters`).
+    /// All filters must match (CloudEvents Subscriptions API 1.0, `filters`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filter: Vec<super::filter::Filter>,
     #[serde(default)]
     pub state: SubscriptionState,
-    /// Why and since when the hub has disabled it, where it has.
+    /// The reason if the hub has disabled the subscription.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(read_only))]
     pub disabled_reason: Option<String>,
@@ -120,9 +121,9 @@ fn default_tenant() -> String {
 pub enum SubscriptionState {
     #[default]
     Active,
-    /// By an operator.
+    /// Paused by an operator.
     Paused,
-    /// By the hub, because the endpoint said that it is gone; an operator resumes it.
+    /// Disabled by the hub because the endpoint answered 410 (gone), until an operator resumes it.
     Disabled,
 }
 
@@ -146,14 +147,14 @@ impl std::str::FromStr for SubscriptionState {
     }
 }
 
-/// How a delivery shows who it comes from.
+/// The credentials of a delivery.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Auth {
     #[default]
     None,
-    /// The key in a header (default `x-api-key`) or in a query parameter.
+    /// A key in a header (default `x-api-key`) or in a query parameter.
     ApiKey {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         header: Option<String>,
@@ -181,11 +182,10 @@ pub enum Auth {
         scopes: Vec<String>,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         audience: Option<String>,
-        /// RFC 6749 section 2.3.1: in the Authorization header, or in the form.
+        /// Client authentication (RFC 6749 section 2.3.1): in the Authorization header, or in the form.
         #[serde(default)]
         client_auth: ClientAuth,
-        /// Which `token_type` of the token endpoint's answer is accepted. The token is sent as a bearer token in
-        /// any case.
+        /// The accepted `token_type` of the answer of the token endpoint. The token is always sent as a bearer token.
         #[serde(default, skip_serializing_if = "TokenType::is_any")]
         token_type: TokenType,
     },
@@ -200,15 +200,15 @@ pub enum ClientAuth {
     ClientSecretPost,
 }
 
-/// RFC 6749 section 7.1.
+/// An accepted token type (RFC 6749 section 7.1).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum TokenType {
-    /// Any, and none.
+    /// Any type, or none.
     #[default]
     Any,
-    /// `Bearer` in any case, and none.
+    /// `Bearer` (case-insensitive), or none.
     Bearer,
 }
 
@@ -218,8 +218,8 @@ impl TokenType {
     }
 }
 
-/// A credential. It comes in as a plain string, is sealed before it is stored, and is opened
-/// only where a request is made. `Debug` never shows it.
+/// A credential. It is received as a plain string, sealed before it is stored, and opened only to make a request.
+/// `Debug` never shows it.
 #[derive(Debug, Clone)]
 pub enum Secret {
     Plain(SecretString),
@@ -231,7 +231,7 @@ impl Serialize for Secret {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use serde::ser::{Error, SerializeMap};
         match self {
-            // A plain secret is never written anywhere: sealing comes first.
+            // Secrets are sealed before they are written.
             Secret::Plain(_) => Err(S::Error::custom("a secret must be sealed before it is written")),
             Secret::Sealed(text) => {
                 let mut map = serializer.serialize_map(Some(1))?;
@@ -252,7 +252,7 @@ impl<'de> Deserialize<'de> for Secret {
         }
         Ok(match SecretText::deserialize(deserializer)? {
             SecretText::Plain(text) => Secret::Plain(SecretString::from(text)),
-            // Empty it would be what stands for a secret that is kept.
+            // The empty text is reserved: in memory it marks a secret that keeps its stored value.
             SecretText::Sealed { sealed } if sealed.is_empty() => {
                 return Err(serde::de::Error::custom(
                     "the sealed text is empty; write the secret as a string",
@@ -264,37 +264,37 @@ impl<'de> Deserialize<'de> for Secret {
 }
 
 impl Subscription {
-    /// Its name. Fails only for a tenant that `validate` refuses.
+    /// Tenant and id. Fails only for a tenant that `validate` rejects.
     pub fn reference(&self) -> Result<SubscriptionRef, InvalidTenant> {
         SubscriptionRef::new(&self.tenant, &self.id)
     }
 
-    /// Gives it another state by an operator's hand: why it was disabled is forgotten.
+    /// Sets the state on request of an operator, and clears the reason for which it was disabled.
     pub fn set_state(&mut self, state: SubscriptionState) {
         self.state = state;
         self.disabled_reason = None;
         self.disabled_at = None;
     }
 
-    /// The hub disables it.
+    /// Disables the subscription on behalf of the hub.
     pub fn disable(&mut self, reason: String, now: OffsetDateTime) {
         self.state = SubscriptionState::Disabled;
         self.disabled_reason = Some(reason);
         self.disabled_at = Some(now);
     }
 
-    /// Every secret it holds, for sealing.
+    /// All secrets, for sealing.
     pub fn secrets_mut(&mut self) -> Vec<&mut Secret> {
         self.delivery.secrets_mut()
     }
 
-    /// The subscription as JSON for lists and logs: each secret shows as `"***"`.
+    /// The subscription as JSON for lists and logs, with each secret as `"***"`.
     pub fn hidden_json(&self) -> serde_json::Value {
         let mut shown = self.clone();
         for secret in shown.secrets_mut() {
             *secret = Secret::Sealed(String::new());
         }
-        // Stored before such names were refused.
+        // Older versions accepted names of credentials here.
         for (name, value) in shown.delivery.endpoint_mut().map(|to| &mut to.headers).into_iter().flatten() {
             if is_credential_name(name) {
                 "***".clone_into(value);
@@ -302,7 +302,7 @@ impl Subscription {
         }
         let mut json = serde_json::to_value(&shown).expect("its keys are strings and its secrets are sealed");
         let members = json.get_mut("delivery").and_then(serde_json::Value::as_object_mut);
-        // Of `headers` all are in clear: one that is called `sealed` looks like a secret, and is none.
+        // Values of `headers` are plain text: one with the name `sealed` only looks like a secret.
         members
             .into_iter()
             .flatten()

@@ -1,4 +1,4 @@
-//! Where a subscription's envelopes go: to an endpoint over HTTP, or to an external broker.
+//! The delivery settings of a subscription: to an HTTP endpoint, or to an external broker.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::{Auth, EndpointTls, Secret, Signing};
 use crate::status::Statuses;
 
-/// Where and how a subscription's envelopes are delivered.
+/// The delivery settings of a subscription.
 #[derive(Debug, Clone, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(untagged)]
@@ -36,7 +36,7 @@ pub struct EndpointDelivery {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, String>))]
     pub secret_headers: BTreeMap<String, Secret>,
-    /// The whole attempt: connection, request and answer.
+    /// Timeout of the whole attempt: connection, request and answer.
     #[serde(default = "default_timeout", with = "crate::duration")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, example = "15s"))]
     pub timeout: Duration,
@@ -51,22 +51,22 @@ pub struct EndpointDelivery {
     pub auth: Auth,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signing: Option<Signing>,
-    /// Statuses that mean something else than they usually do.
+    /// HTTP statuses with another meaning than the default.
     #[serde(default, skip_serializing_if = "Statuses::is_empty")]
     pub statuses: Statuses,
-    /// Where not given: the system's roots, and no certificate of the hub's own.
+    /// Without it: the roots of the system, and no client certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<EndpointTls>,
 }
 
-/// A message to one of the external brokers of the hub's settings, which also say how it is reached and
-/// with which credentials. Its body is the event in the stripped envelope of the transactional outbox.
+/// A message to an external broker. The settings configure the broker's address and credentials. The body is the event
+/// as an external envelope.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", schema(example = json!({"broker": "partner_events", "stream": "orders"})))]
 pub struct BrokerDelivery {
-    /// Its name in the settings (`[[external_brokers]]`).
+    /// The broker's name in the settings (`[[external_brokers]]`).
     #[cfg_attr(
         feature = "openapi",
         schema(pattern = "^[a-z0-9][a-z0-9_-]{0,63}$", example = "partner_events")
@@ -78,7 +78,7 @@ pub struct BrokerDelivery {
         schema(min_length = 1, max_length = 255, pattern = r"^[^\s*>{}]+$", example = "orders")
     )]
     pub stream: String,
-    /// The whole attempt: connection and acknowledgement.
+    /// Timeout of the whole attempt: connection and acknowledgement.
     #[serde(default = "default_timeout", with = "crate::duration")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, example = "15s"))]
     pub timeout: Duration,
@@ -99,7 +99,7 @@ fn default_max_in_flight() -> u32 {
     32
 }
 
-/// CloudEvents HTTP protocol binding, section 3.
+/// Content mode of the CloudEvents HTTP protocol binding (section 3).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -125,7 +125,7 @@ pub struct RateLimit {
     pub burst: u32,
 }
 
-/// Whether the JSON of a delivery means a broker; else it means an endpoint.
+/// True if the JSON of a delivery is for a broker, false if it is for an endpoint.
 pub(super) fn names_a_broker(delivery: &Value) -> bool {
     ["broker", "stream"].iter().any(|name| delivery.get(name).is_some())
 }
@@ -138,7 +138,7 @@ struct Kind {
 }
 
 impl<'de> Deserialize<'de> for Delivery {
-    /// From JSON alone. Without building a tree of it: at a start 100,000 of them are read.
+    /// Only from JSON. Builds no tree of values, because a process reads 100,000 of them when it starts.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = Box::<RawValue>::deserialize(deserializer)?;
         let kind: Kind = serde_json::from_str(json.get()).map_err(D::Error::custom)?;
@@ -152,7 +152,7 @@ impl<'de> Deserialize<'de> for Delivery {
 }
 
 impl Delivery {
-    /// The endpoint, if it goes to one.
+    /// The endpoint, if the delivery is to an endpoint.
     pub fn endpoint(&self) -> Option<&EndpointDelivery> {
         match self {
             Self::Endpoint(endpoint) => Some(endpoint),
@@ -167,7 +167,7 @@ impl Delivery {
         }
     }
 
-    /// The broker, if it goes to one.
+    /// The broker, if the delivery is to a broker.
     pub fn broker(&self) -> Option<&BrokerDelivery> {
         match self {
             Self::Endpoint(_) => None,
@@ -175,7 +175,7 @@ impl Delivery {
         }
     }
 
-    /// How long one attempt may take.
+    /// The timeout of one attempt.
     pub fn timeout(&self) -> Duration {
         match self {
             Self::Endpoint(endpoint) => endpoint.timeout,
@@ -197,7 +197,7 @@ impl Delivery {
         }
     }
 
-    /// Statuses that mean something else than they usually do; a broker answers with none.
+    /// HTTP statuses with another meaning than the default; none for a broker.
     pub fn into_statuses(self) -> Statuses {
         match self {
             Self::Endpoint(endpoint) => endpoint.statuses,
@@ -205,19 +205,19 @@ impl Delivery {
         }
     }
 
-    /// Every secret it holds, for sealing.
+    /// All secrets, for sealing.
     pub fn secrets_mut(&mut self) -> Vec<&mut Secret> {
         self.named_secrets_mut().into_iter().map(|(_, secret)| secret).collect()
     }
 
-    /// Every secret with the path of its field. A broker's credentials are in the settings.
+    /// All secrets with the paths of their fields. The credentials of a broker are in the settings.
     pub fn named_secrets_mut(&mut self) -> Vec<(Cow<'static, str>, &mut Secret)> {
         self.endpoint_mut().map(EndpointDelivery::named_secrets_mut).unwrap_or_default()
     }
 }
 
 impl EndpointDelivery {
-    /// Every secret with the path of its field.
+    /// All secrets with the paths of their fields.
     pub fn named_secrets_mut(&mut self) -> Vec<(Cow<'static, str>, &mut Secret)> {
         let auth = match &mut self.auth {
             Auth::None => None,
@@ -237,7 +237,7 @@ impl EndpointDelivery {
         if let Some(key) = self.tls.as_mut().and_then(|tls| tls.key.as_mut()) {
             secrets.push(("delivery.tls.key".into(), key));
         }
-        // Names of headers do not differ by case.
+        // Header names are case-insensitive.
         secrets.extend(self.secret_headers.iter_mut().map(|(name, secret)| {
             (format!("delivery.secret_headers.{}", name.to_ascii_lowercase()).into(), secret)
         }));

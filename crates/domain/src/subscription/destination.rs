@@ -1,14 +1,13 @@
-//! Where a subscription's secrets are sent. A stored secret is kept only while that stays the same: whoever
-//! may change a subscription, and not read its secrets, does not get them sent elsewhere.
+//! The destination of each secret of a subscription. A stored secret is kept only if its destination stays the same, so
+//! that a user who may change a subscription, but not read its secrets, cannot redirect them.
 
 use super::{Auth, ClientAuth, DEFAULT_API_KEY_HEADER, Delivery, EndpointDelivery};
 
-/// A field that says where or how a secret is sent, and what it says.
+/// A field that determines the destination of a secret, and its value.
 type Fact = (&'static str, String);
 
 impl Delivery {
-    /// The fields by which the secret at `field` would be sent elsewhere, or otherwise, than by `before`;
-    /// none if it stays where it was.
+    /// The changed fields that give the secret at `field` another destination than in `before`.
     pub fn moves(&self, before: &Delivery, field: &str) -> Vec<&'static str> {
         let facts = |delivery: &Delivery| {
             delivery.endpoint().map(|endpoint| endpoint.destination(field)).unwrap_or_default()
@@ -21,10 +20,10 @@ impl Delivery {
 }
 
 impl EndpointDelivery {
-    /// All that decides who reads the secret at `field`.
+    /// All facts that determine who receives the secret at `field`.
     fn destination(&self, field: &str) -> Vec<Fact> {
         let ca = self.tls.as_ref().and_then(|tls| tls.ca.clone()).unwrap_or_default();
-        // A token that was fetched is sent to the URL as well, so the URL counts for each secret.
+        // The URL counts for each secret, because fetched tokens are also sent there.
         let mut facts = vec![("delivery.url", origin(&self.url)), ("delivery.tls.ca", ca)];
         let of_auth = field.starts_with("delivery.auth.");
         if of_auth {
@@ -39,7 +38,7 @@ impl EndpointDelivery {
                 facts.push(("delivery.auth.header", header));
                 facts.push(("delivery.auth.query", query.clone().unwrap_or_default()));
             }
-            // The client certificate is shown there as well.
+            // The client certificate is also presented to the token endpoint.
             Auth::Oauth2 { token_url, client_auth, .. } if of_auth || field == "delivery.tls.key" => {
                 let form = match client_auth {
                     ClientAuth::ClientSecretBasic => "client_secret_basic",

@@ -1,4 +1,4 @@
-//! The headers that a subscription adds to its requests: which names it may use, and for what.
+//! Headers that a subscription adds to its requests, and the names that are allowed.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::field_error::FieldError;
 const MAX_HEADERS: usize = 64;
 const MAX_HEADER_BYTES: usize = 16 * 1024;
 
-/// Headers that the hub or the HTTP connection sets, or that would change what the connection means.
+/// Headers that the hub or the HTTP connection sets, or that would change the meaning of the connection.
 const RESERVED: [&str; 14] = [
     "host",
     "content-length",
@@ -29,7 +29,7 @@ const RESERVED: [&str; 14] = [
 ];
 const RESERVED_PREFIXES: [&str; 2] = ["webhook-", "ce-"];
 
-/// Names whose value is a credential, whatever the case.
+/// Names of credentials (case-insensitive).
 const CREDENTIALS: [&str; 12] = [
     "auth",
     "authentication",
@@ -44,7 +44,7 @@ const CREDENTIALS: [&str; 12] = [
     "x-hub-signature-256",
     "x-signature",
 ];
-/// One of these within a name, its separators taken out, says that the value is a credential.
+/// A name that contains one of these, without its separators, is the name of a credential.
 const CREDENTIAL_PARTS: [&str; 18] = [
     "authorization",
     "authtoken",
@@ -65,11 +65,11 @@ const CREDENTIAL_PARTS: [&str; 18] = [
     "privatekey",
     "subscriptionkey",
 ];
-/// The same as a word of its own, or at the end of the last word.
+/// A name with one of these as a word is the name of a credential.
 const CREDENTIAL_WORDS: [&str; 5] = ["token", "jwt", "bearer", "pwd", "csrf"];
 
-/// Whether a header of this name carries a credential, as far as names tell: `authorization`, `cookie`,
-/// `x-api-key`, `private-token`, `x-amz-security-token`, ….
+/// True if the name of a header suggests a credential: `authorization`, `cookie`, `x-api-key`, `private-token`,
+/// `x-amz-security-token`, ….
 pub fn is_credential_name(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     if CREDENTIALS.contains(&lower.as_str()) {
@@ -83,22 +83,22 @@ pub fn is_credential_name(name: &str) -> bool {
             .any(|word| CREDENTIAL_WORDS.iter().any(|known| word == *known || word.ends_with("token")))
 }
 
-/// Whether the hub, or the connection, sets this header itself.
+/// True if the hub or the connection sets this header.
 pub(super) fn is_reserved(lower: &str) -> bool {
     RESERVED.contains(&lower) || RESERVED_PREFIXES.iter().any(|prefix| lower.starts_with(prefix))
 }
 
-/// RFC 9110 section 5.6.2: a token.
+/// True for a token (RFC 9110 section 5.6.2).
 pub(super) fn is_header_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
-/// RFC 9110 section 5.5, without the obsolete part: visible ASCII, spaces and tabs within.
+/// True for a header value (RFC 9110 section 5.5, without the obsolete part): visible ASCII, spaces and tabs inside.
 pub(super) fn is_header_value(value: &str) -> bool {
     value.trim() == value && value.bytes().all(|b| b == b'\t' || (0x20..0x7F).contains(&b))
 }
 
-/// Checks `headers` and `secret_headers`: what is taken is sent as it is given.
+/// Checks `headers` and `secret_headers`. Valid headers are sent unchanged.
 pub(super) fn validate(delivery: &EndpointDelivery, errors: &mut Vec<FieldError>) {
     let EndpointDelivery { headers, secret_headers, auth, .. } = delivery;
     let secret_bytes = |secret: &Secret| match secret {
@@ -112,8 +112,8 @@ pub(super) fn validate(delivery: &EndpointDelivery, errors: &mut Vec<FieldError>
         errors.push(FieldError::new(
             field,
             format!(
-                "hold more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes (headers and secret_headers together); \
-                 write fewer"
+                "headers and secret_headers have more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes; \
+                 remove some"
             ),
         ));
     }
@@ -121,13 +121,13 @@ pub(super) fn validate(delivery: &EndpointDelivery, errors: &mut Vec<FieldError>
     let mut check_name = |field: String, name: &str, errors: &mut Vec<FieldError>| {
         let lower = name.to_ascii_lowercase();
         let problem = if !is_header_name(name) {
-            "is not an HTTP header name; use letters, digits and '-', like x-team"
+            "invalid header name; use letters, digits and '-', like x-team"
         } else if is_reserved(&lower) {
-            "is set by the hub itself; use another name, like x-team"
+            "reserved header; use another name, like x-team"
         } else if auth.header().is_some_and(|header| header.eq_ignore_ascii_case(name)) {
-            "is set by delivery.auth; take it out here, or use another kind of auth"
+            "delivery.auth sets this header; remove one of them"
         } else if !seen.insert(lower) {
-            "is given twice; header names do not differ by case, and each is in headers or in secret_headers"
+            "occurs twice (header names are case-insensitive); write it once, in headers or in secret_headers"
         } else {
             return true;
         };
@@ -139,14 +139,14 @@ pub(super) fn validate(delivery: &EndpointDelivery, errors: &mut Vec<FieldError>
         if check_name(field(), name, errors) && is_credential_name(name) {
             errors.push(FieldError::new(
                 field(),
-                "has the name of a credential, and headers are stored and shown in clear; move it to \
+                "is the name of a credential, but headers are stored and shown in plain text; move it to \
                  delivery.secret_headers, or use delivery.auth",
             ));
         }
         if !is_header_value(value) {
             errors.push(FieldError::new(
                 field(),
-                "holds a character that HTTP headers cannot carry; use visible ASCII, spaces within",
+                "invalid header value; use visible ASCII without leading or trailing spaces",
             ));
         }
     }

@@ -1,4 +1,4 @@
-//! The identity of a subscription, which distinguishes it from a later one of the same name.
+//! The identity of a subscription, which distinguishes it from a later one with the same name.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -10,13 +10,13 @@ use serde::{Serialize, Serializer};
 
 use super::{SubscriptionId, is_tenant};
 
-/// The tenant of whoever names none.
+/// The tenant of events and subscriptions that name none.
 pub const DEFAULT_TENANT: &str = "default";
 
-/// A subscription's name: ids belong to their tenant, so two tenants may use the same. Cheap to
-/// clone. Ordered by id, then tenant.
+/// The name of a subscription: tenant and id. Two tenants may use the same id. Cheap to clone. Ordered by id, then
+/// tenant.
 ///
-/// `Display` gives `crm` for the tenant `default`, else `acme/crm`.
+/// `Display` writes `crm` for the tenant `default`, otherwise `acme/crm`.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SubscriptionRef {
     /// `<tenant>/<id>`; neither contains a slash.
@@ -36,19 +36,19 @@ impl SubscriptionRef {
         }
     }
 
-    /// From two texts; `None` if they are not a tenant and an id.
+    /// Makes a name of two texts; `None` if they are not a valid tenant and id.
     pub fn of(tenant: &str, id: &str) -> Option<Self> {
         (is_tenant(tenant) && is_id(id)).then(|| Self { text: format!("{tenant}/{id}").into() })
     }
 
-    /// The inverse of [`token`](Self::token). `None` for a text that no subscription has as token.
+    /// The inverse of [`token`](Self::token); `None` for a text that is not a token.
     pub fn from_token(token: &str) -> Option<Self> {
         let (tenant, id) = match token.rsplit_once('=') {
             None => (Cow::Borrowed(DEFAULT_TENANT), token),
             Some((tenant, _)) if tenant == DEFAULT_TENANT => return None,
             Some((tenant, id)) => (Cow::Owned(tenant.replace('=', ".")), id),
         };
-        // A dot in the token would be two tokens of a subject.
+        // A dot separates tokens of a subject.
         if token.contains('.') {
             return None;
         }
@@ -71,8 +71,8 @@ impl SubscriptionRef {
         self.text.split_once('/').unwrap_or((DEFAULT_TENANT, &self.text))
     }
 
-    /// The one form in subjects, keys, lanes and names of consumers: `crm` for the tenant `default`,
-    /// else `<tenant>=<id>` with `=` for each dot of the tenant.
+    /// The form in subjects, keys, and names of lanes and consumers: `crm` for the tenant `default`, otherwise
+    /// `<tenant>=<id>` with `=` for each dot of the tenant.
     pub fn token(&self) -> Cow<'_, str> {
         let (tenant, id) = self.parts();
         token(tenant, id)
@@ -87,7 +87,7 @@ fn token<'a>(tenant: &str, id: &'a str) -> Cow<'a, str> {
     }
 }
 
-/// The token of the subscription of that tenant and id; `None` if they are not a tenant and an id.
+/// The token of a subscription; `None` if the arguments are not a valid tenant and id.
 pub fn subscription_token<'a>(tenant: &str, id: &'a str) -> Option<Cow<'a, str>> {
     (is_tenant(tenant) && is_id(id)).then(|| token(tenant, id))
 }
@@ -123,18 +123,18 @@ impl fmt::Debug for SubscriptionRef {
     }
 }
 
-/// One life of a subscription: made at its creation and never used again, so that one that is
-/// created again under the same name is another one. Written as 32 lower-case hexadecimal digits.
+/// One life of a subscription. It is made when the subscription is created and never reused, so it distinguishes a later
+/// subscription with the same name. Written as 32 lower-case hexadecimal digits.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Incarnation([u8; 16]);
 
 impl Incarnation {
-    /// That of subscriptions, envelopes and dead letters stored by versions that knew no incarnations;
-    /// written as `legacy`.
+    /// The incarnation of subscriptions, envelopes and dead letters from versions without incarnations; written as
+    /// `legacy`.
     pub const LEGACY: Self = Self([0; 16]);
     const LEGACY_TEXT: &'static str = "legacy";
 
-    /// Of random bits.
+    /// Makes an incarnation of random bits.
     pub fn new(random: u128) -> Self {
         Self(random.max(1).to_le_bytes())
     }
@@ -143,7 +143,7 @@ impl Incarnation {
         self == Self::LEGACY
     }
 
-    /// What an optional text says: [`LEGACY`](Self::LEGACY) if there is none.
+    /// Parses an optional text; without one, the incarnation is [`LEGACY`](Self::LEGACY).
     pub fn read(text: Option<&str>) -> Result<Self, InvalidIncarnation> {
         text.map_or(Ok(Self::LEGACY), str::parse)
     }
@@ -162,7 +162,7 @@ impl std::str::FromStr for Incarnation {
         let digits =
             text.len() == 32 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         let bits = digits.then(|| u128::from_str_radix(text, 16).ok()).flatten();
-        // Zero is `legacy`, and has that one form.
+        // Zero is written only as `legacy`.
         bits.filter(|bits| *bits != 0).map(|bits| Self(bits.to_le_bytes())).ok_or(InvalidIncarnation)
     }
 }
@@ -205,7 +205,7 @@ impl<'de> Deserialize<'de> for Incarnation {
     }
 }
 
-/// Which subscription: its name and its incarnation. Two that differ in either are two.
+/// The identity of a subscription: its name and its incarnation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Identity {
     pub subscription: SubscriptionRef,

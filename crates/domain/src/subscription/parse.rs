@@ -1,4 +1,4 @@
-//! Reading a subscription, with errors that name the field.
+//! Parses subscriptions, with errors that name the field.
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -8,20 +8,19 @@ use super::{BrokerDelivery, Delivery, EndpointDelivery, Subscription};
 use crate::field_error::FieldError;
 
 impl Subscription {
-    /// Reads one subscription that came from outside. The error names the field by its path, such
-    /// as `delivery.auth.type`; a syntax error names the line and column in the field `JSON`.
-    /// `validate` checks what the form alone does not. What the hub itself has stored went through
-    /// both, and may be read by serde alone.
+    /// Parses a subscription from outside. The error names the path of the field, such as `delivery.auth.type`; a
+    /// syntax error has the field `JSON` and names line and column. Call `validate` next, which checks the values.
+    /// Subscriptions that the hub has stored passed both, so serde alone may read them.
     pub fn from_json(json: &[u8]) -> Result<Self, FieldError> {
         let value = serde_json::from_slice(json)
             .map_err(|error| FieldError::new("JSON", format!("{error}; write one JSON object")))?;
         Self::from_value(value)
     }
 
-    /// The same from a value, for subscriptions that come in a list or in another format.
+    /// Parses a subscription from a value, for lists and other formats.
     pub fn from_value(value: Value) -> Result<Self, FieldError> {
         check_form(&value)?;
-        // First by itself: within the whole, whose form depends on it, its fields have no paths.
+        // The delivery first and separately: as a part of the whole, errors in it would have no path.
         if let Some(delivery) = value.get("delivery") {
             Delivery::check_fields(delivery)?;
         }
@@ -30,8 +29,8 @@ impl Subscription {
 }
 
 impl Delivery {
-    /// Whether every field of a delivery can be read. The error names the field by its path from
-    /// `delivery` on. What else it has to be, `Subscription::from_value` and `validate` say.
+    /// Checks that every field of a delivery has the right type. The error names the path of the field, which begins
+    /// with `delivery`. For further checks, use `Subscription::from_value` and `validate`.
     pub fn check_fields(delivery: &Value) -> Result<(), FieldError> {
         if names_a_broker(delivery) {
             read::<BrokerDelivery>("delivery", delivery).map(drop)
@@ -41,7 +40,7 @@ impl Delivery {
     }
 }
 
-/// Reads the value at the path `at`, which is empty for the whole subscription.
+/// Parses the value at the path `at`, which is empty for the whole subscription.
 fn read<T: DeserializeOwned>(at: &str, value: &Value) -> Result<T, FieldError> {
     serde_path_to_error::deserialize(value).map_err(|error| {
         let path = match (at, error.path().to_string().as_str()) {
@@ -55,12 +54,12 @@ fn read<T: DeserializeOwned>(at: &str, value: &Value) -> Result<T, FieldError> {
     })
 }
 
-/// What to write, by the path of the field; the cause itself comes from serde.
+/// The remedy of an error, by the path of the field; the problem is serde's message.
 fn remedy(path: &str) -> &'static str {
     match path {
-        "incarnation" => "; leave it out, the hub makes it",
+        "incarnation" => "; remove it, because the hub makes it",
         "id" => "; write \"id\": \"billing-crm\"",
-        "delivery.url" | "delivery.auth.token_url" => "; write the whole URL, like https://crm.example/hooks",
+        "delivery.url" | "delivery.auth.token_url" => "; write an absolute URL, like https://crm.example/hooks",
         "delivery.broker" => "; write the name of one of the [[external_brokers]] of the settings",
         "delivery.stream" => "; write the subject, stream, routing key or topic",
         "delivery.content_mode" => "; write \"structured\" or \"binary\"",
@@ -70,7 +69,7 @@ fn remedy(path: &str) -> &'static str {
         "delivery.secret_headers" => "; write an object of strings, like {\"x-api-key\": \"…\"}",
         "delivery.signing" => "; write {\"secret\": \"whsec_…\"}",
         "delivery.statuses" => "; write {\"retry\": [400], \"permanent\": [404, \"5xx\"]}",
-        "disabled_at" => "; write a time like 2026-01-31T12:00:00Z, or leave it out",
+        "disabled_at" => "; write a time like 2026-01-31T12:00:00Z, or remove it",
         "delivery.signing.previous" | "delivery.signing.previous.until" => {
             "; write {\"secret\": \"whsec_…\", \"until\": \"2030-01-31T00:00:00Z\"}"
         }
@@ -81,7 +80,7 @@ fn remedy(path: &str) -> &'static str {
     }
 }
 
-/// The kinds of authentication, with the fields each needs.
+/// The kinds of authentication, each with its required and its optional fields.
 const AUTH: [(&str, &[&str], &[&str]); 5] = [
     ("none", &[], &[]),
     ("api_key", &["key"], &["header", "query"]),
@@ -94,8 +93,8 @@ const AUTH: [(&str, &[&str], &[&str]); 5] = [
     ),
 ];
 
-/// What serde reports only for a whole object, or not at all in the words of the user: missing
-/// fields, the kinds of authentication, and what this version does not support.
+/// Checks for problems that serde reports without a path or in its own terms: missing fields, kinds of authentication,
+/// and features that this version does not support.
 fn check_form(value: &Value) -> Result<(), FieldError> {
     let object = value.as_object().ok_or_else(|| {
         FieldError::new(
@@ -120,26 +119,24 @@ fn check_form(value: &Value) -> Result<(), FieldError> {
     {
         return Err(FieldError::new(
             "delivery.ordering",
-            format!("this version does not support {ordering}; write \"none\", or leave it out"),
+            format!("unsupported value {ordering}; write \"none\", or remove it"),
         ));
     }
     Ok(())
 }
 
-/// What is said of a request, and means nothing to a broker.
-const OF_AN_ENDPOINT: [&str; 8] =
+/// Fields of a delivery to an endpoint that a delivery to a broker cannot have.
+const ENDPOINT_FIELDS: [&str; 8] =
     ["url", "content_mode", "headers", "secret_headers", "auth", "signing", "statuses", "tls"];
 
 fn check_broker(delivery: &serde_json::Map<String, Value>) -> Result<(), FieldError> {
-    if let Some(name) = OF_AN_ENDPOINT.iter().find(|name| delivery.contains_key(**name)) {
+    if let Some(name) = ENDPOINT_FIELDS.iter().find(|name| delivery.contains_key(**name)) {
         let problem = match *name {
-            "url" => {
-                "conflicts with broker; a subscription has one of them: remove url, or broker and stream"
-            }
+            "url" => "conflicts with broker; remove url, or remove broker and stream",
             "auth" | "tls" => {
-                "is for a url; the settings say how a broker is reached ([[external_brokers]]): take it out"
+                "applies only to a url; remove it, and configure the broker in the settings ([[external_brokers]])"
             }
-            _ => "is for a url, and a broker has no such thing; take it out",
+            _ => "applies only to a url, not to a broker; remove it",
         };
         return Err(FieldError::new(format!("delivery.{name}"), problem));
     }
@@ -160,7 +157,7 @@ fn check_endpoint(delivery: &serde_json::Map<String, Value>) -> Result<(), Field
     }
 }
 
-/// What may hold a secret where an object belongs: serde's own error would quote it.
+/// Checks fields that must be objects. Serde's error would quote their value, which may contain a secret.
 fn check_objects(delivery: &serde_json::Map<String, Value>) -> Result<(), FieldError> {
     let signing = delivery.get("signing");
     let places = [
@@ -190,20 +187,20 @@ fn check_auth(auth: &Value) -> Result<(), FieldError> {
     let Some((_, required, optional)) = AUTH.iter().find(|(name, ..)| *name == kind) else {
         return Err(FieldError::new(
             "delivery.auth.type",
-            format!("is {}; write one of none, api_key, basic, bearer, oauth2", auth["type"]),
+            format!("unknown type {}; write one of none, api_key, basic, bearer, oauth2", auth["type"]),
         ));
     };
     require(auth, "delivery.auth.", required)?;
     let known = |name: &str| name == "type" || required.contains(&name) || optional.contains(&name);
     if let Some(name) = auth.keys().find(|name| !known(name)) {
         let fields: Vec<&str> = required.iter().chain(*optional).copied().collect();
-        let expected = if fields.is_empty() { "no more fields".to_owned() } else { fields.join(", ") };
+        let expected = if fields.is_empty() { "no other fields".to_owned() } else { fields.join(", ") };
         return Err(FieldError::new(
             format!("delivery.auth.{name}"),
-            format!("is not a field of type {kind:?}, which takes {expected}; take it out"),
+            format!("unknown field of type {kind:?}, which has {expected}; remove it"),
         ));
     }
-    // Serde names no path inside an object whose form depends on its type.
+    // Serde reports no path inside an object whose fields depend on its type.
     for (name, value) in auth {
         let (fits, expected) = match name.as_str() {
             "scopes" => (
@@ -212,7 +209,7 @@ fn check_auth(auth: &Value) -> Result<(), FieldError> {
             ),
             "token_url" => (
                 value.as_str().is_some_and(|text| url::Url::parse(text).is_ok()),
-                "a whole URL, like https://idp.example/token",
+                "an absolute URL, like https://idp.example/token",
             ),
             "client_auth" => (
                 matches!(value.as_str(), Some("client_secret_basic" | "client_secret_post")),
@@ -239,7 +236,7 @@ fn is_secret(value: &Value) -> bool {
 fn mutual_tls_elsewhere(field: String) -> FieldError {
     FieldError::new(
         field,
-        "is not where mutual TLS is set up; write \"tls\": {\"ca\": \"…\", \"cert\": \"…\", \"key\": \"…\"} in delivery",
+        "mutual TLS has its own field; write \"tls\": {\"ca\": \"…\", \"cert\": \"…\", \"key\": \"…\"} in delivery",
     )
 }
 
@@ -254,11 +251,11 @@ fn require(object: &serde_json::Map<String, Value>, path: &str, names: &[&str]) 
                 "url" => "is missing; write \"url\": \"https://…\", or \"broker\" and \"stream\"".to_owned(),
                 "token_url" => format!("is missing; write \"{name}\": \"https://…\""),
                 "broker" => {
-                    "is missing beside delivery.stream; write the name of one of the [[external_brokers]]"
+                    "is missing, but delivery.stream is set; write the name of one of the [[external_brokers]]"
                         .to_owned()
                 }
                 "stream" => {
-                    "is missing beside delivery.broker; write the subject, stream, routing key or topic"
+                    "is missing, but delivery.broker is set; write the subject, stream, routing key or topic"
                         .to_owned()
                 }
                 "type" => "is missing; write one of none, api_key, basic, bearer, oauth2".to_owned(),

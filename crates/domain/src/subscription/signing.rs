@@ -1,4 +1,4 @@
-//! How a delivery is signed: Standard Webhooks 1.0, symmetric (`v1`) and asymmetric (`v1a`).
+//! Signing secrets of Standard Webhooks 1.0, symmetric (`v1`) and asymmetric (`v1a`).
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,40 +9,39 @@ use time::OffsetDateTime;
 use super::Secret;
 use crate::field_error::FieldError;
 
-/// The secrets that sign. The prefix determines the kind: `whsec_` signs with HMAC-SHA256,
-/// `whsk_` with ed25519.
+/// The signing secrets. The prefix of a secret selects the algorithm: `whsec_` is HMAC-SHA256, `whsk_` is ed25519.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Signing {
     #[cfg_attr(feature = "openapi", schema(value_type = String, format = Password, example = "whsec_…"))]
     pub secret: Secret,
-    /// The secret before this one: while it holds, both sign.
+    /// The replaced secret; until it expires, deliveries have a signature of each.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<PreviousSecret>,
 }
 
-/// A secret that was replaced, and still signs until its time is over.
+/// A replaced secret that signs until it expires.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct PreviousSecret {
     #[cfg_attr(feature = "openapi", schema(value_type = String, format = Password, example = "whsec_…"))]
     pub secret: Secret,
-    /// RFC 3339; from then on the secret signs no more.
+    /// The time at which the secret expires (RFC 3339).
     #[serde(with = "time::serde::rfc3339")]
     pub until: OffsetDateTime,
 }
 
 impl Signing {
-    /// Puts `new` in the place of the secret, which goes on signing beside it until `until`; without
-    /// one it ends at once. A secret before both ends at once either way.
+    /// Replaces the secret. The old one signs as well until `until`, or ends at once if that is `None`. An earlier
+    /// previous secret always ends at once.
     pub fn rotate(self, new: Secret, until: Option<OffsetDateTime>) -> Self {
         let previous = until.map(|until| PreviousSecret { secret: self.secret, until });
         Self { secret: new, previous }
     }
 
-    /// Puts `new` in the place of a secret that no receiver has: the one before it goes on signing for its time.
+    /// Replaces a secret that no receiver knows; the previous secret is kept.
     pub fn replace(self, new: Secret) -> Self {
         Self { secret: new, previous: self.previous }
     }
@@ -55,8 +54,8 @@ impl Signing {
     }
 }
 
-/// `whsec_` and the base64 of 24 to 64 bytes; `whsk_` and the base64 of an ed25519 seed of 32 bytes,
-/// with or without the 32 bytes of its public key behind it.
+/// Accepts `whsec_` and the base64 of 24 to 64 bytes, or `whsk_` and the base64 of an ed25519 seed of 32 bytes, with or
+/// without the 32 bytes of its public key after it.
 fn validate_secret(field: &str, secret: &Secret, errors: &mut Vec<FieldError>) {
     let Secret::Plain(text) = secret else { return };
     let text = text.expose_secret();
@@ -65,16 +64,16 @@ fn validate_secret(field: &str, secret: &Secret, errors: &mut Vec<FieldError>) {
         if matches!(length(encoded), Some(32 | 64)) {
             return;
         }
-        "must be whsk_ and the base64 of an ed25519 key, 32 bytes or 64 with the public key behind, as \
-         Standard Webhooks says; make one with: hub subscription rotate-secret ID --algorithm ed25519"
+        "must be whsk_ and the base64 of an ed25519 key (32 bytes, or 64 with the public key); make one with: \
+         hub subscription rotate-secret ID --algorithm ed25519"
     } else if text.starts_with("whpk_") {
-        "is the public key, which goes to the receiver; write the private one, whsk_…"
+        "is the public key, which is for the receiver; write the private key, whsk_…"
     } else {
         if text.strip_prefix("whsec_").and_then(length).is_some_and(|length| (24..=64).contains(&length)) {
             return;
         }
-        "must be whsec_ and the base64 of 24 to 64 random bytes, as Standard Webhooks says; \
-         make one with: echo whsec_$(openssl rand -base64 32)"
+        "must be whsec_ and the base64 of 24 to 64 random bytes; make one with: \
+         echo whsec_$(openssl rand -base64 32)"
     };
     errors.push(FieldError::new(field, problem));
 }

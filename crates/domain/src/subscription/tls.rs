@@ -1,4 +1,4 @@
-//! TLS of one subscription's own: a private CA, and a certificate that the hub shows (mutual TLS).
+//! TLS settings of a subscription: a private CA, and a client certificate (mutual TLS).
 
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
@@ -6,20 +6,20 @@ use serde::{Deserialize, Serialize};
 use super::Secret;
 use crate::field_error::FieldError;
 
-/// Bound on what every envelope of the subscription carries along.
+/// Limit of each PEM text, because every envelope of the subscription contains it.
 const MAX_PEM_BYTES: usize = 32 * 1024;
 
-/// All in PEM. Whether it can be used is known where the connection is made.
+/// TLS settings, all in PEM. They are parsed when a connection is made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(as = Tls))]
 #[serde(deny_unknown_fields)]
 pub struct EndpointTls {
-    /// One or more roots; the endpoint's certificate must come from one of them, and the system's
-    /// are not asked. An OAuth2 token endpoint's may come from one of them or of the system's.
+    /// One or more root certificates. For the endpoint they replace the roots of the system, for an OAuth2 token
+    /// endpoint they are added to them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
-    /// The hub's certificate, with its intermediates behind it; and the key to it. Both or neither.
+    /// The client certificate, followed by its intermediates; requires `key`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,13 +33,13 @@ impl EndpointTls {
         if url.scheme() != "https" {
             error(
                 "delivery.tls",
-                "is given, but delivery.url is not https://; write https, or take it out".to_owned(),
+                "is set, but delivery.url is not https://; write https, or remove it".to_owned(),
             );
         }
         let bad = |text: &str, label: &str| {
             (text.len() > MAX_PEM_BYTES || !text.contains(label)).then(|| {
                 format!(
-                    "is not PEM of at most {MAX_PEM_BYTES} bytes; write the text from {label} to its END line"
+                    "must be PEM of at most {MAX_PEM_BYTES} bytes; write the text from {label} to its END line"
                 )
             })
         };
@@ -54,22 +54,22 @@ impl EndpointTls {
         {
             error(
                 "delivery.tls.key",
-                "is not the PEM of a private key (PKCS#8, SEC1 or PKCS#1, not encrypted); write the text from its \
+                "must be an unencrypted private key in PEM (PKCS#8, SEC1 or PKCS#1); write the text from its \
                  BEGIN line to its END line"
                     .to_owned(),
             );
         }
         match (&self.cert, &self.key) {
             (Some(_), None) => {
-                error("delivery.tls.key", "is missing beside delivery.tls.cert; write both".to_owned())
+                error("delivery.tls.key", "is missing, but delivery.tls.cert is set; write both".to_owned())
             }
             (None, Some(_)) => {
-                error("delivery.tls.cert", "is missing beside delivery.tls.key; write both".to_owned())
+                error("delivery.tls.cert", "is missing, but delivery.tls.key is set; write both".to_owned())
             }
             (None, None) if self.ca.is_none() => {
                 error(
                     "delivery.tls",
-                    "is empty; write \"ca\", or \"cert\" and \"key\", or take it out".to_owned(),
+                    "is empty; write \"ca\", or \"cert\" and \"key\", or remove it".to_owned(),
                 );
             }
             _ => {}

@@ -1,4 +1,4 @@
-//! What a subscription must hold beyond its form.
+//! Validation of the values of a subscription.
 
 use std::time::Duration;
 
@@ -11,17 +11,17 @@ use crate::producer_outbox::is_external_broker;
 
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MAX_IN_FLIGHT: u32 = 10_000;
-/// Bounds on what every envelope of the subscription carries along.
+/// Limits of the parts that every envelope of the subscription contains.
 const MAX_EVENTS: usize = 256;
-/// Of a subscription as JSON, its certificates left out.
+/// Maximum size of a subscription as JSON without its certificates, in bytes.
 const MAX_BYTES: usize = 64 * 1024;
 const MAX_FILTERS: usize = 64;
 const MAX_URL_BYTES: usize = 2 * 1024;
 const MAX_CREDENTIAL_BYTES: usize = 8 * 1024;
-/// The shortest of the brokers' bounds: an AMQP routing key's (0-9-1 section 4.2.5.3, a short string).
+/// The lowest limit of all kinds of brokers: an AMQP routing key (0-9-1 section 4.2.5.3, a short string).
 const MAX_STREAM_BYTES: usize = 255;
 
-/// Bounds that come from the settings.
+/// Limits from the settings.
 #[derive(Debug, Clone, Copy)]
 pub struct SubscriptionLimits {
     /// `delivery.max_timeout`: the longest timeout of an attempt.
@@ -29,13 +29,13 @@ pub struct SubscriptionLimits {
 }
 
 impl Subscription {
-    /// Checks each field; every error names its field and the remedy.
+    /// Checks each field. Every error names its field and the remedy.
     pub fn validate(&self, limits: &SubscriptionLimits) -> Result<(), Vec<FieldError>> {
         let mut errors = Vec::new();
         if !super::is_tenant(&self.tenant) {
             errors.push(FieldError::new(
                 "tenant",
-                format!("{:?} must be 1 to 64 of letters, digits, '_', '.' and '-'", self.tenant),
+                format!("invalid tenant {:?}; use 1 to 64 letters, digits, '_', '.' and '-'", self.tenant),
             ));
         }
         match self.events.len() {
@@ -47,7 +47,7 @@ impl Subscription {
             many => errors.push(FieldError::new(
                 "events",
                 format!(
-                    "has {many} patterns; at most {MAX_EVENTS}: use wildcards, or split the subscription"
+                    "has {many} patterns, the limit is {MAX_EVENTS}; use wildcards, or split the subscription"
                 ),
             )),
         }
@@ -55,10 +55,8 @@ impl Subscription {
             Some(FieldError::new(format!("events[{position}]"), pattern.never_matches()?))
         }));
         if self.filter.len() > MAX_FILTERS {
-            errors.push(FieldError::new(
-                "filter",
-                format!("has more than {MAX_FILTERS} expressions; write fewer"),
-            ));
+            errors
+                .push(FieldError::new("filter", format!("has more than {MAX_FILTERS} filters; write fewer")));
         }
         errors.extend(crate::filter::validate_size(&self.filter).err());
         errors.extend(
@@ -73,7 +71,7 @@ impl Subscription {
             errors.push(FieldError::new(
                 if self.disabled_reason.is_some() { "disabled_reason" } else { "disabled_at" },
                 format!(
-                    "belongs to the state \"disabled\", and this one is {:?}; take it out",
+                    "requires the state \"disabled\", but the state is {:?}; remove it",
                     self.state.as_str()
                 ),
             ));
@@ -90,12 +88,12 @@ fn bytes(value: &impl serde::Serialize) -> usize {
 }
 
 impl Subscription {
-    /// The size as JSON, as the registry keeps it.
+    /// The size as JSON, as the registry stores it, in bytes.
     pub fn stored_bytes(&self) -> usize {
         bytes(&self.measurable())
     }
 
-    /// The same with each plain secret replaced by text of its length, because plain secrets are never serialized.
+    /// A copy in which a text of the same length replaces each plain secret, because plain secrets are never serialized.
     fn measurable(&self) -> Self {
         let mut measurable = self.clone();
         for secret in measurable.secrets_mut() {
@@ -127,8 +125,8 @@ impl Subscription {
         errors.push(FieldError::new(
             largest,
             format!(
-                "is the largest part of a subscription of {total} bytes as JSON; at most {MAX_BYTES} without the \
-                 certificates of delivery.tls: write less, or split the subscription"
+                "is the largest part of a subscription of {total} bytes as JSON, the limit is {MAX_BYTES} without the \
+                 certificates of delivery.tls; write less, or split the subscription"
             ),
         ));
     }
@@ -141,7 +139,7 @@ impl Delivery {
             errors.push(FieldError::new(
                 "delivery.timeout",
                 format!(
-                    "is {}; write {} to {} (the setting delivery.max_timeout)",
+                    "is {}; write {} to {} (setting delivery.max_timeout)",
                     humantime::format_duration(timeout),
                     humantime::format_duration(MIN_TIMEOUT),
                     humantime::format_duration(limits.max_timeout)
@@ -158,7 +156,7 @@ impl Delivery {
             if !(per_second.is_finite() && per_second > 0.0) {
                 errors.push(FieldError::new(
                     "delivery.rate_limit.per_second",
-                    format!("is {per_second}; write a number above 0, or leave rate_limit out for no limit"),
+                    format!("is {per_second}; write a number above 0, or remove rate_limit for no limit"),
                 ));
             }
             if burst == 0 {
@@ -178,9 +176,7 @@ impl BrokerDelivery {
         if !is_external_broker(broker) {
             errors.push(FieldError::new(
                 "delivery.broker",
-                format!(
-                    "{broker:?} cannot be the name of an external broker; write that of one of the [[external_brokers]]"
-                ),
+                format!("invalid name {broker:?}; write the name of one of the [[external_brokers]]"),
             ));
         }
         let problem = if stream.is_empty() || stream.len() > MAX_STREAM_BYTES {
@@ -188,10 +184,10 @@ impl BrokerDelivery {
                 "must be 1 to {MAX_STREAM_BYTES} bytes long; write the subject, stream, routing key or topic"
             )
         } else if stream.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            "holds a space or control character; write the subject, stream, routing key or topic alone"
+            "contains a space or control character; write only the subject, stream, routing key or topic"
                 .to_owned()
         } else if stream.contains(['*', '>', '{', '}']) {
-            "is one name, and no pattern or template; take out *, >, { and }".to_owned()
+            "must be a name, not a pattern or template; remove *, >, { and }".to_owned()
         } else {
             return;
         };
@@ -215,7 +211,7 @@ impl EndpointDelivery {
 }
 
 impl Auth {
-    /// As `type` in JSON says it.
+    /// The value of `type` in JSON.
     pub fn kind(&self) -> &'static str {
         match self {
             Auth::None => "none",
@@ -243,7 +239,7 @@ impl Auth {
                 if header.is_some() && query.is_some() {
                     errors.push(FieldError::new(
                         "delivery.auth.query",
-                        "and delivery.auth.header are both given; the key goes into one of them",
+                        "conflicts with delivery.auth.header; remove one of them",
                     ));
                 }
                 if let Some(name) = header {
@@ -251,9 +247,7 @@ impl Auth {
                     if !is_header_name(name) || is_reserved(&lower) {
                         errors.push(FieldError::new(
                             "delivery.auth.header",
-                            format!(
-                                "{name:?} is not a header name that can be set; write one like x-api-key"
-                            ),
+                            format!("{name:?} is reserved or not a header name; write a name like x-api-key"),
                         ));
                     }
                 }
@@ -270,7 +264,7 @@ impl Auth {
                 if username.is_empty() || username.contains(':') || username.contains(char::is_control) {
                     errors.push(FieldError::new(
                         "delivery.auth.username",
-                        "is empty or holds a colon or control character; write the user name alone",
+                        "is empty, or contains a colon or control character; write only the user name",
                     ));
                 }
                 validate_secret("delivery.auth.password", password, header_text(false), errors);
@@ -283,7 +277,7 @@ impl Auth {
                 if client_id.is_empty() {
                     errors.push(FieldError::new(
                         "delivery.auth.client_id",
-                        "is empty; write the client's id at the token endpoint",
+                        "is empty; write the client id for the token endpoint",
                     ));
                 }
                 validate_secret("delivery.auth.client_secret", client_secret, header_text(false), errors);
@@ -293,7 +287,7 @@ impl Auth {
                     if scope.is_empty() || !scope.bytes().all(token) {
                         errors.push(FieldError::new(
                             format!("delivery.auth.scopes[{position}]"),
-                            format!("{scope:?} is not one scope; write each scope as its own entry"),
+                            format!("invalid scope {scope:?}; write each scope as its own entry"),
                         ));
                     }
                 }
@@ -302,15 +296,15 @@ impl Auth {
     }
 }
 
-/// Where an API key goes when neither header nor query is named.
+/// The header of an API key if neither header nor query is set.
 pub const DEFAULT_API_KEY_HEADER: &str = "x-api-key";
 
-/// Checks that a plain secret is a valid header value, if it is sent verbatim.
+/// The check of a secret's characters: if the secret is sent verbatim, it must be a valid header value.
 fn header_text(verbatim: bool) -> fn(&str) -> bool {
     if verbatim { is_header_value } else { |_| true }
 }
 
-/// A plain secret; of a sealed one nothing can be said.
+/// Checks a plain secret. A sealed one cannot be checked.
 pub(super) fn validate_secret(
     field: &str,
     secret: &Secret,
@@ -322,27 +316,27 @@ pub(super) fn validate_secret(
     if text.is_empty() || text.len() > MAX_CREDENTIAL_BYTES {
         errors.push(FieldError::new(
             field,
-            format!("must be 1 to {MAX_CREDENTIAL_BYTES} bytes long; write the credential itself"),
+            format!("must be 1 to {MAX_CREDENTIAL_BYTES} bytes long; write the credential"),
         ));
     } else if !fits(text) {
         errors.push(FieldError::new(
             field,
-            "holds a character that HTTP headers cannot carry (a line break at its end?); use visible ASCII",
+            "contains a character that is invalid in HTTP headers (a line break at the end?); use visible ASCII",
         ));
     }
 }
 
 fn validate_url(field: &str, url: &url::Url, errors: &mut Vec<FieldError>) {
     let problem = if !matches!(url.scheme(), "http" | "https") {
-        format!("has the scheme {:?}; must be http or https: write https://…", url.scheme())
+        format!("unsupported scheme {:?}; write https://… or http://…", url.scheme())
     } else if !url.username().is_empty() || url.password().is_some() {
-        "holds a user name or password; put them into delivery.auth with type \"basic\"".to_owned()
+        "contains a user name or password; move them to delivery.auth with type \"basic\"".to_owned()
     } else if url.fragment().is_some() {
-        "has a fragment (#…), which is never sent; take it out".to_owned()
+        "has a fragment (#…), which is never sent; remove it".to_owned()
     } else if url.as_str().len() > MAX_URL_BYTES {
         format!("is longer than {MAX_URL_BYTES} bytes; shorten it")
     } else {
-        // http and https URLs without a host do not parse.
+        // The parser rejects http and https URLs without a host.
         return;
     };
     errors.push(FieldError::new(field, problem));
