@@ -80,7 +80,7 @@ async fn pause(
 ) -> Result<Response, Problem> {
     whole_hub(&caller, WHOSE)?;
     let lasting = order.lasting.as_deref().map(duration::parse).transpose();
-    let lasting = lasting.map_err(|problem| Problem::field("for", problem))?;
+    let lasting = lasting.map_err(|error| Problem::field("for", error.to_string()))?;
     let pause =
         Pause::lasting(lasting, OffsetDateTime::now_utc()).map_err(|error| Problem::fields(vec![error]))?;
     Ok(Json(state.management.pause_domain(&name, &pause).await?).into_response())

@@ -71,7 +71,7 @@ pub fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
 }
 
 pub fn subscription_id(text: String) -> Result<SubscriptionId, Problem> {
-    SubscriptionId::try_from(text).map_err(|problem| Problem::field("id", problem))
+    SubscriptionId::try_from(text).map_err(|error| Problem::field("id", error.to_string()))
 }
 
 /// The tenant of the subscription whose id is in the path.
@@ -92,7 +92,7 @@ impl FromRequestParts<State> for SubscriptionPath {
         let PathPart(id) = PathPart::from_request_parts(parts, state).await?;
         let QueryParams(TenantParam { tenant }) = QueryParams::from_request_parts(parts, state).await?;
         if let Some(tenant) = &tenant {
-            check_tenant(tenant).map_err(|problem| Problem::field("tenant", problem))?;
+            check_tenant(tenant).map_err(|error| Problem::field("tenant", error.to_string()))?;
         }
         Ok(Self(SubscriptionSelector { id: subscription_id(id)?, tenant }))
     }

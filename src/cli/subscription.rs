@@ -92,7 +92,7 @@ pub struct Name {
 }
 
 /// Parses `ID` or `TENANT/ID`.
-fn naming(text: &str) -> Result<SubscriptionSelector, String> {
+fn naming(text: &str) -> Result<SubscriptionSelector, Box<dyn std::error::Error + Send + Sync>> {
     let (tenant, id) = match text.split_once('/') {
         Some((tenant, id)) => (Some(tenant.to_owned()), id),
         None => (None, text),

@@ -13,6 +13,7 @@ use super::error::{Answer, CliError};
 use super::output::{Printer, confirm, time};
 use crate::domain::access::{PresentedToken, SECRET_BYTES, Scope, StoredToken, TokenId, check_tenant};
 use crate::domain::duration;
+use crate::domain::subscription::InvalidTenant;
 use crate::nats::TokenEntry;
 use crate::settings::Settings;
 
@@ -51,7 +52,7 @@ pub struct CreateOptions {
     expires_in: Option<Duration>,
 }
 
-fn tenant(text: &str) -> Result<String, String> {
+fn tenant(text: &str) -> Result<String, InvalidTenant> {
     check_tenant(text).map(|()| text.to_owned())
 }
 

@@ -112,7 +112,7 @@ impl Findings<'_> {
     pub(super) fn tenants(&mut self) {
         for tenant in &self.settings.tenants {
             let valid = check_tenant(&tenant.name);
-            let problem = valid.as_ref().err().cloned().unwrap_or_default();
+            let problem = valid.as_ref().err().map(ToString::to_string).unwrap_or_default();
             self.require(valid.is_ok(), &format!("tenants[{}].name", tenant.name), problem);
         }
     }

@@ -94,7 +94,7 @@ fn a_bad_value_from_the_environment_names_the_variable() {
     let error = layered("", &[("HUB__DELIVERY__GRACE", "soon")], &[]).unwrap_err().to_string();
     assert_eq!(
         error,
-        "delivery.grace: \"soon\" is not a duration: write a number and a unit, like \"15s\", \"250ms\" or \"2h\" (environment HUB__DELIVERY__GRACE)"
+        "delivery.grace: invalid duration \"soon\"; write a number and a unit, like \"15s\", \"250ms\" or \"2h\" (environment HUB__DELIVERY__GRACE)"
     );
     let error = layered("", &[("HUB__DELIVERY__HOLD", "1")], &[]).unwrap_err().to_string();
     assert_eq!(

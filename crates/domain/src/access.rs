@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
-use super::subscription::is_tenant;
+use super::outcome::UnknownName;
+use super::subscription::{InvalidTenant, is_tenant};
 
 /// Length of a token's secret, in bytes.
 pub const SECRET_BYTES: usize = 32;
@@ -55,12 +56,12 @@ impl fmt::Display for Scope {
 }
 
 impl FromStr for Scope {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = UnknownName;
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
         Self::ALL
             .into_iter()
             .find(|scope| scope.as_str() == text)
-            .ok_or_else(|| format!("{text:?} is not a scope: write publish, read, manage or operate"))
+            .ok_or_else(|| UnknownName::new("scope", text, "publish, read, manage, operate"))
     }
 }
 
@@ -81,23 +82,26 @@ impl From<TokenId> for String {
     }
 }
 
+/// A text that is not the id of a token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid token name {0:?}; use 1 to {max} of a-z, 0-9 and '-', with a letter or digit first", max = MAX_ID)]
+pub struct InvalidTokenId(String);
+
 impl TryFrom<String> for TokenId {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    type Error = InvalidTokenId;
+    fn try_from(text: String) -> Result<Self, InvalidTokenId> {
         let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         if (1..=MAX_ID).contains(&text.len()) && text.bytes().all(fits) && !text.starts_with('-') {
             Ok(Self(text))
         } else {
-            Err(format!(
-                "token name {text:?} must be 1 to {MAX_ID} of a-z, 0-9 and '-', and start with a letter or digit"
-            ))
+            Err(InvalidTokenId(text))
         }
     }
 }
 
 impl FromStr for TokenId {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = InvalidTokenId;
+    fn from_str(text: &str) -> Result<Self, InvalidTokenId> {
         Self::try_from(text.to_owned())
     }
 }
@@ -138,7 +142,7 @@ impl PresentedToken {
         Self { id, secret: SecretString::from(URL_SAFE_NO_PAD.encode(secret)) }
     }
 
-    /// Parses `hub_<id>_<secret>`; `None` for another form. The secret may contain `_`, the id may not.
+    /// Parses `hub_<id>_<secret>`; `None` for any other text. The secret may contain `_`, the id may not.
     pub fn read(text: &str) -> Option<Self> {
         let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
         let id = TokenId::try_from(id.to_owned()).ok()?;
@@ -156,8 +160,8 @@ impl PresentedToken {
 }
 
 impl StoredToken {
-    /// True if a presented token matches and is still valid. Compares hashes, so the time that it takes reveals nothing
-    /// about the secret.
+    /// True if a presented token matches and has not expired. Compares hashes, so the duration of the comparison reveals
+    /// nothing about the secret.
     pub fn admits(&self, presented: &PresentedToken, now: OffsetDateTime) -> bool {
         self.id == presented.id
             && self.hash == presented.hash()
@@ -204,13 +208,9 @@ impl Caller {
     }
 }
 
-/// Checks the fields of a new token.
-pub fn check_tenant(tenant: &str) -> Result<(), String> {
-    if is_tenant(tenant) {
-        Ok(())
-    } else {
-        Err(format!("{tenant:?} must be 1 to 64 of letters, digits, '_', '.' and '-'"))
-    }
+/// Checks the name of a tenant.
+pub fn check_tenant(tenant: &str) -> Result<(), InvalidTenant> {
+    if is_tenant(tenant) { Ok(()) } else { Err(InvalidTenant::new(tenant)) }
 }
 
 #[cfg(test)]

@@ -40,15 +40,20 @@ impl From<BulkJobId> for String {
     }
 }
 
+/// A text that is not the id of a bulk job.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid bulk job id {0:?}; write ord_ and 32 of 0-9 and a-f")]
+pub struct InvalidBulkJobId(String);
+
 impl TryFrom<String> for BulkJobId {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
+    type Error = InvalidBulkJobId;
+    fn try_from(text: String) -> Result<Self, InvalidBulkJobId> {
         let digits = text.strip_prefix("ord_").unwrap_or_default();
         let fits = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         if digits.len() == 32 && digits.bytes().all(fits) {
             Ok(Self(text))
         } else {
-            Err(format!("invalid bulk job id {text:?}; write ord_ and 32 of 0-9 and a-f"))
+            Err(InvalidBulkJobId(text))
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Dead letters: their fields, their headers, and the schedule of their redrives.
 
-use super::headers;
 use std::fmt;
 use std::time::Duration;
 
@@ -9,7 +8,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::envelope::Envelope;
-use super::outcome::{Fault, Reason};
+use super::headers;
+use super::outcome::{Fault, Reason, UnknownName};
 use super::subscription::{Identity, Incarnation, SubscriptionRef};
 
 /// An envelope that could not be delivered. The fields are `Hub-…` headers of a message in the dead-letter stream,
@@ -73,13 +73,13 @@ impl fmt::Display for DeadLetterState {
 }
 
 impl std::str::FromStr for DeadLetterState {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = UnknownName;
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
         match text {
             "scheduled" => Ok(Self::Scheduled),
             "replaying" => Ok(Self::Replaying),
             "parked" => Ok(Self::Parked),
-            other => Err(format!("{other:?} is not a state: scheduled, replaying or parked")),
+            other => Err(UnknownName::new("state", other, "scheduled, replaying, parked")),
         }
     }
 }

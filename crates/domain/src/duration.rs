@@ -1,4 +1,4 @@
-//! Durations as people write them: `"15s"`, `"2h"`, `"250ms"`. For serde's `with`.
+//! Durations with a unit: `"15s"`, `"2h"`, `"250ms"`. For serde's `with`.
 
 use std::time::Duration;
 
@@ -10,18 +10,21 @@ pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok
 
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)
-        .map_err(|error| D::Error::custom(format!("{error}: write a number and a unit, like \"15s\"")))?;
+        .map_err(|error| D::Error::custom(format!("{error}; write a number and a unit, like \"15s\"")))?;
     parse(&text).map_err(D::Error::custom)
 }
 
-/// Reads `"15s"`; the error says what was expected.
-pub fn parse(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| {
-        format!("{text:?} is not a duration: write a number and a unit, like \"15s\", \"250ms\" or \"2h\"")
-    })
+/// A text that is not a duration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid duration {0:?}; write a number and a unit, like \"15s\", \"250ms\" or \"2h\"")]
+pub struct InvalidDuration(String);
+
+/// Parses a duration such as `"15s"`.
+pub fn parse(text: &str) -> Result<Duration, InvalidDuration> {
+    humantime::parse_duration(text).map_err(|_| InvalidDuration(text.to_owned()))
 }
 
-/// The same for a list: `["1s", "5s"]`.
+/// Lists of durations: `["1s", "5s"]`.
 pub mod list {
     use super::*;
 

@@ -297,9 +297,9 @@ impl FromStr for Reason {
     }
 }
 
-/// A name that is none of those known.
+/// An unknown name of a reason, a state, a scope or the like.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} is not a {what}; write one of {known}")]
+#[error("unknown {what} {name:?}; write one of {known}")]
 pub struct UnknownName {
     what: &'static str,
     name: String,
@@ -307,7 +307,7 @@ pub struct UnknownName {
 }
 
 impl UnknownName {
-    /// `known` lists the names that there are.
+    /// `known` lists the valid names.
     pub fn new(what: &'static str, name: &str, known: &str) -> Self {
         Self { what, name: name.to_owned(), known: known.to_owned() }
     }

@@ -35,7 +35,7 @@ pub fn entry(
 ) -> Result<IndexEntry, Unusable> {
     let unusable =
         |field: &str, problem: String| Unusable { id: id.clone(), field: field.to_owned(), problem };
-    let name = SubscriptionId::try_from(id.clone()).map_err(|problem| unusable("id", problem))?;
+    let name = SubscriptionId::try_from(id.clone()).map_err(|error| unusable("id", error.to_string()))?;
     let incarnation = Incarnation::read((!incarnation.is_empty()).then_some(incarnation))
         .map_err(|error| unusable("incarnation", error.to_string()))?;
     let filter: Vec<Filter> = match filter {

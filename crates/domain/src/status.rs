@@ -43,19 +43,28 @@ enum PatternText {
     Text(String),
 }
 
+/// A number or text that is neither a status nor a class of statuses.
+#[derive(Debug, thiserror::Error)]
+enum InvalidStatus {
+    #[error("invalid status {0}; write 300 to 599")]
+    Number(u64),
+    #[error("unknown class of statuses {0:?}; write \"3xx\", \"4xx\" or \"5xx\"")]
+    Class(String),
+}
+
 impl TryFrom<PatternText> for StatusPattern {
-    type Error = String;
-    fn try_from(form: PatternText) -> Result<Self, String> {
+    type Error = InvalidStatus;
+    fn try_from(form: PatternText) -> Result<Self, InvalidStatus> {
         match form {
             PatternText::Number(number) => match u16::try_from(number) {
                 Ok(code @ 300..=599) => Ok(Self::Code(code)),
-                _ => Err(format!("{number} is not a status from 300 to 599; write one like 404")),
+                _ => Err(InvalidStatus::Number(number)),
             },
             PatternText::Text(text) => match text.as_str() {
                 "3xx" => Ok(Self::Class(3)),
                 "4xx" => Ok(Self::Class(4)),
                 "5xx" => Ok(Self::Class(5)),
-                _ => Err(format!("unknown class of statuses {text:?}; write \"3xx\", \"4xx\" or \"5xx\"")),
+                _ => Err(InvalidStatus::Class(text)),
             },
         }
     }

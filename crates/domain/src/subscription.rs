@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::key::KeyPattern;
+use super::outcome::UnknownName;
 
 mod delivery;
 mod destination;
@@ -45,16 +46,15 @@ impl From<SubscriptionId> for String {
     }
 }
 
+/// A text that is not a subscription id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid subscription id {0:?}; use 1 to 64 of a-z, 0-9, '_' and '-', with a letter or digit first")]
+pub struct InvalidSubscriptionId(String);
+
 impl TryFrom<String> for SubscriptionId {
-    type Error = String;
-    fn try_from(text: String) -> Result<Self, String> {
-        if is_subscription_id(&text) {
-            Ok(Self(text))
-        } else {
-            Err(format!(
-                "subscription id {text:?} must be 1 to 64 of a-z, 0-9, '_' and '-', and start with a letter or digit"
-            ))
-        }
+    type Error = InvalidSubscriptionId;
+    fn try_from(text: String) -> Result<Self, InvalidSubscriptionId> {
+        if is_subscription_id(&text) { Ok(Self(text)) } else { Err(InvalidSubscriptionId(text)) }
     }
 }
 
@@ -138,12 +138,12 @@ impl SubscriptionState {
 }
 
 impl std::str::FromStr for SubscriptionState {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = UnknownName;
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
         [Self::Active, Self::Paused, Self::Disabled]
             .into_iter()
             .find(|state| state.as_str() == text)
-            .ok_or_else(|| format!("{text:?} is not a state: write active, paused or disabled"))
+            .ok_or_else(|| UnknownName::new("state", text, "active, paused, disabled"))
     }
 }
 

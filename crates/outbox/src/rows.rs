@@ -261,7 +261,7 @@ impl Row {
             event_type,
             stream,
             priority: priority_of(&lane)?,
-            status: status.parse().map_err(|problem: String| sqlx::Error::Decode(problem.into()))?,
+            status: status_of(&status)?,
             attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
             due_at: due_at.map(time_of).transpose()?,
             claimed_by,
@@ -292,8 +292,7 @@ impl BrokerStatus {
                 }
             };
             let row = &mut found[at];
-            let status: Status =
-                status.parse().map_err(|problem: String| sqlx::Error::Decode(problem.into()))?;
+            let status = status_of(&status)?;
             let place = match status {
                 Status::Pending => &mut row.pending,
                 Status::Processing => &mut row.processing,
@@ -311,11 +310,16 @@ impl BrokerStatus {
     }
 }
 
+fn status_of(text: &str) -> Result<Status, sqlx::Error> {
+    Status::from_str(text).map_err(|error| sqlx::Error::Decode(error.into()))
+}
+
+/// Parses the column `lane`, which stores the priority.
 fn priority_of(text: &str) -> Result<Priority, sqlx::Error> {
     Priority::ALL
         .into_iter()
-        .find(|lane| lane.as_str() == text)
-        .ok_or_else(|| sqlx::Error::Decode(format!("unknown lane {text:?}").into()))
+        .find(|priority| priority.as_str() == text)
+        .ok_or_else(|| sqlx::Error::Decode(format!("unknown priority {text:?} in the column lane").into()))
 }
 
 fn time_of(microseconds: i64) -> Result<OffsetDateTime, sqlx::Error> {

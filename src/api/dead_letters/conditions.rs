@@ -95,10 +95,10 @@ impl Conditions {
             state.management.domain(name).map_err(|error| Problem::field("domain", error.to_string()))?;
         }
         if let Some(tenant) = &self.tenant {
-            check_tenant(tenant).map_err(|problem| Problem::field("tenant", problem))?;
+            check_tenant(tenant).map_err(|error| Problem::field("tenant", error.to_string()))?;
         }
         let subscription = self.subscription.map(SubscriptionId::try_from).transpose();
-        let subscription = subscription.map_err(|problem| Problem::field("subscription", problem))?;
+        let subscription = subscription.map_err(|error| Problem::field("subscription", error.to_string()))?;
         let filter = DeadLetterQuery {
             domains: self.domain,
             tenant: caller.tenant().map(str::to_owned).or(self.tenant),

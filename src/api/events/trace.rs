@@ -116,7 +116,7 @@ async fn trace(
 }
 
 fn timeout(text: Option<&str>) -> Result<Duration, String> {
-    let timeout = text.map_or(Ok(TIMEOUT), duration::parse)?;
+    let timeout = text.map_or(Ok(TIMEOUT), duration::parse).map_err(|error| error.to_string())?;
     if timeout.is_zero() || timeout > LONGEST_TIMEOUT {
         return Err(format!(
             "is {}; must be more than 0s and at most 30s",

@@ -2,7 +2,7 @@
 
 use super::decode::{header_value, malformed};
 use super::{RejectReason, Rejection};
-use crate::subscription::is_tenant;
+use crate::subscription::{InvalidTenant, is_tenant};
 use crate::token::tenant_of_token;
 
 const CLAIMS: [&str; 2] = ["hub-tenant", "ce-tenant"];
@@ -51,8 +51,7 @@ fn claimed(attribute: Option<String>, headers: &[(&str, &str)]) -> Result<String
     if is_tenant(&tenant) {
         return Ok(tenant);
     }
-    Err(malformed(format!("invalid tenant {tenant:?}; use 1 to 64 letters, digits, '_', '.' and '-'"))
-        .at("tenant"))
+    Err(malformed(InvalidTenant::new(&tenant).to_string()).at("tenant"))
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::outcome::UnknownName;
+
 /// Status of a row: `pending → processing → published`, or `failed → … → abandoned`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -72,10 +74,10 @@ impl fmt::Display for Status {
 }
 
 impl FromStr for Status {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
+    type Err = UnknownName;
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
         Self::ALL.into_iter().find(|status| status.as_str() == text).ok_or_else(|| {
-            format!("unknown status {text:?}; write pending, processing, failed, published or abandoned")
+            UnknownName::new("status", text, "pending, processing, failed, published, abandoned")
         })
     }
 }

@@ -137,7 +137,7 @@ fn steps_lead_where_the_table_says() {
         let discarded = matches!(status, Status::Pending | Status::Failed).then_some(Status::Abandoned);
         assert_eq!(status.after(Step::Discard), discarded);
     }
-    assert!("done".parse::<Status>().unwrap_err().contains("pending"));
+    assert!("done".parse::<Status>().unwrap_err().to_string().contains("pending"));
 }
 
 fn policy() -> RelayRetryPolicy {

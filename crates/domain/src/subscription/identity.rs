@@ -23,16 +23,23 @@ pub struct SubscriptionRef {
     text: Arc<str>,
 }
 
+/// A text that is not the name of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("tenant {0:?} must be 1 to 64 of letters, digits, '_', '.' and '-'")]
+#[error("invalid tenant {0:?}; use 1 to 64 letters, digits, '_', '.' and '-'")]
 pub struct InvalidTenant(String);
+
+impl InvalidTenant {
+    pub(crate) fn new(tenant: &str) -> Self {
+        Self(tenant.to_owned())
+    }
+}
 
 impl SubscriptionRef {
     pub fn new(tenant: &str, id: &SubscriptionId) -> Result<Self, InvalidTenant> {
         if is_tenant(tenant) {
             Ok(Self { text: format!("{tenant}/{id}").into() })
         } else {
-            Err(InvalidTenant(tenant.to_owned()))
+            Err(InvalidTenant::new(tenant))
         }
     }
 
@@ -149,8 +156,9 @@ impl Incarnation {
     }
 }
 
+/// A text that is not an incarnation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("an incarnation is 32 of 0-9 and a-f, or \"legacy\"")]
+#[error("invalid incarnation; write 32 of 0-9 and a-f, or \"legacy\"")]
 pub struct InvalidIncarnation;
 
 impl std::str::FromStr for Incarnation {

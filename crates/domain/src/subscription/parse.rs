@@ -58,8 +58,10 @@ fn read<T: DeserializeOwned>(at: &str, value: &Value) -> Result<T, FieldError> {
 fn remedy(path: &str) -> &'static str {
     match path {
         "incarnation" => "; remove it, because the hub makes it",
-        "id" => "; write \"id\": \"billing-crm\"",
-        "delivery.url" | "delivery.auth.token_url" => "; write an absolute URL, like https://crm.example/hooks",
+        "id" => ", like \"billing-crm\"",
+        "delivery.url" | "delivery.auth.token_url" => {
+            "; write an absolute URL, like https://crm.example/hooks"
+        }
         "delivery.broker" => "; write the name of one of the [[external_brokers]] of the settings",
         "delivery.stream" => "; write the subject, stream, routing key or topic",
         "delivery.content_mode" => "; write \"structured\" or \"binary\"",

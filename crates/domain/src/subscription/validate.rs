@@ -5,7 +5,9 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 
 use super::headers::{self, is_header_name, is_header_value, is_reserved};
-use super::{Auth, BrokerDelivery, Delivery, EndpointDelivery, RateLimit, Secret, Subscription};
+use super::{
+    Auth, BrokerDelivery, Delivery, EndpointDelivery, InvalidTenant, RateLimit, Secret, Subscription,
+};
 use crate::field_error::FieldError;
 use crate::producer_outbox::is_external_broker;
 
@@ -33,10 +35,7 @@ impl Subscription {
     pub fn validate(&self, limits: &SubscriptionLimits) -> Result<(), Vec<FieldError>> {
         let mut errors = Vec::new();
         if !super::is_tenant(&self.tenant) {
-            errors.push(FieldError::new(
-                "tenant",
-                format!("invalid tenant {:?}; use 1 to 64 letters, digits, '_', '.' and '-'", self.tenant),
-            ));
+            errors.push(FieldError::new("tenant", InvalidTenant::new(&self.tenant).to_string()));
         }
         match self.events.len() {
             0 => errors.push(FieldError::new(
