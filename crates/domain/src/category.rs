@@ -1,33 +1,33 @@
-//! Which domain an event key belongs to. The rules are data; the first match wins.
+//! The domain of an event key. The rules come from the settings; the first match wins.
 
 use super::key::{EventKey, KeyPattern};
 
-/// The categorisation rules: domains in order, each with its patterns.
+/// The domains in order of precedence, each with its patterns.
 #[derive(Debug, Clone)]
 pub struct Categories(Vec<(String, Vec<KeyPattern>)>);
 
 impl Categories {
-    /// `rules` in the order of precedence: a domain's name and the patterns of its keys.
+    /// `rules` are the names of the domains in order of precedence, with the patterns of their keys.
     pub fn new(rules: Vec<(String, Vec<KeyPattern>)>) -> Self {
         Self(rules)
     }
 
-    /// The domain of a key: that of the first pattern that matches; None where none does.
+    /// The domain of the first pattern that matches the key; `None` if no pattern matches.
     pub fn domain_of(&self, key: &EventKey) -> Option<&str> {
         self.index_of(key).and_then(|index| self.name(index))
     }
 
-    /// The same as the position of the domain in the rules.
+    /// The position in the rules of the domain of a key.
     pub fn index_of(&self, key: &EventKey) -> Option<usize> {
         self.0.iter().position(|(_, patterns)| patterns.iter().any(|pattern| pattern.matches(key)))
     }
 
-    /// The domain at a position of the rules.
+    /// The name of the domain at a position.
     pub fn name(&self, index: usize) -> Option<&str> {
         self.0.get(index).map(|(name, _)| name.as_str())
     }
 
-    /// The domains in the order of the rules.
+    /// The names of the domains in order of precedence.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
@@ -78,7 +78,7 @@ mod tests {
             let rules = Categories::new(named.collect());
             let claims = |index: usize| rules.0[index].1.iter().any(|pattern| pattern.matches(&key));
             match rules.index_of(&key) {
-                // Its own domain claims it, and none of those before does.
+                // The domain claims the key, and no earlier domain does.
                 Some(index) => {
                     prop_assert!(claims(index) && !(0..index).any(claims));
                     let domain = rules.domain_of(&key);

@@ -1,7 +1,7 @@
 //! An invalid setting or field: its path, the problem and the remedy.
 
-/// `field` is the path in the document, such as `delivery.auth.type`; `problem` says what is
-/// wrong and how to mend it, such as `must be http or https; write https://…`.
+/// An invalid field. `field` is the path in the document, such as `delivery.auth.type`; `problem` is the problem and the
+/// remedy, such as `unsupported scheme "ftp"; write https://…`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct FieldError {

@@ -15,13 +15,13 @@ mod program;
 
 pub use program::{Position, Program};
 
-/// How deep filters may nest. It bounds the stack that reading one takes.
+/// Maximum depth of nested filters. It limits the stack of the parser.
 const MAX_DEPTH: usize = 16;
-/// Comparisons of all filters of a subscription together, on every level: each is made for each event.
+/// Maximum number of comparisons of all filters of a subscription, on all levels. Each may be evaluated for each event.
 const MAX_COMPARISONS: usize = 256;
 
-/// One filter expression. `exact`, `prefix` and `suffix` map attribute names to the text wanted:
-/// every pair must hold, and an attribute that the event lacks never does.
+/// A filter. `exact`, `prefix` and `suffix` map attribute names to expected texts: every pair must match, and an
+/// attribute that the event does not have never matches.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
@@ -37,8 +37,8 @@ pub enum Filter {
     Not(Box<Filter>),
 }
 
-/// Attribute names and the text wanted of each, as a JSON object. A list of its own size: a map's
-/// first node takes half a kilobyte, and most filters hold one pair.
+/// Attribute names and their expected texts, as a JSON object. A boxed slice uses little memory: the first node of a map
+/// takes half a kilobyte, and most filters have one pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(value_type = HashMap<String, String>, example = json!({"source": "idp"})))]
@@ -65,13 +65,13 @@ impl<'de> Deserialize<'de> for Pairs {
                 let mut pairs: Vec<(Box<str>, Box<str>)> = Vec::new();
                 let mut known = HashSet::new();
                 while let Some((name, wanted)) = map.next_entry::<Box<str>, Box<str>>()? {
-                    // Most have one pair, which needs no set.
+                    // Most filters have one pair and need no set.
                     if pairs.len() == 1 {
                         known.extend(pairs.iter().map(|(name, _)| name.clone()));
                     }
                     if !pairs.is_empty() && !known.insert(name.clone()) {
                         return Err(A::Error::custom(format!(
-                            "{name:?} is given twice; write one filter each"
+                            "{name:?} occurs twice; write a filter for each"
                         )));
                     }
                     pairs.push((name, wanted));
@@ -85,8 +85,8 @@ impl<'de> Deserialize<'de> for Pairs {
 }
 
 impl Filter {
-    /// Whether the filter holds for an event, whose attributes `attribute` gives by name as
-    /// strings (their canonical CloudEvents string form). Comparison is case-sensitive.
+    /// True if the filter matches an event. `attribute` returns an attribute of the event by name, in the canonical
+    /// CloudEvents string form. Comparisons are case-sensitive.
     pub fn matches<'e>(&self, attribute: &dyn Fn(&str) -> Option<Cow<'e, str>>) -> bool {
         let each = |pairs: &Pairs, holds: fn(&str, &str) -> bool| {
             pairs.0.iter().all(|(name, wanted)| attribute(name).is_some_and(|value| holds(&value, wanted)))
@@ -101,7 +101,7 @@ impl Filter {
         }
     }
 
-    /// How many comparisons it has, on every level.
+    /// Number of comparisons on all levels.
     pub fn comparisons(&self) -> usize {
         match self {
             Filter::Exact(pairs) | Filter::Prefix(pairs) | Filter::Suffix(pairs) => pairs.0.len(),
@@ -110,9 +110,8 @@ impl Filter {
         }
     }
 
-    /// Checks what the form alone does not: at least one attribute or nested filter, no empty
-    /// names or texts, attribute names as CloudEvents spells them. `path` is the path of the filter,
-    /// such as `filter[0]`; the error names the part below it.
+    /// Checks the values: at least one attribute or nested filter, no empty names or texts, valid CloudEvents attribute
+    /// names. `path` is the path of the filter, such as `filter[0]`; the error names the path of the invalid part.
     pub fn validate(&self, path: &str) -> Result<(), FieldError> {
         self.validate_at(path, 1)
     }
@@ -121,7 +120,7 @@ impl Filter {
         if depth > MAX_DEPTH {
             return Err(FieldError::new(
                 path,
-                format!("filters nest more than {MAX_DEPTH} deep; write a flatter filter"),
+                format!("is nested more than {MAX_DEPTH} levels deep; write a flatter filter"),
             ));
         }
         match self {
@@ -135,7 +134,7 @@ impl Filter {
     }
 }
 
-/// Checks how many comparisons the filters of one subscription have together.
+/// Checks the number of comparisons of all filters of a subscription.
 pub fn validate_size(filters: &[Filter]) -> Result<(), FieldError> {
     let comparisons: usize = filters.iter().map(Filter::comparisons).sum();
     if comparisons <= MAX_COMPARISONS {
@@ -144,13 +143,13 @@ pub fn validate_size(filters: &[Filter]) -> Result<(), FieldError> {
     Err(FieldError::new(
         "filter",
         format!(
-            "has {comparisons} comparisons (attributes of exact, prefix and suffix, on every level); at most \
-             {MAX_COMPARISONS}: write fewer, or split the subscription"
+            "has {comparisons} comparisons (attributes of exact, prefix and suffix, on all levels), at most \
+             {MAX_COMPARISONS} are allowed; write fewer, or split the subscription"
         ),
     ))
 }
 
-/// Whether a stored subscription is larger than one may be now.
+/// True if a stored subscription has more comparisons than are allowed now.
 pub fn is_oversized(comparisons: usize) -> bool {
     comparisons > MAX_COMPARISONS
 }
@@ -159,20 +158,20 @@ fn validate_pairs(path: &str, pairs: &Pairs) -> Result<(), FieldError> {
     if pairs.0.is_empty() {
         return Err(FieldError::new(
             path,
-            "names no attribute; write at least one, like {\"source\": \"idp\"}",
+            "is empty; write at least one attribute, like {\"source\": \"idp\"}",
         ));
     }
     for (name, wanted) in &pairs.0 {
         if !super::event::is_attribute_name(name) {
             return Err(FieldError::new(
                 path,
-                format!("{name:?} is not a CloudEvents attribute name; use lower-case letters and digits"),
+                format!("invalid attribute name {name:?}; use lower-case letters and digits (CloudEvents)"),
             ));
         }
         if wanted.is_empty() {
             return Err(FieldError::new(
                 format!("{path}.{name}"),
-                "is empty; write the text that the attribute is compared with",
+                "is empty; write the expected text of the attribute",
             ));
         }
     }
@@ -181,7 +180,7 @@ fn validate_pairs(path: &str, pairs: &Pairs) -> Result<(), FieldError> {
 
 fn validate_list(path: &str, filters: &[Filter], depth: usize) -> Result<(), FieldError> {
     if filters.is_empty() {
-        return Err(FieldError::new(path, "is an empty list; write at least one filter, or leave it out"));
+        return Err(FieldError::new(path, "is an empty list; write at least one filter, or remove it"));
     }
     filters
         .iter()
@@ -199,7 +198,7 @@ mod tests {
         serde_json::from_str(json).expect("the test's filter is well formed")
     }
 
-    /// source = "idp/eu", type = "user.created", level = "3"; nothing else.
+    /// An event with source = "idp/eu", type = "user.created" and level = "3".
     fn attribute(name: &str) -> Option<Cow<'static, str>> {
         match name {
             "source" => Some("idp/eu".into()),
@@ -262,7 +261,7 @@ mod tests {
         assert_eq!(filter(r#"{"not": {"exact": {"source": "x"}}}"#).validate("filter[0]"), Ok(()));
     }
 
-    /// Each name is looked at once, whatever their number: quadratic, this would take minutes.
+    /// The cost is linear in the number of names; quadratic, it would be minutes.
     #[test]
     fn very_many_names_cost_little() {
         let names: Vec<String> = (0..200_000).map(|number| format!("\"a{number}\":\"\"")).collect();
@@ -270,9 +269,9 @@ mod tests {
         assert_eq!(filter.comparisons(), 200_000);
         let twice = format!("{{\"exact\":{{{},{}}}}}", names.join(","), names[7]);
         let error = serde_json::from_str::<Filter>(&twice).unwrap_err().to_string();
-        assert!(error.contains("\"a7\" is given twice"), "{error}");
+        assert!(error.contains("\"a7\" occurs twice"), "{error}");
         let error = serde_json::from_str::<Filter>(r#"{"exact":{"a":"","a":""}}"#).unwrap_err().to_string();
-        assert!(error.contains("given twice"), "{error}");
+        assert!(error.contains("occurs twice"), "{error}");
     }
 
     #[test]

@@ -1,13 +1,13 @@
-//! The names of the `Hub-…` headers. No other module writes such a name.
+//! The names of the `Hub-…` headers. No other module contains such a name.
 //!
 //! [`Carried`](super::carried::Carried) reads and writes those of an envelope, and
 //! [`DeadLetter`](super::dead_letter::DeadLetter) those of a dead letter.
 
-/// Of an envelope: the sequence of the dead letter that it is the redrive of.
+/// Of a redriven envelope: the sequence of its dead letter.
 pub const DEAD_LETTER: &str = "Hub-Dead-Letter";
-/// Of an envelope or a dead letter: the redrives of the schedule so far.
+/// Of an envelope or a dead letter: the number of scheduled redrives so far.
 pub const REDRIVES: &str = "Hub-Redrives";
-/// Of an envelope or a dead letter: the attempts so far.
+/// Of an envelope or a dead letter: the number of attempts so far.
 pub const ATTEMPTS: &str = "Hub-Attempts";
 
 /// Of a dead letter or a final attempt: the id of the envelope.
@@ -56,7 +56,7 @@ pub const SEQUENCE: &str = "Hub-Sequence";
 pub const PART: &str = "Hub-Part";
 /// Of a rejected publication in parts: `headers` or `subject`.
 pub const PART_OF: &str = "Hub-Part-Of";
-/// Before the name of an original header that has a meaning for a stream or for the hub.
+/// Prefix of an original header whose name has a meaning for the stream or the hub.
 pub const ORIGINAL_PREFIX: &str = "Hub-Original-";
 /// The original message id.
 pub const ORIGINAL_MESSAGE_ID: &str = "Hub-Original-Nats-Msg-Id";

@@ -5,25 +5,25 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest key or pattern, in bytes: it becomes a part of subjects, which servers bound.
+/// Maximum length of a key or pattern in bytes. It becomes a part of subjects, whose length servers limit.
 pub const MAX_KEY_BYTES: usize = 255;
 
 /// `<resource>.<operation>[.<more>]`: two or more non-empty tokens of `[A-Za-z0-9_-]`, at most
-/// [`MAX_KEY_BYTES`] in all.
+/// [`MAX_KEY_BYTES`] in total.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(try_from = "String", into = "String")]
 #[cfg_attr(feature = "openapi", schema(value_type = String, max_length = 255, pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)+$", example = "user.created"))]
 pub struct EventKey(String);
 
-/// A pattern over event keys with NATS wildcards: `*` is one token, a trailing `>` one or more.
+/// A pattern of event keys with NATS wildcards: `*` is one token, `>` at the end is one token or more.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(try_from = "String", into = "String")]
 #[cfg_attr(feature = "openapi", schema(value_type = String, max_length = 255, pattern = r"^(([A-Za-z0-9_-]+|\*)(\.([A-Za-z0-9_-]+|\*))*(\.>)?|>)$", example = "user.*"))]
 pub struct KeyPattern(String);
 
-/// Why a key or a pattern was refused; the text names the part and the remedy.
+/// The reason why a text is not a key or pattern. It names the invalid part and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidKey(pub String);
@@ -45,7 +45,7 @@ impl KeyPattern {
         &self.0
     }
 
-    /// What is wrong with a pattern that no key can match, since a key has two words or more.
+    /// The problem of a pattern that matches no key, because a key has two words or more; `None` for other patterns.
     pub fn never_matches(&self) -> Option<String> {
         let word = self.0.as_str();
         (word != ">" && !word.contains('.')).then(|| {
@@ -59,8 +59,7 @@ impl KeyPattern {
         self.0.split('.')
     }
 
-    /// Whether the key matches, as NATS matches subjects: `*` takes exactly one token, `>` one
-    /// or more.
+    /// True if the key matches, by the rules of NATS subjects: `*` matches one token, `>` one token or more.
     pub fn matches(&self, key: &EventKey) -> bool {
         let mut tokens = key.0.split('.');
         for wanted in self.tokens() {
@@ -114,7 +113,7 @@ impl TryFrom<String> for EventKey {
         let well_formed = text.contains('.') && text.split('.').all(is_word);
         if !well_formed {
             return Err(InvalidKey(format!(
-                "event key {text:?} is not <resource>.<operation>: two or more tokens of letters, digits, '_' and '-', joined by dots"
+                "invalid event key {text:?}; write <resource>.<operation>: two or more tokens of letters, digits, '_' and '-', joined by dots"
             )));
         }
         Ok(Self(text))
@@ -130,7 +129,7 @@ impl TryFrom<String> for KeyPattern {
             let last = tokens.peek().is_none();
             if !(is_word(token) || token == "*" || (token == ">" && last)) {
                 return Err(InvalidKey(format!(
-                    "event pattern {text:?}: token {token:?} must be a word of letters, digits, '_' and '-', '*' for any one word, or '>' at the end for all that follow"
+                    "invalid token {token:?} in event pattern {text:?}; write a word of letters, digits, '_' and '-', '*' for any word, or '>' at the end for one word or more"
                 )));
             }
         }
@@ -204,9 +203,9 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_of_one_word_is_told_to_match_nothing() {
+    fn a_pattern_of_one_word_is_reported_as_matching_nothing() {
         for (pattern, remedy) in [("*", "\">\""), ("user", "\"user.>\""), ("USER_1", "\"USER_1.>\"")] {
-            let problem = pattern.parse::<KeyPattern>().expect("it is stored so").never_matches();
+            let problem = pattern.parse::<KeyPattern>().expect("a pattern").never_matches();
             assert!(problem.expect("a problem").contains(remedy), "{pattern}");
         }
         for pattern in [">", "*.*", "user.*", "user.>", "*.created"] {
@@ -220,7 +219,7 @@ mod tests {
             key in "[ab]{1,2}(\\.[ab]{1,2}){1,3}",
             pattern in "([ab]{1,2}|\\*)(\\.([ab]{1,2}|\\*)){0,3}(\\.>)?",
         ) {
-            // An independent statement of the rule: fill the wildcards with the key's own tokens.
+            // The rule in another way: replace the wildcards with the tokens of the key.
             let mut rest: Vec<&str> = key.split('.').collect();
             let mut filled = Vec::new();
             for wanted in pattern.split('.') {

@@ -1,9 +1,10 @@
-//! The last words of an envelope: its final failed attempt, kept for whoever dead-letters it.
+//! The final failed attempt of an envelope, stored for the role that dead-letters it.
 
 use serde::{Deserialize, Serialize};
 
 use super::outcome::Fault;
 
+/// The final failed attempt of an envelope.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LastWords {
@@ -11,9 +12,9 @@ pub struct LastWords {
     pub status: Option<u16>,
     pub error: String,
     pub fault: Fault,
-    /// Milliseconds from the request to its end.
+    /// Milliseconds from the request to the end of the answer.
     pub latency_ms: u64,
-    /// The beginning of the answer's body, if one came.
+    /// The beginning of the answer's body, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
 }

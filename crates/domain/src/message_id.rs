@@ -1,5 +1,5 @@
-//! Message ids of the publications that the hub makes itself: nobody else can make one, so nobody can
-//! publish under it first.
+//! Message ids of messages that the hub publishes. They depend on a secret, so that no other publisher can use such an
+//! id first, which would make the stream drop the hub's message as a duplicate.
 
 use std::fmt;
 
@@ -19,13 +19,13 @@ impl MessageIds {
         Self { secret }
     }
 
-    /// With a secret that is derived from another one, such as the master key.
+    /// Derives the secret from another one, such as the master key.
     pub fn derived_from(secret: &[u8]) -> Self {
         Self { secret: hmac(secret, &[b"integration-hub message ids"]) }
     }
 
-    /// `evt_` and 128 bits of an HMAC over the parts, each with its length before it: the same parts
-    /// give the same id.
+    /// Makes an id: `evt_` and 128 bits of an HMAC over the parts, each after its length. The same parts give the same
+    /// id.
     pub fn id(&self, parts: &[&str]) -> String {
         let mut id = String::from("evt_");
         let lengths: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_le_bytes()).collect();

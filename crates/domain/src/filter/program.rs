@@ -1,11 +1,11 @@
-//! Filters made ready for evaluation: comparisons in a row, each with where to go on. An evaluation takes one step
-//! for each comparison, can stop after any of them, and goes on later.
+//! Compiled filters: a list of comparisons, each with the next position for a match and for a mismatch. An evaluation
+//! takes one step for each comparison. It can pause after any step and continue later.
 
 use std::borrow::Cow;
 
 use super::{Filter, Pairs};
 
-/// The filters of a subscription, all of which must hold.
+/// The compiled filters of a subscription; all must match.
 #[derive(Debug, Default)]
 pub struct Program {
     steps: Box<[Step]>,
@@ -20,7 +20,7 @@ const HOLDS: Position = Position(u32::MAX);
 const HOLDS_NOT: Position = Position(u32::MAX - 1);
 
 impl Default for Position {
-    /// Without filters, all is wanted.
+    /// The end of an evaluation that matched: without filters, every event matches.
     fn default() -> Self {
         HOLDS
     }
@@ -49,17 +49,18 @@ impl Program {
         Self { steps: steps.into(), start }
     }
 
-    /// How many comparisons it has, and so the most steps that an evaluation takes.
+    /// Number of comparisons, which is the maximum number of steps of an evaluation.
     pub fn comparisons(&self) -> usize {
         self.steps.len()
     }
 
-    /// Where an evaluation begins.
+    /// The first position of an evaluation.
     pub fn start(&self) -> Position {
         self.start
     }
 
-    /// Goes on with an evaluation for at most `steps` steps, which are counted down. `None`: it is not at its end.
+    /// Continues an evaluation from `at` for at most `steps` steps, and subtracts the steps taken. Returns the result, or
+    /// `None` if steps remain.
     pub fn advance<'e>(
         &self,
         at: &mut Position,
@@ -73,7 +74,7 @@ impl Program {
         }
     }
 
-    /// Evaluates it to its end.
+    /// Evaluates all filters without a limit of steps.
     pub fn matches<'e>(&self, attribute: &dyn Fn(&str) -> Option<Cow<'e, str>>) -> bool {
         let (mut at, mut steps) = (self.start, usize::MAX);
         self.advance(&mut at, attribute, &mut steps).unwrap_or_default()
@@ -91,7 +92,7 @@ impl Step {
     }
 }
 
-// Written from the end, so that where to go on is known already.
+// The list is built from the end, so that the next positions of each comparison are known.
 
 fn all(steps: &mut Vec<Step>, filters: &[Filter], if_holds: Position, if_not: Position) -> Position {
     filters.iter().rev().fold(if_holds, |next, filter| one(steps, filter, next, if_not))
