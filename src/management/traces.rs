@@ -47,6 +47,6 @@ impl Management {
         if let Some(tenant) = &request.tenant {
             findings.keep_tenant(tenant);
         }
-        Ok(Traced { trace: Trace::tell(&request.event_id, findings), complete })
+        Ok(Traced { trace: Trace::new(&request.event_id, findings), complete })
     }
 }

@@ -19,7 +19,7 @@ use crate::domain::event::{Event, Publication, Rejection};
 use crate::domain::headers;
 use crate::domain::subscription::{SubscriptionRef, is_tenant};
 use crate::domain::token::tenant_of_token;
-use crate::domain::trace::{Findings, LastAttempt, Logged, Owed, Rejected, Waiting};
+use crate::domain::trace::{Findings, LastAttempt, Logged, PendingEnvelope, Rejected, Waiting};
 
 /// The event to trace, and where to look.
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ impl JetStream {
             findings.dead_letters.extend(page.entries.into_iter().map(|entry| entry.letter));
         }
         self.trace_attempts(query, findings).await?;
-        self.trace_owed(query, findings).await?;
+        self.trace_pending(query, findings).await?;
         self.trace_rejected(query, findings).await?;
         self.trace_waiting(query, findings).await
     }
@@ -101,16 +101,16 @@ impl JetStream {
         .await
     }
 
-    async fn trace_owed(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
+    async fn trace_pending(&self, query: &TraceQuery, findings: &mut Findings) -> Result<(), NatsError> {
         for domain in &query.domains {
             let stream = self.names().outbox_stream(domain);
-            let owed = &mut findings.owed;
+            let pending = &mut findings.pending;
             self.for_each_stored(&stream, &self.names().lane_filter(domain, "*"), query.since, |message| {
                 let (Some(at), Ok(envelope)) = (stored_at(&message), Envelope::read(&message.payload)) else {
                     return;
                 };
                 if envelope.event_id == query.event_id {
-                    owed.push(Owed {
+                    pending.push(PendingEnvelope {
                         domain: domain.clone(),
                         subscription: envelope.subscription.to_string(),
                         tenant: envelope.tenant.to_string(),

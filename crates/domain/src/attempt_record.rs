@@ -1,4 +1,4 @@
-//! The delivery log's records: one line of JSON for each attempt, several lines to a message.
+//! Records of the delivery log: one line of JSON for each attempt, several lines in a message.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use super::outcome::{Failure, Fault, Outcome, UnknownName};
 
-/// Which attempts the log keeps: setting `delivery.log`. A final failed attempt is kept in any case
+/// The attempts that are logged (setting `delivery.log`). A final failed attempt is always stored
 /// (see [`LastWords`](super::last_words::LastWords)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogChoice {
@@ -48,18 +48,18 @@ impl FromStr for LogChoice {
     }
 }
 
-/// What came of the envelope by this attempt; the same words as the label of `hub_deliveries`.
+/// The outcome of an attempt for its envelope, as in the label of `hub_deliveries`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "openapi", schema(as = AttemptOutcome))]
 pub enum Settled {
     Delivered,
-    /// Failed, and tried again after a wait.
+    /// Failed; will be retried after a wait.
     Retried,
     /// The last attempt failed; the router dead-letters it.
     Exhausted,
-    /// Failed for good, and dead-lettered at once.
+    /// Failed permanently; dead-lettered at once.
     DeadLettered,
 }
 
@@ -74,13 +74,13 @@ impl Settled {
     }
 }
 
-/// What kind of failure it was.
+/// The kind of a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ErrorKind {
     /// The endpoint answered with a status other than a success.
     Status(StatusKind),
-    /// There was no answer: `timeout`, `dns`, …
+    /// No answer: `timeout`, `dns`, …
     Failure(Failure),
 }
 
@@ -102,7 +102,7 @@ impl ErrorKind {
     }
 }
 
-/// One attempt, as the log keeps it. The domain and the subscription are in the message's subject.
+/// The record of one attempt. The subject of the message contains the domain and the subscription.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttemptRecord<'a> {
     #[serde(borrow)]
@@ -111,28 +111,28 @@ pub struct AttemptRecord<'a> {
     pub event_id: Cow<'a, str>,
     #[serde(borrow)]
     pub event_key: Cow<'a, str>,
-    /// When the event happened, as it says itself.
+    /// The time of the event.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub event_time: Option<Cow<'a, str>>,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<Cow<'a, str>>,
-    /// When the outbox took the envelope; of a redriven one, when it took it again.
+    /// The time at which the domain outbox stored the envelope; for a redriven one, the last time.
     #[serde(with = "time::serde::rfc3339")]
     pub queued_at: OffsetDateTime,
-    /// When the attempt ended.
+    /// The end of the attempt.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
-    /// From 1, over all redrives.
+    /// Number of the attempt, from 1, over all redrives.
     pub attempt: u32,
-    /// A redrive or a replay of a dead letter.
+    /// True for a redrive or replay of a dead letter.
     #[serde(default, skip_serializing_if = "is_false")]
     pub redriven: bool,
     pub outcome: Settled,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
-    /// Milliseconds from the request to its end.
+    /// Milliseconds from the request to the end of the answer.
     pub latency_ms: u64,
-    /// Of a failure: its kind, whose fault it is, what it says, and the beginning of the answer.
+    /// For a failure: its kind, fault and text, and the beginning of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorKind>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,18 +154,18 @@ impl<'a> AttemptRecord<'a> {
         let written = serde_json::to_writer(&mut *lines, self);
         match written {
             Ok(()) => lines.push(b'\n'),
-            // Half a line would spoil the next one.
+            // A partial line would make the next one invalid.
             Err(_) => lines.truncate(before),
         }
         written
     }
 
-    /// The records of a message's body; lines that are none are passed over.
+    /// The records in the body of a message; invalid lines are skipped.
     pub fn read_lines(body: &'a [u8]) -> impl Iterator<Item = Self> {
         body.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok())
     }
 
-    /// Holds nothing of what it was read from.
+    /// Copies the borrowed texts.
     pub fn into_owned(self) -> AttemptRecord<'static> {
         fn own(text: Cow<'_, str>) -> Cow<'static, str> {
             Cow::Owned(text.into_owned())
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_keeps_what_it_says() {
+    fn each_choice_keeps_its_outcomes() {
         let all = [Settled::Delivered, Settled::Retried, Settled::Exhausted, Settled::DeadLettered];
         let kept = |choice: LogChoice| all.map(|settled| choice.keeps(settled));
         assert_eq!(kept(LogChoice::All), [true; 4]);

@@ -1,5 +1,5 @@
-//! Resolving through another process: what an answer must be, how long it may be used again, and
-//! when to ask again after a failure. Time is passed in, as what has gone by since some start.
+//! Subscriptions from a resolver process: validation of its answers, their caching, and the waits after failures.
+//! Callers pass the time as a duration since a fixed start.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -12,19 +12,18 @@ use super::filter::Filter;
 use super::index::{EntryError, IndexEntry};
 use super::subscription::{Delivery, Incarnation, Subscription, SubscriptionId, SubscriptionState};
 
-/// A part of an answer that cannot be used. The whole answer is then refused: a fan-out is made of
-/// all of it or of nothing.
+/// An invalid part of an answer. The whole answer is then rejected, because a fan-out is never partial.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("subscription {id:?}: {field}: {problem}")]
 pub struct Unusable {
     pub id: String,
-    /// As the contract calls it: `delivery_json`.
+    /// The name of the field in the protocol, such as `delivery_json`.
     pub field: String,
     pub problem: String,
 }
 
-/// One subscription of an answer. `filter` and `delivery` are JSON; a plain-text secret is rejected,
-/// because the delivery is copied to envelopes unchanged. Without an incarnation it is `legacy`.
+/// Makes an index entry of one subscription of an answer. `filter` and `delivery` are JSON. A plain-text secret is
+/// rejected, because the delivery is copied to envelopes unchanged. An empty incarnation means `legacy`.
 pub fn entry(
     tenant: &str,
     id: String,
@@ -49,7 +48,7 @@ pub fn entry(
     }
     // serde_json's errors quote the input, which may contain a secret: report only the position.
     let no_delivery =
-        |place: String| unusable("delivery_json", format!("is not a delivery of a subscription, at {place}"));
+        |place: String| unusable("delivery_json", format!("invalid delivery of a subscription, at {place}"));
     let value: Value = serde_json::from_str(delivery)
         .map_err(|error| no_delivery(format!("line {}, column {}", error.line(), error.column())))?;
     Delivery::check_fields(&value).map_err(|error| no_delivery(error.field))?;
@@ -68,11 +67,13 @@ pub fn entry(
     };
     IndexEntry::new(subscription, revision).map_err(|error| match error {
         EntryError::Tenant(error) => unusable("tenant", error.to_string()),
-        EntryError::Delivery(_) => unusable("delivery_json", "holds a secret that is not sealed".to_owned()),
+        EntryError::Delivery(_) => {
+            unusable("delivery_json", "contains a secret that is not sealed".to_owned())
+        }
     })
 }
 
-/// Refuses an answer that names a subscription twice.
+/// Rejects an answer that contains a subscription twice.
 pub fn each_once(entries: &[IndexEntry]) -> Result<(), Unusable> {
     let mut seen = HashSet::with_capacity(entries.len());
     match entries.iter().find(|entry| !seen.insert(&entry.subscription.reference)) {
@@ -80,7 +81,7 @@ pub fn each_once(entries: &[IndexEntry]) -> Result<(), Unusable> {
         Some(entry) => Err(Unusable {
             id: entry.subscription.id().to_owned(),
             field: "id".to_owned(),
-            problem: "comes twice in one answer".to_owned(),
+            problem: "occurs twice in the answer".to_owned(),
         }),
     }
 }
@@ -91,12 +92,11 @@ pub type Candidates = Arc<[Arc<IndexEntry>]>;
 /// A tenant and an event key.
 pub type Question = (String, String);
 
-/// Answers kept for a while. Bounded in time, and in the subscriptions it holds (an answer counts
-/// as at least one).
+/// A cache of answers, limited in time and in the number of subscriptions (an answer counts as at least one).
 #[derive(Debug)]
 pub struct Cache {
     answers: HashMap<Question, Answer>,
-    /// In the order they came, which is the order in which they end.
+    /// In the order of arrival, which is the order of expiry.
     order: VecDeque<(Question, u64)>,
     held: usize,
     next: u64,
@@ -116,14 +116,14 @@ impl Cache {
         Self { answers: HashMap::new(), order: VecDeque::new(), held: 0, next: 0, capacity, max_staleness }
     }
 
-    /// An answer that was asked for less than `max_staleness` ago.
+    /// An answer whose question was sent less than `max_staleness` ago.
     pub fn get(&self, question: &Question, now: Duration) -> Option<Candidates> {
         let answer = self.answers.get(question)?;
         self.is_fresh(answer.asked_at, now).then(|| answer.candidates.clone())
     }
 
-    /// Keeps an answer. `asked_at`: before the question was sent, so that what changed while it was
-    /// on its way counts as stale in time. An answer larger than the whole cache is not kept.
+    /// Stores an answer. `asked_at` is a time before the question was sent, so that the age includes the time of the
+    /// request. An answer larger than the whole cache is not stored.
     pub fn insert(&mut self, question: Question, candidates: Candidates, asked_at: Duration, now: Duration) {
         if let Some(old) = self.answers.remove(&question) {
             self.held -= weight(&old.candidates);
@@ -156,7 +156,7 @@ impl Cache {
         }
     }
 
-    /// Subscriptions held.
+    /// Number of subscriptions in the cache.
     pub fn held(&self) -> usize {
         self.held
     }
@@ -170,22 +170,22 @@ fn weight(candidates: &Candidates) -> usize {
     candidates.len().max(1)
 }
 
-/// A resolver that does not answer is left in peace for a while, so that the events that wait do
-/// not each run into the deadline.
+/// The waits of an outage of the resolver: no question is sent during a wait, so that not every waiting event runs into
+/// the deadline.
 #[derive(Debug, Default)]
 pub struct Outage {
     failures: u32,
     until: Duration,
-    /// The kinds of failure that were logged since it began.
-    told: Vec<&'static str>,
+    /// The kinds of failure that were logged in this outage.
+    logged: Vec<&'static str>,
 }
 
-/// What a question without an answer leads to.
+/// The consequences of a question without an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unanswered {
-    /// Until the next question.
+    /// The wait until the next question.
     pub wait: Duration,
-    /// The first failure of its kind in this outage, which is logged.
+    /// True for the first failure of its kind in this outage, which is logged.
     pub is_news: bool,
 }
 
@@ -193,18 +193,18 @@ impl Outage {
     pub const FIRST_WAIT: Duration = Duration::from_millis(500);
     pub const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
-    /// What is left of the wait, while it lasts.
+    /// The rest of the current wait, if any.
     pub fn left(&self, now: Duration) -> Option<Duration> {
         self.until.checked_sub(now).filter(|left| !left.is_zero())
     }
 
-    /// Says how long to wait until the next question: doubled each time, within its bound, and
-    /// spread over its second half by `chance` (0 to 1), so that replicas do not ask all at once.
-    /// Concurrent requests fail as one.
+    /// Records a failure, and returns the wait until the next question. The wait doubles each time up to its limit, and
+    /// `chance` (0 to 1) spreads it over its second half, so that replicas do not ask at the same time. Concurrent
+    /// failures count as one.
     pub fn failed(&mut self, now: Duration, chance: f64, kind: &'static str) -> Unanswered {
-        let is_news = !self.told.contains(&kind);
+        let is_news = !self.logged.contains(&kind);
         if is_news {
-            self.told.push(kind);
+            self.logged.push(kind);
         }
         if let Some(wait) = self.left(now) {
             return Unanswered { wait, is_news };
@@ -216,7 +216,7 @@ impl Outage {
         Unanswered { wait, is_news }
     }
 
-    /// Whether there was an outage that ends with this answer.
+    /// Records an answer. Returns true if it ends an outage.
     pub fn answered(&mut self) -> bool {
         std::mem::take(self).failures > 0
     }
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_told_by_field_and_without_its_secrets() {
+    fn an_invalid_answer_names_the_field_and_no_secret() {
         let refused =
             |id: &str, filter, delivery| entry("t", id.to_owned(), "", 1, filter, delivery).unwrap_err();
         assert_eq!(refused("Not An Id", "", DELIVERY).field, "id");
@@ -276,14 +276,14 @@ mod tests {
     }
 
     #[test]
-    fn a_subscription_that_comes_twice_is_refused() {
+    fn a_subscription_that_occurs_twice_is_rejected() {
         let one = || entry("t", "a".to_owned(), "", 1, "", DELIVERY).unwrap();
         assert!(each_once(&[one()]).is_ok());
         assert!(each_once(&[one(), one()]).is_err());
     }
 
     #[test]
-    fn an_answer_ends_with_the_bound_on_staleness_counted_from_the_question() {
+    fn an_answer_expires_after_the_maximum_staleness_from_its_question() {
         let mut cache = Cache::new(10, at(100));
         cache.insert(question("a.b"), candidates(2), at(50), at(80));
         assert_eq!(cache.get(&question("a.b"), at(149)).unwrap().len(), 2);
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn it_never_holds_more_than_its_capacity() {
+    fn the_cache_never_exceeds_its_capacity() {
         let mut cache = Cache::new(5, at(1_000));
         for n in 0..200u64 {
             let count = (n % 7) as usize;
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn no_time_at_all_keeps_nothing() {
+    fn a_cache_without_staleness_stores_nothing() {
         let mut cache = Cache::new(5, Duration::ZERO);
         cache.insert(question("a"), candidates(1), at(1), at(1));
         assert!(cache.get(&question("a"), at(1)).is_none());
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_is_asked_less_and_less_often_within_bounds_and_ends_with_an_answer() {
+    fn the_waits_of_an_outage_grow_within_bounds_and_end_with_an_answer() {
         let mut outage = Outage::default();
         assert_eq!(outage.left(at(0)), None);
         let wait = |outage: &mut Outage, now, chance| outage.failed(at(now), chance, "deadline").wait;

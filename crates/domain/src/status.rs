@@ -1,4 +1,4 @@
-//! HTTP statuses that a subscription gives a meaning of its own.
+//! HTTP statuses to which a subscription gives another meaning than the default.
 
 use std::fmt;
 
@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::field_error::FieldError;
 
-/// The most entries of one list.
+/// Maximum number of entries in a list.
 const MAX_PATTERNS: usize = 64;
 
-/// A subscription's `delivery.statuses`: what it wants retried, and what it wants given up at once,
-/// whatever the table of statuses says. A code of its own comes before a
-/// class. No class holds 410: only its own code changes what *gone* means.
+/// `delivery.statuses` of a subscription: statuses to retry, and statuses that are permanent failures. They override the
+/// default table. A code takes precedence over a class. No class includes 410: only the code changes the meaning of
+/// *gone*.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
@@ -24,7 +24,7 @@ pub struct Statuses {
     pub permanent: Vec<StatusPattern>,
 }
 
-/// One status (`404`), or a class of them (`"4xx"`): 300 to 599. A 2xx is always a success.
+/// A status (`404`) or a class of statuses (`"4xx"`), 300 to 599. A 2xx is always a success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "PatternText", into = "PatternText")]
 pub enum StatusPattern {
@@ -33,11 +33,14 @@ pub enum StatusPattern {
     Class(u8),
 }
 
-/// One status (`404`) or a class of them (`"4xx"`).
+/// A status (`404`) or a class of statuses (`"4xx"`).
 #[derive(Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(as = StatusPattern))]
-#[serde(untagged, expecting = "is neither a status nor a class; write one like 404 or \"4xx\"")]
+#[serde(
+    untagged,
+    expecting = "is neither a status nor a class; write a status like 404, or a class like \"4xx\""
+)]
 enum PatternText {
     Number(u64),
     Text(String),
@@ -88,7 +91,7 @@ impl fmt::Display for StatusPattern {
     }
 }
 
-/// What a subscription says of a status.
+/// The meaning of a status for a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Treatment {
     Retry,
@@ -100,7 +103,7 @@ impl Statuses {
         self.retry.is_empty() && self.permanent.is_empty()
     }
 
-    /// What it says of a status; None where it says nothing.
+    /// The meaning of a status; `None` for the default.
     pub fn treatment(&self, status: u16) -> Option<Treatment> {
         let of = |pattern| {
             if self.retry.contains(&pattern) {
@@ -116,13 +119,16 @@ impl Statuses {
         of(StatusPattern::Code(status)).or_else(|| class.and_then(of))
     }
 
-    /// Checks what the form alone does not; every error names its field and the remedy.
+    /// Checks the values. Every error names its field and the remedy.
     pub fn validate(&self, errors: &mut Vec<FieldError>) {
         for (name, list) in [("retry", &self.retry), ("permanent", &self.permanent)] {
             if list.len() > MAX_PATTERNS {
                 errors.push(FieldError::new(
                     format!("delivery.statuses.{name}"),
-                    format!("has {} entries; at most {MAX_PATTERNS}: use classes like \"5xx\"", list.len()),
+                    format!(
+                        "has {} entries, the limit is {MAX_PATTERNS}; use classes like \"5xx\"",
+                        list.len()
+                    ),
                 ));
             }
         }
@@ -165,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_status_is_refused() {
+    fn invalid_statuses_are_rejected() {
         for (json, part) in [
             (r#"{"retry": [200]}"#, "300 to 599"),
             (r#"{"retry": [6000000]}"#, "300 to 599"),

@@ -1,4 +1,4 @@
-//! Any text as one token of a subject, or as part of a stream's or consumer's name.
+//! Encodes texts as tokens of subjects, and as parts of names of streams and consumers.
 
 use std::fmt::Write;
 
@@ -6,18 +6,17 @@ use sha2::{Digest, Sha256};
 
 use super::subscription::is_tenant;
 
-/// The longest token that `safe_token` gives.
+/// Maximum length of a token of `safe_token`, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 128;
 
-/// Ends a shortened token, before its hash. An escape is `_` and two upper-case hex digits, so no other
+/// Separates the hash at the end of a shortened token. An escape is `_` and two upper-case hex digits, so no other
 /// token contains two underscores in a row.
 const SHORTENED: &str = "__";
 const HASH_HEX: usize = 64;
 
-/// Encodes any text into 1 to [`MAX_TOKEN_BYTES`] of `[A-Za-z0-9_-]`, injectively: ASCII letters,
-/// digits and `-` stand for themselves, every other byte of the UTF-8 form is `_` and two hex
-/// digits, and the empty text is `_`. A form that would be longer is cut, and ends with the SHA-256
-/// of the text: there injectivity is that of the hash.
+/// Encodes any text injectively into 1 to [`MAX_TOKEN_BYTES`] of `[A-Za-z0-9_-]`. ASCII letters, digits and `-` are kept,
+/// every other byte of the UTF-8 form becomes `_` and two hex digits, and the empty text becomes `_`. A longer result is
+/// cut and ends with the SHA-256 of the text, so it is as unique as the hash.
 pub fn safe_token(text: &str) -> String {
     if text.is_empty() {
         return "_".to_owned();
@@ -38,13 +37,13 @@ pub fn safe_token(text: &str) -> String {
     token
 }
 
-/// A tenant's name as one token of a subject: `.`, which no token holds, is written `=`, which no
-/// tenant's name holds.
+/// The name of a tenant as a token of a subject, with `=` for each `.`. A token cannot contain `.`, and a tenant's name
+/// cannot contain `=`.
 pub fn tenant_token(tenant: &str) -> String {
     tenant.replace('.', "=")
 }
 
-/// The tenant behind such a token; `None` if the token is that of no tenant.
+/// The inverse of [`tenant_token`]; `None` for a token of no valid tenant.
 pub fn tenant_of_token(token: &str) -> Option<String> {
     let tenant = token.replace('=', ".");
     (!token.contains('.') && is_tenant(&tenant)).then_some(tenant)

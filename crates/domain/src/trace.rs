@@ -1,4 +1,4 @@
-//! An event's whole story, put together from what the streams still hold of it.
+//! The trace of an event, built from the messages about it that the streams still have.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -14,52 +14,52 @@ use super::outcome::{Fault, Reason};
 #[cfg(test)]
 mod tests;
 
-/// What was found of an event, in no order.
+/// The messages that were found about an event, unordered.
 #[derive(Debug, Default)]
 pub struct Findings {
     pub waiting: Vec<Waiting>,
     pub rejected: Vec<Rejected>,
     /// Pending envelopes.
-    pub owed: Vec<Owed>,
+    pub pending: Vec<PendingEnvelope>,
     pub dead_letters: Vec<DeadLetter>,
-    /// Of the delivery log.
+    /// Records of the delivery log.
     pub records: Vec<Logged>,
     pub last_words: Vec<LastAttempt>,
 }
 
-/// The event waits to be taken in.
+/// The event is in the events stream, not processed yet.
 #[derive(Debug)]
 pub struct Waiting {
-    /// When it was stored.
+    /// The time at which it was stored.
     pub at: OffsetDateTime,
     pub key: String,
     pub tenant: String,
 }
 
-/// The event was refused.
+/// The event was rejected.
 #[derive(Debug)]
 pub struct Rejected {
     pub at: OffsetDateTime,
-    /// `None`: what was refused does not tell.
+    /// `None` if the rejected publication names none.
     pub tenant: Option<String>,
     pub reason: String,
     pub detail: String,
 }
 
-/// An envelope in an outbox.
+/// An envelope in a domain outbox.
 #[derive(Debug)]
-pub struct Owed {
+pub struct PendingEnvelope {
     pub domain: String,
     pub subscription: String,
     pub tenant: String,
     pub envelope: String,
     pub event_time: Option<String>,
     pub at: OffsetDateTime,
-    /// Sent again from a dead letter.
+    /// True for a redrive or replay of a dead letter.
     pub redriven: bool,
 }
 
-/// A record and where it was found.
+/// A record of the delivery log, with its domain and subscription.
 #[derive(Debug)]
 pub struct Logged {
     pub domain: String,
@@ -67,44 +67,44 @@ pub struct Logged {
     pub record: AttemptRecord<'static>,
 }
 
-/// Last words and where they were found.
+/// A final failed attempt, with its domain, subscription and envelope.
 #[derive(Debug)]
 pub struct LastAttempt {
     pub domain: String,
     pub subscription: String,
     pub envelope: String,
-    /// `None`: where they were found does not tell.
+    /// `None` if the message names none.
     pub tenant: Option<String>,
     pub at: OffsetDateTime,
     pub words: LastWords,
 }
 
 impl Findings {
-    /// The tenant of each envelope, as it was when the envelope was made.
+    /// The tenant of each envelope at the time of its fan-out.
     fn tenants(&self) -> HashMap<String, String> {
-        let owed = self.owed.iter().map(|one| (&*one.envelope, Some(&*one.tenant)));
+        let pending = self.pending.iter().map(|one| (&*one.envelope, Some(&*one.tenant)));
         let dead = self.dead_letters.iter().map(|one| (&*one.id, Some(&*one.tenant)));
         let logged = self.records.iter().map(|one| (&*one.record.envelope, one.record.tenant.as_deref()));
         let words = self.last_words.iter().map(|one| (&*one.envelope, one.tenant.as_deref()));
-        let all = owed.chain(dead).chain(logged).chain(words);
-        let told =
+        let all = pending.chain(dead).chain(logged).chain(words);
+        let known =
             all.filter_map(|(envelope, tenant)| Some((envelope, tenant.filter(|name| !name.is_empty())?)));
-        told.map(|(envelope, tenant)| (envelope.to_owned(), tenant.to_owned())).collect()
+        known.map(|(envelope, tenant)| (envelope.to_owned(), tenant.to_owned())).collect()
     }
 
-    /// Keeps what belongs to one tenant. Each finding says itself whose it is, as it was when it
-    /// was written: a subscription may be gone, or its id taken by somebody else. Last words without it
-    /// belong to their envelope; without any source there is no owner.
+    /// Keeps the findings of one tenant. Each finding names its tenant, because the subscription may be removed, or
+    /// another tenant may use its id. A final attempt without a tenant has the tenant of its envelope; if the envelope is
+    /// unknown, the attempt is dropped.
     pub fn keep_tenant(&mut self, tenant: &str) {
         self.waiting.retain(|one| one.tenant == tenant);
         self.rejected.retain(|one| one.tenant.as_deref() == Some(tenant));
-        self.owed.retain(|one| one.tenant == tenant);
+        self.pending.retain(|one| one.tenant == tenant);
         self.dead_letters.retain(|one| one.tenant == tenant);
         self.records.retain(|one| one.record.tenant.as_deref() == Some(tenant));
-        let owed = self.owed.iter().map(|one| one.envelope.as_str());
+        let pending = self.pending.iter().map(|one| one.envelope.as_str());
         let dead = self.dead_letters.iter().map(|one| one.id.as_str());
         let logged = self.records.iter().map(|one| &*one.record.envelope);
-        let envelopes: HashSet<&str> = owed.chain(dead).chain(logged).collect();
+        let envelopes: HashSet<&str> = pending.chain(dead).chain(logged).collect();
         self.last_words.retain(|one| match &one.tenant {
             Some(other) => other == tenant,
             None => envelopes.contains(one.envelope.as_str()),
@@ -112,7 +112,7 @@ impl Findings {
     }
 }
 
-/// The story, oldest step first.
+/// The trace of an event; its steps are ordered from old to new.
 #[derive(Debug, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Trace {
@@ -125,21 +125,21 @@ pub struct Trace {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "openapi", schema(as = TraceStepKind))]
-pub enum What {
-    /// The event's own time.
+pub enum StepKind {
+    /// The time of the event.
     Published,
-    /// It is in the events stream.
+    /// The event is in the events stream.
     Waiting,
     Rejected,
-    /// The outbox took the envelope.
+    /// The domain outbox stored the envelope.
     Queued,
-    /// The outbox took it again, from a dead letter.
+    /// The domain outbox stored the envelope again, from a dead letter.
     Redriven,
     Attempt,
     DeadLettered,
 }
 
-impl What {
+impl StepKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Published => "published",
@@ -153,14 +153,14 @@ impl What {
     }
 }
 
-/// One step; what does not apply is left out.
+/// One step; fields that do not apply are omitted.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(as = TraceStep))]
 pub struct Step {
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
-    pub what: What,
+    pub what: StepKind,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -183,7 +183,7 @@ pub struct Step {
     pub error: Option<ErrorKind>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
-    /// For people: the error, the reason.
+    /// The error or reason, for display.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -195,22 +195,22 @@ pub struct Step {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 #[cfg_attr(feature = "openapi", schema(as = EnvelopeState))]
-pub enum Standing {
-    /// In the outbox, and no attempt is known.
+pub enum EnvelopeState {
+    /// In the outbox, without a known attempt.
     Waiting,
     /// In the outbox after a failed attempt.
     Retrying,
-    /// A dead letter whose envelope is on its way again.
+    /// A dead letter whose envelope is sent again.
     Replaying,
-    /// A dead letter: scheduled or parked.
+    /// A scheduled or parked dead letter.
     DeadLettered,
     Delivered,
-    /// It is not pending, and its delivery is not in the log: delivered unlogged, or its dead
-    /// letter was discarded.
+    /// Not pending, and not delivered according to the log: the delivery was not logged, or the dead letter was
+    /// discarded.
     Gone,
 }
 
-impl Standing {
+impl EnvelopeState {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -223,7 +223,7 @@ impl Standing {
     }
 }
 
-/// A subscriber's last state.
+/// The last known state of a subscriber.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "openapi", schema(as = TraceSubscriber))]
@@ -234,8 +234,8 @@ pub struct Subscriber {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
     pub envelope: String,
-    pub state: Standing,
-    /// The highest that is known.
+    pub state: EnvelopeState,
+    /// The highest known number of attempts.
     pub attempts: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_status: Option<u16>,
@@ -248,7 +248,7 @@ pub struct Subscriber {
 /// Domain, subscription, envelope.
 type Place = (String, String, String);
 
-fn step(at: OffsetDateTime, what: What, place: Option<&Place>) -> Step {
+fn step(at: OffsetDateTime, what: StepKind, place: Option<&Place>) -> Step {
     let part = |pick: fn(&Place) -> &String| place.map(|place| pick(place).clone());
     Step {
         at,
@@ -270,17 +270,17 @@ fn step(at: OffsetDateTime, what: What, place: Option<&Place>) -> Step {
 
 impl Trace {
     /// Builds the trace; `None` if nothing was found.
-    pub fn tell(event_id: &str, findings: Findings) -> Option<Self> {
+    pub fn new(event_id: &str, findings: Findings) -> Option<Self> {
         let tenants = findings.tenants();
         let (mut timeline, mut taken) = (Vec::new(), BTreeSet::new());
         let mut times = BTreeSet::new();
         let mut subscribers: BTreeMap<Place, Subscriber> = BTreeMap::new();
         for Waiting { at, key, .. } in findings.waiting {
-            timeline.push(Step { detail: Some(key), ..step(at, What::Waiting, None) });
+            timeline.push(Step { detail: Some(key), ..step(at, StepKind::Waiting, None) });
         }
         for Rejected { at, reason, detail, .. } in findings.rejected {
             let detail = Some(format!("{reason}: {detail}"));
-            timeline.push(Step { detail, ..step(at, What::Rejected, None) });
+            timeline.push(Step { detail, ..step(at, StepKind::Rejected, None) });
         }
         let mut attempts = Vec::new();
         for Logged { domain, subscription, record } in findings.records {
@@ -296,7 +296,7 @@ impl Trace {
                 fault: record.fault,
                 detail: record.detail.map(|text| text.into_owned()),
                 answer: record.answer.map(|text| text.into_owned()),
-                ..step(record.at, What::Attempt, Some(&place))
+                ..step(record.at, StepKind::Attempt, Some(&place))
             };
             attempts.push((place, attempt));
         }
@@ -305,7 +305,7 @@ impl Trace {
             if attempts.iter().any(|(other, step)| *other == place && step.attempt == Some(words.attempt)) {
                 continue;
             }
-            // A dead letter of another reason came at once.
+            // A dead letter with another reason was stored right after this attempt.
             let at_once = findings.dead_letters.iter().any(|letter| {
                 letter.id == place.2 && letter.domain == place.0 && letter.reason != Reason::Exhausted
             });
@@ -317,7 +317,7 @@ impl Trace {
                 fault: Some(words.fault),
                 detail: Some(words.error),
                 answer: words.answer,
-                ..step(at, What::Attempt, Some(&place))
+                ..step(at, StepKind::Attempt, Some(&place))
             };
             attempts.push((place, attempt));
         }
@@ -328,8 +328,8 @@ impl Trace {
             entry.last_status = attempt.status;
             entry.last_error.clone_from(&attempt.detail);
             entry.state = match attempt.outcome {
-                Some(Settled::Delivered) => Standing::Delivered,
-                _ => Standing::Gone,
+                Some(Settled::Delivered) => EnvelopeState::Delivered,
+                _ => EnvelopeState::Gone,
             };
             timeline.push(attempt);
         }
@@ -343,37 +343,39 @@ impl Trace {
                 status: letter.last_status,
                 fault: Some(letter.fault),
                 detail: Some(detail),
-                ..step(letter.failed_at, What::DeadLettered, Some(&place))
+                ..step(letter.failed_at, StepKind::DeadLettered, Some(&place))
             });
             let entry = subscribers.entry(place.clone()).or_insert_with(|| Subscriber::at(place));
             entry.attempts = entry.attempts.max(letter.attempts);
             entry.last_status = letter.last_status.or(entry.last_status);
             entry.last_error = letter.last_error.or(entry.last_error.take());
             entry.next_redrive_at = letter.next_redrive_at;
-            // Delivered a moment ago, and its dead letter goes next.
-            if entry.state != Standing::Delivered {
+            // Just delivered; its dead letter will be removed.
+            if entry.state != EnvelopeState::Delivered {
                 entry.state = match letter.state {
-                    DeadLetterState::Replaying => Standing::Replaying,
-                    DeadLetterState::Scheduled | DeadLetterState::Parked => Standing::DeadLettered,
+                    DeadLetterState::Replaying => EnvelopeState::Replaying,
+                    DeadLetterState::Scheduled | DeadLetterState::Parked => EnvelopeState::DeadLettered,
                 };
             }
         }
-        for Owed { domain, subscription, envelope, event_time, at, redriven, .. } in findings.owed {
+        for PendingEnvelope { domain, subscription, envelope, event_time, at, redriven, .. } in
+            findings.pending
+        {
             times.extend(event_time.as_deref().and_then(read_time));
             let place = (domain, subscription, envelope);
             taken.insert((at, redriven, place.clone()));
             let entry = subscribers.entry(place.clone()).or_insert_with(|| Subscriber::at(place));
             entry.state = match entry.state {
-                // Its acknowledgement is on its way.
-                Standing::Delivered => Standing::Delivered,
-                _ if redriven => Standing::Replaying,
-                _ if entry.attempts > 0 => Standing::Retrying,
-                _ => Standing::Waiting,
+                // Delivered, but not acknowledged yet.
+                EnvelopeState::Delivered => EnvelopeState::Delivered,
+                _ if redriven => EnvelopeState::Replaying,
+                _ if entry.attempts > 0 => EnvelopeState::Retrying,
+                _ => EnvelopeState::Waiting,
             };
         }
-        timeline.extend(times.into_iter().map(|at| step(at, What::Published, None)));
+        timeline.extend(times.into_iter().map(|at| step(at, StepKind::Published, None)));
         timeline.extend(taken.iter().map(|(at, redriven, place)| {
-            step(*at, if *redriven { What::Redriven } else { What::Queued }, Some(place))
+            step(*at, if *redriven { StepKind::Redriven } else { StepKind::Queued }, Some(place))
         }));
         timeline.sort_by(|a, b| (a.at, a.what, &a.subscription).cmp(&(b.at, b.what, &b.subscription)));
         for step in &mut timeline {
@@ -394,7 +396,7 @@ impl Subscriber {
             subscription,
             tenant: None,
             envelope,
-            state: Standing::Gone,
+            state: EnvelopeState::Gone,
             attempts: 0,
             last_status: None,
             last_error: None,

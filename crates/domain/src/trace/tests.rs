@@ -1,4 +1,4 @@
-//! Stories put together from findings.
+//! Traces of findings.
 
 use super::*;
 use crate::outcome::Reason;
@@ -50,8 +50,8 @@ fn letter(state: DeadLetterState) -> DeadLetter {
     }
 }
 
-fn owed(redriven: bool) -> Owed {
-    Owed {
+fn pending(redriven: bool) -> PendingEnvelope {
+    PendingEnvelope {
         domain: "policy-client".into(),
         subscription: "b".into(),
         tenant: "default".into(),
@@ -62,8 +62,8 @@ fn owed(redriven: bool) -> Owed {
     }
 }
 
-fn state(findings: Findings) -> Standing {
-    Trace::tell("e", findings).unwrap().subscribers.pop().unwrap().state
+fn state(findings: Findings) -> EnvelopeState {
+    Trace::new("e", findings).unwrap().subscribers.pop().unwrap().state
 }
 
 #[test]
@@ -92,8 +92,8 @@ fn the_steps_stand_in_the_order_of_their_times() {
         }],
         ..Findings::default()
     };
-    let trace = Trace::tell("e", findings).unwrap();
-    let told: Vec<String> = trace
+    let trace = Trace::new("e", findings).unwrap();
+    let steps: Vec<String> = trace
         .timeline
         .iter()
         .map(|step| {
@@ -102,7 +102,7 @@ fn the_steps_stand_in_the_order_of_their_times() {
         })
         .collect();
     assert_eq!(
-        told,
+        steps,
         [
             "- published 0",
             "a queued 0",
@@ -115,34 +115,37 @@ fn the_steps_stand_in_the_order_of_their_times() {
         ]
     );
     let states: Vec<_> = trace.subscribers.iter().map(|one| (one.state, one.attempts)).collect();
-    assert_eq!(states, [(Standing::Delivered, 1), (Standing::Delivered, 3)]);
+    assert_eq!(states, [(EnvelopeState::Delivered, 1), (EnvelopeState::Delivered, 3)]);
 }
 
 #[test]
-fn a_subscribers_last_state_is_told_by_where_the_envelope_stands() {
+fn the_last_state_of_a_subscriber_follows_from_the_findings() {
     let failed = || vec![logged("b", 1, Settled::Retried, false)];
-    assert!(Trace::tell("e", Findings::default()).is_none());
-    assert_eq!(state(Findings { owed: vec![owed(false)], ..Findings::default() }), Standing::Waiting);
+    assert!(Trace::new("e", Findings::default()).is_none());
     assert_eq!(
-        state(Findings { owed: vec![owed(false)], records: failed(), ..Findings::default() }),
-        Standing::Retrying
+        state(Findings { pending: vec![pending(false)], ..Findings::default() }),
+        EnvelopeState::Waiting
     );
-    assert_eq!(state(Findings { records: failed(), ..Findings::default() }), Standing::Gone);
+    assert_eq!(
+        state(Findings { pending: vec![pending(false)], records: failed(), ..Findings::default() }),
+        EnvelopeState::Retrying
+    );
+    assert_eq!(state(Findings { records: failed(), ..Findings::default() }), EnvelopeState::Gone);
     let parked = || vec![letter(DeadLetterState::Parked)];
     assert_eq!(
         state(Findings { dead_letters: parked(), records: failed(), ..Findings::default() }),
-        Standing::DeadLettered
+        EnvelopeState::DeadLettered
     );
     assert_eq!(
-        state(Findings { dead_letters: parked(), owed: vec![owed(true)], ..Findings::default() }),
-        Standing::Replaying
+        state(Findings { dead_letters: parked(), pending: vec![pending(true)], ..Findings::default() }),
+        EnvelopeState::Replaying
     );
     let letters = vec![letter(DeadLetterState::Replaying)];
-    assert_eq!(state(Findings { dead_letters: letters, ..Findings::default() }), Standing::Replaying);
+    assert_eq!(state(Findings { dead_letters: letters, ..Findings::default() }), EnvelopeState::Replaying);
 }
 
 #[test]
-fn a_tenant_is_told_of_its_own_alone() {
+fn a_tenant_sees_only_its_own_findings() {
     let mine = |mut one: Logged| {
         one.record.tenant = Some("acme".into());
         one
@@ -172,7 +175,10 @@ fn a_tenant_is_told_of_its_own_alone() {
     let mut findings = Findings {
         waiting: vec![waiting("acme"), waiting("default")],
         rejected: vec![rejected(None), rejected(Some("acme")), rejected(Some("default"))],
-        owed: vec![owed(false), Owed { tenant: "acme".into(), envelope: "env_o".into(), ..owed(false) }],
+        pending: vec![
+            pending(false),
+            PendingEnvelope { tenant: "acme".into(), envelope: "env_o".into(), ..pending(false) },
+        ],
         dead_letters: vec![
             letter(DeadLetterState::Parked),
             DeadLetter { tenant: "acme".into(), id: "env_d".into(), ..letter(DeadLetterState::Parked) },
@@ -192,7 +198,7 @@ fn a_tenant_is_told_of_its_own_alone() {
     findings.keep_tenant("acme");
     assert_eq!((findings.waiting.len(), findings.rejected.len()), (1, 1));
     assert_eq!(findings.rejected[0].tenant.as_deref(), Some("acme"));
-    assert_eq!(findings.owed.iter().map(|one| &*one.envelope).collect::<Vec<_>>(), ["env_o"]);
+    assert_eq!(findings.pending.iter().map(|one| &*one.envelope).collect::<Vec<_>>(), ["env_o"]);
     assert_eq!(findings.dead_letters.iter().map(|one| &*one.id).collect::<Vec<_>>(), ["env_d"]);
     assert_eq!(findings.records.iter().map(|one| &*one.subscription).collect::<Vec<_>>(), ["a"]);
     assert_eq!(findings.last_words.iter().map(|one| &*one.envelope).collect::<Vec<_>>(), ["env_1", "env_d"]);
