@@ -46,7 +46,7 @@ async fn what_a_broker_that_is_down_misses_is_dead_lettered_and_replayed() {
         assert_eq!((letter.reason, letter.fault, letter.attempts), (Reason::Exhausted, Fault::Subscriber, 3));
         assert_eq!((letter.state, letter.last_status), (DeadLetterState::Parked, None));
         let error = letter.last_error.as_deref().unwrap_or_default();
-        assert!(error.starts_with("the broker is not available: "), "{error}");
+        assert!(error.starts_with("the broker is unavailable: "), "{error}");
     }
     broker.nothing_owed_within(SOON).await;
     let kind = ["kind=\"broker-unavailable\"", "fault=\"subscriber\""];
@@ -250,13 +250,13 @@ async fn what_can_never_be_published_is_dead_lettered_at_once() {
         ("user.renamed", DeadLetterState::Parked, None)
     );
     let error = letter.last_error.unwrap_or_default();
-    assert!(error.starts_with("the broker can never take the message as it is: "), "{error}");
+    assert!(error.starts_with("the broker will never accept the message: "), "{error}");
     assert_eq!(event_ids(&[stored(&other, "PARTNER", 1).await.remove(0).body]), BTreeSet::from(["small"]));
 
     // Retried, because the stream may be created later.
     let letter = dead_letters(&client, "no-stream", 1).await.remove(0).letter;
     assert_eq!((letter.reason, letter.fault, letter.attempts), (Reason::Exhausted, Fault::Subscriber, 3));
-    assert!(letter.last_error.unwrap_or_default().starts_with("the broker refuses the message: "));
+    assert!(letter.last_error.unwrap_or_default().starts_with("the broker rejects the message: "));
     // Removed from the settings: a failure of the hub, retried because the broker may be configured again.
     let letter = dead_letters(&client, "gone", 1).await.remove(0).letter;
     assert_eq!((letter.reason, letter.fault, letter.attempts), (Reason::Exhausted, Fault::Hub, 3));

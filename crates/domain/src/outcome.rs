@@ -1,4 +1,4 @@
-//! What came of one delivery attempt, and what it means: acknowledge, retry, or dead-letter.
+//! The outcome of a delivery attempt, and the decision after it: acknowledge, retry, or dead-letter.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,49 +8,49 @@ use serde::{Deserialize, Serialize};
 
 use super::status::{Statuses, Treatment};
 
-/// The outcome of one attempt, as the adapter reports it that made it.
+/// The outcome of one attempt, as the adapter reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The external broker has the message.
+    /// The external broker acknowledged the message.
     Acknowledged,
-    /// The endpoint answered; any status.
+    /// The endpoint answered, with any status.
     Answered { status: u16, retry_after: Option<Duration> },
-    /// No answer came; or the broker has not acknowledged.
+    /// The endpoint did not answer, or the broker did not acknowledge.
     Failed(Failure),
 }
 
-/// Why there was no answer.
+/// The reason why there was no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Failure {
-    /// The attempt's timeout ran out.
+    /// The attempt timed out.
     Timeout,
     Dns,
     Connect,
     Tls,
-    /// The connection broke before the head of the answer was whole.
+    /// The connection broke before the head of the answer was complete.
     Broken,
-    /// What the endpoint sent is not the head of an HTTP answer.
+    /// The answer of the endpoint does not begin with the head of an HTTP answer.
     Malformed,
-    /// The address guard refused the endpoint's or the token endpoint's address.
+    /// The address of the endpoint or the token endpoint is not allowed.
     AddressRefused,
-    /// The OAuth2 token endpoint did not give a token.
+    /// The OAuth2 token endpoint did not return a token.
     Token,
     /// The credentials could not be opened: the master key is missing.
     Sealed,
     /// The request could not be built from the subscription's settings.
     Request,
-    /// The external broker cannot be reached, does not let us in, or does not answer.
+    /// The external broker is unreachable, rejects the login, or does not answer.
     BrokerUnavailable,
-    /// The external broker said no for now: full, not permitted, nobody there to take it.
+    /// The external broker rejects the message for now: full, not permitted, or no consumer.
     BrokerRefused,
-    /// The external broker will never take the message: too large, or no such name can be.
+    /// The external broker will never accept the message: too large, or an invalid name.
     Unpublishable,
-    /// The settings have no external broker of the name that the subscription gives.
+    /// The settings have no external broker with the name that the subscription has.
     UnknownBroker,
 }
 
-/// Whose fault a failure is.
+/// The side that has to act on a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
@@ -60,7 +60,7 @@ pub enum Fault {
 }
 
 impl Outcome {
-    /// The HTTP status, where there was an answer.
+    /// The HTTP status of the answer, if any.
     pub fn status(&self) -> Option<u16> {
         match self {
             Outcome::Answered { status, .. } => Some(*status),
@@ -68,7 +68,7 @@ impl Outcome {
         }
     }
 
-    /// One short line for people: `503 Service Unavailable`, `timed out`. Empty for a success.
+    /// A short text for display, such as `503 Service Unavailable` or `timed out`. Empty for a success.
     pub fn error_text(&self) -> String {
         match self {
             Outcome::Acknowledged | Outcome::Answered { status: 200..=299, .. } => String::new(),
@@ -80,10 +80,10 @@ impl Outcome {
         }
     }
 
-    /// Whether the endpoint answered as a living one does: anything but a failure of the
-    /// connection, a timeout, a 429 or a 5xx; a broker that is unavailable or rejects counts as they do. The
-    /// pool's shares and the breakers use it. A failure on the hub's own side, and a message that can
-    /// never be taken, say nothing about the other side and count as healthy.
+    /// False if the outcome suggests that the endpoint is down or overloaded: a failure of the connection, a timeout, a
+    /// 429, a 5xx, or a broker that is unavailable or rejects the message. Determines the share of the subscription in
+    /// the delivery pool. A failure of the hub, and a message that can never be accepted, say nothing about the endpoint
+    /// and count as healthy.
     pub fn is_healthy(&self) -> bool {
         match self {
             Outcome::Acknowledged | Outcome::Failed(Failure::Unpublishable) => true,
@@ -92,7 +92,7 @@ impl Outcome {
         }
     }
 
-    /// What kind of failure it is, for metrics; a success has none.
+    /// The kind of the failure, for metrics; `None` for a success.
     pub fn kind(&self) -> Option<&'static str> {
         Some(match self {
             Outcome::Acknowledged | Outcome::Answered { status: 200..=299, .. } => return None,
@@ -106,7 +106,7 @@ impl Outcome {
         })
     }
 
-    /// Whose fault it is, where the attempt did not succeed.
+    /// The fault, if the attempt failed.
     pub fn fault(&self) -> Fault {
         match self {
             Outcome::Acknowledged | Outcome::Answered { .. } => Fault::Subscriber,
@@ -163,16 +163,18 @@ impl fmt::Display for Failure {
             Failure::Dns => "the host name did not resolve",
             Failure::Connect => "could not connect",
             Failure::Tls => "the TLS handshake failed",
-            Failure::Broken => "the connection broke before the head of the answer was whole",
+            Failure::Broken => "the connection broke before the head of the answer was complete",
             Failure::Malformed => "the head of the answer is malformed",
             Failure::AddressRefused => "the address is not public and not in delivery.allow_networks",
-            Failure::Token => "the token endpoint gave no token",
-            Failure::Sealed => "the credentials could not be opened: the master key is missing or another",
+            Failure::Token => "the token endpoint returned no token",
+            Failure::Sealed => {
+                "the credentials could not be opened: the master key is missing, or is another one"
+            }
             Failure::Request => "the request could not be built from the subscription",
-            Failure::BrokerUnavailable => "the broker is not available",
-            Failure::BrokerRefused => "the broker refuses the message",
-            Failure::Unpublishable => "the broker can never take the message as it is",
-            Failure::UnknownBroker => "the settings have no external broker of that name",
+            Failure::BrokerUnavailable => "the broker is unavailable",
+            Failure::BrokerRefused => "the broker rejects the message",
+            Failure::Unpublishable => "the broker will never accept the message",
+            Failure::UnknownBroker => "the settings have no external broker with that name",
         })
     }
 }
@@ -202,28 +204,28 @@ impl FromStr for Fault {
     }
 }
 
-/// Why an envelope is a dead letter.
+/// The reason of a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
     /// The last attempt failed.
     Exhausted,
-    /// The endpoint's answer says that no further attempt can succeed.
+    /// By the answer of the endpoint, no further attempt can succeed.
     Permanent,
-    /// The event and what the subscription says do not fit into one message.
+    /// The event and the delivery settings together exceed the size of a message.
     TooLarge,
     /// Stored by older versions only: the subscription's circuit breaker was open.
     CircuitOpen,
-    /// The message in the outbox is not an envelope.
+    /// The message in the domain outbox is not an envelope.
     Undecodable,
-    /// The broker gave up on it, and its advisory was lost; the sweep found it.
+    /// The attempts were used up, but the advisory was lost; the sweep found the envelope.
     Stranded,
     /// The subscription was removed.
     Removed,
     /// The subscription is paused.
     Paused,
-    /// The subscription was disabled: its endpoint said that it is gone.
+    /// The subscription was disabled because its endpoint answered 410 (gone).
     Disabled,
     /// The hub panicked on it.
     InternalError,
@@ -313,19 +315,19 @@ impl UnknownName {
     }
 }
 
-/// How often and when a delivery is tried again within the broker.
+/// Number of attempts of an envelope, and the waits between them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Attempts in all; at least 1.
+    /// Total number of attempts, at least 1.
     pub max_deliver: u32,
-    /// The wait after the first attempt, the second, …; the last holds for all that follow. Where
-    /// there are none, the next attempt comes at once.
+    /// The wait after the first attempt, the second, …; the last one applies to all further attempts. Without waits, the
+    /// next attempt follows at once.
     pub waits: Vec<Duration>,
-    /// The longest `Retry-After` that is honoured; a longer one counts as this.
+    /// Maximum wait for a `Retry-After`; a longer one is shortened.
     pub max_retry_after: Duration,
 }
 
-/// What to do with the envelope.
+/// The decision about an envelope after an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     Ack,
@@ -333,29 +335,28 @@ pub enum Decision {
     DeadLetter { reason: Reason, fault: Fault },
 }
 
-/// Jitter spreads a wait over this part of itself to either side.
+/// Jitter lengthens or shortens a wait by at most this fraction.
 const JITTER: f64 = 0.1;
 
-/// What an attempt's outcome means. `attempt` is the broker's delivery count, from 1; `statuses` are
-/// the subscription's own; `jitter` is random, in `[0, 1)`.
+/// Decides about an envelope after an attempt. `attempt` is the delivery count of the NATS server, from 1; `statuses` are
+/// those of the subscription; `jitter` is random, in `[0, 1)`.
 ///
 /// | outcome | before the last attempt | at the last | fault |
 /// |---|---|---|---|
-/// | 2xx; the broker has acknowledged | ack | ack | |
+/// | 2xx; acknowledged by the broker | ack | ack | |
 /// | in `statuses.retry` | retry | dead letter, exhausted | subscriber |
 /// | in `statuses.permanent` | dead letter, permanent | the same | subscriber |
 /// | 410 | dead letter, permanent; the subscription is [disabled](disables) | the same | subscriber |
 /// | 400, 413, 414, 415, 422, 501 | dead letter, permanent | the same | subscriber |
 /// | any other status: 1xx, 3xx (never followed), 401, 403, 404, 408, 409, 425, 429, other 4xx, 5xx | retry | dead letter, exhausted | subscriber |
 /// | timeout, DNS, connect, TLS, broken connection, malformed answer, token endpoint | retry | dead letter, exhausted | subscriber |
-/// | address refused | dead letter, permanent | the same | subscriber |
-/// | broker not available, broker refuses for now | retry | dead letter, exhausted | subscriber |
-/// | broker can never take it (too large, say) | dead letter, permanent | the same | subscriber |
-/// | credentials sealed, request not built, broker not in the settings | retry | dead letter, exhausted | hub |
+/// | address not allowed | dead letter, permanent | the same | subscriber |
+/// | broker unavailable, or rejects for now | retry | dead letter, exhausted | subscriber |
+/// | broker will never accept it (for example, too large) | dead letter, permanent | the same | subscriber |
+/// | credentials not opened, request not built, broker not configured | retry | dead letter, exhausted | hub |
 ///
-/// The wait after attempt n is `waits[n - 1]`, or the last of them, times 0.9 to 1.1. A
-/// `Retry-After` makes it longer, up to `max_retry_after`, never shorter, and
-/// [holds](hold) what else the subscription has waiting.
+/// The wait after attempt n is `waits[n - 1]`, or the last of them, times 0.9 to 1.1. A `Retry-After` lengthens it, up to
+/// `max_retry_after`, never shortens it, and [holds](hold) the other envelopes of the subscription.
 pub fn decide(
     outcome: &Outcome,
     attempt: u32,
@@ -377,7 +378,7 @@ pub fn decide(
     }
 }
 
-/// Whether the outcome says that no further attempt can succeed.
+/// True if no further attempt can succeed.
 fn is_permanent(outcome: &Outcome, statuses: &Statuses) -> bool {
     match outcome {
         Outcome::Acknowledged | Outcome::Answered { status: 200..=299, .. } => false,
@@ -389,15 +390,14 @@ fn is_permanent(outcome: &Outcome, statuses: &Statuses) -> bool {
     }
 }
 
-/// Whether the endpoint said that it is gone for good, which disables its subscription: 410, unless
-/// the subscription gives that status a meaning of its own. (Standard Webhooks: a 410 is the way to
-/// unsubscribe.)
+/// True if the outcome disables the subscription: status 410, unless the subscription gives that status another meaning.
+/// (Standard Webhooks: receivers unsubscribe with a 410.)
 pub fn disables(outcome: &Outcome, statuses: &Statuses) -> bool {
     outcome.status() == Some(410) && statuses.treatment(410).is_none()
 }
 
-/// How long the endpoint asked to be left alone by the whole subscription: the `Retry-After` of an
-/// answer that is neither a success nor permanent, up to `max_retry_after`.
+/// The time for which the endpoint requests a hold of the whole subscription: the `Retry-After` of an answer that is
+/// neither a success nor permanent, up to `max_retry_after`.
 pub fn hold(outcome: &Outcome, policy: &RetryPolicy, statuses: &Statuses) -> Option<Duration> {
     match outcome {
         Outcome::Answered { status, retry_after: Some(asked) }
@@ -419,7 +419,7 @@ impl RetryPolicy {
     }
 }
 
-/// The standard phrases of the statuses that webhooks meet (RFC 9110 section 15, RFC 6585).
+/// The standard phrases of common statuses (RFC 9110 section 15, RFC 6585).
 fn reason_phrase(status: u16) -> Option<&'static str> {
     Some(match status {
         301 => "Moved Permanently",
