@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forged_or_not_there_is_nothing() {
+    fn invalid_and_missing_headers_are_ignored() {
         assert_eq!(read(&[]), Carried::default());
         for forged in ["0", "-1", "x", "", "9223372036854775808", "1e3"] {
             assert_eq!(

@@ -32,19 +32,19 @@ use tenants::{TenantPlace, Tenants};
 /// Subscriptions without items whose reduced share or spent rate limit is remembered, at most.
 const MAX_REMEMBERED: usize = 10_000;
 
-/// A share starts at this part of the pool.
+/// The initial share is the pool divided by this.
 const INITIAL_PART: usize = 16;
 
-/// The part of the pool that a tenant leaves to the others.
+/// The pool divided by this is reserved for the other tenants.
 const OTHERS_PART: usize = 16;
 
 /// The place of a subscription in the slab.
 type Place = usize;
-/// Counts up: an earlier one comes first.
+/// A counter; a lower turn comes first.
 type Turn = u64;
 
-/// The pool's waiting and running items. Time is given as the span since any fixed origin; it
-/// never goes back.
+/// The waiting and running items of a pool. Callers pass the time as the duration since a fixed start; it never goes
+/// back.
 #[derive(Debug)]
 pub struct FairShare<T> {
     pool: usize,
@@ -55,12 +55,11 @@ pub struct FairShare<T> {
     free: Vec<Place>,
     /// Subscriptions with a waiting item and room in their share, each in one of its tenant's two rings.
     tenants: Tenants,
-    /// Which ring is next, when both have one.
+    /// True if the ring of reduced subscriptions is next, if both have one.
     reduced_next: bool,
-    /// Subscriptions that wait for their rate limit's next token, or for the end of a hold, by the
-    /// time of it.
+    /// Subscriptions that wait for the next token of their rate limit or for the end of a hold, by its time.
     limited: BTreeSet<(Duration, Place)>,
-    /// Idle subscriptions that are remembered, oldest first.
+    /// Idle subscriptions whose state is kept, oldest first.
     remembered: BTreeMap<Turn, Place>,
     turns: Turn,
     waiting: usize,
@@ -68,7 +67,7 @@ pub struct FairShare<T> {
     reduced_in_flight: usize,
 }
 
-/// One subscription's part.
+/// The queue and the state of one subscription.
 #[derive(Debug)]
 struct Queue<T> {
     id: Identity,
@@ -76,15 +75,15 @@ struct Queue<T> {
     items: VecDeque<T>,
     in_flight: usize,
     share: usize,
-    /// The most the share grows to: `max_in_flight` within the pool.
+    /// Maximum share: `max_in_flight`, at most the pool.
     most: usize,
     reduced: bool,
     bucket: Option<Bucket>,
-    /// Its entry in a ring, and whether that is the ring of the reduced.
+    /// Its turn in a ring; true for the ring of reduced subscriptions.
     turn: Option<(Turn, bool)>,
     /// Its entry in `limited`.
     limited_until: Option<Duration>,
-    /// It is held until then; its entry in `limited` is not earlier.
+    /// End of the hold; its entry in `limited` is not earlier.
     held_until: Option<Duration>,
     /// Its entry in `remembered`.
     remembered: Option<Turn>,
@@ -97,8 +96,8 @@ impl<T> Queue<T> {
 }
 
 impl<T> FairShare<T> {
-    /// A pool of `pool` slots (at least 1), and how many items may wait per subscription, and per tenant where there
-    /// are several.
+    /// Makes a pool of `pool` slots (at least 1), with the maximum number of waiting items per subscription, and per
+    /// tenant if there are several tenants.
     pub fn new(pool: usize, queue_per_subscription: usize, queue_per_tenant: usize) -> Self {
         Self {
             pool: pool.max(1),
@@ -118,8 +117,8 @@ impl<T> FairShare<T> {
         }
     }
 
-    /// Queues an item of a subscription, with the subscription's limits as they are now. Gives
-    /// the item back where the subscription's queue is full, or as much waits of its tenant as may.
+    /// Queues an item with the current limits of its subscription. Returns the item as an error if the queue of the
+    /// subscription or of its tenant is full.
     pub fn offer(
         &mut self,
         subscription: &Identity,
@@ -139,7 +138,7 @@ impl<T> FairShare<T> {
         Ok(())
     }
 
-    /// Queues an item whatever the queue holds: for items whose number is bounded elsewhere.
+    /// Queues an item even if the queue is full, for items whose number is bounded elsewhere.
     pub fn offer_beyond(
         &mut self,
         subscription: &Identity,
@@ -174,8 +173,8 @@ impl<T> FairShare<T> {
         self.settle(place);
     }
 
-    /// The next item to run, if a slot is free and a subscription with a waiting item has room in
-    /// its share and its rate limit. Each item that comes out is to be `finished`.
+    /// The next item to run, if a slot is free and the share and the rate limit of a waiting subscription permit it. Call
+    /// `finished` for each item afterwards.
     pub fn next(&mut self, now: Duration) -> Option<T> {
         while let Some(&(until, place)) = self.limited.first()
             && until <= now
@@ -211,8 +210,7 @@ impl<T> FairShare<T> {
         }
     }
 
-    /// Frees the slot of an item that `next` gave out. `healthy`: the endpoint
-    /// is alive (`Outcome::is_healthy`).
+    /// Frees the slot of an item that `next` returned. `healthy` is the result of `Outcome::is_healthy`.
     pub fn finished(&mut self, subscription: &Identity, healthy: bool) {
         let Some(&place) = self.places.get(subscription) else { return };
         let initial = self.initial_share();
@@ -241,9 +239,8 @@ impl<T> FairShare<T> {
         self.retire(place);
     }
 
-    /// Starts nothing of a subscription until `until`; an earlier end of a hold never replaces a
-    /// later one. Takes out and gives what waits of it where
-    /// `give_back` says so of the item; the rest waits here.
+    /// Starts no item of a subscription until `until`; a hold that ends later stays. Removes and returns the waiting items
+    /// for which `give_back` returns true.
     pub fn hold(
         &mut self,
         subscription: &Identity,
@@ -270,13 +267,13 @@ impl<T> FairShare<T> {
         given
     }
 
-    /// How long a subscription is still held; None where it is not.
+    /// The rest of the hold of a subscription; `None` if it is not held.
     pub fn held_for(&self, subscription: &Identity, now: Duration) -> Option<Duration> {
         let until = self.find(subscription)?.held_until?;
         (until > now).then(|| until - now)
     }
 
-    /// Ends the holds of subscriptions that are `gone`: what waits of them is for no endpoint.
+    /// Ends the holds of removed subscriptions, whose waiting items have no endpoint any more.
     pub fn release(&mut self, gone: impl Fn(&Identity) -> bool) {
         for place in 0..self.queues.len() {
             let Some(queue) = &mut self.queues[place] else { continue };
@@ -291,14 +288,14 @@ impl<T> FairShare<T> {
         }
     }
 
-    /// How long until a rate limit or the end of a hold lets the next item go; None where none is held back by one, or
-    /// where no slot is free. Ask after `next` gave nothing.
+    /// The wait until a rate limit or the end of a hold permits the next item; `None` if no subscription waits for either,
+    /// or if no slot is free. Call it after `next` has returned `None`.
     pub fn next_wake(&self, now: Duration) -> Option<Duration> {
         let (until, _) = self.limited.first()?;
         (self.in_flight < self.pool).then(|| until.saturating_sub(now))
     }
 
-    /// Takes out all waiting items, for shutdown. What is in flight is still to be `finished`.
+    /// Removes and returns all waiting items, for shutdown. Items in flight remain, until `finished` is called for them.
     pub fn drain(&mut self) -> Vec<T> {
         let mut items = Vec::with_capacity(self.waiting);
         for place in 0..self.queues.len() {
@@ -316,27 +313,27 @@ impl<T> FairShare<T> {
         items
     }
 
-    /// Every waiting item, in no particular order; for heartbeats.
+    /// Visits every waiting item, in no particular order, for heartbeats.
     pub fn for_each_waiting(&mut self, mut visit: impl FnMut(&mut T)) {
         self.queues.iter_mut().flatten().flat_map(|queue| queue.items.iter_mut()).for_each(&mut visit);
     }
 
-    /// Items that wait.
+    /// Number of waiting items.
     pub fn waiting(&self) -> usize {
         self.waiting
     }
 
-    /// Items that `next` gave out and that have not finished.
+    /// Number of items that `next` returned and that are not finished.
     pub fn in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// Items of one subscription that wait.
+    /// Number of waiting items of a subscription.
     pub fn waiting_of(&self, subscription: &Identity) -> usize {
         self.find(subscription).map_or(0, |queue| queue.items.len())
     }
 
-    /// Items of one subscription that are in flight.
+    /// Number of items of a subscription in flight.
     pub fn in_flight_of(&self, subscription: &Identity) -> usize {
         self.find(subscription).map_or(0, |queue| queue.in_flight)
     }
@@ -353,13 +350,12 @@ impl<T> FairShare<T> {
         (self.pool / INITIAL_PART).max(1)
     }
 
-    /// What the reduced subscriptions may have in flight together; one at least, or none of them
-    /// would ever recover.
+    /// Maximum number of items in flight of all reduced subscriptions together; at least one, so that they can recover.
     fn reduced_limit(&self) -> usize {
         (self.pool / 2).max(1)
     }
 
-    /// What one tenant may have in flight.
+    /// Maximum number of items in flight of one tenant.
     fn tenant_limit(&self) -> usize {
         let others = if self.tenants.several() { (self.pool / OTHERS_PART).max(1) } else { 0 };
         (self.pool - others).max(1)
@@ -380,8 +376,7 @@ impl<T> FairShare<T> {
         Some(place)
     }
 
-    /// Brings a subscription into the ring where it belongs now, or out of both. It keeps its turn
-    /// where it moves from one to the other.
+    /// Moves a subscription to the ring for its current state, or out of both. It keeps its turn in the other ring.
     fn settle(&mut self, place: Place) {
         let queue = self.queues[place].as_mut().expect(KNOWN);
         let belongs = (queue.can_run() && queue.limited_until.is_none()).then_some(queue.reduced);
@@ -436,8 +431,8 @@ impl<T> FairShare<T> {
         place
     }
 
-    /// Forgets a subscription that has no items; remembers it for a while where its share is
-    /// reduced, its rate limit is in use, or it is held.
+    /// Removes a subscription without items. If its share is reduced, or it has a rate limit or a hold, its state is kept
+    /// until newer ones displace it.
     fn retire(&mut self, place: Place) {
         let Some(queue) = &mut self.queues[place] else { return };
         if !queue.items.is_empty() || queue.in_flight > 0 || queue.remembered.is_some() {
@@ -446,7 +441,7 @@ impl<T> FairShare<T> {
         if queue.reduced || queue.bucket.is_some() || queue.held_until.is_some() {
             self.turns += 1;
             queue.remembered = Some(self.turns);
-            // A queue that was long once does not stay large.
+            // Releases the memory of a queue that was long.
             queue.items.shrink_to_fit();
             self.remembered.insert(self.turns, place);
             if self.remembered.len() > MAX_REMEMBERED
@@ -459,7 +454,7 @@ impl<T> FairShare<T> {
         }
     }
 
-    /// Only a subscription without items, which is in no ring.
+    /// Removes the state of a subscription without items, which is in no ring.
     fn forget(&mut self, place: Place) {
         if let Some(queue) = self.queues[place].take() {
             if let Some(until) = queue.limited_until {
@@ -472,4 +467,4 @@ impl<T> FairShare<T> {
     }
 }
 
-const KNOWN: &str = "a place in use holds a queue";
+const KNOWN: &str = "a place in use has a queue";

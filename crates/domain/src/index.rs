@@ -27,7 +27,7 @@ pub struct IndexEntry {
     pub subscription: Interest,
     /// The delivery as JSON, with sealed secrets; copied unchanged into every envelope.
     pub delivery: Arc<RawValue>,
-    /// The delivery's limit for the fair share.
+    /// The limits of the delivery, for the fair share.
     pub max_in_flight: u32,
     pub rate_limit: Option<Box<RateLimit>>,
     /// The prepared filters.
@@ -48,7 +48,7 @@ pub struct Interest {
     pub state: SubscriptionState,
 }
 
-/// Why a subscription cannot be indexed.
+/// The reason why a subscription cannot be indexed.
 #[derive(Debug, thiserror::Error)]
 pub enum EntryError {
     #[error(transparent)]

@@ -1,13 +1,12 @@
-//! Credentials that an endpoint's answer repeats, found in whatever spelling, and hidden.
+//! Hides credentials in the answer of an endpoint, also if they are encoded.
 //!
-//! The answer is looked at as it is and as it reads once percent-encoding, JSON and HTML escapes are undone, up to
-//! three times over, and as lists of numbers read that stand for bytes; letters and digits alone are compared, in any
-//! case, so that folding and punctuation hide nothing. Looked for are each credential, its base64 at each of three
-//! alignments, and its hexadecimal digits; a part of twelve letters or digits is enough. Where one is found, the whole
-//! word around it goes.
+//! The search covers the answer itself, the answer without percent-encoding, JSON and HTML escapes (up to three layers),
+//! and lists of numbers as bytes. It compares letters and digits only, ignoring case, so that line breaks and punctuation
+//! hide nothing. It finds each credential, its base64 at each of three alignments, and its hexadecimal digits; a part of
+//! twelve letters or digits is enough. The whole word around a match is hidden.
 //!
-//! The work is bounded whatever the answer and the credentials are: a few times what is shown is looked at, each part
-//! once, and nothing is kept of an answer to a request with very much to hide.
+//! The cost is bounded for every answer and every credential: the search reads a few times the size of the excerpt, each
+//! part once. If a request has very many credentials, nothing of its answer is kept.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -16,28 +15,28 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
 const HIDDEN: &str = "***";
-/// Layers of escapes that are undone.
+/// Maximum number of layers of escapes that are decoded.
 const LAYERS: usize = 3;
-/// Number of letters and digits by which a credential is recognised.
+/// Number of letters and digits that identify a credential.
 const PART: usize = 12;
-/// A credential with fewer letters and digits is compared as a whole, with all its characters.
+/// A credential with fewer letters and digits is compared in full, with all its characters.
 const FEWEST: usize = 6;
 /// The longest escape, in bytes.
 const LONGEST: usize = 16;
-/// Where a text was cut off, a credential may be cut as well: number of bytes before the cut that are not shown.
+/// Number of bytes that are removed from the end of a truncated text, because a credential may be cut there.
 const MARGIN: usize = 512;
 /// Multiple of the shown text that is examined, because hidden text makes room for more.
 const LOOKED_AT: usize = 4;
-/// The least that is looked at.
+/// Minimum number of bytes that are examined.
 const LEAST: usize = 4 * 1024;
-/// The most bytes of credentials that are looked for in an answer.
+/// Maximum size of all credentials of a request together, in bytes.
 const MOST_SECRETS: usize = 16 * 1024;
-/// Numbers in a row that may stand for bytes.
+/// Minimum number of consecutive numbers that are read as bytes.
 const NUMBERS: usize = 6;
 
-/// `text` without the credentials, at most `most` bytes of it.
+/// Returns at most `most` bytes of a text without the credentials.
 ///
-/// * `cut`: the text goes on where it ends here; then its end is not shown
+/// * `cut`: the text is truncated, so its end is not shown
 pub fn excerpt<'s>(text: &str, cut: bool, secrets: impl IntoIterator<Item = &'s str>, most: usize) -> String {
     let secrets: Vec<&str> = secrets.into_iter().filter(|secret| !secret.is_empty()).collect();
     if !text.is_empty() && secrets.iter().map(|secret| secret.len()).sum::<usize>() > MOST_SECRETS {
@@ -71,7 +70,7 @@ pub fn excerpt<'s>(text: &str, cut: bool, secrets: impl IntoIterator<Item = &'s 
     excerpt
 }
 
-/// A short text without the credentials, whole.
+/// Returns a short text in full, without the credentials.
 pub fn whole<'s>(text: &str, secrets: impl IntoIterator<Item = &'s str>) -> String {
     excerpt(text, false, secrets, usize::MAX)
 }
@@ -79,7 +78,7 @@ pub fn whole<'s>(text: &str, secrets: impl IntoIterator<Item = &'s str>) -> Stri
 /// The ranges that contain a part of a credential, in order and disjoint.
 fn found(text: &str, secrets: &[&str]) -> Vec<Range<usize>> {
     let (mut exact, mut loose) = (Vec::new(), Vec::new());
-    // Among the letters of ASCII others hide something: a blank of no width, say.
+    // If all credentials are ASCII, other characters are ignored, such as a zero-width space inside a credential.
     let mut wanted = Wanted { ascii: secrets.iter().all(|secret| secret.is_ascii()), ..Wanted::default() };
     for secret in secrets {
         exact.extend(text.match_indices(secret).map(|(at, found)| at..at + found.len()));
@@ -105,7 +104,7 @@ fn found(text: &str, secrets: &[&str]) -> Vec<Range<usize>> {
     apart(words.chain(exact.iter().cloned()).collect())
 }
 
-/// The same places in order, those that overlap as one.
+/// Sorts ranges, and merges those that overlap.
 fn apart(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
     ranges.sort_unstable_by_key(|range| (range.start, range.end));
     ranges.into_iter().fold(Vec::new(), |mut apart: Vec<Range<usize>>, range| {
@@ -117,7 +116,7 @@ fn apart(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
     })
 }
 
-/// A text under some layers of escapes: each byte with the place in the text that it comes from.
+/// A decoded text: each byte with its start and end in the original text.
 type View = Vec<(u8, usize, usize)>;
 
 /// The spellings of all credentials.
@@ -125,7 +124,7 @@ type View = Vec<(u8, usize, usize)>;
 struct Wanted {
     /// All credentials are ASCII.
     ascii: bool,
-    /// Letters and digits in lower case, by the length of the parts that are looked for.
+    /// Letters and digits in lower case, by the length of the compared parts.
     spellings: BTreeMap<usize, Vec<Vec<u8>>>,
     /// Compared with all characters.
     short: Vec<Vec<u8>>,
@@ -147,7 +146,7 @@ impl Wanted {
             for before in 0..3 {
                 let shifted = [&[0; 2][..before], secret.as_bytes()].concat();
                 let encoded = STANDARD_NO_PAD.encode(&shifted);
-                // What the bytes before and behind have no part in.
+                // The characters that do not depend on the bytes before and after.
                 let sure = (before * 8).div_ceil(6)..shifted.len() * 8 / 6;
                 self.add_spelling(encoded.as_bytes()[sure].to_vec());
             }
@@ -164,7 +163,7 @@ impl Wanted {
         self.spellings.entry(letters.len().min(PART)).or_default().push(letters);
     }
 
-    /// Each part of the view and of the spellings is looked at once.
+    /// Finds the spellings in a view. Reads each part of the view and of the spellings once.
     fn find(&self, view: &View, found: &mut Vec<Range<usize>>) {
         if view.is_empty() {
             return;
@@ -200,8 +199,8 @@ impl Wanted {
     }
 }
 
-/// The bytes that lists of numbers stand for, as `[72, 117]` and `0x48,0x75` do: some in a row, decimal or
-/// hexadecimal, with no letter between.
+/// The bytes of lists of numbers such as `[72, 117]` and `0x48,0x75`: consecutive numbers, decimal or hexadecimal, without
+/// a letter in between.
 fn numbers(view: &View) -> View {
     let (mut bytes, mut row) = (View::new(), View::new());
     let mut at = 0;
@@ -243,7 +242,7 @@ fn letter(byte: u8) -> Option<u8> {
     (byte.is_ascii_alphanumeric() || !byte.is_ascii()).then_some(byte.to_ascii_lowercase())
 }
 
-/// The word around a place: to the next blank, quote or bracket.
+/// The word around a range: up to the next white space, quote or bracket.
 fn word(text: &str, range: &Range<usize>) -> Range<usize> {
     let ends = |byte: u8| byte.is_ascii_whitespace() || b"\"'<>{}[]()".contains(&byte);
     let bytes = text.as_bytes();
@@ -252,7 +251,7 @@ fn word(text: &str, range: &Range<usize>) -> Range<usize> {
     start..end
 }
 
-/// The view without one layer of escapes; `None` where there is none.
+/// The view without one layer of escapes; `None` if it has no escapes.
 fn undone(view: &View) -> Option<View> {
     let mut plain = View::with_capacity(view.len());
     let mut at = 0;
@@ -276,7 +275,7 @@ fn undone(view: &View) -> Option<View> {
     (plain.len() != view.len()).then_some(plain)
 }
 
-/// The escape at the beginning of `rest`: its length, and what it stands for.
+/// The escape at the beginning of `rest`: its length and its bytes.
 fn escape(rest: &[u8]) -> Option<(usize, Vec<u8>)> {
     match rest {
         [b'%', b'u' | b'U', a, b, c, d, ..] => Some((6, utf8(hex(&[*a, *b, *c, *d])?)?)),
@@ -287,7 +286,7 @@ fn escape(rest: &[u8]) -> Option<(usize, Vec<u8>)> {
             Some((4, vec![(a - b'0') * 64 + (b - b'0') * 8 + (c - b'0')]))
         }
         [b'\\', b'n' | b'r' | b't' | b'b' | b'f' | b'v' | b'0', ..] => Some((2, vec![b' '])),
-        // Before one of these the backslash is not an escape, and what follows may be.
+        // The backslash is not an escape here, but the next character may begin one.
         [b'\\', b'%' | b'&', ..] => None,
         [b'\\', escaped, ..] => Some((2, vec![*escaped])),
         [b'&', ..] => entity(rest),
@@ -295,7 +294,7 @@ fn escape(rest: &[u8]) -> Option<(usize, Vec<u8>)> {
     }
 }
 
-/// `\u0041`, a pair of surrogates, or `\u{41}`.
+/// Decodes `\u0041`, a pair of surrogates, or `\u{41}`.
 fn unicode(rest: &[u8]) -> Option<(usize, Vec<u8>)> {
     let digits = |at: usize| hex(rest.get(at..at + 4)?);
     if rest.get(2) == Some(&b'{') {
@@ -310,8 +309,8 @@ fn unicode(rest: &[u8]) -> Option<(usize, Vec<u8>)> {
     Some((6, utf8(unit)?))
 }
 
-/// `&#47;`, `&#x2f;` and the named ones of ASCII's punctuation (HTML section 13.5), with or without `;`
-/// where it is a number.
+/// Decodes `&#47;`, `&#x2f;` and the named entities of ASCII punctuation (HTML section 13.5). The `;` of a number is
+/// optional.
 fn entity(rest: &[u8]) -> Option<(usize, Vec<u8>)> {
     const NAMED: [(&[u8], u8); 38] = [
         (b"amp", b'&'),

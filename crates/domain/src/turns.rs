@@ -168,13 +168,13 @@ mod tests {
         let first = served(&mut turns, work, 1_000);
         let evil = first.iter().filter(|(owner, _)| owner == "evil").count();
         assert!(evil <= 2, "evil had {evil} turns of 15,360 steps where good had 998 of 10");
-        // Good's are done; evil's go on by themselves.
+        // The items of "good" are done; only those of "evil" are left.
         assert_eq!(served(&mut turns, work, 5_000).len(), 1_000);
         assert!(turns.is_empty());
     }
 
     #[test]
-    fn who_comes_one_by_one_has_no_more_than_its_turn() {
+    fn an_owner_that_adds_items_one_by_one_gets_no_more_turns() {
         let mut turns = Turns::default();
         for item in 0..100 {
             turns.push("good", item);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_back_comes_before_what_came_later_and_nobody_saves_up() {
+    fn an_item_put_back_is_first_and_idle_time_gives_no_credit() {
         let mut turns = Turns::default();
         turns.push("a", 1);
         turns.push("a", 2);
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!((turns.len(), turns.iter().count()), (2, 2));
         assert_eq!(turns.take_next().unwrap().1, 1);
         turns.charge("a", 1_000);
-        // One that was idle all the time begins where the others are.
+        // An owner that was idle starts at the account of the others.
         for item in 0..10 {
             turns.push("b", item);
             turns.push("a", 10 + item);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_work_that_waits_is_told_by_what_was_done() {
+    fn waiting_work_is_estimated_from_finished_items() {
         let mut turns = Turns::default();
         for item in 0..10 {
             turns.push("a", item);

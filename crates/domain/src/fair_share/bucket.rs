@@ -61,7 +61,7 @@ mod tests {
         assert_eq!(bucket.take(Duration::ZERO), Err(Duration::from_millis(100)));
         assert_eq!(bucket.take(Duration::from_millis(100)), Ok(()));
         assert!(bucket.take(Duration::from_millis(150)).is_err());
-        // An hour's rest fills no more than the burst.
+        // After an hour, the bucket has no more tokens than the burst.
         let later = Duration::from_secs(3600);
         assert!(bucket.take(later).is_ok() && bucket.take(later).is_ok() && bucket.take(later).is_err());
     }
@@ -95,7 +95,7 @@ mod tests {
                 now += Duration::from_millis(step);
                 match bucket.take(now) {
                     Ok(()) => taken += 1.0,
-                    // The wait that is named is enough.
+                    // A token is available after the returned wait.
                     Err(wait) => {
                         now += wait;
                         prop_assert!(bucket.take(now).is_ok());

@@ -150,22 +150,22 @@ impl Tenants {
     }
 
     fn get(&mut self, place: TenantPlace) -> &mut Tenant {
-        self.tenants[place].as_mut().expect("a subscription's tenant is there")
+        self.tenants[place].as_mut().expect("the tenant of a subscription exists")
     }
 
-    /// Changes a tenant, and puts it where it belongs then.
+    /// Changes a tenant, and updates its position in the order.
     fn change(&mut self, place: TenantPlace, change: impl FnOnce(&mut Tenant)) {
-        let tenant = self.tenants[place].as_mut().expect("a subscription's tenant is there");
+        let tenant = self.tenants[place].as_mut().expect("the tenant of a subscription exists");
         let before = (tenant.in_flight, tenant.turn, place);
-        let stood = [!tenant.rings[0].is_empty(), !tenant.rings[1].is_empty()];
+        let listed_before = [!tenant.rings[0].is_empty(), !tenant.rings[1].is_empty()];
         change(tenant);
         let now = (tenant.in_flight, tenant.turn, place);
-        for (ring, stood) in stood.into_iter().enumerate() {
-            let stands = !tenant.rings[ring].is_empty();
-            if stood && (!stands || before != now) {
+        for (ring, was_listed) in listed_before.into_iter().enumerate() {
+            let is_listed = !tenant.rings[ring].is_empty();
+            if was_listed && (!is_listed || before != now) {
                 self.order[ring].remove(&before);
             }
-            if stands && (!stood || before != now) {
+            if is_listed && (!was_listed || before != now) {
                 self.order[ring].insert(now);
             }
         }

@@ -10,7 +10,7 @@ pub(super) type Slot = u32;
 /// One node: a prefix of tokens.
 #[derive(Debug, Default)]
 pub(super) struct Trie {
-    /// Boxed: a small map holds room for four.
+    /// Boxed, because a small map allocates space for four nodes.
     literal: HashMap<Box<str>, Box<Trie>>,
     /// `*`: any one token.
     any: Option<Box<Trie>>,
@@ -21,7 +21,7 @@ pub(super) struct Trie {
 }
 
 impl Trie {
-    /// Inserting a pattern twice is inserting it once.
+    /// Inserts a pattern. Inserting it again has no effect.
     pub(super) fn insert(&mut self, pattern: &KeyPattern, slot: Slot) {
         let mut node = self;
         for token in pattern.tokens() {
@@ -76,7 +76,7 @@ impl Trie {
         let mut slots = Vec::new();
         let mut lists = 0;
         let mut visited = 0;
-        // The nodes that the tokens so far lead to.
+        // The nodes for the tokens so far.
         let mut front = vec![self];
         let mut collect = |list: &[Slot]| {
             lists += usize::from(!list.is_empty());
@@ -86,7 +86,7 @@ impl Trie {
             let mut next = Vec::with_capacity(front.len() * 2);
             for node in front {
                 visited += 1;
-                // At least one token is left, as `>` asks for.
+                // At least one token is left, as `>` requires.
                 collect(&node.below);
                 next.extend(node.literal.get(token).map(Box::as_ref));
                 next.extend(node.any.as_deref());
