@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-/// Why an operation on the outbox database failed.
+/// An error of an operation on the outbox database.
 ///
 /// Each variant with a `source` keeps sqlx's error. No text contains the database URL, because the URL contains a
 /// password.

@@ -276,13 +276,13 @@ impl Postgres {
             )?;
             let due = found.first().map_or(0, |row| row.9);
             let before = blocked.len();
-            for (position, id, key, stream, lane, is_public, payload, attempts, created_at, _) in found {
-                match (position, id, key, lane, is_public, payload, attempts, created_at) {
+            for (position, id, key, stream, priority, is_public, payload, attempts, created_at, _) in found {
+                match (position, id, key, priority, is_public, payload, attempts, created_at) {
                     (
                         Some(position),
                         Some(id),
                         Some(key),
-                        Some(lane),
+                        Some(priority),
                         Some(is_public),
                         Some(payload),
                         Some(attempts),
@@ -292,7 +292,7 @@ impl Postgres {
                         id,
                         key,
                         stream,
-                        lane,
+                        priority,
                         is_public,
                         payload,
                         i64::from(attempts),

@@ -10,7 +10,7 @@ use crate::error::StoreError;
 use hub_domain::field_error::FieldError;
 use hub_domain::producer_outbox::RaisedEvent;
 
-/// Why [`publish`] did not raise an event.
+/// The reason why [`publish`] did not raise an event.
 ///
 /// After [`RaiseError::Refused`] or [`RaiseError::Store`], PostgreSQL aborts the transaction. [`RaiseError::Field`] and
 /// [`RaiseError::Json`] are found before the database is used, so the transaction can go on.

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use hub_domain::producer_outbox::{Priority, Status};
 
-/// Which rows to claim.
+/// A selection of rows to claim.
 #[derive(Debug, Clone)]
 pub struct ClaimRequest<'a> {
     /// The target broker.
@@ -68,14 +68,14 @@ pub struct GivenUp {
 #[cfg_attr(feature = "openapi", schema(as = OutboxBrokerStatus))]
 pub struct BrokerStatus {
     pub broker: String,
-    /// Whether events are forked to it; `internal` always is.
+    /// True if published events get a row for this broker; always true for `internal`.
     pub configured: bool,
     pub pending: u64,
     pub processing: u64,
     pub failed: u64,
     pub published: u64,
     pub abandoned: u64,
-    /// When the oldest row was raised that is neither published nor abandoned.
+    /// The time at which the oldest open row was raised.
     #[serde(with = "time::serde::rfc3339::option")]
     pub oldest_open_at: Option<OffsetDateTime>,
 }
@@ -90,7 +90,7 @@ pub struct RowSelection {
     pub event_type: Option<String>,
 }
 
-/// Where the next page or batch starts: after the row with this position and broker. Text form:
+/// The start of the next page or batch, after the row with this position and broker. Text form:
 /// `<position>:<broker>`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RowCursor {
@@ -98,7 +98,7 @@ pub struct RowCursor {
     pub broker: String,
 }
 
-/// A text is not a [`RowCursor`].
+/// A text that is not a [`RowCursor`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("invalid cursor {0:?}; use the cursor of the previous answer, such as 120:internal")]
 pub struct InvalidRowCursor(String);
@@ -156,13 +156,13 @@ pub struct Row {
     pub priority: Priority,
     pub status: Status,
     pub attempts: u32,
-    /// When it may be claimed; of a claimed row, when the claim expires.
+    /// The time from which it may be claimed; for a claimed row, the end of the claim.
     #[serde(with = "time::serde::rfc3339::option")]
     pub due_at: Option<OffsetDateTime>,
     pub claimed_by: Option<String>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
-    /// When it was published or abandoned.
+    /// The time at which it was published or abandoned.
     #[serde(with = "time::serde::rfc3339::option")]
     pub settled_at: Option<OffsetDateTime>,
     pub last_error: Option<String>,
@@ -230,14 +230,14 @@ pub(super) type RowColumns = (
 impl ClaimedRow {
     /// `created_at` in microseconds since 1970.
     pub(super) fn read(columns: ClaimedColumns) -> Result<Self, sqlx::Error> {
-        let (position, message_id, event_type, stream, lane, is_public, payload, attempts, created_at) =
+        let (position, message_id, event_type, stream, priority, is_public, payload, attempts, created_at) =
             columns;
         Ok(Self {
             position,
             message_id,
             event_type,
             stream,
-            priority: priority_of(&lane)?,
+            priority: priority_of(&priority)?,
             is_public,
             payload,
             attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
@@ -251,8 +251,8 @@ impl Row {
     pub(super) fn read(columns: RowColumns) -> Result<Self, sqlx::Error> {
         #[rustfmt::skip]
         let (
-            position, broker, message_id, event_type, stream, lane, status, attempts, due_at, claimed_by, created_at,
-            settled_at, last_error,
+            position, broker, message_id, event_type, stream, priority, status, attempts, due_at, claimed_by,
+            created_at, settled_at, last_error,
         ) = columns;
         Ok(Self {
             position,
@@ -260,7 +260,7 @@ impl Row {
             message_id,
             event_type,
             stream,
-            priority: priority_of(&lane)?,
+            priority: priority_of(&priority)?,
             status: status_of(&status)?,
             attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
             due_at: due_at.map(time_of).transpose()?,

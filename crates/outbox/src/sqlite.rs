@@ -23,15 +23,15 @@ const MIGRATIONS: [Migration; 2] = [
 const BEGIN: &str = "BEGIN IMMEDIATE";
 /// Maximum number of queries per claim; each one skips the streams that were found blocked.
 const ROUNDS: usize = 4;
-/// How long a row is skipped that waits for a row of the other priority.
-const OTHER_LANE: i64 = 250;
+/// Milliseconds for which a row is skipped if it waits for a row of the other priority.
+const OTHER_PRIORITY: i64 = 250;
 
 #[derive(Debug, Clone)]
 pub(super) struct Sqlite {
     pool: SqlitePool,
 }
 
-/// A row of `claim.sql`: stream, position, and the blocking row's position, lane, status and due time.
+/// A row of `claim.sql`: stream, position, and the blocking row's position, priority, status and due time.
 type Due = (String, i64, Option<i64>, Option<String>, Option<String>, Option<i64>);
 
 fn now() -> i64 {
@@ -189,17 +189,19 @@ impl Sqlite {
             // (position, due)
             let mut deferred: Vec<(i64, i64)> = Vec::new();
             for due in due.chunk_by(|a, b| a.0 == b.0) {
-                let (stream, _, blocker, lane, status, due_at) = &due[0];
+                let (stream, _, blocker, priority, status, due_at) = &due[0];
                 let free = due.partition_point(|due| blocker.is_none_or(|blocker| due.1 < blocker));
                 claimed.extend(due[..free].iter().map(|due| due.1));
-                let (Some(lane), Some(status), Some(due_at)) = (lane, status, due_at) else { continue };
+                let (Some(priority), Some(status), Some(due_at)) = (priority, status, due_at) else {
+                    continue;
+                };
                 if free == due.len() {
                     continue;
                 }
-                // As on PostgreSQL: an expired claim comes before rows that have been due for longer;
-                // for others, the time until which rows behind them need not be examined.
-                let same_lane = lane == request.priority.as_str();
-                if same_lane && *due_at <= now {
+                // As on PostgreSQL: a row with an expired claim precedes rows that have been due for longer. For other
+                // rows, the time until which the rows behind them need not be examined.
+                let same_priority = priority == request.priority.as_str();
+                if same_priority && *due_at <= now {
                     claimed.truncate(claimed.len() - free);
                     claimed.extend(Self::front(&mut tx, request, stream, now, due.len()).await?);
                     continue;
@@ -207,10 +209,10 @@ impl Sqlite {
                 blocked.push(stream.clone());
                 let until = if *due_at > now && status != Status::Processing.as_str() {
                     *due_at
-                } else if same_lane {
+                } else if same_priority {
                     continue;
                 } else {
-                    now + OTHER_LANE
+                    now + OTHER_PRIORITY
                 };
                 deferred.extend(due[free..].iter().map(|due| (due.1, until)));
             }

@@ -42,7 +42,7 @@ const SETUP_LIMIT: Duration = Duration::from_secs(60);
 /// Timeout of one batch of deletions, or of one scan.
 const UPKEEP_LIMIT: Duration = Duration::from_secs(60);
 
-/// How to connect to the database.
+/// Options of a connection to the database.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
     /// `postgres://…` (libpq's parameters, such as `?sslmode=verify-full`) or `sqlite:…`.
