@@ -194,7 +194,7 @@ mod tests {
             ("10.0.0.1", false),
             ("::1", false),
             ("fc00::1", false),
-            // Another way to the same address is not what was allowed.
+            // Another form of the same address is not allowed.
             ("64:ff9b::127.0.0.1", false),
         ] {
             assert_eq!(policy.permits(address.parse().unwrap()), expected, "{address}");

@@ -277,7 +277,7 @@ mod tests {
         assert_ne!(id("1", "ab", "s"), id("b1", "a", "s"));
         assert_ne!(id("1", "a", "s1"), id("1s", "a", "1"));
         assert_ne!(id("1", "a", "s"), id("1", "a", "t"));
-        // As it was before there were incarnations.
+        // The same id as in versions without incarnations.
         assert_eq!(id("1", "a", "s"), "env_80ae0971e6c5ecc780ec41b9a2e59d7f");
     }
 
@@ -302,11 +302,11 @@ mod tests {
             assert_eq!(Envelope::read(&made.body).unwrap().identity(), Some(identity.clone()));
             assert_eq!(Envelope::read(&made.body).unwrap().token().as_deref(), Some("acme=crm"));
             assert_eq!(Identity::of_envelope(&made.body), Some(identity.clone()));
-            // All that follows is passed over.
+            // The rest is not read.
             let cut = &made.body[..made.body.windows(10).position(|at| at == b"\"event_id\"").unwrap()];
             assert_eq!(Identity::of_envelope(cut), Some(identity));
         }
-        // As envelopes were before there were incarnations.
+        // An envelope of a version without incarnations.
         let old = br#"{"id":"env_1","subscription":"crm","domain":"d","tenant":"acme","event_id":"1"}"#;
         let identity = Identity { subscription: subscription("crm"), incarnation: FIRST };
         assert_eq!(Identity::of_envelope(old), Some(identity));

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_dialect_is_refused_when_read() {
+    fn an_unknown_dialect_is_rejected_by_the_parser() {
         assert!(serde_json::from_str::<Filter>(r#"{"sql": "source = 'idp'"}"#).is_err());
         assert!(serde_json::from_str::<Filter>(r#"{"exact": {"a": "b"}, "prefix": {"a": "b"}}"#).is_err());
         assert!(serde_json::from_str::<Filter>(r#"{"exact": {"level": 3}}"#).is_err());
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_empty_or_misnamed_is_refused_by_path() {
+    fn empty_and_misnamed_parts_are_rejected_by_path() {
         for (json, field) in [
             (r#"{"exact": {}}"#, "filter[0].exact"),
             (r#"{"prefix": {"source": ""}}"#, "filter[0].prefix.source"),
@@ -344,7 +344,7 @@ mod tests {
         }
 
         #[test]
-        fn made_ready_it_means_the_same(filters in proptest::collection::vec(any_filter(), 0..4)) {
+        fn a_compiled_filter_has_the_same_result(filters in proptest::collection::vec(any_filter(), 0..4)) {
             let program = Program::new(&filters);
             prop_assert_eq!(program.comparisons(), filters.iter().map(Filter::comparisons).sum::<usize>());
             prop_assert_eq!(
@@ -354,7 +354,7 @@ mod tests {
         }
 
         #[test]
-        fn json_keeps_a_filter_whole(filter in any_filter()) {
+        fn a_filter_round_trips_as_json(filter in any_filter()) {
             let json = serde_json::to_string(&filter).unwrap();
             prop_assert_eq!(serde_json::from_str::<Filter>(&json).unwrap(), filter);
         }

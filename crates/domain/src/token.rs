@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_read_as_what_they_stand_for() {
+    fn tokens_of_examples() {
         for (text, token) in [
             ("billing-crm", "billing-crm"),
             ("a.b", "a_2Eb"),
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(token.len(), MAX_TOKEN_BYTES);
         assert!(token.starts_with(&format!("{}__", "x".repeat(62))), "{token}");
         assert_ne!(token, safe_token(&format!("{long}x")));
-        // A text that spells the shortened token is another token.
+        // A text that equals the shortened token has another token.
         assert_ne!(safe_token(&token), token);
     }
 

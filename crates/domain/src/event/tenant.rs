@@ -92,7 +92,7 @@ mod tests {
             .to_string()
     }
 
-    /// Each form of a publication with these claims of a tenant.
+    /// A publication of each form that names a tenant.
     fn forms<'a>(header: &'a str, value: &'a str) -> Vec<(Vec<(&'a str, &'a str)>, String)> {
         let claim = (header, value);
         let mut binary = BINARY.to_vec();
@@ -117,18 +117,18 @@ mod tests {
     }
 
     #[test]
-    fn every_other_claim_is_refused() {
+    fn an_event_that_names_another_tenant_is_rejected() {
         for header in ["Hub-Tenant", "hub-TENANT", "ce-tenant", "CE-Tenant"] {
             for claim in ["globex", "default", "ACME", "a=b", "acme.x", " acme"] {
                 for (headers, body) in forms(header, claim) {
-                    // A value of a `ce-` header is trimmed, as the binding says.
+                    // The binding requires that values of `ce-` headers are trimmed.
                     if claim == " acme" && header.to_ascii_lowercase().starts_with("ce-") {
                         continue;
                     }
                     let Err(rejection) = from("acme", &headers, &body) else {
-                        panic!("{headers:?} {body} is taken for acme")
+                        panic!("{headers:?} {body} is accepted for acme")
                     };
-                    // A lone ce-tenant makes it a CloudEvent in binary mode, without its other attributes.
+                    // With only ce-tenant, it is a CloudEvent in binary mode without the required attributes.
                     if rejection.reason == RejectReason::Malformed && headers.len() == 1 {
                         continue;
                     }
@@ -137,7 +137,7 @@ mod tests {
                 }
             }
         }
-        // The second of two claims counts as the first does.
+        // A second header is checked like the first.
         let twice = [("Hub-Tenant", "acme"), ("Hub-Tenant", "globex")];
         assert_eq!(from("acme", &twice, "{}").unwrap_err().reason, RejectReason::TenantMismatch);
         let mut twice = BINARY.to_vec();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_of_no_tenant_is_refused() {
+    fn an_invalid_tenant_token_is_rejected() {
         for token in ["", "a b", "a%b", "é", &"a".repeat(65), "*", "a/b"] {
             let rejection = from(token, &[], "{}").expect_err(token);
             assert_eq!(

@@ -1,4 +1,4 @@
-//! Publications in every form, good and bad, and what they become.
+//! Decoding of publications of every form, valid and invalid.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ fn bare_json_takes_key_id_and_time_from_the_message() {
     );
     assert_eq!(event.identity, "4:nats:user.created:HUB_EVENTS-7:1769860800500000000");
     assert_eq!(event.time, "2026-01-31T12:00:00.5Z");
-    // The data's own bytes: no number is re-written.
+    // The data is unchanged; numbers keep their form.
     assert!(event.to_cloudevent().get().ends_with(r#""data":{"user_id": 1.50}}"#));
     assert_eq!(
         out(&event),
@@ -58,7 +58,7 @@ fn bare_json_takes_headers_in_any_case() {
     assert_eq!((event.id.as_str(), event.tenant.as_str(), event.source.as_str()), ("m 1", "acme", "idp"));
     assert_eq!(event.identity, "3:idp:user.created:m 1");
     assert_eq!(event.extensions["traceparent"], trace);
-    // Empty headers are none; a malformed trace context is ignored.
+    // Empty headers and a malformed trace context are ignored.
     let event = decode("user.created", &[("Nats-Msg-Id", ""), ("traceparent", "00-x-y-01")], "1").unwrap();
     assert_eq!((event.id.as_str(), event.extensions.len()), ("HUB_EVENTS-7", 0));
 }
@@ -113,7 +113,7 @@ fn binary_mode_takes_any_data() {
     );
     let problem = "Application/Problem+JSON;charset=utf-8";
     assert_eq!(data(&[("Content-Type", problem)], b"7"), (json!(7), Value::Null, Some(problem.into())));
-    // The binding's own header comes first.
+    // The header of the binding has precedence.
     let both = [("content-type", "application/json"), ("ce-datacontenttype", "text/plain")];
     assert_eq!(data(&both, b"7").1, json!("Nw=="));
     let bad = decode("x", &with(&[("content-type", "application/json")]), "{").unwrap_err();
@@ -157,7 +157,7 @@ fn structured_mode_reads_the_body() {
     assert!(matches!(event.data, EventData::Binary(bytes) if bytes == [0xff, 0]));
 }
 
-/// Each is looked at once, in whatever form they come: quadratic, this would take minutes.
+/// The cost is linear in the number of attributes, in every form; quadratic, it would be minutes.
 #[test]
 fn very_many_attributes_cost_little() {
     let names: Vec<String> = (0..100_000).map(|number| format!("\"a{number}\":1")).collect();
@@ -182,7 +182,7 @@ fn very_many_attributes_cost_little() {
 }
 
 #[test]
-fn bad_publications_are_rejected_with_what_to_mend() {
+fn bad_publications_are_rejected_with_a_remedy() {
     use RejectReason::{InvalidKey, Malformed, TooLarge};
     let structured = |body: &str| rejected(&[STRUCTURED], body);
     let more = |member: &str| {
@@ -322,13 +322,13 @@ fn any_event() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn structured_mode_there_and_back_changes_nothing(event in any_event()) {
+    fn structured_mode_round_trips(event in any_event()) {
         let decoded = decode("x", &[STRUCTURED], event.to_string()).unwrap();
         prop_assert_eq!(out(&decoded), event);
     }
 
     #[test]
-    fn binary_mode_there_and_back_keeps_attributes_and_data(event in any_event()) {
+    fn binary_mode_round_trips(event in any_event()) {
         let first = decode("x", &[STRUCTURED], event.to_string()).unwrap();
         let parts = binary_parts(first.to_cloudevent().get()).unwrap();
         prop_assert!(parts.headers.iter().all(|(_, value)| value.bytes().all(|b| (0x21..0x7f).contains(&b))));
@@ -357,7 +357,7 @@ proptest! {
     ) {
         let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         if let Ok(event) = decode(&subject, &headers, &body) {
-            // Whatever was taken travels on as a CloudEvent that is taken again.
+            // The CloudEvent of a decoded event can be decoded again.
             let again = decode("x", &[STRUCTURED], event.to_cloudevent().get()).unwrap();
             prop_assert_eq!(out(&again), out(&event));
         }
@@ -389,7 +389,7 @@ fn envelope() -> Value {
 
 #[test]
 fn an_outbox_envelope_becomes_a_clean_cloudevent() {
-    // The headers that a relay sets do not make it something else.
+    // Headers that a relay sets do not change the form.
     let headers = [ENVELOPE, ("Nats-Msg-Id", "e-1"), ("ce-id", "other")];
     let event = decode("whatever.subject", &headers, envelope().to_string()).unwrap();
     assert_eq!(event.identity, "3:idp:user.created:e-1");
@@ -406,7 +406,7 @@ fn an_outbox_envelope_becomes_a_clean_cloudevent() {
 }
 
 #[test]
-fn an_outbox_envelope_needs_little() {
+fn a_minimal_outbox_envelope_is_accepted() {
     let body = r#"{"data":null,"metadata":{"headers":{"id":"e 1","type":"user.created"}}}"#;
     let event = decode("x", &[ENVELOPE], body).unwrap();
     assert_eq!(
@@ -417,7 +417,7 @@ fn an_outbox_envelope_needs_little() {
 }
 
 #[test]
-fn a_bad_outbox_envelope_names_what_is_wrong() {
+fn the_rejection_of_an_outbox_envelope_names_the_problem() {
     for (path, value, word) in [
         ("/metadata/headers/id", json!(1), "integer"),
         ("/metadata/headers/id", json!(""), "id"),
@@ -438,7 +438,7 @@ fn a_bad_outbox_envelope_names_what_is_wrong() {
         body.as_object_mut().unwrap().remove(missing);
         assert!(rejected(&[ENVELOPE], body.to_string()).detail.contains(missing));
     }
-    // A malformed trace context is ignored, as everywhere.
+    // A malformed trace context is ignored, as in other forms.
     let mut body = envelope();
     body["metadata"]["headers"]["traceparent"]["trace_id"] = json!("x");
     assert!(!decode("x", &[ENVELOPE], body.to_string()).unwrap().extensions.contains_key("traceparent"));

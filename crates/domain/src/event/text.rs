@@ -130,9 +130,9 @@ mod tests {
         "correlationid",
     ];
 
-    /// Whatever the form; the first and the last character and one within.
+    /// In every form, at the start, at the end and in between.
     #[test]
-    fn no_attribute_holds_a_control_character() {
+    fn an_attribute_with_a_control_character_is_rejected() {
         for (name, control) in
             ATTRIBUTES.iter().flat_map(|name| controls().map(move |control| (*name, control)))
         {
@@ -164,7 +164,7 @@ mod tests {
                 refused(decode("application/json", "{}", &headers).expect_err(name), "binary");
             }
         }
-        // A content type that comes as a header is taken off what surrounds it, and no more.
+        // White space around the value of a content-type header is ignored.
         let required =
             [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "s"), ("ce-type", "user.created")];
         for (content_type, taken) in
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_content_type_is_one_that_a_header_carries() {
+    fn a_content_type_must_be_a_valid_header_value() {
         for (text, taken) in [
             ("application/json", true),
             ("text/plain; charset=\"utf-8\"", true),
@@ -202,9 +202,9 @@ mod tests {
         }
     }
 
-    /// What the outbox lets commit is never refused later: a value that no attribute may have is its JSON text.
+    /// No event of a committed transaction is rejected later: an invalid attribute value becomes its JSON text.
     #[test]
-    fn an_outboxs_extensions_are_carried_whatever_they_hold() {
+    fn every_extension_of_an_outbox_event_is_accepted() {
         for control in controls() {
             let text = format!("one{control}two");
             let envelope = json!({"data": {}, "metadata": {
@@ -222,7 +222,7 @@ mod tests {
         }
     }
 
-    /// As many as their bound in bytes lets in can be delivered, in every form.
+    /// An event with as many attributes as the size limit permits can be delivered in every form.
     #[test]
     fn an_event_with_many_attributes_is_delivered() {
         let mut event =
@@ -237,7 +237,7 @@ mod tests {
         let twice = text.get().replacen("\"x2999\":", "\"x2998\":", 1);
         assert!(
             binary_parts(&twice).unwrap_err().to_string().contains("x2998"),
-            "a double among many is found"
+            "a duplicate among many members is found"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! No item lost, no share exceeded, and everybody's turn comes.
+//! No item is lost, no share is exceeded, and no subscription starves.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::subscription::{Incarnation, SubscriptionRef};
 
 const START: Duration = Duration::ZERO;
 
-/// An item: whose, and which.
+/// An item: its subscription and its number.
 type Item = (usize, u64);
 
 fn id(subscription: usize) -> Identity {
@@ -29,7 +29,7 @@ fn filled(pool: usize, subscriptions: usize, each: u64) -> FairShare<Item> {
     fair
 }
 
-/// Runs everything that can, and says who runs how many.
+/// Starts all items that can run. Returns the number of running items of each subscription.
 fn run(fair: &mut FairShare<Item>, subscriptions: usize) -> Vec<usize> {
     while fair.next(START).is_some() {}
     (0..subscriptions).map(|subscription| fair.in_flight_of(&id(subscription))).collect()
@@ -48,7 +48,7 @@ fn a_hold_ends_with_its_subscription() {
         (Some(Duration::from_secs(60)), None)
     );
     assert_eq!(fair.next(START), Some((1, 0)));
-    // One created again under the same name is another, and so is its hold.
+    // A new subscription with the same name has a hold of its own.
     let again = Identity { incarnation: Incarnation::new(2), ..id(0) };
     assert_eq!(fair.held_for(&again, START), None);
 }
@@ -68,14 +68,14 @@ fn endpoints_that_never_answer_hold_few_slots_and_then_one() {
     let (pool, dead) = (64, 10);
     let mut fair = filled(pool, dead, 1000);
     assert_eq!(run(&mut fair, dead), vec![4; dead]);
-    // A round of timeouts later, and ever after, each has one.
+    // After a round of timeouts, each has one slot.
     for _ in 0..3 {
         for subscription in 0..dead {
             (0..fair.in_flight_of(&id(subscription))).for_each(|_| fair.finished(&id(subscription), false));
         }
         assert_eq!(run(&mut fair, dead), vec![1; dead]);
     }
-    // All that is left is there for another.
+    // The other slots are free for another subscription.
     (0..64).for_each(|number| fair.offer(&id(99), 64, None, (99, number), START).unwrap());
     let mut answered = 0;
     while let Some((99, number)) = fair.next(START) {
@@ -97,7 +97,7 @@ fn reduced_subscriptions_never_take_more_than_half() {
     assert_eq!(run(&mut fair, dead).iter().sum::<usize>(), 8);
     offer(&mut fair, 200, 0).unwrap();
     assert_eq!(fair.next(START), Some((200, 0)));
-    // A reduced subscription that answers again leaves the ring that is blocked.
+    // A reduced subscription that answers again leaves the blocked ring.
     let recovered = (0..dead).find(|subscription| fair.in_flight_of(&id(*subscription)) == 1).unwrap();
     fair.finished(&id(recovered), true);
     assert!(!fair.find(&id(recovered)).unwrap().reduced);
@@ -129,7 +129,7 @@ fn a_full_queue_gives_the_item_back() {
 }
 
 #[test]
-fn a_hold_holds_its_own_subscription_alone_and_until_its_end() {
+fn a_hold_affects_only_its_own_subscription_until_its_end() {
     let seconds = Duration::from_secs;
     let mut fair = filled(64, 2, 4);
     assert_eq!(fair.next(START), Some((0, 0)));
@@ -148,7 +148,7 @@ fn a_hold_holds_its_own_subscription_alone_and_until_its_end() {
 }
 
 #[test]
-fn a_hold_is_remembered_without_items_and_gives_back_what_is_asked_for() {
+fn a_hold_is_kept_without_items_and_returns_the_requested_items() {
     let seconds = Duration::from_secs;
     let mut fair = FairShare::new(4, 10, usize::MAX);
     fair.hold(&id(0), seconds(5), |_| true);
@@ -158,7 +158,7 @@ fn a_hold_is_remembered_without_items_and_gives_back_what_is_asked_for() {
     assert_eq!((fair.waiting(), fair.waiting_of(&id(0))), (2, 2));
     assert_eq!(fair.next(seconds(5)), None);
     assert_eq!(fair.next(seconds(6)), Some((0, 1)));
-    // After a drain nothing is held, and nothing wakes for it.
+    // After a drain nothing is held, and there is no next wake.
     fair.hold(&id(0), seconds(9), |_| false);
     assert_eq!(fair.drain(), [(0, 3)]);
     assert_eq!(fair.next_wake(seconds(6)), None);
@@ -177,7 +177,7 @@ fn held_subscriptions_without_items_are_forgotten_beyond_the_bound() {
 }
 
 #[test]
-fn a_rate_limit_holds_its_own_subscription_alone() {
+fn a_rate_limit_affects_only_its_own_subscription() {
     let mut fair = FairShare::new(64, 100, usize::MAX);
     let rate = Some(RateLimit { per_second: 10.0, burst: 2 });
     for number in 0..4 {
@@ -190,7 +190,7 @@ fn a_rate_limit_holds_its_own_subscription_alone() {
     let then = Duration::from_millis(100);
     assert_eq!(fair.next(then), Some((0, 2)));
     assert_eq!((fair.next(then), fair.next_wake(then)), (None, Some(Duration::from_millis(100))));
-    // The limit is lifted with the next offer, and what waited goes.
+    // The next offer removes the limit, and the waiting items run.
     fair.offer(&id(0), 32, None, (0, 4), then).unwrap();
     assert_eq!((fair.next(then), fair.next_wake(then)), (Some((0, 3)), None));
 }
@@ -207,7 +207,7 @@ fn a_rate_limit_is_not_forgotten_while_its_subscription_is_idle() {
 }
 
 #[test]
-fn draining_gives_back_all_that_waits() {
+fn draining_returns_all_waiting_items() {
     let mut fair = filled(4, 3, 5);
     let running: BTreeSet<Item> = (0..3).map(|_| fair.next(START).unwrap()).collect();
     let mut seen = 0;
@@ -223,7 +223,7 @@ fn draining_gives_back_all_that_waits() {
 }
 
 #[test]
-fn memory_is_bounded_by_what_is_remembered() {
+fn the_number_of_remembered_subscriptions_is_bounded() {
     let mut fair = FairShare::new(4, 4, usize::MAX);
     for subscription in 0..MAX_REMEMBERED + 500 {
         offer(&mut fair, subscription, 0).unwrap();
@@ -235,13 +235,13 @@ fn memory_is_bounded_by_what_is_remembered() {
     }
     assert_eq!((fair.places.len(), fair.remembered.len()), (MAX_REMEMBERED, MAX_REMEMBERED));
     assert!(fair.queues.len() <= MAX_REMEMBERED + 2);
-    // The reduced share of one that is remembered is still there when it comes back.
+    // A remembered subscription still has its reduced share.
     let last = MAX_REMEMBERED + 499;
     offer(&mut fair, last, 1).unwrap();
     assert!(fair.find(&id(last)).unwrap().reduced);
 }
 
-/// What happens to the pool, one step at a time.
+/// One operation on the pool.
 #[derive(Debug, Clone)]
 enum Step {
     Offer { subscription: usize, max_in_flight: u32 },
@@ -261,7 +261,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Everything that the fields say about each other.
+/// Checks the invariants of the fields.
 fn check(fair: &FairShare<Item>) {
     let queues: Vec<(Place, &Queue<Item>)> =
         fair.queues.iter().enumerate().filter_map(|(place, queue)| Some((place, queue.as_ref()?))).collect();
@@ -321,8 +321,8 @@ proptest! {
                         .map(|queue| (queue.id.clone(), (queue.share, queue.reduced))).collect();
                     match fair.next(now) {
                         Some((subscription, number)) => {
-                            // First in, first out within a subscription; within its share; and the
-                            // reduced within their half.
+                            // First in, first out in each subscription; at most its share; and at most half of the
+                            // pool for reduced subscriptions.
                             prop_assert_eq!(expected.get_mut(&subscription).unwrap().pop_front(), Some(number));
                             let (share, reduced) = shares[&id(subscription)];
                             prop_assert!(fair.in_flight_of(&id(subscription)) <= share);
@@ -331,7 +331,7 @@ proptest! {
                             out += 1;
                         }
                         None => {
-                            // Nothing that could go is held back.
+                            // No item that could run is held back.
                             let could = fair.queues.iter().flatten().any(|queue| {
                                 queue.can_run() && queue.limited_until.is_none() && !queue.reduced
                             });
@@ -362,7 +362,7 @@ proptest! {
             prop_assert_eq!(fair.in_flight(), running.len());
             prop_assert_eq!(offered, out + fair.waiting() as u64);
         }
-        // In the end everything comes out.
+        // In the end all items come out.
         loop {
             running.drain(..).for_each(|(subscription, _)| fair.finished(&id(subscription), true));
             match fair.next(now) {
@@ -375,13 +375,13 @@ proptest! {
     }
 
     #[test]
-    fn a_healthy_newcomer_has_its_turn_within_one_round(
+    fn a_new_healthy_subscription_is_served_within_one_round(
         pool in 2..32usize,
         busy in 1..40usize,
         unhealthy in proptest::collection::vec(any::<bool>(), 40),
     ) {
         let mut fair = filled(pool, busy, 60);
-        // Everybody has run a while; some of them badly, and these keep what they hold.
+        // All subscriptions run for a while. Some are unhealthy and keep their slots.
         let mut held = 0;
         for _ in 0..busy * 3 {
             let Some((subscription, _)) = fair.next(START) else { break };
@@ -395,7 +395,7 @@ proptest! {
         prop_assert!(held <= (pool / 2).max(1));
         offer(&mut fair, 999, 0).unwrap();
         let ahead = fair.tenants.in_ring(false);
-        // One slot at a time comes free; reduced subscriptions keep every slot that they get.
+        // One slot at a time becomes free; reduced subscriptions keep every slot that they get.
         let mut turns = 0;
         loop {
             match fair.next(START) {
@@ -419,7 +419,7 @@ fn of_tenant(tenant: &str, subscription: usize) -> Identity {
 }
 
 #[test]
-fn a_tenant_with_many_subscriptions_has_no_more_than_one_with_one() {
+fn a_tenant_with_many_subscriptions_gets_no_larger_part() {
     let mut fair = FairShare::new(64, 1_000, 100_000);
     let mut put = |tenant: &str, subscription: usize, number: u64| {
         let identity = of_tenant(tenant, subscription);
@@ -427,7 +427,7 @@ fn a_tenant_with_many_subscriptions_has_no_more_than_one_with_one() {
     };
     (0..180).for_each(|subscription| (0..10).for_each(|number| put("acme", subscription, number)));
     put("globex", 0, 0);
-    // Whoever has the least in flight is next, and one that fills the pool leaves some of it.
+    // The tenant with the fewest items in flight is next, and a tenant cannot fill the pool.
     let mut running: Vec<(Identity, u64)> = Vec::new();
     while let Some(item) = fair.next(START) {
         running.push(item);
@@ -437,7 +437,7 @@ fn a_tenant_with_many_subscriptions_has_no_more_than_one_with_one() {
     };
     assert_eq!((of(&running, "acme"), of(&running, "globex")), (60, 1));
     assert!(running[..3].iter().any(|(identity, _)| identity.subscription.tenant() == "globex"));
-    // The slots that are left are there at once.
+    // The reserved slots are available at once.
     for number in 1..40 {
         let identity = of_tenant("globex", 0);
         fair.offer(&identity, 10_000, None, (identity.clone(), number), START).unwrap();
@@ -446,7 +446,7 @@ fn a_tenant_with_many_subscriptions_has_no_more_than_one_with_one() {
         running.push(item);
     }
     assert_eq!(of(&running, "globex"), 4);
-    // Each slot that comes free is globex's, until both have the same.
+    // Each free slot goes to globex, until both have the same number.
     for _ in 0..200 {
         let at = running.iter().position(|(identity, _)| identity.subscription.tenant() == "acme").unwrap();
         let (identity, _) = running.remove(at);
@@ -474,12 +474,12 @@ fn a_tenant_with_many_subscriptions_has_no_more_than_one_with_one() {
 }
 
 #[test]
-fn what_waits_of_a_tenant_is_bounded_where_there_are_several() {
+fn the_waiting_items_of_a_tenant_are_bounded_if_there_are_several() {
     let mut fair = FairShare::new(4, 100, 10);
     let put = |fair: &mut FairShare<Item>, tenant: &str, number: u64| {
         fair.offer(&of_tenant(tenant, number as usize), 1, None, (0, number), START)
     };
-    // One alone may have all there is.
+    // A single tenant has no limit.
     (0..20).for_each(|number| put(&mut fair, "acme", number).unwrap());
     put(&mut fair, "globex", 0).unwrap();
     assert_eq!(put(&mut fair, "acme", 20), Err((0, 20)));

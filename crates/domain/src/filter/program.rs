@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn an_evaluation_stops_after_its_steps_and_goes_on_where_it_was() {
+    fn an_evaluation_pauses_after_its_steps_and_continues() {
         let leaves: Vec<String> =
             (0..24_000).map(|number| format!(r#"{{"exact":{{"source":"{number}"}}}}"#)).collect();
         let program =
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn no_filter_wants_all_and_costs_no_step() {
+    fn without_filters_every_event_matches_in_no_step() {
         let program = Program::new(&[]);
         let (mut at, mut steps) = (program.start(), 0);
         assert_eq!(program.advance(&mut at, &attribute, &mut steps), Some(true));
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_decided_is_not_compared_further() {
+    fn an_evaluation_ends_when_the_result_is_known() {
         let program = program(r#"[{"exact":{"source":"other"}},{"exact":{"source":"idp"}}]"#);
         let (mut at, mut steps) = (program.start(), 10);
         assert_eq!(program.advance(&mut at, &attribute, &mut steps), Some(false));

@@ -1,4 +1,4 @@
-//! What the index finds, and what finding it costs.
+//! Results and costs of look-ups in the index.
 
 use std::collections::BTreeSet;
 
@@ -145,7 +145,7 @@ fn a_key_costs_what_it_matches_among_100_000_subscriptions() {
     }
     assert_eq!(index.len(), 100_010);
 
-    // 1 of the 100,000 and the 10, by a handful of nodes: root, user, *, and their children.
+    // 1 of the 100,000 and the 10, with a few nodes: root, user, *, and their children.
     let (candidates, visited) = index.candidates(&event("acme", "user.operation5"));
     assert_eq!((candidates.len(), visited), (11, 6));
     let (candidates, visited) = index.candidates(&event("acme", "own77.anything"));
@@ -156,11 +156,11 @@ fn a_key_costs_what_it_matches_among_100_000_subscriptions() {
 
 #[test]
 fn the_fixed_part_of_an_entry_stays_small() {
-    // 100,000 subscriptions may cost 2 KB each, with their texts and their place in the trie.
+    // 100,000 subscriptions may take 2 KB each, including their texts and their places in the trie.
     assert!(size_of::<IndexEntry>() <= 128, "{}", size_of::<IndexEntry>());
 }
 
-/// One change of the index: subscription `id` gets these patterns in this tenant, or goes.
+/// A change of the index: the subscription `id` of this tenant gets these patterns, or is removed.
 #[derive(Debug, Clone)]
 enum Change {
     Insert { id: u8, tenant: u8, patterns: Vec<String>, paused: bool },

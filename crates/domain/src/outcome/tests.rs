@@ -12,7 +12,7 @@ fn policy() -> RetryPolicy {
     }
 }
 
-/// A subscription without statuses of its own.
+/// A subscription with the default statuses.
 const NONE: Statuses = Statuses { retry: Vec::new(), permanent: Vec::new() };
 
 fn answered(status: u16) -> Outcome {
@@ -36,7 +36,7 @@ const FAILURES: [Failure; 14] = [
     Failure::UnknownBroker,
 ];
 
-/// `jitter` 0.5 is none: the wait as it is written.
+/// With a `jitter` of 0.5, a wait is as configured.
 fn decisions(outcome: &Outcome) -> (Decision, Decision) {
     (decide(outcome, 1, &policy(), &NONE, 0.5), decide(outcome, 5, &policy(), &NONE, 0.5))
 }
@@ -80,7 +80,7 @@ fn the_table_line_by_line() {
 }
 
 #[test]
-fn what_a_broker_does_is_told_without_a_status() {
+fn outcomes_of_a_broker_have_no_status() {
     let acknowledged = Outcome::Acknowledged;
     assert_eq!(decisions(&acknowledged), (Decision::Ack, Decision::Ack));
     assert_eq!(
@@ -126,7 +126,7 @@ fn a_subscription_may_override_statuses_line_by_line() {
 }
 
 #[test]
-fn gone_alone_disables_and_not_where_the_subscription_says_otherwise() {
+fn only_a_410_disables_unless_the_subscription_overrides_it() {
     let own = |json: &str| serde_json::from_str::<Statuses>(json).unwrap();
     for status in 100..=599 {
         assert_eq!(disables(&answered(status), &NONE), status == 410, "{status}");
@@ -209,7 +209,7 @@ fn retry_after_lengthens_the_wait_within_its_bound() {
 }
 
 #[test]
-fn outcomes_speak_to_people() {
+fn outcomes_have_texts_for_display() {
     assert_eq!(answered(503).error_text(), "503 Service Unavailable");
     assert_eq!(answered(599).error_text(), "status 599");
     assert_eq!(answered(204).error_text(), "");
@@ -219,7 +219,7 @@ fn outcomes_speak_to_people() {
 }
 
 #[test]
-fn health_tells_dead_endpoints_from_refusing_ones() {
+fn dead_endpoints_are_unhealthy_and_rejecting_ones_healthy() {
     for (status, healthy) in
         [(200, true), (301, true), (401, true), (404, true), (429, false), (500, false), (503, false)]
     {

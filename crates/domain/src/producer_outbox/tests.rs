@@ -1,4 +1,4 @@
-//! The event as it is handed in, the statuses, and the waits.
+//! Raised events, statuses, and waits.
 
 use std::time::Duration;
 
@@ -107,8 +107,7 @@ fn names_of_external_brokers() {
     }
 }
 
-/// What the statuses are for: nothing settled moves but by an operator, and nothing moves by one who
-/// does not hold the claim.
+/// Only an operator changes a settled row, and only the holder of the claim changes a claimed one.
 #[test]
 fn steps_lead_where_the_table_says() {
     let held = [

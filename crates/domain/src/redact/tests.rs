@@ -12,7 +12,7 @@ fn percent(text: &str, upper: bool, every: usize) -> String {
     text.bytes().enumerate().map(one).collect()
 }
 
-/// Every way in which a text is commonly written where it is shown again.
+/// All common encodings of a text.
 fn spellings(secret: &str) -> Vec<(&'static str, String)> {
     let json = serde_json::to_string(secret).unwrap();
     let json = json[1..json.len() - 1].to_owned();
@@ -78,7 +78,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_spelling_of_a_credential_stays(
+    fn no_encoding_of_a_credential_is_kept(
         secret in "[!-~]{0,10}[A-Za-z0-9]{8}[ -~]{0,12}[!-~]",
         before in "[a-z ,.]{0,20}",
         behind in "[a-z ,.]{0,20}",
@@ -87,7 +87,7 @@ proptest! {
             for (open, close) in [(" ", " "), ("{\"a\":\"", "\"}"), ("<b>", "</b>")] {
                 let shown = whole(&format!("{before}{open}{text}{close}{behind}"), [secret.as_str()]);
                 prop_assert!(shown.contains("***"), "{}: {:?} in {:?}", spelling, secret, shown);
-                // Neither its letters and digits nor those of its spelling, unless it is an escape.
+                // Neither the credential nor its encoding is left, compared by letters and digits, except escapes.
                 let letters = |text: &str| text.bytes().filter_map(letter).map(char::from).collect::<String>();
                 let around = letters(&format!("{before} {open} {close} {behind}"));
                 let mut hidden = vec![(letters(&secret), 8)];
@@ -113,20 +113,20 @@ proptest! {
     }
 
     #[test]
-    fn what_is_no_credential_stays(text in "[ -~äö]{0,200}") {
+    fn other_text_is_kept(text in "[ -~äö]{0,200}") {
         prop_assume!(!text.to_lowercase().contains("zq"));
         prop_assert_eq!(whole(&text, ["zqzqzqzqzqzqzq77"]), text);
     }
 }
 
-/// Nothing that an endpoint answers, nor any credentials that a subscription may have, costs more than a little.
+/// The cost is bounded for every answer and every set of credentials.
 #[test]
 fn the_work_is_bounded() {
     let repeated = ["A".repeat(65_536), "Aa".repeat(32_768), "%25".repeat(21_845), "\\u{".repeat(16_384)];
     let numbers = "1,".repeat(32_768);
     let many: Vec<String> = (6..66).map(|length| "a".repeat(length)).collect();
     for text in repeated.iter().chain([&numbers]) {
-        // Each of these would take half a minute if each match were looked at by itself.
+        // With a cost for each match, each of these would take half a minute.
         for _ in 0..20 {
             let shown = excerpt(text, true, many.iter().map(String::as_str), 1_024);
             assert!(shown.len() <= 1_024);
@@ -150,7 +150,7 @@ fn a_short_credential_is_found_under_escapes() {
 }
 
 #[test]
-fn what_stands_word_for_word_is_cut_out_exactly() {
+fn a_literal_credential_is_cut_out_exactly() {
     let shown = whole("/hook?key=hush-hush-hush Basic bWU6aHVzaA== x", ["hush-hush-hush", "bWU6aHVzaA=="]);
     assert_eq!(shown, "/hook?key=*** Basic *** x");
 }
@@ -167,7 +167,7 @@ fn a_part_of_a_long_credential_is_enough() {
 }
 
 #[test]
-fn an_excerpt_shows_nothing_of_what_is_cut_in_two() {
+fn an_excerpt_shows_no_part_of_a_truncated_credential() {
     let secret = "correct-horse-battery-staple";
     for length in 0..2_000 {
         let text = format!("{} {secret} {}", "x".repeat(length), "y".repeat(2_000 - length));

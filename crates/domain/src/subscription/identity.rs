@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_read_as_what_they_stand_for() {
+    fn tokens_round_trip() {
         for (tenant, id, token, shown) in [
             ("default", "crm", "crm", "crm"),
             ("acme", "crm", "acme=crm", "acme/crm"),
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_token_is_refused() {
+    fn invalid_tokens_are_rejected() {
         for token in [
             "",
             "=",
@@ -304,7 +304,7 @@ mod tests {
         }
     }
 
-    /// Names that come close to each other: dots, the default tenant, tokens that look alike.
+    /// Similar names: dots, the default tenant, tokens that look alike.
     fn any_name() -> impl Strategy<Value = (String, String)> {
         let tenant = "default|[a.]{1,4}|[A-Za-z0-9_.-]{1,64}|a(\\.default)?";
         (tenant, "[a-c][a-c_-]{0,3}|default|[a-z0-9][a-z0-9_-]{0,63}")

@@ -1,4 +1,4 @@
-//! Reading, checking and showing subscriptions.
+//! Parsing, validation and display of subscriptions.
 
 use std::time::Duration;
 
@@ -218,7 +218,7 @@ fn a_broker_takes_the_place_of_the_url() {
     assert_eq!((broker.broker.as_str(), broker.stream.as_str()), ("partner_events", "orders"));
     assert_eq!(subscription.delivery.timeout(), Duration::from_secs(15));
     assert_eq!((subscription.delivery.max_in_flight(), subscription.delivery.rate_limit()), (32, None));
-    // What is stored, and what `show` prints, is what may be applied again.
+    // The stored form and the output of `show` can be applied again.
     let stored = serde_json::to_value(&subscription).unwrap();
     assert_eq!(
         stored["delivery"],
@@ -255,7 +255,7 @@ fn a_bad_broker_is_refused_by_field() {
 }
 
 #[test]
-fn a_credential_is_no_plain_header() {
+fn a_credential_in_a_plain_header_is_rejected() {
     let fields = |delivery: Value| -> Vec<String> {
         let subscription = Subscription::from_value(small(delivery)).unwrap();
         subscription
@@ -291,7 +291,7 @@ fn a_credential_is_no_plain_header() {
     );
 }
 
-/// What was stored before such names were refused goes on, and is shown no more.
+/// Subscriptions with such names, from older versions, still work, but the values are hidden.
 #[test]
 fn stored_credentials_in_headers_are_hidden() {
     let stored =
@@ -316,7 +316,7 @@ fn errors_never_show_a_secret() {
 }
 
 #[test]
-fn signing_and_tls_name_what_is_wrong() {
+fn errors_of_signing_and_tls_name_the_field() {
     let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----";
     let cert = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----";
     let fields = |name: &str, value: Value| -> Vec<String> {
@@ -405,7 +405,7 @@ fn a_header_called_sealed_is_shown_as_it_is() {
     assert_eq!(hidden["delivery"]["secret_headers"], json!({"sealed": "***"}));
 }
 
-/// Serde's error for a text in the place of an object quotes the text.
+/// Serde's error for a text instead of an object quotes the text.
 #[test]
 fn a_secret_in_the_wrong_place_is_not_repeated() {
     for (field, part) in [
@@ -425,21 +425,21 @@ fn a_secret_in_the_wrong_place_is_not_repeated() {
         let json = format!(
             r#"{{"id": "a", "events": ["user.*"], "delivery": {{"url": "https://x.example/", {part}}}}}"#
         );
-        let error = Subscription::from_json(json.as_bytes()).expect_err("it is refused");
+        let error = Subscription::from_json(json.as_bytes()).expect_err("it is rejected");
         assert_eq!(error.field, field);
         assert!(!error.problem.contains("hush"), "{error}");
     }
 }
 
 #[test]
-fn a_subscription_is_bounded_in_bytes_but_for_its_certificates() {
+fn the_size_of_a_subscription_is_limited_except_for_its_certificates() {
     let base = json!({"id": "a", "events": ["user.*"], "delivery": {"url": "https://crm.example/"}});
     let check = |value: Value| serde_json::from_value::<Subscription>(value).unwrap().validate(&LIMITS);
     let mut large = base.clone();
     large["filter"] = json!([{"any": vec![json!({"exact": {"source": "x".repeat(4_000)}}); 256]}]);
     let errors = check(large).unwrap_err();
     assert_eq!(errors[0].field, "filter", "{errors:?}");
-    // A plain secret is never serialized: it must not hide the size of the rest, nor its own.
+    // Plain secrets are never serialized, but their size and the rest count.
     let mut with_secret = base.clone();
     with_secret["delivery"]["auth"] = json!({"type": "bearer", "token": "t"});
     check(with_secret.clone()).unwrap();

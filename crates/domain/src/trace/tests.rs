@@ -67,7 +67,7 @@ fn state(findings: Findings) -> EnvelopeState {
 }
 
 #[test]
-fn the_steps_stand_in_the_order_of_their_times() {
+fn the_steps_are_ordered_by_time() {
     let findings = Findings {
         records: vec![
             logged("b", 3, Settled::Delivered, true),
