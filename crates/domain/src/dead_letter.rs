@@ -86,7 +86,7 @@ impl std::str::FromStr for DeadLetterState {
 
 /// The wait before the next scheduled redrive of a dead letter that was redriven `redrives` times. `None` if the
 /// schedule has ended, or if a retry cannot help (permanently rejected, unreadable or unwanted).
-pub fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration]) -> Option<Duration> {
+pub(crate) fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration]) -> Option<Duration> {
     match reason {
         Reason::Exhausted | Reason::CircuitOpen | Reason::Stranded => {
             schedule.get(usize::try_from(redrives).unwrap_or(usize::MAX)).copied()

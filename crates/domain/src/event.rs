@@ -19,8 +19,8 @@ mod timestamp;
 
 pub(super) use cloudevents::Members;
 pub use cloudevents::{BinaryParts, NotACloudEvent, binary_parts};
+pub use decode::Publication;
 pub(super) use decode::is_traceparent;
-pub use decode::{MAX_ATTRIBUTE_BYTES, Publication};
 pub(super) use text::{escape_controls, without_controls};
 pub(super) use timestamp::is_timestamp;
 
@@ -184,7 +184,7 @@ fn string_form(value: &serde_json::Value) -> Cow<'_, str> {
 }
 
 /// CloudEvents 1.0 section 3: attribute names are lower-case letters and digits.
-pub fn is_attribute_name(name: &str) -> bool {
+pub(crate) fn is_attribute_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
 }
 

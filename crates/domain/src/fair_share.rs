@@ -329,12 +329,13 @@ impl<T> FairShare<T> {
     }
 
     /// Number of waiting items of a subscription.
-    pub fn waiting_of(&self, subscription: &Identity) -> usize {
+    fn waiting_of(&self, subscription: &Identity) -> usize {
         self.find(subscription).map_or(0, |queue| queue.items.len())
     }
 
     /// Number of items of a subscription in flight.
-    pub fn in_flight_of(&self, subscription: &Identity) -> usize {
+    #[cfg(test)]
+    fn in_flight_of(&self, subscription: &Identity) -> usize {
         self.find(subscription).map_or(0, |queue| queue.in_flight)
     }
 

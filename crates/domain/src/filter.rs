@@ -135,7 +135,7 @@ impl Filter {
 }
 
 /// Checks the number of comparisons of all filters of a subscription.
-pub fn validate_size(filters: &[Filter]) -> Result<(), FieldError> {
+pub(crate) fn validate_size(filters: &[Filter]) -> Result<(), FieldError> {
     let comparisons: usize = filters.iter().map(Filter::comparisons).sum();
     if comparisons <= MAX_COMPARISONS {
         return Ok(());

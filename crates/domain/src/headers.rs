@@ -4,9 +4,9 @@
 //! [`DeadLetter`](super::dead_letter::DeadLetter) those of a dead letter.
 
 /// Of a redriven envelope: the sequence of its dead letter.
-pub const DEAD_LETTER: &str = "Hub-Dead-Letter";
+pub(crate) const DEAD_LETTER: &str = "Hub-Dead-Letter";
 /// Of an envelope or a dead letter: the number of scheduled redrives so far.
-pub const REDRIVES: &str = "Hub-Redrives";
+pub(crate) const REDRIVES: &str = "Hub-Redrives";
 /// Of an envelope or a dead letter: the number of attempts so far.
 pub const ATTEMPTS: &str = "Hub-Attempts";
 
@@ -21,7 +21,7 @@ pub const TENANT: &str = "Hub-Tenant";
 /// Of a publication: the source of the event.
 pub const SOURCE: &str = "Hub-Source";
 /// Of a dead letter: the incarnation of its subscription.
-pub const INCARNATION: &str = "Hub-Incarnation";
+pub(crate) const INCARNATION: &str = "Hub-Incarnation";
 /// Of a dead letter or a final attempt: the id of the event.
 pub const EVENT_ID: &str = "Hub-Event-Id";
 /// Of a dead letter or a final attempt: the event key.
@@ -33,13 +33,13 @@ pub const FAULT: &str = "Hub-Fault";
 /// Of a dead letter: `scheduled`, `replaying` or `parked`.
 pub const STATE: &str = "Hub-State";
 /// Of a dead letter: when it failed (RFC 3339).
-pub const FAILED_AT: &str = "Hub-Failed-At";
+pub(crate) const FAILED_AT: &str = "Hub-Failed-At";
 /// Of a dead letter: the HTTP status of the last attempt.
-pub const LAST_STATUS: &str = "Hub-Last-Status";
+pub(crate) const LAST_STATUS: &str = "Hub-Last-Status";
 /// Of a dead letter: the error of the last attempt.
-pub const LAST_ERROR: &str = "Hub-Last-Error";
+pub(crate) const LAST_ERROR: &str = "Hub-Last-Error";
 /// Of a dead letter: the time of its next redrive (RFC 3339).
-pub const NEXT_REDRIVE_AT: &str = "Hub-Next-Redrive-At";
+pub(crate) const NEXT_REDRIVE_AT: &str = "Hub-Next-Redrive-At";
 
 /// Of a redrive message: who requested the redrive.
 pub const ORDER: &str = "Hub-Order";

@@ -260,7 +260,7 @@ impl Reason {
     ];
 
     /// Parses the reason of a stored dead letter, which an older version may have written.
-    pub fn read_stored(text: &str) -> Option<Self> {
+    pub(crate) fn read_stored(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == text)
     }
 
@@ -310,7 +310,7 @@ pub struct UnknownName {
 
 impl UnknownName {
     /// `known` lists the valid names.
-    pub fn new(what: &'static str, name: &str, known: &str) -> Self {
+    pub(crate) fn new(what: &'static str, name: &str, known: &str) -> Self {
         Self { what, name: name.to_owned(), known: known.to_owned() }
     }
 }

@@ -12,13 +12,12 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use content::MAX_DEPTH;
 pub use destination::Destination;
 pub use external_message::{ExternalMessage, external_metadata};
 pub use full_envelope::{CONTENT_TYPE, FullEnvelope};
 pub use name_rules::NameRules;
 pub use pauses::Pauses;
-pub use raised::{MAX_EXTENSIONS_BYTES, MAX_ID_BYTES, MAX_TEXT_BYTES, RaisedEvent};
+pub use raised::RaisedEvent;
 pub use status::{AfterFailure, Priority, RelayRetryPolicy, Status, Step};
 
 /// The target broker of every event: the hub's NATS.

@@ -93,7 +93,7 @@ impl fmt::Display for StatusPattern {
 
 /// The meaning of a status for a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Treatment {
+pub(crate) enum Treatment {
     Retry,
     Permanent,
 }
@@ -104,7 +104,7 @@ impl Statuses {
     }
 
     /// The meaning of a status; `None` for the default.
-    pub fn treatment(&self, status: u16) -> Option<Treatment> {
+    pub(crate) fn treatment(&self, status: u16) -> Option<Treatment> {
         let of = |pattern| {
             if self.retry.contains(&pattern) {
                 Some(Treatment::Retry)

@@ -25,7 +25,8 @@ pub use identity::{
 };
 pub use signing::{PreviousSecret, Signing};
 pub use tls::EndpointTls;
-pub use validate::{DEFAULT_API_KEY_HEADER, SubscriptionLimits};
+use validate::DEFAULT_API_KEY_HEADER;
+pub use validate::SubscriptionLimits;
 
 /// `[a-z0-9][a-z0-9_-]{0,63}`: safe as a subject token and as part of a consumer name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

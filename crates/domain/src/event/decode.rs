@@ -20,7 +20,7 @@ use crate::producer_outbox;
 
 /// Maximum size of all attributes together, in bytes. With the limit of the data, it keeps an envelope below the
 /// maximum message size of a server.
-pub const MAX_ATTRIBUTE_BYTES: usize = 32 * 1024;
+pub(super) const MAX_ATTRIBUTE_BYTES: usize = 32 * 1024;
 /// The same for an event from a producer outbox, which checks its limit before each control character becomes an escape
 /// of six bytes.
 const MAX_OUTBOX_ATTRIBUTE_BYTES: usize = 6 * MAX_ATTRIBUTE_BYTES;

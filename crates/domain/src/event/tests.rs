@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use time::macros::datetime;
 
+use super::decode::MAX_ATTRIBUTE_BYTES;
 use super::*;
 
 const STRUCTURED: (&str, &str) = ("content-type", "application/cloudevents+json");

@@ -6,7 +6,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use serde_json::value::RawValue;
 
 /// Maximum nesting of a field's value, which itself has level 0. serde_json stops at 128, SQLite at 1,000.
-pub const MAX_DEPTH: usize = 100;
+const MAX_DEPTH: usize = 100;
 
 /// Checks a field's value. The error has the problem and its position.
 pub(super) fn check(json: &RawValue) -> Result<(), serde_json::Error> {

@@ -13,17 +13,17 @@ use crate::key::EventKey;
 use crate::subscription::is_tenant;
 
 /// Maximum length of an id, in bytes: the limit of a message id in AMQP 0-9-1.
-pub const MAX_ID_BYTES: usize = 255;
+const MAX_ID_BYTES: usize = 255;
 
 /// Maximum length of another text field (stream, source, …), in bytes: they become headers and index entries.
-pub const MAX_TEXT_BYTES: usize = 512;
+pub(super) const MAX_TEXT_BYTES: usize = 512;
 
 /// Largest `version`, and largest magnitude of `expected_version` and of a numeric `sequence_id`.
 const MAX_VERSION: u32 = 999_999_999;
 const MAX_NUMBER: i64 = 999_999_999_999_999_999;
 
 /// Maximum size of all extensions as JSON, in bytes: they become attributes, whose size the hub limits.
-pub const MAX_EXTENSIONS_BYTES: usize = 16 * 1024;
+pub(super) const MAX_EXTENSIONS_BYTES: usize = 16 * 1024;
 
 /// An event as raised by a producer. Only `type`, `stream` and `data` are required.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::raised::{MAX_EXTENSIONS_BYTES, MAX_TEXT_BYTES};
 use super::*;
 
 fn event() -> Value {

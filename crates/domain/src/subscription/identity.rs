@@ -70,7 +70,7 @@ impl SubscriptionRef {
         self.parts().1
     }
 
-    pub fn to_id(&self) -> SubscriptionId {
+    pub(crate) fn to_id(&self) -> SubscriptionId {
         SubscriptionId(self.id().to_owned())
     }
 

@@ -31,7 +31,7 @@ impl Subscription {
 impl Delivery {
     /// Checks that every field of a delivery has the right type. The error names the path of the field, which begins
     /// with `delivery`. For further checks, use `Subscription::from_value` and `validate`.
-    pub fn check_fields(delivery: &Value) -> Result<(), FieldError> {
+    pub(crate) fn check_fields(delivery: &Value) -> Result<(), FieldError> {
         if names_a_broker(delivery) {
             read::<BrokerDelivery>("delivery", delivery).map(drop)
         } else {

@@ -296,7 +296,7 @@ impl Auth {
 }
 
 /// The header of an API key if neither header nor query is set.
-pub const DEFAULT_API_KEY_HEADER: &str = "x-api-key";
+pub(super) const DEFAULT_API_KEY_HEADER: &str = "x-api-key";
 
 /// The check of a secret's characters: if the secret is sent verbatim, it must be a valid header value.
 fn header_text(verbatim: bool) -> fn(&str) -> bool {
