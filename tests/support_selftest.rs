@@ -258,7 +258,7 @@ async fn a_client_stays_on_the_proxy_and_a_step_of_jetstream_can_be_caught() {
         ..Default::default()
     };
     jetstream.create_stream(config).await.expect("made");
-    broker.assert_nothing_owed().await;
+    broker.assert_nothing_pending().await;
 
     // The server has stored the message; its acknowledgement is held back.
     let trigger = proxy.cut_before(Direction::ToClient, "\"stream\":\"HUB_OUTBOX_X\"");
@@ -266,7 +266,7 @@ async fn a_client_stays_on_the_proxy_and_a_step_of_jetstream_can_be_caught() {
     trigger.fired(LIMIT).await;
     assert!(tokio::time::timeout(SILENCE, acknowledgement).await.is_err());
     assert_eq!(broker.pending().await, [("HUB_OUTBOX_X".to_owned(), 1)]);
-    let said = panic_of(broker.assert_nothing_owed()).await;
+    let said = panic_of(broker.assert_nothing_pending()).await;
     assert!(said.contains("HUB_OUTBOX_X"), "{said}");
 
     // The client finds its way back through the proxy, to the restarted server too.

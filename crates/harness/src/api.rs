@@ -1,18 +1,18 @@
-//! The hub's HTTP API, as a caller with a token of the hub's own making has it.
+//! A client of the hub's HTTP API, with a token of the hub.
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 
 use super::{Hub, http_client};
 
-/// One caller.
+/// A caller of the API.
 pub struct ApiClient {
     http: reqwest::Client,
     base: String,
     token: Option<String>,
 }
 
-/// What came back.
+/// An answer of the API.
 #[derive(Debug)]
 pub struct ApiAnswer {
     pub status: u16,
@@ -21,7 +21,7 @@ pub struct ApiAnswer {
 }
 
 impl ApiAnswer {
-    /// The body as JSON; null where there is none.
+    /// The body as JSON; null for an empty body.
     pub fn json(&self) -> Value {
         if self.text.is_empty() {
             return Value::Null;
@@ -33,11 +33,11 @@ impl ApiAnswer {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// Asserts the status and gives the body.
+    /// Asserts the status, and returns the body.
     ///
     /// # Panics
     ///
-    /// If it is another status, or an error without a problem document (RFC 9457).
+    /// For another status, or an error without a problem document (RFC 9457).
     pub fn expect(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text);
         if status >= 400 {
@@ -59,7 +59,7 @@ impl ApiAnswer {
 }
 
 impl ApiClient {
-    /// With a token that has these scopes (separated by commas), made by `hub token create`.
+    /// Makes a caller with a new token of `hub token create` that has these scopes (separated by commas).
     pub async fn with_scopes(hub: &Hub, name: &str, scopes: &str, tenant: Option<&str>) -> Self {
         let mut args = vec!["token", "create", name, "--scope", scopes];
         args.extend(tenant.iter().flat_map(|tenant| ["--tenant", tenant]));
@@ -68,7 +68,7 @@ impl ApiClient {
         Self { http: http_client(), base: hub.api_url(""), token: Some(token) }
     }
 
-    /// With this text as token, or none.
+    /// Makes a caller with this text as token, or without a token.
     pub fn with_token(hub: &Hub, token: Option<&str>) -> Self {
         Self { http: http_client(), base: hub.api_url(""), token: token.map(str::to_owned) }
     }

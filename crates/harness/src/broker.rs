@@ -1,4 +1,4 @@
-//! A nats-server of the test's own.
+//! A private nats-server.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use hub_testkit::broker_process::{BrokerOptions, BrokerProcess};
 
 use super::{eventually, http_client, nats_server};
 
-/// One nats-server with JetStream on free ports, its data in a folder that goes with it.
+/// A nats-server with JetStream on free ports, with its data in a temporary folder.
 pub struct TestBroker {
     process: BrokerProcess,
 }
@@ -42,7 +42,7 @@ impl TestBroker {
         jetstream::new(self.client().await)
     }
 
-    /// What the monitoring port says under `/varz`.
+    /// The answer of the monitoring port for `/varz`.
     pub async fn varz(&self) -> serde_json::Value {
         let answer = http_client()
             .get(format!("{}/varz", self.process.monitoring_url()))
@@ -75,7 +75,7 @@ impl TestBroker {
             let name = &stream.config.name;
             let handle = jetstream.get_stream(name).await.expect("it was just listed");
             for sequence in stream.state.first_sequence..=stream.state.last_sequence {
-                // What was acknowledged meanwhile is gone.
+                // Messages acknowledged meanwhile are deleted.
                 let Ok(message) = handle.get_raw_message(sequence).await else { continue };
                 let payload = String::from_utf8_lossy(&message.payload);
                 stored.push_str(&format!("{name} {} {:?} {payload}\n", message.subject, message.headers));
@@ -84,8 +84,8 @@ impl TestBroker {
         stored
     }
 
-    /// The streams with work that is still to be done: events, envelopes, advisories; with their counts.
-    /// Dead letters do not count: they are kept until they are resolved.
+    /// The streams with pending work (events, envelopes, advisories), with their counts. Dead letters do not count,
+    /// because they are kept until they are resolved.
     pub async fn pending(&self) -> Vec<(String, u64)> {
         let streams = self.streams().await;
         assert!(
@@ -102,7 +102,7 @@ impl TestBroker {
     /// # Panics
     ///
     /// If an event, an envelope or an advisory is left.
-    pub async fn assert_nothing_owed(&self) {
+    pub async fn assert_nothing_pending(&self) {
         let pending = self.pending().await;
         assert!(pending.is_empty(), "still pending: {pending:?}");
     }

@@ -1,4 +1,4 @@
-//! What the tests of subscriptions that name a broker share.
+//! Helpers for tests of subscriptions with a broker.
 
 use std::collections::BTreeSet;
 
@@ -10,12 +10,12 @@ use super::{RedisServer, TestClient, eventually};
 
 pub const DOMAIN: &str = "user-lifecycle";
 
-/// A subscription that wants some event keys in a stream of a broker.
+/// A subscription with a stream of a broker as its target.
 pub fn to_broker(id: &str, events: &[&str], broker: &str, stream: &str) -> Value {
     json!({"id": id, "events": events, "delivery": {"broker": broker, "stream": stream, "timeout": "2s"}})
 }
 
-/// The messages in a Redis stream.
+/// The messages of a Redis stream.
 pub async fn entries(redis: &RedisServer, stream: &str) -> Vec<Value> {
     let mut connection = redis.connect().await;
     let entries: Vec<(String, Vec<(String, String)>)> = redis::cmd("XRANGE")

@@ -1,4 +1,4 @@
-//! Certificates of the tests' own making.
+//! Certificates for tests.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use rcgen::{
 /// A private certificate authority.
 pub struct Ca(CertifiedIssuer<'static, KeyPair>);
 
-/// A certificate of such an authority and its key, each a PEM file.
+/// A certificate of a private authority, and its key, as PEM files.
 pub struct IdentityFiles {
     pub cert: PathBuf,
     pub key: PathBuf,
@@ -17,19 +17,19 @@ pub struct IdentityFiles {
 
 impl Ca {
     pub fn new(name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).expect("no name is a name too many");
+        let mut params = CertificateParams::new(Vec::new()).expect("valid without names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().expect("a key is made");
         Self(CertifiedIssuer::self_signed(params, key).expect("the authority signs itself"))
     }
 
-    /// Writes its own certificate into the folder.
+    /// Writes the certificate of the authority to the folder.
     pub fn write(&self, folder: &Path, name: &str) -> PathBuf {
         written(folder, name, &self.0.pem())
     }
 
-    /// Issues a certificate for a host, for servers and for clients, and writes it into the folder.
+    /// Issues a certificate for a host, for servers and clients, and writes it to the folder.
     pub fn issue(&self, folder: &Path, host: &str) -> IdentityFiles {
         let mut params = CertificateParams::new(vec![host.to_owned()]).expect("the host is a name");
         params.extended_key_usages =

@@ -1,4 +1,4 @@
-//! A program of another side as a child process: an example, or a script of the tests.
+//! A child process: an example, or a script of the tests.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,15 +11,15 @@ use tokio::process::{Child, Command};
 
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
-/// Its output goes to a file beside the database that it writes; killed with its owner, when the end of its
-/// output is printed if the test is failing.
+/// A child process with its output in a file. When it is dropped, it is killed, and if the test fails, the end of its
+/// output is printed.
 pub struct ChildProcess {
     child: Option<Child>,
     log: PathBuf,
 }
 
 impl ChildProcess {
-    /// Its output is appended to `log`.
+    /// Starts it, and appends its output to `log`.
     pub fn start(mut command: Command, log: &Path) -> Self {
         let file = File::options().create(true).append(true).open(log).expect("the log opens");
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a file")).stderr(file);
@@ -28,21 +28,21 @@ impl ChildProcess {
         Self { child: Some(child), log: log.to_owned() }
     }
 
-    /// Everything that this log has taken, of earlier processes as well.
+    /// The whole log, including that of earlier processes.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// SIGKILL, as a crash would end it, and waits until it is gone.
+    /// Sends SIGKILL, like a crash, and waits until the process has ended.
     pub async fn kill(&mut self) {
         self.child.take().expect("it is running").kill().await.expect("it is killed");
     }
 
-    /// SIGTERM, and waits for the end.
+    /// Sends SIGTERM, and waits until the process has ended.
     ///
     /// # Panics
     ///
-    /// If it has not ended after 30 s.
+    /// If it is still running after 30 s.
     pub async fn terminate(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("it is running");
         let pid = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
@@ -63,7 +63,7 @@ impl Drop for ChildProcess {
     }
 }
 
-/// The example of this name, built of the sources as they are: `cargo test` of one test alone builds none.
+/// The path of an example, which is built first, because `cargo test` of a single test builds no examples.
 pub fn example(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
@@ -73,7 +73,7 @@ pub fn example(name: &str) -> PathBuf {
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }
-        // What the cargo that runs this test says of this package would make dependencies seem changed.
+        // With these variables of the cargo that runs this test, dependencies would seem changed.
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy();
             if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {

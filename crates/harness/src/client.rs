@@ -1,4 +1,4 @@
-//! The test's own connection: it publishes, subscribes, and accounts for every envelope.
+//! The connection of a test: it publishes, subscribes, and accounts for every envelope.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 
 use super::{POLL, Receiver};
 
-/// Publications that wait for their acknowledgement at once.
+/// Maximum number of publications that wait for an acknowledgement.
 const IN_FLIGHT: usize = 256;
-/// How long one publication is tried: longer than the restart of a server takes.
+/// Time limit of one publication: longer than the restart of a server.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(60);
 
 /// Two connections to the broker: the hub's own adapter, and the plain client.
@@ -42,7 +42,7 @@ impl TestClient {
         Self { js, context: jetstream::new(client) }
     }
 
-    /// Writes subscriptions into the registry; secrets are not for here.
+    /// Writes subscriptions, without secrets, to the registry.
     pub async fn subscribe(&self, subscriptions: impl IntoIterator<Item = Value>) {
         futures::iter(subscriptions)
             .for_each_concurrent(IN_FLIGHT, |value| async move {
@@ -71,10 +71,10 @@ impl TestClient {
             }
         };
         let published = tokio::time::timeout(PUBLISH_LIMIT, publish).await;
-        published.unwrap_or_else(|_| panic!("{key} {id} was not taken within {PUBLISH_LIMIT:?}"))
+        published.unwrap_or_else(|_| panic!("{key} {id} was not stored within {PUBLISH_LIMIT:?}"))
     }
 
-    /// Publishes one event for each id, many at once.
+    /// Publishes one event for each id, concurrently.
     pub async fn publish_all<'a>(&self, key: &str, ids: impl IntoIterator<Item = &'a String>) {
         futures::iter(ids)
             .for_each_concurrent(IN_FLIGHT, |id| async move {
@@ -99,7 +99,7 @@ impl TestClient {
     }
 }
 
-/// Writes the subscription that dead letters made up by a test belong to; it gets no events.
+/// Writes the subscription of the dead letters that a test makes; it gets no events.
 pub async fn register_owner(js: &JetStream, tenant: &str, id: &str) {
     let value = json!({
         "id": id, "tenant": tenant, "events": ["user.nothing-of-this-happens"],
@@ -109,12 +109,12 @@ pub async fn register_owner(js: &JetStream, tenant: &str, id: &str) {
     js.put_subscription(&subscription, None).await.expect("the registry takes it");
 }
 
-/// A subscription that wants some event keys at an endpoint.
+/// A subscription with an endpoint as its target.
 pub fn subscription(id: &str, events: &[&str], url: &str) -> Value {
     json!({ "id": id, "events": events, "delivery": { "url": url, "timeout": "2s" } })
 }
 
-/// As [`subscription`], for [`TestSettings::patient`](super::TestSettings::patient).
+/// Like [`subscription`], for [`TestSettings::patient`](super::TestSettings::patient).
 pub fn patient(id: &str, events: &[&str], url: &str) -> Value {
     json!({ "id": id, "events": events, "delivery": { "url": url, "timeout": "60s" } })
 }
@@ -124,23 +124,23 @@ pub fn ids(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{prefix}-{number}")).collect()
 }
 
-/// What became of each (event, subscription) pair.
+/// The results of all pairs of event and subscription.
 #[derive(Debug, Default)]
 pub struct Account {
     pub delivered: usize,
     pub dead: usize,
     /// Deliveries beyond the first.
     pub doubles: usize,
-    /// Neither delivered nor a dead letter.
+    /// Pairs that are neither delivered nor a dead letter.
     pub missing: Vec<(String, String)>,
     /// Dead letters of one pair beyond the first.
     pub dead_doubles: usize,
-    /// Delivered, and a dead letter as well.
+    /// Pairs that are delivered and also a dead letter.
     pub both: usize,
 }
 
 impl Account {
-    /// Takes stock: `subscriptions` are ids, each with its path at the receiver.
+    /// Collects the results. `subscriptions` are ids, each with its path at the receiver.
     pub fn of(
         events: &[String],
         subscriptions: &[(&str, &str)],
@@ -180,11 +180,11 @@ impl Account {
         account
     }
 
-    /// Every pair is accounted for; says how many deliveries were doubles.
+    /// Asserts that no pair is missing, and prints the counts.
     ///
     /// # Panics
     ///
-    /// With the pairs that are missing.
+    /// With the missing pairs.
     pub fn assert_complete(&self, what: &str) {
         let Self { delivered, dead, doubles, dead_doubles, both, missing } = self;
         println!(

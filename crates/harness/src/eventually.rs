@@ -1,19 +1,19 @@
-//! Waiting for a state that can only be polled.
+//! Waits for states that can only be polled.
 
 use std::fmt::Debug;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often a state is looked at that can only be polled.
+/// Interval of polling.
 pub(super) const POLL: Duration = Duration::from_millis(20);
 
-/// Looks at a state until it is as wanted: `look` gives `Ok` with what was wanted, or `Err` with what it
-/// saw instead. For states that cannot be awaited, such as a stream's counts.
+/// Polls a state until it is as expected: `look` returns `Ok` with the result, or `Err` with the current state. For
+/// states that cannot be awaited, such as the counts of a stream.
 ///
 /// # Panics
 ///
-/// After `limit`, with `what` and what was last seen; a look that hangs counts as well.
+/// After `limit`, with `what` and the last state, also if `look` hangs.
 pub async fn eventually<T, E: Debug>(
     limit: Duration,
     what: &str,

@@ -1,4 +1,4 @@
-//! What all tests of external brokers need.
+//! Helpers for tests of external brokers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::eventually;
 pub const SHORT: Timeouts =
     Timeouts { connect: Duration::from_secs(2), publish: Duration::from_millis(1500) };
 
-/// A CA and a certificate of it for `localhost`, as files.
+/// A CA, and a certificate of it for `localhost`, as files.
 pub struct Certificates {
     folder: TempDir,
 }
@@ -23,7 +23,7 @@ impl Certificates {
         let folder = tempfile::tempdir().expect("a folder");
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Not the name that the certificate has by default, or that one would seem to be its own issuer.
+        // Not the default name of a certificate, or the certificate would seem to be its own issuer.
         ca.distinguished_name.push(DnType::CommonName, "the tests' CA");
         let ca = CertifiedIssuer::self_signed(ca, KeyPair::generate().expect("a key")).expect("a CA");
         let key = KeyPair::generate().expect("a key");
@@ -66,13 +66,14 @@ pub fn group(stream: &str, key: &str, numbers: std::ops::Range<usize>) -> Vec<Ou
     numbers.map(|n| outgoing(stream, key, n)).collect()
 }
 
-/// All were acknowledged.
+/// Asserts that all messages were acknowledged.
 #[track_caller]
 pub fn assert_all(published: Published, count: usize) {
     assert_eq!(published, Published { acknowledged: count, error: None });
 }
 
-/// Publishes until the broker is back, as the relay would: from the first that was not acknowledged on.
+/// Publishes, as the relay does, until the broker is available again: each time from the first message that was not
+/// acknowledged.
 pub async fn publish_when_back(broker: &dyn Broker, group: &[OutgoingMessage]) {
     let mut left = group;
     eventually(Duration::from_secs(30), "publishing goes on", async || {
@@ -81,13 +82,13 @@ pub async fn publish_when_back(broker: &dyn Broker, group: &[OutgoingMessage]) {
         match published.error {
             None => Ok(()),
             Some(error @ PublishError::Unavailable { .. }) => Err(error),
-            Some(error) => panic!("not the broker's absence: {error}"),
+            Some(error) => panic!("not an unavailable broker: {error}"),
         }
     })
     .await;
 }
 
-/// The broker is down or silent: publishing ends as unavailable, and does not hang.
+/// Asserts that publishing fails as unavailable, and does not hang, if the broker is down or silent.
 pub async fn assert_unavailable(broker: &dyn Broker, group: &[OutgoingMessage]) {
     // Much longer than the broker's own timeouts, which follow each other.
     let limit = (SHORT.connect + SHORT.publish) * 5;

@@ -12,14 +12,14 @@ use tokio::process::{Child, Command};
 use super::{TestSettings, eventually, free_port};
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
-/// The hub's own grace period is shorter.
+/// Limit of a stop; the grace period of the hub is shorter.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 
-/// `hub serve` with a settings file of its own.
+/// `hub serve` with its own settings file.
 ///
-/// Its output goes to a file: nothing can stall on a pipe that is not read. Dropping it kills the
-/// process, and prints the end of its log if the test is failing.
+/// Its output goes to a file, so that an unread pipe cannot block it. When it is dropped, the process is killed, and if
+/// the test fails, the end of its log is printed.
 pub struct Hub {
     folder: TempDir,
     listen: String,
@@ -41,13 +41,13 @@ impl Hub {
         hub
     }
 
-    /// Only writes the settings: for commands alone.
+    /// Only writes the settings, for tests that run commands only.
     pub fn configured(broker_url: &str, settings: &TestSettings) -> Self {
         let (text, addresses) = complete(settings.clone(), broker_url);
         Self::with_file(&text, addresses)
     }
 
-    /// Starts `hub serve` with this text as settings file, for a test of what the hub refuses.
+    /// Starts `hub serve` with this text as settings file, for tests of invalid settings.
     pub fn serve_file(text: &str) -> Self {
         let mut hub = Self::with_file(text, Default::default());
         hub.start();
@@ -68,14 +68,14 @@ impl Hub {
         self.start_with(command);
     }
 
-    /// The command that starts it, for a test that chooses standard output and standard error.
+    /// The command that starts it, for tests that set standard output and standard error.
     pub fn command(&self) -> Command {
         let mut command = hub_command();
         command.arg("serve").arg("--config").arg(self.config()).args(&self.args).stdin(Stdio::null());
         command
     }
 
-    /// Starts it by that command, as the test has changed it.
+    /// Starts it with that command after the test's changes.
     pub fn start_with(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "this hub is running");
         self.child = Some(command.spawn().expect("the hub starts"));
@@ -111,7 +111,7 @@ impl Hub {
         self.folder.path().join("hub.toml")
     }
 
-    /// A folder for the test's own files; goes with the hub.
+    /// A folder for files of the test; deleted with the hub.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -121,7 +121,7 @@ impl Hub {
         format!("http://{}{path}", self.listen)
     }
 
-    /// `http://<health.listen><path>`: of every process, whatever its roles.
+    /// `http://<health.listen><path>`, which every process has.
     pub fn health_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.health)
     }
@@ -133,13 +133,13 @@ impl Hub {
         answer.text().await.expect("to the end")
     }
 
-    /// The sum of a metric's samples whose labels contain all of `labels` (each as `name="value"`); 0 if
-    /// there are none.
+    /// The sum of the samples of a metric whose labels contain all of `labels` (each as `name="value"`); 0 without
+    /// samples.
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         sum_of(&self.metrics().await, name, labels)
     }
 
-    /// Waits until such a sum is above `bound`.
+    /// Waits until [`metric`](Self::metric) is above `bound`.
     ///
     /// # Panics
     ///
@@ -156,13 +156,13 @@ impl Hub {
         self.child.as_ref().and_then(Child::id)
     }
 
-    /// Ends the process at once (SIGKILL), as a crash would, and waits until it is gone.
+    /// Sends SIGKILL, like a crash, and waits until the process has ended.
     pub async fn kill(&mut self) {
         let mut child = self.child.take().expect("the hub is running");
         child.kill().await.expect("the hub is killed");
     }
 
-    /// Asks the process to end (SIGTERM) and waits for it.
+    /// Sends SIGTERM, and waits until the process has ended.
     ///
     /// # Panics
     ///
@@ -200,14 +200,14 @@ impl Hub {
         output.unwrap_or_else(|_| panic!("`hub {}` still runs", args.join(" "))).expect("the command runs")
     }
 
-    /// Runs a command that has to succeed, and gives its standard output.
+    /// Runs a command that must succeed, and returns its standard output.
     pub async fn cli_ok(&self, args: &[&str]) -> String {
         let output = self.cli(args).await;
         assert!(output.status.success(), "`hub {}`: {}", args.join(" "), print_output(&output));
         String::from_utf8(output.stdout).expect("output is UTF-8")
     }
 
-    /// Runs a command with `--output json` that has to succeed, and reads its standard output.
+    /// Runs a command with `--output json` that must succeed, and parses its standard output.
     pub async fn cli_json(&self, args: &[&str]) -> serde_json::Value {
         let mut args = args.to_vec();
         args.extend(["--output", "json"]);
@@ -216,19 +216,19 @@ impl Hub {
             .unwrap_or_else(|error| panic!("`hub {}`: {error}: {text}", args.join(" ")))
     }
 
-    /// Everything it has written so far, over all starts.
+    /// The whole log, of all starts.
     pub fn log(&self) -> String {
         let bytes = fs::read(self.log_path()).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Waits until the log holds `text`.
+    /// Waits until the log contains `text`.
     ///
     /// # Panics
     ///
     /// After `limit`.
     pub async fn wait_for_log(&self, text: &str, limit: Duration) {
-        eventually(limit, &format!("the log holds {text:?}"), async || {
+        eventually(limit, &format!("the log contains {text:?}"), async || {
             let log = self.log();
             if log.contains(text) { Ok(()) } else { Err(log.lines().last().unwrap_or_default().to_owned()) }
         })
@@ -243,7 +243,7 @@ impl Hub {
 impl Drop for Hub {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // If it has ended already there is nothing to kill.
+            // Fails if the process has already ended, which is fine.
             let _ = child.start_kill();
         }
         if std::thread::panicking() {
@@ -265,14 +265,14 @@ pub fn print_output(output: &Output) -> String {
     )
 }
 
-/// The built `hub`: cargo puts it into the folder above the one of the test binaries.
+/// The path of the built `hub`: cargo writes it to the parent of the folder of the test binaries.
 fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let folder = test.parent().and_then(Path::parent).expect("tests are in <profile>/deps");
     folder.join("hub")
 }
 
-/// The built binary, without the settings that the environment of this test run may hold.
+/// A command of the built `hub`, without settings from the environment of the tests.
 fn hub_command() -> Command {
     let mut command = Command::new(binary());
     for (name, _) in std::env::vars_os() {
@@ -285,16 +285,16 @@ fn hub_command() -> Command {
     command
 }
 
-/// A plain HTTP client for the tests' own questions; proxies of the environment are not for loopback.
+/// An HTTP client for tests; it ignores proxies of the environment.
 pub fn http_client() -> reqwest::Client {
-    // The client wants a TLS provider even where it speaks plain HTTP; a second install changes nothing.
+    // The client requires a TLS provider even for plain HTTP; a second installation has no effect.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client =
         reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).timeout(Duration::from_secs(10));
     client.build().expect("a client without special settings")
 }
 
-/// Adds what every test needs if `settings` does not set it; returns the settings file, `api.listen` and
+/// Adds the settings that every test needs, if not set. Returns the settings file, `api.listen` and
 /// `health.listen`.
 pub fn complete(mut settings: TestSettings, broker_url: &str) -> (String, [String; 2]) {
     settings.nats.url.get_or_insert_with(|| broker_url.to_owned());

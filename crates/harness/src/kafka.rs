@@ -1,4 +1,4 @@
-//! A Kafka-compatible broker (Tansu) of the test's own.
+//! A private Kafka-compatible broker (Tansu).
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -19,28 +19,28 @@ use tokio_rustls::TlsAcceptor;
 use super::external_broker::Certificates;
 use super::{FaultProxy, eventually, free_port, require_tool, tool};
 
-/// One broker on a free port of loopback, which keeps its topics in memory. Clients learn the address of
-/// what is in front of it: a proxy, or an end of TLS.
+/// A broker on a free loopback port, with its topics in memory. It returns to clients the address of the proxy, or of
+/// the TLS listener, in front of it.
 pub struct KafkaServer {
     process: ServerProcess,
     pub proxy: FaultProxy,
-    /// Ends with this, as do its connections.
+    /// The task that accepts TLS; it and its connections end with this.
     tls: Option<(u16, JoinSet<()>)>,
     _folder: TempDir,
 }
 
 impl KafkaServer {
-    /// None, with a message, where there is none: `HUB_TEST_KAFKA`, or `tansu` on `PATH`.
+    /// Starts `HUB_TEST_KAFKA`, or `tansu` from `PATH`. `None`, with a message, if there is neither.
     pub async fn start() -> Option<Self> {
         Self::start_with(&[], None).await
     }
 
-    /// It wants SASL/SCRAM, and knows nobody.
+    /// Starts a broker that requires SASL/SCRAM and has no users.
     pub async fn start_authenticating() -> Option<Self> {
         Self::start_with(&["--authentication"], None).await
     }
 
-    /// Reached by TLS, which ends in front of the proxy: Tansu's own options for it exclude each other.
+    /// Starts a broker with TLS. TLS ends in front of the proxy, because Tansu's own options for it exclude each other.
     pub async fn start_tls(certificates: &Certificates) -> Option<Self> {
         Self::start_with(&[], Some(certificates)).await
     }
@@ -72,23 +72,23 @@ impl KafkaServer {
         self.process.port()
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL, and waits until the process has ended.
     pub async fn kill(&mut self) {
         self.process.kill().await.expect("it is running");
     }
 
-    /// Starts it again, on the same port with the same data.
+    /// Starts it again on the same port, without its topics.
     pub async fn restart(&mut self) {
         self.process.restart().await.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// Bootstrap server: what is in front.
+    /// The bootstrap server: the address in front of the broker.
     pub fn url(&self) -> String {
         let port = self.tls.as_ref().map_or(self.proxy.address().port(), |(port, _)| *port);
         format!("localhost:{port}")
     }
 
-    /// A client of the test's own.
+    /// A new client.
     pub async fn client(&self) -> krafka::Kafka {
         self.client_with(AuthConfig::plaintext()).await
     }
@@ -112,7 +112,7 @@ impl KafkaServer {
     }
 }
 
-/// A record as a consumer sees it.
+/// A record of a topic.
 #[derive(Debug, PartialEq)]
 pub struct Seen {
     pub partition: i32,
@@ -123,11 +123,11 @@ pub struct Seen {
 }
 
 impl KafkaServer {
-    /// Reads a topic from its beginning until there is what is wanted.
+    /// Reads a topic from the beginning until all expected records are there.
     ///
     /// # Panics
     ///
-    /// After 20 s, with how many there are.
+    /// After 20 s, with the number of records.
     pub async fn read(&self, topic: &str, is_enough: impl Fn(&[Seen]) -> bool) -> Vec<Seen> {
         let client = self.client().await;
         let consumer = client
@@ -166,7 +166,7 @@ impl KafkaServer {
     }
 }
 
-/// Listens with TLS and passes on in clear.
+/// Listens with TLS, and forwards to the broker without TLS.
 async fn end_tls(certificates: &Certificates, upstream: SocketAddr) -> (u16, JoinSet<()>) {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let cert = CertificateDer::from_pem_file(certificates.cert()).expect("a certificate");
@@ -186,7 +186,7 @@ async fn end_tls(certificates: &Certificates, upstream: SocketAddr) -> (u16, Joi
         while let Ok((client, _)) = listener.accept().await {
             let acceptor = acceptor.clone();
             connections.spawn(async move {
-                // A handshake that fails is what some of the tests want.
+                // Some tests expect a failed handshake.
                 let Ok(mut client) = acceptor.accept(client).await else { return };
                 if let Ok(mut server) = TcpStream::connect(upstream).await {
                     let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;

@@ -1,18 +1,18 @@
 //! The basis of the system tests: real servers on free ports, and faults on demand.
 //!
-//! * [`TestBroker`]: a nats-server of the test's own, with a check that nothing is left pending.
+//! * [`TestBroker`]: a private nats-server, with a check that no message is left pending.
 //! * [`TestClient`]: publishes, subscribes, and accounts for every envelope ([`Account`]).
 //! * [`ApiClient`]: a caller of its HTTP API.
 //! * [`Hub`]: the built `hub` as a child process, with its log; [`TestSettings`]: its settings.
-//! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
+//! * [`Receiver`]: an HTTP endpoint whose behaviour can be changed while it runs.
 //! * [`OAuth2Server`]: a token endpoint.
-//! * [`TestPostgres`]: a PostgreSQL database; [`TestDatabase`]: one with an outbox, or the same on SQLite.
+//! * [`TestPostgres`]: a PostgreSQL database; [`TestDatabase`]: a producer outbox on PostgreSQL or SQLite.
 //! * [`RedisServer`], [`RabbitMq`], [`KafkaServer`]: external brokers, and [`external_broker`] for all of them.
-//! * [`ChildProcess`]: a program of another side, such as an [`example`].
+//! * [`ChildProcess`]: a child process, such as an [`example`].
 //! * [`Ca`]: a private certificate authority.
-//! * [`FaultProxy`]: a TCP proxy that freezes, cuts, or stops at a chosen protocol step.
+//! * [`FaultProxy`]: a TCP proxy that freezes or cuts connections, or stops at a chosen step of the protocol.
 //!
-//! Every wait has a deadline and says what it waited for.
+//! Every wait has a deadline, and its failure names the expected state.
 
 mod api;
 mod broker;
@@ -92,12 +92,12 @@ pub fn tool(name: &str, variable: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
-/// Gives the tool, or `None` with a message, whereupon the test returns. Where
-/// `HUB_TEST_REQUIRE_TOOLS=1`, as in CI, its absence is a failure.
+/// Returns the tool, or `None` with a message, and the test ends. With `HUB_TEST_REQUIRE_TOOLS=1`, as in CI, a missing
+/// tool is a failure.
 pub fn require_tool(name: &str, path: Option<PathBuf>) -> Option<PathBuf> {
     if path.is_none() {
         let required = std::env::var_os("HUB_TEST_REQUIRE_TOOLS").is_some_and(|value| value == "1");
-        assert!(!required, "this test needs {name}, and HUB_TEST_REQUIRE_TOOLS=1 says it is here");
+        assert!(!required, "this test needs {name}; install it, or unset HUB_TEST_REQUIRE_TOOLS");
         eprintln!("SKIPPED: this test needs {name}, which is not on this machine");
     }
     path

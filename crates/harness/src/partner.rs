@@ -1,5 +1,4 @@
-//! An external broker of any provider, as the tests of the relay see it: where events go, what has arrived,
-//! and how it fails.
+//! An external broker of any provider, for tests of the relay: destinations, received messages, and failures.
 
 use std::collections::BTreeSet;
 
@@ -13,10 +12,10 @@ use super::relay::{SOON, partner, stored};
 use super::settings::{ExternalBroker, external};
 use super::{FaultProxy, KafkaServer, RabbitMq, RedisServer, TestBroker, eventually};
 
-/// One broker behind a proxy.
+/// A broker behind a proxy.
 pub struct Partner {
     server: Server,
-    /// Kafka returns its own address to clients, and so has a proxy of its own.
+    /// Kafka returns its address to clients, and therefore has its own proxy.
     proxy: Option<FaultProxy>,
 }
 
@@ -27,7 +26,7 @@ enum Server {
     Kafka(KafkaServer),
 }
 
-/// A message as it arrived.
+/// A received message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Arrived {
     pub id: String,
@@ -36,7 +35,7 @@ pub struct Arrived {
 }
 
 impl Arrived {
-    /// `id` is the protocol's own message id, where there is one.
+    /// `id` is the message id of the protocol, if it has one.
     fn read(id: Option<&str>, body: &[u8]) -> Self {
         let body: Value = serde_json::from_slice(body).expect("envelopes are JSON");
         let header = |name: &str| body["metadata"]["headers"][name].as_str().unwrap_or_default().to_owned();
@@ -53,7 +52,7 @@ impl Partner {
         Some(Self { server: Server::Redis(server), proxy: Some(proxy) })
     }
 
-    /// With a stream that takes what is below `user.`.
+    /// NATS with a stream for the subjects below `user.`.
     pub async fn nats() -> Option<Self> {
         let server = partner().await;
         let proxy = FaultProxy::start(&server.url()).await;
@@ -66,7 +65,7 @@ impl Partner {
         Some(partner)
     }
 
-    /// One that runs already, with the queues it has.
+    /// A running RabbitMQ with existing queues.
     pub async fn of_amqp(server: RabbitMq) -> Self {
         let proxy = FaultProxy::start(&format!("127.0.0.1:{}", server.port())).await;
         Self { server: Server::Amqp(server), proxy: Some(proxy) }
@@ -85,7 +84,7 @@ impl Partner {
         }
     }
 
-    /// Its entry in the settings, by way of the proxy.
+    /// Its entry in the settings, with the address of the proxy.
     pub fn entry(&self, name: &str) -> ExternalBroker {
         let provider = self.provider();
         let url = match &self.server {
@@ -104,7 +103,7 @@ impl Partner {
         }
     }
 
-    /// Where events `<category>.created` go by default.
+    /// The default destination of events `<category>.created`.
     fn destination(&self, category: &str) -> String {
         match &self.server {
             Server::Redis(_) | Server::Kafka(_) => category.to_owned(),
@@ -112,7 +111,7 @@ impl Partner {
         }
     }
 
-    /// Takes events of this category from now on.
+    /// Accepts events of this category from now on.
     pub async fn open(&self, category: &str) {
         let destination = self.destination(category);
         match &self.server {
@@ -134,7 +133,7 @@ impl Partner {
         }
     }
 
-    /// Takes no events of a category that was not opened; for Redis the key has another type.
+    /// Rejects events of a category: it was not opened; on Redis, the key has another type.
     pub async fn shut(&self, category: &str) {
         if let Server::Redis(server) = &self.server {
             let mut connection = server.connect().await;
@@ -143,12 +142,12 @@ impl Partner {
         }
     }
 
-    /// Whether what it has survives its end. (Tansu keeps its topics in memory.)
+    /// True if its messages survive a restart. (Tansu stores its topics in memory.)
     pub fn is_durable(&self) -> bool {
         !matches!(self.server, Server::Kafka(_))
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub async fn kill(&mut self) {
         match &mut self.server {
             Server::Redis(server) => server.kill().await,
@@ -158,7 +157,7 @@ impl Partner {
         }
     }
 
-    /// On the same port, with what it had on disk.
+    /// Starts it again on the same port, with its data on disk.
     pub async fn restart(&mut self) {
         match &mut self.server {
             Server::Redis(server) => server.restart().await,
@@ -171,8 +170,8 @@ impl Partner {
         }
     }
 
-    /// What has arrived of a category, each message as often as it arrived, in order: once all of `expected`
-    /// are there. AMQP's is taken out of its queue.
+    /// Waits until all of `expected` are there. Returns all messages of a category in order, including duplicates.
+    /// On AMQP, they are removed from the queue.
     pub async fn arrived(&self, category: &str, expected: &BTreeSet<String>) -> Vec<Arrived> {
         let destination = self.destination(category);
         let mut seen = Vec::new();
@@ -206,7 +205,7 @@ impl Partner {
                     assert_eq!(message.subject, destination);
                     seen.push(Arrived::read(Some(&message.id), message.body.to_string().as_bytes()));
                 }
-                assert!(is_complete(&seen), "the stream has others than those expected");
+                assert!(is_complete(&seen), "the stream has unexpected messages");
             }
             Server::Amqp(server) => {
                 let (channel, options) = (server.channel().await, BasicConsumeOptions::default());

@@ -12,11 +12,11 @@ use tokio::sync::Mutex;
 
 use super::require_tool;
 
-/// No error, log or output may contain it.
+/// The password; no error, log or output may contain it.
 pub const PASSWORD: &str = "pg-tell-nobody";
 
-/// One database on a server with the settings of an installation (fsync included), reached over TCP with a
-/// password. Tests that run at the same time share the server, which ends with the last of them.
+/// A database on a server with production settings (including fsync), over TCP with a password. Concurrent tests share
+/// the server, which ends with the last of them.
 pub struct TestPostgres {
     server: Arc<Server>,
     database: String,
@@ -31,7 +31,7 @@ struct Server {
 
 static SHARED: Mutex<Weak<Server>> = Mutex::const_new(Weak::new());
 
-/// The folder of the server's binaries: `HUB_TEST_POSTGRES`, that of `postgres` on `PATH`, or Debian's.
+/// The folder of the binaries of the server: `HUB_TEST_POSTGRES`, the folder of `postgres` on `PATH`, or Debian's.
 fn binaries() -> Option<PathBuf> {
     let given = std::env::var_os("HUB_TEST_POSTGRES").filter(|folder| !folder.is_empty()).map(PathBuf::from);
     let found = find(given.as_deref());
@@ -52,7 +52,7 @@ impl Server {
 }
 
 impl TestPostgres {
-    /// A new, empty database. `None` if this machine has no PostgreSQL and need not have one.
+    /// A new, empty database. `None` if this machine has no PostgreSQL, and tools are not required.
     pub async fn start() -> Option<Self> {
         let binaries = require_tool("PostgreSQL", binaries())?;
         let mut shared = SHARED.lock().await;
@@ -68,7 +68,7 @@ impl TestPostgres {
         Some(Self::on(server).await)
     }
 
-    /// The same on a server that no other test shares: to crash it.
+    /// A database on a server of its own, which the test may crash.
     pub async fn start_alone() -> Option<Self> {
         let binaries = require_tool("PostgreSQL", binaries())?;
         Some(Self::on(Arc::new(Server::new(binaries).await)).await)
@@ -85,7 +85,7 @@ impl TestPostgres {
         Self { server, database }
     }
 
-    /// With the password in it.
+    /// The URL, with the password.
     pub fn url(&self) -> String {
         self.server.url(&self.database)
     }
@@ -94,7 +94,7 @@ impl TestPostgres {
         self.server.port
     }
 
-    /// `SIGKILL` to all its processes, as on a power failure. Returns when the last is gone.
+    /// Sends SIGKILL to all its processes, like a power failure. Returns when all have ended.
     pub async fn crash(&self) {
         self.server.process.lock().await.crash().await.expect("the processes are the test's own");
     }
@@ -105,7 +105,7 @@ impl TestPostgres {
         restarted.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// Runs a script with the real `psql`, which stops at the first error.
+    /// Runs a script with `psql`, which stops at the first error.
     pub fn psql(&self, script: &str) -> Output {
         psql(&self.server.binaries, &self.url(), script).expect("psql runs")
     }

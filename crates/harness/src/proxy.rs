@@ -1,4 +1,4 @@
-//! A TCP proxy that freezes, cuts, or stops at a chosen step of the protocol it carries.
+//! A TCP proxy that freezes or cuts connections, or stops at a chosen step of the protocol.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
-/// Which way bytes go.
+/// The direction of the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     ToServer,
@@ -35,7 +35,7 @@ struct Rule {
 struct Flow {
     frozen: bool,
     refusing: bool,
-    /// Each cut is a new number.
+    /// Increases with each cut.
     cuts: u64,
 }
 
@@ -43,36 +43,36 @@ struct Shared {
     upstream: SocketAddr,
     flow: watch::Sender<Flow>,
     rules: Mutex<Vec<Rule>>,
-    /// How many connections are open.
+    /// Number of open connections.
     open: watch::Sender<usize>,
 }
 
 /// Listens on its own port in front of a server, and forwards each connection to it.
 ///
-/// A frozen connection is open and silent, in both directions, as behind a network that drops packets;
-/// when one of its ends closes it, so does the proxy towards the other. Clients must not learn the
-/// server's own address: a single nats-server does not announce it.
+/// A frozen connection is open and silent in both directions, as in a network that drops packets. If one end closes it,
+/// the proxy closes the other. Clients must not learn the address of the server: a single nats-server does not announce
+/// it.
 pub struct FaultProxy {
     address: SocketAddr,
     shared: Arc<Shared>,
     accepting: JoinHandle<()>,
 }
 
-/// The promise of a rule, see [`FaultProxy::cut_after`].
+/// A rule that has not fired yet, see [`FaultProxy::cut_after`].
 pub struct Trigger {
     fired: oneshot::Receiver<()>,
     what: String,
 }
 
 impl Trigger {
-    /// Waits until the pattern has come and the connection is frozen.
+    /// Waits until the pattern has been seen and the connection is frozen.
     ///
     /// # Panics
     ///
     /// After `limit`, with the pattern.
     pub async fn fired(self, limit: Duration) {
         let fired = tokio::time::timeout(limit, self.fired).await;
-        assert!(matches!(fired, Ok(Ok(()))), "did not pass within {limit:?}: {}", self.what);
+        assert!(matches!(fired, Ok(Ok(()))), "not seen within {limit:?}: {}", self.what);
     }
 }
 
@@ -102,23 +102,23 @@ impl FaultProxy {
         format!("{scheme}://{}", self.address)
     }
 
-    /// From now on nothing passes, on any connection; new ones are accepted and silent.
+    /// Freezes all connections. New ones are accepted, and frozen too.
     pub fn freeze(&self) {
         self.shared.flow.send_modify(|flow| flow.frozen = true);
     }
 
-    /// What was held by [`freeze`](Self::freeze) passes, and all that follows. A connection that a rule
-    /// has frozen stays so until it is cut.
+    /// Ends a [`freeze`](Self::freeze), and forwards the held bytes. A connection that a rule has frozen stays frozen
+    /// until it is cut.
     pub fn thaw(&self) {
         self.shared.flow.send_modify(|flow| flow.frozen = false);
     }
 
-    /// Drops every open connection, with what it holds. New ones are served.
+    /// Drops every open connection, with the held bytes. New ones are served.
     pub fn cut(&self) {
         self.shared.flow.send_modify(|flow| flow.cuts += 1);
     }
 
-    /// Whether new connections are closed at once.
+    /// With `true`, closes new connections at once.
     pub fn set_refusing(&self, refusing: bool) {
         self.shared.flow.send_modify(|flow| flow.refusing = refusing);
     }
@@ -127,28 +127,27 @@ impl FaultProxy {
     ///
     /// # Panics
     ///
-    /// After `limit`, with how many there are.
+    /// After `limit`, with the number of connections.
     pub async fn wait_open(&self, count: usize, limit: Duration) {
         let mut open = self.shared.open.subscribe();
         let reached = tokio::time::timeout(limit, open.wait_for(|open| *open == count)).await.is_ok();
         assert!(reached, "{} connections are open after {limit:?}, not {count}", *self.shared.open.borrow());
     }
 
-    /// Lets everything pass up to and including the piece with `pattern` in it, then freezes that
-    /// connection. Pieces are what one read gives, so choose a pattern whose end is the end of the step:
-    /// a message can be cut in two behind its header.
+    /// Freezes a connection after the piece that contains `pattern`. A piece is the result of one read, so choose a
+    /// pattern at the end of the step: a message may be split after its header.
     pub fn cut_after(&self, direction: Direction, pattern: impl AsRef<[u8]>) -> Trigger {
         self.rule(direction, pattern.as_ref(), Side::After)
     }
 
-    /// Freezes a connection before the piece with `pattern` in it: one side has done the step, the other
+    /// Freezes a connection before the piece that contains `pattern`: one side has completed the step, but the other
     /// does not receive it.
     pub fn cut_before(&self, direction: Direction, pattern: impl AsRef<[u8]>) -> Trigger {
         self.rule(direction, pattern.as_ref(), Side::Before)
     }
 
     fn rule(&self, direction: Direction, pattern: &[u8], side: Side) -> Trigger {
-        assert!(!pattern.is_empty(), "an empty pattern is everywhere");
+        assert!(!pattern.is_empty(), "the pattern is empty");
         let (sender, fired) = oneshot::channel();
         let what = format!("{direction:?} {:?}", String::from_utf8_lossy(pattern));
         let rule = Rule { direction, pattern: pattern.to_vec(), side, fired: sender };
@@ -170,7 +169,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         if shared.flow.borrow().refusing {
             continue;
         }
-        // Subscribed here: a cut that comes after this point is this connection's as well.
+        // Subscribes here, so that a later cut also applies to this connection.
         let flow = shared.flow.subscribe();
         tokio::spawn(connection(client, flow, Arc::clone(&shared)));
     }
@@ -187,7 +186,7 @@ async fn connection(client: TcpStream, mut flow: watch::Receiver<Flow>, shared: 
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let pump = |direction| Pump { direction, held: &held, shared: &shared };
-    // Whatever ends first ends the connection.
+    // The first that ends, ends the connection.
     tokio::select! {
         _ = flow.wait_for(|flow| flow.cuts > cuts) => {}
         () = pump(Direction::ToServer).run(from_client, to_server) => {}
@@ -206,7 +205,7 @@ struct Pump<'a> {
 impl Pump<'_> {
     async fn run(self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) {
         let mut buffer = vec![0; 64 * 1024];
-        // The end of what has passed, for patterns that lie across two pieces.
+        // The end of the forwarded bytes, for patterns that span two pieces.
         let mut tail = Vec::new();
         loop {
             let mut piece = match from.read(&mut buffer).await {
@@ -223,7 +222,7 @@ impl Pump<'_> {
                     }
                 }
                 Some(rule) => {
-                    // Held before it is passed on: the answer to it is held, too.
+                    // Holds the piece before it is forwarded, and with it the answer.
                     self.held.send_replace(true);
                     if rule.side == Side::After && to.write_all(&piece).await.is_err() {
                         return;
@@ -235,15 +234,14 @@ impl Pump<'_> {
         }
     }
 
-    /// Waits while the connection is frozen, and goes on reading meanwhile, to notice its end. False if
-    /// it has ended.
+    /// Waits while the connection is frozen, but continues to read, to detect its end. Returns false if it has ended.
     async fn wait_for_leave(&self, from: &mut OwnedReadHalf, piece: &mut Vec<u8>) -> bool {
         const MOST_HELD: usize = 64 * 1024 * 1024;
         let mut held = self.held.subscribe();
         let mut flow = self.shared.flow.subscribe();
         let leave = async {
             loop {
-                // Both are looked at again after either has changed.
+                // Checks both again after a change of either.
                 if !*held.borrow_and_update() && !flow.borrow_and_update().frozen {
                     return true;
                 }
@@ -270,7 +268,7 @@ impl Pump<'_> {
         }
     }
 
-    /// The first rule whose pattern ends in this piece, taken out; keeps the tail up to date.
+    /// Removes and returns the first rule whose pattern ends in this piece; updates the tail.
     fn matching(&self, tail: &mut Vec<u8>, piece: &[u8]) -> Option<Rule> {
         let mut rules = self.shared.rules.lock().unwrap_or_else(PoisonError::into_inner);
         let passed = tail.len();

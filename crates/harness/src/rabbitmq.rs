@@ -1,4 +1,4 @@
-//! A RabbitMQ broker of the test's own.
+//! A private RabbitMQ server.
 
 use std::path::PathBuf;
 
@@ -12,18 +12,18 @@ use tempfile::TempDir;
 use super::external_broker::Certificates;
 use super::{free_port, require_tool, tool};
 
-/// One RabbitMQ on free ports of loopback, with its own port mapper; its data survive a restart.
+/// A RabbitMQ server on free loopback ports, with its own port mapper. Its data survives a restart.
 pub struct RabbitMq {
     process: ServerProcess,
-    /// The Erlang port mapper: ended last.
+    /// The Erlang port mapper; ends last.
     _mapper: ServerProcess,
     tls_port: Option<u16>,
     _folder: TempDir,
 }
 
 impl RabbitMq {
-    /// None, with a message, where there is none: `HUB_TEST_RABBITMQ`, or `rabbitmq-server` on `PATH`.
-    /// `config` are further lines of rabbitmq.conf.
+    /// Starts `HUB_TEST_RABBITMQ`, or `rabbitmq-server` from `PATH`. `None`, with a message, if there is neither.
+    /// `config` has additional lines for rabbitmq.conf.
     pub async fn start(config: &str) -> Option<Self> {
         Self::start_with(config, None).await
     }
@@ -87,7 +87,7 @@ impl RabbitMq {
         self.process.port()
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL, and waits until the process has ended.
     pub async fn kill(&mut self) {
         self.process.kill().await.expect("it is running");
     }
@@ -105,14 +105,14 @@ impl RabbitMq {
         format!("amqps://localhost:{}", self.tls_port.expect("started with TLS"))
     }
 
-    /// A channel of the test's own.
+    /// A new channel.
     pub async fn channel(&self) -> Channel {
         let connection = Connection::connect(&self.url(), ConnectionProperties::default()).await;
         let connection = connection.unwrap_or_else(|error| panic!("connecting: {error}"));
         connection.create_channel().await.expect("a channel")
     }
 
-    /// A durable queue, with such arguments.
+    /// Declares a durable queue with these arguments.
     pub async fn declare(&self, queue: &str, arguments: FieldTable) {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let channel = self.channel().await;

@@ -1,4 +1,4 @@
-//! A publisher that writes the protocol's bytes itself: subjects and headers that no client would send.
+//! A publisher that writes the bytes of the protocol itself, for subjects and headers that no client sends.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A connection of its own.
+/// A connection to a NATS server.
 pub struct RawPublisher {
     reader: BufReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,

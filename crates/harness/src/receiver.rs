@@ -1,4 +1,4 @@
-//! An HTTP endpoint whose behaviour is switched while it runs, and which remembers what came.
+//! An HTTP endpoint that records its requests. Its behaviour can be changed while it runs.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -16,25 +16,25 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-/// Decides by the headers whether a request may pass.
+/// Returns true if a request may pass, by its headers.
 pub type Guard = Arc<dyn Fn(&HeaderMap) -> bool + Send + Sync>;
 
-/// What a path does with a request.
+/// The behaviour of a path.
 #[derive(Clone)]
 pub enum Behaviour {
     /// Answers with a status, headers and a body.
     Answer { status: u16, headers: Vec<(&'static str, String)>, body: Bytes },
     /// Reads the request and never answers.
     Hang,
-    /// Answers as set as soon as the gate is open, what it has read before as well.
+    /// Answers as set as soon as the gate is open, also to requests that were received before.
     Gate(watch::Receiver<bool>, Box<Self>),
     /// Waits, then continues as set.
     Slow(Duration, Box<Self>),
     /// Sends the head and half of the body, then closes the connection.
     CloseMidAnswer,
-    /// Answers 401 to what the guard does not let pass.
+    /// Answers 401 to requests that the guard rejects.
     Require(Guard, Box<Self>),
-    /// Does the first thing for that many requests (counted from when it was set), then the second.
+    /// Has the first behaviour for that many requests (from the time at which it was set), then the second.
     First(usize, Box<Self>, Box<Self>),
 }
 
@@ -59,13 +59,13 @@ impl Behaviour {
         Self::Slow(wait, Box::new(Self::ok()))
     }
 
-    /// Answers 200 once `true` is sent, and holds every request until then.
+    /// Holds every request until `true` is sent, then answers 200.
     pub fn gate() -> (watch::Sender<bool>, Self) {
         let (open, gate) = watch::channel(false);
         (open, Self::Gate(gate, Box::new(Self::ok())))
     }
 
-    /// Answers 200 to a request with this header, else 401.
+    /// Answers 200 to requests with this header, otherwise 401.
     pub fn require_header(name: &'static str, value: impl Into<String>) -> Self {
         let value = value.into();
         Self::require(Arc::new(move |headers: &HeaderMap| {
@@ -73,7 +73,7 @@ impl Behaviour {
         }))
     }
 
-    /// Answers 200 to what the guard lets pass, else 401.
+    /// Answers 200 to requests that the guard accepts, otherwise 401.
     pub fn require(guard: Guard) -> Self {
         Self::Require(guard, Box::new(Self::ok()))
     }
@@ -93,10 +93,10 @@ pub struct Received {
     pub query: Option<String>,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// When its body had arrived.
+    /// The time at which its body was complete.
     pub arrived: Instant,
     pub arrived_at: SystemTime,
-    /// The status it was answered with; `None` while it waits, forever if the path hangs.
+    /// The status of the answer; `None` until the answer is sent.
     pub answered: Option<u16>,
 }
 
@@ -122,7 +122,7 @@ struct PathState {
     behaviour: Option<Behaviour>,
     since_set: usize,
     received: Vec<Received>,
-    /// How often each webhook-id was answered 2xx.
+    /// Number of 2xx answers for each webhook-id.
     accepted: HashMap<String, usize>,
     open: usize,
     most_open: usize,
@@ -130,7 +130,7 @@ struct PathState {
 
 struct Shared {
     paths: Mutex<HashMap<String, PathState>>,
-    /// Counts changes, to wake who waits.
+    /// Counts changes, to wake waiting tasks.
     changed: watch::Sender<u64>,
 }
 
@@ -146,7 +146,7 @@ impl Shared {
     }
 }
 
-/// A real HTTP server on a free port. A path that was not set answers 200.
+/// An HTTP server on a free port. A path without a set behaviour answers 200.
 pub struct Receiver {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -162,10 +162,10 @@ impl Receiver {
             .fallback(handle)
             .layer(DefaultBodyLimit::max(64 * 1024 * 1024))
             .with_state(Arc::clone(&shared));
-        // An answer is small and final: it must not wait for the other side's acknowledgement.
+        // An answer is small and complete, so it must not wait for an acknowledgement of the client.
         let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
         let server = tokio::spawn(async move {
-            // Serves until aborted; the loop gives no errors.
+            // Serves until aborted; the loop returns no errors.
             let _ = axum::serve(listener, router).await;
         });
         Self { address, shared, server }
@@ -180,7 +180,7 @@ impl Receiver {
         format!("http://{}{path}", self.address)
     }
 
-    /// From now on the path behaves so; requests that hang or wait go on as they began.
+    /// Sets the behaviour of a path. Requests that hang or wait keep their behaviour.
     pub fn set(&self, path: &str, behaviour: Behaviour) {
         self.shared.change(path, |state| {
             state.behaviour = Some(behaviour);
@@ -188,12 +188,12 @@ impl Receiver {
         });
     }
 
-    /// Everything that came to a path, in order of arrival.
+    /// All requests to a path, in order of arrival.
     pub fn received(&self, path: &str) -> Vec<Received> {
         self.shared.paths().get(path).map_or_else(Vec::new, |state| state.received.clone())
     }
 
-    /// How many requests came to a path.
+    /// Number of requests to a path.
     pub fn count(&self, path: &str) -> usize {
         self.shared.paths().get(path).map_or(0, |state| state.received.len())
     }
@@ -204,19 +204,19 @@ impl Receiver {
         paths.get(path).map_or_else(HashSet::new, |state| state.accepted.keys().cloned().collect())
     }
 
-    /// The `webhook-id`s that a path has answered 2xx more than once, with how often.
+    /// The `webhook-id`s that a path has answered 2xx more than once, each with the number of answers.
     pub fn doubles(&self, path: &str) -> BTreeMap<String, usize> {
         let paths = self.shared.paths();
         let accepted = paths.get(path).into_iter().flat_map(|state| &state.accepted);
         accepted.filter(|(_, times)| **times > 1).map(|(id, times)| (id.clone(), *times)).collect()
     }
 
-    /// The most requests that a path has had open at the same time.
+    /// Maximum number of concurrent requests to a path so far.
     pub fn most_open(&self, path: &str) -> usize {
         self.shared.paths().get(path).map_or(0, |state| state.most_open)
     }
 
-    /// Forgets what came; the behaviours stay.
+    /// Deletes the recorded requests; the behaviours stay.
     pub fn forget(&self) {
         for state in self.shared.paths().values_mut() {
             state.received.clear();
@@ -268,7 +268,7 @@ impl Drop for Receiver {
     }
 }
 
-/// Counts a request as open until it is answered or its client has gone.
+/// Counts a request as open until it is answered or its client disconnects.
 struct Open(Arc<Shared>, String);
 
 impl Drop for Open {
@@ -334,7 +334,7 @@ async fn handle(
     };
     let status = response.status();
     shared.change(&path, |state| {
-        // What came may have been forgotten meanwhile.
+        // The recorded requests may have been deleted meanwhile.
         if let Some(request) = state.received.get_mut(index) {
             request.answered = Some(status.as_u16());
         }
@@ -348,8 +348,8 @@ async fn handle(
     response
 }
 
-/// A 500, so that nobody takes it for success; its body breaks off. The server sends what it has when the
-/// body pauses, so the first half is out before the end comes.
+/// A 500 whose body breaks off; not a 2xx, which could count as a success. The server sends the first half of the body
+/// when the body pauses, before the connection ends.
 fn half_an_answer() -> Response<Body> {
     let first = stream::iter([Ok(Bytes::from_static(b"half of it"))]);
     let broken = stream::once(async {

@@ -7,10 +7,10 @@ use hub_testkit::redis_server::{RedisServer as Launched, find};
 use super::external_broker::Certificates;
 use super::require_tool;
 
-/// One Redis server on a free loopback port, appending to a file that survives a restart.
+/// A Redis server on a free loopback port. Its data is in an append-only file, which survives a restart.
 pub struct RedisServer(Launched);
 
-/// Written to the disk before it is answered: a kill loses nothing.
+/// Redis writes each change to the disk before it answers, so a kill loses no data.
 const DURABLE: [&str; 6] = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""];
 
 impl RedisServer {
@@ -20,7 +20,7 @@ impl RedisServer {
         Some(Self(server.unwrap_or_else(|error| panic!("{error}"))))
     }
 
-    /// TLS only, with the certificates.
+    /// Starts a server that accepts only TLS, with these certificates.
     pub async fn start_tls(certificates: &Certificates, arguments: &[&str]) -> Option<Self> {
         let files = [certificates.ca(), certificates.cert(), certificates.key()];
         let [ca, cert, key] = files.each_ref().map(|path| path.to_str().expect("UTF-8"));
@@ -36,7 +36,7 @@ impl RedisServer {
         self.0.port()
     }
 
-    /// SIGKILL, and waits for the end.
+    /// Sends SIGKILL, and waits until the process has ended.
     pub async fn kill(&mut self) {
         self.0.process().kill().await.expect("it is running");
     }
@@ -54,7 +54,7 @@ impl RedisServer {
         format!("rediss://localhost:{}", self.port())
     }
 
-    /// A connection of the test's own.
+    /// A new connection.
     pub async fn connect(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(self.url()).expect("an address");
         client.get_multiplexed_async_connection().await.expect("Redis answers")

@@ -1,4 +1,4 @@
-//! Shared by the tests of the relay: its settings, what arrived, and the state of the rows.
+//! Helpers for tests of the relay: settings, received messages, and the state of rows.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,19 +15,19 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub const RELAY: [&str; 2] = ["--role", "outbox-relay"];
 pub const EVENTS: &str = "HUB_EVENTS";
 
-/// Settings of a hub that relays this database, and otherwise the defaults.
+/// Settings of a hub that relays this database; otherwise the defaults.
 pub fn settings(database_url: &str) -> TestSettings {
     TestSettings::default().with_outbox(database_url)
 }
 
-/// A database on a server that may be crashed.
+/// A database on a server that the test may crash.
 pub async fn own_postgres() -> Option<TestDatabase> {
     let server = TestPostgres::start_alone().await?;
     let pool = sqlx::PgPool::connect(&server.url()).await.expect("the server answers");
     Some(TestDatabase::Postgres { server, pool })
 }
 
-/// The address of a database's server, for a proxy, and its URL by way of that proxy.
+/// The address of the server of a database, for a proxy, and the URL through that proxy.
 pub fn through(database: &TestDatabase, port: u16) -> String {
     let TestDatabase::Postgres { server, .. } = database else { panic!("SQLite has no server") };
     server.url().replace(&format!(":{}/", server.port()), &format!(":{port}/"))
@@ -59,13 +59,13 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// The row's stream, by the envelope.
+    /// The stream of the row, from the envelope.
     pub fn stream(&self) -> String {
         self.body["metadata"]["headers"]["stream"].as_str().unwrap_or_default().to_owned()
     }
 }
 
-/// A server with a stream `PARTNER` that takes what is below `user.`, and is somebody else's.
+/// A server of a partner, with a stream `PARTNER` for the subjects below `user.`.
 pub async fn partner() -> TestBroker {
     let broker = TestBroker::start().await;
     let config = stream::Config {
@@ -77,13 +77,13 @@ pub async fn partner() -> TestBroker {
     broker
 }
 
-/// How many messages a stream has taken; 0 where there is none.
+/// Number of messages that a stream has stored so far; 0 if the stream does not exist.
 pub async fn taken(context: &jetstream::Context, name: &str) -> u64 {
     let Ok(stream) = context.get_stream(name).await else { return 0 };
     stream.cached_info().state.last_sequence
 }
 
-/// All messages of a stream, in order, once it has that many. Nothing else may consume it.
+/// Waits until a stream has that many messages. Returns them in order. Nothing else may consume the stream.
 pub async fn stored(broker: &TestBroker, name: &str, count: u64) -> Vec<Stored> {
     let context = broker.jetstream().await;
     eventually(SOON, &format!("{count} messages are in {name}"), async || {
@@ -126,14 +126,14 @@ pub async fn wait_for(store: &Store, broker: &str, status: Status, count: usize)
     .await
 }
 
-/// `<stream>/<number>` for each of `count` events over that many streams, in the order of raising them.
+/// `<stream>/<number>` for each of `count` events on that many streams, in the order in which they are raised.
 pub fn in_streams(count: usize, streams: usize) -> Vec<(String, String)> {
     (0..count).map(|n| (format!("e{n:05}"), format!("s{}", n % streams))).collect()
 }
 
 /// # Panics
 ///
-/// If events of one stream (by ids that grow as they were raised) are out of order, or one is there twice.
+/// If events of a stream (whose ids increase in the order of raising) are out of order or duplicate.
 pub fn assert_in_order(arrived: impl IntoIterator<Item = (String, String)>) {
     let mut last = BTreeMap::<String, String>::new();
     for (id, stream) in arrived {

@@ -1,12 +1,12 @@
-//! The settings of a test's hub, as types: a field that is misspelt does not compile, and what a test does not
-//! set stays at the hub's default.
+//! The settings of the hub of a test, as types: a misspelt field does not compile, and fields that a test does not set
+//! have the hub's default.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-/// What a test sets. Sections and fields are named as in the settings file; `None` leaves the hub's default.
+/// The settings of a test. Sections and fields have the names of the settings file; `None` is the hub's default.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct TestSettings {
     pub nats: Nats,
@@ -205,13 +205,13 @@ pub struct Log {
 }
 
 impl TestSettings {
-    /// Retries and waits so short that a test sees them through: three attempts, no redrive.
+    /// Short retries and waits: three attempts, no redrive.
     pub fn quick() -> Self {
         Self::timed(Duration::from_secs(2), Duration::from_secs(3))
     }
 
-    /// As [`Self::quick`], for tests that count each delivery: on a busy machine a successful attempt may take
-    /// seconds, and must neither time out nor be given to another process meanwhile.
+    /// Like [`Self::quick`], for tests that count each delivery: on a busy machine a successful attempt may take
+    /// seconds, and must neither time out nor be redelivered meanwhile.
     pub fn patient() -> Self {
         Self::timed(Duration::from_secs(60), Duration::from_secs(75))
     }
@@ -249,7 +249,7 @@ impl TestSettings {
         self.with(|settings| settings.outbox.database_url = Some(database_url.to_owned()))
     }
 
-    /// With these external brokers besides those it has.
+    /// Adds these external brokers.
     pub fn with_brokers(self, brokers: impl IntoIterator<Item = ExternalBroker>) -> Self {
         self.with(|settings| settings.external_brokers.extend(brokers))
     }
@@ -284,7 +284,7 @@ pub fn external(name: &str, provider: &str, url: &str) -> ExternalBroker {
     }
 }
 
-/// For a field that holds the path of a file.
+/// The path of a file as the value of a field.
 pub fn file(path: &Path) -> Option<PathBuf> {
     Some(path.to_owned())
 }
