@@ -1,4 +1,4 @@
-//! A private nats-server: started, killed, restarted, locked, and never left behind.
+//! A private nats-server: start, kill, restart, lock of its folder, and no remaining process.
 
 use hub_harness as support;
 
@@ -142,7 +142,7 @@ async fn a_cluster_elects_a_leader_again_when_one_server_is_lost() {
     cluster.stop().await.expect("stopped");
 }
 
-/// Not a test of its own: the process that the next one kills.
+/// Not a test: the process that the next test kills.
 #[tokio::test]
 #[ignore = "run by no_server_outlives_a_killed_owner"]
 async fn owner_of_a_server() {
@@ -169,8 +169,8 @@ async fn no_server_outlives_a_killed_owner() {
     owner.kill().expect("killed");
     owner.wait().expect("waited for");
     let _: u32 = pid.expect("the owner has started a server");
-    // The server holds the lock of its folder to its end (its process id may stay for longer, unless
-    // somebody waits for it).
+    // The server holds the lock of its folder until it ends. (Its process id may exist longer, until its parent waits
+    // for it.)
     let mut next = eventually(Duration::from_secs(10), "the server of a killed owner stops", async || {
         BrokerProcess::start(lasting(folder.path())).await
     })

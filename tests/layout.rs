@@ -1,4 +1,4 @@
-//! The shape of the code: who imports what, where subjects are made, how long a file may be, and what the image needs.
+//! Rules of the source: imports, the place where subjects are built, the length of files, and the files of the image.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use integration_hub::domain::outcome::Reason;
 
 const MOST_LINES: usize = 500;
-/// What no pure function asks for of the standard library; its crates are a matter of its `Cargo.toml`.
+/// Parts of the standard library that the core must not use. Its `Cargo.toml` determines its crates.
 const IMPURE: [&str; 12] = [
     "async ",
     ".await",
@@ -22,10 +22,10 @@ const IMPURE: [&str; 12] = [
     "std::thread",
     "TcpStream",
 ];
-/// Each client library and the places that may import it: one, but for what the demo and the bench
-/// bring of the other side (endpoints, progress for people).
+/// Each client library and its only importers: one adapter, and parts of the demo and the bench (endpoints, display of
+/// progress).
 const CLIENTS: [(&str, &[&str]); 16] = [
-    // An external NATS server or account has a connection of its own, made in its own way.
+    // External NATS servers have their own connections with their own options.
     ("async_nats", &["nats", "sinks"]),
     ("redis", &["sinks"]),
     ("lapin", &["sinks"]),
@@ -46,14 +46,14 @@ const CLIENTS: [(&str, &[&str]); 16] = [
 const ADAPTERS: [&str; 6] = ["nats", "http_delivery", "seal", "sinks", "subscriptions_grpc", "api"];
 /// Modules with test data inside.
 const TEST_DATA: [&str; 2] = ["bench", "panics"];
-/// What is built on the adapters, and so never imported by them.
+/// Modules that use the adapters; no adapter imports them.
 const ABOVE: [&str; 7] = ["roles", "management", "serve", "cli", "dev", "demo", "hub_testkit"];
 
 struct Source {
-    /// Below `src` or the other folder that was asked for, with slashes.
+    /// The path below `src` or another folder, with slashes.
     path: String,
     lines: usize,
-    /// Without comments and without the tests at the end of a file.
+    /// The code without comments and without the tests at the end of the file.
     code: String,
 }
 
@@ -69,7 +69,7 @@ impl Source {
         Some(rest.split('/').next()?.trim_end_matches(".rs")).filter(|name| *name != "mod")
     }
 
-    /// Whether a path begins with this name: `name::`, `use name;`, `use name as`.
+    /// True if a path begins with this name: `name::`, `use name;`, `use name as`.
     fn names(&self, name: &str) -> bool {
         self.code.match_indices(name).any(|(at, _)| {
             let before = self.code[..at].chars().next_back();
@@ -150,7 +150,7 @@ fn the_core_is_pure() {
     assert_none(&broken, "crates/domain knows no waiting, no clock and no outside");
 }
 
-/// What a crate brings along, at any depth, as `cargo tree` says.
+/// The dependencies of a crate at any depth, from `cargo tree`.
 fn tree_of(package: &str, features: &str) -> Vec<String> {
     let mut cargo = std::process::Command::new(env!("CARGO"));
     cargo.args(["tree", "--locked", "--offline", "-e", "normal", "--prefix", "none", "--format", "{p}"]);
@@ -217,7 +217,7 @@ fn adapters_do_not_know_each_other_nor_what_is_built_on_them() {
         if !ADAPTERS.contains(&module.as_str()) {
             continue;
         }
-        // The API is a face of the operations, as the command line is.
+        // The API uses the operations, like the command line.
         let theirs = |other: &str| other == module || (module == "api" && other == "management");
         for other in ADAPTERS.iter().chain(&ABOVE).filter(|other| !theirs(other)) {
             let found = [format!("crate::{other}::"), format!("crate::{other};"), format!("use {other}::")];
@@ -314,7 +314,7 @@ fn the_operations_know_no_face() {
 #[test]
 fn subjects_are_made_in_one_file() {
     const HOME: &str = "nats/subjects.rs";
-    // A prefix, written out or put in, and the word behind it; and the ends of derived subjects.
+    // A prefix, literal or inserted, with the next word; and the ends of derived subjects.
     let words = ["events", "outbox", "redrive", "attempts", "rejected"];
     let mut forms: Vec<String> =
         words.iter().flat_map(|word| [format!("hub.{word}."), format!("}}.{word}.")]).collect();
@@ -325,7 +325,7 @@ fn subjects_are_made_in_one_file() {
             if source.path == HOME {
                 at_home += 1;
             } else if !(source.path == "nats/definitions.rs" && form == "$KV.{") {
-                // The definitions put another prefix into the files' own texts.
+                // The definitions replace the prefix in the texts of the files.
                 broken.push(format!("{}: {form:?}", source.path));
             }
         }
@@ -349,7 +349,7 @@ fn headers_of_the_hub_are_named_in_one_module() {
     assert!(at_home > 20, "{at_home} names are found where they belong");
 }
 
-/// What a filter offers must be able to match: each offered reason is given to dead letters somewhere.
+/// Every reason that a filter offers is produced somewhere.
 #[test]
 fn each_reason_that_a_filter_offers_has_a_producer() {
     let mut sources = below("src/roles");
@@ -431,8 +431,9 @@ fn the_image_is_built_from_all_that_the_sources_read() {
     assert_none(&broken, "not copied by .docker/Dockerfile");
 }
 
+/// The examples stand for programs of others, which know only the messages of the hub.
 #[test]
-fn examples_know_nothing_of_the_hub() {
+fn examples_import_nothing_of_the_hub() {
     let examples = below("examples");
     assert!(examples.iter().any(|source| source.path == "subscriber/main.rs"), "the example is found");
     let knowing = examples.iter().filter(|source| source.code.contains("integration_hub"));

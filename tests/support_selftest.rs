@@ -1,4 +1,4 @@
-//! The tests' own tools, tested: a tool that cannot fail proves nothing.
+//! Tests of the test tools.
 
 use hub_harness as support;
 
@@ -14,10 +14,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const LIMIT: Duration = Duration::from_secs(10);
-/// Long enough for loopback to deliver what it is not supposed to deliver.
+/// Long enough for loopback to deliver an unexpected message.
 const SILENCE: Duration = Duration::from_millis(100);
 
-/// Whether the future panics, and with what.
+/// The panic message of a future.
 async fn panic_of(future: impl Future<Output = ()>) -> String {
     let panic = std::panic::AssertUnwindSafe(future).catch_unwind().await.expect_err("it panics");
     panic.downcast_ref::<String>().cloned().expect("with a formatted message")
@@ -85,7 +85,7 @@ async fn a_receiver_hangs_and_waits() {
     let (one, two) = tokio::join!(both(), both());
     assert!(one.is_ok() && two.is_ok() && started.elapsed() >= SILENCE);
     assert_eq!(receiver.most_open("/slow"), 2);
-    // A request ends while a later one waits for it: no change is missed.
+    // A request ends while another one waits for it; the waiting one notices each change.
     let waiting = receiver.wait_for("/late", 1, LIMIT);
     let sending = http.post(receiver.url("/late")).send();
     let (seen, sent) = tokio::join!(waiting, sending);
@@ -216,7 +216,7 @@ async fn the_proxy_stops_at_a_pattern_in_both_directions() {
     let (server, proxy) = listener().await;
     let trigger = proxy.cut_after(Direction::ToServer, "COMMIT");
     let (mut client, mut accepted) = pair(&proxy, &server).await;
-    // Against the direction it means nothing; and it may come in two pieces.
+    // The pattern has no effect in the other direction, and may arrive in two pieces.
     accepted.write_all(b"COMMIT").await.expect("sent");
     assert_eq!(read(&mut client, 6).await, "COMMIT");
     client.write_all(b"begin COM").await.expect("sent");
@@ -228,7 +228,7 @@ async fn the_proxy_stops_at_a_pattern_in_both_directions() {
     client.write_all(b"more").await.expect("sent");
     assert!(is_silent(&mut client).await && is_silent(&mut accepted).await);
 
-    // Other connections go on, and the rule is used up.
+    // Other connections work, and the rule applies only once.
     let (mut other, mut other_accepted) = pair(&proxy, &server).await;
     other.write_all(b"COMMIT").await.expect("sent");
     assert_eq!(read(&mut other_accepted, 6).await, "COMMIT");
@@ -269,7 +269,7 @@ async fn a_client_stays_on_the_proxy_and_a_step_of_jetstream_can_be_caught() {
     let said = panic_of(broker.assert_nothing_pending()).await;
     assert!(said.contains("HUB_OUTBOX_X"), "{said}");
 
-    // The client finds its way back through the proxy, to the restarted server too.
+    // The client reconnects through the proxy, also to a restarted server.
     proxy.cut();
     broker.process().kill().await.expect("killed");
     broker.process().restart().await.expect("restarted");

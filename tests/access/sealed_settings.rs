@@ -27,19 +27,19 @@ fn with_new_key() -> TestSettings {
     settings.with(|settings| settings.secrets.key_id = Some("k2".to_owned()))
 }
 
-/// A Redis at this URL, with this password.
+/// Settings of a Redis with this URL and password.
 fn partner(name: &str, url: &str, password: &str) -> ExternalBroker {
     external(name, "redis", url).with(|broker| broker.password = Some(password.to_owned()))
 }
 
-/// `hub secrets seal`, with this on standard input.
+/// Runs `hub secrets seal` with this standard input.
 async fn seal(hub: &Hub, arguments: &[&str], input: &[u8]) -> Output {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_hub"));
     command.args(["secrets", "seal"]).args(arguments).env("HUB_CONFIG", hub.config()).kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the command starts");
     let mut stdin = child.stdin.take().expect("piped");
-    // Whoever refuses the setting's name does not read.
+    // The command does not read its input if it rejects the name of the setting.
     let _ = stdin.write_all(input).await;
     drop(stdin);
     let ended = tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await;
@@ -62,7 +62,7 @@ async fn refused(hub: &Hub, arguments: &[&str]) -> String {
     said
 }
 
-/// Redis asks for a password, and the settings hold it sealed, as they do the database's URL.
+/// Redis requires a password. The password and the URL of the database are sealed in the settings.
 #[tokio::test]
 async fn a_broker_is_reached_with_a_sealed_password_that_is_shown_nowhere() {
     let Some(redis) = RedisServer::start(&["--requirepass", PASSWORD]).await else { return };
@@ -83,7 +83,7 @@ async fn a_broker_is_reached_with_a_sealed_password_that_is_shown_nowhere() {
     assert!(check.starts_with("ok"), "{check}");
     let shown = hub.cli_ok(&["config", "show"]).await;
     assert!(shown.contains("password = \"***\""), "{shown}");
-    // A command that connects to the database opens its URL alone.
+    // A command that connects only to the database opens only its URL.
     let status = hub.cli_json(&["outbox", "status"]).await;
     assert_eq!(status.as_array().map(Vec::len), Some(2), "{status}");
     let metrics = hub.metrics().await;
@@ -128,7 +128,7 @@ async fn a_secret_that_does_not_open_is_named_with_the_remedy() {
             assert!(said.contains(&format!("external_brokers[{name}].password: ")), "{said}");
             assert!(said.contains(expected), "{arguments:?}, expected {expected:?}: {said}");
         }
-        // What needs no broker's password goes on without a key.
+        // Commands that need no password of a broker work without a key.
         hub.cli_ok(&["provision"]).await;
     }
 }
@@ -185,7 +185,7 @@ async fn what_cannot_be_sealed_is_refused_and_not_repeated() {
     let unknown = seal(&hub, &["external_brokers.partner.url"], b"hush").await;
     let said = print_output(&unknown);
     assert!(unknown.status.code() == Some(2) && said.contains("external_brokers.NAME.password"), "{said}");
-    // No name for it: an argument can be seen by others.
+    // A secret as an argument is rejected, because other users can see arguments.
     assert_eq!(seal(&hub, &[SETTING, "hush"], b"").await.status.code(), Some(2));
 
     let elsewhere = seal(&hub, &["external_brokers.other.password", "--output", "json"], b"hush\r\n").await;

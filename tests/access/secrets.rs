@@ -1,5 +1,4 @@
-//! Secrets that are shown as `***` stay with their destination, on a real hub, whichever way a subscription is
-//! written.
+//! Secrets sent as `***` keep their value only for the same destination, for every way to write a subscription.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -73,7 +72,7 @@ async fn another_url_never_gets_a_stored_secret() {
     assert_eq!(refused.status.code(), Some(1), "{}", print_output(&refused));
     let told = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(ALL.iter().all(|field| told.contains(field)) && told.contains("delivery.url"), "{told}");
-    // Giving some of the secrets is not enough.
+    // Some of the secrets are not enough.
     let some = json!({"delivery": {"url": evil.url("/steal"), "auth": {"token": "new"}, "signing": {"secret": SIGNING}}});
     let problem = api.patch("/v1/subscriptions/crm", &any, &some).await.expect(422);
     assert_eq!(fields(&problem), [ALL[2]]);
@@ -87,7 +86,7 @@ async fn another_url_never_gets_a_stored_secret() {
     assert_eq!((got.header("authorization"), got.header("x-api-key")), ("Bearer open-sesame", "hush-hush"));
     assert_eq!(evil.count("/steal"), 0);
 
-    // Another path of the same server keeps them; another server gets only secrets that are given again.
+    // Another path of the same server keeps them; for another server, they must be sent again.
     let path = json!({"delivery": {"url": receiver.url("/other")}});
     api.patch("/v1/subscriptions/crm", &any, &path).await.expect(200);
     let all = json!({"delivery": {"url": evil.url("/new"), "auth": {"token": "new"},
@@ -96,7 +95,7 @@ async fn another_url_never_gets_a_stored_secret() {
     api.send("POST", "/v1/subscriptions/crm/test", &[], None).await.expect(200);
     let got = &evil.received("/new")[0];
     assert_eq!((got.header("authorization"), got.header("x-api-key")), ("Bearer new", "newer"));
-    // A new signing secret moves nothing.
+    // A new signing secret changes no destination.
     api.send("POST", "/v1/subscriptions/crm/rotate-secret", &[], None).await.expect(200);
     let kept = broker.dump().await + &hub.log();
     assert!(!kept.contains("sesame") && !kept.contains("hush"), "a secret in clear");
@@ -128,7 +127,7 @@ async fn sealed_text_is_taken_from_the_operator_alone() {
         assert!(!problem.to_string().contains(sealed["sealed"].as_str().unwrap()), "{problem}");
     }
     admin.patch("/v1/subscriptions/crm", &any, &patch).await.expect(200);
-    // One field's is not another's, and nothing else opens; no sealed text is moved.
+    // A sealed text is valid only in its own field, and cannot be moved.
     for (place, value) in [
         ("secret_headers", json!({"X-Api-Key": {"sealed": "v1.k1.AAAA"}})),
         ("secret_headers", json!({"X-Api-Key": {"sealed": ""}})),
@@ -158,7 +157,7 @@ async fn a_removed_subscription_leaves_no_sealed_secret_behind() {
         api.send("POST", "/v1/subscriptions/crm/rotate-secret", &[], None).await.expect(200);
         let tag = api.get("/v1/subscriptions/crm").await.header("etag").to_owned();
         assert!(client.stream(stream).await.state.messages >= 5, "the revisions are there until then");
-        // Whoever has an old revision removes nothing.
+        // A removal with an old revision fails.
         api.delete("/v1/subscriptions/crm", &[("if-match", created.header("etag"))]).await.expect(412);
         if by == "api" {
             api.delete("/v1/subscriptions/crm", &[("if-match", &tag)]).await.expect(204);
@@ -186,7 +185,7 @@ async fn a_removed_subscription_leaves_no_sealed_secret_behind() {
     receiver.wait_accepted("/crm", 1, STEP).await;
 }
 
-/// Verifies a request by a receiver of the documentation's own; none where its interpreter is not to be had.
+/// Verifies a request with a receiver of the documentation; `None` if its interpreter is not installed.
 async fn read(interpreter: &str, file: &str, headers: &Value, secrets: &[&str]) -> Option<Value> {
     let command: PathBuf = require_tool(interpreter, tool(interpreter, "HUB_TEST_NO_OTHER"))?;
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/receivers").join(file);
@@ -242,7 +241,7 @@ async fn attributes_in_headers_are_signed() {
     let signed: Vec<&&String> =
         names.iter().filter(|name| name.starts_with("ce-") || name.as_str() == "content-type").collect();
     assert!(signed.len() >= 7, "{sent}");
-    // Changed, taken out, put in; another id, another time, and the body's signature in its place.
+    // Changed, removed and added members; another id, another time, and the signature of another body.
     for name in signed.iter().map(|name| name.as_str()).chain(["webhook-id", "webhook-timestamp"]) {
         let mut changed = sent.clone();
         changed[name] = json!(format!("{}0", changed[name].as_str().expect("a text")));
@@ -271,7 +270,7 @@ async fn attributes_in_headers_are_signed() {
     assert!(!request.header("webhook-signature").is_empty());
 }
 
-/// What a version before incarnations has stored: a credential whose sealed text is bound to the id alone.
+/// A credential of a version without incarnations, whose sealed text is bound only to the id.
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_in_the_previous_format_work_until_resealed_and_stay_with_their_url() {
     let broker = TestBroker::start().await;
@@ -292,13 +291,13 @@ async fn secrets_in_the_previous_format_work_until_resealed_and_stay_with_their_
         sent.await.expect("stored");
     };
     put(entry("crm", &before)).await;
-    // Copied to another subscription it does not open.
+    // It does not open in another subscription.
     put(entry("thief", &before)).await;
     client.publish("user.created", "e1").await;
     let tried = receiver.wait_for("/crm", 1, STEP).await.remove(0);
     assert_eq!(tried.header("authorization"), "Bearer open-sesame");
 
-    // The envelope that waits is delivered after its credential is sealed again.
+    // The waiting envelope is delivered after its credential is sealed again.
     let rotated = hub.cli(&["secrets", "rotate", "--output", "json"]).await;
     let rotated: Value = serde_json::from_slice(&rotated.stdout).expect("JSON");
     assert_eq!((&rotated["resealed"], &rotated["left"]), (&json!(1), &json!(1)), "{rotated}");
@@ -314,7 +313,7 @@ async fn secrets_in_the_previous_format_work_until_resealed_and_stay_with_their_
     receiver.wait_accepted("/crm", 1, STEP).await;
     assert_eq!(receiver.count("/thief"), 0);
 
-    // Neither form is taken under an id that is created again; nor is the form before anywhere.
+    // A recreated subscription accepts neither form, and no subscription accepts the old form.
     api.delete("/v1/subscriptions/crm", &[]).await.expect(204);
     for sealed in [&before, &anew] {
         let again = json!({"id": "crm", "events": ["user.>"], "delivery": {"url": receiver.url("/crm"), "timeout": "2s",
@@ -326,7 +325,7 @@ async fn secrets_in_the_previous_format_work_until_resealed_and_stay_with_their_
     api.patch("/v1/subscriptions/crm", &[("if-match", "*")], &patch)
         .await
         .expect_field(400, "delivery.auth.token");
-    // Written past the API, under the id but in another incarnation, it does not open either.
+    // Written directly to the registry, in another incarnation, it does not open either.
     let revived = api.get("/v1/subscriptions/crm").await.expect(200);
     assert_ne!(revived["incarnation"], "legacy");
     let mut stolen = entry("crm", &anew);

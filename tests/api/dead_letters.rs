@@ -411,7 +411,7 @@ async fn a_bulk_job_is_cancelled_through_any_replica_and_a_stop_interrupts_it() 
     let api = ApiClient::with_scopes(&hub, "ops", ALL, None).await;
     let second = ApiClient::with_token(&other, Some(api.token()));
 
-    // As many jobs as may run at once; each runs longer than this test takes to ask for one more.
+    // The maximum number of concurrent jobs; each runs longer than this test needs to request another one.
     let all = json!({"all": true});
     let six = futures_util::future::join_all((0..6).map(|_| api.post("/v1/dead-letters/replay", &all))).await;
     let (taken, refused): (Vec<_>, Vec<_>) = six.iter().partition(|answer| answer.status == 202);

@@ -298,7 +298,7 @@ async fn an_envelope_that_does_not_fit_with_its_delivery_is_dead_lettered_and_th
     }
     let counted = hub.metric("hub_dead_lettered_total", &["reason=\"too-large\""]).await;
     assert!((counted - 1.0).abs() < 0.1, "{counted}");
-    // The event is kept whole with it.
+    // The dead letter contains the whole event.
     let id = letters[0]["id"].as_str().expect("an id");
     let shown = hub.cli_json(&["dlt", "show", id]).await.to_string();
     assert!(shown.len() > 1_033_000, "{} bytes", shown.len());

@@ -182,7 +182,7 @@ async fn dead_letters_are_listed_by_every_condition_and_page_by_page() {
         assert_eq!(all[0][field], value, "{field}");
     }
 
-    // Pages: the cursor is on standard error, beside the array; in the table it is the last line.
+    // Pages: with JSON, the cursor is on standard error; in the table, it is the last line.
     let (mut pages, mut after) = (Vec::new(), None::<String>);
     loop {
         let mut args = vec!["dlt", "list", "--limit", "2", "--output", "json"];

@@ -40,7 +40,7 @@ fn assert_delivery_headers(requests: &[Received]) {
     for request in requests {
         let sent: u64 = request.header("webhook-timestamp").parse().expect("webhook-timestamp in seconds");
         let arrived = request.arrived_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        // What a receiver tolerates by Standard Webhooks.
+        // The tolerance of a receiver in Standard Webhooks.
         assert!(arrived.abs_diff(sent) <= 300, "webhook-timestamp {sent}, arrived {arrived}");
         let parts: Vec<usize> = request.header("traceparent").split('-').map(str::len).collect();
         assert_eq!(parts, [2, 32, 16, 2], "traceparent {:?}", request.header("traceparent"));

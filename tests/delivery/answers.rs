@@ -1,4 +1,4 @@
-//! What the hub does on each answer of an endpoint: done, retried, held back, dead-lettered, disabled.
+//! The reaction of the hub to each answer of an endpoint: acknowledge, retry, hold, dead-letter, disable.
 
 use std::time::{Duration, SystemTime};
 
@@ -125,7 +125,7 @@ async fn endpoints_that_misbehave_fail_for_their_own_fault_and_hold_up_nobody() 
         assert!(hub.metric("hub_failures_total", &labels).await >= f64::from(attempts), "{id}");
     }
     assert_eq!(receiver.count("/private"), 0, "a redirect is not followed");
-    // A 200 is a success whatever its body: one byte each second, or 100 MB, of which the hub reads up to its limit.
+    // A 200 with any body is a success: one byte each second, or 100 MB, of which the hub reads up to its limit.
     eventually(STEP, "nothing is pending", async || {
         let owed = client.stream("HUB_OUTBOX_USER_LIFECYCLE").await.state.messages;
         if owed == 0 { Ok(()) } else { Err(owed) }

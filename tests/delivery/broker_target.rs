@@ -1,5 +1,4 @@
-//! Subscriptions that name a broker instead of a URL, on real brokers: what arrives there, and who may name
-//! one.
+//! Subscriptions with a broker instead of a URL: the messages that arrive, and the permission to name a broker.
 
 use std::collections::BTreeSet;
 
@@ -56,7 +55,7 @@ async fn an_event_arrives_in_redis_and_nats_in_the_stripped_envelope() {
 
     // Log, trace and metrics are as for any delivery, but without a status.
     let trace = eventually(SOON, "the attempts are logged", async || {
-        // Exit code 1 as long as nothing is known of the event.
+        // The exit code is 1 until something is known about the event.
         let output = hub.cli(&["event", "trace", "e1", "--output", "json"]).await;
         let trace: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let attempts = trace["timeline"].as_array().into_iter().flatten();
@@ -142,7 +141,7 @@ async fn an_outbox_event_of_sqlite_is_sent_as_its_external_row() {
     an_outbox_event_is_sent_as_its_external_row(database).await;
 }
 
-/// Subscriptions resolved elsewhere: the envelope carries the broker's name, and the hub that delivers has it.
+/// Subscriptions from a resolver: the envelope contains the name of the broker, which the delivering hub has.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resolver_may_name_a_broker() {
     let (registry, broker, other) = (TestBroker::start().await, TestBroker::start().await, partner().await);

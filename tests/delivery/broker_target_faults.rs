@@ -1,5 +1,5 @@
-//! Subscriptions that name a broker that is down, hangs, loses its connection or refuses: retries, dead
-//! letters, replay and isolation as with an endpoint.
+//! Subscriptions with a broker that is down, hangs, loses its connection or rejects messages: retries, dead letters,
+//! replay and isolation work as with an endpoint.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -70,7 +70,7 @@ async fn a_broker_that_hangs_slows_nobody_else() {
     let (broker, other, receiver) = (TestBroker::start().await, partner().await, Receiver::start().await);
     let brokers =
         [external("hanging", "redis", &proxy.url("redis")), external("other", "nats", &other.url())];
-    // The broker that hangs could fill this pool by itself; a redrive delivers what it misses.
+    // The hanging broker could fill this pool by itself; a redrive delivers the missing envelopes.
     let domain =
         Domain { name: "user-lifecycle".to_owned(), events: vec!["user.>".to_owned()], concurrency: Some(8) };
     let settings = redriving().with_brokers(brokers).with(|settings| settings.domains.push(domain));
@@ -98,7 +98,8 @@ async fn a_broker_that_hangs_slows_nobody_else() {
         ticks.tick().await;
         client.publish("user.created", id).await;
     }
-    // Behind its timeouts, eight at a time, the others would be more than a minute late: longer than these waits.
+    // If the others waited for its timeouts, eight at a time, they would be late by more than a minute, longer than
+    // these waits.
     receiver.wait_accepted("/url", 1 + EVENTS, SOON).await;
     stored(&other, "PARTNER", 1 + EVENTS as u64).await;
     let timeouts = hub.metric("hub_failures_total", &["kind=\"timeout\""]).await;

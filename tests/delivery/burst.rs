@@ -31,7 +31,7 @@ async fn events_that_find_the_committer_busy_wait_and_are_not_handed_back() {
     std::fs::write(&file, serde_json::to_vec(&subscriptions).expect("JSON")).expect("written");
     hub.cli_ok(&["subscription", "apply", "-f", file.to_str().expect("UTF-8")]).await;
 
-    // They wait in the stream before the role starts: a burst, whatever the publisher's speed.
+    // They wait in the stream before the role starts, so the speed of the publisher does not matter.
     let jetstream = broker.jetstream().await;
     let acknowledged = stream::iter(0..EVENTS)
         .map(async |n| {

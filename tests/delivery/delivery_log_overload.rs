@@ -86,7 +86,7 @@ impl SilentLog {
         self.held.lock().await.len()
     }
 
-    /// Acknowledges what it holds.
+    /// Acknowledges the messages received so far.
     async fn answer(&self) {
         for message in std::mem::take(&mut *self.held.lock().await) {
             let reply = message.reply.expect("the hub waits for an acknowledgement");

@@ -128,7 +128,7 @@ async fn an_event_that_does_not_fit_blocks_no_other() {
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
-    // Fifteen times 90 KB is more than the outbox has; five times is less, and more than is free beside ten.
+    // Fifteen times 90 KB is more than the limit of the outbox; five times is less, but does not fit in addition to ten.
     let never =
         (0..15).map(|number| patient(&format!("never-{number}"), &["user.big"], &receiver.url("/never")));
     let later =

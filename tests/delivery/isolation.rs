@@ -12,7 +12,7 @@ const BEFORE: usize = 1_000;
 const BESIDE: usize = 6_000;
 /// Published at once. Each is waited for before the next.
 const CHUNK: usize = 100;
-/// So few that the hanging subscriber's share is soon full and the rest moves to a lane of its own.
+/// So few that the queue of the hanging subscriber is soon full and the rest moves to its own lane.
 const HELD: usize = 256;
 const QUEUE: usize = 32;
 
@@ -53,7 +53,7 @@ async fn a_subscriber_that_never_answers_does_not_hold_up_its_neighbour() {
     publish_in_step(&client, &receiver, &events, BEFORE).await;
     assert_eq!(receiver.accepted("/b").len(), BEFORE, "B hangs");
 
-    // What B has not got is in a lane of its own, but for what the shared lane may hold.
+    // The envelopes that B has not accepted are in its own lane, except those of the shared lane.
     let lane = eventually(STEP, "the rest is in B's own lane", async || {
         let lane = client.consumer("HUB_OUTBOX_POLICY_CLIENT", "lane-own-b").await;
         let waiting = usize::try_from(lane.num_pending).unwrap_or(usize::MAX) + lane.num_ack_pending;
@@ -64,7 +64,7 @@ async fn a_subscriber_that_never_answers_does_not_hold_up_its_neighbour() {
     let owed = broker.messages("HUB_OUTBOX_POLICY_CLIENT").await;
     assert!(owed >= BESIDE as u64, "{owed} envelopes of {BESIDE} are in the outbox");
     assert!(shared.num_ack_pending + usize::try_from(shared.num_pending).unwrap_or(usize::MAX) <= HELD);
-    // In this process: what the shared lane holds and 64 of B's own lane.
+    // In this process: the permits of the shared lane, and 64 of B's own lane.
     assert!(lane.num_ack_pending <= 64 + 64, "{} of B's own lane are in memory", lane.num_ack_pending);
     assert!(receiver.most_open("/b") <= 32, "B has no more than its share of the pool");
 

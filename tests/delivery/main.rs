@@ -1,4 +1,4 @@
-//! Delivery of events to subscribers: fan-out, what an answer leads to, broker targets, the delivery log, faults.
+//! Delivery of events to subscribers: fan-out, answers, broker targets, the delivery log, faults.
 
 use hub_harness as support;
 

@@ -1,5 +1,5 @@
-//! A bad publication stops no other: whatever bytes are published, each valid event is delivered at once, and
-//! each invalid one is kept with its reason and its original bytes.
+//! A bad publication stops no other one: each valid event is delivered at once, and each invalid publication is stored
+//! with its reason and its original bytes.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ fn blocks() -> Vec<Vec<u8>> {
     .iter()
     .map(|block| block.to_vec())
     .collect();
-    // The most header bytes that a stream accepts: they do not fit beside the reason in base64.
+    // As many header bytes as a stream accepts: in base64, they do not fit into a message together with the reason.
     blocks.push([&b"NATS/1.0\r\nA: "[..], &vec![0xfe; 65_000], b"\r\n\r\n"].concat());
     blocks
 }
@@ -113,11 +113,11 @@ fn bad_publications() -> Vec<Bad> {
     all.push(bad(CREATED, structured, extension.concat(), "malformed"));
     all.push(bad(CREATED, structured, &nested, "malformed"));
     all.push(bad(CREATED, binary, "{}", "malformed-headers"));
-    // As many headers as a stream accepts; the original does not fit beside its reason.
+    // As many headers as a stream accepts; the original does not fit into a message together with its reason.
     let headers: String = (0..4_000).map(|n| format!("h{n}: {n}\r\n")).collect();
     let many = format!("NATS/1.0\r\n{headers}\r\n");
     all.push(bad(CREATED, Some(many.as_bytes()), "no JSON", "malformed"));
-    // Headers that would be mistaken for the hub's own.
+    // Headers with names of the hub.
     let forged = b"NATS/1.0\r\nHub-Reason: fine\r\nHub-Part: 9/9\r\nHub-Original-Headers: eA==\r\nNats-Sequence: 1\r\n\r\n";
     all.push(bad(CREATED, Some(forged), "no JSON", "malformed"));
     // The largest payload that the server accepts.

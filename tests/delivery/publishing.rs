@@ -13,7 +13,7 @@ use crate::support::{
 
 const STEP: Duration = Duration::from_secs(30);
 
-/// The real `nats`, with a home of its own.
+/// The `nats` command with its own home folder.
 struct NatsCli {
     binary: PathBuf,
     url: String,
@@ -73,7 +73,7 @@ async fn each_form_of_a_publication_is_delivered_as_the_event_it_is() {
     let event = one(&receiver, "/acme", 1).await.json();
     assert_eq!((&event["id"], &event["tenant"]), (&json!("order 1.*"), &json!("acme")));
 
-    // CloudEvents in binary mode: the type is the key, whatever the subject.
+    // CloudEvents in binary mode: the type is the key, not the subject.
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let ce =
         ["ce-specversion:1.0", "ce-id:c-1", "ce-source:/idp", "ce-type:user.deleted", "ce-correlationid:k"];

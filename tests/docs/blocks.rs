@@ -69,7 +69,7 @@ fn of_page(page: &Path) -> Vec<Block> {
     blocks
 }
 
-/// The links to files of the repository lead somewhere.
+/// Links to files of the repository are valid.
 #[test]
 fn every_link_leads_to_a_file() {
     for page in pages() {

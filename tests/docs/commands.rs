@@ -45,7 +45,7 @@ impl Stage {
         Self { broker, receiver, hub, client, database, api }
     }
 
-    /// Puts in what the commands are about: a subscription, a dead letter of each kind that they name, a row.
+    /// Prepares the data of the commands: a subscription, a dead letter of each kind, a row.
     async fn prepare(&self) {
         let write = async |id: &str, events: &[&str]| {
             let url = self.receiver.url(&format!("/{id}"));
@@ -75,7 +75,7 @@ impl Stage {
         letters[0]["id"].as_str().expect("a dead letter").to_owned()
     }
 
-    /// The block as a reader would type it here: the places that stand for something are filled.
+    /// The block with values for its placeholders.
     async fn filled(&self, text: &str) -> String {
         let mut text = text
             .replace("http://127.0.0.1:9000/hooks", &self.receiver.url("/crm"))
@@ -84,7 +84,7 @@ impl Stage {
             .replace("postgres://app:secret@127.0.0.1/app", &self.database.url())
             .replace("trace ID", "trace 42")
             .replace("ID…", "row-1")
-            // A command of the reader's own terminal.
+            // A command for the terminal of the reader.
             .replace("export …", "true");
         if text.contains("env_…") {
             text = text.replace("env_…", &self.letter().await);
@@ -137,7 +137,7 @@ async fn every_command_block_runs() {
             stage.run_until_stopped(&block, &nats, folder.path()).await;
             continue;
         }
-        // What each block finds: the subscription, two dead letters, a row of the outbox.
+        // Each block finds the subscription, two dead letters, and a row of the producer outbox.
         std::fs::copy(&crm, folder.path().join("crm.json")).expect("copied");
         stage.hub.cli_ok(&["subscription", "apply", "-f", &stage.crm_file()]).await;
         if block.text.contains("dlt") {

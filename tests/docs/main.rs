@@ -1,5 +1,5 @@
-//! Every command, settings block, subscription and verifying function of README and docs, as it is printed,
-//! against the real binary and servers.
+//! Runs every command, settings block, subscription and verifying function of README and docs against the binary and
+//! real servers.
 
 use hub_harness as support;
 

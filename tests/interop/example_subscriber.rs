@@ -54,7 +54,7 @@ impl Partner {
         }
     }
 
-    /// Adds a message that need not be an envelope.
+    /// Adds a message, which may be invalid as an envelope.
     async fn add(&self, body: &str) {
         match self {
             Self::Redis(redis) => {
@@ -146,7 +146,7 @@ impl Service {
         ChildProcess::start(command, &self.log())
     }
 
-    /// Rows of text, once the subscriber has made the tables.
+    /// Rows of text, after the subscriber has created the tables.
     async fn rows(&self, query: &'static str) -> Vec<Vec<String>> {
         let rows = sqlx::query(query).fetch_all(&self.database).await.unwrap_or_default();
         let texts = |row: &sqlx::sqlite::SqliteRow| (0..row.len()).map(|column| row.get(column)).collect();
@@ -157,7 +157,7 @@ impl Service {
         self.rows("SELECT customer_id, name, email FROM customers ORDER BY customer_id").await
     }
 
-    /// Whose they are, in the order in which they were written.
+    /// The users, in the order in which they were written.
     async fn letters(&self) -> Vec<String> {
         self.rows("SELECT customer_id FROM letters ORDER BY letter_id").await.concat()
     }
@@ -168,7 +168,7 @@ impl Service {
     }
 }
 
-/// An envelope such as the hub sends.
+/// An external envelope like those of the hub.
 fn envelope(id: &str, kind: &str, data: Value) -> String {
     json!({
         "data": data,
@@ -266,7 +266,7 @@ async fn what_comes_twice_is_applied_once(partner: Partner) {
     assert_eq!(service.letters().await, ["ann", "bob"]);
     assert!(first.terminate().await.success());
 
-    // By another process, later: the inbox is on the disk.
+    // In a later process, because the inbox is on disk.
     partner.add(&created("e2", "bob")).await;
     partner.add(&created("e3", "ann")).await;
     let mut second = service.start(&partner, &partner.url(), &["--consumer", "customers-2"]);
@@ -330,7 +330,7 @@ async fn what_can_never_be_applied_is_set_aside_and_blocks_no_other(partner: Par
         assert!(found[0].contains(reason), "{body}: {}", found[0]);
     }
     assert!(subscriber.terminate().await.success());
-    // A refused message is not in the inbox either.
+    // A rejected message is not in the inbox.
     assert_eq!(service.rows("SELECT event_id FROM inbox ORDER BY event_id").await.concat(), ["e1", "e7"]);
 }
 
@@ -363,7 +363,7 @@ async fn what_a_consumer_that_is_gone_has_read_is_reclaimed_and_what_ends_everyb
     assert_eq!(poison, [["read 6 times without an acknowledgement".to_owned(), created("e2", "bob")]]);
 }
 
-/// Another transaction that does not end, or a full disk, has the same effect.
+/// An open transaction of another process, or a full disk, has the same effect.
 #[tokio::test]
 async fn while_its_database_is_unavailable_the_current_event_waits_and_is_not_blamed() {
     let Some(partner) = redis().await else { return };
@@ -403,7 +403,7 @@ async fn an_unavailable_broker_is_waited_for(mut partner: Partner) {
     partner.add(&created("e1", "ann")).await;
     partner.nothing_owed().await;
     partner.kill().await;
-    // NATS's client connects again by itself.
+    // The NATS client reconnects automatically.
     let noticed =
         if matches!(partner, Partner::Nats(_)) { "event: disconnected" } else { "; trying again in" };
     eventually(SOON, "it has noticed", async || match subscriber.log().contains(noticed) {

@@ -1,5 +1,5 @@
-//! PostgreSQL, the relay, Redis, and Protean from PyPI, whose subscriber receives what its own framework would
-//! have sent.
+//! PostgreSQL, the relay, Redis, and Protean from PyPI, whose subscriber receives messages like those of its own
+//! framework.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use crate::support::{
     require_tool, tool,
 };
 
-/// The consumer group that Protean makes of the example's subscriber.
+/// The consumer group that Protean creates for the subscriber of the example.
 const GROUP: &str = "customers.subscriber.AccountsSubscriber";
 
 /// A Python program with Protean on its path.
@@ -49,7 +49,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A producer's database with the outbox in it, the hub's own broker, and the partner's Redis.
+/// The database of a producer with the producer outbox, the hub's NATS server, and the Redis of a partner.
 struct Producer {
     database: TestDatabase,
     store: Store,
@@ -75,7 +75,7 @@ impl Producer {
         hub
     }
 
-    /// With the real `psql`, as any program would.
+    /// Runs SQL with `psql`.
     fn raise(&self, events: &[Value]) {
         let TestDatabase::Postgres { server, .. } = &self.database else { unreachable!("it is PostgreSQL") };
         let calls = events.iter().map(|event| format!("SELECT hub_outbox.publish($event${event}$event$);\n"));
@@ -120,7 +120,7 @@ impl Producer {
     }
 }
 
-/// The example as its README runs it, with a database of the test's own.
+/// The example as in its README, with a separate database.
 struct Customers {
     folder: TempDir,
     database: SqlitePool,
@@ -148,7 +148,7 @@ impl Customers {
         ChildProcess::start(command, &self.folder.path().join("log"))
     }
 
-    /// Rows of text, sorted, once the example has made the tables.
+    /// Rows of text, sorted, after the example has created the tables.
     async fn rows(&self, query: &'static str) -> Vec<String> {
         let rows = sqlx::query(query).fetch_all(&self.database).await.unwrap_or_default();
         let mut rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
@@ -220,14 +220,14 @@ async fn a_protean_subscriber_receives_the_envelope_that_it_expects() {
 
     assert_eq!(told.len(), 3, "what is not published never arrives: {told:?}");
     let reference = &told[0]["reference"];
-    // Order is kept within a stream of the producer, and these are two.
+    // Two streams of the producer have no order between them.
     let of = |id: &str| {
         let found = told.iter().find(|told| told["payload"]["metadata"]["headers"]["id"] == id);
         found.unwrap_or_else(|| panic!("{id} is missing"))
     };
     let (first, second) = (of("evt 1/ü"), of("evt-2"));
 
-    // Each kept field with its value, and nothing else.
+    // Exactly the kept fields, with their values.
     assert_eq!(
         first["payload"],
         json!({
@@ -254,7 +254,7 @@ async fn a_protean_subscriber_receives_the_envelope_that_it_expects() {
         })
     );
 
-    // The members that Protean itself would have sent, except two that belong to commands.
+    // The same members as in a message of Protean, except two for commands.
     for payload in [&first["payload"], &second["payload"]] {
         let (ours, theirs) = (&payload["metadata"], &reference["metadata"]);
         assert_eq!(keys(payload), keys(reference));
@@ -266,7 +266,7 @@ async fn a_protean_subscriber_receives_the_envelope_that_it_expects() {
         assert_eq!(keys(&ours["headers"]), headers);
     }
 
-    // Protean reads the same, without an error.
+    // Protean reads it without an error.
     let read = &first["message"];
     assert_eq!(read["data"], first["payload"]["data"]);
     for part in ["domain", "envelope", "extensions"] {
@@ -302,7 +302,7 @@ async fn what_a_killed_relay_sends_twice_is_handled_once() {
     let Some(producer) = Producer::start().await else { return };
     let customers = Customers::new();
     let mut service = customers.start(&python, &producer.redis.url());
-    // The other example has a group of its own on the same stream.
+    // The other example has its own group on the same stream.
     let in_rust = Customers::new();
     let mut command = Command::new(example("subscriber"));
     command.env("SUBSCRIBER_BROKER", producer.redis.url()).arg("--database").arg(in_rust.file());
@@ -310,7 +310,7 @@ async fn what_a_killed_relay_sends_twice_is_handled_once() {
 
     let proxy = FaultProxy::start(&producer.redis.url()).await;
     let mut first = producer.relay(&proxy.url("redis")).await;
-    // Redis has the first entries; the relay gets no acknowledgement, and cannot mark them.
+    // Redis stores the first entries, but the relay gets no acknowledgement, and cannot mark them.
     let answering = proxy.cut_before(Direction::ToClient, "-0\r\n");
     let users = ["ann", "bob", "cat", "dan", "eve"];
     let events: Vec<Value> = users.iter().map(|user| created(&format!("e-{user}"), user)).collect();

@@ -18,7 +18,7 @@ fn sink(options: Options) -> Kafka {
     Kafka::new(options).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The test's own client.
+/// A Kafka client for the test.
 fn security(certificates: &Certificates) -> AuthConfig {
     let ca = certificates.ca().to_str().expect("UTF-8").to_owned();
     AuthConfig::ssl(TlsConfig::new().with_ca_cert(ca))

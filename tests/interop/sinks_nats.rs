@@ -88,7 +88,7 @@ async fn core_nats_passes_on_to_who_listens() {
     sink.check().await.expect("the server answers");
     let listener = broker.client().await;
     let mut messages = listener.subscribe("partner.>").await.expect("subscribed");
-    // Its own message back: the server knows of the subscription.
+    // Receives its own message, so the server has the subscription.
     listener.publish("partner.ready", "".into()).await.expect("published");
     let ready = tokio::time::timeout(Duration::from_secs(5), messages.next()).await.expect("in time");
     assert_eq!(ready.expect("the subscription lives").subject.as_str(), "partner.ready");

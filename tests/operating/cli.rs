@@ -1,4 +1,4 @@
-//! The command line against real servers: what it changes, what it refuses, and its exit codes.
+//! The command line with real servers: its changes, its errors, and its exit codes.
 
 use std::path::PathBuf;
 use std::time::Duration;

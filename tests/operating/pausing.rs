@@ -149,7 +149,7 @@ async fn no_more_envelopes_are_in_memory_than_the_setting_says_whatever_the_back
         if seen == (HELD, 10_000 - HELD) { Ok(()) } else { Err(seen) }
     })
     .await;
-    // It takes no more: its next rounds (gauges, lanes) see the same numbers.
+    // It requests no more: its next rounds (gauges, lanes) find the same numbers.
     hub.metric_above("hub_outbox_depth", &["domain=\"policy-client\""], 9_999.0, STEP).await;
     assert_eq!(look().await, (HELD, 10_000 - HELD));
     let in_flight = hub.metric("hub_deliveries_in_flight", &["domain=\"policy-client\""]).await;

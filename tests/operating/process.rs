@@ -11,12 +11,12 @@ use crate::support::{Hub, TestBroker, TestClient, TestSettings, eventually, prin
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Publishes events that no domain takes until `rejected` of them are kept: each is a warning in the log.
+/// Publishes events without a domain until `rejected` of them are stored; each writes a warning to the log.
 async fn reject(client: &TestClient, rejected: u64) {
     for number in 0..rejected {
         let body = format!("{{\"n\":{number}}}").into();
         let sent = client.context.publish("hub.events.invoice.paid", body).await.expect("sent");
-        sent.await.expect("the stream takes it: it is for the hub to refuse");
+        sent.await.expect("the stream stores it; the hub rejects it");
     }
     eventually(LIMIT, "every event without a domain is kept", async || {
         let kept = client.stream("HUB_REJECTED").await.state.messages;
@@ -25,7 +25,7 @@ async fn reject(client: &TestClient, rejected: u64) {
     .await;
 }
 
-/// What happens to standard error while the hub runs.
+/// The state of standard error while the hub runs.
 enum Log {
     /// Its reader closes it after the first line.
     ReaderGoes,

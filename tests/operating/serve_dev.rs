@@ -1,4 +1,4 @@
-//! `hub serve --dev`: a private server with persistent data, and what it prints for another terminal.
+//! `hub serve --dev`: a private server with persistent data, and the output for another terminal.
 
 use std::path::Path;
 use std::process::{Output, Stdio};

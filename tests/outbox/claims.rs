@@ -1,4 +1,4 @@
-//! Which rows of the outbox a claim takes, and in which order, on PostgreSQL and on SQLite.
+//! The selection and the order of claimed rows, on PostgreSQL and SQLite.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -54,11 +54,11 @@ async fn order_is_kept_within_a_stream(database: &TestDatabase) {
     raise(database, &[("a1", "a"), ("b1", "b"), ("a2", "a"), ("a3", "a"), ("b2", "b")]).await;
     let first = claim(&store, "one", 2).await;
     assert_eq!(ids(&first), ["a1", "b1"]);
-    // What is behind rows that another one holds does not go, though it is pending.
+    // Pending rows after claimed rows of their stream are not claimed.
     assert_eq!(claim(&store, "two", 10).await, []);
     store.mark_published("internal", "one", &[first[0].position]).await.unwrap();
     assert_eq!(ids(&claim(&store, "two", 1).await), ["a2"]);
-    // In one claim a whole stream may go: its holder sends it in order.
+    // One claim may contain a whole stream, because its holder sends it in order.
     store.mark_published("internal", "one", &[first[1].position]).await.unwrap();
     assert_eq!(ids(&claim(&store, "one", 10).await), ["b2"]);
     let row = &first[0];
@@ -82,14 +82,14 @@ async fn a_failed_row_holds_back_its_stream_alone(database: &TestDatabase) {
     raise(database, &[("a3", "a"), ("b2", "b")]).await;
     assert_eq!(ids(&claim(&store, "one", 10).await), ["b2"]);
 
-    // An operator's word brings the whole stream back at once, also what was put off behind it.
+    // A retry by the operator makes the whole stream due at once, including the postponed rows.
     let retried = store.retry(&of_broker(None), &RowCursor::default(), 10).await.unwrap();
     assert_eq!((retried.changed, retried.next), (1, None));
     let claimed = claim(&store, "one", 10).await;
     assert_eq!(ids(&claimed), ["a1", "a2", "a3"]);
     assert_eq!(claimed[0].attempts, 0);
 
-    // So does the time.
+    // The end of the wait has the same effect.
     store.fail("internal", "one", &[failed(claimed[0].position, Duration::from_millis(300))]).await.unwrap();
     store.release("internal", "one", &positions(&claimed[1..])).await.unwrap();
     let again = eventually(SOON, "the stream is due again", async || {
@@ -101,7 +101,7 @@ async fn a_failed_row_holds_back_its_stream_alone(database: &TestDatabase) {
     assert_eq!((again[0].attempts, again[1].attempts), (1, 0));
 }
 
-/// Far more rows than one claim reads are behind one that waits.
+/// A waiting row is followed by far more rows than one claim reads.
 async fn a_long_stream_that_waits_starves_nobody(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     let names: Vec<String> = (0..200).map(|number| format!("a{number:03}")).collect();
@@ -111,7 +111,7 @@ async fn a_long_stream_that_waits_starves_nobody(database: &TestDatabase) {
     store.fail("internal", "one", &[failed(head[0].position, LATER)]).await.unwrap();
     raise(database, &[("b1", "b")]).await;
     assert_eq!(ids(&claim(&store, "one", 10).await), ["b1"]);
-    // They are put off little by little, and then cost nothing.
+    // They are postponed in steps, and then are not read any more.
     for _ in 0..25 {
         assert_eq!(claim(&store, "one", 10).await, []);
     }
@@ -153,7 +153,7 @@ async fn relays_at_once_take_each_row_once_and_in_order(database: &TestDatabase)
             while sent.lock().unwrap().len() < EVENTS {
                 let claimed = claim(&store, &holder, 37).await;
                 round += 1;
-                // Now and then an attempt fails: what is behind it in its stream is given back.
+                // Some attempts fail: the later rows of the stream are released.
                 let failing = (round % 5 == 0).then(|| claimed.first()).flatten();
                 let (mut done, mut back) = (Vec::new(), Vec::new());
                 for row in &claimed {
@@ -197,8 +197,8 @@ async fn relays_at_once_take_each_row_once_and_in_order(database: &TestDatabase)
     }
 }
 
-/// Random events, claims, successes, failures, returns and expiries: whenever a row is claimed, all rows
-/// before it in its stream are settled or in the same claim; and in the end everything is sent.
+/// Random events, claims, successes, failures, releases and expiries: when a row is claimed, all earlier rows of its
+/// stream are settled or in the same claim, and in the end all rows are sent.
 async fn whatever_happens_no_row_overtakes_another(database: &TestDatabase) {
     let seed: u64 = rand::random();
     println!("seed {seed}");
@@ -248,7 +248,7 @@ async fn whatever_happens_no_row_overtakes_another(database: &TestDatabase) {
             what if !held.is_empty() => {
                 let (holder, row) = held.swap_remove(random.random_range(0..held.len()));
                 let position = row.position;
-                // (Not its own any more where the claim has expired.)
+                // (If the claim has expired, it is no longer the holder.)
                 match what {
                     5 => {
                         let wait = Duration::from_millis(random.random_range(0..50));
@@ -283,7 +283,7 @@ async fn a_claim_skips_the_streams_that_the_request_names(database: &TestDatabas
     let passed_over = &["a".to_owned(), "c".to_owned()];
     let (broker, priority, holder, limit, claim_time) = ("internal", Priority::Live, "one", 1, LATER);
     let request = ClaimRequest { broker, priority, holder, limit, claim_time, passed_over };
-    // Room for one only: what is passed over takes none of it.
+    // The limit is one; skipped rows do not count.
     assert_eq!(ids(&store.claim(&request).await.unwrap()), ["b1"]);
     assert_eq!(store.claim(&request).await.unwrap(), []);
     assert_eq!(ids(&claim(&store, "two", 10).await), ["a1", "a2", "c1"]);
@@ -319,7 +319,7 @@ async fn an_expired_claim_is_taken_over_and_its_holder_knows(database: &TestData
     assert_eq!(store.mark_published("internal", "heir", &position).await.unwrap(), 1);
 }
 
-/// A dead relay's rows are before a backlog that is due since before the claim expired.
+/// The rows of a crashed relay come before a backlog that was due before their claim expired.
 async fn expired_claims_go_before_what_is_due_for_longer(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     let names: Vec<String> = (0..60).map(|number| format!("a{number:02}")).collect();

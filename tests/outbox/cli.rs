@@ -9,7 +9,7 @@ use crate::support::relay::settings;
 use crate::support::settings::{ExternalBroker, external};
 use crate::support::{Hub, PASSWORD, TestSettings, free_port, print_output};
 
-/// No NATS server is there: `hub outbox` does not need one.
+/// Without a NATS server, which `hub outbox` does not need.
 fn hub(database: &TestDatabase, brokers: &[ExternalBroker]) -> Hub {
     let settings = settings(&database.url()).with_brokers(brokers.iter().cloned());
     Hub::configured(&format!("nats://127.0.0.1:{}", free_port()), &settings)
@@ -51,7 +51,7 @@ async fn it_is_set_up_once_and_registers_the_brokers() {
         let made = with_partner.cli_json(&["outbox", "setup"]).await;
         assert_eq!(made["schema"], json!({"from": 2, "to": 2}));
         assert_eq!(made["brokers"]["added"], json!(["partner"]));
-        // Without its entry it stays until `--prune`.
+        // Without an entry in the settings, it is kept until `--prune`.
         let (_, warning) = ends_with(&before, 0, &["outbox", "setup"]).await;
         assert!(warning.contains("not configured: partner") && warning.contains("--prune"), "{warning}");
         // A broker for subscriptions only is not registered.
@@ -122,7 +122,7 @@ async fn operators_look_retry_discard_and_tidy_up() {
         let (told, _) = ends_with(&hub, 0, &["outbox", "discard", "--broker", "partner", "--yes"]).await;
         assert_eq!(told, "3 discarded\n");
 
-        // Nothing is old enough; nothing is missing until it is.
+        // No row is old enough to be deleted or to be missing.
         assert_eq!(hub.cli_json(&["outbox", "cleanup"]).await, json!({"deleted": 0}));
         assert_eq!(hub.cli_json(&["outbox", "reconcile"]).await, json!({"written": 0}));
         database.sql("DELETE FROM {messages} WHERE broker = 'partner' AND message_id = 'e2'").await.unwrap();

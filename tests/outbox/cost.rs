@@ -1,4 +1,4 @@
-//! What the archive of published rows costs a claim on PostgreSQL, in rows that the server reads.
+//! The cost of a claim on PostgreSQL with many published rows, in rows that the server reads.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ const BATCH: usize = 100;
 const ROUNDS: usize = 60;
 const ARCHIVE: usize = 1_000_000;
 
-/// Raises, claims and marks a hundred rows, each time on connections of its own: the server publishes a
-/// connection's statistics when it ends.
+/// Raises, claims and marks a hundred rows, each time on new connections, because the server publishes the statistics
+/// of a connection when it ends.
 async fn round(database: &TestDatabase, round: usize) {
     let events: Vec<_> = (0..BATCH)
         .map(|number| {
@@ -28,7 +28,7 @@ async fn round(database: &TestDatabase, round: usize) {
     store.close().await;
 }
 
-/// Rows and index entries that the server has read so far, in claims and all else.
+/// Number of rows and index entries that the server has read so far.
 async fn read_so_far(database: &TestDatabase) -> i64 {
     let TestDatabase::Postgres { pool, .. } = database else { unreachable!("it is PostgreSQL") };
     let statement = "SELECT (SELECT coalesce(sum(seq_tup_read), 0) FROM pg_stat_user_tables)::bigint \

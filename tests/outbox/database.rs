@@ -26,8 +26,8 @@ struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// None, with a message, where there is none: `HUB_TEST_PGBOUNCER`, or `pgbouncer` on `PATH`. `settings`: lines
-    /// of its section `[pgbouncer]`.
+    /// Starts `HUB_TEST_PGBOUNCER`, or `pgbouncer` from `PATH`. `None`, with a message, if there is neither. `settings`
+    /// are lines of its section `[pgbouncer]`.
     async fn start(postgres: &TestPostgres, settings: &str) -> Option<Self> {
         let binary: PathBuf = require_tool("pgbouncer", tool("pgbouncer", "HUB_TEST_PGBOUNCER"))?;
         let folder = tempfile::tempdir().expect("a folder");
@@ -44,7 +44,7 @@ impl PgBouncer {
         std::fs::write(&ini, text).expect("written");
         let is_root = rustix::process::getuid().is_root();
         if is_root {
-            // It gives up root by itself, and reads its files after that.
+            // It drops root privileges, and reads its files afterwards.
             let id = |what| {
                 let output =
                     std::process::Command::new("id").args([what, "nobody"]).output().expect("id runs");
@@ -66,7 +66,7 @@ impl PgBouncer {
     }
 }
 
-/// A database, and the URL of it by way of a pooler.
+/// A database, and its URL through a pooler.
 async fn pooled(settings: &str) -> Option<(TestDatabase, PgBouncer, String)> {
     let database = TestDatabase::postgres().await?;
     let TestDatabase::Postgres { server, .. } = &database else { return None };
@@ -75,7 +75,7 @@ async fn pooled(settings: &str) -> Option<(TestDatabase, PgBouncer, String)> {
     Some((database, pooler, url))
 }
 
-/// Setting up, producers, two relays and the command line at once, all by way of two connections.
+/// Setup, producers, two relays and the command line at the same time, over two connections.
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_works_through_a_pooler_in_transaction_mode() {
     const EVENTS_RAISED: usize = 400;
@@ -137,7 +137,7 @@ async fn everything_works_through_a_pooler_in_transaction_mode() {
     }
 }
 
-/// With PgBouncer's own defaults, and where it passes over what it would refuse: the error names the setting, at once.
+/// With the defaults of PgBouncer, and with ignored startup parameters: the error names the setting, at once.
 #[tokio::test]
 async fn without_the_setting_the_error_names_it() {
     for lines in ["", "ignore_startup_parameters = extra_float_digits"] {
@@ -159,14 +159,14 @@ async fn without_the_setting_the_error_names_it() {
     }
 }
 
-/// Takes connections and says nothing.
+/// Accepts connections and never answers.
 async fn silent() -> (TcpListener, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("bound").port();
     (listener, port)
 }
 
-/// Each way in which there is no connection, by its words and its remedy.
+/// The error text and the remedy of each kind of failed connection.
 #[tokio::test]
 async fn a_database_that_cannot_be_reached_is_reported_with_its_cause() {
     assert!(CONNECT_LIMIT < Duration::from_secs(3));
@@ -204,7 +204,7 @@ async fn a_database_that_cannot_be_reached_is_reported_with_its_cause() {
     }
 }
 
-/// Nobody asks the database anything when it dies, and the pool would hide its death.
+/// The database fails while no query runs, and the pool would hide the failure.
 #[tokio::test]
 async fn a_database_that_dies_under_an_idle_relay_is_reported_with_its_cause() {
     let Some(postgres) = TestPostgres::start_alone().await else { return };
@@ -216,7 +216,7 @@ async fn a_database_that_dies_under_an_idle_relay_is_reported_with_its_cause() {
     hub.ready().await;
     hub.wait_for_log("relay started", SOON).await;
     postgres.crash().await;
-    // Refused or reset, or the server's own last words: it depends on the moment.
+    // Refused, reset, or an error of the server, depending on the moment.
     let told = "producer outbox database failed";
     hub.wait_for_log(told, SOON).await;
     let log = hub.log();

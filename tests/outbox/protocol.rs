@@ -1,18 +1,17 @@
-//! The outbox's protocol, checked exhaustively: claim, publish, mark, expire, fail, abandon, with
-//! several relays of which each may crash, stall and be overtaken at every step, and a broker that
-//! refuses, or whose acknowledgement is lost. The steps of a row are the hub's own
-//! (`domain::producer_outbox::Status::after`); what a relay does between them is modelled here as the role does
-//! it. Bugs are seeded to show that the checker would find them.
+//! A model check of the protocol of the producer outbox: claim, publish, mark, expire, fail, abandon. Several relays
+//! may crash, stall and be overtaken at every step, and the broker may reject a message or lose its acknowledgement.
+//! The steps of a row are those of the hub (`domain::producer_outbox::Status::after`); the steps of a relay between
+//! them are modelled after the role. Seeded bugs show that the checker finds them.
 
 use integration_hub::domain::producer_outbox::{Status, Step};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 const RELAYS: usize = 2;
-/// Rows 0 and 1 are inserted in that order into one stream; row 2 is of another.
+/// Rows 0 and 1 are in one stream, in that order; row 2 is in another.
 const STREAMS: [u8; 3] = [0, 0, 1];
 const MAX_ATTEMPTS: u8 = 2;
 
-/// What is broken on purpose.
+/// A seeded bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Bug {
     None,
@@ -20,7 +19,7 @@ enum Bug {
     MarkBeforePublish,
     /// A claim whose holder died never expires.
     ClaimNeverExpires,
-    /// The last writer wins, whether it still holds the claim or not.
+    /// The last writer wins, even if it no longer holds the claim.
     MarkWithoutHolding,
     /// A row is claimed although an earlier one of its stream is still open.
     ClaimOutOfOrder,
@@ -40,8 +39,8 @@ struct Row {
     was_published: bool,
 }
 
-/// Whose claim it is. A relay claims only with empty hands, so its number distinguishes its claims; those of
-/// a relay that crashed are nobody's.
+/// The holder of a claim. A relay has at most one claim, so its number identifies the claim. Claims of a crashed
+/// relay have no holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Holder {
     Relay(usize),
@@ -64,9 +63,9 @@ struct Relay {
 struct Outbox {
     rows: Vec<Row>,
     relays: Vec<Relay>,
-    /// What the broker holds, in order of first arrival.
+    /// The messages of the broker, in order of first arrival.
     arrived: Vec<usize>,
-    /// Something arrived a second time.
+    /// True if a message arrived twice.
     repeated: bool,
     crashes: u8,
     expiries: u8,
@@ -82,7 +81,7 @@ enum Action {
     /// Records the failure and releases the untried rows.
     WriteFailure(usize),
     Crash(usize),
-    /// Time passes a claim's end, be its holder dead or merely slow.
+    /// A claim expires; its holder has crashed, or is slow.
     Expire(Holder),
     /// The wait of a failed row ends.
     FallDue(usize),
@@ -109,8 +108,8 @@ impl Protocol {
         Self { bug, crashes: 1, expiries: 1, refusals: 1, lost: 1 }
     }
 
-    /// The rows that a claim takes: those that are due, in order of insertion; none whose stream has an
-    /// earlier open row that is not taken with it.
+    /// The rows of a claim: due rows in order of insertion, without rows whose stream has an earlier open row outside
+    /// the claim.
     fn claimable(&self, state: &Outbox) -> Vec<usize> {
         let mut held_back = Vec::new();
         let mut taken = Vec::new();
@@ -127,11 +126,11 @@ impl Protocol {
         taken
     }
 
-    /// A step of the holder of a claim: as the database does it, where the claim still is its own.
+    /// A step of the holder of a claim, as in the database: only if it still holds the claim.
     fn step(&self, row: &mut Row, relay: usize, step: impl Fn(bool) -> Step) {
         let held = row.claim == Some(Holder::Relay(relay)) || self.bug == Bug::MarkWithoutHolding;
         let next = match self.bug {
-            // Whatever the row has become meanwhile is overwritten.
+            // Overwrites the row in any state.
             Bug::MarkWithoutHolding => Status::Processing.after(step(true)),
             _ => row.status.after(step(held)),
         };
@@ -203,7 +202,7 @@ impl Model for Protocol {
                 state.rows.iter().filter(|row| !row.expired).filter_map(|row| row.claim).collect();
             open.sort_unstable();
             open.dedup();
-            // A claim of the dead always expires in the end; one of the living as often as is left.
+            // The claim of a crashed relay always expires; that of a running relay a limited number of times.
             let due = |holder: &Holder| *holder == Holder::Dead || state.expiries > 0;
             actions.extend(open.into_iter().filter(due).map(Action::Expire));
         }
@@ -298,8 +297,8 @@ impl Model for Protocol {
                 marked.map(|(row, _)| row).all(|row| state.arrived.contains(&row))
             }),
             Property::always("streams arrive in order of insertion", |_, state: &Outbox| {
-                // By the first arrival of each: a repetition is dropped by its message id. A row that was
-                // given up may have arrived all the same, at any time.
+                // By the first arrival of each, because the message id drops repetitions. An abandoned row may
+                // have arrived too, at any time.
                 let first: Vec<usize> = state
                     .arrived
                     .iter()

@@ -104,7 +104,7 @@ async fn two_relays_send_each_row_once_and_in_order(database: &TestDatabase) {
     const ROWS: usize = 1_500;
     let store = database.outbox(&["partner"]).await;
     let (broker, other) = (TestBroker::start().await, TestBroker::start().await);
-    // Core NATS drops no repetition: whatever is sent twice is seen twice.
+    // Core NATS drops no duplicates, so every message that is sent twice is received twice.
     let listener = other.client().await;
     let mut heard = listener.subscribe("user.>").await.expect("subscribed");
     let external = external("partner", "nats", &other.url()).with(|broker| broker.jetstream = Some(false));
@@ -144,7 +144,7 @@ async fn two_relays_send_each_row_once_and_in_order(database: &TestDatabase) {
         assert!(hub.terminate().await.success());
     }
     assert_eq!(published, 2.0 * ROWS as f64);
-    // The relays have ended, so this message is behind whatever they sent.
+    // The relays have ended, so this message is the last.
     listener.publish("user.end", "".into()).await.expect("published");
     let next = tokio::time::timeout(SOON, heard.next()).await.expect("it was published");
     assert_eq!(next.expect("still subscribed").subject.as_str(), "user.end", "nothing was sent twice");
@@ -169,7 +169,7 @@ async fn live_goes_before_bulk(database: &TestDatabase) {
     hub.ready().await;
     let arrived = stored(&broker, EVENTS, (BULK + 5) as u64).await;
     let last_live = arrived.iter().rposition(|message| message.id.starts_with("live-")).expect("it is there");
-    // Raised last: behind no more than one short round of bulk.
+    // Raised last, but waits for at most one short round of bulk rows.
     assert!(last_live < 300, "the last live event is number {last_live} of {}", arrived.len());
 }
 
@@ -177,8 +177,8 @@ async fn rows_that_can_never_be_published_are_abandoned_and_block_no_other(datab
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
     let external = external("partner", "nats", &partner.url());
-    // Larger than a server takes (`publish` refuses such an event: the row is from before it did); and one whose
-    // subject no stream of the partner takes, so it says no.
+    // One row is larger than a server accepts (`publish` now rejects such an event); for the subject of another, the
+    // partner has no stream, so its server rejects the message.
     let mut refused = public("e4", "s1");
     refused["type"] = json!("order.placed");
     let raised = [public("e1", "s1"), public("e2", "s1"), public("e3", "s1"), refused, public("e5", "s1")];
@@ -220,7 +220,7 @@ async fn rows_that_can_never_be_published_are_abandoned_and_block_no_other(datab
     assert!(hub.log().contains("scope=\"external\"") && hub.log().contains("scope=\"internal\""));
 }
 
-/// Somebody has written into the table: SQLite takes any text, PostgreSQL any JSON.
+/// The table was written directly: SQLite accepts any text, PostgreSQL any JSON.
 async fn a_payload_that_is_no_envelope_is_abandoned_and_blocks_no_other(database: &TestDatabase) {
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
@@ -248,12 +248,12 @@ async fn a_payload_that_is_no_envelope_is_abandoned_and_blocks_no_other(database
     }
 }
 
-/// The server takes the spaces off a header: `Nats-Msg-Id` would be that of another event.
+/// The server trims header values, so `Nats-Msg-Id` would be that of another event.
 async fn ids_that_nats_takes_for_one_are_not_lost_silently(database: &TestDatabase) {
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
     let external = external("partner", "nats", &partner.url());
-    // `publish` refuses ids with blanks at their ends: such rows are from before it did.
+    // Older versions of `publish` accepted ids with spaces at their ends.
     raise(database, &["x", "before", "after", "%20x", "x y"].map(|id| public(id, "s"))).await;
     for (id, blank) in [("before", " x"), ("after", "x ")] {
         let renamed = format!("UPDATE {{messages}} SET message_id = '{blank}' WHERE message_id = '{id}'");
@@ -314,7 +314,7 @@ async fn old_rows_are_deleted(database: &TestDatabase) {
     assert_eq!(taken(&broker.jetstream().await, EVENTS).await, 50);
 }
 
-/// With an hour between two looks only word of the commit can bring the event out.
+/// With a poll interval of an hour, only the notification of the commit can start the relay.
 #[tokio::test]
 async fn a_commit_wakes_the_relay() {
     let Some(database) = TestDatabase::postgres().await else { return };
@@ -401,7 +401,7 @@ async fn an_unusable_outbox_is_reported_at_start() {
     assert!(hub.log().contains("run `hub outbox setup`"), "{}", hub.log());
 }
 
-/// The events stream says no for now: no row is at fault, and all go when there is room again.
+/// The events stream is full: no attempt counts, and all rows are sent when there is room again.
 #[tokio::test]
 async fn a_full_events_stream_makes_all_rows_wait() {
     let Some(database) = TestDatabase::sqlite().await else { return };

@@ -1,5 +1,5 @@
-//! The relay to each kind of external broker, on real ones: events raised in SQL arrive stripped and in order,
-//! whatever happens to the broker.
+//! The relay with each kind of external broker: events raised in SQL arrive stripped and in order, also if the broker
+//! fails.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,14 +25,14 @@ fn relaying(database: &TestDatabase, partner: &Partner, max_attempts: u32) -> Te
     })
 }
 
-/// A relay with one external broker, `partner`, and what has been raised so far.
+/// A relay with one external broker, `partner`, and the events raised so far.
 struct Story {
     database: TestDatabase,
     store: Store,
     broker: TestBroker,
     partner: Partner,
     hub: Hub,
-    /// Rows of each broker that went out, or will.
+    /// Rows of each broker that are sent or will be.
     internal: usize,
     external: usize,
 }
@@ -58,7 +58,7 @@ impl Story {
         ids.into_iter().collect()
     }
 
-    /// Waits until everything is with the internal broker, whatever the external one does.
+    /// Waits until the internal broker has everything, also if the external one fails.
     async fn internal_goes_on(&self) {
         wait_for(&self.store, "internal", Status::Published, self.internal).await;
     }
@@ -79,7 +79,7 @@ impl Story {
         .await;
     }
 
-    /// Waits until they have arrived, each stream in its order. Returns each as often as it was received.
+    /// Waits until they have arrived, each stream in order. Returns them with duplicates.
     async fn arrived(&self, category: &str, expected: &BTreeSet<String>) -> Vec<Arrived> {
         let mut arrived = self.partner.arrived(category, expected).await;
         arrived.retain(|message| expected.contains(&message.id));
@@ -106,7 +106,7 @@ fn whole() -> Value {
     })
 }
 
-/// The envelope of [`whole`]: each field that is kept, and with `full` each that is stripped.
+/// The envelope of [`whole`]: all kept fields, and with `full` also the stripped ones.
 fn envelope(full: bool) -> Value {
     let mut envelope = json!({
         "data": whole()["data"],
@@ -137,8 +137,8 @@ fn envelope(full: bool) -> Value {
     envelope
 }
 
-/// From plain SQL, one transaction each; the field-by-field equality of what is kept and stripped; and what
-/// is not published does not leave.
+/// Events raised with SQL in one transaction each: kept and stripped fields are compared one by one, and an unpublished
+/// event is not sent.
 async fn raised_in_sql_it_arrives_stripped_and_in_order(story: &mut Story) {
     let mut expected = BTreeSet::from(["a-whole".to_owned()]);
     story.database.raise(&whole()).await.expect("the event is raised");
@@ -247,7 +247,7 @@ async fn killed_in_the_middle_it_gets_everything_when_it_is_back(story: &mut Sto
     assert!(story.hub.terminate().await.success());
 }
 
-/// All on one server: some take long to start.
+/// All with one server, because some start slowly.
 async fn story(partner: Option<Partner>, refusal: &str) {
     let Some(partner) = partner else { return };
     let Some(mut story) = Story::begin(partner).await else { return };

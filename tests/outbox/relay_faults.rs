@@ -15,8 +15,8 @@ use crate::support::relay::{
 use crate::support::settings::external;
 use crate::support::{Direction, FaultProxy, Hub, TestBroker, TestDatabase, eventually, http_client};
 
-/// The first of each event. The hub's own stream stores a repetition; it has the message id of the first, and
-/// another NATS server drops it by that.
+/// The first message of each event. The hub's own stream also stores a repetition, with the same message id; other NATS
+/// servers drop it.
 fn once(arrived: Vec<Stored>) -> Vec<Stored> {
     let mut ids = HashMap::new();
     arrived
@@ -57,13 +57,13 @@ async fn killed_between_publishing_and_marking_each_event_is_in_the_streams_once
     let mut first = Hub::serve(&broker.url(), &at(&through(&database, proxy.address().port())), &RELAY);
     first.ready().await;
 
-    // Each of the two processors marks over a connection of its own.
+    // Each of the two workers marks over its own connection.
     let marking = [0, 1].map(|_| proxy.cut_before(Direction::ToServer, "SET status = 'published'"));
     raise(&database, &events(30, 6, public)).await;
     for marking in marking {
         marking.fired(SOON).await;
     }
-    // The others of the round are in transit.
+    // The other messages of the round are in transit.
     for (server, name) in [(&broker, EVENTS), (&partner, "PARTNER")] {
         let context = server.jetstream().await;
         eventually(SOON, "all are published", async || match taken(&context, name).await {
@@ -72,7 +72,7 @@ async fn killed_between_publishing_and_marking_each_event_is_in_the_streams_once
         })
         .await;
     }
-    // The renewed claim keeps them, so that no other relay sends them.
+    // The claim is renewed, so that no other relay sends them.
     for broker in ["internal", "partner"] {
         assert!(rows(&store, broker).await.iter().all(|row| row.status == Status::Processing));
     }
@@ -270,7 +270,7 @@ async fn a_restarted_internal_broker_gets_everything_and_external_brokers_are_no
     assert_in_order(arrived.iter().map(|message| (message.id.clone(), message.stream())));
 }
 
-/// A relay that is frozen longer than its claims last is overtaken, and settles nothing afterwards.
+/// A relay that is frozen until its claims expire is overtaken, and settles no row afterwards.
 #[tokio::test]
 async fn a_relay_cut_off_from_the_database_is_overtaken() {
     let Some(database) = TestDatabase::postgres().await else { return };

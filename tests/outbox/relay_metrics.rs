@@ -10,7 +10,7 @@ use crate::support::relay::{RELAY, SOON, partner, public, raise, settings, wait_
 use crate::support::settings::external;
 use crate::support::{Hub, TestBroker, TestDatabase, eventually, free_port};
 
-/// The lines that say so, one field beside the other as `<name>=<value>`.
+/// The log lines with this message, with their fields as `<name>=<value>`.
 fn lines(hub: &Hub, message: &str) -> Vec<String> {
     hub.log().lines().filter(|line| line.contains(message)).map(str::to_owned).collect()
 }
@@ -27,7 +27,7 @@ async fn metric_is(hub: &Hub, name: &str, broker: &str, wanted: f64) {
 #[tokio::test]
 async fn metrics_and_log_lines_tell_the_brokers_apart() {
     let database = TestDatabase::sqlite().await.expect("SQLite is always there");
-    // Nobody here has the settings of `left`, whose rows wait.
+    // No relay has the settings of `left`, so its rows wait.
     let store = database.outbox(&["left", "partner", "dead"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
     let nobody = format!("nats://127.0.0.1:{}", free_port());
@@ -39,7 +39,7 @@ async fn metrics_and_log_lines_tell_the_brokers_apart() {
     });
     let mut hub = Hub::serve(&broker.url(), &settings, &RELAY);
     hub.ready().await;
-    // No stream of the partner takes this one, so it says no, twice.
+    // The partner has no stream for this one, so its server rejects it twice.
     let mut refused = public("e-no", "s2");
     refused["type"] = json!("order.placed");
     raise(&database, &[public("e-yes", "s1"), refused]).await;
@@ -57,7 +57,7 @@ async fn metrics_and_log_lines_tell_the_brokers_apart() {
     }
     metric_is(&hub, "hub_relay_broker_up", "dead", 0.0).await;
     metric_is(&hub, "hub_relay_broker_up", "partner", 1.0).await;
-    // Of the whole database, also of a broker that nobody sends to.
+    // Of the whole database, including a broker without a relay.
     for (broker, open) in [("internal", 0.0), ("partner", 0.0), ("dead", 2.0), ("left", 2.0)] {
         metric_is(&hub, "hub_relay_open_rows", broker, open).await;
     }

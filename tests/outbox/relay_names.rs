@@ -158,7 +158,7 @@ async fn a_full_queue_makes_its_rows_wait() {
     wait_for(&store, "partner", Status::Published, 21).await;
 }
 
-/// Redis without memory refuses all messages: its rows wait, whatever the attempts, until there is room.
+/// Redis without memory rejects all messages: its rows wait until there is room, and the attempts do not count.
 #[tokio::test]
 async fn a_redis_without_memory_makes_its_rows_wait() {
     let Some(redis) = RedisServer::start(&["--maxmemory", "1", "--maxmemory-policy", "noeviction"]).await

@@ -1,5 +1,5 @@
-//! The relay with a scripted broker, which refuses, loses acknowledgements and hangs: several relays at once in
-//! this process, on both databases.
+//! Several relays in this process, on both databases, with a scripted broker, which rejects messages, loses
+//! acknowledgements and hangs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -33,7 +33,7 @@ on_both!(
     a_claim_lasts_as_long_as_its_round,
 );
 
-/// What the broker does with a message.
+/// The reaction of the broker to a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Deed {
     Take,
@@ -126,7 +126,7 @@ fn quick() -> OutboxRelaySettings {
     }
 }
 
-/// Relays with this one external broker, each with connections and metrics of its own.
+/// Relays with this external broker, each with its own connections and metrics.
 struct Relays {
     stop: CancellationToken,
     running: Vec<JoinHandle<Result<(), TaskError>>>,
@@ -249,7 +249,7 @@ async fn rows_behind_an_abandoned_row_continue(database: &TestDatabase) {
     }
 }
 
-/// Publishing takes longer than a claim lasts: it is renewed, and no other relay sends the same.
+/// If publishing takes longer than a claim, the claim is renewed, and no other relay sends the rows.
 async fn a_claim_lasts_as_long_as_its_round(database: &TestDatabase) {
     let store = database.outbox(&["partner"]).await;
     let partner = Scripted::new(|_| Deed::Slow(Duration::from_millis(500)));

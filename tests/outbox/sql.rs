@@ -1,5 +1,4 @@
-//! Raising an event from any language: the SQL function of PostgreSQL and the view of SQLite, what they write
-//! and what they refuse.
+//! Raising events from any language: results and errors of the SQL function of PostgreSQL and the view of SQLite.
 
 use hub_outbox::RaiseError;
 use hub_outbox::{RowCursor, RowSelection, StoreError};
@@ -33,7 +32,7 @@ fn whole() -> Value {
     })
 }
 
-/// Each kept and each stripped field, of the event that has them all: the whole envelopes.
+/// The complete envelopes of an event with all fields, kept and stripped.
 #[tokio::test]
 async fn the_full_and_the_stripped_envelope() {
     for database in databases(&["partner"]).await {
@@ -121,7 +120,7 @@ async fn what_is_not_given_has_a_default() {
             })
         );
         assert_eq!(database.envelope("partner", "e-2").await, None, "it is not published");
-        // Without an id there is one all the same, and each has its own.
+        // An event without an id gets one of its own.
         for _ in 0..3 {
             let event = json!({"type": "user.created", "stream": "x", "data": null, "published": true});
             database.raise(&event).await.unwrap();
@@ -134,7 +133,7 @@ async fn what_is_not_given_has_a_default() {
     }
 }
 
-/// What one writes, the hub reads: the CloudEvent of its subscribers has nothing internal.
+/// The hub reads the written rows: the CloudEvent for subscribers has no internal fields.
 #[tokio::test]
 async fn the_event_processor_reads_the_full_envelope() {
     for database in databases(&["partner"]).await {
@@ -163,8 +162,8 @@ async fn the_event_processor_reads_the_full_envelope() {
     }
 }
 
-/// Rust, PostgreSQL and SQLite refuse the same, and each names the field. (SQLite before 3.47 cannot put
-/// an unknown field's name into an error.)
+/// Rust, PostgreSQL and SQLite reject the same events, and name the field. (SQLite before 3.47 cannot include the name
+/// of an unknown field in an error.)
 #[tokio::test]
 async fn a_bad_event_is_refused_everywhere_and_leaves_nothing() {
     let databases = databases(&["partner"]).await;
@@ -263,7 +262,7 @@ fn name(database: &TestDatabase) -> &'static str {
     }
 }
 
-/// The database reports what Rust cannot check.
+/// The database reports problems that Rust cannot check.
 #[tokio::test]
 async fn the_databases_refusal_reaches_the_rust_caller() {
     let mut text = RaisedEvent::from_json(&event("e1", "s").to_string()).unwrap();
@@ -281,7 +280,7 @@ async fn the_databases_refusal_reaches_the_rust_caller() {
     assert!(matches!(error, RaiseError::Store(StoreError::NotSetUp)), "{error:?}");
 }
 
-/// From psql, inside a transaction with a change of the application's own, and from a trigger of it.
+/// From psql, in a transaction that also changes a table of the application, and from a trigger of that table.
 #[tokio::test]
 async fn psql_and_triggers_raise_events() {
     let Some(server) = TestPostgres::start().await else { return };
@@ -314,12 +313,12 @@ async fn psql_and_triggers_raise_events() {
     assert!(done, "{error}");
     assert_eq!(ids(&claim(&store, "one", 10).await), ["kept", "by-INSERT"]);
 
-    // The error stops the transaction, and says what to write.
+    // The error aborts the transaction, and names the remedy.
     let (done, _, error) =
         psql("SELECT hub_outbox.publish('{\"type\": \"user.created\", \"strem\": \"u1\", \"data\": 1}')");
     assert!(!done && error.contains("strem: is not a field") && error.contains("HINT:"), "{error}");
 
-    // A producer needs the schema's name and nothing else; it reads no row.
+    // A producer needs only usage of the schema; it cannot read rows.
     let (done, _, error) = psql(
         "CREATE ROLE producer; GRANT USAGE ON SCHEMA hub_outbox TO producer; SET ROLE producer;
          SELECT hub_outbox.lock_stream('u3');
@@ -332,7 +331,7 @@ async fn psql_and_triggers_raise_events() {
     psql("DROP OWNED BY producer; DROP ROLE producer");
 }
 
-/// Who holds a stream is the only one to raise events on it, until the end of the transaction.
+/// The holder of a stream is the only one that can raise events on it, until its transaction ends.
 #[tokio::test]
 async fn a_stream_can_be_locked() {
     let Some(database) = TestDatabase::postgres().await else { return };

@@ -1,4 +1,4 @@
-//! The outbox's rows as producers, relays and operators use them, on PostgreSQL and on SQLite.
+//! Operations of producers, relays and operators on the rows, on PostgreSQL and SQLite.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -61,13 +61,13 @@ async fn commit_writes_and_rollback_leaves_nothing(database: &TestDatabase) {
     assert_eq!(made_up.len(), 36);
     assert_eq!(found[0].position, found[1].position);
 
-    // The same id again is refused, and so is all of its transaction.
+    // The same id is rejected, together with its transaction.
     let error = database.publish(&[raised("e2", "s"), public], true).await.unwrap_err().to_string();
     assert!(error.contains("raised before"), "{error}");
     assert_eq!(rows(&store).await.len(), 3);
 }
 
-/// Every step from every status, compared with the pure table.
+/// Every step from every status, compared with the table of the core.
 async fn each_step_leads_where_the_domain_says(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     let steps = [
@@ -146,7 +146,7 @@ async fn each_step_leads_where_the_domain_says(database: &TestDatabase) {
             assert_eq!(row.due_at.is_some(), row.status.is_open(), "{id}");
             assert_eq!(row.settled_at.is_some(), !row.status.is_open(), "{id}");
             assert_eq!(row.claimed_by.is_some(), row.status == Status::Processing, "{id}");
-            // Out of the way of the next.
+            // Removes it before the next case.
             database.sql("DELETE FROM {messages}").await.unwrap();
         }
     }
@@ -186,7 +186,7 @@ async fn operators_list_retry_and_discard(database: &TestDatabase) {
     }
     assert_eq!((seen.len(), seen.iter().collect::<HashSet<_>>().len()), (14, 14));
 
-    // In batches, to the end.
+    // In batches, until none is left.
     let (mut changed, mut cursor) = (0, Some(RowCursor::default()));
     while let Some(after) = cursor {
         let batch = store.discard(&partner(), "not wanted", &after, 3).await.unwrap();
@@ -238,7 +238,7 @@ async fn cleanup_keeps_recent_and_open_rows(database: &TestDatabase) {
         .sql(&format!("UPDATE {{messages}} SET settled_at = {past} WHERE settled_at IS NOT NULL"))
         .await
         .unwrap();
-    // Bounded; the internal rows first. The abandoned one is kept longer, and with it its external row.
+    // In batches, internal rows first. The abandoned row is kept longer, together with its external row.
     let abandoned = Duration::from_secs(100 * 365 * 24 * 3600);
     assert_eq!(store.cleanup(keep(LATER, abandoned), 2).await.unwrap(), 2);
     assert_eq!(store.cleanup(keep(LATER, abandoned), 2).await.unwrap(), 2);

@@ -1,4 +1,4 @@
-//! Secrets at rest: replacing the master key, and no secret in clear anywhere.
+//! Secrets at rest: replacement of the master key, and no secret in plain text anywhere.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,5 +1,5 @@
-//! A subscription's id is not its identity: what was addressed to a deleted subscription reaches no later one
-//! of the same name, in its tenant or another; and ids are unique within a tenant.
+//! The id of a subscription is not its identity: envelopes of a deleted subscription reach no later one with the same
+//! name, in its tenant or another; and ids are unique within a tenant.
 
 mod upgrade;
 
@@ -87,7 +87,7 @@ impl Stage {
         .await
     }
 
-    /// The events that a path received, whatever it answered.
+    /// The events that a path received, with any answer.
     fn events_at(&self, path: &str) -> BTreeSet<String> {
         let all = self.receiver.received(path);
         all.iter().map(|one| one.json()["id"].as_str().expect("an id").to_owned()).collect()

@@ -18,7 +18,7 @@ use crate::support::{
 const ROLES: [&str; 6] =
     ["event-processor", "outbox-processor", "dlt-router", "dlt-processor", "outbox-relay", "api"];
 
-/// What each user of the hub must not publish to.
+/// Subjects to which each user of the hub must not publish.
 const KEPT_APART: [(&str, &[&str]); 9] = [
     (
         "event-processor",
@@ -153,7 +153,7 @@ impl Stage {
         {
             let ack = acknowledged(user, subject, &[("Nats-Msg-Id", "p-1")]).await;
             assert_eq!(ack["stream"], "HUB_EVENTS", "{}: {ack}", user.name);
-            // Without asking for one, too.
+            // Also without a request for one.
             user.client.publish(subject.to_owned(), "{}".into()).await.expect("sent");
             user.client.flush().await.expect("flushed");
         }
@@ -208,7 +208,7 @@ impl Stage {
         })
         .await;
         assert_eq!(api.get("/v1/orders").await.expect(200)["orders"].as_array().map(Vec::len), Some(1));
-        // Discarded by hand.
+        // Discarded with the command.
         self.receiver.set("/picky", Behaviour::status(400));
         acknowledged(&producer, "hub.events.group.made", &[]).await;
         eventually(STEP, "the next is parked", async || {
@@ -312,7 +312,7 @@ impl Stage {
         assert_eq!(stored_since(&admin, &before, FORBIDDEN).await, Vec::<String>::new());
     }
 
-    /// The server writes its acknowledgement to whatever reply a publisher names: in another account.
+    /// The server sends its acknowledgement to any reply subject that a publisher names, but in another account.
     async fn reply_subjects(&self) {
         let admin = self.server.user("hub").await;
         let before = buckets(&admin).await;

@@ -27,7 +27,7 @@ fn ids_and_keys(receiver: &Receiver, path: &str) -> Vec<String> {
     got
 }
 
-/// Published back to back, without any pause in which a window could pass.
+/// Published without a pause, within the duplicate window.
 #[tokio::test]
 async fn one_message_id_of_two_tenants_or_for_two_keys_is_two_events() {
     let broker = TestBroker::start().await;

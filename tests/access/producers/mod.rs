@@ -1,5 +1,5 @@
-//! Producers on NATS: the subject that binds a tenant, message ids that two producers may share, accounts and
-//! their permissions, and what a reply subject can do without them.
+//! Producers on NATS: subjects with a tenant, message ids that two producers may share, accounts and their permissions,
+//! and attacks with reply subjects without them.
 
 mod accounts;
 mod ids;

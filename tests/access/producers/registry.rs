@@ -81,7 +81,7 @@ async fn an_acknowledgement_in_the_place_of_a_subscription_leaves_it_in_force() 
         let shown = api.get("/v1/subscriptions").await.expect(200);
         assert_eq!(shown["subscriptions"].as_array().map(Vec::len), Some(2), "{shown}");
         api.get("/v1/subscriptions/crm").await.expect(200);
-        // In the place of a token: logged, and not accepted as a token.
+        // Instead of a token: logged, and not accepted as a token.
         let tokens = hub.cli_json(&["token", "list"]).await.to_string();
         assert!(
             tokens.contains("victim") && tokens.contains("unreadable") && tokens.contains("ops"),
@@ -123,7 +123,7 @@ async fn whatever_is_written_over_an_entry_the_last_readable_one_counts() {
         hub.cli_ok(&["subscription", "show", "crm"]).await;
         hub.cli_ok(&["subscription", "remove", "crm", "--yes"]).await;
         assert_eq!(list(&hub).await, json!([]), "{garbage:?}: removed");
-        // Written over a deletion, the subscription stays deleted.
+        // After a deletion, such an entry does not restore the subscription.
         let sent = test.context.publish("$KV.hub-subscriptions.crm", garbage.clone()).await.expect("sent");
         sent.await.expect("stored");
         let listed = list(&hub).await;
@@ -159,8 +159,8 @@ async fn a_bucket_that_was_made_anew_is_read_before_anything_is_planned() {
     }
 }
 
-/// As versions before ids belonged to their tenant stored it: refused until it is moved, so that nobody's
-/// entry is overwritten.
+/// An entry of a version in which ids did not belong to tenants: rejected until it is moved, so that no entry is
+/// overwritten.
 #[tokio::test]
 async fn the_entry_of_another_tenant_is_moved_by_provision() {
     let broker = TestBroker::start().await;
@@ -183,7 +183,7 @@ async fn the_entry_of_another_tenant_is_moved_by_provision() {
     assert!(crm["tenant"] == "globex" && crm["unreadable"].is_null(), "{listed}");
 }
 
-/// Nothing readable is left: the wanted events are unknown, so the tenant's events wait.
+/// No readable entry is left, so the selected events are unknown, and the events of the tenant wait.
 #[tokio::test]
 async fn without_a_readable_revision_the_events_of_its_tenant_wait_until_it_is_repaired_or_removed() {
     let broker = TestBroker::start().await;

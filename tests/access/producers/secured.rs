@@ -77,7 +77,7 @@ impl Secured {
         self.log().lines().filter(|line| line.contains("Violation")).map(str::to_owned).collect()
     }
 
-    /// The settings of a process that is this user.
+    /// The settings of a process of this user.
     pub fn settings(&self, user: &str, settings: TestSettings) -> TestSettings {
         settings.with(|settings| {
             settings.nats.user = Some(user.to_owned());
@@ -106,7 +106,7 @@ impl Secured {
 pub const FORBIDDEN: &str = "whoever publishes this is refused";
 
 impl User {
-    /// Publishes [`FORBIDDEN`], and waits until the server has said that it refuses.
+    /// Publishes [`FORBIDDEN`], and waits until the server has rejected it.
     pub async fn is_refused_to_publish(&self, subject: &str) {
         self.client.publish(subject.to_owned(), FORBIDDEN.into()).await.expect("sent");
         self.is_refused(subject).await;
@@ -132,7 +132,7 @@ impl User {
     }
 }
 
-/// The variables that the file takes its passwords from.
+/// The variables with the passwords of the file.
 fn passwords(accounts: &str) -> BTreeSet<&str> {
     let lines = accounts.lines().map(str::trim).filter(|line| !line.starts_with('#'));
     let found: BTreeSet<&str> = lines

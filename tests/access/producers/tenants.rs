@@ -62,7 +62,7 @@ async fn every_form_is_bound_to_the_tenant_of_its_subject() {
     publish(&client, acme, &[ENVELOPE], &envelope("envelope", None)).await;
     let bound = ["bare", "bare-same", "binary", "structured", "envelope"];
     publish(&client, "hub.from.a=b.user.created", &[("Nats-Msg-Id", "dotted")], "{}").await;
-    // The type is the key, and not the subject; the subject's tenant applies.
+    // The type is the key, not the subject; the tenant of the subject applies.
     publish(&client, "hub.from.acme.whatever", &binary("elsewhere"), "{}").await;
 
     // Each claim of another tenant, in each form; and invalid tenants.
@@ -110,7 +110,7 @@ async fn every_form_is_bound_to_the_tenant_of_its_subject() {
     wanted.sort_unstable();
     assert_eq!(reasons, wanted);
 
-    // Only acme can trace what acme published, whatever tenant it claimed.
+    // Only acme can trace the events that acme published, also those that name another tenant.
     let story = hub.cli_json(&["event", "trace", "s-1"]).await.to_string();
     assert!(story.contains("rejected") && story.contains("tenant-mismatch"), "{story}");
     let api = ApiClient::with_scopes(&hub, "globex", "read", Some("globex")).await;

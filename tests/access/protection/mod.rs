@@ -1,5 +1,5 @@
-//! No caller locks out others: the listeners under attack, limits of requests at once, and who may use an API that
-//! asks for no token.
+//! No caller locks out others: listeners under attack, limits of concurrent requests, and callers of an API without
+//! tokens.
 
 mod quotas;
 
@@ -65,7 +65,7 @@ async fn a_taken_port_is_named_with_the_setting_and_the_line_to_copy() {
     }
 }
 
-/// A connection to `url`'s host from this address of loopback, with the beginning of a request on it.
+/// A connection to the host of `url` from this loopback address, with the beginning of a request.
 async fn connect(from: [u8; 4], url: &str, sent: &str) -> TcpStream {
     let host = url.strip_prefix("http://").expect("an http URL");
     let socket = TcpSocket::new_v4().expect("a socket");
@@ -73,12 +73,12 @@ async fn connect(from: [u8; 4], url: &str, sent: &str) -> TcpStream {
     let address = host.parse().expect("an address");
     let connected = tokio::time::timeout(LIMIT, socket.connect(address)).await.expect("in time");
     let mut stream = connected.expect("the hub accepts");
-    // A hub that has cut the connection meanwhile is what is looked at elsewhere.
+    // The hub may already have closed the connection, which other tests check.
     let _ = stream.write_all(sent.as_bytes()).await;
     stream
 }
 
-/// What comes until the hub closes the connection.
+/// Reads until the hub closes the connection.
 async fn rest(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(LIMIT, stream.read_to_end(&mut bytes)).await;
@@ -87,7 +87,7 @@ async fn rest(stream: &mut TcpStream) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// A request from one address, to its answer.
+/// Sends a request from one address, and returns the answer.
 async fn ask(from: [u8; 4], url: &str, text: &str) -> (u16, String) {
     let mut stream = connect(from, url, text).await;
     let answer = rest(&mut stream).await;
@@ -123,7 +123,7 @@ async fn half_open_connections_lock_out_no_caller() {
             );
         }
     }
-    // New callers, from the address that floods as well as from another, and a connection from before.
+    // New callers, from the flooding address and from another, and an earlier connection.
     for from in [[127, 0, 0, 2], [127, 0, 0, 3], [127, 0, 1, 1]] {
         assert_eq!(ask(from, &hub.api_url(""), &get("/v1/domains", "x", api.token())).await.0, 200);
         assert_eq!(ask(from, &hub.health_url(""), &get("/healthz", "x", "")).await.0, 200);
@@ -155,7 +155,7 @@ async fn unfinished_bodies_lock_out_no_caller_and_time_out() {
         let begun = if number % 3 == 0 && number % 2 == 0 { "{\"id\":" } else { "" };
         open.push(connect([127, 0, 0, 2], &hub.api_url(""), &format!("{head}{begun}")).await);
     }
-    // The same token, the same address, and others.
+    // The same token and address, and others.
     api.get("/v1/domains").await.expect(200);
     let event = json!({"specversion": "1.0", "id": "1", "source": "/idp", "type": "user.created"});
     let headers = [("content-type", "application/cloudevents+json")];
@@ -163,7 +163,7 @@ async fn unfinished_bodies_lock_out_no_caller_and_time_out() {
     for from in [[127, 0, 0, 2], [127, 0, 0, 3]] {
         assert_eq!(ask(from, &hub.api_url(""), &get("/v1/domains", "x", api.token())).await.0, 200);
     }
-    // Each ends with 408; those that had to make room for the callers above, without a word.
+    // Each ends with 408, or without an answer if it was closed to make room for the callers above.
     let (mut told, mut cut) = (0, 0);
     for stream in &mut open {
         let answer = rest(stream).await;
@@ -206,7 +206,8 @@ async fn requests_at_once_are_bounded_for_each_token_and_each_address() {
     };
     let _first = connect([127, 0, 0, 2], &hub.api_url(""), &test(&tokens[0])).await;
     receiver.wait_for("/slow", 1, LIMIT).await;
-    // The token has its one; another from the same address may, and the same from elsewhere may not.
+    // The token has its one request: another token from the same address may send one, but not the same token from
+    // another address.
     let (status, answer) = ask_from(3, &tokens[0]).await;
     assert!(
         status == 429 && answer.contains("retry-after: 1") && answer.contains("api.requests_per_token"),
@@ -221,7 +222,7 @@ async fn requests_at_once_are_bounded_for_each_token_and_each_address() {
         "{answer}"
     );
     assert_eq!(ask_from(3, &tokens[2]).await.0, 200);
-    // A request in progress is not cut for others.
+    // A request in progress is not closed to make room.
     assert_eq!(receiver.count("/slow"), 2);
 }
 
@@ -290,7 +291,7 @@ async fn a_flood_of_unknown_tokens_is_refused_without_a_look_up_and_known_ones_s
     let api = ApiClient::with_scopes(&hub, "reader", "read", None).await;
     let url = hub.api_url("");
     assert_eq!(ask([127, 0, 0, 2], &url, &get("/v1/domains", "x", api.token())).await.0, 200);
-    // An invalid token, and a repeated unknown one, cost nothing and no budget.
+    // An invalid token and a repeated unknown one use no budget.
     for token in ["", "x", "hub_", "hub_A_x", "hub_no-one_x"].into_iter().cycle().take(60) {
         assert_eq!(ask([127, 0, 0, 2], &url, &get("/v1/domains", "x", token)).await.0, 401, "{token}");
     }
@@ -362,7 +363,7 @@ async fn a_web_page_cannot_use_an_api_that_asks_for_no_token() {
     .await;
 }
 
-/// A body may come slowly; what it orders is done for whoever may order it then.
+/// A body may arrive slowly; the permissions at its end decide.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_is_revoked_while_its_body_comes_is_refused() {
     let broker = TestBroker::start().await;
@@ -389,7 +390,7 @@ async fn a_token_that_is_revoked_while_its_body_comes_is_refused() {
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.expect("answered");
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 401");
-    // Nor is one of two tokens taken, whichever is valid.
+    // Two tokens are rejected, even if one is valid.
     let other = ApiClient::with_scopes(&hub, "other", "read", None).await;
     let mut stream = tokio::net::TcpStream::connect(&address).await.expect("the API listens");
     let (valid, revoked) = (other.token(), api.token());

@@ -1,4 +1,4 @@
-//! What one tenant may use: events per second, and the number and size of its subscriptions.
+//! Quotas of a tenant: events per second, and the number and size of its subscriptions.
 
 use serde_json::{Value, json};
 
@@ -31,10 +31,10 @@ async fn a_tenant_publishes_within_its_rate_over_the_api_and_waits_its_turn_over
         "{problem}"
     );
     assert!(answer.header("retry-after").parse::<u32>().is_ok_and(|seconds| seconds > 100), "{answer:?}");
-    // Others go on, and an operator may publish for it.
+    // Other tenants are not affected, and an operator may publish for this one.
     batch(&other, "other", 0, 600).await.expect(202);
     batch(&operator, "acme", 600, 600).await.expect(202);
-    // Over NATS nothing is refused.
+    // The quota does not apply to NATS.
     let context = broker.jetstream().await;
     for number in 0..50 {
         let mut headers = async_nats::HeaderMap::new();
@@ -72,18 +72,18 @@ async fn a_tenant_has_no_more_subscriptions_than_its_quota() {
         let detail = problem["detail"].as_str().expect("a text");
         assert!(detail.contains(&format!("{limit} subscriptions")) && detail.contains(setting), "{detail}");
         assert_eq!(problem["type"], "urn:integration-hub:problem:quota-exceeded");
-        // What is there may be written again; and by the command line no more are made.
+        // Existing subscriptions may be replaced; the command line cannot exceed the quota either.
         api.post("/v1/subscriptions", &of(tenant, 0)).await.expect(200);
         let file = hub.folder().join("one.json");
         std::fs::write(&file, of(tenant, limit).to_string()).expect("written");
         let refused = hub.cli(&["subscription", "apply", "-f", &file.to_string_lossy()]).await;
         assert_ne!(refused.status.code(), Some(0));
         assert!(print_output(&refused).contains(setting), "{}", print_output(&refused));
-        // One that goes makes room.
+        // A removal makes room for another one.
         api.delete(&format!("/v1/subscriptions/{tenant}-0"), &[]).await.expect(204);
         api.post("/v1/subscriptions", &of(tenant, limit)).await.expect(201);
     }
-    // As many at once as one likes: no more than the quota are made.
+    // Concurrent requests do not exceed the quota.
     let api = ApiClient::with_scopes(&hub, "crowd", "read,manage", Some("crowd")).await;
     let all = futures_util::future::join_all((0..12).map(|number| {
         let (api, one) = (&api, of("crowd", number));
@@ -100,7 +100,7 @@ async fn a_tenant_has_no_more_subscriptions_than_its_quota() {
     assert!(print_output(&refused).contains("quotas.subscriptions"));
 }
 
-/// One of them is bounded, and all of a tenant's together; what shrinks is always taken.
+/// One subscription is limited, and all of a tenant together; a smaller replacement is always accepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenants_subscriptions_are_bounded_in_bytes() {
     let broker = TestBroker::start().await;

@@ -276,7 +276,7 @@ pub fn cases() -> Vec<(String, Verdict)> {
     of("expected_version", &whole, &[&not_whole[..], &[r#""3""#, "true", "[]"]].concat());
     of("sequence_id", &whole, &not_whole);
 
-    // What every content may be.
+    // All kinds of content.
     let (deepest, too_deep, far_too_deep) = (nested(101), nested(102), nested(900));
     let digits = "9".repeat(400);
     for field in ["data", "extensions", "event_store"] {
@@ -331,7 +331,7 @@ pub fn cases() -> Vec<(String, Verdict)> {
     let large = |bytes: usize| format!("{{\"x\": {}}}", text(&"y".repeat(bytes)));
     let fits = large(16_000);
     let (too_large, reals) = (large(16_400), format!("{{\"x\": [{}0]}}", "1.5E15,".repeat(2_300)));
-    // The most growth: control characters become escapes of six bytes in an attribute.
+    // The largest growth: control characters become escapes of six bytes in an attribute.
     let deletes = format!(r#"{{"note": "{}"}}"#, "\u{7f}".repeat(16_000));
     let controls = format!(r#"{{"note": ["{0}", {{"x": "{0}"}}]}}"#, "\u{85}".repeat(4_000));
     let names = [

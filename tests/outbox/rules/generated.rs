@@ -1,4 +1,4 @@
-//! Generated events that no person would write.
+//! Generated events with unusual values.
 
 use rand::Rng as _;
 use rand::rngs::StdRng;
@@ -24,7 +24,7 @@ fn near(random: &mut StdRng, texts: &[&str], palette: &str) -> String {
     text.into_iter().collect()
 }
 
-/// Any JSON, most of it good.
+/// Any JSON, mostly valid.
 fn any_json(random: &mut StdRng, depth: usize) -> String {
     let scalars = [
         "null",
@@ -53,7 +53,7 @@ fn any_json(random: &mut StdRng, depth: usize) -> String {
         "NaN",
         "'x'",
     ];
-    // The good ones more often.
+    // Valid values more often.
     match random.random_range(0..if depth < 4 { 10 } else { 6 }) {
         0 => (*scalars.choose(random).expect("there are some")).to_owned(),
         1..6 => (*scalars[..9].choose(random).expect("there are some")).to_owned(),
@@ -87,7 +87,7 @@ pub fn any_event(random: &mut StdRng) -> String {
     let traces = [TRACE];
     let keys = ["user.created", "a.b-c.D_1"];
     let numbers = ["1", "7.0", "12e1", "123456", "-3", "0.5"];
-    // A change of these would be about the rounding of doubles.
+    // Changes of these would only test the rounding of doubles.
     let large = ["999999999999999999", "-999999999999999999", "1000000000000000000", "1e300", "-1e-300"];
     let mut fields = vec![("data", any_json(random, 0))];
     let palette = "0129-+:.TtZz xé\u{a0}\n\0=*>_";

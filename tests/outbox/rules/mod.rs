@@ -1,5 +1,5 @@
-//! One table of the rules of an event, run against the SQL of both databases, the Rust function and the Event
-//! Processor: what all writers accept is delivered; what one refuses, all refuse, within the transaction.
+//! One table of the rules of an event, checked against the SQL of both databases, the Rust function and the event
+//! processor. An event is either accepted by all writers and delivered, or rejected by all, within the transaction.
 
 mod cases;
 mod generated;
@@ -28,7 +28,7 @@ on_both!(
     an_outbox_of_version_1_is_brought_to_this_one,
 );
 
-/// The writers of one database: plain SQL, and Rust. Each error's text, or how many rows there are then.
+/// The results of both writers of a database, SQL and Rust: the text of the error, or the number of rows.
 async fn written(database: &TestDatabase, event: &str) -> [Result<(), String>; 2] {
     let by_sql = match database {
         TestDatabase::Postgres { pool, .. } => {
@@ -42,7 +42,7 @@ async fn written(database: &TestDatabase, event: &str) -> [Result<(), String>; 2
     let by_rust = match RaisedEvent::from_json(event) {
         Err(error) => Err(error.to_string()),
         Ok(mut event) => {
-            // The one by SQL has the id already.
+            // The row by SQL already has the id.
             event.id = event
                 .id
                 .map(|id| if id.len() < 250 { format!("{id}-rs") } else { format!("-rs{}", &id[4..]) });
@@ -100,7 +100,7 @@ async fn the_table_holds_for_every_writer(database: &TestDatabase) {
             match (verdict, written) {
                 (Accepted, Ok(())) => {}
                 (Refused(field), Err(error)) => {
-                    // PostgreSQL refuses some texts as no jsonb before it knows the field.
+                    // PostgreSQL rejects some texts as invalid jsonb before it knows the field.
                     let unread = matches!(database, TestDatabase::Postgres { .. })
                         && ["unsupported Unicode escape", "invalid input syntax for type json"]
                             .iter()
@@ -120,7 +120,7 @@ async fn the_table_holds_for_every_writer(database: &TestDatabase) {
             let attributes = |event: &Event| {
                 let mut attributes: Value =
                     serde_json::from_str(event.to_cloudevent().get()).expect("it is JSON");
-                // Each has an id of its own; the time is now where none is given, and PostgreSQL's JSON has blanks.
+                // Each has its own id; the time is the current time if none is set; PostgreSQL's JSON has spaces.
                 for own in ["id", "time", "data"] {
                     attributes.as_object_mut().expect("an object").remove(own);
                 }
@@ -153,7 +153,7 @@ async fn what_is_accepted_is_delivered(database: &TestDatabase) {
     let raised =
         store.list(&RowSelection::default(), &RowCursor::default(), 100_000).await.expect("listed").len();
     let (broker, receiver) = (TestBroker::start().await, Receiver::start().await);
-    // The subscriptions are there before the relay begins.
+    // The subscriptions exist before the relay starts.
     Hub::configured(&broker.url(), &TestSettings::quick()).cli_ok(&["provision"]).await;
     let client = TestClient::connect(&broker.url()).await;
     let wanted = tenants.iter().map(|tenant| {
@@ -172,7 +172,7 @@ async fn what_is_accepted_is_delivered(database: &TestDatabase) {
     assert!(hub.terminate().await.success());
 }
 
-/// A database as version 1 left it, with a row that the rules of today would refuse.
+/// A database of version 1, with a row that the current rules reject.
 async fn an_outbox_of_version_1_is_brought_to_this_one(database: &TestDatabase) {
     let (schema, before) = match database {
         TestDatabase::Postgres { .. } => (
@@ -254,7 +254,7 @@ async fn the_writers_agree_on_generated_events() {
                     if matches!(database, TestDatabase::Postgres { .. }) { "PostgreSQL" } else { "SQLite" }
                 );
             }
-            // Also so that an id may come again.
+            // This also permits an id to be used again.
             if by_rust.is_ok() {
                 assert_eq!(read_all(database, store).await.len(), 2, "seed {seed}, event {number}");
             }
