@@ -24,7 +24,7 @@ async fn panic_of(future: impl Future<Output = ()>) -> String {
 }
 
 #[tokio::test]
-async fn a_receiver_does_as_it_is_told_and_remembers() {
+async fn a_receiver_behaves_as_set_and_records() {
     let receiver = Receiver::start().await;
     let http = http_client();
     let post = |path: &str, id: &str| {

@@ -70,8 +70,8 @@ async fn another_url_never_gets_a_stored_secret() {
     std::fs::write(&file, replaced.to_string()).expect("written");
     let refused = hub.cli(&["subscription", "apply", "-f", file.to_str().expect("UTF-8")]).await;
     assert_eq!(refused.status.code(), Some(1), "{}", print_output(&refused));
-    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(ALL.iter().all(|field| told.contains(field)) && told.contains("delivery.url"), "{told}");
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(ALL.iter().all(|field| error.contains(field)) && error.contains("delivery.url"), "{error}");
     // Some of the secrets are not enough.
     let some = json!({"delivery": {"url": evil.url("/steal"), "auth": {"token": "new"}, "signing": {"secret": SIGNING}}});
     let problem = api.patch("/v1/subscriptions/crm", &any, &some).await.expect(422);

@@ -120,7 +120,7 @@ async fn each_form_is_delivered_and_the_same_again_is_known() {
     assert_eq!((&binary["correlationid"], &binary["data"]), (&json!("c-7"), &json!({"user_id": "b"})));
     assert_eq!(binary["traceparent"], traceparent);
     assert!(binary.get("x-internal").is_none(), "{binary}");
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!(receiver.count("/crm"), 1_001);
 
     // A tenant's token publishes for that tenant, and for no other.
@@ -133,7 +133,7 @@ async fn each_form_is_delivered_and_the_same_again_is_known() {
         .expect_field(400, "[1].tenant");
     let received = receiver.wait_for("/acme", 2, STEP).await;
     assert!(received.iter().all(|one| one.json()["tenant"] == "acme"));
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!((receiver.count("/crm"), receiver.count("/acme")), (1_001, 2));
     let reader = ApiClient::with_scopes(&hub, "reader", "read", None).await;
     one(&reader, &event("s-6")).await.expect(403);
@@ -256,7 +256,7 @@ async fn a_full_stream_answers_503_and_loses_nothing_that_was_accepted() {
     assert!(known as u64 >= stored, "{known} of {stored} were known");
     one(&api, &padded("alone".to_owned())).await.expect(202);
     receiver.wait_for("/crm", 151, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!(receiver.count("/crm"), 151);
 }
 
@@ -302,7 +302,7 @@ async fn without_its_broker_the_api_answers_503_and_recovers() {
     })
     .await;
     receiver.wait_accepted("/crm", 602, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -341,8 +341,8 @@ async fn an_event_can_be_traced_by_its_tenant() {
             story["timeline"].as_array().unwrap().iter().any(|step| step["what"] == "attempt"),
             "{story}"
         );
-        let told = hub.cli_json(&["event", "trace", story["event_id"].as_str().unwrap()]).await;
-        assert_eq!(admin.get(&path).await.expect(200), told);
+        let trace = hub.cli_json(&["event", "trace", story["event_id"].as_str().unwrap()]).await;
+        assert_eq!(admin.get(&path).await.expect(200), trace);
         globex.get(&path).await.expect(404);
         globex.get(&format!("{path}?since=1h")).await.expect(404);
     }

@@ -174,8 +174,8 @@ async fn a_tenant_can_trace_only_its_own_events() {
     assert_eq!(everything.iter().filter(|what| *what == "attempt").count(), 2, "{everything:?}");
     assert_eq!(everything.iter().filter(|what| *what == "dead-lettered").count(), 4, "{everything:?}");
     let count = async |tenant| {
-        let told = stage.trace("e1", Some(tenant)).await;
-        ["attempt", "dead-lettered"].map(|what| told.iter().filter(|other| *other == what).count())
+        let trace_steps = stage.trace("e1", Some(tenant)).await;
+        ["attempt", "dead-lettered"].map(|what| trace_steps.iter().filter(|other| *other == what).count())
     };
     assert_eq!(count("acme").await, [1, 2]);
     assert_eq!(count("globex").await, [1, 1]);

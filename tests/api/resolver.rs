@@ -88,7 +88,7 @@ async fn a_killed_resolver_makes_events_wait_and_loses_and_doubles_no_pair() {
     client.publish_all("user.created", &first).await;
     receiver.wait_accepted("/all", 200, STEP).await;
     receiver.wait_accepted("/created", 200, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
 
     answering.hub.kill().await;
     let waiting = ids("waiting", 100);
@@ -111,7 +111,7 @@ async fn a_killed_resolver_makes_events_wait_and_loses_and_doubles_no_pair() {
     receiver.wait_accepted("/all", 2_300, STEP).await;
     receiver.wait_accepted("/created", 2_200, STEP).await;
     receiver.wait_accepted("/filtered", 2_000, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     let letters = client.dead_letters("user-lifecycle").await;
     let created: Vec<String> = first.iter().chain(&second).cloned().collect();
     let all: Vec<String> = created.iter().chain(&waiting).cloned().collect();
@@ -147,7 +147,7 @@ async fn a_change_is_seen_when_the_kept_answer_ends() {
         if receiver.count("/after") > 0 { Ok(()) } else { Err(published) }
     })
     .await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     let (before, after) = (receiver.accepted("/before").len(), receiver.accepted("/after").len());
     assert_eq!(before + after, published, "each went to one of the two");
     // The first event needs an answer; most events within the next second use the cached one.
@@ -177,21 +177,21 @@ async fn an_answer_means_what_the_resolver_says_and_a_410_disables_nobody() {
     client.publish("user.created", "one").await;
     hub.wait_for_log("subscription not disabled, it is resolved elsewhere", STEP).await;
     receiver.wait_accepted("/patient", 1, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
 
     // It is still tried, because nothing disables it.
     client.publish("user.created", "two").await;
     receiver.wait_for("/gone", 2, STEP).await;
     receiver.wait_accepted("/patient", 2, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     let letters = client.dead_letters("user-lifecycle").await;
-    let told: Vec<_> = letters
+    let outcomes: Vec<_> = letters
         .iter()
         .map(|entry| {
             (entry.letter.subscription.as_str(), entry.letter.reason.as_str(), entry.letter.attempts)
         })
         .collect();
-    assert_eq!(told, [("gone", "permanent", 1); 2]);
+    assert_eq!(outcomes, [("gone", "permanent", 1); 2]);
     let shown = answering.hub.cli_json(&["subscription", "show", "gone"]).await;
     assert_eq!(shown["state"], "active");
 }
@@ -218,7 +218,7 @@ async fn a_wrong_token_is_refused_and_the_events_wait() {
     let mut hub = Hub::serve(&broker.url(), &asking(answering.port, TOKEN), &[]);
     hub.ready().await;
     receiver.wait_accepted("/crm", 1, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     for log in [hub.log(), answering.hub.log()] {
         assert!(!log.contains(TOKEN) && !log.contains("another-token"), "no token is logged");
     }
@@ -245,7 +245,7 @@ async fn a_slow_resolver_runs_into_the_deadline_and_the_events_wait() {
     assert_eq!(client.stream(OUTBOX).await.state.last_sequence, 0);
     proxy.thaw();
     receiver.wait_accepted("/crm", 50, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!(receiver.doubles("/crm").len(), 0);
 }
 
@@ -283,7 +283,7 @@ async fn an_envelope_that_does_not_fit_with_its_delivery_is_dead_lettered_and_th
     let sent = client.context.publish_with_headers("hub.events.user.created", headers, body.into()).await;
     sent.expect("sent").await.expect("stored");
     receiver.wait_for("/small", 1, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     let list = hub.cli_json(&["dlt", "list"]).await;
     let letters = list["dead_letters"].as_array().or_else(|| list.as_array()).expect("a list").clone();
     assert_eq!(letters.len(), 1, "{list}");

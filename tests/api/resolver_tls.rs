@@ -98,7 +98,7 @@ impl Asking {
         let mut hub = Hub::serve(&self.broker.url(), settings, &[]);
         hub.ready().await;
         receiver.wait_accepted("/crm", 1, STEP).await;
-        self.broker.nothing_owed_within(STEP).await;
+        self.broker.nothing_pending_within(STEP).await;
         assert_eq!(receiver.doubles("/crm").len(), 0);
         assert!(hub.metric("hub_resolver_answers_total", &[]).await > 0.0);
     }
@@ -184,13 +184,13 @@ async fn files_that_cannot_be_used_are_named_at_the_start() {
     });
     let trusting =
         |ca: &Path| asking("https://127.0.0.1:1", |subscriptions| subscriptions.tls_ca_file = file(ca));
-    for (settings, role, told) in [
+    for (settings, role, setting) in [
         (trusting(&missing), "event-processor", "tls_ca_file"),
         (trusting(&no_pem), "event-processor", "tls_ca_file"),
         (answering, "subscription-resolver", "listen_tls_cert_file"),
     ] {
         let mut hub = Hub::serve(&broker.url(), &settings, &["--role", role]);
-        assert!(!hub.ended(STEP).await.success(), "{told}");
-        assert!(hub.log().contains(&format!("subscriptions.{told}")), "{told}: {}", hub.log());
+        assert!(!hub.ended(STEP).await.success(), "{setting}");
+        assert!(hub.log().contains(&format!("subscriptions.{setting}")), "{setting}: {}", hub.log());
     }
 }

@@ -114,7 +114,7 @@ async fn a_gets_it_b_is_dead_lettered_after_its_retries_and_redriven_once_it_is_
     receiver.set("/b", Behaviour::ok());
     receiver.wait_accepted("/b", 1, STEP).await;
     dead_letters(&hub, 0, &[]).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!(client.stream(DLT).await.state.messages, 0, "the depth is zero again");
 
     let (to_a, to_b) = (receiver.received("/a"), receiver.received("/b"));
@@ -158,7 +158,7 @@ async fn every_failure_reaches_the_dlt_of_its_own_domain_and_no_event_is_in_two(
         client.publish_all(key, &ids(domain, 10)).await;
     }
     receiver.wait_for("/down", 120, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     for (domain, outbox, key) in domains {
         assert_eq!(client.stream(outbox).await.state.last_sequence, 10, "{outbox} had its own ten");
         let letters = client.dead_letters(domain).await;
@@ -194,7 +194,7 @@ async fn the_failures_of_b_do_not_delay_a() {
     let retried = receiver.received("/b").iter().filter(|one| one.header("webhook-attempt") != "1").count();
     assert_eq!(retried, 0, "A had everything before B's first retry");
     receiver.wait_for("/b", 900, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!(client.dead_letters("policy-client").await.len(), 300);
     assert_eq!(receiver.count("/a"), 300);
 }
@@ -239,7 +239,7 @@ async fn parked_after_the_schedule_then_replayed_and_discarded_by_command() {
     let rest = hub.cli_json(&["dlt", "replay", "--subscription", "b", "--wait"]).await;
     assert_eq!((&rest["ordered"], &rest["delivered"]), (&json!(2), &json!(2)), "{rest}");
     dead_letters(&hub, 0, &[]).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     let accepted = receiver.accepted("/b");
     assert_eq!(accepted.len(), 3);
     assert!(!accepted.contains(&id_of("e4")), "what was discarded is never delivered");

@@ -116,7 +116,7 @@ async fn a_waiting_replay_reports_a_discard() {
     };
     let (waited, ()) = tokio::join!(stage.hub.cli(&replay), discard);
     assert_eq!(waited.status.code(), Some(1), "not all were delivered");
-    let told: serde_json::Value = serde_json::from_slice(&waited.stdout).expect("JSON");
-    assert_eq!((&told["delivered"], &told["discarded"]), (&0.into(), &2.into()), "{told}");
+    let report: serde_json::Value = serde_json::from_slice(&waited.stdout).expect("JSON");
+    assert_eq!((&report["delivered"], &report["discarded"]), (&0.into(), &2.into()), "{report}");
     stage.hub.terminate().await;
 }

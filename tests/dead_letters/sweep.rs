@@ -66,7 +66,7 @@ async fn without_the_advisory_stream_each_exhausted_envelope_becomes_one_dead_le
     client.publish_all("member.invited", &events).await;
     receiver.wait_for("/down-1", 300, STEP).await;
     receiver.wait_for("/down-2", 300, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_each_dead_once(&client, &receiver, &events, "without the advisory stream").await;
     assert!(hub.log().contains("stranded envelope found"));
 
@@ -96,6 +96,6 @@ async fn a_router_that_was_down_finds_each_exhausted_envelope_once() {
     assert_eq!(purged, 100);
     let mut router = Hub::serve(&broker.url(), &TestSettings::quick(), &["--role", "dlt-router"]);
     router.ready().await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_each_dead_once(&client, &receiver, &events, "the router was down").await;
 }

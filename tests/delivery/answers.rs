@@ -79,7 +79,7 @@ async fn flood(mut stream: tokio::net::TcpStream) {
 }
 
 #[tokio::test]
-async fn endpoints_that_misbehave_fail_for_their_own_fault_and_hold_up_nobody() {
+async fn endpoints_that_misbehave_fail_and_delay_no_other() {
     let (_broker, receiver, hub, client) = started(&TestSettings::quick()).await;
     receiver.set("/hang", Behaviour::Hang);
     receiver.set("/half", Behaviour::CloseMidAnswer);
@@ -127,8 +127,8 @@ async fn endpoints_that_misbehave_fail_for_their_own_fault_and_hold_up_nobody() 
     assert_eq!(receiver.count("/private"), 0, "a redirect is not followed");
     // A 200 with any body is a success: one byte each second, or 100 MB, of which the hub reads up to its limit.
     eventually(STEP, "nothing is pending", async || {
-        let owed = client.stream("HUB_OUTBOX_USER_LIFECYCLE").await.state.messages;
-        if owed == 0 { Ok(()) } else { Err(owed) }
+        let pending = client.stream("HUB_OUTBOX_USER_LIFECYCLE").await.state.messages;
+        if pending == 0 { Ok(()) } else { Err(pending) }
     })
     .await;
     dead_letters(&client, "drip", 0).await;
@@ -218,7 +218,7 @@ async fn gone_disables_the_subscription_until_it_is_resumed() {
     let before = receiver.count("/gone");
     client.publish("user.created", "after").await;
     receiver.wait_accepted("/stays", 5, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     dead_letters(&client, "gone", 4).await;
     assert_eq!(receiver.count("/gone"), before);
 
@@ -276,7 +276,7 @@ async fn throttled(refusal: Behaviour, named: impl FnOnce(SystemTime) -> SystemT
     assert_eq!(early, 0, "requests before the moment that the endpoint named");
     // None of those that waited used up an attempt: each came once, except for the first.
     assert_eq!(received.len(), 23);
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!(client.dead_letters(DOMAIN).await.len(), 0);
 }
 
@@ -321,7 +321,7 @@ async fn a_retry_after_counts_up_to_the_bound_of_the_settings() {
     // The subscription is not held any longer.
     client.publish("user.created", "second").await;
     receiver.wait_accepted("/slow", 2, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
 }
 
 #[tokio::test]
@@ -357,7 +357,7 @@ async fn a_failure_of_the_hub_itself_is_the_hubs_fault_everywhere() {
     }
     assert_eq!(hub.metric("hub_failures_total", &[]).await, 6.0, "no other kind and no other fault");
     assert_eq!(receiver.count("/sealed"), 0, "nothing is sent without its credential");
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
 }
 
 #[tokio::test]
@@ -384,7 +384,7 @@ async fn a_subscription_may_give_statuses_another_meaning() {
     let letter = dead_letters(&client, "strict", 1).await.remove(0).letter;
     assert_eq!((letter.reason.as_str(), letter.attempts), ("permanent", 1));
     assert_eq!((receiver.count("/patient"), receiver.count("/strict"), receiver.count("/gone")), (3, 1, 2));
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     let shown = hub.cli_json(&["subscription", "show", "gone"]).await;
     assert_eq!(
         (&shown["state"], &shown["delivery"]["statuses"]),
@@ -423,9 +423,9 @@ async fn a_bad_subscription_is_refused_with_its_field() {
         let file = hub.folder().join("bad.json");
         std::fs::write(&file, bad.to_string()).expect("the file is written");
         let output = hub.cli(&["subscription", "apply", "-f", file.to_str().expect("UTF-8")]).await;
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let stderr_text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success(), "{bad}");
-        assert!(told.contains(&format!("{field}: ")), "{field} is not named: {told}");
+        assert!(stderr_text.contains(&format!("{field}: ")), "{field} is not named: {stderr_text}");
     }
 }
 
@@ -469,7 +469,7 @@ async fn test_shows_request_and_answer_and_match_says_who_would_get_an_event() {
     assert_eq!(shown["answer"]["body"], "no more of ***");
     assert_eq!(shown["a_delivery_would"], "be dead-lettered, and the subscription disabled");
     assert_eq!(hub.cli_json(&["subscription", "show", "secretive"]).await["state"], "active");
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!(client.dead_letters(DOMAIN).await.len(), 0);
 
     let who = async |args: &[&str]| -> Vec<String> {

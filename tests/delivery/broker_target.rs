@@ -34,7 +34,7 @@ async fn an_event_arrives_in_redis_and_nats_in_the_stripped_envelope() {
     let in_redis = arrived(&redis, "orders", 1).await.remove(0);
     let in_nats = stored(&other, "PARTNER", 1).await.remove(0);
     receiver.wait_accepted("/url", 1, SOON).await;
-    broker.nothing_owed_within(SOON).await;
+    broker.nothing_pending_within(SOON).await;
     let time = in_redis["metadata"]["headers"]["time"].clone();
     assert!(time.is_string());
     assert_eq!(
@@ -168,7 +168,7 @@ async fn a_resolver_may_name_a_broker() {
         (message.subject.as_str(), event_ids(&[message.body])),
         ("user.orders", BTreeSet::from(["e1"]))
     );
-    broker.nothing_owed_within(SOON).await;
+    broker.nothing_pending_within(SOON).await;
     assert!(hub.terminate().await.success());
 }
 

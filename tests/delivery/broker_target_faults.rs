@@ -48,7 +48,7 @@ async fn what_a_broker_that_is_down_misses_is_dead_lettered_and_replayed() {
         let error = letter.last_error.as_deref().unwrap_or_default();
         assert!(error.starts_with("the broker is unavailable: "), "{error}");
     }
-    broker.nothing_owed_within(SOON).await;
+    broker.nothing_pending_within(SOON).await;
     let kind = ["kind=\"broker-unavailable\"", "fault=\"subscriber\""];
     assert_eq!(hub.metric("hub_failures_total", &kind).await, 3.0 * missed.len() as f64);
 
@@ -58,12 +58,12 @@ async fn what_a_broker_that_is_down_misses_is_dead_lettered_and_replayed() {
     let expected: BTreeSet<&str> = missed.iter().map(String::as_str).chain(["before"]).collect();
     assert_eq!(event_ids(&messages), expected);
     dead_letters(&client, "crm", 0).await;
-    broker.nothing_owed_within(SOON).await;
+    broker.nothing_pending_within(SOON).await;
     assert!(hub.terminate().await.success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_hangs_slows_nobody_else() {
+async fn a_hanging_broker_delays_no_other() {
     const EVENTS: usize = 500;
     let Some(redis) = RedisServer::start(&[]).await else { return };
     let proxy = FaultProxy::start(&redis.url()).await;
@@ -114,7 +114,7 @@ async fn a_broker_that_hangs_slows_nobody_else() {
         if found == expected { Ok(()) } else { Err(found.len()) }
     })
     .await;
-    broker.nothing_owed_within(SOON).await;
+    broker.nothing_pending_within(SOON).await;
     dead_letters(&client, "hangs", 0).await;
     assert!(hub.terminate().await.success());
 }
@@ -148,7 +148,7 @@ async fn a_connection_that_fell_silent_is_given_up_though_each_attempt_is_short(
     })
     .await;
     assert!(hub.metric("hub_failures_total", &["kind=\"timeout\""]).await > 0.0);
-    broker.nothing_owed_within(SOON).await;
+    broker.nothing_pending_within(SOON).await;
     assert!(hub.terminate().await.success());
 }
 
@@ -210,7 +210,7 @@ async fn rabbitmq_and_kafka_are_targets_as_well_and_lose_a_silent_connection() {
         silent.fired(SOON).await;
     }
     assert_eq!(from_rabbit("event-2").await, from_kafka("event-2").await);
-    broker.nothing_owed_within(SOON).await;
+    broker.nothing_pending_within(SOON).await;
     assert!(hub.terminate().await.success());
 }
 
@@ -263,6 +263,6 @@ async fn what_can_never_be_published_is_dead_lettered_at_once() {
     assert_eq!((letter.reason, letter.fault, letter.attempts), (Reason::Exhausted, Fault::Hub, 3));
     let error = letter.last_error.unwrap_or_default();
     assert!(error.contains("\"taken_out\"") && error.contains("other"), "{error}");
-    broker.nothing_owed_within(SOON).await;
+    broker.nothing_pending_within(SOON).await;
     assert!(hub.terminate().await.success());
 }

@@ -44,7 +44,7 @@ async fn killed_between_commit_and_acknowledgement_no_envelope_is_lost_or_double
 
     let mut second = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     second.ready().await;
-    broker.nothing_owed_within(RECOVERY).await;
+    broker.nothing_pending_within(RECOVERY).await;
     let account =
         Account::of(&events, &subscriptions, &receiver, &client.dead_letters("policy-client").await);
     account.assert_complete("killed between commit and acknowledgement");
@@ -76,7 +76,7 @@ async fn killed_in_mid_delivery_every_pair_is_delivered() {
 
     hub.start();
     hub.ready().await;
-    broker.nothing_owed_within(RECOVERY).await;
+    broker.nothing_pending_within(RECOVERY).await;
     let account =
         Account::of(&events, &subscriptions, &receiver, &client.dead_letters("user-lifecycle").await);
     account.assert_complete("killed in mid-delivery");
@@ -107,16 +107,16 @@ async fn killed_in_mid_dead_lettering(status: u16) {
     receiver.set("/down", Behaviour::status(status));
     written.fired(STEP).await;
     first.kill().await;
-    let (letters, owed) = (broker.messages(POLICY_DLT).await, broker.messages(POLICY_OUTBOX).await);
+    let (letters, pending) = (broker.messages(POLICY_DLT).await, broker.messages(POLICY_OUTBOX).await);
     assert!(letters > 0, "a dead letter was written before the kill");
     assert!(
-        letters + owed > 25,
-        "{letters} dead letters, {owed} pending: no envelope had left its outbox for one"
+        letters + pending > 25,
+        "{letters} dead letters, {pending} pending: no envelope had left its outbox for one"
     );
 
     let mut second = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     second.ready().await;
-    broker.nothing_owed_within(RECOVERY).await;
+    broker.nothing_pending_within(RECOVERY).await;
     let letters = client.dead_letters("policy-client").await;
     let account = Account::of(&events, &subscriptions, &receiver, &letters);
     account.assert_complete(&format!("killed in mid-dead-lettering after {status}"));
@@ -157,7 +157,7 @@ async fn a_broker_killed_and_restarted_under_load_loses_no_pair() {
         }
     };
     tokio::join!(client.publish_all("user.created", &events), kills);
-    broker.nothing_owed_within(RECOVERY).await;
+    broker.nothing_pending_within(RECOVERY).await;
     let account =
         Account::of(&events, &subscriptions, &receiver, &client.dead_letters("user-lifecycle").await);
     account.assert_complete("the broker killed and restarted");

@@ -94,7 +94,7 @@ impl Stage {
 }
 
 /// `b attempt 1 retried`
-fn told(trace: &Value) -> Vec<String> {
+fn steps_of(trace: &Value) -> Vec<String> {
     let steps = trace["timeline"].as_array().expect("a timeline").iter();
     steps
         .map(|step| {
@@ -112,9 +112,9 @@ fn states(trace: &Value) -> Vec<String> {
         .collect()
 }
 
-fn of<'t>(told: &'t [String], subscription: &str) -> Vec<&'t str> {
+fn of<'t>(steps: &'t [String], subscription: &str) -> Vec<&'t str> {
     let start = format!("{subscription} ");
-    told.iter().filter_map(|step| step.strip_prefix(&start)).collect()
+    steps.iter().filter_map(|step| step.strip_prefix(&start)).collect()
 }
 
 #[tokio::test]
@@ -153,7 +153,7 @@ async fn every_attempt_is_logged_and_a_redriven_event_can_be_traced() {
 
     let trace = stage.trace("e \"1\"").await;
     assert_eq!(trace["complete"], true);
-    let steps = told(&trace);
+    let steps = steps_of(&trace);
     assert_eq!(steps[0], "published", "{steps:?}");
     assert_eq!(of(&steps, "a"), ["queued", "attempt 1 delivered"]);
     let failed = ["queued", "attempt 1 retried", "attempt 2 retried", "attempt 3 exhausted"];
@@ -165,7 +165,7 @@ async fn every_attempt_is_logged_and_a_redriven_event_can_be_traced() {
     stage.hub.cli_ok(&["dlt", "replay", "--all", "--wait"]).await;
     stage.records_of("b", 4).await;
     let trace = stage.trace("e \"1\"").await;
-    let steps = told(&trace);
+    let steps = steps_of(&trace);
     assert_eq!(of(&steps, "b"), [&failed[..], &["redriven", "attempt 4 delivered"]].concat());
     assert_eq!(states(&trace), ["a delivered 1", "b delivered 4"]);
     let table =
@@ -183,7 +183,7 @@ async fn every_attempt_is_logged_and_a_redriven_event_can_be_traced() {
         );
     }
     assert_eq!(stage.client.stream(DLT).await.state.messages, 0);
-    stage.broker.nothing_owed_within(STEP).await;
+    stage.broker.nothing_pending_within(STEP).await;
 }
 
 #[tokio::test]
@@ -208,7 +208,7 @@ async fn only_final_failures_are_logged_if_the_log_is_off() {
     assert_eq!(stage.records().await.len(), 0);
     assert_eq!(stage.last_words().await, 1);
     let trace = stage.trace("e1").await;
-    assert_eq!(of(&told(&trace), "b"), ["attempt 3 exhausted", "dead-lettered"]);
+    assert_eq!(of(&steps_of(&trace), "b"), ["attempt 3 exhausted", "dead-lettered"]);
     assert_eq!(states(&trace), ["b dead-lettered 3"]);
 
     let refused = stage.hub.cli(&["--set", "delivery.log=some", "config", "show"]).await;
@@ -227,7 +227,7 @@ async fn a_trace_shows_waiting_queued_and_rejected_events() {
     client.subscribe([subscription("a", &["policy.>"], &receiver.url("/a"))]).await;
     client.publish("policy.updated", "e1").await;
     client.publish("weather.changed", "e2").await;
-    assert_eq!(told(&hub.cli_json(&["event", "trace", "e1"]).await), ["waiting"]);
+    assert_eq!(steps_of(&hub.cli_json(&["event", "trace", "e1"]).await), ["waiting"]);
     assert!(hub.terminate().await.success());
 
     // Fanned out, and not delivered: the envelope is queued in the outbox.
@@ -240,10 +240,10 @@ async fn a_trace_shows_waiting_queued_and_rejected_events() {
         }
     })
     .await;
-    assert_eq!(told(&trace), ["published", "a queued"]);
+    assert_eq!(steps_of(&trace), ["published", "a queued"]);
     assert_eq!(states(&trace), ["a waiting 0"]);
     let refused = hub.cli_json(&["event", "trace", "e2"]).await;
-    assert_eq!(told(&refused), ["rejected"]);
+    assert_eq!(steps_of(&refused), ["rejected"]);
     assert!(refused["timeline"][0]["detail"].to_string().contains("no-domain"), "{refused}");
 }
 

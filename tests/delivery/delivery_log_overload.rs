@@ -41,7 +41,7 @@ impl Stage {
     async fn deliver(&self, ids: &[String], total: usize) {
         self.client.publish_all("policy.updated", ids).await;
         self.receiver.wait_accepted("/a", total, STEP).await;
-        self.broker.nothing_owed_within(STEP).await;
+        self.broker.nothing_pending_within(STEP).await;
     }
 
     async fn logged(&self) -> f64 {

@@ -22,7 +22,7 @@ async fn one_event_reaches_2500_subscriptions_once_each() {
     client.subscribe(all).await;
     assert!(client.publish("user.created", "one").await);
     receiver.wait_accepted("/all", 2_500, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!(receiver.count("/all"), 2_500, "one request for each subscription");
     assert_eq!(receiver.doubles("/all").len(), 0);
     assert_eq!(client.stream("HUB_OUTBOX_USER_LIFECYCLE").await.state.last_sequence, 2_500);
@@ -30,7 +30,7 @@ async fn one_event_reaches_2500_subscriptions_once_each() {
 }
 
 #[tokio::test]
-async fn an_event_that_nobody_wants_is_done_with_and_leaves_nothing() {
+async fn an_event_without_subscriptions_is_acknowledged() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
@@ -39,7 +39,7 @@ async fn an_event_that_nobody_wants_is_done_with_and_leaves_nothing() {
     client.subscribe([subscription("other", &["user.deleted", "role.>"], &receiver.url("/other"))]).await;
     client.publish("user.created", "nobodys").await;
     hub.metric_above("hub_events_unmatched_total", &["domain=\"user-lifecycle\""], 0.5, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     for stream in ["HUB_OUTBOX_USER_LIFECYCLE", "HUB_OUTBOX_USER_LIFECYCLE_DLT", "HUB_REJECTED"] {
         assert_eq!(client.stream(stream).await.state.last_sequence, 0, "{stream}");
     }
@@ -57,7 +57,7 @@ async fn a_burst_of_10000_events_is_delivered_once_each() {
     let events = ids("event", 10_000);
     client.publish_all("token.refreshed", &events).await;
     receiver.wait_accepted("/crm", 10_000, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     // An envelope that moves to the subscription's own lane is written a second time.
     let moved = hub.metric("hub_envelopes_spilled_total", &["domain=\"access-session\""]).await as u64;
     assert_eq!(client.stream("HUB_OUTBOX_ACCESS_SESSION").await.state.last_sequence, 10_000 + moved);
@@ -101,7 +101,7 @@ async fn a_full_outbox_makes_its_events_wait_and_no_others() {
 
     receiver.set("/hanging", Behaviour::ok());
     receiver.wait_accepted("/hanging", 600, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     for (events, pair, domain) in [
         (&stuck, ("hanging", "/hanging"), "policy-client"),
         (&free, ("healthy", "/healthy"), "user-lifecycle"),
@@ -246,7 +246,7 @@ async fn the_worst_that_one_tenant_may_ask_for_does_not_keep_anothers_event_wait
     assert!(waiting > EVENTS / 2, "only {waiting} of the {EVENTS} events before it were left");
     // All of them are still processed.
     hub.metric_above("hub_events_unmatched_total", &[], EVENTS as f64 - 0.5, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!((receiver.count("/good"), receiver.count("/evil")), (1, 0));
 }
 
@@ -268,7 +268,7 @@ async fn a_filter_stored_before_the_limit_still_applies_and_is_logged() {
     }
     client.publish("user.created", "one").await;
     receiver.wait_for("/wants", 1, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!((receiver.count("/wants"), receiver.count("/wants-not")), (1, 0));
     hub.wait_for_log("a stored filter exceeds the current limit", STEP).await;
 }
@@ -302,11 +302,11 @@ async fn a_large_event_reaches_a_large_subscription_and_all_others() {
         assert_eq!(received[0].json()["data"]["data"].as_str().map(str::len), Some(1_033_000), "{path}");
     }
     assert_eq!(receiver.received("/large")[0].header("x-header-63"), "v".repeat(240));
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!(client.stream("HUB_REJECTED").await.state.last_sequence, 0);
     // An event that is too large itself is rejected for all subscriptions.
     publish_for(&client, "default", "user.created", &json!({"data": "x".repeat(1_044_300)})).await;
     hub.metric_above("hub_events_rejected_total", &["reason=\"too-large\""], 0.5, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!((receiver.count("/large"), receiver.count("/small")), (1, 1));
 }

@@ -61,8 +61,8 @@ async fn a_subscriber_that_never_answers_does_not_hold_up_its_neighbour() {
     })
     .await;
     let shared = client.consumer("HUB_OUTBOX_POLICY_CLIENT", "lane-shared").await;
-    let owed = broker.messages("HUB_OUTBOX_POLICY_CLIENT").await;
-    assert!(owed >= BESIDE as u64, "{owed} envelopes of {BESIDE} are in the outbox");
+    let pending = broker.messages("HUB_OUTBOX_POLICY_CLIENT").await;
+    assert!(pending >= BESIDE as u64, "{pending} envelopes of {BESIDE} are in the outbox");
     assert!(shared.num_ack_pending + usize::try_from(shared.num_pending).unwrap_or(usize::MAX) <= HELD);
     // In this process: the permits of the shared lane, and 64 of B's own lane.
     assert!(lane.num_ack_pending <= 64 + 64, "{} of B's own lane are in memory", lane.num_ack_pending);
@@ -71,7 +71,7 @@ async fn a_subscriber_that_never_answers_does_not_hold_up_its_neighbour() {
     // B answers again: everything arrives.
     open.send_replace(true);
     receiver.wait_accepted("/b", BEFORE + BESIDE, Duration::from_secs(90)).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     let all: Vec<String> = before.into_iter().chain(events).collect();
     let letters = client.dead_letters("policy-client").await;
     let account = Account::of(&all, &[("a", "/a"), ("b", "/b")], &receiver, &letters);

@@ -218,14 +218,14 @@ async fn whatever_is_published_costs_no_other_event_more_than_a_moment() {
         raw.publish(CREATED, Some(block), format!("{{\"status\":{number}}}").as_bytes()).await;
     }
     receiver.wait_accepted("/all", good + odd.len(), STEP).await;
-    let owed = eventually(STEP, "all publications are done with", async || {
+    let last = eventually(STEP, "all publications are done with", async || {
         let left = client.stream("HUB_EVENTS").await.state.messages;
         if left == 0 { Ok(client.stream("HUB_REJECTED").await.state.last_sequence) } else { Err(left) }
     })
     .await;
     assert!(ready(&hub).await);
     assert_eq!(reconnects(&hub), 0, "{}", hub.log());
-    let kept = kept(&client, 1..=owed).await;
+    let kept = kept(&client, 1..=last).await;
     let status_of = |body: &[u8]| serde_json::from_slice::<Value>(body).ok()?["status"].as_u64();
     let (refused, mut kept): (Vec<Kept>, Vec<Kept>) =
         kept.into_iter().partition(|kept| status_of(&kept.body).is_some());
@@ -265,12 +265,12 @@ async fn whatever_is_published_costs_no_other_event_more_than_a_moment() {
     for body in odd {
         assert!(bodies.iter().any(|sent| sent.windows(body.len()).any(|part| part == body)));
     }
-    let told = hub.cli_json(&["event", "trace", "good-0"]).await;
-    assert!(told.to_string().contains("delivered"), "{told}");
+    let trace = hub.cli_json(&["event", "trace", "good-0"]).await;
+    assert!(trace.to_string().contains("delivered"), "{trace}");
     let forged = client.js.get("HUB_REJECTED", 1).await.expect("readable").expect("kept");
     let id = format!("HUB_EVENTS-{}", forged.header("Hub-Sequence").expect("it is there"));
-    let told = hub.cli_json(&["event", "trace", &id]).await;
-    assert!(told.to_string().contains("malformed-headers"), "{told}");
+    let trace = hub.cli_json(&["event", "trace", &id]).await;
+    assert!(trace.to_string().contains("malformed-headers"), "{trace}");
 }
 
 #[tokio::test]
@@ -290,11 +290,11 @@ async fn good_events_behind_a_bad_one_are_delivered_by_a_hub_that_finds_it() {
     let ids = crate::support::ids("good", 200);
     client.publish_all("user.created", &ids).await;
     // Before anything is rejected, a trace skips all of it.
-    let told = hub.cli_json(&["event", "trace", "good-0"]).await;
-    assert!(told.to_string().contains("good-0"), "{told}");
+    let trace = hub.cli_json(&["event", "trace", "good-0"]).await;
+    assert!(trace.to_string().contains("good-0"), "{trace}");
     hub.start();
     receiver.wait_accepted("/all", ids.len(), STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert_eq!(reconnects(&hub), 0, "{}", hub.log());
 }
 
@@ -369,8 +369,8 @@ async fn bad_bytes_in_every_other_stream_stop_no_reader() {
     for list in [&["subscription", "list"][..], &["token", "list"], &["dlt", "list"], &["domain", "list"]] {
         hub.cli_json(list).await;
     }
-    let told = hub.cli_json(&["event", "trace", "good-0"]).await;
-    assert!(told.to_string().contains("delivered"), "{told}");
+    let trace = hub.cli_json(&["event", "trace", "good-0"]).await;
+    assert!(trace.to_string().contains("delivered"), "{trace}");
     assert!(ready(&hub).await);
     assert_eq!(reconnects(&hub), 0, "{}", hub.log());
     // Tokens can still be created and revoked, and a subscription overwritten.

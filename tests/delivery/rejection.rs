@@ -86,7 +86,7 @@ async fn rejected(client: &TestClient, count: u64) -> Vec<StoredMessage> {
 }
 
 #[tokio::test]
-async fn what_is_no_event_is_kept_as_it_came_with_its_reason() {
+async fn an_invalid_event_is_stored_unchanged_with_its_reason() {
     let options = BrokerOptions { max_payload: Some(8_000_000), ..BrokerOptions::new(nats_server()) };
     let broker = TestBroker::start_with(options).await;
     let receiver = Receiver::start().await;
@@ -101,7 +101,7 @@ async fn what_is_no_event_is_kept_as_it_came_with_its_reason() {
     client.publish("user.created", "good").await;
     receiver.wait_accepted("/all", 1, STEP).await;
     let kept = rejected(&client, all.len() as u64).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     for (number, bad) in all.iter().enumerate() {
         let id = format!("bad-{number}");
         let message = kept
@@ -141,7 +141,7 @@ async fn what_does_not_fit_beside_its_reason_is_kept_in_parts() {
     let together: Vec<u8> =
         kept.iter().flat_map(|message: &StoredMessage| Bytes::clone(&message.payload)).collect();
     assert!(together == bad.body, "the parts are the original");
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ impl Partner {
     }
 
     /// The messages that the group has not received, and those not acknowledged; `None` without a group.
-    async fn owed(&self) -> Option<(u64, u64)> {
+    async fn pending(&self) -> Option<(u64, u64)> {
         match self {
             Self::Redis(redis) => {
                 let mut connection = redis.connect().await;
@@ -112,10 +112,10 @@ impl Partner {
         }
     }
 
-    async fn nothing_owed(&self) {
-        eventually(SOON, "everything is acknowledged", async || match self.owed().await {
+    async fn nothing_pending(&self) {
+        eventually(SOON, "everything is acknowledged", async || match self.pending().await {
             Some((0, 0)) => Ok(()),
-            owed => Err(owed),
+            pending => Err(pending),
         })
         .await;
     }
@@ -247,7 +247,7 @@ async fn what_the_relay_sends_becomes_customers(partner: Partner) {
         letters => Err(letters),
     })
     .await;
-    partner.nothing_owed().await;
+    partner.nothing_pending().await;
     let [ann, eve] = [["ann", "Ann", "ann@example.com"], ["eve", "eve@example.com", "eve@example.com"]];
     assert_eq!(service.customers().await, [ann, eve], "the event that is not published never left");
     assert!(service.poison().await.is_empty());
@@ -262,7 +262,7 @@ async fn what_comes_twice_is_applied_once(partner: Partner) {
         partner.add(&created(id, user)).await;
     }
     let mut first = service.start(&partner, &partner.url(), &["--batch", "2"]);
-    partner.nothing_owed().await;
+    partner.nothing_pending().await;
     assert_eq!(service.letters().await, ["ann", "bob"]);
     assert!(first.terminate().await.success());
 
@@ -270,7 +270,7 @@ async fn what_comes_twice_is_applied_once(partner: Partner) {
     partner.add(&created("e2", "bob")).await;
     partner.add(&created("e3", "ann")).await;
     let mut second = service.start(&partner, &partner.url(), &["--consumer", "customers-2"]);
-    partner.nothing_owed().await;
+    partner.nothing_pending().await;
     assert_eq!(service.letters().await, ["ann", "bob", "ann"], "another event is another event");
     assert!(second.terminate().await.success());
     for counts in ["applied: 2, repeated: 2,", "applied: 1, repeated: 1,"] {
@@ -288,10 +288,10 @@ async fn a_crash_between_effect_and_acknowledgement_changes_nothing(partner: Par
     acknowledging.fired(SOON).await;
     assert_eq!(service.letters().await, ["ann"], "the effect is committed before it is acknowledged");
     first.kill().await;
-    assert_eq!(partner.owed().await, Some((0, 2)), "the broker waits for both");
+    assert_eq!(partner.pending().await, Some((0, 2)), "the broker waits for both");
 
     let mut second = service.start(&partner, &partner.url(), &["--consumer", "customers-2"]);
-    partner.nothing_owed().await;
+    partner.nothing_pending().await;
     assert_eq!(service.letters().await, ["ann", "bob"]);
     assert!(second.terminate().await.success());
     assert!(second.log().contains("applied: 1, repeated: 1,"), "{}", second.log());
@@ -321,7 +321,7 @@ async fn what_can_never_be_applied_is_set_aside_and_blocks_no_other(partner: Par
     }
     partner.add(&created("e7", "bob")).await;
     let mut subscriber = service.start(&partner, &partner.url(), &[]);
-    partner.nothing_owed().await;
+    partner.nothing_pending().await;
     assert_eq!(service.letters().await, ["ann", "bob"]);
     let poison = service.poison().await;
     assert_eq!(poison.len(), cases.len(), "{poison:?}");
@@ -354,7 +354,7 @@ async fn what_a_consumer_that_is_gone_has_read_is_reclaimed_and_what_ends_everyb
     command(&["XCLAIM", "user", GROUP, "gone", "0", &entries[1].0, "RETRYCOUNT", "5"]).await;
 
     let mut subscriber = service.start(&partner, &partner.url(), &["--attempts", "5"]);
-    partner.nothing_owed().await;
+    partner.nothing_pending().await;
     assert!(subscriber.terminate().await.success());
     let mut letters = service.letters().await;
     letters.sort();
@@ -370,7 +370,7 @@ async fn while_its_database_is_unavailable_the_current_event_waits_and_is_not_bl
     let service = Service::new();
     let mut subscriber = service.start(&partner, &partner.url(), &["--attempts", "1"]);
     partner.add(&created("e1", "ann")).await;
-    partner.nothing_owed().await;
+    partner.nothing_pending().await;
 
     let lock = service.database.begin_with("BEGIN IMMEDIATE").await.expect("locked");
     partner.add(&created("e2", "bob")).await;
@@ -390,7 +390,7 @@ async fn while_its_database_is_unavailable_the_current_event_waits_and_is_not_bl
     })
     .await;
     lock.rollback().await.expect("unlocked");
-    partner.nothing_owed().await;
+    partner.nothing_pending().await;
     assert_eq!(service.letters().await, ["ann", "bob", "eve"]);
     assert!(service.poison().await.is_empty());
     assert!(subscriber.terminate().await.success());
@@ -401,7 +401,7 @@ async fn an_unavailable_broker_is_waited_for(mut partner: Partner) {
     let url = partner.url();
     let mut subscriber = service.start(&partner, &url, &[]);
     partner.add(&created("e1", "ann")).await;
-    partner.nothing_owed().await;
+    partner.nothing_pending().await;
     partner.kill().await;
     // The NATS client reconnects automatically.
     let noticed =
@@ -418,14 +418,14 @@ async fn an_unavailable_broker_is_waited_for(mut partner: Partner) {
         letters => Err(letters),
     })
     .await;
-    partner.nothing_owed().await;
+    partner.nothing_pending().await;
     assert!(subscriber.terminate().await.success());
 }
 
 #[tokio::test]
 async fn a_wrong_option_is_reported_with_its_name() {
     let service = Service::new();
-    for (arguments, told) in [
+    for (arguments, expected) in [
         (vec!["--broker", "http://127.0.0.1"], "--broker: unknown scheme http://"),
         (vec!["--database", "/nowhere/at/all.db"], "--database /nowhere/at/all.db: database: "),
         (vec!["--batch", "0"], "'--batch <BATCH>': 0 is not in 1..=1000"),
@@ -436,7 +436,7 @@ async fn a_wrong_option_is_reported_with_its_name() {
         let output = tokio::time::timeout(SOON, command.output()).await.expect("it ends").expect("it runs");
         assert!(!output.status.success(), "{arguments:?}");
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(text.contains(told), "{arguments:?}: {text}");
+        assert!(text.contains(expected), "{arguments:?}: {text}");
     }
 }
 

@@ -101,11 +101,11 @@ impl Producer {
     }
 
     /// Waits until the Protean example has read and acknowledged everything.
-    async fn nothing_owed(&self) {
-        self.nothing_owed_to(GROUP).await;
+    async fn nothing_pending(&self) {
+        self.nothing_pending_for(GROUP).await;
     }
 
-    async fn nothing_owed_to(&self, group: &str) {
+    async fn nothing_pending_for(&self, group: &str) {
         eventually(SOON, "everything is acknowledged", async || {
             let groups: Option<redis::streams::StreamInfoGroupsReply> =
                 self.redis(&["XINFO", "GROUPS", "user"]).await;
@@ -113,7 +113,7 @@ impl Producer {
             let group = groups.into_iter().find(|found| found.name == group);
             match group.map(|group| (group.lag, group.pending)) {
                 Some((Some(0), 0)) => Ok(()),
-                owed => Err(owed),
+                pending => Err(pending),
             }
         })
         .await;
@@ -209,20 +209,21 @@ async fn a_protean_subscriber_receives_the_envelope_that_it_expects() {
     let mut command = python.command();
     command.arg(root().join("tests/receivers/protean_recorder.py")).args(["user", &producer.redis.url()]);
     let mut recorder = ChildProcess::start(command, &folder.path().join("log"));
-    let told = eventually(SOON, "Protean has received both", async || {
+    let read_messages = eventually(SOON, "Protean has received both", async || {
         let log = recorder.log();
         let lines = log.lines().filter(|line| line.starts_with('{'));
-        let told: Vec<Value> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
-        if told.len() >= 3 { Ok(told) } else { Err(log) }
+        let read_messages: Vec<Value> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
+        if read_messages.len() >= 3 { Ok(read_messages) } else { Err(log) }
     })
     .await;
     assert!(recorder.terminate().await.success(), "{}", recorder.log());
 
-    assert_eq!(told.len(), 3, "what is not published never arrives: {told:?}");
-    let reference = &told[0]["reference"];
+    assert_eq!(read_messages.len(), 3, "what is not published never arrives: {read_messages:?}");
+    let reference = &read_messages[0]["reference"];
     // Two streams of the producer have no order between them.
     let of = |id: &str| {
-        let found = told.iter().find(|told| told["payload"]["metadata"]["headers"]["id"] == id);
+        let found =
+            read_messages.iter().find(|message| message["payload"]["metadata"]["headers"]["id"] == id);
         found.unwrap_or_else(|| panic!("{id} is missing"))
     };
     let (first, second) = (of("evt 1/ü"), of("evt-2"));
@@ -328,14 +329,14 @@ async fn what_a_killed_relay_sends_twice_is_handled_once() {
     }
 
     customers.wait_for_letters(&users).await;
-    producer.nothing_owed().await;
+    producer.nothing_pending().await;
     assert_eq!(customers.letters().await, users, "handled once");
     let inbox = customers.rows("SELECT event_id FROM received_event").await;
     assert_eq!(inbox, users.map(|user| format!("e-{user}")));
     assert_eq!(producer.redis::<u64>(&["XLEN", "user:dlq"]).await, Some(0));
     assert!(service.terminate().await.success(), "{}", service.log());
 
-    producer.nothing_owed_to("customers").await;
+    producer.nothing_pending_for("customers").await;
     assert_eq!(in_rust.rows("SELECT customer_id FROM letters").await, users, "here as well");
     assert!(rust_service.terminate().await.success(), "{}", rust_service.log());
 }
@@ -354,7 +355,7 @@ async fn a_failing_handler_disturbs_neither_the_relay_nor_other_events() {
     not_ours["type"] = json!("user.deleted");
     producer.raise(&[created("e-ann", "ann"), nameless, not_ours, created("e-eve", "eve")]);
     customers.wait_for_letters(&["ann", "eve"]).await;
-    producer.nothing_owed().await;
+    producer.nothing_pending().await;
 
     let dead = producer.sent("user:dlq").await;
     assert_eq!(dead.len(), 1, "{dead:?}");
@@ -386,7 +387,7 @@ async fn what_a_crashed_subscriber_had_read_is_taken_over_and_changes_nothing() 
     first.kill().await;
 
     let mut second = customers.start(&python, &producer.redis.url());
-    producer.nothing_owed().await;
+    producer.nothing_pending().await;
     assert_eq!(customers.letters().await, ["ann", "bob"]);
     assert!(second.terminate().await.success(), "{}", second.log());
 }

@@ -99,8 +99,8 @@ async fn a_replica_that_takes_no_writes_is_unavailable_until_it_is_promoted() {
     let all = group("events", "a", 0..3);
     let published = sink.publish(&all).await;
     let Some(PublishError::Unavailable { reason }) = published.error else { panic!("{published:?}") };
-    let told = reason.to_uppercase();
-    assert!(["READONLY", "MASTERDOWN", "LOADING"].iter().any(|code| told.contains(code)), "{reason}");
+    let upper = reason.to_uppercase();
+    assert!(["READONLY", "MASTERDOWN", "LOADING"].iter().any(|code| upper.contains(code)), "{reason}");
     let mut connection = replica.connect().await;
     let () =
         redis::cmd("REPLICAOF").arg(&["NO", "ONE"]).query_async(&mut connection).await.expect("promoted");

@@ -145,7 +145,7 @@ async fn it_fails_when_the_server_dies_during_the_run() {
 }
 
 #[tokio::test]
-async fn interrupted_before_its_end_it_has_not_held() {
+async fn an_interrupted_demo_fails() {
     let mut demo = Demo::start(&["--once"]);
     demo.line_with("B, attempt 1 of 4").await;
     demo.signal(Signal::INT);

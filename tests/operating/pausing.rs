@@ -76,7 +76,7 @@ async fn a_domain_paused_by_anyone_holds_its_deliveries() {
     assert_held(&client, &receiver, "by-nats", 40).await;
     nats(&cli, &hub, &broker.url(), &["consumer", "resume", OUTBOX, LANE, "--force"]).await;
     receiver.wait_accepted("/paused", 80, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     assert!(receiver.doubles("/paused").is_empty());
 }
 
@@ -110,7 +110,7 @@ async fn a_stopped_process_finishes_what_is_in_flight_and_hands_back_the_rest() 
     hub.start();
     hub.ready().await;
     receiver.wait_accepted("/slow", 150, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     let account = Account::of(&events, &[("slow", "/slow")], &receiver, &[]);
     account.assert_complete("stopped and started");
     assert_eq!((account.delivered, account.doubles), (150, 0));

@@ -87,7 +87,7 @@ async fn a_log_reader_that_disappears_ends_nothing() {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_holds_up_nothing() {
+async fn an_unread_log_blocks_nothing() {
     goes_on_and_ends_in_good_order(Log::NobodyReads).await;
 }
 

@@ -150,7 +150,7 @@ async fn a_retry_after_received_by_one_replica_also_holds_in_the_other() {
     for hub in &hubs {
         assert!(hub.metric("hub_deliveries_total", &["outcome=\"delivered\""]).await > 50.0, "both deliver");
     }
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
 
     // A forged or invalid notice neither exceeds the bound nor stops a hub.
     for notice in ["soon", "{\"wait_ms\":-1}"] {

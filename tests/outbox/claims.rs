@@ -20,7 +20,7 @@ const LATER: Duration = Duration::from_secs(3600);
 on_both!(
     order_is_kept_within_a_stream,
     a_failed_row_holds_back_its_stream_alone,
-    a_long_stream_that_waits_starves_nobody,
+    a_long_waiting_stream_starves_no_other,
     a_stream_claimed_by_another_relay_starves_no_other,
     relays_at_once_take_each_row_once_and_in_order,
     whatever_happens_no_row_overtakes_another,
@@ -102,7 +102,7 @@ async fn a_failed_row_holds_back_its_stream_alone(database: &TestDatabase) {
 }
 
 /// A waiting row is followed by far more rows than one claim reads.
-async fn a_long_stream_that_waits_starves_nobody(database: &TestDatabase) {
+async fn a_long_waiting_stream_starves_no_other(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     let names: Vec<String> = (0..200).map(|number| format!("a{number:03}")).collect();
     let stuck: Vec<RaisedEvent> = names.iter().map(|name| raised(name, "a")).collect();

@@ -25,7 +25,7 @@ on_both!(
     two_relays_send_each_row_once_and_in_order,
     live_goes_before_bulk,
     rows_that_can_never_be_published_are_abandoned_and_block_no_other,
-    a_payload_that_is_no_envelope_is_abandoned_and_blocks_no_other,
+    an_invalid_payload_is_abandoned_and_blocks_no_other,
     ids_that_nats_takes_for_one_are_not_lost_silently,
     missing_external_rows_are_found_and_sent,
     old_rows_are_deleted,
@@ -44,7 +44,7 @@ async fn a_commit_is_delivered_and_a_rollback_is_not(database: &TestDatabase) {
     database.publish(&[raised("undone-1"), raised("undone-2")], false).await.unwrap();
     database.publish(&[raised("done-1"), raised("done-2")], true).await.unwrap();
     let received = receiver.wait_for("/all", 2, SOON).await;
-    broker.nothing_owed_within(SOON).await;
+    broker.nothing_pending_within(SOON).await;
 
     let mut ids: Vec<String> =
         received.iter().map(|request| request.json()["id"].as_str().unwrap_or_default().to_owned()).collect();
@@ -221,7 +221,7 @@ async fn rows_that_can_never_be_published_are_abandoned_and_block_no_other(datab
 }
 
 /// The table was written directly: SQLite accepts any text, PostgreSQL any JSON.
-async fn a_payload_that_is_no_envelope_is_abandoned_and_blocks_no_other(database: &TestDatabase) {
+async fn an_invalid_payload_is_abandoned_and_blocks_no_other(database: &TestDatabase) {
     let store = database.outbox(&["partner"]).await;
     let (broker, partner) = (TestBroker::start().await, partner().await);
     raise(database, &[public("e1", "s1"), public("e2", "s1"), public("e3", "s1"), public("e4", "s1")]).await;

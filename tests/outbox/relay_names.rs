@@ -84,7 +84,7 @@ async fn what_a_name_forbids_is_escaped_and_what_is_too_long_is_abandoned() {
 
 /// A direct write to the table can bypass the checks of `publish`: only such rows are abandoned.
 #[tokio::test]
-async fn a_row_whose_type_is_no_event_key_is_abandoned_and_blocks_no_other() {
+async fn a_row_with_an_invalid_event_key_is_abandoned_and_blocks_no_other() {
     let Some(database) = TestDatabase::postgres().await else { return };
     let store = database.outbox(&[]).await;
     let broker = TestBroker::start().await;

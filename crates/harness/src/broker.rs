@@ -94,7 +94,7 @@ impl TestBroker {
         );
         streams
             .into_iter()
-            .filter(|info| is_owed(&info.config.name) && info.state.messages > 0)
+            .filter(|info| is_pending(&info.config.name) && info.state.messages > 0)
             .map(|info| (info.config.name, info.state.messages))
             .collect()
     }
@@ -108,7 +108,7 @@ impl TestBroker {
     }
 
     /// Waits until no event, envelope or advisory is left.
-    pub async fn nothing_owed_within(&self, limit: Duration) {
+    pub async fn nothing_pending_within(&self, limit: Duration) {
         eventually(limit, "nothing is pending any more", async || {
             let pending = self.pending().await;
             if pending.is_empty() { Ok(()) } else { Err(pending) }
@@ -117,7 +117,7 @@ impl TestBroker {
     }
 }
 
-fn is_owed(stream: &str) -> bool {
+fn is_pending(stream: &str) -> bool {
     (stream.contains("OUTBOX") && !stream.ends_with("_DLT"))
         || stream.ends_with("_EVENTS")
         || stream.ends_with("_ADVISORIES")

@@ -140,7 +140,7 @@ async fn envelopes_of_a_removed_subscription_reach_no_other() {
         );
         assert_eq!(letter.incarnation.to_string(), first["incarnation"], "{letter:?}");
     }
-    stage.broker.nothing_owed_within(STEP).await;
+    stage.broker.nothing_pending_within(STEP).await;
     eventually(STEP, "a drained lane of a removed subscription goes", async || {
         let lanes = stage.client.js.consumer_names(OUTBOX).await.expect("listed");
         // A new subscription has its name, so its lane is deleted only after minutes; it is empty.
@@ -212,8 +212,8 @@ async fn envelopes_of_a_removed_subscription_reach_no_other() {
     })
     .await;
 
-    let told: BTreeSet<String> = for_again.iter().chain(&live).cloned().collect();
-    assert_eq!(stage.events_at("/again"), told, "only what was published since");
+    let expected: BTreeSet<String> = for_again.iter().chain(&live).cloned().collect();
+    assert_eq!(stage.events_at("/again"), expected, "only what was published since");
     assert_eq!(stage.events_at("/globex"), set(&for_globex));
 
     // Each tenant sees its own.
@@ -324,7 +324,7 @@ async fn two_tenants_use_one_id_side_by_side() {
     stage.receiver.set("/acme", Behaviour::ok());
     stage.receiver.set("/globex", Behaviour::status(400));
     stage.receiver.wait_accepted("/acme", 40, STEP).await;
-    stage.broker.nothing_owed_within(STEP).await;
+    stage.broker.nothing_pending_within(STEP).await;
     assert_eq!(stage.events_at("/acme"), set(&ids("acme", 40)));
     assert_eq!(stage.events_at("/globex"), set(&ids("globex", 40)));
     assert_eq!(stage.events_at("/default"), set(&ids("default", 40)));

@@ -102,7 +102,7 @@ async fn data_of_an_older_version_stays_usable() {
     for id in ["hooks", "crm", "dup"] {
         receiver.wait_accepted(&format!("/{id}"), 4, STEP).await;
     }
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     let key = async |key: &str| {
         let stored =
             client.js.get_last("KV_hub-subscriptions", &format!("$KV.hub-subscriptions.{key}")).await;

@@ -134,7 +134,7 @@ async fn whatever_is_written_over_an_entry_the_last_readable_one_counts() {
 
 /// Its revisions start from the beginning, and the hub must not mistake them for the known ones.
 #[tokio::test]
-async fn a_bucket_that_was_made_anew_is_read_before_anything_is_planned() {
+async fn a_recreated_bucket_is_read_before_events_are_planned() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
     let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
@@ -154,7 +154,7 @@ async fn a_bucket_that_was_made_anew_is_read_before_anything_is_planned() {
         hub.cli_ok(&["subscription", "apply", "-f", file.to_str().expect("UTF-8")]).await;
         assert!(test.publish("user.created", &format!("round-{round}")).await);
         receiver.wait_for(&path, 1, STEP).await;
-        broker.nothing_owed_within(STEP).await;
+        broker.nothing_pending_within(STEP).await;
         assert_eq!((receiver.count(&path), receiver.count("/old")), (1, 0));
     }
 }
@@ -173,9 +173,9 @@ async fn the_entry_of_another_tenant_is_moved_by_provision() {
         test.context.publish("$KV.hub-subscriptions.crm", moved.as_slice().into()).await.expect("sent");
     sent.await.expect("stored");
     let shown = hub.cli(&["subscription", "show", "crm"]).await;
-    let told = String::from_utf8_lossy(&shown.stderr);
-    assert!(!shown.status.success() && told.contains("globex/crm"), "{told}");
-    assert!(told.contains("hub provision"), "{told}");
+    let error = String::from_utf8_lossy(&shown.stderr);
+    assert!(!shown.status.success() && error.contains("globex/crm"), "{error}");
+    assert!(error.contains("hub provision"), "{error}");
     hub.cli_ok(&["provision"]).await;
     let listed = list(&hub).await;
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
@@ -227,5 +227,5 @@ async fn without_a_readable_revision_the_events_of_its_tenant_wait_until_it_is_r
     hub.cli_ok(&["subscription", "apply", "-f", file.to_str().expect("UTF-8")]).await;
     receiver.wait_for("/kept", 1, STEP).await;
     receiver.wait_for("/lost", 1, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
 }

@@ -87,7 +87,7 @@ async fn every_form_is_bound_to_the_tenant_of_its_subject() {
 
     receiver.wait_for("/acme", bound.len() + 1, STEP).await;
     receiver.wait_for("/a.b", 1, STEP).await;
-    broker.nothing_owed_within(STEP).await;
+    broker.nothing_pending_within(STEP).await;
     let mut delivered: Vec<String> =
         receiver.received("/acme").iter().map(|got| got.json()["id"].as_str().unwrap().to_owned()).collect();
     delivered.sort();

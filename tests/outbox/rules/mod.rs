@@ -165,7 +165,7 @@ async fn what_is_accepted_is_delivered(database: &TestDatabase) {
     let mut hub = Hub::serve(&broker.url(), &TestSettings::quick().with_outbox(&database.url()), &[]);
     hub.ready().await;
     receiver.wait_for("/all", raised, SOON).await;
-    broker.nothing_owed_within(SOON).await;
+    broker.nothing_pending_within(SOON).await;
     let status = store.status().await.expect("counted");
     assert_eq!((status[0].published, status[0].abandoned), (raised as u64, 0));
     assert_eq!(receiver.count("/all"), raised);

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_template_is_told() {
+    fn invalid_templates_are_rejected() {
         for (template, problem) in [
             ("", "is empty"),
             ("{typ}", "{typ} is not known; write {type}"),

@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_is_not_json_stands_in_base64() {
+    fn data_that_is_not_json_is_in_base64() {
         let (body, _) = message(&json!({
             "specversion": "1.0", "id": "e1", "source": "s", "type": "a.b", "time": "t", "tenant": "default",
             "datacontenttype": "text/plain", "data_base64": "aGk="

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_with_what_cannot_stand_there_is_refused() {
+    fn a_template_with_an_invalid_character_is_rejected() {
         for (names, text) in [
             (NameRules::Subject, "a b"),
             (NameRules::Subject, "events.>"),

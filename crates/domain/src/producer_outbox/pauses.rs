@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_the_longest_and_begin_anew() {
+    fn waits_double_up_to_the_longest_and_restart() {
         let ms = Duration::from_millis;
         let mut pauses = Pauses::new(ms(100), ms(1_000));
         let waits: Vec<_> = (0..6).map(|_| pauses.next(1.0)).collect();
