@@ -39,7 +39,8 @@ async fn batch(api: &ApiClient, events: &[Value]) -> ApiAnswer {
     publish(api, BATCH, Value::from(events).to_string()).await
 }
 
-/// A server reserves no more for its streams than the disk has; these tests fill the events stream alone.
+/// Starts a hub with small limits of all streams except the events stream, because a server cannot reserve more than the
+/// disk has.
 async fn serving(broker: &TestBroker, settings: &TestSettings, args: &[&str]) -> Hub {
     let small = settings.clone().with(|settings| {
         for limit in [

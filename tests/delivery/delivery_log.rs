@@ -191,7 +191,7 @@ async fn failures_alone_are_logged_where_the_settings_say_so() {
     let mut stage = Stage::set("failures").await;
     stage.deliver_and_dead_letter("e1").await;
     assert_eq!(stage.records_of("b", 3).await.len(), 3);
-    // When the hub stops it writes the records that it has gathered.
+    // A stopping hub writes the collected records.
     assert!(stage.hub.terminate().await.success());
     let records = stage.records().await;
     assert_eq!(records.keys().collect::<Vec<_>>(), ["b"]);

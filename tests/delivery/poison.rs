@@ -298,7 +298,7 @@ async fn good_events_behind_a_bad_one_are_delivered_by_a_hub_that_finds_it() {
     assert_eq!(reconnects(&hub), 0, "{}", hub.log());
 }
 
-/// The same bytes on subjects where only the hub should write.
+/// Invalid bytes on subjects that only the hub should publish to.
 #[tokio::test]
 async fn bad_bytes_in_every_other_stream_stop_no_reader() {
     let broker = TestBroker::start().await;

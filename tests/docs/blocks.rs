@@ -7,7 +7,7 @@ pub struct Block {
     pub at: String,
     pub language: String,
     pub text: String,
-    /// Why no test runs it: the HTML comment `<!-- not run: … -->` before it.
+    /// The reason why no test runs it: the HTML comment `<!-- not run: … -->` before it.
     pub not_run: Option<String>,
     /// Runs until it is stopped: the HTML comment `<!-- until stopped -->` before it.
     pub until_stopped: bool,

@@ -155,7 +155,7 @@ impl Origin {
     }
 }
 
-/// How the last attempt of an envelope failed, or why there was none.
+/// The failure of the last attempt of an envelope, or the reason why there was no attempt.
 #[derive(Debug, Clone)]
 pub struct Failed {
     pub reason: Reason,
@@ -170,7 +170,7 @@ pub struct Failed {
 }
 
 impl Failed {
-    /// A failure of the hub itself to process a stored dead letter, with the counts that its headers hold.
+    /// A failure of the hub itself to process a stored dead letter, with the counts in its headers.
     pub fn by_hub<'a>(
         header: impl Fn(&str) -> Option<&'a str>,
         reason: Reason,

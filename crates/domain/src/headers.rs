@@ -3,58 +3,58 @@
 //! [`Carried`](super::carried::Carried) reads and writes those of an envelope, and
 //! [`DeadLetter`](super::dead_letter::DeadLetter) those of a dead letter.
 
-/// Of a redriven envelope: the sequence of its dead letter.
+/// The sequence of the dead letter, in a redriven envelope.
 pub(crate) const DEAD_LETTER: &str = "Hub-Dead-Letter";
-/// Of an envelope or a dead letter: the number of scheduled redrives so far.
+/// The number of scheduled redrives so far, in an envelope or dead letter.
 pub(crate) const REDRIVES: &str = "Hub-Redrives";
-/// Of an envelope or a dead letter: the number of attempts so far.
+/// The number of attempts so far, in an envelope or dead letter.
 pub const ATTEMPTS: &str = "Hub-Attempts";
 
-/// Of a dead letter or a final attempt: the id of the envelope.
+/// The id of the envelope, in a dead letter or final attempt.
 pub const ID: &str = "Hub-Id";
-/// Of a dead letter: its domain.
+/// The domain of a dead letter.
 pub const DOMAIN: &str = "Hub-Domain";
-/// Of a dead letter: the id of its subscription.
+/// The id of the subscription of a dead letter.
 pub const SUBSCRIPTION: &str = "Hub-Subscription";
-/// Of a publication, a dead letter or a final attempt: the tenant.
+/// The tenant of a publication, dead letter or final attempt.
 pub const TENANT: &str = "Hub-Tenant";
-/// Of a publication: the source of the event.
+/// The source of the event, in a publication.
 pub const SOURCE: &str = "Hub-Source";
-/// Of a dead letter: the incarnation of its subscription.
+/// The incarnation of the subscription of a dead letter.
 pub(crate) const INCARNATION: &str = "Hub-Incarnation";
-/// Of a dead letter or a final attempt: the id of the event.
+/// The id of the event, in a dead letter or final attempt.
 pub const EVENT_ID: &str = "Hub-Event-Id";
-/// Of a dead letter or a final attempt: the event key.
+/// The event key, in a dead letter or final attempt.
 pub const EVENT_KEY: &str = "Hub-Event-Key";
-/// Of a dead letter or a rejected publication: the reason.
+/// The reason of a dead letter or rejected event.
 pub const REASON: &str = "Hub-Reason";
-/// Of a dead letter: `subscriber` or `hub`.
+/// The fault of a dead letter: `subscriber` or `hub`.
 pub const FAULT: &str = "Hub-Fault";
-/// Of a dead letter: `scheduled`, `replaying` or `parked`.
+/// The state of a dead letter: `scheduled`, `replaying` or `parked`.
 pub const STATE: &str = "Hub-State";
-/// Of a dead letter: when it failed (RFC 3339).
+/// The time of the failure of a dead letter (RFC 3339).
 pub(crate) const FAILED_AT: &str = "Hub-Failed-At";
-/// Of a dead letter: the HTTP status of the last attempt.
+/// The HTTP status of the last attempt of a dead letter.
 pub(crate) const LAST_STATUS: &str = "Hub-Last-Status";
-/// Of a dead letter: the error of the last attempt.
+/// The error of the last attempt of a dead letter.
 pub(crate) const LAST_ERROR: &str = "Hub-Last-Error";
-/// Of a dead letter: the time of its next redrive (RFC 3339).
+/// The time of the next redrive of a dead letter (RFC 3339).
 pub(crate) const NEXT_REDRIVE_AT: &str = "Hub-Next-Redrive-At";
 
-/// Of a redrive message: who requested the redrive.
+/// The requester of the redrive, in a redrive message.
 pub const ORDER: &str = "Hub-Order";
-/// Of a message of the delivery log: the number of its records.
+/// The number of records in a message of the delivery log.
 pub const RECORDS: &str = "Hub-Records";
 
-/// Of a rejected publication: the error.
+/// The error of a rejected event.
 pub const ERROR: &str = "Hub-Error";
-/// Of a rejected publication: its subject.
+/// The subject of a rejected event.
 pub const SUBJECT: &str = "Hub-Subject";
-/// Of a rejected publication: its sequence in the events stream.
+/// The sequence of a rejected event in the events stream.
 pub const SEQUENCE: &str = "Hub-Sequence";
-/// Of a rejected publication in parts: number and count, such as `1/3`.
+/// Number and count of a part, such as `1/3`, for a rejected event in parts.
 pub const PART: &str = "Hub-Part";
-/// Of a rejected publication in parts: `headers` or `subject`.
+/// The content of a part, `headers` or `subject`, for a rejected event in parts.
 pub const PART_OF: &str = "Hub-Part-Of";
 /// Prefix of an original header whose name has a meaning for the stream or the hub.
 pub const ORIGINAL_PREFIX: &str = "Hub-Original-";

@@ -54,7 +54,7 @@ impl Sqlite {
         let options = SqliteConnectOptions::from_str(url)
             .map_err(|_| StoreError::Url { problem: "invalid SQLite URL" })?
             .create_if_missing(create)
-            // How long a writer waits for another writer.
+            // Time for which a writer waits for another writer.
             .busy_timeout(acquire)
             .disable_statement_logging();
         let pool = SqlitePoolOptions::new()
