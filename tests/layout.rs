@@ -169,7 +169,7 @@ fn the_core_brings_nothing_that_acts() {
         ["tokio", "async-nats", "hyper", "reqwest", "axum", "sqlx", "rand", "tracing", "futures-util"];
     let broken: Vec<String> =
         acting.into_iter().filter(|name| tree.iter().any(|found| found == name)).map(str::to_owned).collect();
-    assert_none(&broken, "the pure core depends on nothing that waits, reaches out or draws a random number");
+    assert_none(&broken, "the pure core depends on no runtime, client or source of randomness");
 }
 
 #[test]
@@ -226,7 +226,7 @@ fn adapters_do_not_know_each_other_nor_what_is_built_on_them() {
             }
         }
     }
-    assert_none(&broken, "adapters never import each other, nor what is above them");
+    assert_none(&broken, "adapters import neither each other nor modules that use them");
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn roles_meet_only_on_streams() {
             .filter(|name| source.code.contains(&format!("crate::{name}::")));
         broken.extend(above.map(|name| format!("{}: crate::{name}", source.path)));
     }
-    assert_none(&broken, "a role imports no other role, and nothing that starts roles");
+    assert_none(&broken, "a role imports no other role, and no module that starts roles");
 }
 
 #[test]
@@ -438,7 +438,7 @@ fn examples_import_nothing_of_the_hub() {
     assert!(examples.iter().any(|source| source.path == "subscriber/main.rs"), "the example is found");
     let knowing = examples.iter().filter(|source| source.code.contains("integration_hub"));
     let knowing: Vec<String> = knowing.map(|source| source.path.clone()).collect();
-    assert_none(&knowing, "an example of the other side imports nothing of this crate");
+    assert_none(&knowing, "an example imports nothing of the hub");
     let long = examples.iter().filter(|source| source.lines > MOST_LINES);
     let long: Vec<String> = long.map(|source| format!("{}: {}", source.path, source.lines)).collect();
     assert_none(&long, &format!("no file under examples has more than {MOST_LINES} lines"));

@@ -278,7 +278,11 @@ async fn a_client_stays_on_the_proxy_and_a_step_of_jetstream_can_be_caught() {
         Err(error) => Err(error.to_string()),
     })
     .await;
-    assert_eq!(broker.messages("HUB_OUTBOX_X").await, 1, "what was acknowledged to nobody is stored");
+    assert_eq!(
+        broker.messages("HUB_OUTBOX_X").await,
+        1,
+        "the message without a delivered acknowledgement is stored"
+    );
 }
 
 #[tokio::test]

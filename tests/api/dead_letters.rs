@@ -57,7 +57,7 @@ async fn put(client: &TestClient, sequence: u64, letter: &DeadLetter) {
         },
     });
     let body = body.to_string().into();
-    client.js.put_dead_letter(&subject, sequence, letter, body).await.expect("the DLT takes it");
+    client.js.put_dead_letter(&subject, sequence, letter, body).await.expect("the DLT stores it");
 }
 
 /// Five of acme in two domains, one of globex.

@@ -48,7 +48,7 @@ impl Stage {
                 register_owner(js, tenant, &letter.subscription).await;
             }
             let subject = js.names().outbox(&letter.domain, "shared", &letter.subscription);
-            js.put_dead_letter(&subject, sequence, &letter, "x".into()).await.expect("the DLT takes it");
+            js.put_dead_letter(&subject, sequence, &letter, "x".into()).await.expect("the DLT stores it");
         }
     }
 
@@ -109,7 +109,7 @@ async fn a_tenant_sees_and_touches_its_own_dead_letters_alone() {
 
     let first = hub.list_dead_letters(&of("acme"), None, 1).await.expect("listed");
     let next = first.next.expect("there is more");
-    assert_eq!(next.to_string(), "policy-client/4", "what is not its own is not reported");
+    assert_eq!(next.to_string(), "policy-client/4", "data of other tenants is not reported");
     let rest = hub.list_dead_letters(&of("acme"), Some(&next), 1).await.expect("listed");
     assert_eq!((rest.entries[0].letter.id.as_str(), rest.next), ("env_d", None));
     let elsewhere = DeadLetterQuery { domains: vec!["organization".to_owned()], ..of("acme") };
@@ -195,7 +195,7 @@ async fn a_tenant_can_trace_only_its_own_events() {
     assert_eq!(stage.trace("w", Some("globex")).await, Vec::<String>::new());
     let mut serving = Hub::serve(&stage.broker.url(), &TestSettings::quick(), &["--role", "event-processor"]);
     serving.ready().await;
-    eventually(STEP, "all are taken in", async || {
+    eventually(STEP, "all events are processed", async || {
         match js.stream_info("HUB_EVENTS").await.expect("provisioned").state.messages {
             0 => Ok(()),
             left => Err(left),
@@ -273,6 +273,6 @@ async fn only_what_will_be_taken_in_is_published() {
         structured(&event)
     };
     hub.publish(large("large"), None).await.expect("there is room for one");
-    let error = hub.publish(large("larger"), None).await.expect_err("there is none for two");
+    let error = hub.publish(large("larger"), None).await.expect_err("there is no room for two");
     assert!(matches!(error, ManagementError::Full { .. }), "{error:?}");
 }

@@ -184,7 +184,7 @@ async fn rows_are_counted_listed_read_and_ordered_one_by_one_and_many_at_once() 
         assert_eq!(
             order("retry", json!({"status": ["abandoned"]})).await.expect(200),
             json!({"retried": 1, "next": null}),
-            "what was discarded"
+            "the discarded rows"
         );
         assert_eq!(
             order("retry", json!({"all": true})).await.expect(200),
@@ -201,7 +201,11 @@ async fn rows_are_counted_listed_read_and_ordered_one_by_one_and_many_at_once() 
         assert_eq!(list(&api, "status=pending,failed").await, "");
 
         // The upkeep.
-        assert_eq!(post("/cleanup").await.expect(200), json!({"deleted": 0, "more": false}), "none is old");
+        assert_eq!(
+            post("/cleanup").await.expect(200),
+            json!({"deleted": 0, "more": false}),
+            "no row is old enough"
+        );
         assert_eq!(post("/reconcile").await.expect(200), json!({"written": 0, "next": null}));
         database
             .sql("DELETE FROM {messages} WHERE broker = 'partner' AND message_id = 'e2'")
@@ -210,7 +214,7 @@ async fn rows_are_counted_listed_read_and_ordered_one_by_one_and_many_at_once() 
         assert_eq!(
             order("reconcile", json!({"after": "1000000:"})).await.expect(200),
             json!({"written": 0, "next": null}),
-            "nothing is so far behind"
+            "the cursor is behind all rows"
         );
         order("reconcile", json!({"after": 3})).await.expect_field(400, "after");
         assert_eq!(post("/reconcile").await.expect(200), json!({"written": 1, "next": null}));
@@ -309,7 +313,7 @@ async fn an_unavailable_database_is_reported_and_retried() {
     })
     .await;
     assert!(!hub.log().contains(PASSWORD));
-    assert!(!hub.log().contains(" ERROR "), "nothing of it is the hub's fault: {}", hub.log());
+    assert!(!hub.log().contains(" ERROR "), "it is not a fault of the hub: {}", hub.log());
 
     let nobody = format!("postgres://hub:{PASSWORD}@127.0.0.1:{}/x", free_port());
     let hub = serve(&broker, &settings(&nobody), &API).await;
@@ -376,7 +380,7 @@ async fn a_bulk_change_that_reaches_its_time_limit_returns_a_cursor() {
         assert_eq!(batches, [1_000, 1_000, 1_000, 1_000, 1_000, 0]);
         let again =
             outbox.retry(&all, BatchRun::limited(Duration::from_secs(600), begin())).await.expect("done");
-        assert_eq!(again.rows, 1, "what was abandoned behind the order's back");
+        assert_eq!(again.rows, 1, "the row that was abandoned meanwhile");
 
         database.sql("DELETE FROM {messages} WHERE broker = 'partner'").await.expect("deleted");
         let mut written = Vec::new();

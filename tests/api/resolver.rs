@@ -97,7 +97,11 @@ async fn a_killed_resolver_makes_events_wait_and_loses_and_doubles_no_pair() {
     let second = ids("second", 2_000);
     client.publish_all("user.created", &second).await;
     assert_eq!(client.stream("HUB_EVENTS").await.state.messages, 2_100, "every event waits");
-    assert_eq!(client.stream(OUTBOX).await.state.last_sequence, 400, "none is fanned out, whole or half");
+    assert_eq!(
+        client.stream(OUTBOX).await.state.last_sequence,
+        400,
+        "no event is fanned out, not even partly"
+    );
     waits_for_an_answer(&hub).await;
     // It keeps retrying; failures are counted, and logged once.
     let unavailable = ["kind=\"unavailable\""];

@@ -66,7 +66,7 @@ impl Asking {
     async fn waits(&self, settings: &TestSettings) {
         let mut hub = Hub::serve(&self.broker.url(), settings, &[]);
         hub.wait_for_log("subscription resolver failed, events wait", STEP).await;
-        eventually(STEP, "nothing else is missing", async || {
+        eventually(STEP, "everything else is ready", async || {
             let Ok(answer) = http_client().get(hub.health_url("/readyz")).send().await else {
                 return Err("no answer".to_owned());
             };
@@ -130,7 +130,7 @@ async fn a_resolver_of_a_private_authority_is_called_only_by_hubs_that_trust_it(
     let by_name = format!("https://localhost:{}", answering.port);
     asking_side.waits(&asking(&by_name, trusting(&ca))).await;
     asking_side.waits(&asking(&url.replace("https", "http"), |_| {})).await;
-    assert_eq!(answering.hub.metric("hub_resolver_served_total", &[]).await, 0.0, "nobody got an answer");
+    assert_eq!(answering.hub.metric("hub_resolver_served_total", &[]).await, 0.0, "no caller got an answer");
     asking_side.flows(&asking(&url, trusting(&ca)), &receiver).await;
     assert!(answering.hub.metric("hub_resolver_served_total", &["result=\"answered\""]).await > 0.0);
 }
@@ -165,7 +165,7 @@ async fn a_resolver_that_requires_a_client_certificate_answers_only_callers_that
 
     asking_side.waits(&with(None)).await;
     asking_side.waits(&with(Some(&theirs))).await;
-    assert_eq!(answering.hub.metric("hub_resolver_served_total", &[]).await, 0.0, "nobody got an answer");
+    assert_eq!(answering.hub.metric("hub_resolver_served_total", &[]).await, 0.0, "no caller got an answer");
     asking_side.flows(&with(Some(&ours)), &receiver).await;
 }
 

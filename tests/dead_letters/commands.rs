@@ -40,7 +40,7 @@ impl Stage {
         register_owner(&self.js, &letter.tenant, &letter.subscription).await;
         let subject = self.js.names().outbox(&letter.domain, "shared", &letter.subscription);
         let body = envelope(letter);
-        self.js.put_dead_letter(&subject, sequence, letter, body).await.expect("the DLT takes it");
+        self.js.put_dead_letter(&subject, sequence, letter, body).await.expect("the DLT stores it");
     }
 
     /// Six dead letters in two domains.
@@ -254,7 +254,7 @@ async fn a_replay_orders_what_was_selected_and_nothing_else() {
     stage.refused(2, &["dlt", "replay", "--all", "--subscription", "crm"]).await;
     assert!(stage.refused(1, &["dlt", "replay", "env_a", "env_none"]).await.contains("env_none"));
     stage.refused(1, &["dlt", "replay", "--reason", "stranded"]).await;
-    assert_eq!(stage.orders().await, Vec::<String>::new(), "nothing was ordered by what was refused");
+    assert_eq!(stage.orders().await, Vec::<String>::new(), "a rejected command orders nothing");
 
     assert_eq!(
         replay(&["env_b"]).await,

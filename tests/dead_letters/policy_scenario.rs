@@ -242,7 +242,7 @@ async fn parked_after_the_schedule_then_replayed_and_discarded_by_command() {
     broker.nothing_pending_within(STEP).await;
     let accepted = receiver.accepted("/b");
     assert_eq!(accepted.len(), 3);
-    assert!(!accepted.contains(&id_of("e4")), "what was discarded is never delivered");
+    assert!(!accepted.contains(&id_of("e4")), "a discarded envelope is never delivered");
     assert!(receiver.doubles("/b").is_empty());
     assert_eq!(client.stream(DLT).await.state.messages, 0);
 }

@@ -87,7 +87,7 @@ async fn a_router_that_was_down_finds_each_exhausted_envelope_once() {
     let events = ids("event", 100);
     client.publish_all("member.invited", &events).await;
     exhausted(&client, 200).await;
-    assert_eq!(client.stream(DLT).await.state.last_sequence, 0, "nobody routes");
+    assert_eq!(client.stream(DLT).await.state.last_sequence, 0, "no router runs");
     assert_eq!(broker.messages("HUB_ADVISORIES").await, 200, "one advisory for each");
 
     // Half of the advisories are lost, and the sweep handles those; for the others it competes with the advisories.

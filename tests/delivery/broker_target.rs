@@ -214,7 +214,7 @@ async fn the_command_line_and_the_api_check_show_and_test_it() {
     );
     let sample = arrived(&redis, "orders", 1).await.remove(0);
     assert_eq!(sample["metadata"]["headers"]["type"], "user.test");
-    let sent = tested["request"]["body"].as_str().expect("what was sent is shown");
+    let sent = tested["request"]["body"].as_str().expect("the sent message is shown");
     assert_eq!(serde_json::from_str::<Value>(sent).expect("JSON"), sample);
 
     let api = ApiClient::with_scopes(&hub, "admin", "read,manage", None).await;

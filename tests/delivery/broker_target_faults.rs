@@ -108,7 +108,7 @@ async fn a_hanging_broker_delays_no_other() {
 
     proxy.thaw();
     let expected: BTreeSet<&str> = events.iter().map(String::as_str).chain(["before"]).collect();
-    eventually(Duration::from_secs(120), "all of it arrives where it hung", async || {
+    eventually(Duration::from_secs(120), "all envelopes arrive after the hang", async || {
         let messages = entries(&redis, "orders").await;
         let found = event_ids(&messages);
         if found == expected { Ok(()) } else { Err(found.len()) }
@@ -141,7 +141,7 @@ async fn a_connection_that_fell_silent_is_given_up_though_each_attempt_is_short(
     client.publish_all("user.created", &events).await;
     silent.fired(SOON).await;
     let expected: BTreeSet<&str> = events.iter().map(String::as_str).chain(["before"]).collect();
-    eventually(SOON, "all of it arrives over another connection", async || {
+    eventually(SOON, "all envelopes arrive over another connection", async || {
         let messages = entries(&redis, "orders").await;
         let found = event_ids(&messages);
         if found == expected { Ok(()) } else { Err(found.len()) }

@@ -233,7 +233,7 @@ async fn a_trace_shows_waiting_queued_and_rejected_events() {
     // Fanned out, and not delivered: the envelope is queued in the outbox.
     let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &["--role", "event-processor"]);
     hub.ready().await;
-    let trace = eventually(STEP, "both events are taken in", async || {
+    let trace = eventually(STEP, "both events are processed", async || {
         match client.stream("HUB_EVENTS").await.state.messages {
             0 => Ok(hub.cli_json(&["event", "trace", "e1"]).await),
             other => Err(other),

@@ -123,7 +123,7 @@ async fn a_log_that_does_not_answer_leaves_records_out_and_no_delivery_waits_for
     assert_eq!(stage.hub.log().matches(LEFT_OUT).count(), 1, "logged once, not for each record");
 
     // The log answers again: the hub writes the records that it kept, and drops no more.
-    eventually(STEP, "what was gathered is written", async || {
+    eventually(STEP, "the collected records are written", async || {
         log.answer().await;
         let logged = stage.logged().await;
         if logged + left_out >= (WELL + MANY) as f64 { Ok(()) } else { Err(logged) }
@@ -132,7 +132,7 @@ async fn a_log_that_does_not_answer_leaves_records_out_and_no_delivery_waits_for
     stage.hub.wait_for_log(AGAIN, STEP).await;
     assert_eq!(stage.logged().await + stage.left_out().await, (WELL + MANY) as f64, "each is counted once");
     stage.deliver(&long_ids("after", 10), WELL + MANY + 10).await;
-    eventually(STEP, "what comes then is logged", async || {
+    eventually(STEP, "later attempts are logged", async || {
         log.answer().await;
         let logged = stage.logged().await;
         if logged + left_out >= (WELL + MANY + 10) as f64 { Ok(()) } else { Err(logged) }
@@ -170,7 +170,7 @@ async fn a_log_that_refuses_leaves_records_out_until_it_takes_them_again() {
     limit(-1).await;
     stage.deliver(&ids("taken", 200), 401).await;
     stage.hub.wait_for_log(AGAIN, STEP).await;
-    eventually(STEP, "what comes then is logged", async || {
+    eventually(STEP, "later attempts are logged", async || {
         let logged = stage.logged().await;
         if logged >= 201.0 { Ok(()) } else { Err(logged) }
     })

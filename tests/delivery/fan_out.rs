@@ -177,7 +177,7 @@ async fn restarts_in_the_middle_of_a_fan_out_lose_and_double_no_envelope() {
     let outbox = "HUB_OUTBOX_ORGANIZATION";
     let restarts = async {
         for envelopes in [1_000, 5_000, 9_000] {
-            eventually(STEP, "the fan-out goes on", async || {
+            eventually(STEP, "the fan-out continues", async || {
                 let standing = client.stream(outbox).await.state.messages;
                 if standing >= envelopes { Ok(()) } else { Err(standing) }
             })

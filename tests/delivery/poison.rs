@@ -218,7 +218,7 @@ async fn whatever_is_published_costs_no_other_event_more_than_a_moment() {
         raw.publish(CREATED, Some(block), format!("{{\"status\":{number}}}").as_bytes()).await;
     }
     receiver.wait_accepted("/all", good + odd.len(), STEP).await;
-    let last = eventually(STEP, "all publications are done with", async || {
+    let last = eventually(STEP, "all publications are processed", async || {
         let left = client.stream("HUB_EVENTS").await.state.messages;
         if left == 0 { Ok(client.stream("HUB_REJECTED").await.state.last_sequence) } else { Err(left) }
     })

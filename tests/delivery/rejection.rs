@@ -69,7 +69,7 @@ async fn publish(client: &TestClient, id: &str, bad: &Bad) {
     headers.insert("X-Origin", "billing");
     bad.headers.iter().for_each(|(name, value)| headers.insert(*name, *value));
     let sent = client.context.publish_with_headers(bad.subject, headers, bad.body.clone().into()).await;
-    sent.expect("sent").await.expect("the stream takes it: it is for the hub to refuse");
+    sent.expect("sent").await.expect("the stream stores it; the hub rejects it");
 }
 
 async fn rejected(client: &TestClient, count: u64) -> Vec<StoredMessage> {

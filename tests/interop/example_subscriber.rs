@@ -413,7 +413,7 @@ async fn an_unavailable_broker_is_waited_for(mut partner: Partner) {
     .await;
     partner.restart().await;
     partner.add(&created("e2", "bob")).await;
-    eventually(SOON, "it goes on", async || match service.letters().await {
+    eventually(SOON, "it continues", async || match service.letters().await {
         letters if letters == ["ann", "bob"] => Ok(()),
         letters => Err(letters),
     })

@@ -218,7 +218,7 @@ async fn a_protean_subscriber_receives_the_envelope_that_it_expects() {
     .await;
     assert!(recorder.terminate().await.success(), "{}", recorder.log());
 
-    assert_eq!(read_messages.len(), 3, "what is not published never arrives: {read_messages:?}");
+    assert_eq!(read_messages.len(), 3, "an unpublished event never arrives: {read_messages:?}");
     let reference = &read_messages[0]["reference"];
     // Two streams of the producer have no order between them.
     let of = |id: &str| {
@@ -363,7 +363,7 @@ async fn a_failing_handler_disturbs_neither_the_relay_nor_other_events() {
     assert_eq!(dead[0]["_dlq_metadata"]["retry_count"], 3);
     assert!(service.log().contains("KeyError: 'email'"), "the log says why");
     let rows = wait_for(&producer.store, "partner", Status::Published, 4).await;
-    assert!(rows.iter().all(|row| row.attempts == 0), "the relay knows nothing of it");
+    assert!(rows.iter().all(|row| row.attempts == 0), "the relay is not aware of it");
     let partner = ["broker=\"partner\""];
     assert_eq!(relay.metric("hub_relay_published_total", &partner).await, 4.0);
     assert_eq!(relay.metric("hub_relay_failed_total", &partner).await, 0.0);

@@ -69,7 +69,7 @@ async fn each_message_arrives_once_in_the_order_of_its_key() {
     let repeated = [&all[120..], &group("partner.a", "a", 200..205)].concat();
     assert_all(sink.publish(&repeated).await, 85);
     let stored = ids(&broker).await;
-    assert_eq!(stored.len(), 405, "none twice");
+    assert_eq!(stored.len(), 405, "no duplicates");
     let of_key = |key: &str| stored.iter().filter(|id| id.starts_with(key)).cloned().collect::<Vec<_>>();
     assert_eq!(of_key("a"), ids_of(&group("partner.a", "a", 0..205)));
     assert_eq!(of_key("b"), ids_of(&other));

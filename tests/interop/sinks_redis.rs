@@ -81,7 +81,7 @@ async fn a_full_server_is_unavailable_and_nothing_of_the_group_is_skipped() {
     assert!(reason.contains("OOM"), "{reason}");
     let mut connection = server.connect().await;
     let length: usize = redis::cmd("XLEN").arg("events").query_async(&mut connection).await.expect("length");
-    assert_eq!(length, acknowledged, "what was acknowledged and no more");
+    assert_eq!(length, acknowledged, "only the acknowledged messages");
     let () = redis::cmd("CONFIG")
         .arg(&["SET", "maxmemory", "0"])
         .query_async(&mut connection)
@@ -119,7 +119,7 @@ async fn a_wrong_type_is_refused_and_blocks_no_other_stream() {
     let published = sink.publish(&mixed).await;
     assert_eq!(published.acknowledged, 2);
     assert!(matches!(published.error, Some(PublishError::Refused { .. })), "{:?}", published.error);
-    assert_eq!(entries(&mut connection, "events").await, bodies(&mixed[..2]), "none has overtaken");
+    assert_eq!(entries(&mut connection, "events").await, bodies(&mixed[..2]), "the order is kept");
 }
 
 #[tokio::test]
@@ -179,7 +179,7 @@ async fn a_wrong_password_is_reported_by_its_setting_and_never_shown() {
             password: password.map(Into::into),
             ..options(&server.url())
         };
-        assert!(!format!("{options:?}").contains("wrong-secret"), "hidden in what is logged");
+        assert!(!format!("{options:?}").contains("wrong-secret"), "hidden in the log");
         let error = sink(options).check().await.expect_err("is not let in");
         let text = error.to_string();
         assert!(matches!(error, PublishError::Unavailable { .. }), "{text}");

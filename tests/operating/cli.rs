@@ -406,7 +406,7 @@ async fn a_usage_error_does_not_act_on_the_terminal() {
         let output = hub.cli(args).await;
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         let text = String::from_utf8(output.stderr).expect("UTF-8");
-        assert!(text.contains("2J"), "it says what was given: {text}");
+        assert!(text.contains("2J"), "it names the given value: {text}");
         assert!(!text.contains(['\u{1b}', '\u{7}', '\u{9b}', '\u{202e}']), "{text:?}");
     }
 }

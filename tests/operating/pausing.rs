@@ -104,7 +104,7 @@ async fn a_stopped_process_finishes_what_is_in_flight_and_hands_back_the_rest() 
     assert_eq!(answered, requests.len(), "each delivery that had begun was finished");
     assert!(answered < 150, "there was something left");
     let owed = broker.messages(OUTBOX).await;
-    assert_eq!(owed as usize, 150 - answered, "what was delivered is acknowledged");
+    assert_eq!(owed as usize, 150 - answered, "delivered envelopes are acknowledged");
 
     receiver.set("/slow", Behaviour::ok());
     hub.start();

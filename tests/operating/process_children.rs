@@ -85,7 +85,7 @@ async fn a_hangup_that_was_ignored_from_the_start_ends_nothing() {
     run.process("--ports_file_dir").await;
     run.signal(Signal::HUP);
     let client = http_client();
-    eventually(LIMIT, "it goes on and gets ready", async || {
+    eventually(LIMIT, "it continues and becomes ready", async || {
         let answer = client.get(format!("http://{listen}/readyz")).send().await;
         let status = answer.map(|answer| answer.status().as_u16()).map_err(|error| error.to_string());
         if status == Ok(200) { Ok(()) } else { Err(status) }

@@ -46,7 +46,7 @@ async fn rows(store: &Store) -> Vec<Row> {
 }
 
 fn failed(position: i64, retry_after: Duration) -> FailedAttempt {
-    FailedAttempt { position, error: "it said no".to_owned(), retry_after, counts: true }
+    FailedAttempt { position, error: "rejected".to_owned(), retry_after, counts: true }
 }
 
 async fn order_is_kept_within_a_stream(database: &TestDatabase) {

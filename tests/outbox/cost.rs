@@ -62,6 +62,6 @@ async fn a_million_published_rows_are_not_read_by_a_claim() {
     })
     .await;
     let each = read / ROUNDS as i64;
-    println!("a claim of {BATCH} beside {ARCHIVE} published rows reads {each} rows and index entries");
+    println!("a claim of {BATCH} with {ARCHIVE} published rows reads {each} rows and index entries");
     assert!(each < (ARCHIVE / 20) as i64, "a claim reads {each} rows and index entries");
 }

@@ -292,7 +292,7 @@ impl Model for Protocol {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("what is marked as published has arrived", |_, state: &Outbox| {
+            Property::always("every row marked as published has arrived", |_, state: &Outbox| {
                 let marked = state.rows.iter().enumerate().filter(|(_, row)| row.status == Status::Published);
                 marked.map(|(row, _)| row).all(|row| state.arrived.contains(&row))
             }),
@@ -314,15 +314,12 @@ impl Model for Protocol {
             Property::always("a row is claimed by at most one relay", |_, state: &Outbox| {
                 state.rows.iter().all(|row| (row.status == Status::Processing) == row.claim.is_some())
             }),
-            Property::always(
-                "when nothing more can happen, every row is done",
-                |model: &Self, state: &Outbox| {
-                    let mut actions = Vec::new();
-                    model.actions(state, &mut actions);
-                    !actions.is_empty() || state.rows.iter().all(|row| !row.status.is_open())
-                },
-            ),
-            Property::always("what is published stays published", |_, state: &Outbox| {
+            Property::always("in the end, every row is settled", |model: &Self, state: &Outbox| {
+                let mut actions = Vec::new();
+                model.actions(state, &mut actions);
+                !actions.is_empty() || state.rows.iter().all(|row| !row.status.is_open())
+            }),
+            Property::always("a published row stays published", |_, state: &Outbox| {
                 state.rows.iter().all(|row| !row.was_published || row.status == Status::Published)
             }),
             Property::always("a row is given up only after its last attempt", |_, state: &Outbox| {
@@ -372,9 +369,9 @@ fn the_protocol_holds_whatever_crashes() {
 #[test]
 fn each_seeded_bug_is_found() {
     for (bug, broken) in [
-        (Bug::MarkBeforePublish, "what is marked as published has arrived"),
-        (Bug::ClaimNeverExpires, "when nothing more can happen, every row is done"),
-        (Bug::MarkWithoutHolding, "what is published stays published"),
+        (Bug::MarkBeforePublish, "every row marked as published has arrived"),
+        (Bug::ClaimNeverExpires, "in the end, every row is settled"),
+        (Bug::MarkWithoutHolding, "a published row stays published"),
         (Bug::ClaimOutOfOrder, "streams arrive in order of insertion"),
         (Bug::GoOnAfterFailure, "streams arrive in order of insertion"),
     ] {

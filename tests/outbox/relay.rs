@@ -88,7 +88,7 @@ async fn internal_and_external_messages_are_the_rows_envelopes(database: &TestDa
         }
     }
     let domain = |message: &Value| message["metadata"]["domain"].get("priority").is_some();
-    assert!(domain(&inside[0].body) && !domain(&outside[0].body), "what leaves is stripped");
+    assert!(domain(&inside[0].body) && !domain(&outside[0].body), "the sent envelope is stripped");
     let store = database.store();
     wait_for(&store, "internal", Status::Published, 3).await;
     wait_for(&store, "partner", Status::Published, 2).await;
@@ -124,7 +124,7 @@ async fn two_relays_send_each_row_once_and_in_order(database: &TestDatabase) {
     wait_for(&store, "partner", Status::Published, ROWS).await;
 
     let inside = stored(&broker, EVENTS, ROWS as u64).await;
-    assert_eq!(inside.len(), ROWS, "none more than once");
+    assert_eq!(inside.len(), ROWS, "no duplicates");
     assert_in_order(inside.iter().map(|message| (message.id.clone(), message.stream())));
     let mut outside = Vec::new();
     while outside.len() < ROWS {

@@ -155,7 +155,7 @@ async fn raised_in_sql_it_arrives_stripped_and_in_order(story: &mut Story) {
     story.internal_goes_on().await;
     story.all_is_published("a").await;
     let arrived = story.arrived("user", &expected).await;
-    assert_eq!(arrived.len(), 41, "each once, and none that is not published");
+    assert_eq!(arrived.len(), 41, "each once, and no unpublished event");
     for message in &arrived {
         assert_eq!(Some(&message.body), story.database.envelope("partner", &message.id).await.as_ref());
     }

@@ -139,7 +139,7 @@ async fn a_full_queue_makes_its_rows_wait() {
     })
     .await;
     raise(&database, &[public("u1", "user-1")]).await;
-    eventually(SOON, "the other stream goes on", async || {
+    eventually(SOON, "the other stream continues", async || {
         let rows = rows(&store, "partner").await;
         let user = rows.into_iter().find(|row| row.message_id == "u1").ok_or("not there")?;
         if user.status == Status::Published { Ok(()) } else { Err("not published") }

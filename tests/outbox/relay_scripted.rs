@@ -219,7 +219,7 @@ async fn what_is_behind_a_refused_row_waits_for_it(database: &TestDatabase) {
         .filter(|row| row.attempts > 0)
         .map(|row| (row.message_id.as_str(), row.attempts))
         .collect();
-    assert_eq!(attempts, BTreeMap::from([("e00000", 3)]), "those behind it used up nothing");
+    assert_eq!(attempts, BTreeMap::from([("e00000", 3)]), "the rows behind it used no attempt");
     let other = partner.arrived().iter().position(|(id, _)| id == "e00001").expect("it arrived");
     let refused = partner.arrived().iter().position(|(id, _)| id == "e00000").expect("it arrived");
     assert!(other < refused, "the other stream did not wait");

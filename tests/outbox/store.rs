@@ -42,7 +42,7 @@ async fn rows(store: &Store) -> Vec<Row> {
 }
 
 fn failed(position: i64, retry_after: Duration) -> FailedAttempt {
-    FailedAttempt { position, error: "it said no".to_owned(), retry_after, counts: true }
+    FailedAttempt { position, error: "rejected".to_owned(), retry_after, counts: true }
 }
 
 async fn commit_writes_and_rollback_leaves_nothing(database: &TestDatabase) {
@@ -312,7 +312,7 @@ async fn setting_up_is_idempotent_and_concurrent(database: &TestDatabase) {
         made += u32::from(done.from == 0);
         assert_eq!(done.to, 2);
     }
-    assert_eq!(made, 1, "one of them made it, the others found it");
+    assert_eq!(made, 1, "one of them created the schema, the others found it");
     raise(database, &[("e1", "s")]).await;
     assert_eq!(store.setup().await.unwrap().from, 2);
     assert_eq!(rows(&store).await.len(), 1);
@@ -356,7 +356,7 @@ async fn internal_and_external_rows_are_independent(database: &TestDatabase) {
     database.raise(&first).await.unwrap();
     database.raise(&event("e2", "s")).await.unwrap();
     let external = claim_of(&store, "partner", Priority::Live, "one", 10).await;
-    assert_eq!(ids(&external), ["e1"], "what is not published never leaves");
+    assert_eq!(ids(&external), ["e1"], "an unpublished event is never sent");
     assert!(external[0].is_public);
     store.fail("partner", "one", &[failed(external[0].position, LATER)]).await.unwrap();
     assert_eq!(ids(&claim(&store, "one", 10).await), ["e1", "e2"]);

@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(cache.get(&question("y"), at(302)).unwrap().len(), 3);
         cache.insert(question("z"), candidates(6), at(303), at(303));
         assert!(cache.get(&question("z"), at(303)).is_none(), "larger than the cache");
-        assert!(cache.get(&question("y"), at(303)).is_some(), "and nothing had to go for it");
+        assert!(cache.get(&question("y"), at(303)).is_some(), "no answer was removed for it");
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl TestBroker {
         let streams = self.streams().await;
         assert!(
             streams.iter().any(|info| info.config.name.contains("OUTBOX")),
-            "there is no domain outbox on this server, so nothing could be pending: was it provisioned?"
+            "the server has no domain outbox; provision it first"
         );
         streams
             .into_iter()

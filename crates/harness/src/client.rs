@@ -48,7 +48,7 @@ impl TestClient {
             .for_each_concurrent(IN_FLIGHT, |value| async move {
                 let subscription = Subscription::from_value(value.clone())
                     .unwrap_or_else(|error| panic!("{error} in {value}"));
-                self.js.put_subscription(&subscription, None).await.expect("the registry takes it");
+                self.js.put_subscription(&subscription, None).await.expect("the registry stores it");
             })
             .await;
     }
@@ -106,7 +106,7 @@ pub async fn register_owner(js: &JetStream, tenant: &str, id: &str) {
         "delivery": {"url": "http://127.0.0.1:9/"},
     });
     let subscription = Subscription::from_value(value).expect("a subscription");
-    js.put_subscription(&subscription, None).await.expect("the registry takes it");
+    js.put_subscription(&subscription, None).await.expect("the registry stores it");
 }
 
 /// A subscription with an endpoint as its target.
@@ -163,7 +163,7 @@ impl Account {
             let known: BTreeSet<&str> = events.iter().map(String::as_str).collect();
             let strange = accepted.keys().map(String::as_str).chain(dead.keys().copied());
             let strange: Vec<&str> = strange.filter(|event| !known.contains(event)).collect();
-            assert!(strange.is_empty(), "{subscription} has events that nobody published: {strange:?}");
+            assert!(strange.is_empty(), "{subscription} has events that were not published: {strange:?}");
             for event in events {
                 let times = accepted.get(event).copied().unwrap_or(0);
                 let letters = dead.get(event.as_str()).copied().unwrap_or(0);
@@ -188,7 +188,7 @@ impl Account {
     pub fn assert_complete(&self, what: &str) {
         let Self { delivered, dead, doubles, dead_doubles, both, missing } = self;
         println!(
-            "{what}: {delivered} delivered, {dead} dead-lettered ({both} of them both), {doubles} delivered again, {dead_doubles} dead letters again"
+            "{what}: {delivered} delivered, {dead} dead-lettered ({both} both), {doubles} duplicate deliveries, {dead_doubles} duplicate dead letters"
         );
         let shown = &missing[..missing.len().min(10)];
         assert!(missing.is_empty(), "{what}: {} pairs are lost, such as {shown:?}", missing.len());

@@ -76,7 +76,7 @@ pub fn assert_all(published: Published, count: usize) {
 /// acknowledged.
 pub async fn publish_when_back(broker: &dyn Broker, group: &[OutgoingMessage]) {
     let mut left = group;
-    eventually(Duration::from_secs(30), "publishing goes on", async || {
+    eventually(Duration::from_secs(30), "publishing succeeds", async || {
         let published = broker.publish(left).await;
         left = &left[published.acknowledged..];
         match published.error {

@@ -214,7 +214,7 @@ impl Partner {
                 let mut consumer = consumer.await.expect("a consumer");
                 let reading = async {
                     while !is_complete(&seen) {
-                        let delivery = consumer.next().await.expect("it goes on").expect("a delivery");
+                        let delivery = consumer.next().await.expect("it continues").expect("a delivery");
                         delivery.ack(BasicAckOptions::default()).await.expect("acknowledged");
                         let id = delivery.properties.message_id().as_ref().expect("an id").to_string();
                         seen.push(Arrived::read(Some(&id), &delivery.data));

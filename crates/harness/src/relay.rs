@@ -96,7 +96,7 @@ pub async fn stored(broker: &TestBroker, name: &str, count: u64) -> Vec<Stored> 
     let stream = context.get_stream(name).await.expect("the stream is there");
     let mut found = Vec::new();
     for sequence in 1..=stream.cached_info().state.last_sequence {
-        let message = stream.get_raw_message(sequence).await.expect("nothing was taken out");
+        let message = stream.get_raw_message(sequence).await.expect("no message was removed");
         let body: Value = serde_json::from_slice(&message.payload).expect("envelopes are JSON");
         let id = body["metadata"]["headers"]["id"].as_str().expect("each has an id").to_owned();
         let message_id = message.headers.get("Nats-Msg-Id").expect("each has a message id").to_string();

@@ -165,7 +165,7 @@ async fn a_rotated_secret_signs_beside_the_one_before_and_public_libraries_verif
 
     // A lost new key is replaced while the receiver's key stays valid; it is refused if none would stay valid.
     let refused = hub.cli(&["subscription", "rotate-secret", "crm", "--replace"]).await;
-    assert!(!refused.status.success(), "nothing would sign beside the new key");
+    assert!(!refused.status.success(), "only the new key would sign");
     let lost = hub.cli_json(&["subscription", "rotate-secret", "crm", "--overlap", "1h"]).await;
     let kept = hub.cli_json(&["subscription", "rotate-secret", "crm", "--replace"]).await;
     assert_eq!((&kept["previous_until"], &kept["ended_before"]), (&lost["previous_until"], &Value::Null));

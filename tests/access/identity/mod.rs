@@ -213,7 +213,7 @@ async fn envelopes_of_a_removed_subscription_reach_no_other() {
     .await;
 
     let expected: BTreeSet<String> = for_again.iter().chain(&live).cloned().collect();
-    assert_eq!(stage.events_at("/again"), expected, "only what was published since");
+    assert_eq!(stage.events_at("/again"), expected, "only later events");
     assert_eq!(stage.events_at("/globex"), set(&for_globex));
 
     // Each tenant sees its own.

@@ -118,7 +118,7 @@ async fn data_of_an_older_version_stays_usable() {
         assert_eq!(receiver.count(path), 0, "{path}");
     }
     // An envelope without a subscription is dead-lettered for the tenant in its body.
-    eventually(STEP, "what nobody gets is parked", async || {
+    eventually(STEP, "the envelope without a subscription is parked", async || {
         let found = client.dead_letters("policy-client").await;
         let parked = found.iter().all(|entry| {
             entry.letter.reason == Reason::Removed

@@ -97,7 +97,7 @@ async fn an_acknowledgement_in_the_place_of_a_subscription_leaves_it_in_force() 
     let crm = subscription("crm", &["user.>"], &receiver.url("/crm"));
     std::fs::write(&file, crm.to_string()).expect("written");
     hub.cli_ok(&["subscription", "apply", "-f", file.to_str().expect("UTF-8")]).await;
-    eventually(STEP, "nothing is unreadable any more", async || {
+    eventually(STEP, "all entries are readable", async || {
         let text = ready_text(&hub).await.1;
         if text == "ready\n" { Ok(()) } else { Err(text) }
     })

@@ -97,7 +97,7 @@ async fn every_form_is_bound_to_the_tenant_of_its_subject() {
     assert_eq!(delivered, expected);
     assert!(receiver.received("/acme").iter().all(|got| got.json()["tenant"] == "acme"));
     assert_eq!(receiver.received("/a.b")[0].json()["tenant"], "a.b");
-    assert_eq!((receiver.count("/globex"), receiver.count("/default")), (0, 0), "nobody else got one");
+    assert_eq!((receiver.count("/globex"), receiver.count("/default")), (0, 0), "no other tenant got one");
 
     let mut reasons: Vec<String> = Vec::new();
     for sequence in 1..=bad.len() as u64 {

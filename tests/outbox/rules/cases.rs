@@ -23,7 +23,7 @@ fn with(field: &str, json: &str) -> String {
     for (name, value) in [("type", r#""user.created""#), ("stream", r#""user-u1""#), ("data", r#"{"n": 1}"#)]
     {
         if name != field {
-            write!(event, "\"{name}\": {value}, ").expect("memory takes it");
+            write!(event, "\"{name}\": {value}, ").expect("writing to memory does not fail");
         }
     }
     event + &format!("\"{field}\": {json}}}")

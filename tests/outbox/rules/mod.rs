@@ -190,7 +190,7 @@ async fn an_outbox_of_version_1_is_brought_to_this_one(database: &TestDatabase) 
     database.sql(schema).await.expect("version 1 is written down");
     database.sql(before).await.expect("version 1 is made");
     let mut old = event(" e1 ", "user-u1");
-    database.raise(&old).await.expect("version 1 takes it");
+    database.raise(&old).await.expect("version 1 accepts it");
     let store = database.store();
     let error = store.check().await.expect_err("it is outdated").to_string();
     assert!(error.contains("schema version 1") && error.contains("hub outbox setup"), "{error}");
@@ -200,7 +200,7 @@ async fn an_outbox_of_version_1_is_brought_to_this_one(database: &TestDatabase) 
     assert_eq!(store.setup().await.expect("once more").from, 2);
     store.check().await.expect("it is of this version");
     let rows = store.list(&RowSelection::default(), &RowCursor::default(), 10).await.expect("listed");
-    assert_eq!((rows.len(), rows[0].message_id.as_str()), (1, " e1 "), "what was raised stays");
+    assert_eq!((rows.len(), rows[0].message_id.as_str()), (1, " e1 "), "the raised row is kept");
     let error = database.raise(&old).await.expect_err("a rule of today").to_string();
     assert!(error.contains("id"), "{error}");
     old["id"] = json!("e2");

@@ -136,7 +136,7 @@ fn a_hold_affects_only_its_own_subscription_until_its_end() {
     assert!(fair.hold(&id(0), seconds(3), |_| false).is_empty());
     fair.finished(&id(0), false);
     assert_eq!(fair.held_for(&id(0), seconds(1)), Some(seconds(2)));
-    assert_eq!(run(&mut fair, 2), [0, 4], "the other goes on");
+    assert_eq!(run(&mut fair, 2), [0, 4], "the other subscription continues");
     assert_eq!(fair.next_wake(seconds(1)), Some(seconds(2)));
     // An earlier end does not shorten it; a change of the rate limit does not lift it.
     fair.hold(&id(0), seconds(1), |_| false);
@@ -184,7 +184,7 @@ fn a_rate_limit_affects_only_its_own_subscription() {
         fair.offer(&id(0), 32, rate, (0, number), START).unwrap();
     }
     offer(&mut fair, 1, 0).unwrap();
-    assert_eq!(fair.next_wake(START), None, "nobody waits for a rate yet");
+    assert_eq!(fair.next_wake(START), None, "no subscription waits for its rate limit yet");
     assert_eq!(run(&mut fair, 2), [2, 1]);
     assert_eq!(fair.next_wake(START), Some(Duration::from_millis(100)));
     let then = Duration::from_millis(100);
@@ -469,7 +469,7 @@ fn a_tenant_with_many_subscriptions_gets_no_larger_part() {
             running.push(item);
         }
     }
-    assert_eq!(fair.tenants.waiting_of("globex"), 0, "all of it was run long before acme's");
+    assert_eq!(fair.tenants.waiting_of("globex"), 0, "all its items ran long before acme's");
     assert!(fair.tenants.waiting_of("acme") > 1_000);
 }
 
