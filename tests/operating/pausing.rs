@@ -103,8 +103,8 @@ async fn a_stopped_process_finishes_what_is_in_flight_and_hands_back_the_rest() 
     let answered = requests.iter().filter(|request| request.answered == Some(200)).count();
     assert_eq!(answered, requests.len(), "each delivery that had begun was finished");
     assert!(answered < 150, "there was something left");
-    let owed = broker.messages(OUTBOX).await;
-    assert_eq!(owed as usize, 150 - answered, "delivered envelopes are acknowledged");
+    let pending = broker.messages(OUTBOX).await;
+    assert_eq!(pending as usize, 150 - answered, "delivered envelopes are acknowledged");
 
     receiver.set("/slow", Behaviour::ok());
     hub.start();

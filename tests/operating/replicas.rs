@@ -65,16 +65,16 @@ async fn all_settled(client: &TestClient, receiver: &Receiver, events: usize) {
     receiver.wait_accepted(FAILING[0].1, FEW, STEP).await;
     eventually(STEP, "nothing is pending and no dead letter is left", async || {
         let mut streams = client.context.streams();
-        let mut standing = Vec::new();
+        let mut left = Vec::new();
         while let Some(stream) = streams.next().await {
             let stream = stream.map_err(|error| vec![(error.to_string(), 0)])?;
-            let owed =
+            let holds_work =
                 ["OUTBOX", "EVENTS", "ADVISORIES"].iter().any(|part| stream.config.name.contains(part));
-            if owed && stream.state.messages > 0 {
-                standing.push((stream.config.name, stream.state.messages));
+            if holds_work && stream.state.messages > 0 {
+                left.push((stream.config.name, stream.state.messages));
             }
         }
-        if standing.is_empty() { Ok(()) } else { Err(standing) }
+        if left.is_empty() { Ok(()) } else { Err(left) }
     })
     .await;
 }

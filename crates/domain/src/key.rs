@@ -25,8 +25,19 @@ pub struct KeyPattern(String);
 
 /// The reason why a text is not a key or pattern. It names the invalid part and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct InvalidKey(pub String);
+pub enum InvalidKey {
+    #[error(
+        "invalid event key {0:?}; write <resource>.<operation>: two or more tokens of letters, digits, '_' and '-', joined by dots"
+    )]
+    Key(String),
+    #[error(
+        "invalid token {token:?} in event pattern {pattern:?}; write a word of letters, digits, '_' and '-', '*' for any word, or '>' at the end for one word or more"
+    )]
+    Token { token: String, pattern: String },
+    /// `what` is `event key` or `event pattern`.
+    #[error("{what} is {bytes} bytes long; shorten it to at most {max}", max = MAX_KEY_BYTES)]
+    TooLong { what: &'static str, bytes: usize },
+}
 
 impl EventKey {
     pub fn as_str(&self) -> &str {
@@ -112,9 +123,7 @@ impl TryFrom<String> for EventKey {
         check_length("event key", &text)?;
         let well_formed = text.contains('.') && text.split('.').all(is_word);
         if !well_formed {
-            return Err(InvalidKey(format!(
-                "invalid event key {text:?}; write <resource>.<operation>: two or more tokens of letters, digits, '_' and '-', joined by dots"
-            )));
+            return Err(InvalidKey::Key(text));
         }
         Ok(Self(text))
     }
@@ -128,9 +137,7 @@ impl TryFrom<String> for KeyPattern {
         while let Some(token) = tokens.next() {
             let last = tokens.peek().is_none();
             if !(is_word(token) || token == "*" || (token == ">" && last)) {
-                return Err(InvalidKey(format!(
-                    "invalid token {token:?} in event pattern {text:?}; write a word of letters, digits, '_' and '-', '*' for any word, or '>' at the end for one word or more"
-                )));
+                return Err(InvalidKey::Token { token: token.to_owned(), pattern: text.clone() });
             }
         }
         Ok(Self(text))
@@ -141,12 +148,9 @@ fn is_word(token: &str) -> bool {
     !token.is_empty() && token.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
-fn check_length(what: &str, text: &str) -> Result<(), InvalidKey> {
+fn check_length(what: &'static str, text: &str) -> Result<(), InvalidKey> {
     if text.len() > MAX_KEY_BYTES {
-        return Err(InvalidKey(format!(
-            "{what} is {} bytes long; shorten it to at most {MAX_KEY_BYTES}",
-            text.len()
-        )));
+        return Err(InvalidKey::TooLong { what, bytes: text.len() });
     }
     Ok(())
 }
