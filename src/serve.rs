@@ -32,7 +32,7 @@ use crate::settings::Settings;
 use crate::signals::Signals;
 use crate::sinks::SettingError;
 use crate::subscriptions_grpc::{self, ResolverServer};
-use crate::tasks::{TaskError, Tasks};
+use crate::tasks::{Task, TaskError, Tasks};
 use hub_outbox::{Store, StoreError};
 
 mod database;
@@ -339,13 +339,13 @@ pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), Se
                 crate::queued_writer::stdout().put(dev.invitation(&settings, hub.health, hub.api));
             }
             let signalled = stop.clone();
-            let watch = tokio::spawn(async move {
+            let watch = Task::start("the watch of the signals", async move {
                 signals.next().await;
                 tracing::info!("stopping, finishing deliveries in flight");
                 signalled.cancel();
             });
             let result = join(hub, dev.as_mut(), &stop).await;
-            watch.abort();
+            drop(watch);
             result
         }
         Some(Err(error)) => Err(error),

@@ -16,13 +16,13 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::connections::{
     ConnectionLimits, Connections, LimitReached, TrackedConnection, WatchedStream, peer_of,
 };
 use super::problem::Problem;
+use crate::tasks::Jobs;
 
 /// Interval for checking a connection's deadlines.
 const TICK: Duration = Duration::from_millis(500);
@@ -52,7 +52,7 @@ pub(super) async fn serve(
     let connections = Connections::new(limits);
     let refusals = Arc::new(Semaphore::new(REFUSALS_AT_ONCE));
     let graceful = GracefulShutdown::new();
-    let mut tasks = JoinSet::new();
+    let mut jobs = Jobs::new("a connection");
     loop {
         let (stream, address) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -65,12 +65,11 @@ pub(super) async fn serve(
             },
             () = stop.cancelled() => break,
         };
-        while tasks.try_join_next().is_some() {}
         let place = match connections.admit(peer_of(address)) {
             Ok(place) => place,
             Err(limit) => {
                 if let Ok(permit) = refusals.clone().try_acquire_owned() {
-                    tasks.spawn(async move {
+                    jobs.start(async move {
                         let _ = tokio::time::timeout(REFUSAL_TIMEOUT, refuse(stream, limit)).await;
                         drop(permit);
                     });
@@ -103,7 +102,7 @@ pub(super) async fn serve(
             .header_read_timeout(None)
             .serve_connection(io, service);
         let connection = graceful.watch(connection);
-        tasks.spawn(async move {
+        jobs.start(async move {
             let mut connection = std::pin::pin!(connection);
             let mut tick = tokio::time::interval(TICK);
             loop {
@@ -125,7 +124,7 @@ pub(super) async fn serve(
     if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
         tracing::warn!(waited_s = GRACE.as_secs(), "closed requests that were still open at shutdown");
     }
-    tasks.shutdown().await;
+    jobs.shutdown().await;
 }
 
 /// Answers a refused connection with the reason. Incoming bytes are read and discarded, because the peer would not read

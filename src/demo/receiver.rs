@@ -15,10 +15,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::telling::Unmet;
 use super::token_endpoint::Tokens;
+use crate::tasks::Task;
 
 /// Answers remembered; the oldest are forgotten first.
 const MOST_REMEMBERED: usize = 1_000;
@@ -40,7 +40,7 @@ pub struct Receiver {
     name: &'static str,
     address: SocketAddr,
     shared: Arc<Shared>,
-    _server: AbortOnDropHandle<()>,
+    _server: Task<()>,
 }
 
 struct Shared {
@@ -89,12 +89,12 @@ impl Receiver {
             .route("/events", post(receive))
             .route("/{switch}", post(switch))
             .with_state(shared.clone());
-        let server = tokio::spawn(async move {
+        let server = Task::start(format!("the demo's receiver {name}"), async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, receiver = name, "a receiver of the demo ended");
             }
         });
-        Ok(Self { name, address, shared, _server: AbortOnDropHandle::new(server) })
+        Ok(Self { name, address, shared, _server: server })
     }
 
     pub fn name(&self) -> &'static str {

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::DemoError;
@@ -20,6 +19,7 @@ use crate::nats::JetStream;
 use crate::seal::{Sealer, seal_subscription};
 use crate::serve::{Hub, Role, ServeOptions};
 use crate::settings::Settings;
+use crate::tasks::{Task, TaskError};
 use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, Data};
 
 /// Of subscriber C, for each answer.
@@ -53,7 +53,7 @@ pub struct Stage {
 /// What has to be stopped.
 pub struct Processes {
     broker: BrokerProcess,
-    hub: JoinHandle<Result<(), crate::tasks::TaskError>>,
+    hub: Task<Result<(), TaskError>>,
     stop: CancellationToken,
 }
 
@@ -98,7 +98,7 @@ pub async fn start(
         .map_err(crate::serve::ServeError::from)?;
     let (js, readiness) = (hub.js.clone(), hub.readiness.clone());
     let health_url = hub.health.map(|address| format!("http://{address}")).unwrap_or_default();
-    let hub = tokio::spawn(hub.join());
+    let hub = Task::start("the hub", hub.join());
     let stage = Stage {
         settings,
         js,
@@ -171,10 +171,9 @@ impl Processes {
     /// Waits until the hub or the server ends by itself, which neither should; says which and why.
     pub async fn ended(&mut self) -> String {
         tokio::select! {
-            hub = &mut self.hub => match hub {
+            hub = self.hub.join() => match hub {
                 Ok(Ok(())) => "the hub stopped unexpectedly".to_owned(),
-                Ok(Err(error)) => format!("the hub stopped: {error}"),
-                Err(error) => format!("the hub stopped: {error}"),
+                Ok(Err(error)) | Err(error) => format!("the hub stopped: {error}"),
             },
             server = self.broker.ended() => match server {
                 Ok(status) => format!("the nats-server ended by itself: {status}"),
@@ -187,7 +186,7 @@ impl Processes {
     pub async fn stop(mut self) {
         self.stop.cancel();
         if !self.hub.is_finished()
-            && let Ok(Err(error)) = (&mut self.hub).await
+            && let Ok(Err(error)) | Err(error) = self.hub.join().await
         {
             tracing::error!(%error, "the hub did not stop in good order");
         }

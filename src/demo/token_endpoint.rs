@@ -15,7 +15,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio_util::task::AbortOnDropHandle;
+
+use crate::tasks::Task;
 
 const LIFETIME: Duration = Duration::from_secs(600);
 /// Tokens remembered; the oldest is forgotten first.
@@ -25,7 +26,7 @@ const MOST_TOKENS: usize = 1_000;
 pub struct TokenEndpoint {
     address: SocketAddr,
     tokens: Tokens,
-    _server: AbortOnDropHandle<()>,
+    _server: Task<()>,
 }
 
 /// The tokens in force. Cheap to clone.
@@ -62,12 +63,12 @@ impl TokenEndpoint {
             tokens: tokens.clone(),
         };
         let router = Router::new().route("/token", post(token)).with_state(shared);
-        let server = tokio::spawn(async move {
+        let server = Task::start("the demo's token endpoint", async move {
             if let Err(error) = axum::serve(listener, router).await {
                 tracing::error!(%error, "the demo's token endpoint ended");
             }
         });
-        Ok(Self { address, tokens, _server: AbortOnDropHandle::new(server) })
+        Ok(Self { address, tokens, _server: server })
     }
 
     pub fn url(&self) -> String {
