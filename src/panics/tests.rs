@@ -115,17 +115,16 @@ fn letter(id: &str) -> DeadLetter {
     serde_json::from_value(json).expect("a dead letter")
 }
 
-#[tokio::test]
-async fn an_event_that_panics_is_rejected_and_the_others_go_on() {
-    let stage = Stage::new().await;
-    let (js, settings) = (stage.js.clone(), stage.settings.clone());
+/// A subscription, three events that it wants, and the role. The body of the second event contains [`BOOM`].
+async fn event_processor(stage: &Stage) -> EventProcessor {
+    let (js, settings) = (&stage.js, &stage.settings);
     let delivery = json!({"url": "https://crm.example/"});
     stage.subscribe(json!({"id": "crm", "events": [">"], "delivery": delivery})).await;
     for body in [r#"{"n":1}"#, r#"{"n":"boom"}"#, r#"{"n":2}"#] {
         js.publish(&js.names().event("user.created"), body.into(), &[]).await.expect("taken");
     }
     let rules = settings.domains.iter().map(|domain| (domain.name.clone(), domain.events.clone()));
-    let role = EventProcessor::new(
+    EventProcessor::new(
         js.clone(),
         Resolver::Registry(stage.registry.clone()),
         Arc::new(Categories::new(rules.collect())),
@@ -133,10 +132,11 @@ async fn an_event_that_panics_is_rejected_and_the_others_go_on() {
         Metrics::new(),
         Readiness::default().part("role"),
     )
-    .decoding(|publication| {
-        assert!(!publication.body.windows(4).any(|four| four == BOOM.as_bytes()), "{BOOM} {}", 7);
-        publication.decode()
-    });
+}
+
+/// Runs the role until the second event is rejected and the others are in the outbox.
+async fn assert_that_the_second_event_is_rejected(stage: Stage, role: EventProcessor) {
+    let js = stage.js.clone();
     let role = tokio::spawn(role.run(stage.stop.clone()));
     let kept =
         eventually("it is rejected", async || js.get("HUB_REJECTED", 1).await.expect("readable")).await;
@@ -149,6 +149,30 @@ async fn an_event_that_panics_is_rejected_and_the_others_go_on() {
     .await;
     assert_eq!(js.stream_info(OUTBOX).await.expect("there").state.messages, 2, "the others are planned");
     stage.ends_well(role).await;
+}
+
+fn panic_on_boom(body: &[u8]) {
+    assert!(!body.windows(4).any(|four| four == BOOM.as_bytes()), "{BOOM} {}", 7);
+}
+
+#[tokio::test]
+async fn an_event_that_panics_is_rejected_and_the_others_go_on() {
+    let stage = Stage::new().await;
+    let role = event_processor(&stage).await.decoding(|publication| {
+        panic_on_boom(publication.body);
+        publication.decode()
+    });
+    assert_that_the_second_event_is_rejected(stage, role).await;
+}
+
+/// The others may be in the same batch.
+#[tokio::test]
+async fn an_event_whose_commit_panics_is_rejected_and_the_others_go_on() {
+    let stage = Stage::new().await;
+    let role = event_processor(&stage).await.before_write(|envelopes| {
+        envelopes.iter().for_each(|envelope| panic_on_boom(&envelope.payload));
+    });
+    assert_that_the_second_event_is_rejected(stage, role).await;
 }
 
 /// Opens nothing: it panics.

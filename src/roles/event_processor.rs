@@ -6,6 +6,7 @@ mod backlog;
 mod committer;
 mod planner;
 mod recent;
+mod rejecter;
 mod resolver;
 
 use std::collections::VecDeque;
@@ -25,6 +26,7 @@ use crate::tasks::{Task, TaskError, Tasks};
 use backlog::Backlog;
 use committer::Committer;
 use planner::{CommitQueue, Decode, HELD_ENVELOPES, Held, Planner};
+use rejecter::Rejecter;
 pub use resolver::{RemoteResolver, Resolver};
 
 /// The durable of this role.
@@ -64,6 +66,8 @@ pub struct EventProcessor {
     metrics: Metrics,
     ready: ReadyFlag,
     decode: Decode,
+    #[cfg(test)]
+    before_write: fn(&[crate::nats::EnvelopeMessage]),
 }
 
 impl EventProcessor {
@@ -76,13 +80,29 @@ impl EventProcessor {
         ready: ReadyFlag,
     ) -> Self {
         let decode: Decode = |publication| publication.decode();
-        Self { js, resolver, categories, settings, metrics, ready, decode }
+        Self {
+            js,
+            resolver,
+            categories,
+            settings,
+            metrics,
+            ready,
+            decode,
+            #[cfg(test)]
+            before_write: |_| {},
+        }
     }
 
     /// Replaces the decoder.
     #[cfg(test)]
     pub(crate) fn decoding(self, decode: Decode) -> Self {
         Self { decode, ..self }
+    }
+
+    /// Runs `before_write` before each write of envelopes.
+    #[cfg(test)]
+    pub(crate) fn before_write(self, before_write: fn(&[crate::nats::EnvelopeMessage])) -> Self {
+        Self { before_write, ..self }
     }
 
     /// Runs until `stop`; then commits the planned events and leaves the rest in the stream.
@@ -98,8 +118,10 @@ impl EventProcessor {
         // The committers end after the planner: each when its channel is closed and empty.
         let planned = CancellationToken::new();
         let mut committers = Tasks::new(planned.clone());
+        let rejecter = Rejecter::new(self.js.clone(), self.metrics.clone());
         let planner = Arc::new(Planner {
-            queues: self.start_committers(&mut committers),
+            queues: self.start_committers(&rejecter, &mut committers),
+            rejecter,
             js: self.js,
             resolver: self.resolver,
             categories: self.categories,
@@ -168,7 +190,7 @@ impl EventProcessor {
         committers.join().await
     }
 
-    fn start_committers(&self, committers: &mut Tasks) -> Vec<CommitQueue> {
+    fn start_committers(&self, rejecter: &Rejecter, committers: &mut Tasks) -> Vec<CommitQueue> {
         let domains: Vec<String> = self.categories.names().map(str::to_owned).collect();
         // A domain that cannot commit must not fill the memory that the others need.
         let capacity = (self.settings.held / (2 * domains.len().max(1))).max(16);
@@ -178,7 +200,10 @@ impl EventProcessor {
                 let (sender, receiver) = mpsc::channel(capacity);
                 let metrics = self.metrics.of_domain(&domain);
                 let blocked = Arc::new(AtomicBool::new(false));
-                let committer = Committer::new(self.js.clone(), metrics.clone(), blocked.clone());
+                let committer =
+                    Committer::new(self.js.clone(), rejecter.clone(), metrics.clone(), blocked.clone());
+                #[cfg(test)]
+                let committer = committer.before_write(self.before_write);
                 committers.infallible(format!("the committer of {domain}"), committer.run(receiver));
                 let room = Arc::new(Semaphore::new(HELD_ENVELOPES as usize));
                 CommitQueue { committer: sender, room, blocked, metrics }

@@ -11,10 +11,12 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use super::recent::Recent;
+use super::rejecter::Rejecter;
 use crate::facts::{
     DomainMetrics, EnvelopesCommitted, EnvelopesRepeated, EventRepeated, OutboxBlocked, OutboxUnblocked,
 };
-use crate::nats::{Acker, BatchError, EnvelopeMessage, JetStream, MOST_PER_BATCH, NatsError};
+use crate::nats::{BatchError, Delivered, EnvelopeMessage, JetStream, MOST_PER_BATCH, NatsError};
+use crate::panics::{self, Panicked};
 
 /// Delay before an event is delivered again if its domain is busy or blocked.
 pub(super) const BUSY_DELAY: Duration = Duration::from_secs(1);
@@ -25,7 +27,7 @@ const MOST_BYTES: usize = 8 * 1024 * 1024;
 
 /// An event with its envelopes.
 pub(super) struct Planned {
-    pub(super) acker: Acker,
+    pub(super) message: Delivered,
     pub(super) envelopes: Vec<EnvelopeMessage>,
     /// The event's permit, released when the event is settled.
     pub(super) permit: OwnedSemaphorePermit,
@@ -42,11 +44,14 @@ impl Planned {
 
 pub(super) struct Committer {
     js: JetStream,
+    rejecter: Rejecter,
     metrics: DomainMetrics,
     blocked: Option<Blocked>,
     recent: Recent,
     /// Whether it is blocked, for the planner.
     is_blocked: Arc<AtomicBool>,
+    #[cfg(test)]
+    before_write: fn(&[EnvelopeMessage]),
 }
 
 /// The outbox refuses events of this size at the moment.
@@ -58,8 +63,28 @@ struct Blocked {
 }
 
 impl Committer {
-    pub(super) fn new(js: JetStream, metrics: DomainMetrics, is_blocked: Arc<AtomicBool>) -> Self {
-        Self { js, metrics, blocked: None, recent: Recent::default(), is_blocked }
+    pub(super) fn new(
+        js: JetStream,
+        rejecter: Rejecter,
+        metrics: DomainMetrics,
+        is_blocked: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            js,
+            rejecter,
+            metrics,
+            blocked: None,
+            recent: Recent::default(),
+            is_blocked,
+            #[cfg(test)]
+            before_write: |_| {},
+        }
+    }
+
+    /// Runs `before_write` before each write.
+    #[cfg(test)]
+    pub(super) fn before_write(self, before_write: fn(&[EnvelopeMessage])) -> Self {
+        Self { before_write, ..self }
     }
 
     /// Runs until the channel is closed and empty.
@@ -111,20 +136,27 @@ impl Committer {
         for planned in &mut group {
             envelopes.append(&mut planned.envelopes);
         }
-        let written = self.write(&envelopes).await;
+        let written = self.try_write(&envelopes).await;
         let mut envelopes = envelopes.into_iter();
         for (planned, count) in group.iter_mut().zip(counts) {
             planned.envelopes.extend(envelopes.by_ref().take(count));
         }
         match written {
-            Ok(()) => {
+            Ok(Ok(())) => {
                 for planned in group {
                     self.committed(planned).await;
                 }
             }
             // Only the events that do not fit wait.
-            Err(error) if error.api().is_some() && group.len() > 1 => self.commit_each(group).await,
-            Err(error) => {
+            Ok(Err(error)) if error.api().is_some() && group.len() > 1 => self.commit_each(group).await,
+            Err(panicked) => {
+                if let [planned] = &group[..] {
+                    return self.rejecter.panicked(&planned.message, &panicked).await;
+                }
+                // Finds the event that causes the panic; the others are committed.
+                self.commit_each(group).await;
+            }
+            Ok(Err(error)) => {
                 let bytes = if error.api().is_some() { group.iter().map(Planned::bytes).sum() } else { 0 };
                 self.block(&error, bytes);
                 self.hand_back(group).await;
@@ -132,17 +164,21 @@ impl Committer {
         }
     }
 
-    /// Commits each event alone, the smallest first, until one does not fit.
+    /// Commits each event alone, the smallest first, until one does not fit. An event whose write panics is handed
+    /// back, and is rejected after [`panics::TRIES`] deliveries.
     async fn commit_each(&mut self, mut group: Vec<Planned>) {
         group.sort_by_cached_key(Planned::bytes);
         let mut group = group.into_iter();
         while let Some(planned) = group.next() {
-            if let Err(error) = self.write(&planned.envelopes).await {
-                self.block(&error, planned.bytes());
-                self.hand_back(std::iter::once(planned).chain(group).collect()).await;
-                return;
+            match self.try_write(&planned.envelopes).await {
+                Ok(Ok(())) => self.committed(planned).await,
+                Ok(Err(error)) => {
+                    self.block(&error, planned.bytes());
+                    self.hand_back(std::iter::once(planned).chain(group).collect()).await;
+                    return;
+                }
+                Err(panicked) => self.rejecter.panicked(&planned.message, &panicked).await,
             }
-            self.committed(planned).await;
         }
     }
 
@@ -154,13 +190,25 @@ impl Committer {
             OutboxUnblocked.emit(&self.metrics);
         }
         EnvelopesCommitted { count: planned.envelopes.len() }.emit(&self.metrics);
-        planned.acker.ack().await;
+        planned.message.acker.ack().await;
         drop((planned.permit, planned.room));
+    }
+
+    /// Writes the envelopes, or returns the panic of the write. The server forgets a batch that was not completed.
+    async fn try_write(&mut self, envelopes: &[EnvelopeMessage]) -> Result<Result<(), NatsError>, Panicked> {
+        let written = panics::catch_async(self.write(envelopes)).await;
+        if written.is_err() {
+            // It may be half changed. Without it, repeated envelopes cost a refused batch, and are not stored twice.
+            self.recent = Recent::default();
+        }
+        written
     }
 
     /// Writes one batch, or several if an event has more envelopes than a batch may have. Envelopes that the stream may
     /// have already are published one by one: the stream drops duplicates.
     async fn write(&mut self, envelopes: &[EnvelopeMessage]) -> Result<(), NatsError> {
+        #[cfg(test)]
+        (self.before_write)(envelopes);
         let split = self.recent.split(envelopes);
         let (new, known) =
             split.as_ref().map_or((envelopes, &[][..]), |(new, known)| (new.as_slice(), known.as_slice()));
@@ -203,7 +251,7 @@ impl Committer {
             blocked.until.saturating_duration_since(Instant::now()).max(Duration::from_millis(100))
         });
         for planned in group {
-            planned.acker.nak(Some(delay)).await;
+            planned.message.acker.nak(Some(delay)).await;
         }
     }
 }

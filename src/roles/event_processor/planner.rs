@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::backlog::{Backlog, TURN, Turn, Work};
 use super::committer::{BUSY_DELAY, Planned};
+use super::rejecter::Rejecter;
 use super::resolver::Resolver;
 use crate::domain::category::Categories;
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
@@ -18,12 +19,11 @@ use crate::domain::index::IndexEntry;
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::Incarnation;
 use crate::facts::{
-    DeadLettered, DomainMetrics, EventMatched, EventNotRejected, EventPutAside, EventRejected, Metrics,
-    TooLargeNotDeadLettered,
+    DeadLettered, DomainMetrics, EventMatched, EventPutAside, Metrics, TooLargeNotDeadLettered,
 };
 use crate::nats::subjects::{EventSubject, SHARED_LANE};
-use crate::nats::{Acker, Delivered, EnvelopeMessage, JetStream, NatsError};
-use crate::panics::{self, Panicked};
+use crate::nats::{Delivered, EnvelopeMessage, JetStream, NatsError};
+use crate::panics;
 
 /// Rejected publications stored at once.
 const REJECTIONS_IN_FLIGHT: usize = 32;
@@ -49,6 +49,7 @@ type Rejected = (Delivered, Rejection, OwnedSemaphorePermit);
 pub(super) struct Planner {
     pub(super) js: JetStream,
     pub(super) resolver: Resolver,
+    pub(super) rejecter: Rejecter,
     pub(super) categories: Arc<Categories>,
     pub(super) decode: Decode,
     /// The largest event, in bytes.
@@ -75,18 +76,23 @@ pub(super) struct CommitQueue {
 impl CommitQueue {
     /// Passes an event to the committer, and waits while the queue is full. While the outbox is full, the event is
     /// handed back to its stream, so that other domains go on.
-    async fn hand_over(&self, acker: Acker, envelopes: Vec<EnvelopeMessage>, permit: OwnedSemaphorePermit) {
+    async fn hand_over(
+        &self,
+        message: Delivered,
+        envelopes: Vec<EnvelopeMessage>,
+        permit: OwnedSemaphorePermit,
+    ) {
         let weight = u32::try_from(envelopes.len()).unwrap_or(u32::MAX).min(HELD_ENVELOPES);
         let room = if self.blocked.load(Ordering::Relaxed) {
             self.room.clone().try_acquire_many_owned(weight).ok()
         } else {
             self.room.clone().acquire_many_owned(weight).await.ok()
         };
-        let Some(room) = room else { return acker.nak(Some(BUSY_DELAY)).await };
-        let planned = Planned { acker, envelopes, permit, room };
+        let Some(room) = room else { return message.acker.nak(Some(BUSY_DELAY)).await };
+        let planned = Planned { message, envelopes, permit, room };
         // A blocked committer empties its channel at once, so this never waits for a full outbox.
         if let Err(closed) = self.committer.send(planned).await {
-            closed.0.acker.nak(None).await;
+            closed.0.message.acker.nak(None).await;
         }
     }
 }
@@ -120,7 +126,7 @@ impl Planner {
                     unyielded += made;
                     backlog.done(&tenant, before, made);
                 }
-                Turn::Panicked(work, panicked) => self.panicked(&work.message, &panicked).await,
+                Turn::Panicked(work, panicked) => self.rejecter.panicked(&work.message, &panicked).await,
             }
             // Deliveries and the API run on the same threads.
             if unyielded >= TURN {
@@ -130,7 +136,7 @@ impl Planner {
         }
         stream::iter(rejected)
             .for_each_concurrent(REJECTIONS_IN_FLIGHT, |(message, rejection, permit)| async move {
-                self.reject(&message, &rejection).await;
+                self.rejecter.reject(&message, &rejection).await;
                 drop(permit);
             })
             .await;
@@ -147,7 +153,7 @@ impl Planner {
                 }
                 Ok(Ok(event)) => events.push((message, permit, event)),
                 Ok(Err(rejection)) => rejected.push((message, rejection, permit)),
-                Err(panicked) => self.panicked(&message, &panicked).await,
+                Err(panicked) => self.rejecter.panicked(&message, &panicked).await,
             }
         }
         self.resolve(backlog, events).await;
@@ -163,7 +169,7 @@ impl Planner {
             Ok(Ok(resolution)) => resolution,
             Err(panicked) => {
                 if let [(message, _permit, _)] = &events[..] {
-                    return self.panicked(message, &panicked).await;
+                    return self.rejecter.panicked(message, &panicked).await;
                 }
                 for event in events {
                     Box::pin(self.resolve(backlog, vec![event])).await;
@@ -207,7 +213,7 @@ impl Planner {
                 return 0;
             }
             Err(panicked) => {
-                self.panicked(&message, &panicked).await;
+                self.rejecter.panicked(&message, &panicked).await;
                 return 0;
             }
         };
@@ -225,7 +231,7 @@ impl Planner {
         if envelopes.is_empty() {
             message.acker.ack().await;
         } else {
-            queue.hand_over(message.acker, envelopes, permit).await;
+            queue.hand_over(message, envelopes, permit).await;
         }
         made
     }
@@ -320,16 +326,6 @@ impl Planner {
         Ok(())
     }
 
-    /// Hands a publication back, or rejects it after [`panics::TRIES`] deliveries.
-    async fn panicked(&self, message: &Delivered, panicked: &Panicked) {
-        let stream = self.js.names().events_stream();
-        if panicked.on_input(&stream, message.stream_sequence, message.deliveries) {
-            self.reject(message, &Rejection::new(RejectReason::InternalError, panicked.to_string())).await;
-        } else {
-            message.acker.nak(Some(BUSY_DELAY)).await;
-        }
-    }
-
     fn decode(&self, message: &Delivered) -> Result<Event, Rejection> {
         if let Some(malformed) = message.malformed() {
             return Err(malformed.into());
@@ -352,39 +348,5 @@ impl Planner {
             max_size: self.max_size,
         };
         (self.decode)(&publication)
-    }
-
-    async fn reject(&self, message: &Delivered, rejection: &Rejection) {
-        let reason = rejection.reason.as_str();
-        let kept = self.js.reject(message, reason, &rejection.detail);
-        let kept = match panics::catch_async(kept).await {
-            Ok(kept) => kept,
-            Err(panicked) => {
-                let stream = self.js.names().events_stream();
-                panicked.on_input(&stream, message.stream_sequence, message.deliveries);
-                return message.acker.nak(Some(BUSY_DELAY)).await;
-            }
-        };
-        match kept {
-            Ok(()) => {
-                EventRejected {
-                    subject: &message.subject,
-                    sequence: message.stream_sequence,
-                    reason,
-                    detail: &rejection.detail,
-                }
-                .emit(&self.metrics);
-                message.acker.ack().await;
-            }
-            Err(error) => {
-                EventNotRejected {
-                    error: &error,
-                    subject: &message.subject,
-                    sequence: message.stream_sequence,
-                }
-                .emit();
-                message.acker.nak(Some(BUSY_DELAY)).await;
-            }
-        }
     }
 }
