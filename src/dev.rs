@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::facts::{PrivateServerNotStopped, PrivateServerSearched, PrivateServerStarted};
 use crate::nats::subjects::SubjectNames;
 use crate::settings::Settings;
 use crate::shell_command::{executable, quoted};
@@ -61,7 +62,7 @@ impl Dev {
         if self.broker.pid().is_some()
             && let Err(error) = self.broker.stop().await
         {
-            tracing::warn!(%error, "the private nats-server did not stop by itself");
+            PrivateServerNotStopped { error: &error }.emit();
         }
     }
 
@@ -119,9 +120,10 @@ pub async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
     let port = port(&settings.nats.url)?;
     let folder = folder();
     std::fs::create_dir_all(&folder).map_err(|source| DevError::File { path: folder.clone(), source })?;
-    let binary = tokio::task::spawn_blocking(|| find_or_fetch(None, &|text| tracing::info!("{text}")))
-        .await
-        .map_err(|_| DevError::Interrupted)??;
+    let binary =
+        tokio::task::spawn_blocking(|| find_or_fetch(None, &|text| PrivateServerSearched { text }.emit()))
+            .await
+            .map_err(|_| DevError::Interrupted)??;
     let mut options = BrokerOptions::new(binary);
     options.data = Data::Lasting(folder.join("nats"));
     options.port = Some(port);
@@ -149,7 +151,7 @@ pub async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
     if settings.is_default("api.anonymous") {
         settings.api.anonymous = settings.api.listen.ip().is_loopback();
     }
-    tracing::info!(url = settings.nats.url, data = %folder.display(), "a private nats-server runs");
+    PrivateServerStarted { url: &settings.nats.url, data: &folder.display() }.emit();
     Ok(Dev { broker, folder, exports })
 }
 

@@ -7,6 +7,7 @@ use secrecy::SecretString;
 use crate::domain::message_id::MessageIds;
 use crate::domain::outcome::RetryPolicy;
 use crate::domain::subscription::Identity;
+use crate::facts::CredentialNotOpened;
 use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, SecretNotOpened};
 use crate::nats::definitions::{Limits, StreamParameters};
 use crate::nats::{ConnectOptions, JetStream, NatsError, Tls};
@@ -164,19 +165,24 @@ impl OpenSecret for MasterKey {
         field: &str,
         sealed: &str,
     ) -> Result<SecretString, SecretNotOpened> {
-        let Some(sealer) = &self.0 else {
-            tracing::error!(%subscription, field, "cannot open a sealed credential: secrets.master_key is not set");
-            return Err(SecretNotOpened);
-        };
-        sealer.open_at(&place(subscription, field), sealed).map_err(|error| {
-            tracing::error!(%subscription, field, %error, "cannot open a sealed credential");
-            SecretNotOpened
-        })
+        open_credential(self.0.as_ref(), subscription, field, sealed)
+            .inspect_err(|error| CredentialNotOpened { subscription, field, error }.emit())
     }
 }
 
+/// Opens a subscription's credential.
+pub(crate) fn open_credential(
+    sealer: Option<&Sealer>,
+    subscription: &Identity,
+    field: &str,
+    sealed: &str,
+) -> Result<SecretString, SecretNotOpened> {
+    let sealer = sealer.ok_or(SecretNotOpened::NoMasterKey)?;
+    sealer.open_at(&place(subscription, field), sealed).map_err(|error| SecretNotOpened::Sealed(error.into()))
+}
+
 /// The place that a subscription's credential is sealed for.
-pub(crate) fn place<'a>(subscription: &'a Identity, field: &'a str) -> Place<'a> {
+fn place<'a>(subscription: &'a Identity, field: &'a str) -> Place<'a> {
     let Identity { subscription, incarnation } = subscription;
     Place { tenant: subscription.tenant(), id: subscription.id(), incarnation: *incarnation, field }
 }

@@ -4,6 +4,8 @@ use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::facts::OpenFilesNotRaised;
+
 /// Raises the soft limit to the hard limit. The soft limit is often 1,024, for programs that use select(2).
 pub fn raise() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -11,7 +13,7 @@ pub fn raise() {
         return;
     }
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
+        OpenFilesNotRaised { error: &error }.emit();
     }
 }
 

@@ -11,7 +11,10 @@ use crate::api::{Api, ApiError, Monitoring, Resources};
 use crate::dev::Dev;
 use crate::domain::category::Categories;
 use crate::domain::field_error::FieldError;
-use crate::facts::Metrics;
+use crate::facts::{
+    DefinitionApplied, DefinitionCreated, DefinitionNotApplied, LastAcknowledgementsLost, Metrics,
+    NotConnectedYet, NotProvisionedYet, ResolverListening, Serving, Stopping, StoreNotClosed,
+};
 use crate::health::Readiness;
 use crate::http_delivery::HttpDelivery;
 use crate::management::{BulkJobs, Management};
@@ -168,13 +171,13 @@ impl Hub {
         let stream_parameters = stream_parameters(settings);
         let done = provision_patiently(&js, &stream_parameters).await?;
         for what in &done.created {
-            tracing::info!(what, "created");
+            DefinitionCreated { what }.emit();
         }
         for drift in &done.changed {
-            tracing::info!(%drift, "updated to the definition");
+            DefinitionApplied { drift }.emit();
         }
         for drift in &done.kept {
-            tracing::warn!(%drift, "differs from the definition, not changed");
+            DefinitionNotApplied { drift }.emit();
         }
 
         let readiness = Readiness::default();
@@ -285,7 +288,7 @@ impl Hub {
         }
         if let Some(options) = resolver_options {
             let server = ResolverServer::bind(&options)?;
-            tracing::info!(address = ?server.address(), "subscription resolver is listening");
+            ResolverListening { address: &server.address() }.emit();
             let ready = readiness.part("subscription-resolver");
             let role = SubscriptionResolver::new(js.clone(), registry, server, metrics.clone(), ready);
             tasks.graceful("subscription-resolver", role.run(stop.clone()));
@@ -299,11 +302,11 @@ impl Hub {
         if let Some(store) = &self.store
             && tokio::time::timeout(STORE_CLOSING, store.close()).await.is_err()
         {
-            tracing::debug!("closing the connections to the outbox database timed out");
+            StoreNotClosed.emit();
         }
         // Sends the last acknowledgements before the connection closes.
         if let Err(error) = self.js.flush().await {
-            tracing::debug!(%error, "the last acknowledgements may be lost, their messages are delivered again");
+            LastAcknowledgementsLost { error: &error }.emit();
         }
         result
     }
@@ -327,21 +330,20 @@ pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), Se
     };
     let result = match hub {
         Some(Ok(hub)) => {
-            tracing::info!(
-                version = env!("CARGO_PKG_VERSION"),
-                nats = hub.js.server_name(),
-                health = hub.health.map(|address| format!("http://{address}/readyz")),
-                api = hub.api.map(|address| format!("http://{address}")),
-                roles = ?options.roles,
-                "serving"
-            );
+            Serving {
+                nats: &hub.js.server_name(),
+                health: hub.health.map(|address| format!("http://{address}/readyz")),
+                api: hub.api.map(|address| format!("http://{address}")),
+                roles: &options.roles,
+            }
+            .emit();
             if let Some(dev) = &dev {
                 crate::queued_writer::stdout().put(dev.invitation(&settings, hub.health, hub.api));
             }
             let signalled = stop.clone();
             let watch = Task::start("the watch of the signals", async move {
                 signals.next().await;
-                tracing::info!("stopping, finishing deliveries in flight");
+                Stopping.emit();
                 signalled.cancel();
             });
             let result = join(hub, dev.as_mut(), &stop).await;
@@ -379,7 +381,7 @@ async fn connect_patiently(options: &ConnectOptions) -> Result<JetStream, NatsEr
             Err(error @ NatsError::Settings { .. }) => return Err(error),
             Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),
             Err(error) => {
-                tracing::warn!(%error, "not connected yet, will retry");
+                NotConnectedYet { error: &error }.emit();
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }
@@ -397,7 +399,7 @@ async fn provision_patiently(
             Err(ProvisionError::Nats(error @ NatsError::Timeout { .. }))
                 if tokio::time::Instant::now() < deadline =>
             {
-                tracing::warn!(%error, "not provisioned yet, will retry");
+                NotProvisionedYet { error: &error }.emit();
             }
             done => return done,
         }

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::problem::{Kind, Problem};
+use crate::facts::AnswerNotWritten;
 use crate::printable::PrintableJson;
 
 /// A JSON answer.
@@ -16,7 +17,7 @@ impl<T: Serialize> IntoResponse for Json<T> {
         match written(&self.0) {
             Ok(body) => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
             Err(error) => {
-                tracing::error!(%error, "writing an answer as JSON failed");
+                AnswerNotWritten { error: &error }.emit();
                 Problem::new(Kind::Internal, "writing the answer failed; see the hub's log").into_response()
             }
         }

@@ -22,6 +22,7 @@ use super::connections::{
     ConnectionLimits, Connections, LimitReached, TrackedConnection, WatchedStream, peer_of,
 };
 use super::problem::Problem;
+use crate::facts::{ConnectionFailed, ConnectionNotAccepted, OpenRequestsClosed};
 use crate::tasks::Jobs;
 
 /// Interval for checking a connection's deadlines.
@@ -58,7 +59,7 @@ pub(super) async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "accepting a connection failed");
+                    ConnectionNotAccepted { error: &error }.emit();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -109,7 +110,7 @@ pub(super) async fn serve(
                 tokio::select! {
                     ended = &mut connection => {
                         if let Err(error) = ended {
-                            tracing::debug!(%error, "connection ended with an error");
+                            ConnectionFailed { error: &error }.emit();
                         }
                         break;
                     }
@@ -122,7 +123,7 @@ pub(super) async fn serve(
     }
     drop(listener);
     if tokio::time::timeout(GRACE, graceful.shutdown()).await.is_err() {
-        tracing::warn!(waited_s = GRACE.as_secs(), "closed requests that were still open at shutdown");
+        OpenRequestsClosed { waited: GRACE }.emit();
     }
     jobs.shutdown().await;
 }

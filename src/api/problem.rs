@@ -8,6 +8,10 @@ use utoipa::ToSchema;
 
 use super::json::written;
 use crate::domain::field_error::FieldError;
+use crate::facts::{
+    RequestFailedInNats, RequestFailedInStore, RequestWithoutCredential, RequestWithoutNats,
+    RequestWithoutStore,
+};
 use crate::management::ManagementError;
 use crate::management::producer_outbox::StoreError;
 
@@ -217,13 +221,13 @@ impl Problem {
     /// * `before`: what was done before the error
     fn of_store(error: &StoreError, before: &str) -> Self {
         if error.is_transient() || matches!(error, StoreError::Connect { .. }) {
-            tracing::warn!(%error, "outbox database unavailable");
+            RequestWithoutStore { error }.emit();
             return Self::later(2, format!("outbox database unavailable ({error}); try again later{before}"));
         }
         if error.is_of_setup() {
             return Self::new(Kind::NotConfigured, format!("{error}{before}"));
         }
-        tracing::error!(%error, "API request failed in the outbox database");
+        RequestFailedInStore { error }.emit();
         let detail = format!("the outbox database returned an error; see the hub's log{before}");
         Self::new(Kind::Internal, detail)
     }
@@ -289,17 +293,17 @@ impl From<ManagementError> for Problem {
             }
             ManagementError::TooLarge(_) | ManagementError::TooLargeForServer(_) => Kind::TooLarge,
             ManagementError::Sealed { .. } => {
-                tracing::error!(%error, "opening a stored credential failed");
+                RequestWithoutCredential { error: &error }.emit();
                 Kind::Internal
             }
             ManagementError::NotProvisioned { .. }
             | ManagementError::PartlyDone { .. }
             | ManagementError::Nats(_) => {
                 if error.is_passing() {
-                    tracing::warn!(%error, "NATS server unavailable");
+                    RequestWithoutNats { error: &error }.emit();
                     return Self::later(2, "the hub's NATS server is unavailable; try again later");
                 }
-                tracing::error!(%error, "API request failed in the NATS server");
+                RequestFailedInNats { error: &error }.emit();
                 return Self::new(
                     Kind::Internal,
                     "the hub's NATS server returned an error; see the hub's log",

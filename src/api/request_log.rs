@@ -4,7 +4,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State as FromState};
-use axum::http::Method;
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::Response;
@@ -24,7 +23,7 @@ pub(super) fn note_caller(parts: &Parts, caller: &Caller) {
     }
 }
 
-/// Counts and logs every request. The log has the route and the path, but never a query or a body, which may hold secrets.
+/// Counts and logs every request.
 pub(super) async fn record(FromState(state): FromState<State>, mut request: Request, next: Next) -> Response {
     let name = CallerName::default();
     request.extensions_mut().insert(name.clone());
@@ -36,25 +35,14 @@ pub(super) async fn record(FromState(state): FromState<State>, mut request: Requ
     let path = request.uri().path().to_owned();
     let begun = Instant::now();
     let response = next.run(request).await;
-    let status = response.status().as_u16();
-    let elapsed = begun.elapsed();
-    // An unknown method would be a metric label that the caller chooses.
-    let label = match method {
-        Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE => method.as_str(),
-        _ => "other",
-    };
-    RequestAnswered { method: label, route: &route, status, elapsed }.emit(&state.metrics);
-    let caller = name.0.get().map_or("unknown", String::as_str);
-    let changes = !matches!(method, Method::GET | Method::HEAD) && route != "/v1/events";
-    // A 503 is temporary, and there are many while the broker is unavailable or a stream is full.
-    if status == 503 {
-        tracing::warn!(%method, path, status, caller, ms = elapsed.as_millis(), "API request rejected, temporarily unavailable");
-    } else if status >= 500 {
-        tracing::error!(%method, path, status, caller, ms = elapsed.as_millis(), "API request failed");
-    } else if changes && route != "unknown" {
-        tracing::info!(%method, path, status, caller, ms = elapsed.as_millis(), "API request");
-    } else {
-        tracing::debug!(%method, path, status, caller, ms = elapsed.as_millis(), "API request");
+    RequestAnswered {
+        method: method.as_str(),
+        route: &route,
+        path: &path,
+        status: response.status().as_u16(),
+        caller: name.0.get().map_or("unknown", String::as_str),
+        elapsed: begun.elapsed(),
     }
+    .emit(&state.metrics);
     response
 }

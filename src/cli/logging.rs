@@ -4,11 +4,13 @@
 //! the process.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::fmt;
 use std::io::IsTerminal as _;
 use std::panic::PanicHookInfo;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::facts::ThreadPanicked;
 use crate::printable::{self, EscapedLog, LogText};
 use crate::queued_writer;
 use crate::settings::{Log, LogFormat};
@@ -66,10 +68,9 @@ pub fn finish() {
 
 fn log_panic(panic: &PanicHookInfo<'_>) {
     let (message, location, thread) = parts(panic);
-    match backtrace() {
-        Some(backtrace) => tracing::error!(message, location, thread, %backtrace, "panicked"),
-        None => tracing::error!(message, location, thread, "panicked"),
-    }
+    let backtrace = backtrace();
+    let backtrace = backtrace.as_ref().map(|backtrace| backtrace as &dyn fmt::Display);
+    ThreadPanicked { message, location: &location, thread: &thread, backtrace }.emit();
 }
 
 fn print_panic(panic: &PanicHookInfo<'_>) {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use crate::domain::field_error::FieldError;
+use crate::facts::DemoLogShared;
 use crate::queued_writer::{self, QueuedWriter};
 use crate::serve::{Role, ServeError};
 use crate::settings::SettingsError;
@@ -184,7 +185,7 @@ impl Log {
             .try_init();
         // Whoever embeds the demo may have a log of his own: then that one is written.
         if let Err(error) = started {
-            tracing::debug!(%error, "the demo keeps the log of its process");
+            DemoLogShared { error: &*error }.emit();
         }
         Ok(Self { path, outlet })
     }

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::telling::Unmet;
 use super::token_endpoint::Tokens;
+use crate::facts::DemoReceiverEnded;
 use crate::tasks::Task;
 
 /// Answers remembered; the oldest are forgotten first.
@@ -91,7 +92,7 @@ impl Receiver {
             .with_state(shared.clone());
         let server = Task::start(format!("the demo's receiver {name}"), async move {
             if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, receiver = name, "a receiver of the demo ended");
+                DemoReceiverEnded { receiver: name, error: &error }.emit();
             }
         });
         Ok(Self { name, address, shared, _server: server })

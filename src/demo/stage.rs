@@ -14,6 +14,7 @@ use super::receiver::{Credentials, Receiver};
 use super::telling::Teller;
 use super::token_endpoint::TokenEndpoint;
 use crate::domain::subscription::{Incarnation, Subscription, SubscriptionLimits};
+use crate::facts::{DemoHubFailed, DemoServerNotStopped};
 use crate::from_settings::connect_options;
 use crate::nats::JetStream;
 use crate::seal::{Sealer, seal_subscription};
@@ -188,12 +189,12 @@ impl Processes {
         if !self.hub.is_finished()
             && let Ok(Err(error)) | Err(error) = self.hub.join().await
         {
-            tracing::error!(%error, "the hub did not stop in good order");
+            DemoHubFailed { error: &error }.emit();
         }
         if self.broker.pid().is_some()
             && let Err(error) = self.broker.stop().await
         {
-            tracing::warn!(%error, "the nats-server did not stop by itself");
+            DemoServerNotStopped { error: &error }.emit();
         }
     }
 }

@@ -16,6 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 use tokio::net::TcpListener;
 
+use crate::facts::DemoTokenEndpointEnded;
 use crate::tasks::Task;
 
 const LIFETIME: Duration = Duration::from_secs(600);
@@ -65,7 +66,7 @@ impl TokenEndpoint {
         let router = Router::new().route("/token", post(token)).with_state(shared);
         let server = Task::start("the demo's token endpoint", async move {
             if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "the demo's token endpoint ended");
+                DemoTokenEndpointEnded { error: &error }.emit();
             }
         });
         Ok(Self { address, tokens, _server: server })

@@ -8,24 +8,43 @@
 mod api;
 mod dead_letters;
 mod delivery;
+mod demo;
 mod event_processor;
+mod http_delivery;
+mod management;
 mod metrics;
+mod nats;
 mod outbox_processor;
+mod process;
 mod relay;
 mod resolver;
+mod sinks;
 mod supervision;
 
 use std::error::Error;
+use std::fmt;
 
 pub use api::*;
 pub use dead_letters::*;
 pub use delivery::*;
+pub use demo::*;
 pub use event_processor::*;
+pub use http_delivery::*;
+pub use management::*;
 pub use metrics::{DomainMetrics, Metrics, RelayMetrics};
+pub use nats::*;
 pub use outbox_processor::*;
+pub use process::*;
 pub use relay::*;
 pub use resolver::*;
+pub use sinks::*;
 pub use supervision::*;
 
 /// Why something failed, whatever the error's type: shown with `%`.
 type Cause<'a> = &'a (dyn Error + 'static);
+
+/// A name or another value that is shown with `%`.
+type Shown<'a> = &'a dyn fmt::Display;
+
+/// A value that is shown with `?`.
+type Debugged<'a> = &'a dyn fmt::Debug;

@@ -110,3 +110,18 @@ impl QuestionNotServed<'_> {
         tracing::warn!(%error, "subscription registry unavailable, question not answered");
     }
 }
+
+/// A call of the resolver failed, and is repeated.
+pub struct ResolverCallFailed<'a> {
+    pub error: Cause<'a>,
+    pub tenant: &'a str,
+    pub key: &'a str,
+    pub calls: u32,
+}
+
+impl ResolverCallFailed<'_> {
+    pub fn emit(self) {
+        let Self { error, tenant, key, calls } = self;
+        tracing::debug!(%error, tenant, key, calls, "resolver call failed, will retry");
+    }
+}

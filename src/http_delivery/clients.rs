@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::HttpConfig;
 use super::client::Client;
 use super::tls::{self, TlsError, TlsOptions};
+use crate::facts::IdleConnectionsClosed;
 use crate::open_files;
 
 /// Maximum number of clients, each with its connections; above it, the least recently used client is dropped.
@@ -97,7 +98,7 @@ impl Kept {
         if open > most && self.closed_at.is_none_or(|at| at.elapsed() >= CLOSE_EVERY) {
             self.closed_at = Some(Instant::now());
             self.clients.clear();
-            tracing::debug!(open, limit = most, "too many open connections, closed the idle ones");
+            IdleConnectionsClosed { open, limit: most }.emit();
         }
         let (client, used) = self.clients.get_mut(key)?;
         *used = self.uses;

@@ -49,12 +49,15 @@ pub trait OpenSecret: Send + Sync {
     ) -> Result<SecretString, SecretNotOpened>;
 }
 
-/// A credential cannot be opened: the master key is missing, or is another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the master key of this process does not open the credential; set secrets.master_key to the key that sealed it"
-)]
-pub struct SecretNotOpened;
+/// Why a credential cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretNotOpened {
+    #[error("no master key is set; set secrets.master_key to the key that sealed the credential")]
+    NoMasterKey,
+    /// The master key does not open it.
+    #[error(transparent)]
+    Sealed(Box<dyn std::error::Error + Send + Sync>),
+}
 
 /// The stored delivery settings are unusable.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +128,8 @@ impl Target {
             Secret::Plain(plain) => Ok(plain.clone()),
             // Not reached: all secrets were opened above.
             Secret::Sealed(_) => {
-                Err(TargetError::Sealed { field: "delivery".to_owned(), source: SecretNotOpened })
+                let source = SecretNotOpened::NoMasterKey;
+                Err(TargetError::Sealed { field: "delivery".to_owned(), source })
             }
         };
         let signing = match &delivery.signing {

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::field_error::FieldError;
 use crate::domain::subscription::{EndpointTls, Secret};
+use crate::facts::NoCaCertificates;
 
 /// Digest of one set of roots, certificate and key.
 pub(super) type TlsKey = [u8; 32];
@@ -128,10 +129,7 @@ pub(super) fn of_the_system() -> ClientConfig {
     let made = || {
         let roots = system_roots();
         if roots.is_empty() {
-            tracing::warn!(
-                "no CA certificates found, deliveries to https endpoints will fail; install the system's CA certificates, or \
-                 set SSL_CERT_FILE to a file with them"
-            );
+            NoCaCertificates.emit();
         }
         builder(roots).with_no_client_auth()
     };

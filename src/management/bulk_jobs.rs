@@ -21,6 +21,7 @@ use super::dead_letters::{DeadLetterQuery, PAGE, Pages};
 use super::{Management, ManagementError};
 use crate::domain::access::Caller;
 use crate::domain::bulk_job::{BulkJob, BulkJobId, BulkJobKind, BulkJobState};
+use crate::facts::{BulkJobEndNotWritten, BulkJobEnded, BulkJobFailed, BulkJobProgressNotWritten};
 use crate::nats::{DeadLetterEntry, JetStream, NatsError, RedriveTrigger};
 
 /// Maximum number of bulk jobs that one process runs at once.
@@ -262,7 +263,7 @@ impl RunningJob {
                     _ = beat.tick() => {
                         self.note(*seen.borrow());
                         if let Err(error) = self.write().await {
-                            tracing::warn!(job = %self.job.id, %error, "could not write the progress of a bulk job");
+                            BulkJobProgressNotWritten { job: &self.job.id, error: &error }.emit();
                         }
                         if self.job.cancelling && !halt.is_cancelled() {
                             stopped_as = Some(BulkJobState::Cancelled);
@@ -279,7 +280,7 @@ impl RunningJob {
             Ok(()) if self.is_whole() => BulkJobState::Done,
             Ok(()) => stopped_as.unwrap_or(BulkJobState::Done),
             Err(error) => {
-                tracing::error!(job = %self.job.id, %error, "bulk job failed");
+                BulkJobFailed { job: &self.job.id, error: &error }.emit();
                 self.job.error = Some(reason(&error));
                 BulkJobState::Failed
             }
@@ -330,14 +331,13 @@ impl RunningJob {
         while let Err(error) = self.write().await {
             if Instant::now() + wait >= deadline {
                 let state = self.job.state;
-                tracing::error!(job = %self.job.id, %error, ?state, "could not write the final state of a bulk job; it shows as interrupted");
+                BulkJobEndNotWritten { job: &self.job.id, error: &error, state }.emit();
                 return;
             }
             tokio::time::sleep(wait).await;
             wait *= 2;
         }
-        let BulkJob { id, kind, state, total, done, by, .. } = &self.job;
-        tracing::info!(job = %id, ?kind, ?state, total, done, by, "bulk job ended");
+        BulkJobEnded { job: &self.job }.emit();
     }
 }
 

@@ -9,6 +9,7 @@ use crate::domain::event::{Event, Publication, RejectReason, Rejection};
 use crate::domain::field_error::FieldError;
 use crate::domain::headers;
 use crate::domain::key::EventKey;
+use crate::facts::PublishedIdNotRecorded;
 use crate::nats::NatsError;
 
 const TENANT_HEADER: &str = headers::TENANT;
@@ -145,7 +146,7 @@ impl Management {
         let published = self.store_event(&form, Some(event.id.clone())).await?;
         if let Err(error) = self.js.remember_published(&message_id, published.sequence).await {
             // A repetition is then stored again; the domain outbox drops its duplicate envelopes.
-            tracing::warn!(%error, "could not record the id of a published event");
+            PublishedIdNotRecorded { error: &error }.emit();
         }
         Ok(published)
     }

@@ -21,7 +21,8 @@ use crate::domain::producer_outbox::ExternalMessage;
 use crate::domain::subscription::{
     Auth, BrokerDelivery, Delivery, EndpointDelivery, Identity, Subscription, SubscriptionId, SubscriptionRef,
 };
-use crate::from_settings::{external_broker, http_config, place, retry_policy};
+use crate::facts::SampleConnectionDropped;
+use crate::from_settings::{external_broker, http_config, open_credential, retry_policy};
 use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, SecretNotOpened, SentRequest, Target};
 use crate::nats::StoredSubscription;
 use crate::seal::Sealer;
@@ -222,10 +223,7 @@ impl Management {
         };
         let attempt = sinks::attempt(&*broker, &outgoing, delivery.timeout).await;
         if tokio::time::timeout(CLOSE_LIMIT, broker.close()).await.is_err() {
-            tracing::debug!(
-                broker = delivery.broker,
-                "closing the broker connection of a sample timed out, dropping it"
-            );
+            SampleConnectionDropped { broker: &delivery.broker }.emit();
         }
         let sent = json!({
             "broker": delivery.broker,
@@ -262,9 +260,7 @@ impl OpenSecret for Opener<'_> {
         field: &str,
         sealed: &str,
     ) -> Result<secrecy::SecretString, SecretNotOpened> {
-        self.0
-            .and_then(|sealer| sealer.open_at(&place(subscription, field), sealed).ok())
-            .ok_or(SecretNotOpened)
+        open_credential(self.0, subscription, field, sealed)
     }
 }
 

@@ -4,6 +4,7 @@
 use super::connection::JetStream;
 use super::error::NatsError;
 use crate::domain::bulk_job::{BulkJob, BulkJobId};
+use crate::facts::BulkJobUnreadable;
 
 impl JetStream {
     /// Writes a bulk job. `expected` is the revision it must have now, 0 for a new one. Returns the new revision.
@@ -30,11 +31,11 @@ impl JetStream {
             return Ok((message.sequence, None));
         }
         if let Some(error) = message.malformed() {
-            tracing::warn!(key, %error, "stored bulk job is unreadable");
+            BulkJobUnreadable { key: &key, error: &error }.emit();
             return Ok((message.sequence, None));
         }
         let read = serde_json::from_slice(&message.payload);
-        let job = read.inspect_err(|error| tracing::warn!(key, %error, "stored bulk job is unreadable")).ok();
+        let job = read.inspect_err(|error| BulkJobUnreadable { key: &key, error }.emit()).ok();
         Ok((message.sequence, job))
     }
 
@@ -47,14 +48,12 @@ impl JetStream {
                 return;
             }
             if let Some(error) = message.malformed() {
-                tracing::warn!(key = message.subject, %error, "skipped an unreadable bulk job");
+                BulkJobUnreadable { key: &message.subject, error: &error }.emit();
                 return;
             }
             match serde_json::from_slice(&message.payload) {
                 Ok(job) => jobs.push(job),
-                Err(error) => {
-                    tracing::warn!(key = message.subject, %error, "skipped an unreadable bulk job");
-                }
+                Err(error) => BulkJobUnreadable { key: &message.subject, error: &error }.emit(),
             }
         })
         .await?;

@@ -15,6 +15,9 @@ use tokio::sync::watch;
 
 use super::error::{ApiError, NatsError};
 use super::subjects::SubjectNames;
+use crate::facts::{
+    NatsClientEvent, NatsConnected, NatsDisconnected, NatsErrorReported, NatsMessagesDropped,
+};
 
 /// Longest subject that is published to, in bytes. The server closes a connection that sends a protocol line longer
 /// than its limit, 4 KB by default.
@@ -84,20 +87,15 @@ impl JetStream {
                     Event::Connected => {
                         connected_sender.send_replace(true);
                         generation_sender.send_modify(|count| *count += 1);
-                        tracing::info!("connected to the NATS server");
+                        NatsConnected.emit();
                     }
                     Event::Disconnected => {
                         connected_sender.send_replace(false);
-                        tracing::warn!("lost the connection to the NATS server, reconnecting");
+                        NatsDisconnected.emit();
                     }
-                    Event::SlowConsumer(subscription) => {
-                        tracing::error!(
-                            subscription,
-                            "the NATS client dropped messages of a slow subscription"
-                        );
-                    }
-                    Event::ServerError(error) => tracing::warn!(%error, "the NATS server reported an error"),
-                    other => tracing::debug!(event = %other, "NATS client event"),
+                    Event::SlowConsumer(subscription) => NatsMessagesDropped { subscription }.emit(),
+                    Event::ServerError(error) => NatsErrorReported { error: &error }.emit(),
+                    event => NatsClientEvent { event: &event }.emit(),
                 }
                 std::future::ready(())
             });

@@ -19,6 +19,7 @@ use crate::domain::envelope::Envelope;
 use crate::domain::headers;
 use crate::domain::last_words::LastWords;
 use crate::domain::subscription::subscription_token;
+use crate::facts::DeadLetterSkipped;
 
 /// Maximum number of subject filters of one read; beyond that it reads all subjects and filters here.
 const MOST_FILTERS: usize = 64;
@@ -183,11 +184,8 @@ impl JetStream {
                             from = message.stream_sequence + 1;
                             let Some(mut letter) = DeadLetter::from_headers(|name| message.header(name))
                             else {
-                                tracing::warn!(
-                                    stream,
-                                    sequence = message.stream_sequence,
-                                    "skipped a message without the headers of a dead letter"
-                                );
+                                let sequence = message.stream_sequence;
+                                DeadLetterSkipped { stream: &stream, sequence }.emit();
                                 continue;
                             };
                             if replaying.contains(&message.stream_sequence) {

@@ -11,6 +11,7 @@ use super::connection::JetStream;
 use super::error::NatsError;
 use super::message::header;
 use super::stream_api::StoredMessage;
+use crate::facts::StoredMessageSkipped;
 
 /// Messages and bytes per request.
 const BATCH: u64 = 1_000;
@@ -76,11 +77,7 @@ impl JetStream {
                 continue;
             }
             match answer.status.map(|status| status.as_u16()) {
-                None => tracing::warn!(
-                    stream,
-                    after = next,
-                    "skipped a stored message whose sequence the server did not send"
-                ),
+                None => StoredMessageSkipped { stream, after: next }.emit(),
                 // The end of a batch.
                 Some(204) => return Ok(next.filter(|_| number("Nats-Num-Pending") != Some(0))),
                 // No message.

@@ -11,6 +11,7 @@ use super::connection::JetStream;
 use super::error::NatsError;
 use super::subjects::SubjectNames;
 use crate::domain::subscription::{Identity, Incarnation, SubscriptionRef};
+use crate::facts::HoldNoticeIgnored;
 
 /// An endpoint asked to receive no deliveries of a subscription for a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +64,7 @@ impl HoldNotices {
             let message = self.messages.next().await?;
             match read(&self.names, &message.subject, &message.payload) {
                 Some(notice) => return Some(notice),
-                None => tracing::debug!(subject = %message.subject, "ignored an invalid hold notice"),
+                None => HoldNoticeIgnored { subject: &message.subject }.emit(),
             }
         }
     }

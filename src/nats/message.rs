@@ -8,6 +8,7 @@ use async_nats::{Client, HeaderMap, Request, Subject};
 use bytes::Bytes;
 
 use crate::domain::event::{RejectReason, Rejection};
+use crate::facts::{AcknowledgementNotConfirmed, AcknowledgementNotSent};
 
 /// A delivered message. Dropping it does not acknowledge it: the server delivers it again after the
 /// consumer's ack_wait.
@@ -140,7 +141,7 @@ impl Acker {
         match self.client.send_request(self.reply.clone(), request).await {
             Ok(_) => true,
             Err(error) => {
-                tracing::debug!(%error, "acknowledgement not confirmed");
+                AcknowledgementNotConfirmed { error: &error }.emit();
                 false
             }
         }
@@ -168,7 +169,7 @@ impl Acker {
     /// A lost answer is not an error: the message is delivered again, and every reader is idempotent.
     async fn answer(&self, body: Bytes) {
         if let Err(error) = self.client.publish(self.reply.clone(), body).await {
-            tracing::debug!(%error, "acknowledgement not sent; the server will deliver the message again");
+            AcknowledgementNotSent { error: &error }.emit();
         }
     }
 }

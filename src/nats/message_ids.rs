@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::connection::JetStream;
 use super::error::NatsError;
+use crate::facts::MessageIdSecretUnreadable;
 
 /// Tries to store or read the secret. One process creates it and the others read it; more tries mean that another
 /// client keeps writing something else.
@@ -22,7 +23,7 @@ impl JetStream {
                 if let Some(secret) = decoded.and_then(|bytes| bytes.try_into().ok()) {
                     return Ok(secret);
                 }
-                tracing::warn!(key, "the secret of the message ids is unreadable, creating a new one");
+                MessageIdSecretUnreadable { key: &key }.emit();
                 self.delete(&stream, message.sequence).await?;
             }
             let secret: [u8; 32] = rand::random();

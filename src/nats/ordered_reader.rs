@@ -6,6 +6,7 @@ use super::connection::JetStream;
 use super::error::NatsError;
 use super::message::Delivered;
 use super::pull::{PullEvent, Puller};
+use crate::facts::EphemeralConsumerNotDeleted;
 
 /// Maximum number of messages requested ahead.
 const ROOM: usize = 2_000;
@@ -99,7 +100,7 @@ impl OrderedReader {
     pub(super) async fn close(self) {
         let subject = format!("CONSUMER.DELETE.{}.{}", self.stream, self.consumer);
         if let Err(error) = self.js.api::<Value>(&subject, &Value::Null).await {
-            tracing::debug!(%error, "could not delete an ephemeral consumer; the server deletes it after a minute");
+            EphemeralConsumerNotDeleted { error: &error }.emit();
         }
     }
 }

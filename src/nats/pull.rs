@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::message::{Delivered, header};
+use crate::facts::{ConsumerMissing, PullUnanswered, UnacknowledgeableMessageIgnored};
 use crate::health::ReadyFlag;
 
 /// How long a pull request waits at the server. It is short because its end also shows that the server lives, and
@@ -107,7 +108,7 @@ impl Puller {
                 }
                 Err(error) => {
                     if !warned {
-                        tracing::warn!(stream, consumer, %error, "waiting for the consumer; run `hub provision` to create it");
+                        ConsumerMissing { stream, consumer, error: &error }.emit();
                         warned = true;
                     }
                 }
@@ -159,7 +160,7 @@ impl Puller {
                 }
                 () = until(ask_again_at) => self.ask_again_at = None,
                 () = tokio::time::sleep_until(silent_at), if self.outstanding > 0 => {
-                    tracing::warn!(consumer = self.next_subject, "no answer from the NATS server, pulling again");
+                    PullUnanswered { consumer: &self.next_subject }.emit();
                     self.reset();
                     return Ok(PullEvent::Reset);
                 }
@@ -210,10 +211,7 @@ impl Puller {
             return match Delivered::read(self.js.client(), message) {
                 Some(delivered) => Some(PullEvent::Message(Box::new(delivered))),
                 None => {
-                    tracing::warn!(
-                        inbox = self.inbox,
-                        "ignored a message without an acknowledgement subject"
-                    );
+                    UnacknowledgeableMessageIgnored { inbox: &self.inbox }.emit();
                     None
                 }
             };

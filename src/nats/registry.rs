@@ -13,6 +13,9 @@ use super::stream_api::StreamInfo;
 use crate::domain::filter::is_oversized;
 use crate::domain::index::{IndexEntry, SubscriptionIndex};
 use crate::domain::subscription::{Subscription, SubscriptionId, SubscriptionRef};
+use crate::facts::{
+    RegistryEntryUnreadable, RegistryKeySkipped, RegistryLoaded, RegistryNotFollowed, StoredFilterTooLarge,
+};
 use crate::health::Readiness;
 
 mod entry;
@@ -142,7 +145,7 @@ impl RegistryFollower {
     pub async fn run(self) {
         loop {
             if let Err(error) = self.follow().await {
-                tracing::warn!(%error, "cannot follow the subscription registry, will retry");
+                RegistryNotFollowed { error: &error }.emit();
                 tokio::time::sleep(std::time::Duration::from_millis(500)).await;
             }
         }
@@ -191,7 +194,8 @@ impl RegistryFollower {
                 self.update_unreadable(|entries| entries.retain(|entry| seen.contains(&*entry.name.token())));
                 self.advance(&made, last);
                 if !self.loaded.send_replace(true) {
-                    tracing::info!(subscriptions = self.write().len(), "loaded the subscription registry");
+                    let subscriptions = self.write().len();
+                    RegistryLoaded { subscriptions }.emit();
                 }
             }
             let message = match reader.next().await? {
@@ -235,18 +239,14 @@ impl RegistryFollower {
     /// Applies one revision. `live` is true if all earlier revisions have been read.
     async fn apply(&self, token: &str, last: &KeyRevision<'_>, live: bool) -> Result<(), NatsError> {
         let Some(name) = SubscriptionRef::from_token(token) else {
-            tracing::warn!(key = token, "skipped a registry key that names no subscription");
+            RegistryKeySkipped { key: token }.emit();
             return Ok(());
         };
         // Nearly all revisions are readable; these are parsed once.
         if let Some(entry) = last.entry(&name) {
             let comparisons = entry.program.comparisons();
             if is_oversized(comparisons) {
-                tracing::warn!(
-                    subscription = %name,
-                    comparisons,
-                    "a stored filter exceeds the current limit; make it smaller"
-                );
+                StoredFilterTooLarge { subscription: &name, comparisons }.emit();
             }
             drop(self.write().insert(entry));
             self.update_unreadable(|entries| entries.retain(|entry| entry.name != name));
@@ -277,22 +277,8 @@ impl RegistryFollower {
         }
         drop(index);
         if let Some(UnreadableEntry { reason, in_force, .. }) = &unreadable {
-            match in_force {
-                Some(0) => tracing::error!(
-                    subscription = %name, revision, reason,
-                    "a registry entry is unreadable and never held a subscription; remove it with \
-                     `hub subscription remove`"
-                ),
-                Some(in_force) => tracing::error!(
-                    subscription = %name, revision, reason, in_force,
-                    "a registry entry is unreadable; an earlier revision is in effect"
-                ),
-                None => tracing::error!(
-                    subscription = %name, revision, reason,
-                    "a registry entry is unreadable and has no earlier revision; events of its tenant wait until it \
-                     is repaired (`hub subscription apply`) or removed (`hub subscription remove`)"
-                ),
-            }
+            let in_force = *in_force;
+            RegistryEntryUnreadable { subscription: &name, revision, reason, in_force }.emit();
         }
         self.update_unreadable(|entries| {
             entries.retain(|entry| entry.name != name);

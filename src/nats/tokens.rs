@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::connection::JetStream;
 use super::error::NatsError;
 use crate::domain::access::{StoredToken, TokenId};
+use crate::facts::{TokenKeySkipped, TokenUnreadable};
 
 /// The value that the bucket holds under a token's name.
 #[derive(Debug, Clone)]
@@ -44,7 +45,7 @@ impl JetStream {
         Ok(match self.token_entry(id).await? {
             Some(TokenEntry::Readable(token)) => Some(token),
             Some(TokenEntry::Unreadable { id, reason }) => {
-                tracing::error!(token = %id, reason, "stored token is unreadable and grants no access");
+                TokenUnreadable { token: &id, reason: &reason }.emit();
                 None
             }
             None => None,
@@ -91,7 +92,7 @@ impl JetStream {
         for (subject, _) in subjects {
             let id = subject.rsplit('.').next().unwrap_or_default();
             let Ok(id) = TokenId::try_from(id.to_owned()) else {
-                tracing::warn!(subject, "skipped a key that is not a token name");
+                TokenKeySkipped { subject: &subject }.emit();
                 continue;
             };
             tokens.extend(self.token_entry(&id).await?);

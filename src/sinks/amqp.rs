@@ -17,6 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::link::{Link, Linked};
 use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
+use crate::facts::AmqpClosedBefore;
 
 /// Most idle channels that are kept open.
 const MOST_IDLE: usize = 64;
@@ -367,7 +368,7 @@ impl Broker for Amqp {
             if let Some(session) = self.link.close().await {
                 let closing = session.connection.close(200, "closing".into());
                 if !matches!(tokio::time::timeout(self.options.timeouts.connect, closing).await, Ok(Ok(()))) {
-                    tracing::debug!(broker = self.address(), "connection was closed already");
+                    AmqpClosedBefore { broker: &self.address() }.emit();
                 }
             }
         }

@@ -18,6 +18,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::link::{Link, Linked};
 use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
+use crate::facts::KafkaRecordsPending;
 
 /// Default of a Kafka broker's `message.max.bytes`.
 pub const LARGEST: usize = 1_048_588;
@@ -286,7 +287,7 @@ impl Kafka {
     async fn end(&self, session: Session) {
         let options = CloseOptions::new().timeout(self.options.timeouts.connect);
         if let Err(error) = session.producer.close_with(options).await {
-            tracing::debug!(%error, "Kafka producer closed with records pending");
+            KafkaRecordsPending { error: &error }.emit();
         }
     }
 }

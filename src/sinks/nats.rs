@@ -22,6 +22,7 @@ use secrecy::{ExposeSecret, SecretString};
 use self::message::{Answer, check_subject, headers};
 use super::link::Link;
 use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
+use crate::facts::{ExternalNatsClientEvent, ExternalNatsClosedBefore, ExternalNatsErrorReported};
 
 /// What acknowledges a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -133,9 +134,9 @@ impl Nats {
                 match event {
                     Event::ServerError(error) => {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        tracing::warn!(%error, "an external NATS server reported an error");
+                        ExternalNatsErrorReported { error: &error }.emit();
                     }
-                    other => tracing::debug!(event = %other, "external NATS client event"),
+                    event => ExternalNatsClientEvent { event: &event }.emit(),
                 }
                 std::future::ready(())
             });
@@ -381,7 +382,7 @@ impl Broker for Nats {
             if let Some(connected) = self.link.close().await
                 && let Err(error) = connected.client.drain().await
             {
-                tracing::debug!(%error, "connection to an external NATS server was closed already");
+                ExternalNatsClosedBefore { error: &error }.emit();
             }
         }
         .boxed()

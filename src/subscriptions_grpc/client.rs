@@ -13,6 +13,7 @@ use super::generated::{ResolveRequest, Subscription as Resolved};
 use super::{FileError, MOST_ANSWER_BYTES, read_certificates, read_file};
 use crate::domain::index::IndexEntry;
 use crate::domain::resolution::{self, Unusable};
+use crate::facts::ResolverCallFailed;
 
 /// Maximum number of calls for one resolution, including the first.
 const MOST_CALLS: u32 = 3;
@@ -136,7 +137,7 @@ impl ResolverClient {
         loop {
             match self.call(tenant, key).await {
                 Err(error) if error.is_transient() && calls < MOST_CALLS => {
-                    tracing::debug!(%error, tenant, key, calls, "resolver call failed, will retry");
+                    ResolverCallFailed { error: &error, tenant, key, calls }.emit();
                     tokio::time::sleep(wait.mul_f64(rand::random_range(0.5..1.5))).await;
                     wait *= 2;
                     calls += 1;

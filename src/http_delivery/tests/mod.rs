@@ -34,7 +34,7 @@ impl OpenSecret for Opener {
     ) -> Result<SecretString, SecretNotOpened> {
         assert_eq!(*subscription, identity());
         assert!(field.starts_with("delivery."), "{field}");
-        sealed.strip_prefix("sealed-").map(SecretString::from).ok_or(SecretNotOpened)
+        sealed.strip_prefix("sealed-").map(SecretString::from).ok_or(SecretNotOpened::NoMasterKey)
     }
 }
 

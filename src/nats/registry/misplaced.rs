@@ -5,6 +5,7 @@ use bytes::Bytes;
 
 use super::KeyRevision;
 use crate::domain::subscription::{DEFAULT_TENANT, Subscription, SubscriptionRef};
+use crate::facts::RegistryEntryMoved;
 use crate::nats::connection::JetStream;
 use crate::nats::error::NatsError;
 use crate::nats::subjects::SubjectNames;
@@ -43,11 +44,7 @@ impl JetStream {
     pub(super) async fn move_entry(&self, entry: &MisplacedEntry) -> Result<(), NatsError> {
         let key = self.names().subscription_key(&entry.name);
         match self.write_key(&key, entry.value.clone(), Some(0), &[]).await {
-            Ok(_) => tracing::info!(
-                subscription = %entry.name,
-                from = entry.key,
-                "moved a registry entry to the key of its tenant"
-            ),
+            Ok(_) => RegistryEntryMoved { subscription: &entry.name, from: &entry.key }.emit(),
             // Already moved; the entry under the new key is in effect, even if it has changed since.
             Err(error) if error.is_wrong_last_sequence() => {}
             Err(error) => return Err(error),

@@ -1,0 +1,321 @@
+//! The NATS server: the connection, consumers, and what the buckets hold.
+
+use super::{Cause, Shown};
+
+/// The client connected, at the start or again.
+pub struct NatsConnected;
+
+impl NatsConnected {
+    pub fn emit(self) {
+        tracing::info!("connected to the NATS server");
+    }
+}
+
+/// The client lost the connection and reconnects.
+pub struct NatsDisconnected;
+
+impl NatsDisconnected {
+    pub fn emit(self) {
+        tracing::warn!("lost the connection to the NATS server, reconnecting");
+    }
+}
+
+/// The client dropped messages because they were not read in time.
+pub struct NatsMessagesDropped {
+    pub subscription: u64,
+}
+
+impl NatsMessagesDropped {
+    pub fn emit(self) {
+        let Self { subscription } = self;
+        tracing::error!(subscription, "the NATS client dropped messages of a slow subscription");
+    }
+}
+
+/// The server reported an error on the connection.
+pub struct NatsErrorReported<'a> {
+    pub error: Shown<'a>,
+}
+
+impl NatsErrorReported<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::warn!(%error, "the NATS server reported an error");
+    }
+}
+
+/// Another event of the client's connection.
+pub struct NatsClientEvent<'a> {
+    pub event: Shown<'a>,
+}
+
+impl NatsClientEvent<'_> {
+    pub fn emit(self) {
+        let Self { event } = self;
+        tracing::debug!(%event, "NATS client event");
+    }
+}
+
+/// The server did not confirm an acknowledgement; the message may be delivered again.
+pub struct AcknowledgementNotConfirmed<'a> {
+    pub error: Cause<'a>,
+}
+
+impl AcknowledgementNotConfirmed<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::debug!(%error, "acknowledgement not confirmed");
+    }
+}
+
+/// An acknowledgement could not be sent.
+pub struct AcknowledgementNotSent<'a> {
+    pub error: Cause<'a>,
+}
+
+impl AcknowledgementNotSent<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::debug!(%error, "acknowledgement not sent; the server will deliver the message again");
+    }
+}
+
+/// A consumer does not exist yet.
+pub struct ConsumerMissing<'a> {
+    pub stream: &'a str,
+    pub consumer: &'a str,
+    pub error: Cause<'a>,
+}
+
+impl ConsumerMissing<'_> {
+    pub fn emit(self) {
+        let Self { stream, consumer, error } = self;
+        tracing::warn!(
+            stream, consumer, %error,
+            "waiting for the consumer; run `hub provision` to create it"
+        );
+    }
+}
+
+/// The server did not answer pull requests.
+pub struct PullUnanswered<'a> {
+    pub consumer: &'a str,
+}
+
+impl PullUnanswered<'_> {
+    pub fn emit(self) {
+        let Self { consumer } = self;
+        tracing::warn!(consumer, "no answer from the NATS server, pulling again");
+    }
+}
+
+/// A message came to the inbox of a pull request, and is not a delivery.
+pub struct UnacknowledgeableMessageIgnored<'a> {
+    pub inbox: &'a str,
+}
+
+impl UnacknowledgeableMessageIgnored<'_> {
+    pub fn emit(self) {
+        let Self { inbox } = self;
+        tracing::warn!(inbox, "ignored a message without an acknowledgement subject");
+    }
+}
+
+/// An ephemeral consumer was not deleted.
+pub struct EphemeralConsumerNotDeleted<'a> {
+    pub error: Cause<'a>,
+}
+
+impl EphemeralConsumerNotDeleted<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::debug!(
+            %error,
+            "could not delete an ephemeral consumer; the server deletes it after a minute"
+        );
+    }
+}
+
+/// The server sent a stored message without its sequence.
+pub struct StoredMessageSkipped<'a> {
+    pub stream: &'a str,
+    pub after: Option<u64>,
+}
+
+impl StoredMessageSkipped<'_> {
+    pub fn emit(self) {
+        let Self { stream, after } = self;
+        tracing::warn!(stream, after, "skipped a stored message whose sequence the server did not send");
+    }
+}
+
+/// A message of a dead-letter stream is not a dead letter.
+pub struct DeadLetterSkipped<'a> {
+    pub stream: &'a str,
+    pub sequence: u64,
+}
+
+impl DeadLetterSkipped<'_> {
+    pub fn emit(self) {
+        let Self { stream, sequence } = self;
+        tracing::warn!(stream, sequence, "skipped a message without the headers of a dead letter");
+    }
+}
+
+/// The index cannot follow the registry; it keeps its contents.
+pub struct RegistryNotFollowed<'a> {
+    pub error: Cause<'a>,
+}
+
+impl RegistryNotFollowed<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::warn!(%error, "cannot follow the subscription registry, will retry");
+    }
+}
+
+/// The index has read the whole registry.
+pub struct RegistryLoaded {
+    pub subscriptions: usize,
+}
+
+impl RegistryLoaded {
+    pub fn emit(self) {
+        let Self { subscriptions } = self;
+        tracing::info!(subscriptions, "loaded the subscription registry");
+    }
+}
+
+/// A key of the registry names no subscription.
+pub struct RegistryKeySkipped<'a> {
+    pub key: &'a str,
+}
+
+impl RegistryKeySkipped<'_> {
+    pub fn emit(self) {
+        let Self { key } = self;
+        tracing::warn!(key, "skipped a registry key that names no subscription");
+    }
+}
+
+/// A stored filter has more comparisons than a new one may have.
+pub struct StoredFilterTooLarge<'a> {
+    pub subscription: Shown<'a>,
+    pub comparisons: usize,
+}
+
+impl StoredFilterTooLarge<'_> {
+    pub fn emit(self) {
+        let Self { subscription, comparisons } = self;
+        tracing::warn!(
+            %subscription, comparisons,
+            "a stored filter exceeds the current limit; make it smaller"
+        );
+    }
+}
+
+/// An entry was at the key of an earlier version.
+pub struct RegistryEntryMoved<'a> {
+    pub subscription: Shown<'a>,
+    pub from: &'a str,
+}
+
+impl RegistryEntryMoved<'_> {
+    pub fn emit(self) {
+        let Self { subscription, from } = self;
+        tracing::info!(%subscription, from, "moved a registry entry to the key of its tenant");
+    }
+}
+
+/// The value of a token cannot be read.
+pub struct TokenUnreadable<'a> {
+    pub token: Shown<'a>,
+    pub reason: Shown<'a>,
+}
+
+impl TokenUnreadable<'_> {
+    pub fn emit(self) {
+        let Self { token, reason } = self;
+        tracing::error!(%token, %reason, "stored token is unreadable and grants no access");
+    }
+}
+
+/// A key of the token bucket names no token.
+pub struct TokenKeySkipped<'a> {
+    pub subject: &'a str,
+}
+
+impl TokenKeySkipped<'_> {
+    pub fn emit(self) {
+        let Self { subject } = self;
+        tracing::warn!(subject, "skipped a key that is not a token name");
+    }
+}
+
+/// The stored state of a bulk job cannot be read; the job is treated as missing.
+pub struct BulkJobUnreadable<'a> {
+    pub key: &'a str,
+    pub error: Cause<'a>,
+}
+
+impl BulkJobUnreadable<'_> {
+    pub fn emit(self) {
+        let Self { key, error } = self;
+        tracing::warn!(key, %error, "stored bulk job is unreadable");
+    }
+}
+
+/// The secret that message ids are derived from cannot be read.
+pub struct MessageIdSecretUnreadable<'a> {
+    pub key: &'a str,
+}
+
+impl MessageIdSecretUnreadable<'_> {
+    pub fn emit(self) {
+        let Self { key } = self;
+        tracing::warn!(key, "the secret of the message ids is unreadable, creating a new one");
+    }
+}
+
+/// A notice about a hold cannot be read.
+pub struct HoldNoticeIgnored<'a> {
+    pub subject: &'a str,
+}
+
+impl HoldNoticeIgnored<'_> {
+    pub fn emit(self) {
+        let Self { subject } = self;
+        tracing::debug!(%subject, "ignored an invalid hold notice");
+    }
+}
+
+/// The last revision of a registry entry cannot be read.
+pub struct RegistryEntryUnreadable<'a> {
+    pub subscription: Shown<'a>,
+    pub revision: u64,
+    pub reason: Shown<'a>,
+    /// The earlier revision that is in effect instead; 0 if the key never held a subscription, `None` if it is unknown.
+    pub in_force: Option<u64>,
+}
+
+impl RegistryEntryUnreadable<'_> {
+    pub fn emit(self) {
+        let Self { subscription, revision, reason, in_force } = self;
+        match in_force {
+            Some(0) => tracing::error!(
+                %subscription, revision, %reason,
+                "a registry entry is unreadable and never held a subscription; remove it with \
+                 `hub subscription remove`"
+            ),
+            Some(in_force) => tracing::error!(
+                %subscription, revision, %reason, in_force,
+                "a registry entry is unreadable; an earlier revision is in effect"
+            ),
+            None => tracing::error!(
+                %subscription, revision, %reason,
+                "a registry entry is unreadable and has no earlier revision; events of its tenant wait until it \
+                 is repaired (`hub subscription apply`) or removed (`hub subscription remove`)"
+            ),
+        }
+    }
+}

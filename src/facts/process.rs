@@ -1,0 +1,187 @@
+//! The process: its start, its servers, and its end.
+
+use super::{Cause, Debugged, Shown};
+
+/// A missing stream, bucket or consumer was created.
+pub struct DefinitionCreated<'a> {
+    pub what: &'a str,
+}
+
+impl DefinitionCreated<'_> {
+    pub fn emit(self) {
+        let Self { what } = self;
+        tracing::info!(what, "created");
+    }
+}
+
+/// A stream, bucket or consumer was changed.
+pub struct DefinitionApplied<'a> {
+    pub drift: Shown<'a>,
+}
+
+impl DefinitionApplied<'_> {
+    pub fn emit(self) {
+        let Self { drift } = self;
+        tracing::info!(%drift, "updated to the definition");
+    }
+}
+
+/// A stream, bucket or consumer differs, and changing it would lose messages.
+pub struct DefinitionNotApplied<'a> {
+    pub drift: Shown<'a>,
+}
+
+impl DefinitionNotApplied<'_> {
+    pub fn emit(self) {
+        let Self { drift } = self;
+        tracing::warn!(%drift, "differs from the definition, not changed");
+    }
+}
+
+/// A connection to the starting server failed.
+pub struct NotConnectedYet<'a> {
+    pub error: Cause<'a>,
+}
+
+impl NotConnectedYet<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::warn!(%error, "not connected yet, will retry");
+    }
+}
+
+/// The starting server did not create the streams in time.
+pub struct NotProvisionedYet<'a> {
+    pub error: Cause<'a>,
+}
+
+impl NotProvisionedYet<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::warn!(%error, "not provisioned yet, will retry");
+    }
+}
+
+/// The subscription resolver accepts connections.
+pub struct ResolverListening<'a> {
+    pub address: Debugged<'a>,
+}
+
+impl ResolverListening<'_> {
+    pub fn emit(self) {
+        let Self { address } = self;
+        tracing::info!(?address, "subscription resolver is listening");
+    }
+}
+
+/// The process runs its roles.
+pub struct Serving<'a> {
+    pub nats: &'a str,
+    pub health: Option<String>,
+    pub api: Option<String>,
+    pub roles: Debugged<'a>,
+}
+
+impl Serving<'_> {
+    pub fn emit(self) {
+        let Self { nats, health, api, roles } = self;
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), nats, health, api, ?roles, "serving");
+    }
+}
+
+/// A signal stops the process.
+pub struct Stopping;
+
+impl Stopping {
+    pub fn emit(self) {
+        tracing::info!("stopping, finishing deliveries in flight");
+    }
+}
+
+/// The connections to the outbox database did not close in time.
+pub struct StoreNotClosed;
+
+impl StoreNotClosed {
+    pub fn emit(self) {
+        tracing::debug!("closing the connections to the outbox database timed out");
+    }
+}
+
+/// The connection was lost before the last acknowledgements were sent.
+pub struct LastAcknowledgementsLost<'a> {
+    pub error: Cause<'a>,
+}
+
+impl LastAcknowledgementsLost<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::debug!(%error, "the last acknowledgements may be lost, their messages are delivered again");
+    }
+}
+
+/// The limit of open files could not be raised.
+pub struct OpenFilesNotRaised<'a> {
+    pub error: Cause<'a>,
+}
+
+impl OpenFilesNotRaised<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+/// A step of the search for a nats-server of `hub serve --dev`.
+pub struct PrivateServerSearched<'a> {
+    pub text: &'a str,
+}
+
+impl PrivateServerSearched<'_> {
+    pub fn emit(self) {
+        let Self { text } = self;
+        tracing::info!("{text}");
+    }
+}
+
+/// The nats-server of `hub serve --dev` accepts connections.
+pub struct PrivateServerStarted<'a> {
+    pub url: &'a str,
+    pub data: Shown<'a>,
+}
+
+impl PrivateServerStarted<'_> {
+    pub fn emit(self) {
+        let Self { url, data } = self;
+        tracing::info!(url, %data, "a private nats-server runs");
+    }
+}
+
+/// The nats-server of `hub serve --dev` had to be killed.
+pub struct PrivateServerNotStopped<'a> {
+    pub error: Cause<'a>,
+}
+
+impl PrivateServerNotStopped<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::warn!(%error, "the private nats-server did not stop by itself");
+    }
+}
+
+/// A thread panicked.
+pub struct ThreadPanicked<'a> {
+    pub message: &'a str,
+    pub location: &'a str,
+    pub thread: &'a str,
+    pub backtrace: Option<Shown<'a>>,
+}
+
+impl ThreadPanicked<'_> {
+    pub fn emit(self) {
+        let Self { message, location, thread, backtrace } = self;
+        match backtrace {
+            Some(backtrace) => tracing::error!(message, location, thread, %backtrace, "panicked"),
+            None => tracing::error!(message, location, thread, "panicked"),
+        }
+    }
+}
