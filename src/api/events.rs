@@ -179,7 +179,7 @@ fn of_batch(index: usize, error: ManagementError) -> Problem {
         ManagementError::Invalid(errors) => Problem::fields(
             errors.into_iter().map(|error| FieldError::new(within(&error.field), error.problem)).collect(),
         ),
-        ManagementError::EventRejected(detail) => Problem::field(&format!("[{index}]"), detail),
+        ManagementError::EventRejected(rejection) => Problem::field(&format!("[{index}]"), rejection.detail),
         other => Problem::from(other)
             .with_fields(vec![FieldError::new(format!("[{index}]"), "no event of the batch was published")]),
     }

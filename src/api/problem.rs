@@ -261,7 +261,9 @@ impl From<ManagementError> for Problem {
             ManagementError::SecretsNeeded(errors) => {
                 return Self::new(Kind::SecretRequired, error.to_string()).with_fields(errors.clone());
             }
-            ManagementError::EventRejected(detail) => return Self::field("body", detail.clone()),
+            ManagementError::EventRejected(rejection) => {
+                return Self::field("body", rejection.detail.clone());
+            }
             ManagementError::UnknownDomain { .. }
             | ManagementError::NoSubscription { .. }
             | ManagementError::NoDeadLetter { .. }

@@ -46,11 +46,8 @@ pub fn run(
             printer.line(&format!("ok: {}", layers.join(", ")))?;
         }
         Command::Show if printer.is_json() => {
-            let table: toml::Table = toml::from_str(&settings.show()).map_err(|error| {
-                CliError::Usage(format!(
-                    "--output json: the settings cannot be printed as JSON ({error}); use --output table"
-                ))
-            })?;
+            let table: toml::Table =
+                toml::from_str(&settings.show()).map_err(|error| CliError::NotAsJson(Box::new(error)))?;
             printer.json(&table)?;
         }
         Command::Show => printer.lines(settings.show().trim_end())?,

@@ -38,8 +38,8 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
         Command::List => list(settings, printer).await,
         Command::Pause { name, duration } => {
             find_domain(settings, &name)?;
-            let pause = Pause::lasting(duration, OffsetDateTime::now_utc())
-                .map_err(|error| CliError::Usage(format!("--{error}")))?;
+            let pause =
+                Pause::lasting(duration, OffsetDateTime::now_utc()).map_err(CliError::InvalidOption)?;
             one(&manage(settings).await?.pause_domain(&name, &pause).await?, printer)
         }
         Command::Resume { name } => {

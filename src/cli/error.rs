@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::domain::field_error::FieldError;
 use crate::management::ManagementError;
 use crate::nats::NatsError;
 use crate::nats::provision::ProvisionError;
@@ -35,6 +36,15 @@ pub enum CliError {
     /// A usage error that the parser cannot detect.
     #[error("{0}")]
     Usage(String),
+    /// The value of the option that the field names.
+    #[error("--{0}")]
+    InvalidOption(#[source] FieldError),
+    #[error("{0} with --tenant, or write <tenant>/<id>")]
+    AmbiguousSubscription(#[source] ManagementError),
+    #[error("--after {cursor}: {domain} is not one of the listed domains; use the same --domain as before")]
+    ForeignCursor { cursor: String, domain: String },
+    #[error("--output json: the settings cannot be printed as JSON ({0}); use --output table")]
+    NotAsJson(#[source] Box<toml::de::Error>),
     #[error(transparent)]
     Settings(#[from] SettingsError),
     #[error(transparent)]
@@ -70,8 +80,12 @@ pub enum CliError {
     Output(#[source] io::Error),
     #[error("starting the runtime failed: {0}")]
     Runtime(#[source] io::Error),
+    #[error(
+        "event not published: the data is not JSON: {0}; pass a JSON value, such as '{{\"user_id\":\"u1\"}}'"
+    )]
+    DataNotJson(#[source] serde_json::Error),
     #[error("event not published: {0}")]
-    EventRejected(String),
+    EventRejected(#[source] ManagementError),
     /// One or more parts of the input are invalid; nothing was changed.
     #[error("{document}: invalid, nothing was applied:\n  {}", problems.join("\n  "))]
     Invalid { document: String, problems: Vec<String> },
@@ -93,8 +107,11 @@ pub enum CliError {
         "token {name:?} already exists; use another name, or revoke it first with `hub token revoke {name}`"
     )]
     TokenExists { name: String },
+    /// The command found nothing to work on; the text has the remedy.
     #[error("{0}")]
     NothingMatched(String),
+    #[error("{source}; {remedy}")]
+    NotFound { source: ManagementError, remedy: &'static str },
 }
 
 impl From<NatsError> for CliError {
@@ -108,9 +125,7 @@ impl From<ManagementError> for CliError {
     fn from(error: ManagementError) -> Self {
         match error {
             ManagementError::NoSubscription { id } => Self::NoSubscription { id },
-            error @ ManagementError::AmbiguousSubscription { .. } => {
-                Self::Usage(format!("{error} with --tenant, or write <tenant>/<id>"))
-            }
+            error @ ManagementError::AmbiguousSubscription { .. } => Self::AmbiguousSubscription(error),
             ManagementError::Conflict { id } => Self::Conflict { ids: id },
             ManagementError::NoMasterKey { id } => {
                 Self::NoMasterKey { subscriptions: id, hint: String::new() }
@@ -121,7 +136,7 @@ impl From<ManagementError> for CliError {
                 Self::RowsPartlyChanged { verb, done, source }
             }
             error @ ManagementError::NoRow { .. } => {
-                Self::NothingMatched(format!("{error}; list the rows with `hub outbox list`"))
+                Self::NotFound { source: error, remedy: "list the rows with `hub outbox list`" }
             }
             other => Self::Management(other),
         }
@@ -142,7 +157,11 @@ impl CliError {
     /// succeed later.
     pub fn code(&self) -> u8 {
         match self {
-            Self::Usage(_) => 2,
+            Self::Usage(_)
+            | Self::InvalidOption(_)
+            | Self::AmbiguousSubscription(_)
+            | Self::ForeignCursor { .. }
+            | Self::NotAsJson(_) => 2,
             Self::Store(error) | Self::RowsPartlyChanged { source: error, .. } if error.is_transient() => 3,
             Self::Management(error) if error.is_unreachable() => 3,
             Self::Serve(ServeError::Nats(error) | ServeError::Provision(ProvisionError::Nats(error)))

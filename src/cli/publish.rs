@@ -43,9 +43,7 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
         (None, data) => data.unwrap_or_default().as_bytes().to_vec(),
     };
     if let Err(error) = serde_json::from_slice::<serde::de::IgnoredAny>(&data) {
-        return Err(CliError::EventRejected(format!(
-            "the data is not JSON: {error}; pass a JSON value, such as '{{\"user_id\":\"u1\"}}'"
-        )));
+        return Err(CliError::DataNotJson(error));
     }
     let given = [("id", &options.id), ("tenant", &options.tenant), ("source", &options.source)];
     // A line break would start another header.
@@ -80,7 +78,7 @@ pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Res
         | ManagementError::TooLarge(_)
         | ManagementError::TooLargeForServer(_)
         | ManagementError::Invalid(_)
-        | ManagementError::EventRejected(_) => CliError::EventRejected(error.to_string()),
+        | ManagementError::EventRejected(_) => CliError::EventRejected(error),
         other => other.into(),
     })?;
     let Published { stream, sequence, id, duplicate } = &published;

@@ -164,13 +164,13 @@ fn marked(found: &[StoredSubscription], unreadable: &[UnreadableEntry]) -> Vec<s
     for stored in found {
         let mut json = stored.subscription.hidden_json();
         if let Some(entry) = unreadable.iter().find(|entry| is_of(entry, stored)) {
-            json["unreadable"] = entry.reason.clone().into();
+            json["unreadable"] = entry.reason.to_string().into();
         }
         shown.push(json);
     }
     for entry in unreadable.iter().filter(|entry| !found.iter().any(|stored| is_of(entry, stored))) {
         shown.push(json!({
-            "id": entry.name.id(), "tenant": entry.name.tenant(), "unreadable": entry.reason,
+            "id": entry.name.id(), "tenant": entry.name.tenant(), "unreadable": entry.reason.to_string(),
         }));
     }
     shown

@@ -120,7 +120,9 @@ async fn list(settings: &Settings, printer: Printer) -> Result<Answer, CliError>
     if printer.is_json() {
         let shown = tokens.iter().map(|token| match token {
             TokenEntry::Readable(token) => shown(token),
-            TokenEntry::Unreadable { id, reason } => json!({"name": id, "unreadable": reason}),
+            TokenEntry::Unreadable { id, reason } => {
+                json!({"name": id, "unreadable": reason.to_string()})
+            }
         });
         printer.json(&shown.collect::<Vec<_>>())?;
         return Ok(Answer::Yes);

@@ -1,5 +1,6 @@
 //! Errors of operations. Callers map the variant to an exit code or an HTTP status.
 
+use crate::domain::event::Rejection;
 use crate::domain::field_error::FieldError;
 use crate::domain::producer_outbox::Status;
 use crate::nats::{ApiError, NatsError};
@@ -59,16 +60,16 @@ pub enum ManagementError {
     #[error("{id}: {source}")]
     Sealed { id: String, source: SealError },
     /// The event is invalid, or no domain accepts its key.
-    #[error("{0}")]
-    EventRejected(String),
+    #[error("{}", .0.detail)]
+    EventRejected(#[source] Rejection),
     /// The events stream is full.
     #[error(
         "the events stream is full: {source}; publish again when the hub has caught up, or raise limits.events"
     )]
     Full { source: NatsError },
     /// The event is larger than events.max_size.
-    #[error("{0}")]
-    TooLarge(String),
+    #[error("{}", .0.detail)]
+    TooLarge(#[source] Rejection),
     /// The event is larger than the server accepts.
     #[error(transparent)]
     TooLargeForServer(NatsError),

@@ -48,10 +48,12 @@ pub struct Published {
 
 impl From<Rejection> for ManagementError {
     fn from(rejection: Rejection) -> Self {
-        match (rejection.reason, rejection.field) {
-            (RejectReason::TooLarge, _) => Self::TooLarge(rejection.detail),
-            (_, Some(field)) => Self::Invalid(vec![FieldError::new(field, rejection.detail)]),
-            (_, None) => Self::EventRejected(rejection.detail),
+        match rejection {
+            Rejection { reason: RejectReason::TooLarge, .. } => Self::TooLarge(rejection),
+            Rejection { field: Some(field), detail, .. } => {
+                Self::Invalid(vec![FieldError::new(field, detail)])
+            }
+            Rejection { field: None, .. } => Self::EventRejected(rejection),
         }
     }
 }

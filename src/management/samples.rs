@@ -86,7 +86,7 @@ impl Management {
     ) -> Result<(Vec<StoredSubscription>, Vec<String>), ManagementError> {
         let event = sample.event()?;
         if self.categories().domain_of(&sample.key).is_none() {
-            return Err(ManagementError::EventRejected(Rejection::no_domain(&sample.key).detail));
+            return Err(ManagementError::EventRejected(Rejection::no_domain(&sample.key)));
         }
         if let Some(registry) = &self.index {
             registry.catch_up(&self.js).await?;

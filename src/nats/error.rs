@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::registry::UnreadableRevision;
 use crate::domain::subscription::{InvalidTenant, SubscriptionRef};
 
 /// The `error` object of a JetStream API answer or publish acknowledgement.
@@ -91,9 +92,9 @@ pub enum NatsError {
     Encode { subject: String, source: BoxError },
     /// The last revision of a registry key cannot be read, and no earlier readable one is kept.
     #[error(
-        "{key}: the stored subscription is unreadable: {reason}; apply it again with `hub subscription apply`, or remove it"
+        "{key}: the stored subscription is unreadable: {source}; apply it again with `hub subscription apply`, or remove it"
     )]
-    UnreadableEntry { key: String, reason: String },
+    UnreadableEntry { key: String, source: UnreadableRevision },
     /// An entry that an older version stored under the bare id.
     #[error("{key}: the entry belongs to {owner}; run `hub provision`, which moves it to its own key")]
     MisplacedEntry { key: String, owner: SubscriptionRef },

@@ -40,7 +40,8 @@ pub use reader::{Held, Read, Reader};
 pub use redrive::{ORDER_HEADER as REDRIVE_ORDER_HEADER, RedriveTrigger};
 pub use registry::{
     Registry, RegistryEntry, RegistryFollower, RegistryListing, StoredSubscription, UnreadableEntry,
+    UnreadableRevision,
 };
 pub use stream_api::{ConsumerInfo, StoredMessage, StreamInfo};
-pub use tokens::TokenEntry;
+pub use tokens::{TokenEntry, UnreadableToken};
 pub use trace::TraceQuery;

@@ -23,7 +23,7 @@ mod listing;
 mod misplaced;
 
 pub(in crate::nats) use entry::KeyRevision;
-pub use entry::{RegistryEntry, UnreadableEntry};
+pub use entry::{RegistryEntry, UnreadableEntry, UnreadableRevision};
 pub use listing::RegistryListing;
 use misplaced::MisplacedEntry;
 
@@ -352,7 +352,7 @@ impl JetStream {
         match (subscription, unreadable) {
             (Some((subscription, _)), _) => Ok(Some(StoredSubscription { subscription, revision })),
             (None, Some(UnreadableEntry { reason, in_force: None, .. })) => {
-                Err(NatsError::UnreadableEntry { key: self.names().subscription_key(name), reason })
+                Err(NatsError::UnreadableEntry { key: self.names().subscription_key(name), source: reason })
             }
             (None, _) => Ok(None),
         }

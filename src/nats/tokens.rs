@@ -1,11 +1,25 @@
 //! The tokens of the HTTP API: a KV bucket (ADR-8) that holds their hashes.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::connection::JetStream;
 use super::error::NatsError;
+use super::message::Malformed;
 use crate::domain::access::{StoredToken, TokenId};
 use crate::facts::{TokenKeySkipped, TokenUnreadable};
+
+/// Why a stored value is not a token of its name.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum UnreadableToken {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("{0}")]
+    NotAToken(#[source] Arc<serde_json::Error>),
+    #[error("the value belongs to the token {0}")]
+    OfAnotherName(TokenId),
+}
 
 /// The value that the bucket holds under a token's name.
 #[derive(Debug, Clone)]
@@ -14,7 +28,7 @@ pub enum TokenEntry {
     /// The value is not a token. It grants no access and can be revoked.
     Unreadable {
         id: TokenId,
-        reason: String,
+        reason: UnreadableToken,
     },
 }
 
@@ -61,14 +75,14 @@ impl JetStream {
         if message.header("KV-Operation").is_some() {
             return Ok(None);
         }
-        let unreadable = |reason: String| TokenEntry::Unreadable { id: id.clone(), reason };
+        let unreadable = |reason: UnreadableToken| TokenEntry::Unreadable { id: id.clone(), reason };
         if let Some(malformed) = message.malformed() {
-            return Ok(Some(unreadable(malformed.to_string())));
+            return Ok(Some(unreadable(malformed.into())));
         }
         Ok(Some(match serde_json::from_slice::<StoredToken>(&message.payload) {
             Ok(token) if token.id == *id => TokenEntry::Readable(token),
-            Ok(other) => unreadable(format!("the value belongs to the token {}", other.id)),
-            Err(error) => unreadable(error.to_string()),
+            Ok(other) => unreadable(UnreadableToken::OfAnotherName(other.id)),
+            Err(error) => unreadable(UnreadableToken::NotAToken(error.into())),
         }))
     }
 

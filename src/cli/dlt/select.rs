@@ -110,15 +110,16 @@ impl Filter {
 
 /// Adds the remedy of the command line to an error.
 pub(super) fn explain(error: ManagementError) -> CliError {
-    const HINT: &str = "list the dead letters with `hub dlt list`";
+    let names_none = match &error {
+        ManagementError::NoDeadLetter { .. } => true,
+        ManagementError::NoneSelected { ids } => !ids.is_empty(),
+        _ => false,
+    };
     match error {
-        ManagementError::NoDeadLetter { .. } => CliError::NothingMatched(format!("{error}; {HINT}")),
-        ManagementError::NoneSelected { ref ids } if !ids.is_empty() => {
-            CliError::NothingMatched(format!("{error}; {HINT}"))
+        source if names_none => {
+            CliError::NotFound { source, remedy: "list the dead letters with `hub dlt list`" }
         }
-        ManagementError::ForeignCursor { cursor, domain } => CliError::Usage(format!(
-            "--after {cursor}: {domain} is not one of the listed domains; use the same --domain as before"
-        )),
+        ManagementError::ForeignCursor { cursor, domain } => CliError::ForeignCursor { cursor, domain },
         other => other.into(),
     }
 }

@@ -1,9 +1,11 @@
 //! The value of a registry key. If its last revision is unreadable, the last readable one is in effect.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::misplaced::MisplacedEntry;
-use crate::domain::index::IndexEntry;
+use crate::domain::index::{EntryError, IndexEntry};
 use crate::domain::subscription::{Subscription, SubscriptionRef};
 use crate::nats::{Delivered, JetStream, Malformed, NatsError, StoredMessage};
 
@@ -18,13 +20,26 @@ pub struct RegistryEntry {
     pub unreadable: Option<UnreadableEntry>,
 }
 
+/// Why a revision is not a usable subscription of its key.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum UnreadableRevision {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("the entry is not a subscription: {0}")]
+    NotASubscription(#[source] Arc<serde_json::Error>),
+    #[error("the entry belongs to {0}")]
+    OfAnotherKey(SubscriptionRef),
+    #[error("{0}")]
+    Unusable(#[source] Arc<EntryError>),
+}
+
 /// A key whose last revision is unreadable.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct UnreadableEntry {
     pub name: SubscriptionRef,
     /// The unreadable revision.
     pub revision: u64,
-    pub reason: String,
+    pub reason: UnreadableRevision,
     /// The earlier revision that is in effect instead, possibly a removal; 0 if the key never held a subscription. `None`
     /// if no kept revision is readable, so that it is unknown which events the subscription wants.
     pub in_force: Option<u64>,
@@ -50,7 +65,7 @@ pub(in crate::nats) struct KeyRevision<'a> {
 enum RevisionContent {
     Readable(Box<Subscription>),
     Removed,
-    Unreadable(String),
+    Unreadable(UnreadableRevision),
 }
 
 impl<'a> KeyRevision<'a> {
@@ -86,8 +101,8 @@ impl<'a> KeyRevision<'a> {
 
     /// Parses the revision. A subscription is readable if the index accepts it and it belongs under this key.
     fn read(&self, name: &SubscriptionRef) -> RevisionContent {
-        if let Some(malformed) = &self.malformed {
-            return RevisionContent::Unreadable(malformed.to_string());
+        if let Some(malformed) = self.malformed {
+            return RevisionContent::Unreadable(malformed.into());
         }
         if self.removed {
             return RevisionContent::Removed;
@@ -95,7 +110,7 @@ impl<'a> KeyRevision<'a> {
         let subscription: Subscription = match serde_json::from_slice(self.payload) {
             Ok(subscription) => subscription,
             Err(error) => {
-                return RevisionContent::Unreadable(format!("the entry is not a subscription: {error}"));
+                return RevisionContent::Unreadable(UnreadableRevision::NotASubscription(error.into()));
             }
         };
         match IndexEntry::new(subscription.clone(), self.sequence) {
@@ -103,9 +118,9 @@ impl<'a> KeyRevision<'a> {
                 RevisionContent::Readable(Box::new(subscription))
             }
             Ok(entry) => {
-                RevisionContent::Unreadable(format!("the entry belongs to {}", entry.subscription.reference))
+                RevisionContent::Unreadable(UnreadableRevision::OfAnotherKey(entry.subscription.reference))
             }
-            Err(error) => RevisionContent::Unreadable(error.to_string()),
+            Err(error) => RevisionContent::Unreadable(UnreadableRevision::Unusable(error.into())),
         }
     }
 }
