@@ -173,7 +173,7 @@ impl Amqp {
     }
 
     fn unavailable(&self, error: &Error) -> PublishError {
-        PublishError::unavailable(format!("{}: {error}", self.address()))
+        PublishError::unavailable(format!("{}: {error}", self.address())).caused_by(error.clone())
     }
 
     async fn publish_group(&self, group: &[OutgoingMessage]) -> Published {
@@ -268,11 +268,12 @@ impl Amqp {
     /// An error that closes the channel is caused by the one message that was pending on it.
     fn publish_error(&self, error: &Error) -> PublishError {
         let reason = format!("{}: {error}", self.address());
-        match soft_error(error).map(|soft| meaning(&soft)) {
+        let failed = match soft_error(error).map(|soft| meaning(&soft)) {
             Some(Meaning::TooLarge) => PublishError::permanent(reason),
             Some(Meaning::Refused) => PublishError::refused(reason),
             Some(Meaning::Unavailable) | None => PublishError::unavailable(reason),
-        }
+        };
+        failed.caused_by(error.clone())
     }
 }
 

@@ -12,7 +12,7 @@ pub async fn attempt(broker: &dyn Broker, message: &OutgoingMessage, timeout: Du
     let started = Instant::now();
     let publish = broker.publish(std::slice::from_ref(message));
     let (outcome, detail) = match tokio::time::timeout(timeout, publish).await {
-        Ok(Published { error: Some(error), .. }) => failed(error),
+        Ok(Published { error: Some(error), .. }) => failed(&error),
         Ok(Published { acknowledged: 0, error: None }) => {
             (Outcome::Failed(Failure::BrokerUnavailable), Some("the broker did not answer".to_owned()))
         }
@@ -25,14 +25,12 @@ pub async fn attempt(broker: &dyn Broker, message: &OutgoingMessage, timeout: Du
     Attempt { outcome, latency: started.elapsed(), answer_excerpt: None, detail }
 }
 
-fn failed(error: PublishError) -> (Outcome, Option<String>) {
-    let (failure, reason) = match error {
-        PublishError::Unavailable { reason } => (Failure::BrokerUnavailable, reason),
+fn failed(error: &PublishError) -> (Outcome, Option<String>) {
+    let failure = match error {
+        PublishError::Unavailable { .. } => Failure::BrokerUnavailable,
         // A delivery has its own retries, and its dead letter is redriven: each attempt counts.
-        PublishError::NoRoom { reason } | PublishError::Refused { reason } => {
-            (Failure::BrokerRefused, reason)
-        }
-        PublishError::Permanent { reason } => (Failure::Unpublishable, reason),
+        PublishError::NoRoom { .. } | PublishError::Refused { .. } => Failure::BrokerRefused,
+        PublishError::Permanent { .. } => Failure::Unpublishable,
     };
-    (Outcome::Failed(failure), Some(reason))
+    (Outcome::Failed(failure), Some(error.reason().to_string()))
 }

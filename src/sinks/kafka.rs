@@ -190,14 +190,14 @@ impl Kafka {
 
     fn error(&self, error: &KrafkaError) -> PublishError {
         let reason = format!("{}: {error}", self.options.url);
-        match error {
+        let failed = match error {
             // The login or a certificate. The server's text is dropped, because it may contain anything.
             KrafkaError::Auth { .. }
             | KrafkaError::Broker { code: ErrorCode::SaslAuthenticationFailed, .. } => {
-                PublishError::unavailable(format!(
+                return PublishError::unavailable(format!(
                     "{} rejects the login; correct user and password, mechanism, or the TLS files",
                     self.options.url
-                ))
+                ));
             }
             KrafkaError::Broker { code, .. } => match meaning(*code) {
                 Meaning::TooLarge => PublishError::permanent(reason),
@@ -212,7 +212,8 @@ impl Kafka {
                 self.options.url
             )),
             _ => PublishError::unavailable(reason),
-        }
+        };
+        failed.caused_by(error.clone())
     }
 
     /// Like [`error`](Self::error), for a record that could not be queued: the client reports a malformed record as a
@@ -222,7 +223,9 @@ impl Kafka {
             KrafkaError::Config { .. }
             | KrafkaError::Protocol { .. }
             | KrafkaError::Serialization { .. }
-            | KrafkaError::Compression { .. } => PublishError::permanent(error.to_string()),
+            | KrafkaError::Compression { .. } => {
+                PublishError::permanent(error.to_string()).caused_by(error.clone())
+            }
             _ => self.error(error),
         }
     }

@@ -19,6 +19,7 @@
 #[cfg(feature = "amqp")]
 pub mod amqp;
 mod attempt;
+mod error;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 mod link;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use attempt::attempt;
+pub use error::{PublishError, PublishReason};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -49,44 +51,6 @@ pub struct OutgoingMessage {
     pub body: Bytes,
     /// Headers besides the id, if the protocol has headers.
     pub headers: Vec<(String, String)>,
-}
-
-/// Why a message was not acknowledged. The reasons are shown to people and contain no secret.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PublishError {
-    /// The broker is unreachable, rejects the login, does not answer, or accepts nothing at the moment (out of memory,
-    /// read-only, loading, without replicas). The message is not the cause: all messages wait, and no attempt is
-    /// used up. The message may have arrived nevertheless.
-    #[error("unavailable: {reason}")]
-    Unavailable { reason: String },
-    /// The message's queue or stream is full. The message waits, and no attempt is used up; messages with other
-    /// destinations continue.
-    #[error("no room: {reason}")]
-    NoRoom { reason: String },
-    /// The broker rejected this message: not permitted, or no queue or stream takes it. An operator can correct that.
-    #[error("refused: {reason}")]
-    Refused { reason: String },
-    /// The broker can never accept the message: it is too large, or the protocol cannot express it.
-    #[error("cannot be published: {reason}")]
-    Permanent { reason: String },
-}
-
-impl PublishError {
-    fn unavailable(reason: impl Into<String>) -> Self {
-        Self::Unavailable { reason: reason.into() }
-    }
-
-    fn no_room(reason: impl Into<String>) -> Self {
-        Self::NoRoom { reason: reason.into() }
-    }
-
-    fn refused(reason: impl Into<String>) -> Self {
-        Self::Refused { reason: reason.into() }
-    }
-
-    fn permanent(reason: impl Into<String>) -> Self {
-        Self::Permanent { reason: reason.into() }
-    }
 }
 
 /// The result of publishing a group.
@@ -239,7 +203,7 @@ async fn read_file(setting: &'static str, path: &Path) -> Result<Vec<u8>, Settin
 /// A setting may prove unusable only when connecting: then all messages wait until it is corrected.
 impl From<SettingError> for PublishError {
     fn from(error: SettingError) -> Self {
-        Self::unavailable(error.to_string())
+        Self::unavailable(error.to_string()).caused_by(error)
     }
 }
 

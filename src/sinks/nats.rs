@@ -171,7 +171,7 @@ impl Nats {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
                 self.unavailable(format!("the server rejects the login; correct {}", self.login()))
             }
-            _ => self.unavailable(error),
+            _ => self.failed(error),
         })?;
         Ok(Connected { client, complaints })
     }
@@ -192,6 +192,10 @@ impl Nats {
 
     fn unavailable(&self, reason: impl std::fmt::Display) -> PublishError {
         PublishError::unavailable(format!("{}: {reason}", self.options.url))
+    }
+
+    fn failed(&self, error: impl std::error::Error + Send + Sync + 'static) -> PublishError {
+        self.unavailable(&error).caused_by(error)
     }
 
     async fn publish_group(&self, group: &[OutgoingMessage]) -> Published {
@@ -244,9 +248,9 @@ impl Nats {
                     )),
                     RequestErrorKind::NoResponders => self.no_responders(client, subject).await,
                     RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
-                        PublishError::permanent(format!("{subject}: {error}"))
+                        PublishError::permanent(format!("{subject}: {error}")).caused_by(error)
                     }
-                    RequestErrorKind::Other => self.unavailable(error),
+                    RequestErrorKind::Other => self.failed(error),
                 });
             }
         };
@@ -282,7 +286,9 @@ impl Nats {
         match client.send_request("$JS.API.INFO".to_owned(), request).await {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == RequestErrorKind::TimedOut => self.echo(client).await,
-            Err(error) => Err(self.unavailable(format!("JetStream does not answer: {error}"))),
+            Err(error) => {
+                Err(self.unavailable(format!("JetStream does not answer: {error}")).caused_by(error))
+            }
         }
     }
 
@@ -293,7 +299,8 @@ impl Nats {
         let inbox = client.new_inbox();
         let round = async {
             let subscribed = client.subscribe(inbox.clone()).await;
-            let mut echoes = subscribed.map_err(|error| self.unavailable(format!("{inbox}: {error}")))?;
+            let mut echoes =
+                subscribed.map_err(|error| self.unavailable(format!("{inbox}: {error}")).caused_by(error))?;
             self.send(client.publish(inbox.clone(), Bytes::new())).await?;
             let echo = echoes.next().await;
             echo.map(drop).ok_or_else(|| self.unavailable("the connection was closed"))
@@ -346,9 +353,9 @@ impl Nats {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(match error.kind() {
                 PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => {
-                    PublishError::permanent(error.to_string())
+                    PublishError::permanent(error.to_string()).caused_by(error)
                 }
-                PublishErrorKind::Send => self.unavailable(error),
+                PublishErrorKind::Send => self.failed(error),
             }),
             Err(_) => Err(self.unavailable("the server does not read")),
         }

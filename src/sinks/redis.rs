@@ -182,13 +182,14 @@ impl Redis {
 
     fn error(&self, error: &RedisError) -> PublishError {
         let reason = format!("{}:{}: {error}", self.host, self.port);
-        match meaning(error.kind(), error.code()) {
+        let failed = match meaning(error.kind(), error.code()) {
             Meaning::Unavailable => PublishError::unavailable(reason),
             Meaning::Cluster => PublishError::unavailable(format!(
                 "{reason}: this is a Redis Cluster; set url to a server without cluster mode"
             )),
             Meaning::Refused => PublishError::refused(reason),
-        }
+        };
+        failed.caused_by(error.clone())
     }
 
     fn xadd(&self, message: &OutgoingMessage) -> redis::Cmd {

@@ -80,11 +80,11 @@ impl Broker for Scripted {
                     tokio::time::sleep(wait).await;
                 }
                 assert_ne!(deed, Deed::Panic, "as the script says");
-                let reason = "as the script says".to_owned();
+                let reason = "as the script says";
                 let error = match deed {
-                    Deed::Refuse => Some(PublishError::Refused { reason }),
-                    Deed::RefuseForEver => Some(PublishError::Permanent { reason }),
-                    Deed::TakeAndHang => Some(PublishError::Unavailable { reason }),
+                    Deed::Refuse => Some(PublishError::refused(reason)),
+                    Deed::RefuseForEver => Some(PublishError::permanent(reason)),
+                    Deed::TakeAndHang => Some(PublishError::unavailable(reason)),
                     Deed::Take | Deed::Slow(_) | Deed::Panic => None,
                 };
                 if !matches!(deed, Deed::Refuse | Deed::RefuseForEver) {

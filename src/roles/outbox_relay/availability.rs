@@ -107,7 +107,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_outage_is_one_pause_for_all_who_find_it_and_ends_with_the_first_success() {
         let availability = Availability::new(Metrics::new().of_broker("partner"));
-        let error = PublishError::Unavailable { reason: "away".to_owned() };
+        let error = PublishError::unavailable("away");
         assert!(availability.not_before().is_some_and(|at| at <= Instant::now()), "the next try is at once");
         availability.worked(Instant::now());
         assert_eq!(availability.not_before(), None);

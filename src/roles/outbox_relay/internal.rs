@@ -39,22 +39,23 @@ impl Internal {
         if self.js.is_connected() {
             Ok(())
         } else {
-            Err(PublishError::Unavailable { reason: "the connection to NATS is lost".to_owned() })
+            Err(PublishError::unavailable("the connection to NATS is lost"))
         }
     }
 }
 
 /// A stream that is full or missing, or a server that does not answer, is not caused by the message: all rows wait. A
 /// message that is too large is a permanent error.
-fn meaning(error: &NatsError) -> PublishError {
+fn meaning(error: NatsError) -> PublishError {
     let reason = error.to_string();
-    if error.is_too_large() || matches!(error, NatsError::Subject { .. }) {
-        PublishError::Permanent { reason }
+    let failed = if error.is_too_large() || matches!(error, NatsError::Subject { .. }) {
+        PublishError::permanent(reason)
     } else if error.is_full() || error.api().is_none_or(|answer| waits(answer.code, answer.err_code)) {
-        PublishError::Unavailable { reason }
+        PublishError::unavailable(reason)
     } else {
-        PublishError::Refused { reason }
-    }
+        PublishError::refused(reason)
+    };
+    failed.caused_by(error)
 }
 
 /// JetStream is off, has no leader, or is out of resources, or the account is (10002, 10023).
@@ -71,7 +72,7 @@ impl Broker for Internal {
             }
             for (acknowledged, message) in group.iter().enumerate() {
                 if let Err(error) = self.publish_one(message).await {
-                    return Published { acknowledged, error: Some(meaning(&error)) };
+                    return Published { acknowledged, error: Some(meaning(error)) };
                 }
             }
             Published { acknowledged: group.len(), error: None }
@@ -84,7 +85,7 @@ impl Broker for Internal {
             self.connected()?;
             let stream = self.js.names().events_stream();
             let info = self.js.stream_info(&stream).await;
-            info.map(drop).map_err(|error| PublishError::Unavailable { reason: error.to_string() })
+            info.map(drop).map_err(|error| PublishError::unavailable(error.to_string()).caused_by(error))
         }
         .boxed()
     }
@@ -119,15 +120,17 @@ mod tests {
             NatsError::NoResponders { subject: subject() },
             NatsError::transport(subject(), "lost".to_owned()),
         ] {
-            assert!(matches!(meaning(&all_wait), PublishError::Unavailable { .. }), "{all_wait}");
+            let text = all_wait.to_string();
+            assert!(matches!(meaning(all_wait), PublishError::Unavailable { .. }), "{text}");
         }
         for too_large in [
             answer(400, 10_054),
             NatsError::TooLarge { subject: subject(), size: 2_000_000, limit: 1_048_576 },
             NatsError::Subject { subject: subject(), reason: "is none" },
         ] {
-            assert!(matches!(meaning(&too_large), PublishError::Permanent { .. }), "{too_large}");
+            let text = too_large.to_string();
+            assert!(matches!(meaning(too_large), PublishError::Permanent { .. }), "{text}");
         }
-        assert!(matches!(meaning(&answer(400, 10_060)), PublishError::Refused { .. }));
+        assert!(matches!(meaning(answer(400, 10_060)), PublishError::Refused { .. }));
     }
 }

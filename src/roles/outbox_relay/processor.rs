@@ -57,18 +57,17 @@ struct EnvelopeFields {
 impl Target {
     /// The message of a row; takes its payload. The error is permanent.
     pub(super) fn outgoing(&self, row: &mut ClaimedRow) -> Result<OutgoingMessage, PublishError> {
-        let unfit = |error: serde_json::Error| PublishError::Permanent {
-            reason: format!("the payload is not an envelope: {error}"),
+        let unfit = |error: serde_json::Error| {
+            PublishError::permanent(format!("the payload is not an envelope: {error}")).caused_by(error)
         };
         let payload = std::mem::take(&mut row.payload);
         serde_json::from_str::<EnvelopeFields>(&payload).map_err(unfit)?;
         let (stream, content_type) = match &self.route {
             // NATS trims header values, so the stream would take it for another event.
             Route::Internal(_) if row.message_id.trim() != row.message_id => {
-                return Err(PublishError::Permanent {
-                    reason: "the message id begins or ends with a space, which NATS removes; publish the event with another id"
-                        .to_owned(),
-                });
+                return Err(PublishError::permanent(
+                    "the message id begins or ends with a space, which NATS removes; publish the event with another id",
+                ));
             }
             Route::Internal(names) => (names.event(&row.event_type), CONTENT_TYPE),
             Route::External(destination) => {

@@ -163,7 +163,7 @@ impl<'a> Round<'a> {
             let error = match error {
                 Some(error) => error,
                 None if acknowledged > 0 => continue,
-                None => PublishError::Unavailable { reason: format!("{}: no answer at all", row.message_id) },
+                None => PublishError::unavailable(format!("{}: no answer at all", row.message_id)),
             };
             if !self.carry_out(row, &error, results).await {
                 return;
@@ -351,7 +351,7 @@ fn outgoing(target: &Target, row: &mut ClaimedRow) -> Result<OutgoingMessage, Pu
 }
 
 fn refused(panicked: &Panicked) -> PublishError {
-    PublishError::Refused { reason: panicked.to_string() }
+    PublishError::refused(panicked.to_string()).caused_by(panicked.clone())
 }
 
 /// The rows of each stream, in order.
