@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Cause;
 use super::metrics::DomainMetrics;
+use super::{Cause, Shown};
 use crate::domain::subscription::SubscriptionRef;
 
 /// An envelope was moved to its subscription's own lane.
@@ -185,7 +185,7 @@ impl AttemptsLogged {
 /// Records of attempts were left out of the delivery log; deliveries go on.
 pub struct AttemptsLeftOut<'a> {
     pub count: u64,
-    pub why: &'a str,
+    pub why: Shown<'a>,
     /// None was left out before, since the log last kept up.
     pub is_new: bool,
 }
@@ -198,7 +198,7 @@ impl AttemptsLeftOut<'_> {
             let domain = &*metrics.domain;
             tracing::warn!(
                 domain,
-                why,
+                %why,
                 metric = "hub_attempts_unlogged_total",
                 "delivery log overloaded, attempts left out"
             );

@@ -23,7 +23,7 @@ use std::sync::Arc;
 pub use bulk_jobs::{BulkJobRunner, BulkJobs, MAX_RUNNING_JOBS, NewBulkJob};
 pub use error::ManagementError;
 pub use rotation::{LONGEST_OVERLAP, PreviousSecret, RotationResult, VerificationKey};
-pub use samples::{Sample, SampleAttempt};
+pub use samples::{Sample, SampleAttempt, UnusableSubscription};
 pub use subscriptions::{
     PlannedWrite, SubscriptionFilter, SubscriptionPage, SubscriptionSelector, WriteAction,
     keys_without_domain, read_subscription,

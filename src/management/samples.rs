@@ -14,7 +14,7 @@ use crate::domain::attempt::Attempt;
 use crate::domain::envelope::envelope_id;
 use crate::domain::event::{Event, Publication, Rejection};
 use crate::domain::field_error::FieldError;
-use crate::domain::index::{IndexEntry, SubscriptionIndex};
+use crate::domain::index::{EntryError, IndexEntry, SubscriptionIndex};
 use crate::domain::key::{EventKey, KeyPattern};
 use crate::domain::outcome::{Decision, Failure, decide, disables};
 use crate::domain::producer_outbox::ExternalMessage;
@@ -43,6 +43,14 @@ pub struct Sample {
     pub source: String,
     /// Further attributes for filters.
     pub attributes: Vec<(String, String)>,
+}
+
+/// A stored subscription that gets no events.
+#[derive(Debug, thiserror::Error)]
+#[error("{id}: {source}")]
+pub struct UnusableSubscription {
+    pub id: SubscriptionId,
+    source: EntryError,
 }
 
 /// The result of one attempt with a sample, which bypasses the streams: it is not retried, dead-lettered or logged, and
@@ -83,7 +91,7 @@ impl Management {
     pub async fn matching(
         &self,
         sample: &Sample,
-    ) -> Result<(Vec<StoredSubscription>, Vec<String>), ManagementError> {
+    ) -> Result<(Vec<StoredSubscription>, Vec<UnusableSubscription>), ManagementError> {
         let event = sample.event()?;
         if self.categories().domain_of(&sample.key).is_none() {
             return Err(ManagementError::EventRejected(Rejection::no_domain(&sample.key)));
@@ -108,7 +116,9 @@ impl Management {
         for one in &stored {
             match IndexEntry::new(one.subscription.clone(), one.revision) {
                 Ok(entry) => drop(index.insert(entry)),
-                Err(error) => unusable.push(format!("{}: {error}", one.subscription.id)),
+                Err(source) => {
+                    unusable.push(UnusableSubscription { id: one.subscription.id.clone(), source });
+                }
             }
         }
         let wanting: HashSet<SubscriptionRef> =

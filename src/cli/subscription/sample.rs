@@ -44,7 +44,7 @@ pub(super) async fn matching(
     let MatchOptions { key, tenant, source, attribute } = options;
     let sample = Sample { key, tenant, source, attributes: attribute };
     let (found, unusable) = manage(settings).await?.matching(&sample).await?;
-    unusable.iter().for_each(|text| warn(text));
+    unusable.iter().for_each(|one| warn(&one.to_string()));
     let found: Vec<Value> = found.iter().map(|one| one.subscription.hidden_json()).collect();
     if found.is_empty() && !printer.is_json() {
         printer

@@ -2,6 +2,7 @@
 //! subscription. Deliveries never wait for it.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -84,7 +85,7 @@ impl DeliveryLog {
         let mut gathered = inner.gathered.lock().unwrap_or_else(PoisonError::into_inner);
         if gathered.bytes >= MOST_BYTES {
             drop(gathered);
-            return inner.left_out(1, "more attempts than the stream accepts");
+            return inner.left_out(1, &"more attempts than the stream accepts");
         }
         if !gathered.lines.contains_key(subscription) {
             gathered.lines.insert(subscription.to_owned(), Lines::default());
@@ -94,7 +95,7 @@ impl DeliveryLog {
         let before = lines.len();
         if let Err(error) = record.write_line(lines) {
             drop(gathered);
-            return inner.left_out(1, &error.to_string());
+            return inner.left_out(1, &error);
         }
         *count += 1;
         let added = lines.len() - before;
@@ -150,7 +151,7 @@ impl Inner {
                         true
                     }
                     Err(error) => {
-                        self.left_out(count, &error.to_string());
+                        self.left_out(count, &error);
                         false
                     }
                 }
@@ -166,7 +167,7 @@ impl Inner {
     }
 
     /// Counts records that are not stored; the log line is written once.
-    fn left_out(&self, count: u64, why: &str) {
+    fn left_out(&self, count: u64, why: &dyn fmt::Display) {
         let is_new = {
             let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
             !std::mem::replace(&mut gathered.behind, true)

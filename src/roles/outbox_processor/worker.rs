@@ -22,7 +22,7 @@ use crate::facts::{
 };
 use crate::health::ReadyFlag;
 use crate::nats::subjects::own_lane;
-use crate::nats::{Acker, Delivered, EnvelopeMessage, HAND_BACK_DELAY, JetStream};
+use crate::nats::{Acker, Delivered, EnvelopeMessage, HAND_BACK_DELAY, JetStream, Malformed};
 use crate::panics;
 use crate::tasks::{Jobs, Task, TaskError};
 
@@ -67,6 +67,15 @@ pub(super) struct Worker {
 
 /// `max_in_flight` and the rate limit.
 type FlowLimits = (u32, Option<RateLimit>);
+
+/// Why the subscription of a message is unknown.
+#[derive(Debug, thiserror::Error)]
+enum UnknownOwner {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("the subject names no subscription")]
+    NotInSubject,
+}
 
 /// Shared with the moves to own lanes, which add to it.
 type KnownLanes = Arc<Mutex<HashMap<String, Instant>>>;
@@ -168,7 +177,7 @@ impl Worker {
             Ok(Err(detail)) => {
                 let delivery = self.delivery.clone();
                 running.spills.start(async move {
-                    delivery.undecodable(&message, &detail).await;
+                    delivery.undecodable(&message, &detail.to_string()).await;
                     drop(permit);
                 });
                 return;
@@ -204,9 +213,9 @@ impl Worker {
     }
 
     /// The subscription of a message and the limits of its deliveries, or why it is undecodable.
-    fn place(&self, message: &Delivered) -> Result<(Identity, Option<FlowLimits>), String> {
+    fn place(&self, message: &Delivered) -> Result<(Identity, Option<FlowLimits>), UnknownOwner> {
         if let Some(malformed) = message.malformed() {
-            return Err(malformed.to_string());
+            return Err(malformed.into());
         }
         // The body names the subscription; early versions wrote an id without tenant into the subject. An unreadable body
         // waits in the queue that the subject names.
@@ -214,7 +223,7 @@ impl Worker {
             let subscription = self.js.names().parse_outbox(&message.subject)?.reference()?;
             Some(Identity { subscription, incarnation: Incarnation::LEGACY })
         });
-        let subscription = subscription.ok_or("the subject names no subscription")?;
+        let subscription = subscription.ok_or(UnknownOwner::NotInSubject)?;
         let limits = match &self.subscriptions {
             Subscriptions::Registry(registry) => registry
                 .read()
