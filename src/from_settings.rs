@@ -9,7 +9,7 @@ use crate::domain::outcome::RetryPolicy;
 use crate::domain::subscription::Identity;
 use crate::facts::CredentialNotOpened;
 use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, SecretNotOpened};
-use crate::nats::definitions::{Limits, StreamParameters};
+use crate::nats::definitions::{StreamLimits, StreamParameters};
 use crate::nats::{ConnectOptions, JetStream, NatsError, Tls};
 use crate::seal::{Place, Sealer};
 #[cfg(feature = "kafka")]
@@ -69,7 +69,7 @@ pub fn stream_parameters(settings: &Settings) -> StreamParameters {
         max_deliver: settings.delivery.max_deliver,
         ack_wait: settings.delivery.ack_wait,
         duplicate_window: limits.duplicate_window,
-        limits: Limits {
+        limits: StreamLimits {
             events: limits.events.as_u64(),
             outbox: limits.outbox.as_u64(),
             dlt: limits.dlt.as_u64(),
@@ -85,7 +85,7 @@ pub fn stream_parameters(settings: &Settings) -> StreamParameters {
 /// The external broker of an entry. The first publish connects.
 pub fn external_broker(entry: &ExternalBroker) -> Result<Arc<dyn Broker>, SettingError> {
     let url = &entry.url;
-    let tls = sinks::Tls {
+    let tls = sinks::BrokerTls {
         required: entry.tls_required,
         ca_file: entry.tls_ca_file.clone(),
         cert_file: entry.tls_cert_file.clone(),
@@ -94,7 +94,7 @@ pub fn external_broker(entry: &ExternalBroker) -> Result<Arc<dyn Broker>, Settin
     let timeouts = sinks::Timeouts { publish: entry.timeout, ..sinks::Timeouts::default() };
     let (user, password) = (entry.user.clone(), entry.password.clone());
     Ok(match entry.provider {
-        Provider::Nats => Arc::new(sinks::nats::Nats::new(sinks::nats::Options {
+        Provider::Nats => Arc::new(sinks::nats::Nats::new(sinks::nats::NatsOptions {
             mode: if entry.jetstream { sinks::nats::Mode::JetStream } else { sinks::nats::Mode::Core },
             credentials_file: entry.credentials_file.clone(),
             nkey_seed_file: entry.nkey_seed_file.clone(),
@@ -103,38 +103,38 @@ pub fn external_broker(entry: &ExternalBroker) -> Result<Arc<dyn Broker>, Settin
             token: entry.token.clone(),
             tls,
             timeouts,
-            ..sinks::nats::Options::new(url)
+            ..sinks::nats::NatsOptions::new(url)
         })?),
         #[cfg(feature = "redis")]
-        Provider::Redis => Arc::new(sinks::redis::Redis::new(sinks::redis::Options {
+        Provider::Redis => Arc::new(sinks::redis::Redis::new(sinks::redis::RedisOptions {
             user,
             password,
             tls,
             max_len: entry.max_len,
             timeouts,
-            ..sinks::redis::Options::new(url)
+            ..sinks::redis::RedisOptions::new(url)
         })?),
         #[cfg(feature = "amqp")]
-        Provider::Amqp => Arc::new(sinks::amqp::Amqp::new(sinks::amqp::Options {
+        Provider::Amqp => Arc::new(sinks::amqp::Amqp::new(sinks::amqp::AmqpOptions {
             user,
             password,
             tls,
             exchange: entry.exchange.clone(),
             timeouts,
-            ..sinks::amqp::Options::new(url)
+            ..sinks::amqp::AmqpOptions::new(url)
         })?),
         #[cfg(feature = "kafka")]
-        Provider::Kafka => Arc::new(sinks::kafka::Kafka::new(sinks::kafka::Options {
+        Provider::Kafka => Arc::new(sinks::kafka::Kafka::new(sinks::kafka::KafkaOptions {
             user,
             password,
             mechanism: match entry.mechanism {
-                Mechanism::Plain => sinks::kafka::Mechanism::Plain,
-                Mechanism::ScramSha256 => sinks::kafka::Mechanism::ScramSha256,
-                Mechanism::ScramSha512 => sinks::kafka::Mechanism::ScramSha512,
+                Mechanism::Plain => sinks::kafka::SaslMechanism::Plain,
+                Mechanism::ScramSha256 => sinks::kafka::SaslMechanism::ScramSha256,
+                Mechanism::ScramSha512 => sinks::kafka::SaslMechanism::ScramSha512,
             },
             tls,
             timeouts,
-            ..sinks::kafka::Options::new(url)
+            ..sinks::kafka::KafkaOptions::new(url)
         })?),
         // Validating the settings rejects it already.
         #[cfg(not(all(feature = "redis", feature = "amqp", feature = "kafka")))]

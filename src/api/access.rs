@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::State;
 use super::limits::{Holder, RateLimiter};
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use crate::domain::access::{Caller, PresentedToken, Scope, StoredToken, TokenId};
 use crate::management::Management;
 
@@ -205,7 +205,7 @@ fn allow(caller: Caller, scope: Scope) -> Result<Caller, Problem> {
         Ok(caller)
     } else {
         Err(Problem::new(
-            Kind::Forbidden,
+            ProblemKind::Forbidden,
             format!(
                 "the token {:?} lacks the scope {scope}; create one with `hub token create --scope {scope}`",
                 caller.name
@@ -261,7 +261,7 @@ pub fn whole_hub(caller: &Caller, what: &str) -> Result<(), Problem> {
     match caller.tenant() {
         None => Ok(()),
         Some(tenant) => Err(Problem::new(
-            Kind::Forbidden,
+            ProblemKind::Forbidden,
             format!(
                 "{what} to the whole hub, but the token {:?} is bound to the tenant {tenant:?}; use a token without a tenant",
                 caller.name

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::State;
 use super::limits::{Holder, Resource, Usage, UsageGuard};
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use crate::settings::Settings;
 
 /// Maximum size of a body that is not an event, in bytes.
@@ -124,7 +124,7 @@ pub(super) async fn read(
         let time = FIRST_BYTES + Duration::from_secs_f64(size as f64 / LEAST_RATE);
         let Ok(chunk) = tokio::time::timeout_at(begun + time, chunks.next()).await else {
             return Err(Problem::new(
-                Kind::TooSlow,
+                ProblemKind::TooSlow,
                 format!(
                     "received only {size} bytes of the body in {} s; send it faster",
                     begun.elapsed().as_secs()
@@ -147,7 +147,7 @@ pub(super) async fn read(
         }
     }
     if size > kept {
-        return Err(Problem::new(Kind::TooLarge, limit.too_large));
+        return Err(Problem::new(ProblemKind::TooLarge, limit.too_large));
     }
     Ok((read.freeze(), reservation))
 }
@@ -203,7 +203,7 @@ fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
         Ok(())
     } else {
         Err(Problem::new(
-            Kind::UnsupportedMediaType,
+            ProblemKind::UnsupportedMediaType,
             "content-type: must be application/json; send the body as JSON with this header",
         ))
     }

@@ -33,7 +33,8 @@ struct ListQuery {
 
 /// A list of bulk jobs, newest first.
 #[derive(Debug, Serialize, ToSchema)]
-struct OrderList {
+#[schema(as = OrderList)]
+struct BulkJobList {
     orders: Vec<BulkJob>,
 }
 
@@ -41,14 +42,14 @@ struct OrderList {
 ///
 /// The hub keeps the last 1,000 jobs for a week. A token that is bound to a tenant only sees that tenant's jobs.
 #[utoipa::path(get, path = "/v1/orders", tag = "orders", params(ListQuery),
-    responses((status = 200, description = "The bulk jobs", body = OrderList), CommonProblems))]
+    responses((status = 200, description = "The bulk jobs", body = BulkJobList), CommonProblems))]
 async fn list(
     FromState(state): FromState<State>,
     Reader(caller): Reader,
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Response, Problem> {
     let orders = state.orders.jobs(&caller, limit(query.limit)?).await?;
-    Ok(Json(OrderList { orders }).into_response())
+    Ok(Json(BulkJobList { orders }).into_response())
 }
 
 /// Read the progress of a bulk job (scope `read`)

@@ -149,7 +149,8 @@ async fn read_one(
 /// Options of a replay.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
-struct ReplayOrder {
+#[schema(as = ReplayOrder)]
+struct ReplayRequest {
     /// Replay it even if a replay is in progress, because its envelope is known to be lost
     force: bool,
 }
@@ -167,7 +168,7 @@ struct ReplayedOne {
 
 /// Replay a dead letter now (scope `operate`)
 #[utoipa::path(post, path = "/v1/dead-letters/{id}/replay", tag = "dead letters",
-    request_body = Option<ReplayOrder>, params(("id" = String, Path)),
+    request_body = Option<ReplayRequest>, params(("id" = String, Path)),
     responses(
         (status = 202, description = "Started, or in progress already", body = ReplayedOne),
         CommonProblems, BodyProblems, NotFoundProblem))]
@@ -175,7 +176,7 @@ async fn replay_one(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
     PathPart(id): PathPart,
-    MaybeJson(order): MaybeJson<ReplayOrder>,
+    MaybeJson(order): MaybeJson<ReplayRequest>,
 ) -> Result<Response, Problem> {
     let mut selected = select_one(&state, &caller, &id).await?;
     // When a redrive fails again, the old and the new dead letter exist for a moment: use the new one.

@@ -59,7 +59,8 @@ async fn read_one(
 /// Options of a pause.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct PauseOrder {
+#[schema(as = PauseOrder)]
+struct PauseRequest {
     /// Duration, such as `2h`. Default: until the domain is resumed
     #[serde(rename = "for", default)]
     #[schema(example = "2h")]
@@ -69,14 +70,14 @@ struct PauseOrder {
 /// Pause the deliveries of a domain (scope `operate`, token without a tenant)
 ///
 /// Envelopes wait in the domain outbox until the domain is resumed.
-#[utoipa::path(post, path = "/v1/domains/{name}/pause", tag = "domains", request_body = Option<PauseOrder>,
+#[utoipa::path(post, path = "/v1/domains/{name}/pause", tag = "domains", request_body = Option<PauseRequest>,
     params(("name" = String, Path)),
     responses((status = 200, description = "Paused", body = DomainRow), CommonProblems, BodyProblems, NotFoundProblem))]
 async fn pause(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
     PathPart(name): PathPart,
-    MaybeJson(order): MaybeJson<PauseOrder>,
+    MaybeJson(order): MaybeJson<PauseRequest>,
 ) -> Result<Response, Problem> {
     whole_hub(&caller, WHOSE)?;
     let lasting = order.lasting.as_deref().map(duration::parse).transpose();

@@ -5,7 +5,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use crate::facts::AnswerNotWritten;
 use crate::printable::PrintableJson;
 
@@ -18,7 +18,8 @@ impl<T: Serialize> IntoResponse for Json<T> {
             Ok(body) => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
             Err(error) => {
                 AnswerNotWritten { error: &error }.emit();
-                Problem::new(Kind::Internal, "writing the answer failed; see the hub's log").into_response()
+                Problem::new(ProblemKind::Internal, "writing the answer failed; see the hub's log")
+                    .into_response()
             }
         }
     }

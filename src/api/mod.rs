@@ -38,7 +38,7 @@ use admission::Admission;
 use connections::ConnectionLimits;
 use limits::{BroadReads, RateLimiter};
 pub use monitoring::Monitoring;
-use problem::{Kind, Problem};
+use problem::{Problem, ProblemKind};
 
 use crate::facts::Metrics;
 use crate::health::ReadyFlag;
@@ -191,12 +191,12 @@ fn management(resources: Resources, metrics: Metrics) -> Router {
 }
 
 async fn not_found() -> Problem {
-    Problem::new(Kind::NotFound, "unknown path; see /openapi.json for all paths")
+    Problem::new(ProblemKind::NotFound, "unknown path; see /openapi.json for all paths")
 }
 
 async fn method_not_allowed() -> Problem {
     Problem::new(
-        Kind::MethodNotAllowed,
+        ProblemKind::MethodNotAllowed,
         "this path does not support the method; see /openapi.json for its methods",
     )
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use axum::http::{HeaderMap, Method, Uri, header};
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
 /// Media types that a page may send without a preflight request (Fetch standard, CORS-safelisted request-header).
 const WITHOUT_PREFLIGHT: [&str; 3] =
@@ -29,7 +29,7 @@ pub(super) fn check(
     let foreign = named.into_iter().flatten().find(|authority| !is_ours(authority));
     if let Some(foreign) = foreign {
         return Err(Problem::new(
-            Kind::Forbidden,
+            ProblemKind::Forbidden,
             format!(
                 "host: unknown name {foreign:?}, which is refused because this hub requires no token (api.anonymous = true); \
                  use its address or localhost, or add the name to api.allowed_hosts"
@@ -38,13 +38,13 @@ pub(super) fn check(
     }
     let Some(host) = host else {
         return Err(Problem::new(
-            Kind::Forbidden,
+            ProblemKind::Forbidden,
             "host: the header is required, because this hub requires no token (api.anonymous = true); send it",
         ));
     };
     let from_elsewhere = |what: &str| {
         Problem::new(
-            Kind::Forbidden,
+            ProblemKind::Forbidden,
             format!(
                 "{what}, which is refused because this hub requires no token (api.anonymous = true); call the API from a \
                  program, or set api.anonymous = false and send a token"
@@ -70,7 +70,7 @@ pub(super) fn check(
     let media = media.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if WITHOUT_PREFLIGHT.contains(&media.as_str()) && !is_binary_event {
         return Err(Problem::new(
-            Kind::UnsupportedMediaType,
+            ProblemKind::UnsupportedMediaType,
             format!(
                 "content-type: {media} is not supported; send JSON with `content-type: application/json`"
             ),

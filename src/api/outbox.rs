@@ -226,7 +226,8 @@ async fn cleanup(
 /// Options of a reconciliation.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
-struct ReconcileOrder {
+#[schema(as = ReconcileOrder)]
+struct ReconcileRequest {
     /// Cursor: `next` of the previous answer. Default: the oldest event
     after: Option<String>,
 }
@@ -245,13 +246,13 @@ struct OutboxReconciled {
 /// Checks that each published event has a row for each external broker. Runs for at most 10 s, 1,000 events at a time. If
 /// events are left, send the request again with `next` as `after`. A relay does the same periodically.
 #[utoipa::path(post, path = "/v1/outbox/reconcile", tag = "outbox",
-    request_body = Option<ReconcileOrder>,
+    request_body = Option<ReconcileRequest>,
     responses((status = 200, description = "Done, or partly done; see `next`", body = OutboxReconciled),
         CommonProblems, BodyProblems, NoOutboxProblem))]
 async fn reconcile(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
-    MaybeJson(order): MaybeJson<ReconcileOrder>,
+    MaybeJson(order): MaybeJson<ReconcileRequest>,
 ) -> Result<Response, Problem> {
     let after = parsed("after", order.after.as_deref())?.unwrap_or_default();
     let outbox = outbox(&state, &caller).await?;

@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 
 /// Builds the `ETag` header of a revision.
 pub fn etag(revision: u64) -> (HeaderName, HeaderValue) {
@@ -54,7 +54,7 @@ impl Precondition {
 
     /// Checks the current revision; `None` means that the subscription does not exist.
     pub fn check(&self, current: Option<u64>) -> Result<(), Problem> {
-        let failed = |detail: &str| Err(Problem::new(Kind::PreconditionFailed, detail));
+        let failed = |detail: &str| Err(Problem::new(ProblemKind::PreconditionFailed, detail));
         match (self, current) {
             (Self::None, _) | (Self::Absent, None) | (Self::Any, Some(_)) => Ok(()),
             (Self::OneOf(tags), Some(revision)) if tags.contains(&revision) => Ok(()),
@@ -74,7 +74,7 @@ impl Precondition {
     pub fn check_replacing(&self, current: Option<u64>) -> Result<(), Problem> {
         if *self == Self::None && current.is_some() {
             return Err(Problem::new(
-                Kind::PreconditionRequired,
+                ProblemKind::PreconditionRequired,
                 "if-match: required, because the subscription already exists; send the etag of the version that you read, or * \
                  to replace any version",
             ));

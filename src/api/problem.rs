@@ -20,7 +20,7 @@ pub const CONTENT_TYPE: &str = "application/problem+json";
 /// The kind of a problem: the last part of its type URI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum ProblemKind {
     InvalidRequest,
     SecretRequired,
     Unauthenticated,
@@ -40,7 +40,7 @@ pub enum Kind {
     Internal,
 }
 
-impl Kind {
+impl ProblemKind {
     fn status(self) -> StatusCode {
         match self {
             Self::InvalidRequest => StatusCode::BAD_REQUEST,
@@ -111,7 +111,7 @@ impl Kind {
 /// An error answer, with `Retry-After` or `WWW-Authenticate` if necessary.
 #[derive(Debug, Clone)]
 pub struct Problem {
-    kind: Kind,
+    kind: ProblemKind,
     detail: String,
     errors: Vec<FieldError>,
     retry_after: Option<u32>,
@@ -145,7 +145,7 @@ pub struct FieldProblem {
 }
 
 impl Problem {
-    pub fn new(kind: Kind, detail: impl Into<String>) -> Self {
+    pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         Self {
             kind,
             detail: detail.into(),
@@ -159,7 +159,7 @@ impl Problem {
     /// One or more invalid fields.
     pub fn fields(errors: Vec<FieldError>) -> Self {
         let detail = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        Self { errors, ..Self::new(Kind::InvalidRequest, detail) }
+        Self { errors, ..Self::new(ProblemKind::InvalidRequest, detail) }
     }
 
     pub fn field(field: &str, problem: impl Into<String>) -> Self {
@@ -168,12 +168,12 @@ impl Problem {
 
     /// Temporarily unavailable; the caller may retry after `seconds`.
     pub fn later(seconds: u32, detail: impl Into<String>) -> Self {
-        Self { retry_after: Some(seconds), ..Self::new(Kind::Unavailable, detail) }
+        Self { retry_after: Some(seconds), ..Self::new(ProblemKind::Unavailable, detail) }
     }
 
     /// The caller has reached a limit (RFC 6585 section 4); it may retry after `seconds`.
     pub fn too_many(seconds: u32, detail: impl Into<String>) -> Self {
-        Self { retry_after: Some(seconds), ..Self::new(Kind::TooMany, detail) }
+        Self { retry_after: Some(seconds), ..Self::new(ProblemKind::TooMany, detail) }
     }
 
     /// Closes the connection after the answer, because the rest of the request is not read.
@@ -213,7 +213,7 @@ impl Problem {
 
     /// An answer with a `WWW-Authenticate` challenge (RFC 6750 section 3).
     pub fn unauthenticated(challenge: &'static str, detail: impl Into<String>) -> Self {
-        Self { challenge: Some(challenge), ..Self::new(Kind::Unauthenticated, detail) }
+        Self { challenge: Some(challenge), ..Self::new(ProblemKind::Unauthenticated, detail) }
     }
 
     /// An error of the outbox database.
@@ -225,11 +225,11 @@ impl Problem {
             return Self::later(2, format!("outbox database unavailable ({error}); try again later{before}"));
         }
         if error.is_of_setup() {
-            return Self::new(Kind::NotConfigured, format!("{error}{before}"));
+            return Self::new(ProblemKind::NotConfigured, format!("{error}{before}"));
         }
         RequestFailedInStore { error }.emit();
         let detail = format!("the outbox database returned an error; see the hub's log{before}");
-        Self::new(Kind::Internal, detail)
+        Self::new(ProblemKind::Internal, detail)
     }
 
     pub fn status(&self) -> StatusCode {
@@ -259,7 +259,7 @@ impl From<ManagementError> for Problem {
                 return Self::fields(errors);
             }
             ManagementError::SecretsNeeded(errors) => {
-                return Self::new(Kind::SecretRequired, error.to_string()).with_fields(errors.clone());
+                return Self::new(ProblemKind::SecretRequired, error.to_string()).with_fields(errors.clone());
             }
             ManagementError::EventRejected(rejection) => {
                 return Self::field("body", rejection.detail.clone());
@@ -269,18 +269,20 @@ impl From<ManagementError> for Problem {
             | ManagementError::NoDeadLetter { .. }
             | ManagementError::NoBulkJob { .. }
             | ManagementError::NoRow { .. }
-            | ManagementError::NoneSelected { .. } => Kind::NotFound,
+            | ManagementError::NoneSelected { .. } => ProblemKind::NotFound,
             ManagementError::ForeignCursor { .. } => return Self::field("after", error.to_string()),
-            ManagementError::Conflict { .. } => Kind::PreconditionFailed,
+            ManagementError::Conflict { .. } => ProblemKind::PreconditionFailed,
             ManagementError::TooManySubscriptions { .. } | ManagementError::SubscriptionsTooLarge { .. } => {
-                Kind::QuotaExceeded
+                ProblemKind::QuotaExceeded
             }
             ManagementError::TooManyBulkJobsOfTenant { .. } => return Self::too_many(5, error.to_string()),
             ManagementError::Exists { .. }
             | ManagementError::AmbiguousSubscription { .. }
             | ManagementError::OwnerRemoved { .. }
-            | ManagementError::WrongRowStatus { .. } => Kind::Conflict,
-            ManagementError::NoMasterKey { .. } | ManagementError::NoProducerOutbox => Kind::NotConfigured,
+            | ManagementError::WrongRowStatus { .. } => ProblemKind::Conflict,
+            ManagementError::NoMasterKey { .. } | ManagementError::NoProducerOutbox => {
+                ProblemKind::NotConfigured
+            }
             ManagementError::Full { .. } => {
                 return Self::later(5, "the events stream is full; publish the event again later");
             }
@@ -293,10 +295,10 @@ impl From<ManagementError> for Problem {
                     format!("; {done} rows were {verb} before; send the same request again for the rest");
                 return Self::of_store(source, &before);
             }
-            ManagementError::TooLarge(_) | ManagementError::TooLargeForServer(_) => Kind::TooLarge,
+            ManagementError::TooLarge(_) | ManagementError::TooLargeForServer(_) => ProblemKind::TooLarge,
             ManagementError::Sealed { .. } => {
                 RequestWithoutCredential { error: &error }.emit();
-                Kind::Internal
+                ProblemKind::Internal
             }
             ManagementError::NotProvisioned { .. }
             | ManagementError::PartlyDone { .. }
@@ -307,7 +309,7 @@ impl From<ManagementError> for Problem {
                 }
                 RequestFailedInNats { error: &error }.emit();
                 return Self::new(
-                    Kind::Internal,
+                    ProblemKind::Internal,
                     "the hub's NATS server returned an error; see the hub's log",
                 );
             }
@@ -320,7 +322,7 @@ impl From<BytesRejection> for Problem {
     fn from(rejection: BytesRejection) -> Self {
         match rejection.status() {
             StatusCode::PAYLOAD_TOO_LARGE => {
-                Self::new(Kind::TooLarge, "the body is too large; send a smaller one")
+                Self::new(ProblemKind::TooLarge, "the body is too large; send a smaller one")
             }
             _ => Self::field("body", format!("reading failed: {}", rejection.body_text())),
         }

@@ -21,7 +21,7 @@ use super::openapi::{
     PreconditionRequiredProblem, SecretRequiredProblem,
 };
 use super::precondition::{Precondition, etag};
-use super::problem::{Kind, Problem};
+use super::problem::{Problem, ProblemKind};
 use super::query::{QueryParams, SubscriptionPath, TenantParam, limit, parsed};
 use crate::api::json::Json;
 use crate::domain::access::Caller;
@@ -314,7 +314,7 @@ async fn write_if(
             Ok(shown(StatusCode::OK, &write.subscription, revision))
         }
         WriteAction::Conflict => Err(Problem::new(
-            Kind::PreconditionFailed,
+            ProblemKind::PreconditionFailed,
             "the subscription was changed meanwhile; read it again and retry with its etag",
         )),
     }

@@ -11,7 +11,7 @@ use crate::seal::{Sealer, open_settings};
 use crate::settings::{DEFAULT_FILE, Settings};
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum ConfigCommand {
     /// Check the settings; a problem is reported with its key, its layer and a remedy
     Check,
     /// Print the effective settings as TOML, each with its layer; secrets are hidden
@@ -19,13 +19,13 @@ pub enum Command {
 }
 
 pub fn run(
-    command: Command,
+    command: ConfigCommand,
     file: Option<&Path>,
     settings: &Settings,
     printer: Printer,
 ) -> Result<Answer, CliError> {
     match command {
-        Command::Check => {
+        ConfigCommand::Check => {
             // Checks that secrets.master_key_file exists and holds a key.
             let sealer = Sealer::from_settings(&settings.secrets)?;
             open_settings(settings, |_| true)?;
@@ -45,12 +45,12 @@ pub fn run(
             layers.extend(variables);
             printer.line(&format!("ok: {}", layers.join(", ")))?;
         }
-        Command::Show if printer.is_json() => {
+        ConfigCommand::Show if printer.is_json() => {
             let table: toml::Table =
                 toml::from_str(&settings.show()).map_err(|error| CliError::NotAsJson(Box::new(error)))?;
             printer.json(&table)?;
         }
-        Command::Show => printer.lines(settings.show().trim_end())?,
+        ConfigCommand::Show => printer.lines(settings.show().trim_end())?,
     }
     Ok(Answer::Yes)
 }

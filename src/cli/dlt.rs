@@ -15,10 +15,10 @@ use super::output::Printer;
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum DltCommand {
     /// List dead letters by domain, oldest first
     #[command(after_help = "Example:\n  hub dlt list --domain user-lifecycle --reason exhausted --since 2h")]
-    List(list::Options),
+    List(list::DltListOptions),
     /// Show a dead letter with its event, its delivery settings and its last attempt
     Show {
         /// Id, as printed by `hub dlt list`
@@ -40,12 +40,12 @@ pub enum Command {
     },
 }
 
-pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub async fn run(command: DltCommand, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     match command {
-        Command::List(options) => list::run(options, settings, printer).await,
-        Command::Show { id } => show::run(&id, settings, printer).await,
-        Command::Replay(options) => settle::replay(options, settings, printer).await,
-        Command::Discard(options) => settle::discard(options, settings, printer).await,
-        Command::Stats { domains } => stats::run(&domains, settings, printer).await,
+        DltCommand::List(options) => list::run(options, settings, printer).await,
+        DltCommand::Show { id } => show::run(&id, settings, printer).await,
+        DltCommand::Replay(options) => settle::replay(options, settings, printer).await,
+        DltCommand::Discard(options) => settle::discard(options, settings, printer).await,
+        DltCommand::Stats { domains } => stats::run(&domains, settings, printer).await,
     }
 }

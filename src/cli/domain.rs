@@ -14,7 +14,7 @@ use crate::management::find_domain;
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum DomainCommand {
     /// List domains with their event keys, waiting envelopes, dead letters and state
     List,
     /// Pause deliveries of a domain; envelopes wait in its outbox, and no event is lost
@@ -33,16 +33,16 @@ pub enum Command {
     },
 }
 
-pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub async fn run(command: DomainCommand, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     match command {
-        Command::List => list(settings, printer).await,
-        Command::Pause { name, duration } => {
+        DomainCommand::List => list(settings, printer).await,
+        DomainCommand::Pause { name, duration } => {
             find_domain(settings, &name)?;
             let pause =
                 Pause::lasting(duration, OffsetDateTime::now_utc()).map_err(CliError::InvalidOption)?;
             one(&manage(settings).await?.pause_domain(&name, &pause).await?, printer)
         }
-        Command::Resume { name } => {
+        DomainCommand::Resume { name } => {
             find_domain(settings, &name)?;
             one(&manage(settings).await?.resume_domain(&name).await?, printer)
         }

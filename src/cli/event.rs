@@ -17,7 +17,7 @@ use crate::management::traces::{TraceRequest, Traced};
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum EventCommand {
     /// Trace an event: every step from its publication to the last state of each of its envelopes
     #[command(
         after_help = "Examples:\n  hub event trace e-1\n  hub event trace e-1 --since 2h --domain user-lifecycle"
@@ -40,9 +40,9 @@ pub struct TraceOptions {
     timeout: Duration,
 }
 
-pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub async fn run(command: EventCommand, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     match command {
-        Command::Trace(options) => trace(options, settings, printer).await,
+        EventCommand::Trace(options) => trace(options, settings, printer).await,
     }
 }
 

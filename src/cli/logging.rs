@@ -13,7 +13,7 @@ use tracing_subscriber::EnvFilter;
 use crate::facts::ThreadPanicked;
 use crate::printable::{self, EscapedLog, LogText};
 use crate::queued_writer;
-use crate::settings::{Log, LogFormat};
+use crate::settings::{LogFormat, LogSettings};
 
 /// What a command logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub enum LogPlan {
 }
 
 /// Starts the log of this process. `RUST_LOG` overrides the plan.
-pub fn start(plan: LogPlan, settings: &Log) {
+pub fn start(plan: LogPlan, settings: &LogSettings) {
     let level = match plan {
         LogPlan::Command { verbose: false } => "warn",
         LogPlan::Command { verbose: true } => "info",

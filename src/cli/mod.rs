@@ -87,36 +87,36 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a demonstration of the hub on this machine, with its own NATS server and subscribers
-    Demo(demo::Options),
+    Demo(demo::DemoOptions),
     /// Run the hub until it receives a stop signal
-    Serve(serve::Options),
+    Serve(serve::ServeArguments),
     /// Create and update streams and consumers, or report differences
-    Provision(provision::Options),
+    Provision(provision::ProvisionOptions),
     /// Publish an event
-    Publish(publish::Options),
+    Publish(publish::PublishOptions),
     /// Trace events
     #[command(subcommand)]
-    Event(event::Command),
+    Event(event::EventCommand),
     /// Manage subscriptions
     #[command(subcommand)]
-    Subscription(subscription::Command),
+    Subscription(subscription::SubscriptionCommand),
     /// List, replay and discard dead letters
     #[command(subcommand)]
-    Dlt(dlt::Command),
+    Dlt(dlt::DltCommand),
     /// List, pause and resume domains
     #[command(subcommand)]
-    Domain(domain::Command),
+    Domain(domain::DomainCommand),
     /// Manage the producer outbox
-    Outbox(outbox::Options),
+    Outbox(outbox::OutboxOptions),
     /// Manage tokens of the HTTP API
     #[command(subcommand)]
-    Token(token::Command),
+    Token(token::TokenCommand),
     /// Seal secrets, and rotate the master key
     #[command(subcommand)]
-    Secrets(secrets::Command),
+    Secrets(secrets::SecretsCommand),
     /// Check and print the settings
     #[command(subcommand)]
-    Config(config::Command),
+    Config(config::ConfigCommand),
 }
 
 /// Global options with a value, except `--set`.

@@ -15,16 +15,16 @@ use crate::management::ManagementError;
 use crate::management::producer_outbox::{BatchRun, ChangedRows, ProducerOutbox, SetUpReport, Store};
 use crate::settings::{Pooler, Settings};
 use hub_outbox::StoreOptions;
-use select::Selected;
+use select::RowArguments;
 
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct OutboxOptions {
     /// URL of the producer's database; overrides outbox.database_url. Prefer HUB__OUTBOX__DATABASE_URL, which keeps the
     /// password out of the process list
     #[arg(long, global = true, value_name = "URL", value_parser = secret)]
     database_url: Option<SecretString>,
     #[command(subcommand)]
-    command: Command,
+    command: OutboxCommand,
 }
 
 /// Hides the URL in `Debug`, because it holds a password.
@@ -33,7 +33,7 @@ fn secret(text: &str) -> Result<SecretString, Infallible> {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum OutboxCommand {
     /// Create or migrate the outbox schema, and register the configured external brokers; safe to repeat
     Setup {
         /// Also unregister brokers that are not configured; events are no longer published to them
@@ -44,14 +44,14 @@ enum Command {
     Status,
     /// List rows in order of insertion
     #[command(after_help = "Example:\n  hub outbox list --status failed,abandoned --broker internal")]
-    List(list::Options),
+    List(list::OutboxListOptions),
     /// Retry failed and abandoned rows; their attempts start again at 0
     #[command(after_help = "Example:\n  hub outbox retry --broker partner_events --status abandoned")]
-    Retry(Selected),
+    Retry(RowArguments),
     /// Abandon pending and failed rows without sending them
     Discard {
         #[command(flatten)]
-        selected: Selected,
+        selected: RowArguments,
         /// Do not ask for confirmation
         #[arg(long, short)]
         yes: bool,
@@ -62,27 +62,27 @@ enum Command {
     Reconcile,
 }
 
-pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub async fn run(options: OutboxOptions, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     let url = options.database_url.or_else(|| settings.outbox.database_url.clone());
     let mut store = StoreOptions::new(url.ok_or(CliError::NoDatabase)?);
     store.timeout = settings.outbox.timeout;
     store.is_pooled = settings.outbox.pooler == Pooler::Transaction;
-    store.create = matches!(options.command, Command::Setup { .. });
+    store.create = matches!(options.command, OutboxCommand::Setup { .. });
     let outbox = ProducerOutbox::new(Store::new(store)?, settings);
-    if !matches!(options.command, Command::Setup { .. }) {
+    if !matches!(options.command, OutboxCommand::Setup { .. }) {
         outbox.check().await?;
     }
     let answer = match options.command {
-        Command::Setup { prune } => setup(&outbox, prune, settings, printer).await,
-        Command::Status => status(&outbox, printer).await,
-        Command::List(options) => list::run(options, &outbox, printer).await,
-        Command::Retry(selected) => retry(&outbox, &selected, printer).await,
-        Command::Discard { selected, yes } => discard(&outbox, &selected, yes, printer).await,
-        Command::Cleanup => {
+        OutboxCommand::Setup { prune } => setup(&outbox, prune, settings, printer).await,
+        OutboxCommand::Status => status(&outbox, printer).await,
+        OutboxCommand::List(options) => list::run(options, &outbox, printer).await,
+        OutboxCommand::Retry(selected) => retry(&outbox, &selected, printer).await,
+        OutboxCommand::Discard { selected, yes } => discard(&outbox, &selected, yes, printer).await,
+        OutboxCommand::Cleanup => {
             let done = with_progress("deleted", async |course| outbox.cleanup(course).await).await?;
             counted(printer, "deleted", done)
         }
-        Command::Reconcile => {
+        OutboxCommand::Reconcile => {
             let done = with_progress("written", async |course| outbox.reconcile(course).await).await?;
             counted(printer, "written", done)
         }
@@ -161,7 +161,11 @@ async fn with_progress(
     Ok(done?.rows)
 }
 
-async fn retry(outbox: &ProducerOutbox, selected: &Selected, printer: Printer) -> Result<Answer, CliError> {
+async fn retry(
+    outbox: &ProducerOutbox,
+    selected: &RowArguments,
+    printer: Printer,
+) -> Result<Answer, CliError> {
     let selection = selected.selection()?;
     outbox.check_ids(&selection).await?;
     match with_progress("retried", async |course| outbox.retry(&selection, course).await).await? {
@@ -172,7 +176,7 @@ async fn retry(outbox: &ProducerOutbox, selected: &Selected, printer: Printer) -
 
 async fn discard(
     outbox: &ProducerOutbox,
-    selected: &Selected,
+    selected: &RowArguments,
     yes: bool,
     printer: Printer,
 ) -> Result<Answer, CliError> {

@@ -10,13 +10,17 @@ use crate::nats::provision::{self, Drift, DriftKind};
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct ProvisionOptions {
     /// Change nothing; print the differences between the server and the definitions, and exit with 1 if there are any
     #[arg(long)]
     check: bool,
 }
 
-pub async fn run(options: Options, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub async fn run(
+    options: ProvisionOptions,
+    settings: &Settings,
+    printer: Printer,
+) -> Result<Answer, CliError> {
     let js = connect(settings).await?;
     let stream_parameters = crate::from_settings::stream_parameters(settings);
     if options.check {

@@ -10,7 +10,7 @@ use super::output::Printer;
 use crate::settings::{SecretName, Settings};
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum SecretsCommand {
     /// Reseal all stored credentials with the current key (secrets.key_id), and report settings sealed with an older key;
     /// safe to repeat
     Rotate,
@@ -22,9 +22,9 @@ pub enum Command {
     },
 }
 
-pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub async fn run(command: SecretsCommand, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     match command {
-        Command::Rotate => rotate::run(settings, printer).await,
-        Command::Seal { setting } => seal::run(&setting, settings, printer),
+        SecretsCommand::Rotate => rotate::run(settings, printer).await,
+        SecretsCommand::Seal { setting } => seal::run(&setting, settings, printer),
     }
 }

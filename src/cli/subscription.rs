@@ -21,7 +21,7 @@ use crate::nats::{StoredSubscription, UnreadableEntry};
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum SubscriptionCommand {
     /// Create or replace all subscriptions of a file, or none if one of them is invalid. A credential "***" keeps its
     /// stored value
     #[command(after_help = "Example:\n  hub subscription apply --file crm.json")]
@@ -68,7 +68,7 @@ pub enum Command {
         replace: bool,
         /// Kind of the new secret [default: the kind of the previous secret]
         #[arg(long, value_enum)]
-        algorithm: Option<rotate::Kind>,
+        algorithm: Option<rotate::AlgorithmName>,
     },
     /// Remove a subscription; its waiting envelopes become dead letters
     Remove {
@@ -119,15 +119,19 @@ fn shown(stored: &StoredSubscription) -> String {
     if tenant == DEFAULT_TENANT { id.to_string() } else { format!("{tenant}/{id}") }
 }
 
-pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub async fn run(
+    command: SubscriptionCommand,
+    settings: &Settings,
+    printer: Printer,
+) -> Result<Answer, CliError> {
     match command {
-        Command::Apply { file } => apply::run(&file, settings, printer).await,
-        Command::List { tenant, event, state } => {
+        SubscriptionCommand::Apply { file } => apply::run(&file, settings, printer).await,
+        SubscriptionCommand::List { tenant, event, state } => {
             let filter = SubscriptionFilter { tenant, event, state };
             let (found, unreadable) = manage(settings).await?.subscriptions_and_unreadable(&filter).await?;
             list(&marked(&found, &unreadable), printer)
         }
-        Command::Show(name) => {
+        SubscriptionCommand::Show(name) => {
             let shown = find(&manage(settings).await?, &name).await?.subscription.hidden_json();
             if printer.is_json() {
                 printer.json(&shown)?
@@ -136,20 +140,22 @@ pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Res
             }
             Ok(Answer::Yes)
         }
-        Command::Pause(name) => {
+        SubscriptionCommand::Pause(name) => {
             set_state(&manage(settings).await?, &name, SubscriptionState::Paused, printer).await
         }
-        Command::Resume(name) => {
+        SubscriptionCommand::Resume(name) => {
             set_state(&manage(settings).await?, &name, SubscriptionState::Active, printer).await
         }
-        Command::Match(options) => sample::matching(options, settings, printer).await,
-        Command::Test(options) => sample::test(options, settings, printer).await,
-        Command::RotateSecret { name, overlap, replace, algorithm } => {
+        SubscriptionCommand::Match(options) => sample::matching(options, settings, printer).await,
+        SubscriptionCommand::Test(options) => sample::test(options, settings, printer).await,
+        SubscriptionCommand::RotateSecret { name, overlap, replace, algorithm } => {
             let secrets =
                 if replace { PreviousSecret::IsReplaced } else { PreviousSecret::Overlaps(overlap) };
             rotate::run(&name, secrets, algorithm, settings, printer).await
         }
-        Command::Remove { name, yes } => remove(&manage(settings).await?, &name, yes, printer).await,
+        SubscriptionCommand::Remove { name, yes } => {
+            remove(&manage(settings).await?, &name, yes, printer).await
+        }
     }
 }
 

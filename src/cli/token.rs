@@ -18,7 +18,7 @@ use crate::nats::TokenEntry;
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum TokenCommand {
     /// Create a token and print it, only once; the hub stores only its hash
     #[command(
         after_help = "Example:\n  hub token create ci --scope publish,read --tenant acme --expires-in 90d"
@@ -56,11 +56,11 @@ fn tenant(text: &str) -> Result<String, InvalidTenant> {
     check_tenant(text).map(|()| text.to_owned())
 }
 
-pub async fn run(command: Command, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub async fn run(command: TokenCommand, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     match command {
-        Command::Create(options) => create(options, settings, printer).await,
-        Command::List => list(settings, printer).await,
-        Command::Revoke { name, yes } => revoke(&name, yes, settings, printer).await,
+        TokenCommand::Create(options) => create(options, settings, printer).await,
+        TokenCommand::List => list(settings, printer).await,
+        TokenCommand::Revoke { name, yes } => revoke(&name, yes, settings, printer).await,
     }
 }
 

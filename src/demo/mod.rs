@@ -34,7 +34,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// See the hub at work: a private nats-server, every role, three subscribers, and what happens to an
 /// event that one of them does not take
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct Options {
+pub struct DemoOptions {
     /// Leave after the steps: with 0 if every one was seen to hold, else with 1
     #[arg(long)]
     pub once: bool,
@@ -72,14 +72,14 @@ pub enum DemoError {
 
 /// Runs the demo on standard output. Whatever the outcome, everything is stopped and removed when it
 /// returns.
-pub async fn run(options: Options) -> Result<Verdict, DemoError> {
+pub async fn run(options: DemoOptions) -> Result<Verdict, DemoError> {
     let mut signals = Signals::new().map_err(DemoError::Signals)?;
     let mut teller = Teller::on_stdout();
     let folder = tempfile::Builder::new()
         .prefix("hub-demo-")
         .tempdir()
         .map_err(|source| DemoError::File { path: std::env::temp_dir(), source })?;
-    let log = Log::start(folder.path().join("hub.log"))?;
+    let log = DemoLog::start(folder.path().join("hub.log"))?;
 
     teller.text("Integration Hub: a demo. Everything runs on this machine and is removed at the end.");
     let started = tokio::select! {
@@ -123,12 +123,12 @@ async fn begin(folder: &Path, teller: &mut Teller) -> Result<(Stage, Processes),
 
 /// The steps, and what comes after them.
 async fn carry_out(
-    options: &Options,
+    options: &DemoOptions,
     stage: &Stage,
     processes: &mut Processes,
     signals: &mut Signals,
     teller: &mut Teller,
-    log: &Log,
+    log: &DemoLog,
 ) -> Verdict {
     let played = tokio::select! {
         played = scenario::play(stage, teller, scenario::LIMIT) => Some(played),
@@ -166,12 +166,12 @@ async fn carry_out(
 }
 
 /// The log of the hub goes to a file, so that it does not mix with the steps.
-struct Log {
+struct DemoLog {
     path: PathBuf,
     outlet: QueuedWriter,
 }
 
-impl Log {
+impl DemoLog {
     fn start(path: PathBuf) -> Result<Self, DemoError> {
         let file =
             std::fs::File::create(&path).map_err(|source| DemoError::File { path: path.clone(), source })?;

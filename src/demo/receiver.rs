@@ -48,11 +48,11 @@ struct Shared {
     credentials: Credentials,
     /// It takes this long for each answer.
     pause: Duration,
-    log: watch::Sender<Log>,
+    log: watch::Sender<ReceiverLog>,
 }
 
 /// What a receiver did so far.
-pub struct Log {
+pub struct ReceiverLog {
     pub on: bool,
     /// How many deliveries it answered.
     pub count: u64,
@@ -84,7 +84,7 @@ impl Receiver {
     ) -> std::io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let log = watch::Sender::new(Log { on, count: 0, answers: VecDeque::new() });
+        let log = watch::Sender::new(ReceiverLog { on, count: 0, answers: VecDeque::new() });
         let shared = Arc::new(Shared { credentials, pause, log });
         let router = Router::new()
             .route("/events", post(receive))
@@ -111,7 +111,7 @@ impl Receiver {
         self.shared.log.send_modify(|log| log.on = true);
     }
 
-    pub fn watch(&self) -> watch::Receiver<Log> {
+    pub fn watch(&self) -> watch::Receiver<ReceiverLog> {
         self.shared.log.subscribe()
     }
 
@@ -120,7 +120,7 @@ impl Receiver {
         &self,
         limit: Duration,
         expected: &str,
-        look: impl Fn(&Log) -> Result<T, String>,
+        look: impl Fn(&ReceiverLog) -> Result<T, String>,
     ) -> Result<T, Unmet> {
         let mut log = self.watch();
         let waited = tokio::time::timeout(limit, log.wait_for(|log| look(log).is_ok())).await;
@@ -133,7 +133,7 @@ impl Receiver {
     }
 }
 
-impl Log {
+impl ReceiverLog {
     /// The answers with a 2xx, in their order.
     pub fn accepted(&self) -> impl Iterator<Item = &Answer> {
         self.answers.iter().filter(|answer| (200..300).contains(&answer.status))

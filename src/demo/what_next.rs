@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::receiver::{Log, Receiver};
+use super::receiver::{Receiver, ReceiverLog};
 use super::stage::Stage;
 use super::telling::Teller;
 use crate::shell_command::{executable, quoted};
@@ -84,7 +84,13 @@ pub async fn narrate(stage: &Stage, teller: &mut Teller) {
     }
 }
 
-fn tell_news(name: &str, log: &mut watch::Receiver<Log>, told: &mut u64, on: &mut bool, teller: &mut Teller) {
+fn tell_news(
+    name: &str,
+    log: &mut watch::Receiver<ReceiverLog>,
+    told: &mut u64,
+    on: &mut bool,
+    teller: &mut Teller,
+) {
     let log = log.borrow_and_update();
     if log.on != *on {
         *on = log.on;

@@ -36,12 +36,12 @@ pub struct StreamParameters {
     pub max_deliver: u32,
     pub ack_wait: Duration,
     pub duplicate_window: Duration,
-    pub limits: Limits,
+    pub limits: StreamLimits,
 }
 
 /// `max_bytes` and `max_age` of the streams.
 #[derive(Debug, Clone)]
-pub struct Limits {
+pub struct StreamLimits {
     pub events: u64,
     pub outbox: u64,
     pub dlt: u64,

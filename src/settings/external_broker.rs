@@ -6,7 +6,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::layers::Kind;
+use super::layers::SettingType;
 use super::validate::Findings;
 use super::{Settings, unset_if_empty};
 use crate::domain::duration;
@@ -171,26 +171,26 @@ impl Provider {
 
 impl ExternalBroker {
     /// The fields of an entry.
-    pub(super) const FIELDS: [(&'static str, Kind); 19] = [
-        ("name", Kind::Text),
-        ("provider", Kind::Text),
-        ("url", Kind::Text),
-        ("user", Kind::Text),
-        ("password", Kind::Text),
-        ("token", Kind::Text),
-        ("credentials_file", Kind::Text),
-        ("nkey_seed_file", Kind::Text),
-        ("tls_ca_file", Kind::Text),
-        ("tls_cert_file", Kind::Text),
-        ("tls_key_file", Kind::Text),
-        ("tls_required", Kind::Flag),
-        ("max_len", Kind::Whole),
-        ("jetstream", Kind::Flag),
-        ("outbox", Kind::Flag),
-        ("destination", Kind::Text),
-        ("exchange", Kind::Text),
-        ("mechanism", Kind::Text),
-        ("timeout", Kind::Text),
+    pub(super) const FIELDS: [(&'static str, SettingType); 19] = [
+        ("name", SettingType::Text),
+        ("provider", SettingType::Text),
+        ("url", SettingType::Text),
+        ("user", SettingType::Text),
+        ("password", SettingType::Text),
+        ("token", SettingType::Text),
+        ("credentials_file", SettingType::Text),
+        ("nkey_seed_file", SettingType::Text),
+        ("tls_ca_file", SettingType::Text),
+        ("tls_cert_file", SettingType::Text),
+        ("tls_key_file", SettingType::Text),
+        ("tls_required", SettingType::Flag),
+        ("max_len", SettingType::Whole),
+        ("jetstream", SettingType::Flag),
+        ("outbox", SettingType::Flag),
+        ("destination", SettingType::Text),
+        ("exchange", SettingType::Text),
+        ("mechanism", SettingType::Text),
+        ("timeout", SettingType::Text),
     ];
 
     /// The destination of the messages. An error concerns the template; loading the settings rejects it.

@@ -9,7 +9,7 @@ use config::{Config, ConfigError, Map, Source, Value, ValueKind};
 use toml::{Table, Value as Toml};
 
 use super::show::Leaf;
-use super::{DEFAULTS, Problem, SettingsError};
+use super::{DEFAULTS, SettingProblem, SettingsError};
 
 const VARIABLE: &str = "HUB__";
 /// The lists of tables, whose entries are merged by name, with defaults of fields. The structs define the other
@@ -17,19 +17,19 @@ const VARIABLE: &str = "HUB__";
 const LISTS: [(&str, &[(&str, i64)]); 3] =
     [("domains", &[("concurrency", 64)]), ("external_brokers", &[]), ("tenants", &[])];
 /// The fields of the lists that have no default entries.
-const ENTRIES: [(&str, &[(&str, Kind)]); 2] =
+const ENTRIES: [(&str, &[(&str, SettingType)]); 2] =
     [("external_brokers", &super::ExternalBroker::FIELDS), ("tenants", &super::Tenant::FIELDS)];
 
 /// The type of a setting in TOML.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum SettingType {
     Text,
     Whole,
     Flag,
     List,
 }
 
-impl Kind {
+impl SettingType {
     fn of(value: &Toml) -> Option<Self> {
         match value {
             Toml::String(_) => Some(Self::Text),
@@ -123,7 +123,7 @@ pub(super) fn environment(
             continue;
         }
         let value = value.into_string().map_err(|_| {
-            SettingsError::Invalid(vec![Problem {
+            SettingsError::Invalid(vec![SettingProblem {
                 key: name[VARIABLE.len()..].to_lowercase().replace("__", "."),
                 layer: format!("environment {name}"),
                 problem: "the value is not UTF-8".to_owned(),
@@ -220,7 +220,7 @@ fn one_value(known: &Table, given: Given) -> Result<Layer, SettingsError> {
         Some(Toml::Array(_)) => Toml::Array(
             given.text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Into::into).collect(),
         ),
-        Some(default) => match Kind::of(default).unwrap_or(Kind::Text).read(&given.text) {
+        Some(default) => match SettingType::of(default).unwrap_or(SettingType::Text).read(&given.text) {
             Ok(value) => value,
             Err(problem) => return Err(invalid(&given.key, &given.layer, problem.to_owned())),
         },
@@ -268,7 +268,8 @@ fn refuse_unknown(
                     Some(Toml::Table(known)) => known,
                     _ => match ENTRIES.iter().find(|(list, _)| *list == key) {
                         Some((_, fields)) => {
-                            let field = |(name, kind): &(&str, Kind)| ((*name).to_owned(), kind.example());
+                            let field =
+                                |(name, kind): &(&str, SettingType)| ((*name).to_owned(), kind.example());
                             entries = fields.iter().map(field).collect();
                             &entries
                         }
@@ -300,7 +301,9 @@ fn refuse_unknown(
                 ));
             }
             (Some(known), value) => {
-                if let Some(kind) = Kind::of(known).filter(|kind| Kind::of(value) != Some(*kind)) {
+                if let Some(kind) =
+                    SettingType::of(known).filter(|kind| SettingType::of(value) != Some(*kind))
+                {
                     return Err(invalid(&key, &layer.name, kind.remedy().to_owned()));
                 }
             }
@@ -398,7 +401,7 @@ fn merge_by_name(layers: &[Layer], list: &str, defaults: &[(&str, i64)]) -> Resu
 }
 
 fn invalid(key: &str, layer: &str, problem: String) -> SettingsError {
-    SettingsError::Invalid(vec![Problem { key: key.to_owned(), layer: layer.to_owned(), problem }])
+    SettingsError::Invalid(vec![SettingProblem { key: key.to_owned(), layer: layer.to_owned(), problem }])
 }
 
 /// Converts an error of `config`; adds the key, and the layer from `leaves`.

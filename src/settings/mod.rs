@@ -60,7 +60,7 @@ pub struct Settings {
     pub secrets: Secrets,
     pub api: Api,
     pub health: Health,
-    pub log: Log,
+    pub log: LogSettings,
     /// The layer of each value, by its key.
     #[serde(skip)]
     origins: BTreeMap<String, String>,
@@ -258,7 +258,7 @@ pub struct Health {
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Log {
+pub struct LogSettings {
     pub format: LogFormat,
     pub level: String,
 }
@@ -282,13 +282,13 @@ pub enum SettingsError {
     UnknownKey { key: String, layer: String, nearest: Option<String> },
     /// One or more invalid values.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Invalid(Vec<Problem>),
+    Invalid(Vec<SettingProblem>),
 }
 
 /// One invalid value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {problem} ({layer})")]
-pub struct Problem {
+pub struct SettingProblem {
     /// As in `delivery.ack_wait`, `domains[billing].events`.
     pub key: String,
     /// The layer of the value: `defaults`, the file's name, `environment HUB__…`, `flag`.
@@ -359,9 +359,9 @@ impl Settings {
     }
 
     /// A problem of the setting with this key, with the setting's layer.
-    pub(crate) fn problem(&self, key: &str, problem: impl Into<String>) -> Problem {
+    pub(crate) fn problem(&self, key: &str, problem: impl Into<String>) -> SettingProblem {
         let layer = self.origins.get(key).cloned().unwrap_or_else(|| "settings".to_owned());
-        Problem { key: key.to_owned(), layer, problem: problem.into() }
+        SettingProblem { key: key.to_owned(), layer, problem: problem.into() }
     }
 }
 

@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 use serde::Deserialize;
 
-use super::layers::Kind;
+use super::layers::SettingType;
 use super::validate::Findings;
 use super::{Settings, size};
 use crate::domain::access::check_tenant;
@@ -43,13 +43,13 @@ pub struct Quota {
 
 impl Tenant {
     /// The fields of an entry.
-    pub(super) const FIELDS: [(&'static str, Kind); 6] = [
-        ("name", Kind::Text),
-        ("subscriptions", Kind::Whole),
-        ("subscriptions_size", Kind::Text),
-        ("events_per_second", Kind::Whole),
-        ("bulk_jobs", Kind::Whole),
-        ("traces", Kind::Whole),
+    pub(super) const FIELDS: [(&'static str, SettingType); 6] = [
+        ("name", SettingType::Text),
+        ("subscriptions", SettingType::Whole),
+        ("subscriptions_size", SettingType::Text),
+        ("events_per_second", SettingType::Whole),
+        ("bulk_jobs", SettingType::Whole),
+        ("traces", SettingType::Whole),
     ];
 }
 

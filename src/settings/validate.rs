@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use secrecy::ExposeSecret;
 
-use super::{Problem, Secrets, Settings, SettingsError, SubscriptionSource};
+use super::{Secrets, SettingProblem, Settings, SettingsError, SubscriptionSource};
 
 /// Largest `held`. It bounds memory; JetStream's own limit on `max_ack_pending` is higher.
 const MOST_HELD: usize = 1_000_000;
@@ -47,7 +47,7 @@ const NAME: &str = "must be 1 to 32 of a-z, 0-9 and '-', and start with a letter
 
 pub(super) struct Findings<'a> {
     pub(super) settings: &'a Settings,
-    problems: Vec<Problem>,
+    problems: Vec<SettingProblem>,
 }
 
 impl Findings<'_> {

@@ -16,7 +16,7 @@ use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProper
 use secrecy::{ExposeSecret, SecretString};
 
 use super::link::{Link, Linked};
-use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
+use super::{Broker, BrokerTls, OutgoingMessage, PublishError, PublishedGroup, SettingError, Timeouts};
 use crate::facts::AmqpClosedBefore;
 
 /// Most idle channels that are kept open.
@@ -30,27 +30,27 @@ const HEARTBEAT: u16 = 10;
 
 /// How to reach an AMQP broker.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct AmqpOptions {
     /// `amqp://host:port[/vhost]`, `amqps://` for TLS; the vhost is percent-encoded, `/` if not given.
     pub url: String,
     /// Set together with `password`. Without both, RabbitMQ's `guest`, which it accepts from its own machine only.
     pub user: Option<String>,
     pub password: Option<SecretString>,
-    pub tls: Tls,
+    pub tls: BrokerTls,
     /// The exchange, which must exist. Empty means the default exchange, whose routing keys are queue names. A
     /// message's `stream` is its routing key.
     pub exchange: String,
     pub timeouts: Timeouts,
 }
 
-impl Options {
+impl AmqpOptions {
     /// Options with the default exchange, without credentials and TLS files.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
             user: None,
             password: None,
-            tls: Tls::default(),
+            tls: BrokerTls::default(),
             exchange: String::new(),
             timeouts: Timeouts::default(),
         }
@@ -60,7 +60,7 @@ impl Options {
 /// An AMQP broker: one connection, with a channel for each group that is being published, because an error closes the
 /// channel and fails everything that is pending on it.
 pub struct Amqp {
-    options: Options,
+    options: AmqpOptions,
     uri: AMQPUri,
     link: Link<Arc<Session>>,
 }
@@ -72,7 +72,7 @@ struct Session {
 
 impl Amqp {
     /// Checks the options. The first publish connects.
-    pub fn new(options: Options) -> Result<Self, SettingError> {
+    pub fn new(options: AmqpOptions) -> Result<Self, SettingError> {
         let url = super::parse_url(&options.url, &["amqp", "amqps"])?;
         super::check_login(options.user.as_ref(), options.password.as_ref())?;
         options.tls.validate()?;
@@ -176,20 +176,20 @@ impl Amqp {
         PublishError::unavailable(format!("{}: {error}", self.address())).caused_by(error.clone())
     }
 
-    async fn publish_group(&self, group: &[OutgoingMessage]) -> Published {
+    async fn publish_group(&self, group: &[OutgoingMessage]) -> PublishedGroup {
         if group.is_empty() {
-            return Published::all(group);
+            return PublishedGroup::all(group);
         }
         let linked = match self.session().await {
             Ok(linked) => linked,
-            Err(error) => return Published::none(error),
+            Err(error) => return PublishedGroup::none(error),
         };
         let session = &linked.connection;
         let channel = match self.within(self.channel(session)).await {
             Ok(channel) => channel,
             Err(error) => {
                 self.link.lost(&linked).await;
-                return Published::none(error);
+                return PublishedGroup::none(error);
             }
         };
         // One by one: the broker may reject a message, and later ones must not overtake it.
@@ -202,12 +202,12 @@ impl Amqp {
                     } else if channel.status().connected() {
                         session.give_back(channel);
                     }
-                    return Published { acknowledged, error: Some(error) };
+                    return PublishedGroup { acknowledged, error: Some(error) };
                 }
             }
         }
         session.give_back(channel);
-        Published::all(group)
+        PublishedGroup::all(group)
     }
 
     async fn channel(&self, session: &Session) -> Result<Channel, PublishError> {
@@ -342,7 +342,7 @@ fn properties(message: &OutgoingMessage) -> Result<BasicProperties, PublishError
 }
 
 impl Broker for Amqp {
-    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, PublishedGroup> {
         self.publish_group(group).boxed()
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Broker, OutgoingMessage, PublishError, Published};
+use super::{Broker, OutgoingMessage, PublishError, PublishedGroup};
 use crate::domain::attempt::Attempt;
 use crate::domain::outcome::{Failure, Outcome};
 
@@ -12,11 +12,11 @@ pub async fn attempt(broker: &dyn Broker, message: &OutgoingMessage, timeout: Du
     let started = Instant::now();
     let publish = broker.publish(std::slice::from_ref(message));
     let (outcome, detail) = match tokio::time::timeout(timeout, publish).await {
-        Ok(Published { error: Some(error), .. }) => failed(&error),
-        Ok(Published { acknowledged: 0, error: None }) => {
+        Ok(PublishedGroup { error: Some(error), .. }) => failed(&error),
+        Ok(PublishedGroup { acknowledged: 0, error: None }) => {
             (Outcome::Failed(Failure::BrokerUnavailable), Some("the broker did not answer".to_owned()))
         }
-        Ok(Published { error: None, .. }) => (Outcome::Acknowledged, None),
+        Ok(PublishedGroup { error: None, .. }) => (Outcome::Acknowledged, None),
         Err(_) => {
             let detail = format!("no acknowledgement within {}", humantime::format_duration(timeout));
             (Outcome::Failed(Failure::Timeout), Some(detail))

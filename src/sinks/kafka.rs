@@ -17,7 +17,7 @@ use krafka::{CloseOptions, Kafka as Client, Record};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::link::{Link, Linked};
-use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
+use super::{Broker, BrokerTls, OutgoingMessage, PublishError, PublishedGroup, SettingError, Timeouts};
 use crate::facts::KafkaRecordsPending;
 
 /// Default of a Kafka broker's `message.max.bytes`.
@@ -27,7 +27,7 @@ const LONGEST_TOPIC: usize = 249;
 
 /// SASL mechanism, used if credentials are set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Mechanism {
+pub enum SaslMechanism {
     /// Sends the password in clear: allowed with TLS only.
     Plain,
     ScramSha256,
@@ -37,27 +37,27 @@ pub enum Mechanism {
 
 /// How to reach a Kafka cluster.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct KafkaOptions {
     /// Bootstrap servers: `host:port`; several, separated by commas.
     pub url: String,
     pub user: Option<String>,
     pub password: Option<SecretString>,
-    pub mechanism: Mechanism,
-    pub tls: Tls,
+    pub mechanism: SaslMechanism,
+    pub tls: BrokerTls,
     /// Largest record in bytes, including key and headers: the topic's `max.message.bytes`.
     pub largest: usize,
     pub timeouts: Timeouts,
 }
 
-impl Options {
+impl KafkaOptions {
     /// Options without credentials and TLS.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
             user: None,
             password: None,
-            mechanism: Mechanism::default(),
-            tls: Tls::default(),
+            mechanism: SaslMechanism::default(),
+            tls: BrokerTls::default(),
             largest: LARGEST,
             timeouts: Timeouts::default(),
         }
@@ -91,7 +91,7 @@ fn meaning(code: ErrorCode) -> Meaning {
 
 /// A Kafka cluster. All publishes share one producer, which has a connection to each broker of the cluster.
 pub struct Kafka {
-    options: Options,
+    options: KafkaOptions,
     link: Link<Session>,
 }
 
@@ -103,7 +103,7 @@ struct Session {
 
 impl Kafka {
     /// Checks the options. The first publish connects.
-    pub fn new(options: Options) -> Result<Self, SettingError> {
+    pub fn new(options: KafkaOptions) -> Result<Self, SettingError> {
         for server in options.url.split(',').map(str::trim) {
             let port = server.rsplit_once(':').and_then(|(host, port)| {
                 (!host.is_empty() && !host.contains(['/', '@'])).then(|| port.parse::<u16>().ok()).flatten()
@@ -115,7 +115,8 @@ impl Kafka {
         }
         super::check_login(options.user.as_ref(), options.password.as_ref())?;
         options.tls.validate()?;
-        if options.mechanism == Mechanism::Plain && options.password.is_some() && !uses_tls(&options.tls) {
+        if options.mechanism == SaslMechanism::Plain && options.password.is_some() && !uses_tls(&options.tls)
+        {
             let reason = "plain sends the password in clear; use TLS, or scram-sha-512";
             return Err(SettingError::new("mechanism", reason));
         }
@@ -166,9 +167,9 @@ impl Kafka {
             (Some(user), Some(password)) => {
                 let password = password.expose_secret();
                 Some(match options.mechanism {
-                    Mechanism::Plain => AuthConfig::sasl_plain(user, password),
-                    Mechanism::ScramSha256 => AuthConfig::sasl_scram_sha256(user, password),
-                    Mechanism::ScramSha512 => AuthConfig::sasl_scram_sha512(user, password),
+                    SaslMechanism::Plain => AuthConfig::sasl_plain(user, password),
+                    SaslMechanism::ScramSha256 => AuthConfig::sasl_scram_sha256(user, password),
+                    SaslMechanism::ScramSha512 => AuthConfig::sasl_scram_sha512(user, password),
                 })
             }
             _ => None,
@@ -230,21 +231,21 @@ impl Kafka {
         }
     }
 
-    async fn publish_group(&self, group: &[OutgoingMessage]) -> Published {
+    async fn publish_group(&self, group: &[OutgoingMessage]) -> PublishedGroup {
         if group.is_empty() {
-            return Published::all(group);
+            return PublishedGroup::all(group);
         }
         let linked = match self.session().await {
             Ok(linked) => linked,
-            Err(error) => return Published::none(error),
+            Err(error) => return PublishedGroup::none(error),
         };
         // One by one: a batch in flight may fail while the next one succeeds.
         for (acknowledged, message) in group.iter().enumerate() {
             if let Err(error) = self.publish_one(&linked, message).await {
-                return Published { acknowledged, error: Some(error) };
+                return PublishedGroup { acknowledged, error: Some(error) };
             }
         }
-        Published::all(group)
+        PublishedGroup::all(group)
     }
 
     async fn publish_one(
@@ -295,12 +296,12 @@ impl Kafka {
     }
 }
 
-fn uses_tls(tls: &Tls) -> bool {
+fn uses_tls(tls: &BrokerTls) -> bool {
     tls.required || tls.has_files()
 }
 
 impl Broker for Kafka {
-    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, PublishedGroup> {
         self.publish_group(group).boxed()
     }
 

@@ -56,14 +56,14 @@ pub struct OutgoingMessage {
 /// The result of publishing a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
-pub struct Published {
+pub struct PublishedGroup {
     /// Number of messages, from the start of the group, that the broker acknowledged.
     pub acknowledged: usize,
     /// Why the next one was not acknowledged; `None` if all were.
     pub error: Option<PublishError>,
 }
 
-impl Published {
+impl PublishedGroup {
     fn all(group: &[OutgoingMessage]) -> Self {
         Self { acknowledged: group.len(), error: None }
     }
@@ -79,7 +79,7 @@ pub trait Broker: Send + Sync {
     /// overtakes another. Each step that waits is bounded by a timeout of the options.
     ///
     /// If the future is dropped, the message that is being sent may or may not arrive.
-    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published>;
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, PublishedGroup>;
 
     /// Checks that the broker is reachable and accepts the login.
     fn check(&self) -> BoxFuture<'_, Result<(), PublishError>>;
@@ -128,7 +128,7 @@ impl Default for Timeouts {
 
 /// TLS of a connection. Without a CA file the system's root certificates apply.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tls {
+pub struct BrokerTls {
     /// Require TLS even if the URL's scheme does not.
     pub required: bool,
     /// PEM; replaces the system's roots (NATS and AMQP: is added to them).
@@ -138,7 +138,7 @@ pub struct Tls {
     pub key_file: Option<PathBuf>,
 }
 
-/// The contents of the files of [`Tls`].
+/// The contents of the files of [`BrokerTls`].
 #[cfg(any(feature = "redis", feature = "amqp", feature = "kafka"))]
 #[derive(Clone, Default)]
 struct TlsFiles {
@@ -147,7 +147,7 @@ struct TlsFiles {
     identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
-impl Tls {
+impl BrokerTls {
     /// Reads the files. This happens for each connection, so a replaced certificate is used from the next one on.
     #[cfg(any(feature = "redis", feature = "amqp", feature = "kafka"))]
     async fn read(&self) -> Result<TlsFiles, SettingError> {

@@ -21,7 +21,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use self::message::{Answer, check_subject, headers};
 use super::link::Link;
-use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
+use super::{Broker, BrokerTls, OutgoingMessage, PublishError, PublishedGroup, SettingError, Timeouts};
 use crate::facts::{ExternalNatsClientEvent, ExternalNatsClosedBefore, ExternalNatsErrorReported};
 
 /// What acknowledges a message.
@@ -37,7 +37,7 @@ pub enum Mode {
 
 /// How to reach a NATS server. At most one kind of login may be set.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct NatsOptions {
     /// `nats://host:port` or `tls://host:port`; several, separated by commas.
     pub url: String,
     pub mode: Mode,
@@ -46,11 +46,11 @@ pub struct Options {
     pub user: Option<String>,
     pub password: Option<SecretString>,
     pub token: Option<SecretString>,
-    pub tls: Tls,
+    pub tls: BrokerTls,
     pub timeouts: Timeouts,
 }
 
-impl Options {
+impl NatsOptions {
     /// Options with JetStream, without credentials and TLS files.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -61,7 +61,7 @@ impl Options {
             user: None,
             password: None,
             token: None,
-            tls: Tls::default(),
+            tls: BrokerTls::default(),
             timeouts: Timeouts::default(),
         }
     }
@@ -69,7 +69,7 @@ impl Options {
 
 /// A NATS server; all publishes share one connection.
 pub struct Nats {
-    options: Options,
+    options: NatsOptions,
     link: Link<Connected>,
 }
 
@@ -89,7 +89,7 @@ impl Connected {
 
 impl Nats {
     /// Checks the options. The first publish connects.
-    pub fn new(options: Options) -> Result<Self, SettingError> {
+    pub fn new(options: NatsOptions) -> Result<Self, SettingError> {
         for url in options.url.split(',') {
             super::parse_url(url.trim(), &["nats", "tls"])?;
         }
@@ -198,10 +198,10 @@ impl Nats {
         self.unavailable(&error).caused_by(error)
     }
 
-    async fn publish_group(&self, group: &[OutgoingMessage]) -> Published {
+    async fn publish_group(&self, group: &[OutgoingMessage]) -> PublishedGroup {
         let connected = &match self.connection().await {
             Ok(connected) => connected,
-            Err(error) => return Published::none(error),
+            Err(error) => return PublishedGroup::none(error),
         };
         match self.options.mode {
             Mode::Core => self.publish_core(connected, group).await,
@@ -210,13 +210,13 @@ impl Nats {
     }
 
     /// Publishes one by one: each message is sent after the stream has stored the one before.
-    async fn publish_each(&self, connected: &Connected, group: &[OutgoingMessage]) -> Published {
+    async fn publish_each(&self, connected: &Connected, group: &[OutgoingMessage]) -> PublishedGroup {
         for (acknowledged, message) in group.iter().enumerate() {
             if let Err(error) = self.publish_one(connected, message).await {
-                return Published { acknowledged, error: Some(error) };
+                return PublishedGroup { acknowledged, error: Some(error) };
             }
         }
-        Published::all(group)
+        PublishedGroup::all(group)
     }
 
     /// Publishes a message and waits until the stream acknowledges it.
@@ -311,7 +311,7 @@ impl Nats {
     }
 
     /// Publishes over core NATS: all messages, then the echo.
-    async fn publish_core(&self, connected: &Connected, group: &[OutgoingMessage]) -> Published {
+    async fn publish_core(&self, connected: &Connected, group: &[OutgoingMessage]) -> PublishedGroup {
         let client = &connected.client;
         // Messages on a lost connection may be lost, although the echo arrives over the next one.
         let statistics = client.statistics();
@@ -326,16 +326,16 @@ impl Nats {
             sent += 1;
         }
         if let Err(error) = self.echo(client).await {
-            return Published::none(error);
+            return PublishedGroup::none(error);
         }
         if statistics.connects.load(Ordering::SeqCst) != connects {
-            return Published::none(self.unavailable("the connection was lost while publishing"));
+            return PublishedGroup::none(self.unavailable("the connection was lost while publishing"));
         }
         if connected.complaints() != complaints {
             let reason = "the server reports an error; check that the user may publish to the subject";
-            return Published::none(PublishError::refused(reason));
+            return PublishedGroup::none(PublishError::refused(reason));
         }
-        Published { acknowledged: sent, error: fault }
+        PublishedGroup { acknowledged: sent, error: fault }
     }
 
     async fn send_core(&self, client: &Client, message: &OutgoingMessage) -> Result<(), PublishError> {
@@ -369,7 +369,7 @@ async fn read_text(setting: &'static str, path: &std::path::Path) -> Result<Stri
 }
 
 impl Broker for Nats {
-    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, PublishedGroup> {
         self.publish_group(group).boxed()
     }
 

@@ -15,7 +15,7 @@ use redis::{
 use secrecy::{ExposeSecret, SecretString};
 
 use super::link::{Link, Linked};
-use super::{Broker, OutgoingMessage, PublishError, Published, SettingError, Timeouts, Tls};
+use super::{Broker, BrokerTls, OutgoingMessage, PublishError, PublishedGroup, SettingError, Timeouts};
 
 /// Default of a Redis server's `proto-max-bulk-len`; it closes the connection on a larger value.
 pub const LARGEST: usize = 512 * 1024 * 1024;
@@ -24,13 +24,13 @@ const MOST_PER_TRANSACTION: usize = 256;
 
 /// How to reach a Redis server, version 5 or newer, without cluster mode.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct RedisOptions {
     /// `redis://host:port[/database]`, `rediss://` for TLS.
     pub url: String,
     /// The ACL user (Redis 6); not set for `requirepass`.
     pub user: Option<String>,
     pub password: Option<SecretString>,
-    pub tls: Tls,
+    pub tls: BrokerTls,
     /// Approximate number of entries to which each stream is trimmed, oldest first. `None`: not trimmed.
     pub max_len: Option<u64>,
     /// Largest body in bytes: the server's `proto-max-bulk-len`.
@@ -38,14 +38,14 @@ pub struct Options {
     pub timeouts: Timeouts,
 }
 
-impl Options {
+impl RedisOptions {
     /// Options without credentials, TLS files and trimming.
     pub fn new(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
             user: None,
             password: None,
-            tls: Tls::default(),
+            tls: BrokerTls::default(),
             max_len: None,
             largest: LARGEST,
             timeouts: Timeouts::default(),
@@ -84,7 +84,7 @@ fn meaning(kind: ErrorKind, code: Option<&str>) -> Meaning {
 
 /// A Redis server. All publishes are pipelined over one connection.
 pub struct Redis {
-    options: Options,
+    options: RedisOptions,
     host: String,
     port: u16,
     database: i64,
@@ -94,7 +94,7 @@ pub struct Redis {
 
 impl Redis {
     /// Checks the options. The first publish connects.
-    pub fn new(options: Options) -> Result<Self, SettingError> {
+    pub fn new(options: RedisOptions) -> Result<Self, SettingError> {
         let url = super::parse_url(&options.url, &["redis", "rediss"])?;
         options.tls.validate()?;
         if options.user.is_some() && options.password.is_none() {
@@ -254,7 +254,7 @@ impl Redis {
         }
     }
 
-    async fn publish_group(&self, group: &[OutgoingMessage]) -> Published {
+    async fn publish_group(&self, group: &[OutgoingMessage]) -> PublishedGroup {
         let fits = group.iter().take_while(|message| message.body.len() <= self.options.largest).count();
         let too_large = group.get(fits).map(|message| {
             PublishError::permanent(format!(
@@ -267,25 +267,25 @@ impl Redis {
         if fits > 0 {
             let linked = match self.connection().await {
                 Ok(linked) => linked,
-                Err(error) => return Published::none(error),
+                Err(error) => return PublishedGroup::none(error),
             };
             for stream in group[..fits].chunk_by(|a, b| a.stream == b.stream) {
                 for run in stream.chunks(MOST_PER_TRANSACTION) {
                     match self.publish_run(&linked, run).await {
                         Ok(()) => acknowledged += run.len(),
                         Err((added, error)) => {
-                            return Published { acknowledged: acknowledged + added, error: Some(error) };
+                            return PublishedGroup { acknowledged: acknowledged + added, error: Some(error) };
                         }
                     }
                 }
             }
         }
-        Published { acknowledged, error: too_large }
+        PublishedGroup { acknowledged, error: too_large }
     }
 }
 
 impl Broker for Redis {
-    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, PublishedGroup> {
         self.publish_group(group).boxed()
     }
 

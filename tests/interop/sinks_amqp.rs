@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use integration_hub::sinks::amqp::{Amqp, Options};
-use integration_hub::sinks::{Broker, OutgoingMessage, PublishError, Published, Tls};
+use integration_hub::sinks::amqp::{Amqp, AmqpOptions};
+use integration_hub::sinks::{Broker, BrokerTls, OutgoingMessage, PublishError, PublishedGroup};
 use lapin::ExchangeKind;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions};
@@ -15,11 +15,11 @@ use crate::support::external_broker::{
 };
 use crate::support::{Direction, FaultProxy, RabbitMq};
 
-fn options(url: &str) -> Options {
-    Options { timeouts: SHORT, ..Options::new(url) }
+fn options(url: &str) -> AmqpOptions {
+    AmqpOptions { timeouts: SHORT, ..AmqpOptions::new(url) }
 }
 
-fn sink(options: Options) -> Amqp {
+fn sink(options: AmqpOptions) -> Amqp {
     Amqp::new(options).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -82,7 +82,7 @@ async fn arrives(server: &RabbitMq) {
 }
 
 async fn an_exchange_routes(server: &RabbitMq) {
-    let with = || sink(Options { exchange: "partner".to_owned(), ..options(&server.url()) });
+    let with = || sink(AmqpOptions { exchange: "partner".to_owned(), ..options(&server.url()) });
     let error = with().check().await.expect_err("no such exchange");
     assert!(matches!(error, PublishError::Unavailable { .. }), "{error}");
     assert!(error.to_string().contains("the setting exchange"), "{error}");
@@ -116,7 +116,7 @@ async fn refused(server: &RabbitMq) {
     server.declare("full", full).await;
     let sink = sink(options(&server.url()));
     let all = group("full", "a", 0..10);
-    let Published { acknowledged, error: Some(PublishError::NoRoom { .. }) } = sink.publish(&all).await
+    let PublishedGroup { acknowledged, error: Some(PublishError::NoRoom { .. }) } = sink.publish(&all).await
     else {
         panic!("the queue is full")
     };
@@ -141,7 +141,7 @@ async fn permanent(server: &RabbitMq) {
 }
 
 async fn wrong_password(server: &RabbitMq) {
-    let options = Options {
+    let options = AmqpOptions {
         user: Some("guest".to_owned()),
         password: Some("wrong-secret".into()),
         ..options(&server.url())
@@ -195,8 +195,8 @@ async fn tls_with_a_private_ca() {
     let Some(server) = RabbitMq::start_tls(&certificates).await else { return };
     server.declare("events", FieldTable::default()).await;
     let with = |ca_file| {
-        let tls = Tls { ca_file: Some(ca_file), ..Tls::default() };
-        sink(Options { tls, ..options(&server.tls_url()) })
+        let tls = BrokerTls { ca_file: Some(ca_file), ..BrokerTls::default() };
+        sink(AmqpOptions { tls, ..options(&server.tls_url()) })
     };
     assert_all(with(certificates.ca()).publish(&group("events", "a", 0..2)).await, 2);
     assert_unavailable(&with(Certificates::generate().ca()), &group("events", "a", 2..3)).await;
@@ -206,12 +206,15 @@ async fn tls_with_a_private_ca() {
 
 #[test]
 fn unusable_options_are_reported_by_name() {
-    let setting = |options: Options| Amqp::new(options).err().map(|error| error.setting);
+    let setting = |options: AmqpOptions| Amqp::new(options).err().map(|error| error.setting);
     assert_eq!(setting(options("redis://127.0.0.1")), Some("url"));
     assert_eq!(setting(options("amqp://user:secret@127.0.0.1")), Some("url"));
-    assert_eq!(setting(Options { user: Some("u".into()), ..options("amqp://127.0.0.1") }), Some("password"));
+    assert_eq!(
+        setting(AmqpOptions { user: Some("u".into()), ..options("amqp://127.0.0.1") }),
+        Some("password")
+    );
     let exchange = "e".repeat(256);
-    assert_eq!(setting(Options { exchange, ..options("amqp://127.0.0.1") }), Some("exchange"));
-    let tls = Tls { ca_file: Some("ca.pem".into()), ..Tls::default() };
-    assert_eq!(setting(Options { tls, ..options("amqp://127.0.0.1") }), Some("url"));
+    assert_eq!(setting(AmqpOptions { exchange, ..options("amqp://127.0.0.1") }), Some("exchange"));
+    let tls = BrokerTls { ca_file: Some("ca.pem".into()), ..BrokerTls::default() };
+    assert_eq!(setting(AmqpOptions { tls, ..options("amqp://127.0.0.1") }), Some("url"));
 }

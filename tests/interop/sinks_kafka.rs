@@ -1,7 +1,7 @@
 //! The Kafka adapter, on a Kafka-compatible broker.
 
-use integration_hub::sinks::kafka::{Kafka, Mechanism, Options};
-use integration_hub::sinks::{Broker, OutgoingMessage, PublishError, Tls};
+use integration_hub::sinks::kafka::{Kafka, KafkaOptions, SaslMechanism};
+use integration_hub::sinks::{Broker, BrokerTls, OutgoingMessage, PublishError};
 use krafka::auth::{AuthConfig, TlsConfig};
 
 use crate::support::external_broker::{
@@ -10,11 +10,11 @@ use crate::support::external_broker::{
 use crate::support::kafka::Seen;
 use crate::support::{Direction, KafkaServer};
 
-fn options(url: &str) -> Options {
-    Options { timeouts: SHORT, ..Options::new(url) }
+fn options(url: &str) -> KafkaOptions {
+    KafkaOptions { timeouts: SHORT, ..KafkaOptions::new(url) }
 }
 
-fn sink(options: Options) -> Kafka {
+fn sink(options: KafkaOptions) -> Kafka {
     Kafka::new(options).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -64,7 +64,7 @@ async fn each_record_arrives_in_the_order_of_its_key() {
 async fn refusals_are_classified() {
     let Some(server) = KafkaServer::start().await else { return };
     server.create_topic("events", 1).await;
-    let sink = sink(Options { largest: 10_000, ..options(&server.url()) });
+    let sink = sink(KafkaOptions { largest: 10_000, ..options(&server.url()) });
     let mut large = outgoing("events", "a", 1);
     large.body = vec![b'x'; 10_001].into();
     let misnamed = outgoing("no topic's name!", "a", 2);
@@ -112,8 +112,8 @@ async fn tls_with_a_private_ca() {
     let certificates = Certificates::generate();
     let Some(server) = KafkaServer::start_tls(&certificates).await else { return };
     let with = |ca_file| {
-        let tls = Tls { ca_file: Some(ca_file), ..Tls::default() };
-        sink(Options { tls, ..options(&server.url()) })
+        let tls = BrokerTls { ca_file: Some(ca_file), ..BrokerTls::default() };
+        sink(KafkaOptions { tls, ..options(&server.url()) })
     };
     let trusting = with(certificates.ca());
     trusting.check().await.expect("the certificate is trusted");
@@ -127,12 +127,12 @@ async fn tls_with_a_private_ca() {
 #[tokio::test]
 async fn a_wrong_password_is_reported_by_its_setting_and_never_shown() {
     let Some(server) = KafkaServer::start_authenticating().await else { return };
-    for mechanism in [Mechanism::ScramSha256, Mechanism::ScramSha512] {
-        let options = Options {
+    for mechanism in [SaslMechanism::ScramSha256, SaslMechanism::ScramSha512] {
+        let options = KafkaOptions {
             user: Some("hub".to_owned()),
             password: Some("wrong-secret".into()),
             mechanism,
-            ..Options::new(server.url())
+            ..KafkaOptions::new(server.url())
         };
         let error = sink(options).check().await.expect_err("is not let in");
         let text = error.to_string();
@@ -143,15 +143,15 @@ async fn a_wrong_password_is_reported_by_its_setting_and_never_shown() {
 
 #[test]
 fn unusable_options_are_reported_by_name() {
-    let setting = |options: Options| Kafka::new(options).err().map(|error| error.setting);
+    let setting = |options: KafkaOptions| Kafka::new(options).err().map(|error| error.setting);
     for url in ["kafka://127.0.0.1:9092", "127.0.0.1", "user:secret@127.0.0.1:9092", "127.0.0.1:9092,"] {
         assert_eq!(setting(options(url)), Some("url"), "{url}");
     }
     let base = || options("127.0.0.1:9092, localhost:9093");
     assert_eq!(setting(base()), None);
-    assert_eq!(setting(Options { password: Some("p".into()), ..base() }), Some("user"));
-    let login = || Options { user: Some("u".into()), password: Some("wrong-secret".into()), ..base() };
+    assert_eq!(setting(KafkaOptions { password: Some("p".into()), ..base() }), Some("user"));
+    let login = || KafkaOptions { user: Some("u".into()), password: Some("wrong-secret".into()), ..base() };
     assert!(!format!("{:?}", login()).contains("wrong-secret"));
     assert_eq!(setting(login()), None);
-    assert_eq!(setting(Options { mechanism: Mechanism::Plain, ..login() }), Some("mechanism"));
+    assert_eq!(setting(KafkaOptions { mechanism: SaslMechanism::Plain, ..login() }), Some("mechanism"));
 }

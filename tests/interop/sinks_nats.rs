@@ -5,19 +5,19 @@ use std::time::Duration;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, Stream};
 use futures_util::{StreamExt, TryStreamExt};
 use hub_testkit::broker_process::BrokerOptions;
-use integration_hub::sinks::nats::{Mode, Nats, Options};
-use integration_hub::sinks::{Broker, PublishError, Published, Tls};
+use integration_hub::sinks::nats::{Mode, Nats, NatsOptions};
+use integration_hub::sinks::{Broker, BrokerTls, PublishError, PublishedGroup};
 
 use crate::support::external_broker::{
     Certificates, SHORT, assert_all, assert_unavailable, group, outgoing, publish_when_back,
 };
 use crate::support::{Direction, FaultProxy, TestBroker, nats_server};
 
-fn options(url: &str) -> Options {
-    Options { timeouts: SHORT, ..Options::new(url) }
+fn options(url: &str) -> NatsOptions {
+    NatsOptions { timeouts: SHORT, ..NatsOptions::new(url) }
 }
 
-fn sink(options: Options) -> Nats {
+fn sink(options: NatsOptions) -> Nats {
     Nats::new(options).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -84,7 +84,7 @@ async fn each_message_arrives_once_in_the_order_of_its_key() {
 async fn core_nats_passes_on_to_who_listens() {
     let broker =
         TestBroker::start_with(BrokerOptions { jetstream: false, ..BrokerOptions::new(nats_server()) }).await;
-    let sink = sink(Options { mode: Mode::Core, ..options(&broker.url()) });
+    let sink = sink(NatsOptions { mode: Mode::Core, ..options(&broker.url()) });
     sink.check().await.expect("the server answers");
     let listener = broker.client().await;
     let mut messages = listener.subscribe("partner.>").await.expect("subscribed");
@@ -111,7 +111,7 @@ async fn a_full_stream_refuses_until_there_is_room() {
     let sink = sink(options(&broker.url()));
     let all = group("partner.a", "a", 0..200);
     let published = sink.publish(&all).await;
-    let Published { acknowledged: 120, error: Some(PublishError::NoRoom { reason }) } = published else {
+    let PublishedGroup { acknowledged: 120, error: Some(PublishError::NoRoom { reason }) } = published else {
         panic!("{published:?}")
     };
     assert!(reason.contains("10077"), "{reason}");
@@ -152,7 +152,7 @@ async fn what_will_never_be_taken_is_permanent() {
     .await;
     create(&broker, Config { max_message_size: 1024, ..stream_config() }).await;
     for mode in [Mode::JetStream, Mode::Core] {
-        let sink = sink(Options { mode, ..options(&broker.url()) });
+        let sink = sink(NatsOptions { mode, ..options(&broker.url()) });
         let mut for_server = outgoing("partner.a", "a", 1);
         for_server.body = vec![b'x'; 65 * 1024].into();
         let mut for_stream = outgoing("partner.a", "a", 2);
@@ -206,7 +206,7 @@ async fn a_server_that_hangs_or_goes_is_unavailable_and_comes_back() {
 async fn core_nats_does_not_acknowledge_what_a_lost_connection_took_along() {
     let broker = TestBroker::start().await;
     let proxy = FaultProxy::start(&broker.url()).await;
-    let sink = sink(Options { mode: Mode::Core, ..options(&proxy.url("nats")) });
+    let sink = sink(NatsOptions { mode: Mode::Core, ..options(&proxy.url("nats")) });
     assert_all(sink.publish(&group("partner.a", "a", 0..1)).await, 1);
     let swallowed = proxy.cut_before(Direction::ToServer, "HPUB partner.a");
     let all = group("partner.a", "a", 1..3);
@@ -237,7 +237,7 @@ async fn each_login_method_and_its_failure() {
         let server = BrokerOptions { extra_config: config.to_owned(), ..BrokerOptions::new(nats_server()) };
         let broker = TestBroker::start_with(server).await;
         let with = |secret: &str, seed: &std::path::Path| {
-            let mut options = Options { mode: Mode::Core, ..options(&broker.url()) };
+            let mut options = NatsOptions { mode: Mode::Core, ..options(&broker.url()) };
             match setting {
                 "token" => options.token = Some(secret.into()),
                 "nkey_seed_file" => options.nkey_seed_file = Some(seed.to_owned()),
@@ -271,7 +271,7 @@ async fn a_subject_that_is_not_permitted_is_refused_and_others_are_not() {
     let mut stream = admin.create_stream(stream_config()).await.expect("a stream");
     for mode in [Mode::JetStream, Mode::Core] {
         let (user, password) = (Some("hub".to_owned()), Some("hub".into()));
-        let sink = sink(Options { mode, user, password, ..options(&broker.url()) });
+        let sink = sink(NatsOptions { mode, user, password, ..options(&broker.url()) });
         sink.check().await.expect("it is let in, though it may not ask JetStream");
         let not_permitted = sink.publish(&group("partner.b", "b", 0..1)).await;
         assert!(
@@ -295,8 +295,8 @@ async fn tls_with_a_private_ca() {
     let broker = TestBroker::start_with(server).await;
     let url = broker.url().replace("nats://", "tls://");
     let with = |ca_file| {
-        let tls = Tls { ca_file: Some(ca_file), required: true, ..Tls::default() };
-        sink(Options { mode: Mode::Core, tls, ..options(&url) })
+        let tls = BrokerTls { ca_file: Some(ca_file), required: true, ..BrokerTls::default() };
+        sink(NatsOptions { mode: Mode::Core, tls, ..options(&url) })
     };
     assert_all(with(certificates.ca()).publish(&group("partner.a", "a", 0..2)).await, 2);
     assert_unavailable(&with(Certificates::generate().ca()), &group("partner.a", "a", 2..3)).await;
@@ -318,8 +318,8 @@ async fn tls_with_a_certificate_of_our_own() {
     let broker = TestBroker::start_with(server).await;
     let url = broker.url().replace("nats://", "tls://");
     let with = |cert_file, key_file| {
-        let tls = Tls { ca_file: Some(certificates.ca()), cert_file, key_file, required: true };
-        sink(Options { mode: Mode::Core, tls, ..options(&url) })
+        let tls = BrokerTls { ca_file: Some(certificates.ca()), cert_file, key_file, required: true };
+        sink(NatsOptions { mode: Mode::Core, tls, ..options(&url) })
     };
     let own = with(Some(certificates.cert()), Some(certificates.key()));
     assert_all(own.publish(&group("partner.a", "a", 0..2)).await, 2);
@@ -334,9 +334,9 @@ async fn unusable_files_are_reported_by_their_setting() {
     let missing = folder.path().join("missing");
     let base = || options("nats://127.0.0.1:1");
     for (setting, options) in [
-        ("credentials_file", Options { credentials_file: Some(garbage.clone()), ..base() }),
-        ("credentials_file", Options { credentials_file: Some(missing.clone()), ..base() }),
-        ("nkey_seed_file", Options { nkey_seed_file: Some(missing), ..base() }),
+        ("credentials_file", NatsOptions { credentials_file: Some(garbage.clone()), ..base() }),
+        ("credentials_file", NatsOptions { credentials_file: Some(missing.clone()), ..base() }),
+        ("nkey_seed_file", NatsOptions { nkey_seed_file: Some(missing), ..base() }),
     ] {
         let error = sink(options).check().await.expect_err("cannot be used").to_string();
         assert!(error.contains(setting) && !error.contains("not-a-seed"), "{error}");
@@ -345,13 +345,13 @@ async fn unusable_files_are_reported_by_their_setting() {
 
 #[test]
 fn unusable_options_are_reported_by_name() {
-    let setting = |options: Options| Nats::new(options).err().map(|error| error.setting);
+    let setting = |options: NatsOptions| Nats::new(options).err().map(|error| error.setting);
     assert_eq!(setting(options("http://127.0.0.1:1")), Some("url"));
     assert_eq!(setting(options("nats://hub:secret@127.0.0.1:1")), Some("url"));
     let base = || options("nats://127.0.0.1:1, nats://127.0.0.1:2");
     assert_eq!(setting(base()), None);
-    assert_eq!(setting(Options { user: Some("u".into()), ..base() }), Some("password"));
-    assert_eq!(setting(Options { password: Some("p".into()), ..base() }), Some("user"));
-    let two = Options { token: Some("t".into()), nkey_seed_file: Some("n.nk".into()), ..base() };
+    assert_eq!(setting(NatsOptions { user: Some("u".into()), ..base() }), Some("password"));
+    assert_eq!(setting(NatsOptions { password: Some("p".into()), ..base() }), Some("user"));
+    let two = NatsOptions { token: Some("t".into()), nkey_seed_file: Some("n.nk".into()), ..base() };
     assert_eq!(setting(two), Some("token"));
 }

@@ -1,7 +1,7 @@
 //! The Redis Streams adapter, on a real Redis.
 
-use integration_hub::sinks::redis::{Options, Redis};
-use integration_hub::sinks::{Broker, PublishError, Published, Tls};
+use integration_hub::sinks::redis::{Redis, RedisOptions};
+use integration_hub::sinks::{Broker, BrokerTls, PublishError, PublishedGroup};
 use redis::aio::MultiplexedConnection;
 
 use crate::support::external_broker::{
@@ -9,11 +9,11 @@ use crate::support::external_broker::{
 };
 use crate::support::{FaultProxy, RedisServer};
 
-fn options(url: &str) -> Options {
-    Options { timeouts: SHORT, ..Options::new(url) }
+fn options(url: &str) -> RedisOptions {
+    RedisOptions { timeouts: SHORT, ..RedisOptions::new(url) }
 }
 
-fn sink(options: Options) -> Redis {
+fn sink(options: RedisOptions) -> Redis {
     Redis::new(options).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -54,7 +54,7 @@ async fn each_message_is_one_entry_in_the_order_of_its_key() {
 #[tokio::test]
 async fn a_stream_is_trimmed_to_about_its_length() {
     let Some(server) = RedisServer::start(&[]).await else { return };
-    let sink = sink(Options { max_len: Some(100), ..options(&server.url()) });
+    let sink = sink(RedisOptions { max_len: Some(100), ..options(&server.url()) });
     let all = group("events", "a", 0..1000);
     assert_all(sink.publish(&all).await, 1000);
     let kept = entries(&mut server.connect().await, "events").await;
@@ -75,7 +75,7 @@ async fn a_full_server_is_unavailable_and_nothing_of_the_group_is_skipped() {
         message.body = vec![b'x'; 64 * 1024].into();
     }
     let published = sink.publish(&large).await;
-    let Published { acknowledged, error: Some(PublishError::Unavailable { reason }) } = published else {
+    let PublishedGroup { acknowledged, error: Some(PublishError::Unavailable { reason }) } = published else {
         panic!("{published:?}")
     };
     assert!(reason.contains("OOM"), "{reason}");
@@ -125,7 +125,7 @@ async fn a_wrong_type_is_refused_and_blocks_no_other_stream() {
 #[tokio::test]
 async fn what_is_too_large_for_ever_is_permanent() {
     let Some(server) = RedisServer::start(&["--proto-max-bulk-len", "1mb"]).await else { return };
-    let sink = sink(Options { largest: 1024 * 1024, ..options(&server.url()) });
+    let sink = sink(RedisOptions { largest: 1024 * 1024, ..options(&server.url()) });
     let mut group = group("events", "a", 0..3);
     group[1].body = vec![b'x'; 1024 * 1024 + 1].into();
     let published = sink.publish(&group).await;
@@ -174,7 +174,7 @@ async fn a_wrong_password_is_reported_by_its_setting_and_never_shown() {
     for (user, password) in
         [(None, Some("wrong-secret")), (Some("default"), Some("wrong-secret")), (None, None)]
     {
-        let options = Options {
+        let options = RedisOptions {
             user: user.map(str::to_owned),
             password: password.map(Into::into),
             ..options(&server.url())
@@ -186,7 +186,7 @@ async fn a_wrong_password_is_reported_by_its_setting_and_never_shown() {
         assert!(password.is_none() || text.contains("correct user and password"), "{text}");
         assert!(!text.contains("wrong-secret"), "{text}");
     }
-    let sink = sink(Options { password: Some("right-one".into()), ..options(&server.url()) });
+    let sink = sink(RedisOptions { password: Some("right-one".into()), ..options(&server.url()) });
     assert_all(sink.publish(&[outgoing("events", "a", 0)]).await, 1);
 }
 
@@ -194,14 +194,14 @@ async fn a_wrong_password_is_reported_by_its_setting_and_never_shown() {
 async fn tls_with_a_private_ca() {
     let certificates = Certificates::generate();
     let Some(server) = RedisServer::start_tls(&certificates, &[]).await else { return };
-    let tls = Tls { ca_file: Some(certificates.ca()), ..Tls::default() };
-    let sink_with = |tls| sink(Options { tls, ..options(&server.tls_url()) });
+    let tls = BrokerTls { ca_file: Some(certificates.ca()), ..BrokerTls::default() };
+    let sink_with = |tls| sink(RedisOptions { tls, ..options(&server.tls_url()) });
     assert_all(sink_with(tls).publish(&[outgoing("events", "a", 0)]).await, 1);
 
     let other = Certificates::generate();
-    let tls = Tls { ca_file: Some(other.ca()), ..Tls::default() };
+    let tls = BrokerTls { ca_file: Some(other.ca()), ..BrokerTls::default() };
     assert_unavailable(&sink_with(tls), &[outgoing("events", "a", 1)]).await;
-    let tls = Tls { ca_file: Some("/nowhere/ca.pem".into()), ..Tls::default() };
+    let tls = BrokerTls { ca_file: Some("/nowhere/ca.pem".into()), ..BrokerTls::default() };
     let error = sink_with(tls).check().await.expect_err("no such file").to_string();
     assert!(error.contains("tls_ca_file") && error.contains("/nowhere/ca.pem"), "{error}");
 }
@@ -213,8 +213,8 @@ async fn tls_with_a_certificate_of_our_own() {
         return;
     };
     let with = |cert_file, key_file| {
-        let tls = Tls { ca_file: Some(certificates.ca()), cert_file, key_file, ..Tls::default() };
-        sink(Options { tls, ..options(&server.tls_url()) })
+        let tls = BrokerTls { ca_file: Some(certificates.ca()), cert_file, key_file, ..BrokerTls::default() };
+        sink(RedisOptions { tls, ..options(&server.tls_url()) })
     };
     let own = with(Some(certificates.cert()), Some(certificates.key()));
     assert_all(own.publish(&[outgoing("events", "a", 0)]).await, 1);
@@ -223,12 +223,15 @@ async fn tls_with_a_certificate_of_our_own() {
 
 #[test]
 fn unusable_options_are_reported_by_name() {
-    let setting = |options: Options| Redis::new(options).err().map(|error| error.setting);
+    let setting = |options: RedisOptions| Redis::new(options).err().map(|error| error.setting);
     assert_eq!(setting(options("http://127.0.0.1")), Some("url"));
     assert_eq!(setting(options("redis://user:secret@127.0.0.1")), Some("url"));
     assert_eq!(setting(options("redis://127.0.0.1/one")), Some("url"));
-    assert_eq!(setting(Options { user: Some("u".into()), ..options("redis://127.0.0.1") }), Some("password"));
-    assert_eq!(setting(Options { max_len: Some(0), ..options("redis://127.0.0.1") }), Some("max_len"));
-    let tls = Tls { cert_file: Some("c.pem".into()), ..Tls::default() };
-    assert_eq!(setting(Options { tls, ..options("rediss://127.0.0.1") }), Some("tls_cert_file"));
+    assert_eq!(
+        setting(RedisOptions { user: Some("u".into()), ..options("redis://127.0.0.1") }),
+        Some("password")
+    );
+    assert_eq!(setting(RedisOptions { max_len: Some(0), ..options("redis://127.0.0.1") }), Some("max_len"));
+    let tls = BrokerTls { cert_file: Some("c.pem".into()), ..BrokerTls::default() };
+    assert_eq!(setting(RedisOptions { tls, ..options("rediss://127.0.0.1") }), Some("tls_cert_file"));
 }

@@ -13,7 +13,7 @@ use integration_hub::domain::producer_outbox::{Destination, RelayRetryPolicy, St
 use integration_hub::facts::Metrics;
 use integration_hub::health::Readiness;
 use integration_hub::roles::outbox_relay::{ExternalTarget, OutboxRelay, OutboxRelaySettings};
-use integration_hub::sinks::{Broker, OutgoingMessage, PublishError, Published};
+use integration_hub::sinks::{Broker, OutgoingMessage, PublishError, PublishedGroup};
 use integration_hub::tasks::TaskError;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -71,7 +71,7 @@ impl Scripted {
 }
 
 impl Broker for Scripted {
-    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, PublishedGroup> {
         async move {
             for (acknowledged, message) in group.iter().enumerate() {
                 assert_eq!(message.key, group[0].key, "a group is of one stream");
@@ -92,10 +92,10 @@ impl Broker for Scripted {
                     self.arrived.lock().expect("nobody panics with it").push(arrival);
                 }
                 if error.is_some() {
-                    return Published { acknowledged, error };
+                    return PublishedGroup { acknowledged, error };
                 }
             }
-            Published { acknowledged: group.len(), error: None }
+            PublishedGroup { acknowledged: group.len(), error: None }
         }
         .boxed()
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use integration_hub::sinks::{Broker, OutgoingMessage, PublishError, Published, Timeouts};
+use integration_hub::sinks::{Broker, OutgoingMessage, PublishError, PublishedGroup, Timeouts};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
@@ -68,8 +68,8 @@ pub fn group(stream: &str, key: &str, numbers: std::ops::Range<usize>) -> Vec<Ou
 
 /// Asserts that all messages were acknowledged.
 #[track_caller]
-pub fn assert_all(published: Published, count: usize) {
-    assert_eq!(published, Published { acknowledged: count, error: None });
+pub fn assert_all(published: PublishedGroup, count: usize) {
+    assert_eq!(published, PublishedGroup { acknowledged: count, error: None });
 }
 
 /// Publishes, as the relay does, until the broker is available again: each time from the first message that was not

@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, header};
 use serde_json::value::RawValue;
 
 use super::MOST_EVENTS;
-use crate::api::problem::{Kind, Problem};
+use crate::api::problem::{Problem, ProblemKind};
 
 pub(super) const STRUCTURED: &str = "application/cloudevents+json";
 const BATCH: &str = "application/cloudevents-batch+json";
@@ -39,7 +39,7 @@ impl BindingMode {
 
 fn unsupported() -> Problem {
     Problem::new(
-        Kind::UnsupportedMediaType,
+        ProblemKind::UnsupportedMediaType,
         format!(
             "content-type: not a CloudEvents media type; send one event as `{STRUCTURED}`, a batch as `{BATCH}`, or an event's \
              data with its attributes as headers (ce-specversion, ce-id, ce-source, ce-type)"
@@ -85,7 +85,7 @@ pub(super) fn batch(body: &Bytes) -> Result<Vec<&RawValue>, Problem> {
     if events.len() > MOST_EVENTS {
         let count = events.len();
         return Err(Problem::new(
-            Kind::TooLarge,
+            ProblemKind::TooLarge,
             format!("the batch has {count} events; send at most {MOST_EVENTS} events per batch"),
         ));
     }

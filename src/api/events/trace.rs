@@ -16,7 +16,7 @@ use crate::api::access::Reader;
 use crate::api::json::Json;
 use crate::api::limits::{Holder, Resource};
 use crate::api::openapi::{CommonProblems, NotFoundProblem};
-use crate::api::problem::{Kind, Problem};
+use crate::api::problem::{Problem, ProblemKind};
 use crate::api::query::{PathPart, QueryParams};
 use crate::domain::duration;
 use crate::domain::trace::Trace;
@@ -100,12 +100,12 @@ async fn trace(
     match (traced.trace, traced.complete) {
         (Some(trace), complete) => Ok(Json(EventTrace { trace, complete }).into_response()),
         (None, true) => Err(Problem::new(
-            Kind::NotFound,
+            ProblemKind::NotFound,
             "no trace of this event: it was not published, no subscription matched it, or it was delivered and is not in the \
              delivery log",
         )),
         (None, false) => Err(Problem::new(
-            Kind::NotFound,
+            ProblemKind::NotFound,
             format!(
                 "no trace of this event found within {}, but not all streams were read; narrow the search with domain or since, \
                  or raise timeout",

@@ -77,14 +77,15 @@ async fn resume(
 /// The sample event.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct TestOrder {
+#[schema(as = TestOrder)]
+struct TestRequest {
     /// Event key. Default: a key that the subscription matches
     #[serde(default)]
     event: Option<EventKey>,
 }
 
 /// Send a sample event to the endpoint once, and return request and answer (scope `manage`)
-#[utoipa::path(post, path = "/v1/subscriptions/{id}/test", tag = "subscriptions", request_body = Option<TestOrder>,
+#[utoipa::path(post, path = "/v1/subscriptions/{id}/test", tag = "subscriptions", request_body = Option<TestRequest>,
     params(("id" = SubscriptionId, Path), TenantParam),
     responses(
         (status = 200, description = "The request and its answer, whether it was accepted or not", body = SampleAttempt),
@@ -93,7 +94,7 @@ async fn test(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
     SubscriptionPath(naming): SubscriptionPath,
-    MaybeJson(order): MaybeJson<TestOrder>,
+    MaybeJson(order): MaybeJson<TestRequest>,
 ) -> Result<Response, Problem> {
     let stored = state.management.subscription(&caller, &naming).await?;
     let attempt = state.management.test_subscription(&stored.subscription, order.event).await?;
@@ -103,7 +104,8 @@ async fn test(
 /// Options of a rotation.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
-struct RotateOrder {
+#[schema(as = RotateOrder)]
+struct RotateRequest {
     /// Time for which the previous secret also signs. `0s`: not at all
     #[serde(with = "duration")]
     #[schema(value_type = String, default = "24h", example = "24h")]
@@ -115,7 +117,7 @@ struct RotateOrder {
     algorithm: Option<SigningAlgorithm>,
 }
 
-impl Default for RotateOrder {
+impl Default for RotateRequest {
     fn default() -> Self {
         Self { overlap: Duration::from_secs(24 * 3600), replace: false, algorithm: None }
     }
@@ -151,7 +153,7 @@ struct NewSecret {
 
 /// Rotate the signing secret, and return the key to verify with, only once (scope `manage`)
 #[utoipa::path(post, path = "/v1/subscriptions/{id}/rotate-secret", tag = "subscriptions",
-    request_body = Option<RotateOrder>,
+    request_body = Option<RotateRequest>,
     params(("id" = SubscriptionId, Path), TenantParam, ("if-match" = Option<String>, Header)),
     responses(
         (status = 200, description = "The new secret, or its public key", body = NewSecret,
@@ -162,7 +164,7 @@ async fn rotate_secret(
     Manager(caller): Manager,
     SubscriptionPath(naming): SubscriptionPath,
     headers: HeaderMap,
-    MaybeJson(order): MaybeJson<RotateOrder>,
+    MaybeJson(order): MaybeJson<RotateRequest>,
 ) -> Result<Response, Problem> {
     if order.overlap > LONGEST_OVERLAP {
         return Err(Problem::field("overlap", "is longer than 365d; send a shorter one, such as 24h"));

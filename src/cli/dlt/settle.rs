@@ -16,7 +16,7 @@ use crate::management::{Management, domain_names};
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
-pub struct Selection {
+pub struct DltSelection {
     /// Ids, as printed by `hub dlt list`
     ids: Vec<String>,
     #[command(flatten)]
@@ -29,7 +29,7 @@ pub struct Selection {
 #[derive(Debug, Args)]
 pub struct ReplayOptions {
     #[command(flatten)]
-    selection: Selection,
+    selection: DltSelection,
     /// Also replay dead letters with a replay in progress, if their envelopes are known to be lost: each is sent once more
     #[arg(long)]
     force: bool,
@@ -44,7 +44,7 @@ pub struct ReplayOptions {
 #[derive(Debug, Args)]
 pub struct DiscardOptions {
     #[command(flatten)]
-    selection: Selection,
+    selection: DltSelection,
     /// Do not ask for confirmation
     #[arg(long, short)]
     yes: bool,
@@ -141,10 +141,10 @@ fn moved(bar: &ProgressBar, done: usize, total: usize) {
 }
 
 async fn select(
-    selection: &Selection,
+    selection: &DltSelection,
     settings: &Settings,
 ) -> Result<(Management, Vec<SelectedDeadLetter>), CliError> {
-    let Selection { ids, filter, all } = selection;
+    let DltSelection { ids, filter, all } = selection;
     let filter = filter.resolve(ids)?;
     match (all, filter.means_all() && filter.tenant.is_none()) {
         (false, true) => {

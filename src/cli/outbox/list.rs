@@ -11,7 +11,7 @@ use crate::management::producer_outbox::{ProducerOutbox, Row, RowCursor};
 const PAGE: usize = 1_000;
 
 #[derive(Debug, Args)]
-pub struct Options {
+pub struct OutboxListOptions {
     #[command(flatten)]
     filter: Filter,
     /// Maximum number of rows
@@ -40,7 +40,11 @@ const HEAD: [&str; 11] = [
     "LAST ERROR",
 ];
 
-pub async fn run(options: Options, outbox: &ProducerOutbox, printer: Printer) -> Result<Answer, CliError> {
+pub async fn run(
+    options: OutboxListOptions,
+    outbox: &ProducerOutbox,
+    printer: Printer,
+) -> Result<Answer, CliError> {
     let selection = options.filter.selection();
     let mut after = Some(options.after.unwrap_or_default());
     let mut left = if options.all { usize::MAX } else { options.limit as usize };

@@ -42,7 +42,7 @@ impl Filter {
 
 /// Rows to change. Without ids or filters, `--all` is required.
 #[derive(Debug, Args)]
-pub struct Selected {
+pub struct RowArguments {
     /// Event ids, on all brokers unless --broker is set
     ids: Vec<String>,
     #[command(flatten)]
@@ -52,7 +52,7 @@ pub struct Selected {
     all: bool,
 }
 
-impl Selected {
+impl RowArguments {
     pub fn selection(&self) -> Result<RowSelection, CliError> {
         let Self { ids, filter, all } = self;
         if ids.is_empty() && filter.is_empty() && !all {

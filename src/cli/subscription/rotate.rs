@@ -15,7 +15,7 @@ use crate::settings::Settings;
 
 /// The value of `--algorithm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Kind {
+pub enum AlgorithmName {
     /// HMAC-SHA256: the receiver has the same secret (whsec_)
     Hmac,
     /// ed25519: the receiver has the public key (whpk_)
@@ -33,7 +33,7 @@ pub(super) fn overlap(text: &str) -> Result<Duration, String> {
 pub(super) async fn run(
     name: &Name,
     secrets: PreviousSecret,
-    kind: Option<Kind>,
+    kind: Option<AlgorithmName>,
     settings: &Settings,
     printer: Printer,
 ) -> Result<Answer, CliError> {
@@ -42,8 +42,8 @@ pub(super) async fn run(
     let (id, tenant) = (stored.subscription.id.clone(), stored.subscription.tenant.clone());
     let shown = shown(&stored);
     let algorithm = kind.map(|kind| match kind {
-        Kind::Hmac => Algorithm::HmacSha256,
-        Kind::Ed25519 => Algorithm::Ed25519,
+        AlgorithmName::Hmac => Algorithm::HmacSha256,
+        AlgorithmName::Ed25519 => Algorithm::Ed25519,
     });
     let rotated = management.rotate_secret(stored, secrets, algorithm).await?;
     let previous_until = rotated.previous_until.map(time);

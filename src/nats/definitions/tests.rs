@@ -10,7 +10,7 @@ fn parameters() -> StreamParameters {
         max_deliver: 5,
         ack_wait: Duration::from_secs(75),
         duplicate_window: Duration::from_secs(120),
-        limits: Limits {
+        limits: StreamLimits {
             events: 1_000_000_000,
             outbox: 2_000_000_000,
             dlt: 512_000_000,

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use crate::domain::key::EventKey;
 use crate::domain::message_id::MessageIds;
 use crate::nats::{JetStream, NatsError};
-use crate::sinks::{Broker, OutgoingMessage, PublishError, Published};
+use crate::sinks::{Broker, OutgoingMessage, PublishError, PublishedGroup};
 
 /// Publishes over the hub's own connection. The domain outbox drops duplicates. The message id is not that of the row,
 /// which another producer could guess and use first.
@@ -65,17 +65,17 @@ fn waits(code: u16, err_code: u16) -> bool {
 
 impl Broker for Internal {
     /// One by one: each is sent after the one before is stored.
-    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
+    fn publish<'a>(&'a self, group: &'a [OutgoingMessage]) -> BoxFuture<'a, PublishedGroup> {
         async move {
             if let Err(error) = self.connected() {
-                return Published { acknowledged: 0, error: Some(error) };
+                return PublishedGroup { acknowledged: 0, error: Some(error) };
             }
             for (acknowledged, message) in group.iter().enumerate() {
                 if let Err(error) = self.publish_one(message).await {
-                    return Published { acknowledged, error: Some(meaning(error)) };
+                    return PublishedGroup { acknowledged, error: Some(meaning(error)) };
                 }
             }
-            Published { acknowledged: group.len(), error: None }
+            PublishedGroup { acknowledged: group.len(), error: None }
         }
         .boxed()
     }

@@ -282,13 +282,13 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
-    use crate::sinks::Published;
+    use crate::sinks::PublishedGroup;
 
     /// No message gets this far.
     struct Nobody;
 
     impl Broker for Nobody {
-        fn publish<'a>(&'a self, _: &'a [OutgoingMessage]) -> BoxFuture<'a, Published> {
+        fn publish<'a>(&'a self, _: &'a [OutgoingMessage]) -> BoxFuture<'a, PublishedGroup> {
             std::future::pending().boxed()
         }
         fn check(&self) -> BoxFuture<'_, Result<(), PublishError>> {
