@@ -205,11 +205,11 @@ impl Hub {
             api_address = api.address();
             let management =
                 Management::new(js.clone(), Arc::new(settings.clone()))?.with_index(registry.clone());
-            let (orders, runner) = BulkJobs::new(management.clone());
-            tasks.graceful("bulk orders", runner.run(stop.clone()));
+            let (bulk_jobs, runner) = BulkJobs::new(management.clone());
+            tasks.graceful("bulk jobs", runner.run(stop.clone()));
             let resources = Resources {
                 management,
-                orders,
+                bulk_jobs,
                 registry: registry.clone(),
                 outbox,
                 anonymous: settings.api.anonymous,

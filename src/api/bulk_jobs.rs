@@ -48,7 +48,7 @@ async fn list(
     Reader(caller): Reader,
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Response, Problem> {
-    let orders = state.orders.jobs(&caller, limit(query.limit)?).await?;
+    let orders = state.bulk_jobs.jobs(&caller, limit(query.limit)?).await?;
     Ok(Json(BulkJobList { orders }).into_response())
 }
 
@@ -62,8 +62,8 @@ async fn read_one(
     Reader(caller): Reader,
     PathPart(id): PathPart,
 ) -> Result<Response, Problem> {
-    let order = state.orders.job(&caller, &order_id(id)?).await?;
-    Ok(Json(order).into_response())
+    let job = state.bulk_jobs.job(&caller, &job_id(id)?).await?;
+    Ok(Json(job).into_response())
 }
 
 /// Cancel the rest of a bulk job (scope `operate`)
@@ -77,12 +77,12 @@ async fn cancel(
     Operator(caller): Operator,
     PathPart(id): PathPart,
 ) -> Result<Response, Problem> {
-    let order = state.orders.cancel(&caller, &order_id(id)?).await?;
-    let status = if order.state.is_over() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok((status, Json(order)).into_response())
+    let job = state.bulk_jobs.cancel(&caller, &job_id(id)?).await?;
+    let status = if job.state.is_over() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok((status, Json(job)).into_response())
 }
 
 /// Parses an id. An invalid id counts as unknown.
-fn order_id(text: String) -> Result<BulkJobId, ManagementError> {
+fn job_id(text: String) -> Result<BulkJobId, ManagementError> {
     BulkJobId::try_from(text.clone()).map_err(|_| ManagementError::NoBulkJob { id: text })
 }

@@ -176,13 +176,13 @@ async fn replay_one(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
     PathPart(id): PathPart,
-    MaybeJson(order): MaybeJson<ReplayRequest>,
+    MaybeJson(options): MaybeJson<ReplayRequest>,
 ) -> Result<Response, Problem> {
     let mut selected = select_one(&state, &caller, &id).await?;
     // When a redrive fails again, the old and the new dead letter exist for a moment: use the new one.
     let last = selected.pop().ok_or(ManagementError::NoDeadLetter { id: id.clone() })?;
     let (domain, already_replaying) = (last.domain.clone(), last.replaying);
-    let replayed = state.management.replay(&[last], order.force, |_, _| {}).await?;
+    let replayed = state.management.replay(&[last], options.force, |_, _| {}).await?;
     let body = ReplayedOne { id, domain, ordered: replayed.ordered > 0, already_replaying };
     Ok((StatusCode::ACCEPTED, Json(body)).into_response())
 }
@@ -276,7 +276,7 @@ async fn start(
         return Err(Problem::field("tenant", "differs from the token's tenant; leave it out"));
     }
     let filter = conditions.filter(state, caller)?;
-    let order = state.orders.start(caller, NewBulkJob { kind, filter, force }).await?;
-    let location = format!("/v1/orders/{}", order.id);
-    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(order)).into_response())
+    let job = state.bulk_jobs.start(caller, NewBulkJob { kind, filter, force }).await?;
+    let location = format!("/v1/orders/{}", job.id);
+    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(job)).into_response())
 }

@@ -77,10 +77,10 @@ async fn pause(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
     PathPart(name): PathPart,
-    MaybeJson(order): MaybeJson<PauseRequest>,
+    MaybeJson(options): MaybeJson<PauseRequest>,
 ) -> Result<Response, Problem> {
     whole_hub(&caller, WHOSE)?;
-    let lasting = order.lasting.as_deref().map(duration::parse).transpose();
+    let lasting = options.lasting.as_deref().map(duration::parse).transpose();
     let lasting = lasting.map_err(|error| Problem::field("for", error.to_string()))?;
     let pause =
         Pause::lasting(lasting, OffsetDateTime::now_utc()).map_err(|error| Problem::fields(vec![error]))?;

@@ -64,7 +64,7 @@ pub struct Resources {
     /// The subscription index of this process.
     pub registry: Registry,
     /// Starts bulk jobs; their runner is a task of the same process.
-    pub orders: BulkJobs,
+    pub bulk_jobs: BulkJobs,
     /// The producer outbox; `None` if no database is configured.
     pub outbox: Option<ProducerOutboxAdmin>,
     /// Accept requests without a token (`api.anonymous`).
@@ -78,7 +78,7 @@ pub struct Resources {
 pub(crate) struct State {
     management: Management,
     registry: Registry,
-    orders: BulkJobs,
+    bulk_jobs: BulkJobs,
     outbox: Option<ProducerOutboxAdmin>,
     access: Access,
     metrics: Metrics,
@@ -164,7 +164,7 @@ fn routes() -> OpenApiRouter<State> {
 }
 
 fn management(resources: Resources, metrics: Metrics) -> Router {
-    let Resources { management, registry, orders, outbox, anonymous, ready: _ } = resources;
+    let Resources { management, registry, bulk_jobs, outbox, anonymous, ready: _ } = resources;
     let state = State {
         access: Access::new(management.clone(), anonymous),
         admission: Admission::new(management.settings(), anonymous),
@@ -173,7 +173,7 @@ fn management(resources: Resources, metrics: Metrics) -> Router {
         broad_reads: BroadReads::default(),
         management,
         registry,
-        orders,
+        bulk_jobs,
         outbox,
         metrics,
     };

@@ -252,9 +252,9 @@ struct OutboxReconciled {
 async fn reconcile(
     FromState(state): FromState<State>,
     Operator(caller): Operator,
-    MaybeJson(order): MaybeJson<ReconcileRequest>,
+    MaybeJson(options): MaybeJson<ReconcileRequest>,
 ) -> Result<Response, Problem> {
-    let after = parsed("after", order.after.as_deref())?.unwrap_or_default();
+    let after = parsed("after", options.after.as_deref())?.unwrap_or_default();
     let outbox = outbox(&state, &caller).await?;
     let done = outbox.reconcile(BatchRun::limited(LONGEST_CHANGE, after)).await?;
     Ok(Json(OutboxReconciled { written: done.rows, next: text(done.next) }).into_response())

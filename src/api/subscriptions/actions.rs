@@ -94,10 +94,10 @@ async fn test(
     FromState(state): FromState<State>,
     Manager(caller): Manager,
     SubscriptionPath(naming): SubscriptionPath,
-    MaybeJson(order): MaybeJson<TestRequest>,
+    MaybeJson(options): MaybeJson<TestRequest>,
 ) -> Result<Response, Problem> {
     let stored = state.management.subscription(&caller, &naming).await?;
-    let attempt = state.management.test_subscription(&stored.subscription, order.event).await?;
+    let attempt = state.management.test_subscription(&stored.subscription, options.event).await?;
     Ok(Json(attempt).into_response())
 }
 
@@ -164,16 +164,16 @@ async fn rotate_secret(
     Manager(caller): Manager,
     SubscriptionPath(naming): SubscriptionPath,
     headers: HeaderMap,
-    MaybeJson(order): MaybeJson<RotateRequest>,
+    MaybeJson(options): MaybeJson<RotateRequest>,
 ) -> Result<Response, Problem> {
-    if order.overlap > LONGEST_OVERLAP {
+    if options.overlap > LONGEST_OVERLAP {
         return Err(Problem::field("overlap", "is longer than 365d; send a shorter one, such as 24h"));
     }
     let secrets =
-        if order.replace { PreviousSecret::IsReplaced } else { PreviousSecret::Overlaps(order.overlap) };
+        if options.replace { PreviousSecret::IsReplaced } else { PreviousSecret::Overlaps(options.overlap) };
     let stored = read_checked(&state, &caller, &naming, &headers).await?;
     let id = stored.subscription.id.clone();
-    let algorithm = order.algorithm.map(|algorithm| match algorithm {
+    let algorithm = options.algorithm.map(|algorithm| match algorithm {
         SigningAlgorithm::Hmac => Algorithm::HmacSha256,
         SigningAlgorithm::Ed25519 => Algorithm::Ed25519,
     });
