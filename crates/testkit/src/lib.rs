@@ -7,10 +7,14 @@
 //! * `postgres`, `redis_server`: private servers, each behind a cargo feature (`postgres`, `redis`).
 
 pub mod broker_process;
+#[cfg(feature = "connections")]
+pub mod connections;
 pub mod owned_process;
 mod ports;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "proxy")]
+pub mod proxy;
 #[cfg(feature = "redis")]
 pub mod redis_server;
 #[cfg(feature = "servers")]
