@@ -204,7 +204,7 @@ async fn rabbitmq_and_kafka_are_targets_as_well_and_lose_a_silent_connection() {
     };
     assert_eq!(from_rabbit("event-1").await, from_kafka("event-1").await);
 
-    let silent = [&rabbit_proxy, &kafka.proxy].map(|proxy| proxy.cut_before(Direction::ToServer, "event-2"));
+    let silent = [&rabbit_proxy, kafka.proxy()].map(|proxy| proxy.cut_before(Direction::ToServer, "event-2"));
     client.publish("user.created", "event-2").await;
     for silent in silent {
         silent.fired(SOON).await;

@@ -88,7 +88,7 @@ async fn a_broker_that_hangs_or_goes_is_unavailable_and_comes_back() {
     let all = group("events", "a", 0..6);
     assert_all(sink.publish(&all[..1]).await, 1);
 
-    let hang = server.proxy.cut_before(Direction::ToServer, "\"n\":1}");
+    let hang = server.proxy().cut_before(Direction::ToServer, "\"n\":1}");
     assert_unavailable(&sink, &all[1..3]).await;
     hang.fired(SHORT.publish).await;
     publish_when_back(&sink, &all[1..3]).await;

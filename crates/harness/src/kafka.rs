@@ -1,94 +1,68 @@
-//! A private Kafka-compatible broker (Tansu).
+//! A Kafka-compatible broker (Tansu) of a test, and a client of it.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hub_testkit::owned_process::Plan;
-use hub_testkit::server_process::{Ready, ServerProcess};
+use hub_testkit::kafka::TansuServer;
 use krafka::admin::{AdminClient, NewTopic};
 use krafka::auth::AuthConfig;
 use krafka::consumer::AutoOffsetReset;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 
 use super::external_broker::Certificates;
-use super::{FaultProxy, eventually, free_port, require_tool, tool};
+use super::{FaultProxy, eventually, require_tool, tool};
 
-/// A broker on a free loopback port, with its topics in memory. It returns to clients the address of the proxy, or of
-/// the TLS listener, in front of it.
-pub struct KafkaServer {
-    process: ServerProcess,
-    pub proxy: FaultProxy,
-    /// The task that accepts TLS; it and its connections end with this.
-    tls: Option<(u16, JoinSet<()>)>,
-    _folder: TempDir,
-}
+/// One broker on a free loopback port behind a proxy, which keeps its topics in memory.
+pub struct KafkaServer(TansuServer);
 
 impl KafkaServer {
-    /// Starts `HUB_TEST_KAFKA`, or `tansu` from `PATH`. `None`, with a message, if there is neither.
+    /// `None`, with a message, if there is no Tansu: `HUB_TEST_KAFKA`, or `tansu` on `PATH`.
     pub async fn start() -> Option<Self> {
         Self::start_with(&[], None).await
     }
 
-    /// Starts a broker that requires SASL/SCRAM and has no users.
+    /// It requires SASL/SCRAM, and has no users.
     pub async fn start_authenticating() -> Option<Self> {
         Self::start_with(&["--authentication"], None).await
     }
 
-    /// Starts a broker with TLS. TLS ends in front of the proxy, because Tansu's own options for it exclude each other.
+    /// Clients connect with TLS.
     pub async fn start_tls(certificates: &Certificates) -> Option<Self> {
-        Self::start_with(&[], Some(certificates)).await
+        Self::start_with(&[], Some(Arc::new(tls_config(certificates)))).await
     }
 
-    async fn start_with(arguments: &'static [&str], certificates: Option<&Certificates>) -> Option<Self> {
-        let binary = require_tool("tansu", tool("tansu", "HUB_TEST_KAFKA"))?;
-        let folder = tempfile::tempdir().expect("a folder");
-        let port = free_port();
-        let proxy = FaultProxy::start(&format!("127.0.0.1:{port}")).await;
-        let tls = match certificates {
-            Some(certificates) => Some(end_tls(certificates, proxy.address()).await),
-            None => None,
-        };
-        let public = tls.as_ref().map_or(proxy.address().port(), |(port, _)| *port);
-        let advertised = format!("tcp://localhost:{public}");
-        let command = move || {
-            Plan::new(&binary)
-                .args(["broker", "--listener-url", &format!("tcp://127.0.0.1:{port}")])
-                .args(["--advertised-listener-url", &advertised, "--storage-engine", "memory://tansu/"])
-                .args(arguments)
-        };
-        let log = folder.path().join("log");
-        let process = ServerProcess::start("tansu", port, &log, Ready::Listening, command).await;
-        let process = process.unwrap_or_else(|error| panic!("{error}"));
-        Some(Self { process, proxy, tls, _folder: folder })
+    async fn start_with(arguments: &[&str], tls: Option<Arc<rustls::ServerConfig>>) -> Option<Self> {
+        let program = require_tool("tansu", tool("tansu", "HUB_TEST_KAFKA"))?;
+        let server = TansuServer::start(&program, arguments, tls).await;
+        Some(Self(server.unwrap_or_else(|error| panic!("{error}"))))
     }
 
     pub fn port(&self) -> u16 {
-        self.process.port()
+        self.0.port()
     }
 
-    /// Sends SIGKILL, and waits until the process has ended.
+    /// The proxy that every client uses.
+    pub fn proxy(&self) -> &FaultProxy {
+        self.0.proxy()
+    }
+
+    /// Kills it (SIGKILL), and waits until it is gone.
     pub async fn kill(&mut self) {
-        self.process.kill().await.expect("it is running");
+        self.0.process().kill().await.expect("it is running");
     }
 
-    /// Starts it again on the same port, without its topics.
+    /// Starts it again, on the same port without its topics.
     pub async fn restart(&mut self) {
-        self.process.restart().await.unwrap_or_else(|error| panic!("{error}"));
+        self.0.process().restart().await.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// The bootstrap server: the address in front of the broker.
+    /// The bootstrap server: the proxy, or the TLS listener in front of it.
     pub fn url(&self) -> String {
-        let port = self.tls.as_ref().map_or(self.proxy.address().port(), |(port, _)| *port);
-        format!("localhost:{port}")
+        self.0.bootstrap()
     }
 
-    /// A new client.
+    /// A client on a new connection.
     pub async fn client(&self) -> krafka::Kafka {
         self.client_with(AuthConfig::plaintext()).await
     }
@@ -112,7 +86,7 @@ impl KafkaServer {
     }
 }
 
-/// A record of a topic.
+/// A record, as a consumer receives it.
 #[derive(Debug, PartialEq)]
 pub struct Seen {
     pub partition: i32,
@@ -123,7 +97,7 @@ pub struct Seen {
 }
 
 impl KafkaServer {
-    /// Reads a topic from the beginning until all expected records are there.
+    /// Reads a topic from its beginning until `is_enough` accepts the records.
     ///
     /// # Panics
     ///
@@ -166,33 +140,15 @@ impl KafkaServer {
     }
 }
 
-/// Listens with TLS, and forwards to the broker without TLS.
-async fn end_tls(certificates: &Certificates, upstream: SocketAddr) -> (u16, JoinSet<()>) {
+/// The TLS settings of a server with this certificate.
+fn tls_config(certificates: &Certificates) -> rustls::ServerConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let cert = CertificateDer::from_pem_file(certificates.cert()).expect("a certificate");
     let key = PrivateKeyDer::from_pem_file(certificates.key()).expect("a key");
-    let config = rustls::ServerConfig::builder_with_provider(provider)
+    rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()
         .with_single_cert(vec![cert], key)
-        .expect("a certificate and its key");
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-    let port = listener.local_addr().expect("bound").port();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        while let Ok((client, _)) = listener.accept().await {
-            let acceptor = acceptor.clone();
-            connections.spawn(async move {
-                // Some tests expect a failed handshake.
-                let Ok(mut client) = acceptor.accept(client).await else { return };
-                if let Ok(mut server) = TcpStream::connect(upstream).await {
-                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
-                }
-            });
-        }
-    });
-    (port, tasks)
+        .expect("a certificate and its key")
 }

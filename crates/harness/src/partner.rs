@@ -79,7 +79,7 @@ impl Partner {
 
     pub fn proxy(&self) -> &FaultProxy {
         match (&self.server, &self.proxy) {
-            (Server::Kafka(server), _) => &server.proxy,
+            (Server::Kafka(server), _) => server.proxy(),
             (_, proxy) => proxy.as_ref().expect("all others are started with one"),
         }
     }

@@ -9,12 +9,16 @@
 pub mod broker_process;
 #[cfg(feature = "connections")]
 pub mod connections;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod owned_process;
 mod ports;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "proxy")]
 pub mod proxy;
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq;
 #[cfg(feature = "redis")]
 pub mod redis_server;
 #[cfg(feature = "servers")]
