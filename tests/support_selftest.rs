@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use serde_json::json;
 use support::{
-    Behaviour, Direction, FaultProxy, Hub, OAuth2Server, Receiver, TestBroker, TestSettings, complete,
+    Behaviour, Direction, FaultProxy, Hub, Receiver, TestBroker, TestSettings, TokenEndpoint, complete,
     eventually, free_port, http_client, require_tool, sum_of,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -94,7 +94,7 @@ async fn a_receiver_hangs_and_waits() {
 
 #[tokio::test]
 async fn tokens_are_issued_to_the_client_alone_and_end() {
-    let server = OAuth2Server::start("hub", "s e/cret").await;
+    let server = TokenEndpoint::start("hub", "s e/cret").await;
     server.set_scopes(&["events"]);
     let receiver = Receiver::start().await;
     receiver.set("/", Behaviour::require(server.guard()));

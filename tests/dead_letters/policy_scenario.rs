@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Behaviour, Hub, OAuth2Server, Received, Receiver, TestBroker, TestClient, TestSettings, eventually, ids,
+    Behaviour, Hub, Received, Receiver, TestBroker, TestClient, TestSettings, TokenEndpoint, eventually, ids,
     subscription,
 };
 
@@ -251,7 +251,7 @@ async fn parked_after_the_schedule_then_replayed_and_discarded_by_command() {
 async fn each_kind_of_credential_opens_the_endpoint_that_asks_for_it() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let tokens = OAuth2Server::start("hub", "client-hush").await;
+    let tokens = TokenEndpoint::start("hub", "client-hush").await;
     receiver.set("/none", Behaviour::ok());
     receiver.set("/api-key", Behaviour::require_header("x-partner-key", "key-hush"));
     receiver.set("/basic", Behaviour::require_header("authorization", "Basic aHViOnBhc3MtaHVzaA=="));

@@ -4,9 +4,9 @@
 //! * [`TestClient`]: publishes, subscribes, and accounts for every envelope ([`Account`]).
 //! * [`ApiClient`]: a caller of its HTTP API.
 //! * [`Hub`]: the built `hub` as a child process, with its log; [`TestSettings`]: its settings.
-//! * [`Receiver`]: an HTTP endpoint whose behaviour can be changed while it runs.
-//! * [`OAuth2Server`]: a token endpoint.
-//! * [`TestPostgres`]: a PostgreSQL database; [`TestDatabase`]: a producer outbox on PostgreSQL or SQLite.
+//! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
+//! * [`TokenEndpoint`]: a token endpoint.
+//! * [`TestPostgres`]: a PostgreSQL database; [`TestDatabase`]: one with an outbox, or the same on SQLite.
 //! * [`RedisServer`], [`RabbitMq`], [`KafkaServer`]: external brokers, and [`external_broker`] for all of them.
 //! * [`ChildProcess`]: a child process, such as an [`example`].
 //! * [`Ca`]: a private certificate authority.
@@ -24,14 +24,12 @@ mod eventually;
 pub mod external_broker;
 mod hub;
 pub mod kafka;
-mod oauth2;
 pub mod observed_run;
 pub mod outbox;
 pub mod partner;
 mod postgres;
 mod rabbitmq;
 mod raw;
-mod receiver;
 mod redis_server;
 pub mod relay;
 pub mod settings;
@@ -48,14 +46,14 @@ use eventually::POLL;
 pub use eventually::eventually;
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use hub_testkit::proxy::{Direction, FaultProxy, Trigger};
+pub use hub_testkit::receiver::{Behaviour, Received, Receiver};
+pub use hub_testkit::token_endpoint::TokenEndpoint;
 pub use kafka::KafkaServer;
-pub use oauth2::OAuth2Server;
 pub use observed_run::{with_hangup, wrapped};
 pub use outbox::TestDatabase;
 pub use postgres::{PASSWORD, TestPostgres};
 pub use rabbitmq::RabbitMq;
 pub use raw::RawPublisher;
-pub use receiver::{Behaviour, Received, Receiver};
 pub use redis_server::RedisServer;
 pub use settings::TestSettings;
 

@@ -9,6 +9,8 @@
 pub mod broker_process;
 #[cfg(feature = "connections")]
 pub mod connections;
+#[cfg(feature = "receiver")]
+mod http_endpoint;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod owned_process;
@@ -19,12 +21,16 @@ pub mod postgres;
 pub mod proxy;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
+#[cfg(feature = "receiver")]
+pub mod receiver;
 #[cfg(feature = "redis")]
 pub mod redis_server;
 #[cfg(feature = "servers")]
 mod server_error;
 #[cfg(feature = "servers")]
 pub mod server_process;
+#[cfg(feature = "token-endpoint")]
+pub mod token_endpoint;
 
 pub use ports::free_port;
 #[cfg(feature = "servers")]

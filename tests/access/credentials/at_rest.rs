@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{KEY, SIGNING, STEP, apply, last, serving, with_key};
 use crate::support::{
-    ApiClient, Behaviour, Hub, OAuth2Server, Receiver, TestBroker, TestSettings, eventually, print_output,
+    ApiClient, Behaviour, Hub, Receiver, TestBroker, TestSettings, TokenEndpoint, eventually, print_output,
 };
 
 const NEW_KEY: &str = "IAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -83,7 +83,7 @@ async fn tap(broker: &TestBroker) -> Arc<Mutex<String>> {
 async fn no_plain_secret_is_anywhere_after_a_full_run() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let tokens = OAuth2Server::start("hub", "hush-oauth2").await;
+    let tokens = TokenEndpoint::start("hub", "hush-oauth2").await;
     let settings = with_key().with(|settings| settings.log.level = Some("trace".to_owned()));
     let (hub, client) = serving(&broker, &settings).await;
     let on_the_broker = tap(&broker).await;

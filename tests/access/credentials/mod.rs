@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
 use crate::support::{
-    Behaviour, Hub, OAuth2Server, Received, Receiver, TestBroker, TestClient, TestSettings, eventually,
+    Behaviour, Hub, Received, Receiver, TestBroker, TestClient, TestSettings, TokenEndpoint, eventually,
     free_port, print_output, require_tool, tool,
 };
 
@@ -260,7 +260,7 @@ async fn tokens_of_a_real_oauth2_server_have_the_audience_and_scope_asked_for() 
 async fn a_token_endpoint_that_fails_is_a_failure_of_its_own_kind_and_the_event_waits() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let tokens = OAuth2Server::start("hub", "hush").await;
+    let tokens = TokenEndpoint::start("hub", "hush").await;
     receiver.set("/crm", Behaviour::require(tokens.guard()));
     tokens.set_failing(Some(500));
     let (hub, client) = serving(&broker, &with_key()).await;
