@@ -22,8 +22,7 @@ const IMPURE: [&str; 12] = [
     "std::thread",
     "TcpStream",
 ];
-/// Each client library and its only importers: one adapter, and parts of the demo and the bench (endpoints, display of
-/// progress).
+/// Each client library and the modules that may import it.
 const CLIENTS: [(&str, &[&str]); 16] = [
     // External NATS servers have their own connections with their own options.
     ("async_nats", &["nats", "sinks"]),
@@ -31,7 +30,7 @@ const CLIENTS: [(&str, &[&str]); 16] = [
     ("lapin", &["sinks"]),
     ("krafka", &["sinks"]),
     ("ring", &["http_delivery"]),
-    ("axum", &["api", "demo"]),
+    ("axum", &["api"]),
     ("hyper", &["api", "http_delivery"]),
     ("hyper_util", &["api", "http_delivery"]),
     ("utoipa_axum", &["api"]),

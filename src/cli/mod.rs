@@ -236,8 +236,8 @@ impl Cli {
         };
         match self.command {
             Command::Demo(options) => match demo::run(options).await? {
-                demo::Verdict::Held => Ok(Answer::Yes),
-                demo::Verdict::NotHeld => Ok(Answer::No),
+                demo::Verdict::Passed => Ok(Answer::Yes),
+                demo::Verdict::Failed => Ok(Answer::No),
             },
             Command::Serve(options) => serve::run(options, settings).await,
             Command::Provision(options) => provision::run(options, &settings, printer).await,

@@ -1,29 +1,29 @@
-//! The scenario that is shown and checked: one policy event, three subscribers, one of them down and one
-//! of them slow.
+//! The steps of the demo: a policy event for three subscribers, one of which is down and one slow.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::receiver::{Answer, Receiver};
+use super::expectation::{Unmet, holds, until};
+use super::narration::Narrator;
 use super::stage::{IN_FLIGHT_OF_C, PAUSE_OF_C, Stage};
-use super::telling::{Teller, Unmet, holds, until};
+use super::subscriber::{Answer, Subscriber};
 use crate::domain::dead_letter::DeadLetterState;
 use crate::domain::outcome::Reason;
 use crate::nats::{DeadLetterEntry, DeadLetterQuery};
 
-/// Any single step; each takes a small part of this.
+/// Time limit of each check, many times what it needs.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
 const POLICY_DOMAIN: &str = "policy-client";
 const POLICY: &str = r#"{"policy":"p1"}"#;
 const USER: &str = r#"{"user_id":"u1"}"#;
-/// Events in the burst that C does not keep up with.
+/// Events in the burst, more than C can process at once.
 const BURST: usize = 12;
 
-/// Plays all steps; ends with the first that does not hold.
-pub async fn play(stage: &Stage, teller: &mut Teller, limit: Duration) -> Result<(), Unmet> {
-    let mut play = Play { stage, teller, limit };
+/// Runs all steps, until a check does not hold.
+pub async fn play(stage: &Stage, narrator: &mut Narrator, limit: Duration) -> Result<(), Unmet> {
+    let mut play = Play { stage, narrator, limit };
     play.provisioned().await?;
     play.subscribed().await?;
     play.a_user_event().await?;
@@ -31,20 +31,20 @@ pub async fn play(stage: &Stage, teller: &mut Teller, limit: Duration) -> Result
     let letter = play.dead_letter(&first).await?;
     play.redrive(&letter).await?;
     play.a_slow_subscriber().await?;
-    play.nothing_is_owed().await
+    play.nothing_is_pending().await
 }
 
 struct Play<'a> {
     stage: &'a Stage,
-    teller: &'a mut Teller,
+    narrator: &'a mut Narrator,
     limit: Duration,
 }
 
 impl Play<'_> {
     async fn provisioned(&mut self) -> Result<(), Unmet> {
-        self.teller.heading("The hub: streams, consumers, and every role in this process");
+        self.narrator.heading("The hub: streams, consumers, and every role in this process");
         let readiness = &self.stage.readiness;
-        until(self.limit, "every role bound to its consumers", async || {
+        until(self.limit, "every role ready", async || {
             let missing = readiness.missing();
             if missing.is_empty() { Ok(()) } else { Err(format!("not ready: {}", missing.join(", "))) }
         })
@@ -54,21 +54,21 @@ impl Play<'_> {
         for domain in self.domains() {
             for stream in [names.outbox_stream(&domain), names.dlt_stream(&domain)] {
                 let depth = self.depth(&stream).await.map_err(|seen| Unmet::new(expected, seen))?;
-                holds(depth == 0, expected, format!("{stream} holds {depth} messages"))?;
+                holds(depth == 0, expected, format!("{stream} has {depth} messages"))?;
             }
         }
-        self.teller.held(&format!(
+        self.narrator.confirm(&format!(
             "nats-server {}; {} domains, each with an outbox and a dead-letter stream (DLT), all empty",
             self.stage.js.server_version(),
             self.domains().len()
         ));
-        self.teller.held("every role is ready");
+        self.narrator.confirm("every role is ready");
         Ok(())
     }
 
     async fn subscribed(&mut self) -> Result<(), Unmet> {
-        self.teller.heading("Three subscribers, each at its own endpoint");
-        let expected = "three subscriptions in the registry, with no credential in clear";
+        self.narrator.heading("Three subscribers, each at its own endpoint");
+        let expected = "three subscriptions in the registry, without a credential in clear text";
         for subscription in self.stage.subscriptions() {
             let applied = self.stage.apply(subscription).await;
             let applied = applied.map_err(|error| Unmet::new(expected, error.to_string()))?;
@@ -85,41 +85,41 @@ impl Play<'_> {
             };
             let text = String::from_utf8_lossy(&stored.payload);
             let clear = self.stage.secrets.iter().any(|secret| text.contains(secret));
-            holds(!clear, expected, format!("a credential of {} is stored in clear", applied.id))?;
+            holds(!clear, expected, format!("a credential of {} is stored in clear text", applied.id))?;
         }
-        self.teller.tell("A wants policy.>        works, and asks for an OAuth2 token (client credentials)");
-        self.teller.tell("B wants policy.updated  asks for an API key, and is down: it answers 503");
-        self.teller.tell(&format!(
-            "C wants policy.> and user.>  is slow: {PAUSE_OF_C:?} for each answer, {IN_FLIGHT_OF_C} at once"
+        self.narrator
+            .report("A: policy.>             works, and requires an OAuth2 token (client credentials)");
+        self.narrator.report("B: policy.updated       is down (answers 503), and requires an API key");
+        self.narrator.report(&format!(
+            "C: policy.> and user.>  is slow: {PAUSE_OF_C:?} for each answer, {IN_FLIGHT_OF_C} at a time"
         ));
-        self.teller.held("the three subscriptions are stored, their credentials sealed");
+        self.narrator.confirm("the three subscriptions are stored, their credentials sealed");
         Ok(())
     }
 
     async fn a_user_event(&mut self) -> Result<(), Unmet> {
-        self.teller.heading("An event goes to those who want it, and to no one else");
+        self.narrator.heading("An event is delivered to its subscribers only");
         let published = self.publish("user.created", USER).await?;
         let answer = self.accepted(&self.stage.c, "C to accept the user event", USER).await?;
         for other in [&self.stage.a, &self.stage.b] {
-            let log = other.watch();
-            let log = log.borrow();
-            holds(log.count == 0, "nothing at A and B, who did not ask for user events", log.summary())?;
+            let log = other.log();
+            holds(log.count == 0, "no delivery to A and B, which do not select user events", log.summary())?;
         }
-        self.teller.held(&format!(
-            "it reached C after {} (and C took {PAUSE_OF_C:?} to answer); A and B, who did not ask for it, got nothing",
+        self.narrator.confirm(&format!(
+            "it reached C after {} (C takes {PAUSE_OF_C:?} to answer); A and B, which do not select it, got nothing",
             millis(answer.arrived - published)
         ));
         Ok(())
     }
 
-    /// A gets it; B refuses it until its attempts are used up. Gives B's first answer.
+    /// A accepts it; B fails until the attempts are used up. Returns the last answer of B.
     async fn a_policy_event(&mut self) -> Result<Answer, Unmet> {
-        self.teller.heading("One policy event: A gets it, B is down");
+        self.narrator.heading("One policy event: A gets it, B is down");
         let published = self.publish("policy.updated", POLICY).await?;
         let answer = self.accepted(&self.stage.a, "A to accept the policy event", POLICY).await?;
-        let tokens = self.stage.tokens.tokens().issued();
+        let tokens = self.stage.tokens.issued();
         holds(tokens >= 1, "a token issued by the token endpoint", format!("{tokens} tokens issued"))?;
-        self.teller.held(&format!(
+        self.narrator.confirm(&format!(
             "A has it after {}, with a token that the hub fetched for it",
             millis(answer.arrived - published)
         ));
@@ -143,17 +143,18 @@ impl Play<'_> {
                 || format!("after {}", millis(answer.arrived - published)),
                 |before| format!("{} later", millis(answer.arrived - before.arrived)),
             );
-            self.teller.tell(&format!("B, attempt {attempt} of {most}, {waited}: 503"));
+            self.narrator.report(&format!("B, attempt {attempt} of {most}, {waited}: 503"));
             before = Some(answer);
         }
         self.accepted(&self.stage.c, "C to accept the policy event", POLICY).await?;
-        self.teller
-            .held(&format!("B was tried {most} times, with growing waits, always with the same webhook-id"));
+        self.narrator.confirm(&format!(
+            "B was tried {most} times, with growing waits, always with the same webhook-id"
+        ));
         before.ok_or_else(|| Unmet::new("at least one attempt", "delivery.max_deliver is 0"))
     }
 
     async fn dead_letter(&mut self, failed: &Answer) -> Result<DeadLetterEntry, Unmet> {
-        self.teller.heading("What B did not take is a dead letter of its own domain");
+        self.narrator.heading("The event that B did not accept is a dead letter of its domain");
         let names = self.stage.js.names();
         let dlt = names.dlt_stream(POLICY_DOMAIN);
         let expected = format!("one dead letter in {dlt}: for subscriber-b, exhausted, with its last status");
@@ -184,24 +185,24 @@ impl Play<'_> {
             let expected = "a dead letter in the policy DLT and in no other";
             let depth = self.depth(&stream).await.map_err(|seen| Unmet::new(expected, seen))?;
             let right = if domain == POLICY_DOMAIN { 1 } else { 0 };
-            holds(depth == right, expected, format!("{stream} holds {depth} messages"))?;
+            holds(depth == right, expected, format!("{stream} has {depth} messages"))?;
         }
         self.empty(&self.stage.js.names().outbox_stream(POLICY_DOMAIN)).await?;
-        self.teller.tell(&format!(
+        self.narrator.report(&format!(
             "{dlt} holds it: subscriber-b, {}, {} attempts, {}",
             found.reason,
             found.attempts,
             found.last_error.as_deref().unwrap_or_default()
         ));
-        self.teller.held("the dead letter is in the policy DLT and in no other; the outbox is empty");
+        self.narrator.confirm("the dead letter is in the policy DLT and in no other; the outbox is empty");
         Ok(letter)
     }
 
     async fn redrive(&mut self, letter: &DeadLetterEntry) -> Result<(), Unmet> {
-        self.teller.heading("B is switched on, and the redrive brings the dead letter back");
+        self.narrator.heading("B is switched on, and the redrive brings the dead letter back");
         self.stage.b.switch_on();
-        self.teller.tell(&format!(
-            "B is on; the broker keeps the timer of the redrive, {} after the failure",
+        self.narrator.report(&format!(
+            "B is on; the broker has the timer of the redrive, {} after the failure",
             letter
                 .letter
                 .next_redrive_at
@@ -215,21 +216,21 @@ impl Play<'_> {
             "the same webhook-id as before, with a higher attempt",
             format!("{answer:?}"),
         )?;
-        self.teller.held(&format!("B has it, at attempt {}, under the same webhook-id", answer.attempt));
+        self.narrator.confirm(&format!("B has it, at attempt {}, under the same webhook-id", answer.attempt));
         self.empty(&self.stage.js.names().dlt_stream(POLICY_DOMAIN)).await?;
-        self.teller.held("the dead letter is resolved: the depth of the policy DLT is 0");
+        self.narrator.confirm("the dead letter is resolved: the depth of the policy DLT is 0");
         Ok(())
     }
 
     async fn a_slow_subscriber(&mut self) -> Result<(), Unmet> {
-        self.teller.heading("C is slow, and A does not feel it");
+        self.narrator.heading("C is slow, and does not delay A");
         let mut published = Vec::with_capacity(BURST);
-        self.teller.tell(&format!("{BURST} events policy.reviewed at once, for A and C"));
+        self.narrator.report(&format!("{BURST} events policy.reviewed at once, for A and C"));
         for number in 1..=BURST {
             let data = format!(r#"{{"policy":"r{number}"}}"#);
             published.push((self.publish_silently("policy.reviewed", &data).await?, data));
         }
-        let expected = format!("A to accept all {BURST} while C is still at it");
+        let expected = format!("A to accept all {BURST} before C does");
         let (arrived, by_c) = {
             let arrived = self.stage.a.until(self.limit, &expected, |log| {
                 let arrived: Vec<Duration> = published
@@ -252,29 +253,30 @@ impl Play<'_> {
             &format!("A's slowest delivery to take less than one answer of C, {PAUSE_OF_C:?}"),
             millis(slowest),
         )?;
-        self.teller.tell(&format!(
+        self.narrator.report(&format!(
             "A has all {BURST}: half of them within {}, the slowest after {}",
             millis(middle),
             millis(slowest)
         ));
-        self.teller.held(&format!("at that moment C had answered {by_c} of {BURST}: it delayed only itself"));
-        let expected = format!("C to accept all {BURST} in its own time");
+        self.narrator
+            .confirm(&format!("at that moment C had answered {by_c} of {BURST}: it delayed only itself"));
+        let expected = format!("C to accept all {BURST} later");
         let last = self.stage.c.until(self.limit, &expected, |log| {
             let count = log.accepted().filter(|answer| answer.event_key == "policy.reviewed").count();
             if count < BURST {
                 Err(format!("{count} so far"))
             } else {
-                Ok(log.answers.back().map(|last| last.arrived))
+                Ok(log.answers.last().map(|last| last.arrived))
             }
         });
         let took = last.await?.map(|at| at.saturating_duration_since(published[0].0) + PAUSE_OF_C);
-        self.teller
-            .held(&format!("C has all {BURST} as well, after {}", took.map(millis).unwrap_or_default()));
+        self.narrator
+            .confirm(&format!("C has all {BURST} as well, after {}", took.map(millis).unwrap_or_default()));
         Ok(())
     }
 
-    async fn nothing_is_owed(&mut self) -> Result<(), Unmet> {
-        self.teller.heading("In the end nothing is pending");
+    async fn nothing_is_pending(&mut self) -> Result<(), Unmet> {
+        self.narrator.heading("At the end nothing is pending");
         let names = self.stage.js.names().clone();
         let mut streams = vec![names.events_stream(), names.advisories_stream(), names.rejected_stream()];
         for domain in self.domains() {
@@ -283,27 +285,28 @@ impl Play<'_> {
         for stream in streams {
             self.empty(&stream).await?;
         }
-        for (receiver, wanted) in [(&self.stage.a, 1 + BURST), (&self.stage.b, 1), (&self.stage.c, 2 + BURST)]
+        for (subscriber, wanted) in
+            [(&self.stage.a, 1 + BURST), (&self.stage.b, 1), (&self.stage.c, 2 + BURST)]
         {
-            let log = receiver.watch();
-            let log = log.borrow();
+            let log = subscriber.log();
             let mut ids: Vec<&str> = log.accepted().map(|answer| answer.webhook_id.as_str()).collect();
             let count = ids.len();
             ids.sort_unstable();
             ids.dedup();
             holds(
                 count == wanted && ids.len() == wanted,
-                &format!("{wanted} events accepted by {}, each once", receiver.name()),
-                format!("{count}, of which {} are different ones", ids.len()),
+                &format!("{wanted} events accepted by {}, each once", subscriber.name()),
+                format!("{count}, {} of them distinct", ids.len()),
             )?;
         }
-        self.teller
-            .held("every outbox and every DLT is empty; each subscriber has each of its events exactly once");
+        self.narrator.confirm(
+            "every outbox and every DLT is empty; each subscriber has each of its events exactly once",
+        );
         Ok(())
     }
 
     async fn publish(&mut self, key: &str, data: &str) -> Result<Instant, Unmet> {
-        self.teller.tell(&format!("nats pub {} '{data}'", self.stage.js.names().event(key)));
+        self.narrator.report(&format!("nats pub {} '{data}'", self.stage.js.names().event(key)));
         self.publish_silently(key, data).await
     }
 
@@ -316,9 +319,9 @@ impl Play<'_> {
         }
     }
 
-    /// The first 2xx of the receiver to an event with this data.
-    async fn accepted(&self, receiver: &Receiver, expected: &str, data: &str) -> Result<Answer, Unmet> {
-        receiver
+    /// The first 2xx of the subscriber to an event with this data.
+    async fn accepted(&self, subscriber: &Subscriber, expected: &str, data: &str) -> Result<Answer, Unmet> {
+        subscriber
             .until(self.limit, expected, |log| {
                 log.accepted().find(|answer| answer.data == data).cloned().ok_or_else(|| log.summary())
             })
@@ -330,11 +333,11 @@ impl Play<'_> {
         Ok(info.state.messages)
     }
 
-    /// Waits until a stream holds nothing.
+    /// Waits until a stream is empty.
     async fn empty(&self, stream: &str) -> Result<(), Unmet> {
         until(self.limit, &format!("{stream} to be empty"), async || match self.depth(stream).await? {
             0 => Ok(()),
-            depth => Err(format!("it holds {depth} messages")),
+            depth => Err(format!("it has {depth} messages")),
         })
         .await
     }
@@ -344,9 +347,9 @@ impl Play<'_> {
     }
 }
 
-/// How many events of the burst it has accepted.
-fn reviewed(receiver: &Receiver) -> usize {
-    receiver.watch().borrow().accepted().filter(|answer| answer.event_key == "policy.reviewed").count()
+/// The number of events of the burst that it has accepted.
+fn reviewed(subscriber: &Subscriber) -> usize {
+    subscriber.log().accepted().filter(|answer| answer.event_key == "policy.reviewed").count()
 }
 
 fn millis(duration: Duration) -> String {

@@ -1,5 +1,5 @@
-//! What the demo plays on: a server, a hub with all its roles, and three subscribers, all in this
-//! process and in one throw-away folder.
+//! The parts of the demo: a private nats-server, a hub with all its roles, and three subscribers, in this process and one
+//! temporary folder.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,9 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use tokio_util::sync::CancellationToken;
 
 use super::DemoError;
-use super::receiver::{Credentials, Receiver};
-use super::telling::Teller;
-use super::token_endpoint::TokenEndpoint;
+use super::narration::Narrator;
+use super::subscriber::{Credentials, Subscriber};
 use crate::domain::subscription::{Incarnation, Subscription, SubscriptionLimits};
 use crate::facts::{DemoHubFailed, DemoServerNotStopped};
 use crate::from_settings::connect_options;
@@ -22,74 +21,78 @@ use crate::serve::{Hub, Role, ServeOptions};
 use crate::settings::Settings;
 use crate::tasks::{Task, TaskError};
 use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, Data};
+use hub_testkit::token_endpoint::TokenEndpoint;
 
-/// Of subscriber C, for each answer.
+/// Time that subscriber C takes for each answer.
 pub const PAUSE_OF_C: Duration = Duration::from_millis(500);
 /// Concurrent deliveries of subscriber C.
 pub const IN_FLIGHT_OF_C: u32 = 2;
 
 const CLIENT_ID: &str = "integration-hub";
 const SCOPE: &str = "events";
+const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
 
-/// What the scenario works with.
+/// The parts that the scenario uses.
 pub struct Stage {
     pub settings: Settings,
     pub js: JetStream,
-    /// A connection of its own, as any producer has.
+    /// A connection of its own, as of a producer.
     pub publisher: JetStream,
     pub readiness: crate::health::Readiness,
-    pub a: Receiver,
-    pub b: Receiver,
-    pub c: Receiver,
+    pub a: Subscriber,
+    pub b: Subscriber,
+    pub c: Subscriber,
     pub tokens: TokenEndpoint,
-    /// In clear; to prove that they are nowhere else.
+    /// In clear text, to check that they are stored nowhere else.
     pub secrets: [String; 2],
     sealer: Sealer,
     pub nats_url: String,
     pub health_url: String,
-    /// The settings, for the other commands.
+    /// The settings file, for other commands.
     pub config: PathBuf,
 }
 
-/// What has to be stopped.
+/// The parts that must be stopped.
 pub struct Processes {
     broker: BrokerProcess,
     hub: Task<Result<(), TaskError>>,
     stop: CancellationToken,
 }
 
-/// Starts everything. What was started is gone again if a later part fails.
+/// Starts all parts. If one fails, the others are stopped.
 pub async fn start(
     folder: &Path,
     binary: PathBuf,
     roles: BTreeSet<Role>,
-    teller: &mut Teller,
+    narrator: &mut Narrator,
 ) -> Result<(Stage, Processes), DemoError> {
     let mut options = BrokerOptions::new(binary);
     options.data = Data::Lasting(folder.join("nats"));
     options.owner_folder = Some(folder.to_owned());
     let broker = BrokerProcess::start(options).await?;
     let nats_url = broker.url();
-    teller
-        .tell(&format!("a nats-server of its own runs at {nats_url}, with its data in {}", folder.display()));
+    narrator.report(&format!("private nats-server at {nats_url}, with its data in {}", folder.display()));
 
     let config = folder.join("hub.toml");
     let text = settings_text(&nats_url);
     std::fs::write(&config, &text).map_err(|source| DemoError::File { path: config.clone(), source })?;
     let mut settings = Settings::from_toml(&config.display().to_string(), &text)?;
-    // In memory alone: whatever ends the demo, no key is left on the disk.
+    // In memory only, so that no key is left on the disk if the demo is killed.
     settings.secrets.master_key = Some(STANDARD.encode(rand::random::<[u8; 32]>()).into());
     let sealer = Sealer::from_settings(&settings.secrets).map_err(crate::serve::ServeError::from)?;
     let sealer = sealer.expect("the settings above have a key");
 
     let secret = || format!("{:032x}", rand::random::<u128>());
     let secrets = [secret(), secret()];
-    let tokens = TokenEndpoint::start(CLIENT_ID, &secrets[0], SCOPE).await.map_err(DemoError::Listen)?;
-    let a = Credentials::OAuth2(tokens.tokens().clone());
-    let a = Receiver::start("A", a, Duration::ZERO, true).await.map_err(DemoError::Listen)?;
+    let tokens = TokenEndpoint::bind(CLIENT_ID, &secrets[0]).await.map_err(DemoError::Listen)?;
+    tokens.set_scopes(&[SCOPE]);
+    tokens.set_lifetime(TOKEN_LIFETIME);
+    let a = Credentials::OAuth2(tokens.guard());
+    let a = Subscriber::start("A", a, Duration::ZERO, true).await.map_err(DemoError::Listen)?;
     let b = Credentials::ApiKey(secrets[1].clone());
-    let b = Receiver::start("B", b, Duration::ZERO, false).await.map_err(DemoError::Listen)?;
-    let c = Receiver::start("C", Credentials::None, PAUSE_OF_C, true).await.map_err(DemoError::Listen)?;
+    let b = Subscriber::start("B", b, Duration::ZERO, false).await.map_err(DemoError::Listen)?;
+    let c = Credentials::None;
+    let c = Subscriber::start("C", c, PAUSE_OF_C, true).await.map_err(DemoError::Listen)?;
 
     let stop = CancellationToken::new();
     let options = ServeOptions { roles, ..ServeOptions::default() };
@@ -119,7 +122,7 @@ pub async fn start(
 }
 
 impl Stage {
-    /// The three subscriptions, as their owners write them: with credentials in clear.
+    /// The three subscriptions as their owners write them, with credentials in clear text.
     pub fn subscriptions(&self) -> Vec<serde_json::Value> {
         let [client_secret, api_key] = &self.secrets;
         vec![
@@ -127,10 +130,10 @@ impl Stage {
                 "id": "subscriber-a",
                 "events": ["policy.>"],
                 "delivery": {
-                    "url": self.a.url("/events"),
+                    "url": self.a.events_url(),
                     "auth": {
                         "type": "oauth2",
-                        "token_url": self.tokens.url(),
+                        "token_url": self.tokens.token_url(),
                         "client_id": CLIENT_ID,
                         "client_secret": client_secret,
                         "scopes": [SCOPE],
@@ -141,19 +144,19 @@ impl Stage {
                 "id": "subscriber-b",
                 "events": ["policy.updated"],
                 "delivery": {
-                    "url": self.b.url("/events"),
+                    "url": self.b.events_url(),
                     "auth": {"type": "api_key", "key": api_key},
                 },
             }),
             serde_json::json!({
                 "id": "subscriber-c",
                 "events": ["policy.>", "user.>"],
-                "delivery": {"url": self.c.url("/events"), "max_in_flight": IN_FLIGHT_OF_C},
+                "delivery": {"url": self.c.events_url(), "max_in_flight": IN_FLIGHT_OF_C},
             }),
         ]
     }
 
-    /// Checks, seals and stores a subscription, as `hub subscription apply` does.
+    /// Validates, seals and stores a subscription, as `hub subscription apply` does.
     pub async fn apply(&self, subscription: serde_json::Value) -> Result<Subscription, DemoError> {
         let refused = |errors: Vec<_>| DemoError::Subscription(errors);
         let mut subscription =
@@ -169,7 +172,7 @@ impl Stage {
 }
 
 impl Processes {
-    /// Waits until the hub or the server ends by itself, which neither should; says which and why.
+    /// Waits until the hub or the server ends by itself, which is a failure. Returns the reason.
     pub async fn ended(&mut self) -> String {
         tokio::select! {
             hub = self.hub.join() => match hub {
@@ -178,12 +181,12 @@ impl Processes {
             },
             server = self.broker.ended() => match server {
                 Ok(status) => format!("the nats-server ended by itself: {status}"),
-                Err(error) => format!("the nats-server: {error}"),
+                Err(error) => format!("the nats-server cannot be watched: {error}"),
             },
         }
     }
 
-    /// Stops the hub, which finishes what is in flight, and then the server.
+    /// Stops the hub, which finishes its deliveries in flight, and then the server.
     pub async fn stop(mut self) {
         self.stop.cancel();
         if !self.hub.is_finished()
@@ -199,12 +202,12 @@ impl Processes {
     }
 }
 
-/// Also what the other commands read while the demo stays up. They get no key: none of those that the demo suggests
-/// seals or opens anything.
+/// The settings of the demo, also for other commands while it runs. They contain no key, because no command that the demo
+/// suggests seals or opens a secret.
 fn settings_text(nats_url: &str) -> String {
     let quoted = |text: &str| toml::Value::from(text).to_string();
     format!(
-        r#"# Written by `hub demo`; gone with it. Shorter times than one would choose in earnest.
+        r#"# Written by `hub demo`, and removed with it. Times are shorter than in production.
 [nats]
 url = {nats_url}
 [delivery]

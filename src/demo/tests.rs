@@ -1,4 +1,4 @@
-//! That the demo fails where the hub does not do what it should.
+//! The demo fails if the hub does not work.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -18,14 +18,14 @@ impl Write for Shown {
     }
 }
 
-/// Plays the scenario against a hub with these roles; gives the outcome and what was shown.
+/// Runs the steps against a hub with these roles. Returns the result and the output.
 async fn play_with(roles: BTreeSet<Role>, limit: Duration) -> (Result<(), Unmet>, String) {
     let shown = Shown::default();
-    let mut teller = Teller::new(Box::new(shown.clone()), false);
+    let mut narrator = Narrator::new(Box::new(shown.clone()), false);
     let folder = tempfile::tempdir().unwrap();
     let binary = tokio::task::spawn_blocking(|| find_or_fetch(None, &|_| {})).await.unwrap().unwrap();
-    let (stage, processes) = stage::start(folder.path(), binary, roles, &mut teller).await.unwrap();
-    let played = scenario::play(&stage, &mut teller, limit).await;
+    let (stage, processes) = stage::start(folder.path(), binary, roles, &mut narrator).await.unwrap();
+    let played = scenario::play(&stage, &mut narrator, limit).await;
     processes.stop().await;
     let shown = String::from_utf8(shown.0.lock().unwrap().clone()).unwrap();
     (played, shown)

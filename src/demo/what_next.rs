@@ -1,22 +1,20 @@
-//! After the steps: what to try, and what the subscribers do meanwhile.
+//! After the steps: commands to try, and the answers of the subscribers.
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use tokio::sync::watch;
-
-use super::receiver::{Receiver, ReceiverLog};
+use super::narration::Narrator;
 use super::stage::Stage;
-use super::telling::Teller;
+use super::subscriber::{Log, Subscriber};
 use crate::shell_command::{executable, quoted};
 
-/// Most lines about one receiver at a time; further ones are counted.
+/// Lines about one subscriber at a time; further answers are counted.
 const MOST_LINES: u64 = 8;
-/// Between two tellings, so that a flood of events does not flood the terminal.
+/// Pause between two reports, so that many events do not flood the terminal.
 const AT_MOST_EVERY: Duration = Duration::from_millis(200);
 
-/// The lines to copy into another terminal.
+/// The commands to copy to another terminal.
 pub fn invitation(stage: &Stage, log: &Path) -> String {
     let hub = format!("{} --config {}", executable(), quoted(&stage.config.to_string_lossy()));
     let event = stage.js.names().event("policy.updated");
@@ -29,7 +27,7 @@ pub fn invitation(stage: &Stage, log: &Path) -> String {
         }
     };
     section(
-        "Publish an event, with the nats command line or with the hub's own:",
+        "Publish an event, with the nats command line or with hub:",
         &[
             format!("nats --server {} pub {event} '{{\"policy\":\"p2\"}}'", stage.nats_url),
             format!("{hub} publish policy.updated '{{\"policy\":\"p2\"}}'"),
@@ -40,7 +38,7 @@ pub fn invitation(stage: &Stage, log: &Path) -> String {
         &[format!("curl -X POST {}", stage.b.url("/off")), format!("curl -X POST {}", stage.b.url("/on"))],
     );
     section(
-        "See what B missed (redriven after 3s, 5s, 10s, 30s, 1m, 5m), and send it again at once:",
+        "List the dead letters of B (redriven after 3s, 5s, 10s, 30s, 1m, 5m), and replay them at once:",
         &[
             format!("{hub} dlt list"),
             format!("{hub} dlt stats"),
@@ -48,7 +46,7 @@ pub fn invitation(stage: &Stage, log: &Path) -> String {
         ],
     );
     section(
-        "Subscriptions, domains, streams, and how the hub is:",
+        "List subscriptions, domains and streams, and query readiness and metrics:",
         &[
             format!("{hub} subscription list"),
             format!("{hub} domain list"),
@@ -56,55 +54,49 @@ pub fn invitation(stage: &Stage, log: &Path) -> String {
             format!("curl {0}/readyz; curl {0}/metrics", stage.health_url),
         ],
     );
-    section("The hub's log:", &[format!("tail -f {}", quoted(&log.to_string_lossy()))]);
+    section("Follow the log:", &[format!("tail -f {}", quoted(&log.to_string_lossy()))]);
     text
 }
 
-/// Prints the answers of the three receivers for as long as it is polled.
-pub async fn narrate(stage: &Stage, teller: &mut Teller) {
-    let receivers = [&stage.a, &stage.b, &stage.c];
-    let mut logs = receivers.map(Receiver::watch);
-    let mut told = [0; 3];
-    let mut on = [true; 3];
-    for ((log, told), on) in logs.iter_mut().zip(&mut told).zip(&mut on) {
-        let log = log.borrow_and_update();
-        (*told, *on) = (log.count, log.on);
-    }
+/// Reports the answers of the three subscribers until it is dropped.
+pub async fn narrate(stage: &Stage, narrator: &mut Narrator) {
+    let subscribers = [&stage.a, &stage.b, &stage.c];
+    let mut changes = subscribers.map(Subscriber::changes);
+    let mut reported = subscribers.map(|subscriber| {
+        let log = subscriber.log();
+        (log.count, log.on)
+    });
     loop {
-        let [a, b, c] = &mut logs;
+        let [a, b, c] = &mut changes;
         tokio::select! {
             _ = a.changed() => {}
             _ = b.changed() => {}
             _ = c.changed() => {}
         }
-        for (((receiver, log), told), on) in receivers.iter().zip(&mut logs).zip(&mut told).zip(&mut on) {
-            tell_news(receiver.name(), log, told, on, teller);
+        for ((subscriber, changes), reported) in subscribers.iter().zip(&mut changes).zip(&mut reported) {
+            // Before the log is read, so that no change after it is missed.
+            changes.mark_unchanged();
+            report_news(subscriber.name(), &subscriber.log(), reported, narrator);
         }
         tokio::time::sleep(AT_MOST_EVERY).await;
     }
 }
 
-fn tell_news(
-    name: &str,
-    log: &mut watch::Receiver<ReceiverLog>,
-    told: &mut u64,
-    on: &mut bool,
-    teller: &mut Teller,
-) {
-    let log = log.borrow_and_update();
+/// Reports what is new since `count` answers and the state `on`, and updates them.
+fn report_news(name: &str, log: &Log, (count, on): &mut (u64, bool), narrator: &mut Narrator) {
     if log.on != *on {
         *on = log.on;
-        teller.tell(&format!("{name} is switched {}", if log.on { "on" } else { "off" }));
+        narrator.report(&format!("{name} is switched {}", if log.on { "on" } else { "off" }));
     }
-    let news = log.answers.iter().filter(|answer| answer.number > *told);
+    let news = log.answers.iter().filter(|answer| answer.number > *count);
     for answer in news.take(usize::try_from(MOST_LINES).unwrap_or(usize::MAX)) {
         let (status, attempt, key, data) = (answer.status, answer.attempt, &answer.event_key, &answer.data);
         let times = if attempt > 1 { format!(", attempt {attempt}") } else { String::new() };
-        teller.tell(&format!("{name} answers {status} to {key} {data}{times}"));
+        narrator.report(&format!("{name} answers {status} to {key} {data}{times}"));
     }
-    let beyond = (log.count - *told).saturating_sub(MOST_LINES);
+    let beyond = log.count.saturating_sub(*count).saturating_sub(MOST_LINES);
     if beyond > 0 {
-        teller.tell(&format!("{name} answers {beyond} more"));
+        narrator.report(&format!("{name} answers {beyond} more"));
     }
-    *told = log.count;
+    *count = (*count).max(log.count);
 }

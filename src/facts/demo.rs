@@ -1,31 +1,6 @@
-//! The servers of `hub demo`.
+//! The hub, the server and the log of `hub demo`.
 
 use super::Cause;
-
-/// The token endpoint ended.
-pub struct DemoTokenEndpointEnded<'a> {
-    pub error: Cause<'a>,
-}
-
-impl DemoTokenEndpointEnded<'_> {
-    pub fn emit(self) {
-        let Self { error } = self;
-        tracing::error!(%error, "the demo's token endpoint ended");
-    }
-}
-
-/// A receiver ended.
-pub struct DemoReceiverEnded<'a> {
-    pub receiver: &'a str,
-    pub error: Cause<'a>,
-}
-
-impl DemoReceiverEnded<'_> {
-    pub fn emit(self) {
-        let Self { receiver, error } = self;
-        tracing::error!(%error, receiver, "a receiver of the demo ended");
-    }
-}
 
 /// The hub of the demo ended with an error.
 pub struct DemoHubFailed<'a> {
@@ -35,7 +10,7 @@ pub struct DemoHubFailed<'a> {
 impl DemoHubFailed<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::error!(%error, "the hub did not stop in good order");
+        tracing::error!(%error, "the hub stopped with an error");
     }
 }
 
@@ -47,7 +22,7 @@ pub struct DemoServerNotStopped<'a> {
 impl DemoServerNotStopped<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "the nats-server did not stop by itself");
+        tracing::warn!(%error, "the nats-server did not stop in time");
     }
 }
 
@@ -59,6 +34,6 @@ pub struct DemoLogShared<'a> {
 impl DemoLogShared<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::debug!(%error, "the demo keeps the log of its process");
+        tracing::debug!(%error, "the demo uses the log of its process");
     }
 }
