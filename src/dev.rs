@@ -1,4 +1,4 @@
-//! `hub serve --dev`: a private nats-server whose data lasts, and a master key beside it.
+//! `hub serve --dev`: a private nats-server with persistent data, and a master key.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -17,26 +17,26 @@ pub enum DevError {
     Broker(#[from] BrokerProcessError),
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: std::io::Error },
-    #[error("looking for a nats-server was interrupted")]
+    #[error("the search for a nats-server was interrupted")]
     Interrupted,
     #[error(
-        "nats.url: {url} is not a server on this machine, and --dev starts one here; leave nats.url out, set it to nats://127.0.0.1:PORT, or leave --dev out"
+        "nats.url: {url} is not on this machine, where --dev starts a server; unset nats.url, set it to nats://127.0.0.1:PORT, or omit --dev"
     )]
     Elsewhere { url: String },
     #[error(
-        "nats.url: port {port} of this machine is taken, perhaps by another nats-server; to use that one, leave --dev out; for a private one, set another port, such as HUB__NATS__URL=nats://127.0.0.1:{}",
+        "nats.url: port {port} of this machine is in use, perhaps by another nats-server; to use that server, omit --dev; for a private one, set another port, for example HUB__NATS__URL=nats://127.0.0.1:{}",
         .port.checked_add(1).unwrap_or(4222)
     )]
     PortTaken { port: u16 },
     #[error(
-        "a `hub serve --dev` runs on {} already (its nats-server has the process id {pid}): use that one or stop it, or set XDG_DATA_HOME to another folder", folder.display()
+        "{} is in use by another `hub serve --dev` (process id {pid} of its nats-server); use or stop that one, or set XDG_DATA_HOME to another folder", folder.display()
     )]
     Running { folder: PathBuf, pid: u32 },
-    #[error("the private nats-server ended by itself: {reason}; its log is {}", log.display())]
+    #[error("the private nats-server ended by itself: {reason}; see its log, {}", log.display())]
     ServerEnded { reason: String, log: PathBuf },
 }
 
-/// Where the settings look for a server if nothing else is said.
+/// The default of `nats.url`.
 const DEFAULT_URL: &str = "nats://127.0.0.1:4222";
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 
@@ -44,12 +44,12 @@ const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 pub struct Dev {
     broker: BrokerProcess,
     folder: PathBuf,
-    /// Variables that other processes need, and this one knows.
+    /// Environment variables that other processes need to use the same server and key.
     exports: Vec<(&'static str, String)>,
 }
 
 impl Dev {
-    /// Waits until the server ends by itself, which it should not. Cancel safe.
+    /// Waits until the server ends by itself, which is a failure. Cancel safe.
     pub async fn ended(&mut self) -> DevError {
         let reason = match self.broker.ended().await {
             Ok(status) => status.to_string(),
@@ -66,7 +66,7 @@ impl Dev {
         }
     }
 
-    /// What to do next, for people: the lines to copy into another terminal.
+    /// Commands to copy to another terminal.
     pub fn invitation(
         &self,
         settings: &Settings,
@@ -90,14 +90,14 @@ impl Dev {
             ),
         };
         format!(
-            "\nThe hub runs, with a nats-server of its own at {url}. Its data stays in {folder}.\n\n  \
-             From another terminal:\n    \
+            "\nThe hub runs, with a private nats-server at {url}. Its data is kept in {folder}.\n\n  \
+             Try in another terminal:\n    \
              export {exports}\n    \
              echo '{{\"id\":\"mine\",\"events\":[\"user.>\"],\"delivery\":{{\"url\":\"http://127.0.0.1:9000/\"}}}}' | {hub} subscription apply -f -\n    \
              nats {server}pub {subject} '{{\"user_id\":\"u1\"}}'\n    \
              {hub} dlt list\n\
              {health}{api}\n  \
-             Ctrl-C finishes what is in flight, and stops both.\n\n",
+             Ctrl-C finishes the deliveries in flight, and stops both.\n\n",
             folder = self.folder.display(),
             subject = SubjectNames::new(&settings.nats.prefix).event("user.created"),
             exports = exports.join(" "),
@@ -114,8 +114,8 @@ pub fn folder() -> PathBuf {
         .join("integration-hub")
 }
 
-/// Starts the server on the folder's data and points the settings at it. Deliveries may reach this
-/// machine, unless the settings name networks of their own.
+/// Starts the server on the data of [`folder`], and sets `nats.url` to it. Allows deliveries to this machine, unless
+/// `delivery.allow_networks` is set.
 pub async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
     let port = port(&settings.nats.url)?;
     let folder = folder();
@@ -147,7 +147,7 @@ pub async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
         settings.delivery.allow_networks = loopback();
         exports.push(("HUB__DELIVERY__ALLOW_NETWORKS", LOOPBACK.join(",")));
     }
-    // Whoever reaches a loopback address is this machine's own user; web pages are detected by Host and Origin.
+    // Only users of this machine reach a loopback address; requests of web pages are detected by Host and Origin.
     if settings.is_default("api.anonymous") {
         settings.api.anonymous = settings.api.listen.ip().is_loopback();
     }
@@ -155,17 +155,16 @@ pub async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
     Ok(Dev { broker, folder, exports })
 }
 
-/// The networks of this machine alone.
+/// The networks of this machine.
 pub fn loopback() -> Vec<ipnet::IpNet> {
     LOOPBACK.iter().filter_map(|network| network.parse().ok()).collect()
 }
 
-/// The port that the settings name on this machine, so that `nats` and the other commands find the
-/// server where they look for it.
+/// The port of `nats.url` on this machine, so that `nats` and other commands find the server at its usual address.
 fn port(url: &str) -> Result<u16, DevError> {
     let elsewhere = || DevError::Elsewhere { url: url.to_owned() };
     let parsed = url::Url::parse(url).map_err(|_| elsewhere())?;
-    // "127.0.0.1" is a name for a scheme that the URL standard does not know.
+    // In a URL with a scheme unknown to the URL standard, "127.0.0.1" is parsed as a name.
     match parsed.host_str() {
         Some("127.0.0.1" | "localhost") if parsed.scheme() == "nats" => Ok(parsed.port().unwrap_or(4222)),
         _ => Err(elsewhere()),
@@ -176,7 +175,7 @@ fn is_taken(port: u16) -> bool {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_err()
 }
 
-/// A key made once and kept beside the data that it seals.
+/// Creates the key on the first call, in the folder of the data that it seals.
 fn master_key(folder: &Path) -> Result<PathBuf, DevError> {
     use base64::Engine as _;
     let path = folder.join("master.key");

@@ -34,7 +34,7 @@ pub struct Subscriber {
 }
 
 /// The state of a subscriber, and its last answers.
-pub struct Log {
+pub struct SubscriberLog {
     pub on: bool,
     /// The number of answered deliveries.
     pub count: u64,
@@ -113,12 +113,12 @@ impl Subscriber {
         self.on.store(true, Ordering::Relaxed);
     }
 
-    pub fn log(&self) -> Log {
+    pub fn log(&self) -> SubscriberLog {
         let received = self.receiver.received(EVENTS);
         let mut answers: Vec<Answer> = received.iter().filter_map(Answer::of).collect();
         answers.sort_by_key(|answer| answer.number);
         let count = answers.last().map_or(0, |last| last.number);
-        Log { on: self.on.load(Ordering::Relaxed), count, answers }
+        SubscriberLog { on: self.on.load(Ordering::Relaxed), count, answers }
     }
 
     /// Changes whenever the log may have changed.
@@ -135,7 +135,7 @@ impl Subscriber {
         &self,
         limit: Duration,
         expected: &str,
-        look: impl Fn(&Log) -> Result<T, String>,
+        look: impl Fn(&SubscriberLog) -> Result<T, String>,
     ) -> Result<T, Unmet> {
         let mut changes = self.changes();
         let looking = async {
@@ -160,7 +160,7 @@ impl Subscriber {
     }
 }
 
-impl Log {
+impl SubscriberLog {
     /// The answers with a 2xx, in their order.
     pub fn accepted(&self) -> impl Iterator<Item = &Answer> {
         self.answers.iter().filter(|answer| (200..300).contains(&answer.status))
@@ -264,7 +264,7 @@ mod tests {
     #[tokio::test]
     async fn an_expectation_that_is_not_met_names_what_was_found() {
         let subscriber = Subscriber::start("C", Credentials::None, Duration::ZERO, true).await.unwrap();
-        let look = |log: &Log| if log.count == 1 { Ok(()) } else { Err(log.summary()) };
+        let look = |log: &SubscriberLog| if log.count == 1 { Ok(()) } else { Err(log.summary()) };
         let unmet = subscriber.until(Duration::from_millis(50), "a delivery", look).await.unwrap_err();
         assert_eq!(unmet.seen, "no deliveries (after 50ms)");
         let (met, status) = tokio::join!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::narration::Narrator;
 use super::stage::Stage;
-use super::subscriber::{Log, Subscriber};
+use super::subscriber::{SubscriberLog, Subscriber};
 use crate::shell_command::{executable, quoted};
 
 /// Lines about one subscriber at a time; further answers are counted.
@@ -83,7 +83,7 @@ pub async fn narrate(stage: &Stage, narrator: &mut Narrator) {
 }
 
 /// Reports what is new since `count` answers and the state `on`, and updates them.
-fn report_news(name: &str, log: &Log, (count, on): &mut (u64, bool), narrator: &mut Narrator) {
+fn report_news(name: &str, log: &SubscriberLog, (count, on): &mut (u64, bool), narrator: &mut Narrator) {
     if log.on != *on {
         *on = log.on;
         narrator.report(&format!("{name} is switched {}", if log.on { "on" } else { "off" }));

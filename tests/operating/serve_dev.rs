@@ -111,13 +111,16 @@ async fn another_terminal_works_with_it_and_its_data_lasts() {
     let second = other(folder, &[], &["serve", "--dev", "--nats-url", &url], "").await;
     assert_eq!(second.status.code(), Some(1));
     let text = print_output(&second);
-    assert!(text.contains("a `hub serve --dev` runs on") && text.contains("XDG_DATA_HOME"), "{text}");
+    assert!(
+        text.contains("is in use by another `hub serve --dev`") && text.contains("XDG_DATA_HOME"),
+        "{text}"
+    );
     // A process with another folder finds the port in use.
     let elsewhere = tempfile::tempdir().expect("temporary folder");
     let third = other(elsewhere.path(), &[], &["serve", "--dev", "--nats-url", &url], "").await;
     assert_eq!(third.status.code(), Some(1));
     let text = print_output(&third);
-    assert!(text.contains(&format!("port {port} of this machine is taken")), "{text}");
+    assert!(text.contains(&format!("port {port} of this machine is in use")), "{text}");
 
     stop(first).await;
     let (again, exports) = start(folder, port).await;
