@@ -1,4 +1,4 @@
-//! What arrived: each webhook-id once, with its first arrival and how often it came.
+//! The arrivals: for each webhook-id the first arrival and the number of arrivals.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -17,7 +17,7 @@ impl WebhookId {
         Some(Self(bits))
     }
 
-    /// An id of the bench's own making.
+    /// An id of the bench itself.
     pub(crate) fn text(number: u64) -> String {
         format!("env_{number:032x}")
     }
@@ -29,7 +29,7 @@ pub(crate) struct Arrival {
     pub(crate) id: Option<WebhookId>,
     /// The number at the end of the path; 0 without one.
     pub(crate) path: u32,
-    /// It carried the bench's access token and a signature.
+    /// It had the access token of the bench and a signature.
     pub(crate) with_credentials: bool,
     pub(crate) at: Instant,
 }
@@ -53,7 +53,7 @@ pub(crate) struct Tally {
     tokens: u64,
 }
 
-/// What of the expected ids arrived.
+/// The expected ids compared with the arrivals.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Account {
     pub(crate) expected: u64,
@@ -61,9 +61,9 @@ pub(crate) struct Account {
     pub(crate) missing: u64,
     /// Arrivals beyond the first of an id.
     pub(crate) doubles: u64,
-    /// Arrivals that nobody was to expect.
+    /// Arrivals that were not expected.
     pub(crate) unexpected: u64,
-    /// Arrivals behind a later one of their stream, where there is an order to keep.
+    /// Arrivals after a later one of their stream, if the streams are ordered.
     pub(crate) out_of_order: u64,
 }
 
@@ -78,7 +78,7 @@ impl std::ops::AddAssign for Account {
 }
 
 impl Tally {
-    /// Counts an arrival. Returns how many distinct ids have arrived, if this one is new.
+    /// Counts an arrival. Returns the number of distinct ids, if this one is new.
     pub(crate) fn arrived(&mut self, arrival: Arrival) -> Option<usize> {
         let Arrival { id, path, with_credentials, at: now } = arrival;
         self.with_credentials += u64::from(with_credentials);
@@ -96,12 +96,12 @@ impl Tally {
         Some(self.seen.len())
     }
 
-    /// Distinct ids.
+    /// The number of distinct ids.
     pub(crate) fn distinct(&self) -> usize {
         self.seen.len()
     }
 
-    /// The first arrival of all, and the last one of an id that was new.
+    /// The first arrival, and the last arrival of a new id.
     pub(crate) fn span(&self) -> Option<(Instant, Instant)> {
         Some((self.first?, self.last?))
     }
@@ -110,18 +110,18 @@ impl Tally {
         self.seen.get(&id).map(|seen| seen.first)
     }
 
-    /// Where an id came first: the number at the end of the path.
+    /// The number at the end of the path of the first arrival.
     pub(crate) fn first_path(&self, id: WebhookId) -> Option<u32> {
         self.seen.get(&id).map(|seen| seen.path)
     }
 
-    /// Deliveries, each time of each id counted, that carried token and signature.
+    /// The number of deliveries with token and signature, repetitions included.
     pub(crate) fn with_credentials(&self) -> u64 {
         self.with_credentials
     }
 
-    /// Counts an access token that was given out.
-    pub(crate) fn gave_token(&mut self) {
+    /// Counts an issued access token.
+    pub(crate) fn issued_token(&mut self) {
         self.tokens += 1;
     }
 
@@ -131,12 +131,12 @@ impl Tally {
 
     pub(crate) fn account(&self, expected: &[WebhookId]) -> Account {
         let arrived = expected.iter().filter(|id| self.seen.contains_key(id)).count();
-        let strangers = self.seen.len() - arrived;
+        let unexpected = self.seen.len() - arrived;
         Account {
             expected: expected.len() as u64,
             missing: (expected.len() - arrived) as u64,
             doubles: self.seen.values().map(|seen| u64::from(seen.times) - 1).sum(),
-            unexpected: strangers as u64 + self.unreadable,
+            unexpected: unexpected as u64 + self.unreadable,
             out_of_order: 0,
         }
     }
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_tells_the_missing_the_doubled_and_the_unexpected() {
+    fn an_account_has_the_missing_the_doubled_and_the_unexpected() {
         let (mut tally, now) = (Tally::default(), Instant::now());
         let mut arrived =
             |id, path, with_credentials| tally.arrived(Arrival { id, path, with_credentials, at: now });
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_envelopes_id_is_read() {
+    fn only_an_envelope_id_is_read() {
         assert_eq!(WebhookId::read(b"env_0000000000000000000000000000000a"), Some(id(10)));
         for text in ["env_a", "000000000000000000000000000000000000", "env_g000000000000000000000000000000a"]
         {
