@@ -1,10 +1,34 @@
-//! Servers that `hub demo`, `hub serve --dev`, the bench and the tests start for themselves, and endpoints that they
-//! deliver to.
+//! Private servers and endpoints of `hub demo`, `hub serve --dev`, the bench and the tests.
 //!
-//! Every server is a child process ([`owned_process`]): it inherits no secret and ends with its owner.
+//! Every server is a child process ([`owned_process`]): it inherits no secret and ends with its owner. Everything except
+//! nats-server needs a cargo feature.
 //!
-//! * [`broker_process`] finds, downloads and runs nats-server. It is always there.
-//! * `postgres`, `redis_server`: private servers, each behind a cargo feature (`postgres`, `redis`).
+//! | module | feature | purpose |
+//! |---|---|---|
+//! | [`broker_process`] | | finds, downloads and runs nats-server, alone or as a cluster |
+//! | `postgres` | `postgres` | PostgreSQL |
+//! | `redis_server` | `redis` | Redis |
+//! | `rabbitmq` | `rabbitmq` | RabbitMQ |
+//! | `kafka` | `kafka` | Tansu, a Kafka-compatible broker |
+//! | `server_process` | `servers` | any other server with a port |
+//! | `receiver` | `receiver` | an HTTP endpoint for deliveries, whose answers can be changed while it runs |
+//! | `token_endpoint` | `token-endpoint` | an OAuth2 token endpoint |
+//! | `proxy` | `proxy` | a TCP proxy that freezes or cuts its connections |
+//! | `connections` | `connections` | an accept loop with a limit |
+//!
+//! To run a nats-server for as long as a value lives:
+//!
+//! ```no_run
+//! use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, find_or_fetch};
+//!
+//! # async fn start() -> Result<(), Box<dyn std::error::Error>> {
+//! let binary = find_or_fetch(None, &|line| eprintln!("{line}"))?;
+//! let mut broker = BrokerProcess::start(BrokerOptions::new(binary)).await?;
+//! println!("{}", broker.url());
+//! broker.stop().await?;
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod broker_process;
 #[cfg(feature = "connections")]

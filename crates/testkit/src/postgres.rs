@@ -13,11 +13,11 @@ use crate::owned_process::{Ending, Plan};
 use crate::server_process::{Ready, ServerProcess};
 
 const PROGRAM: &str = "PostgreSQL";
-/// Where Debian installs the versions of its server.
+/// The folder of the server versions on Debian.
 pub const DEBIAN: &str = "/usr/lib/postgresql";
-/// The postmaster writes it when connections are accepted, after recovery.
+/// The log line of the server when it accepts connections, after recovery.
 const READY: &str = "database system is ready to accept connections";
-/// initdb on a slow disk.
+/// Time limit of `initdb` and `psql`; a disk may be slow.
 const RUN_LIMIT: Duration = Duration::from_secs(120);
 const GONE_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
@@ -39,7 +39,7 @@ pub fn find(given: Option<&Path>) -> Option<PathBuf> {
         return has_programs(folder).then(|| folder.to_owned());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    // A link on PATH points to the folder of the other programs as well.
+    // A link on PATH leads to the folder of the other programs.
     let linked = std::env::split_paths(&path)
         .filter_map(|folder| folder.join("postgres").canonicalize().ok()?.parent().map(Path::to_owned));
     let versions = std::fs::read_dir(DEBIAN).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -157,7 +157,7 @@ pub fn psql(binaries: &Path, url: &str, script: &str) -> Result<Output, ServerEr
         .map_err(|source| ServerError::Run { program: "psql", source })
 }
 
-/// PostgreSQL refuses to run as root: then it runs as `nobody`, whose user and group id these are.
+/// The user and group id of `nobody` if this process runs as root, because PostgreSQL refuses to run as root.
 async fn other_user() -> Result<Option<(u32, u32)>, ServerError> {
     if !rustix::process::getuid().is_root() {
         return Ok(None);
@@ -192,7 +192,7 @@ fn send(pid: u32, signal: Signal) -> std::io::Result<()> {
     kill_process(pid, signal).map_err(std::io::Error::from)
 }
 
-/// False for a process that has ended and is not reaped yet as well.
+/// False for a zombie.
 fn runs(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
     // The state follows the name in parentheses.

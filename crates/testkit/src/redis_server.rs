@@ -10,7 +10,7 @@ use crate::server_process::{Ready, ServerProcess};
 
 const PROGRAM: &str = "redis-server";
 
-/// One Redis server on a free loopback port. Its data is lost with it; a restart keeps what its arguments say.
+/// One Redis server on a free loopback port. Its data is removed with it; its arguments decide what a restart keeps.
 pub struct RedisServer {
     // Dropped in this order: the process is gone before its folder is removed.
     process: ServerProcess,

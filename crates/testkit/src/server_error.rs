@@ -26,6 +26,6 @@ pub enum ServerError {
     #[error("{program} is not running; start it with restart()")]
     NotRunning { program: &'static str },
     /// The user `nobody` has no numeric id: PostgreSQL refuses to run as root.
-    #[error("cannot find the user nobody, whom PostgreSQL runs as: `id` printed {text:?}")]
+    #[error("cannot find the user nobody, which PostgreSQL must run as: `id` printed {text:?}")]
     NoUser { text: String },
 }

@@ -1,4 +1,4 @@
-//! Several nats-servers that form a JetStream cluster.
+//! A JetStream cluster of several nats-servers.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
@@ -10,25 +10,24 @@ use super::error::BrokerProcessError;
 use super::options::{BrokerOptions, ClusterMember, Data};
 use super::server::BrokerProcess;
 
-/// Until every server has joined and a meta leader is elected.
+/// Time limit until every server has joined and a meta leader is elected.
 const LEADER_LIMIT: Duration = Duration::from_secs(30);
-/// The election shows on the monitoring port only.
+/// Polling interval: only the monitoring port reports the election.
 const POLL: Duration = Duration::from_millis(50);
-/// Cluster ports must be known before the first server starts, so another process can take one in
-/// between; then all are chosen again.
+/// Attempts with new ports: the cluster ports are chosen before the first server starts, so another process may take one.
 const TRIES: usize = 3;
 
-/// Servers on loopback that know each other, with JetStream ready.
+/// Connected servers on loopback, with JetStream ready.
 #[derive(Debug)]
 pub struct BrokerCluster {
     servers: Vec<BrokerProcess>,
 }
 
 impl BrokerCluster {
-    /// Starts `size` servers as `options` says (each with a name and free ports of its own), and returns
-    /// once JetStream has a meta leader and each server is up to date.
+    /// Starts `size` servers with these options, each with its own name and free ports. Returns once JetStream has a meta
+    /// leader and each server is up to date.
     ///
-    /// With [`Data::Lasting`], each server has a folder of its own inside, named after it.
+    /// With [`Data::Lasting`], each server has a folder of its own in it, with its name.
     ///
     /// # Errors
     ///
@@ -48,7 +47,7 @@ impl BrokerCluster {
         Ok(cluster)
     }
 
-    /// The addresses of all servers, joined with commas, as the client takes them.
+    /// The URLs of all servers, separated by commas, for the client.
     pub fn url(&self) -> String {
         let urls: Vec<_> = self.servers.iter().map(BrokerProcess::url).collect();
         urls.join(",")
@@ -64,11 +63,11 @@ impl BrokerCluster {
         self.servers.get_mut(index)
     }
 
-    /// Waits until each server that runs is up to date and knows a meta leader, for 30 s at most.
+    /// Waits at most 30 s until each running server is up to date and has a meta leader.
     ///
     /// # Errors
     ///
-    /// [`BrokerProcessError::NoMetaLeader`] with what each server last said.
+    /// [`BrokerProcessError::NoMetaLeader`] with the last report of each server.
     pub async fn wait_for_leader(&self) -> Result<(), BrokerProcessError> {
         let deadline = Instant::now() + LEADER_LIMIT;
         let running: Vec<_> = self.servers.iter().filter(|server| server.pid().is_some()).collect();
@@ -90,7 +89,7 @@ impl BrokerCluster {
         }
     }
 
-    /// Stops every server that runs, in good order.
+    /// Stops every running server (SIGTERM).
     ///
     /// # Errors
     ///
@@ -105,11 +104,7 @@ async fn start_servers(
     size: usize,
     options: &BrokerOptions,
 ) -> Result<Vec<BrokerProcess>, BrokerProcessError> {
-    let routes = free_ports(size).map_err(|source| BrokerProcessError::Folder {
-        action: "find free ports on",
-        path: "127.0.0.1".into(),
-        source,
-    })?;
+    let routes = free_ports(size).map_err(BrokerProcessError::NoPort)?;
     let name = options.server_name.as_deref().unwrap_or("hub");
     let starts = routes.iter().enumerate().map(|(index, port)| {
         let server_name = format!("{name}-{}", index + 1);

@@ -96,6 +96,9 @@ pub enum BrokerProcessError {
         /// The process that uses it, if it has written its id.
         pid: Option<u32>,
     },
+    /// The ports of a cluster could not be chosen.
+    #[error("no free port on 127.0.0.1: {0}")]
+    NoPort(#[source] io::Error),
     /// A file or folder could not be read or written.
     #[error("cannot {action} {path}: {source}; check that the folder exists, is writable and has room")]
     Folder {

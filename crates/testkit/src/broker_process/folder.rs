@@ -1,4 +1,4 @@
-//! The data folder of one server, and the lock that keeps a second server off it.
+//! The data folder of one server, locked against a second server.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -9,11 +9,10 @@ use serde::Deserialize;
 use super::error::BrokerProcessError;
 use super::options::Data;
 
-/// A data folder that this process holds.
+/// A data folder that this process has locked.
 ///
-/// The lock is a file lock (`flock`), which belongs to an open file description: the server gets that
-/// description as its standard input, so the folder stays locked for as long as either of the two
-/// lives, even if the hub is killed and the server is not.
+/// The lock is a file lock (`flock`), which belongs to an open file description. The server gets that description as its
+/// standard input, so the folder is locked until both processes have ended, even if only the hub is killed.
 #[derive(Debug)]
 pub(super) struct DataFolder {
     path: PathBuf,
@@ -22,7 +21,7 @@ pub(super) struct DataFolder {
     temporary: Option<tempfile::TempDir>,
 }
 
-/// The ports that a server has taken.
+/// The ports of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ports {
     pub(super) client: u16,
@@ -30,7 +29,7 @@ pub(super) struct Ports {
 }
 
 impl DataFolder {
-    /// Creates the folder if need be, and locks it.
+    /// Creates the folder if it does not exist, and locks it.
     pub(super) fn open(data: &Data) -> Result<Self, BrokerProcessError> {
         let (path, temporary) = match data {
             Data::Temporary => {
@@ -42,7 +41,7 @@ impl DataFolder {
             }
             Data::Lasting(path) => {
                 fs::create_dir_all(path).map_err(|source| failed("create the folder", path, source))?;
-                // The server is given absolute paths: it need not start where we did.
+                // The server gets absolute paths, because its working directory may differ.
                 let path = path.canonicalize().map_err(|source| failed("find the folder", path, source))?;
                 (path, None)
             }
@@ -95,12 +94,12 @@ impl DataFolder {
         self.path.join("ports")
     }
 
-    /// The lock, to be the server's standard input (which it does not read).
+    /// The lock, for the standard input of the server, which it does not read.
     pub(super) fn lock_to_share(&self) -> Result<File, BrokerProcessError> {
         self.lock.try_clone().map_err(|source| failed("share the lock of", &self.path, source))
     }
 
-    /// Notes which process works here, for the error of whoever comes second.
+    /// Writes the process id of the server to the lock file, for the error of a second process.
     pub(super) fn note_pid(&mut self, pid: u32) -> Result<(), BrokerProcessError> {
         self.lock
             .set_len(0)
@@ -109,7 +108,7 @@ impl DataFolder {
             .map_err(|source| failed("write the lock file in", &self.path, source))
     }
 
-    /// The log, opened for appending, and how long it was before this start.
+    /// The log, opened for appending, and its length before this start.
     pub(super) fn open_log(&self) -> Result<(File, u64), BrokerProcessError> {
         let path = self.log();
         let opened = File::options().create(true).append(true).open(&path);
@@ -118,24 +117,23 @@ impl DataFolder {
             .map_err(|source| failed("open", path, source))
     }
 
-    /// The last 20 lines that the log has gained since it was `from` bytes long.
+    /// The last 20 lines of the log after its first `from` bytes.
     pub(super) fn log_tail(&self, from: u64) -> String {
         let read = || -> std::io::Result<String> {
             let mut file = File::open(self.log())?;
             let end = file.metadata()?.len();
-            // A bound, should the server have written a lot.
+            // At most 64 KiB.
             file.seek(SeekFrom::Start(from.max(end.saturating_sub(64 * 1024))))?;
             let mut text = Vec::new();
             file.read_to_end(&mut text)?;
             Ok(String::from_utf8_lossy(&text).into_owned())
         };
-        let text = read().unwrap_or_else(|error| format!("(the log cannot be read: {error})"));
+        let text = read().unwrap_or_else(|error| format!("(cannot read the log: {error})"));
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
-    /// Removes what an earlier server left: after a kill its ports file stays behind, and a process id
-    /// may come again.
+    /// Removes the ports file of an earlier server: it remains after a kill, and a process id may occur again.
     pub(super) fn forget_ports(&self) -> Result<(), BrokerProcessError> {
         let folder = self.ports();
         let forget = || -> std::io::Result<()> {
@@ -147,8 +145,7 @@ impl DataFolder {
         forget().map_err(|source| failed("empty the folder", &folder, source))
     }
 
-    /// The ports of the server with this process id, once it has written its file
-    /// (`<program>_<pid>.ports`) to the end.
+    /// The ports of the server with this process id, once its file (`<program>_<pid>.ports`) is complete.
     pub(super) fn read_ports(&self, pid: u32) -> Option<Ports> {
         #[derive(Deserialize)]
         struct PortsFile {
@@ -177,11 +174,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_folder_stays_locked_while_the_server_lives_even_without_its_owner() {
+    fn the_folder_is_locked_until_the_server_ends_even_without_its_owner() {
         let place = tempfile::tempdir().expect("temporary folder");
         let data = Data::Lasting(place.path().join("data"));
         let mut folder = DataFolder::open(&data).expect("the folder is free");
-        // Stands in for the server: it has the lock as its standard input, and does not read it.
+        // In place of the server: it has the lock as its standard input, and does not read it.
         let mut server = Command::new("sleep")
             .arg("60")
             .stdin(folder.lock_to_share().expect("shared"))
@@ -189,7 +186,7 @@ mod tests {
             .expect("sleep runs");
         folder.note_pid(server.id()).expect("noted");
         drop(folder);
-        let refused = DataFolder::open(&data).expect_err("the server still works there");
+        let refused = DataFolder::open(&data).expect_err("the server still uses it");
         assert!(
             matches!(refused, BrokerProcessError::InUse { pid, .. } if pid == Some(server.id())),
             "{refused}"

@@ -1,9 +1,9 @@
-//! How a private nats-server is to run, and the configuration file that says so.
+//! The options of a private nats-server, and its configuration file.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// What a private server lets its streams grow to, together.
+/// Maximum size of all streams together.
 const MAX_FILE_STORE: &str = "64GB";
 
 /// Where the server keeps its streams, its configuration and its log.
@@ -11,24 +11,24 @@ const MAX_FILE_STORE: &str = "64GB";
 pub enum Data {
     /// A folder that is removed with the [`BrokerProcess`](super::BrokerProcess).
     Temporary,
-    /// A folder that lasts; created if need be, and used by one server at a time.
+    /// A permanent folder, created if it does not exist, and used by one server at a time.
     Lasting(PathBuf),
 }
 
-/// When the server calls fsync for what it has stored.
+/// When the server calls fsync for stored messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SyncInterval {
-    /// The server's default, every two minutes: what a process crash cannot lose, a power cut may.
+    /// The default, every two minutes: a crash of the process loses nothing, a power failure may.
     #[default]
     Default,
     /// Before each acknowledgement.
     Always,
 }
 
-/// The place of a server in a cluster.
+/// The cluster options of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterMember {
-    /// The cluster's name, the same for each member.
+    /// The name of the cluster, the same for each member.
     pub name: String,
     /// The port for the other servers.
     pub port: u16,
@@ -36,8 +36,7 @@ pub struct ClusterMember {
     pub routes: Vec<u16>,
 }
 
-/// Everything [`BrokerProcess::start`](super::BrokerProcess::start) needs to know. The server listens
-/// on loopback only.
+/// The options of [`BrokerProcess::start`](super::BrokerProcess::start). The server listens on loopback only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerOptions {
     /// The nats-server to run, see [`find_or_fetch`](super::find_or_fetch).
@@ -48,18 +47,18 @@ pub struct BrokerOptions {
     pub port: Option<u16>,
     /// Sync interval of the file store.
     pub sync_interval: SyncInterval,
-    /// The largest message in bytes; the server's default is 1 MB.
+    /// The largest message in bytes; 1 MB by default.
     pub max_payload: Option<u64>,
     /// On by default.
     pub jetstream: bool,
-    /// The server's name; it gives itself one by default. A cluster needs distinct names; spaces are refused.
+    /// A random name by default. The names in a cluster must be distinct; spaces are rejected.
     pub server_name: Option<String>,
-    /// None by default: a server on its own.
+    /// `None` by default: a single server.
     pub cluster: Option<ClusterMember>,
-    /// A folder of the owner's that goes with the server, should the owner be killed. A temporary data folder does so
+    /// A folder of the owner that is removed with the server if the owner is killed. A temporary data folder is removed
     /// anyway.
     pub owner_folder: Option<PathBuf>,
-    /// Further lines for the configuration file, as nats-server reads them.
+    /// Further lines of the configuration file.
     pub extra_config: String,
 }
 
@@ -80,7 +79,7 @@ impl BrokerOptions {
         }
     }
 
-    /// The configuration file, with the streams in `store`. Ports are given as arguments.
+    /// The configuration file, with the streams in `store`. Ports are arguments.
     pub(super) fn config(&self, store: &Path) -> String {
         let mut text = String::from("# Generated at each start.\nhost: \"127.0.0.1\"\n");
         // Writing to a String cannot fail, so the results are dropped.
@@ -92,8 +91,8 @@ impl BrokerOptions {
         }
         if self.jetstream {
             let _ = writeln!(text, "jetstream {{\n  store_dir: {}", quoted(&store.to_string_lossy()));
-            // By itself it promises three quarters of what is free on the disk, which may be less than the
-            // limits of the hub's streams together. They are limits, not reservations.
+            // The default is three quarters of the free disk space, which may be less than the limits of all streams.
+            // They are limits, not reservations.
             let _ = writeln!(text, "  max_file_store: {MAX_FILE_STORE}");
             if self.sync_interval == SyncInterval::Always {
                 text.push_str("  sync_interval: always\n");
@@ -117,7 +116,7 @@ impl BrokerOptions {
     }
 }
 
-/// A string as nats-server's configuration reads it: double quotes, with backslash escapes.
+/// A string of the configuration file: in double quotes, with backslash escapes.
 fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
@@ -127,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_configuration_says_what_was_asked_for_and_no_more() {
+    fn the_configuration_has_the_given_options_only() {
         let plain = BrokerOptions::new("nats-server");
         assert_eq!(
             plain.config(Path::new("/data/a \"b\"")),

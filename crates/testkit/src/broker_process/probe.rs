@@ -1,4 +1,4 @@
-//! Asking a server's monitoring port how it is.
+//! Queries the monitoring port of a server.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,13 +8,13 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// A server on loopback answers at once, or it hangs.
+/// Time limit of an answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
-/// More than any answer asked for here.
+/// The largest answer in bytes.
 const ANSWER_BYTES: u64 = 1024 * 1024;
 
-/// One question in HTTP/1.0 (RFC 1945): the answer ends with the connection, and is not chunked. Too
-/// little to bring in an HTTP client, which belongs to the delivery adapter alone.
+/// One request in HTTP/1.0 (RFC 1945), whose answer ends with the connection and is not chunked. So no HTTP client is
+/// needed.
 async fn get(port: u16, path: &str) -> io::Result<(u16, Vec<u8>)> {
     let exchange = async {
         let mut stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
@@ -36,12 +36,12 @@ fn parse(answer: &[u8]) -> Option<(u16, Vec<u8>)> {
     Some((status, answer[end + 4..].to_vec()))
 }
 
-/// What `/healthz` and `/jsz` say together.
+/// The results of `/healthz` and `/jsz`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Health {
     /// `/healthz` answered 200: connections are accepted and JetStream is up to date.
     pub(super) healthy: bool,
-    /// The name of JetStream's meta leader, in a cluster.
+    /// The name of the JetStream meta leader, in a cluster.
     pub(super) meta_leader: Option<String>,
 }
 
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_are_taken_apart() {
+    fn answers_are_parsed() {
         assert_eq!(
             parse(b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: application/json\r\n\r\n{}"),
             Some((503, b"{}".to_vec()))

@@ -12,20 +12,19 @@ use super::options::BrokerOptions;
 use super::probe;
 use crate::owned_process::{OwnedProcess, Plan};
 
-/// From the start of the process until it accepts connections; after a crash it recovers large streams
-/// first.
+/// Time limit from the start of the process until it accepts connections; after a crash it first recovers its streams.
 const READY_LIMIT: Duration = Duration::from_secs(30);
-/// How long a restart tries to get its port back.
+/// Time limit of a restart to get the same port.
 const PORT_LIMIT: Duration = Duration::from_secs(10);
-/// For a stop in good order; the server syncs its streams.
+/// Time limit of a stop; the server syncs its streams.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// The server's only sign of being ready is a file, so the file is looked for.
+/// Polling interval of the ports file, which shows that the server is ready.
 const POLL: Duration = Duration::from_millis(10);
 
 /// A nats-server that runs as a child of this process, on loopback.
 ///
-/// Ctrl-c reaches its owner alone: the owner finishes its work and then calls [`stop`](Self::stop). Dropping it kills
-/// the server. Should the owner be killed, the server ends as well, and a temporary folder goes with it.
+/// Ctrl-c reaches only its owner, which finishes its work and then calls [`stop`](Self::stop). Dropping it kills the
+/// server. If the owner is killed, the server ends, too, and a temporary folder is removed.
 #[derive(Debug)]
 pub struct BrokerProcess {
     // Dropped in this order: the server is gone before its folder is removed.
@@ -40,8 +39,8 @@ impl BrokerProcess {
     ///
     /// # Errors
     ///
-    /// The data folder is in use or not writable, the binary does not start, or the server is not ready
-    /// within 30 s; the last lines of its log are part of the error.
+    /// The data folder is in use or not writable, the binary does not start, or the server is not ready within 30 s. The
+    /// error contains the last lines of the log.
     pub async fn start(options: BrokerOptions) -> Result<Self, BrokerProcessError> {
         let mut folder = DataFolder::open(&options.data)?;
         let (running, ports) = launch(&options, &mut folder, None).await?;
@@ -81,7 +80,7 @@ impl BrokerProcess {
         Ok(status)
     }
 
-    /// Ends the server at once (SIGKILL), as a crash would, and waits until it is gone.
+    /// Kills the server (SIGKILL), as in a crash, and waits until it is gone.
     ///
     /// # Errors
     ///
@@ -92,11 +91,11 @@ impl BrokerProcess {
         running.kill().await.map_err(|source| control("kill", pid, source))
     }
 
-    /// Ends the server in good order (SIGTERM), and waits until it is gone, for 10 s at most.
+    /// Stops the server (SIGTERM), and waits at most 10 s until it is gone; then kills it.
     ///
     /// # Errors
     ///
-    /// It does not run, the system refuses, or it had to be killed.
+    /// It does not run, the system refuses, or it was killed.
     pub async fn stop(&mut self) -> Result<(), BrokerProcessError> {
         let mut running = self.running.take().ok_or(BrokerProcessError::NotRunning)?;
         let pid = running.pid();
@@ -106,8 +105,7 @@ impl BrokerProcess {
         }
     }
 
-    /// Starts the server again on the same ports and the same store; one that still runs is stopped
-    /// first.
+    /// Starts the server again on the same ports with the same data. A running server is stopped first.
     ///
     /// # Errors
     ///
@@ -123,8 +121,8 @@ impl BrokerProcess {
                     (self.running, self.ports) = (Some(running), ports);
                     return Ok(());
                 }
-                // While it was down, an outgoing connection of any process may have been given its
-                // port; such a one does not last.
+                // While it was down, an outgoing connection of another process may have got its port, for a short
+                // time.
                 Err(BrokerProcessError::Exited { .. }) if Instant::now() < deadline => {
                     tokio::time::sleep(POLL * 10).await;
                 }
@@ -133,7 +131,7 @@ impl BrokerProcess {
         }
     }
 
-    /// What the server says of itself on the monitoring port.
+    /// The state that the monitoring port reports.
     pub(super) async fn health(&self) -> std::io::Result<probe::Health> {
         probe::health(self.ports.monitoring).await
     }
@@ -154,7 +152,7 @@ async fn launch(
     std::fs::write(&config, options.config(&folder.store()))
         .map_err(|source| BrokerProcessError::Folder { action: "write", path: config.clone(), source })?;
     let (log, log_start) = folder.open_log()?;
-    // The server takes -1 for "a free one".
+    // The server chooses a free port for -1.
     let argument = |port: Option<u16>| port.map_or_else(|| "-1".to_owned(), |port| port.to_string());
     let mut plan = Plan::new(&options.binary)
         .arg("--config")

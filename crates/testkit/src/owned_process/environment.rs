@@ -1,15 +1,14 @@
-//! Which variables of the hub's environment its children get: an allow-list, so that a secret of the hub
-//! (`HUB__SECRETS__MASTER_KEY`), or of whatever else runs in the same environment, is not among them.
+//! The environment variables that child processes get: an allow-list, so that no secret of the hub
+//! (`HUB__SECRETS__MASTER_KEY`) or of another program in the same environment is passed on.
 
 use std::ffi::{OsStr, OsString};
 
-/// What any program may need.
+/// Variables for any program.
 pub(super) const PLAIN: &[&str] =
     &["PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ", "LANG", "LANGUAGE", "LC_*", "LD_LIBRARY_PATH"];
-/// A Python with its packages.
+/// Variables for Python and its packages.
 pub const PYTHON: &[&str] = &["PYTHON*", "PYENV_*", "VIRTUAL_ENV"];
-/// What `pip` needs for its index, and any program for the way to it. A proxy's or an index's own credentials are
-/// among these.
+/// Variables for `pip`, its index, proxies and certificates. They may contain credentials of a proxy or an index.
 pub const DOWNLOADS: &[&str] = &[
     "PIP_*",
     "HTTP_PROXY",
@@ -27,10 +26,10 @@ pub const DOWNLOADS: &[&str] = &[
     "XDG_CACHE_HOME",
     "XDG_CONFIG_HOME",
 ];
-/// How a hub of the bench runs; its settings are a file.
+/// Variables for a hub of the bench, whose settings are a file.
 pub const HUB: &[&str] = &["RUST_LOG", "RUST_BACKTRACE", "TOKIO_WORKER_THREADS", "MIMALLOC_*"];
 
-/// The variables of this process with these names; one that ends in `*` stands for all that begin so.
+/// The variables of this process with these names; a name with `*` at its end is a prefix.
 pub(super) fn of(names: &[&str]) -> Vec<(OsString, OsString)> {
     std::env::vars_os().filter(|(name, _)| is_among(name, names)).collect()
 }
@@ -49,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_list_lets_a_setting_or_a_foreign_secret_through() {
+    fn no_list_has_a_setting_or_a_foreign_secret() {
         let lists = [PLAIN, PYTHON, DOWNLOADS, HUB].concat();
         for name in [
             "HUB__SECRETS__MASTER_KEY",

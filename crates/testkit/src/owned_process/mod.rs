@@ -1,12 +1,12 @@
-//! Processes of the hub's own: private servers, downloads, and the programs that the bench measures.
+//! Child processes: private servers, downloads, and the programs that the bench measures.
 //!
-//! Three things hold for each of them, and so no other module starts a process:
+//! No other module starts a process, because each of them has three properties:
 //!
-//! * It gets no secret. Its environment is empty but for an allow-list ([`Plan::new`], [`Plan::pass`]).
-//! * It does not outlive its owner. Dropping an [`OwnedProcess`] ends it and waits for that; if the owner is killed,
-//!   a small watch (`watch.sh`) ends it and removes its folder. (The parent-death signal of Linux is bound to the
-//!   thread that started the process.)
-//! * It is in a process group of its own, so that ctrl-c reaches its owner alone, which stops it in its turn.
+//! * It gets no secret. Its environment is an allow-list ([`Plan::new`], [`Plan::pass`]).
+//! * It does not outlive its owner. Dropping an [`OwnedProcess`] ends it and waits until it is gone; if the owner is
+//!   killed, a small shell script (`watch.sh`) ends it and removes its folder. (The parent-death signal of Linux is bound
+//!   to the thread that started the process.)
+//! * It has a process group of its own, so that ctrl-c reaches only its owner, which then stops it.
 
 mod environment;
 
@@ -28,10 +28,10 @@ pub use environment::{DOWNLOADS, HUB, PYTHON};
 
 const SHELL: &str = "/bin/sh";
 const WATCH: &str = include_str!("watch.sh");
-/// For the end of a process that is dropped; a killed one goes within milliseconds.
+/// Time limit for the end of a dropped process; a killed one ends within milliseconds.
 const DROP_LIMIT: Duration = Duration::from_secs(5);
 
-/// How a process is to be started.
+/// The options of a process.
 #[derive(Debug)]
 pub struct Plan {
     program: PathBuf,
@@ -46,18 +46,18 @@ pub struct Plan {
     directory: Option<PathBuf>,
 }
 
-/// How a process ends whose owner is gone, or drops it.
+/// The signal that ends a process if its owner is gone or drops it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     /// SIGTERM if the owner is gone, SIGKILL if it is dropped.
     Plain,
-    /// SIGQUIT in both cases: PostgreSQL's immediate shutdown, which leaves no shared memory behind.
+    /// SIGQUIT in both cases: the immediate shutdown of PostgreSQL, which leaves no shared memory.
     Quit,
 }
 
 impl Plan {
-    /// Standard input, output and error are `/dev/null`, and the environment is that of a plain program: where
-    /// programs, home and temporary files are, and the language.
+    /// Standard input, output and error are `/dev/null`. The environment has the paths of programs, home and temporary
+    /// files, and the language.
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
@@ -83,32 +83,31 @@ impl Plan {
         self
     }
 
-    /// Sets a variable that this process alone gets.
+    /// Sets a variable for this process only.
     pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.environment.push((name.into(), value.as_ref().to_owned()));
         self
     }
 
-    /// Passes on these variables as well; a name that ends in `*` stands for all that begin so.
+    /// Passes these variables on, too; a name with `*` at its end is a prefix.
     pub fn pass(mut self, names: &[&str]) -> Self {
         self.environment.extend(environment::of(names));
         self
     }
 
-    /// How it ends.
+    /// Sets the signal that ends it.
     pub fn ends_by(mut self, ending: Ending) -> Self {
         self.ending = ending;
         self
     }
 
-    /// A folder that is removed once the process has ended, should the owner be gone by then.
+    /// A folder that is removed after the end of the process if the owner is gone.
     pub fn with_folder(mut self, folder: impl Into<PathBuf>) -> Self {
         self.folder = Some(folder.into());
         self
     }
 
-    /// A file as standard input, which stays open for as long as the process lives. Standard output is then
-    /// `/dev/null`.
+    /// Sets a file as standard input, which is open until the process ends. Standard output is then `/dev/null`.
     pub fn holding(mut self, input: File) -> Self {
         self.input = Some(input);
         self
@@ -139,7 +138,7 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// There is no such program, or the system refuses.
+    /// The program does not exist or is not executable, or the system refuses.
     pub fn spawn(self) -> io::Result<OwnedProcess> {
         let ending = self.ending;
         let (command, owner) = self.command()?;
@@ -149,7 +148,7 @@ impl Plan {
         Ok(OwnedProcess { child, pid, ending, owner })
     }
 
-    /// Runs it to its end and gives its output; past `limit` it is killed. Blocks.
+    /// Runs it to its end and returns its output; after `limit` it is killed. Blocks.
     ///
     /// # Errors
     ///
@@ -159,7 +158,7 @@ impl Plan {
         let child = command.spawn()?;
         let group = Group(i32::try_from(child.id()).ok().and_then(Pid::from_raw), owner);
         let (sender, receiver) = mpsc::sync_channel(1);
-        // Ends with the child, which is killed below if it outstays its time.
+        // Ends with the child, which is killed below after the limit.
         let waiter = std::thread::Builder::new()
             .name("command-output".to_owned())
             .spawn(move || drop(sender.send(child.wait_with_output())))?;
@@ -177,7 +176,7 @@ impl Plan {
         }
     }
 
-    /// The command, and what keeps its watch quiet for as long as it is held.
+    /// The command, and the pipe that the watch waits on: closing it ends the process.
     fn command(self) -> io::Result<(Command, Option<PipeWriter>)> {
         let program = find(&self.program, &self.environment)?;
         let (mut command, owner) = if Path::new(SHELL).exists() {
@@ -189,7 +188,7 @@ impl Plan {
             command.stdin(watched).stdout(self.input.map_or(self.stdout, Stdio::from));
             (command, Some(owner))
         } else {
-            tracing::warn!("no {SHELL}, so no watch: if this process is killed, its children go on running");
+            tracing::warn!("{SHELL} not found: if this process is killed, its children continue to run");
             let mut command = Command::new(program);
             let (stdin, stdout) =
                 self.input.map_or((Stdio::null(), self.stdout), |file| (file.into(), Stdio::null()));
@@ -207,7 +206,7 @@ impl Plan {
     }
 }
 
-/// The program's path, looked for as a shell would: the watch could only tell by an exit code that there is none.
+/// Finds the program as a shell does, so that a missing program is an error of the start and not an exit code.
 fn find(program: &Path, environment: &[(OsString, OsString)]) -> io::Result<PathBuf> {
     let check = |path: &Path| {
         let about = path.metadata()?;
@@ -226,13 +225,13 @@ fn find(program: &Path, environment: &[(OsString, OsString)]) -> io::Result<Path
         .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// A process that runs, and that ends with its owner.
+/// A running process that ends with its owner.
 #[derive(Debug)]
 pub struct OwnedProcess {
     child: Child,
     pid: Pid,
     ending: Ending,
-    /// The watch waits for its end. None without a shell.
+    /// The watch waits until it is closed. `None` without a shell.
     owner: Option<PipeWriter>,
 }
 
@@ -254,7 +253,7 @@ impl OwnedProcess {
         self.child.wait().await
     }
 
-    /// How it has ended; none while it runs.
+    /// Its exit status; `None` while it runs.
     ///
     /// # Errors
     ///
@@ -263,7 +262,7 @@ impl OwnedProcess {
         self.child.try_wait()
     }
 
-    /// Asks it to end (SIGTERM) and waits, for `limit` at most; then it is killed. False if it had to be.
+    /// Sends SIGTERM and waits at most `limit`; then kills it. False if it was killed.
     ///
     /// # Errors
     ///
@@ -279,7 +278,7 @@ impl OwnedProcess {
         }
     }
 
-    /// Ends it at once (SIGKILL), and waits until it is gone.
+    /// Kills it (SIGKILL), and waits until it is gone.
     ///
     /// # Errors
     ///
@@ -292,13 +291,12 @@ impl OwnedProcess {
         self.wait().await.map(drop)
     }
 
-    /// Standard output, if it is piped; once.
+    /// Standard output, if it is piped; `None` from the second call on.
     pub fn take_stdout(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
     }
 
-    /// Waits for its end, and gives what it wrote to the outputs that are piped. Dropped before that, the process
-    /// is ended.
+    /// Waits for its end, and returns what it wrote to piped outputs. Dropping the future ends the process.
     ///
     /// # Errors
     ///
@@ -327,7 +325,7 @@ impl Drop for OwnedProcess {
     fn drop(&mut self) {
         let signal = if self.ending == Ending::Quit { Signal::QUIT } else { Signal::KILL };
         if matches!(self.child.try_wait(), Ok(None)) && self.signal(signal).is_ok() {
-            // Until it is gone it may write to a folder that is removed next. There is nothing to await in a drop.
+            // Until it is gone, it may write to a folder that is removed next.
             for _ in 0..DROP_LIMIT.as_millis() {
                 if !matches!(self.child.try_wait(), Ok(None)) {
                     break;
@@ -336,7 +334,7 @@ impl Drop for OwnedProcess {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        // The watch, and whatever the process has started and not waited for.
+        // The watch, and processes that this one has started and left.
         drop(Group(Some(self.pid), self.owner.take()));
     }
 }
@@ -348,7 +346,7 @@ impl Drop for Group {
     fn drop(&mut self) {
         // Without a watch, another process may have the number.
         if let (Some(group), Some(_)) = (self.0, &self.1) {
-            // Gone already: then there is nothing left to end.
+            // Fails if the group has ended already.
             let _ = kill_process_group(group, Signal::KILL);
         }
     }

@@ -1,4 +1,4 @@
-//! Against small programs; what the real binary leaves behind is in tests/operating/process.rs.
+//! Tests with small programs; tests/operating/process.rs tests what the real binary leaves.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ fn sh(script: &str) -> Plan {
 }
 
 fn is_there(pid: u32) -> bool {
-    // A process that nobody has waited for yet is gone as well.
+    // A zombie counts as gone.
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim().starts_with('Z')))
 }
@@ -38,7 +38,7 @@ fn group(pid: u32) -> Vec<u32> {
 }
 
 #[test]
-fn output_is_given_and_a_hanging_command_is_ended_with_what_it_started() {
+fn a_hanging_command_is_ended_with_the_processes_that_it_started() {
     let done = sh("echo out; echo err >&2; exit 3").output_within(LIMIT).expect("sh runs");
     assert_eq!((done.stdout.as_slice(), done.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
     assert_eq!(done.status.code(), Some(3));
@@ -46,7 +46,7 @@ fn output_is_given_and_a_hanging_command_is_ended_with_what_it_started() {
     let folder = tempfile::tempdir().expect("temporary folder");
     let file = folder.path().join("pid");
     let script = format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 60 & wait", file.display());
-    // On a busy machine the first limits may be over before it has begun.
+    // On a busy machine the first limits may have passed before it has started.
     for limit in [1, 4, 16] {
         let late = sh(&script).output_within(Duration::from_secs(limit)).expect_err("the limit is shorter");
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);
@@ -59,7 +59,7 @@ fn output_is_given_and_a_hanging_command_is_ended_with_what_it_started() {
 }
 
 #[test]
-fn a_program_that_is_not_there_or_cannot_run_is_an_error_of_the_start() {
+fn a_missing_or_unusable_program_is_an_error_of_the_start() {
     for program in ["/nowhere/program", "no-such-program-on-path"] {
         let error = Plan::new(program).output_within(LIMIT).expect_err("it does not exist");
         assert_eq!(error.kind(), io::ErrorKind::NotFound, "{program}");
@@ -69,17 +69,17 @@ fn a_program_that_is_not_there_or_cannot_run_is_an_error_of_the_start() {
 }
 
 #[test]
-fn the_environment_is_the_allowed_one_and_what_was_given() {
+fn the_environment_has_the_allowed_and_the_given_variables() {
     let done = Plan::new("env").env("GIVEN", "1").output_within(LIMIT).expect("env runs");
     let text = String::from_utf8(done.stdout).expect("text");
-    // CARGO_MANIFEST_DIR stands for whatever else is in the environment of this test.
+    // CARGO_MANIFEST_DIR is an example of any other variable.
     assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some());
     assert!(text.lines().any(|line| line == "GIVEN=1") && text.contains("PATH="), "{text}");
     assert!(!text.contains("CARGO"), "{text}");
 }
 
 #[tokio::test]
-async fn dropping_it_ends_it_with_its_watch_and_what_it_started() {
+async fn dropping_it_ends_its_process_group() {
     let mut process = sh("sleep 60 & echo ready; wait").stdout(Stdio::piped()).spawn().expect("it starts");
     let pid = process.pid();
     let mut ready = [0; 6];
@@ -90,7 +90,7 @@ async fn dropping_it_ends_it_with_its_watch_and_what_it_started() {
 }
 
 #[tokio::test]
-async fn an_owner_that_is_gone_takes_it_along_and_its_folder() {
+async fn it_ends_when_its_owner_is_gone_and_its_folder_is_removed() {
     for ending in [Ending::Plain, Ending::Quit] {
         let folder = tempfile::tempdir().expect("temporary folder").keep();
         std::fs::write(folder.join("file"), "").expect("written");
@@ -98,7 +98,7 @@ async fn an_owner_that_is_gone_takes_it_along_and_its_folder() {
         let mut process = plan.spawn().expect("it starts");
         let pid = process.pid();
         assert!(is_there(pid));
-        // What the system does for an owner that is killed.
+        // As the system does when the owner is killed.
         drop(process.owner.take());
         let ended = tokio::time::timeout(LIMIT, process.wait()).await.expect("in time").expect("waited for");
         assert!(!ended.success());
@@ -108,7 +108,7 @@ async fn an_owner_that_is_gone_takes_it_along_and_its_folder() {
 }
 
 #[tokio::test]
-async fn one_that_ignores_the_signal_is_killed_in_time() {
+async fn a_process_that_ignores_the_signal_is_killed() {
     let mut process = sh("trap '' TERM; echo ready; while :; do sleep 1; done")
         .stdout(Stdio::piped())
         .spawn()

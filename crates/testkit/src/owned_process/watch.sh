@@ -1,9 +1,9 @@
-# Becomes the program, and leaves behind a watch that ends it when its owner is gone. Both are in one process group,
-# whose number stays taken for as long as the watch lives: no signal can reach another process.
+# Starts a watch in the background and then becomes the program. The watch ends the program when its owner is gone. Both are
+# in one process group, whose number is in use until the watch ends, so no signal can reach another process.
 #
-# Standard input is a pipe whose other end only the owner holds.
-# Arguments: the signal that ends the program, a folder that goes with it (or ''), what its standard input is
-# ("null", or "output": the descriptor that stands in for standard output), the program, its arguments.
+# Standard input is a pipe; only the owner has its other end.
+# Arguments: the signal that ends the program, a folder to remove afterwards (or ''), the standard input of the program
+# ("null", or "output": the descriptor that is passed as standard output), the program, its arguments.
 signal=$1 folder=$2 input=$3
 shift 3
 exec 3<&0
