@@ -1,4 +1,4 @@
-//! A bare HTTP client with nothing around it. Its figures are the ceiling that deliveries are compared with.
+//! A bare HTTP client. Its figures are the upper limit that deliveries are compared with.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use url::Url;
 
 const WEBHOOK_ID: &str = "webhook-id";
-/// One request, from connecting to the last byte of the answer.
+/// Time limit of one request, from connecting to the last byte of the answer.
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// A request of the bare client that was not answered with 2xx.
@@ -35,13 +35,13 @@ pub(crate) struct BareClient {
 
 impl BareClient {
     pub(crate) fn new() -> Result<Self, BareError> {
-        // An error means that a provider is installed already, which is as good.
+        // Fails only if a provider is installed already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder().no_proxy().tcp_nodelay(true).timeout(LIMIT).build();
         Ok(Self { client: client.map_err(BareError::Client)? })
     }
 
-    /// Posts `body` under the id, and reads the answer.
+    /// Posts `body` with the id, and reads the answer.
     pub(crate) async fn post(&self, url: &Url, id: &str, body: Bytes) -> Result<(), BareError> {
         let request = self
             .client
@@ -56,8 +56,8 @@ impl BareClient {
         answer.bytes().await.map(drop).map_err(BareError::Request)
     }
 
-    /// Posts `requests` times with `in_flight` requests at once, each under an id of its own
-    /// (`id_of` its number), and returns how long it took.
+    /// Posts `requests` times with `in_flight` requests at once, each with its own id (`id_of` its number). Returns the time
+    /// it took.
     pub(crate) async fn drive(
         &self,
         url: &Url,

@@ -1,7 +1,7 @@
-//! Figure (r): how soon a change of a subscription is in effect in every replica. Three hubs, each with
-//! the deliveries of one domain, so that a delivery shows which of them made it; one subscription that
-//! wants events of all three and is sent elsewhere ten times a second. From the call that writes the
-//! change until the last of the three delivers there, and nothing comes where it went before.
+//! Figure (r): the time until a change of a subscription is in effect in every replica. Three hubs each deliver one domain,
+//! so that a delivery shows which hub made it. One subscription selects events of all three domains, and gets a new path ten
+//! times a second. Measured from the call that writes the change until the last hub delivers to the new path, and none to an
+//! earlier one.
 
 use std::time::{Duration, Instant};
 
@@ -24,10 +24,10 @@ const DOMAINS: [(&str, &str); 3] = [
     ("access-session", "token.refreshed"),
     ("policy-client", "consent.given"),
 ];
-/// An event each; in each domain every third, so that an effect is seen within six milliseconds.
+/// Pause between events, of the domains in turn, so that each domain has an event every six milliseconds.
 const EVENT_EVERY: Duration = Duration::from_millis(2);
 const CHANGE_EVERY: Duration = Duration::from_millis(100);
-/// Events go on for so long after the last change.
+/// Time of publishing after the last change.
 const AFTERWARDS: Duration = Duration::from_secs(2);
 
 /// Changes a subscription for `duration`.
@@ -67,7 +67,7 @@ pub(crate) async fn measure(sync: SyncMode, duration: Duration) -> Result<Figure
         let replicas: Vec<_> = published.iter().map(of_domain).collect();
         let in_all = |(number, at): (u32, Instant)| {
             let each = replicas.iter().map(|arrivals| in_effect(arrivals, number, at));
-            // A change that a replica did not follow took infinitely long.
+            // A change without an effect in a replica took infinitely long.
             each.map(|effect| effect.unwrap_or(Duration::MAX)).max().unwrap_or(Duration::MAX)
         };
         let effects: Vec<Duration> = (1..).zip(changed).map(in_all).collect();
@@ -105,7 +105,7 @@ fn subscription(rig: &Rig, changes: usize) -> Result<Subscription, BenchError> {
     serde_json::from_value(value).map_err(BenchError::Subscription)
 }
 
-/// Makes the changes; gives when the write of each was begun.
+/// Writes the changes. Returns the start time of each write.
 async fn change(rig: &Rig, sync: SyncMode, duration: Duration) -> Result<Vec<Instant>, BenchError> {
     let total = (duration.as_millis() / CHANGE_EVERY.as_millis()).max(1);
     let total = usize::try_from(total).unwrap_or(usize::MAX);
@@ -124,8 +124,7 @@ async fn change(rig: &Rig, sync: SyncMode, duration: Duration) -> Result<Vec<Ins
     Ok(begun)
 }
 
-/// Publishes an event at a time for one domain after the other until `stop`; gives the ids that are to
-/// arrive, by domain.
+/// Publishes one event after the other, for the domains in turn, until `stop`. Returns the expected ids by domain.
 async fn publish(
     js: integration_hub::nats::JetStream,
     subscription: Subscription,
@@ -147,9 +146,8 @@ async fn publish(
     Ok(ids)
 }
 
-/// How long after `at` a replica followed the change `number`: at the first of its deliveries (in
-/// order of time, each with the change it used) after which none used an earlier one. None if
-/// that was not seen.
+/// The time from `at` until the change `number` is in effect in a replica: at the first delivery (in order of time, each
+/// with the change that it used) after the last one that used an earlier change. `None` if there is no such delivery.
 fn in_effect(deliveries: &[(Instant, u32)], number: u32, at: Instant) -> Option<Duration> {
     let next = deliveries.iter().rposition(|(_, by)| *by < number).map_or(0, |last| last + 1);
     deliveries.get(next).map(|(seen, _)| seen.saturating_duration_since(at))
@@ -160,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_in_effect_when_nothing_goes_by_an_earlier_one_any_more() {
+    fn a_change_is_in_effect_after_the_last_delivery_that_used_an_earlier_one() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let deliveries = [(at(0), 0), (at(10), 1), (at(20), 0), (at(30), 1), (at(40), 2), (at(50), 3)];

@@ -1,4 +1,4 @@
-//! The measured processes: the hub and the bare loop. Each is this same program as a child.
+//! The measured processes: the hub and the bare loop. Each is this program as a child process.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -14,16 +14,16 @@ use super::error::BenchError;
 use crate::bare_client::BareClient;
 use hub_testkit::owned_process::{HUB, OwnedProcess, Plan};
 
-/// A hub with many subscriptions reads them all first.
+/// Time limit until a hub is ready; it reads all subscriptions first.
 const READY_LIMIT: Duration = Duration::from_secs(120);
-/// Readiness can only be asked for.
+/// Polling interval of readiness and metrics.
 const POLL: Duration = Duration::from_millis(20);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 const BARE_LIMIT: Duration = Duration::from_secs(600);
 const LOG_LINES: usize = 20;
 
-/// The settings of the hub under test: the defaults, but for where things are and how many bytes
-/// preloaded streams need; and a master key (32 bytes in base64), for subscriptions with credentials.
+/// The settings of the hub under test: the defaults, except for addresses, the sizes of preloaded streams, and a master key
+/// (32 bytes in base64) for subscriptions with credentials.
 pub(crate) fn settings(broker_url: &str, outbox: u64, events: u64, listen: &str, master_key: &str) -> String {
     format!(
         "[nats]\nurl = {broker_url:?}\n\
@@ -36,20 +36,20 @@ pub(crate) fn settings(broker_url: &str, outbox: u64, events: u64, listen: &str,
     )
 }
 
-/// A free address of loopback.
+/// A free loopback address.
 pub(crate) fn free_address() -> Result<String, BenchError> {
     let port = hub_testkit::free_port().map_err(BenchError::NoPort)?;
     Ok(format!("{}:{port}", Ipv4Addr::LOCALHOST))
 }
 
-/// Does not pass on the hub settings in the environment of the bench.
+/// Without the hub settings in the environment of the bench.
 fn this_program() -> Result<Plan, BenchError> {
     let path =
         std::env::current_exe().map_err(|source| BenchError::Spawn { what: "this program", source })?;
     Ok(Plan::new(path).pass(HUB))
 }
 
-/// A folder of one child's own, removed when it is dropped.
+/// A temporary folder for one child, removed when it is dropped.
 pub(crate) fn folder() -> Result<TempDir, BenchError> {
     let folder = tempfile::Builder::new().prefix("hub-bench-").tempdir();
     folder.map_err(|source| BenchError::File { path: std::env::temp_dir(), source })
@@ -64,8 +64,7 @@ pub(crate) struct HubProcess {
 }
 
 impl HubProcess {
-    /// Starts it with `settings` and with further arguments of `hub serve`. `listen`: where they
-    /// say that it listens.
+    /// Starts it with `settings` and further arguments of `hub serve`; `listen` is the `health.listen` of both.
     pub(crate) fn start(settings: &str, listen: &str, args: &[String]) -> Result<Self, BenchError> {
         let folder = folder()?;
         let file = |path: &std::path::Path, source| BenchError::File { path: path.to_owned(), source };
@@ -84,7 +83,7 @@ impl HubProcess {
         self.process.pid()
     }
 
-    /// Waits until every part of it is ready.
+    /// Waits until `/readyz` answers 200.
     pub(crate) async fn wait_until_ready(&mut self, client: &BareClient) -> Result<(), BenchError> {
         let deadline = Instant::now() + READY_LIMIT;
         let url = format!("http://{}/readyz", self.listen);
@@ -101,8 +100,7 @@ impl HubProcess {
         Err(BenchError::NotReady { waited: READY_LIMIT, missing, log: self.log_tail() })
     }
 
-    /// Waits until a gauge of `/metrics` without labels has a value: the hub brings its gauges up to
-    /// date at intervals.
+    /// Waits until a gauge of `/metrics` without labels has a value; the hub updates its gauges at intervals.
     pub(crate) async fn wait_until_gauge(
         &mut self,
         client: &BareClient,
@@ -126,17 +124,17 @@ impl HubProcess {
         Err(BenchError::NotReady { waited: READY_LIMIT, missing, log: self.log_tail() })
     }
 
-    /// Ends it in good order, and waits until it is gone.
+    /// Stops it (SIGTERM), and waits until it is gone.
     pub(crate) async fn stop(mut self) -> Result<(), BenchError> {
         self.check()?;
         let stopped = self.process.stop(STOP_LIMIT).await;
         if !stopped.map_err(|source| BenchError::Spawn { what: "the signal to the hub", source })? {
-            tracing::warn!("the hub did not end within {} s and was killed", STOP_LIMIT.as_secs());
+            tracing::warn!("the hub did not stop within {} s and was killed", STOP_LIMIT.as_secs());
         }
         Ok(())
     }
 
-    /// An error if it has ended by itself.
+    /// Fails if it has ended by itself.
     pub(crate) fn check(&mut self) -> Result<(), BenchError> {
         let ended = self.process.try_wait();
         match ended.map_err(|source| BenchError::Spawn { what: "the hub", source })? {
@@ -152,7 +150,7 @@ impl HubProcess {
     }
 }
 
-/// What the child of [`bare_loop`] writes to its standard output.
+/// The result that the child of [`bare_loop`] writes to its standard output.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct BareLoop {
     pub(crate) requests: u64,
@@ -166,7 +164,7 @@ impl BareLoop {
     }
 }
 
-/// Runs the bare loop against `url` in a process of its own.
+/// Runs the bare loop against `url` in a child process.
 pub(crate) async fn bare_loop(
     url: &Url,
     body_bytes: usize,

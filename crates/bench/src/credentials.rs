@@ -1,8 +1,7 @@
-//! Figure (o): what credentials cost. The same outbox is drained with an OAuth2 token and a signature on
-//! each delivery and with neither, in pairs one right after the other, so that what else the machine
-//! does falls on both; who goes first alternates, so that neither gains by its place. The lowest and
-//! the highest pair tell how far the machine's own unrest reaches, and the processor time, which
-//! waits for nobody, what it was not.
+//! Figure (o): the cost of credentials. The same outbox is drained with an OAuth2 token and a signature on each delivery, and
+//! without both. The two runs of a pair follow each other, so that other load on the machine affects both, and alternate in
+//! their order. The lowest and the highest pair show the variation of the machine; the processor time does not depend on
+//! waiting.
 
 use super::SyncMode;
 use super::drain::{Drained, drain, plain, rig, with_credentials};
@@ -11,7 +10,7 @@ use super::report::{Figure, Goal, Measure, Unit};
 use super::statistics::{middle, ratio};
 use super::tally::Account;
 
-/// Pairs; even, so that each goes first as often as the other.
+/// Number of pairs; even, so that both orders are measured equally often.
 const PAIRS: usize = 4;
 
 /// Drains `messages` envelopes eight times.
@@ -65,7 +64,7 @@ pub(crate) async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, Ben
     })
 }
 
-/// Drains one outbox, and makes sure that the deliveries carried what they are to carry.
+/// Drains one outbox, and checks that the deliveries had the expected credentials.
 async fn once(sync: SyncMode, messages: u64, credentials: bool) -> Result<Drained, BenchError> {
     let rig = rig(sync, messages).await?;
     let subscriptions = if credentials { with_credentials(&rig)? } else { plain(&rig)? };

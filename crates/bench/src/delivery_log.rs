@@ -1,5 +1,5 @@
-//! Figure (l): what the delivery log costs. The same outbox is drained with every attempt logged and
-//! with none logged, in turns, so that what else the machine does falls on both.
+//! Figure (l): the cost of the delivery log. The same outbox is drained with every attempt logged and with none logged, in
+//! turns, so that other load on the machine affects both.
 
 use super::SyncMode;
 use super::drain::{Drained, drain, plain, rig};
@@ -8,7 +8,7 @@ use super::report::{Figure, Goal, Measure, Unit};
 use super::statistics::{middle, ratio};
 use super::tally::Account;
 
-/// How often each is drained; the middle rate counts.
+/// Number of runs of each; the middle rate is the result.
 const ROUNDS: usize = 3;
 
 /// Drains `messages` envelopes six times.

@@ -1,5 +1,5 @@
-//! Figure (a): how fast a preloaded outbox is drained. The envelopes are in the outbox before the
-//! hub starts; the rate is taken from the first arrival to the last.
+//! Figure (a): the rate of draining a preloaded outbox. The envelopes are in the outbox before the hub starts; the rate is
+//! measured from the first arrival to the last.
 
 use super::error::BenchError;
 use super::load::{preload, register, secured, subscription};
@@ -39,11 +39,11 @@ pub(crate) async fn measure(sync: SyncMode, messages: u64) -> Result<Figure, Ben
     })
 }
 
-/// One outbox, drained once.
+/// The result of draining one outbox.
 pub(crate) struct Drained {
     /// Deliveries per second, from the first arrival to the last.
     pub(crate) rate: f64,
-    /// The same until every acknowledgement is stored.
+    /// The rate until every acknowledgement is stored.
     pub(crate) settled_rate: Option<f64>,
     pub(crate) arrivals: Account,
     pub(crate) still_owed: u64,
@@ -77,8 +77,7 @@ pub(crate) fn with_credentials(rig: &Rig) -> Result<Vec<Subscription>, BenchErro
     Ok(subscriptions)
 }
 
-/// Fills the outbox of a fresh rig for ten subscriptions and drains it, with settings (`key=value`)
-/// for the hub.
+/// Fills the outbox of a new rig for ten subscriptions and drains it, with further settings (`key=value`) for the hub.
 pub(crate) async fn drain(
     rig: &Rig,
     figure: &str,

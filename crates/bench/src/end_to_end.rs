@@ -1,5 +1,5 @@
-//! Figure (b): from the publisher to ten subscribers, with the whole hub running. The rate is taken
-//! from the first publish to the last arrival.
+//! Figure (b): from the publisher to ten subscribers, with all roles. The rate is measured from the first publish to the last
+//! arrival.
 
 use std::time::Instant;
 

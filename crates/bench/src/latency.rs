@@ -1,5 +1,4 @@
-//! Figure (c): from the call that publishes an event to its arrival at the one subscriber, on a
-//! quiet hub.
+//! Figure (c): the time from the call that publishes an event to its arrival at the only subscriber, without other load.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -18,7 +17,7 @@ use super::statistics::percentile;
 use super::tally::WebhookId;
 
 const PER_SECOND: u32 = 50;
-/// Sent first and not measured: connections are made, code and pages become warm.
+/// Events that are sent first and not measured, to open connections and fill caches.
 const WARM_UP: u64 = 50;
 
 /// Publishes 50 events each second for `duration`.
@@ -66,7 +65,7 @@ pub(crate) async fn measure(sync: SyncMode, duration: Duration) -> Result<Figure
     })
 }
 
-/// The same with the bare client alone, from the call to the arrival.
+/// The latencies of the bare client, from the call to the arrival.
 async fn bare(rig: &Rig, count: u64, sync: SyncMode) -> Result<Vec<Duration>, BenchError> {
     let body: Bytes = vec![b'x'; NewEvent::new(rig.js.names(), 0, "default")?.delivered_bytes()].into();
     let progress = bar(WARM_UP + count, format!("(c) sync {}: the bare client", sync.name()));
@@ -88,8 +87,7 @@ async fn bare(rig: &Rig, count: u64, sync: SyncMode) -> Result<Vec<Duration>, Be
     Ok(latencies)
 }
 
-/// Calls `send` with 0, 1, … at the pace of the figure, whatever the calls before do, and gathers
-/// what each returns, by number.
+/// Calls `send` with 0, 1, … at the rate of the figure, without waiting for earlier calls. Returns the results by number.
 async fn paced<F, T>(total: u64, bar: &ProgressBar, send: F) -> Result<Vec<(WebhookId, Instant)>, BenchError>
 where
     F: Fn(u64) -> T,
@@ -112,7 +110,7 @@ where
     Ok((0..total).filter_map(|number| sent.remove(&number)).collect())
 }
 
-/// Of all but the warm-up; what never arrived has none.
+/// The latencies without the warm-up; ids that did not arrive have none.
 fn latencies(rig: &Rig, sent: &[(WebhookId, Instant)]) -> Vec<Duration> {
     let tally = rig.receiver.tally();
     sent.iter()

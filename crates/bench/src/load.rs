@@ -1,5 +1,4 @@
-//! The load: events of 600 bytes, the subscriptions that want them, and the webhook-ids that are
-//! to arrive.
+//! The load: events of 600 bytes, their subscriptions, and the expected webhook-ids.
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -16,23 +15,23 @@ use integration_hub::domain::subscription::{Incarnation, Subscription};
 use integration_hub::nats::subjects::{SHARED_LANE, SubjectNames};
 use integration_hub::nats::{EnvelopeMessage, JetStream, MOST_PER_BATCH};
 
-/// An event as it is published, in bytes.
+/// Size of a published event in bytes.
 pub(crate) const EVENT_BYTES: usize = 600;
-/// Taken by the domain `user-lifecycle` of the default settings.
+/// Belongs to the domain `user-lifecycle` of the default settings.
 const KEY: &str = "user.created";
 pub(crate) const DOMAIN: &str = "user-lifecycle";
 /// Standard Webhooks: 24 bytes, in base64.
 const SIGNING_SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-/// Publishes that wait for their acknowledgement at once.
+/// Concurrent publishes.
 pub(crate) const PUBLISHES_IN_FLIGHT: usize = 256;
 
-/// One event, ready to be published.
+/// One event to publish.
 pub(crate) struct NewEvent {
     subject: String,
     id: String,
     tenant: String,
     body: Bytes,
-    /// As the hub will read it.
+    /// The event as the hub decodes it.
     pub(crate) event: Event,
 }
 
@@ -62,20 +61,20 @@ impl NewEvent {
         Ok(Self { subject: names.event(key), id, tenant: tenant.to_owned(), body, event })
     }
 
-    /// Publishes it, acknowledged by the stream.
+    /// Publishes it, and waits until the stream has acknowledged it.
     pub(crate) async fn publish(&self, js: &JetStream) -> Result<(), BenchError> {
         let headers = [("Nats-Msg-Id", self.id.as_str()), ("Hub-Tenant", &self.tenant)];
         js.publish(&self.subject, self.body.clone(), &headers).await?;
         Ok(())
     }
 
-    /// The id under which a subscription is to get it.
+    /// The webhook-id for a subscription.
     pub(crate) fn webhook_id(&self, subscription: &Subscription) -> WebhookId {
         let id = envelope_id(&self.event, subscription.id.as_str(), subscription.incarnation);
         WebhookId::read(id.as_bytes()).expect("an envelope's id is env_ and 128 bits in hexadecimal")
     }
 
-    /// The size of a delivery's body: the event in the CloudEvents JSON format.
+    /// Size of the body of a delivery: the event in the CloudEvents JSON format.
     pub(crate) fn delivered_bytes(&self) -> usize {
         self.event.to_cloudevent().get().len()
     }
@@ -94,7 +93,7 @@ pub(crate) fn body(number: u64) -> Bytes {
     text.into()
 }
 
-/// The subscription `sub-<number>`: wants every user event of its tenant, without credentials.
+/// The subscription `sub-<number>`, which selects every user event of its tenant, without credentials.
 pub(crate) fn subscription(number: usize, tenant: &str, url: &Url) -> Result<Subscription, BenchError> {
     let value = json!({
         "id": format!("sub-{number}"),
@@ -106,7 +105,7 @@ pub(crate) fn subscription(number: usize, tenant: &str, url: &Url) -> Result<Sub
     serde_json::from_value(value).map_err(BenchError::Subscription)
 }
 
-/// The same with credentials: OAuth2, with tokens of `token_url`, and a signature.
+/// The same with credentials: OAuth2 tokens of `token_url`, and a signature.
 pub(crate) fn secured(number: usize, url: &Url, token_url: &Url) -> Result<Subscription, BenchError> {
     let value = json!({
         "id": format!("sub-{number}"),
@@ -129,23 +128,23 @@ pub(crate) fn secured(number: usize, url: &Url, token_url: &Url) -> Result<Subsc
 pub(crate) async fn register(
     js: &JetStream,
     subscriptions: &[Subscription],
-    tell: impl Fn(u64),
+    progress: impl Fn(u64),
 ) -> Result<(), BenchError> {
     let writes = stream::iter(subscriptions).map(|subscription| js.put_subscription(subscription, None));
     let mut writes = writes.buffer_unordered(PUBLISHES_IN_FLIGHT);
     while writes.try_next().await?.is_some() {
-        tell(1);
+        progress(1);
     }
     Ok(())
 }
 
-/// Puts `events` events for all `subscriptions` straight into the outbox, as the Event Processor
-/// would, but without it. Returns the ids that are to arrive, and the size of a delivery's body.
+/// Writes the envelopes of `events` events for all `subscriptions` to the outbox, in place of the event processor. Returns
+/// the expected ids.
 pub(crate) async fn preload(
     js: &JetStream,
     events: u64,
     subscriptions: &[Subscription],
-    tell: impl Fn(u64),
+    progress: impl Fn(u64),
 ) -> Result<Vec<WebhookId>, BenchError> {
     let entries: Vec<IndexEntry> = subscriptions
         .iter()
@@ -168,13 +167,13 @@ pub(crate) async fn preload(
             });
             if batch.len() == MOST_PER_BATCH {
                 js.commit(&batch).await?;
-                tell(batch.len() as u64);
+                progress(batch.len() as u64);
                 batch.clear();
             }
         }
     }
     js.commit(&batch).await?;
-    tell(batch.len() as u64);
+    progress(batch.len() as u64);
     Ok(expected)
 }
 
@@ -183,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_has_600_bytes_and_is_read_as_the_domains_own() {
+    fn an_event_has_600_bytes_and_belongs_to_the_domain() {
         for number in [0, 7, 123_456_789] {
             let new = NewEvent::new(&SubjectNames::new("hub"), number, "acme").unwrap();
             assert_eq!(new.body.len(), EVENT_BYTES);
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn each_subscription_is_to_get_an_id_of_its_own() {
+    fn each_subscription_has_an_id_of_its_own() {
         let url: Url = "http://127.0.0.1:1/".parse().unwrap();
         let subscriptions: Vec<_> = (0..3).map(|n| subscription(n, "acme", &url).unwrap()).collect();
         let events: Vec<_> =

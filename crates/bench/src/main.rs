@@ -1,9 +1,9 @@
-//! `hub-bench`: measures the hub on this machine, each figure beside a bare HTTP client loop against the same
-//! receiver in the same run.
+//! `hub-bench`: measures the hub on this machine. Figures are compared with a bare HTTP client loop against the same receiver
+//! in the same run.
 //!
-//! The broker, the hub and the bare loop are processes of their own; the last two are this program again. This process
-//! runs the receiver and the load. Each figure starts on an empty broker, checks that every delivery arrived, and counts
-//! those that arrived twice.
+//! The broker, the hub and the bare loop are child processes; the last two are this program. This process runs the receiver
+//! and the load. Each figure starts with an empty broker, checks that every delivery arrived, and counts those that arrived
+//! twice.
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
@@ -192,7 +192,7 @@ fn main() -> ExitCode {
         .map_err(BenchError::Runtime)
         .and_then(|runtime| {
             let measured = runtime.block_on(run(command_line));
-            // Does not wait for what a signal left behind, such as a download.
+            // Does not wait for blocking tasks, such as a download that a signal interrupted.
             runtime.shutdown_background();
             measured
         });

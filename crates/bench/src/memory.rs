@@ -1,5 +1,5 @@
-//! Figure (d): resident memory of the hub by number of subscriptions, after it has delivered to
-//! some of them, and the cost of one more.
+//! Figure (d): resident memory of the hub by number of subscriptions, after deliveries to some of them, and the growth for
+//! each further one.
 
 use super::error::BenchError;
 use super::load::{NewEvent, register, subscription};
@@ -10,9 +10,9 @@ use super::tally::Account;
 use super::{SyncMode, Tenth};
 use integration_hub::domain::subscription::Subscription;
 
-/// Subscriptions of one tenant, and so the fan-out of an event.
+/// Subscriptions of one tenant, which is the fan-out of an event.
 const PER_TENANT: usize = 10;
-/// Deliveries before the memory is read: a hub that never worked would look small.
+/// Deliveries before the memory is read, because an idle hub needs less.
 const DELIVERIES: u64 = 1_000;
 const MEGABYTE: f64 = 1_000_000.0;
 
@@ -60,7 +60,7 @@ async fn with(rig: &Rig, sync: SyncMode, count: usize) -> Result<(u64, Account, 
     let mut hub = rig.whole_hub().await?;
     let mut expected = Vec::new();
     for number in 0..DELIVERIES.tenth() {
-        // Tenants from the first to the last, so that more than one of them has been used.
+        // Events of different tenants, from the first to the last.
         let at = (number as usize).wrapping_mul(7_919) % count.div_ceil(PER_TENANT) * PER_TENANT;
         let event = NewEvent::new(rig.js.names(), number, &tenant(at))?;
         let wanted = &subscriptions[at..count.min(at + PER_TENANT)];

@@ -17,11 +17,10 @@ pub(crate) fn resident_bytes(pid: u32) -> Result<u64, BenchError> {
     })
 }
 
-/// Processor time of all its threads so far, in user and system mode (proc_pid_stat(5), fields 14
-/// and 15).
+/// Processor time of all threads so far, in user and system mode (proc_pid_stat(5), fields 14 and 15).
 pub(crate) fn processor_time(pid: u32) -> Result<Duration, BenchError> {
     let text = read(pid, "stat")?;
-    // The second field, the name, may hold spaces and parentheses; it ends with the last one.
+    // The second field, the name, may contain spaces and parentheses; it ends with the last parenthesis.
     let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
     let ticks = |at: usize| fields.get(at - 3)?.parse::<u64>().ok();
     let (Some(user), Some(system)) = (ticks(14), ticks(15)) else {
@@ -54,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_not_there_is_an_error() {
+    fn a_missing_process_is_an_error() {
         assert!(matches!(resident_bytes(u32::MAX), Err(BenchError::ProcessFile { file: "status", .. })));
     }
 }

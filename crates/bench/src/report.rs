@@ -1,4 +1,4 @@
-//! The report of a figure: a line for people, JSON for programs.
+//! The report of a figure: a readable line, or JSON.
 
 use std::fmt::Write as _;
 
@@ -7,21 +7,21 @@ use serde::Serialize;
 use super::statistics::ratio;
 use super::tally::Account;
 
-/// One figure, measured once.
+/// The result of one figure.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Figure {
-    /// `a` to `d`, `l`, `o`, `r` or `s`; of the outbox, a word.
+    /// `a` to `d`, `l`, `o`, `r` or `s`; for the producer outbox a word.
     pub(crate) figure: &'static str,
     pub(crate) title: &'static str,
-    /// The server's sync interval, `default` or `always`.
+    /// The sync interval of the server, `default` or `always`.
     pub(crate) sync: &'static str,
     pub(crate) measures: Vec<Measure>,
     pub(crate) arrivals: Account,
-    /// Envelopes that still stood in the outbox at the end, though they had arrived.
+    /// Envelopes that were still in the outbox at the end although they had arrived.
     pub(crate) still_owed: u64,
-    /// `None` where nothing was measured over a time.
+    /// `None` if the figure has no period of measurement.
     pub(crate) processor: Option<Processor>,
-    /// What it was measured with, where that is not the same for all figures.
+    /// The conditions of the measurement, if they differ from other figures.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) with: Vec<String>,
 }
@@ -29,15 +29,15 @@ pub(crate) struct Figure {
 /// One value of a figure.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Measure {
-    /// Empty where the figure has but one.
+    /// Empty if the figure has one value only.
     pub(crate) name: String,
     pub(crate) value: f64,
     pub(crate) unit: Unit,
-    /// The same of what it is compared to, in the same run.
+    /// The value of the comparison, in the same run.
     pub(crate) bare: Option<f64>,
-    /// What that is.
+    /// The name of the comparison.
     pub(crate) against: &'static str,
-    /// `value` to `bare`.
+    /// `value` divided by `bare`.
     pub(crate) ratio: Option<f64>,
     pub(crate) goals: Vec<Goal>,
 }
@@ -62,7 +62,7 @@ pub(crate) enum Unit {
     Bytes,
 }
 
-/// What is aimed for, on two cores shared by the broker, the hub and the receiver.
+/// A goal, for two cores that the broker, the hub and the receiver share.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Goal {
     pub(crate) aim: String,
@@ -74,7 +74,7 @@ pub(crate) struct Goal {
 pub(crate) struct Processor {
     pub(crate) hub: f64,
     pub(crate) broker: f64,
-    /// The receiver, and the load where there is one.
+    /// The receiver, and the load if there is one.
     pub(crate) bench: f64,
 }
 
@@ -98,7 +98,7 @@ impl Measure {
         Self { name: name.into(), value, unit, bare, against: "the bare loop", ratio, goals: Vec::new() }
     }
 
-    /// Compared to something else than the bare HTTP client loop.
+    /// Sets another comparison than the bare HTTP client loop.
     pub(crate) fn against(mut self, what: &'static str) -> Self {
         self.against = what;
         self
@@ -110,8 +110,8 @@ impl Measure {
     }
 }
 
-/// The rate to the end: the broker works off acknowledgements behind the deliveries, which with
-/// `always` cost an fsync each.
+/// The rate until the last acknowledgement is stored: the broker processes acknowledgements after the deliveries, with one
+/// fsync each if `sync` is `always`.
 pub(crate) fn settled_measure(rate: Option<f64>) -> Measure {
     Measure::new("with every acknowledgement stored", rate.unwrap_or(0.0), Unit::DeliveriesPerSecond, None)
 }
@@ -121,7 +121,7 @@ impl Figure {
         self.arrivals.missing > 0 || self.arrivals.out_of_order > 0
     }
 
-    /// One line for people.
+    /// One readable line.
     pub(crate) fn line(&self) -> String {
         let mut line = format!("({}) {}, sync {}: ", self.figure, self.title, self.sync);
         // Writing to a String cannot fail, so the results are dropped.
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_tells_value_ratio_goals_and_losses() {
+    fn a_line_has_value_ratio_goals_and_losses() {
         let measure = Measure::new("rate", 21_345.4, Unit::DeliveriesPerSecond, Some(50_000.0))
             .aim(Some(Goal::at_least(21_345.4, 20_000.0, "20,000/s")))
             .aim(Some(Goal::at_least(0.43, 0.5, "0.50 of the bare loop")));
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_itself_is_met_by_at_least_and_not_by_below() {
+    fn the_limit_itself_meets_at_least_and_not_below() {
         assert!(Goal::at_least(2.0, 2.0, "2").met && !Goal::at_least(1.9, 2.0, "2").met);
         assert!(!Goal::below(2.0, 2.0, "2").met && Goal::below(1.9, 2.0, "2").met);
     }

@@ -1,5 +1,4 @@
-//! What a figure is measured on: a private broker with nothing in it, the receiver, and on demand
-//! the hub as a process of its own.
+//! The parts of a measurement: an empty private broker, the receiver, and on demand the hub as a child process.
 
 use std::time::Duration;
 
@@ -22,17 +21,17 @@ use integration_hub::nats::{JetStream, provision};
 use integration_hub::seal::{Sealer, seal_subscription};
 use integration_hub::settings::Settings;
 
-/// Deliveries in flight at once: the default pool of a domain, and of the bare loop.
+/// Concurrent deliveries: the default pool of a domain, and that of the bare loop.
 pub(crate) const IN_FLIGHT: usize = 64;
-/// When nothing has arrived for so long, the rest is lost.
+/// If nothing arrives for this time, the rest is lost.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-/// The outbox empties as acknowledgements are worked off, which can only be asked for.
+/// Polling interval of the number of messages in a stream.
 const POLL: Duration = Duration::from_millis(10);
-/// The outbox of the default settings.
+/// Size of an outbox in the default settings.
 const OUTBOX_BYTES: u64 = 2_000_000_000;
-/// The events stream of the default settings.
+/// Size of the events stream in the default settings.
 const EVENTS_BYTES: u64 = 1_000_000_000;
-/// More than one envelope takes in a stream.
+/// Upper limit of the size of an envelope in a stream.
 const ENVELOPE_BYTES: u64 = 4_000;
 
 pub(crate) struct Rig {
@@ -45,12 +44,12 @@ pub(crate) struct Rig {
     sealer: Sealer,
 }
 
-/// How an outbox ended.
+/// The final state of an outbox.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settled {
-    /// When it was seen at its smallest.
+    /// When it reached its smallest number of envelopes.
     pub(crate) at: std::time::Instant,
-    /// Its content at that time.
+    /// That number.
     pub(crate) still_owed: u64,
 }
 
@@ -63,12 +62,12 @@ pub(crate) struct Clocks {
 }
 
 impl Rig {
-    /// Starts a broker and provisions it; `messages` is the most that an outbox will contain.
+    /// Starts a broker and provisions it, with room for `messages` in an outbox.
     pub(crate) async fn start(sync: SyncInterval, messages: u64) -> Result<Self, BenchError> {
         Self::start_at(None, sync, messages).await
     }
 
-    /// The same with the broker on this port of loopback.
+    /// The same with the broker on this loopback port.
     pub(crate) async fn start_at(
         port: Option<u16>,
         sync: SyncInterval,
@@ -96,7 +95,7 @@ impl Rig {
         Ok(Self { js, receiver, client, broker, listen, settings: text, sealer })
     }
 
-    /// The bare loop against the receiver, with bodies of the size of a delivery's.
+    /// Runs the bare loop against the receiver, with bodies as large as those of deliveries.
     pub(crate) async fn bare_loop(&self, requests: u64) -> Result<BareLoop, BenchError> {
         let body = NewEvent::new(self.js.names(), 0, "default")?.delivered_bytes();
         self.receiver.clear();
@@ -111,12 +110,12 @@ impl Rig {
         }
     }
 
-    /// Starts the hub; all roles where none is named.
+    /// Starts the hub with these roles; with all if `roles` is empty.
     pub(crate) fn hub(&self, roles: &[&str]) -> Result<HubProcess, BenchError> {
         self.hub_with(roles, &[])
     }
 
-    /// Starts it with settings (`key=value`) that go before those of the bench.
+    /// The same with settings (`key=value`) that override those of the bench.
     pub(crate) fn hub_with(&self, roles: &[&str], set: &[&str]) -> Result<HubProcess, BenchError> {
         let role = roles.iter().flat_map(|role| ["--role", role]);
         let set = set.iter().flat_map(|setting| ["--set", setting]);
@@ -124,19 +123,18 @@ impl Rig {
         HubProcess::start(&self.settings, &self.listen, &args)
     }
 
-    /// Starts the Outbox Relay alone, with further settings (TOML) beside those of the bench.
+    /// Starts the role outbox-relay only, with further settings (TOML).
     pub(crate) fn relay(&self, more: &str) -> Result<HubProcess, BenchError> {
         let args = ["--role", "outbox-relay"].map(str::to_owned);
         HubProcess::start(&format!("{}{more}", self.settings), &self.listen, &args)
     }
 
-    /// Where the broker is.
+    /// The URL of the broker.
     pub(crate) fn broker_url(&self) -> String {
         self.broker.url()
     }
 
-    /// Starts one of several hubs, with all roles, and the deliveries of one domain; it listens
-    /// elsewhere than the others.
+    /// Starts one of several hubs, with all roles and the deliveries of one domain. It listens on an address of its own.
     pub(crate) fn replica(&self, domain: &str) -> Result<HubProcess, BenchError> {
         let listen = child::free_address()?;
         let setting = format!("health.listen={listen}");
@@ -156,13 +154,12 @@ impl Rig {
         Ok(hub)
     }
 
-    /// Waits until all that is expected has arrived, or nothing more comes.
+    /// Waits until all expected ids have arrived, or no more arrive.
     pub(crate) async fn wait_for(&self, expected: &[WebhookId], bar: &ProgressBar) {
         self.receiver.wait_for(expected.len(), PATIENCE, |count| bar.set_position(count as u64)).await;
     }
 
-    /// Waits until the last acknowledgements have emptied the outbox. Gives up where it grows no
-    /// smaller for long.
+    /// Waits until the outbox is empty, or no longer becomes smaller.
     pub(crate) async fn wait_until_settled(&self) -> Result<Settled, BenchError> {
         let stream = self.js.names().outbox_stream(DOMAIN);
         let (mut least, mut since) = (u64::MAX, Instant::now());
@@ -203,7 +200,7 @@ impl Rig {
 
     pub(crate) async fn stop(self) -> Result<(), BenchError> {
         let Self { js, mut broker, .. } = self;
-        // The connection goes first, or the client would report it as lost.
+        // Before the broker, otherwise the client reports a lost connection.
         drop(js);
         broker.stop().await?;
         Ok(())
@@ -211,7 +208,7 @@ impl Rig {
 }
 
 impl Clocks {
-    /// What was used since `before`, for each of `deliveries`.
+    /// The processor time since `before`, for each of `deliveries`.
     pub(crate) fn since(self, before: Self, deliveries: u64) -> Option<Processor> {
         let each = |now: Duration, before: Duration| {
             now.saturating_sub(before).as_secs_f64() * 1e6 / deliveries as f64
@@ -224,7 +221,7 @@ impl Clocks {
     }
 }
 
-/// A bar on standard error where a person looks at it, and nothing elsewhere.
+/// A progress bar on standard error, if that is a terminal.
 pub(crate) fn bar(total: u64, what: String) -> ProgressBar {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec}")
         .expect("the template is constant and names known keys");

@@ -1,5 +1,4 @@
-//! Figure (s): from the start of the process until it is ready, by number of subscriptions in the
-//! registry.
+//! Figure (s): the time from the start of the process until it is ready, by number of subscriptions in the registry.
 
 use std::time::{Duration, Instant};
 
@@ -11,9 +10,9 @@ use super::rig::{Rig, bar};
 use super::tally::Account;
 use integration_hub::domain::subscription::Subscription;
 
-/// Subscriptions of one tenant, and so the fan-out of an event.
+/// Subscriptions of one tenant, which is the fan-out of an event.
 const PER_TENANT: usize = 10;
-/// Starts with each number of subscriptions; the slowest counts.
+/// Starts with each number of subscriptions; the slowest is the result.
 const STARTS: u64 = 3;
 
 /// Measures with each of `counts` subscriptions.
@@ -56,7 +55,7 @@ async fn with(sync: SyncMode, count: usize) -> Result<(Duration, Account, u64), 
         let started = Instant::now();
         let hub = rig.whole_hub().await?;
         slowest = slowest.max(started.elapsed());
-        // Ready means that the last of them is known.
+        // A ready hub has the last subscription in its index.
         let last = count - 1;
         let wanted = &subscriptions[last / PER_TENANT * PER_TENANT..];
         let event = NewEvent::new(rig.js.names(), number, &tenant(last))?;

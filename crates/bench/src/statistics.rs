@@ -1,9 +1,8 @@
-//! The arithmetic of the figures.
+//! Percentiles, rates and ratios.
 
 use std::time::Duration;
 
-/// The smallest of the values that at least `percent` of them do not exceed (nearest rank). `None`
-/// without values.
+/// The smallest value that is at least as large as `percent` of the values (nearest rank). `None` without values.
 pub(crate) fn percentile(values: &[Duration], percent: f64) -> Option<Duration> {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();
@@ -16,7 +15,7 @@ pub(crate) fn per_second(count: u64, span: Duration) -> Option<f64> {
     (!span.is_zero()).then(|| count as f64 / span.as_secs_f64())
 }
 
-/// How often `base` goes into `value`. `None` where the base is nothing.
+/// `value` divided by `base`. `None` if `base` is not positive.
 pub(crate) fn ratio(value: f64, base: f64) -> Option<f64> {
     (base > 0.0).then(|| value / base)
 }
@@ -52,12 +51,12 @@ mod tests {
     }
 
     #[test]
-    fn the_middle_is_one_value_or_between_two() {
+    fn the_middle_is_one_value_or_the_mean_of_two() {
         assert_eq!([middle(&[]), middle(&[3.0, 1.0, 2.0]), middle(&[4.0, 1.0, 2.0, 9.0])], [0.0, 2.0, 3.0]);
     }
 
     #[test]
-    fn rates_and_ratios_know_when_there_is_nothing_to_divide_by() {
+    fn a_rate_or_ratio_without_a_divisor_is_none() {
         assert_eq!(per_second(500, Duration::from_millis(250)), Some(2000.0));
         assert_eq!(per_second(500, Duration::ZERO), None);
         assert_eq!(ratio(20.0, 50.0), Some(0.4));

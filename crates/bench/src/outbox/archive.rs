@@ -1,5 +1,5 @@
-//! Figure `archive`: what published rows that still lie in the table cost a claim. Two outboxes, one of them with
-//! an archive, and claims from both in turns, so that what else the machine does falls on both.
+//! Figure `archive`: the cost of published rows in the table for a claim. Claims alternate between two outboxes, one of them
+//! with an archive, so that other load on the machine affects both.
 
 use std::time::{Duration, Instant};
 
@@ -15,10 +15,10 @@ use crate::tally::Account;
 use hub_outbox::{ClaimRequest, Store};
 use integration_hub::domain::producer_outbox::{INTERNAL, Priority};
 
-/// Rows of a claim, each of a stream of its own.
+/// Rows of a claim, each of its own stream.
 const CLAIMED: u64 = 100;
 const ROUNDS: u64 = 60;
-/// Not measured: statements are prepared, pages become warm.
+/// Claims that are not measured, to prepare statements and fill caches.
 const WARM_UP: u64 = 5;
 const CLAIM_TIME: Duration = Duration::from_secs(60);
 
@@ -93,8 +93,7 @@ impl Side {
         Ok(side)
     }
 
-    /// What the server does by itself about rows that have just come is not the cost of old ones; and both
-    /// tables are known to the planner as they are.
+    /// Does the maintenance of new rows before the measurement, and updates the statistics of the planner.
     async fn tidy_up(&self, bench: &Bench<'_>) -> Result<(), BenchError> {
         sqlx::raw_sql("VACUUM (ANALYZE) hub_outbox.messages").execute(&self.pool).await?;
         bench.postgres.checkpoint().await

@@ -1,5 +1,5 @@
-//! Figure `latency`: from the call that commits an event to its arrival at a NATS subscriber, at a hundred events
-//! each second; beside a producer that publishes by itself once its commit has returned.
+//! Figure `latency`: the time from the call that commits an event to its arrival at a NATS subscriber, at a hundred events
+//! each second; compared with a producer that publishes by itself after its commit.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,10 +24,10 @@ use hub_testkit::broker_process::SyncInterval;
 use integration_hub::domain::producer_outbox::{INTERNAL, RaisedEvent};
 
 const PER_SECOND: u32 = 100;
-/// Sent first and not measured: connections are made, code and pages become warm.
+/// Events that are sent first and not measured, to open connections and fill caches.
 const WARM_UP: u64 = 100;
 const STREAMS: u64 = 1_000;
-/// Transactions at once, where a commit takes longer than the time between two.
+/// Concurrent transactions, if a commit takes longer than the time between two events.
 const CONNECTIONS: u32 = 8;
 const AGAINST: &str = "a producer that publishes after its commit";
 
@@ -53,7 +53,7 @@ pub(crate) async fn measure(bench: &Bench<'_>) -> Result<Figure, BenchError> {
     })
 }
 
-/// The latencies of all but the warm-up; what never arrived has none.
+/// The latencies without the warm-up; events that did not arrive have none.
 async fn run(bench: &Bench<'_>, relayed: bool) -> Result<(Vec<Duration>, Account), BenchError> {
     let count = WARM_UP + (bench.duration.as_secs_f64() * f64::from(PER_SECOND)).ceil() as u64;
     let database = empty(bench.postgres, &[]).await?;
@@ -103,7 +103,7 @@ async fn run(bench: &Bench<'_>, relayed: bool) -> Result<(Vec<Duration>, Account
     Ok((latencies.collect(), ledger.account()))
 }
 
-/// Raises one event in a transaction of its own. Gives when it began to commit.
+/// Raises one event in its own transaction. Returns the time at which the commit started.
 async fn commit(pool: &PgPool, number: u64) -> Result<Instant, BenchError> {
     let event = RaisedEvent::from_json(&event(number, STREAMS, false))?;
     let mut transaction = pool.begin().await?;
@@ -113,10 +113,10 @@ async fn commit(pool: &PgPool, number: u64) -> Result<Instant, BenchError> {
     Ok(started)
 }
 
-/// When each id arrived first, and all arrivals.
+/// The first arrival of each id, and all arrivals.
 type Heard = (HashMap<String, Instant>, Ledger);
 
-/// A subscriber on a connection of its own.
+/// A subscriber with its own connection.
 struct Subscriber {
     listening: tokio::task::JoinHandle<Heard>,
 }
@@ -142,7 +142,7 @@ impl Subscriber {
         Ok(Self { listening })
     }
 
-    /// Waits until everything has arrived, or nothing more comes.
+    /// Waits until all events have arrived, or no more arrive.
     async fn end(self) -> Result<Heard, BenchError> {
         Ok(self.listening.await?)
     }

@@ -1,4 +1,4 @@
-//! What arrived of the rows: each once, and in the order of its stream.
+//! Checks that each row arrived once, and in the order of its stream.
 
 use std::time::Duration;
 
@@ -13,26 +13,26 @@ use integration_hub::nats::JetStream;
 
 const ID: &str = "bench-";
 
-/// The id of the event of a number.
+/// The id of the event with this number.
 pub(crate) fn id(number: u64) -> String {
     format!("{ID}{number}")
 }
 
-/// The stream of the event of a number.
+/// The stream of the event with this number.
 pub(crate) fn stream(number: u64, streams: u64) -> String {
     format!("user-{}", number % streams)
 }
 
-/// Arrivals of the events 0, 1, … of a number of streams.
+/// The arrivals of the events 0, 1, … of several streams.
 pub(crate) struct Ledger {
     times: Vec<u32>,
-    /// By stream: the number after the last one that came.
+    /// For each stream the number after the last one that arrived.
     next: Vec<u64>,
     unexpected: u64,
     out_of_order: u64,
 }
 
-/// From the first arrival to the last, by a clock that all of them share.
+/// The first and the last arrival, by one clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) first: Duration,
@@ -40,12 +40,12 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// With one more arrival.
+    /// The span extended by an arrival.
     pub(crate) fn and(self, at: Duration) -> Self {
         Self { first: self.first.min(at), last: self.last.max(at) }
     }
 
-    /// The first arrival starts the clock and is not counted.
+    /// The arrivals per second; the first arrival starts the clock and is not counted.
     pub(crate) fn rate(self, arrivals: u64) -> f64 {
         per_second(arrivals.saturating_sub(1), self.last.saturating_sub(self.first)).unwrap_or(0.0)
     }
@@ -71,7 +71,7 @@ impl Ledger {
         *times += 1;
         let streams = self.next.len() as u64;
         let next = &mut self.next[(number % streams) as usize];
-        // A repetition is counted as such alone.
+        // A repetition is not out of order.
         if *times == 1 && number < *next {
             self.out_of_order += 1;
         }
@@ -88,8 +88,7 @@ impl Ledger {
         }
     }
 
-    /// Writes down what the events stream of a hub holds, and from when to when it came, by the server's
-    /// clock.
+    /// Reads the events stream of a hub. Returns the first and last arrival by the clock of the server.
     pub(crate) async fn read(&mut self, js: &JetStream) -> Result<Option<Span>, BenchError> {
         let mut span = None::<Span>;
         js.for_each_stored(&js.names().events_stream(), &js.names().event(">"), None, |message| {
@@ -104,7 +103,7 @@ impl Ledger {
     }
 }
 
-/// The id of an event, bare or in an outbox's envelope.
+/// The id of an event, with or without the envelope of an outbox.
 pub(super) fn event_id(body: &[u8]) -> String {
     #[derive(Deserialize, Default)]
     #[serde(default)]

@@ -1,4 +1,4 @@
-//! The rows: events of 600 bytes, raised as a producer raises them, and the relay that takes them on.
+//! The rows: events of 600 bytes, raised as a producer does, and the settings of the relay.
 
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -13,21 +13,21 @@ use crate::rig::{PATIENCE, bar};
 use hub_outbox::{Store, StoreOptions};
 use integration_hub::domain::producer_outbox::INTERNAL;
 
-/// Events that one transaction raises.
+/// Events of one transaction.
 const PER_TRANSACTION: u64 = 1_000;
-/// Open rows can only be polled.
+/// Polling interval of open rows.
 const POLL: std::time::Duration = std::time::Duration::from_millis(10);
 
-/// What is raised.
+/// The events to raise.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load<'a> {
     pub(crate) events: u64,
     pub(crate) streams: u64,
-    /// The external brokers, each of which gets a row of every event.
+    /// The external brokers; each gets a row of every event.
     pub(crate) brokers: &'a [&'a str],
 }
 
-/// The event of a number, as JSON.
+/// The event with this number, as JSON.
 pub(crate) fn event(number: u64, streams: u64, published: bool) -> String {
     let data: serde_json::Value =
         serde_json::from_slice(&body(number)).expect("the body of the bench's events is JSON");
@@ -53,7 +53,7 @@ pub(crate) async fn empty(postgres: &Postgres, brokers: &[&str]) -> Result<Datab
     Ok(database)
 }
 
-/// A database with all rows of a load, to be copied: nobody is connected to it.
+/// A database with all rows of a load, without connections, so that it can be copied.
 pub(crate) async fn template(postgres: &Postgres, load: Load<'_>) -> Result<Database, BenchError> {
     let database = empty(postgres, load.brokers).await?;
     let pool = database.pool(1).await?;
@@ -79,20 +79,20 @@ pub(crate) fn store(database: &Database) -> Result<Store, BenchError> {
     Ok(Store::new(StoreOptions::new(database.url.clone().into()))?)
 }
 
-/// The settings that point a relay at a database.
+/// The settings of a relay for a database.
 pub(crate) fn settings(database: &Database) -> String {
     format!("[outbox]\ndatabase_url = {:?}\n", database.url)
 }
 
-/// An external broker of the settings, with default options.
+/// The settings of an external broker, with default options.
 pub(crate) fn external(name: &str, provider: &str, url: &str, destination: &str) -> String {
     format!(
         "[[external_brokers]]\nname = {name:?}\nprovider = {provider:?}\nurl = {url:?}\ndestination = {destination:?}\n"
     )
 }
 
-/// Waits until the rows of these brokers are all settled, or no more are, while `hub` runs. Gives when, and
-/// how many are still open.
+/// Waits until all rows of these brokers are settled, or no more are, while `hub` runs. Returns the time, and the number of
+/// open rows.
 pub(crate) async fn wait_until_settled(
     database: &Database,
     brokers: &[&str],
@@ -124,7 +124,7 @@ pub(crate) async fn wait_until_settled(
     Ok((at, u64::try_from(open).unwrap_or_default()))
 }
 
-/// Settles the rows of the internal broker, so that those of the others are alone.
+/// Settles the rows of the internal broker, so that only those of the others are open.
 pub(crate) async fn without_internal(database: &Database) -> Result<(), BenchError> {
     let pool = database.pool(1).await?;
     sqlx::query(
@@ -138,7 +138,7 @@ pub(crate) async fn without_internal(database: &Database) -> Result<(), BenchErr
     Ok(())
 }
 
-/// A progress bar for a run of a number of rows.
+/// A progress bar for a run of `rows` rows.
 pub(crate) fn running(rows: u64, what: &str) -> ProgressBar {
     let bar = bar(rows, what.to_owned());
     bar.tick();

@@ -1,4 +1,4 @@
-//! The Redis to measure with: a private server with default settings, which stores nothing on the disk but snapshots.
+//! The Redis server of the measurement: private, with default settings, which store snapshots only.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,19 +11,19 @@ use tokio::time::Instant;
 use super::ledger::{Ledger, Span};
 use crate::error::BenchError;
 
-/// The server does not report the growth of a stream.
+/// Polling interval of the length of a stream.
 const POLL: Duration = Duration::from_millis(10);
-/// Entries that are read at a time.
+/// Entries of one read.
 const PAGE: usize = 5_000;
 
-/// The server, and what the bench reads from it.
+/// The server, with reads of its streams.
 pub(crate) struct MeasuredRedis {
     pub(crate) url: String,
     pub(crate) version: String,
     _server: RedisServer,
 }
 
-/// An entry's id and its fields.
+/// The id of an entry and its fields.
 type Entry = (String, Vec<(String, String)>);
 
 impl MeasuredRedis {
@@ -64,8 +64,8 @@ impl MeasuredRedis {
         }
     }
 
-    /// Writes down what a stream holds, by the id in each envelope, and from when to when it came, by the
-    /// server's clock in milliseconds.
+    /// Reads a stream, by the id in each envelope. Returns the first and last arrival by the clock of the server, in
+    /// milliseconds.
     pub(crate) async fn read(&self, stream: &str, ledger: &mut Ledger) -> Result<Option<Span>, BenchError> {
         let mut connection = self.connect().await?;
         let (mut from, mut span) = ("-".to_owned(), None::<Span>);
@@ -93,7 +93,7 @@ impl MeasuredRedis {
     }
 }
 
-/// The message id in an envelope's headers; empty where there is none.
+/// The message id in the headers of an envelope; empty if it is absent.
 fn id_of(envelope: &str) -> String {
     let envelope: serde_json::Value = serde_json::from_str(envelope).unwrap_or_default();
     envelope["metadata"]["headers"]["id"].as_str().unwrap_or_default().to_owned()

@@ -1,8 +1,8 @@
-//! `hub-bench outbox`: the figures of the transactional outbox, on a real PostgreSQL and real brokers.
+//! `hub-bench outbox`: the figures of the producer outbox, with a real PostgreSQL server and real brokers.
 //!
-//! The relay is this same program as a child process; the database and the brokers are processes of their
-//! own; this process raises the events and reads what arrived. Each figure starts on brokers and in databases
-//! with nothing else in them, and checks that every row arrived, how often, and in the order of its stream.
+//! The relay is this program as a child process, as are the database and the brokers. This process raises the events and
+//! reads the arrivals. Each figure starts with empty brokers and databases, and checks that every row arrived, how often, and
+//! in the order of its stream.
 
 mod archive;
 mod latency;
@@ -28,35 +28,34 @@ use postgres::Postgres;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// nats: preloaded rows to NATS JetStream, over 1,000 streams and over one; redis: to a Redis stream,
-    /// beside Protean's OutboxProcessor; latency: from the commit to a NATS subscriber; outage: the other brokers
-    /// while one is down, in pairs; archive: a claim beside published rows
+    /// Figures to measure. nats: preloaded rows to NATS JetStream, of 1,000 streams and of one; redis: to a Redis stream,
+    /// compared with Protean's OutboxProcessor; latency: from the commit to a NATS subscriber; outage: the other brokers
+    /// while one is down, in pairs; archive: a claim in a table with published rows
     #[arg(long, value_delimiter = ',', default_value = "nats,redis,latency,outage,archive")]
     figures: Vec<Name>,
-    /// A PostgreSQL server (14 or newer) to measure with, as a role that may create databases: the bench makes
-    /// databases of its own there, and removes them. Without it the bench starts a server of its own
+    /// URL of a PostgreSQL server (14 or newer), with a role that may create databases; the bench creates its own databases
+    /// there, and removes them [default: a private server]
     #[arg(long, value_name = "URL", env = "HUB_BENCH_DATABASE_URL", hide_env_values = true)]
     database_url: Option<Url>,
-    /// The folder of initdb and postgres, for a server of the bench's own; else that of PATH, or Debian's
+    /// Folder of initdb and postgres, for a private server [default: from PATH, or that of Debian]
     #[arg(long, value_name = "FOLDER")]
     postgres_bin: Option<PathBuf>,
-    /// The redis-server of figure redis; else that of PATH
+    /// Path of the redis-server for figure redis [default: from PATH]
     #[arg(long, value_name = "PROGRAM")]
     redis_server: Option<PathBuf>,
-    /// A Python that has Protean (pip install 'protean[redis,postgresql]==0.18.0'), for figure redis: without it
-    /// the relay is measured alone
+    /// Path of a Python with Protean (pip install 'protean[redis,postgresql]==0.18.0'), for the comparison of figure redis
     #[arg(long, value_name = "PYTHON")]
     protean: Option<PathBuf>,
     /// Events of the figures nats, redis and outage
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
     rows: u64,
-    /// Published rows that lie in the table in figure archive
+    /// Published rows in the table of figure archive
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     archive_rows: u64,
-    /// Pairs of runs of figure outage; an even number, so that each of the two goes first as often
+    /// Pairs of runs of figure outage; use an even number, so that both orders are measured equally often
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
-    /// How long figure latency publishes
+    /// Time that figure latency publishes
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     duration: Duration,
 }
@@ -70,10 +69,10 @@ enum Name {
     Archive,
 }
 
-/// What the figures are measured with.
+/// The parameters of the figures.
 struct Bench<'a> {
     postgres: &'a Postgres,
-    /// What the report says of it.
+    /// The settings of the server and the build, for the report.
     conditions: Vec<String>,
     rows: u64,
     archive_rows: u64,
@@ -81,11 +80,11 @@ struct Bench<'a> {
     duration: Duration,
 }
 
-/// For the removal of what was made on a server that is not ours.
+/// Time limit for removing the databases of the bench.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Measures each figure and shows it as soon as it is there. A signal ends the measuring; then the databases are
-/// removed; a second one ends that too.
+/// Measures each figure and shows it at once. A signal ends the measurement, and the databases are removed; a second signal
+/// ends that, too.
 pub(crate) async fn run(
     options: Options,
     figures: &mut Figures,
@@ -99,7 +98,7 @@ pub(crate) async fn run(
         measured = measure(&options, &postgres, figures) => measured,
         () = signals.next() => Err(BenchError::Stopped),
     };
-    // A server that is not ours keeps what is not removed now.
+    // The databases of a given server would remain.
     let closed = tokio::select! {
         closed = tokio::time::timeout(CLOSE_LIMIT, postgres.close()) => closed,
         () = signals.next() => return Err(BenchError::Stopped),
@@ -120,13 +119,13 @@ async fn measure(options: &Options, postgres: &Postgres, figures: &mut Figures) 
             Name::Redis => {
                 let Some(program) = hub_testkit::redis_server::find(options.redis_server.as_deref()) else {
                     tracing::warn!(
-                        "figure redis is left out: no redis-server on PATH (Debian: apt-get install redis-server); name one with --redis-server"
+                        "figure redis is skipped: no redis-server on PATH; install it (Debian: apt-get install redis-server), or set --redis-server"
                     );
                     continue;
                 };
                 if options.protean.is_none() {
                     tracing::warn!(
-                        "figure redis is measured without Protean: name a Python that has it with --protean (pip install 'protean[redis,postgresql]==0.18.0')"
+                        "figure redis is measured without Protean; for the comparison, set --protean to a Python with it (pip install 'protean[redis,postgresql]==0.18.0')"
                     );
                 }
                 to_redis::measure(&bench, &program, options.protean.as_deref()).await?

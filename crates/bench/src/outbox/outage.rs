@@ -1,7 +1,7 @@
-//! Figure `outage`: what a broker that is down for the whole run costs the others. The same rows, of the internal
-//! broker, of an external one that is up and of one that nobody listens for, are relayed twice: with the broker
-//! that is down among the settings, and without it, so that its rows lie there untouched. In pairs, who goes
-//! first alternating, as figure (o) does. Afterwards the broker comes, and its rows must all arrive.
+//! Figure `outage`: the cost of a broker that is down for the others. The same rows, of the internal broker, of an external
+//! one that is up and of one that is down, are relayed twice: with the broker that is down in the settings, and without it, so
+//! that its rows are not processed. The two runs alternate in their order, as in figure (o). Then the broker starts, and all
+//! its rows must arrive.
 
 use super::Bench;
 use super::ledger::Ledger;
@@ -20,9 +20,9 @@ const STREAMS: u64 = 1_000;
 const UP: &str = "up";
 const DOWN: &str = "down";
 
-/// One run.
+/// The result of one run.
 struct Run {
-    /// Rows per second of the internal broker and the external one that is up, together.
+    /// Rows per second of the internal broker and the external one that is up.
     rate: f64,
     arrivals: Account,
     still_owed: u64,
@@ -79,7 +79,7 @@ async fn run(bench: &Bench<'_>, loaded: &Database, is_configured: bool) -> Resul
     let inner = Rig::start(SyncInterval::Default, bench.rows).await?;
     let up = Rig::start(SyncInterval::Default, bench.rows).await?;
     let away = free_address()?;
-    // The external brokers are other hubs' servers, whose events streams take what is meant for them.
+    // The external brokers are servers of other hubs, whose events streams store their rows.
     let destination = up.js.names().event("{type}");
     let mut more = settings(&database) + &external(UP, "nats", &up.broker_url(), &destination);
     if is_configured {
@@ -100,7 +100,7 @@ async fn run(bench: &Bench<'_>, loaded: &Database, is_configured: bool) -> Resul
     let span = spans.into_iter().reduce(|all, span| all.and(span.first).and(span.last));
     let rate = span.map_or(0.0, |span| span.rate(arrivals.expected - arrivals.missing));
     if is_configured {
-        let (account, open) = come_back(bench, &database, &away, &mut hub).await?;
+        let (account, open) = end_outage(bench, &database, &away, &mut hub).await?;
         arrivals += account;
         still_owed += open;
     }
@@ -111,8 +111,8 @@ async fn run(bench: &Bench<'_>, loaded: &Database, is_configured: bool) -> Resul
     Ok(Run { rate, arrivals, still_owed })
 }
 
-/// Starts the broker that was down, and sees its rows arrive.
-async fn come_back(
+/// Starts the broker that was down, and waits for its rows.
+async fn end_outage(
     bench: &Bench<'_>,
     database: &Database,
     address: &str,

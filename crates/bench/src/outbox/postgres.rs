@@ -1,4 +1,4 @@
-//! The PostgreSQL to measure with: a private server with default settings, or a given server, on which the bench makes
+//! The PostgreSQL server of the measurement: a private one with default settings, or a given one, on which the bench creates
 //! its own databases.
 
 use std::path::Path;
@@ -19,11 +19,11 @@ const NOT_PERMITTED: &str = "42501";
 const REPORTED: [&str; 6] =
     ["server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers", "max_wal_size"];
 
-/// A server, and the databases that the bench made there.
+/// A server, and the databases that the bench has created on it.
 pub(crate) struct Postgres {
-    /// Of the database to connect to for creating others.
+    /// Options of the database that is used to create others.
     url: Url,
-    /// Of the names of this run's databases.
+    /// Prefix of the names of the databases of this run.
     prefix: String,
     made: AtomicU32,
     databases: Mutex<Vec<String>>,
@@ -31,20 +31,20 @@ pub(crate) struct Postgres {
     _own: Option<PostgresServer>,
 }
 
-/// A database with nothing in it, or with what its template had.
+/// An empty database, or a copy of its template.
 #[derive(Debug, Clone)]
 pub(crate) struct Database {
     name: String,
-    /// Holds the password.
+    /// Contains the password.
     pub(crate) url: String,
 }
 
 impl Postgres {
-    /// Takes the server of a URL, or starts one with the programs of `binaries`, else of `PATH` or of Debian.
+    /// Uses the server of the URL, or starts one with the programs in `binaries`, on `PATH`, or of Debian.
     pub(crate) async fn start(url: Option<Url>, binaries: Option<&Path>) -> Result<Self, BenchError> {
         let (url, own) = match url {
             Some(url) => {
-                tracing::info!("measuring in databases of the bench's own on the server of --database-url");
+                tracing::info!("measuring on the server of --database-url, in new databases");
                 (url, None)
             }
             None => {
@@ -56,7 +56,7 @@ impl Postgres {
                 };
                 let binaries =
                     postgres::find(binaries).ok_or_else(|| BenchError::NoPostgres { looked: looked() })?;
-                tracing::info!("starting a PostgreSQL of {} in a temporary folder", binaries.display());
+                tracing::info!("starting a private PostgreSQL server from {}", binaries.display());
                 let own = PostgresServer::start(&binaries, &format!("{:032x}", rand::random::<u128>()), &[])
                     .await?;
                 let url = Url::parse(&own.url("postgres")).expect("an address and a name make a URL");
@@ -73,7 +73,7 @@ impl Postgres {
         PgConnection::connect_with(&options(self.url.as_str())?).await.map_err(BenchError::Database)
     }
 
-    /// Makes a database: a copy of `template`, to which nobody may be connected, or an empty one.
+    /// Creates a database: a copy of `template`, which must not have connections, or an empty one.
     pub(crate) async fn database(&self, template: Option<&Database>) -> Result<Database, BenchError> {
         let name = format!("{}_{}", self.prefix, self.made.fetch_add(1, Ordering::Relaxed));
         let copied = template.map(|template| format!(" TEMPLATE {}", template.name)).unwrap_or_default();
@@ -88,8 +88,8 @@ impl Postgres {
         Ok(Database { name, url: url.into() })
     }
 
-    /// Forces what was written to the disk, so that each run begins alike, and none pays for what was loaded
-    /// before it. Without the right to do so it is left to the server.
+    /// Writes all changes to the disk, so that a run does not pay for the load before it. Does nothing if the role may not
+    /// do so.
     pub(crate) async fn checkpoint(&self) -> Result<(), BenchError> {
         let mut connection = self.maintenance().await?;
         match connection.execute(sqlx::raw_sql("CHECKPOINT")).await {
@@ -98,7 +98,7 @@ impl Postgres {
         }
     }
 
-    /// Removes a database, whoever is connected to it.
+    /// Removes a database, and ends its connections.
     pub(crate) async fn remove(&self, database: Database) -> Result<(), BenchError> {
         self.drop_database(&database.name).await?;
         self.databases.lock().expect("nobody panics with it").retain(|name| *name != database.name);
@@ -112,7 +112,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// Removes what is left; a server of the bench's own ends with it.
+    /// Removes the remaining databases; ends a private server.
     pub(crate) async fn close(self) -> Result<(), BenchError> {
         let left = std::mem::take(&mut *self.databases.lock().expect("nobody panics with it"));
         for name in left {
@@ -121,7 +121,7 @@ impl Postgres {
         Ok(())
     }
 
-    /// The server's version and the settings that count, for the report.
+    /// The version and the relevant settings of the server, for the report.
     pub(crate) async fn conditions(&self) -> Result<String, BenchError> {
         let mut connection = self.maintenance().await?;
         let mut reported = Vec::new();
@@ -136,7 +136,7 @@ impl Postgres {
     }
 }
 
-/// Slow statements are not logged, because loading is slow.
+/// Without the log of slow statements, because loading is slow.
 fn options(url: &str) -> Result<PgConnectOptions, BenchError> {
     let options = PgConnectOptions::from_str(url).map_err(BenchError::Database)?;
     Ok(options.application_name("integration-hub bench").disable_statement_logging())

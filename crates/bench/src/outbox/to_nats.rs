@@ -1,6 +1,5 @@
-//! Figure `nats`: how fast the relay takes preloaded rows to the hub's events stream, over many streams and,
-//! for honesty, over a single one; beside a bare loop that reads the same payloads and publishes them, without
-//! claims, marks and order.
+//! Figure `nats`: the rate of the relay from preloaded rows to the events stream of the hub, with many streams and with one;
+//! compared with a bare loop that reads and publishes the same payloads, without claims, marks and order.
 
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ use integration_hub::domain::producer_outbox::INTERNAL;
 use integration_hub::nats::NatsError;
 
 const STREAMS: u64 = 1_000;
-/// Rows that the bare loop reads at a time: as many as a claim of the default settings.
+/// Rows of one read of the bare loop: as many as in a claim of the default settings.
 const READ_AT_ONCE: i64 = 500;
 
 pub(crate) async fn measure(bench: &Bench<'_>) -> Result<Figure, BenchError> {
@@ -62,7 +61,7 @@ pub(crate) async fn measure(bench: &Bench<'_>) -> Result<Figure, BenchError> {
 }
 
 struct Relayed {
-    /// From the first message in the stream to the last, by the broker's clock.
+    /// From the first message in the stream to the last, by the clock of the broker.
     rate: f64,
     /// From the start of the relay until every row is marked.
     marked_rate: f64,
@@ -98,7 +97,7 @@ async fn relay(bench: &Bench<'_>, loaded: &Database, streams: u64) -> Result<Rel
     })
 }
 
-/// Reads the payloads by position and publishes them, each acknowledged, without waiting for one another.
+/// Reads the payloads by position and publishes them concurrently, each acknowledged.
 async fn bare(bench: &Bench<'_>, loaded: &Database) -> Result<f64, BenchError> {
     let database = bench.postgres.database(Some(loaded)).await?;
     let rig = Rig::start(SyncInterval::Default, bench.rows).await?;

@@ -1,6 +1,5 @@
-//! Figure `redis`: how fast the relay takes preloaded rows to a Redis stream, beside Protean's OutboxProcessor
-//! on the same PostgreSQL and the same Redis. One row per event on both sides: those of the internal broker
-//! are settled before.
+//! Figure `redis`: the rate of the relay from preloaded rows to a Redis stream, compared with the OutboxProcessor of Protean
+//! on the same PostgreSQL and Redis servers. Both have one row per event: the rows of the internal broker are settled before.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -22,18 +21,18 @@ use hub_testkit::owned_process::{OwnedProcess, PYTHON, Plan};
 
 const STREAMS: u64 = 1_000;
 const BROKER: &str = "redis";
-/// The Redis stream, by the category of the rows' streams.
+/// The Redis stream: the category of the streams of the rows.
 const STREAM: &str = "bench";
-/// Protean's side, run by the interpreter that has it.
+/// The Protean program.
 const SCRIPT: &str = include_str!("protean.py");
-/// Protean publishes this part of the rows: its rate does not hang on their number, and it takes longer.
+/// Protean publishes one row of this many, because it is slower, and its rate does not depend on their number.
 const PROTEAN_SHARE: u64 = 50;
 const LEAST_FOR_PROTEAN: u64 = 100;
-/// It raises some hundred events each second.
+/// Time limit for raising the events of Protean, some hundred each second.
 const WRITTEN_WITHIN: Duration = Duration::from_secs(600);
 const PROTEAN: &str = "Protean's OutboxProcessor";
 
-/// `protean`: the Python interpreter that has Protean.
+/// `protean` is the path of a Python interpreter with Protean.
 pub(crate) async fn measure(
     bench: &Bench<'_>,
     program: &Path,
@@ -80,16 +79,15 @@ pub(crate) async fn measure(
     })
 }
 
-/// Output of the Protean process when its rows are written.
+/// The output of the Protean process after its rows are written.
 #[derive(Deserialize)]
-struct Told {
+struct Prepared {
     /// The Redis stream that it publishes to.
     stream: String,
     settings: String,
 }
 
-/// Protean's rows, written by itself, and published by its engine: from its first entry in the Redis stream
-/// to the last.
+/// Lets Protean write its rows and publish them. Returns the rate from its first entry in the Redis stream to the last.
 async fn run_protean(
     bench: &Bench<'_>,
     redis: &MeasuredRedis,
@@ -99,28 +97,28 @@ async fn run_protean(
     let rows = (bench.rows / PROTEAN_SHARE).max(LEAST_FOR_PROTEAN);
     let database = bench.postgres.database(None).await?;
     let progress = running(rows, "Protean: raising and publishing to Redis");
-    let (mut child, told) = start(python, &database.url, &redis.url, rows).await?;
-    let entries = redis.wait_for(&told.stream, rows, PATIENCE, || is_running(&mut child)).await?;
+    let (mut child, prepared) = start(python, &database.url, &redis.url, rows).await?;
+    let entries = redis.wait_for(&prepared.stream, rows, PATIENCE, || is_running(&mut child)).await?;
     progress.finish_and_clear();
     child.kill().await.map_err(|source| BenchError::Spawn { what: PROTEAN, source })?;
-    let span = redis.read(&told.stream, &mut Ledger::new(rows, 1)).await?;
+    let span = redis.read(&prepared.stream, &mut Ledger::new(rows, 1)).await?;
     bench.postgres.remove(database).await?;
     if entries != rows {
         let text = format!("{entries} of {rows} rows are in Redis");
         return Err(BenchError::Answer { what: PROTEAN, text });
     }
-    with.push(format!("{PROTEAN}: {} rows, {}", grouped(rows), told.settings));
+    with.push(format!("{PROTEAN}: {} rows, {}", grouped(rows), prepared.settings));
     Ok(span.map_or(0.0, |span| span.rate(rows)))
 }
 
-/// Starts it, and waits until its rows are written. The URL of the database, which holds a password, is passed by the
+/// Starts Protean, and waits until its rows are written. The URL of the database contains a password, so it is passed in the
 /// environment.
 async fn start(
     python: &Path,
     database_url: &str,
     redis_url: &str,
     rows: u64,
-) -> Result<(OwnedProcess, Told), BenchError> {
+) -> Result<(OwnedProcess, Prepared), BenchError> {
     let spawn = |source| BenchError::Spawn { what: PROTEAN, source };
     let mut child = Plan::new(python)
         .pass(PYTHON)
@@ -136,11 +134,11 @@ async fn start(
     let line = line.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(spawn)?;
     let Some(line) = line else {
         let status = child.wait().await.map_err(spawn)?;
-        let log = "its last words are above; is Protean installed for this Python?".to_owned();
+        let log = "its output is above; is Protean installed for this Python?".to_owned();
         return Err(BenchError::Ended { what: PROTEAN, status, log });
     };
-    let told = serde_json::from_str(&line);
-    Ok((child, told.map_err(|_| BenchError::Answer { what: PROTEAN, text: line })?))
+    let prepared = serde_json::from_str(&line);
+    Ok((child, prepared.map_err(|_| BenchError::Answer { what: PROTEAN, text: line })?))
 }
 
 fn is_running(child: &mut OwnedProcess) -> Result<(), BenchError> {
