@@ -191,6 +191,31 @@ fn a_producer_gets_the_outbox_alone() {
 }
 
 #[test]
+fn the_endpoints_of_the_demo_need_no_crate_of_their_own() {
+    let tree = tree_of("hub-testkit", "receiver,token-endpoint");
+    assert!(tree.contains(&"hyper".to_owned()), "{tree:?}");
+    let direct = ["base64", "bytes", "http-body-util", "hyper", "hyper-util"];
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("the manifest is readable");
+    let dependencies = manifest.split("\n[dependencies]\n").nth(1).unwrap_or_default();
+    let dependencies = dependencies.split("\n[").next().unwrap_or_default();
+    let missing = |name: &&str| !dependencies.lines().any(|line| line.starts_with(&format!("{name} = ")));
+    let mut broken: Vec<String> = direct.into_iter().filter(missing).map(str::to_owned).collect();
+    let foreign = ["axum", "reqwest", "tokio-rustls", "rustls", "sqlx", "redis", "lapin", "krafka"];
+    broken.extend(tree.into_iter().filter(|name| foreign.contains(&name.as_str())));
+    assert_none(&broken, "the receiver and the token endpoint use crates that the hub needs anyway");
+}
+
+#[test]
+fn endpoints_and_proxies_share_one_accept_loop() {
+    let mut found = Vec::new();
+    for folder in ["crates/testkit/src", "crates/harness/src", "crates/bench/src", "src/demo"] {
+        let accepting = below(folder).into_iter().filter(|source| source.code.contains(".accept()"));
+        found.extend(accepting.map(|source| format!("{folder}/{}", source.path)));
+    }
+    assert_eq!(found, ["crates/testkit/src/connections.rs"]);
+}
+
+#[test]
 fn each_client_library_has_one_importer() {
     let (mut broken, mut found) = (Vec::new(), BTreeMap::<&str, usize>::new());
     for source in sources().iter().filter(|source| !source.is_test()) {
