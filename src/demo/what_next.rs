@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::narration::Narrator;
 use super::stage::Stage;
-use super::subscriber::{SubscriberLog, Subscriber};
+use super::subscriber::{Subscriber, SubscriberLog};
 use crate::shell_command::{executable, quoted};
 
 /// Lines about one subscriber at a time; further answers are counted.

@@ -152,7 +152,7 @@ pub struct PrivateServerStarted<'a> {
 impl PrivateServerStarted<'_> {
     pub fn emit(self) {
         let Self { url, data } = self;
-        tracing::info!(url, %data, "a private nats-server runs");
+        tracing::info!(url, %data, "started a private nats-server");
     }
 }
 
@@ -164,7 +164,7 @@ pub struct PrivateServerNotStopped<'a> {
 impl PrivateServerNotStopped<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "the private nats-server did not stop by itself");
+        tracing::warn!(%error, "the private nats-server did not stop in time");
     }
 }
 
