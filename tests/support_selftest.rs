@@ -81,10 +81,9 @@ async fn a_receiver_hangs_and_waits() {
     assert!(tokio::time::timeout(SILENCE, hang).await.is_err() && request.answered.is_none());
 
     let both = || http.post(receiver.url("/slow")).send();
-    let started = std::time::Instant::now();
     let (one, two) = tokio::join!(both(), both());
-    assert!(one.is_ok() && two.is_ok() && started.elapsed() >= SILENCE);
-    assert_eq!(receiver.most_open("/slow"), 2);
+    assert!(one.is_ok() && two.is_ok());
+    assert_eq!(receiver.most_open("/slow"), 2, "both were open at the same time");
     // A request ends while another one waits for it; the waiting one notices each change.
     let waiting = receiver.wait_for("/late", 1, LIMIT);
     let sending = http.post(receiver.url("/late")).send();
