@@ -41,7 +41,7 @@ const DEFAULT_URL: &str = "nats://127.0.0.1:4222";
 const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 
 /// The private server while it runs.
-pub struct Dev {
+pub(crate) struct Dev {
     broker: BrokerProcess,
     folder: PathBuf,
     /// Environment variables that other processes need to use the same server and key.
@@ -50,7 +50,7 @@ pub struct Dev {
 
 impl Dev {
     /// Waits until the server ends by itself, which is a failure. Cancel safe.
-    pub async fn ended(&mut self) -> DevError {
+    pub(crate) async fn ended(&mut self) -> DevError {
         let reason = match self.broker.ended().await {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
@@ -58,7 +58,7 @@ impl Dev {
         DevError::ServerEnded { reason, log: self.broker.folder().join("nats-server.log") }
     }
 
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         if self.broker.pid().is_some()
             && let Err(error) = self.broker.stop().await
         {
@@ -67,7 +67,7 @@ impl Dev {
     }
 
     /// Commands to copy to another terminal.
-    pub fn invitation(
+    pub(crate) fn invitation(
         &self,
         settings: &Settings,
         health: Option<SocketAddr>,
@@ -106,7 +106,7 @@ impl Dev {
 }
 
 /// `$XDG_DATA_HOME/integration-hub`, or `~/.local/share/integration-hub`.
-pub fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     std::env::var_os("XDG_DATA_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")))
@@ -116,7 +116,7 @@ pub fn folder() -> PathBuf {
 
 /// Starts the server on the data of [`folder`], and sets `nats.url` to it. Allows deliveries to this machine, unless
 /// `delivery.allow_networks` is set.
-pub async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
+pub(crate) async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
     let port = port(&settings.nats.url)?;
     let folder = folder();
     std::fs::create_dir_all(&folder).map_err(|source| DevError::File { path: folder.clone(), source })?;
@@ -156,7 +156,7 @@ pub async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
 }
 
 /// The networks of this machine.
-pub fn loopback() -> Vec<ipnet::IpNet> {
+pub(crate) fn loopback() -> Vec<ipnet::IpNet> {
     LOOPBACK.iter().filter_map(|network| network.parse().ok()).collect()
 }
 

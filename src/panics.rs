@@ -10,12 +10,12 @@ use futures_util::FutureExt as _;
 use crate::facts::InputPanicked;
 
 /// Deliveries of an input that causes panics before it is set aside.
-pub const TRIES: u32 = 3;
+pub(crate) const TRIES: u32 = 3;
 
 /// The message of a panic.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the hub panicked on it: {message}; report this with the version of the hub")]
-pub struct Panicked {
+pub(crate) struct Panicked {
     pub message: String,
 }
 
@@ -25,7 +25,7 @@ impl Panicked {
     }
 
     /// Logs the panic with the input that caused it. Returns true if the input is to be set aside.
-    pub fn on_input(&self, stream: &str, sequence: u64, deliveries: u32) -> bool {
+    pub(crate) fn on_input(&self, stream: &str, sequence: u64, deliveries: u32) -> bool {
         let set_aside = deliveries >= TRIES;
         InputPanicked { panic: &self.message, stream, sequence, deliveries, set_aside }.emit();
         set_aside
@@ -33,7 +33,7 @@ impl Panicked {
 }
 
 /// The message of a panic payload.
-pub fn message(payload: &(dyn Any + Send)) -> String {
+pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
@@ -42,12 +42,12 @@ pub fn message(payload: &(dyn Any + Send)) -> String {
 }
 
 /// Returns the result of `work`, or its panic. `work` must not leave shared state half changed.
-pub fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
+pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| Panicked::new(&*payload))
 }
 
 /// The same for a future, which is dropped if it panics.
-pub async fn catch_async<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+pub(crate) async fn catch_async<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|payload| Panicked::new(&*payload))
 }
 

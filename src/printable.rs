@@ -10,7 +10,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// True if a character controls the terminal or is invisible: C0 and C1 controls (ECMA-48), bidirectional formatting
 /// (UAX #9), zero-width and other invisible format characters, line and paragraph separators, and noncharacters.
-pub fn is_unprintable(c: char) -> bool {
+pub(crate) fn is_unprintable(c: char) -> bool {
     matches!(c,
         '\0'..='\u{1f}' | '\u{7f}'..='\u{9f}'
         | '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
@@ -22,12 +22,12 @@ pub fn is_unprintable(c: char) -> bool {
 }
 
 /// Escapes every unprintable character, including line ends (`\n`, `\u{202e}`), so that the text stays one line.
-pub fn line(text: &str) -> Cow<'_, str> {
+pub(crate) fn line(text: &str) -> Cow<'_, str> {
     escaped(text, is_unprintable)
 }
 
 /// Escapes every unprintable character except line ends, for text that the hub composed.
-pub fn lines(text: &str) -> Cow<'_, str> {
+pub(crate) fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c != '\n' && is_unprintable(c))
 }
 
@@ -48,16 +48,16 @@ fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
 
 /// Writes JSON whose strings hold no unprintable character: each becomes `\uXXXX`, or a surrogate pair outside the basic
 /// plane. Any JSON parser returns the original text.
-pub struct PrintableJson<F>(F);
+pub(crate) struct PrintableJson<F>(F);
 
 impl PrintableJson<CompactFormatter> {
-    pub fn compact() -> Self {
+    pub(crate) fn compact() -> Self {
         Self(CompactFormatter)
     }
 }
 
 impl PrintableJson<PrettyFormatter<'static>> {
-    pub fn pretty() -> Self {
+    pub(crate) fn pretty() -> Self {
         Self(PrettyFormatter::new())
     }
 }
@@ -138,7 +138,7 @@ fn escape_for_json(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str
 
 /// The format of log lines, which decides how they are escaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogText {
+pub(crate) enum LogText {
     /// For people. The formatter's colours (SGR, `ESC [ … m`) stay; the formatter escapes ESC in values.
     Text,
     Json,
@@ -146,7 +146,7 @@ pub enum LogText {
 
 impl LogText {
     /// Escapes one record from the log's formatter; its final line end stays.
-    pub fn escape(self, record: &str) -> Cow<'_, str> {
+    pub(crate) fn escape(self, record: &str) -> Cow<'_, str> {
         let (body, end) = record.strip_suffix('\n').map_or((record, ""), |body| (body, "\n"));
         let safe = match self {
             Self::Json => json_text(body),
@@ -190,13 +190,13 @@ fn colour(text: &str) -> usize {
 
 /// Wraps the log's writers so that they escape each record.
 #[derive(Debug, Clone)]
-pub struct EscapedLog<M> {
+pub(crate) struct EscapedLog<M> {
     inner: M,
     text: LogText,
 }
 
 impl<M> EscapedLog<M> {
-    pub fn new(inner: M, text: LogText) -> Self {
+    pub(crate) fn new(inner: M, text: LogText) -> Self {
         Self { inner, text }
     }
 }
@@ -213,7 +213,7 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for EscapedLog<M> {
 
 /// Escapes each record. The log's formatter passes a whole record with each write.
 #[derive(Debug)]
-pub struct EscapedWriter<W> {
+pub(crate) struct EscapedWriter<W> {
     inner: W,
     text: LogText,
 }

@@ -50,7 +50,7 @@ use relaying::Relaying;
 
 /// A role that a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
-pub enum Role {
+pub(crate) enum Role {
     EventProcessor,
     OutboxProcessor,
     DltRouter,
@@ -65,18 +65,18 @@ pub enum Role {
 
 impl Role {
     /// The roles that need no further setting.
-    pub const ALL: [Role; 5] =
+    pub(crate) const ALL: [Role; 5] =
         [Role::EventProcessor, Role::OutboxProcessor, Role::DltRouter, Role::DltProcessor, Role::Api];
 
     /// The roles of a process with these settings if none is named.
-    pub fn by_default(settings: &Settings) -> BTreeSet<Role> {
+    pub(crate) fn by_default(settings: &Settings) -> BTreeSet<Role> {
         let relay = settings.outbox.database_url.as_ref().map(|_| Role::OutboxRelay);
         Self::ALL.into_iter().chain(relay).collect()
     }
 }
 
 #[derive(Debug, Clone)]
-pub struct ServeOptions {
+pub(crate) struct ServeOptions {
     pub roles: BTreeSet<Role>,
     /// The domains whose outboxes and dead letters this process handles; empty means all.
     pub domains: Vec<String>,
@@ -138,10 +138,9 @@ const STARTUP_PATIENCE: Duration = Duration::from_secs(20);
 const STORE_CLOSING: Duration = Duration::from_secs(3);
 
 /// A running process: for `hub serve`, the demo, the benchmark, and programs that embed the hub.
-pub struct Hub {
+pub(crate) struct Hub {
     pub js: JetStream,
     pub readiness: Readiness,
-    pub metrics: Metrics,
     /// Address of the health and metrics listener.
     pub health: Option<SocketAddr>,
     /// Address of the management API, if this process serves it.
@@ -153,7 +152,7 @@ pub struct Hub {
 
 impl Hub {
     /// Connects, provisions, and starts the roles. Cancelling `stop` stops them.
-    pub async fn start(
+    pub(crate) async fn start(
         settings: &Settings,
         options: &ServeOptions,
         stop: &CancellationToken,
@@ -293,11 +292,11 @@ impl Hub {
             let role = SubscriptionResolver::new(js.clone(), registry, server, metrics.clone(), ready);
             tasks.graceful("subscription-resolver", role.run(stop.clone()));
         }
-        Ok(Self { js, readiness, metrics, health: health_address, api: api_address, tasks, store })
+        Ok(Self { js, readiness, health: health_address, api: api_address, tasks, store })
     }
 
     /// Waits until every task has ended after a stop.
-    pub async fn join(self) -> Result<(), TaskError> {
+    pub(crate) async fn join(self) -> Result<(), TaskError> {
         let result = self.tasks.join().await;
         if let Some(store) = &self.store
             && tokio::time::timeout(STORE_CLOSING, store.close()).await.is_err()
@@ -314,7 +313,7 @@ impl Hub {
 
 /// `hub serve`: runs until SIGTERM, SIGINT or SIGHUP, each of which stops it gracefully. A second signal has no effect:
 /// `delivery.grace` bounds the time of a stop.
-pub async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), ServeError> {
+pub(crate) async fn run(mut settings: Settings, options: ServeOptions) -> Result<(), ServeError> {
     let stop = CancellationToken::new();
     let mut signals = Signals::new().map_err(ServeError::Signals)?;
     let mut dev = None;

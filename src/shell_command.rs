@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// The path of this program, relative to the working directory if it is below it.
-pub fn executable() -> String {
+pub(crate) fn executable() -> String {
     let Ok(path) = std::env::current_exe() else { return "hub".to_owned() };
     let here = std::env::current_dir().ok();
     let below = here.and_then(|here| path.strip_prefix(here).ok().map(|rest| Path::new(".").join(rest)));
@@ -11,7 +11,7 @@ pub fn executable() -> String {
 }
 
 /// Quotes a text as one word for a POSIX shell, if necessary.
-pub fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
         text.to_owned()

@@ -2,7 +2,7 @@
 
 use sqlx::SqliteConnection;
 
-pub const TABLES: &str = "
+pub(crate) const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS customers (
         customer_id TEXT PRIMARY KEY,
         name TEXT NOT NULL,
@@ -16,7 +16,7 @@ pub const TABLES: &str = "
 ";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RegisterCustomer {
+pub(crate) struct RegisterCustomer {
     pub customer_id: String,
     pub name: String,
     pub email: String,
@@ -25,7 +25,7 @@ pub struct RegisterCustomer {
 impl RegisterCustomer {
     /// Executes the command in the caller's transaction. Executing it twice writes two letters; the inbox prevents
     /// that.
-    pub async fn carry_out(&self, transaction: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    pub(crate) async fn carry_out(&self, transaction: &mut SqliteConnection) -> Result<(), sqlx::Error> {
         sqlx::query(
             "INSERT INTO customers (customer_id, name, email) VALUES (?1, ?2, ?3)
              ON CONFLICT (customer_id) DO UPDATE SET name = excluded.name, email = excluded.email",

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 #[derive(Debug, Deserialize)]
-pub struct Event<'a> {
+pub(crate) struct Event<'a> {
     /// Data of the event; its schema depends on the type.
     #[serde(borrow)]
     pub data: &'a RawValue,
@@ -13,14 +13,14 @@ pub struct Event<'a> {
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Metadata {
+pub(crate) struct Metadata {
     pub headers: Headers,
     #[serde(default)]
     pub domain: Domain,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Headers {
+pub(crate) struct Headers {
     /// Event id, the same in every repetition. The id of the broker's entry is not.
     pub id: String,
     #[serde(rename = "type")]
@@ -28,14 +28,14 @@ pub struct Headers {
 }
 
 #[derive(Debug, Default, Deserialize)]
-pub struct Domain {
+pub(crate) struct Domain {
     /// Version of the schema of `data`.
     pub version: Option<u32>,
 }
 
 impl<'a> Event<'a> {
     /// Parses an envelope. The error names the missing or invalid field.
-    pub fn read(body: &'a [u8]) -> Result<Self, serde_json::Error> {
+    pub(crate) fn read(body: &'a [u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(body)
     }
 }

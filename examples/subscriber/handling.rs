@@ -18,14 +18,14 @@ const FORGET_EVERY: Duration = Duration::from_secs(60);
 
 /// Counts of one process.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     pub applied: u64,
     pub repeated: u64,
     pub not_ours: u64,
     pub put_aside: u64,
 }
 
-pub struct Handling {
+pub(crate) struct Handling {
     pub source: Source,
     pub inbox: Inbox,
     /// See `--attempts`.
@@ -36,7 +36,7 @@ pub struct Handling {
 
 impl Handling {
     /// Runs until `stop`. Events that are read but not acknowledged by then are read again by another process.
-    pub async fn run(&self, stop: &CancellationToken) -> Counts {
+    pub(crate) async fn run(&self, stop: &CancellationToken) -> Counts {
         let mut counts = Counts::default();
         let mut pause = PAUSES.0;
         while !stop.is_cancelled() {

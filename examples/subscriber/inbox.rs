@@ -30,7 +30,7 @@ const BUSY: Duration = Duration::from_secs(5);
 const FORGOTTEN_AT_ONCE: i64 = 1_000;
 
 #[derive(Debug, Error)]
-pub enum InboxError {
+pub(crate) enum InboxError {
     /// A constraint of the database rejects this command; a retry cannot succeed.
     #[error("the database rejects the command: {0}")]
     Refused(#[source] sqlx::Error),
@@ -55,17 +55,17 @@ impl From<sqlx::Error> for InboxError {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Applied {
+pub(crate) enum Applied {
     Now,
     Before,
 }
 
-pub struct Inbox {
+pub(crate) struct Inbox {
     pool: SqlitePool,
 }
 
 impl Inbox {
-    pub async fn open(file: &Path) -> Result<Self, InboxError> {
+    pub(crate) async fn open(file: &Path) -> Result<Self, InboxError> {
         let options = SqliteConnectOptions::new()
             .filename(file)
             .create_if_missing(true)
@@ -84,7 +84,11 @@ impl Inbox {
 
     /// Executes the command if the event id is new. Commits both or neither. Two processes with the same event are
     /// serialised.
-    pub async fn apply(&self, event_id: &str, command: &RegisterCustomer) -> Result<Applied, InboxError> {
+    pub(crate) async fn apply(
+        &self,
+        event_id: &str,
+        command: &RegisterCustomer,
+    ) -> Result<Applied, InboxError> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let noted = sqlx::query("INSERT INTO inbox (event_id) VALUES (?1) ON CONFLICT DO NOTHING")
             .bind(event_id)
@@ -101,7 +105,7 @@ impl Inbox {
 
     /// Stores an event that can never be applied, with the reason. `place` is its stream and number in the broker, so
     /// that the same entry is stored once.
-    pub async fn put_aside(&self, place: &str, reason: &str, body: &[u8]) -> Result<(), InboxError> {
+    pub(crate) async fn put_aside(&self, place: &str, reason: &str, body: &[u8]) -> Result<(), InboxError> {
         sqlx::query("INSERT INTO poison (place, reason, body) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")
             .bind(place)
             .bind(reason)
@@ -112,7 +116,7 @@ impl Inbox {
     }
 
     /// Deletes a bounded number of ids and poison events that are older than this. Returns their number.
-    pub async fn forget(&self, older_than: Duration) -> Result<u64, InboxError> {
+    pub(crate) async fn forget(&self, older_than: Duration) -> Result<u64, InboxError> {
         let seconds = i64::try_from(older_than.as_secs()).unwrap_or(i64::MAX);
         let mut forgotten = 0;
         for statement in [

@@ -17,7 +17,7 @@ struct UserCreated {
 
 /// The reason why an event cannot be translated.
 #[derive(Debug, Error)]
-pub enum Untranslatable {
+pub(crate) enum Untranslatable {
     #[error("{kind}: data: {error}")]
     Data { kind: String, error: serde_json::Error },
     #[error("{kind}: version {version} is not supported; the latest supported version is {known}")]
@@ -27,7 +27,7 @@ pub enum Untranslatable {
 }
 
 /// Translates the event; `None` if this service ignores its type.
-pub fn translate(event: &Event<'_>) -> Result<Option<RegisterCustomer>, Untranslatable> {
+pub(crate) fn translate(event: &Event<'_>) -> Result<Option<RegisterCustomer>, Untranslatable> {
     let kind = &event.metadata.headers.kind;
     if kind != "user.created" {
         return Ok(None);

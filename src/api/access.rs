@@ -40,7 +40,7 @@ type LookUp = BoxFuture<'static, Result<Option<StoredToken>, Problem>>;
 
 /// Looks up tokens in the broker. Cheap to clone.
 #[derive(Clone)]
-pub struct Access {
+pub(crate) struct Access {
     management: Management,
     /// True if requests need no token.
     anonymous: bool,
@@ -89,7 +89,7 @@ fn unknown() -> Problem {
 }
 
 impl Access {
-    pub fn new(management: Management, anonymous: bool) -> Self {
+    pub(crate) fn new(management: Management, anonymous: bool) -> Self {
         Self {
             anonymous,
             unknown_per_peer: management.settings().api.unknown_tokens_per_peer,
@@ -217,7 +217,7 @@ fn allow(caller: Caller, scope: Scope) -> Result<Caller, Problem> {
 macro_rules! extractor {
     ($(#[$doc:meta])* $name:ident, $scope:expr) => {
         $(#[$doc])*
-        pub struct $name(pub Caller);
+        pub(crate) struct $name(pub Caller);
 
         impl FromRequestParts<State> for $name {
             type Rejection = Problem;
@@ -257,7 +257,7 @@ extractor!(
 /// Refuses a token that is bound to a tenant, for resources of the whole hub.
 ///
 /// * `what`: the resources, with a verb, such as "domains belong"
-pub fn whole_hub(caller: &Caller, what: &str) -> Result<(), Problem> {
+pub(crate) fn whole_hub(caller: &Caller, what: &str) -> Result<(), Problem> {
     match caller.tenant() {
         None => Ok(()),
         Some(tenant) => Err(Problem::new(

@@ -153,10 +153,10 @@ pub(super) async fn read(
 }
 
 /// A required JSON body.
-pub struct JsonBody(pub Value);
+pub(crate) struct JsonBody(pub Value);
 
 /// An optional JSON body; if it is missing or null, the value is `T`'s default.
-pub struct MaybeJson<T>(pub T);
+pub(crate) struct MaybeJson<T>(pub T);
 
 impl FromRequest<State> for JsonBody {
     type Rejection = Problem;
@@ -185,7 +185,7 @@ impl<T: DeserializeOwned + Default> FromRequest<State> for MaybeJson<T> {
 }
 
 /// Deserializes a JSON object; the error names the path of the field.
-pub fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Problem> {
+pub(crate) fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Problem> {
     // Serde also accepts a list for a struct.
     if !value.is_object() {
         return Err(Problem::field("body", "must be a JSON object"));

@@ -37,7 +37,7 @@ use access::Access;
 use admission::Admission;
 use connections::ConnectionLimits;
 use limits::{BroadReads, RateLimiter};
-pub use monitoring::Monitoring;
+pub(crate) use monitoring::Monitoring;
 use problem::{Problem, ProblemKind};
 
 use crate::facts::Metrics;
@@ -59,7 +59,7 @@ pub enum ApiError {
 
 /// The dependencies of the management API.
 #[derive(Clone)]
-pub struct Resources {
+pub(crate) struct Resources {
     pub management: Management,
     /// The subscription index of this process.
     pub registry: Registry,
@@ -101,14 +101,14 @@ fn next_to(address: &SocketAddr) -> SocketAddr {
 }
 
 /// One of the two listeners.
-pub struct Api {
+pub(crate) struct Api {
     listener: TcpListener,
     monitoring: Monitoring,
 }
 
 impl Api {
     /// Listens on `address`, the value of `setting`.
-    pub async fn bind(
+    pub(crate) async fn bind(
         setting: &'static str,
         address: SocketAddr,
         monitoring: Monitoring,
@@ -122,14 +122,18 @@ impl Api {
     }
 
     /// The local address, which is useful with port 0.
-    pub fn address(&self) -> Option<SocketAddr> {
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.listener.local_addr().ok()
     }
 
     /// Serves until `stop` is cancelled.
     ///
     /// * `resources`: enable the management API; without them, only health and metrics are served
-    pub async fn run(self, resources: Option<Resources>, stop: CancellationToken) -> Result<(), ApiError> {
+    pub(crate) async fn run(
+        self,
+        resources: Option<Resources>,
+        stop: CancellationToken,
+    ) -> Result<(), ApiError> {
         let router = monitoring::router(self.monitoring.clone());
         let Some(resources) = resources else {
             listener::serve(self.listener, router, HEALTH_LIMITS, stop).await;

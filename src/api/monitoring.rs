@@ -13,7 +13,7 @@ use crate::health::Readiness;
 
 /// The sources of health and metrics.
 #[derive(Clone)]
-pub struct Monitoring {
+pub(crate) struct Monitoring {
     pub readiness: Readiness,
     pub metrics: Metrics,
     /// True if the NATS server is connected.

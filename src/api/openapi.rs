@@ -14,7 +14,7 @@ use utoipa::{IntoResponses, PartialSchema as _, ToSchema as _};
 use super::problem::{self, FieldProblem, ProblemBody};
 
 /// Title, version and authentication of the API.
-pub fn base() -> OpenApi {
+pub(crate) fn base() -> OpenApi {
     let info = InfoBuilder::new()
         .title("Integration Hub")
         .version(env!("CARGO_PKG_VERSION"))
@@ -41,7 +41,7 @@ pub fn base() -> OpenApi {
 }
 
 /// The document that is served, and stored as a test snapshot.
-pub fn document(mut api: OpenApi) -> String {
+pub(crate) fn document(mut api: OpenApi) -> String {
     // Handler names are unique in their module only; an operation id must be unique in the document.
     for item in api.paths.paths.values_mut() {
         let PathItem { get, put, post, delete, patch, .. } = item;
@@ -57,7 +57,7 @@ pub fn document(mut api: OpenApi) -> String {
     text
 }
 
-pub fn answer(document: &str) -> Response {
+pub(crate) fn answer(document: &str) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], document.to_owned()).into_response()
 }
 
@@ -70,7 +70,7 @@ fn described(text: &str) -> Described {
 macro_rules! problems {
     ($(#[$doc:meta])* $name:ident: $($status:literal $text:literal),+) => {
         $(#[$doc])*
-        pub struct $name;
+        pub(crate) struct $name;
 
         impl IntoResponses for $name {
             fn responses() -> BTreeMap<String, RefOr<Described>> {

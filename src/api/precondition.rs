@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use super::problem::{Problem, ProblemKind};
 
 /// Builds the `ETag` header of a revision.
-pub fn etag(revision: u64) -> (HeaderName, HeaderValue) {
+pub(crate) fn etag(revision: u64) -> (HeaderName, HeaderValue) {
     let value =
         HeaderValue::try_from(format!("\"{revision}\"")).expect("digits in quotes are a valid header value");
     (header::ETAG, value)
@@ -13,7 +13,7 @@ pub fn etag(revision: u64) -> (HeaderName, HeaderValue) {
 
 /// The version that a request expects.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Precondition {
+pub(crate) enum Precondition {
     /// No header.
     None,
     /// `If-None-Match: *`: the subscription does not exist.
@@ -25,7 +25,7 @@ pub enum Precondition {
 }
 
 impl Precondition {
-    pub fn read(headers: &HeaderMap) -> Result<Self, Problem> {
+    pub(crate) fn read(headers: &HeaderMap) -> Result<Self, Problem> {
         let text = |name: &HeaderName| {
             headers.get(name).map(|value| {
                 let problem = || Problem::field(name.as_str(), "must be visible ASCII");
@@ -53,7 +53,7 @@ impl Precondition {
     }
 
     /// Checks the current revision; `None` means that the subscription does not exist.
-    pub fn check(&self, current: Option<u64>) -> Result<(), Problem> {
+    pub(crate) fn check(&self, current: Option<u64>) -> Result<(), Problem> {
         let failed = |detail: &str| Err(Problem::new(ProblemKind::PreconditionFailed, detail));
         match (self, current) {
             (Self::None, _) | (Self::Absent, None) | (Self::Any, Some(_)) => Ok(()),
@@ -71,7 +71,7 @@ impl Precondition {
     }
 
     /// Checks a write that replaces a subscription: it requires `If-Match`.
-    pub fn check_replacing(&self, current: Option<u64>) -> Result<(), Problem> {
+    pub(crate) fn check_replacing(&self, current: Option<u64>) -> Result<(), Problem> {
         if *self == Self::None && current.is_some() {
             return Err(Problem::new(
                 ProblemKind::PreconditionRequired,

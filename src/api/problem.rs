@@ -15,12 +15,12 @@ use crate::facts::{
 use crate::management::ManagementError;
 use crate::management::producer_outbox::StoreError;
 
-pub const CONTENT_TYPE: &str = "application/problem+json";
+pub(crate) const CONTENT_TYPE: &str = "application/problem+json";
 
 /// The kind of a problem: the last part of its type URI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum ProblemKind {
+pub(crate) enum ProblemKind {
     InvalidRequest,
     SecretRequired,
     Unauthenticated,
@@ -110,7 +110,7 @@ impl ProblemKind {
 
 /// An error answer, with `Retry-After` or `WWW-Authenticate` if necessary.
 #[derive(Debug, Clone)]
-pub struct Problem {
+pub(crate) struct Problem {
     kind: ProblemKind,
     detail: String,
     errors: Vec<FieldError>,
@@ -122,7 +122,7 @@ pub struct Problem {
 /// Problem details (RFC 9457).
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Problem)]
-pub struct ProblemBody {
+pub(crate) struct ProblemBody {
     /// `urn:integration-hub:problem:<kind>`
     #[serde(rename = "type")]
     uri: String,
@@ -137,7 +137,7 @@ pub struct ProblemBody {
 
 /// An invalid field.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct FieldProblem {
+pub(crate) struct FieldProblem {
     /// Path of the field, such as `delivery.auth.type`, or name of the query parameter or header.
     field: String,
     /// The problem and its remedy.
@@ -145,7 +145,7 @@ pub struct FieldProblem {
 }
 
 impl Problem {
-    pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         Self {
             kind,
             detail: detail.into(),
@@ -157,32 +157,32 @@ impl Problem {
     }
 
     /// One or more invalid fields.
-    pub fn fields(errors: Vec<FieldError>) -> Self {
+    pub(crate) fn fields(errors: Vec<FieldError>) -> Self {
         let detail = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
         Self { errors, ..Self::new(ProblemKind::InvalidRequest, detail) }
     }
 
-    pub fn field(field: &str, problem: impl Into<String>) -> Self {
+    pub(crate) fn field(field: &str, problem: impl Into<String>) -> Self {
         Self::fields(vec![FieldError::new(field, problem)])
     }
 
     /// Temporarily unavailable; the caller may retry after `seconds`.
-    pub fn later(seconds: u32, detail: impl Into<String>) -> Self {
+    pub(crate) fn later(seconds: u32, detail: impl Into<String>) -> Self {
         Self { retry_after: Some(seconds), ..Self::new(ProblemKind::Unavailable, detail) }
     }
 
     /// The caller has reached a limit (RFC 6585 section 4); it may retry after `seconds`.
-    pub fn too_many(seconds: u32, detail: impl Into<String>) -> Self {
+    pub(crate) fn too_many(seconds: u32, detail: impl Into<String>) -> Self {
         Self { retry_after: Some(seconds), ..Self::new(ProblemKind::TooMany, detail) }
     }
 
     /// Closes the connection after the answer, because the rest of the request is not read.
-    pub fn closing(self) -> Self {
+    pub(crate) fn closing(self) -> Self {
         Self { closing: true, ..self }
     }
 
     /// The complete HTTP answer, for a connection whose request was not read.
-    pub fn to_http(&self) -> Vec<u8> {
+    pub(crate) fn to_http(&self) -> Vec<u8> {
         let status = self.status();
         let body = written(&self.body()).unwrap_or_default();
         let retry = self.retry_after.map(|seconds| format!("retry-after: {seconds}\r\n")).unwrap_or_default();
@@ -212,7 +212,7 @@ impl Problem {
     }
 
     /// An answer with a `WWW-Authenticate` challenge (RFC 6750 section 3).
-    pub fn unauthenticated(challenge: &'static str, detail: impl Into<String>) -> Self {
+    pub(crate) fn unauthenticated(challenge: &'static str, detail: impl Into<String>) -> Self {
         Self { challenge: Some(challenge), ..Self::new(ProblemKind::Unauthenticated, detail) }
     }
 
@@ -232,21 +232,21 @@ impl Problem {
         Self::new(ProblemKind::Internal, detail)
     }
 
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.kind.status()
     }
 
-    pub fn detail(&self) -> &str {
+    pub(crate) fn detail(&self) -> &str {
         &self.detail
     }
 
     /// Replaces the detail.
-    pub fn with_detail(self, detail: impl Into<String>) -> Self {
+    pub(crate) fn with_detail(self, detail: impl Into<String>) -> Self {
         Self { detail: detail.into(), ..self }
     }
 
     /// Replaces the invalid fields.
-    pub fn with_fields(self, errors: Vec<FieldError>) -> Self {
+    pub(crate) fn with_fields(self, errors: Vec<FieldError>) -> Self {
         Self { errors, ..self }
     }
 }

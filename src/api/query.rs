@@ -14,7 +14,7 @@ use crate::domain::subscription::SubscriptionId;
 use crate::management::SubscriptionSelector;
 
 /// The query parameters; unknown ones are refused.
-pub struct QueryParams<T>(pub T);
+pub(crate) struct QueryParams<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequestParts<State> for QueryParams<T> {
     type Rejection = Problem;
@@ -26,7 +26,7 @@ impl<T: DeserializeOwned> FromRequestParts<State> for QueryParams<T> {
 }
 
 /// The single parameter of the path, percent-decoded.
-pub struct PathPart(pub String);
+pub(crate) struct PathPart(pub String);
 
 impl FromRequestParts<State> for PathPart {
     type Rejection = Problem;
@@ -38,7 +38,7 @@ impl FromRequestParts<State> for PathPart {
 }
 
 /// The two parameters of the path, percent-decoded.
-pub struct PathParts(pub String, pub String);
+pub(crate) struct PathParts(pub String, pub String);
 
 impl FromRequestParts<State> for PathParts {
     type Rejection = Problem;
@@ -51,11 +51,11 @@ impl FromRequestParts<State> for PathParts {
 }
 
 /// Maximum and default number of entries on a page.
-pub const MOST_PER_PAGE: usize = 1_000;
-pub const PER_PAGE: usize = 100;
+pub(crate) const MOST_PER_PAGE: usize = 1_000;
+pub(crate) const PER_PAGE: usize = 100;
 
 /// Checks `limit` of a list.
-pub fn limit(requested: Option<usize>) -> Result<usize, Problem> {
+pub(crate) fn limit(requested: Option<usize>) -> Result<usize, Problem> {
     match requested.unwrap_or(PER_PAGE) {
         limit @ 1..=MOST_PER_PAGE => Ok(limit),
         other => Err(Problem::field("limit", format!("is {other}; must be between 1 and {MOST_PER_PAGE}"))),
@@ -63,14 +63,14 @@ pub fn limit(requested: Option<usize>) -> Result<usize, Problem> {
 }
 
 /// Parses an optional parameter.
-pub fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
+pub(crate) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
     name: &str,
     text: Option<&str>,
 ) -> Result<Option<T>, Problem> {
     text.map(|text| text.parse().map_err(|error: T::Err| Problem::field(name, error.to_string()))).transpose()
 }
 
-pub fn subscription_id(text: String) -> Result<SubscriptionId, Problem> {
+pub(crate) fn subscription_id(text: String) -> Result<SubscriptionId, Problem> {
     SubscriptionId::try_from(text).map_err(|error| Problem::field("id", error.to_string()))
 }
 
@@ -78,13 +78,13 @@ pub fn subscription_id(text: String) -> Result<SubscriptionId, Problem> {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-pub struct TenantParam {
+pub(crate) struct TenantParam {
     /// Tenant of the subscription. Default: the token's tenant, or the only tenant with this id
     pub tenant: Option<String>,
 }
 
 /// The subscription that the path and the query name.
-pub struct SubscriptionPath(pub SubscriptionSelector);
+pub(crate) struct SubscriptionPath(pub SubscriptionSelector);
 
 impl FromRequestParts<State> for SubscriptionPath {
     type Rejection = Problem;

@@ -11,14 +11,14 @@ use crate::seal::{Sealer, open_settings};
 use crate::settings::{DEFAULT_FILE, Settings};
 
 #[derive(Debug, Subcommand)]
-pub enum ConfigCommand {
+pub(super) enum ConfigCommand {
     /// Check the settings; a problem is reported with its key, its layer and a remedy
     Check,
     /// Print the effective settings as TOML, each with its layer; secrets are hidden
     Show,
 }
 
-pub fn run(
+pub(super) fn run(
     command: ConfigCommand,
     file: Option<&Path>,
     settings: &Settings,

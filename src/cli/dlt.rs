@@ -15,7 +15,7 @@ use super::output::Printer;
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
-pub enum DltCommand {
+pub(super) enum DltCommand {
     /// List dead letters by domain, oldest first
     #[command(after_help = "Example:\n  hub dlt list --domain user-lifecycle --reason exhausted --since 2h")]
     List(list::DltListOptions),
@@ -40,7 +40,11 @@ pub enum DltCommand {
     },
 }
 
-pub async fn run(command: DltCommand, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub(super) async fn run(
+    command: DltCommand,
+    settings: &Settings,
+    printer: Printer,
+) -> Result<Answer, CliError> {
     match command {
         DltCommand::List(options) => list::run(options, settings, printer).await,
         DltCommand::Show { id } => show::run(&id, settings, printer).await,

@@ -14,7 +14,7 @@ use crate::management::find_domain;
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
-pub enum DomainCommand {
+pub(super) enum DomainCommand {
     /// List domains with their event keys, waiting envelopes, dead letters and state
     List,
     /// Pause deliveries of a domain; envelopes wait in its outbox, and no event is lost
@@ -33,7 +33,11 @@ pub enum DomainCommand {
     },
 }
 
-pub async fn run(command: DomainCommand, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub(super) async fn run(
+    command: DomainCommand,
+    settings: &Settings,
+    printer: Printer,
+) -> Result<Answer, CliError> {
     match command {
         DomainCommand::List => list(settings, printer).await,
         DomainCommand::Pause { name, duration } => {

@@ -17,7 +17,7 @@ use crate::management::traces::{TraceRequest, Traced};
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
-pub enum EventCommand {
+pub(super) enum EventCommand {
     /// Trace an event: every step from its publication to the last state of each of its envelopes
     #[command(
         after_help = "Examples:\n  hub event trace e-1\n  hub event trace e-1 --since 2h --domain user-lifecycle"
@@ -26,7 +26,7 @@ pub enum EventCommand {
 }
 
 #[derive(Debug, Args)]
-pub struct TraceOptions {
+pub(super) struct TraceOptions {
     /// Id of the event: the id it was published with, or <events stream>-<sequence>
     id: String,
     /// Domains to search; repeatable, or separated by commas [default: all]
@@ -40,7 +40,11 @@ pub struct TraceOptions {
     timeout: Duration,
 }
 
-pub async fn run(command: EventCommand, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub(super) async fn run(
+    command: EventCommand,
+    settings: &Settings,
+    printer: Printer,
+) -> Result<Answer, CliError> {
     match command {
         EventCommand::Trace(options) => trace(options, settings, printer).await,
     }

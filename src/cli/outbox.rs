@@ -18,7 +18,7 @@ use hub_outbox::StoreOptions;
 use select::RowArguments;
 
 #[derive(Debug, Args)]
-pub struct OutboxOptions {
+pub(super) struct OutboxOptions {
     /// URL of the producer's database; overrides outbox.database_url. Prefer HUB__OUTBOX__DATABASE_URL, which keeps the
     /// password out of the process list
     #[arg(long, global = true, value_name = "URL", value_parser = secret)]
@@ -62,7 +62,11 @@ enum OutboxCommand {
     Reconcile,
 }
 
-pub async fn run(options: OutboxOptions, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub(super) async fn run(
+    options: OutboxOptions,
+    settings: &Settings,
+    printer: Printer,
+) -> Result<Answer, CliError> {
     let url = options.database_url.or_else(|| settings.outbox.database_url.clone());
     let mut store = StoreOptions::new(url.ok_or(CliError::NoDatabase)?);
     store.timeout = settings.outbox.timeout;

@@ -16,7 +16,7 @@ use crate::queued_writer;
 
 /// The value of `--output`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
+pub(super) enum Format {
     #[default]
     Table,
     Json,
@@ -24,30 +24,30 @@ pub enum Format {
 
 /// Prints the result of a command in the selected format.
 #[derive(Debug, Clone, Copy)]
-pub struct Printer {
+pub(super) struct Printer {
     format: Format,
 }
 
 impl Printer {
-    pub fn new(format: Format) -> Self {
+    pub(super) fn new(format: Format) -> Self {
         Self { format }
     }
 
-    pub fn is_json(self) -> bool {
+    pub(super) fn is_json(self) -> bool {
         self.format == Format::Json
     }
 
     /// Prints one line; line ends in quoted text are escaped.
-    pub fn line(self, text: &str) -> Result<(), CliError> {
+    pub(super) fn line(self, text: &str) -> Result<(), CliError> {
         unless_closed(writeln!(io::stdout().lock(), "{}", printable::line(text)))
     }
 
     /// Prints several lines.
-    pub fn lines(self, text: &str) -> Result<(), CliError> {
+    pub(super) fn lines(self, text: &str) -> Result<(), CliError> {
         unless_closed(writeln!(io::stdout().lock(), "{}", printable::lines(text)))
     }
 
-    pub fn json(self, value: &impl Serialize) -> Result<(), CliError> {
+    pub(super) fn json(self, value: &impl Serialize) -> Result<(), CliError> {
         let mut out = BufWriter::new(io::stdout().lock());
         let mut serializer = serde_json::Serializer::with_formatter(&mut out, PrintableJson::pretty());
         let written = value.serialize(&mut serializer).map_err(io::Error::from);
@@ -55,17 +55,25 @@ impl Printer {
     }
 
     /// Prints aligned columns without borders. Rows are not wrapped, so that `grep` and `awk` work.
-    pub fn table(self, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), CliError> {
+    pub(super) fn table(
+        self,
+        head: &[&str],
+        rows: impl IntoIterator<Item = Vec<String>>,
+    ) -> Result<(), CliError> {
         unless_closed(write_table(head, rows))
     }
 
     /// Prints one page of many. A closed pipe is an error here, so that no further page is read.
-    pub fn page(self, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> Result<(), CliError> {
+    pub(super) fn page(
+        self,
+        head: &[&str],
+        rows: impl IntoIterator<Item = Vec<String>>,
+    ) -> Result<(), CliError> {
         write_table(head, rows).map_err(CliError::Output)
     }
 
     /// Prints all fields of a value, such as `delivery.auth.type  bearer`.
-    pub fn fields(self, value: &Value) -> Result<(), CliError> {
+    pub(super) fn fields(self, value: &Value) -> Result<(), CliError> {
         let mut rows = Vec::new();
         flatten(String::new(), value, &mut rows);
         self.table(&["FIELD", "VALUE"], rows)
@@ -117,19 +125,19 @@ fn flatten(path: String, value: &Value, rows: &mut Vec<Vec<String>>) {
 }
 
 /// Writes a JSON array element by element, one per line.
-pub struct JsonArray {
+pub(super) struct JsonArray {
     out: BufWriter<StdoutLock<'static>>,
     empty: bool,
 }
 
 impl JsonArray {
-    pub fn begin() -> Result<Self, CliError> {
+    pub(super) fn begin() -> Result<Self, CliError> {
         let mut out = BufWriter::new(io::stdout().lock());
         out.write_all(b"[").map_err(CliError::Output)?;
         Ok(Self { out, empty: true })
     }
 
-    pub fn push(&mut self, element: &impl Serialize) -> Result<(), CliError> {
+    pub(super) fn push(&mut self, element: &impl Serialize) -> Result<(), CliError> {
         let separator: &[u8] = if self.empty { b"\n" } else { b",\n" };
         self.empty = false;
         self.out.write_all(separator).map_err(CliError::Output)?;
@@ -137,36 +145,36 @@ impl JsonArray {
         element.serialize(&mut serializer).map_err(|error| CliError::Output(error.into()))
     }
 
-    pub fn end(mut self) -> Result<(), CliError> {
+    pub(super) fn end(mut self) -> Result<(), CliError> {
         let end: &[u8] = if self.empty { b"]\n" } else { b"\n]\n" };
         self.out.write_all(end).and_then(|()| self.out.flush()).map_err(CliError::Output)
     }
 }
 
 /// Prints a warning to standard error.
-pub fn warn(text: &str) {
+pub(super) fn warn(text: &str) {
     note(&format!("warning: {text}"));
 }
 
 /// Prints a line to standard error, in order with the lines of the log.
-pub fn note(text: &str) {
+pub(super) fn note(text: &str) {
     queued_writer::stderr().put(format!("{}\n", printable::lines(text)));
 }
 
 /// Prints a question to standard error, and waits until it is written.
-pub fn prompt(text: &str) {
+pub(super) fn prompt(text: &str) {
     queued_writer::stderr().put(printable::lines(text).into_owned());
     queued_writer::stderr().flush(queued_writer::FLUSH_LIMIT);
 }
 
 /// Prints the parser's usage error, with characters that control a terminal escaped.
-pub fn usage_error(text: &str) {
+pub(super) fn usage_error(text: &str) {
     queued_writer::stderr().put(printable::lines(text).into_owned());
     queued_writer::stderr().flush(queued_writer::FLUSH_LIMIT);
 }
 
 /// A progress bar on standard error, if it is a terminal.
-pub fn progress(total: usize, what: &'static str) -> ProgressBar {
+pub(super) fn progress(total: usize, what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(total as u64).with_message(what);
     let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec}")
         .expect("the template is constant and names known keys");
@@ -175,7 +183,7 @@ pub fn progress(total: usize, what: &'static str) -> ProgressBar {
 }
 
 /// A progress display for an unknown total.
-pub fn spinner(what: &'static str) -> ProgressBar {
+pub(super) fn spinner(what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(what);
     let style = ProgressStyle::with_template("{spinner} {msg} {human_pos}")
         .expect("the template is constant and names known keys");
@@ -185,7 +193,7 @@ pub fn spinner(what: &'static str) -> ProgressBar {
 }
 
 /// Asks for confirmation before a change that cannot be undone. Without a terminal, `--yes` is required.
-pub fn confirm(question: &str, yes: bool) -> Result<bool, CliError> {
+pub(super) fn confirm(question: &str, yes: bool) -> Result<bool, CliError> {
     if yes {
         return Ok(true);
     }
@@ -199,7 +207,7 @@ pub fn confirm(question: &str, yes: bool) -> Result<bool, CliError> {
 }
 
 /// Formats a text for a table cell: one line, cut to `width` characters if standard output is a terminal.
-pub fn cell(text: &str, width: usize) -> String {
+pub(super) fn cell(text: &str, width: usize) -> String {
     let line: String = text.chars().map(|c| if c.is_ascii_whitespace() { ' ' } else { c }).collect();
     let line = printable::line(&line);
     if line.chars().count() <= width || !io::stdout().is_terminal() {
@@ -209,7 +217,7 @@ pub fn cell(text: &str, width: usize) -> String {
 }
 
 /// Formats a time by RFC 3339, to the second, in UTC.
-pub fn time(at: OffsetDateTime) -> String {
+pub(super) fn time(at: OffsetDateTime) -> String {
     let at = at.checked_to_offset(time::UtcOffset::UTC).unwrap_or(at).replace_nanosecond(0).unwrap_or(at);
     at.format(&Rfc3339).unwrap_or_else(|_| at.to_string())
 }

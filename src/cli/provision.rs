@@ -10,13 +10,13 @@ use crate::nats::provision::{self, Drift, DriftKind};
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
-pub struct ProvisionOptions {
+pub(super) struct ProvisionOptions {
     /// Change nothing; print the differences between the server and the definitions, and exit with 1 if there are any
     #[arg(long)]
     check: bool,
 }
 
-pub async fn run(
+pub(super) async fn run(
     options: ProvisionOptions,
     settings: &Settings,
     printer: Printer,

@@ -16,7 +16,7 @@ use crate::settings::Settings;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  hub publish user.created '{\"user_id\":\"u1\"}' --id e-1 --tenant acme")]
-pub struct PublishOptions {
+pub(super) struct PublishOptions {
     /// Event key, <resource>.<operation>, for example user.created
     key: EventKey,
     /// Data of the event, a JSON value; '-' reads standard input
@@ -36,7 +36,11 @@ pub struct PublishOptions {
     source: Option<String>,
 }
 
-pub async fn run(options: PublishOptions, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub(super) async fn run(
+    options: PublishOptions,
+    settings: &Settings,
+    printer: Printer,
+) -> Result<Answer, CliError> {
     let data = match (&options.file, options.data.as_deref()) {
         (Some(file), _) => read_input(file)?,
         (None, Some("-")) => read_input("-".as_ref())?,

@@ -10,7 +10,7 @@ use super::output::Printer;
 use crate::settings::{SecretName, Settings};
 
 #[derive(Debug, Subcommand)]
-pub enum SecretsCommand {
+pub(super) enum SecretsCommand {
     /// Reseal all stored credentials with the current key (secrets.key_id), and report settings sealed with an older key;
     /// safe to repeat
     Rotate,
@@ -22,7 +22,11 @@ pub enum SecretsCommand {
     },
 }
 
-pub async fn run(command: SecretsCommand, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub(super) async fn run(
+    command: SecretsCommand,
+    settings: &Settings,
+    printer: Printer,
+) -> Result<Answer, CliError> {
     match command {
         SecretsCommand::Rotate => rotate::run(settings, printer).await,
         SecretsCommand::Seal { setting } => seal::run(&setting, settings, printer),

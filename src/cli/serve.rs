@@ -7,7 +7,7 @@ use crate::serve::{self, Role, ServeOptions};
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
-pub struct ServeArguments {
+pub(super) struct ServeArguments {
     /// Roles of this process; repeatable, or separated by commas [default: all except subscription-resolver,
     /// and outbox-relay only if outbox.database_url is set]
     #[arg(long = "role", value_name = "ROLE", value_delimiter = ',')]
@@ -20,7 +20,7 @@ pub struct ServeArguments {
     dev: bool,
 }
 
-pub async fn run(options: ServeArguments, settings: Settings) -> Result<Answer, CliError> {
+pub(super) async fn run(options: ServeArguments, settings: Settings) -> Result<Answer, CliError> {
     let roles = match options.roles {
         named if named.is_empty() => Role::by_default(&settings),
         named => named.into_iter().collect(),

@@ -21,7 +21,7 @@ use crate::nats::{StoredSubscription, UnreadableEntry};
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
-pub enum SubscriptionCommand {
+pub(super) enum SubscriptionCommand {
     /// Create or replace all subscriptions of a file, or none if one of them is invalid. A credential "***" keeps its
     /// stored value
     #[command(after_help = "Example:\n  hub subscription apply --file crm.json")]
@@ -82,7 +82,7 @@ pub enum SubscriptionCommand {
 
 /// The name of a subscription.
 #[derive(Debug, Clone, Args)]
-pub struct Name {
+pub(super) struct Name {
     /// Id of the subscription, or <tenant>/<id>
     #[arg(value_name = "ID", value_parser = naming)]
     id: SubscriptionSelector,
@@ -119,7 +119,7 @@ fn shown(stored: &StoredSubscription) -> String {
     if tenant == DEFAULT_TENANT { id.to_string() } else { format!("{tenant}/{id}") }
 }
 
-pub async fn run(
+pub(super) async fn run(
     command: SubscriptionCommand,
     settings: &Settings,
     printer: Printer,

@@ -18,7 +18,7 @@ use crate::nats::TokenEntry;
 use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
-pub enum TokenCommand {
+pub(super) enum TokenCommand {
     /// Create a token and print it, only once; the hub stores only its hash
     #[command(
         after_help = "Example:\n  hub token create ci --scope publish,read --tenant acme --expires-in 90d"
@@ -37,7 +37,7 @@ pub enum TokenCommand {
 }
 
 #[derive(Debug, Args)]
-pub struct CreateOptions {
+pub(super) struct CreateOptions {
     /// Name in lists and logs, for example ci or acme-portal
     name: TokenId,
     /// Scopes: publish (events), read, manage (subscriptions), operate (dead letters, domains); repeatable, or separated by
@@ -56,7 +56,11 @@ fn tenant(text: &str) -> Result<String, InvalidTenant> {
     check_tenant(text).map(|()| text.to_owned())
 }
 
-pub async fn run(command: TokenCommand, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub(super) async fn run(
+    command: TokenCommand,
+    settings: &Settings,
+    printer: Printer,
+) -> Result<Answer, CliError> {
     match command {
         TokenCommand::Create(options) => create(options, settings, printer).await,
         TokenCommand::List => list(settings, printer).await,

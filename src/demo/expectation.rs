@@ -9,14 +9,14 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// A check that did not hold in time.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected}; seen: {seen}")]
-pub struct Unmet {
+pub(super) struct Unmet {
     pub expected: String,
     /// What was found last.
     pub seen: String,
 }
 
 impl Unmet {
-    pub fn new(expected: impl Into<String>, seen: impl Into<String>) -> Self {
+    pub(super) fn new(expected: impl Into<String>, seen: impl Into<String>) -> Self {
         Self { expected: expected.into(), seen: seen.into() }
     }
 }
@@ -26,7 +26,7 @@ impl Unmet {
 /// # Errors
 ///
 /// After `limit`, with what was found last; a look that hangs ends then as well.
-pub async fn until<T>(
+pub(super) async fn until<T>(
     limit: Duration,
     expected: &str,
     mut look: impl AsyncFnMut() -> Result<T, String>,
@@ -51,7 +51,7 @@ pub async fn until<T>(
 }
 
 /// Checks a condition once.
-pub fn holds(condition: bool, expected: &str, seen: impl Display) -> Result<(), Unmet> {
+pub(super) fn holds(condition: bool, expected: &str, seen: impl Display) -> Result<(), Unmet> {
     if condition { Ok(()) } else { Err(Unmet::new(expected, seen.to_string())) }
 }
 

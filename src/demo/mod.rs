@@ -34,7 +34,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// Show the hub at work: a private nats-server, every role, three subscribers, and an event that one of them does not
 /// accept
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct DemoOptions {
+pub(crate) struct DemoOptions {
     /// Exit after the steps: with 0 if every check holds, otherwise with 1
     #[arg(long)]
     pub once: bool,
@@ -42,7 +42,7 @@ pub struct DemoOptions {
 
 /// The result of the demo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Every check holds.
     Passed,
     /// A check does not hold, a part ended by itself, or the demo was interrupted before its end.
@@ -71,7 +71,7 @@ pub enum DemoError {
 }
 
 /// Runs the demo on standard output. Everything is stopped and removed when it returns.
-pub async fn run(options: DemoOptions) -> Result<Verdict, DemoError> {
+pub(crate) async fn run(options: DemoOptions) -> Result<Verdict, DemoError> {
     let mut signals = Signals::new().map_err(DemoError::Signals)?;
     let mut narrator = Narrator::on_stdout();
     let folder = tempfile::Builder::new()

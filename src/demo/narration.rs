@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::expectation::Unmet;
 
 /// Writes readable lines, each with the time since the start.
-pub struct Narrator {
+pub(super) struct Narrator {
     started: Instant,
     out: Box<dyn Write + Send>,
     colour: bool,
@@ -22,36 +22,36 @@ enum Colour {
 
 impl Narrator {
     /// Writes to standard output, in colour on a terminal unless `NO_COLOR` (no-color.org) is set.
-    pub fn on_stdout() -> Self {
+    pub(super) fn on_stdout() -> Self {
         let colour =
             std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
         Self::new(Box::new(crate::queued_writer::stdout().clone()), colour)
     }
 
-    pub fn new(out: Box<dyn Write + Send>, colour: bool) -> Self {
+    pub(super) fn new(out: Box<dyn Write + Send>, colour: bool) -> Self {
         Self { started: Instant::now(), out, colour }
     }
 
     /// The heading of the next step.
-    pub fn heading(&mut self, text: &str) {
+    pub(super) fn heading(&mut self, text: &str) {
         let text = self.paint(Colour::Bold, text);
         self.write(&format!("\n{text}\n"));
     }
 
     /// Something that happens during a step.
-    pub fn report(&mut self, text: &str) {
+    pub(super) fn report(&mut self, text: &str) {
         let time = self.time();
         self.write(&format!("{time}        {text}\n"));
     }
 
     /// A check that holds.
-    pub fn confirm(&mut self, text: &str) {
+    pub(super) fn confirm(&mut self, text: &str) {
         let (time, mark) = (self.time(), self.paint(Colour::Green, "ok"));
         self.write(&format!("{time}  {mark}    {text}\n"));
     }
 
     /// A check that does not hold.
-    pub fn failed(&mut self, unmet: &Unmet) {
+    pub(super) fn failed(&mut self, unmet: &Unmet) {
         let (time, mark) = (self.time(), self.paint(Colour::Red, "FAILED"));
         let (expected, seen) = (&unmet.expected, &unmet.seen);
         self.write(&format!(
@@ -60,7 +60,7 @@ impl Narrator {
     }
 
     /// Text, unchanged and without the time.
-    pub fn text(&mut self, text: &str) {
+    pub(super) fn text(&mut self, text: &str) {
         self.write(&format!("{text}\n"));
     }
 

@@ -13,7 +13,7 @@ use crate::domain::outcome::Reason;
 use crate::nats::{DeadLetterEntry, DeadLetterQuery};
 
 /// Time limit of each check, many times what it needs.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
 
 const POLICY_DOMAIN: &str = "policy-client";
 const POLICY: &str = r#"{"policy":"p1"}"#;
@@ -22,7 +22,7 @@ const USER: &str = r#"{"user_id":"u1"}"#;
 const BURST: usize = 12;
 
 /// Runs all steps, until a check does not hold.
-pub async fn play(stage: &Stage, narrator: &mut Narrator, limit: Duration) -> Result<(), Unmet> {
+pub(super) async fn play(stage: &Stage, narrator: &mut Narrator, limit: Duration) -> Result<(), Unmet> {
     let mut play = Play { stage, narrator, limit };
     play.provisioned().await?;
     play.subscribed().await?;

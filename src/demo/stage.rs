@@ -24,16 +24,16 @@ use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, Data};
 use hub_testkit::token_endpoint::TokenEndpoint;
 
 /// Time that subscriber C takes for each answer.
-pub const PAUSE_OF_C: Duration = Duration::from_millis(500);
+pub(super) const PAUSE_OF_C: Duration = Duration::from_millis(500);
 /// Concurrent deliveries of subscriber C.
-pub const IN_FLIGHT_OF_C: u32 = 2;
+pub(super) const IN_FLIGHT_OF_C: u32 = 2;
 
 const CLIENT_ID: &str = "integration-hub";
 const SCOPE: &str = "events";
 const TOKEN_LIFETIME: Duration = Duration::from_secs(600);
 
 /// The parts that the scenario uses.
-pub struct Stage {
+pub(super) struct Stage {
     pub settings: Settings,
     pub js: JetStream,
     /// A connection of its own, as of a producer.
@@ -53,14 +53,14 @@ pub struct Stage {
 }
 
 /// The parts that must be stopped.
-pub struct Processes {
+pub(super) struct Processes {
     broker: BrokerProcess,
     hub: Task<Result<(), TaskError>>,
     stop: CancellationToken,
 }
 
 /// Starts all parts. If one fails, the others are stopped.
-pub async fn start(
+pub(super) async fn start(
     folder: &Path,
     binary: PathBuf,
     roles: BTreeSet<Role>,
@@ -123,7 +123,7 @@ pub async fn start(
 
 impl Stage {
     /// The three subscriptions as their owners write them, with credentials in clear text.
-    pub fn subscriptions(&self) -> Vec<serde_json::Value> {
+    pub(super) fn subscriptions(&self) -> Vec<serde_json::Value> {
         let [client_secret, api_key] = &self.secrets;
         vec![
             serde_json::json!({
@@ -157,7 +157,7 @@ impl Stage {
     }
 
     /// Validates, seals and stores a subscription, as `hub subscription apply` does.
-    pub async fn apply(&self, subscription: serde_json::Value) -> Result<Subscription, DemoError> {
+    pub(super) async fn apply(&self, subscription: serde_json::Value) -> Result<Subscription, DemoError> {
         let refused = |errors: Vec<_>| DemoError::Subscription(errors);
         let mut subscription =
             Subscription::from_value(subscription).map_err(|error| refused(vec![error]))?;
@@ -173,7 +173,7 @@ impl Stage {
 
 impl Processes {
     /// Waits until the hub or the server ends by itself, which is a failure. Returns the reason.
-    pub async fn ended(&mut self) -> String {
+    pub(super) async fn ended(&mut self) -> String {
         tokio::select! {
             hub = self.hub.join() => match hub {
                 Ok(Ok(())) => "the hub stopped unexpectedly".to_owned(),
@@ -187,7 +187,7 @@ impl Processes {
     }
 
     /// Stops the hub, which finishes its deliveries in flight, and then the server.
-    pub async fn stop(mut self) {
+    pub(super) async fn stop(mut self) {
         self.stop.cancel();
         if !self.hub.is_finished()
             && let Ok(Err(error)) | Err(error) = self.hub.join().await

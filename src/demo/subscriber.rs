@@ -18,7 +18,7 @@ const MOST_REMEMBERED: usize = 1_000;
 const MOST_SHOWN: usize = 100;
 
 /// The credentials that a subscriber requires.
-pub enum Credentials {
+pub(super) enum Credentials {
     None,
     /// In the header `x-api-key`.
     ApiKey(String),
@@ -27,14 +27,14 @@ pub enum Credentials {
 }
 
 /// Serves `POST /events`, and the switch `POST /on` and `POST /off`, on a free loopback port until it is dropped.
-pub struct Subscriber {
+pub(super) struct Subscriber {
     name: &'static str,
     receiver: Receiver,
     on: Arc<AtomicBool>,
 }
 
 /// The state of a subscriber, and its last answers.
-pub struct SubscriberLog {
+pub(super) struct SubscriberLog {
     pub on: bool,
     /// The number of answered deliveries.
     pub count: u64,
@@ -44,7 +44,7 @@ pub struct SubscriberLog {
 
 /// One answered delivery.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub(super) struct Answer {
     /// Its position among all answers, from 1.
     pub number: u64,
     pub arrived: Instant,
@@ -70,7 +70,7 @@ impl Subscriber {
     /// # Errors
     ///
     /// No loopback port is free.
-    pub async fn start(
+    pub(super) async fn start(
         name: &'static str,
         credentials: Credentials,
         pause: Duration,
@@ -95,25 +95,25 @@ impl Subscriber {
         Ok(Self { name, receiver, on })
     }
 
-    pub fn name(&self) -> &'static str {
+    pub(super) fn name(&self) -> &'static str {
         self.name
     }
 
     /// `http://<address><path>`
-    pub fn url(&self, path: &str) -> String {
+    pub(super) fn url(&self, path: &str) -> String {
         self.receiver.url(path)
     }
 
     /// The URL of its deliveries.
-    pub fn events_url(&self) -> String {
+    pub(super) fn events_url(&self) -> String {
         self.url(EVENTS)
     }
 
-    pub fn switch_on(&self) {
+    pub(super) fn switch_on(&self) {
         self.on.store(true, Ordering::Relaxed);
     }
 
-    pub fn log(&self) -> SubscriberLog {
+    pub(super) fn log(&self) -> SubscriberLog {
         let received = self.receiver.received(EVENTS);
         let mut answers: Vec<Answer> = received.iter().filter_map(Answer::of).collect();
         answers.sort_by_key(|answer| answer.number);
@@ -122,7 +122,7 @@ impl Subscriber {
     }
 
     /// Changes whenever the log may have changed.
-    pub fn changes(&self) -> watch::Receiver<u64> {
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.receiver.changes()
     }
 
@@ -131,7 +131,7 @@ impl Subscriber {
     /// # Errors
     ///
     /// After `limit`, with what was found last.
-    pub async fn until<T>(
+    pub(super) async fn until<T>(
         &self,
         limit: Duration,
         expected: &str,
@@ -162,12 +162,12 @@ impl Subscriber {
 
 impl SubscriberLog {
     /// The answers with a 2xx, in their order.
-    pub fn accepted(&self) -> impl Iterator<Item = &Answer> {
+    pub(super) fn accepted(&self) -> impl Iterator<Item = &Answer> {
         self.answers.iter().filter(|answer| (200..300).contains(&answer.status))
     }
 
     /// The last answers as readable text.
-    pub fn summary(&self) -> String {
+    pub(super) fn summary(&self) -> String {
         let last = self.answers.iter().rev().take(5).rev();
         let last: Vec<String> =
             last.map(|answer| format!("{} to {} {}", answer.status, answer.event_key, answer.data)).collect();

@@ -15,7 +15,7 @@ const MOST_LINES: u64 = 8;
 const AT_MOST_EVERY: Duration = Duration::from_millis(200);
 
 /// The commands to copy to another terminal.
-pub fn invitation(stage: &Stage, log: &Path) -> String {
+pub(super) fn invitation(stage: &Stage, log: &Path) -> String {
     let hub = format!("{} --config {}", executable(), quoted(&stage.config.to_string_lossy()));
     let event = stage.js.names().event("policy.updated");
     let mut text = String::new();
@@ -59,7 +59,7 @@ pub fn invitation(stage: &Stage, log: &Path) -> String {
 }
 
 /// Reports the answers of the three subscribers until it is dropped.
-pub async fn narrate(stage: &Stage, narrator: &mut Narrator) {
+pub(super) async fn narrate(stage: &Stage, narrator: &mut Narrator) {
     let subscribers = [&stage.a, &stage.b, &stage.c];
     let mut changes = subscribers.map(Subscriber::changes);
     let mut reported = subscribers.map(|subscriber| {

@@ -10,9 +10,9 @@ mod clients;
 mod error;
 mod meter;
 mod response;
-pub mod signature;
+pub(crate) mod signature;
 mod target;
-pub mod tls;
+pub(crate) mod tls;
 mod token;
 mod token_response;
 mod trace_context;
@@ -29,9 +29,9 @@ use secrecy::ExposeSecret;
 use tokio::time::timeout_at;
 use url::{Position, Url};
 
-pub use crate::domain::address::AddressPolicy;
-pub use crate::domain::attempt::Attempt;
-pub use target::{OpenSecret, SecretNotOpened, Target, TargetError};
+pub(crate) use crate::domain::address::AddressPolicy;
+pub(crate) use crate::domain::attempt::Attempt;
+pub(crate) use target::{OpenSecret, SecretNotOpened, Target};
 
 use crate::domain::event::binary_parts;
 use crate::domain::outcome::{Failure, Outcome};

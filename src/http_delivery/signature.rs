@@ -34,7 +34,7 @@ impl Algorithm {
 
 /// A new signing secret.
 #[derive(Debug, Clone)]
-pub struct NewSecret {
+pub(crate) struct NewSecret {
     pub secret: SecretString,
     /// The receiver's key for an asymmetric secret, `whpk_…`.
     pub public_key: Option<String>,
@@ -42,7 +42,7 @@ pub struct NewSecret {
 
 impl NewSecret {
     /// Generates a random secret: an HMAC key of 32 bytes, or an ed25519 seed.
-    pub fn generate(algorithm: Algorithm) -> Self {
+    pub(crate) fn generate(algorithm: Algorithm) -> Self {
         let random: [u8; SEED] = rand::random();
         match algorithm {
             Algorithm::HmacSha256 => {

@@ -163,7 +163,7 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
 }
 
 /// Checks TLS options before they are stored. A sealed key cannot be checked.
-pub fn check(tls: &EndpointTls) -> Result<(), FieldError> {
+pub(crate) fn check(tls: &EndpointTls) -> Result<(), FieldError> {
     let unusable = |field: &str, remedy: &str| {
         FieldError::new(field, format!("cannot be used for TLS; write {remedy}, in PEM"))
     };

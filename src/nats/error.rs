@@ -110,7 +110,7 @@ pub enum NatsError {
 }
 
 /// An error of a library, kept as the source of a hub error.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 impl NatsError {
     pub(crate) fn transport(subject: impl Into<String>, source: impl Into<BoxError>) -> Self {

@@ -32,7 +32,7 @@ const MOST_PER_PULL: usize = 4096;
 
 /// The result of a pull.
 #[derive(Debug)]
-pub enum PullEvent {
+pub(super) enum PullEvent {
     Message(Box<Delivered>),
     /// The consumer or its stream does not exist. The puller waits 250 ms before its next request.
     Missing,
@@ -41,7 +41,7 @@ pub enum PullEvent {
 }
 
 /// Reads a pull consumer. Not `Clone`, because one owner counts the requested messages.
-pub struct Puller {
+pub(super) struct Puller {
     js: JetStream,
     next_subject: String,
     inbox: String,
@@ -56,7 +56,7 @@ pub struct Puller {
 }
 
 impl Puller {
-    pub async fn new(js: &JetStream, stream: &str, consumer: &str) -> Result<Self, NatsError> {
+    pub(super) async fn new(js: &JetStream, stream: &str, consumer: &str) -> Result<Self, NatsError> {
         let inbox = js.client().new_inbox();
         let subscriber = js
             .client()
@@ -91,7 +91,7 @@ impl Puller {
 
     /// Opens a puller on a durable, and waits (with a warning) until the durable exists. `ready` then shows whether it
     /// still exists.
-    pub async fn bind(
+    pub(super) async fn bind(
         js: &JetStream,
         stream: &str,
         consumer: &str,
@@ -118,7 +118,7 @@ impl Puller {
     }
 
     /// A message that has already arrived. Neither waits nor requests more.
-    pub fn try_next(&mut self) -> Option<PullEvent> {
+    pub(super) fn try_next(&mut self) -> Option<PullEvent> {
         loop {
             let message = self.subscriber.next().now_or_never()??;
             self.last_sign_of_life = Instant::now();
@@ -130,7 +130,7 @@ impl Puller {
 
     /// Waits for the next message; `room` is the number of messages the caller can hold. Cancel-safe. With `room` 0 it
     /// waits forever: call it again with more.
-    pub async fn next(&mut self, room: usize) -> Result<PullEvent, NatsError> {
+    pub(super) async fn next(&mut self, room: usize) -> Result<PullEvent, NatsError> {
         loop {
             let ask = room.saturating_sub(self.outstanding).min(MOST_PER_PULL);
             // Request at least half of the room at a time, so that a busy consumer does not get a request per message.
@@ -171,7 +171,7 @@ impl Puller {
     /// Waits until the pull requests end, at most twice [`EXPIRES`], and returns the messages that still arrive to
     /// the consumer, which need not wait for ack_wait then. The inbox is kept until the end, because the client drops
     /// messages that arrive after their subscription ends.
-    pub async fn hand_back(mut self) {
+    pub(super) async fn hand_back(mut self) {
         let deadline = Instant::now() + 2 * EXPIRES;
         while self.outstanding > 0 {
             let Ok(Some(message)) = tokio::time::timeout_at(deadline, self.subscriber.next()).await else {

@@ -14,8 +14,8 @@ mod server;
 #[rustfmt::skip]
 mod generated;
 
-pub use client::{ClientOptions, OptionsError, ResolveError, ResolverClient};
-pub use server::{Found, Lookup, LookupError, ResolverServer, Served, ServerError, ServerOptions};
+pub(crate) use client::{ClientOptions, OptionsError, ResolveError, ResolverClient};
+pub(crate) use server::{Found, Lookup, LookupError, ResolverServer, Served, ServerError, ServerOptions};
 
 /// Maximum size of an answer in bytes, enough for about 100,000 subscriptions.
 const MOST_ANSWER_BYTES: usize = 64 * 1024 * 1024;

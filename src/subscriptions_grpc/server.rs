@@ -30,7 +30,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// The future of a look-up.
-pub type Found<'a> = futures_util::future::BoxFuture<'a, Result<Vec<Arc<IndexEntry>>, LookupError>>;
+pub(crate) type Found<'a> = futures_util::future::BoxFuture<'a, Result<Vec<Arc<IndexEntry>>, LookupError>>;
 
 /// The source of the answers.
 pub trait Lookup: Send + Sync + 'static {

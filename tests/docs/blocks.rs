@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// A fenced block, and where it is.
-pub struct Block {
+pub(crate) struct Block {
     pub at: String,
     pub language: String,
     pub text: String,
@@ -14,7 +14,7 @@ pub struct Block {
 }
 
 /// README and all pages below `docs/`, in that order.
-pub fn pages() -> Vec<PathBuf> {
+pub(crate) fn pages() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs = std::fs::read_dir(root.join("docs")).expect("docs/ is there");
     let mut pages: Vec<PathBuf> = docs.map(|entry| entry.expect("listed").path()).collect();
@@ -25,7 +25,7 @@ pub fn pages() -> Vec<PathBuf> {
 }
 
 /// The blocks of a language, in order.
-pub fn blocks(language: &str) -> Vec<Block> {
+pub(crate) fn blocks(language: &str) -> Vec<Block> {
     let mut found: Vec<Block> = pages().iter().flat_map(|page| of_page(page)).collect();
     found.retain(|block| block.language == language);
     assert!(!found.is_empty(), "no ```{language} block in the documentation");

@@ -8,14 +8,14 @@ use futures_util::TryStreamExt as _;
 
 use super::{BrokerError, Delivery, Receipt, Source, TIMEOUT, WAIT};
 
-pub struct JetStream {
+pub(crate) struct JetStream {
     consumer: PullConsumer,
     stream: String,
     batch: usize,
 }
 
 impl JetStream {
-    pub async fn connect(source: &Source) -> Result<Self, BrokerError> {
+    pub(crate) async fn connect(source: &Source) -> Result<Self, BrokerError> {
         let options = ConnectOptions::new().connection_timeout(TIMEOUT).request_timeout(Some(TIMEOUT));
         let client = options.connect(source.url.as_str()).await.map_err(nats)?;
         let stream = async_nats::jetstream::new(client).get_stream(&source.stream).await.map_err(nats)?;
@@ -29,7 +29,7 @@ impl JetStream {
         Ok(Self { consumer, stream: source.stream.clone(), batch: source.batch })
     }
 
-    pub async fn next(&mut self) -> Result<Vec<Delivery>, BrokerError> {
+    pub(crate) async fn next(&mut self) -> Result<Vec<Delivery>, BrokerError> {
         let request = self.consumer.batch().max_messages(self.batch).expires(WAIT);
         // If the server disappears, the client ends the request and reconnects automatically.
         let messages: Vec<_> =
@@ -51,7 +51,7 @@ impl JetStream {
 }
 
 /// Acknowledges, and waits up to 5 s for the confirmation of the server.
-pub async fn acknowledge(acker: &Acker) -> Result<(), BrokerError> {
+pub(super) async fn acknowledge(acker: &Acker) -> Result<(), BrokerError> {
     acker.double_ack().await.map_err(BrokerError::Nats)
 }
 

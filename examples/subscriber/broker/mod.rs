@@ -16,7 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where to read; see the command-line options.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub(crate) struct Source {
     pub url: Url,
     pub stream: String,
     pub group: String,
@@ -26,7 +26,7 @@ pub struct Source {
 }
 
 #[derive(Debug, Error)]
-pub enum BrokerError {
+pub(crate) enum BrokerError {
     #[error("unknown scheme {0}://; use redis, rediss, nats or tls")]
     Scheme(String),
     #[error("Redis: {0}")]
@@ -36,7 +36,7 @@ pub enum BrokerError {
 }
 
 /// One event that was read and has to be acknowledged.
-pub struct Delivery {
+pub(crate) struct Delivery {
     /// Its position in the broker: stream and number.
     pub place: String,
     pub body: Bytes,
@@ -50,14 +50,14 @@ enum Receipt {
     JetStream(Box<async_nats::jetstream::message::Acker>),
 }
 
-pub enum Broker {
+pub(crate) enum Broker {
     Redis(Box<redis_stream::RedisStream>),
     JetStream(Box<jetstream::JetStream>),
 }
 
 impl Source {
     /// Checks the scheme of the URL.
-    pub fn check(&self) -> Result<(), BrokerError> {
+    pub(crate) fn check(&self) -> Result<(), BrokerError> {
         match self.url.scheme() {
             "redis" | "rediss" | "nats" | "tls" => Ok(()),
             other => Err(BrokerError::Scheme(other.to_owned())),
@@ -67,7 +67,7 @@ impl Source {
 
 impl Broker {
     /// Connects, and creates the group if it does not exist; a new group reads from the beginning of the stream.
-    pub async fn connect(source: &Source) -> Result<Self, BrokerError> {
+    pub(crate) async fn connect(source: &Source) -> Result<Self, BrokerError> {
         source.check()?;
         Ok(match source.url.scheme() {
             "redis" | "rediss" => Self::Redis(Box::new(redis_stream::RedisStream::connect(source).await?)),
@@ -76,14 +76,14 @@ impl Broker {
     }
 
     /// Returns at most one batch, or nothing if no event arrives in time.
-    pub async fn next(&mut self) -> Result<Vec<Delivery>, BrokerError> {
+    pub(crate) async fn next(&mut self) -> Result<Vec<Delivery>, BrokerError> {
         match self {
             Self::Redis(redis) => redis.next().await,
             Self::JetStream(jetstream) => jetstream.next().await,
         }
     }
 
-    pub async fn acknowledge(&mut self, delivery: Delivery) -> Result<(), BrokerError> {
+    pub(crate) async fn acknowledge(&mut self, delivery: Delivery) -> Result<(), BrokerError> {
         match (self, delivery.receipt) {
             (Self::Redis(redis), Receipt::Redis(id)) => redis.acknowledge(&id).await,
             (_, Receipt::JetStream(acker)) => jetstream::acknowledge(&acker).await,

@@ -17,7 +17,7 @@ const BEGINNING: &str = "0-0";
 /// Reads entries that no consumer of the group has read.
 const NEW: &str = ">";
 
-pub struct RedisStream {
+pub(crate) struct RedisStream {
     source: Source,
     connection: MultiplexedConnection,
     /// Time of the next search for abandoned entries, and its position in the list of pending entries.
@@ -26,7 +26,7 @@ pub struct RedisStream {
 }
 
 impl RedisStream {
-    pub async fn connect(source: &Source) -> Result<Self, BrokerError> {
+    pub(crate) async fn connect(source: &Source) -> Result<Self, BrokerError> {
         let client = Client::open(source.url.as_str())?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(TIMEOUT))
@@ -42,7 +42,7 @@ impl RedisStream {
         Ok(Self { source: source.clone(), connection, reclaim_at, reclaim_from })
     }
 
-    pub async fn next(&mut self) -> Result<Vec<Delivery>, BrokerError> {
+    pub(crate) async fn next(&mut self) -> Result<Vec<Delivery>, BrokerError> {
         if Instant::now() >= self.reclaim_at {
             let reclaimed = self.reclaim().await?;
             if !reclaimed.is_empty() {
@@ -86,7 +86,7 @@ impl RedisStream {
         Ok(deliveries)
     }
 
-    pub async fn acknowledge(&mut self, id: &str) -> Result<(), BrokerError> {
+    pub(crate) async fn acknowledge(&mut self, id: &str) -> Result<(), BrokerError> {
         let Source { stream, group, .. } = &self.source;
         // Zero if another consumer has acknowledged it meanwhile, which is fine.
         let _: usize = self.connection.xack(stream, group, &[id]).await?;

@@ -12,7 +12,7 @@ use crate::nats::DeadLetterEntry;
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
-pub struct DltListOptions {
+pub(crate) struct DltListOptions {
     #[command(flatten)]
     filter: Filter,
     /// Maximum number of dead letters
@@ -41,7 +41,11 @@ const HEAD: [&str; 11] = [
     "NEXT REDRIVE",
 ];
 
-pub async fn run(options: DltListOptions, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub(super) async fn run(
+    options: DltListOptions,
+    settings: &Settings,
+    printer: Printer,
+) -> Result<Answer, CliError> {
     let filter = options.filter.resolve(&[])?;
     domain_names(settings, &filter.domains)?;
     let hub = manage(settings).await?;

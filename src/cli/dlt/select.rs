@@ -16,7 +16,7 @@ use crate::management::ManagementError;
 use crate::management::dead_letters::DeadLetterQuery;
 
 #[derive(Debug, Default, Args)]
-pub struct Filter {
+pub(super) struct Filter {
     /// Domains; repeatable, or separated by commas [default: all]
     #[arg(long = "domain", value_name = "NAME", value_delimiter = ',')]
     pub domains: Vec<String>,
@@ -45,7 +45,7 @@ pub struct Filter {
 
 /// A time or an age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moment {
+pub(crate) enum Moment {
     At(OffsetDateTime),
     Ago(Duration),
 }
@@ -63,7 +63,7 @@ impl FromStr for Moment {
 }
 
 impl Moment {
-    pub fn resolve(self, now: OffsetDateTime) -> OffsetDateTime {
+    pub(crate) fn resolve(self, now: OffsetDateTime) -> OffsetDateTime {
         match self {
             Self::At(at) => at,
             // An age before the first representable time means the Unix epoch.
@@ -77,7 +77,7 @@ impl Moment {
 
 impl Filter {
     /// Builds the query, with ages relative to now.
-    pub fn resolve(&self, ids: &[String]) -> Result<DeadLetterQuery, CliError> {
+    pub(super) fn resolve(&self, ids: &[String]) -> Result<DeadLetterQuery, CliError> {
         let now = OffsetDateTime::now_utc();
         let (tenant, subscription) = match &self.subscription {
             None => (None, None),

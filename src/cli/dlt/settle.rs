@@ -16,7 +16,7 @@ use crate::management::{Management, domain_names};
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
-pub struct DltSelection {
+pub(super) struct DltSelection {
     /// Ids, as printed by `hub dlt list`
     ids: Vec<String>,
     #[command(flatten)]
@@ -27,7 +27,7 @@ pub struct DltSelection {
 }
 
 #[derive(Debug, Args)]
-pub struct ReplayOptions {
+pub(crate) struct ReplayOptions {
     #[command(flatten)]
     selection: DltSelection,
     /// Also replay dead letters with a replay in progress, if their envelopes are known to be lost: each is sent once more
@@ -42,7 +42,7 @@ pub struct ReplayOptions {
 }
 
 #[derive(Debug, Args)]
-pub struct DiscardOptions {
+pub(crate) struct DiscardOptions {
     #[command(flatten)]
     selection: DltSelection,
     /// Do not ask for confirmation
@@ -50,7 +50,7 @@ pub struct DiscardOptions {
     yes: bool,
 }
 
-pub async fn replay(
+pub(super) async fn replay(
     options: ReplayOptions,
     settings: &Settings,
     printer: Printer,
@@ -106,7 +106,7 @@ fn ordered_line(replayed: &Replayed) -> String {
     line
 }
 
-pub async fn discard(
+pub(super) async fn discard(
     options: DiscardOptions,
     settings: &Settings,
     printer: Printer,

@@ -6,7 +6,7 @@ use crate::cli::manage;
 use crate::cli::output::Printer;
 use crate::settings::Settings;
 
-pub async fn run(id: &str, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub(super) async fn run(id: &str, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     let details = manage(settings).await?.show_dead_letter(id, None).await.map_err(explain)?;
     let mut fields = serde_json::to_value(&details).map_err(|error| CliError::Output(error.into()))?;
     if printer.is_json() {

@@ -10,7 +10,7 @@ use crate::settings::Settings;
 /// Maximum number of subscriptions in the table; `--output json` has all.
 const MOST_IN_TABLE: usize = 20;
 
-pub async fn run(names: &[String], settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
+pub(super) async fn run(names: &[String], settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     domain_names(settings, names)?;
     let hub = manage(settings).await?;
     let filter = DeadLetterQuery { domains: names.to_vec(), ..DeadLetterQuery::default() };

@@ -11,7 +11,7 @@ use crate::management::producer_outbox::{ProducerOutbox, Row, RowCursor};
 const PAGE: usize = 1_000;
 
 #[derive(Debug, Args)]
-pub struct OutboxListOptions {
+pub(super) struct OutboxListOptions {
     #[command(flatten)]
     filter: Filter,
     /// Maximum number of rows
@@ -40,7 +40,7 @@ const HEAD: [&str; 11] = [
     "LAST ERROR",
 ];
 
-pub async fn run(
+pub(super) async fn run(
     options: OutboxListOptions,
     outbox: &ProducerOutbox,
     printer: Printer,

@@ -8,7 +8,7 @@ use crate::domain::producer_outbox::Status;
 use crate::management::producer_outbox::RowSelection;
 
 #[derive(Debug, Default, Args)]
-pub struct Filter {
+pub(super) struct Filter {
     /// Target broker: internal, or the name of an external broker
     #[arg(long, value_name = "NAME")]
     broker: Option<String>,
@@ -29,7 +29,7 @@ impl Filter {
         broker.is_none() && statuses.is_empty() && stream.is_none() && event_key.is_none()
     }
 
-    pub fn selection(&self) -> RowSelection {
+    pub(super) fn selection(&self) -> RowSelection {
         RowSelection {
             broker: self.broker.clone(),
             statuses: self.statuses.clone(),
@@ -42,7 +42,7 @@ impl Filter {
 
 /// Rows to change. Without ids or filters, `--all` is required.
 #[derive(Debug, Args)]
-pub struct RowArguments {
+pub(super) struct RowArguments {
     /// Event ids, on all brokers unless --broker is set
     ids: Vec<String>,
     #[command(flatten)]
@@ -53,7 +53,7 @@ pub struct RowArguments {
 }
 
 impl RowArguments {
-    pub fn selection(&self) -> Result<RowSelection, CliError> {
+    pub(super) fn selection(&self) -> Result<RowSelection, CliError> {
         let Self { ids, filter, all } = self;
         if ids.is_empty() && filter.is_empty() && !all {
             return Err(CliError::Usage(

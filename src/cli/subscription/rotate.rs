@@ -15,7 +15,7 @@ use crate::settings::Settings;
 
 /// The value of `--algorithm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum AlgorithmName {
+pub(crate) enum AlgorithmName {
     /// HMAC-SHA256: the receiver has the same secret (whsec_)
     Hmac,
     /// ed25519: the receiver has the public key (whpk_)

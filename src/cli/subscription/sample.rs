@@ -12,7 +12,7 @@ use crate::management::Sample;
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
-pub struct MatchOptions {
+pub(crate) struct MatchOptions {
     /// Event key, for example user.created
     key: EventKey,
     /// Tenant of the event
@@ -27,7 +27,7 @@ pub struct MatchOptions {
 }
 
 #[derive(Debug, Args)]
-pub struct TestOptions {
+pub(crate) struct TestOptions {
     #[command(flatten)]
     name: Name,
     /// Event key of the sample [default: a key that the subscription matches]

@@ -14,14 +14,14 @@ use tokio::process::{Child, Command};
 use super::STEP;
 use crate::support::{TestSettings, eventually, free_port, nats_server};
 
-pub struct Secured {
+pub(super) struct Secured {
     folder: TempDir,
     port: u16,
     _child: Child,
 }
 
 /// A connection as one of the users, and the errors that the server sent it.
-pub struct User {
+pub(super) struct User {
     pub client: Client,
     pub name: String,
     refused: Arc<Mutex<Vec<String>>>,
@@ -33,7 +33,7 @@ fn replaced(text: &str, from: &str, to: &str) -> String {
 }
 
 impl Secured {
-    pub async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let nats = Path::new(env!("CARGO_MANIFEST_DIR")).join("nats");
         let folder = tempfile::tempdir().expect("temporary folder");
         let read = |name: &str| std::fs::read_to_string(nats.join(name)).expect("the file is there");
@@ -64,21 +64,21 @@ impl Secured {
         secured
     }
 
-    pub fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
-    pub fn log(&self) -> String {
+    pub(super) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("server.log")).unwrap_or_default()
     }
 
     /// Every permissions violation in the server's log.
-    pub fn violations(&self) -> Vec<String> {
+    pub(super) fn violations(&self) -> Vec<String> {
         self.log().lines().filter(|line| line.contains("Violation")).map(str::to_owned).collect()
     }
 
     /// The settings of a process of this user.
-    pub fn settings(&self, user: &str, settings: TestSettings) -> TestSettings {
+    pub(super) fn settings(&self, user: &str, settings: TestSettings) -> TestSettings {
         settings.with(|settings| {
             settings.nats.user = Some(user.to_owned());
             settings.nats.password = Some(password_of(user));
@@ -86,7 +86,7 @@ impl Secured {
         })
     }
 
-    pub async fn user(&self, name: &str) -> User {
+    pub(super) async fn user(&self, name: &str) -> User {
         let refused = Arc::new(Mutex::new(Vec::new()));
         let heard = refused.clone();
         let options = ConnectOptions::with_user_and_password(name.to_owned(), password_of(name))
@@ -103,16 +103,16 @@ impl Secured {
 }
 
 /// A payload that no stream may ever contain.
-pub const FORBIDDEN: &str = "whoever publishes this is refused";
+pub(super) const FORBIDDEN: &str = "whoever publishes this is refused";
 
 impl User {
     /// Publishes [`FORBIDDEN`], and waits until the server has rejected it.
-    pub async fn is_refused_to_publish(&self, subject: &str) {
+    pub(super) async fn is_refused_to_publish(&self, subject: &str) {
         self.client.publish(subject.to_owned(), FORBIDDEN.into()).await.expect("sent");
         self.is_refused(subject).await;
     }
 
-    pub async fn is_refused_to_subscribe(&self, subject: &str) {
+    pub(super) async fn is_refused_to_subscribe(&self, subject: &str) {
         let _subscription = self.client.subscribe(subject.to_owned()).await.expect("sent");
         self.is_refused(subject).await;
     }

@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-pub const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+pub(super) const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 /// `events.max_size` of the settings' defaults.
-pub const LARGEST: usize = 900_000;
+pub(super) const LARGEST: usize = 900_000;
 
 /// The verdict of every writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     Accepted,
     /// Each error contains this text.
     Refused(&'static str),
@@ -39,7 +39,7 @@ fn nested(arrays: usize) -> String {
 }
 
 /// Every case: the event as JSON text, and the verdict.
-pub fn cases() -> Vec<(String, Verdict)> {
+pub(super) fn cases() -> Vec<(String, Verdict)> {
     let mut cases = Vec::new();
     let mut of = |field: &'static str, accepted: &[&str], refused: &[&str]| {
         cases.extend(accepted.iter().map(|json| (with(field, json), Accepted)));
@@ -389,7 +389,7 @@ pub fn cases() -> Vec<(String, Verdict)> {
 }
 
 /// Invalid JSON and unknown fields: each writer refuses them with its own text.
-pub const REFUSED_SOMEHOW: [&str; 9] = [
+pub(super) const REFUSED_SOMEHOW: [&str; 9] = [
     "",
     "{",
     "{} {}",

@@ -76,7 +76,7 @@ fn any_json(random: &mut StdRng, depth: usize) -> String {
     }
 }
 
-pub fn any_event(random: &mut StdRng) -> String {
+pub(super) fn any_event(random: &mut StdRng) -> String {
     let times = [
         "2026-01-31T12:00:00Z",
         "2024-02-29T23:59:60.5+01:00",
