@@ -156,11 +156,11 @@ type Progress = Box<dyn FnMut(u64) + Send>;
 /// Runs a change without a time limit, and shows its progress.
 async fn with_progress(
     verb: &'static str,
-    order: impl AsyncFnOnce(BatchRun<Progress>) -> Result<ChangedRows, ManagementError>,
+    change: impl AsyncFnOnce(BatchRun<Progress>) -> Result<ChangedRows, ManagementError>,
 ) -> Result<u64, CliError> {
     let bar = spinner(verb);
     let seen = bar.clone();
-    let done = order(BatchRun::unlimited(Box::new(move |rows| seen.inc(rows)))).await;
+    let done = change(BatchRun::unlimited(Box::new(move |rows| seen.inc(rows)))).await;
     bar.finish_and_clear();
     Ok(done?.rows)
 }

@@ -255,16 +255,16 @@ pub struct Redriven<'a> {
     pub letter: &'a DeadLetter,
     pub domain: &'a str,
     pub redrives: u32,
-    /// The schedule, or who ordered it.
-    pub order: &'static str,
+    /// The schedule or the request that caused it.
+    pub trigger: &'static str,
 }
 
 impl Redriven<'_> {
     pub fn emit(self, metrics: &Metrics) {
-        let Self { letter, domain, redrives, order } = self;
+        let Self { letter, domain, redrives, trigger } = self;
         metrics.of_domain(domain).counters.redriven.inc();
         let DeadLetter { subscription, id, .. } = letter;
-        tracing::info!(domain, subscription, envelope = id, redrives, order, "redriven");
+        tracing::info!(domain, subscription, envelope = id, redrives, trigger, "redriven");
     }
 }
 

@@ -127,8 +127,8 @@ impl Management {
         let (removed, standing): (Vec<_>, Vec<_>) = selected.iter().partition(|one| removals.has(one));
         let ordered: Vec<&SelectedDeadLetter> =
             standing.iter().copied().filter(|one| force || !one.replaying).collect();
-        let order = if force { RedriveTrigger::OperatorForce } else { RedriveTrigger::Operator };
-        self.each(&ordered, DeadLetterAction::Redrive(order), done).await?;
+        let trigger = if force { RedriveTrigger::OperatorForce } else { RedriveTrigger::Operator };
+        self.each(&ordered, DeadLetterAction::Redrive(trigger), done).await?;
         Ok(Replayed {
             selected: selected.len(),
             ordered: ordered.len(),
@@ -224,8 +224,8 @@ impl Management {
 
     async fn carry_out(&self, one: &SelectedDeadLetter, act: DeadLetterAction) -> Result<(), NatsError> {
         match act {
-            DeadLetterAction::Redrive(order) => {
-                self.js.request_redrive(&one.domain, one.sequence, order).await
+            DeadLetterAction::Redrive(trigger) => {
+                self.js.request_redrive(&one.domain, one.sequence, trigger).await
             }
             DeadLetterAction::Discard => self.js.discard_dead_letter(&one.domain, one.sequence).await,
         }

@@ -37,7 +37,7 @@ pub use message::{Acker, Delivered, Malformed};
 pub use publish::PublishAck;
 pub use pull::HAND_BACK_DELAY;
 pub use reader::{Held, Read, Reader};
-pub use redrive::{ORDER_HEADER as REDRIVE_ORDER_HEADER, RedriveTrigger};
+pub use redrive::{RedriveTrigger, TRIGGER_HEADER as REDRIVE_TRIGGER_HEADER};
 pub use registry::{
     Registry, RegistryEntry, RegistryFollower, RegistryListing, StoredSubscription, UnreadableEntry,
     UnreadableRevision,

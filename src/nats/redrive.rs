@@ -18,7 +18,7 @@ const REPLAYING_TTL: &str = "24h";
 const DISCARDED_TTL: &str = "1h";
 
 /// Header of a redrive message: who requested the redrive.
-pub const ORDER_HEADER: &str = headers::ORDER;
+pub const TRIGGER_HEADER: &str = headers::ORDER;
 
 /// Who requests a redrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl JetStream {
         let headers = [
             ("Nats-Schedule", format!("@at {at}")),
             ("Nats-Schedule-Target", names.redrive_due(domain, sequence)),
-            (ORDER_HEADER, RedriveTrigger::Schedule.as_str().to_owned()),
+            (TRIGGER_HEADER, RedriveTrigger::Schedule.as_str().to_owned()),
         ];
         let headers: Vec<(&str, &str)> =
             headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -80,7 +80,7 @@ impl JetStream {
         trigger: RedriveTrigger,
     ) -> Result<(), NatsError> {
         let subject = self.names().redrive_due(domain, sequence);
-        self.publish(&subject, Bytes::new(), &[(ORDER_HEADER, trigger.as_str())]).await.map(drop)
+        self.publish(&subject, Bytes::new(), &[(TRIGGER_HEADER, trigger.as_str())]).await.map(drop)
     }
 
     pub async fn mark_replaying(&self, domain: &str, sequence: u64) -> Result<(), NatsError> {

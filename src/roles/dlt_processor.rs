@@ -19,7 +19,7 @@ use crate::facts::{
 use crate::health::{Readiness, ReadyFlag};
 use crate::nats::subjects::SHARED_LANE;
 use crate::nats::{
-    DeadLetterQuery, Delivered, EnvelopeMessage, JetStream, NatsError, REDRIVE_ORDER_HEADER, Reader,
+    DeadLetterQuery, Delivered, EnvelopeMessage, JetStream, NatsError, REDRIVE_TRIGGER_HEADER, Reader,
     RedriveTrigger,
 };
 use crate::panics::{self, Panicked};
@@ -222,7 +222,7 @@ impl Worker {
             RedriveUnreadable { subject: &message.subject, sequence: message.stream_sequence }.emit();
             return Ok(());
         };
-        let order = RedriveTrigger::read(message.header(REDRIVE_ORDER_HEADER));
+        let trigger = RedriveTrigger::read(message.header(REDRIVE_TRIGGER_HEADER));
         let stream = names.dlt_stream(domain);
         let Some(entry) = self.js.get(&stream, sequence).await? else {
             RedriveOfResolved { domain, sequence }.emit();
@@ -231,7 +231,7 @@ impl Worker {
         let Some(letter) = (self.read)(&|name| entry.header(name)) else {
             return self.set_aside(domain, sequence, Reason::Undecodable, NO_LETTER).await;
         };
-        if order != RedriveTrigger::OperatorForce && self.js.is_replaying(domain, sequence).await? {
+        if trigger != RedriveTrigger::OperatorForce && self.js.is_replaying(domain, sequence).await? {
             return Ok(());
         }
         // An unreadable envelope goes to the subscription in its subject.
@@ -243,9 +243,9 @@ impl Worker {
         else {
             return Ok(());
         };
-        let redrives = letter.redrives + u32::from(order == RedriveTrigger::Schedule);
+        let redrives = letter.redrives + u32::from(trigger == RedriveTrigger::Schedule);
         // With the request's own sequence, so that a forced replay is not dropped as a duplicate.
-        let message_id = match order {
+        let message_id = match trigger {
             RedriveTrigger::OperatorForce => format!("{stream}-{sequence}-{}", message.stream_sequence),
             _ => format!("{stream}-{sequence}"),
         };
@@ -258,7 +258,7 @@ impl Worker {
         };
         self.js.publish_each(std::slice::from_ref(&outgoing)).await?;
         self.js.mark_replaying(domain, sequence).await?;
-        Redriven { letter: &letter, domain, redrives, order: order.as_str() }.emit(&self.metrics);
+        Redriven { letter: &letter, domain, redrives, trigger: trigger.as_str() }.emit(&self.metrics);
         Ok(())
     }
 
