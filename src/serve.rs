@@ -127,12 +127,19 @@ pub enum ServeError {
     ExternalBroker { name: String, source: SettingError },
     #[error("external_brokers[{name}].{source}")]
     Destination { name: String, source: FieldError },
+    #[error(
+        "not stopped within {limit:?}, the rest is cut off and its messages are delivered again; still running: {running}"
+    )]
+    NotStopped { limit: Duration, running: String },
     #[error("signals: cannot install the handlers: {0}")]
     Signals(#[source] std::io::Error),
 }
 
 /// How long a starting process waits for a server that also starts, or for a cluster to elect its leaders.
 const STARTUP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// A process ends at the latest this long after the grace period of its deliveries.
+const STOP_MARGIN: Duration = Duration::from_secs(10);
 
 /// Longest wait for the connections to the outbox database to close.
 const STORE_CLOSING: Duration = Duration::from_secs(3);
@@ -304,7 +311,7 @@ impl Hub {
             StoreNotClosed.emit();
         }
         // Sends the last acknowledgements before the connection closes.
-        if let Err(error) = self.js.flush().await {
+        if let Err(error) = self.js.flush_at_stop().await {
             LastAcknowledgementsLost { error: &error }.emit();
         }
         result
@@ -345,7 +352,8 @@ pub(crate) async fn run(mut settings: Settings, options: ServeOptions) -> Result
                 Stopping.emit();
                 signalled.cancel();
             });
-            let result = join(hub, dev.as_mut(), &stop).await;
+            let limit = settings.delivery.grace + STOP_MARGIN;
+            let result = join(hub, dev.as_mut(), &stop, limit).await;
             drop(watch);
             result
         }
@@ -358,17 +366,39 @@ pub(crate) async fn run(mut settings: Settings, options: ServeOptions) -> Result
     result
 }
 
-/// Waits until the hub ends. If its private server ends first, the hub is stopped.
-async fn join(hub: Hub, dev: Option<&mut Dev>, stop: &CancellationToken) -> Result<(), ServeError> {
-    let mut joined = std::pin::pin!(hub.join());
-    let Some(dev) = dev else { return Ok(joined.await?) };
-    tokio::select! {
-        result = &mut joined => Ok(result?),
-        ended = dev.ended() => {
-            stop.cancel();
-            joined.await?;
-            Err(ended.into())
+/// Waits until the hub ends. If its private server ends first, the hub is stopped. A hub that has not ended at `limit`
+/// after its stop is dropped.
+async fn join(
+    hub: Hub,
+    dev: Option<&mut Dev>,
+    stop: &CancellationToken,
+    limit: Duration,
+) -> Result<(), ServeError> {
+    let running = hub.tasks.running();
+    let dev_ended = async {
+        match dev {
+            Some(dev) => dev.ended().await,
+            None => std::future::pending().await,
         }
+    };
+    let ended = async {
+        let mut joined = std::pin::pin!(hub.join());
+        tokio::select! {
+            result = &mut joined => Ok(result?),
+            ended = dev_ended => {
+                stop.cancel();
+                joined.await?;
+                Err(ended.into())
+            }
+        }
+    };
+    let overdue = async {
+        stop.cancelled().await;
+        tokio::time::sleep(limit).await;
+    };
+    tokio::select! {
+        ended = ended => ended,
+        () = overdue => Err(ServeError::NotStopped { limit, running: running.list() }),
     }
 }
 

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::error::Error;
 use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -56,7 +57,7 @@ impl TaskError {
 /// The tasks of one owner, and the token that stops them.
 pub struct Tasks {
     set: JoinSet<Result<(), Box<dyn Error + Send + Sync>>>,
-    names: HashMap<Id, String>,
+    running: Running,
     stop: CancellationToken,
 }
 
@@ -64,7 +65,7 @@ impl Tasks {
     /// `stop` is cancelled by whoever stops the owner, and here when one of the tasks ends before. A role passes a
     /// child of its own token.
     pub fn new(stop: CancellationToken) -> Self {
-        Self { set: JoinSet::new(), names: HashMap::new(), stop }
+        Self { set: JoinSet::new(), running: Running::default(), stop }
     }
 
     /// Starts a task that watches the token itself and finishes its work.
@@ -74,7 +75,7 @@ impl Tasks {
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
         let handle = self.set.spawn(async move { task.await.map_err(Into::into) });
-        self.names.insert(handle.id(), name.into());
+        self.running.names().insert(handle.id(), name.into());
     }
 
     /// Starts such a task that cannot fail.
@@ -105,7 +106,7 @@ impl Tasks {
                 Ok((id, _)) => *id,
                 Err(error) => error.id(),
             };
-            let name = self.names.remove(&id).unwrap_or_else(|| "a task".to_owned());
+            let name = self.running.names().remove(&id).unwrap_or_else(|| "a task".to_owned());
             let error = match ended {
                 Ok((_, Ok(()))) if stopping => continue,
                 Ok((_, Ok(()))) => TaskError::Ended { name },
@@ -117,6 +118,11 @@ impl Tasks {
             return Some(error);
         }
         None
+    }
+
+    /// The tasks that run, also after a call of [`join`](Self::join).
+    pub(crate) fn running(&self) -> Running {
+        self.running.clone()
     }
 
     /// Drops the tasks that have not ended.
@@ -132,6 +138,26 @@ impl Tasks {
             first.get_or_insert(error);
         }
         first.map_or(Ok(()), Err)
+    }
+}
+
+/// The names of the running tasks of one owner. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Running(Arc<Mutex<HashMap<Id, String>>>);
+
+impl Running {
+    fn names(&self) -> MutexGuard<'_, HashMap<Id, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sorted, separated by commas.
+    pub(crate) fn list(&self) -> String {
+        let mut names: Vec<String> = self.names().values().cloned().collect();
+        if names.is_empty() {
+            names.push("the closing of connections".to_owned());
+        }
+        names.sort_unstable();
+        names.join(", ")
     }
 }
 

@@ -94,17 +94,17 @@ impl DeliveryCut {
     }
 }
 
-/// An envelope whose last delivery was not used could not be published again.
-pub struct EnvelopeNotHandedBack<'a> {
+/// Untried envelopes on their last delivery could not be handed back at a stop.
+pub struct EnvelopesNotHandedBack<'a> {
     pub error: Cause<'a>,
-    pub sequence: u64,
+    pub count: usize,
 }
 
-impl EnvelopeNotHandedBack<'_> {
+impl EnvelopesNotHandedBack<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
-        let Self { error, sequence } = self;
+        let Self { error, count } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, sequence, "envelope not handed back, dead-lettered after ack_wait");
+        tracing::warn!(%error, domain, count, "envelopes not handed back, they are dead-lettered after ack_wait");
     }
 }
 

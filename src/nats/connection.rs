@@ -189,6 +189,17 @@ impl JetStream {
         }
     }
 
+    /// The same at a stop, which does not wait for a server that is gone.
+    pub async fn flush_at_stop(&self) -> Result<(), NatsError> {
+        self.check_connected()?;
+        self.flush().await
+    }
+
+    /// Fails if there is no connection at the moment.
+    pub(crate) fn check_connected(&self) -> Result<(), NatsError> {
+        if self.is_connected() { Ok(()) } else { Err(NatsError::NotConnected) }
+    }
+
     /// Sends a request to `$JS.API.<subject>`. An `error` in the answer becomes [`NatsError::Api`].
     pub(super) async fn api<T: DeserializeOwned>(
         &self,

@@ -78,6 +78,9 @@ pub enum NatsError {
     /// The client failed to send or to receive.
     #[error("{subject}: {source}")]
     Transport { subject: String, source: BoxError },
+    /// There is no connection at the moment, and the caller does not wait for one.
+    #[error("not connected to NATS; start nats-server, or check nats.url")]
+    NotConnected,
     /// The connection is closed for good.
     #[error("{subject}: the connection is closed")]
     Closed { subject: String },

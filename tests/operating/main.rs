@@ -9,3 +9,4 @@ mod process;
 mod process_children;
 mod replicas;
 mod serve_dev;
+mod stopping;

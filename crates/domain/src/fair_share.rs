@@ -5,120 +5,133 @@
 //! takes a minute. The number of waiting items of a tenant is bounded.
 //!
 //! Each incarnation of a subscription has a bounded queue and a *share*: the maximum number of its items in flight. A
-//! share starts small, grows by one with each healthy finish up to the subscription's `max_in_flight`, and halves, down
-//! to one, with each unhealthy finish. So an endpoint that does not answer holds about one slot, and an unknown
-//! endpoint holds few. Subscriptions whose last finishes were unhealthy (*reduced*) together use at most half of the
-//! pool.
+//! share starts at one, grows by one with each healthy finish up to the subscription's `max_in_flight`, and halves, down
+//! to one, with each unhealthy finish.
+//!
+//! A subscription is *on probation* while it is new, and after an attempt that is unhealthy or slow. A slow attempt
+//! counts before it ends. A few quick and healthy finishes end the probation. Subscriptions on probation together use at
+//! most half of the pool, or more if the others do not use it; a part of their slots is for those that have nothing in
+//! flight, new ones first. A part of the whole pool is for subscriptions that are not on probation and have nothing in
+//! flight. So however many endpoints hang, an endpoint that works finds a slot.
 //!
 //! No item of a *held* subscription (its endpoint sent `Retry-After`) starts before the hold ends; its items wait in
 //! their queue.
 //!
-//! A tenant's waiting subscriptions take turns in two rings, one of them for reduced subscriptions, and the rings take
-//! turns. An operation costs O(log n) in the number of waiting subscriptions, however many items wait.
+//! The memory for waiting items is shared by a dynamic threshold (Choudhury and Hahne, "Dynamic queue length thresholds
+//! for shared-memory packet switches", 1998): a queue may use a fraction of what is free, a smaller one if its items do
+//! not leave soon. So some is always free, however many subscriptions are stuck.
+//!
+//! A tenant's waiting subscriptions take turns in rings, by what they may take of the pool; those on probation and the
+//! others take turns. An operation costs O(log n) in the number of waiting subscriptions, however many items wait.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::subscription::{Identity, RateLimit};
 
 mod bucket;
+mod queue;
+mod slots;
 mod tenants;
 #[cfg(test)]
 mod tests;
 
 use bucket::Bucket;
-use tenants::{TenantPlace, Tenants};
+use queue::Queue;
+use slots::Slots;
+use tenants::{Ring, Tenants};
 
-/// Subscriptions without items whose reduced share or spent rate limit is remembered, at most.
+/// Subscriptions without items whose state is remembered, at most.
 const MAX_REMEMBERED: usize = 10_000;
 
-/// The initial share is the pool divided by this.
-const INITIAL_PART: usize = 16;
+/// The share from which a subscription that answers well is not on probation is the pool divided by this.
+const CONFIRMED_PART: usize = 16;
 
 /// The pool divided by this is reserved for the other tenants.
 const OTHERS_PART: usize = 16;
+
+/// A queue may use the free memory divided by this.
+const FREE_PART: usize = 4;
+/// The same for a queue whose items do not leave soon.
+const FREE_PART_STUCK: usize = 16;
+/// The waiting items of a subscription that is held for longer do not stay in memory.
+const LONG_HOLD: Duration = Duration::from_secs(10);
+/// A queue whose items leave soon may have this many if half of the free memory allows it.
+const ALWAYS: usize = 8;
 
 /// The place of a subscription in the slab.
 type Place = usize;
 /// A counter; a lower turn comes first.
 type Turn = u64;
 
+/// How an item ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// The endpoint works.
+    Healthy,
+    /// The endpoint does not work.
+    Unhealthy,
+    /// No attempt was made, so nothing is known about the endpoint.
+    Untried,
+}
+
+/// Bounds of a pool.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolLimits {
+    /// Items in flight at once (at least 1).
+    pub slots: usize,
+    /// Waiting items of one subscription.
+    pub queue_per_subscription: usize,
+    /// Waiting items of one tenant, if there are several tenants.
+    pub queue_per_tenant: usize,
+    /// Items in memory, waiting or in flight, without those that [`FairShare::offer_beyond`] queued.
+    pub memory: usize,
+}
+
 /// The waiting and running items of a pool. Callers pass the time as the duration since a fixed start; it never goes
 /// back.
 #[derive(Debug)]
 pub struct FairShare<T> {
-    pool: usize,
-    queue_per_subscription: usize,
-    queue_per_tenant: usize,
+    limits: PoolLimits,
+    slots: Slots,
     places: HashMap<Identity, Place>,
     queues: Vec<Option<Queue<T>>>,
     free: Vec<Place>,
-    /// Subscriptions with a waiting item and room in their share, each in one of its tenant's two rings.
+    /// Subscriptions with a waiting item and room in their share, each in one of its tenant's rings.
     tenants: Tenants,
-    /// True if the ring of reduced subscriptions is next, if both have one.
-    reduced_next: bool,
+    /// True if the rings of subscriptions on probation are next, if both kinds have one.
+    probation_next: bool,
     /// Subscriptions that wait for the next token of their rate limit or for the end of a hold, by its time.
     limited: BTreeSet<(Duration, Place)>,
     /// Idle subscriptions whose state is kept, oldest first.
     remembered: BTreeMap<Turn, Place>,
     turns: Turn,
     waiting: usize,
-    in_flight: usize,
-    reduced_in_flight: usize,
-}
-
-/// The queue and the state of one subscription.
-#[derive(Debug)]
-struct Queue<T> {
-    id: Identity,
-    tenant: TenantPlace,
-    items: VecDeque<T>,
-    in_flight: usize,
-    share: usize,
-    /// Maximum share: `max_in_flight`, at most the pool.
-    most: usize,
-    reduced: bool,
-    bucket: Option<Bucket>,
-    /// Its turn in a ring; true for the ring of reduced subscriptions.
-    turn: Option<(Turn, bool)>,
-    /// Its entry in `limited`.
-    limited_until: Option<Duration>,
-    /// End of the hold; its entry in `limited` is not earlier.
-    held_until: Option<Duration>,
-    /// Its entry in `remembered`.
-    remembered: Option<Turn>,
-}
-
-impl<T> Queue<T> {
-    fn can_run(&self) -> bool {
-        !self.items.is_empty() && self.in_flight < self.share
-    }
+    /// Waiting items that count as held memory.
+    in_memory: usize,
 }
 
 impl<T> FairShare<T> {
-    /// Makes a pool of `pool` slots (at least 1), with the maximum number of waiting items per subscription, and per
-    /// tenant if there are several tenants.
-    pub fn new(pool: usize, queue_per_subscription: usize, queue_per_tenant: usize) -> Self {
+    /// Makes an empty pool.
+    pub fn new(limits: PoolLimits) -> Self {
         Self {
-            pool: pool.max(1),
-            queue_per_subscription,
-            queue_per_tenant,
+            limits,
+            slots: Slots::new(limits.slots),
             places: HashMap::new(),
             queues: Vec::new(),
             free: Vec::new(),
             tenants: Tenants::default(),
-            reduced_next: false,
+            probation_next: false,
             limited: BTreeSet::new(),
             remembered: BTreeMap::new(),
             turns: 0,
             waiting: 0,
-            in_flight: 0,
-            reduced_in_flight: 0,
+            in_memory: 0,
         }
     }
 
-    /// Queues an item with the current limits of its subscription. Returns the item as an error if the queue of the
-    /// subscription or of its tenant is full.
+    /// Queues an item with the current limits of its subscription. Returns the item as an error if the subscription or
+    /// its tenant uses its part of the memory, or if the subscription is held for long.
     pub fn offer(
         &mut self,
         subscription: &Identity,
@@ -129,13 +142,26 @@ impl<T> FairShare<T> {
     ) -> Result<(), T> {
         let full_for_tenant = || {
             let waiting = self.tenants.waiting_of(subscription.subscription.tenant());
-            self.tenants.several() && waiting >= self.queue_per_tenant
+            self.tenants.several() && waiting >= self.limits.queue_per_tenant
         };
-        if self.waiting_of(subscription) >= self.queue_per_subscription || full_for_tenant() {
+        let long_hold = || self.held_for(subscription, now).is_some_and(|rest| rest > LONG_HOLD);
+        let full = self.waiting_of(subscription) >= self.allowance(subscription);
+        if full || full_for_tenant() || long_hold() {
             return Err(item);
         }
-        self.offer_beyond(subscription, max_in_flight, rate, item, now);
+        self.push(subscription, max_in_flight, rate, (item, true), now);
         Ok(())
+    }
+
+    /// The number of items of a subscription that may wait at the moment.
+    fn allowance(&self, subscription: &Identity) -> usize {
+        let memory = self.limits.memory;
+        let for_waiting = memory - self.slots.pool().min(memory / 2);
+        let free = for_waiting.saturating_sub(self.in_memory);
+        let flows = self.find(subscription).is_some_and(Queue::flows);
+        let allowed =
+            if flows { (free / FREE_PART).max(ALWAYS.min(free / 2)) } else { free / FREE_PART_STUCK };
+        self.limits.queue_per_subscription.min(allowed.max(1))
     }
 
     /// Queues an item even if the queue is full, for items whose number is bounded elsewhere.
@@ -147,7 +173,18 @@ impl<T> FairShare<T> {
         item: T,
         now: Duration,
     ) {
-        let most = (max_in_flight as usize).clamp(1, self.pool);
+        self.push(subscription, max_in_flight, rate, (item, false), now);
+    }
+
+    fn push(
+        &mut self,
+        subscription: &Identity,
+        max_in_flight: u32,
+        rate: Option<RateLimit>,
+        (item, in_memory): (T, bool),
+        now: Duration,
+    ) {
+        let most = (max_in_flight as usize).clamp(1, self.slots.pool());
         let place = self.place_of(subscription);
         let queue = self.queues[place].as_mut().expect(KNOWN);
         queue.most = most;
@@ -163,12 +200,13 @@ impl<T> FairShare<T> {
                 self.limited.insert((until, place));
             }
         }
-        queue.items.push_back(item);
+        queue.items.push_back((item, in_memory));
         if let Some(stamp) = queue.remembered.take() {
             self.remembered.remove(&stamp);
         }
         let tenant = queue.tenant;
         self.waiting += 1;
+        self.in_memory += usize::from(in_memory);
         *self.tenants.waiting(tenant) += 1;
         self.settle(place);
     }
@@ -185,24 +223,29 @@ impl<T> FairShare<T> {
             queue.held_until = None;
             self.settle(place);
         }
-        if self.in_flight >= self.pool {
-            return None;
-        }
+        self.slots.observe(now);
         loop {
             let place = self.take_turn()?;
             let queue = self.queues[place].as_mut().expect(KNOWN);
+            if !queue.on_probation && queue.is_overdue(now) {
+                queue.on_probation = true;
+                self.slots.change(true, queue.in_flight);
+                self.settle(place);
+                continue;
+            }
             if let Some(Err(wait)) = queue.bucket.as_mut().map(|bucket| bucket.take(now)) {
                 let until = now + wait;
                 queue.limited_until = Some(until);
                 self.limited.insert((until, place));
                 continue;
             }
-            let item = queue.items.pop_front().expect("a subscription in a ring has a waiting item");
-            queue.in_flight += 1;
+            let (item, in_memory) =
+                queue.items.pop_front().expect("a subscription in a ring has a waiting item");
+            queue.start(now);
             let tenant = queue.tenant;
             self.waiting -= 1;
-            self.in_flight += 1;
-            self.reduced_in_flight += usize::from(queue.reduced);
+            self.in_memory -= usize::from(in_memory);
+            self.slots.start(queue.on_probation, now);
             *self.tenants.waiting(tenant) -= 1;
             self.tenants.started(tenant);
             self.settle(place);
@@ -210,43 +253,28 @@ impl<T> FairShare<T> {
         }
     }
 
-    /// Frees the slot of an item that `next` returned. `healthy` is the result of `Outcome::is_healthy`.
-    pub fn finished(&mut self, subscription: &Identity, healthy: bool) {
+    /// Frees the slot of an item that `next` returned at `started`.
+    pub fn finished(&mut self, subscription: &Identity, finish: Finish, started: Duration, now: Duration) {
         let Some(&place) = self.places.get(subscription) else { return };
-        let initial = self.initial_share();
+        let confirmed = (self.slots.pool() / CONFIRMED_PART).max(2);
         let queue = self.queues[place].as_mut().expect(KNOWN);
-        if queue.in_flight == 0 {
+        let was_on_probation = queue.on_probation;
+        if !queue.finish(finish, started, confirmed, now) {
             return;
         }
-        queue.in_flight -= 1;
-        self.tenants.finished(queue.tenant);
-        self.in_flight -= 1;
-        self.reduced_in_flight -= usize::from(queue.reduced);
-        if healthy {
-            queue.share = (queue.share + 1).min(queue.most);
-            if queue.reduced && queue.share >= initial.min(queue.most) {
-                queue.reduced = false;
-                self.reduced_in_flight -= queue.in_flight;
-            }
-        } else {
-            queue.share = (queue.share / 2).max(1);
-            if !queue.reduced {
-                queue.reduced = true;
-                self.reduced_in_flight += queue.in_flight;
-            }
+        self.slots.finish(was_on_probation);
+        if queue.on_probation != was_on_probation {
+            self.slots.change(queue.on_probation, queue.in_flight);
         }
+        self.tenants.finished(queue.tenant);
         self.settle(place);
         self.retire(place);
     }
 
-    /// Starts no item of a subscription until `until`; a hold that ends later stays. Removes and returns the waiting items
-    /// for which `give_back` returns true.
-    pub fn hold(
-        &mut self,
-        subscription: &Identity,
-        until: Duration,
-        mut give_back: impl FnMut(&T) -> bool,
-    ) -> Vec<T> {
+    /// Starts no item of a subscription until `until`; a hold that ends later stays. If that is long, removes and returns
+    /// the waiting items that count as memory.
+    pub fn hold(&mut self, subscription: &Identity, until: Duration, now: Duration) -> Vec<T> {
+        let long = until.saturating_sub(now) > LONG_HOLD;
         let place = self.place_of(subscription);
         let queue = self.queues[place].as_mut().expect(KNOWN);
         if queue.held_until.is_none_or(|held| held < until) {
@@ -257,14 +285,16 @@ impl<T> FairShare<T> {
             }
             self.limited.insert((ends, place));
         }
-        let (given, kept): (Vec<T>, Vec<T>) = queue.items.drain(..).partition(|item| give_back(item));
+        let (given, kept): (Vec<_>, Vec<_>) =
+            queue.items.drain(..).partition(|(_, in_memory)| long && *in_memory);
         queue.items.extend(kept);
         let tenant = queue.tenant;
+        self.in_memory -= given.len();
         self.waiting -= given.len();
         *self.tenants.waiting(tenant) -= given.len();
         self.settle(place);
         self.retire(place);
-        given
+        given.into_iter().map(|(item, _)| item).collect()
     }
 
     /// The rest of the hold of a subscription; `None` if it is not held.
@@ -288,11 +318,17 @@ impl<T> FairShare<T> {
         }
     }
 
-    /// The wait until a rate limit or the end of a hold permits the next item; `None` if no subscription waits for either,
-    /// or if no slot is free. Call it after `next` has returned `None`.
+    /// The wait until the next item may run without another finish or offer: when a rate limit permits it, a hold ends,
+    /// or the subscriptions on probation may use more of the pool. `None` if there is no such time. Call it after `next`
+    /// has returned `None`.
     pub fn next_wake(&self, now: Duration) -> Option<Duration> {
-        let (until, _) = self.limited.first()?;
-        (self.in_flight < self.pool).then(|| until.saturating_sub(now))
+        if self.slots.is_full() {
+            return None;
+        }
+        let limited = self.limited.first().map(|(until, _)| until.saturating_sub(now));
+        let waits = Ring::ON_PROBATION.iter().any(|ring| self.tenants.least(*ring).is_some());
+        let window = waits.then(|| self.slots.next_window(now));
+        limited.into_iter().chain(window).min()
     }
 
     /// Removes and returns all waiting items, for shutdown. Items in flight remain, until `finished` is called for them.
@@ -300,7 +336,7 @@ impl<T> FairShare<T> {
         let mut items = Vec::with_capacity(self.waiting);
         for place in 0..self.queues.len() {
             if let Some(queue) = &mut self.queues[place] {
-                items.extend(queue.items.drain(..));
+                items.extend(queue.items.drain(..).map(|(item, _)| item));
                 queue.turn = None;
                 queue.limited_until = None;
                 queue.held_until = None;
@@ -309,13 +345,18 @@ impl<T> FairShare<T> {
         self.tenants.clear();
         self.limited.clear();
         self.waiting = 0;
+        self.in_memory = 0;
         (0..self.queues.len()).for_each(|place| self.retire(place));
         items
     }
 
     /// Visits every waiting item, in no particular order, for heartbeats.
     pub fn for_each_waiting(&mut self, mut visit: impl FnMut(&mut T)) {
-        self.queues.iter_mut().flatten().flat_map(|queue| queue.items.iter_mut()).for_each(&mut visit);
+        self.queues
+            .iter_mut()
+            .flatten()
+            .flat_map(|queue| queue.items.iter_mut())
+            .for_each(|(item, _)| visit(item));
     }
 
     /// Number of waiting items.
@@ -325,7 +366,7 @@ impl<T> FairShare<T> {
 
     /// Number of items that `next` returned and that are not finished.
     pub fn in_flight(&self) -> usize {
-        self.in_flight
+        self.slots.in_flight()
     }
 
     /// Number of waiting items of a subscription.
@@ -347,46 +388,46 @@ impl<T> FairShare<T> {
         self.queues[place].as_mut().expect(KNOWN)
     }
 
-    fn initial_share(&self) -> usize {
-        (self.pool / INITIAL_PART).max(1)
-    }
-
-    /// Maximum number of items in flight of all reduced subscriptions together; at least one, so that they can recover.
-    fn reduced_limit(&self) -> usize {
-        (self.pool / 2).max(1)
+    /// Slots that one tenant leaves to the others.
+    fn others_part(&self) -> usize {
+        if self.tenants.several() { (self.slots.pool() / OTHERS_PART).max(1) } else { 0 }
     }
 
     /// Maximum number of items in flight of one tenant.
     fn tenant_limit(&self) -> usize {
-        let others = if self.tenants.several() { (self.pool / OTHERS_PART).max(1) } else { 0 };
-        (self.pool - others).max(1)
+        (self.slots.pool() - self.others_part()).max(1)
     }
 
-    /// Takes the next subscription out of its ring; the rings take turns.
+    /// Takes the next subscription out of its ring; those on probation and the others take turns.
     fn take_turn(&mut self) -> Option<Place> {
         let most = self.tenant_limit();
-        let healthy_may = self.tenants.may(false, most);
-        let reduced_may = self.tenants.may(true, most) && self.reduced_in_flight < self.reduced_limit();
-        if !healthy_may && !reduced_may {
-            return None;
-        }
-        let from_reduced = reduced_may && (self.reduced_next || !healthy_may);
-        let place = self.tenants.pop(from_reduced)?;
-        self.reduced_next = !from_reduced;
+        // The tenant comes before the order of the rings.
+        let first = |rings: &[Ring]| {
+            let waiting = rings.iter().filter_map(|ring| Some((self.tenants.least(*ring)?, *ring)));
+            let admitted = waiting.filter(|(least, ring)| {
+                let reserved = *ring == Ring::Further && *least < self.others_part() && !self.slots.is_full();
+                *least < most && (reserved || self.slots.admits(*ring))
+            });
+            admitted.min_by_key(|(least, _)| *least).map(|(_, ring)| ring)
+        };
+        let (steady, on_probation) = (first(&Ring::STEADY), first(&Ring::ON_PROBATION));
+        let ring = if self.probation_next { on_probation.or(steady) } else { steady.or(on_probation) }?;
+        let place = self.tenants.pop(ring)?;
+        self.probation_next = !Ring::ON_PROBATION.contains(&ring);
         self.queue(place).turn = None;
         Some(place)
     }
 
-    /// Moves a subscription to the ring for its current state, or out of both. It keeps its turn in the other ring.
+    /// Moves a subscription to the ring for its current state, or out of all. It keeps its turn in another ring.
     fn settle(&mut self, place: Place) {
         let queue = self.queues[place].as_mut().expect(KNOWN);
-        let belongs = (queue.can_run() && queue.limited_until.is_none()).then_some(queue.reduced);
-        if queue.turn.map(|(_, reduced)| reduced) == belongs {
+        let belongs = queue.ring();
+        if queue.turn.map(|(_, ring)| ring) == belongs {
             return;
         }
         let turn = match queue.turn.take() {
-            Some((turn, reduced)) => {
-                self.tenants.remove(queue.tenant, reduced, turn);
+            Some((turn, ring)) => {
+                self.tenants.remove(queue.tenant, ring, turn);
                 turn
             }
             None => {
@@ -394,9 +435,9 @@ impl<T> FairShare<T> {
                 self.turns
             }
         };
-        if let Some(reduced) = belongs {
-            queue.turn = Some((turn, reduced));
-            self.tenants.insert(queue.tenant, reduced, turn, place);
+        if let Some(ring) = belongs {
+            queue.turn = Some((turn, ring));
+            self.tenants.insert(queue.tenant, ring, turn, place);
         }
     }
 
@@ -404,20 +445,8 @@ impl<T> FairShare<T> {
         if let Some(&place) = self.places.get(subscription) {
             return place;
         }
-        let queue = Queue {
-            id: subscription.clone(),
-            tenant: self.tenants.enter(subscription.subscription.tenant()),
-            items: VecDeque::new(),
-            in_flight: 0,
-            share: self.initial_share(),
-            most: self.pool,
-            reduced: false,
-            bucket: None,
-            turn: None,
-            limited_until: None,
-            held_until: None,
-            remembered: None,
-        };
+        let tenant = self.tenants.enter(subscription.subscription.tenant());
+        let queue = Queue::new(subscription.clone(), tenant, self.slots.pool());
         let place = match self.free.pop() {
             Some(place) => {
                 self.queues[place] = Some(queue);
@@ -432,14 +461,14 @@ impl<T> FairShare<T> {
         place
     }
 
-    /// Removes a subscription without items. If its share is reduced, or it has a rate limit or a hold, its state is kept
-    /// until newer ones displace it.
+    /// Removes a subscription without items. If anything is known about it, its state is kept until newer ones displace
+    /// it.
     fn retire(&mut self, place: Place) {
         let Some(queue) = &mut self.queues[place] else { return };
         if !queue.items.is_empty() || queue.in_flight > 0 || queue.remembered.is_some() {
             return;
         }
-        if queue.reduced || queue.bucket.is_some() || queue.held_until.is_some() {
+        if !queue.is_new || queue.bucket.is_some() || queue.held_until.is_some() {
             self.turns += 1;
             queue.remembered = Some(self.turns);
             // Releases the memory of a queue that was long.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::fair_share::Finish;
 use super::status::{Statuses, Treatment};
 
 /// The outcome of one attempt, as the adapter reports it.
@@ -80,16 +81,18 @@ impl Outcome {
         }
     }
 
-    /// False if the outcome suggests that the endpoint is down or overloaded: a failure of the connection, a timeout, a
-    /// 429, a 5xx, or a broker that is unavailable or rejects the message. Determines the share of the subscription in
-    /// the delivery pool. A failure of the hub, and a message that can never be accepted, say nothing about the endpoint
-    /// and count as healthy.
-    pub fn is_healthy(&self) -> bool {
-        match self {
-            Outcome::Acknowledged | Outcome::Failed(Failure::Unpublishable) => true,
+    /// What the outcome shows about the endpoint, for its share of the delivery pool. Unhealthy: it is down or
+    /// overloaded (a failure of the connection, a timeout, a 429, a 5xx, or a broker that is unavailable or rejects the
+    /// message). A failure of the hub, and a message that can never be accepted, show nothing.
+    pub fn finish(&self) -> Finish {
+        let healthy = match self {
+            Outcome::Failed(Failure::Unpublishable) => return Finish::Untried,
+            Outcome::Failed(failure) if failure.fault() == Fault::Hub => return Finish::Untried,
+            Outcome::Acknowledged => true,
             Outcome::Answered { status, .. } => *status != 429 && *status < 500,
-            Outcome::Failed(failure) => failure.fault() == Fault::Hub,
-        }
+            Outcome::Failed(_) => false,
+        };
+        if healthy { Finish::Healthy } else { Finish::Unhealthy }
     }
 
     /// The kind of the failure, for metrics; `None` for a success.

@@ -10,6 +10,7 @@ use super::disable::disable;
 use super::settle::{Settle, Tried};
 use crate::domain::attempt::Attempt;
 use crate::domain::envelope::Envelope;
+use crate::domain::fair_share::Finish;
 use crate::domain::index::IndexEntry;
 use crate::domain::outcome::{Decision, Failure, Fault, Reason, disables};
 use crate::domain::producer_outbox::ExternalMessage;
@@ -33,21 +34,22 @@ const MOST_TARGETS: usize = 10_000;
 pub(super) struct Finished {
     pub(super) subscription: Identity,
     pub(super) sequence: u64,
+    /// When the pool returned it.
+    pub(super) started: Duration,
     pub(super) health: Health,
 }
 
 /// What an attempt shows about its endpoint.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Health {
-    /// The endpoint works.
-    pub(super) healthy: bool,
+    pub(super) finish: Finish,
     /// It asked for a pause with `Retry-After`.
     pub(super) hold: Option<Duration>,
 }
 
 impl Health {
     /// No attempt was made.
-    pub(super) const UNTRIED: Self = Self { healthy: true, hold: None };
+    pub(super) const UNTRIED: Self = Self { finish: Finish::Untried, hold: None };
 }
 
 /// Delivers the envelopes of one domain. Cheap to clone.
@@ -182,7 +184,7 @@ impl Delivery {
             // This envelope waits as its endpoint asked; others may have another endpoint in their copy.
             Subscriptions::InEnvelopes => None,
         };
-        Health { healthy: attempt.outcome.is_healthy(), hold }
+        Health { finish: attempt.outcome.finish(), hold }
     }
 
     /// Dead-letters a message that is not a readable envelope.

@@ -123,15 +123,16 @@ impl DeliveryLog {
                 () = inner.enough.notified() => {}
                 () = tokio::time::sleep(FLUSH_INTERVAL) => {}
             }
-            inner.flush().await;
+            inner.flush(false).await;
         }
-        inner.flush().await;
+        inner.flush(true).await;
         Ok(())
     }
 }
 
 impl Inner {
-    async fn flush(&self) {
+    /// At a stop, it does not wait for a server that is gone.
+    async fn flush(&self, at_stop: bool) {
         let lines = {
             let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
             gathered.bytes = 0;
@@ -145,7 +146,13 @@ impl Inner {
         });
         let complete = stream::iter(messages)
             .map(|(subscription, count, lines)| async move {
-                match self.js.put_attempts(&self.domain, &subscription, count, lines.into()).await {
+                let put = async {
+                    if at_stop {
+                        self.js.check_connected()?;
+                    }
+                    self.js.put_attempts(&self.domain, &subscription, count, lines.into()).await
+                };
+                match put.await {
                     Ok(()) => {
                         AttemptsLogged { count }.emit(&self.metrics);
                         true

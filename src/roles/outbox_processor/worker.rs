@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::delivery::{Delivery, Finished, Health};
@@ -14,11 +14,11 @@ use super::lanes::{self, FromLane, Lanes};
 use super::settle::carried;
 use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
 use crate::domain::envelope::Envelope;
-use crate::domain::fair_share::FairShare;
+use crate::domain::fair_share::{FairShare, PoolLimits};
 use crate::domain::subscription::{Identity, Incarnation, RateLimit};
 use crate::facts::{
-    AcknowledgementsNotFlushed, DeliveryCut, DomainMetrics, EnvelopeNotHandedBack, EnvelopeNotSpilled,
-    EnvelopeSpilled, SubscriptionHeld, WorkerStopping,
+    AcknowledgementsNotFlushed, DeliveryCut, DomainMetrics, EnvelopeNotSpilled, EnvelopeSpilled,
+    EnvelopesNotHandedBack, SubscriptionHeld, WorkerStopping,
 };
 use crate::health::ReadyFlag;
 use crate::nats::subjects::own_lane;
@@ -28,11 +28,12 @@ use crate::tasks::{Jobs, Task, TaskError};
 
 /// Most messages received from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
+/// Messages on their last delivery that are handed back together.
+const HANDED_BACK_TOGETHER: usize = 256;
+/// Time for the messages of cut deliveries, if the grace period is used up.
+const LEAST_CLEANUP: Duration = Duration::from_secs(1);
 /// Delay before an envelope that could not be moved to its own lane is delivered again.
 const SPILL_RETRY: Duration = Duration::from_secs(5);
-/// The waiting envelopes of a subscription that is held for longer move to its own lane, so that they do not take the
-/// permits of others.
-const LONG_HOLD: Duration = Duration::from_secs(10);
 /// How long a lane is assumed to exist after it was created or found. It is removed only after minutes without
 /// envelopes, and the sweep covers the race.
 const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
@@ -41,7 +42,6 @@ const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
 pub(super) struct Held {
     pub(super) message: Box<Delivered>,
     pub(super) subscription: Identity,
-    own_lane: bool,
     permit: OwnedSemaphorePermit,
 }
 
@@ -101,11 +101,12 @@ impl Worker {
             mpsc::channel(self.settings.held + lanes::MOST_OWN_LANES * lanes::OWN_LANE_HELD);
         let (finished, mut done) = mpsc::channel(self.domain.concurrency.max(1));
         let mut running = Running {
-            pool: FairShare::new(
-                self.domain.concurrency,
-                self.settings.queue_per_subscription,
-                self.settings.held / 2,
-            ),
+            pool: FairShare::new(PoolLimits {
+                slots: self.domain.concurrency,
+                queue_per_subscription: self.settings.queue_per_subscription,
+                queue_per_tenant: self.settings.held / 2,
+                memory: self.settings.held,
+            }),
             in_flight: HashMap::new(),
             waiting: HashSet::new(),
             deliveries: Jobs::new(format!("a delivery of {}", self.domain.name)),
@@ -131,7 +132,7 @@ impl Worker {
         let result = loop {
             let now = running.started.elapsed();
             while let Some(held) = running.pool.next(now) {
-                self.start(&mut running, held);
+                self.start(&mut running, held, now);
             }
             let wake = running.pool.next_wake(now);
             tokio::select! {
@@ -160,7 +161,7 @@ impl Worker {
         // The readers watch the same token and hand back the messages that still arrive.
         incoming.close();
         while let Ok(read) = incoming.try_recv() {
-            self.hand_back(&read.message).await;
+            self.take(&mut running, read);
         }
         self.shut_down(running, done).await;
         if !readers.is_finished() {
@@ -197,13 +198,11 @@ impl Worker {
             return;
         }
         let (max_in_flight, rate) = limits.unwrap_or((1, None));
-        let held = Held { message, subscription: subscription.clone(), own_lane, permit };
+        let held = Held { message, subscription: subscription.clone(), permit };
         let now = running.started.elapsed();
         let refused = if own_lane {
             running.pool.offer_beyond(&subscription, max_in_flight, rate, held, now);
             None
-        } else if running.pool.held_for(&subscription, now).is_some_and(|left| left > LONG_HOLD) {
-            Some(held)
         } else {
             running.pool.offer(&subscription, max_in_flight, rate, held, now).err()
         };
@@ -273,7 +272,7 @@ impl Worker {
         });
     }
 
-    fn start(&self, running: &mut Running, held: Held) {
+    fn start(&self, running: &mut Running, held: Held, started: Duration) {
         let sequence = held.message.stream_sequence;
         running.waiting.remove(&sequence);
         running.in_flight.insert(sequence, held.message.acker.clone());
@@ -293,14 +292,15 @@ impl Worker {
             let Held { subscription, permit, .. } = held;
             drop(permit);
             // The receiver lives as long as the worker.
-            let _ = finished.send(Finished { subscription, sequence, health }).await;
+            let _ = finished.send(Finished { subscription, sequence, started, health }).await;
         });
     }
 
     fn finish(&self, running: &mut Running, finished: &Finished) {
         running.in_flight.remove(&finished.sequence);
         self.metrics.in_flight(running.in_flight.len());
-        running.pool.finished(&finished.subscription, finished.health.healthy);
+        let now = running.started.elapsed();
+        running.pool.finished(&finished.subscription, finished.health.finish, finished.started, now);
         if let Some(wait) = finished.health.hold {
             let until = Instant::now() + wait;
             let hold = Hold { subscription: finished.subscription.clone(), until, heard: false };
@@ -321,8 +321,7 @@ impl Worker {
         if running.pool.held_for(&hold.subscription, now).is_none() {
             SubscriptionHeld { subscription: &hold.subscription.subscription, wait }.emit(&self.metrics);
         }
-        let long = wait > LONG_HOLD;
-        for held in running.pool.hold(&hold.subscription, now + wait, |held| long && !held.own_lane) {
+        for held in running.pool.hold(&hold.subscription, now + wait, now) {
             self.spill(running, held);
         }
     }
@@ -339,48 +338,57 @@ impl Worker {
         }
     }
 
-    /// Hands the waiting messages back, lets deliveries finish within the grace period, and hands the rest back.
+    /// Hands the waiting messages back, lets deliveries finish, and hands the rest back, all within the grace period,
+    /// whether or not the server answers.
     async fn shut_down(&self, mut running: Running, mut done: mpsc::Receiver<Finished>) {
+        let deadline = Instant::now() + self.settings.grace;
         let waiting = running.pool.drain();
         WorkerStopping { in_flight: running.in_flight.len(), handed_back: waiting.len() }.emit(&self.metrics);
-        for held in waiting {
-            self.hand_back(&held.message).await;
-        }
-        let deadline = Instant::now() + self.settings.grace;
-        while !running.in_flight.is_empty() {
-            match tokio::time::timeout_at(deadline, done.recv()).await {
-                Ok(Some(finished)) => {
-                    running.in_flight.remove(&finished.sequence);
-                }
-                Ok(None) | Err(_) => break,
+        let in_flight = &mut running.in_flight;
+        let finishing = async {
+            while !in_flight.is_empty()
+                && let Some(finished) = done.recv().await
+            {
+                in_flight.remove(&finished.sequence);
             }
-        }
+        };
+        let _ = timeout_at(deadline, async { tokio::join!(self.hand_back_all(waiting), finishing) }).await;
         running.deliveries.shutdown().await;
-        for (sequence, acker) in running.in_flight {
-            DeliveryCut { sequence }.emit(&self.metrics);
-            acker.nak(None).await;
-        }
-        let _ = tokio::time::timeout_at(deadline, running.spills.join()).await;
-        if let Err(error) = self.js.flush().await {
+        let cut = async {
+            for (sequence, acker) in running.in_flight {
+                DeliveryCut { sequence }.emit(&self.metrics);
+                acker.nak(None).await;
+            }
+            running.spills.join().await;
+        };
+        let _ = timeout_at(deadline.max(Instant::now() + LEAST_CLEANUP), cut).await;
+        if let Err(error) = self.js.flush_at_stop().await {
             AcknowledgementsNotFlushed { error: &error }.emit();
         }
     }
 }
 
 impl Worker {
-    /// Hands back a message that was not tried. If this was its last delivery, it would be dead-lettered untried: it is
-    /// published again instead, with the number of deliveries before this one, and then acknowledged.
-    async fn hand_back(&self, message: &Delivered) {
-        if message.deliveries < self.settings.retry.max_deliver {
-            return message.acker.nak(Some(HAND_BACK_DELAY)).await;
+    /// Hands back messages that were not tried. Those whose last delivery this was would be dead-lettered untried: they
+    /// are published again instead, with the number of deliveries before this one, and then acknowledged. If the server
+    /// does not answer, the rest is left to `ack_wait`.
+    async fn hand_back_all(&self, waiting: Vec<Held>) {
+        let (last, others): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|held| held.message.deliveries >= self.settings.retry.max_deliver);
+        for held in others {
+            held.message.acker.nak(Some(HAND_BACK_DELAY)).await;
         }
-        let outgoing = self.moved(message, message.subject.clone());
-        match self.js.publish_each(std::slice::from_ref(&outgoing)).await {
-            Ok(_) => message.acker.ack().await,
-            Err(error) => {
-                EnvelopeNotHandedBack { error: &error, sequence: message.stream_sequence }
-                    .emit(&self.metrics);
+        let mut left = last.len();
+        for chunk in last.chunks(HANDED_BACK_TOGETHER) {
+            let again: Vec<EnvelopeMessage> =
+                chunk.iter().map(|held| self.moved(&held.message, held.message.subject.clone())).collect();
+            if let Err(error) = self.js.publish_each(&again).await {
+                return EnvelopesNotHandedBack { error: &error, count: left }.emit(&self.metrics);
             }
+            for held in chunk {
+                held.message.acker.ack().await;
+            }
+            left -= chunk.len();
         }
     }
 

@@ -4,6 +4,30 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{Place, Turn};
 
+/// The waiting subscriptions with room in their share, by what they may take of the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ring {
+    /// Not on probation, with nothing in flight.
+    First,
+    /// Not on probation, with items in flight.
+    Further,
+    /// New, with nothing in flight.
+    Newcomer,
+    /// On probation, with nothing in flight.
+    Probe,
+    /// On probation, with items in flight.
+    Probation,
+}
+
+/// Number of rings.
+const RINGS: usize = 5;
+
+impl Ring {
+    /// In the order of preference within each group.
+    pub(super) const STEADY: [Self; 2] = [Self::First, Self::Further];
+    pub(super) const ON_PROBATION: [Self; 3] = [Self::Newcomer, Self::Probe, Self::Probation];
+}
+
 /// The place of a tenant in the slab.
 pub(super) type TenantPlace = usize;
 
@@ -14,7 +38,7 @@ pub(super) struct Tenants {
     tenants: Vec<Option<Tenant>>,
     free: Vec<TenantPlace>,
     /// Tenants with a subscription in that ring, by number of items in flight, then by turn.
-    order: [BTreeSet<(usize, Turn, TenantPlace)>; 2],
+    order: [BTreeSet<(usize, Turn, TenantPlace)>; RINGS],
     turns: Turn,
     /// The first tenant.
     first: Option<Box<str>>,
@@ -28,8 +52,8 @@ struct Tenant {
     in_flight: usize,
     waiting: usize,
     turn: Turn,
-    /// Its runnable subscriptions by turn: healthy ones, then reduced ones.
-    rings: [BTreeMap<Turn, Place>; 2],
+    /// Its runnable subscriptions by turn, for each ring.
+    rings: [BTreeMap<Turn, Place>; RINGS],
 }
 
 impl Tenants {
@@ -90,15 +114,15 @@ impl Tenants {
         tenant.map_or(0, |tenant| tenant.waiting)
     }
 
-    pub(super) fn insert(&mut self, place: TenantPlace, reduced: bool, turn: Turn, subscription: Place) {
+    pub(super) fn insert(&mut self, place: TenantPlace, ring: Ring, turn: Turn, subscription: Place) {
         self.change(place, |tenant| {
-            tenant.rings[usize::from(reduced)].insert(turn, subscription);
+            tenant.rings[ring as usize].insert(turn, subscription);
         });
     }
 
-    pub(super) fn remove(&mut self, place: TenantPlace, reduced: bool, turn: Turn) {
+    pub(super) fn remove(&mut self, place: TenantPlace, ring: Ring, turn: Turn) {
         self.change(place, |tenant| {
-            tenant.rings[usize::from(reduced)].remove(&turn);
+            tenant.rings[ring as usize].remove(&turn);
         });
     }
 
@@ -110,19 +134,19 @@ impl Tenants {
         self.change(place, |tenant| tenant.in_flight -= 1);
     }
 
-    /// True if a tenant with fewer than `most` items in flight has a subscription in that ring.
-    pub(super) fn may(&self, reduced: bool, most: usize) -> bool {
-        self.order[usize::from(reduced)].first().is_some_and(|(in_flight, ..)| *in_flight < most)
+    /// Fewest items in flight of a tenant with a subscription in that ring; `None` if there is none.
+    pub(super) fn least(&self, ring: Ring) -> Option<usize> {
+        self.order[ring as usize].first().map(|(in_flight, ..)| *in_flight)
     }
 
     /// Takes the next subscription out of a ring.
-    pub(super) fn pop(&mut self, reduced: bool) -> Option<Place> {
-        let &(_, _, place) = self.order[usize::from(reduced)].first()?;
+    pub(super) fn pop(&mut self, ring: Ring) -> Option<Place> {
+        let &(_, _, place) = self.order[ring as usize].first()?;
         self.turns += 1;
         let turn = self.turns;
         let mut popped = None;
         self.change(place, |tenant| {
-            popped = tenant.rings[usize::from(reduced)].pop_first();
+            popped = tenant.rings[ring as usize].pop_first();
             tenant.turn = turn;
         });
         popped.map(|(_, subscription)| subscription)
@@ -139,14 +163,14 @@ impl Tenants {
 
     /// The subscription at a turn.
     #[cfg(test)]
-    pub(super) fn at(&self, place: TenantPlace, reduced: bool, turn: Turn) -> Option<Place> {
-        self.tenants[place].as_ref()?.rings[usize::from(reduced)].get(&turn).copied()
+    pub(super) fn at(&self, place: TenantPlace, ring: Ring, turn: Turn) -> Option<Place> {
+        self.tenants[place].as_ref()?.rings[ring as usize].get(&turn).copied()
     }
 
     /// Subscriptions in a ring, of all tenants.
     #[cfg(test)]
-    pub(super) fn in_ring(&self, reduced: bool) -> usize {
-        self.tenants.iter().flatten().map(|tenant| tenant.rings[usize::from(reduced)].len()).sum()
+    pub(super) fn in_ring(&self, ring: Ring) -> usize {
+        self.tenants.iter().flatten().map(|tenant| tenant.rings[ring as usize].len()).sum()
     }
 
     fn get(&mut self, place: TenantPlace) -> &mut Tenant {
@@ -157,7 +181,7 @@ impl Tenants {
     fn change(&mut self, place: TenantPlace, change: impl FnOnce(&mut Tenant)) {
         let tenant = self.tenants[place].as_mut().expect("the tenant of a subscription exists");
         let before = (tenant.in_flight, tenant.turn, place);
-        let listed_before = [!tenant.rings[0].is_empty(), !tenant.rings[1].is_empty()];
+        let listed_before: [bool; RINGS] = std::array::from_fn(|ring| !tenant.rings[ring].is_empty());
         change(tenant);
         let now = (tenant.in_flight, tenant.turn, place);
         for (ring, was_listed) in listed_before.into_iter().enumerate() {

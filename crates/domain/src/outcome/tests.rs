@@ -87,15 +87,15 @@ fn outcomes_of_a_broker_have_no_status() {
         (acknowledged.status(), acknowledged.kind(), acknowledged.error_text()),
         (None, None, String::new())
     );
-    assert!(acknowledged.is_healthy() && !disables(&acknowledged, &NONE));
-    for (failure, healthy) in [
-        (Failure::BrokerUnavailable, false),
-        (Failure::BrokerRefused, false),
-        (Failure::Unpublishable, true),
-        (Failure::UnknownBroker, true),
+    assert!(acknowledged.finish() == Finish::Healthy && !disables(&acknowledged, &NONE));
+    for (failure, finish) in [
+        (Failure::BrokerUnavailable, Finish::Unhealthy),
+        (Failure::BrokerRefused, Finish::Unhealthy),
+        (Failure::Unpublishable, Finish::Untried),
+        (Failure::UnknownBroker, Finish::Untried),
     ] {
         let outcome = Outcome::Failed(failure);
-        assert_eq!((outcome.is_healthy(), outcome.status()), (healthy, None), "{failure:?}");
+        assert_eq!((outcome.finish(), outcome.status()), (finish, None), "{failure:?}");
     }
 }
 
@@ -223,14 +223,16 @@ fn dead_endpoints_are_unhealthy_and_rejecting_ones_healthy() {
     for (status, healthy) in
         [(200, true), (301, true), (401, true), (404, true), (429, false), (500, false), (503, false)]
     {
-        assert_eq!(answered(status).is_healthy(), healthy, "{status}");
+        let finish = if healthy { Finish::Healthy } else { Finish::Unhealthy };
+        assert_eq!(answered(status).finish(), finish, "{status}");
     }
     for failure in FAILURES {
         let not_theirs = matches!(
             failure,
             Failure::Sealed | Failure::Request | Failure::UnknownBroker | Failure::Unpublishable
         );
-        assert_eq!(Outcome::Failed(failure).is_healthy(), not_theirs, "{failure:?}");
+        let finish = if not_theirs { Finish::Untried } else { Finish::Unhealthy };
+        assert_eq!(Outcome::Failed(failure).finish(), finish, "{failure:?}");
     }
 }
 

@@ -1,0 +1,137 @@
+//! The waiting items and the state of one subscription.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::bucket::Bucket;
+use super::tenants::{Ring, TenantPlace};
+use super::{Finish, Turn};
+use crate::subscription::Identity;
+
+/// An attempt that takes longer is slow, whatever its outcome, and counts before it ends.
+pub(super) const SLOW: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Queue<T> {
+    pub(super) id: Identity,
+    pub(super) tenant: TenantPlace,
+    /// Each with whether it counts as held memory.
+    pub(super) items: VecDeque<(T, bool)>,
+    /// Start times of the items in flight, with their number.
+    running: BTreeMap<Duration, usize>,
+    pub(super) in_flight: usize,
+    /// Maximum number of items in flight.
+    pub(super) share: usize,
+    /// Maximum share: `max_in_flight`, at most the pool.
+    pub(super) most: usize,
+    /// It is new, or its last attempts were unhealthy or slow.
+    pub(super) on_probation: bool,
+    /// No attempt has ended yet.
+    pub(super) is_new: bool,
+    pub(super) bucket: Option<Bucket>,
+    /// Its turn in a ring.
+    pub(super) turn: Option<(Turn, Ring)>,
+    /// Its entry in `limited`.
+    pub(super) limited_until: Option<Duration>,
+    /// End of the hold; its entry in `limited` is not earlier.
+    pub(super) held_until: Option<Duration>,
+    /// Its entry in `remembered`.
+    pub(super) remembered: Option<Turn>,
+}
+
+impl<T> Queue<T> {
+    pub(super) fn new(id: Identity, tenant: TenantPlace, most: usize) -> Self {
+        Self {
+            id,
+            tenant,
+            items: VecDeque::new(),
+            running: BTreeMap::new(),
+            in_flight: 0,
+            share: 1,
+            most,
+            on_probation: true,
+            is_new: true,
+            bucket: None,
+            turn: None,
+            limited_until: None,
+            held_until: None,
+            remembered: None,
+        }
+    }
+
+    /// The ring for its state; `None` if it has nothing to run.
+    pub(super) fn ring(&self) -> Option<Ring> {
+        if self.items.is_empty() || self.in_flight >= self.share || self.limited_until.is_some() {
+            return None;
+        }
+        Some(match (self.on_probation, self.in_flight) {
+            (false, 0) => Ring::First,
+            (false, _) => Ring::Further,
+            (true, 0) if self.is_new => Ring::Newcomer,
+            (true, 0) => Ring::Probe,
+            (true, _) => Ring::Probation,
+        })
+    }
+
+    /// Whether its waiting items leave soon: otherwise they may take less of the memory.
+    pub(super) fn flows(&self) -> bool {
+        !self.on_probation && self.limited_until.is_none()
+    }
+
+    /// Whether an item in flight is slow.
+    pub(super) fn is_overdue(&self, now: Duration) -> bool {
+        self.running.first_key_value().is_some_and(|(started, _)| *started + SLOW <= now)
+    }
+
+    pub(super) fn start(&mut self, now: Duration) {
+        self.in_flight += 1;
+        *self.running.entry(now).or_default() += 1;
+    }
+
+    /// Ends an item in flight, and adapts the share. `confirmed` is the share from which a subscription that answers
+    /// well is not on probation. Returns false if nothing was in flight.
+    pub(super) fn finish(
+        &mut self,
+        finish: Finish,
+        started: Duration,
+        confirmed: usize,
+        now: Duration,
+    ) -> bool {
+        if self.in_flight == 0 {
+            return false;
+        }
+        self.in_flight -= 1;
+        // An unknown start is the oldest one.
+        let started = if self.running.contains_key(&started) { Some(started) } else { self.first_start() };
+        if let Some(started) = started
+            && let Some(count) = self.running.get_mut(&started)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.running.remove(&started);
+            }
+        }
+        let slow = started.is_some_and(|started| started + SLOW <= now);
+        match finish {
+            Finish::Untried => return true,
+            Finish::Healthy => {
+                self.share = (self.share + 1).min(self.most);
+                if slow {
+                    self.on_probation = true;
+                } else if self.share >= confirmed.min(self.most) && !self.is_overdue(now) {
+                    self.on_probation = false;
+                }
+            }
+            Finish::Unhealthy => {
+                self.share = (self.share / 2).max(1);
+                self.on_probation = true;
+            }
+        }
+        self.is_new = false;
+        true
+    }
+
+    fn first_start(&self) -> Option<Duration> {
+        self.running.first_key_value().map(|(started, _)| *started)
+    }
+}
