@@ -40,6 +40,7 @@ pub mod filter;
 pub mod headers;
 pub mod index;
 pub mod key;
+pub mod lane_places;
 pub mod last_words;
 pub mod message_id;
 pub mod outcome;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Subscriptions;
+use crate::domain::lane_places::{Lane, plan};
 use crate::domain::subscription::SubscriptionRef;
 use crate::facts::{LaneReaderFailed, LanesNotListed, OwnLaneOpened, OwnLaneRemoved};
 use crate::health::ReadyFlag;
@@ -83,6 +84,7 @@ pub(super) struct Lanes {
     sink: mpsc::Sender<FromLane>,
     stop: CancellationToken,
     ready: ReadyFlag,
+    started: Instant,
 }
 
 impl Lanes {
@@ -96,7 +98,7 @@ impl Lanes {
         stop: CancellationToken,
     ) -> Self {
         let stream = js.names().outbox_stream(domain);
-        Self { js, stream, subscriptions, held, sink, stop, ready }
+        Self { js, stream, subscriptions, held, sink, stop, ready, started: Instant::now() }
     }
 
     /// Reads the shared lane, and each own lane while it exists, until `stop`.
@@ -112,7 +114,7 @@ impl Lanes {
             self.stop.clone(),
         );
         shared.graceful(format!("the reader of the shared lane of {}", self.stream), reader);
-        let mut own: HashMap<String, Own> = HashMap::new();
+        let mut own = OwnLanes::default();
         let mut ticks = tokio::time::interval(LIST_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -127,52 +129,70 @@ impl Lanes {
             }
         }
         let ended = shared.join().await;
-        for own in own.into_values() {
+        for own in own.open.into_values() {
             own.end().await;
         }
         ended
     }
 
-    async fn look(&self, own: &mut HashMap<String, Own>) -> Result<(), NatsError> {
+    async fn look(&self, own: &mut OwnLanes) -> Result<(), NatsError> {
         let ended: Vec<String> =
-            own.iter().filter(|(_, lane)| lane.reader.is_finished()).map(|(lane, _)| lane.clone()).collect();
+            own.open.iter().filter(|(_, lane)| lane.reader.is_finished()).map(name_of).collect();
         for lane in ended {
-            if let Some(own) = own.remove(&lane) {
-                own.end().await;
+            if let Some(reader) = own.open.remove(&lane) {
+                own.last_read.insert(lane, self.started.elapsed());
+                reader.end().await;
             }
         }
-        let mut without_place = 0;
-        for consumer in self.js.consumer_names(&self.stream).await? {
-            let Some(lane) = lane_of_consumer(&consumer) else { continue };
-            if subscription_of_own_lane(lane).is_none() || own.contains_key(lane) {
-                continue;
-            }
-            if own.len() >= MOST_OWN_LANES {
-                without_place += 1;
-                continue;
-            }
+        let consumers = self.js.consumer_names(&self.stream).await?;
+        let lanes: Vec<&str> = consumers
+            .iter()
+            .filter_map(|name| lane_of_consumer(name).filter(|lane| subscription_of_own_lane(lane).is_some()))
+            .collect();
+        own.last_read.retain(|known, _| lanes.contains(&known.as_str()));
+        let states: Vec<Lane<'_>> = lanes
+            .iter()
+            .map(|name| {
+                let open = own.open.get(*name);
+                Lane {
+                    name,
+                    // Of a lane without a reader it is not known.
+                    is_empty: open.is_some_and(|open| open.empty_rounds > 0),
+                    reading_since: open.map(|open| open.since),
+                    last_read: own.last_read.get(*name).copied(),
+                }
+            })
+            .collect();
+        let plan = plan(&states, MOST_OWN_LANES);
+        for lane in plan.open {
             OwnLaneOpened { stream: &self.stream, lane }.emit();
-            let stop = self.stop.child_token();
-            let reading = read_lane(
-                self.js.clone(),
-                self.stream.clone(),
-                lane.to_owned(),
-                OWN_LANE_HELD,
-                self.sink.clone(),
-                None,
-                stop.clone(),
-            );
-            let reader = Task::start(format!("the reader of the lane {lane} of {}", self.stream), reading);
-            own.insert(lane.to_owned(), Own { reader, stop, since: Instant::now(), empty_rounds: 0 });
+            own.open.insert(lane.to_owned(), self.open(lane));
         }
-        make_places(own, without_place);
+        for lane in plan.close {
+            own.open[lane].stop.cancel();
+        }
         self.remove_empty(own).await
+    }
+
+    fn open(&self, lane: &str) -> Own {
+        let stop = self.stop.child_token();
+        let reading = read_lane(
+            self.js.clone(),
+            self.stream.clone(),
+            lane.to_owned(),
+            OWN_LANE_HELD,
+            self.sink.clone(),
+            None,
+            stop.clone(),
+        );
+        let reader = Task::start(format!("the reader of the lane {lane} of {}", self.stream), reading);
+        Own { reader, stop, since: self.started.elapsed(), empty_rounds: 0 }
     }
 
     /// Removes the consumer of a lane that has been empty for a while. Before an envelope is moved to the lane, the
     /// consumer is created again; the sweep covers the race.
-    async fn remove_empty(&self, own: &mut HashMap<String, Own>) -> Result<(), NatsError> {
-        for (lane, state) in own.iter_mut() {
+    async fn remove_empty(&self, own: &mut OwnLanes) -> Result<(), NatsError> {
+        for (lane, state) in own.open.iter_mut() {
             let info = match self.js.consumer_info(&self.stream, &lane_consumer(lane)).await {
                 Ok(info) => info,
                 Err(error) if error.is_not_found() => continue,
@@ -202,10 +222,20 @@ impl Lanes {
     }
 }
 
+/// The own lanes of a domain.
+#[derive(Default)]
+struct OwnLanes {
+    /// Those that are read.
+    open: HashMap<String, Own>,
+    /// When the reader of a lane ended.
+    last_read: HashMap<String, Duration>,
+}
+
 struct Own {
     reader: Task<Result<(), NatsError>>,
     stop: CancellationToken,
-    since: Instant,
+    since: Duration,
+    /// The number of listings in a row that found it empty.
     empty_rounds: u32,
 }
 
@@ -218,38 +248,6 @@ impl Own {
     }
 }
 
-/// Stops the readers that have run longest, to make places for lanes without a reader: the lanes of dead subscribers
-/// must not keep others from being read.
-fn make_places(own: &HashMap<String, Own>, wanted: usize) {
-    let mut longest: Vec<&Own> = own.values().collect();
-    longest.sort_by_key(|lane| lane.since);
-    for lane in longest.into_iter().take(wanted) {
-        lane.stop.cancel();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_lane_without_a_place_gets_that_of_the_longest_read() {
-        let mut own = HashMap::new();
-        let begun = Instant::now();
-        for (name, seconds) in [("second", 2), ("first", 1), ("third", 3)] {
-            let stop = CancellationToken::new();
-            let reading = stop.clone();
-            let reader = Task::start(name, async move {
-                reading.cancelled().await;
-                Ok(())
-            });
-            let since = begun + Duration::from_secs(seconds);
-            own.insert(name.to_owned(), Own { reader, stop, since, empty_rounds: 0 });
-        }
-        make_places(&own, 1);
-        assert!(own["first"].stop.is_cancelled());
-        assert!(!own["second"].stop.is_cancelled() && !own["third"].stop.is_cancelled());
-        make_places(&own, 7);
-        assert!(own.values().all(|lane| lane.stop.is_cancelled()));
-    }
+fn name_of((lane, _): (&String, &Own)) -> String {
+    lane.clone()
 }
