@@ -151,7 +151,12 @@ async fn an_event_that_does_not_fit_blocks_no_other() {
     for number in 0..10 {
         publish(large("user.slow", &format!("slow-{number}"))).await;
     }
-    receiver.wait_for("/hanging", 4, STEP).await;
+    receiver.wait_for("/hanging", 1, STEP).await;
+    eventually(STEP, "the outbox holds the ten events", async || {
+        let stored = client.stream("HUB_OUTBOX_USER_LIFECYCLE").await.state.messages;
+        if stored == 10 { Ok(()) } else { Err(stored) }
+    })
+    .await;
     publish(large("user.large", "later")).await;
     let events = ids("small", 300);
     client.publish_all("user.small", &events).await;

@@ -14,10 +14,12 @@ use crate::support::{
 const STEP: Duration = Duration::from_secs(90);
 /// Subscriptions to the many events.
 const MANY: [(&str, &str); 3] = [("steady", "/steady"), ("second", "/second"), ("flaky", "/flaky")];
-/// Subscription to the few events, with three attempts each: at least 100 of 700 failures are a final one.
+/// Subscription to the few events.
 const FAILING: [(&str, &str); 1] = [("failing", "/failing")];
 const FEW: usize = 300;
 const FAILURES: usize = 700;
+/// Attempts before an envelope is dead-lettered.
+const MAX_DELIVER: usize = 3;
 /// The outbox of the domain whose events are published here.
 const OUTBOX: &str = "HUB_OUTBOX_USER_LIFECYCLE";
 
@@ -103,7 +105,12 @@ async fn two_replicas_of_every_role_share_the_work_and_double_nothing() {
     }
     println!("delivered by each: {shares:?}; {redriven} redriven, {moved} moved to an own lane");
     assert!(shares.iter().all(|share| *share > 600.0), "each delivers its part of 6,000: {shares:?}");
-    assert!(redriven >= 100.0, "{redriven} were dead-lettered and redriven");
+    // Of each envelope, at most two failures are not part of three that end in a redrive.
+    let least = (FAILURES - FEW * (MAX_DELIVER - 1)) / MAX_DELIVER;
+    assert!(
+        redriven >= least as f64,
+        "{redriven} were dead-lettered and redriven, at least {least} are expected"
+    );
     assert_eq!(envelopes as usize, 6_000 + FEW, "each event was fanned out once");
     let written = client.stream(OUTBOX).await.state.last_sequence;
     assert_eq!(written, (envelopes + moved + redriven) as u64, "nothing was written to the outbox twice");
