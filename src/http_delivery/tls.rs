@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use crate::domain::field_error::FieldError;
-use crate::domain::subscription::{EndpointTls, Secret};
+use crate::domain::subscription::{Certificates, EndpointTls, Secret};
 use crate::facts::NoCaCertificates;
 
 /// Digest of one set of roots, certificate and key.
@@ -54,8 +54,8 @@ impl TlsOptions {
     /// * `key`: the opened private key, in PEM
     pub(super) fn new(tls: &EndpointTls, key: Option<&SecretString>) -> Result<Self, TlsError> {
         let text = |part: Option<&str>| part.unwrap_or_default().to_owned();
-        let ca = text(tls.ca.as_deref());
-        let cert = text(tls.cert.as_deref());
+        let ca = text(tls.ca.as_ref().map(Certificates::as_str));
+        let cert = text(tls.cert.as_ref().map(Certificates::as_str));
         let key = SecretString::from(text(key.map(|key| key.expose_secret())));
         let mut digest = Sha256::new();
         for part in [ca.as_str(), &cert, key.expose_secret()] {
@@ -64,7 +64,7 @@ impl TlsOptions {
         }
         let roots = match &tls.ca {
             Some(ca) => {
-                let roots = certificates(ca)?;
+                let roots = certificates(ca.as_str())?;
                 let mut usable = RootCertStore::empty();
                 for root in &roots {
                     usable.add(root.clone()).map_err(TlsError::Root)?;
@@ -77,7 +77,7 @@ impl TlsOptions {
             Some(cert) => {
                 let key = PrivateKeyDer::from_pem_slice(key.expose_secret().as_bytes());
                 let key = key.map_err(|_| TlsError::PrivateKey)?;
-                Some(Arc::new(Identity { chain: certificates(cert)?, key }))
+                Some(Arc::new(Identity { chain: certificates(cert.as_str())?, key }))
             }
             None => None,
         };

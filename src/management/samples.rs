@@ -19,7 +19,8 @@ use crate::domain::key::{EventKey, KeyPattern};
 use crate::domain::outcome::{Decision, Failure, decide, disables};
 use crate::domain::producer_outbox::ExternalMessage;
 use crate::domain::subscription::{
-    Auth, BrokerDelivery, Delivery, EndpointDelivery, Identity, Subscription, SubscriptionId, SubscriptionRef,
+    Auth, BrokerDelivery, Delivery, EndpointDelivery, Identity, Subscription, SubscriptionId,
+    SubscriptionRef, shown_url,
 };
 use crate::facts::SampleConnectionDropped;
 use crate::from_settings::{external_broker, http_config, open_credential, retry_policy};
@@ -323,7 +324,7 @@ fn sample_key(pattern: &KeyPattern) -> Result<EventKey, ManagementError> {
 
 /// The request that was sent, without secrets.
 fn request(delivery: &EndpointDelivery, sent: SentRequest) -> Value {
-    let mut url = delivery.url.clone();
+    let mut url = shown_url(&delivery.url);
     if let Auth::ApiKey { query: Some(name), .. } = &delivery.auth {
         url.query_pairs_mut().append_pair(name, "***");
     }

@@ -132,6 +132,8 @@ mod tests {
         resolve(&mut new, Some(stored), Some(&sealer()), operator).map(|()| new)
     }
 
+    /// A text with the outer form of a certificate.
+    const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nMAgwADAAAwIAAA==\n-----END CERTIFICATE-----\n";
     const SIGNING: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
     /// One of each kind of authentication, all with every other secret.
@@ -148,7 +150,7 @@ mod tests {
             json!({
                 "url": "https://crm.example/hooks", "auth": auth, "secret_headers": {"X-Key": "hush"},
                 "signing": {"secret": SIGNING, "previous": {"secret": SIGNING, "until": "2030-01-31T00:00:00Z"}},
-                "tls": {"ca": "-----BEGIN CERTIFICATE-----", "cert": "-----BEGIN CERTIFICATE-----", "key": "hush"},
+                "tls": {"ca": CERTIFICATE, "cert": CERTIFICATE, "key": "hush"},
             })
         };
         auths.into_iter().map(whole).collect()
@@ -210,7 +212,7 @@ mod tests {
                 ("/url", json!("https://other.example/hooks")),
                 ("/url", json!("https://crm.example.evil.example/hooks")),
                 ("/url", json!("https://evil.example/https://crm.example/")),
-                ("/tls/ca", json!("-----BEGIN CERTIFICATE----- other")),
+                ("/tls/ca", json!(CERTIFICATE.repeat(2))),
                 ("/tls/ca", Value::Null),
             ];
             let of_the_token = [

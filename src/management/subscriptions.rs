@@ -17,7 +17,7 @@ use crate::domain::category::Categories;
 use crate::domain::field_error::FieldError;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{
-    Auth, BrokerDelivery, Incarnation, InvalidTenant, Secret, Subscription, SubscriptionId,
+    Auth, BrokerDelivery, EndpointTls, Incarnation, InvalidTenant, Secret, Subscription, SubscriptionId,
     SubscriptionLimits, SubscriptionRef, SubscriptionState,
 };
 use crate::http_delivery::tls;
@@ -106,7 +106,9 @@ pub fn read_subscription(settings: &Settings, value: Value) -> Result<Subscripti
     }
     let limits = SubscriptionLimits { max_timeout: settings.delivery.max_timeout };
     let mut errors = subscription.validate(&limits).err().unwrap_or_default();
-    errors.extend(subscription.delivery.endpoint().and_then(|to| tls::check(to.tls.as_ref()?).err()));
+    if !errors.iter().any(|error| error.field.starts_with("delivery.tls")) {
+        errors.extend(subscription.delivery.endpoint().and_then(|to| tls::check(to.tls.as_ref()?).err()));
+    }
     let policy = AddressPolicy { allow: settings.delivery.allow_networks.clone() };
     check_addresses(&subscription, &policy, &mut errors);
     check_broker(&subscription, settings, &mut errors);
@@ -389,6 +391,10 @@ fn check_broker(subscription: &Subscription, settings: &Settings, errors: &mut V
             known.join(", ")
         )
     };
+    let tls = stored.delivery.endpoint().and_then(|endpoint| endpoint.tls.as_ref());
+    if tls.is_some_and(EndpointTls::has_dropped_text) {
+        return false;
+    }
     errors.push(FieldError::new("delivery.broker", format!("unknown broker {broker:?}; {remedy}")));
 }
 

@@ -12,6 +12,7 @@ use super::{Settings, unset_if_empty};
 use crate::domain::duration;
 use crate::domain::field_error::FieldError;
 use crate::domain::producer_outbox::{Destination, NameRules, is_external_broker};
+use crate::domain::subscription::is_credential_parameter;
 
 /// One entry. `defaults.toml` describes each field.
 #[derive(Debug, Clone, Deserialize)]
@@ -217,7 +218,8 @@ impl ExternalBroker {
             let Ok(url) = url::Url::parse(&whole) else {
                 return Err(format!("is not an address; write {forms}"));
             };
-            if !url.username().is_empty() || url.password().is_some() {
+            let has_user = !url.username().is_empty() || url.password().is_some();
+            if has_user || url.query_pairs().any(|(name, _)| is_credential_parameter(&name)) {
                 return Err("must not contain a user or password; set user and password, or token".to_owned());
             }
             let fits = url.has_host()

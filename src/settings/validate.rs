@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use secrecy::ExposeSecret;
 
 use super::{Secrets, SettingProblem, Settings, SettingsError, SubscriptionSource};
+use crate::domain::subscription::is_credential_parameter;
 
 /// Largest `held`. It bounds memory; JetStream's own limit on `max_ack_pending` is higher.
 const MOST_HELD: usize = 1_000_000;
@@ -77,7 +78,9 @@ impl Findings<'_> {
                         "must be nats://host:port or tls://host:port; separate several with commas",
                     );
                     self.require(
-                        url.username().is_empty() && url.password().is_none(),
+                        url.username().is_empty()
+                            && url.password().is_none()
+                            && !url.query_pairs().any(|(name, _)| is_credential_parameter(&name)),
                         "nats.url",
                         "must not contain a user or password; set nats.user and nats.password, or nats.token",
                     );
@@ -243,6 +246,7 @@ impl Findings<'_> {
                     && url.has_host()
                     && url.username().is_empty()
                     && url.password().is_none()
+                    && !url.query_pairs().any(|(name, _)| is_credential_parameter(&name))
             });
             self.require(
                 usable,

@@ -5,6 +5,7 @@ use hub_harness as support;
 
 mod credentials;
 mod identity;
+mod plain_fields;
 mod producers;
 mod protection;
 mod sealed_settings;

@@ -7,22 +7,26 @@ use time::OffsetDateTime;
 use super::key::KeyPattern;
 use super::outcome::UnknownName;
 
+mod certificates;
 mod delivery;
 mod destination;
 mod headers;
 mod identity;
 mod parse;
+mod plain_text;
 mod signing;
 #[cfg(test)]
 mod tests;
 mod tls;
 mod validate;
 
+pub use certificates::{Certificates, PemProblem};
 pub use delivery::{BrokerDelivery, ContentMode, Delivery, EndpointDelivery, Ordering, RateLimit};
 pub use headers::is_credential_name;
 pub use identity::{
     DEFAULT_TENANT, Identity, Incarnation, InvalidTenant, SubscriptionRef, subscription_token,
 };
+pub use plain_text::{is_credential_parameter, shown_url};
 pub use signing::{PreviousSecret, Signing};
 pub use tls::EndpointTls;
 use validate::DEFAULT_API_KEY_HEADER;
@@ -295,10 +299,16 @@ impl Subscription {
         for secret in shown.secrets_mut() {
             *secret = Secret::Sealed(String::new());
         }
-        // Older versions accepted names of credentials here.
-        for (name, value) in shown.delivery.endpoint_mut().map(|to| &mut to.headers).into_iter().flatten() {
-            if is_credential_name(name) {
-                "***".clone_into(value);
+        // Older versions accepted credentials in these fields.
+        if let Some(endpoint) = shown.delivery.endpoint_mut() {
+            endpoint.url = shown_url(&endpoint.url);
+            if let Auth::Oauth2 { token_url, .. } = &mut endpoint.auth {
+                *token_url = shown_url(token_url);
+            }
+            for (name, value) in &mut endpoint.headers {
+                if is_credential_name(name) || plain_text::is_credential_value(value) {
+                    "***".clone_into(value);
+                }
             }
         }
         let mut json = serde_json::to_value(&shown).expect("its keys are strings and its secrets are sealed");

@@ -22,7 +22,8 @@ impl Delivery {
 impl EndpointDelivery {
     /// All facts that determine who receives the secret at `field`.
     fn destination(&self, field: &str) -> Vec<Fact> {
-        let ca = self.tls.as_ref().and_then(|tls| tls.ca.clone()).unwrap_or_default();
+        let ca = self.tls.as_ref().and_then(|tls| tls.ca.as_ref());
+        let ca = ca.map(|ca| ca.as_str().to_owned()).unwrap_or_default();
         // The URL counts for each secret, because fetched tokens are also sent there.
         let mut facts = vec![("delivery.url", origin(&self.url)), ("delivery.tls.ca", ca)];
         let of_auth = field.starts_with("delivery.auth.");

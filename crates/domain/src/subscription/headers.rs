@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use secrecy::ExposeSecret;
 
+use super::plain_text::is_credential_value;
 use super::{EndpointDelivery, Secret};
 use crate::field_error::FieldError;
 
@@ -136,11 +137,14 @@ pub(super) fn validate(delivery: &EndpointDelivery, errors: &mut Vec<FieldError>
     };
     for (name, value) in headers {
         let field = || format!("delivery.headers.{name}");
-        if check_name(field(), name, errors) && is_credential_name(name) {
+        if check_name(field(), name, errors) && (is_credential_name(name) || is_credential_value(value)) {
+            let what = if is_credential_name(name) { "is the name of" } else { "has the form of" };
             errors.push(FieldError::new(
                 field(),
-                "is the name of a credential, but headers are stored and shown in plain text; move it to \
-                 delivery.secret_headers, or use delivery.auth",
+                format!(
+                    "{what} a credential, but headers are stored and shown in plain text; move it to \
+                     delivery.secret_headers, or use delivery.auth"
+                ),
             ));
         }
         if !is_header_value(value) {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::certificates::tests::certificate;
 use super::*;
 
 const LIMITS: SubscriptionLimits = SubscriptionLimits { max_timeout: Duration::from_secs(60) };
@@ -302,6 +303,37 @@ fn stored_credentials_in_headers_are_hidden() {
     assert_eq!(serde_json::to_value(&subscription).unwrap()["delivery"]["headers"]["authorization"], "hush");
 }
 
+/// Every field that is stored in plain text, with a credential in it: a new one is refused, and one of an older version
+/// is not shown.
+#[test]
+fn credentials_in_plain_fields_are_refused_and_hidden() {
+    let key = certificate(b"HUSH").replace("CERTIFICATE", "RSA PRIVATE KEY");
+    let combined = format!("{}{key}", certificate(b"one"));
+    for (field, part) in [
+        ("delivery.url", json!({"url": "https://crm.example/h?api_key=HUSH"})),
+        ("delivery.url", json!({"url": "https://crm.example/h?a=b&sig=HUSH"})),
+        ("delivery.headers.authorization", json!({"headers": {"authorization": "HUSH"}})),
+        ("delivery.headers.x-team", json!({"headers": {"x-team": "Bearer HUSH"}})),
+        ("delivery.headers.x-team", json!({"headers": {"x-team": "whsec_HUSH"}})),
+        ("delivery.tls.ca", json!({"tls": {"ca": combined}})),
+        ("delivery.tls.cert", json!({"tls": {"cert": combined, "key": {"sealed": "v2.k1.x"}}})),
+        (
+            "delivery.auth.token_url",
+            json!({"auth": {"type": "oauth2", "token_url": "https://idp.example/t?token=HUSH", "client_id": "c",
+                            "client_secret": {"sealed": "v2.k1.x"}}}),
+        ),
+    ] {
+        let mut delivery = json!({"url": "https://crm.example/h"});
+        delivery.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+        let subscription = Subscription::from_value(small(delivery)).unwrap();
+        let errors = subscription.validate(&LIMITS).unwrap_err();
+        assert_eq!(errors.iter().map(|error| error.field.as_str()).collect::<Vec<_>>(), [field]);
+        let secret = key.lines().nth(1).unwrap();
+        let shown = format!("{} {errors:?}", subscription.hidden_json());
+        assert!(!shown.contains("HUSH") && !shown.contains(secret), "{field}: {shown}");
+    }
+}
+
 #[test]
 fn errors_never_show_a_secret() {
     let mut document = with(&["delivery", "auth", "client_secret"], json!(["hunter2"]));
@@ -318,7 +350,7 @@ fn errors_never_show_a_secret() {
 #[test]
 fn errors_of_signing_and_tls_name_the_field() {
     let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----";
-    let cert = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----";
+    let cert = certificate(b"one");
     let fields = |name: &str, value: Value| -> Vec<String> {
         let subscription = Subscription::from_value(with(&["delivery", name], value)).unwrap();
         let errors = subscription.validate(&LIMITS).err().unwrap_or_default();
@@ -346,6 +378,9 @@ fn errors_of_signing_and_tls_name_the_field() {
     assert_eq!(fields("tls", json!({ "cert": cert })), ["delivery.tls.key"]);
     assert_eq!(fields("tls", json!({ "key": key })), ["delivery.tls.cert"]);
     assert_eq!(fields("tls", json!({"cert": cert, "key": cert})), ["delivery.tls.key"]);
+    let combined = format!("{cert}{key}");
+    assert_eq!(fields("tls", json!({"cert": combined, "key": key})), ["delivery.tls.cert"]);
+    assert_eq!(fields("tls", json!({ "ca": combined })), ["delivery.tls.ca"]);
     let plain = small(json!({"url": "http://crm.example", "tls": {"ca": cert}}));
     assert!(Subscription::from_value(plain).unwrap().validate(&LIMITS).is_err());
     let no_time =
@@ -445,7 +480,7 @@ fn the_size_of_a_subscription_is_limited_except_for_its_certificates() {
     check(with_secret.clone()).unwrap();
     with_secret["filter"] = json!([{"any": vec![json!({"exact": {"source": "x".repeat(4_000)}}); 256]}]);
     assert_eq!(check(with_secret).unwrap_err()[0].field, "filter");
-    let pem = format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", "A".repeat(30_000));
+    let pem = certificate(&[7; 22_000]);
     let mut with_certificates = base;
     with_certificates["filter"] = json!([{"any": vec![json!({"exact": {"source": "x".repeat(200)}}); 200]}]);
     with_certificates["delivery"]["tls"] =

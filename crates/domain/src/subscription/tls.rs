@@ -4,10 +4,8 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
 use super::Secret;
+use super::certificates::{Certificates, MAX_PEM_BYTES};
 use crate::field_error::FieldError;
-
-/// Limit of each PEM text, because every envelope of the subscription contains it.
-const MAX_PEM_BYTES: usize = 32 * 1024;
 
 /// TLS settings, all in PEM. They are parsed when a connection is made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -18,16 +16,23 @@ pub struct EndpointTls {
     /// One or more root certificates. For the endpoint they replace the roots of the system, for an OAuth2 token
     /// endpoint they are added to them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca: Option<String>,
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub ca: Option<Certificates>,
     /// The client certificate, followed by its intermediates; requires `key`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cert: Option<String>,
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub cert: Option<Certificates>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = Password))]
     pub key: Option<Secret>,
 }
 
 impl EndpointTls {
+    /// True if more than certificates was read as certificates; it is not written again.
+    pub fn has_dropped_text(&self) -> bool {
+        [&self.ca, &self.cert].into_iter().flatten().any(|certificates| certificates.problem().is_some())
+    }
+
     pub(super) fn validate(&self, url: &url::Url, errors: &mut Vec<FieldError>) {
         let mut error = |field: &str, problem: String| errors.push(FieldError::new(field, problem));
         if url.scheme() != "https" {
@@ -36,21 +41,16 @@ impl EndpointTls {
                 "is set, but delivery.url is not https://; write https, or remove it".to_owned(),
             );
         }
-        let bad = |text: &str, label: &str| {
-            (text.len() > MAX_PEM_BYTES || !text.contains(label)).then(|| {
-                format!(
-                    "must be PEM of at most {MAX_PEM_BYTES} bytes; write the text from {label} to its END line"
-                )
-            })
-        };
-        for (field, text) in [("delivery.tls.ca", &self.ca), ("delivery.tls.cert", &self.cert)] {
-            if let Some(problem) = text.as_ref().and_then(|text| bad(text, "-----BEGIN CERTIFICATE-----")) {
-                error(field, problem);
+        for (field, certificates) in [("delivery.tls.ca", &self.ca), ("delivery.tls.cert", &self.cert)] {
+            if let Some(problem) = certificates.as_ref().and_then(Certificates::problem) {
+                error(field, problem.to_string());
             }
         }
+        let is_key = |text: &str| {
+            text.len() <= MAX_PEM_BYTES && text.contains("-----BEGIN ") && text.contains("PRIVATE KEY-----")
+        };
         if let Some(Secret::Plain(key)) = &self.key
-            && (bad(key.expose_secret(), "-----BEGIN ").is_some()
-                || !key.expose_secret().contains("PRIVATE KEY-----"))
+            && !is_key(key.expose_secret())
         {
             error(
                 "delivery.tls.key",

@@ -5,6 +5,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 
 use super::headers::{self, is_header_name, is_header_value, is_reserved};
+use super::plain_text::credential_in_query;
 use super::{
     Auth, BrokerDelivery, Delivery, EndpointDelivery, InvalidTenant, RateLimit, Secret, Subscription,
 };
@@ -330,6 +331,15 @@ fn validate_url(field: &str, url: &url::Url, errors: &mut Vec<FieldError>) {
         format!("unsupported scheme {:?}; write https://… or http://…", url.scheme())
     } else if !url.username().is_empty() || url.password().is_some() {
         "contains a user name or password; move them to delivery.auth with type \"basic\"".to_owned()
+    } else if let Some(name) = credential_in_query(url) {
+        let remedy = if field == "delivery.url" {
+            "move it to delivery.auth, with type \"api_key\" and the name as \"query\""
+        } else {
+            "remove it, and use delivery.auth.client_secret"
+        };
+        format!(
+            "contains the credential {name:?} in its query, but URLs are stored and shown in plain text; {remedy}"
+        )
     } else if url.fragment().is_some() {
         "has a fragment (#…), which is never sent; remove it".to_owned()
     } else if url.as_str().len() > MAX_URL_BYTES {
