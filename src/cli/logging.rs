@@ -35,7 +35,9 @@ pub fn start(plan: LogPlan, settings: &LogSettings) {
         LogPlan::Elsewhere => "off",
     };
     // The settings' level was checked when they were loaded.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let filter = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty());
+    let filter = filter.and_then(|text| EnvFilter::try_new(of_the_hub(&text)).ok());
+    let filter = filter.unwrap_or_else(|| EnvFilter::new(of_the_hub(level)));
     let text = match (plan, settings.format) {
         (LogPlan::Service, LogFormat::Json) => LogText::Json,
         _ => LogText::Text,
@@ -58,6 +60,26 @@ pub fn start(plan: LogPlan, settings: &LogSettings) {
         LogPlan::Service => std::panic::set_hook(Box::new(log_panic)),
         LogPlan::Command { .. } | LogPlan::Elsewhere => std::panic::set_hook(Box::new(print_panic)),
     }
+}
+
+/// Prefixes of the hub's own log targets: the hub, and its crates.
+const OWN_TARGETS: [&str; 2] = ["integration_hub", "hub_"];
+
+/// The filter with each level that names no target limited to the hub. Libraries repeat what the hub logs, and their lines
+/// may contain values of settings and events, so they log only if the filter names them.
+fn of_the_hub(filter: &str) -> String {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |part: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
+    let part = |part: &str| {
+        if is_level(part) {
+            OWN_TARGETS.map(|target| format!("{target}={part}")).join(",")
+        } else {
+            part.to_owned()
+        }
+    };
+    let parts: Vec<String> =
+        filter.split(',').map(str::trim).filter(|text| !text.is_empty()).map(part).collect();
+    if parts.is_empty() { "off".to_owned() } else { parts.join(",") }
 }
 
 /// Writes the queued text, for a limited time: the last step of a process.
@@ -89,4 +111,72 @@ fn parts<'a>(panic: &'a PanicHookInfo<'_>) -> (&'a str, String, String) {
 /// A backtrace, if `RUST_BACKTRACE` or `RUST_LIB_BACKTRACE` enables it.
 fn backtrace() -> Option<Backtrace> {
     Some(Backtrace::capture()).filter(|backtrace| backtrace.status() == BacktraceStatus::Captured)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_alone_applies_to_the_hub_only() {
+        for (given, expected) in [
+            ("info", "integration_hub=info,hub_=info"),
+            ("off", "integration_hub=off,hub_=off"),
+            ("", "off"),
+            (
+                "warn, integration_hub::facts::nats=debug",
+                "integration_hub=warn,hub_=warn,integration_hub::facts::nats=debug",
+            ),
+            ("info,async_nats=info", "integration_hub=info,hub_=info,async_nats=info"),
+            ("sqlx=debug", "sqlx=debug"),
+            ("sqlx", "sqlx"),
+        ] {
+            assert_eq!(of_the_hub(given), expected);
+            assert!(EnvFilter::try_new(of_the_hub(given)).is_ok(), "{given}");
+        }
+    }
+
+    #[test]
+    fn libraries_log_only_if_the_filter_names_them() {
+        use std::sync::{Arc, Mutex};
+        use tracing_subscriber::fmt::MakeWriter;
+
+        #[derive(Clone, Default)]
+        struct Lines(Arc<Mutex<Vec<u8>>>);
+        impl std::io::Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().expect("no panic").extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        impl<'a> MakeWriter<'a> for Lines {
+            type Writer = Self;
+            fn make_writer(&'a self) -> Self {
+                self.clone()
+            }
+        }
+
+        let logged = |filter: &str| {
+            let lines = Lines::default();
+            let log = tracing_subscriber::fmt()
+                .with_env_filter(EnvFilter::new(of_the_hub(filter)))
+                .with_writer(lines.clone())
+                .finish();
+            tracing::subscriber::with_default(log, || {
+                tracing::error!(target: "sqlx_postgres::options", "of-sqlx");
+                tracing::error!(target: "lapin::channel", "of-lapin");
+                tracing::warn!(target: "integration_hub::facts::nats", "of-hub");
+                tracing::warn!(target: "hub_testkit", "of-testkit");
+            });
+            let bytes = lines.0.lock().expect("no panic").clone();
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            ["of-sqlx", "of-lapin", "of-hub", "of-testkit"].map(|word| text.contains(word))
+        };
+        assert_eq!(logged("trace"), [false, false, true, true]);
+        assert_eq!(logged("error"), [false, false, false, false]);
+        assert_eq!(logged("warn,lapin=error"), [false, true, true, true]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use super::unset_if_empty;
@@ -61,6 +61,11 @@ impl ProducerOutboxSettings {
 impl Findings<'_> {
     pub(super) fn outbox(&mut self) {
         let outbox = &self.settings.outbox;
+        // Sealed text has another scheme; it is checked when it is opened.
+        let url = outbox.database_url.as_ref().map(|url| hub_outbox::check_parameters(url.expose_secret()));
+        if let Some(Err(error)) = url {
+            self.require(false, "outbox.database_url", error.to_string());
+        }
         self.within("outbox.connections", outbox.connections as usize, 1, 1_000);
         self.within("outbox.batch", outbox.batch, 1, 10_000);
         self.within("outbox.max_attempts", outbox.max_attempts as usize, 1, 1_000);

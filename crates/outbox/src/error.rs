@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use crate::database_url::UnknownParameter;
+
 /// An error of an operation on the outbox database.
 ///
 /// Each variant with a `source` keeps sqlx's error. No text contains the database URL, because the URL contains a
@@ -13,6 +15,8 @@ pub enum StoreError {
         "database URL: {problem}; write postgres://user:password@host:port/database or sqlite:///path/to/file"
     )]
     Url { problem: &'static str },
+    #[error("database URL: {0}")]
+    UrlParameter(#[from] UnknownParameter),
     #[error("the outbox database{} cannot be reached: {}", at(address), advice(source))]
     Connect {
         /// Host and port; `None` on SQLite, and if the pool timed out.
@@ -130,6 +134,7 @@ impl StoreError {
     pub fn is_of_setup(&self) -> bool {
         match self {
             Self::Url { .. }
+            | Self::UrlParameter(_)
             | Self::Pooler { .. }
             | Self::NotSetUp
             | Self::Outdated { .. }
@@ -143,7 +148,11 @@ impl StoreError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Timeout { .. } => true,
-            Self::Url { .. } | Self::TooOld { .. } | Self::Newer { .. } | Self::Pooler { .. } => false,
+            Self::Url { .. }
+            | Self::UrlParameter(_)
+            | Self::TooOld { .. }
+            | Self::Newer { .. }
+            | Self::Pooler { .. } => false,
             // An operator must run `hub outbox setup`, so waiting silently would hide the error.
             Self::NotSetUp | Self::Outdated { .. } => false,
             Self::Connect { source, .. } | Self::Database { source, .. } => match source {

@@ -2,6 +2,7 @@
 //!
 //! [`Store`] also has the operations of the relay and of operators; an application does not need them.
 
+mod database_url;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod error;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
@@ -17,6 +18,7 @@ mod sqlite;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod store;
 
+pub use database_url::{UnknownParameter, check_parameters};
 pub use hub_domain::field_error::FieldError;
 pub use hub_domain::key::EventKey;
 pub use hub_domain::producer_outbox::{Priority, RaisedEvent};

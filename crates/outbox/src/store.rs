@@ -18,6 +18,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 #[cfg(feature = "postgres")]
 use sqlx::postgres::PgListener;
 
+use crate::database_url::check_parameters;
 use crate::error::StoreError;
 #[cfg(feature = "postgres")]
 use crate::postgres::Postgres;
@@ -106,6 +107,7 @@ impl Store {
     /// Parses the URL. Opens no connection: the first call connects, and calls reconnect after a loss.
     pub fn new(options: StoreOptions) -> Result<Self, StoreError> {
         let url = options.url.expose_secret();
+        check_parameters(url)?;
         let (scheme, _) = url.split_once(':').ok_or(StoreError::Url { problem: "no scheme" })?;
         let backend = match scheme {
             #[cfg(feature = "postgres")]
