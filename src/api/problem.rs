@@ -296,6 +296,7 @@ impl From<ManagementError> for Problem {
                 return Self::of_store(source, &before);
             }
             ManagementError::TooLarge(_) | ManagementError::TooLargeForServer(_) => ProblemKind::TooLarge,
+            ManagementError::BrokerOfOperator { .. } => ProblemKind::Forbidden,
             ManagementError::Sealed { .. } => {
                 RequestWithoutCredential { error: &error }.emit();
                 ProblemKind::Internal

@@ -217,7 +217,7 @@ async fn change(
     if !patch.is_object() {
         return Err(Problem::field("body", "must be a JSON object with the members to change"));
     }
-    let stored = state.management.subscription(&caller, &naming).await?;
+    let stored = state.management.subscription_to_change(&caller, &naming).await?;
     precondition.check_replacing(Some(stored.revision))?;
     let Subscription { id, tenant, .. } = &stored.subscription;
     let naming = SubscriptionSelector { id: id.clone(), tenant: Some(tenant.clone()) };
@@ -247,7 +247,7 @@ async fn remove(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let precondition = Precondition::read(&headers)?;
-    let stored = state.management.subscription(&caller, &naming).await?;
+    let stored = state.management.subscription_to_change(&caller, &naming).await?;
     precondition.check(Some(stored.revision))?;
     state.management.remove_subscription(&stored).await?;
     Ok(StatusCode::NO_CONTENT.into_response())

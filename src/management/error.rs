@@ -26,6 +26,12 @@ pub enum ManagementError {
     UnknownDomain { name: String, known: String },
     #[error("no subscription {id:?}")]
     NoSubscription { id: String },
+    /// A caller that is bound to a tenant would change a subscription that uses the operator's broker.
+    #[error(
+        "subscription {id:?} delivers to an external broker of the operator, but this token is bound to a tenant, so it may \
+         only read it; use a token without a tenant"
+    )]
+    BrokerOfOperator { id: String },
     /// A different subscription with this id exists.
     #[error("subscription {id:?} already exists and differs; choose another id, or replace it")]
     Exists { id: String },

@@ -16,6 +16,7 @@ mod subscription_quota;
 mod subscriptions;
 pub mod traces;
 mod unreadable_entries;
+mod write_rules;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use url::{Host, Url};
 
 use super::subscription_quota::QuotaReservation;
-use super::{Management, ManagementError, secrets};
+use super::{Management, ManagementError, secrets, write_rules};
 use crate::domain::access::Caller;
 use crate::domain::address::AddressPolicy;
 use crate::domain::category::Categories;
@@ -228,13 +228,7 @@ impl Management {
             Some(stored) => stored.incarnation,
             None => Incarnation::new(rand::random()),
         };
-        if opens_a_broker(caller.tenant(), &subscription, stored.as_ref()) {
-            return Err(ManagementError::Invalid(vec![FieldError::new(
-                "delivery.broker",
-                "needs a token that is not bound to a tenant, because external brokers belong to the operator; write url, or \
-                 ask an operator to write it",
-            )]));
-        }
+        write_rules::check(caller, &mut subscription, stored.as_ref())?;
         secrets::resolve(&mut subscription, stored.as_ref(), self.sealer(), caller.is_operator())?;
         if subscription.secrets_mut().iter().any(|secret| matches!(secret, Secret::Plain(_))) {
             return Err(ManagementError::NoMasterKey { id });
@@ -391,26 +385,16 @@ fn check_broker(subscription: &Subscription, settings: &Settings, errors: &mut V
             known.join(", ")
         )
     };
+    errors.push(FieldError::new("delivery.broker", format!("unknown broker {broker:?}; {remedy}")));
+}
+
+/// Whether both have the same stored text. A plain secret is new and never the same. An entry of an older version with
+/// more than certificates in `delivery.tls` is never the same, so that writing it again removes the rest.
+fn same(stored: &Subscription, new: &Subscription) -> bool {
     let tls = stored.delivery.endpoint().and_then(|endpoint| endpoint.tls.as_ref());
     if tls.is_some_and(EndpointTls::has_dropped_text) {
         return false;
     }
-    errors.push(FieldError::new("delivery.broker", format!("unknown broker {broker:?}; {remedy}")));
-}
-
-/// Whether a caller that is bound to a tenant would use the operator's broker credentials for a broker and stream that
-/// no operator has allowed for this subscription.
-fn opens_a_broker(bound_to: Option<&str>, new: &Subscription, stored: Option<&Subscription>) -> bool {
-    let to = |subscription: &Subscription| {
-        let broker = subscription.delivery.broker()?;
-        Some((broker.broker.clone(), broker.stream.clone()))
-    };
-    let new = to(new);
-    bound_to.is_some() && new.is_some() && new != stored.and_then(to)
-}
-
-/// Whether both have the same stored text. A plain secret is new and never the same.
-fn same(stored: &Subscription, new: &Subscription) -> bool {
     match (serde_json::to_value(stored), serde_json::to_value(new)) {
         (Ok(stored), Ok(new)) => stored == new,
         _ => false,
@@ -422,11 +406,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    fn subscription(tenant: &str, delivery: Value) -> Subscription {
-        let document = json!({"id": "a", "tenant": tenant, "events": ["user.>"], "delivery": delivery});
-        Subscription::from_value(document).unwrap()
-    }
 
     #[test]
     fn a_broker_must_be_configured_and_accept_the_stream_name() {
@@ -452,18 +431,5 @@ mod tests {
         let error = check("", "partner_events", "orders");
         assert!(error.starts_with("delivery.broker: ") && error.contains("[[external_brokers]]"), "{error}");
         assert_eq!(check("", "Partner", "orders").lines().count(), 1, "one error for each field");
-    }
-
-    #[test]
-    fn a_tenant_cannot_choose_another_broker_than_the_operators() {
-        let to = |stream: &str| subscription("acme", json!({"broker": "partner_events", "stream": stream}));
-        let endpoint = subscription("acme", json!({"url": "https://a.example/"}));
-        let tenant = Some("acme");
-        assert!(!opens_a_broker(None, &to("orders"), None));
-        assert!(opens_a_broker(tenant, &to("orders"), None));
-        assert!(opens_a_broker(tenant, &to("orders"), Some(&endpoint)));
-        assert!(opens_a_broker(tenant, &to("others"), Some(&to("orders"))));
-        assert!(!opens_a_broker(tenant, &to("orders"), Some(&to("orders"))));
-        assert!(!opens_a_broker(tenant, &endpoint, Some(&to("orders"))));
     }
 }

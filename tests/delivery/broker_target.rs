@@ -239,9 +239,22 @@ async fn the_command_line_and_the_api_check_show_and_test_it() {
     given["tenant"] = json!("acme");
     api.post("/v1/subscriptions", &given).await.expect(201);
     let any = [("if-match", "*")];
-    let fewer = json!({"delivery": {"max_in_flight": 4}});
-    acme.patch("/v1/subscriptions/given", &any, &fewer).await.expect(200);
-    let elsewhere = json!({"delivery": {"stream": "orders"}});
-    acme.patch("/v1/subscriptions/given", &any, &elsewhere).await.expect_field(400, "delivery.broker");
+    let before = acme.get("/v1/subscriptions/given").await.expect(200);
+    for patch in [
+        json!({"delivery": {"max_in_flight": 4}}),
+        json!({"delivery": {"stream": "orders"}}),
+        json!({"delivery": {"broker": null, "stream": null, "url": "https://acme.example/"}}),
+        json!({"events": [">"]}),
+        json!({}),
+    ] {
+        acme.patch("/v1/subscriptions/given", &any, &patch).await.expect(403);
+    }
+    acme.put("/v1/subscriptions/given", &any, &before).await.expect(403);
+    acme.post("/v1/subscriptions", &given).await.expect(403);
+    for action in ["pause", "resume", "test", "rotate-secret"] {
+        acme.post(&format!("/v1/subscriptions/given/{action}"), &json!({})).await.expect(403);
+    }
+    acme.delete("/v1/subscriptions/given", &[]).await.expect(403);
+    assert_eq!(acme.get("/v1/subscriptions/given").await.expect(200), before);
     assert!(hub.terminate().await.success());
 }

@@ -96,7 +96,7 @@ async fn test(
     SubscriptionPath(naming): SubscriptionPath,
     MaybeJson(options): MaybeJson<TestRequest>,
 ) -> Result<Response, Problem> {
-    let stored = state.management.subscription(&caller, &naming).await?;
+    let stored = state.management.subscription_to_change(&caller, &naming).await?;
     let attempt = state.management.test_subscription(&stored.subscription, options.event).await?;
     Ok(Json(attempt).into_response())
 }
@@ -237,7 +237,7 @@ async fn read_checked(
     headers: &HeaderMap,
 ) -> Result<StoredSubscription, Problem> {
     let precondition = Precondition::read(headers)?;
-    let stored = state.management.subscription(caller, naming).await?;
+    let stored = state.management.subscription_to_change(caller, naming).await?;
     precondition.check(Some(stored.revision))?;
     Ok(stored)
 }
