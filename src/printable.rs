@@ -115,7 +115,7 @@ fn json_escaped(text: &str) -> Cow<'_, str> {
 }
 
 /// Escapes a whole JSON text; white space between its tokens stays.
-fn json_text(text: &str) -> Cow<'_, str> {
+pub(crate) fn json_text(text: &str) -> Cow<'_, str> {
     escape_for_json(text, |c| !matches!(c, '\n' | '\r' | '\t') && is_unprintable(c))
 }
 

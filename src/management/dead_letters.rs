@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::str::FromStr;
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use utoipa::openapi::RefOr;
@@ -133,8 +134,9 @@ pub struct DeadLetterDetails {
 pub enum Content {
     Envelope {
         traceparent: Option<String>,
-        /// CloudEvents JSON format.
-        event: Value,
+        /// CloudEvents JSON format, as in the envelope: a parsed value would change numbers and members that occur twice,
+        /// and not every JSON text can be parsed.
+        event: Box<RawValue>,
         /// The delivery settings at the fan-out, with secrets hidden; null if they cannot be read, because it is unknown
         /// then which parts are secret.
         delivery: Value,
@@ -317,12 +319,34 @@ impl Management {
     }
 }
 
+impl DeadLetterDetails {
+    /// The event in the CloudEvents JSON format; `None` if the body is not an envelope.
+    pub fn event(&self) -> Option<&RawValue> {
+        match &self.content {
+            Content::Envelope { event, .. } => Some(event),
+            Content::Unreadable { .. } => None,
+        }
+    }
+
+    /// The other fields.
+    pub fn without_event(mut self) -> serde_json::Result<Value> {
+        if let Content::Envelope { event, .. } = &mut self.content {
+            *event = RawValue::NULL.to_owned();
+        }
+        let mut fields = serde_json::to_value(&self)?;
+        if let Some(fields) = fields.as_object_mut() {
+            fields.remove("event");
+        }
+        Ok(fields)
+    }
+}
+
 impl Content {
     fn read(body: &[u8]) -> Self {
         match Envelope::read(body) {
             Ok(envelope) => Self::Envelope {
                 traceparent: envelope.traceparent.as_deref().map(str::to_owned),
-                event: serde_json::from_str(envelope.event.get()).unwrap_or(Value::Null),
+                event: envelope.event.to_owned(),
                 delivery: hidden_delivery(&envelope),
             },
             Err(error) => Self::Unreadable {
@@ -355,6 +379,31 @@ mod tests {
         assert_eq!(cursor.to_string().parse(), Ok(cursor));
         assert!("policy-client".parse::<Cursor>().is_err());
         assert!("policy-client/x".parse::<Cursor>().is_err());
+    }
+
+    /// Texts that the hub delivers, and that a parsed value would change or not hold.
+    #[test]
+    fn the_event_is_shown_as_it_was_delivered() {
+        let deep = format!("{}{}", "[".repeat(1_000), "]".repeat(1_000));
+        for data in [
+            r#""\ud800""#,
+            "1e400",
+            "1.10",
+            "12345678901234567890123",
+            r#"{"a":1,"a":2}"#,
+            r#"{"b":1,"a":2}"#,
+            deep.as_str(),
+        ] {
+            let event = format!(r#"{{"id":"e","data":{data}}}"#);
+            let body = format!(
+                r#"{{"id":"env_1","domain":"d","subscription":"s","tenant":"t","event_id":"e","event_key":"user.created","event":{event}}}"#
+            );
+            let content = Content::read(body.as_bytes());
+            let shown = serde_json::to_string(&content).expect("JSON");
+            assert!(shown.contains(&format!(r#""event":{event}"#)), "{shown}");
+        }
+        let unreadable = serde_json::to_value(Content::read(b"{")).expect("JSON");
+        assert_eq!((&unreadable["event"], &unreadable["body"]), (&Value::Null, &json!("{")));
     }
 
     #[test]
