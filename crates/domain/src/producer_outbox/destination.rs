@@ -82,13 +82,21 @@ impl Destination {
 
     /// Applies the name rules of a broker: values of placeholders are escaped with [`NameRules::part`].
     ///
-    /// The error names the field `destination`: its literal text contains a character that the rules do not allow.
+    /// The error names the field `destination`: its literal text contains a character that the rules do not allow, or a dot
+    /// without a token on both sides.
     pub fn with_names(self, names: NameRules) -> Result<Self, FieldError> {
         for piece in &self.pieces {
             if let Piece::Text(text) = piece {
                 names.check_text(text)?;
             }
         }
+        // A value of a placeholder is never empty, and its dots at the ends are escaped.
+        let sample: String = self
+            .pieces
+            .iter()
+            .map(|piece| if let Piece::Text(text) = piece { text.as_str() } else { "x" })
+            .collect();
+        names.check_tokens(&sample)?;
         Ok(Self { names, ..self })
     }
 
@@ -166,6 +174,19 @@ mod tests {
         assert_eq!(rendered(NameRules::Topic), "events.crm_.3A_.3Auser.user_.201");
         let error = Destination::parse("a:{type}").unwrap().with_names(NameRules::Topic).unwrap_err();
         assert_eq!(error.field, "destination");
+    }
+
+    #[test]
+    fn a_subject_has_no_empty_token() {
+        for name in [".a", "a.", "a..b", ".", "..", ".{type}", "{type}.", "a..{type}", "{type}..{stream}"] {
+            let named = |names| Destination::parse(name).unwrap().with_names(names);
+            let error = named(NameRules::Subject).unwrap_err();
+            assert_eq!(error.field, "destination", "{name}");
+            assert!(named(NameRules::Any).is_ok() && named(NameRules::Topic).is_ok(), "{name}");
+        }
+        for name in ["a", "a.b", "a.{type}.b", "{type}{stream}", "{tenant}.{type}"] {
+            assert!(Destination::parse(name).unwrap().with_names(NameRules::Subject).is_ok(), "{name}");
+        }
     }
 
     #[test]

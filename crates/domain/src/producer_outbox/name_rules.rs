@@ -63,6 +63,20 @@ impl NameRules {
     }
 }
 
+impl NameRules {
+    /// Checks the tokens of a whole name. The error names the field `destination`.
+    pub(super) fn check_tokens(self, name: &str) -> Result<(), FieldError> {
+        let has_empty_token = self == Self::Subject && name.split('.').any(str::is_empty);
+        if !has_empty_token {
+            return Ok(());
+        }
+        Err(FieldError::new(
+            "destination",
+            "has a dot at an end, or two dots in a row; write a token on both sides of each dot",
+        ))
+    }
+}
+
 fn is_of_topic(char: char) -> bool {
     char.is_ascii_alphanumeric() || matches!(char, '.' | '_' | '-')
 }
