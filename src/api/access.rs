@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, WeakShared};
 use time::OffsetDateTime;
@@ -88,6 +88,12 @@ fn unknown() -> Problem {
     )
 }
 
+/// The token of an `Authorization` header.
+fn presented(value: &HeaderValue) -> Option<PresentedToken> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    if scheme.eq_ignore_ascii_case("bearer") { PresentedToken::read(token.trim()) } else { None }
+}
+
 impl Access {
     pub(crate) fn new(management: Management, anonymous: bool) -> Self {
         Self {
@@ -116,20 +122,33 @@ impl Access {
         if values.next().is_some() {
             return Err(Problem::unauthenticated(
                 "Bearer error=\"invalid_request\"",
-                "authorization: the header is sent more than once; send it once",
+                "the header is sent more than once; send it once",
             ));
         }
-        let text = value.to_str().map_err(|_| unknown())?;
-        let (scheme, token) = text.split_once(' ').ok_or_else(unknown)?;
-        if !scheme.eq_ignore_ascii_case("bearer") {
-            return Err(unknown());
+        let Some(presented) = presented(value) else { return Err(self.failed(peer)) };
+        match self.stored(&presented.id, peer).await? {
+            Some(stored) if stored.admits(&presented, OffsetDateTime::now_utc()) => Ok(Caller::of(&stored)),
+            _ => Err(self.failed(peer)),
         }
-        let presented = PresentedToken::read(token.trim()).ok_or_else(unknown)?;
-        let stored = self.stored(&presented.id, peer).await?.ok_or_else(unknown)?;
-        if !stored.admits(&presented, OffsetDateTime::now_utc()) {
-            return Err(unknown());
-        }
-        Ok(Caller::of(&stored))
+    }
+
+    /// Counts a failed authentication of the peer, whatever is wrong with the token.
+    fn failed(&self, peer: IpAddr) -> Problem {
+        self.take_failure(peer).err().unwrap_or_else(unknown)
+    }
+
+    /// Takes one failed authentication from the peer's rate.
+    fn take_failure(&self, peer: IpAddr) -> Result<(), Problem> {
+        let rate = self.unknown_per_peer;
+        self.unknown_tokens.take(Holder::Peer(peer), 1, rate, rate * BURST_SECONDS).map_err(|_| {
+            Problem::too_many(
+                1,
+                format!(
+                    "this address sends more than {rate} unknown tokens per second (api.unknown_tokens_per_peer); \
+                     send a valid token"
+                ),
+            )
+        })
     }
 
     /// Looks up a token by name. A known token is looked up once per second; a peer's look-ups of unknown tokens are limited.
@@ -171,7 +190,8 @@ impl Access {
         cache.in_progress.remove(&id);
         let token = token?;
         cache.remember(&id, token.as_ref(), Instant::now());
-        if permit.is_some() && token.is_some() {
+        // Each request that fails counts for itself.
+        if permit.is_some() {
             self.unknown_tokens.give_back(&Holder::Peer(peer), 1);
         }
         Ok(token)
@@ -179,16 +199,7 @@ impl Access {
 
     /// Returns a permit to look up an unknown token.
     fn lookup_permit(&self, peer: IpAddr) -> Result<OwnedSemaphorePermit, Problem> {
-        let rate = self.unknown_per_peer;
-        self.unknown_tokens.take(Holder::Peer(peer), 1, rate, rate * BURST_SECONDS).map_err(|_| {
-            Problem::too_many(
-                1,
-                format!(
-                    "this address sends more than {rate} unknown tokens per second (api.unknown_tokens_per_peer); \
-                     send a valid token"
-                ),
-            )
-        })?;
+        self.take_failure(peer)?;
         self.lookups
             .clone()
             .try_acquire_owned()
