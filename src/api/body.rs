@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, Bytes, HttpBody as _};
 use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use bytes::BytesMut;
 use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::State;
 use super::limits::{Holder, Resource, Usage, UsageGuard};
 use super::problem::{Problem, ProblemKind};
+use crate::domain::strict_json::{self, StrictJsonError};
 use crate::settings::Settings;
 
 /// Maximum size of a body that is not an event, in bytes.
@@ -110,6 +111,10 @@ pub(super) async fn read(
 ) -> Result<(Bytes, BodyReservation), Problem> {
     let declared =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    // The client waits for the answer before it sends the body (RFC 9110 section 10.1.1); reading would ask for it.
+    if declared.is_some_and(|size| size > limit.bytes) && expects_continue(headers) {
+        return Err(Problem::new(ProblemKind::TooLarge, limit.too_large).closing());
+    }
     // A body that is declared too large is not kept.
     let kept = if declared.is_some_and(|size| size > limit.bytes) { 0 } else { limit.bytes };
     let usage = memory.usage.take(holder, Resource::BodyBytes, 0, 0).expect("0 bytes exceed no limit");
@@ -152,6 +157,51 @@ pub(super) async fn read(
     Ok((read.freeze(), reservation))
 }
 
+/// True if the client sends the body after an interim answer only.
+fn expects_continue(headers: &HeaderMap) -> bool {
+    headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Reads and drops the body of a request that has a problem already, so that the client reads the answer.
+pub(super) async fn discard(
+    memory: &BodyMemory,
+    holder: Holder,
+    headers: &HeaderMap,
+    body: Body,
+    problem: Problem,
+) -> Problem {
+    if body.is_end_stream() {
+        return problem;
+    }
+    if expects_continue(headers) {
+        return problem.closing();
+    }
+    let limit = BodyLimit { bytes: 0, ..BodyLimit::default() };
+    match read(memory, holder, headers, body, limit).await {
+        Err(error) if error.is_closing() => problem.closing(),
+        _ => problem,
+    }
+}
+
+/// Refuses a body with a content coding, because the hub decodes none.
+pub(super) fn require_no_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    let is_identity = |value: &HeaderValue| {
+        value.to_str().is_ok_and(|text| {
+            text.split(',')
+                .map(str::trim)
+                .all(|coding| coding.is_empty() || coding.eq_ignore_ascii_case("identity"))
+        })
+    };
+    if headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity) {
+        return Ok(());
+    }
+    Err(Problem::header(
+        ProblemKind::UnsupportedMediaType,
+        "content-encoding",
+        "encoded bodies are not supported; send the body without content-encoding",
+    ))
+}
+
 /// A required JSON body.
 pub(crate) struct JsonBody(pub Value);
 
@@ -161,7 +211,7 @@ pub(crate) struct MaybeJson<T>(pub T);
 impl FromRequest<State> for JsonBody {
     type Rejection = Problem;
     async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
-        require_json(request.headers())?;
+        require_json(request.method(), request.headers())?;
         let bytes = Bytes::from_request(request, state).await?;
         parse(&bytes).map(Self)
     }
@@ -171,7 +221,7 @@ impl<T: DeserializeOwned + Default> FromRequest<State> for MaybeJson<T> {
     type Rejection = Problem;
     async fn from_request(request: Request, state: &State) -> Result<Self, Problem> {
         if request.headers().contains_key(header::CONTENT_TYPE) {
-            require_json(request.headers())?;
+            require_json(request.method(), request.headers())?;
         }
         let bytes = Bytes::from_request(request, state).await?;
         if bytes.is_empty() {
@@ -196,19 +246,28 @@ pub(crate) fn typed<T: DeserializeOwned>(value: Value) -> Result<T, Problem> {
     })
 }
 
-fn require_json(headers: &HeaderMap) -> Result<(), Problem> {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+/// Checks the content type: JSON, and for `PATCH` also a JSON Merge Patch. Other formats of JSON have another meaning.
+fn require_json(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
+    let mut values = headers.get_all(header::CONTENT_TYPE).iter();
+    let value = values.next().and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if media == "application/json" || media.ends_with("+json") {
-        Ok(())
-    } else {
-        Err(Problem::new(
-            ProblemKind::UnsupportedMediaType,
-            "content-type: must be application/json; send the body as JSON with this header",
-        ))
+    let is_patch = method == Method::PATCH;
+    let fits = media == "application/json" || (is_patch && media == "application/merge-patch+json");
+    if fits && values.next().is_none() {
+        return Ok(());
     }
+    let problem = if is_patch {
+        "must be application/merge-patch+json or application/json; send a JSON Merge Patch with this header"
+    } else {
+        "must be application/json; send the body as JSON with this header"
+    };
+    Err(Problem::header(ProblemKind::UnsupportedMediaType, "content-type", problem))
 }
 
+/// Parses a body strictly.
 fn parse(bytes: &[u8]) -> Result<Value, Problem> {
-    serde_json::from_slice(bytes).map_err(|error| Problem::field("body", format!("is not JSON: {error}")))
+    strict_json::parse(bytes).map_err(|error| match error {
+        StrictJsonError::Duplicate { path } => Problem::field(&path, "occurs twice; remove one of the two"),
+        StrictJsonError::Syntax(error) => Problem::field("body", format!("is not JSON: {error}")),
+    })
 }

@@ -20,10 +20,12 @@ mod outbox;
 mod precondition;
 mod problem;
 mod query;
+mod query_rules;
 mod request_log;
 mod subscriptions;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -39,6 +41,7 @@ use connections::ConnectionLimits;
 use limits::{BroadReads, RateLimiter};
 pub(crate) use monitoring::Monitoring;
 use problem::{Problem, ProblemKind};
+use query_rules::QueryRules;
 
 use crate::facts::Metrics;
 use crate::health::ReadyFlag;
@@ -88,6 +91,7 @@ pub(crate) struct State {
     /// Limits the expensive reads of each tenant.
     broad_reads: BroadReads,
     event_limits: events::EventLimits,
+    query_rules: Arc<QueryRules>,
 }
 
 /// `HUB__API__LISTEN` for `api.listen`.
@@ -169,6 +173,7 @@ fn routes() -> OpenApiRouter<State> {
 
 fn management(resources: Resources, metrics: Metrics) -> Router {
     let Resources { management, registry, bulk_jobs, outbox, anonymous, ready: _ } = resources;
+    let (router, description) = routes().split_for_parts();
     let state = State {
         access: Access::new(management.clone(), anonymous),
         admission: Admission::new(management.settings(), anonymous),
@@ -180,8 +185,8 @@ fn management(resources: Resources, metrics: Metrics) -> Router {
         bulk_jobs,
         outbox,
         metrics,
+        query_rules: Arc::new(QueryRules::of(&description)),
     };
-    let (router, description) = routes().split_for_parts();
     let description = openapi::document(description);
     router
         .route("/openapi.json", get(move || async move { openapi::answer(&description) }))

@@ -28,23 +28,26 @@ pub(super) fn check(
     let named = [host, uri.authority().map(|authority| authority.as_str())];
     let foreign = named.into_iter().flatten().find(|authority| !is_ours(authority));
     if let Some(foreign) = foreign {
-        return Err(Problem::new(
+        return Err(Problem::header(
             ProblemKind::Forbidden,
+            "host",
             format!(
-                "host: unknown name {foreign:?}, which is refused because this hub requires no token (api.anonymous = true); \
+                "unknown name {foreign:?}, which is refused because this hub requires no token (api.anonymous = true); \
                  use its address or localhost, or add the name to api.allowed_hosts"
             ),
         ));
     }
     let Some(host) = host else {
-        return Err(Problem::new(
+        return Err(Problem::header(
             ProblemKind::Forbidden,
-            "host: the header is required, because this hub requires no token (api.anonymous = true); send it",
+            "host",
+            "the header is required, because this hub requires no token (api.anonymous = true); send it",
         ));
     };
-    let from_elsewhere = |what: &str| {
-        Problem::new(
+    let from_elsewhere = |name: &str, what: &str| {
+        Problem::header(
             ProblemKind::Forbidden,
+            name,
             format!(
                 "{what}, which is refused because this hub requires no token (api.anonymous = true); call the API from a \
                  program, or set api.anonymous = false and send a token"
@@ -56,24 +59,23 @@ pub(super) fn check(
             matches!(scheme, "http" | "https") && rest.eq_ignore_ascii_case(host)
         });
         if !same {
-            return Err(from_elsewhere(&format!("origin: the request comes from the web page {origin:?}")));
+            return Err(from_elsewhere("origin", &format!("the request comes from the web page {origin:?}")));
         }
     }
     let site = one(headers, "sec-fetch-site")?.unwrap_or("none");
     let is_link = method == Method::GET && one(headers, "sec-fetch-mode")? == Some("navigate");
     if !matches!(site, "none" | "same-origin") && !is_link {
-        return Err(from_elsewhere("sec-fetch-site: the request comes from a web page of another site"));
+        return Err(from_elsewhere("sec-fetch-site", "the request comes from a web page of another site"));
     }
     // A second line of defence: no request of this API can be sent without a preflight.
     let is_binary_event = headers.keys().any(|name| name.as_str().starts_with("ce-"));
     let media = one(headers, header::CONTENT_TYPE.as_str())?.unwrap_or_default();
     let media = media.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if WITHOUT_PREFLIGHT.contains(&media.as_str()) && !is_binary_event {
-        return Err(Problem::new(
+        return Err(Problem::header(
             ProblemKind::UnsupportedMediaType,
-            format!(
-                "content-type: {media} is not supported; send JSON with `content-type: application/json`"
-            ),
+            "content-type",
+            format!("{media} is not supported; send JSON with `content-type: application/json`"),
         ));
     }
     Ok(())

@@ -54,28 +54,34 @@ impl Precondition {
 
     /// Checks the current revision; `None` means that the subscription does not exist.
     pub(crate) fn check(&self, current: Option<u64>) -> Result<(), Problem> {
-        let failed = |detail: &str| Err(Problem::new(ProblemKind::PreconditionFailed, detail));
+        let failed =
+            |name: &str, problem: &str| Err(Problem::header(ProblemKind::PreconditionFailed, name, problem));
         match (self, current) {
             (Self::None, _) | (Self::Absent, None) | (Self::Any, Some(_)) => Ok(()),
             (Self::OneOf(tags), Some(revision)) if tags.contains(&revision) => Ok(()),
             (Self::Absent, Some(_)) => failed(
-                "if-none-match: the subscription already exists; read it, and replace it with if-match",
+                "if-none-match",
+                "the subscription already exists; read it, and replace it with if-match",
             ),
             (Self::Any | Self::OneOf(_), None) => {
-                failed("if-match: the subscription does not exist; leave out if-match to create it")
+                failed("if-match", "the subscription does not exist; leave out if-match to create it")
             }
-            (Self::OneOf(_), Some(revision)) => failed(&format!(
-                "if-match: the subscription was changed, its etag is now \"{revision}\"; read it again and retry with that etag"
-            )),
+            (Self::OneOf(_), Some(revision)) => failed(
+                "if-match",
+                &format!(
+                    "the subscription was changed, its etag is now \"{revision}\"; read it again and retry with that etag"
+                ),
+            ),
         }
     }
 
     /// Checks a write that replaces a subscription: it requires `If-Match`.
     pub(crate) fn check_replacing(&self, current: Option<u64>) -> Result<(), Problem> {
         if *self == Self::None && current.is_some() {
-            return Err(Problem::new(
+            return Err(Problem::header(
                 ProblemKind::PreconditionRequired,
-                "if-match: required, because the subscription already exists; send the etag of the version that you read, or * \
+                "if-match",
+                "required, because the subscription already exists; send the etag of the version that you read, or * \
                  to replace any version",
             ));
         }

@@ -166,6 +166,12 @@ impl Problem {
         Self::fields(vec![FieldError::new(field, problem)])
     }
 
+    /// A problem of a header, which is named in `errors` too.
+    pub(crate) fn header(kind: ProblemKind, name: &str, problem: impl Into<String>) -> Self {
+        let error = FieldError::new(name, problem);
+        Self::new(kind, error.to_string()).with_fields(vec![error])
+    }
+
     /// Temporarily unavailable; the caller may retry after `seconds`.
     pub(crate) fn later(seconds: u32, detail: impl Into<String>) -> Self {
         Self { retry_after: Some(seconds), ..Self::new(ProblemKind::Unavailable, detail) }
@@ -179,6 +185,10 @@ impl Problem {
     /// Closes the connection after the answer, because the rest of the request is not read.
     pub(crate) fn closing(self) -> Self {
         Self { closing: true, ..self }
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing
     }
 
     /// The complete HTTP answer, for a connection whose request was not read.
@@ -213,7 +223,9 @@ impl Problem {
 
     /// An answer with a `WWW-Authenticate` challenge (RFC 6750 section 3).
     pub(crate) fn unauthenticated(challenge: &'static str, detail: impl Into<String>) -> Self {
-        Self { challenge: Some(challenge), ..Self::new(ProblemKind::Unauthenticated, detail) }
+        let detail = detail.into();
+        let errors = vec![FieldError::new(header::AUTHORIZATION.as_str(), detail.clone())];
+        Self { challenge: Some(challenge), errors, ..Self::new(ProblemKind::Unauthenticated, detail) }
     }
 
     /// An error of the outbox database.
@@ -238,6 +250,11 @@ impl Problem {
 
     pub(crate) fn detail(&self) -> &str {
         &self.detail
+    }
+
+    #[cfg(test)]
+    pub(crate) fn errors(&self) -> &[FieldError] {
+        &self.errors
     }
 
     /// Replaces the detail.
@@ -271,10 +288,15 @@ impl From<ManagementError> for Problem {
             | ManagementError::NoRow { .. }
             | ManagementError::NoneSelected { .. } => ProblemKind::NotFound,
             ManagementError::ForeignCursor { .. } => return Self::field("after", error.to_string()),
-            ManagementError::Conflict { .. } => ProblemKind::PreconditionFailed,
+            ManagementError::Conflict { .. } => {
+                let field = FieldError::new("if-match", "the subscription was changed; read it again");
+                return Self::new(ProblemKind::PreconditionFailed, error.to_string())
+                    .with_fields(vec![field]);
+            }
             ManagementError::TooManySubscriptions { .. } | ManagementError::SubscriptionsTooLarge { .. } => {
                 ProblemKind::QuotaExceeded
             }
+            ManagementError::BrokerOfOperator { .. } => ProblemKind::Forbidden,
             ManagementError::TooManyBulkJobsOfTenant { .. } => return Self::too_many(5, error.to_string()),
             ManagementError::Exists { .. }
             | ManagementError::AmbiguousSubscription { .. }
@@ -296,7 +318,6 @@ impl From<ManagementError> for Problem {
                 return Self::of_store(source, &before);
             }
             ManagementError::TooLarge(_) | ManagementError::TooLargeForServer(_) => ProblemKind::TooLarge,
-            ManagementError::BrokerOfOperator { .. } => ProblemKind::Forbidden,
             ManagementError::Sealed { .. } => {
                 RequestWithoutCredential { error: &error }.emit();
                 ProblemKind::Internal

@@ -1,6 +1,7 @@
 //! Extracts query parameters and path parts, with problems that name them.
 
-use axum::extract::rejection::QueryRejection;
+use axum::extract::path::ErrorKind;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
 use serde::Deserialize;
@@ -13,7 +14,7 @@ use crate::domain::access::check_tenant;
 use crate::domain::subscription::SubscriptionId;
 use crate::management::SubscriptionSelector;
 
-/// The query parameters; unknown ones are refused.
+/// The query parameters, after [`QueryRules`](super::query_rules::QueryRules) has checked them.
 pub(crate) struct QueryParams<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequestParts<State> for QueryParams<T> {
@@ -25,6 +26,18 @@ impl<T: DeserializeOwned> FromRequestParts<State> for QueryParams<T> {
     }
 }
 
+/// The problem of a path, with the name of its parameter.
+fn of_path(rejection: &PathRejection) -> Problem {
+    let name = match rejection {
+        PathRejection::FailedToDeserializePathParams(error) => match error.kind() {
+            ErrorKind::InvalidUtf8InPathParam { key } => key,
+            _ => "path",
+        },
+        _ => "path",
+    };
+    Problem::field(name, "is not percent-encoded UTF-8; encode the value")
+}
+
 /// The single parameter of the path, percent-decoded.
 pub(crate) struct PathPart(pub String);
 
@@ -32,7 +45,7 @@ impl FromRequestParts<State> for PathPart {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
         let read = Path::<String>::from_request_parts(parts, state).await;
-        let Path(text) = read.map_err(|rejection| Problem::field("path", rejection.body_text()))?;
+        let Path(text) = read.map_err(|rejection| of_path(&rejection))?;
         Ok(Self(text))
     }
 }
@@ -44,8 +57,7 @@ impl FromRequestParts<State> for PathParts {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
         let read = Path::<(String, String)>::from_request_parts(parts, state).await;
-        let Path((first, second)) =
-            read.map_err(|rejection| Problem::field("path", rejection.body_text()))?;
+        let Path((first, second)) = read.map_err(|rejection| of_path(&rejection))?;
         Ok(Self(first, second))
     }
 }

@@ -313,8 +313,9 @@ async fn write_if(
         WriteAction::Updated | WriteAction::Unchanged => {
             Ok(shown(StatusCode::OK, &write.subscription, revision))
         }
-        WriteAction::Conflict => Err(Problem::new(
+        WriteAction::Conflict => Err(Problem::header(
             ProblemKind::PreconditionFailed,
+            "if-match",
             "the subscription was changed meanwhile; read it again and retry with its etag",
         )),
     }

@@ -307,7 +307,13 @@ impl Sample {
             time: OffsetDateTime::now_utc(),
             max_size: usize::MAX,
         };
-        publication.decode().map_err(|rejection| invalid("event", rejection.detail))
+        publication.decode().map_err(|rejection| {
+            let field = match rejection.field.as_deref() {
+                None | Some("type") => "event",
+                Some(attribute) => attribute.strip_prefix("ce-").unwrap_or(attribute),
+            };
+            invalid(field, rejection.detail.clone())
+        })
     }
 }
 

@@ -354,9 +354,9 @@ async fn an_event_can_be_traced_by_its_tenant() {
     acme.get("/v1/events/x?domain=sales").await.expect_field(400, "domain");
     acme.get("/v1/events/x?since=yesterday").await.expect_field(400, "since");
     acme.get("/v1/events/x?timeout=1h").await.expect_field(400, "timeout");
-    admin.get("/v1/events/%FF").await.expect_field(400, "path");
-    admin.get("/v1/subscriptions/%FF").await.expect_field(400, "path");
-    acme.get("/v1/events/x?limit=1").await.expect_field(400, "query");
+    admin.get("/v1/events/%FF").await.expect_field(400, "id");
+    admin.get("/v1/subscriptions/%FF").await.expect_field(400, "id");
+    acme.get("/v1/events/x?limit=1").await.expect_field(400, "limit");
     publisher(&hub).await.get("/v1/events/x").await.expect(403);
 }
 

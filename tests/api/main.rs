@@ -8,4 +8,5 @@ mod management;
 mod outbox;
 mod resolver;
 mod resolver_tls;
+mod strictness;
 mod subscriptions;

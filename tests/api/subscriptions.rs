@@ -181,7 +181,7 @@ async fn lists_are_filtered_and_come_in_pages() {
     api.get("/v1/subscriptions?limit=0").await.expect_field(400, "limit");
     api.get("/v1/subscriptions?state=asleep").await.expect_field(400, "state");
     api.get("/v1/subscriptions?event=user").await.expect_field(400, "event");
-    api.get("/v1/subscriptions?sort=id").await.expect_field(400, "query");
+    api.get("/v1/subscriptions?sort=id").await.expect_field(400, "sort");
 
     let matches = api.get("/v1/matches?event=user.created&tenant=acme").await.expect(200);
     assert_eq!(ids(&matches), ["s0", "s2", "s4", "s6"]);

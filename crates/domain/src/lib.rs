@@ -48,6 +48,7 @@ pub mod producer_outbox;
 pub mod redact;
 pub mod resolution;
 pub mod status;
+pub mod strict_json;
 pub mod subscription;
 pub mod token;
 pub mod trace;

@@ -38,10 +38,11 @@ impl BindingMode {
 }
 
 fn unsupported() -> Problem {
-    Problem::new(
+    Problem::header(
         ProblemKind::UnsupportedMediaType,
+        "content-type",
         format!(
-            "content-type: not a CloudEvents media type; send one event as `{STRUCTURED}`, a batch as `{BATCH}`, or an event's \
+            "not a CloudEvents media type; send one event as `{STRUCTURED}`, a batch as `{BATCH}`, or an event's \
              data with its attributes as headers (ce-specversion, ce-id, ce-source, ce-type)"
         ),
     )

@@ -1,14 +1,13 @@
 //! Reads and checks the subscriptions of a file, and collects all problems.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::path::Path;
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::cli::error::CliError;
 use crate::cli::read_input;
+use crate::domain::strict_json::{self, StrictJsonError};
 use crate::domain::subscription::Subscription;
 use crate::management::read_subscription;
 use crate::settings::Settings;
@@ -53,63 +52,6 @@ fn label(position: usize, value: &Value) -> String {
     }
 }
 
-/// A JSON value without duplicate keys, of which [`Value`] would silently keep the last.
-struct UniqueKeys(Value);
-
-impl<'de> Deserialize<'de> for UniqueKeys {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct UniqueKeysVisitor;
-
-        impl<'de> Visitor<'de> for UniqueKeysVisitor {
-            type Value = Value;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON value")
-            }
-            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-                Ok(value.into())
-            }
-            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-                Ok(value.into())
-            }
-            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-                Ok(value.into())
-            }
-            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-                Ok(value.into())
-            }
-            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-                Ok(value.into())
-            }
-            fn visit_unit<E>(self) -> Result<Value, E> {
-                Ok(Value::Null)
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-                let mut list = Vec::new();
-                while let Some(UniqueKeys(item)) = items.next_element()? {
-                    list.push(item);
-                }
-                Ok(Value::Array(list))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-                let mut object = Map::new();
-                while let Some(key) = members.next_key::<String>()? {
-                    if object.contains_key(&key) {
-                        return Err(A::Error::custom(format_args!(
-                            "duplicate key {key:?}; remove one of the two"
-                        )));
-                    }
-                    let UniqueKeys(value) = members.next_value()?;
-                    object.insert(key, value);
-                }
-                Ok(Value::Object(object))
-            }
-        }
-
-        deserializer.deserialize_any(UniqueKeysVisitor).map(Self)
-    }
-}
-
 /// Parses one subscription, a list, or `{"subscriptions": […]}`, in JSON or TOML.
 fn parse(text: &str, file: &Path) -> Result<Vec<Value>, String> {
     let start = text.trim_start();
@@ -123,9 +65,10 @@ fn parse(text: &str, file: &Path) -> Result<Vec<Value>, String> {
         _ => looks_like_json,
     };
     let value: Value = if is_json {
-        let UniqueKeys(value) =
-            serde_json::from_str(text).map_err(|error| format!("not valid JSON: {error}"))?;
-        value
+        strict_json::parse(text.as_bytes()).map_err(|error| match error {
+            StrictJsonError::Duplicate { .. } => error.to_string(),
+            StrictJsonError::Syntax(error) => format!("not valid JSON: {error}"),
+        })?
     } else {
         // Display of the error quotes the line, which may hold a secret.
         let table: toml::Table = toml::from_str(text).map_err(|error| {
@@ -165,7 +108,7 @@ mod tests {
     #[test]
     fn duplicate_keys_and_yaml_are_refused_in_plain_words() {
         let error = ids(r#"{"id":"a","delivery":{"url":"x","url":"y"}}"#, "x.json").unwrap_err();
-        assert!(error.contains(r#"duplicate key "url"; remove one of the two at line 1"#), "{error}");
+        assert_eq!(error, "delivery.url: occurs twice; remove one of the two");
         let error = ids("id = 'a'\nid = 'b'", "x.toml").unwrap_err();
         assert!(error.contains("line 2") && error.contains("duplicate key"), "{error}");
         assert!(ids("id: a", "x.yaml").unwrap_err().contains("YAML is not supported"));

@@ -427,10 +427,10 @@ pub(super) fn header_value(header: &str, value: &str) -> Result<String, Rejectio
         Some(quoted) => unescape(quoted).into(),
         None => value.into(),
     };
-    percent_decode_str(&unquoted)
-        .decode_utf8()
-        .map(Cow::into_owned)
-        .map_err(|_| malformed(format!("the header {header} is not percent-encoded UTF-8; encode the value")))
+    percent_decode_str(&unquoted).decode_utf8().map(Cow::into_owned).map_err(|_| {
+        malformed(format!("the header {header} is not percent-encoded UTF-8; encode the value"))
+            .at(header.to_ascii_lowercase())
+    })
 }
 
 /// RFC 9110 section 5.6.4: a backslash precedes a literal character.

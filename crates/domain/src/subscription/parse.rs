@@ -6,14 +6,21 @@ use serde_json::Value;
 use super::delivery::names_a_broker;
 use super::{BrokerDelivery, Delivery, EndpointDelivery, Subscription};
 use crate::field_error::FieldError;
+use crate::strict_json::{self, StrictJsonError};
 
 impl Subscription {
     /// Parses a subscription from outside. The error names the path of the field, such as `delivery.auth.type`; a
     /// syntax error has the field `JSON` and names line and column. Call `validate` next, which checks the values.
     /// Subscriptions that the hub has stored passed both, so serde alone may read them.
     pub fn from_json(json: &[u8]) -> Result<Self, FieldError> {
-        let value = serde_json::from_slice(json)
-            .map_err(|error| FieldError::new("JSON", format!("{error}; write one JSON object")))?;
+        let value = strict_json::parse(json).map_err(|error| match error {
+            StrictJsonError::Duplicate { path } => {
+                FieldError::new(path, "occurs twice; remove one of the two")
+            }
+            StrictJsonError::Syntax(error) => {
+                FieldError::new("JSON", format!("{error}; write one JSON object"))
+            }
+        })?;
         Self::from_value(value)
     }
 
