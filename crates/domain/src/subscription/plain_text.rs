@@ -5,7 +5,7 @@ use url::Url;
 use super::headers::is_credential_name;
 
 /// Further names of credentials in a query, where they are more common than in a header.
-const PARAMETERS: [&str; 3] = ["key", "sig", "signature"];
+const PARAMETERS: [&str; 2] = ["sig", "signature"];
 /// Schemes of `Authorization` (RFC 9110 section 11.4), whose values are credentials.
 const SCHEMES: [&str; 3] = ["bearer ", "basic ", "digest "];
 /// Prefixes of signing secrets.
@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn credentials_in_a_query_are_known_and_hidden() {
         for name in
-            ["token", "api_key", "apikey", "key", "KEY", "sig", "access_token", "client_secret", "%74oken"]
+            ["token", "api_key", "apikey", "API_KEY", "sig", "SIG", "access_token", "client_secret", "%74oken"]
         {
             let url = Url::parse(&format!("https://crm.example/h?team=a&{name}=hush&page=2")).expect("a URL");
             assert!(credential_in_query(&url).is_some(), "{url}");
