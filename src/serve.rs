@@ -1,6 +1,7 @@
 //! The composition root: creates and connects the parts of a process, and runs them until the process is stopped.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,16 +52,28 @@ use relaying::Relaying;
 /// A role that a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub(crate) enum Role {
+    /// Finds the subscriptions of each event, and creates their envelopes
     EventProcessor,
+    /// Delivers envelopes, and retries them
     OutboxProcessor,
+    /// Makes dead letters of the envelopes that were not delivered
     DltRouter,
+    /// Redrives dead letters on schedule, and replays and discards them on request
     DltProcessor,
-    /// The management API.
+    /// Serves the HTTP API
     Api,
-    /// Not one of `ALL`: runs if it is named, or by default if the settings have a database for the producer outbox.
+    /// Sends the rows of the producer outbox to their target brokers; on by default if outbox.database_url is set
     OutboxRelay,
-    /// Not one of `ALL`: runs only if it is named.
+    /// Answers other hubs over gRPC which subscriptions an event has; runs only if it is named
     SubscriptionResolver,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use clap::ValueEnum as _;
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("unknown", clap::builder::PossibleValue::get_name))
+    }
 }
 
 impl Role {
@@ -82,6 +95,13 @@ pub(crate) struct ServeOptions {
     pub domains: Vec<String>,
     /// Start and use a private nats-server with persistent data.
     pub dev: bool,
+}
+
+impl ServeOptions {
+    /// The names of the roles, separated by commas.
+    fn role_names(&self) -> String {
+        self.roles.iter().map(Role::to_string).collect::<Vec<_>>().join(", ")
+    }
 }
 
 impl Default for ServeOptions {
@@ -294,7 +314,7 @@ impl Hub {
         }
         if let Some(options) = resolver_options {
             let server = ResolverServer::bind(&options)?;
-            ResolverListening { address: &server.address() }.emit();
+            ResolverListening { address: server.address() }.emit();
             let ready = readiness.part("subscription-resolver");
             let role = SubscriptionResolver::new(js.clone(), registry, server, metrics.clone(), ready);
             tasks.graceful("subscription-resolver", role.run(stop.clone()));
@@ -340,7 +360,7 @@ pub(crate) async fn run(mut settings: Settings, options: ServeOptions) -> Result
                 nats: &hub.js.server_name(),
                 health: hub.health.map(|address| format!("http://{address}/readyz")),
                 api: hub.api.map(|address| format!("http://{address}")),
-                roles: &options.roles,
+                roles: &options.role_names(),
             }
             .emit();
             if let Some(dev) = &dev {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Cause;
 use super::metrics::{Metrics, ReasonLabel};
 use crate::domain::dead_letter::DeadLetter;
+use crate::domain::words::rounded;
 
 /// A dead letter was written.
 pub struct DeadLettered<'a> {
@@ -137,7 +138,7 @@ pub struct RoutingFailed<'a> {
 impl RoutingFailed<'_> {
     pub fn emit(self) {
         let Self { error, stream, sequence, retry_in } = self;
-        tracing::warn!(%error, stream, sequence, ?retry_in, "envelope not dead-lettered, will retry");
+        tracing::warn!(%error, stream, sequence, retry_in = %rounded(retry_in), "envelope not dead-lettered, will retry");
     }
 }
 
@@ -151,7 +152,7 @@ pub struct SweepFailed<'a> {
 impl SweepFailed<'_> {
     pub fn emit(self) {
         let Self { error, domain, retry_in } = self;
-        tracing::warn!(%error, domain, ?retry_in, "sweep for stranded envelopes failed, will retry");
+        tracing::warn!(%error, domain, retry_in = %rounded(retry_in), "sweep for stranded envelopes failed, will retry");
     }
 }
 
@@ -179,7 +180,7 @@ pub struct StrandedEnvelopeNotRouted<'a> {
 impl StrandedEnvelopeNotRouted<'_> {
     pub fn emit(self) {
         let Self { error, stream, sequence, retry_in } = self;
-        tracing::warn!(%error, stream, sequence, ?retry_in, "stranded envelope not dead-lettered, will retry");
+        tracing::warn!(%error, stream, sequence, retry_in = %rounded(retry_in), "stranded envelope not dead-lettered, will retry");
     }
 }
 
@@ -220,7 +221,7 @@ pub struct RedriveFailed<'a> {
 impl RedriveFailed<'_> {
     pub fn emit(self) {
         let Self { error, subject, retry_in } = self;
-        tracing::warn!(%error, subject, ?retry_in, "dead letter not processed, will retry");
+        tracing::warn!(%error, subject, retry_in = %rounded(retry_in), "dead letter not processed, will retry");
     }
 }
 
@@ -278,7 +279,7 @@ pub struct OverdueSearchFailed<'a> {
 impl OverdueSearchFailed<'_> {
     pub fn emit(self) {
         let Self { error, domain, retry_in } = self;
-        tracing::warn!(%error, domain, ?retry_in, "search for overdue dead letters failed, will retry");
+        tracing::warn!(%error, domain, retry_in = %rounded(retry_in), "search for overdue dead letters failed, will retry");
     }
 }
 
@@ -292,7 +293,7 @@ pub struct OverdueSearchPanicked<'a> {
 impl OverdueSearchPanicked<'_> {
     pub fn emit(self) {
         let Self { panic, domain, retry_in } = self;
-        tracing::error!(panic, domain, ?retry_in, "search for overdue dead letters panicked, will retry");
+        tracing::error!(panic, domain, retry_in = %rounded(retry_in), "search for overdue dead letters panicked, will retry");
     }
 }
 

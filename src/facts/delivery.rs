@@ -8,6 +8,7 @@ use super::metrics::{DomainMetrics, FailureLabel};
 use crate::domain::dead_letter::DeadLetter;
 use crate::domain::outcome::Fault;
 use crate::domain::subscription::SubscriptionRef;
+use crate::domain::words::rounded;
 
 /// An attempt was made.
 pub struct AttemptMade {
@@ -59,7 +60,7 @@ impl DeliveryFailed<'_> {
             status,
             error,
             fault = fault.map(Fault::as_str),
-            ?retry_in,
+            retry_in = %rounded(retry_in),
             "delivery failed, will retry"
         );
     }
@@ -106,7 +107,7 @@ impl DeadLetterNotWritten<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, envelope, retry_in } = self;
         let domain = &*metrics.domain;
-        tracing::error!(%error, domain, envelope, ?retry_in, "dead letter not written, will retry");
+        tracing::error!(%error, domain, envelope, retry_in = %rounded(retry_in), "dead letter not written, will retry");
     }
 }
 
@@ -148,7 +149,7 @@ impl DeadLetterNotRemoved<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, envelope, retry_in } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, envelope, ?retry_in, "delivered dead letter not removed, will retry");
+        tracing::warn!(%error, domain, envelope, retry_in = %rounded(retry_in), "delivered dead letter not removed, will retry");
     }
 }
 
@@ -195,7 +196,7 @@ pub struct LookUpFailed<'a> {
 impl LookUpFailed<'_> {
     pub fn emit(self) {
         let Self { error, subscription, retry_in } = self;
-        tracing::warn!(%error, %subscription, ?retry_in, "subscription look-up failed, will retry");
+        tracing::warn!(%error, %subscription, retry_in = %rounded(retry_in), "subscription look-up failed, will retry");
     }
 }
 

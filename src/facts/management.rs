@@ -64,7 +64,7 @@ impl BulkJobEndNotWritten<'_> {
     pub fn emit(self) {
         let Self { job, error, state } = self;
         tracing::error!(
-            %job, %error, ?state,
+            %job, %error, %state,
             "could not write the final state of a bulk job; it shows as interrupted"
         );
     }
@@ -92,6 +92,6 @@ pub struct BulkJobEnded<'a> {
 impl BulkJobEnded<'_> {
     pub fn emit(self) {
         let BulkJob { id, kind, state, total, done, by, .. } = self.job;
-        tracing::info!(job = %id, ?kind, ?state, total, done, by, "bulk job ended");
+        tracing::info!(job = %id, %kind, %state, total, done, by, "bulk job ended");
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! A fact that is counted takes the metrics that it counts in; one that is only logged takes none. Fields are borrowed.
 //! The log line is a short fixed sentence, to be searched for, with the fields beside it. A fact is emitted when it is
-//! one: after the write that makes it true.
+//! one: after the write that makes it true. A field is shown by its `Display`, as people write it, never by its `Debug`.
 
 mod api;
 mod dead_letters;
@@ -45,6 +45,3 @@ type Cause<'a> = &'a (dyn Error + 'static);
 
 /// A name or another value that is shown with `%`.
 type Shown<'a> = &'a dyn fmt::Display;
-
-/// A value that is shown with `?`.
-type Debugged<'a> = &'a dyn fmt::Debug;

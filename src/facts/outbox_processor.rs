@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::metrics::DomainMetrics;
 use super::{Cause, Shown};
 use crate::domain::subscription::SubscriptionRef;
+use crate::domain::words::rounded;
 
 /// An envelope was moved to its subscription's own lane.
 pub struct EnvelopeSpilled;
@@ -26,7 +27,7 @@ impl EnvelopeNotSpilled<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, lane, retry_in } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, lane, ?retry_in, "envelope not moved to its own lane, will retry");
+        tracing::warn!(%error, domain, lane, retry_in = %rounded(retry_in), "envelope not moved to its own lane, will retry");
     }
 }
 
@@ -40,7 +41,7 @@ impl SubscriptionHeld<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { subscription, wait } = self;
         let domain = &*metrics.domain;
-        tracing::info!(domain, %subscription, ?wait, "endpoint sent Retry-After, subscription held");
+        tracing::info!(domain, %subscription, wait = %rounded(wait), "endpoint sent Retry-After, subscription held");
     }
 }
 

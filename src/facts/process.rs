@@ -1,6 +1,8 @@
 //! The process: its start, its servers, and its end.
 
-use super::{Cause, Debugged, Shown};
+use std::net::SocketAddr;
+
+use super::{Cause, Shown};
 
 /// A missing stream, bucket or consumer was created.
 pub struct DefinitionCreated<'a> {
@@ -63,14 +65,14 @@ impl NotProvisionedYet<'_> {
 }
 
 /// The subscription resolver accepts connections.
-pub struct ResolverListening<'a> {
-    pub address: Debugged<'a>,
+pub struct ResolverListening {
+    pub address: Option<SocketAddr>,
 }
 
-impl ResolverListening<'_> {
+impl ResolverListening {
     pub fn emit(self) {
-        let Self { address } = self;
-        tracing::info!(?address, "subscription resolver is listening");
+        let address = self.address.map(tracing::field::display);
+        tracing::info!(address, "subscription resolver is listening");
     }
 }
 
@@ -79,13 +81,14 @@ pub struct Serving<'a> {
     pub nats: &'a str,
     pub health: Option<String>,
     pub api: Option<String>,
-    pub roles: Debugged<'a>,
+    /// Separated by commas.
+    pub roles: &'a str,
 }
 
 impl Serving<'_> {
     pub fn emit(self) {
         let Self { nats, health, api, roles } = self;
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), nats, health, api, ?roles, "serving");
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), nats, health, api, roles, "serving");
     }
 }
 

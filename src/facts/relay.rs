@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::Cause;
 use super::metrics::RelayMetrics;
 use crate::domain::producer_outbox::INTERNAL;
+use crate::domain::words::rounded;
 
 impl RelayMetrics {
     /// Whose broker it is: `internal` is the hub's own NATS.
@@ -31,7 +32,7 @@ pub struct RelayStarted<'a> {
 impl RelayStarted<'_> {
     pub fn emit(self) {
         let Self { relay, brokers } = self;
-        tracing::info!(relay, ?brokers, "relay started");
+        tracing::info!(relay, brokers = brokers.join(", "), "relay started");
     }
 }
 
@@ -129,7 +130,7 @@ impl RowRefused<'_> {
             event_type,
             stream,
             attempts,
-            ?retry_in,
+            retry_in = %rounded(retry_in),
             %error,
             "row refused, will retry"
         );

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Cause;
 use super::metrics::{KindLabel, Metrics, ResultLabel};
+use crate::domain::words::rounded;
 
 /// The registry's last revision could not be read, so events wait.
 pub struct RegistryUnavailable<'a> {
@@ -71,9 +72,9 @@ impl ResolverFailed<'_> {
         let Self { error, kind, tenant, key, retry_in, is_new } = self;
         metrics.families().resolver_failures.get_or_create(&KindLabel { kind }).inc();
         if is_new {
-            tracing::warn!(%error, tenant, key, ?retry_in, "subscription resolver failed, events wait");
+            tracing::warn!(%error, tenant, key, retry_in = %rounded(retry_in), "subscription resolver failed, events wait");
         } else {
-            tracing::debug!(%error, tenant, key, ?retry_in, "subscription resolver still fails, events wait");
+            tracing::debug!(%error, tenant, key, retry_in = %rounded(retry_in), "subscription resolver still fails, events wait");
         }
     }
 }

@@ -37,6 +37,7 @@ use crate::domain::event::binary_parts;
 use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::redact;
 use crate::domain::subscription::ContentMode;
+use crate::domain::words::span;
 use client::Client;
 use clients::ClientKey;
 use clients::Clients;
@@ -163,7 +164,7 @@ impl HttpDelivery {
                 (Outcome::Failed(error.failure), None, Some(redact::whole(&error.detail(), secrets)))
             }
             Err(_) => {
-                let detail = format!("no answer within {}", humantime::format_duration(target.timeout));
+                let detail = format!("no answer within {}", span(target.timeout));
                 (Outcome::Failed(Failure::Timeout), None, Some(detail))
             }
         };

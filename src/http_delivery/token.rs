@@ -20,6 +20,7 @@ use super::tls::TlsOptions;
 use super::token_response::TokenRefusal;
 use super::{Inner, body, clients, response, token_response};
 use crate::domain::subscription::{ClientAuth, Identity, TokenType};
+use crate::domain::words::span;
 
 /// Maximum number of tokens; above it, tokens that no target uses are dropped first.
 const MOST_TOKENS: usize = 10_000;
@@ -38,7 +39,7 @@ type TokenKey = [u8; 32];
 /// A token could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TokenError {
-    #[error("the token endpoint did not answer within {}", humantime::format_duration(FETCH_TIMEOUT))]
+    #[error("the token endpoint did not answer within {}", span(FETCH_TIMEOUT))]
     Timeout,
     #[error("token endpoint")]
     Request(#[source] hyper_util::client::legacy::Error),

@@ -17,6 +17,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::link::{Link, Linked};
 use super::{Broker, BrokerTls, OutgoingMessage, PublishError, PublishedGroup, SettingError, Timeouts};
+use crate::domain::words::span;
 use crate::facts::AmqpClosedBefore;
 
 /// Most idle channels that are kept open.
@@ -225,7 +226,7 @@ impl Amqp {
     ) -> Result<T, PublishError> {
         let limit = self.options.timeouts.publish;
         tokio::time::timeout(limit, step).await.unwrap_or_else(|_| {
-            Err(PublishError::unavailable(format!("{}: no answer within {limit:?}", self.address())))
+            Err(PublishError::unavailable(format!("{}: no answer within {}", self.address(), span(limit))))
         })
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::{Broker, OutgoingMessage, PublishError, PublishedGroup};
 use crate::domain::attempt::Attempt;
 use crate::domain::outcome::{Failure, Outcome};
+use crate::domain::words::span;
 
 /// Publishes one message and waits at most `timeout` for its acknowledgement. After a timeout the message may have
 /// arrived nevertheless.
@@ -18,7 +19,7 @@ pub async fn attempt(broker: &dyn Broker, message: &OutgoingMessage, timeout: Du
         }
         Ok(PublishedGroup { error: None, .. }) => (Outcome::Acknowledged, None),
         Err(_) => {
-            let detail = format!("no acknowledgement within {}", humantime::format_duration(timeout));
+            let detail = format!("no acknowledgement within {}", span(timeout));
             (Outcome::Failed(Failure::Timeout), Some(detail))
         }
     };

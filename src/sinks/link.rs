@@ -7,6 +7,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::PublishError;
+use crate::domain::words::span;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -74,7 +75,7 @@ impl<C: Clone> Link<C> {
             return Err(failure.error.clone());
         }
         let result = tokio::time::timeout(self.connect_timeout, connect).await.unwrap_or_else(|_| {
-            Err(PublishError::unavailable(format!("no connection within {:?}", self.connect_timeout)))
+            Err(PublishError::unavailable(format!("no connection within {}", span(self.connect_timeout))))
         });
         match result {
             Ok(connection) => {

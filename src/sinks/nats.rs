@@ -22,6 +22,7 @@ use secrecy::{ExposeSecret, SecretString};
 use self::message::{Answer, check_subject, headers};
 use super::link::Link;
 use super::{Broker, BrokerTls, OutgoingMessage, PublishError, PublishedGroup, SettingError, Timeouts};
+use crate::domain::words::span;
 use crate::facts::{ExternalNatsClientEvent, ExternalNatsClosedBefore, ExternalNatsErrorReported};
 
 /// What acknowledges a message.
@@ -243,8 +244,8 @@ impl Nats {
                         ))
                     }
                     RequestErrorKind::TimedOut => self.unavailable(format!(
-                        "no acknowledgement within {:?}",
-                        self.options.timeouts.publish
+                        "no acknowledgement within {}",
+                        span(self.options.timeouts.publish)
                     )),
                     RequestErrorKind::NoResponders => self.no_responders(client, subject).await,
                     RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
@@ -305,9 +306,9 @@ impl Nats {
             let echo = echoes.next().await;
             echo.map(drop).ok_or_else(|| self.unavailable("the connection was closed"))
         };
-        tokio::time::timeout(within, round)
-            .await
-            .unwrap_or_else(|_| Err(self.unavailable(format!("no answer from the server within {within:?}"))))
+        tokio::time::timeout(within, round).await.unwrap_or_else(|_| {
+            Err(self.unavailable(format!("no answer from the server within {}", span(within))))
+        })
     }
 
     /// Publishes over core NATS: all messages, then the echo.

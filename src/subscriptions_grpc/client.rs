@@ -13,6 +13,7 @@ use super::generated::{ResolveRequest, Subscription as Resolved};
 use super::{FileError, MOST_ANSWER_BYTES, read_certificates, read_file};
 use crate::domain::index::IndexEntry;
 use crate::domain::resolution::{self, Unusable};
+use crate::domain::words::span;
 use crate::facts::ResolverCallFailed;
 
 /// Maximum number of calls for one resolution, including the first.
@@ -54,7 +55,7 @@ pub enum OptionsError {
 pub enum ResolveError {
     #[error("the resolver is unavailable: {}", message(.0))]
     Unavailable(#[source] Box<Status>),
-    #[error("the resolver did not answer within {0:?} (subscriptions.deadline)")]
+    #[error("the resolver did not answer within {} (subscriptions.deadline)", span(*.0))]
     Deadline(Duration),
     #[error("the resolver rejected the token: {}; set subscriptions.token to the token it expects", message(.0))]
     NotAdmitted(#[source] Box<Status>),

@@ -70,6 +70,15 @@ pub enum BulkJobKind {
     Discard,
 }
 
+impl fmt::Display for BulkJobKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Replay => "replay",
+            Self::Discard => "discard",
+        })
+    }
+}
+
 /// State of a bulk job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -92,6 +101,19 @@ impl BulkJobState {
     /// True if the job has ended.
     pub fn is_over(self) -> bool {
         !matches!(self, Self::Selecting | Self::Running)
+    }
+}
+
+impl fmt::Display for BulkJobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Selecting => "selecting",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Interrupted => "interrupted",
+        })
     }
 }
 
@@ -183,6 +205,18 @@ mod tests {
             [BulkJobState::Done, BulkJobState::Failed, BulkJobState::Cancelled, BulkJobState::Interrupted]
         {
             assert_eq!(order(state).as_of(late), order(state));
+        }
+    }
+
+    #[test]
+    fn kinds_and_states_are_shown_as_in_json() {
+        let json = |value: &dyn fmt::Display| serde_json::Value::String(value.to_string());
+        for kind in [BulkJobKind::Replay, BulkJobKind::Discard] {
+            assert_eq!(serde_json::to_value(kind).unwrap(), json(&kind));
+        }
+        use BulkJobState::{Cancelled, Done, Failed, Interrupted, Running, Selecting};
+        for state in [Selecting, Running, Done, Failed, Cancelled, Interrupted] {
+            assert_eq!(serde_json::to_value(state).unwrap(), json(&state));
         }
     }
 

@@ -53,3 +53,4 @@ pub mod subscription;
 pub mod token;
 pub mod trace;
 pub mod turns;
+pub mod words;

@@ -20,6 +20,7 @@ use crate::api::problem::{Problem, ProblemKind};
 use crate::api::query::{PathPart, QueryParams};
 use crate::domain::duration;
 use crate::domain::trace::Trace;
+use crate::domain::words::span;
 use crate::management::domain_names;
 use crate::management::traces::TraceRequest;
 use crate::settings::Quota;
@@ -109,7 +110,7 @@ async fn trace(
             format!(
                 "no trace of this event found within {}, but not all streams were read; narrow the search with domain or since, \
                  or raise timeout",
-                humantime::format_duration(request.timeout)
+                span(request.timeout)
             ),
         )),
     }
@@ -118,10 +119,7 @@ async fn trace(
 fn timeout(text: Option<&str>) -> Result<Duration, String> {
     let timeout = text.map_or(Ok(TIMEOUT), duration::parse).map_err(|error| error.to_string())?;
     if timeout.is_zero() || timeout > LONGEST_TIMEOUT {
-        return Err(format!(
-            "is {}; must be more than 0s and at most 30s",
-            humantime::format_duration(timeout)
-        ));
+        return Err(format!("is {}; must be more than 0s and at most 30s", span(timeout)));
     }
     Ok(timeout)
 }

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::field_error::FieldError;
 use crate::producer_outbox::is_external_broker;
+use crate::words::span;
 
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
 const MAX_IN_FLIGHT: u32 = 10_000;
@@ -140,9 +141,9 @@ impl Delivery {
                 "delivery.timeout",
                 format!(
                     "is {}; write {} to {} (setting delivery.max_timeout)",
-                    humantime::format_duration(timeout),
-                    humantime::format_duration(MIN_TIMEOUT),
-                    humantime::format_duration(limits.max_timeout)
+                    span(timeout),
+                    span(MIN_TIMEOUT),
+                    span(limits.max_timeout)
                 ),
             ));
         }
