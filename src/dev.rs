@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::facts::{PrivateServerNotStopped, PrivateServerSearched, PrivateServerStarted};
 use crate::nats::subjects::SubjectNames;
-use crate::settings::Settings;
+use crate::settings::{Exports, Settings};
 use crate::shell_command::{executable, quoted};
 use hub_testkit::broker_process::{BrokerOptions, BrokerProcess, BrokerProcessError, Data, find_or_fetch};
 
@@ -44,8 +44,8 @@ const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
 pub(crate) struct Dev {
     broker: BrokerProcess,
     folder: PathBuf,
-    /// Environment variables that other processes need to use the same server and key.
-    exports: Vec<(&'static str, String)>,
+    /// What other processes need to use the same server, key and settings.
+    exports: Exports,
 }
 
 impl Dev {
@@ -77,7 +77,11 @@ impl Dev {
         let url = self.broker.url();
         let server = if url == DEFAULT_URL { String::new() } else { format!("--server {url} ") };
         let exports: Vec<String> =
-            self.exports.iter().map(|(name, value)| format!("{name}={}", quoted(value))).collect();
+            self.exports.variables.iter().map(|(name, value)| format!("{name}={}", quoted(value))).collect();
+        let secrets = match &self.exports.secrets[..] {
+            [] => String::new(),
+            names => format!("    # and, as for this process, the secret {}\n", names.join(", ")),
+        };
         let health = health.map(|address| format!("    curl http://{address}/readyz\n")).unwrap_or_default();
         let api = match api {
             None => String::new(),
@@ -92,7 +96,7 @@ impl Dev {
         format!(
             "\nThe hub runs, with a private nats-server at {url}. Its data is kept in {folder}.\n\n  \
              Try in another terminal:\n    \
-             export {exports}\n    \
+             export {exports}\n{secrets}    \
              echo '{{\"id\":\"mine\",\"events\":[\"user.>\"],\"delivery\":{{\"url\":\"http://127.0.0.1:9000/\"}}}}' | {hub} subscription apply -f -\n    \
              nats {server}pub {subject} '{{\"user_id\":\"u1\"}}'\n    \
              {hub} dlt list\n\
@@ -134,25 +138,45 @@ pub(crate) async fn start(settings: &mut Settings) -> Result<Dev, DevError> {
         error => error.into(),
     })?;
     settings.nats.url = broker.url();
-    let mut exports = Vec::new();
-    if settings.nats.url != DEFAULT_URL {
-        exports.push(("HUB__NATS__URL", settings.nats.url.clone()));
-    }
     if settings.secrets.master_key.is_none() && settings.secrets.master_key_file.is_none() {
-        let key = master_key(&folder)?;
-        exports.push(("HUB__SECRETS__MASTER_KEY_FILE", key.to_string_lossy().into_owned()));
-        settings.secrets.master_key_file = Some(key);
+        settings.secrets.master_key_file = Some(master_key(&folder)?);
     }
     if settings.delivery.allow_networks.is_empty() {
         settings.delivery.allow_networks = loopback();
-        exports.push(("HUB__DELIVERY__ALLOW_NETWORKS", LOOPBACK.join(",")));
     }
+    let exports = exports(settings);
     // Only users of this machine reach a loopback address; requests of web pages are detected by Host and Origin.
     if settings.is_default("api.anonymous") {
         settings.api.anonymous = settings.api.listen.ip().is_loopback();
     }
     PrivateServerStarted { url: &settings.nats.url, data: &folder.display() }.emit();
     Ok(Dev { broker, folder, exports })
+}
+
+/// The variables for another terminal: every setting that is not a default, and those that a subscription with a credential
+/// and an endpoint on this machine needs, wherever their values are from.
+fn exports(settings: &Settings) -> Exports {
+    let mut exports = settings.exports().clone();
+    exports.set("HUB__NATS__URL", &settings.nats.url);
+    if let Some(file) = &settings.secrets.master_key_file {
+        let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+        exports.set("HUB__SECRETS__MASTER_KEY_FILE", file.to_string_lossy());
+    }
+    let networks: Vec<String> = settings.delivery.allow_networks.iter().map(ToString::to_string).collect();
+    exports.set("HUB__DELIVERY__ALLOW_NETWORKS", networks.join(","));
+    exports
+}
+
+/// A hint for an error about a missing master key, if `hub serve --dev` made one on this machine; otherwise empty.
+pub(crate) fn key_hint() -> String {
+    let key = folder().join("master.key");
+    if !key.exists() {
+        return String::new();
+    }
+    format!(
+        "; for the hub of `hub serve --dev`, set HUB__SECRETS__MASTER_KEY_FILE={}",
+        quoted(&key.to_string_lossy())
+    )
 }
 
 /// The networks of this machine.
@@ -193,6 +217,24 @@ fn master_key(folder: &Path) -> Result<PathBuf, DevError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_variables_for_another_terminal_are_complete_whatever_this_one_has() {
+        let needed = ["HUB__NATS__URL", "HUB__SECRETS__MASTER_KEY_FILE", "HUB__DELIVERY__ALLOW_NETWORKS"];
+        let own = "delivery.allow_networks = ['10.0.0.0/8']\nsecrets.master_key_file = '/own.key'";
+        for text in ["", own] {
+            let mut settings = Settings::from_toml("/etc/hub.toml", text).expect("valid");
+            if text.is_empty() {
+                settings.delivery.allow_networks = loopback();
+                settings.secrets.master_key_file = Some(PathBuf::from("/dev.key"));
+            }
+            let exports = exports(&settings);
+            let names: Vec<&str> = exports.variables.iter().map(|(name, _)| name.as_str()).collect();
+            assert_eq!(names[0], "HUB_CONFIG");
+            assert_eq!(names[1..], needed);
+            assert!(exports.variables.iter().all(|(_, value)| !value.is_empty()), "{exports:?}");
+        }
+    }
 
     #[test]
     fn only_a_server_on_this_machine_is_started() {

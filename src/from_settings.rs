@@ -146,6 +146,12 @@ pub(crate) fn bytes(size: bytesize::ByteSize) -> usize {
     usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
 }
 
+/// The server's `max_payload`, if it is less than `events.max_size`.
+pub(crate) fn less_than_events(settings: &Settings, js: &JetStream) -> Option<u64> {
+    let max_payload = u64::try_from(js.max_payload()).unwrap_or(u64::MAX);
+    (max_payload < settings.events.max_size.as_u64()).then_some(max_payload)
+}
+
 /// The source of message ids: a secret derived from the master key, or, without one, a secret in NATS that all
 /// processes of this hub share.
 pub(crate) async fn message_ids(js: &JetStream, sealer: Option<&Sealer>) -> Result<MessageIds, NatsError> {

@@ -19,7 +19,7 @@ use chacha20poly1305::{Key, XChaCha20Poly1305, XNonce};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::domain::message_id::MessageIds;
-use crate::settings::Secrets;
+use crate::settings::{Secrets, SettingProblem, Settings};
 
 pub use settings::{OpenSettingsError, Outdated, PREFIX, open_settings};
 pub use subscriptions::{Place, is_bound, open_subscription, reseal_subscription, seal_subscription};
@@ -63,6 +63,16 @@ pub enum MasterKeyError {
     Read { setting: &'static str, file: PathBuf, source: std::io::Error },
     #[error("{setting}: is not 32 bytes in base64; create a key with `openssl rand -base64 32`")]
     NotAKey { setting: &'static str },
+}
+
+impl MasterKeyError {
+    /// The error with the layer of the setting.
+    pub(crate) fn in_settings(&self, settings: &Settings) -> SettingProblem {
+        let (Self::Read { setting, .. } | Self::NotAKey { setting }) = self;
+        let text = self.to_string();
+        let problem = text.strip_prefix(&format!("{setting}: ")).unwrap_or(&text);
+        settings.problem(setting, problem)
+    }
 }
 
 impl Sealer {

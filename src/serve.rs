@@ -13,8 +13,9 @@ use crate::dev::Dev;
 use crate::domain::category::Categories;
 use crate::domain::field_error::FieldError;
 use crate::facts::{
-    DefinitionApplied, DefinitionCreated, DefinitionNotApplied, LastAcknowledgementsLost, Metrics,
-    NotConnectedYet, NotProvisionedYet, ResolverListening, Serving, Stopping, StoreNotClosed,
+    DefinitionApplied, DefinitionCreated, DefinitionNotApplied, EventsLargerThanServer,
+    LastAcknowledgementsLost, Metrics, NotConnectedYet, NotProvisionedYet, ResolverListening, Serving,
+    Stopping, StoreNotClosed,
 };
 use crate::health::Readiness;
 use crate::http_delivery::HttpDelivery;
@@ -44,7 +45,8 @@ mod relaying;
 mod resolving;
 
 use crate::from_settings::{
-    MasterKey, bytes, connect_options, http_config, message_ids, retry_policy, stream_parameters,
+    MasterKey, bytes, connect_options, http_config, less_than_events, message_ids, retry_policy,
+    stream_parameters,
 };
 use database::Stores;
 use relaying::Relaying;
@@ -194,6 +196,9 @@ impl Hub {
         let relaying = relaying::relaying(settings, options, store.as_ref())?;
         let brokers = relaying::brokers(settings)?;
         let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
+        if let Some(max_payload) = less_than_events(settings, &js) {
+            EventsLargerThanServer { max_size: settings.events.max_size.as_u64(), max_payload }.emit();
+        }
         let stream_parameters = stream_parameters(settings);
         let done = provision_patiently(&js, &stream_parameters).await?;
         for what in &done.created {

@@ -6,9 +6,12 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::error::{Answer, CliError};
-use super::output::Printer;
+use super::output::{Printer, warn};
+use crate::domain::words::counted;
 use crate::seal::{Sealer, open_settings};
-use crate::settings::{DEFAULT_FILE, Settings};
+use crate::serve::ServeError;
+use crate::settings::{DEFAULT_FILE, Settings, SettingsError};
+use hub_outbox::{Store, StoreOptions};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
@@ -27,8 +30,17 @@ pub(super) fn run(
     match command {
         ConfigCommand::Check => {
             // Checks that secrets.master_key_file exists and holds a key.
-            let sealer = Sealer::from_settings(&settings.secrets)?;
-            open_settings(settings, |_| true)?;
+            let sealer = Sealer::from_settings(&settings.secrets)
+                .map_err(|error| SettingsError::Invalid(vec![error.in_settings(settings)]))?;
+            let opened = open_settings(settings, |_| true)?;
+            if let Some(url) = &opened.outbox.database_url {
+                // Checks the URL; opens no connection.
+                Store::new(StoreOptions::new(url.clone())).map_err(ServeError::Store)?;
+            }
+            let cautions = settings.cautions();
+            for caution in &cautions {
+                warn(&caution.to_string());
+            }
             let file = file.map(Path::to_owned).or_else(|| {
                 let default = Path::new(DEFAULT_FILE);
                 default.exists().then(|| default.to_owned())
@@ -36,14 +48,19 @@ pub(super) fn run(
             let variables = variables();
             if printer.is_json() {
                 printer.json(
-                    &json!({"ok": true, "file": file, "environment": variables, "master_key": sealer.is_some()}),
+                    &json!({"ok": true, "file": file, "environment": variables, "master_key": sealer.is_some(),
+                        "warnings": cautions.iter().map(ToString::to_string).collect::<Vec<_>>()}),
                 )?;
                 return Ok(Answer::Yes);
             }
             let mut layers = vec!["the defaults".to_owned()];
             layers.extend(file.map(|file| file.display().to_string()));
             layers.extend(variables);
-            printer.line(&format!("ok: {}", layers.join(", ")))?;
+            let found = match cautions.len() {
+                0 => String::new(),
+                found => format!("; {}", counted(found, "warning")),
+            };
+            printer.line(&format!("ok: {}{found}", layers.join(", ")))?;
         }
         ConfigCommand::Show if printer.is_json() => {
             let table: toml::Table =

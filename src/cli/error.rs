@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::domain::field_error::FieldError;
+use crate::domain::words::counted;
 use crate::management::ManagementError;
 use crate::nats::NatsError;
 use crate::nats::provision::ProvisionError;
@@ -53,9 +54,9 @@ pub enum CliError {
     OpenSettings(#[from] OpenSettingsError),
     #[error(
         "secrets.master_key: not set, but required to seal a secret; create a key with `openssl rand -base64 32`, and set it as \
-         HUB__SECRETS__MASTER_KEY, or in a file named by secrets.master_key_file, with the same value in every process of the hub"
+         HUB__SECRETS__MASTER_KEY, or in a file named by secrets.master_key_file, with the same value in every process of the hub{hint}"
     )]
-    NoKeyToSeal,
+    NoKeyToSeal { hint: String },
     #[error("standard input: not a valid secret: {problem}")]
     NotASecret { problem: String },
     #[error(
@@ -93,7 +94,7 @@ pub enum CliError {
     NoSubscription { id: String },
     #[error("{ids}: changed meanwhile by someone else, not written; check it and run the command again")]
     Conflict { ids: String },
-    #[error("{} subscriptions were not resealed:\n  {}", problems.len(), problems.join("\n  "))]
+    #[error("{} not resealed:\n  {}", counted(problems.len(), "subscription"), problems.join("\n  "))]
     NotResealed { problems: Vec<String> },
     #[error(
         "outbox.database_url: not set; set it to the producer's database (HUB__OUTBOX__DATABASE_URL), or use --database-url"
@@ -127,9 +128,7 @@ impl From<ManagementError> for CliError {
             ManagementError::NoSubscription { id } => Self::NoSubscription { id },
             error @ ManagementError::AmbiguousSubscription { .. } => Self::AmbiguousSubscription(error),
             ManagementError::Conflict { id } => Self::Conflict { ids: id },
-            ManagementError::NoMasterKey { id } => {
-                Self::NoMasterKey { subscriptions: id, hint: String::new() }
-            }
+            ManagementError::NoMasterKey { id } => Self::no_master_key(id),
             ManagementError::NoProducerOutbox => Self::NoDatabase,
             ManagementError::Store(source) => Self::Store(source),
             ManagementError::RowsPartlyChanged { verb, done, source } => {
@@ -153,6 +152,11 @@ impl From<ProvisionError> for CliError {
 }
 
 impl CliError {
+    /// Credentials of these subscriptions cannot be sealed.
+    pub(super) fn no_master_key(subscriptions: String) -> Self {
+        Self::NoMasterKey { subscriptions, hint: crate::dev::key_hint() }
+    }
+
     /// The exit code: 1 for a negative result, 2 for a usage error, 3 if a server is unavailable and the same command may
     /// succeed later.
     pub fn code(&self) -> u8 {

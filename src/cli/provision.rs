@@ -5,7 +5,8 @@ use serde_json::json;
 
 use super::connect;
 use super::error::{Answer, CliError};
-use super::output::Printer;
+use super::output::{Printer, warn};
+use crate::domain::words::counted;
 use crate::nats::provision::{self, Drift, DriftKind};
 use crate::settings::Settings;
 
@@ -22,6 +23,13 @@ pub(super) async fn run(
     printer: Printer,
 ) -> Result<Answer, CliError> {
     let js = connect(settings).await?;
+    if let Some(max_payload) = crate::from_settings::less_than_events(settings, &js) {
+        warn(&format!(
+            "events.max_size: is {}, but the server accepts messages of at most {max_payload} bytes; raise max_payload of the \
+             server, or lower events.max_size",
+            settings.events.max_size
+        ));
+    }
     let stream_parameters = crate::from_settings::stream_parameters(settings);
     if options.check {
         let drifts = provision::check(&js, &stream_parameters).await?;
@@ -63,7 +71,7 @@ pub(super) async fn run(
         done.unchanged
     ))?;
     if moved > 0 {
-        printer.line(&format!("{moved} subscriptions moved to keys with their tenants"))?;
+        printer.line(&format!("{} moved, to a key with the tenant", counted(moved, "subscription")))?;
     }
     Ok(Answer::Yes)
 }

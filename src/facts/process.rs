@@ -4,6 +4,23 @@ use std::net::SocketAddr;
 
 use super::{Cause, Shown};
 
+/// The server accepts no message as large as the largest event of the settings.
+pub struct EventsLargerThanServer {
+    pub max_size: u64,
+    pub max_payload: u64,
+}
+
+impl EventsLargerThanServer {
+    pub fn emit(self) {
+        let Self { max_size, max_payload } = self;
+        tracing::warn!(
+            max_size,
+            max_payload,
+            "events.max_size is larger than the server's max_payload, raise max_payload"
+        );
+    }
+}
+
 /// A missing stream, bucket or consumer was created.
 pub struct DefinitionCreated<'a> {
     pub what: &'a str,

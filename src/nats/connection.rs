@@ -120,6 +120,14 @@ impl JetStream {
                 source: error,
             })?;
         }
+        // The client names neither the setting nor the file.
+        for (setting, path) in [
+            ("tls_ca_file", &options.tls.ca_file),
+            ("tls_cert_file", &options.tls.cert_file),
+            ("tls_key_file", &options.tls.key_file),
+        ] {
+            path.as_ref().map_or(Ok(()), |path| read_setting(setting, path).map(drop))?;
+        }
         connect = connect.require_tls(options.tls.required);
         if let Some(path) = &options.tls.ca_file {
             connect = connect.add_root_certificates(path.clone());
@@ -134,6 +142,8 @@ impl JetStream {
                 ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
                     NatsError::Login { url: options.url.clone(), source: error.into() }
                 }
+                ConnectErrorKind::Tls => NatsError::Tls { url: options.url.clone(), source: error.into() },
+                _ if is_of_tls(&error) => NatsError::Tls { url: options.url.clone(), source: error.into() },
                 _ => NatsError::Connect { url: options.url.clone(), source: error.into() },
             })?;
         Ok(Self {
@@ -252,6 +262,14 @@ fn usable(subject: &str) -> Result<(), NatsError> {
         return Err(invalid("the subject is empty or contains white space"));
     }
     Ok(())
+}
+
+/// True if an error, or one of its causes, is of TLS. The client reports a failed handshake as an I/O error.
+fn is_of_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>()
+        || inner.is_some_and(|inner| is_of_tls(inner))
+        || error.source().is_some_and(is_of_tls)
 }
 
 fn read_setting(setting: &'static str, path: &std::path::Path) -> Result<String, NatsError> {

@@ -51,6 +51,13 @@ pub enum NatsError {
         "cannot connect to {url}: {source}; start nats-server there, or set nats.url (HUB__NATS__URL) to its address"
     )]
     Connect { url: String, source: BoxError },
+    /// The server is reached, but there is no TLS session with it.
+    #[error(
+        "cannot use TLS with the NATS server at {url}: {source}; check that this server has TLS, and that its certificate is \
+         valid for this host and signed by nats.tls_ca_file; for a server without TLS, set nats.tls_required = false and \
+         nats.url to nats://…"
+    )]
+    Tls { url: String, source: BoxError },
     #[error(
         "cannot log in to the NATS server at {url}: it refuses the credentials; check nats.user and nats.password (or \
          nats.token, nats.nkey_seed_file, nats.credentials_file)"
@@ -133,6 +140,7 @@ impl NatsError {
         matches!(
             self,
             Self::Connect { .. }
+                | Self::Tls { .. }
                 | Self::Login { .. }
                 | Self::Timeout { .. }
                 | Self::Transport { .. }

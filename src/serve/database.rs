@@ -23,9 +23,7 @@ pub(super) fn stores(settings: &Settings, options: &ServeOptions) -> Result<Stor
     of_store.is_pooled = outbox.pooler == Pooler::Transaction;
     of_store.connections = 0;
     if relays {
-        // Each target broker has two workers; the upkeep needs one more connection.
-        let workers = u32::try_from(2 * (settings.outbox_brokers().count() + 1) + 1).unwrap_or(u32::MAX);
-        of_store.connections = outbox.connections.max(workers);
+        of_store.connections = outbox.connections.max(settings.relay_connections());
     }
     if serves {
         of_store.connections = of_store.connections.saturating_add(ProducerOutboxAdmin::SESSIONS);

@@ -11,7 +11,8 @@ use toml::{Table, Value as Toml};
 use super::show::Leaf;
 use super::{DEFAULTS, SettingProblem, SettingsError};
 
-const VARIABLE: &str = "HUB__";
+/// The beginning of the names of variables that hold settings.
+pub(super) const VARIABLE: &str = "HUB__";
 /// The lists of tables, whose entries are merged by name, with defaults of fields. The structs define the other
 /// defaults.
 const LISTS: [(&str, &[(&str, i64)]); 3] =
@@ -214,8 +215,19 @@ fn one_value(known: &Table, given: Given) -> Result<Layer, SettingsError> {
     let default = path.iter().skip(1).fold(known.get(path[0]), |value, part| value?.get(part));
     let mut value = match default {
         Some(Toml::Array(_)) if given.text.trim_start().starts_with('[') => {
-            let line = parse(&given.layer, &format!("list = {}", given.text))?;
-            line.get("list").cloned().expect("the line parsed, so it holds its one key")
+            // The parser's position is that in this line, which nobody has written.
+            match format!("list = {}", given.text).parse::<Table>() {
+                Ok(line) => line.get("list").cloned().expect("the line parsed, so it holds its one key"),
+                Err(error) => {
+                    let example = if LISTS.iter().any(|(list, _)| *list == given.key) {
+                        "[{name = \"one\"}]"
+                    } else {
+                        "[\"one\", \"two\"]"
+                    };
+                    let problem = format!("is not a list: {}; write it as {example}", error.message());
+                    return Err(invalid(&given.key, &given.layer, problem));
+                }
+            }
         }
         Some(Toml::Array(_)) => Toml::Array(
             given.text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Into::into).collect(),
@@ -312,10 +324,9 @@ fn refuse_unknown(
     Ok(())
 }
 
-/// The known key that is most similar to `key`, if one is similar enough: compared as a whole, and by the last part,
-/// for a key in the wrong section.
+/// The known key that is nearest to `key`; `None` if none is near. Near means: at most a third of the letters of its last
+/// part differ. Its section may differ, for a key in the wrong section.
 fn nearest(key: &str, all: &Table) -> Option<String> {
-    let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
     // The name or position of a list entry is not part of the comparison.
     let plain = match key.split_once('[') {
         Some((list, rest)) => format!("{list}{}", rest.split_once(']').map_or("", |(_, tail)| tail)),
@@ -326,17 +337,19 @@ fn nearest(key: &str, all: &Table) -> Option<String> {
     for (list, fields) in ENTRIES {
         candidates.extend(fields.iter().map(|(field, _)| format!("{list}.{field}")));
     }
-    let score = |candidate: &str| {
-        let whole = strsim::normalized_damerau_levenshtein(&plain, candidate);
-        let part = strsim::normalized_damerau_levenshtein(&last(&plain), &last(candidate));
-        whole.max(part * 0.95)
+    let parts = |key: &str| match key.rsplit_once('.') {
+        Some((section, last)) => (section.to_owned(), last.to_owned()),
+        None => (String::new(), key.to_owned()),
     };
-    candidates
-        .into_iter()
-        .map(|candidate| (score(&candidate), candidate))
-        .filter(|(score, _)| *score >= 0.6)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate)
+    let (section, last) = parts(&plain);
+    let near = candidates.into_iter().filter_map(|candidate| {
+        let (its_section, its_last) = parts(&candidate);
+        let edits = strsim::damerau_levenshtein(&last, &its_last);
+        let most = last.chars().count().max(its_last.chars().count()) / 3;
+        let away = strsim::damerau_levenshtein(&section, &its_section);
+        (edits <= most).then_some(((edits, away), candidate))
+    });
+    near.min_by_key(|(distance, _)| *distance).map(|(_, candidate)| candidate)
 }
 
 fn collect_keys(table: &Table, at: &str, keys: &mut Vec<String>) {

@@ -3,7 +3,10 @@
 //! `defaults.toml` is both the manual and the first layer. Later layers override earlier ones: defaults, file,
 //! environment (`HUB__SECTION__KEY`), flags. A key that is not in the defaults is an error in every layer.
 
+mod error;
+mod exports;
 mod external_broker;
+mod files;
 mod layers;
 mod outbox;
 mod quotas;
@@ -27,6 +30,8 @@ use crate::domain::duration;
 use crate::domain::key::KeyPattern;
 use crate::domain::producer_outbox::is_external_broker;
 
+pub use error::{SettingProblem, SettingsError};
+pub(crate) use exports::Exports;
 pub use external_broker::{ExternalBroker, Mechanism, Provider};
 pub use outbox::{Pooler, ProducerOutboxSettings};
 pub use quotas::{Quota, Quotas, Tenant};
@@ -66,6 +71,8 @@ pub struct Settings {
     origins: BTreeMap<String, String>,
     #[serde(skip)]
     shown: String,
+    #[serde(skip)]
+    exports: Exports,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -270,33 +277,6 @@ pub enum LogFormat {
     Json,
 }
 
-/// Why settings were rejected. The text never contains a secret.
-#[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    #[error("settings file {} cannot be read: {source}; correct --config or HUB_CONFIG, or the file's permissions", file.display())]
-    Read { file: PathBuf, source: std::io::Error },
-    /// Not TOML.
-    #[error("{layer}, line {line}, column {column}: {problem}")]
-    Syntax { layer: String, line: usize, column: usize, problem: String },
-    #[error("{key}: unknown setting ({layer}){}", nearest.as_ref().map(|known| format!("; did you mean {known}?")).unwrap_or_default())]
-    UnknownKey { key: String, layer: String, nearest: Option<String> },
-    /// One or more invalid values.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Invalid(Vec<SettingProblem>),
-}
-
-/// One invalid value.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{key}: {problem} ({layer})")]
-pub struct SettingProblem {
-    /// As in `delivery.ack_wait`, `domains[billing].events`.
-    pub key: String,
-    /// The layer of the value: `defaults`, the file's name, `environment HUB__…`, `flag`.
-    pub layer: String,
-    /// Problem and remedy.
-    pub problem: String,
-}
-
 impl Settings {
     /// Reads and validates all layers.
     ///
@@ -338,10 +318,12 @@ impl Settings {
         environment: Vec<(String, String)>,
         overrides: &[(String, String)],
     ) -> Result<Self, SettingsError> {
+        let exports = Exports::of(file.as_ref().map(|(name, _)| Path::new(name)), &environment, overrides);
         let merged = layers::merge(file, environment, overrides)?;
         let leaves = show::leaves(&merged);
         let mut settings: Settings =
             merged.try_deserialize().map_err(|error| layers::refused(error, &leaves))?;
+        settings.exports = exports;
         settings.shown = show::render(&leaves);
         settings.origins = leaves.into_iter().map(|leaf| (leaf.key, leaf.layer)).collect();
         settings.validate()?;
@@ -353,6 +335,11 @@ impl Settings {
         self.shown.clone()
     }
 
+    /// The environment variables with which another process has the settings that were loaded.
+    pub(crate) fn exports(&self) -> &Exports {
+        &self.exports
+    }
+
     /// Whether the setting with this key has its default.
     pub(crate) fn is_default(&self, key: &str) -> bool {
         self.origins.get(key).is_none_or(|layer| layer == "defaults")
@@ -360,8 +347,27 @@ impl Settings {
 
     /// A problem of the setting with this key, with the setting's layer.
     pub(crate) fn problem(&self, key: &str, problem: impl Into<String>) -> SettingProblem {
-        let layer = self.origins.get(key).cloned().unwrap_or_else(|| "settings".to_owned());
-        SettingProblem { key: key.to_owned(), layer, problem: problem.into() }
+        SettingProblem { key: key.to_owned(), layer: self.layer_of(key).to_owned(), problem: problem.into() }
+    }
+
+    /// The layer of a value; for a part of one, or for a section or list, the layer of the value around or below it.
+    fn layer_of(&self, key: &str) -> &str {
+        let mut at = key;
+        loop {
+            if let Some(layer) = self.origins.get(at) {
+                return layer;
+            }
+            let is_below =
+                |known: &str| known.strip_prefix(at).is_some_and(|rest| rest.starts_with(['.', '[']));
+            let mut below = self.origins.iter().filter(|(known, _)| is_below(known)).map(|(_, layer)| layer);
+            if let Some(layer) = below.find(|layer| *layer != "defaults") {
+                return layer;
+            }
+            match at.rfind(['.', '[']) {
+                Some(end) => at = &at[..end],
+                None => return "defaults",
+            }
+        }
     }
 }
 

@@ -12,12 +12,25 @@ use crate::domain::producer_outbox::RelayRetryPolicy;
 
 /// Kind of connection pooler between the hub and the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(try_from = "String")]
 pub enum Pooler {
     /// No pooler, or one in session mode.
     None,
     /// A pooler in transaction mode.
     Transaction,
+}
+
+impl TryFrom<String> for Pooler {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "none" => Ok(Self::None),
+            "transaction" => Ok(Self::Transaction),
+            _ => Err(format!(
+                "is {text:?}; must be \"none\" (no pooler, or one in session mode) or \"transaction\""
+            )),
+        }
+    }
 }
 
 /// `defaults.toml` describes each field.

@@ -16,7 +16,7 @@ const HIDDEN: [&str; 7] = [
 /// The same for the entries of a list of tables, without the entry's name.
 const HIDDEN_IN: [&str; 2] = ["external_brokers.password", "external_brokers.token"];
 
-fn is_hidden(key: &str) -> bool {
+pub(super) fn is_hidden(key: &str) -> bool {
     let in_list = || {
         let (list, rest) = key.split_once('[')?;
         let (_, field) = rest.rsplit_once("].")?;

@@ -101,15 +101,75 @@ fn a_bad_value_from_the_environment_names_the_variable() {
         error,
         "delivery.hold: unknown setting (environment HUB__DELIVERY__HOLD); did you mean delivery.held?"
     );
-    let error = layered("", &[("HUB__DOMAINS", "[{name = ")], &[]).unwrap_err();
+    for (name, text) in
+        [("HUB__DOMAINS", "[{name = "), ("HUB__DOMAINS", "["), ("HUB__DELIVERY__RETRY", "[1s")]
+    {
+        let error = layered("", &[(name, text)], &[]).unwrap_err().to_string();
+        let key = name[5..].to_lowercase().replace("__", ".");
+        assert!(error.starts_with(&format!("{key}: is not a list: ")), "{error}");
+        assert!(
+            error.ends_with(&format!("(environment {name})")) && error.contains("write it as ["),
+            "{error}"
+        );
+    }
+    let error = layered("", &[], &[("delivery.allow_networks", "[127.0.0.1")]).unwrap_err().to_string();
     assert!(
-        matches!(&error, SettingsError::Syntax { layer, .. } if layer == "environment HUB__DOMAINS"),
+        error.starts_with("delivery.allow_networks: is not a list: ") && error.ends_with("(flag)"),
         "{error}"
     );
     let error = layered("", &[("HUB__NATS", "x")], &[]).unwrap_err().to_string();
     assert_eq!(error, "nats: is a section; write [nats] and its settings below (environment HUB__NATS)");
     let error = layered("", &[], &[("max_deliver", "3")]).unwrap_err().to_string();
     assert_eq!(error, "max_deliver: unknown setting (flag); did you mean delivery.max_deliver?");
+}
+
+/// A suggestion is near by edit distance; otherwise the remedy is the list of settings.
+#[test]
+fn a_misspelt_setting_gets_the_nearest_known_one_and_a_foreign_one_gets_none() {
+    for (key, suggestion) in [
+        ("nats.ulr", Some("nats.url")),
+        ("outbox.pool", Some("outbox.pooler")),
+        ("delivery.max_deliveries", Some("delivery.max_deliver")),
+        ("url", Some("nats.url")),
+        ("natz", Some("nats")),
+        ("nats.foo", None),
+        ("foo", None),
+        ("telemetry.endpoint", None),
+        ("nats.x", None),
+    ] {
+        let error = layered("", &[], &[(key, "1")]).unwrap_err().to_string();
+        let remedy = match suggestion {
+            Some(known) => format!("did you mean {known}?"),
+            None => "remove it, or use a setting that `hub config show` lists".to_owned(),
+        };
+        let unknown = if suggestion.is_none() { error.contains("unknown setting (flag)") } else { true };
+        assert!(unknown && error.ends_with(&remedy), "{key}: {error}");
+    }
+    let error = layered("[[tenants]]\nname = \"a\"\nsubs = 1", &[], &[]).unwrap_err().to_string();
+    assert!(error.ends_with("that `hub config show` lists"), "{error}");
+}
+
+/// Every problem that the validation finds names the layer of its value.
+#[test]
+fn a_problem_names_the_layer_of_its_value() {
+    let file = "[[domains]]\nname = \"billing\"\nevents = [\"invoice\"]";
+    let error = layered(file, &[], &[]).unwrap_err().to_string();
+    assert!(error.starts_with("domains[billing].events[0]: ") && error.ends_with("(hub.toml)"), "{error}");
+    let error = layered("", &[("HUB__OUTBOX__POOLER", "session")], &[]).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "outbox.pooler: is \"session\"; must be \"none\" (no pooler, or one in session mode) or \"transaction\" (environment HUB__OUTBOX__POOLER)"
+    );
+    let settings = layered(file.replace("\"invoice\"", "\"invoice.>\"").as_str(), &[], &[]).expect("valid");
+    for (key, layer) in [
+        ("domains[billing].events[0]", "hub.toml"),
+        ("domains[billing]", "hub.toml"),
+        ("nats.url", "defaults"),
+        ("nats", "defaults"),
+        ("unheard.of", "defaults"),
+    ] {
+        assert_eq!(settings.problem(key, "x").layer, layer, "{key}");
+    }
 }
 
 #[test]

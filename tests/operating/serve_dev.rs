@@ -96,6 +96,9 @@ async fn another_terminal_works_with_it_and_its_data_lasts() {
     let port = free_port();
     let receiver = Receiver::start().await;
     let (first, exports) = start(folder, port).await;
+    for needed in ["HUB__NATS__URL", "HUB__SECRETS__MASTER_KEY_FILE", "HUB__DELIVERY__ALLOW_NETWORKS"] {
+        assert!(exports.iter().any(|(name, _)| name == needed), "{needed} is missing in {exports:?}");
+    }
 
     let subscription = serde_json::json!({
         "id": "kept",
@@ -130,6 +133,32 @@ async fn another_terminal_works_with_it_and_its_data_lasts() {
     let token = received[0].header("authorization");
     assert_eq!(token, "Bearer a secret", "subscription, key and credential have lasted");
     stop(again).await;
+}
+
+/// Every error about a missing master key names the key of `hub serve --dev`, if there is one.
+#[tokio::test]
+async fn a_missing_master_key_names_the_key_of_the_private_hub() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let own = folder.path().join("integration-hub");
+    std::fs::create_dir(&own).expect("created");
+    let with_secret = r#"{"id":"a","events":["user.>"],"delivery":{"url":"https://a.example/","auth":{"type":"bearer","token":"x"}}}"#;
+    let commands: [(&[&str], &str); 3] = [
+        (&["secrets", "seal", "nats.password"], "hush"),
+        (&["secrets", "rotate"], ""),
+        (&["subscription", "apply", "-f", "-"], with_secret),
+    ];
+    for exists in [false, true] {
+        if exists {
+            std::fs::write(own.join("master.key"), "x").expect("written");
+        }
+        for (args, input) in commands {
+            let output = other(folder.path(), &[], args, input).await;
+            let text = print_output(&output);
+            assert_eq!(output.status.code(), Some(1), "{text}");
+            assert!(text.contains("secrets.master_key: not set"), "{text}");
+            assert_eq!(text.contains("HUB__SECRETS__MASTER_KEY_FILE="), exists, "{args:?}: {text}");
+        }
+    }
 }
 
 #[tokio::test]

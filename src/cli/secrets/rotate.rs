@@ -25,7 +25,7 @@ enum Done {
 }
 
 pub(super) async fn run(settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
-    let no_key = || CliError::NoMasterKey { subscriptions: "the registry".to_owned(), hint: String::new() };
+    let no_key = || CliError::no_master_key("the registry".to_owned());
     let sealer = Sealer::from_settings(&settings.secrets)?.ok_or_else(no_key)?;
     let outdated = sealer.outdated_settings(settings);
     let js = connect(&open_settings(settings, SecretName::is_to_connect)?).await?;

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{Printer, prompt, warn};
+use crate::dev::key_hint;
 use crate::seal::{PREFIX, Sealer};
 use crate::settings::{SecretName, Settings};
 
@@ -14,7 +15,8 @@ use crate::settings::{SecretName, Settings};
 const LONGEST: usize = 64 * 1024;
 
 pub(super) fn run(name: &SecretName, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
-    let sealer = Sealer::from_settings(&settings.secrets)?.ok_or(CliError::NoKeyToSeal)?;
+    let sealer = Sealer::from_settings(&settings.secrets)?
+        .ok_or_else(|| CliError::NoKeyToSeal { hint: key_hint() })?;
     if let Some(broker) = name.broker()
         && !settings.external_brokers.iter().any(|entry| entry.name == broker)
     {

@@ -78,13 +78,7 @@ fn refuse_plain_secrets(subscriptions: &[Subscription]) -> Result<(), CliError> 
     if with_secrets.is_empty() {
         return Ok(());
     }
-    let dev = crate::dev::folder().join("master.key");
-    let hint = if dev.exists() {
-        format!("; for the hub of `hub serve --dev`, set HUB__SECRETS__MASTER_KEY_FILE={}", dev.display())
-    } else {
-        String::new()
-    };
-    Err(CliError::NoMasterKey { subscriptions: with_secrets.join(", "), hint })
+    Err(CliError::no_master_key(with_secrets.join(", ")))
 }
 
 /// Plans the write of each subscription, with its secrets sealed; writes nothing.
