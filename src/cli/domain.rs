@@ -15,14 +15,14 @@ use crate::settings::Settings;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DomainCommand {
-    /// List domains with their event keys, waiting envelopes, dead letters and state
+    /// List domains with their event keys, pending envelopes, dead letters and state
     List,
     /// Pause deliveries of a domain; envelopes wait in its outbox, and no event is lost
     #[command(after_help = "Example:\n  hub domain pause user-lifecycle --for 2h")]
     Pause {
         /// Name of the domain
         name: String,
-        /// Duration, for example 2h or 30m [default: until resumed]
+        /// Duration, for example 2h or 30m, at most 3650d [default: until resumed]
         #[arg(long = "for", value_name = "DURATION", value_parser = duration::parse)]
         duration: Option<Duration>,
     },
@@ -59,7 +59,7 @@ async fn list(settings: &Settings, printer: Printer) -> Result<Answer, CliError>
         printer.json(&rows)?;
         return Ok(Answer::Yes);
     }
-    let head = ["DOMAIN", "STATE", "OUTBOX", "IN FLIGHT", "DLT", "CONCURRENCY", "EVENTS"];
+    let head = ["DOMAIN", "STATE", "OUTBOX", "UNACKNOWLEDGED", "DLT", "CONCURRENCY", "EVENTS"];
     let cells = rows.into_iter().map(|row| {
         let state = state(&row);
         vec![

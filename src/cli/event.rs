@@ -10,8 +10,10 @@ use super::dlt::Moment;
 use super::error::{Answer, CliError};
 use super::manage;
 use super::output::{Printer, cell, warn};
+use crate::domain::duration;
 use crate::domain::subscription::SubscriptionRef;
 use crate::domain::trace::Step;
+use crate::domain::words::span;
 use crate::management::domain_names;
 use crate::management::traces::{TraceRequest, Traced};
 use crate::settings::Settings;
@@ -28,6 +30,7 @@ pub(super) enum EventCommand {
 #[derive(Debug, Args)]
 pub(super) struct TraceOptions {
     /// Id of the event: the id it was published with, or <events stream>-<sequence>
+    #[arg(value_parser = event_id)]
     id: String,
     /// Domains to search; repeatable, or separated by commas [default: all]
     #[arg(long = "domain", value_name = "NAME", value_delimiter = ',')]
@@ -36,8 +39,18 @@ pub(super) struct TraceOptions {
     #[arg(long, value_name = "TIME")]
     since: Option<Moment>,
     /// Maximum duration of the search; after it, the steps found so far are printed
-    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = duration::parse)]
     timeout: Duration,
+}
+
+/// Refuses an empty id, which no event has.
+fn event_id(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err(
+            "must not be empty; write the id that `hub publish` printed, such as HUB_EVENTS-17".to_owned()
+        );
+    }
+    Ok(text.to_owned())
 }
 
 pub(super) async fn run(
@@ -51,10 +64,9 @@ pub(super) async fn run(
 }
 
 async fn trace(options: TraceOptions, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
-    domain_names(settings, &options.domains)?;
     let request = TraceRequest {
         event_id: options.id.clone(),
-        domains: options.domains,
+        domains: domain_names(settings, &options.domains)?,
         since: options.since.map(|since| since.resolve(OffsetDateTime::now_utc())),
         tenant: None,
         timeout: options.timeout,
@@ -63,18 +75,19 @@ async fn trace(options: TraceOptions, settings: &Settings, printer: Printer) -> 
     if !complete {
         warn(&format!(
             "not all streams were read within {}; narrow the search with --domain or --since, or raise --timeout",
-            humantime::format_duration(options.timeout)
+            span(options.timeout)
         ));
     }
     let Some(trace) = trace else {
         return Err(CliError::NothingMatched(format!(
-            "no trace of the event {:?}{}: it was not published, no subscription matched it (or it was paused), or it was \
-             delivered and is not in the delivery log (delivery.log = {:?}, kept for {}); check the tenant and the key with \
-             `hub subscription match`",
+            "no trace of the event {:?}{} in the domains {}: it was not published, no subscription matched it (or it was \
+             paused), it belongs to a domain that these settings do not have, or it was delivered and is not in the \
+             delivery log (delivery.log = {:?}, kept for {}); check the tenant and the key with `hub subscription match`",
             options.id,
             if complete { "" } else { " found yet" },
+            request.domains.join(", "),
             settings.delivery.log.to_string(),
-            humantime::format_duration(settings.limits.attempts_max_age)
+            span(settings.limits.attempts_max_age)
         )));
     };
     if printer.is_json() {

@@ -22,7 +22,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use tokio::runtime::{Builder, Runtime};
 
 pub use error::{Answer, CliError};
@@ -30,8 +32,10 @@ use logging::LogPlan;
 use output::{Format, Printer};
 
 use crate::demo;
-use crate::domain::access::Caller;
-use crate::management::Management;
+use crate::domain::access::{Caller, check_tenant};
+use crate::domain::key::EventKey;
+use crate::domain::subscription::{InvalidTenant, SubscriptionId};
+use crate::management::{Management, SubscriptionSelector, categories};
 use crate::nats::JetStream;
 use crate::nats::provision::{OLDEST_SERVER, ProvisionError, version};
 use crate::open_files;
@@ -122,6 +126,9 @@ enum Command {
 /// Global options with a value, except `--set`.
 const WITH_VALUE: [&str; 4] = ["--config", "--nats-url", "--output", "-o"];
 
+/// The options of every command except the demo.
+const GLOBAL_OPTIONS: [&str; 5] = ["config", "nats-url", "set", "output", "verbose"];
+
 /// Returns the `--set` options before the command.
 fn set_before_the_command(args: &[OsString]) -> Vec<(String, String)> {
     let mut args = args.iter().skip(1).filter_map(|arg| arg.to_str());
@@ -161,7 +168,17 @@ impl Cli {
 
     fn read_from(args: Vec<OsString>) -> Result<Self, clap::Error> {
         let before = set_before_the_command(&args);
-        let mut cli = Self::try_parse_from(args)?;
+        let mut matches = Self::command().try_get_matches_from(args)?;
+        let given = |option: &str| matches.value_source(option) == Some(ValueSource::CommandLine);
+        let given = GLOBAL_OPTIONS.into_iter().find(|option| given(&option.replace('-', "_")));
+        let mut cli = Self::from_arg_matches_mut(&mut matches)?;
+        if let (Command::Demo(_), Some(option)) = (&cli.command, given) {
+            let problem = format!(
+                "--{option}: not available for the demo, which runs with its own settings and prints text; to use your own \
+                 settings, run `hub serve`"
+            );
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, problem));
+        }
         if !cli.set.starts_with(&before) {
             cli.set.splice(0..0, before);
         }
@@ -189,7 +206,8 @@ impl Cli {
         code
     }
 
-    /// Loads the settings from all layers. The demo uses the defaults and ignores the working directory.
+    /// Loads the settings from all layers. The demo uses the defaults, whatever the working directory and the environment
+    /// contain.
     fn settings(&self) -> Result<Settings, SettingsError> {
         match self.command {
             Command::Demo(_) => Ok(Settings::defaults()),
@@ -254,11 +272,30 @@ impl Cli {
     }
 }
 
+/// Parses `--tenant`.
+fn tenant(text: &str) -> Result<String, InvalidTenant> {
+    check_tenant(text).map(|()| text.to_owned())
+}
+
+/// Parses the name of a subscription: `ID` or `TENANT/ID`.
+fn selector(text: &str) -> Result<SubscriptionSelector, Box<dyn std::error::Error + Send + Sync>> {
+    let (named, id) = match text.split_once('/') {
+        Some((named, id)) => (Some(tenant(named)?), id),
+        None => (None, text),
+    };
+    Ok(SubscriptionSelector { id: SubscriptionId::try_from(id.to_owned())?, tenant: named })
+}
+
+/// Parses `--set`.
 fn key_and_value(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
-        _ => Err("must be KEY=VALUE, such as nats.prefix=test".to_owned()),
-    }
+    pair(text).ok_or_else(|| "must be KEY=VALUE, such as nats.prefix=test".to_owned())
+}
+
+/// The parts of `NAME=VALUE`.
+fn pair(text: &str) -> Option<(String, String)> {
+    let (name, value) = text.split_once('=')?;
+    let name = name.trim();
+    (!name.is_empty()).then(|| (name.to_owned(), value.to_owned()))
 }
 
 /// Connects to the NATS server, and checks its version.
@@ -285,6 +322,19 @@ fn operator() -> Caller {
 /// Returns the management layer without the master key, for commands that use no credential.
 async fn manage(settings: &Settings) -> Result<Management, CliError> {
     Ok(Management::without_secrets(connect(settings).await?, Arc::new(settings.clone())))
+}
+
+/// Warns if these settings have no domain for a key. Only the settings of the running hub decide what happens to its
+/// events. Returns whether there is a domain.
+fn warn_without_domain(settings: &Settings, key: &EventKey) -> bool {
+    let has_domain = categories(settings).domain_of(key).is_some();
+    if !has_domain {
+        output::warn(&format!(
+            "{key}: these settings have no domain for the key; the running hub decides by its own. Add the key to a \
+             [[domains]] entry of every process and of the command line"
+        ));
+    }
+    has_domain
 }
 
 /// Reads a file; `-` means standard input.
@@ -319,5 +369,57 @@ mod tests {
         ] {
             assert_eq!(read(line), set, "{line}");
         }
+    }
+
+    fn refusal(line: &str) -> Option<String> {
+        let read = Cli::read_from(line.split(' ').map(OsString::from).collect());
+        read.err().map(|error| error.render().to_string())
+    }
+
+    #[test]
+    fn the_demo_refuses_the_options_that_it_would_ignore() {
+        for option in ["--config=x", "--nats-url=nats://x", "--set=a.b=1", "--output=json", "--verbose"] {
+            for line in [format!("hub {option} demo --once"), format!("hub demo --once {option}")] {
+                let error = refusal(&line).unwrap_or_else(|| panic!("`{line}` is accepted"));
+                let name = option.split('=').next().expect("a name");
+                assert!(error.contains(&format!("{name}: not available for the demo")), "{error}");
+            }
+            assert_eq!(refusal(&format!("hub {option} serve")), None);
+        }
+        assert_eq!(refusal("hub demo --once"), None);
+    }
+
+    /// Every command and value has a help text that a reader of the source would not mistake for a comment.
+    #[test]
+    fn every_command_option_and_value_is_described() {
+        let mut commands = vec![Cli::command()];
+        while let Some(command) = commands.pop() {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name}: no help");
+            for argument in command.get_arguments() {
+                let argument_name = argument.get_id();
+                assert!(argument.get_help().is_some(), "{name} {argument_name}: no help");
+                let values = argument.get_possible_values();
+                for value in values.iter().filter(|value| !["true", "false"].contains(&value.get_name())) {
+                    let help = value.get_help().map(ToString::to_string).unwrap_or_default();
+                    let value = value.get_name();
+                    assert!(
+                        !help.is_empty() && !help.contains('`'),
+                        "{name} {argument_name}={value}: {help:?}"
+                    );
+                }
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
+
+    #[test]
+    fn the_usage_of_publish_shows_both_sources_of_the_data() {
+        let usage =
+            Cli::command().find_subcommand_mut("publish").expect("a command").render_usage().to_string();
+        assert!(usage.contains("<DATA|--file <FILE>>"), "{usage}");
+        let error = refusal("hub publish user.created").expect("data is required");
+        assert!(error.contains("--file"), "{error}");
+        assert!(refusal("hub publish user.created {} --file x").is_some());
     }
 }

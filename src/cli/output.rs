@@ -17,8 +17,10 @@ use crate::queued_writer;
 /// The value of `--output`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Format {
+    /// Tables and sentences, for people
     #[default]
     Table,
+    /// JSON, for programs
     Json,
 }
 

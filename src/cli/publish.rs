@@ -1,31 +1,35 @@
 //! `hub publish`: publishes a bare JSON event, and waits for its acknowledgement by JetStream.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::error::{Answer, CliError};
 use super::output::{Printer, warn};
-use super::{manage, read_input};
-use crate::domain::event::Rejection;
+use super::{manage, read_input, warn_without_domain};
 use crate::domain::headers;
 use crate::domain::key::EventKey;
-use crate::management::publishing::{Published, RawEvent};
-use crate::management::{ManagementError, categories};
+use crate::management::publishing::{Published, RawEvent, Verdict};
+use crate::management::{Management, ManagementError};
 use crate::settings::Settings;
+use crate::shell_command::quoted;
+
+/// Longest wait for the running hub to process an event for whose key these settings have no domain.
+const VERDICT_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  hub publish user.created '{\"user_id\":\"u1\"}' --id e-1 --tenant acme")]
+#[command(group = ArgGroup::new("content").required(true).args(["data", "file"]), after_help = "Example:\n  hub publish user.created '{\"user_id\":\"u1\"}' --id e-1 --tenant acme")]
 pub(super) struct PublishOptions {
     /// Event key, <resource>.<operation>, for example user.created
     key: EventKey,
     /// Data of the event, a JSON value; '-' reads standard input
-    #[arg(required_unless_present = "file", conflicts_with = "file")]
     data: Option<String>,
     /// File with the data; '-' reads standard input
     #[arg(long, short, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Id of the event; an event with the same id and source is stored only once in the duplicate window
+    /// Id of the event; an event of the same tenant, source, key and id is stored only once within
+    /// limits.duplicate_window
     #[arg(long)]
     id: Option<String>,
     /// Tenant of the event [default: default]
@@ -62,10 +66,7 @@ pub(super) async fn run(
     {
         return Err(CliError::Usage(format!("--{name}: must not begin or end with a space; remove it")));
     }
-    let has_domain = categories(settings).domain_of(&options.key).is_some();
-    if !has_domain {
-        warn(&format!("{}; the hub rejects the event", Rejection::no_domain(&options.key).detail));
-    }
+    let has_domain = warn_without_domain(settings, &options.key);
     let headers: Vec<(&str, &str)> = [
         ("Nats-Msg-Id", &options.id),
         (headers::TENANT, &options.tenant),
@@ -85,6 +86,7 @@ pub(super) async fn run(
         | ManagementError::EventRejected(_) => CliError::EventRejected(error),
         other => other.into(),
     })?;
+    let verdict = if has_domain || published.duplicate { None } else { verdict(&hub, &published).await };
     let Published { stream, sequence, id, duplicate } = &published;
     if printer.is_json() {
         printer.json(&published)?;
@@ -92,11 +94,32 @@ pub(super) async fn run(
         printer.line(&format!(
             "duplicate: {stream} already has the id {id} at sequence {sequence}; nothing was stored"
         ))?;
-    } else if has_domain {
-        printer.line(&format!("published: {stream} sequence {sequence}, id {id}"))?;
     } else {
-        printer
-            .line(&format!("rejected: {stream} sequence {sequence}, id {id}; no domain accepts the key"))?;
+        printer.line(&format!("stored: {stream} sequence {sequence}, id {id}"))?;
     }
-    Ok(if has_domain { Answer::Yes } else { Answer::No })
+    match verdict {
+        Some(Verdict::Rejected { problem }) => {
+            warn(&format!("{id}: the hub rejected the event: {problem}"));
+            Ok(Answer::No)
+        }
+        Some(Verdict::Waiting) => {
+            warn(&format!(
+                "{id}: the hub has not processed the event yet; follow it with `hub event trace {}`",
+                quoted(id)
+            ));
+            Ok(Answer::Yes)
+        }
+        Some(Verdict::Accepted) | None => Ok(Answer::Yes),
+    }
+}
+
+/// What the running hub did with the event; `None`, with a warning, if that is unknown.
+async fn verdict(hub: &Management, published: &Published) -> Option<Verdict> {
+    match hub.verdict(published, VERDICT_LIMIT).await {
+        Ok(verdict) => Some(verdict),
+        Err(error) => {
+            warn(&format!("{}: what the hub did with the event is unknown: {error}", published.id));
+            None
+        }
+    }
 }

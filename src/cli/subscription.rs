@@ -12,10 +12,9 @@ use serde_json::json;
 
 use super::error::{Answer, CliError};
 use super::output::{Printer, cell, confirm};
-use super::{manage, operator};
-use crate::domain::access::check_tenant;
+use super::{manage, operator, selector};
 use crate::domain::key::EventKey;
-use crate::domain::subscription::{DEFAULT_TENANT, Subscription, SubscriptionId, SubscriptionState};
+use crate::domain::subscription::{DEFAULT_TENANT, Subscription, SubscriptionState};
 use crate::management::{Management, PreviousSecret, SubscriptionFilter, SubscriptionSelector};
 use crate::nats::{StoredSubscription, UnreadableEntry};
 use crate::settings::Settings;
@@ -33,7 +32,7 @@ pub(super) enum SubscriptionCommand {
     /// List subscriptions
     List {
         /// Tenant
-        #[arg(long)]
+        #[arg(long, value_parser = super::tenant)]
         tenant: Option<String>,
         /// Event key that the subscription matches, for example user.created
         #[arg(long, value_name = "KEY")]
@@ -70,7 +69,7 @@ pub(super) enum SubscriptionCommand {
         #[arg(long, value_enum)]
         algorithm: Option<rotate::AlgorithmName>,
     },
-    /// Remove a subscription; its waiting envelopes become dead letters
+    /// Remove a subscription; its pending envelopes become dead letters
     Remove {
         #[command(flatten)]
         name: Name,
@@ -84,21 +83,11 @@ pub(super) enum SubscriptionCommand {
 #[derive(Debug, Clone, Args)]
 pub(super) struct Name {
     /// Id of the subscription, or <tenant>/<id>
-    #[arg(value_name = "ID", value_parser = naming)]
+    #[arg(value_name = "ID", value_parser = selector)]
     id: SubscriptionSelector,
     /// Tenant of the subscription; required if several tenants have this id
-    #[arg(long)]
+    #[arg(long, value_parser = super::tenant)]
     tenant: Option<String>,
-}
-
-/// Parses `ID` or `TENANT/ID`.
-fn naming(text: &str) -> Result<SubscriptionSelector, Box<dyn std::error::Error + Send + Sync>> {
-    let (tenant, id) = match text.split_once('/') {
-        Some((tenant, id)) => (Some(tenant.to_owned()), id),
-        None => (None, text),
-    };
-    tenant.as_deref().map_or(Ok(()), check_tenant)?;
-    Ok(SubscriptionSelector { id: SubscriptionId::try_from(id.to_owned())?, tenant })
 }
 
 impl Name {

@@ -8,12 +8,11 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::connect;
 use super::error::{Answer, CliError};
 use super::output::{Printer, confirm, time};
-use crate::domain::access::{PresentedToken, SECRET_BYTES, Scope, StoredToken, TokenId, check_tenant};
+use super::{connect, tenant};
+use crate::domain::access::{PresentedToken, SECRET_BYTES, Scope, StoredToken, TokenId};
 use crate::domain::duration;
-use crate::domain::subscription::InvalidTenant;
 use crate::nats::TokenEntry;
 use crate::settings::Settings;
 
@@ -50,10 +49,6 @@ pub(super) struct CreateOptions {
     /// Lifetime, for example 90d [default: unlimited]
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     expires_in: Option<Duration>,
-}
-
-fn tenant(text: &str) -> Result<String, InvalidTenant> {
-    check_tenant(text).map(|()| text.to_owned())
 }
 
 pub(super) async fn run(

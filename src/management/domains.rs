@@ -8,11 +8,14 @@ use time::{OffsetDateTime, UtcOffset};
 
 use super::{Management, ManagementError};
 use crate::domain::field_error::FieldError;
+use crate::domain::words::span;
 use crate::nats::subjects::lane_of_consumer;
 use crate::settings::Domain;
 
 /// JetStream pauses until a time; one this far away means "until resumed".
 const UNTIL_RESUMED: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// Longest pause with an end, far below [`UNTIL_RESUMED`], so that none is taken for a pause without an end.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3_650 * 24 * 60 * 60);
 
 /// The current state of a domain.
 #[derive(Debug, Clone, Serialize, utoipa::ToSchema)]
@@ -23,7 +26,7 @@ pub struct DomainRow {
     pub concurrency: usize,
     /// Envelopes in the domain outbox: not delivered yet.
     pub outbox: u64,
-    /// Of these, those that are being delivered.
+    /// Of these, those that a process has taken and not settled: being delivered, queued, or waiting for a retry.
     pub in_flight: u64,
     /// Unresolved dead letters.
     pub dlt: u64,
@@ -53,6 +56,15 @@ impl Pause {
                 "must be longer than 0; write a duration such as 2h, or omit it",
             ));
         }
+        if duration.is_some_and(|duration| duration > LONGEST_PAUSE) {
+            return Err(FieldError::new(
+                "for",
+                format!(
+                    "must be at most {}; write a shorter duration, or omit it to pause until resumed",
+                    span(LONGEST_PAUSE)
+                ),
+            ));
+        }
         let until = time::Duration::try_from(duration.unwrap_or(UNTIL_RESUMED))
             .ok()
             .and_then(|duration| now.checked_add(duration))
@@ -65,6 +77,10 @@ impl Pause {
     pub fn until(at: OffsetDateTime, now: OffsetDateTime) -> Result<Self, FieldError> {
         if at <= now {
             return Err(FieldError::new("until", "is in the past; write a time in the future"));
+        }
+        if at - now > LONGEST_PAUSE {
+            let problem = format!("must be at most {} from now; write an earlier time", span(LONGEST_PAUSE));
+            return Err(FieldError::new("until", problem));
         }
         let until = at.checked_to_offset(UtcOffset::UTC).and_then(|until| until.format(&Rfc3339).ok());
         let problem = "is too late; write an earlier time";
@@ -166,5 +182,14 @@ mod tests {
         assert_eq!(Pause::lasting(Some(Duration::MAX), now).unwrap_err().field, "for");
         assert_eq!(Pause::lasting(Some(hour * 24 * 366 * 8000), now).unwrap_err().field, "for");
         assert_eq!(Pause::until(now, now).unwrap_err().field, "until");
+        // A pause with an end is never taken for one without.
+        assert!(LONGEST_PAUSE < UNTIL_RESUMED / 2);
+        assert!(
+            Pause::lasting(Some(LONGEST_PAUSE), now).is_ok()
+                && Pause::until(now + LONGEST_PAUSE, now).is_ok()
+        );
+        let longer = LONGEST_PAUSE + Duration::from_secs(1);
+        assert!(Pause::lasting(Some(longer), now).unwrap_err().problem.contains("at most 3650d"));
+        assert!(Pause::until(now + longer, now).unwrap_err().problem.contains("at most 3650d"));
     }
 }

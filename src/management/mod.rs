@@ -27,7 +27,7 @@ pub use rotation::{LONGEST_OVERLAP, PreviousSecret, RotationResult, Verification
 pub use samples::{Sample, SampleAttempt, UnusableSubscription};
 pub use subscriptions::{
     PlannedWrite, SubscriptionFilter, SubscriptionPage, SubscriptionSelector, WriteAction,
-    keys_without_domain, read_subscription,
+    patterns_without_domain, read_subscription,
 };
 
 /// Types of the adapters that occur in values of this layer.

@@ -1,5 +1,7 @@
 //! Publishes events, acknowledged by JetStream.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -167,6 +169,42 @@ impl Management {
         })?;
         let id = id.unwrap_or_else(|| format!("{}-{}", ack.stream, ack.seq));
         Ok(Published { stream: ack.stream, sequence: ack.seq, id, duplicate: ack.duplicate })
+    }
+}
+
+/// What the running hub did with a stored event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The hub has not processed it yet.
+    Waiting,
+    Accepted,
+    Rejected {
+        problem: String,
+    },
+}
+
+/// Time between two looks at the event processor's progress.
+const VERDICT_POLL: Duration = Duration::from_millis(50);
+/// How far the clocks of this process and of the server may differ.
+const CLOCK_TOLERANCE: time::Duration = time::Duration::hours(1);
+
+impl Management {
+    /// Waits until the running hub has processed a stored event, at most `limit`. The settings of the running hub decide,
+    /// which may differ from those of this process.
+    pub async fn verdict(&self, published: &Published, limit: Duration) -> Result<Verdict, ManagementError> {
+        let since = OffsetDateTime::now_utc() - CLOCK_TOLERANCE;
+        let handled = async {
+            while !self.js.has_handled(published.sequence).await? {
+                tokio::time::sleep(VERDICT_POLL).await;
+            }
+            Ok::<_, NatsError>(())
+        };
+        match tokio::time::timeout(limit, handled).await {
+            Err(_) => return Ok(Verdict::Waiting),
+            Ok(handled) => handled?,
+        }
+        let problem = self.js.rejection_of(published.sequence, since).await?;
+        Ok(problem.map_or(Verdict::Accepted, |problem| Verdict::Rejected { problem }))
     }
 }
 

@@ -12,7 +12,7 @@ use super::{Management, ManagementError};
 use crate::domain::access::Caller;
 use crate::domain::attempt::Attempt;
 use crate::domain::envelope::envelope_id;
-use crate::domain::event::{Event, Publication, Rejection};
+use crate::domain::event::{Event, Publication};
 use crate::domain::field_error::FieldError;
 use crate::domain::index::{EntryError, IndexEntry, SubscriptionIndex};
 use crate::domain::key::{EventKey, KeyPattern};
@@ -94,9 +94,6 @@ impl Management {
         sample: &Sample,
     ) -> Result<(Vec<StoredSubscription>, Vec<UnusableSubscription>), ManagementError> {
         let event = sample.event()?;
-        if self.categories().domain_of(&sample.key).is_none() {
-            return Err(ManagementError::EventRejected(Rejection::no_domain(&sample.key)));
-        }
         if let Some(registry) = &self.index {
             registry.catch_up(&self.js).await?;
             let names: Vec<SubscriptionRef> = registry

@@ -15,7 +15,7 @@ use crate::domain::access::Caller;
 use crate::domain::address::AddressPolicy;
 use crate::domain::category::Categories;
 use crate::domain::field_error::FieldError;
-use crate::domain::key::EventKey;
+use crate::domain::key::{EventKey, KeyPattern};
 use crate::domain::subscription::{
     Auth, BrokerDelivery, EndpointTls, Incarnation, InvalidTenant, Secret, Subscription, SubscriptionId,
     SubscriptionLimits, SubscriptionRef, SubscriptionState,
@@ -115,11 +115,12 @@ pub fn read_subscription(settings: &Settings, value: Value) -> Result<Subscripti
     if errors.is_empty() { Ok(subscription) } else { Err(errors) }
 }
 
-/// The event keys of a subscription that no domain accepts, so that it never gets such events. Patterns with wildcards
-/// are not checked.
-pub fn keys_without_domain(categories: &Categories, subscription: &Subscription) -> Vec<EventKey> {
-    let keys = subscription.events.iter().filter_map(|pattern| pattern.as_str().parse::<EventKey>().ok());
-    keys.filter(|key| categories.domain_of(key).is_none()).collect()
+/// The patterns of a subscription for which no domain accepts any event, so that they select nothing.
+pub fn patterns_without_domain<'s>(
+    categories: &Categories,
+    subscription: &'s Subscription,
+) -> Vec<&'s KeyPattern> {
+    subscription.events.iter().filter(|pattern| !categories.accept_some_of(pattern)).collect()
 }
 
 impl Management {

@@ -5,6 +5,7 @@ use async_nats::{HeaderMap, HeaderValue};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use time::OffsetDateTime;
 
 use super::connection::JetStream;
 use super::error::NatsError;
@@ -53,6 +54,32 @@ impl JetStream {
             self.publish_map(&to, part.bytes, headers).await?;
         }
         Ok(())
+    }
+}
+
+impl JetStream {
+    /// True if the event processor has handled the publication at a sequence of the events stream, and all before it.
+    pub async fn has_handled(&self, sequence: u64) -> Result<bool, NatsError> {
+        let info = self.consumer_info(&self.names().events_stream(), "event-processor").await?;
+        Ok(info.ack_floor.stream_seq >= sequence)
+    }
+
+    /// Why the publication at a sequence of the events stream was rejected; `None` if it was not.
+    ///
+    /// * `since`: a time before the rejection
+    pub async fn rejection_of(
+        &self,
+        sequence: u64,
+        since: OffsetDateTime,
+    ) -> Result<Option<String>, NatsError> {
+        let (names, wanted, mut found) = (self.names(), sequence.to_string(), None);
+        self.for_each_stored(&names.rejected_stream(), &names.rejected("*"), Some(since), |message| {
+            if message.header(headers::SEQUENCE) == Some(&*wanted) {
+                found = message.header(headers::ERROR).map(str::to_owned);
+            }
+        })
+        .await?;
+        Ok(found)
     }
 }
 

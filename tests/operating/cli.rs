@@ -315,8 +315,11 @@ async fn an_event_is_published_with_its_acknowledgement() {
     let second = hub.cli_json(&["publish", "user.created", "--file", &path]).await;
     assert_eq!(second["id"], "HUB_EVENTS-2", "an event without an id gets the hub's");
 
-    let (_, warning) = ends_with(&hub, 1, &["publish", "invoice.paid", "{}"]).await;
+    // No hub runs that would reject it.
+    let (stored, warning) = ends_with(&hub, 0, &["publish", "invoice.paid", "{}"]).await;
+    assert!(stored.starts_with("stored: HUB_EVENTS sequence 3"), "{stored}");
     assert!(warning.starts_with("warning: ") && warning.contains("invoice.paid"), "{warning}");
+    assert!(warning.contains("not processed the event yet"), "{warning}");
     assert!(refused(&hub, 1, &["publish", "user.created", "{a: 1}"]).await.contains("not JSON"));
     refused(&hub, 2, &["publish", "user.created"]).await;
     refused(&hub, 2, &["publish", "user", "{}"]).await;
@@ -384,6 +387,7 @@ async fn the_settings_are_checked_and_shown_without_secrets() {
     assert!(error.contains("nats.url?"), "{error}");
     let error = refused(&hub, 1, &["config", "check", "--set", "secrets.master_key=AAAA"]).await;
     assert!(error.contains("secrets.master_key") && !error.contains("AAAA"), "{error}");
+    assert!(error.trim_end().ends_with("(flag)"), "{error}");
     refused(&hub, 2, &["config", "check", "--set", "x"]).await;
     refused(&hub, 2, &["serve", "--role", "cook"]).await;
     refused(&hub, 2, &["bake"]).await;

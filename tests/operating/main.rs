@@ -4,6 +4,7 @@ use hub_harness as support;
 
 mod cli;
 mod demo;
+mod first_steps;
 mod pausing;
 mod process;
 mod process_children;

@@ -73,6 +73,12 @@ async fn operators_look_retry_discard_and_tidy_up() {
         hub.cli_ok(&["outbox", "setup"]).await;
         let (told, _) = ends_with(&hub, 0, &["outbox", "list"]).await;
         assert_eq!(told, "no rows\n");
+        let (told, note) = ends_with(&hub, 0, &["outbox", "list", "--broker", "nope"]).await;
+        assert_eq!(told, "no rows\n");
+        assert!(
+            note.contains("no target broker \"nope\" exists; the outbox has internal, partner"),
+            "{note}"
+        );
         for number in 0..4 {
             let mut event = event(&format!("e{number}"), "user-u1");
             event["published"] = json!(true);

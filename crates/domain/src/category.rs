@@ -22,6 +22,11 @@ impl Categories {
         self.0.iter().position(|(_, patterns)| patterns.iter().any(|pattern| pattern.matches(key)))
     }
 
+    /// True if a domain accepts at least one of the keys that match the pattern.
+    pub fn accept_some_of(&self, pattern: &KeyPattern) -> bool {
+        self.0.iter().any(|(_, patterns)| patterns.iter().any(|one| one.overlaps(pattern)))
+    }
+
     /// The name of the domain at a position.
     pub fn name(&self, index: usize) -> Option<&str> {
         self.0.get(index).map(|(name, _)| name.as_str())

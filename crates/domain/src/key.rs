@@ -85,6 +85,20 @@ impl KeyPattern {
     }
 }
 
+impl KeyPattern {
+    /// True if a key exists that matches both patterns. Neither may be one that [never matches](Self::never_matches).
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (mut own, mut others) = (self.tokens(), other.tokens());
+        loop {
+            match (own.next(), others.next()) {
+                (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+                (Some(one), Some(other)) if one == other || one == "*" || other == "*" => {}
+                _ => return false,
+            }
+        }
+    }
+}
+
 impl fmt::Display for KeyPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -238,6 +252,22 @@ mod tests {
             }
             let takes_one = !pattern.ends_with('>') || key.split('.').count() >= pattern.split('.').count();
             prop_assert_eq!(matches(&pattern, &key), takes_one && filled.join(".") == key);
+        }
+
+        #[test]
+        fn patterns_overlap_if_a_key_matches_both(
+            one in "(([ab]|\\*)(\\.([ab]|\\*)){0,2}\\.>|([ab]|\\*)(\\.([ab]|\\*)){1,2}|>)",
+            other in "(([ab]|\\*)(\\.([ab]|\\*)){0,2}\\.>|([ab]|\\*)(\\.([ab]|\\*)){1,2}|>)",
+        ) {
+            // Every key of two to four words; `c` stands for a word in neither pattern.
+            let mut keys: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
+            let mut found = false;
+            for _ in 2..=4 {
+                keys = keys.iter().flat_map(|key| ["a", "b", "c"].map(|word| format!("{key}.{word}"))).collect();
+                found |= keys.iter().any(|key| matches(&one, key) && matches(&other, key));
+            }
+            let [one, other] = [&one, &other].map(|text| text.parse::<KeyPattern>().unwrap());
+            prop_assert_eq!((one.overlaps(&other), other.overlaps(&one)), (found, found));
         }
 
         #[test]

@@ -23,6 +23,15 @@ pub use status::{AfterFailure, Priority, RelayRetryPolicy, Status, Step};
 /// The target broker of every event: the hub's NATS.
 pub const INTERNAL: &str = "internal";
 
+/// The rule for the names of target brokers, as a remedy.
+pub const TARGET_BROKER_NAMES: &str =
+    "write \"internal\", or 1 to 64 of a-z, 0-9, '_' and '-', with a letter or digit first";
+
+/// True if a name is valid for a target broker: [`INTERNAL`], or that of an external broker.
+pub fn is_target_broker(name: &str) -> bool {
+    name == INTERNAL || is_external_broker(name)
+}
+
 /// True if a name is valid for an external broker: 1 to 64 of a-z, 0-9, `_` and `-`, a letter or digit first, and not
 /// [`INTERNAL`].
 pub fn is_external_broker(name: &str) -> bool {

@@ -24,11 +24,12 @@ use crate::api::problem::Problem;
 use crate::api::query::{QueryParams, SubscriptionPath, TenantParam};
 use crate::domain::access::Caller;
 use crate::domain::duration;
+use crate::domain::event::Rejection;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{Subscription, SubscriptionId, SubscriptionState};
 use crate::management::{
     Algorithm, LONGEST_OVERLAP, PreviousSecret, Sample, SampleAttempt, StoredSubscription,
-    SubscriptionSelector, VerificationKey,
+    SubscriptionSelector, VerificationKey, categories,
 };
 
 pub(super) fn routes() -> OpenApiRouter<State> {
@@ -223,6 +224,10 @@ async fn matches(
         source: query.source.unwrap_or_else(|| "nats".to_owned()),
         attributes: Vec::new(),
     };
+    // This process may run without the event processor, but it publishes by the same rule.
+    if categories(state.management.settings()).domain_of(&sample.key).is_none() {
+        return Err(Problem::field("event", Rejection::no_domain(&sample.key).detail));
+    }
     let _permit = state.broad_reads.permit(caller.tenant()).await;
     let (found, _) = state.management.matching(&sample).await?;
     let subscriptions = found.iter().map(|stored| stored.subscription.hidden_json()).collect();

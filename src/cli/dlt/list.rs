@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::select::{Filter, explain};
+use super::select::{Filter, explain, note_unknown_names};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::manage;
 use crate::cli::output::{JsonArray, Printer, cell, note, time};
@@ -83,6 +83,9 @@ pub(super) async fn run(
             None if listed == 0 => printer.line("no dead letters")?,
             None => {}
         },
+    }
+    if listed == 0 {
+        note_unknown_names(&hub, &filter).await?;
     }
     Ok(Answer::Yes)
 }

@@ -8,12 +8,14 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::cli::error::CliError;
+use crate::cli::output::note;
+use crate::cli::{selector, tenant};
 use crate::domain::dead_letter::DeadLetterState;
 use crate::domain::duration;
 use crate::domain::key::EventKey;
 use crate::domain::outcome::Reason;
-use crate::management::ManagementError;
 use crate::management::dead_letters::DeadLetterQuery;
+use crate::management::{Management, ManagementError, SubscriptionFilter, SubscriptionSelector};
 
 #[derive(Debug, Default, Args)]
 pub(super) struct Filter {
@@ -21,11 +23,11 @@ pub(super) struct Filter {
     #[arg(long = "domain", value_name = "NAME", value_delimiter = ',')]
     pub domains: Vec<String>,
     /// Tenant
-    #[arg(long)]
+    #[arg(long, value_parser = tenant)]
     pub tenant: Option<String>,
     /// Subscription: <id>, or <tenant>/<id>
-    #[arg(long, value_name = "ID")]
-    pub subscription: Option<String>,
+    #[arg(long, value_name = "ID", value_parser = selector)]
+    pub subscription: Option<SubscriptionSelector>,
     /// Reason: exhausted, permanent, too-large, undecodable, stranded, removed, paused, disabled or internal-error
     #[arg(long)]
     pub reason: Option<Reason>,
@@ -81,10 +83,7 @@ impl Filter {
         let now = OffsetDateTime::now_utc();
         let (tenant, subscription) = match &self.subscription {
             None => (None, None),
-            Some(name) => match name.split_once('/') {
-                Some((tenant, id)) => (Some(tenant.to_owned()), Some(id.to_owned())),
-                None => (None, Some(name.clone())),
-            },
+            Some(SubscriptionSelector { tenant, id }) => (tenant.clone(), Some(id.to_string())),
         };
         if let (Some(one), Some(other)) = (&tenant, &self.tenant)
             && one != other
@@ -93,6 +92,15 @@ impl Filter {
                 "--tenant {other}: conflicts with --subscription, which names the tenant {one}; use one of the two"
             )));
         }
+        let since = self.since.map(|since| since.resolve(now));
+        let until = self.until.map(|until| until.resolve(now));
+        if let (Some(since), Some(until)) = (since, until)
+            && since >= until
+        {
+            return Err(CliError::Usage(
+                "--until: must be after --since; an age such as 2h is before 1h".to_owned(),
+            ));
+        }
         Ok(DeadLetterQuery {
             domains: self.domains.clone(),
             tenant: tenant.or_else(|| self.tenant.clone()),
@@ -100,12 +108,33 @@ impl Filter {
             reason: self.reason,
             state: self.state,
             event_key: self.event_key.clone(),
-            since: self.since.map(|since| since.resolve(now)),
-            until: self.until.map(|until| until.resolve(now)),
+            since,
+            until,
             event_id: None,
             ids: ids.iter().cloned().collect(),
         })
     }
+}
+
+/// Notes on standard error that a filter names a tenant or subscription that does not exist, so that an empty list is not
+/// taken for "no failures". It is not an error: the dead letters of a removed subscription are kept.
+pub(super) async fn note_unknown_names(hub: &Management, filter: &DeadLetterQuery) -> Result<(), CliError> {
+    let tenant = filter.tenant.as_deref();
+    let of_tenant = tenant.map(|tenant| format!(" of tenant {tenant:?}")).unwrap_or_default();
+    let wanted = SubscriptionFilter { tenant: filter.tenant.clone(), event: None, state: None };
+    if tenant.is_none() && filter.subscription.is_none() {
+        return Ok(());
+    }
+    let found = hub.subscriptions(&wanted).await?;
+    let missing = match &filter.subscription {
+        Some(id) if !found.iter().any(|one| one.subscription.id.as_str() == id) => {
+            format!(" {id:?}{of_tenant}")
+        }
+        None if found.is_empty() => of_tenant,
+        _ => return Ok(()),
+    };
+    note(&format!("no subscription{missing} exists; list the subscriptions with `hub subscription list`"));
+    Ok(())
 }
 
 /// Adds the remedy of the command line to an error.

@@ -11,6 +11,7 @@ use crate::cli::error::{Answer, CliError};
 use crate::cli::manage;
 use crate::cli::output::{Printer, confirm, progress, spinner};
 use crate::domain::duration;
+use crate::domain::words::counted;
 use crate::management::dead_letter_actions::{Followed, Replayed, SelectedDeadLetter};
 use crate::management::{Management, domain_names};
 use crate::settings::Settings;
@@ -96,7 +97,7 @@ pub(super) async fn replay(
 
 fn ordered_line(replayed: &Replayed) -> String {
     let Replayed { ordered, already_replaying: already, removed, .. } = *replayed;
-    let mut line = format!("{ordered} replays started");
+    let mut line = format!("{} started", counted(ordered, "replay"));
     if already > 0 {
         line.push_str(&format!("; {already} already in progress (use --force to send them once more)"));
     }
@@ -113,8 +114,7 @@ pub(super) async fn discard(
 ) -> Result<Answer, CliError> {
     let (hub, selected) = select(&options.selection, settings).await?;
     let replaying = selected.iter().filter(|one| one.replaying).count();
-    let noun = if selected.len() == 1 { "dead letter" } else { "dead letters" };
-    let mut question = format!("Discard {} {noun} without delivery?", selected.len());
+    let mut question = format!("Discard {} without delivery?", counted(selected.len(), "dead letter"));
     if replaying > 0 {
         question.push_str(&format!(
             " A replay of {replaying} of them is in progress; a request in flight may still be delivered."
@@ -130,7 +130,7 @@ pub(super) async fn discard(
     if printer.is_json() {
         printer.json(&json!({"discarded": selected.len()}))?;
     } else {
-        printer.line(&format!("{} discarded", selected.len()))?;
+        printer.line(&format!("{} discarded", counted(selected.len(), "dead letter")))?;
     }
     Ok(Answer::Yes)
 }

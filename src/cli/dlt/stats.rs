@@ -44,7 +44,7 @@ pub(super) async fn run(names: &[String], settings: &Settings, printer: Printer)
     printer.table(&["SUBSCRIPTION", "COUNT", "OLDEST"], rows)?;
     let more = stats.by_subscription.len().saturating_sub(MOST_IN_TABLE);
     if more > 0 {
-        printer.line(&format!("and {more} more subscriptions; print all with --output json"))?;
+        printer.line(&format!("and {more} more; print all with --output json"))?;
     }
     printer.lines(&format!("\n{} in total", stats.total))?;
     Ok(Answer::Yes)

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::select::Filter;
+use super::select::{Filter, note_unknown_broker};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{JsonArray, Printer, cell, note, time};
 use crate::management::producer_outbox::{ProducerOutbox, Row, RowCursor};
@@ -32,7 +32,7 @@ const HEAD: [&str; 11] = [
     "ID",
     "EVENT KEY",
     "STREAM",
-    "LANE",
+    "PRIORITY",
     "STATUS",
     "ATTEMPTS",
     "RAISED AT",
@@ -79,6 +79,9 @@ pub(super) async fn run(
             None if listed == 0 => printer.line("no rows")?,
             None => {}
         },
+    }
+    if listed == 0 {
+        note_unknown_broker(outbox, &selection).await?;
     }
     Ok(Answer::Yes)
 }

@@ -3,14 +3,15 @@
 use clap::Args;
 
 use crate::cli::error::CliError;
+use crate::cli::output::note;
 use crate::domain::key::EventKey;
-use crate::domain::producer_outbox::Status;
-use crate::management::producer_outbox::RowSelection;
+use crate::domain::producer_outbox::{Status, TARGET_BROKER_NAMES, is_target_broker};
+use crate::management::producer_outbox::{ProducerOutbox, RowSelection};
 
 #[derive(Debug, Default, Args)]
 pub(super) struct Filter {
     /// Target broker: internal, or the name of an external broker
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = target_broker)]
     broker: Option<String>,
     /// Statuses: pending, processing, failed, published or abandoned; repeatable, or separated by commas
     #[arg(long = "status", value_name = "STATUS", value_delimiter = ',')]
@@ -21,6 +22,28 @@ pub(super) struct Filter {
     /// Event key, for example user.created
     #[arg(long, value_name = "KEY")]
     event_key: Option<EventKey>,
+}
+
+/// Parses `--broker`.
+fn target_broker(text: &str) -> Result<String, String> {
+    if is_target_broker(text) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("is not the name of a target broker; {TARGET_BROKER_NAMES}"))
+}
+
+/// Notes on standard error that a filter names a target broker that the outbox does not know, so that an empty list is not
+/// taken for "nothing waits".
+pub(super) async fn note_unknown_broker(
+    outbox: &ProducerOutbox,
+    selection: &RowSelection,
+) -> Result<(), CliError> {
+    let Some(broker) = &selection.broker else { return Ok(()) };
+    let known: Vec<String> = outbox.status().await?.into_iter().map(|row| row.broker).collect();
+    if !known.contains(broker) {
+        note(&format!("no target broker {broker:?} exists; the outbox has {}", known.join(", ")));
+    }
+    Ok(())
 }
 
 impl Filter {

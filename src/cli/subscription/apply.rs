@@ -5,13 +5,13 @@ use std::path::Path;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Serialize;
 
-use super::read::read;
+use super::read::{document, label, read};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{Printer, warn};
 use crate::cli::{manage_sealed, operator};
 use crate::domain::subscription::{Secret, Subscription};
 use crate::management::{
-    Management, ManagementError, PlannedWrite, WriteAction, categories, keys_without_domain,
+    Management, ManagementError, PlannedWrite, WriteAction, categories, patterns_without_domain,
 };
 use crate::seal::Sealer;
 use crate::settings::Settings;
@@ -29,12 +29,12 @@ struct Applied {
 
 pub(super) async fn run(file: &Path, settings: &Settings, printer: Printer) -> Result<Answer, CliError> {
     let subscriptions = read(file, settings)?;
-    warn_of_keys_without_domain(&subscriptions, settings);
+    warn_of_patterns_without_domain(&subscriptions, settings);
     if Sealer::from_settings(&settings.secrets)?.is_none() {
         refuse_plain_secrets(&subscriptions)?;
     }
     let management = manage_sealed(settings).await?;
-    let writes = plan(&management, subscriptions, &file.display().to_string()).await?;
+    let writes = plan(&management, subscriptions, &document(file)).await?;
     let applied: Vec<Applied> = stream::iter(&writes)
         .map(|write| carry_out(&management, write))
         .buffered(AT_ONCE)
@@ -54,14 +54,16 @@ pub(super) async fn run(file: &Path, settings: &Settings, printer: Printer) -> R
     if conflicts.is_empty() { Ok(Answer::Yes) } else { Err(CliError::Conflict { ids: conflicts.join(", ") }) }
 }
 
-/// Warns of event keys without a domain: the hub rejects such events, so the subscription never gets them.
-fn warn_of_keys_without_domain(subscriptions: &[Subscription], settings: &Settings) {
+/// Warns of patterns that no domain of these settings can feed: a hub with the same settings rejects such events.
+fn warn_of_patterns_without_domain(subscriptions: &[Subscription], settings: &Settings) {
     let categories = categories(settings);
-    for subscription in subscriptions {
-        for key in keys_without_domain(&categories, subscription) {
+    for (position, subscription) in subscriptions.iter().enumerate() {
+        for pattern in patterns_without_domain(&categories, subscription) {
             warn(&format!(
-                "{}: no domain accepts {key}; add a pattern for it to a [[domains]] entry of the settings",
-                subscription.id
+                "{}: events: these settings have no domain for {:?}; the running hub decides by its own. Add the pattern to \
+                 a [[domains]] entry of every process and of the command line",
+                label(position, Some(subscription.id.as_str())),
+                pattern.as_str()
             ));
         }
     }
@@ -88,19 +90,20 @@ async fn plan(
     document: &str,
 ) -> Result<Vec<PlannedWrite>, CliError> {
     let caller = &operator();
-    let planned: Vec<_> = stream::iter(subscriptions)
-        .map(|subscription| async move {
-            (subscription.id.clone(), management.plan_write(caller, subscription).await)
+    let planned: Vec<_> = stream::iter(subscriptions.into_iter().enumerate())
+        .map(|(position, subscription)| async move {
+            let label = label(position, Some(subscription.id.as_str()));
+            (label, management.plan_write(caller, subscription).await)
         })
         .buffered(AT_ONCE)
         .collect()
         .await;
     let (mut writes, mut problems) = (Vec::new(), Vec::new());
-    for (id, planned) in planned {
+    for (label, planned) in planned {
         match planned {
             Ok(write) => writes.push(write),
             Err(ManagementError::Invalid(errors) | ManagementError::SecretsNeeded(errors)) => {
-                problems.extend(errors.into_iter().map(|error| format!("{id}: {error}")));
+                problems.extend(errors.into_iter().map(|error| format!("{label}: {error}")));
             }
             Err(error) => return Err(error.into()),
         }

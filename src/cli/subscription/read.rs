@@ -15,8 +15,7 @@ use crate::settings::Settings;
 /// Reads and checks all subscriptions of a file. A secret `***`, which keeps its stored value, is returned as an empty sealed
 /// secret.
 pub(super) fn read(file: &Path, settings: &Settings) -> Result<Vec<Subscription>, CliError> {
-    let document =
-        if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() };
+    let document = document(file);
     let invalid = |problems| CliError::Invalid { document: document.clone(), problems };
     let bytes = read_input(file)?;
     let text = std::str::from_utf8(&bytes)
@@ -31,7 +30,7 @@ pub(super) fn read(file: &Path, settings: &Settings) -> Result<Vec<Subscription>
     let (mut subscriptions, mut problems) = (Vec::new(), Vec::new());
     let mut names = HashSet::new();
     for (position, value) in values.into_iter().enumerate() {
-        let label = label(position, &value);
+        let label = label(position, value.get("id").and_then(Value::as_str));
         match read_subscription(settings, value) {
             Ok(subscription) if !names.insert((subscription.tenant.clone(), subscription.id.clone())) => {
                 problems
@@ -44,9 +43,15 @@ pub(super) fn read(file: &Path, settings: &Settings) -> Result<Vec<Subscription>
     if problems.is_empty() { Ok(subscriptions) } else { Err(invalid(problems)) }
 }
 
-fn label(position: usize, value: &Value) -> String {
+/// The file in errors.
+pub(super) fn document(file: &Path) -> String {
+    if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() }
+}
+
+/// The subscription at a position of the file in errors, such as `subscription 1 ("crm")`.
+pub(super) fn label(position: usize, id: Option<&str>) -> String {
     let number = position + 1;
-    match value.get("id").and_then(Value::as_str) {
+    match id {
         Some(id) => format!("subscription {number} ({id:?})"),
         None => format!("subscription {number}"),
     }

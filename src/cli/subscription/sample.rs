@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::{Name, find, list, shown};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::output::{Printer, warn};
-use crate::cli::{key_and_value, manage, manage_sealed};
+use crate::cli::{manage, manage_sealed, pair, tenant, warn_without_domain};
 use crate::domain::key::EventKey;
 use crate::management::Sample;
 use crate::settings::Settings;
@@ -16,13 +16,13 @@ pub(crate) struct MatchOptions {
     /// Event key, for example user.created
     key: EventKey,
     /// Tenant of the event
-    #[arg(long, default_value = "default")]
+    #[arg(long, default_value = "default", value_parser = tenant)]
     tenant: String,
     /// Source of the event
     #[arg(long, default_value = "nats")]
     source: String,
     /// Further attribute of the event, for filters, for example subject=u1; repeatable
-    #[arg(long, value_name = "NAME=VALUE", value_parser = key_and_value)]
+    #[arg(long, value_name = "NAME=VALUE", value_parser = attribute)]
     attribute: Vec<(String, String)>,
 }
 
@@ -35,6 +35,11 @@ pub(crate) struct TestOptions {
     event: Option<EventKey>,
 }
 
+/// Parses `--attribute`.
+fn attribute(text: &str) -> Result<(String, String), String> {
+    pair(text).ok_or_else(|| "must be NAME=VALUE, such as subject=u1".to_owned())
+}
+
 /// Lists the subscriptions that match an event, with the index and the filters of the fan-out.
 pub(super) async fn matching(
     options: MatchOptions,
@@ -42,6 +47,7 @@ pub(super) async fn matching(
     printer: Printer,
 ) -> Result<Answer, CliError> {
     let MatchOptions { key, tenant, source, attribute } = options;
+    warn_without_domain(settings, &key);
     let sample = Sample { key, tenant, source, attributes: attribute };
     let (found, unusable) = manage(settings).await?.matching(&sample).await?;
     unusable.iter().for_each(|one| warn(&one.to_string()));

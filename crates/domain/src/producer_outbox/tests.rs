@@ -105,6 +105,7 @@ fn names_of_external_brokers() {
     }
     for bad in ["", "internal", "Partner", "-x", "a.b", &"x".repeat(65)] {
         assert!(!is_external_broker(bad), "{bad}");
+        assert_eq!(is_target_broker(bad), bad == INTERNAL, "{bad}");
     }
 }
 
