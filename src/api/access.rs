@@ -81,6 +81,13 @@ impl TokenCache {
     }
 }
 
+/// A request without a bearer token.
+fn required(problem: &str) -> Problem {
+    let remedy =
+        "send `authorization: Bearer <token>`, and create one with `hub token create NAME --scope read`";
+    Problem::unauthenticated("Bearer", format!("{problem}; {remedy}"))
+}
+
 fn unknown() -> Problem {
     Problem::unauthenticated(
         "Bearer error=\"invalid_token\"",
@@ -88,10 +95,18 @@ fn unknown() -> Problem {
     )
 }
 
-/// The token of an `Authorization` header.
+/// The scheme and the credentials of an `Authorization` header.
+fn parts(value: &HeaderValue) -> Option<(&str, &str)> {
+    value.to_str().ok()?.split_once(' ')
+}
+
+fn is_bearer(value: &HeaderValue) -> bool {
+    parts(value).is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+}
+
+/// The bearer token of an `Authorization` header.
 fn presented(value: &HeaderValue) -> Option<PresentedToken> {
-    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
-    if scheme.eq_ignore_ascii_case("bearer") { PresentedToken::read(token.trim()) } else { None }
+    parts(value).and_then(|(_, token)| PresentedToken::read(token.trim()))
 }
 
 impl Access {
@@ -113,10 +128,7 @@ impl Access {
         }
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
         let Some(value) = values.next() else {
-            return Err(Problem::unauthenticated(
-                "Bearer",
-                "a token is required; send `authorization: Bearer <token>`, and create one with `hub token create`",
-            ));
+            return Err(required("a token is required"));
         };
         // A proxy may have checked another one than the hub.
         if values.next().is_some() {
@@ -124,6 +136,10 @@ impl Access {
                 "Bearer error=\"invalid_request\"",
                 "the header is sent more than once; send it once",
             ));
+        }
+        if !is_bearer(value) {
+            self.take_failure(peer)?;
+            return Err(required("the authorization header is not a bearer token"));
         }
         let Some(presented) = presented(value) else { return Err(self.failed(peer)) };
         match self.stored(&presented.id, peer).await? {
@@ -218,7 +234,7 @@ fn allow(caller: Caller, scope: Scope) -> Result<Caller, Problem> {
         Err(Problem::new(
             ProblemKind::Forbidden,
             format!(
-                "the token {:?} lacks the scope {scope}; create one with `hub token create --scope {scope}`",
+                "the token {:?} lacks the scope {scope}; create one with `hub token create NAME --scope {scope}`",
                 caller.name
             ),
         ))

@@ -151,6 +151,35 @@ mod tests {
         );
     }
 
+    /// The table of docs/http-api.md lists every operation, each with its scope.
+    #[test]
+    fn the_documentation_lists_every_operation_with_its_scope() {
+        let quoted =
+            |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
+        let mut listed = BTreeMap::new();
+        for row in include_str!("../../docs/http-api.md").lines().filter(|line| line.starts_with("| `")) {
+            let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+            let scopes = cells.last().map(|cell| quoted(cell)).unwrap_or_default();
+            for operation in quoted(cells[0]) {
+                assert!(
+                    listed.insert(operation.clone(), scopes.clone()).is_none(),
+                    "{operation}: listed twice"
+                );
+            }
+        }
+        let api: serde_json::Value = serde_json::from_str(&text()).expect("JSON");
+        let mut offered = BTreeMap::new();
+        for (path, item) in api["paths"].as_object().expect("paths") {
+            for (method, operation) in item.as_object().expect("operations") {
+                let summary = operation["summary"].as_str().unwrap_or_default();
+                let scope = summary.split("(scope `").nth(1).and_then(|rest| rest.split('`').next());
+                let scope = scope.unwrap_or_else(|| panic!("{method} {path}: the summary names no scope"));
+                offered.insert(format!("{} {path}", method.to_uppercase()), vec![scope.to_owned()]);
+            }
+        }
+        assert_eq!(listed, offered);
+    }
+
     #[test]
     fn it_is_openapi_3_1_and_every_operation_is_described() {
         let api: serde_json::Value = serde_json::from_str(&text()).expect("JSON");

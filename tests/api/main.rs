@@ -9,4 +9,5 @@ mod outbox;
 mod resolver;
 mod resolver_tls;
 mod strictness;
+mod scopes;
 mod subscriptions;

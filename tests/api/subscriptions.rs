@@ -181,7 +181,22 @@ async fn lists_are_filtered_and_come_in_pages() {
     api.get("/v1/subscriptions?limit=0").await.expect_field(400, "limit");
     api.get("/v1/subscriptions?state=asleep").await.expect_field(400, "state");
     api.get("/v1/subscriptions?event=user").await.expect_field(400, "event");
-    api.get("/v1/subscriptions?sort=id").await.expect_field(400, "sort");
+    // Every problem of a query names the parameter.
+    for (query, field) in [
+        ("/v1/subscriptions?sort=id", "sort"),
+        ("/v1/subscriptions?limit=abc", "limit"),
+        ("/v1/subscriptions?limit=1&limit=2", "limit"),
+        ("/v1/subscriptions?tenant=a%20b", "tenant"),
+        ("/v1/subscriptions/s0?colour=red", "colour"),
+        ("/v1/matches", "event"),
+        ("/v1/matches?event=user", "event"),
+        ("/v1/matches?event=user.created&event=user.updated", "event"),
+        ("/v1/matches?event=user.created&tenant=a%20b", "tenant"),
+        ("/v1/orders?limit=-1", "limit"),
+        ("/v1/orders?sort=id", "sort"),
+    ] {
+        api.get(query).await.expect_field(400, field);
+    }
 
     let matches = api.get("/v1/matches?event=user.created&tenant=acme").await.expect(200);
     assert_eq!(ids(&matches), ["s0", "s2", "s4", "s6"]);
