@@ -17,6 +17,7 @@ impl RelayMetrics {
 /// A row, as the log names it.
 #[derive(Clone, Copy)]
 pub struct Row<'a> {
+    pub position: i64,
     pub id: &'a str,
     pub event_type: &'a str,
     pub stream: &'a str,
@@ -87,11 +88,12 @@ pub struct RowPublished<'a> {
 
 impl RowPublished<'_> {
     pub fn emit(self, metrics: &RelayMetrics) {
-        let Self { row: Row { id, event_type, stream, attempts }, lag } = self;
+        let Self { row: Row { position, id, event_type, stream, attempts }, lag } = self;
         metrics.counters.lag_seconds.observe(lag.as_secs_f64());
         tracing::debug!(
             broker = &*metrics.broker,
             scope = metrics.scope(),
+            position,
             id,
             event_type,
             stream,
@@ -122,10 +124,11 @@ pub struct RowRefused<'a> {
 
 impl RowRefused<'_> {
     pub fn emit(self, metrics: &RelayMetrics) {
-        let Self { row: Row { id, event_type, stream, attempts }, error, retry_in } = self;
+        let Self { row: Row { position, id, event_type, stream, attempts }, error, retry_in } = self;
         tracing::debug!(
             broker = &*metrics.broker,
             scope = metrics.scope(),
+            position,
             id,
             event_type,
             stream,
@@ -169,10 +172,11 @@ pub struct RowAbandoned<'a> {
 
 impl RowAbandoned<'_> {
     pub fn emit(self, metrics: &RelayMetrics) {
-        let Self { row: Row { id, event_type, stream, .. }, reason } = self;
+        let Self { row: Row { position, id, event_type, stream, .. }, reason } = self;
         tracing::warn!(
             broker = &*metrics.broker,
             scope = metrics.scope(),
+            position,
             id,
             event_type,
             stream,
@@ -277,6 +281,18 @@ impl RowsDeleted {
         if self.deleted > 0 {
             tracing::info!(deleted = self.deleted, "old rows of the producer outbox deleted");
         }
+    }
+}
+
+/// The search for rows that never become due failed.
+pub struct NeverDueRowsNotSearched<'a> {
+    pub error: Cause<'a>,
+}
+
+impl NeverDueRowsNotSearched<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::debug!(%error, "search for rows that never become due failed, will retry");
     }
 }
 

@@ -4,6 +4,7 @@ use hub_harness as support;
 
 mod claims;
 mod cli;
+mod corrupt_rows;
 mod cost;
 mod database;
 mod protocol;

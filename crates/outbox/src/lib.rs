@@ -17,6 +17,8 @@ mod rows;
 mod sqlite;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod store;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod unreadable;
 
 pub use database_url::{UnknownParameter, check_parameters};
 pub use hub_domain::field_error::FieldError;
@@ -32,4 +34,5 @@ pub use {
         Retention, Row, RowCursor, RowSelection, SetUp,
     },
     store::{CONNECT_LIMIT, Store, StoreOptions, Wakeups},
+    unreadable::{NeverDueRow, UnreadableColumn},
 };

@@ -11,6 +11,7 @@ use sqlx::{ConnectOptions as _, Connection as _};
 use crate::error::StoreError;
 use crate::migrations::{self, Migration};
 use crate::rows::{BrokerSync, ClaimRequest, ClaimedRow, FailedAttempt, GivenUp, SetUp, milliseconds};
+use crate::unreadable::Text;
 
 const OLDEST: i64 = 140_000;
 const MIGRATIONS: [Migration; 2] = [
@@ -48,12 +49,12 @@ impl std::fmt::Debug for Postgres {
 /// A row of `claim.sql`: the columns, all null for a blocked stream, and the number of due rows, at most the limit.
 type Claimed = (
     Option<i64>,
-    Option<String>,
-    Option<String>,
-    String,
-    Option<String>,
+    Option<Text>,
+    Option<Text>,
+    Text,
+    Option<Text>,
     Option<bool>,
-    Option<String>,
+    Option<Text>,
     Option<i32>,
     Option<i64>,
     i64,
@@ -277,7 +278,7 @@ impl Postgres {
             let due = found.first().map_or(0, |row| row.9);
             let before = blocked.len();
             for (position, id, key, stream, priority, is_public, payload, attempts, created_at, _) in found {
-                match (position, id, key, priority, is_public, payload, attempts, created_at) {
+                match (position, id, key, priority, is_public, payload, attempts) {
                     (
                         Some(position),
                         Some(id),
@@ -286,7 +287,6 @@ impl Postgres {
                         Some(is_public),
                         Some(payload),
                         Some(attempts),
-                        Some(created_at),
                     ) => rows.push(ClaimedRow::read((
                         position,
                         id,
@@ -297,8 +297,9 @@ impl Postgres {
                         payload,
                         i64::from(attempts),
                         created_at,
-                    ))?),
-                    _ => blocked.push(stream),
+                    ))),
+                    // A damaged name cannot be passed as an argument; such a stream is examined again.
+                    _ => blocked.extend(stream.valid().map(str::to_owned)),
                 }
             }
             if rows.len() >= request.limit || due < wanted as i64 || blocked.len() == before {
@@ -338,7 +339,7 @@ impl Postgres {
     ) -> Result<u64, sqlx::Error> {
         let done = run!(self, execute, sqlx::query(
             "UPDATE hub_outbox.messages AS m
-             SET status = 'failed', attempts = m.attempts + f.counts::integer, claimed_by = NULL,
+             SET status = 'failed', attempts = least(m.attempts, 2147483646) + f.counts::integer, claimed_by = NULL,
                  last_error = f.error, due_at = now() + f.wait * interval '1 millisecond'
              FROM unnest($3::bigint[], $4::text[], $5::bigint[], $6::boolean[]) AS f (position, error, wait, counts)
              WHERE m.broker = $1 AND m.position = f.position AND m.status = 'processing' AND m.claimed_by = $2",
@@ -360,7 +361,8 @@ impl Postgres {
     ) -> Result<u64, sqlx::Error> {
         let done = run!(self, execute, sqlx::query(
             "UPDATE hub_outbox.messages AS m
-             SET status = 'abandoned', attempts = m.attempts + 1, claimed_by = NULL, last_error = f.reason,
+             SET status = 'abandoned', attempts = least(m.attempts, 2147483646) + 1, claimed_by = NULL,
+                 last_error = f.reason,
                  due_at = NULL, settled_at = now()
              FROM unnest($3::bigint[], $4::text[]) AS f (position, reason)
              WHERE m.broker = $1 AND m.position = f.position AND m.status = 'processing' AND m.claimed_by = $2",
@@ -419,11 +421,12 @@ impl Postgres {
             self,
             fetch_one,
             sqlx::query_scalar(
-                "SELECT ceil(extract(epoch FROM min(d.due_at) - clock_timestamp()) * 1000)::bigint
+                "SELECT ceil(extract(epoch FROM CASE WHEN min(d.due_at) < now() THEN now() ELSE min(d.due_at) END
+                 - clock_timestamp()) * 1000)::bigint
              FROM unnest(ARRAY['live', 'bulk']) AS l (lane)
              CROSS JOIN LATERAL (
                  SELECT m.due_at FROM hub_outbox.messages AS m
-                 WHERE m.broker = $1 AND m.lane = l.lane AND m.due_at IS NOT NULL
+                 WHERE m.broker = $1 AND m.lane = l.lane AND m.due_at <= timestamptz '9999-12-31 23:59:59.999999+00'
                  ORDER BY m.due_at LIMIT 1) AS d",
             )
             .bind(broker)

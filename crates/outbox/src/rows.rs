@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use crate::unreadable::{Text, UnreadableColumn, time_of};
 use hub_domain::producer_outbox::{Priority, Status};
 
 /// A selection of rows to claim.
@@ -42,6 +43,8 @@ pub struct ClaimedRow {
     /// Number of failed attempts so far.
     pub attempts: u32,
     pub created_at: OffsetDateTime,
+    /// The first value that cannot be read; another one is in its place here. Such a row is to be abandoned.
+    pub unreadable: Option<UnreadableColumn>,
 }
 
 /// A claimed row whose attempt failed and which is retried.
@@ -210,44 +213,53 @@ impl Batch {
     }
 }
 
-pub(super) type ClaimedColumns = (i64, String, String, String, String, bool, String, i64, i64);
-pub(super) type RowColumns = (
-    i64,
-    String,
-    String,
-    String,
-    String,
-    String,
-    String,
-    i64,
-    Option<i64>,
-    Option<String>,
-    i64,
-    Option<i64>,
-    Option<String>,
-);
+pub(super) type ClaimedColumns = (i64, Text, Text, Text, Text, bool, Text, i64, Option<i64>);
+pub(super) type RowColumns =
+    (i64, Text, Text, Text, Text, Text, Text, i64, Option<i64>, Option<Text>, i64, Option<i64>, Option<Text>);
 
 impl ClaimedRow {
-    /// `created_at` in microseconds since 1970.
-    pub(super) fn read(columns: ClaimedColumns) -> Result<Self, sqlx::Error> {
-        let (position, message_id, event_type, stream, priority, is_public, payload, attempts, created_at) =
+    /// `created_at` in microseconds since 1970; `None` if it cannot be expressed as such.
+    pub(super) fn read(columns: ClaimedColumns) -> Self {
+        let (position, message_id, event_type, stream, lane, is_public, payload, attempts, created_at) =
             columns;
-        Ok(Self {
+        let texts = [
+            ("message_id", &message_id),
+            ("event_type", &event_type),
+            ("stream", &stream),
+            ("payload", &payload),
+        ];
+        let damaged = texts.into_iter().find(|(_, text)| text.valid().is_none());
+        let damaged =
+            damaged.map(|(column, _)| UnreadableColumn { column, problem: UnreadableColumn::NOT_UTF8 });
+        let priority = lane.valid().and_then(priority_of);
+        let created_at = created_at.and_then(time_of);
+        let unreadable = damaged
+            .or(match priority {
+                Some(_) => None,
+                None => Some(UnreadableColumn { column: "lane", problem: UnreadableColumn::NO_PRIORITY }),
+            })
+            .or(match created_at {
+                Some(_) => None,
+                None => Some(UnreadableColumn { column: "created_at", problem: UnreadableColumn::NO_TIME }),
+            });
+        Self {
             position,
-            message_id,
-            event_type,
-            stream,
-            priority: priority_of(&priority)?,
+            message_id: message_id.lossy(),
+            event_type: event_type.lossy(),
+            stream: stream.lossy(),
+            priority: priority.unwrap_or(Priority::Live),
             is_public,
-            payload,
-            attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
-            created_at: time_of(created_at)?,
-        })
+            payload: payload.lossy(),
+            attempts: attempts_of(attempts),
+            created_at: created_at.unwrap_or(OffsetDateTime::UNIX_EPOCH),
+            unreadable,
+        }
     }
 }
 
 impl Row {
-    /// Times in microseconds since 1970.
+    /// Times in microseconds since 1970. Every stored row can be listed: a time outside the years 1 to 9999 is shown as
+    /// the nearest one inside.
     pub(super) fn read(columns: RowColumns) -> Result<Self, sqlx::Error> {
         #[rustfmt::skip]
         let (
@@ -256,18 +268,18 @@ impl Row {
         ) = columns;
         Ok(Self {
             position,
-            broker,
-            message_id,
-            event_type,
-            stream,
-            priority: priority_of(&priority)?,
-            status: status_of(&status)?,
-            attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
-            due_at: due_at.map(time_of).transpose()?,
-            claimed_by,
-            created_at: time_of(created_at)?,
-            settled_at: settled_at.map(time_of).transpose()?,
-            last_error,
+            broker: broker.lossy(),
+            message_id: message_id.lossy(),
+            event_type: event_type.lossy(),
+            stream: stream.lossy(),
+            priority: priority_of(&priority.lossy()).unwrap_or(Priority::Live),
+            status: status_of(&status.lossy())?,
+            attempts: attempts_of(attempts),
+            due_at: due_at.map(nearest_time),
+            claimed_by: claimed_by.map(Text::lossy),
+            created_at: nearest_time(created_at),
+            settled_at: settled_at.map(nearest_time),
+            last_error: last_error.map(Text::lossy),
         })
     }
 }
@@ -277,13 +289,14 @@ impl BrokerStatus {
     /// first, then by name.
     pub(super) fn join(
         configured: Vec<String>,
-        counts: Vec<(String, String, i64, Option<i64>)>,
+        counts: Vec<(Text, Text, i64, Option<i64>)>,
     ) -> Result<Vec<Self>, sqlx::Error> {
         let mut found: Vec<Self> = std::iter::once(hub_domain::producer_outbox::INTERNAL.to_owned())
             .chain(configured)
             .map(|broker| Self { broker, configured: true, ..Self::default() })
             .collect();
         for (broker, status, count, oldest) in counts {
+            let (broker, status) = (broker.lossy(), status.lossy());
             let at = match found.iter().position(|known| known.broker == broker) {
                 Some(at) => at,
                 None => {
@@ -301,7 +314,7 @@ impl BrokerStatus {
                 Status::Abandoned => &mut row.abandoned,
             };
             *place = u64::try_from(count).unwrap_or_default();
-            if let Some(oldest) = oldest.filter(|_| status.is_open()).map(time_of).transpose()? {
+            if let Some(oldest) = oldest.filter(|_| status.is_open()).map(nearest_time) {
                 row.oldest_open_at = Some(row.oldest_open_at.map_or(oldest, |known| known.min(oldest)));
             }
         }
@@ -315,16 +328,19 @@ fn status_of(text: &str) -> Result<Status, sqlx::Error> {
 }
 
 /// Parses the column `lane`, which stores the priority.
-fn priority_of(text: &str) -> Result<Priority, sqlx::Error> {
-    Priority::ALL
-        .into_iter()
-        .find(|priority| priority.as_str() == text)
-        .ok_or_else(|| sqlx::Error::Decode(format!("unknown priority {text:?} in the column lane").into()))
+fn priority_of(text: &str) -> Option<Priority> {
+    Priority::ALL.into_iter().find(|priority| priority.as_str() == text)
 }
 
-fn time_of(microseconds: i64) -> Result<OffsetDateTime, sqlx::Error> {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(microseconds) * 1_000)
-        .map_err(|error| sqlx::Error::Decode(error.into()))
+/// A negative number of attempts counts as none.
+fn attempts_of(stored: i64) -> u32 {
+    u32::try_from(stored.max(0)).unwrap_or(u32::MAX)
+}
+
+fn nearest_time(microseconds: i64) -> OffsetDateTime {
+    const FIRST: i64 = -62_135_596_800_000_000;
+    const LAST: i64 = 253_402_300_799_999_999;
+    time_of(microseconds.clamp(FIRST, LAST)).unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 /// A duration in milliseconds, as both databases store it.

@@ -13,6 +13,7 @@ use crate::migrations::{self, Migration};
 use crate::rows::{
     BrokerSync, ClaimRequest, ClaimedColumns, ClaimedRow, FailedAttempt, GivenUp, SetUp, milliseconds,
 };
+use crate::unreadable::Text;
 use hub_domain::producer_outbox::Status;
 
 const MIGRATIONS: [Migration; 2] = [
@@ -32,7 +33,11 @@ pub(super) struct Sqlite {
 }
 
 /// A row of `claim.sql`: stream, position, and the blocking row's position, priority, status and due time.
-type Due = (String, i64, Option<i64>, Option<String>, Option<String>, Option<i64>);
+type Due = (Text, i64, Option<i64>, Option<String>, Option<String>, Option<i64>);
+
+/// The last and the first millisecond of the years 1 to 9999.
+const LAST_TIME: i64 = 253_402_300_799_999;
+const FIRST_TIME: i64 = -62_135_596_800_000;
 
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -206,8 +211,10 @@ impl Sqlite {
                     claimed.extend(Self::front(&mut tx, request, stream, now, due.len()).await?);
                     continue;
                 }
-                blocked.push(stream.clone());
-                let until = if *due_at > now && status != Status::Processing.as_str() {
+                // A damaged name cannot be passed as an argument; such a stream is examined again.
+                blocked.extend(stream.valid().map(str::to_owned));
+                let until = if *due_at > now && *due_at <= LAST_TIME && status != Status::Processing.as_str()
+                {
                     *due_at
                 } else if same_priority {
                     continue;
@@ -240,32 +247,35 @@ impl Sqlite {
             }
         }
         let rows: Vec<ClaimedColumns> = sqlx::query_as(
-            "SELECT position, message_id, event_type, stream, lane, is_public, payload, attempts, created_at * 1000
+            "SELECT position, message_id, event_type, stream, lane, is_public, payload, attempts,
+                 CASE WHEN created_at BETWEEN ?3 AND ?4 THEN created_at * 1000 END
              FROM hub_outbox_messages WHERE broker = ?1 AND position IN (SELECT value FROM json_each(?2))
              ORDER BY position",
         )
         .bind(request.broker)
         .bind(array(&taken))
+        .bind(FIRST_TIME)
+        .bind(LAST_TIME)
         .fetch_all(&mut *tx)
         .await?;
         tx.commit().await?;
-        rows.into_iter().map(ClaimedRow::read).collect()
+        Ok(rows.into_iter().map(ClaimedRow::read).collect())
     }
 
     /// The claimable rows of a stream from its first open row on, at most `limit`.
     async fn front(
         tx: &mut SqliteConnection,
         request: &ClaimRequest<'_>,
-        stream: &str,
+        stream: &Text,
         now: i64,
         limit: usize,
     ) -> Result<Vec<i64>, sqlx::Error> {
         let open: Vec<(i64, bool)> = sqlx::query_as(
             "SELECT position, lane = ?3 AND due_at <= ?4 FROM hub_outbox_messages
-             WHERE broker = ?1 AND stream = ?2 AND due_at IS NOT NULL ORDER BY position LIMIT ?5",
+             WHERE broker = ?1 AND stream = CAST(?2 AS TEXT) AND due_at IS NOT NULL ORDER BY position LIMIT ?5",
         )
         .bind(request.broker)
-        .bind(stream)
+        .bind(stream.bytes())
         .bind(request.priority.as_str())
         .bind(now)
         .bind(limit as i64)
@@ -314,7 +324,7 @@ impl Sqlite {
             .collect();
         let done = sqlx::query(
             "UPDATE hub_outbox_messages AS m
-             SET status = 'failed', attempts = m.attempts + (f.value ->> 3), claimed_by = NULL,
+             SET status = 'failed', attempts = min(m.attempts, 2147483646) + (f.value ->> 3), claimed_by = NULL,
                  last_error = f.value ->> 1, due_at = ?4 + (f.value ->> 2)
              FROM json_each(?3) AS f
              WHERE m.broker = ?1 AND m.position = f.value ->> 0 AND m.status = 'processing' AND m.claimed_by = ?2",
@@ -338,8 +348,8 @@ impl Sqlite {
             rows.iter().map(|row| (row.position, crate::store::storable(&row.reason))).collect();
         let done = sqlx::query(
             "UPDATE hub_outbox_messages AS m
-             SET status = 'abandoned', attempts = m.attempts + 1, claimed_by = NULL, last_error = f.value ->> 1,
-                 due_at = NULL, settled_at = ?4
+             SET status = 'abandoned', attempts = min(m.attempts, 2147483646) + 1, claimed_by = NULL,
+                 last_error = f.value ->> 1, due_at = NULL, settled_at = ?4
              FROM json_each(?3) AS f
              WHERE m.broker = ?1 AND m.position = f.value ->> 0 AND m.status = 'processing' AND m.claimed_by = ?2",
         )
@@ -397,14 +407,15 @@ impl Sqlite {
         let due: Option<i64> = sqlx::query_scalar(
             "SELECT min(due_at) FROM (
                  SELECT min(due_at) AS due_at FROM hub_outbox_messages
-                 WHERE broker = ?1 AND lane = 'live' AND due_at IS NOT NULL
+                 WHERE broker = ?1 AND lane = 'live' AND due_at <= ?2
                  UNION ALL
                  SELECT min(due_at) FROM hub_outbox_messages
-                 WHERE broker = ?1 AND lane = 'bulk' AND due_at IS NOT NULL)",
+                 WHERE broker = ?1 AND lane = 'bulk' AND due_at <= ?2)",
         )
         .bind(broker)
+        .bind(LAST_TIME)
         .fetch_one(&self.pool)
         .await?;
-        Ok(due.map(|due| (due - now()).max(0)))
+        Ok(due.map(|due| due.saturating_sub(now()).max(0)))
     }
 }

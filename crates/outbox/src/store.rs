@@ -28,6 +28,7 @@ use crate::rows::{
 };
 #[cfg(feature = "sqlite")]
 use crate::sqlite::Sqlite;
+use crate::unreadable::NeverDueRow;
 
 /// Connection timeout of the reachability check, so that the check answers within 3 s.
 pub const CONNECT_LIMIT: Duration = Duration::from_millis(2_500);
@@ -207,7 +208,8 @@ impl Store {
     }
 
     /// Claims at most `request.limit` due rows in insertion order. Skips rows whose stream has an earlier open row
-    /// outside the claim. Returns an empty list if no row is due.
+    /// outside the claim. Returns an empty list if no row is due. A value that cannot be read is reported with its row
+    /// ([`ClaimedRow::unreadable`]), and does not fail the claim.
     pub async fn claim(&self, request: &ClaimRequest<'_>) -> Result<Vec<ClaimedRow>, StoreError> {
         ask!(self, "claiming", self.timeout, backend => backend.claim(request))
     }
@@ -313,6 +315,12 @@ impl Store {
     /// that [`reconcile`](Self::reconcile) does not write it again.
     pub async fn cleanup(&self, retention: Retention, limit: usize) -> Result<u64, StoreError> {
         ask!(self, "cleaning up", UPKEEP_LIMIT, backend => backend.cleanup(retention, limit))
+    }
+
+    /// Abandons at most `limit` open rows that never become due, because another program wrote their due time. They would
+    /// block their streams, and no claim finds them.
+    pub async fn abandon_never_due(&self, limit: usize) -> Result<Vec<NeverDueRow>, StoreError> {
+        ask!(self, "looking for rows that never become due", UPKEEP_LIMIT, backend => backend.abandon_never_due(limit))
     }
 
     /// Writes missing external rows: scans at most `limit` published events after the cursor, and derives each missing

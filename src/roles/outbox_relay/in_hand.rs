@@ -72,6 +72,7 @@ mod tests {
             payload: String::new(),
             attempts: 0,
             created_at: OffsetDateTime::UNIX_EPOCH,
+            unreadable: None,
         }
     }
 

@@ -57,6 +57,9 @@ struct EnvelopeFields {
 impl Target {
     /// The message of a row; takes its payload. The error is permanent.
     pub(super) fn outgoing(&self, row: &mut ClaimedRow) -> Result<OutgoingMessage, PublishError> {
+        if let Some(unreadable) = row.unreadable {
+            return Err(PublishError::permanent(unreadable.to_string()).caused_by(unreadable));
+        }
         let unfit = |error: serde_json::Error| {
             PublishError::permanent(format!("the payload is not an envelope: {error}")).caused_by(error)
         };
@@ -87,7 +90,8 @@ impl Target {
 
 /// `attempts`: as they are after this one.
 pub(super) fn as_logged(row: &ClaimedRow, attempts: u32) -> Row<'_> {
-    Row { id: &row.message_id, event_type: &row.event_type, stream: &row.stream, attempts }
+    let ClaimedRow { position, message_id, event_type, stream, .. } = row;
+    Row { position: *position, id: message_id, event_type, stream, attempts }
 }
 
 /// What a worker claims.
@@ -312,6 +316,7 @@ mod tests {
             payload: payload.to_owned(),
             attempts: 0,
             created_at: OffsetDateTime::UNIX_EPOCH,
+            unreadable: None,
         })
     }
 

@@ -1,4 +1,5 @@
-//! Upkeep of the producer outbox: deletes old rows, writes missing rows of external brokers, and measures the backlog.
+//! Upkeep of the producer outbox: deletes old rows, writes missing rows of external brokers, abandons rows that never
+//! become due, and measures the backlog.
 //! Several relays may do it at the same time.
 
 use std::collections::BTreeSet;
@@ -10,15 +11,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::OutboxRelaySettings;
 use crate::facts::{
-    BacklogNotRead, Metrics, MissingRowsNotSearched, MissingRowsWritten, RowsDeleted, RowsNotDeleted,
+    BacklogNotRead, Metrics, MissingRowsNotSearched, MissingRowsWritten, NeverDueRowsNotSearched, Row,
+    RowAbandoned, RowsAbandoned, RowsDeleted, RowsNotDeleted,
 };
-use hub_outbox::{BrokerStatus, RowCursor, Store, StoreError};
+use hub_outbox::{BrokerStatus, NeverDueRow, RowCursor, Store, StoreError};
 
 const GAUGES: Duration = Duration::from_secs(10);
 /// Pause between two batches, for other writers.
 const BETWEEN_BATCHES: Duration = Duration::from_millis(20);
 /// Published events per batch of the search for missing rows.
 const RECONCILED_AT_ONCE: usize = 1_000;
+/// Most rows that never become due in one pass.
+const MOST_NEVER_DUE: usize = 100;
 
 pub(super) struct Upkeep {
     pub(super) store: Store,
@@ -91,11 +95,29 @@ impl Upkeep {
         let mut measured: BTreeSet<String> = self.brokers.iter().cloned().collect();
         loop {
             ticks.tick().await;
+            // Before the backlog is read, in which these rows would stay.
+            if let Err(error) = self.abandon_never_due().await {
+                NeverDueRowsNotSearched { error: &error }.emit();
+            }
             match self.store.backlog().await {
                 Ok(backlog) => self.set_gauges(&backlog, &mut measured),
                 Err(error) => BacklogNotRead { error: &error }.emit(),
             }
         }
+    }
+
+    /// Abandons the open rows that never become due, so that the rows behind them are sent.
+    async fn abandon_never_due(&self) -> Result<(), StoreError> {
+        for NeverDueRow { position, broker, message_id, event_type, stream, reason } in
+            self.store.abandon_never_due(MOST_NEVER_DUE).await?
+        {
+            let metrics = self.metrics.of_broker(&broker);
+            let row =
+                Row { position, id: &message_id, event_type: &event_type, stream: &stream, attempts: 0 };
+            RowsAbandoned { written: 1 }.emit(&metrics);
+            RowAbandoned { row, reason: &reason }.emit(&metrics);
+        }
+        Ok(())
     }
 
     /// Sets the gauges, also of brokers that have rows and are not configured here. `measured`: the brokers of earlier

@@ -52,7 +52,7 @@ claimed AS (
 -- of a live claim, which ends any moment.
 blocker AS MATERIALIZED (
     SELECT DISTINCT ON (j.stream) j.stream,
-        CASE WHEN j.due_at > now() AND j.status <> 'processing' THEN j.due_at
+        CASE WHEN j.due_at > now() AND j.due_at <= '9999-12-31 23:59:59.999999+00' AND j.status <> 'processing' THEN j.due_at
              WHEN j.lane <> $2 THEN now() + interval '250 milliseconds' END AS until
     FROM judged AS j
     WHERE NOT j.mine
@@ -74,7 +74,8 @@ deferred AS (
         AND m.position NOT IN (SELECT j.position FROM judged AS j WHERE j.mine)
 )
 SELECT position, message_id, event_type, stream, lane, is_public, payload, attempts,
-    (extract(epoch FROM created_at) * 1000000)::bigint AS created_at, (SELECT count(*) FROM due) AS due,
+    CASE WHEN created_at BETWEEN '0001-01-01 00:00:00+00' AND '9999-12-31 23:59:59.999999+00'
+        THEN (extract(epoch FROM created_at) * 1000000)::bigint END AS created_at, (SELECT count(*) FROM due) AS due,
     -- Not waiting for the disk: a claim that a crash undoes costs at most a message sent twice.
     (SELECT set_config('synchronous_commit', 'off', true)) AS setting
 FROM claimed

@@ -2,6 +2,7 @@
 
 use super::{Postgres, run};
 use crate::rows::{Batch, BrokerStatus, Retention, Row, RowColumns, RowCursor, RowSelection, milliseconds};
+use crate::unreadable::{NeverDueColumns, NeverDueRow, UnreadableColumn};
 
 /// Condition for the rows of a selection. $1 broker, $2 statuses, $3 message ids, $4 stream, $5 event type; $6, $7 the
 /// cursor. Repeated in each statement, because statements are constants.
@@ -34,10 +35,12 @@ impl Postgres {
     pub(crate) async fn status(&self, open_only: bool) -> Result<Vec<BrokerStatus>, sqlx::Error> {
         let configured = run!(self, fetch_all, sqlx::query_scalar("SELECT name FROM hub_outbox.brokers"))?;
         let statement = if open_only {
-            "SELECT broker, status, count(*), (extract(epoch FROM min(created_at)) * 1000000)::bigint
+            "SELECT broker, status, count(*), (extract(epoch FROM CASE WHEN min(created_at) > '9999-12-31 23:59:59.999999+00' THEN '9999-12-31 23:59:59.999999+00'
+                     WHEN min(created_at) < '0001-01-01 00:00:00+00' THEN '0001-01-01 00:00:00+00' ELSE min(created_at) END) * 1000000)::bigint
              FROM hub_outbox.messages WHERE due_at IS NOT NULL GROUP BY broker, status"
         } else {
-            "SELECT broker, status, count(*), (extract(epoch FROM min(created_at)) * 1000000)::bigint
+            "SELECT broker, status, count(*), (extract(epoch FROM CASE WHEN min(created_at) > '9999-12-31 23:59:59.999999+00' THEN '9999-12-31 23:59:59.999999+00'
+                     WHEN min(created_at) < '0001-01-01 00:00:00+00' THEN '0001-01-01 00:00:00+00' ELSE min(created_at) END) * 1000000)::bigint
              FROM hub_outbox.messages GROUP BY broker, status"
         };
         let counts = run!(self, fetch_all, sqlx::query_as(statement))?;
@@ -52,9 +55,12 @@ impl Postgres {
     ) -> Result<Vec<Row>, sqlx::Error> {
         let query = sqlx::query_as::<_, RowColumns>(selected!(
             "SELECT m.position, m.broker, m.message_id, m.event_type, m.stream, m.lane, m.status, m.attempts::bigint,
-                 (extract(epoch FROM m.due_at) * 1000000)::bigint, m.claimed_by,
-                 (extract(epoch FROM m.created_at) * 1000000)::bigint,
-                 (extract(epoch FROM m.settled_at) * 1000000)::bigint, m.last_error
+                 (extract(epoch FROM CASE WHEN m.due_at > '9999-12-31 23:59:59.999999+00' THEN '9999-12-31 23:59:59.999999+00'
+                     WHEN m.due_at < '0001-01-01 00:00:00+00' THEN '0001-01-01 00:00:00+00' ELSE m.due_at END) * 1000000)::bigint, m.claimed_by,
+                 (extract(epoch FROM CASE WHEN m.created_at > '9999-12-31 23:59:59.999999+00' THEN '9999-12-31 23:59:59.999999+00'
+                     WHEN m.created_at < '0001-01-01 00:00:00+00' THEN '0001-01-01 00:00:00+00' ELSE m.created_at END) * 1000000)::bigint,
+                 (extract(epoch FROM CASE WHEN m.settled_at > '9999-12-31 23:59:59.999999+00' THEN '9999-12-31 23:59:59.999999+00'
+                     WHEN m.settled_at < '0001-01-01 00:00:00+00' THEN '0001-01-01 00:00:00+00' ELSE m.settled_at END) * 1000000)::bigint, m.last_error
              FROM hub_outbox.messages AS m",
             "ORDER BY m.position, m.broker LIMIT $8"
         ));
@@ -168,6 +174,26 @@ impl Postgres {
             }
         }
         Ok(deleted)
+    }
+
+    pub(crate) async fn abandon_never_due(&self, limit: usize) -> Result<Vec<NeverDueRow>, sqlx::Error> {
+        let rows: Vec<NeverDueColumns> = run!(
+            self,
+            fetch_all,
+            sqlx::query_as(
+                "WITH never AS MATERIALIZED (
+                 SELECT m.position, m.broker FROM hub_outbox.messages AS m
+                 WHERE m.due_at > '9999-12-31 23:59:59.999999+00' LIMIT $1 FOR UPDATE SKIP LOCKED
+             )
+             UPDATE hub_outbox.messages AS m
+             SET status = 'abandoned', due_at = NULL, claimed_by = NULL, settled_at = now(), last_error = $2
+             FROM never AS n WHERE m.position = n.position AND m.broker = n.broker
+             RETURNING m.position, m.broker, m.message_id, m.event_type, m.stream",
+            )
+            .bind(limit as i64)
+            .bind(UnreadableColumn::NEVER_DUE.to_string())
+        )?;
+        Ok(rows.into_iter().map(NeverDueRow::read).collect())
     }
 
     pub(crate) async fn reconcile(&self, after: i64, limit: usize) -> Result<Batch, sqlx::Error> {

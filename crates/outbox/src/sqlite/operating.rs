@@ -1,7 +1,8 @@
 //! Operator commands and upkeep on SQLite.
 
-use super::{BEGIN, Sqlite, array, now};
+use super::{BEGIN, LAST_TIME, Sqlite, array, now};
 use crate::rows::{Batch, BrokerStatus, Retention, Row, RowColumns, RowCursor, RowSelection, milliseconds};
+use crate::unreadable::{NeverDueColumns, NeverDueRow, UnreadableColumn};
 
 /// Condition for the rows of a selection. ?1 broker, ?2 statuses, ?3 message ids, ?4 stream, ?5 event type; ?6, ?7 the
 /// cursor. Lists are JSON arrays.
@@ -36,10 +37,11 @@ impl Sqlite {
         let configured =
             sqlx::query_scalar("SELECT name FROM hub_outbox_brokers").fetch_all(&self.pool).await?;
         let statement = if open_only {
-            "SELECT broker, status, count(*), min(created_at) * 1000 FROM hub_outbox_messages
-             WHERE due_at IS NOT NULL GROUP BY broker, status"
+            "SELECT broker, status, count(*), min(max(min(created_at), -62135596800000), 253402300799999) * 1000
+             FROM hub_outbox_messages WHERE due_at IS NOT NULL GROUP BY broker, status"
         } else {
-            "SELECT broker, status, count(*), min(created_at) * 1000 FROM hub_outbox_messages GROUP BY broker, status"
+            "SELECT broker, status, count(*), min(max(min(created_at), -62135596800000), 253402300799999) * 1000
+             FROM hub_outbox_messages GROUP BY broker, status"
         };
         let counts = sqlx::query_as(statement).fetch_all(&self.pool).await?;
         BrokerStatus::join(configured, counts)
@@ -52,8 +54,10 @@ impl Sqlite {
         limit: usize,
     ) -> Result<Vec<Row>, sqlx::Error> {
         let query = sqlx::query_as::<_, RowColumns>(selected!(
-            "SELECT position, broker, message_id, event_type, stream, lane, status, attempts, due_at * 1000, claimed_by,
-                 created_at * 1000, settled_at * 1000, last_error",
+            "SELECT position, broker, message_id, event_type, stream, lane, status, attempts,
+                 min(max(due_at, -62135596800000), 253402300799999) * 1000, claimed_by,
+                 min(max(created_at, -62135596800000), 253402300799999) * 1000,
+                 min(max(settled_at, -62135596800000), 253402300799999) * 1000, last_error",
             "ORDER BY position, broker LIMIT ?8"
         ));
         let rows = bind_selection!(query, selection, after).bind(limit as i64).fetch_all(&self.pool).await?;
@@ -167,6 +171,31 @@ impl Sqlite {
         Ok(deleted)
     }
 
+    /// Checked before the write lock is taken, as in a claim.
+    pub(crate) async fn abandon_never_due(&self, limit: usize) -> Result<Vec<NeverDueRow>, sqlx::Error> {
+        let found: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM hub_outbox_messages WHERE due_at > ?1)")
+                .bind(LAST_TIME)
+                .fetch_one(&self.pool)
+                .await?;
+        if !found {
+            return Ok(Vec::new());
+        }
+        let rows: Vec<NeverDueColumns> = sqlx::query_as(
+            "UPDATE hub_outbox_messages
+             SET status = 'abandoned', due_at = NULL, claimed_by = NULL, settled_at = ?2, last_error = ?3
+             WHERE (position, broker) IN (SELECT position, broker FROM hub_outbox_messages WHERE due_at > ?1 LIMIT ?4)
+             RETURNING position, broker, message_id, event_type, stream",
+        )
+        .bind(LAST_TIME)
+        .bind(now())
+        .bind(UnreadableColumn::NEVER_DUE.to_string())
+        .bind(limit as i64)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(NeverDueRow::read).collect())
+    }
+
     pub(crate) async fn reconcile(&self, after: i64, limit: usize) -> Result<Batch, sqlx::Error> {
         let mut tx = self.pool.begin_with(BEGIN).await?;
         let last: Option<i64> = sqlx::query_scalar(
@@ -188,7 +217,7 @@ impl Sqlite {
                  ?3, i.created_at
              FROM hub_outbox_messages AS i CROSS JOIN hub_outbox_brokers AS b
              WHERE i.broker = 'internal' AND i.is_public = 1 AND i.position > ?1 AND i.position <= ?2
-                 AND i.created_at >= b.added_at
+                 AND i.created_at >= b.added_at AND json_valid(i.payload)
                  AND NOT EXISTS (SELECT 1 FROM hub_outbox_messages AS m
                                  WHERE m.position = i.position AND m.broker = b.name)
              ON CONFLICT DO NOTHING",
