@@ -1,5 +1,5 @@
 //! Escapes untrusted text for terminals. Ids, event keys and endpoints' answers come from outside, and some characters
-//! change what a terminal shows. Tables, lines, JSON and the log show them as escapes.
+//! change what a terminal shows. Tables, lines, JSON and the log show them as escapes. Lines of the log are also cut.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -7,6 +7,8 @@ use std::io;
 
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 use tracing_subscriber::fmt::MakeWriter;
+
+use crate::bounded;
 
 /// True if a character controls the terminal or is invisible: C0 and C1 controls (ECMA-48), bidirectional formatting
 /// (UAX #9), zero-width and other invisible format characters, line and paragraph separators, and noncharacters.
@@ -145,12 +147,12 @@ pub(crate) enum LogText {
 }
 
 impl LogText {
-    /// Escapes one record from the log's formatter; its final line end stays.
+    /// Escapes and cuts one record from the log's formatter; its final line end stays.
     pub(crate) fn escape(self, record: &str) -> Cow<'_, str> {
         let (body, end) = record.strip_suffix('\n').map_or((record, ""), |body| (body, "\n"));
         let safe = match self {
-            Self::Json => json_text(body),
-            Self::Text => without_colours(body),
+            Self::Json => bounded::json_line(json_text(body)),
+            Self::Text => bounded::text_line(without_colours(body)),
         };
         match safe {
             Cow::Borrowed(_) => Cow::Borrowed(record),
@@ -188,7 +190,7 @@ fn colour(text: &str) -> usize {
     if digits <= 16 && parameters.as_bytes().get(digits) == Some(&b'm') { digits + 3 } else { 0 }
 }
 
-/// Wraps the log's writers so that they escape each record.
+/// Wraps the log's writers so that they escape and cut each record.
 #[derive(Debug, Clone)]
 pub(crate) struct EscapedLog<M> {
     inner: M,
@@ -211,7 +213,7 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for EscapedLog<M> {
     }
 }
 
-/// Escapes each record. The log's formatter passes a whole record with each write.
+/// Escapes and cuts each record. The log's formatter passes a whole record with each write.
 #[derive(Debug)]
 pub(crate) struct EscapedWriter<W> {
     inner: W,

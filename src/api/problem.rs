@@ -7,6 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::json::written;
+use crate::bounded;
 use crate::domain::field_error::FieldError;
 use crate::facts::{
     RequestFailedInNats, RequestFailedInStore, RequestWithoutCredential, RequestWithoutNats,
@@ -16,6 +17,10 @@ use crate::management::ManagementError;
 use crate::management::producer_outbox::StoreError;
 
 pub(crate) const CONTENT_TYPE: &str = "application/problem+json";
+/// Maximum number of invalid fields in an answer.
+const MOST_FIELDS: usize = 100;
+/// Maximum size of the name of an invalid field, and of its problem, in bytes.
+const MAX_TEXT_BYTES: usize = 2_000;
 
 /// The kind of a problem: the last part of its type URI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
@@ -208,15 +213,18 @@ impl Problem {
     }
 
     fn body(&self) -> ProblemBody {
+        // Both quote the request.
+        let cut = |text: &str| bounded::middle(text, MAX_TEXT_BYTES).into_owned();
         let fields = self
             .errors
             .iter()
-            .map(|error| FieldProblem { field: error.field.clone(), problem: error.problem.clone() });
+            .take(MOST_FIELDS)
+            .map(|error| FieldProblem { field: cut(&error.field), problem: cut(&error.problem) });
         ProblemBody {
             uri: format!("urn:integration-hub:problem:{}", self.kind.as_str()),
             title: self.kind.title(),
             status: self.status().as_u16(),
-            detail: self.detail.clone(),
+            detail: bounded::middle(&self.detail, bounded::MAX_ERROR_BYTES).into_owned(),
             errors: fields.collect(),
         }
     }
@@ -371,5 +379,25 @@ impl IntoResponse for Problem {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_quotes_a_bounded_part_of_the_request() {
+        let big = "x".repeat(20_000);
+        let errors = (0..150).map(|_| FieldError::new(big.clone(), big.clone())).collect();
+        let problem = Problem::fields(errors);
+        let body = problem.body();
+        assert!(body.detail.len() <= bounded::MAX_ERROR_BYTES, "{}", body.detail.len());
+        assert_eq!(body.errors.len(), MOST_FIELDS);
+        for error in &body.errors {
+            assert!(error.field.len() <= MAX_TEXT_BYTES && error.problem.len() <= MAX_TEXT_BYTES);
+        }
+        let short = Problem::field("tenant", "unknown").body();
+        assert_eq!((short.errors[0].field.as_str(), short.errors[0].problem.as_str()), ("tenant", "unknown"));
     }
 }

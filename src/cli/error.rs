@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::bounded;
 use crate::domain::field_error::FieldError;
 use crate::domain::words::counted;
 use crate::management::ManagementError;
@@ -185,7 +186,7 @@ impl CliError {
         {
             return ExitCode::SUCCESS;
         }
-        super::output::note(&format!("error: {self}"));
+        super::output::note(&bounded::middle(&format!("error: {self}"), bounded::MAX_ERROR_BYTES));
         ExitCode::from(self.code())
     }
 }

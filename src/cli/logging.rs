@@ -10,6 +10,7 @@ use std::panic::PanicHookInfo;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::bounded::{self, BoundedFields};
 use crate::facts::ThreadPanicked;
 use crate::printable::{self, EscapedLog, LogText};
 use crate::queued_writer;
@@ -44,6 +45,7 @@ pub fn start(plan: LogPlan, settings: &LogSettings) {
     };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .fmt_fields(BoundedFields)
         .with_writer(EscapedLog::new(|| queued_writer::stderr().clone(), text))
         .log_internal_errors(false);
     // A second start in one process (in a test) keeps the first log.
@@ -98,6 +100,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
 fn print_panic(panic: &PanicHookInfo<'_>) {
     let (message, location, thread) = parts(panic);
     let backtrace = backtrace().map(|backtrace| format!("\n{backtrace}")).unwrap_or_default();
+    let message = bounded::middle(message, bounded::MAX_ERROR_BYTES);
     let text = format!("thread {thread:?} panicked at {location}: {message}{backtrace}");
     queued_writer::stderr().put(format!("{}\n", printable::lines(&text)));
 }

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::error::CliError;
+use crate::bounded;
 use crate::printable::{self, PrintableJson};
 use crate::queued_writer;
 
@@ -169,9 +170,10 @@ pub(super) fn prompt(text: &str) {
     queued_writer::stderr().flush(queued_writer::FLUSH_LIMIT);
 }
 
-/// Prints the parser's usage error, with characters that control a terminal escaped.
+/// Prints the parser's usage error, cut, with characters that control a terminal escaped.
 pub(super) fn usage_error(text: &str) {
-    queued_writer::stderr().put(printable::lines(text).into_owned());
+    let text = bounded::middle(text, bounded::MAX_ERROR_BYTES);
+    queued_writer::stderr().put(printable::lines(&text).into_owned());
     queued_writer::stderr().flush(queued_writer::FLUSH_LIMIT);
 }
 

@@ -15,8 +15,11 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::bounded::BoundedFields;
+use crate::cli::logging::own_lines;
 use crate::domain::field_error::FieldError;
 use crate::facts::DemoLogShared;
+use crate::printable::{EscapedLog, LogText};
 use crate::queued_writer::{self, QueuedWriter};
 use crate::serve::{Role, ServeError};
 use crate::settings::SettingsError;
@@ -177,9 +180,10 @@ impl DemoLog {
         let outlet = QueuedWriter::new("demo-log", file);
         let writer = outlet.clone();
         let started = tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::new("info,integration_hub=debug"))
+            .with_env_filter(EnvFilter::new(own_lines("info,integration_hub=debug")))
+            .fmt_fields(BoundedFields)
             .with_ansi(false)
-            .with_writer(move || writer.clone())
+            .with_writer(EscapedLog::new(move || writer.clone(), LogText::Text))
             .log_internal_errors(false)
             .try_init();
         // A program that embeds the demo may have a log of its own.

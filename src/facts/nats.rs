@@ -20,6 +20,19 @@ impl NatsDisconnected {
     }
 }
 
+/// An attempt to reconnect failed, the first one of an outage. Ends with [`NatsConnected`].
+pub struct NatsUnreachable<'a> {
+    pub servers: &'a str,
+    pub error: Shown<'a>,
+}
+
+impl NatsUnreachable<'_> {
+    pub fn emit(self) {
+        let Self { servers, error } = self;
+        tracing::warn!(servers, %error, "the NATS server is unreachable, reconnecting");
+    }
+}
+
 /// The client dropped messages because they were not read in time.
 pub struct NatsMessagesDropped {
     pub subscription: u64,

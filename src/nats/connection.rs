@@ -70,6 +70,7 @@ impl JetStream {
 
     /// Connects. The client reconnects by itself, without limit, if the connection is lost later.
     pub async fn connect(options: &ConnectOptions) -> Result<Self, NatsError> {
+        let outage = super::outage::Outage::new(&options.url);
         let (generation_sender, generation) = watch::channel(0u64);
         let (connected_sender, connected) = watch::channel(true);
         let mut connect = async_nats::ConnectOptions::new()
@@ -83,6 +84,9 @@ impl JetStream {
             .client_capacity(8 * 1024)
             .skip_subject_validation(true)
             .event_callback(move |event| {
+                if matches!(event, Event::Connected) {
+                    outage.ended();
+                }
                 match event {
                     Event::Connected => {
                         connected_sender.send_replace(true);
@@ -95,6 +99,7 @@ impl JetStream {
                     }
                     Event::SlowConsumer(subscription) => NatsMessagesDropped { subscription }.emit(),
                     Event::ServerError(error) => NatsErrorReported { error: &error }.emit(),
+                    Event::ClientError(error) => outage.attempt_failed(&error),
                     event => NatsClientEvent { event: &event }.emit(),
                 }
                 std::future::ready(())

@@ -14,6 +14,7 @@ mod holds;
 mod message;
 mod message_ids;
 mod ordered_reader;
+mod outage;
 pub mod provision;
 mod publish;
 mod pull;

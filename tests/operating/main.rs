@@ -5,6 +5,7 @@ use hub_harness as support;
 mod cli;
 mod demo;
 mod first_steps;
+mod log_lines;
 mod pausing;
 mod process;
 mod process_children;

@@ -202,6 +202,7 @@ pub struct Health {
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Log {
     pub level: Option<String>,
+    pub format: Option<String>,
 }
 
 impl TestSettings {
