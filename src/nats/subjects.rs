@@ -342,6 +342,12 @@ pub fn subscription_of_own_lane(lane: &str) -> Option<&str> {
     lane.strip_prefix("own-")
 }
 
+/// Whether a worker reads the lane: the shared lane, or the own lane of a subscription. Another publisher may write to
+/// any other one.
+pub fn is_lane(lane: &str) -> bool {
+    lane == SHARED_LANE || subscription_of_own_lane(lane).and_then(SubscriptionRef::from_token).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -355,6 +361,11 @@ mod tests {
         assert_eq!(names.parse_outbox(&subject).unwrap().reference(), Some(acme.clone()));
         assert_eq!(names.subscription_key(&acme), "$KV.hub-subscriptions.a=b=crm");
         assert_eq!(names.subscription_of_key(&names.subscription_key(&acme)), Some("a=b=crm"));
+        assert!(is_lane(SHARED_LANE) && is_lane(&own_lane(&acme.token())) && is_lane("own-crm"));
+        for foreign in ["", "x", "*", ">", "own-", "own-*", "own-a=", "SHARED", &own_lane(&"x".repeat(3_000))]
+        {
+            assert!(!is_lane(foreign), "{foreign}");
+        }
         let subject = names.outbox("policy-client", SHARED_LANE, "crm");
         assert_eq!(subject, "hub.outbox.policy-client.shared.crm");
         let parsed = names.parse_outbox(&subject).unwrap();

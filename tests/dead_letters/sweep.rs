@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::support::{
-    Account, Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, subscription,
+    Account, Behaviour, Hub, RawPublisher, Receiver, TestBroker, TestClient, TestSettings, eventually, ids,
+    subscription,
 };
 
 const STEP: Duration = Duration::from_secs(30);
@@ -98,4 +99,52 @@ async fn a_router_that_was_down_finds_each_exhausted_envelope_once() {
     router.ready().await;
     broker.nothing_pending_within(STEP).await;
     assert_each_dead_once(&client, &receiver, &events, "the router was down").await;
+}
+
+/// The lanes that another publisher can make up: no worker reads them, and no consumer can have the names of some.
+#[tokio::test]
+async fn messages_in_foreign_lanes_become_dead_letters_and_nothing_else_does() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client.subscribe([subscription("crm", &["member.>"], &receiver.url("/crm"))]).await;
+
+    let long = "l".repeat(3_000);
+    let lanes: [&[u8]; 12] = [
+        b"x",
+        b"SHARED",
+        b"own-",
+        b"own-a=",
+        b"own-*",
+        b"*",
+        b">",
+        "größe".as_bytes(),
+        "a\u{202e}b".as_bytes(),
+        b"\xff\xfe",
+        b"\x1b[31m",
+        long.as_bytes(),
+    ];
+    let mut raw = RawPublisher::connect(&broker.url()).await;
+    for lane in lanes {
+        for body in [&b"junk"[..], b"{}"] {
+            raw.publish(&[b"hub.outbox.organization.", lane, b".ok"].concat(), None, body).await;
+        }
+    }
+    let events = ids("event", 20);
+    client.publish_all("member.invited", &events).await;
+    receiver.wait_for("/crm", 20, STEP).await;
+    broker.nothing_pending_within(STEP).await;
+
+    let letters = client.dead_letters("organization").await;
+    assert_eq!(letters.len(), 2 * lanes.len());
+    assert!(letters.iter().all(|entry| entry.letter.reason.as_str() == "undecodable"), "{letters:?}");
+    assert_eq!(receiver.count("/crm"), 20);
+    let log = hub.log();
+    for repeated in
+        ["lane has envelopes but no consumer", "consumer of a lane not created", "not dead-lettered"]
+    {
+        assert!(!log.contains(repeated), "{log}");
+    }
 }
