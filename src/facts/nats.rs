@@ -166,12 +166,13 @@ impl StoredMessageSkipped<'_> {
 pub struct DeadLetterSkipped<'a> {
     pub stream: &'a str,
     pub sequence: u64,
+    pub reason: Cause<'a>,
 }
 
 impl DeadLetterSkipped<'_> {
     pub fn emit(self) {
-        let Self { stream, sequence } = self;
-        tracing::warn!(stream, sequence, "skipped a message without the headers of a dead letter");
+        let Self { stream, sequence, reason } = self;
+        tracing::warn!(stream, sequence, %reason, "skipped a message that is not a dead letter");
     }
 }
 

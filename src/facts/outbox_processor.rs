@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::Cause;
 use super::metrics::DomainMetrics;
-use super::{Cause, Shown};
 use crate::domain::subscription::SubscriptionRef;
 use crate::domain::words::rounded;
 
@@ -183,25 +183,47 @@ impl AttemptsLogged {
     }
 }
 
-/// Records of attempts were left out of the delivery log; deliveries go on.
-pub struct AttemptsLeftOut<'a> {
+/// Records of attempts were left out of the delivery log, because more are made than it stores; deliveries go on.
+pub struct AttemptsLeftOut {
     pub count: u64,
-    pub why: Shown<'a>,
-    /// None was left out before, since the log last kept up.
+    /// None was left out for this reason before, since the log last kept up.
     pub is_new: bool,
 }
 
-impl AttemptsLeftOut<'_> {
+impl AttemptsLeftOut {
     pub fn emit(self, metrics: &DomainMetrics) {
-        let Self { count, why, is_new } = self;
+        let Self { count, is_new } = self;
         metrics.counters.attempts_unlogged.inc_by(count);
         if is_new {
             let domain = &*metrics.domain;
             tracing::warn!(
                 domain,
-                %why,
                 metric = "hub_attempts_unlogged_total",
                 "delivery log overloaded, attempts left out"
+            );
+        }
+    }
+}
+
+/// Records of attempts were lost, because they could not be written or the server did not store them; deliveries go on.
+pub struct AttemptsNotStored<'a> {
+    pub count: u64,
+    pub error: Cause<'a>,
+    /// None was lost for such a reason before, since the log was last complete.
+    pub is_new: bool,
+}
+
+impl AttemptsNotStored<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { count, error, is_new } = self;
+        metrics.counters.attempts_unlogged.inc_by(count);
+        if is_new {
+            let domain = &*metrics.domain;
+            tracing::warn!(
+                domain,
+                %error,
+                metric = "hub_attempts_unlogged_total",
+                "delivery log not stored, attempts left out"
             );
         }
     }

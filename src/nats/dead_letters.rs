@@ -182,11 +182,13 @@ impl JetStream {
                     Ok(event) => match event? {
                         OrderedEvent::Message(message) => {
                             from = message.stream_sequence + 1;
-                            let Some(mut letter) = DeadLetter::from_headers(|name| message.header(name))
-                            else {
-                                let sequence = message.stream_sequence;
-                                DeadLetterSkipped { stream: &stream, sequence }.emit();
-                                continue;
+                            let mut letter = match DeadLetter::read(|name| message.header(name)) {
+                                Ok(letter) => letter,
+                                Err(reason) => {
+                                    let sequence = message.stream_sequence;
+                                    DeadLetterSkipped { stream: &stream, sequence, reason: &reason }.emit();
+                                    continue;
+                                }
                             };
                             if replaying.contains(&message.stream_sequence) {
                                 letter.state = DeadLetterState::Replaying;

@@ -32,6 +32,8 @@ use misplaced::MisplacedEntry;
 pub struct Registry {
     index: Arc<RwLock<SubscriptionIndex>>,
     unreadable: Arc<RwLock<Vec<UnreadableEntry>>>,
+    /// Changes when `unreadable` does.
+    reported: watch::Receiver<()>,
     read_up_to: watch::Receiver<ReadPosition>,
     loaded: watch::Receiver<bool>,
 }
@@ -42,6 +44,7 @@ pub struct RegistryFollower {
     index: Arc<RwLock<SubscriptionIndex>>,
     unreadable: Arc<RwLock<Vec<UnreadableEntry>>>,
     readiness: Readiness,
+    report: watch::Sender<()>,
     read_up_to: watch::Sender<ReadPosition>,
     loaded: watch::Sender<bool>,
 }
@@ -69,20 +72,35 @@ impl Registry {
         let unreadable = Arc::new(RwLock::default());
         let (revision_sender, read_up_to) = watch::channel(ReadPosition::default());
         let (loaded_sender, loaded) = watch::channel(false);
+        let (report, reported) = watch::channel(());
         let follower = RegistryFollower {
             js: js.clone(),
             index: index.clone(),
             unreadable: Arc::clone(&unreadable),
             readiness,
+            report,
             read_up_to: revision_sender,
             loaded: loaded_sender,
         };
-        (Self { index, unreadable, read_up_to, loaded }, follower)
+        (Self { index, unreadable, reported, read_up_to, loaded }, follower)
     }
 
     /// The entries whose last revision is unreadable.
     pub fn unreadable(&self) -> Vec<UnreadableEntry> {
         self.unreadable.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Calls `report` with the unreadable entries, now and after each change. Never returns.
+    pub async fn watch_unreadable(&self, mut report: impl FnMut(&[UnreadableEntry])) {
+        let mut reported = self.reported.clone();
+        loop {
+            reported.mark_unchanged();
+            report(&self.unreadable());
+            // The follower is dropped only at shutdown, when the caller is cancelled too.
+            if reported.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Whether the tenant has an unreadable entry without an earlier readable revision, so that it is unknown which
@@ -296,6 +314,8 @@ impl RegistryFollower {
             return;
         }
         self.readiness.note("registry", entry::note(&entries));
+        drop(entries);
+        self.report.send_replace(());
     }
 }
 

@@ -29,8 +29,6 @@ use crate::tasks::{TaskError, Tasks};
 pub const CONSUMER: &str = "dlt-processor";
 /// Redrives and timers processed at once, per stream.
 const IN_FLIGHT: usize = 64;
-/// Error of a message in a dead-letter stream that the hub did not write.
-const NO_LETTER: &str = "the message lacks the headers of a dead letter";
 /// Delay before a message that could not be processed (because the outbox is full, say) is delivered again.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
@@ -150,7 +148,8 @@ impl Worker {
     async fn set_timer(&self, stream: &str, message: &Delivered) -> Result<(), NatsError> {
         let Some(letter) = (self.read)(&|name| message.header(name)) else {
             let Some(domain) = self.domain_of(stream) else { return Ok(()) };
-            let why = message.malformed().map_or(NO_LETTER.to_owned(), |why| why.to_string());
+            let why = message.malformed().map(|why| why.to_string());
+            let why = why.unwrap_or_else(|| why_unread(|name| message.header(name)));
             return self.set_aside(domain, message.stream_sequence, Reason::Undecodable, &why).await;
         };
         match letter.next_redrive_at {
@@ -229,7 +228,8 @@ impl Worker {
             return Ok(());
         };
         let Some(letter) = (self.read)(&|name| entry.header(name)) else {
-            return self.set_aside(domain, sequence, Reason::Undecodable, NO_LETTER).await;
+            let why = why_unread(|name| entry.header(name));
+            return self.set_aside(domain, sequence, Reason::Undecodable, &why).await;
         };
         if trigger != RedriveTrigger::OperatorForce && self.js.is_replaying(domain, sequence).await? {
             return Ok(());
@@ -306,5 +306,13 @@ impl Worker {
                 None => return Ok(()),
             }
         }
+    }
+}
+
+/// Names the header for which a message of a dead-letter stream is not a dead letter.
+fn why_unread<'a>(header: impl Fn(&str) -> Option<&'a str>) -> String {
+    match DeadLetter::read(header) {
+        Err(error) => error.to_string(),
+        Ok(_) => "the message is not a dead letter".to_owned(),
     }
 }

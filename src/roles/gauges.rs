@@ -1,4 +1,4 @@
-//! Measures the depths of the streams for the metrics.
+//! Measures the depths of the streams for the metrics, and counts the unreadable registry entries.
 
 use std::time::Duration;
 
@@ -21,6 +21,10 @@ impl Gauges {
 
     /// Runs until it is dropped.
     pub async fn run(self) {
+        tokio::join!(self.depths(), self.registry.watch_unreadable(|entries| self.unreadable(entries)));
+    }
+
+    async fn depths(&self) {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -31,16 +35,19 @@ impl Gauges {
         }
     }
 
-    async fn read(&self) -> Result<(), NatsError> {
-        let names = self.js.names();
-        self.metrics.subscriptions(self.registry.read().len());
-        let unreadable = self.registry.unreadable();
-        let count = |is: fn(&UnreadableEntry) -> bool| unreadable.iter().filter(|entry| is(entry)).count();
+    /// At each change, as `/readyz` names them.
+    fn unreadable(&self, entries: &[UnreadableEntry]) {
+        let count = |is: fn(&UnreadableEntry) -> bool| entries.iter().filter(|entry| is(entry)).count();
         self.metrics.unreadable_entries([
             ("earlier", count(|entry| entry.in_force.is_some() && !entry.is_no_subscription())),
             ("unused", count(UnreadableEntry::is_no_subscription)),
             ("none", count(|entry| entry.in_force.is_none())),
         ]);
+    }
+
+    async fn read(&self) -> Result<(), NatsError> {
+        let names = self.js.names();
+        self.metrics.subscriptions(self.registry.read().len());
         self.metrics.events_depth(self.js.stream_info(&names.events_stream()).await?.state.messages);
         for domain in &self.domains {
             let outbox = self.js.stream_info(&names.outbox_stream(domain)).await?.state.messages;

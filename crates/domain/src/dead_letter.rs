@@ -101,6 +101,15 @@ pub(crate) fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration])
     }
 }
 
+/// Why a message is not a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UnreadableHeader {
+    #[error("the message is not a dead letter: header {name} is missing")]
+    Missing { name: &'static str },
+    #[error("the message is not a dead letter: header {name} is invalid")]
+    Invalid { name: &'static str },
+}
+
 /// The subscription and the id of a dead letter's envelope, if known.
 #[derive(Debug, Clone)]
 pub struct Origin {
@@ -256,24 +265,34 @@ impl DeadLetter {
 
     /// Reads the headers; `None` if a required one is missing or invalid.
     pub fn from_headers<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Option<Self> {
+        Self::read(header).ok()
+    }
+
+    /// Reads the headers; the error names the first one that is missing or invalid.
+    pub fn read<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Result<Self, UnreadableHeader> {
         let time = |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok();
         let text = |name: &str| header(name).map(str::to_owned);
-        Some(Self {
-            id: text(headers::ID)?,
-            domain: text(headers::DOMAIN)?,
-            subscription: text(headers::SUBSCRIPTION)?,
+        let required = |name: &'static str| header(name).ok_or(UnreadableHeader::Missing { name });
+        let invalid = |name: &'static str| UnreadableHeader::Invalid { name };
+        let number = |name: &'static str| required(name)?.parse::<u32>().map_err(|_| invalid(name));
+        Ok(Self {
+            id: required(headers::ID)?.to_owned(),
+            domain: required(headers::DOMAIN)?.to_owned(),
+            subscription: required(headers::SUBSCRIPTION)?.to_owned(),
             tenant: text(headers::TENANT).unwrap_or_default(),
-            incarnation: Incarnation::read(header(headers::INCARNATION)).ok()?,
+            incarnation: Incarnation::read(header(headers::INCARNATION))
+                .map_err(|_| invalid(headers::INCARNATION))?,
             event_id: text(headers::EVENT_ID).unwrap_or_default(),
             event_key: text(headers::EVENT_KEY).unwrap_or_default(),
-            reason: Reason::read_stored(header(headers::REASON)?)?,
-            fault: header(headers::FAULT)?.parse().ok()?,
-            state: header(headers::STATE)?.parse().ok()?,
-            attempts: header(headers::ATTEMPTS)?.parse().ok()?,
-            redrives: header(headers::REDRIVES)?.parse().ok()?,
+            reason: Reason::read_stored(required(headers::REASON)?)
+                .ok_or_else(|| invalid(headers::REASON))?,
+            fault: required(headers::FAULT)?.parse().map_err(|_| invalid(headers::FAULT))?,
+            state: required(headers::STATE)?.parse().map_err(|_| invalid(headers::STATE))?,
+            attempts: number(headers::ATTEMPTS)?,
+            redrives: number(headers::REDRIVES)?,
             last_status: header(headers::LAST_STATUS).and_then(|status| status.parse().ok()),
             last_error: text(headers::LAST_ERROR),
-            failed_at: time(header(headers::FAILED_AT)?)?,
+            failed_at: time(required(headers::FAILED_AT)?).ok_or_else(|| invalid(headers::FAILED_AT))?,
             next_redrive_at: header(headers::NEXT_REDRIVE_AT).and_then(time),
         })
     }
@@ -313,6 +332,26 @@ mod tests {
             let find =
                 |name: &str| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str());
             assert_eq!(DeadLetter::from_headers(find), Some(letter));
+        }
+    }
+
+    #[test]
+    fn an_unreadable_header_is_named() {
+        let headers = letter().to_headers();
+        let find = |name: &str| headers.iter().find(|(key, _)| *key == name).map(|(_, value)| value.as_str());
+        for (wrong, _) in &headers {
+            let without = DeadLetter::read(|name| find(name).filter(|_| name != *wrong));
+            let with = DeadLetter::read(|name| if name == *wrong { Some("\u{202e}") } else { find(name) });
+            for (read, problem) in [(without, "missing"), (with, "invalid")] {
+                if let Err(error) = read {
+                    let expected = format!("the message is not a dead letter: header {wrong} is {problem}");
+                    assert_eq!(error.to_string(), expected);
+                }
+            }
+        }
+        let required = [headers::ID, headers::REASON, headers::FAULT, headers::STATE, headers::FAILED_AT];
+        for wrong in required {
+            assert!(DeadLetter::read(|name| find(name).filter(|_| name != wrong)).is_err(), "{wrong}");
         }
     }
 

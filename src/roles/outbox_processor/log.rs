@@ -2,7 +2,7 @@
 //! subscription. Deliveries never wait for it.
 
 use std::collections::HashMap;
-use std::fmt;
+use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::attempt_record::{AttemptRecord, LogChoice, Settled};
-use crate::facts::{AttemptsLeftOut, AttemptsLogged, DeliveryLogRecovered, DomainMetrics};
+use crate::facts::{AttemptsLeftOut, AttemptsLogged, AttemptsNotStored, DeliveryLogRecovered, DomainMetrics};
 use crate::nats::{JetStream, NatsError};
 
 /// Longest time that a record waits for others.
@@ -49,8 +49,16 @@ struct Gathered {
     /// By subscription token.
     lines: HashMap<String, Lines>,
     bytes: usize,
-    /// Records have been left out since the last flush that took everything.
-    behind: bool,
+    /// Why records have been left out since the last flush that took everything.
+    behind: Behind,
+}
+
+#[derive(Default)]
+struct Behind {
+    /// There was no room for them.
+    overloaded: bool,
+    /// They were not stored.
+    not_stored: bool,
 }
 
 #[derive(Default)]
@@ -84,8 +92,9 @@ impl DeliveryLog {
         let inner = &self.inner;
         let mut gathered = inner.gathered.lock().unwrap_or_else(PoisonError::into_inner);
         if gathered.bytes >= MOST_BYTES {
+            let is_new = !std::mem::replace(&mut gathered.behind.overloaded, true);
             drop(gathered);
-            return inner.left_out(1, &"more attempts than the stream accepts");
+            return AttemptsLeftOut { count: 1, is_new }.emit(&inner.metrics);
         }
         if !gathered.lines.contains_key(subscription) {
             gathered.lines.insert(subscription.to_owned(), Lines::default());
@@ -95,7 +104,7 @@ impl DeliveryLog {
         let before = lines.len();
         if let Err(error) = record.write_line(lines) {
             drop(gathered);
-            return inner.left_out(1, &error);
+            return inner.not_stored(1, &error);
         }
         *count += 1;
         let added = lines.len() - before;
@@ -158,7 +167,7 @@ impl Inner {
                         true
                     }
                     Err(error) => {
-                        self.left_out(count, &error);
+                        self.not_stored(count, &error);
                         false
                     }
                 }
@@ -167,18 +176,21 @@ impl Inner {
             .fold(true, |all, one| std::future::ready(all && one))
             .await;
         let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
-        if complete && gathered.bytes < MOST_BYTES && std::mem::take(&mut gathered.behind) {
+        if complete && gathered.bytes < MOST_BYTES {
+            let Behind { overloaded, not_stored } = std::mem::take(&mut gathered.behind);
             drop(gathered);
-            DeliveryLogRecovered.emit(&self.metrics);
+            if overloaded || not_stored {
+                DeliveryLogRecovered.emit(&self.metrics);
+            }
         }
     }
 
     /// Counts records that are not stored; the log line is written once.
-    fn left_out(&self, count: u64, why: &dyn fmt::Display) {
+    fn not_stored(&self, count: u64, error: &(dyn Error + 'static)) {
         let is_new = {
             let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
-            !std::mem::replace(&mut gathered.behind, true)
+            !std::mem::replace(&mut gathered.behind.not_stored, true)
         };
-        AttemptsLeftOut { count, why, is_new }.emit(&self.metrics);
+        AttemptsNotStored { count, error, is_new }.emit(&self.metrics);
     }
 }
