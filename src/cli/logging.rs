@@ -69,7 +69,7 @@ const OWN_TARGETS: [&str; 2] = ["integration_hub", "hub_"];
 
 /// The filter with each level that names no target limited to the hub. Libraries repeat what the hub logs, and their lines
 /// may contain values of settings and events, so they log only if the filter names them.
-fn of_the_hub(filter: &str) -> String {
+pub(crate) fn of_the_hub(filter: &str) -> String {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |part: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
     let part = |part: &str| {

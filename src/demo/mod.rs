@@ -16,7 +16,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use crate::bounded::BoundedFields;
-use crate::cli::logging::own_lines;
+use crate::cli::logging::of_the_hub;
 use crate::domain::field_error::FieldError;
 use crate::facts::DemoLogShared;
 use crate::printable::{EscapedLog, LogText};
@@ -180,7 +180,7 @@ impl DemoLog {
         let outlet = QueuedWriter::new("demo-log", file);
         let writer = outlet.clone();
         let started = tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::new(own_lines("info,integration_hub=debug")))
+            .with_env_filter(EnvFilter::new(of_the_hub("info,integration_hub=debug")))
             .fmt_fields(BoundedFields)
             .with_ansi(false)
             .with_writer(EscapedLog::new(move || writer.clone(), LogText::Text))

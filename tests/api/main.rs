@@ -8,6 +8,6 @@ mod management;
 mod outbox;
 mod resolver;
 mod resolver_tls;
-mod strictness;
 mod scopes;
+mod strictness;
 mod subscriptions;

@@ -51,9 +51,17 @@ mod tests {
 
     #[test]
     fn credentials_in_a_query_are_known_and_hidden() {
-        for name in
-            ["token", "api_key", "apikey", "API_KEY", "sig", "SIG", "access_token", "client_secret", "%74oken"]
-        {
+        for name in [
+            "token",
+            "api_key",
+            "apikey",
+            "API_KEY",
+            "sig",
+            "SIG",
+            "access_token",
+            "client_secret",
+            "%74oken",
+        ] {
             let url = Url::parse(&format!("https://crm.example/h?team=a&{name}=hush&page=2")).expect("a URL");
             assert!(credential_in_query(&url).is_some(), "{url}");
             let shown = shown_url(&url);
