@@ -41,8 +41,7 @@ fn logged(text: LogText, ansi: bool, log: impl FnOnce()) -> Vec<String> {
         LogText::Json => tracing::subscriber::with_default(builder.json().flatten_event(true).finish(), log),
         LogText::Text => tracing::subscriber::with_default(builder.with_ansi(ansi).finish(), log),
     }
-    let lines = kept.0.lock().expect("one thread").clone();
-    lines
+    kept.0.lock().expect("one thread").clone()
 }
 
 /// Every way in which a log line gets a value, with a value that a publisher chose.
