@@ -24,7 +24,7 @@ use super::precondition::{Precondition, etag};
 use super::problem::{Problem, ProblemKind};
 use super::query::{QueryParams, SubscriptionPath, TenantParam, limit, parsed};
 use crate::api::json::Json;
-use crate::domain::access::Caller;
+use crate::domain::access::{Caller, check_tenant};
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{
     DEFAULT_TENANT, Subscription, SubscriptionId, SubscriptionRef, SubscriptionState,
@@ -91,6 +91,9 @@ async fn list(
     Reader(caller): Reader,
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Response, Problem> {
+    if let Some(tenant) = &query.tenant {
+        check_tenant(tenant).map_err(|error| Problem::field("tenant", error.to_string()))?;
+    }
     let _permit = state.broad_reads.permit(caller.tenant()).await;
     let filter = SubscriptionFilter {
         // A tenant outside the caller's reach shows nothing.

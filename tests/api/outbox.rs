@@ -126,6 +126,7 @@ async fn rows_are_counted_listed_read_and_ordered_one_by_one_and_many_at_once() 
             ("status=lost", "status"),
             ("event_key=no%20key", "event_key"),
             ("broker=a&broker=b", "broker"),
+            ("broker=No%20one", "broker"),
             ("stream=a%00b", "stream"),
             ("tenant=acme", "tenant"),
         ] {

@@ -19,7 +19,11 @@ async fn each_operation_needs_the_scope_of_its_description() {
     for (path, item) in document["paths"].as_object().expect("paths") {
         for (method, operation) in item.as_object().expect("operations") {
             // Nothing has this name, so that no request changes anything.
-            let sent = path.replace("{id}", "none").replace("{name}", "none").replace("{broker}", "none");
+            let mut sent = path.replace("{id}", "none").replace("{name}", "none").replace("{broker}", "none");
+            for (number, parameter) in required(operation).enumerate() {
+                let separator = if number == 0 { '?' } else { '&' };
+                sent += &format!("{separator}{parameter}=user.created");
+            }
             for (scope, caller) in &callers {
                 let headers = [("content-type", "application/json")];
                 let answer = caller.send(&method.to_uppercase(), &sent, &headers, Some(b"[]".to_vec())).await;
@@ -62,6 +66,13 @@ async fn a_request_without_a_bearer_token_is_answered_with_what_to_send() {
             detail.contains("send `authorization: Bearer <token>`") || detail.contains("hub token list");
         assert!(with_remedy, "{header:?}: {detail}");
     }
+}
+
+/// The names of the required parameters of the query.
+fn required(operation: &Value) -> impl Iterator<Item = &str> {
+    let parameters = operation["parameters"].as_array().into_iter().flatten();
+    let required = parameters.filter(|one| one["in"] == "query" && one["required"] == true);
+    required.filter_map(|one| one["name"].as_str())
 }
 
 fn needs(operation: &Value, scope: &str) -> bool {

@@ -6,7 +6,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::api::problem::Problem;
 use crate::api::query::{limit, parsed};
 use crate::domain::key::EventKey;
-use crate::domain::producer_outbox::Status;
+use crate::domain::producer_outbox::{Status, TARGET_BROKER_NAMES, is_target_broker};
 use crate::management::producer_outbox::{RowCursor, RowSelection};
 
 /// Maximum number of ids in one request.
@@ -65,6 +65,7 @@ impl Listing {
             }
         }
         let ListQuery { broker, status, stream, event_key, limit: asked, after } = query;
+        check_broker(broker.as_deref())?;
         Ok(Self {
             after: parsed("after", after.as_deref())?.unwrap_or_default(),
             limit: limit(asked)?,
@@ -81,6 +82,13 @@ impl Listing {
 
 fn number(text: &str) -> Result<usize, Problem> {
     text.parse().map_err(|_| Problem::field("limit", format!("{text:?} is not a number; send 1 to 1000")))
+}
+
+fn check_broker(name: Option<&str>) -> Result<(), Problem> {
+    if name.is_none_or(is_target_broker) {
+        return Ok(());
+    }
+    Err(Problem::field("broker", format!("is not the name of a target broker; {TARGET_BROKER_NAMES}")))
 }
 
 fn event_type(key: Option<&str>) -> Result<Option<String>, Problem> {
@@ -114,6 +122,7 @@ impl RowChange {
     /// Returns the selection and the start. Refuses a body without conditions and without `all`.
     pub(super) fn read(self) -> Result<(RowSelection, RowCursor), Problem> {
         let Self { ids, broker, status, stream, event_key, all, after } = self;
+        check_broker(broker.as_deref())?;
         let has_conditions = !ids.is_empty()
             || broker.is_some()
             || !status.is_empty()
