@@ -358,14 +358,19 @@ async fn bad_bytes_in_every_other_stream_stop_no_reader() {
     receiver.wait_accepted("/all", ids.len(), STEP).await;
     // Each invalid envelope is a dead letter with its bytes; invalid timers and advisories are removed.
     broker_settles(&client).await;
-    let letters = client.dead_letters("user-lifecycle").await;
+    // Of each of the four outbox subjects that a lane reads, of one in a lane that no worker reads, which the sweep
+    // finds, and of the dead-letter subject.
+    let each = blocks().len() + 1;
+    let letters = eventually(STEP, "each is a dead letter", async || {
+        let letters = client.dead_letters("user-lifecycle").await;
+        if letters.len() >= 6 * each { Ok(letters) } else { Err(letters.len()) }
+    })
+    .await;
     let undecodable = |entry: &&integration_hub::nats::DeadLetterEntry| {
         entry.letter.reason.as_str() == "undecodable" && entry.letter.state.as_str() == "parked"
     };
-    // Of each of the four outbox subjects that a lane reads, and of the dead-letter subject.
-    let each = blocks().len() + 1;
     assert_eq!(letters.iter().filter(undecodable).count(), letters.len(), "{letters:?}");
-    assert_eq!(letters.len(), 5 * each);
+    assert_eq!(letters.len(), 6 * each);
     for list in [&["subscription", "list"][..], &["token", "list"], &["dlt", "list"], &["domain", "list"]] {
         hub.cli_json(list).await;
     }
