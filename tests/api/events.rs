@@ -5,7 +5,6 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use hub_testkit::broker_process::BrokerOptions;
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -272,12 +271,10 @@ async fn without_its_broker_the_api_answers_503_and_recovers() {
     let many: Vec<Value> = (0..600).map(|number| event(&format!("m-{number}"))).collect();
 
     // It hangs.
-    let pid =
-        broker.process().pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("it runs");
-    kill_process(pid, Signal::STOP).expect("stopped");
+    broker.freeze().await;
     // The client's own timeout is the limit of the wait.
     let late = one(&api, &event("hanging")).await;
-    kill_process(pid, Signal::CONT).expect("continued");
+    broker.thaw();
     late.expect(503);
     assert!(!late.header("retry-after").is_empty(), "{late:?}");
     one(&api, &event("hanging")).await.expect(202);

@@ -5,6 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::{self, stream};
 use futures_util::TryStreamExt;
 use hub_testkit::broker_process::{BrokerOptions, BrokerProcess};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{eventually, http_client, nats_server};
 
@@ -43,6 +44,29 @@ impl TestBroker {
     /// JetStream on a new connection.
     pub async fn jetstream(&self) -> jetstream::Context {
         jetstream::new(self.client().await)
+    }
+
+    /// Stops the process, as a machine that hangs, and waits until each of its threads has stopped: until then it may still
+    /// answer.
+    pub async fn freeze(&mut self) {
+        let pid = self.signal(Signal::STOP);
+        eventually(Duration::from_secs(10), "every thread of the server is stopped", async || {
+            let running = running_threads(pid);
+            if running == 0 { Ok(()) } else { Err(running) }
+        })
+        .await;
+    }
+
+    /// Ends a [`freeze`](Self::freeze).
+    pub fn thaw(&mut self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&mut self, signal: Signal) -> u32 {
+        let pid = self.process.pid().expect("the server runs");
+        let of_the_server = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+        kill_process(of_the_server, signal).expect("signalled");
+        pid
     }
 
     /// The answer of the monitoring port to `/varz`.
@@ -124,4 +148,12 @@ fn is_pending(stream: &str) -> bool {
     (stream.contains("OUTBOX") && !stream.ends_with("_DLT"))
         || stream.ends_with("_EVENTS")
         || stream.ends_with("_ADVISORIES")
+}
+
+/// Number of threads that are not stopped, by their state in `/proc` (proc_pid_stat(5)).
+fn running_threads(pid: u32) -> usize {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("the threads of the process");
+    let states = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    // The state follows the name, which is in parentheses and may contain some itself.
+    states.filter(|stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.starts_with('T'))).count()
 }
