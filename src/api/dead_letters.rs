@@ -16,7 +16,7 @@ use super::access::{Operator, Reader};
 use super::body::{JsonBody, MaybeJson, typed};
 use super::openapi::{BodyProblems, CommonProblems, NotFoundProblem};
 use super::problem::Problem;
-use super::query::{PathPart, QueryParams, limit};
+use super::query::{PathPart, QueryParams, limit, parsed};
 use crate::api::json::Json;
 use crate::domain::access::Caller;
 use crate::domain::bulk_job::{BulkJob, BulkJobKind};
@@ -50,32 +50,19 @@ struct Part {
 }
 
 impl Part {
-    fn of_query(pairs: Vec<(String, String)>) -> Result<Self, Problem> {
+    /// Reads its parameters of a query that [`QueryRules`](super::query_rules::QueryRules) has checked.
+    fn of_query(pairs: &[(String, String)]) -> Result<Self, Problem> {
         let mut part = Self::default();
         for (name, value) in pairs {
-            let twice = match name.as_str() {
-                "limit" => part.limit.replace(number(&value)?).is_some(),
-                "after" => part.after.replace(parsed_one("after", &value)?).is_some(),
-                _ => return Err(unknown(&name)),
-            };
-            if twice {
-                return Err(Problem::field(&name, "is sent more than once; send it once"));
+            match name.as_str() {
+                "limit" => part.limit = parsed(name, Some(value))?,
+                "after" => part.after = parsed(name, Some(value))?,
+                // A condition.
+                _ => {}
             }
         }
         Ok(part)
     }
-}
-
-fn number(text: &str) -> Result<usize, Problem> {
-    text.parse().map_err(|_| Problem::field("limit", format!("{text:?} is not a number; send 1 to 1000")))
-}
-
-fn parsed_one(name: &str, text: &str) -> Result<Cursor, Problem> {
-    text.parse().map_err(|error| Problem::field(name, format!("{error}")))
-}
-
-fn unknown(name: &str) -> Problem {
-    Problem::field(name, "unknown parameter; see /openapi.json for all parameters")
 }
 
 /// A page of dead letters, by domain in the order of the settings, oldest first.
@@ -95,8 +82,8 @@ async fn list(
     QueryParams(pairs): QueryParams<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
     let _permit = state.broad_reads.permit(caller.tenant()).await;
-    let (conditions, rest) = Conditions::of_query(pairs)?;
-    let (part, beyond) = (Part::of_query(rest)?, conditions.beyond(&caller));
+    let (conditions, part) = (Conditions::of_query(&pairs), Part::of_query(&pairs)?);
+    let beyond = conditions.beyond(&caller);
     let (filter, limit) = (conditions.filter(&state, &caller)?, limit(part.limit)?);
     let page = if beyond {
         // A tenant outside the caller's reach shows nothing.
@@ -117,10 +104,7 @@ async fn stats(
     QueryParams(pairs): QueryParams<Vec<(String, String)>>,
 ) -> Result<Response, Problem> {
     let _permit = state.broad_reads.permit(caller.tenant()).await;
-    let (conditions, rest) = Conditions::of_query(pairs)?;
-    if let Some((name, _)) = rest.first() {
-        return Err(unknown(name));
-    }
+    let conditions = Conditions::of_query(&pairs);
     let beyond = conditions.beyond(&caller);
     let filter = conditions.filter(&state, &caller)?;
     let stats = if beyond {

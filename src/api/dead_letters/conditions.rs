@@ -50,9 +50,9 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
-    /// Splits a query into the conditions and the other parameters.
-    pub(super) fn of_query(pairs: Vec<(String, String)>) -> Result<(Self, Vec<(String, String)>), Problem> {
-        let (mut conditions, mut rest) = (Self::default(), Vec::new());
+    /// Reads the conditions of a query that [`QueryRules`](crate::api::query_rules::QueryRules) has checked.
+    pub(super) fn of_query(pairs: &[(String, String)]) -> Self {
+        let mut conditions = Self::default();
         for (name, value) in pairs {
             let Self { domain, tenant, subscription, reason, state, event_key, since, until } =
                 &mut conditions;
@@ -68,16 +68,12 @@ impl Conditions {
                 "event_key" => event_key,
                 "since" => since,
                 "until" => until,
-                _ => {
-                    rest.push((name, value));
-                    continue;
-                }
+                // Part of a list.
+                _ => continue,
             };
-            if field.replace(value).is_some() {
-                return Err(Problem::field(&name, "is sent more than once; send it once"));
-            }
+            *field = Some(value.clone());
         }
-        Ok((conditions, rest))
+        conditions
     }
 
     pub(super) fn are_none(&self) -> bool {

@@ -40,28 +40,23 @@ pub(super) struct Listing {
 }
 
 impl Listing {
+    /// Reads a query that [`QueryRules`](crate::api::query_rules::QueryRules) has checked.
     pub(super) fn of_query(pairs: Vec<(String, String)>) -> Result<Self, Problem> {
         let mut query = ListQuery::default();
         for (name, value) in pairs {
-            let twice = match name.as_str() {
+            match name.as_str() {
                 "status" => {
                     for one in value.split(',') {
                         query.status.extend(parsed::<Status>("status", Some(one))?);
                     }
-                    continue;
                 }
-                "limit" => query.limit.replace(number(&value)?).is_some(),
-                "broker" => query.broker.replace(value).is_some(),
-                "stream" => query.stream.replace(value).is_some(),
-                "event_key" => query.event_key.replace(value).is_some(),
-                "after" => query.after.replace(value).is_some(),
-                _ => {
-                    let problem = "unknown parameter; see /openapi.json for all parameters";
-                    return Err(Problem::field(&name, problem));
-                }
-            };
-            if twice {
-                return Err(Problem::field(&name, "is sent more than once; send it once"));
+                "limit" => query.limit = parsed("limit", Some(&value))?,
+                "broker" => query.broker = Some(value),
+                "stream" => query.stream = Some(value),
+                "event_key" => query.event_key = Some(value),
+                "after" => query.after = Some(value),
+                // The description of the operation, which was checked, has no other.
+                _ => {}
             }
         }
         let ListQuery { broker, status, stream, event_key, limit: asked, after } = query;
@@ -78,10 +73,6 @@ impl Listing {
             },
         })
     }
-}
-
-fn number(text: &str) -> Result<usize, Problem> {
-    text.parse().map_err(|_| Problem::field("limit", format!("{text:?} is not a number; send 1 to 1000")))
 }
 
 fn check_broker(name: Option<&str>) -> Result<(), Problem> {
