@@ -28,7 +28,7 @@ pub(super) struct Sweep {
     router: Arc<Router>,
     stream_parameters: StreamParameters,
     interval: Duration,
-    /// Streams and lanes whose missing consumer is logged; at most one for each subscription and domain.
+    /// Streams and lanes whose missing consumer is logged; at most those that have messages.
     without_consumer: Mutex<HashSet<(String, String)>>,
 }
 
@@ -117,6 +117,11 @@ impl Sweep {
             .iter()
             .filter_map(|(subject, _)| Some(js.names().parse_outbox(subject)?.lane))
             .partition(|lane| is_lane(lane));
+        // A lane whose messages are gone is forgotten.
+        self.without_consumer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(of, lane)| of != stream || lanes.contains(lane.as_str()));
         for lane in lanes {
             if !consumers.contains(&lane_consumer(lane)) {
                 self.create_consumer(domain, stream, lane).await;
