@@ -95,7 +95,7 @@ impl DeliveryCut {
     }
 }
 
-/// Untried envelopes on their last delivery could not be handed back at a stop.
+/// Untried envelopes could not be handed back at a stop.
 pub struct EnvelopesNotHandedBack<'a> {
     pub error: Cause<'a>,
     pub count: usize,
@@ -105,7 +105,7 @@ impl EnvelopesNotHandedBack<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, count } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, count, "envelopes not handed back, they are dead-lettered after ack_wait");
+        tracing::warn!(%error, domain, count, "envelopes not handed back, redelivered after ack_wait, or dead-lettered if it was their last delivery");
     }
 }
 

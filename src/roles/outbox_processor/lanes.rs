@@ -169,7 +169,9 @@ impl Lanes {
             own.open.insert(lane.to_owned(), self.open(lane));
         }
         for lane in plan.close {
-            own.open[lane].stop.cancel();
+            if let Some(open) = own.open.get(lane) {
+                open.stop.cancel();
+            }
         }
         self.remove_empty(own).await
     }

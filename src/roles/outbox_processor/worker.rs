@@ -2,6 +2,7 @@
 //! and keeps waiting messages from being delivered twice.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -160,10 +161,12 @@ impl Worker {
         };
         // The readers watch the same token and hand back the messages that still arrive.
         incoming.close();
+        let mut waiting: Vec<Delivered> =
+            running.pool.drain().into_iter().map(|held| *held.message).collect();
         while let Ok(read) = incoming.try_recv() {
-            self.take(&mut running, read);
+            waiting.push(*read.message);
         }
-        self.shut_down(running, done).await;
+        self.shut_down(running, waiting, done).await;
         if !readers.is_finished() {
             let _ = tokio::time::timeout(self.settings.grace, readers.join()).await;
         }
@@ -340,9 +343,13 @@ impl Worker {
 
     /// Hands the waiting messages back, lets deliveries finish, and hands the rest back, all within the grace period,
     /// whether or not the server answers.
-    async fn shut_down(&self, mut running: Running, mut done: mpsc::Receiver<Finished>) {
+    async fn shut_down(
+        &self,
+        mut running: Running,
+        waiting: Vec<Delivered>,
+        mut done: mpsc::Receiver<Finished>,
+    ) {
         let deadline = Instant::now() + self.settings.grace;
-        let waiting = running.pool.drain();
         WorkerStopping { in_flight: running.in_flight.len(), handed_back: waiting.len() }.emit(&self.metrics);
         let in_flight = &mut running.in_flight;
         let finishing = async {
@@ -352,7 +359,14 @@ impl Worker {
                 in_flight.remove(&finished.sequence);
             }
         };
-        let _ = timeout_at(deadline, async { tokio::join!(self.hand_back_all(waiting), finishing) }).await;
+        let left = AtomicUsize::new(waiting.len());
+        let handing_back = async {
+            if let Err(error) = timeout_at(deadline, self.hand_back_all(waiting, &left)).await {
+                EnvelopesNotHandedBack { error: &error, count: left.load(Ordering::Relaxed) }
+                    .emit(&self.metrics);
+            }
+        };
+        let _ = tokio::join!(handing_back, timeout_at(deadline, finishing));
         running.deliveries.shutdown().await;
         let cut = async {
             for (sequence, acker) in running.in_flight {
@@ -371,24 +385,25 @@ impl Worker {
 impl Worker {
     /// Hands back messages that were not tried. Those whose last delivery this was would be dead-lettered untried: they
     /// are published again instead, with the number of deliveries before this one, and then acknowledged. If the server
-    /// does not answer, the rest is left to `ack_wait`.
-    async fn hand_back_all(&self, waiting: Vec<Held>) {
+    /// does not answer, the rest is left to `ack_wait`. `left`: those that are not handed back yet.
+    async fn hand_back_all(&self, waiting: Vec<Delivered>, left: &AtomicUsize) {
         let (last, others): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(|held| held.message.deliveries >= self.settings.retry.max_deliver);
-        for held in others {
-            held.message.acker.nak(Some(HAND_BACK_DELAY)).await;
+            waiting.into_iter().partition(|message| message.deliveries >= self.settings.retry.max_deliver);
+        for message in others {
+            message.acker.nak(Some(HAND_BACK_DELAY)).await;
+            left.fetch_sub(1, Ordering::Relaxed);
         }
-        let mut left = last.len();
         for chunk in last.chunks(HANDED_BACK_TOGETHER) {
             let again: Vec<EnvelopeMessage> =
-                chunk.iter().map(|held| self.moved(&held.message, held.message.subject.clone())).collect();
+                chunk.iter().map(|message| self.moved(message, message.subject.clone())).collect();
             if let Err(error) = self.js.publish_each(&again).await {
-                return EnvelopesNotHandedBack { error: &error, count: left }.emit(&self.metrics);
+                let count = left.load(Ordering::Relaxed);
+                return EnvelopesNotHandedBack { error: &error, count }.emit(&self.metrics);
             }
-            for held in chunk {
-                held.message.acker.ack().await;
+            for message in chunk {
+                message.acker.ack().await;
+                left.fetch_sub(1, Ordering::Relaxed);
             }
-            left -= chunk.len();
         }
     }
 
