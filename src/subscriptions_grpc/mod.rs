@@ -10,7 +10,8 @@ use rustls::pki_types::pem::PemObject as _;
 mod client;
 mod server;
 
-#[allow(clippy::all)]
+// The generator writes `pub` everywhere.
+#[allow(clippy::all, unreachable_pub)]
 #[rustfmt::skip]
 mod generated;
 
