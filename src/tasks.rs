@@ -9,11 +9,12 @@
 //! of one is logged with the name, and the others go on.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::error::Error;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -74,27 +75,29 @@ impl Tasks {
         name: impl Into<String>,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        let handle = self.set.spawn(async move { task.await.map_err(Into::into) });
-        self.running.names().insert(handle.id(), name.into());
+        self.spawn(name.into(), async move { task.await.map_err(Into::into) }.boxed());
     }
 
     /// Starts such a task that cannot fail.
     pub fn infallible(&mut self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
-        self.graceful(name, async move {
-            task.await;
-            Ok::<(), Infallible>(())
-        });
+        self.spawn(name.into(), task.map(Ok).boxed());
     }
 
     /// Starts a task that may be dropped at any await when the token is cancelled.
     pub fn droppable(&mut self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
+        let (stop, task) = (self.stop.clone(), task.boxed());
         self.infallible(name, async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = task => {}
             }
         });
+    }
+
+    /// Boxed tasks share one copy of the runtime's code for a task, which is large.
+    fn spawn(&mut self, name: String, task: BoxFuture<'static, Result<(), Box<dyn Error + Send + Sync>>>) {
+        let handle = self.set.spawn(task);
+        self.running.names().insert(handle.id(), name);
     }
 
     /// Waits for the next task that ends by itself, and then cancels the token. `None`: all were stopped, and have
@@ -169,7 +172,7 @@ pub struct Task<T> {
 
 impl<T: Send + 'static> Task<T> {
     pub fn start(name: impl Into<String>, task: impl Future<Output = T> + Send + 'static) -> Self {
-        Self { name: name.into(), handle: tokio::spawn(task) }
+        Self { name: name.into(), handle: tokio::spawn(task.boxed()) }
     }
 
     pub fn is_finished(&self) -> bool {
