@@ -220,7 +220,7 @@ async fn publish_all(state: &State, events: Vec<CheckedEvent<'_>>) -> Result<Vec
             }
             Some(Err(error)) => {
                 let problem = Problem::from(error);
-                let text = format!("may not be stored: {}", problem.detail());
+                let text = format!("was perhaps not stored: {}", problem.detail());
                 // A problem of one event (4xx) matters more than a temporary one (5xx).
                 if first.as_ref().is_none_or(|first: &Problem| problem.status() < first.status()) {
                     first = Some(problem);

@@ -19,7 +19,7 @@ use crate::shell_command::quoted;
 const VERDICT_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("content").required(true).args(["data", "file"]), after_help = "Example:\n  hub publish user.created '{\"user_id\":\"u1\"}' --id e-1 --tenant acme")]
+#[command(group = ArgGroup::new("content").required(true).args(["data", "file"]), override_usage = "hub publish [OPTIONS] <KEY> <DATA|--file <FILE>>", after_help = "Example:\n  hub publish user.created '{\"user_id\":\"u1\"}' --id e-1 --tenant acme")]
 pub(super) struct PublishOptions {
     /// Event key, <resource>.<operation>, for example user.created
     key: EventKey,

@@ -88,6 +88,14 @@ impl Findings<'_> {
             "outbox.claim_time",
             "must be at least 1s; otherwise rows that are in flight are sent again",
         );
+        // Rows that become due later are abandoned (`hub_outbox::Store::abandon_never_due`).
+        let longest = Duration::from_secs(24 * 60 * 60);
+        self.require(outbox.claim_time <= longest, "outbox.claim_time", "must be at most 1d");
+        self.require(
+            outbox.retry.iter().all(|wait| *wait <= longest),
+            "outbox.retry",
+            "each wait must be at most 1d",
+        );
         for (key, value) in [
             ("outbox.timeout", outbox.timeout),
             ("outbox.poll_min", outbox.poll_min),

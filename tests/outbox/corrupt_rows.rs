@@ -14,6 +14,7 @@ on_both!(
     a_row_that_cannot_be_read_fails_no_claim,
     an_operator_sees_every_row,
     the_relay_abandons_each_alone_and_sends_the_others,
+    a_wait_or_claim_far_ahead_is_abandoned,
 );
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,7 @@ fn nonsense(database: &TestDatabase) -> Vec<(&'static str, Expected)> {
             ("created_at = '4000-01-01 BC'", Unreadable("created_at")),
             ("due_at = 'infinity'", NeverDue),
             ("due_at = '290000-01-01'", NeverDue),
+            ("due_at = now() + interval '3 days'", NeverDue),
             ("due_at = '-infinity'", Readable),
             ("due_at = '4000-01-01 BC'", Readable),
             ("attempts = 2147483647", Readable),
@@ -51,6 +53,7 @@ fn nonsense(database: &TestDatabase) -> Vec<(&'static str, Expected)> {
             ("payload = CAST(x'7bff7d' AS TEXT)", Unreadable("payload")),
             ("due_at = 9223372036854775807", NeverDue),
             ("due_at = 253402300800000", NeverDue),
+            ("due_at = (unixepoch() + 3 * 86400) * 1000", NeverDue),
             ("due_at = -9223372036854775807", Readable),
             ("attempts = 9223372036854775807", Readable),
             ("attempts = -9223372036854775807", Readable),
@@ -186,4 +189,42 @@ async fn the_relay_abandons_each_alone_and_sends_the_others(database: &TestDatab
     .await;
     assert!(!hub.log().contains("producer outbox database failed"), "{}", hub.log());
     assert!(hub.terminate().await.success());
+}
+
+/// A clock that was wrong leaves such rows, and so does another program.
+async fn a_wait_or_claim_far_ahead_is_abandoned(database: &TestDatabase) {
+    let store = database.outbox(&[]).await;
+    let mut events = Vec::new();
+    for name in ["waits", "claimed", "soon"] {
+        events.push(event(name, name));
+        events.push(event(&format!("behind-{name}"), name));
+    }
+    let events: Vec<RaisedEvent> = events
+        .iter()
+        .map(|event| RaisedEvent::from_json(&event.to_string()).expect("the event is good"))
+        .collect();
+    database.publish(&events, true).await.expect("the events are raised");
+    let days = |days: u32| match database {
+        TestDatabase::Postgres { .. } => format!("now() + interval '{days} days'"),
+        TestDatabase::Sqlite { .. } => format!("(unixepoch() + {days} * 86400) * 1000"),
+    };
+    for (name, status, due) in [
+        ("waits", "status = 'failed', attempts = 3", days(3)),
+        ("claimed", "status = 'processing', claimed_by = 'nobody'", days(30_000)),
+        ("soon", "status = 'processing', claimed_by = 'nobody'", days(1)),
+    ] {
+        let statement =
+            format!("UPDATE {{messages}} SET {status}, due_at = {due} WHERE message_id = '{name}'");
+        database.sql(&statement).await.unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+    // A row behind one of them is not postponed with it.
+    assert_eq!(claim(&store, "one", 100).await, []);
+    let mut found: Vec<String> =
+        store.abandon_never_due(100).await.unwrap().into_iter().map(|row| row.message_id).collect();
+    found.sort();
+    assert_eq!(found, ["claimed", "waits"]);
+    let mut free: Vec<String> =
+        claim(&store, "two", 100).await.into_iter().map(|row| row.message_id).collect();
+    free.sort();
+    assert_eq!(free, ["behind-claimed", "behind-waits"]);
 }

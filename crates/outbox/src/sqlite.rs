@@ -13,7 +13,7 @@ use crate::migrations::{self, Migration};
 use crate::rows::{
     BrokerSync, ClaimRequest, ClaimedColumns, ClaimedRow, FailedAttempt, GivenUp, SetUp, milliseconds,
 };
-use crate::unreadable::Text;
+use crate::unreadable::{Text, UnreadableColumn};
 use hub_domain::producer_outbox::Status;
 
 const MIGRATIONS: [Migration; 2] = [
@@ -42,6 +42,11 @@ const FIRST_TIME: i64 = -62_135_596_800_000;
 fn now() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A row that is due later never becomes due.
+fn furthest_due(now: i64) -> i64 {
+    now.saturating_add(UnreadableColumn::FURTHEST_DUE * 24 * 60 * 60 * 1000)
 }
 
 fn array<T: serde::Serialize>(items: &[T]) -> String {
@@ -213,14 +218,15 @@ impl Sqlite {
                 }
                 // A damaged name cannot be passed as an argument; such a stream is examined again.
                 blocked.extend(stream.valid().map(str::to_owned));
-                let until = if *due_at > now && *due_at <= LAST_TIME && status != Status::Processing.as_str()
-                {
-                    *due_at
-                } else if same_priority {
-                    continue;
-                } else {
-                    now + OTHER_PRIORITY
-                };
+                let until =
+                    if *due_at > now && *due_at <= furthest_due(now) && status != Status::Processing.as_str()
+                    {
+                        *due_at
+                    } else if same_priority {
+                        continue;
+                    } else {
+                        now + OTHER_PRIORITY
+                    };
                 deferred.extend(due[free..].iter().map(|due| (due.1, until)));
             }
             sqlx::query(

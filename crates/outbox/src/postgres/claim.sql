@@ -52,7 +52,7 @@ claimed AS (
 -- of a live claim, which ends any moment.
 blocker AS MATERIALIZED (
     SELECT DISTINCT ON (j.stream) j.stream,
-        CASE WHEN j.due_at > now() AND j.due_at <= '9999-12-31 23:59:59.999999+00' AND j.status <> 'processing' THEN j.due_at
+        CASE WHEN j.due_at > now() AND j.due_at <= now() + interval '2 days' AND j.status <> 'processing' THEN j.due_at
              WHEN j.lane <> $2 THEN now() + interval '250 milliseconds' END AS until
     FROM judged AS j
     WHERE NOT j.mine

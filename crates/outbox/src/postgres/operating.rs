@@ -183,7 +183,7 @@ impl Postgres {
             sqlx::query_as(
                 "WITH never AS MATERIALIZED (
                  SELECT m.position, m.broker FROM hub_outbox.messages AS m
-                 WHERE m.due_at > '9999-12-31 23:59:59.999999+00' LIMIT $1 FOR UPDATE SKIP LOCKED
+                 WHERE m.due_at > now() + $3 * interval '1 day' LIMIT $1 FOR UPDATE SKIP LOCKED
              )
              UPDATE hub_outbox.messages AS m
              SET status = 'abandoned', due_at = NULL, claimed_by = NULL, settled_at = now(), last_error = $2
@@ -192,6 +192,7 @@ impl Postgres {
             )
             .bind(limit as i64)
             .bind(UnreadableColumn::NEVER_DUE.to_string())
+            .bind(UnreadableColumn::FURTHEST_DUE)
         )?;
         Ok(rows.into_iter().map(NeverDueRow::read).collect())
     }

@@ -1,6 +1,6 @@
 //! Operator commands and upkeep on SQLite.
 
-use super::{BEGIN, LAST_TIME, Sqlite, array, now};
+use super::{BEGIN, Sqlite, array, furthest_due, now};
 use crate::rows::{Batch, BrokerStatus, Retention, Row, RowColumns, RowCursor, RowSelection, milliseconds};
 use crate::unreadable::{NeverDueColumns, NeverDueRow, UnreadableColumn};
 
@@ -173,9 +173,11 @@ impl Sqlite {
 
     /// Checked before the write lock is taken, as in a claim.
     pub(crate) async fn abandon_never_due(&self, limit: usize) -> Result<Vec<NeverDueRow>, sqlx::Error> {
+        let now = now();
+        let furthest = furthest_due(now);
         let found: bool =
             sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM hub_outbox_messages WHERE due_at > ?1)")
-                .bind(LAST_TIME)
+                .bind(furthest)
                 .fetch_one(&self.pool)
                 .await?;
         if !found {
@@ -187,8 +189,8 @@ impl Sqlite {
              WHERE (position, broker) IN (SELECT position, broker FROM hub_outbox_messages WHERE due_at > ?1 LIMIT ?4)
              RETURNING position, broker, message_id, event_type, stream",
         )
-        .bind(LAST_TIME)
-        .bind(now())
+        .bind(furthest)
+        .bind(now)
         .bind(UnreadableColumn::NEVER_DUE.to_string())
         .bind(limit as i64)
         .fetch_all(&self.pool)
