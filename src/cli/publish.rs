@@ -86,7 +86,8 @@ pub(super) async fn run(
         | ManagementError::EventRejected(_) => CliError::EventRejected(error),
         other => other.into(),
     })?;
-    let verdict = if has_domain || published.duplicate { None } else { verdict(&hub, &published).await };
+    // The event may have been rejected the first time.
+    let verdict = if has_domain && !published.duplicate { None } else { verdict(&hub, &published).await };
     let Published { stream, sequence, id, duplicate } = &published;
     if printer.is_json() {
         printer.json(&published)?;
@@ -99,7 +100,8 @@ pub(super) async fn run(
     }
     match verdict {
         Some(Verdict::Rejected { problem }) => {
-            warn(&format!("{id}: the hub rejected the event: {problem}"));
+            let remedy = if *duplicate { "; publish it with another --id" } else { "" };
+            warn(&format!("{id}: the hub rejected the event: {problem}{remedy}"));
             Ok(Answer::No)
         }
         Some(Verdict::Waiting) => {

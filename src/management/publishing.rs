@@ -192,7 +192,8 @@ impl Management {
     /// Waits until the running hub has processed a stored event, at most `limit`. The settings of the running hub decide,
     /// which may differ from those of this process.
     pub async fn verdict(&self, published: &Published, limit: Duration) -> Result<Verdict, ManagementError> {
-        let since = OffsetDateTime::now_utc() - CLOCK_TOLERANCE;
+        // A duplicate was published within the duplicate window.
+        let since = OffsetDateTime::now_utc() - CLOCK_TOLERANCE - self.settings.limits.duplicate_window;
         let handled = async {
             while !self.js.has_handled(published.sequence).await? {
                 tokio::time::sleep(VERDICT_POLL).await;

@@ -52,9 +52,16 @@ async fn a_command_with_other_settings_than_the_hub_says_what_the_hub_does() {
     let (stored, warning) = ends_with(&other, 1, &["publish", "unknown.key", "{}"]).await;
     assert!(stored.starts_with("stored: HUB_EVENTS sequence 2"), "{stored}");
     assert!(warning.contains(UNSURE) && warning.contains("the hub rejected the event: "), "{warning}");
+    // A second time it is a duplicate, and rejected all the same, whatever the command's settings are.
+    for (command, begin) in [(&other, "stored: "), (&other, "duplicate: "), (&hub, "duplicate: ")] {
+        let (stored, warning) = ends_with(command, 1, &["publish", "unknown.key", "{}", "--id", "e-1"]).await;
+        assert!(stored.starts_with(begin), "{stored}");
+        assert!(warning.contains("e-1: the hub rejected the event: "), "{warning}");
+        assert_eq!(warning.contains("publish it with another --id"), begin == "duplicate: ", "{warning}");
+    }
     // The command's settings have the domain: only the publication is reported.
     let (stored, warning) = ends_with(&hub, 0, &["publish", "invoice.paid", "{}"]).await;
-    assert!(stored.starts_with("stored: HUB_EVENTS sequence 3") && warning.is_empty(), "{stored}{warning}");
+    assert!(stored.starts_with("stored: HUB_EVENTS sequence 4") && warning.is_empty(), "{stored}{warning}");
 }
 
 #[tokio::test]
