@@ -24,8 +24,8 @@ mod serve;
 pub mod settings;
 mod shell_command;
 pub mod signals;
-pub mod sinks;
 mod subscriptions_grpc;
 pub mod tasks;
 
 pub use hub_domain as domain;
+pub use hub_sinks as sinks;

@@ -1,6 +1,6 @@
 //! Rules of the source: imports, the place where subjects are built, the length of files, and the files of the image.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,13 +22,19 @@ const IMPURE: [&str; 12] = [
     "std::thread",
     "TcpStream",
 ];
-/// Each client library and the modules that may import it.
-const CLIENTS: [(&str, &[&str]); 16] = [
+/// The external brokers, a crate of their own.
+const BROKERS: &str = "crates/sinks/src";
+/// Each client library of the external brokers and the module that may import it.
+const BROKER_CLIENTS: [(&str, &[&str]); 4] = [
     // External NATS servers have their own connections with their own options.
-    ("async_nats", &["nats", "sinks"]),
-    ("redis", &["sinks"]),
-    ("lapin", &["sinks"]),
-    ("krafka", &["sinks"]),
+    ("async_nats", &["nats"]),
+    ("redis", &["redis"]),
+    ("lapin", &["amqp"]),
+    ("krafka", &["kafka"]),
+];
+/// Each client library of the hub and the modules that may import it.
+const CLIENTS: [(&str, &[&str]); 13] = [
+    ("async_nats", &["nats"]),
     ("ring", &["http_delivery"]),
     ("axum", &["api"]),
     ("hyper", &["api", "http_delivery"]),
@@ -42,6 +48,7 @@ const CLIENTS: [(&str, &[&str]); 16] = [
     ("indicatif", &["cli"]),
     ("console", &["cli"]),
 ];
+/// `sinks` is the crate of the external brokers by its name in the hub.
 const ADAPTERS: [&str; 6] = ["nats", "http_delivery", "seal", "sinks", "subscriptions_grpc", "api"];
 /// Modules with test data inside.
 const TEST_DATA: [&str; 2] = ["bench", "panics"];
@@ -191,6 +198,26 @@ fn a_producer_gets_the_outbox_alone() {
 }
 
 #[test]
+fn a_broker_brings_its_own_client_only() {
+    let brokers = [("", None), ("redis", Some("redis")), ("amqp", Some("lapin")), ("kafka", Some("krafka"))];
+    for (feature, client) in brokers {
+        let tree = tree_of("hub-sinks", feature);
+        assert!(tree.contains(&"async-nats".to_owned()), "{tree:?}");
+        let foreign = ["integration-hub", "sqlx", "axum", "hyper", "tonic", "reqwest", "clap", "utoipa"];
+        let others = ["redis", "lapin", "krafka"].into_iter().filter(|name| Some(*name) != client);
+        let broken: Vec<String> = foreign
+            .into_iter()
+            .chain(others)
+            .filter(|name| tree.iter().any(|found| found == name))
+            .map(|name| format!("{feature:?}: {name}"))
+            .collect();
+        assert_none(&broken, "a broker brings neither the client of another one nor anything of the hub");
+        let brought = client.is_none_or(|client| tree.iter().any(|found| found == client));
+        assert!(brought, "{feature}: {tree:?}");
+    }
+}
+
+#[test]
 fn the_endpoints_of_the_demo_need_no_crate_of_their_own() {
     let tree = tree_of("hub-testkit", "receiver,token-endpoint");
     assert!(tree.contains(&"hyper".to_owned()), "{tree:?}");
@@ -217,12 +244,17 @@ fn endpoints_and_proxies_share_one_accept_loop() {
 
 #[test]
 fn each_client_library_has_one_importer() {
-    let (mut broken, mut found) = (Vec::new(), BTreeMap::<&str, usize>::new());
-    for source in sources().iter().filter(|source| !source.is_test()) {
-        for (library, homes) in CLIENTS {
+    assert_imported_by_their_homes(&sources(), &CLIENTS);
+    assert_imported_by_their_homes(&below(BROKERS), &BROKER_CLIENTS);
+}
+
+fn assert_imported_by_their_homes(sources: &[Source], clients: &[(&str, &[&str])]) {
+    let (mut broken, mut found) = (Vec::new(), BTreeSet::<&str>::new());
+    for source in sources.iter().filter(|source| !source.is_test()) {
+        for (library, homes) in clients {
             if source.names(library) {
                 if homes.contains(&source.module()) {
-                    *found.entry(library).or_default() += 1;
+                    found.insert(library);
                 } else {
                     broken.push(format!("{}: {library} belongs to {homes:?}", source.path));
                 }
@@ -230,7 +262,7 @@ fn each_client_library_has_one_importer() {
         }
     }
     assert_none(&broken, "one place imports a client library");
-    assert_eq!(found.len(), CLIENTS.len(), "each is imported by its home: {found:?}");
+    assert_eq!(found.len(), clients.len(), "each is imported by its home: {found:?}");
 }
 
 #[test]
@@ -304,7 +336,7 @@ fn tasks_are_started_by_name_in_one_file() {
         ["tokio::spawn(", "task::spawn(", "Handle::current()", "JoinSet", "JoinHandle", "OnDropHandle"];
     let threads = ["thread::spawn", "thread::Builder", "thread::scope"];
     let (mut broken, mut at_home) = (Vec::new(), 0);
-    for source in sources().iter().filter(|source| !source.is_test()) {
+    for source in sources().iter().chain(&below(BROKERS)).filter(|source| !source.is_test()) {
         let threads = threads.iter().filter(|_| !THREADS.contains(&source.path.as_str()));
         for word in starting.iter().chain(threads).filter(|word| source.code.contains(**word)) {
             if source.path == HOME {
@@ -319,13 +351,13 @@ fn tasks_are_started_by_name_in_one_file() {
 }
 
 #[test]
-fn facts_are_logged_and_counted_in_one_module() {
+fn facts_are_logged_and_counted_in_one_module_of_each_crate() {
     let (mut broken, mut facts, mut at_home) = (Vec::new(), 0, 0);
     let elsewhere = [
         ("a fact logs", &["trace!(", "debug!(", "info!(", "warn!(", "error!(", "event!("][..]),
         ("a fact counts", &[".inc()", ".inc_by(", ".observe(", "get_or_create("][..]),
     ];
-    for source in sources().iter().filter(|source| !source.is_test()) {
+    for source in sources().iter().chain(&below(BROKERS)).filter(|source| !source.is_test()) {
         facts += usize::from(source.code.contains(".emit("));
         for (rule, words) in elsewhere {
             for word in words.iter().filter(|word| source.code.contains(**word)) {
@@ -342,7 +374,7 @@ fn facts_are_logged_and_counted_in_one_module() {
             }
         }
     }
-    assert_none(&broken, "src/facts logs and counts, one struct per fact");
+    assert_none(&broken, "src/facts and facts.rs of crates/sinks log and count, one struct per fact");
     assert!(at_home > 20, "{at_home} log lines and counters are found where they belong");
     assert!(facts > 40, "{facts} files emit facts");
 }

@@ -4,6 +4,7 @@
 //! A fact that is counted takes the metrics that it counts in; one that is only logged takes none. Fields are borrowed.
 //! The log line is a short fixed sentence, to be searched for, with the fields beside it. A fact is emitted when it is
 //! one: after the write that makes it true. A field is shown by its `Display`, as people write it, never by its `Debug`.
+//! The facts of the connections to external brokers are in their crate, `hub-sinks`.
 
 mod api;
 mod dead_letters;
@@ -18,7 +19,6 @@ mod outbox_processor;
 mod process;
 mod relay;
 mod resolver;
-mod sinks;
 mod supervision;
 
 use std::error::Error;
@@ -37,7 +37,6 @@ pub use outbox_processor::*;
 pub use process::*;
 pub use relay::*;
 pub use resolver::*;
-pub use sinks::*;
 pub use supervision::*;
 
 /// Why something failed, whatever the error's type: shown with `%`.

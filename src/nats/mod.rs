@@ -1,5 +1,5 @@
-//! The NATS adapter, the only importer of `async-nats` besides `sinks/nats.rs`. Subjects are built and parsed only in
-//! [`subjects`]; stream and consumer definitions come from the JSON files under `nats/`.
+//! The NATS adapter, the only importer of `async-nats` in the hub. Subjects are built and parsed only in [`subjects`];
+//! stream and consumer definitions come from the JSON files under `nats/`.
 
 mod advisory;
 mod attempts;

@@ -29,18 +29,22 @@ pub struct PublishReason {
 }
 
 impl PublishError {
+    /// All messages wait.
     pub fn unavailable(reason: impl Into<String>) -> Self {
         Self::Unavailable { reason: PublishReason::new(reason) }
     }
 
+    /// Messages with this destination wait.
     pub fn no_room(reason: impl Into<String>) -> Self {
         Self::NoRoom { reason: PublishReason::new(reason) }
     }
 
+    /// An operator can correct the cause.
     pub fn refused(reason: impl Into<String>) -> Self {
         Self::Refused { reason: PublishReason::new(reason) }
     }
 
+    /// The message can never be published.
     pub fn permanent(reason: impl Into<String>) -> Self {
         Self::Permanent { reason: PublishReason::new(reason) }
     }
@@ -55,6 +59,7 @@ impl PublishError {
         self
     }
 
+    /// The text without the kind of the error.
     pub fn reason(&self) -> &PublishReason {
         let (Self::Unavailable { reason }
         | Self::NoRoom { reason }

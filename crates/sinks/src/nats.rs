@@ -17,12 +17,12 @@ use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, Request};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
+use hub_domain::words::span;
 use secrecy::{ExposeSecret, SecretString};
 
 use self::message::{Answer, check_subject, headers};
 use super::link::Link;
 use super::{Broker, BrokerTls, OutgoingMessage, PublishError, PublishedGroup, SettingError, Timeouts};
-use crate::domain::words::span;
 use crate::facts::{ExternalNatsClientEvent, ExternalNatsClosedBefore, ExternalNatsErrorReported};
 
 /// What acknowledges a message.

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
+use hub_domain::words::span;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::PublishError;
-use crate::domain::words::span;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);

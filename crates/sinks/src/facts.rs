@@ -1,62 +1,73 @@
-//! Connections to external brokers.
+//! What this crate logs, about connections to external brokers. A fact is one struct, whose `emit` writes the log line.
 
-use super::{Cause, Shown};
+use std::error::Error;
+use std::fmt;
+
+/// Why something failed, whatever the error's type: shown with `%`.
+type Cause<'a> = &'a (dyn Error + 'static);
+
+/// A name or another value that is shown with `%`.
+type Shown<'a> = &'a dyn fmt::Display;
 
 /// An external NATS server reported an error on the connection.
-pub struct ExternalNatsErrorReported<'a> {
-    pub error: Shown<'a>,
+pub(crate) struct ExternalNatsErrorReported<'a> {
+    pub(crate) error: Shown<'a>,
 }
 
 impl ExternalNatsErrorReported<'_> {
-    pub fn emit(self) {
+    pub(crate) fn emit(self) {
         let Self { error } = self;
         tracing::warn!(%error, "an external NATS server reported an error");
     }
 }
 
 /// Another event of the connection to an external NATS server.
-pub struct ExternalNatsClientEvent<'a> {
-    pub event: Shown<'a>,
+pub(crate) struct ExternalNatsClientEvent<'a> {
+    pub(crate) event: Shown<'a>,
 }
 
 impl ExternalNatsClientEvent<'_> {
-    pub fn emit(self) {
+    pub(crate) fn emit(self) {
         let Self { event } = self;
         tracing::debug!(%event, "external NATS client event");
     }
 }
 
 /// A connection that is to be closed was closed before.
-pub struct ExternalNatsClosedBefore<'a> {
-    pub error: Cause<'a>,
+pub(crate) struct ExternalNatsClosedBefore<'a> {
+    pub(crate) error: Cause<'a>,
 }
 
 impl ExternalNatsClosedBefore<'_> {
-    pub fn emit(self) {
+    pub(crate) fn emit(self) {
         let Self { error } = self;
         tracing::debug!(%error, "connection to an external NATS server was closed already");
     }
 }
 
 /// A connection that is to be closed was closed before, or did not close in time.
-pub struct AmqpClosedBefore<'a> {
-    pub broker: &'a str,
+#[cfg(feature = "amqp")]
+pub(crate) struct AmqpClosedBefore<'a> {
+    pub(crate) broker: &'a str,
 }
 
+#[cfg(feature = "amqp")]
 impl AmqpClosedBefore<'_> {
-    pub fn emit(self) {
+    pub(crate) fn emit(self) {
         let Self { broker } = self;
         tracing::debug!(broker, "connection was closed already");
     }
 }
 
 /// A producer was closed before all its records were acknowledged.
-pub struct KafkaRecordsPending<'a> {
-    pub error: Cause<'a>,
+#[cfg(feature = "kafka")]
+pub(crate) struct KafkaRecordsPending<'a> {
+    pub(crate) error: Cause<'a>,
 }
 
+#[cfg(feature = "kafka")]
 impl KafkaRecordsPending<'_> {
-    pub fn emit(self) {
+    pub(crate) fn emit(self) {
         let Self { error } = self;
         tracing::debug!(%error, "Kafka producer closed with records pending");
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use hub_domain::words::span;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
@@ -17,7 +18,6 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::link::{Link, Linked};
 use super::{Broker, BrokerTls, OutgoingMessage, PublishError, PublishedGroup, SettingError, Timeouts};
-use crate::domain::words::span;
 use crate::facts::AmqpClosedBefore;
 
 /// Most idle channels that are kept open.

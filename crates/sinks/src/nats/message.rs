@@ -5,7 +5,7 @@ use std::str::FromStr;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
-use crate::sinks::{OutgoingMessage, PublishError};
+use crate::{OutgoingMessage, PublishError};
 
 /// A publish acknowledgement, or an API error instead.
 #[derive(Deserialize)]

@@ -1,5 +1,24 @@
-//! External brokers: one trait, and one adapter per protocol. The relay of the producer outbox and the delivery to a
-//! subscription that names a broker publish through it.
+//! The external brokers of Integration Hub: one trait, and one adapter per protocol. The relay of the producer outbox and
+//! the delivery to a subscription that names a broker publish through it.
+//!
+//! ```no_run
+//! use hub_sinks::nats::{Nats, NatsOptions};
+//! use hub_sinks::{Broker, OutgoingMessage};
+//!
+//! # async fn publish() -> Result<(), Box<dyn std::error::Error>> {
+//! let broker = Nats::new(NatsOptions::new("nats://127.0.0.1:4222"))?;
+//! let message = OutgoingMessage {
+//!     id: "evt_7".to_owned(),
+//!     stream: "user.created".to_owned(),
+//!     key: "u-42".to_owned(),
+//!     body: r#"{"user": "u-42"}"#.into(),
+//!     headers: Vec::new(),
+//! };
+//! let published = broker.publish(&[message]).await;
+//! assert_eq!((published.acknowledged, published.error), (1, None));
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! | adapter | cargo feature | acknowledged when | de-duplicates by message id |
 //! |---|---|---|---|
@@ -20,6 +39,7 @@
 pub mod amqp;
 mod attempt;
 mod error;
+mod facts;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 mod link;
@@ -97,12 +117,14 @@ pub type NamedBroker = (String, Arc<dyn Broker>);
 pub struct SettingError {
     /// The field's name within the broker's entry.
     pub setting: &'static str,
+    /// The problem and its remedy.
     pub reason: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl SettingError {
-    pub(crate) fn new(setting: &'static str, reason: impl Into<String>) -> Self {
+    /// An error without a cause. `reason`: the problem and its remedy, without the field's name and without secrets.
+    pub fn new(setting: &'static str, reason: impl Into<String>) -> Self {
         Self { setting, reason: reason.into(), source: None }
     }
 

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use hub_domain::attempt::Attempt;
+use hub_domain::outcome::{Failure, Outcome};
+use hub_domain::words::span;
+
 use super::{Broker, OutgoingMessage, PublishError, PublishedGroup};
-use crate::domain::attempt::Attempt;
-use crate::domain::outcome::{Failure, Outcome};
-use crate::domain::words::span;
 
 /// Publishes one message and waits at most `timeout` for its acknowledgement. After a timeout the message may have
 /// arrived nevertheless.
