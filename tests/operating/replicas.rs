@@ -85,7 +85,9 @@ async fn all_settled(client: &TestClient, receiver: &Receiver, events: usize) {
 async fn two_replicas_of_every_role_share_the_work_and_double_nothing() {
     let broker = TestBroker::start().await;
     let receiver = receiver().await;
-    let mut hubs = [Hub::serve(&broker.url(), &settings(), &[]), Hub::serve(&broker.url(), &settings(), &[])];
+    // Each delivery is counted.
+    let settings = TestSettings::patient().with_redrives([Duration::from_secs(1); 8]);
+    let mut hubs = [Hub::serve(&broker.url(), &settings, &[]), Hub::serve(&broker.url(), &settings, &[])];
     for hub in &mut hubs {
         hub.ready().await;
     }
