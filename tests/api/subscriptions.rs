@@ -268,7 +268,7 @@ async fn a_token_allows_what_its_scopes_say_until_it_is_revoked() {
 
     // Only hashes are kept, and lists show none.
     let listed = hub.cli_ok(&["token", "list", "--output", "json"]).await;
-    let secret = reader.token().rsplit('_').next().unwrap();
+    let secret = reader.token_secret();
     let stored = broker.dump().await;
     for (where_, text) in [("list", &listed), ("streams", &stored), ("log", &hub.log())] {
         assert!(text.contains("reader") || where_ == "log", "{where_}: {text}");

@@ -77,6 +77,11 @@ impl ApiClient {
         self.token.as_deref().unwrap_or_default()
     }
 
+    /// The secret part of the token, `hub_<name>_<secret>`. It may itself contain `_`, and a name may not.
+    pub fn token_secret(&self) -> &str {
+        self.token().splitn(3, '_').nth(2).expect("a token with a secret")
+    }
+
     pub async fn get(&self, path: &str) -> ApiAnswer {
         self.send("GET", path, &[], None).await
     }

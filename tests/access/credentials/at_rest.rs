@@ -175,7 +175,7 @@ async fn no_plain_secret_is_anywhere_after_a_full_run() {
         json!({"delivery": {"auth": {"type": "bearer", "token": "hush-bearer", "key": "hush-header"}}});
     let answer = api.patch("/v1/subscriptions/bearer", &[("if-match", "*")], &wrong).await;
     said.push_str(&answer.expect(400).to_string());
-    let api_token = api.token().rsplit('_').next().expect("the secret is the last part").to_owned();
+    let api_token = api.token_secret().to_owned();
     let stored = broker.dump().await;
     let issued: Vec<String> = receiver
         .received("/oauth2")
