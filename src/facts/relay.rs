@@ -284,6 +284,35 @@ impl RowsDeleted {
     }
 }
 
+/// Rows that were due in more than two days are due now.
+pub struct RowsBroughtForward {
+    pub rows: u64,
+}
+
+impl RowsBroughtForward {
+    pub fn emit(self) {
+        if self.rows > 0 {
+            tracing::warn!(
+                rows = self.rows,
+                remedy = "check the clocks of the database and of each relay",
+                "rows of the producer outbox were due in more than two days, and are due now"
+            );
+        }
+    }
+}
+
+/// The search for rows that are due in days failed.
+pub struct FarRowsNotSearched<'a> {
+    pub error: Cause<'a>,
+}
+
+impl FarRowsNotSearched<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::debug!(%error, "search for rows that are due in days failed, will retry");
+    }
+}
+
 /// The search for rows that never become due failed.
 pub struct NeverDueRowsNotSearched<'a> {
     pub error: Cause<'a>,

@@ -88,7 +88,7 @@ impl Findings<'_> {
             "outbox.claim_time",
             "must be at least 1s; otherwise rows that are in flight are sent again",
         );
-        // Rows that become due later are abandoned (`hub_outbox::Store::abandon_never_due`).
+        // Rows that become due later are brought forward (`hub_outbox::Store::bring_forward`).
         let longest = Duration::from_secs(24 * 60 * 60);
         self.require(outbox.claim_time <= longest, "outbox.claim_time", "must be at most 1d");
         self.require(

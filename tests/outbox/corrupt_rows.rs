@@ -14,7 +14,7 @@ on_both!(
     a_row_that_cannot_be_read_fails_no_claim,
     an_operator_sees_every_row,
     the_relay_abandons_each_alone_and_sends_the_others,
-    a_wait_or_claim_far_ahead_is_abandoned,
+    a_wait_or_claim_far_ahead_is_brought_forward,
 );
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,6 @@ fn nonsense(database: &TestDatabase) -> Vec<(&'static str, Expected)> {
             ("created_at = '4000-01-01 BC'", Unreadable("created_at")),
             ("due_at = 'infinity'", NeverDue),
             ("due_at = '290000-01-01'", NeverDue),
-            ("due_at = now() + interval '3 days'", NeverDue),
             ("due_at = '-infinity'", Readable),
             ("due_at = '4000-01-01 BC'", Readable),
             ("attempts = 2147483647", Readable),
@@ -53,7 +52,6 @@ fn nonsense(database: &TestDatabase) -> Vec<(&'static str, Expected)> {
             ("payload = CAST(x'7bff7d' AS TEXT)", Unreadable("payload")),
             ("due_at = 9223372036854775807", NeverDue),
             ("due_at = 253402300800000", NeverDue),
-            ("due_at = (unixepoch() + 3 * 86400) * 1000", NeverDue),
             ("due_at = -9223372036854775807", Readable),
             ("attempts = 9223372036854775807", Readable),
             ("attempts = -9223372036854775807", Readable),
@@ -192,7 +190,7 @@ async fn the_relay_abandons_each_alone_and_sends_the_others(database: &TestDatab
 }
 
 /// A clock that was wrong leaves such rows, and so does another program.
-async fn a_wait_or_claim_far_ahead_is_abandoned(database: &TestDatabase) {
+async fn a_wait_or_claim_far_ahead_is_brought_forward(database: &TestDatabase) {
     let store = database.outbox(&[]).await;
     let mut events = Vec::new();
     for name in ["waits", "claimed", "soon"] {
@@ -219,12 +217,11 @@ async fn a_wait_or_claim_far_ahead_is_abandoned(database: &TestDatabase) {
     }
     // A row behind one of them is not postponed with it.
     assert_eq!(claim(&store, "one", 100).await, []);
-    let mut found: Vec<String> =
-        store.abandon_never_due(100).await.unwrap().into_iter().map(|row| row.message_id).collect();
-    found.sort();
-    assert_eq!(found, ["claimed", "waits"]);
-    let mut free: Vec<String> =
+    assert_eq!(store.bring_forward(100).await.unwrap(), 2);
+    assert_eq!(store.bring_forward(100).await.unwrap(), 0);
+    assert_eq!(store.abandon_never_due(100).await.unwrap(), []);
+    let mut due: Vec<String> =
         claim(&store, "two", 100).await.into_iter().map(|row| row.message_id).collect();
-    free.sort();
-    assert_eq!(free, ["behind-claimed", "behind-waits"]);
+    due.sort();
+    assert_eq!(due, ["behind-claimed", "behind-waits", "claimed", "waits"]);
 }

@@ -10,6 +10,10 @@ use time::OffsetDateTime;
 use crate::unreadable::{Text, UnreadableColumn, time_of};
 use hub_domain::producer_outbox::{Priority, Status};
 
+/// The furthest due time of a row, in days: a wait and a claim last one at most, and clocks differ. What is due later was
+/// written by a wrong clock or by another program.
+pub(crate) const FURTHEST_DUE_DAYS: i64 = 2;
+
 /// A selection of rows to claim.
 #[derive(Debug, Clone)]
 pub struct ClaimRequest<'a> {

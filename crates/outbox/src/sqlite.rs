@@ -11,9 +11,10 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqlitePool, SqlitePoo
 use crate::error::StoreError;
 use crate::migrations::{self, Migration};
 use crate::rows::{
-    BrokerSync, ClaimRequest, ClaimedColumns, ClaimedRow, FailedAttempt, GivenUp, SetUp, milliseconds,
+    BrokerSync, ClaimRequest, ClaimedColumns, ClaimedRow, FURTHEST_DUE_DAYS, FailedAttempt, GivenUp, SetUp,
+    milliseconds,
 };
-use crate::unreadable::{Text, UnreadableColumn};
+use crate::unreadable::Text;
 use hub_domain::producer_outbox::Status;
 
 const MIGRATIONS: [Migration; 2] = [
@@ -44,9 +45,9 @@ fn now() -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// A row that is due later never becomes due.
+/// Rows that are due later are brought forward.
 fn furthest_due(now: i64) -> i64 {
-    now.saturating_add(UnreadableColumn::FURTHEST_DUE * 24 * 60 * 60 * 1000)
+    now.saturating_add(FURTHEST_DUE_DAYS * 24 * 60 * 60 * 1000)
 }
 
 fn array<T: serde::Serialize>(items: &[T]) -> String {

@@ -317,6 +317,12 @@ impl Store {
         ask!(self, "cleaning up", UPKEEP_LIMIT, backend => backend.cleanup(retention, limit))
     }
 
+    /// Makes at most `limit` open rows due at once that would become due in more than two days: no wait and no claim of a
+    /// relay lasts that long, and they would block their streams. Returns how many.
+    pub async fn bring_forward(&self, limit: usize) -> Result<u64, StoreError> {
+        ask!(self, "looking for rows that are due in days", UPKEEP_LIMIT, backend => backend.bring_forward(limit))
+    }
+
     /// Abandons at most `limit` open rows that never become due, because another program wrote their due time. They would
     /// block their streams, and no claim finds them.
     pub async fn abandon_never_due(&self, limit: usize) -> Result<Vec<NeverDueRow>, StoreError> {

@@ -18,13 +18,8 @@ impl UnreadableColumn {
     pub(super) const NO_PRIORITY: &'static str = "the priority is unknown";
     /// Of a time outside of what RFC 3339 can express.
     pub(super) const NO_TIME: &'static str = "the time is outside the years 1 to 9999";
-    /// A row that becomes due much later than any wait or claim of a relay lasts, and would block its stream.
-    pub(super) const NEVER_DUE: Self = Self {
-        column: "due_at",
-        problem: "the time is more than two days ahead, and no row waits that long",
-    };
-    /// In days: a wait and a claim last one at most, and clocks differ.
-    pub(super) const FURTHEST_DUE: i64 = 2;
+    /// A row that never becomes due, and would block its stream.
+    pub(super) const NEVER_DUE: Self = Self { column: "due_at", problem: "the time is after the year 9999" };
 }
 
 /// An abandoned row whose due time never comes.

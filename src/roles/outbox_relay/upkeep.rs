@@ -1,5 +1,5 @@
-//! Upkeep of the producer outbox: deletes old rows, writes missing rows of external brokers, abandons rows that never
-//! become due, and measures the backlog.
+//! Upkeep of the producer outbox: deletes old rows, writes missing rows of external brokers, brings rows forward that a
+//! wrong clock has put off for days, abandons rows that never become due, and measures the backlog.
 //! Several relays may do it at the same time.
 
 use std::collections::BTreeSet;
@@ -11,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::OutboxRelaySettings;
 use crate::facts::{
-    BacklogNotRead, Metrics, MissingRowsNotSearched, MissingRowsWritten, NeverDueRowsNotSearched, Row,
-    RowAbandoned, RowsAbandoned, RowsDeleted, RowsNotDeleted,
+    BacklogNotRead, FarRowsNotSearched, Metrics, MissingRowsNotSearched, MissingRowsWritten,
+    NeverDueRowsNotSearched, Row, RowAbandoned, RowsAbandoned, RowsBroughtForward, RowsDeleted,
+    RowsNotDeleted,
 };
 use hub_outbox::{BrokerStatus, NeverDueRow, RowCursor, Store, StoreError};
 
@@ -21,6 +22,8 @@ const GAUGES: Duration = Duration::from_secs(10);
 const BETWEEN_BATCHES: Duration = Duration::from_millis(20);
 /// Published events per batch of the search for missing rows.
 const RECONCILED_AT_ONCE: usize = 1_000;
+/// Most rows that are brought forward in one pass; a wrong clock leaves many.
+const MOST_FAR_AHEAD: usize = 10_000;
 /// Most rows that never become due in one pass.
 const MOST_NEVER_DUE: usize = 100;
 
@@ -95,6 +98,10 @@ impl Upkeep {
         let mut measured: BTreeSet<String> = self.brokers.iter().cloned().collect();
         loop {
             ticks.tick().await;
+            match self.store.bring_forward(MOST_FAR_AHEAD).await {
+                Ok(rows) => RowsBroughtForward { rows }.emit(),
+                Err(error) => FarRowsNotSearched { error: &error }.emit(),
+            }
             // Before the backlog is read, in which these rows would stay.
             if let Err(error) = self.abandon_never_due().await {
                 NeverDueRowsNotSearched { error: &error }.emit();

@@ -1,7 +1,9 @@
 //! Operator commands and upkeep on PostgreSQL.
 
 use super::{Postgres, run};
-use crate::rows::{Batch, BrokerStatus, Retention, Row, RowColumns, RowCursor, RowSelection, milliseconds};
+use crate::rows::{
+    Batch, BrokerStatus, FURTHEST_DUE_DAYS, Retention, Row, RowColumns, RowCursor, RowSelection, milliseconds,
+};
 use crate::unreadable::{NeverDueColumns, NeverDueRow, UnreadableColumn};
 
 /// Condition for the rows of a selection. $1 broker, $2 statuses, $3 message ids, $4 stream, $5 event type; $6, $7 the
@@ -176,6 +178,23 @@ impl Postgres {
         Ok(deleted)
     }
 
+    pub(crate) async fn bring_forward(&self, limit: usize) -> Result<u64, sqlx::Error> {
+        let done = run!(
+            self,
+            execute,
+            sqlx::query(
+                "UPDATE hub_outbox.messages AS m SET due_at = now() FROM (
+                 SELECT position, broker FROM hub_outbox.messages
+                 WHERE due_at > now() + $2 * interval '1 day' AND due_at <= '9999-12-31 23:59:59.999999+00'
+                 LIMIT $1 FOR UPDATE SKIP LOCKED
+             ) AS far WHERE m.position = far.position AND m.broker = far.broker",
+            )
+            .bind(limit as i64)
+            .bind(FURTHEST_DUE_DAYS)
+        )?;
+        Ok(done.rows_affected())
+    }
+
     pub(crate) async fn abandon_never_due(&self, limit: usize) -> Result<Vec<NeverDueRow>, sqlx::Error> {
         let rows: Vec<NeverDueColumns> = run!(
             self,
@@ -183,7 +202,7 @@ impl Postgres {
             sqlx::query_as(
                 "WITH never AS MATERIALIZED (
                  SELECT m.position, m.broker FROM hub_outbox.messages AS m
-                 WHERE m.due_at > now() + $3 * interval '1 day' LIMIT $1 FOR UPDATE SKIP LOCKED
+                 WHERE m.due_at > '9999-12-31 23:59:59.999999+00' LIMIT $1 FOR UPDATE SKIP LOCKED
              )
              UPDATE hub_outbox.messages AS m
              SET status = 'abandoned', due_at = NULL, claimed_by = NULL, settled_at = now(), last_error = $2
@@ -192,7 +211,6 @@ impl Postgres {
             )
             .bind(limit as i64)
             .bind(UnreadableColumn::NEVER_DUE.to_string())
-            .bind(UnreadableColumn::FURTHEST_DUE)
         )?;
         Ok(rows.into_iter().map(NeverDueRow::read).collect())
     }

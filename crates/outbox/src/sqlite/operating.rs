@@ -1,6 +1,6 @@
 //! Operator commands and upkeep on SQLite.
 
-use super::{BEGIN, Sqlite, array, furthest_due, now};
+use super::{BEGIN, LAST_TIME, Sqlite, array, furthest_due, now};
 use crate::rows::{Batch, BrokerStatus, Retention, Row, RowColumns, RowCursor, RowSelection, milliseconds};
 use crate::unreadable::{NeverDueColumns, NeverDueRow, UnreadableColumn};
 
@@ -172,12 +172,37 @@ impl Sqlite {
     }
 
     /// Checked before the write lock is taken, as in a claim.
-    pub(crate) async fn abandon_never_due(&self, limit: usize) -> Result<Vec<NeverDueRow>, sqlx::Error> {
+    pub(crate) async fn bring_forward(&self, limit: usize) -> Result<u64, sqlx::Error> {
         let now = now();
-        let furthest = furthest_due(now);
+        let found: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM hub_outbox_messages WHERE due_at > ?1 AND due_at <= ?2)",
+        )
+        .bind(furthest_due(now))
+        .bind(LAST_TIME)
+        .fetch_one(&self.pool)
+        .await?;
+        if !found {
+            return Ok(0);
+        }
+        let done = sqlx::query(
+            "UPDATE hub_outbox_messages SET due_at = ?3
+             WHERE (position, broker) IN (SELECT position, broker FROM hub_outbox_messages
+                                          WHERE due_at > ?1 AND due_at <= ?2 LIMIT ?4)",
+        )
+        .bind(furthest_due(now))
+        .bind(LAST_TIME)
+        .bind(now)
+        .bind(limit as i64)
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Checked before the write lock is taken, as in a claim.
+    pub(crate) async fn abandon_never_due(&self, limit: usize) -> Result<Vec<NeverDueRow>, sqlx::Error> {
         let found: bool =
             sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM hub_outbox_messages WHERE due_at > ?1)")
-                .bind(furthest)
+                .bind(LAST_TIME)
                 .fetch_one(&self.pool)
                 .await?;
         if !found {
@@ -189,8 +214,8 @@ impl Sqlite {
              WHERE (position, broker) IN (SELECT position, broker FROM hub_outbox_messages WHERE due_at > ?1 LIMIT ?4)
              RETURNING position, broker, message_id, event_type, stream",
         )
-        .bind(furthest)
-        .bind(now)
+        .bind(LAST_TIME)
+        .bind(now())
         .bind(UnreadableColumn::NEVER_DUE.to_string())
         .bind(limit as i64)
         .fetch_all(&self.pool)
