@@ -1,10 +1,14 @@
 //! Rules of the source: imports, the place where subjects are built, the length of files, and the files of the image.
 
+mod crates;
+mod source;
+
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use integration_hub::domain::outcome::Reason;
+
+use source::{Source, below, root, sources};
 
 const MOST_LINES: usize = 500;
 /// Parts of the standard library that the core must not use. Its `Cargo.toml` determines its crates.
@@ -55,91 +59,6 @@ const TEST_DATA: [&str; 2] = ["bench", "panics"];
 /// Modules that use the adapters; no adapter imports them.
 const ABOVE: [&str; 7] = ["roles", "management", "serve", "cli", "dev", "demo", "hub_testkit"];
 
-struct Source {
-    /// The path below `src` or another folder, with slashes.
-    path: String,
-    lines: usize,
-    /// The code without comments and without the tests at the end of the file.
-    code: String,
-}
-
-impl Source {
-    /// `nats` for `nats/pull.rs`, `seal` for `seal.rs`.
-    fn module(&self) -> &str {
-        self.path.split('/').next().unwrap_or_default().trim_end_matches(".rs")
-    }
-
-    /// `dlt_router` for `roles/dlt_router/sweep.rs`.
-    fn role(&self) -> Option<&str> {
-        let rest = self.path.strip_prefix("roles/")?;
-        Some(rest.split('/').next()?.trim_end_matches(".rs")).filter(|name| *name != "mod")
-    }
-
-    /// True if a path begins with this name: `name::`, `use name;`, `use name as`.
-    fn names(&self, name: &str) -> bool {
-        self.code.match_indices(name).any(|(at, _)| {
-            let before = self.code[..at].chars().next_back();
-            let free =
-                before.is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '_' | ':' | '"' | '-' | '.'));
-            let after = &self.code[at + name.len()..];
-            let in_use =
-                self.code[..at].ends_with("use ") && (after.starts_with(';') || after.starts_with(" as "));
-            free && (after.starts_with("::") || in_use)
-        })
-    }
-
-    fn is_test(&self) -> bool {
-        self.path.ends_with("/tests.rs") || self.path.contains("/tests/")
-    }
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()
-}
-
-fn sources() -> Vec<Source> {
-    let sources = below("src");
-    assert!(sources.len() > 50, "only {} files found: is this the right folder?", sources.len());
-    sources
-}
-
-/// The Rust sources in a folder of the project.
-fn below(folder: &str) -> Vec<Source> {
-    let src = root().join(folder);
-    let (mut folders, mut sources) = (vec![src.clone()], Vec::new());
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).expect("sources are readable") {
-            let path = entry.expect("sources are readable").path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = fs::read_to_string(&path).expect("source is UTF-8");
-                let path =
-                    path.strip_prefix(&src).expect("below the folder").to_string_lossy().replace('\\', "/");
-                let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-                let code = code.lines().map(without_comment).collect::<Vec<_>>().join("\n");
-                sources.push(Source { path, lines: text.lines().count(), code });
-            }
-        }
-    }
-    sources
-}
-
-/// The line up to a `//` outside of strings.
-fn without_comment(line: &str) -> &str {
-    let (mut in_string, mut escaped) = (false, false);
-    for (at, character) in line.char_indices() {
-        match character {
-            _ if escaped => escaped = false,
-            '\\' if in_string => escaped = true,
-            '"' if !line[..at].ends_with('\'') => in_string = !in_string,
-            '/' if !in_string && line[at..].starts_with("//") => return &line[..at],
-            _ => {}
-        }
-    }
-    line
-}
-
 fn assert_none(broken: &[String], rule: &str) {
     assert!(broken.is_empty(), "{rule}:\n{}", broken.join("\n"));
 }
@@ -154,82 +73,6 @@ fn the_core_is_pure() {
         broken.extend(impure.map(|word| format!("{}: {word:?}", source.path)));
     }
     assert_none(&broken, "crates/domain knows no waiting, no clock and no outside");
-}
-
-/// The dependencies of a crate at any depth, from `cargo tree`.
-fn tree_of(package: &str, features: &str) -> Vec<String> {
-    let mut cargo = std::process::Command::new(env!("CARGO"));
-    cargo.args(["tree", "--locked", "--offline", "-e", "normal", "--prefix", "none", "--format", "{p}"]);
-    cargo.args(["-p", package, "--no-default-features", "--features", features]).current_dir(root());
-    let output = cargo.output().expect("cargo runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let tree = String::from_utf8(output.stdout).expect("text");
-    tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
-}
-
-#[test]
-fn the_core_brings_nothing_that_acts() {
-    let tree = tree_of("hub-domain", "");
-    assert!(tree.contains(&"serde".to_owned()), "{tree:?}");
-    let acting =
-        ["tokio", "async-nats", "hyper", "reqwest", "axum", "sqlx", "rand", "tracing", "futures-util"];
-    let broken: Vec<String> =
-        acting.into_iter().filter(|name| tree.iter().any(|found| found == name)).map(str::to_owned).collect();
-    assert_none(&broken, "the pure core depends on no runtime, client or source of randomness");
-}
-
-#[test]
-fn a_producer_gets_the_outbox_alone() {
-    for features in ["postgres", "sqlite", "postgres,sqlite,tls"] {
-        let tree = tree_of("hub-outbox", features);
-        assert!(tree.contains(&"sqlx".to_owned()), "{tree:?}");
-        let foreign =
-            ["async-nats", "axum", "hyper", "tonic", "reqwest", "clap", "redis", "lapin", "krafka", "utoipa"];
-        let broken: Vec<String> = foreign
-            .into_iter()
-            .filter(|name| tree.iter().any(|found| found == name))
-            .map(|name| format!("{features}: {name}"))
-            .collect();
-        assert_none(
-            &broken,
-            "a program that raises events brings no broker, no server and no command line along",
-        );
-    }
-}
-
-#[test]
-fn a_broker_brings_its_own_client_only() {
-    let brokers = [("", None), ("redis", Some("redis")), ("amqp", Some("lapin")), ("kafka", Some("krafka"))];
-    for (feature, client) in brokers {
-        let tree = tree_of("hub-sinks", feature);
-        assert!(tree.contains(&"async-nats".to_owned()), "{tree:?}");
-        let foreign = ["integration-hub", "sqlx", "axum", "hyper", "tonic", "reqwest", "clap", "utoipa"];
-        let others = ["redis", "lapin", "krafka"].into_iter().filter(|name| Some(*name) != client);
-        let broken: Vec<String> = foreign
-            .into_iter()
-            .chain(others)
-            .filter(|name| tree.iter().any(|found| found == name))
-            .map(|name| format!("{feature:?}: {name}"))
-            .collect();
-        assert_none(&broken, "a broker brings neither the client of another one nor anything of the hub");
-        let brought = client.is_none_or(|client| tree.iter().any(|found| found == client));
-        assert!(brought, "{feature}: {tree:?}");
-    }
-}
-
-#[test]
-fn the_endpoints_of_the_demo_need_no_crate_of_their_own() {
-    let tree = tree_of("hub-testkit", "receiver,token-endpoint");
-    assert!(tree.contains(&"hyper".to_owned()), "{tree:?}");
-    let direct = ["base64", "bytes", "http-body-util", "hyper", "hyper-util"];
-    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("the manifest is readable");
-    let dependencies = manifest.split("\n[dependencies]\n").nth(1).unwrap_or_default();
-    let dependencies = dependencies.split("\n[").next().unwrap_or_default();
-    let missing = |name: &&str| !dependencies.lines().any(|line| line.starts_with(&format!("{name} = ")));
-    let mut broken: Vec<String> = direct.into_iter().filter(missing).map(str::to_owned).collect();
-    let foreign = ["axum", "reqwest", "tokio-rustls", "rustls", "sqlx", "redis", "lapin", "krafka"];
-    broken.extend(tree.into_iter().filter(|name| foreign.contains(&name.as_str())));
-    assert_none(&broken, "the receiver and the token endpoint use crates that the hub needs anyway");
 }
 
 #[test]
@@ -461,16 +304,17 @@ fn each_reason_that_a_filter_offers_has_a_producer() {
 fn no_file_is_too_long() {
     let mut all = sources();
     for folder in fs::read_dir(root().join("crates")).expect("the crates are readable") {
-        let folder = folder.expect("the crates are readable").path().join("src");
+        let folder = folder.expect("the crates are readable").path();
         let folder = folder.strip_prefix(root()).expect("below the project").to_string_lossy().into_owned();
         all.extend(below(&folder));
     }
+    all.extend(below("tests"));
     let long = all
         .iter()
         .filter(|source| source.lines > MOST_LINES)
         .map(|source| format!("{}: {}", source.path, source.lines))
         .collect::<Vec<_>>();
-    assert_none(&long, &format!("no file under src and crates/*/src has more than {MOST_LINES} lines"));
+    assert_none(&long, &format!("no file under src, crates and tests has more than {MOST_LINES} lines"));
 }
 
 /// The image build needs every file that the sources embed.

@@ -1,0 +1,82 @@
+//! What each crate brings along.
+
+use std::fs;
+
+use super::assert_none;
+use super::source::root;
+
+/// The dependencies of a crate at any depth, from `cargo tree`.
+fn tree_of(package: &str, features: &str) -> Vec<String> {
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    cargo.args(["tree", "--locked", "--offline", "-e", "normal", "--prefix", "none", "--format", "{p}"]);
+    cargo.args(["-p", package, "--no-default-features", "--features", features]).current_dir(root());
+    let output = cargo.output().expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8(output.stdout).expect("text");
+    tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_core_brings_nothing_that_acts() {
+    let tree = tree_of("hub-domain", "");
+    assert!(tree.contains(&"serde".to_owned()), "{tree:?}");
+    let acting =
+        ["tokio", "async-nats", "hyper", "reqwest", "axum", "sqlx", "rand", "tracing", "futures-util"];
+    let broken: Vec<String> =
+        acting.into_iter().filter(|name| tree.iter().any(|found| found == name)).map(str::to_owned).collect();
+    assert_none(&broken, "the pure core depends on no runtime, client or source of randomness");
+}
+
+#[test]
+fn a_producer_gets_the_outbox_alone() {
+    for features in ["postgres", "sqlite", "postgres,sqlite,tls"] {
+        let tree = tree_of("hub-outbox", features);
+        assert!(tree.contains(&"sqlx".to_owned()), "{tree:?}");
+        let foreign =
+            ["async-nats", "axum", "hyper", "tonic", "reqwest", "clap", "redis", "lapin", "krafka", "utoipa"];
+        let broken: Vec<String> = foreign
+            .into_iter()
+            .filter(|name| tree.iter().any(|found| found == name))
+            .map(|name| format!("{features}: {name}"))
+            .collect();
+        assert_none(
+            &broken,
+            "a program that raises events brings no broker, no server and no command line along",
+        );
+    }
+}
+
+#[test]
+fn a_broker_brings_its_own_client_only() {
+    let brokers = [("", None), ("redis", Some("redis")), ("amqp", Some("lapin")), ("kafka", Some("krafka"))];
+    for (feature, client) in brokers {
+        let tree = tree_of("hub-sinks", feature);
+        assert!(tree.contains(&"async-nats".to_owned()), "{tree:?}");
+        let foreign = ["integration-hub", "sqlx", "axum", "hyper", "tonic", "reqwest", "clap", "utoipa"];
+        let others = ["redis", "lapin", "krafka"].into_iter().filter(|name| Some(*name) != client);
+        let broken: Vec<String> = foreign
+            .into_iter()
+            .chain(others)
+            .filter(|name| tree.iter().any(|found| found == name))
+            .map(|name| format!("{feature:?}: {name}"))
+            .collect();
+        assert_none(&broken, "a broker brings neither the client of another one nor anything of the hub");
+        let brought = client.is_none_or(|client| tree.iter().any(|found| found == client));
+        assert!(brought, "{feature}: {tree:?}");
+    }
+}
+
+#[test]
+fn the_endpoints_of_the_demo_need_no_crate_of_their_own() {
+    let tree = tree_of("hub-testkit", "receiver,token-endpoint");
+    assert!(tree.contains(&"hyper".to_owned()), "{tree:?}");
+    let direct = ["base64", "bytes", "http-body-util", "hyper", "hyper-util"];
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("the manifest is readable");
+    let dependencies = manifest.split("\n[dependencies]\n").nth(1).unwrap_or_default();
+    let dependencies = dependencies.split("\n[").next().unwrap_or_default();
+    let missing = |name: &&str| !dependencies.lines().any(|line| line.starts_with(&format!("{name} = ")));
+    let mut broken: Vec<String> = direct.into_iter().filter(missing).map(str::to_owned).collect();
+    let foreign = ["axum", "reqwest", "tokio-rustls", "rustls", "sqlx", "redis", "lapin", "krafka"];
+    broken.extend(tree.into_iter().filter(|name| foreign.contains(&name.as_str())));
+    assert_none(&broken, "the receiver and the token endpoint use crates that the hub needs anyway");
+}
