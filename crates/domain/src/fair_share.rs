@@ -19,7 +19,9 @@
 //!
 //! The memory for waiting items is shared by a dynamic threshold (Choudhury and Hahne, "Dynamic queue length thresholds
 //! for shared-memory packet switches", 1998): a queue may use a fraction of what is free, a smaller one if its items do
-//! not leave soon. So some is always free, however many subscriptions are stuck.
+//! not leave soon. So some is always free, however many subscriptions are stuck. While endpoints that answer use the whole
+//! pool, their queues may use all of it: nothing would start sooner if more were read, and moving items elsewhere costs as
+//! much as delivering them. A queue that then no longer moves gives its items [back](FairShare::relieve).
 //!
 //! A tenant's waiting subscriptions take turns in rings, by what they may take of the pool; those on probation and the
 //! others take turns. An operation costs O(log n) in the number of waiting subscriptions, however many items wait.
@@ -30,6 +32,7 @@ use std::time::Duration;
 use super::subscription::{Identity, RateLimit};
 
 mod bucket;
+mod memory;
 mod queue;
 mod slots;
 mod tenants;
@@ -50,14 +53,8 @@ const CONFIRMED_PART: usize = 16;
 /// The pool divided by this is reserved for the other tenants.
 const OTHERS_PART: usize = 16;
 
-/// A queue may use the free memory divided by this.
-const FREE_PART: usize = 4;
-/// The same for a queue whose items do not leave soon.
-const FREE_PART_STUCK: usize = 16;
 /// The waiting items of a subscription that is held for longer do not stay in memory.
 const LONG_HOLD: Duration = Duration::from_secs(10);
-/// A queue whose items leave soon may have this many if half of the free memory allows it.
-const ALWAYS: usize = 8;
 
 /// The place of a subscription in the slab.
 type Place = usize;
@@ -109,6 +106,8 @@ pub struct FairShare<T> {
     waiting: usize,
     /// Waiting items that count as held memory.
     in_memory: usize,
+    /// The last time when `relieve` looked at the queues.
+    relieved: Duration,
 }
 
 impl<T> FairShare<T> {
@@ -127,6 +126,7 @@ impl<T> FairShare<T> {
             turns: 0,
             waiting: 0,
             in_memory: 0,
+            relieved: Duration::ZERO,
         }
     }
 
@@ -145,23 +145,12 @@ impl<T> FairShare<T> {
             self.tenants.several() && waiting >= self.limits.queue_per_tenant
         };
         let long_hold = || self.held_for(subscription, now).is_some_and(|rest| rest > LONG_HOLD);
-        let full = self.waiting_of(subscription) >= self.allowance(subscription);
+        let full = self.waiting_of(subscription) >= self.allowance(subscription, now);
         if full || full_for_tenant() || long_hold() {
             return Err(item);
         }
         self.push(subscription, max_in_flight, rate, (item, true), now);
         Ok(())
-    }
-
-    /// The number of items of a subscription that may wait at the moment.
-    fn allowance(&self, subscription: &Identity) -> usize {
-        let memory = self.limits.memory;
-        let for_waiting = memory - self.slots.pool().min(memory / 2);
-        let free = for_waiting.saturating_sub(self.in_memory);
-        let flows = self.find(subscription).is_some_and(Queue::flows);
-        let allowed =
-            if flows { (free / FREE_PART).max(ALWAYS.min(free / 2)) } else { free / FREE_PART_STUCK };
-        self.limits.queue_per_subscription.min(allowed.max(1))
     }
 
     /// Queues an item even if the queue is full, for items whose number is bounded elsewhere.
@@ -272,7 +261,7 @@ impl<T> FairShare<T> {
     }
 
     /// Starts no item of a subscription until `until`; a hold that ends later stays. If that is long, removes and returns
-    /// the waiting items that count as memory.
+    /// the waiting items that count as memory, without those before an item that does not.
     pub fn hold(&mut self, subscription: &Identity, until: Duration, now: Duration) -> Vec<T> {
         let long = until.saturating_sub(now) > LONG_HOLD;
         let place = self.place_of(subscription);
@@ -285,16 +274,8 @@ impl<T> FairShare<T> {
             }
             self.limited.insert((ends, place));
         }
-        let (given, kept): (Vec<_>, Vec<_>) =
-            queue.items.drain(..).partition(|(_, in_memory)| long && *in_memory);
-        queue.items.extend(kept);
-        let tenant = queue.tenant;
-        self.in_memory -= given.len();
-        self.waiting -= given.len();
-        *self.tenants.waiting(tenant) -= given.len();
-        self.settle(place);
-        self.retire(place);
-        given.into_iter().map(|(item, _)| item).collect()
+        let kept = if long { 0 } else { usize::MAX };
+        self.give_back(place, kept).collect()
     }
 
     /// The rest of the hold of a subscription; `None` if it is not held.
@@ -319,16 +300,17 @@ impl<T> FairShare<T> {
     }
 
     /// The wait until the next item may run without another finish or offer: when a rate limit permits it, a hold ends,
-    /// or the subscriptions on probation may use more of the pool. `None` if there is no such time. Call it after `next`
-    /// has returned `None`.
+    /// or the subscriptions on probation may use more of the pool; or until `relieve` is due. `None` if there is no such
+    /// time. Call it after `next` has returned `None`, and after `relieve`.
     pub fn next_wake(&self, now: Duration) -> Option<Duration> {
+        let relief = self.relief_wait(now);
         if self.slots.is_full() {
-            return None;
+            return relief;
         }
         let limited = self.limited.first().map(|(until, _)| until.saturating_sub(now));
         let waits = Ring::ON_PROBATION.iter().any(|ring| self.tenants.least(*ring).is_some());
         let window = waits.then(|| self.slots.next_window(now));
-        limited.into_iter().chain(window).min()
+        limited.into_iter().chain(window).chain(relief).min()
     }
 
     /// Removes and returns all waiting items, for shutdown. Items in flight remain, until `finished` is called for them.

@@ -135,6 +135,9 @@ impl Worker {
             while let Some(held) = running.pool.next(now) {
                 self.start(&mut running, held, now);
             }
+            for held in running.pool.relieve(now) {
+                self.spill(&mut running, held);
+            }
             let wake = running.pool.next_wake(now);
             tokio::select! {
                 () = stop.cancelled() => break Ok(()),

@@ -20,6 +20,8 @@ pub(super) struct Queue<T> {
     /// Start times of the items in flight, with their number.
     running: BTreeMap<Duration, usize>,
     pub(super) in_flight: usize,
+    /// When an item ended last.
+    last_finish: Duration,
     /// Maximum number of items in flight.
     pub(super) share: usize,
     /// Maximum share: `max_in_flight`, at most the pool.
@@ -47,6 +49,7 @@ impl<T> Queue<T> {
             items: VecDeque::new(),
             running: BTreeMap::new(),
             in_flight: 0,
+            last_finish: Duration::ZERO,
             share: 1,
             most,
             on_probation: true,
@@ -73,9 +76,10 @@ impl<T> Queue<T> {
         })
     }
 
-    /// Whether its waiting items leave soon: otherwise they may take less of the memory.
-    pub(super) fn flows(&self) -> bool {
-        !self.on_probation && self.limited_until.is_none()
+    /// Whether items are in flight, and none has started or ended for `time`.
+    pub(super) fn stands_still(&self, now: Duration, time: Duration) -> bool {
+        let started = self.running.last_key_value().map(|(started, _)| *started);
+        started.is_some_and(|started| started.max(self.last_finish) + time <= now)
     }
 
     /// Whether an item in flight is slow.
@@ -101,6 +105,7 @@ impl<T> Queue<T> {
             return false;
         }
         self.in_flight -= 1;
+        self.last_finish = now;
         // An unknown start is the oldest one.
         let started = if self.running.contains_key(&started) { Some(started) } else { self.first_start() };
         if let Some(started) = started

@@ -57,6 +57,13 @@ impl Slots {
         }
     }
 
+    /// Whether endpoints that answer wait for slots: all that is open is used, and half of it at least by subscriptions that
+    /// are not on probation.
+    pub(super) fn are_used_well(&self) -> bool {
+        let open = self.pool - self.pool / RESERVED_PART;
+        self.in_flight >= open && 2 * (self.in_flight - self.on_probation) >= open
+    }
+
     /// Most slots of all subscriptions on probation together: half of the pool, or more if the others do not use it.
     fn probation_limit(&self) -> usize {
         let open = self.pool - self.pool / RESERVED_PART;

@@ -129,3 +129,61 @@ fn many_lanes_of_their_own() {
         check(&format!("{count} with lanes of their own"), &failing(count, Endpoint::hangs()));
     }
 }
+
+/// Moving them would cost the broker as much as their delivery, and nothing would start sooner.
+#[test]
+fn a_backlog_of_endpoints_that_use_the_whole_pool_stays_in_the_shared_lane() {
+    for count in [5, 10, 50] {
+        for seed in 0..seeds() {
+            let mut simulation = Simulation::new(seed);
+            let endpoint = Endpoint::answers_after(Duration::from_millis(3));
+            for _ in 0..count {
+                simulation.add(&Traffic {
+                    endpoint: endpoint.clone(),
+                    max_in_flight: 32,
+                    ..Traffic::default()
+                });
+            }
+            simulation.add_backlog(count, 60_000 / count);
+            simulation.run_for(Duration::from_secs(10));
+            assert!(simulation.pending() < 100, "{} are left", simulation.pending());
+            assert!(simulation.spilled() < 600, "{count}, seed {seed}: {} moved", simulation.spilled());
+            simulation.assert_none_lost();
+        }
+    }
+}
+
+#[test]
+fn endpoints_that_use_the_whole_pool_and_begin_to_hang() {
+    for count in [3, 10] {
+        for seed in 0..seeds() {
+            let mut simulation = Simulation::new(seed);
+            let quick = Endpoint::answers_after(Duration::from_millis(10));
+            for _ in 0..HEALTHY {
+                let rate = HEALTHY_RATE / HEALTHY as f64;
+                simulation.add(&Traffic { rate, endpoint: quick.clone(), ..Traffic::default() });
+            }
+            simulation.run_for(BEFORE);
+            let warm = quick.then(Duration::from_secs(5), Endpoint::hangs());
+            for _ in 0..count {
+                simulation.add(&Traffic { endpoint: warm.clone(), max_in_flight: 32, ..Traffic::default() });
+            }
+            simulation.add_backlog(count, 60_000 / count);
+            simulation.run_for(Duration::from_secs(5));
+            simulation.measure(0..HEALTHY);
+            simulation.run_for(Duration::from_secs(2));
+            let at_once = simulation.measure(0..HEALTHY);
+            // What was behind the backlog has arrived by then.
+            simulation.run_for(Duration::from_secs(5));
+            simulation.measure(0..HEALTHY);
+            simulation.run_for(Duration::from_secs(5));
+            let later = simulation.measure(0..HEALTHY);
+            println!("{count} hang, seed {seed}: {} of {} at once", at_once.delivered, at_once.published);
+            let delivered = at_once.delivered as f64;
+            assert!(delivered >= 0.98 * at_once.published as f64, "{count}, seed {seed}: {delivered}");
+            assert!(later.delivered as f64 >= 0.98 * later.published as f64, "{count}, seed {seed}");
+            assert!(later.p99() <= Duration::from_millis(50), "{count}, seed {seed}: {:?}", later.p99());
+            simulation.assert_none_lost();
+        }
+    }
+}

@@ -14,6 +14,9 @@ const SLOTS: usize = 64;
 const MEMORY: usize = 4096;
 /// Envelopes of an own lane in memory.
 const OWN_LANE_HELD: usize = 64;
+/// The reader of the shared lane gets this many envelopes in one go, and the next after this time.
+const READ_AT_ONCE: usize = 256;
+const READ_PAUSE: Duration = Duration::from_millis(5);
 /// Delay before a failed envelope is delivered again.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -61,6 +64,7 @@ enum Event {
     Publish(usize),
     End { envelope: Envelope, started: Duration, healthy: bool, retry_after: Option<Duration> },
     Redeliver(Envelope),
+    Read,
 }
 
 /// The results of a time.
@@ -91,9 +95,12 @@ pub(crate) struct Simulation {
     subscriptions: Vec<Subscription>,
     /// The shared lane: envelopes that are not in memory.
     shared: VecDeque<Envelope>,
+    /// Envelopes that the reader gets before its next pause.
+    may_read: usize,
     /// Envelopes of the shared lane in memory, in flight included.
     in_memory: usize,
     most_in_memory: usize,
+    spilled: usize,
     events: BinaryHeap<Reverse<(Duration, u64, Event)>>,
     now: Duration,
     count: u64,
@@ -115,8 +122,10 @@ impl Simulation {
             pool: FairShare::new(limits),
             subscriptions: Vec::new(),
             shared: VecDeque::new(),
+            may_read: READ_AT_ONCE,
             in_memory: 0,
             most_in_memory: 0,
+            spilled: 0,
             events: BinaryHeap::new(),
             now: Duration::ZERO,
             count: 0,
@@ -172,6 +181,24 @@ impl Simulation {
         measured
     }
 
+    /// Stores `count` envelopes of each of the last `subscriptions` subscriptions at once, in turns.
+    pub(crate) fn add_backlog(&mut self, subscriptions: usize, count: usize) {
+        for _ in 0..count {
+            for subscription in self.subscriptions.len() - subscriptions..self.subscriptions.len() {
+                self.publish(subscription);
+            }
+        }
+    }
+
+    /// Envelopes that moved to own lanes.
+    pub(crate) fn spilled(&self) -> usize {
+        self.spilled
+    }
+
+    pub(crate) fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
     pub(crate) fn most_in_memory(&self) -> usize {
         self.most_in_memory
     }
@@ -189,13 +216,10 @@ impl Simulation {
         match event {
             Event::Publish(subscription) => {
                 self.schedule_publish(subscription);
-                self.numbers += 1;
-                self.pending.insert(self.numbers);
-                self.subscriptions[subscription].published += 1;
-                let (number, published) = (self.numbers, self.now);
-                self.put(Envelope { number, subscription, published, own_lane: false });
+                self.publish(subscription);
             }
             Event::Redeliver(envelope) => self.put(envelope),
+            Event::Read => self.may_read = READ_AT_ONCE,
             Event::End { envelope, started, healthy, retry_after } => {
                 let subscription = &mut self.subscriptions[envelope.subscription];
                 let finish = if healthy { Finish::Healthy } else { Finish::Unhealthy };
@@ -220,6 +244,14 @@ impl Simulation {
         }
     }
 
+    fn publish(&mut self, subscription: usize) {
+        self.numbers += 1;
+        self.pending.insert(self.numbers);
+        self.subscriptions[subscription].published += 1;
+        let (number, published) = (self.numbers, self.now);
+        self.put(Envelope { number, subscription, published, own_lane: false });
+    }
+
     /// Stores an envelope in its lane.
     fn put(&mut self, envelope: Envelope) {
         let subscription = &mut self.subscriptions[envelope.subscription];
@@ -228,14 +260,23 @@ impl Simulation {
 
     /// Reads what there is room for, and starts what can start, until nothing changes.
     fn settle(&mut self) {
+        self.start();
+        for given_back in self.pool.relieve(self.now) {
+            self.spill(given_back);
+        }
         for subscription in 0..self.subscriptions.len() {
             if self.subscriptions[subscription].has_lane {
                 self.read_own(subscription);
             }
         }
         while self.in_memory < MEMORY
+            && self.may_read > 0
             && let Some(envelope) = self.shared.pop_front()
         {
+            self.may_read -= 1;
+            if self.may_read == 0 {
+                self.schedule(READ_PAUSE, Event::Read);
+            }
             self.in_memory += 1;
             self.most_in_memory = self.most_in_memory.max(self.in_memory);
             let (identity, max_in_flight, rate) = self.limits(envelope.subscription);
@@ -243,6 +284,10 @@ impl Simulation {
                 self.spill(refused);
             }
         }
+        self.start();
+    }
+
+    fn start(&mut self) {
         while let Some(envelope) = self.pool.next(self.now) {
             let subscription = &mut self.subscriptions[envelope.subscription];
             let first = *subscription.first_request.get_or_insert(self.now);
@@ -265,6 +310,7 @@ impl Simulation {
     /// Moves an envelope of the shared lane to the subscription's own lane.
     fn spill(&mut self, envelope: Envelope) {
         self.in_memory -= 1;
+        self.spilled += 1;
         let subscription = &mut self.subscriptions[envelope.subscription];
         subscription.has_lane = true;
         subscription.own.push_back(Envelope { own_lane: true, ..envelope });

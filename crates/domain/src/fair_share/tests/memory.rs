@@ -1,0 +1,88 @@
+//! The memory for waiting items.
+
+use super::*;
+
+const MEMORY: usize = 264;
+/// Memory for waiting items: all but the slots.
+const FOR_WAITING: u64 = 256;
+
+/// Eight slots, of which two are reserved, and subscriptions that are not on probation.
+fn proven(subscriptions: usize) -> FairShare<Item> {
+    let mut fair = FairShare::new(PoolLimits {
+        slots: 8,
+        queue_per_subscription: 10_000,
+        queue_per_tenant: usize::MAX,
+        memory: MEMORY,
+    });
+    prove(&mut fair, 0..subscriptions);
+    fair
+}
+
+/// Offers items in turns until one is refused, at most `most` each. Returns the number of accepted ones.
+fn fill(fair: &mut FairShare<Item>, subscriptions: usize, most: u64, now: Duration) -> u64 {
+    let mut accepted = 0;
+    for number in 0..most {
+        for subscription in 0..subscriptions {
+            while fair.next(now).is_some() {}
+            let item = (subscription, number);
+            match fair.offer(&id(subscription), 32, None, item, now) {
+                Ok(()) => accepted += 1,
+                Err(_) => return accepted,
+            }
+        }
+    }
+    accepted
+}
+
+#[test]
+fn one_queue_takes_a_quarter_of_the_free_memory() {
+    let mut fair = proven(1);
+    // Its share is less than the pool.
+    let accepted = fill(&mut fair, 1, 1_000, START);
+    let waiting = fair.waiting() as u64;
+    assert!(accepted > waiting && (40..=64).contains(&waiting), "{accepted}, {waiting}");
+}
+
+#[test]
+fn queues_take_all_memory_while_endpoints_that_answer_use_the_pool() {
+    let mut fair = proven(4);
+    assert_eq!(fill(&mut fair, 4, 100, START), 400, "nothing is refused");
+    assert_eq!(fair.in_flight(), 6);
+    assert!(fair.waiting() as u64 > FOR_WAITING);
+    assert!(fair.relieve(Duration::from_millis(99)).is_empty(), "they may still move");
+}
+
+#[test]
+fn queues_that_do_not_move_give_their_items_back_while_memory_is_short() {
+    let mut fair = proven(4);
+    fill(&mut fair, 4, 100, START);
+    let (slot, waiting) = (fair.waiting_of(&id(0)), fair.waiting());
+    let later = Duration::from_millis(150);
+    // The first one moves.
+    fair.finished(&id(0), Finish::Healthy, START, later);
+    assert_eq!(fair.next_wake(later), Some(Duration::ZERO));
+    let given = fair.relieve(later);
+    assert_eq!(
+        given.iter().map(|(subscription, _)| *subscription).collect::<BTreeSet<_>>(),
+        [1, 2, 3].into()
+    );
+    assert_eq!(fair.waiting() + given.len(), waiting);
+    assert_eq!(fair.waiting_of(&id(0)), slot);
+    // In order, and the first one stays.
+    let of_one: Vec<u64> =
+        given.iter().filter(|(subscription, _)| *subscription == 1).map(|item| item.1).collect();
+    assert!(of_one.is_sorted() && of_one.last() == Some(&99));
+    assert_eq!(fair.waiting_of(&id(1)), 1);
+    assert!(fair.relieve(later).is_empty());
+    assert_ne!(fair.next_wake(later), Some(Duration::ZERO));
+}
+
+#[test]
+fn a_new_subscription_that_hangs_has_its_part_until_it_is_slow() {
+    let mut fair = proven(0);
+    let accepted = fill(&mut fair, 1, 1_000, START);
+    assert!((40..=65).contains(&accepted), "{accepted}");
+    for number in 0..10 {
+        assert!(fair.offer(&id(0), 32, None, (0, number), queue::SLOW).is_err());
+    }
+}
