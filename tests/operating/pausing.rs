@@ -156,10 +156,18 @@ async fn envelopes_beyond_the_memory_move_to_lanes_of_their_own() {
         if stored == 10_000 { Ok(()) } else { Err(stored) }
     })
     .await;
-    for name in client.js.consumer_names(OUTBOX).await.expect("listed") {
-        let held = client.consumer(OUTBOX, &name).await.num_ack_pending as u64;
-        assert!(held <= if name == LANE { HELD } else { 64 }, "{held} of {name} in memory");
-    }
+    // Envelopes of endpoints that hang leave the shared lane for a while yet, and the server counts a moved envelope until it
+    // has processed the acknowledgement.
+    eventually(STEP, "each lane has no more than its memory", async || {
+        for name in client.js.consumer_names(OUTBOX).await.expect("listed") {
+            let held = client.consumer(OUTBOX, &name).await.num_ack_pending as u64;
+            if held > if name == LANE { HELD } else { 64 } {
+                return Err(format!("{held} of {name}"));
+            }
+        }
+        Ok(())
+    })
+    .await;
     let in_flight = hub.metric("hub_deliveries_in_flight", &["domain=\"policy-client\""]).await;
     let open: usize = hanging().map(|path| receiver.most_open(&path)).sum();
     assert!((1..=64).contains(&open), "{open} at the endpoints, the domain's pool has 64");
