@@ -261,7 +261,7 @@ impl<T> FairShare<T> {
     }
 
     /// Starts no item of a subscription until `until`; a hold that ends later stays. If that is long, removes and returns
-    /// the waiting items that count as memory, without those before an item that does not.
+    /// the waiting items that count as memory.
     pub fn hold(&mut self, subscription: &Identity, until: Duration, now: Duration) -> Vec<T> {
         let long = until.saturating_sub(now) > LONG_HOLD;
         let place = self.place_of(subscription);
@@ -275,7 +275,7 @@ impl<T> FairShare<T> {
             self.limited.insert((ends, place));
         }
         let kept = if long { 0 } else { usize::MAX };
-        self.give_back(place, kept).collect()
+        self.give_back(place, kept)
     }
 
     /// The rest of the hold of a subscription; `None` if it is not held.

@@ -57,19 +57,20 @@ impl<T> FairShare<T> {
         self.is_short_of_memory().then(|| due.saturating_sub(now))
     }
 
-    /// Removes and returns the waiting items of a queue that count as memory, without the first `kept`, and without those
-    /// before an item that does not count.
-    pub(super) fn give_back(&mut self, place: super::Place, kept: usize) -> impl Iterator<Item = T> + use<T> {
+    /// Removes and returns the waiting items of a queue that count as memory, without those among its first `kept` items.
+    pub(super) fn give_back(&mut self, place: super::Place, kept: usize) -> Vec<T> {
         let queue = self.queues[place].as_mut().expect(KNOWN);
-        let uncounted = queue.items.iter().rposition(|(_, in_memory)| !in_memory).map_or(0, |last| last + 1);
-        let given = queue.items.split_off(uncounted.max(kept).min(queue.items.len()));
+        let items = std::mem::take(&mut queue.items).into_iter().enumerate();
+        let (given, left): (Vec<_>, Vec<_>) =
+            items.partition(|(at, (_, in_memory))| *at >= kept && *in_memory);
+        queue.items.extend(left.into_iter().map(|(_, item)| item));
         let tenant = queue.tenant;
         self.in_memory -= given.len();
         self.waiting -= given.len();
         *self.tenants.waiting(tenant) -= given.len();
         self.settle(place);
         self.retire(place);
-        given.into_iter().map(|(item, _)| item)
+        given.into_iter().map(|(_, (item, _))| item).collect()
     }
 
     fn for_waiting(&self) -> usize {
