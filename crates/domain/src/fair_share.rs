@@ -19,9 +19,9 @@
 //!
 //! The memory for waiting items is shared by a dynamic threshold (Choudhury and Hahne, "Dynamic queue length thresholds
 //! for shared-memory packet switches", 1998): a queue may use a fraction of what is free, a smaller one if its items do
-//! not leave soon. So some is always free, however many subscriptions are stuck. While endpoints that answer use the whole
-//! pool, their queues may use all of it: nothing would start sooner if more were read, and moving items elsewhere costs as
-//! much as delivering them. A queue that then no longer moves gives its items [back](FairShare::relieve).
+//! not leave soon. So some is always free, however many subscriptions are stuck. While endpoints that answer quickly
+//! use the whole pool, their queues may use all of it: what is behind them waits for two seconds at most, and moving items
+//! elsewhere costs as much as delivering them. A queue that then no longer moves gives its items [back](FairShare::relieve).
 //!
 //! A tenant's waiting subscriptions take turns in rings, by what they may take of the pool; those on probation and the
 //! others take turns. An operation costs O(log n) in the number of waiting subscriptions, however many items wait.
@@ -251,7 +251,7 @@ impl<T> FairShare<T> {
         if !queue.finish(finish, started, confirmed, now) {
             return;
         }
-        self.slots.finish(was_on_probation);
+        self.slots.finish(was_on_probation, now);
         if queue.on_probation != was_on_probation {
             self.slots.change(queue.on_probation, queue.in_flight);
         }

@@ -24,7 +24,7 @@ impl<T> FairShare<T> {
         // Nothing is known yet of a new subscription; if it hangs, its items are given back.
         let allowed = match self.find(subscription).is_none_or(|queue| queue.flows(now)) {
             // What may be read at all is bounded elsewhere.
-            true if self.slots.are_used_well() => usize::MAX,
+            true if self.slots.are_used_well(self.for_waiting(), now) => usize::MAX,
             true => (free / FREE_PART).max(ALWAYS.min(free / 2)),
             false => free / FREE_PART_STUCK,
         };

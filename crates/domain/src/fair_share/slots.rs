@@ -11,6 +11,10 @@ const RESERVED_PART: usize = 4;
 const PROBES_PART: usize = 8;
 /// Interval over which the use of the pool is observed.
 const WINDOW: Duration = Duration::from_secs(1);
+/// Interval in which ended items are counted.
+const BEAT: Duration = Duration::from_millis(100);
+/// Waiting items leave soon if they would be gone after this many beats.
+const SOON: usize = 20;
 
 #[derive(Debug)]
 pub(super) struct Slots {
@@ -21,12 +25,24 @@ pub(super) struct Slots {
     window: Duration,
     /// Most slots that subscriptions without probation used at once, in the current window and in the one before.
     peaks: [usize; 2],
+    /// Start of the current beat.
+    beat: Duration,
+    /// Items that subscriptions without probation ended in the current beat, and in the one before.
+    ended: [usize; 2],
 }
 
 impl Slots {
     /// A pool of at least one slot.
     pub(super) fn new(pool: usize) -> Self {
-        Self { pool: pool.max(1), in_flight: 0, on_probation: 0, window: Duration::ZERO, peaks: [0; 2] }
+        Self {
+            pool: pool.max(1),
+            in_flight: 0,
+            on_probation: 0,
+            window: Duration::ZERO,
+            peaks: [0; 2],
+            beat: Duration::ZERO,
+            ended: [0; 2],
+        }
     }
 
     pub(super) fn pool(&self) -> usize {
@@ -57,11 +73,17 @@ impl Slots {
         }
     }
 
-    /// Whether endpoints that answer wait for slots: all that is open is used, and half of it at least by subscriptions that
-    /// are not on probation.
-    pub(super) fn are_used_well(&self) -> bool {
+    /// Whether endpoints that answer quickly wait for slots: all that is open is used, half of it at least by subscriptions
+    /// that are not on probation, and at their pace `memory` items are gone within two seconds.
+    pub(super) fn are_used_well(&self, memory: usize, now: Duration) -> bool {
         let open = self.pool - self.pool / RESERVED_PART;
-        self.in_flight >= open && 2 * (self.in_flight - self.on_probation) >= open
+        let passed = now.saturating_sub(self.beat);
+        let ended = match self.ended {
+            [current, before] if passed < BEAT => current.max(before),
+            [current, _] if passed < 2 * BEAT => current,
+            _ => 0,
+        };
+        self.in_flight >= open && 2 * (self.in_flight - self.on_probation) >= open && SOON * ended >= memory
     }
 
     /// Most slots of all subscriptions on probation together: half of the pool, or more if the others do not use it.
@@ -77,9 +99,15 @@ impl Slots {
         self.observe(now);
     }
 
-    pub(super) fn finish(&mut self, on_probation: bool) {
+    pub(super) fn finish(&mut self, on_probation: bool, now: Duration) {
         self.in_flight -= 1;
         self.on_probation -= usize::from(on_probation);
+        let passed = now.saturating_sub(self.beat);
+        if passed >= BEAT {
+            self.ended = [0, if passed < 2 * BEAT { self.ended[0] } else { 0 }];
+            self.beat = now;
+        }
+        self.ended[0] += usize::from(!on_probation);
     }
 
     /// A subscription with `in_flight` items is now on probation, or no longer.

@@ -187,3 +187,11 @@ fn endpoints_that_use_the_whole_pool_and_begin_to_hang() {
         }
     }
 }
+
+/// They answer in time, so they are not on probation; but what they have would be in memory for a minute.
+#[test]
+fn busy_endpoints_that_need_half_a_second_do_not_stop_the_reader() {
+    let slow = Endpoint::answers_after(Duration::from_millis(500));
+    let traffic = Traffic { rate: 100.0, endpoint: slow, max_in_flight: 32, ..Traffic::default() };
+    check("5 busy ones need half a second", &vec![traffic; 5]);
+}

@@ -18,6 +18,17 @@ fn proven(subscriptions: usize) -> FairShare<Item> {
     fair
 }
 
+/// The same, at a pace that frees all memory within two seconds.
+fn busy(subscriptions: usize) -> FairShare<Item> {
+    let mut fair = proven(subscriptions);
+    for number in 0..FOR_WAITING / 20 + 1 {
+        offer(&mut fair, 0, number).unwrap();
+        assert_eq!(fair.next(START), Some((0, number)));
+        finish(&mut fair, 0, true);
+    }
+    fair
+}
+
 /// Offers items in turns until one is refused, at most `most` each. Returns the number of accepted ones.
 fn fill(fair: &mut FairShare<Item>, subscriptions: usize, most: u64, now: Duration) -> u64 {
     let mut accepted = 0;
@@ -45,7 +56,7 @@ fn one_queue_takes_a_quarter_of_the_free_memory() {
 
 #[test]
 fn queues_take_all_memory_while_endpoints_that_answer_use_the_pool() {
-    let mut fair = proven(4);
+    let mut fair = busy(4);
     assert_eq!(fill(&mut fair, 4, 100, START), 400, "nothing is refused");
     assert_eq!(fair.in_flight(), 6);
     assert!(fair.waiting() as u64 > FOR_WAITING);
@@ -54,7 +65,7 @@ fn queues_take_all_memory_while_endpoints_that_answer_use_the_pool() {
 
 #[test]
 fn queues_that_do_not_move_give_their_items_back_while_memory_is_short() {
-    let mut fair = proven(4);
+    let mut fair = busy(4);
     fill(&mut fair, 4, 100, START);
     let (slot, waiting) = (fair.waiting_of(&id(0)), fair.waiting());
     let later = Duration::from_millis(150);
@@ -75,6 +86,16 @@ fn queues_that_do_not_move_give_their_items_back_while_memory_is_short() {
     assert_eq!(fair.waiting_of(&id(1)), 1);
     assert!(fair.relieve(later).is_empty());
     assert_ne!(fair.next_wake(later), Some(Duration::ZERO));
+}
+
+/// What is behind them would wait for long.
+#[test]
+fn queues_of_slow_endpoints_do_not_take_all_memory() {
+    let mut fair = proven(4);
+    assert!(fill(&mut fair, 4, 100, START) < FOR_WAITING, "their pace is not known");
+    let mut fair = busy(4);
+    let later = Duration::from_millis(250);
+    assert!(fill(&mut fair, 4, 100, later) < FOR_WAITING, "nothing has ended for a while");
 }
 
 #[test]
