@@ -156,7 +156,22 @@ impl SweepFailed<'_> {
     }
 }
 
-/// The sweep dead-lettered an envelope that no consumer would have delivered.
+/// The sweep could not look through a lane.
+pub struct LaneNotSwept<'a> {
+    pub error: Cause<'a>,
+    pub stream: &'a str,
+    pub lane: &'a str,
+    pub retry_in: Duration,
+}
+
+impl LaneNotSwept<'_> {
+    pub fn emit(self) {
+        let Self { error, stream, lane, retry_in } = self;
+        tracing::warn!(%error, stream, lane, retry_in = %rounded(retry_in), "lane not swept for stranded envelopes, will retry");
+    }
+}
+
+/// The sweep dead-lettered an envelope, or published it again, that no consumer would have delivered.
 pub struct StrandedEnvelopeFound<'a> {
     pub stream: &'a str,
     pub sequence: u64,

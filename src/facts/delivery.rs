@@ -111,6 +111,59 @@ impl DeadLetterNotWritten<'_> {
     }
 }
 
+/// The delivery log could not be read to tell which deliveries of an envelope were attempts.
+pub struct AttemptsNotLookedUp<'a> {
+    pub error: Cause<'a>,
+    pub domain: &'a str,
+}
+
+impl AttemptsNotLookedUp<'_> {
+    pub fn emit(self) {
+        let Self { error, domain } = self;
+        tracing::warn!(%error, domain, "delivery log not read, deliveries of a former process count as not attempted");
+    }
+}
+
+/// An envelope was published again, because its deliveries were used up although its attempts were not.
+pub struct EnvelopePublishedAgain<'a> {
+    pub subscription: &'a str,
+    pub envelope: &'a str,
+    pub attempts: u32,
+    /// Deliveries without an attempt.
+    pub untried: u32,
+}
+
+impl EnvelopePublishedAgain<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        metrics.counters.published_again.inc();
+        let Self { subscription, envelope, attempts, untried } = self;
+        let domain = &*metrics.domain;
+        tracing::info!(
+            domain,
+            subscription,
+            envelope,
+            attempts,
+            untried,
+            "envelope published again, deliveries without an attempt are not counted"
+        );
+    }
+}
+
+/// An envelope could not be published again, so it waits.
+pub struct EnvelopeNotPublishedAgain<'a> {
+    pub error: Cause<'a>,
+    pub envelope: &'a str,
+    pub retry_in: Duration,
+}
+
+impl EnvelopeNotPublishedAgain<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { error, envelope, retry_in } = self;
+        let domain = &*metrics.domain;
+        tracing::warn!(%error, domain, envelope, retry_in = %rounded(retry_in), "envelope not published again, will retry");
+    }
+}
+
 /// The last attempt could not be stored for `hub dlt show` and the router.
 pub struct LastAttemptNotStored<'a> {
     pub error: Cause<'a>,
@@ -121,7 +174,7 @@ impl LastAttemptNotStored<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, envelope } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, envelope, "last attempt not stored, its dead letter lacks the cause");
+        tracing::warn!(%error, domain, envelope, "last attempt not stored in the delivery log");
     }
 }
 

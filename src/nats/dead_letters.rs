@@ -143,11 +143,6 @@ impl JetStream {
         self.delete_dead_letter(domain, sequence).await
     }
 
-    /// Whether a dead letter exists. If not, it was delivered, discarded, or has a successor.
-    pub async fn dead_letter_exists(&self, domain: &str, sequence: u64) -> Result<bool, NatsError> {
-        self.has_message(&self.names().dlt_stream(domain), sequence).await
-    }
-
     /// Reads up to `limit` dead letters of a domain that the query accepts, starting at a sequence.
     pub async fn dead_letters(
         &self,
@@ -246,11 +241,9 @@ impl JetStream {
         let bare = (token.as_deref() != Some(subscription)).then_some(subscription);
         for name in token.as_deref().into_iter().chain(bare) {
             let subject = self.names().final_attempt(domain, name, envelope);
-            match self.get_last(&self.names().attempts_stream(), &subject).await {
-                Ok(Some(message)) => return Ok(serde_json::from_slice(&message.payload).ok()),
-                Ok(None) => {}
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
+            let found = self.get_last(&self.names().attempts_stream(), &subject).await?;
+            if let Some(message) = found {
+                return Ok(serde_json::from_slice(&message.payload).ok());
             }
         }
         Ok(None)

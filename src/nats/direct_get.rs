@@ -25,10 +25,25 @@ impl JetStream {
         stream: &str,
         filter: &str,
         since: Option<OffsetDateTime>,
+        look: impl FnMut(StoredMessage),
+    ) -> Result<(), NatsError> {
+        self.for_each_stored_from(stream, filter, 0, since, look).await
+    }
+
+    /// As [`Self::for_each_stored`], starting at a sequence that an earlier read found. `since` applies if it is 0, or if
+    /// the stream was made again in the meantime.
+    pub async fn for_each_stored_from(
+        &self,
+        stream: &str,
+        filter: &str,
+        from: u64,
+        since: Option<OffsetDateTime>,
         mut look: impl FnMut(StoredMessage),
     ) -> Result<(), NatsError> {
         let state = self.stream_info(stream).await?.state;
-        let mut from = state.first_seq.max(1);
+        let continues = from > 0 && from <= state.last_seq.saturating_add(1);
+        let since = if continues { None } else { since };
+        let mut from = if continues { from } else { state.first_seq.max(1) };
         let mut since = since.and_then(|since| since.format(&Rfc3339).ok());
         while from <= state.last_seq {
             let mut request = json!({"batch": BATCH, "max_bytes": BATCH_BYTES, "next_by_subj": filter});

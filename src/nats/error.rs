@@ -174,11 +174,6 @@ impl NatsError {
         })
     }
 
-    /// The requested message does not exist, but its stream does.
-    pub fn is_no_message(&self) -> bool {
-        self.has_code(ApiError::MESSAGE_NOT_FOUND) || self.has_code(ApiError::SEQUENCE_NOT_FOUND)
-    }
-
     pub fn is_delete_failed(&self) -> bool {
         self.has_code(ApiError::DELETE_FAILED)
     }

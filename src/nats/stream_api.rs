@@ -4,11 +4,11 @@ use async_nats::HeaderMap;
 use base64::Engine as _;
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::connection::JetStream;
 use super::error::{BoxError, NatsError};
+use super::gone::unless_gone;
 use super::message::Malformed;
 
 /// The fields of `STREAM.INFO` that the hub uses.
@@ -185,10 +185,8 @@ impl JetStream {
 
     async fn get_by(&self, stream: &str, request: Value) -> Result<Option<StoredMessage>, NatsError> {
         let subject = format!("STREAM.MSG.GET.{stream}");
-        let answer: GetAnswer = match self.api(&subject, &request).await {
-            Ok(answer) => answer,
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(answer) = unless_gone(self.api::<GetAnswer>(&subject, &request).await)? else {
+            return Ok(None);
         };
         let unreadable = |source: BoxError| NatsError::answer(subject.clone(), source);
         let decode = |text: &str| {
@@ -209,11 +207,8 @@ impl JetStream {
 
     /// Deletes a consumer. Succeeds if it does not exist.
     pub async fn delete_consumer(&self, stream: &str, consumer: &str) -> Result<(), NatsError> {
-        match self.api::<Value>(&format!("CONSUMER.DELETE.{stream}.{consumer}"), &Value::Null).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.is_not_found() => Ok(()),
-            Err(error) => Err(error),
-        }
+        let subject = format!("CONSUMER.DELETE.{stream}.{consumer}");
+        unless_gone(self.api::<Value>(&subject, &Value::Null).await).map(drop)
     }
 
     /// Pauses a consumer until a time (RFC 3339), or resumes it, as `nats consumer pause` and `resume` do.
@@ -228,26 +223,5 @@ impl JetStream {
             None => json!({}),
         };
         self.api::<Value>(&format!("CONSUMER.PAUSE.{stream}.{consumer}"), &request).await.map(drop)
-    }
-
-    /// Deletes one message. Succeeds if it does not exist.
-    pub async fn delete(&self, stream: &str, sequence: u64) -> Result<(), NatsError> {
-        let request = json!({"seq": sequence, "no_erase": true});
-        match self.api::<Value>(&format!("STREAM.MSG.DELETE.{stream}"), &request).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.is_not_found() => Ok(()),
-            Err(error) if error.is_delete_failed() && !self.has_message(stream, sequence).await? => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Whether the stream holds a message with this sequence, as its leader knows. A missing stream is an error.
-    pub async fn has_message(&self, stream: &str, sequence: u64) -> Result<bool, NatsError> {
-        let request = json!({"seq": sequence});
-        match self.api::<IgnoredAny>(&format!("STREAM.MSG.GET.{stream}"), &request).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.is_no_message() => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 }

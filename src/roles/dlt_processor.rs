@@ -253,8 +253,13 @@ impl Worker {
             subject: names.outbox(domain, SHARED_LANE, &token),
             message_id,
             payload: entry.payload.clone(),
-            headers: Carried { dead_letter: Some(sequence), redrives, attempts: letter.attempts }
-                .to_headers(),
+            headers: Carried {
+                dead_letter: Some(sequence),
+                redrives,
+                attempts: letter.attempts,
+                ..Carried::default()
+            }
+            .to_headers(),
         };
         self.js.publish_each(std::slice::from_ref(&outgoing)).await?;
         self.js.mark_replaying(domain, sequence).await?;

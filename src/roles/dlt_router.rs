@@ -52,7 +52,8 @@ impl DltRouter {
         read: ReadEnvelope,
     ) -> Self {
         let (domains, schedule) = (settings.stream_parameters.domains.clone(), settings.schedule.clone());
-        let router = Router::new(js, domains, schedule, metrics, read);
+        let max_deliver = settings.stream_parameters.max_deliver;
+        let router = Router::new(js, domains, schedule, max_deliver, metrics, read);
         Self { router: Arc::new(router), settings, ready }
     }
 

@@ -11,6 +11,7 @@ mod holds;
 mod lanes;
 mod log;
 mod settle;
+mod tries;
 mod worker;
 
 use std::sync::Arc;

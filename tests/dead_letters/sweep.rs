@@ -1,5 +1,6 @@
 //! Exhausted envelopes whose advisory never reaches the router: the sweep moves each to the DLT, once.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::support::{
@@ -147,4 +148,85 @@ async fn messages_in_foreign_lanes_become_dead_letters_and_nothing_else_does() {
     {
         assert!(!log.contains(repeated), "{log}");
     }
+}
+
+/// An exhausted message pins the ack floor while others are pending, so that the consumer's state does not show it.
+#[tokio::test]
+async fn under_steady_traffic_each_exhausted_envelope_is_found() {
+    let broker = TestBroker::start().await;
+    let receiver = failing_receiver().await;
+    receiver.set("/steady", Behaviour::slow(Duration::from_millis(300)));
+    let roles = ["--role", "event-processor,outbox-processor"];
+    let mut first = Hub::serve(&broker.url(), &TestSettings::quick(), &roles);
+    first.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    subscribe(&client, &receiver).await;
+    client.subscribe([subscription("steady", &["organization.>"], &receiver.url("/steady"))]).await;
+
+    let published = AtomicUsize::new(0);
+    let traffic = async {
+        loop {
+            let number = published.load(Ordering::Relaxed);
+            client.publish("organization.updated", &format!("steady-{number}")).await;
+            published.store(number + 1, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let found = async {
+        receiver.wait_for("/steady", 20, STEP).await;
+        let events = ids("event", 36);
+        client.publish_all("member.invited", &events).await;
+        eventually(STEP, "an advisory for each envelope", async || {
+            let advisories = broker.messages("HUB_ADVISORIES").await;
+            if advisories == 72 { Ok(()) } else { Err(advisories) }
+        })
+        .await;
+        let advisories = client.context.get_stream("HUB_ADVISORIES").await.expect("the stream is there");
+        advisories.purge().await.expect("purged");
+        // However much is acknowledged after it, the first exhausted message stays above the ack floor.
+        receiver.wait_for("/steady", receiver.count("/steady") + 100, STEP).await;
+        let first = client.stream(OUTBOX).await.state.first_sequence;
+        let lane = client.consumer(OUTBOX, "lane-shared").await;
+        assert!(lane.ack_floor.stream_sequence < first && lane.num_ack_pending > 0, "{first}: {lane:?}");
+        let mut router = Hub::serve(&broker.url(), &TestSettings::quick(), &["--role", "dlt-router"]);
+        router.ready().await;
+        let lane = eventually(STEP, "each is found", async || {
+            let letters = client.stream(DLT).await.state.messages;
+            if letters == 72 { Ok(client.consumer(OUTBOX, "lane-shared").await) } else { Err(letters) }
+        })
+        .await;
+        assert!(lane.num_ack_pending > 0, "traffic flows: {lane:?}");
+        assert_eq!(router.log().matches("stranded envelope found").count(), 72);
+        events
+    };
+    let events = tokio::select! {
+        () = traffic => unreachable!("it does not end"),
+        events = found => events,
+    };
+    assert_each_dead_once(&client, &receiver, &events, "under steady traffic").await;
+    // Nothing of the traffic became a dead letter, or was sent twice.
+    broker.nothing_pending_within(STEP).await;
+    assert_eq!(client.stream(DLT).await.state.last_sequence, 72);
+    assert!(receiver.accepted("/steady").len() >= published.load(Ordering::Relaxed));
+    assert!(receiver.doubles("/steady").is_empty());
+}
+
+/// What waits for its retry is pending, however long it waits.
+#[tokio::test]
+async fn an_envelope_that_waits_for_its_retry_is_not_stranded() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    receiver.set("/down-1", Behaviour::failing_first(10, 503));
+    let settings =
+        TestSettings::quick().with(|settings| settings.delivery.retry = Some(vec![Duration::from_secs(6)]));
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client.subscribe([subscription("down-1", &["member.>"], &receiver.url("/down-1"))]).await;
+    client.publish_all("member.invited", &ids("event", 10)).await;
+    receiver.wait_accepted("/down-1", 10, STEP).await;
+    broker.nothing_pending_within(STEP).await;
+    assert_eq!(receiver.count("/down-1"), 20);
+    assert_eq!(client.stream(DLT).await.state.last_sequence, 0);
+    assert!(!hub.log().contains("stranded envelope found"));
 }

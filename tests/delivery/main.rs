@@ -3,6 +3,7 @@
 use hub_harness as support;
 
 mod answers;
+mod attempts;
 mod broker_target;
 mod broker_target_faults;
 mod burst;

@@ -11,6 +11,10 @@ pub struct Carried {
     pub redrives: u32,
     /// `Hub-Attempts`: number of attempts before the message was moved to its current place.
     pub attempts: u32,
+    /// `Hub-Tried`: those of them since the fan-out or the last redrive.
+    pub tried: u32,
+    /// `Hub-Untried`: deliveries since then without an attempt.
+    pub untried: u32,
 }
 
 impl Carried {
@@ -23,17 +27,24 @@ impl Carried {
             dead_letter: sequence.filter(|sequence| (1..=i64::MAX as u64).contains(sequence)),
             redrives: count(headers::REDRIVES),
             attempts: count(headers::ATTEMPTS),
+            tried: count(headers::TRIED),
+            untried: count(headers::UNTRIED),
         }
     }
 
     /// The headers in order, as names and values.
     pub fn to_headers(self) -> Vec<(&'static str, String)> {
-        let mut headers = Vec::with_capacity(3);
+        let mut headers = Vec::with_capacity(5);
         if let Some(sequence) = self.dead_letter {
             headers.push((headers::DEAD_LETTER, sequence.to_string()));
             headers.push((headers::REDRIVES, self.redrives.to_string()));
         }
         headers.push((headers::ATTEMPTS, self.attempts.to_string()));
+        for (name, count) in [(headers::TRIED, self.tried), (headers::UNTRIED, self.untried)] {
+            if count > 0 {
+                headers.push((name, count.to_string()));
+            }
+        }
         headers
     }
 }
@@ -49,9 +60,15 @@ mod tests {
     #[test]
     fn headers_round_trip() {
         for carried in [
-            Carried { dead_letter: Some(7), redrives: 2, attempts: 15 },
-            Carried { dead_letter: None, redrives: 0, attempts: 3 },
-            Carried { dead_letter: Some(i64::MAX as u64), redrives: 0, attempts: u32::MAX },
+            Carried { dead_letter: Some(7), redrives: 2, attempts: 15, tried: 0, untried: 0 },
+            Carried { dead_letter: None, redrives: 0, attempts: 3, tried: 2, untried: 1 },
+            Carried {
+                dead_letter: Some(i64::MAX as u64),
+                redrives: 0,
+                attempts: u32::MAX,
+                tried: 0,
+                untried: u32::MAX,
+            },
         ] {
             let headers = carried.to_headers();
             let borrowed: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();

@@ -9,6 +9,10 @@ pub(crate) const DEAD_LETTER: &str = "Hub-Dead-Letter";
 pub(crate) const REDRIVES: &str = "Hub-Redrives";
 /// The number of attempts so far, in an envelope or dead letter.
 pub const ATTEMPTS: &str = "Hub-Attempts";
+/// The number of attempts since the fan-out or the last redrive, in an envelope.
+pub(crate) const TRIED: &str = "Hub-Tried";
+/// The number of deliveries since then without an attempt, in an envelope.
+pub(crate) const UNTRIED: &str = "Hub-Untried";
 
 /// The id of the envelope, in a dead letter or final attempt.
 pub const ID: &str = "Hub-Id";

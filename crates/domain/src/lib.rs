@@ -31,6 +31,7 @@ pub mod carried;
 pub mod category;
 pub mod dead_letter;
 pub mod dead_letter_query;
+pub mod deliveries;
 pub mod duration;
 pub mod envelope;
 pub mod event;

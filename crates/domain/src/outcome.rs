@@ -222,7 +222,7 @@ pub enum Reason {
     CircuitOpen,
     /// The message in the domain outbox is not an envelope.
     Undecodable,
-    /// The attempts were used up, but the advisory was lost; the sweep found the envelope.
+    /// The broker does not deliver it again, although its attempts are not used up.
     Stranded,
     /// The subscription was removed.
     Removed,
@@ -341,8 +341,9 @@ pub enum Decision {
 /// Jitter lengthens or shortens a wait by at most this fraction.
 const JITTER: f64 = 0.1;
 
-/// Decides about an envelope after an attempt. `attempt` is the delivery count of the NATS server, from 1; `statuses` are
-/// those of the subscription; `jitter` is random, in `[0, 1)`.
+/// Decides about an envelope after an attempt. `attempt` is its number since the fan-out or the last redrive, from 1
+/// ([`Deliveries::next_attempt`](super::deliveries::Deliveries::next_attempt)); `statuses` are those of the
+/// subscription; `jitter` is random, in `[0, 1)`.
 ///
 /// | outcome | before the last attempt | at the last | fault |
 /// |---|---|---|---|

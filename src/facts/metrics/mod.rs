@@ -76,6 +76,8 @@ labelled_families! {
             "delivery_seconds", "Duration of a delivery attempt in seconds, by domain";
         spilled: Counter =
             "envelopes_spilled", "Envelopes moved to their subscription's own lane, by domain";
+        published_again: Counter = "envelopes_published_again",
+            "Envelopes published again because not all of their used-up deliveries were attempts, by domain";
         attempts_logged: Counter =
             "attempts_logged", "Records of attempts stored in the delivery log, by domain";
         attempts_unlogged: Counter =

@@ -4,20 +4,43 @@
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::domain::carried::Carried;
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
+use crate::domain::deliveries::{Verdict, after_last_delivery, is_final};
 use crate::domain::envelope::Envelope;
+use crate::domain::last_words::LastWords;
 use crate::domain::outcome::{Fault, Reason};
-use crate::facts::{AdvisoryOfUnknownStream, DeadLettered, EnvelopeGone, ExhaustedRedriveDropped, Metrics};
-use crate::nats::{JetStream, NatsError, StoredMessage};
+use crate::facts::{
+    AdvisoryOfUnknownStream, DeadLettered, EnvelopeGone, EnvelopePublishedAgain, ExhaustedRedriveDropped,
+    Metrics,
+};
+use crate::nats::{EnvelopeMessage, JetStream, LoggedAttempts, NatsError, Predecessor, StoredMessage};
+use crate::panics;
+
+/// The error of an envelope that the broker delivered too often without an attempt.
+const UNTRIED: &str =
+    "no attempt was completed: the process ended or lost its connection after each delivery";
 
 pub(super) struct Router {
     js: JetStream,
     domains: Vec<String>,
     schedule: Vec<Duration>,
+    max_deliver: u32,
+    logged: LoggedAttempts,
     metrics: Metrics,
     read: ReadEnvelope,
+}
+
+/// What became of an envelope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Routed {
+    /// It is not in its outbox any more, or its dead letter is resolved.
+    Gone,
+    DeadLettered,
+    /// Its last delivery was not tried, or its attempt was cut.
+    PublishedAgain,
 }
 
 /// Reads the body of a message of an outbox as an envelope.
@@ -39,57 +62,34 @@ impl Router {
         js: JetStream,
         domains: Vec<String>,
         schedule: Vec<Duration>,
+        max_deliver: u32,
         metrics: Metrics,
         read: ReadEnvelope,
     ) -> Self {
-        Self { js, domains, schedule, metrics, read }
+        let logged = LoggedAttempts::new(js.clone());
+        Self { js, domains, schedule, max_deliver, logged, metrics, read }
     }
 
     pub(super) fn js(&self) -> &JetStream {
         &self.js
     }
 
-    /// Dead-letters the envelope at a sequence of an outbox; false if it is gone.
+    /// Dead-letters the envelope at a sequence of an outbox, or publishes it again if its deliveries were not all attempts.
     pub(super) async fn route(
         &self,
         stream: &str,
         sequence: u64,
         cause: Cause<'_>,
-    ) -> Result<bool, NatsError> {
+    ) -> Result<Routed, NatsError> {
         let names = self.js.names();
         let Some(domain) = self.domains.iter().find(|domain| names.outbox_stream(domain) == stream) else {
             AdvisoryOfUnknownStream { stream, sequence }.emit();
-            return Ok(false);
+            return Ok(Routed::Gone);
         };
         let Some(message) = self.js.get(stream, sequence).await? else {
             EnvelopeGone { stream, sequence }.emit();
-            return Ok(false);
+            return Ok(Routed::Gone);
         };
-        let predecessor = Carried::read(|name| message.header(name)).dead_letter;
-        if let Some(predecessor) = predecessor
-            && !self.js.dead_letter_exists(domain, predecessor).await?
-        {
-            self.js.delete(stream, sequence).await?;
-            ExhaustedRedriveDropped { stream, sequence }.emit();
-            return Ok(false);
-        }
-        let letter = self.letter(domain, &message, cause).await?;
-        let (subject, body, block) = (&message.subject, message.payload.clone(), message.header_block());
-        self.js.put_dead_letter_with_headers(subject, sequence, &letter, body, block).await?;
-        if let Some(predecessor) = predecessor {
-            self.js.delete_dead_letter(domain, predecessor).await?;
-        }
-        self.js.delete(stream, sequence).await?;
-        DeadLettered { letter: &letter }.emit(&self.metrics);
-        Ok(true)
-    }
-
-    async fn letter(
-        &self,
-        domain: &str,
-        message: &StoredMessage,
-        cause: Cause<'_>,
-    ) -> Result<DeadLetter, NatsError> {
         let carried = Carried::read(|name| message.header(name));
         let malformed = message.malformed();
         let envelope = match cause {
@@ -97,49 +97,144 @@ impl Router {
             _ if malformed.is_some() => None,
             _ => (self.read)(&message.payload).ok(),
         };
-        let words = match &envelope {
+        let id = envelope.as_ref().map(|envelope| &*envelope.id);
+        if let Some(predecessor) = carried.dead_letter
+            && self.js.predecessor(domain, predecessor, id).await? == Predecessor::Resolved
+        {
+            self.js.delete(stream, sequence).await?;
+            ExhaustedRedriveDropped { stream, sequence }.emit();
+            return Ok(Routed::Gone);
+        }
+        let letter = match &envelope {
             Some(envelope) => {
-                let Envelope { tenant, subscription, id, .. } = envelope;
-                self.js.last_words(domain, tenant, subscription, id).await?
+                let words = self.final_attempt(domain, envelope, carried).await?;
+                match self.verdict(domain, &message, envelope, carried, words.as_ref(), cause).await {
+                    Verdict::PublishAgain(counts) => {
+                        self.publish_again(domain, &message, envelope, counts).await?;
+                        self.js.delete(stream, sequence).await?;
+                        return Ok(Routed::PublishedAgain);
+                    }
+                    Verdict::DeadLetter { reason, attempts } => {
+                        self.letter(domain, Origin::of(envelope), carried, reason, attempts, words)
+                    }
+                }
             }
-            None => None,
+            None => {
+                let subject = names.parse_outbox(&message.subject);
+                let named = subject.and_then(|subject| Some(subject.reference()?.id().to_owned()));
+                let origin = Origin::unread(domain, sequence, named.as_deref());
+                let (reason, error) = match cause {
+                    Cause::Panicked { detail } => (Reason::InternalError, Some(detail.to_owned())),
+                    _ => (Reason::Undecodable, malformed.map(|why| why.to_string())),
+                };
+                let mut letter = self.letter(domain, origin, carried, reason, carried.attempts, None);
+                letter.last_error = error;
+                letter
+            }
         };
-        // Those of an earlier redrive do not count.
-        let words = words.filter(|words| words.attempt > carried.attempts);
+        let (subject, body, block) = (&message.subject, message.payload.clone(), message.header_block());
+        self.js.put_dead_letter_with_headers(subject, sequence, &letter, body, block).await?;
+        if let Some(predecessor) = carried.dead_letter {
+            self.js.resolve_dead_letter(domain, predecessor, id).await?;
+        }
+        self.js.delete(stream, sequence).await?;
+        DeadLettered { letter: &letter }.emit(&self.metrics);
+        Ok(Routed::DeadLettered)
+    }
+
+    /// Whether the final failed attempt of an envelope is stored, so that no worker will try it again, whatever its
+    /// consumer knows. False for a message that is not an envelope.
+    pub(super) async fn is_finished(&self, domain: &str, message: &StoredMessage) -> Result<bool, NatsError> {
+        if message.malformed().is_some() {
+            return Ok(false);
+        }
+        let Ok(Ok(envelope)) = panics::catch(|| (self.read)(&message.payload)) else { return Ok(false) };
+        let carried = Carried::read(|name| message.header(name));
+        let words = self.final_attempt(domain, &envelope, carried).await?;
+        Ok(words.is_some_and(|words| is_final(carried, words.attempt, self.max_deliver)))
+    }
+
+    /// The final failed attempt, if it is stored. That of an earlier redrive does not count.
+    async fn final_attempt(
+        &self,
+        domain: &str,
+        envelope: &Envelope<'_>,
+        carried: Carried,
+    ) -> Result<Option<LastWords>, NatsError> {
+        let Envelope { tenant, subscription, id, .. } = envelope;
+        let words = self.js.last_words(domain, tenant, subscription, id).await?;
+        Ok(words.filter(|words| words.attempt > carried.attempts))
+    }
+
+    async fn verdict(
+        &self,
+        domain: &str,
+        message: &StoredMessage,
+        envelope: &Envelope<'_>,
+        carried: Carried,
+        words: Option<&LastWords>,
+        cause: Cause<'_>,
+    ) -> Verdict {
         let deliveries = match cause {
             Cause::Exhausted { deliveries } | Cause::Stranded { deliveries } => deliveries,
             Cause::Panicked { .. } => 0,
         };
-        let reason = match (&envelope, cause) {
-            (_, Cause::Panicked { .. }) => Reason::InternalError,
-            (None, _) => Reason::Undecodable,
-            (Some(_), Cause::Exhausted { .. }) => Reason::Exhausted,
-            // Its stored last attempt proves that it is exhausted: only the advisory was missed.
-            (Some(_), Cause::Stranded { .. }) if words.is_some() => Reason::Exhausted,
-            (Some(_), Cause::Stranded { .. }) => Reason::Stranded,
+        let stored_at = OffsetDateTime::parse(&message.time, &Rfc3339);
+        let logged = match (words, stored_at) {
+            (None, Ok(stored_at)) => self.logged.highest(domain, envelope, stored_at).await,
+            _ => 0,
         };
-        let origin = match &envelope {
-            Some(envelope) => Origin::of(envelope),
-            None => {
-                let subject = self.js.names().parse_outbox(&message.subject);
-                let named = subject.and_then(|subject| Some(subject.reference()?.id().to_owned()));
-                Origin::unread(domain, message.sequence, named.as_deref())
-            }
+        let attempt = words.map(|words| words.attempt);
+        after_last_delivery(carried, deliveries, attempt, logged, self.max_deliver)
+    }
+
+    async fn publish_again(
+        &self,
+        domain: &str,
+        message: &StoredMessage,
+        envelope: &Envelope<'_>,
+        counts: Carried,
+    ) -> Result<(), NatsError> {
+        let again = EnvelopeMessage {
+            subject: message.subject.clone(),
+            // As of a copy by a worker.
+            message_id: format!("{}-{}", self.js.names().outbox_stream(domain), message.sequence),
+            payload: message.payload.clone(),
+            headers: counts.to_headers(),
         };
+        self.js.publish_each(std::slice::from_ref(&again)).await?;
+        EnvelopePublishedAgain {
+            subscription: &envelope.subscription,
+            envelope: &envelope.id,
+            attempts: counts.attempts,
+            untried: counts.untried,
+        }
+        .emit(&self.metrics.of_domain(domain));
+        Ok(())
+    }
+
+    fn letter(
+        &self,
+        domain: &str,
+        origin: Origin,
+        carried: Carried,
+        reason: Reason,
+        attempts: u32,
+        words: Option<LastWords>,
+    ) -> DeadLetter {
         let failed = Failed {
             reason,
             fault: words.as_ref().map_or(Fault::Hub, |words| words.fault),
-            attempts: words
-                .as_ref()
-                .map_or(carried.attempts.saturating_add(deliveries), |words| words.attempt),
+            attempts,
             redrives: carried.redrives,
             status: words.as_ref().and_then(|words| words.status),
-            error: match cause {
-                Cause::Panicked { detail } => Some(detail.to_owned()),
-                _ => words.map(|words| words.error).or_else(|| malformed.map(|why| why.to_string())),
+            error: match words {
+                Some(words) => Some(words.error),
+                None if reason == Reason::Stranded => Some(UNTRIED.to_owned()),
+                None => None,
             },
             at: OffsetDateTime::now_utc(),
         };
-        Ok(DeadLetter::new(domain, origin, failed, &self.schedule))
+        DeadLetter::new(domain, origin, failed, &self.schedule)
     }
 }

@@ -1,8 +1,18 @@
 //! The sweep: finds envelopes in an outbox that no consumer will deliver.
 //!
-//! A message is stranded if it is at or below its lane's ack floor, or at or below the lane's delivered sequence while
-//! nothing is pending there. An acknowledgement in progress looks the same for a moment, so a candidate counts only if
-//! the next pass finds it again. A lane that has messages but no consumer gets one.
+//! A message that its lane has delivered and that is still there is stranded if one of these is true:
+//!
+//! - Its final failed attempt is stored, and it had been delivered before the pass before this one, so that an advisory
+//!   has had its time. No worker tries it again, so this holds while other messages flow.
+//! - It is at or below its lane's ack floor, or nothing of the lane is pending, both times that the sweep looks at it. An
+//!   acknowledgement in progress looks the same for a moment.
+//!
+//! Under traffic the second rule does not find an exhausted message: the server drops it from the pending ones without
+//! moving the ack floor, so that the message itself pins the floor until the lane has nothing pending
+//! (`consumer.processAckMsgLocked` of nats-server).
+//!
+//! What is gone meanwhile is done. An error of one message, lane or domain is logged, and the pass continues; only an
+//! unavailable server ends it. A lane that has messages but no consumer gets one.
 //!
 //! No worker reads a lane that another publisher made up. The sweep reads its messages by their sequences, and
 //! dead-letters them.
@@ -11,18 +21,54 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
 use crate::facts::{
-    LaneNotCreated, LaneWithoutConsumer, StrandedEnvelopeFound, StrandedEnvelopeNotRouted, SweepFailed,
+    LaneNotCreated, LaneNotSwept, LaneWithoutConsumer, StrandedEnvelopeFound, StrandedEnvelopeNotRouted,
+    SweepFailed,
 };
 use crate::nats::definitions::StreamParameters;
 use crate::nats::subjects::{is_lane, lane_consumer, lane_of_consumer};
-use crate::nats::{ConsumerInfo, NatsError};
+use crate::nats::{ConsumerInfo, NatsError, StoredMessage};
 use crate::panics;
 
-use super::route::{Cause, Router};
+use super::route::{Cause, Routed, Router};
 
-/// Most candidates of one pass in one lane.
-const MOST_PER_PASS: usize = 1_000;
+/// Most candidates of one pass in one lane; the next pass continues after them.
+const MOST_PER_PASS: usize = 4_000;
+/// Candidates that are looked at together.
+const TOGETHER: usize = 32;
+/// Bytes of candidates above which no further one joins them.
+const BYTES_TOGETHER: usize = 8 * 1024 * 1024;
+
+/// What the passes know about the lanes of a domain, by name.
+type Lanes = HashMap<String, Lane>;
+
+/// What earlier passes found in a lane.
+#[derive(Default)]
+struct Lane {
+    /// The last sequence that the consumer had delivered at the last pass.
+    delivered: u64,
+    /// Where the next pass begins; 0 at the beginning of a round over the whole lane.
+    from: u64,
+    /// Messages that the consumer did not know as pending: of the last round, and of this one.
+    suspects: HashSet<u64>,
+    new_suspects: HashSet<u64>,
+}
+
+impl Lane {
+    /// Begins a pass; returns the last sequence that the consumer had delivered at the last pass. A consumer that was made
+    /// again since then does not count.
+    fn begin(&mut self, consumer: &ConsumerInfo) -> u64 {
+        let now = consumer.delivered.stream_seq;
+        std::mem::replace(&mut self.delivered, now).min(now)
+    }
+
+    fn end_round(&mut self) {
+        self.from = 0;
+        self.suspects = std::mem::take(&mut self.new_suspects);
+    }
+}
 
 pub(super) struct Sweep {
     router: Arc<Router>,
@@ -39,60 +85,119 @@ impl Sweep {
 
     /// Never returns. May be dropped at any point: each step of a pass may be repeated.
     pub(super) async fn run(self) {
-        let mut candidates: HashMap<String, HashSet<u64>> = HashMap::new();
+        let mut domains: HashMap<String, Lanes> = HashMap::new();
         let mut ticks = tokio::time::interval(self.interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             for domain in &self.stream_parameters.domains {
-                let known = candidates.remove(domain).unwrap_or_default();
-                match self.pass(domain, &known).await {
-                    Ok(found) => {
-                        candidates.insert(domain.clone(), found);
-                    }
-                    Err(error) => {
-                        SweepFailed { error: &error, domain, retry_in: self.interval }.emit();
-                    }
+                let lanes = domains.entry(domain.clone()).or_default();
+                if let Err(error) = self.pass(domain, lanes).await {
+                    SweepFailed { error: &error, domain, retry_in: self.interval }.emit();
                 }
             }
         }
     }
 
-    /// Dead-letters the candidates that an earlier pass found as well; returns the new candidates.
-    async fn pass(&self, domain: &str, known: &HashSet<u64>) -> Result<HashSet<u64>, NatsError> {
+    /// Dead-letters what is stranded in the lanes of a domain.
+    async fn pass(&self, domain: &str, lanes: &mut Lanes) -> Result<(), NatsError> {
         let js = self.router.js();
         let stream = js.names().outbox_stream(domain);
         if js.stream_info(&stream).await?.state.messages == 0 {
-            return Ok(HashSet::new());
+            lanes.clear();
+            return Ok(());
         }
-        let mut found = HashSet::new();
         let consumers = js.consumer_names(&stream).await?;
-        for lane in consumers.iter().filter_map(|name| lane_of_consumer(name)) {
-            let consumer = js.consumer_info(&stream, &lane_consumer(lane)).await?;
-            let filter = js.names().lane_filter(domain, lane);
-            let mut from = 1;
-            for _ in 0..MOST_PER_PASS {
-                let Some(message) = js.get_next(&stream, from, &filter).await? else { break };
-                if !is_stranded(&consumer, message.sequence) {
-                    break;
-                }
-                from = message.sequence + 1;
-                if !known.contains(&message.sequence) {
-                    found.insert(message.sequence);
-                    continue;
-                }
-                // Those behind it need not wait.
-                if !self.route_stranded(&stream, message.sequence).await {
-                    found.insert(message.sequence);
+        let names: HashSet<&str> = consumers.iter().filter_map(|name| lane_of_consumer(name)).collect();
+        lanes.retain(|lane, _| names.contains(lane.as_str()));
+        for name in names {
+            let lane = lanes.entry(name.to_owned()).or_default();
+            match self.pass_of_lane(domain, &stream, name, lane).await {
+                Ok(()) => {}
+                // The consumer was removed meanwhile.
+                Err(error) if error.is_not_found() => {}
+                Err(error) if error.is_unreachable() => return Err(error),
+                Err(error) => {
+                    let retry_in = self.interval;
+                    LaneNotSwept { error: &error, stream: &stream, lane: name, retry_in }.emit();
                 }
             }
         }
-        self.create_missing_consumers(domain, &stream, &consumers).await?;
-        Ok(found)
+        self.create_missing_consumers(domain, &stream, &consumers).await
+    }
+
+    async fn pass_of_lane(
+        &self,
+        domain: &str,
+        stream: &str,
+        name: &str,
+        lane: &mut Lane,
+    ) -> Result<(), NatsError> {
+        let js = self.router.js();
+        let consumer = js.consumer_info(stream, &lane_consumer(name)).await?;
+        let old = lane.begin(&consumer);
+        let last = last_unknown_to(&consumer).max(old);
+        let filter = js.names().lane_filter(domain, name);
+        let mut left = MOST_PER_PASS;
+        while left > 0 {
+            let mut candidates = Vec::new();
+            let (mut bytes, mut at_end) = (0, false);
+            while !at_end && candidates.len() < TOGETHER && bytes < BYTES_TOGETHER && left > 0 {
+                let message = js.get_next(stream, lane.from.max(1), &filter).await?;
+                let Some(message) = message.filter(|message| message.sequence <= last) else {
+                    at_end = true;
+                    continue;
+                };
+                left -= 1;
+                lane.from = message.sequence + 1;
+                bytes += message.payload.len();
+                candidates.push(message);
+            }
+            // The messages were there after the consumer's state was read.
+            let known = &lane.suspects;
+            let found: Vec<_> = stream::iter(candidates)
+                .map(|message| self.look_at(domain, stream, &consumer, old, known, message))
+                .buffer_unordered(TOGETHER)
+                .try_collect()
+                .await?;
+            lane.new_suspects.extend(found.into_iter().flatten());
+            if at_end {
+                lane.end_round();
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Dead-letters a candidate that is stranded. Returns its sequence if the next look decides.
+    async fn look_at(
+        &self,
+        domain: &str,
+        stream: &str,
+        consumer: &ConsumerInfo,
+        old: u64,
+        known: &HashSet<u64>,
+        message: StoredMessage,
+    ) -> Result<Option<u64>, NatsError> {
+        let sequence = message.sequence;
+        let is_unknown = sequence <= last_unknown_to(consumer);
+        let stranded = if is_unknown && known.contains(&sequence) {
+            Ok(true)
+        } else if sequence <= old {
+            self.router.is_finished(domain, &message).await
+        } else {
+            Ok(false)
+        };
+        let is_left = match stranded {
+            Ok(true) => self.route_stranded(stream, sequence).await?,
+            Ok(false) => true,
+            Err(error) => self.not_routed(stream, sequence, error)?,
+        };
+        Ok((is_left && is_unknown).then_some(sequence))
     }
 
     /// Dead-letters a stranded envelope; if that panics, without reading it.
-    async fn dead_letter(&self, stream: &str, sequence: u64) -> Result<bool, NatsError> {
+    async fn dead_letter(&self, stream: &str, sequence: u64) -> Result<Routed, NatsError> {
         let cause = Cause::Stranded { deliveries: self.stream_parameters.max_deliver };
         match panics::catch_async(self.router.route(stream, sequence, cause)).await {
             Ok(routed) => routed,
@@ -174,30 +279,37 @@ impl Sweep {
                 left -= 1;
                 from = message.sequence + 1;
                 if js.names().parse_outbox(&message.subject).is_none_or(|subject| !is_lane(subject.lane)) {
-                    self.route_stranded(stream, message.sequence).await;
+                    self.route_stranded(stream, message.sequence).await?;
                 }
             }
         }
         Ok(())
     }
 
-    /// Dead-letters a stranded envelope; false if that failed, which is logged.
-    async fn route_stranded(&self, stream: &str, sequence: u64) -> bool {
+    /// Dead-letters a stranded envelope; true if it is still there because that failed, which is logged.
+    async fn route_stranded(&self, stream: &str, sequence: u64) -> Result<bool, NatsError> {
         match self.dead_letter(stream, sequence).await {
-            Ok(true) => StrandedEnvelopeFound { stream, sequence }.emit(),
-            Ok(false) => {}
-            Err(error) => {
-                let retry_in = self.interval;
-                StrandedEnvelopeNotRouted { error: &error, stream, sequence, retry_in }.emit();
-                return false;
+            Ok(Routed::DeadLettered | Routed::PublishedAgain) => {
+                StrandedEnvelopeFound { stream, sequence }.emit();
+                Ok(false)
             }
+            Ok(Routed::Gone) => Ok(false),
+            Err(error) => self.not_routed(stream, sequence, error),
         }
-        true
+    }
+
+    /// An error of one message is logged; that of an unavailable server ends the pass.
+    fn not_routed(&self, stream: &str, sequence: u64, error: NatsError) -> Result<bool, NatsError> {
+        if error.is_unreachable() {
+            return Err(error);
+        }
+        let retry_in = self.interval;
+        StrandedEnvelopeNotRouted { error: &error, stream, sequence, retry_in }.emit();
+        Ok(true)
     }
 }
 
-/// See the module documentation.
-fn is_stranded(consumer: &ConsumerInfo, sequence: u64) -> bool {
-    sequence <= consumer.ack_floor.stream_seq
-        || (consumer.num_ack_pending == 0 && sequence <= consumer.delivered.stream_seq)
+/// The sequence up to which the consumer has no message pending and will deliver none again.
+fn last_unknown_to(consumer: &ConsumerInfo) -> u64 {
+    if consumer.num_ack_pending == 0 { consumer.delivered.stream_seq } else { consumer.ack_floor.stream_seq }
 }

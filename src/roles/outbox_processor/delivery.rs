@@ -8,7 +8,9 @@ use super::Subscriptions;
 use super::brokers::Brokers;
 use super::disable::disable;
 use super::settle::{Settle, Tried};
+use super::tries::Tries;
 use crate::domain::attempt::Attempt;
+use crate::domain::deliveries::Deliveries;
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::Finish;
 use crate::domain::index::IndexEntry;
@@ -132,8 +134,9 @@ impl Delivery {
                 return Health::UNTRIED;
             }
         };
-        if inner.settle.is_resolved(message).await {
+        if inner.settle.is_resolved(message, &envelope).await {
             inner.settle.redriven_is_resolved(&envelope);
+            inner.settle.tries().forget(message);
             message.acker.ack().await;
             return Health::UNTRIED;
         }
@@ -142,6 +145,7 @@ impl Delivery {
             return Health::UNTRIED;
         };
         let subscription = &identity.subscription;
+        let known = inner.settle.tries().look_up(message).await;
         let destination = match &inner.subscriptions {
             Subscriptions::Registry(registry) => inner.known_destination(registry, &identity).await,
             Subscriptions::InEnvelopes => inner.destination_of_envelope(&identity, &envelope),
@@ -150,12 +154,15 @@ impl Delivery {
             Destination::Deliver(prepared) => prepared,
             Destination::DeadLetter(reason, text) => {
                 let decision = Decision::DeadLetter { reason, fault: Fault::Subscriber };
-                inner.settle.settle(message, &envelope, decision, Tried::not_at_all(&text)).await;
+                inner.settle.settle(message, &envelope, decision, Tried::not_at_all(&text), &known).await;
                 return Health::UNTRIED;
             }
         };
+        if inner.settle.goes_back(message, &envelope, &known).await {
+            return Health::UNTRIED;
+        }
         let attempt = match prepared.receiver {
-            Ok(Receiver::Endpoint(target)) => inner.to_endpoint(message, &envelope, &target).await,
+            Ok(Receiver::Endpoint(target)) => inner.to_endpoint(message, &envelope, &target, &known).await,
             Ok(Receiver::Broker(delivery)) => inner.to_broker(&envelope, &delivery).await,
             Err(failure) => Attempt::failed(failure),
         };
@@ -166,7 +173,7 @@ impl Delivery {
                 PreparedFrom::Json(_) => DisablingElsewhere { subscription, reason: &reason }.emit(),
             }
         }
-        self.settle(message, &envelope, &attempt, &prepared.statuses).await
+        self.settle(message, &envelope, &attempt, &prepared.statuses, &known).await
     }
 
     async fn settle(
@@ -175,16 +182,22 @@ impl Delivery {
         envelope: &Envelope<'_>,
         attempt: &Attempt,
         statuses: &Statuses,
+        known: &Deliveries,
     ) -> Health {
         let settle = &self.inner.settle;
-        let decision = settle.decide(&attempt.outcome, message.deliveries, statuses);
-        settle.settle(message, envelope, decision, Tried::once(attempt)).await;
+        let decision = settle.decide(&attempt.outcome, known, statuses);
+        settle.settle(message, envelope, decision, Tried::once(attempt), known).await;
         let hold = match self.inner.subscriptions {
             Subscriptions::Registry(_) => settle.hold(&attempt.outcome, statuses),
             // This envelope waits as its endpoint asked; others may have another endpoint in their copy.
             Subscriptions::InEnvelopes => None,
         };
         Health { finish: attempt.outcome.finish(), hold }
+    }
+
+    /// The attempts on the envelopes of its domain.
+    pub(super) fn tries(&self) -> &Arc<Tries> {
+        self.inner.settle.tries()
     }
 
     /// Dead-letters a message that is not a readable envelope.
@@ -197,6 +210,9 @@ impl Delivery {
         let stream = self.inner.settle.stream();
         let had_its_tries = panicked.on_input(&stream, message.stream_sequence, message.deliveries);
         if !had_its_tries && message.deliveries < most {
+            // It counts as an attempt, so that the envelope is not published again because of it.
+            let tries = self.tries();
+            tries.keep(message, tries.known(message).tried().saturating_add(1));
             return message.acker.nak(Some(PANIC_RETRY)).await;
         }
         let detail = panicked.to_string();
@@ -225,14 +241,20 @@ impl Inner {
         }
     }
 
-    async fn to_endpoint(&self, message: &Delivered, envelope: &Envelope<'_>, target: &Target) -> Attempt {
+    async fn to_endpoint(
+        &self,
+        message: &Delivered,
+        envelope: &Envelope<'_>,
+        target: &Target,
+        known: &Deliveries,
+    ) -> Attempt {
         let event = envelope.event.get().as_bytes();
         let view = EnvelopeView {
             id: &envelope.id,
             event: message.payload.slice_ref(event),
             traceparent: envelope.traceparent.as_deref(),
         };
-        let attempt = Settle::attempts_before(message).saturating_add(message.deliveries);
+        let attempt = known.attempts().saturating_add(1);
         self.transports.http.attempt(target, &view, attempt).await
     }
 

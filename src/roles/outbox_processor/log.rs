@@ -83,6 +83,10 @@ impl DeliveryLog {
         Self { inner: Arc::new(Inner { js, domain, choice, metrics, gathered, begun, enough }) }
     }
 
+    pub(super) fn choice(&self) -> LogChoice {
+        self.inner.choice
+    }
+
     pub(super) fn keeps(&self, settled: Settled) -> bool {
         self.inner.choice.keeps(settled)
     }

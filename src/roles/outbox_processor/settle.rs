@@ -1,16 +1,18 @@
 //! Carries out what an attempt's outcome means.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
 use super::log::DeliveryLog;
+use super::tries::{Tries, carried};
 use crate::domain::attempt::Attempt;
 use crate::domain::attempt_record::{AttemptRecord, ErrorKind, Settled};
-use crate::domain::carried::Carried;
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
+use crate::domain::deliveries::Deliveries;
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
 use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, decide, hold};
@@ -18,9 +20,9 @@ use crate::domain::status::Statuses;
 use crate::facts::{
     AttemptMade, DeadLetterNotChecked, DeadLetterNotRemoved, DeadLetterNotWritten, DeadLetterResolved,
     DeliveryDeadLettered, DeliveryExhausted, DeliveryFailed, DomainMetrics, EnvelopeDelivered,
-    LastAttemptNotStored, RedrivenEnvelopeDropped,
+    EnvelopeNotPublishedAgain, EnvelopePublishedAgain, LastAttemptNotStored, RedrivenEnvelopeDropped,
 };
-use crate::nats::{Delivered, JetStream, NatsError};
+use crate::nats::{Delivered, JetStream, NatsError, Predecessor};
 use crate::panics;
 
 /// Delay before a message that could not be settled is delivered again.
@@ -41,6 +43,7 @@ pub(super) struct Settle {
     /// A confirmation may take a quarter of it.
     ack_wait: Duration,
     log: DeliveryLog,
+    tries: Arc<Tries>,
 }
 
 /// The attempt, for the records.
@@ -95,21 +98,55 @@ impl Settle {
         log: DeliveryLog,
     ) -> Self {
         let acknowledged = AtomicU64::new(0);
-        Self { js, domain, policy, schedule, metrics, acknowledged, ack_wait, log }
+        let tries = Arc::new(Tries::new(js.clone(), domain.clone(), log.choice()));
+        Self { js, domain, policy, schedule, metrics, acknowledged, ack_wait, log, tries }
     }
 
-    pub(super) fn decide(&self, outcome: &Outcome, deliveries: u32, statuses: &Statuses) -> Decision {
-        decide(outcome, deliveries, &self.policy, statuses, rand::random::<f64>())
+    /// The attempts on the envelopes of its domain.
+    pub(super) fn tries(&self) -> &Arc<Tries> {
+        &self.tries
+    }
+
+    pub(super) fn decide(&self, outcome: &Outcome, known: &Deliveries, statuses: &Statuses) -> Decision {
+        let attempt = known.next_attempt(self.policy.max_deliver);
+        decide(outcome, attempt, &self.policy, statuses, rand::random::<f64>())
+    }
+
+    /// Publishes an envelope again that the broker will not deliver again although attempts are left. Returns false if
+    /// that does not apply.
+    pub(super) async fn goes_back(
+        &self,
+        message: &Delivered,
+        envelope: &Envelope<'_>,
+        known: &Deliveries,
+    ) -> bool {
+        if !known.goes_back(self.policy.max_deliver) {
+            return false;
+        }
+        let counts = known.moved();
+        let copy = self.tries.copy(message, counts, message.subject.clone());
+        match self.js.publish_each(std::slice::from_ref(&copy)).await {
+            Ok(_) => {
+                let Envelope { subscription, id, .. } = envelope;
+                let (attempts, untried) = (counts.attempts, counts.untried);
+                EnvelopePublishedAgain { subscription, envelope: id, attempts, untried }.emit(&self.metrics);
+                self.tries.forget(message);
+                message.acker.ack().await;
+            }
+            Err(error) => {
+                // The router publishes it again, because it finds no final attempt.
+                EnvelopeNotPublishedAgain { error: &error, envelope: &envelope.id, retry_in: RETRY_DELAY }
+                    .emit(&self.metrics);
+                self.tries.keep(message, known.tried());
+                message.acker.nak(Some(RETRY_DELAY)).await;
+            }
+        }
+        true
     }
 
     /// How long the whole subscription is held.
     pub(super) fn hold(&self, outcome: &Outcome, statuses: &Statuses) -> Option<Duration> {
         hold(outcome, &self.policy, statuses)
-    }
-
-    /// Attempts before the envelope was redriven or moved to its present place.
-    pub(super) fn attempts_before(message: &Delivered) -> u32 {
-        carried(message).attempts
     }
 
     pub(super) async fn settle(
@@ -118,18 +155,23 @@ impl Settle {
         envelope: &Envelope<'_>,
         decision: Decision,
         tried: Tried<'_>,
+        known: &Deliveries,
     ) {
         if tried.tried {
             AttemptMade { latency: tried.latency, failure: tried.failure }.emit(&self.metrics);
         }
-        let attempts = Self::attempts_before(message)
-            .saturating_add(message.deliveries)
-            .saturating_sub(u32::from(!tried.tried));
+        let made = u32::from(tried.tried);
+        let attempts = known.attempts().saturating_add(made);
         if tried.tried {
             self.log(message, envelope, decision, &tried, attempts);
         }
-        match decision {
-            Decision::Ack => self.delivered(message, envelope).await,
+        if decision == Decision::Ack {
+            return self.delivered(message, envelope, known).await;
+        }
+        // Before the message is handed back: its next delivery may follow at once.
+        self.tries.keep(message, known.tried().saturating_add(made));
+        let (reason, fault) = match decision {
+            Decision::Ack => return,
             Decision::Retry { after } => {
                 DeliveryFailed {
                     subscription: &envelope.subscription,
@@ -141,42 +183,54 @@ impl Settle {
                     retry_in: after,
                 }
                 .emit(&self.metrics);
-                message.acker.nak(Some(after)).await;
+                return message.acker.nak(Some(after)).await;
             }
             Decision::DeadLetter { reason: Reason::Exhausted, fault } => {
-                DeliveryExhausted {
-                    subscription: &envelope.subscription,
-                    envelope: &envelope.id,
-                    attempt: attempts,
-                    status: tried.status,
-                    error: &tried.error,
+                let stored = self.keep_last_words(envelope, attempts, fault, &tried).await;
+                if stored && known.is_last(self.policy.max_deliver) {
+                    DeliveryExhausted {
+                        subscription: &envelope.subscription,
+                        envelope: &envelope.id,
+                        attempt: attempts,
+                        status: tried.status,
+                        error: &tried.error,
+                    }
+                    .emit(&self.metrics);
+                    // All deliveries are used up: the server sends the router an advisory. The stored attempt
+                    // shows the router that the last delivery was tried.
+                    self.tries.forget(message);
+                    return message.acker.nak(None).await;
                 }
-                .emit(&self.metrics);
-                self.keep_last_words(envelope, attempts, fault, &tried).await;
-                // All deliveries are used up: the server sends the router an advisory.
-                message.acker.nak(None).await;
+                (Reason::Exhausted, fault)
             }
             Decision::DeadLetter { reason, fault } => {
                 if tried.tried {
                     self.keep_last_words(envelope, attempts, fault, &tried).await;
                 }
-                let failed = Failed {
-                    reason,
-                    fault,
-                    attempts,
-                    redrives: carried(message).redrives,
-                    status: tried.status,
-                    error: Some(tried.error),
-                    at: OffsetDateTime::now_utc(),
-                };
-                let letter = DeadLetter::new(&self.domain, Origin::of(envelope), failed, &self.schedule);
-                self.dead_letter(message, &letter).await;
+                (reason, fault)
             }
-        }
+        };
+        let failed = Failed {
+            reason,
+            fault,
+            attempts,
+            redrives: carried(message).redrives,
+            status: tried.status,
+            error: Some(tried.error),
+            at: OffsetDateTime::now_utc(),
+        };
+        let letter = DeadLetter::new(&self.domain, Origin::of(envelope), failed, &self.schedule);
+        self.dead_letter(message, &letter).await;
     }
 
-    /// Stores the final failed attempt for `hub dlt show` and the router.
-    async fn keep_last_words(&self, envelope: &Envelope<'_>, attempt: u32, fault: Fault, tried: &Tried<'_>) {
+    /// Stores the final failed attempt for `hub dlt show` and the router; false if that failed.
+    async fn keep_last_words(
+        &self,
+        envelope: &Envelope<'_>,
+        attempt: u32,
+        fault: Fault,
+        tried: &Tried<'_>,
+    ) -> bool {
         let words = LastWords {
             attempt,
             status: tried.status,
@@ -185,9 +239,11 @@ impl Settle {
             latency_ms: milliseconds(tried.latency),
             answer: tried.answer.map(str::to_owned),
         };
-        if let Err(error) = self.js.put_final_attempt(&self.domain, envelope, &words).await {
-            LastAttemptNotStored { error: &error, envelope: &envelope.id }.emit(&self.metrics);
+        let stored = self.js.put_final_attempt(&self.domain, envelope, &words).await;
+        if let Err(error) = &stored {
+            LastAttemptNotStored { error, envelope: &envelope.id }.emit(&self.metrics);
         }
+        stored.is_ok()
     }
 
     /// Adds the attempt to the delivery log if `delivery.log` selects it.
@@ -233,10 +289,10 @@ impl Settle {
     }
 
     /// Settles a delivered message. If it was the redrive of a dead letter, that one is removed first.
-    async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>) {
+    async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>, known: &Deliveries) {
         EnvelopeDelivered.emit(&self.metrics);
         if let Some(sequence) = carried(message).dead_letter {
-            match self.js.delete_dead_letter(&self.domain, sequence).await {
+            match self.js.resolve_dead_letter(&self.domain, sequence, Some(&envelope.id)).await {
                 Ok(()) => {
                     DeadLetterResolved { envelope: &envelope.id }.emit(&self.metrics);
                 }
@@ -244,11 +300,13 @@ impl Settle {
                     // A second delivery is better than a dead letter that stays: the receiver knows the webhook-id.
                     DeadLetterNotRemoved { error: &error, envelope: &envelope.id, retry_in: RETRY_DELAY }
                         .emit(&self.metrics);
+                    self.tries.keep(message, known.tried().saturating_add(1));
                     message.acker.nak(Some(RETRY_DELAY)).await;
                     return;
                 }
             }
         }
+        self.tries.forget(message);
         if self.acknowledged.fetch_add(1, Ordering::Relaxed) % CONFIRM_EVERY == CONFIRM_EVERY - 1 {
             message.acker.ack_and_confirm(self.ack_wait / 4).await;
         } else {
@@ -258,10 +316,10 @@ impl Settle {
 
     /// Whether a message is the redrive of a dead letter that does not exist any more: it was delivered and only the
     /// acknowledgement was lost, or it was discarded or replaced. The message is then dropped untried.
-    pub(super) async fn is_resolved(&self, message: &Delivered) -> bool {
+    pub(super) async fn is_resolved(&self, message: &Delivered, envelope: &Envelope<'_>) -> bool {
         let Some(sequence) = carried(message).dead_letter else { return false };
-        match self.js.dead_letter_exists(&self.domain, sequence).await {
-            Ok(stands) => !stands,
+        match self.js.predecessor(&self.domain, sequence, Some(&envelope.id)).await {
+            Ok(predecessor) => predecessor == Predecessor::Resolved,
             Err(error) => {
                 DeadLetterNotChecked { error: &error, sequence }.emit(&self.metrics);
                 false
@@ -297,7 +355,7 @@ impl Settle {
         let failed = Failed {
             reason,
             fault: Fault::Hub,
-            attempts: message.deliveries - 1,
+            attempts: self.tries.known(message).attempts(),
             redrives: 0,
             status: None,
             error: Some(detail.to_owned()),
@@ -312,6 +370,7 @@ impl Settle {
         match self.put(message, letter).await {
             Ok(()) => {
                 DeliveryDeadLettered { letter }.emit(&self.metrics);
+                self.tries.forget(message);
                 message.acker.terminate(letter.reason.as_str()).await;
             }
             Err(error) => {
@@ -333,7 +392,7 @@ impl Settle {
             )
             .await?;
         match carried(message).dead_letter {
-            Some(sequence) => self.js.delete_dead_letter(&self.domain, sequence).await,
+            Some(sequence) => self.js.resolve_dead_letter(&self.domain, sequence, Some(&letter.id)).await,
             None => Ok(()),
         }
     }
@@ -341,9 +400,4 @@ impl Settle {
 
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The headers of a redriven or moved envelope.
-pub(super) fn carried(message: &Delivered) -> Carried {
-    Carried::read(|name| message.header(name))
 }

@@ -1,7 +1,7 @@
 //! The worker of a domain: queues the messages that the readers bring, starts deliveries in the order of the fair share,
 //! and keeps waiting messages from being delivered twice.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::delivery::{Delivery, Finished, Health};
 use super::lanes::{self, FromLane, Lanes};
-use super::settle::carried;
 use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::{FairShare, PoolLimits};
@@ -86,14 +85,23 @@ struct Running {
     pool: FairShare<Held>,
     /// Deliveries in progress, by sequence in the outbox.
     in_flight: HashMap<u64, Acker>,
-    /// Envelopes that wait, by sequence in the outbox.
-    waiting: HashSet<u64>,
+    /// Envelopes that wait, by sequence in the outbox, with the number of their deliveries.
+    waiting: HashMap<u64, u32>,
     deliveries: Jobs,
     spills: Jobs,
     /// Own lanes that exist, with the time of the last check.
     known_lanes: KnownLanes,
     finished: mpsc::Sender<Finished>,
     started: Instant,
+}
+
+impl Running {
+    /// The envelope waits no longer: sets the number of its deliveries until now.
+    fn waits_no_longer(&mut self, held: &mut Held) {
+        if let Some(deliveries) = self.waiting.remove(&held.message.stream_sequence) {
+            held.message.deliveries = deliveries;
+        }
+    }
 }
 
 impl Worker {
@@ -109,7 +117,7 @@ impl Worker {
                 memory: self.settings.held,
             }),
             in_flight: HashMap::new(),
-            waiting: HashSet::new(),
+            waiting: HashMap::new(),
             deliveries: Jobs::new(format!("a delivery of {}", self.domain.name)),
             spills: Jobs::new(format!("the move of an envelope of {}", self.domain.name)),
             known_lanes: KnownLanes::default(),
@@ -164,8 +172,11 @@ impl Worker {
         };
         // The readers watch the same token and hand back the messages that still arrive.
         incoming.close();
-        let mut waiting: Vec<Delivered> =
-            running.pool.drain().into_iter().map(|held| *held.message).collect();
+        let mut waiting: Vec<Delivered> = Vec::with_capacity(running.waiting.len());
+        for mut held in running.pool.drain() {
+            running.waits_no_longer(&mut held);
+            waiting.push(*held.message);
+        }
         while let Ok(read) = incoming.try_recv() {
             waiting.push(*read.message);
         }
@@ -198,9 +209,10 @@ impl Worker {
                 return;
             }
         };
-        // A restarted server delivers the waiting messages again: the copy is dropped.
-        let sequence = message.stream_sequence;
-        if !running.waiting.insert(sequence) {
+        // A server that restarted or was out of reach delivers the waiting messages again: the copy is dropped, and its
+        // delivery is counted.
+        let (sequence, deliveries) = (message.stream_sequence, message.deliveries);
+        if running.waiting.insert(sequence, deliveries).is_some() {
             return;
         }
         let (max_in_flight, rate) = limits.unwrap_or((1, None));
@@ -243,18 +255,20 @@ impl Worker {
     }
 
     /// Moves an envelope to its subscription's own lane: creates the lane if needed, publishes the envelope there with
-    /// the number of its deliveries, and acknowledges it here.
-    fn spill(&self, running: &mut Running, held: Held) {
-        running.waiting.remove(&held.message.stream_sequence);
+    /// the number of its attempts, and acknowledges it here.
+    fn spill(&self, running: &mut Running, mut held: Held) {
+        running.waits_no_longer(&mut held);
         let (js, domain, stream_parameters) =
             (self.js.clone(), self.domain.name.clone(), self.settings.stream_parameters.clone());
         let metrics = self.metrics.clone();
         let token = held.subscription.subscription.token();
         let lane = own_lane(&token);
-        let outgoing = self.moved(&held.message, js.names().outbox(&domain, &lane, &token));
+        let (tries, subject) = (self.delivery.tries().clone(), js.names().outbox(&domain, &lane, &token));
         let known_lanes = running.known_lanes.clone();
         running.spills.start(async move {
             let message = &held.message;
+            let known = tries.look_up(message).await;
+            let outgoing = tries.copy(message, known.moved(), subject);
             let moved = async {
                 if !is_known(&known_lanes, &lane) {
                     js.ensure_lane(&stream_parameters, &domain, &lane).await?;
@@ -267,10 +281,12 @@ impl Worker {
             match moved.await {
                 Ok(_) => {
                     EnvelopeSpilled.emit(&metrics);
+                    tries.forget(message);
                     message.acker.ack().await;
                 }
                 Err(error) => {
                     EnvelopeNotSpilled { error: &error, lane: &lane, retry_in: SPILL_RETRY }.emit(&metrics);
+                    tries.keep(message, known.tried());
                     message.acker.nak(Some(SPILL_RETRY)).await;
                 }
             }
@@ -278,9 +294,9 @@ impl Worker {
         });
     }
 
-    fn start(&self, running: &mut Running, held: Held, started: Duration) {
+    fn start(&self, running: &mut Running, mut held: Held, started: Duration) {
         let sequence = held.message.stream_sequence;
-        running.waiting.remove(&sequence);
+        running.waits_no_longer(&mut held);
         running.in_flight.insert(sequence, held.message.acker.clone());
         self.metrics.in_flight(running.in_flight.len());
         let (delivery, finished) = (self.delivery.clone(), running.finished.clone());
@@ -387,8 +403,8 @@ impl Worker {
 
 impl Worker {
     /// Hands back messages that were not tried. Those whose last delivery this was would be dead-lettered untried: they
-    /// are published again instead, with the number of deliveries before this one, and then acknowledged. If the server
-    /// does not answer, the rest is left to `ack_wait`. `left`: those that are not handed back yet.
+    /// are published again instead, with the number of their attempts, and then acknowledged. If the server does not
+    /// answer, the rest is left to `ack_wait` and the router. `left`: those that are not handed back yet.
     async fn hand_back_all(&self, waiting: Vec<Delivered>, left: &AtomicUsize) {
         let (last, others): (Vec<_>, Vec<_>) =
             waiting.into_iter().partition(|message| message.deliveries >= self.settings.retry.max_deliver);
@@ -397,8 +413,11 @@ impl Worker {
             left.fetch_sub(1, Ordering::Relaxed);
         }
         for chunk in last.chunks(HANDED_BACK_TOGETHER) {
-            let again: Vec<EnvelopeMessage> =
-                chunk.iter().map(|message| self.moved(message, message.subject.clone())).collect();
+            let mut again: Vec<EnvelopeMessage> = Vec::with_capacity(chunk.len());
+            for message in chunk {
+                let counts = self.delivery.tries().look_up(message).await.moved();
+                again.push(self.delivery.tries().copy(message, counts, message.subject.clone()));
+            }
             if let Err(error) = self.js.publish_each(&again).await {
                 let count = left.load(Ordering::Relaxed);
                 return EnvelopesNotHandedBack { error: &error, count }.emit(&self.metrics);
@@ -407,22 +426,6 @@ impl Worker {
                 message.acker.ack().await;
                 left.fetch_sub(1, Ordering::Relaxed);
             }
-        }
-    }
-
-    /// The envelope for another subject of the outbox, with the number of its deliveries.
-    fn moved(&self, message: &Delivered, subject: String) -> EnvelopeMessage {
-        let mut carried = carried(message);
-        carried.attempts = carried.attempts.saturating_add(message.deliveries.saturating_sub(1));
-        EnvelopeMessage {
-            subject,
-            message_id: format!(
-                "{}-{}",
-                self.js.names().outbox_stream(&self.domain.name),
-                message.stream_sequence
-            ),
-            payload: message.payload.clone(),
-            headers: carried.to_headers(),
         }
     }
 }

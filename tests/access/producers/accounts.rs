@@ -32,7 +32,10 @@ const KEPT_APART: [(&str, &[&str]); 9] = [
         "outbox-processor",
         &["hub.events.user.created", "$JS.API.STREAM.MSG.GET.KV_hub-keys", "$KV.hub-tokens.x"],
     ),
-    ("dlt-router", &["hub.outbox.user-lifecycle.shared.crm", "$KV.hub-subscriptions.crm"]),
+    (
+        "dlt-router",
+        &["hub.events.user.created", "$KV.hub-subscriptions.crm", "hub.redrive.due.organization.1"],
+    ),
     ("dlt-processor", &["hub.events.user.created", "$KV.hub-subscriptions.crm"]),
     (
         "outbox-relay",
