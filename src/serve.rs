@@ -263,6 +263,7 @@ impl Hub {
                 EventProcessorSettings {
                     max_size: bytes(settings.events.max_size),
                     held: settings.events.held,
+                    held_bytes: bytes(settings.events.held_bytes),
                     batch: settings.events.batch,
                     outbox_size: bytes(settings.limits.outbox),
                 },
@@ -483,6 +484,7 @@ fn outbox_settings(
         domains: domains.to_vec(),
         retry: retry_policy(settings),
         held: settings.delivery.held,
+        held_bytes: bytes(settings.delivery.held_bytes),
         queue_per_subscription: settings.delivery.queue_per_subscription,
         ack_wait: settings.delivery.ack_wait,
         grace: settings.delivery.grace,

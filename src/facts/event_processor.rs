@@ -127,6 +127,19 @@ impl OutboxBlocked<'_> {
     }
 }
 
+/// The limits of an outbox could not be read from its stream.
+pub struct OutboxLimitsNotRead<'a> {
+    pub error: Cause<'a>,
+    pub stream: &'a str,
+}
+
+impl OutboxLimitsNotRead<'_> {
+    pub fn emit(self) {
+        let Self { error, stream } = self;
+        tracing::warn!(%error, stream, "limits of the outbox not read");
+    }
+}
+
 /// A commit succeeded after others failed.
 pub struct OutboxUnblocked;
 

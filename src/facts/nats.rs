@@ -81,6 +81,17 @@ impl AcknowledgementNotConfirmed<'_> {
     }
 }
 
+/// After a reconnect, the last acknowledgements were sent again.
+pub struct AcknowledgementsRepeated {
+    pub count: usize,
+}
+
+impl AcknowledgementsRepeated {
+    pub fn emit(self) {
+        tracing::debug!(count = self.count, "acknowledgements sent again after a reconnect");
+    }
+}
+
 /// An acknowledgement could not be sent.
 pub struct AcknowledgementNotSent<'a> {
     pub error: Cause<'a>,

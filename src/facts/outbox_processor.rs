@@ -16,6 +16,15 @@ impl EnvelopeSpilled {
     }
 }
 
+/// The broker delivered an envelope again that this process had settled; it was settled again, and not sent.
+pub struct RedeliverySettled;
+
+impl RedeliverySettled {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        metrics.counters.redeliveries_settled.inc();
+    }
+}
+
 /// An envelope could not be moved to its subscription's own lane.
 pub struct EnvelopeNotSpilled<'a> {
     pub error: Cause<'a>,

@@ -1,12 +1,12 @@
 //! Commits envelopes to a domain outbox, as one atomic batch or one by one.
 
 use async_nats::HeaderMap;
-use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use super::connection::{JetStream, read_answer};
 use super::error::NatsError;
 use super::publish::{PublishAck, header_map};
+use crate::domain::envelope::Body;
 
 /// An envelope as a message for a domain outbox.
 #[derive(Debug, Clone)]
@@ -14,19 +14,27 @@ pub struct EnvelopeMessage {
     pub subject: String,
     /// `Nats-Msg-Id`: the stream drops messages with an id that it had within its duplicate window.
     pub message_id: String,
-    pub payload: Bytes,
+    /// The whole is in memory only while it is published.
+    pub payload: Body,
     pub headers: Vec<(&'static str, String)>,
 }
 
-/// Maximum overhead of a stored message in bytes (file store: record header, checksum, and the first line of the
-/// header block).
-const RECORD_BYTES: usize = 64;
+/// Maximum overhead of a stored message in bytes: record header and checksum of the file store, the first line of the
+/// header block, and the names and values of the headers for message id and batch.
+const RECORD_BYTES: usize = 176;
+/// Approximate size of an [`EnvelopeMessage`] in memory, beside its texts.
+const IN_MEMORY: usize = 256;
 
 impl EnvelopeMessage {
-    /// Approximate size in bytes that counts towards a stream's `max_bytes`.
+    /// Upper bound of the size in bytes that counts towards a stream's `max_bytes` and `max_msg_size`.
     pub fn stored_bytes(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len() + 4).sum();
-        self.subject.len() + self.message_id.len() + headers + self.payload.len() + RECORD_BYTES
+        self.subject.len() + self.message_id.len() + headers + self.payload.size() + RECORD_BYTES
+    }
+
+    /// Approximate size in memory, without what it shares with other envelopes.
+    pub fn own_bytes(&self) -> usize {
+        self.subject.len() + self.message_id.len() + self.payload.own_size() + IN_MEMORY
     }
 }
 
@@ -44,6 +52,8 @@ pub enum BatchError {
 pub const MOST_PER_BATCH: usize = 1000;
 /// Maximum number of single publishes that wait for their acknowledgement.
 const SINGLES_IN_FLIGHT: usize = 256;
+/// Bytes of published messages that may wait in the client: the payloads of a batch exist only so many at a time.
+const BYTES_IN_FLIGHT: usize = 4 * 1024 * 1024;
 
 impl JetStream {
     /// Commits all messages or none (ADR-50), at most [`MOST_PER_BATCH`]. A single message is published without a batch,
@@ -56,15 +66,21 @@ impl JetStream {
         }
         let batch = self.client().new_inbox();
         let batch = batch.rsplit('.').next().unwrap_or(&batch).to_owned();
+        let mut unsent = 0;
         for (position, message) in first.iter().enumerate() {
+            if unsent > BYTES_IN_FLIGHT {
+                self.flush().await?;
+                unsent = 0;
+            }
+            unsent += message.payload.size();
             let headers = batch_headers(message, &batch, position + 1, false);
             self.client()
-                .publish_with_headers(message.subject.clone(), headers, message.payload.clone())
+                .publish_with_headers(message.subject.clone(), headers, message.payload.to_bytes())
                 .await
                 .map_err(|error| NatsError::transport(message.subject.clone(), error))?;
         }
         let headers = batch_headers(last, &batch, messages.len(), true);
-        let answer = self.request(&last.subject, last.payload.clone(), headers).await?;
+        let answer = self.request(&last.subject, last.payload.to_bytes(), headers).await?;
         match read_answer::<PublishAck>(&last.subject, &answer.payload) {
             Ok(_) => Ok(()),
             Err(error) if error.is_batch_duplicate() => Err(BatchError::Duplicate),
@@ -77,17 +93,21 @@ impl JetStream {
     pub async fn publish_each(&self, messages: &[EnvelopeMessage]) -> Result<usize, NatsError> {
         let mut waiting = FuturesUnordered::new();
         let mut remaining = messages.iter();
-        let (mut added, mut failure) = (0, None);
+        let (mut added, mut failure, mut bytes) = (0, None, 0);
         loop {
             while waiting.len() < SINGLES_IN_FLIGHT
+                && bytes < BYTES_IN_FLIGHT
                 && let Some(message) = remaining.next()
             {
-                waiting.push(self.publish_envelope(message));
+                let size = message.payload.size();
+                bytes += size;
+                waiting.push(async move { (size, self.publish_envelope(message).await) });
             }
-            match waiting.next().await {
-                Some(Ok(ack)) => added += usize::from(!ack.duplicate),
-                Some(Err(error)) => failure = Some(error),
-                None => break,
+            let Some((size, published)) = waiting.next().await else { break };
+            bytes -= size;
+            match published {
+                Ok(ack) => added += usize::from(!ack.duplicate),
+                Err(error) => failure = Some(error),
             }
         }
         failure.map_or(Ok(added), Err)
@@ -96,7 +116,7 @@ impl JetStream {
     async fn publish_envelope(&self, message: &EnvelopeMessage) -> Result<PublishAck, NatsError> {
         let mut headers = header_map(&[("Nats-Msg-Id", &message.message_id)]);
         add_headers(&mut headers, message);
-        self.publish_map(&message.subject, message.payload.clone(), headers).await
+        self.publish_map(&message.subject, message.payload.to_bytes(), headers).await
     }
 }
 

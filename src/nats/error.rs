@@ -21,6 +21,11 @@ pub struct ApiError {
 impl ApiError {
     /// `JSStreamStoreFailedF`: the stream is full (`discard: new`), or its store failed.
     pub const STORE_FAILED: u16 = 10077;
+    /// `JSAccountResourcesExceededErr`, `JSInsufficientResourcesErr`, `JSMemoryResourcesExceededErr` and
+    /// `JSStorageResourcesExceededErr`: the account or the server has no room.
+    pub const NO_RESOURCES: [u16; 4] = [10002, 10023, 10028, 10047];
+    /// `JSAtomicPublishTooLargeBatchErrF`: more messages than the server's `max_batch_size`.
+    pub const BATCH_TOO_LARGE: u16 = 10199;
     /// `JSStreamMessageExceedsMaximumErr`: larger than the stream's `max_msg_size`.
     pub const MESSAGE_TOO_LARGE: u16 = 10054;
     /// `JSStreamHeaderExceedsMaximumErr`
@@ -181,6 +186,16 @@ impl NatsError {
     /// The stream is full and discards new messages.
     pub fn is_full(&self) -> bool {
         self.has_code(ApiError::STORE_FAILED)
+    }
+
+    /// The account or the server has no room for more messages.
+    pub fn is_out_of_resources(&self) -> bool {
+        self.api().is_some_and(|error| ApiError::NO_RESOURCES.contains(&error.err_code))
+    }
+
+    /// An atomic batch has more messages than the server allows.
+    pub fn is_batch_too_large(&self) -> bool {
+        self.has_code(ApiError::BATCH_TOO_LARGE)
     }
 
     /// The message is larger than the server or the stream accepts.

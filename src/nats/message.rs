@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_nats::{Client, HeaderMap, Request, Subject};
 use bytes::Bytes;
 
+use super::byte_budget::MessageBytes;
 use crate::domain::event::{RejectReason, Rejection};
 use crate::facts::{AcknowledgementNotConfirmed, AcknowledgementNotSent};
 
@@ -26,6 +27,8 @@ pub struct Delivered {
     /// Messages that the consumer has not delivered yet.
     pub pending: u64,
     pub acker: Acker,
+    /// Its part of a [`super::ByteBudget`].
+    pub(super) _bytes: Option<MessageBytes>,
 }
 
 /// The part of a message that cannot be parsed. Any publisher can write arbitrary bytes into subject and headers.
@@ -80,6 +83,7 @@ impl Delivered {
             stored_at_nanos: i128::from(number(3)?),
             pending: number(4)?,
             acker: Acker { client: client.clone(), reply },
+            _bytes: None,
         })
     }
 

@@ -2,8 +2,10 @@
 //! stream and consumer definitions come from the JSON files under `nats/`.
 
 mod advisory;
+mod answers;
 mod attempts;
 mod bulk_jobs;
+mod byte_budget;
 mod connection;
 mod dead_letters;
 pub mod definitions;
@@ -31,6 +33,8 @@ mod trace;
 
 pub use crate::domain::dead_letter_query::DeadLetterQuery;
 pub use advisory::{Advisory, AdvisoryKind};
+pub use answers::Answers;
+pub use byte_budget::ByteBudget;
 pub use connection::{ConnectOptions, JetStream, Tls};
 pub use dead_letters::{DeadLetterEntry, DeadLetterPage};
 pub use domain_outbox::{BatchError, EnvelopeMessage, MOST_PER_BATCH};

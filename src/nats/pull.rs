@@ -13,6 +13,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::byte_budget::{ReaderBytes, Request};
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::message::{Delivered, header};
@@ -27,6 +28,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// Redelivery delay of messages that a stopping process returns, so that its own last pull requests do not get them
 /// again.
 pub const HAND_BACK_DELAY: Duration = Duration::from_millis(1_500);
+/// Room for the subject and the acknowledgement subject of a message, which the server counts as well.
+const SUBJECTS: usize = 8 * 1024;
 /// Maximum number of messages per pull request.
 const MOST_PER_PULL: usize = 4096;
 
@@ -53,6 +56,7 @@ pub(super) struct Puller {
     ask_again_at: Option<Instant>,
     ready: Option<ReadyFlag>,
     bound: bool,
+    bytes: Option<ReaderBytes>,
 }
 
 impl Puller {
@@ -76,7 +80,13 @@ impl Puller {
             ask_again_at: None,
             ready: None,
             bound: false,
+            bytes: None,
         })
+    }
+
+    /// Requests no more bytes than this has.
+    pub(super) fn limit_bytes(&mut self, bytes: ReaderBytes) {
+        self.bytes = Some(bytes);
     }
 
     /// Records whether the server answers this consumer's pull requests, and updates the readiness flag on a change.
@@ -134,14 +144,24 @@ impl Puller {
         loop {
             let ask = room.saturating_sub(self.outstanding).min(MOST_PER_PULL);
             // Request at least half of the room at a time, so that a busy consumer does not get a request per message.
+            let mut starved = false;
             if ask > 0
                 && self.ask_again_at.is_none()
                 && (self.outstanding == 0 || ask >= (room / 2).max(1) || self.outstanding * 2 <= ask)
             {
-                self.ask(ask).await?;
+                let request = match &mut self.bytes {
+                    Some(bytes) => bytes.request(ask, self.outstanding),
+                    None => Some(Request { batch: ask, max_bytes: None }),
+                };
+                match request {
+                    Some(request) => self.ask(request).await?,
+                    None => starved = true,
+                }
             }
             let silent_at = self.last_sign_of_life + SILENCE;
             let ask_again_at = self.ask_again_at;
+            // The rest of the open requests may suffice, so more is waited for only without one.
+            let starved = self.bytes.as_mut().filter(|_| starved && self.outstanding == 0);
             tokio::select! {
                 biased;
                 changed = self.generation.changed() => {
@@ -159,6 +179,7 @@ impl Puller {
                     }
                 }
                 () = until(ask_again_at) => self.ask_again_at = None,
+                () = freed(starved) => {}
                 () = tokio::time::sleep_until(silent_at), if self.outstanding > 0 => {
                     PullUnanswered { consumer: &self.next_subject }.emit();
                     self.reset();
@@ -185,12 +206,16 @@ impl Puller {
 
     fn reset(&mut self) {
         self.outstanding = 0;
+        if let Some(bytes) = &mut self.bytes {
+            bytes.end();
+        }
         self.ask_again_at = None;
         self.last_sign_of_life = Instant::now();
     }
 
-    async fn ask(&mut self, batch: usize) -> Result<(), NatsError> {
-        let body = format!(r#"{{"batch":{batch},"expires":{}}}"#, EXPIRES.as_nanos());
+    async fn ask(&mut self, Request { batch, max_bytes }: Request) -> Result<(), NatsError> {
+        let max_bytes = max_bytes.map_or(String::new(), |bytes| format!(r#","max_bytes":{bytes}"#));
+        let body = format!(r#"{{"batch":{batch},"expires":{}{max_bytes}}}"#, EXPIRES.as_nanos());
         if self.outstanding == 0 {
             self.last_sign_of_life = Instant::now();
         }
@@ -208,8 +233,12 @@ impl Puller {
         let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else {
             self.set_bound(true);
             self.outstanding = self.outstanding.saturating_sub(1);
+            let size = message.length;
+            let bytes = self.bytes.as_mut().and_then(|bytes| bytes.take(size, self.outstanding));
             return match Delivered::read(self.js.client(), message) {
-                Some(delivered) => Some(PullEvent::Message(Box::new(delivered))),
+                Some(delivered) => {
+                    Some(PullEvent::Message(Box::new(Delivered { _bytes: bytes, ..delivered })))
+                }
                 None => {
                     UnacknowledgeableMessageIgnored { inbox: &self.inbox }.emit();
                     None
@@ -219,6 +248,7 @@ impl Puller {
         match status {
             StatusCode::NO_RESPONDERS => {
                 self.outstanding = 0;
+                self.ended(0, None);
                 self.set_bound(false);
                 self.pause();
                 Some(PullEvent::Missing)
@@ -226,20 +256,25 @@ impl Puller {
             _ => {
                 // 404, 408, 409: a pull request has ended. A header holds the number of messages it did not deliver;
                 // without that header (consumer deleted, leadership changed) all requests are gone.
-                let left = header(message.headers.as_ref(), "Nats-Pending-Messages")
-                    .and_then(|count| count.parse::<usize>().ok());
-                match left {
+                let number = |name: &str| header(message.headers.as_ref(), name)?.parse::<usize>().ok();
+                let bytes_left = number("Nats-Pending-Bytes").unwrap_or(0);
+                match number("Nats-Pending-Messages") {
                     Some(left) => {
                         self.outstanding = self.outstanding.saturating_sub(left);
+                        // With bytes left, the next message is larger than those.
+                        let is_large = status == StatusCode::REQUEST_TERMINATED && left > 0 && bytes_left > 0;
+                        let largest = self.js.max_payload() + SUBJECTS;
+                        self.ended(bytes_left, is_large.then_some(largest));
                         if status == StatusCode::TIMEOUT {
                             self.set_bound(true);
-                        } else {
+                        } else if !(is_large && self.bytes.is_some()) {
                             self.pause();
                         }
                         None
                     }
                     None => {
                         self.outstanding = 0;
+                        self.ended(0, None);
                         self.pause();
                         (status == StatusCode::REQUEST_TERMINATED).then(|| {
                             self.set_bound(false);
@@ -251,6 +286,12 @@ impl Puller {
         }
     }
 
+    fn ended(&mut self, bytes_left: usize, refused: Option<usize>) {
+        if let Some(bytes) = &mut self.bytes {
+            bytes.ended(self.outstanding, bytes_left, refused);
+        }
+    }
+
     fn pause(&mut self) {
         self.ask_again_at = Some(Instant::now() + Duration::from_millis(250));
     }
@@ -259,6 +300,14 @@ impl Puller {
 async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits until a request can have bytes; forever if none waits for them.
+async fn freed(starved: Option<&mut ReaderBytes>) {
+    match starved {
+        Some(bytes) => bytes.freed().await,
         None => std::future::pending().await,
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::byte_budget::ByteBudget;
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::message::Delivered;
@@ -50,6 +51,14 @@ impl Reader {
             puller = Puller::bind(js, stream, consumer, ready) => puller?,
         };
         Ok(Some(Self { puller, permits: Arc::new(Semaphore::new(held)), early: VecDeque::new() }))
+    }
+
+    /// Bounds the bytes of the messages in this process. One request takes at most one of `parts` equal parts of them, so
+    /// that readers without messages leave room for the others.
+    #[must_use]
+    pub fn within(mut self, bytes: &ByteBudget, parts: u32) -> Self {
+        self.puller.limit_bytes(bytes.reader(parts));
+        self
     }
 
     /// Waits for a permit, then for the next message. Cancel-safe.

@@ -128,7 +128,13 @@ async fn event_processor(stage: &Stage) -> EventProcessor {
         js.clone(),
         Resolver::Registry(stage.registry.clone()),
         Arc::new(Categories::new(rules.collect())),
-        EventProcessorSettings { max_size: 10_000, held: 100, batch: 100, outbox_size: 1_000_000_000 },
+        EventProcessorSettings {
+            max_size: 10_000,
+            held: 100,
+            held_bytes: 1_000_000,
+            batch: 100,
+            outbox_size: 1_000_000_000,
+        },
         Metrics::new(),
         Readiness::default().part("role"),
     )
@@ -170,7 +176,7 @@ async fn an_event_that_panics_is_rejected_and_the_others_go_on() {
 async fn an_event_whose_commit_panics_is_rejected_and_the_others_go_on() {
     let stage = Stage::new().await;
     let role = event_processor(&stage).await.before_write(|envelopes| {
-        envelopes.iter().for_each(|envelope| panic_on_boom(&envelope.payload));
+        envelopes.iter().for_each(|envelope| panic_on_boom(&envelope.payload.to_bytes()));
     });
     assert_that_the_second_event_is_rejected(stage, role).await;
 }
@@ -203,6 +209,7 @@ async fn an_envelope_that_panics_is_dead_lettered_as_internal_error() {
         domains: vec![DomainSettings { name: DOMAIN.to_owned(), concurrency: 4 }],
         retry: from_settings::retry_policy(&settings),
         held: delivery.held,
+        held_bytes: 1_000_000,
         queue_per_subscription: delivery.queue_per_subscription,
         ack_wait: delivery.ack_wait,
         grace: Duration::from_secs(1),

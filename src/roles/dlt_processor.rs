@@ -252,7 +252,7 @@ impl Worker {
         let outgoing = EnvelopeMessage {
             subject: names.outbox(domain, SHARED_LANE, &token),
             message_id,
-            payload: entry.payload.clone(),
+            payload: entry.payload.clone().into(),
             headers: Carried {
                 dead_letter: Some(sequence),
                 redrives,

@@ -4,6 +4,7 @@
 
 mod backlog;
 mod committer;
+mod outbox_room;
 mod planner;
 mod recent;
 mod rejecter;
@@ -21,11 +22,12 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::category::Categories;
 use crate::facts::Metrics;
 use crate::health::ReadyFlag;
-use crate::nats::{Acker, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
+use crate::nats::{Acker, Answers, ByteBudget, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
 use crate::tasks::{Task, TaskError, Tasks};
 use backlog::Backlog;
 use committer::Committer;
-use planner::{CommitQueue, Decode, HELD_ENVELOPES, Held, Planner};
+use outbox_room::OutboxRoom;
+use planner::{CommitQueue, Decode, Held, Planner};
 use rejecter::Rejecter;
 pub use resolver::{RemoteResolver, Resolver};
 
@@ -33,6 +35,8 @@ pub use resolver::{RemoteResolver, Resolver};
 pub const CONSUMER: &str = "event-processor";
 /// Interval of the heartbeats for the events in memory; well within ack_wait.
 const HEARTBEAT: Duration = Duration::from_secs(10);
+/// One request for events takes at most one of so many parts of the bytes in memory.
+const BYTE_PARTS: u32 = 4;
 
 #[derive(Debug, Clone)]
 pub struct EventProcessorSettings {
@@ -40,6 +44,8 @@ pub struct EventProcessorSettings {
     pub max_size: usize,
     /// The most events in memory.
     pub held: usize,
+    /// The most bytes of these.
+    pub held_bytes: usize,
     /// The most events that are planned together.
     pub batch: usize,
     /// The most bytes that an outbox holds (`limits.outbox`).
@@ -114,7 +120,8 @@ impl EventProcessor {
         }
         let (held, ready) = (self.settings.held, Some(self.ready.clone()));
         let reader = Reader::bind(&self.js, &stream, CONSUMER, held, ready, &stop).await.map_err(reading)?;
-        let Some(mut reader) = reader else { return Ok(()) };
+        let Some(reader) = reader else { return Ok(()) };
+        let mut reader = reader.within(&ByteBudget::new(self.settings.held_bytes), BYTE_PARTS);
         // The committers end after the planner: each when its channel is closed and empty.
         let planned = CancellationToken::new();
         let mut committers = Tasks::new(planned.clone());
@@ -127,7 +134,6 @@ impl EventProcessor {
             categories: self.categories,
             decode: self.decode,
             max_size: self.settings.max_size,
-            outbox_size: self.settings.outbox_size,
             batch: self.settings.batch,
             metrics: self.metrics,
         });
@@ -193,6 +199,10 @@ impl EventProcessor {
     fn start_committers(&self, rejecter: &Rejecter, committers: &mut Tasks) -> Vec<CommitQueue> {
         let domains: Vec<String> = self.categories.names().map(str::to_owned).collect();
         // A domain that cannot commit must not fill the memory that the others need.
+        let room_bytes = u32::try_from(self.settings.held_bytes / 2).unwrap_or(u32::MAX);
+        let answers = Answers::default();
+        committers
+            .droppable("the repeated acknowledgements of events", answers.clone().repeat(self.js.clone()));
         let capacity = (self.settings.held / (2 * domains.len().max(1))).max(16);
         domains
             .into_iter()
@@ -200,13 +210,20 @@ impl EventProcessor {
                 let (sender, receiver) = mpsc::channel(capacity);
                 let metrics = self.metrics.of_domain(&domain);
                 let blocked = Arc::new(AtomicBool::new(false));
-                let committer =
-                    Committer::new(self.js.clone(), rejecter.clone(), metrics.clone(), blocked.clone());
+                let outbox = OutboxRoom::new(self.js.clone(), &domain, self.settings.outbox_size);
+                let committer = Committer::new(
+                    self.js.clone(),
+                    rejecter.clone(),
+                    metrics.clone(),
+                    outbox.clone(),
+                    answers.clone(),
+                    blocked.clone(),
+                );
                 #[cfg(test)]
                 let committer = committer.before_write(self.before_write);
                 committers.infallible(format!("the committer of {domain}"), committer.run(receiver));
-                let room = Arc::new(Semaphore::new(HELD_ENVELOPES as usize));
-                CommitQueue { committer: sender, room, blocked, metrics }
+                let room = Arc::new(Semaphore::new(room_bytes as usize));
+                CommitQueue { committer: sender, room, most_of_one: room_bytes / 2, blocked, outbox, metrics }
             })
             .collect()
     }

@@ -10,6 +10,7 @@ mod disable;
 mod holds;
 mod lanes;
 mod log;
+mod remembered;
 mod settle;
 mod tries;
 mod worker;
@@ -50,6 +51,8 @@ pub struct OutboxProcessorSettings {
     pub retry: RetryPolicy,
     /// The most envelopes in memory, per domain.
     pub held: usize,
+    /// The most bytes of the envelopes in memory, per domain, with those of other lanes.
+    pub held_bytes: usize,
     /// Most envelopes of one subscription that wait in memory; further ones move to its own lane.
     pub queue_per_subscription: usize,
     pub ack_wait: Duration,
@@ -142,6 +145,9 @@ impl OutboxProcessor {
                 self.opener.clone(),
                 settle,
             );
+            let answers = delivery.remembered().answers.clone();
+            let again = format!("the repeated acknowledgements of {}", domain.name);
+            tasks.droppable(again, answers.repeat(self.js.clone()));
             let worker = worker::Worker {
                 js: self.js.clone(),
                 subscriptions: self.subscriptions.clone(),

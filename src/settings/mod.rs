@@ -121,6 +121,8 @@ pub struct Events {
     pub max_size: ByteSize,
     pub batch: usize,
     pub held: usize,
+    #[serde(with = "size")]
+    pub held_bytes: ByteSize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -138,6 +140,8 @@ pub struct Delivery {
     #[serde(with = "duration")]
     pub ack_wait: Duration,
     pub held: usize,
+    #[serde(with = "size")]
+    pub held_bytes: ByteSize,
     pub queue_per_subscription: usize,
     #[serde(with = "size")]
     pub response_limit: ByteSize,

@@ -174,6 +174,7 @@ impl Findings<'_> {
         );
         self.within("events.held", events.held, 1, MOST_HELD);
         self.within("events.batch", events.batch, 1, events.held.max(1));
+        self.held_bytes("events.held_bytes", events.held_bytes);
 
         let delivery = &self.settings.delivery;
         self.within("delivery.max_deliver", delivery.max_deliver as usize, 1, 1_000);
@@ -194,6 +195,7 @@ impl Findings<'_> {
             "must be longer than delivery.max_timeout; otherwise another process repeats an attempt that is still running",
         );
         self.within("delivery.held", delivery.held, 1, MOST_HELD);
+        self.held_bytes("delivery.held_bytes", delivery.held_bytes);
         self.within(
             "delivery.queue_per_subscription",
             delivery.queue_per_subscription,
@@ -205,6 +207,11 @@ impl Findings<'_> {
             "delivery.response_limit",
             "must be 1KB to 16MiB",
         );
+    }
+
+    fn held_bytes(&mut self, key: &str, value: ByteSize) {
+        let allowed = ByteSize::mib(1)..=ByteSize::gib(3);
+        self.require(allowed.contains(&value), key, format!("is {value}; must be 1MiB to 3GiB"));
     }
 
     fn limits(&mut self) {

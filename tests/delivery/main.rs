@@ -12,6 +12,8 @@ mod delivery_log;
 mod delivery_log_overload;
 mod fan_out;
 mod isolation;
+mod large_events;
+mod lost_acknowledgements;
 mod poison;
 mod publishing;
 mod rejection;

@@ -1,6 +1,7 @@
 //! Envelopes, each one event for one subscription, and the fan-out that makes them.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -10,7 +11,10 @@ use sha2::{Digest, Sha256};
 use super::event::Event;
 use super::subscription::{Identity, Incarnation, RateLimit, SubscriptionRef, subscription_token};
 
+mod body;
 mod owner;
+
+pub use body::Body;
 
 /// The body of a message in a domain outbox: a JSON object of these fields, read without copying.
 #[derive(Debug, Deserialize)]
@@ -80,11 +84,11 @@ impl<'a> Envelope<'a> {
 }
 
 /// A new envelope, encoded as JSON.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct EncodedEnvelope {
     pub id: String,
     pub subscription: SubscriptionRef,
-    pub body: Bytes,
+    pub body: Body,
 }
 
 /// Upper bound, in bytes, of the fields about the subscription except its delivery.
@@ -93,7 +97,7 @@ const MOST_OF_ONE: usize = 256;
 /// Makes the envelopes of one event. The part that all of them share is encoded once.
 pub struct FanOut<'e> {
     event: &'e Event,
-    shared: String,
+    shared: Bytes,
 }
 
 impl<'e> FanOut<'e> {
@@ -115,7 +119,12 @@ impl<'e> FanOut<'e> {
             shared.push_str(",\"external_metadata\":");
             shared.push_str(metadata.get());
         }
-        Self { event, shared }
+        Self { event, shared: shared.into() }
+    }
+
+    /// Bytes that all envelopes share.
+    pub fn shared_size(&self) -> usize {
+        self.shared.len()
     }
 
     /// Upper bound, in bytes, of the size of an envelope without a delivery.
@@ -128,24 +137,19 @@ impl<'e> FanOut<'e> {
         &self,
         subscription: &SubscriptionRef,
         incarnation: Incarnation,
-        delivery: Option<&RawValue>,
+        delivery: Option<&Arc<RawValue>>,
     ) -> EncodedEnvelope {
         let id = envelope_id(self.event, subscription.id(), incarnation);
-        let size = delivery.map_or(0, |delivery| delivery.get().len());
-        let mut body = String::with_capacity(self.shared.len() + size + MOST_OF_ONE);
+        let mut body = String::with_capacity(MOST_OF_ONE);
         body.push_str("{\"id\":\"");
         body.push_str(&id);
         body.push('"');
         // Before the tenant, because `Identity::of_envelope` reads no further than the tenant.
         field(&mut body, "subscription", subscription.id());
         field(&mut body, "incarnation", &incarnation.to_string());
-        body.push_str(&self.shared);
-        if let Some(delivery) = delivery {
-            body.push_str(",\"delivery\":");
-            body.push_str(delivery.get());
-        }
-        body.push('}');
-        EncodedEnvelope { id, subscription: subscription.clone(), body: body.into() }
+        body.shrink_to_fit();
+        let body = Body::shared(body.into(), self.shared.clone(), delivery.cloned());
+        EncodedEnvelope { id, subscription: subscription.clone(), body }
     }
 }
 
@@ -209,15 +213,20 @@ mod tests {
         SubscriptionRef::of("acme", id).unwrap()
     }
 
+    fn delivery(json: &str) -> Arc<RawValue> {
+        RawValue::from_string(json.to_owned()).unwrap().into()
+    }
+
     const FIRST: Incarnation = Incarnation::LEGACY;
 
     #[test]
     fn an_envelope_reads_back_with_the_event_as_it_was() {
-        let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
+        let delivery = delivery(r#"{"url":"https://a.example/"}"#);
         let event = event("e \"1\"", "idp");
         let made =
             FanOut::new(&event, "user-lifecycle").envelope(&subscription("crm"), FIRST, Some(&delivery));
-        let read = Envelope::read(&made.body).unwrap();
+        let body = made.body.to_bytes();
+        let read = Envelope::read(&body).unwrap();
         assert_eq!(read.id, made.id);
         assert_eq!((&*read.domain, &*read.subscription, &*read.tenant), ("user-lifecycle", "crm", "acme"));
         assert_eq!((&*read.event_id, &*read.event_key), ("e \"1\"", "user.created"));
@@ -228,29 +237,31 @@ mod tests {
 
     #[test]
     fn one_without_its_delivery_is_the_same_envelope_and_no_larger_than_is_said() {
-        let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
+        let delivery = delivery(r#"{"url":"https://a.example/"}"#);
         let event = event("e1", "idp");
         let fan_out = FanOut::new(&event, "user-lifecycle");
         let id = subscription(&"x".repeat(64));
         let (whole, bare) =
             (fan_out.envelope(&id, FIRST, Some(&delivery)), fan_out.envelope(&id, FIRST, None));
         assert_eq!(whole.id, bare.id);
-        let read = Envelope::read(&bare.body).unwrap();
+        let body = bare.body.to_bytes();
+        let read = Envelope::read(&body).unwrap();
         assert!(read.delivery.is_none() && read.share().is_none());
         assert_eq!(read.event.get(), event.to_cloudevent().get());
-        assert!(bare.body.len() <= fan_out.largest_bare_size());
+        assert!(bare.body.size() <= fan_out.largest_bare_size());
     }
 
     #[test]
     fn what_an_outbox_said_of_the_event_goes_along() {
-        let delivery = RawValue::from_string(r#"{"url":"https://a.example/"}"#.to_owned()).unwrap();
+        let delivery = delivery(r#"{"url":"https://a.example/"}"#);
         let mut event = event("e1", "outbox");
         let made = FanOut::new(&event, "d").envelope(&subscription("crm"), FIRST, Some(&delivery));
-        assert!(Envelope::read(&made.body).unwrap().external_metadata.is_none());
+        assert!(Envelope::read(&made.body.to_bytes()).unwrap().external_metadata.is_none());
         let metadata = RawValue::from_string(r#"{"headers":{"id":"e1"}}"#.to_owned()).unwrap();
         event.external_metadata = Some(metadata.clone());
         let made = FanOut::new(&event, "d").envelope(&subscription("crm"), FIRST, Some(&delivery));
-        let read = Envelope::read(&made.body).unwrap();
+        let body = made.body.to_bytes();
+        let read = Envelope::read(&body).unwrap();
         assert_eq!(read.external_metadata.map(RawValue::get), Some(metadata.get()));
         assert_eq!(read.delivery.map(RawValue::get), Some(delivery.get()));
     }
@@ -258,10 +269,10 @@ mod tests {
     #[test]
     fn the_share_is_that_of_the_delivery() {
         let share = |delivery: &str| {
-            let delivery = RawValue::from_string(delivery.to_owned()).unwrap();
+            let delivery = self::delivery(delivery);
             let made =
                 FanOut::new(&event("1", "idp"), "d").envelope(&subscription("crm"), FIRST, Some(&delivery));
-            Envelope::read(&made.body).unwrap().share()
+            Envelope::read(&made.body.to_bytes()).unwrap().share()
         };
         let limit = RateLimit { per_second: 2.5, burst: 7 };
         let json = r#"{"url":"u","max_in_flight":9,"rate_limit":{"per_second":2.5,"burst":7}}"#;
@@ -291,7 +302,7 @@ mod tests {
 
     #[test]
     fn whose_it_is_reads_from_its_beginning_and_from_all_of_it() {
-        let delivery = RawValue::from_string(r#"{"url":"u"}"#.to_owned()).unwrap();
+        let delivery = delivery(r#"{"url":"u"}"#);
         for incarnation in [FIRST, Incarnation::new(7)] {
             let identity = Identity { subscription: subscription("crm"), incarnation };
             let made = FanOut::new(&event("1", "idp"), "d").envelope(
@@ -299,11 +310,12 @@ mod tests {
                 incarnation,
                 Some(&delivery),
             );
-            assert_eq!(Envelope::read(&made.body).unwrap().identity(), Some(identity.clone()));
-            assert_eq!(Envelope::read(&made.body).unwrap().token().as_deref(), Some("acme=crm"));
-            assert_eq!(Identity::of_envelope(&made.body), Some(identity.clone()));
+            let body = made.body.to_bytes();
+            assert_eq!(Envelope::read(&body).unwrap().identity(), Some(identity.clone()));
+            assert_eq!(Envelope::read(&body).unwrap().token().as_deref(), Some("acme=crm"));
+            assert_eq!(Identity::of_envelope(&body), Some(identity.clone()));
             // The rest is not read.
-            let cut = &made.body[..made.body.windows(10).position(|at| at == b"\"event_id\"").unwrap()];
+            let cut = &body[..body.windows(10).position(|at| at == b"\"event_id\"").unwrap()];
             assert_eq!(Identity::of_envelope(cut), Some(identity));
         }
         // An envelope of a version without incarnations.

@@ -82,6 +82,8 @@ pub struct Events {
     pub max_size: Option<u64>,
     pub batch: Option<usize>,
     pub held: Option<usize>,
+    #[serde(serialize_with = "bytes")]
+    pub held_bytes: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]
@@ -97,6 +99,8 @@ pub struct Delivery {
     #[serde(serialize_with = "duration")]
     pub ack_wait: Option<Duration>,
     pub held: Option<usize>,
+    #[serde(serialize_with = "bytes")]
+    pub held_bytes: Option<u64>,
     pub queue_per_subscription: Option<usize>,
     #[serde(serialize_with = "duration")]
     pub grace: Option<Duration>,

@@ -78,6 +78,8 @@ labelled_families! {
             "envelopes_spilled", "Envelopes moved to their subscription's own lane, by domain";
         published_again: Counter = "envelopes_published_again",
             "Envelopes published again because not all of their used-up deliveries were attempts, by domain";
+        redeliveries_settled: Counter = "redeliveries_settled",
+            "Envelopes delivered by the broker again after they were settled, by domain";
         attempts_logged: Counter =
             "attempts_logged", "Records of attempts stored in the delivery log, by domain";
         attempts_unlogged: Counter =

@@ -199,7 +199,7 @@ impl Router {
             subject: message.subject.clone(),
             // As of a copy by a worker.
             message_id: format!("{}-{}", self.js.names().outbox_stream(domain), message.sequence),
-            payload: message.payload.clone(),
+            payload: message.payload.clone().into(),
             headers: counts.to_headers(),
         };
         self.js.publish_each(std::slice::from_ref(&again)).await?;

@@ -2,6 +2,10 @@
 //! an event, and then acknowledges the events.
 //!
 //! The next events gather while a batch is written, so batches grow with the load, and a single event commits at once.
+//! If the outbox refuses a group, its halves are written, the smaller events first, down to a single event. Only events
+//! that do not fit wait. An event that can never fit as a whole is written in parts ([`parts`]).
+
+mod parts;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,19 +14,23 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
+use self::parts::Rest;
+use super::outbox_room::OutboxRoom;
 use super::recent::Recent;
 use super::rejecter::Rejecter;
+use crate::domain::commit_group::{Load, Refusal, Room, halves};
 use crate::facts::{
-    DomainMetrics, EnvelopesCommitted, EnvelopesRepeated, EventRepeated, OutboxBlocked, OutboxUnblocked,
+    DomainMetrics, EnvelopesCommitted, EnvelopesRepeated, EventRepeated, OutboxBlocked, OutboxLimitsNotRead,
+    OutboxUnblocked,
 };
-use crate::nats::{BatchError, Delivered, EnvelopeMessage, JetStream, MOST_PER_BATCH, NatsError};
+use crate::nats::{Answers, BatchError, Delivered, EnvelopeMessage, JetStream, NatsError};
 use crate::panics::{self, Panicked};
 
 /// Delay before an event is delivered again if its domain is busy or blocked.
 pub(super) const BUSY_DELAY: Duration = Duration::from_secs(1);
 const MOST_BLOCKED_DELAY: Duration = Duration::from_secs(15);
 
-/// Size in bytes at which a group is committed even if more events wait.
+/// Most bytes of a group of several events, and of a part of one event.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
 
 /// An event with its envelopes.
@@ -31,14 +39,22 @@ pub(super) struct Planned {
     pub(super) envelopes: Vec<EnvelopeMessage>,
     /// The event's permit, released when the event is settled.
     pub(super) permit: OwnedSemaphorePermit,
-    /// The envelopes' permits.
+    /// The permits for the memory of its envelopes.
     pub(super) room: OwnedSemaphorePermit,
 }
 
 impl Planned {
-    /// Approximate size of its envelopes in the outbox.
+    /// Size of its envelopes in the outbox.
     fn bytes(&self) -> usize {
-        self.envelopes.iter().map(EnvelopeMessage::stored_bytes).sum()
+        self.load().bytes
+    }
+
+    fn load(&self) -> Load {
+        Load::of(self.envelopes.iter().map(EnvelopeMessage::stored_bytes))
+    }
+
+    fn largest(&self) -> usize {
+        self.envelopes.iter().map(EnvelopeMessage::stored_bytes).max().unwrap_or(0)
     }
 }
 
@@ -46,8 +62,12 @@ pub(super) struct Committer {
     js: JetStream,
     rejecter: Rejecter,
     metrics: DomainMetrics,
+    outbox: OutboxRoom,
     blocked: Option<Blocked>,
+    /// The event of which a part did not fit yet.
+    rest: Option<Rest>,
     recent: Recent,
+    answers: Answers,
     /// Whether it is blocked, for the planner.
     is_blocked: Arc<AtomicBool>,
     #[cfg(test)]
@@ -67,14 +87,19 @@ impl Committer {
         js: JetStream,
         rejecter: Rejecter,
         metrics: DomainMetrics,
+        outbox: OutboxRoom,
+        answers: Answers,
         is_blocked: Arc<AtomicBool>,
     ) -> Self {
         Self {
             js,
             rejecter,
             metrics,
+            outbox,
             blocked: None,
+            rest: None,
             recent: Recent::default(),
+            answers,
             is_blocked,
             #[cfg(test)]
             before_write: |_| {},
@@ -89,39 +114,53 @@ impl Committer {
 
     /// Runs until the channel is closed and empty.
     pub(super) async fn run(mut self, mut receiver: mpsc::Receiver<Planned>) {
+        // Without an answer, the limits of the settings apply until a commit is refused.
+        self.read_limits().await;
         let mut first = None;
         loop {
+            self.write_rest_if_due().await;
             let planned = match first.take() {
                 Some(planned) => planned,
-                None => match receiver.recv().await {
-                    Some(planned) => planned,
-                    None => return,
+                None => tokio::select! {
+                    planned = receiver.recv() => match planned {
+                        Some(planned) => planned,
+                        None => break,
+                    },
+                    () = parts::wake(&self.rest) => continue,
                 },
             };
-            let mut bytes = planned.bytes();
-            if self.refuses(bytes) {
+            let mut load = planned.load();
+            if self.refuses(load.bytes) {
                 self.hand_back(vec![planned]).await;
                 continue;
             }
-            let mut count = planned.envelopes.len();
+            let room = self.outbox.known();
             let mut group = vec![planned];
-            while bytes < MOST_BYTES
+            while room.is_one_batch(load)
                 && let Ok(planned) = receiver.try_recv()
             {
-                let more = planned.bytes();
-                if self.refuses(more) {
+                let more = planned.load();
+                if self.refuses(more.bytes) {
                     self.hand_back(vec![planned]).await;
                     continue;
                 }
-                if count + planned.envelopes.len() > MOST_PER_BATCH {
+                if !room.takes(load, more, MOST_BYTES) {
                     first = Some(planned);
                     break;
                 }
-                count += planned.envelopes.len();
-                bytes += more;
+                load = load.and(more);
                 group.push(planned);
             }
-            self.commit(group, count).await;
+            if room.is_one_batch(load) {
+                self.commit(group).await;
+            } else {
+                for planned in group {
+                    self.start_in_parts(planned).await;
+                }
+            }
+        }
+        if let Some(rest) = self.rest.take() {
+            self.hand_back(vec![rest.planned]).await;
         }
     }
 
@@ -130,10 +169,67 @@ impl Committer {
         self.blocked.as_ref().is_some_and(|blocked| bytes >= blocked.bytes && Instant::now() < blocked.until)
     }
 
-    async fn commit(&mut self, mut group: Vec<Planned>, count: usize) {
+    /// Writes a group as one batch. If that is refused, or panics, its halves, until the events that cause it are found.
+    async fn commit(&mut self, group: Vec<Planned>) {
+        // The smaller half is on top, so that what fits is written before the outbox is full.
+        let mut groups = vec![group];
+        while let Some(group) = groups.pop() {
+            let (refused, mut group): (Vec<_>, Vec<_>) =
+                group.into_iter().partition(|planned| self.refuses(planned.bytes()));
+            self.hand_back(refused).await;
+            if group.is_empty() {
+                continue;
+            }
+            let divides = match self.try_write_group(&mut group).await {
+                Ok(Ok(())) => {
+                    for planned in group {
+                        self.committed(planned).await;
+                    }
+                    continue;
+                }
+                Ok(Err(error)) if group.len() > 1 => match error.api() {
+                    Some(_) => {
+                        if error.is_batch_too_large() {
+                            let count: usize = group.iter().map(|planned| planned.envelopes.len()).sum();
+                            self.outbox.lower_batch(count / 2);
+                        }
+                        true
+                    }
+                    None => {
+                        self.block(&error, 0);
+                        false
+                    }
+                },
+                Ok(Err(error)) => {
+                    if let Some(planned) = group.pop() {
+                        self.refused(planned, &error).await;
+                    }
+                    continue;
+                }
+                Err(panicked) => {
+                    if let [planned] = &group[..] {
+                        // It is handed back, and rejected after `panics::TRIES` deliveries.
+                        self.rejecter.panicked(&planned.message, &panicked).await;
+                        continue;
+                    }
+                    true
+                }
+            };
+            if divides {
+                let (smaller, larger) = halves(group, Planned::bytes);
+                groups.push(larger);
+                groups.push(smaller);
+            } else {
+                self.hand_back(group).await;
+            }
+        }
+    }
+
+    /// Writes all envelopes of a group as one batch.
+    async fn try_write_group(&mut self, group: &mut [Planned]) -> Result<Result<(), NatsError>, Panicked> {
         let counts: Vec<usize> = group.iter().map(|planned| planned.envelopes.len()).collect();
-        let mut envelopes = Vec::with_capacity(count);
-        for planned in &mut group {
+        let mut envelopes = Vec::with_capacity(counts.iter().sum());
+        for planned in group.iter_mut() {
             envelopes.append(&mut planned.envelopes);
         }
         let written = self.try_write(&envelopes).await;
@@ -141,56 +237,49 @@ impl Committer {
         for (planned, count) in group.iter_mut().zip(counts) {
             planned.envelopes.extend(envelopes.by_ref().take(count));
         }
-        match written {
-            Ok(Ok(())) => {
-                for planned in group {
-                    self.committed(planned).await;
-                }
-            }
-            // Only the events that do not fit wait.
-            Ok(Err(error)) if error.api().is_some() && group.len() > 1 => self.commit_each(group).await,
-            Err(panicked) => {
-                if let [planned] = &group[..] {
-                    return self.rejecter.panicked(&planned.message, &panicked).await;
-                }
-                // Finds the event that causes the panic; the others are committed.
-                self.commit_each(group).await;
-            }
-            Ok(Err(error)) => {
-                let bytes = if error.api().is_some() { group.iter().map(Planned::bytes).sum() } else { 0 };
-                self.block(&error, bytes);
-                self.hand_back(group).await;
+        written
+    }
+
+    /// An event was refused when it was written alone.
+    async fn refused(&mut self, planned: Planned, error: &NatsError) {
+        if error.api().is_none() {
+            self.block(error, 0);
+            return self.hand_back(vec![planned]).await;
+        }
+        if error.is_batch_too_large() {
+            self.outbox.lower_batch(planned.envelopes.len() / 2);
+            return self.start_in_parts(planned).await;
+        }
+        let refusal = match self.read_limits().await {
+            Some((room, is_empty)) => room.refusal(planned.largest(), planned.load(), is_empty),
+            None => Refusal::Waits,
+        };
+        match refusal {
+            // The planner compares with the same limits, and sets aside what can never fit.
+            Refusal::TooLarge => planned.message.acker.nak(Some(BUSY_DELAY)).await,
+            Refusal::InParts => self.start_in_parts(planned).await,
+            Refusal::Waits => {
+                self.block(error, planned.bytes());
+                self.hand_back(vec![planned]).await;
             }
         }
     }
 
-    /// Commits each event alone, the smallest first, until one does not fit. An event whose write panics is handed
-    /// back, and is rejected after [`panics::TRIES`] deliveries.
-    async fn commit_each(&mut self, mut group: Vec<Planned>) {
-        group.sort_by_cached_key(Planned::bytes);
-        let mut group = group.into_iter();
-        while let Some(planned) = group.next() {
-            match self.try_write(&planned.envelopes).await {
-                Ok(Ok(())) => self.committed(planned).await,
-                Ok(Err(error)) => {
-                    self.block(&error, planned.bytes());
-                    self.hand_back(std::iter::once(planned).chain(group).collect()).await;
-                    return;
-                }
-                Err(panicked) => self.rejecter.panicked(&planned.message, &panicked).await,
-            }
-        }
+    /// The outbox's limits as they are now, and whether it is empty; `None` if the server does not say.
+    async fn read_limits(&self) -> Option<(Room, bool)> {
+        let read = self.outbox.read().await;
+        read.inspect_err(|error| OutboxLimitsNotRead { error, stream: self.outbox.stream() }.emit()).ok()
     }
 
     async fn committed(&mut self, planned: Planned) {
         let bytes = planned.bytes();
         let over = |blocked: &mut Blocked| bytes >= blocked.bytes || Instant::now() >= blocked.until;
         if self.blocked.take_if(over).is_some() {
-            self.is_blocked.store(false, Ordering::Relaxed);
             OutboxUnblocked.emit(&self.metrics);
         }
+        self.is_blocked.store(self.blocked.is_some() || self.rest.is_some(), Ordering::Relaxed);
         EnvelopesCommitted { count: planned.envelopes.len() }.emit(&self.metrics);
-        planned.message.acker.ack().await;
+        self.answers.ack(&planned.message.acker).await;
         drop((planned.permit, planned.room));
     }
 
@@ -212,7 +301,7 @@ impl Committer {
         let split = self.recent.split(envelopes);
         let (new, known) =
             split.as_ref().map_or((envelopes, &[][..]), |(new, known)| (new.as_slice(), known.as_slice()));
-        for batch in new.chunks(MOST_PER_BATCH) {
+        for batch in new.chunks(self.outbox.known().batch) {
             match self.js.commit(batch).await {
                 Ok(()) => {}
                 Err(BatchError::Duplicate) => {

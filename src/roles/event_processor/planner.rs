@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::backlog::{Backlog, TURN, Turn, Work};
 use super::committer::{BUSY_DELAY, Planned};
+use super::outbox_room::OutboxRoom;
 use super::rejecter::Rejecter;
 use super::resolver::Resolver;
 use crate::domain::category::Categories;
@@ -19,18 +20,17 @@ use crate::domain::index::IndexEntry;
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::Incarnation;
 use crate::facts::{
-    DeadLettered, DomainMetrics, EventMatched, EventPutAside, Metrics, TooLargeNotDeadLettered,
+    DeadLettered, DomainMetrics, EventMatched, EventPutAside, Metrics, OutboxLimitsNotRead,
+    TooLargeNotDeadLettered,
 };
 use crate::nats::subjects::{EventSubject, SHARED_LANE};
 use crate::nats::{Delivered, EnvelopeMessage, JetStream, NatsError};
-use crate::panics;
+use crate::panics::{self, Panicked};
 
 /// Rejected publications stored at once.
 const REJECTIONS_IN_FLIGHT: usize = 32;
 /// Room that an envelope leaves in the server's max_payload for its headers.
 const HEADER_ROOM: usize = 4 * 1024;
-/// Envelopes of one domain in memory; an event with more than these takes all of it for itself.
-pub(super) const HELD_ENVELOPES: u32 = 16 * 1024;
 
 /// How a publication becomes an event.
 pub(crate) type Decode = fn(&Publication<'_>) -> Result<Event, Rejection>;
@@ -54,8 +54,6 @@ pub(super) struct Planner {
     pub(super) decode: Decode,
     /// The largest event, in bytes.
     pub(super) max_size: usize,
-    /// The most bytes that an outbox holds (`limits.outbox`).
-    pub(super) outbox_size: usize,
     /// The most events that are planned together.
     pub(super) batch: usize,
     pub(super) metrics: Metrics,
@@ -66,10 +64,14 @@ pub(super) struct Planner {
 /// The queue of a domain's committer.
 pub(super) struct CommitQueue {
     pub(super) committer: mpsc::Sender<Planned>,
-    /// Limits the envelopes in memory.
+    /// Limits the bytes of planned events in memory.
     pub(super) room: Arc<Semaphore>,
+    /// Bytes that one event takes at most, however large it is, so that others pass while it waits.
+    pub(super) most_of_one: u32,
     /// The outbox refuses envelopes at the moment: events are handed back instead of waiting here.
     pub(super) blocked: Arc<AtomicBool>,
+    /// What the outbox can hold.
+    pub(super) outbox: OutboxRoom,
     pub(super) metrics: DomainMetrics,
 }
 
@@ -79,10 +81,11 @@ impl CommitQueue {
     async fn hand_over(
         &self,
         message: Delivered,
-        envelopes: Vec<EnvelopeMessage>,
+        Plan { envelopes, shared, .. }: Plan,
         permit: OwnedSemaphorePermit,
     ) {
-        let weight = u32::try_from(envelopes.len()).unwrap_or(u32::MAX).min(HELD_ENVELOPES);
+        let own: usize = envelopes.iter().map(EnvelopeMessage::own_bytes).sum();
+        let weight = u32::try_from(own + shared).unwrap_or(u32::MAX).min(self.most_of_one);
         let room = if self.blocked.load(Ordering::Relaxed) {
             self.room.clone().try_acquire_many_owned(weight).ok()
         } else {
@@ -100,6 +103,8 @@ impl CommitQueue {
 /// What an event becomes.
 struct Plan {
     envelopes: Vec<EnvelopeMessage>,
+    /// Bytes that all envelopes share.
+    shared: usize,
     /// Envelopes that are too large because of their subscription.
     too_large: Vec<(EncodedEnvelope, Incarnation)>,
 }
@@ -206,7 +211,15 @@ impl Planner {
             message.acker.ack().await;
             return 0;
         }
-        let Plan { envelopes, too_large } = match panics::catch(|| self.plan(&event, domain, &wanting)) {
+        let planned = match self.plan_for_outbox(&queue.outbox, &event, domain, &wanting).await {
+            Ok(planned) => planned,
+            Err(error) => {
+                OutboxLimitsNotRead { error: &error, stream: queue.outbox.stream() }.emit();
+                message.acker.nak(Some(BUSY_DELAY)).await;
+                return 0;
+            }
+        };
+        let mut plan = match planned {
             Ok(Ok(plan)) => plan,
             Ok(Err(rejection)) => {
                 rejected.push((message, rejection, permit));
@@ -217,21 +230,21 @@ impl Planner {
                 return 0;
             }
         };
-        let bytes: usize = envelopes.iter().map(|envelope| envelope.payload.len()).sum();
-        let made = envelopes.len() * STEPS_PER_ENVELOPE + bytes / 1024;
+        let bytes: usize = plan.envelopes.iter().map(|envelope| envelope.payload.size()).sum();
+        let made = plan.envelopes.len() * STEPS_PER_ENVELOPE + bytes / 1024;
         // Before the event is acknowledged, and before any of its envelopes is committed: a failure then leaves nothing
         // half done, and a repetition adds nothing.
-        for (envelope, incarnation) in too_large {
+        for (envelope, incarnation) in std::mem::take(&mut plan.too_large) {
             if let Err(error) = self.put_too_large(&event, domain, envelope, incarnation).await {
                 TooLargeNotDeadLettered { error: &error, event: &event.id }.emit();
                 message.acker.nak(Some(BUSY_DELAY)).await;
                 return made;
             }
         }
-        if envelopes.is_empty() {
+        if plan.envelopes.is_empty() {
             message.acker.ack().await;
         } else {
-            queue.hand_over(message, envelopes, permit).await;
+            queue.hand_over(message, plan, permit).await;
         }
         made
     }
@@ -241,8 +254,36 @@ impl Planner {
         Some((self.queues.get(index)?, self.categories.name(index)?))
     }
 
-    /// One envelope per subscription in `wanting`. The event is rejected only if it is too large by itself.
-    fn plan(&self, event: &Event, domain: &str, wanting: &[Arc<IndexEntry>]) -> Result<Plan, Rejection> {
+    /// Plans within the limits of the outbox as they are known. Before anything is set aside because of them, they are
+    /// read from the stream.
+    async fn plan_for_outbox(
+        &self,
+        outbox: &OutboxRoom,
+        event: &Event,
+        domain: &str,
+        wanting: &[Arc<IndexEntry>],
+    ) -> Result<Result<Result<Plan, Rejection>, Panicked>, NatsError> {
+        let largest = outbox.known().largest();
+        let planned = panics::catch(|| self.plan(event, domain, wanting, largest));
+        if matches!(&planned, Ok(Ok(plan)) if plan.too_large.is_empty()) || planned.is_err() {
+            return Ok(planned);
+        }
+        let (now, _) = outbox.read().await?;
+        if now.largest() == largest {
+            return Ok(planned);
+        }
+        Ok(panics::catch(|| self.plan(event, domain, wanting, now.largest())))
+    }
+
+    /// One envelope per subscription in `wanting`; `largest`: the largest that the outbox can store. The event is
+    /// rejected only if it is too large by itself.
+    fn plan(
+        &self,
+        event: &Event,
+        domain: &str,
+        wanting: &[Arc<IndexEntry>],
+        largest: usize,
+    ) -> Result<Plan, Rejection> {
         let limit = self.js.max_payload().saturating_sub(HEADER_ROOM);
         let fan_out = FanOut::new(event, domain);
         if fan_out.largest_bare_size() > limit {
@@ -255,36 +296,44 @@ impl Planner {
                 ),
             ));
         }
-        let mut plan = Plan { envelopes: Vec::with_capacity(wanting.len()), too_large: Vec::new() };
+        let mut plan = Plan {
+            envelopes: Vec::with_capacity(wanting.len()),
+            shared: fan_out.shared_size(),
+            too_large: Vec::new(),
+        };
+        let fits =
+            |message: &EnvelopeMessage| message.payload.size() <= limit && message.stored_bytes() <= largest;
         for entry in wanting {
             let (id, incarnation) = (&entry.subscription.reference, entry.subscription.incarnation);
-            let mut envelope = fan_out.envelope(id, incarnation, Some(&entry.delivery));
-            if envelope.body.len() > limit {
-                // The registry has the delivery as well, and the outbox processor reads it there first.
-                envelope = fan_out.envelope(id, incarnation, None);
-                if !self.resolver.is_registry() {
-                    plan.too_large.push((envelope, incarnation));
-                    continue;
-                }
-            }
-            plan.envelopes.push(EnvelopeMessage {
+            let message = |envelope: EncodedEnvelope| EnvelopeMessage {
                 subject: self.js.names().outbox(domain, SHARED_LANE, &envelope.subscription.token()),
                 message_id: envelope.id,
                 payload: envelope.body,
                 headers: Vec::new(),
-            });
-        }
-        let bytes: usize = plan.envelopes.iter().map(EnvelopeMessage::stored_bytes).sum();
-        if bytes > self.outbox_size {
-            return Err(Rejection::new(
-                RejectReason::TooLarge,
-                format!(
-                    "its {} envelopes take {bytes} bytes, more than an outbox holds (limits.outbox, {}); raise that, or \
-                     publish smaller events, or reduce the number of subscriptions",
-                    plan.envelopes.len(),
-                    self.outbox_size
-                ),
-            ));
+            };
+            let whole = message(fan_out.envelope(id, incarnation, Some(&entry.delivery)));
+            if fits(&whole) {
+                plan.envelopes.push(whole);
+                continue;
+            }
+            // The registry has the delivery as well, and the outbox processor reads it there first.
+            let bare = fan_out.envelope(id, incarnation, None);
+            let bytes = message(bare.clone()).stored_bytes();
+            if bytes > largest {
+                return Err(Rejection::new(
+                    RejectReason::TooLarge,
+                    format!(
+                        "an envelope takes {bytes} bytes without the subscription's settings, more than the outbox can \
+                         store ({largest} bytes by max_bytes (limits.outbox) and max_msg_size of its stream); raise \
+                         these, or publish smaller events"
+                    ),
+                ));
+            }
+            if self.resolver.is_registry() {
+                plan.envelopes.push(message(bare));
+            } else {
+                plan.too_large.push((bare, incarnation));
+            }
         }
         Ok(plan)
     }
@@ -321,7 +370,9 @@ impl Planner {
         // Parked: a later redrive would be too large as well.
         let letter = DeadLetter::new(domain, origin, failed, &[]);
         let subject = self.js.names().outbox(domain, SHARED_LANE, &subscription.token());
-        self.js.put_dead_letter_with_id(&format!("too-large-{id}"), &subject, &letter, body).await?;
+        self.js
+            .put_dead_letter_with_id(&format!("too-large-{id}"), &subject, &letter, body.to_bytes())
+            .await?;
         DeadLettered { letter: &letter }.emit(&self.metrics);
         Ok(())
     }

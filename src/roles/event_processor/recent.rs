@@ -62,7 +62,7 @@ mod tests {
         let outgoing = |id: usize| EnvelopeMessage {
             subject: String::new(),
             message_id: format!("env_{id}"),
-            payload: Bytes::new(),
+            payload: Bytes::new().into(),
             headers: Vec::new(),
         };
         ids.into_iter().map(outgoing).collect()

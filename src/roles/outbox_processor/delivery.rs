@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Subscriptions;
 use super::brokers::Brokers;
 use super::disable::disable;
+use super::remembered::{Remembered, Settlement};
 use super::settle::{Settle, Tried};
 use super::tries::Tries;
 use crate::domain::attempt::Attempt;
@@ -122,6 +123,16 @@ impl Delivery {
     ) -> Self {
         let targets = Mutex::new(HashMap::new());
         Self { inner: Arc::new(Inner { js, subscriptions, transports, opener, settle, targets }) }
+    }
+
+    /// What was settled lately.
+    pub(super) fn remembered(&self) -> &Arc<Remembered> {
+        self.inner.settle.remembered()
+    }
+
+    /// Settles a redelivered message as before.
+    pub(super) async fn settle_again(&self, message: &Delivered, settlement: Settlement) {
+        self.inner.settle.settle_again(message, settlement).await;
     }
 
     /// Makes one attempt and settles the message.

@@ -17,7 +17,7 @@ use crate::domain::subscription::SubscriptionRef;
 use crate::facts::{LaneReaderFailed, LanesNotListed, OwnLaneOpened, OwnLaneRemoved};
 use crate::health::ReadyFlag;
 use crate::nats::subjects::{SHARED_LANE, lane_consumer, lane_of_consumer, subscription_of_own_lane};
-use crate::nats::{Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
+use crate::nats::{ByteBudget, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
 use crate::tasks::{Task, TaskError, Tasks};
 
 /// Interval of the listing of a domain's lanes.
@@ -31,6 +31,18 @@ const EMPTY_ROUNDS: u32 = 60;
 /// The same if the subscription was removed, so that it gets no further envelopes.
 const EMPTY_ROUNDS_REMOVED: u32 = 2;
 
+/// One request takes at most one of so many parts of the bytes in memory: the waiting requests of all own lanes together
+/// reserve a quarter.
+const SHARED_BYTE_PARTS: u32 = 8;
+const OWN_BYTE_PARTS: u32 = 4 * MOST_OWN_LANES as u32;
+
+/// What the reader of one lane may have in memory.
+struct LaneLimits {
+    messages: usize,
+    bytes: ByteBudget,
+    byte_parts: u32,
+}
+
 /// A message of a lane, with its permit.
 pub(super) struct FromLane {
     pub(super) message: Box<Delivered>,
@@ -38,19 +50,20 @@ pub(super) struct FromLane {
     pub(super) own_lane: bool,
 }
 
-/// Reads one lane until `stop`; at most `held` of its messages are in memory.
+/// Reads one lane until `stop`, within the limits of its messages in memory.
 async fn read_lane(
     js: JetStream,
     stream: String,
     lane: String,
-    held: usize,
+    limits: LaneLimits,
     sink: mpsc::Sender<FromLane>,
     ready: Option<ReadyFlag>,
     stop: CancellationToken,
 ) -> Result<(), NatsError> {
     let own_lane = lane != SHARED_LANE;
-    let reader = Reader::bind(&js, &stream, &lane_consumer(&lane), held, ready, &stop).await?;
-    let Some(mut reader) = reader else { return Ok(()) };
+    let reader = Reader::bind(&js, &stream, &lane_consumer(&lane), limits.messages, ready, &stop).await?;
+    let Some(reader) = reader else { return Ok(()) };
+    let mut reader = reader.within(&limits.bytes, limits.byte_parts);
     loop {
         let mut next = tokio::select! {
             () = stop.cancelled() => break,
@@ -81,6 +94,7 @@ pub(super) struct Lanes {
     stream: String,
     subscriptions: Subscriptions,
     held: usize,
+    bytes: ByteBudget,
     sink: mpsc::Sender<FromLane>,
     stop: CancellationToken,
     ready: ReadyFlag,
@@ -98,7 +112,17 @@ impl Lanes {
         stop: CancellationToken,
     ) -> Self {
         let stream = js.names().outbox_stream(domain);
-        Self { js, stream, subscriptions, held, sink, stop, ready, started: Instant::now() }
+        let bytes = ByteBudget::new(usize::MAX);
+        Self { js, stream, subscriptions, held, bytes, sink, stop, ready, started: Instant::now() }
+    }
+
+    /// Bounds the bytes of the messages of all lanes in memory.
+    pub(super) fn within(self, bytes: ByteBudget) -> Self {
+        Self { bytes, ..self }
+    }
+
+    fn limits(&self, messages: usize, byte_parts: u32) -> LaneLimits {
+        LaneLimits { messages, bytes: self.bytes.clone(), byte_parts }
     }
 
     /// Reads the shared lane, and each own lane while it exists, until `stop`.
@@ -108,7 +132,7 @@ impl Lanes {
             self.js.clone(),
             self.stream.clone(),
             SHARED_LANE.to_owned(),
-            self.held,
+            self.limits(self.held, SHARED_BYTE_PARTS),
             self.sink.clone(),
             Some(self.ready.clone()),
             self.stop.clone(),
@@ -182,7 +206,7 @@ impl Lanes {
             self.js.clone(),
             self.stream.clone(),
             lane.to_owned(),
-            OWN_LANE_HELD,
+            self.limits(OWN_LANE_HELD, OWN_BYTE_PARTS),
             self.sink.clone(),
             None,
             stop.clone(),

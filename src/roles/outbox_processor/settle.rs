@@ -8,6 +8,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::log::DeliveryLog;
+use super::remembered::{Remembered, Settlement};
 use super::tries::{Tries, carried};
 use crate::domain::attempt::Attempt;
 use crate::domain::attempt_record::{AttemptRecord, ErrorKind, Settled};
@@ -20,7 +21,8 @@ use crate::domain::status::Statuses;
 use crate::facts::{
     AttemptMade, DeadLetterNotChecked, DeadLetterNotRemoved, DeadLetterNotWritten, DeadLetterResolved,
     DeliveryDeadLettered, DeliveryExhausted, DeliveryFailed, DomainMetrics, EnvelopeDelivered,
-    EnvelopeNotPublishedAgain, EnvelopePublishedAgain, LastAttemptNotStored, RedrivenEnvelopeDropped,
+    EnvelopeNotPublishedAgain, EnvelopePublishedAgain, LastAttemptNotStored, RedeliverySettled,
+    RedrivenEnvelopeDropped,
 };
 use crate::nats::{Delivered, JetStream, NatsError, Predecessor};
 use crate::panics;
@@ -44,6 +46,7 @@ pub(super) struct Settle {
     ack_wait: Duration,
     log: DeliveryLog,
     tries: Arc<Tries>,
+    remembered: Arc<Remembered>,
 }
 
 /// The attempt, for the records.
@@ -99,7 +102,13 @@ impl Settle {
     ) -> Self {
         let acknowledged = AtomicU64::new(0);
         let tries = Arc::new(Tries::new(js.clone(), domain.clone(), log.choice()));
-        Self { js, domain, policy, schedule, metrics, acknowledged, ack_wait, log, tries }
+        let remembered = Arc::new(Remembered::new());
+        Self { js, domain, policy, schedule, metrics, acknowledged, ack_wait, log, tries, remembered }
+    }
+
+    /// What was settled lately.
+    pub(super) fn remembered(&self) -> &Arc<Remembered> {
+        &self.remembered
     }
 
     /// The attempts on the envelopes of its domain.
@@ -166,7 +175,7 @@ impl Settle {
             self.log(message, envelope, decision, &tried, attempts);
         }
         if decision == Decision::Ack {
-            return self.delivered(message, envelope, known).await;
+            return self.delivered(message, envelope).await;
         }
         // Before the message is handed back: its next delivery may follow at once.
         self.tries.keep(message, known.tried().saturating_add(made));
@@ -289,18 +298,24 @@ impl Settle {
     }
 
     /// Settles a delivered message. If it was the redrive of a dead letter, that one is removed first.
-    async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>, known: &Deliveries) {
+    async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>) {
         EnvelopeDelivered.emit(&self.metrics);
+        self.remembered.remember(message, Settlement::Delivered);
+        self.acknowledge(message, &envelope.id).await;
+    }
+
+    async fn acknowledge(&self, message: &Delivered, envelope: &str) {
         if let Some(sequence) = carried(message).dead_letter {
-            match self.js.resolve_dead_letter(&self.domain, sequence, Some(&envelope.id)).await {
+            match self.js.resolve_dead_letter(&self.domain, sequence, Some(envelope)).await {
                 Ok(()) => {
-                    DeadLetterResolved { envelope: &envelope.id }.emit(&self.metrics);
+                    DeadLetterResolved { envelope }.emit(&self.metrics);
                 }
                 Err(error) => {
-                    // A second delivery is better than a dead letter that stays: the receiver knows the webhook-id.
-                    DeadLetterNotRemoved { error: &error, envelope: &envelope.id, retry_in: RETRY_DELAY }
+                    // A second delivery, by another process, is better than a dead letter that stays: the receiver knows
+                    // the webhook-id.
+                    DeadLetterNotRemoved { error: &error, envelope, retry_in: RETRY_DELAY }
                         .emit(&self.metrics);
-                    self.tries.keep(message, known.tried().saturating_add(1));
+                    self.tries.keep(message, self.tries.known(message).tried().saturating_add(1));
                     message.acker.nak(Some(RETRY_DELAY)).await;
                     return;
                 }
@@ -308,9 +323,27 @@ impl Settle {
         }
         self.tries.forget(message);
         if self.acknowledged.fetch_add(1, Ordering::Relaxed) % CONFIRM_EVERY == CONFIRM_EVERY - 1 {
-            message.acker.ack_and_confirm(self.ack_wait / 4).await;
+            self.remembered.answers.ack_and_confirm(&message.acker, self.ack_wait / 4).await;
         } else {
-            message.acker.ack().await;
+            self.remembered.answers.ack(&message.acker).await;
+        }
+    }
+
+    /// Settles a message in the same way as before, without another attempt: the broker lost the acknowledgement.
+    pub(super) async fn settle_again(&self, message: &Delivered, settlement: Settlement) {
+        RedeliverySettled.emit(&self.metrics);
+        match settlement {
+            Settlement::Delivered => {
+                let envelope = Envelope::read(&message.payload);
+                let id = envelope.as_ref().map_or("", |envelope| &envelope.id);
+                self.acknowledge(message, id).await;
+            }
+            Settlement::Moved => self.remembered.answers.ack(&message.acker).await,
+            Settlement::DeadLettered(reason) => {
+                self.remembered.answers.terminate(&message.acker, reason.as_str()).await;
+            }
+            // The move answers for both copies.
+            Settlement::Moving => {}
         }
     }
 
@@ -371,7 +404,8 @@ impl Settle {
             Ok(()) => {
                 DeliveryDeadLettered { letter }.emit(&self.metrics);
                 self.tries.forget(message);
-                message.acker.terminate(letter.reason.as_str()).await;
+                self.remembered.remember(message, Settlement::DeadLettered(letter.reason));
+                self.remembered.answers.terminate(&message.acker, letter.reason.as_str()).await;
             }
             Err(error) => {
                 DeadLetterNotWritten { error: &error, envelope: &letter.id, retry_in: RETRY_DELAY }

@@ -102,7 +102,7 @@ impl Tries {
         EnvelopeMessage {
             subject,
             message_id: format!("{stream}-{}", message.stream_sequence),
-            payload: message.payload.clone(),
+            payload: message.payload.clone().into(),
             headers: counts.to_headers(),
         }
     }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::delivery::{Delivery, Finished, Health};
 use super::lanes::{self, FromLane, Lanes};
+use super::remembered::Settlement;
 use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::{FairShare, PoolLimits};
@@ -22,7 +23,7 @@ use crate::facts::{
 };
 use crate::health::ReadyFlag;
 use crate::nats::subjects::own_lane;
-use crate::nats::{Acker, Delivered, EnvelopeMessage, HAND_BACK_DELAY, JetStream, Malformed};
+use crate::nats::{Acker, ByteBudget, Delivered, EnvelopeMessage, HAND_BACK_DELAY, JetStream, Malformed};
 use crate::panics;
 use crate::tasks::{Jobs, Task, TaskError};
 
@@ -132,7 +133,8 @@ impl Worker {
             sink,
             self.ready.clone(),
             stop.clone(),
-        );
+        )
+        .within(ByteBudget::new(self.settings.held_bytes));
         let mut holds = self.holds.subscribe();
         let mut readers = Task::start("the list of lanes", readers.run());
         let mut heartbeat = tokio::time::interval(self.settings.ack_wait / 3);
@@ -190,6 +192,19 @@ impl Worker {
     /// Adds a message to the queue of its subscription, or moves it to its own lane.
     fn take(&self, running: &mut Running, read: FromLane) {
         let FromLane { message, permit, own_lane } = read;
+        // A restarted server delivers again what is being delivered here: the end of the delivery settles both.
+        if let Some(acker) = running.in_flight.get_mut(&message.stream_sequence) {
+            *acker = message.acker.clone();
+            return;
+        }
+        if let Some(settlement) = self.delivery.remembered().of(&message) {
+            let delivery = self.delivery.clone();
+            running.spills.start(async move {
+                delivery.settle_again(&message, settlement).await;
+                drop(permit);
+            });
+            return;
+        }
         let (subscription, limits) = match panics::catch(|| self.place(&message)) {
             Ok(Ok(place)) => place,
             Ok(Err(detail)) => {
@@ -265,6 +280,8 @@ impl Worker {
         let lane = own_lane(&token);
         let (tries, subject) = (self.delivery.tries().clone(), js.names().outbox(&domain, &lane, &token));
         let known_lanes = running.known_lanes.clone();
+        let remembered = self.delivery.remembered().clone();
+        remembered.remember(&held.message, Settlement::Moving);
         running.spills.start(async move {
             let message = &held.message;
             let known = tries.look_up(message).await;
@@ -282,11 +299,13 @@ impl Worker {
                 Ok(_) => {
                     EnvelopeSpilled.emit(&metrics);
                     tries.forget(message);
-                    message.acker.ack().await;
+                    remembered.remember(message, Settlement::Moved);
+                    remembered.answers.ack(&message.acker).await;
                 }
                 Err(error) => {
                     EnvelopeNotSpilled { error: &error, lane: &lane, retry_in: SPILL_RETRY }.emit(&metrics);
                     tries.keep(message, known.tried());
+                    remembered.forget(message);
                     message.acker.nak(Some(SPILL_RETRY)).await;
                 }
             }

@@ -49,6 +49,8 @@ pub struct BrokerOptions {
     pub sync_interval: SyncInterval,
     /// The largest message in bytes; 1 MB by default.
     pub max_payload: Option<u64>,
+    /// Most messages of an atomic batch; 1,000 by default.
+    pub max_batch_size: Option<u64>,
     /// On by default.
     pub jetstream: bool,
     /// A random name by default. The names in a cluster must be distinct; spaces are rejected.
@@ -71,6 +73,7 @@ impl BrokerOptions {
             port: None,
             sync_interval: SyncInterval::Default,
             max_payload: None,
+            max_batch_size: None,
             jetstream: true,
             server_name: None,
             cluster: None,
@@ -96,6 +99,9 @@ impl BrokerOptions {
             let _ = writeln!(text, "  max_file_store: {MAX_FILE_STORE}");
             if self.sync_interval == SyncInterval::Always {
                 text.push_str("  sync_interval: always\n");
+            }
+            if let Some(most) = self.max_batch_size {
+                let _ = writeln!(text, "  limits {{ batch {{ max_msgs: {most} }} }}");
             }
             text.push_str("}\n");
         }
@@ -135,6 +141,7 @@ mod tests {
         let all = BrokerOptions {
             sync_interval: SyncInterval::Always,
             max_payload: Some(8_388_608),
+            max_batch_size: Some(16),
             server_name: Some("one".to_owned()),
             cluster: Some(ClusterMember { name: "c".to_owned(), port: 7001, routes: vec![7001, 7002] }),
             extra_config: "lame_duck_duration: 30s".to_owned(),
@@ -144,6 +151,7 @@ mod tests {
         for line in [
             "server_name: \"one\"",
             "max_payload: 8388608",
+            "  limits { batch { max_msgs: 16 } }",
             "  sync_interval: always",
             "  port: 7001",
             "  routes: [\"nats://127.0.0.1:7001\", \"nats://127.0.0.1:7002\"]",
