@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
+use crate::domain::backlog::BacklogLimits;
 use crate::domain::message_id::MessageIds;
 use crate::domain::outcome::RetryPolicy;
 use crate::domain::subscription::Identity;
@@ -11,6 +12,7 @@ use crate::facts::CredentialNotOpened;
 use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, SecretNotOpened};
 use crate::nats::definitions::{StreamLimits, StreamParameters};
 use crate::nats::{ConnectOptions, JetStream, NatsError, Tls};
+use crate::roles::dlt_processor::RedriveQuota;
 use crate::seal::{Place, Sealer};
 #[cfg(feature = "kafka")]
 use crate::settings::Mechanism;
@@ -23,6 +25,25 @@ pub fn retry_policy(settings: &Settings) -> RetryPolicy {
         max_deliver: settings.delivery.max_deliver,
         waits: settings.delivery.retry.clone(),
         max_retry_after: settings.delivery.max_retry_after,
+    }
+}
+
+/// The limits of the backlog of every subscription.
+pub fn backlog_limits(settings: &Settings) -> BacklogLimits {
+    let delivery = &settings.delivery;
+    BacklogLimits {
+        messages: Some(delivery.max_backlog).filter(|most| *most > 0),
+        bytes: Some(delivery.max_backlog_bytes.as_u64()).filter(|most| *most > 0),
+        age: Some(delivery.max_age).filter(|most| !most.is_zero()),
+    }
+}
+
+/// The quotas that redrives are checked against.
+pub fn redrive_quota(settings: &Settings) -> RedriveQuota {
+    RedriveQuota {
+        limits: backlog_limits(settings),
+        outbox_size: settings.limits.outbox.as_u64(),
+        schedule: settings.redrive.schedule.clone(),
     }
 }
 

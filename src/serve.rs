@@ -45,8 +45,8 @@ mod relaying;
 mod resolving;
 
 use crate::from_settings::{
-    MasterKey, bytes, connect_options, http_config, less_than_events, message_ids, retry_policy,
-    stream_parameters,
+    MasterKey, backlog_limits, bytes, connect_options, http_config, less_than_events, message_ids,
+    redrive_quota, retry_policy, stream_parameters,
 };
 use database::Stores;
 use relaying::Relaying;
@@ -266,6 +266,8 @@ impl Hub {
                     held_bytes: bytes(settings.events.held_bytes),
                     batch: settings.events.batch,
                     outbox_size: bytes(settings.limits.outbox),
+                    backlog: backlog_limits(settings),
+                    schedule: settings.redrive.schedule.clone(),
                 },
                 metrics.clone(),
                 readiness.part("event-processor"),
@@ -302,6 +304,7 @@ impl Hub {
             let processor = DltProcessorSettings {
                 domains: domains.iter().map(|domain| domain.name.clone()).collect(),
                 reconcile_interval: settings.sweep.interval.max(Duration::from_secs(30)),
+                quota: redrive_quota(settings),
             };
             let role = DltProcessor::new(js.clone(), processor, metrics.clone(), &readiness);
             tasks.graceful("dlt-processor", role.run(stop.clone()));
@@ -487,6 +490,7 @@ fn outbox_settings(
         held_bytes: bytes(settings.delivery.held_bytes),
         queue_per_subscription: settings.delivery.queue_per_subscription,
         ack_wait: settings.delivery.ack_wait,
+        max_age: backlog_limits(settings).age,
         grace: settings.delivery.grace,
         schedule: settings.redrive.schedule.clone(),
         log: settings.delivery.log,

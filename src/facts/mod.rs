@@ -7,6 +7,7 @@
 //! The facts of the connections to external brokers are in their crate, `hub-sinks`.
 
 mod api;
+mod backlogs;
 mod dead_letters;
 mod delivery;
 mod demo;
@@ -25,6 +26,7 @@ use std::error::Error;
 use std::fmt;
 
 pub use api::*;
+pub use backlogs::*;
 pub use dead_letters::*;
 pub use delivery::*;
 pub use demo::*;

@@ -50,7 +50,7 @@ impl Management {
                 index.catch_up(&self.js).await?;
                 let index = index.read();
                 let own = index.iter().filter(|entry| entry.subscription.reference.tenant() == tenant);
-                own.fold(QuotaUsage::default(), |used, entry| used.plus(1, entry.bytes))
+                own.fold(QuotaUsage::default(), |used, entry| used.plus(1, entry.bytes as usize))
             }
             None => self.used(tenant).await?,
         };

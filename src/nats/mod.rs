@@ -4,6 +4,7 @@
 mod advisory;
 mod answers;
 mod attempts;
+mod backlogs;
 mod bulk_jobs;
 mod byte_budget;
 mod connection;

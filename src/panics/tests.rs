@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::backlog::BacklogLimits;
 use crate::domain::category::Categories;
 use crate::domain::dead_letter::{DeadLetter, DeadLetterState};
 use crate::domain::envelope::Envelope;
@@ -21,7 +22,7 @@ use crate::from_settings;
 use crate::health::Readiness;
 use crate::http_delivery::{HttpDelivery, OpenSecret, SecretNotOpened};
 use crate::nats::{DeadLetterEntry, DeadLetterQuery, JetStream, Registry, provision};
-use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings};
+use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings, RedriveQuota};
 use crate::roles::dlt_router::{DltRouter, DltRouterSettings};
 use crate::roles::event_processor::{EventProcessor, EventProcessorSettings, Resolver};
 use crate::roles::outbox_processor::{
@@ -134,6 +135,8 @@ async fn event_processor(stage: &Stage) -> EventProcessor {
             held_bytes: 1_000_000,
             batch: 100,
             outbox_size: 1_000_000_000,
+            backlog: BacklogLimits::default(),
+            schedule: Vec::new(),
         },
         Metrics::new(),
         Readiness::default().part("role"),
@@ -212,6 +215,7 @@ async fn an_envelope_that_panics_is_dead_lettered_as_internal_error() {
         held_bytes: 1_000_000,
         queue_per_subscription: delivery.queue_per_subscription,
         ack_wait: delivery.ack_wait,
+        max_age: None,
         grace: Duration::from_secs(1),
         schedule: Vec::new(),
         log: delivery.log,
@@ -312,7 +316,8 @@ async fn a_router_whose_reader_fails_ends_and_says_so() {
 async fn a_pass_that_panics_ends_its_role_and_is_told_as_a_panic() {
     let stage = Stage::new().await;
     let domains = vec![DOMAIN.to_owned()];
-    let settings = DltProcessorSettings { domains, reconcile_interval: Duration::ZERO };
+    let settings =
+        DltProcessorSettings { domains, reconcile_interval: Duration::ZERO, quota: RedriveQuota::default() };
     let role = DltProcessor::new(stage.js.clone(), settings, Metrics::new(), &Readiness::default());
     let told = failure(tokio::spawn(role.run(stage.stop.clone()))).await;
     assert!(
@@ -337,6 +342,7 @@ async fn a_dead_letter_that_panics_is_filed_anew_and_the_others_get_their_timers
     let settings = DltProcessorSettings {
         domains: vec![DOMAIN.to_owned()],
         reconcile_interval: Duration::from_secs(3600),
+        quota: RedriveQuota::default(),
     };
     let role = DltProcessor::reading(js.clone(), settings, Metrics::new(), &Readiness::default(), |header| {
         // What is set aside keeps its id: it panics again, and is left alone.

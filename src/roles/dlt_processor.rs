@@ -2,6 +2,8 @@
 //! timer is due or an operator requests it. The dead letter is removed by the worker that delivers the envelope, or
 //! replaced when it fails again.
 
+mod quota;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +26,7 @@ use crate::nats::{
 };
 use crate::panics::{self, Panicked};
 use crate::tasks::{TaskError, Tasks};
+pub use quota::RedriveQuota;
 
 /// The durable of this role, on each DLT and on the redrive stream.
 pub const CONSUMER: &str = "dlt-processor";
@@ -37,6 +40,7 @@ pub struct DltProcessorSettings {
     pub domains: Vec<String>,
     /// Interval of the search for overdue dead letters without a timer.
     pub reconcile_interval: Duration,
+    pub quota: RedriveQuota,
 }
 
 pub struct DltProcessor {
@@ -51,6 +55,7 @@ struct Worker {
     domains: Vec<String>,
     metrics: Metrics,
     read: ReadLetter,
+    quota: RedriveQuota,
 }
 
 /// Reads the headers of a message, by name, as a dead letter.
@@ -84,7 +89,8 @@ impl DltProcessor {
                 (stream, ready)
             })
             .collect();
-        let worker = Worker { js, domains: settings.domains.clone(), metrics, read };
+        let (domains, quota) = (settings.domains.clone(), settings.quota.clone());
+        let worker = Worker { js, domains, metrics, read, quota };
         Self { worker: Arc::new(worker), settings, streams }
     }
 
@@ -232,6 +238,9 @@ impl Worker {
             return self.set_aside(domain, sequence, Reason::Undecodable, &why).await;
         };
         if trigger != RedriveTrigger::OperatorForce && self.js.is_replaying(domain, sequence).await? {
+            return Ok(());
+        }
+        if trigger == RedriveTrigger::Schedule && self.quota.postpone(&self.js, &entry, &letter).await? {
             return Ok(());
         }
         // An unreadable envelope goes to the subscription in its subject.

@@ -3,6 +3,7 @@
 //! the rejected stream with its reason.
 
 mod backlog;
+mod backlogs;
 mod committer;
 mod outbox_room;
 mod planner;
@@ -19,12 +20,14 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::backlog::BacklogLimits;
 use crate::domain::category::Categories;
 use crate::facts::Metrics;
 use crate::health::ReadyFlag;
 use crate::nats::{Acker, Answers, ByteBudget, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
 use crate::tasks::{Task, TaskError, Tasks};
 use backlog::Backlog;
+use backlogs::{Backlogs, QuotaSettings};
 use committer::Committer;
 use outbox_room::OutboxRoom;
 use planner::{CommitQueue, Decode, Held, Planner};
@@ -50,6 +53,10 @@ pub struct EventProcessorSettings {
     pub batch: usize,
     /// The most bytes that an outbox holds (`limits.outbox`).
     pub outbox_size: usize,
+    /// Limits of the backlog of each subscription.
+    pub backlog: BacklogLimits,
+    /// Waits before the redrives of a dead letter.
+    pub schedule: Vec<Duration>,
 }
 
 /// Waits for the planning in progress; forever if there is none.
@@ -211,9 +218,18 @@ impl EventProcessor {
                 let metrics = self.metrics.of_domain(&domain);
                 let blocked = Arc::new(AtomicBool::new(false));
                 let outbox = OutboxRoom::new(self.js.clone(), &domain, self.settings.outbox_size);
+                let quotas = QuotaSettings {
+                    limits: self.settings.backlog,
+                    outbox_size: self.settings.outbox_size as u64,
+                    schedule: self.settings.schedule.clone(),
+                };
+                let (backlogs, watch) =
+                    Backlogs::new(self.js.clone(), &domain, quotas, self.metrics.clone(), metrics.clone());
+                committers.droppable(format!("the watch of the backlogs of {domain}"), watch.run());
                 let committer = Committer::new(
                     self.js.clone(),
                     rejecter.clone(),
+                    backlogs,
                     metrics.clone(),
                     outbox.clone(),
                     answers.clone(),

@@ -7,7 +7,9 @@
 mod brokers;
 mod delivery;
 mod disable;
+mod expiry;
 mod holds;
+mod lane_removal;
 mod lanes;
 mod log;
 mod remembered;
@@ -56,6 +58,8 @@ pub struct OutboxProcessorSettings {
     /// Most envelopes of one subscription that wait in memory; further ones move to its own lane.
     pub queue_per_subscription: usize,
     pub ack_wait: Duration,
+    /// Longest time that an envelope may wait in the outbox; `None` means no limit.
+    pub max_age: Option<Duration>,
     /// Longest time for deliveries to finish after a stop.
     pub grace: Duration,
     /// Waits before the redrives of a dead letter.
@@ -121,6 +125,10 @@ impl OutboxProcessor {
             let between = holds::Exchange::new(self.js.clone(), holds.clone(), longest);
             tasks.graceful("the exchange of holds", between.run(stop.clone()));
         }
+        let stream = self.js.names().outbox_stream(self.settings.domains.first().map_or("", |one| &one.name));
+        let expiry = Arc::new(expiry::Expiry::new(self.js.clone(), stream, self.settings.max_age));
+        let followed = expiry.clone();
+        tasks.droppable("the clock of the server", async move { followed.follow_clock().await });
         for (domain, ready) in self.settings.domains.iter().zip(self.ready) {
             let metrics = self.metrics.of_domain(&domain.name);
             let log = log::DeliveryLog::new(
@@ -144,6 +152,7 @@ impl OutboxProcessor {
                 delivery::Transports { http: self.http.clone(), brokers: self.brokers.clone() },
                 self.opener.clone(),
                 settle,
+                expiry.clone(),
             );
             let answers = delivery.remembered().answers.clone();
             let again = format!("the repeated acknowledgements of {}", domain.name);

@@ -143,6 +143,11 @@ pub struct Delivery {
     #[serde(with = "size")]
     pub held_bytes: ByteSize,
     pub queue_per_subscription: usize,
+    pub max_backlog: u64,
+    #[serde(with = "size")]
+    pub max_backlog_bytes: ByteSize,
+    #[serde(with = "duration")]
+    pub max_age: Duration,
     #[serde(with = "size")]
     pub response_limit: ByteSize,
     #[serde(with = "duration")]

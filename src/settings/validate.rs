@@ -202,6 +202,17 @@ impl Findings<'_> {
             1,
             delivery.held.max(1),
         );
+        let outbox = self.settings.limits.outbox;
+        self.require(
+            delivery.max_backlog_bytes <= outbox,
+            "delivery.max_backlog_bytes",
+            format!("must be at most limits.outbox ({outbox})"),
+        );
+        self.require(
+            delivery.max_age.is_zero() || delivery.max_age >= Duration::from_secs(1),
+            "delivery.max_age",
+            "must be at least 1s; write 0s for no limit",
+        );
         self.require(
             (ByteSize::kb(1)..=ByteSize::mib(16)).contains(&delivery.response_limit),
             "delivery.response_limit",

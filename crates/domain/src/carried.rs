@@ -15,6 +15,8 @@ pub struct Carried {
     pub tried: u32,
     /// `Hub-Untried`: deliveries since then without an attempt.
     pub untried: u32,
+    /// `Hub-Queued-At`: when the outbox stored it first, in milliseconds since 1970, if it was moved since.
+    pub queued_at: Option<u64>,
 }
 
 impl Carried {
@@ -29,12 +31,13 @@ impl Carried {
             attempts: count(headers::ATTEMPTS),
             tried: count(headers::TRIED),
             untried: count(headers::UNTRIED),
+            queued_at: header(headers::QUEUED_AT).and_then(|text| text.parse().ok()),
         }
     }
 
     /// The headers in order, as names and values.
     pub fn to_headers(self) -> Vec<(&'static str, String)> {
-        let mut headers = Vec::with_capacity(5);
+        let mut headers = Vec::with_capacity(6);
         if let Some(sequence) = self.dead_letter {
             headers.push((headers::DEAD_LETTER, sequence.to_string()));
             headers.push((headers::REDRIVES, self.redrives.to_string()));
@@ -44,6 +47,9 @@ impl Carried {
             if count > 0 {
                 headers.push((name, count.to_string()));
             }
+        }
+        if let Some(at) = self.queued_at {
+            headers.push((headers::QUEUED_AT, at.to_string()));
         }
         headers
     }
@@ -60,14 +66,21 @@ mod tests {
     #[test]
     fn headers_round_trip() {
         for carried in [
-            Carried { dead_letter: Some(7), redrives: 2, attempts: 15, tried: 0, untried: 0 },
-            Carried { dead_letter: None, redrives: 0, attempts: 3, tried: 2, untried: 1 },
+            Carried { dead_letter: Some(7), redrives: 2, attempts: 15, ..Carried::default() },
+            Carried {
+                attempts: 3,
+                tried: 2,
+                untried: 1,
+                queued_at: Some(1_800_000_000_000),
+                ..Carried::default()
+            },
             Carried {
                 dead_letter: Some(i64::MAX as u64),
                 redrives: 0,
                 attempts: u32::MAX,
                 tried: 0,
                 untried: u32::MAX,
+                queued_at: Some(u64::MAX),
             },
         ] {
             let headers = carried.to_headers();
@@ -81,7 +94,12 @@ mod tests {
         assert_eq!(read(&[]), Carried::default());
         for forged in ["0", "-1", "x", "", "9223372036854775808", "1e3"] {
             assert_eq!(
-                read(&[("Hub-Dead-Letter", forged), ("Hub-Redrives", "-1"), ("Hub-Attempts", "many")]),
+                read(&[
+                    ("Hub-Dead-Letter", forged),
+                    ("Hub-Redrives", "-1"),
+                    ("Hub-Attempts", "many"),
+                    ("Hub-Queued-At", "now")
+                ]),
                 Carried::default()
             );
         }

@@ -88,7 +88,7 @@ impl std::str::FromStr for DeadLetterState {
 /// schedule has ended, or if a retry cannot help (permanently rejected, unreadable or unwanted).
 pub(crate) fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration]) -> Option<Duration> {
     match reason {
-        Reason::Exhausted | Reason::CircuitOpen | Reason::Stranded => {
+        Reason::Exhausted | Reason::CircuitOpen | Reason::Stranded | Reason::OverQuota => {
             schedule.get(usize::try_from(redrives).unwrap_or(usize::MAX)).copied()
         }
         Reason::Permanent
@@ -97,7 +97,8 @@ pub(crate) fn next_redrive(reason: Reason, redrives: u32, schedule: &[Duration])
         | Reason::Removed
         | Reason::Paused
         | Reason::Disabled
-        | Reason::InternalError => None,
+        | Reason::InternalError
+        | Reason::Expired => None,
     }
 }
 
@@ -373,5 +374,7 @@ mod tests {
         assert_eq!(next_redrive(Reason::Exhausted, 2, &schedule), None);
         assert_eq!(next_redrive(Reason::Permanent, 0, &schedule), None);
         assert_eq!(next_redrive(Reason::Disabled, 0, &schedule), None);
+        assert_eq!(next_redrive(Reason::OverQuota, 1, &schedule), Some(schedule[1]));
+        assert_eq!(next_redrive(Reason::Expired, 0, &schedule), None);
     }
 }

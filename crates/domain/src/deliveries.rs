@@ -280,6 +280,7 @@ mod tests {
             attempts: u32::MAX,
             tried: u32::MAX,
             untried: u32::MAX,
+            queued_at: None,
         };
         for max in POLICIES {
             for deliveries in [0, 1, max, u32::MAX] {

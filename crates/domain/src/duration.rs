@@ -39,3 +39,21 @@ pub mod list {
             .collect()
     }
 }
+
+/// Optional durations.
+pub mod optional {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => super::serialize(value, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)
+            .map_err(|error| D::Error::custom(format!("{error}; write a number and a unit, like \"3d\"")))?;
+        text.map(|text| parse(&text).map_err(D::Error::custom)).transpose()
+    }
+}

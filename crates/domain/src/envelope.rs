@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -68,6 +69,16 @@ impl<'a> Envelope<'a> {
     /// The subscription's token in subjects.
     pub fn token(&self) -> Option<Cow<'_, str>> {
         subscription_token(&self.tenant, &self.subscription)
+    }
+
+    /// The longest time that the envelope may wait, if its delivery says so.
+    pub fn max_age(&self) -> Option<Duration> {
+        #[derive(Deserialize)]
+        struct Age {
+            #[serde(default, with = "crate::duration::optional")]
+            max_age: Option<Duration>,
+        }
+        serde_json::from_str::<Age>(self.delivery?.get()).ok()?.max_age
     }
 
     /// The delivery's limits for the fair share: `max_in_flight` and the rate limit.

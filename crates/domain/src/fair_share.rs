@@ -189,7 +189,13 @@ impl<T> FairShare<T> {
                 self.limited.insert((until, place));
             }
         }
-        queue.items.push_back((item, in_memory));
+        if in_memory {
+            // Items of the shared lane are older than those of the own lane, whose number is small.
+            let at = queue.items.iter().rposition(|(_, in_memory)| *in_memory).map_or(0, |last| last + 1);
+            queue.items.insert(at, (item, true));
+        } else {
+            queue.items.push_back((item, false));
+        }
         if let Some(stamp) = queue.remembered.take() {
             self.remembered.remove(&stamp);
         }

@@ -7,6 +7,8 @@
 pub(crate) const DEAD_LETTER: &str = "Hub-Dead-Letter";
 /// The number of scheduled redrives so far, in an envelope or dead letter.
 pub(crate) const REDRIVES: &str = "Hub-Redrives";
+/// When the outbox stored an envelope first, in milliseconds since 1970; in one that was moved.
+pub(crate) const QUEUED_AT: &str = "Hub-Queued-At";
 /// The number of attempts so far, in an envelope or dead letter.
 pub const ATTEMPTS: &str = "Hub-Attempts";
 /// The number of attempts since the fan-out or the last redrive, in an envelope.

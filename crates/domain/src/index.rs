@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
+use super::backlog::BacklogLimits;
 use super::event::Event;
 use super::filter::{Filter, Program};
 use super::key::{EventKey, KeyPattern};
@@ -30,12 +31,14 @@ pub struct IndexEntry {
     /// The limits of the delivery, for the fair share.
     pub max_in_flight: u32,
     pub rate_limit: Option<Box<RateLimit>>,
+    /// The limits of the backlog, if it has any of its own.
+    pub backlog: Option<Box<BacklogLimits>>,
     /// The prepared filters.
     pub program: Box<Program>,
     /// Its revision in the registry.
     pub revision: u64,
     /// Its size in the registry, in bytes.
-    pub bytes: usize,
+    pub bytes: u32,
 }
 
 /// The subscription without its delivery, which an entry holds as JSON only, to save memory with 100,000 entries.
@@ -72,15 +75,16 @@ impl IndexEntry {
     /// Fails if a secret of the subscription is not sealed, or if its tenant is invalid.
     pub fn new(subscription: Subscription, revision: u64) -> Result<Self, EntryError> {
         let reference = subscription.reference()?;
-        let bytes = subscription.stored_bytes();
+        let bytes = u32::try_from(subscription.stored_bytes()).unwrap_or(u32::MAX);
         let delivery = serde_json::value::to_raw_value(&subscription.delivery)?.into();
         let (max_in_flight, rate_limit) =
             (subscription.delivery.max_in_flight(), subscription.delivery.rate_limit().map(Box::new));
+        let backlog = Some(subscription.delivery.backlog()).filter(|limits| !limits.is_none()).map(Box::new);
         let Subscription { incarnation, events, filter, state, .. } = subscription;
         let program = Box::new(Program::new(&filter));
         let (events, filter) = (events.into(), filter.into());
         let subscription = Interest { reference, incarnation, events, filter, state };
-        Ok(Self { subscription, delivery, max_in_flight, rate_limit, program, revision, bytes })
+        Ok(Self { subscription, delivery, max_in_flight, rate_limit, backlog, program, revision, bytes })
     }
 
     /// True if all its filters match the event.

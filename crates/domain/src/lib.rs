@@ -26,6 +26,7 @@ pub mod access;
 pub mod address;
 pub mod attempt;
 pub mod attempt_record;
+pub mod backlog;
 pub mod bulk_job;
 pub mod carried;
 pub mod category;

@@ -232,11 +232,15 @@ pub enum Reason {
     Disabled,
     /// The hub panicked on it.
     InternalError,
+    /// The backlog of the subscription was full.
+    OverQuota,
+    /// It waited in the domain outbox for longer than the subscription allows.
+    Expired,
 }
 
 impl Reason {
     /// Every reason that a stored dead letter may have, also those of older versions.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Exhausted,
         Self::Permanent,
         Self::TooLarge,
@@ -247,10 +251,12 @@ impl Reason {
         Self::Paused,
         Self::Disabled,
         Self::InternalError,
+        Self::OverQuota,
+        Self::Expired,
     ];
 
     /// The reasons that this version produces. Filters accept exactly these.
-    pub const PRODUCED: [Self; 9] = [
+    pub const PRODUCED: [Self; 11] = [
         Self::Exhausted,
         Self::Permanent,
         Self::TooLarge,
@@ -260,6 +266,8 @@ impl Reason {
         Self::Paused,
         Self::Disabled,
         Self::InternalError,
+        Self::OverQuota,
+        Self::Expired,
     ];
 
     /// Parses the reason of a stored dead letter, which an older version may have written.
@@ -280,6 +288,8 @@ impl Reason {
             Self::Paused => "paused",
             Self::Disabled => "disabled",
             Self::InternalError => "internal-error",
+            Self::OverQuota => "over-quota",
+            Self::Expired => "expired",
         }
     }
 }

@@ -102,6 +102,11 @@ pub struct Delivery {
     #[serde(serialize_with = "bytes")]
     pub held_bytes: Option<u64>,
     pub queue_per_subscription: Option<usize>,
+    pub max_backlog: Option<u64>,
+    #[serde(serialize_with = "bytes")]
+    pub max_backlog_bytes: Option<u64>,
+    #[serde(serialize_with = "duration")]
+    pub max_age: Option<Duration>,
     #[serde(serialize_with = "duration")]
     pub grace: Option<Duration>,
     pub log: Option<String>,

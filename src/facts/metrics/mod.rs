@@ -80,6 +80,10 @@ labelled_families! {
             "Envelopes published again because not all of their used-up deliveries were attempts, by domain";
         redeliveries_settled: Counter = "redeliveries_settled",
             "Envelopes delivered by the broker again after they were settled, by domain";
+        own_lane_envelopes: Counter = "envelopes_to_own_lanes",
+            "Envelopes committed straight to their subscription's own lane, by domain";
+        fullest_backlog: Gauge = "fullest_backlog_percent",
+            "Fullest backlog of a subscription, in percent of its limit, by domain";
         attempts_logged: Counter =
             "attempts_logged", "Records of attempts stored in the delivery log, by domain";
         attempts_unlogged: Counter =
@@ -242,6 +246,11 @@ pub struct DomainMetrics {
 }
 
 impl DomainMetrics {
+    /// Sets the percentage of the fullest backlog of a subscription.
+    pub fn fullest_backlog(&self, percent: u64) {
+        self.counters.fullest_backlog.set(gauge(percent));
+    }
+
     pub fn in_flight(&self, deliveries: usize) {
         self.counters.in_flight.set(gauge(deliveries as u64));
     }

@@ -195,6 +195,10 @@ impl Router {
         envelope: &Envelope<'_>,
         counts: Carried,
     ) -> Result<(), NatsError> {
+        // Its age counts from the first place.
+        let stored_at = OffsetDateTime::parse(&message.time, &Rfc3339).ok();
+        let stored_at = stored_at.and_then(|at| u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok());
+        let counts = Carried { queued_at: counts.queued_at.or(stored_at), ..counts };
         let again = EnvelopeMessage {
             subject: message.subject.clone(),
             // As of a copy by a worker.

@@ -15,9 +15,11 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 use self::parts::Rest;
+use super::backlogs::Backlogs;
 use super::outbox_room::OutboxRoom;
 use super::recent::Recent;
 use super::rejecter::Rejecter;
+use crate::domain::backlog::BacklogLimits;
 use crate::domain::commit_group::{Load, Refusal, Room, halves};
 use crate::facts::{
     DomainMetrics, EnvelopesCommitted, EnvelopesRepeated, EventRepeated, OutboxBlocked, OutboxLimitsNotRead,
@@ -28,7 +30,7 @@ use crate::panics::{self, Panicked};
 
 /// Delay before an event is delivered again if its domain is busy or blocked.
 pub(super) const BUSY_DELAY: Duration = Duration::from_secs(1);
-const MOST_BLOCKED_DELAY: Duration = Duration::from_secs(15);
+pub(super) const MOST_BLOCKED_DELAY: Duration = Duration::from_secs(15);
 
 /// Most bytes of a group of several events, and of a part of one event.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
@@ -37,6 +39,8 @@ const MOST_BYTES: usize = 8 * 1024 * 1024;
 pub(super) struct Planned {
     pub(super) message: Delivered,
     pub(super) envelopes: Vec<EnvelopeMessage>,
+    /// The limits of subscriptions that have their own, by the positions of their envelopes.
+    pub(super) limits: Vec<(usize, BacklogLimits)>,
     /// The event's permit, released when the event is settled.
     pub(super) permit: OwnedSemaphorePermit,
     /// The permits for the memory of its envelopes.
@@ -68,6 +72,7 @@ pub(super) struct Committer {
     rest: Option<Rest>,
     recent: Recent,
     answers: Answers,
+    backlogs: Backlogs,
     /// Whether it is blocked, for the planner.
     is_blocked: Arc<AtomicBool>,
     #[cfg(test)]
@@ -86,6 +91,7 @@ impl Committer {
     pub(super) fn new(
         js: JetStream,
         rejecter: Rejecter,
+        backlogs: Backlogs,
         metrics: DomainMetrics,
         outbox: OutboxRoom,
         answers: Answers,
@@ -100,6 +106,7 @@ impl Committer {
             rest: None,
             recent: Recent::default(),
             answers,
+            backlogs,
             is_blocked,
             #[cfg(test)]
             before_write: |_| {},
@@ -151,6 +158,7 @@ impl Committer {
                 load = load.and(more);
                 group.push(planned);
             }
+            let group = self.backlogs.admit(group, &self.recent).await;
             if room.is_one_batch(load) {
                 self.commit(group).await;
             } else {
@@ -158,6 +166,7 @@ impl Committer {
                     self.start_in_parts(planned).await;
                 }
             }
+            self.backlogs.settled();
         }
         if let Some(rest) = self.rest.take() {
             self.hand_back(vec![rest.planned]).await;

@@ -12,6 +12,7 @@ use super::committer::{BUSY_DELAY, Planned};
 use super::outbox_room::OutboxRoom;
 use super::rejecter::Rejecter;
 use super::resolver::Resolver;
+use crate::domain::backlog::BacklogLimits;
 use crate::domain::category::Categories;
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::envelope::{EncodedEnvelope, FanOut};
@@ -81,7 +82,7 @@ impl CommitQueue {
     async fn hand_over(
         &self,
         message: Delivered,
-        Plan { envelopes, shared, .. }: Plan,
+        Plan { envelopes, shared, limits, .. }: Plan,
         permit: OwnedSemaphorePermit,
     ) {
         let own: usize = envelopes.iter().map(EnvelopeMessage::own_bytes).sum();
@@ -92,7 +93,7 @@ impl CommitQueue {
             self.room.clone().acquire_many_owned(weight).await.ok()
         };
         let Some(room) = room else { return message.acker.nak(Some(BUSY_DELAY)).await };
-        let planned = Planned { message, envelopes, permit, room };
+        let planned = Planned { message, envelopes, limits, permit, room };
         // A blocked committer empties its channel at once, so this never waits for a full outbox.
         if let Err(closed) = self.committer.send(planned).await {
             closed.0.message.acker.nak(None).await;
@@ -105,6 +106,8 @@ struct Plan {
     envelopes: Vec<EnvelopeMessage>,
     /// Bytes that all envelopes share.
     shared: usize,
+    /// The limits of subscriptions that have their own, by the positions of their envelopes.
+    limits: Vec<(usize, BacklogLimits)>,
     /// Envelopes that are too large because of their subscription.
     too_large: Vec<(EncodedEnvelope, Incarnation)>,
 }
@@ -299,6 +302,7 @@ impl Planner {
         let mut plan = Plan {
             envelopes: Vec::with_capacity(wanting.len()),
             shared: fan_out.shared_size(),
+            limits: Vec::new(),
             too_large: Vec::new(),
         };
         let fits =
@@ -311,6 +315,8 @@ impl Planner {
                 payload: envelope.body,
                 headers: Vec::new(),
             };
+            let at = plan.envelopes.len();
+            plan.limits.extend(entry.backlog.as_deref().map(|limits| (at, *limits)));
             let whole = message(fan_out.envelope(id, incarnation, Some(&entry.delivery)));
             if fits(&whole) {
                 plan.envelopes.push(whole);
@@ -332,6 +338,7 @@ impl Planner {
             if self.resolver.is_registry() {
                 plan.envelopes.push(message(bare));
             } else {
+                plan.limits.retain(|(of, _)| *of != at);
                 plan.too_large.push((bare, incarnation));
             }
         }

@@ -27,7 +27,7 @@ impl Recent {
             let mut group: HashSet<&str> = HashSet::with_capacity(envelopes.len());
             for (at, envelope) in envelopes.iter().enumerate() {
                 let id = envelope.message_id.as_str();
-                if self.newer.contains(id) || self.older.contains(id) || !group.insert(id) {
+                if self.contains(id) || !group.insert(id) {
                     repeated.insert(at);
                 }
             }
@@ -44,11 +44,19 @@ impl Recent {
 
     pub(super) fn committed(&mut self, envelopes: &[EnvelopeMessage]) {
         for envelope in envelopes {
-            if self.newer.len() >= MOST {
-                self.older = std::mem::take(&mut self.newer);
-            }
-            self.newer.insert(envelope.message_id.as_str().into());
+            self.remember(&envelope.message_id);
         }
+    }
+
+    pub(super) fn remember(&mut self, id: &str) {
+        if self.newer.len() >= MOST {
+            self.older = std::mem::take(&mut self.newer);
+        }
+        self.newer.insert(id.into());
+    }
+
+    pub(super) fn contains(&self, id: &str) -> bool {
+        self.newer.contains(id) || self.older.contains(id)
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Subscriptions;
 use super::brokers::Brokers;
 use super::disable::disable;
+use super::expiry::Expiry;
 use super::remembered::{Remembered, Settlement};
 use super::settle::{Settle, Tried};
 use super::tries::Tries;
@@ -19,6 +20,7 @@ use crate::domain::outcome::{Decision, Failure, Fault, Reason, disables};
 use crate::domain::producer_outbox::ExternalMessage;
 use crate::domain::status::Statuses;
 use crate::domain::subscription::{self, BrokerDelivery, Identity, SubscriptionState};
+use crate::domain::words::{rounded, span};
 use crate::facts::{DisablingElsewhere, LookUpFailed};
 use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};
@@ -67,6 +69,7 @@ struct Inner {
     transports: Transports,
     opener: Arc<dyn OpenSecret>,
     settle: Settle,
+    expiry: Arc<Expiry>,
     targets: Mutex<HashMap<Identity, Prepared>>,
 }
 
@@ -120,9 +123,10 @@ impl Delivery {
         transports: Transports,
         opener: Arc<dyn OpenSecret>,
         settle: Settle,
+        expiry: Arc<Expiry>,
     ) -> Self {
         let targets = Mutex::new(HashMap::new());
-        Self { inner: Arc::new(Inner { js, subscriptions, transports, opener, settle, targets }) }
+        Self { inner: Arc::new(Inner { js, subscriptions, transports, opener, settle, expiry, targets }) }
     }
 
     /// What was settled lately.
@@ -157,6 +161,11 @@ impl Delivery {
         };
         let subscription = &identity.subscription;
         let known = inner.settle.tries().look_up(message).await;
+        if let Some(why) = inner.expired(message, &identity) {
+            let decision = Decision::DeadLetter { reason: Reason::Expired, fault: Fault::Subscriber };
+            inner.settle.settle(message, &envelope, decision, Tried::not_at_all(&why), &known).await;
+            return Health::UNTRIED;
+        }
         let destination = match &inner.subscriptions {
             Subscriptions::Registry(registry) => inner.known_destination(registry, &identity).await,
             Subscriptions::InEnvelopes => inner.destination_of_envelope(&identity, &envelope),
@@ -211,6 +220,11 @@ impl Delivery {
         self.inner.settle.tries()
     }
 
+    /// Whether a message has waited for too long: [`Self::deliver`] then dead-letters it without an attempt.
+    pub(super) fn is_expired(&self, message: &Delivered, subscription: &Identity) -> bool {
+        self.inner.expired(message, subscription).is_some()
+    }
+
     /// Dead-letters a message that is not a readable envelope.
     pub(super) async fn undecodable(&self, message: &Delivered, detail: &str) {
         self.inner.settle.set_aside(message, Reason::Undecodable, detail).await;
@@ -236,6 +250,24 @@ impl Delivery {
 }
 
 impl Inner {
+    /// Why a message is expired; `None` if it is not.
+    fn expired(&self, message: &Delivered, id: &Identity) -> Option<String> {
+        let age = self.expiry.age(message)?;
+        let own = match &self.subscriptions {
+            Subscriptions::Registry(registry) => {
+                let index = registry.read();
+                let entry =
+                    index.get(&id.subscription).filter(|one| one.subscription.incarnation == id.incarnation);
+                entry.and_then(|entry| entry.backlog.as_deref()?.age)
+            }
+            Subscriptions::InEnvelopes => {
+                Envelope::read(&message.payload).ok().and_then(|envelope| envelope.max_age())
+            }
+        };
+        let most = self.expiry.limit(own).filter(|most| age > *most)?;
+        Some(format!("it waited for {}; the limit is {} (max_age)", rounded(age), span(most)))
+    }
+
     /// Looks the subscription up until the registry answers: a failed look-up uses up no attempt. The worker sends
     /// heartbeats for the message meanwhile, and aborts this when it stops.
     async fn known_destination(&self, registry: &Registry, id: &Identity) -> Destination {

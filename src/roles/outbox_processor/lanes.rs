@@ -11,25 +11,23 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Subscriptions;
+use super::lane_removal::{Idle, Removed};
+use super::{OutboxProcessorSettings, Subscriptions};
 use crate::domain::lane_places::{Lane, plan};
 use crate::domain::subscription::SubscriptionRef;
 use crate::facts::{LaneReaderFailed, LanesNotListed, OwnLaneOpened, OwnLaneRemoved};
 use crate::health::ReadyFlag;
+use crate::nats::definitions::StreamParameters;
 use crate::nats::subjects::{SHARED_LANE, lane_consumer, lane_of_consumer, subscription_of_own_lane};
 use crate::nats::{ByteBudget, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
 use crate::tasks::{Task, TaskError, Tasks};
 
 /// Interval of the listing of a domain's lanes.
-const LIST_INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const LIST_INTERVAL: Duration = Duration::from_secs(5);
 /// Most envelopes of one own lane in memory.
 pub(super) const OWN_LANE_HELD: usize = 64;
 /// Most own lanes that are read at once; when there are more, they take turns.
 pub(super) const MOST_OWN_LANES: usize = 256;
-/// An own lane is removed after this many listings in a row found it empty.
-const EMPTY_ROUNDS: u32 = 60;
-/// The same if the subscription was removed, so that it gets no further envelopes.
-const EMPTY_ROUNDS_REMOVED: u32 = 2;
 
 /// One request takes at most one of so many parts of the bytes in memory: the waiting requests of all own lanes together
 /// reserve a quarter.
@@ -91,7 +89,9 @@ async fn read_lane(
 /// The readers of a domain's lanes.
 pub(super) struct Lanes {
     js: JetStream,
+    domain: String,
     stream: String,
+    stream_parameters: StreamParameters,
     subscriptions: Subscriptions,
     held: usize,
     bytes: ByteBudget,
@@ -105,15 +105,26 @@ impl Lanes {
     pub(super) fn new(
         js: JetStream,
         domain: &str,
+        settings: &OutboxProcessorSettings,
         subscriptions: Subscriptions,
-        held: usize,
         sink: mpsc::Sender<FromLane>,
         ready: ReadyFlag,
         stop: CancellationToken,
     ) -> Self {
         let stream = js.names().outbox_stream(domain);
-        let bytes = ByteBudget::new(usize::MAX);
-        Self { js, stream, subscriptions, held, bytes, sink, stop, ready, started: Instant::now() }
+        Self {
+            js,
+            domain: domain.to_owned(),
+            stream,
+            stream_parameters: settings.stream_parameters.clone(),
+            subscriptions,
+            held: settings.held,
+            bytes: ByteBudget::new(usize::MAX),
+            sink,
+            stop,
+            ready,
+            started: Instant::now(),
+        }
     }
 
     /// Bounds the bytes of the messages of all lanes in memory.
@@ -181,7 +192,7 @@ impl Lanes {
                 Lane {
                     name,
                     // Of a lane without a reader it is not known.
-                    is_empty: open.is_some_and(|open| open.empty_rounds > 0),
+                    is_empty: open.is_some_and(|open| open.idle.is_idle()),
                     reading_since: open.map(|open| open.since),
                     last_read: own.last_read.get(*name).copied(),
                 }
@@ -197,7 +208,8 @@ impl Lanes {
                 open.stop.cancel();
             }
         }
-        self.remove_empty(own).await
+        self.make_again(own, &lanes).await?;
+        self.remove_idle(own).await
     }
 
     fn open(&self, lane: &str) -> Own {
@@ -212,27 +224,33 @@ impl Lanes {
             stop.clone(),
         );
         let reader = Task::start(format!("the reader of the lane {lane} of {}", self.stream), reading);
-        Own { reader, stop, since: self.started.elapsed(), empty_rounds: 0 }
+        Own { reader, stop, since: self.started.elapsed(), idle: Idle::default() }
     }
 
-    /// Removes the consumer of a lane that has been empty for a while. Before an envelope is moved to the lane, the
-    /// consumer is created again; the sweep covers the race.
-    async fn remove_empty(&self, own: &mut OwnLanes) -> Result<(), NatsError> {
+    /// Removes the consumers of idle lanes; see [`super::lane_removal`].
+    async fn remove_idle(&self, own: &mut OwnLanes) -> Result<(), NatsError> {
         for (lane, state) in own.open.iter_mut() {
             let info = match self.js.consumer_info(&self.stream, &lane_consumer(lane)).await {
                 Ok(info) => info,
                 Err(error) if error.is_not_found() => continue,
                 Err(error) => return Err(error),
             };
-            if info.num_pending + info.num_ack_pending > 0 {
-                state.empty_rounds = 0;
-                continue;
-            }
-            state.empty_rounds += 1;
-            let enough = if self.is_removed(lane) { EMPTY_ROUNDS_REMOVED } else { EMPTY_ROUNDS };
-            if state.empty_rounds >= enough {
+            state.idle.observe(&info);
+            if state.idle.is_over(self.is_removed(lane)) {
                 self.js.delete_consumer(&self.stream, &lane_consumer(lane)).await?;
+                own.removed.add(lane);
                 OwnLaneRemoved { stream: &self.stream, lane }.emit();
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the consumers of removed lanes again that got an envelope since. `lanes`: those that exist.
+    async fn make_again(&self, own: &mut OwnLanes, lanes: &[&str]) -> Result<(), NatsError> {
+        for lane in own.removed.watched(|lane| lanes.contains(&lane)) {
+            let filter = self.js.names().lane_filter(&self.domain, &lane);
+            if self.js.get_next(&self.stream, 1, &filter).await?.is_some() {
+                self.js.ensure_lane(&self.stream_parameters, &self.domain, &lane).await?;
             }
         }
         Ok(())
@@ -255,14 +273,14 @@ struct OwnLanes {
     open: HashMap<String, Own>,
     /// When the reader of a lane ended.
     last_read: HashMap<String, Duration>,
+    removed: Removed,
 }
 
 struct Own {
     reader: Task<Result<(), NatsError>>,
     stop: CancellationToken,
     since: Duration,
-    /// The number of listings in a row that found it empty.
-    empty_rounds: u32,
+    idle: Idle,
 }
 
 impl Own {

@@ -99,6 +99,9 @@ impl Tries {
     /// acknowledged afterwards; the message id makes a repetition of both steps harmless.
     pub(super) fn copy(&self, message: &Delivered, counts: Carried, subject: String) -> EnvelopeMessage {
         let stream = self.js.names().outbox_stream(&self.domain);
+        // Its age counts from the first place.
+        let stored_at = u64::try_from(message.stored_at_nanos / 1_000_000).unwrap_or(0);
+        let counts = Carried { queued_at: counts.queued_at.or(Some(stored_at)), ..counts };
         EnvelopeMessage {
             subject,
             message_id: format!("{stream}-{}", message.stream_sequence),

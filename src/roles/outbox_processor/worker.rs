@@ -23,7 +23,9 @@ use crate::facts::{
 };
 use crate::health::ReadyFlag;
 use crate::nats::subjects::own_lane;
-use crate::nats::{Acker, ByteBudget, Delivered, EnvelopeMessage, HAND_BACK_DELAY, JetStream, Malformed};
+use crate::nats::{
+    Acker, ByteBudget, Delivered, EnvelopeMessage, HAND_BACK_DELAY, JetStream, Malformed, NatsError,
+};
 use crate::panics;
 use crate::tasks::{Jobs, Task, TaskError};
 
@@ -35,8 +37,8 @@ const HANDED_BACK_TOGETHER: usize = 256;
 const LEAST_CLEANUP: Duration = Duration::from_secs(1);
 /// Delay before an envelope that could not be moved to its own lane is delivered again.
 const SPILL_RETRY: Duration = Duration::from_secs(5);
-/// How long a lane is assumed to exist after it was created or found. It is removed only after minutes without
-/// envelopes, and the sweep covers the race.
+/// How long a lane is assumed to exist after an envelope was moved there. It is removed only after minutes without
+/// envelopes.
 const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
 
 /// An envelope in this process, with its permit.
@@ -128,8 +130,8 @@ impl Worker {
         let readers = Lanes::new(
             self.js.clone(),
             &self.domain.name,
+            &self.settings,
             self.subscriptions.clone(),
-            self.settings.held,
             sink,
             self.ready.clone(),
             stop.clone(),
@@ -230,6 +232,15 @@ impl Worker {
         if running.waiting.insert(sequence, deliveries).is_some() {
             return;
         }
+        if self.delivery.is_expired(&message, &subscription) {
+            running.waiting.remove(&sequence);
+            let delivery = self.delivery.clone();
+            running.spills.start(async move {
+                delivery.deliver(&message).await;
+                drop(permit);
+            });
+            return;
+        }
         let (max_in_flight, rate) = limits.unwrap_or((1, None));
         let held = Held { message, subscription: subscription.clone(), permit };
         let now = running.started.elapsed();
@@ -287,13 +298,18 @@ impl Worker {
             let known = tries.look_up(message).await;
             let outgoing = tries.copy(message, known.moved(), subject);
             let moved = async {
-                if !is_known(&known_lanes, &lane) {
+                let is_new = !is_known(&known_lanes, &lane);
+                if is_new {
                     js.ensure_lane(&stream_parameters, &domain, &lane).await?;
+                }
+                let published = js.publish_each(std::slice::from_ref(&outgoing)).await?;
+                // The envelope in the lane keeps it from being removed in this time.
+                if is_new {
                     let mut known = known_lanes.lock().unwrap_or_else(PoisonError::into_inner);
                     known.retain(|_, since| since.elapsed() < LANE_KNOWN_FOR);
                     known.insert(lane.clone(), Instant::now());
                 }
-                js.publish_each(std::slice::from_ref(&outgoing)).await
+                Ok::<usize, NatsError>(published)
             };
             match moved.await {
                 Ok(_) => {

@@ -10,6 +10,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::{Auth, EndpointTls, Secret, Signing};
+use crate::backlog::BacklogLimits;
 use crate::status::Statuses;
 
 /// The delivery settings of a subscription.
@@ -45,6 +46,17 @@ pub struct EndpointDelivery {
     pub max_in_flight: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+    /// Most envelopes of the subscription in a domain outbox. Further ones become dead letters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_backlog: Option<u64>,
+    /// Most bytes of these, such as `100MB`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::backlog::size")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, example = "100MB"))]
+    pub max_backlog_bytes: Option<u64>,
+    /// An envelope that waits for longer becomes a dead letter.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::duration::optional")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, example = "3d"))]
+    pub max_age: Option<Duration>,
     #[serde(default)]
     pub ordering: Ordering,
     #[serde(default)]
@@ -87,6 +99,17 @@ pub struct BrokerDelivery {
     pub max_in_flight: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+    /// Most envelopes of the subscription in a domain outbox. Further ones become dead letters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_backlog: Option<u64>,
+    /// Most bytes of these, such as `100MB`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::backlog::size")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, example = "100MB"))]
+    pub max_backlog_bytes: Option<u64>,
+    /// An envelope that waits for longer becomes a dead letter.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "crate::duration::optional")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, example = "3d"))]
+    pub max_age: Option<Duration>,
     #[serde(default)]
     pub ordering: Ordering,
 }
@@ -195,6 +218,15 @@ impl Delivery {
             Self::Endpoint(endpoint) => endpoint.rate_limit,
             Self::Broker(broker) => broker.rate_limit,
         }
+    }
+
+    /// The limits of the backlog.
+    pub fn backlog(&self) -> BacklogLimits {
+        let (messages, bytes, age) = match self {
+            Self::Endpoint(endpoint) => (endpoint.max_backlog, endpoint.max_backlog_bytes, endpoint.max_age),
+            Self::Broker(broker) => (broker.max_backlog, broker.max_backlog_bytes, broker.max_age),
+        };
+        BacklogLimits { messages, bytes, age }
     }
 
     /// HTTP statuses with another meaning than the default; none for a broker.

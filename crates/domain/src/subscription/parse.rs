@@ -84,6 +84,7 @@ fn remedy(path: &str) -> &'static str {
         }
         "delivery.tls" => "; write {\"ca\": \"…\", \"cert\": \"…\", \"key\": \"…\"}, each in PEM",
         "state" => "; write \"active\" or \"paused\"",
+        "delivery.max_backlog" => "; write a whole number",
         "delivery.rate_limit" => "; write {\"per_second\": 100, \"burst\": 200}",
         _ => "",
     }

@@ -14,6 +14,8 @@ use crate::producer_outbox::is_external_broker;
 use crate::words::span;
 
 const MIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// Minimum of `delivery.max_age`.
+const MIN_AGE: Duration = Duration::from_secs(1);
 const MAX_IN_FLIGHT: u32 = 10_000;
 /// Limits of the parts that every envelope of the subscription contains.
 const MAX_EVENTS: usize = 256;
@@ -163,6 +165,25 @@ impl Delivery {
             if burst == 0 {
                 errors.push(FieldError::new("delivery.rate_limit.burst", "is 0; write 1 or more"));
             }
+        }
+        let backlog = self.backlog();
+        if backlog.messages == Some(0) {
+            errors.push(FieldError::new(
+                "delivery.max_backlog",
+                "is 0; write 1 or more, or remove it for no limit of its own",
+            ));
+        }
+        if backlog.bytes == Some(0) {
+            errors.push(FieldError::new(
+                "delivery.max_backlog_bytes",
+                "is 0; write a size like \"100MB\", or remove it for no limit of its own",
+            ));
+        }
+        if backlog.age.is_some_and(|age| age < MIN_AGE) {
+            errors.push(FieldError::new(
+                "delivery.max_age",
+                format!("is shorter than {}; write a longer one, like \"3d\"", span(MIN_AGE)),
+            ));
         }
         match self {
             Self::Endpoint(endpoint) => endpoint.validate(errors),

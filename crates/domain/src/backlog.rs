@@ -1,0 +1,16 @@
+//! The backlogs of the subscriptions of a domain: how much of the outbox each may use, and which of them have envelopes
+//! in a lane of their own.
+//!
+//! Whoever fans out keeps a [`Ledger`]: what the stream said at the last look, and what was added since. It decides for
+//! each envelope whether it fits into the quota of its subscription, and which lane it goes to.
+
+mod ledger;
+mod limits;
+mod own_lane;
+
+pub use ledger::{Backlog, Decision, Ledger, Look, Notice};
+pub use limits::{BacklogLimits, Exceeded, Usage, size};
+pub use own_lane::{LEASE, OwnLane};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,270 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const NONE: BacklogLimits = BacklogLimits { messages: None, bytes: None, age: None };
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn messages(most: u64) -> BacklogLimits {
+    BacklogLimits { messages: Some(most), ..NONE }
+}
+
+fn look(own: u64, shared: u64, size: u64) -> Look {
+    let messages = own + shared;
+    let backlogs = vec![Backlog { token: "crm".to_owned(), own, shared }];
+    Look { messages, bytes: messages * size, backlogs }
+}
+
+fn fits(ledger: &mut Ledger, size: u64, limits: BacklogLimits) -> bool {
+    matches!(ledger.add("crm", size, limits, seconds(1)), Decision::Fits { .. })
+}
+
+#[test]
+fn the_lower_limit_applies() {
+    let one = BacklogLimits { messages: Some(5), bytes: None, age: Some(seconds(9)) };
+    let other = BacklogLimits { messages: Some(7), bytes: Some(3), age: Some(seconds(2)) };
+    let both = BacklogLimits { messages: Some(5), bytes: Some(3), age: Some(seconds(2)) };
+    assert_eq!((one.within(other), other.within(one)), (both, both));
+    assert_eq!(one.within(NONE), one);
+    assert!(NONE.is_none() && !one.is_none());
+}
+
+#[test]
+fn sizes_round_trip_and_lose_nothing() {
+    for (text, bytes) in [("900KB", 900_000), ("1GB", 1_000_000_000), ("1234B", 1_234), ("0B", 0)] {
+        assert_eq!(size::parse(text), Some(bytes));
+        assert_eq!(size::text(bytes), text);
+    }
+    for (text, bytes) in [("2 MiB", 2 << 20), ("7", 7), ("1kb", 1_000)] {
+        assert_eq!(size::parse(text), Some(bytes));
+        assert_eq!(size::parse(&size::text(bytes)), Some(bytes));
+    }
+    for text in ["", "B", "-1B", "1.5MB", "1XB", "99999999999999999999B", "99999999999TB", "1 2B"] {
+        assert_eq!(size::parse(text), None, "{text}");
+    }
+}
+
+#[test]
+fn each_limit_counts() {
+    let usage = Usage { messages: 10, bytes: 1_000, own_lane: false, free: 2_000 };
+    assert_eq!(NONE.exceeded(&usage, 100), None);
+    assert_eq!(messages(11).exceeded(&usage, 100), None);
+    assert_eq!(messages(10).exceeded(&usage, 100), Some(Exceeded::Messages { most: 10 }));
+    let bytes = |most| BacklogLimits { bytes: Some(most), ..NONE };
+    assert_eq!(bytes(1_100).exceeded(&usage, 100), None);
+    assert_eq!(bytes(1_099).exceeded(&usage, 100), Some(Exceeded::Bytes { most: 1_099 }));
+    // Only an endpoint that does not keep up is bounded by the free space.
+    let own = Usage { own_lane: true, ..usage };
+    assert_eq!(NONE.exceeded(&own, 100), Some(Exceeded::Share { most: 500 }));
+    assert_eq!(NONE.exceeded(&Usage { free: 4_400, ..own }, 100), None);
+    // One envelope always fits.
+    let empty = Usage { messages: 0, bytes: 0, own_lane: true, free: 0 };
+    assert_eq!(BacklogLimits { messages: Some(1), bytes: Some(1), age: None }.exceeded(&empty, 100), None);
+    assert_eq!((messages(20).percent(&usage), NONE.percent(&usage), NONE.percent(&own)), (50, 0, 200));
+}
+
+#[test]
+fn the_ledger_counts_what_it_adds_between_two_looks() {
+    let mut ledger = Ledger::new(messages(3), 1_000_000);
+    ledger.begin_group();
+    assert!((0..3).all(|_| fits(&mut ledger, 10, NONE)));
+    assert!(!fits(&mut ledger, 10, NONE));
+    // A look that is requested before the group is stored does not contain it.
+    ledger.request_look();
+    ledger.end_group();
+    ledger.observe(&look(0, 0, 0), seconds(1));
+    assert!(!fits(&mut ledger, 10, NONE));
+    // One that is requested later is exact.
+    ledger.request_look();
+    ledger.observe(&look(0, 1, 10), seconds(1));
+    ledger.begin_group();
+    assert!(fits(&mut ledger, 10, NONE) && fits(&mut ledger, 10, NONE) && !fits(&mut ledger, 10, NONE));
+    // A look at this subscription alone: it has delivered the one, and two are on their way.
+    ledger.observe_one(&Backlog { token: "crm".to_owned(), own: 0, shared: 0 }, seconds(1));
+    assert!(fits(&mut ledger, 10, NONE) && !fits(&mut ledger, 10, NONE));
+    // A limit of the subscription itself is lower.
+    assert!(!fits(&mut ledger, 10, messages(2)));
+}
+
+#[test]
+fn sizes_are_estimated_from_additions_and_the_average() {
+    let mut ledger = Ledger::new(NONE, 1_000_000);
+    ledger.request_look();
+    ledger.observe(&look(0, 10, 100), seconds(1));
+    assert_eq!(ledger.usage("crm"), Usage { messages: 10, bytes: 1_000, own_lane: false, free: 999_000 });
+    ledger.begin_group();
+    assert!(fits(&mut ledger, 500, NONE));
+    ledger.end_group();
+    assert_eq!(ledger.usage("crm").bytes, 1_500);
+    // Some left: the rest has the average size.
+    ledger.request_look();
+    ledger.observe(&look(0, 5, 100), seconds(2));
+    assert_eq!(ledger.usage("crm").bytes, 1_500 * 5 / 11);
+    ledger.request_look();
+    ledger.observe(&Look::default(), seconds(3));
+    assert_eq!((ledger.usage("crm").bytes, ledger.len()), (0, 0));
+}
+
+#[test]
+fn a_lane_is_used_while_it_has_envelopes_and_a_little_longer() {
+    let mut lane = OwnLane::default();
+    assert!(!lane.is_used(seconds(0)) && lane.is_forgotten(seconds(0)));
+    lane.observe(1, seconds(10));
+    assert!(lane.is_used(seconds(11)) && lane.exists());
+    lane.observe(0, seconds(11));
+    assert!(lane.is_used(seconds(11)));
+    lane.observe(0, seconds(12));
+    assert!(!lane.is_used(seconds(12)) && !lane.exists() && !lane.is_forgotten(seconds(12)));
+    // It needs its lane again, and stays longer.
+    lane.observe(9, seconds(20));
+    lane.observe(0, seconds(23));
+    assert!(lane.is_used(seconds(23)));
+    lane.observe(0, seconds(24));
+    assert!(!lane.is_used(seconds(24)));
+    assert!(lane.is_forgotten(seconds(84)));
+    // Much later, it begins anew.
+    lane.observe(9, seconds(100));
+    lane.observe(0, seconds(102));
+    assert!(!lane.is_used(seconds(102)));
+}
+
+#[test]
+fn a_lane_is_used_by_its_subscription_only_and_not_after_the_look_is_stale() {
+    let mut ledger = Ledger::new(NONE, 1_000_000);
+    ledger.request_look();
+    ledger.observe(&look(5, 0, 10), seconds(100));
+    let mut lane = |token: &str, at| match ledger.add(token, 10, NONE, seconds(at)) {
+        Decision::Fits { own_lane } => own_lane,
+        Decision::Exceeds { .. } => panic!("it fits"),
+    };
+    assert!(lane("crm", 101) && !lane("other", 101));
+    assert!(!lane("crm", 111));
+}
+
+#[test]
+fn a_backlog_is_reported_once_before_it_is_full() {
+    let mut ledger = Ledger::new(messages(100), 1_000_000);
+    let mut report = |shared| {
+        ledger.request_look();
+        let (fullest, notices) = ledger.observe(&look(0, shared, 10), seconds(1));
+        (fullest, notices.len())
+    };
+    assert_eq!(report(79), (79, 0));
+    assert_eq!(report(85), (85, 1));
+    assert_eq!(report(75), (75, 0));
+    assert_eq!(report(99), (99, 0));
+    assert_eq!(report(10), (10, 0));
+    assert_eq!(report(80), (80, 1));
+}
+
+/// Hanging endpoints, each of which takes as much as it may.
+#[test]
+fn however_many_endpoints_hang_some_space_stays_free() {
+    for count in [1, 4, 10, 100] {
+        let mut ledger = Ledger::new(NONE, 10_000_000);
+        let tokens: Vec<String> = (0..count).map(|number| format!("s{number}")).collect();
+        let backlogs = tokens.iter().map(|token| Backlog { token: token.clone(), own: 1, shared: 0 });
+        let look = Look { messages: count, bytes: count * 100, backlogs: backlogs.collect() };
+        ledger.request_look();
+        ledger.observe(&look, seconds(1));
+        loop {
+            let added = tokens
+                .iter()
+                .filter(|token| matches!(ledger.add(token, 100, NONE, seconds(1)), Decision::Fits { .. }));
+            if added.count() == 0 {
+                break;
+            }
+        }
+        let free = ledger.usage("s0").free;
+        assert!(free > 10_000_000 / (count / 4 + 2) - 1_000, "{count} take all but {free}");
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Begin,
+    Add,
+    Store,
+    Fail,
+    Deliver(u64),
+    Request,
+    /// The stream answers what it had at the request, or has now.
+    Answer {
+        late: bool,
+    },
+    One,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        Just(Step::Begin),
+        Just(Step::Add),
+        Just(Step::Add),
+        Just(Step::Add),
+        Just(Step::Store),
+        Just(Step::Fail),
+        (1..5_u64).prop_map(Step::Deliver),
+        Just(Step::Request),
+        any::<bool>().prop_map(|late| Step::Answer { late }),
+        Just(Step::One),
+    ];
+    proptest::collection::vec(step, 0..200)
+}
+
+proptest! {
+    /// Alone, the ledger never has less than the stream, and is exact after a quiet look.
+    #[test]
+    fn it_never_has_less_than_the_stream(steps in steps()) {
+        const SIZE: u64 = 100;
+        let mut ledger = Ledger::new(NONE, u64::MAX);
+        let (mut stored, mut group, mut requested) = (0_u64, None::<u64>, None::<u64>);
+        for step in steps {
+            match step {
+                Step::Begin if group.is_none() => {
+                    ledger.begin_group();
+                    group = Some(0);
+                }
+                Step::Add => if let Some(added) = &mut group {
+                    let fits = fits(&mut ledger, SIZE, NONE);
+                    prop_assert!(fits);
+                    *added += 1;
+                },
+                Step::Store => if let Some(added) = group.take() {
+                    stored += added;
+                    ledger.end_group();
+                },
+                Step::Fail => if group.take().is_some() {
+                    ledger.end_group();
+                },
+                Step::Deliver(count) => stored = stored.saturating_sub(count),
+                Step::Request => {
+                    ledger.request_look();
+                    requested = Some(stored);
+                }
+                Step::Answer { late } => if let Some(then) = requested.take() {
+                    // What was delivered in between may be missing, what was added may be there.
+                    let seen = if late { stored } else { then };
+                    ledger.observe(&look(0, seen, SIZE), seconds(1));
+                },
+                Step::One => if group.is_some() {
+                    let seen = Backlog { token: "crm".to_owned(), own: 0, shared: stored };
+                    ledger.observe_one(&seen, seconds(1));
+                },
+                Step::Begin => {}
+            }
+            let usage = ledger.usage("crm");
+            let actual = stored + group.unwrap_or(0);
+            prop_assert!(usage.messages >= actual, "{} in the ledger, {actual} in the stream", usage.messages);
+            prop_assert_eq!(usage.bytes, usage.messages * SIZE);
+        }
+        ledger.end_group();
+        ledger.request_look();
+        ledger.observe(&look(0, stored, SIZE), seconds(1));
+        prop_assert_eq!(ledger.usage("crm").messages, stored);
+    }
+}

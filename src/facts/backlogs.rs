@@ -1,0 +1,100 @@
+//! The backlogs of subscriptions: their lanes, quotas and ages.
+
+use std::time::Duration;
+
+use super::Cause;
+use super::metrics::DomainMetrics;
+use crate::domain::words::rounded;
+
+/// Envelopes were committed to the own lanes of their subscriptions.
+pub struct EnvelopesCommittedToOwnLanes {
+    pub count: usize,
+}
+
+impl EnvelopesCommittedToOwnLanes {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        metrics.counters.own_lane_envelopes.inc_by(self.count as u64);
+    }
+}
+
+/// The backlogs of a domain could not be read.
+pub struct BacklogsNotRead<'a> {
+    pub error: Cause<'a>,
+    pub retry_in: Duration,
+}
+
+impl BacklogsNotRead<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { error, retry_in } = self;
+        let domain = &*metrics.domain;
+        tracing::debug!(%error, domain, retry_in = %rounded(retry_in), "backlogs not read, will retry");
+    }
+}
+
+/// A backlog has reached 80% of its limit.
+pub struct BacklogNearLimit<'a> {
+    pub subscription: &'a str,
+    pub percent: u64,
+    pub messages: u64,
+}
+
+impl BacklogNearLimit<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { subscription, percent, messages } = self;
+        let domain = &*metrics.domain;
+        tracing::warn!(
+            domain,
+            subscription,
+            percent,
+            messages,
+            "backlog near its limit, further envelopes will be dead-lettered"
+        );
+    }
+}
+
+/// An envelope over quota could not be dead-lettered, so its event waits.
+pub struct OverQuotaNotDeadLettered<'a> {
+    pub error: Cause<'a>,
+    /// The dead-letter stream is full.
+    pub is_full: bool,
+    pub retry_in: Duration,
+}
+
+impl OverQuotaNotDeadLettered<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { error, is_full, retry_in } = self;
+        let domain = &*metrics.domain;
+        let retry_in = rounded(retry_in);
+        if is_full {
+            tracing::warn!(%error, domain, %retry_in, "backlog and dead-letter stream full, events wait");
+        } else {
+            tracing::warn!(%error, domain, %retry_in, "envelopes over quota not dead-lettered, events wait");
+        }
+    }
+}
+
+/// A dead letter is not redriven, because the backlog of its subscription is still full.
+pub struct RedrivePostponed<'a> {
+    pub domain: &'a str,
+    pub envelope: &'a str,
+    pub reason: &'a str,
+}
+
+impl RedrivePostponed<'_> {
+    pub fn emit(self) {
+        let Self { domain, envelope, reason } = self;
+        tracing::info!(domain, envelope, reason, "backlog still full, redrive postponed");
+    }
+}
+
+/// The clock of the server could not be read.
+pub struct ServerTimeNotRead<'a> {
+    pub error: Cause<'a>,
+}
+
+impl ServerTimeNotRead<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::debug!(%error, "server time not read, will retry");
+    }
+}

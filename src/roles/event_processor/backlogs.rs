@@ -1,0 +1,391 @@
+//! Chooses the lane of each new envelope, and dead-letters those that exceed the quota of their subscription.
+//!
+//! A look at the stream, every second, tells the ledger which subscriptions have envelopes in a lane of their own; new
+//! ones go straight there. An envelope that does not fit according to the ledger is refused only after another look at
+//! its subscription alone. Its dead letter is stored before any envelope of its event is committed: if that fails, the
+//! whole event goes back, and nothing is half done.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use super::committer::{BUSY_DELAY, MOST_BLOCKED_DELAY, Planned};
+use super::recent::Recent;
+use crate::domain::backlog::{Backlog, BacklogLimits, Decision, Ledger};
+use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
+use crate::domain::envelope::Envelope;
+use crate::domain::outcome::{Fault, Reason};
+use crate::facts::{
+    BacklogNearLimit, BacklogsNotRead, DeadLettered, DomainMetrics, EnvelopesCommittedToOwnLanes, Metrics,
+    OverQuotaNotDeadLettered,
+};
+use crate::nats::subjects::own_lane;
+use crate::nats::{EnvelopeMessage, JetStream, NatsError};
+
+/// Interval of the looks. A look that takes long is followed by a longer pause.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const PAUSE_FACTOR: u32 = 20;
+/// Looks at single subscriptions at once.
+const LOOKS_IN_FLIGHT: usize = 16;
+/// Dead letters that are stored at once.
+const LETTERS_IN_FLIGHT: usize = 64;
+
+/// The quotas of a domain.
+#[derive(Debug, Clone)]
+pub(super) struct QuotaSettings {
+    /// The limits of every subscription.
+    pub(super) limits: BacklogLimits,
+    /// The most bytes that the outbox holds.
+    pub(super) outbox_size: u64,
+    /// Waits before the redrives of a dead letter.
+    pub(super) schedule: Vec<Duration>,
+}
+
+/// The ledger of a domain, with its clock.
+struct Shared {
+    ledger: Mutex<Ledger>,
+    started: Instant,
+}
+
+impl Shared {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks at the stream.
+pub(super) struct Watch {
+    js: JetStream,
+    domain: String,
+    shared: Arc<Shared>,
+    metrics: DomainMetrics,
+}
+
+/// The committer's part.
+pub(super) struct Backlogs {
+    js: JetStream,
+    domain: String,
+    shared: Arc<Shared>,
+    schedule: Vec<Duration>,
+    metrics: DomainMetrics,
+    all: Metrics,
+    /// Envelopes that were dead-lettered here; a repetition of their event adds nothing.
+    refused: Recent,
+    /// Dead letters cannot be stored at the moment.
+    blocked: Option<(Instant, Duration)>,
+}
+
+/// An envelope that may not be added, by the positions of its event and of itself.
+struct Doubtful {
+    event: usize,
+    envelope: usize,
+    token: String,
+    limits: BacklogLimits,
+    refusal: Refusal,
+}
+
+enum Refusal {
+    /// It is dead-lettered already.
+    Before,
+    /// It does not fit, as far as the ledger knows.
+    Perhaps,
+    /// It does not fit, for this reason.
+    Exceeds(String),
+}
+
+impl Backlogs {
+    pub(super) fn new(
+        js: JetStream,
+        domain: &str,
+        settings: QuotaSettings,
+        all: Metrics,
+        metrics: DomainMetrics,
+    ) -> (Self, Watch) {
+        let ledger = Ledger::new(settings.limits, settings.outbox_size);
+        let shared = Arc::new(Shared { ledger: Mutex::new(ledger), started: Instant::now() });
+        let domain = domain.to_owned();
+        let watch = Watch {
+            js: js.clone(),
+            domain: domain.clone(),
+            shared: shared.clone(),
+            metrics: metrics.clone(),
+        };
+        let (schedule, refused) = (settings.schedule, Recent::default());
+        (Self { js, domain, shared, schedule, metrics, all, refused, blocked: None }, watch)
+    }
+
+    /// Puts each envelope of a group into its lane, and dead-letters those over quota. Returns the events that are to be
+    /// committed; the others are handed back. `known`: envelopes that the stream may have already, which it drops.
+    pub(super) async fn admit(&mut self, mut group: Vec<Planned>, known: &Recent) -> Vec<Planned> {
+        let mut doubtful = self.place(&mut group, known);
+        if doubtful.is_empty() {
+            return group;
+        }
+        if doubtful.iter().any(|one| matches!(one.refusal, Refusal::Perhaps)) {
+            let counted =
+                if self.is_fair().await { self.look_again(&doubtful).await } else { HashSet::new() };
+            self.decide(&mut group, &mut doubtful, &counted);
+        }
+        self.dead_letter(group, doubtful).await
+    }
+
+    /// Takes note that the group is committed, or is not.
+    pub(super) fn settled(&self) {
+        self.shared.ledger().end_group();
+    }
+
+    /// Adds a group to the ledger; returns the envelopes that do not fit, and those that were refused before (without a
+    /// reason).
+    fn place(&self, group: &mut [Planned], known: &Recent) -> Vec<Doubtful> {
+        let now = self.shared.started.elapsed();
+        let (mut doubtful, mut to_own_lanes) = (Vec::new(), 0);
+        let mut ledger = self.shared.ledger();
+        ledger.begin_group();
+        for (event, planned) in group.iter_mut().enumerate() {
+            let mut limits = planned.limits.iter().peekable();
+            for (at, envelope) in planned.envelopes.iter_mut().enumerate() {
+                let limits =
+                    limits.next_if(|(of, _)| *of == at).map(|(_, limits)| *limits).unwrap_or_default();
+                if known.contains(&envelope.message_id) {
+                    continue;
+                }
+                let Some(parsed) = self.js.names().parse_outbox(&envelope.subject) else { continue };
+                let refusal = if self.refused.contains(&envelope.message_id) {
+                    Refusal::Before
+                } else {
+                    let size = envelope.stored_bytes() as u64;
+                    match ledger.add(parsed.subscription, size, limits, now) {
+                        Decision::Fits { own_lane } => {
+                            if own_lane {
+                                to_own_lanes += 1;
+                                envelope.subject = self.subject_in_own_lane(parsed.subscription);
+                            }
+                            continue;
+                        }
+                        Decision::Exceeds { .. } => Refusal::Perhaps,
+                    }
+                };
+                let token = parsed.subscription.to_owned();
+                doubtful.push(Doubtful { event, envelope: at, token, limits, refusal });
+            }
+        }
+        drop(ledger);
+        if to_own_lanes > 0 {
+            EnvelopesCommittedToOwnLanes { count: to_own_lanes }.emit(&self.metrics);
+        }
+        doubtful
+    }
+
+    fn subject_in_own_lane(&self, token: &str) -> String {
+        self.js.names().outbox(&self.domain, &own_lane(token), token)
+    }
+
+    /// Whether a full backlog is the subscriber's: not while an operator pauses the domain.
+    async fn is_fair(&self) -> bool {
+        match self.js.is_paused(&self.domain).await {
+            Ok(paused) => !paused,
+            Err(error) => {
+                BacklogsNotRead { error: &error, retry_in: LOOK_INTERVAL }.emit(&self.metrics);
+                false
+            }
+        }
+    }
+
+    /// Counts the backlogs of the subscriptions with doubtful envelopes exactly. Returns those that are counted.
+    async fn look_again(&self, doubtful: &[Doubtful]) -> HashSet<String> {
+        let perhaps = doubtful.iter().filter(|one| matches!(one.refusal, Refusal::Perhaps));
+        let tokens: HashSet<String> = perhaps.map(|one| one.token.clone()).collect();
+        let at = self.shared.started.elapsed();
+        let looks: Vec<_> = stream::iter(tokens)
+            .map(|token| async move {
+                let look = self.js.backlogs(&self.domain, Some(&token)).await;
+                (token, look)
+            })
+            .buffer_unordered(LOOKS_IN_FLIGHT)
+            .collect()
+            .await;
+        let mut counted = HashSet::new();
+        let mut ledger = self.shared.ledger();
+        for (token, look) in looks {
+            match look {
+                Ok(look) => {
+                    let found = look.backlogs.into_iter().find(|backlog| backlog.token == token);
+                    let none = || Backlog { token: token.clone(), own: 0, shared: 0 };
+                    ledger.observe_one(&found.unwrap_or_else(none), at);
+                    counted.insert(token);
+                }
+                Err(error) => {
+                    BacklogsNotRead { error: &error, retry_in: LOOK_INTERVAL }.emit(&self.metrics);
+                }
+            }
+        }
+        counted
+    }
+
+    /// Decides again about the doubtful envelopes. Those that fit, and those of subscriptions that are not `counted`, are
+    /// admitted.
+    fn decide(&self, group: &mut [Planned], doubtful: &mut Vec<Doubtful>, counted: &HashSet<String>) {
+        let now = self.shared.started.elapsed();
+        let mut ledger = self.shared.ledger();
+        doubtful.retain_mut(|one| {
+            if matches!(one.refusal, Refusal::Before) {
+                return true;
+            }
+            let planned = group.get_mut(one.event);
+            let Some(envelope) = planned.and_then(|planned| planned.envelopes.get_mut(one.envelope)) else {
+                return false;
+            };
+            let size = envelope.stored_bytes() as u64;
+            let own_lane = match ledger.add(&one.token, size, one.limits, now) {
+                Decision::Fits { own_lane } => own_lane,
+                Decision::Exceeds { .. } if !counted.contains(&one.token) => {
+                    ledger.add_beyond(&one.token, size, now)
+                }
+                Decision::Exceeds { exceeded, messages, bytes } => {
+                    let why =
+                        format!("the backlog has {messages} envelopes, about {bytes} bytes; {exceeded}");
+                    one.refusal = Refusal::Exceeds(why);
+                    return true;
+                }
+            };
+            if own_lane {
+                envelope.subject = self.subject_in_own_lane(&one.token);
+            }
+            false
+        });
+    }
+
+    /// Takes the refused envelopes out of their events and dead-letters them. Returns the events whose dead letters are
+    /// stored, and hands the others back.
+    async fn dead_letter(&mut self, mut group: Vec<Planned>, doubtful: Vec<Doubtful>) -> Vec<Planned> {
+        let mut letters = Vec::new();
+        let mut out: HashMap<usize, HashSet<usize>> = HashMap::new();
+        for one in doubtful {
+            let planned = group.get(one.event);
+            let Some(envelope) = planned.and_then(|planned| planned.envelopes.get(one.envelope)) else {
+                continue;
+            };
+            if let Refusal::Exceeds(why) = one.refusal {
+                letters.push((one.event, envelope.clone(), why));
+            }
+            out.entry(one.event).or_default().insert(one.envelope);
+        }
+        let failed = self.put(letters).await;
+        let mut admitted = Vec::with_capacity(group.len());
+        for (event, mut planned) in group.drain(..).enumerate() {
+            if let Some(delay) = failed.get(&event) {
+                planned.message.acker.nak(Some(*delay)).await;
+                continue;
+            }
+            if let Some(out) = out.get(&event) {
+                let mut at = 0;
+                planned.envelopes.retain(|_| {
+                    at += 1;
+                    !out.contains(&(at - 1))
+                });
+            }
+            admitted.push(planned);
+        }
+        admitted
+    }
+
+    /// Stores dead letters; returns the events of those that could not be stored, with the delay of the next try.
+    async fn put(&mut self, letters: Vec<(usize, EnvelopeMessage, String)>) -> HashMap<usize, Duration> {
+        if let Some((until, _)) = self.blocked {
+            let left = until.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                return letters.into_iter().map(|(event, ..)| (event, left.max(BUSY_DELAY))).collect();
+            }
+        }
+        let this = &*self;
+        let stored: Vec<_> = stream::iter(letters)
+            .map(|(event, envelope, why)| async move {
+                let stored = this.put_one(&envelope, why).await;
+                (event, envelope.message_id, stored)
+            })
+            .buffer_unordered(LETTERS_IN_FLIGHT)
+            .collect()
+            .await;
+        let mut failed = HashMap::new();
+        let mut delay = None;
+        for (event, id, stored) in stored {
+            let Err(error) = stored else {
+                self.refused.remember(&id);
+                continue;
+            };
+            let delay = *delay.get_or_insert_with(|| {
+                let longer = self.blocked.map(|(_, delay)| (delay * 2).min(MOST_BLOCKED_DELAY));
+                let delay = longer.unwrap_or(BUSY_DELAY);
+                if self.blocked.is_none() {
+                    OverQuotaNotDeadLettered { error: &error, is_full: error.is_full(), retry_in: delay }
+                        .emit(&self.metrics);
+                }
+                delay
+            });
+            failed.insert(event, delay);
+        }
+        self.blocked = delay.map(|delay| (Instant::now() + delay, delay));
+        failed
+    }
+
+    async fn put_one(&self, envelope: &EnvelopeMessage, why: String) -> Result<(), NatsError> {
+        let body = envelope.payload.to_bytes();
+        let read = Envelope::read(&body);
+        let origin = match &read {
+            Ok(envelope) => Origin::of(envelope),
+            // The fan-out has just written it.
+            Err(_) => Origin::unread(&self.domain, 0, None),
+        };
+        let failed = Failed {
+            reason: Reason::OverQuota,
+            fault: Fault::Subscriber,
+            attempts: 0,
+            redrives: 0,
+            status: None,
+            error: Some(why),
+            at: OffsetDateTime::now_utc(),
+        };
+        let letter = DeadLetter::new(&self.domain, origin, failed, &self.schedule);
+        let id = format!("over-quota-{}", envelope.message_id);
+        self.js.put_dead_letter_with_id(&id, &envelope.subject, &letter, body.clone()).await?;
+        DeadLettered { letter: &letter }.emit(&self.all);
+        Ok(())
+    }
+}
+
+impl Watch {
+    /// Never returns.
+    pub(super) async fn run(self) {
+        loop {
+            let asked = Instant::now();
+            match self.look().await {
+                Ok(()) => {}
+                Err(error) => {
+                    BacklogsNotRead { error: &error, retry_in: LOOK_INTERVAL }.emit(&self.metrics);
+                }
+            }
+            tokio::time::sleep(LOOK_INTERVAL.max(asked.elapsed() * PAUSE_FACTOR)).await;
+        }
+    }
+
+    async fn look(&self) -> Result<(), NatsError> {
+        let at = self.shared.started.elapsed();
+        self.shared.ledger().request_look();
+        let look = self.js.backlogs(&self.domain, None).await?;
+        let (fullest, notices) = self.shared.ledger().observe(&look, at);
+        self.metrics.fullest_backlog(fullest);
+        for notice in notices {
+            BacklogNearLimit {
+                subscription: &notice.token,
+                percent: notice.percent,
+                messages: notice.messages,
+            }
+            .emit(&self.metrics);
+        }
+        Ok(())
+    }
+}
