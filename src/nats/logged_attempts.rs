@@ -18,8 +18,6 @@ use crate::domain::attempt_record::{AttemptRecord, Settled};
 use crate::domain::envelope::Envelope;
 use crate::facts::AttemptsNotLookedUp;
 
-/// A read that is younger than this is not repeated; a process writes its records at this interval.
-const FRESH: Duration = Duration::from_millis(250);
 /// Longest time that a look-up takes. What it has not read counts as not attempted.
 const LIMIT: Duration = Duration::from_secs(5);
 /// How far before the first envelope a read begins, for others of about its age.
@@ -59,14 +57,15 @@ impl LoggedAttempts {
     /// log cannot be read.
     pub async fn highest(&self, domain: &str, envelope: &Envelope<'_>, since: OffsetDateTime) -> u32 {
         let Some(token) = envelope.token() else { return 0 };
-        let known = self.known(domain, &token);
+        let (known, asked_at) = (self.known(domain, &token), Instant::now());
         let looked_up = async {
             let mut known = known.lock().await;
             if known.since.is_none_or(|from| since < from) {
                 *known =
                     Known { since: Some(since.checked_sub(MARGIN).unwrap_or(since)), ..Known::default() };
             }
-            if known.read_at.is_none_or(|at| at.elapsed() >= FRESH) {
+            // Another look-up may have read the log since this one began.
+            if known.read_at.is_none_or(|at| at < asked_at) {
                 known.read_at = Some(Instant::now());
                 let read = self.read_on(domain, &token, &mut known).await;
                 if let Err(error) = read {

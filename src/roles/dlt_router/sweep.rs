@@ -7,9 +7,9 @@
 //! - It is at or below its lane's ack floor, or nothing of the lane is pending, both times that the sweep looks at it. An
 //!   acknowledgement in progress looks the same for a moment.
 //!
-//! Under traffic the second rule does not find an exhausted message: the server drops it from the pending ones without
-//! moving the ack floor, so that the message itself pins the floor until the lane has nothing pending
-//! (`consumer.processAckMsgLocked` of nats-server).
+//! Under traffic the second rule is not enough: the server moves the ack floor only with the acknowledgement of the next
+//! message after it. An exhausted message leaves the pending ones without one, so the oldest pins the floor until the lane
+//! has nothing pending (`consumer.processAckMsgLocked` of nats-server).
 //!
 //! What is gone meanwhile is done. An error of one message, lane or domain is logged, and the pass continues; only an
 //! unavailable server ends it. A lane that has messages but no consumer gets one.

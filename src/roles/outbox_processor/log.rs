@@ -1,5 +1,8 @@
 //! The delivery log of one domain: records are gathered in memory and written to the stream in batches, one message per
 //! subscription. Deliveries never wait for it.
+//!
+//! A failed attempt is written soon, and its envelope is handed back for its retry after that: whoever gets the envelope next
+//! finds the attempt in the log (`tries.rs`).
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -8,14 +11,24 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::attempt_record::{AttemptRecord, LogChoice, Settled};
-use crate::facts::{AttemptsLeftOut, AttemptsLogged, AttemptsNotStored, DeliveryLogRecovered, DomainMetrics};
-use crate::nats::{JetStream, NatsError};
+use crate::facts::{
+    AcknowledgementsNotFlushed, AttemptsLeftOut, AttemptsLogged, AttemptsNotStored, DeliveryLogRecovered,
+    DomainMetrics,
+};
+use crate::nats::{Acker, JetStream, NatsError};
 
 /// Longest time that a record waits for others.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
+/// Longest time that the record of a failed attempt waits for others.
+const FAILURES_FLUSH_INTERVAL: Duration = Duration::from_millis(25);
+/// Longest time that the hand-back of an envelope waits for the record of its attempt to be stored.
+const STORED_WITHIN: Duration = Duration::from_secs(1);
+/// Most envelopes that wait to be handed back; further ones do not wait.
+const MOST_RETRIES: usize = 8_192;
 /// Bytes of one subscription at which a message is full: more than the answer in one record, less than the server's
 /// max_payload.
 const MESSAGE_BYTES: usize = 256 * 1024;
@@ -42,6 +55,14 @@ struct Inner {
     begun: Notify,
     /// [`FLUSH_BYTES`] are reached.
     enough: Notify,
+    /// A first envelope waits to be handed back.
+    failed: Notify,
+}
+
+/// An envelope whose attempt failed.
+struct Retry {
+    acker: Acker,
+    due: Instant,
 }
 
 #[derive(Default)]
@@ -49,6 +70,8 @@ struct Gathered {
     /// By subscription token.
     lines: HashMap<String, Lines>,
     bytes: usize,
+    /// Handed back after the records are stored.
+    retries: Vec<Retry>,
     /// Why records have been left out since the last flush that took everything.
     behind: Behind,
 }
@@ -79,8 +102,8 @@ impl Lines {
 impl DeliveryLog {
     pub(super) fn new(js: JetStream, domain: String, choice: LogChoice, metrics: DomainMetrics) -> Self {
         let gathered = Mutex::default();
-        let (begun, enough) = (Notify::new(), Notify::new());
-        Self { inner: Arc::new(Inner { js, domain, choice, metrics, gathered, begun, enough }) }
+        let (begun, enough, failed) = (Notify::new(), Notify::new(), Notify::new());
+        Self { inner: Arc::new(Inner { js, domain, choice, metrics, gathered, begun, enough, failed }) }
     }
 
     pub(super) fn choice(&self) -> LogChoice {
@@ -123,6 +146,25 @@ impl DeliveryLog {
         }
     }
 
+    /// Hands an envelope back for its next attempt, once the record of its failed attempt is stored.
+    pub(super) async fn retry(&self, acker: &Acker, after: Duration) {
+        let inner = &self.inner;
+        if inner.choice.keeps(Settled::Retried) {
+            let mut gathered = inner.gathered.lock().unwrap_or_else(PoisonError::into_inner);
+            if gathered.retries.len() < MOST_RETRIES {
+                gathered.retries.push(Retry { acker: acker.clone(), due: Instant::now() + after });
+                let is_first = gathered.retries.len() == 1;
+                drop(gathered);
+                if is_first {
+                    inner.begun.notify_one();
+                    inner.failed.notify_one();
+                }
+                return;
+            }
+        }
+        acker.nak(Some(after)).await;
+    }
+
     /// Writes the gathered records by size or after the interval, until `ended`; then writes the rest.
     pub(super) async fn run(self, ended: CancellationToken) -> Result<(), NatsError> {
         let inner = &self.inner;
@@ -135,6 +177,7 @@ impl DeliveryLog {
                 () = ended.cancelled() => break,
                 () = inner.enough.notified() => {}
                 () = tokio::time::sleep(FLUSH_INTERVAL) => {}
+                () = inner.failed_a_while_ago() => {}
             }
             inner.flush(false).await;
         }
@@ -144,13 +187,39 @@ impl DeliveryLog {
 }
 
 impl Inner {
-    /// At a stop, it does not wait for a server that is gone.
+    async fn failed_a_while_ago(&self) {
+        self.failed.notified().await;
+        tokio::time::sleep(FAILURES_FLUSH_INTERVAL).await;
+    }
+
+    /// Writes the records, and then hands the envelopes back.
     async fn flush(&self, at_stop: bool) {
-        let lines = {
+        let (lines, retries) = {
             let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
             gathered.bytes = 0;
-            std::mem::take(&mut gathered.lines)
+            (std::mem::take(&mut gathered.lines), std::mem::take(&mut gathered.retries))
         };
+        let mut writing = std::pin::pin!(self.write(lines, at_stop));
+        // A log that cannot be written to delays no retry any longer; the attempt may then be made once more.
+        let written = tokio::time::timeout(STORED_WITHIN, &mut writing).await.is_ok();
+        let any = !retries.is_empty();
+        for Retry { acker, due } in retries {
+            let left = due.saturating_duration_since(Instant::now());
+            acker.nak((!left.is_zero()).then_some(left)).await;
+        }
+        if !written {
+            writing.await;
+        }
+        if any
+            && at_stop
+            && let Err(error) = self.js.flush_at_stop().await
+        {
+            AcknowledgementsNotFlushed { error: &error }.emit();
+        }
+    }
+
+    /// At a stop, it does not wait for a server that is gone.
+    async fn write(&self, lines: HashMap<String, Lines>, at_stop: bool) {
         if lines.is_empty() {
             return;
         }

@@ -192,7 +192,7 @@ impl Settle {
                     retry_in: after,
                 }
                 .emit(&self.metrics);
-                return message.acker.nak(Some(after)).await;
+                return self.log.retry(&message.acker, after).await;
             }
             Decision::DeadLetter { reason: Reason::Exhausted, fault } => {
                 let stored = self.keep_last_words(envelope, attempts, fault, &tried).await;
