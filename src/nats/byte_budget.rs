@@ -222,7 +222,7 @@ mod tests {
         reader.request(6, 4).expect("free");
         // Three messages for each that was outstanding: the first request has ended.
         let more: Vec<_> = (0..12).filter_map(|number| reader.take(KIB, 20 - number)).collect();
-        assert_eq!((held.len(), more.len(), budget.free()), (6, 12, (1024 - 6 - 128) * KIB));
+        assert_eq!((held.len(), more.len(), budget.free()), (6, 12, (1024 - 18 - 128) * KIB));
         reader.ended(0, 0, None);
         assert_eq!(budget.free(), (1024 - 18) * KIB);
     }

@@ -145,7 +145,8 @@ impl OutboxProcessor {
                 metrics.clone(),
                 self.settings.ack_wait,
                 log.clone(),
-            );
+            )
+            .within(self.settings.stream_parameters.duplicate_window);
             let delivery = delivery::Delivery::new(
                 self.js.clone(),
                 self.subscriptions.clone(),

@@ -2,8 +2,12 @@
 //!
 //! A broker that is killed forgets acknowledgements that it received, and delivers the messages again. A message that is
 //! known here is acknowledged again, and not sent again.
+//!
+//! It also forgets the message ids of the envelopes that were delivered, and then stores such an envelope a second time
+//! if its event is repeated. A fresh envelope that was delivered within the duplicate window is not sent again either.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::Duration;
 
 /// A stored message. The time tells messages of a stream apart that was created again, or that lost its last messages,
@@ -14,39 +18,52 @@ pub struct Stored {
     pub at_nanos: i128,
 }
 
-/// Remembers one value per message, in two generations: at least the last `most` messages unless they are older than
+/// The number in the id of an envelope, to remember it in; `None` if it is not an id that the fan-out makes.
+pub fn number_of_envelope(id: &str) -> Option<u128> {
+    let digits = id.strip_prefix("env_").filter(|digits| digits.len() == 32)?;
+    digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u128::from_str_radix(digits, 16).ok())?
+}
+
+/// Whether an outbox stored an envelope again that it would have dropped as a duplicate: within the window after the
+/// first copy. Times in nanoseconds.
+pub fn is_repeated(first_at: i128, at: i128, window: Duration) -> bool {
+    let window = i128::try_from(window.as_nanos()).unwrap_or(i128::MAX);
+    (0..window).contains(&at.saturating_sub(first_at))
+}
+
+/// Remembers one value per key (a [`Stored`] message or an envelope), in two generations: at least the last `most` keys unless they are older than
 /// `time`, and at most twice as many for twice as long.
 #[derive(Debug)]
-pub struct Lately<V> {
-    newer: HashMap<Stored, V>,
-    older: HashMap<Stored, V>,
+pub struct Lately<K, V> {
+    newer: HashMap<K, V>,
+    older: HashMap<K, V>,
     since: Duration,
     most: usize,
     time: Duration,
 }
 
-impl<V: Copy> Lately<V> {
+impl<K: Eq + Hash, V: Copy> Lately<K, V> {
     pub fn new(most: usize, time: Duration) -> Self {
         Self { newer: HashMap::new(), older: HashMap::new(), since: Duration::ZERO, most: most.max(1), time }
     }
 
-    pub fn remember(&mut self, message: Stored, value: V, now: Duration) {
+    pub fn remember(&mut self, key: K, value: V, now: Duration) {
         self.turn(now);
         if self.newer.len() >= self.most {
             self.next_generation(now);
         }
-        self.older.remove(&message);
-        self.newer.insert(message, value);
+        self.older.remove(&key);
+        self.newer.insert(key, value);
     }
 
-    pub fn forget(&mut self, message: Stored) {
-        self.newer.remove(&message);
-        self.older.remove(&message);
+    pub fn forget(&mut self, key: &K) {
+        self.newer.remove(key);
+        self.older.remove(key);
     }
 
-    pub fn of(&mut self, message: Stored, now: Duration) -> Option<V> {
+    pub fn of(&mut self, key: &K, now: Duration) -> Option<V> {
         self.turn(now);
-        self.newer.get(&message).or_else(|| self.older.get(&message)).copied()
+        self.newer.get(key).or_else(|| self.older.get(key)).copied()
     }
 
     fn turn(&mut self, now: Duration) {
@@ -79,13 +96,33 @@ mod tests {
     fn a_message_is_known_by_its_sequence_and_time() {
         let mut lately = Lately::new(10, MINUTE);
         lately.remember(stored(1), 'a', Duration::ZERO);
-        assert_eq!(lately.of(stored(1), Duration::ZERO), Some('a'));
-        assert_eq!(lately.of(Stored { sequence: 1, at_nanos: 8 }, Duration::ZERO), None);
-        assert_eq!(lately.of(stored(2), Duration::ZERO), None);
+        assert_eq!(lately.of(&stored(1), Duration::ZERO), Some('a'));
+        assert_eq!(lately.of(&Stored { sequence: 1, at_nanos: 8 }, Duration::ZERO), None);
+        assert_eq!(lately.of(&stored(2), Duration::ZERO), None);
         lately.remember(stored(1), 'b', Duration::ZERO);
-        assert_eq!(lately.of(stored(1), Duration::ZERO), Some('b'));
-        lately.forget(stored(1));
-        assert_eq!(lately.of(stored(1), Duration::ZERO), None);
+        assert_eq!(lately.of(&stored(1), Duration::ZERO), Some('b'));
+        lately.forget(&stored(1));
+        assert_eq!(lately.of(&stored(1), Duration::ZERO), None);
+    }
+
+    #[test]
+    fn an_envelope_is_repeated_within_the_window_after_the_first_copy() {
+        let second = 1_000_000_000;
+        let is = |first, at| is_repeated(first, at, MINUTE);
+        assert!(is(0, 0) && is(second, 2 * second) && is(0, 59 * second));
+        assert!(!is(0, 60 * second) && !is(2 * second, second) && !is(i128::MIN, i128::MAX));
+        assert!(!is_repeated(0, 0, Duration::ZERO));
+    }
+
+    #[test]
+    fn only_ids_of_the_fan_out_have_a_number() {
+        let id = format!("env_{:032x}", u128::MAX - 5);
+        assert_eq!(number_of_envelope(&id), Some(u128::MAX - 5));
+        for other in
+            ["", "env_", "env_1", "x", &id[1..], &format!("{id}0"), "env_+0000000000000000000000000000001"]
+        {
+            assert_eq!(number_of_envelope(other), None, "{other}");
+        }
     }
 
     #[test]
@@ -95,7 +132,9 @@ mod tests {
             lately.remember(stored(sequence), (), Duration::ZERO);
             assert!(lately.newer.len() + lately.older.len() <= 200);
         }
-        let known = |lately: &mut Lately<()>, sequence| lately.of(stored(sequence), Duration::ZERO).is_some();
+        let known = |lately: &mut Lately<Stored, ()>, sequence| {
+            lately.of(&stored(sequence), Duration::ZERO).is_some()
+        };
         assert!((900..1_000).all(|sequence| known(&mut lately, sequence)));
         assert!(!known(&mut lately, 700));
     }
@@ -104,10 +143,10 @@ mod tests {
     fn it_is_bounded_in_time() {
         let mut lately = Lately::new(100, MINUTE);
         lately.remember(stored(1), (), Duration::ZERO);
-        assert!(lately.of(stored(1), MINUTE * 3 / 2).is_some());
-        assert!(lately.of(stored(1), MINUTE * 3).is_none());
+        assert!(lately.of(&stored(1), MINUTE * 3 / 2).is_some());
+        assert!(lately.of(&stored(1), MINUTE * 3).is_none());
         lately.remember(stored(2), (), MINUTE * 3);
-        assert!(lately.of(stored(2), MINUTE * 60).is_none());
+        assert!(lately.of(&stored(2), MINUTE * 60).is_none());
         assert!(lately.newer.is_empty() && lately.older.is_empty());
     }
 }

@@ -155,6 +155,10 @@ impl Delivery {
             message.acker.ack().await;
             return Health::UNTRIED;
         }
+        if inner.settle.is_repeated(message, &envelope) {
+            self.settle_again(message, Settlement::Delivered).await;
+            return Health::UNTRIED;
+        }
         let Some(identity) = envelope.identity() else {
             self.undecodable(message, "the envelope names no subscription").await;
             return Health::UNTRIED;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::domain::lately::{Lately, Stored};
+use crate::domain::lately::{Lately, Stored, is_repeated, number_of_envelope};
 use crate::domain::outcome::Reason;
 use crate::nats::{Answers, Delivered};
 
@@ -26,16 +26,40 @@ pub(super) enum Settlement {
 
 /// The messages of one domain that were settled lately.
 pub(super) struct Remembered {
-    lately: Mutex<Lately<Settlement>>,
+    lately: Mutex<Lately<Stored, Settlement>>,
+    /// When the outbox stored the envelopes that were delivered.
+    delivered: Mutex<Lately<u128, i128>>,
+    /// The outbox's duplicate window.
+    window: Duration,
     started: Instant,
     /// The acknowledgements, which are sent again after a reconnect.
     pub(super) answers: Answers,
 }
 
 impl Remembered {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(window: Duration) -> Self {
         let lately = Mutex::new(Lately::new(MOST, TIME));
-        Self { lately, started: Instant::now(), answers: Answers::default() }
+        let delivered = Mutex::new(Lately::new(MOST, window));
+        Self { lately, delivered, window, started: Instant::now(), answers: Answers::default() }
+    }
+
+    /// An envelope was delivered.
+    pub(super) fn delivered(&self, message: &Delivered, envelope: &str) {
+        self.remember(message, Settlement::Delivered);
+        if let Some(number) = number_of_envelope(envelope) {
+            let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
+            delivered.remember(number, message.stored_at_nanos, self.started.elapsed());
+        }
+    }
+
+    /// Whether another copy of this fresh envelope was delivered, and the outbox would have dropped this one as a
+    /// duplicate. A broker that restarts forgets the ids of the messages that it does not hold any more.
+    pub(super) fn is_repeated(&self, message: &Delivered, envelope: &str) -> bool {
+        let Some(number) = number_of_envelope(envelope) else { return false };
+        let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
+        delivered
+            .of(&number, self.started.elapsed())
+            .is_some_and(|first| is_repeated(first, message.stored_at_nanos, self.window))
     }
 
     pub(super) fn remember(&self, message: &Delivered, settlement: Settlement) {
@@ -43,14 +67,14 @@ impl Remembered {
     }
 
     pub(super) fn forget(&self, message: &Delivered) {
-        self.with(|lately, _| lately.forget(stored(message)));
+        self.with(|lately, _| lately.forget(&stored(message)));
     }
 
     pub(super) fn of(&self, message: &Delivered) -> Option<Settlement> {
-        self.with(|lately, now| lately.of(stored(message), now))
+        self.with(|lately, now| lately.of(&stored(message), now))
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Lately<Settlement>, Duration) -> T) -> T {
+    fn with<T>(&self, work: impl FnOnce(&mut Lately<Stored, Settlement>, Duration) -> T) -> T {
         work(&mut self.lately.lock().unwrap_or_else(PoisonError::into_inner), self.started.elapsed())
     }
 }

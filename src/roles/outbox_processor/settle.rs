@@ -102,8 +102,18 @@ impl Settle {
     ) -> Self {
         let acknowledged = AtomicU64::new(0);
         let tries = Arc::new(Tries::new(js.clone(), domain.clone(), log.choice()));
-        let remembered = Arc::new(Remembered::new());
+        let remembered = Arc::new(Remembered::new(Duration::ZERO));
         Self { js, domain, policy, schedule, metrics, acknowledged, ack_wait, log, tries, remembered }
+    }
+
+    /// With the outbox's duplicate window.
+    pub(super) fn within(self, duplicate_window: Duration) -> Self {
+        Self { remembered: Arc::new(Remembered::new(duplicate_window)), ..self }
+    }
+
+    /// Whether a fresh envelope was delivered already, in another copy. A redriven one is sent in any case.
+    pub(super) fn is_repeated(&self, message: &Delivered, envelope: &Envelope<'_>) -> bool {
+        carried(message).dead_letter.is_none() && self.remembered.is_repeated(message, &envelope.id)
     }
 
     /// What was settled lately.
@@ -300,7 +310,7 @@ impl Settle {
     /// Settles a delivered message. If it was the redrive of a dead letter, that one is removed first.
     async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>) {
         EnvelopeDelivered.emit(&self.metrics);
-        self.remembered.remember(message, Settlement::Delivered);
+        self.remembered.delivered(message, &envelope.id);
         self.acknowledge(message, &envelope.id).await;
     }
 
