@@ -63,7 +63,7 @@ impl Answers {
         sent.push_back(Answer { acker: acker.clone(), at: now, terminated });
     }
 
-    /// Sends them again after each reconnect, for ever. May be dropped at any await.
+    /// Sends them again after each reconnect, forever. May be dropped at any await.
     pub async fn repeat(self, js: JetStream) {
         let mut generation = js.generation();
         generation.mark_unchanged();

@@ -65,7 +65,7 @@ pub(super) struct ReaderBytes {
     ready: u32,
     /// The part of `reserved` that belongs to requests before the last one.
     older: usize,
-    /// The server serves the requests of a consumer in turns, so those have certainly ended after so many messages.
+    /// The server serves the requests of a consumer in turns, so those have certainly ended after this number of messages.
     older_ends_after: usize,
     /// The next message is larger than a share: the bytes to reserve for it.
     large: Option<u32>,
@@ -104,7 +104,7 @@ impl ReaderBytes {
     /// Waits until enough is free for the next request, and reserves it. Cancel-safe.
     pub(super) async fn freed(&mut self) {
         let need = self.large.unwrap_or_else(|| self.least()).saturating_sub(self.ready);
-        // What is freed goes to the one that waits longest, so that a large message has its turn.
+        // What is freed goes to the one that waits longest, so that a large message is admitted.
         if let Ok(more) = self.budget.free.clone().acquire_many_owned(need).await {
             self.merge(more);
             self.ready += need;

@@ -52,7 +52,7 @@ pub enum BatchError {
 pub const MOST_PER_BATCH: usize = 1000;
 /// Maximum number of single publishes that wait for their acknowledgement.
 const SINGLES_IN_FLIGHT: usize = 256;
-/// Bytes of published messages that may wait in the client: the payloads of a batch exist only so many at a time.
+/// Bytes of published messages that may wait in the client: the payloads of a batch exist only up to this size at a time.
 const BYTES_IN_FLIGHT: usize = 4 * 1024 * 1024;
 
 impl JetStream {

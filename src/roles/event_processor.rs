@@ -38,7 +38,7 @@ pub use resolver::{RemoteResolver, Resolver};
 pub const CONSUMER: &str = "event-processor";
 /// Interval of the heartbeats for the events in memory; well within ack_wait.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// One request for events takes at most one of so many parts of the bytes in memory.
+/// One request for events takes at most one of this number of parts of the bytes in memory.
 const BYTE_PARTS: u32 = 4;
 
 #[derive(Debug, Clone)]

@@ -29,7 +29,7 @@ pub(super) const OWN_LANE_HELD: usize = 64;
 /// Most own lanes that are read at once; when there are more, they take turns.
 pub(super) const MOST_OWN_LANES: usize = 256;
 
-/// One request takes at most one of so many parts of the bytes in memory: the waiting requests of all own lanes together
+/// One request takes at most one of this number of parts of the bytes in memory: the waiting requests of all own lanes together
 /// reserve a quarter.
 const SHARED_BYTE_PARTS: u32 = 8;
 const OWN_BYTE_PARTS: u32 = 4 * MOST_OWN_LANES as u32;
