@@ -4,6 +4,7 @@ use hub_harness as support;
 
 mod answers;
 mod attempts;
+mod backlogs;
 mod broker_target;
 mod broker_target_faults;
 mod burst;
@@ -14,6 +15,7 @@ mod fan_out;
 mod isolation;
 mod large_events;
 mod lost_acknowledgements;
+mod own_lanes;
 mod poison;
 mod publishing;
 mod rejection;

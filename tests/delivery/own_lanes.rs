@@ -46,7 +46,12 @@ async fn publish_until_direct(client: &TestClient, hubs: &[&Hub]) -> Vec<String>
 }
 
 /// Publishes one event after the other until one of them goes to the shared lane.
-async fn publish_until_shared(client: &TestClient, receiver: &Receiver, hub: &Hub, before: usize) -> Vec<String> {
+async fn publish_until_shared(
+    client: &TestClient,
+    receiver: &Receiver,
+    hub: &Hub,
+    before: usize,
+) -> Vec<String> {
     let mut all = Vec::new();
     eventually(STEP, "the subscription returns to the shared lane", async || {
         let direct = hub.metric("hub_envelopes_to_own_lanes_total", &[DOMAIN]).await;
@@ -68,15 +73,17 @@ async fn a_stuck_subscription_costs_the_shared_lane_nothing_and_returns() {
     let mut hub = Hub::serve(&broker.url(), &settings(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
-    client.subscribe(["stuck", "well"].map(|id| patient(id, &["policy.>"], &receiver.url(&format!("/{id}"))))).await;
+    client
+        .subscribe(["stuck", "well"].map(|id| patient(id, &["policy.>"], &receiver.url(&format!("/{id}")))))
+        .await;
     let (open, gate) = Behaviour::gate();
     receiver.set("/stuck", gate);
 
     let mut events = publish_until_direct(&client, &[&hub]).await;
     receiver.wait_accepted("/well", events.len(), STEP).await;
     // From now on nothing of it passes through the shared lane, so nothing is moved.
-    let spilled = hub.metric("hub_envelopes_spilled_total", &[DOMAIN]).await;
     let shared = lanes(&client, "stuck").await.get("shared").copied().unwrap_or(0);
+    let spilled = hub.metric("hub_envelopes_spilled_total", &[DOMAIN]).await;
     let direct = ids("direct", 300);
     client.publish_all("policy.updated", &direct).await;
     events.extend(direct);
@@ -110,7 +117,9 @@ async fn restarts_and_a_second_replica_lose_and_double_nothing_of_a_lane() {
         hub.ready().await;
     }
     let client = TestClient::connect(&broker.url()).await;
-    client.subscribe(["stuck", "well"].map(|id| patient(id, &["policy.>"], &receiver.url(&format!("/{id}"))))).await;
+    client
+        .subscribe(["stuck", "well"].map(|id| patient(id, &["policy.>"], &receiver.url(&format!("/{id}")))))
+        .await;
     let (open, gate) = Behaviour::gate();
     receiver.set("/stuck", gate);
     let mut events = publish_until_direct(&client, &[&fan_out[0], &fan_out[1]]).await;
@@ -155,7 +164,8 @@ async fn restarts_and_a_second_replica_lose_and_double_nothing_of_a_lane() {
 async fn an_envelope_in_a_lane_that_was_just_removed_is_delivered() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hub = Hub::serve(&broker.url(), &settings(), &["--role", "event-processor", "--role", "outbox-processor"]);
+    let mut hub =
+        Hub::serve(&broker.url(), &settings(), &["--role", "event-processor", "--role", "outbox-processor"]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.subscribe([patient("stuck", &["policy.>"], &receiver.url("/stuck"))]).await;
@@ -164,7 +174,6 @@ async fn an_envelope_in_a_lane_that_was_just_removed_is_delivered() {
     let events = publish_until_direct(&client, &[&hub]).await;
     open.send_replace(true);
     receiver.wait_accepted("/stuck", events.len(), STEP).await;
-    broker.nothing_pending_within(STEP).await;
     // The subscription is removed, and its idle lane with it, sooner than others.
     hub.cli_ok(&["subscription", "remove", "stuck", "--yes"]).await;
     hub.wait_for_log("own lane empty, removed", Duration::from_secs(120)).await;
@@ -180,5 +189,5 @@ async fn an_envelope_in_a_lane_that_was_just_removed_is_delivered() {
         if reasons == ["removed"] { Ok(()) } else { Err(format!("{reasons:?}")) }
     })
     .await;
-    broker.nothing_pending_within(STEP).await;
+    assert_eq!(broker.messages(OUTBOX).await, 0);
 }

@@ -1,7 +1,7 @@
 //! Chooses the lane of each new envelope, and dead-letters those that exceed the quota of their subscription.
 //!
-//! A look at the stream, every second, tells the ledger which subscriptions have envelopes in a lane of their own; new
-//! ones go straight there. An envelope that does not fit according to the ledger is refused only after another look at
+//! A look at the stream, every second, shows which subscriptions have envelopes in a lane of their own; new ones go
+//! straight there. An envelope that does not fit according to the ledger is refused only after another look at
 //! its subscription alone. Its dead letter is stored before any envelope of its event is committed: if that fails, the
 //! whole event goes back, and nothing is half done.
 

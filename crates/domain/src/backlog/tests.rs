@@ -127,7 +127,7 @@ fn a_lane_is_used_while_it_has_envelopes_and_a_little_longer() {
     lane.observe(0, seconds(24));
     assert!(!lane.is_used(seconds(24)));
     assert!(lane.is_forgotten(seconds(84)));
-    // Much later, it begins anew.
+    // Much later, it begins from the start.
     lane.observe(9, seconds(100));
     lane.observe(0, seconds(102));
     assert!(!lane.is_used(seconds(102)));
