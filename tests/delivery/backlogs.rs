@@ -209,6 +209,29 @@ async fn with_a_full_dead_letter_stream_the_events_wait_and_nothing_is_lost_or_d
     stage.replayed(&events).await;
 }
 
+/// The redrives find the backlog still full, and end with the schedule.
+#[tokio::test]
+async fn redrives_over_quota_are_postponed_and_end() {
+    let settings = TestSettings::patient().with_redrives([Duration::from_secs(1); 2]);
+    let stage = Stage::new(&settings, &[("max_backlog", 10.into())]).await;
+    let (open, gate) = Behaviour::gate();
+    stage.receiver.set("/stuck", gate);
+    let events = ids("event", 30);
+    stage.client.publish_all("policy.updated", &events).await;
+    stage.receiver.wait_accepted("/well", 30, STEP).await;
+    eventually(STEP, "all redrives are used up", async || {
+        let letters = stage.client.dead_letters("policy-client").await;
+        let all = letters.len();
+        let ended = letters.into_iter().filter(|entry| entry.letter.redrives == 2);
+        let parked = ended.filter(|entry| entry.letter.state.as_str() == "parked").count();
+        if (parked, all) == (20, 20) { Ok(()) } else { Err((parked, all)) }
+    })
+    .await;
+    assert_eq!((stage.letters("over-quota").await, stage.backlog().await), (20, 10));
+    open.send_replace(true);
+    stage.replayed(&events).await;
+}
+
 #[tokio::test]
 async fn while_an_operator_pauses_the_domain_nothing_is_over_quota() {
     let stage = Stage::new(&TestSettings::patient(), &[("max_backlog", 10.into())]).await;

@@ -29,6 +29,7 @@ use crate::nats::{EnvelopeMessage, JetStream, NatsError};
 /// Interval of the looks. A look that takes long is followed by a longer pause.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const PAUSE_FACTOR: u32 = 20;
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Looks at single subscriptions at once.
 const LOOKS_IN_FLIGHT: usize = 16;
 /// Dead letters that are stored at once.
@@ -126,9 +127,8 @@ impl Backlogs {
             return group;
         }
         if doubtful.iter().any(|one| matches!(one.refusal, Refusal::Perhaps)) {
-            let counted =
-                if self.is_fair().await { self.look_again(&doubtful).await } else { HashSet::new() };
-            self.decide(&mut group, &mut doubtful, &counted);
+            let (fair, counted) = tokio::join!(self.is_fair(), self.look_again(&doubtful));
+            self.decide(&mut group, &mut doubtful, &if fair { counted } else { HashSet::new() });
         }
         self.dead_letter(group, doubtful).await
     }
@@ -368,7 +368,8 @@ impl Watch {
                     BacklogsNotRead { error: &error, retry_in: LOOK_INTERVAL }.emit(&self.metrics);
                 }
             }
-            tokio::time::sleep(LOOK_INTERVAL.max(asked.elapsed() * PAUSE_FACTOR)).await;
+            let pause = (asked.elapsed() * PAUSE_FACTOR).clamp(LOOK_INTERVAL, LONGEST_PAUSE);
+            tokio::time::sleep(pause).await;
         }
     }
 

@@ -81,6 +81,16 @@ struct Entry {
     is_reported: bool,
 }
 
+/// One more envelope.
+struct Addition {
+    size: u64,
+    group: u64,
+    /// The last look, and the group that was on its way then.
+    look: (u64, Option<u64>),
+    /// Now, if the last look is not stale.
+    at: Option<Duration>,
+}
+
 /// See the module documentation. Callers pass the time as the duration since a fixed start.
 #[derive(Debug)]
 pub struct Ledger {
@@ -101,15 +111,18 @@ pub struct Ledger {
 }
 
 impl Entry {
-    fn added(&mut self, bytes: u64, group: u64, look: u64, look_group: Option<u64>) {
+    /// Returns whether the addition goes to the own lane.
+    fn add(&mut self, addition: &Addition) -> bool {
+        let &Addition { size, group, look: (look, look_group), at } = addition;
         let mut since = self.since(look, look_group);
-        since.add(bytes);
+        since.add(size);
         self.since = (look, since);
         if self.in_group.0 != group {
             self.in_group = (group, Count::default());
         }
-        self.in_group.1.add(bytes);
-        self.count.add(bytes);
+        self.in_group.1.add(size);
+        self.count.add(size);
+        at.is_some_and(|now| self.lane.is_used(now))
     }
 
     /// What the look with this number need not contain.
@@ -172,32 +185,31 @@ impl Ledger {
     /// Adds an envelope of the group, if it fits.
     pub fn add(&mut self, token: &str, size: u64, limits: BacklogLimits, now: Duration) -> Decision {
         let free = self.capacity.saturating_sub(self.used);
-        let settings = self.settings;
-        let entry = self.entry(token);
+        let (addition, settings) = (self.addition(size, now), self.settings);
+        // One look-up, and no copy of the token, in the common case.
+        let entry = match self.entries.get_mut(token) {
+            Some(entry) => entry,
+            None => self.entries.entry(token.into()).or_default(),
+        };
         entry.limits = limits;
         let usage = entry.usage(free);
         if let Some(exceeded) = limits.within(settings).exceeded(&usage, size) {
             return Decision::Exceeds { exceeded, messages: usage.messages, bytes: usage.bytes };
         }
-        Decision::Fits { own_lane: self.add_beyond(token, size, now) }
+        self.used = self.used.saturating_add(size);
+        Decision::Fits { own_lane: entry.add(&addition) }
     }
 
     /// Adds an envelope of the group, whether or not it fits. Returns whether it goes to the own lane.
     pub fn add_beyond(&mut self, token: &str, size: u64, now: Duration) -> bool {
-        let fresh = self.looked_at.is_some_and(|looked| now.saturating_sub(looked) <= STALE);
-        let (group, look, look_group) = (self.group, self.look, self.look_group);
+        let addition = self.addition(size, now);
         self.used = self.used.saturating_add(size);
-        let entry = self.entry(token);
-        entry.added(size, group, look, look_group);
-        fresh && entry.lane.is_used(now)
+        self.entries.entry(token.into()).or_default().add(&addition)
     }
 
-    fn entry(&mut self, token: &str) -> &mut Entry {
-        // Without a copy of the token in the common case.
-        if !self.entries.contains_key(token) {
-            self.entries.insert(token.into(), Entry::default());
-        }
-        self.entries.get_mut(token).expect("it was inserted above")
+    fn addition(&self, size: u64, now: Duration) -> Addition {
+        let fresh = self.looked_at.is_some_and(|looked| now.saturating_sub(looked) <= STALE);
+        Addition { size, group: self.group, look: (self.look, self.look_group), at: fresh.then_some(now) }
     }
 
     /// Takes note that a look at the stream is requested.
@@ -255,7 +267,7 @@ impl Ledger {
     /// stored.
     pub fn observe_one(&mut self, backlog: &Backlog, at: Duration) {
         let (group, mean) = (self.group, self.mean);
-        let entry = self.entry(&backlog.token);
+        let entry = self.entries.entry(backlog.token.as_str().into()).or_default();
         let unseen = if entry.in_group.0 == group { entry.in_group.1 } else { Count::default() };
         entry.observe(backlog.own.saturating_add(backlog.shared), unseen, mean);
         entry.lane.observe(backlog.own, at);

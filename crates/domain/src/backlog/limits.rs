@@ -131,7 +131,7 @@ pub mod size {
     /// The size with the largest unit of ten that loses nothing.
     pub fn text(bytes: u64) -> String {
         let units = [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1_000)];
-        let fits = units.into_iter().find(|(_, unit)| bytes >= *unit && bytes % unit == 0);
+        let fits = units.into_iter().find(|(_, unit)| bytes >= *unit && bytes.is_multiple_of(*unit));
         let (name, unit) = fits.unwrap_or(("B", 1));
         format!("{}{name}", bytes / unit)
     }

@@ -19,6 +19,8 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 pub struct OwnLane {
     /// While it is used: when envelopes were seen in it last.
     seen: Option<Duration>,
+    /// Whether it had envelopes at the last look.
+    is_occupied: bool,
     stay: Duration,
     /// When the subscription returned to the shared lane.
     returned: Option<Duration>,
@@ -27,7 +29,8 @@ pub struct OwnLane {
 impl OwnLane {
     /// Takes note of the number of envelopes that were in the lane at `at` or later.
     pub fn observe(&mut self, envelopes: u64, at: Duration) {
-        if envelopes > 0 {
+        self.is_occupied = envelopes > 0;
+        if self.is_occupied {
             if self.seen.is_none() {
                 let soon = self.returned.is_some_and(|returned| at.saturating_sub(returned) < REMEMBERED);
                 self.stay = if soon { (self.stay * 2).clamp(FIRST_STAY, LEASE) } else { FIRST_STAY };
@@ -43,9 +46,9 @@ impl OwnLane {
         }
     }
 
-    /// Whether new envelopes go to the lane.
+    /// Whether new envelopes go to the lane. The caller makes sure that the last look is not older than [`LEASE`].
     pub fn is_used(&self, now: Duration) -> bool {
-        self.seen.is_some_and(|seen| now < seen + self.stay)
+        self.is_occupied || self.seen.is_some_and(|seen| now < seen + self.stay)
     }
 
     /// Whether envelopes were in the lane at the last look.

@@ -115,7 +115,7 @@ fn a_lane_is_used_while_it_has_envelopes_and_a_little_longer() {
     let mut lane = OwnLane::default();
     assert!(!lane.is_used(seconds(0)) && lane.is_forgotten(seconds(0)));
     lane.observe(1, seconds(10));
-    assert!(lane.is_used(seconds(11)) && lane.exists());
+    assert!(lane.is_used(seconds(19)) && lane.exists());
     lane.observe(0, seconds(11));
     assert!(lane.is_used(seconds(11)));
     lane.observe(0, seconds(12));
