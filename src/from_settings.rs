@@ -5,6 +5,7 @@ use std::sync::Arc;
 use secrecy::SecretString;
 
 use crate::domain::backlog::BacklogLimits;
+use crate::domain::circuit::CircuitPolicy;
 use crate::domain::message_id::MessageIds;
 use crate::domain::outcome::RetryPolicy;
 use crate::domain::subscription::Identity;
@@ -44,6 +45,18 @@ pub fn redrive_quota(settings: &Settings) -> RedriveQuota {
         limits: backlog_limits(settings),
         outbox_size: settings.limits.outbox.as_u64(),
         schedule: settings.redrive.schedule.clone(),
+    }
+}
+
+/// The circuit breaker of a subscription.
+pub fn circuit_policy(settings: &Settings) -> CircuitPolicy {
+    let circuit = &settings.circuit;
+    CircuitPolicy {
+        enabled: circuit.enabled,
+        failures: circuit.failures,
+        failing_for: circuit.failing_for,
+        first_pause: circuit.first_pause,
+        longest_pause: circuit.longest_pause,
     }
 }
 

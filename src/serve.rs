@@ -45,8 +45,8 @@ mod relaying;
 mod resolving;
 
 use crate::from_settings::{
-    MasterKey, backlog_limits, bytes, connect_options, http_config, less_than_events, message_ids,
-    redrive_quota, retry_policy, stream_parameters,
+    MasterKey, backlog_limits, bytes, circuit_policy, connect_options, http_config, less_than_events,
+    message_ids, redrive_quota, retry_policy, stream_parameters,
 };
 use database::Stores;
 use relaying::Relaying;
@@ -486,6 +486,7 @@ fn outbox_settings(
     OutboxProcessorSettings {
         domains: domains.to_vec(),
         retry: retry_policy(settings),
+        circuit: circuit_policy(settings),
         held: settings.delivery.held,
         held_bytes: bytes(settings.delivery.held_bytes),
         queue_per_subscription: settings.delivery.queue_per_subscription,

@@ -1,6 +1,7 @@
 //! `/v1/subscriptions`: the registry. Secrets are sealed when they are stored, and never returned.
 
 mod actions;
+mod circuits;
 
 use axum::extract::State as FromState;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -41,6 +42,7 @@ pub(super) fn routes() -> OpenApiRouter<State> {
         .routes(routes!(list, create))
         .routes(routes!(read_one, replace, change, remove))
         .merge(actions::routes())
+        .merge(circuits::routes())
 }
 
 /// Selects subscriptions.

@@ -1,6 +1,7 @@
 //! `hub subscription`: manages the registry. Secrets are sealed when they are stored, and never printed.
 
 mod apply;
+mod circuits;
 mod read;
 mod rotate;
 mod sample;
@@ -42,11 +43,18 @@ pub(super) enum SubscriptionCommand {
         state: Option<SubscriptionState>,
     },
     /// Show a subscription with all its fields; `apply` accepts the output of --output json
-    Show(Name),
+    Show {
+        #[command(flatten)]
+        name: Name,
+        /// Show only its circuits: whether its endpoint keeps failing, and when it is tried again
+        #[arg(long)]
+        circuits: bool,
+    },
     /// Pause a subscription: it gets no new events. Events published meanwhile are not kept for it; to keep them, use
     /// `hub domain pause`
     Pause(Name),
-    /// Resume a paused or disabled subscription; it gets events published from now on
+    /// Resume a paused or disabled subscription; it gets events published from now on. If its circuit is open, also of an
+    /// active one, a probe is sent at once
     Resume(Name),
     /// List the subscriptions that match an event; exit with 1 if none matches
     #[command(after_help = "Example:\n  hub subscription match user.created --tenant acme")]
@@ -120,11 +128,16 @@ pub(super) async fn run(
             let (found, unreadable) = manage(settings).await?.subscriptions_and_unreadable(&filter).await?;
             list(&marked(&found, &unreadable), printer)
         }
-        SubscriptionCommand::Show(name) => {
-            let shown = find(&manage(settings).await?, &name).await?.subscription.hidden_json();
-            if printer.is_json() {
+        SubscriptionCommand::Show { name, circuits } => {
+            let management = manage(settings).await?;
+            let stored = find(&management, &name).await?;
+            let mut shown = stored.subscription.hidden_json();
+            if circuits {
+                circuits::print(&management.circuits(&stored).await?, printer)?
+            } else if printer.is_json() {
                 printer.json(&shown)?
             } else {
+                circuits::add(&mut shown, &management.circuits(&stored).await?);
                 printer.fields(&shown)?
             }
             Ok(Answer::Yes)

@@ -8,6 +8,7 @@
 
 mod api;
 mod backlogs;
+mod circuits;
 mod dead_letters;
 mod delivery;
 mod demo;
@@ -27,6 +28,7 @@ use std::fmt;
 
 pub use api::*;
 pub use backlogs::*;
+pub use circuits::*;
 pub use dead_letters::*;
 pub use delivery::*;
 pub use demo::*;

@@ -9,7 +9,7 @@ use time::{OffsetDateTime, UtcOffset};
 use super::{Management, ManagementError};
 use crate::domain::field_error::FieldError;
 use crate::domain::words::span;
-use crate::nats::subjects::lane_of_consumer;
+use crate::nats::subjects::{SHARED_LANE, lane_of_consumer};
 use crate::settings::Domain;
 
 /// JetStream pauses until a time; one this far away means "until resumed".
@@ -114,11 +114,17 @@ impl Management {
     async fn set_pause(&self, name: &str, until: Option<&str>) -> Result<DomainRow, ManagementError> {
         let domain = self.domain(name)?;
         let outbox = self.js.names().outbox_stream(&domain.name);
-        let lanes = self.lanes(&outbox).await?;
+        let mut lanes = self.lanes(&outbox).await?;
+        // The circuits follow the shared lane, so that is changed first.
+        lanes.sort_by_key(|lane| lane_of_consumer(lane) != Some(SHARED_LANE));
         if lanes.is_empty() {
             return Err(ManagementError::NotProvisioned { subject: format!("the lanes of {outbox}") });
         }
         for lane in &lanes {
+            // A resumed domain leaves the pauses of its open circuits as they are.
+            if until.is_none() && self.js.consumer_info(&outbox, lane).await?.is_paused_by_circuit() {
+                continue;
+            }
             self.js.pause_consumer(&outbox, lane, until).await?;
         }
         self.look(domain).await
@@ -134,7 +140,8 @@ impl Management {
         for lane in &lanes {
             let info = self.js.consumer_info(&stream, lane).await?;
             in_flight += info.num_ack_pending;
-            if info.paused {
+            // The pause of an open circuit is none of the domain.
+            if info.paused && !info.is_paused_by_circuit() {
                 paused_lanes += 1;
                 let text = info.config.get("pause_until").and_then(serde_json::Value::as_str);
                 until = until.max(text.and_then(|text| OffsetDateTime::parse(text, &Rfc3339).ok()));

@@ -2,6 +2,7 @@
 //! values; nothing here prints or depends on HTTP.
 
 mod bulk_jobs;
+pub mod circuits;
 pub mod dead_letter_actions;
 pub mod dead_letters;
 pub mod domains;

@@ -266,7 +266,8 @@ impl Management {
         written.map_err(|error| conflict(id, error))
     }
 
-    /// Pauses or resumes a subscription. Returns its current state, and whether it changed.
+    /// Pauses or resumes a subscription. Returns its current state, and whether it changed. To resume one also probes its
+    /// endpoint at once, if its circuit is open.
     pub async fn set_state(
         &self,
         mut stored: StoredSubscription,
@@ -276,6 +277,9 @@ impl Management {
         if changed {
             stored.subscription.set_state(state);
             stored.revision = self.put_changed(&stored).await?;
+        }
+        if state == SubscriptionState::Active {
+            self.probe_now(&stored).await?;
         }
         Ok((stored, changed))
     }
@@ -316,7 +320,7 @@ impl SubscriptionFilter {
 }
 
 /// The tenant and id of a subscription document.
-fn reference(subscription: &Subscription) -> Result<SubscriptionRef, ManagementError> {
+pub(super) fn reference(subscription: &Subscription) -> Result<SubscriptionRef, ManagementError> {
     subscription.reference().map_err(|error| invalid_tenant(&error))
 }
 

@@ -46,6 +46,9 @@ pub struct ConsumerInfo {
     /// Nanoseconds.
     #[serde(default)]
     pub pause_remaining: Option<u64>,
+    /// The time of the answer at the server (RFC 3339).
+    #[serde(default, rename = "ts")]
+    pub at: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]

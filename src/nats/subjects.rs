@@ -311,6 +311,18 @@ impl SubjectNames {
         (!subscription.contains('.')).then_some(subscription)
     }
 
+    /// The subject of notices about the circuit of a subscription in a domain. No stream stores them.
+    pub fn circuit(&self, domain: &str, subscription: &str) -> String {
+        format!("{}.circuits.{domain}.{subscription}", self.prefix)
+    }
+
+    /// The token of the subscription whose circuit changed.
+    pub fn parse_circuit<'a>(&self, subject: &'a str) -> Option<&'a str> {
+        let tail = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".circuits.")?;
+        let (_, subscription) = tail.split_once('.')?;
+        (!subscription.contains('.')).then_some(subscription)
+    }
+
     /// The advisory subjects of one domain outbox that the hub stores.
     pub fn advisory_subjects(&self, stream: &str) -> [String; 2] {
         ["MAX_DELIVERIES", "MSG_TERMINATED"]

@@ -211,6 +211,7 @@ async fn an_envelope_that_panics_is_dead_lettered_as_internal_error() {
     let outbox = OutboxProcessorSettings {
         domains: vec![DomainSettings { name: DOMAIN.to_owned(), concurrency: 4 }],
         retry: from_settings::retry_policy(&settings),
+        circuit: from_settings::circuit_policy(&settings),
         held: delivery.held,
         held_bytes: 1_000_000,
         queue_per_subscription: delivery.queue_per_subscription,

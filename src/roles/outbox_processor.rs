@@ -5,6 +5,7 @@
 //! chooses the next subscription, and each delivery is a task of its own.
 
 mod brokers;
+mod circuits;
 mod delivery;
 mod disable;
 mod expiry;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use brokers::Brokers;
 
 use crate::domain::attempt_record::LogChoice;
+use crate::domain::circuit::CircuitPolicy;
 use crate::domain::outcome::RetryPolicy;
 use crate::facts::Metrics;
 use crate::health::{Readiness, ReadyFlag};
@@ -51,6 +53,7 @@ const HOLDS: usize = 1024;
 pub struct OutboxProcessorSettings {
     pub domains: Vec<DomainSettings>,
     pub retry: RetryPolicy,
+    pub circuit: CircuitPolicy,
     /// The most envelopes in memory, per domain.
     pub held: usize,
     /// The most bytes of the envelopes in memory, per domain, with those of other lanes.
@@ -158,6 +161,18 @@ impl OutboxProcessor {
             let answers = delivery.remembered().answers.clone();
             let again = format!("the repeated acknowledgements of {}", domain.name);
             tasks.droppable(again, answers.repeat(self.js.clone()));
+            let (breaker, news) = circuits::Breaker::new(
+                self.js.clone(),
+                domain.name.clone(),
+                self.settings.stream_parameters.clone(),
+                self.settings.circuit.clone(),
+                self.subscriptions.clone(),
+                metrics.clone(),
+            );
+            tasks.graceful(
+                format!("the circuit notices of {}", domain.name),
+                breaker.clone().follow_others(stop.clone()),
+            );
             let worker = worker::Worker {
                 js: self.js.clone(),
                 subscriptions: self.subscriptions.clone(),
@@ -165,6 +180,7 @@ impl OutboxProcessor {
                 settings: self.settings.clone(),
                 delivery,
                 holds: holds.clone(),
+                breaker,
                 metrics,
                 ready,
             };
@@ -179,7 +195,7 @@ impl OutboxProcessor {
             });
             tasks.graceful(format!("the worker of {}", domain.name), async move {
                 let _ended = worker_ended.drop_guard();
-                worker.run(stop).await
+                worker.run(news, stop).await
             });
         }
         let result = tasks.join().await;

@@ -3,6 +3,7 @@
 //! `defaults.toml` is both the manual and the first layer. Later layers override earlier ones: defaults, file,
 //! environment (`HUB__SECTION__KEY`), flags. A key that is not in the defaults is an error in every layer.
 
+mod circuit;
 mod error;
 mod exports;
 mod external_broker;
@@ -30,6 +31,7 @@ use crate::domain::duration;
 use crate::domain::key::KeyPattern;
 use crate::domain::producer_outbox::is_external_broker;
 
+pub use circuit::CircuitSettings;
 pub use error::{SettingProblem, SettingsError};
 pub(crate) use exports::Exports;
 pub use external_broker::{ExternalBroker, Mechanism, Provider};
@@ -57,6 +59,7 @@ pub struct Settings {
     pub quotas: Quotas,
     pub events: Events,
     pub delivery: Delivery,
+    pub circuit: CircuitSettings,
     pub redrive: Redrive,
     pub sweep: Sweep,
     pub limits: Limits,

@@ -19,6 +19,7 @@ impl Settings {
         found.nats();
         found.domains();
         found.events_and_delivery();
+        found.circuit();
         found.limits();
         found.subscriptions();
         found.outbox();

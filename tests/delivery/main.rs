@@ -8,6 +8,7 @@ mod backlogs;
 mod broker_target;
 mod broker_target_faults;
 mod burst;
+mod circuits;
 mod crash;
 mod delivery_log;
 mod delivery_log_overload;

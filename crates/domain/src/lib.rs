@@ -31,6 +31,7 @@ pub mod bulk_job;
 pub mod carried;
 pub mod category;
 pub mod commit_group;
+pub mod circuit;
 pub mod dead_letter;
 pub mod dead_letter_query;
 pub mod deliveries;

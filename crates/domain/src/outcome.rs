@@ -393,7 +393,7 @@ pub fn decide(
 }
 
 /// True if no further attempt can succeed.
-fn is_permanent(outcome: &Outcome, statuses: &Statuses) -> bool {
+pub(crate) fn is_permanent(outcome: &Outcome, statuses: &Statuses) -> bool {
     match outcome {
         Outcome::Acknowledged | Outcome::Answered { status: 200..=299, .. } => false,
         Outcome::Answered { status, .. } => match statuses.treatment(*status) {

@@ -19,6 +19,7 @@ pub struct TestSettings {
     pub quotas: Quotas,
     pub events: Events,
     pub delivery: Delivery,
+    pub circuit: Circuit,
     pub redrive: Redrive,
     pub sweep: Sweep,
     pub limits: Limits,
@@ -110,6 +111,18 @@ pub struct Delivery {
     #[serde(serialize_with = "duration")]
     pub grace: Option<Duration>,
     pub log: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Circuit {
+    pub enabled: Option<bool>,
+    pub failures: Option<u32>,
+    #[serde(serialize_with = "duration")]
+    pub failing_for: Option<Duration>,
+    #[serde(serialize_with = "duration")]
+    pub first_pause: Option<Duration>,
+    #[serde(serialize_with = "duration")]
+    pub longest_pause: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]

@@ -60,6 +60,8 @@ async fn pause(
 }
 
 /// Resume a paused or disabled subscription (scope `manage`)
+///
+/// If its circuit is open, also of an active one, a probe is sent at once.
 #[utoipa::path(post, path = "/v1/subscriptions/{id}/resume", tag = "subscriptions",
     params(("id" = SubscriptionId, Path), TenantParam, ("if-match" = Option<String>, Header)),
     responses(

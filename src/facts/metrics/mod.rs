@@ -44,6 +44,12 @@ pub(super) struct FailureLabel {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct TransitionLabel {
+    pub(super) domain: String,
+    pub(super) to: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(super) struct RejectedLabel {
     pub(super) reason: &'static str,
 }
@@ -91,6 +97,7 @@ labelled_families! {
         redriven: Counter = "redriven", "Dead letters sent back to their outbox, by domain";
         resolved: Counter = "resolved", "Dead letters removed after their delivery, by domain";
         in_flight: Gauge = "deliveries_in_flight", "Deliveries in progress in this process, by domain";
+        circuits: Gauge = "circuits_open", "Circuits that are open or half-open, by domain";
     }
 }
 
@@ -105,6 +112,8 @@ families! {
             "Delivery attempts, by domain and outcome (delivered, retried, exhausted, dead-lettered)";
         failures: Family<FailureLabel, Counter> = "failures",
             "Failed delivery attempts, by domain, whose fault it is (subscriber, hub) and kind";
+        circuit_transitions: Family<TransitionLabel, Counter> = "circuit_transitions",
+            "Changes of circuits by this process, by domain and new state (open, half-open, closed)";
         dead_lettered: Family<ReasonLabel, Counter> =
             "dead_lettered", "Envelopes stored in a DLT, by domain and reason";
         dlt_depth: Family<DomainLabel, Gauge> = "dlt_depth", "Dead letters in the DLT, by domain";
@@ -253,6 +262,11 @@ impl DomainMetrics {
 
     pub fn in_flight(&self, deliveries: usize) {
         self.counters.in_flight.set(gauge(deliveries as u64));
+    }
+
+    /// Sets how many circuits are open or half-open.
+    pub fn circuits(&self, tripped: usize) {
+        self.counters.circuits.set(gauge(tripped as u64));
     }
 }
 

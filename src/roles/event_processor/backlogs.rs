@@ -215,7 +215,7 @@ impl Backlogs {
                 Ok(look) => {
                     let found = look.backlogs.into_iter().find(|backlog| backlog.token == token);
                     let none = || Backlog { token: token.clone(), own: 0, shared: 0 };
-                    ledger.observe_one(&found.unwrap_or_else(none), at);
+                    ledger.note_one(&found.unwrap_or_else(none), at);
                     counted.insert(token);
                 }
                 Err(error) => {
@@ -377,7 +377,7 @@ impl Watch {
         let at = self.shared.started.elapsed();
         self.shared.ledger().request_look();
         let look = self.js.backlogs(&self.domain, None).await?;
-        let (fullest, notices) = self.shared.ledger().observe(&look, at);
+        let (fullest, notices) = self.shared.ledger().note(&look, at);
         self.metrics.fullest_backlog(fullest);
         for notice in notices {
             BacklogNearLimit {

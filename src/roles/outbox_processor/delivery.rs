@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use super::Subscriptions;
 use super::brokers::Brokers;
+use super::circuits::Probe;
 use super::disable::disable;
 use super::expiry::Expiry;
 use super::remembered::{Remembered, Settlement};
 use super::settle::{Settle, Tried};
 use super::tries::Tries;
 use crate::domain::attempt::Attempt;
+use crate::domain::circuit::{Sign, sign};
 use crate::domain::deliveries::Deliveries;
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::Finish;
@@ -45,16 +47,25 @@ pub(super) struct Finished {
 }
 
 /// What an attempt shows about its endpoint.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Health {
     pub(super) finish: Finish,
     /// It asked for a pause with `Retry-After`.
     pub(super) hold: Option<Duration>,
+    pub(super) evidence: Evidence,
+}
+
+/// What an attempt shows for the circuit of its subscription.
+#[derive(Debug, Clone)]
+pub(super) enum Evidence {
+    Works,
+    Fails { envelope: Box<str>, error: String },
+    None,
 }
 
 impl Health {
     /// No attempt was made.
-    pub(super) const UNTRIED: Self = Self { finish: Finish::Untried, hold: None };
+    pub(super) const UNTRIED: Self = Self { finish: Finish::Untried, hold: None, evidence: Evidence::None };
 }
 
 /// Delivers the envelopes of one domain. Cheap to clone.
@@ -139,8 +150,8 @@ impl Delivery {
         self.inner.settle.settle_again(message, settlement).await;
     }
 
-    /// Makes one attempt and settles the message.
-    pub(super) async fn deliver(&self, message: &Delivered) -> Health {
+    /// Makes one attempt and settles the message. `probe`: it is the probe of a half-open circuit.
+    pub(super) async fn deliver(&self, message: &Delivered, probe: Option<&Probe>) -> Health {
         let inner = &self.inner;
         let envelope = match Envelope::read(&message.payload) {
             Ok(envelope) => envelope,
@@ -197,7 +208,7 @@ impl Delivery {
                 PreparedFrom::Json(_) => DisablingElsewhere { subscription, reason: &reason }.emit(),
             }
         }
-        self.settle(message, &envelope, &attempt, &prepared.statuses, &known).await
+        self.settle(message, &envelope, &attempt, &prepared.statuses, &known, probe).await
     }
 
     async fn settle(
@@ -207,16 +218,36 @@ impl Delivery {
         attempt: &Attempt,
         statuses: &Statuses,
         known: &Deliveries,
+        probe: Option<&Probe>,
     ) -> Health {
         let settle = &self.inner.settle;
+        let sign = sign(&attempt.outcome, statuses);
+        if let Some(probe) = probe
+            && sign == Sign::Fails
+        {
+            let next = probe.failed(&attempt.error_text()).await;
+            settle.probe_failed(message, envelope, &Tried::once(attempt), known, next);
+            probe.put_back(message, next, settle.tries(), known, settle.remembered()).await;
+            return Health { finish: attempt.outcome.finish(), hold: None, evidence: Evidence::None };
+        }
         let decision = settle.decide(&attempt.outcome, known, statuses);
         settle.settle(message, envelope, decision, Tried::once(attempt), known).await;
+        if let Some(probe) = probe
+            && sign == Sign::Works
+        {
+            probe.worked().await;
+        }
         let hold = match self.inner.subscriptions {
             Subscriptions::Registry(_) => settle.hold(&attempt.outcome, statuses),
             // This envelope waits as its endpoint asked; others may have another endpoint in their copy.
             Subscriptions::InEnvelopes => None,
         };
-        Health { finish: attempt.outcome.finish(), hold }
+        let evidence = match sign {
+            Sign::Works => Evidence::Works,
+            Sign::Fails => Evidence::Fails { envelope: (*envelope.id).into(), error: attempt.error_text() },
+            Sign::None => Evidence::None,
+        };
+        Health { finish: attempt.outcome.finish(), hold, evidence }
     }
 
     /// The attempts on the envelopes of its domain.

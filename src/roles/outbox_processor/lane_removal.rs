@@ -34,7 +34,7 @@ pub(super) struct Idle {
 
 impl Idle {
     /// Takes note of a listing.
-    pub(super) fn observe(&mut self, lane: &ConsumerInfo) {
+    pub(super) fn note(&mut self, lane: &ConsumerInfo) {
         let is_empty = lane.num_pending + lane.num_ack_pending == 0;
         let delivered = std::mem::replace(&mut self.delivered, lane.delivered.consumer_seq);
         self.rounds = if is_empty && delivered == self.delivered { self.rounds + 1 } else { 0 };
@@ -89,18 +89,18 @@ mod tests {
     fn a_lane_that_delivers_between_two_listings_is_not_idle() {
         let mut idle = Idle::default();
         for delivered in 1..1_000 {
-            idle.observe(&lane(0, delivered));
+            idle.note(&lane(0, delivered));
             assert!(!idle.is_idle());
         }
         for _ in 1..IDLE_ROUNDS {
-            idle.observe(&lane(0, 999));
+            idle.note(&lane(0, 999));
             assert!(idle.is_idle() && !idle.is_over(false));
         }
-        idle.observe(&lane(1, 999));
+        idle.note(&lane(1, 999));
         assert!(!idle.is_idle());
-        (0..IDLE_ROUNDS_REMOVED).for_each(|_| idle.observe(&lane(0, 999)));
+        (0..IDLE_ROUNDS_REMOVED).for_each(|_| idle.note(&lane(0, 999)));
         assert!(idle.is_over(true) && !idle.is_over(false));
-        (0..IDLE_ROUNDS).for_each(|_| idle.observe(&lane(0, 999)));
+        (0..IDLE_ROUNDS).for_each(|_| idle.note(&lane(0, 999)));
         assert!(idle.is_over(false));
     }
 

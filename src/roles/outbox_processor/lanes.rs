@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::circuits::Breaker;
 use super::lane_removal::{Idle, Removed};
 use super::{OutboxProcessorSettings, Subscriptions};
 use crate::domain::lane_places::{Lane, plan};
@@ -19,7 +20,9 @@ use crate::facts::{LaneReaderFailed, LanesNotListed, OwnLaneOpened, OwnLaneRemov
 use crate::health::ReadyFlag;
 use crate::nats::definitions::StreamParameters;
 use crate::nats::subjects::{SHARED_LANE, lane_consumer, lane_of_consumer, subscription_of_own_lane};
-use crate::nats::{ByteBudget, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
+use crate::nats::{
+    ByteBudget, ConsumerInfo, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader,
+};
 use crate::tasks::{Task, TaskError, Tasks};
 
 /// Interval of the listing of a domain's lanes.
@@ -93,6 +96,7 @@ pub(super) struct Lanes {
     stream: String,
     stream_parameters: StreamParameters,
     subscriptions: Subscriptions,
+    breaker: Breaker,
     held: usize,
     bytes: ByteBudget,
     sink: mpsc::Sender<FromLane>,
@@ -107,6 +111,7 @@ impl Lanes {
         domain: &str,
         settings: &OutboxProcessorSettings,
         subscriptions: Subscriptions,
+        breaker: Breaker,
         sink: mpsc::Sender<FromLane>,
         ready: ReadyFlag,
         stop: CancellationToken,
@@ -118,6 +123,7 @@ impl Lanes {
             stream,
             stream_parameters: settings.stream_parameters.clone(),
             subscriptions,
+            breaker,
             held: settings.held,
             bytes: ByteBudget::new(usize::MAX),
             sink,
@@ -139,6 +145,16 @@ impl Lanes {
     /// Reads the shared lane, and each own lane while it exists, until `stop`.
     pub(super) async fn run(self) -> Result<(), TaskError> {
         let mut shared = Tasks::new(self.stop.clone());
+        let mut own = OwnLanes::default();
+        // The worker knows the open circuits before it gets an envelope.
+        tokio::select! {
+            () = self.stop.cancelled() => return Ok(()),
+            looked = self.look(&mut own) => {
+                if let Err(error) = looked {
+                    LanesNotListed { error: &error, stream: &self.stream }.emit();
+                }
+            }
+        }
         let reader = read_lane(
             self.js.clone(),
             self.stream.clone(),
@@ -149,8 +165,7 @@ impl Lanes {
             self.stop.clone(),
         );
         shared.graceful(format!("the reader of the shared lane of {}", self.stream), reader);
-        let mut own = OwnLanes::default();
-        let mut ticks = tokio::time::interval(LIST_INTERVAL);
+        let mut ticks = tokio::time::interval_at(Instant::now() + LIST_INTERVAL, LIST_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -184,6 +199,7 @@ impl Lanes {
             .iter()
             .filter_map(|name| lane_of_consumer(name).filter(|lane| subscription_of_own_lane(lane).is_some()))
             .collect();
+        let infos = self.breaker.look(&self.stream, &lanes).await;
         own.last_read.retain(|known, _| lanes.contains(&known.as_str()));
         let states: Vec<Lane<'_>> = lanes
             .iter()
@@ -209,7 +225,7 @@ impl Lanes {
             }
         }
         self.make_again(own, &lanes).await?;
-        self.remove_idle(own).await
+        self.remove_idle(own, &infos).await
     }
 
     fn open(&self, lane: &str) -> Own {
@@ -228,18 +244,20 @@ impl Lanes {
     }
 
     /// Removes the consumers of idle lanes; see [`super::lane_removal`].
-    async fn remove_idle(&self, own: &mut OwnLanes) -> Result<(), NatsError> {
+    async fn remove_idle(
+        &self,
+        own: &mut OwnLanes,
+        infos: &HashMap<String, ConsumerInfo>,
+    ) -> Result<(), NatsError> {
         for (lane, state) in own.open.iter_mut() {
-            let info = match self.js.consumer_info(&self.stream, &lane_consumer(lane)).await {
-                Ok(info) => info,
-                Err(error) if error.is_not_found() => continue,
-                Err(error) => return Err(error),
-            };
-            state.idle.observe(&info);
-            if state.idle.is_over(self.is_removed(lane)) {
+            let Some(info) = infos.get(lane) else { continue };
+            state.idle.note(info);
+            // A lane whose circuit is open stays at least until the probe is due.
+            if state.idle.is_over(self.is_removed(lane)) && !info.is_paused_by_circuit() {
                 self.js.delete_consumer(&self.stream, &lane_consumer(lane)).await?;
                 own.removed.add(lane);
                 OwnLaneRemoved { stream: &self.stream, lane }.emit();
+                self.breaker.removed(info);
             }
         }
         Ok(())

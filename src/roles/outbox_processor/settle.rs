@@ -242,6 +242,30 @@ impl Settle {
         self.dead_letter(message, &letter).await;
     }
 
+    /// Records the failed probe of a circuit. It counts for no attempt of the envelope, which goes back into its lane.
+    pub(super) fn probe_failed(
+        &self,
+        message: &Delivered,
+        envelope: &Envelope<'_>,
+        tried: &Tried<'_>,
+        known: &Deliveries,
+        next: Duration,
+    ) {
+        AttemptMade { latency: tried.latency, failure: tried.failure }.emit(&self.metrics);
+        DeliveryFailed {
+            subscription: &envelope.subscription,
+            envelope: &envelope.id,
+            attempt: known.attempts().saturating_add(1),
+            status: tried.status,
+            error: &tried.error,
+            fault: tried.failure.map(|(fault, _)| fault),
+            retry_in: next,
+        }
+        .emit(&self.metrics);
+        // With the number of the attempts before: the next one has this one's number.
+        self.log(message, envelope, Decision::Retry { after: next }, tried, known.attempts());
+    }
+
     /// Stores the final failed attempt for `hub dlt show` and the router; false if that failed.
     async fn keep_last_words(
         &self,

@@ -10,10 +10,12 @@ use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::circuits::{Breaker, News};
 use super::delivery::{Delivery, Finished, Health};
 use super::lanes::{self, FromLane, Lanes};
 use super::remembered::Settlement;
 use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
+use crate::domain::circuit::Circuits;
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::{FairShare, PoolLimits};
 use crate::domain::subscription::{Identity, Incarnation, RateLimit};
@@ -64,6 +66,7 @@ pub(super) struct Worker {
     pub(super) settings: OutboxProcessorSettings,
     pub(super) delivery: Delivery,
     pub(super) holds: broadcast::Sender<Hold>,
+    pub(super) breaker: Breaker,
     pub(super) metrics: DomainMetrics,
     pub(super) ready: ReadyFlag,
 }
@@ -84,18 +87,20 @@ enum UnknownOwner {
 type KnownLanes = Arc<Mutex<HashMap<String, Instant>>>;
 
 /// The worker while it runs.
-struct Running {
-    pool: FairShare<Held>,
+pub(super) struct Running {
+    pub(super) pool: FairShare<Held>,
+    pub(super) circuits: Circuits,
     /// Deliveries in progress, by sequence in the outbox.
     in_flight: HashMap<u64, Acker>,
     /// Envelopes that wait, by sequence in the outbox, with the number of their deliveries.
     waiting: HashMap<u64, u32>,
     deliveries: Jobs,
-    spills: Jobs,
+    /// Moves of envelopes to own lanes, and changes of circuits.
+    pub(super) spills: Jobs,
     /// Own lanes that exist, with the time of the last check.
     known_lanes: KnownLanes,
     finished: mpsc::Sender<Finished>,
-    started: Instant,
+    pub(super) started: Instant,
 }
 
 impl Running {
@@ -108,7 +113,11 @@ impl Running {
 }
 
 impl Worker {
-    pub(super) async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
+    pub(super) async fn run(
+        self,
+        mut news: mpsc::Receiver<News>,
+        stop: CancellationToken,
+    ) -> Result<(), TaskError> {
         let (sink, mut incoming) =
             mpsc::channel(self.settings.held + lanes::MOST_OWN_LANES * lanes::OWN_LANE_HELD);
         let (finished, mut done) = mpsc::channel(self.domain.concurrency.max(1));
@@ -119,6 +128,7 @@ impl Worker {
                 queue_per_tenant: self.settings.held / 2,
                 memory: self.settings.held,
             }),
+            circuits: Circuits::new(self.settings.circuit.clone()),
             in_flight: HashMap::new(),
             waiting: HashMap::new(),
             deliveries: Jobs::new(format!("a delivery of {}", self.domain.name)),
@@ -132,6 +142,7 @@ impl Worker {
             &self.domain.name,
             &self.settings,
             self.subscriptions.clone(),
+            self.breaker.clone(),
             sink,
             self.ready.clone(),
             stop.clone(),
@@ -160,6 +171,10 @@ impl Worker {
                     }
                 }
                 _ = incoming.recv_many(&mut read, MOST_AT_ONCE) => {
+                    // News that came before these messages apply to them.
+                    while let Ok(news) = news.try_recv() {
+                        self.hear_of_circuits(&mut running, news);
+                    }
                     for read in read.drain(..) {
                         self.take(&mut running, read);
                     }
@@ -170,12 +185,14 @@ impl Worker {
                         self.hold(&mut running, &hold);
                     }
                 }
+                Some(news) = news.recv() => self.hear_of_circuits(&mut running, news),
                 () = sleep(wake) => {}
                 _ = heartbeat.tick() => self.heartbeat(&mut running).await,
             }
         };
         // The readers watch the same token and hand back the messages that still arrive.
         incoming.close();
+        drop(news);
         let mut waiting: Vec<Delivered> = Vec::with_capacity(running.waiting.len());
         for mut held in running.pool.drain() {
             running.waits_no_longer(&mut held);
@@ -236,15 +253,21 @@ impl Worker {
             running.waiting.remove(&sequence);
             let delivery = self.delivery.clone();
             running.spills.start(async move {
-                delivery.deliver(&message).await;
+                delivery.deliver(&message, None).await;
                 drop(permit);
             });
             return;
         }
-        let (max_in_flight, rate) = limits.unwrap_or((1, None));
+        let (mut max_in_flight, rate) = limits.unwrap_or((1, None));
         let held = Held { message, subscription: subscription.clone(), permit };
         let now = running.started.elapsed();
-        let refused = if own_lane {
+        let tripped = running.circuits.is_tripped(&subscription);
+        if tripped {
+            max_in_flight = 1;
+        }
+        let refused = if tripped && !own_lane {
+            Some(held)
+        } else if own_lane {
             running.pool.offer_beyond(&subscription, max_in_flight, rate, held, now);
             None
         } else {
@@ -282,7 +305,7 @@ impl Worker {
 
     /// Moves an envelope to its subscription's own lane: creates the lane if needed, publishes the envelope there with
     /// the number of its attempts, and acknowledges it here.
-    fn spill(&self, running: &mut Running, mut held: Held) {
+    pub(super) fn spill(&self, running: &mut Running, mut held: Held) {
         running.waits_no_longer(&mut held);
         let (js, domain, stream_parameters) =
             (self.js.clone(), self.domain.name.clone(), self.settings.stream_parameters.clone());
@@ -330,6 +353,7 @@ impl Worker {
     }
 
     fn start(&self, running: &mut Running, mut held: Held, started: Duration) {
+        let probe = self.probe(running, &held);
         let sequence = held.message.stream_sequence;
         running.waits_no_longer(&mut held);
         running.in_flight.insert(sequence, held.message.acker.clone());
@@ -338,7 +362,7 @@ impl Worker {
         let max_deliver = self.settings.retry.max_deliver;
         running.deliveries.start(async move {
             // A delivery that panics would keep its slot, and its heartbeats the envelope, forever.
-            let delivered = delivery.deliver(&held.message);
+            let delivered = delivery.deliver(&held.message, probe.as_ref());
             let health = match panics::catch_async(delivered).await {
                 Ok(health) => health,
                 Err(panicked) => {
@@ -358,6 +382,7 @@ impl Worker {
         self.metrics.in_flight(running.in_flight.len());
         let now = running.started.elapsed();
         running.pool.finished(&finished.subscription, finished.health.finish, finished.started, now);
+        self.count_for_circuit(running, finished);
         if let Some(wait) = finished.health.hold {
             let until = Instant::now() + wait;
             let hold = Hold { subscription: finished.subscription.clone(), until, heard: false };

@@ -135,7 +135,7 @@ impl Entry {
     }
 
     /// `unseen`: additions that the look does not contain, or perhaps not.
-    fn observe(&mut self, messages: u64, unseen: Count, mean: u64) {
+    fn note(&mut self, messages: u64, unseen: Count, mean: u64) {
         let known = self.count.messages.saturating_sub(unseen.messages);
         let known_bytes = self.count.bytes.saturating_sub(unseen.bytes);
         let part = |of: u64, numerator: u64, denominator: u64| {
@@ -220,7 +220,7 @@ impl Ledger {
 
     /// Takes note of a look at all subscriptions, which was requested at `at`. Returns the percentage of the fullest
     /// backlog, and those that are nearly full for the first time.
-    pub fn observe(&mut self, look: &Look, at: Duration) -> (u64, Vec<Notice>) {
+    pub fn note(&mut self, look: &Look, at: Duration) -> (u64, Vec<Notice>) {
         self.looked_at = Some(at);
         self.mean = look.bytes.checked_div(look.messages).unwrap_or(self.mean);
         let (number, group, mean) = (self.look, self.look_group, self.mean);
@@ -232,14 +232,14 @@ impl Ledger {
             let (own, shared) = backlog.map_or((0, 0), |backlog| (backlog.own, backlog.shared));
             let unseen = entry.since(number, group);
             unseen_bytes = unseen_bytes.saturating_add(unseen.bytes);
-            entry.observe(own.saturating_add(shared), unseen, mean);
-            entry.lane.observe(own, at);
+            entry.note(own.saturating_add(shared), unseen, mean);
+            entry.lane.note(own, at);
             entry.count.messages > 0 || !entry.lane.is_forgotten(at)
         });
         for (token, backlog) in found {
             let mut entry = Entry::default();
-            entry.observe(backlog.own.saturating_add(backlog.shared), Count::default(), mean);
-            entry.lane.observe(backlog.own, at);
+            entry.note(backlog.own.saturating_add(backlog.shared), Count::default(), mean);
+            entry.lane.note(backlog.own, at);
             self.entries.insert(token.into(), entry);
         }
         self.used = look.bytes.saturating_add(unseen_bytes);
@@ -265,12 +265,12 @@ impl Ledger {
 
     /// Takes note of a look at one subscription, which was requested after [`Self::begin_group`] and before the group is
     /// stored.
-    pub fn observe_one(&mut self, backlog: &Backlog, at: Duration) {
+    pub fn note_one(&mut self, backlog: &Backlog, at: Duration) {
         let (group, mean) = (self.group, self.mean);
         let entry = self.entries.entry(backlog.token.as_str().into()).or_default();
         let unseen = if entry.in_group.0 == group { entry.in_group.1 } else { Count::default() };
-        entry.observe(backlog.own.saturating_add(backlog.shared), unseen, mean);
-        entry.lane.observe(backlog.own, at);
+        entry.note(backlog.own.saturating_add(backlog.shared), unseen, mean);
+        entry.lane.note(backlog.own, at);
     }
 
     /// The backlog of a subscription, as far as it is known.

@@ -28,7 +28,7 @@ pub struct OwnLane {
 
 impl OwnLane {
     /// Takes note of the number of envelopes that were in the lane at `at` or later.
-    pub fn observe(&mut self, envelopes: u64, at: Duration) {
+    pub fn note(&mut self, envelopes: u64, at: Duration) {
         self.is_occupied = envelopes > 0;
         if self.is_occupied {
             if self.seen.is_none() {

@@ -77,15 +77,15 @@ fn the_ledger_counts_what_it_adds_between_two_looks() {
     // A look that is requested before the group is stored does not contain it.
     ledger.request_look();
     ledger.end_group();
-    ledger.observe(&look(0, 0, 0), seconds(1));
+    ledger.note(&look(0, 0, 0), seconds(1));
     assert!(!fits(&mut ledger, 10, NONE));
     // One that is requested later is exact.
     ledger.request_look();
-    ledger.observe(&look(0, 1, 10), seconds(1));
+    ledger.note(&look(0, 1, 10), seconds(1));
     ledger.begin_group();
     assert!(fits(&mut ledger, 10, NONE) && fits(&mut ledger, 10, NONE) && !fits(&mut ledger, 10, NONE));
     // A look at this subscription alone: it has delivered the one, and two are on their way.
-    ledger.observe_one(&Backlog { token: "crm".to_owned(), own: 0, shared: 0 }, seconds(1));
+    ledger.note_one(&Backlog { token: "crm".to_owned(), own: 0, shared: 0 }, seconds(1));
     assert!(fits(&mut ledger, 10, NONE) && !fits(&mut ledger, 10, NONE));
     // A limit of the subscription itself is lower.
     assert!(!fits(&mut ledger, 10, messages(2)));
@@ -95,7 +95,7 @@ fn the_ledger_counts_what_it_adds_between_two_looks() {
 fn sizes_are_estimated_from_additions_and_the_average() {
     let mut ledger = Ledger::new(NONE, 1_000_000);
     ledger.request_look();
-    ledger.observe(&look(0, 10, 100), seconds(1));
+    ledger.note(&look(0, 10, 100), seconds(1));
     assert_eq!(ledger.usage("crm"), Usage { messages: 10, bytes: 1_000, own_lane: false, free: 999_000 });
     ledger.begin_group();
     assert!(fits(&mut ledger, 500, NONE));
@@ -103,10 +103,10 @@ fn sizes_are_estimated_from_additions_and_the_average() {
     assert_eq!(ledger.usage("crm").bytes, 1_500);
     // Some left: the rest has the average size.
     ledger.request_look();
-    ledger.observe(&look(0, 5, 100), seconds(2));
+    ledger.note(&look(0, 5, 100), seconds(2));
     assert_eq!(ledger.usage("crm").bytes, 1_500 * 5 / 11);
     ledger.request_look();
-    ledger.observe(&Look::default(), seconds(3));
+    ledger.note(&Look::default(), seconds(3));
     assert_eq!((ledger.usage("crm").bytes, ledger.len()), (0, 0));
 }
 
@@ -114,22 +114,22 @@ fn sizes_are_estimated_from_additions_and_the_average() {
 fn a_lane_is_used_while_it_has_envelopes_and_a_little_longer() {
     let mut lane = OwnLane::default();
     assert!(!lane.is_used(seconds(0)) && lane.is_forgotten(seconds(0)));
-    lane.observe(1, seconds(10));
+    lane.note(1, seconds(10));
     assert!(lane.is_used(seconds(19)) && lane.exists());
-    lane.observe(0, seconds(11));
+    lane.note(0, seconds(11));
     assert!(lane.is_used(seconds(11)));
-    lane.observe(0, seconds(12));
+    lane.note(0, seconds(12));
     assert!(!lane.is_used(seconds(12)) && !lane.exists() && !lane.is_forgotten(seconds(12)));
     // It needs its lane again, and stays longer.
-    lane.observe(9, seconds(20));
-    lane.observe(0, seconds(23));
+    lane.note(9, seconds(20));
+    lane.note(0, seconds(23));
     assert!(lane.is_used(seconds(23)));
-    lane.observe(0, seconds(24));
+    lane.note(0, seconds(24));
     assert!(!lane.is_used(seconds(24)));
     assert!(lane.is_forgotten(seconds(84)));
     // Much later, it begins from the start.
-    lane.observe(9, seconds(100));
-    lane.observe(0, seconds(102));
+    lane.note(9, seconds(100));
+    lane.note(0, seconds(102));
     assert!(!lane.is_used(seconds(102)));
 }
 
@@ -137,7 +137,7 @@ fn a_lane_is_used_while_it_has_envelopes_and_a_little_longer() {
 fn a_lane_is_used_by_its_subscription_only_and_not_after_the_look_is_stale() {
     let mut ledger = Ledger::new(NONE, 1_000_000);
     ledger.request_look();
-    ledger.observe(&look(5, 0, 10), seconds(100));
+    ledger.note(&look(5, 0, 10), seconds(100));
     let mut lane = |token: &str, at| match ledger.add(token, 10, NONE, seconds(at)) {
         Decision::Fits { own_lane } => own_lane,
         Decision::Exceeds { .. } => panic!("it fits"),
@@ -151,7 +151,7 @@ fn a_backlog_is_reported_once_before_it_is_full() {
     let mut ledger = Ledger::new(messages(100), 1_000_000);
     let mut report = |shared| {
         ledger.request_look();
-        let (fullest, notices) = ledger.observe(&look(0, shared, 10), seconds(1));
+        let (fullest, notices) = ledger.note(&look(0, shared, 10), seconds(1));
         (fullest, notices.len())
     };
     assert_eq!(report(79), (79, 0));
@@ -171,7 +171,7 @@ fn however_many_endpoints_hang_some_space_stays_free() {
         let backlogs = tokens.iter().map(|token| Backlog { token: token.clone(), own: 1, shared: 0 });
         let look = Look { messages: count, bytes: count * 100, backlogs: backlogs.collect() };
         ledger.request_look();
-        ledger.observe(&look, seconds(1));
+        ledger.note(&look, seconds(1));
         loop {
             let added = tokens
                 .iter()
@@ -249,11 +249,11 @@ proptest! {
                 Step::Answer { late } => if let Some(then) = requested.take() {
                     // What was delivered in between may be missing, what was added may be there.
                     let seen = if late { stored } else { then };
-                    ledger.observe(&look(0, seen, SIZE), seconds(1));
+                    ledger.note(&look(0, seen, SIZE), seconds(1));
                 },
                 Step::One => if group.is_some() {
                     let seen = Backlog { token: "crm".to_owned(), own: 0, shared: stored };
-                    ledger.observe_one(&seen, seconds(1));
+                    ledger.note_one(&seen, seconds(1));
                 },
                 Step::Begin => {}
             }
@@ -264,7 +264,7 @@ proptest! {
         }
         ledger.end_group();
         ledger.request_look();
-        ledger.observe(&look(0, stored, SIZE), seconds(1));
+        ledger.note(&look(0, stored, SIZE), seconds(1));
         prop_assert_eq!(ledger.usage("crm").messages, stored);
     }
 }

@@ -73,6 +73,25 @@ impl<T> FairShare<T> {
         given.into_iter().map(|(_, (item, _))| item).collect()
     }
 
+    /// Removes and returns all waiting items of a subscription, also those that do not count as memory.
+    pub fn withdraw(&mut self, subscription: &Identity) -> Vec<T> {
+        let Some(&place) = self.places.get(subscription) else { return Vec::new() };
+        let queue = self.queues[place].as_mut().expect(KNOWN);
+        let mut items: Vec<T> = Vec::new();
+        let mut in_memory = 0;
+        for (item, counts) in queue.items.drain(..) {
+            in_memory += usize::from(counts);
+            items.push(item);
+        }
+        let tenant = queue.tenant;
+        self.in_memory -= in_memory;
+        self.waiting -= items.len();
+        *self.tenants.waiting(tenant) -= items.len();
+        self.settle(place);
+        self.retire(place);
+        items
+    }
+
     fn for_waiting(&self) -> usize {
         let memory = self.limits.memory;
         memory - self.slots.pool().min(memory / 2)

@@ -13,6 +13,7 @@ enum Step {
     Next,
     Finish { which: usize, healthy: bool },
     Wait { millis: u64 },
+    Withdraw { subscription: usize },
     Drain,
 }
 
@@ -22,6 +23,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Next),
         5 => (any::<usize>(), any::<bool>()).prop_map(|(which, healthy)| Step::Finish { which, healthy }),
         2 => (0..300u64).prop_map(|millis| Step::Wait { millis }),
+        1 => (0..6usize).prop_map(|subscription| Step::Withdraw { subscription }),
         1 => Just(Step::Drain),
     ]
 }
@@ -116,6 +118,13 @@ proptest! {
                 }
                 Step::Finish { which, healthy } => finish(&mut fair, which % 6, healthy),
                 Step::Wait { millis } => now += Duration::from_millis(millis),
+                Step::Withdraw { subscription } => {
+                    let withdrawn: Vec<u64> =
+                        fair.withdraw(&id(subscription)).into_iter().map(|(_, number)| number).collect();
+                    let queue = expected.remove(&subscription).unwrap_or_default();
+                    prop_assert_eq!(&withdrawn, &Vec::from(queue));
+                    out += withdrawn.len() as u64;
+                }
                 Step::Drain => {
                     let drained = fair.drain();
                     out += drained.len() as u64;

@@ -1,0 +1,147 @@
+//! Changes of circuits. The process that makes a change logs and counts it.
+
+use std::time::Duration;
+
+use super::Cause;
+use super::metrics::{DomainMetrics, TransitionLabel};
+use crate::domain::subscription::SubscriptionRef;
+use crate::domain::words::rounded;
+
+/// An endpoint keeps failing: its circuit is open.
+pub struct CircuitOpened<'a> {
+    pub subscription: &'a SubscriptionRef,
+    pub error: &'a str,
+    pub probe_in: Duration,
+}
+
+impl CircuitOpened<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { subscription, error, probe_in } = self;
+        let domain = &*metrics.domain;
+        count(metrics, "open");
+        tracing::warn!(domain, %subscription, error, probe_in = %rounded(probe_in), "endpoint keeps failing, circuit opened");
+    }
+}
+
+/// The pause is over: an envelope is sent as a probe.
+pub struct CircuitProbed<'a> {
+    pub subscription: &'a SubscriptionRef,
+}
+
+impl CircuitProbed<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { subscription } = self;
+        let domain = &*metrics.domain;
+        count(metrics, "half-open");
+        tracing::info!(domain, %subscription, "circuit half-open, sending a probe");
+    }
+}
+
+/// A probe failed: the circuit is open again.
+pub struct CircuitOpenedAgain<'a> {
+    pub subscription: &'a SubscriptionRef,
+    pub error: &'a str,
+    pub probe_in: Duration,
+}
+
+impl CircuitOpenedAgain<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { subscription, error, probe_in } = self;
+        let domain = &*metrics.domain;
+        count(metrics, "open");
+        tracing::info!(domain, %subscription, error, probe_in = %rounded(probe_in), "probe failed, circuit open again");
+    }
+}
+
+/// Why a circuit closed.
+#[derive(Debug, Clone, Copy)]
+pub enum CircuitClosedBecause {
+    Answered,
+    /// The subscription was removed, created again, paused or disabled.
+    Subscription,
+    Settings,
+    /// No envelope came for minutes, so that there was none for a probe.
+    Idle,
+}
+
+impl CircuitClosedBecause {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Answered => "the endpoint answered",
+            Self::Subscription => "the subscription is not active any more",
+            Self::Settings => "circuit.enabled is false",
+            Self::Idle => "no envelope for a probe",
+        }
+    }
+}
+
+/// A circuit is closed: its lane is delivered as any other.
+pub struct CircuitClosed<'a> {
+    pub subscription: &'a SubscriptionRef,
+    pub because: CircuitClosedBecause,
+}
+
+impl CircuitClosed<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { subscription, because } = self;
+        let domain = &*metrics.domain;
+        count(metrics, "closed");
+        tracing::info!(domain, %subscription, reason = because.text(), "circuit closed");
+    }
+}
+
+/// The subscription was changed while its circuit was open: a probe follows at once.
+pub struct CircuitPauseEnded<'a> {
+    pub subscription: &'a SubscriptionRef,
+}
+
+impl CircuitPauseEnded<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { subscription } = self;
+        let domain = &*metrics.domain;
+        tracing::info!(domain, %subscription, "subscription changed, pause of its circuit ended");
+    }
+}
+
+/// The broker did not store a change of a circuit.
+pub struct CircuitNotChanged<'a> {
+    pub error: Cause<'a>,
+    pub subscription: &'a SubscriptionRef,
+}
+
+impl CircuitNotChanged<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { error, subscription } = self;
+        let domain = &*metrics.domain;
+        tracing::warn!(%error, domain, %subscription, "circuit not changed, will retry");
+    }
+}
+
+/// A notice for other processes was not sent; they see the change when they list the lanes.
+pub struct CircuitNoticeNotSent<'a> {
+    pub error: Cause<'a>,
+    pub subscription: &'a SubscriptionRef,
+}
+
+impl CircuitNoticeNotSent<'_> {
+    pub fn emit(self) {
+        let Self { error, subscription } = self;
+        tracing::debug!(%error, %subscription, "circuit notice not sent");
+    }
+}
+
+/// A message that is not a circuit notice was published to the subject of these.
+pub struct CircuitNoticeIgnored<'a> {
+    pub subject: &'a str,
+}
+
+impl CircuitNoticeIgnored<'_> {
+    pub fn emit(self) {
+        tracing::debug!(subject = self.subject, "invalid circuit notice ignored");
+    }
+}
+
+fn count(metrics: &DomainMetrics, to: &'static str) {
+    let label = TransitionLabel { domain: metrics.domain.to_string(), to };
+    metrics.all.families().circuit_transitions.get_or_create(&label).inc();
+}

@@ -1,0 +1,408 @@
+//! Circuits at the broker: the durable of a subscription's own lane stores its circuit.
+//!
+//! An open circuit is a paused durable (ADR-43) whose metadata say why, and which gives out one message at a time, to
+//! one process. When the pause ends, or somebody resumes the durable, that one message is the probe. So the state survives
+//! restarts, and all processes see the same.
+//!
+//! The server ignores `pause_until` in an update of a durable, so a change takes two requests. If only the first succeeds,
+//! the circuit is half-open.
+
+use std::time::Duration;
+
+use async_nats::Subscriber;
+use futures_util::StreamExt as _;
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::connection::JetStream;
+use super::definitions::{StreamParameters, lane as lane_definition};
+use super::error::NatsError;
+use super::stream_api::ConsumerInfo;
+use super::subjects::{SHARED_LANE, SubjectNames, lane_consumer, lane_of_consumer, subscription_of_own_lane};
+use crate::bounded;
+use crate::domain::subscription::{Identity, Incarnation, SubscriptionRef};
+use crate::facts::CircuitNoticeIgnored;
+
+/// The metadata of a circuit begin with this; a durable with [`SINCE`] has one that is open or half-open.
+const PREFIX: &str = "hub.circuit.";
+const SINCE: &str = "hub.circuit.since";
+const PAUSE: &str = "hub.circuit.pause-ms";
+const PROBE_AT: &str = "hub.circuit.probe-at";
+const ERROR: &str = "hub.circuit.error";
+const INCARNATION: &str = "hub.circuit.incarnation";
+const REVISION: &str = "hub.circuit.revision";
+/// A pause is set again if the domain is paused or resumed meanwhile, at most this often.
+const MOST_PAUSES: usize = 4;
+/// Most bytes of the stored error.
+const MOST_ERROR_BYTES: usize = 500;
+
+/// An open or half-open circuit, as the durable of its lane stores it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CircuitRecord {
+    pub subscription: Identity,
+    /// When it opened first.
+    pub since: OffsetDateTime,
+    /// Length of the last pause.
+    pub pause: Duration,
+    /// End of the last pause.
+    pub probe_at: OffsetDateTime,
+    pub error: String,
+    /// Revision of the subscription in the registry at the last change.
+    pub revision: u64,
+}
+
+/// Why a circuit opens.
+#[derive(Debug, Clone, Copy)]
+pub struct Trip<'a> {
+    pub subscription: &'a Identity,
+    pub error: &'a str,
+    pub revision: u64,
+}
+
+/// What opening a circuit did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tripped {
+    /// It was closed.
+    Opened(CircuitRecord),
+    /// It was half-open.
+    Again(CircuitRecord),
+    /// Another process has opened it just now; nothing was changed.
+    Already(CircuitRecord),
+}
+
+impl Tripped {
+    pub fn record(&self) -> &CircuitRecord {
+        match self {
+            Self::Opened(record) | Self::Again(record) | Self::Already(record) => record,
+        }
+    }
+}
+
+/// The circuit of a subscription was opened or closed in a domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CircuitNotice {
+    pub subscription: Identity,
+}
+
+/// The notices about a domain, of all processes, including this one. Not stored: who misses one reads the lanes later.
+pub struct CircuitNotices {
+    messages: Subscriber,
+    names: SubjectNames,
+}
+
+impl ConsumerInfo {
+    /// The circuit of an own lane, if it is open or half-open. Values that somebody has damaged count as the earliest or
+    /// shortest.
+    pub fn circuit(&self) -> Option<CircuitRecord> {
+        let metadata = self.config.get("metadata")?.as_object()?;
+        let text = |key: &str| metadata.get(key).and_then(Value::as_str).unwrap_or_default();
+        let time =
+            |key: &str| OffsetDateTime::parse(text(key), &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        metadata.get(SINCE)?;
+        let lane = lane_of_consumer(&self.name).and_then(subscription_of_own_lane)?;
+        let subscription = Identity {
+            subscription: SubscriptionRef::from_token(lane)?,
+            incarnation: text(INCARNATION).parse().unwrap_or(Incarnation::LEGACY),
+        };
+        Some(CircuitRecord {
+            subscription,
+            since: time(SINCE),
+            pause: Duration::from_millis(text(PAUSE).parse().unwrap_or(0)),
+            probe_at: time(PROBE_AT),
+            error: text(ERROR).to_owned(),
+            revision: text(REVISION).parse().unwrap_or(0),
+        })
+    }
+
+    /// Whether it is paused, and by its circuit: not because the domain is paused.
+    pub fn is_paused_by_circuit(&self) -> bool {
+        self.paused && self.circuit().is_some_and(|circuit| self.pause_until() == Some(circuit.probe_at))
+    }
+
+    fn pause_until(&self) -> Option<OffsetDateTime> {
+        let until = self.config.get("pause_until")?.as_str()?;
+        OffsetDateTime::parse(until, &Rfc3339).ok()
+    }
+
+    /// The clock of the broker.
+    fn now(&self) -> OffsetDateTime {
+        let now = self.at.as_deref().and_then(|at| OffsetDateTime::parse(at, &Rfc3339).ok());
+        let now = now.unwrap_or_else(OffsetDateTime::now_utc);
+        // The server cuts the times that it stores at the nanosecond; a millisecond reads better.
+        now.replace_millisecond(now.millisecond()).unwrap_or(now)
+    }
+}
+
+impl JetStream {
+    /// Opens the circuit of a lane that exists, or opens it again. `pause` returns the length of the pause, given that of
+    /// the last one.
+    pub async fn trip_circuit(
+        &self,
+        stream: &str,
+        consumer: &str,
+        trip: Trip<'_>,
+        pause: impl FnOnce(Option<Duration>) -> Duration,
+    ) -> Result<Tripped, NatsError> {
+        let info = self.consumer_info(stream, consumer).await?;
+        let before = info.circuit().filter(|before| before.subscription == *trip.subscription);
+        if let Some(before) = &before
+            && info.is_paused_by_circuit()
+        {
+            return Ok(Tripped::Already(before.clone()));
+        }
+        let now = info.now();
+        let pause = pause(before.as_ref().map(|before| before.pause));
+        let record = CircuitRecord {
+            subscription: trip.subscription.clone(),
+            since: before.as_ref().map_or(now, |before| before.since),
+            pause,
+            probe_at: later(now, pause),
+            error: bounded::middle(trip.error, MOST_ERROR_BYTES).into_owned(),
+            revision: trip.revision,
+        };
+        let mut config = info.config.clone();
+        store(&mut config, &record)?;
+        // One message at a time, whatever the number of processes.
+        config.insert("max_ack_pending".to_owned(), json!(1));
+        self.put_consumer(stream, consumer, &config, "update").await?;
+        self.set_circuit_pause(stream, consumer, Some(record.probe_at)).await?;
+        Ok(match before {
+            Some(_) => Tripped::Again(record),
+            None => Tripped::Opened(record),
+        })
+    }
+
+    /// Closes the circuit of a lane. Returns the circuit; `None` if it was closed, or the lane does not exist.
+    pub async fn close_circuit(
+        &self,
+        parameters: &StreamParameters,
+        domain: &str,
+        lane: &str,
+    ) -> Result<Option<CircuitRecord>, NatsError> {
+        let definition = lane_definition(parameters, domain, lane);
+        let stream = self.names().outbox_stream(domain);
+        let info = match self.consumer_info(&stream, &definition.name).await {
+            Ok(info) => info,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let Some(record) = info.circuit() else { return Ok(None) };
+        if info.is_paused_by_circuit() {
+            self.end_circuit_pause(&stream, &definition.name).await?;
+        }
+        let mut config = info.config.clone();
+        forget(&mut config);
+        match definition.config.get("max_ack_pending") {
+            Some(most) => config.insert("max_ack_pending".to_owned(), most.clone()),
+            None => config.remove("max_ack_pending"),
+        };
+        self.put_consumer(&stream, &definition.name, &config, "update").await?;
+        Ok(Some(record))
+    }
+
+    /// Ends the pause of an open circuit, so that a probe follows. A pause of the domain stays.
+    pub async fn end_circuit_pause(&self, stream: &str, consumer: &str) -> Result<(), NatsError> {
+        self.set_circuit_pause(stream, consumer, None).await
+    }
+
+    /// Pauses a lane for its circuit, or as long as its domain, if that is longer. Whoever pauses or resumes a domain changes
+    /// the shared lane first, so the last look at that lane decides.
+    async fn set_circuit_pause(
+        &self,
+        stream: &str,
+        consumer: &str,
+        circuit: Option<OffsetDateTime>,
+    ) -> Result<(), NatsError> {
+        let mut wanted = self.pause_of_domain(stream).await?.max(circuit);
+        for _ in 0..MOST_PAUSES {
+            let until = wanted.map(text).transpose()?;
+            self.pause_consumer(stream, consumer, until.as_deref()).await?;
+            let now_wanted = self.pause_of_domain(stream).await?.max(circuit);
+            if now_wanted == wanted {
+                break;
+            }
+            wanted = now_wanted;
+        }
+        Ok(())
+    }
+
+    /// The end of the pause of a domain, if it is paused.
+    async fn pause_of_domain(&self, stream: &str) -> Result<Option<OffsetDateTime>, NatsError> {
+        match self.consumer_info(stream, &lane_consumer(SHARED_LANE)).await {
+            Ok(shared) => Ok(shared.pause_until().filter(|_| shared.paused)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Publishes a notice to all listening processes, without an acknowledgement.
+    pub async fn publish_circuit_notice(
+        &self,
+        domain: &str,
+        notice: &CircuitNotice,
+    ) -> Result<(), NatsError> {
+        let Identity { subscription, incarnation } = &notice.subscription;
+        let subject = self.names().circuit(domain, &subscription.token());
+        let sent = self.client().publish(subject.clone(), incarnation.to_string().into());
+        match tokio::time::timeout(self.request_timeout(), sent).await {
+            Ok(sent) => sent.map_err(|error| NatsError::transport(subject, error)),
+            Err(_) => Err(NatsError::Timeout { subject, seconds: self.request_timeout().as_secs() }),
+        }
+    }
+
+    /// Subscribes to the notices about a domain; the subscription survives reconnects.
+    pub async fn circuit_notices(&self, domain: &str) -> Result<CircuitNotices, NatsError> {
+        let subject = self.names().circuit(domain, "*");
+        let messages = self.client().subscribe(subject.clone()).await;
+        let messages = messages.map_err(|error| NatsError::transport(subject, error))?;
+        Ok(CircuitNotices { messages, names: self.names().clone() })
+    }
+}
+
+impl CircuitNotices {
+    /// Waits for the next valid notice; `None` when the connection is closed for good.
+    pub async fn next(&mut self) -> Option<CircuitNotice> {
+        loop {
+            let message = self.messages.next().await?;
+            match read_notice(&self.names, &message.subject, &message.payload) {
+                Some(notice) => return Some(notice),
+                None => CircuitNoticeIgnored { subject: &message.subject }.emit(),
+            }
+        }
+    }
+}
+
+fn read_notice(names: &SubjectNames, subject: &str, payload: &[u8]) -> Option<CircuitNotice> {
+    let subscription = SubscriptionRef::from_token(names.parse_circuit(subject)?)?;
+    let incarnation = std::str::from_utf8(payload).ok()?.parse().ok()?;
+    Some(CircuitNotice { subscription: Identity { subscription, incarnation } })
+}
+
+/// Writes a circuit into the configuration of a durable.
+fn store(config: &mut Map<String, Value>, record: &CircuitRecord) -> Result<(), NatsError> {
+    forget(config);
+    let metadata = config.entry("metadata").or_insert_with(|| json!({}));
+    if !metadata.is_object() {
+        *metadata = json!({});
+    }
+    for (key, value) in [
+        (SINCE, text(record.since)?),
+        (PAUSE, record.pause.as_millis().to_string()),
+        (PROBE_AT, text(record.probe_at)?),
+        (ERROR, record.error.clone()),
+        (INCARNATION, record.subscription.incarnation.to_string()),
+        (REVISION, record.revision.to_string()),
+    ] {
+        metadata[key] = json!(value);
+    }
+    Ok(())
+}
+
+/// Removes the circuit from the configuration of a durable.
+fn forget(config: &mut Map<String, Value>) {
+    if let Some(Value::Object(metadata)) = config.get_mut("metadata") {
+        metadata.retain(|key, _| !key.starts_with(PREFIX));
+    }
+}
+
+fn later(now: OffsetDateTime, pause: Duration) -> OffsetDateTime {
+    let at = time::Duration::try_from(pause).ok().and_then(|pause| now.checked_add(pause)).unwrap_or(now);
+    at.replace_millisecond(at.millisecond()).unwrap_or(at)
+}
+
+fn text(at: OffsetDateTime) -> Result<String, NatsError> {
+    at.format(&Rfc3339).map_err(|error| NatsError::encode("the time of a circuit", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(config: Value, paused: bool) -> ConsumerInfo {
+        let pair = json!({"consumer_seq": 0, "stream_seq": 0});
+        serde_json::from_value(json!({
+            "name": "lane-own-acme=crm", "config": config, "delivered": pair, "ack_floor": pair, "paused": paused,
+            "num_ack_pending": 0, "num_redelivered": 0, "num_pending": 0, "ts": "2027-01-15T09:00:00.123456789Z",
+        }))
+        .unwrap()
+    }
+
+    fn record() -> CircuitRecord {
+        let at = |text| OffsetDateTime::parse(text, &Rfc3339).unwrap();
+        CircuitRecord {
+            subscription: Identity {
+                subscription: SubscriptionRef::of("acme", "crm").unwrap(),
+                incarnation: Incarnation::new(42),
+            },
+            since: at("2027-01-15T08:00:00.123Z"),
+            pause: Duration::from_millis(4_870),
+            probe_at: at("2027-01-15T09:00:04.993Z"),
+            error: "503 Service Unavailable".to_owned(),
+            revision: 7,
+        }
+    }
+
+    #[test]
+    fn a_circuit_reads_back_and_leaves_other_metadata_alone() {
+        let before = json!({"metadata": {"hub.role": "outbox-processor"}, "max_deliver": 5});
+        let Value::Object(mut config) = before.clone() else { unreachable!() };
+        store(&mut config, &record()).unwrap();
+        let stored = info(Value::Object(config.clone()), false);
+        assert_eq!(stored.circuit(), Some(record()));
+        assert_eq!(stored.config["metadata"]["hub.role"], "outbox-processor");
+        forget(&mut config);
+        assert_eq!(Value::Object(config), before);
+        assert_eq!(info(before, true).circuit(), None);
+        assert_eq!(info(json!({"metadata": 1}), true).circuit(), None);
+    }
+
+    #[test]
+    fn damaged_metadata_are_a_circuit_that_any_change_ends() {
+        let damaged = json!({SINCE: "soon", PAUSE: "-1", PROBE_AT: 3, INCARNATION: "x", REVISION: "many"});
+        let circuit = info(json!({"metadata": damaged}), true).circuit().unwrap();
+        assert_eq!((circuit.since, circuit.pause), (OffsetDateTime::UNIX_EPOCH, Duration::ZERO));
+        assert_eq!((circuit.subscription.incarnation, circuit.revision), (Incarnation::LEGACY, 0));
+    }
+
+    #[test]
+    fn the_pause_of_a_domain_is_not_that_of_the_circuit() {
+        let mut config = Map::new();
+        store(&mut config, &record()).unwrap();
+        let paused = |until: &str, paused| {
+            let mut config = config.clone();
+            config.insert("pause_until".to_owned(), json!(until));
+            info(Value::Object(config), paused).is_paused_by_circuit()
+        };
+        assert!(paused("2027-01-15T09:00:04.993Z", true));
+        assert!(paused("2027-01-15T09:00:04.993000Z", true));
+        assert!(!paused("2027-01-15T09:00:04.993Z", false), "it is over");
+        assert!(!paused("2126-12-22T09:00:00Z", true));
+    }
+
+    #[test]
+    fn the_clock_is_that_of_the_broker() {
+        let now = info(json!({}), false).now();
+        assert_eq!(text(now).unwrap(), "2027-01-15T09:00:00.123Z");
+        assert_eq!(text(later(now, Duration::from_micros(1_500_900))).unwrap(), "2027-01-15T09:00:01.623Z");
+    }
+
+    #[test]
+    fn invalid_notices_are_ignored() {
+        let names = SubjectNames::new("hub");
+        let subject = names.circuit("policy-client", "acme=crm");
+        assert_eq!(subject, "hub.circuits.policy-client.acme=crm");
+        let digits = Incarnation::new(42).to_string();
+        let notice = read_notice(&names, &subject, digits.as_bytes()).unwrap();
+        assert_eq!(notice.subscription, record().subscription);
+        for (subject, payload) in [
+            (&*subject, "soon"),
+            ("hub.circuits.policy-client.default=crm", "legacy"),
+            ("hub.circuits.policy-client", "legacy"),
+            ("hub.circuits.policy-client.a.b", "legacy"),
+            ("hub.holds.crm", "legacy"),
+        ] {
+            assert_eq!(read_notice(&names, subject, payload.as_bytes()), None, "{subject} {payload}");
+        }
+    }
+}
