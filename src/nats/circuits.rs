@@ -1,6 +1,6 @@
 //! Circuits at the broker: the durable of a subscription's own lane stores its circuit.
 //!
-//! An open circuit is a paused durable (ADR-43) whose metadata say why, and which gives out one message at a time, to
+//! An open circuit is a paused durable (ADR-43) whose metadata say why, and which gives out one new message at a time, to
 //! one process. When the pause ends, or somebody resumes the durable, that one message is the probe. So the state survives
 //! restarts, and all processes see the same.
 //!
@@ -163,8 +163,11 @@ impl JetStream {
         };
         let mut config = info.config.clone();
         store(&mut config, &record)?;
-        // One message at a time, whatever the number of processes.
-        config.insert("max_ack_pending".to_owned(), json!(1));
+        // One message at a time, whatever the number of processes. Those that wait for their retry count too, maybe for hours,
+        // and must not keep the probe back. After a probe, it is one of them.
+        let retried =
+            if before.is_some() { info.num_ack_pending.saturating_sub(1) } else { info.num_ack_pending };
+        config.insert("max_ack_pending".to_owned(), json!(retried.saturating_add(1)));
         self.put_consumer(stream, consumer, &config, "update").await?;
         self.set_circuit_pause(stream, consumer, Some(record.probe_at)).await?;
         Ok(match before {

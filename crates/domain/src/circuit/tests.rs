@@ -136,7 +136,7 @@ fn an_answer_of_the_broker_does_not_undo_what_is_newer() {
     let part = circuits.listed(std::slice::from_ref(&crm), false, seconds(8), seconds(9));
     assert_eq!(part, [Change::Tripped(crm.clone())]);
     let changes = circuits.listed(&[], true, seconds(9), seconds(10));
-    assert_eq!(changes, [Change::Closed(erp)], "the other became known while the broker was asked");
+    assert_eq!(changes, [Change::Closed(erp)], "the other became known in the meantime");
 }
 
 #[test]
