@@ -252,18 +252,18 @@ impl Settle {
         next: Duration,
     ) {
         AttemptMade { latency: tried.latency, failure: tried.failure }.emit(&self.metrics);
+        let attempt = known.attempts().saturating_add(1);
+        self.log(message, envelope, Decision::Retry { after: next }, tried, attempt);
         DeliveryFailed {
             subscription: &envelope.subscription,
             envelope: &envelope.id,
-            attempt: known.attempts().saturating_add(1),
+            attempt,
             status: tried.status,
             error: &tried.error,
             fault: tried.failure.map(|(fault, _)| fault),
             retry_in: next,
         }
         .emit(&self.metrics);
-        // With the number of the attempts before: the next one has this one's number.
-        self.log(message, envelope, Decision::Retry { after: next }, tried, known.attempts());
     }
 
     /// Stores the final failed attempt for `hub dlt show` and the router; false if that failed.
