@@ -314,6 +314,18 @@ impl HoldNoticeIgnored<'_> {
     }
 }
 
+/// A notice of a process that delivers cannot be read.
+pub struct MemberNoticeIgnored<'a> {
+    pub subject: &'a str,
+}
+
+impl MemberNoticeIgnored<'_> {
+    pub fn emit(self) {
+        let Self { subject } = self;
+        tracing::debug!(%subject, "ignored an invalid notice of a process");
+    }
+}
+
 /// The last revision of a registry entry cannot be read.
 pub struct RegistryEntryUnreadable<'a> {
     pub subscription: Shown<'a>,

@@ -78,6 +78,45 @@ impl HoldNotSent<'_> {
     }
 }
 
+/// Another process that delivers was heard, or one is gone.
+pub struct LimitsShared {
+    /// This one included.
+    pub processes: usize,
+}
+
+impl LimitsShared {
+    pub fn emit(self) {
+        tracing::info!(processes = self.processes, "limits of subscriptions divided among processes");
+    }
+}
+
+/// The process does not hear its own notices.
+pub struct LimitsNotShared<'a> {
+    pub subject: &'a str,
+}
+
+impl LimitsNotShared<'_> {
+    pub fn emit(self) {
+        tracing::warn!(
+            subject = self.subject,
+            "own notices not received, limits of subscriptions apply to each process; allow the NATS user to publish and \
+             subscribe to the subject"
+        );
+    }
+}
+
+/// A notice to other processes could not be sent.
+pub struct MemberNoticeNotSent<'a> {
+    pub error: Cause<'a>,
+}
+
+impl MemberNoticeNotSent<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::debug!(%error, "notice to other processes not sent, will retry");
+    }
+}
+
 /// A worker stops.
 pub struct WorkerStopping {
     pub in_flight: usize,

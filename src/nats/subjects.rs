@@ -1,6 +1,7 @@
 //! Builds and parses every subject, stream name and bucket name of the hub.
 
 use crate::domain::access::TokenId;
+use crate::domain::allotment::MemberId;
 use crate::domain::bulk_job::BulkJobId;
 use crate::domain::subscription::SubscriptionRef;
 use crate::domain::token::{safe_token, tenant_token};
@@ -321,6 +322,19 @@ impl SubjectNames {
         let tail = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".circuits.")?;
         let (_, subscription) = tail.split_once('.')?;
         (!subscription.contains('.')).then_some(subscription)
+    }
+
+    /// The subject of the notices of a process that delivers. No stream stores them.
+    pub fn member(&self, member: MemberId) -> String {
+        format!("{}.members.{member}", self.prefix)
+    }
+
+    pub fn members_filter(&self) -> String {
+        format!("{}.members.*", self.prefix)
+    }
+
+    pub fn parse_member(&self, subject: &str) -> Option<MemberId> {
+        MemberId::parse(subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".members.")?)
     }
 
     /// The advisory subjects of one domain outbox that the hub stores.

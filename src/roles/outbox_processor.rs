@@ -13,6 +13,7 @@ mod holds;
 mod lane_removal;
 mod lanes;
 mod log;
+mod members;
 mod remembered;
 mod settle;
 mod tries;
@@ -132,7 +133,16 @@ impl OutboxProcessor {
         let expiry = Arc::new(expiry::Expiry::new(self.js.clone(), stream, self.settings.max_age));
         let followed = expiry.clone();
         tasks.droppable("the clock of the server", async move { followed.follow_clock().await });
-        for (domain, ready) in self.settings.domains.iter().zip(self.ready) {
+        // The limits of a subscription apply to all domains and processes together.
+        let (members, sharing) = members::Exchange::new(self.js.clone(), self.settings.domains.len());
+        let joined = members.joined();
+        tasks.graceful("the exchange of members", members.run(stop.clone()));
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = joined.cancelled() => {}
+        }
+        let domains = self.settings.domains.iter().zip(self.ready).zip(sharing);
+        for ((domain, ready), sharing) in domains {
             let metrics = self.metrics.of_domain(&domain.name);
             let log = log::DeliveryLog::new(
                 self.js.clone(),
@@ -181,6 +191,7 @@ impl OutboxProcessor {
                 delivery,
                 holds: holds.clone(),
                 breaker,
+                sharing,
                 metrics,
                 ready,
             };

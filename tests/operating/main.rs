@@ -5,6 +5,7 @@ use hub_harness as support;
 mod cli;
 mod demo;
 mod first_steps;
+mod limits;
 mod log_lines;
 mod pausing;
 mod process;

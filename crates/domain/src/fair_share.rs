@@ -29,17 +29,17 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
+use super::allotment::{FlowLimits, Sharer};
 use super::subscription::{Identity, RateLimit};
 
-mod bucket;
 mod memory;
 mod queue;
+mod sharing;
 mod slots;
 mod tenants;
 #[cfg(test)]
 mod tests;
 
-use bucket::Bucket;
 use queue::Queue;
 use slots::Slots;
 use tenants::{Ring, Tenants};
@@ -90,6 +90,8 @@ pub struct PoolLimits {
 #[derive(Debug)]
 pub struct FairShare<T> {
     limits: PoolLimits,
+    /// The limits of subscriptions, which other pools and processes share.
+    sharer: Sharer,
     slots: Slots,
     places: HashMap<Identity, Place>,
     queues: Vec<Option<Queue<T>>>,
@@ -98,7 +100,7 @@ pub struct FairShare<T> {
     tenants: Tenants,
     /// True if the rings of subscriptions on probation are next, if both kinds have one.
     probation_next: bool,
-    /// Subscriptions that wait for the next token of their rate limit or for the end of a hold, by its time.
+    /// Subscriptions that wait for their limits or for the end of a hold, by its time.
     limited: BTreeSet<(Duration, Place)>,
     /// Idle subscriptions whose state is kept, oldest first.
     remembered: BTreeMap<Turn, Place>,
@@ -111,10 +113,11 @@ pub struct FairShare<T> {
 }
 
 impl<T> FairShare<T> {
-    /// Makes an empty pool.
-    pub fn new(limits: PoolLimits) -> Self {
+    /// Makes an empty pool that shares the limits of subscriptions with others.
+    pub fn sharing(limits: PoolLimits, sharer: Sharer) -> Self {
         Self {
             limits,
+            sharer,
             slots: Slots::new(limits.slots),
             places: HashMap::new(),
             queues: Vec::new(),
@@ -173,14 +176,12 @@ impl<T> FairShare<T> {
         (item, in_memory): (T, bool),
         now: Duration,
     ) {
-        let most = (max_in_flight as usize).clamp(1, self.slots.pool());
+        let most = self.most(max_in_flight);
         let place = self.place_of(subscription);
         let queue = self.queues[place].as_mut().expect(KNOWN);
         queue.most = most;
         queue.share = queue.share.min(most);
-        let unchanged = queue.bucket.as_ref().map(Bucket::limit) == rate;
-        if !unchanged {
-            queue.bucket = rate.map(|rate| Bucket::changed(queue.bucket.as_ref(), rate, now));
+        if queue.limits.rate != rate {
             if let Some(until) = queue.limited_until.take() {
                 self.limited.remove(&(until, place));
             }
@@ -189,6 +190,7 @@ impl<T> FairShare<T> {
                 self.limited.insert((until, place));
             }
         }
+        queue.limits = FlowLimits { max_in_flight, rate, offered: now };
         if in_memory {
             // Items of the shared lane are older than those of the own lane, whose number is small.
             let at = queue.items.iter().rposition(|(_, in_memory)| *in_memory).map_or(0, |last| last + 1);
@@ -228,12 +230,10 @@ impl<T> FairShare<T> {
                 self.settle(place);
                 continue;
             }
-            if let Some(Err(wait)) = queue.bucket.as_mut().map(|bucket| bucket.take(now)) {
-                let until = now + wait;
-                queue.limited_until = Some(until);
-                self.limited.insert((until, place));
+            if !self.admits(place, now) {
                 continue;
             }
+            let queue = self.queues[place].as_mut().expect(KNOWN);
             let (item, in_memory) =
                 queue.items.pop_front().expect("a subscription in a ring has a waiting item");
             queue.start(now);
@@ -258,10 +258,12 @@ impl<T> FairShare<T> {
             return;
         }
         self.slots.finish(was_on_probation, now);
+        self.sharer.release(subscription, now);
         if queue.on_probation != was_on_probation {
             self.slots.change(queue.on_probation, queue.in_flight);
         }
         self.tenants.finished(queue.tenant);
+        self.grow_again(place, finish);
         self.settle(place);
         self.retire(place);
     }
@@ -456,7 +458,7 @@ impl<T> FairShare<T> {
         if !queue.items.is_empty() || queue.in_flight > 0 || queue.remembered.is_some() {
             return;
         }
-        if !queue.is_new || queue.bucket.is_some() || queue.held_until.is_some() {
+        if !queue.is_new || queue.held_until.is_some() {
             self.turns += 1;
             queue.remembered = Some(self.turns);
             // Releases the memory of a queue that was long.

@@ -24,14 +24,15 @@
 
 pub mod access;
 pub mod address;
+pub mod allotment;
 pub mod attempt;
 pub mod attempt_record;
 pub mod backlog;
 pub mod bulk_job;
 pub mod carried;
 pub mod category;
-pub mod commit_group;
 pub mod circuit;
+pub mod commit_group;
 pub mod dead_letter;
 pub mod dead_letter_query;
 pub mod deliveries;

@@ -30,7 +30,8 @@ use crate::facts::{
 use crate::nats::definitions::StreamParameters;
 use crate::nats::subjects::{lane_consumer, own_lane};
 use crate::nats::{
-    CircuitNotice, CircuitNotices, CircuitRecord, ConsumerInfo, Delivered, JetStream, NatsError, Trip, Tripped,
+    CircuitNotice, CircuitNotices, CircuitRecord, ConsumerInfo, Delivered, JetStream, NatsError, Trip,
+    Tripped,
 };
 
 /// Capacity of the channel of news; senders wait for the worker.
@@ -81,6 +82,10 @@ impl Breaker {
         let (news, receiver) = mpsc::channel(NEWS);
         let inner = Inner { js, domain, parameters, policy, subscriptions, metrics, news };
         (Self { inner: Arc::new(inner) }, receiver)
+    }
+
+    pub(super) fn js(&self) -> &JetStream {
+        &self.inner.js
     }
 
     /// Opens a circuit, or opens it again after a probe. Returns the time until the next probe.
@@ -316,10 +321,7 @@ impl Worker {
             return None;
         }
         CircuitProbed { subscription: &subscription.subscription }.emit(&self.metrics);
-        Some(Probe {
-            breaker: self.breaker.clone(),
-            subscription: subscription.clone(),
-        })
+        Some(Probe { breaker: self.breaker.clone(), subscription: subscription.clone() })
     }
 
     /// Counts what an attempt shows about its endpoint, and opens the circuit if it keeps failing.

@@ -20,9 +20,7 @@ use crate::facts::{LaneReaderFailed, LanesNotListed, OwnLaneOpened, OwnLaneRemov
 use crate::health::ReadyFlag;
 use crate::nats::definitions::StreamParameters;
 use crate::nats::subjects::{SHARED_LANE, lane_consumer, lane_of_consumer, subscription_of_own_lane};
-use crate::nats::{
-    ByteBudget, ConsumerInfo, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader,
-};
+use crate::nats::{ByteBudget, ConsumerInfo, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
 use crate::tasks::{Task, TaskError, Tasks};
 
 /// Interval of the listing of a domain's lanes.
@@ -107,7 +105,6 @@ pub(super) struct Lanes {
 
 impl Lanes {
     pub(super) fn new(
-        js: JetStream,
         domain: &str,
         settings: &OutboxProcessorSettings,
         subscriptions: Subscriptions,
@@ -116,6 +113,7 @@ impl Lanes {
         ready: ReadyFlag,
         stop: CancellationToken,
     ) -> Self {
+        let js = breaker.js().clone();
         let stream = js.names().outbox_stream(domain);
         Self {
             js,

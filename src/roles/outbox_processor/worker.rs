@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::circuits::{Breaker, News};
 use super::delivery::{Delivery, Finished, Health};
 use super::lanes::{self, FromLane, Lanes};
+use super::members::Sharing;
 use super::remembered::Settlement;
 use super::{DomainSettings, OutboxProcessorSettings, Subscriptions};
 use crate::domain::circuit::Circuits;
@@ -67,6 +68,7 @@ pub(super) struct Worker {
     pub(super) delivery: Delivery,
     pub(super) holds: broadcast::Sender<Hold>,
     pub(super) breaker: Breaker,
+    pub(super) sharing: Sharing,
     pub(super) metrics: DomainMetrics,
     pub(super) ready: ReadyFlag,
 }
@@ -122,12 +124,15 @@ impl Worker {
             mpsc::channel(self.settings.held + lanes::MOST_OWN_LANES * lanes::OWN_LANE_HELD);
         let (finished, mut done) = mpsc::channel(self.domain.concurrency.max(1));
         let mut running = Running {
-            pool: FairShare::new(PoolLimits {
-                slots: self.domain.concurrency,
-                queue_per_subscription: self.settings.queue_per_subscription,
-                queue_per_tenant: self.settings.held / 2,
-                memory: self.settings.held,
-            }),
+            pool: FairShare::sharing(
+                PoolLimits {
+                    slots: self.domain.concurrency,
+                    queue_per_subscription: self.settings.queue_per_subscription,
+                    queue_per_tenant: self.settings.held / 2,
+                    memory: self.settings.held,
+                },
+                self.sharing.sharer.clone(),
+            ),
             circuits: Circuits::new(self.settings.circuit.clone()),
             in_flight: HashMap::new(),
             waiting: HashMap::new(),
@@ -135,10 +140,9 @@ impl Worker {
             spills: Jobs::new(format!("the move of an envelope of {}", self.domain.name)),
             known_lanes: KnownLanes::default(),
             finished,
-            started: Instant::now(),
+            started: self.sharing.started,
         };
         let readers = Lanes::new(
-            self.js.clone(),
             &self.domain.name,
             &self.settings,
             self.subscriptions.clone(),
@@ -187,6 +191,7 @@ impl Worker {
                 }
                 Some(news) = news.recv() => self.hear_of_circuits(&mut running, news),
                 () = sleep(wake) => {}
+                () = self.sharing.woken.notified() => running.pool.wake(),
                 _ = heartbeat.tick() => self.heartbeat(&mut running).await,
             }
         };
@@ -430,12 +435,15 @@ impl Worker {
     ) {
         let deadline = Instant::now() + self.settings.grace;
         WorkerStopping { in_flight: running.in_flight.len(), handed_back: waiting.len() }.emit(&self.metrics);
-        let in_flight = &mut running.in_flight;
+        let (in_flight, pool, started) = (&mut running.in_flight, &mut running.pool, running.started);
         let finishing = async {
             while !in_flight.is_empty()
                 && let Some(finished) = done.recv().await
             {
                 in_flight.remove(&finished.sequence);
+                // Frees its part of the limits of its subscription for other processes.
+                let Finished { subscription, health, started: since, .. } = &finished;
+                pool.finished(subscription, health.finish, *since, started.elapsed());
             }
         };
         let left = AtomicUsize::new(waiting.len());

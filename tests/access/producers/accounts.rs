@@ -270,7 +270,7 @@ impl Stage {
     async fn forbidden(&self) {
         let admin = self.server.user("hub").await;
         let before = streams(&admin).await;
-        const SUBJECTS: [&str; 13] = [
+        const SUBJECTS: [&str; 14] = [
             "$KV.hub-subscriptions.crm",
             "$KV.hub-tokens.ci",
             "$KV.hub-orders.x",
@@ -281,6 +281,7 @@ impl Stage {
             "hub.rejected.malformed",
             "hub.attempts.user-lifecycle.crm",
             "hub.holds.crm",
+            "hub.members.00000000000000ab",
             "hub.published.evt_1",
             "$JS.API.STREAM.DELETE.HUB_EVENTS",
             "$JS.API.STREAM.MSG.GET.KV_hub-subscriptions",

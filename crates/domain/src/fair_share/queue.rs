@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::bucket::Bucket;
 use super::tenants::{Ring, TenantPlace};
 use super::{Finish, Turn};
+use crate::allotment::FlowLimits;
 use crate::subscription::Identity;
 
 /// An attempt that takes longer is slow, whatever its outcome, and counts before it ends.
@@ -24,13 +24,14 @@ pub(super) struct Queue<T> {
     last_finish: Duration,
     /// Maximum number of items in flight.
     pub(super) share: usize,
-    /// Maximum share: `max_in_flight`, at most the pool.
+    /// Maximum share: `max_in_flight`, at most the pool and, until the next finish, what the limits allow.
     pub(super) most: usize,
     /// It is new, or its last attempts were unhealthy or slow.
     pub(super) on_probation: bool,
     /// No attempt has ended yet.
     pub(super) is_new: bool,
-    pub(super) bucket: Option<Bucket>,
+    /// Its limits with its last item.
+    pub(super) limits: FlowLimits,
     /// Its turn in a ring.
     pub(super) turn: Option<(Turn, Ring)>,
     /// Its entry in `limited`.
@@ -54,7 +55,7 @@ impl<T> Queue<T> {
             most,
             on_probation: true,
             is_new: true,
-            bucket: None,
+            limits: FlowLimits { max_in_flight: 1, rate: None, offered: Duration::ZERO },
             turn: None,
             limited_until: None,
             held_until: None,

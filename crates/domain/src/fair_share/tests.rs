@@ -2,6 +2,7 @@
 
 mod memory;
 mod properties;
+mod sharing;
 mod tenants;
 
 use std::collections::BTreeSet;

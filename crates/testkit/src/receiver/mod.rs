@@ -217,6 +217,11 @@ impl Receiver {
         self.shared.paths().get(path).map_or(0, |state| state.most_open)
     }
 
+    /// Counts [`most_open`](Self::most_open) from now on.
+    pub fn forget_most_open(&self, path: &str) {
+        self.shared.change(path, |state| state.most_open = state.open);
+    }
+
     /// Changes with each request and each answer.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()
