@@ -1,27 +1,63 @@
-//! Readiness (`/readyz`): which parts of this process are bound to their consumers.
+//! Readiness (`/readyz`): which parts of this process work, as the answers of the server show.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// A part that [`ReadyFlag::answered`] reports is ready for this long: twice the time after which a reader repeats a
+/// request without an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The parts of a process and whether each is ready. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness {
-    parts: Arc<Mutex<BTreeMap<String, bool>>>,
+    parts: Arc<Mutex<BTreeMap<String, Arc<Part>>>>,
     notes: Arc<Mutex<BTreeMap<&'static str, String>>>,
 }
 
-/// The flag of one part; not ready at first.
+/// The flag of one part; not ready at first. Cheap to clone and to change.
 #[derive(Debug, Clone)]
 pub struct ReadyFlag {
-    name: String,
-    readiness: Readiness,
+    part: Arc<Part>,
+}
+
+#[derive(Debug)]
+struct Part {
+    start: Instant,
+    /// [`NOT_READY`], [`READY`], or the time of the last answer in milliseconds after `start`, plus [`ANSWERED`].
+    state: AtomicU64,
+}
+
+const NOT_READY: u64 = 0;
+const READY: u64 = 1;
+const ANSWERED: u64 = 2;
+
+impl Part {
+    fn new() -> Self {
+        Self { start: Instant::now(), state: AtomicU64::new(NOT_READY) }
+    }
+
+    fn is_ready(&self) -> bool {
+        match self.state.load(Ordering::Relaxed) {
+            NOT_READY => false,
+            READY => true,
+            answered => {
+                let at = Duration::from_millis(answered - ANSWERED);
+                self.start.elapsed().saturating_sub(at) <= ANSWER_LIMIT
+            }
+        }
+    }
 }
 
 impl Readiness {
     pub fn part(&self, name: impl Into<String>) -> ReadyFlag {
-        let flag = ReadyFlag { name: name.into(), readiness: self.clone() };
-        flag.set(false);
-        flag
+        let part = Arc::new(Part::new());
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.insert(name.into(), part.clone());
+        ReadyFlag { part }
     }
 
     /// Sets a warning that `/readyz` shows although the process is ready; `None` removes it.
@@ -41,13 +77,44 @@ impl Readiness {
     /// The parts that are not ready; empty when all are.
     pub fn missing(&self) -> Vec<String> {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.iter().filter(|(_, ready)| !**ready).map(|(name, _)| name.clone()).collect()
+        parts.iter().filter(|(_, part)| !part.is_ready()).map(|(name, _)| name.clone()).collect()
     }
 }
 
 impl ReadyFlag {
+    /// Sets the state until the next change.
     pub fn set(&self, ready: bool) {
-        let mut parts = self.readiness.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.insert(self.name.clone(), ready);
+        self.part.state.store(if ready { READY } else { NOT_READY }, Ordering::Relaxed);
+    }
+
+    /// The server has answered this part, which is ready until the next answer is overdue.
+    pub fn answered(&self) {
+        let now = u64::try_from(self.part.start.elapsed().as_millis()).unwrap_or(u64::MAX - ANSWERED);
+        self.part.state.store(ANSWERED + now, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_counts_for_a_while_and_a_state_until_it_changes() {
+        let readiness = Readiness::default();
+        let (reader, api) = (readiness.part("reader"), readiness.part("api"));
+        assert_eq!(readiness.missing(), ["api", "reader"]);
+        reader.answered();
+        api.set(true);
+        assert!(readiness.missing().is_empty());
+        tokio::time::advance(ANSWER_LIMIT).await;
+        assert!(readiness.missing().is_empty());
+        tokio::time::advance(Duration::from_millis(10)).await;
+        assert_eq!(readiness.missing(), ["reader"]);
+        // It waits for room in this process and asks nothing.
+        reader.set(true);
+        tokio::time::advance(2 * ANSWER_LIMIT).await;
+        assert!(readiness.missing().is_empty());
+        reader.set(false);
+        assert_eq!(readiness.missing(), ["reader"]);
     }
 }

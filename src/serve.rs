@@ -43,6 +43,7 @@ use hub_outbox::{Store, StoreError};
 mod database;
 mod relaying;
 mod resolving;
+mod watching;
 
 use crate::from_settings::{
     MasterKey, backlog_limits, bytes, circuit_policy, connect_options, http_config, less_than_events,
@@ -216,7 +217,7 @@ impl Hub {
         let monitoring = Monitoring {
             readiness: readiness.clone(),
             metrics: metrics.clone(),
-            connected: Arc::new(move || connected.is_connected()),
+            connected: Arc::new(move || connected.is_answering()),
         };
         let health = Api::bind("health.listen", settings.health.listen, monitoring.clone()).await?;
         let health_address = health.address();
@@ -228,6 +229,7 @@ impl Hub {
         };
         let mut tasks = Tasks::new(stop.clone());
         tasks.graceful("health and metrics", health.run(None, stop.clone()));
+        watching::watch(&mut tasks, &js);
 
         let (registry, follower) = Registry::new(&js, readiness.clone());
         tasks.droppable("subscription registry", follower.run());
@@ -454,9 +456,9 @@ async fn provision_patiently(
     let deadline = tokio::time::Instant::now() + STARTUP_PATIENCE;
     loop {
         match provision::apply(js, stream_parameters).await {
-            Err(ProvisionError::Nats(error @ NatsError::Timeout { .. }))
-                if tokio::time::Instant::now() < deadline =>
-            {
+            Err(ProvisionError::Nats(
+                error @ (NatsError::Timeout { .. } | NatsError::ConnectionLost { .. }),
+            )) if tokio::time::Instant::now() < deadline => {
                 NotProvisionedYet { error: &error }.emit();
             }
             done => return done,

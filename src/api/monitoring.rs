@@ -16,7 +16,7 @@ use crate::health::Readiness;
 pub(crate) struct Monitoring {
     pub readiness: Readiness,
     pub metrics: Metrics,
-    /// True if the NATS server is connected.
+    /// True if the NATS server is connected and answers.
     pub connected: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 

@@ -11,9 +11,11 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-use super::error::{ApiError, NatsError};
+use super::error::{ApiError, BoxError, NatsError};
+use super::liveness::{Liveness, PING_INTERVAL};
+use super::server_choice::ServerChoice;
 use super::subjects::SubjectNames;
 use crate::facts::{
     NatsClientEvent, NatsConnected, NatsDisconnected, NatsErrorReported, NatsMessagesDropped,
@@ -22,6 +24,8 @@ use crate::facts::{
 /// Longest subject that is published to, in bytes. The server closes a connection that sends a protocol line longer
 /// than its limit, 4 KB by default.
 const MAX_SUBJECT_BYTES: usize = 3_500;
+/// Longest wait between two attempts to reconnect. Work continues at most this long after a server has returned.
+const LONGEST_RECONNECT_DELAY: Duration = Duration::from_millis(500);
 
 /// Address, credentials and timeouts of a connection.
 #[derive(Debug, Clone, Default)]
@@ -58,6 +62,11 @@ pub struct JetStream {
     /// Number of connections made so far; a change means that outstanding pulls are lost.
     generation: watch::Receiver<u64>,
     connected: watch::Receiver<bool>,
+    /// Number of connections lost so far; a change means that outstanding requests get no answer.
+    lost: watch::Receiver<u64>,
+    liveness: Arc<Liveness>,
+    /// Somebody found that a stream or consumer does not exist.
+    missing: Arc<Notify>,
     request_timeout: Duration,
 }
 
@@ -73,12 +82,18 @@ impl JetStream {
         let outage = super::outage::Outage::new(&options.url);
         let (generation_sender, generation) = watch::channel(0u64);
         let (connected_sender, connected) = watch::channel(true);
+        let (lost_sender, lost) = watch::channel(0u64);
+        let choice = ServerChoice::default();
         let mut connect = async_nats::ConnectOptions::new()
             .name(&options.name)
             .connection_timeout(options.connect_timeout)
             .request_timeout(Some(options.request_timeout))
             .max_reconnects(None)
-            .reconnect_delay_callback(|attempt| Duration::from_millis((50 * attempt as u64).min(2_000)))
+            .ping_interval(PING_INTERVAL)
+            .reconnect_delay_callback(|attempt| {
+                Duration::from_millis(50 * attempt as u64).min(LONGEST_RECONNECT_DELAY)
+            })
+            .reconnect_to_server_callback(move |pool, _| std::future::ready(choice.next(&pool)))
             // Pulls are bounded by their permits; the capacity only has to exceed the number of permits.
             .subscription_capacity(64 * 1024)
             .client_capacity(8 * 1024)
@@ -95,6 +110,7 @@ impl JetStream {
                     }
                     Event::Disconnected => {
                         connected_sender.send_replace(false);
+                        lost_sender.send_modify(|count| *count += 1);
                         NatsDisconnected.emit();
                     }
                     Event::SlowConsumer(subscription) => NatsMessagesDropped { subscription }.emit(),
@@ -156,6 +172,9 @@ impl JetStream {
             names: SubjectNames::new(&options.prefix),
             generation,
             connected,
+            lost,
+            liveness: Arc::new(Liveness::new()),
+            missing: Arc::default(),
             request_timeout: options.request_timeout,
         })
     }
@@ -170,6 +189,15 @@ impl JetStream {
 
     pub(super) fn generation(&self) -> watch::Receiver<u64> {
         self.generation.clone()
+    }
+
+    pub(super) fn liveness(&self) -> &Liveness {
+        &self.liveness
+    }
+
+    /// Notified when a stream or consumer was found missing.
+    pub(super) fn missing(&self) -> &Notify {
+        &self.missing
     }
 
     pub fn request_timeout(&self) -> Duration {
@@ -240,19 +268,51 @@ impl JetStream {
         if !headers.is_empty() {
             request = request.headers(headers);
         }
-        self.client.send_request(subject.to_owned(), request).await.map_err(|error| {
+        // Of requests before the connection was lost, the server may have carried out some.
+        let mut lost = self.lost.clone();
+        lost.mark_unchanged();
+        let timeout =
+            || NatsError::Timeout { subject: subject.to_owned(), seconds: self.request_timeout.as_secs() };
+        let answer = tokio::select! {
+            // The limit also counts the wait for room in the client's queue, which is full if the connection stalls.
+            answer = tokio::time::timeout(
+                self.request_timeout,
+                self.client.send_request(subject.to_owned(), request),
+            ) => answer.map_err(|_| timeout())?,
+            Ok(()) = lost.changed() => {
+                return Err(NatsError::ConnectionLost { subject: subject.to_owned() });
+            }
+        };
+        answer.map_err(|error| {
             let subject = subject.to_owned();
             match error.kind() {
-                RequestErrorKind::TimedOut => {
-                    NatsError::Timeout { subject, seconds: self.request_timeout.as_secs() }
+                RequestErrorKind::TimedOut => timeout(),
+                RequestErrorKind::NoResponders => {
+                    self.missing.notify_one();
+                    NatsError::NoResponders { subject }
                 }
-                RequestErrorKind::NoResponders => NatsError::NoResponders { subject },
                 RequestErrorKind::MaxPayloadExceeded => {
                     NatsError::TooLarge { subject, size, limit: self.max_payload() }
                 }
                 _ => NatsError::transport(subject, error),
             }
         })
+    }
+
+    /// Waits until the client has taken a message to send, at most `request_timeout`: its queue is full if the connection
+    /// stalls.
+    pub(super) async fn sent<T, E: Into<BoxError>>(
+        &self,
+        subject: &str,
+        sending: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, NatsError> {
+        match tokio::time::timeout(self.request_timeout, sending).await {
+            Ok(sent) => sent.map_err(|error| NatsError::transport(subject, error)),
+            Err(_) => {
+                let seconds = self.request_timeout.as_secs();
+                Err(NatsError::Timeout { subject: subject.to_owned(), seconds })
+            }
+        }
     }
 }
 

@@ -68,15 +68,8 @@ impl JetStream {
     ) -> Result<Option<u64>, NatsError> {
         let subject = format!("$JS.API.DIRECT.GET.{stream}");
         let inbox = self.client().new_inbox();
-        let mut answers = self
-            .client()
-            .subscribe(inbox.clone())
-            .await
-            .map_err(|error| NatsError::transport(subject.clone(), error))?;
-        self.client()
-            .publish_with_reply(subject.clone(), inbox, request)
-            .await
-            .map_err(|error| NatsError::transport(subject.clone(), error))?;
+        let mut answers = self.sent(&subject, self.client().subscribe(inbox.clone())).await?;
+        self.sent(&subject, self.client().publish_with_reply(subject.clone(), inbox, request)).await?;
         let mut next = None;
         loop {
             let answer = tokio::time::timeout(self.request_timeout(), answers.next()).await;

@@ -74,10 +74,9 @@ impl JetStream {
             }
             unsent += message.payload.size();
             let headers = batch_headers(message, &batch, position + 1, false);
-            self.client()
-                .publish_with_headers(message.subject.clone(), headers, message.payload.to_bytes())
-                .await
-                .map_err(|error| NatsError::transport(message.subject.clone(), error))?;
+            let payload = message.payload.to_bytes();
+            let sending = self.client().publish_with_headers(message.subject.clone(), headers, payload);
+            self.sent(&message.subject, sending).await?;
         }
         let headers = batch_headers(last, &batch, messages.len(), true);
         let answer = self.request(&last.subject, last.payload.to_bytes(), headers).await?;

@@ -40,6 +40,10 @@ impl ApiError {
     pub const SEQUENCE_NOT_FOUND: u16 = 10043;
     /// `JSStreamMsgDeleteFailedF`: any failure, also a sequence before the stream's first or after its last.
     pub const DELETE_FAILED: u16 = 10057;
+    /// `JSStreamNameExistErr`: there is a stream of this name with another configuration.
+    pub const STREAM_NAME_IN_USE: u16 = 10058;
+    /// `JSConsumerAlreadyExists`: there is a consumer of this name with another configuration.
+    pub const CONSUMER_EXISTS: u16 = 10148;
     /// `JSMaximumConsumersLimitErr`
     pub const TOO_MANY_CONSUMERS: u16 = 10026;
     /// `JSStreamWrongLastSequenceErrF`
@@ -93,6 +97,9 @@ pub enum NatsError {
     /// There is no connection at the moment, and the caller does not wait for one.
     #[error("not connected to NATS; start nats-server, or check nats.url")]
     NotConnected,
+    /// The server may or may not have carried out the request.
+    #[error("{subject}: the connection to NATS was lost before the answer; try again")]
+    ConnectionLost { subject: String },
     /// The connection is closed for good.
     #[error("{subject}: the connection is closed")]
     Closed { subject: String },
@@ -149,6 +156,7 @@ impl NatsError {
                 | Self::Login { .. }
                 | Self::Timeout { .. }
                 | Self::Transport { .. }
+                | Self::ConnectionLost { .. }
                 | Self::Closed { .. }
         )
     }

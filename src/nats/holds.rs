@@ -41,11 +41,7 @@ impl JetStream {
         let wait_ms = u64::try_from(notice.wait.as_millis()).unwrap_or(u64::MAX);
         let body = serde_json::to_vec(&Body { wait_ms, incarnation: notice.subscription.incarnation })
             .map_err(|error| NatsError::encode(subject.as_str(), error))?;
-        let sent = self.client().publish(subject.clone(), body.into());
-        match tokio::time::timeout(self.request_timeout(), sent).await {
-            Ok(sent) => sent.map_err(|error| NatsError::transport(subject, error)),
-            Err(_) => Err(NatsError::Timeout { subject, seconds: self.request_timeout().as_secs() }),
-        }
+        self.sent(&subject, self.client().publish(subject.clone(), body.into())).await
     }
 
     /// Subscribes to hold notices; the subscription survives reconnects.

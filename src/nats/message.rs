@@ -11,6 +11,9 @@ use super::byte_budget::MessageBytes;
 use crate::domain::event::{RejectReason, Rejection};
 use crate::facts::{AcknowledgementNotConfirmed, AcknowledgementNotSent};
 
+/// Longest wait for room in the client's queue, which is full if the connection stalls.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
 /// A delivered message. Dropping it does not acknowledge it: the server delivers it again after the
 /// consumer's ack_wait.
 #[derive(Debug, Clone)]
@@ -172,8 +175,10 @@ impl Acker {
 
     /// A lost answer is not an error: the message is delivered again, and every reader is idempotent.
     async fn answer(&self, body: Bytes) {
-        if let Err(error) = self.client.publish(self.reply.clone(), body).await {
-            AcknowledgementNotSent { error: &error }.emit();
+        match tokio::time::timeout(ANSWER_LIMIT, self.client.publish(self.reply.clone(), body)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => AcknowledgementNotSent { error: &error }.emit(),
+            Err(error) => AcknowledgementNotSent { error: &error }.emit(),
         }
     }
 }

@@ -31,10 +31,7 @@ impl JetStream {
     /// Publishes without headers and without an acknowledgement, as `nats pub` does. Returns when the message has been
     /// sent.
     pub async fn publish_plain(&self, subject: &str, payload: Bytes) -> Result<(), NatsError> {
-        self.client()
-            .publish(subject.to_owned(), payload)
-            .await
-            .map_err(|error| NatsError::transport(subject.to_owned(), error))?;
+        self.sent(subject, self.client().publish(subject.to_owned(), payload)).await?;
         self.flush().await
     }
 

@@ -46,6 +46,8 @@ pub(super) enum PullEvent {
 /// Reads a pull consumer. Not `Clone`, because one owner counts the requested messages.
 pub(super) struct Puller {
     js: JetStream,
+    stream: String,
+    consumer: String,
     next_subject: String,
     inbox: String,
     subscriber: Subscriber,
@@ -55,8 +57,11 @@ pub(super) struct Puller {
     last_sign_of_life: Instant,
     ask_again_at: Option<Instant>,
     ready: Option<ReadyFlag>,
+    /// The server has answered for this consumer, and has not reported that it is missing.
     bound: bool,
     bytes: Option<ReaderBytes>,
+    /// The caller has no room, so that nothing is requested.
+    resting: bool,
 }
 
 impl Puller {
@@ -71,6 +76,8 @@ impl Puller {
         generation.mark_unchanged();
         Ok(Self {
             js: js.clone(),
+            stream: stream.to_owned(),
+            consumer: consumer.to_owned(),
             next_subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
             inbox,
             subscriber,
@@ -81,6 +88,7 @@ impl Puller {
             ready: None,
             bound: false,
             bytes: None,
+            resting: false,
         })
     }
 
@@ -89,13 +97,28 @@ impl Puller {
         self.bytes = Some(bytes);
     }
 
-    /// Records whether the server answers this consumer's pull requests, and updates the readiness flag on a change.
-    fn set_bound(&mut self, bound: bool) {
-        if self.bound != bound {
-            self.bound = bound;
-            if let Some(ready) = &self.ready {
-                ready.set(bound);
-            }
+    /// The server has answered for this consumer.
+    fn answered(&mut self) {
+        self.bound = true;
+        if let Some(ready) = &self.ready {
+            ready.answered();
+        }
+    }
+
+    /// The consumer or its stream does not exist, or has no leader.
+    fn gone(&mut self) {
+        self.bound = false;
+        if let Some(ready) = &self.ready {
+            ready.set(false);
+        }
+        self.js.missing().notify_one();
+    }
+
+    /// The caller has no room. Nothing is requested then, so only the connection shows whether the server answers.
+    pub(super) fn rest(&mut self) {
+        self.resting = true;
+        if let Some(ready) = self.ready.as_ref().filter(|_| self.bound) {
+            ready.set(true);
         }
     }
 
@@ -113,13 +136,16 @@ impl Puller {
                 Ok(_) => {
                     let mut puller = Self::new(js, stream, consumer).await?;
                     puller.ready = ready;
-                    puller.set_bound(true);
+                    puller.answered();
                     return Ok(puller);
                 }
                 Err(error) => {
                     if !warned {
                         ConsumerMissing { stream, consumer, error: &error }.emit();
                         warned = true;
+                    }
+                    if error.is_not_found() {
+                        js.missing().notify_one();
                     }
                 }
             }
@@ -154,7 +180,14 @@ impl Puller {
                     None => Some(Request { batch: ask, max_bytes: None }),
                 };
                 match request {
-                    Some(request) => self.ask(request).await?,
+                    // The client's queue is full if the connection stalls.
+                    Some(request) => match tokio::time::timeout(SILENCE, self.ask(request)).await {
+                        Ok(asked) => asked?,
+                        Err(_) => {
+                            self.reset();
+                            return Ok(PullEvent::Reset);
+                        }
+                    },
                     None => starved = true,
                 }
             }
@@ -183,7 +216,7 @@ impl Puller {
                 () = tokio::time::sleep_until(silent_at), if self.outstanding > 0 => {
                     PullUnanswered { consumer: &self.next_subject }.emit();
                     self.reset();
-                    return Ok(PullEvent::Reset);
+                    return Ok(self.probe().await);
                 }
             }
         }
@@ -204,6 +237,20 @@ impl Puller {
         }
     }
 
+    /// Asks the server for the consumer, whose pull requests remain unanswered.
+    async fn probe(&mut self) -> PullEvent {
+        match self.js.consumer_info(&self.stream, &self.consumer).await {
+            Ok(_) => self.answered(),
+            Err(error) if error.is_not_found() => {
+                self.gone();
+                self.pause();
+                return PullEvent::Missing;
+            }
+            Err(_) => {}
+        }
+        PullEvent::Reset
+    }
+
     fn reset(&mut self) {
         self.outstanding = 0;
         if let Some(bytes) = &mut self.bytes {
@@ -219,6 +266,9 @@ impl Puller {
         if self.outstanding == 0 {
             self.last_sign_of_life = Instant::now();
         }
+        if std::mem::take(&mut self.resting) && self.bound {
+            self.answered();
+        }
         self.js
             .client()
             .publish_with_reply(self.next_subject.clone(), self.inbox.clone(), Bytes::from(body))
@@ -231,7 +281,7 @@ impl Puller {
 
     fn receive(&mut self, message: async_nats::Message) -> Option<PullEvent> {
         let Some(status) = message.status.filter(|status| *status != StatusCode::OK) else {
-            self.set_bound(true);
+            self.answered();
             self.outstanding = self.outstanding.saturating_sub(1);
             let size = message.length;
             let bytes = self.bytes.as_mut().and_then(|bytes| bytes.take(size, self.outstanding));
@@ -249,7 +299,7 @@ impl Puller {
             StatusCode::NO_RESPONDERS => {
                 self.outstanding = 0;
                 self.ended(0, None);
-                self.set_bound(false);
+                self.gone();
                 self.pause();
                 Some(PullEvent::Missing)
             }
@@ -266,7 +316,7 @@ impl Puller {
                         let largest = self.js.max_payload() + SUBJECTS;
                         self.ended(bytes_left, is_large.then_some(largest));
                         if status == StatusCode::TIMEOUT {
-                            self.set_bound(true);
+                            self.answered();
                         } else if !(is_large && self.bytes.is_some()) {
                             self.pause();
                         }
@@ -277,7 +327,7 @@ impl Puller {
                         self.ended(0, None);
                         self.pause();
                         (status == StatusCode::REQUEST_TERMINATED).then(|| {
-                            self.set_bound(false);
+                            self.gone();
                             PullEvent::Missing
                         })
                     }

@@ -66,6 +66,7 @@ impl Reader {
         loop {
             let room = self.permits.available_permits();
             if room == 0 {
+                self.puller.rest();
                 drop(self.permits.acquire().await);
                 continue;
             }

@@ -173,10 +173,16 @@ impl EventProcessor {
                 Some(failed) = committers.failure() => return Err(failed),
                 // Keeps the server from delivering the waiting events to another process.
                 _ = heartbeat.tick() => {
-                    for acker in in_planning.iter().chain(waiting.iter().map(|(message, _)| &message.acker)) {
-                        acker.in_progress().await;
+                    let heartbeats = async {
+                        for acker in in_planning.iter().chain(waiting.iter().map(|(message, _)| &message.acker)) {
+                            acker.in_progress().await;
+                        }
+                    };
+                    // If the connection stalls, they wait for room in the client's queue.
+                    tokio::select! {
+                        () = stop.cancelled() => break,
+                        () = heartbeats => continue,
                     }
-                    continue;
                 }
             };
             let mut next = Some(read);

@@ -143,7 +143,10 @@ impl OutboxRelay {
         for target in targets {
             let target_metrics = metrics.of_broker(&target.name);
             let processor = Arc::new(Processor {
-                availability: Availability::new(target_metrics.clone()),
+                availability: match target.name.as_str() {
+                    INTERNAL => Availability::of_internal(target_metrics.clone()),
+                    _ => Availability::new(target_metrics.clone()),
+                },
                 target,
                 store: store.clone(),
                 settings: settings.clone(),

@@ -12,4 +12,5 @@ mod process;
 mod process_children;
 mod replicas;
 mod serve_dev;
+mod silent_server;
 mod stopping;

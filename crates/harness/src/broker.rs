@@ -49,24 +49,12 @@ impl TestBroker {
     /// Stops the process, as a machine that hangs, and waits until each of its threads has stopped: until then it may still
     /// answer.
     pub async fn freeze(&mut self) {
-        let pid = self.signal(Signal::STOP);
-        eventually(Duration::from_secs(10), "every thread of the server is stopped", async || {
-            let running = running_threads(pid);
-            if running == 0 { Ok(()) } else { Err(running) }
-        })
-        .await;
+        freeze(&self.process).await;
     }
 
     /// Ends a [`freeze`](Self::freeze).
     pub fn thaw(&mut self) {
-        self.signal(Signal::CONT);
-    }
-
-    fn signal(&mut self, signal: Signal) -> u32 {
-        let pid = self.process.pid().expect("the server runs");
-        let of_the_server = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(of_the_server, signal).expect("signalled");
-        pid
+        signal(&self.process, Signal::CONT);
     }
 
     /// The answer of the monitoring port to `/varz`.
@@ -142,6 +130,23 @@ impl TestBroker {
         })
         .await;
     }
+}
+
+/// Stops a server, as [`TestBroker::freeze`] does.
+pub async fn freeze(server: &BrokerProcess) {
+    let pid = signal(server, Signal::STOP);
+    eventually(Duration::from_secs(10), "every thread of the server is stopped", async || {
+        let running = running_threads(pid);
+        if running == 0 { Ok(()) } else { Err(running) }
+    })
+    .await;
+}
+
+fn signal(server: &BrokerProcess, signal: Signal) -> u32 {
+    let pid = server.pid().expect("the server runs");
+    let of_the_server = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(of_the_server, signal).expect("signalled");
+    pid
 }
 
 fn is_pending(stream: &str) -> bool {

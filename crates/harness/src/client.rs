@@ -11,7 +11,7 @@ use integration_hub::domain::subscription::Subscription;
 use integration_hub::nats::{ConnectOptions, DeadLetterEntry, DeadLetterQuery, JetStream};
 use serde_json::{Value, json};
 
-use super::{POLL, Receiver};
+use super::{POLL, Received, Receiver};
 
 /// Maximum number of publications that wait for an acknowledgement.
 const IN_FLIGHT: usize = 256;
@@ -93,6 +93,13 @@ impl TestClient {
         self.context.get_stream(name).await.expect("the stream is there").cached_info().clone()
     }
 
+    /// Gives a stream another subject, so that it stores nothing. A deleted stream would be created again by the hub.
+    pub async fn detach_stream(&self, name: &str) {
+        let mut config = self.stream(name).await.config;
+        config.subjects = vec![format!("detached.{name}")];
+        self.context.update_stream(config).await.expect("the stream is updated");
+    }
+
     pub async fn consumer(&self, stream: &str, name: &str) -> consumer::Info {
         let stream = self.context.get_stream(stream).await.expect("the stream is there");
         stream.consumer_info(name).await.expect("the consumer is there")
@@ -147,23 +154,37 @@ impl Account {
         receiver: &Receiver,
         dead_letters: &[DeadLetterEntry],
     ) -> Self {
+        let known: BTreeSet<&str> = events.iter().map(String::as_str).collect();
+        for (subscription, path) in subscriptions {
+            let accepted =
+                receiver.received(path).into_iter().filter(is_accepted).map(|request| event_of(&request));
+            let dead = dead_letters.iter().filter(|entry| entry.letter.subscription == *subscription);
+            let all = accepted.chain(dead.map(|entry| entry.letter.event_id.clone()));
+            let strange: Vec<String> = all.filter(|event| !known.contains(event.as_str())).collect();
+            assert!(strange.is_empty(), "{subscription} has events that were not published: {strange:?}");
+        }
+        Self::of_some(events, subscriptions, receiver, dead_letters)
+    }
+
+    /// As [`Self::of`], for some of the events that were published.
+    pub fn of_some(
+        events: &[String],
+        subscriptions: &[(&str, &str)],
+        receiver: &Receiver,
+        dead_letters: &[DeadLetterEntry],
+    ) -> Self {
         let mut account = Self::default();
         for (subscription, path) in subscriptions {
             let mut accepted = BTreeMap::<String, usize>::new();
             for request in receiver.received(path) {
-                if request.answered.is_some_and(|status| (200..300).contains(&status)) {
-                    let event = request.json()["id"].as_str().expect("an event has an id").to_owned();
-                    *accepted.entry(event).or_default() += 1;
+                if is_accepted(&request) {
+                    *accepted.entry(event_of(&request)).or_default() += 1;
                 }
             }
             let mut dead = BTreeMap::<&str, usize>::new();
             for entry in dead_letters.iter().filter(|entry| entry.letter.subscription == *subscription) {
                 *dead.entry(&entry.letter.event_id).or_default() += 1;
             }
-            let known: BTreeSet<&str> = events.iter().map(String::as_str).collect();
-            let strange = accepted.keys().map(String::as_str).chain(dead.keys().copied());
-            let strange: Vec<&str> = strange.filter(|event| !known.contains(event)).collect();
-            assert!(strange.is_empty(), "{subscription} has events that were not published: {strange:?}");
             for event in events {
                 let times = accepted.get(event).copied().unwrap_or(0);
                 let letters = dead.get(event.as_str()).copied().unwrap_or(0);
@@ -193,4 +214,12 @@ impl Account {
         let shown = &missing[..missing.len().min(10)];
         assert!(missing.is_empty(), "{what}: {} pairs are lost, such as {shown:?}", missing.len());
     }
+}
+
+fn is_accepted(request: &Received) -> bool {
+    request.answered.is_some_and(|status| (200..300).contains(&status))
+}
+
+fn event_of(request: &Received) -> String {
+    request.json()["id"].as_str().expect("an event has an id").to_owned()
 }

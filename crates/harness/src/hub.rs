@@ -106,6 +106,12 @@ impl Hub {
         .await;
     }
 
+    /// The answer to `GET /readyz`: whether it is 200, and the text.
+    pub async fn readiness(&self) -> (bool, String) {
+        let answer = self.http.get(self.health_url("/readyz")).send().await.expect("the hub answers");
+        (answer.status() == 200, answer.text().await.unwrap_or_default())
+    }
+
     /// The settings file.
     pub fn config(&self) -> PathBuf {
         self.folder.path().join("hub.toml")

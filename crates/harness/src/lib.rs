@@ -39,7 +39,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 pub use api::{ApiAnswer, ApiClient};
-pub use broker::TestBroker;
+pub use broker::{TestBroker, freeze};
 pub use ca::{Ca, IdentityFiles};
 pub use child::{ChildProcess, example};
 pub use client::{Account, TestClient, ids, patient, register_owner, subscription};

@@ -30,6 +30,8 @@ use crate::panics::{self, Panicked};
 
 /// Delay before an event is delivered again if its domain is busy or blocked.
 pub(super) const BUSY_DELAY: Duration = Duration::from_secs(1);
+/// The same if the server cannot be reached: work continues this soon after it has returned.
+const UNREACHABLE_DELAY: Duration = Duration::from_millis(250);
 pub(super) const MOST_BLOCKED_DELAY: Duration = Duration::from_secs(15);
 
 /// Most bytes of a group of several events, and of a part of one event.
@@ -334,10 +336,13 @@ impl Committer {
         let delay = match &self.blocked {
             // The first refusal of a smaller event.
             Some(blocked) if bytes < blocked.bytes => blocked.delay,
-            Some(blocked) => (blocked.delay * 2).min(MOST_BLOCKED_DELAY),
-            None => {
-                OutboxBlocked { error, is_full: error.is_full() }.emit(&self.metrics);
-                BUSY_DELAY
+            // Only a full outbox is likely to remain so.
+            Some(blocked) if error.is_full() => (blocked.delay * 2).clamp(BUSY_DELAY, MOST_BLOCKED_DELAY),
+            known => {
+                if known.is_none() {
+                    OutboxBlocked { error, is_full: error.is_full() }.emit(&self.metrics);
+                }
+                if error.is_unreachable() { UNREACHABLE_DELAY } else { BUSY_DELAY }
             }
         };
         self.is_blocked.store(true, Ordering::Relaxed);

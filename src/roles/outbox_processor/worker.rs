@@ -192,7 +192,11 @@ impl Worker {
                 Some(news) = news.recv() => self.hear_of_circuits(&mut running, news),
                 () = sleep(wake) => {}
                 () = self.sharing.woken.notified() => running.pool.wake(),
-                _ = heartbeat.tick() => self.heartbeat(&mut running).await,
+                _ = heartbeat.tick() => tokio::select! {
+                    // If the connection stalls, it waits for room in the client's queue.
+                    () = stop.cancelled() => {}
+                    () = self.heartbeat(&mut running) => {}
+                },
             }
         };
         // The readers watch the same token and hand back the messages that still arrive.

@@ -13,6 +13,8 @@ use crate::sinks::PublishError;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The same for the hub's own server. Its connection shows at no cost whether it is back.
+const LONGEST_PAUSE_INTERNAL: Duration = Duration::from_secs(1);
 
 /// Shared by the workers of one broker.
 pub(super) struct Availability {
@@ -35,11 +37,20 @@ struct Outage {
 impl Availability {
     /// Unknown at first: the first worker finds out.
     pub(super) fn new(metrics: RelayMetrics) -> Self {
+        Self::with_longest_pause(metrics, LONGEST_PAUSE)
+    }
+
+    /// As [`Self::new`], for the hub's own server.
+    pub(super) fn of_internal(metrics: RelayMetrics) -> Self {
+        Self::with_longest_pause(metrics, LONGEST_PAUSE_INTERNAL)
+    }
+
+    fn with_longest_pause(metrics: RelayMetrics, longest: Duration) -> Self {
         let outage = Outage {
             not_before: Some(Instant::now()),
             lost_at: None,
             is_logged: false,
-            pauses: Pauses::new(FIRST_PAUSE, LONGEST_PAUSE),
+            pauses: Pauses::new(FIRST_PAUSE, longest),
         };
         metrics.broker_up(false);
         Self { metrics, is_up: AtomicBool::new(false), outage: Mutex::new(outage) }
