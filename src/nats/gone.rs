@@ -53,7 +53,9 @@ impl JetStream {
     ) -> Result<Predecessor, NatsError> {
         let stream = self.names().dlt_stream(domain);
         if let Some(message) = self.get(&stream, sequence).await? {
-            let same = is_of(message.header(headers::ID), envelope);
+            // The id of an unreadable envelope is made up; its dead letter names no tenant.
+            let is_named = message.header(headers::TENANT).is_some_and(|tenant| !tenant.is_empty());
+            let same = !is_named || is_of(message.header(headers::ID), envelope);
             return Ok(if same { Predecessor::Stands } else { Predecessor::Unknown });
         }
         let last = unless_gone(self.stream_info(&stream).await)?.map(|info| info.state.last_seq);

@@ -460,7 +460,11 @@ impl Settle {
             )
             .await?;
         match carried(message).dead_letter {
-            Some(sequence) => self.js.resolve_dead_letter(&self.domain, sequence, Some(&letter.id)).await,
+            Some(sequence) => {
+                // The id of an unreadable envelope is made up.
+                let id = letter.reference().map(|_| letter.id.as_str());
+                self.js.resolve_dead_letter(&self.domain, sequence, id).await
+            }
             None => Ok(()),
         }
     }

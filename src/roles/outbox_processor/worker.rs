@@ -252,7 +252,7 @@ impl Worker {
                 return;
             }
         };
-        // A server that restarted or was out of reach delivers the waiting messages again: the copy is dropped, and its
+        // A server that restarted or was unavailable delivers the waiting messages again: the copy is dropped, and its
         // delivery is counted.
         let (sequence, deliveries) = (message.stream_sequence, message.deliveries);
         if running.waiting.insert(sequence, deliveries).is_some() {
