@@ -229,7 +229,7 @@ impl Hub {
         };
         let mut tasks = Tasks::new(stop.clone());
         tasks.graceful("health and metrics", health.run(None, stop.clone()));
-        watching::watch(&mut tasks, &js);
+        watching::watch(&mut tasks, &js, &stream_parameters);
 
         let (registry, follower) = Registry::new(&js, readiness.clone());
         tasks.droppable("subscription registry", follower.run());

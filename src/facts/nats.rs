@@ -121,6 +121,34 @@ impl ConsumerMissing<'_> {
     }
 }
 
+/// A stream or consumer was deleted while the hub runs, and is created again.
+pub struct PartMadeAgain<'a> {
+    pub what: &'a str,
+}
+
+impl PartMadeAgain<'_> {
+    pub fn emit(self) {
+        let Self { what } = self;
+        tracing::warn!(what, "a stream or consumer was deleted, created it again");
+    }
+}
+
+/// A stream or consumer is missing, and this process cannot create it. Logged once until it exists.
+pub struct PartNotMadeAgain<'a> {
+    pub what: &'a str,
+    pub error: Cause<'a>,
+}
+
+impl PartNotMadeAgain<'_> {
+    pub fn emit(self) {
+        let Self { what, error } = self;
+        tracing::error!(
+            what, %error,
+            "a stream or consumer is missing and not created; run `hub provision` as a user that may create it"
+        );
+    }
+}
+
 /// The server did not answer pull requests.
 pub struct PullUnanswered<'a> {
     pub consumer: &'a str,

@@ -58,11 +58,13 @@ impl JetStream {
             let same = !is_named || is_of(message.header(headers::ID), envelope);
             return Ok(if same { Predecessor::Stands } else { Predecessor::Unknown });
         }
-        let last = unless_gone(self.stream_info(&stream).await)?.map(|info| info.state.last_seq);
-        Ok(match last {
-            Some(last) if sequence <= last => Predecessor::Resolved,
-            _ => Predecessor::Unknown,
-        })
+        let Some(info) = unless_gone(self.stream_info(&stream).await)? else {
+            return Ok(Predecessor::Unknown);
+        };
+        // A stream that was made again starts above the sequences of the one before.
+        let first = info.config.get("first_seq").and_then(Value::as_u64).unwrap_or(0);
+        let was_here = sequence >= first && sequence <= info.state.last_seq;
+        Ok(if was_here { Predecessor::Resolved } else { Predecessor::Unknown })
     }
 
     /// Deletes the dead letter that a delivered envelope, or one with a newer dead letter, names. Leaves a dead letter of

@@ -17,7 +17,10 @@ use super::stream_api::ConsumerInfo;
 use super::subjects::{SHARED_LANE, lane_consumer};
 use compare::{compare, overlay};
 
+mod again;
 mod compare;
+
+pub use again::PartKeeper;
 
 /// The oldest supported server: its atomic batches and message schedules work as the hub needs.
 pub const OLDEST_SERVER: (u64, u64, u64) = (2, 12, 9);
@@ -180,9 +183,10 @@ fn wanted(js: &JetStream, parameters: &StreamParameters) -> Vec<StreamDefinition
 /// Creates missing streams and consumers and updates those that differ.
 pub async fn apply(js: &JetStream, parameters: &StreamParameters) -> Result<Provisioned, ProvisionError> {
     check_server(js, parameters).await?;
+    let again = again::is_established(js, parameters).await?;
     let mut done = Provisioned::default();
     for stream in wanted(js, parameters) {
-        apply_stream(js, &stream, &mut done).await?;
+        apply_stream(js, &stream, again, &mut done).await?;
         for consumer in &stream.consumers {
             apply_consumer(js, &stream.name, consumer, &mut done).await?;
         }
@@ -216,15 +220,17 @@ pub async fn check(js: &JetStream, parameters: &StreamParameters) -> Result<Vec<
 async fn apply_stream(
     js: &JetStream,
     stream: &StreamDefinition,
+    again: bool,
     done: &mut Provisioned,
 ) -> Result<(), ProvisionError> {
     let what = format!("stream {}", stream.name);
     let info = match js.stream_info(&stream.name).await {
         Ok(info) => info,
         Err(error) if error.is_not_found() => {
-            let created = js.api::<Value>(&format!("STREAM.CREATE.{}", stream.name), &stream.config).await;
-            created.map_err(|error| no_room(stream, error))?;
-            done.created.push(what);
+            match again::create_stream(js, stream, again).await? {
+                true => done.created.push(what),
+                false => done.unchanged += 1,
+            }
             return Ok(());
         }
         Err(error) => return Err(error.into()),
@@ -291,27 +297,34 @@ impl JetStream {
         self.api(&subject, &json!({"stream_name": stream, "config": config, "action": action})).await
     }
 
-    /// Creates the durable of a lane if it does not exist. New lanes of a paused domain are paused too.
+    /// Creates the durable of a lane if it does not exist; true if it was created. New own lanes of a paused domain are
+    /// paused too.
     pub async fn ensure_lane(
         &self,
         parameters: &StreamParameters,
         domain: &str,
         lane: &str,
-    ) -> Result<(), NatsError> {
+    ) -> Result<bool, NatsError> {
         let mut definition = super::definitions::lane(parameters, domain, lane);
         let stream = self.names().outbox_stream(domain);
         match self.consumer_info(&stream, &definition.name).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(false),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }
-        let shared = self.consumer_info(&stream, &lane_consumer(SHARED_LANE)).await?;
-        if shared.paused
-            && let Some(until) = shared.config.get("pause_until")
-        {
-            definition.config.insert("pause_until".to_owned(), until.clone());
+        if lane != SHARED_LANE {
+            match self.consumer_info(&stream, &lane_consumer(SHARED_LANE)).await {
+                Ok(ConsumerInfo { paused: true, mut config, .. }) => {
+                    let until = config.remove("pause_until");
+                    definition.config.extend(until.map(|until| ("pause_until".to_owned(), until)));
+                }
+                Ok(_) => {}
+                // It is made again without a pause, so there is none to copy.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
         }
-        self.put_consumer(&stream, &definition.name, &definition.config, "").await.map(drop)
+        again::create_consumer(self, &stream, &definition).await
     }
 }
 

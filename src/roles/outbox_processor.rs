@@ -13,6 +13,7 @@ mod holds;
 mod lane_removal;
 mod lanes;
 mod log;
+mod lost_lanes;
 mod members;
 mod remembered;
 mod settle;

@@ -55,24 +55,24 @@ async fn assert_each_dead_once(client: &TestClient, receiver: &Receiver, events:
 }
 
 #[tokio::test]
-async fn without_the_advisory_stream_each_exhausted_envelope_becomes_one_dead_letter() {
+async fn without_stored_advisories_each_exhausted_envelope_becomes_one_dead_letter() {
     let broker = TestBroker::start().await;
     let receiver = failing_receiver().await;
     let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     subscribe(&client, &receiver).await;
-    client.context.delete_stream("HUB_ADVISORIES").await.expect("the stream is deleted");
+    client.detach_stream("HUB_ADVISORIES").await;
 
     let events = ids("event", 100);
     client.publish_all("member.invited", &events).await;
     receiver.wait_for("/down-1", 300, STEP).await;
     receiver.wait_for("/down-2", 300, STEP).await;
     broker.nothing_pending_within(STEP).await;
-    assert_each_dead_once(&client, &receiver, &events, "without the advisory stream").await;
+    assert_each_dead_once(&client, &receiver, &events, "without stored advisories").await;
     assert!(hub.log().contains("stranded envelope found"));
 
-    // The router waits for the stream and continues once it is created again.
+    // The stream gets its subjects again.
     hub.cli_ok(&["provision"]).await;
     hub.ready().await;
 }

@@ -3,6 +3,7 @@
 use hub_harness as support;
 
 mod cli;
+mod deleted_parts;
 mod demo;
 mod first_steps;
 mod limits;

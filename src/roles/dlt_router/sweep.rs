@@ -244,7 +244,7 @@ impl Sweep {
             LaneWithoutConsumer { stream, lane }.emit();
         }
         match self.router.js().ensure_lane(&self.stream_parameters, domain, lane).await {
-            Ok(()) => {
+            Ok(_) => {
                 logged().remove(&key);
             }
             // The other lanes get their consumers.

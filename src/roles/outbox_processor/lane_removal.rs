@@ -3,9 +3,7 @@
 //! The fan-out writes to a lane only for a short time ([`LEASE`]) after it saw an envelope there, and a worker makes sure
 //! that the lane exists before it moves envelopes. A lane is removed after it was empty, and delivered nothing, for
 //! longer than that. A writer that was stopped in between may still be late: for a while after the removal, a lane that
-//! gets an envelope is made again. The sweep covers a crash in that time.
-
-use std::collections::HashMap;
+//! gets an envelope is made again ([`super::lost_lanes`]). The sweep covers a crash in that time.
 
 use super::lanes::LIST_INTERVAL;
 use crate::domain::backlog::LEASE;
@@ -15,8 +13,6 @@ use crate::nats::ConsumerInfo;
 const IDLE_ROUNDS: u32 = 60;
 /// The same if the subscription was removed, so that it gets no further envelopes.
 const IDLE_ROUNDS_REMOVED: u32 = 6;
-/// Listings after the removal in which a late envelope is looked for.
-const WATCHED_ROUNDS: u32 = 12;
 
 const _: () = assert!(
     IDLE_ROUNDS_REMOVED as u64 * LIST_INTERVAL.as_secs() > LEASE.as_secs(),
@@ -47,27 +43,6 @@ impl Idle {
     /// Whether the lane is to be removed.
     pub(super) fn is_over(&self, is_removed: bool) -> bool {
         self.rounds >= if is_removed { IDLE_ROUNDS_REMOVED } else { IDLE_ROUNDS }
-    }
-}
-
-/// The lanes that were removed a short while ago, with the listings since.
-#[derive(Debug, Default)]
-pub(super) struct Removed {
-    lanes: HashMap<String, u32>,
-}
-
-impl Removed {
-    pub(super) fn add(&mut self, lane: &str) {
-        self.lanes.insert(lane.to_owned(), 0);
-    }
-
-    /// Those to look at in this listing. `exists`: whether a lane was made again.
-    pub(super) fn watched(&mut self, exists: impl Fn(&str) -> bool) -> Vec<String> {
-        self.lanes.retain(|lane, rounds| {
-            *rounds += 1;
-            *rounds <= WATCHED_ROUNDS && !exists(lane)
-        });
-        self.lanes.keys().cloned().collect()
     }
 }
 
@@ -102,15 +77,5 @@ mod tests {
         assert!(idle.is_over(true) && !idle.is_over(false));
         (0..IDLE_ROUNDS).for_each(|_| idle.note(&lane(0, 999)));
         assert!(idle.is_over(false));
-    }
-
-    #[test]
-    fn a_removed_lane_is_watched_for_a_while() {
-        let mut removed = Removed::default();
-        removed.add("own-a");
-        removed.add("own-b");
-        assert_eq!(removed.watched(|lane| lane == "own-b"), ["own-a"]);
-        let rounds = (0..1_000).filter(|_| !removed.watched(|_| false).is_empty()).count();
-        assert_eq!(rounds as u32 + 1, WATCHED_ROUNDS);
     }
 }

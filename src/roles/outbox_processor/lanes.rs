@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::circuits::Breaker;
-use super::lane_removal::{Idle, Removed};
+use super::lane_removal::Idle;
+use super::lost_lanes::LostLanes;
 use super::{OutboxProcessorSettings, Subscriptions};
 use crate::domain::lane_places::{Lane, plan};
 use crate::domain::subscription::SubscriptionRef;
@@ -77,7 +78,8 @@ async fn read_lane(
                         refused.0.message.acker.nak(Some(HAND_BACK_DELAY)).await;
                     }
                 }
-                Read::Missing if own_lane => return Ok(()),
+                // A lane whose consumer exists has no leader at the moment.
+                Read::Missing if own_lane && is_deleted(&js, &stream, &lane).await => return Ok(()),
                 Read::Missing => {}
             }
             next = reader.try_next();
@@ -85,6 +87,11 @@ async fn read_lane(
     }
     reader.hand_back().await;
     Ok(())
+}
+
+async fn is_deleted(js: &JetStream, stream: &str, lane: &str) -> bool {
+    let info = js.consumer_info(stream, &lane_consumer(lane)).await;
+    info.is_err_and(|error| error.is_not_found())
 }
 
 /// The readers of a domain's lanes.
@@ -188,10 +195,14 @@ impl Lanes {
             own.open.iter().filter(|(_, lane)| lane.reader.is_finished()).map(name_of).collect();
         for lane in ended {
             if let Some(reader) = own.open.remove(&lane) {
+                if !reader.stop.is_cancelled() {
+                    own.lost.add(&lane);
+                }
                 own.last_read.insert(lane, self.started.elapsed());
                 reader.end().await;
             }
         }
+        own.lost.restore(&self.js, &self.stream_parameters, &self.domain).await?;
         let consumers = self.js.consumer_names(&self.stream).await?;
         let lanes: Vec<&str> = consumers
             .iter()
@@ -222,8 +233,7 @@ impl Lanes {
                 open.stop.cancel();
             }
         }
-        self.make_again(own, &lanes).await?;
-        self.remove_idle(own, &infos).await
+        self.remove_idle(own, &infos, &lanes).await
     }
 
     fn open(&self, lane: &str) -> Own {
@@ -246,27 +256,25 @@ impl Lanes {
         &self,
         own: &mut OwnLanes,
         infos: &HashMap<String, ConsumerInfo>,
+        listed: &[&str],
     ) -> Result<(), NatsError> {
-        for (lane, state) in own.open.iter_mut() {
-            let Some(info) = infos.get(lane) else { continue };
+        let OwnLanes { open, lost, .. } = own;
+        for (lane, state) in open.iter_mut() {
+            let Some(info) = infos.get(lane) else {
+                // A reader without room requests nothing, so it does not notice.
+                if !listed.contains(&lane.as_str()) {
+                    lost.add(lane);
+                }
+                continue;
+            };
             state.idle.note(info);
             // A lane whose circuit is open stays at least until the probe is due.
             if state.idle.is_over(self.is_removed(lane)) && !info.is_paused_by_circuit() {
                 self.js.delete_consumer(&self.stream, &lane_consumer(lane)).await?;
-                own.removed.add(lane);
+                // A late writer may still use it.
+                lost.add(lane);
                 OwnLaneRemoved { stream: &self.stream, lane }.emit();
                 self.breaker.removed(info);
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the consumers of removed lanes again that got an envelope since. `lanes`: those that exist.
-    async fn make_again(&self, own: &mut OwnLanes, lanes: &[&str]) -> Result<(), NatsError> {
-        for lane in own.removed.watched(|lane| lanes.contains(&lane)) {
-            let filter = self.js.names().lane_filter(&self.domain, &lane);
-            if self.js.get_next(&self.stream, 1, &filter).await?.is_some() {
-                self.js.ensure_lane(&self.stream_parameters, &self.domain, &lane).await?;
             }
         }
         Ok(())
@@ -289,7 +297,7 @@ struct OwnLanes {
     open: HashMap<String, Own>,
     /// When the reader of a lane ended.
     last_read: HashMap<String, Duration>,
-    removed: Removed,
+    lost: LostLanes,
 }
 
 struct Own {

@@ -42,7 +42,7 @@ const LEAST_CLEANUP: Duration = Duration::from_secs(1);
 const SPILL_RETRY: Duration = Duration::from_secs(5);
 /// How long a lane is assumed to exist after an envelope was moved there. It is removed only after minutes without
 /// envelopes.
-const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
+pub(super) const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
 
 /// An envelope in this process, with its permit.
 pub(super) struct Held {
