@@ -8,6 +8,7 @@ use crate::domain::backlog::BacklogLimits;
 use crate::domain::circuit::CircuitPolicy;
 use crate::domain::message_id::MessageIds;
 use crate::domain::outcome::RetryPolicy;
+use crate::domain::shared_settings::SharedSettings;
 use crate::domain::subscription::Identity;
 use crate::facts::CredentialNotOpened;
 use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, SecretNotOpened};
@@ -114,6 +115,38 @@ pub fn stream_parameters(settings: &Settings) -> StreamParameters {
             rejected_max_age: limits.rejected_max_age,
         },
     }
+}
+
+/// The settings on which all processes of the hub must agree.
+pub fn shared_settings(settings: &Settings) -> SharedSettings {
+    let limits = &settings.limits;
+    let domains = settings.domains.iter().map(|domain| {
+        (domain.name.as_str(), domain.events.iter().map(|pattern| pattern.as_str().to_owned()).collect())
+    });
+    let mut shared = SharedSettings::default()
+        .with_domains(domains)
+        .with("nats.replicas", settings.nats.replicas)
+        .with("delivery.max_deliver", settings.delivery.max_deliver);
+    for (setting, size) in [
+        ("events.max_size", settings.events.max_size),
+        ("limits.events", limits.events),
+        ("limits.outbox", limits.outbox),
+        ("limits.dlt", limits.dlt),
+        ("limits.attempts", limits.attempts),
+        ("limits.rejected", limits.rejected),
+        ("limits.advisories", limits.advisories),
+    ] {
+        shared = shared.with(setting, format_args!("{}B", size.as_u64()));
+    }
+    for (setting, time) in [
+        ("delivery.ack_wait", settings.delivery.ack_wait),
+        ("limits.duplicate_window", limits.duplicate_window),
+        ("limits.attempts_max_age", limits.attempts_max_age),
+        ("limits.rejected_max_age", limits.rejected_max_age),
+    ] {
+        shared = shared.with(setting, humantime::format_duration(time));
+    }
+    shared
 }
 
 /// The external broker of an entry. The first publish connects.

@@ -14,14 +14,13 @@ use crate::domain::category::Categories;
 use crate::domain::field_error::FieldError;
 use crate::facts::{
     DefinitionApplied, DefinitionCreated, DefinitionNotApplied, EventsLargerThanServer,
-    LastAcknowledgementsLost, Metrics, NotConnectedYet, NotProvisionedYet, ResolverListening, Serving,
-    Stopping, StoreNotClosed,
+    LastAcknowledgementsLost, Metrics, NotConnectedYet, ResolverListening, Serving, Stopping, StoreNotClosed,
 };
 use crate::health::Readiness;
 use crate::http_delivery::HttpDelivery;
 use crate::management::{BulkJobs, Management};
 use crate::nats::definitions::StreamParameters;
-use crate::nats::provision::{self, ProvisionError, Provisioned};
+use crate::nats::provision::ProvisionError;
 use crate::nats::{ConnectOptions, JetStream, NatsError, Registry};
 use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings};
 use crate::roles::dlt_router::{DltRouter, DltRouterSettings};
@@ -40,6 +39,7 @@ use crate::subscriptions_grpc::{self, ResolverServer};
 use crate::tasks::{Task, TaskError, Tasks};
 use hub_outbox::{Store, StoreError};
 
+mod agreement;
 mod database;
 mod relaying;
 mod resolving;
@@ -47,7 +47,7 @@ mod watching;
 
 use crate::from_settings::{
     MasterKey, backlog_limits, bytes, circuit_policy, connect_options, http_config, less_than_events,
-    message_ids, redrive_quota, retry_policy, stream_parameters,
+    message_ids, redrive_quota, retry_policy, shared_settings, stream_parameters,
 };
 use database::Stores;
 use relaying::Relaying;
@@ -201,7 +201,22 @@ impl Hub {
             EventsLargerThanServer { max_size: settings.events.max_size.as_u64(), max_payload }.emit();
         }
         let stream_parameters = stream_parameters(settings);
-        let done = provision_patiently(&js, &stream_parameters).await?;
+        let mut tasks = Tasks::new(stop.clone());
+        let readiness = Readiness::default();
+        let started = readiness.part("start of the roles");
+        let connected = js.clone();
+        let monitoring = Monitoring {
+            readiness: readiness.clone(),
+            metrics: metrics.clone(),
+            connected: Arc::new(move || connected.is_answering()),
+        };
+        let health = Api::bind("health.listen", settings.health.listen, monitoring.clone()).await?;
+        let health_address = health.address();
+        tasks.graceful("health and metrics", health.run(None, stop.clone()));
+        let shared = shared_settings(settings);
+        let (done, watch) =
+            agreement::enter(&js, &stream_parameters, shared, &readiness, STARTUP_PATIENCE).await?;
+        tasks.droppable("agreement with the other processes", watch.run());
         for what in &done.created {
             DefinitionCreated { what }.emit();
         }
@@ -212,23 +227,12 @@ impl Hub {
             DefinitionNotApplied { drift }.emit();
         }
 
-        let readiness = Readiness::default();
-        let connected = js.clone();
-        let monitoring = Monitoring {
-            readiness: readiness.clone(),
-            metrics: metrics.clone(),
-            connected: Arc::new(move || connected.is_answering()),
-        };
-        let health = Api::bind("health.listen", settings.health.listen, monitoring.clone()).await?;
-        let health_address = health.address();
         let mut api_address = None;
         // Only a process with the relay reads the secret; it does so before any role starts.
         let relaying = match relaying {
             Some(relaying) => Some((relaying, message_ids(&js, sealer.as_ref()).await?)),
             None => None,
         };
-        let mut tasks = Tasks::new(stop.clone());
-        tasks.graceful("health and metrics", health.run(None, stop.clone()));
         watching::watch(&mut tasks, &js, &stream_parameters);
 
         let (registry, follower) = Registry::new(&js, readiness.clone());
@@ -330,6 +334,7 @@ impl Hub {
             let role = SubscriptionResolver::new(js.clone(), registry, server, metrics.clone(), ready);
             tasks.graceful("subscription-resolver", role.run(stop.clone()));
         }
+        started.set(true);
         Ok(Self { js, readiness, health: health_address, api: api_address, tasks, store })
     }
 
@@ -444,24 +449,6 @@ async fn connect_patiently(options: &ConnectOptions) -> Result<JetStream, NatsEr
                 NotConnectedYet { error: &error }.emit();
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
-        }
-    }
-}
-
-/// Provisions, and retries timeouts: on a cluster a new stream answers only after its leader is elected.
-async fn provision_patiently(
-    js: &JetStream,
-    stream_parameters: &StreamParameters,
-) -> Result<Provisioned, ProvisionError> {
-    let deadline = tokio::time::Instant::now() + STARTUP_PATIENCE;
-    loop {
-        match provision::apply(js, stream_parameters).await {
-            Err(ProvisionError::Nats(
-                error @ (NatsError::Timeout { .. } | NatsError::ConnectionLost { .. }),
-            )) if tokio::time::Instant::now() < deadline => {
-                NotProvisionedYet { error: &error }.emit();
-            }
-            done => return done,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use crate::bounded;
 use crate::domain::field_error::FieldError;
+use crate::domain::registry_backup::BackupError;
 use crate::domain::words::counted;
 use crate::management::ManagementError;
 use crate::nats::NatsError;
@@ -91,6 +92,17 @@ pub enum CliError {
     /// One or more parts of the input are invalid; nothing was changed.
     #[error("{document}: invalid, nothing was applied:\n  {}", problems.join("\n  "))]
     Invalid { document: String, problems: Vec<String> },
+    #[error("{}: writing failed: {source}", path.display())]
+    FileNotWritten { path: PathBuf, source: io::Error },
+    #[error("{document}: {source}")]
+    Backup { document: String, source: BackupError },
+    /// Nothing was written.
+    #[error(
+        "{}: differs from the file, nothing was imported; use --overwrite to replace what the registry has, or remove it from \
+         the file",
+        names.join(", ")
+    )]
+    ImportConflict { names: Vec<String> },
     #[error("no subscription {id:?}; list the subscriptions with `hub subscription list`")]
     NoSubscription { id: String },
     #[error("{ids}: changed meanwhile by someone else, not written; check it and run the command again")]

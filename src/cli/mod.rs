@@ -11,6 +11,7 @@ mod outbox;
 mod output;
 mod provision;
 mod publish;
+mod registry;
 mod secrets;
 mod serve;
 mod subscription;
@@ -104,6 +105,9 @@ enum Command {
     /// Manage subscriptions
     #[command(subcommand)]
     Subscription(subscription::SubscriptionCommand),
+    /// Back up and restore the subscription registry
+    #[command(subcommand)]
+    Registry(registry::RegistryCommand),
     /// List, replay and discard dead letters
     #[command(subcommand)]
     Dlt(dlt::DltCommand),
@@ -261,6 +265,7 @@ impl Cli {
             Command::Provision(options) => provision::run(options, &settings, printer).await,
             Command::Publish(options) => publish::run(options, &settings, printer).await,
             Command::Subscription(command) => subscription::run(command, &settings, printer).await,
+            Command::Registry(command) => registry::run(command, &settings, printer).await,
             Command::Secrets(command) => secrets::run(command, &settings, printer).await,
             Command::Token(command) => token::run(command, &settings, printer).await,
             Command::Domain(command) => domain::run(command, &settings, printer).await,

@@ -6,6 +6,7 @@
 //! one: after the write that makes it true. A field is shown by its `Display`, as people write it, never by its `Debug`.
 //! The facts of the connections to external brokers are in their crate, `hub-sinks`.
 
+mod agreement;
 mod api;
 mod backlogs;
 mod circuits;
@@ -26,6 +27,7 @@ mod supervision;
 use std::error::Error;
 use std::fmt;
 
+pub use agreement::*;
 pub use api::*;
 pub use backlogs::*;
 pub use circuits::*;

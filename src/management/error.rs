@@ -158,6 +158,7 @@ impl ManagementError {
         match self {
             Self::Nats(error) | Self::PartlyDone { source: error, .. } => {
                 matches!(error, NatsError::NoResponders { .. })
+                    || error.is_registry_lost()
                     || error.api().is_some_and(|error| matches!(error.code, 429 | 503))
                     || self.is_unreachable()
             }

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 
+use super::agreement::SharedState;
 use super::error::{ApiError, BoxError, NatsError};
 use super::liveness::{Liveness, PING_INTERVAL};
 use super::server_choice::ServerChoice;
@@ -68,6 +69,7 @@ pub struct JetStream {
     /// Somebody found that a stream or consumer does not exist.
     missing: Arc<Notify>,
     request_timeout: Duration,
+    shared: Arc<SharedState>,
 }
 
 impl JetStream {
@@ -176,11 +178,16 @@ impl JetStream {
             liveness: Arc::new(Liveness::new()),
             missing: Arc::default(),
             request_timeout: options.request_timeout,
+            shared: Arc::default(),
         })
     }
 
     pub fn names(&self) -> &SubjectNames {
         &self.names
+    }
+
+    pub(super) fn shared(&self) -> &SharedState {
+        &self.shared
     }
 
     pub(super) fn client(&self) -> &Arc<Client> {
@@ -252,7 +259,12 @@ impl JetStream {
         let payload = serde_json::to_vec(body).map_err(|error| NatsError::encode(subject, error))?;
         let payload = if payload == b"null" { Bytes::new() } else { Bytes::from(payload) };
         let full = format!("$JS.API.{subject}");
+        let sent = std::time::Instant::now();
         let answer = self.request(&full, payload, HeaderMap::new()).await?;
+        // Only these have the time, and others may be large.
+        if subject.starts_with("STREAM.INFO.") || subject.starts_with("CONSUMER.INFO.") {
+            self.shared.clock.read(&answer.payload, sent);
+        }
         read_answer(subject, &answer.payload)
     }
 

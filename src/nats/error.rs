@@ -26,6 +26,8 @@ impl ApiError {
     pub const NO_RESOURCES: [u16; 4] = [10002, 10023, 10028, 10047];
     /// `JSAtomicPublishTooLargeBatchErrF`: more messages than the server's `max_batch_size`.
     pub const BATCH_TOO_LARGE: u16 = 10199;
+    /// `JSStreamNameExistErr`: a stream of this name exists with another configuration.
+    pub const STREAM_NAME_IN_USE: u16 = 10058;
     /// `JSStreamMessageExceedsMaximumErr`: larger than the stream's `max_msg_size`.
     pub const MESSAGE_TOO_LARGE: u16 = 10054;
     /// `JSStreamHeaderExceedsMaximumErr`
@@ -40,8 +42,6 @@ impl ApiError {
     pub const SEQUENCE_NOT_FOUND: u16 = 10043;
     /// `JSStreamMsgDeleteFailedF`: any failure, also a sequence before the stream's first or after its last.
     pub const DELETE_FAILED: u16 = 10057;
-    /// `JSStreamNameExistErr`: there is a stream of this name with another configuration.
-    pub const STREAM_NAME_IN_USE: u16 = 10058;
     /// `JSConsumerAlreadyExists`: there is a consumer of this name with another configuration.
     pub const CONSUMER_EXISTS: u16 = 10148;
     /// `JSMaximumConsumersLimitErr`
@@ -126,6 +126,24 @@ pub enum NatsError {
     /// An envelope that names no subscription has no subject for its final attempt.
     #[error("envelope {envelope}: it names no valid subscription")]
     UnnamedSubscription { envelope: String },
+    /// The events stream exists, and the bucket of the registry does not.
+    #[error(
+        "{bucket}: the subscription registry is missing, so events wait; restore it with `hub registry import --create-registry \
+         --file <backup>`, or start with an empty one with `hub provision --create-registry`"
+    )]
+    RegistryMissing { bucket: String },
+    /// The bucket is not the one that the events stream records.
+    #[error(
+        "{bucket}: the subscription registry was deleted and created again, so events wait; restore it with `hub registry \
+         import --create-registry --file <backup>`, or accept it as it is with `hub provision --create-registry`"
+    )]
+    RegistryReplaced { bucket: String },
+    /// The settings of this process are not the recorded ones.
+    #[error(
+        "the settings of this process differ from the recorded ones ({differences}); use the same settings in every process, \
+         or apply these with `hub provision`"
+    )]
+    SettingsDiffer { differences: String },
     /// Another writer keeps replacing the secret of the message ids.
     #[error("{key}: cannot keep a secret for message ids; check which NATS users may write to this bucket")]
     MessageIdSecret { key: String },
@@ -185,6 +203,21 @@ impl NatsError {
                         | ApiError::CONSUMER_NOT_FOUND
                 )
         })
+    }
+
+    /// The requested stream does not exist.
+    pub fn is_stream_missing(&self) -> bool {
+        self.has_code(ApiError::STREAM_NOT_FOUND)
+    }
+
+    /// The bucket of the registry is missing, or is not the recorded one.
+    pub fn is_registry_lost(&self) -> bool {
+        matches!(self, Self::RegistryMissing { .. } | Self::RegistryReplaced { .. })
+    }
+
+    /// The requested message does not exist, but its stream does.
+    pub fn is_no_message(&self) -> bool {
+        self.has_code(ApiError::MESSAGE_NOT_FOUND) || self.has_code(ApiError::SEQUENCE_NOT_FOUND)
     }
 
     pub fn is_delete_failed(&self) -> bool {

@@ -2,12 +2,14 @@
 //! stream and consumer definitions come from the JSON files under `nats/`.
 
 mod advisory;
+mod agreement;
 mod answers;
 mod attempts;
 mod backlogs;
 mod bulk_jobs;
 mod byte_budget;
 mod circuits;
+mod clock;
 mod connection;
 mod dead_letters;
 pub mod definitions;
@@ -15,6 +17,7 @@ mod direct_get;
 mod domain_outbox;
 mod error;
 mod gone;
+mod heartbeat;
 mod holds;
 mod liveness;
 mod logged_attempts;
@@ -38,6 +41,7 @@ mod trace;
 
 pub use crate::domain::dead_letter_query::DeadLetterQuery;
 pub use advisory::{Advisory, AdvisoryKind};
+pub use agreement::{Agreement, WorkGate};
 pub use answers::Answers;
 pub use byte_budget::ByteBudget;
 pub use circuits::{CircuitNotice, CircuitNotices, CircuitRecord, Trip, Tripped};
@@ -46,6 +50,7 @@ pub use dead_letters::{DeadLetterEntry, DeadLetterPage};
 pub use domain_outbox::{BatchError, EnvelopeMessage, MOST_PER_BATCH};
 pub use error::{ApiError, NatsError};
 pub use gone::Predecessor;
+pub use heartbeat::Heartbeat;
 pub use holds::{HoldNotice, HoldNotices};
 pub use logged_attempts::LoggedAttempts;
 pub use members::MemberNotices;

@@ -8,6 +8,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::agreement::{SETTINGS, remove_metadata};
 use super::connection::JetStream;
 use super::definitions::{
     ConsumerDefinition, StreamDefinition, StreamParameters, render, with_shortest_window,
@@ -15,10 +16,12 @@ use super::definitions::{
 use super::error::{ApiError, NatsError};
 use super::stream_api::ConsumerInfo;
 use super::subjects::{SHARED_LANE, lane_consumer};
+use crate::domain::shared_settings::{Difference, RecordedBy, in_one_line};
 use compare::{compare, overlay};
 
 mod again;
 mod compare;
+pub mod join;
 
 pub use again::PartKeeper;
 
@@ -57,6 +60,18 @@ pub enum ProvisionError {
          and move its messages to a new one by hand"
     )]
     Immutable { what: String, source: ApiError },
+    /// By another process, with other settings; the next try compares with it.
+    #[error("{what}: was created by another process at the same time; run the command again")]
+    CreatedMeanwhile { what: String },
+    #[error(
+        "the settings of this process differ from the recorded ones ({}); {}",
+        in_one_line(differences),
+        match by {
+            RecordedBy::Provision => "use the recorded values, or apply these with `hub provision`",
+            RecordedBy::Serve => "use the recorded values, stop the processes that have them, or apply these with `hub provision`",
+        }
+    )]
+    SettingsDiffer { differences: Vec<Difference>, by: RecordedBy },
     #[error(transparent)]
     Nats(#[from] NatsError),
 }
@@ -110,6 +125,12 @@ pub struct Provisioned {
     /// Not changed, because the change would lose messages.
     pub kept: Vec<Drift>,
     pub unchanged: usize,
+    /// The recorded settings that were replaced.
+    pub replaced: Vec<Difference>,
+    /// Domains that the settings no longer have, with the number of envelopes in their outboxes.
+    pub left_behind: Vec<(String, usize)>,
+    /// Buckets of an existing hub that were missing and are created again, each with what is lost.
+    pub lost: Vec<(String, &'static str)>,
 }
 
 /// Fails if the server is too old or has no JetStream, or if the account's limits are too small.
@@ -180,12 +201,23 @@ fn wanted(js: &JetStream, parameters: &StreamParameters) -> Vec<StreamDefinition
     streams.into_iter().map(with_shortest_window).collect()
 }
 
-/// Creates missing streams and consumers and updates those that differ.
+/// Creates missing streams and consumers and updates those that differ, whatever settings are recorded. Fails if the
+/// registry is lost.
 pub async fn apply(js: &JetStream, parameters: &StreamParameters) -> Result<Provisioned, ProvisionError> {
     check_server(js, parameters).await?;
+    join::refuse_lost_registry(js).await?;
     let again = again::is_established(js, parameters).await?;
+    apply_wanted(js, wanted(js, parameters), again).await
+}
+
+/// `again`: there may have been streams of these names.
+async fn apply_wanted(
+    js: &JetStream,
+    streams: Vec<StreamDefinition>,
+    again: bool,
+) -> Result<Provisioned, ProvisionError> {
     let mut done = Provisioned::default();
-    for stream in wanted(js, parameters) {
+    for stream in streams {
         apply_stream(js, &stream, again, &mut done).await?;
         for consumer in &stream.consumers {
             apply_consumer(js, &stream.name, consumer, &mut done).await?;
@@ -227,15 +259,18 @@ async fn apply_stream(
     let info = match js.stream_info(&stream.name).await {
         Ok(info) => info,
         Err(error) if error.is_not_found() => {
-            match again::create_stream(js, stream, again).await? {
-                true => done.created.push(what),
-                false => done.unchanged += 1,
+            if !again::create_stream(js, stream, again).await? {
+                return Err(ProvisionError::CreatedMeanwhile { what });
             }
+            done.created.push(what);
             return Ok(());
         }
         Err(error) => return Err(error.into()),
     };
-    let drifts = compare(&what, &stream.config, &info.config, Some(&info));
+    // What is recorded there is compared before, and is never replaced as a drift.
+    let mut config = stream.config.clone();
+    remove_metadata(&mut config, SETTINGS);
+    let drifts = compare(&what, &config, &info.config, Some(&info));
     let (kept, changed): (Vec<_>, Vec<_>) =
         drifts.into_iter().partition(|drift| matches!(drift.kind, DriftKind::WouldLose { .. }));
     if changed.is_empty() {

@@ -17,6 +17,7 @@ use super::byte_budget::{ReaderBytes, Request};
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::message::{Delivered, header};
+use super::stream_api::ConsumerInfo;
 use crate::facts::{ConsumerMissing, PullUnanswered, UnacknowledgeableMessageIgnored};
 use crate::health::ReadyFlag;
 
@@ -129,15 +130,15 @@ impl Puller {
         stream: &str,
         consumer: &str,
         ready: Option<ReadyFlag>,
-    ) -> Result<Self, NatsError> {
+    ) -> Result<(Self, ConsumerInfo), NatsError> {
         let mut warned = false;
         loop {
             match js.consumer_info(stream, consumer).await {
-                Ok(_) => {
+                Ok(info) => {
                     let mut puller = Self::new(js, stream, consumer).await?;
                     puller.ready = ready;
                     puller.answered();
-                    return Ok(puller);
+                    return Ok((puller, info));
                 }
                 Err(error) => {
                     if !warned {

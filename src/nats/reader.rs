@@ -7,9 +7,11 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use super::agreement::WorkGate;
 use super::byte_budget::ByteBudget;
 use super::connection::JetStream;
 use super::error::NatsError;
+use super::heartbeat::ack_wait_of;
 use super::message::Delivered;
 use super::pull::{HAND_BACK_DELAY, PullEvent, Puller};
 use crate::health::ReadyFlag;
@@ -33,6 +35,10 @@ pub struct Reader {
     /// Messages received before a permit is free. Each requested message has a permit; requests that were considered
     /// lost may still deliver more.
     early: VecDeque<Box<Delivered>>,
+    /// Nothing is requested while it is closed.
+    gate: WorkGate,
+    /// The consumer limits deliveries: a message that is handed back untried loses one of them.
+    limited: bool,
 }
 
 impl Reader {
@@ -50,7 +56,14 @@ impl Reader {
             () = stop.cancelled() => return Ok(None),
             puller = Puller::bind(js, stream, consumer, ready) => puller?,
         };
-        Ok(Some(Self { puller, permits: Arc::new(Semaphore::new(held)), early: VecDeque::new() }))
+        let (puller, info) = puller;
+        if let Some(ack_wait) = ack_wait_of(&info.config) {
+            js.shared().note_ack_wait(stream, ack_wait);
+        }
+        let limited =
+            info.config.get("max_deliver").and_then(serde_json::Value::as_i64).is_some_and(|most| most > 0);
+        let (permits, gate) = (Arc::new(Semaphore::new(held)), js.gate());
+        Ok(Some(Self { puller, permits, early: VecDeque::new(), gate, limited }))
     }
 
     /// Bounds the bytes of the messages in this process. One request takes at most one of `parts` equal parts of them, so
@@ -64,6 +77,12 @@ impl Reader {
     /// Waits for a permit, then for the next message. Cancel-safe.
     pub async fn next(&mut self) -> Result<Read, NatsError> {
         loop {
+            if !self.gate.is_open() {
+                if let Some(held) = self.while_closed().await? {
+                    return Ok(Read::Message(held));
+                }
+                continue;
+            }
             let room = self.permits.available_permits();
             if room == 0 {
                 self.puller.rest();
@@ -73,7 +92,12 @@ impl Reader {
             if let Some(held) = self.early() {
                 return Ok(Read::Message(held));
             }
-            match self.puller.next(room).await? {
+            let event = tokio::select! {
+                biased;
+                () = self.gate.closed() => continue,
+                event = self.puller.next(room) => event?,
+            };
+            match event {
                 PullEvent::Message(message) => self.early.push_back(message),
                 PullEvent::Missing => return Ok(Read::Missing),
                 PullEvent::Reset => {}
@@ -81,9 +105,36 @@ impl Reader {
         }
     }
 
+    /// Requests nothing, and hands the messages back that were requested before, or returns them if that would use up one
+    /// of their deliveries. Cancel-safe.
+    async fn while_closed(&mut self) -> Result<Option<Held>, NatsError> {
+        if self.limited {
+            if let Some(held) = self.early() {
+                return Ok(Some(held));
+            }
+        } else {
+            while let Some(message) = self.early.front() {
+                message.acker.nak(Some(HAND_BACK_DELAY)).await;
+                self.early.pop_front();
+            }
+        }
+        tokio::select! {
+            () = self.gate.opened() => {}
+            event = self.puller.next(0) => {
+                if let PullEvent::Message(message) = event? {
+                    self.early.push_back(message);
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// A message that has already arrived. Neither waits nor requests more.
     pub fn try_next(&mut self) -> Option<Read> {
         loop {
+            if !self.gate.is_open() {
+                return None;
+            }
             if !self.early.is_empty() {
                 return self.early().map(Read::Message);
             }

@@ -142,7 +142,7 @@ impl Registry {
     /// Waits until the index includes every write that the bucket holds now.
     pub async fn catch_up(&self, js: &JetStream) -> Result<(), NatsError> {
         let stream = js.names().subscriptions_stream();
-        let StreamInfo { created, state, .. } = js.stream_info(&stream).await?;
+        let StreamInfo { created, state, .. } = js.registry_info().await?;
         let mut read_up_to = self.read_up_to.clone();
         let caught_up = async {
             let done = |now: &ReadPosition| now.made == created && now.revision >= state.last_seq;
@@ -160,10 +160,18 @@ impl Registry {
 impl RegistryFollower {
     /// Follows the bucket forever. If the reader is lost, it reads the whole bucket again, so the index misses no change;
     /// until then the index keeps its previous contents.
+    ///
+    /// If the bucket is missing or is not the recorded one, the index keeps its contents until the registry is restored or
+    /// accepted.
     pub async fn run(self) {
+        let mut lost = false;
         loop {
             if let Err(error) = self.follow().await {
-                RegistryNotFollowed { error: &error }.emit();
+                // Its loss is reported once by the watch of the agreement.
+                if !lost || !error.is_registry_lost() {
+                    RegistryNotFollowed { error: &error }.emit();
+                }
+                lost = error.is_registry_lost();
                 tokio::time::sleep(std::time::Duration::from_millis(500)).await;
             }
         }
@@ -172,7 +180,8 @@ impl RegistryFollower {
     async fn follow(&self) -> Result<(), NatsError> {
         let names = self.js.names().clone();
         let stream = names.subscriptions_stream();
-        let StreamInfo { created: made, state, .. } = self.js.stream_info(&stream).await?;
+        self.js.check_registry().await?;
+        let StreamInfo { created: made, state, .. } = self.js.registry_info().await?;
         let last = state.last_seq;
         let options = OrderedReaderOptions {
             filters: vec![names.subscriptions_filter()],

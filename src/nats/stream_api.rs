@@ -41,6 +41,9 @@ pub struct ConsumerInfo {
     pub num_ack_pending: u64,
     pub num_redelivered: u64,
     pub num_pending: u64,
+    /// Pull requests that wait for messages.
+    #[serde(default)]
+    pub num_waiting: u64,
     #[serde(default)]
     pub paused: bool,
     /// Nanoseconds.
@@ -184,6 +187,18 @@ impl JetStream {
 
     pub async fn get_last(&self, stream: &str, subject: &str) -> Result<Option<StoredMessage>, NatsError> {
         self.get_by(stream, json!({"last_by_subj": subject})).await
+    }
+
+    /// The last message of a subject. Unlike [`Self::get_last`] it fails if the stream does not exist.
+    pub(super) async fn get_last_kept(
+        &self,
+        stream: &str,
+        subject: &str,
+    ) -> Result<Option<StoredMessage>, NatsError> {
+        match self.get_last(stream, subject).await? {
+            Some(message) => Ok(Some(message)),
+            None => self.stream_info(stream).await.map(|_| None),
+        }
     }
 
     async fn get_by(&self, stream: &str, request: Value) -> Result<Option<StoredMessage>, NatsError> {

@@ -69,7 +69,8 @@ impl JetStream {
     /// The value stored under a token's name.
     pub async fn token_entry(&self, id: &TokenId) -> Result<Option<TokenEntry>, NatsError> {
         let key = self.names().token_key(id);
-        let Some(message) = self.get_last(&self.names().tokens_stream(), &key).await? else {
+        // A missing bucket does not mean that the token is unknown.
+        let Some(message) = self.get_last_kept(&self.names().tokens_stream(), &key).await? else {
             return Ok(None);
         };
         if message.header("KV-Operation").is_some() {

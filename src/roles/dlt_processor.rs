@@ -7,7 +7,6 @@ mod quota;
 use std::sync::Arc;
 use std::time::Duration;
 
-use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::carried::Carried;
@@ -212,7 +211,7 @@ impl Worker {
         let parsed = self.js.names().parse_dead_letter(&entry.subject);
         let subscription = || Some(parsed?.reference()?.id().to_owned());
         let origin = Origin::read_partial(header, || format!("{domain}-dlt-{sequence}"), subscription);
-        let failed = Failed::by_hub(header, reason, detail.to_owned(), OffsetDateTime::now_utc());
+        let failed = Failed::by_hub(header, reason, detail.to_owned(), self.js.now());
         let letter = DeadLetter::new(domain, origin, failed, &[]);
         self.js.refile_dead_letter(&entry, &letter).await?;
         DeadLetterSetAside { letter: &letter, sequence }.emit(&self.metrics);
@@ -224,6 +223,8 @@ impl Worker {
         let names = self.js.names();
         let due = names.parse_redrive_due(&message.subject).filter(|_| message.malformed().is_none());
         let Some((domain, sequence)) = due.filter(|(domain, _)| self.knows(domain)) else {
+            // The domain may be one of newer settings.
+            self.js.confirm_settings().await?;
             RedriveUnreadable { subject: &message.subject, sequence: message.stream_sequence }.emit();
             return Ok(());
         };
@@ -283,6 +284,7 @@ impl Worker {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            self.js.gate().opened().await;
             for domain in &settings.domains {
                 let retry_in = settings.reconcile_interval;
                 // One dead letter that panics must not end the role again and again.
@@ -302,7 +304,7 @@ impl Worker {
         let mut from = 1;
         loop {
             let page = self.js.dead_letters(domain, &query, from, 1_000).await?;
-            let overdue = OffsetDateTime::now_utc() - grace;
+            let overdue = self.js.now() - grace;
             let late: Vec<_> = page
                 .entries
                 .iter()

@@ -17,14 +17,15 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::backlog::BacklogLimits;
 use crate::domain::category::Categories;
 use crate::facts::Metrics;
 use crate::health::ReadyFlag;
-use crate::nats::{Acker, Answers, ByteBudget, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
+use crate::nats::{
+    Acker, Answers, ByteBudget, HAND_BACK_DELAY, Heartbeat, JetStream, NatsError, Read, Reader,
+};
 use crate::tasks::{Task, TaskError, Tasks};
 use backlog::Backlog;
 use backlogs::{Backlogs, QuotaSettings};
@@ -36,8 +37,8 @@ pub use resolver::{RemoteResolver, Resolver};
 
 /// The durable of this role.
 pub const CONSUMER: &str = "event-processor";
-/// Interval of the heartbeats for the events in memory; well within ack_wait.
-const HEARTBEAT: Duration = Duration::from_secs(10);
+/// `ack_wait` of the definition; heartbeats follow that of the server.
+const ACK_WAIT: Duration = Duration::from_secs(30);
 /// One request for events takes at most one of this number of parts of the bytes in memory.
 const BYTE_PARTS: u32 = 4;
 
@@ -120,7 +121,7 @@ impl EventProcessor {
 
     /// Runs until `stop`; then commits the planned events and leaves the rest in the stream.
     pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
-        let stream = self.js.names().events_stream();
+        let (js, stream) = (self.js.clone(), self.js.names().events_stream());
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = self.resolver.wait_until_ready() => {}
@@ -149,8 +150,7 @@ impl EventProcessor {
         let mut backlog = Backlog::default();
         let mut planning: Option<Task<Backlog>> = None;
         let mut in_planning: Vec<Acker> = Vec::new();
-        let mut heartbeat = tokio::time::interval(HEARTBEAT);
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heartbeat = Heartbeat::follow(&js, stream, CONSUMER.to_owned(), ACK_WAIT);
         loop {
             if planning.is_none() && (!waiting.is_empty() || !backlog.is_empty()) {
                 let group: Vec<Held> = waiting.drain(..waiting.len().min(self.settings.batch)).collect();

@@ -152,6 +152,10 @@ impl PartKeeper {
 
     async fn look(&mut self) {
         let (js, now) = (self.js.clone(), Instant::now());
+        // A process whose settings differ would make other parts than the others need.
+        if js.confirm_settings().await.is_err() {
+            return;
+        }
         let streams: Vec<StreamDefinition> = wanted(&js, &self.parameters)
             .into_iter()
             .filter(|stream| !is_bucket(&stream.name))

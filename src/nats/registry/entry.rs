@@ -128,6 +128,16 @@ impl<'a> KeyRevision<'a> {
 impl JetStream {
     /// The registry entry under a name.
     pub async fn registry_entry(&self, name: &SubscriptionRef) -> Result<RegistryEntry, NatsError> {
+        let entry = self.entry_of_lost_registry(name).await?;
+        if entry.revision == 0 {
+            // A lost bucket says nothing about the subscription.
+            self.check_registry().await?;
+        }
+        Ok(entry)
+    }
+
+    /// The same, of a bucket that is to be restored.
+    pub async fn entry_of_lost_registry(&self, name: &SubscriptionRef) -> Result<RegistryEntry, NatsError> {
         let key = self.names().subscription_key(name);
         let stream = self.names().subscriptions_stream();
         match self.get_last(&stream, &key).await? {

@@ -83,6 +83,8 @@ impl Router {
     ) -> Result<Routed, NatsError> {
         let names = self.js.names();
         let Some(domain) = self.domains.iter().find(|domain| names.outbox_stream(domain) == stream) else {
+            // The domain may be one of newer settings.
+            self.js.confirm_settings().await?;
             AdvisoryOfUnknownStream { stream, sequence }.emit();
             return Ok(Routed::Gone);
         };
@@ -237,7 +239,7 @@ impl Router {
                 None if reason == Reason::Stranded => Some(UNTRIED.to_owned()),
                 None => None,
             },
-            at: OffsetDateTime::now_utc(),
+            at: self.js.now(),
         };
         DeadLetter::new(domain, origin, failed, &self.schedule)
     }

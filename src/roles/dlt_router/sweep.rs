@@ -90,6 +90,7 @@ impl Sweep {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            self.router.js().gate().opened().await;
             for domain in &self.stream_parameters.domains {
                 let lanes = domains.entry(domain.clone()).or_default();
                 if let Err(error) = self.pass(domain, lanes).await {

@@ -372,7 +372,7 @@ impl Planner {
             redrives: 0,
             status: None,
             error: Some(error.to_owned()),
-            at: OffsetDateTime::now_utc(),
+            at: self.js.now(),
         };
         // Parked: a later redrive would be too large as well.
         let letter = DeadLetter::new(domain, origin, failed, &[]);

@@ -6,6 +6,11 @@ use crate::facts::{EventNotRejected, EventRejected, Metrics};
 use crate::nats::{Delivered, JetStream};
 use crate::panics::{self, Panicked};
 
+/// Whether a rejection follows from a shared setting.
+fn depends_on_settings(reason: RejectReason) -> bool {
+    matches!(reason, RejectReason::NoDomain | RejectReason::TooLarge)
+}
+
 /// Rejects publications. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Rejecter {
@@ -30,6 +35,14 @@ impl Rejecter {
 
     /// Stores a publication with the reason and acknowledges it; hands it back if that fails.
     pub(super) async fn reject(&self, message: &Delivered, rejection: &Rejection) {
+        // Another process may accept it by newer settings.
+        if depends_on_settings(rejection.reason)
+            && let Err(error) = self.js.confirm_settings().await
+        {
+            let (subject, sequence) = (&message.subject, message.stream_sequence);
+            EventNotRejected { error: &error, subject, sequence }.emit();
+            return message.acker.nak(Some(BUSY_DELAY)).await;
+        }
         let reason = rejection.reason.as_str();
         let kept = self.js.reject(message, reason, &rejection.detail);
         let kept = match panics::catch_async(kept).await {

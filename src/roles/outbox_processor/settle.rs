@@ -236,7 +236,7 @@ impl Settle {
             redrives: carried(message).redrives,
             status: tried.status,
             error: Some(tried.error),
-            at: OffsetDateTime::now_utc(),
+            at: self.js.now(),
         };
         let letter = DeadLetter::new(&self.domain, Origin::of(envelope), failed, &self.schedule);
         self.dead_letter(message, &letter).await;
@@ -307,7 +307,7 @@ impl Settle {
         if !self.log.keeps(outcome) {
             return;
         }
-        let now = OffsetDateTime::now_utc();
+        let now = self.js.now();
         let record = AttemptRecord {
             envelope: Cow::Borrowed(&*envelope.id),
             event_id: Cow::Borrowed(&*envelope.event_id),
@@ -426,7 +426,7 @@ impl Settle {
             redrives: 0,
             status: None,
             error: Some(detail.to_owned()),
-            at: OffsetDateTime::now_utc(),
+            at: self.js.now(),
         };
         let letter = DeadLetter::new(&self.domain, origin, failed, &self.schedule);
         self.dead_letter(message, &letter).await;

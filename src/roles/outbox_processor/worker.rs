@@ -25,9 +25,10 @@ use crate::facts::{
     EnvelopesNotHandedBack, SubscriptionHeld, WorkerStopping,
 };
 use crate::health::ReadyFlag;
-use crate::nats::subjects::own_lane;
+use crate::nats::subjects::{SHARED_LANE, lane_consumer, own_lane};
 use crate::nats::{
-    Acker, ByteBudget, Delivered, EnvelopeMessage, HAND_BACK_DELAY, JetStream, Malformed, NatsError,
+    Acker, ByteBudget, Delivered, EnvelopeMessage, HAND_BACK_DELAY, Heartbeat, JetStream, Malformed,
+    NatsError,
 };
 use crate::panics;
 use crate::tasks::{Jobs, Task, TaskError};
@@ -154,8 +155,8 @@ impl Worker {
         .within(ByteBudget::new(self.settings.held_bytes));
         let mut holds = self.holds.subscribe();
         let mut readers = Task::start("the list of lanes", readers.run());
-        let mut heartbeat = tokio::time::interval(self.settings.ack_wait / 3);
-        heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (outbox, lane) = (self.js.names().outbox_stream(&self.domain.name), lane_consumer(SHARED_LANE));
+        let mut heartbeat = Heartbeat::follow(&self.js, outbox, lane, self.settings.ack_wait);
         let (mut read, mut ended) = (Vec::new(), Vec::new());
         let result = loop {
             let now = running.started.elapsed();

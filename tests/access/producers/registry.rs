@@ -146,7 +146,7 @@ async fn a_recreated_bucket_is_read_before_events_are_planned() {
     }
     for round in 0..3 {
         test.context.delete_stream(BUCKET).await.expect("deleted");
-        hub.cli_ok(&["provision"]).await;
+        hub.cli_ok(&["provision", "--create-registry"]).await;
         let path = format!("/new-{round}");
         let file = hub.folder().join("new.json");
         let new = subscription("new", &["user.>"], &receiver.url(&path));

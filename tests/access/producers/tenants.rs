@@ -142,7 +142,7 @@ async fn the_subject_is_added_to_a_stream_that_holds_events() {
     context.publish("hub.events.user.created", "{}".into()).await.expect("sent").await.expect("stored");
 
     let hub = Hub::configured(&broker.url(), &TestSettings::quick());
-    let done = hub.cli_json(&["provision"]).await;
+    let done = hub.cli_json(&["provision", "--create-registry"]).await;
     let changed = done["changed"].to_string();
     assert!(changed.contains("hub.from.*.>") && changed.contains("sources"), "{changed}");
     let kept = done["kept"].to_string();

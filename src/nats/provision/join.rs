@@ -1,0 +1,363 @@
+//! Joining a hub: a process or `hub provision` creates what is missing, if the registry is the recorded one and the
+//! settings agree with the recorded ones.
+
+use std::time::Duration;
+
+use super::{ProvisionError, Provisioned, again, apply_consumer, apply_wanted, check_server, wanted};
+use crate::domain::shared_settings::{Difference, RecordedBy, RecordedSettings, SharedSettings};
+use crate::nats::agreement::{REGISTRY, RegistryState, SETTINGS, metadata, put_metadata, recorded_settings};
+use crate::nats::connection::JetStream;
+use crate::nats::definitions::{self, StreamParameters};
+use crate::nats::error::NatsError;
+use crate::nats::stream_api::StreamInfo;
+use crate::nats::subjects::{SHARED_LANE, SubjectNames, is_lane, lane_consumer, lane_of_consumer};
+
+/// How often and how long apart the consumers are looked at before they count as unread.
+const LOOKS: usize = 3;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(400);
+/// Tries of processes that create the same streams at once.
+const MOST_TRIES: usize = 20;
+/// How long provisioning waits for the processes with the previous settings to stop taking work.
+const IDLE_LIMIT: Duration = Duration::from_secs(10);
+/// Most domains whose consumers are looked at.
+const MOST_DOMAINS: usize = 64;
+
+/// Who joins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joining {
+    /// A process at its start.
+    Serve,
+    /// `hub provision`: its settings replace the recorded ones. `create_registry` accepts that the registry is gone.
+    Provision { create_registry: bool },
+}
+
+/// What `hub provision --check` finds beside differences of streams and consumers.
+#[derive(Debug)]
+pub struct Joinable {
+    pub differences: Vec<Difference>,
+    /// Why the registry cannot be used.
+    pub registry: Option<NatsError>,
+}
+
+/// Provisions, and records the settings and the registry.
+pub async fn join(
+    js: &JetStream,
+    parameters: &StreamParameters,
+    settings: &SharedSettings,
+    joining: Joining,
+) -> Result<Provisioned, ProvisionError> {
+    let mut tries = 1;
+    loop {
+        match join_once(js, parameters, settings, joining).await {
+            // Another process starts at the same time. Each try finds at least one stream more.
+            Err(ProvisionError::CreatedMeanwhile { .. }) if tries < MOST_TRIES => tries += 1,
+            done => return done,
+        }
+    }
+}
+
+async fn join_once(
+    js: &JetStream,
+    parameters: &StreamParameters,
+    settings: &SharedSettings,
+    joining: Joining,
+) -> Result<Provisioned, ProvisionError> {
+    check_server(js, parameters).await?;
+    let create_registry = matches!(joining, Joining::Provision { create_registry: true });
+    let events = match refuse_lost_registry(js).await {
+        Err(error) if error.is_registry_lost() && create_registry => {
+            js.find_stream(&js.names().events_stream()).await?
+        }
+        events => events?,
+    };
+    let by = match joining {
+        Joining::Serve => RecordedBy::Serve,
+        Joining::Provision { .. } => RecordedBy::Provision,
+    };
+    let recorded = events.as_ref().and_then(recorded_settings);
+    let differences =
+        recorded.as_ref().map(|recorded| settings.differences(&recorded.settings)).unwrap_or_default();
+    let mut previous = None;
+    if let Some(recorded) = &recorded
+        && !differences.is_empty()
+    {
+        if joining == Joining::Serve
+            && (recorded.by == RecordedBy::Provision || is_at_work(js, recorded).await?)
+        {
+            let by = recorded.by;
+            return Err(ProvisionError::SettingsDiffer { differences, by });
+        }
+        // Before anything is changed, so that the processes with the previous settings stop taking work.
+        js.record(settings, by, None).await?;
+        previous = Some(recorded);
+    }
+    let work = async {
+        if let Some(previous) = previous
+            && joining != Joining::Serve
+        {
+            until_idle(js, previous).await?;
+        }
+        let lost = if events.is_some() { restore_other_buckets(js, parameters).await? } else { Vec::new() };
+        let mut done = complete(js, parameters, settings, joining, by, recorded.as_ref()).await?;
+        if let Some(previous) = previous {
+            apply_lanes(js, parameters, &mut done).await?;
+            done.left_behind = left_behind(js, &previous.settings, settings).await?;
+        }
+        done.lost = lost;
+        Ok::<_, ProvisionError>(done)
+    };
+    match work.await {
+        Ok(done) => Ok(Provisioned { replaced: differences, ..done }),
+        Err(error) => {
+            if let Some(previous) = previous {
+                // The processes with the previous settings go on. If this fails as well, the first error is the one to
+                // show.
+                let _ = record_previous(js, settings, previous).await;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Records the previous settings again, unless another process has recorded others meanwhile.
+async fn record_previous(
+    js: &JetStream,
+    settings: &SharedSettings,
+    previous: &RecordedSettings,
+) -> Result<(), NatsError> {
+    let events = js.find_stream(&js.names().events_stream()).await?;
+    match events.as_ref().and_then(recorded_settings) {
+        Some(there) if there.settings == *settings => js.record(&previous.settings, previous.by, None).await,
+        _ => Ok(()),
+    }
+}
+
+/// Fails if the registry is missing or is not the recorded one, though the events stream exists. Returns the events stream.
+pub(super) async fn refuse_lost_registry(js: &JetStream) -> Result<Option<StreamInfo>, NatsError> {
+    let names = js.names();
+    // In this order: see `RegistryState::of`.
+    let events = js.find_stream(&names.events_stream()).await?;
+    let bucket = js.find_stream(&names.subscriptions_stream()).await?;
+    match RegistryState::of(events.as_ref(), bucket.as_ref()) {
+        RegistryState::New | RegistryState::Present => Ok(events),
+        RegistryState::Missing => Err(NatsError::RegistryMissing { bucket: names.subscriptions_stream() }),
+        RegistryState::Replaced => Err(NatsError::RegistryReplaced { bucket: names.subscriptions_stream() }),
+    }
+}
+
+/// Creates and updates everything, and records what is not recorded yet.
+async fn complete(
+    js: &JetStream,
+    parameters: &StreamParameters,
+    settings: &SharedSettings,
+    joining: Joining,
+    by: RecordedBy,
+    recorded: Option<&RecordedSettings>,
+) -> Result<Provisioned, ProvisionError> {
+    let mut streams = wanted(js, parameters);
+    let record = RecordedSettings { by, settings: settings.clone() };
+    // The first of several processes that start together creates the events stream with its settings in it.
+    let events = streams.iter_mut().find(|stream| stream.name == js.names().events_stream());
+    if recorded.is_none()
+        && let Some(events) = events
+        && js.find_stream(&events.name).await?.is_none()
+    {
+        put_metadata(&mut events.config, &[(SETTINGS, record.to_text())]);
+    }
+    let again = again::is_established(js, parameters).await?;
+    let done = apply_wanted(js, streams, again).await?;
+    let create_registry = matches!(joining, Joining::Provision { create_registry: true });
+    let id = register(js, create_registry).await?;
+    // `hub provision` marks the settings as its own even if they are the same.
+    let by_command = by == RecordedBy::Provision && recorded.is_none_or(|recorded| recorded.by != by);
+    let events = js.stream_info(&js.names().events_stream()).await?;
+    match recorded_settings(&events) {
+        Some(there) if !settings.differences(&there.settings).is_empty() => {
+            // Another process was first.
+            let differences = settings.differences(&there.settings);
+            return Err(ProvisionError::SettingsDiffer { differences, by: there.by });
+        }
+        Some(_) if !by_command && metadata(&events, REGISTRY) == Some(id.as_str()) => {}
+        there => {
+            let by = if by_command { by } else { there.map_or(by, |there| there.by) };
+            js.record(settings, by, Some(&id)).await?;
+        }
+    }
+    Ok(done)
+}
+
+/// Gives the bucket its id, and returns it. `anew`: also if it has one.
+async fn register(js: &JetStream, anew: bool) -> Result<String, NatsError> {
+    let stream = js.names().subscriptions_stream();
+    let bucket = js.stream_info(&stream).await?;
+    let events = js.stream_info(&js.names().events_stream()).await?;
+    let replaced = RegistryState::of(Some(&events), Some(&bucket)) == RegistryState::Replaced;
+    if let Some(id) = metadata(&bucket, REGISTRY)
+        && !(anew && replaced)
+    {
+        return Ok(id.to_owned());
+    }
+    // All processes derive the same id.
+    let id = bucket.created.clone();
+    js.set_metadata(&stream, &bucket, &[(REGISTRY, id.clone())]).await?;
+    Ok(id)
+}
+
+/// Records the existing bucket as the registry, whatever was recorded before.
+pub async fn accept_registry(js: &JetStream) -> Result<(), NatsError> {
+    let id = register(js, true).await?;
+    let stream = js.names().events_stream();
+    let events = js.stream_info(&stream).await?;
+    js.set_metadata(&stream, &events, &[(REGISTRY, id)]).await
+}
+
+/// Creates the bucket of the registry if it is missing. It is not the registry before it is accepted.
+pub async fn create_registry_bucket(
+    js: &JetStream,
+    parameters: &StreamParameters,
+) -> Result<(), ProvisionError> {
+    let stream = js.names().subscriptions_stream();
+    apply_wanted(js, wanted(js, parameters).into_iter().filter(|one| one.name == stream).collect(), false)
+        .await
+        .map(drop)
+}
+
+/// The buckets whose loss is reported but does not stop the hub, each with what is lost.
+fn other_buckets(names: &SubjectNames) -> [(String, &'static str); 3] {
+    [
+        (
+            names.tokens_stream(),
+            "all tokens of the HTTP API are gone and grant no access; create them again with `hub token create`",
+        ),
+        (
+            names.keys_stream(),
+            "without a master key, events published again are not recognized as duplicates of earlier ones",
+        ),
+        (names.bulk_jobs_stream(), "the progress of bulk jobs is gone"),
+    ]
+}
+
+/// Creates the buckets other than the registry that are missing while the events stream exists, and returns their names
+/// with what was lost.
+pub async fn restore_other_buckets(
+    js: &JetStream,
+    parameters: &StreamParameters,
+) -> Result<Vec<(String, &'static str)>, ProvisionError> {
+    let mut restored = Vec::new();
+    for (stream, loss) in other_buckets(js.names()) {
+        if js.find_stream(&stream).await?.is_none() {
+            let definition = wanted(js, parameters).into_iter().filter(|one| one.name == stream).collect();
+            apply_wanted(js, definition, false).await?;
+            restored.push((stream, loss));
+        }
+    }
+    Ok(restored)
+}
+
+/// Records the settings of a process at work, and the registry, if nothing is recorded: the events stream was created
+/// again.
+pub async fn record_again(js: &JetStream, settings: &SharedSettings) -> Result<(), NatsError> {
+    let Some(events) = js.find_stream(&js.names().events_stream()).await? else { return Ok(()) };
+    if recorded_settings(&events).is_some() && metadata(&events, REGISTRY).is_some() {
+        return Ok(());
+    }
+    let id = register(js, false).await?;
+    let by = recorded_settings(&events).map_or(RecordedBy::Serve, |recorded| recorded.by);
+    js.record(settings, by, Some(&id)).await
+}
+
+/// The differences of the settings from the recorded ones, and whether the registry is usable.
+pub async fn check_joining(js: &JetStream, settings: &SharedSettings) -> Result<Joinable, NatsError> {
+    let events: Option<StreamInfo> = js.find_stream(&js.names().events_stream()).await?;
+    let recorded = events.as_ref().and_then(recorded_settings);
+    let differences = recorded.map(|recorded| settings.differences(&recorded.settings)).unwrap_or_default();
+    let registry = match js.check_registry().await {
+        Ok(()) => None,
+        // Nothing is provisioned yet; that is reported as missing streams.
+        Err(NatsError::RegistryMissing { .. }) if events.is_none() => None,
+        Err(error @ (NatsError::RegistryMissing { .. } | NatsError::RegistryReplaced { .. })) => Some(error),
+        Err(error) => return Err(error),
+    };
+    Ok(Joinable { differences, registry })
+}
+
+/// Updates the existing lanes of single subscriptions, whose deliveries and `ack_wait` the previous settings chose.
+async fn apply_lanes(
+    js: &JetStream,
+    parameters: &StreamParameters,
+    done: &mut Provisioned,
+) -> Result<(), ProvisionError> {
+    for domain in &parameters.domains {
+        let stream = js.names().outbox_stream(domain);
+        for consumer in js.consumer_names(&stream).await? {
+            let own = lane_of_consumer(&consumer).filter(|lane| *lane != SHARED_LANE && is_lane(lane));
+            if let Some(lane) = own {
+                apply_consumer(js, &stream, &definitions::lane(parameters, domain, lane), done).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The domains that are in the previous settings only and whose outboxes are not empty.
+async fn left_behind(
+    js: &JetStream,
+    previous: &SharedSettings,
+    settings: &SharedSettings,
+) -> Result<Vec<(String, usize)>, NatsError> {
+    let (mut left, kept) = (Vec::new(), settings.domains());
+    for domain in previous.domains().into_iter().filter(|domain| !kept.contains(domain)) {
+        let outbox = js.find_stream(&js.names().outbox_stream(domain)).await?;
+        let envelopes = outbox.map_or(0, |outbox| outbox.state.messages);
+        if envelopes > 0 {
+            left.push((domain.to_owned(), usize::try_from(envelopes).unwrap_or(usize::MAX)));
+        }
+    }
+    Ok(left)
+}
+
+/// Whether a process reads one of the consumers of the recorded domains. Requests of a process that was killed disappear
+/// within a second.
+async fn is_at_work(js: &JetStream, recorded: &RecordedSettings) -> Result<bool, NatsError> {
+    for look in 0..LOOKS {
+        if look > 0 {
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        if is_read(js, recorded).await? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn is_read(js: &JetStream, recorded: &RecordedSettings) -> Result<bool, NatsError> {
+    let names = js.names();
+    let fixed = [
+        (names.events_stream(), "event-processor".to_owned()),
+        (names.advisories_stream(), "dlt-router".to_owned()),
+        (names.redrive_stream(), "dlt-processor".to_owned()),
+    ];
+    let domains = recorded.settings.domains();
+    let lanes = domains
+        .iter()
+        .take(MOST_DOMAINS)
+        .map(|domain| (names.outbox_stream(domain), lane_consumer(SHARED_LANE)));
+    for (stream, consumer) in fixed.into_iter().chain(lanes) {
+        match js.consumer_info(&stream, &consumer).await {
+            Ok(info) if info.num_waiting > 0 => return Ok(true),
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
+}
+
+/// Waits until no process takes work, at most [`IDLE_LIMIT`]: older versions do not stop.
+async fn until_idle(js: &JetStream, recorded: &RecordedSettings) -> Result<(), NatsError> {
+    let deadline = tokio::time::Instant::now() + IDLE_LIMIT;
+    while tokio::time::Instant::now() < deadline && is_read(js, recorded).await? {
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+    Ok(())
+}
