@@ -204,7 +204,8 @@ impl Members {
             changes = true;
         }
         if notice.state == MemberState::Gone {
-            changes |= self.members.remove(&notice.member).is_some();
+            // A process that hears its own last notice is still there.
+            changes |= !is_me && self.members.remove(&notice.member).is_some();
         } else {
             let announced: HashMap<u64, Announced> =
                 notice.announced.iter().map(|one| (one.key, *one)).collect();
