@@ -1,13 +1,14 @@
 //! The worker of a domain: queues the messages that the readers bring, starts deliveries in the order of the fair share,
 //! and keeps waiting messages from being delivered twice.
 
+mod stopping;
+
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::circuits::{Breaker, News};
@@ -20,25 +21,15 @@ use crate::domain::circuit::Circuits;
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::{FairShare, PoolLimits};
 use crate::domain::subscription::{Identity, Incarnation, RateLimit};
-use crate::facts::{
-    AcknowledgementsNotFlushed, DeliveryCut, DomainMetrics, EnvelopeNotSpilled, EnvelopeSpilled,
-    EnvelopesNotHandedBack, SubscriptionHeld, WorkerStopping,
-};
+use crate::facts::{DomainMetrics, EnvelopeNotSpilled, EnvelopeSpilled, SubscriptionHeld};
 use crate::health::ReadyFlag;
 use crate::nats::subjects::{SHARED_LANE, lane_consumer, own_lane};
-use crate::nats::{
-    Acker, ByteBudget, Delivered, EnvelopeMessage, HAND_BACK_DELAY, Heartbeat, JetStream, Malformed,
-    NatsError,
-};
+use crate::nats::{Acker, ByteBudget, Delivered, Heartbeat, JetStream, Malformed, NatsError};
 use crate::panics;
 use crate::tasks::{Jobs, Task, TaskError};
 
 /// Most messages received from a channel at a time.
 const MOST_AT_ONCE: usize = 256;
-/// Messages on their last delivery that are handed back together.
-const HANDED_BACK_TOGETHER: usize = 256;
-/// Time for the messages of cut deliveries, if the grace period is used up.
-const LEAST_CLEANUP: Duration = Duration::from_secs(1);
 /// Delay before an envelope that could not be moved to its own lane is delivered again.
 const SPILL_RETRY: Duration = Duration::from_secs(5);
 /// How long a lane is assumed to exist after an envelope was moved there. It is removed only after minutes without
@@ -427,78 +418,6 @@ impl Worker {
         running.pool.for_each_waiting(|held| ackers.push(held.message.acker.clone()));
         for acker in ackers {
             acker.in_progress().await;
-        }
-    }
-
-    /// Hands the waiting messages back, lets deliveries finish, and hands the rest back, all within the grace period,
-    /// whether or not the server answers.
-    async fn shut_down(
-        &self,
-        mut running: Running,
-        waiting: Vec<Delivered>,
-        mut done: mpsc::Receiver<Finished>,
-    ) {
-        let deadline = Instant::now() + self.settings.grace;
-        WorkerStopping { in_flight: running.in_flight.len(), handed_back: waiting.len() }.emit(&self.metrics);
-        let (in_flight, pool, started) = (&mut running.in_flight, &mut running.pool, running.started);
-        let finishing = async {
-            while !in_flight.is_empty()
-                && let Some(finished) = done.recv().await
-            {
-                in_flight.remove(&finished.sequence);
-                // Frees its part of the limits of its subscription for other processes.
-                let Finished { subscription, health, started: since, .. } = &finished;
-                pool.finished(subscription, health.finish, *since, started.elapsed());
-            }
-        };
-        let left = AtomicUsize::new(waiting.len());
-        let handing_back = async {
-            if let Err(error) = timeout_at(deadline, self.hand_back_all(waiting, &left)).await {
-                EnvelopesNotHandedBack { error: &error, count: left.load(Ordering::Relaxed) }
-                    .emit(&self.metrics);
-            }
-        };
-        let _ = tokio::join!(handing_back, timeout_at(deadline, finishing));
-        running.deliveries.shutdown().await;
-        let cut = async {
-            for (sequence, acker) in running.in_flight {
-                DeliveryCut { sequence }.emit(&self.metrics);
-                acker.nak(None).await;
-            }
-            running.spills.join().await;
-        };
-        let _ = timeout_at(deadline.max(Instant::now() + LEAST_CLEANUP), cut).await;
-        if let Err(error) = self.js.flush_at_stop().await {
-            AcknowledgementsNotFlushed { error: &error }.emit();
-        }
-    }
-}
-
-impl Worker {
-    /// Hands back messages that were not tried. Those whose last delivery this was would be dead-lettered untried: they
-    /// are published again instead, with the number of their attempts, and then acknowledged. If the server does not
-    /// answer, the rest is left to `ack_wait` and the router. `left`: those that are not handed back yet.
-    async fn hand_back_all(&self, waiting: Vec<Delivered>, left: &AtomicUsize) {
-        let (last, others): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(|message| message.deliveries >= self.settings.retry.max_deliver);
-        for message in others {
-            message.acker.nak(Some(HAND_BACK_DELAY)).await;
-            left.fetch_sub(1, Ordering::Relaxed);
-        }
-        for chunk in last.chunks(HANDED_BACK_TOGETHER) {
-            let mut again: Vec<EnvelopeMessage> = Vec::with_capacity(chunk.len());
-            for message in chunk {
-                let counts = self.delivery.tries().look_up(message).await.moved();
-                again.push(self.delivery.tries().copy(message, counts, message.subject.clone()));
-            }
-            if let Err(error) = self.js.publish_each(&again).await {
-                let count = left.load(Ordering::Relaxed);
-                return EnvelopesNotHandedBack { error: &error, count }.emit(&self.metrics);
-            }
-            for message in chunk {
-                message.acker.ack().await;
-                left.fetch_sub(1, Ordering::Relaxed);
-            }
         }
     }
 }

@@ -1,0 +1,89 @@
+//! The end of a worker: its messages go back to the server.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Running, Worker};
+use crate::facts::{AcknowledgementsNotFlushed, DeliveryCut, EnvelopesNotHandedBack, WorkerStopping};
+use crate::nats::{Delivered, EnvelopeMessage, HAND_BACK_DELAY};
+use crate::roles::outbox_processor::delivery::Finished;
+
+/// Messages on their last delivery that are handed back together.
+const HANDED_BACK_TOGETHER: usize = 256;
+/// Time for the messages of cut deliveries, if the grace period is used up.
+const LEAST_CLEANUP: Duration = Duration::from_secs(1);
+
+impl Worker {
+    /// Hands the waiting messages back, lets deliveries finish, and hands the rest back, all within the grace period,
+    /// whether or not the server answers.
+    pub(super) async fn shut_down(
+        &self,
+        mut running: Running,
+        waiting: Vec<Delivered>,
+        mut done: mpsc::Receiver<Finished>,
+    ) {
+        let deadline = Instant::now() + self.settings.grace;
+        WorkerStopping { in_flight: running.in_flight.len(), handed_back: waiting.len() }.emit(&self.metrics);
+        let (in_flight, pool, started) = (&mut running.in_flight, &mut running.pool, running.started);
+        let finishing = async {
+            while !in_flight.is_empty()
+                && let Some(finished) = done.recv().await
+            {
+                in_flight.remove(&finished.sequence);
+                // Frees its part of the limits of its subscription for other processes.
+                let Finished { subscription, health, started: since, .. } = &finished;
+                pool.finished(subscription, health.finish, *since, started.elapsed());
+            }
+        };
+        let left = AtomicUsize::new(waiting.len());
+        let handing_back = async {
+            if let Err(error) = timeout_at(deadline, self.hand_back_all(waiting, &left)).await {
+                EnvelopesNotHandedBack { error: &error, count: left.load(Ordering::Relaxed) }
+                    .emit(&self.metrics);
+            }
+        };
+        let _ = tokio::join!(handing_back, timeout_at(deadline, finishing));
+        running.deliveries.shutdown().await;
+        let cut = async {
+            for (sequence, acker) in running.in_flight {
+                DeliveryCut { sequence }.emit(&self.metrics);
+                acker.nak(None).await;
+            }
+            running.spills.join().await;
+        };
+        let _ = timeout_at(deadline.max(Instant::now() + LEAST_CLEANUP), cut).await;
+        if let Err(error) = self.js.flush_at_stop().await {
+            AcknowledgementsNotFlushed { error: &error }.emit();
+        }
+    }
+
+    /// Hands back messages that were not tried. Those whose last delivery this was would be dead-lettered untried: they
+    /// are published again instead, with the number of their attempts, and then acknowledged. If the server does not
+    /// answer, the rest is left to `ack_wait` and the router. `left`: those that are not handed back yet.
+    async fn hand_back_all(&self, waiting: Vec<Delivered>, left: &AtomicUsize) {
+        let (last, others): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|message| message.deliveries >= self.settings.retry.max_deliver);
+        for message in others {
+            message.acker.nak(Some(HAND_BACK_DELAY)).await;
+            left.fetch_sub(1, Ordering::Relaxed);
+        }
+        for chunk in last.chunks(HANDED_BACK_TOGETHER) {
+            let mut again: Vec<EnvelopeMessage> = Vec::with_capacity(chunk.len());
+            for message in chunk {
+                let counts = self.delivery.tries().look_up(message).await.moved();
+                again.push(self.delivery.tries().copy(message, counts, message.subject.clone()));
+            }
+            if let Err(error) = self.js.publish_each(&again).await {
+                let count = left.load(Ordering::Relaxed);
+                return EnvelopesNotHandedBack { error: &error, count }.emit(&self.metrics);
+            }
+            for message in chunk {
+                message.acker.ack().await;
+                left.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
