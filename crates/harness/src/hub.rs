@@ -181,6 +181,29 @@ impl Hub {
         ended.unwrap_or_else(|_| panic!("the hub ignores SIGTERM for {STOP_LIMIT:?}")).expect("waited for")
     }
 
+    /// Stops the process (SIGSTOP), as a machine that hangs, until [`thaw`](Self::thaw). It remains a child that can be
+    /// killed.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Ends a [`freeze`](Self::freeze).
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = self.pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        kill_process(pid.expect("the hub runs"), signal).expect("signalled");
+    }
+
+    /// The exit status, if the process has ended by itself; it can then be started again.
+    pub fn ended_by_itself(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().expect("the hub can be waited for")?;
+        self.child = None;
+        Some(status)
+    }
+
     /// Waits until the process ends by itself.
     ///
     /// # Panics
