@@ -20,6 +20,8 @@ const READY_LIMIT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(20);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 const BARE_LIMIT: Duration = Duration::from_secs(600);
+/// Time limit of a command, which may act on many dead letters.
+const COMMAND_LIMIT: Duration = Duration::from_secs(600);
 const LOG_LINES: usize = 20;
 
 /// The settings of the hub under test: the defaults, except for addresses, the sizes of preloaded streams, and a master key
@@ -122,6 +124,23 @@ impl HubProcess {
         }
         let missing = format!("{name} is {found:?}, not {wanted}");
         Err(BenchError::NotReady { waited: READY_LIMIT, missing, log: self.log_tail() })
+    }
+
+    /// Runs another command of `hub` with the same settings, which must succeed.
+    pub(crate) async fn run(&self, args: &[&str]) -> Result<(), BenchError> {
+        let what = "a command of the hub";
+        let plan = this_program()?.arg("hub").arg("--config").arg(self.folder.path().join("hub.toml"));
+        let plan = plan.args(args.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let process = plan.spawn().map_err(|source| BenchError::Spawn { what, source })?;
+        let output = tokio::time::timeout(COMMAND_LIMIT, process.output())
+            .await
+            .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+            .map_err(|source| BenchError::Spawn { what, source })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(BenchError::Ended { what, status: output.status, log })
     }
 
     /// Stops it (SIGTERM), and waits until it is gone.

@@ -195,7 +195,8 @@ fn token_answer() -> String {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{TOKEN}", TOKEN.len())
 }
 
-enum Read {
+/// The result of [`request`].
+pub(crate) enum Read {
     Whole {
         length: usize,
         arrival: Arrival,
@@ -209,7 +210,7 @@ enum Read {
 }
 
 /// Reads one HTTP/1.1 request with a `content-length` from the start of the bytes.
-fn request(bytes: &[u8]) -> Read {
+pub(crate) fn request(bytes: &[u8]) -> Read {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     let head = match request.parse(bytes) {

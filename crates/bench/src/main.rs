@@ -16,6 +16,7 @@ mod delivery_log;
 mod drain;
 mod end_to_end;
 mod error;
+mod isolation;
 mod latency;
 mod load;
 mod memory;
@@ -104,6 +105,8 @@ struct Options {
 enum Command {
     /// Measure the producer outbox: PostgreSQL through the relay to NATS and Redis
     Outbox(outbox::Options),
+    /// Measure what healthy subscriptions keep while other endpoints misbehave
+    Isolation(isolation::Options),
     /// Run the bare HTTP client loop
     #[command(hide = true)]
     BareLoop {
@@ -223,6 +226,13 @@ async fn run(command_line: CommandLine) -> Result<bool, BenchError> {
         }
         Some(Command::Outbox(outbox)) => {
             outbox::run(outbox, &mut figures, &mut Signals::new().map_err(BenchError::Signals)?).await?;
+        }
+        Some(Command::Isolation(isolation)) => {
+            let mut signals = Signals::new().map_err(BenchError::Signals)?;
+            return tokio::select! {
+                measured = isolation::run(isolation, json) => measured,
+                () = signals.next() => Err(BenchError::Stopped),
+            };
         }
         // `main` runs the hub by itself.
         Some(Command::Hub { .. }) => {}

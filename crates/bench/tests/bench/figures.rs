@@ -172,9 +172,40 @@ async fn a_bench_without_postgresql_says_how_to_get_it() {
 
 #[tokio::test]
 async fn what_cannot_be_measured_is_a_usage_error() {
+    for args in [["--scenario", "hang-0"], ["--seconds", "0"]] {
+        let output = bench(&[&["isolation"], &args[..]].concat()).await;
+        assert_eq!(output.status.code(), Some(2), "{}", shown(&output));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(args[0]), "{}", shown(&output));
+    }
     for args in [["--figures", "e"], ["--messages", "0"], ["--duration", "soon"], ["--subscriptions", "0"]] {
         let output = bench(&args).await;
         assert_eq!(output.status.code(), Some(2), "{}", shown(&output));
         assert!(String::from_utf8_lossy(&output.stderr).contains(args[0]), "{}", shown(&output));
     }
+}
+
+/// A few seconds only: which values there are, not how good they are.
+#[tokio::test]
+async fn isolation_is_measured_before_and_during_the_disturbance() {
+    let args = ["isolation", "--scenario", "hang-1,replay", "--seconds", "2"];
+    let rows = bench_json(&args).await;
+    let rows = rows.as_array().expect("the rows are an array");
+    assert_eq!(rows.len(), 2);
+    for (row, scenario) in rows.iter().zip(["hang-1", "replay"]) {
+        assert_eq!((&row["scenario"], &row["seconds"]), (&scenario.into(), &2.0.into()), "{row}");
+        assert_eq!((&row["missing"], &row["refused"]), (&0.into(), &0.into()), "{row}");
+        for value in ["/before/rate", "/before/p50_ms", "/during/rate", "/during/p99_ms", "/kept"] {
+            assert!(
+                row.pointer(value).and_then(|value| value.as_f64()).is_some_and(|value| value > 0.0),
+                "{row}"
+            );
+        }
+        let memory = |name: &str| row[name].as_f64().expect("a number of megabytes");
+        assert!(memory("memory_before_mb") > 1.0 && memory("memory_peak_mb") > 1.0, "{row}");
+        assert_eq!(row["goals"].as_array().map(Vec::len), Some(4), "{row}");
+    }
+    let table = bench_ok(&["isolation", "--scenario", "dns-10", "--seconds", "1"]).await;
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 2, "{table}");
+    assert!(lines[0].starts_with("SCENARIO") && lines[1].starts_with("dns-10"), "{table}");
 }
