@@ -80,3 +80,20 @@ fn the_endpoints_of_the_demo_need_no_crate_of_their_own() {
     broken.extend(tree.into_iter().filter(|name| foreign.contains(&name.as_str())));
     assert_none(&broken, "the receiver and the token endpoint use crates that the hub needs anyway");
 }
+
+#[test]
+fn the_models_need_the_checker_only() {
+    let tree = tree_of("hub-model", "");
+    assert!(tree.contains(&"stateright".to_owned()), "{tree:?}");
+    let foreign = ["integration-hub", "hub-domain", "tokio", "async-nats"];
+    let broken: Vec<String> = foreign
+        .into_iter()
+        .filter(|name| tree.iter().any(|found| found == name))
+        .map(str::to_owned)
+        .collect();
+    assert_none(&broken, "a model is a description of its own, not the program");
+    for manifest in ["Cargo.toml", "crates/harness/Cargo.toml", "crates/bench/Cargo.toml"] {
+        let text = fs::read_to_string(root().join(manifest)).expect("the manifest is readable");
+        assert!(!text.contains("hub-model = "), "{manifest}: no part of the product depends on the models");
+    }
+}
