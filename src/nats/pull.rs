@@ -318,7 +318,8 @@ impl Puller {
                         self.ended(bytes_left, is_large.then_some(largest));
                         if status == StatusCode::TIMEOUT {
                             self.answered();
-                        } else if !(is_large && self.bytes.is_some()) {
+                        } else if left > 0 && !(is_large && self.bytes.is_some()) {
+                            // A request that brought all its messages has ended as well ("Batch Completed").
                             self.pause();
                         }
                         None
