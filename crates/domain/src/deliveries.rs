@@ -206,8 +206,11 @@ mod tests {
                 for first in [true, false] {
                     // All at the beginning, or one after each attempt.
                     let events = |total: u32| {
-                        let crash =
-                            if first { total <= crashes } else { total % 2 == 0 && total <= 2 * crashes };
+                        let crash = if first {
+                            total <= crashes
+                        } else {
+                            total.is_multiple_of(2) && total <= 2 * crashes
+                        };
                         if crash { Event::Crash } else { Event::Fails { logged: true } }
                     };
                     let (reason, attempts, real, _) = life(max, false, events);

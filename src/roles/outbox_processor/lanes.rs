@@ -114,7 +114,6 @@ pub(super) struct Lanes {
 }
 
 impl Lanes {
-    #[expect(clippy::too_many_arguments, reason = "each is a part of the worker that reads them")]
     pub(super) fn new(
         domain: &str,
         settings: &OutboxProcessorSettings,
