@@ -55,12 +55,12 @@ impl Answers {
     }
 
     fn remember(&self, acker: &Acker, terminated: Option<&'static str>) {
-        let now = Instant::now();
+        let (acker, now) = (acker.detached(), Instant::now());
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
         while sent.len() >= MOST || sent.front().is_some_and(|first| now.duration_since(first.at) > LATELY) {
             sent.pop_front();
         }
-        sent.push_back(Answer { acker: acker.clone(), at: now, terminated });
+        sent.push_back(Answer { acker, at: now, terminated });
     }
 
     /// Sends them again after each reconnect, forever. May be dropped at any await.

@@ -136,6 +136,11 @@ pub(super) fn header<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&
 }
 
 impl Acker {
+    /// A copy that keeps no buffer of the connection alive: the reply subject is a slice of what was read.
+    pub(super) fn detached(&self) -> Self {
+        Self { client: self.client.clone(), reply: Subject::from(self.reply.as_str().to_owned()) }
+    }
+
     /// Acknowledges the message; a work queue then deletes it.
     pub async fn ack(&self) {
         self.answer(Bytes::from_static(b"+ACK")).await;
