@@ -12,6 +12,7 @@ use super::backlog::BacklogLimits;
 use super::event::Event;
 use super::filter::{Filter, Program};
 use super::key::{EventKey, KeyPattern};
+use super::strict_order::StrictOrder;
 use super::subscription::{
     Identity, Incarnation, InvalidTenant, RateLimit, Subscription, SubscriptionRef, SubscriptionState,
 };
@@ -33,6 +34,8 @@ pub struct IndexEntry {
     pub rate_limit: Option<Box<RateLimit>>,
     /// The limits of the backlog, if it has any of its own.
     pub backlog: Option<Box<BacklogLimits>>,
+    /// The strict order of the delivery, if it has one.
+    pub order: Option<Box<StrictOrder>>,
     /// The prepared filters.
     pub program: Box<Program>,
     /// Its revision in the registry.
@@ -80,11 +83,12 @@ impl IndexEntry {
         let (max_in_flight, rate_limit) =
             (subscription.delivery.max_in_flight(), subscription.delivery.rate_limit().map(Box::new));
         let backlog = Some(subscription.delivery.backlog()).filter(|limits| !limits.is_none()).map(Box::new);
+        let order = StrictOrder::of(&subscription.delivery).map(Box::new);
         let Subscription { incarnation, events, filter, state, .. } = subscription;
         let program = Box::new(Program::new(&filter));
         let (events, filter) = (events.into(), filter.into());
         let subscription = Interest { reference, incarnation, events, filter, state };
-        Ok(Self { subscription, delivery, max_in_flight, rate_limit, backlog, program, revision, bytes })
+        Ok(Self { subscription, delivery, max_in_flight, rate_limit, backlog, order, program, revision, bytes })
     }
 
     /// True if all its filters match the event.
