@@ -186,6 +186,11 @@ impl SubjectNames {
         format!("{}.outbox.{domain}.{lane}.*", self.prefix)
     }
 
+    /// Whether an outbox subject is in a lane of a strict order.
+    pub fn is_in_strict_lane(&self, subject: &str) -> bool {
+        self.parse_outbox(subject).is_some_and(|parsed| is_strict_lane(parsed.lane))
+    }
+
     pub fn parse_outbox<'a>(&self, subject: &'a str) -> Option<OutboxSubject<'a>> {
         let tail = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".outbox.")?;
         let mut tokens = tail.split('.');

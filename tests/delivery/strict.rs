@@ -30,7 +30,11 @@ fn accepted(receiver: &Receiver, path: &str, attribute: &str) -> Vec<(String, St
     let mut requests = receiver.received(path);
     requests.retain(|request| request.answered.is_some_and(|status| (200..300).contains(&status)));
     requests.sort_by_key(|request| request.arrived_at);
-    requests.iter().map(|request| request.json()).map(|event| (text(&event, "id"), text(&event, attribute))).collect()
+    requests
+        .iter()
+        .map(|request| request.json())
+        .map(|event| (text(&event, "id"), text(&event, attribute)))
+        .collect()
 }
 
 /// Asserts that the first arrivals of `events` are in this order. An event may arrive again: a crash can lose an
@@ -125,7 +129,8 @@ async fn killed_processes_and_two_replicas_keep_the_order() {
     };
     tokio::join!(publish_in_order(&client, &events), kills);
     eventually(STEP, "every event arrived", async || {
-        let arrived: BTreeSet<String> = ids_of(accepted(&receiver, "/strict", "subject")).into_iter().collect();
+        let arrived: BTreeSet<String> =
+            ids_of(accepted(&receiver, "/strict", "subject")).into_iter().collect();
         if arrived.len() == events.len() { Ok(()) } else { Err(arrived.len()) }
     })
     .await;
@@ -191,7 +196,8 @@ async fn a_replay_that_fails_again_leaves_one_dead_letter_and_the_order_stopped(
     .await;
     hub.cli_ok(&["dlt", "replay", "--all"]).await;
     eventually(STEP, "another dead letter has replaced it", async || {
-        let letters: Vec<u64> = client.dead_letters(DOMAIN).await.iter().map(|entry| entry.sequence).collect();
+        let letters: Vec<u64> =
+            client.dead_letters(DOMAIN).await.iter().map(|entry| entry.sequence).collect();
         if letters.len() == 1 && letters[0] > first.sequence { Ok(()) } else { Err(letters) }
     })
     .await;
@@ -246,7 +252,13 @@ async fn keys_have_an_order_each_and_do_not_wait_for_one_another() {
     let more = json!({"ordering_key": "subject", "timeout": "60s"});
     client.subscribe([strict("strict", &receiver.url("/strict"), &more)]).await;
     for number in 0..160 {
-        client.publish_cloud_event("user.created", &format!("event-{number}"), &format!("user-{}", number % USERS)).await;
+        client
+            .publish_cloud_event(
+                "user.created",
+                &format!("event-{number}"),
+                &format!("user-{}", number % USERS),
+            )
+            .await;
     }
     // At least half of the other users are in other lanes than the one that hangs.
     receiver.wait_accepted("/strict", 20 * (USERS / 2), STEP).await;

@@ -6,6 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Blockers above which nothing further is looked up until some are settled.
+const MOST_BLOCKERS: usize = 10_000;
+
 /// Decides when the ordered events of one domain may be committed. Events are named by their sequence in the stream.
 #[derive(Debug, Default)]
 pub struct PublishingOrder {
@@ -53,14 +56,9 @@ impl PublishingOrder {
         self.waiting.last_key_value().map(|(sequence, _)| *sequence)
     }
 
-    /// Whether a look at the stream may settle a blocker.
-    pub fn has_blockers(&self) -> bool {
-        !self.blockers.is_empty()
-    }
-
-    /// The first blocker, which delays the most.
-    pub fn first_blocker(&self) -> Option<u64> {
-        self.blockers.first_key_value().map(|(sequence, _)| *sequence)
+    /// The first blocker at or after a sequence.
+    pub fn blocker_from(&self, from: u64) -> Option<u64> {
+        self.blockers.range(from..).next().map(|(sequence, _)| *sequence)
     }
 
     /// Reports the state of the durable that reads the events: all events up to `floor` are settled, and `delivered` is
@@ -95,6 +93,13 @@ impl PublishingOrder {
         self.blockers.remove(&sequence);
     }
 
+    /// Reports that no event stands from one sequence up to, but without, another.
+    pub fn settled_between(&mut self, from: u64, before: u64) {
+        while let Some(sequence) = self.blocker_from(from).filter(|sequence| *sequence < before) {
+            self.blockers.remove(&sequence);
+        }
+    }
+
     /// Removes an event that returns to the stream: it delays the later ones.
     pub fn hand_back(&mut self, sequence: u64) {
         if let Some(tenant) = self.waiting.remove(&sequence) {
@@ -111,6 +116,8 @@ impl PublishingOrder {
     /// if one before it fails.
     pub fn next(&mut self, most: usize) -> Step {
         let mut ready = Vec::new();
+        let mut blockers = self.blockers.iter().peekable();
+        // The tenants with an earlier blocker.
         let mut behind: BTreeSet<&str> = BTreeSet::new();
         for (sequence, tenant) in &self.waiting {
             while self.known + 1 < *sequence && self.waiting.contains_key(&(self.known + 1)) {
@@ -118,16 +125,16 @@ impl PublishingOrder {
             }
             if self.known + 1 < *sequence {
                 // What is ready does not wait for the look-up.
-                if ready.is_empty() {
+                if ready.is_empty() && self.blockers.len() < MOST_BLOCKERS {
                     return Step::LookUp(self.known + 1);
                 }
                 break;
             }
             self.known = self.known.max(*sequence);
-            let blocked = self.blockers.range(..sequence).any(|(_, of)| of == tenant);
-            if blocked {
-                behind.insert(tenant);
-            } else if !behind.contains(&**tenant) {
+            while let Some((_, of)) = blockers.next_if(|(at, _)| *at < sequence) {
+                behind.insert(of);
+            }
+            if !behind.contains(&**tenant) {
                 ready.push(*sequence);
                 if ready.len() == most {
                     break;
@@ -187,7 +194,7 @@ mod tests {
         order.add(8, "bee");
         assert_eq!(step(&mut order, &stream), Step::Commit(vec![8]), "another tenant does not wait");
         assert_eq!(step(&mut order, &stream), Step::Wait);
-        assert_eq!(order.first_blocker(), Some(5));
+        assert_eq!((order.blocker_from(0), order.blocker_from(6)), (Some(5), None));
         order.settled(5);
         assert_eq!(step(&mut order, &stream), Step::Commit(vec![7]));
     }
@@ -273,8 +280,9 @@ mod tests {
                 } else {
                     let floor = stream.keys().next().map_or(last, |first| first - 1);
                     order.reader(floor, last);
-                    if let Some(blocker) = order.first_blocker() && !stream.contains_key(&blocker) {
-                        order.settled(blocker);
+                    if let Some(blocker) = order.blocker_from(0) {
+                        let stands = stream.range(blocker..).next().map_or(u64::MAX, |(sequence, _)| *sequence);
+                        order.settled_between(blocker, stands);
                     }
                     if let Step::Commit(ready) = step(order, &stream) {
                         for (at, sequence) in ready.iter().enumerate() {

@@ -56,7 +56,10 @@ impl Decoder {
             sequence: message.sequence,
             time: OffsetDateTime::parse(&message.time, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH),
         });
-        event.ok().filter(|event| self.categories.index_of(&event.key) == Some(domain)).map(|event| event.tenant)
+        event
+            .ok()
+            .filter(|event| self.categories.index_of(&event.key) == Some(domain))
+            .map(|event| event.tenant)
     }
 
     fn read(&self, raw: &Raw<'_>) -> Result<Event, Rejection> {
