@@ -374,7 +374,7 @@ pub fn subscription_of_own_lane(lane: &str) -> Option<&str> {
     lane.strip_prefix("own-")
 }
 
-/// The name of a lane of a strict order, of which a subscription has one for each partition. The name tells that the
+/// The name of a lane of a strict order, of which a subscription has one for each partition. The name shows that the
 /// durable has one message in flight.
 pub fn strict_lane(partition: u8, subscription: &str) -> String {
     format!("strict-{partition}-{subscription}")

@@ -76,7 +76,7 @@ fn flapping() -> Behaviour {
             .as_str()
             .and_then(|id| id.rsplit('-').next()?.parse().ok())
             .unwrap_or_default();
-        let failures = u32::from(number % 3 == 0) + u32::from(number % 7 == 0);
+        let failures = u32::from(number.is_multiple_of(3)) + u32::from(number.is_multiple_of(7));
         Behaviour::status(if attempt <= failures { 503 } else { 200 })
     }))
 }

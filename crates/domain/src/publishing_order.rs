@@ -2,7 +2,7 @@
 //!
 //! Several processes may turn events into envelopes at once, and an event may return to its stream for a while. An
 //! *ordered* event, one with an envelope for a strict order, therefore waits until every earlier event of its tenant
-//! and domain is settled. An event is settled when it does not stand in the events stream any more.
+//! and domain is settled. An event is settled when it is not in the events stream any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,11 +12,11 @@ const MOST_BLOCKERS: usize = 10_000;
 /// Decides when the ordered events of one domain may be committed. Events are named by their sequence in the stream.
 #[derive(Debug, Default)]
 pub struct PublishingOrder {
-    /// What stands at or below this sequence is known: it is in `waiting` or `blockers`, or does not matter.
+    /// What is at or below this sequence is known: it is in `waiting` or `blockers`, or does not matter.
     known: u64,
     /// Ordered events that wait here, with their tenants.
     waiting: BTreeMap<u64, Box<str>>,
-    /// Events that stand in the stream, are not here, and delay later ones of their tenant.
+    /// Events that are in the stream, are not here, and delay later ones of their tenant.
     blockers: BTreeMap<u64, Box<str>>,
 }
 
@@ -25,7 +25,7 @@ pub struct PublishingOrder {
 pub enum Step {
     /// The next events to commit, in this order.
     Commit(Vec<u64>),
-    /// Look up the first event that stands in the stream at or after this sequence, and report it with
+    /// Look up the first event that is in the stream at or after this sequence, and report it with
     /// [`PublishingOrder::stands`].
     LookUp(u64),
     /// Nothing can be committed until a blocker is settled.
@@ -72,7 +72,7 @@ impl PublishingOrder {
         self.blockers = self.blockers.split_off(&floor.saturating_add(1));
     }
 
-    /// Reports that nothing stands between the sequence of a [`Step::LookUp`] and `found`. `tenant` is the tenant of the
+    /// Reports that nothing is between the sequence of a [`Step::LookUp`] and `found`. `tenant` is the tenant of the
     /// event at `found` if it belongs to this domain.
     pub fn stands(&mut self, found: u64, tenant: Option<&str>) {
         self.known = self.known.max(found);
@@ -83,17 +83,17 @@ impl PublishingOrder {
         }
     }
 
-    /// Reports that nothing stands between the sequence of a [`Step::LookUp`] and `before`.
+    /// Reports that nothing is between the sequence of a [`Step::LookUp`] and `before`.
     pub fn nothing_before(&mut self, before: u64) {
         self.known = self.known.max(before.saturating_sub(1));
     }
 
-    /// Reports that an event does not stand in the stream any more.
+    /// Reports that an event is not in the stream any more.
     pub fn settled(&mut self, sequence: u64) {
         self.blockers.remove(&sequence);
     }
 
-    /// Reports that no event stands from one sequence up to, but without, another.
+    /// Reports that no event is from one sequence up to, but without, another.
     pub fn settled_between(&mut self, from: u64, before: u64) {
         while let Some(sequence) = self.blocker_from(from).filter(|sequence| *sequence < before) {
             self.blockers.remove(&sequence);
@@ -157,7 +157,7 @@ mod tests {
 
     use super::*;
 
-    /// The events that stand in the stream, with their tenants; `None` belongs to another domain.
+    /// The events that are in the stream, with their tenants; `None` belongs to another domain.
     type Stream = BTreeMap<u64, Option<&'static str>>;
 
     fn look(order: &mut PublishingOrder, stream: &Stream, from: u64) {

@@ -1,4 +1,4 @@
-//! Decodes the messages of the events stream, as they are delivered and as they stand in the stream.
+//! Decodes the messages of the events stream, as they are delivered and as they are in the stream.
 
 use std::sync::Arc;
 

@@ -16,7 +16,7 @@ use crate::nats::subjects::is_strict_lane;
 use crate::nats::{JetStream, NatsError};
 use crate::panics;
 
-/// Pause before what stands in the stream is looked at again.
+/// Pause before what is in the stream is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// The same if nothing can be read or written.
 const LOOK_AGAIN_AFTER_ERROR: Duration = Duration::from_secs(1);
@@ -150,7 +150,7 @@ impl InOrder {
         }
     }
 
-    /// Finds the blockers that do not stand in the stream any more.
+    /// Finds the blockers that are not in the stream any more.
     async fn look_for_blockers(&mut self, stream: &str, left: &mut usize) -> Result<(), NatsError> {
         let mut from = 0;
         // Half of the look-ups are left for what is not known yet.
@@ -169,7 +169,7 @@ impl InOrder {
     async fn look_up(&mut self, stream: &str, from: u64) -> Result<(), NatsError> {
         match self.js.get_next(stream, from, ">").await? {
             Some(message) => {
-                // A message that causes a panic is rejected, and is no event.
+                // A message that causes a panic is rejected, and is not an event.
                 let tenant = panics::catch(|| self.decoder.tenant_in(self.domain, &message)).ok().flatten();
                 self.order.stands(message.sequence, tenant.as_deref());
             }
