@@ -163,7 +163,7 @@ mod tests {
     fn look(order: &mut PublishingOrder, stream: &Stream, from: u64) {
         match stream.range(from..).next() {
             Some((sequence, tenant)) => order.stands(*sequence, *tenant),
-            None => panic!("an event that waits stands in the stream"),
+            None => panic!("an event that waits is stored in the stream"),
         }
     }
 
