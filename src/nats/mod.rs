@@ -35,7 +35,6 @@ mod registry;
 mod rejected;
 mod server_choice;
 mod stream_api;
-mod strict;
 pub mod subjects;
 mod tokens;
 mod trace;
@@ -65,6 +64,5 @@ pub use registry::{
     UnreadableRevision,
 };
 pub use stream_api::{ConsumerInfo, StoredMessage, StreamInfo};
-pub use strict::StoppingLetter;
 pub use tokens::{TokenEntry, UnreadableToken};
 pub use trace::TraceQuery;

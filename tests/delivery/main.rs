@@ -20,4 +20,3 @@ mod own_lanes;
 mod poison;
 mod publishing;
 mod rejection;
-mod strict;

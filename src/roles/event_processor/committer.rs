@@ -5,7 +5,6 @@
 //! If the outbox refuses a group, its halves are written, the smaller events first, down to a single event. Only events
 //! that do not fit wait. An event that can never fit as a whole is written in parts ([`parts`]).
 
-mod ordered;
 mod parts;
 
 use std::sync::Arc;
@@ -17,7 +16,6 @@ use tokio::time::Instant;
 
 use self::parts::Rest;
 use super::backlogs::Backlogs;
-use super::in_order::InOrder;
 use super::outbox_room::OutboxRoom;
 use super::recent::Recent;
 use super::rejecter::Rejecter;
@@ -42,11 +40,6 @@ const MOST_BYTES: usize = 8 * 1024 * 1024;
 /// An event with its envelopes.
 pub(super) struct Planned {
     pub(super) message: Delivered,
-    pub(super) tenant: Box<str>,
-    /// An envelope is for a strict order.
-    pub(super) ordered: bool,
-    /// When it was planned.
-    pub(super) since: Instant,
     pub(super) envelopes: Vec<EnvelopeMessage>,
     /// The limits of subscriptions that have their own, by the positions of their envelopes.
     pub(super) limits: Vec<(usize, BacklogLimits)>,
@@ -82,8 +75,6 @@ pub(super) struct Committer {
     recent: Recent,
     answers: Answers,
     backlogs: Backlogs,
-    /// The ordered events that wait for earlier ones.
-    in_order: InOrder,
     /// Whether it is blocked, for the planner.
     is_blocked: Arc<AtomicBool>,
     #[cfg(test)]
@@ -100,7 +91,7 @@ struct Blocked {
 
 impl Committer {
     pub(super) fn new(
-        in_order: InOrder,
+        js: JetStream,
         rejecter: Rejecter,
         backlogs: Backlogs,
         metrics: DomainMetrics,
@@ -109,7 +100,7 @@ impl Committer {
         is_blocked: Arc<AtomicBool>,
     ) -> Self {
         Self {
-            js: in_order.js().clone(),
+            js,
             rejecter,
             metrics,
             outbox,
@@ -118,7 +109,6 @@ impl Committer {
             recent: Recent::default(),
             answers,
             backlogs,
-            in_order,
             is_blocked,
             #[cfg(test)]
             before_write: |_| {},
@@ -138,7 +128,6 @@ impl Committer {
         let mut first = None;
         loop {
             self.write_rest_if_due().await;
-            self.commit_in_order_if_due().await;
             let planned = match first.take() {
                 Some(planned) => planned,
                 None => tokio::select! {
@@ -147,13 +136,8 @@ impl Committer {
                         None => break,
                     },
                     () = parts::wake(&self.rest) => continue,
-                    () = ordered::wake(self.in_order.due()) => continue,
                 },
             };
-            if planned.ordered {
-                first = self.take_in_order(planned, &mut receiver).await;
-                continue;
-            }
             let mut load = planned.load();
             if self.refuses(load.bytes) {
                 self.hand_back(vec![planned]).await;
@@ -164,10 +148,6 @@ impl Committer {
             while room.is_one_batch(load)
                 && let Ok(planned) = receiver.try_recv()
             {
-                if planned.ordered {
-                    self.wait_in_order(planned).await;
-                    continue;
-                }
                 let more = planned.load();
                 if self.refuses(more.bytes) {
                     self.hand_back(vec![planned]).await;
@@ -193,8 +173,6 @@ impl Committer {
         if let Some(rest) = self.rest.take() {
             self.hand_back(vec![rest.planned]).await;
         }
-        let waiting = self.in_order.hand_back(None);
-        self.hand_back(waiting).await;
     }
 
     /// Whether the outbox refused an event of that size a short while ago.
@@ -313,7 +291,6 @@ impl Committer {
         self.is_blocked.store(self.blocked.is_some() || self.rest.is_some(), Ordering::Relaxed);
         EnvelopesCommitted { count: planned.envelopes.len() }.emit(&self.metrics);
         self.answers.ack(&planned.message.acker).await;
-        self.in_order.settled(planned.message.stream_sequence);
         drop((planned.permit, planned.room));
     }
 
