@@ -99,7 +99,10 @@ impl Resolver {
             Self::Registry(registry) => match registry.catch_up(js).await {
                 Ok(()) => Ok(Resolution::Registry(registry.clone())),
                 Err(error) => {
-                    RegistryUnavailable { error: &error }.emit();
+                    // A lost registry is reported once, by the watch of the agreement.
+                    if !error.is_registry_lost() {
+                        RegistryUnavailable { error: &error }.emit();
+                    }
                     Err(REGISTRY_DOWN_DELAY)
                 }
             },
