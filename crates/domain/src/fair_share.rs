@@ -106,7 +106,7 @@ pub struct FairShare<T> {
     remembered: BTreeMap<Turn, Place>,
     turns: Turn,
     waiting: usize,
-    /// Weight of the waiting items that count as held memory.
+    /// Waiting items that count as held memory.
     in_memory: usize,
     /// The last time when `relieve` looked at the queues.
     relieved: Duration,
@@ -143,29 +143,16 @@ impl<T> FairShare<T> {
         item: T,
         now: Duration,
     ) -> Result<(), T> {
-        self.offer_of_weight(subscription, max_in_flight, rate, (item, 1), now)
-    }
-
-    /// As [`Self::offer`], for an item that takes the memory of this number of items, at least 1.
-    pub fn offer_of_weight(
-        &mut self,
-        subscription: &Identity,
-        max_in_flight: u32,
-        rate: Option<RateLimit>,
-        (item, weight): (T, u32),
-        now: Duration,
-    ) -> Result<(), T> {
         let full_for_tenant = || {
             let waiting = self.tenants.waiting_of(subscription.subscription.tenant());
             self.tenants.several() && waiting >= self.limits.queue_per_tenant
         };
         let long_hold = || self.held_for(subscription, now).is_some_and(|rest| rest > LONG_HOLD);
-        let weight = weight.max(1);
-        let full = self.held_by(subscription, weight) > self.allowance(subscription, now);
+        let full = self.waiting_of(subscription) >= self.allowance(subscription, now);
         if full || full_for_tenant() || long_hold() {
             return Err(item);
         }
-        self.push(subscription, max_in_flight, rate, (item, weight), now);
+        self.push(subscription, max_in_flight, rate, (item, true), now);
         Ok(())
     }
 
@@ -178,7 +165,7 @@ impl<T> FairShare<T> {
         item: T,
         now: Duration,
     ) {
-        self.push(subscription, max_in_flight, rate, (item, 0), now);
+        self.push(subscription, max_in_flight, rate, (item, false), now);
     }
 
     fn push(
@@ -186,7 +173,7 @@ impl<T> FairShare<T> {
         subscription: &Identity,
         max_in_flight: u32,
         rate: Option<RateLimit>,
-        (item, weight): (T, u32),
+        (item, in_memory): (T, bool),
         now: Duration,
     ) {
         let most = self.most(max_in_flight);
@@ -204,20 +191,19 @@ impl<T> FairShare<T> {
             }
         }
         queue.limits = FlowLimits { max_in_flight, rate, offered: now };
-        if weight > 0 {
+        if in_memory {
             // Items of the shared lane are older than those of the own lane, whose number is small.
-            let at = queue.items.iter().rposition(|(_, weight)| *weight > 0).map_or(0, |last| last + 1);
-            queue.items.insert(at, (item, weight));
+            let at = queue.items.iter().rposition(|(_, in_memory)| *in_memory).map_or(0, |last| last + 1);
+            queue.items.insert(at, (item, true));
         } else {
-            queue.items.push_back((item, 0));
+            queue.items.push_back((item, false));
         }
         if let Some(stamp) = queue.remembered.take() {
             self.remembered.remove(&stamp);
         }
         let tenant = queue.tenant;
         self.waiting += 1;
-        queue.weight += weight as usize;
-        self.in_memory += weight as usize;
+        self.in_memory += usize::from(in_memory);
         *self.tenants.waiting(tenant) += 1;
         self.settle(place);
     }
@@ -248,13 +234,12 @@ impl<T> FairShare<T> {
                 continue;
             }
             let queue = self.queues[place].as_mut().expect(KNOWN);
-            let (item, weight) =
+            let (item, in_memory) =
                 queue.items.pop_front().expect("a subscription in a ring has a waiting item");
             queue.start(now);
             let tenant = queue.tenant;
             self.waiting -= 1;
-            queue.weight -= weight as usize;
-            self.in_memory -= weight as usize;
+            self.in_memory -= usize::from(in_memory);
             self.slots.start(queue.on_probation, now);
             *self.tenants.waiting(tenant) -= 1;
             self.tenants.started(tenant);
@@ -336,6 +321,34 @@ impl<T> FairShare<T> {
         limited.into_iter().chain(window).chain(relief).min()
     }
 
+    /// Removes and returns all waiting items, for shutdown. Items in flight remain, until `finished` is called for them.
+    pub fn drain(&mut self) -> Vec<T> {
+        let mut items = Vec::with_capacity(self.waiting);
+        for place in 0..self.queues.len() {
+            if let Some(queue) = &mut self.queues[place] {
+                items.extend(queue.items.drain(..).map(|(item, _)| item));
+                queue.turn = None;
+                queue.limited_until = None;
+                queue.held_until = None;
+            }
+        }
+        self.tenants.clear();
+        self.limited.clear();
+        self.waiting = 0;
+        self.in_memory = 0;
+        (0..self.queues.len()).for_each(|place| self.retire(place));
+        items
+    }
+
+    /// Visits every waiting item, in no particular order, for heartbeats.
+    pub fn for_each_waiting(&mut self, mut visit: impl FnMut(&mut T)) {
+        self.queues
+            .iter_mut()
+            .flatten()
+            .flat_map(|queue| queue.items.iter_mut())
+            .for_each(|(item, _)| visit(item));
+    }
+
     /// Number of waiting items.
     pub fn waiting(&self) -> usize {
         self.waiting
@@ -347,7 +360,6 @@ impl<T> FairShare<T> {
     }
 
     /// Number of waiting items of a subscription.
-    #[cfg(test)]
     fn waiting_of(&self, subscription: &Identity) -> usize {
         self.find(subscription).map_or(0, |queue| queue.items.len())
     }
