@@ -213,9 +213,10 @@ impl Backlogs {
         for (token, look) in looks {
             match look {
                 Ok(look) => {
+                    let outbox_bytes = look.bytes;
                     let found = look.backlogs.into_iter().find(|backlog| backlog.token == token);
                     let none = || Backlog { token: token.clone(), own: 0, shared: 0 };
-                    ledger.note_one(&found.unwrap_or_else(none), at);
+                    ledger.note_one(&found.unwrap_or_else(none), outbox_bytes, at);
                     counted.insert(token);
                 }
                 Err(error) => {

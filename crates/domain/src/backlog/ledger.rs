@@ -102,6 +102,8 @@ pub struct Ledger {
     mean: u64,
     entries: HashMap<Box<str>, Entry>,
     group: u64,
+    /// Bytes that were added in the group.
+    group_bytes: u64,
     /// Whether the group is on its way to the stream.
     in_flight: bool,
     look: u64,
@@ -164,6 +166,7 @@ impl Ledger {
             mean: 0,
             entries: HashMap::new(),
             group: 1,
+            group_bytes: 0,
             in_flight: false,
             look: 1,
             look_group: None,
@@ -174,6 +177,7 @@ impl Ledger {
     /// Begins a group of envelopes. The caller stores one group at a time.
     pub fn begin_group(&mut self) {
         self.group += 1;
+        self.group_bytes = 0;
         self.in_flight = true;
     }
 
@@ -196,15 +200,21 @@ impl Ledger {
         if let Some(exceeded) = limits.within(settings).exceeded(&usage, size) {
             return Decision::Exceeds { exceeded, messages: usage.messages, bytes: usage.bytes };
         }
-        self.used = self.used.saturating_add(size);
-        Decision::Fits { own_lane: entry.add(&addition) }
+        let own_lane = entry.add(&addition);
+        self.count(size);
+        Decision::Fits { own_lane }
     }
 
     /// Adds an envelope of the group, whether or not it fits. Returns whether it goes to the own lane.
     pub fn add_beyond(&mut self, token: &str, size: u64, now: Duration) -> bool {
         let addition = self.addition(size, now);
-        self.used = self.used.saturating_add(size);
+        self.count(size);
         self.entries.entry(token.into()).or_default().add(&addition)
+    }
+
+    fn count(&mut self, size: u64) {
+        self.used = self.used.saturating_add(size);
+        self.group_bytes = self.group_bytes.saturating_add(size);
     }
 
     fn addition(&self, size: u64, now: Duration) -> Addition {
@@ -264,8 +274,10 @@ impl Ledger {
     }
 
     /// Takes note of a look at one subscription, which was requested after [`Self::begin_group`] and before the group is
-    /// stored.
-    pub fn note_one(&mut self, backlog: &Backlog, at: Duration) {
+    /// stored. `outbox_bytes`: the size of the whole outbox then. Since the last look at all, others may have delivered
+    /// as much as the outbox holds, and the limit is a part of what is free.
+    pub fn note_one(&mut self, backlog: &Backlog, outbox_bytes: u64, at: Duration) {
+        self.used = outbox_bytes.saturating_add(self.group_bytes);
         let (group, mean) = (self.group, self.mean);
         let entry = self.entries.entry(backlog.token.as_str().into()).or_default();
         let unseen = if entry.in_group.0 == group { entry.in_group.1 } else { Count::default() };

@@ -85,7 +85,7 @@ fn the_ledger_counts_what_it_adds_between_two_looks() {
     ledger.begin_group();
     assert!(fits(&mut ledger, 10, NONE) && fits(&mut ledger, 10, NONE) && !fits(&mut ledger, 10, NONE));
     // A look at this subscription alone: it has delivered the one, and two are on their way.
-    ledger.note_one(&Backlog { token: "crm".to_owned(), own: 0, shared: 0 }, seconds(1));
+    ledger.note_one(&Backlog { token: "crm".to_owned(), own: 0, shared: 0 }, 0, seconds(1));
     assert!(fits(&mut ledger, 10, NONE) && !fits(&mut ledger, 10, NONE));
     // A limit of the subscription itself is lower.
     assert!(!fits(&mut ledger, 10, messages(2)));
@@ -144,6 +144,28 @@ fn a_lane_is_used_by_its_subscription_only_and_not_after_the_look_is_stale() {
     };
     assert!(lane("crm", 101) && !lane("other", 101));
     assert!(!lane("crm", 111));
+}
+
+#[test]
+fn the_part_of_the_free_space_is_that_of_the_present_outbox() {
+    const CAPACITY: u64 = 1_000_000;
+    let mut ledger = Ledger::new(NONE, CAPACITY);
+    ledger.request_look();
+    ledger.note(&look(1, 0, 1_000), seconds(1));
+    // What others get is delivered as soon as it is added, and no look has seen that yet.
+    for _ in 0..950 {
+        ledger.begin_group();
+        ledger.add("others", 1_000, NONE, seconds(1));
+        ledger.end_group();
+    }
+    ledger.begin_group();
+    let exceeds = |ledger: &mut Ledger| {
+        let added = (0..40).map(|_| ledger.add("crm", 1_000, NONE, seconds(1)));
+        added.filter(|decision| matches!(decision, Decision::Exceeds { .. })).count()
+    };
+    assert!(exceeds(&mut ledger) > 0, "as far as the ledger knows, the outbox is nearly full");
+    ledger.note_one(&Backlog { token: "crm".to_owned(), own: 1, shared: 0 }, 1_000, seconds(1));
+    assert_eq!(exceeds(&mut ledger), 0);
 }
 
 #[test]
@@ -253,12 +275,13 @@ proptest! {
                 },
                 Step::One => if group.is_some() {
                     let seen = Backlog { token: "crm".to_owned(), own: 0, shared: stored };
-                    ledger.note_one(&seen, seconds(1));
+                    ledger.note_one(&seen, stored * SIZE, seconds(1));
                 },
                 Step::Begin => {}
             }
             let usage = ledger.usage("crm");
             let actual = stored + group.unwrap_or(0);
+            prop_assert!(usage.free <= u64::MAX - actual * SIZE, "{} free", usage.free);
             prop_assert!(usage.messages >= actual, "{} in the ledger, {actual} in the stream", usage.messages);
             prop_assert_eq!(usage.bytes, usage.messages * SIZE);
         }
