@@ -318,10 +318,8 @@ impl Puller {
                         self.ended(bytes_left, is_large.then_some(largest));
                         if status == StatusCode::TIMEOUT {
                             self.answered();
-                        } else if left == 0 {
+                        } else if left > 0 && !(is_large && self.bytes.is_some()) {
                             // A request that brought all its messages has ended as well ("Batch Completed").
-                            self.ask_again_at = Some(Instant::now() + Duration::from_millis(10));
-                        } else if !(is_large && self.bytes.is_some()) {
                             self.pause();
                         }
                         None
