@@ -106,7 +106,7 @@ pub struct FairShare<T> {
     remembered: BTreeMap<Turn, Place>,
     turns: Turn,
     waiting: usize,
-    /// Waiting items that count as held memory.
+    /// Weight of the waiting items that count as held memory.
     in_memory: usize,
     /// The last time when `relieve` looked at the queues.
     relieved: Duration,
@@ -143,16 +143,29 @@ impl<T> FairShare<T> {
         item: T,
         now: Duration,
     ) -> Result<(), T> {
+        self.offer_of_weight(subscription, max_in_flight, rate, (item, 1), now)
+    }
+
+    /// As [`Self::offer`], for an item that takes the memory of this number of items, at least 1.
+    pub fn offer_of_weight(
+        &mut self,
+        subscription: &Identity,
+        max_in_flight: u32,
+        rate: Option<RateLimit>,
+        (item, weight): (T, u32),
+        now: Duration,
+    ) -> Result<(), T> {
         let full_for_tenant = || {
             let waiting = self.tenants.waiting_of(subscription.subscription.tenant());
             self.tenants.several() && waiting >= self.limits.queue_per_tenant
         };
         let long_hold = || self.held_for(subscription, now).is_some_and(|rest| rest > LONG_HOLD);
-        let full = self.waiting_of(subscription) >= self.allowance(subscription, now);
+        let weight = weight.max(1);
+        let full = self.held_by(subscription, weight) > self.allowance(subscription, now);
         if full || full_for_tenant() || long_hold() {
             return Err(item);
         }
-        self.push(subscription, max_in_flight, rate, (item, true), now);
+        self.push(subscription, max_in_flight, rate, (item, weight), now);
         Ok(())
     }
 
@@ -165,7 +178,7 @@ impl<T> FairShare<T> {
         item: T,
         now: Duration,
     ) {
-        self.push(subscription, max_in_flight, rate, (item, false), now);
+        self.push(subscription, max_in_flight, rate, (item, 0), now);
     }
 
     fn push(
@@ -173,7 +186,7 @@ impl<T> FairShare<T> {
         subscription: &Identity,
         max_in_flight: u32,
         rate: Option<RateLimit>,
-        (item, in_memory): (T, bool),
+        (item, weight): (T, u32),
         now: Duration,
     ) {
         let most = self.most(max_in_flight);
@@ -191,19 +204,20 @@ impl<T> FairShare<T> {
             }
         }
         queue.limits = FlowLimits { max_in_flight, rate, offered: now };
-        if in_memory {
+        if weight > 0 {
             // Items of the shared lane are older than those of the own lane, whose number is small.
-            let at = queue.items.iter().rposition(|(_, in_memory)| *in_memory).map_or(0, |last| last + 1);
-            queue.items.insert(at, (item, true));
+            let at = queue.items.iter().rposition(|(_, weight)| *weight > 0).map_or(0, |last| last + 1);
+            queue.items.insert(at, (item, weight));
         } else {
-            queue.items.push_back((item, false));
+            queue.items.push_back((item, 0));
         }
         if let Some(stamp) = queue.remembered.take() {
             self.remembered.remove(&stamp);
         }
         let tenant = queue.tenant;
         self.waiting += 1;
-        self.in_memory += usize::from(in_memory);
+        queue.weight += weight as usize;
+        self.in_memory += weight as usize;
         *self.tenants.waiting(tenant) += 1;
         self.settle(place);
     }
@@ -234,12 +248,13 @@ impl<T> FairShare<T> {
                 continue;
             }
             let queue = self.queues[place].as_mut().expect(KNOWN);
-            let (item, in_memory) =
+            let (item, weight) =
                 queue.items.pop_front().expect("a subscription in a ring has a waiting item");
             queue.start(now);
             let tenant = queue.tenant;
             self.waiting -= 1;
-            self.in_memory -= usize::from(in_memory);
+            queue.weight -= weight as usize;
+            self.in_memory -= weight as usize;
             self.slots.start(queue.on_probation, now);
             *self.tenants.waiting(tenant) -= 1;
             self.tenants.started(tenant);
@@ -321,34 +336,6 @@ impl<T> FairShare<T> {
         limited.into_iter().chain(window).chain(relief).min()
     }
 
-    /// Removes and returns all waiting items, for shutdown. Items in flight remain, until `finished` is called for them.
-    pub fn drain(&mut self) -> Vec<T> {
-        let mut items = Vec::with_capacity(self.waiting);
-        for place in 0..self.queues.len() {
-            if let Some(queue) = &mut self.queues[place] {
-                items.extend(queue.items.drain(..).map(|(item, _)| item));
-                queue.turn = None;
-                queue.limited_until = None;
-                queue.held_until = None;
-            }
-        }
-        self.tenants.clear();
-        self.limited.clear();
-        self.waiting = 0;
-        self.in_memory = 0;
-        (0..self.queues.len()).for_each(|place| self.retire(place));
-        items
-    }
-
-    /// Visits every waiting item, in no particular order, for heartbeats.
-    pub fn for_each_waiting(&mut self, mut visit: impl FnMut(&mut T)) {
-        self.queues
-            .iter_mut()
-            .flatten()
-            .flat_map(|queue| queue.items.iter_mut())
-            .for_each(|(item, _)| visit(item));
-    }
-
     /// Number of waiting items.
     pub fn waiting(&self) -> usize {
         self.waiting
@@ -360,6 +347,7 @@ impl<T> FairShare<T> {
     }
 
     /// Number of waiting items of a subscription.
+    #[cfg(test)]
     fn waiting_of(&self, subscription: &Identity) -> usize {
         self.find(subscription).map_or(0, |queue| queue.items.len())
     }

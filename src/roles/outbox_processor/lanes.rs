@@ -31,10 +31,12 @@ pub(super) const OWN_LANE_HELD: usize = 64;
 /// Most own lanes that are read at once; when there are more, they take turns.
 pub(super) const MOST_OWN_LANES: usize = 256;
 
-/// One request takes at most one of this number of parts of the bytes in memory: the waiting requests of all own lanes together
-/// reserve a quarter.
+/// Own lanes together have the bytes in memory divided by this; the shared lane has the rest. So the envelopes of stuck
+/// subscriptions, which wait in own lanes, take nothing from the others.
+const OWN_BYTES_PART: usize = 4;
+/// One request takes at most one of this number of parts of these bytes.
 const SHARED_BYTE_PARTS: u32 = 8;
-const OWN_BYTE_PARTS: u32 = 4 * MOST_OWN_LANES as u32;
+const OWN_BYTE_PARTS: u32 = MOST_OWN_LANES as u32;
 
 /// What the reader of one lane may have in memory.
 struct LaneLimits {
@@ -103,7 +105,8 @@ pub(super) struct Lanes {
     subscriptions: Subscriptions,
     breaker: Breaker,
     held: usize,
-    bytes: ByteBudget,
+    shared_bytes: ByteBudget,
+    own_bytes: ByteBudget,
     sink: mpsc::Sender<FromLane>,
     stop: CancellationToken,
     ready: ReadyFlag,
@@ -122,6 +125,7 @@ impl Lanes {
     ) -> Self {
         let js = breaker.js().clone();
         let stream = js.names().outbox_stream(domain);
+        let own_bytes = settings.held_bytes / OWN_BYTES_PART;
         Self {
             js,
             domain: domain.to_owned(),
@@ -130,21 +134,13 @@ impl Lanes {
             subscriptions,
             breaker,
             held: settings.held,
-            bytes: ByteBudget::new(usize::MAX),
+            shared_bytes: ByteBudget::new(settings.held_bytes - own_bytes),
+            own_bytes: ByteBudget::new(own_bytes),
             sink,
             stop,
             ready,
             started: Instant::now(),
         }
-    }
-
-    /// Bounds the bytes of the messages of all lanes in memory.
-    pub(super) fn within(self, bytes: ByteBudget) -> Self {
-        Self { bytes, ..self }
-    }
-
-    fn limits(&self, messages: usize, byte_parts: u32) -> LaneLimits {
-        LaneLimits { messages, bytes: self.bytes.clone(), byte_parts }
     }
 
     /// Reads the shared lane, and each own lane while it exists, until `stop`.
@@ -164,7 +160,11 @@ impl Lanes {
             self.js.clone(),
             self.stream.clone(),
             SHARED_LANE.to_owned(),
-            self.limits(self.held, SHARED_BYTE_PARTS),
+            LaneLimits {
+                messages: self.held,
+                bytes: self.shared_bytes.clone(),
+                byte_parts: SHARED_BYTE_PARTS,
+            },
             self.sink.clone(),
             Some(self.ready.clone()),
             self.stop.clone(),
@@ -242,7 +242,7 @@ impl Lanes {
             self.js.clone(),
             self.stream.clone(),
             lane.to_owned(),
-            self.limits(OWN_LANE_HELD, OWN_BYTE_PARTS),
+            LaneLimits { messages: OWN_LANE_HELD, bytes: self.own_bytes.clone(), byte_parts: OWN_BYTE_PARTS },
             self.sink.clone(),
             None,
             stop.clone(),

@@ -24,7 +24,7 @@ use crate::domain::subscription::{Identity, Incarnation, RateLimit};
 use crate::facts::{DomainMetrics, EnvelopeNotSpilled, EnvelopeSpilled, SubscriptionHeld};
 use crate::health::ReadyFlag;
 use crate::nats::subjects::{SHARED_LANE, lane_consumer, own_lane};
-use crate::nats::{Acker, ByteBudget, Delivered, Heartbeat, JetStream, Malformed, NatsError};
+use crate::nats::{Acker, Delivered, Heartbeat, JetStream, Malformed, NatsError};
 use crate::panics;
 use crate::tasks::{Jobs, Task, TaskError};
 
@@ -142,8 +142,7 @@ impl Worker {
             sink,
             self.ready.clone(),
             stop.clone(),
-        )
-        .within(ByteBudget::new(self.settings.held_bytes));
+        );
         let mut holds = self.holds.subscribe();
         let mut readers = Task::start("the list of lanes", readers.run());
         let (outbox, lane) = (self.js.names().outbox_stream(&self.domain.name), lane_consumer(SHARED_LANE));
@@ -272,11 +271,18 @@ impl Worker {
             running.pool.offer_beyond(&subscription, max_in_flight, rate, held, now);
             None
         } else {
-            running.pool.offer(&subscription, max_in_flight, rate, held, now).err()
+            let weight = self.weight(&held.message);
+            running.pool.offer_of_weight(&subscription, max_in_flight, rate, (held, weight), now).err()
         };
         if let Some(held) = refused {
             self.spill(running, held);
         }
+    }
+
+    /// The memory of an envelope as a number of envelopes of average size, by its part of the bytes in memory.
+    fn weight(&self, message: &Delivered) -> u32 {
+        let average = (self.settings.held_bytes / self.settings.held.max(1)).max(1);
+        u32::try_from(message.payload.len() / average).unwrap_or(u32::MAX)
     }
 
     /// The subscription of a message and the limits of its deliveries, or why it is undecodable.

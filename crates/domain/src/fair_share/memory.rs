@@ -1,5 +1,6 @@
 //! The memory for waiting items: how many each queue may have.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::queue::Queue;
@@ -42,7 +43,7 @@ impl<T> FairShare<T> {
         let allowed = (self.free_memory() / FREE_PART_STUCK).max(1);
         for place in 0..self.queues.len() {
             if let Some(queue) = &self.queues[place]
-                && queue.items.len() > allowed
+                && queue.weight > allowed
                 && (!queue.flows(now) || queue.stands_still(now, STANDSTILL))
             {
                 given.extend(self.give_back(place, allowed));
@@ -57,20 +58,57 @@ impl<T> FairShare<T> {
         self.is_short_of_memory().then(|| due.saturating_sub(now))
     }
 
-    /// Removes and returns the waiting items of a queue that count as memory, without those among its first `kept` items.
+    /// Removes and returns the waiting items of a queue that count as memory, without its first items, as far as their
+    /// weight is at most `kept`.
     pub(super) fn give_back(&mut self, place: super::Place, kept: usize) -> Vec<T> {
         let queue = self.queues[place].as_mut().expect(KNOWN);
-        let items = std::mem::take(&mut queue.items).into_iter().enumerate();
-        let (given, left): (Vec<_>, Vec<_>) =
-            items.partition(|(at, (_, in_memory))| *at >= kept && *in_memory);
-        queue.items.extend(left.into_iter().map(|(_, item)| item));
+        let (mut given, mut left, mut weight) = (Vec::new(), VecDeque::new(), 0_usize);
+        for (item, counts) in std::mem::take(&mut queue.items) {
+            weight += counts as usize;
+            if counts > 0 && weight > kept {
+                given.push(item);
+                queue.weight -= counts as usize;
+                self.in_memory -= counts as usize;
+            } else {
+                left.push_back((item, counts));
+            }
+        }
+        queue.items = left;
         let tenant = queue.tenant;
-        self.in_memory -= given.len();
         self.waiting -= given.len();
         *self.tenants.waiting(tenant) -= given.len();
         self.settle(place);
         self.retire(place);
-        given.into_iter().map(|(_, (item, _))| item).collect()
+        given
+    }
+
+    /// Removes and returns all waiting items, for shutdown. Items in flight remain, until `finished` is called for them.
+    pub fn drain(&mut self) -> Vec<T> {
+        let mut items = Vec::with_capacity(self.waiting);
+        for place in 0..self.queues.len() {
+            if let Some(queue) = &mut self.queues[place] {
+                items.extend(queue.items.drain(..).map(|(item, _)| item));
+                queue.weight = 0;
+                queue.turn = None;
+                queue.limited_until = None;
+                queue.held_until = None;
+            }
+        }
+        self.tenants.clear();
+        self.limited.clear();
+        self.waiting = 0;
+        self.in_memory = 0;
+        (0..self.queues.len()).for_each(|place| self.retire(place));
+        items
+    }
+
+    /// Visits every waiting item, in no particular order, for heartbeats.
+    pub fn for_each_waiting(&mut self, mut visit: impl FnMut(&mut T)) {
+        self.queues
+            .iter_mut()
+            .flatten()
+            .flat_map(|queue| queue.items.iter_mut())
+            .for_each(|(item, _)| visit(item));
     }
 
     /// Removes and returns all waiting items of a subscription, also those that do not count as memory.
@@ -80,16 +118,26 @@ impl<T> FairShare<T> {
         let mut items: Vec<T> = Vec::new();
         let mut in_memory = 0;
         for (item, counts) in queue.items.drain(..) {
-            in_memory += usize::from(counts);
+            in_memory += counts as usize;
             items.push(item);
         }
         let tenant = queue.tenant;
+        queue.weight = 0;
         self.in_memory -= in_memory;
         self.waiting -= items.len();
         *self.tenants.waiting(tenant) -= items.len();
         self.settle(place);
         self.retire(place);
         items
+    }
+
+    /// The weight of the waiting items of a subscription with one more of this weight. An item that alone weighs more than
+    /// may wait counts as one if nothing waits.
+    pub(super) fn held_by(&self, subscription: &Identity, more: u32) -> usize {
+        match self.find(subscription).map_or(0, |queue| queue.weight) {
+            0 => 1,
+            weight => weight + more as usize,
+        }
     }
 
     fn for_waiting(&self) -> usize {

@@ -15,8 +15,10 @@ pub(super) const SLOW: Duration = Duration::from_secs(1);
 pub(super) struct Queue<T> {
     pub(super) id: Identity,
     pub(super) tenant: TenantPlace,
-    /// Each with whether it counts as held memory.
-    pub(super) items: VecDeque<(T, bool)>,
+    /// Each with the memory that it counts for; 0 for those that [`offer_beyond`](super::FairShare::offer_beyond) queued.
+    pub(super) items: VecDeque<(T, u32)>,
+    /// The sum of these.
+    pub(super) weight: usize,
     /// Start times of the items in flight, with their number.
     running: BTreeMap<Duration, usize>,
     pub(super) in_flight: usize,
@@ -48,6 +50,7 @@ impl<T> Queue<T> {
             id,
             tenant,
             items: VecDeque::new(),
+            weight: 0,
             running: BTreeMap::new(),
             in_flight: 0,
             last_finish: Duration::ZERO,

@@ -107,3 +107,20 @@ fn a_new_subscription_that_hangs_has_its_part_until_it_is_slow() {
         assert!(fair.offer(&id(0), 32, None, (0, number), queue::SLOW).is_err());
     }
 }
+
+#[test]
+fn a_heavy_item_counts_as_many() {
+    let mut fair = proven(2);
+    let heavy = |fair: &mut FairShare<Item>, subscription, number| {
+        fair.offer_of_weight(&id(subscription), 32, None, ((subscription, number), 16), START)
+    };
+    while fair.next(START).is_some() {}
+    let accepted = (0..100).take_while(|number| heavy(&mut fair, 0, *number).is_ok()).count();
+    assert!((2..=4).contains(&accepted), "a quarter of the free memory, {accepted} items");
+    assert!(fair.in_memory as u64 <= FOR_WAITING / 4);
+    // Another one finds room, and a single item is accepted whatever it weighs.
+    let huge = fair.offer_of_weight(&id(1), 32, None, ((1, 0), 10_000), START);
+    assert_eq!((huge, heavy(&mut fair, 1, 1).is_err()), (Ok(()), true));
+    assert_eq!(fair.drain().len(), accepted + 1);
+    assert_eq!(fair.in_memory, 0);
+}

@@ -50,7 +50,9 @@ fn check(fair: &FairShare<Item>) {
         }
         let idle = queue.items.is_empty() && queue.in_flight == 0;
         assert_eq!(queue.remembered.is_some(), idle, "idle subscriptions are remembered or forgotten");
-        in_memory += queue.items.iter().filter(|(_, in_memory)| *in_memory).count();
+        let weight: usize = queue.items.iter().map(|(_, weight)| *weight as usize).sum();
+        assert_eq!(weight, queue.weight);
+        in_memory += weight;
     }
     let rings = Ring::STEADY.into_iter().chain(Ring::ON_PROBATION);
     assert_eq!(rings.map(|ring| fair.tenants.in_ring(ring)).sum::<usize>(), in_rings);
