@@ -274,6 +274,7 @@ impl Hub {
                     outbox_size: bytes(settings.limits.outbox),
                     backlog: backlog_limits(settings),
                     schedule: settings.redrive.schedule.clone(),
+                    stream_parameters: stream_parameters.clone(),
                 },
                 metrics.clone(),
                 readiness.part("event-processor"),

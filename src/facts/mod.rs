@@ -22,6 +22,7 @@ mod outbox_processor;
 mod process;
 mod relay;
 mod resolver;
+mod strict;
 mod supervision;
 
 use std::error::Error;
@@ -43,6 +44,7 @@ pub use outbox_processor::*;
 pub use process::*;
 pub use relay::*;
 pub use resolver::*;
+pub use strict::*;
 pub use supervision::*;
 
 /// Why something failed, whatever the error's type: shown with `%`.

@@ -10,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::stream_api::StreamState;
-use super::subjects::{SHARED_LANE, lane_consumer, subscription_of_own_lane};
+use super::subjects::{SHARED_LANE, lane_consumer, subscription_of_lane};
 use crate::domain::backlog::{Backlog, Look};
 
 impl JetStream {
@@ -41,7 +41,7 @@ impl JetStream {
                     found.insert(token.to_owned(), Backlog { token: token.to_owned(), own: 0, shared: 0 });
                 }
                 let Some(backlog) = found.get_mut(token) else { continue };
-                match subscription_of_own_lane(parsed.lane) == Some(token) {
+                match subscription_of_lane(parsed.lane) == Some(token) {
                     true => backlog.own += count,
                     false => backlog.shared += count,
                 }

@@ -12,6 +12,7 @@ use super::error::NatsError;
 use super::ordered_reader::{OrderedEvent, OrderedReader, OrderedReaderOptions};
 use super::publish::{one_line, shortened};
 use super::stream_api::StoredMessage;
+use super::strict::stops_header;
 use super::subjects::SHARED_LANE;
 use crate::domain::dead_letter::{DeadLetter, DeadLetterState};
 use crate::domain::dead_letter_query::DeadLetterQuery;
@@ -98,7 +99,8 @@ impl JetStream {
         let stream = self.names().dlt_stream(&letter.domain);
         let outbox_subject = self.names().outbox_of_dead_letter(&entry.subject);
         let id = format!("{stream}-{}-refiled", entry.sequence);
-        self.put_letter(outbox_subject, &id, letter, entry.payload.clone(), entry.header_block()).await?;
+        let (body, block, more) = (entry.payload.clone(), entry.header_block(), stops_header(entry));
+        self.put_letter_with(outbox_subject, &id, letter, body, block, &more).await?;
         self.delete_dead_letter(&letter.domain, entry.sequence).await
     }
 
@@ -110,9 +112,24 @@ impl JetStream {
         envelope: Bytes,
         block: Option<&Bytes>,
     ) -> Result<(), NatsError> {
+        self.put_letter_with(outbox_subject, message_id, letter, envelope, block, &[]).await
+    }
+
+    pub(super) async fn put_letter_with(
+        &self,
+        outbox_subject: &str,
+        message_id: &str,
+        letter: &DeadLetter,
+        envelope: Bytes,
+        block: Option<&Bytes>,
+        more: &[(&'static str, String)],
+    ) -> Result<(), NatsError> {
         let room = self.max_payload().saturating_sub(envelope.len());
         let mut headers = letter_headers(letter, room);
         headers.insert("Nats-Msg-Id", message_id);
+        for (name, value) in more {
+            headers.insert(*name, value.as_str());
+        }
         if let Some(block) = block {
             let kept = block.slice(..block.len().min(MAX_BLOCK_BYTES));
             headers.insert(headers::ORIGINAL_HEADERS, STANDARD.encode(kept));
@@ -137,9 +154,11 @@ impl JetStream {
         self.delete(&self.names().dlt_stream(domain), sequence).await
     }
 
-    /// Marks a dead letter as discarded, for callers that follow it, and deletes it.
+    /// Marks a dead letter as discarded, for callers that follow it, and deletes it. An envelope that stops its lane with it
+    /// is deleted before.
     pub async fn discard_dead_letter(&self, domain: &str, sequence: u64) -> Result<(), NatsError> {
         self.mark_discarded(domain, sequence).await?;
+        self.discard_stopped_envelope(domain, sequence).await?;
         self.delete_dead_letter(domain, sequence).await
     }
 

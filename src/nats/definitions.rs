@@ -152,6 +152,12 @@ pub fn lane(parameters: &StreamParameters, domain: &str, lane: &str) -> Consumer
     config.insert("filter_subject".to_owned(), json!(names.lane_filter(domain, lane)));
     config.insert("max_deliver".to_owned(), json!(parameters.max_deliver));
     config.insert("ack_wait".to_owned(), json!(nanos(parameters.ack_wait)));
+    if super::subjects::is_strict_lane(lane) {
+        // One message in flight: the server keeps the order over all processes, retries and crashes. The worker decides
+        // which attempt is the last one, so that a message that must not be passed stays.
+        config.insert("max_ack_pending".to_owned(), json!(1));
+        config.insert("max_deliver".to_owned(), json!(-1));
+    }
     if lane != super::subjects::SHARED_LANE {
         config.insert(
             "description".to_owned(),

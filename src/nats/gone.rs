@@ -83,7 +83,7 @@ impl JetStream {
 }
 
 /// Whether a dead letter with this id is that of the envelope. A stored id may be cut. What names no id is not compared.
-fn is_of(stored: Option<&str>, envelope: Option<&str>) -> bool {
+pub(super) fn is_of(stored: Option<&str>, envelope: Option<&str>) -> bool {
     let (Some(stored), Some(envelope)) = (stored, envelope) else { return true };
     one_line(envelope).trim().starts_with(stored.trim())
 }

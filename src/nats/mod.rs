@@ -35,6 +35,7 @@ mod registry;
 mod rejected;
 mod server_choice;
 mod stream_api;
+mod strict;
 pub mod subjects;
 mod tokens;
 mod trace;
@@ -64,5 +65,6 @@ pub use registry::{
     UnreadableRevision,
 };
 pub use stream_api::{ConsumerInfo, StoredMessage, StreamInfo};
+pub use strict::StoppingLetter;
 pub use tokens::{TokenEntry, UnreadableToken};
 pub use trace::TraceQuery;

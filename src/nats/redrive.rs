@@ -88,6 +88,19 @@ impl JetStream {
         self.publish(&subject, Bytes::new(), &[("Nats-TTL", REPLAYING_TTL)]).await.map(drop)
     }
 
+    /// Marks a dead letter whose envelope is in its outbox all the time. `redrives`: scheduled ones, with this one.
+    pub async fn mark_replaying_in_place(
+        &self,
+        domain: &str,
+        sequence: u64,
+        redrives: u32,
+    ) -> Result<(), NatsError> {
+        let subject = self.names().replaying(domain, sequence);
+        let redrives = redrives.to_string();
+        let headers = [("Nats-TTL", REPLAYING_TTL), (headers::REDRIVES, &redrives)];
+        self.publish(&subject, Bytes::new(), &headers).await.map(drop)
+    }
+
     pub async fn is_replaying(&self, domain: &str, sequence: u64) -> Result<bool, NatsError> {
         let subject = self.names().replaying(domain, sequence);
         Ok(self.get_last(&self.names().redrive_stream(), &subject).await?.is_some())

@@ -3,6 +3,7 @@
 use crate::domain::access::TokenId;
 use crate::domain::allotment::MemberId;
 use crate::domain::bulk_job::BulkJobId;
+use crate::domain::strict_order::PARTITIONS;
 use crate::domain::subscription::SubscriptionRef;
 use crate::domain::token::{safe_token, tenant_token};
 
@@ -183,6 +184,11 @@ impl SubjectNames {
     /// All subjects of a lane; the filter of its durable.
     pub fn lane_filter(&self, domain: &str, lane: &str) -> String {
         format!("{}.outbox.{domain}.{lane}.*", self.prefix)
+    }
+
+    /// Whether an outbox subject is in a lane of a strict order.
+    pub fn is_in_strict_lane(&self, subject: &str) -> bool {
+        self.parse_outbox(subject).is_some_and(|parsed| is_strict_lane(parsed.lane))
     }
 
     pub fn parse_outbox<'a>(&self, subject: &'a str) -> Option<OutboxSubject<'a>> {
@@ -368,10 +374,32 @@ pub fn subscription_of_own_lane(lane: &str) -> Option<&str> {
     lane.strip_prefix("own-")
 }
 
-/// Whether a worker reads the lane: the shared lane, or the own lane of a subscription. Another publisher may write to
-/// any other one.
+/// The name of a lane of a strict order, of which a subscription has one for each partition. The name shows that the
+/// durable has one message in flight.
+pub fn strict_lane(partition: u8, subscription: &str) -> String {
+    format!("strict-{partition}-{subscription}")
+}
+
+/// Whether a lane belongs to a strict order.
+pub fn is_strict_lane(lane: &str) -> bool {
+    subscription_of_strict_lane(lane).is_some()
+}
+
+fn subscription_of_strict_lane(lane: &str) -> Option<&str> {
+    let (partition, subscription) = lane.strip_prefix("strict-")?.split_once('-')?;
+    let number: u8 = partition.parse().ok()?;
+    (number < PARTITIONS && number.to_string() == partition).then_some(subscription)
+}
+
+/// The token of the subscription of an own lane or of a strict order's lane.
+pub fn subscription_of_lane(lane: &str) -> Option<&str> {
+    subscription_of_own_lane(lane).or_else(|| subscription_of_strict_lane(lane))
+}
+
+/// Whether a worker reads the lane: the shared lane, or a lane of a subscription. Another publisher may write to any
+/// other one.
 pub fn is_lane(lane: &str) -> bool {
-    lane == SHARED_LANE || subscription_of_own_lane(lane).and_then(SubscriptionRef::from_token).is_some()
+    lane == SHARED_LANE || subscription_of_lane(lane).and_then(SubscriptionRef::from_token).is_some()
 }
 
 #[cfg(test)]
@@ -388,8 +416,23 @@ mod tests {
         assert_eq!(names.subscription_key(&acme), "$KV.hub-subscriptions.a=b=crm");
         assert_eq!(names.subscription_of_key(&names.subscription_key(&acme)), Some("a=b=crm"));
         assert!(is_lane(SHARED_LANE) && is_lane(&own_lane(&acme.token())) && is_lane("own-crm"));
-        for foreign in ["", "x", "*", ">", "own-", "own-*", "own-a=", "SHARED", &own_lane(&"x".repeat(3_000))]
-        {
+        assert!(is_lane(&strict_lane(15, &acme.token())) && is_strict_lane("strict-0-crm"));
+        assert_eq!(subscription_of_lane("strict-3-a=b=crm"), Some("a=b=crm"));
+        let long = own_lane(&"x".repeat(3_000));
+        for foreign in [
+            "",
+            "x",
+            "*",
+            ">",
+            "own-",
+            "own-*",
+            "own-a=",
+            "SHARED",
+            &long,
+            "strict-16-crm",
+            "strict-crm",
+            "strict-01-crm",
+        ] {
             assert!(!is_lane(foreign), "{foreign}");
         }
         let subject = names.outbox("policy-client", SHARED_LANE, "crm");

@@ -137,6 +137,7 @@ async fn event_processor(stage: &Stage) -> EventProcessor {
             outbox_size: 1_000_000_000,
             backlog: BacklogLimits::default(),
             schedule: Vec::new(),
+            stream_parameters: from_settings::stream_parameters(settings),
         },
         Metrics::new(),
         Readiness::default().part("role"),

@@ -244,6 +244,13 @@ impl Worker {
         if trigger == RedriveTrigger::Schedule && self.quota.postpone(&self.js, &entry, &letter).await? {
             return Ok(());
         }
+        let redrives = letter.redrives + u32::from(trigger == RedriveTrigger::Schedule);
+        if self.js.stopped_envelope(domain, &entry).await?.is_some() {
+            // It is at its place in the order, and is tried there.
+            self.js.mark_replaying_in_place(domain, sequence, redrives).await?;
+            Redriven { letter: &letter, domain, redrives, trigger: trigger.as_str() }.emit(&self.metrics);
+            return Ok(());
+        }
         // An unreadable envelope goes to the subscription in its subject.
         let from = names.parse_dead_letter(&entry.subject).map(|subject| subject.subscription);
         let from =
@@ -253,7 +260,6 @@ impl Worker {
         else {
             return Ok(());
         };
-        let redrives = letter.redrives + u32::from(trigger == RedriveTrigger::Schedule);
         // With the request's own sequence, so that a forced replay is not dropped as a duplicate.
         let message_id = match trigger {
             RedriveTrigger::OperatorForce => format!("{stream}-{sequence}-{}", message.stream_sequence),

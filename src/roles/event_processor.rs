@@ -5,6 +5,8 @@
 mod backlog;
 mod backlogs;
 mod committer;
+mod decoder;
+mod in_order;
 mod outbox_room;
 mod planner;
 mod recent;
@@ -23,6 +25,7 @@ use crate::domain::backlog::BacklogLimits;
 use crate::domain::category::Categories;
 use crate::facts::Metrics;
 use crate::health::ReadyFlag;
+use crate::nats::definitions::StreamParameters;
 use crate::nats::{
     Acker, Answers, ByteBudget, HAND_BACK_DELAY, Heartbeat, JetStream, NatsError, Read, Reader,
 };
@@ -30,8 +33,10 @@ use crate::tasks::{Task, TaskError, Tasks};
 use backlog::Backlog;
 use backlogs::{Backlogs, QuotaSettings};
 use committer::Committer;
+use decoder::{Decode, Decoder};
+use in_order::InOrder;
 use outbox_room::OutboxRoom;
-use planner::{CommitQueue, Decode, Held, Planner};
+use planner::{CommitQueue, Held, Planner};
 use rejecter::Rejecter;
 pub use resolver::{RemoteResolver, Resolver};
 
@@ -58,6 +63,7 @@ pub struct EventProcessorSettings {
     pub backlog: BacklogLimits,
     /// Waits before the redrives of a dead letter.
     pub schedule: Vec<Duration>,
+    pub stream_parameters: StreamParameters,
 }
 
 /// Waits for the planning in progress; forever if there is none.
@@ -134,14 +140,18 @@ impl EventProcessor {
         let planned = CancellationToken::new();
         let mut committers = Tasks::new(planned.clone());
         let rejecter = Rejecter::new(self.js.clone(), self.metrics.clone());
+        let decoder = Decoder {
+            names: js.names().clone(),
+            categories: self.categories.clone(),
+            decode: self.decode,
+            max_size: self.settings.max_size,
+        };
         let planner = Arc::new(Planner {
-            queues: self.start_committers(&rejecter, &mut committers),
+            queues: self.start_committers(&rejecter, &decoder, &mut committers),
             rejecter,
             js: self.js,
             resolver: self.resolver,
-            categories: self.categories,
-            decode: self.decode,
-            max_size: self.settings.max_size,
+            decoder,
             batch: self.settings.batch,
             metrics: self.metrics,
         });
@@ -209,7 +219,12 @@ impl EventProcessor {
         committers.join().await
     }
 
-    fn start_committers(&self, rejecter: &Rejecter, committers: &mut Tasks) -> Vec<CommitQueue> {
+    fn start_committers(
+        &self,
+        rejecter: &Rejecter,
+        decoder: &Decoder,
+        committers: &mut Tasks,
+    ) -> Vec<CommitQueue> {
         let domains: Vec<String> = self.categories.names().map(str::to_owned).collect();
         // A domain that cannot commit must not fill the memory that the others need.
         let room_bytes = u32::try_from(self.settings.held_bytes / 2).unwrap_or(u32::MAX);
@@ -219,7 +234,8 @@ impl EventProcessor {
         let capacity = (self.settings.held / (2 * domains.len().max(1))).max(16);
         domains
             .into_iter()
-            .map(|domain| {
+            .enumerate()
+            .map(|(place, domain)| {
                 let (sender, receiver) = mpsc::channel(capacity);
                 let metrics = self.metrics.of_domain(&domain);
                 let blocked = Arc::new(AtomicBool::new(false));
@@ -232,8 +248,16 @@ impl EventProcessor {
                 let (backlogs, watch) =
                     Backlogs::new(self.js.clone(), &domain, quotas, self.metrics.clone(), metrics.clone());
                 committers.droppable(format!("the watch of the backlogs of {domain}"), watch.run());
-                let committer = Committer::new(
+                let in_order = InOrder::new(
                     self.js.clone(),
+                    decoder.clone(),
+                    self.settings.stream_parameters.clone(),
+                    (place, &domain),
+                    capacity,
+                    room_bytes as usize / 2,
+                );
+                let committer = Committer::new(
+                    in_order,
                     rejecter.clone(),
                     backlogs,
                     metrics.clone(),

@@ -55,7 +55,7 @@ impl Stage {
         let mut hubs = Hubs { all: hubs, restarts: 0, http: http_client() };
         hubs.ready().await;
         let (operator, receiver) = (Hub::configured(&url, &settings), Receiver::start().await);
-        let subscribers = subscribers();
+        let subscribers = subscribers(plan.has(Kind::FullOutbox));
         receiver.set_default(well());
         let client = TestClient::connect(&url).await;
         client.subscribe(subscribers.iter().map(|one| subscription(one, &receiver.url(&path(one.id))))).await;

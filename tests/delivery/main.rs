@@ -20,3 +20,4 @@ mod own_lanes;
 mod poison;
 mod publishing;
 mod rejection;
+mod strict;

@@ -20,13 +20,22 @@ pub struct Deliveries {
     deliveries: u32,
     /// Attempts among the earlier ones.
     tried: u32,
+    /// Those of them before the last dead letter, if the envelope stayed at its place since then.
+    before: u32,
 }
 
 impl Deliveries {
     /// `deliveries`: the count of the broker, from 1. `tried`: known attempts among the earlier deliveries.
     pub fn new(carried: Carried, deliveries: u32, tried: u32) -> Self {
         let deliveries = deliveries.max(1);
-        Self { carried, deliveries, tried: tried.min(deliveries - 1) }
+        Self { carried, deliveries, tried: tried.min(deliveries - 1), before: 0 }
+    }
+
+    /// The envelope stayed at its place after a dead letter with this number of attempts, and is replayed there.
+    #[must_use]
+    pub fn replayed(self, attempts: u32) -> Self {
+        let before = attempts.saturating_sub(self.carried.attempts);
+        Self { before, tried: self.tried.max(before), ..self }
     }
 
     /// Attempts so far, over all redrives.
@@ -41,11 +50,11 @@ impl Deliveries {
 
     /// Attempts since the fan-out or the last redrive.
     fn of_round(&self) -> u32 {
-        self.carried.tried.saturating_add(self.tried)
+        self.carried.tried.saturating_add(self.tried - self.before)
     }
 
     fn untried(&self) -> u32 {
-        self.carried.untried.saturating_add(self.deliveries - 1 - self.tried)
+        self.carried.untried.saturating_add((self.deliveries - 1).saturating_sub(self.tried))
     }
 
     /// Whether the broker will not deliver it again.
@@ -60,6 +69,11 @@ impl Deliveries {
         } else {
             self.of_round().saturating_add(1).min(max_deliver)
         }
+    }
+
+    /// The same where the broker delivers without end, so that only attempts count.
+    pub fn next_attempt_in_order(&self, max_deliver: u32) -> u32 {
+        self.of_round().saturating_add(1).min(max_deliver)
     }
 
     /// Whether it must be published again before its next attempt: the broker will not deliver it again, and the next
@@ -133,6 +147,18 @@ mod tests {
     use super::*;
 
     const POLICIES: [u32; 5] = [1, 2, 3, 5, 30];
+
+    #[test]
+    fn in_a_strict_lane_only_attempts_count_and_a_replay_begins_anew() {
+        let of = |deliveries, tried| Deliveries::new(Carried::default(), deliveries, tried);
+        assert_eq!(of(100, 0).next_attempt_in_order(3), 1, "deliveries without attempts do not count");
+        assert_eq!(of(100, 2).next_attempt_in_order(3), 3);
+        let replayed = of(100, 3).replayed(3);
+        assert_eq!((replayed.attempts(), replayed.tried(), replayed.next_attempt_in_order(3)), (3, 3, 1));
+        // What is forgotten here is in the dead letter.
+        assert_eq!(of(1, 0).replayed(3).attempts(), 3);
+        assert_eq!(of(100, 5).replayed(3).next_attempt_in_order(3), 3);
+    }
 
     /// What happens to a delivery.
     #[derive(Clone, Copy, PartialEq)]

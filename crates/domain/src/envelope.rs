@@ -10,7 +10,9 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::event::Event;
-use super::subscription::{Identity, Incarnation, RateLimit, SubscriptionRef, subscription_token};
+use super::subscription::{
+    Identity, Incarnation, OnDeadLetter, Ordering, RateLimit, SubscriptionRef, subscription_token,
+};
 
 mod body;
 mod owner;
@@ -79,6 +81,18 @@ impl<'a> Envelope<'a> {
             max_age: Option<Duration>,
         }
         serde_json::from_str::<Age>(self.delivery?.get()).ok()?.max_age
+    }
+
+    /// What a dead letter does to the strict order of the delivery; `None` if it has none.
+    pub fn on_dead_letter(&self) -> Option<OnDeadLetter> {
+        #[derive(Deserialize)]
+        struct Order {
+            #[serde(default)]
+            ordering: Ordering,
+            on_dead_letter: Option<OnDeadLetter>,
+        }
+        let order: Order = serde_json::from_str(self.delivery?.get()).ok()?;
+        (order.ordering == Ordering::Strict).then(|| order.on_dead_letter.unwrap_or_default())
     }
 
     /// The delivery's limits for the fair share: `max_in_flight` and the rate limit.

@@ -3,10 +3,10 @@
 //! [`Carried`](super::carried::Carried) reads and writes those of an envelope, and
 //! [`DeadLetter`](super::dead_letter::DeadLetter) those of a dead letter.
 
-/// The sequence of the dead letter, in a redriven envelope.
-pub(crate) const DEAD_LETTER: &str = "Hub-Dead-Letter";
+/// The sequence of the dead letter, in a redriven envelope; in a dead letter, that of the one before it.
+pub const DEAD_LETTER: &str = "Hub-Dead-Letter";
 /// The number of scheduled redrives so far, in an envelope or dead letter.
-pub(crate) const REDRIVES: &str = "Hub-Redrives";
+pub const REDRIVES: &str = "Hub-Redrives";
 /// When the outbox stored an envelope first, in milliseconds since 1970; in one that was moved.
 pub(crate) const QUEUED_AT: &str = "Hub-Queued-At";
 /// The number of attempts so far, in an envelope or dead letter.
@@ -46,6 +46,9 @@ pub(crate) const LAST_STATUS: &str = "Hub-Last-Status";
 pub(crate) const LAST_ERROR: &str = "Hub-Last-Error";
 /// The time of the next redrive of a dead letter (RFC 3339).
 pub(crate) const NEXT_REDRIVE_AT: &str = "Hub-Next-Redrive-At";
+
+/// The sequence in the domain outbox of the envelope that stops a strict order, in its dead letter.
+pub const STOPS: &str = "Hub-Stops";
 
 /// The requester of the redrive, in a redrive message.
 pub const ORDER: &str = "Hub-Order";

@@ -12,6 +12,7 @@ use super::backlog::BacklogLimits;
 use super::event::Event;
 use super::filter::{Filter, Program};
 use super::key::{EventKey, KeyPattern};
+use super::strict_order::StrictOrder;
 use super::subscription::{
     Identity, Incarnation, InvalidTenant, RateLimit, Subscription, SubscriptionRef, SubscriptionState,
 };
@@ -31,14 +32,21 @@ pub struct IndexEntry {
     /// The limits of the delivery, for the fair share.
     pub max_in_flight: u32,
     pub rate_limit: Option<Box<RateLimit>>,
-    /// The limits of the backlog, if it has any of its own.
-    pub backlog: Option<Box<BacklogLimits>>,
+    /// What few subscriptions have.
+    special: Option<Box<Special>>,
     /// The prepared filters.
     pub program: Box<Program>,
     /// Its revision in the registry.
     pub revision: u64,
     /// Its size in the registry, in bytes.
     pub bytes: u32,
+}
+
+/// What few subscriptions have.
+#[derive(Debug)]
+struct Special {
+    backlog: Option<BacklogLimits>,
+    order: Option<StrictOrder>,
 }
 
 /// The subscription without its delivery, which an entry holds as JSON only, to save memory with 100,000 entries.
@@ -79,12 +87,24 @@ impl IndexEntry {
         let delivery = serde_json::value::to_raw_value(&subscription.delivery)?.into();
         let (max_in_flight, rate_limit) =
             (subscription.delivery.max_in_flight(), subscription.delivery.rate_limit().map(Box::new));
-        let backlog = Some(subscription.delivery.backlog()).filter(|limits| !limits.is_none()).map(Box::new);
+        let backlog = Some(subscription.delivery.backlog()).filter(|limits| !limits.is_none());
+        let order = StrictOrder::of(&subscription.delivery);
+        let special = (backlog.is_some() || order.is_some()).then(|| Box::new(Special { backlog, order }));
         let Subscription { incarnation, events, filter, state, .. } = subscription;
         let program = Box::new(Program::new(&filter));
         let (events, filter) = (events.into(), filter.into());
         let subscription = Interest { reference, incarnation, events, filter, state };
-        Ok(Self { subscription, delivery, max_in_flight, rate_limit, backlog, program, revision, bytes })
+        Ok(Self { subscription, delivery, max_in_flight, rate_limit, special, program, revision, bytes })
+    }
+
+    /// The limits of the backlog, if it has any of its own.
+    pub fn backlog(&self) -> Option<&BacklogLimits> {
+        self.special.as_deref()?.backlog.as_ref()
+    }
+
+    /// The strict order of the delivery, if it has one.
+    pub fn order(&self) -> Option<&StrictOrder> {
+        self.special.as_deref()?.order.as_ref()
     }
 
     /// True if all its filters match the event.

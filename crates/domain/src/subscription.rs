@@ -21,7 +21,9 @@ mod tls;
 mod validate;
 
 pub use certificates::{Certificates, PemProblem};
-pub use delivery::{BrokerDelivery, ContentMode, Delivery, EndpointDelivery, Ordering, RateLimit};
+pub use delivery::{
+    BrokerDelivery, ContentMode, Delivery, EndpointDelivery, OnDeadLetter, Ordering, RateLimit,
+};
 pub use headers::is_credential_name;
 pub use identity::{
     DEFAULT_TENANT, Identity, Incarnation, InvalidTenant, SubscriptionRef, subscription_token,

@@ -55,12 +55,29 @@ impl TestClient {
 
     /// Publishes bare JSON under an id until the stream has it; returns whether it was new.
     pub async fn publish(&self, key: &str, id: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", id);
+        self.publish_with(key, id, headers).await
+    }
+
+    /// Publishes a CloudEvent in binary mode with this id and this `subject`.
+    pub async fn publish_cloud_event(&self, key: &str, id: &str, subject: &str) -> bool {
+        let mut headers = HeaderMap::new();
+        let attributes =
+            [("specversion", "1.0"), ("id", id), ("type", key), ("source", "test"), ("subject", subject)];
+        for (name, value) in attributes {
+            headers.insert(format!("ce-{name}"), value);
+        }
+        headers.insert("content-type", "application/json");
+        self.publish_with(key, id, headers).await
+    }
+
+    async fn publish_with(&self, key: &str, id: &str, headers: HeaderMap) -> bool {
         let publish = async {
             loop {
-                let mut headers = HeaderMap::new();
-                headers.insert("Nats-Msg-Id", id);
                 let body = Bytes::from(json!({ "user_id": id }).to_string());
-                let sent = self.context.publish_with_headers(format!("hub.events.{key}"), headers, body);
+                let sent =
+                    self.context.publish_with_headers(format!("hub.events.{key}"), headers.clone(), body);
                 if let Ok(acknowledgement) = sent.await
                     && let Ok(acknowledgement) = acknowledgement.await
                 {

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::domain::carried::Carried;
-use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
+use crate::domain::dead_letter::{DeadLetter, DeadLetterState, Failed, Origin};
 use crate::domain::deliveries::{Verdict, after_last_delivery, is_final};
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
@@ -107,10 +107,18 @@ impl Router {
             ExhaustedRedriveDropped { stream, sequence }.emit();
             return Ok(Routed::Gone);
         }
-        let letter = match &envelope {
+        let mut letter = match &envelope {
             Some(envelope) => {
                 let words = self.final_attempt(domain, envelope, carried).await?;
-                match self.verdict(domain, &message, envelope, carried, words.as_ref(), cause).await {
+                let verdict =
+                    match self.verdict(domain, &message, envelope, carried, words.as_ref(), cause).await {
+                        // A copy would lose its place.
+                        Verdict::PublishAgain(counts) if names.is_in_strict_lane(&message.subject) => {
+                            Verdict::DeadLetter { reason: Reason::Stranded, attempts: counts.attempts }
+                        }
+                        verdict => verdict,
+                    };
+                match verdict {
                     Verdict::PublishAgain(counts) => {
                         self.publish_again(domain, &message, envelope, counts).await?;
                         self.js.delete(stream, sequence).await?;
@@ -134,6 +142,10 @@ impl Router {
                 letter
             }
         };
+        if names.is_in_strict_lane(&message.subject) {
+            // A scheduled redrive would be out of order.
+            (letter.state, letter.next_redrive_at) = (DeadLetterState::Parked, None);
+        }
         let (subject, body, block) = (&message.subject, message.payload.clone(), message.header_block());
         self.js.put_dead_letter_with_headers(subject, sequence, &letter, body, block).await?;
         if let Some(predecessor) = carried.dead_letter {

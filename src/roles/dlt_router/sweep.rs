@@ -28,7 +28,7 @@ use crate::facts::{
     SweepFailed,
 };
 use crate::nats::definitions::StreamParameters;
-use crate::nats::subjects::{is_lane, lane_consumer, lane_of_consumer};
+use crate::nats::subjects::{is_lane, is_strict_lane, lane_consumer, lane_of_consumer};
 use crate::nats::{ConsumerInfo, NatsError, StoredMessage};
 use crate::panics;
 
@@ -137,6 +137,8 @@ impl Sweep {
         let js = self.router.js();
         let consumer = js.consumer_info(stream, &lane_consumer(name)).await?;
         let old = lane.begin(&consumer);
+        // The last attempt does not end a strict lane's envelope: it may stay to stop the order.
+        let old = if is_strict_lane(name) { 0 } else { old };
         let last = last_unknown_to(&consumer).max(old);
         let filter = js.names().lane_filter(domain, name);
         let mut left = MOST_PER_PASS;

@@ -23,7 +23,7 @@ use crate::facts::{
     BacklogNearLimit, BacklogsNotRead, DeadLettered, DomainMetrics, EnvelopesCommittedToOwnLanes, Metrics,
     OverQuotaNotDeadLettered,
 };
-use crate::nats::subjects::own_lane;
+use crate::nats::subjects::{SHARED_LANE, is_strict_lane, own_lane};
 use crate::nats::{EnvelopeMessage, JetStream, NatsError};
 
 /// Interval of the looks. A look that takes long is followed by a longer pause.
@@ -160,7 +160,7 @@ impl Backlogs {
                     let size = envelope.stored_bytes() as u64;
                     match ledger.add(parsed.subscription, size, limits, now) {
                         Decision::Fits { own_lane } => {
-                            if own_lane {
+                            if own_lane && !is_strict_lane(parsed.lane) {
                                 to_own_lanes += 1;
                                 envelope.subject = self.subject_in_own_lane(parsed.subscription);
                             }
@@ -178,6 +178,10 @@ impl Backlogs {
             EnvelopesCommittedToOwnLanes { count: to_own_lanes }.emit(&self.metrics);
         }
         doubtful
+    }
+
+    fn is_strict(&self, subject: &str) -> bool {
+        self.js.names().is_in_strict_lane(subject)
     }
 
     fn subject_in_own_lane(&self, token: &str) -> String {
@@ -253,7 +257,7 @@ impl Backlogs {
                     return true;
                 }
             };
-            if own_lane {
+            if own_lane && !self.is_strict(&envelope.subject) {
                 envelope.subject = self.subject_in_own_lane(&one.token);
             }
             false
@@ -288,6 +292,10 @@ impl Backlogs {
                     at += 1;
                     !out.contains(&(at - 1))
                 });
+                planned.limits.retain(|(of, _)| !out.contains(of));
+                for (of, _) in &mut planned.limits {
+                    *of -= out.iter().filter(|out| **out < *of).count();
+                }
             }
             admitted.push(planned);
         }
@@ -350,9 +358,17 @@ impl Backlogs {
             error: Some(why),
             at: OffsetDateTime::now_utc(),
         };
-        let letter = DeadLetter::new(&self.domain, origin, failed, &self.schedule);
         let id = format!("over-quota-{}", envelope.message_id);
-        self.js.put_dead_letter_with_id(&id, &envelope.subject, &letter, body.clone()).await?;
+        let letter = if self.is_strict(&envelope.subject) {
+            // Parked: a scheduled redrive would be out of order.
+            DeadLetter::new(&self.domain, origin, failed, &[])
+        } else {
+            DeadLetter::new(&self.domain, origin, failed, &self.schedule)
+        };
+        // The last dead letter of a strict lane is the one that stops it.
+        let token = self.js.names().parse_outbox(&envelope.subject).map_or("", |parsed| parsed.subscription);
+        let subject = self.js.names().outbox(&self.domain, SHARED_LANE, token);
+        self.js.put_dead_letter_with_id(&id, &subject, &letter, body.clone()).await?;
         DeadLettered { letter: &letter }.emit(&self.all);
         Ok(())
     }

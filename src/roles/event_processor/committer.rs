@@ -5,6 +5,7 @@
 //! If the outbox refuses a group, its halves are written, the smaller events first, down to a single event. Only events
 //! that do not fit wait. An event that can never fit as a whole is written in parts ([`parts`]).
 
+mod ordered;
 mod parts;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 
 use self::parts::Rest;
 use super::backlogs::Backlogs;
+use super::in_order::InOrder;
 use super::outbox_room::OutboxRoom;
 use super::recent::Recent;
 use super::rejecter::Rejecter;
@@ -40,6 +42,11 @@ const MOST_BYTES: usize = 8 * 1024 * 1024;
 /// An event with its envelopes.
 pub(super) struct Planned {
     pub(super) message: Delivered,
+    pub(super) tenant: Box<str>,
+    /// An envelope is for a strict order.
+    pub(super) ordered: bool,
+    /// When it was planned.
+    pub(super) since: Instant,
     pub(super) envelopes: Vec<EnvelopeMessage>,
     /// The limits of subscriptions that have their own, by the positions of their envelopes.
     pub(super) limits: Vec<(usize, BacklogLimits)>,
@@ -75,6 +82,8 @@ pub(super) struct Committer {
     recent: Recent,
     answers: Answers,
     backlogs: Backlogs,
+    /// The ordered events that wait for earlier ones.
+    in_order: InOrder,
     /// Whether it is blocked, for the planner.
     is_blocked: Arc<AtomicBool>,
     #[cfg(test)]
@@ -91,7 +100,7 @@ struct Blocked {
 
 impl Committer {
     pub(super) fn new(
-        js: JetStream,
+        in_order: InOrder,
         rejecter: Rejecter,
         backlogs: Backlogs,
         metrics: DomainMetrics,
@@ -100,7 +109,7 @@ impl Committer {
         is_blocked: Arc<AtomicBool>,
     ) -> Self {
         Self {
-            js,
+            js: in_order.js().clone(),
             rejecter,
             metrics,
             outbox,
@@ -109,6 +118,7 @@ impl Committer {
             recent: Recent::default(),
             answers,
             backlogs,
+            in_order,
             is_blocked,
             #[cfg(test)]
             before_write: |_| {},
@@ -128,6 +138,7 @@ impl Committer {
         let mut first = None;
         loop {
             self.write_rest_if_due().await;
+            self.commit_in_order_if_due().await;
             let planned = match first.take() {
                 Some(planned) => planned,
                 None => tokio::select! {
@@ -136,8 +147,13 @@ impl Committer {
                         None => break,
                     },
                     () = parts::wake(&self.rest) => continue,
+                    () = ordered::wake(self.in_order.due()) => continue,
                 },
             };
+            if planned.ordered {
+                first = self.take_in_order(planned, &mut receiver).await;
+                continue;
+            }
             let mut load = planned.load();
             if self.refuses(load.bytes) {
                 self.hand_back(vec![planned]).await;
@@ -148,6 +164,10 @@ impl Committer {
             while room.is_one_batch(load)
                 && let Ok(planned) = receiver.try_recv()
             {
+                if planned.ordered {
+                    self.wait_in_order(planned).await;
+                    continue;
+                }
                 let more = planned.load();
                 if self.refuses(more.bytes) {
                     self.hand_back(vec![planned]).await;
@@ -173,6 +193,8 @@ impl Committer {
         if let Some(rest) = self.rest.take() {
             self.hand_back(vec![rest.planned]).await;
         }
+        let waiting = self.in_order.hand_back(None);
+        self.hand_back(waiting).await;
     }
 
     /// Whether the outbox refused an event of that size a short while ago.
@@ -291,6 +313,7 @@ impl Committer {
         self.is_blocked.store(self.blocked.is_some() || self.rest.is_some(), Ordering::Relaxed);
         EnvelopesCommitted { count: planned.envelopes.len() }.emit(&self.metrics);
         self.answers.ack(&planned.message.acker).await;
+        self.in_order.settled(planned.message.stream_sequence);
         drop((planned.permit, planned.room));
     }
 

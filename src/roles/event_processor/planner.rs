@@ -4,19 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::stream::{self, StreamExt};
-use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 
 use super::backlog::{Backlog, TURN, Turn, Work};
 use super::committer::{BUSY_DELAY, Planned};
+use super::decoder::Decoder;
 use super::outbox_room::OutboxRoom;
 use super::rejecter::Rejecter;
 use super::resolver::Resolver;
 use crate::domain::backlog::BacklogLimits;
-use crate::domain::category::Categories;
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::envelope::{EncodedEnvelope, FanOut};
-use crate::domain::event::{Event, Publication, RejectReason, Rejection};
+use crate::domain::event::{Event, RejectReason, Rejection};
 use crate::domain::index::IndexEntry;
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::Incarnation;
@@ -24,7 +24,7 @@ use crate::facts::{
     DeadLettered, DomainMetrics, EventMatched, EventPutAside, Metrics, OutboxLimitsNotRead,
     TooLargeNotDeadLettered,
 };
-use crate::nats::subjects::{EventSubject, SHARED_LANE};
+use crate::nats::subjects::{SHARED_LANE, strict_lane};
 use crate::nats::{Delivered, EnvelopeMessage, JetStream, NatsError};
 use crate::panics::{self, Panicked};
 
@@ -33,8 +33,6 @@ const REJECTIONS_IN_FLIGHT: usize = 32;
 /// Room that an envelope leaves in the server's max_payload for its headers.
 const HEADER_ROOM: usize = 4 * 1024;
 
-/// How a publication becomes an event.
-pub(crate) type Decode = fn(&Publication<'_>) -> Result<Event, Rejection>;
 /// Steps after which the next events are read, though more could be planned.
 const STEPS_AT_A_TIME: usize = 1_000_000;
 /// What an envelope is worth, beside its bytes.
@@ -51,10 +49,7 @@ pub(super) struct Planner {
     pub(super) js: JetStream,
     pub(super) resolver: Resolver,
     pub(super) rejecter: Rejecter,
-    pub(super) categories: Arc<Categories>,
-    pub(super) decode: Decode,
-    /// The largest event, in bytes.
-    pub(super) max_size: usize,
+    pub(super) decoder: Decoder,
     /// The most events that are planned together.
     pub(super) batch: usize,
     pub(super) metrics: Metrics,
@@ -82,7 +77,8 @@ impl CommitQueue {
     async fn hand_over(
         &self,
         message: Delivered,
-        Plan { envelopes, shared, limits, .. }: Plan,
+        tenant: &str,
+        Plan { envelopes, shared, limits, ordered, .. }: Plan,
         permit: OwnedSemaphorePermit,
     ) {
         let own: usize = envelopes.iter().map(EnvelopeMessage::own_bytes).sum();
@@ -93,7 +89,8 @@ impl CommitQueue {
             self.room.clone().acquire_many_owned(weight).await.ok()
         };
         let Some(room) = room else { return message.acker.nak(Some(BUSY_DELAY)).await };
-        let planned = Planned { message, envelopes, limits, permit, room };
+        let (tenant, since) = (tenant.into(), Instant::now());
+        let planned = Planned { message, tenant, ordered, since, envelopes, limits, permit, room };
         // A blocked committer empties its channel at once, so this never waits for a full outbox.
         if let Err(closed) = self.committer.send(planned).await {
             closed.0.message.acker.nak(None).await;
@@ -108,6 +105,8 @@ struct Plan {
     shared: usize,
     /// The limits of subscriptions that have their own, by the positions of their envelopes.
     limits: Vec<(usize, BacklogLimits)>,
+    /// An envelope is for a strict order.
+    ordered: bool,
     /// Envelopes that are too large because of their subscription.
     too_large: Vec<(EncodedEnvelope, Incarnation)>,
 }
@@ -155,7 +154,7 @@ impl Planner {
     async fn take_in(&self, backlog: &mut Backlog, group: Vec<Held>, rejected: &mut Vec<Rejected>) {
         let mut events = Vec::with_capacity(group.len());
         for (message, permit) in group {
-            match panics::catch(|| self.decode(&message)) {
+            match panics::catch(|| self.decoder.event(&message)) {
                 Ok(Ok(event)) if self.queue(&event).is_none() => {
                     rejected.push((message, Rejection::no_domain(&event.key), permit));
                 }
@@ -247,14 +246,14 @@ impl Planner {
         if plan.envelopes.is_empty() {
             message.acker.ack().await;
         } else {
-            queue.hand_over(message, plan, permit).await;
+            queue.hand_over(message, &event.tenant, plan, permit).await;
         }
         made
     }
 
     fn queue(&self, event: &Event) -> Option<(&CommitQueue, &str)> {
-        let index = self.categories.index_of(&event.key)?;
-        Some((self.queues.get(index)?, self.categories.name(index)?))
+        let index = self.decoder.categories.index_of(&event.key)?;
+        Some((self.queues.get(index)?, self.decoder.categories.name(index)?))
     }
 
     /// Plans within the limits of the outbox as they are known. Before anything is set aside because of them, they are
@@ -303,22 +302,27 @@ impl Planner {
             envelopes: Vec::with_capacity(wanting.len()),
             shared: fan_out.shared_size(),
             limits: Vec::new(),
+            ordered: false,
             too_large: Vec::new(),
         };
         let fits =
             |message: &EnvelopeMessage| message.payload.size() <= limit && message.stored_bytes() <= largest;
         for entry in wanting {
             let (id, incarnation) = (&entry.subscription.reference, entry.subscription.incarnation);
+            let token = id.token();
+            let lane = entry.order().map(|order| strict_lane(order.partition(event), &token));
+            let lane = lane.as_deref().unwrap_or(SHARED_LANE);
             let message = |envelope: EncodedEnvelope| EnvelopeMessage {
-                subject: self.js.names().outbox(domain, SHARED_LANE, &envelope.subscription.token()),
+                subject: self.js.names().outbox(domain, lane, &token),
                 message_id: envelope.id,
                 payload: envelope.body,
                 headers: Vec::new(),
             };
             let at = plan.envelopes.len();
-            plan.limits.extend(entry.backlog.as_deref().map(|limits| (at, *limits)));
+            plan.limits.extend(entry.backlog().map(|limits| (at, *limits)));
             let whole = message(fan_out.envelope(id, incarnation, Some(&entry.delivery)));
             if fits(&whole) {
+                plan.ordered |= entry.order().is_some();
                 plan.envelopes.push(whole);
                 continue;
             }
@@ -336,6 +340,7 @@ impl Planner {
                 ));
             }
             if self.resolver.is_registry() {
+                plan.ordered |= entry.order().is_some();
                 plan.envelopes.push(message(bare));
             } else {
                 plan.limits.retain(|(of, _)| *of != at);
@@ -382,29 +387,5 @@ impl Planner {
             .await?;
         DeadLettered { letter: &letter }.emit(&self.metrics);
         Ok(())
-    }
-
-    fn decode(&self, message: &Delivered) -> Result<Event, Rejection> {
-        if let Some(malformed) = message.malformed() {
-            return Err(malformed.into());
-        }
-        let stream = self.js.names().events_stream();
-        let headers: Vec<(&str, &str)> = message.header_pairs().collect();
-        let time = OffsetDateTime::from_unix_timestamp_nanos(message.stored_at_nanos)
-            .unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        let place = self.js.names().parse_event(&message.subject);
-        let EventSubject { tail, tenant_token } =
-            place.unwrap_or(EventSubject { tail: &message.subject, tenant_token: None });
-        let publication = Publication {
-            subject_tail: tail,
-            tenant_token,
-            headers: &headers,
-            body: &message.payload,
-            stream: &stream,
-            sequence: message.stream_sequence,
-            time,
-            max_size: self.max_size,
-        };
-        (self.decode)(&publication)
     }
 }

@@ -317,7 +317,8 @@ impl Worker {
     /// The probe that an envelope is, if the circuit of its subscription is half-open.
     pub(super) fn probe(&self, running: &Running, held: &Held) -> Option<Probe> {
         let subscription = &held.subscription;
-        if !running.circuits.is_tripped(subscription) {
+        let in_order = self.js.names().is_in_strict_lane(&held.message.subject);
+        if in_order || !running.circuits.is_tripped(subscription) {
             return None;
         }
         CircuitProbed { subscription: &subscription.subscription }.emit(&self.metrics);
@@ -366,6 +367,10 @@ impl Worker {
 
     fn empty(&self, running: &mut Running, subscription: &Identity) {
         for held in running.pool.withdraw(subscription) {
+            if self.js.names().is_in_strict_lane(&held.message.subject) {
+                self.keep(running, held);
+                continue;
+            }
             self.spill(running, held);
         }
     }

@@ -1,5 +1,7 @@
 //! One attempt, from the message to its settlement.
 
+mod strict;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,6 +12,7 @@ use super::circuits::Probe;
 use super::disable::disable;
 use super::expiry::Expiry;
 use super::remembered::{Remembered, Settlement};
+use super::settle::strict::Turn;
 use super::settle::{Settle, Tried};
 use super::tries::Tries;
 use crate::domain::attempt::Attempt;
@@ -28,6 +31,7 @@ use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Target};
 use crate::nats::{Delivered, JetStream, NatsError, Registry};
 use crate::panics::{self, Panicked};
 use crate::sinks::OutgoingMessage;
+use strict::Place;
 
 /// Delay before an envelope that caused a panic is delivered again.
 const PANIC_RETRY: Duration = Duration::from_secs(5);
@@ -175,10 +179,19 @@ impl Delivery {
             return Health::UNTRIED;
         };
         let subscription = &identity.subscription;
-        let known = inner.settle.tries().look_up(message).await;
+        let mut known = inner.settle.tries().look_up(message).await;
+        let turn = match self.place(message, &envelope, &identity).await {
+            Place::Free => None,
+            Place::InOrder(turn) => Some(turn),
+            Place::Settled => return Health::UNTRIED,
+        };
+        if let Some(letter) = turn.as_ref().and_then(|turn| turn.letter) {
+            known = known.replayed(letter.attempts);
+        }
+        let turn = turn.as_ref();
         if let Some(why) = inner.expired(message, &identity) {
             let decision = Decision::DeadLetter { reason: Reason::Expired, fault: Fault::Subscriber };
-            inner.settle.settle(message, &envelope, decision, Tried::not_at_all(&why), &known).await;
+            inner.settle.settle_in(turn, message, &envelope, decision, Tried::not_at_all(&why), &known).await;
             return Health::UNTRIED;
         }
         let destination = match &inner.subscriptions {
@@ -189,11 +202,12 @@ impl Delivery {
             Destination::Deliver(prepared) => prepared,
             Destination::DeadLetter(reason, text) => {
                 let decision = Decision::DeadLetter { reason, fault: Fault::Subscriber };
-                inner.settle.settle(message, &envelope, decision, Tried::not_at_all(&text), &known).await;
+                let tried = Tried::not_at_all(&text);
+                inner.settle.settle_in(turn, message, &envelope, decision, tried, &known).await;
                 return Health::UNTRIED;
             }
         };
-        if inner.settle.goes_back(message, &envelope, &known).await {
+        if turn.is_none() && inner.settle.goes_back(message, &envelope, &known).await {
             return Health::UNTRIED;
         }
         let attempt = match prepared.receiver {
@@ -208,7 +222,12 @@ impl Delivery {
                 PreparedFrom::Json(_) => DisablingElsewhere { subscription, reason: &reason }.emit(),
             }
         }
-        self.settle(message, &envelope, &attempt, &prepared.statuses, &known, probe).await
+        let way = match (turn, probe) {
+            (Some(turn), _) => Way::InOrder(turn),
+            (None, Some(probe)) => Way::Probe(probe),
+            (None, None) => Way::Free,
+        };
+        self.settle(message, &envelope, &attempt, &prepared.statuses, &known, way).await
     }
 
     async fn settle(
@@ -218,11 +237,14 @@ impl Delivery {
         attempt: &Attempt,
         statuses: &Statuses,
         known: &Deliveries,
-        probe: Option<&Probe>,
+        way: Way<'_>,
     ) -> Health {
         let settle = &self.inner.settle;
         let sign = sign(&attempt.outcome, statuses);
-        if let Some(probe) = probe
+        if let Way::InOrder(turn) = way {
+            return self.settle_in_order(message, envelope, attempt, statuses, known, turn).await;
+        }
+        if let Way::Probe(probe) = way
             && sign == Sign::Fails
         {
             let next = probe.failed(&attempt.error_text()).await;
@@ -232,16 +254,12 @@ impl Delivery {
         }
         let decision = settle.decide(&attempt.outcome, known, statuses);
         settle.settle(message, envelope, decision, Tried::once(attempt), known).await;
-        if let Some(probe) = probe
+        if let Way::Probe(probe) = way
             && sign == Sign::Works
         {
             probe.worked().await;
         }
-        let hold = match self.inner.subscriptions {
-            Subscriptions::Registry(_) => settle.hold(&attempt.outcome, statuses),
-            // This envelope waits as its endpoint asked; others may have another endpoint in their copy.
-            Subscriptions::InEnvelopes => None,
-        };
+        let hold = self.inner.hold(attempt, statuses);
         let evidence = match sign {
             Sign::Works => Evidence::Works,
             Sign::Fails => Evidence::Fails { envelope: (*envelope.id).into(), error: attempt.error_text() },
@@ -269,7 +287,9 @@ impl Delivery {
     pub(super) async fn panicked(&self, message: &Delivered, panicked: &Panicked, most: u32) {
         let stream = self.inner.settle.stream();
         let had_its_tries = panicked.on_input(&stream, message.stream_sequence, message.deliveries);
-        if !had_its_tries && message.deliveries < most {
+        // A strict lane delivers without end.
+        let is_last = message.deliveries >= most && !self.inner.settle.is_in_strict_lane(message);
+        if !had_its_tries && !is_last {
             // It counts as an attempt, so that the envelope is not published again because of it.
             let tries = self.tries();
             tries.keep(message, tries.known(message).tried().saturating_add(1));
@@ -284,7 +304,24 @@ impl Delivery {
     }
 }
 
+/// How an envelope came to its attempt.
+#[derive(Clone, Copy)]
+enum Way<'a> {
+    Free,
+    /// It is the probe of a half-open circuit.
+    Probe(&'a Probe),
+    InOrder(&'a Turn),
+}
+
 impl Inner {
+    fn hold(&self, attempt: &Attempt, statuses: &Statuses) -> Option<Duration> {
+        match self.subscriptions {
+            Subscriptions::Registry(_) => self.settle.hold(&attempt.outcome, statuses),
+            // This envelope waits as its endpoint asked; others may have another endpoint in their copy.
+            Subscriptions::InEnvelopes => None,
+        }
+    }
+
     /// Why a message is expired; `None` if it is not.
     fn expired(&self, message: &Delivered, id: &Identity) -> Option<String> {
         let age = self.expiry.age(message)?;
@@ -293,7 +330,7 @@ impl Inner {
                 let index = registry.read();
                 let entry =
                     index.get(&id.subscription).filter(|one| one.subscription.incarnation == id.incarnation);
-                entry.and_then(|entry| entry.backlog.as_deref()?.age)
+                entry.and_then(|entry| entry.backlog()?.age)
             }
             Subscriptions::InEnvelopes => {
                 Envelope::read(&message.payload).ok().and_then(|envelope| envelope.max_age())

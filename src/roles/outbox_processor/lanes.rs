@@ -1,7 +1,8 @@
 //! Reads the lanes of a domain outbox.
 //!
 //! Every subscription starts in the shared lane. When its queue is full, its envelopes move to a lane of its own
-//! (`own-<subscription>`), which is read at the subscription's own pace. Lanes are durable consumers of the outbox, so
+//! (`own-<subscription>`), which is read at the subscription's own pace. A subscription with a strict order has lanes of
+//! its own from the beginning. Lanes are durable consumers of the outbox, so
 //! every replica finds them.
 
 use std::collections::HashMap;
@@ -20,7 +21,9 @@ use crate::domain::subscription::SubscriptionRef;
 use crate::facts::{LaneReaderFailed, LanesNotListed, OwnLaneOpened, OwnLaneRemoved};
 use crate::health::ReadyFlag;
 use crate::nats::definitions::StreamParameters;
-use crate::nats::subjects::{SHARED_LANE, lane_consumer, lane_of_consumer, subscription_of_own_lane};
+use crate::nats::subjects::{
+    SHARED_LANE, is_strict_lane, lane_consumer, lane_of_consumer, subscription_of_lane,
+};
 use crate::nats::{ByteBudget, ConsumerInfo, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
 use crate::tasks::{Task, TaskError, Tasks};
 
@@ -206,7 +209,7 @@ impl Lanes {
         let consumers = self.js.consumer_names(&self.stream).await?;
         let lanes: Vec<&str> = consumers
             .iter()
-            .filter_map(|name| lane_of_consumer(name).filter(|lane| subscription_of_own_lane(lane).is_some()))
+            .filter_map(|name| lane_of_consumer(name).filter(|lane| subscription_of_lane(lane).is_some()))
             .collect();
         let infos = self.breaker.look(&self.stream, &lanes).await;
         own.last_read.retain(|known, _| lanes.contains(&known.as_str()));
@@ -238,11 +241,13 @@ impl Lanes {
 
     fn open(&self, lane: &str) -> Own {
         let stop = self.stop.child_token();
+        // The broker has one message of a strict lane in flight.
+        let held = if is_strict_lane(lane) { 1 } else { OWN_LANE_HELD };
         let reading = read_lane(
             self.js.clone(),
             self.stream.clone(),
             lane.to_owned(),
-            LaneLimits { messages: OWN_LANE_HELD, bytes: self.own_bytes.clone(), byte_parts: OWN_BYTE_PARTS },
+            LaneLimits { messages: held, bytes: self.own_bytes.clone(), byte_parts: OWN_BYTE_PARTS },
             self.sink.clone(),
             None,
             stop.clone(),
@@ -285,7 +290,7 @@ impl Lanes {
     /// Whether the subscription of an own lane was removed.
     fn is_removed(&self, lane: &str) -> bool {
         let Subscriptions::Registry(registry) = &self.subscriptions else { return false };
-        let name = subscription_of_own_lane(lane).and_then(SubscriptionRef::from_token);
+        let name = subscription_of_lane(lane).and_then(SubscriptionRef::from_token);
         name.is_none_or(|name| registry.read().get(&name).is_none())
     }
 }

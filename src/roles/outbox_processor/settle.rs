@@ -1,5 +1,7 @@
 //! Carries out what an attempt's outcome means.
 
+pub(super) mod strict;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -176,14 +178,9 @@ impl Settle {
         tried: Tried<'_>,
         known: &Deliveries,
     ) {
-        if tried.tried {
-            AttemptMade { latency: tried.latency, failure: tried.failure }.emit(&self.metrics);
-        }
         let made = u32::from(tried.tried);
         let attempts = known.attempts().saturating_add(made);
-        if tried.tried {
-            self.log(message, envelope, decision, &tried, attempts);
-        }
+        self.record(message, envelope, decision, &tried, attempts);
         if decision == Decision::Ack {
             return self.delivered(message, envelope).await;
         }
@@ -240,6 +237,20 @@ impl Settle {
         };
         let letter = DeadLetter::new(&self.domain, Origin::of(envelope), failed, &self.schedule);
         self.dead_letter(message, &letter).await;
+    }
+
+    fn record(
+        &self,
+        message: &Delivered,
+        envelope: &Envelope<'_>,
+        decision: Decision,
+        tried: &Tried<'_>,
+        attempt: u32,
+    ) {
+        if tried.tried {
+            AttemptMade { latency: tried.latency, failure: tried.failure }.emit(&self.metrics);
+            self.log(message, envelope, decision, tried, attempt);
+        }
     }
 
     /// Records the failed probe of a circuit. It counts for no attempt of the envelope, which goes back into its lane.

@@ -310,6 +310,14 @@ impl Worker {
         Ok((subscription, limits))
     }
 
+    /// Queues an envelope of a strict lane again, which is never moved.
+    pub(super) fn keep(&self, running: &mut Running, held: Held) {
+        let place = panics::catch(|| self.place(&held.message)).ok().and_then(Result::ok);
+        let (max_in_flight, rate) = place.and_then(|(_, limits)| limits).unwrap_or((1, None));
+        let (subscription, now) = (held.subscription.clone(), running.started.elapsed());
+        running.pool.offer_beyond(&subscription, max_in_flight, rate, held, now);
+    }
+
     /// Moves an envelope to its subscription's own lane: creates the lane if needed, publishes the envelope there with
     /// the number of its attempts, and acknowledges it here.
     pub(super) fn spill(&self, running: &mut Running, mut held: Held) {

@@ -59,6 +59,13 @@ pub struct EndpointDelivery {
     pub max_age: Option<Duration>,
     #[serde(default)]
     pub ordering: Ordering,
+    /// The event attribute whose values are ordered each by itself; without it, there is one order for all events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(pattern = "^[a-z0-9]{1,64}$", example = "subject"))]
+    pub ordering_key: Option<String>,
+    /// What a strict order does when an envelope is dead-lettered. The default is `stop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_dead_letter: Option<OnDeadLetter>,
     #[serde(default)]
     pub auth: Auth,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,6 +119,13 @@ pub struct BrokerDelivery {
     pub max_age: Option<Duration>,
     #[serde(default)]
     pub ordering: Ordering,
+    /// The event attribute whose values are ordered each by itself; without it, there is one order for all events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(pattern = "^[a-z0-9]{1,64}$", example = "subject"))]
+    pub ordering_key: Option<String>,
+    /// What a strict order does when an envelope is dead-lettered. The default is `stop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_dead_letter: Option<OnDeadLetter>,
 }
 
 fn default_timeout() -> Duration {
@@ -138,6 +152,19 @@ pub enum ContentMode {
 pub enum Ordering {
     #[default]
     None,
+    /// In the order of publishing, one delivery at a time.
+    Strict,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDeadLetter {
+    /// The order stops until the dead letter is delivered or discarded.
+    #[default]
+    Stop,
+    /// The order continues with the next envelope.
+    Skip,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -227,6 +254,27 @@ impl Delivery {
             Self::Broker(broker) => (broker.max_backlog, broker.max_backlog_bytes, broker.max_age),
         };
         BacklogLimits { messages, bytes, age }
+    }
+
+    pub fn ordering(&self) -> Ordering {
+        match self {
+            Self::Endpoint(endpoint) => endpoint.ordering,
+            Self::Broker(broker) => broker.ordering,
+        }
+    }
+
+    pub fn ordering_key(&self) -> Option<&str> {
+        match self {
+            Self::Endpoint(endpoint) => endpoint.ordering_key.as_deref(),
+            Self::Broker(broker) => broker.ordering_key.as_deref(),
+        }
+    }
+
+    pub fn on_dead_letter(&self) -> Option<OnDeadLetter> {
+        match self {
+            Self::Endpoint(endpoint) => endpoint.on_dead_letter,
+            Self::Broker(broker) => broker.on_dead_letter,
+        }
     }
 
     /// HTTP statuses with another meaning than the default; none for a broker.

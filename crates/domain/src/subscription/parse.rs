@@ -124,15 +124,26 @@ fn check_form(value: &Value) -> Result<(), FieldError> {
     } else {
         check_endpoint(delivery)?;
     }
-    if let Some(ordering) = delivery.get("ordering")
-        && ordering != "none"
-    {
-        return Err(FieldError::new(
-            "delivery.ordering",
-            format!("unsupported value {ordering}; write \"none\", or remove it"),
-        ));
+    check_word(delivery, "ordering", &["none", "strict"])?;
+    check_word(delivery, "on_dead_letter", &["stop", "skip"])
+}
+
+/// Checks a field that is one of a few words.
+fn check_word(
+    delivery: &serde_json::Map<String, Value>,
+    field: &str,
+    words: &[&str],
+) -> Result<(), FieldError> {
+    match delivery.get(field) {
+        Some(value) if !value.as_str().is_some_and(|word| words.contains(&word)) && !value.is_null() => {
+            let words: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
+            Err(FieldError::new(
+                format!("delivery.{field}"),
+                format!("unsupported value {value}; write {}, or remove it", words.join(" or ")),
+            ))
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Fields of a delivery to an endpoint that a delivery to a broker cannot have.

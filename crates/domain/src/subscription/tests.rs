@@ -131,6 +131,8 @@ fn a_bad_form_is_refused_by_field() {
         (with(&["delivery", "auth", "scopes"], json!("events")), "delivery.auth.scopes"),
         (with(&["delivery", "auth", "token_url"], json!("idp")), "delivery.auth.token_url"),
         (with(&["delivery", "ordering"], json!("key")), "delivery.ordering"),
+        (with(&["delivery", "on_dead_letter"], json!("wait")), "delivery.on_dead_letter"),
+        (with(&["delivery", "ordering_key"], json!(1)), "delivery.ordering_key"),
         (with(&["delivery", "timeout"], json!("15 parsecs")), "delivery.timeout"),
         (with(&["delivery", "timeout"], json!(15)), "delivery.timeout"),
         (with(&["delivery", "max_in_flight"], json!(-1)), "delivery.max_in_flight"),

@@ -7,8 +7,10 @@ use secrecy::ExposeSecret;
 use super::headers::{self, is_header_name, is_header_value, is_reserved};
 use super::plain_text::credential_in_query;
 use super::{
-    Auth, BrokerDelivery, Delivery, EndpointDelivery, InvalidTenant, RateLimit, Secret, Subscription,
+    Auth, BrokerDelivery, Delivery, EndpointDelivery, InvalidTenant, Ordering, RateLimit, Secret,
+    Subscription,
 };
+use crate::event::is_attribute_name;
 use crate::field_error::FieldError;
 use crate::producer_outbox::is_external_broker;
 use crate::words::span;
@@ -24,6 +26,7 @@ const MAX_BYTES: usize = 64 * 1024;
 const MAX_FILTERS: usize = 64;
 const MAX_URL_BYTES: usize = 2 * 1024;
 const MAX_CREDENTIAL_BYTES: usize = 8 * 1024;
+const MAX_ATTRIBUTE_NAME: usize = 64;
 /// The lowest limit of all kinds of brokers: an AMQP routing key (0-9-1 section 4.2.5.3, a short string).
 const MAX_STREAM_BYTES: usize = 255;
 
@@ -185,9 +188,36 @@ impl Delivery {
                 format!("is shorter than {}; write a longer one, like \"3d\"", span(MIN_AGE)),
             ));
         }
+        self.validate_order(errors);
         match self {
             Self::Endpoint(endpoint) => endpoint.validate(errors),
             Self::Broker(broker) => broker.validate(errors),
+        }
+    }
+
+    fn validate_order(&self, errors: &mut Vec<FieldError>) {
+        if self.ordering() != Ordering::Strict {
+            let only_strict = [
+                ("delivery.ordering_key", self.ordering_key().is_some()),
+                ("delivery.on_dead_letter", self.on_dead_letter().is_some()),
+            ];
+            errors.extend(only_strict.into_iter().filter(|(_, set)| *set).map(|(field, _)| {
+                FieldError::new(
+                    field,
+                    "requires a strict order; write \"ordering\": \"strict\", or remove it",
+                )
+            }));
+        }
+        if let Some(key) = self.ordering_key()
+            && !(is_attribute_name(key) && key.len() <= MAX_ATTRIBUTE_NAME)
+        {
+            errors.push(FieldError::new(
+                "delivery.ordering_key",
+                format!(
+                    "invalid attribute {key:?}; write the name of an event attribute, 1 to {MAX_ATTRIBUTE_NAME} of a-z \
+                     and 0-9, like \"subject\""
+                ),
+            ));
         }
     }
 }

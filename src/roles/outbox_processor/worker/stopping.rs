@@ -64,8 +64,11 @@ impl Worker {
     /// are published again instead, with the number of their attempts, and then acknowledged. If the server does not
     /// answer, the rest is left to `ack_wait` and the router. `left`: those that are not handed back yet.
     async fn hand_back_all(&self, waiting: Vec<Delivered>, left: &AtomicUsize) {
-        let (last, others): (Vec<_>, Vec<_>) =
-            waiting.into_iter().partition(|message| message.deliveries >= self.settings.retry.max_deliver);
+        let (last, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|message| {
+            // A strict lane delivers without end, and a copy would lose its place.
+            message.deliveries >= self.settings.retry.max_deliver
+                && !self.js.names().is_in_strict_lane(&message.subject)
+        });
         for message in others {
             message.acker.nak(Some(HAND_BACK_DELAY)).await;
             left.fetch_sub(1, Ordering::Relaxed);
