@@ -11,7 +11,7 @@ use super::{
 
 /// A larger part applies after this time, in which the others hear what made it larger.
 const SETTLE: Duration = Duration::from_millis(250);
-/// A demand is announced for this long after the last delivery or refusal.
+/// A demand is announced while deliveries are in progress, and for this long after the last start or refusal.
 const LISTED_FOR: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
@@ -227,13 +227,18 @@ impl State {
     }
 
     pub(super) fn is_listed(&self, now: Duration) -> bool {
-        self.listed && self.used + LISTED_FOR > now
+        self.listed && self.is_in_use(now)
+    }
+
+    /// A pool that has all slots asks again at its next finish, which may be a minute away.
+    fn is_in_use(&self, now: Duration) -> bool {
+        self.in_flight > 0 || self.used + LISTED_FOR > now
     }
 
     /// What the others should know, if anything.
     pub(super) fn announce(&mut self, stopping: bool, now: Duration) -> Option<Announced> {
         self.line.retain(|waiting| waiting.asks_by >= now);
-        self.listed &= self.used + LISTED_FOR > now || !self.line.is_empty();
+        self.listed &= self.is_in_use(now) || !self.line.is_empty();
         let beyond = self.in_flight > if stopping { 0 } else { self.part.slots };
         let demand = (self.listed && !stopping).then(|| {
             let waiting = self.waiting[0].max(self.waiting[1]);

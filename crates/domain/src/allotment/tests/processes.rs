@@ -138,6 +138,12 @@ impl World {
                             self.starts.push(now);
                             again = true;
                         }
+                        // All slots of the process are in use here: the next finish asks again (`FairShare::admits`).
+                        Err(Refused { in_flight: Some(all), .. })
+                            if process.running.iter().filter(|(_, of)| *of == pool).count() == all =>
+                        {
+                            process.asks[pool] = Duration::MAX;
+                        }
                         Err(refused) => process.asks[pool] = now + refused.wait,
                     }
                 }

@@ -50,6 +50,18 @@ fn the_pools_of_a_process_share_the_slots() {
 }
 
 #[test]
+fn a_process_gets_the_slots_that_an_idle_one_does_not_use_however_long_deliveries_take() {
+    for service in [millis(700), seconds(3), seconds(10), seconds(60)] {
+        let mut world = World::new(limits(32, None), service);
+        world.start(1, ONE);
+        world.start(2, [false; POOLS]);
+        world.run_for(3 * service);
+        assert!(settled(&mut world, 32, 3 * service) > 0.0);
+        assert!(world.most >= 31, "{} in flight at {service:?} each", world.most);
+    }
+}
+
+#[test]
 fn processes_share_a_rate_and_its_burst() {
     for (per_second, burst) in [(10.0, 1), (10.0, 20), (1.0, 1), (0.2, 1), (300.0, 10)] {
         let mut world = World::new(limits(100, Some((per_second, burst))), millis(20));
