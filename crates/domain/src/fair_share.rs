@@ -307,11 +307,11 @@ impl<T> FairShare<T> {
         (until > now).then(|| until - now)
     }
 
-    /// Ends the holds of removed subscriptions, whose waiting items have no endpoint any more.
-    pub fn release(&mut self, gone: impl Fn(&Identity) -> bool) {
+    /// Ends the holds of the subscriptions for which `ends` is true: those that were removed, or changed since.
+    pub fn release(&mut self, ends: impl Fn(&Identity) -> bool) {
         for place in 0..self.queues.len() {
             let Some(queue) = &mut self.queues[place] else { continue };
-            if queue.held_until.is_none() || !gone(&queue.id) {
+            if queue.held_until.is_none() || !ends(&queue.id) {
                 continue;
             }
             queue.held_until = None;

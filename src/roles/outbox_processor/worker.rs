@@ -88,6 +88,8 @@ pub(super) struct Running {
     in_flight: HashMap<u64, Acker>,
     /// Envelopes that wait, by sequence in the outbox, with the number of their deliveries.
     waiting: HashMap<u64, u32>,
+    /// The revisions of the held subscriptions when their holds began.
+    held_at: HashMap<Identity, u64>,
     deliveries: Jobs,
     /// Moves of envelopes to own lanes, and changes of circuits.
     pub(super) spills: Jobs,
@@ -128,6 +130,7 @@ impl Worker {
             circuits: Circuits::new(self.settings.circuit.clone()),
             in_flight: HashMap::new(),
             waiting: HashMap::new(),
+            held_at: HashMap::new(),
             deliveries: Jobs::new(format!("a delivery of {}", self.domain.name)),
             spills: Jobs::new(format!("the move of an envelope of {}", self.domain.name)),
             known_lanes: KnownLanes::default(),
@@ -417,16 +420,33 @@ impl Worker {
         let now = running.started.elapsed();
         if running.pool.held_for(&hold.subscription, now).is_none() {
             SubscriptionHeld { subscription: &hold.subscription.subscription, wait }.emit(&self.metrics);
+            if let Some(revision) = self.revision(&hold.subscription) {
+                running.held_at.insert(hold.subscription.clone(), revision);
+            }
         }
         for held in running.pool.hold(&hold.subscription, now + wait, now) {
             self.spill(running, held);
         }
     }
 
+    /// The revision of a subscription in the registry; `None` if it was removed, or with a resolver.
+    fn revision(&self, subscription: &Identity) -> Option<u64> {
+        let Subscriptions::Registry(registry) = &self.subscriptions else { return None };
+        let index = registry.read();
+        let entry = index.get(&subscription.subscription)?;
+        (entry.subscription.incarnation == subscription.incarnation).then_some(entry.revision)
+    }
+
     async fn heartbeat(&self, running: &mut Running) {
-        if let Subscriptions::Registry(registry) = &self.subscriptions {
-            let index = registry.read();
-            running.pool.release(|identity| !index.has(identity));
+        if matches!(self.subscriptions, Subscriptions::Registry(_)) {
+            let Running { pool, held_at, .. } = running;
+            let now = running.started.elapsed();
+            held_at.retain(|identity, _| pool.held_for(identity, now).is_some());
+            // One that was removed has no endpoint; one that was changed since may have another.
+            pool.release(|identity| {
+                let revision = self.revision(identity);
+                revision.is_none_or(|now| held_at.get(identity).is_some_and(|then| now > *then))
+            });
         }
         let mut ackers: Vec<Acker> = running.in_flight.values().cloned().collect();
         running.pool.for_each_waiting(|held| ackers.push(held.message.acker.clone()));
