@@ -343,6 +343,11 @@ impl SubjectNames {
         MemberId::parse(subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".members.")?)
     }
 
+    /// The subject of advisories about new consumers of a stream.
+    pub fn consumer_created(stream: &str) -> String {
+        format!("$JS.EVENT.ADVISORY.CONSUMER.CREATED.{stream}.*")
+    }
+
     /// The advisory subjects of one domain outbox that the hub stores.
     pub fn advisory_subjects(&self, stream: &str) -> [String; 2] {
         ["MAX_DELIVERIES", "MSG_TERMINATED"]

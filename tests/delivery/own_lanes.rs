@@ -191,3 +191,22 @@ async fn an_envelope_in_a_lane_that_was_just_removed_is_delivered() {
     .await;
     assert_eq!(broker.messages(OUTBOX).await, 0);
 }
+
+/// The server reports a new lane to all processes; without that, they would find it seconds later.
+#[tokio::test]
+async fn a_new_lane_is_announced() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub =
+        Hub::serve(&broker.url(), &settings(), &["--role", "event-processor", "--role", "outbox-processor"]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    let mut new_lanes = client.js.new_lanes(OUTBOX).await.expect("a subscription");
+    client.subscribe([patient("stuck", &["policy.>"], &receiver.url("/stuck"))]).await;
+    let (open, gate) = Behaviour::gate();
+    receiver.set("/stuck", gate);
+    let events = publish_until_direct(&client, &[&hub]).await;
+    tokio::time::timeout(STEP, new_lanes.created()).await.expect("an advisory");
+    open.send_replace(true);
+    receiver.wait_accepted("/stuck", events.len(), STEP).await;
+}

@@ -6,9 +6,10 @@
 //! every replica finds them.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,8 +28,10 @@ use crate::nats::subjects::{
 use crate::nats::{ByteBudget, ConsumerInfo, Delivered, HAND_BACK_DELAY, JetStream, NatsError, Read, Reader};
 use crate::tasks::{Task, TaskError, Tasks};
 
-/// Interval of the listing of a domain's lanes.
+/// Interval of the rounds, each of which lists a domain's lanes.
 pub(super) const LIST_INTERVAL: Duration = Duration::from_secs(5);
+/// Shortest wait before a listing for a new lane, in which envelopes wait until it is read.
+const SHORTEST_LIST_INTERVAL: Duration = Duration::from_millis(250);
 /// Most envelopes of one own lane in memory.
 pub(super) const OWN_LANE_HELD: usize = 64;
 /// Most own lanes that are read at once; when there are more, they take turns.
@@ -40,6 +43,14 @@ const OWN_BYTES_PART: usize = 4;
 /// One request takes at most one of this number of parts of these bytes.
 const SHARED_BYTE_PARTS: u32 = 8;
 const OWN_BYTE_PARTS: u32 = MOST_OWN_LANES as u32;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// One of those whose number shows how long a lane is idle.
+    Round,
+    /// For a new lane: only the names, so that many new lanes cost little.
+    Early,
+}
 
 /// What the reader of one lane may have in memory.
 struct LaneLimits {
@@ -114,9 +125,12 @@ pub(super) struct Lanes {
     stop: CancellationToken,
     ready: ReadyFlag,
     started: Instant,
+    /// The worker has opened a lane.
+    opened: Arc<Notify>,
 }
 
 impl Lanes {
+    #[expect(clippy::too_many_arguments, reason = "each is a part of the worker that it is joined to")]
     pub(super) fn new(
         domain: &str,
         settings: &OutboxProcessorSettings,
@@ -124,6 +138,7 @@ impl Lanes {
         breaker: Breaker,
         sink: mpsc::Sender<FromLane>,
         ready: ReadyFlag,
+        opened: Arc<Notify>,
         stop: CancellationToken,
     ) -> Self {
         let js = breaker.js().clone();
@@ -143,6 +158,7 @@ impl Lanes {
             stop,
             ready,
             started: Instant::now(),
+            opened,
         }
     }
 
@@ -150,11 +166,14 @@ impl Lanes {
     pub(super) async fn run(self) -> Result<(), TaskError> {
         let mut shared = Tasks::new(self.stop.clone());
         let mut own = OwnLanes::default();
+        // A lane that is created from now on is not missed.
+        let mut new_lanes = self.js.new_lanes(&self.stream).await.map_err(TaskError::of_owner)?;
+        let mut looked = Instant::now();
         // The worker knows the open circuits before it gets an envelope.
         tokio::select! {
             () = self.stop.cancelled() => return Ok(()),
-            looked = self.look(&mut own) => {
-                if let Err(error) = looked {
+            result = self.look(&mut own, Look::Round) => {
+                if let Err(error) = result {
                     LanesNotListed { error: &error, stream: &self.stream }.emit();
                 }
             }
@@ -173,17 +192,25 @@ impl Lanes {
             self.stop.clone(),
         );
         shared.graceful(format!("the reader of the shared lane of {}", self.stream), reader);
-        let mut ticks = tokio::time::interval_at(Instant::now() + LIST_INTERVAL, LIST_INTERVAL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut rounds = tokio::time::interval_at(Instant::now() + LIST_INTERVAL, LIST_INTERVAL);
+        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut early: Option<Instant> = None;
         loop {
-            tokio::select! {
+            let look = tokio::select! {
                 () = self.stop.cancelled() => break,
                 Some(failed) = shared.failure() => return Err(failed),
-                _ = ticks.tick() => {
-                    if let Err(error) = self.look(&mut own).await {
-                        LanesNotListed { error: &error, stream: &self.stream }.emit();
-                    }
-                }
+                () = new_lanes.created() => None,
+                () = self.opened.notified() => None,
+                () = until(early) => Some(Look::Early),
+                _ = rounds.tick() => Some(Look::Round),
+            };
+            let Some(look) = look else {
+                early = early.or(Some(looked + SHORTEST_LIST_INTERVAL));
+                continue;
+            };
+            (early, looked) = (None, Instant::now());
+            if let Err(error) = self.look(&mut own, look).await {
+                LanesNotListed { error: &error, stream: &self.stream }.emit();
             }
         }
         let ended = shared.join().await;
@@ -193,7 +220,7 @@ impl Lanes {
         ended
     }
 
-    async fn look(&self, own: &mut OwnLanes) -> Result<(), NatsError> {
+    async fn look(&self, own: &mut OwnLanes, look: Look) -> Result<(), NatsError> {
         let ended: Vec<String> =
             own.open.iter().filter(|(_, lane)| lane.reader.is_finished()).map(name_of).collect();
         for lane in ended {
@@ -205,13 +232,18 @@ impl Lanes {
                 reader.end().await;
             }
         }
-        own.lost.restore(&self.js, &self.stream_parameters, &self.domain).await?;
+        if look == Look::Round {
+            own.lost.restore(&self.js, &self.stream_parameters, &self.domain).await?;
+        }
         let consumers = self.js.consumer_names(&self.stream).await?;
         let lanes: Vec<&str> = consumers
             .iter()
             .filter_map(|name| lane_of_consumer(name).filter(|lane| subscription_of_lane(lane).is_some()))
             .collect();
-        let infos = self.breaker.look(&self.stream, &lanes).await;
+        let infos = match look {
+            Look::Round => Some(self.breaker.look(&self.stream, &lanes).await),
+            Look::Early => None,
+        };
         own.last_read.retain(|known, _| lanes.contains(&known.as_str()));
         let states: Vec<Lane<'_>> = lanes
             .iter()
@@ -236,7 +268,10 @@ impl Lanes {
                 open.stop.cancel();
             }
         }
-        self.remove_idle(own, &infos, &lanes).await
+        match infos {
+            Some(infos) => self.remove_idle(own, &infos, &lanes).await,
+            None => Ok(()),
+        }
     }
 
     fn open(&self, lane: &str) -> Own {
@@ -318,6 +353,13 @@ impl Own {
         if let Err(failed) = self.reader.join_result().await {
             LaneReaderFailed { error: &failed }.emit();
         }
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +95,8 @@ pub(super) struct Running {
     pub(super) spills: Jobs,
     /// Own lanes that exist, with the time of the last check.
     known_lanes: KnownLanes,
+    /// Notifies the reader of lanes of a new one.
+    opened: Arc<Notify>,
     finished: mpsc::Sender<Finished>,
     pub(super) started: Instant,
 }
@@ -134,6 +136,7 @@ impl Worker {
             deliveries: Jobs::new(format!("a delivery of {}", self.domain.name)),
             spills: Jobs::new(format!("the move of an envelope of {}", self.domain.name)),
             known_lanes: KnownLanes::default(),
+            opened: Arc::default(),
             finished,
             started: self.sharing.started,
         };
@@ -144,6 +147,7 @@ impl Worker {
             self.breaker.clone(),
             sink,
             self.ready.clone(),
+            running.opened.clone(),
             stop.clone(),
         );
         let mut holds = self.holds.subscribe();
@@ -331,7 +335,7 @@ impl Worker {
         let token = held.subscription.subscription.token();
         let lane = own_lane(&token);
         let (tries, subject) = (self.delivery.tries().clone(), js.names().outbox(&domain, &lane, &token));
-        let known_lanes = running.known_lanes.clone();
+        let (known_lanes, opened) = (running.known_lanes.clone(), running.opened.clone());
         let remembered = self.delivery.remembered().clone();
         remembered.remember(&held.message, Settlement::Moving);
         running.spills.start(async move {
@@ -349,6 +353,7 @@ impl Worker {
                     let mut known = known_lanes.lock().unwrap_or_else(PoisonError::into_inner);
                     known.retain(|_, since| since.elapsed() < LANE_KNOWN_FOR);
                     known.insert(lane.clone(), Instant::now());
+                    opened.notify_one();
                 }
                 Ok::<usize, NatsError>(published)
             };
