@@ -160,7 +160,7 @@ async fn measure(scenario: Scenario, seconds: Duration) -> Result<Row, BenchErro
         goals: Vec::new(),
         notes,
     };
-    Ok(row.judged(disturbance.every_second))
+    Ok(row.judged(disturbance.every_second, disturbance.compressed))
 }
 
 /// The largest resident memory of a process during this time, in bytes.

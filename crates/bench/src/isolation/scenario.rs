@@ -67,6 +67,9 @@ pub(crate) enum Scenario {
     /// 20,000 dead letters are replayed
     #[value(name = "replay")]
     Replay,
+    /// One endpoint never answers, and gets the events of an hour within ten times the length of the others
+    #[value(name = "hour-1")]
+    Hour1,
 }
 
 /// What happens between the calm window and the disturbed one.
@@ -98,6 +101,9 @@ pub(super) struct Disturbance {
     pub(super) times: u32,
     /// No second without a delivery.
     pub(super) every_second: bool,
+    /// More events per second than the table is about: nothing may be refused or lost, and memory is bounded, but the
+    /// latency is not judged.
+    pub(super) compressed: bool,
 }
 
 impl Scenario {
@@ -117,6 +123,7 @@ impl Scenario {
             prelude: Prelude::Nothing,
             times: 1,
             every_second: false,
+            compressed: false,
         };
         match self {
             Self::Hang1 => steady(1, Face::Hang),
@@ -155,6 +162,13 @@ impl Scenario {
                 per_second: 0.0,
                 prelude: Prelude::DeadLetters(20_000),
                 ..steady(1, Face::Answer(200))
+            },
+            // The hour is that of 240 events per second.
+            Self::Hour1 => Disturbance {
+                per_second: DISTURBING * 3_600.0 / (10.0 * FULL_LENGTH.as_secs_f64()),
+                times: 10,
+                compressed: true,
+                ..steady(1, Face::Hang)
             },
         }
     }
