@@ -1,13 +1,14 @@
 //! A message delivered by a pull consumer, with the fields of its acknowledgement subject (ADR-15).
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_nats::{Client, HeaderMap, Request, Subject};
 use bytes::Bytes;
 
 use super::byte_budget::MessageBytes;
+use crate::domain::carried::Carried;
 use crate::domain::event::{RejectReason, Rejection};
 use crate::facts::{AcknowledgementNotConfirmed, AcknowledgementNotSent};
 
@@ -30,6 +31,8 @@ pub struct Delivered {
     /// Messages that the consumer has not delivered yet.
     pub pending: u64,
     pub acker: Acker,
+    /// Of a message in a domain outbox; read when it is needed, and once.
+    pub(super) carried: OnceLock<Carried>,
     /// Its part of a [`super::ByteBudget`].
     pub(super) _bytes: Option<MessageBytes>,
 }
@@ -86,12 +89,18 @@ impl Delivered {
             stored_at_nanos: i128::from(number(3)?),
             pending: number(4)?,
             acker: Acker { client: client.clone(), reply },
+            carried: OnceLock::new(),
             _bytes: None,
         })
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
         header(self.headers.as_ref(), name)
+    }
+
+    /// The `Hub-…` headers of a message in a domain outbox.
+    pub fn carried(&self) -> Carried {
+        *self.carried.get_or_init(|| Carried::read(|name| self.header(name)))
     }
 
     /// Why the subject or the headers cannot be parsed; [`Self::header`] then finds nothing.

@@ -20,8 +20,22 @@ pub struct Stored {
 
 /// The number in the id of an envelope, to remember it in; `None` if it is not an id that the fan-out makes.
 pub fn number_of_envelope(id: &str) -> Option<u128> {
-    let digits = id.strip_prefix("env_").filter(|digits| digits.len() == 32)?;
-    digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u128::from_str_radix(digits, 16).ok())?
+    let digits = id.strip_prefix("env_").filter(|digits| digits.len() == 32)?.as_bytes();
+    let (high, low) = digits.split_at(16);
+    Some((u128::from(hexadecimal(high)?) << 64) | u128::from(hexadecimal(low)?))
+}
+
+/// At most 16 digits. It is on the path of each delivery, where parsing a `u128` takes as long as a map.
+fn hexadecimal(digits: &[u8]) -> Option<u64> {
+    digits.iter().try_fold(0, |number, digit| {
+        let value = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            b'A'..=b'F' => digit - b'A' + 10,
+            _ => return None,
+        };
+        Some((number << 4) | u64::from(value))
+    })
 }
 
 /// Whether an outbox stored two copies of an envelope of which it would have dropped one as a duplicate: within the
@@ -52,7 +66,7 @@ impl<K: Eq + Hash, V: Copy> Lately<K, V> {
         if self.newer.len() >= self.most {
             self.next_generation(now);
         }
-        self.older.remove(&key);
+        // The newer value counts, so the older one may stay.
         self.newer.insert(key, value);
     }
 
@@ -71,13 +85,15 @@ impl<K: Eq + Hash, V: Copy> Lately<K, V> {
         if age >= self.time {
             self.next_generation(now);
             if age >= self.time * 2 {
-                self.older = HashMap::new();
+                (self.older, self.newer) = Default::default();
             }
         }
     }
 
     fn next_generation(&mut self, now: Duration) {
-        self.older = std::mem::take(&mut self.newer);
+        // The memory of the older generation is used again.
+        std::mem::swap(&mut self.older, &mut self.newer);
+        self.newer.clear();
         self.since = now;
     }
 }
@@ -118,6 +134,10 @@ mod tests {
     fn only_ids_of_the_fan_out_have_a_number() {
         let id = format!("env_{:032x}", u128::MAX - 5);
         assert_eq!(number_of_envelope(&id), Some(u128::MAX - 5));
+        for number in [0, 1, u128::MAX, 0x0123_4567_89ab_cdef_fedc_ba98_7654_3210] {
+            assert_eq!(number_of_envelope(&format!("env_{number:032x}")), Some(number));
+            assert_eq!(number_of_envelope(&format!("env_{number:032X}")), Some(number));
+        }
         for other in
             ["", "env_", "env_1", "x", &id[1..], &format!("{id}0"), "env_+0000000000000000000000000000001"]
         {

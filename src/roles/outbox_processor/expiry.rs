@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::tries::carried;
 use crate::facts::ServerTimeNotRead;
 use crate::nats::{Delivered, JetStream};
 
@@ -58,7 +57,7 @@ impl Expiry {
         let (nanos, read_at) = (*self.clock.lock().unwrap_or_else(PoisonError::into_inner))?;
         let now = nanos + nanoseconds(read_at.elapsed());
         let age = now - message.stored_at_nanos;
-        let age = match carried(message).queued_at {
+        let age = match message.carried().queued_at {
             Some(milliseconds) => age.max(now - i128::from(milliseconds) * 1_000_000),
             None => age,
         };

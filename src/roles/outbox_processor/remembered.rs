@@ -1,5 +1,6 @@
 //! What this process settled lately, so that it settles a redelivery in the same way instead of sending it again.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub(super) enum Settlement {
 /// The messages of one domain that were settled lately.
 pub(super) struct Remembered {
     lately: Mutex<Lately<Stored, Settlement>>,
+    /// The highest sequence among these: what the stream stored later is not looked up.
+    highest: AtomicU64,
     /// When the outbox stored the envelopes that were delivered.
     delivered: Mutex<Lately<u128, i128>>,
     /// The outbox's duplicate window.
@@ -40,7 +43,14 @@ impl Remembered {
     pub(super) fn new(window: Duration) -> Self {
         let lately = Mutex::new(Lately::new(MOST, TIME));
         let delivered = Mutex::new(Lately::new(MOST, window));
-        Self { lately, delivered, window, started: Instant::now(), answers: Answers::default() }
+        Self {
+            lately,
+            highest: AtomicU64::new(0),
+            delivered,
+            window,
+            started: Instant::now(),
+            answers: Answers::default(),
+        }
     }
 
     /// An envelope was delivered.
@@ -63,6 +73,7 @@ impl Remembered {
     }
 
     pub(super) fn remember(&self, message: &Delivered, settlement: Settlement) {
+        self.highest.fetch_max(message.stream_sequence, Ordering::Relaxed);
         self.with(|lately, now| lately.remember(stored(message), settlement, now));
     }
 
@@ -71,6 +82,9 @@ impl Remembered {
     }
 
     pub(super) fn of(&self, message: &Delivered) -> Option<Settlement> {
+        if message.stream_sequence > self.highest.load(Ordering::Relaxed) {
+            return None;
+        }
         self.with(|lately, now| lately.of(&stored(message), now))
     }
 

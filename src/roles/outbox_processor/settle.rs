@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::log::DeliveryLog;
 use super::remembered::{Remembered, Settlement};
-use super::tries::{Tries, carried};
+use super::tries::Tries;
 use crate::domain::attempt::Attempt;
 use crate::domain::attempt_record::{AttemptRecord, ErrorKind, Settled};
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
@@ -115,7 +115,7 @@ impl Settle {
 
     /// Whether a fresh envelope was delivered already, in another copy. A redriven one is sent in any case.
     pub(super) fn is_repeated(&self, message: &Delivered, envelope: &Envelope<'_>) -> bool {
-        carried(message).dead_letter.is_none() && self.remembered.is_repeated(message, &envelope.id)
+        message.carried().dead_letter.is_none() && self.remembered.is_repeated(message, &envelope.id)
     }
 
     /// What was settled lately.
@@ -230,7 +230,7 @@ impl Settle {
             reason,
             fault,
             attempts,
-            redrives: carried(message).redrives,
+            redrives: message.carried().redrives,
             status: tried.status,
             error: Some(tried.error),
             at: self.js.now(),
@@ -328,7 +328,7 @@ impl Settle {
             queued_at: OffsetDateTime::from_unix_timestamp_nanos(message.stored_at_nanos).unwrap_or(now),
             at: now,
             attempt,
-            redriven: carried(message).dead_letter.is_some(),
+            redriven: message.carried().dead_letter.is_some(),
             outcome,
             status: tried.status,
             latency_ms: milliseconds(tried.latency),
@@ -350,7 +350,7 @@ impl Settle {
     }
 
     async fn acknowledge(&self, message: &Delivered, envelope: &str) {
-        if let Some(sequence) = carried(message).dead_letter {
+        if let Some(sequence) = message.carried().dead_letter {
             match self.js.resolve_dead_letter(&self.domain, sequence, Some(envelope)).await {
                 Ok(()) => {
                     DeadLetterResolved { envelope }.emit(&self.metrics);
@@ -395,7 +395,7 @@ impl Settle {
     /// Whether a message is the redrive of a dead letter that does not exist any more: it was delivered and only the
     /// acknowledgement was lost, or it was discarded or replaced. The message is then dropped untried.
     pub(super) async fn is_resolved(&self, message: &Delivered, envelope: &Envelope<'_>) -> bool {
-        let Some(sequence) = carried(message).dead_letter else { return false };
+        let Some(sequence) = message.carried().dead_letter else { return false };
         match self.js.predecessor(&self.domain, sequence, Some(&envelope.id)).await {
             Ok(predecessor) => predecessor == Predecessor::Resolved,
             Err(error) => {
@@ -470,7 +470,7 @@ impl Settle {
                 message.header_block(),
             )
             .await?;
-        match carried(message).dead_letter {
+        match message.carried().dead_letter {
             Some(sequence) => {
                 // The id of an unreadable envelope is made up.
                 let id = letter.reference().map(|_| letter.id.as_str());

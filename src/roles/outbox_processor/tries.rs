@@ -56,14 +56,14 @@ impl Tries {
 
     /// What this process remembers.
     pub(super) fn known(&self, message: &Delivered) -> Deliveries {
-        Deliveries::new(carried(message), message.deliveries, self.remembered(message).tried)
+        Deliveries::new(message.carried(), message.deliveries, self.remembered(message).tried)
     }
 
     /// What this process remembers; if it lacks deliveries, also what the delivery log has.
     pub(super) async fn look_up(&self, message: &Delivered) -> Deliveries {
         let known = self.remembered(message);
         let unknown = message.deliveries.saturating_sub(1).saturating_sub(known.delivery);
-        let carried = carried(message);
+        let carried = message.carried();
         let mut tried = known.tried;
         if unknown > 0
             && let Some(logged) = &self.logged
@@ -109,9 +109,4 @@ impl Tries {
             headers: counts.to_headers(),
         }
     }
-}
-
-/// The headers of a redriven or moved envelope.
-pub(super) fn carried(message: &Delivered) -> Carried {
-    Carried::read(|name| message.header(name))
 }

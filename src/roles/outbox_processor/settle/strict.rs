@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{RETRY_DELAY, Settle, Settlement, Tried, carried};
+use super::{RETRY_DELAY, Settle, Settlement, Tried};
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::deliveries::Deliveries;
 use crate::domain::envelope::Envelope;
@@ -135,7 +135,7 @@ impl Settle {
             reason,
             fault,
             attempts,
-            redrives: turn.letter.map_or(carried(message).redrives, |letter| letter.redrives),
+            redrives: turn.letter.map_or(message.carried().redrives, |letter| letter.redrives),
             status: tried.status,
             error: Some(tried.error),
             at: self.js.now(),
