@@ -15,7 +15,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Default)]
 pub struct Readiness {
     parts: Arc<Mutex<BTreeMap<String, Arc<Part>>>>,
-    notes: Arc<Mutex<BTreeMap<&'static str, String>>>,
+    notes: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 /// The flag of one part; not ready at first. Cheap to clone and to change.
@@ -61,11 +61,12 @@ impl Readiness {
     }
 
     /// Sets a warning that `/readyz` shows although the process is ready; `None` removes it.
-    pub fn note(&self, subject: &'static str, text: Option<String>) {
+    pub fn note(&self, subject: impl Into<String>, text: Option<String>) {
+        let subject = subject.into();
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         match text {
             Some(text) => drop(notes.insert(subject, text)),
-            None => drop(notes.remove(subject)),
+            None => drop(notes.remove(&subject)),
         }
     }
 

@@ -233,7 +233,7 @@ impl Hub {
             Some(relaying) => Some((relaying, message_ids(&js, sealer.as_ref()).await?)),
             None => None,
         };
-        watching::watch(&mut tasks, &js, &stream_parameters);
+        watching::watch(&mut tasks, &js, &stream_parameters, &metrics, &readiness);
 
         let (registry, follower) = Registry::new(&js, readiness.clone());
         tasks.droppable("subscription registry", follower.run());

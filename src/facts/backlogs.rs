@@ -52,27 +52,6 @@ impl BacklogNearLimit<'_> {
     }
 }
 
-/// An envelope over quota could not be dead-lettered, so its event waits.
-pub struct OverQuotaNotDeadLettered<'a> {
-    pub error: Cause<'a>,
-    /// The dead-letter stream is full.
-    pub is_full: bool,
-    pub retry_in: Duration,
-}
-
-impl OverQuotaNotDeadLettered<'_> {
-    pub fn emit(self, metrics: &DomainMetrics) {
-        let Self { error, is_full, retry_in } = self;
-        let domain = &*metrics.domain;
-        let retry_in = rounded(retry_in);
-        if is_full {
-            tracing::warn!(%error, domain, %retry_in, "backlog and dead-letter stream full, events wait");
-        } else {
-            tracing::warn!(%error, domain, %retry_in, "envelopes over quota not dead-lettered, events wait");
-        }
-    }
-}
-
 /// A dead letter is not redriven, because the backlog of its subscription is still full.
 pub struct RedrivePostponed<'a> {
     pub domain: &'a str,

@@ -57,19 +57,6 @@ impl EventNotRejected<'_> {
     }
 }
 
-/// An envelope that is too large could not be dead-lettered, so its event waits.
-pub struct TooLargeNotDeadLettered<'a> {
-    pub error: Cause<'a>,
-    pub event: &'a str,
-}
-
-impl TooLargeNotDeadLettered<'_> {
-    pub fn emit(self) {
-        let Self { error, event } = self;
-        tracing::warn!(%error, event, "envelope too large and not dead-lettered, will retry");
-    }
-}
-
 /// An event's envelopes are in the outbox.
 pub struct EnvelopesCommitted {
     pub count: usize,

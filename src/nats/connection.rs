@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 
 use super::agreement::SharedState;
 use super::error::{ApiError, BoxError, NatsError};
+use super::letter_rooms::LetterRooms;
 use super::liveness::{Liveness, PING_INTERVAL};
 use super::server_choice::ServerChoice;
 use super::subjects::SubjectNames;
@@ -70,6 +71,7 @@ pub struct JetStream {
     missing: Arc<Notify>,
     request_timeout: Duration,
     shared: Arc<SharedState>,
+    letter_rooms: Arc<LetterRooms>,
 }
 
 impl JetStream {
@@ -179,6 +181,7 @@ impl JetStream {
             missing: Arc::default(),
             request_timeout: options.request_timeout,
             shared: Arc::default(),
+            letter_rooms: Arc::default(),
         })
     }
 
@@ -188,6 +191,10 @@ impl JetStream {
 
     pub(super) fn shared(&self) -> &SharedState {
         &self.shared
+    }
+
+    pub(super) fn letter_rooms(&self) -> &LetterRooms {
+        &self.letter_rooms
     }
 
     pub(super) fn client(&self) -> &Arc<Client> {

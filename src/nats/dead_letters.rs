@@ -146,7 +146,11 @@ impl JetStream {
         // A message with an invalid subject is stored under this one.
         let unreadable = || names.outbox(&letter.domain, SHARED_LANE, "unreadable");
         let place = if usable { outbox_subject.to_owned() } else { unreadable() };
-        self.publish_map(&names.dead_letter(&place), envelope, headers).await.map(drop)
+        let (subject, size) = (names.dead_letter(&place), envelope.len() + headers_size(&headers));
+        self.letter_rooms().may_try(&letter.domain, size)?;
+        let written = self.publish_map(&subject, envelope, headers).await.map(drop);
+        self.letter_rooms().note(&letter.domain, size, written.as_ref().copied());
+        written
     }
 
     /// Deletes a dead letter that was delivered or discarded, or has a successor.
@@ -308,6 +312,16 @@ impl JetStream {
         let payload = serde_json::to_vec(words).map_err(|error| NatsError::encode(subject, error))?;
         self.publish(subject, payload.into(), headers).await.map(drop)
     }
+}
+
+fn headers_size(headers: &HeaderMap) -> usize {
+    let names_and_values = headers.iter();
+    names_and_values
+        .map(|(name, values)| {
+            let name: &str = name.as_ref();
+            values.iter().map(|value| name.len() + value.as_str().len() + 4).sum::<usize>()
+        })
+        .sum()
 }
 
 /// A dead letter's headers, cut to fit into the message with the envelope and into the header limit of a stream. An

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::registry::UnreadableRevision;
+use crate::domain::dead_letter_room::Refusal;
 use crate::domain::subscription::{InvalidTenant, SubscriptionRef};
 
 /// The `error` object of a JetStream API answer or publish acknowledgement.
@@ -126,6 +127,9 @@ pub enum NatsError {
     /// An envelope that names no subscription has no subject for its final attempt.
     #[error("envelope {envelope}: it names no valid subscription")]
     UnnamedSubscription { envelope: String },
+    /// A dead letter was refused a moment ago; nothing was sent.
+    #[error("dead letters of {domain} cannot be stored at the moment: {refusal}; {}", refusal.remedy())]
+    LettersRefused { domain: String, refusal: Refusal },
     /// The events stream exists, and the bucket of the registry does not.
     #[error(
         "{bucket}: the subscription registry is missing, so events wait; restore it with `hub registry import --create-registry \

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::dead_letter_room::retry_after;
 use crate::domain::envelope::Envelope;
 use crate::facts::{AdvisoryUnreadable, EnvelopeTerminated, Metrics, RoutingFailed};
 use crate::health::ReadyFlag;
@@ -22,7 +23,7 @@ use route::{Cause, ReadEnvelope, Router};
 pub const CONSUMER: &str = "dlt-router";
 /// Advisories processed at once.
 const IN_FLIGHT: usize = 32;
-/// Delay before an advisory that could not be processed (because the DLT is full, say) is delivered again.
+/// Delay before an advisory that caused a panic is delivered again.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
@@ -133,14 +134,15 @@ async fn handle(router: &Router, message: &Delivered) {
     match router.route(&advisory.stream, advisory.stream_sequence, cause).await {
         Ok(_) => message.acker.ack().await,
         Err(error) => {
+            let retry_in = retry_after(message.deliveries);
             RoutingFailed {
                 error: &error,
                 stream: &advisory.stream,
                 sequence: advisory.stream_sequence,
-                retry_in: RETRY_DELAY,
+                retry_in,
             }
             .emit();
-            message.acker.nak(Some(RETRY_DELAY)).await;
+            message.acker.nak(Some(retry_in)).await;
         }
     }
 }

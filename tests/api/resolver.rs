@@ -267,6 +267,7 @@ async fn the_role_answers_without_a_token_only_if_configured() {
 
 #[tokio::test]
 async fn an_envelope_that_does_not_fit_with_its_delivery_is_dead_lettered_and_the_others_arrive() {
+    const DLT: &str = "HUB_OUTBOX_USER_LIFECYCLE_DLT";
     let answering = Answering::start().await;
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
@@ -281,12 +282,22 @@ async fn an_envelope_that_does_not_fit_with_its_delivery_is_dead_lettered_and_th
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
+    let resize = async |bytes| {
+        let mut config = client.stream(DLT).await.config;
+        config.max_bytes = bytes;
+        client.context.update_stream(config).await.expect("the stream is changed");
+    };
+    // The others do not wait for room in the dead-letter stream.
+    resize(100).await;
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("Nats-Msg-Id", "one");
     let body = json!({"data": "x".repeat(1_033_000)}).to_string();
     let sent = client.context.publish_with_headers("hub.events.user.created", headers, body.into()).await;
     sent.expect("sent").await.expect("stored");
     receiver.wait_for("/small", 1, STEP).await;
+    hub.wait_for_log("dead letters cannot be stored", STEP).await;
+    assert_eq!(client.stream(DLT).await.state.last_sequence, 0);
+    resize(10_000_000).await;
     broker.nothing_pending_within(STEP).await;
     let list = hub.cli_json(&["dlt", "list"]).await;
     let letters = list["dead_letters"].as_array().or_else(|| list.as_array()).expect("a list").clone();

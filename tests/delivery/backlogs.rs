@@ -184,31 +184,6 @@ async fn an_envelope_that_waits_for_too_long_expires_and_a_replay_delivers_it() 
     stage.replayed(&events).await;
 }
 
-#[tokio::test]
-async fn with_a_full_dead_letter_stream_the_events_wait_and_nothing_is_lost_or_doubled() {
-    let settings = TestSettings::patient().with(|settings| {
-        settings.events.max_size = Some(10_000);
-        settings.limits.dlt = Some(60_000);
-    });
-    let stage = Stage::new(&settings, &[("max_backlog", 50.into())]).await;
-    let other = patient("other", &["client.>"], &stage.receiver.url("/other"));
-    stage.client.subscribe([other]).await;
-    let (open, gate) = Behaviour::gate();
-    stage.receiver.set("/stuck", gate);
-    let events = ids("event", 200);
-    stage.client.publish_all("policy.updated", &events).await;
-    stage.hub.wait_for_log("backlog and dead-letter stream full", STEP).await;
-    // Events that the stuck subscription does not want go on.
-    let others = ids("other", 100);
-    stage.client.publish_all("client.created", &others).await;
-    stage.receiver.wait_accepted("/other", 100, STEP).await;
-    let waiting = stage.broker.messages("HUB_EVENTS").await;
-    assert!(waiting > 0, "events wait");
-
-    open.send_replace(true);
-    stage.replayed(&events).await;
-}
-
 /// The redrives find the backlog still full, and end with the schedule.
 #[tokio::test]
 async fn redrives_over_quota_are_postponed_and_end() {

@@ -13,6 +13,7 @@ mod crash;
 mod delivery_log;
 mod delivery_log_overload;
 mod fan_out;
+mod full_dlt;
 mod holds;
 mod isolation;
 mod large_events;

@@ -2,12 +2,15 @@
 //! in a lane of their own.
 //!
 //! Whoever fans out keeps a [`Ledger`]: what the stream said at the last look, and what was added since. It decides for
-//! each envelope whether it fits into the quota of its subscription, and which lane it goes to.
+//! each envelope whether it fits into the quota of its subscription, and which lane it goes to. What does not fit becomes
+//! a dead letter, or stays in the outbox if no dead letter can be stored.
 
+mod excess;
 mod ledger;
 mod limits;
 mod own_lane;
 
+pub use excess::{PATIENCE, Unstored};
 pub use ledger::{Backlog, Decision, Ledger, Look, Notice};
 pub use limits::{BacklogLimits, Exceeded, Usage, size};
 pub use own_lane::{LEASE, OwnLane};

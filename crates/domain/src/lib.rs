@@ -35,6 +35,7 @@ pub mod circuit;
 pub mod commit_group;
 pub mod dead_letter;
 pub mod dead_letter_query;
+pub mod dead_letter_room;
 pub mod deliveries;
 pub mod duration;
 pub mod envelope;

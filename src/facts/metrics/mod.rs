@@ -90,6 +90,10 @@ labelled_families! {
             "Envelopes committed straight to their subscription's own lane, by domain";
         fullest_backlog: Gauge = "fullest_backlog_percent",
             "Fullest backlog of a subscription, in percent of its limit, by domain";
+        beyond_quota: Counter = "envelopes_beyond_quota",
+            "Envelopes over quota that stayed in an outbox because no dead letter could be stored, by domain";
+        dlt_blocked: Gauge =
+            "dlt_blocked", "Whether this process cannot store dead letters at the moment (1 or 0), by domain";
         attempts_logged: Counter =
             "attempts_logged", "Records of attempts stored in the delivery log, by domain";
         attempts_unlogged: Counter =

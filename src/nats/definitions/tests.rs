@@ -46,6 +46,15 @@ fn the_default_shape_renders_exactly_the_files() {
     assert_eq!(seen, count(&root.join("streams")) + consumers, "a file is not rendered by anything");
 }
 
+/// Messages that were handed back, because a stream of one domain is full, say, count as pending.
+#[test]
+fn what_waits_for_one_domain_leaves_places_for_others() {
+    for consumer in render(&parameters()).into_iter().flat_map(|stream| stream.consumers) {
+        let most = consumer.config["max_ack_pending"].as_u64().unwrap();
+        assert!(most >= 100_000, "{}: {most}", consumer.name);
+    }
+}
+
 #[test]
 fn an_added_domain_and_another_prefix_reach_every_name() {
     let mut parameters = parameters();

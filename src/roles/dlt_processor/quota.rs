@@ -1,7 +1,8 @@
 //! Postpones the redrive of an envelope over quota while the backlog of its subscription is still full.
 //!
 //! The dead letter is stored again as if the redrive had failed, so the schedule bounds the number of tries. A replay by an
-//! operator is never postponed.
+//! operator is never postponed. If the dead-letter stream has no room for it, the present one stays and gets a new timer:
+//! the request must not wait, because it would take the place of the requests of others.
 
 use std::time::Duration;
 
@@ -11,7 +12,10 @@ use crate::domain::backlog::{BacklogLimits, Usage};
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::outcome::Reason;
 use crate::facts::RedrivePostponed;
-use crate::nats::{JetStream, NatsError, StoredMessage};
+use crate::nats::{Fate, JetStream, NatsError, StoredMessage};
+
+/// Least wait before a redrive that is postponed without a new dead letter.
+const LEAST_WAIT: Duration = Duration::from_secs(60);
 
 /// The quotas of subscriptions.
 #[derive(Debug, Clone, Default)]
@@ -68,7 +72,14 @@ impl RedriveQuota {
             at: OffsetDateTime::now_utc(),
         };
         let postponed = DeadLetter::new(&letter.domain, origin, failed, &self.schedule);
-        js.refile_dead_letter(entry, &postponed).await?;
+        match js.refile_dead_letter(entry, &postponed).await {
+            Ok(()) => {}
+            Err(error) if error.fate() == Fate::Unknown => return Err(error),
+            Err(_) => {
+                let wait = self.schedule.last().copied().unwrap_or_default().max(LEAST_WAIT);
+                js.schedule_redrive(&letter.domain, entry.sequence, js.now() + wait).await?;
+            }
+        }
         RedrivePostponed {
             domain: &letter.domain,
             envelope: &letter.id,

@@ -2,18 +2,21 @@
 //!
 //! A look at the stream, every second, shows which subscriptions have envelopes in a lane of their own; new ones go
 //! straight there. An envelope that does not fit according to the ledger is refused only after another look at
-//! its subscription alone. Its dead letter is stored before any envelope of its event is committed: if that fails, the
-//! whole event goes back, and nothing is half done.
+//! its subscription alone. Its dead letter is stored before any envelope of its event is committed. If that fails, the
+//! envelope stays in the outbox ([`excess`]).
+
+mod excess;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use excess::Waits;
 use futures_util::stream::{self, StreamExt};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::committer::{BUSY_DELAY, MOST_BLOCKED_DELAY, Planned};
+use super::committer::Planned;
 use super::recent::Recent;
 use crate::domain::backlog::{Backlog, BacklogLimits, Decision, Ledger};
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
@@ -21,7 +24,6 @@ use crate::domain::envelope::Envelope;
 use crate::domain::outcome::{Fault, Reason};
 use crate::facts::{
     BacklogNearLimit, BacklogsNotRead, DeadLettered, DomainMetrics, EnvelopesCommittedToOwnLanes, Metrics,
-    OverQuotaNotDeadLettered,
 };
 use crate::nats::subjects::{SHARED_LANE, is_strict_lane, own_lane};
 use crate::nats::{EnvelopeMessage, JetStream, NatsError};
@@ -32,8 +34,6 @@ const PAUSE_FACTOR: u32 = 20;
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Looks at single subscriptions at once.
 const LOOKS_IN_FLIGHT: usize = 16;
-/// Dead letters that are stored at once.
-const LETTERS_IN_FLIGHT: usize = 64;
 
 /// The quotas of a domain.
 #[derive(Debug, Clone)]
@@ -49,6 +49,8 @@ pub(super) struct QuotaSettings {
 /// The ledger of a domain, with its clock.
 struct Shared {
     ledger: Mutex<Ledger>,
+    /// Events wait because of their envelopes over quota.
+    waits: Mutex<Option<Waits>>,
     started: Instant,
 }
 
@@ -76,8 +78,8 @@ pub(super) struct Backlogs {
     all: Metrics,
     /// Envelopes that were dead-lettered here; a repetition of their event adds nothing.
     refused: Recent,
-    /// Dead letters cannot be stored at the moment.
-    blocked: Option<(Instant, Duration)>,
+    /// Envelopes whose dead letters may be stored, by their ids, and since when they wait for an answer.
+    unknown: HashMap<String, Duration>,
 }
 
 /// An envelope that may not be added, by the positions of its event and of itself.
@@ -107,7 +109,8 @@ impl Backlogs {
         metrics: DomainMetrics,
     ) -> (Self, Watch) {
         let ledger = Ledger::new(settings.limits, settings.outbox_size);
-        let shared = Arc::new(Shared { ledger: Mutex::new(ledger), started: Instant::now() });
+        let (ledger, waits) = (Mutex::new(ledger), Mutex::default());
+        let shared = Arc::new(Shared { ledger, waits, started: Instant::now() });
         let domain = domain.to_owned();
         let watch = Watch {
             js: js.clone(),
@@ -115,8 +118,8 @@ impl Backlogs {
             shared: shared.clone(),
             metrics: metrics.clone(),
         };
-        let (schedule, refused) = (settings.schedule, Recent::default());
-        (Self { js, domain, shared, schedule, metrics, all, refused, blocked: None }, watch)
+        let (schedule, refused, unknown) = (settings.schedule, Recent::default(), HashMap::new());
+        (Self { js, domain, shared, schedule, metrics, all, refused, unknown }, watch)
     }
 
     /// Puts each envelope of a group into its lane, and dead-letters those over quota. Returns the events that are to be
@@ -264,84 +267,7 @@ impl Backlogs {
         });
     }
 
-    /// Takes the refused envelopes out of their events and dead-letters them. Returns the events whose dead letters are
-    /// stored, and hands the others back.
-    async fn dead_letter(&mut self, mut group: Vec<Planned>, doubtful: Vec<Doubtful>) -> Vec<Planned> {
-        let mut letters = Vec::new();
-        let mut out: HashMap<usize, HashSet<usize>> = HashMap::new();
-        for one in doubtful {
-            let planned = group.get(one.event);
-            let Some(envelope) = planned.and_then(|planned| planned.envelopes.get(one.envelope)) else {
-                continue;
-            };
-            if let Refusal::Exceeds(why) = one.refusal {
-                letters.push((one.event, envelope.clone(), why));
-            }
-            out.entry(one.event).or_default().insert(one.envelope);
-        }
-        let failed = self.put(letters).await;
-        let mut admitted = Vec::with_capacity(group.len());
-        for (event, mut planned) in group.drain(..).enumerate() {
-            if let Some(delay) = failed.get(&event) {
-                planned.message.acker.nak(Some(*delay)).await;
-                continue;
-            }
-            if let Some(out) = out.get(&event) {
-                let mut at = 0;
-                planned.envelopes.retain(|_| {
-                    at += 1;
-                    !out.contains(&(at - 1))
-                });
-                planned.limits.retain(|(of, _)| !out.contains(of));
-                for (of, _) in &mut planned.limits {
-                    *of -= out.iter().filter(|out| **out < *of).count();
-                }
-            }
-            admitted.push(planned);
-        }
-        admitted
-    }
-
-    /// Stores dead letters; returns the events of those that could not be stored, with the delay of the next try.
-    async fn put(&mut self, letters: Vec<(usize, EnvelopeMessage, String)>) -> HashMap<usize, Duration> {
-        if let Some((until, _)) = self.blocked {
-            let left = until.saturating_duration_since(Instant::now());
-            if !left.is_zero() {
-                return letters.into_iter().map(|(event, ..)| (event, left.max(BUSY_DELAY))).collect();
-            }
-        }
-        let this = &*self;
-        let stored: Vec<_> = stream::iter(letters)
-            .map(|(event, envelope, why)| async move {
-                let stored = this.put_one(&envelope, why).await;
-                (event, envelope.message_id, stored)
-            })
-            .buffer_unordered(LETTERS_IN_FLIGHT)
-            .collect()
-            .await;
-        let mut failed = HashMap::new();
-        let mut delay = None;
-        for (event, id, stored) in stored {
-            let Err(error) = stored else {
-                self.refused.remember(&id);
-                continue;
-            };
-            let delay = *delay.get_or_insert_with(|| {
-                let longer = self.blocked.map(|(_, delay)| (delay * 2).min(MOST_BLOCKED_DELAY));
-                let delay = longer.unwrap_or(BUSY_DELAY);
-                if self.blocked.is_none() {
-                    OverQuotaNotDeadLettered { error: &error, is_full: error.is_full(), retry_in: delay }
-                        .emit(&self.metrics);
-                }
-                delay
-            });
-            failed.insert(event, delay);
-        }
-        self.blocked = delay.map(|delay| (Instant::now() + delay, delay));
-        failed
-    }
-
-    async fn put_one(&self, envelope: &EnvelopeMessage, why: String) -> Result<(), NatsError> {
+    async fn put_one(&self, envelope: &EnvelopeMessage, why: &str) -> Result<(), NatsError> {
         let body = envelope.payload.to_bytes();
         let read = Envelope::read(&body);
         let origin = match &read {
@@ -355,7 +281,7 @@ impl Backlogs {
             attempts: 0,
             redrives: 0,
             status: None,
-            error: Some(why),
+            error: Some(why.to_owned()),
             at: OffsetDateTime::now_utc(),
         };
         let id = format!("over-quota-{}", envelope.message_id);
@@ -385,6 +311,7 @@ impl Watch {
                     BacklogsNotRead { error: &error, retry_in: LOOK_INTERVAL }.emit(&self.metrics);
                 }
             }
+            self.shared.look_at_waiting(&self.metrics);
             let pause = (asked.elapsed() * PAUSE_FACTOR).clamp(LOOK_INTERVAL, LONGEST_PAUSE);
             tokio::time::sleep(pause).await;
         }

@@ -14,16 +14,10 @@ use super::outbox_room::OutboxRoom;
 use super::rejecter::Rejecter;
 use super::resolver::Resolver;
 use crate::domain::backlog::BacklogLimits;
-use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::envelope::{EncodedEnvelope, FanOut};
 use crate::domain::event::{Event, RejectReason, Rejection};
 use crate::domain::index::IndexEntry;
-use crate::domain::outcome::{Fault, Reason};
-use crate::domain::subscription::Incarnation;
-use crate::facts::{
-    DeadLettered, DomainMetrics, EventMatched, EventPutAside, Metrics, OutboxLimitsNotRead,
-    TooLargeNotDeadLettered,
-};
+use crate::facts::{DomainMetrics, EventMatched, EventPutAside, Metrics, OutboxLimitsNotRead};
 use crate::nats::subjects::{SHARED_LANE, strict_lane};
 use crate::nats::{Delivered, EnvelopeMessage, JetStream, NatsError};
 use crate::panics::{self, Panicked};
@@ -107,8 +101,8 @@ struct Plan {
     limits: Vec<(usize, BacklogLimits)>,
     /// An envelope is for a strict order.
     ordered: bool,
-    /// Envelopes that are too large because of their subscription.
-    too_large: Vec<(EncodedEnvelope, Incarnation)>,
+    /// An envelope is without its delivery, which nobody else has, so that it will be dead-lettered as too large.
+    is_without_delivery: bool,
 }
 
 impl Planner {
@@ -221,7 +215,7 @@ impl Planner {
                 return 0;
             }
         };
-        let mut plan = match planned {
+        let plan = match planned {
             Ok(Ok(plan)) => plan,
             Ok(Err(rejection)) => {
                 rejected.push((message, rejection, permit));
@@ -234,20 +228,7 @@ impl Planner {
         };
         let bytes: usize = plan.envelopes.iter().map(|envelope| envelope.payload.size()).sum();
         let made = plan.envelopes.len() * STEPS_PER_ENVELOPE + bytes / 1024;
-        // Before the event is acknowledged, and before any of its envelopes is committed: a failure then leaves nothing
-        // half done, and a repetition adds nothing.
-        for (envelope, incarnation) in std::mem::take(&mut plan.too_large) {
-            if let Err(error) = self.put_too_large(&event, domain, envelope, incarnation).await {
-                TooLargeNotDeadLettered { error: &error, event: &event.id }.emit();
-                message.acker.nak(Some(BUSY_DELAY)).await;
-                return made;
-            }
-        }
-        if plan.envelopes.is_empty() {
-            message.acker.ack().await;
-        } else {
-            queue.hand_over(message, &event.tenant, plan, permit).await;
-        }
+        queue.hand_over(message, &event.tenant, plan, permit).await;
         made
     }
 
@@ -267,7 +248,7 @@ impl Planner {
     ) -> Result<Result<Result<Plan, Rejection>, Panicked>, NatsError> {
         let largest = outbox.known().largest();
         let planned = panics::catch(|| self.plan(event, domain, wanting, largest));
-        if matches!(&planned, Ok(Ok(plan)) if plan.too_large.is_empty()) || planned.is_err() {
+        if matches!(&planned, Ok(Ok(plan)) if !plan.is_without_delivery) || planned.is_err() {
             return Ok(planned);
         }
         let (now, _) = outbox.read().await?;
@@ -303,7 +284,7 @@ impl Planner {
             shared: fan_out.shared_size(),
             limits: Vec::new(),
             ordered: false,
-            too_large: Vec::new(),
+            is_without_delivery: false,
         };
         let fits =
             |message: &EnvelopeMessage| message.payload.size() <= limit && message.stored_bytes() <= largest;
@@ -339,53 +320,16 @@ impl Planner {
                     ),
                 ));
             }
+            let mut bare = message(bare);
             if self.resolver.is_registry() {
                 plan.ordered |= entry.order().is_some();
-                plan.envelopes.push(message(bare));
             } else {
-                plan.limits.retain(|(of, _)| *of != at);
-                plan.too_large.push((bare, incarnation));
+                // Its worker dead-letters it, so that the other envelopes do not wait for that. It stops no strict order.
+                bare.subject = self.js.names().outbox(domain, SHARED_LANE, &token);
+                plan.is_without_delivery = true;
             }
+            plan.envelopes.push(bare);
         }
         Ok(plan)
-    }
-
-    /// Dead-letters an envelope that is too large with its subscription's delivery. Its body is the whole event
-    /// without the delivery.
-    async fn put_too_large(
-        &self,
-        event: &Event,
-        domain: &str,
-        envelope: EncodedEnvelope,
-        incarnation: Incarnation,
-    ) -> Result<(), NatsError> {
-        let EncodedEnvelope { id, subscription, body } = envelope;
-        let error = "the event and the subscription's delivery do not fit into one message (the server's max_payload); \
-                     make the delivery smaller (headers, tls), then publish the event again";
-        let origin = Origin {
-            id: id.clone(),
-            subscription: subscription.id().to_string(),
-            tenant: event.tenant.clone(),
-            incarnation,
-            event_id: event.id.clone(),
-            event_key: event.key.as_str().to_owned(),
-        };
-        let failed = Failed {
-            reason: Reason::TooLarge,
-            fault: Fault::Subscriber,
-            attempts: 0,
-            redrives: 0,
-            status: None,
-            error: Some(error.to_owned()),
-            at: self.js.now(),
-        };
-        // Parked: a later redrive would be too large as well.
-        let letter = DeadLetter::new(domain, origin, failed, &[]);
-        let subject = self.js.names().outbox(domain, SHARED_LANE, &subscription.token());
-        self.js
-            .put_dead_letter_with_id(&format!("too-large-{id}"), &subject, &letter, body.to_bytes())
-            .await?;
-        DeadLettered { letter: &letter }.emit(&self.metrics);
-        Ok(())
     }
 }

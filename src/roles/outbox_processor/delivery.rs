@@ -436,8 +436,8 @@ impl Inner {
     /// The endpoint as the resolver returned it at the fan-out.
     fn destination_of_envelope(&self, id: &Identity, envelope: &Envelope<'_>) -> Destination {
         let Some(delivery) = envelope.delivery else {
-            let text =
-                "the envelope has no delivery: both did not fit into one message; publish the event again";
+            let text = "the event and the subscription's delivery do not fit into one message (the server's max_payload); \
+                        make the delivery smaller (headers, tls), then publish the event again";
             return Destination::DeadLetter(Reason::TooLarge, text.to_owned());
         };
         let json = delivery.get();

@@ -15,6 +15,7 @@ use super::tries::Tries;
 use crate::domain::attempt::Attempt;
 use crate::domain::attempt_record::{AttemptRecord, ErrorKind, Settled};
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
+use crate::domain::dead_letter_room::retry_after;
 use crate::domain::deliveries::Deliveries;
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
@@ -453,9 +454,9 @@ impl Settle {
                 self.remembered.answers.terminate(&message.acker, letter.reason.as_str()).await;
             }
             Err(error) => {
-                DeadLetterNotWritten { error: &error, envelope: &letter.id, retry_in: RETRY_DELAY }
-                    .emit(&self.metrics);
-                message.acker.nak(Some(RETRY_DELAY)).await;
+                let retry_in = retry_after(message.deliveries);
+                DeadLetterNotWritten { error: &error, envelope: &letter.id, retry_in }.emit(&self.metrics);
+                message.acker.nak(Some(retry_in)).await;
             }
         }
     }

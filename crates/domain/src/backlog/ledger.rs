@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::excess::{Unstored, stays};
 use super::limits::{BacklogLimits, Exceeded, Usage};
 use super::own_lane::OwnLane;
 
@@ -210,6 +211,12 @@ impl Ledger {
         let addition = self.addition(size, now);
         self.count(size);
         self.entries.entry(token.into()).or_default().add(&addition)
+    }
+
+    /// Adds an envelope over quota whose dead letter was not stored, if it may stay in the outbox nevertheless. Returns
+    /// whether it goes to the own lane; `None` if its event waits.
+    pub fn add_excess(&mut self, token: &str, size: u64, unstored: Unstored, now: Duration) -> Option<bool> {
+        stays(unstored, size, self.used, self.capacity).then(|| self.add_beyond(token, size, now))
     }
 
     fn count(&mut self, size: u64) {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{RETRY_DELAY, Settle, Settlement, Tried};
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
+use crate::domain::dead_letter_room::retry_after;
 use crate::domain::deliveries::Deliveries;
 use crate::domain::envelope::Envelope;
 use crate::domain::outcome::{Decision, Outcome, Reason, decide};
@@ -146,9 +147,9 @@ impl Settle {
         let schedule = if turn.policy == Some(OnDeadLetter::Skip) { &[][..] } else { &self.schedule };
         let letter = DeadLetter::new(&self.domain, Origin::of(envelope), failed, schedule);
         if let Err(error) = self.put_in_order(turn, message, &letter, stops).await {
-            DeadLetterNotWritten { error: &error, envelope: &letter.id, retry_in: RETRY_DELAY }
-                .emit(&self.metrics);
-            return message.acker.nak(Some(RETRY_DELAY)).await;
+            let retry_in = retry_after(message.deliveries);
+            DeadLetterNotWritten { error: &error, envelope: &letter.id, retry_in }.emit(&self.metrics);
+            return message.acker.nak(Some(retry_in)).await;
         }
         DeliveryDeadLettered { letter: &letter }.emit(&self.metrics);
         if stops {

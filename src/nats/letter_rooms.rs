@@ -1,0 +1,145 @@
+//! Whether the dead letters of each domain can be stored, as this process sees it. All writes of dead letters come through
+//! here.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Map, Value};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::connection::JetStream;
+use super::error::NatsError;
+use super::stream_api::StreamInfo;
+use crate::domain::dead_letter_room::{Change, LetterRoom, Refusal, StreamRoom};
+
+/// Most domains with refusals; their number is that of the settings, but a stored dead letter can name any.
+const MOST: usize = 1_024;
+
+/// What is known about a dead letter that could not be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The server refused it.
+    Refused,
+    /// This request was not sent, or nobody got it.
+    NotSent,
+    /// It may be stored.
+    Unknown,
+}
+
+impl NatsError {
+    pub fn fate(&self) -> Fate {
+        match self {
+            Self::Api { .. } => Fate::Refused,
+            Self::Timeout { .. }
+            | Self::Transport { .. }
+            | Self::ConnectionLost { .. }
+            | Self::Closed { .. }
+            | Self::Answer { .. } => Fate::Unknown,
+            _ => Fate::NotSent,
+        }
+    }
+
+    /// Why a dead letter was refused; `None` if that has nothing to do with its stream, because the connection was lost.
+    fn refusal(&self) -> Option<Refusal> {
+        Some(match self {
+            Self::NoResponders { .. } => Refusal::Missing,
+            Self::Timeout { .. } | Self::Answer { .. } => Refusal::Unanswered,
+            error if error.is_full() => Refusal::Full,
+            error if error.is_out_of_resources() => Refusal::NoResources,
+            error if error.is_too_large() => Refusal::TooLarge,
+            Self::Api { .. } => Refusal::Other,
+            _ => return None,
+        })
+    }
+}
+
+/// The dead-letter streams of all domains.
+#[derive(Debug)]
+pub(super) struct LetterRooms {
+    started: Instant,
+    /// Those with refusals, and the last error.
+    domains: Mutex<HashMap<String, (LetterRoom, String)>>,
+    changed: Notify,
+}
+
+impl Default for LetterRooms {
+    fn default() -> Self {
+        Self { started: Instant::now(), domains: Mutex::default(), changed: Notify::new() }
+    }
+}
+
+impl LetterRooms {
+    fn domains(&self) -> MutexGuard<'_, HashMap<String, (LetterRoom, String)>> {
+        self.domains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails if a dead letter of this size was refused a moment ago.
+    pub(super) fn may_try(&self, domain: &str, size: usize) -> Result<(), NatsError> {
+        let domains = self.domains();
+        let Some((room, _)) = domains.get(domain) else { return Ok(()) };
+        room.may_try(size as u64, self.started.elapsed())
+            .map_err(|refusal| NatsError::LettersRefused { domain: domain.to_owned(), refusal })
+    }
+
+    /// Takes note of the result of a write.
+    pub(super) fn note(&self, domain: &str, size: usize, written: Result<(), &NatsError>) {
+        let (size, now) = (size as u64, self.started.elapsed());
+        let mut domains = self.domains();
+        match written {
+            Ok(()) => {
+                if let Some((room, _)) = domains.get_mut(domain) {
+                    room.stored(size, now);
+                    if !room.is_refusing() {
+                        domains.remove(domain);
+                    }
+                }
+            }
+            Err(error) => {
+                let Some(refusal) = error.refusal() else { return };
+                if domains.len() >= MOST && !domains.contains_key(domain) {
+                    return;
+                }
+                let (room, last) = domains.entry(domain.to_owned()).or_default();
+                room.refused(refusal, size, now);
+                *last = error.to_string();
+                self.changed.notify_one();
+            }
+        }
+    }
+}
+
+impl JetStream {
+    /// Waits until a dead letter is refused.
+    pub async fn letter_refused(&self) {
+        self.letter_rooms().changed.notified().await;
+    }
+
+    /// What changed for the dead letters of a domain since the last look, with the last error.
+    pub async fn letter_room_change(&self, domain: &str) -> Option<(Change, String)> {
+        if !self.letter_rooms().domains().contains_key(domain) {
+            return None;
+        }
+        let info = self.stream_info(&self.names().dlt_stream(domain)).await.ok();
+        let room = info.as_ref().map(stream_room);
+        let rooms = self.letter_rooms();
+        let (now, mut domains) = (rooms.started.elapsed(), rooms.domains());
+        let (state, error) = domains.get_mut(domain)?;
+        let change = state.report(room.as_ref(), now).map(|change| (change, error.clone()));
+        if !state.is_refusing() {
+            domains.remove(domain);
+        }
+        change
+    }
+}
+
+/// A limit of -1, or one that is missing, is none.
+fn stream_room(info: &StreamInfo) -> StreamRoom {
+    fn limit(config: &Map<String, Value>, name: &str) -> Option<u64> {
+        config.get(name)?.as_i64().and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0)
+    }
+    StreamRoom {
+        bytes: limit(&info.config, "max_bytes").map(|limit| (info.state.bytes, limit)),
+        messages: limit(&info.config, "max_msgs").map(|limit| (info.state.messages, limit)),
+    }
+}
