@@ -323,3 +323,34 @@ async fn a_dead_letter_stream_without_an_answer_delays_others_for_a_short_time_o
     account.assert_complete("after the replay");
     assert_eq!((account.delivered, account.doubles, account.dead), (2 * events.len(), 0, 0));
 }
+
+/// A postponed redrive is a new dead letter, for which there is no room. It must not take the place of other requests.
+#[tokio::test]
+async fn a_redrive_that_is_postponed_without_room_gets_a_new_time() {
+    let settings = TestSettings::patient().with_redrives([Duration::from_secs(10); 3]);
+    let stage = Stage::over_quota(&settings).await;
+    let (open, gate) = Behaviour::gate();
+    stage.receiver.set("/stuck", gate);
+    let events = stage.publish("event", 50).await;
+    stage.wait_for_letters(30).await;
+    let bytes = stage.client.stream(DLT).await.state.bytes;
+    stage.resize(i64::try_from(bytes - 1).expect("a number")).await;
+    stage.is_shown(true).await;
+    eventually(STEP, "no request of a redrive waits", async || {
+        let pending = stage.client.consumer("HUB_REDRIVE", "dlt-processor").await;
+        let waiting = (pending.num_ack_pending as u64, pending.num_pending);
+        let postponed = stage.lines("redrive postponed");
+        if waiting == (0, 0) && postponed >= 30 { Ok(()) } else { Err((waiting, postponed)) }
+    })
+    .await;
+    assert_eq!((stage.letters().await, stage.backlog().await), (30, 20));
+
+    open.send_replace(true);
+    stage.receiver.wait_accepted("/stuck", 20, STEP).await;
+    stage.hub.cli_ok(&["dlt", "replay", "--all"]).await;
+    stage.receiver.wait_accepted("/stuck", 50, STEP).await;
+    stage.broker.nothing_pending_within(STEP).await;
+    let account = Account::of(&events, &BOTH, &stage.receiver, &stage.client.dead_letters(DOMAIN).await);
+    account.assert_complete("after the replay");
+    assert_eq!((account.delivered, account.doubles, account.dead), (100, 0, 0));
+}
