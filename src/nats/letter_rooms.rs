@@ -115,6 +115,15 @@ impl JetStream {
         self.letter_rooms().changed.notified().await;
     }
 
+    /// Whether it is reported that the dead letters of the domain with this outbox are refused, so that no further line for
+    /// each of them is needed.
+    pub fn letters_are_reported(&self, outbox: &str) -> bool {
+        let domains = self.letter_rooms().domains();
+        domains
+            .iter()
+            .any(|(domain, (room, _))| room.is_reported() && self.names().outbox_stream(domain) == outbox)
+    }
+
     /// What changed for the dead letters of a domain since the last look, with the last error.
     pub async fn letter_room_change(&self, domain: &str) -> Option<(Change, String)> {
         if !self.letter_rooms().domains().contains_key(domain) {

@@ -135,13 +135,10 @@ async fn handle(router: &Router, message: &Delivered) {
         Ok(_) => message.acker.ack().await,
         Err(error) => {
             let retry_in = retry_after(message.deliveries);
-            RoutingFailed {
-                error: &error,
-                stream: &advisory.stream,
-                sequence: advisory.stream_sequence,
-                retry_in,
+            let (stream, sequence) = (&advisory.stream, advisory.stream_sequence);
+            if !router.js().letters_are_reported(stream) {
+                RoutingFailed { error: &error, stream, sequence, retry_in }.emit();
             }
-            .emit();
             message.acker.nak(Some(retry_in)).await;
         }
     }

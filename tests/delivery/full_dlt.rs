@@ -124,6 +124,7 @@ async fn a_healthy_subscription_does_not_wait_for_the_excess_of_another() {
     stage.receiver.wait_accepted("/well", 300, STEP).await;
     stage.events_are_done().await;
     stage.is_shown(true).await;
+    stage.hub.wait_for_log(BLOCKED, STEP).await;
     // It continues, without further log lines.
     events.extend(stage.publish("second", 100).await);
     stage.receiver.wait_accepted("/well", 400, STEP).await;
@@ -144,6 +145,7 @@ async fn a_healthy_subscription_does_not_wait_for_the_excess_of_another() {
     stage.receiver.wait_accepted("/stuck", 400, STEP).await;
     stage.broker.nothing_pending_within(STEP).await;
     stage.is_shown(false).await;
+    stage.hub.wait_for_log(UNBLOCKED, STEP).await;
     assert_eq!((stage.lines(BLOCKED), stage.lines(UNBLOCKED)), (1, 1));
     let account = Account::of(&events, &BOTH, &stage.receiver, &stage.client.dead_letters(DOMAIN).await);
     account.assert_complete("after the replay");
@@ -257,6 +259,11 @@ async fn only_the_failed_envelopes_wait_for_their_dead_letters() {
     }
     stage.events_are_done().await;
     stage.is_shown(true).await;
+    stage.hub.wait_for_log(BLOCKED, STEP).await;
+    // Before the report, each envelope may have a line. Repetitions have none.
+    stage.receiver.wait_for("/permanent", 2 * EVENTS, STEP).await;
+    let lines = stage.lines("dead letter not written") + stage.lines("not dead-lettered");
+    assert!(lines <= failing.len() * EVENTS, "{lines} lines");
     assert_eq!((stage.letters().await, stage.lines(BLOCKED)), (0, 1));
 
     stage.resize(10_000_000).await;
@@ -274,6 +281,7 @@ async fn only_the_failed_envelopes_wait_for_their_dead_letters() {
     for path in ["/well", "/in-order"] {
         assert_eq!((stage.receiver.count(path), stage.receiver.doubles(path).len()), (EVENTS, 0));
     }
+    stage.hub.wait_for_log(UNBLOCKED, STEP).await;
     assert_eq!((stage.lines(BLOCKED), stage.lines(UNBLOCKED)), (1, 1));
 }
 

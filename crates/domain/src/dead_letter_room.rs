@@ -183,6 +183,11 @@ impl LetterRoom {
         self.refusing.is_some()
     }
 
+    /// Whether an operator knows that dead letters are refused.
+    pub fn is_reported(&self) -> bool {
+        self.refusing.as_ref().is_some_and(|state| state.is_reported)
+    }
+
     /// What changed for an operator. `room`: the space of the stream as it is now, if it is known.
     pub fn report(&mut self, room: Option<&StreamRoom>, now: Duration) -> Option<Change> {
         let state = self.refusing.as_mut()?;

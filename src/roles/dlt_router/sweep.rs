@@ -307,7 +307,9 @@ impl Sweep {
             return Err(error);
         }
         let retry_in = self.interval;
-        StrandedEnvelopeNotRouted { error: &error, stream, sequence, retry_in }.emit();
+        if !self.router.js().letters_are_reported(stream) {
+            StrandedEnvelopeNotRouted { error: &error, stream, sequence, retry_in }.emit();
+        }
         Ok(true)
     }
 }

@@ -455,7 +455,10 @@ impl Settle {
             }
             Err(error) => {
                 let retry_in = retry_after(message.deliveries);
-                DeadLetterNotWritten { error: &error, envelope: &letter.id, retry_in }.emit(&self.metrics);
+                if !self.js.letters_are_reported(&self.stream()) {
+                    DeadLetterNotWritten { error: &error, envelope: &letter.id, retry_in }
+                        .emit(&self.metrics);
+                }
                 message.acker.nak(Some(retry_in)).await;
             }
         }

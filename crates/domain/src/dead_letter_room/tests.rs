@@ -176,6 +176,7 @@ proptest! {
                 Step::Pass(milliseconds) => now += Duration::from_millis(milliseconds),
             }
             prop_assert!(!is_reported || room.is_refusing());
+            prop_assert_eq!(room.is_reported(), is_reported);
             prop_assert_eq!(room.may_try(u64::MAX, now + LONGEST_PAUSE), Ok(()));
             prop_assert!(refused_at.is_some() || room.may_try(u64::MAX, now).is_ok());
         }

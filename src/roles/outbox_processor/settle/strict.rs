@@ -148,7 +148,9 @@ impl Settle {
         let letter = DeadLetter::new(&self.domain, Origin::of(envelope), failed, schedule);
         if let Err(error) = self.put_in_order(turn, message, &letter, stops).await {
             let retry_in = retry_after(message.deliveries);
-            DeadLetterNotWritten { error: &error, envelope: &letter.id, retry_in }.emit(&self.metrics);
+            if !self.js.letters_are_reported(&self.stream()) {
+                DeadLetterNotWritten { error: &error, envelope: &letter.id, retry_in }.emit(&self.metrics);
+            }
             return message.acker.nak(Some(retry_in)).await;
         }
         DeliveryDeadLettered { letter: &letter }.emit(&self.metrics);
