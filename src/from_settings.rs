@@ -238,8 +238,9 @@ impl OpenSecret for MasterKey {
         field: &str,
         sealed: &str,
     ) -> Result<SecretString, SecretNotOpened> {
-        open_credential(self.0.as_ref(), subscription, field, sealed)
-            .inspect_err(|error| CredentialNotOpened { subscription, field, error }.emit())
+        open_credential(self.0.as_ref(), subscription, field, sealed).inspect_err(|error| {
+            CredentialNotOpened { subscription: &subscription.subscription, field, error }.emit();
+        })
     }
 }
 

@@ -202,6 +202,7 @@ impl Hub {
         }
         let stream_parameters = stream_parameters(settings);
         let mut tasks = Tasks::new(stop.clone());
+        watching::complete_log(&mut tasks);
         let readiness = Readiness::default();
         let started = readiness.part("start of the roles");
         let connected = js.clone();
@@ -216,7 +217,7 @@ impl Hub {
         let shared = shared_settings(settings);
         let (done, watch) =
             agreement::enter(&js, &stream_parameters, shared, &readiness, STARTUP_PATIENCE).await?;
-        tasks.droppable("agreement with the other processes", watch.run());
+        tasks.droppable("registry and settings of the hub", watch.run());
         for what in &done.created {
             DefinitionCreated { what }.emit();
         }

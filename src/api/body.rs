@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::State;
 use super::limits::{Holder, Resource, Usage, UsageGuard};
 use super::problem::{Problem, ProblemKind};
+use crate::domain::backlog::size;
 use crate::domain::strict_json::{self, StrictJsonError};
 use crate::settings::Settings;
 
@@ -44,7 +45,10 @@ impl Default for BodyLimit {
     fn default() -> Self {
         Self {
             bytes: BODY_LIMIT,
-            too_large: format!("the body is larger than {BODY_LIMIT} bytes; send a smaller one"),
+            too_large: format!(
+                "the body is larger than {}; send a smaller one",
+                size::exact(BODY_LIMIT as u64)
+            ),
         }
     }
 }
@@ -84,8 +88,8 @@ impl BodyReservation {
             return Err(Problem::too_many(
                 1,
                 format!(
-                    "the bodies of this caller's requests in progress exceed {} bytes; send fewer at once",
-                    memory.per_holder
+                    "the bodies of this caller's requests in progress exceed {}; send fewer at once",
+                    size::exact(memory.per_holder as u64)
                 ),
             ));
         }
@@ -131,7 +135,8 @@ pub(super) async fn read(
             return Err(Problem::new(
                 ProblemKind::TooSlow,
                 format!(
-                    "received only {size} bytes of the body in {} s; send it faster",
+                    "received only {} of the body in {} s; send it faster",
+                    size::shown(size as u64),
                     begun.elapsed().as_secs()
                 ),
             )

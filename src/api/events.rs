@@ -28,6 +28,7 @@ use super::openapi::{BodyProblems, CommonProblems};
 use super::problem::Problem;
 use crate::api::json::Json;
 use crate::domain::access::Caller;
+use crate::domain::backlog::size;
 use crate::domain::field_error::FieldError;
 use crate::management::ManagementError;
 use crate::management::publishing::{CheckedEvent, Published, RawEvent};
@@ -75,8 +76,10 @@ impl EventLimits {
     pub(super) fn body_limit(&self, headers: &HeaderMap) -> body::BodyLimit {
         let batch = BindingMode::of(headers).is_ok_and(|mode| mode == BindingMode::Batch);
         let bytes = if batch { self.batch } else { self.one };
-        let too_large =
-            format!("the body is larger than {bytes} bytes; publish a reference to large data instead");
+        let too_large = format!(
+            "the body is larger than {}; publish a reference to large data instead",
+            size::exact(bytes as u64)
+        );
         body::BodyLimit { bytes, too_large }
     }
 }

@@ -134,10 +134,13 @@ fn a_backtrace_has_more_room() {
 /// The facts whose values outsiders choose.
 #[test]
 fn facts_with_foreign_text_fit_into_their_lines() {
+    use crate::domain::subscription::SubscriptionRef;
     use crate::facts::{
         AdvisoryUnreadable, EventRejected, Metrics, RegistryEntryUnreadable, RegistryKeySkipped, Row,
-        RowAbandoned, RowsRefused, ThreadPanicked,
+        RowAbandoned, RowsRefused, ThreadPanicked, limit_repeated_lines,
     };
+    limit_repeated_lines(std::time::Duration::ZERO);
+    let subscription = SubscriptionRef::of("acme", "crm").expect("valid names");
     let metrics = Metrics::new();
     let text = "x\u{1b}]0;owned\u{7}\"".repeat(100_000);
     let error = io::Error::other(text.clone());
@@ -146,8 +149,13 @@ fn facts_with_foreign_text_fit_into_their_lines() {
             let broker = metrics.of_broker("internal");
             let row = || Row { position: 1, id: &text, event_type: &text, stream: &text, attempts: 1 };
             EventRejected { subject: &text, sequence: 1, reason: "invalid", detail: &text }.emit(&metrics);
-            RegistryEntryUnreadable { subscription: &text, revision: 1, reason: &text, in_force: None }
-                .emit();
+            let unreadable = RegistryEntryUnreadable {
+                subscription: &subscription,
+                revision: 1,
+                reason: &text,
+                in_force: None,
+            };
+            unreadable.emit();
             RegistryKeySkipped { key: &text }.emit();
             AdvisoryUnreadable { subject: &text }.emit();
             RowAbandoned { row: row(), reason: &error }.emit(&broker);

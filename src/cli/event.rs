@@ -11,7 +11,6 @@ use super::error::{Answer, CliError};
 use super::manage;
 use super::output::{Printer, cell, warn};
 use crate::domain::duration;
-use crate::domain::subscription::SubscriptionRef;
 use crate::domain::trace::Step;
 use crate::domain::words::span;
 use crate::management::domain_names;
@@ -97,16 +96,26 @@ async fn trace(options: TraceOptions, settings: &Settings, printer: Printer) -> 
         return Ok(Answer::Yes);
     }
     printer.table(
-        &["TIME", "STEP", "SUBSCRIPTION", "ATTEMPT", "OUTCOME", "STATUS", "MS", "DETAIL"],
+        &["TIME", "STEP", "SUBSCRIPTION", "TENANT", "ATTEMPT", "OUTCOME", "STATUS", "MS", "DETAIL"],
         trace.timeline.iter().map(row),
     )?;
     if !trace.subscribers.is_empty() {
         printer.line("")?;
         printer.table(
-            &["SUBSCRIPTION", "DOMAIN", "STATE", "ATTEMPTS", "LAST STATUS", "NEXT REDRIVE", "ENVELOPE"],
+            &[
+                "SUBSCRIPTION",
+                "TENANT",
+                "DOMAIN",
+                "STATE",
+                "ATTEMPTS",
+                "LAST STATUS",
+                "NEXT REDRIVE",
+                "ENVELOPE",
+            ],
             trace.subscribers.iter().map(|one| {
                 vec![
-                    named(one.tenant.as_deref(), &one.subscription),
+                    one.subscription.clone(),
+                    or_dash(one.tenant.as_deref()),
                     one.domain.clone(),
                     one.state.as_str().to_owned(),
                     one.attempts.to_string(),
@@ -124,20 +133,14 @@ fn row(step: &Step) -> Vec<String> {
     vec![
         milliseconds(step.at),
         step.what.as_str().to_owned(),
-        step.subscription.as_deref().map_or_else(|| "-".to_owned(), |id| named(step.tenant.as_deref(), id)),
+        or_dash(step.subscription.as_deref()),
+        or_dash(step.tenant.as_deref()),
         or_dash(step.attempt),
         step.outcome.map_or("-", |outcome| outcome.as_str()).to_owned(),
         or_dash(step.status),
         or_dash(step.latency_ms),
         step.detail.as_deref().map_or_else(|| "-".to_owned(), |text| cell(text, 60)),
     ]
-}
-
-/// `crm`, or `acme/crm`.
-fn named(tenant: Option<&str>, id: &str) -> String {
-    tenant
-        .and_then(|tenant| SubscriptionRef::of(tenant, id))
-        .map_or_else(|| id.to_owned(), |name| name.to_string())
 }
 
 fn or_dash(value: Option<impl ToString>) -> String {

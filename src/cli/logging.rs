@@ -11,7 +11,7 @@ use std::panic::PanicHookInfo;
 use tracing_subscriber::EnvFilter;
 
 use crate::bounded::{self, BoundedFields};
-use crate::facts::ThreadPanicked;
+use crate::facts::{ThreadPanicked, limit_repeated_lines, write_rest_of_left_out};
 use crate::printable::{self, EscapedLog, LogText};
 use crate::queued_writer;
 use crate::settings::{LogFormat, LogSettings};
@@ -29,6 +29,7 @@ pub enum LogPlan {
 
 /// Starts the log of this process. `RUST_LOG` overrides the plan.
 pub fn start(plan: LogPlan, settings: &LogSettings) {
+    limit_repeated_lines(settings.repeat_interval);
     let level = match plan {
         LogPlan::Command { verbose: false } => "warn",
         LogPlan::Command { verbose: true } => "info",
@@ -84,8 +85,9 @@ pub(crate) fn of_the_hub(filter: &str) -> String {
     if parts.is_empty() { "off".to_owned() } else { parts.join(",") }
 }
 
-/// Writes the queued text, for a limited time: the last step of a process.
+/// Writes the numbers of lines that were left out, and the queued text, for a limited time: the last step of a process.
 pub fn finish() {
+    write_rest_of_left_out();
     queued_writer::stdout().flush(queued_writer::FLUSH_LIMIT);
     queued_writer::stderr().flush(queued_writer::FLUSH_LIMIT);
 }

@@ -220,6 +220,11 @@ pub(super) fn cell(text: &str, width: usize) -> String {
     line.chars().take(width.saturating_sub(1)).chain(std::iter::once('…')).collect()
 }
 
+/// A text for a table cell; `-` for an empty one, so that the columns remain countable.
+pub(super) fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}
+
 /// Formats a time by RFC 3339, to the second, in UTC.
 pub(super) fn time(at: OffsetDateTime) -> String {
     let at = at.checked_to_offset(time::UtcOffset::UTC).unwrap_or(at).replace_nanosecond(0).unwrap_or(at);

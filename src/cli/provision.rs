@@ -6,12 +6,13 @@ use serde_json::json;
 use super::connect;
 use super::error::{Answer, CliError};
 use super::output::{Printer, warn};
-use crate::domain::shared_settings::SharedSettings;
+use crate::domain::backlog::size;
+use crate::domain::shared_settings::{SharedSettings, for_people};
 use crate::domain::words::counted;
 use crate::nats::JetStream;
 use crate::nats::definitions::StreamParameters;
 use crate::nats::provision::join::{self, Joinable, Joining};
-use crate::nats::provision::{self, Drift, DriftKind};
+use crate::nats::provision::{self, Drift, DriftKind, field_value};
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
@@ -33,9 +34,10 @@ pub(super) async fn run(
     let js = connect(settings).await?;
     if let Some(max_payload) = crate::from_settings::less_than_events(settings, &js) {
         warn(&format!(
-            "events.max_size: is {}, but the server accepts messages of at most {max_payload} bytes; raise max_payload of the \
-             server, or lower events.max_size",
-            settings.events.max_size
+            "events.max_size: is {}, but the server accepts messages of at most {}; raise max_payload of the server, or \
+             lower events.max_size",
+            size::exact(settings.events.max_size.as_u64()),
+            size::exact(max_payload)
         ));
     }
     let stream_parameters = crate::from_settings::stream_parameters(settings);
@@ -137,14 +139,17 @@ async fn check(
 const REMEDY: &str = "set the recorded value, or run `hub provision`";
 
 fn shown(value: &Option<String>) -> String {
-    value.clone().unwrap_or_else(|| "(not set)".to_owned())
+    value.as_deref().map_or_else(|| "(not set)".to_owned(), for_people)
 }
 
 fn row(action: &str, drift: &Drift) -> Vec<String> {
     let detail = match &drift.kind {
         DriftKind::Missing => "missing".to_owned(),
-        DriftKind::Differs { field, wanted, found } => format!("{field}: {found} -> {wanted}"),
+        DriftKind::Differs { field, wanted, found } => {
+            format!("{field}: {} -> {}", field_value(field, found), field_value(field, wanted))
+        }
         DriftKind::WouldLose { field, wanted, found } => {
+            let (found, wanted) = (field_value(field, found), field_value(field, wanted));
             format!("{field}: keeps {found}, because {wanted} would drop stored messages")
         }
     };

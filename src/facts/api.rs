@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Cause;
+use super::limited::{About, limited};
 use super::metrics::{Metrics, RequestLabel, RouteLabel};
 
 /// A request was answered. The log has the route and the path, but never a query or a body, which may hold secrets.
@@ -29,11 +30,17 @@ impl RequestAnswered<'_> {
         metrics.api().seconds.get_or_create(&label).observe(elapsed.as_secs_f64());
         let changes = !matches!(method, "GET" | "HEAD") && !matches!(route, "/v1/events" | "unknown");
         let ms = elapsed.as_millis();
+        let about = About::detail(caller);
         // A 503 is temporary, and there are many while the broker is unavailable or a stream is full.
         if status == 503 {
-            tracing::warn!(%method, path, status, caller, ms, "API request rejected, temporarily unavailable");
+            limited!(
+                WARN "API request rejected, temporarily unavailable", about;
+                %method, path, status, caller, ms
+            );
         } else if status >= 500 {
-            tracing::error!(%method, path, status, caller, ms, "API request failed");
+            limited!(ERROR "API request failed", about; %method, path, status, caller, ms);
+        } else if changes && status >= 400 {
+            limited!(INFO "API request refused", about; %method, path, status, caller, ms);
         } else if changes {
             tracing::info!(%method, path, status, caller, ms, "API request");
         } else {
@@ -50,7 +57,7 @@ pub struct ConnectionNotAccepted<'a> {
 impl ConnectionNotAccepted<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "accepting a connection failed");
+        limited!(WARN "accepting a connection failed", About::default(); %error);
     }
 }
 
@@ -86,7 +93,7 @@ pub struct AnswerNotWritten<'a> {
 impl AnswerNotWritten<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::error!(%error, "writing an answer as JSON failed");
+        limited!(ERROR "writing an answer as JSON failed", About::default(); %error);
     }
 }
 
@@ -98,7 +105,7 @@ pub struct RequestWithoutStore<'a> {
 impl RequestWithoutStore<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "outbox database unavailable");
+        limited!(WARN "outbox database unavailable", About::default(); %error);
     }
 }
 
@@ -110,7 +117,7 @@ pub struct RequestFailedInStore<'a> {
 impl RequestFailedInStore<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::error!(%error, "API request failed in the outbox database");
+        limited!(ERROR "API request failed in the outbox database", About::default(); %error);
     }
 }
 
@@ -122,7 +129,7 @@ pub struct RequestWithoutCredential<'a> {
 impl RequestWithoutCredential<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::error!(%error, "opening a stored credential failed");
+        limited!(ERROR "opening a stored credential failed", About::default(); %error);
     }
 }
 
@@ -134,7 +141,7 @@ pub struct RequestWithoutNats<'a> {
 impl RequestWithoutNats<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "NATS server unavailable");
+        limited!(WARN "NATS server unavailable", About::default().cause(error); %error);
     }
 }
 
@@ -146,6 +153,6 @@ pub struct RequestFailedInNats<'a> {
 impl RequestFailedInNats<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::error!(%error, "API request failed in the NATS server");
+        limited!(ERROR "API request failed in the NATS server", About::default().cause(error); %error);
     }
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::Cause;
+use super::limited::{About, limited};
 use super::metrics::DomainMetrics;
+use crate::domain::subscription::SubscriptionRef;
 use crate::domain::words::rounded;
 
 /// Envelopes were committed to the own lanes of their subscriptions.
@@ -33,7 +35,7 @@ impl BacklogsNotRead<'_> {
 
 /// A backlog has reached 80% of its limit.
 pub struct BacklogNearLimit<'a> {
-    pub subscription: &'a str,
+    pub subscription: &'a SubscriptionRef,
     pub percent: u64,
     pub messages: u64,
 }
@@ -42,12 +44,10 @@ impl BacklogNearLimit<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { subscription, percent, messages } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(
-            domain,
-            subscription,
-            percent,
-            messages,
-            "backlog near its limit, further envelopes will be dead-lettered"
+        limited!(
+            WARN "backlog near its limit, further envelopes will be dead-lettered",
+            About::domain(domain).of(subscription);
+            domain, tenant = subscription.tenant(), subscription = subscription.id(), percent, messages
         );
     }
 }
@@ -55,14 +55,20 @@ impl BacklogNearLimit<'_> {
 /// A dead letter is not redriven, because the backlog of its subscription is still full.
 pub struct RedrivePostponed<'a> {
     pub domain: &'a str,
+    pub tenant: &'a str,
+    pub subscription: &'a str,
     pub envelope: &'a str,
     pub reason: &'a str,
 }
 
 impl RedrivePostponed<'_> {
     pub fn emit(self) {
-        let Self { domain, envelope, reason } = self;
-        tracing::info!(domain, envelope, reason, "backlog still full, redrive postponed");
+        let Self { domain, tenant, subscription, envelope, reason } = self;
+        limited!(
+            INFO "backlog still full, redrive postponed",
+            About::domain(domain).of_parts(tenant, subscription);
+            domain, tenant, subscription, envelope, reason
+        );
     }
 }
 

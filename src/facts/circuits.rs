@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Cause;
+use super::limited::{About, limited};
 use super::metrics::{DomainMetrics, TransitionLabel};
 use crate::domain::subscription::SubscriptionRef;
 use crate::domain::words::rounded;
@@ -19,7 +20,8 @@ impl CircuitOpened<'_> {
         let Self { subscription, error, probe_in } = self;
         let domain = &*metrics.domain;
         count(metrics, "open");
-        tracing::warn!(domain, %subscription, error, probe_in = %rounded(probe_in), "endpoint keeps failing, circuit opened");
+        let (tenant, subscription) = (subscription.tenant(), subscription.id());
+        tracing::warn!(domain, tenant, subscription, error, probe_in = %rounded(probe_in), "endpoint keeps failing, circuit opened");
     }
 }
 
@@ -33,7 +35,12 @@ impl CircuitProbed<'_> {
         let Self { subscription } = self;
         let domain = &*metrics.domain;
         count(metrics, "half-open");
-        tracing::info!(domain, %subscription, "circuit half-open, sending a probe");
+        tracing::info!(
+            domain,
+            tenant = subscription.tenant(),
+            subscription = subscription.id(),
+            "circuit half-open, sending a probe"
+        );
     }
 }
 
@@ -49,7 +56,8 @@ impl CircuitOpenedAgain<'_> {
         let Self { subscription, error, probe_in } = self;
         let domain = &*metrics.domain;
         count(metrics, "open");
-        tracing::info!(domain, %subscription, error, probe_in = %rounded(probe_in), "probe failed, circuit open again");
+        let (tenant, subscription) = (subscription.tenant(), subscription.id());
+        tracing::info!(domain, tenant, subscription, error, probe_in = %rounded(probe_in), "probe failed, circuit open again");
     }
 }
 
@@ -86,7 +94,13 @@ impl CircuitClosed<'_> {
         let Self { subscription, because } = self;
         let domain = &*metrics.domain;
         count(metrics, "closed");
-        tracing::info!(domain, %subscription, reason = because.text(), "circuit closed");
+        tracing::info!(
+            domain,
+            tenant = subscription.tenant(),
+            subscription = subscription.id(),
+            reason = because.text(),
+            "circuit closed"
+        );
     }
 }
 
@@ -99,7 +113,12 @@ impl CircuitPauseEnded<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { subscription } = self;
         let domain = &*metrics.domain;
-        tracing::info!(domain, %subscription, "subscription changed, pause of its circuit ended");
+        tracing::info!(
+            domain,
+            tenant = subscription.tenant(),
+            subscription = subscription.id(),
+            "subscription changed, pause of its circuit ended"
+        );
     }
 }
 
@@ -113,7 +132,10 @@ impl CircuitNotChanged<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, subscription } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, %subscription, "circuit not changed, will retry");
+        limited!(
+            WARN "circuit not changed, will retry", About::domain(domain).of(subscription).cause(error);
+            %error, domain, tenant = subscription.tenant(), subscription = subscription.id()
+        );
     }
 }
 
@@ -126,7 +148,8 @@ pub struct CircuitNoticeNotSent<'a> {
 impl CircuitNoticeNotSent<'_> {
     pub fn emit(self) {
         let Self { error, subscription } = self;
-        tracing::debug!(%error, %subscription, "circuit notice not sent");
+        let (tenant, subscription) = (subscription.tenant(), subscription.id());
+        tracing::debug!(%error, tenant, subscription, "circuit notice not sent");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Cause;
+use super::limited::{About, limited};
 use super::metrics::{Metrics, ReasonLabel};
 use crate::domain::dead_letter::DeadLetter;
 use crate::domain::words::rounded;
@@ -16,6 +17,7 @@ impl DeadLettered<'_> {
     pub fn emit(self, metrics: &Metrics) {
         let DeadLetter {
             domain,
+            tenant,
             subscription,
             id,
             event_key,
@@ -27,17 +29,10 @@ impl DeadLettered<'_> {
             ..
         } = self.letter;
         count(metrics, self.letter);
-        tracing::warn!(
-            domain,
-            subscription,
-            envelope = id,
-            event_key,
-            %reason,
-            %fault,
-            attempts,
-            last_error,
-            %state,
-            "dead-lettered"
+        limited!(
+            WARN "dead-lettered", About::domain(domain).of_parts(tenant, subscription).with(reason.as_str());
+            domain, tenant, subscription, envelope = id, event_key, %reason, %fault, attempts, last_error,
+            %state
         );
     }
 }
@@ -54,7 +49,10 @@ impl DeadLetterSetAside<'_> {
         let DeadLetter { domain, id, reason, last_error, .. } = self.letter;
         count(metrics, self.letter);
         let sequence = self.sequence;
-        tracing::warn!(domain, sequence, envelope = id, %reason, last_error, "dead letter set aside");
+        limited!(
+            WARN "dead letter set aside", About::domain(domain).with(reason.as_str());
+            domain, sequence, envelope = id, %reason, last_error
+        );
     }
 }
 
@@ -70,7 +68,7 @@ pub struct AdvisoryUnreadable<'a> {
 
 impl AdvisoryUnreadable<'_> {
     pub fn emit(self) {
-        tracing::warn!(subject = self.subject, "unreadable advisory dropped");
+        limited!(WARN "unreadable advisory dropped", About::default(); subject = self.subject);
     }
 }
 
@@ -83,7 +81,7 @@ pub struct AdvisoryOfUnknownStream<'a> {
 impl AdvisoryOfUnknownStream<'_> {
     pub fn emit(self) {
         let Self { stream, sequence } = self;
-        tracing::warn!(stream, sequence, "advisory of an unknown stream dropped");
+        limited!(WARN "advisory of an unknown stream dropped", About::default(); stream, sequence);
     }
 }
 
@@ -123,7 +121,10 @@ pub struct ExhaustedRedriveDropped<'a> {
 impl ExhaustedRedriveDropped<'_> {
     pub fn emit(self) {
         let Self { stream, sequence } = self;
-        tracing::info!(stream, sequence, "redriven envelope dropped, its dead letter is resolved");
+        limited!(
+            INFO "redriven envelope dropped, its dead letter is resolved", About::detail(stream);
+            stream, sequence
+        );
     }
 }
 
@@ -138,7 +139,10 @@ pub struct RoutingFailed<'a> {
 impl RoutingFailed<'_> {
     pub fn emit(self) {
         let Self { error, stream, sequence, retry_in } = self;
-        tracing::warn!(%error, stream, sequence, retry_in = %rounded(retry_in), "envelope not dead-lettered, will retry");
+        limited!(
+            WARN "envelope not dead-lettered, will retry", About::detail(stream).cause(error);
+            %error, stream, sequence, retry_in = %rounded(retry_in)
+        );
     }
 }
 
@@ -152,7 +156,10 @@ pub struct SweepFailed<'a> {
 impl SweepFailed<'_> {
     pub fn emit(self) {
         let Self { error, domain, retry_in } = self;
-        tracing::warn!(%error, domain, retry_in = %rounded(retry_in), "sweep for stranded envelopes failed, will retry");
+        limited!(
+            WARN "sweep for stranded envelopes failed, will retry", About::domain(domain).cause(error);
+            %error, domain, retry_in = %rounded(retry_in)
+        );
     }
 }
 
@@ -167,7 +174,10 @@ pub struct LaneNotSwept<'a> {
 impl LaneNotSwept<'_> {
     pub fn emit(self) {
         let Self { error, stream, lane, retry_in } = self;
-        tracing::warn!(%error, stream, lane, retry_in = %rounded(retry_in), "lane not swept for stranded envelopes, will retry");
+        limited!(
+            WARN "lane not swept for stranded envelopes, will retry", About::detail(stream).cause(error);
+            %error, stream, lane, retry_in = %rounded(retry_in)
+        );
     }
 }
 
@@ -180,7 +190,7 @@ pub struct StrandedEnvelopeFound<'a> {
 impl StrandedEnvelopeFound<'_> {
     pub fn emit(self) {
         let Self { stream, sequence } = self;
-        tracing::warn!(stream, sequence, "stranded envelope found");
+        limited!(WARN "stranded envelope found", About::detail(stream); stream, sequence);
     }
 }
 
@@ -195,7 +205,10 @@ pub struct StrandedEnvelopeNotRouted<'a> {
 impl StrandedEnvelopeNotRouted<'_> {
     pub fn emit(self) {
         let Self { error, stream, sequence, retry_in } = self;
-        tracing::warn!(%error, stream, sequence, retry_in = %rounded(retry_in), "stranded envelope not dead-lettered, will retry");
+        limited!(
+            WARN "stranded envelope not dead-lettered, will retry", About::detail(stream).cause(error);
+            %error, stream, sequence, retry_in = %rounded(retry_in)
+        );
     }
 }
 
@@ -208,7 +221,7 @@ pub struct LaneWithoutConsumer<'a> {
 impl LaneWithoutConsumer<'_> {
     pub fn emit(self) {
         let Self { stream, lane } = self;
-        tracing::warn!(stream, lane, "lane has envelopes but no consumer, creating it");
+        limited!(WARN "lane has envelopes but no consumer, creating it", About::detail(lane); stream, lane);
     }
 }
 
@@ -222,7 +235,10 @@ pub struct LaneNotCreated<'a> {
 impl LaneNotCreated<'_> {
     pub fn emit(self) {
         let Self { error, stream, lane } = self;
-        tracing::warn!(%error, stream, lane, "consumer of a lane not created");
+        limited!(
+            WARN "consumer of a lane not created", About::detail(stream).cause(error);
+            %error, stream, lane
+        );
     }
 }
 
@@ -236,7 +252,10 @@ pub struct RedriveFailed<'a> {
 impl RedriveFailed<'_> {
     pub fn emit(self) {
         let Self { error, subject, retry_in } = self;
-        tracing::warn!(%error, subject, retry_in = %rounded(retry_in), "dead letter not processed, will retry");
+        limited!(
+            WARN "dead letter not processed, will retry", About::default().cause(error);
+            %error, subject, retry_in = %rounded(retry_in)
+        );
     }
 }
 
@@ -249,7 +268,7 @@ pub struct RedriveUnreadable<'a> {
 impl RedriveUnreadable<'_> {
     pub fn emit(self) {
         let Self { subject, sequence } = self;
-        tracing::warn!(subject, sequence, "unreadable redrive request dropped");
+        limited!(WARN "unreadable redrive request dropped", About::default(); subject, sequence);
     }
 }
 
@@ -279,8 +298,11 @@ impl Redriven<'_> {
     pub fn emit(self, metrics: &Metrics) {
         let Self { letter, domain, redrives, trigger } = self;
         metrics.of_domain(domain).counters.redriven.inc();
-        let DeadLetter { subscription, id, .. } = letter;
-        tracing::info!(domain, subscription, envelope = id, redrives, trigger, "redriven");
+        let DeadLetter { tenant, subscription, id, .. } = letter;
+        limited!(
+            INFO "redriven", About::domain(domain).of_parts(tenant, subscription);
+            domain, tenant, subscription, envelope = id, redrives, trigger
+        );
     }
 }
 
@@ -294,7 +316,10 @@ pub struct OverdueSearchFailed<'a> {
 impl OverdueSearchFailed<'_> {
     pub fn emit(self) {
         let Self { error, domain, retry_in } = self;
-        tracing::warn!(%error, domain, retry_in = %rounded(retry_in), "search for overdue dead letters failed, will retry");
+        limited!(
+            WARN "search for overdue dead letters failed, will retry", About::domain(domain).cause(error);
+            %error, domain, retry_in = %rounded(retry_in)
+        );
     }
 }
 
@@ -308,7 +333,10 @@ pub struct OverdueSearchPanicked<'a> {
 impl OverdueSearchPanicked<'_> {
     pub fn emit(self) {
         let Self { panic, domain, retry_in } = self;
-        tracing::error!(panic, domain, retry_in = %rounded(retry_in), "search for overdue dead letters panicked, will retry");
+        limited!(
+            ERROR "search for overdue dead letters panicked, will retry", About::domain(domain);
+            panic, domain, retry_in = %rounded(retry_in)
+        );
     }
 }
 
@@ -321,6 +349,9 @@ pub struct OverdueDeadLetterFound<'a> {
 impl OverdueDeadLetterFound<'_> {
     pub fn emit(self) {
         let Self { domain, envelope } = self;
-        tracing::warn!(domain, envelope, "overdue dead letter without a timer, redriving");
+        limited!(
+            WARN "overdue dead letter without a timer, redriving", About::domain(domain);
+            domain, envelope
+        );
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Cause;
 use super::dead_letters::DeadLettered;
+use super::limited::{About, limited};
 use super::metrics::{DomainMetrics, FailureLabel};
 use crate::domain::dead_letter::DeadLetter;
 use crate::domain::outcome::Fault;
@@ -39,6 +40,7 @@ impl EnvelopeDelivered {
 
 /// An attempt failed and another one follows.
 pub struct DeliveryFailed<'a> {
+    pub tenant: &'a str,
     pub subscription: &'a str,
     pub envelope: &'a str,
     pub attempt: u32,
@@ -50,10 +52,11 @@ pub struct DeliveryFailed<'a> {
 
 impl DeliveryFailed<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
-        let Self { subscription, envelope, attempt, status, error, fault, retry_in } = self;
+        let Self { tenant, subscription, envelope, attempt, status, error, fault, retry_in } = self;
         metrics.retried.inc();
         tracing::debug!(
             domain = &*metrics.domain,
+            tenant,
             subscription,
             envelope,
             attempt,
@@ -68,6 +71,7 @@ impl DeliveryFailed<'_> {
 
 /// The last attempt failed; the router dead-letters the envelope.
 pub struct DeliveryExhausted<'a> {
+    pub tenant: &'a str,
     pub subscription: &'a str,
     pub envelope: &'a str,
     pub attempt: u32,
@@ -77,10 +81,19 @@ pub struct DeliveryExhausted<'a> {
 
 impl DeliveryExhausted<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
-        let Self { subscription, envelope, attempt, status, error } = self;
+        let Self { tenant, subscription, envelope, attempt, status, error } = self;
         metrics.exhausted.inc();
         let domain = &*metrics.domain;
-        tracing::debug!(domain, subscription, envelope, attempt, status, error, "last delivery failed");
+        tracing::debug!(
+            domain,
+            tenant,
+            subscription,
+            envelope,
+            attempt,
+            status,
+            error,
+            "last delivery failed"
+        );
     }
 }
 
@@ -107,7 +120,10 @@ impl DeadLetterNotWritten<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, envelope, retry_in } = self;
         let domain = &*metrics.domain;
-        tracing::error!(%error, domain, envelope, retry_in = %rounded(retry_in), "dead letter not written, will retry");
+        limited!(
+            ERROR "dead letter not written, will retry", About::domain(domain).cause(error);
+            %error, domain, envelope, retry_in = %rounded(retry_in)
+        );
     }
 }
 
@@ -120,12 +136,17 @@ pub struct AttemptsNotLookedUp<'a> {
 impl AttemptsNotLookedUp<'_> {
     pub fn emit(self) {
         let Self { error, domain } = self;
-        tracing::warn!(%error, domain, "delivery log not read, deliveries of a former process count as not attempted");
+        limited!(
+            WARN "delivery log not read, deliveries of a former process count as not attempted",
+            About::domain(domain).cause(error);
+            %error, domain
+        );
     }
 }
 
 /// An envelope was published again, because its deliveries were used up although its attempts were not.
 pub struct EnvelopePublishedAgain<'a> {
+    pub tenant: &'a str,
     pub subscription: &'a str,
     pub envelope: &'a str,
     pub attempts: u32,
@@ -136,15 +157,12 @@ pub struct EnvelopePublishedAgain<'a> {
 impl EnvelopePublishedAgain<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         metrics.counters.published_again.inc();
-        let Self { subscription, envelope, attempts, untried } = self;
+        let Self { tenant, subscription, envelope, attempts, untried } = self;
         let domain = &*metrics.domain;
-        tracing::info!(
-            domain,
-            subscription,
-            envelope,
-            attempts,
-            untried,
-            "envelope published again, deliveries without an attempt are not counted"
+        limited!(
+            INFO "envelope published again, deliveries without an attempt are not counted",
+            About::domain(domain).of_parts(tenant, subscription);
+            domain, tenant, subscription, envelope, attempts, untried
         );
     }
 }
@@ -160,7 +178,10 @@ impl EnvelopeNotPublishedAgain<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, envelope, retry_in } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, envelope, retry_in = %rounded(retry_in), "envelope not published again, will retry");
+        limited!(
+            WARN "envelope not published again, will retry", About::domain(domain).cause(error);
+            %error, domain, envelope, retry_in = %rounded(retry_in)
+        );
     }
 }
 
@@ -174,7 +195,10 @@ impl LastAttemptNotStored<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, envelope } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, envelope, "last attempt not stored in the delivery log");
+        limited!(
+            WARN "last attempt not stored in the delivery log", About::domain(domain).cause(error);
+            %error, domain, envelope
+        );
     }
 }
 
@@ -187,7 +211,10 @@ impl DeadLetterResolved<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         metrics.counters.resolved.inc();
         let domain = &*metrics.domain;
-        tracing::info!(domain, envelope = self.envelope, "dead letter delivered and removed");
+        limited!(
+            INFO "dead letter delivered and removed", About::domain(domain);
+            domain, envelope = self.envelope
+        );
     }
 }
 
@@ -202,7 +229,10 @@ impl DeadLetterNotRemoved<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, envelope, retry_in } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, envelope, retry_in = %rounded(retry_in), "delivered dead letter not removed, will retry");
+        limited!(
+            WARN "delivered dead letter not removed, will retry", About::domain(domain).cause(error);
+            %error, domain, envelope, retry_in = %rounded(retry_in)
+        );
     }
 }
 
@@ -216,25 +246,29 @@ impl DeadLetterNotChecked<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, sequence } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, sequence, "dead letter of a redriven envelope not checked, delivering");
+        limited!(
+            WARN "dead letter of a redriven envelope not checked, delivering",
+            About::domain(domain).cause(error);
+            %error, domain, sequence
+        );
     }
 }
 
 /// A redriven envelope was dropped untried: its dead letter was delivered, discarded or replaced.
 pub struct RedrivenEnvelopeDropped<'a> {
+    pub tenant: &'a str,
     pub subscription: &'a str,
     pub envelope: &'a str,
 }
 
 impl RedrivenEnvelopeDropped<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
-        let Self { subscription, envelope } = self;
+        let Self { tenant, subscription, envelope } = self;
         let domain = &*metrics.domain;
-        tracing::info!(
-            domain,
-            subscription,
-            envelope,
-            "redriven envelope dropped, its dead letter is resolved"
+        limited!(
+            INFO "redriven envelope dropped, its dead letter is resolved",
+            About::domain(domain).of_parts(tenant, subscription);
+            domain, tenant, subscription, envelope
         );
     }
 }
@@ -249,7 +283,11 @@ pub struct LookUpFailed<'a> {
 impl LookUpFailed<'_> {
     pub fn emit(self) {
         let Self { error, subscription, retry_in } = self;
-        tracing::warn!(%error, %subscription, retry_in = %rounded(retry_in), "subscription look-up failed, will retry");
+        limited!(
+            WARN "subscription look-up failed, will retry", About::default().of(subscription).cause(error);
+            %error, tenant = subscription.tenant(), subscription = subscription.id(),
+            retry_in = %rounded(retry_in)
+        );
     }
 }
 
@@ -263,7 +301,8 @@ impl SubscriptionDisabled<'_> {
     pub fn emit(self) {
         let Self { subscription, reason } = self;
         tracing::warn!(
-            %subscription,
+            tenant = subscription.tenant(),
+            subscription = subscription.id(),
             reason,
             remedy = "correct the endpoint, then `hub subscription resume`",
             "subscription disabled"
@@ -278,7 +317,12 @@ pub struct DisablingSuperseded<'a> {
 
 impl DisablingSuperseded<'_> {
     pub fn emit(self) {
-        tracing::debug!(subscription = %self.subscription, "subscription changed meanwhile, not disabled");
+        let Self { subscription } = self;
+        tracing::debug!(
+            tenant = subscription.tenant(),
+            subscription = subscription.id(),
+            "subscription changed meanwhile, not disabled"
+        );
     }
 }
 
@@ -291,7 +335,11 @@ pub struct DisablingFailed<'a> {
 impl DisablingFailed<'_> {
     pub fn emit(self) {
         let Self { error, subscription } = self;
-        tracing::warn!(%error, %subscription, "subscription not disabled, will retry after its next answer");
+        limited!(
+            WARN "subscription not disabled, will retry after its next answer",
+            About::default().of(subscription).cause(error);
+            %error, tenant = subscription.tenant(), subscription = subscription.id()
+        );
     }
 }
 
@@ -304,11 +352,10 @@ pub struct DisablingElsewhere<'a> {
 impl DisablingElsewhere<'_> {
     pub fn emit(self) {
         let Self { subscription, reason } = self;
-        tracing::warn!(
-            %subscription,
-            reason,
-            remedy = "disable it in the subscription resolver",
-            "subscription not disabled, it is resolved elsewhere"
+        limited!(
+            WARN "subscription not disabled, it is resolved elsewhere", About::default().of(subscription);
+            tenant = subscription.tenant(), subscription = subscription.id(), reason,
+            remedy = "disable it in the subscription resolver"
         );
     }
 }

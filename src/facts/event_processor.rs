@@ -1,6 +1,7 @@
 //! From an event to its envelopes.
 
 use super::Cause;
+use super::limited::{About, limited};
 use super::metrics::{DomainMetrics, Metrics, RejectedLabel};
 
 /// An event was matched with the subscriptions of its domain.
@@ -39,7 +40,7 @@ impl EventRejected<'_> {
     pub fn emit(self, metrics: &Metrics) {
         let Self { subject, sequence, reason, detail } = self;
         metrics.families().rejected.get_or_create(&RejectedLabel { reason }).inc();
-        tracing::warn!(subject, sequence, reason, detail, "event rejected");
+        limited!(WARN "event rejected", About::detail(reason); subject, sequence, reason, detail);
     }
 }
 
@@ -53,7 +54,10 @@ pub struct EventNotRejected<'a> {
 impl EventNotRejected<'_> {
     pub fn emit(self) {
         let Self { error, subject, sequence } = self;
-        tracing::error!(%error, subject, sequence, "rejected event not stored, will retry");
+        limited!(
+            ERROR "rejected event not stored, will retry", About::default().cause(error);
+            %error, subject, sequence
+        );
     }
 }
 
@@ -78,7 +82,10 @@ impl EventRepeated {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { envelopes, added } = self;
         let domain = &*metrics.domain;
-        tracing::info!(domain, envelopes, added, "event repeated, missing envelopes added");
+        limited!(
+            INFO "event repeated, missing envelopes added", About::domain(domain);
+            domain, envelopes, added
+        );
     }
 }
 
@@ -107,9 +114,15 @@ impl OutboxBlocked<'_> {
         let Self { error, is_full } = self;
         let domain = &*metrics.domain;
         if is_full {
-            tracing::warn!(domain, %error, "domain outbox full, its events wait");
+            limited!(
+                WARN "domain outbox full, its events wait", About::domain(domain).cause(error);
+                domain, %error
+            );
         } else {
-            tracing::warn!(domain, %error, "envelopes not committed, their events wait");
+            limited!(
+                WARN "envelopes not committed, their events wait", About::domain(domain).cause(error);
+                domain, %error
+            );
         }
     }
 }
@@ -123,7 +136,7 @@ pub struct OutboxLimitsNotRead<'a> {
 impl OutboxLimitsNotRead<'_> {
     pub fn emit(self) {
         let Self { error, stream } = self;
-        tracing::warn!(%error, stream, "limits of the outbox not read");
+        limited!(WARN "limits of the outbox not read", About::detail(stream).cause(error); %error, stream);
     }
 }
 

@@ -1,7 +1,9 @@
 //! The operations of the command line and the API.
 
-use super::{Cause, Shown};
+use super::Cause;
+use super::limited::{About, limited};
 use crate::domain::bulk_job::{BulkJob, BulkJobId, BulkJobState};
+use crate::domain::subscription::SubscriptionRef;
 
 /// A published event was stored, and the id that recognizes a repetition was not.
 pub struct PublishedIdNotRecorded<'a> {
@@ -11,7 +13,7 @@ pub struct PublishedIdNotRecorded<'a> {
 impl PublishedIdNotRecorded<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "could not record the id of a published event");
+        limited!(WARN "could not record the id of a published event", About::default().cause(error); %error);
     }
 }
 
@@ -36,7 +38,10 @@ pub struct BulkJobProgressNotWritten<'a> {
 impl BulkJobProgressNotWritten<'_> {
     pub fn emit(self) {
         let Self { job, error } = self;
-        tracing::warn!(%job, %error, "could not write the progress of a bulk job");
+        limited!(
+            WARN "could not write the progress of a bulk job", About::default().cause(error);
+            %job, %error
+        );
     }
 }
 
@@ -72,7 +77,7 @@ impl BulkJobEndNotWritten<'_> {
 
 /// A sealed credential of a subscription could not be opened.
 pub struct CredentialNotOpened<'a> {
-    pub subscription: Shown<'a>,
+    pub subscription: &'a SubscriptionRef,
     pub field: &'a str,
     pub error: Cause<'a>,
 }
@@ -80,7 +85,10 @@ pub struct CredentialNotOpened<'a> {
 impl CredentialNotOpened<'_> {
     pub fn emit(self) {
         let Self { subscription, field, error } = self;
-        tracing::error!(%subscription, field, %error, "cannot open a sealed credential");
+        limited!(
+            ERROR "cannot open a sealed credential", About::default().of(subscription).with(field);
+            tenant = subscription.tenant(), subscription = subscription.id(), field, %error
+        );
     }
 }
 

@@ -3,10 +3,10 @@
 //!
 //! A fact that is counted takes the metrics that it counts in; one that is only logged takes none. Fields are borrowed.
 //! The log line is a short fixed sentence, to be searched for, with the fields beside it. A fact is emitted when it is
-//! one: after the write that makes it true. A field is shown by its `Display`, as people write it, never by its `Debug`.
+//! one: after the write that makes it true. Where events, endpoints or tenants decide how many there are, the line is
+//! `limited!`, and the metrics count each. A field is shown by its `Display`, as people write it, never by its `Debug`.
 //! The facts of the connections to external brokers are in their crate, `hub-sinks`.
 
-mod agreement;
 mod api;
 mod backlogs;
 mod circuits;
@@ -16,20 +16,22 @@ mod demo;
 mod event_processor;
 mod http_delivery;
 mod letter_rooms;
+mod limited;
 mod management;
 mod metrics;
 mod nats;
 mod outbox_processor;
 mod process;
+mod registry;
 mod relay;
 mod resolver;
+mod shared_settings;
 mod strict;
 mod supervision;
 
 use std::error::Error;
 use std::fmt;
 
-pub use agreement::*;
 pub use api::*;
 pub use backlogs::*;
 pub use circuits::*;
@@ -39,13 +41,16 @@ pub use demo::*;
 pub use event_processor::*;
 pub use http_delivery::*;
 pub use letter_rooms::*;
+pub use limited::{limit_repeated_lines, write_left_out, write_rest_of_left_out};
 pub use management::*;
 pub use metrics::{DomainMetrics, Metrics, RelayMetrics};
 pub use nats::*;
 pub use outbox_processor::*;
 pub use process::*;
+pub use registry::*;
 pub use relay::*;
 pub use resolver::*;
+pub use shared_settings::*;
 pub use strict::*;
 pub use supervision::*;
 

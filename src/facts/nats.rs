@@ -1,6 +1,8 @@
 //! The NATS server: the connection, consumers, and what the buckets hold.
 
+use super::limited::{About, limited};
 use super::{Cause, Shown};
+use crate::domain::subscription::SubscriptionRef;
 
 /// The client connected, at the start or again.
 pub struct NatsConnected;
@@ -35,13 +37,17 @@ impl NatsUnreachable<'_> {
 
 /// The client dropped messages because they were not read in time.
 pub struct NatsMessagesDropped {
-    pub subscription: u64,
+    /// Number of the client's subscription to a subject.
+    pub sid: u64,
 }
 
 impl NatsMessagesDropped {
     pub fn emit(self) {
-        let Self { subscription } = self;
-        tracing::error!(subscription, "the NATS client dropped messages of a slow subscription");
+        let Self { sid } = self;
+        limited!(
+            ERROR "the NATS client dropped messages of a slow subscription", About::default();
+            sid
+        );
     }
 }
 
@@ -53,7 +59,7 @@ pub struct NatsErrorReported<'a> {
 impl NatsErrorReported<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "the NATS server reported an error");
+        limited!(WARN "the NATS server reported an error", About::default(); %error);
     }
 }
 
@@ -114,9 +120,10 @@ pub struct ConsumerMissing<'a> {
 impl ConsumerMissing<'_> {
     pub fn emit(self) {
         let Self { stream, consumer, error } = self;
-        tracing::warn!(
-            stream, consumer, %error,
-            "waiting for the consumer; run `hub provision` to create it"
+        limited!(
+            WARN "waiting for the consumer; run `hub provision` to create it",
+            About::detail(consumer).cause(error);
+            stream, consumer, %error
         );
     }
 }
@@ -157,7 +164,7 @@ pub struct PullUnanswered<'a> {
 impl PullUnanswered<'_> {
     pub fn emit(self) {
         let Self { consumer } = self;
-        tracing::warn!(consumer, "no answer from the NATS server, pulling again");
+        limited!(WARN "no answer from the NATS server, pulling again", About::server_silent(); consumer);
     }
 }
 
@@ -169,7 +176,7 @@ pub struct UnacknowledgeableMessageIgnored<'a> {
 impl UnacknowledgeableMessageIgnored<'_> {
     pub fn emit(self) {
         let Self { inbox } = self;
-        tracing::warn!(inbox, "ignored a message without an acknowledgement subject");
+        limited!(WARN "ignored a message without an acknowledgement subject", About::default(); inbox);
     }
 }
 
@@ -197,7 +204,10 @@ pub struct StoredMessageSkipped<'a> {
 impl StoredMessageSkipped<'_> {
     pub fn emit(self) {
         let Self { stream, after } = self;
-        tracing::warn!(stream, after, "skipped a stored message whose sequence the server did not send");
+        limited!(
+            WARN "skipped a stored message whose sequence the server did not send", About::detail(stream);
+            stream, after
+        );
     }
 }
 
@@ -211,7 +221,10 @@ pub struct DeadLetterSkipped<'a> {
 impl DeadLetterSkipped<'_> {
     pub fn emit(self) {
         let Self { stream, sequence, reason } = self;
-        tracing::warn!(stream, sequence, %reason, "skipped a message that is not a dead letter");
+        limited!(
+            WARN "skipped a message that is not a dead letter", About::detail(stream);
+            stream, sequence, %reason
+        );
     }
 }
 
@@ -223,7 +236,10 @@ pub struct RegistryNotFollowed<'a> {
 impl RegistryNotFollowed<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "cannot follow the subscription registry, will retry");
+        limited!(
+            WARN "cannot follow the subscription registry, will retry", About::default().cause(error);
+            %error
+        );
     }
 }
 
@@ -235,7 +251,7 @@ pub struct RegistryLoaded {
 impl RegistryLoaded {
     pub fn emit(self) {
         let Self { subscriptions } = self;
-        tracing::info!(subscriptions, "loaded the subscription registry");
+        limited!(INFO "loaded the subscription registry", About::default(); subscriptions);
     }
 }
 
@@ -247,36 +263,42 @@ pub struct RegistryKeySkipped<'a> {
 impl RegistryKeySkipped<'_> {
     pub fn emit(self) {
         let Self { key } = self;
-        tracing::warn!(key, "skipped a registry key that names no subscription");
+        limited!(WARN "skipped a registry key that names no subscription", About::default(); key);
     }
 }
 
 /// A stored filter has more comparisons than a new one may have.
 pub struct StoredFilterTooLarge<'a> {
-    pub subscription: Shown<'a>,
+    pub subscription: &'a SubscriptionRef,
     pub comparisons: usize,
 }
 
 impl StoredFilterTooLarge<'_> {
     pub fn emit(self) {
         let Self { subscription, comparisons } = self;
-        tracing::warn!(
-            %subscription, comparisons,
-            "a stored filter exceeds the current limit; make it smaller"
+        limited!(
+            WARN "a stored filter exceeds the current limit; make it smaller",
+            About::default().of(subscription);
+            tenant = subscription.tenant(), subscription = subscription.id(), comparisons
         );
     }
 }
 
 /// An entry was at the key of an earlier version.
 pub struct RegistryEntryMoved<'a> {
-    pub subscription: Shown<'a>,
+    pub subscription: &'a SubscriptionRef,
     pub from: &'a str,
 }
 
 impl RegistryEntryMoved<'_> {
     pub fn emit(self) {
         let Self { subscription, from } = self;
-        tracing::info!(%subscription, from, "moved a registry entry to the key of its tenant");
+        tracing::info!(
+            tenant = subscription.tenant(),
+            subscription = subscription.id(),
+            from,
+            "moved a registry entry to the key of its tenant"
+        );
     }
 }
 
@@ -289,7 +311,7 @@ pub struct TokenUnreadable<'a> {
 impl TokenUnreadable<'_> {
     pub fn emit(self) {
         let Self { token, reason } = self;
-        tracing::error!(%token, %reason, "stored token is unreadable and grants no access");
+        limited!(ERROR "stored token is unreadable and grants no access", About::default(); %token, %reason);
     }
 }
 
@@ -301,7 +323,7 @@ pub struct TokenKeySkipped<'a> {
 impl TokenKeySkipped<'_> {
     pub fn emit(self) {
         let Self { subject } = self;
-        tracing::warn!(subject, "skipped a key that is not a token name");
+        limited!(WARN "skipped a key that is not a token name", About::default(); subject);
     }
 }
 
@@ -314,7 +336,7 @@ pub struct BulkJobUnreadable<'a> {
 impl BulkJobUnreadable<'_> {
     pub fn emit(self) {
         let Self { key, error } = self;
-        tracing::warn!(key, %error, "stored bulk job is unreadable");
+        limited!(WARN "stored bulk job is unreadable", About::default(); key, %error);
     }
 }
 
@@ -356,7 +378,7 @@ impl MemberNoticeIgnored<'_> {
 
 /// The last revision of a registry entry cannot be read.
 pub struct RegistryEntryUnreadable<'a> {
-    pub subscription: Shown<'a>,
+    pub subscription: &'a SubscriptionRef,
     pub revision: u64,
     pub reason: Shown<'a>,
     /// The earlier revision that is in effect instead; 0 if the key never held a subscription, `None` if it is unknown.
@@ -367,19 +389,22 @@ impl RegistryEntryUnreadable<'_> {
     pub fn emit(self) {
         let Self { subscription, revision, reason, in_force } = self;
         match in_force {
-            Some(0) => tracing::error!(
-                %subscription, revision, %reason,
-                "a registry entry is unreadable and never held a subscription; remove it with \
-                 `hub subscription remove`"
+            Some(0) => limited!(
+                ERROR "a registry entry is unreadable and never held a subscription; remove it with \
+                 `hub subscription remove`",
+                About::default().of(subscription);
+                tenant = subscription.tenant(), subscription = subscription.id(), revision, %reason
             ),
-            Some(in_force) => tracing::error!(
-                %subscription, revision, %reason, in_force,
-                "a registry entry is unreadable; an earlier revision is in effect"
+            Some(in_force) => limited!(
+                ERROR "a registry entry is unreadable; an earlier revision is in effect",
+                About::default().of(subscription);
+                tenant = subscription.tenant(), subscription = subscription.id(), revision, %reason, in_force
             ),
-            None => tracing::error!(
-                %subscription, revision, %reason,
-                "a registry entry is unreadable and has no earlier revision; events of its tenant wait until it \
-                 is repaired (`hub subscription apply`) or removed (`hub subscription remove`)"
+            None => limited!(
+                ERROR "a registry entry is unreadable and has no earlier revision; events of its tenant wait until it \
+                 is repaired (`hub subscription apply`) or removed (`hub subscription remove`)",
+                About::default().of(subscription);
+                tenant = subscription.tenant(), subscription = subscription.id(), revision, %reason
             ),
         }
     }

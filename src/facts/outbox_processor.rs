@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Cause;
+use super::limited::{About, limited};
 use super::metrics::DomainMetrics;
 use crate::domain::subscription::SubscriptionRef;
 use crate::domain::words::rounded;
@@ -36,7 +37,11 @@ impl EnvelopeNotSpilled<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, lane, retry_in } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, lane, retry_in = %rounded(retry_in), "envelope not moved to its own lane, will retry");
+        limited!(
+            WARN "envelope not moved to its own lane, will retry",
+            About::domain(domain).with(lane).cause(error);
+            %error, domain, lane, retry_in = %rounded(retry_in)
+        );
     }
 }
 
@@ -50,7 +55,8 @@ impl SubscriptionHeld<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { subscription, wait } = self;
         let domain = &*metrics.domain;
-        tracing::info!(domain, %subscription, wait = %rounded(wait), "endpoint sent Retry-After, subscription held");
+        let (tenant, subscription) = (subscription.tenant(), subscription.id());
+        tracing::info!(domain, tenant, subscription, wait = %rounded(wait), "endpoint sent Retry-After, subscription held");
     }
 }
 
@@ -74,7 +80,8 @@ pub struct HoldNotSent<'a> {
 impl HoldNotSent<'_> {
     pub fn emit(self) {
         let Self { error, subscription } = self;
-        tracing::debug!(%error, %subscription, "hold not sent to other processes");
+        let (tenant, subscription) = (subscription.tenant(), subscription.id());
+        tracing::debug!(%error, tenant, subscription, "hold not sent to other processes");
     }
 }
 
@@ -139,7 +146,10 @@ pub struct DeliveryCut {
 impl DeliveryCut {
     pub fn emit(self, metrics: &DomainMetrics) {
         let domain = &*metrics.domain;
-        tracing::warn!(domain, sequence = self.sequence, "delivery exceeded the grace period, handed back");
+        limited!(
+            WARN "delivery exceeded the grace period, handed back", About::domain(domain);
+            domain, sequence = self.sequence
+        );
     }
 }
 
@@ -216,7 +226,7 @@ pub struct LaneReaderFailed<'a> {
 impl LaneReaderFailed<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "lane reader failed, will restart");
+        limited!(WARN "lane reader failed, will restart", About::default().cause(error); %error);
     }
 }
 
@@ -267,11 +277,9 @@ impl AttemptsNotStored<'_> {
         metrics.counters.attempts_unlogged.inc_by(count);
         if is_new {
             let domain = &*metrics.domain;
-            tracing::warn!(
-                domain,
-                %error,
-                metric = "hub_attempts_unlogged_total",
-                "delivery log not stored, attempts left out"
+            limited!(
+                WARN "delivery log not stored, attempts left out", About::domain(domain).cause(error);
+                domain, %error, metric = "hub_attempts_unlogged_total"
             );
         }
     }

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
+use super::limited::{About, limited};
 use super::{Cause, Shown};
+use crate::domain::backlog::size::exact;
 
 /// The server accepts no message as large as the largest event of the settings.
 pub struct EventsLargerThanServer {
@@ -13,6 +15,7 @@ pub struct EventsLargerThanServer {
 impl EventsLargerThanServer {
     pub fn emit(self) {
         let Self { max_size, max_payload } = self;
+        let (max_size, max_payload) = (exact(max_size), exact(max_payload));
         tracing::warn!(
             max_size,
             max_payload,
@@ -65,7 +68,7 @@ pub struct NotConnectedYet<'a> {
 impl NotConnectedYet<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "not connected yet, will retry");
+        limited!(WARN "not connected yet, will retry", About::default().cause(error); %error);
     }
 }
 
@@ -77,7 +80,7 @@ pub struct NotProvisionedYet<'a> {
 impl NotProvisionedYet<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "not provisioned yet, will retry");
+        limited!(WARN "not provisioned yet, will retry", About::default().cause(error); %error);
     }
 }
 
@@ -200,8 +203,11 @@ impl ThreadPanicked<'_> {
     pub fn emit(self) {
         let Self { message, location, thread, backtrace } = self;
         match backtrace {
-            Some(backtrace) => tracing::error!(message, location, thread, %backtrace, "panicked"),
-            None => tracing::error!(message, location, thread, "panicked"),
+            Some(backtrace) => limited!(
+                ERROR "panicked", About::detail(location);
+                message, location, thread, %backtrace
+            ),
+            None => limited!(ERROR "panicked", About::detail(location); message, location, thread),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Cause;
+use super::limited::{About, limited};
 use super::metrics::RelayMetrics;
 use crate::domain::producer_outbox::INTERNAL;
 use crate::domain::words::rounded;
@@ -153,13 +154,9 @@ impl RowsRefused<'_> {
     pub fn emit(self, metrics: &RelayMetrics) {
         let Self { written, rows, position, error } = self;
         metrics.counters.failed.inc_by(written);
-        tracing::warn!(
-            broker = &*metrics.broker,
-            scope = metrics.scope(),
-            rows,
-            position,
-            error,
-            "broker refused rows, will retry"
+        limited!(
+            WARN "broker refused rows, will retry", About::detail(&metrics.broker);
+            broker = &*metrics.broker, scope = metrics.scope(), rows, position, error
         );
     }
 }
@@ -173,15 +170,9 @@ pub struct RowAbandoned<'a> {
 impl RowAbandoned<'_> {
     pub fn emit(self, metrics: &RelayMetrics) {
         let Self { row: Row { position, id, event_type, stream, .. }, reason } = self;
-        tracing::warn!(
-            broker = &*metrics.broker,
-            scope = metrics.scope(),
-            position,
-            id,
-            event_type,
-            stream,
-            %reason,
-            "row abandoned"
+        limited!(
+            WARN "row abandoned", About::detail(&metrics.broker);
+            broker = &*metrics.broker, scope = metrics.scope(), position, id, event_type, stream, %reason
         );
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Cause;
+use super::limited::{About, limited};
 use super::metrics::{KindLabel, Metrics, ResultLabel};
 use crate::domain::words::rounded;
 
@@ -14,7 +15,10 @@ pub struct RegistryUnavailable<'a> {
 impl RegistryUnavailable<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "subscription registry unavailable, events wait");
+        limited!(
+            WARN "subscription registry unavailable, events wait", About::default().cause(error);
+            %error
+        );
     }
 }
 
@@ -51,7 +55,11 @@ impl ResolverAnswerRejected<'_> {
         let Self { error, kind, tenant, key, is_new } = self;
         metrics.families().resolver_failures.get_or_create(&KindLabel { kind }).inc();
         if is_new {
-            tracing::error!(%error, tenant, key, "subscription resolver's answer rejected, its events wait");
+            limited!(
+                ERROR "subscription resolver's answer rejected, its events wait",
+                About::default().of_parts(tenant, "");
+                %error, tenant, key
+            );
         }
     }
 }
@@ -108,7 +116,10 @@ pub struct QuestionNotServed<'a> {
 impl QuestionNotServed<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::warn!(%error, "subscription registry unavailable, question not answered");
+        limited!(
+            WARN "subscription registry unavailable, question not answered", About::default().cause(error);
+            %error
+        );
     }
 }
 

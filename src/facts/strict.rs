@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Cause;
+use super::limited::{About, limited};
 use super::metrics::DomainMetrics;
 use crate::domain::words::rounded;
 
@@ -16,12 +17,16 @@ impl OrderedEventsWait<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, retry_in } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, retry_in = %rounded(retry_in), "events in strict order wait");
+        limited!(
+            WARN "events in strict order wait", About::domain(domain).cause(error);
+            %error, domain, retry_in = %rounded(retry_in)
+        );
     }
 }
 
 /// A dead letter stops a strict order.
 pub struct OrderStopped<'a> {
+    pub tenant: &'a str,
     pub subscription: &'a str,
     pub lane: &'a str,
     pub envelope: &'a str,
@@ -29,14 +34,12 @@ pub struct OrderStopped<'a> {
 
 impl OrderStopped<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
-        let Self { subscription, lane, envelope } = self;
+        let Self { tenant, subscription, lane, envelope } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(
-            domain,
-            subscription,
-            lane,
-            envelope,
-            "order stopped, replay or discard the dead letter to continue"
+        limited!(
+            WARN "order stopped, replay or discard the dead letter to continue",
+            About::domain(domain).of_parts(tenant, subscription).with(lane);
+            domain, tenant, subscription, lane, envelope
         );
     }
 }
@@ -52,6 +55,9 @@ impl OrderNotChecked<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, envelope, retry_in } = self;
         let domain = &*metrics.domain;
-        tracing::warn!(%error, domain, envelope, retry_in = %rounded(retry_in), "dead letter of a strict order not checked");
+        limited!(
+            WARN "dead letter of a strict order not checked", About::domain(domain).cause(error);
+            %error, domain, envelope, retry_in = %rounded(retry_in)
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Tasks and panics.
 
 use super::Cause;
+use super::limited::{About, limited};
 
 /// A task ended although it was not stopped; its owner stops the others.
 pub struct TaskEnded<'a> {
@@ -22,7 +23,7 @@ pub struct JobPanicked<'a> {
 impl JobPanicked<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::error!(%error, "task panicked");
+        limited!(ERROR "task panicked", About::default(); %error);
     }
 }
 
@@ -39,7 +40,10 @@ pub struct InputPanicked<'a> {
 impl InputPanicked<'_> {
     pub fn emit(self) {
         let Self { panic, stream, sequence, deliveries, set_aside } = self;
-        tracing::error!(panic, stream, sequence, deliveries, set_aside, "panicked on an input");
+        limited!(
+            ERROR "panicked on an input", About::detail(stream);
+            panic, stream, sequence, deliveries, set_aside
+        );
     }
 }
 

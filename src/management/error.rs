@@ -1,5 +1,6 @@
 //! Errors of operations. Callers map the variant to an exit code or an HTTP status.
 
+use crate::domain::backlog::size::{beyond, exact};
 use crate::domain::event::Rejection;
 use crate::domain::field_error::FieldError;
 use crate::domain::producer_outbox::Status;
@@ -98,9 +99,9 @@ pub enum ManagementError {
     TooManySubscriptions { id: String, tenant: String, quota: Quota },
     /// The total size of a tenant's subscriptions would exceed its quota.
     #[error(
-        "{id}: the subscriptions of tenant {tenant:?} would have {bytes} bytes in total; {} allows {}: write a smaller one, \
-         remove one that is not needed, or raise the setting",
-        .quota.setting, .quota.limit
+        "{id}: the subscriptions of tenant {tenant:?} would have {} in total; {} allows {}: write a smaller one, remove \
+         one that is not needed, or raise the setting",
+        beyond(*bytes as u64, quota.limit as u64), .quota.setting, exact(quota.limit as u64)
     )]
     SubscriptionsTooLarge { id: String, tenant: String, bytes: usize, quota: Quota },
     #[error("this process is stopping; try again, another process answers")]

@@ -117,7 +117,7 @@ impl JetStream {
                         lost_sender.send_modify(|count| *count += 1);
                         NatsDisconnected.emit();
                     }
-                    Event::SlowConsumer(subscription) => NatsMessagesDropped { subscription }.emit(),
+                    Event::SlowConsumer(sid) => NatsMessagesDropped { sid }.emit(),
                     Event::ServerError(error) => NatsErrorReported { error: &error }.emit(),
                     Event::ClientError(error) => outage.attempt_failed(&error),
                     event => NatsClientEvent { event: &event }.emit(),

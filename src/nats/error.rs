@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::registry::UnreadableRevision;
+use crate::domain::backlog::size::{beyond, exact};
 use crate::domain::dead_letter_room::Refusal;
 use crate::domain::subscription::{InvalidTenant, SubscriptionRef};
 
@@ -86,7 +87,8 @@ pub enum NatsError {
     #[error("{subject}: {source}")]
     Api { subject: String, source: ApiError },
     #[error(
-        "{subject}: the message of {size} bytes is larger than the server's max_payload of {limit}; raise max_payload"
+        "{subject}: the message of {} is larger than the server's max_payload of {}; raise max_payload",
+        beyond(*size as u64, *limit as u64), exact(*limit as u64)
     )]
     TooLarge { subject: String, size: usize, limit: usize },
     /// The subject cannot be published to; nothing was sent.

@@ -16,6 +16,7 @@ use super::definitions::{
 use super::error::{ApiError, NatsError};
 use super::stream_api::ConsumerInfo;
 use super::subjects::{SHARED_LANE, lane_consumer};
+use crate::domain::backlog::size;
 use crate::domain::shared_settings::{Difference, RecordedBy, in_one_line};
 use compare::{compare, overlay};
 
@@ -106,15 +107,25 @@ impl fmt::Display for Drift {
         match &self.kind {
             DriftKind::Missing => write!(f, "{}: missing", self.what),
             DriftKind::Differs { field, wanted, found } => {
+                let (found, wanted) = (field_value(field, found), field_value(field, wanted));
                 write!(f, "{}: {field} is {found}, the definition has {wanted}", self.what)
             }
             DriftKind::WouldLose { field, wanted, found } => write!(
                 f,
-                "{}: {field} remains {found}, because the definition's {wanted} would drop messages",
-                self.what
+                "{}: {field} remains {}, because the definition's {} would drop messages",
+                self.what,
+                field_value(field, found),
+                field_value(field, wanted)
             ),
         }
     }
+}
+
+/// The value of a field of a stream or consumer for people: sizes with a unit.
+pub fn field_value(field: &str, value: &Value) -> String {
+    let is_size = matches!(field, "max_bytes" | "max_msg_size");
+    let bytes = value.as_u64().filter(|_| is_size);
+    bytes.map_or_else(|| value.to_string(), size::exact)
 }
 
 /// The result of provisioning.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::domain::shared_settings::{Difference, SharedSettings, in_one_line};
 use crate::facts::{
-    AgreementNotKept, BucketRestored, DomainLeftBehind, NotProvisionedYet, RegistryFound, RegistryLost,
-    SettingsAgree, SettingsDiffer, SettingsReplaced,
+    BucketNotRestored, BucketRestored, DomainLeftBehind, NotProvisionedYet, RegistryFound, RegistryLost,
+    SettingsAgree, SettingsDiffer, SettingsNotRecorded, SettingsReplaced,
 };
 use crate::health::{Readiness, ReadyFlag};
 use crate::nats::definitions::StreamParameters;
@@ -18,7 +18,7 @@ use crate::nats::{Agreement, JetStream, NatsError};
 const LOOK: Duration = Duration::from_secs(2);
 /// Looks between two tries after a failure: a minute.
 const RETRY_AFTER: u32 = 30;
-/// The subjects of the notes at `/readyz`.
+/// The parts at `/readyz`, and the subjects of its notes.
 const NOTES: [&str; 2] = ["registry of the hub", "settings of the hub"];
 
 /// Watches the agreement of a process that has joined.
@@ -34,7 +34,8 @@ pub(super) struct Watch {
 /// What prevents the process from working, at `/readyz` and in the log.
 struct Report {
     readiness: Readiness,
-    ready: ReadyFlag,
+    settings_ready: ReadyFlag,
+    registry_ready: ReadyFlag,
     differences: Vec<Difference>,
     /// The registry is missing (true) or replaced.
     registry: Option<bool>,
@@ -44,7 +45,8 @@ impl Report {
     fn new(readiness: &Readiness) -> Self {
         Self {
             readiness: readiness.clone(),
-            ready: readiness.part("agreement with the other processes"),
+            settings_ready: readiness.part(NOTES[1]),
+            registry_ready: readiness.part(NOTES[0]),
             differences: Vec::new(),
             registry: None,
         }
@@ -60,7 +62,7 @@ impl Report {
             SettingsDiffer { error }.emit();
             self.differences = differences;
         }
-        self.ready.set(false);
+        self.settings_ready.set(false);
     }
 
     fn settings_agree(&mut self) {
@@ -69,7 +71,7 @@ impl Report {
             self.readiness.note(NOTES[1], None);
             SettingsAgree.emit();
         }
-        self.ready.set(self.is_good());
+        self.settings_ready.set(true);
     }
 
     fn registry(&mut self, error: &NatsError) {
@@ -79,7 +81,7 @@ impl Report {
             RegistryLost { error }.emit();
             self.registry = missing;
         }
-        self.ready.set(false);
+        self.registry_ready.set(false);
     }
 
     fn registry_found(&mut self) {
@@ -87,7 +89,7 @@ impl Report {
             self.readiness.note(NOTES[0], None);
             RegistryFound.emit();
         }
-        self.ready.set(self.is_good());
+        self.registry_ready.set(true);
     }
 }
 
@@ -180,11 +182,20 @@ impl Watch {
             self.retry_in -= 1;
             return;
         }
-        let kept = async {
-            join::record_again(&self.js, &self.settings).await?;
-            join::restore_other_buckets(&self.js, &self.parameters).await
-        };
-        match kept.await {
+        let is_new = self.retry_in == 0;
+        match join::record_again(&self.js, &self.settings).await {
+            Ok(()) => {}
+            // It was lost since the look.
+            Err(error) if error.is_registry_lost() => return self.report.registry(&error),
+            Err(error) => {
+                if is_new {
+                    SettingsNotRecorded { error: &error }.emit();
+                }
+                self.retry_in = RETRY_AFTER;
+                return;
+            }
+        }
+        match join::restore_other_buckets(&self.js, &self.parameters).await {
             Ok(restored) => {
                 for (bucket, lost) in &restored {
                     BucketRestored { bucket, lost }.emit();
@@ -193,8 +204,8 @@ impl Watch {
             }
             // A user of a single role may not create buckets; `hub provision` does.
             Err(error) => {
-                if self.retry_in == 0 {
-                    AgreementNotKept { error: &error }.emit();
+                if is_new {
+                    BucketNotRestored { error: &error }.emit();
                 }
                 self.retry_in = RETRY_AFTER;
             }

@@ -1,13 +1,33 @@
 //! The tasks that watch the server: whether it answers, whether every stream and consumer exists, and whether dead letters
-//! can be stored.
+//! can be stored; and the one that completes the log.
 
-use crate::facts::Metrics;
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+
+use crate::facts::{Metrics, write_left_out};
 use crate::health::Readiness;
 use crate::nats::JetStream;
 use crate::nats::definitions::StreamParameters;
 use crate::nats::provision::PartKeeper;
 use crate::roles::letter_watch::LetterWatch;
 use crate::tasks::Tasks;
+
+/// How often the log is completed with the numbers of lines that were left out.
+const LOG_TICK: Duration = Duration::from_secs(1);
+
+/// Starts the task that writes how many lines were left out, when no further one follows. The rest is written at the end
+/// of the process.
+pub(super) fn complete_log(tasks: &mut Tasks) {
+    tasks.droppable("numbers of lines left out of the log", async {
+        let mut ticks = tokio::time::interval(LOG_TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            write_left_out();
+        }
+    });
+}
 
 pub(super) fn watch(
     tasks: &mut Tasks,

@@ -280,6 +280,8 @@ pub struct Health {
 pub struct LogSettings {
     pub format: LogFormat,
     pub level: String,
+    #[serde(with = "duration")]
+    pub repeat_interval: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

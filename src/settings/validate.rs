@@ -6,11 +6,14 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use secrecy::ExposeSecret;
 
+use super::size::written;
 use super::{Secrets, SettingProblem, Settings, SettingsError, SubscriptionSource};
 use crate::domain::subscription::is_credential_parameter;
 
 /// Largest `held`. It bounds memory; JetStream's own limit on `max_ack_pending` is higher.
 const MOST_HELD: usize = 1_000_000;
+/// Longest `log.repeat_interval`. What an alarm waits for must not be left out for longer.
+const LONGEST_REPEAT_INTERVAL: Duration = Duration::from_secs(3_600);
 
 impl Settings {
     /// Checks ranges and dependencies between values. The error lists every problem.
@@ -207,7 +210,7 @@ impl Findings<'_> {
         self.require(
             delivery.max_backlog_bytes <= outbox,
             "delivery.max_backlog_bytes",
-            format!("must be at most limits.outbox ({outbox})"),
+            format!("must be at most limits.outbox ({})", written(outbox)),
         );
         self.require(
             delivery.max_age.is_zero() || delivery.max_age >= Duration::from_secs(1),
@@ -223,7 +226,7 @@ impl Findings<'_> {
 
     fn held_bytes(&mut self, key: &str, value: ByteSize) {
         let allowed = ByteSize::mib(1)..=ByteSize::gib(3);
-        self.require(allowed.contains(&value), key, format!("is {value}; must be 1MiB to 3GiB"));
+        self.require(allowed.contains(&value), key, format!("is {}; must be 1MiB to 3GiB", written(value)));
     }
 
     fn limits(&mut self) {
@@ -237,7 +240,11 @@ impl Findings<'_> {
             ("limits.rejected", limits.rejected),
             ("limits.advisories", limits.advisories),
         ] {
-            self.require(size > largest, key, format!("must be more than events.max_size ({largest})"));
+            self.require(
+                size > largest,
+                key,
+                format!("must be more than events.max_size ({})", written(largest)),
+            );
         }
         self.positive("limits.rejected_max_age", limits.rejected_max_age);
         self.positive("limits.attempts_max_age", limits.attempts_max_age);
@@ -377,6 +384,11 @@ impl Findings<'_> {
         );
         self.require(is_name(&secrets.key_id), "secrets.key_id", NAME);
         self.previous_keys(secrets);
+        self.require(
+            settings.log.repeat_interval <= LONGEST_REPEAT_INTERVAL,
+            "log.repeat_interval",
+            "must be at most 1h; write 0s to log every line",
+        );
         self.require(
             is_log_filter(&settings.log.level),
             "log.level",

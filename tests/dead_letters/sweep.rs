@@ -187,7 +187,9 @@ async fn under_steady_traffic_each_exhausted_envelope_is_found() {
         .await;
         let advisories = client.context.get_stream("HUB_ADVISORIES").await.expect("the stream is there");
         advisories.purge().await.expect("purged");
-        let mut router = Hub::serve(&broker.url(), &TestSettings::quick(), &["--role", "dlt-router"]);
+        let settings =
+            TestSettings::quick().with(|settings| settings.log.repeat_interval = Some(Duration::ZERO));
+        let mut router = Hub::serve(&broker.url(), &settings, &["--role", "dlt-router"]);
         router.ready().await;
         eventually(STEP, "each is found while traffic flows", async || {
             let letters = client.stream(DLT).await.state.messages;

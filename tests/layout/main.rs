@@ -1,6 +1,7 @@
 //! Rules of the source: imports, the place where subjects are built, the length of files, and the files of the image.
 
 mod crates;
+mod facts;
 mod source;
 
 use std::collections::BTreeSet;
@@ -197,7 +198,7 @@ fn tasks_are_started_by_name_in_one_file() {
 fn facts_are_logged_and_counted_in_one_module_of_each_crate() {
     let (mut broken, mut facts, mut at_home) = (Vec::new(), 0, 0);
     let elsewhere = [
-        ("a fact logs", &["trace!(", "debug!(", "info!(", "warn!(", "error!(", "event!("][..]),
+        ("a fact logs", &["trace!(", "debug!(", "info!(", "warn!(", "error!(", "event!(", "limited!("][..]),
         ("a fact counts", &[".inc()", ".inc_by(", ".observe(", "get_or_create("][..]),
     ];
     for source in sources().iter().chain(&below(BROKERS)).filter(|source| !source.is_test()) {

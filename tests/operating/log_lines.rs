@@ -32,7 +32,10 @@ fn huge_events() -> Vec<Value> {
 
 async fn lines_stay_short(format: &str) {
     let broker = TestBroker::start().await;
-    let settings = TestSettings::quick().with(|settings| settings.log.format = Some(format.to_owned()));
+    let settings = TestSettings::quick().with(|settings| {
+        settings.log.format = Some(format.to_owned());
+        settings.log.repeat_interval = Some(Duration::ZERO);
+    });
     let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;

@@ -12,6 +12,7 @@ mod pausing;
 mod process;
 mod process_children;
 mod registry;
+mod repeated_lines;
 mod replicas;
 mod serve_dev;
 mod shared_settings;

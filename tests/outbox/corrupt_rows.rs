@@ -162,7 +162,9 @@ async fn the_relay_abandons_each_alone_and_sends_the_others(database: &TestDatab
     let store = database.outbox(&[]).await;
     let changed = raise(database).await;
     let broker = TestBroker::start().await;
-    let mut hub = Hub::serve(&broker.url(), &settings(&database.url()), &RELAY);
+    let settings = settings(&database.url());
+    let settings = settings.with(|settings| settings.log.repeat_interval = Some(Duration::ZERO));
+    let mut hub = Hub::serve(&broker.url(), &settings, &RELAY);
     hub.ready().await;
     let bad = changed.iter().filter(|(_, expected)| *expected != Expected::Readable).count();
     let rows = wait_for(&store, "internal", Status::Abandoned, bad).await;

@@ -9,10 +9,11 @@ mod excess;
 mod ledger;
 mod limits;
 mod own_lane;
+pub mod size;
 
 pub use excess::{PATIENCE, Unstored};
 pub use ledger::{Backlog, Decision, Ledger, Look, Notice};
-pub use limits::{BacklogLimits, Exceeded, Usage, size};
+pub use limits::{BacklogLimits, Exceeded, Usage};
 pub use own_lane::{LEASE, OwnLane};
 
 #[cfg(test)]

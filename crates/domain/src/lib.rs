@@ -55,6 +55,7 @@ pub mod producer_outbox;
 pub mod publishing_order;
 pub mod redact;
 pub mod registry_backup;
+pub mod repeated_lines;
 pub mod resolution;
 pub mod shared_settings;
 pub mod status;

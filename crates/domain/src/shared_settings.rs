@@ -8,6 +8,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::backlog::size;
+
 /// The value of each shared setting as text, by its key in the settings file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -43,9 +45,15 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".to_owned());
+        let text = |value: &Option<String>| value.as_deref().map_or_else(|| "not set".to_owned(), for_people);
         write!(f, "{}: here {}, recorded {}", self.setting, text(&self.here), text(&self.recorded))
     }
+}
+
+/// A value as people write it in the settings: sizes are recorded in bytes, so that equal ones have equal texts.
+pub fn for_people(value: &str) -> String {
+    let bytes = value.strip_suffix('B').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+    bytes.and_then(|digits| digits.parse().ok()).map_or_else(|| value.to_owned(), size::exact)
 }
 
 /// The differences in one line.

@@ -225,6 +225,8 @@ pub struct Health {
 pub struct Log {
     pub level: Option<String>,
     pub format: Option<String>,
+    #[serde(serialize_with = "duration")]
+    pub repeat_interval: Option<Duration>,
 }
 
 impl TestSettings {

@@ -5,7 +5,7 @@ use clap::Args;
 use super::select::{Filter, explain, note_unknown_names};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::manage;
-use crate::cli::output::{JsonArray, Printer, cell, note, time};
+use crate::cli::output::{JsonArray, Printer, cell, note, or_dash, time};
 use crate::management::dead_letters::{Cursor, PAGE};
 use crate::management::domain_names;
 use crate::nats::DeadLetterEntry;
@@ -27,10 +27,11 @@ pub(crate) struct DltListOptions {
     after: Option<Cursor>,
 }
 
-const HEAD: [&str; 11] = [
+const HEAD: [&str; 12] = [
     "ID",
     "DOMAIN",
     "SUBSCRIPTION",
+    "TENANT",
     "EVENT KEY",
     "REASON",
     "FAULT",
@@ -102,7 +103,8 @@ fn row(entry: &DeadLetterEntry) -> Vec<String> {
     vec![
         letter.id.clone(),
         letter.domain.clone(),
-        letter.reference().map_or_else(|| letter.subscription.clone(), |name| name.to_string()),
+        or_dash(&letter.subscription),
+        or_dash(&letter.tenant),
         letter.event_key.clone(),
         letter.reason.to_string(),
         letter.fault.to_string(),

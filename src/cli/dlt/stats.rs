@@ -2,7 +2,7 @@
 
 use crate::cli::error::{Answer, CliError};
 use crate::cli::manage;
-use crate::cli::output::{Printer, spinner, time};
+use crate::cli::output::{Printer, or_dash, spinner, time};
 use crate::management::dead_letters::DeadLetterQuery;
 use crate::management::domain_names;
 use crate::settings::Settings;
@@ -36,12 +36,15 @@ pub(super) async fn run(names: &[String], settings: &Settings, printer: Printer)
     });
     printer.table(&["DOMAIN", "REASON", "STATE", "COUNT", "OLDEST"], rows)?;
     printer.line("")?;
-    let rows = stats
-        .by_subscription
-        .iter()
-        .take(MOST_IN_TABLE)
-        .map(|row| vec![row.subscription.clone(), row.count.count.to_string(), time(row.count.oldest)]);
-    printer.table(&["SUBSCRIPTION", "COUNT", "OLDEST"], rows)?;
+    let rows = stats.by_subscription.iter().take(MOST_IN_TABLE).map(|row| {
+        vec![
+            or_dash(&row.subscription),
+            or_dash(&row.tenant),
+            row.count.count.to_string(),
+            time(row.count.oldest),
+        ]
+    });
+    printer.table(&["SUBSCRIPTION", "TENANT", "COUNT", "OLDEST"], rows)?;
     let more = stats.by_subscription.len().saturating_sub(MOST_IN_TABLE);
     if more > 0 {
         printer.line(&format!("and {more} more; print all with --output json"))?;

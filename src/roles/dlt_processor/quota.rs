@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-use crate::domain::backlog::{BacklogLimits, Usage};
+use crate::domain::backlog::{BacklogLimits, Usage, size};
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::outcome::Reason;
 use crate::facts::RedrivePostponed;
@@ -53,7 +53,8 @@ impl RedriveQuota {
         };
         let size = entry.payload.len() as u64;
         let Some(exceeded) = own.within(self.limits).exceeded(&usage, size) else { return Ok(false) };
-        let why = format!("the backlog has {messages} envelopes, about {} bytes; {exceeded}", usage.bytes);
+        let why =
+            format!("the backlog has {messages} envelopes, about {}; {exceeded}", size::shown(usage.bytes));
         let origin = Origin {
             id: letter.id.clone(),
             subscription: letter.subscription.clone(),
@@ -82,6 +83,8 @@ impl RedriveQuota {
         }
         RedrivePostponed {
             domain: &letter.domain,
+            tenant: &letter.tenant,
+            subscription: &letter.subscription,
             envelope: &letter.id,
             reason: postponed.last_error.as_deref().unwrap_or_default(),
         }

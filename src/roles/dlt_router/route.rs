@@ -222,6 +222,7 @@ impl Router {
         };
         self.js.publish_each(std::slice::from_ref(&again)).await?;
         EnvelopePublishedAgain {
+            tenant: &envelope.tenant,
             subscription: &envelope.subscription,
             envelope: &envelope.id,
             attempts: counts.attempts,

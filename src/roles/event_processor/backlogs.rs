@@ -18,10 +18,11 @@ use tokio::time::Instant;
 
 use super::committer::Planned;
 use super::recent::Recent;
-use crate::domain::backlog::{Backlog, BacklogLimits, Decision, Ledger};
+use crate::domain::backlog::{Backlog, BacklogLimits, Decision, Ledger, Notice, size};
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::envelope::Envelope;
 use crate::domain::outcome::{Fault, Reason};
+use crate::domain::subscription::SubscriptionRef;
 use crate::facts::{
     BacklogNearLimit, BacklogsNotRead, DeadLettered, DomainMetrics, EnvelopesCommittedToOwnLanes, Metrics,
 };
@@ -254,8 +255,8 @@ impl Backlogs {
                     ledger.add_beyond(&one.token, size, now)
                 }
                 Decision::Exceeds { exceeded, messages, bytes } => {
-                    let why =
-                        format!("the backlog has {messages} envelopes, about {bytes} bytes; {exceeded}");
+                    let bytes = size::shown(bytes);
+                    let why = format!("the backlog has {messages} envelopes, about {bytes}; {exceeded}");
                     one.refusal = Refusal::Exceeds(why);
                     return true;
                 }
@@ -323,13 +324,10 @@ impl Watch {
         let look = self.js.backlogs(&self.domain, None).await?;
         let (fullest, notices) = self.shared.ledger().note(&look, at);
         self.metrics.fullest_backlog(fullest);
-        for notice in notices {
-            BacklogNearLimit {
-                subscription: &notice.token,
-                percent: notice.percent,
-                messages: notice.messages,
+        for Notice { token, percent, messages } in notices {
+            if let Some(subscription) = SubscriptionRef::from_token(&token) {
+                BacklogNearLimit { subscription: &subscription, percent, messages }.emit(&self.metrics);
             }
-            .emit(&self.metrics);
         }
         Ok(())
     }

@@ -149,9 +149,10 @@ impl Settle {
         let copy = self.tries.copy(message, counts, message.subject.clone());
         match self.js.publish_each(std::slice::from_ref(&copy)).await {
             Ok(_) => {
-                let Envelope { subscription, id, .. } = envelope;
+                let Envelope { tenant, subscription, id, .. } = envelope;
                 let (attempts, untried) = (counts.attempts, counts.untried);
-                EnvelopePublishedAgain { subscription, envelope: id, attempts, untried }.emit(&self.metrics);
+                EnvelopePublishedAgain { tenant, subscription, envelope: id, attempts, untried }
+                    .emit(&self.metrics);
                 self.tries.forget(message);
                 message.acker.ack().await;
             }
@@ -191,6 +192,7 @@ impl Settle {
             Decision::Ack => return,
             Decision::Retry { after } => {
                 DeliveryFailed {
+                    tenant: &envelope.tenant,
                     subscription: &envelope.subscription,
                     envelope: &envelope.id,
                     attempt: attempts,
@@ -206,6 +208,7 @@ impl Settle {
                 let stored = self.keep_last_words(envelope, attempts, fault, &tried).await;
                 if stored && known.is_last(self.policy.max_deliver) {
                     DeliveryExhausted {
+                        tenant: &envelope.tenant,
                         subscription: &envelope.subscription,
                         envelope: &envelope.id,
                         attempt: attempts,
@@ -267,6 +270,7 @@ impl Settle {
         let attempt = known.attempts().saturating_add(1);
         self.log(message, envelope, Decision::Retry { after: next }, tried, attempt);
         DeliveryFailed {
+            tenant: &envelope.tenant,
             subscription: &envelope.subscription,
             envelope: &envelope.id,
             attempt,
@@ -408,8 +412,8 @@ impl Settle {
 
     /// Reports that an envelope is dropped because [`Self::is_resolved`].
     pub(super) fn redriven_is_resolved(&self, envelope: &Envelope<'_>) {
-        let Envelope { subscription, id, .. } = envelope;
-        RedrivenEnvelopeDropped { subscription, envelope: id }.emit(&self.metrics);
+        let Envelope { tenant, subscription, id, .. } = envelope;
+        RedrivenEnvelopeDropped { tenant, subscription, envelope: id }.emit(&self.metrics);
     }
 
     /// The stream whose messages it settles.

@@ -341,6 +341,12 @@ async fn two_tenants_use_one_id_side_by_side() {
     let stats = stage.admin.get("/v1/dead-letters/stats").await.expect(200);
     let by = &stats["by_subscription"];
     assert_eq!((&by[0]["tenant"], &by[0]["subscription"], count(by)), (&json!("globex"), &json!("hooks"), 1));
+    for args in [&["dlt", "list"][..], &["dlt", "stats"]] {
+        let table = stage.hub.cli_ok(args).await;
+        let words: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        let named = |names: [&str; 2]| words.iter().any(|row| row.windows(2).any(|pair| pair == names));
+        assert!(named(["SUBSCRIPTION", "TENANT"]) && named(["hooks", "globex"]), "{table}");
+    }
 
     // The command line lists both, and requires the tenant if the id is ambiguous.
     for args in [

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::size;
+
 /// A subscription with a lane of its own may use the free space of the outbox divided by this. So however many endpoints
 /// hang, some space stays free: one takes a fifth of the outbox, ten take five sevenths.
 const FREE_PART: u64 = 4;
@@ -99,67 +101,14 @@ impl fmt::Display for Exceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Messages { most } => write!(f, "the limit is {most} envelopes (max_backlog)"),
-            Self::Bytes { most } => write!(f, "the limit is {} (max_backlog_bytes)", size::text(*most)),
+            Self::Bytes { most } => write!(f, "the limit is {} (max_backlog_bytes)", size::exact(*most)),
             Self::Share { most } => {
                 write!(
                     f,
-                    "the limit is a part of the free space of the outbox, {} bytes now (limits.outbox)",
-                    most
+                    "the limit is a part of the free space of the outbox, {} now (limits.outbox)",
+                    size::shown(*most)
                 )
             }
-        }
-    }
-}
-
-/// Sizes in bytes as text with a unit: `"900KB"`. For serde's `with` on optional fields.
-pub mod size {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    const UNITS: [(&str, u64); 10] = [
-        ("B", 1),
-        ("KB", 1_000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000),
-        ("TB", 1_000_000_000_000),
-        ("KIB", 1 << 10),
-        ("MIB", 1 << 20),
-        ("GIB", 1 << 30),
-        ("TIB", 1 << 40),
-        ("", 1),
-    ];
-
-    /// The size with the largest unit of ten that loses nothing.
-    pub fn text(bytes: u64) -> String {
-        let units = [("TB", 1_000_000_000_000), ("GB", 1_000_000_000), ("MB", 1_000_000), ("KB", 1_000)];
-        let fits = units.into_iter().find(|(_, unit)| bytes >= *unit && bytes.is_multiple_of(*unit));
-        let (name, unit) = fits.unwrap_or(("B", 1));
-        format!("{}{name}", bytes / unit)
-    }
-
-    /// Reads a whole number with a unit.
-    pub fn parse(text: &str) -> Option<u64> {
-        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let (number, unit) = text.split_at(digits);
-        let unit = unit.trim().to_ascii_uppercase();
-        let (_, unit) = UNITS.into_iter().find(|(name, _)| *name == unit)?;
-        number.parse::<u64>().ok()?.checked_mul(unit)
-    }
-
-    pub fn serialize<S: Serializer>(size: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
-        match size {
-            Some(bytes) => serializer.serialize_some(&text(*bytes)),
-            None => serializer.serialize_none(),
-        }
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-        let remedy = "write a whole number and a unit, like \"100MB\"";
-        let text = Option::<String>::deserialize(deserializer)
-            .map_err(|error| D::Error::custom(format!("{error}; {remedy}")))?;
-        let Some(text) = text else { return Ok(None) };
-        match parse(&text) {
-            Some(bytes) => Ok(Some(bytes)),
-            None => Err(D::Error::custom(format!("invalid size {text:?}; {remedy}"))),
         }
     }
 }

@@ -15,6 +15,7 @@ use time::format_description::well_known::Rfc3339;
 use super::cloudevents::Members;
 use super::timestamp::is_timestamp;
 use super::{Event, EventData, RejectReason, Rejection, is_attribute_name, is_json, media_type, tenant};
+use crate::backlog::size;
 use crate::key::EventKey;
 use crate::producer_outbox;
 
@@ -262,19 +263,24 @@ impl<'a> Publication<'a> {
         if bytes > most {
             return Err(Rejection::new(
                 RejectReason::TooLarge,
-                format!("the attributes have {bytes} bytes, the limit is {most}; move content to the data"),
+                format!(
+                    "the attributes have {}, the limit is {}; move content to the data",
+                    size::beyond(bytes as u64, most as u64),
+                    size::exact(most as u64)
+                ),
             ));
         }
         Ok(())
     }
 
-    fn check_size(&self, what: &str, size: usize) -> Result<(), Rejection> {
-        if size > self.max_size {
+    fn check_size(&self, what: &str, bytes: usize) -> Result<(), Rejection> {
+        if bytes > self.max_size {
             return Err(Rejection::new(
                 RejectReason::TooLarge,
                 format!(
-                    "{what} has {size} bytes, the limit is {} (events.max_size); publish a reference to large data instead",
-                    self.max_size
+                    "{what} has {}, the limit is {} (events.max_size); publish a reference to large data instead",
+                    size::beyond(bytes as u64, self.max_size as u64),
+                    size::exact(self.max_size as u64)
                 ),
             ));
         }

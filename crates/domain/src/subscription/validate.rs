@@ -10,6 +10,7 @@ use super::{
     Auth, BrokerDelivery, Delivery, EndpointDelivery, InvalidTenant, Ordering, RateLimit, Secret,
     Subscription,
 };
+use crate::backlog::size;
 use crate::event::is_attribute_name;
 use crate::field_error::FieldError;
 use crate::producer_outbox::is_external_broker;
@@ -131,8 +132,10 @@ impl Subscription {
         errors.push(FieldError::new(
             largest,
             format!(
-                "is the largest part of a subscription of {total} bytes as JSON, the limit is {MAX_BYTES} without the \
-                 certificates of delivery.tls; write less, or split the subscription"
+                "is the largest part of a subscription of {} as JSON, the limit is {} without the certificates of \
+                 delivery.tls; write less, or split the subscription",
+                size::beyond(total as u64, MAX_BYTES as u64),
+                size::exact(MAX_BYTES as u64)
             ),
         ));
     }

@@ -157,8 +157,8 @@ impl Settle {
         if stops {
             let subject = self.js.names().parse_outbox(&message.subject);
             let lane = subject.map_or("", |subject| subject.lane);
-            let Envelope { subscription, id, .. } = envelope;
-            OrderStopped { subscription, lane, envelope: id }.emit(&self.metrics);
+            let Envelope { tenant, subscription, id, .. } = envelope;
+            OrderStopped { tenant, subscription, lane, envelope: id }.emit(&self.metrics);
             message.acker.nak(Some(LOOK_AGAIN)).await;
         } else {
             self.tries.forget(message);

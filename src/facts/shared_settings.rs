@@ -1,4 +1,4 @@
-//! What a process must agree on with the others of its hub: shared settings and the registry.
+//! The settings on which the processes of a hub must agree.
 
 use super::{Cause, Shown};
 
@@ -52,48 +52,14 @@ impl DomainLeftBehind<'_> {
     }
 }
 
-/// The registry is missing or was replaced.
-pub struct RegistryLost<'a> {
+/// The settings of this process could not be recorded in the events stream, which was created again.
+pub struct SettingsNotRecorded<'a> {
     pub error: Cause<'a>,
 }
 
-impl RegistryLost<'_> {
+impl SettingsNotRecorded<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        tracing::error!(%error, "the subscription registry is lost, events wait");
-    }
-}
-
-/// The registry was restored or accepted.
-pub struct RegistryFound;
-
-impl RegistryFound {
-    pub fn emit(self) {
-        tracing::info!("the subscription registry is usable again");
-    }
-}
-
-/// A bucket of a running hub was missing and is created again, empty.
-pub struct BucketRestored<'a> {
-    pub bucket: &'a str,
-    pub lost: &'a str,
-}
-
-impl BucketRestored<'_> {
-    pub fn emit(self) {
-        let Self { bucket, lost } = self;
-        tracing::error!(bucket, lost, "a bucket was missing and is created again, empty");
-    }
-}
-
-/// The agreement could not be checked, recorded or restored; it is tried again.
-pub struct AgreementNotKept<'a> {
-    pub error: Cause<'a>,
-}
-
-impl AgreementNotKept<'_> {
-    pub fn emit(self) {
-        let Self { error } = self;
-        tracing::warn!(%error, "cannot record shared settings or create a missing bucket, will retry");
+        tracing::warn!(%error, "shared settings not recorded, will retry");
     }
 }

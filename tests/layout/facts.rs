@@ -1,0 +1,59 @@
+//! Rules of the log lines.
+
+use crate::assert_none;
+use crate::source::{Source, sources};
+
+fn facts() -> Vec<Source> {
+    let facts: Vec<_> = sources().into_iter().filter(|source| source.module() == "facts").collect();
+    assert!(facts.len() > 15, "{} files found", facts.len());
+    facts
+}
+
+/// The blocks of a source that begin with this text, each up to its closing brace in the first column.
+fn blocks<'a>(code: &'a str, start: &str) -> Vec<&'a str> {
+    let begins = code.match_indices(start).map(|(at, _)| at);
+    begins.map(|at| &code[at..]).map(|rest| rest.split("\n}").next().unwrap_or(rest)).collect()
+}
+
+/// Two tenants may use the same id, so an id alone names no subscription.
+#[test]
+fn a_line_that_names_a_subscription_names_its_tenant() {
+    let (mut broken, mut found) = (Vec::new(), 0);
+    for source in facts() {
+        for block in blocks(&source.code, "\npub struct ") {
+            let named = block.contains("pub subscription: ");
+            let whole =
+                block.contains("pub subscription: &'a SubscriptionRef") || block.contains("pub tenant: ");
+            found += usize::from(named);
+            broken.extend((named && !whole).then(|| format!("{}: {}", source.path, block.trim())));
+        }
+        for block in blocks(&source.code, "    pub fn emit(") {
+            let is_field = [" subscription,", "\nsubscription,", "subscription = "]
+                .iter()
+                .any(|form| block.replace("  ", "").contains(form));
+            let both = block.contains("tenant") && !block.contains("%subscription");
+            broken.extend((is_field && !both).then(|| format!("{}: {}", source.path, block.trim())));
+        }
+    }
+    assert_none(&broken, "fields `tenant` and `subscription` are written together, each as it is");
+    assert!(found > 20, "{found} facts name a subscription");
+}
+
+/// What a publisher, an endpoint or a tenant repeats does not decide the length of the log.
+#[test]
+fn lines_about_single_envelopes_and_events_are_limited() {
+    let (mut broken, mut found) = (Vec::new(), 0);
+    for source in facts() {
+        for block in blocks(&source.code, "\nimpl ") {
+            let about_one = ["envelope,", "envelope =", "sequence,", "sequence ="]
+                .iter()
+                .any(|field| block.contains(field));
+            let above_debug = ["tracing::info!(", "tracing::warn!(", "tracing::error!("];
+            let unlimited = above_debug.iter().any(|form| block.contains(form));
+            found += usize::from(about_one && block.contains("limited!("));
+            broken.extend((about_one && unlimited).then(|| format!("{}: {}", source.path, block.trim())));
+        }
+    }
+    assert_none(&broken, "a line about one envelope or message above the level debug is `limited!`");
+    assert!(found > 12, "{found} such lines are limited");
+}
