@@ -11,7 +11,7 @@ use crate::domain::outcome::RetryPolicy;
 use crate::domain::shared_settings::SharedSettings;
 use crate::domain::subscription::Identity;
 use crate::facts::CredentialNotOpened;
-use crate::http_delivery::{AddressPolicy, HttpConfig, OpenSecret, SecretNotOpened};
+use crate::http_delivery::{AddressPolicy, Clock, HttpConfig, HttpDelivery, OpenSecret, SecretNotOpened};
 use crate::nats::definitions::{StreamLimits, StreamParameters};
 use crate::nats::{ConnectOptions, JetStream, NatsError, Tls};
 use crate::roles::dlt_processor::RedriveQuota;
@@ -59,6 +59,12 @@ pub fn circuit_policy(settings: &Settings) -> CircuitPolicy {
         first_pause: circuit.first_pause,
         longest_pause: circuit.longest_pause,
     }
+}
+
+/// HTTP deliveries by the clock of the NATS server, which is the same for all processes.
+pub fn http_delivery(settings: &Settings, js: &JetStream) -> HttpDelivery {
+    let js = js.clone();
+    HttpDelivery::with_clock(http_config(settings), Clock::new(move || js.now().into()))
 }
 
 /// The options of HTTP deliveries.

@@ -17,7 +17,6 @@ use crate::facts::{
     LastAcknowledgementsLost, Metrics, NotConnectedYet, ResolverListening, Serving, Stopping, StoreNotClosed,
 };
 use crate::health::Readiness;
-use crate::http_delivery::HttpDelivery;
 use crate::management::{BulkJobs, Management};
 use crate::nats::definitions::StreamParameters;
 use crate::nats::provision::ProvisionError;
@@ -46,7 +45,7 @@ mod resolving;
 mod watching;
 
 use crate::from_settings::{
-    MasterKey, backlog_limits, bytes, circuit_policy, connect_options, http_config, less_than_events,
+    MasterKey, backlog_limits, bytes, circuit_policy, connect_options, http_delivery, less_than_events,
     message_ids, redrive_quota, retry_policy, shared_settings, stream_parameters,
 };
 use database::Stores;
@@ -290,7 +289,7 @@ impl Hub {
             let role = OutboxProcessor::new(
                 js.clone(),
                 subscriptions,
-                HttpDelivery::new(http_config(settings)),
+                http_delivery(settings, &js),
                 brokers,
                 Arc::new(MasterKey(sealer)),
                 outbox_settings(settings, &domains, stream_parameters.clone()),

@@ -11,7 +11,6 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, WeakShared};
-use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -143,7 +142,7 @@ impl Access {
         }
         let Some(presented) = presented(value) else { return Err(self.failed(peer)) };
         match self.stored(&presented.id, peer).await? {
-            Some(stored) if stored.admits(&presented, OffsetDateTime::now_utc()) => Ok(Caller::of(&stored)),
+            Some(stored) if stored.admits(&presented, self.management.now()) => Ok(Caller::of(&stored)),
             _ => Err(self.failed(peer)),
         }
     }

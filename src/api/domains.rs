@@ -3,7 +3,6 @@
 use axum::extract::State as FromState;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -82,8 +81,7 @@ async fn pause(
     whole_hub(&caller, WHOSE)?;
     let lasting = options.lasting.as_deref().map(duration::parse).transpose();
     let lasting = lasting.map_err(|error| Problem::field("for", error.to_string()))?;
-    let pause =
-        Pause::lasting(lasting, OffsetDateTime::now_utc()).map_err(|error| Problem::fields(vec![error]))?;
+    let pause = Pause::lasting(lasting).map_err(|error| Problem::fields(vec![error]))?;
     Ok(Json(state.management.pause_domain(&name, &pause).await?).into_response())
 }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use clap::Subcommand;
-use time::OffsetDateTime;
 
 use super::error::{Answer, CliError};
 use super::manage;
@@ -42,8 +41,7 @@ pub(super) async fn run(
         DomainCommand::List => list(settings, printer).await,
         DomainCommand::Pause { name, duration } => {
             find_domain(settings, &name)?;
-            let pause =
-                Pause::lasting(duration, OffsetDateTime::now_utc()).map_err(CliError::InvalidOption)?;
+            let pause = Pause::lasting(duration).map_err(CliError::InvalidOption)?;
             one(&manage(settings).await?.pause_domain(&name, &pause).await?, printer)
         }
         DomainCommand::Resume { name } => {

@@ -67,17 +67,21 @@ async fn create(options: CreateOptions, settings: &Settings, printer: Printer) -
     let CreateOptions { name, mut scopes, tenant, expires_in } = options;
     scopes.sort_unstable();
     scopes.dedup();
-    let now = OffsetDateTime::now_utc();
     if expires_in.is_some_and(|lifetime| lifetime.is_zero()) {
         return Err(CliError::Usage("--expires-in: must be longer than 0s; use for example 90d".to_owned()));
     }
+    // An error of the options needs no connection.
+    expires_in.map(|lifetime| after(OffsetDateTime::now_utc(), lifetime)).transpose()?;
+    let js = connect(settings).await?;
+    // The processes that check the token follow the clock of the server.
+    let now = js.read_now().await?;
     let expires_at = expires_in.map(|lifetime| after(now, lifetime)).transpose()?;
     let mut secret = [0; SECRET_BYTES];
     rand::rng().fill_bytes(&mut secret);
     let token = PresentedToken::new(name.clone(), &secret);
     let stored =
         StoredToken { id: name.clone(), hash: token.hash(), scopes, tenant, created_at: now, expires_at };
-    connect(settings).await?.add_token(&stored).await.map_err(|error| {
+    js.add_token(&stored).await.map_err(|error| {
         if error.is_wrong_last_sequence() {
             CliError::TokenExists { name: name.to_string() }
         } else {

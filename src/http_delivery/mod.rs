@@ -66,6 +66,27 @@ impl Default for HttpConfig {
     }
 }
 
+/// The clock of what endpoints compare with theirs.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+
+impl Clock {
+    pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    fn now(&self) -> SystemTime {
+        (self.0)()
+    }
+}
+
+/// That of this machine.
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new(SystemTime::now)
+    }
+}
+
 /// Makes deliveries. A clone shares connections and tokens.
 #[derive(Clone)]
 pub struct HttpDelivery {
@@ -76,6 +97,7 @@ struct Inner {
     config: HttpConfig,
     tokens: Tokens,
     clients: Clients,
+    clock: Clock,
 }
 
 /// The parts of an envelope that one attempt needs.
@@ -112,7 +134,12 @@ impl SentRequest {
 
 impl HttpDelivery {
     pub fn new(config: HttpConfig) -> Self {
-        Self { inner: Arc::new(Inner { config, tokens: Tokens::default(), clients: Clients::default() }) }
+        Self::with_clock(config, Clock::default())
+    }
+
+    pub fn with_clock(config: HttpConfig, clock: Clock) -> Self {
+        let (tokens, clients) = (Tokens::default(), Clients::default());
+        Self { inner: Arc::new(Inner { config, tokens, clients, clock }) }
     }
 
     /// Sends one envelope to its endpoint and reads the answer, within the target's timeout. The answer's status and
@@ -149,7 +176,8 @@ impl HttpDelivery {
         let (outcome, answer_excerpt, detail) = match timeout_at(deadline, exchange).await {
             Ok(Ok((response, token))) => {
                 let (limit, secrets) = (self.inner.config.response_limit, &target.secrets);
-                let answer = response::read(response, limit, deadline, secrets, token.as_deref()).await;
+                let now = self.inner.clock.now();
+                let answer = response::read(response, now, limit, deadline, secrets, token.as_deref()).await;
                 (answer.outcome, answer.excerpt, None)
             }
             // The status counts, even if the headers are invalid.
@@ -187,7 +215,7 @@ impl Inner {
             }
         };
         self.check_literal(target.literal)?;
-        let (mut headers, body) = prepare(target, envelope, attempt)?;
+        let (mut headers, body) = prepare(target, envelope, attempt, self.clock.now())?;
         let Some(client) = &target.oauth2 else {
             capture(&headers, &body);
             return Ok((self.send(target, headers, body).await?, None));
@@ -204,7 +232,7 @@ impl Inner {
         self.tokens.invalidate(client, &token);
         response::discard(response, self.config.response_limit).await;
         let token: Arc<Token> = self.tokens.get(self, client).await?;
-        let (mut headers, body) = prepare(target, envelope, attempt)?;
+        let (mut headers, body) = prepare(target, envelope, attempt, self.clock.now())?;
         headers.insert(AUTHORIZATION, token.header.clone());
         capture(&headers, &body);
         Ok((self.send(target, headers, body).await?, Some(token)))
@@ -242,6 +270,7 @@ fn prepare(
     target: &Target,
     envelope: &EnvelopeView<'_>,
     attempt: u32,
+    now: SystemTime,
 ) -> Result<(HeaderMap, Bytes), InvalidRequest> {
     let mut headers = target.headers.clone();
     let mut body = envelope.event.clone();
@@ -263,7 +292,7 @@ fn prepare(
         };
         body = Bytes::from(parts.body);
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let id = HeaderValue::from_str(envelope.id).map_err(InvalidRequest::EnvelopeId)?;
     headers.insert(TRACEPARENT, trace_context::parent(envelope.traceparent));
     headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now));

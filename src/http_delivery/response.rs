@@ -3,7 +3,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use hyper::header::{CONTENT_ENCODING, HeaderMap, RETRY_AFTER};
+use hyper::header::{CONTENT_ENCODING, DATE, HeaderMap, RETRY_AFTER};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
@@ -33,9 +33,10 @@ pub(super) struct ReadResponse {
 /// Reads an answer. Its head decides the outcome, even if the body breaks off.
 ///
 /// Reads up to `limit` bytes of the body, for at most 2 s and until `deadline`. If the body is complete, the next attempt
-/// can use the connection; otherwise the connection is closed.
+/// can use the connection; otherwise the connection is closed. `now`: the time of the answer.
 pub(super) async fn read(
     response: client::HttpResponse,
+    now: SystemTime,
     limit: usize,
     deadline: Instant,
     secrets: &[SecretString],
@@ -48,7 +49,7 @@ pub(super) async fn read(
         let outcome = Outcome::Answered { status: status.as_u16(), retry_after: None };
         return ReadResponse { outcome, excerpt: None };
     }
-    let retry_after = retry_after(response.headers(), SystemTime::now());
+    let retry_after = retry_after(response.headers(), now);
     let encoded = is_encoded(response.headers());
     let body = body::read(response, EXAMINED.min(limit), limit, deadline).await;
     let sent = secrets.iter().chain(token.map(|token| &token.secret));
@@ -80,13 +81,17 @@ pub(super) async fn discard(response: client::HttpResponse, limit: usize) {
     body::read(response, 0, limit, Instant::now() + REFUSAL_TIME).await;
 }
 
-/// `Retry-After` (RFC 9110 section 10.2.3): seconds, or a date. A date in the past means zero.
+/// `Retry-After` (RFC 9110 section 10.2.3): seconds, or a date. A date in the past means zero. The endpoint wrote it by its
+/// own clock, which the answer's `Date` shows (section 6.6.1); `now` counts only without one.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         Duration::from_secs(text.parse().unwrap_or(u64::MAX))
     } else {
-        httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
+        let at = httpdate::parse_http_date(text).ok()?;
+        let sent =
+            headers.get(DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?.trim()).ok());
+        at.duration_since(sent.unwrap_or(now)).unwrap_or_default()
     };
     Some(wait.min(LONGEST_RETRY_AFTER))
 }
@@ -110,6 +115,17 @@ mod tests {
         assert_eq!(read("Sun, 06 Nov 1994 08:50:37 GMT"), seconds(60));
         assert_eq!(read("Sunday, 06-Nov-94 08:50:37 GMT"), seconds(60));
         assert_eq!(read("Sun, 06 Nov 1994 08:00:00 GMT"), seconds(0));
+        // By the clock of the endpoint, if the answer shows it.
+        let by = |date: &'static str| {
+            let headers = [
+                (RETRY_AFTER, HeaderValue::from_static("Sun, 06 Nov 1994 08:50:37 GMT")),
+                (DATE, HeaderValue::from_static(date)),
+            ];
+            retry_after(&HeaderMap::from_iter(headers), now)
+        };
+        assert_eq!(by("Sun, 06 Nov 1994 08:50:07 GMT"), seconds(30));
+        assert_eq!(by("Sun, 06 Nov 1994 10:00:00 GMT"), seconds(0));
+        assert_eq!(by("yesterday"), seconds(60));
         for text in ["soon", "-5", "1.5", ""] {
             assert_eq!(read(text), None, "{text:?}");
         }

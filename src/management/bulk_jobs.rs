@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -127,7 +126,7 @@ impl BulkJobs {
         let room = self.room.clone().try_acquire_owned().map_err(full)?;
         // The channel has a slot for every permit, so this fails only when the process stops.
         let slot = self.jobs.try_reserve().map_err(|_| ManagementError::Stopping)?;
-        let now = OffsetDateTime::now_utc();
+        let now = self.management.now();
         let job = BulkJob {
             id: BulkJobId::new(rand::random()),
             kind: bulk.kind,
@@ -152,12 +151,12 @@ impl BulkJobs {
 
     /// The current state of a job in any process, if the caller may see it.
     pub async fn job(&self, caller: &Caller, id: &BulkJobId) -> Result<BulkJob, ManagementError> {
-        Ok(self.stored(caller, id).await?.0.as_of(OffsetDateTime::now_utc()))
+        Ok(self.stored(caller, id).await?.0.as_of(self.management.now()))
     }
 
     /// The stored jobs that the caller may see, newest first.
     pub async fn jobs(&self, caller: &Caller, limit: usize) -> Result<Vec<BulkJob>, ManagementError> {
-        let now = OffsetDateTime::now_utc();
+        let now = self.management.now();
         let mut jobs: Vec<BulkJob> = self.management.js.bulk_jobs().await?;
         jobs.retain(|job| reaches(caller, job));
         jobs.sort_by(|one, other| (other.created_at, &other.id).cmp(&(one.created_at, &one.id)));
@@ -170,7 +169,7 @@ impl BulkJobs {
         let deadline = Instant::now() + self.management.js.request_timeout();
         loop {
             let (mut job, revision) = self.stored(caller, id).await?;
-            let shown = job.clone().as_of(OffsetDateTime::now_utc());
+            let shown = job.clone().as_of(self.management.now());
             if shown.state.is_over() || shown.cancelling {
                 return Ok(shown);
             }
@@ -274,7 +273,7 @@ impl RunningJob {
             }
         };
         self.note(*seen.borrow());
-        self.job.ended_at = Some(OffsetDateTime::now_utc());
+        self.job.ended_at = Some(self.js.now());
         self.job.state = match result {
             // Stopped when everything was done already.
             Ok(()) if self.is_whole() => BulkJobState::Done,
@@ -308,7 +307,7 @@ impl RunningJob {
 
     /// Writes the job. A conflict means that it was cancelled, because that is the only write by others.
     async fn write(&mut self) -> Result<(), NatsError> {
-        self.job.updated_at = OffsetDateTime::now_utc();
+        self.job.updated_at = self.js.now();
         match self.js.put_bulk_job(&self.job, self.revision).await {
             Err(error) if error.is_wrong_last_sequence() => {}
             written => {

@@ -41,15 +41,16 @@ pub struct DomainRow {
 }
 
 /// The end of a pause.
-#[derive(Debug, Clone)]
-pub struct Pause {
-    /// RFC 3339
-    until: String,
+#[derive(Debug, Clone, Copy)]
+pub enum Pause {
+    /// After this time by the clock of the server, which ends it.
+    Lasting(Duration),
+    Until(OffsetDateTime),
 }
 
 impl Pause {
     /// A pause of this duration; without one, until the domain is resumed.
-    pub fn lasting(duration: Option<Duration>, now: OffsetDateTime) -> Result<Self, FieldError> {
+    pub fn lasting(duration: Option<Duration>) -> Result<Self, FieldError> {
         if duration.is_some_and(|duration| duration.is_zero()) {
             return Err(FieldError::new(
                 "for",
@@ -65,12 +66,7 @@ impl Pause {
                 ),
             ));
         }
-        let until = time::Duration::try_from(duration.unwrap_or(UNTIL_RESUMED))
-            .ok()
-            .and_then(|duration| now.checked_add(duration))
-            .and_then(|until| until.checked_to_offset(UtcOffset::UTC)?.format(&Rfc3339).ok());
-        let problem = "ends after the year 9999; write a shorter duration";
-        until.map(|until| Self { until }).ok_or_else(|| FieldError::new("for", problem))
+        Ok(Self::Lasting(duration.unwrap_or(UNTIL_RESUMED)))
     }
 
     /// A pause until a time, which must be in the future.
@@ -82,9 +78,19 @@ impl Pause {
             let problem = format!("must be at most {} from now; write an earlier time", span(LONGEST_PAUSE));
             return Err(FieldError::new("until", problem));
         }
-        let until = at.checked_to_offset(UtcOffset::UTC).and_then(|until| until.format(&Rfc3339).ok());
-        let problem = "is too late; write an earlier time";
-        until.map(|until| Self { until }).ok_or_else(|| FieldError::new("until", problem))
+        Ok(Self::Until(at))
+    }
+
+    /// Its end, as RFC 3339.
+    fn end(self, now: OffsetDateTime) -> Result<String, FieldError> {
+        let at = match self {
+            Self::Lasting(duration) => {
+                time::Duration::try_from(duration).ok().and_then(|duration| now.checked_add(duration))
+            }
+            Self::Until(at) => Some(at),
+        };
+        let text = at.and_then(|at| at.checked_to_offset(UtcOffset::UTC)?.format(&Rfc3339).ok());
+        text.ok_or_else(|| FieldError::new("for", "ends after the year 9999; write a shorter duration"))
     }
 }
 
@@ -104,7 +110,9 @@ impl Management {
 
     /// Pauses the domain's deliveries; envelopes wait in its outbox.
     pub async fn pause_domain(&self, name: &str, pause: &Pause) -> Result<DomainRow, ManagementError> {
-        self.set_pause(name, Some(&pause.until)).await
+        let until = pause.end(self.js.read_now().await?);
+        let until = until.map_err(|error| ManagementError::Invalid(vec![error]))?;
+        self.set_pause(name, Some(&until)).await
     }
 
     pub async fn resume_domain(&self, name: &str) -> Result<DomainRow, ManagementError> {
@@ -148,7 +156,7 @@ impl Management {
             }
         }
         // A pause this long means "until resumed".
-        let until = until.filter(|until| *until < OffsetDateTime::now_utc() + UNTIL_RESUMED / 2);
+        let until = until.filter(|until| *until < self.js.now() + UNTIL_RESUMED / 2);
         Ok(DomainRow {
             name: domain.name.clone(),
             events: domain.events.iter().map(ToString::to_string).collect(),
@@ -183,20 +191,21 @@ mod tests {
     fn a_pause_ends_in_the_future() {
         let now = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
         let hour = Duration::from_secs(3600);
-        assert_eq!(Pause::lasting(Some(hour), now).unwrap().until, "2027-01-15T09:00:00Z");
-        assert_eq!(Pause::until(now + hour, now).unwrap().until, "2027-01-15T09:00:00Z");
-        assert!(Pause::lasting(None, now).unwrap().until.starts_with("2126-"));
-        assert_eq!(Pause::lasting(Some(Duration::MAX), now).unwrap_err().field, "for");
-        assert_eq!(Pause::lasting(Some(hour * 24 * 366 * 8000), now).unwrap_err().field, "for");
+        let end = |pause: Pause| pause.end(now).unwrap();
+        assert_eq!(end(Pause::lasting(Some(hour)).unwrap()), "2027-01-15T09:00:00Z");
+        assert_eq!(end(Pause::until(now + hour, now).unwrap()), "2027-01-15T09:00:00Z");
+        assert!(end(Pause::lasting(None).unwrap()).starts_with("2126-"));
+        assert_eq!(Pause::lasting(Some(Duration::MAX)).unwrap_err().field, "for");
+        assert_eq!(Pause::lasting(Some(hour * 24 * 366 * 8000)).unwrap_err().field, "for");
+        assert_eq!(Pause::Lasting(Duration::MAX).end(now).unwrap_err().field, "for");
         assert_eq!(Pause::until(now, now).unwrap_err().field, "until");
         // A pause with an end is never taken for one without.
         assert!(LONGEST_PAUSE < UNTIL_RESUMED / 2);
         assert!(
-            Pause::lasting(Some(LONGEST_PAUSE), now).is_ok()
-                && Pause::until(now + LONGEST_PAUSE, now).is_ok()
+            Pause::lasting(Some(LONGEST_PAUSE)).is_ok() && Pause::until(now + LONGEST_PAUSE, now).is_ok()
         );
         let longer = LONGEST_PAUSE + Duration::from_secs(1);
-        assert!(Pause::lasting(Some(longer), now).unwrap_err().problem.contains("at most 3650d"));
+        assert!(Pause::lasting(Some(longer)).unwrap_err().problem.contains("at most 3650d"));
         assert!(Pause::until(now + longer, now).unwrap_err().problem.contains("at most 3650d"));
     }
 }

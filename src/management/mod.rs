@@ -84,6 +84,11 @@ impl Management {
         }
     }
 
+    /// The time of the server.
+    pub fn now(&self) -> time::OffsetDateTime {
+        self.js.now()
+    }
+
     /// Read from the broker at most once.
     async fn message_ids(&self) -> Result<&MessageIds, NatsError> {
         self.message_ids.get_or_try_init(|| from_settings::message_ids(&self.js, self.sealer())).await

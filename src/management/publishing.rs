@@ -185,15 +185,13 @@ pub enum Verdict {
 
 /// Time between two looks at the event processor's progress.
 const VERDICT_POLL: Duration = Duration::from_millis(50);
-/// How far the clocks of this process and of the server may differ.
+/// How far the clocks of several servers may differ, and how long the wait may have been.
 const CLOCK_TOLERANCE: time::Duration = time::Duration::hours(1);
 
 impl Management {
     /// Waits until the running hub has processed a stored event, at most `limit`. The settings of the running hub decide,
     /// which may differ from those of this process.
     pub async fn verdict(&self, published: &Published, limit: Duration) -> Result<Verdict, ManagementError> {
-        // A duplicate was published within the duplicate window.
-        let since = OffsetDateTime::now_utc() - CLOCK_TOLERANCE - self.settings.limits.duplicate_window;
         let handled = async {
             while !self.js.has_handled(published.sequence).await? {
                 tokio::time::sleep(VERDICT_POLL).await;
@@ -204,6 +202,8 @@ impl Management {
             Err(_) => return Ok(Verdict::Waiting),
             Ok(handled) => handled?,
         }
+        // A duplicate was published within the duplicate window.
+        let since = self.js.now() - CLOCK_TOLERANCE - self.settings.limits.duplicate_window;
         let problem = self.js.rejection_of(published.sequence, since).await?;
         Ok(problem.map_or(Verdict::Accepted, |problem| Verdict::Rejected { problem }))
     }

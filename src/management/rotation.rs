@@ -70,7 +70,7 @@ impl Management {
         });
         let made = NewSecret::generate(algorithm);
         let new = Secret::Plain(made.secret.clone());
-        let now = OffsetDateTime::now_utc();
+        let now = self.js.read_now().await?;
         let still_signs = before.as_ref().and_then(|signing| signing.previous.as_ref());
         let still_signs = still_signs.map(|previous| previous.until).filter(|until| *until > now);
         if matches!(secrets, PreviousSecret::IsReplaced) && still_signs.is_none() {

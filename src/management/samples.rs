@@ -23,8 +23,8 @@ use crate::domain::subscription::{
     SubscriptionRef, shown_url,
 };
 use crate::facts::SampleConnectionDropped;
-use crate::from_settings::{external_broker, http_config, open_credential, retry_policy};
-use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, SecretNotOpened, SentRequest, Target};
+use crate::from_settings::{external_broker, http_delivery, open_credential, retry_policy};
+use crate::http_delivery::{EnvelopeView, OpenSecret, SecretNotOpened, SentRequest, Target};
 use crate::nats::StoredSubscription;
 use crate::seal::Sealer;
 use crate::sinks::{self, OutgoingMessage};
@@ -198,7 +198,7 @@ impl Management {
         let envelope = envelope_id(event, subscription.id.as_str(), subscription.incarnation);
         let body = event.to_cloudevent().get().to_owned().into();
         let view = EnvelopeView { id: &envelope, event: body, traceparent: None };
-        let http = HttpDelivery::new(http_config(&self.settings));
+        let http = http_delivery(&self.settings, &self.js);
         let (sent, attempt) = http.attempt_and_capture(&target, &view, 1).await;
         (sent.map(|sent| request(endpoint, sent)), attempt)
     }

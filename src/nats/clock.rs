@@ -1,5 +1,6 @@
-//! The clock of the NATS server, which keeps the timers of redrives. Times that are compared with those timers, or from
-//! which timers are derived, come from here, so that a process with a wrong clock redrives nothing early or late.
+//! The clock of the NATS server, which keeps the timers of redrives and pauses. What is compared with its times, or with
+//! those that other processes wrote, comes from here, so that a process whose clock is wrong or jumps does nothing early
+//! or late.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -7,6 +8,9 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+use super::connection::JetStream;
+use super::error::NatsError;
 
 /// Age after which the server's clock is read again.
 const READ_AGAIN: Duration = Duration::from_secs(1);
@@ -66,6 +70,21 @@ impl ServerClock {
         let Ok(offset) = i64::try_from(offset) else { return };
         self.offset.store(offset, Ordering::Relaxed);
         self.read_at.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+impl JetStream {
+    /// The time of the server, also in a process that has just connected.
+    pub async fn read_now(&self) -> Result<OffsetDateTime, NatsError> {
+        if self.shared().clock.offset.load(Ordering::Relaxed) == UNKNOWN {
+            match self.stream_info(&self.names().events_stream()).await {
+                Ok(_) => {}
+                // Nothing is provisioned, and nothing has a time of the server.
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(self.now())
     }
 }
 

@@ -3,6 +3,7 @@
 use hub_harness as support;
 
 mod cli;
+mod clocks;
 mod deleted_parts;
 mod demo;
 mod first_steps;

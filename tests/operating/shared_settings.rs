@@ -1,8 +1,7 @@
 //! Processes with different settings: one waits until its settings are applied, and nothing is lost or rejected
-//! meanwhile. Heartbeats follow the consumer, and redrives the clock of the server.
+//! meanwhile. Heartbeats follow the consumer.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -172,58 +171,4 @@ async fn heartbeats_follow_the_ack_wait_of_the_consumer() {
     receiver.wait_accepted("/slow", 1, STEP).await;
     broker.nothing_pending_within(STEP).await;
     assert_eq!(receiver.count("/slow"), 1, "the server gave it to nobody a second time");
-}
-
-/// Builds a library that shifts the wall clock of a process by `CLOCK_SHIFT` seconds.
-fn clock_shim(folder: &Path) -> PathBuf {
-    let source = folder.join("clock.c");
-    let code = r#"
-#define _GNU_SOURCE
-#include <stdlib.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-int clock_gettime(clockid_t id, struct timespec *at) {
-    int result = (int) syscall(SYS_clock_gettime, id, at);
-    const char *shift = getenv("CLOCK_SHIFT");
-    if (result == 0 && id == CLOCK_REALTIME && shift) at->tv_sec += atol(shift);
-    return result;
-}
-"#;
-    std::fs::write(&source, code).expect("written");
-    let library = folder.join("clock.so");
-    let compiled = std::process::Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-o"])
-        .args([&library, &source])
-        .output()
-        .expect("a C compiler is required");
-    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-    library
-}
-
-#[tokio::test]
-async fn redrives_follow_the_clock_of_the_server() {
-    const WAIT: Duration = Duration::from_secs(4);
-    for shift in ["21600", "-21600"] {
-        let broker = TestBroker::start().await;
-        let receiver = Receiver::start().await;
-        let settings = settings(false).with_redrives([WAIT]);
-        let mut hub = Hub::configured(&broker.url(), &settings);
-        let mut command = hub.command();
-        command.env("LD_PRELOAD", clock_shim(hub.folder())).env("CLOCK_SHIFT", shift);
-        hub.start_with(command);
-        hub.ready().await;
-        let client = TestClient::connect(&broker.url()).await;
-        client.subscribe([patient("flaky", &["user.>"], &receiver.url("/flaky"))]).await;
-        receiver.set("/flaky", Behaviour::failing_first(3, 503));
-        let published = Instant::now();
-        client.publish("user.created", "one").await;
-        receiver.wait_accepted("/flaky", 1, STEP).await;
-        let received = receiver.received("/flaky");
-        assert_eq!(received.len(), 4);
-        let waited = received[3].arrived_at.duration_since(received[2].arrived_at).expect("in order");
-        assert!(waited >= WAIT - Duration::from_millis(500), "{shift}: redriven after {waited:?}");
-        assert!(published.elapsed() < STEP, "{shift}");
-        broker.nothing_pending_within(STEP).await;
-    }
 }

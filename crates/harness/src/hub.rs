@@ -3,13 +3,14 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use super::{TestSettings, eventually, free_port};
+use super::{ShiftedClock, TestSettings, eventually, free_port};
 
 const READY_LIMIT: Duration = Duration::from_secs(30);
 /// Limit of a stop; the grace period of the hub is shorter.
@@ -26,6 +27,7 @@ pub struct Hub {
     health: String,
     args: Vec<String>,
     child: Option<Child>,
+    clock: Option<Arc<ShiftedClock>>,
     http: reqwest::Client,
 }
 
@@ -36,7 +38,7 @@ impl Hub {
     /// added if `settings` does not set them.
     pub fn serve(broker_url: &str, settings: &TestSettings, args: &[&str]) -> Self {
         let mut hub = Self::configured(broker_url, settings);
-        hub.args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        hub.set_args(args);
         hub.start();
         hub
     }
@@ -57,7 +59,17 @@ impl Hub {
     fn with_file(text: &str, [listen, health]: [String; 2]) -> Self {
         let folder = tempfile::tempdir().expect("temporary folder");
         fs::write(folder.path().join("hub.toml"), text).expect("the settings are written");
-        Self { folder, listen, health, args: Vec::new(), child: None, http: http_client() }
+        Self { folder, listen, health, args: Vec::new(), child: None, clock: None, http: http_client() }
+    }
+
+    /// Gives its processes this clock, from their next start on; commands as well.
+    pub fn set_clock(&mut self, clock: Arc<ShiftedClock>) {
+        self.clock = Some(clock);
+    }
+
+    /// Sets its arguments, for a hub that was only configured.
+    pub fn set_args(&mut self, args: &[&str]) {
+        self.args = args.iter().map(|arg| (*arg).to_owned()).collect();
     }
 
     /// Starts it (again) with the same settings and arguments.
@@ -70,8 +82,16 @@ impl Hub {
 
     /// The command that starts it, for tests that set standard output and standard error.
     pub fn command(&self) -> Command {
-        let mut command = hub_command();
+        let mut command = self.hub_command();
         command.arg("serve").arg("--config").arg(self.config()).args(&self.args).stdin(Stdio::null());
+        command
+    }
+
+    fn hub_command(&self) -> Command {
+        let mut command = hub_command();
+        if let Some(clock) = &self.clock {
+            clock.give(&mut command);
+        }
         command
     }
 
@@ -223,7 +243,7 @@ impl Hub {
     ///
     /// If it has not ended after 60 s.
     pub async fn cli(&self, args: &[&str]) -> Output {
-        let mut command = hub_command();
+        let mut command = self.hub_command();
         command.args(args).env("HUB_CONFIG", self.config()).stdin(Stdio::null());
         let output = tokio::time::timeout(COMMAND_LIMIT, command.output()).await;
         output.unwrap_or_else(|_| panic!("`hub {}` still runs", args.join(" "))).expect("the command runs")

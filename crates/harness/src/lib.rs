@@ -9,6 +9,7 @@
 //! * [`TokenEndpoint`]: an OAuth2 token endpoint.
 //! * [`TestPostgres`]: a PostgreSQL database; [`TestDatabase`]: one with an outbox, or the same on SQLite.
 //! * [`RedisServer`], [`RabbitMq`], [`KafkaServer`]: external brokers, and [`external_broker`] for all of them.
+//! * [`ShiftedClock`]: a wall clock of a [`Hub`] that jumps.
 //! * [`ChildProcess`]: another program, such as an [`example`].
 //! * [`Ca`]: a private certificate authority.
 //! * [`FaultProxy`]: a TCP proxy that freezes or cuts its connections, on demand or at a chosen step of a protocol.
@@ -34,6 +35,7 @@ mod raw;
 mod redis_server;
 pub mod relay;
 pub mod settings;
+mod shifted_clock;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -57,6 +59,7 @@ pub use rabbitmq::RabbitMq;
 pub use raw::RawPublisher;
 pub use redis_server::RedisServer;
 pub use settings::TestSettings;
+pub use shifted_clock::ShiftedClock;
 
 /// The nats-server of all tests: `HUB_NATS_SERVER`, one on `PATH`, or a fetched one.
 pub fn nats_server() -> PathBuf {

@@ -71,7 +71,7 @@ async fn trace(
         query.domain.iter().flat_map(|names| names.split(',')).map(str::to_owned).collect();
     domain_names(state.management.settings(), &domains)
         .map_err(|error| Problem::field("domain", error.to_string()))?;
-    let since = query.since.map(|text| moment(&text, OffsetDateTime::now_utc())).transpose();
+    let since = query.since.map(|text| moment(&text, state.management.now())).transpose();
     let request = TraceRequest {
         event_id: id,
         domains,

@@ -77,7 +77,7 @@ pub(super) async fn create_stream(
 ) -> Result<bool, ProvisionError> {
     let mut config = stream.config.clone();
     if again && !is_bucket(&stream.name) {
-        config.insert("first_seq".to_owned(), json!(unused_sequence(OffsetDateTime::now_utc())));
+        config.insert("first_seq".to_owned(), json!(unused_sequence(js.now())));
     }
     match js.api::<Value>(&format!("STREAM.CREATE.{}", stream.name), &config).await {
         Ok(_) => Ok(true),
@@ -99,7 +99,7 @@ pub(super) async fn create_consumer(
     }
 }
 
-/// A sequence above those of every earlier stream: the microseconds since 1970. A stream that stores less than a million
+/// A sequence above those of every earlier stream: the microseconds since 1970 by the server's clock. A stream that stores less than a million
 /// messages per second falls behind them. They are exact in JSON readers with 53 bits.
 fn unused_sequence(now: OffsetDateTime) -> u64 {
     u64::try_from(now.unix_timestamp_nanos() / 1_000).unwrap_or(1).max(1)
@@ -111,7 +111,7 @@ pub(super) async fn is_established(js: &JetStream, parameters: &StreamParameters
         match js.stream_info(&stream.name).await {
             Ok(info) => {
                 let created = OffsetDateTime::parse(&info.created, &Rfc3339).ok();
-                return Ok(created.is_some_and(|at| OffsetDateTime::now_utc() - at > ESTABLISHED_AFTER));
+                return Ok(created.is_some_and(|at| js.now() - at > ESTABLISHED_AFTER));
             }
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),

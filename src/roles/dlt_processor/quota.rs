@@ -6,8 +6,6 @@
 
 use std::time::Duration;
 
-use time::OffsetDateTime;
-
 use crate::domain::backlog::{BacklogLimits, Usage, size};
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::outcome::Reason;
@@ -70,7 +68,7 @@ impl RedriveQuota {
             redrives: letter.redrives.saturating_add(1),
             status: letter.last_status,
             error: Some(why),
-            at: OffsetDateTime::now_utc(),
+            at: js.now(),
         };
         let postponed = DeadLetter::new(&letter.domain, origin, failed, &self.schedule);
         match js.refile_dead_letter(entry, &postponed).await {

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use excess::Waits;
 use futures_util::stream::{self, StreamExt};
-use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::committer::Planned;
@@ -283,7 +282,7 @@ impl Backlogs {
             redrives: 0,
             status: None,
             error: Some(why.to_owned()),
-            at: OffsetDateTime::now_utc(),
+            at: self.js.now(),
         };
         let id = format!("over-quota-{}", envelope.message_id);
         let letter = if self.is_strict(&envelope.subject) {

@@ -1,7 +1,5 @@
 //! Disables a subscription whose endpoint answered 410 or the like.
 
-use time::OffsetDateTime;
-
 use crate::domain::subscription::{SubscriptionRef, SubscriptionState};
 use crate::facts::{DisablingFailed, DisablingSuperseded, SubscriptionDisabled};
 use crate::nats::{JetStream, RegistryEntry};
@@ -13,7 +11,7 @@ pub(super) async fn disable(js: &JetStream, name: &SubscriptionRef, revision: u6
         Ok(RegistryEntry { revision: last, subscription: Some((mut subscription, current)), .. })
             if current == revision && subscription.state == SubscriptionState::Active =>
         {
-            subscription.disable(reason.to_owned(), OffsetDateTime::now_utc());
+            subscription.disable(reason.to_owned(), js.now());
             js.put_subscription(&subscription, Some(last)).await
         }
         // Removed, changed, or disabled by another attempt.
