@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::accounts::Disturbance;
 use crate::broker::Broker;
+use crate::clocks;
 use crate::load::{KEYS, path, well};
 use crate::plan::{Actor, Fault, Kind, Plan};
 use crate::stage::{Hubs, Stage};
@@ -24,7 +25,7 @@ const FILLING: Duration = Duration::from_secs(6);
 
 /// Injects every fault, and returns all of them with their true times, after the last one has ended.
 pub(crate) async fn inject(plan: &Plan, stage: &mut Stage, started: Instant) -> Vec<Disturbance> {
-    let Stage { broker, hubs, proxies, operator, client, receiver, .. } = stage;
+    let Stage { broker, hubs, proxies, clocks, operator, client, receiver, .. } = stage;
     let context = &client.context;
     let all = tokio::join!(
         processes(plan.of_actor(Actor::Processes), hubs, started),
@@ -32,11 +33,12 @@ pub(crate) async fn inject(plan: &Plan, stage: &mut Stage, started: Instant) -> 
         network(plan.of_actor(Actor::Network), proxies, started),
         endpoints(plan.of_actor(Actor::Endpoints), receiver, started),
         operations(plan.of_actor(Actor::Operator), operator, context, started),
+        clocks::jump(plan.of_actor(Actor::Clocks), clocks, started),
     );
-    [all.0, all.1, all.2, all.3, all.4].concat()
+    [all.0, all.1, all.2, all.3, all.4, all.5].concat()
 }
 
-fn disturbance(fault: Fault, started: Instant, from: Duration) -> Disturbance {
+pub(crate) fn disturbance(fault: Fault, started: Instant, from: Duration) -> Disturbance {
     Disturbance {
         what: fault.kind.name().to_owned(),
         from,

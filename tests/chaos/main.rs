@@ -12,6 +12,7 @@ use hub_harness as support;
 
 mod accounts;
 mod broker;
+mod clocks;
 mod faults;
 mod load;
 mod plan;

@@ -45,6 +45,8 @@ pub(crate) enum Kind {
     FullDisk,
     /// SIGKILL for the node that leads the outbox of a domain, and its return.
     LoseLeader,
+    /// The wall clock of one process jumps by minutes or hours, forward or back, and later to another wrong time.
+    ClockJump,
 }
 
 /// Kinds that every topology has.
@@ -67,12 +69,14 @@ pub(crate) const COMMON: [Kind; 13] = [
 pub(crate) const SINGLE: [Kind; 4] = [Kind::KillBroker, Kind::Cut, Kind::Silence, Kind::FullDisk];
 /// Kinds of a cluster.
 pub(crate) const CLUSTER: [Kind; 1] = [Kind::LoseLeader];
-/// Faults of a plan besides the one of its topology.
+/// Kinds that every plan has.
+pub(crate) const ALWAYS: [Kind; 1] = [Kind::ClockJump];
+/// Faults of a plan besides the one of its topology and those that every plan has.
 pub(crate) const FAULTS: usize = 4;
 
 impl Kind {
     pub(crate) fn all() -> impl Iterator<Item = Self> {
-        COMMON.into_iter().chain(SINGLE).chain(CLUSTER)
+        COMMON.into_iter().chain(SINGLE).chain(CLUSTER).chain(ALWAYS)
     }
 
     pub(crate) fn name(self) -> &'static str {
@@ -95,6 +99,7 @@ impl Kind {
             Self::Silence => "silence",
             Self::FullDisk => "full-disk",
             Self::LoseLeader => "lose-leader",
+            Self::ClockJump => "clock-jump",
         }
     }
 
@@ -118,7 +123,8 @@ impl Kind {
             | Self::Refuse
             | Self::PauseDomain
             | Self::Replay
-            | Self::FullOutbox => false,
+            | Self::FullOutbox
+            | Self::ClockJump => false,
         }
     }
 
@@ -134,6 +140,7 @@ impl Kind {
             | Self::DeleteAdvisories
             | Self::PauseDomain
             | Self::Replay => Actor::Operator,
+            Self::ClockJump => Actor::Clocks,
         }
     }
 }
@@ -145,6 +152,7 @@ pub(crate) enum Actor {
     Network,
     Endpoints,
     Operator,
+    Clocks,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,7 +204,8 @@ impl Plan {
             Topology::Cluster => CLUSTER[0],
         };
         let common = (0..FAULTS).map(|position| COMMON[(index * FAULTS + position) % COMMON.len()]);
-        let mut faults: Vec<Fault> = common.chain([own]).map(|kind| random.fault(kind)).collect();
+        let kinds = common.chain([own]).chain(ALWAYS);
+        let mut faults: Vec<Fault> = kinds.map(|kind| random.fault(kind)).collect();
         faults.sort_by_key(|fault| fault.at);
         Self { seed, topology, roles, faults }
     }

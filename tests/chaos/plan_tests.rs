@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use crate::plan::{
-    Actor, CLUSTER, COMMON, FAULTS, Filter, Kind, LENGTH, Plan, Roles, SINGLE, Topology, seeds,
+    ALWAYS, Actor, CLUSTER, COMMON, FAULTS, Filter, Kind, LENGTH, Plan, Roles, SINGLE, Topology, seeds,
 };
 
 #[test]
 fn a_seed_always_gives_the_same_plan() {
     for seed in 0..100 {
         assert_eq!(Plan::of(seed), Plan::of(seed));
-        assert_eq!(Plan::of(seed).faults.len(), FAULTS + 1);
+        assert_eq!(Plan::of(seed).faults.len(), FAULTS + 1 + ALWAYS.len());
     }
     let distinct: BTreeSet<String> = (0..100).map(|seed| Plan::of(seed).to_string()).collect();
     assert_eq!(distinct.len(), 100);
@@ -42,7 +42,14 @@ fn a_plan_has_only_faults_of_its_servers_and_in_time() {
         assert!(plan.faults.iter().all(|fault| fault.at < LENGTH), "{plan}");
         assert!(plan.faults.is_sorted_by_key(|fault| fault.at), "{plan}");
         assert!(plan.roles == Roles::Together || plan.topology == Topology::Single, "{plan}");
-        let actors = [Actor::Processes, Actor::Broker, Actor::Network, Actor::Endpoints, Actor::Operator];
+        let actors = [
+            Actor::Processes,
+            Actor::Broker,
+            Actor::Network,
+            Actor::Endpoints,
+            Actor::Operator,
+            Actor::Clocks,
+        ];
         let divided: usize = actors.into_iter().map(|actor| plan.of_actor(actor).len()).sum();
         assert_eq!(divided, plan.faults.len());
         assert!(Plan::calm(seed).faults.is_empty());

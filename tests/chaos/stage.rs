@@ -1,12 +1,15 @@
 //! The processes, connections and endpoints of a plan.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::accounts::Subscriber;
 use crate::broker::Broker;
 use crate::load::{path, subscribers, subscription, well};
 use crate::plan::{Kind, Plan, Roles, Topology};
-use crate::support::{FaultProxy, Hub, Receiver, TestClient, TestSettings, eventually, http_client};
+use crate::support::{
+    FaultProxy, Hub, Receiver, ShiftedClock, TestClient, TestSettings, eventually, http_client,
+};
 
 /// Time limit until every process is ready, with restarts of those that have ended.
 const READY: Duration = Duration::from_secs(120);
@@ -20,6 +23,8 @@ pub(crate) struct Stage {
     pub(crate) hubs: Hubs,
     /// The proxy of each process; none in a cluster, whose nodes announce their own addresses.
     pub(crate) proxies: Vec<FaultProxy>,
+    /// The clock of each process; none if the plan has no jump, or there is no C compiler.
+    pub(crate) clocks: Vec<Arc<ShiftedClock>>,
     /// For commands only.
     pub(crate) operator: Hub,
     pub(crate) client: TestClient,
@@ -39,7 +44,7 @@ impl Stage {
                 ROLES.iter().flat_map(|role| [vec!["--role", *role], vec!["--role", *role]]).collect()
             }
         };
-        let (mut hubs, mut proxies) = (Vec::new(), Vec::new());
+        let (mut hubs, mut proxies, mut clocks) = (Vec::new(), Vec::new(), Vec::new());
         for args in roles {
             let url = match plan.topology {
                 Topology::Cluster => url.clone(),
@@ -50,7 +55,16 @@ impl Stage {
                     url
                 }
             };
-            hubs.push(Hub::serve(&url, &settings, &args));
+            let mut hub = Hub::configured(&url, &settings);
+            hub.set_args(&args);
+            if plan.has(Kind::ClockJump)
+                && let Some(clock) = ShiftedClock::build().map(Arc::new)
+            {
+                hub.set_clock(clock.clone());
+                clocks.push(clock);
+            }
+            hub.start();
+            hubs.push(hub);
         }
         let mut hubs = Hubs { all: hubs, restarts: 0, http: http_client() };
         hubs.ready().await;
@@ -59,7 +73,7 @@ impl Stage {
         receiver.set_default(well());
         let client = TestClient::connect(&url).await;
         client.subscribe(subscribers.iter().map(|one| subscription(one, &receiver.url(&path(one.id))))).await;
-        Self { broker, hubs, proxies, operator, client, receiver, subscribers }
+        Self { broker, hubs, proxies, clocks, operator, client, receiver, subscribers }
     }
 }
 
