@@ -145,6 +145,10 @@ pub(super) fn header<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&
 }
 
 impl Acker {
+    pub(super) fn new(client: Arc<Client>, reply: Subject) -> Self {
+        Self { client, reply }
+    }
+
     /// A copy that keeps no buffer of the connection alive: the reply subject is a slice of what was read.
     pub(super) fn detached(&self) -> Self {
         Self { client: self.client.clone(), reply: Subject::from(self.reply.as_str().to_owned()) }

@@ -54,6 +54,17 @@ impl SubjectNames {
         &self.prefix
     }
 
+    /// The acknowledgement subject of a message that was delivered once (ADR-15).
+    pub fn acknowledgement(
+        &self,
+        stream: &str,
+        consumer: &str,
+        sequence: u64,
+        stored_at_nanos: i128,
+    ) -> String {
+        format!("$JS.ACK.{stream}.{consumer}.1.{sequence}.{sequence}.{stored_at_nanos}.0")
+    }
+
     pub fn events_stream(&self) -> String {
         format!("{}_EVENTS", self.upper)
     }

@@ -7,11 +7,13 @@ mod backlogs;
 mod committer;
 mod decoder;
 mod in_order;
+mod leftovers;
 mod outbox_room;
 mod planner;
 mod recent;
 mod rejecter;
 mod resolver;
+mod settled;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -35,10 +37,12 @@ use backlogs::{Backlogs, QuotaSettings};
 use committer::Committer;
 use decoder::{Decode, Decoder};
 use in_order::InOrder;
+use leftovers::Sweep;
 use outbox_room::OutboxRoom;
 use planner::{CommitQueue, Held, Planner};
 use rejecter::Rejecter;
 pub use resolver::{RemoteResolver, Resolver};
+use settled::Settled;
 
 /// The durable of this role.
 pub const CONSUMER: &str = "event-processor";
@@ -146,8 +150,13 @@ impl EventProcessor {
             decode: self.decode,
             max_size: self.settings.max_size,
         };
+        let settled = Settled::new(Answers::default());
+        let domains = self.settings.stream_parameters.domains.clone();
+        let (sweep, mut leftovers) = Sweep::new(js.clone(), decoder.clone(), domains, settled.clone());
+        committers.droppable("the sweep for leftover events", sweep.run());
         let planner = Arc::new(Planner {
-            queues: self.start_committers(&rejecter, &decoder, &mut committers),
+            queues: self.start_committers(&rejecter, &decoder, &settled, &mut committers),
+            settled,
             rejecter,
             js: self.js,
             resolver: self.resolver,
@@ -177,6 +186,10 @@ impl EventProcessor {
                     backlog = planned?;
                     planning = None;
                     in_planning.clear();
+                    continue;
+                }
+                Some(leftover) = leftovers.recv() => {
+                    waiting.push_back(leftover);
                     continue;
                 }
                 // Without its committer, a domain's events would be handed back forever.
@@ -223,14 +236,14 @@ impl EventProcessor {
         &self,
         rejecter: &Rejecter,
         decoder: &Decoder,
+        settled: &Settled,
         committers: &mut Tasks,
     ) -> Vec<CommitQueue> {
         let domains: Vec<String> = self.categories.names().map(str::to_owned).collect();
         // A domain that cannot commit must not fill the memory that the others need.
         let room_bytes = u32::try_from(self.settings.held_bytes / 2).unwrap_or(u32::MAX);
-        let answers = Answers::default();
         committers
-            .droppable("the repeated acknowledgements of events", answers.clone().repeat(self.js.clone()));
+            .droppable("the repeated acknowledgements of events", settled.repeat_answers(self.js.clone()));
         let capacity = (self.settings.held / (2 * domains.len().max(1))).max(16);
         domains
             .into_iter()
@@ -262,7 +275,7 @@ impl EventProcessor {
                     backlogs,
                     metrics.clone(),
                     outbox.clone(),
-                    answers.clone(),
+                    settled.clone(),
                     blocked.clone(),
                 );
                 #[cfg(test)]

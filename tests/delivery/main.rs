@@ -17,6 +17,7 @@ mod full_dlt;
 mod holds;
 mod isolation;
 mod large_events;
+mod leftovers;
 mod lost_acknowledgements;
 mod own_lanes;
 mod poison;

@@ -49,6 +49,7 @@ pub mod key;
 pub mod lane_places;
 pub mod last_words;
 pub mod lately;
+pub mod leftovers;
 pub mod message_id;
 pub mod outcome;
 pub mod producer_outbox;

@@ -21,13 +21,14 @@ use super::in_order::InOrder;
 use super::outbox_room::OutboxRoom;
 use super::recent::Recent;
 use super::rejecter::Rejecter;
+use super::settled::Settled;
 use crate::domain::backlog::BacklogLimits;
 use crate::domain::commit_group::{Load, Refusal, Room, halves};
 use crate::facts::{
     DomainMetrics, EnvelopesCommitted, EnvelopesRepeated, EventRepeated, OutboxBlocked, OutboxLimitsNotRead,
     OutboxUnblocked,
 };
-use crate::nats::{Answers, BatchError, Delivered, EnvelopeMessage, JetStream, NatsError};
+use crate::nats::{BatchError, Delivered, EnvelopeMessage, JetStream, NatsError};
 use crate::panics::{self, Panicked};
 
 /// Delay before an event is delivered again if its domain is busy or blocked.
@@ -80,7 +81,7 @@ pub(super) struct Committer {
     /// The event of which a part did not fit yet.
     rest: Option<Rest>,
     recent: Recent,
-    answers: Answers,
+    settled: Settled,
     backlogs: Backlogs,
     /// The ordered events that wait for earlier ones.
     in_order: InOrder,
@@ -105,7 +106,7 @@ impl Committer {
         backlogs: Backlogs,
         metrics: DomainMetrics,
         outbox: OutboxRoom,
-        answers: Answers,
+        settled: Settled,
         is_blocked: Arc<AtomicBool>,
     ) -> Self {
         Self {
@@ -116,7 +117,7 @@ impl Committer {
             blocked: None,
             rest: None,
             recent: Recent::default(),
-            answers,
+            settled,
             backlogs,
             in_order,
             is_blocked,
@@ -312,7 +313,7 @@ impl Committer {
         }
         self.is_blocked.store(self.blocked.is_some() || self.rest.is_some(), Ordering::Relaxed);
         EnvelopesCommitted { count: planned.envelopes.len() }.emit(&self.metrics);
-        self.answers.ack(&planned.message.acker).await;
+        self.settled.ack(&planned.message).await;
         self.in_order.settled(planned.message.stream_sequence);
         drop((planned.permit, planned.room));
     }

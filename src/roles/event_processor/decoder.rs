@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::domain::category::Categories;
 use crate::domain::event::{Event, Publication, Rejection};
+use crate::domain::leftovers::EventMark;
 use crate::nats::subjects::{EventSubject, SubjectNames};
 use crate::nats::{Delivered, Malformed, StoredMessage};
 
@@ -48,18 +48,26 @@ impl Decoder {
 
     /// The tenant of a message, if it is an event of a domain.
     pub(super) fn tenant_in(&self, domain: usize, message: &StoredMessage) -> Option<String> {
-        let event = self.read(&Raw {
+        self.stored_event(message)
+            .ok()
+            .filter(|event| self.categories.index_of(&event.key) == Some(domain))
+            .map(|event| event.tenant)
+    }
+
+    /// What the envelopes of a message say about their event; `None` if it is rejected.
+    pub(super) fn mark(&self, message: &StoredMessage) -> Option<EventMark> {
+        self.stored_event(message).ok().as_ref().map(EventMark::of)
+    }
+
+    fn stored_event(&self, message: &StoredMessage) -> Result<Event, Rejection> {
+        self.read(&Raw {
             subject: &message.subject,
             headers: message.header_pairs(),
             malformed: message.malformed(),
             body: &message.payload,
             sequence: message.sequence,
-            time: OffsetDateTime::parse(&message.time, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH),
-        });
-        event
-            .ok()
-            .filter(|event| self.categories.index_of(&event.key) == Some(domain))
-            .map(|event| event.tenant)
+            time: message.stored_at().unwrap_or(OffsetDateTime::UNIX_EPOCH),
+        })
     }
 
     fn read(&self, raw: &Raw<'_>) -> Result<Event, Rejection> {

@@ -13,11 +13,14 @@ use super::decoder::Decoder;
 use super::outbox_room::OutboxRoom;
 use super::rejecter::Rejecter;
 use super::resolver::Resolver;
+use super::settled::Settled;
 use crate::domain::backlog::BacklogLimits;
 use crate::domain::envelope::{EncodedEnvelope, FanOut};
 use crate::domain::event::{Event, RejectReason, Rejection};
 use crate::domain::index::IndexEntry;
-use crate::facts::{DomainMetrics, EventMatched, EventPutAside, Metrics, OutboxLimitsNotRead};
+use crate::facts::{
+    DomainMetrics, EventMatched, EventPutAside, EventSettledBefore, Metrics, OutboxLimitsNotRead,
+};
 use crate::nats::subjects::{SHARED_LANE, strict_lane};
 use crate::nats::{Delivered, EnvelopeMessage, JetStream, NatsError};
 use crate::panics::{self, Panicked};
@@ -44,6 +47,7 @@ pub(super) struct Planner {
     pub(super) resolver: Resolver,
     pub(super) rejecter: Rejecter,
     pub(super) decoder: Decoder,
+    pub(super) settled: Settled,
     /// The most events that are planned together.
     pub(super) batch: usize,
     pub(super) metrics: Metrics,
@@ -148,6 +152,11 @@ impl Planner {
     async fn take_in(&self, backlog: &mut Backlog, group: Vec<Held>, rejected: &mut Vec<Rejected>) {
         let mut events = Vec::with_capacity(group.len());
         for (message, permit) in group {
+            if self.settled.knows(message.stored()) {
+                EventSettledBefore { sequence: message.stream_sequence }.emit();
+                self.settled.ack(&message).await;
+                continue;
+            }
             match panics::catch(|| self.decoder.event(&message)) {
                 Ok(Ok(event)) if self.queue(&event).is_none() => {
                     rejected.push((message, Rejection::no_domain(&event.key), permit));
