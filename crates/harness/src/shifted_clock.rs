@@ -31,7 +31,7 @@ impl ShiftedClock {
     ///
     /// If the library cannot be built.
     pub fn build() -> Option<Self> {
-        let compiler = require_tool("cc", tool("cc", "CC"))?;
+        let compiler = require_tool("cc", tool("cc", "HUB_TEST_CC"))?;
         let folder = tempfile::tempdir().expect("temporary folder");
         let path = |name: &str| folder.path().join(name);
         let (source, library, shift) = (path("clock.c"), path("clock.so"), path("shift"));
