@@ -303,6 +303,7 @@ impl Hub {
                 schedule: settings.redrive.schedule.clone(),
                 sweep_interval: settings.sweep.interval,
                 stream_parameters,
+                has_registry: remote.is_none(),
             };
             let role = DltRouter::new(js.clone(), router, metrics.clone(), readiness.part("dlt-router"));
             tasks.graceful("dlt-router", role.run(stop.clone()));

@@ -242,6 +242,36 @@ impl LaneNotCreated<'_> {
     }
 }
 
+/// The sweep emptied a lane that no subscription owns, and that nobody reads.
+pub struct UnreadLaneEmptied<'a> {
+    pub stream: &'a str,
+    pub lane: &'a str,
+    /// Envelopes that moved to the shared lane.
+    pub moved: usize,
+    /// Other messages.
+    pub dead_lettered: usize,
+}
+
+impl UnreadLaneEmptied<'_> {
+    pub fn emit(self) {
+        let Self { stream, lane, moved, dead_lettered } = self;
+        tracing::warn!(stream, lane, moved, dead_lettered, "emptied a lane without a subscription");
+    }
+}
+
+/// The sweep could not empty the lanes that nobody reads.
+pub struct UnreadLanesNotEmptied<'a> {
+    pub error: Cause<'a>,
+    pub stream: &'a str,
+}
+
+impl UnreadLanesNotEmptied<'_> {
+    pub fn emit(self) {
+        let Self { error, stream } = self;
+        tracing::warn!(%error, stream, "lanes without a subscription not emptied, will retry");
+    }
+}
+
 /// A timer could not be set, or a redrive not carried out.
 pub struct RedriveFailed<'a> {
     pub error: Cause<'a>,

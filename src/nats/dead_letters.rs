@@ -259,6 +259,18 @@ impl JetStream {
         subscription: &str,
         envelope: &str,
     ) -> Result<Option<LastWords>, NatsError> {
+        let stored = self.stored_last_words(domain, tenant, subscription, envelope).await?;
+        Ok(stored.map(|(_, words)| words))
+    }
+
+    /// The same, with its sequence in the stream of attempts.
+    pub async fn stored_last_words(
+        &self,
+        domain: &str,
+        tenant: &str,
+        subscription: &str,
+        envelope: &str,
+    ) -> Result<Option<(u64, LastWords)>, NatsError> {
         // Older versions stored it under the bare id.
         let token = subscription_token(tenant, subscription);
         let bare = (token.as_deref() != Some(subscription)).then_some(subscription);
@@ -266,10 +278,17 @@ impl JetStream {
             let subject = self.names().final_attempt(domain, name, envelope);
             let found = self.get_last(&self.names().attempts_stream(), &subject).await?;
             if let Some(message) = found {
-                return Ok(serde_json::from_slice(&message.payload).ok());
+                let words = serde_json::from_slice(&message.payload).ok();
+                return Ok(words.map(|words| (message.sequence, words)));
             }
         }
         Ok(None)
+    }
+
+    /// The last sequence of the stream of attempts; 0 if it does not exist.
+    pub async fn last_attempt(&self) -> Result<u64, NatsError> {
+        let stream = self.find_stream(&self.names().attempts_stream()).await?;
+        Ok(stream.map_or(0, |stream| stream.state.last_seq))
     }
 
     /// Stores the final failed attempt of an envelope; `subscription` is the token.

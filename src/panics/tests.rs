@@ -289,6 +289,7 @@ fn router_settings(stage: &Stage, sweep_interval: Duration) -> DltRouterSettings
         schedule: Vec::new(),
         sweep_interval,
         stream_parameters: from_settings::stream_parameters(&stage.settings),
+        has_registry: true,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod route;
 mod sweep;
+mod unread_lanes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,8 @@ pub struct DltRouterSettings {
     pub schedule: Vec<Duration>,
     pub sweep_interval: Duration,
     pub stream_parameters: StreamParameters,
+    /// Whether the subscriptions are in the registry; otherwise a resolver knows them.
+    pub has_registry: bool,
 }
 
 pub struct DltRouter {
@@ -63,9 +66,7 @@ impl DltRouter {
         let stop = stop.child_token();
         let mut tasks = Tasks::new(stop.clone());
         // The sweep does not depend on the consumer of the advisories, which may be missing.
-        let (router, stream_parameters, interval) =
-            (self.router.clone(), self.settings.stream_parameters.clone(), self.settings.sweep_interval);
-        tasks.droppable("the sweep", sweep::Sweep::new(router, stream_parameters, interval).run());
+        tasks.droppable("the sweep", sweep::Sweep::new(self.router.clone(), &self.settings).run());
         tasks.graceful("the reader of the advisories", async move { self.advisories(&stop).await });
         tasks.join().await
     }

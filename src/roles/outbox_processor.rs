@@ -31,6 +31,7 @@ use brokers::Brokers;
 use crate::domain::attempt_record::LogChoice;
 use crate::domain::circuit::CircuitPolicy;
 use crate::domain::outcome::RetryPolicy;
+use crate::domain::subscription::SubscriptionRef;
 use crate::facts::Metrics;
 use crate::health::{Readiness, ReadyFlag};
 use crate::http_delivery::{HttpDelivery, OpenSecret};
@@ -46,6 +47,16 @@ pub enum Subscriptions {
     Registry(Registry),
     /// The copy in each envelope: subscriptions are resolved by another service.
     InEnvelopes,
+}
+
+impl Subscriptions {
+    /// Whether the registry has no subscription of this name, as far as this process knows.
+    fn lacks(&self, name: &SubscriptionRef) -> bool {
+        match self {
+            Self::Registry(registry) => registry.read().get(name).is_none(),
+            Self::InEnvelopes => false,
+        }
+    }
 }
 
 /// Capacity of the channel of holds; a worker that lags further behind misses the oldest.

@@ -7,3 +7,4 @@ mod gone;
 mod policy_scenario;
 mod redrive;
 mod sweep;
+mod unread_lanes;

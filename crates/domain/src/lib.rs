@@ -63,6 +63,7 @@ pub mod status;
 pub mod strict_json;
 pub mod strict_order;
 pub mod subscription;
+pub mod sweep;
 pub mod token;
 pub mod trace;
 pub mod turns;

@@ -12,10 +12,12 @@ use crate::domain::deliveries::{Verdict, after_last_delivery, is_final};
 use crate::domain::envelope::Envelope;
 use crate::domain::last_words::LastWords;
 use crate::domain::outcome::{Fault, Reason};
+use crate::domain::subscription::Identity;
 use crate::facts::{
     AdvisoryOfUnknownStream, DeadLettered, EnvelopeGone, EnvelopePublishedAgain, ExhaustedRedriveDropped,
     Metrics,
 };
+use crate::nats::subjects::SHARED_LANE;
 use crate::nats::{EnvelopeMessage, JetStream, LoggedAttempts, NatsError, Predecessor, StoredMessage};
 use crate::panics;
 
@@ -109,7 +111,7 @@ impl Router {
         }
         let mut letter = match &envelope {
             Some(envelope) => {
-                let words = self.final_attempt(domain, envelope, carried).await?;
+                let words = self.final_attempt(domain, envelope, carried).await?.map(|(_, words)| words);
                 let verdict =
                     match self.verdict(domain, &message, envelope, carried, words.as_ref(), cause).await {
                         // A copy would lose its place.
@@ -156,28 +158,51 @@ impl Router {
         Ok(Routed::DeadLettered)
     }
 
-    /// Whether the final failed attempt of an envelope is stored, so that no worker will try it again, whatever its
-    /// consumer knows. False for a message that is not an envelope.
-    pub(super) async fn is_finished(&self, domain: &str, message: &StoredMessage) -> Result<bool, NatsError> {
-        if message.malformed().is_some() {
-            return Ok(false);
+    /// Dead-letters a stranded envelope; if that panics, without reading it.
+    pub(super) async fn dead_letter_stranded(
+        &self,
+        stream: &str,
+        sequence: u64,
+    ) -> Result<Routed, NatsError> {
+        let cause = Cause::Stranded { deliveries: self.max_deliver };
+        match panics::catch_async(self.route(stream, sequence, cause)).await {
+            Ok(routed) => routed,
+            Err(panicked) => {
+                panicked.on_input(stream, sequence, panics::TRIES);
+                let detail = panicked.to_string();
+                self.route(stream, sequence, Cause::Panicked { detail: &detail }).await
+            }
         }
-        let Ok(Ok(envelope)) = panics::catch(|| (self.read)(&message.payload)) else { return Ok(false) };
-        let carried = Carried::read(|name| message.header(name));
-        let words = self.final_attempt(domain, &envelope, carried).await?;
-        Ok(words.is_some_and(|words| is_final(carried, words.attempt, self.max_deliver)))
     }
 
-    /// The final failed attempt, if it is stored. That of an earlier redrive does not count.
+    /// The sequence of the final failed attempt of an envelope in the stream of attempts, if it is stored: no worker will
+    /// try the envelope again, whatever its consumer knows. `None` for a message that is not an envelope.
+    pub(super) async fn finished_at(
+        &self,
+        domain: &str,
+        message: &StoredMessage,
+    ) -> Result<Option<u64>, NatsError> {
+        if message.malformed().is_some() {
+            return Ok(None);
+        }
+        let Ok(Ok(envelope)) = panics::catch(|| (self.read)(&message.payload)) else { return Ok(None) };
+        let carried = Carried::read(|name| message.header(name));
+        let words = self.final_attempt(domain, &envelope, carried).await?;
+        let last = words.filter(|(_, words)| is_final(carried, words.attempt, self.max_deliver));
+        Ok(last.map(|(sequence, _)| sequence))
+    }
+
+    /// The final failed attempt and its sequence in the stream of attempts, if it is stored. That of an earlier redrive does
+    /// not count.
     async fn final_attempt(
         &self,
         domain: &str,
         envelope: &Envelope<'_>,
         carried: Carried,
-    ) -> Result<Option<LastWords>, NatsError> {
+    ) -> Result<Option<(u64, LastWords)>, NatsError> {
         let Envelope { tenant, subscription, id, .. } = envelope;
-        let words = self.js.last_words(domain, tenant, subscription, id).await?;
-        Ok(words.filter(|words| words.attempt > carried.attempts))
+        let words = self.js.stored_last_words(domain, tenant, subscription, id).await?;
+        Ok(words.filter(|(_, words)| words.attempt > carried.attempts))
     }
 
     async fn verdict(
@@ -202,6 +227,55 @@ impl Router {
         after_last_delivery(carried, deliveries, attempt, logged, self.max_deliver)
     }
 
+    /// Moves an envelope from a lane that nobody reads to the shared lane. False if the message is not an envelope, so
+    /// that it has no owner.
+    pub(super) async fn move_to_shared_lane(
+        &self,
+        domain: &str,
+        stream: &str,
+        message: &StoredMessage,
+    ) -> Result<bool, NatsError> {
+        let Some(owner) = self.owner(message) else { return Ok(false) };
+        let subject = self.js.names().outbox(domain, SHARED_LANE, &owner.subscription.token());
+        let carried = Carried::read(|name| message.header(name));
+        self.copy(stream, message, carried, subject).await?;
+        self.js.delete(stream, message.sequence).await?;
+        Ok(true)
+    }
+
+    /// The owner that the body of an envelope names; `None` if the message is not an envelope.
+    pub(super) fn owner(&self, message: &StoredMessage) -> Option<Identity> {
+        if message.malformed().is_some() {
+            return None;
+        }
+        let read =
+            || (self.read)(&message.payload).ok().and_then(|_| Identity::of_envelope(&message.payload));
+        panics::catch(read).ok().flatten()
+    }
+
+    /// Stores a copy of a message of an outbox at another place. The message is deleted afterwards; the message id makes a
+    /// repetition of both steps harmless.
+    async fn copy(
+        &self,
+        stream: &str,
+        message: &StoredMessage,
+        counts: Carried,
+        subject: String,
+    ) -> Result<(), NatsError> {
+        // Its age counts from the first place.
+        let stored_at = OffsetDateTime::parse(&message.time, &Rfc3339).ok();
+        let stored_at = stored_at.and_then(|at| u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok());
+        let counts = Carried { queued_at: counts.queued_at.or(stored_at), ..counts };
+        let copy = EnvelopeMessage {
+            subject,
+            // As of a copy by a worker.
+            message_id: format!("{stream}-{}", message.sequence),
+            payload: message.payload.clone().into(),
+            headers: counts.to_headers(),
+        };
+        self.js.publish_each(std::slice::from_ref(&copy)).await.map(drop)
+    }
+
     async fn publish_again(
         &self,
         domain: &str,
@@ -209,18 +283,8 @@ impl Router {
         envelope: &Envelope<'_>,
         counts: Carried,
     ) -> Result<(), NatsError> {
-        // Its age counts from the first place.
-        let stored_at = OffsetDateTime::parse(&message.time, &Rfc3339).ok();
-        let stored_at = stored_at.and_then(|at| u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok());
-        let counts = Carried { queued_at: counts.queued_at.or(stored_at), ..counts };
-        let again = EnvelopeMessage {
-            subject: message.subject.clone(),
-            // As of a copy by a worker.
-            message_id: format!("{}-{}", self.js.names().outbox_stream(domain), message.sequence),
-            payload: message.payload.clone().into(),
-            headers: counts.to_headers(),
-        };
-        self.js.publish_each(std::slice::from_ref(&again)).await?;
+        let stream = self.js.names().outbox_stream(domain);
+        self.copy(&stream, message, counts, message.subject.clone()).await?;
         EnvelopePublishedAgain {
             tenant: &envelope.tenant,
             subscription: &envelope.subscription,

@@ -233,7 +233,7 @@ impl Lanes {
             }
         }
         if look == Look::Round {
-            own.lost.restore(&self.js, &self.stream_parameters, &self.domain).await?;
+            own.lost.restore(&self.js, &self.stream_parameters, &self.domain, &self.subscriptions).await?;
         }
         let consumers = self.js.consumer_names(&self.stream).await?;
         let lanes: Vec<&str> = consumers
@@ -324,9 +324,8 @@ impl Lanes {
 impl Lanes {
     /// Whether the subscription of an own lane was removed.
     fn is_removed(&self, lane: &str) -> bool {
-        let Subscriptions::Registry(registry) = &self.subscriptions else { return false };
         let name = subscription_of_lane(lane).and_then(SubscriptionRef::from_token);
-        name.is_none_or(|name| registry.read().get(&name).is_none())
+        name.is_none_or(|name| self.subscriptions.lacks(&name))
     }
 }
 

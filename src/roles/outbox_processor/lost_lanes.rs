@@ -1,14 +1,17 @@
 //! Own lanes whose consumer disappeared: deleted by an operator, with its stream, or as empty by another process.
 //!
 //! A lane that still has envelopes, or gets some from a process that does not know it yet, gets its consumer again. The
-//! sweep does the same for lanes that nobody read, at its longer interval.
+//! sweep does the same for lanes that nobody read, at its longer interval. It also empties the lanes of subscriptions
+//! that are not in the registry, which get no consumer.
 
 use std::collections::HashMap;
 
+use super::Subscriptions;
 use super::worker::LANE_KNOWN_FOR;
+use crate::domain::subscription::SubscriptionRef;
 use crate::facts::PartMadeAgain;
 use crate::nats::definitions::StreamParameters;
-use crate::nats::subjects::lane_consumer;
+use crate::nats::subjects::{lane_consumer, subscription_of_lane};
 use crate::nats::{JetStream, NatsError};
 
 #[derive(Default)]
@@ -30,9 +33,15 @@ impl LostLanes {
         js: &JetStream,
         parameters: &StreamParameters,
         domain: &str,
+        subscriptions: &Subscriptions,
     ) -> Result<(), NatsError> {
         let stream = js.names().outbox_stream(domain);
         for (lane, left) in &mut self.looks {
+            let name = subscription_of_lane(lane).and_then(SubscriptionRef::from_token);
+            if name.is_none_or(|name| subscriptions.lacks(&name)) {
+                *left -= 1;
+                continue;
+            }
             let filter = js.names().lane_filter(domain, lane);
             match js.get_next(&stream, 1, &filter).await {
                 Ok(Some(_)) => {

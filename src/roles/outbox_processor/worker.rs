@@ -317,7 +317,7 @@ impl Worker {
         Ok((subscription, limits))
     }
 
-    /// Queues an envelope of a strict lane again, which is never moved.
+    /// Queues an envelope again that is never moved: of a strict lane, or of an unknown subscription.
     pub(super) fn keep(&self, running: &mut Running, held: Held) {
         let place = panics::catch(|| self.place(&held.message)).ok().and_then(Result::ok);
         let (max_in_flight, rate) = place.and_then(|(_, limits)| limits).unwrap_or((1, None));
@@ -328,6 +328,10 @@ impl Worker {
     /// Moves an envelope to its subscription's own lane: creates the lane if needed, publishes the envelope there with
     /// the number of its attempts, and acknowledges it here.
     pub(super) fn spill(&self, running: &mut Running, mut held: Held) {
+        if self.subscriptions.lacks(&held.subscription.subscription) {
+            // Anybody may make up a name: it gets no lane. Its envelopes become dead letters, which takes no time.
+            return self.keep(running, held);
+        }
         running.waits_no_longer(&mut held);
         let (js, domain, stream_parameters) =
             (self.js.clone(), self.domain.name.clone(), self.settings.stream_parameters.clone());
