@@ -50,6 +50,9 @@ pub(super) async fn run(
     for (bucket, lost) in &done.lost {
         warn(&format!("{bucket}: was missing and is created again, empty: {lost}"));
     }
+    if let Some(unreadable) = &done.unreadable {
+        warn(&format!("the recorded settings were unreadable, and are replaced by these: {unreadable}"));
+    }
     for (domain, envelopes) in &done.left_behind {
         warn(&format!(
             "domain {domain}: removed from the settings, but {} wait in its outbox; add the domain again until they are \
@@ -101,8 +104,8 @@ async fn check(
     printer: Printer,
 ) -> Result<Answer, CliError> {
     let drifts = provision::check(js, stream_parameters).await?;
-    let Joinable { differences, registry } = join::check_joining(js, shared).await?;
-    let agrees = drifts.is_empty() && differences.is_empty() && registry.is_none();
+    let Joinable { differences, unreadable, registry } = join::check_joining(js, shared).await?;
+    let agrees = drifts.is_empty() && differences.is_empty() && unreadable.is_none() && registry.is_none();
     if printer.is_json() {
         let settings = differences.iter().map(|one| {
             let (field, wanted, found) = (&one.setting, &one.here, &one.recorded);
@@ -114,8 +117,11 @@ async fn check(
         let registry = registry
             .iter()
             .map(|error| json!({"what": "registry", "kind": {"kind": "lost", "detail": error.to_string()}}));
+        let unreadable = unreadable.iter().map(
+            |error| json!({"what": "settings", "kind": {"kind": "unreadable", "detail": error.to_string()}}),
+        );
         let drifts = drifts.iter().map(|drift| json!(drift));
-        printer.json(&drifts.chain(settings).chain(registry).collect::<Vec<_>>())?;
+        printer.json(&drifts.chain(settings).chain(unreadable).chain(registry).collect::<Vec<_>>())?;
     } else if agrees {
         printer.line("no drift: all streams, consumers and shared settings match the definitions")?;
     } else {
@@ -128,7 +134,7 @@ async fn check(
             });
             printer.table(&["SETTING", "HERE", "RECORDED", "REMEDY"], rows)?;
         }
-        if let Some(error) = &registry {
+        for error in unreadable.iter().chain(&registry) {
             printer.line(&error.to_string())?;
         }
     }

@@ -1,6 +1,7 @@
 //! The settings on which the processes of a hub must agree.
 
 use super::{Cause, Shown};
+use crate::domain::shared_settings::UnreadableRecord;
 
 /// The settings of this process differ from the recorded ones: it takes no work.
 pub struct SettingsDiffer<'a> {
@@ -11,6 +12,32 @@ impl SettingsDiffer<'_> {
     pub fn emit(self) {
         let Self { error } = self;
         tracing::error!(%error, "shared settings differ, this process takes no work");
+    }
+}
+
+/// Something else is recorded in the place of the shared settings: this process takes no work.
+pub struct SettingsUnreadable<'a> {
+    pub error: Cause<'a>,
+}
+
+impl SettingsUnreadable<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::error!(%error, "recorded settings are unreadable, this process takes no work");
+    }
+}
+
+/// The record of settings and registry was missing or damaged; this process, which had agreed with it, wrote it again.
+pub struct RecordedAgain<'a> {
+    /// What was wrong with the settings; `None` if something was missing.
+    pub unreadable: Option<&'a UnreadableRecord>,
+}
+
+impl RecordedAgain<'_> {
+    pub fn emit(self) {
+        let Self { unreadable } = self;
+        let problem = unreadable.map_or_else(|| "it was incomplete".to_owned(), ToString::to_string);
+        tracing::warn!(problem, "recorded the settings and the registry of the hub again");
     }
 }
 

@@ -9,6 +9,7 @@ use time::{OffsetDateTime, UtcOffset};
 use super::{Management, ManagementError};
 use crate::domain::field_error::FieldError;
 use crate::domain::words::span;
+use crate::nats::NatsError;
 use crate::nats::subjects::{SHARED_LANE, lane_of_consumer};
 use crate::settings::Domain;
 
@@ -129,13 +130,26 @@ impl Management {
             return Err(ManagementError::NotProvisioned { subject: format!("the lanes of {outbox}") });
         }
         for lane in &lanes {
-            // A resumed domain leaves the pauses of its open circuits as they are.
-            if until.is_none() && self.js.consumer_info(&outbox, lane).await?.is_paused_by_circuit() {
-                continue;
+            match self.set_pause_of_lane(&outbox, lane, until).await {
+                // It was idle, and is removed.
+                Err(error) if error.is_not_found() && lane_of_consumer(lane) != Some(SHARED_LANE) => {}
+                done => done?,
             }
-            self.js.pause_consumer(&outbox, lane, until).await?;
         }
         self.look(domain).await
+    }
+
+    async fn set_pause_of_lane(
+        &self,
+        outbox: &str,
+        lane: &str,
+        until: Option<&str>,
+    ) -> Result<(), NatsError> {
+        // A resumed domain leaves the pauses of its open circuits as they are.
+        if until.is_none() && self.js.consumer_info(outbox, lane).await?.is_paused_by_circuit() {
+            return Ok(());
+        }
+        self.js.pause_consumer(outbox, lane, until).await
     }
 
     async fn look(&self, domain: &Domain) -> Result<DomainRow, ManagementError> {
@@ -146,7 +160,11 @@ impl Management {
         let (mut in_flight, mut paused_lanes, mut until) = (0, 0, None);
         let lanes = self.lanes(&stream).await?;
         for lane in &lanes {
-            let info = self.js.consumer_info(&stream, lane).await?;
+            let info = match self.js.consumer_info(&stream, lane).await {
+                // It was idle, and is removed.
+                Err(error) if error.is_not_found() && lane_of_consumer(lane) != Some(SHARED_LANE) => continue,
+                info => info?,
+            };
             in_flight += info.num_ack_pending;
             // The pause of an open circuit is none of the domain.
             if info.paused && !info.is_paused_by_circuit() {

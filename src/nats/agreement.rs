@@ -6,18 +6,21 @@
 //! recorded one, nobody may conclude from its contents that a subscription does not exist.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
 use super::clock::ServerClock;
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::stream_api::StreamInfo;
-use crate::domain::shared_settings::{Difference, RecordedBy, RecordedSettings, SharedSettings, in_one_line};
+use crate::domain::shared_settings::{
+    Difference, RecordedBy, RecordedSettings, SharedSettings, UnreadableRecord, in_one_line,
+};
 
 /// Key of the recorded settings in the metadata of the events stream.
 pub(super) const SETTINGS: &str = "hub.settings";
@@ -34,6 +37,8 @@ pub(super) struct SharedState {
     open: watch::Sender<bool>,
     /// The recorded id of the registry, as this process last read it.
     registry: Mutex<Option<String>>,
+    /// Who had recorded the settings when they agreed last.
+    recorded_by: Mutex<Option<RecordedBy>>,
     /// The shortest `ack_wait` of the consumers that this process reads, by stream.
     ack_waits: Mutex<HashMap<String, Duration>>,
 }
@@ -45,6 +50,7 @@ impl Default for SharedState {
             settings: OnceLock::new(),
             open: watch::Sender::new(true),
             registry: Mutex::default(),
+            recorded_by: Mutex::default(),
             ack_waits: Mutex::default(),
         }
     }
@@ -67,8 +73,17 @@ impl SharedState {
 
     /// Whether a bucket is the registry, as far as this process knows.
     fn is_registry(&self, bucket: &StreamInfo) -> bool {
-        let known = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
-        known.as_deref().is_none_or(|id| metadata(bucket, REGISTRY) == Some(id))
+        self.registry()
+            .as_deref()
+            .is_none_or(|id| RegistryState::of_bucket(id, bucket) == RegistryState::Present)
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Option<String>> {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recorded_by(&self) -> MutexGuard<'_, Option<RecordedBy>> {
+        self.recorded_by.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -103,8 +118,10 @@ impl WorkGate {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Agreement {
     Agreed,
-    /// Nothing readable is recorded, or there is no events stream.
+    /// Nothing is recorded, or there is no events stream.
     NotRecorded,
+    /// Something else is recorded. If it is damaged, a process that agreed before goes on, and records its settings again.
+    Unreadable(UnreadableRecord),
     Differs(Vec<Difference>),
 }
 
@@ -130,18 +147,25 @@ impl JetStream {
         let Some(own) = self.shared().settings.get() else { return Ok(Agreement::Agreed) };
         let recorded = match self.stream_info(&self.names().events_stream()).await {
             Ok(events) => recorded_settings(&events),
-            Err(error) if error.is_stream_missing() => None,
+            Err(error) if error.is_stream_missing() => Ok(None),
             Err(error) => return Err(error),
         };
-        let agreement = match recorded {
-            None => Agreement::NotRecorded,
-            Some(recorded) => match own.differences(&recorded.settings) {
-                differences if differences.is_empty() => Agreement::Agreed,
-                differences => Agreement::Differs(differences),
+        let (agreement, open) = match recorded {
+            Ok(None) => (Agreement::NotRecorded, None),
+            Ok(Some(recorded)) => match own.differences(&recorded.settings) {
+                differences if differences.is_empty() => {
+                    *self.shared().recorded_by() = Some(recorded.by);
+                    (Agreement::Agreed, Some(true))
+                }
+                differences => (Agreement::Differs(differences), Some(false)),
             },
+            Err(newer) if newer.is_newer() => (Agreement::Unreadable(newer), Some(false)),
+            // What is not known changes nothing.
+            Err(damaged) => (Agreement::Unreadable(damaged), None),
         };
-        let open = !matches!(agreement, Agreement::Differs(_));
-        self.shared().open.send_if_modified(|now| std::mem::replace(now, open) != open);
+        if let Some(open) = open {
+            self.shared().open.send_if_modified(|now| std::mem::replace(now, open) != open);
+        }
         Ok(agreement)
     }
 
@@ -152,8 +176,14 @@ impl JetStream {
             Agreement::Differs(differences) => {
                 Err(NatsError::SettingsDiffer { differences: in_one_line(&differences) })
             }
+            Agreement::Unreadable(source) => Err(NatsError::SettingsUnreadable { source }),
             Agreement::Agreed | Agreement::NotRecorded => Ok(()),
         }
+    }
+
+    /// Who had recorded the settings when those of this process agreed last.
+    pub(super) fn agreed_with(&self) -> Option<RecordedBy> {
+        *self.shared().recorded_by()
     }
 
     /// Records settings, and the id of the registry if it is known, in the events stream. A later writer wins: each
@@ -204,15 +234,18 @@ impl JetStream {
         let events = self.find_stream(&self.names().events_stream()).await?;
         let bucket = self.names().subscriptions_stream();
         let info = self.find_stream(&bucket).await?;
-        match RegistryState::of(events.as_ref(), info.as_ref()) {
-            RegistryState::New | RegistryState::Missing => Err(NatsError::RegistryMissing { bucket }),
-            RegistryState::Replaced => Err(NatsError::RegistryReplaced { bucket }),
-            RegistryState::Present => {
-                let id = events.as_ref().and_then(|events| metadata(events, REGISTRY)).map(str::to_owned);
-                *self.shared().registry.lock().unwrap_or_else(PoisonError::into_inner) = id;
-                Ok(())
-            }
+        let recorded = events.as_ref().and_then(|events| metadata(events, REGISTRY)).map(str::to_owned);
+        // If somebody removed the record, this process still knows which bucket it was.
+        let id = recorded.or_else(|| self.shared().registry().clone());
+        let state = match (&info, &id) {
+            (Some(info), Some(id)) => RegistryState::of_bucket(id, info),
+            _ => RegistryState::of(events.as_ref(), info.as_ref()),
+        };
+        if let Some(lost) = state.loss(bucket) {
+            return Err(lost);
         }
+        *self.shared().registry() = id;
+        Ok(())
     }
 
     /// A stream's state; `None` if it does not exist.
@@ -236,6 +269,8 @@ pub(super) enum RegistryState {
     Missing,
     /// The bucket is not the recorded one: it was deleted and created again.
     Replaced,
+    /// The recorded id is not one that a bucket can have.
+    Damaged,
 }
 
 impl RegistryState {
@@ -245,19 +280,40 @@ impl RegistryState {
             (None, None) => Self::New,
             (Some(_), None) => Self::Missing,
             (events, Some(bucket)) => {
-                let Some(id) = events.and_then(|events| metadata(events, REGISTRY)) else {
-                    return Self::Present;
-                };
-                // An empty bucket with a copied configuration has the id, but not the creation time.
-                let emptied = bucket.state.last_seq == 0 && bucket.created != id;
-                if metadata(bucket, REGISTRY) == Some(id) && !emptied {
-                    Self::Present
-                } else {
-                    Self::Replaced
-                }
+                let id = events.and_then(|events| metadata(events, REGISTRY));
+                id.map_or(Self::Present, |id| Self::of_bucket(id, bucket))
             }
         }
     }
+
+    /// A bucket compared with the recorded id.
+    fn of_bucket(id: &str, bucket: &StreamInfo) -> Self {
+        // An empty bucket with a copied configuration has the id, but not the creation time. The recorded bucket has the
+        // creation time, whatever somebody did to its configuration.
+        let carries_id = metadata(bucket, REGISTRY) == Some(id) && bucket.state.last_seq > 0;
+        if !is_registry_id(id) {
+            Self::Damaged
+        } else if bucket.created == id || carries_id {
+            Self::Present
+        } else {
+            Self::Replaced
+        }
+    }
+
+    /// The error of a bucket in this state that is not the registry.
+    pub(super) fn loss(self, bucket: String) -> Option<NatsError> {
+        match self {
+            Self::Present => None,
+            Self::New | Self::Missing => Some(NatsError::RegistryMissing { bucket }),
+            Self::Replaced => Some(NatsError::RegistryReplaced { bucket }),
+            Self::Damaged => Some(NatsError::RegistryIdDamaged { bucket }),
+        }
+    }
+}
+
+/// Whether a text can be the id of a registry, which is the creation time of its bucket.
+pub(super) fn is_registry_id(text: &str) -> bool {
+    text.len() <= 64 && OffsetDateTime::parse(text, &Rfc3339).is_ok()
 }
 
 /// A field of a stream's metadata.
@@ -276,16 +332,9 @@ pub(super) fn put_metadata(config: &mut Map<String, Value>, fields: &[(&str, Str
     }
 }
 
-/// Removes a field of the metadata of a configuration.
-pub(super) fn remove_metadata(config: &mut Map<String, Value>, key: &str) {
-    if let Some(Value::Object(fields)) = config.get_mut("metadata") {
-        fields.remove(key);
-    }
-}
-
-/// The settings that the events stream records.
-pub(super) fn recorded_settings(events: &StreamInfo) -> Option<RecordedSettings> {
-    RecordedSettings::read(metadata(events, SETTINGS)?)
+/// The settings that the events stream records, if any.
+pub(super) fn recorded_settings(events: &StreamInfo) -> Result<Option<RecordedSettings>, UnreadableRecord> {
+    metadata(events, SETTINGS).map(RecordedSettings::read).transpose()
 }
 
 #[cfg(test)]
@@ -301,28 +350,47 @@ mod tests {
         .unwrap()
     }
 
+    const T1: &str = "2027-01-15T08:00:00.123456789Z";
+    const T2: &str = "2027-01-15T09:00:00Z";
+
     #[test]
     fn only_the_recorded_bucket_is_the_registry() {
         use RegistryState::{Missing, New, Present, Replaced};
-        let recorded = stream("e", 9, Some("t1"));
+        let recorded = stream("e", 9, Some(T1));
         let older = stream("e", 9, None);
         let cases = [
             (None, None, New),
             (Some(&recorded), None, Missing),
             (Some(&older), None, Missing),
-            (None, Some(stream("t1", 3, Some("t1"))), Present),
-            (Some(&older), Some(stream("t1", 3, None)), Present),
-            (Some(&recorded), Some(stream("t1", 3, Some("t1"))), Present),
-            (Some(&recorded), Some(stream("t1", 0, Some("t1"))), Present),
+            (None, Some(stream(T1, 3, Some(T1))), Present),
+            (Some(&older), Some(stream(T1, 3, None)), Present),
+            (Some(&recorded), Some(stream(T1, 3, Some(T1))), Present),
+            (Some(&recorded), Some(stream(T1, 0, Some(T1))), Present),
+            // Somebody removed or damaged the metadata of the bucket.
+            (Some(&recorded), Some(stream(T1, 3, None)), Present),
+            (Some(&recorded), Some(stream(T1, 3, Some("nonsense"))), Present),
+            (Some(&recorded), Some(stream(T1, 0, Some(T2))), Present),
             // Restored from a snapshot of the stream.
-            (Some(&recorded), Some(stream("t2", 3, Some("t1"))), Present),
-            (Some(&recorded), Some(stream("t2", 0, Some("t1"))), Replaced),
-            (Some(&recorded), Some(stream("t2", 0, None)), Replaced),
-            (Some(&recorded), Some(stream("t2", 5, None)), Replaced),
-            (Some(&recorded), Some(stream("t2", 5, Some("t2"))), Replaced),
+            (Some(&recorded), Some(stream(T2, 3, Some(T1))), Present),
+            (Some(&recorded), Some(stream(T2, 0, Some(T1))), Replaced),
+            (Some(&recorded), Some(stream(T2, 0, None)), Replaced),
+            (Some(&recorded), Some(stream(T2, 5, None)), Replaced),
+            (Some(&recorded), Some(stream(T2, 5, Some(T2))), Replaced),
         ];
         for (events, bucket, expected) in cases {
             assert_eq!(RegistryState::of(events, bucket.as_ref()), expected, "{events:?} {bucket:?}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_id_is_no_registry_even_if_the_bucket_has_the_same() {
+        let huge = "9".repeat(100_000);
+        for id in ["", " ", "nonsense", "{}", "2027-01-15", "2027-99-15T08:00:00Z", "*", &huge] {
+            let events = stream("e", 9, Some(id));
+            for bucket in [stream(T1, 3, Some(T1)), stream(T1, 3, Some(id)), stream(T1, 0, None)] {
+                assert_eq!(RegistryState::of(Some(&events), Some(&bucket)), RegistryState::Damaged);
+            }
+            assert_eq!(RegistryState::of(Some(&events), None), RegistryState::Missing);
         }
     }
 }

@@ -32,6 +32,8 @@ const PROBE_AT: &str = "hub.circuit.probe-at";
 const ERROR: &str = "hub.circuit.error";
 const INCARNATION: &str = "hub.circuit.incarnation";
 const REVISION: &str = "hub.circuit.revision";
+/// The `max_ack_pending` of the durable while the circuit is open.
+const IN_FLIGHT: &str = "hub.circuit.in-flight";
 /// A pause is set again if the domain is paused or resumed meanwhile, at most this often.
 const MOST_PAUSES: usize = 4;
 /// Most bytes of the stored error.
@@ -167,7 +169,7 @@ impl JetStream {
         // and must not keep the probe back. After a probe, it is one of them.
         let retried =
             if before.is_some() { info.num_ack_pending.saturating_sub(1) } else { info.num_ack_pending };
-        config.insert("max_ack_pending".to_owned(), json!(retried.saturating_add(1)));
+        allow_in_flight(&mut config, retried.saturating_add(1));
         self.put_consumer(stream, consumer, &config, "update").await?;
         self.set_circuit_pause(stream, consumer, Some(record.probe_at)).await?;
         Ok(match before {
@@ -302,10 +304,31 @@ fn store(config: &mut Map<String, Value>, record: &CircuitRecord) -> Result<(), 
     Ok(())
 }
 
+/// Sets and records how many messages a durable with a circuit gives out at a time.
+fn allow_in_flight(config: &mut Map<String, Value>, most: u64) {
+    config.insert("max_ack_pending".to_owned(), json!(most));
+    if let Some(Value::Object(metadata)) = config.get_mut("metadata") {
+        metadata.insert(IN_FLIGHT.to_owned(), json!(most.to_string()));
+    }
+}
+
+/// Whether a field of the metadata belongs to a circuit.
+pub(super) fn is_metadata(key: &str) -> bool {
+    key.starts_with(PREFIX)
+}
+
+/// How many messages a durable with a circuit gives out at a time, if that is recorded and readable. The outer `None`: it
+/// has no circuit.
+pub(super) fn recorded_in_flight(config: &Map<String, Value>) -> Option<Option<i64>> {
+    let metadata = config.get("metadata")?.as_object()?;
+    metadata.get(SINCE)?;
+    Some(metadata.get(IN_FLIGHT).and_then(Value::as_str).and_then(|text| text.parse().ok()))
+}
+
 /// Removes the circuit from the configuration of a durable.
 fn forget(config: &mut Map<String, Value>) {
     if let Some(Value::Object(metadata)) = config.get_mut("metadata") {
-        metadata.retain(|key, _| !key.starts_with(PREFIX));
+        metadata.retain(|key, _| !is_metadata(key));
     }
 }
 

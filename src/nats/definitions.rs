@@ -246,4 +246,4 @@ fn nanos(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::nats) mod tests;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::registry::UnreadableRevision;
 use crate::domain::backlog::size::{beyond, exact};
 use crate::domain::dead_letter_room::Refusal;
+use crate::domain::shared_settings::UnreadableRecord;
 use crate::domain::subscription::{InvalidTenant, SubscriptionRef};
 
 /// The `error` object of a JetStream API answer or publish acknowledgement.
@@ -144,6 +145,23 @@ pub enum NatsError {
          import --create-registry --file <backup>`, or accept it as it is with `hub provision --create-registry`"
     )]
     RegistryReplaced { bucket: String },
+    /// The events stream records an id that no bucket can have.
+    #[error(
+        "{bucket}: the recorded id of the subscription registry (hub.registry in the metadata of the events stream) is damaged, \
+         so events wait; restore the registry with `hub registry import --create-registry --file <backup>`, or accept the \
+         bucket as it is with `hub provision --create-registry`"
+    )]
+    RegistryIdDamaged { bucket: String },
+    /// Something else is recorded in the place of the shared settings.
+    #[error(
+        "the recorded settings are unreadable (hub.settings in the metadata of the events stream): {source}; {}",
+        if source.is_newer() {
+            "upgrade this process, or apply its settings with `hub provision`"
+        } else {
+            "apply the settings of this process with `hub provision`"
+        }
+    )]
+    SettingsUnreadable { source: UnreadableRecord },
     /// The settings of this process are not the recorded ones.
     #[error(
         "the settings of this process differ from the recorded ones ({differences}); use the same settings in every process, \
@@ -218,7 +236,10 @@ impl NatsError {
 
     /// The bucket of the registry is missing, or is not the recorded one.
     pub fn is_registry_lost(&self) -> bool {
-        matches!(self, Self::RegistryMissing { .. } | Self::RegistryReplaced { .. })
+        matches!(
+            self,
+            Self::RegistryMissing { .. } | Self::RegistryReplaced { .. } | Self::RegistryIdDamaged { .. }
+        )
     }
 
     /// The requested message does not exist, but its stream does.

@@ -3,6 +3,8 @@
 
 use std::collections::HashSet;
 
+use std::sync::OnceLock;
+
 use async_nats::Subject;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -75,6 +77,7 @@ impl JetStream {
             stored_at_nanos,
             pending: 0,
             acker: Acker::new(self.client().clone(), Subject::from(reply)),
+            carried: OnceLock::new(),
             _bytes: None,
         })
     }

@@ -8,7 +8,6 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::agreement::{SETTINGS, remove_metadata};
 use super::connection::JetStream;
 use super::definitions::{
     ConsumerDefinition, StreamDefinition, StreamParameters, render, with_shortest_window,
@@ -17,12 +16,15 @@ use super::error::{ApiError, NatsError};
 use super::stream_api::ConsumerInfo;
 use super::subjects::{SHARED_LANE, lane_consumer};
 use crate::domain::backlog::size;
-use crate::domain::shared_settings::{Difference, RecordedBy, in_one_line};
+use crate::domain::shared_settings::{Difference, RecordedBy, UnreadableRecord, in_one_line};
 use compare::{compare, overlay};
+use desired::desired;
 
 mod again;
 mod compare;
+mod desired;
 pub mod join;
+mod lanes;
 
 pub use again::PartKeeper;
 
@@ -138,6 +140,8 @@ pub struct Provisioned {
     pub unchanged: usize,
     /// The recorded settings that were replaced.
     pub replaced: Vec<Difference>,
+    /// Why the replaced record could not be read.
+    pub unreadable: Option<UnreadableRecord>,
     /// Domains that the settings no longer have, with the number of envelopes in their outboxes.
     pub left_behind: Vec<(String, usize)>,
     /// Buckets of an existing hub that were missing and are created again, each with what is lost.
@@ -244,18 +248,27 @@ pub async fn check(js: &JetStream, parameters: &StreamParameters) -> Result<Vec<
     for stream in wanted(js, parameters) {
         let what = format!("stream {}", stream.name);
         match js.stream_info(&stream.name).await {
-            Ok(info) => drifts.extend(compare(&what, &stream.config, &info.config, Some(&info))),
+            Ok(info) => {
+                let desired = desired(&stream.config, &info.config);
+                drifts.extend(compare(&what, &desired, &info.config, Some(&info)));
+            }
             Err(error) if error.is_not_found() => drifts.push(Drift { what, kind: DriftKind::Missing }),
             Err(error) => return Err(error.into()),
         }
         for consumer in &stream.consumers {
             let what = format!("consumer {}/{}", stream.name, consumer.name);
             match js.consumer_info(&stream.name, &consumer.name).await {
-                Ok(info) => drifts.extend(compare(&what, &consumer.config, &info.config, None)),
+                Ok(info) => {
+                    let desired = desired(&consumer.config, &info.config);
+                    drifts.extend(compare(&what, &desired, &info.config, None));
+                }
                 Err(error) if error.is_not_found() => drifts.push(Drift { what, kind: DriftKind::Missing }),
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+    for domain in &parameters.domains {
+        drifts.extend(lanes::drifts_of_lanes(js, parameters, domain).await?);
     }
     Ok(drifts)
 }
@@ -278,10 +291,8 @@ async fn apply_stream(
         }
         Err(error) => return Err(error.into()),
     };
-    // What is recorded there is compared before, and is never replaced as a drift.
-    let mut config = stream.config.clone();
-    remove_metadata(&mut config, SETTINGS);
-    let drifts = compare(&what, &config, &info.config, Some(&info));
+    let desired = desired(&stream.config, &info.config);
+    let drifts = compare(&what, &desired, &info.config, Some(&info));
     let (kept, changed): (Vec<_>, Vec<_>) =
         drifts.into_iter().partition(|drift| matches!(drift.kind, DriftKind::WouldLose { .. }));
     if changed.is_empty() {
@@ -305,24 +316,34 @@ async fn apply_consumer(
 ) -> Result<(), ProvisionError> {
     let what = format!("consumer {stream}/{}", consumer.name);
     match js.consumer_info(stream, &consumer.name).await {
-        Ok(info) => {
-            let drifts = compare(&what, &consumer.config, &info.config, None);
-            if drifts.is_empty() {
-                done.unchanged += 1;
-                return Ok(());
-            }
-            // Based on the server's configuration, so that a pause is kept.
-            let config = overlay(&info.config, &drifts);
-            js.put_consumer(stream, &consumer.name, &config, "update")
-                .await
-                .map_err(|error| immutable(&what, error))?;
-            done.changed.extend(drifts);
-        }
+        Ok(info) => correct_consumer(js, stream, consumer, &info, done).await?,
         Err(error) if error.is_not_found() => {
             js.put_consumer(stream, &consumer.name, &consumer.config, "").await?;
             done.created.push(what);
         }
         Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+/// Updates a consumer that exists where it differs from its definition. What the running hub stores in it stays.
+async fn correct_consumer(
+    js: &JetStream,
+    stream: &str,
+    consumer: &ConsumerDefinition,
+    info: &ConsumerInfo,
+    done: &mut Provisioned,
+) -> Result<(), ProvisionError> {
+    let what = format!("consumer {stream}/{}", consumer.name);
+    let drifts = compare(&what, &desired(&consumer.config, &info.config), &info.config, None);
+    if drifts.is_empty() {
+        done.unchanged += 1;
+        return Ok(());
+    }
+    match js.put_consumer(stream, &consumer.name, &overlay(&info.config, &drifts), "update").await {
+        Ok(_) => done.changed.extend(drifts),
+        Err(error) if error.is_not_found() => return Err(error.into()),
+        Err(error) => return Err(immutable(&what, error)),
     }
     Ok(())
 }

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use crate::domain::shared_settings::{Difference, SharedSettings, in_one_line};
+use crate::domain::shared_settings::{Difference, SharedSettings, UnreadableRecord, in_one_line};
 use crate::facts::{
-    BucketNotRestored, BucketRestored, DomainLeftBehind, NotProvisionedYet, RegistryFound, RegistryLost,
-    SettingsAgree, SettingsDiffer, SettingsNotRecorded, SettingsReplaced,
+    BucketNotRestored, BucketRestored, DomainLeftBehind, NotProvisionedYet, RecordedAgain, RegistryFound,
+    RegistryLost, SettingsAgree, SettingsDiffer, SettingsNotRecorded, SettingsReplaced, SettingsUnreadable,
 };
 use crate::health::{Readiness, ReadyFlag};
 use crate::nats::definitions::StreamParameters;
@@ -37,8 +37,10 @@ struct Report {
     settings_ready: ReadyFlag,
     registry_ready: ReadyFlag,
     differences: Vec<Difference>,
-    /// The registry is missing (true) or replaced.
-    registry: Option<bool>,
+    /// The recorded settings are unreadable.
+    unreadable: Option<UnreadableRecord>,
+    /// The reported loss of the registry.
+    registry: Option<std::mem::Discriminant<NatsError>>,
 }
 
 impl Report {
@@ -48,12 +50,13 @@ impl Report {
             settings_ready: readiness.part(NOTES[1]),
             registry_ready: readiness.part(NOTES[0]),
             differences: Vec::new(),
+            unreadable: None,
             registry: None,
         }
     }
 
     fn is_good(&self) -> bool {
-        self.differences.is_empty() && self.registry.is_none()
+        self.differences.is_empty() && self.unreadable.is_none() && self.registry.is_none()
     }
 
     fn settings(&mut self, differences: Vec<Difference>, error: &(dyn std::error::Error + 'static)) {
@@ -61,13 +64,26 @@ impl Report {
             self.readiness.note(NOTES[1], Some(error.to_string()));
             SettingsDiffer { error }.emit();
             self.differences = differences;
+            self.unreadable = None;
+        }
+        self.settings_ready.set(false);
+    }
+
+    fn settings_unreadable(&mut self, source: UnreadableRecord) {
+        if self.unreadable.as_ref() != Some(&source) {
+            let error = NatsError::SettingsUnreadable { source: source.clone() };
+            self.readiness.note(NOTES[1], Some(error.to_string()));
+            SettingsUnreadable { error: &error }.emit();
+            self.differences.clear();
+            self.unreadable = Some(source);
         }
         self.settings_ready.set(false);
     }
 
     fn settings_agree(&mut self) {
-        if !self.differences.is_empty() {
+        if !self.differences.is_empty() || self.unreadable.is_some() {
             self.differences.clear();
+            self.unreadable = None;
             self.readiness.note(NOTES[1], None);
             SettingsAgree.emit();
         }
@@ -75,11 +91,11 @@ impl Report {
     }
 
     fn registry(&mut self, error: &NatsError) {
-        let missing = Some(matches!(error, NatsError::RegistryMissing { .. }));
-        if self.registry != missing {
+        let loss = Some(std::mem::discriminant(error));
+        if self.registry != loss {
             self.readiness.note(NOTES[0], Some(error.to_string()));
             RegistryLost { error }.emit();
-            self.registry = missing;
+            self.registry = loss;
         }
         self.registry_ready.set(false);
     }
@@ -111,6 +127,10 @@ pub(super) async fn enter(
                 report.registry_found();
                 let error = ProvisionError::SettingsDiffer { differences: differences.clone(), by };
                 report.settings(differences, &error);
+            }
+            Err(ProvisionError::Nats(NatsError::SettingsUnreadable { source })) => {
+                report.registry_found();
+                report.settings_unreadable(source);
             }
             Err(ProvisionError::Nats(error)) if error.is_registry_lost() => {
                 report.settings_agree();
@@ -169,7 +189,8 @@ impl Watch {
                 let error = NatsError::SettingsDiffer { differences: in_one_line(&differences) };
                 self.report.settings(differences, &error);
             }
-            Ok(Agreement::NotRecorded) | Err(_) => {}
+            Ok(Agreement::Unreadable(newer)) if newer.is_newer() => self.report.settings_unreadable(newer),
+            Ok(Agreement::NotRecorded | Agreement::Unreadable(_)) | Err(_) => {}
         }
         if self.report.is_good() {
             self.keep().await;
@@ -184,7 +205,8 @@ impl Watch {
         }
         let is_new = self.retry_in == 0;
         match join::record_again(&self.js, &self.settings).await {
-            Ok(()) => {}
+            Ok(Some(done)) => RecordedAgain { unreadable: done.unreadable.as_ref() }.emit(),
+            Ok(None) => {}
             // It was lost since the look.
             Err(error) if error.is_registry_lost() => return self.report.registry(&error),
             Err(error) => {

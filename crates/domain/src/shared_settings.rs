@@ -56,9 +56,46 @@ pub fn for_people(value: &str) -> String {
     bytes.and_then(|digits| digits.parse().ok()).map_or_else(|| value.to_owned(), size::exact)
 }
 
-/// The differences in one line.
+/// The differences in one line. Anybody who may change a stream may record very many.
 pub fn in_one_line(differences: &[Difference]) -> String {
-    differences.iter().map(Difference::to_string).collect::<Vec<_>>().join("; ")
+    let mut line =
+        differences.iter().take(MOST_SHOWN).map(Difference::to_string).collect::<Vec<_>>().join("; ");
+    if let Some(more) = differences.len().checked_sub(MOST_SHOWN).filter(|more| *more > 0) {
+        line.push_str(&format!("; and {more} more"));
+    }
+    line
+}
+
+/// Most differences in one line.
+const MOST_SHOWN: usize = 12;
+/// Most domains of a record, and most bytes of the name of one.
+const MOST_DOMAINS: usize = 1_000;
+const LONGEST_NAME: usize = 128;
+
+/// Why a stored text is not a record of settings.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnreadableRecord {
+    #[error("the record is empty")]
+    Empty,
+    #[error("the record is not that of a hub: {0}")]
+    Damaged(String),
+    #[error("the record names the domain {0:?}, which no hub has")]
+    Domain(String),
+    /// Its processes may be at work: nobody replaces it but an operator.
+    #[error("the record is in format {0}, of a newer version of the hub")]
+    Newer(u64),
+}
+
+impl UnreadableRecord {
+    pub fn is_newer(&self) -> bool {
+        matches!(self, Self::Newer(_))
+    }
+}
+
+/// Whether a text can be the name of a domain, and thus a part of the name of a stream.
+fn is_domain(name: &str) -> bool {
+    (1..=LONGEST_NAME).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
 impl SharedSettings {
@@ -114,21 +151,55 @@ fn is_of_domain(key: &str) -> bool {
     key.starts_with("domains[")
 }
 
+/// The format of records. A later version that stores something else increases it, so that older processes do not replace
+/// what they cannot read. A record without a format has this one.
+const FORMAT: u64 = 1;
+
+#[derive(Deserialize)]
+struct Format {
+    #[serde(default = "current_format")]
+    format: u64,
+}
+
+fn current_format() -> u64 {
+    FORMAT
+}
+
 impl RecordedSettings {
     /// The text that the broker stores.
     pub fn to_text(&self) -> String {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Reads the stored text; `None` if it is something else, such as an edit by hand.
-    pub fn read(text: &str) -> Option<Self> {
-        serde_json::from_str(text).ok()
+    /// Reads the stored text, which may be anything: somebody may have edited it by hand.
+    pub fn read(text: &str) -> Result<Self, UnreadableRecord> {
+        if text.trim().is_empty() {
+            return Err(UnreadableRecord::Empty);
+        }
+        let damaged = |error: serde_json::Error| {
+            // The error may quote the text.
+            UnreadableRecord::Damaged(error.to_string().chars().take(200).collect())
+        };
+        let Format { format } = serde_json::from_str(text).map_err(damaged)?;
+        if format > FORMAT {
+            return Err(UnreadableRecord::Newer(format));
+        }
+        let record: Self = serde_json::from_str(text).map_err(damaged)?;
+        let domains = record.settings.domains();
+        if domains.len() > MOST_DOMAINS {
+            return Err(UnreadableRecord::Damaged(format!("it has {} domains", domains.len())));
+        }
+        match domains.into_iter().find(|name| !is_domain(name)) {
+            Some(name) => Err(UnreadableRecord::Domain(name.chars().take(LONGEST_NAME).collect())),
+            None => Ok(record),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 
@@ -170,14 +241,70 @@ mod tests {
 
     #[test]
     fn anything_else_that_is_stored_is_no_record() {
-        for text in
-            ["", "{}", "5.5", "{\"by\":\"me\",\"settings\":{}}", "{\"by\":\"serve\",\"settings\":{\"a\":1}}"]
-        {
-            assert_eq!(RecordedSettings::read(text), None, "{text}");
+        use UnreadableRecord::{Damaged, Domain, Empty, Newer};
+        let of_domains = |names: &str| json!({"by": "serve", "settings": {"domains": names}}).to_string();
+        for text in ["", " ", "\n\t"] {
+            assert_eq!(RecordedSettings::read(text), Err(Empty), "{text:?}");
         }
+        for text in [
+            "something else",
+            "{}",
+            "[]",
+            "null",
+            "5.5",
+            "{\"by\":\"serve\"",
+            "{\"by\":\"me\",\"settings\":{}}",
+            "{\"by\":1,\"settings\":{}}",
+            "{\"by\":\"serve\",\"settings\":[]}",
+            "{\"by\":\"serve\",\"settings\":{\"a\":1}}",
+            "{\"by\":\"serve\",\"settings\":{\"a\":null}}",
+            "{\"by\":\"serve\",\"settings\":{},\"format\":-1}",
+            "{\"by\":\"serve\",\"settings\":{},\"format\":\"2\"}",
+            &of_domains(&vec!["a"; MOST_DOMAINS + 1].join(", ")),
+            &"[".repeat(100_000),
+            &format!("{{\"by\":\"{}\"}}", "x".repeat(100_000)),
+        ] {
+            let read = RecordedSettings::read(text);
+            let Err(Damaged(why)) = read else { panic!("{read:?}") };
+            assert!(why.len() < 1_000, "{}", why.len());
+        }
+        for name in ["a b", "A", "a.b", "*", ">", "a\r\nPUB x 0", "größe", &"x".repeat(10_000)] {
+            let read = RecordedSettings::read(&of_domains(name));
+            assert!(matches!(&read, Err(Domain(shown)) if shown.chars().count() <= LONGEST_NAME), "{read:?}");
+        }
+        for newer in [
+            "{\"format\":2}",
+            "{\"by\":\"serve\",\"settings\":{\"a\":[1]},\"format\":2}",
+            "{\"format\":18446744073709551615,\"by\":9}",
+        ] {
+            assert!(matches!(RecordedSettings::read(newer), Err(Newer(2..))), "{newer}");
+        }
+        let known = "{\"by\":\"serve\",\"settings\":{\"a\":\"1\"},\"format\":1,\"note\":[]}";
+        assert!(RecordedSettings::read(known).is_ok(), "a field that only adds to the format");
+    }
+
+    #[test]
+    fn very_many_differences_are_one_short_line() {
+        let mut there = SharedSettings::default();
+        for number in 0..5_000 {
+            there = there.with(&format!("domains[d{number}].events"), "x.>");
+        }
+        let differences = SharedSettings::default().differences(&there);
+        assert_eq!(differences.len(), 5_000);
+        let line = in_one_line(&differences);
+        assert!(line.len() < 2_000 && line.ends_with("; and 4988 more"), "{line}");
+        assert!(!in_one_line(&differences[..12]).contains("more"));
     }
 
     proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in ".{0,64}", of_format in any::<bool>()) {
+            let text = if of_format { format!("{{\"by\":\"serve\",\"settings\":{text}}}") } else { text };
+            if let Err(error) = RecordedSettings::read(&text) {
+                prop_assert!(error.to_string().len() < 1_200);
+            }
+        }
+
         #[test]
         fn a_record_reads_back_and_equal_sets_never_differ(
             values in proptest::collection::btree_map(".{0,12}", ".{0,12}", 0..8),
@@ -185,7 +312,7 @@ mod tests {
         ) {
             let (settings, other) = (SharedSettings { values }, SharedSettings { values: others });
             let record = RecordedSettings { by: RecordedBy::Serve, settings: settings.clone() };
-            prop_assert_eq!(RecordedSettings::read(&record.to_text()), Some(record));
+            prop_assert_eq!(RecordedSettings::read(&record.to_text()), Ok(record));
             prop_assert_eq!(settings.differences(&settings), vec![]);
             let there = other.differences(&settings);
             let here = settings.differences(&other);

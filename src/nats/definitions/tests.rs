@@ -1,6 +1,6 @@
 use super::*;
 
-fn parameters() -> StreamParameters {
+pub(in crate::nats) fn parameters() -> StreamParameters {
     StreamParameters {
         prefix: "hub".to_owned(),
         domains: ["user-lifecycle", "access-session", "policy-client", "organization"]

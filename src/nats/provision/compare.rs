@@ -108,7 +108,10 @@ pub(super) fn overlay(base: &Map<String, Value>, drifts: &[Drift]) -> Map<String
     for drift in drifts {
         if let DriftKind::Differs { field, wanted, .. } = &drift.kind {
             match (config.get_mut(field), wanted) {
-                (Some(Value::Object(there)), Value::Object(fields)) => there.extend(fields.clone()),
+                // Other metadata belong to the operator or to the running hub.
+                (Some(Value::Object(there)), Value::Object(fields)) if field == "metadata" => {
+                    there.extend(fields.clone());
+                }
                 _ => {
                     config.insert(field.clone(), wanted.clone());
                 }

@@ -3,14 +3,19 @@
 
 use std::time::Duration;
 
-use super::{ProvisionError, Provisioned, again, apply_consumer, apply_wanted, check_server, wanted};
-use crate::domain::shared_settings::{Difference, RecordedBy, RecordedSettings, SharedSettings};
-use crate::nats::agreement::{REGISTRY, RegistryState, SETTINGS, metadata, put_metadata, recorded_settings};
+use super::lanes::correct_lanes;
+use super::{ProvisionError, Provisioned, again, apply_wanted, check_server, wanted};
+use crate::domain::shared_settings::{
+    Difference, RecordedBy, RecordedSettings, SharedSettings, UnreadableRecord,
+};
+use crate::nats::agreement::{
+    REGISTRY, RegistryState, SETTINGS, is_registry_id, metadata, put_metadata, recorded_settings,
+};
 use crate::nats::connection::JetStream;
-use crate::nats::definitions::{self, StreamParameters};
+use crate::nats::definitions::StreamParameters;
 use crate::nats::error::NatsError;
 use crate::nats::stream_api::StreamInfo;
-use crate::nats::subjects::{SHARED_LANE, SubjectNames, is_lane, lane_consumer, lane_of_consumer};
+use crate::nats::subjects::{SHARED_LANE, SubjectNames, lane_consumer};
 
 /// How often and how long apart the consumers are looked at before they count as unread.
 const LOOKS: usize = 3;
@@ -35,6 +40,8 @@ pub enum Joining {
 #[derive(Debug)]
 pub struct Joinable {
     pub differences: Vec<Difference>,
+    /// Why the recorded settings cannot be compared.
+    pub unreadable: Option<NatsError>,
     /// Why the registry cannot be used.
     pub registry: Option<NatsError>,
 }
@@ -74,7 +81,14 @@ async fn join_once(
         Joining::Serve => RecordedBy::Serve,
         Joining::Provision { .. } => RecordedBy::Provision,
     };
-    let recorded = events.as_ref().and_then(recorded_settings);
+    let (recorded, unreadable) = match events.as_ref().map_or(Ok(None), recorded_settings) {
+        Ok(recorded) => (recorded, None),
+        // A process at work mends it, or an operator decides.
+        Err(source) if joining == Joining::Serve => {
+            return Err(NatsError::SettingsUnreadable { source }.into());
+        }
+        Err(unreadable) => (None, Some(unreadable)),
+    };
     let differences =
         recorded.as_ref().map(|recorded| settings.differences(&recorded.settings)).unwrap_or_default();
     let mut previous = None;
@@ -99,15 +113,18 @@ async fn join_once(
         }
         let lost = if events.is_some() { restore_other_buckets(js, parameters).await? } else { Vec::new() };
         let mut done = complete(js, parameters, settings, joining, by, recorded.as_ref()).await?;
+        // A lane of a single subscription follows changed settings, and `hub provision` corrects it like the others.
+        if previous.is_some() || joining != Joining::Serve {
+            correct_lanes(js, parameters, &mut done).await?;
+        }
         if let Some(previous) = previous {
-            apply_lanes(js, parameters, &mut done).await?;
             done.left_behind = left_behind(js, &previous.settings, settings).await?;
         }
         done.lost = lost;
         Ok::<_, ProvisionError>(done)
     };
     match work.await {
-        Ok(done) => Ok(Provisioned { replaced: differences, ..done }),
+        Ok(done) => Ok(Provisioned { replaced: differences, unreadable, ..done }),
         Err(error) => {
             if let Some(previous) = previous {
                 // The processes with the previous settings go on. If this fails as well, the first error is the one to
@@ -126,8 +143,10 @@ async fn record_previous(
     previous: &RecordedSettings,
 ) -> Result<(), NatsError> {
     let events = js.find_stream(&js.names().events_stream()).await?;
-    match events.as_ref().and_then(recorded_settings) {
-        Some(there) if there.settings == *settings => js.record(&previous.settings, previous.by, None).await,
+    match events.as_ref().map_or(Ok(None), recorded_settings) {
+        Ok(Some(there)) if there.settings == *settings => {
+            js.record(&previous.settings, previous.by, None).await
+        }
         _ => Ok(()),
     }
 }
@@ -139,9 +158,8 @@ pub(super) async fn refuse_lost_registry(js: &JetStream) -> Result<Option<Stream
     let events = js.find_stream(&names.events_stream()).await?;
     let bucket = js.find_stream(&names.subscriptions_stream()).await?;
     match RegistryState::of(events.as_ref(), bucket.as_ref()) {
-        RegistryState::New | RegistryState::Present => Ok(events),
-        RegistryState::Missing => Err(NatsError::RegistryMissing { bucket: names.subscriptions_stream() }),
-        RegistryState::Replaced => Err(NatsError::RegistryReplaced { bucket: names.subscriptions_stream() }),
+        RegistryState::New => Ok(events),
+        state => state.loss(names.subscriptions_stream()).map_or(Ok(events), Err),
     }
 }
 
@@ -171,7 +189,8 @@ async fn complete(
     // `hub provision` marks the settings as its own even if they are the same.
     let by_command = by == RecordedBy::Provision && recorded.is_none_or(|recorded| recorded.by != by);
     let events = js.stream_info(&js.names().events_stream()).await?;
-    match recorded_settings(&events) {
+    // What is unreadable is replaced: only `hub provision` comes here with it.
+    match recorded_settings(&events).unwrap_or(None) {
         Some(there) if !settings.differences(&there.settings).is_empty() => {
             // Another process was first.
             let differences = settings.differences(&there.settings);
@@ -191,9 +210,13 @@ async fn register(js: &JetStream, anew: bool) -> Result<String, NatsError> {
     let stream = js.names().subscriptions_stream();
     let bucket = js.stream_info(&stream).await?;
     let events = js.stream_info(&js.names().events_stream()).await?;
-    let replaced = RegistryState::of(Some(&events), Some(&bucket)) == RegistryState::Replaced;
+    let state = RegistryState::of(Some(&events), Some(&bucket));
+    let lost = matches!(state, RegistryState::Replaced | RegistryState::Damaged);
     if let Some(id) = metadata(&bucket, REGISTRY)
-        && !(anew && replaced)
+        && is_registry_id(id)
+        && !(anew && lost)
+        // The bucket itself shows whether somebody changed its id.
+        && (id == bucket.created || metadata(&events, REGISTRY) != Some(&bucket.created))
     {
         return Ok(id.to_owned());
     }
@@ -254,49 +277,60 @@ pub async fn restore_other_buckets(
     Ok(restored)
 }
 
-/// Records the settings of a process at work, and the registry, if nothing is recorded: the events stream was created
-/// again.
-pub async fn record_again(js: &JetStream, settings: &SharedSettings) -> Result<(), NatsError> {
-    let Some(events) = js.find_stream(&js.names().events_stream()).await? else { return Ok(()) };
-    if recorded_settings(&events).is_some() && metadata(&events, REGISTRY).is_some() {
-        return Ok(());
+/// What a process at work has recorded again.
+#[derive(Debug)]
+pub struct RecordedAgain {
+    /// Why the record of the settings was unreadable; `None` if it was missing or right.
+    pub unreadable: Option<UnreadableRecord>,
+}
+
+/// Records the settings of a process at work, and the registry, if they are missing or damaged: the events stream was
+/// created again, or somebody edited its configuration. `None` if nothing was to do.
+pub async fn record_again(
+    js: &JetStream,
+    settings: &SharedSettings,
+) -> Result<Option<RecordedAgain>, NatsError> {
+    let Some(events) = js.find_stream(&js.names().events_stream()).await? else { return Ok(None) };
+    let recorded = recorded_settings(&events);
+    if let Err(source) = &recorded
+        && source.is_newer()
+    {
+        return Err(NatsError::SettingsUnreadable { source: source.clone() });
+    }
+    let id = metadata(&events, REGISTRY);
+    let names = js.names();
+    if matches!(recorded, Ok(Some(_))) && id.is_some() {
+        // The bucket carries the same id, unless somebody edited it.
+        let bucket = js.stream_info(&names.subscriptions_stream()).await?;
+        if metadata(&bucket, REGISTRY) == id {
+            return Ok(None);
+        }
     }
     let id = register(js, false).await?;
-    let by = recorded_settings(&events).map_or(RecordedBy::Serve, |recorded| recorded.by);
-    js.record(settings, by, Some(&id)).await
+    let by = match &recorded {
+        Ok(Some(recorded)) => recorded.by,
+        Ok(None) | Err(_) => js.agreed_with().unwrap_or(RecordedBy::Serve),
+    };
+    js.record(settings, by, Some(&id)).await?;
+    Ok(Some(RecordedAgain { unreadable: recorded.err() }))
 }
 
 /// The differences of the settings from the recorded ones, and whether the registry is usable.
 pub async fn check_joining(js: &JetStream, settings: &SharedSettings) -> Result<Joinable, NatsError> {
     let events: Option<StreamInfo> = js.find_stream(&js.names().events_stream()).await?;
-    let recorded = events.as_ref().and_then(recorded_settings);
+    let (recorded, unreadable) = match events.as_ref().map_or(Ok(None), recorded_settings) {
+        Ok(recorded) => (recorded, None),
+        Err(source) => (None, Some(NatsError::SettingsUnreadable { source })),
+    };
     let differences = recorded.map(|recorded| settings.differences(&recorded.settings)).unwrap_or_default();
     let registry = match js.check_registry().await {
         Ok(()) => None,
         // Nothing is provisioned yet; that is reported as missing streams.
         Err(NatsError::RegistryMissing { .. }) if events.is_none() => None,
-        Err(error @ (NatsError::RegistryMissing { .. } | NatsError::RegistryReplaced { .. })) => Some(error),
+        Err(error) if error.is_registry_lost() => Some(error),
         Err(error) => return Err(error),
     };
-    Ok(Joinable { differences, registry })
-}
-
-/// Updates the existing lanes of single subscriptions, whose deliveries and `ack_wait` the previous settings chose.
-async fn apply_lanes(
-    js: &JetStream,
-    parameters: &StreamParameters,
-    done: &mut Provisioned,
-) -> Result<(), ProvisionError> {
-    for domain in &parameters.domains {
-        let stream = js.names().outbox_stream(domain);
-        for consumer in js.consumer_names(&stream).await? {
-            let own = lane_of_consumer(&consumer).filter(|lane| *lane != SHARED_LANE && is_lane(lane));
-            if let Some(lane) = own {
-                apply_consumer(js, &stream, &definitions::lane(parameters, domain, lane), done).await?;
-            }
-        }
-    }
-    Ok(())
+    Ok(Joinable { differences, unreadable, registry })
 }
 
 /// The domains that are in the previous settings only and whose outboxes are not empty.
