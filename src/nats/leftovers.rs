@@ -2,7 +2,6 @@
 //! ([`leftovers`](crate::domain::leftovers)), and what is stored about the envelopes of their events.
 
 use std::collections::HashSet;
-
 use std::sync::OnceLock;
 
 use async_nats::Subject;
