@@ -147,8 +147,8 @@ pub enum NatsError {
     RegistryReplaced { bucket: String },
     /// The events stream records an id that no bucket can have.
     #[error(
-        "{bucket}: the recorded id of the subscription registry (hub.registry in the metadata of the events stream) is damaged, \
-         so events wait; restore the registry with `hub registry import --create-registry --file <backup>`, or accept the \
+        "{bucket}: the recorded id of the subscription registry (hub.registry in the metadata of the events stream) is damaged; \
+         restore the registry with `hub registry import --create-registry --file <backup>`, or accept the \
          bucket as it is with `hub provision --create-registry`"
     )]
     RegistryIdDamaged { bucket: String },
