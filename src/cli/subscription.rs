@@ -16,7 +16,7 @@ use super::output::{Printer, cell, confirm};
 use super::{manage, operator, selector};
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{DEFAULT_TENANT, Subscription, SubscriptionState};
-use crate::management::{Management, PreviousSecret, SubscriptionFilter, SubscriptionSelector};
+use crate::management::{Management, PreviousSecret, StateSet, SubscriptionFilter, SubscriptionSelector};
 use crate::nats::{StoredSubscription, UnreadableEntry};
 use crate::settings::Settings;
 
@@ -46,15 +46,16 @@ pub(super) enum SubscriptionCommand {
     Show {
         #[command(flatten)]
         name: Name,
-        /// Show only its circuits: whether its endpoint keeps failing, and when it is tried again
+        /// Show only its circuits and its hold: whether its endpoint keeps failing or asked for a pause, and when it is
+        /// tried again
         #[arg(long)]
         circuits: bool,
     },
     /// Pause a subscription: it gets no new events. Events published meanwhile are not kept for it; to keep them, use
     /// `hub domain pause`
     Pause(Name),
-    /// Resume a paused or disabled subscription; it gets events published from now on. If its circuit is open, also of an
-    /// active one, a probe is sent at once
+    /// Resume a paused or disabled subscription; it gets events published from now on. Also of an active one, a probe is sent
+    /// at once if its circuit is open, and its hold ends
     Resume(Name),
     /// List the subscriptions that match an event; exit with 1 if none matches
     #[command(after_help = "Example:\n  hub subscription match user.created --tenant acme")]
@@ -237,13 +238,18 @@ async fn set_state(
     printer: Printer,
 ) -> Result<Answer, CliError> {
     let stored = find(management, name).await?;
-    let (stored, changed) = management.set_state(stored, state).await?;
+    let StateSet { stored, changed, hold_ended } = management.set_state(stored, state).await?;
     let Subscription { id, tenant, .. } = &stored.subscription;
     if printer.is_json() {
-        printer.json(&json!({"id": id, "tenant": tenant, "state": state, "changed": changed}))?;
+        let mut done = json!({"id": id, "tenant": tenant, "state": state, "changed": changed});
+        if state == SubscriptionState::Active {
+            done["hold_ended"] = hold_ended.into();
+        }
+        printer.json(&done)?;
     } else {
         let already = if changed { "" } else { "already " };
-        printer.line(&format!("{}: {already}{}", shown(&stored), state.as_str()))?;
+        let held = if hold_ended { ", hold ended" } else { "" };
+        printer.line(&format!("{}: {already}{}{held}", shown(&stored), state.as_str()))?;
     }
     Ok(Answer::Yes)
 }

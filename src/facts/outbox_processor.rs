@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::Cause;
 use super::limited::{About, limited};
 use super::metrics::DomainMetrics;
-use crate::domain::subscription::SubscriptionRef;
 use crate::domain::words::rounded;
 
 /// An envelope was moved to its subscription's own lane.
@@ -42,46 +41,6 @@ impl EnvelopeNotSpilled<'_> {
             About::domain(domain).with(lane).cause(error);
             %error, domain, lane, retry_in = %rounded(retry_in)
         );
-    }
-}
-
-/// An endpoint sent `Retry-After`: nothing of its subscription is sent for this long.
-pub struct SubscriptionHeld<'a> {
-    pub subscription: &'a SubscriptionRef,
-    pub wait: Duration,
-}
-
-impl SubscriptionHeld<'_> {
-    pub fn emit(self, metrics: &DomainMetrics) {
-        let Self { subscription, wait } = self;
-        let domain = &*metrics.domain;
-        let (tenant, subscription) = (subscription.tenant(), subscription.id());
-        tracing::info!(domain, tenant, subscription, wait = %rounded(wait), "endpoint sent Retry-After, subscription held");
-    }
-}
-
-/// Some holds were not sent to other processes, because there were too many at a time.
-pub struct HoldsMissed {
-    pub missed: u64,
-}
-
-impl HoldsMissed {
-    pub fn emit(self) {
-        tracing::debug!(missed = self.missed, "holds not sent to other processes");
-    }
-}
-
-/// A hold could not be sent to other processes.
-pub struct HoldNotSent<'a> {
-    pub error: Cause<'a>,
-    pub subscription: &'a SubscriptionRef,
-}
-
-impl HoldNotSent<'_> {
-    pub fn emit(self) {
-        let Self { error, subscription } = self;
-        let (tenant, subscription) = (subscription.tenant(), subscription.id());
-        tracing::debug!(%error, tenant, subscription, "hold not sent to other processes");
     }
 }
 

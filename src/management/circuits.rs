@@ -3,6 +3,7 @@
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use super::holds::HoldRow;
 use super::subscriptions::reference;
 use super::{Management, ManagementError};
 use crate::nats::subjects::{lane_consumer, own_lane};
@@ -46,10 +47,17 @@ pub struct CircuitRow {
     pub last_error: Option<String>,
     /// Envelopes that wait in the lane of the subscription.
     pub waiting: u64,
+    /// The hold of the subscription, the same in each domain; null if it is not held.
+    pub hold: Option<HoldRow>,
 }
 
 impl CircuitRow {
-    fn new(domain: &str, stored: &StoredSubscription, info: Option<&ConsumerInfo>) -> Self {
+    fn new(
+        domain: &str,
+        stored: &StoredSubscription,
+        info: Option<&ConsumerInfo>,
+        hold: Option<HoldRow>,
+    ) -> Self {
         let waiting = info.map_or(0, |info| info.num_pending + info.num_ack_pending);
         let incarnation = stored.subscription.incarnation;
         let circuit = info.and_then(|info| Some((info, info.circuit()?)));
@@ -62,6 +70,7 @@ impl CircuitRow {
                 next_probe: info.is_paused_by_circuit().then_some(circuit.probe_at),
                 last_error: Some(circuit.error),
                 waiting,
+                hold,
             },
             None => Self {
                 domain: domain.to_owned(),
@@ -70,18 +79,20 @@ impl CircuitRow {
                 next_probe: None,
                 last_error: None,
                 waiting,
+                hold,
             },
         }
     }
 }
 
 impl Management {
-    /// The circuits of a subscription, in the order of the domains.
+    /// The circuits of a subscription with its hold, in the order of the domains.
     pub async fn circuits(&self, stored: &StoredSubscription) -> Result<Vec<CircuitRow>, ManagementError> {
+        let hold = self.hold(stored).await?;
         let mut rows = Vec::new();
         for domain in &self.settings.domains {
             let info = self.own_lane(&domain.name, stored).await?;
-            rows.push(CircuitRow::new(&domain.name, stored, info.as_ref()));
+            rows.push(CircuitRow::new(&domain.name, stored, info.as_ref(), hold.clone()));
         }
         Ok(rows)
     }

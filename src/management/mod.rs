@@ -7,6 +7,7 @@ pub mod dead_letter_actions;
 pub mod dead_letters;
 pub mod domains;
 mod error;
+pub mod holds;
 mod keyed_lock;
 pub mod producer_outbox;
 pub mod publishing;
@@ -27,7 +28,7 @@ pub use error::ManagementError;
 pub use rotation::{LONGEST_OVERLAP, PreviousSecret, RotationResult, VerificationKey};
 pub use samples::{Sample, SampleAttempt, UnusableSubscription};
 pub use subscriptions::{
-    PlannedWrite, SubscriptionFilter, SubscriptionPage, SubscriptionSelector, WriteAction,
+    PlannedWrite, StateSet, SubscriptionFilter, SubscriptionPage, SubscriptionSelector, WriteAction,
     patterns_without_domain, read_subscription,
 };
 

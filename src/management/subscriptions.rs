@@ -266,22 +266,25 @@ impl Management {
         written.map_err(|error| conflict(id, error))
     }
 
-    /// Pauses or resumes a subscription. Returns its current state, and whether it changed. To resume one also probes its
-    /// endpoint at once, if its circuit is open.
+    /// Pauses or resumes a subscription. To resume one also probes its endpoint at once, if its circuit is open, and ends
+    /// its hold.
     pub async fn set_state(
         &self,
         mut stored: StoredSubscription,
         state: SubscriptionState,
-    ) -> Result<(StoredSubscription, bool), ManagementError> {
+    ) -> Result<StateSet, ManagementError> {
         let changed = stored.subscription.state != state;
+        let resumes = state == SubscriptionState::Active;
+        let hold_ended = resumes && self.hold(&stored).await?.is_some();
         if changed {
             stored.subscription.set_state(state);
             stored.revision = self.put_changed(&stored).await?;
         }
-        if state == SubscriptionState::Active {
+        if resumes {
             self.probe_now(&stored).await?;
+            self.end_hold(&stored).await?;
         }
-        Ok((stored, changed))
+        Ok(StateSet { stored, changed, hold_ended })
     }
 
     /// Removes a subscription if its revision is still the same.
@@ -304,6 +307,17 @@ impl Management {
         self.js.remove_subscription(&name, None).await?;
         Ok(())
     }
+}
+
+/// What pausing or resuming a subscription did.
+#[derive(Debug)]
+pub struct StateSet {
+    /// The subscription as it is now.
+    pub stored: StoredSubscription,
+    /// Its state was another one.
+    pub changed: bool,
+    /// It was held.
+    pub hold_ended: bool,
 }
 
 impl SubscriptionFilter {

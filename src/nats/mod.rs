@@ -55,7 +55,7 @@ pub use domain_outbox::{BatchError, EnvelopeMessage, MOST_PER_BATCH};
 pub use error::{ApiError, NatsError};
 pub use gone::Predecessor;
 pub use heartbeat::Heartbeat;
-pub use holds::{HoldNotice, HoldNotices};
+pub use holds::{HoldNotice, HoldNotices, HoldStored, StoredHold};
 pub use leftovers::{Sought, Traces};
 pub use letter_rooms::Fate;
 pub use logged_attempts::LoggedAttempts;

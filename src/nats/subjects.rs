@@ -314,9 +314,10 @@ impl SubjectNames {
         (1..=i64::MAX as u64).contains(&sequence).then_some((domain, sequence))
     }
 
-    /// The subject of hold notices between processes. No stream stores them.
+    /// The subject of the hold of a subscription. The redrive stream stores the last message, and processes that deliver
+    /// listen to it.
     pub fn hold(&self, subscription: &str) -> String {
-        format!("{}.holds.{subscription}", self.prefix)
+        format!("{}.redrive.held.{subscription}", self.prefix)
     }
 
     pub fn holds_filter(&self) -> String {
@@ -325,7 +326,7 @@ impl SubjectNames {
 
     /// The token of the held subscription.
     pub fn parse_hold<'a>(&self, subject: &'a str) -> Option<&'a str> {
-        let subscription = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".holds.")?;
+        let subscription = subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".redrive.held.")?;
         (!subscription.contains('.')).then_some(subscription)
     }
 
@@ -487,9 +488,9 @@ mod tests {
     #[test]
     fn holds_round_trip() {
         let names = SubjectNames::new("acme");
-        assert_eq!(names.holds_filter(), "acme.holds.*");
+        assert_eq!(names.holds_filter(), "acme.redrive.held.*");
         assert_eq!(names.parse_hold(&names.hold("crm")), Some("crm"));
-        assert_eq!(names.parse_hold("hub.holds.crm"), None);
+        assert_eq!(names.parse_hold("hub.redrive.held.crm"), None);
     }
 
     #[test]

@@ -23,7 +23,6 @@ mod worker;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use brokers::Brokers;
@@ -58,9 +57,6 @@ impl Subscriptions {
         }
     }
 }
-
-/// Capacity of the channel of holds; a worker that lags further behind misses the oldest.
-const HOLDS: usize = 1024;
 
 #[derive(Debug, Clone)]
 pub struct OutboxProcessorSettings {
@@ -134,12 +130,12 @@ impl OutboxProcessor {
         }
         let stop = stop.child_token();
         let mut tasks = Tasks::new(stop.clone());
-        // A hold applies in all domains. A worker that lags behind learns it from the endpoint's next answer.
-        let (holds, _) = broadcast::channel(HOLDS);
+        // A hold applies in all domains.
+        let (js, longest) = (self.js.clone(), self.settings.retry.max_retry_after);
+        let (holding, exchange) =
+            holds::Holding::new(js, self.subscriptions.clone(), longest, self.metrics.clone());
         if let Subscriptions::Registry(_) = &self.subscriptions {
-            let longest = self.settings.retry.max_retry_after;
-            let between = holds::Exchange::new(self.js.clone(), holds.clone(), longest);
-            tasks.graceful("the exchange of holds", between.run(stop.clone()));
+            tasks.graceful("the exchange of holds", exchange.run(stop.clone()));
         }
         let stream = self.js.names().outbox_stream(self.settings.domains.first().map_or("", |one| &one.name));
         let expiry = Arc::new(expiry::Expiry::new(self.js.clone(), stream, self.settings.max_age));
@@ -201,7 +197,7 @@ impl OutboxProcessor {
                 domain: domain.clone(),
                 settings: self.settings.clone(),
                 delivery,
-                holds: holds.clone(),
+                holding: holding.clone(),
                 breaker,
                 sharing,
                 metrics,

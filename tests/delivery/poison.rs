@@ -325,7 +325,7 @@ async fn bad_bytes_in_every_other_stream_stop_no_reader() {
         "$KV.hub-subscriptions.bad",
         "$KV.hub-tokens.bad",
         "$KV.hub-orders.bad",
-        "hub.holds.all",
+        "hub.redrive.held.all",
     ]
     .iter()
     .map(|subject| subject.as_bytes().to_vec())
@@ -339,7 +339,7 @@ async fn bad_bytes_in_every_other_stream_stop_no_reader() {
         "$KV.hub-subscriptions.",
         "$KV.hub-tokens.",
         "$KV.hub-orders.",
-        "hub.holds.",
+        "hub.redrive.held.",
     ] {
         let tail = if prefix == "hub.redrive.due." { &b".1"[..] } else { b"" };
         subjects.push([prefix.as_bytes(), b"\xff", tail].concat());

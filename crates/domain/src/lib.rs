@@ -44,6 +44,7 @@ pub mod fair_share;
 pub mod field_error;
 pub mod filter;
 pub mod headers;
+pub mod holds;
 pub mod index;
 pub mod key;
 pub mod lane_places;

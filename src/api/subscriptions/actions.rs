@@ -28,9 +28,12 @@ use crate::domain::event::Rejection;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{Subscription, SubscriptionId, SubscriptionState};
 use crate::management::{
-    Algorithm, LONGEST_OVERLAP, PreviousSecret, Sample, SampleAttempt, StoredSubscription,
+    Algorithm, LONGEST_OVERLAP, PreviousSecret, Sample, SampleAttempt, StateSet, StoredSubscription,
     SubscriptionSelector, VerificationKey, categories,
 };
+
+/// Header of the answer to a resume: whether the subscription was held.
+const HOLD_ENDED: &str = "hub-hold-ended";
 
 pub(super) fn routes() -> OpenApiRouter<State> {
     OpenApiRouter::new()
@@ -56,17 +59,21 @@ async fn pause(
     SubscriptionPath(naming): SubscriptionPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    set_state(&state, &caller, &naming, &headers, SubscriptionState::Paused).await
+    let set = set_state(&state, &caller, &naming, &headers, SubscriptionState::Paused).await?;
+    Ok(shown(StatusCode::OK, &set.stored.subscription, set.stored.revision))
 }
 
 /// Resume a paused or disabled subscription (scope `manage`)
 ///
-/// If its circuit is open, also of an active one, a probe is sent at once.
+/// Also of an active one, a probe is sent at once if its circuit is open, and a hold (its endpoint answered with
+/// `Retry-After`) ends in all domains. The header `hub-hold-ended` is `true` if it was held.
 #[utoipa::path(post, path = "/v1/subscriptions/{id}/resume", tag = "subscriptions",
     params(("id" = SubscriptionId, Path), TenantParam, ("if-match" = Option<String>, Header)),
     responses(
         (status = 200, description = "Active", body = Subscription,
-            headers(("etag" = String, description = "Revision"))),
+            headers(
+                ("etag" = String, description = "Revision"),
+                ("hub-hold-ended" = bool, description = "Whether the subscription was held"))),
         CommonProblems, ConflictProblem, NotFoundProblem, PreconditionFailedProblem))]
 async fn resume(
     FromState(state): FromState<State>,
@@ -74,7 +81,10 @@ async fn resume(
     SubscriptionPath(naming): SubscriptionPath,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    set_state(&state, &caller, &naming, &headers, SubscriptionState::Active).await
+    let set = set_state(&state, &caller, &naming, &headers, SubscriptionState::Active).await?;
+    let ended = if set.hold_ended { "true" } else { "false" };
+    let shown = shown(StatusCode::OK, &set.stored.subscription, set.stored.revision);
+    Ok(([(HOLD_ENDED, ended)], shown).into_response())
 }
 
 /// The sample event.
@@ -255,8 +265,7 @@ async fn set_state(
     naming: &SubscriptionSelector,
     headers: &HeaderMap,
     new_state: SubscriptionState,
-) -> Result<Response, Problem> {
+) -> Result<StateSet, Problem> {
     let stored = read_checked(state, caller, naming, headers).await?;
-    let (stored, _) = state.management.set_state(stored, new_state).await?;
-    Ok(shown(StatusCode::OK, &stored.subscription, stored.revision))
+    Ok(state.management.set_state(stored, new_state).await?)
 }

@@ -26,10 +26,11 @@ struct CircuitList {
     circuits: Vec<CircuitRow>,
 }
 
-/// List the circuits of a subscription, one for each domain (scope `read`)
+/// List the circuits of a subscription, one for each domain, with its hold (scope `read`)
 ///
-/// The circuit of an endpoint that keeps failing is open: its envelopes wait, and one at a time is sent as a probe. To send
-/// a probe at once, resume the subscription.
+/// The circuit of an endpoint that keeps failing is open: its envelopes wait, and one at a time is sent as a probe. A
+/// subscription whose endpoint answered with `Retry-After` is held: nothing is sent until the hold ends, in any domain. To
+/// send a probe at once, and to end the hold, resume the subscription.
 #[utoipa::path(get, path = "/v1/subscriptions/{id}/circuits", tag = "subscriptions",
     params(("id" = SubscriptionId, Path), TenantParam),
     responses(

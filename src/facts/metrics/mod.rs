@@ -118,6 +118,8 @@ families! {
             "Failed delivery attempts, by domain, whose fault it is (subscriber, hub) and kind";
         circuit_transitions: Family<TransitionLabel, Counter> = "circuit_transitions",
             "Changes of circuits by this process, by domain and new state (open, half-open, closed)";
+        subscriptions_held: Gauge = "subscriptions_held",
+            "Subscriptions that get no deliveries for a while because their endpoint sent Retry-After";
         dead_lettered: Family<ReasonLabel, Counter> =
             "dead_lettered", "Envelopes stored in a DLT, by domain and reason";
         dlt_depth: Family<DomainLabel, Gauge> = "dlt_depth", "Dead letters in the DLT, by domain";
@@ -230,6 +232,11 @@ impl Metrics {
 
     pub fn events_depth(&self, depth: u64) {
         self.inner.families.events_depth.set(gauge(depth));
+    }
+
+    /// Sets how many subscriptions are held.
+    pub fn subscriptions_held(&self, count: usize) {
+        self.inner.families.subscriptions_held.set(gauge(count as u64));
     }
 
     pub fn subscriptions(&self, count: usize) {

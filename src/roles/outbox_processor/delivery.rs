@@ -11,6 +11,7 @@ use super::brokers::Brokers;
 use super::circuits::Probe;
 use super::disable::disable;
 use super::expiry::Expiry;
+use super::holds::Asked;
 use super::remembered::{Remembered, Settlement};
 use super::settle::strict::Turn;
 use super::settle::{Settle, Tried};
@@ -55,7 +56,7 @@ pub(super) struct Finished {
 pub(super) struct Health {
     pub(super) finish: Finish,
     /// It asked for a pause with `Retry-After`.
-    pub(super) hold: Option<Duration>,
+    pub(super) hold: Option<Asked>,
     pub(super) evidence: Evidence,
 }
 
@@ -314,9 +315,12 @@ enum Way<'a> {
 }
 
 impl Inner {
-    fn hold(&self, attempt: &Attempt, statuses: &Statuses) -> Option<Duration> {
+    fn hold(&self, attempt: &Attempt, statuses: &Statuses) -> Option<Asked> {
         match self.subscriptions {
-            Subscriptions::Registry(_) => self.settle.hold(&attempt.outcome, statuses),
+            Subscriptions::Registry(_) => {
+                let wait = self.settle.hold(&attempt.outcome, statuses)?;
+                Some(Asked { wait, status: attempt.outcome.status().unwrap_or_default() })
+            }
             // This envelope waits as its endpoint asked; others may have another endpoint in their copy.
             Subscriptions::InEnvelopes => None,
         }

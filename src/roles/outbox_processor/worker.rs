@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::circuits::{Breaker, News};
 use super::delivery::{Delivery, Finished, Health};
+use super::holds::Holding;
 use super::lanes::{self, FromLane, Lanes};
 use super::members::Sharing;
 use super::remembered::Settlement;
@@ -21,7 +22,7 @@ use crate::domain::circuit::Circuits;
 use crate::domain::envelope::Envelope;
 use crate::domain::fair_share::{FairShare, PoolLimits};
 use crate::domain::subscription::{Identity, Incarnation, RateLimit};
-use crate::facts::{DomainMetrics, EnvelopeNotSpilled, EnvelopeSpilled, SubscriptionHeld};
+use crate::facts::{DomainMetrics, EnvelopeNotSpilled, EnvelopeSpilled};
 use crate::health::ReadyFlag;
 use crate::nats::subjects::{SHARED_LANE, lane_consumer, own_lane};
 use crate::nats::{Acker, Delivered, Heartbeat, JetStream, Malformed, NatsError};
@@ -43,22 +44,13 @@ pub(super) struct Held {
     permit: OwnedSemaphorePermit,
 }
 
-/// An endpoint asked for a pause with `Retry-After`.
-#[derive(Debug, Clone)]
-pub(super) struct Hold {
-    pub(super) subscription: Identity,
-    pub(super) until: Instant,
-    /// From another process.
-    pub(super) heard: bool,
-}
-
 pub(super) struct Worker {
     pub(super) js: JetStream,
     pub(super) subscriptions: Subscriptions,
     pub(super) domain: DomainSettings,
     pub(super) settings: OutboxProcessorSettings,
     pub(super) delivery: Delivery,
-    pub(super) holds: broadcast::Sender<Hold>,
+    pub(super) holding: Holding,
     pub(super) breaker: Breaker,
     pub(super) sharing: Sharing,
     pub(super) metrics: DomainMetrics,
@@ -88,8 +80,6 @@ pub(super) struct Running {
     in_flight: HashMap<u64, Acker>,
     /// Envelopes that wait, by sequence in the outbox, with the number of their deliveries.
     waiting: HashMap<u64, u32>,
-    /// The revisions of the held subscriptions when their holds began.
-    held_at: HashMap<Identity, u64>,
     deliveries: Jobs,
     /// Moves of envelopes to own lanes, and changes of circuits.
     pub(super) spills: Jobs,
@@ -132,7 +122,6 @@ impl Worker {
             circuits: Circuits::new(self.settings.circuit.clone()),
             in_flight: HashMap::new(),
             waiting: HashMap::new(),
-            held_at: HashMap::new(),
             deliveries: Jobs::new(format!("a delivery of {}", self.domain.name)),
             spills: Jobs::new(format!("the move of an envelope of {}", self.domain.name)),
             known_lanes: KnownLanes::default(),
@@ -150,7 +139,8 @@ impl Worker {
             running.opened.clone(),
             stop.clone(),
         );
-        let mut holds = self.holds.subscribe();
+        let mut holds = self.holding.subscribe();
+        self.take_holds(&mut running);
         let mut readers = Task::start("the list of lanes", readers.run());
         let (outbox, lane) = (self.js.names().outbox_stream(&self.domain.name), lane_consumer(SHARED_LANE));
         let mut heartbeat = Heartbeat::follow(&self.js, outbox, lane, self.settings.ack_wait);
@@ -181,12 +171,7 @@ impl Worker {
                         self.take(&mut running, read);
                     }
                 }
-                hold = holds.recv() => {
-                    // The sender lives as long as this. A missed hold comes again with the next answer.
-                    if let Ok(hold) = hold {
-                        self.hold(&mut running, &hold);
-                    }
-                }
+                news = holds.recv() => self.hear_of_holds(&mut running, news),
                 Some(news) = news.recv() => self.hear_of_circuits(&mut running, news),
                 () = sleep(wake) => {}
                 () = self.sharing.woken.notified() => running.pool.wake(),
@@ -410,53 +395,12 @@ impl Worker {
         let now = running.started.elapsed();
         running.pool.finished(&finished.subscription, finished.health.finish, finished.started, now);
         self.count_for_circuit(running, finished);
-        if let Some(wait) = finished.health.hold {
-            let until = Instant::now() + wait;
-            let hold = Hold { subscription: finished.subscription.clone(), until, heard: false };
-            // Applied here at once; the broadcast reaches the other workers and processes.
-            self.hold(running, &hold);
-            let _ = self.holds.send(hold);
+        if let Some(asked) = finished.health.hold {
+            self.hold_as_asked(running, &finished.subscription, asked);
         }
-    }
-
-    /// Starts no deliveries of a subscription for a while. Its waiting envelopes stay here with heartbeats, or move to its
-    /// own lane if the hold is long.
-    fn hold(&self, running: &mut Running, hold: &Hold) {
-        let wait = hold.until.saturating_duration_since(Instant::now());
-        if wait.is_zero() {
-            return;
-        }
-        let now = running.started.elapsed();
-        if running.pool.held_for(&hold.subscription, now).is_none() {
-            SubscriptionHeld { subscription: &hold.subscription.subscription, wait }.emit(&self.metrics);
-            if let Some(revision) = self.revision(&hold.subscription) {
-                running.held_at.insert(hold.subscription.clone(), revision);
-            }
-        }
-        for held in running.pool.hold(&hold.subscription, now + wait, now) {
-            self.spill(running, held);
-        }
-    }
-
-    /// The revision of a subscription in the registry; `None` if it was removed, or with a resolver.
-    fn revision(&self, subscription: &Identity) -> Option<u64> {
-        let Subscriptions::Registry(registry) = &self.subscriptions else { return None };
-        let index = registry.read();
-        let entry = index.get(&subscription.subscription)?;
-        (entry.subscription.incarnation == subscription.incarnation).then_some(entry.revision)
     }
 
     async fn heartbeat(&self, running: &mut Running) {
-        if matches!(self.subscriptions, Subscriptions::Registry(_)) {
-            let Running { pool, held_at, .. } = running;
-            let now = running.started.elapsed();
-            held_at.retain(|identity, _| pool.held_for(identity, now).is_some());
-            // One that was removed has no endpoint; one that was changed since may have another.
-            pool.release(|identity| {
-                let revision = self.revision(identity);
-                revision.is_none_or(|now| held_at.get(identity).is_some_and(|then| now > *then))
-            });
-        }
         let mut ackers: Vec<Acker> = running.in_flight.values().cloned().collect();
         running.pool.for_each_waiting(|held| ackers.push(held.message.acker.clone()));
         for acker in ackers {

@@ -247,7 +247,7 @@ async fn a_hold_and_a_410_are_those_of_one_subscription() {
     let (asked, held) = (ids("asked", 1), ids("held", 20));
     stage.publish("acme", &asked).await;
     stage.receiver.wait_for("/held", 1, STEP).await;
-    stage.hub.wait_for_log("endpoint sent Retry-After, subscription held", STEP).await;
+    stage.hub.metric_above("hub_subscriptions_held", &[], 0.0, STEP).await;
     stage.publish("acme", &held).await;
     // The other subscription of the same name is not held.
     let others = ids("others", 3);

@@ -26,6 +26,7 @@ const KEPT_APART: [(&str, &[&str]); 9] = [
             "$KV.hub-subscriptions.crm",
             "$JS.API.STREAM.MSG.GET.KV_hub-tokens",
             "hub.redrive.due.organization.1",
+            "hub.redrive.held.crm",
         ],
     ),
     (
@@ -251,6 +252,16 @@ impl Stage {
         })
         .await;
 
+        // A hold is stored by the worker, and read and ended by operators.
+        eventually(STEP, "the hold is shown", async || {
+            let shown = self.operator.cli_json(&["subscription", "show", "busy", "--circuits"]).await;
+            if shown[0]["hold"]["status"] == 503 { Ok(()) } else { Err(shown) }
+        })
+        .await;
+        let resumed = self.operator.cli_ok(&["subscription", "resume", "busy"]).await;
+        assert!(resumed.contains("hold ended"), "{resumed}");
+        api.post("/v1/subscriptions/busy/resume", &json!({})).await.expect(200);
+
         self.operator.cli_ok(&["domain", "pause", "user-lifecycle", "--for", "1h"]).await;
         let before = self.receiver.count("/crm");
         acknowledged(&producer, "hub.events.user.created", &[]).await;
@@ -282,7 +293,7 @@ impl Stage {
             "hub.redrive.due.user-lifecycle.1",
             "hub.rejected.malformed",
             "hub.attempts.user-lifecycle.crm",
-            "hub.holds.crm",
+            "hub.redrive.held.crm",
             "hub.members.00000000000000ab",
             "hub.published.evt_1",
             "$JS.API.STREAM.DELETE.HUB_EVENTS",
