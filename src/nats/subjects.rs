@@ -1,14 +1,14 @@
 //! Builds and parses every subject, stream name and bucket name of the hub.
 
+mod lanes;
+
 use crate::domain::access::TokenId;
 use crate::domain::allotment::MemberId;
 use crate::domain::bulk_job::BulkJobId;
-use crate::domain::strict_order::PARTITIONS;
 use crate::domain::subscription::SubscriptionRef;
 use crate::domain::token::{safe_token, tenant_token};
 
-/// The lane that every subscription starts in.
-pub const SHARED_LANE: &str = "shared";
+pub use lanes::*;
 
 /// The subject, stream and bucket names of one hub. All begin with the prefix (setting `nats.prefix`, `hub` by
 /// default), streams in upper case.
@@ -370,53 +370,6 @@ impl SubjectNames {
 /// `user-lifecycle` → `USER_LIFECYCLE`
 pub fn stream_token(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_")
-}
-
-/// The name of a lane's durable, for example `lane-shared`.
-pub fn lane_consumer(lane: &str) -> String {
-    format!("lane-{lane}")
-}
-
-/// The lane of a durable's name.
-pub fn lane_of_consumer(consumer: &str) -> Option<&str> {
-    consumer.strip_prefix("lane-")
-}
-
-/// The name of a subscription's own lane.
-pub fn own_lane(subscription: &str) -> String {
-    format!("own-{subscription}")
-}
-
-pub fn subscription_of_own_lane(lane: &str) -> Option<&str> {
-    lane.strip_prefix("own-")
-}
-
-/// The name of a lane of a strict order, of which a subscription has one for each partition. The name shows that the
-/// durable has one message in flight.
-pub fn strict_lane(partition: u8, subscription: &str) -> String {
-    format!("strict-{partition}-{subscription}")
-}
-
-/// Whether a lane belongs to a strict order.
-pub fn is_strict_lane(lane: &str) -> bool {
-    subscription_of_strict_lane(lane).is_some()
-}
-
-fn subscription_of_strict_lane(lane: &str) -> Option<&str> {
-    let (partition, subscription) = lane.strip_prefix("strict-")?.split_once('-')?;
-    let number: u8 = partition.parse().ok()?;
-    (number < PARTITIONS && number.to_string() == partition).then_some(subscription)
-}
-
-/// The token of the subscription of an own lane or of a strict order's lane.
-pub fn subscription_of_lane(lane: &str) -> Option<&str> {
-    subscription_of_own_lane(lane).or_else(|| subscription_of_strict_lane(lane))
-}
-
-/// Whether a worker reads the lane: the shared lane, or a lane of a subscription. Another publisher may write to any
-/// other one.
-pub fn is_lane(lane: &str) -> bool {
-    lane == SHARED_LANE || subscription_of_lane(lane).and_then(SubscriptionRef::from_token).is_some()
 }
 
 #[cfg(test)]

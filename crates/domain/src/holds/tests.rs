@@ -59,7 +59,7 @@ fn what_the_broker_has_is_what_others_stored_or_this_process_did() {
     holds.asked(&here, at(5_000), 429, 3, at(0));
     holds.heard(&there, Hold { since: at(0), until: at(9_000), status: 503, revision: 3 }, at(0));
     let stored = |holds: &Holds, now| holds.all_stored(at(now)).cloned().collect::<Vec<_>>();
-    assert_eq!(stored(&holds, 1), [there.clone()]);
+    assert_eq!(stored(&holds, 1), std::slice::from_ref(&there));
     holds.stored(&here);
     assert_eq!(stored(&holds, 1).len(), 2);
     assert_eq!(stored(&holds, 6_000), [there]);
