@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::Cause;
+use super::limited::{About, limited};
 use crate::domain::subscription::SubscriptionRef;
 use crate::domain::words::rounded;
 
@@ -22,14 +23,10 @@ impl SubscriptionHeld<'_> {
     pub fn emit(self) {
         let Self { subscription, domain, status, wait, until } = self;
         let (tenant, subscription) = (subscription.tenant(), subscription.id());
-        tracing::info!(
-            domain,
-            tenant,
-            subscription,
-            status,
-            wait = %rounded(wait),
-            until,
-            "endpoint sent Retry-After, subscription held"
+        limited!(
+            INFO "endpoint sent Retry-After, subscription held",
+            About::domain(domain).of_parts(tenant, subscription);
+            domain, tenant, subscription, status, wait = %rounded(wait), until
         );
     }
 }
@@ -66,7 +63,10 @@ impl HoldEnded<'_> {
     pub fn emit(self) {
         let Self { subscription, because } = self;
         let (tenant, subscription) = (subscription.tenant(), subscription.id());
-        tracing::info!(tenant, subscription, reason = because.text(), "hold ended");
+        limited!(
+            INFO "hold ended", About::default().of_parts(tenant, subscription);
+            tenant, subscription, reason = because.text()
+        );
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Cause;
+use super::limited::{About, limited};
 use crate::domain::words::rounded;
 
 /// An event came again whose fan-out this process has committed, and is acknowledged again.
@@ -25,7 +26,7 @@ pub struct LeftoverRemoved {
 impl LeftoverRemoved {
     pub fn emit(self) {
         let Self { sequence } = self;
-        tracing::warn!(sequence, "processed event was still in its stream, removing it");
+        limited!(WARN "processed event was still in its stream, removing it", About::default(); sequence);
     }
 }
 
@@ -37,7 +38,7 @@ pub struct LeftoverFannedOut {
 impl LeftoverFannedOut {
     pub fn emit(self) {
         let Self { sequence } = self;
-        tracing::warn!(sequence, "event was passed over by its consumer, processing it");
+        limited!(WARN "event was passed over by its consumer, processing it", About::default(); sequence);
     }
 }
 
@@ -50,6 +51,9 @@ pub struct LeftoversNotHandled<'a> {
 impl LeftoversNotHandled<'_> {
     pub fn emit(self) {
         let Self { error, retry_in } = self;
-        tracing::warn!(%error, retry_in = %rounded(retry_in), "leftover events not handled, will retry");
+        limited!(
+            WARN "leftover events not handled, will retry", About::default().cause(error);
+            %error, retry_in = %rounded(retry_in)
+        );
     }
 }

@@ -254,13 +254,14 @@ impl Delivery {
             return Health { finish: attempt.outcome.finish(), hold: None, evidence: Evidence::None };
         }
         let decision = settle.decide(&attempt.outcome, known, statuses);
-        settle.settle(message, envelope, decision, Tried::once(attempt), known).await;
+        let hold = self.inner.hold(attempt, statuses);
+        let tried = Tried::once(attempt).holding(hold.map(|hold| hold.wait));
+        settle.settle(message, envelope, decision, tried, known).await;
         if let Way::Probe(probe) = way
             && sign == Sign::Works
         {
             probe.worked().await;
         }
-        let hold = self.inner.hold(attempt, statuses);
         let evidence = match sign {
             Sign::Works => Evidence::Works,
             Sign::Fails => Evidence::Fails { envelope: (*envelope.id).into(), error: attempt.error_text() },

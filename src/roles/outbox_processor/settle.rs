@@ -1,6 +1,7 @@
 //! Carries out what an attempt's outcome means.
 
 pub(super) mod strict;
+mod tried;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -9,11 +10,12 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+pub(super) use tried::Tried;
+
 use super::log::DeliveryLog;
 use super::remembered::{Remembered, Settlement};
 use super::tries::Tries;
-use crate::domain::attempt::Attempt;
-use crate::domain::attempt_record::{AttemptRecord, ErrorKind, Settled};
+use crate::domain::attempt_record::{AttemptRecord, Settled};
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::dead_letter_room::retry_after;
 use crate::domain::deliveries::Deliveries;
@@ -50,47 +52,6 @@ pub(super) struct Settle {
     log: DeliveryLog,
     tries: Arc<Tries>,
     remembered: Arc<Remembered>,
-}
-
-/// The attempt, for the records.
-pub(super) struct Tried<'a> {
-    tried: bool,
-    /// Whose fault a failed attempt is, and its kind.
-    failure: Option<(Fault, &'static str)>,
-    status: Option<u16>,
-    error: String,
-    latency: Duration,
-    answer: Option<&'a str>,
-    kind: Option<ErrorKind>,
-    fault: Option<Fault>,
-}
-
-impl<'a> Tried<'a> {
-    pub(super) fn once(attempt: &'a Attempt) -> Self {
-        Self {
-            tried: true,
-            failure: attempt.outcome.kind().map(|kind| (attempt.outcome.fault(), kind)),
-            status: attempt.outcome.status(),
-            error: attempt.error_text(),
-            latency: attempt.latency,
-            answer: attempt.answer_excerpt.as_deref(),
-            kind: ErrorKind::of(&attempt.outcome),
-            fault: ErrorKind::of(&attempt.outcome).map(|_| attempt.outcome.fault()),
-        }
-    }
-
-    pub(super) fn not_at_all(why: &str) -> Self {
-        Self {
-            tried: false,
-            failure: None,
-            status: None,
-            error: why.to_owned(),
-            latency: Duration::ZERO,
-            answer: None,
-            kind: None,
-            fault: None,
-        }
-    }
 }
 
 impl Settle {
@@ -202,7 +163,7 @@ impl Settle {
                     retry_in: after,
                 }
                 .emit(&self.metrics);
-                return self.log.retry(&message.acker, after).await;
+                return self.log.retry(&message.acker, tried.at_the_broker(after)).await;
             }
             Decision::DeadLetter { reason: Reason::Exhausted, fault } => {
                 let stored = self.keep_last_words(envelope, attempts, fault, &tried).await;

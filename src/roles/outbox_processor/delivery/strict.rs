@@ -63,8 +63,9 @@ impl Delivery {
     ) -> Health {
         let settle = &self.inner.settle;
         let decision = settle.decide_in_order(&attempt.outcome, known, statuses);
-        settle.settle_in(Some(turn), message, envelope, decision, Tried::once(attempt), known).await;
         let hold = self.inner.hold(attempt, statuses);
+        let tried = Tried::once(attempt).holding(hold.map(|hold| hold.wait));
+        settle.settle_in(Some(turn), message, envelope, decision, tried, known).await;
         Health { finish: attempt.outcome.finish(), hold, evidence: Evidence::None }
     }
 }
