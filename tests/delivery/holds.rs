@@ -97,11 +97,11 @@ async fn a_hold_is_shown_and_ended_by_a_process_that_delivers_nothing() {
     assert!(table.contains("HELD UNTIL") && table.contains("503 with Retry-After"), "{table}");
     assert_eq!(receiver.count("/held"), tried);
 
-    // Resumed by the API, in a process without a worker. The server keeps the envelope that got the answer.
+    // Resumed by the API, in a process without a worker. The envelope that got the answer comes with the others.
     receiver.set("/held", Behaviour::ok());
     let resumed = manager.post("/v1/subscriptions/held/resume", &Value::Null).await;
     assert_eq!((&resumed.expect(200)["state"], resumed.header("hub-hold-ended")), (&json!("active"), "true"));
-    receiver.wait_accepted("/held", 40, STEP).await;
+    receiver.wait_accepted("/held", 41, STEP).await;
     all_hold(&[&worker], 0.0).await;
     let list = manager.get("/v1/subscriptions/held/circuits").await.expect(200);
     assert!(holds(&list["circuits"]).iter().all(|hold| hold.is_null()), "{list}");
@@ -251,4 +251,29 @@ async fn a_changed_subscription_is_tried_before_the_end_of_its_hold() {
     hubs[0].cli_ok(&["subscription", "apply", "-f", &file.to_string_lossy()]).await;
     receiver.wait_accepted("/other", events.len(), STEP).await;
     assert_eq!(receiver.count("/held"), tried);
+}
+
+#[tokio::test]
+async fn a_strict_order_goes_on_after_a_resume() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    receiver.set("/held", Behaviour::retry_after(503, 3_600));
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::patient(), &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    let mut strict = subscription("held", &["user.>"], &receiver.url("/held"));
+    strict["delivery"]["ordering"] = json!("strict");
+    client.subscribe([strict]).await;
+    let events = ids("event", 5);
+    for id in &events {
+        client.publish("user.created", id).await;
+    }
+    all_hold(&[&hub], 1.0).await;
+    receiver.set("/held", Behaviour::ok());
+    let tried = receiver.count("/held");
+    hub.cli_ok(&["subscription", "resume", "held"]).await;
+    receiver.wait_accepted("/held", events.len(), STEP).await;
+    let arrived: Vec<Value> =
+        receiver.received("/held")[tried..].iter().map(|one| one.json()["id"].clone()).collect();
+    assert_eq!(json!(arrived), json!(events), "the order holds");
 }
