@@ -39,7 +39,10 @@ enum Log {
 
 async fn goes_on_and_ends_in_good_order(log: Log) {
     let broker = TestBroker::start().await;
-    let mut hub = Hub::configured(&broker.url(), &TestSettings::default());
+    // Each rejected event has its line.
+    let settings =
+        TestSettings::default().with(|settings| settings.log.repeat_interval = Some(Duration::ZERO));
+    let mut hub = Hub::configured(&broker.url(), &settings);
     let mut command = hub.command();
     let mut reader: Option<PipeReader> = None;
     match log {
