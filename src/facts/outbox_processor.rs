@@ -160,7 +160,7 @@ pub struct OwnLaneOpened<'a> {
 impl OwnLaneOpened<'_> {
     pub fn emit(self) {
         let Self { stream, lane } = self;
-        tracing::info!(stream, lane, "reading a subscription's own lane");
+        limited!(INFO "reading a subscription's own lane", About::detail(stream); stream, lane);
     }
 }
 
@@ -173,7 +173,7 @@ pub struct OwnLaneRemoved<'a> {
 impl OwnLaneRemoved<'_> {
     pub fn emit(self) {
         let Self { stream, lane } = self;
-        tracing::info!(stream, lane, "own lane empty, removed");
+        limited!(INFO "own lane empty, removed", About::detail(stream); stream, lane);
     }
 }
 

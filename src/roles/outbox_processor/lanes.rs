@@ -125,7 +125,7 @@ pub(super) struct Lanes {
     stop: CancellationToken,
     ready: ReadyFlag,
     started: Instant,
-    /// The worker has opened a lane.
+    /// The worker has opened a lane, or places became free.
     opened: Arc<Notify>,
 }
 
@@ -245,14 +245,23 @@ impl Lanes {
             Look::Early => None,
         };
         own.last_read.retain(|known, _| lanes.contains(&known.as_str()));
+        let owners: Vec<Option<SubscriptionRef>> = lanes
+            .iter()
+            .map(|lane| subscription_of_lane(lane).and_then(SubscriptionRef::from_token))
+            .collect();
         let states: Vec<Lane<'_>> = lanes
             .iter()
-            .map(|name| {
+            .zip(&owners)
+            .map(|(name, owner)| {
                 let open = own.open.get(*name);
                 Lane {
                     name,
-                    // Of a lane without a reader it is not known.
-                    is_empty: open.is_some_and(|open| open.idle.is_idle()),
+                    tenant: owner.as_ref().map_or("", SubscriptionRef::tenant),
+                    is_empty: match (open, infos.as_ref().and_then(|infos| infos.get(*name))) {
+                        (Some(open), _) => open.idle.is_idle(),
+                        (None, Some(info)) => info.num_pending + info.num_ack_pending == 0,
+                        (None, None) => false,
+                    },
                     reading_since: open.map(|open| open.since),
                     last_read: own.last_read.get(*name).copied(),
                 }
@@ -263,15 +272,17 @@ impl Lanes {
             OwnLaneOpened { stream: &self.stream, lane }.emit();
             own.open.insert(lane.to_owned(), self.open(lane));
         }
-        for lane in plan.close {
-            if let Some(open) = own.open.get(lane) {
+        let Some(infos) = infos else { return Ok(()) };
+        // Turns end in the rounds only, so that none is short.
+        for lane in &plan.close {
+            if let Some(open) = own.open.get(*lane) {
                 open.stop.cancel();
             }
         }
-        match infos {
-            Some(infos) => self.remove_idle(own, &infos, &lanes).await,
-            None => Ok(()),
+        if !plan.close.is_empty() {
+            self.opened.notify_one();
         }
+        self.remove_idle(own, &infos, &lanes).await
     }
 
     fn open(&self, lane: &str) -> Own {
