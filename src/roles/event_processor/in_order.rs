@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
 use super::CONSUMER;
@@ -22,6 +23,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const LOOK_AGAIN_AFTER_ERROR: Duration = Duration::from_secs(1);
 /// An event that waits for longer returns to the stream, before the server delivers it to another process.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(8);
+/// Lanes that are created at once.
+const LANES_AT_ONCE: usize = 64;
 /// Messages that are looked up before the next pause. A long backlog is settled faster than it is looked through.
 const MOST_LOOKED_UP: usize = 64;
 
@@ -209,9 +212,15 @@ impl InOrder {
             .collect();
         missing.sort_unstable();
         missing.dedup();
-        for lane in missing {
-            self.js.ensure_lane(&self.parameters, &self.name, &lane).await?;
-            self.lanes.insert(lane, Instant::now());
+        // The events of other subscriptions wait for this.
+        let (js, parameters, domain) = (&self.js, &self.parameters, &self.name);
+        let made = missing.into_iter().map(|lane| async move {
+            js.ensure_lane(parameters, domain, &lane).await?;
+            Ok::<String, NatsError>(lane)
+        });
+        let mut made = futures_util::stream::iter(made).buffer_unordered(LANES_AT_ONCE);
+        while let Some(lane) = made.next().await {
+            self.lanes.insert(lane?, Instant::now());
         }
         Ok(())
     }
