@@ -5,12 +5,18 @@ use super::Cause;
 /// The registry is missing or was replaced.
 pub struct RegistryLost<'a> {
     pub error: Cause<'a>,
+    /// Its recorded id is damaged. A process at work goes on with the bucket that it knows.
+    pub only_its_id: bool,
 }
 
 impl RegistryLost<'_> {
     pub fn emit(self) {
-        let Self { error } = self;
-        tracing::error!(%error, "the subscription registry is lost, events wait");
+        let Self { error, only_its_id } = self;
+        if only_its_id {
+            tracing::error!(%error, "the recorded id of the subscription registry is damaged");
+        } else {
+            tracing::error!(%error, "the subscription registry is lost, events wait");
+        }
     }
 }
 

@@ -94,7 +94,8 @@ impl Report {
         let loss = Some(std::mem::discriminant(error));
         if self.registry != loss {
             self.readiness.note(NOTES[0], Some(error.to_string()));
-            RegistryLost { error }.emit();
+            let only_its_id = matches!(error, NatsError::RegistryIdDamaged { .. });
+            RegistryLost { error, only_its_id }.emit();
             self.registry = loss;
         }
         self.registry_ready.set(false);
