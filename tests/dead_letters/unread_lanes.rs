@@ -15,7 +15,8 @@ const MADE_UP: usize = 300;
 
 /// A hub with the subscription `crm`, and the body of one of its envelopes.
 async fn hub_with_envelope(broker: &TestBroker, receiver: &Receiver) -> (Hub, TestClient, Value) {
-    let mut hub = Hub::serve(&broker.url(), &TestSettings::quick(), &[]);
+    let settings = TestSettings::quick().with(|settings| settings.log.repeat_interval = Some(Duration::ZERO));
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
     hub.ready().await;
     let client = TestClient::connect(&broker.url()).await;
     client.subscribe([subscription("crm", &["member.>"], &receiver.url("/crm"))]).await;

@@ -113,8 +113,10 @@ async fn an_endpoint_that_keeps_failing_is_paused_at_the_broker_and_gets_everyth
     })
     .await;
     assert!(client.dead_letters("policy-client").await.is_empty(), "no attempt was used up");
+    // Few besides the probes, of which a slow machine sees more.
     let requests = receiver.count("/broken");
-    assert!(requests < 40, "{requests} requests to an endpoint that fails");
+    let probes = count(&hub, OPEN_AGAIN);
+    assert!(requests < 36 + probes, "{requests} requests to an endpoint that fails, {probes} failed probes");
     assert_eq!(hub.metric("hub_deliveries_total", &["outcome=\"exhausted\""]).await, 0.0);
 
     receiver.set("/broken", Behaviour::ok());

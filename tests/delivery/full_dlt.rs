@@ -335,7 +335,9 @@ async fn a_dead_letter_stream_without_an_answer_delays_others_for_a_short_time_o
 /// A postponed redrive is a new dead letter, for which there is no room. It must not take the place of other requests.
 #[tokio::test]
 async fn a_redrive_that_is_postponed_without_room_gets_a_new_time() {
-    let settings = TestSettings::patient().with_redrives([Duration::from_secs(10); 3]);
+    let settings = TestSettings::patient()
+        .with_redrives([Duration::from_secs(10); 3])
+        .with(|settings| settings.log.repeat_interval = Some(Duration::ZERO));
     let stage = Stage::over_quota(&settings).await;
     let (open, gate) = Behaviour::gate();
     stage.receiver.set("/stuck", gate);
