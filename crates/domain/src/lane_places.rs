@@ -120,36 +120,37 @@ mod tests {
 
     use super::*;
 
-    /// Rounds of listings, a second apart, over lanes of which some are empty. Returns the round in which each lane was
-    /// read first.
-    fn rounds(names: &[String], empty: &[bool], places: usize, rounds: u64) -> HashMap<String, u64> {
+    /// Rounds of listings, a second apart, over lanes with their tenants, of which some are empty. Returns the number of
+    /// rounds in which each lane was read.
+    fn rounds(lanes: &[(String, &str, bool)], places: usize, rounds: u64) -> HashMap<String, u64> {
         let (mut reading, mut last_read) = (HashMap::<String, Duration>::new(), HashMap::new());
-        let mut first = HashMap::new();
+        let mut count = HashMap::new();
         for round in 0..rounds {
             let now = Duration::from_secs(round);
-            let lanes: Vec<Lane<'_>> = names
+            let states: Vec<Lane<'_>> = lanes
                 .iter()
-                .zip(empty)
-                .map(|(name, is_empty)| Lane {
+                .map(|(name, tenant, is_empty)| Lane {
                     name,
-                    tenant: "acme",
+                    tenant,
                     is_empty: *is_empty,
                     reading_since: reading.get(name).copied(),
                     last_read: last_read.get(name).copied(),
                 })
                 .collect();
-            let plan = plan(&lanes, places);
+            let plan = plan(&states, places);
             for name in plan.close {
                 reading.remove(name).expect("it is read");
                 last_read.insert(name.to_owned(), now);
             }
             for name in plan.open {
                 assert!(reading.insert(name.to_owned(), now).is_none());
-                first.entry(name.to_owned()).or_insert(round);
             }
             assert!(reading.len() <= places);
+            for name in reading.keys() {
+                *count.entry(name.clone()).or_insert(0) += 1;
+            }
         }
-        first
+        count
     }
 
     proptest! {
@@ -158,12 +159,14 @@ mod tests {
             places in 1..20usize,
             empty in proptest::collection::vec(any::<bool>(), 1..100),
         ) {
-            let names: Vec<String> = (0..empty.len()).map(|number| format!("own-{number}")).collect();
+            let lanes: Vec<(String, &str, bool)> = (0..).zip(&empty)
+                .map(|(number, is_empty)| (format!("own-{number}"), "acme", *is_empty))
+                .collect();
             let full = empty.iter().filter(|is_empty| !**is_empty).count();
             let enough = 2 * (full.div_ceil(places) as u64 + 1);
-            let first = rounds(&names, &empty, places, enough);
-            for (name, is_empty) in names.iter().zip(&empty) {
-                prop_assert_eq!(first.contains_key(name), !is_empty, "{}", name);
+            let count = rounds(&lanes, places, enough);
+            for (name, _, is_empty) in &lanes {
+                prop_assert_eq!(count.contains_key(name), !is_empty, "{}", name);
             }
         }
     }
@@ -190,39 +193,6 @@ mod tests {
         assert_eq!(plan(&lanes, 4), Plan { open: vec!["waits-longer", "waits"], close: vec![] });
     }
 
-    /// Rounds in which each reader keeps its place, until nothing changes or for this many rounds. Returns the number of
-    /// rounds in which each lane was read.
-    fn read_rounds(lanes: &[(String, &str)], places: usize, rounds: u64) -> HashMap<String, u64> {
-        let (mut reading, mut last_read) = (HashMap::<String, Duration>::new(), HashMap::new());
-        let mut count = HashMap::new();
-        for round in 0..rounds {
-            let now = Duration::from_secs(round);
-            let states: Vec<Lane<'_>> = lanes
-                .iter()
-                .map(|(name, tenant)| Lane {
-                    name,
-                    tenant,
-                    is_empty: false,
-                    reading_since: reading.get(name).copied(),
-                    last_read: last_read.get(name).copied(),
-                })
-                .collect();
-            let plan = plan(&states, places);
-            for name in plan.close {
-                reading.remove(name).expect("it is read");
-                last_read.insert(name.to_owned(), now);
-            }
-            for name in plan.open {
-                assert!(reading.insert(name.to_owned(), now).is_none());
-            }
-            assert!(reading.len() <= places);
-            for name in reading.keys() {
-                *count.entry(name.clone()).or_insert(0) += 1;
-            }
-        }
-        count
-    }
-
     proptest! {
         #[test]
         fn a_tenant_with_few_lanes_keeps_its_readers_beside_one_with_many(
@@ -233,12 +203,12 @@ mod tests {
         ) {
             let few = few.min(places / 2);
             let of = |tenant: &'static str, number: usize| {
-                (0..number).map(move |at| (format!("own-{tenant}-{at}"), tenant)).collect::<Vec<_>>()
+                (0..number).map(move |at| (format!("own-{tenant}-{at}"), tenant, false)).collect::<Vec<_>>()
             };
             let mut lanes = of("evil", many);
             if first { lanes.splice(0..0, of("good", few)); } else { lanes.extend(of("good", few)); }
-            let count = read_rounds(&lanes, places, 40);
-            for (name, tenant) in &lanes {
+            let count = rounds(&lanes, places, 40);
+            for (name, tenant, _) in &lanes {
                 if *tenant == "good" {
                     prop_assert!(count[name] >= 37, "{} {:?}", name, count[name]);
                 }
@@ -248,9 +218,9 @@ mod tests {
         #[test]
         fn with_more_tenants_than_places_each_has_its_turn(places in 1..8usize, more in 1..20usize) {
             let tenants: Vec<String> = (0..places + more).map(|number| format!("tenant-{number}")).collect();
-            let lanes: Vec<(String, &str)> =
-                tenants.iter().map(|tenant| (format!("own-{tenant}"), tenant.as_str())).collect();
-            let count = read_rounds(&lanes, places, 80);
+            let lanes: Vec<(String, &str, bool)> =
+                tenants.iter().map(|tenant| (format!("own-{tenant}"), tenant.as_str(), false)).collect();
+            let count = rounds(&lanes, places, 80);
             prop_assert_eq!(count.len(), lanes.len());
         }
     }
