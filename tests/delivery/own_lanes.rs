@@ -12,11 +12,13 @@ const STEP: Duration = Duration::from_secs(60);
 const OUTBOX: &str = "HUB_OUTBOX_POLICY_CLIENT";
 const DOMAIN: &str = "domain=\"policy-client\"";
 
+const QUEUE: usize = 16;
+
 /// So few permits that the queue of a hanging subscriber is soon full.
 fn settings() -> TestSettings {
     TestSettings::patient().with(|settings| {
         settings.delivery.held = Some(128);
-        settings.delivery.queue_per_subscription = Some(16);
+        settings.delivery.queue_per_subscription = Some(QUEUE);
     })
 }
 
@@ -28,13 +30,28 @@ async fn lanes(client: &TestClient, subscription: &str) -> BTreeMap<String, u64>
     subjects.into_iter().map(|(subject, count)| (lane(&subject), count)).collect()
 }
 
-/// Publishes until new envelopes go straight to the own lane; returns the ids.
-async fn publish_until_direct(client: &TestClient, hubs: &[&Hub]) -> Vec<String> {
+/// Publishes parts that fit into the queue of the other subscription, and waits until it has each: of it, nothing is moved.
+async fn publish_in_parts(client: &TestClient, well: &Receiver, events: &mut Vec<String>, more: &[String]) {
+    for part in more.chunks(QUEUE) {
+        client.publish_all("policy.updated", part).await;
+        events.extend_from_slice(part);
+        well.wait_accepted("/well", events.len(), STEP).await;
+    }
+}
+
+/// Publishes until new envelopes go straight to the own lane; returns the ids. `well`: the receiver of another
+/// subscription, if there is one; nothing of it goes to a lane of its own.
+async fn publish_until_direct(client: &TestClient, hubs: &[&Hub], well: Option<&Receiver>) -> Vec<String> {
     let mut all = Vec::new();
     eventually(STEP, "the fan-out writes to the own lane", async || {
         let more = ids(&format!("fill-{}", all.len()), 64);
-        client.publish_all("policy.updated", &more).await;
-        all.extend(more);
+        match well {
+            Some(well) => publish_in_parts(client, well, &mut all, &more).await,
+            None => {
+                client.publish_all("policy.updated", &more).await;
+                all.extend(more);
+            }
+        }
         let mut direct = 0.0;
         for hub in hubs {
             direct += hub.metric("hub_envelopes_to_own_lanes_total", &[DOMAIN]).await;
@@ -79,15 +96,12 @@ async fn a_stuck_subscription_costs_the_shared_lane_nothing_and_returns() {
     let (open, gate) = Behaviour::gate();
     receiver.set("/stuck", gate);
 
-    let mut events = publish_until_direct(&client, &[&hub]).await;
+    let mut events = publish_until_direct(&client, &[&hub], Some(&receiver)).await;
     receiver.wait_accepted("/well", events.len(), STEP).await;
     // From now on nothing of it passes through the shared lane, so nothing is moved.
     let shared = lanes(&client, "stuck").await.get("shared").copied().unwrap_or(0);
     let spilled = hub.metric("hub_envelopes_spilled_total", &[DOMAIN]).await;
-    let direct = ids("direct", 300);
-    client.publish_all("policy.updated", &direct).await;
-    events.extend(direct);
-    receiver.wait_accepted("/well", events.len(), STEP).await;
+    publish_in_parts(&client, &receiver, &mut events, &ids("direct", 300)).await;
     let now = lanes(&client, "stuck").await;
     assert!(now.get("shared").copied().unwrap_or(0) <= shared, "{now:?}, {shared} in the shared lane before");
     let moved = hub.metric("hub_envelopes_spilled_total", &[DOMAIN]).await - spilled;
@@ -122,7 +136,7 @@ async fn restarts_and_a_second_replica_lose_and_double_nothing_of_a_lane() {
         .await;
     let (open, gate) = Behaviour::gate();
     receiver.set("/stuck", gate);
-    let mut events = publish_until_direct(&client, &[&fan_out[0], &fan_out[1]]).await;
+    let mut events = publish_until_direct(&client, &[&fan_out[0], &fan_out[1]], Some(&receiver)).await;
 
     // New processes find the lane, and both write to it.
     let more = ids("restarted", 1_000);
@@ -171,7 +185,7 @@ async fn an_envelope_in_a_lane_that_was_just_removed_is_delivered() {
     client.subscribe([patient("stuck", &["policy.>"], &receiver.url("/stuck"))]).await;
     let (open, gate) = Behaviour::gate();
     receiver.set("/stuck", gate);
-    let events = publish_until_direct(&client, &[&hub]).await;
+    let events = publish_until_direct(&client, &[&hub], None).await;
     open.send_replace(true);
     receiver.wait_accepted("/stuck", events.len(), STEP).await;
     // The subscription is removed, and its idle lane with it, sooner than others.
@@ -206,7 +220,7 @@ async fn a_new_lane_is_announced() {
     client.subscribe([patient("stuck", &["policy.>"], &receiver.url("/stuck"))]).await;
     let (open, gate) = Behaviour::gate();
     receiver.set("/stuck", gate);
-    let events = publish_until_direct(&client, &[&hub]).await;
+    let events = publish_until_direct(&client, &[&hub], None).await;
     tokio::time::timeout(STEP, new_lanes.created()).await.expect("an advisory");
     open.send_replace(true);
     receiver.wait_accepted("/stuck", events.len(), STEP).await;
