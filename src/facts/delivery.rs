@@ -161,7 +161,8 @@ impl EnvelopePublishedAgain<'_> {
         let domain = &*metrics.domain;
         limited!(
             INFO "envelope published again, deliveries without an attempt are not counted",
-            About::domain(domain).of_parts(tenant, subscription);
+            // An outage concerns all subscriptions of a domain at once.
+            About::domain(domain);
             domain, tenant, subscription, envelope, attempts, untried
         );
     }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response, Uri, http};
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector, capture_connection};
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::legacy::{Client as Pool, Error};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
@@ -84,11 +84,10 @@ impl Client {
 
     /// Sends a request, and returns as soon as the head of the answer is complete. Follows no redirect and sends nothing
     /// twice.
-    pub(super) async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<HttpResponse, RequestError> {
-        let connection = capture_connection(&mut request);
+    pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> Result<HttpResponse, RequestError> {
         self.pool.request(request).await.map_err(|error| {
             let mut extras = http::Extensions::new();
-            if let Some(connected) = connection.connection_metadata().as_ref() {
+            if let Some(connected) = error.connect_info() {
                 connected.get_extras(&mut extras);
             }
             let status = extras.get::<SeenStatus>().and_then(SeenStatus::get);

@@ -5,7 +5,6 @@ use std::io;
 use std::sync::Arc;
 
 use hyper::header::InvalidHeaderValue;
-use hyper::http::uri::InvalidUri;
 use hyper_util::client::legacy::Error as ClientError;
 
 use super::address_guard::{AddressRefused, Unresolved};
@@ -41,8 +40,6 @@ pub(super) enum InvalidRequest {
     EnvelopeId(#[source] InvalidHeaderValue),
     #[error("the credential is not a valid header value")]
     Credential(#[source] InvalidHeaderValue),
-    #[error("the URL is not valid in a request")]
-    Url(#[from] InvalidUri),
     #[error(transparent)]
     Tls(#[from] TlsError),
 }

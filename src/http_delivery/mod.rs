@@ -27,7 +27,6 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderVa
 use hyper::{Method, Request, StatusCode, Uri};
 use secrecy::ExposeSecret;
 use tokio::time::timeout_at;
-use url::{Position, Url};
 
 pub(crate) use crate::domain::address::AddressPolicy;
 pub(crate) use crate::domain::attempt::Attempt;
@@ -221,7 +220,7 @@ impl Inner {
             return Ok((self.send(target, headers, body).await?, None));
         };
 
-        let token = self.tokens.get(self, client).await?;
+        let token = Box::pin(self.tokens.get(self, client)).await?;
         headers.insert(AUTHORIZATION, token.header.clone());
         capture(&headers, &body);
         let response = self.send(target, headers, body).await?;
@@ -230,8 +229,8 @@ impl Inner {
         }
         // The token was revoked, has expired, or lacks a scope that was granted later: retry once with a new one.
         self.tokens.invalidate(client, &token);
-        response::discard(response, self.config.response_limit).await;
-        let token: Arc<Token> = self.tokens.get(self, client).await?;
+        Box::pin(response::discard(response, self.config.response_limit)).await;
+        let token: Arc<Token> = Box::pin(self.tokens.get(self, client)).await?;
         let (mut headers, body) = prepare(target, envelope, attempt, self.clock.now())?;
         headers.insert(AUTHORIZATION, token.header.clone());
         capture(&headers, &body);
@@ -244,7 +243,7 @@ impl Inner {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<client::HttpResponse, DeliveryError> {
-        let request = request(&target.url, headers, body)?;
+        let request = request(target.uri.clone(), headers, body);
         Ok(self.client_of(&target.client, target.tls.as_ref())?.send(request).await?)
     }
 
@@ -309,13 +308,12 @@ fn prepare(
 }
 
 /// Builds a `POST` request.
-fn request(url: &Url, headers: HeaderMap, body: Bytes) -> Result<Request<Full<Bytes>>, InvalidRequest> {
-    let uri = Uri::try_from(&url[..Position::AfterQuery])?;
+fn request(uri: Uri, headers: HeaderMap, body: Bytes) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = uri;
     *request.headers_mut() = headers;
-    Ok(request)
+    request
 }
 
 #[cfg(test)]

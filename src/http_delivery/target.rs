@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use hyper::Uri;
 use hyper::header::{
     ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName,
     HeaderValue, InvalidHeaderName, InvalidHeaderValue, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, USER_AGENT,
 };
+use hyper::http::uri::InvalidUri;
 use secrecy::{ExposeSecret, SecretString};
-use url::{Host, Url, form_urlencoded};
+use url::{Host, Position, Url, form_urlencoded};
 
 use super::clients::{self, ClientKey};
 use super::signature::Signer;
@@ -31,6 +33,7 @@ pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent"
 
 const AGENT: &str = concat!("integration-hub/", env!("CARGO_PKG_VERSION"));
 const STRUCTURED: &str = "application/cloudevents+json; charset=UTF-8";
+const TOKEN_URL: &str = "delivery.auth.token_url";
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Headers of the connection (RFC 9110 section 7.6.1), which a subscription cannot set.
@@ -66,6 +69,8 @@ pub enum TargetError {
     Sealed { field: String, source: SecretNotOpened },
     #[error("{0}: the URL must have the scheme http or https, and a host")]
     Url(&'static str),
+    #[error("{field}: the URL is not valid in a request")]
+    Uri { field: &'static str, source: InvalidUri },
     #[error("delivery.signing: the secret is not a valid whsec_ or whsk_ secret")]
     Signing,
     #[error("delivery.headers: {name:?} is not a valid header name")]
@@ -91,7 +96,8 @@ impl From<TargetError> for Failure {
 /// Where and how the envelopes of one subscription are sent. Holds opened credentials; `Debug` shows none. Takes two to
 /// three kilobytes.
 pub struct Target {
-    pub(super) url: Url,
+    /// The URL, with the query parameter of an API key.
+    pub(super) uri: Uri,
     /// The address, if the URL's host is one.
     pub(super) literal: Option<IpAddr>,
     pub(super) headers: HeaderMap,
@@ -143,9 +149,10 @@ impl Target {
             }
             None => None,
         };
+        let mut url = delivery.url.clone();
         let mut target = Self {
             literal: literal("delivery.url", &delivery.url)?,
-            url: delivery.url.clone(),
+            uri: Uri::default(),
             headers: headers(delivery, signing.is_some())?,
             content_mode: delivery.content_mode,
             timeout: delivery.timeout,
@@ -175,7 +182,7 @@ impl Target {
                 let key = open(key)?;
                 match query {
                     Some(name) => {
-                        target.url.query_pairs_mut().append_pair(name, key.expose_secret());
+                        url.query_pairs_mut().append_pair(name, key.expose_secret());
                         // Both forms of a space, `+` and `%20`.
                         let encoded: String =
                             form_urlencoded::byte_serialize(key.expose_secret().as_bytes()).collect();
@@ -223,7 +230,7 @@ impl Target {
                 let client_secret = open(client_secret)?;
                 target.oauth2 = Some(Oauth2Client::new(
                     subscription,
-                    (token_url.clone(), literal("delivery.auth.token_url", token_url)?),
+                    (token_url, uri(TOKEN_URL, token_url)?, literal(TOKEN_URL, token_url)?),
                     client_id,
                     &client_secret,
                     (scopes, audience.as_deref()),
@@ -233,6 +240,7 @@ impl Target {
                 target.secrets.push(client_secret);
             }
         }
+        target.uri = uri("delivery.url", &url)?;
         Ok(target)
     }
 }
@@ -240,7 +248,7 @@ impl Target {
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the headers or the query, which may hold a credential.
-        f.debug_struct("Target").field("host", &self.url.host_str()).finish_non_exhaustive()
+        f.debug_struct("Target").field("host", &self.uri.host()).finish_non_exhaustive()
     }
 }
 
@@ -293,6 +301,11 @@ fn literal(field: &'static str, url: &Url) -> Result<Option<IpAddr>, TargetError
         Some(Host::Domain(_)) => Ok(None),
         None => Err(TargetError::Url(field)),
     }
+}
+
+/// The URL as it is sent, without a fragment.
+fn uri(field: &'static str, url: &Url) -> Result<Uri, TargetError> {
+    Uri::try_from(&url[..Position::AfterQuery]).map_err(|source| TargetError::Uri { field, source })
 }
 
 /// A header value that `Debug` and [`SentRequest`](super::SentRequest) hide.

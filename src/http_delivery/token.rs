@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use hyper::Uri;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
@@ -53,7 +54,7 @@ pub(super) enum TokenError {
 /// The OAuth2 part of a target: the request to its token endpoint.
 pub(super) struct Oauth2Client {
     key: TokenKey,
-    url: Url,
+    uri: Uri,
     literal: Option<IpAddr>,
     /// `Basic …`, for `client_secret_basic`.
     authorization: Option<SecretString>,
@@ -93,7 +94,7 @@ struct Slot {
 impl Oauth2Client {
     pub(super) fn new(
         subscription: &Identity,
-        (url, literal): (Url, Option<IpAddr>),
+        (url, uri, literal): (&Url, Uri, Option<IpAddr>),
         client_id: &str,
         client_secret: &SecretString,
         (scopes, audience): (&[String], Option<&str>),
@@ -145,7 +146,7 @@ impl Oauth2Client {
         digest.update([u8::from(token_type == TokenType::Bearer)]);
         Self {
             key: digest.finalize().into(),
-            url,
+            uri,
             literal,
             authorization,
             form,
@@ -263,7 +264,7 @@ async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, DeliveryE
         let value = sensitive(authorization.expose_secret()).map_err(InvalidRequest::Credential)?;
         headers.insert(AUTHORIZATION, value);
     }
-    let request = super::request(&client.url, headers, client.form.expose_secret().to_owned().into())?;
+    let request = super::request(client.uri.clone(), headers, client.form.expose_secret().to_owned().into());
     let asked = Instant::now();
     let sent = http.client_of(&client.http, client.tls.as_ref())?.send(request).await;
     let response = sent.map_err(|error| TokenError::Request(error.error))?;

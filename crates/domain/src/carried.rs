@@ -20,6 +20,11 @@ pub struct Carried {
 }
 
 impl Carried {
+    /// Whether a header may be one of them.
+    pub fn is_header(name: &str) -> bool {
+        name.as_bytes().get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"Hub-"))
+    }
+
     /// Reads the headers. `header` returns the value of a header by name.
     pub fn read<'a>(header: impl Fn(&str) -> Option<&'a str>) -> Self {
         let count = |name: &str| header(name).and_then(|text| text.parse().ok()).unwrap_or(0);

@@ -10,6 +10,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+
 /// A stored message. The time distinguishes messages of a stream that was created again, or that lost its last messages,
 /// and so uses sequences twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,12 +47,12 @@ pub fn is_repeated(first_at: i128, at: i128, window: Duration) -> bool {
     at.saturating_sub(first_at).saturating_abs() < window
 }
 
-/// Remembers one value per key (a [`Stored`] message or an envelope), in two generations: at least the last `most` keys unless they are older than
-/// `time`, and at most twice as many for twice as long.
+/// Remembers one value per key (a [`Stored`] message or the number of an envelope), in two generations: at least the
+/// last `most` keys unless they are older than `time`, and at most twice as many for twice as long.
 #[derive(Debug)]
 pub struct Lately<K, V> {
-    newer: HashMap<K, V>,
-    older: HashMap<K, V>,
+    newer: HashMap<K, V, RandomState>,
+    older: HashMap<K, V, RandomState>,
     since: Duration,
     most: usize,
     time: Duration,
@@ -58,7 +60,13 @@ pub struct Lately<K, V> {
 
 impl<K: Eq + Hash, V: Copy> Lately<K, V> {
     pub fn new(most: usize, time: Duration) -> Self {
-        Self { newer: HashMap::new(), older: HashMap::new(), since: Duration::ZERO, most: most.max(1), time }
+        Self {
+            newer: HashMap::default(),
+            older: HashMap::default(),
+            since: Duration::ZERO,
+            most: most.max(1),
+            time,
+        }
     }
 
     pub fn remember(&mut self, key: K, value: V, now: Duration) {

@@ -1,9 +1,10 @@
 //! One attempt, from the message to its settlement.
 
+mod destination;
 mod strict;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::Subscriptions;
@@ -25,22 +26,17 @@ use crate::domain::index::IndexEntry;
 use crate::domain::outcome::{Decision, Failure, Fault, Reason, disables};
 use crate::domain::producer_outbox::ExternalMessage;
 use crate::domain::status::Statuses;
-use crate::domain::subscription::{self, BrokerDelivery, Identity, SubscriptionState};
+use crate::domain::subscription::{BrokerDelivery, Identity, SubscriptionState};
 use crate::domain::words::{rounded, span};
-use crate::facts::{DisablingElsewhere, LookUpFailed};
+use crate::facts::DisablingElsewhere;
 use crate::http_delivery::{EnvelopeView, HttpDelivery, OpenSecret, Target};
-use crate::nats::{Delivered, JetStream, NatsError, Registry};
+use crate::nats::{Delivered, JetStream};
 use crate::panics::{self, Panicked};
 use crate::sinks::OutgoingMessage;
 use strict::Place;
 
 /// Delay before an envelope that caused a panic is delivered again.
 const PANIC_RETRY: Duration = Duration::from_secs(5);
-/// First pause between look-ups of a subscription that fail; it doubles each time.
-const LOOK_UP_AGAIN: Duration = Duration::from_secs(1);
-const LONGEST_LOOK_UP_PAUSE: Duration = Duration::from_secs(15);
-/// Most prepared targets; above that, all are prepared again.
-const MOST_TARGETS: usize = 10_000;
 
 /// A delivery that has ended, for the worker.
 pub(super) struct Finished {
@@ -161,65 +157,87 @@ impl Delivery {
         let envelope = match Envelope::read(&message.payload) {
             Ok(envelope) => envelope,
             Err(error) => {
-                self.undecodable(message, &format!("the envelope cannot be read: {error}")).await;
+                let detail = format!("the envelope cannot be read: {error}");
+                Box::pin(self.undecodable(message, &detail)).await;
                 return Health::UNTRIED;
             }
         };
-        if inner.settle.is_resolved(message, &envelope).await {
+        // What happens rarely is boxed: otherwise each delivery's task would have room for it.
+        if message.carried().dead_letter.is_some()
+            && Box::pin(inner.settle.is_resolved(message, &envelope)).await
+        {
             inner.settle.redriven_is_resolved(&envelope);
             inner.settle.tries().forget(message);
             message.acker.ack().await;
             return Health::UNTRIED;
         }
         if inner.settle.is_repeated(message, &envelope) {
-            self.settle_again(message, Settlement::Delivered).await;
+            Box::pin(self.settle_again(message, Settlement::Delivered)).await;
             return Health::UNTRIED;
         }
         let Some(identity) = envelope.identity() else {
-            self.undecodable(message, "the envelope names no subscription").await;
+            Box::pin(self.undecodable(message, "the envelope names no subscription")).await;
             return Health::UNTRIED;
         };
         let subscription = &identity.subscription;
-        let mut known = inner.settle.tries().look_up(message).await;
-        let turn = match self.place(message, &envelope, &identity).await {
-            Place::Free => None,
-            Place::InOrder(turn) => Some(turn),
-            Place::Settled => return Health::UNTRIED,
+        let mut known = match inner.settle.tries().known_here(message) {
+            Some(known) => known,
+            None => Box::pin(inner.settle.tries().look_up(message)).await,
+        };
+        let turn = if inner.settle.is_in_strict_lane(message) {
+            match Box::pin(self.place(message, &envelope, &identity)).await {
+                Place::InOrder(turn) => Some(turn),
+                Place::Settled => return Health::UNTRIED,
+            }
+        } else {
+            None
         };
         if let Some(letter) = turn.as_ref().and_then(|turn| turn.letter) {
             known = known.replayed(letter.attempts);
         }
         let turn = turn.as_ref();
-        if let Some(why) = inner.expired(message, &identity) {
+        let entry = inner.entry(&identity);
+        if let Some(why) = inner.expired(message, || entry.clone()) {
             let decision = Decision::DeadLetter { reason: Reason::Expired, fault: Fault::Subscriber };
-            inner.settle.settle_in(turn, message, &envelope, decision, Tried::not_at_all(&why), &known).await;
+            let tried = Tried::not_at_all(&why);
+            Box::pin(inner.settle.settle_in(turn, message, &envelope, decision, tried, &known)).await;
             return Health::UNTRIED;
         }
-        let destination = match &inner.subscriptions {
-            Subscriptions::Registry(registry) => inner.known_destination(registry, &identity).await,
-            Subscriptions::InEnvelopes => inner.destination_of_envelope(&identity, &envelope),
+        let destination = match entry {
+            Some(entry) if entry.subscription.state == SubscriptionState::Active => {
+                inner.destination_of(&identity, &entry)
+            }
+            _ => match &inner.subscriptions {
+                Subscriptions::Registry(registry) => {
+                    Box::pin(inner.known_destination(registry, &identity)).await
+                }
+                Subscriptions::InEnvelopes => inner.destination_of_envelope(&identity, &envelope),
+            },
         };
         let prepared = match destination {
             Destination::Deliver(prepared) => prepared,
             Destination::DeadLetter(reason, text) => {
                 let decision = Decision::DeadLetter { reason, fault: Fault::Subscriber };
                 let tried = Tried::not_at_all(&text);
-                inner.settle.settle_in(turn, message, &envelope, decision, tried, &known).await;
+                Box::pin(inner.settle.settle_in(turn, message, &envelope, decision, tried, &known)).await;
                 return Health::UNTRIED;
             }
         };
-        if turn.is_none() && inner.settle.goes_back(message, &envelope, &known).await {
+        if turn.is_none() && inner.settle.goes_back(&known) {
+            Box::pin(inner.settle.publish_again(message, &envelope, &known)).await;
             return Health::UNTRIED;
         }
         let attempt = match prepared.receiver {
             Ok(Receiver::Endpoint(target)) => inner.to_endpoint(message, &envelope, &target, &known).await,
-            Ok(Receiver::Broker(delivery)) => inner.to_broker(&envelope, &delivery).await,
+            Ok(Receiver::Broker(delivery)) => Box::pin(inner.to_broker(&envelope, &delivery)).await,
             Err(failure) => Attempt::failed(failure),
         };
         if disables(&attempt.outcome, &prepared.statuses) {
             let reason = format!("the endpoint answered {}", attempt.outcome.error_text());
             match prepared.from {
-                PreparedFrom::Revision(revision) => disable(&inner.js, subscription, revision, &reason).await,
+                PreparedFrom::Revision(revision) => {
+                    Box::pin(disable(&inner.js, subscription, revision, &reason)).await;
+                }
                 PreparedFrom::Json(_) => DisablingElsewhere { subscription, reason: &reason }.emit(),
             }
         }
@@ -243,14 +261,14 @@ impl Delivery {
         let settle = &self.inner.settle;
         let sign = sign(&attempt.outcome, statuses);
         if let Way::InOrder(turn) = way {
-            return self.settle_in_order(message, envelope, attempt, statuses, known, turn).await;
+            return Box::pin(self.settle_in_order(message, envelope, attempt, statuses, known, turn)).await;
         }
         if let Way::Probe(probe) = way
             && sign == Sign::Fails
         {
-            let next = probe.failed(&attempt.error_text()).await;
+            let next = Box::pin(probe.failed(&attempt.error_text())).await;
             settle.probe_failed(message, envelope, &Tried::once(attempt), known, next);
-            probe.put_back(message, next, settle.tries(), known, settle.remembered()).await;
+            Box::pin(probe.put_back(message, next, settle.tries(), known, settle.remembered())).await;
             return Health { finish: attempt.outcome.finish(), hold: None, evidence: Evidence::None };
         }
         let decision = settle.decide(&attempt.outcome, known, statuses);
@@ -260,7 +278,7 @@ impl Delivery {
         if let Way::Probe(probe) = way
             && sign == Sign::Works
         {
-            probe.worked().await;
+            Box::pin(probe.worked()).await;
         }
         let evidence = match sign {
             Sign::Works => Evidence::Works,
@@ -277,7 +295,7 @@ impl Delivery {
 
     /// Whether a message has waited for too long: [`Self::deliver`] then dead-letters it without an attempt.
     pub(super) fn is_expired(&self, message: &Delivered, subscription: &Identity) -> bool {
-        self.inner.expired(message, subscription).is_some()
+        self.inner.expired(message, || self.inner.entry(subscription)).is_some()
     }
 
     /// Dead-letters a message that is not a readable envelope.
@@ -327,38 +345,28 @@ impl Inner {
         }
     }
 
-    /// Why a message is expired; `None` if it is not.
-    fn expired(&self, message: &Delivered, id: &Identity) -> Option<String> {
+    /// The subscription in this incarnation, as the index has it.
+    fn entry(&self, id: &Identity) -> Option<Arc<IndexEntry>> {
+        let Subscriptions::Registry(registry) = &self.subscriptions else { return None };
+        let index = registry.read();
+        index.get(&id.subscription).filter(|one| one.subscription.incarnation == id.incarnation).cloned()
+    }
+
+    /// Why a message is expired; `None` if it is not. `entry`: of its subscription in the index.
+    fn expired(
+        &self,
+        message: &Delivered,
+        entry: impl FnOnce() -> Option<Arc<IndexEntry>>,
+    ) -> Option<String> {
         let age = self.expiry.age(message)?;
         let own = match &self.subscriptions {
-            Subscriptions::Registry(registry) => {
-                let index = registry.read();
-                let entry =
-                    index.get(&id.subscription).filter(|one| one.subscription.incarnation == id.incarnation);
-                entry.and_then(|entry| entry.backlog()?.age)
-            }
+            Subscriptions::Registry(_) => entry().and_then(|entry| entry.backlog()?.age),
             Subscriptions::InEnvelopes => {
                 Envelope::read(&message.payload).ok().and_then(|envelope| envelope.max_age())
             }
         };
         let most = self.expiry.limit(own).filter(|most| age > *most)?;
         Some(format!("it waited for {}; the limit is {} (max_age)", rounded(age), span(most)))
-    }
-
-    /// Looks the subscription up until the registry answers: a failed look-up uses up no attempt. The worker sends
-    /// heartbeats for the message meanwhile, and aborts this when it stops.
-    async fn known_destination(&self, registry: &Registry, id: &Identity) -> Destination {
-        let mut pause = LOOK_UP_AGAIN;
-        loop {
-            match self.destination(registry, id).await {
-                Ok(destination) => return destination,
-                Err(error) => {
-                    LookUpFailed { error: &error, subscription: &id.subscription, retry_in: pause }.emit();
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_LOOK_UP_PAUSE);
-                }
-            }
-        }
     }
 
     async fn to_endpoint(
@@ -392,94 +400,5 @@ impl Inner {
             headers: message.headers,
         };
         self.transports.brokers.attempt(&delivery.broker, &outgoing, delivery.timeout).await
-    }
-
-    /// The endpoint as the registry has it now, so that a corrected URL or a new credential applies to the envelopes
-    /// that wait. A subscription that was created again under the same name gets nothing of the one before. If the
-    /// index lacks the subscription, or has it as paused or in another incarnation, the bucket is read to be sure.
-    async fn destination(&self, registry: &Registry, id: &Identity) -> Result<Destination, NatsError> {
-        let known = registry.read().get(&id.subscription).cloned();
-        let removed = |why: &str| Ok(Destination::DeadLetter(Reason::Removed, why.to_owned()));
-        let entry = match known {
-            Some(entry)
-                if entry.subscription.state == SubscriptionState::Active
-                    && entry.subscription.incarnation == id.incarnation =>
-            {
-                entry
-            }
-            _ => match self.js.subscription(&id.subscription).await? {
-                None => return removed("the subscription was removed"),
-                Some(stored) if stored.subscription.incarnation != id.incarnation => {
-                    return removed("the subscription was removed; another one has its id now");
-                }
-                Some(stored) if stored.subscription.state == SubscriptionState::Paused => {
-                    return Ok(Destination::DeadLetter(
-                        Reason::Paused,
-                        "the subscription is paused".to_owned(),
-                    ));
-                }
-                Some(stored) if stored.subscription.state == SubscriptionState::Disabled => {
-                    let why = stored.subscription.disabled_reason.as_deref().unwrap_or("no reason is kept");
-                    let text = format!("the subscription is disabled: {why}");
-                    return Ok(Destination::DeadLetter(Reason::Disabled, text));
-                }
-                Some(stored) => match IndexEntry::new(stored.subscription, stored.revision) {
-                    Ok(entry) => Arc::new(entry),
-                    Err(_) => {
-                        return Ok(Destination::Deliver(Prepared::failed(PreparedFrom::Revision(
-                            stored.revision,
-                        ))));
-                    }
-                },
-            },
-        };
-        Ok(Destination::Deliver(self.prepared(id, PreparedFrom::Revision(entry.revision), || {
-            entry.to_subscription().map(|subscription| subscription.delivery).ok()
-        })))
-    }
-
-    /// The endpoint as the resolver returned it at the fan-out.
-    fn destination_of_envelope(&self, id: &Identity, envelope: &Envelope<'_>) -> Destination {
-        let Some(delivery) = envelope.delivery else {
-            let text = "the event and the subscription's delivery do not fit into one message (the server's max_payload); \
-                        make the delivery smaller (headers, tls), then publish the event again";
-            return Destination::DeadLetter(Reason::TooLarge, text.to_owned());
-        };
-        let json = delivery.get();
-        Destination::Deliver(
-            self.prepared(id, PreparedFrom::Json(json.into()), || serde_json::from_str(json).ok()),
-        )
-    }
-
-    fn prepared(
-        &self,
-        id: &Identity,
-        from: PreparedFrom,
-        delivery: impl FnOnce() -> Option<subscription::Delivery>,
-    ) -> Prepared {
-        let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(prepared) = targets.get(id)
-            && prepared.from == from
-        {
-            return prepared.clone();
-        }
-        if targets.len() >= MOST_TARGETS {
-            targets.clear();
-        }
-        let prepared = match delivery() {
-            Some(subscription::Delivery::Endpoint(endpoint)) => Prepared {
-                from,
-                receiver: Target::prepare(id, &endpoint, &*self.opener)
-                    .map(|to| Receiver::Endpoint(to.into()))
-                    .map_err(Failure::from),
-                statuses: Arc::new(endpoint.statuses),
-            },
-            Some(subscription::Delivery::Broker(broker)) => {
-                Prepared { from, receiver: Ok(Receiver::Broker(broker.into())), statuses: Arc::default() }
-            }
-            None => Prepared::failed(from),
-        };
-        targets.insert(id.clone(), prepared.clone());
-        prepared
     }
 }

@@ -4,8 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use crate::domain::lately::{Lately, Stored, is_repeated, number_of_envelope};
 use crate::domain::outcome::Reason;
 use crate::nats::{Answers, Delivered};
@@ -34,7 +32,9 @@ pub(super) struct Remembered {
     delivered: Mutex<Lately<u128, i128>>,
     /// The outbox's duplicate window.
     window: Duration,
-    started: Instant,
+    /// Milliseconds since the start of the worker, which sets it: three looks at the clock for each delivery would cost as
+    /// much as the look-ups.
+    now: AtomicU64,
     /// The acknowledgements, which are sent again after a reconnect.
     pub(super) answers: Answers,
 }
@@ -48,9 +48,18 @@ impl Remembered {
             highest: AtomicU64::new(0),
             delivered,
             window,
-            started: Instant::now(),
+            now: AtomicU64::new(0),
             answers: Answers::default(),
         }
+    }
+
+    /// Takes note of the time since the start of the worker.
+    pub(super) fn pass(&self, now: Duration) {
+        self.now.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_millis(self.now.load(Ordering::Relaxed))
     }
 
     /// An envelope was delivered.
@@ -58,7 +67,7 @@ impl Remembered {
         self.remember(message, Settlement::Delivered);
         if let Some(number) = number_of_envelope(envelope) {
             let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
-            delivered.remember(number, message.stored_at_nanos, self.started.elapsed());
+            delivered.remember(number, message.stored_at_nanos, self.now());
         }
     }
 
@@ -68,7 +77,7 @@ impl Remembered {
         let Some(number) = number_of_envelope(envelope) else { return false };
         let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
         delivered
-            .of(&number, self.started.elapsed())
+            .of(&number, self.now())
             .is_some_and(|first| is_repeated(first, message.stored_at_nanos, self.window))
     }
 
@@ -89,7 +98,7 @@ impl Remembered {
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Lately<Stored, Settlement>, Duration) -> T) -> T {
-        work(&mut self.lately.lock().unwrap_or_else(PoisonError::into_inner), self.started.elapsed())
+        work(&mut self.lately.lock().unwrap_or_else(PoisonError::into_inner), self.now())
     }
 }
 

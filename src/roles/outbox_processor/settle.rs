@@ -95,17 +95,18 @@ impl Settle {
         decide(outcome, attempt, &self.policy, statuses, rand::random::<f64>())
     }
 
-    /// Publishes an envelope again that the broker will not deliver again although attempts are left. Returns false if
-    /// that does not apply.
-    pub(super) async fn goes_back(
+    /// Whether the broker will not deliver an envelope again although attempts are left.
+    pub(super) fn goes_back(&self, known: &Deliveries) -> bool {
+        known.goes_back(self.policy.max_deliver)
+    }
+
+    /// Publishes an envelope again that [goes back](Self::goes_back).
+    pub(super) async fn publish_again(
         &self,
         message: &Delivered,
         envelope: &Envelope<'_>,
         known: &Deliveries,
-    ) -> bool {
-        if !known.goes_back(self.policy.max_deliver) {
-            return false;
-        }
+    ) {
         let counts = known.moved();
         let copy = self.tries.copy(message, counts, message.subject.clone());
         match self.js.publish_each(std::slice::from_ref(&copy)).await {
@@ -125,7 +126,6 @@ impl Settle {
                 message.acker.nak(Some(RETRY_DELAY)).await;
             }
         }
-        true
     }
 
     /// How long the whole subscription is held.
@@ -147,6 +147,19 @@ impl Settle {
         if decision == Decision::Ack {
             return self.delivered(message, envelope).await;
         }
+        Box::pin(self.not_delivered(message, envelope, decision, tried, known)).await;
+    }
+
+    async fn not_delivered(
+        &self,
+        message: &Delivered,
+        envelope: &Envelope<'_>,
+        decision: Decision,
+        tried: Tried<'_>,
+        known: &Deliveries,
+    ) {
+        let made = u32::from(tried.tried);
+        let attempts = known.attempts().saturating_add(made);
         // Before the message is handed back: its next delivery may follow at once.
         self.tries.keep(message, known.tried().saturating_add(made));
         let (reason, fault) = match decision {
@@ -317,7 +330,7 @@ impl Settle {
 
     async fn acknowledge(&self, message: &Delivered, envelope: &str) {
         if let Some(sequence) = message.carried().dead_letter {
-            match self.js.resolve_dead_letter(&self.domain, sequence, Some(envelope)).await {
+            match Box::pin(self.js.resolve_dead_letter(&self.domain, sequence, Some(envelope))).await {
                 Ok(()) => {
                     DeadLetterResolved { envelope }.emit(&self.metrics);
                 }
@@ -334,7 +347,7 @@ impl Settle {
         }
         self.tries.forget(message);
         if self.acknowledged.fetch_add(1, Ordering::Relaxed) % CONFIRM_EVERY == CONFIRM_EVERY - 1 {
-            self.remembered.answers.ack_and_confirm(&message.acker, self.ack_wait / 4).await;
+            Box::pin(self.remembered.answers.ack_and_confirm(&message.acker, self.ack_wait / 4)).await;
         } else {
             self.remembered.answers.ack(&message.acker).await;
         }

@@ -59,6 +59,13 @@ impl Tries {
         Deliveries::new(message.carried(), message.deliveries, self.remembered(message).tried)
     }
 
+    /// What this process remembers, if it lacks no delivery.
+    pub(super) fn known_here(&self, message: &Delivered) -> Option<Deliveries> {
+        let known = self.remembered(message);
+        let lacks_none = message.deliveries.saturating_sub(1) <= known.delivery;
+        lacks_none.then(|| Deliveries::new(message.carried(), message.deliveries, known.tried))
+    }
+
     /// What this process remembers; if it lacks deliveries, also what the delivery log has.
     pub(super) async fn look_up(&self, message: &Delivered) -> Deliveries {
         let known = self.remembered(message);

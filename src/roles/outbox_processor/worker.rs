@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -77,9 +78,9 @@ pub(super) struct Running {
     pub(super) pool: FairShare<Held>,
     pub(super) circuits: Circuits,
     /// Deliveries in progress, by sequence in the outbox.
-    in_flight: HashMap<u64, Acker>,
+    in_flight: HashMap<u64, Acker, RandomState>,
     /// Envelopes that wait, by sequence in the outbox, with the number of their deliveries.
-    waiting: HashMap<u64, u32>,
+    waiting: HashMap<u64, u32, RandomState>,
     deliveries: Jobs,
     /// Moves of envelopes to own lanes, and changes of circuits.
     pub(super) spills: Jobs,
@@ -120,8 +121,8 @@ impl Worker {
                 self.sharing.sharer.clone(),
             ),
             circuits: Circuits::new(self.settings.circuit.clone()),
-            in_flight: HashMap::new(),
-            waiting: HashMap::new(),
+            in_flight: HashMap::default(),
+            waiting: HashMap::default(),
             deliveries: Jobs::new(format!("a delivery of {}", self.domain.name)),
             spills: Jobs::new(format!("the move of an envelope of {}", self.domain.name)),
             known_lanes: KnownLanes::default(),
@@ -147,6 +148,7 @@ impl Worker {
         let (mut read, mut ended) = (Vec::new(), Vec::new());
         let result = loop {
             let now = running.started.elapsed();
+            self.delivery.remembered().pass(now);
             while let Some(held) = running.pool.next(now) {
                 self.start(&mut running, held, now);
             }
@@ -378,7 +380,7 @@ impl Worker {
             let health = match panics::catch_async(delivered).await {
                 Ok(health) => health,
                 Err(panicked) => {
-                    delivery.panicked(&held.message, &panicked, max_deliver).await;
+                    Box::pin(delivery.panicked(&held.message, &panicked, max_deliver)).await;
                     Health::UNTRIED
                 }
             };

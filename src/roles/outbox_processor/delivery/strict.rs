@@ -12,8 +12,6 @@ use crate::roles::outbox_processor::Subscriptions;
 use crate::roles::outbox_processor::settle::strict::Turn;
 
 pub(super) enum Place {
-    /// It is in another lane.
-    Free,
     /// It is its turn.
     InOrder(Turn),
     /// It is settled without an attempt.
@@ -21,6 +19,7 @@ pub(super) enum Place {
 }
 
 impl Delivery {
+    /// The place of an envelope of a strict lane.
     pub(super) async fn place(
         &self,
         message: &Delivered,
@@ -28,9 +27,6 @@ impl Delivery {
         identity: &Identity,
     ) -> Place {
         let settle = &self.inner.settle;
-        if !settle.is_in_strict_lane(message) {
-            return Place::Free;
-        }
         let read = async {
             let letter = settle.stopping_letter(message, envelope).await?;
             Ok::<_, NatsError>((letter, self.inner.on_dead_letter(identity, envelope).await?))
