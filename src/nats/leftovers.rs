@@ -49,7 +49,7 @@ impl StoredMessage {
 
 impl Delivered {
     pub fn stored(&self) -> Stored {
-        Stored { sequence: self.stream_sequence, at_nanos: self.stored_at_nanos }
+        Stored::new(self.stream_sequence, self.stored_at_nanos)
     }
 }
 

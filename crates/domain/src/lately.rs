@@ -17,7 +17,15 @@ use foldhash::fast::RandomState;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Stored {
     pub sequence: u64,
-    pub at_nanos: i128,
+    /// Since 1970.
+    pub at_nanos: i64,
+}
+
+impl Stored {
+    /// `at_nanos`: nanoseconds since 1970.
+    pub fn new(sequence: u64, at_nanos: i128) -> Self {
+        Self { sequence, at_nanos: i64::try_from(at_nanos).unwrap_or(i64::MAX) }
+    }
 }
 
 /// The number in the id of an envelope, to remember it in; `None` if it is not an id that the fan-out makes.
@@ -42,9 +50,8 @@ fn hexadecimal(digits: &[u8]) -> Option<u64> {
 
 /// Whether an outbox stored two copies of an envelope of which it would have dropped one as a duplicate: within the
 /// window of each other. They may be delivered in any order. Times in nanoseconds.
-pub fn is_repeated(first_at: i128, at: i128, window: Duration) -> bool {
-    let window = i128::try_from(window.as_nanos()).unwrap_or(i128::MAX);
-    at.saturating_sub(first_at).saturating_abs() < window
+pub fn is_repeated(first_at: i64, at: i64, window: Duration) -> bool {
+    u128::from(at.abs_diff(first_at)) < window.as_nanos()
 }
 
 /// Remembers one value per key (a [`Stored`] message or the number of an envelope), in two generations: at least the
@@ -134,7 +141,7 @@ mod tests {
         let second = 1_000_000_000;
         let is = |first, at| is_repeated(first, at, MINUTE);
         assert!(is(0, 0) && is(second, 2 * second) && is(0, 59 * second) && is(59 * second, 0));
-        assert!(!is(0, 60 * second) && !is(60 * second, 0) && !is(i128::MIN, i128::MAX));
+        assert!(!is(0, 60 * second) && !is(60 * second, 0) && !is(i64::MIN, i64::MAX));
         assert!(!is_repeated(0, 0, Duration::ZERO));
     }
 

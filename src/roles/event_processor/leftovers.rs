@@ -83,7 +83,7 @@ impl Sweep {
             let Some(message) = message.filter(|message| message.sequence <= floor) else { break };
             from = message.sequence + 1;
             let Some(at_nanos) = message.stored_at_nanos() else { continue };
-            let stored = Stored { sequence: message.sequence, at_nanos };
+            let stored = Stored::new(message.sequence, at_nanos);
             match self.leftovers.found(stored, self.settled.knows(stored)) {
                 Step::Wait => {}
                 Step::Remove => self.remove(&stream, message).await,

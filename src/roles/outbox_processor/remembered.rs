@@ -1,12 +1,14 @@
 //! What this process settled lately, so that it settles a redelivery in the same way instead of sending it again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::domain::envelope::Envelope;
 use crate::domain::lately::{Lately, Stored, is_repeated, number_of_envelope};
 use crate::domain::outcome::Reason;
 use crate::nats::{Answers, Delivered};
+use crate::panics;
 
 /// Messages of one generation; there are two, of at most 2 MB together.
 const MOST: usize = 32 * 1024;
@@ -25,11 +27,12 @@ pub(super) enum Settlement {
 
 /// The messages of one domain that were settled lately.
 pub(super) struct Remembered {
+    /// Those that were not delivered, or whose envelope has no number.
     lately: Mutex<Lately<Stored, Settlement>>,
     /// The highest sequence among these: what the stream stored later is not looked up.
     highest: AtomicU64,
-    /// When the outbox stored the envelopes that were delivered.
-    delivered: Mutex<Lately<u128, i128>>,
+    /// The messages with which envelopes were delivered, by the number of the envelope.
+    delivered: Mutex<Lately<u128, Stored>>,
     /// The outbox's duplicate window.
     window: Duration,
     /// Milliseconds since the start of the worker, which sets it: three looks at the clock for each delivery would cost as
@@ -42,7 +45,7 @@ pub(super) struct Remembered {
 impl Remembered {
     pub(super) fn new(window: Duration) -> Self {
         let lately = Mutex::new(Lately::new(MOST, TIME));
-        let delivered = Mutex::new(Lately::new(MOST, window));
+        let delivered = Mutex::new(Lately::new(MOST, TIME.max(window)));
         Self {
             lately,
             highest: AtomicU64::new(0),
@@ -64,21 +67,19 @@ impl Remembered {
 
     /// An envelope was delivered.
     pub(super) fn delivered(&self, message: &Delivered, envelope: &str) {
-        self.remember(message, Settlement::Delivered);
-        if let Some(number) = number_of_envelope(envelope) {
-            let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
-            delivered.remember(number, message.stored_at_nanos, self.now());
-        }
+        let Some(number) = number_of_envelope(envelope) else {
+            return self.remember(message, Settlement::Delivered);
+        };
+        self.highest.fetch_max(message.stream_sequence, Ordering::Relaxed);
+        self.of_numbers().remember(number, stored(message), self.now());
     }
 
     /// Whether another copy of this fresh envelope was delivered, and the outbox would have dropped this one as a
     /// duplicate. A broker that restarts forgets the ids of the messages that it does not hold any more.
     pub(super) fn is_repeated(&self, message: &Delivered, envelope: &str) -> bool {
         let Some(number) = number_of_envelope(envelope) else { return false };
-        let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
-        delivered
-            .of(&number, self.now())
-            .is_some_and(|first| is_repeated(first, message.stored_at_nanos, self.window))
+        let first = self.of_numbers().of(&number, self.now());
+        first.is_some_and(|first| is_repeated(first.at_nanos, stored(message).at_nanos, self.window))
     }
 
     pub(super) fn remember(&self, message: &Delivered, settlement: Settlement) {
@@ -95,6 +96,17 @@ impl Remembered {
             return None;
         }
         self.with(|lately, now| lately.of(&stored(message), now))
+            .or_else(|| self.was_delivered(message).then_some(Settlement::Delivered))
+    }
+
+    fn was_delivered(&self, message: &Delivered) -> bool {
+        let Ok(Ok(envelope)) = panics::catch(|| Envelope::read(&message.payload)) else { return false };
+        let Some(number) = number_of_envelope(&envelope.id) else { return false };
+        self.of_numbers().of(&number, self.now()) == Some(stored(message))
+    }
+
+    fn of_numbers(&self) -> MutexGuard<'_, Lately<u128, Stored>> {
+        self.delivered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Lately<Stored, Settlement>, Duration) -> T) -> T {
@@ -103,5 +115,5 @@ impl Remembered {
 }
 
 fn stored(message: &Delivered) -> Stored {
-    Stored { sequence: message.stream_sequence, at_nanos: message.stored_at_nanos }
+    Stored::new(message.stream_sequence, message.stored_at_nanos)
 }

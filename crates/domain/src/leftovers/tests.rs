@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn stored(sequence: u64, at_nanos: i128) -> Stored {
-    Stored { sequence, at_nanos }
+    Stored::new(sequence, at_nanos)
 }
 
 fn look(leftovers: &mut Leftovers, message: Stored, settled_here: bool) -> Step {
