@@ -10,6 +10,8 @@ use crate::support::{
 };
 
 const STEP: Duration = Duration::from_secs(60);
+/// What a killed process had on its way comes after `ack_wait`.
+const REDELIVERED: Duration = Duration::from_secs(135);
 const OUTBOX: &str = "HUB_OUTBOX_POLICY_CLIENT";
 const BROKEN: &str = "lane-own-broken";
 const ORDERED: &str = "lane-strict-0-ordered";
@@ -64,7 +66,8 @@ fn sent(hubs: &[Hub], text: &str) -> usize {
 async fn an_open_circuit_and_a_strict_lane_survive_provisioning_and_restarts() {
     let broker = TestBroker::start().await;
     let receiver = Receiver::start().await;
-    let mut hubs = [0, 1].map(|_| Hub::serve(&broker.url(), &settings(3), &[]));
+    // With 20 attempts, no envelope has used up its own before the circuit opens.
+    let mut hubs = [0, 1].map(|_| Hub::serve(&broker.url(), &settings(20), &[]));
     for hub in &mut hubs {
         hub.ready().await;
     }
@@ -124,10 +127,10 @@ async fn an_open_circuit_and_a_strict_lane_survive_provisioning_and_restarts() {
     unchanged("corrected").await;
 
     // Other settings, and back: all lanes follow, and the circuit stays.
-    let other = Hub::configured(&broker.url(), &settings(4));
+    let other = Hub::configured(&broker.url(), &settings(21));
     other.cli_ok(&["provision"]).await;
     let mut followed = circuit.clone();
-    followed["max_deliver"] = json!(4);
+    followed["max_deliver"] = json!(21);
     assert_eq!(config(&broker, BROKEN).await, followed);
     assert_eq!(config(&broker, ORDERED).await, strict, "a strict lane has no limit of deliveries");
     hubs[0].cli_ok(&["provision"]).await;
@@ -167,7 +170,7 @@ async fn an_open_circuit_and_a_strict_lane_survive_provisioning_and_restarts() {
     open.send_replace(true);
     hubs[0].cli_ok(&["subscription", "resume", "broken"]).await;
     receiver.wait_accepted("/broken", 60, STEP).await;
-    receiver.wait_accepted("/ordered", 60, STEP).await;
+    receiver.wait_accepted("/ordered", 60, REDELIVERED).await;
     broker.nothing_pending_within(STEP).await;
     let closed = config(&broker, BROKEN).await;
     assert!(closed["max_ack_pending"].as_u64() > Some(1_000), "{closed}");
