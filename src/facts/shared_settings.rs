@@ -1,7 +1,7 @@
 //! The settings on which the processes of a hub must agree.
 
+use super::limited::{About, limited};
 use super::{Cause, Shown};
-use crate::domain::shared_settings::UnreadableRecord;
 
 /// The settings of this process differ from the recorded ones: it takes no work.
 pub struct SettingsDiffer<'a> {
@@ -27,17 +27,40 @@ impl SettingsUnreadable<'_> {
     }
 }
 
-/// The record of settings and registry was missing or damaged; this process, which had agreed with it, wrote it again.
+/// The records of settings and registry were missing or damaged; this process, which had agreed with them, wrote them
+/// again.
 pub struct RecordedAgain<'a> {
-    /// What was wrong with the settings; `None` if something was missing.
-    pub unreadable: Option<&'a UnreadableRecord>,
+    pub problem: &'a str,
 }
 
 impl RecordedAgain<'_> {
     pub fn emit(self) {
-        let Self { unreadable } = self;
-        let problem = unreadable.map_or_else(|| "it was incomplete".to_owned(), ToString::to_string);
-        tracing::warn!(problem, "recorded the settings and the registry of the hub again");
+        let Self { problem } = self;
+        limited!(WARN "recorded the settings and the registry of the hub again", About::detail(problem); problem);
+    }
+}
+
+/// The records are damaged, and this process may not write them. It works on.
+pub struct RecordsNotMended<'a> {
+    /// With the remedy.
+    pub damage: Cause<'a>,
+    pub error: Cause<'a>,
+}
+
+impl RecordsNotMended<'_> {
+    pub fn emit(self) {
+        let Self { damage, error } = self;
+        limited!(ERROR "records of the hub are damaged and cannot be written, will retry", About::default();
+            problem = %damage, %error);
+    }
+}
+
+/// The damaged records are right again.
+pub struct RecordsRight;
+
+impl RecordsRight {
+    pub fn emit(self) {
+        tracing::info!("records of the hub are right again");
     }
 }
 
@@ -76,17 +99,5 @@ impl DomainLeftBehind<'_> {
             envelopes,
             "a removed domain has envelopes in its outbox, add it again to deliver them"
         );
-    }
-}
-
-/// The settings of this process could not be recorded in the events stream, which was created again.
-pub struct SettingsNotRecorded<'a> {
-    pub error: Cause<'a>,
-}
-
-impl SettingsNotRecorded<'_> {
-    pub fn emit(self) {
-        let Self { error } = self;
-        tracing::warn!(%error, "shared settings not recorded, will retry");
     }
 }

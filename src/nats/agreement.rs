@@ -3,7 +3,8 @@
 //! long as the events.
 //!
 //! The registry's bucket carries an id (its creation time when it was recorded). If the bucket is missing, or is not the
-//! recorded one, nobody may conclude from its contents that a subscription does not exist.
+//! recorded one, nobody may conclude from its contents that a subscription does not exist. `agreement` in the core decides
+//! what a look at these records means.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -11,13 +12,15 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 
 use super::clock::ServerClock;
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::stream_api::StreamInfo;
+use crate::domain::agreement::{
+    Bucket, Decision, KnownRegistry, Look, RegistryState, SettingsRecord, is_known, is_registry_id,
+};
 use crate::domain::shared_settings::{
     Difference, RecordedBy, RecordedSettings, SharedSettings, UnreadableRecord, in_one_line,
 };
@@ -35,8 +38,8 @@ pub(super) struct SharedState {
     settings: OnceLock<SharedSettings>,
     /// True while this process may take work.
     open: watch::Sender<bool>,
-    /// The recorded id of the registry, as this process last read it.
-    registry: Mutex<Option<String>>,
+    /// The registry, as this process last found it.
+    registry: Mutex<Option<KnownRegistry>>,
     /// Who had recorded the settings when they agreed last.
     recorded_by: Mutex<Option<RecordedBy>>,
     /// The shortest `ack_wait` of the consumers that this process reads, by stream.
@@ -73,12 +76,10 @@ impl SharedState {
 
     /// Whether a bucket is the registry, as far as this process knows.
     fn is_registry(&self, bucket: &StreamInfo) -> bool {
-        self.registry()
-            .as_deref()
-            .is_none_or(|id| RegistryState::of_bucket(id, bucket) == RegistryState::Present)
+        self.registry().as_ref().is_none_or(|known| is_known(&as_bucket(bucket), known))
     }
 
-    fn registry(&self) -> MutexGuard<'_, Option<String>> {
+    fn registry(&self) -> MutexGuard<'_, Option<KnownRegistry>> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -125,6 +126,64 @@ pub enum Agreement {
     Differs(Vec<Difference>),
 }
 
+/// What a look at the records of the hub has found.
+#[derive(Debug)]
+pub struct Looked {
+    /// Why the registry cannot be used.
+    pub registry: Option<NatsError>,
+    pub agreement: Agreement,
+    pub(super) decision: Decision,
+    pub(super) events: Option<StreamInfo>,
+    pub(super) bucket: Option<StreamInfo>,
+}
+
+/// Records that are missing or damaged, although this process knows them.
+#[derive(Debug)]
+pub struct Damage {
+    pub problem: String,
+    /// Nobody else can know that the bucket is the registry.
+    accept: bool,
+}
+
+impl Damage {
+    /// The error of a process that cannot record them again.
+    pub fn error(&self) -> NatsError {
+        NatsError::RecordsDamaged { problem: self.problem.clone(), accept: self.accept }
+    }
+}
+
+impl Looked {
+    /// Whether this process takes work and makes deleted parts again.
+    pub fn works(&self) -> bool {
+        self.decision.works
+    }
+
+    /// What this process is to record again; `None` if the records are right, or it cannot know them.
+    pub fn damage(&self) -> Option<Damage> {
+        let Decision { write_settings, write_id, write_bucket, .. } = &self.decision;
+        let mut problems = Vec::new();
+        if *write_settings {
+            problems.push(match &self.agreement {
+                Agreement::Unreadable(source) => format!("settings: {source}"),
+                _ => "the settings are missing".to_owned(),
+            });
+        }
+        let recorded = self.events.as_ref().and_then(|events| metadata(events, REGISTRY));
+        if write_id.is_some() {
+            problems.push(match recorded {
+                None => "the id of the registry is missing".to_owned(),
+                Some(id) if is_registry_id(id) => "the id is that of another registry".to_owned(),
+                Some(_) => "the id of the registry is damaged".to_owned(),
+            });
+        }
+        if write_bucket.is_some() {
+            problems.push("the bucket of the registry lacks its id".to_owned());
+        }
+        let accept = write_id.is_some() && recorded.is_some();
+        (!problems.is_empty()).then(|| Damage { problem: problems.join(", "), accept })
+    }
+}
+
 impl JetStream {
     /// The time of the server.
     pub fn now(&self) -> OffsetDateTime {
@@ -144,13 +203,16 @@ impl JetStream {
     /// Compares the settings of this process with the recorded ones, and opens or closes the gate. A connection without
     /// settings, such as that of a command, always agrees.
     pub async fn settings_agree(&self) -> Result<Agreement, NatsError> {
-        let Some(own) = self.shared().settings.get() else { return Ok(Agreement::Agreed) };
-        let recorded = match self.stream_info(&self.names().events_stream()).await {
-            Ok(events) => recorded_settings(&events),
-            Err(error) if error.is_stream_missing() => Ok(None),
-            Err(error) => return Err(error),
-        };
-        let (agreement, open) = match recorded {
+        if self.shared().settings.get().is_none() {
+            return Ok(Agreement::Agreed);
+        }
+        let events = self.find_stream(&self.names().events_stream()).await?;
+        Ok(self.compare(events.as_ref()))
+    }
+
+    fn compare(&self, events: Option<&StreamInfo>) -> Agreement {
+        let Some(own) = self.shared().settings.get() else { return Agreement::Agreed };
+        let (agreement, open) = match events.map_or(Ok(None), recorded_settings) {
             Ok(None) => (Agreement::NotRecorded, None),
             Ok(Some(recorded)) => match own.differences(&recorded.settings) {
                 differences if differences.is_empty() => {
@@ -166,7 +228,13 @@ impl JetStream {
         if let Some(open) = open {
             self.shared().open.send_if_modified(|now| std::mem::replace(now, open) != open);
         }
-        Ok(agreement)
+        agreement
+    }
+
+    /// Whether this process may make deleted streams and consumers again: not if its settings differ from the recorded
+    /// ones, because the others need other parts. Damage of the records changes nothing.
+    pub(super) async fn makes_parts(&self) -> bool {
+        self.settings_agree().await.is_ok() && self.gate().is_open()
     }
 
     /// Fails if the settings of this process differ from the recorded ones now. Called before input is set aside because
@@ -181,25 +249,29 @@ impl JetStream {
         }
     }
 
-    /// Who had recorded the settings when those of this process agreed last.
-    pub(super) fn agreed_with(&self) -> Option<RecordedBy> {
-        *self.shared().recorded_by()
-    }
-
-    /// Records settings, and the id of the registry if it is known, in the events stream. A later writer wins: each
-    /// process compares after it has written.
+    /// Records settings and the id of the registry in the events stream. A later writer wins: each process compares after
+    /// it has written.
     pub(super) async fn record(
         &self,
         settings: &SharedSettings,
         by: RecordedBy,
-        registry: Option<&str>,
+        registry: &str,
     ) -> Result<(), NatsError> {
         let stream = self.names().events_stream();
         let info = self.stream_info(&stream).await?;
-        let record = RecordedSettings { by, settings: settings.clone() };
-        let mut fields = vec![(SETTINGS, record.to_text())];
-        fields.extend(registry.map(|id| (REGISTRY, id.to_owned())));
-        self.set_metadata(&stream, &info, &fields).await
+        self.set_metadata(&stream, &info, &record_fields(settings, by, registry)).await
+    }
+
+    /// What the events stream records, as this process knows it; empty if it does not know all of it.
+    pub(super) fn known_records(&self) -> Vec<(&'static str, String)> {
+        let (settings, registry) = (self.shared().settings.get(), self.shared().registry().clone());
+        let (Some(settings), Some(registry)) = (settings, registry) else { return Vec::new() };
+        record_fields(settings, self.recorded_by(), &registry.id).into()
+    }
+
+    /// Who had recorded the settings of this process.
+    pub(super) fn recorded_by(&self) -> RecordedBy {
+        self.shared().recorded_by().unwrap_or(RecordedBy::Serve)
     }
 
     /// Sets fields of a stream's metadata; writes nothing if they have these values.
@@ -228,24 +300,64 @@ impl JetStream {
         }
     }
 
-    /// Reads which bucket is recorded as the registry, and fails if the bucket is missing or another one. Whoever concludes
+    /// Compares the bucket with what is recorded and known, and fails if it is missing or another one. Whoever concludes
     /// from the bucket that a subscription does not exist calls this first.
     pub async fn check_registry(&self) -> Result<(), NatsError> {
-        let events = self.find_stream(&self.names().events_stream()).await?;
-        let bucket = self.names().subscriptions_stream();
-        let info = self.find_stream(&bucket).await?;
-        let recorded = events.as_ref().and_then(|events| metadata(events, REGISTRY)).map(str::to_owned);
-        // If somebody removed the record, this process still knows which bucket it was.
-        let id = recorded.or_else(|| self.shared().registry().clone());
-        let state = match (&info, &id) {
-            (Some(info), Some(id)) => RegistryState::of_bucket(id, info),
-            _ => RegistryState::of(events.as_ref(), info.as_ref()),
-        };
-        if let Some(lost) = state.loss(bucket) {
-            return Err(lost);
+        let (events, bucket) = self.read_records().await?;
+        let Decision { registry, .. } = self.decide(events.as_ref(), bucket.as_ref());
+        self.take_note(&registry).map_or(Ok(()), Err)
+    }
+
+    /// Looks at the records, and opens or closes the gate.
+    pub async fn look(&self) -> Result<Looked, NatsError> {
+        let (events, bucket) = self.read_records().await?;
+        let agreement = self.compare(events.as_ref());
+        let decision = self.decide(events.as_ref(), bucket.as_ref());
+        let registry = self.take_note(&decision.registry);
+        Ok(Looked { registry, agreement, decision, events, bucket })
+    }
+
+    /// Remembers the registry if it is present; otherwise returns why it cannot be used.
+    fn take_note(&self, registry: &RegistryState) -> Option<NatsError> {
+        if let RegistryState::Present(known) = registry {
+            self.know_registry(known.clone());
         }
-        *self.shared().registry() = id;
-        Ok(())
+        loss(registry, self.names().subscriptions_stream())
+    }
+
+    pub(super) fn know_registry(&self, known: KnownRegistry) {
+        *self.shared().registry() = Some(known);
+    }
+
+    /// The events stream and the bucket of the registry, in the order that a [`Look`] requires.
+    pub(super) async fn read_records(&self) -> Result<(Option<StreamInfo>, Option<StreamInfo>), NatsError> {
+        let events = self.find_stream(&self.names().events_stream()).await?;
+        let bucket = self.find_stream(&self.names().subscriptions_stream()).await?;
+        Ok((events, bucket))
+    }
+
+    /// What follows from these records.
+    pub(super) fn decide(&self, events: Option<&StreamInfo>, bucket: Option<&StreamInfo>) -> Decision {
+        let own = self.shared().settings.get();
+        let settings = match events.map_or(Ok(None), recorded_settings) {
+            Ok(None) => SettingsRecord::Missing,
+            Ok(Some(there)) if own.is_some_and(|own| !own.differences(&there.settings).is_empty()) => {
+                SettingsRecord::Differs
+            }
+            Ok(Some(_)) => SettingsRecord::Agrees,
+            Err(newer) if newer.is_newer() => SettingsRecord::Newer,
+            Err(_) => SettingsRecord::Damaged,
+        };
+        let known = self.shared().registry().clone();
+        let look = Look {
+            has_events: events.is_some(),
+            settings,
+            id: events.and_then(|events| metadata(events, REGISTRY)),
+            bucket: bucket.map(as_bucket),
+            known: known.as_ref(),
+            at_work: own.is_some() && self.gate().is_open(),
+        };
+        look.decide()
     }
 
     /// A stream's state; `None` if it does not exist.
@@ -258,62 +370,28 @@ impl JetStream {
     }
 }
 
-/// The registry's bucket compared with what the events stream records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RegistryState {
-    /// Neither the events stream nor the bucket exists.
-    New,
-    /// The bucket exists, and is the recorded one or none is recorded.
-    Present,
-    /// The events stream exists, and the bucket does not.
-    Missing,
-    /// The bucket is not the recorded one: it was deleted and created again.
-    Replaced,
-    /// The recorded id is not one that a bucket can have.
-    Damaged,
-}
-
-impl RegistryState {
-    /// `events` must be read first: provisioning creates the bucket before the events stream.
-    pub(super) fn of(events: Option<&StreamInfo>, bucket: Option<&StreamInfo>) -> Self {
-        match (events, bucket) {
-            (None, None) => Self::New,
-            (Some(_), None) => Self::Missing,
-            (events, Some(bucket)) => {
-                let id = events.and_then(|events| metadata(events, REGISTRY));
-                id.map_or(Self::Present, |id| Self::of_bucket(id, bucket))
-            }
-        }
-    }
-
-    /// A bucket compared with the recorded id.
-    fn of_bucket(id: &str, bucket: &StreamInfo) -> Self {
-        // An empty bucket with a copied configuration has the id, but not the creation time. The recorded bucket has the
-        // creation time, whatever somebody did to its configuration.
-        let carries_id = metadata(bucket, REGISTRY) == Some(id) && bucket.state.last_seq > 0;
-        if !is_registry_id(id) {
-            Self::Damaged
-        } else if bucket.created == id || carries_id {
-            Self::Present
-        } else {
-            Self::Replaced
-        }
-    }
-
-    /// The error of a bucket in this state that is not the registry.
-    pub(super) fn loss(self, bucket: String) -> Option<NatsError> {
-        match self {
-            Self::Present => None,
-            Self::New | Self::Missing => Some(NatsError::RegistryMissing { bucket }),
-            Self::Replaced => Some(NatsError::RegistryReplaced { bucket }),
-            Self::Damaged => Some(NatsError::RegistryIdDamaged { bucket }),
-        }
+/// The error of a bucket in this state that is not the registry.
+pub(super) fn loss(state: &RegistryState, bucket: String) -> Option<NatsError> {
+    match state {
+        RegistryState::Present(_) => None,
+        RegistryState::New | RegistryState::Missing => Some(NatsError::RegistryMissing { bucket }),
+        RegistryState::Replaced => Some(NatsError::RegistryReplaced { bucket }),
+        RegistryState::Damaged => Some(NatsError::RegistryIdDamaged { bucket }),
     }
 }
 
-/// Whether a text can be the id of a registry, which is the creation time of its bucket.
-pub(super) fn is_registry_id(text: &str) -> bool {
-    text.len() <= 64 && OffsetDateTime::parse(text, &Rfc3339).is_ok()
+fn as_bucket(info: &StreamInfo) -> Bucket<'_> {
+    Bucket { created: &info.created, id: metadata(info, REGISTRY), is_empty: info.state.last_seq == 0 }
+}
+
+/// The fields by which the events stream records settings and registry.
+pub(super) fn record_fields(
+    settings: &SharedSettings,
+    by: RecordedBy,
+    registry: &str,
+) -> [(&'static str, String); 2] {
+    let record = RecordedSettings { by, settings: settings.clone() };
+    [(SETTINGS, record.to_text()), (REGISTRY, registry.to_owned())]
 }
 
 /// A field of a stream's metadata.
@@ -335,62 +413,4 @@ pub(super) fn put_metadata(config: &mut Map<String, Value>, fields: &[(&str, Str
 /// The settings that the events stream records, if any.
 pub(super) fn recorded_settings(events: &StreamInfo) -> Result<Option<RecordedSettings>, UnreadableRecord> {
     metadata(events, SETTINGS).map(RecordedSettings::read).transpose()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stream(created: &str, last_seq: u64, id: Option<&str>) -> StreamInfo {
-        let metadata = id.map_or_else(|| json!({}), |id| json!({REGISTRY: id}));
-        serde_json::from_value(json!({
-            "created": created, "config": {"metadata": metadata},
-            "state": {"messages": last_seq, "bytes": 0, "first_seq": 1, "last_seq": last_seq},
-        }))
-        .unwrap()
-    }
-
-    const T1: &str = "2027-01-15T08:00:00.123456789Z";
-    const T2: &str = "2027-01-15T09:00:00Z";
-
-    #[test]
-    fn only_the_recorded_bucket_is_the_registry() {
-        use RegistryState::{Missing, New, Present, Replaced};
-        let recorded = stream("e", 9, Some(T1));
-        let older = stream("e", 9, None);
-        let cases = [
-            (None, None, New),
-            (Some(&recorded), None, Missing),
-            (Some(&older), None, Missing),
-            (None, Some(stream(T1, 3, Some(T1))), Present),
-            (Some(&older), Some(stream(T1, 3, None)), Present),
-            (Some(&recorded), Some(stream(T1, 3, Some(T1))), Present),
-            (Some(&recorded), Some(stream(T1, 0, Some(T1))), Present),
-            // Somebody removed or damaged the metadata of the bucket.
-            (Some(&recorded), Some(stream(T1, 3, None)), Present),
-            (Some(&recorded), Some(stream(T1, 3, Some("nonsense"))), Present),
-            (Some(&recorded), Some(stream(T1, 0, Some(T2))), Present),
-            // Restored from a snapshot of the stream.
-            (Some(&recorded), Some(stream(T2, 3, Some(T1))), Present),
-            (Some(&recorded), Some(stream(T2, 0, Some(T1))), Replaced),
-            (Some(&recorded), Some(stream(T2, 0, None)), Replaced),
-            (Some(&recorded), Some(stream(T2, 5, None)), Replaced),
-            (Some(&recorded), Some(stream(T2, 5, Some(T2))), Replaced),
-        ];
-        for (events, bucket, expected) in cases {
-            assert_eq!(RegistryState::of(events, bucket.as_ref()), expected, "{events:?} {bucket:?}");
-        }
-    }
-
-    #[test]
-    fn a_damaged_id_is_no_registry_even_if_the_bucket_has_the_same() {
-        let huge = "9".repeat(100_000);
-        for id in ["", " ", "nonsense", "{}", "2027-01-15", "2027-99-15T08:00:00Z", "*", &huge] {
-            let events = stream("e", 9, Some(id));
-            for bucket in [stream(T1, 3, Some(T1)), stream(T1, 3, Some(id)), stream(T1, 0, None)] {
-                assert_eq!(RegistryState::of(Some(&events), Some(&bucket)), RegistryState::Damaged);
-            }
-            assert_eq!(RegistryState::of(Some(&events), None), RegistryState::Missing);
-        }
-    }
 }

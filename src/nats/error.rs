@@ -145,10 +145,10 @@ pub enum NatsError {
          import --create-registry --file <backup>`, or accept it as it is with `hub provision --create-registry`"
     )]
     RegistryReplaced { bucket: String },
-    /// The events stream records an id that no bucket can have.
+    /// The events stream records an id that no bucket can have, or settings without an id.
     #[error(
-        "{bucket}: the recorded id of the subscription registry (hub.registry in the metadata of the events stream) is damaged; \
-         restore the registry with `hub registry import --create-registry --file <backup>`, or accept the \
+        "{bucket}: the recorded id of the subscription registry (hub.registry in the metadata of the events stream) is damaged or \
+         was removed; restore the registry with `hub registry import --create-registry --file <backup>`, or accept the \
          bucket as it is with `hub provision --create-registry`"
     )]
     RegistryIdDamaged { bucket: String },
@@ -162,6 +162,21 @@ pub enum NatsError {
         }
     )]
     SettingsUnreadable { source: UnreadableRecord },
+    /// What this process knows is not recorded as it should be. It works on.
+    #[error(
+        "the records of the hub (hub.settings and hub.registry in the metadata of the events stream) are damaged: {problem}; {}, as a \
+         user that may change streams",
+        if *accept {
+            "check the bucket with `hub subscription list`, and accept it with `hub provision --create-registry`"
+        } else {
+            "record them again with `hub provision`"
+        }
+    )]
+    RecordsDamaged {
+        problem: String,
+        /// Nobody else can know that the bucket is the registry.
+        accept: bool,
+    },
     /// The settings of this process are not the recorded ones.
     #[error(
         "the settings of this process differ from the recorded ones ({differences}); use the same settings in every process, \

@@ -45,7 +45,7 @@ mod trace;
 
 pub use crate::domain::dead_letter_query::DeadLetterQuery;
 pub use advisory::{Advisory, AdvisoryKind};
-pub use agreement::{Agreement, WorkGate};
+pub use agreement::{Agreement, Damage, Looked, WorkGate};
 pub use answers::Answers;
 pub use byte_budget::ByteBudget;
 pub use circuits::{CircuitNotice, CircuitNotices, CircuitRecord, Trip, Tripped};

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use crate::domain::shared_settings::{Difference, SharedSettings, UnreadableRecord, in_one_line};
 use crate::facts::{
-    BucketNotRestored, BucketRestored, DomainLeftBehind, NotProvisionedYet, RecordedAgain, RegistryFound,
-    RegistryLost, SettingsAgree, SettingsDiffer, SettingsNotRecorded, SettingsReplaced, SettingsUnreadable,
+    BucketNotRestored, BucketRestored, DomainLeftBehind, NotProvisionedYet, RecordedAgain, RecordsNotMended,
+    RecordsRight, RegistryFound, RegistryLost, SettingsAgree, SettingsDiffer, SettingsReplaced,
+    SettingsUnreadable,
 };
 use crate::health::{Readiness, ReadyFlag};
 use crate::nats::definitions::StreamParameters;
-use crate::nats::provision::join::{self, Joining};
+use crate::nats::provision::join::{self, Joinable, Joining};
 use crate::nats::provision::{ProvisionError, Provisioned};
-use crate::nats::{Agreement, JetStream, NatsError};
+use crate::nats::{Agreement, Damage, JetStream, Looked, NatsError};
 
 /// How often a process compares itself with what is recorded.
 const LOOK: Duration = Duration::from_secs(2);
@@ -20,6 +21,8 @@ const LOOK: Duration = Duration::from_secs(2);
 const RETRY_AFTER: u32 = 30;
 /// The parts at `/readyz`, and the subjects of its notes.
 const NOTES: [&str; 2] = ["registry of the hub", "settings of the hub"];
+/// The subject of the warning about damaged records, with which a process works on.
+const RECORDS: &str = "records of the hub";
 
 /// Watches the agreement of a process that has joined.
 pub(super) struct Watch {
@@ -27,8 +30,31 @@ pub(super) struct Watch {
     parameters: StreamParameters,
     settings: SharedSettings,
     report: Report,
-    /// Looks until something missing is created again after a failure, which was logged.
-    retry_in: u32,
+    records: Retry,
+    buckets: Retry,
+}
+
+/// Spaces the tries of something that has failed, which was logged.
+#[derive(Default)]
+struct Retry {
+    /// Looks until the next try; 0 if the last one did not fail.
+    looks: u32,
+}
+
+impl Retry {
+    fn is_due(&mut self) -> bool {
+        self.looks = self.looks.saturating_sub(u32::from(self.looks > 1));
+        self.looks <= 1
+    }
+
+    /// True for the first failure in a row.
+    fn failed(&mut self) -> bool {
+        std::mem::replace(&mut self.looks, RETRY_AFTER) == 0
+    }
+
+    fn done(&mut self) {
+        self.looks = 0;
+    }
 }
 
 /// What prevents the process from working, at `/readyz` and in the log.
@@ -41,6 +67,8 @@ struct Report {
     unreadable: Option<UnreadableRecord>,
     /// The reported loss of the registry.
     registry: Option<std::mem::Discriminant<NatsError>>,
+    /// The reported damage of the records.
+    damage: Option<String>,
 }
 
 impl Report {
@@ -52,6 +80,7 @@ impl Report {
             differences: Vec::new(),
             unreadable: None,
             registry: None,
+            damage: None,
         }
     }
 
@@ -101,6 +130,24 @@ impl Report {
         self.registry_ready.set(false);
     }
 
+    /// The process works on, so it stays ready.
+    fn damage(&mut self, damage: &Damage, error: &NatsError) {
+        let damage = damage.error();
+        let text = damage.to_string();
+        if self.damage.as_ref() != Some(&text) {
+            RecordsNotMended { damage: &damage, error }.emit();
+            self.readiness.note(RECORDS, Some(text.clone()));
+            self.damage = Some(text);
+        }
+    }
+
+    fn no_damage(&mut self) {
+        if self.damage.take().is_some() {
+            self.readiness.note(RECORDS, None);
+            RecordsRight.emit();
+        }
+    }
+
     fn registry_found(&mut self) {
         if self.registry.take().is_some() {
             self.readiness.note(NOTES[0], None);
@@ -134,7 +181,13 @@ pub(super) async fn enter(
                 report.settings_unreadable(source);
             }
             Err(ProvisionError::Nats(error)) if error.is_registry_lost() => {
-                report.settings_agree();
+                // Both may be damaged.
+                match join::check_joining(js, &settings).await {
+                    Ok(Joinable { unreadable: Some(NatsError::SettingsUnreadable { source }), .. }) => {
+                        report.settings_unreadable(source);
+                    }
+                    _ => report.settings_agree(),
+                }
                 report.registry(&error);
             }
             // On a cluster a new stream answers only after its leader is elected.
@@ -164,7 +217,9 @@ pub(super) async fn enter(
     for (bucket, lost) in &done.lost {
         BucketRestored { bucket, lost }.emit();
     }
-    let watch = Watch { js: js.clone(), parameters: parameters.clone(), settings, report, retry_in: 0 };
+    let (js, parameters) = (js.clone(), parameters.clone());
+    let watch =
+        Watch { js, parameters, settings, report, records: Retry::default(), buckets: Retry::default() };
     Ok((done, watch))
 }
 
@@ -178,59 +233,71 @@ impl Watch {
     }
 
     async fn look(&mut self) {
-        match self.js.check_registry().await {
-            Ok(()) => self.report.registry_found(),
-            Err(error) if error.is_registry_lost() => self.report.registry(&error),
-            // The connection's own state is at `/readyz` already.
-            Err(_) => return,
+        // The connection's own state is at `/readyz` already.
+        let Ok(looked) = self.js.look().await else { return };
+        match &looked.registry {
+            None => self.report.registry_found(),
+            Some(error) => self.report.registry(error),
         }
-        match self.js.settings_agree().await {
-            Ok(Agreement::Agreed) => self.report.settings_agree(),
-            Ok(Agreement::Differs(differences)) => {
-                let error = NatsError::SettingsDiffer { differences: in_one_line(&differences) };
-                self.report.settings(differences, &error);
+        match &looked.agreement {
+            Agreement::Agreed => self.report.settings_agree(),
+            Agreement::Differs(differences) => {
+                let error = NatsError::SettingsDiffer { differences: in_one_line(differences) };
+                self.report.settings(differences.clone(), &error);
             }
-            Ok(Agreement::Unreadable(newer)) if newer.is_newer() => self.report.settings_unreadable(newer),
-            Ok(Agreement::NotRecorded | Agreement::Unreadable(_)) | Err(_) => {}
+            Agreement::Unreadable(source) if !looked.works() => {
+                self.report.settings_unreadable(source.clone());
+            }
+            Agreement::NotRecorded | Agreement::Unreadable(_) => {}
         }
+        self.mend_records(&looked).await;
         if self.report.is_good() {
-            self.keep().await;
+            self.restore_buckets().await;
         }
     }
 
-    /// Records again what is missing, and creates the other buckets again.
-    async fn keep(&mut self) {
-        if self.retry_in > 1 {
-            self.retry_in -= 1;
+    /// Records again what is missing or damaged and known.
+    async fn mend_records(&mut self, looked: &Looked) {
+        let Some(damage) = looked.damage() else {
+            self.records.done();
+            return self.report.no_damage();
+        };
+        if !self.records.is_due() {
             return;
         }
-        let is_new = self.retry_in == 0;
-        match join::record_again(&self.js, &self.settings).await {
-            Ok(Some(done)) => RecordedAgain { unreadable: done.unreadable.as_ref() }.emit(),
-            Ok(None) => {}
-            // It was lost since the look.
-            Err(error) if error.is_registry_lost() => return self.report.registry(&error),
-            Err(error) => {
-                if is_new {
-                    SettingsNotRecorded { error: &error }.emit();
-                }
-                self.retry_in = RETRY_AFTER;
-                return;
+        match join::record_again(&self.js, &self.settings, looked).await {
+            Ok(()) => {
+                RecordedAgain { problem: &damage.problem }.emit();
+                self.records.done();
+                self.report.no_damage();
             }
+            // The connection's own state is at `/readyz` already.
+            Err(_) if !self.js.is_answering() => {}
+            // A user of a single role may not change streams.
+            Err(error) => {
+                self.records.failed();
+                self.report.damage(&damage, &error);
+            }
+        }
+    }
+
+    /// Creates the other buckets again.
+    async fn restore_buckets(&mut self) {
+        if !self.buckets.is_due() {
+            return;
         }
         match join::restore_other_buckets(&self.js, &self.parameters).await {
             Ok(restored) => {
                 for (bucket, lost) in &restored {
                     BucketRestored { bucket, lost }.emit();
                 }
-                self.retry_in = 0;
+                self.buckets.done();
             }
             // A user of a single role may not create buckets; `hub provision` does.
             Err(error) => {
-                if is_new {
+                if self.buckets.failed() {
                     BucketNotRestored { error: &error }.emit();
                 }
-                self.retry_in = RETRY_AFTER;
             }
         }
     }

@@ -4,6 +4,7 @@ use hub_harness as support;
 
 mod cli;
 mod clocks;
+mod damaged_records;
 mod deleted_parts;
 mod demo;
 mod first_steps;

@@ -24,6 +24,7 @@
 
 pub mod access;
 pub mod address;
+pub mod agreement;
 pub mod allotment;
 pub mod attempt;
 pub mod attempt_record;

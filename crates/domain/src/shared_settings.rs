@@ -189,8 +189,15 @@ impl RecordedSettings {
         if domains.len() > MOST_DOMAINS {
             return Err(UnreadableRecord::Damaged(format!("it has {} domains", domains.len())));
         }
-        match domains.into_iter().find(|name| !is_domain(name)) {
-            Some(name) => Err(UnreadableRecord::Domain(name.chars().take(LONGEST_NAME).collect())),
+        if let Some(name) = domains.iter().find(|name| !is_domain(name)) {
+            return Err(UnreadableRecord::Domain(name.chars().take(LONGEST_NAME).collect()));
+        }
+        // Each hub has a domain, and records the patterns of each.
+        if domains.is_empty() {
+            return Err(UnreadableRecord::Damaged("it has no domains".to_owned()));
+        }
+        match domains.iter().find(|name| !record.settings.values.contains_key(&events_of(name))) {
+            Some(name) => Err(UnreadableRecord::Damaged(format!("it lacks {}", events_of(name)))),
             None => Ok(record),
         }
     }
@@ -260,6 +267,11 @@ mod tests {
             "{\"by\":\"serve\",\"settings\":{\"a\":null}}",
             "{\"by\":\"serve\",\"settings\":{},\"format\":-1}",
             "{\"by\":\"serve\",\"settings\":{},\"format\":\"2\"}",
+            "{\"by\":\"serve\",\"settings\":{}}",
+            "{\"by\":\"serve\",\"settings\":{\"delivery.max_deliver\":\"5\"}}",
+            &of_domains(""),
+            &of_domains("a"),
+            "{\"by\":\"serve\",\"settings\":{\"domains\":\"a, b\",\"domains[a].events\":\"x.>\"}}",
             &of_domains(&vec!["a"; MOST_DOMAINS + 1].join(", ")),
             &"[".repeat(100_000),
             &format!("{{\"by\":\"{}\"}}", "x".repeat(100_000)),
@@ -279,8 +291,9 @@ mod tests {
         ] {
             assert!(matches!(RecordedSettings::read(newer), Err(Newer(2..))), "{newer}");
         }
-        let known = "{\"by\":\"serve\",\"settings\":{\"a\":\"1\"},\"format\":1,\"note\":[]}";
-        assert!(RecordedSettings::read(known).is_ok(), "a field that only adds to the format");
+        let known = json!({"domains": "a", "domains[a].events": "x.>", "other": "1"});
+        let known = json!({"by": "serve", "settings": known, "format": 1, "note": []}).to_string();
+        assert!(RecordedSettings::read(&known).is_ok(), "a field that only adds to the format");
     }
 
     #[test]
@@ -310,7 +323,9 @@ mod tests {
             values in proptest::collection::btree_map(".{0,12}", ".{0,12}", 0..8),
             others in proptest::collection::btree_map(".{0,12}", ".{0,12}", 0..8),
         ) {
-            let (settings, other) = (SharedSettings { values }, SharedSettings { values: others });
+            let domains = || [("a", vec!["x.>".to_owned()])];
+            let settings = SharedSettings { values }.with_domains(domains());
+            let other = SharedSettings { values: others }.with_domains(domains());
             let record = RecordedSettings { by: RecordedBy::Serve, settings: settings.clone() };
             prop_assert_eq!(RecordedSettings::read(&record.to_text()), Ok(record));
             prop_assert_eq!(settings.differences(&settings), vec![]);

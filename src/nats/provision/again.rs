@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{ProvisionError, no_room, wanted};
 use crate::facts::{PartMadeAgain, PartNotMadeAgain};
+use crate::nats::agreement::put_metadata;
 use crate::nats::connection::JetStream;
 use crate::nats::definitions::{ConsumerDefinition, StreamDefinition, StreamParameters};
 use crate::nats::error::{ApiError, NatsError};
@@ -59,6 +60,14 @@ async fn make_again(js: &JetStream, stream: &StreamDefinition) -> Result<Vec<Str
         }
     }
     Ok(made)
+}
+
+/// The events stream with its records, so that it never exists without them.
+fn with_records(js: &JetStream, mut stream: StreamDefinition) -> StreamDefinition {
+    if stream.name == js.names().events_stream() {
+        put_metadata(&mut stream.config, &js.known_records());
+    }
+    stream
 }
 
 fn is_missing<T>(info: Result<T, NatsError>) -> Result<bool, NatsError> {
@@ -153,12 +162,13 @@ impl PartKeeper {
     async fn look(&mut self) {
         let (js, now) = (self.js.clone(), Instant::now());
         // A process whose settings differ would make other parts than the others need.
-        if js.confirm_settings().await.is_err() {
+        if !js.makes_parts().await {
             return;
         }
         let streams: Vec<StreamDefinition> = wanted(&js, &self.parameters)
             .into_iter()
             .filter(|stream| !is_bucket(&stream.name))
+            .map(|stream| with_records(&js, stream))
             .filter(|stream| self.trouble.get(&stream.name).is_none_or(|trouble| trouble.next <= now))
             .collect();
         // At once, so that a part that this process may not make does not delay the others.

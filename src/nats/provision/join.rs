@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use super::lanes::correct_lanes;
 use super::{ProvisionError, Provisioned, again, apply_wanted, check_server, wanted};
-use crate::domain::shared_settings::{
-    Difference, RecordedBy, RecordedSettings, SharedSettings, UnreadableRecord,
-};
+use crate::domain::agreement::{Decision, KnownRegistry, RegistryState};
+use crate::domain::shared_settings::{Difference, RecordedBy, RecordedSettings, SharedSettings};
 use crate::nats::agreement::{
-    REGISTRY, RegistryState, SETTINGS, is_registry_id, metadata, put_metadata, recorded_settings,
+    Looked, REGISTRY, loss, metadata, put_metadata, record_fields, recorded_settings,
 };
 use crate::nats::connection::JetStream;
 use crate::nats::definitions::StreamParameters;
@@ -101,8 +100,18 @@ async fn join_once(
             let by = recorded.by;
             return Err(ProvisionError::SettingsDiffer { differences, by });
         }
-        // Before anything is changed, so that the processes with the previous settings stop taking work.
-        js.record(settings, by, None).await?;
+        // Before anything is changed, so that the processes with the previous settings stop taking work. The id stays, also a
+        // damaged one.
+        let id = match events.as_ref().and_then(|events| metadata(events, REGISTRY)) {
+            Some(id) => id.to_owned(),
+            None => {
+                if create_registry {
+                    create_registry_bucket(js, parameters).await?;
+                }
+                register(js, create_registry).await?
+            }
+        };
+        js.record(settings, by, &id).await?;
         previous = Some(recorded);
     }
     let work = async {
@@ -142,10 +151,10 @@ async fn record_previous(
     settings: &SharedSettings,
     previous: &RecordedSettings,
 ) -> Result<(), NatsError> {
-    let events = js.find_stream(&js.names().events_stream()).await?;
-    match events.as_ref().map_or(Ok(None), recorded_settings) {
-        Ok(Some(there)) if there.settings == *settings => {
-            js.record(&previous.settings, previous.by, None).await
+    let Some(events) = js.find_stream(&js.names().events_stream()).await? else { return Ok(()) };
+    match (recorded_settings(&events), metadata(&events, REGISTRY)) {
+        (Ok(Some(there)), Some(id)) if there.settings == *settings => {
+            js.record(&previous.settings, previous.by, id).await
         }
         _ => Ok(()),
     }
@@ -153,13 +162,10 @@ async fn record_previous(
 
 /// Fails if the registry is missing or is not the recorded one, though the events stream exists. Returns the events stream.
 pub(super) async fn refuse_lost_registry(js: &JetStream) -> Result<Option<StreamInfo>, NatsError> {
-    let names = js.names();
-    // In this order: see `RegistryState::of`.
-    let events = js.find_stream(&names.events_stream()).await?;
-    let bucket = js.find_stream(&names.subscriptions_stream()).await?;
-    match RegistryState::of(events.as_ref(), bucket.as_ref()) {
+    let (events, bucket) = js.read_records().await?;
+    match js.decide(events.as_ref(), bucket.as_ref()).registry {
         RegistryState::New => Ok(events),
-        state => state.loss(names.subscriptions_stream()).map_or(Ok(events), Err),
+        state => loss(&state, js.names().subscriptions_stream()).map_or(Ok(events), Err),
     }
 }
 
@@ -172,19 +178,23 @@ async fn complete(
     by: RecordedBy,
     recorded: Option<&RecordedSettings>,
 ) -> Result<Provisioned, ProvisionError> {
+    let create_registry = matches!(joining, Joining::Provision { create_registry: true });
     let mut streams = wanted(js, parameters);
-    let record = RecordedSettings { by, settings: settings.clone() };
-    // The first of several processes that start together creates the events stream with its settings in it.
+    let mut created = Vec::new();
+    // The first of several processes that start together creates the events stream, with the records in it.
     let events = streams.iter_mut().find(|stream| stream.name == js.names().events_stream());
     if recorded.is_none()
         && let Some(events) = events
         && js.find_stream(&events.name).await?.is_none()
     {
-        put_metadata(&mut events.config, &[(SETTINGS, record.to_text())]);
+        created = create_registry_bucket(js, parameters).await?;
+        let id = register(js, create_registry).await?;
+        put_metadata(&mut events.config, &record_fields(settings, by, &id));
     }
     let again = again::is_established(js, parameters).await?;
-    let done = apply_wanted(js, streams, again).await?;
-    let create_registry = matches!(joining, Joining::Provision { create_registry: true });
+    let mut done = apply_wanted(js, streams, again).await?;
+    done.unchanged -= created.len().min(done.unchanged);
+    done.created.splice(0..0, created);
     let id = register(js, create_registry).await?;
     // `hub provision` marks the settings as its own even if they are the same.
     let by_command = by == RecordedBy::Provision && recorded.is_none_or(|recorded| recorded.by != by);
@@ -199,30 +209,26 @@ async fn complete(
         Some(_) if !by_command && metadata(&events, REGISTRY) == Some(id.as_str()) => {}
         there => {
             let by = if by_command { by } else { there.map_or(by, |there| there.by) };
-            js.record(settings, by, Some(&id)).await?;
+            js.record(settings, by, &id).await?;
         }
     }
     Ok(done)
 }
 
-/// Gives the bucket its id, and returns it. `anew`: also if it has one.
+/// Gives the bucket its id, and returns it. `anew`: also if it is not the registry.
 async fn register(js: &JetStream, anew: bool) -> Result<String, NatsError> {
     let stream = js.names().subscriptions_stream();
-    let bucket = js.stream_info(&stream).await?;
-    let events = js.stream_info(&js.names().events_stream()).await?;
-    let state = RegistryState::of(Some(&events), Some(&bucket));
-    let lost = matches!(state, RegistryState::Replaced | RegistryState::Damaged);
-    if let Some(id) = metadata(&bucket, REGISTRY)
-        && is_registry_id(id)
-        && !(anew && lost)
-        // The bucket itself shows whether somebody changed its id.
-        && (id == bucket.created || metadata(&events, REGISTRY) != Some(&bucket.created))
-    {
-        return Ok(id.to_owned());
-    }
-    // All processes derive the same id.
-    let id = bucket.created.clone();
+    let (events, bucket) = js.read_records().await?;
+    let state = js.decide(events.as_ref(), bucket.as_ref()).registry;
+    let Some(bucket) = bucket else { return Err(NatsError::RegistryMissing { bucket: stream }) };
+    let id = match (&state, loss(&state, stream.clone())) {
+        (RegistryState::Present(known), _) => known.id.clone(),
+        // All processes derive the same id.
+        (_, Some(error)) if !anew => return Err(error),
+        _ => bucket.created.clone(),
+    };
     js.set_metadata(&stream, &bucket, &[(REGISTRY, id.clone())]).await?;
+    js.know_registry(KnownRegistry { id: id.clone(), created: bucket.created });
     Ok(id)
 }
 
@@ -234,15 +240,15 @@ pub async fn accept_registry(js: &JetStream) -> Result<(), NatsError> {
     js.set_metadata(&stream, &events, &[(REGISTRY, id)]).await
 }
 
-/// Creates the bucket of the registry if it is missing. It is not the registry before it is accepted.
+/// Creates the bucket of the registry if it is missing, and returns what was created. It is not the registry before it is
+/// accepted.
 pub async fn create_registry_bucket(
     js: &JetStream,
     parameters: &StreamParameters,
-) -> Result<(), ProvisionError> {
+) -> Result<Vec<String>, ProvisionError> {
     let stream = js.names().subscriptions_stream();
-    apply_wanted(js, wanted(js, parameters).into_iter().filter(|one| one.name == stream).collect(), false)
-        .await
-        .map(drop)
+    let definition = wanted(js, parameters).into_iter().filter(|one| one.name == stream).collect();
+    apply_wanted(js, definition, false).await.map(|done| done.created)
 }
 
 /// The buckets whose loss is reported but does not stop the hub, each with what is lost.
@@ -277,42 +283,26 @@ pub async fn restore_other_buckets(
     Ok(restored)
 }
 
-/// What a process at work has recorded again.
-#[derive(Debug)]
-pub struct RecordedAgain {
-    /// Why the record of the settings was unreadable; `None` if it was missing or right.
-    pub unreadable: Option<UnreadableRecord>,
-}
-
-/// Records the settings of a process at work, and the registry, if they are missing or damaged: the events stream was
-/// created again, or somebody edited its configuration. `None` if nothing was to do.
+/// Records again what a look of a process at work has found missing or damaged.
 pub async fn record_again(
     js: &JetStream,
     settings: &SharedSettings,
-) -> Result<Option<RecordedAgain>, NatsError> {
-    let Some(events) = js.find_stream(&js.names().events_stream()).await? else { return Ok(None) };
-    let recorded = recorded_settings(&events);
-    if let Err(source) = &recorded
-        && source.is_newer()
-    {
-        return Err(NatsError::SettingsUnreadable { source: source.clone() });
+    looked: &Looked,
+) -> Result<(), NatsError> {
+    let Looked { decision: Decision { write_settings, write_id, write_bucket, .. }, events, bucket, .. } =
+        looked;
+    let [own_settings, own_id] =
+        record_fields(settings, js.recorded_by(), write_id.as_deref().unwrap_or_default());
+    let mut fields = Vec::new();
+    fields.extend(write_settings.then_some(own_settings));
+    fields.extend(write_id.is_some().then_some(own_id));
+    if let Some(events) = events {
+        js.set_metadata(&js.names().events_stream(), events, &fields).await?;
     }
-    let id = metadata(&events, REGISTRY);
-    let names = js.names();
-    if matches!(recorded, Ok(Some(_))) && id.is_some() {
-        // The bucket carries the same id, unless somebody edited it.
-        let bucket = js.stream_info(&names.subscriptions_stream()).await?;
-        if metadata(&bucket, REGISTRY) == id {
-            return Ok(None);
-        }
+    if let (Some(id), Some(bucket)) = (write_bucket, bucket) {
+        js.set_metadata(&js.names().subscriptions_stream(), bucket, &[(REGISTRY, id.clone())]).await?;
     }
-    let id = register(js, false).await?;
-    let by = match &recorded {
-        Ok(Some(recorded)) => recorded.by,
-        Ok(None) | Err(_) => js.agreed_with().unwrap_or(RecordedBy::Serve),
-    };
-    js.record(settings, by, Some(&id)).await?;
-    Ok(Some(RecordedAgain { unreadable: recorded.err() }))
+    Ok(())
 }
 
 /// The differences of the settings from the recorded ones, and whether the registry is usable.
