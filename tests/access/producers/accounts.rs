@@ -27,6 +27,7 @@ const KEPT_APART: [(&str, &[&str]); 9] = [
             "$JS.API.STREAM.MSG.GET.KV_hub-tokens",
             "hub.redrive.due.organization.1",
             "hub.redrive.held.crm",
+            "$JS.API.CONSUMER.DELETE.HUB_OUTBOX_ORGANIZATION.lane-own-crm",
         ],
     ),
     (
@@ -35,7 +36,13 @@ const KEPT_APART: [(&str, &[&str]); 9] = [
     ),
     (
         "dlt-router",
-        &["hub.events.user.created", "$KV.hub-subscriptions.crm", "hub.redrive.due.organization.1"],
+        &[
+            "hub.events.user.created",
+            "$KV.hub-subscriptions.crm",
+            "hub.redrive.due.organization.1",
+            "$JS.API.CONSUMER.DELETE.HUB_OUTBOX_ORGANIZATION.lane-own-crm",
+            "$JS.API.CONSUMER.MSG.NEXT.HUB_OUTBOX_ORGANIZATION.lane-shared",
+        ],
     ),
     ("dlt-processor", &["hub.events.user.created", "$KV.hub-subscriptions.crm"]),
     (

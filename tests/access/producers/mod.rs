@@ -4,6 +4,7 @@
 mod accounts;
 mod ids;
 mod registry;
+mod roles;
 mod secured;
 mod tenants;
 
