@@ -122,6 +122,21 @@ impl CircuitPauseEnded<'_> {
     }
 }
 
+/// The record of an open circuit was overwritten by an update of its durable, and is written again.
+pub struct CircuitRecordRestored<'a> {
+    pub subscription: &'a SubscriptionRef,
+}
+
+impl CircuitRecordRestored<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { subscription } = self;
+        let domain = &*metrics.domain;
+        let (tenant, subscription) = (subscription.tenant(), subscription.id());
+        limited!(WARN "record of an open circuit was overwritten, wrote it again",
+            About::domain(domain).of_parts(tenant, subscription); domain, tenant, subscription);
+    }
+}
+
 /// The broker did not store a change of a circuit.
 pub struct CircuitNotChanged<'a> {
     pub error: Cause<'a>,

@@ -5,7 +5,8 @@
 //! restarts, and all processes see the same.
 //!
 //! The server ignores `pause_until` in an update of a durable, so a change takes two requests. If only the first succeeds,
-//! the circuit is half-open.
+//! the circuit is half-open. An update is not conditional: one that began with an older copy can remove the record of a
+//! circuit, but not its pause. The processes that know the circuit write the record again.
 
 use std::time::Duration;
 
@@ -122,6 +123,13 @@ impl ConsumerInfo {
         self.paused && self.circuit().is_some_and(|circuit| self.pause_until() == Some(circuit.probe_at))
     }
 
+    /// Whether it has lost the record of this circuit: it has none, and is paused until the time of the record. No step of
+    /// opening or closing a circuit leaves a durable like this; the update of another process, which had read it before,
+    /// does.
+    pub fn has_lost(&self, circuit: &CircuitRecord) -> bool {
+        self.paused && self.circuit().is_none() && self.pause_until() == Some(circuit.probe_at)
+    }
+
     fn pause_until(&self) -> Option<OffsetDateTime> {
         let until = self.config.get("pause_until")?.as_str()?;
         OffsetDateTime::parse(until, &Rfc3339).ok()
@@ -178,6 +186,24 @@ impl JetStream {
         })
     }
 
+    /// Writes the record of an open circuit again that its durable has lost. True if it was written.
+    pub async fn restore_circuit(
+        &self,
+        stream: &str,
+        consumer: &str,
+        circuit: &CircuitRecord,
+    ) -> Result<bool, NatsError> {
+        let info = self.consumer_info(stream, consumer).await?;
+        if !info.has_lost(circuit) {
+            return Ok(false);
+        }
+        let mut config = info.config.clone();
+        store(&mut config, circuit)?;
+        allow_in_flight(&mut config, info.num_ack_pending.saturating_add(1));
+        self.put_consumer(stream, consumer, &config, "update").await?;
+        Ok(true)
+    }
+
     /// Closes the circuit of a lane. Returns the circuit; `None` if it was closed, or the lane does not exist.
     pub async fn close_circuit(
         &self,
@@ -213,7 +239,7 @@ impl JetStream {
 
     /// Pauses a lane for its circuit, or as long as its domain, if that is longer. Whoever pauses or resumes a domain changes
     /// the shared lane first, so the last look at that lane decides.
-    async fn set_circuit_pause(
+    pub(super) async fn set_circuit_pause(
         &self,
         stream: &str,
         consumer: &str,
@@ -233,7 +259,7 @@ impl JetStream {
     }
 
     /// The end of the pause of a domain, if it is paused.
-    async fn pause_of_domain(&self, stream: &str) -> Result<Option<OffsetDateTime>, NatsError> {
+    pub(super) async fn pause_of_domain(&self, stream: &str) -> Result<Option<OffsetDateTime>, NatsError> {
         match self.consumer_info(stream, &lane_consumer(SHARED_LANE)).await {
             Ok(shared) => Ok(shared.pause_until().filter(|_| shared.paused)),
             Err(error) if error.is_not_found() => Ok(None),
@@ -337,7 +363,7 @@ fn later(now: OffsetDateTime, pause: Duration) -> OffsetDateTime {
     at.replace_millisecond(at.millisecond()).unwrap_or(at)
 }
 
-fn text(at: OffsetDateTime) -> Result<String, NatsError> {
+pub(super) fn text(at: OffsetDateTime) -> Result<String, NatsError> {
     at.format(&Rfc3339).map_err(|error| NatsError::encode("the time of a circuit", error))
 }
 
@@ -404,6 +430,25 @@ mod tests {
         assert!(paused("2027-01-15T09:00:04.993000Z", true));
         assert!(!paused("2027-01-15T09:00:04.993Z", false), "it is over");
         assert!(!paused("2126-12-22T09:00:00Z", true));
+    }
+
+    #[test]
+    fn only_a_pause_of_its_own_without_a_record_has_lost_a_circuit() {
+        let with = |stored: bool, until: &str, paused: bool| {
+            let mut config = Map::new();
+            if stored {
+                store(&mut config, &record()).unwrap();
+            }
+            config.insert("pause_until".to_owned(), json!(until));
+            info(Value::Object(config), paused)
+        };
+        let own = "2027-01-15T09:00:04.993Z";
+        assert!(with(false, own, true).has_lost(&record()));
+        assert!(!with(true, own, true).has_lost(&record()));
+        assert!(!with(false, own, false).has_lost(&record()), "it is over");
+        for other in ["2027-01-15T09:00:04.994Z", "2126-12-22T09:00:00Z", "soon", ""] {
+            assert!(!with(false, other, true).has_lost(&record()), "of an operator, or the domain: {other}");
+        }
     }
 
     #[test]

@@ -8,13 +8,14 @@ use std::fmt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::circuits;
 use super::connection::JetStream;
 use super::definitions::{
     ConsumerDefinition, StreamDefinition, StreamParameters, render, with_shortest_window,
 };
 use super::error::{ApiError, NatsError};
 use super::stream_api::ConsumerInfo;
-use super::subjects::{SHARED_LANE, lane_consumer};
+use super::subjects::SHARED_LANE;
 use crate::domain::backlog::size;
 use crate::domain::shared_settings::{Difference, RecordedBy, UnreadableRecord, in_one_line};
 use compare::{compare, overlay};
@@ -31,6 +32,9 @@ pub use again::PartKeeper;
 /// The oldest supported server: its atomic batches and message schedules work as the hub needs.
 pub const OLDEST_SERVER: (u64, u64, u64) = (2, 12, 9);
 pub const ADVISED_SERVER: (u64, u64, u64) = (2, 14, 1);
+/// Updates of a consumer that another process changes at the same time. One is enough unless that happens; the last look
+/// makes no update.
+const MOST_CORRECTIONS: usize = 4;
 /// The oldest server on which a stream with a source does not de-duplicate.
 const WINDOW_OPTIONAL_SINCE: (u64, u64, u64) = (2, 14, 0);
 
@@ -316,7 +320,7 @@ async fn apply_consumer(
 ) -> Result<(), ProvisionError> {
     let what = format!("consumer {stream}/{}", consumer.name);
     match js.consumer_info(stream, &consumer.name).await {
-        Ok(info) => correct_consumer(js, stream, consumer, &info, done).await?,
+        Ok(info) => correct_consumer(js, stream, consumer, info, done).await?,
         Err(error) if error.is_not_found() => {
             js.put_consumer(stream, &consumer.name, &consumer.config, "").await?;
             done.created.push(what);
@@ -327,24 +331,38 @@ async fn apply_consumer(
 }
 
 /// Updates a consumer that exists where it differs from its definition. What the running hub stores in it stays.
+///
+/// The server has no conditional update, and a process may open or close a circuit at the same moment. So the state that
+/// an update begins with is read just before it, and read again after it. What an update overwrites nevertheless, the
+/// workers restore (`circuits`).
 async fn correct_consumer(
     js: &JetStream,
     stream: &str,
     consumer: &ConsumerDefinition,
-    info: &ConsumerInfo,
+    mut info: ConsumerInfo,
     done: &mut Provisioned,
 ) -> Result<(), ProvisionError> {
     let what = format!("consumer {stream}/{}", consumer.name);
-    let drifts = compare(&what, &desired(&consumer.config, &info.config), &info.config, None);
-    if drifts.is_empty() {
+    let drifts =
+        |info: &ConsumerInfo| compare(&what, &desired(&consumer.config, &info.config), &info.config, None);
+    let found = drifts(&info);
+    if found.is_empty() {
         done.unchanged += 1;
         return Ok(());
     }
-    match js.put_consumer(stream, &consumer.name, &overlay(&info.config, &drifts), "update").await {
-        Ok(_) => done.changed.extend(drifts),
-        Err(error) if error.is_not_found() => return Err(error.into()),
-        Err(error) => return Err(immutable(&what, error)),
+    for _ in 0..MOST_CORRECTIONS {
+        info = js.consumer_info(stream, &consumer.name).await?;
+        let now = drifts(&info);
+        if now.is_empty() {
+            break;
+        }
+        match js.put_consumer(stream, &consumer.name, &overlay(&info.config, &now), "update").await {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => return Err(error.into()),
+            Err(error) => return Err(immutable(&what, error)),
+        }
     }
+    done.changed.extend(found);
     Ok(())
 }
 
@@ -379,19 +397,19 @@ impl JetStream {
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }
-        if lane != SHARED_LANE {
-            match self.consumer_info(&stream, &lane_consumer(SHARED_LANE)).await {
-                Ok(ConsumerInfo { paused: true, mut config, .. }) => {
-                    let until = config.remove("pause_until");
-                    definition.config.extend(until.map(|until| ("pause_until".to_owned(), until)));
-                }
-                Ok(_) => {}
-                // It is made again without a pause, so there is none to copy.
-                Err(error) if error.is_not_found() => {}
-                Err(error) => return Err(error),
-            }
+        if lane == SHARED_LANE {
+            return again::create_consumer(self, &stream, &definition).await;
         }
-        again::create_consumer(self, &stream, &definition).await
+        let pause = self.pause_of_domain(&stream).await?;
+        if let Some(until) = pause.map(circuits::text).transpose()? {
+            definition.config.insert("pause_until".to_owned(), json!(until));
+        }
+        let created = again::create_consumer(self, &stream, &definition).await?;
+        // If the domain was paused or resumed meanwhile, whoever did so may not have seen the new lane.
+        if created && self.pause_of_domain(&stream).await? != pause {
+            self.set_circuit_pause(&stream, &definition.name, None).await?;
+        }
+        Ok(created)
     }
 }
 

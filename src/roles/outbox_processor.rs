@@ -5,6 +5,7 @@
 //! chooses the next subscription, and each delivery is a task of its own.
 
 mod brokers;
+mod circuit_records;
 mod circuits;
 mod delivery;
 mod disable;

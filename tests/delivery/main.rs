@@ -19,6 +19,7 @@ mod isolation;
 mod large_events;
 mod leftovers;
 mod lost_acknowledgements;
+mod overwritten_lanes;
 mod own_lanes;
 mod poison;
 mod publishing;

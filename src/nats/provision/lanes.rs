@@ -19,7 +19,7 @@ pub(super) async fn correct_lanes(
     for domain in &parameters.domains {
         let stream = js.names().outbox_stream(domain);
         for (lane, info) in lanes(js, parameters, domain, &stream).await? {
-            match correct_consumer(js, &stream, &lane, &info, done).await {
+            match correct_consumer(js, &stream, &lane, info, done).await {
                 // It was removed meanwhile.
                 Err(ProvisionError::Nats(error)) if error.is_not_found() => {}
                 corrected => corrected?,

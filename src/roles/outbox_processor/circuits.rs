@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Subscriptions;
+use super::circuit_records::KnownCircuits;
 use super::delivery::{Evidence, Finished};
 use super::remembered::{Remembered, Settlement};
 use super::tries::Tries;
@@ -24,8 +25,8 @@ use crate::domain::deliveries::Deliveries;
 use crate::domain::subscription::{Identity, SubscriptionState};
 use crate::facts::{
     CircuitClosed, CircuitClosedBecause, CircuitNotChanged, CircuitNoticeNotSent, CircuitOpened,
-    CircuitOpenedAgain, CircuitPauseEnded, CircuitProbed, DomainMetrics, EnvelopeNotSpilled, EnvelopeSpilled,
-    LanesNotListed,
+    CircuitOpenedAgain, CircuitPauseEnded, CircuitProbed, CircuitRecordRestored, DomainMetrics,
+    EnvelopeNotSpilled, EnvelopeSpilled, LanesNotListed,
 };
 use crate::nats::definitions::StreamParameters;
 use crate::nats::subjects::{lane_consumer, own_lane};
@@ -68,6 +69,8 @@ struct Inner {
     subscriptions: Subscriptions,
     metrics: DomainMetrics,
     news: mpsc::Sender<News>,
+    /// By lane, to write the records again that somebody overwrites.
+    known: KnownCircuits,
 }
 
 impl Breaker {
@@ -80,7 +83,8 @@ impl Breaker {
         metrics: DomainMetrics,
     ) -> (Self, mpsc::Receiver<News>) {
         let (news, receiver) = mpsc::channel(NEWS);
-        let inner = Inner { js, domain, parameters, policy, subscriptions, metrics, news };
+        let known = KnownCircuits::default();
+        let inner = Inner { js, domain, parameters, policy, subscriptions, metrics, news, known };
         (Self { inner: Arc::new(inner) }, receiver)
     }
 
@@ -107,6 +111,7 @@ impl Breaker {
                 return None;
             }
         };
+        self.inner.known.note(&lane, tripped.record());
         let probe_in = tripped.record().pause;
         match tripped {
             Tripped::Opened(_) => CircuitOpened { subscription: name, error, probe_in }.emit(metrics),
@@ -121,8 +126,10 @@ impl Breaker {
     async fn close(&self, subscription: &Identity, because: CircuitClosedBecause) {
         let Inner { js, domain, parameters, metrics, .. } = &*self.inner;
         let name = &subscription.subscription;
-        match js.close_circuit(parameters, domain, &own_lane(&name.token())).await {
+        let lane = own_lane(&name.token());
+        match js.close_circuit(parameters, domain, &lane).await {
             Ok(closed) => {
+                self.inner.known.forget(&lane);
                 self.tell_worker(News::Closed(subscription.clone())).await;
                 // Otherwise another process has closed it, and has sent the notice.
                 if closed.is_some() {
@@ -138,6 +145,7 @@ impl Breaker {
     pub(super) fn removed(&self, info: &ConsumerInfo) {
         if let Some(circuit) = info.circuit() {
             let subscription = &circuit.subscription.subscription;
+            self.inner.known.forget(&own_lane(&subscription.token()));
             CircuitClosed { subscription, because: CircuitClosedBecause::Idle }.emit(&self.inner.metrics);
         }
     }
@@ -168,9 +176,16 @@ impl Breaker {
                 }
             }
         }
+        if complete {
+            self.inner.known.keep(|lane| infos.contains_key(lane), asked);
+        }
         let mut found = Vec::new();
         for (lane, info) in &infos {
-            let Some(circuit) = info.circuit() else { continue };
+            let Some(circuit) = info.circuit() else {
+                found.extend(self.restore(stream, lane, info, asked).await);
+                continue;
+            };
+            self.inner.known.note(lane, &circuit);
             match self.reason_to_close(&circuit) {
                 Some(because) => self.close(&circuit.subscription, because).await,
                 None => {
@@ -181,6 +196,27 @@ impl Breaker {
         }
         self.tell_worker(News::Listed { found, complete, asked }).await;
         infos
+    }
+
+    /// Writes the record of a circuit again that this process knows and the durable has lost, so that the lane does not stay
+    /// paused without a probe. Returns the subscription of the circuit, which is open.
+    async fn restore(
+        &self,
+        stream: &str,
+        lane: &str,
+        info: &ConsumerInfo,
+        asked: Instant,
+    ) -> Option<Identity> {
+        let Inner { js, metrics, known, .. } = &*self.inner;
+        let circuit = known.lost_by(lane, info, asked)?;
+        let subscription = &circuit.subscription.subscription;
+        match js.restore_circuit(stream, &lane_consumer(lane), &circuit).await {
+            Ok(true) => CircuitRecordRestored { subscription }.emit(metrics),
+            // Another process was first.
+            Ok(false) => {}
+            Err(error) => CircuitNotChanged { error: &error, subscription }.emit(metrics),
+        }
+        Some(circuit.subscription)
     }
 
     /// Ends the pause if the subscription was changed since.
