@@ -280,6 +280,20 @@ extractor!(
     Scope::Operate
 );
 
+/// Refuses a token that is bound to another tenant than the one that the request names.
+pub(super) fn reach(caller: &Caller, tenant: &str) -> Result<(), Problem> {
+    match caller.tenant() {
+        Some(own) if !caller.reaches(tenant) => {
+            let text = format!(
+                "is not the tenant of the token {:?}, which is bound to {own:?}; leave it out, or use another token",
+                caller.name
+            );
+            Err(Problem::header(ProblemKind::Forbidden, "tenant", text))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a token that is bound to a tenant, for resources of the whole hub.
 ///
 /// * `what`: the resources, with a verb, such as "domains belong"

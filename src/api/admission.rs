@@ -99,7 +99,8 @@ async fn enter(state: &State, request: Request) -> Result<(Request, Held), Probl
     // An operation that the caller cannot use, or that does not exist, is answered by the router.
     if let (Some(path), Ok(known)) = (&path, &caller) {
         let decoded = if body.is_end_stream() { Ok(()) } else { body::require_no_encoding(&parts.headers) };
-        let checked = decoded.and_then(|()| state.query_rules.check(path, &parts.method, parts.uri.query()));
+        let checked =
+            decoded.and_then(|()| state.query_rules.check(path, &parts.method, parts.uri.query(), known));
         if let Err(problem) = checked {
             let holder = holder_of_bytes(admission, known, peer);
             return Err(body::discard(&admission.bodies, holder, &parts.headers, body, problem).await);

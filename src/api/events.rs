@@ -5,13 +5,11 @@ mod schema;
 mod trace;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::Bytes;
 use axum::extract::State as FromState;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use futures_util::StreamExt as _;
 use serde::Serialize;
 use tokio::sync::Semaphore;
 use utoipa::ToSchema;
@@ -36,8 +34,6 @@ use crate::settings::{Quota, Settings};
 
 /// Maximum number of events in a batch.
 const MOST_EVENTS: usize = 1_000;
-/// Events of one batch that wait for their acknowledgement at once.
-const AT_ONCE: usize = 256;
 /// Events of all requests that wait at once. The server buffers 10,000 for one stream and refuses more.
 const PUBLISHES: usize = 1_024;
 /// Bytes by which a body may exceed the event limit and is still read, so that the error can name its size.
@@ -111,9 +107,9 @@ struct Accepted {
 /// CloudEvents over HTTP: structured, as a batch, or binary (attributes in `ce-` headers, any content type, the data as the
 /// body). `type` is the event key. The answer is sent when the events stream has acknowledged every event. An event with a
 /// known source and id is not stored twice, so after a 5xx or without an answer, send the same request again. If one event
-/// of a batch is invalid (400, 413), no event of the batch is published. Otherwise all are tried, and a 503 names the events
-/// that are not stored. The events of a batch are published concurrently: publish events that must stay in order one after
-/// another. A token that is bound to a tenant can only publish events of that tenant.
+/// of a batch is invalid (400, 413), no event of the batch is published. The events of a batch are stored in its order, one
+/// after another. After one that is not stored, the remaining ones are not tried, and the error names them: send the same
+/// batch again, before later events. A token that is bound to a tenant can only publish events of that tenant.
 #[utoipa::path(post, path = "/v1/events", tag = "events",
     request_body(content(
         (CloudEvent = "application/cloudevents+json"),
@@ -188,62 +184,35 @@ fn of_batch(index: usize, error: ManagementError) -> Problem {
     }
 }
 
-/// Publishes an event, unless another failed with an error that affects all. Then returns `None`.
-async fn publish_unless(
-    state: &State,
-    failed: &AtomicBool,
-    event: CheckedEvent<'_>,
-) -> Option<Result<Published, ManagementError>> {
-    if failed.load(Ordering::Relaxed) {
-        return None;
-    }
-    let result = publish_one(state, &event).await;
-    if result.as_ref().is_err_and(ManagementError::is_passing) {
-        failed.store(true, Ordering::Relaxed);
-    }
-    Some(result)
-}
-
-/// Publishes a batch. After an error that affects all events, the remaining ones are not tried.
+/// Publishes a batch in its order: each event when the one before it is stored. After one that is not stored, the remaining
+/// ones are not tried. So a later event is never stored before an earlier one, also if the batch is sent again.
 async fn publish_all(state: &State, events: Vec<CheckedEvent<'_>>) -> Result<Vec<Published>, Problem> {
-    let failed = AtomicBool::new(false);
-    let total = events.len();
-    let mut publications = Vec::with_capacity(total);
-    for event in events {
-        publications.push(publish_unless(state, &failed, event));
-    }
-    let results: Vec<_> = futures_util::stream::iter(publications).buffered(AT_ONCE).collect().await;
-    let mut published = Vec::with_capacity(total);
-    let (mut missing, mut first) = (Vec::new(), None);
-    for (index, result) in results.into_iter().enumerate() {
-        let problem = match result {
-            Some(Ok(one)) => {
-                published.push(one);
-                continue;
-            }
-            Some(Err(error)) => {
-                let problem = Problem::from(error);
-                let text = format!("was perhaps not stored: {}", problem.detail());
-                // A problem of one event (4xx) matters more than a temporary one (5xx).
-                if first.as_ref().is_none_or(|first: &Problem| problem.status() < first.status()) {
-                    first = Some(problem);
-                }
-                text
-            }
-            None => "was not tried, because another event failed".to_owned(),
-        };
-        missing.push(FieldError::new(format!("[{index}]"), problem));
-    }
-    match first {
-        None => Ok(published),
-        Some(problem) => {
-            let detail = format!(
-                "{}. {} of {total} events are stored, `errors` names the others; send the same batch again, stored events are \
-                 not stored twice",
-                problem.detail(),
-                published.len()
-            );
-            Err(problem.with_detail(detail).with_fields(missing))
+    let mut published = Vec::with_capacity(events.len());
+    for event in &events {
+        match publish_one(state, event).await {
+            Ok(one) => published.push(one),
+            Err(error) => return Err(partly_published(error.into(), published.len(), events.len())),
         }
     }
+    Ok(published)
+}
+
+/// The problem of a batch of which `stored` events are stored, and the next one perhaps not.
+fn partly_published(problem: Problem, stored: usize, total: usize) -> Problem {
+    let perhaps =
+        FieldError::new(format!("[{stored}]"), format!("was perhaps not stored: {}", problem.detail()));
+    let not_tried = |index| {
+        FieldError::new(format!("[{index}]"), "was not tried, because an event before it was not stored")
+    };
+    let missing = std::iter::once(perhaps).chain((stored + 1..total).map(not_tried)).collect();
+    let remedy = if problem.status().is_client_error() {
+        format!("remove or change the event [{stored}], and send the batch again")
+    } else {
+        "send the same batch again".to_owned()
+    };
+    let detail = format!(
+        "{}. {stored} of {total} events are stored, `errors` names the others; {remedy}, stored events are not stored twice",
+        problem.detail()
+    );
+    problem.with_detail(detail).with_fields(missing)
 }

@@ -22,6 +22,7 @@ use super::connections::{
     ConnectionLimits, Connections, LimitReached, TrackedConnection, WatchedStream, peer_of,
 };
 use super::problem::Problem;
+use super::unread_requests::AnsweringStream;
 use crate::facts::{ConnectionFailed, ConnectionNotAccepted, OpenRequestsClosed};
 use crate::tasks::Jobs;
 
@@ -96,7 +97,8 @@ pub(super) async fn serve(
                 answer
             }
         });
-        let io = TokioIo::new(WatchedStream { stream, tracked: tracked.clone() });
+        let io = AnsweringStream::new(WatchedStream { stream, tracked: tracked.clone() });
+        let io = TokioIo::new(io);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             // `TrackedConnection` has the deadlines.

@@ -23,6 +23,7 @@ mod query;
 mod query_rules;
 mod request_log;
 mod subscriptions;
+mod unread_requests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -140,7 +141,7 @@ impl Api {
     ) -> Result<(), ApiError> {
         let router = monitoring::router(self.monitoring.clone());
         let Some(resources) = resources else {
-            listener::serve(self.listener, router, HEALTH_LIMITS, stop).await;
+            listener::serve(self.listener, router.fallback(not_found), HEALTH_LIMITS, stop).await;
             return Ok(());
         };
         let (registry, ready) = (resources.registry.clone(), resources.ready.clone());
@@ -200,12 +201,13 @@ fn management(resources: Resources, metrics: Metrics) -> Router {
 }
 
 async fn not_found() -> Problem {
-    Problem::new(ProblemKind::NotFound, "unknown path; see /openapi.json for all paths")
+    Problem::header(ProblemKind::NotFound, "path", "is unknown; see /openapi.json of the API for all paths")
 }
 
 async fn method_not_allowed() -> Problem {
-    Problem::new(
+    Problem::header(
         ProblemKind::MethodNotAllowed,
-        "this path does not support the method; see /openapi.json for its methods",
+        "method",
+        "is not supported by this path; see the header allow, or /openapi.json of the API",
     )
 }

@@ -25,6 +25,7 @@ pub(super) fn router(monitoring: Monitoring) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .method_not_allowed_fallback(super::method_not_allowed)
         .with_state(monitoring)
 }
 

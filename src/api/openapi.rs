@@ -21,7 +21,7 @@ pub(crate) fn base() -> OpenApi {
         .description(Some(
             "Publish events and manage subscriptions. Every request needs a bearer token (`hub token create`), except this \
              document, health and metrics. A token that is bound to a tenant can only see and change that tenant's \
-             resources. Every error is a problem (RFC 9457) that names the invalid field.",
+             resources; naming another tenant is refused (403). Every error is a problem (RFC 9457) that names the invalid field.",
         ))
         .build();
     let mut api = OpenApiBuilder::new().info(info).build();

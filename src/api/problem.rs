@@ -36,6 +36,8 @@ pub(crate) enum ProblemKind {
     PreconditionFailed,
     PreconditionRequired,
     TooLarge,
+    PathTooLong,
+    HeadersTooLarge,
     UnsupportedMediaType,
     TooSlow,
     TooMany,
@@ -58,6 +60,8 @@ impl ProblemKind {
             Self::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Self::PreconditionRequired => StatusCode::PRECONDITION_REQUIRED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::PathTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
@@ -65,6 +69,16 @@ impl ProblemKind {
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotConfigured => StatusCode::CONFLICT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The part of the request that such a problem is about, unless it names another one.
+    fn field(self) -> Option<&'static str> {
+        match self {
+            Self::NotFound => Some("path"),
+            Self::Forbidden => Some("authorization"),
+            Self::TooLarge | Self::TooSlow => Some("body"),
+            _ => None,
         }
     }
 
@@ -80,6 +94,8 @@ impl ProblemKind {
             Self::PreconditionFailed => "precondition-failed",
             Self::PreconditionRequired => "precondition-required",
             Self::TooLarge => "too-large",
+            Self::PathTooLong => "path-too-long",
+            Self::HeadersTooLarge => "headers-too-large",
             Self::UnsupportedMediaType => "unsupported-media-type",
             Self::TooSlow => "too-slow",
             Self::TooMany => "too-many-requests",
@@ -102,6 +118,8 @@ impl ProblemKind {
             Self::PreconditionFailed => "Precondition failed",
             Self::PreconditionRequired => "Precondition required",
             Self::TooLarge => "Body too large",
+            Self::PathTooLong => "Path too long",
+            Self::HeadersTooLarge => "Headers too large",
             Self::UnsupportedMediaType => "Unsupported media type",
             Self::TooSlow => "Request timed out",
             Self::TooMany => "Too many requests",
@@ -171,7 +189,7 @@ impl Problem {
         Self::fields(vec![FieldError::new(field, problem)])
     }
 
-    /// A problem of a header, which is named in `errors` too.
+    /// A problem of a header, or of another part of the request, which is named in `errors` too.
     pub(crate) fn header(kind: ProblemKind, name: &str, problem: impl Into<String>) -> Self {
         let error = FieldError::new(name, problem);
         Self::new(kind, error.to_string()).with_fields(vec![error])
@@ -215,9 +233,12 @@ impl Problem {
     fn body(&self) -> ProblemBody {
         // Both quote the request.
         let cut = |text: &str| bounded::middle(text, MAX_TEXT_BYTES).into_owned();
+        let of_kind = self.kind.field().map(|field| FieldError::new(field, self.detail.clone()));
+        let of_kind = of_kind.filter(|_| self.errors.is_empty());
         let fields = self
             .errors
             .iter()
+            .chain(&of_kind)
             .take(MOST_FIELDS)
             .map(|error| FieldProblem { field: cut(&error.field), problem: cut(&error.problem) });
         ProblemBody {
@@ -289,12 +310,15 @@ impl From<ManagementError> for Problem {
             ManagementError::EventRejected(rejection) => {
                 return Self::field("body", rejection.detail.clone());
             }
+            ManagementError::NoneSelected { .. } => {
+                let field = FieldError::new("body", error.to_string());
+                return Self::new(ProblemKind::NotFound, error.to_string()).with_fields(vec![field]);
+            }
             ManagementError::UnknownDomain { .. }
             | ManagementError::NoSubscription { .. }
             | ManagementError::NoDeadLetter { .. }
             | ManagementError::NoBulkJob { .. }
-            | ManagementError::NoRow { .. }
-            | ManagementError::NoneSelected { .. } => ProblemKind::NotFound,
+            | ManagementError::NoRow { .. } => ProblemKind::NotFound,
             ManagementError::ForeignCursor { .. } => return Self::field("after", error.to_string()),
             ManagementError::Conflict { .. } => {
                 let field = FieldError::new("if-match", "the subscription was changed; read it again");

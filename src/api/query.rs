@@ -10,7 +10,6 @@ use utoipa::IntoParams;
 
 use super::State;
 use super::problem::Problem;
-use crate::domain::access::check_tenant;
 use crate::domain::subscription::SubscriptionId;
 use crate::management::SubscriptionSelector;
 
@@ -38,15 +37,23 @@ fn of_path(rejection: &PathRejection) -> Problem {
     Problem::field(name, "is not percent-encoded UTF-8; encode the value")
 }
 
+/// The parameters of the path in their order, percent-decoded. No id and no name has a control character.
+async fn path_values(parts: &mut Parts, state: &State) -> Result<Vec<String>, Problem> {
+    let read = Path::<Vec<(String, String)>>::from_request_parts(parts, state).await;
+    let Path(pairs) = read.map_err(|rejection| of_path(&rejection))?;
+    match pairs.iter().find(|(_, value)| value.contains(char::is_control)) {
+        Some((name, _)) => Err(Problem::field(name, "contains a control character; remove it")),
+        None => Ok(pairs.into_iter().map(|(_, value)| value).collect()),
+    }
+}
+
 /// The single parameter of the path, percent-decoded.
 pub(crate) struct PathPart(pub String);
 
 impl FromRequestParts<State> for PathPart {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
-        let read = Path::<String>::from_request_parts(parts, state).await;
-        let Path(text) = read.map_err(|rejection| of_path(&rejection))?;
-        Ok(Self(text))
+        Ok(Self(path_values(parts, state).await?.pop().unwrap_or_default()))
     }
 }
 
@@ -56,9 +63,8 @@ pub(crate) struct PathParts(pub String, pub String);
 impl FromRequestParts<State> for PathParts {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
-        let read = Path::<(String, String)>::from_request_parts(parts, state).await;
-        let Path((first, second)) = read.map_err(|rejection| of_path(&rejection))?;
-        Ok(Self(first, second))
+        let mut values = path_values(parts, state).await?.into_iter();
+        Ok(Self(values.next().unwrap_or_default(), values.next().unwrap_or_default()))
     }
 }
 
@@ -103,9 +109,6 @@ impl FromRequestParts<State> for SubscriptionPath {
     async fn from_request_parts(parts: &mut Parts, state: &State) -> Result<Self, Problem> {
         let PathPart(id) = PathPart::from_request_parts(parts, state).await?;
         let QueryParams(TenantParam { tenant }) = QueryParams::from_request_parts(parts, state).await?;
-        if let Some(tenant) = &tenant {
-            check_tenant(tenant).map_err(|error| Problem::field("tenant", error.to_string()))?;
-        }
         Ok(Self(SubscriptionSelector { id: subscription_id(id)?, tenant }))
     }
 }

@@ -8,9 +8,13 @@ use serde_json::Value;
 use url::form_urlencoded;
 use utoipa::openapi::OpenApi;
 
+use super::access::reach;
 use super::problem::Problem;
+use crate::domain::access::{Caller, check_tenant};
 use crate::domain::field_error::FieldError;
 
+/// The parameter that names a tenant.
+const TENANT: &str = "tenant";
 /// Maximum number of characters of an unknown name that a problem repeats.
 const MAX_NAME: usize = 64;
 
@@ -38,18 +42,37 @@ impl QueryRules {
         Self(members(&api["paths"]).iter().map(|(path, item)| (path.clone(), operations(item))).collect())
     }
 
-    /// Checks a request. A path without description has no parameters; a method that the path does not support is not
+    /// Checks a request of this caller. A path without description has no parameters; a method that the path does not support is not
     /// checked.
-    pub(super) fn check(&self, path: &str, method: &Method, query: Option<&str>) -> Result<(), Problem> {
+    pub(super) fn check(
+        &self,
+        path: &str,
+        method: &Method,
+        query: Option<&str>,
+        caller: &Caller,
+    ) -> Result<(), Problem> {
         let method = if method == Method::HEAD { Method::GET } else { method.clone() };
         let known = match self.0.get(path).map(|methods| methods.get(&method.as_str().to_ascii_lowercase())) {
             Some(Some(known)) => known.as_slice(),
             Some(None) => return Ok(()),
             None => &[],
         };
-        let errors = errors(known, query.unwrap_or_default());
-        if errors.is_empty() { Ok(()) } else { Err(Problem::fields(errors)) }
+        let query = query.unwrap_or_default();
+        let errors = errors(known, query);
+        if errors.is_empty() { check_tenant_of(known, query, caller) } else { Err(Problem::fields(errors)) }
     }
+}
+
+/// Checks the tenant that a query names, in the same way for every operation that takes one: it must be a valid name, and a
+/// tenant that the caller reaches. Whether the tenant exists does not matter, so the answer shows nothing about it.
+fn check_tenant_of(known: &[Parameter], query: &str, caller: &Caller) -> Result<(), Problem> {
+    if !known.iter().any(|parameter| parameter.name == TENANT) {
+        return Ok(());
+    }
+    let named = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == TENANT);
+    let Some((_, tenant)) = named else { return Ok(()) };
+    check_tenant(&tenant).map_err(|error| Problem::field(TENANT, error.to_string()))?;
+    reach(caller, &tenant)
 }
 
 fn parameters(operation: &Value) -> Vec<Parameter> {
@@ -115,7 +138,7 @@ mod tests {
 
     fn fields(rules: &QueryRules, method: &str, path: &str, query: &str) -> Vec<String> {
         let method = method.to_ascii_uppercase().parse().expect("a method");
-        match rules.check(path, &method, Some(query)) {
+        match rules.check(path, &method, Some(query), &Caller::unbound("test")) {
             Ok(()) => Vec::new(),
             Err(problem) => problem.errors().iter().map(|error| error.field.clone()).collect(),
         }
@@ -146,7 +169,8 @@ mod tests {
                     assert_eq!(found(&format!("{rest}{name}=1&{name}=1")), twice, "{method} {path} {name}");
                     assert_eq!(found(&rest), if *required { &named } else { none }, "{method} {path} {name}");
                     for bad in ["abc", "-1", "1.5", "", "99999999999999999999999"] {
-                        let expected = if *is_number { &named } else { none };
+                        let is_bad = *is_number || name == TENANT && check_tenant(bad).is_err();
+                        let expected = if is_bad { &named } else { none };
                         assert_eq!(
                             found(&format!("{rest}{name}={bad}")),
                             expected,

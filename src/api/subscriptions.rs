@@ -24,8 +24,9 @@ use super::openapi::{
 use super::precondition::{Precondition, etag};
 use super::problem::{Problem, ProblemKind};
 use super::query::{QueryParams, SubscriptionPath, TenantParam, limit, parsed};
+use super::request_log::of_tenant;
 use crate::api::json::Json;
-use crate::domain::access::{Caller, check_tenant};
+use crate::domain::access::Caller;
 use crate::domain::key::EventKey;
 use crate::domain::subscription::{
     DEFAULT_TENANT, Subscription, SubscriptionId, SubscriptionRef, SubscriptionState,
@@ -93,26 +94,16 @@ async fn list(
     Reader(caller): Reader,
     QueryParams(query): QueryParams<ListQuery>,
 ) -> Result<Response, Problem> {
-    if let Some(tenant) = &query.tenant {
-        check_tenant(tenant).map_err(|error| Problem::field("tenant", error.to_string()))?;
-    }
     let _permit = state.broad_reads.permit(caller.tenant()).await;
     let filter = SubscriptionFilter {
-        // A tenant outside the caller's reach shows nothing.
-        tenant: caller.tenant().map(str::to_owned).or_else(|| query.tenant.clone()),
+        tenant: caller.tenant().map(str::to_owned).or(query.tenant),
         event: parsed("event", query.event.as_deref())?,
         state: parsed("state", query.state.as_deref())?,
     };
     let (limit, after) = (limit(query.limit)?, query.after.as_deref().map(read_cursor).transpose()?);
-    let beyond = query.tenant.as_ref().is_some_and(|tenant| !caller.reaches(tenant));
-    let (subscriptions, next) = if beyond {
-        (Vec::new(), None)
-    } else {
-        let page =
-            state.management.subscription_page(&state.registry, &filter, after.as_ref(), limit).await?;
-        (page.subscriptions, page.next.as_ref().map(cursor))
-    };
-    let subscriptions = subscriptions.iter().map(|stored| stored.subscription.hidden_json()).collect();
+    let page = state.management.subscription_page(&state.registry, &filter, after.as_ref(), limit).await?;
+    let next = page.next.as_ref().map(cursor);
+    let subscriptions = page.subscriptions.iter().map(|stored| stored.subscription.hidden_json()).collect();
     Ok(Json(SubscriptionList { subscriptions, next }).into_response())
 }
 
@@ -255,7 +246,7 @@ async fn remove(
     let stored = state.management.subscription_to_change(&caller, &naming).await?;
     precondition.check(Some(stored.revision))?;
     state.management.remove_subscription(&stored).await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+    Ok(of_tenant(&stored.subscription.tenant, StatusCode::NO_CONTENT.into_response()))
 }
 
 /// The path of a new subscription, with the tenant if the caller is bound to none.
@@ -298,7 +289,8 @@ fn read(
 
 fn shown(status: StatusCode, subscription: &Subscription, revision: u64) -> Response {
     let (name, value) = etag(revision);
-    (status, [(name, value)], Json(subscription.hidden_json())).into_response()
+    let answer = (status, [(name, value)], Json(subscription.hidden_json())).into_response();
+    of_tenant(&subscription.tenant, answer)
 }
 
 /// Writes a subscription if the precondition holds. An identical write is accepted whatever the precondition (RFC 9110

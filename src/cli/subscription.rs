@@ -47,7 +47,7 @@ pub(super) enum SubscriptionCommand {
         #[command(flatten)]
         name: Name,
         /// Show only its circuits and its hold: whether its endpoint keeps failing or asked for a pause, and when it is
-        /// tried again
+        /// tried again. WAITING counts its envelopes in the domain outbox that are not delivered yet, in all lanes
         #[arg(long)]
         circuits: bool,
     },

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::Cause;
-use super::limited::{About, limited};
+use super::limited::{About, change_has_line, limited};
 use super::metrics::{Metrics, RequestLabel, RouteLabel};
+use crate::domain::api_changes::ApiChange;
 
 /// A request was answered. The log has the route and the path, but never a query or a body, which may hold secrets.
 pub struct RequestAnswered<'a> {
@@ -15,12 +16,18 @@ pub struct RequestAnswered<'a> {
     pub status: u16,
     /// The caller's name; `unknown` if it is not authenticated.
     pub caller: &'a str,
+    /// The tenant that the caller is bound to.
+    pub bound: Option<&'a str>,
+    /// The tenant of what was changed, if that belongs to one.
+    pub tenant: Option<&'a str>,
+    /// The path of what was created.
+    pub created: Option<&'a str>,
     pub elapsed: Duration,
 }
 
 impl RequestAnswered<'_> {
     pub fn emit(self, metrics: &Metrics) {
-        let Self { method, route, path, status, caller, elapsed } = self;
+        let Self { method, route, path, status, caller, bound, tenant, created, elapsed } = self;
         // An unknown method would be a label that the caller chooses, and so would the path.
         let known = ["GET", "POST", "PUT", "PATCH", "DELETE"].contains(&method);
         let label = if known { method } else { "other" };
@@ -41,8 +48,10 @@ impl RequestAnswered<'_> {
             limited!(ERROR "API request failed", about; %method, path, status, caller, ms);
         } else if changes && status >= 400 {
             limited!(INFO "API request refused", about; %method, path, status, caller, ms);
-        } else if changes {
-            tracing::info!(%method, path, status, caller, ms, "API request");
+        } else if changes
+            && change_has_line(ApiChange { bound, caller, tenant: tenant.unwrap_or_default(), method, route })
+        {
+            tracing::info!(%method, route, path, created, status, tenant, caller, ms, "API request");
         } else {
             tracing::debug!(%method, path, status, caller, ms, "API request");
         }

@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use tracing::Level;
 
+use crate::domain::api_changes::{ApiChange, ApiChanges, ChangesLeftOut};
 use crate::domain::repeated_lines::{LeftOut, RepeatedLines, Thing, Turn};
 use crate::domain::subscription::SubscriptionRef;
 use crate::nats::NatsError;
+use crate::sinks;
 
 /// A sentence of the log, and its level.
 type Kind = (Level, &'static str);
@@ -29,6 +31,12 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 static LINES: LazyLock<Mutex<RepeatedLines<Kind>>> =
     LazyLock::new(|| Mutex::new(RepeatedLines::new(DEFAULT_INTERVAL)));
 
+static CHANGES: LazyLock<Mutex<ApiChanges>> = LazyLock::new(|| Mutex::new(ApiChanges::new(DEFAULT_INTERVAL)));
+
+fn changes() -> MutexGuard<'static, ApiChanges> {
+    CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn lines() -> MutexGuard<'static, RepeatedLines<Kind>> {
     LINES.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -36,18 +44,26 @@ fn lines() -> MutexGuard<'static, RepeatedLines<Kind>> {
 /// Writes each repeated line at most once per `interval`; each one if it is zero.
 pub fn limit_repeated_lines(interval: Duration) {
     *lines() = RepeatedLines::new(interval);
+    *changes() = ApiChanges::new(interval);
+    sinks::limit_repeated_lines(interval);
 }
 
 /// Writes the numbers of lines that were left out and not followed by another; to be called every few seconds.
 pub fn write_left_out() {
     let due = lines().due(START.elapsed());
     due.into_iter().for_each(summarize);
+    let due = changes().due(START.elapsed());
+    due.into_iter().for_each(summarize_changes);
+    sinks::write_left_out();
 }
 
 /// Writes all numbers of lines that were left out, at the end of the process.
 pub fn write_rest_of_left_out() {
     let rest = lines().rest();
     rest.into_iter().for_each(summarize);
+    let rest = changes().rest();
+    rest.into_iter().for_each(summarize_changes);
+    sinks::write_rest_of_left_out();
 }
 
 fn summarize(left_out: LeftOut<Kind>) {
@@ -61,6 +77,21 @@ fn summarize(left_out: LeftOut<Kind>) {
         Level::WARN => tracing::warn!(line, domain, tenant, subscription, about, repeated, "lines left out"),
         _ => tracing::info!(line, domain, tenant, subscription, about, repeated, "lines left out"),
     }
+}
+
+/// The sentence of a change that was made through the API.
+const CHANGE: &str = "API request";
+
+/// Whether a change through the API has a line of its own.
+pub(super) fn change_has_line(change: ApiChange<'_>) -> bool {
+    changes().has_line(change, START.elapsed())
+}
+
+fn summarize_changes(left_out: ChangesLeftOut) {
+    let ChangesLeftOut { caller, tenant, method, route, count: repeated } = &left_out;
+    let [caller, tenant, method, route] =
+        [caller, tenant, method, route].map(|text| Some(text.as_str()).filter(|text| !text.is_empty()));
+    tracing::info!(line = CHANGE, method, route, tenant, caller, repeated, "lines left out");
 }
 
 /// What a line is about: lines about the same thing are repetitions of each other.

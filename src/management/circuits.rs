@@ -45,7 +45,8 @@ pub struct CircuitRow {
     pub next_probe: Option<OffsetDateTime>,
     /// The last failure; null if it is closed.
     pub last_error: Option<String>,
-    /// Envelopes that wait in the lane of the subscription.
+    /// Envelopes of the subscription in the domain outbox, which are not delivered yet: in the shared lane and in all of its
+    /// own lanes, with those that are being delivered or wait for a retry.
     pub waiting: u64,
     /// The hold of the subscription, the same in each domain; null if it is not held.
     pub hold: Option<HoldRow>,
@@ -56,9 +57,9 @@ impl CircuitRow {
         domain: &str,
         stored: &StoredSubscription,
         info: Option<&ConsumerInfo>,
+        waiting: u64,
         hold: Option<HoldRow>,
     ) -> Self {
-        let waiting = info.map_or(0, |info| info.num_pending + info.num_ack_pending);
         let incarnation = stored.subscription.incarnation;
         let circuit = info.and_then(|info| Some((info, info.circuit()?)));
         // The circuit of an earlier subscription of this name ends within seconds.
@@ -92,9 +93,20 @@ impl Management {
         let mut rows = Vec::new();
         for domain in &self.settings.domains {
             let info = self.own_lane(&domain.name, stored).await?;
-            rows.push(CircuitRow::new(&domain.name, stored, info.as_ref(), hold.clone()));
+            let waiting = self.waiting(&domain.name, stored).await?;
+            rows.push(CircuitRow::new(&domain.name, stored, info.as_ref(), waiting, hold.clone()));
         }
         Ok(rows)
+    }
+
+    /// The envelopes of the subscription in a domain outbox, whatever their lanes.
+    async fn waiting(&self, domain: &str, stored: &StoredSubscription) -> Result<u64, ManagementError> {
+        let token = reference(&stored.subscription)?.token().into_owned();
+        match self.js.backlogs(domain, Some(&token)).await {
+            Ok(look) => Ok(look.backlogs.iter().map(|backlog| backlog.own + backlog.shared).sum()),
+            Err(error) if error.is_not_found() => Ok(0),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Ends the pauses of the subscription's open circuits, so that a probe follows at once. Pauses of domains stay.

@@ -2,6 +2,8 @@
 
 use hub_harness as support;
 
+mod batch_order;
+mod change_log;
 mod dead_letters;
 mod events;
 mod management;
@@ -11,3 +13,5 @@ mod resolver_tls;
 mod scopes;
 mod strictness;
 mod subscriptions;
+mod tenants;
+mod unread_requests;

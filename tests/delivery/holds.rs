@@ -181,7 +181,7 @@ async fn a_tenant_sees_and_ends_only_its_own_holds() {
     };
     assert!(is_held(&acme).await);
     assert!(!is_held(&globex).await);
-    globex.get("/v1/subscriptions/crm/circuits?tenant=acme").await.expect(404);
+    globex.get("/v1/subscriptions/crm/circuits?tenant=acme").await.expect_field(403, "tenant");
     let resumed = globex.post("/v1/subscriptions/crm/resume", &Value::Null).await;
     resumed.expect(200);
     assert_eq!(resumed.header("hub-hold-ended"), "false");

@@ -25,3 +25,4 @@ mod poison;
 mod publishing;
 mod rejection;
 mod strict;
+mod waiting;

@@ -1,7 +1,7 @@
 //! Rules of the log lines.
 
-use crate::assert_none;
-use crate::source::{Source, sources};
+use crate::source::{Source, below, sources};
+use crate::{BROKERS, assert_none};
 
 fn facts() -> Vec<Source> {
     let facts: Vec<_> = sources().into_iter().filter(|source| source.module() == "facts").collect();
@@ -56,4 +56,21 @@ fn lines_about_single_envelopes_and_events_are_limited() {
     }
     assert_none(&broken, "a line about one envelope or message above the level debug is `limited!`");
     assert!(found > 12, "{found} such lines are limited");
+}
+
+/// A broker, or what is published to it, decides how often it reports something.
+#[test]
+fn lines_about_external_brokers_are_limited() {
+    let facts = below(BROKERS).into_iter().filter(|source| source.module() == "facts");
+    let (mut broken, mut found) = (Vec::new(), 0);
+    for source in facts {
+        for block in blocks(&source.code, "\nimpl ") {
+            let above_debug = ["tracing::info!(", "tracing::warn!(", "tracing::error!("];
+            let unlimited = above_debug.iter().any(|form| block.contains(form));
+            found += usize::from(block.contains("limited!("));
+            broken.extend(unlimited.then(|| format!("{}: {}", source.path, block.trim())));
+        }
+    }
+    assert_none(&broken, "a line about an external broker above the level debug is `limited!`");
+    assert!(found > 0, "no such line found");
 }

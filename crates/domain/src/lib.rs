@@ -26,6 +26,7 @@ pub mod access;
 pub mod address;
 pub mod agreement;
 pub mod allotment;
+pub mod api_changes;
 pub mod attempt;
 pub mod attempt_record;
 pub mod backlog;

@@ -1,7 +1,11 @@
 //! What this crate logs, about connections to external brokers. A fact is one struct, whose `emit` writes the log line.
 
+pub(crate) mod limited;
+
 use std::error::Error;
 use std::fmt;
+
+use limited::limited;
 
 /// Why something failed, whatever the error's type: shown with `%`.
 type Cause<'a> = &'a (dyn Error + 'static);
@@ -11,13 +15,15 @@ type Shown<'a> = &'a dyn fmt::Display;
 
 /// An external NATS server reported an error on the connection.
 pub(crate) struct ExternalNatsErrorReported<'a> {
+    /// Its address.
+    pub(crate) broker: &'a str,
     pub(crate) error: Shown<'a>,
 }
 
 impl ExternalNatsErrorReported<'_> {
     pub(crate) fn emit(self) {
-        let Self { error } = self;
-        tracing::warn!(%error, "an external NATS server reported an error");
+        let Self { broker, error } = self;
+        limited!("an external NATS server reported an error", broker; broker, %error);
     }
 }
 

@@ -53,6 +53,7 @@ use std::time::Duration;
 
 pub use attempt::attempt;
 pub use error::{PublishError, PublishReason};
+pub use facts::limited::{limit_repeated_lines, write_left_out, write_rest_of_left_out};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;

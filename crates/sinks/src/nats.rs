@@ -123,6 +123,7 @@ impl Nats {
         let options = &self.options;
         let complaints = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&complaints);
+        let broker: Arc<str> = options.url.as_str().into();
         let mut connect = ConnectOptions::new()
             .name("integration-hub external broker")
             .connection_timeout(options.timeouts.connect)
@@ -135,7 +136,7 @@ impl Nats {
                 match event {
                     Event::ServerError(error) => {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        ExternalNatsErrorReported { error: &error }.emit();
+                        ExternalNatsErrorReported { broker: &broker, error: &error }.emit();
                     }
                     event => ExternalNatsClientEvent { event: &event }.emit(),
                 }

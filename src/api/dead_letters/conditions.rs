@@ -8,6 +8,7 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{IntoParams, PartialSchema, ToSchema};
 
 use crate::api::State;
+use crate::api::access::reach;
 use crate::api::problem::Problem;
 use crate::api::query::parsed;
 use crate::domain::access::{Caller, check_tenant};
@@ -80,18 +81,14 @@ impl Conditions {
         *self == Self::default()
     }
 
-    /// True if the tenant is outside the caller's reach.
-    pub(super) fn beyond(&self, caller: &Caller) -> bool {
-        self.tenant.as_ref().is_some_and(|tenant| !caller.reaches(tenant))
-    }
-
-    /// Builds the query, limited to the caller's reach.
+    /// Builds the query, limited to the caller's tenant. Fails if another one is named.
     pub(super) fn filter(self, state: &State, caller: &Caller) -> Result<DeadLetterQuery, Problem> {
         for name in &self.domain {
             state.management.domain(name).map_err(|error| Problem::field("domain", error.to_string()))?;
         }
         if let Some(tenant) = &self.tenant {
             check_tenant(tenant).map_err(|error| Problem::field("tenant", error.to_string()))?;
+            reach(caller, tenant)?;
         }
         let subscription = self.subscription.map(SubscriptionId::try_from).transpose();
         let subscription = subscription.map_err(|error| Problem::field("subscription", error.to_string()))?;

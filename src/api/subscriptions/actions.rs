@@ -22,6 +22,7 @@ use crate::api::openapi::{
 use crate::api::precondition::{Precondition, etag};
 use crate::api::problem::Problem;
 use crate::api::query::{QueryParams, SubscriptionPath, TenantParam};
+use crate::api::request_log::of_tenant;
 use crate::domain::access::Caller;
 use crate::domain::duration;
 use crate::domain::event::Rejection;
@@ -111,7 +112,7 @@ async fn test(
 ) -> Result<Response, Problem> {
     let stored = state.management.subscription_to_change(&caller, &naming).await?;
     let attempt = state.management.test_subscription(&stored.subscription, options.event).await?;
-    Ok(Json(attempt).into_response())
+    Ok(of_tenant(&stored.subscription.tenant, Json(attempt).into_response()))
 }
 
 /// Options of a rotation.
@@ -185,7 +186,7 @@ async fn rotate_secret(
     let secrets =
         if options.replace { PreviousSecret::IsReplaced } else { PreviousSecret::Overlaps(options.overlap) };
     let stored = read_checked(&state, &caller, &naming, &headers).await?;
-    let id = stored.subscription.id.clone();
+    let (id, tenant) = (stored.subscription.id.clone(), stored.subscription.tenant.clone());
     let algorithm = options.algorithm.map(|algorithm| match algorithm {
         SigningAlgorithm::Hmac => Algorithm::HmacSha256,
         SigningAlgorithm::Ed25519 => Algorithm::Ed25519,
@@ -205,7 +206,8 @@ async fn rotate_secret(
     // No cache may store the secret.
     let headers =
         [etag(rotated.revision), (header::CACHE_CONTROL, "no-store".parse().expect("a valid header value"))];
-    Ok((headers.into_iter().collect::<HeaderMap>(), Json(body)).into_response())
+    let answer = (headers.into_iter().collect::<HeaderMap>(), Json(body)).into_response();
+    Ok(of_tenant(&tenant, answer))
 }
 
 /// An event to match, which is not published.
