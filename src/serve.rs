@@ -255,7 +255,8 @@ impl Hub {
             tasks.graceful("api", api.run(Some(resources), stop.clone()));
         }
         let all: Vec<String> = settings.domains.iter().map(|domain| domain.name.clone()).collect();
-        tasks.droppable("gauges", Gauges::new(js.clone(), registry.clone(), all, metrics.clone()).run());
+        let gauges = Gauges::new(js.clone(), registry.clone(), all, metrics.clone(), readiness.clone());
+        tasks.droppable("gauges", gauges.run());
         if options.roles.contains(&Role::EventProcessor) {
             if let Some(remote) = &remote {
                 let ready = readiness.part("answer of the subscription resolver");

@@ -28,6 +28,7 @@ mod registry;
 mod relay;
 mod resolver;
 mod shared_settings;
+mod stream_rooms;
 mod strict;
 mod supervision;
 
@@ -55,6 +56,7 @@ pub use registry::*;
 pub use relay::*;
 pub use resolver::*;
 pub use shared_settings::*;
+pub use stream_rooms::*;
 pub use strict::*;
 pub use supervision::*;
 

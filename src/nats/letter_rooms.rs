@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde_json::{Map, Value};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -142,13 +141,10 @@ impl JetStream {
     }
 }
 
-/// A limit of -1, or one that is missing, is none.
 fn stream_room(info: &StreamInfo) -> StreamRoom {
-    fn limit(config: &Map<String, Value>, name: &str) -> Option<u64> {
-        config.get(name)?.as_i64().and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0)
-    }
+    let fill = info.fill();
     StreamRoom {
-        bytes: limit(&info.config, "max_bytes").map(|limit| (info.state.bytes, limit)),
-        messages: limit(&info.config, "max_msgs").map(|limit| (info.state.messages, limit)),
+        bytes: fill.max_bytes.map(|limit| (fill.bytes, limit)),
+        messages: fill.max_messages.map(|limit| (fill.messages, limit)),
     }
 }

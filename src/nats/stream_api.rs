@@ -10,6 +10,7 @@ use super::connection::JetStream;
 use super::error::{BoxError, NatsError};
 use super::gone::unless_gone;
 use super::message::Malformed;
+use crate::domain::stream_fill::Fill;
 
 /// The fields of `STREAM.INFO` that the hub uses.
 #[derive(Debug, Clone, Deserialize)]
@@ -29,6 +30,22 @@ pub struct StreamState {
     pub last_seq: u64,
     #[serde(default)]
     pub subjects: Option<std::collections::BTreeMap<String, u64>>,
+}
+
+impl StreamInfo {
+    /// What the stream contains, and its limits. A limit of -1, or one that is missing, is none.
+    pub fn fill(&self) -> Fill {
+        let limit = |name: &str| {
+            let limit = self.config.get(name).and_then(Value::as_i64);
+            limit.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0)
+        };
+        Fill {
+            bytes: self.state.bytes,
+            messages: self.state.messages,
+            max_bytes: limit("max_bytes"),
+            max_messages: limit("max_msgs"),
+        }
+    }
 }
 
 /// The fields of `CONSUMER.INFO` that the hub uses.

@@ -1,9 +1,13 @@
-//! Measures the depths of the streams for the metrics, and counts the unreadable registry entries.
+//! Measures the depths of the streams for the metrics, watches their room, and counts the unreadable registry entries.
+
+mod room_watch;
 
 use std::time::Duration;
 
 use crate::facts::{DepthsNotRead, Metrics};
+use crate::health::Readiness;
 use crate::nats::{JetStream, NatsError, Registry, UnreadableEntry};
+use room_watch::RoomWatch;
 
 const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -12,11 +16,18 @@ pub struct Gauges {
     registry: Registry,
     domains: Vec<String>,
     metrics: Metrics,
+    readiness: Readiness,
 }
 
 impl Gauges {
-    pub fn new(js: JetStream, registry: Registry, domains: Vec<String>, metrics: Metrics) -> Self {
-        Self { js, registry, domains, metrics }
+    pub fn new(
+        js: JetStream,
+        registry: Registry,
+        domains: Vec<String>,
+        metrics: Metrics,
+        readiness: Readiness,
+    ) -> Self {
+        Self { js, registry, domains, metrics, readiness }
     }
 
     /// Runs until it is dropped.
@@ -27,9 +38,10 @@ impl Gauges {
     async fn depths(&self) {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut rooms = RoomWatch::new(self.js.clone(), self.metrics.clone(), self.readiness.clone());
         loop {
             ticks.tick().await;
-            if let Err(error) = self.read().await {
+            if let Err(error) = self.read(&mut rooms).await {
                 DepthsNotRead { error: &error }.emit();
             }
         }
@@ -45,14 +57,17 @@ impl Gauges {
         ]);
     }
 
-    async fn read(&self) -> Result<(), NatsError> {
+    async fn read(&self, rooms: &mut RoomWatch) -> Result<(), NatsError> {
         let names = self.js.names();
         self.metrics.subscriptions(self.registry.read().len());
-        self.metrics.events_depth(self.js.stream_info(&names.events_stream()).await?.state.messages);
+        let events = self.js.stream_info(&names.events_stream()).await?;
+        self.metrics.events_depth(events.state.messages);
+        rooms.look_at_events(&events.fill());
         for domain in &self.domains {
-            let outbox = self.js.stream_info(&names.outbox_stream(domain)).await?.state.messages;
-            let dlt = self.js.stream_info(&names.dlt_stream(domain)).await?.state.messages;
-            self.metrics.depths(domain, outbox, dlt);
+            let outbox = self.js.stream_info(&names.outbox_stream(domain)).await?;
+            let dlt = self.js.stream_info(&names.dlt_stream(domain)).await?;
+            self.metrics.depths(domain, outbox.state.messages, dlt.state.messages);
+            rooms.look_at_domain(domain, &outbox.fill(), &dlt.fill());
         }
         Ok(())
     }

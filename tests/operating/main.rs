@@ -8,6 +8,7 @@ mod damaged_records;
 mod deleted_parts;
 mod demo;
 mod first_steps;
+mod full_streams;
 mod kept_state;
 mod limits;
 mod log_lines;

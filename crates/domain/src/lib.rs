@@ -63,6 +63,7 @@ pub mod repeated_lines;
 pub mod resolution;
 pub mod shared_settings;
 pub mod status;
+pub mod stream_fill;
 pub mod strict_json;
 pub mod strict_order;
 pub mod subscription;

@@ -25,6 +25,11 @@ pub(super) struct DomainLabel {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub(super) struct StreamLabel {
+    stream: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(super) struct OutcomeLabel {
     domain: String,
     outcome: &'static str,
@@ -126,6 +131,10 @@ families! {
         outbox_depth: Family<DomainLabel, Gauge> =
             "outbox_depth", "Envelopes that are not delivered yet, by domain (lag)";
         events_depth: Gauge = "events_depth", "Events that wait in HUB_EVENTS (lag)";
+        stream_used: Family<StreamLabel, Gauge> = "stream_used_percent",
+            "How full a stream is that rejects messages when it is full, in percent of its limit";
+        stream_full: Family<StreamLabel, Gauge> = "stream_full",
+            "Whether a stream that rejects messages when it is full has no room (1 or 0)";
         subscriptions: Gauge = "subscriptions", "Subscriptions in the index";
         unreadable_entries: Family<InForceLabel, Gauge> = "registry_unreadable_entries",
             "Registry entries whose last revision is unreadable, by what is in force instead (earlier, unused, none); \
@@ -228,6 +237,13 @@ impl Metrics {
         let label = DomainLabel { domain: domain.to_owned() };
         self.inner.families.outbox_depth.get_or_create(&label).set(gauge(outbox));
         self.inner.families.dlt_depth.get_or_create(&label).set(gauge(dlt));
+    }
+
+    /// Sets how full a stream is.
+    pub fn stream_fill(&self, stream: &str, percent: u64, is_full: bool) {
+        let label = StreamLabel { stream: stream.to_owned() };
+        self.inner.families.stream_used.get_or_create(&label).set(gauge(percent));
+        self.inner.families.stream_full.get_or_create(&label).set(i64::from(is_full));
     }
 
     pub fn events_depth(&self, depth: u64) {

@@ -1,0 +1,119 @@
+//! Reports, in the log, in the metrics and at `/readyz`, how full the streams are that reject messages when they are full:
+//! before it happens, while it happens, and when there is room again. The process stays ready, because nothing is lost.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
+
+use crate::domain::stream_fill::{Change, Fill, Kind, Level, StreamLevel};
+use crate::facts::{
+    ExcessHasNoRoom, ExcessHasRoomAgain, Metrics, StreamFull, StreamHasRoomAgain, StreamNearlyFull,
+};
+use crate::health::Readiness;
+use crate::nats::JetStream;
+
+/// The streams of all domains, as the last looks showed them.
+pub(super) struct RoomWatch {
+    js: JetStream,
+    metrics: Metrics,
+    readiness: Readiness,
+    started: Instant,
+    streams: HashMap<String, Watched>,
+    /// The domains whose outbox and dead letters are full, and since when.
+    without_room: HashMap<String, Duration>,
+}
+
+#[derive(Default)]
+struct Watched {
+    level: StreamLevel,
+    /// The time of the last change of the level, for people.
+    since: String,
+}
+
+impl RoomWatch {
+    pub(super) fn new(js: JetStream, metrics: Metrics, readiness: Readiness) -> Self {
+        let (streams, without_room) = (HashMap::new(), HashMap::new());
+        Self { js, metrics, readiness, started: Instant::now(), streams, without_room }
+    }
+
+    pub(super) fn look_at_events(&mut self, fill: &Fill) {
+        let stream = self.js.names().events_stream();
+        self.look(&stream, Kind::Events, fill, None, false);
+    }
+
+    pub(super) fn look_at_domain(&mut self, domain: &str, outbox: &Fill, dlt: &Fill) {
+        let names = self.js.names();
+        let (outbox_stream, dlt_stream) = (names.outbox_stream(domain), names.dlt_stream(domain));
+        // `LetterWatch` reports the refusals, with their cause.
+        let is_reported = self.js.letters_are_reported(&outbox_stream);
+        self.look(&outbox_stream, Kind::Outbox, outbox, Some(domain), false);
+        let level = self.look(&dlt_stream, Kind::DeadLetters, dlt, Some(domain), is_reported);
+        self.look_at_excess(domain, outbox.is_closed_to_excess() && (is_reported || level == Level::Full));
+    }
+
+    /// Takes note of a look at a stream. `is_reported`: another warning says that it is full.
+    fn look(
+        &mut self,
+        stream: &str,
+        kind: Kind,
+        fill: &Fill,
+        domain: Option<&str>,
+        is_reported: bool,
+    ) -> Level {
+        let now = self.started.elapsed();
+        let watched = self.streams.entry(stream.to_owned()).or_default();
+        let change = watched.level.look(fill, now);
+        let level = watched.level.level();
+        if change.is_some() {
+            let at = self.js.now();
+            watched.since = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
+        }
+        match change {
+            Some(Change::To(Level::Full)) if !is_reported => {
+                StreamFull { stream, domain, kind, fill }.emit();
+            }
+            Some(Change::To(Level::Nearly)) => StreamNearlyFull { stream, domain, kind, fill }.emit(),
+            Some(Change::Ended { after }) => StreamHasRoomAgain { stream, domain, after }.emit(),
+            Some(Change::To(_)) | None => {}
+        }
+        self.metrics.stream_fill(stream, fill.percent(), level == Level::Full);
+        let (consequence, remedy, percent) = (kind.consequence(), kind.remedy(), fill.percent());
+        let note = match level {
+            Level::Full if !is_reported => {
+                Some(format!("{stream} is full since {} ({fill}): {consequence}; {remedy}", watched.since))
+            }
+            Level::Nearly => Some(format!(
+                "{stream} is nearly full ({fill}, {percent}%): when it is full, {consequence}; {remedy}"
+            )),
+            _ => None,
+        };
+        self.readiness.note(format!("room of {stream}"), note);
+        level
+    }
+
+    fn look_at_excess(&mut self, domain: &str, is_closed: bool) {
+        let now = self.started.elapsed();
+        match (is_closed, self.without_room.get(domain).copied()) {
+            (true, None) => {
+                self.without_room.insert(domain.to_owned(), now);
+                ExcessHasNoRoom { domain }.emit();
+            }
+            (false, Some(since)) => {
+                self.without_room.remove(domain);
+                ExcessHasRoomAgain { domain, after: now.saturating_sub(since) }.emit();
+            }
+            _ => {}
+        }
+        let note = is_closed.then(|| {
+            let events = self.js.names().events_stream();
+            format!(
+                "outbox and dead letters of {domain} are both full: events with envelopes over quota wait in {events}, also \
+                 for their other subscriptions; {}",
+                ExcessHasNoRoom::REMEDY
+            )
+        });
+        self.readiness.note(format!("room for the excess of {domain}"), note);
+    }
+}
