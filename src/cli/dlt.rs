@@ -1,5 +1,6 @@
 //! `hub dlt`: lists, replays and discards dead letters.
 
+mod drain;
 mod list;
 mod select;
 mod settle;
@@ -26,7 +27,7 @@ pub(super) enum DltCommand {
     },
     /// Replay dead letters now, in the order of their streams
     #[command(
-        after_help = "Examples:\n  hub dlt replay env_a env_b --wait\n  hub dlt replay --subscription acme/crm"
+        after_help = "Examples:\n  hub dlt replay env_a env_b --wait\n  hub dlt replay --subscription acme/crm\n  hub dlt replay --all --drain"
     )]
     Replay(settle::ReplayOptions),
     /// Discard dead letters without delivering them

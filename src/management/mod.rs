@@ -4,6 +4,7 @@
 mod bulk_jobs;
 pub mod circuits;
 pub mod dead_letter_actions;
+pub mod dead_letter_drain;
 pub mod dead_letters;
 pub mod domains;
 mod error;

@@ -174,22 +174,34 @@ impl JetStream {
         from: u64,
         limit: usize,
     ) -> Result<DeadLetterPage, NatsError> {
-        let mut page = DeadLetterPage::default();
-        let stream = self.names().dlt_stream(domain);
-        let info = self.stream_info(&stream).await?;
+        let info = self.stream_info(&self.names().dlt_stream(domain)).await?;
         if info.state.messages == 0 || from > info.state.last_seq {
-            return Ok(page);
+            return Ok(DeadLetterPage::default());
         }
         let filters = self.filters_of(domain, query).await?;
         if filters.is_empty() {
-            return Ok(page);
+            return Ok(DeadLetterPage::default());
         }
+        self.dead_letters_in(domain, &filters, query, from, limit).await
+    }
+
+    /// As [`Self::dead_letters`], from these subjects only.
+    pub async fn dead_letters_in(
+        &self,
+        domain: &str,
+        filters: &[String],
+        query: &DeadLetterQuery,
+        from: u64,
+        limit: usize,
+    ) -> Result<DeadLetterPage, NatsError> {
+        let mut page = DeadLetterPage::default();
+        let stream = self.names().dlt_stream(domain);
         let replaying = self.replaying(domain).await?;
         let mut from = from;
         // A lost reader is replaced by one that continues at `from`.
         'again: loop {
             let options = OrderedReaderOptions {
-                filters: filters.clone(),
+                filters: filters.to_vec(),
                 from_sequence: Some(from),
                 headers_only: true,
                 last_per_subject: false,
@@ -232,6 +244,13 @@ impl JetStream {
             reader.close().await;
             return Ok(page);
         }
+    }
+
+    /// The subjects of a domain's dead letters.
+    pub async fn dead_letter_subjects(&self, domain: &str) -> Result<Vec<String>, NatsError> {
+        let filter = self.names().dead_letter_filter(domain);
+        let subjects = self.stream_subjects(&self.names().dlt_stream(domain), &filter).await?;
+        Ok(subjects.into_iter().map(|(subject, _)| subject).collect())
     }
 
     /// The subjects that a query reads: those of the subscription, of every tenant if the query has none, and the bare

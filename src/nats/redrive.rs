@@ -131,6 +131,15 @@ impl JetStream {
         Ok(parsed.map(|(_, sequence)| sequence).collect())
     }
 
+    /// The sequences of a domain's dead letters whose redrive is due, and is not taken yet.
+    pub async fn redrives_due(&self, domain: &str) -> Result<HashSet<u64>, NatsError> {
+        let names = self.names();
+        let subjects =
+            self.stream_subjects(&names.redrive_stream(), &names.redrive_due_filter(domain)).await?;
+        let parsed = subjects.iter().filter_map(|(subject, _)| names.parse_redrive_due(subject));
+        Ok(parsed.map(|(_, sequence)| sequence).collect())
+    }
+
     /// The sequences of a domain's dead letters that have a timer or a pending redrive request.
     pub async fn redrive_pending(&self, domain: &str) -> Result<HashSet<u64>, NatsError> {
         let names = self.names();

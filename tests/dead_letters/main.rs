@@ -3,6 +3,7 @@
 use hub_harness as support;
 
 mod commands;
+mod drain;
 mod gone;
 mod policy_scenario;
 mod redrive;

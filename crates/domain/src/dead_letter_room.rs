@@ -48,7 +48,7 @@ impl Refusal {
     /// What an operator can do.
     pub fn remedy(self) -> &'static str {
         match self {
-            Self::Full => "run `hub dlt replay` or `hub dlt discard`, or raise limits.dlt",
+            Self::Full => "run `hub dlt replay --all --drain` or `hub dlt discard`, or raise limits.dlt",
             Self::NoResources => "free disk space of the NATS server, or raise the limits of its account",
             Self::Missing => "run `hub provision`",
             Self::TooLarge => "raise max_msg_size of the stream, or max_payload of the NATS server",

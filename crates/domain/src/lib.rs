@@ -60,6 +60,7 @@ pub mod publishing_order;
 pub mod redact;
 pub mod registry_backup;
 pub mod repeated_lines;
+pub mod replay_pace;
 pub mod resolution;
 pub mod shared_settings;
 pub mod status;

@@ -243,10 +243,15 @@ impl Hub {
     ///
     /// If it has not ended after 60 s.
     pub async fn cli(&self, args: &[&str]) -> Output {
+        let output = tokio::time::timeout(COMMAND_LIMIT, self.cli_command(args).output()).await;
+        output.unwrap_or_else(|_| panic!("`hub {}` still runs", args.join(" "))).expect("the command runs")
+    }
+
+    /// A `hub` command with the same settings, to be started by the test.
+    pub fn cli_command(&self, args: &[&str]) -> Command {
         let mut command = self.hub_command();
         command.args(args).env("HUB_CONFIG", self.config()).stdin(Stdio::null());
-        let output = tokio::time::timeout(COMMAND_LIMIT, command.output()).await;
-        output.unwrap_or_else(|_| panic!("`hub {}` still runs", args.join(" "))).expect("the command runs")
+        command
     }
 
     /// Runs a command that must succeed, and returns its standard output.

@@ -6,6 +6,7 @@ use clap::Args;
 use indicatif::ProgressBar;
 use serde_json::json;
 
+use super::drain;
 use super::select::{Filter, explain};
 use crate::cli::error::{Answer, CliError};
 use crate::cli::manage;
@@ -13,6 +14,7 @@ use crate::cli::output::{Printer, confirm, progress, spinner};
 use crate::domain::duration;
 use crate::domain::words::counted;
 use crate::management::dead_letter_actions::{Followed, Replayed, SelectedDeadLetter};
+use crate::management::dead_letters::DeadLetterQuery;
 use crate::management::{Management, domain_names};
 use crate::settings::Settings;
 
@@ -31,6 +33,14 @@ pub(super) struct DltSelection {
 pub(crate) struct ReplayOptions {
     #[command(flatten)]
     selection: DltSelection,
+    /// Replay at the pace at which the outbox and each subscription have room, until none is left; for many dead letters,
+    /// or a full dead-letter stream. It can be interrupted and started again; exit with 1 if some are left that can be
+    /// replayed
+    #[arg(long, conflicts_with_all = ["ids", "force", "wait"])]
+    drain: bool,
+    /// Time without room after which --drain ends
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse)]
+    patience: Duration,
     /// Also replay dead letters with a replay in progress, if their envelopes are known to be lost: each is sent once more
     #[arg(long)]
     force: bool,
@@ -56,6 +66,10 @@ pub(super) async fn replay(
     settings: &Settings,
     printer: Printer,
 ) -> Result<Answer, CliError> {
+    if options.drain {
+        let filter = resolve(&options.selection, settings)?;
+        return drain::run(&filter, options.patience, settings, printer).await;
+    }
     let (hub, selected) = select(&options.selection, settings).await?;
     let bar = progress(selected.len(), "replaying");
     let replayed = hub.replay(&selected, options.force, |done, total| moved(&bar, done, total)).await?;
@@ -140,10 +154,8 @@ fn moved(bar: &ProgressBar, done: usize, total: usize) {
     bar.set_position(done as u64);
 }
 
-async fn select(
-    selection: &DltSelection,
-    settings: &Settings,
-) -> Result<(Management, Vec<SelectedDeadLetter>), CliError> {
+/// Checks the selection.
+fn resolve(selection: &DltSelection, settings: &Settings) -> Result<DeadLetterQuery, CliError> {
     let DltSelection { ids, filter, all } = selection;
     let filter = filter.resolve(ids)?;
     match (all, filter.means_all() && filter.tenant.is_none()) {
@@ -162,6 +174,14 @@ async fn select(
         _ => {}
     }
     domain_names(settings, &filter.domains)?;
+    Ok(filter)
+}
+
+async fn select(
+    selection: &DltSelection,
+    settings: &Settings,
+) -> Result<(Management, Vec<SelectedDeadLetter>), CliError> {
+    let filter = resolve(selection, settings)?;
     let hub = manage(settings).await?;
     let bar = spinner("selecting");
     let selected = hub.select_dead_letters(&filter, |seen| bar.set_position(seen as u64)).await;

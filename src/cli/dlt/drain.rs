@@ -1,0 +1,105 @@
+//! `hub dlt replay --drain`: replays dead letters at the pace at which there is room, until none is left.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::error::{Answer, CliError};
+use crate::cli::manage;
+use crate::cli::output::{Printer, spinner};
+use crate::domain::words::counted;
+use crate::management::dead_letter_drain::{Drained, LeftLetters, Patience};
+use crate::management::dead_letters::DeadLetterQuery;
+use crate::serve::ServeError;
+use crate::settings::Settings;
+use crate::signals::Signals;
+
+pub(super) async fn run(
+    filter: &DeadLetterQuery,
+    patience: Duration,
+    settings: &Settings,
+    printer: Printer,
+) -> Result<Answer, CliError> {
+    let hub = manage(settings).await?;
+    let mut signals = Signals::new().map_err(ServeError::Signals)?;
+    let (stop, bar) = (CancellationToken::new(), spinner("replaying"));
+    let report = |now: Drained| {
+        bar.set_message(if now.is_waiting { "waiting for room" } else { "replaying" });
+        bar.set_position(now.replayed);
+    };
+    let drained = {
+        let mut draining = pin!(hub.drain_dead_letters(filter, Patience(patience), &stop, report));
+        tokio::select! {
+            drained = &mut draining => drained,
+            () = signals.next() => {
+                stop.cancel();
+                // A second signal ends the process at once.
+                tokio::select! {
+                    drained = draining => drained,
+                    () = signals.next() => {
+                        bar.finish_and_clear();
+                        printer.line("interrupted; run the same command again for the rest")?;
+                        return Ok(Answer::No);
+                    }
+                }
+            }
+        }
+    };
+    bar.finish_and_clear();
+    let drained = drained?;
+    if printer.is_json() {
+        printer.json(&json!(drained))?;
+    } else {
+        printer.line(&summary(&drained))?;
+    }
+    Ok(if drained.left.can_continue() { Answer::No } else { Answer::Yes })
+}
+
+/// What was replayed, and what is left for which reason.
+fn summary(drained: &Drained) -> String {
+    let LeftLetters { already_replaying, removed, undecodable, failed_since, no_room, interrupted } =
+        drained.left;
+    let started = counted(usize::try_from(drained.replayed).unwrap_or(usize::MAX), "replay");
+    let left: Vec<String> = [
+        (failed_since, "failed after the start of the command (their endpoints still fail)"),
+        (already_replaying, "already in progress (use --force without --drain if their envelopes are lost)"),
+        (removed, "of removed subscriptions (use `hub dlt discard --reason removed`)"),
+        (undecodable, "cannot be read (use `hub dlt discard --reason undecodable`)"),
+        (no_room, "without room, because their endpoints do not keep up (repair them, and run the same command again)"),
+        (interrupted, "not reached before the interruption (run the same command again)"),
+    ]
+    .into_iter()
+    .filter(|(count, _)| *count > 0)
+    .map(|(count, why)| format!("\n  {count} {why}"))
+    .collect();
+    let started = match drained.not_taken {
+        0 => format!("{started} started"),
+        count => format!(
+            "{started} started, {count} of them not yet taken (check that a process has the role dlt-processor)"
+        ),
+    };
+    if left.is_empty() {
+        format!("{started}; no other dead letter is left")
+    } else {
+        format!("{started}; left:{}", left.concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_names_what_is_left_and_why() {
+        let done = Drained { replayed: 1, ..Drained::default() };
+        assert_eq!(summary(&done), "1 replay started; no other dead letter is left");
+        let left = LeftLetters { removed: 2, no_room: 3, ..LeftLetters::default() };
+        let text = summary(&Drained { replayed: 12, left, ..Drained::default() });
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(lines[0] == "12 replays started; left:" && lines[1].starts_with("  2 of removed"), "{text}");
+        assert!(lines[2].contains("run the same command again"), "{text}");
+    }
+}
