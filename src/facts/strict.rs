@@ -24,6 +24,29 @@ impl OrderedEventsWait<'_> {
     }
 }
 
+/// The consumer of a strict lane could not be created. The outbox keeps the envelopes of the lane.
+pub struct StrictLaneNotCreated<'a> {
+    pub error: Cause<'a>,
+    pub lane: &'a str,
+    /// What an operator can do.
+    pub remedy: &'static str,
+    /// `None`: at the next envelope, or by the sweep.
+    pub retry_in: Option<Duration>,
+}
+
+impl StrictLaneNotCreated<'_> {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { error, lane, remedy, retry_in } = self;
+        let domain = &*metrics.domain;
+        let retry_in = retry_in.map(|retry_in| rounded(retry_in).to_string());
+        limited!(
+            WARN "consumer of a strict lane not created, its envelopes wait",
+            About::domain(domain).cause(error);
+            %error, domain, lane, remedy, retry_in
+        );
+    }
+}
+
 /// A dead letter stops a strict order.
 pub struct OrderStopped<'a> {
     pub tenant: &'a str,

@@ -276,6 +276,11 @@ impl NatsError {
         self.api().is_some_and(|error| ApiError::NO_RESOURCES.contains(&error.err_code))
     }
 
+    /// The stream has as many consumers as it, or the account, may have.
+    pub fn is_too_many_consumers(&self) -> bool {
+        self.has_code(ApiError::TOO_MANY_CONSUMERS)
+    }
+
     /// An atomic batch has more messages than the server allows.
     pub fn is_batch_too_large(&self) -> bool {
         self.has_code(ApiError::BATCH_TOO_LARGE)

@@ -3,17 +3,23 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::connection::JetStream;
 use super::error::NatsError;
+use super::publish::header_map;
 use super::stream_api::StreamInfo;
+use super::subjects::SHARED_LANE;
 use crate::domain::dead_letter_room::{Change, LetterRoom, Refusal, StreamRoom};
 
 /// Most domains with refusals; their number is that of the settings, but a stored dead letter can name any.
 const MOST: usize = 1_024;
+/// In the subject of a probe, in the place of the subscription.
+const PROBE: &str = "probe";
 
 /// What is known about a dead letter that could not be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +115,41 @@ impl LetterRooms {
 }
 
 impl JetStream {
+    /// Takes note that a caller waits no longer for the answer to a dead letter of this size.
+    pub fn letter_unanswered(&self, domain: &str, size: usize, after: Duration) {
+        let subject = self.names().dlt_stream(domain);
+        let error = NatsError::Timeout { subject, seconds: after.as_secs() };
+        self.letter_rooms().note(domain, size, Err(&error));
+    }
+
+    /// If the dead-letter stream of a domain owes an answer, finds out whether it answers now. Until then, nobody else tries.
+    pub async fn probe_letters(&self, domain: &str) {
+        let rooms = self.letter_rooms();
+        let with_room = |change: fn(&mut LetterRoom, Duration)| {
+            if let Some((room, _)) = rooms.domains().get_mut(domain) {
+                change(room, rooms.started.elapsed());
+            }
+        };
+        if !rooms.domains().get(domain).is_some_and(|(room, _)| room.wants_probe()) {
+            return;
+        }
+        with_room(LetterRoom::probing);
+        let subject = self.names().dead_letter(&self.names().outbox(domain, SHARED_LANE, PROBE));
+        // The leader refuses it, as no stream has this name, and stores nothing.
+        let headers = header_map(&[("Nats-Expected-Stream", "-")]);
+        match self.publish_map(&subject, Bytes::new(), headers).await {
+            Ok(_) | Err(NatsError::Api { .. }) => with_room(LetterRoom::probe_answered),
+            Err(NatsError::Timeout { .. } | NatsError::Answer { .. }) => with_room(LetterRoom::probe_failed),
+            // There is no stream: that is an answer as well.
+            Err(error @ NatsError::NoResponders { .. }) => {
+                with_room(LetterRoom::probe_answered);
+                rooms.note(domain, 0, Err(&error));
+            }
+            // It says nothing about the stream.
+            Err(_) => {}
+        }
+    }
+
     /// Waits until a dead letter is refused.
     pub async fn letter_refused(&self) {
         self.letter_rooms().changed.notified().await;

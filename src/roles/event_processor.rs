@@ -8,6 +8,7 @@ mod committer;
 mod decoder;
 mod in_order;
 mod leftovers;
+mod new_lanes;
 mod outbox_room;
 mod planner;
 mod recent;
@@ -38,6 +39,7 @@ use committer::Committer;
 use decoder::{Decode, Decoder};
 use in_order::InOrder;
 use leftovers::Sweep;
+use new_lanes::NewLanes;
 use outbox_room::OutboxRoom;
 use planner::{CommitQueue, Held, Planner};
 use rejecter::Rejecter;
@@ -261,11 +263,14 @@ impl EventProcessor {
                 let (backlogs, watch) =
                     Backlogs::new(self.js.clone(), &domain, quotas, self.metrics.clone(), metrics.clone());
                 committers.droppable(format!("the watch of the backlogs of {domain}"), watch.run());
+                let parameters = self.settings.stream_parameters.clone();
+                let (lanes, maker) = NewLanes::new(self.js.clone(), parameters, &domain, metrics.clone());
+                committers.droppable(format!("the creation of strict lanes of {domain}"), maker.run());
                 let in_order = InOrder::new(
                     self.js.clone(),
                     decoder.clone(),
-                    self.settings.stream_parameters.clone(),
-                    (place, &domain),
+                    lanes,
+                    place,
                     capacity,
                     room_bytes as usize / 2,
                 );

@@ -1,8 +1,10 @@
 //! Reports, in the log, in the metrics and at `/readyz`, when dead letters cannot be stored, and when they can again. The
-//! process stays ready: envelopes wait in their outboxes.
+//! process stays ready: envelopes wait in their outboxes. Sends the probes to streams that do not answer, so that nobody
+//! else waits for them.
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use time::format_description::well_known::Rfc3339;
 
 use crate::domain::dead_letter_room::Change;
@@ -37,12 +39,17 @@ impl LetterWatch {
             }
             // Without the server nothing can be stored, which is reported elsewhere.
             if self.js.is_answering() {
-                for (domain, metrics) in &self.domains {
-                    self.look(domain, metrics).await;
-                }
+                // A stream that does not answer delays no other.
+                join_all(self.domains.iter().map(|(domain, metrics)| self.probe_and_look(domain, metrics)))
+                    .await;
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    async fn probe_and_look(&self, domain: &str, metrics: &DomainMetrics) {
+        self.js.probe_letters(domain).await;
+        self.look(domain, metrics).await;
     }
 
     async fn look(&self, domain: &str, metrics: &DomainMetrics) {

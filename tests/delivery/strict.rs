@@ -15,7 +15,7 @@ const STEP: Duration = Duration::from_secs(90);
 const DOMAIN: &str = "user-lifecycle";
 
 /// A subscription to `user.>` with a strict order and further members of `delivery`.
-fn strict(id: &str, url: &str, more: &Value) -> Value {
+pub(super) fn strict(id: &str, url: &str, more: &Value) -> Value {
     let mut value = subscription(id, &["user.>"], url);
     value["delivery"]["ordering"] = json!("strict");
     for (name, member) in more.as_object().into_iter().flatten() {
@@ -25,7 +25,7 @@ fn strict(id: &str, url: &str, more: &Value) -> Value {
 }
 
 /// The events of the accepted requests in the order of their arrival, with the value of an attribute.
-fn accepted(receiver: &Receiver, path: &str, attribute: &str) -> Vec<(String, String)> {
+pub(super) fn accepted(receiver: &Receiver, path: &str, attribute: &str) -> Vec<(String, String)> {
     let text = |event: &Value, name: &str| event[name].as_str().unwrap_or_default().to_owned();
     let mut requests = receiver.received(path);
     requests.retain(|request| request.answered.is_some_and(|status| (200..300).contains(&status)));
@@ -39,7 +39,7 @@ fn accepted(receiver: &Receiver, path: &str, attribute: &str) -> Vec<(String, St
 
 /// Asserts that the first arrivals of `events` are in this order. An event may arrive again: a crash can lose an
 /// acknowledgement, but only that of the event that was last delivered.
-fn assert_in_order(arrivals: &[String], events: &[String]) {
+pub(super) fn assert_in_order(arrivals: &[String], events: &[String]) {
     let mut seen = BTreeSet::new();
     let mut last = None;
     let mut first = Vec::new();
@@ -56,12 +56,12 @@ fn assert_in_order(arrivals: &[String], events: &[String]) {
     assert_eq!(first.len(), events.len(), "every event arrives");
 }
 
-fn ids_of(arrivals: Vec<(String, String)>) -> Vec<String> {
+pub(super) fn ids_of(arrivals: Vec<(String, String)>) -> Vec<String> {
     arrivals.into_iter().map(|(id, _)| id).collect()
 }
 
 /// Publishes one after the other, so that their order is known.
-async fn publish_in_order(client: &TestClient, events: &[String]) {
+pub(super) async fn publish_in_order(client: &TestClient, events: &[String]) {
     for id in events {
         client.publish("user.created", id).await;
     }

@@ -4,6 +4,8 @@
 //!
 //! - *May one be stored now?* After a refusal, none of at least this size is tried for a moment: thousands of envelopes may
 //!   wait for the same stream.
+//!   A request without an answer costs its caller the whole timeout. After one, a probe finds out beside the callers whether
+//!   the stream answers, and until it does, no caller tries.
 //! - *What does an operator see?* One change when dead letters are refused, and one when they are stored again, however
 //!   often single smaller ones are stored in between.
 
@@ -15,6 +17,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The same after a request without an answer, which costs its caller the whole timeout; it doubles.
 const UNANSWERED_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+/// While there is no answer to a probe, no dead letter is tried for this long. Longer than the time from one probe to the
+/// next.
+const SILENT_FOR: Duration = Duration::from_secs(30);
 /// Refusals over a shorter time are a disturbance, such as a restart of the server; a full stream is reported at once.
 const PERSISTS: Duration = Duration::from_secs(5);
 /// Time without a refusal after which the state ends, if the stream has room.
@@ -111,6 +116,8 @@ struct Refusing {
     /// No dead letter is tried before.
     until: Duration,
     pause: Duration,
+    /// The same because of a probe without an answer.
+    silent_until: Duration,
     /// The smallest and the largest dead letter for which the stream was full.
     smallest: u64,
     largest: u64,
@@ -123,6 +130,7 @@ impl LetterRoom {
     /// Whether a dead letter of this size may be stored now; otherwise why not.
     pub fn may_try(&self, size: u64, now: Duration) -> Result<(), Refusal> {
         match &self.refusing {
+            Some(state) if now < state.silent_until => Err(Refusal::Unanswered),
             Some(state)
                 if now < state.until && (state.refusal != Refusal::Full || size >= state.smallest) =>
             {
@@ -140,6 +148,7 @@ impl LetterRoom {
             last: now,
             until: now,
             pause: Duration::ZERO,
+            silent_until: now,
             smallest: u64::MAX,
             largest: 0,
             stored: false,
@@ -165,10 +174,39 @@ impl LetterRoom {
         state.until = state.until.max(now + pause);
     }
 
+    /// Whether it is to be found out with a probe if the stream answers.
+    pub fn wants_probe(&self) -> bool {
+        self.refusing.as_ref().is_some_and(|state| state.refusal == Refusal::Unanswered && !state.stored)
+    }
+
+    /// A probe is sent. No caller tries until it has an answer.
+    pub fn probing(&mut self, now: Duration) {
+        if let Some(state) = &mut self.refusing {
+            state.silent_until = now + SILENT_FOR;
+        }
+    }
+
+    /// A probe has had no answer. `now`: when it ended.
+    pub fn probe_failed(&mut self, now: Duration) {
+        if let Some(state) = &mut self.refusing {
+            state.last = state.last.max(now);
+            state.silent_until = now + SILENT_FOR;
+        }
+    }
+
+    /// The stream has answered a probe. Dead letters are tried again, after the pause of the last try: the stream may answer
+    /// and still store nothing.
+    pub fn probe_answered(&mut self, now: Duration) {
+        if let Some(state) = &mut self.refusing {
+            state.silent_until = now;
+        }
+    }
+
     /// A dead letter was stored.
     pub fn stored(&mut self, size: u64, now: Duration) {
         let Some(state) = &mut self.refusing else { return };
         state.stored = true;
+        state.silent_until = now;
         if state.refusal == Refusal::Full && size < state.smallest {
             return;
         }

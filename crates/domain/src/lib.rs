@@ -49,6 +49,7 @@ pub mod headers;
 pub mod holds;
 pub mod index;
 pub mod key;
+pub mod lane_creation;
 pub mod lane_places;
 pub mod last_words;
 pub mod lately;

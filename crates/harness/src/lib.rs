@@ -13,6 +13,7 @@
 //! * [`ChildProcess`]: another program, such as an [`example`].
 //! * [`Ca`]: a private certificate authority.
 //! * [`FaultProxy`]: a TCP proxy that freezes or cuts its connections, on demand or at a chosen step of a protocol.
+//! * [`RequestProxy`]: a proxy of a nats-server that delays or swallows single messages by their subjects.
 //!
 //! Every wait has a deadline; its failure names the expectation.
 
@@ -50,6 +51,7 @@ pub use eventually::eventually;
 pub use hub::{Hub, complete, http_client, print_output, sum_of};
 pub use hub_testkit::proxy::{Direction, FaultProxy, Trigger};
 pub use hub_testkit::receiver::{Behaviour, Received, Receiver};
+pub use hub_testkit::request_proxy::{RequestProxy, Treatment};
 pub use hub_testkit::token_endpoint::TokenEndpoint;
 pub use kafka::KafkaServer;
 pub use observed_run::{with_hangup, wrapped};

@@ -14,6 +14,7 @@
 //! | `receiver` | `receiver` | an HTTP endpoint for deliveries, whose answers can be changed while it runs |
 //! | `token_endpoint` | `token-endpoint` | an OAuth2 token endpoint |
 //! | `proxy` | `proxy` | a TCP proxy that freezes or cuts its connections |
+//! | `request_proxy` | `proxy` | a proxy of a nats-server that delays or swallows single messages by their subjects |
 //! | `connections` | `connections` | an accept loop with a limit |
 //!
 //! To run a nats-server for as long as a value lives:
@@ -49,6 +50,8 @@ pub mod rabbitmq;
 pub mod receiver;
 #[cfg(feature = "redis")]
 pub mod redis_server;
+#[cfg(feature = "proxy")]
+pub mod request_proxy;
 #[cfg(feature = "servers")]
 mod server_error;
 #[cfg(feature = "servers")]

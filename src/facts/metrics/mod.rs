@@ -95,6 +95,8 @@ labelled_families! {
             "Envelopes committed straight to their subscription's own lane, by domain";
         fullest_backlog: Gauge = "fullest_backlog_percent",
             "Fullest backlog of a subscription, in percent of its limit, by domain";
+        strict_lanes_missing: Gauge = "strict_lanes_missing",
+            "Strict lanes with new envelopes whose consumers are not created yet, by domain";
         beyond_quota: Counter = "envelopes_beyond_quota",
             "Envelopes over quota that stayed in an outbox because no dead letter could be stored, by domain";
         dlt_blocked: Gauge =
@@ -285,6 +287,11 @@ impl DomainMetrics {
     /// Sets the percentage of the fullest backlog of a subscription.
     pub fn fullest_backlog(&self, percent: u64) {
         self.counters.fullest_backlog.set(gauge(percent));
+    }
+
+    /// Sets how many strict lanes have no consumer yet.
+    pub fn strict_lanes_missing(&self, count: usize) {
+        self.counters.strict_lanes_missing.set(gauge(count as u64));
     }
 
     pub fn in_flight(&self, deliveries: usize) {

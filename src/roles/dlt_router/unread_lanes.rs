@@ -8,6 +8,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::DltRouterSettings;
 use super::route::Router;
@@ -26,12 +29,18 @@ const MOST_LANES: usize = 256;
 /// With a resolver, nobody knows which subscriptions exist. A strict lane then gets a consumer as long as the outbox has
 /// fewer than this number of lanes.
 const MOST_UNKNOWN: usize = 256;
+/// The event processor creates the consumer of a strict lane after the first envelopes, within this time.
+const NEW_FOR: Duration = Duration::from_secs(10);
+/// The same while that fails. With a resolver, a strict lane beyond `MOST_UNKNOWN` is then emptied, and loses its order.
+const MADE_UP_AFTER: Duration = Duration::from_secs(300);
 
 pub(super) struct UnreadLanes {
     parameters: StreamParameters,
     has_registry: bool,
     /// Streams and lanes of which a failure is logged; at most those that have messages.
     logged: Mutex<HashSet<(String, String)>>,
+    /// When strict lanes were first found without a consumer, by stream and lane.
+    found: Mutex<HashMap<(String, String), Instant>>,
 }
 
 /// What became of the messages of a lane.
@@ -44,7 +53,7 @@ struct Emptied {
 impl UnreadLanes {
     pub(super) fn new(settings: &DltRouterSettings) -> Self {
         let (parameters, has_registry) = (settings.stream_parameters.clone(), settings.has_registry);
-        Self { parameters, has_registry, logged: Mutex::default() }
+        Self { parameters, has_registry, logged: Mutex::default(), found: Mutex::default() }
     }
 
     /// Creates the missing consumers of lanes whose subscription is known, and empties the other lanes. `consumers`: those
@@ -63,9 +72,12 @@ impl UnreadLanes {
             subjects.iter().filter_map(|(subject, _)| Some(js.names().parse_outbox(subject)?.lane)).collect();
         // A lane whose messages are gone is forgotten.
         self.logged().retain(|(of, lane)| of != stream || lanes.contains(lane.as_str()));
+        let is_unread = |lane: &str| lanes.contains(lane) && !consumers.contains(&lane_consumer(lane));
+        self.found().retain(|(of, lane), _| of != stream || is_unread(lane));
         let own = consumers.iter().filter(|name| lane_of_consumer(name).is_some()).count();
         let (mut unread, mut looked_up) = (HashSet::new(), 0);
-        for lane in lanes {
+        for lane in &lanes {
+            let lane = *lane;
             if !is_lane(lane) {
                 unread.insert(lane);
                 continue;
@@ -75,7 +87,9 @@ impl UnreadLanes {
             }
             looked_up += usize::from(lane != SHARED_LANE);
             match self.deserves_consumer(router, lane, own + looked_up).await {
+                Ok(true) if self.is_new(stream, lane, NEW_FOR) => {}
                 Ok(true) => self.create_consumer(router, domain, stream, lane).await,
+                Ok(false) if !self.has_registry && self.is_new(stream, lane, MADE_UP_AFTER) => {}
                 Ok(false) => {
                     unread.insert(lane);
                 }
@@ -108,6 +122,14 @@ impl UnreadLanes {
         match subscription_of_lane(lane).and_then(SubscriptionRef::from_token) {
             Some(name) => is_known(router, &name).await,
             None => Ok(false),
+        }
+    }
+
+    /// Whether this is a strict lane that was first found without a consumer less than that time ago.
+    fn is_new(&self, stream: &str, lane: &str, time: Duration) -> bool {
+        is_strict_lane(lane) && {
+            let key = (stream.to_owned(), lane.to_owned());
+            self.found().entry(key).or_insert_with(Instant::now).elapsed() < time
         }
     }
 
@@ -205,6 +227,10 @@ impl UnreadLanes {
             emptied.dead_lettered += 1;
         }
         Ok(())
+    }
+
+    fn found(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), Instant>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn logged(&self) -> std::sync::MutexGuard<'_, HashSet<(String, String)>> {

@@ -1,18 +1,16 @@
 //! Holds the ordered events of a domain, those with an envelope for a strict order, until the earlier events of their
 //! tenant are settled ([`PublishingOrder`]).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use tokio::time::Instant;
 
 use super::CONSUMER;
 use super::committer::Planned;
 use super::decoder::Decoder;
-use crate::domain::backlog::LEASE;
+use super::new_lanes::NewLanes;
 use crate::domain::publishing_order::{PublishingOrder, Step};
-use crate::nats::definitions::StreamParameters;
 use crate::nats::subjects::is_strict_lane;
 use crate::nats::{JetStream, NatsError};
 use crate::panics;
@@ -23,8 +21,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const LOOK_AGAIN_AFTER_ERROR: Duration = Duration::from_secs(1);
 /// An event that waits for longer returns to the stream, before the server delivers it to another process.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(8);
-/// Lanes that are created at once.
-const LANES_AT_ONCE: usize = 64;
 /// Messages that are looked up before the next pause. A long backlog is settled faster than it is looked through.
 const MOST_LOOKED_UP: usize = 64;
 
@@ -32,8 +28,6 @@ const MOST_LOOKED_UP: usize = 64;
 pub(super) struct InOrder {
     js: JetStream,
     decoder: Decoder,
-    parameters: StreamParameters,
-    name: String,
     /// Its place in the categories.
     domain: usize,
     order: PublishingOrder,
@@ -43,8 +37,7 @@ pub(super) struct InOrder {
     most_room: usize,
     room: usize,
     look_at: Instant,
-    /// Lanes that exist, with the time of the last check.
-    lanes: HashMap<String, Instant>,
+    lanes: NewLanes,
 }
 
 impl InOrder {
@@ -52,16 +45,14 @@ impl InOrder {
     pub(super) fn new(
         js: JetStream,
         decoder: Decoder,
-        parameters: StreamParameters,
-        (domain, name): (usize, &str),
+        lanes: NewLanes,
+        domain: usize,
         most: usize,
         most_room: usize,
     ) -> Self {
         Self {
             js,
             decoder,
-            parameters,
-            name: name.to_owned(),
             domain,
             order: PublishingOrder::new(),
             waiting: BTreeMap::new(),
@@ -69,7 +60,7 @@ impl InOrder {
             most_room,
             room: 0,
             look_at: Instant::now(),
-            lanes: HashMap::new(),
+            lanes,
         }
     }
 
@@ -198,30 +189,11 @@ impl InOrder {
         overdue.into_iter().filter_map(|sequence| self.take(sequence)).collect()
     }
 
-    /// Makes sure that the strict lanes of these events have their durables. They are removed only after minutes without
-    /// envelopes.
-    pub(super) async fn ensure_lanes(&mut self, group: &[Planned]) -> Result<(), NatsError> {
-        self.lanes.retain(|_, since| since.elapsed() < LEASE);
+    /// Asks for the consumers of these events' strict lanes. Nothing waits for them.
+    pub(super) fn ask_for_lanes(&self, group: &[Planned]) {
         let names = self.js.names();
-        let mut missing: Vec<String> = group
-            .iter()
-            .flat_map(|planned| &planned.envelopes)
-            .filter_map(|envelope| Some(names.parse_outbox(&envelope.subject)?.lane))
-            .filter(|lane| is_strict_lane(lane) && !self.lanes.contains_key(*lane))
-            .map(str::to_owned)
-            .collect();
-        missing.sort_unstable();
-        missing.dedup();
-        // The events of other subscriptions wait for this.
-        let (js, parameters, domain) = (&self.js, &self.parameters, &self.name);
-        let made = missing.into_iter().map(|lane| async move {
-            js.ensure_lane(parameters, domain, &lane).await?;
-            Ok::<String, NatsError>(lane)
-        });
-        let mut made = futures_util::stream::iter(made).buffer_unordered(LANES_AT_ONCE);
-        while let Some(lane) = made.next().await {
-            self.lanes.insert(lane?, Instant::now());
-        }
-        Ok(())
+        let envelopes = group.iter().flat_map(|planned| &planned.envelopes);
+        let lanes = envelopes.filter_map(|envelope| Some(names.parse_outbox(&envelope.subject)?.lane));
+        self.lanes.ask(lanes.filter(|lane| is_strict_lane(lane)));
     }
 }

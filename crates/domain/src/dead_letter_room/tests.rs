@@ -114,6 +114,57 @@ fn requests_without_an_answer_become_rare() {
 }
 
 #[test]
+fn while_probes_have_no_answer_nobody_else_asks() {
+    let mut room = LetterRoom::default();
+    assert!(!room.wants_probe());
+    room.probe_failed(seconds(1));
+    assert!(!room.is_refusing(), "nobody had to wait");
+    room.refused(Refusal::Full, 10, seconds(1));
+    assert!(!room.wants_probe(), "it has answered");
+
+    let mut room = LetterRoom::default();
+    room.refused(Refusal::Unanswered, 10, seconds(1));
+    let mut reported = Vec::new();
+    for at in (6..100).step_by(6) {
+        assert!(room.wants_probe());
+        room.probing(seconds(at - 1));
+        assert_eq!(room.may_try(10, seconds(at)), Err(Refusal::Unanswered));
+        room.probe_failed(seconds(at));
+        for later in 0..6 {
+            assert_eq!(room.may_try(10, seconds(at + later)), Err(Refusal::Unanswered));
+        }
+        reported.extend(room.report(Some(&ROOMY), seconds(at)));
+    }
+    assert_eq!(reported, [Change::Began(Refusal::Unanswered)]);
+    // With an answer it is tried again. One that is stored ends it.
+    room.probe_answered(seconds(100));
+    assert_eq!(room.may_try(10, seconds(100)), Ok(()));
+    room.stored(10, seconds(100));
+    assert!(!room.wants_probe());
+    assert!(room.report(Some(&ROOMY), seconds(103)).is_some());
+
+    // If nobody probes any more, dead letters are tried again.
+    room.refused(Refusal::Unanswered, 10, seconds(200));
+    room.probe_failed(seconds(205));
+    assert_eq!(room.may_try(10, seconds(205) + SILENT_FOR), Ok(()));
+}
+
+#[test]
+fn a_stream_that_answers_probes_only_is_tried_rarely() {
+    let mut room = LetterRoom::default();
+    let (mut now, mut tries) = (seconds(0), 0);
+    while now < seconds(100) {
+        if room.may_try(10, now).is_ok() {
+            tries += 1;
+            room.refused(Refusal::Unanswered, 10, now);
+        }
+        room.probe_answered(now);
+        now += Duration::from_millis(100);
+    }
+    assert!((6..=8).contains(&tries), "{tries} in 100 s");
+}
+
+#[test]
 fn envelopes_wait_longer_each_time_and_are_not_forgotten() {
     let waits: Vec<u64> = [0, 1, 2, 3, 4, 5, u32::MAX].map(|one| retry_after(one).as_secs()).to_vec();
     assert_eq!(waits, [5, 5, 10, 20, 30, 30, 30]);
@@ -125,6 +176,7 @@ enum Step {
     Store(u64),
     Look(Option<u64>),
     Pass(u64),
+    Probe(bool),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -141,6 +193,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (1..100_000_u64).prop_map(Step::Store),
         proptest::option::of(0..=1_000_000_u64).prop_map(Step::Look),
         (0..30_000_u64).prop_map(Step::Pass),
+        any::<bool>().prop_map(Step::Probe),
     ];
     proptest::collection::vec(step, 0..200)
 }
@@ -157,6 +210,11 @@ proptest! {
                     refused_at = Some(now);
                 }
                 Step::Store(size) => room.stored(size, now),
+                Step::Probe(true) => room.probe_answered(now),
+                Step::Probe(false) => {
+                    room.probe_failed(now);
+                    refused_at = refused_at.map(|_| now);
+                }
                 Step::Look(used) => {
                     let look = used.map(full);
                     match room.report(look.as_ref(), now) {
@@ -177,7 +235,7 @@ proptest! {
             }
             prop_assert!(!is_reported || room.is_refusing());
             prop_assert_eq!(room.is_reported(), is_reported);
-            prop_assert_eq!(room.may_try(u64::MAX, now + LONGEST_PAUSE), Ok(()));
+            prop_assert_eq!(room.may_try(u64::MAX, now + LONGEST_PAUSE.max(SILENT_FOR)), Ok(()));
             prop_assert!(refused_at.is_some() || room.may_try(u64::MAX, now).is_ok());
         }
     }

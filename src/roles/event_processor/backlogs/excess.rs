@@ -17,6 +17,8 @@ use crate::nats::{EnvelopeMessage, Fate};
 
 /// Dead letters that are stored at once.
 const IN_FLIGHT: usize = 64;
+/// The group waits for the answer to a dead letter for this long, and then for no other: a stream without a leader gives none.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Most envelopes of which it is unknown whether their dead letters are stored.
 const MOST_UNKNOWN: usize = 10_000;
 /// An event that was handed back is here again within this time.
@@ -81,7 +83,15 @@ impl Backlogs {
         let this = &*self;
         let written: Vec<_> = stream::iter(letters)
             .map(|letter| async move {
-                let written = this.put_one(&letter.envelope, &letter.why).await;
+                let put = this.put_one(&letter.envelope, &letter.why);
+                let written = match tokio::time::timeout(ANSWER_WITHIN, put).await {
+                    Ok(written) => written.map_err(|error| error.fate()),
+                    Err(_) => {
+                        let size = letter.envelope.payload.size();
+                        this.js.letter_unanswered(&this.domain, size, ANSWER_WITHIN);
+                        Err(Fate::Unknown)
+                    }
+                };
                 (letter, written)
             })
             .buffered(IN_FLIGHT)
@@ -94,7 +104,7 @@ impl Backlogs {
                     self.refused.remember(&letter.envelope.message_id);
                     self.unknown.remove(&letter.envelope.message_id);
                 }
-                Err(error) => unstored.push((letter, error.fate())),
+                Err(fate) => unstored.push((letter, fate)),
             }
         }
         unstored

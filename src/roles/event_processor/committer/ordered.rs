@@ -84,10 +84,7 @@ impl Committer {
             self.in_order.pause();
             return self.wait_again(group);
         }
-        if let Err(error) = self.in_order.ensure_lanes(&group).await {
-            self.order_waits(&error);
-            return self.wait_again(group);
-        }
+        self.in_order.ask_for_lanes(&group);
         let places: Vec<(u64, Box<str>)> =
             group.iter().map(|planned| (planned.message.stream_sequence, planned.tenant.clone())).collect();
         let admitted = self.backlogs.admit(group, &self.recent).await;
