@@ -225,6 +225,22 @@ impl LaneWithoutConsumer<'_> {
     }
 }
 
+/// An envelope that nobody will deliver again was delivered already.
+pub struct DeliveredEnvelopeRemoved<'a> {
+    pub stream: &'a str,
+    pub sequence: u64,
+}
+
+impl DeliveredEnvelopeRemoved<'_> {
+    pub fn emit(self) {
+        let Self { stream, sequence } = self;
+        limited!(
+            INFO "removed a delivered envelope that was still in its outbox", About::detail(stream);
+            stream, sequence
+        );
+    }
+}
+
 /// The consumer of a lane could not be created.
 pub struct LaneNotCreated<'a> {
     pub error: Cause<'a>,

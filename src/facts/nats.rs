@@ -376,6 +376,18 @@ impl MemberNoticeIgnored<'_> {
     }
 }
 
+/// A notice about delivered envelopes is invalid.
+pub struct SettledNoticeIgnored<'a> {
+    pub subject: &'a str,
+}
+
+impl SettledNoticeIgnored<'_> {
+    pub fn emit(self) {
+        let Self { subject } = self;
+        tracing::debug!(%subject, "ignored an invalid notice of delivered envelopes");
+    }
+}
+
 /// The last revision of a registry entry cannot be read.
 pub struct RegistryEntryUnreadable<'a> {
     pub subscription: &'a SubscriptionRef,

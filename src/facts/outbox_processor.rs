@@ -83,6 +83,18 @@ impl MemberNoticeNotSent<'_> {
     }
 }
 
+/// The other processes were not notified of the envelopes that this one delivered.
+pub struct SettledNoticeNotSent<'a> {
+    pub error: Cause<'a>,
+}
+
+impl SettledNoticeNotSent<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::debug!(%error, "notice of delivered envelopes not sent");
+    }
+}
+
 /// A worker stops.
 pub struct WorkerStopping {
     pub in_flight: usize,

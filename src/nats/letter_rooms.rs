@@ -122,7 +122,7 @@ impl JetStream {
         self.letter_rooms().note(domain, size, Err(&error));
     }
 
-    /// If the dead-letter stream of a domain owes an answer, finds out whether it answers now. Until then, nobody else tries.
+    /// If the answer of a dead-letter stream is pending, finds out whether it answers now. Until then, nobody else tries.
     pub async fn probe_letters(&self, domain: &str) {
         let rooms = self.letter_rooms();
         let with_room = |change: fn(&mut LetterRoom, Duration)| {

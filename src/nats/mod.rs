@@ -37,6 +37,7 @@ mod redrive;
 mod registry;
 mod rejected;
 mod server_choice;
+mod settled_notices;
 mod stream_api;
 mod strict;
 pub mod subjects;
@@ -70,6 +71,7 @@ pub use registry::{
     Registry, RegistryEntry, RegistryFollower, RegistryListing, StoredSubscription, UnreadableEntry,
     UnreadableRevision,
 };
+pub use settled_notices::{MOST_IN_NOTICE, Reconnects, SettledEnvelope, SettledNotice, SettledNotices};
 pub use stream_api::{ConsumerInfo, StoredMessage, StreamInfo};
 pub use strict::StoppingLetter;
 pub use tokens::{TokenEntry, UnreadableToken};

@@ -355,6 +355,11 @@ impl SubjectNames {
         MemberId::parse(subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".members.")?)
     }
 
+    /// The subject of notices about the delivered envelopes of a domain. No stream stores them.
+    pub fn settled(&self, domain: &str) -> String {
+        format!("{}.settled.{domain}", self.prefix)
+    }
+
     /// The subject of advisories about new consumers of a stream.
     pub fn consumer_created(stream: &str) -> String {
         format!("$JS.EVENT.ADVISORY.CONSUMER.CREATED.{stream}.*")

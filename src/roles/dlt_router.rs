@@ -1,6 +1,7 @@
 //! DLT Router: turns the server's advisories into dead letters; a sweep finds the envelopes whose advisory was missed.
 //! Invariant: *exhausted = dead-lettered + resolved*.
 
+mod deliveries;
 mod route;
 mod sweep;
 mod unread_lanes;
@@ -65,6 +66,10 @@ impl DltRouter {
     pub async fn run(self, stop: CancellationToken) -> Result<(), TaskError> {
         let stop = stop.child_token();
         let mut tasks = Tasks::new(stop.clone());
+        for domain in self.settings.stream_parameters.domains.clone() {
+            let (router, name) = (self.router.clone(), format!("the known deliveries of {domain}"));
+            tasks.droppable(name, async move { router.deliveries().follow(&domain).await });
+        }
         // The sweep does not depend on the consumer of the advisories, which may be missing.
         tasks.droppable("the sweep", sweep::Sweep::new(self.router.clone(), &self.settings).run());
         tasks.graceful("the reader of the advisories", async move { self.advisories(&stop).await });

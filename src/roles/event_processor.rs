@@ -8,7 +8,7 @@ mod committer;
 mod decoder;
 mod in_order;
 mod leftovers;
-mod new_lanes;
+mod missing_lanes;
 mod outbox_room;
 mod planner;
 mod recent;
@@ -39,7 +39,7 @@ use committer::Committer;
 use decoder::{Decode, Decoder};
 use in_order::InOrder;
 use leftovers::Sweep;
-use new_lanes::NewLanes;
+use missing_lanes::MissingLanes;
 use outbox_room::OutboxRoom;
 use planner::{CommitQueue, Held, Planner};
 use rejecter::Rejecter;
@@ -264,7 +264,7 @@ impl EventProcessor {
                     Backlogs::new(self.js.clone(), &domain, quotas, self.metrics.clone(), metrics.clone());
                 committers.droppable(format!("the watch of the backlogs of {domain}"), watch.run());
                 let parameters = self.settings.stream_parameters.clone();
-                let (lanes, maker) = NewLanes::new(self.js.clone(), parameters, &domain, metrics.clone());
+                let (lanes, maker) = MissingLanes::new(self.js.clone(), parameters, &domain, metrics.clone());
                 committers.droppable(format!("the creation of strict lanes of {domain}"), maker.run());
                 let in_order = InOrder::new(
                     self.js.clone(),

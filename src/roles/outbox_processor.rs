@@ -4,6 +4,7 @@
 //! Each domain has a worker with its own pool. One reader per lane acquires a permit before each message, the fair share
 //! chooses the next subscription, and each delivery is a task of its own.
 
+mod announcements;
 mod brokers;
 mod circuit_records;
 mod circuits;
@@ -192,6 +193,10 @@ impl OutboxProcessor {
                 format!("the circuit notices of {}", domain.name),
                 breaker.clone().follow_others(stop.clone()),
             );
+            let announcements = announcements::Announcements::new(&self.js, sharing.sharer.clone());
+            let (remembered, of_worker) = (delivery.remembered().clone(), announcements.clone());
+            let (js, name) = (self.js.clone(), domain.name.clone());
+            let announcer = announcements::Announcer::new(js, name, remembered, announcements);
             let worker = worker::Worker {
                 js: self.js.clone(),
                 subscriptions: self.subscriptions.clone(),
@@ -203,6 +208,7 @@ impl OutboxProcessor {
                 sharing,
                 metrics,
                 ready,
+                announcements: of_worker,
             };
             // The log ends after the worker, so that it writes its last records.
             let (worker_ended, stop) = (CancellationToken::new(), stop.clone());
@@ -213,6 +219,15 @@ impl OutboxProcessor {
                 stopped.cancelled().await;
                 Ok::<(), NatsError>(())
             });
+            let (ended, stopped) = (worker_ended.clone(), stop.clone());
+            tasks.graceful(
+                format!("the announcements of delivered envelopes of {}", domain.name),
+                async move {
+                    announcer.run(ended).await?;
+                    stopped.cancelled().await;
+                    Ok::<(), NatsError>(())
+                },
+            );
             tasks.graceful(format!("the worker of {}", domain.name), async move {
                 let _ended = worker_ended.drop_guard();
                 worker.run(news, stop).await

@@ -2,6 +2,7 @@
 
 use hub_harness as support;
 
+mod announcements;
 mod answers;
 mod attempts;
 mod backlogs;

@@ -1,4 +1,4 @@
-//! Lanes of strict orders that do not exist yet: nobody but their own subscriptions waits for their consumers.
+//! Lanes of strict orders that do not exist yet: only their own subscriptions wait for their consumers.
 
 use std::time::Duration;
 

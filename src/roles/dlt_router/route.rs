@@ -6,6 +6,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::deliveries::Deliveries;
 use crate::domain::carried::Carried;
 use crate::domain::dead_letter::{DeadLetter, DeadLetterState, Failed, Origin};
 use crate::domain::deliveries::{Verdict, after_last_delivery, is_final};
@@ -14,8 +15,8 @@ use crate::domain::last_words::LastWords;
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::Identity;
 use crate::facts::{
-    AdvisoryOfUnknownStream, DeadLettered, EnvelopeGone, EnvelopePublishedAgain, ExhaustedRedriveDropped,
-    Metrics,
+    AdvisoryOfUnknownStream, DeadLettered, DeliveredEnvelopeRemoved, EnvelopeGone, EnvelopePublishedAgain,
+    ExhaustedRedriveDropped, Metrics,
 };
 use crate::nats::subjects::SHARED_LANE;
 use crate::nats::{EnvelopeMessage, JetStream, LoggedAttempts, NatsError, Predecessor, StoredMessage};
@@ -31,6 +32,7 @@ pub(super) struct Router {
     schedule: Vec<Duration>,
     max_deliver: u32,
     logged: LoggedAttempts,
+    deliveries: Deliveries,
     metrics: Metrics,
     read: ReadEnvelope,
 }
@@ -68,12 +70,16 @@ impl Router {
         metrics: Metrics,
         read: ReadEnvelope,
     ) -> Self {
-        let logged = LoggedAttempts::new(js.clone());
-        Self { js, domains, schedule, max_deliver, logged, metrics, read }
+        let (logged, deliveries) = (LoggedAttempts::new(js.clone()), Deliveries::new(js.clone(), &domains));
+        Self { js, domains, schedule, max_deliver, logged, deliveries, metrics, read }
     }
 
     pub(super) fn js(&self) -> &JetStream {
         &self.js
+    }
+
+    pub(super) fn deliveries(&self) -> &Deliveries {
+        &self.deliveries
     }
 
     /// Dead-letters the envelope at a sequence of an outbox, or publishes it again if its deliveries were not all attempts.
@@ -107,6 +113,14 @@ impl Router {
         {
             self.js.delete(stream, sequence).await?;
             ExhaustedRedriveDropped { stream, sequence }.emit();
+            return Ok(Routed::Gone);
+        }
+        if self.deliveries.has(domain, &message) {
+            if let Some(predecessor) = carried.dead_letter {
+                self.js.resolve_dead_letter(domain, predecessor, id).await?;
+            }
+            self.js.delete(stream, sequence).await?;
+            DeliveredEnvelopeRemoved { stream, sequence }.emit();
             return Ok(Routed::Gone);
         }
         let mut letter = match &envelope {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::CONSUMER;
 use super::committer::Planned;
 use super::decoder::Decoder;
-use super::new_lanes::NewLanes;
+use super::missing_lanes::MissingLanes;
 use crate::domain::publishing_order::{PublishingOrder, Step};
 use crate::nats::subjects::is_strict_lane;
 use crate::nats::{JetStream, NatsError};
@@ -37,7 +37,7 @@ pub(super) struct InOrder {
     most_room: usize,
     room: usize,
     look_at: Instant,
-    lanes: NewLanes,
+    lanes: MissingLanes,
 }
 
 impl InOrder {
@@ -45,7 +45,7 @@ impl InOrder {
     pub(super) fn new(
         js: JetStream,
         decoder: Decoder,
-        lanes: NewLanes,
+        lanes: MissingLanes,
         domain: usize,
         most: usize,
         most_room: usize,

@@ -1,5 +1,7 @@
-//! What this process settled lately, so that it settles a redelivery in the same way instead of sending it again.
+//! What this process settled lately, so that it settles a redelivery in the same way instead of sending it again; and what
+//! other processes have delivered lately, as far as they announce it ([`super::announcements`]).
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,13 +9,17 @@ use std::time::Duration;
 use crate::domain::envelope::Envelope;
 use crate::domain::lately::{Lately, Stored, is_repeated, number_of_envelope};
 use crate::domain::outcome::Reason;
-use crate::nats::{Answers, Delivered};
+use crate::nats::{Answers, Delivered, SettledEnvelope};
 use crate::panics;
 
 /// Messages of one generation; there are two, of at most 2 MB together.
 const MOST: usize = 32 * 1024;
 /// Life of a generation. A broker that returns delivers again what it forgot within ack_wait.
 const TIME: Duration = Duration::from_secs(15 * 60);
+
+/// The most envelopes that are announced to other processes, and their longest age.
+const MOST_RECENT: usize = 16 * 1024;
+const RECENT_FOR: Duration = Duration::from_secs(5 * 60);
 
 /// What became of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +31,14 @@ pub(super) enum Settlement {
     DeadLettered(Reason),
 }
 
+/// The envelopes that were delivered here lately.
+#[derive(Default)]
+struct Recent {
+    envelopes: VecDeque<(Duration, SettledEnvelope)>,
+    /// The number of all that were delivered.
+    count: u64,
+}
+
 /// The messages of one domain that were settled lately.
 pub(super) struct Remembered {
     /// Those that were not delivered, or whose envelope has no number.
@@ -33,6 +47,10 @@ pub(super) struct Remembered {
     highest: AtomicU64,
     /// The messages with which envelopes were delivered, by the number of the envelope.
     delivered: Mutex<Lately<u128, Stored>>,
+    /// The same of other processes.
+    learned: Mutex<Lately<u128, Stored>>,
+    /// Those that were delivered here, to announce.
+    recent: Mutex<Recent>,
     /// The outbox's duplicate window.
     window: Duration,
     /// Milliseconds since the start of the worker, which sets it: three looks at the clock for each delivery would cost as
@@ -50,6 +68,8 @@ impl Remembered {
             lately,
             highest: AtomicU64::new(0),
             delivered,
+            learned: Mutex::new(Lately::new(MOST, TIME.max(window))),
+            recent: Mutex::default(),
             window,
             now: AtomicU64::new(0),
             answers: Answers::default(),
@@ -67,19 +87,61 @@ impl Remembered {
 
     /// An envelope was delivered.
     pub(super) fn delivered(&self, message: &Delivered, envelope: &str) {
-        let Some(number) = number_of_envelope(envelope) else {
+        let number = number_of_envelope(envelope);
+        self.will_announce(SettledEnvelope { stored: stored(message), number });
+        let Some(number) = number else {
             return self.remember(message, Settlement::Delivered);
         };
         self.highest.fetch_max(message.stream_sequence, Ordering::Relaxed);
-        self.of_numbers().remember(number, stored(message), self.now());
+        of(&self.delivered).remember(number, stored(message), self.now());
     }
 
     /// Whether another copy of this fresh envelope was delivered, and the outbox would have dropped this one as a
     /// duplicate. A broker that restarts forgets the ids of the messages that it does not hold any more.
     pub(super) fn is_repeated(&self, message: &Delivered, envelope: &str) -> bool {
         let Some(number) = number_of_envelope(envelope) else { return false };
-        let first = self.of_numbers().of(&number, self.now());
-        first.is_some_and(|first| is_repeated(first.at_nanos, stored(message).at_nanos, self.window))
+        let (now, at) = (self.now(), stored(message).at_nanos);
+        let is_first = |known: &Mutex<Lately<u128, Stored>>| {
+            let first = of(known).of(&number, now);
+            first.is_some_and(|first| is_repeated(first.at_nanos, at, self.window))
+        };
+        is_first(&self.delivered) || is_first(&self.learned)
+    }
+
+    /// Takes note of what another process delivered.
+    pub(super) fn learn(&self, envelopes: &[SettledEnvelope]) {
+        let now = self.now();
+        for SettledEnvelope { stored, number } in envelopes {
+            self.highest.fetch_max(stored.sequence, Ordering::Relaxed);
+            match number {
+                Some(number) => of(&self.learned).remember(*number, *stored, now),
+                None => self.with(|lately, now| lately.remember(*stored, Settlement::Delivered, now)),
+            }
+        }
+    }
+
+    /// What was delivered here lately, after the first `known` envelopes; and the number of all.
+    pub(super) fn recent(&self, known: u64) -> (Vec<SettledEnvelope>, u64) {
+        let now = self.now();
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = usize::try_from(recent.count - known.min(recent.count)).unwrap_or(usize::MAX);
+        let from = recent.envelopes.len().saturating_sub(new);
+        let envelopes = recent.envelopes.range(from..);
+        let fresh = envelopes.filter(|(at, _)| now.saturating_sub(*at) < RECENT_FOR);
+        (fresh.map(|(_, envelope)| *envelope).collect(), recent.count)
+    }
+
+    fn will_announce(&self, envelope: SettledEnvelope) {
+        let now = self.now();
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let Recent { envelopes, count } = &mut *recent;
+        while envelopes.len() >= MOST_RECENT
+            || envelopes.front().is_some_and(|(at, _)| now.saturating_sub(*at) > RECENT_FOR)
+        {
+            envelopes.pop_front();
+        }
+        envelopes.push_back((now, envelope));
+        *count += 1;
     }
 
     pub(super) fn remember(&self, message: &Delivered, settlement: Settlement) {
@@ -102,16 +164,17 @@ impl Remembered {
     fn was_delivered(&self, message: &Delivered) -> bool {
         let Ok(Ok(envelope)) = panics::catch(|| Envelope::read(&message.payload)) else { return false };
         let Some(number) = number_of_envelope(&envelope.id) else { return false };
-        self.of_numbers().of(&number, self.now()) == Some(stored(message))
-    }
-
-    fn of_numbers(&self) -> MutexGuard<'_, Lately<u128, Stored>> {
-        self.delivered.lock().unwrap_or_else(PoisonError::into_inner)
+        let (now, stored) = (self.now(), Some(stored(message)));
+        of(&self.delivered).of(&number, now) == stored || of(&self.learned).of(&number, now) == stored
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Lately<Stored, Settlement>, Duration) -> T) -> T {
         work(&mut self.lately.lock().unwrap_or_else(PoisonError::into_inner), self.now())
     }
+}
+
+fn of(known: &Mutex<Lately<u128, Stored>>) -> MutexGuard<'_, Lately<u128, Stored>> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn stored(message: &Delivered) -> Stored {

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::announcements::Announcements;
 use super::circuits::{Breaker, News};
 use super::delivery::{Delivery, Finished, Health};
 use super::holds::Holding;
@@ -56,6 +57,8 @@ pub(super) struct Worker {
     pub(super) sharing: Sharing,
     pub(super) metrics: DomainMetrics,
     pub(super) ready: ReadyFlag,
+    /// What other processes delivered, which messages wait for after a reconnect.
+    pub(super) announcements: Announcements,
 }
 
 /// `max_in_flight` and the rate limit.
@@ -147,6 +150,16 @@ impl Worker {
         let mut heartbeat = Heartbeat::follow(&self.js, outbox, lane, self.settings.ack_wait);
         let (mut read, mut ended) = (Vec::new(), Vec::new());
         let result = loop {
+            let waits = self.announcements.wait();
+            if waits.is_none() && !read.is_empty() {
+                // News that came before these messages apply to them.
+                while let Ok(news) = news.try_recv() {
+                    self.hear_of_circuits(&mut running, news);
+                }
+                for read in read.drain(..) {
+                    self.take(&mut running, read);
+                }
+            }
             let now = running.started.elapsed();
             self.delivery.remembered().pass(now);
             while let Some(held) = running.pool.next(now) {
@@ -164,15 +177,8 @@ impl Worker {
                         self.finish(&mut running, &finished);
                     }
                 }
-                _ = incoming.recv_many(&mut read, MOST_AT_ONCE) => {
-                    // News that came before these messages apply to them.
-                    while let Ok(news) = news.try_recv() {
-                        self.hear_of_circuits(&mut running, news);
-                    }
-                    for read in read.drain(..) {
-                        self.take(&mut running, read);
-                    }
-                }
+                _ = incoming.recv_many(&mut read, MOST_AT_ONCE), if waits.is_none() => {}
+                () = self.announcements.changed(waits) => {}
                 news = holds.recv() => self.hear_of_holds(&mut running, news),
                 Some(news) = news.recv() => self.hear_of_circuits(&mut running, news),
                 () = sleep(wake) => {}
@@ -192,6 +198,7 @@ impl Worker {
             running.waits_no_longer(&mut held);
             waiting.push(*held.message);
         }
+        waiting.extend(read.into_iter().map(|read| *read.message));
         while let Ok(read) = incoming.try_recv() {
             waiting.push(*read.message);
         }

@@ -26,6 +26,13 @@ pub struct Sharer {
     pool: Pool,
 }
 
+impl Sharer {
+    /// Number of other processes that deliver.
+    pub fn others(&self) -> usize {
+        self.shared.others()
+    }
+}
+
 impl SharedAllotments {
     /// One waker for each pool.
     pub fn new(me: MemberId, wakes: Vec<Wake>) -> Self {

@@ -18,7 +18,7 @@ use crate::nats::{JetStream, NatsError};
 
 /// The lanes of a domain that are to exist. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct NewLanes(Arc<Shared>);
+pub(super) struct MissingLanes(Arc<Shared>);
 
 struct Shared {
     creation: Mutex<LaneCreation>,
@@ -41,7 +41,7 @@ pub(super) struct LaneMaker {
     metrics: DomainMetrics,
 }
 
-impl NewLanes {
+impl MissingLanes {
     pub(super) fn new(
         js: JetStream,
         parameters: StreamParameters,
