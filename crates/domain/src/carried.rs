@@ -22,7 +22,7 @@ pub struct Carried {
 impl Carried {
     /// Whether a header may be one of them.
     pub fn is_header(name: &str) -> bool {
-        name.as_bytes().get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"Hub-"))
+        name.get(..headers::PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(headers::PREFIX))
     }
 
     /// Reads the headers. `header` returns the value of a header by name.

@@ -3,6 +3,8 @@
 //! [`Carried`](super::carried::Carried) reads and writes those of an envelope, and
 //! [`DeadLetter`](super::dead_letter::DeadLetter) those of a dead letter.
 
+/// Of all of them.
+pub(crate) const PREFIX: &str = "Hub-";
 /// The sequence of the dead letter, in a redriven envelope; in a dead letter, that of the one before it.
 pub const DEAD_LETTER: &str = "Hub-Dead-Letter";
 /// The number of scheduled redrives so far, in an envelope or dead letter.
