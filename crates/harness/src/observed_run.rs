@@ -190,6 +190,18 @@ pub async fn get_no_secret(program: &str, args: &[&str], parts: &[&str]) {
         if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?}")) }
     })
     .await;
+    // Between fork and exec, a child is a copy of the program itself. It must not stay one.
+    let itself =
+        |seen: &Seen| seen.command.split_whitespace().eq([program].into_iter().chain(args.iter().copied()));
+    eventually(LIMIT, "every child has become another program", async || {
+        let processes = processes_of(run.temporary.path());
+        match processes.into_iter().find(|seen| Some(seen.pid) != own && itself(seen)) {
+            None => Ok(()),
+            Some(copy) => Err(copy.pid),
+        }
+    })
+    .await;
+    seen.retain(|seen| !itself(seen));
     for seen in &seen {
         let told = seen.environment.contains(SECRET) || seen.environment.contains("HUB__");
         assert!(!told && !seen.command.contains(SECRET), "{seen:?}");
