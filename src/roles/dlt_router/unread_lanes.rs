@@ -86,6 +86,13 @@ impl UnreadLanes {
                 continue;
             }
             looked_up += usize::from(lane != SHARED_LANE);
+            // Whoever moves an envelope to an own lane creates its consumer before; one that is newer than the list is
+            // found here.
+            match js.consumer_info(stream, &lane_consumer(lane)).await {
+                Ok(_) => continue,
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
             match self.deserves_consumer(router, lane, own + looked_up).await {
                 Ok(true) if self.is_new(stream, lane, NEW_FOR) => {}
                 Ok(true) => self.create_consumer(router, domain, stream, lane).await,
