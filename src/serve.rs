@@ -255,7 +255,8 @@ impl Hub {
             tasks.graceful("api", api.run(Some(resources), stop.clone()));
         }
         let all: Vec<String> = settings.domains.iter().map(|domain| domain.name.clone()).collect();
-        let gauges = Gauges::new(js.clone(), registry.clone(), all, metrics.clone(), readiness.clone());
+        let gauges =
+            Gauges::new(js.clone(), registry.clone(), all.clone(), metrics.clone(), readiness.clone());
         tasks.droppable("gauges", gauges.run());
         if options.roles.contains(&Role::EventProcessor) {
             if let Some(remote) = &remote {
@@ -312,6 +313,7 @@ impl Hub {
         if options.roles.contains(&Role::DltProcessor) {
             let processor = DltProcessorSettings {
                 domains: domains.iter().map(|domain| domain.name.clone()).collect(),
+                all_domains: all,
                 reconcile_interval: settings.sweep.interval.max(Duration::from_secs(30)),
                 quota: redrive_quota(settings),
             };

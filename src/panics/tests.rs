@@ -319,8 +319,12 @@ async fn a_router_whose_reader_fails_ends_and_says_so() {
 async fn a_pass_that_panics_ends_its_role_and_is_told_as_a_panic() {
     let stage = Stage::new().await;
     let domains = vec![DOMAIN.to_owned()];
-    let settings =
-        DltProcessorSettings { domains, reconcile_interval: Duration::ZERO, quota: RedriveQuota::default() };
+    let settings = DltProcessorSettings {
+        all_domains: domains.clone(),
+        domains,
+        reconcile_interval: Duration::ZERO,
+        quota: RedriveQuota::default(),
+    };
     let role = DltProcessor::new(stage.js.clone(), settings, Metrics::new(), &Readiness::default());
     let told = failure(tokio::spawn(role.run(stage.stop.clone()))).await;
     assert!(
@@ -344,6 +348,7 @@ async fn a_dead_letter_that_panics_is_filed_anew_and_the_others_get_their_timers
     }
     let settings = DltProcessorSettings {
         domains: vec![DOMAIN.to_owned()],
+        all_domains: vec![DOMAIN.to_owned()],
         reconcile_interval: Duration::from_secs(3600),
         quota: RedriveQuota::default(),
     };

@@ -36,7 +36,10 @@ const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
 pub struct DltProcessorSettings {
+    /// The domains whose dead letters it reads.
     pub domains: Vec<String>,
+    /// All domains: processes that read the dead letters of different ones share the stream of redrives.
+    pub all_domains: Vec<String>,
     /// Interval of the search for overdue dead letters without a timer.
     pub reconcile_interval: Duration,
     pub quota: RedriveQuota,
@@ -88,7 +91,7 @@ impl DltProcessor {
                 (stream, ready)
             })
             .collect();
-        let (domains, quota) = (settings.domains.clone(), settings.quota.clone());
+        let (domains, quota) = (settings.all_domains.clone(), settings.quota.clone());
         let worker = Worker { js, domains, metrics, read, quota };
         Self { worker: Arc::new(worker), settings, streams }
     }

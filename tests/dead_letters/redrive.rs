@@ -120,3 +120,37 @@ async fn a_waiting_replay_reports_a_discard() {
     assert_eq!((&report["delivered"], &report["discarded"]), (&0.into(), &2.into()), "{report}");
     stage.hub.terminate().await;
 }
+
+/// Processes that serve different domains share the stream of redrives: each carries out every request.
+#[tokio::test]
+async fn a_replay_reaches_its_domain_whichever_process_reads_the_request() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    receiver.set("/hooks", Behaviour::status(422));
+    let domains = ["user-lifecycle", "policy-client"];
+    let mut hubs =
+        domains.map(|domain| Hub::serve(&broker.url(), &TestSettings::patient(), &["--domain", domain]));
+    for hub in &mut hubs {
+        hub.ready().await;
+    }
+    let client = TestClient::connect(&broker.url()).await;
+    client.subscribe([patient("hooks", &["user.>", "policy.>"], &receiver.url("/hooks"))]).await;
+    let (users, policies) = (ids("user", 40), ids("policy", 40));
+    client.publish_all("user.created", &users).await;
+    client.publish_all("policy.updated", &policies).await;
+    eventually(STEP, "all are dead letters", async || {
+        let mut letters = 0;
+        for domain in domains {
+            letters += client.dead_letters(domain).await.len();
+        }
+        if letters == 80 { Ok(()) } else { Err(letters) }
+    })
+    .await;
+    receiver.set("/hooks", Behaviour::ok());
+    hubs[0].cli_ok(&["dlt", "replay", "--all"]).await;
+    receiver.wait_accepted("/hooks", 80, STEP).await;
+    broker.nothing_pending_within(STEP).await;
+    for domain in domains {
+        assert_eq!(client.dead_letters(domain).await.len(), 0, "{domain}");
+    }
+}
