@@ -1,29 +1,44 @@
-{{/* Shared by the hub's pods and the provisioning Job. */}}
+{{/* Shared by the hub's pods, the provisioning Job and the test. Where a dict is taken: root, workload (only for the hub's pods). */}}
 
-{{/* Environment: the path of the settings, and references to the secrets. */}}
+{{/* The login of a workload at NATS, as JSON: user, inboxPrefix, method, existingSecret, key. Takes a dict: root, workload. */}}
+{{- define "integration-hub.login" -}}
+{{- $auth := .root.Values.nats.auth -}}
+{{- $own := dict -}}
+{{- with .workload -}}
+{{- $own = .values.nats | default dict -}}
+{{- end -}}
+{{- $ownAuth := $own.auth | default dict -}}
+{{- $names := dict "password" "password" "token" "token" "credentials" "nats.creds" "nkey" "nkey.seed" "none" "" -}}
+{{- dict "user" ($own.user | default "") "inboxPrefix" ($own.inboxPrefix | default "") "method" $auth.method "existingSecret" ($ownAuth.existingSecret | default $auth.existingSecret) "key" ($ownAuth.key | default $auth.key | default (get $names $auth.method)) | toJson -}}
+{{- end -}}
+
+{{/* Environment: the path of the settings, and references to the secrets. Takes a dict: root, workload. */}}
 {{- define "integration-hub.env" -}}
-{{- $auth := .Values.nats.auth -}}
-{{- $tls := .Values.nats.tls -}}
+{{- $values := .root.Values -}}
+{{- $login := include "integration-hub.login" . | fromJson -}}
+{{- $tls := $values.nats.tls -}}
 - name: HUB_CONFIG
   value: /etc/integration-hub/hub.toml
-{{- if eq $auth.method "password" }}
+{{- with $login.user }}
+- name: HUB__NATS__USER
+  value: {{ . | quote }}
+{{- end }}
+{{- with $login.inboxPrefix }}
+- name: HUB__NATS__INBOX_PREFIX
+  value: {{ . | quote }}
+{{- end }}
+{{- if eq $login.method "password" }}
 - name: HUB__NATS__PASSWORD
-  valueFrom:
-    secretKeyRef:
-      name: {{ $auth.existingSecret }}
-      key: {{ default "password" $auth.key }}
-{{- else if eq $auth.method "token" }}
+  {{- include "integration-hub.fromSecret" (dict "existingSecret" $login.existingSecret "key" $login.key) | nindent 2 }}
+{{- else if eq $login.method "token" }}
 - name: HUB__NATS__TOKEN
-  valueFrom:
-    secretKeyRef:
-      name: {{ $auth.existingSecret }}
-      key: {{ default "token" $auth.key }}
-{{- else if eq $auth.method "credentials" }}
+  {{- include "integration-hub.fromSecret" (dict "existingSecret" $login.existingSecret "key" $login.key) | nindent 2 }}
+{{- else if eq $login.method "credentials" }}
 - name: HUB__NATS__CREDENTIALS_FILE
-  value: /etc/integration-hub/nats-auth/{{ default "nats.creds" $auth.key }}
-{{- else if eq $auth.method "nkey" }}
+  value: /etc/integration-hub/nats-auth/{{ $login.key }}
+{{- else if eq $login.method "nkey" }}
 - name: HUB__NATS__NKEY_SEED_FILE
-  value: /etc/integration-hub/nats-auth/{{ default "nkey.seed" $auth.key }}
+  value: /etc/integration-hub/nats-auth/{{ $login.key }}
 {{- end }}
 {{- if $tls.existingSecret }}
 {{- with $tls.caKey }}
@@ -39,23 +54,71 @@
   value: /etc/integration-hub/nats-tls/{{ . }}
 {{- end }}
 {{- end }}
-{{- with .Values.masterKey.existingSecret }}
+{{- if $values.masterKey.existingSecret }}
 - name: HUB__SECRETS__MASTER_KEY
-  valueFrom:
-    secretKeyRef:
-      name: {{ . }}
-      key: {{ $.Values.masterKey.key }}
+  {{- include "integration-hub.fromSecret" $values.masterKey | nindent 2 }}
 {{- end }}
-{{- with .Values.outbox.existingSecret }}
+{{- if $values.masterKey.previousKeys.existingSecret }}
+- name: HUB__SECRETS__PREVIOUS_KEYS
+  {{- include "integration-hub.fromSecret" $values.masterKey.previousKeys | nindent 2 }}
+{{- end }}
+{{- /* Only the relay and the API use the database; a process with all roles, too. */}}
+{{- $database := true }}
+{{- with .workload }}
+{{- $database = or .relay .api }}
+{{- end }}
+{{- if and $database $values.outbox.existingSecret }}
 - name: HUB__OUTBOX__DATABASE_URL
-  valueFrom:
-    secretKeyRef:
-      name: {{ . }}
-      key: {{ $.Values.outbox.key }}
+  {{- include "integration-hub.fromSecret" $values.outbox | nindent 2 }}
 {{- end }}
-{{- with .Values.extraEnv }}
+{{- if $values.resolver.token.existingSecret }}
+- name: HUB__SUBSCRIPTIONS__TOKEN
+  {{- include "integration-hub.fromSecret" $values.resolver.token | nindent 2 }}
+{{- end }}
+{{- with .workload }}
+{{- if .resolver }}
+- name: HUB__SUBSCRIPTIONS__LISTEN
+  value: 0.0.0.0:{{ int $values.resolver.port }}
+{{- if $values.resolver.listenToken.existingSecret }}
+- name: HUB__SUBSCRIPTIONS__LISTEN_TOKEN
+  {{- include "integration-hub.fromSecret" $values.resolver.listenToken | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with $values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
+{{- with .workload }}
+{{- with .values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Takes a dict: existingSecret, key. */}}
+{{- define "integration-hub.fromSecret" -}}
+valueFrom:
+  secretKeyRef:
+    name: {{ .existingSecret }}
+    key: {{ .key }}
+{{- end -}}
+
+{{/* What the containers of the hub's image have in common: image, environment, files. Takes a dict: root, workload. */}}
+{{- define "integration-hub.container" -}}
+image: {{ include "integration-hub.image" .root }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+# If the process writes nothing here, its last log lines become the message of the container's state.
+terminationMessagePolicy: FallbackToLogsOnError
+env:
+  {{- include "integration-hub.env" . | nindent 2 }}
+{{- with .root.Values.envFrom }}
+envFrom:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  {{- toYaml .root.Values.containerSecurityContext | nindent 2 }}
+volumeMounts:
+  {{- include "integration-hub.volumeMounts" .root | nindent 2 }}
 {{- end -}}
 
 {{- define "integration-hub.volumeMounts" -}}
@@ -73,9 +136,12 @@
   mountPath: /etc/integration-hub/nats-tls
   readOnly: true
 {{- end }}
+{{- with .Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
-{{/* Takes a dict: root, configMap. */}}
+{{/* Takes a dict: root, workload, configMap. */}}
 {{- define "integration-hub.volumes" -}}
 - name: settings
   configMap:
@@ -83,7 +149,7 @@
 {{- if has .root.Values.nats.auth.method (list "credentials" "nkey") }}
 - name: nats-auth
   secret:
-    secretName: {{ .root.Values.nats.auth.existingSecret }}
+    secretName: {{ (include "integration-hub.login" . | fromJson).existingSecret }}
     defaultMode: 0440
 {{- end }}
 {{- with .root.Values.nats.tls.existingSecret }}
@@ -92,32 +158,53 @@
     secretName: {{ . }}
     defaultMode: 0440
 {{- end }}
+{{- with .root.Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
-{{/* Placement and security context of a pod. */}}
+{{/* Placement and security context of a pod. Takes a dict: root, workload. */}}
 {{- define "integration-hub.placement" -}}
+{{- $values := .root.Values -}}
+{{- $own := $values -}}
+{{- with .workload -}}
+{{- $own = .values -}}
+{{- end -}}
 automountServiceAccountToken: false
 # No variables for the Services of the namespace, because the hub reads settings from the environment.
 enableServiceLinks: false
 securityContext:
-  {{- toYaml .Values.podSecurityContext | nindent 2 }}
-{{- with .Values.imagePullSecrets }}
+  {{- toYaml $values.podSecurityContext | nindent 2 }}
+{{- with concat $values.imagePullSecrets (($values.global | default dict).imagePullSecrets | default list) | uniq }}
 imagePullSecrets:
-  {{- toYaml . | nindent 2 }}
+  {{- range . }}
+  - name: {{ if kindIs "map" . }}{{ .name }}{{ else }}{{ . }}{{ end }}
+  {{- end }}
 {{- end }}
-{{- with .Values.priorityClassName }}
+{{- with $own.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
-{{- with .Values.nodeSelector }}
+{{- with $own.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.tolerations }}
+{{- with $own.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.affinity }}
+{{- with $own.affinity }}
 affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.dnsPolicy }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with $values.dnsConfig }}
+dnsConfig:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}

@@ -8,7 +8,13 @@ floats (`replicas = 3.0`), which the hub rejects.
 {{- $api := dict "listen" (printf "0.0.0.0:%d" (int .Values.port)) -}}
 {{- $health := dict "listen" (printf "0.0.0.0:%d" (int .Values.healthPort)) -}}
 {{- $listen := dict "api" $api "health" $health -}}
-{{- range $section, $value := mustMergeOverwrite (deepCopy .Values.settings) $listen }}
+{{- $settings := deepCopy .Values.settings -}}
+{{- if or .Values.ingress.enabled .Values.httpRoute.enabled -}}
+{{- /* All callers have the address of the proxy, so limits per address are off unless the settings have them. */ -}}
+{{- $proxied := dict "connections_per_peer" 0 "requests_per_peer" 0 "unknown_tokens_per_peer" 0 -}}
+{{- $settings = mustMergeOverwrite (dict "api" $proxied) $settings -}}
+{{- end -}}
+{{- range $section, $value := mustMergeOverwrite $settings $listen }}
 {{- if kindIs "slice" $value }}
 {{- range $value }}
 [[{{ $section }}]]
@@ -51,6 +57,12 @@ floats (`replicas = 3.0`), which the hub rejects.
 {{- define "integration-hub.check" -}}
 {{- $nats := .Values.settings.nats | default dict -}}
 {{- $auth := .Values.nats.auth -}}
+{{- if contains "@" (toString $nats.url) -}}
+{{- fail "settings.nats.url: contains a user or password, and a ConfigMap must not contain a secret; set settings.nats.user, put the password into a Secret, and name that in nats.auth" -}}
+{{- end -}}
+{{- if and $nats.url (not (regexMatch "^((nats|tls)://[^,@]+)(,(nats|tls)://[^,@]+)*$" (toString $nats.url))) -}}
+{{- fail (printf "settings.nats.url: %q is not valid; write nats://host:port or tls://host:port, several separated by commas" $nats.url) -}}
+{{- end -}}
 {{- range $key := list "password" "token" -}}
 {{- if get $nats $key -}}
 {{- fail (printf "settings.nats.%s: a ConfigMap must not contain a secret; put it into a Secret and name that in nats.auth" $key) -}}
@@ -112,7 +124,81 @@ floats (`replicas = 3.0`), which the hub rejects.
 {{- fail "nats.tls.existingSecret: is required by certKey and keyKey; set the name of an existing Secret" -}}
 {{- end -}}
 {{- $grace := include "integration-hub.seconds" ((.Values.settings.delivery | default dict).grace | default "20s") | int -}}
-{{- if le (int .Values.terminationGracePeriodSeconds) $grace -}}
-{{- fail (printf "terminationGracePeriodSeconds: %d must be more than settings.delivery.grace (%d s), otherwise deliveries in flight are aborted and sent twice; increase it" (int .Values.terminationGracePeriodSeconds) $grace) -}}
+{{- if and .Values.terminationGracePeriodSeconds (le (int .Values.terminationGracePeriodSeconds) $grace) -}}
+{{- fail (printf "terminationGracePeriodSeconds: %d must be more than settings.delivery.grace (%d s), otherwise deliveries in flight are aborted and sent twice; increase it, or remove it to derive it from the settings" (int .Values.terminationGracePeriodSeconds) $grace) -}}
 {{- end -}}
+{{- $connect := include "integration-hub.seconds" ($nats.connect_timeout | default "5s") | int -}}
+{{- $patience := add 40 $connect | int -}}
+{{- $startup := mul (int .Values.startupProbe.periodSeconds) (int .Values.startupProbe.failureThreshold) | int -}}
+{{- if lt $startup $patience -}}
+{{- fail (printf "startupProbe: allows a start of %d s (periodSeconds × failureThreshold), but the hub may need %d s to connect, or to exit with the reason; increase failureThreshold" $startup $patience) -}}
+{{- end -}}
+{{- if and .Values.serviceMonitor.enabled .Values.podMonitor.enabled -}}
+{{- fail "podMonitor.enabled: is set together with serviceMonitor.enabled, so that every metric is read twice; disable one of them" -}}
+{{- end -}}
+{{- include "integration-hub.checkRoles" . -}}
+{{- include "integration-hub.checkRoutes" . -}}
+{{- include "integration-hub.verifySecrets" . -}}
+{{- end -}}
+
+{{- define "integration-hub.checkRoles" -}}
+{{- range $name, $role := omit .Values.roles "split" -}}
+{{- if and (not $.Values.roles.split) (or (omit $role "enabled" "perDomain" "domains") $role.perDomain $role.domains) -}}
+{{- fail (printf "roles.%s: has no effect, because one Deployment runs every role; set roles.split to true" $name) -}}
+{{- end -}}
+{{- if and (($role.nats | default dict).auth) (eq $.Values.nats.auth.method "none") -}}
+{{- fail (printf "roles.%s.nats.auth: has no effect, because nats.auth.method is none; set password, token, credentials or nkey" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.roles.split .Values.roles.subscriptionResolver.enabled (not .Values.resolver.listenToken.existingSecret) (not (.Values.settings.subscriptions | default dict).listen_anonymous) -}}
+{{- fail "resolver.listenToken.existingSecret: is required by roles.subscriptionResolver; set the name of an existing Secret, or settings.subscriptions.listen_anonymous to true" -}}
+{{- end -}}
+{{- $all := dict -}}
+{{- include "integration-hub.workloads" (dict "root" . "into" $all) -}}
+{{- if not $all.items -}}
+{{- fail "roles: no role is enabled; enable one" -}}
+{{- end -}}
+{{- range $all.items -}}
+{{- if and .keda (not .values.keda.monitoring.endpoint) -}}
+{{- fail (printf "keda.monitoring.endpoint: is required to scale %s; set the address of the monitoring port of NATS, for example nats-headless.nats.svc:8222" .name) -}}
+{{- end -}}
+{{- if and .values.autoscaling.enabled (not (or .values.autoscaling.targetCPUUtilizationPercentage .values.autoscaling.targetMemoryUtilizationPercentage .values.autoscaling.metrics)) -}}
+{{- fail (printf "autoscaling: no metric is set for %s; set targetCPUUtilizationPercentage, targetMemoryUtilizationPercentage or metrics" .name) -}}
+{{- end -}}
+{{- if and .values.preStopSleepSeconds (semverCompare "<1.30.0-0" $.Capabilities.KubeVersion.Version) -}}
+{{- fail (printf "preStopSleepSeconds: requires Kubernetes 1.30 or newer, but this cluster has %s; set it to 0" $.Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+{{- $deadline := include "integration-hub.seconds" (($.Values.settings.delivery | default dict).grace | default "20s") | int | add (int .values.preStopSleepSeconds) | int -}}
+{{- if le (include "integration-hub.terminationGracePeriod" (dict "root" $ "workload" .) | int) $deadline -}}
+{{- fail (printf "terminationGracePeriodSeconds: must be more than preStopSleepSeconds and settings.delivery.grace together (%d s); increase it, or remove it to derive it from the settings" $deadline) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "integration-hub.checkRoutes" -}}
+{{- range $name := list "ingress" "httpRoute" -}}
+{{- if and (get $.Values $name).enabled $.Values.roles.split (not $.Values.roles.api.enabled) -}}
+{{- fail (printf "%s.enabled: requires the API, but roles.api.enabled is false; enable the role" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.ingress.enabled (not .Values.ingress.hosts) -}}
+{{- fail "ingress.hosts: is required; set the host name of the API" -}}
+{{- end -}}
+{{- if and .Values.httpRoute.enabled (not .Values.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.parentRefs: is required; set the Gateway, for example [{name: public, namespace: gateways}]" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The ports of the servers in settings.nats.url, as a JSON list. */}}
+{{- define "integration-hub.natsPorts" -}}
+{{- $ports := list -}}
+{{- range splitList "," ((.Values.settings.nats | default dict).url | default "nats://127.0.0.1:4222") -}}
+{{- $ports = append $ports (regexFind ":[0-9]+$" (trim .) | trimPrefix ":" | default "4222" | int) -}}
+{{- end -}}
+{{- $ports | uniq | toJson -}}
+{{- end -}}
+
+{{/* "hub-alerts" of "rules/hub_alerts.yaml", for the name of an object. */}}
+{{- define "integration-hub.fileSlug" -}}
+{{- base . | trimSuffix (ext .) | lower | replace "." "-" | replace "_" "-" | replace " " "-" -}}
 {{- end -}}
