@@ -8,7 +8,7 @@ without an error. Does nothing without a cluster (`helm template`, Argo CD).
 {{- if and .Values.verifySecrets $named.items -}}
 {{- /* Every namespace has this account, so it is found wherever there is a cluster. */ -}}
 {{- if lookup "v1" "ServiceAccount" .Release.Namespace "default" -}}
-{{- range $named.items -}}
+{{- range $named.items | uniq -}}
 {{- $found := lookup "v1" "Secret" $.Release.Namespace .existingSecret -}}
 {{- if not $found -}}
 {{- fail (printf "%s.existingSecret: no Secret %q in the namespace %s; create it, or set verifySecrets to false if something else creates it after the install" .value .existingSecret $.Release.Namespace) -}}
