@@ -2,7 +2,8 @@
 
 Custom resources (monitors, rules, ScaledObject, HTTPRoute) have the fields that their operators read. Names are unique.
 Selectors select what they are meant for: a Deployment its own pods only, a Service and a monitor something with the port
-that they name, a scaler a Deployment without a number of replicas of its own. Every ConfigMap that a pod mounts exists.
+that they name, a scaler a Deployment without a number of replicas of its own. Every ConfigMap that a pod mounts exists. The
+containers of the hub meet the pod security standard "restricted".
 
 usage: PYTHONPATH=FOLDER_WITH_PYYAML_AND_JSONSCHEMA chart-objects.py FILE...
 """
@@ -179,6 +180,27 @@ def mounts(objects: list[Object]) -> Iterator[str]:
                     yield f"{named(each)}: mounts the unknown volume {mount['name']}"
 
 
+def restricted(objects: list[Object]) -> Iterator[str]:
+    for each in objects:
+        pod = each["spec"] if each["kind"] == "Pod" else each.get("spec", {}).get("template", {}).get("spec")
+        if pod is None:
+            continue
+        context = pod.get("securityContext", {})
+        if not context.get("runAsNonRoot") or context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+            yield f"{named(each)}: the pod may run as root, or without a filter of system calls"
+        if pod.get("automountServiceAccountToken") is not False:
+            yield f"{named(each)}: mounts the token of its service account"
+        for container in pod["containers"] + pod.get("initContainers", []):
+            context = container.get("securityContext", {})
+            is_restricted = (
+                context.get("allowPrivilegeEscalation") is False
+                and context.get("readOnlyRootFilesystem") is True
+                and context.get("capabilities") == {"drop": ["ALL"]}
+            )
+            if "integration-hub" in container["image"] and not is_restricted:
+                yield f"{named(each)}: the container {container['name']} is not restricted"
+
+
 def named(each: Object) -> str:
     return f"{each['kind']} {each['metadata']['name']}"
 
@@ -187,12 +209,12 @@ def main(files: list[str]) -> int:
     problems = 0
     for file in files:
         objects = [each for each in yaml.safe_load_all(Path(file).read_text()) if each]
-        for check in (custom_resources, names, selectors, mounts):
+        for check in (custom_resources, names, selectors, mounts, restricted):
             for problem in check(objects):
                 problems += 1
                 print(f"{Path(file).stem}: {problem}")
     if problems == 0:
-        print(f"{len(files)} files: names are unique, selectors select their pods, custom resources are well-formed")
+        print(f"{len(files)} files: names, selectors, references, custom resources and security contexts are right")
     return 1 if problems else 0
 
 
