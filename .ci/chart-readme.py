@@ -1,6 +1,7 @@
 """Writes the list of values in helm/README.md from helm/values.yaml: each value with its default and its comment.
 
-With --check it writes nothing, and exits with 1 if the list differs.
+With --check it writes nothing, and exits with 1 if the list differs, or if no values file of helm/ci sets a value. That
+requires PyYAML.
 
 usage: chart-readme.py [--check]
 """
@@ -8,6 +9,7 @@ usage: chart-readme.py [--check]
 import re
 import sys
 from pathlib import Path
+from typing import Iterator
 
 CHART = Path(__file__).resolve().parent.parent / "helm"
 BEGIN = "<!-- values: written by .ci/chart-readme.py -->\n"
@@ -73,6 +75,21 @@ def table(rows: list[tuple[str, str | None, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def unset() -> list[str]:
+    """The values that no file of helm/ci sets."""
+    import yaml
+
+    def paths(node: object, above: str = "") -> Iterator[str]:
+        yield above
+        if isinstance(node, dict):
+            for key, below in node.items():
+                yield from paths(below, f"{above}.{key}" if above else key)
+
+    seen = {path for file in CHART.glob("ci/*-values.yaml") for path in paths(yaml.safe_load(file.read_text()))}
+    known = values((CHART / "values.yaml").read_text())
+    return [path for path, default, _ in known if default is not None and path not in seen]
+
+
 def main(arguments: list[str]) -> int:
     readme = CHART / "README.md"
     text = readme.read_text()
@@ -82,6 +99,9 @@ def main(arguments: list[str]) -> int:
         print(f"{readme}: has no line {BEGIN.strip()!r} with a later {END.strip()!r}", file=sys.stderr)
         return 1
     written = before + begin + "\n" + table(values((CHART / "values.yaml").read_text())) + "\n" + end + after
+    if "--check" in arguments and (missing := unset()):
+        print(f"no values file of {CHART / 'ci'} sets {', '.join(missing)}; add them to one", file=sys.stderr)
+        return 1
     if written == text:
         return 0
     if "--check" in arguments:

@@ -20,6 +20,7 @@ import yaml
 CHART = Path(__file__).resolve().parent.parent / "helm"
 # Secrets that must be valid; any other secret is a dummy string.
 SECRETS = {
+    "HUB__EXTERNAL_BROKERS": '[{name = "partner_events", password = "made-up"}]',
     "HUB__SECRETS__PREVIOUS_KEYS": "k0:" + base64.b64encode(bytes(range(1, 33))).decode(),
     "HUB__SECRETS__MASTER_KEY": base64.b64encode(bytes(range(32))).decode(),
     "HUB__OUTBOX__DATABASE_URL": "postgres://app:made-up@127.0.0.1/app",

@@ -71,6 +71,10 @@
 - name: HUB__OUTBOX__DATABASE_URL
   {{- include "integration-hub.fromSecret" $values.outbox | nindent 2 }}
 {{- end }}
+{{- if $values.externalBrokers.existingSecret }}
+- name: HUB__EXTERNAL_BROKERS
+  {{- include "integration-hub.fromSecret" $values.externalBrokers | nindent 2 }}
+{{- end }}
 {{- if $values.resolver.token.existingSecret }}
 - name: HUB__SUBSCRIPTIONS__TOKEN
   {{- include "integration-hub.fromSecret" $values.resolver.token | nindent 2 }}

@@ -38,7 +38,7 @@ without an error. Does nothing without a cluster (`helm template`, Argo CD).
 {{- $_ := set $into "items" (append $into.items (dict "value" "nats.tls" "existingSecret" $values.nats.tls.existingSecret "key" $key)) -}}
 {{- end -}}
 {{- end -}}
-{{- range $value, $named := dict "masterKey" $values.masterKey "masterKey.previousKeys" $values.masterKey.previousKeys "outbox" $values.outbox "resolver.token" $values.resolver.token "resolver.listenToken" $values.resolver.listenToken -}}
+{{- range $value, $named := dict "masterKey" $values.masterKey "masterKey.previousKeys" $values.masterKey.previousKeys "outbox" $values.outbox "externalBrokers" $values.externalBrokers "resolver.token" $values.resolver.token "resolver.listenToken" $values.resolver.listenToken -}}
 {{- if $named.existingSecret -}}
 {{- $_ := set $into "items" (append $into.items (dict "value" $value "existingSecret" $named.existingSecret "key" $named.key)) -}}
 {{- end -}}

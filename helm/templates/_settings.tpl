@@ -70,21 +70,21 @@ floats (`replicas = 3.0`), which the hub rejects.
 {{- end -}}
 {{- range $key := list "token" "listen_token" -}}
 {{- if get ($.Values.settings.subscriptions | default dict) $key -}}
-{{- fail (printf "settings.subscriptions.%s: a ConfigMap must not contain a secret; set it in the environment (HUB__SUBSCRIPTIONS__%s) from a Secret" $key (upper $key)) -}}
+{{- fail (printf "settings.subscriptions.%s: a ConfigMap must not contain a secret; put it into a Secret and name that in resolver.%s" $key (ternary "listenToken" "token" (eq $key "listen_token"))) -}}
 {{- end -}}
 {{- end -}}
 {{- if (.Values.settings.secrets | default dict).master_key -}}
 {{- fail "settings.secrets.master_key: a ConfigMap must not contain a secret; put it into a Secret and name that in masterKey" -}}
 {{- end -}}
 {{- if (.Values.settings.secrets | default dict).previous_keys -}}
-{{- fail "settings.secrets.previous_keys: a ConfigMap must not contain a secret; put it into a Secret and name that in extraEnv as HUB__SECRETS__PREVIOUS_KEYS" -}}
+{{- fail "settings.secrets.previous_keys: a ConfigMap must not contain a secret; put them into a Secret and name that in masterKey.previousKeys" -}}
 {{- end -}}
 {{- if (.Values.settings.outbox | default dict).database_url -}}
 {{- fail "settings.outbox.database_url: a ConfigMap must not contain a secret; put it into a Secret and name that in outbox" -}}
 {{- end -}}
 {{- range $key := list "grpc_url" -}}
 {{- if contains "@" (toString (get ($.Values.settings.subscriptions | default dict) $key)) -}}
-{{- fail (printf "settings.subscriptions.%s: the URL contains a user or password, and a ConfigMap must not contain a secret; set settings.subscriptions.token in the environment (HUB__SUBSCRIPTIONS__TOKEN) from a Secret" $key) -}}
+{{- fail (printf "settings.subscriptions.%s: the URL contains a user or password, and a ConfigMap must not contain a secret; put the token into a Secret and name that in resolver.token" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- range .Values.settings.external_brokers -}}
@@ -95,7 +95,7 @@ floats (`replicas = 3.0`), which the hub rejects.
 {{- range $key := list "password" "token" -}}
 {{- $secret := get $broker $key -}}
 {{- if and $secret (not (hasPrefix "sealed:" (toString $secret))) -}}
-{{- fail (printf "settings.external_brokers: %s has a %s in plain text, and a ConfigMap must not contain a secret; seal it (`hub secrets seal external_brokers.%s.%s`), or set it in the environment (HUB__EXTERNAL_BROKERS) from a Secret" $broker.name $key $broker.name $key) -}}
+{{- fail (printf "settings.external_brokers: %s has a %s in plain text, and a ConfigMap must not contain a secret; seal it (`hub secrets seal external_brokers.%s.%s`), or put it into a Secret and name that in externalBrokers" $broker.name $key $broker.name $key) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
