@@ -180,7 +180,7 @@ def mounts(objects: list[Object]) -> Iterator[str]:
                     yield f"{named(each)}: mounts the unknown volume {mount['name']}"
 
 
-def restricted(objects: list[Object]) -> Iterator[str]:
+def containers(objects: list[Object]) -> Iterator[str]:
     for each in objects:
         pod = each["spec"] if each["kind"] == "Pod" else each.get("spec", {}).get("template", {}).get("spec")
         if pod is None:
@@ -197,6 +197,9 @@ def restricted(objects: list[Object]) -> Iterator[str]:
                 and context.get("readOnlyRootFilesystem") is True
                 and context.get("capabilities") == {"drop": ["ALL"]}
             )
+            variables = [variable["name"] for variable in container.get("env", [])]
+            if len(set(variables)) != len(variables):
+                yield f"{named(each)}: a variable of the container {container['name']} occurs twice"
             if "integration-hub" in container["image"] and not is_restricted:
                 yield f"{named(each)}: the container {container['name']} is not restricted"
 
@@ -209,7 +212,7 @@ def main(files: list[str]) -> int:
     problems = 0
     for file in files:
         objects = [each for each in yaml.safe_load_all(Path(file).read_text()) if each]
-        for check in (custom_resources, names, selectors, mounts, restricted):
+        for check in (custom_resources, names, selectors, mounts, containers):
             for problem in check(objects):
                 problems += 1
                 print(f"{Path(file).stem}: {problem}")

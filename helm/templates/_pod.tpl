@@ -103,8 +103,8 @@
 {{- define "integration-hub.fromSecret" -}}
 valueFrom:
   secretKeyRef:
-    name: {{ .existingSecret }}
-    key: {{ .key }}
+    name: {{ .existingSecret | quote }}
+    key: {{ .key | quote }}
 {{- end -}}
 
 {{/* What the containers of the hub's image have in common: image, environment, files. Takes a dict: root, workload. */}}
@@ -114,7 +114,16 @@ imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 # If the process writes nothing here, its last log lines become the message of the container's state.
 terminationMessagePolicy: FallbackToLogsOnError
 env:
-  {{- include "integration-hub.env" . | nindent 2 }}
+  {{- $env := list }}
+  {{- $names := list }}
+  {{- range include "integration-hub.env" . | fromYamlArray | reverse }}
+  {{- /* The last one of a name is in effect; Kubernetes does not accept a second one. */}}
+  {{- if not (has .name $names) }}
+  {{- $names = append $names .name }}
+  {{- $env = prepend $env . }}
+  {{- end }}
+  {{- end }}
+  {{- toYaml $env | nindent 2 }}
 {{- with .root.Values.envFrom }}
 envFrom:
   {{- toYaml . | nindent 2 }}

@@ -136,9 +136,44 @@ floats (`replicas = 3.0`), which the hub rejects.
 {{- if and .Values.serviceMonitor.enabled .Values.podMonitor.enabled -}}
 {{- fail "podMonitor.enabled: is set together with serviceMonitor.enabled, so that every metric is read twice; disable one of them" -}}
 {{- end -}}
+{{- include "integration-hub.checkNames" . -}}
 {{- include "integration-hub.checkRoles" . -}}
 {{- include "integration-hub.checkRoutes" . -}}
 {{- include "integration-hub.verifySecrets" . -}}
+{{- end -}}
+
+{{/* Names that the chart uses itself. */}}
+{{- define "integration-hub.checkNames" -}}
+{{- if eq (int .Values.service.port) (int .Values.service.healthPort) -}}
+{{- fail (printf "service.healthPort: %d is also the value of service.port; set another port" (int .Values.service.healthPort)) -}}
+{{- end -}}
+{{- if eq (int .Values.resolver.port) (int .Values.healthPort) -}}
+{{- fail (printf "resolver.port: %d is also the value of healthPort; set another port" (int .Values.resolver.port)) -}}
+{{- end -}}
+{{- range $volume := .Values.extraVolumes -}}
+{{- if has $volume.name (list "settings" "nats-auth" "nats-tls" "test") -}}
+{{- fail (printf "extraVolumes: %s is a volume of the chart; use another name" $volume.name) -}}
+{{- end -}}
+{{- end -}}
+{{- $all := dict -}}
+{{- include "integration-hub.workloads" (dict "root" . "into" $all) -}}
+{{- $labels := list (dict "value" "commonLabels" "labels" .Values.commonLabels) -}}
+{{- range $all.items -}}
+{{- $labels = append $labels (dict "value" "podLabels" "labels" .values.podLabels) -}}
+{{- range $key := keys (.values.podLabels | default dict) -}}
+{{- if hasKey $.Values.commonLabels $key -}}
+{{- fail (printf "podLabels: %s is also in commonLabels; remove one of them" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $labels -}}
+{{- $value := .value -}}
+{{- range $key := keys .labels -}}
+{{- if or (hasPrefix "integration-hub/" $key) (has $key (list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart")) -}}
+{{- fail (printf "%s: %s is a label of the chart; use another one" $value $key) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "integration-hub.checkRoles" -}}
