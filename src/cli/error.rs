@@ -182,10 +182,11 @@ impl CliError {
             Self::Store(error) | Self::RowsPartlyChanged { source: error, .. } if error.is_transient() => 3,
             Self::Management(error) if error.is_unreachable() => 3,
             Self::Serve(ServeError::Nats(error) | ServeError::Provision(ProvisionError::Nats(error)))
-                if error.is_unreachable() =>
+                if error.is_passing() =>
             {
                 3
             }
+            Self::Serve(ServeError::Provision(ProvisionError::CreatedMeanwhile { .. })) => 3,
             _ => 1,
         }
     }

@@ -158,10 +158,7 @@ impl ManagementError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Nats(error) | Self::PartlyDone { source: error, .. } => {
-                matches!(error, NatsError::NoResponders { .. })
-                    || error.is_registry_lost()
-                    || error.api().is_some_and(|error| matches!(error.code, 429 | 503))
-                    || self.is_unreachable()
+                error.is_passing() || error.is_registry_lost()
             }
             Self::Store(error) | Self::RowsPartlyChanged { source: error, .. } => error.is_transient(),
             Self::Full { .. } => true,

@@ -218,6 +218,13 @@ impl NatsError {
         )
     }
 
+    /// The same request may succeed later: also while a stream has no leader or the server is overloaded or starts.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::NoResponders { .. })
+            || self.api().is_some_and(|error| matches!(error.code, 429 | 503))
+            || self.is_unreachable()
+    }
+
     /// The server's error, if it sent one.
     pub fn api(&self) -> Option<&ApiError> {
         match self {
