@@ -397,7 +397,7 @@ async fn work(
                 progress.already_replaying += left;
                 progress.removed += removed.len() as u64;
             });
-            let one_done = || progress.send_modify(|progress| progress.done += 1);
+            let one_done = |_: &SelectedDeadLetter| progress.send_modify(|progress| progress.done += 1);
             management.each_until(halt, &chosen, act, one_done).await?;
         }
     }

@@ -191,7 +191,7 @@ impl Management {
     ) -> Result<(), ManagementError> {
         let (mut done, total, verb) = (0, selected.len(), act.verb());
         report(done, total);
-        let one_done = || {
+        let one_done = |_: &SelectedDeadLetter| {
             done += 1;
             report(done, total);
         };
@@ -200,25 +200,29 @@ impl Management {
     }
 
     /// Applies an action to all, many at once, until the first failure or `halt`, then waits for the operations in
-    /// progress. Calls `one_done` after each.
+    /// progress. Calls `one_done` after each that succeeded.
     pub(super) async fn each_until(
         &self,
         halt: &CancellationToken,
         selected: &[&SelectedDeadLetter],
         act: DeadLetterAction,
-        mut one_done: impl FnMut() + Send,
+        mut one_done: impl FnMut(&SelectedDeadLetter) + Send,
     ) -> Result<(), NatsError> {
         let (mut under_way, mut rest) = (FuturesUnordered::new(), selected.iter());
+        let mut all = Ok(());
         loop {
             while under_way.len() < AT_ONCE
                 && !halt.is_cancelled()
+                && all.is_ok()
                 && let Some(one) = rest.next()
             {
-                under_way.push(self.carry_out(one, act));
+                under_way.push(async move { (*one, self.carry_out(one, act).await) });
             }
-            let Some(result) = under_way.next().await else { return Ok(()) };
-            result?;
-            one_done();
+            match under_way.next().await {
+                Some((one, Ok(()))) => one_done(one),
+                Some((_, Err(error))) => all = all.and(Err(error)),
+                None => return all,
+            }
         }
     }
 

@@ -9,18 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use super::connection::JetStream;
 use super::error::NatsError;
-use super::ordered_reader::{OrderedEvent, OrderedReader, OrderedReaderOptions};
 use super::publish::{one_line, shortened};
 use super::stream_api::StoredMessage;
 use super::strict::stops_header;
 use super::subjects::SHARED_LANE;
-use crate::domain::dead_letter::{DeadLetter, DeadLetterState};
+use crate::domain::dead_letter::DeadLetter;
 use crate::domain::dead_letter_query::DeadLetterQuery;
 use crate::domain::envelope::Envelope;
 use crate::domain::headers;
 use crate::domain::last_words::LastWords;
 use crate::domain::subscription::subscription_token;
-use crate::facts::DeadLetterSkipped;
 
 /// Maximum number of subject filters of one read; beyond that it reads all subjects and filters here.
 const MOST_FILTERS: usize = 64;
@@ -182,68 +180,11 @@ impl JetStream {
         if filters.is_empty() {
             return Ok(DeadLetterPage::default());
         }
-        self.dead_letters_in(domain, &filters, query, from, limit).await
-    }
-
-    /// As [`Self::dead_letters`], from these subjects only.
-    pub async fn dead_letters_in(
-        &self,
-        domain: &str,
-        filters: &[String],
-        query: &DeadLetterQuery,
-        from: u64,
-        limit: usize,
-    ) -> Result<DeadLetterPage, NatsError> {
-        let mut page = DeadLetterPage::default();
-        let stream = self.names().dlt_stream(domain);
         let replaying = self.replaying(domain).await?;
-        let mut from = from;
-        // A lost reader is replaced by one that continues at `from`.
-        'again: loop {
-            let options = OrderedReaderOptions {
-                filters: filters.to_vec(),
-                from_sequence: Some(from),
-                headers_only: true,
-                last_per_subject: false,
-            };
-            let mut reader = OrderedReader::open(self, &stream, &options).await?;
-            while reader.remaining > 0 {
-                match tokio::time::timeout(self.request_timeout(), reader.next()).await {
-                    Ok(event) => match event? {
-                        OrderedEvent::Message(message) => {
-                            from = message.stream_sequence + 1;
-                            let mut letter = match DeadLetter::read(|name| message.header(name)) {
-                                Ok(letter) => letter,
-                                Err(reason) => {
-                                    let sequence = message.stream_sequence;
-                                    DeadLetterSkipped { stream: &stream, sequence, reason: &reason }.emit();
-                                    continue;
-                                }
-                            };
-                            if replaying.contains(&message.stream_sequence) {
-                                letter.state = DeadLetterState::Replaying;
-                            }
-                            if query.accepts(&letter) {
-                                page.entries
-                                    .push(DeadLetterEntry { letter, sequence: message.stream_sequence });
-                                if page.entries.len() == limit {
-                                    page.next = (reader.remaining > 0).then_some(from);
-                                    break;
-                                }
-                            }
-                        }
-                        OrderedEvent::Lost => {
-                            reader.close().await;
-                            continue 'again;
-                        }
-                    },
-                    // The remaining messages were deleted in the meantime.
-                    Err(_) => break,
-                }
-            }
-            reader.close().await;
-            return Ok(page);
-        }
+        let scan = self.scan_dead_letters(domain, &filters, query, from, limit, &replaying).await?;
+        let entries = scan.letters.into_iter();
+        let entries = entries.map(|one| DeadLetterEntry { letter: one.letter, sequence: one.sequence });
+        Ok(DeadLetterPage { entries: entries.collect(), next: scan.next })
     }
 
     /// The subjects of a domain's dead letters.

@@ -4,6 +4,7 @@ use hub_harness as support;
 
 mod commands;
 mod drain;
+mod drain_bounds;
 mod gone;
 mod policy_scenario;
 mod redrive;

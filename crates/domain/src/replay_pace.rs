@@ -2,18 +2,28 @@
 //!
 //! A replayed envelope has no quota, and goes to the shared lane. Many at once would fill the outbox, and take the quota of
 //! their subscription, so that its new events become dead letters (`over-quota`) while the old ones are replayed. So each
-//! subscription gets replays only up to half of its quota, and at most [`WINDOW`] envelopes of it wait.
+//! subscription gets replays only up to half of its quota, and at most [`WINDOW`] envelopes of it wait. Sizes are those of
+//! the dead letters themselves, because a few large ones fill what thousands of average ones would not.
 
-use time::OffsetDateTime;
+mod extent;
+mod wait;
+
+use std::collections::VecDeque;
+
+pub use self::extent::{Extent, WaitingEvents};
+pub use self::wait::{Awaited, Wait};
 
 use crate::backlog::{BacklogLimits, Usage};
 use crate::dead_letter::{DeadLetter, DeadLetterState};
 use crate::outcome::Reason;
+use crate::stream_fill::Fill;
 
 /// Most envelopes of a subscription that wait in the outbox while its dead letters are replayed.
 pub const WINDOW: u64 = 1_000;
 /// Most replays of a subscription at a time, so that those of others are not delayed.
 pub const MOST_AT_ONCE: u64 = 256;
+/// Bytes that the outbox stores for a replayed envelope besides its body.
+pub const OVERHEAD: u64 = 512;
 /// Percent of a quota up to which replays may use it.
 const PERCENT: u64 = 50;
 
@@ -28,133 +38,116 @@ pub enum LeftBecause {
     Undecodable,
     /// It failed after the start, perhaps after a replay. It would be replayed without end.
     FailedSince,
+    /// It was never sent, and came after the end of the replay. Whoever publishes could extend the replay without end.
+    NewSince,
 }
 
-/// Whether a dead letter is replayed.
+/// Whether a dead letter is replayed. The order in the stream decides what is new, not the clocks of the processes.
 ///
 /// * `removed`: its subscription was removed
-/// * `started`: when the whole replay started
-pub fn is_left(letter: &DeadLetter, removed: bool, started: OffsetDateTime) -> Option<LeftBecause> {
-    // An envelope that the fan-out refused was never sent. It is new, and as good as those before it.
-    let is_refused_by_fan_out = letter.reason == Reason::OverQuota && letter.redrives == 0;
+pub fn is_left(letter: &DeadLetter, sequence: u64, removed: bool, extent: &Extent) -> Option<LeftBecause> {
+    // The fan-out refused it, and so did each scheduled redrive.
+    let was_never_sent = letter.reason == Reason::OverQuota && letter.attempts == 0;
     if letter.reason == Reason::Undecodable {
         Some(LeftBecause::Undecodable)
     } else if letter.state == DeadLetterState::Replaying {
         Some(LeftBecause::Replaying)
     } else if removed {
         Some(LeftBecause::Removed)
-    } else if letter.failed_at > started && !is_refused_by_fan_out {
+    } else if sequence > extent.at_start() && !was_never_sent {
         Some(LeftBecause::FailedSince)
+    } else if sequence > extent.last() {
+        Some(LeftBecause::NewSince)
     } else {
         None
     }
 }
 
-/// How many dead letters of a subscription may be replayed now, by its quota and its backlog.
-pub fn room(limits: &BacklogLimits, usage: &Usage) -> u64 {
-    let part = |limit: u64| limit.saturating_mul(PERCENT) / 100;
-    let left = |used: u64, limit: u64| part(limit).saturating_sub(used);
-    if usage.messages == 0 {
-        // An empty backlog has room for any envelope.
-        return limits.messages.map_or(MOST_AT_ONCE, |most| part(most).clamp(1, MOST_AT_ONCE));
+/// What may be replayed now, to a subscription or into an outbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    pub messages: u64,
+    pub bytes: u64,
+    /// Nothing waits, so there is room for one envelope of any size.
+    is_empty: bool,
+}
+
+impl Room {
+    pub const NONE: Self = Self { messages: 0, bytes: 0, is_empty: false };
+
+    /// The room of a subscription, by its quota and its backlog.
+    pub fn of_subscription(limits: &BacklogLimits, usage: &Usage) -> Self {
+        let part = |limit: u64| limit.saturating_mul(PERCENT) / 100;
+        let is_empty = usage.messages == 0;
+        let messages = limits.messages.map_or(WINDOW, |most| part(most).max(1)).min(WINDOW);
+        let bytes = limits.bytes.map_or(u64::MAX, part);
+        let share = if usage.own_lane { part(usage.free_share()) } else { u64::MAX };
+        Self {
+            messages: messages.saturating_sub(usage.messages).min(MOST_AT_ONCE),
+            bytes: bytes.min(share).saturating_sub(usage.bytes),
+            is_empty,
+        }
     }
-    if limits.percent(usage) >= PERCENT {
-        return 0;
+
+    /// The room of an outbox. `pending`: the replays that are requested, and not in it yet.
+    pub fn of_outbox(fill: &Fill, pending: u64, pending_bytes: u64) -> Self {
+        let (messages, bytes) = fill.room_for_excess();
+        Self {
+            messages: messages.saturating_sub(pending),
+            bytes: bytes.saturating_sub(pending_bytes),
+            is_empty: fill.messages == 0 && pending == 0,
+        }
     }
-    let average = (usage.bytes / usage.messages).max(1);
-    let by_messages = limits.messages.map_or(WINDOW, |most| left(usage.messages, most));
-    let by_bytes = limits.bytes.map_or(WINDOW, |most| left(usage.bytes, most) / average);
-    WINDOW.saturating_sub(usage.messages).min(by_messages).min(by_bytes).min(MOST_AT_ONCE)
+
+    pub fn is_none(&self) -> bool {
+        self.messages == 0 || (self.bytes == 0 && !self.is_empty)
+    }
+
+    pub fn fits(&self, size: u64) -> bool {
+        self.messages > 0 && (self.is_empty || size <= self.bytes)
+    }
+
+    /// Takes the room of one envelope.
+    pub fn take(&mut self, size: u64) {
+        self.messages = self.messages.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(size);
+        self.is_empty = false;
+    }
+
+    /// How many envelopes of this size to read for it; at least one.
+    pub fn count(&self, average: u64) -> u64 {
+        self.messages.min((self.bytes / average.max(1)).saturating_add(1)).max(1)
+    }
+}
+
+/// The sizes of the envelopes that were replayed last to a subscription. The outbox counts the envelopes of a
+/// subscription, and shows the average size of all subscriptions only.
+#[derive(Debug, Clone, Default)]
+pub struct ReplayedSizes(VecDeque<u32>);
+
+impl ReplayedSizes {
+    pub fn add(&mut self, size: u64) {
+        if self.0.len() as u64 >= WINDOW {
+            self.0.pop_front();
+        }
+        self.0.push_back(u32::try_from(size).unwrap_or(u32::MAX));
+    }
+
+    /// The most bytes that replayed envelopes may have among this number that waits. Forgets all when none does.
+    pub fn most_bytes_of(&mut self, messages: u64) -> u64 {
+        if messages == 0 {
+            self.0.clear();
+        }
+        let sum = |sizes: &[u32]| sizes.iter().map(|size| u64::from(*size)).sum();
+        let most = usize::try_from(messages).unwrap_or(usize::MAX);
+        if most >= self.0.len() {
+            return self.0.iter().map(|size| u64::from(*size)).sum();
+        }
+        let mut sizes: Vec<u32> = self.0.iter().copied().collect();
+        sizes.sort_unstable_by(|one, other| other.cmp(one));
+        sizes.get(..most).map_or(0, sum)
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use time::Duration;
-
-    use super::*;
-    use crate::outcome::Fault;
-    use crate::subscription::Incarnation;
-
-    fn letter(
-        reason: Reason,
-        state: DeadLetterState,
-        redrives: u32,
-        failed_at: OffsetDateTime,
-    ) -> DeadLetter {
-        DeadLetter {
-            id: "env_1".into(),
-            domain: "policy-client".into(),
-            subscription: "crm".into(),
-            tenant: "acme".into(),
-            incarnation: Incarnation::new(7),
-            event_id: "e1".into(),
-            event_key: "policy.updated".into(),
-            reason,
-            fault: Fault::Subscriber,
-            state,
-            attempts: 5,
-            redrives,
-            last_status: None,
-            last_error: None,
-            failed_at,
-            next_redrive_at: None,
-        }
-    }
-
-    #[test]
-    fn what_fails_again_is_left_and_what_was_never_sent_is_replayed() {
-        use DeadLetterState::{Parked, Replaying, Scheduled};
-        let started = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
-        let (before, after) = (started - Duration::HOUR, started + Duration::SECOND);
-        for (reason, state, redrives, at, removed, expected) in [
-            (Reason::Exhausted, Scheduled, 0, before, false, None),
-            (Reason::Permanent, Parked, 3, started, false, None),
-            (Reason::Exhausted, Scheduled, 0, after, false, Some(LeftBecause::FailedSince)),
-            (Reason::OverQuota, Scheduled, 0, after, false, None),
-            (Reason::OverQuota, Scheduled, 1, after, false, Some(LeftBecause::FailedSince)),
-            (Reason::OverQuota, Scheduled, 1, before, false, None),
-            (Reason::Exhausted, Replaying, 0, before, false, Some(LeftBecause::Replaying)),
-            (Reason::Exhausted, Scheduled, 0, before, true, Some(LeftBecause::Removed)),
-            (Reason::OverQuota, Scheduled, 0, after, true, Some(LeftBecause::Removed)),
-            (Reason::Undecodable, Parked, 0, before, false, Some(LeftBecause::Undecodable)),
-        ] {
-            let letter = letter(reason, state, redrives, at);
-            assert_eq!(is_left(&letter, removed, started), expected, "{letter:?}");
-        }
-    }
-
-    #[test]
-    fn a_subscription_gets_replays_up_to_half_of_its_quota() {
-        let limits = |messages, bytes| BacklogLimits { messages, bytes, age: None };
-        let usage =
-            |messages: u64| Usage { messages, bytes: messages * 100, own_lane: true, free: 1_000_000_000 };
-        let none = limits(None, None);
-        assert_eq!(room(&none, &usage(0)), MOST_AT_ONCE);
-        assert_eq!(room(&none, &usage(900)), 100);
-        assert_eq!(room(&none, &usage(1_000)), 0);
-        assert_eq!(room(&limits(Some(20), None), &usage(0)), 10);
-        assert_eq!(room(&limits(Some(20), None), &usage(9)), 1);
-        assert_eq!(room(&limits(Some(20), None), &usage(10)), 0);
-        assert_eq!(room(&limits(Some(1), None), &usage(0)), 1, "one at a time");
-        assert_eq!(room(&limits(None, Some(10_000)), &usage(40)), 10);
-        assert_eq!(room(&limits(None, Some(10_000)), &usage(50)), 0);
-        // With a lane of its own, it may have a quarter of what is free.
-        assert_eq!(room(&none, &Usage { free: 79_999, ..usage(100) }), 0);
-        assert!(room(&none, &Usage { free: 100_000, ..usage(100) }) > 0);
-        assert!(room(&none, &Usage { free: 0, own_lane: false, ..usage(100) }) > 0);
-    }
-
-    /// Replays alone never bring a backlog beyond its quota.
-    #[test]
-    fn replays_never_exceed_a_quota() {
-        for most in 1..200 {
-            let limits = BacklogLimits { messages: Some(most), bytes: Some(most * 150), age: None };
-            let mut usage = Usage { free: u64::MAX, ..Usage::default() };
-            while let more @ 1.. = room(&limits, &usage) {
-                usage.messages += more;
-                usage.bytes += more * 100;
-                assert!(usage.messages <= most.div_ceil(2).max(1), "{usage:?} of {most}");
-            }
-        }
-    }
-}
+mod tests;

@@ -35,10 +35,16 @@ impl Fill {
 
     /// Only the eighth of the nearest limit is free that is kept for envelopes within their quotas.
     pub fn is_closed_to_excess(&self) -> bool {
-        self.limits().any(|(used, limit, average)| {
-            let margin = average.saturating_mul(2).max(limit / MARGIN_PART);
-            limit.saturating_sub(used) < (limit / EXCESS_PART).saturating_add(margin)
-        })
+        self.limits().any(|(used, limit, average)| limit.saturating_sub(used) < kept(limit, average))
+    }
+
+    /// The messages and bytes that may be added before [`Self::is_closed_to_excess`].
+    pub fn room_for_excess(&self) -> (u64, u64) {
+        let average = self.bytes.checked_div(self.messages).unwrap_or(0);
+        let room = |used: u64, limit: Option<u64>, average| {
+            limit.map_or(u64::MAX, |limit| limit.saturating_sub(used).saturating_sub(kept(limit, average)))
+        };
+        (room(self.messages, self.max_messages, 1), room(self.bytes, self.max_bytes, average))
     }
 
     /// What is used, the limit, and the average message, in the same unit.
@@ -58,6 +64,12 @@ impl Fill {
         self.limits()
             .all(|(used, limit, average)| limit.saturating_sub(used) >= average.max(limit / ROOM_PART).max(1))
     }
+}
+
+/// What is kept free of a limit.
+fn kept(limit: u64, average: u64) -> u64 {
+    let margin = average.saturating_mul(2).max(limit / MARGIN_PART);
+    (limit / EXCESS_PART).saturating_add(margin)
 }
 
 fn percent(used: u64, limit: u64) -> u64 {
@@ -263,5 +275,19 @@ mod tests {
                 Level::Full => assert!(!fill.has_room_again()),
             }
         }
+    }
+
+    #[test]
+    fn a_stream_is_closed_to_excess_when_its_room_for_it_is_used() {
+        let fill =
+            |bytes, messages| Fill { bytes, messages, max_bytes: Some(64_000), max_messages: Some(640) };
+        assert_eq!(fill(0, 0).room_for_excess(), (550, 55_000));
+        for bytes in 0..=64_000 {
+            let fill = fill(bytes, bytes / 100);
+            let (messages, bytes) = fill.room_for_excess();
+            assert!(!fill.is_closed_to_excess() || messages == 0 || bytes == 0, "{fill:?}");
+            assert!(fill.is_closed_to_excess() || messages <= 550 && bytes <= 55_000, "{fill:?}");
+        }
+        assert_eq!(Fill { bytes: 1, messages: 1, ..Fill::default() }.room_for_excess(), (u64::MAX, u64::MAX));
     }
 }

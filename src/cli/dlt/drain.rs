@@ -1,6 +1,7 @@
 //! `hub dlt replay --drain`: replays dead letters at the pace at which there is room, until none is left.
 
 use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
@@ -10,7 +11,7 @@ use crate::cli::error::{Answer, CliError};
 use crate::cli::manage;
 use crate::cli::output::{Printer, spinner};
 use crate::domain::words::counted;
-use crate::management::dead_letter_drain::{Drained, LeftLetters, Patience};
+use crate::management::dead_letter_drain::{DrainEnd, Drained, LeftLetters, Patience};
 use crate::management::dead_letters::DeadLetterQuery;
 use crate::serve::ServeError;
 use crate::settings::Settings;
@@ -25,42 +26,56 @@ pub(super) async fn run(
     let hub = manage(settings).await?;
     let mut signals = Signals::new().map_err(ServeError::Signals)?;
     let (stop, bar) = (CancellationToken::new(), spinner("replaying"));
+    let so_far = Mutex::new(Drained::default());
     let report = |now: Drained| {
         bar.set_message(if now.is_waiting { "waiting for room" } else { "replaying" });
         bar.set_position(now.replayed);
+        *so_far.lock().unwrap_or_else(PoisonError::into_inner) = now;
     };
-    let drained = {
+    let ended = {
         let mut draining = pin!(hub.drain_dead_letters(filter, Patience(patience), &stop, report));
         tokio::select! {
-            drained = &mut draining => drained,
+            ended = &mut draining => Some(ended),
             () = signals.next() => {
                 stop.cancel();
                 // A second signal ends the process at once.
                 tokio::select! {
-                    drained = draining => drained,
-                    () = signals.next() => {
-                        bar.finish_and_clear();
-                        printer.line("interrupted; run the same command again for the rest")?;
-                        return Ok(Answer::No);
-                    }
+                    ended = draining => Some(ended),
+                    () = signals.next() => None,
                 }
             }
         }
     };
     bar.finish_and_clear();
-    let drained = drained?;
+    let DrainEnd { drained, error } = match ended {
+        Some(ended) => ended?,
+        None => {
+            let so_far = *so_far.lock().unwrap_or_else(PoisonError::into_inner);
+            DrainEnd { drained: Drained { more_left: true, ..so_far }, error: None }
+        }
+    };
     if printer.is_json() {
         printer.json(&json!(drained))?;
     } else {
         printer.line(&summary(&drained))?;
     }
-    Ok(if drained.left.can_continue() { Answer::No } else { Answer::Yes })
+    match error {
+        Some(error) => Err(error.into()),
+        None => Ok(if drained.can_continue() { Answer::No } else { Answer::Yes }),
+    }
 }
 
 /// What was replayed, and what is left for which reason.
 fn summary(drained: &Drained) -> String {
-    let LeftLetters { already_replaying, removed, undecodable, failed_since, no_room, interrupted } =
-        drained.left;
+    let LeftLetters {
+        already_replaying,
+        removed,
+        undecodable,
+        failed_since,
+        new_since,
+        no_room,
+        interrupted,
+    } = drained.left;
     let started = counted(usize::try_from(drained.replayed).unwrap_or(usize::MAX), "replay");
     let left: Vec<String> = [
         (failed_since, "failed after the start of the command (their endpoints still fail)"),
@@ -68,11 +83,13 @@ fn summary(drained: &Drained) -> String {
         (removed, "of removed subscriptions (use `hub dlt discard --reason removed`)"),
         (undecodable, "cannot be read (use `hub dlt discard --reason undecodable`)"),
         (no_room, "without room, because their endpoints do not keep up (repair them, and run the same command again)"),
+        (new_since, "new: they had no room when they were published after the start (run the same command again)"),
         (interrupted, "not reached before the interruption (run the same command again)"),
     ]
     .into_iter()
     .filter(|(count, _)| *count > 0)
     .map(|(count, why)| format!("\n  {count} {why}"))
+    .chain(drained.more_left.then(|| "\n  others that were not counted (run the same command again)".to_owned()))
     .collect();
     let started = match drained.not_taken {
         0 => format!("{started} started"),
@@ -101,5 +118,8 @@ mod tests {
         assert_eq!(lines.len(), 3, "{text}");
         assert!(lines[0] == "12 replays started; left:" && lines[1].starts_with("  2 of removed"), "{text}");
         assert!(lines[2].contains("run the same command again"), "{text}");
+        let cut = Drained { replayed: 2, more_left: true, ..Drained::default() };
+        assert!(summary(&cut).ends_with("others that were not counted (run the same command again)"));
+        assert!(cut.can_continue() && !done.can_continue());
     }
 }

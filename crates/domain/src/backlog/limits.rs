@@ -32,6 +32,13 @@ pub struct Usage {
     pub free: u64,
 }
 
+impl Usage {
+    /// The part of the free space that a subscription with a lane of its own may use.
+    pub fn free_share(&self) -> u64 {
+        self.free / FREE_PART
+    }
+}
+
 /// The limit that a backlog exceeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exceeded {
@@ -79,7 +86,7 @@ impl BacklogLimits {
         if let Some(most) = self.bytes.filter(|most| bytes > *most) {
             return Some(Exceeded::Bytes { most });
         }
-        let share = usage.free / FREE_PART;
+        let share = usage.free_share();
         (usage.own_lane && bytes > share).then_some(Exceeded::Share { most: share })
     }
 
@@ -88,7 +95,7 @@ impl BacklogLimits {
         if usage.messages == 0 {
             return 0;
         }
-        let share = usage.own_lane.then_some(usage.free / FREE_PART);
+        let share = usage.own_lane.then_some(usage.free_share());
         [(usage.messages, self.messages), (usage.bytes, self.bytes), (usage.bytes, share)]
             .into_iter()
             .filter_map(|(used, most)| Some(used.saturating_mul(100) / most?.max(1)))
