@@ -22,7 +22,7 @@ use crate::domain::access::Caller;
 use crate::settings::Settings;
 
 /// Time limit of one request, from its complete arrival.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The path whose bodies may be larger than those of all others.
 const EVENTS: &str = "/v1/events";
 

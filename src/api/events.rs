@@ -5,6 +5,7 @@ mod schema;
 mod trace;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State as FromState;
@@ -12,6 +13,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -20,6 +22,7 @@ use self::http_binding::BindingMode;
 use self::schema::CloudEvent;
 use super::State;
 use super::access::Publisher;
+use super::admission::REQUEST_TIMEOUT;
 use super::body;
 use super::limits::Holder;
 use super::openapi::{BodyProblems, CommonProblems};
@@ -29,7 +32,7 @@ use crate::domain::access::Caller;
 use crate::domain::backlog::size;
 use crate::domain::field_error::FieldError;
 use crate::management::ManagementError;
-use crate::management::publishing::{CheckedEvent, Published, RawEvent};
+use crate::management::publishing::{Batch, BatchTime, CheckedEvent, Published, RawEvent, Stopped};
 use crate::settings::{Quota, Settings};
 
 /// Maximum number of events in a batch.
@@ -42,6 +45,9 @@ const HEADROOM: usize = 64 * 1024;
 const BATCH_FACTOR: usize = 8;
 /// A tenant's burst of events, in seconds of its rate.
 const BURST_SECONDS: usize = 10;
+/// Time in which events of a batch are begun, and time for the last one: less than that of a request.
+const BATCH_TIME: Duration = Duration::from_secs(REQUEST_TIMEOUT.as_secs() - 12);
+const LAST_EVENT: Duration = Duration::from_secs(7);
 /// Concurrent traces: each reads all streams.
 const TRACES: usize = 4;
 
@@ -108,8 +114,8 @@ struct Accepted {
 /// body). `type` is the event key. The answer is sent when the events stream has acknowledged every event. An event with a
 /// known source and id is not stored twice, so after a 5xx or without an answer, send the same request again. If one event
 /// of a batch is invalid (400, 413), no event of the batch is published. The events of a batch are stored in its order, one
-/// after another. After one that is not stored, the remaining ones are not tried, and the error names them: send the same
-/// batch again, before later events. A token that is bound to a tenant can only publish events of that tenant.
+/// after another. After one that is not stored, or 48 s (503), the remaining ones are not tried, and the error names them:
+/// send the same batch again, before later events. A token that is bound to a tenant can only publish events of that tenant.
 #[utoipa::path(post, path = "/v1/events", tag = "events",
     request_body(content(
         (CloudEvent = "application/cloudevents+json"),
@@ -129,6 +135,7 @@ async fn publish(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
+    let arrived = Instant::now();
     let mode = BindingMode::of(&headers)?;
     let headers = http_binding::headers(mode, &headers)?;
     let management = &state.management;
@@ -142,7 +149,7 @@ async fn publish(
             let event = management.check_publication(form, caller.tenant());
             checked.push(event.map_err(|error| of_batch(index, error))?);
         }
-        publish_all(&state, checked).await?
+        publish_all(&state, checked, arrived).await?
     } else {
         let form = RawEvent { key: None, headers, body };
         let event = management.check_publication(form, caller.tenant())?;
@@ -184,27 +191,45 @@ fn of_batch(index: usize, error: ManagementError) -> Problem {
     }
 }
 
-/// Publishes a batch in its order: each event when the one before it is stored. After one that is not stored, the remaining
-/// ones are not tried. So a later event is never stored before an earlier one, also if the batch is sent again.
-async fn publish_all(state: &State, events: Vec<CheckedEvent<'_>>) -> Result<Vec<Published>, Problem> {
-    let mut published = Vec::with_capacity(events.len());
-    for event in &events {
-        match publish_one(state, event).await {
-            Ok(one) => published.push(one),
-            Err(error) => return Err(partly_published(error.into(), published.len(), events.len())),
-        }
+/// Publishes a batch in its order. After an event that is not stored, the remaining ones are not tried. A batch that takes
+/// too long stops before the request times out, so that the answer says what is stored.
+async fn publish_all(
+    state: &State,
+    events: Vec<CheckedEvent<'_>>,
+    arrived: Instant,
+) -> Result<Vec<Published>, Problem> {
+    let time = BatchTime { last_start: arrived + BATCH_TIME, end: arrived + BATCH_TIME + LAST_EVENT };
+    // One for the whole batch, which publishes one event after another.
+    let permit = timeout_at(time.last_start, state.event_limits.publishes.acquire()).await;
+    let Batch { published, stopped } = match permit {
+        Ok(_permit) => state.management.publish_batch(&events, time).await,
+        Err(_) => Batch { published: Vec::new(), stopped: Some(Stopped::OutOfTime { tried: false }) },
+    };
+    match stopped {
+        None => Ok(published),
+        Some(stopped) => Err(partly_published(stopped, published.len(), events.len())),
     }
-    Ok(published)
 }
 
-/// The problem of a batch of which `stored` events are stored, and the next one perhaps not.
-fn partly_published(problem: Problem, stored: usize, total: usize) -> Problem {
-    let perhaps =
-        FieldError::new(format!("[{stored}]"), format!("was perhaps not stored: {}", problem.detail()));
-    let not_tried = |index| {
-        FieldError::new(format!("[{index}]"), "was not tried, because an event before it was not stored")
+/// The problem of a batch of which `stored` events are stored.
+fn partly_published(stopped: Stopped, stored: usize, total: usize) -> Problem {
+    let (problem, tried) = match stopped {
+        Stopped::Failed(error) => (Problem::from(error), true),
+        Stopped::OutOfTime { tried } => {
+            let text = format!("the batch was not stored within {} s", BATCH_TIME.as_secs());
+            (Problem::later(1, text), tried)
+        }
     };
-    let missing = std::iter::once(perhaps).chain((stored + 1..total).map(not_tried)).collect();
+    let name = |index| format!("[{index}]");
+    let first = if tried {
+        format!("was perhaps not stored: {}", problem.detail())
+    } else {
+        format!("was not tried: {}", problem.detail())
+    };
+    let not_tried =
+        |index| FieldError::new(name(index), "was not tried, because an event before it was not stored");
+    let first = FieldError::new(name(stored), first);
+    let missing = std::iter::once(first).chain((stored + 1..total).map(not_tried)).collect();
     let remedy = if problem.status().is_client_error() {
         format!("remove or change the event [{stored}], and send the batch again")
     } else {

@@ -1,7 +1,8 @@
-//! Dead letters that cannot be stored.
+//! Dead letters that cannot be stored. What endpoints and operators do decides how often that changes.
 
 use std::time::Duration;
 
+use super::limited::{About, limited};
 use super::metrics::DomainMetrics;
 use crate::domain::dead_letter_room::Refusal;
 use crate::domain::words::rounded;
@@ -20,12 +21,9 @@ impl DeadLettersBlocked<'_> {
         let domain = &*metrics.domain;
         let remedy = refusal.remedy();
         metrics.counters.dlt_blocked.set(1);
-        tracing::warn!(
-            domain,
-            stream,
-            error,
-            remedy,
-            "dead letters cannot be stored, their envelopes stay in the outbox"
+        limited!(
+            WARN "dead letters cannot be stored, their envelopes stay in the outbox", About::domain(domain);
+            domain, stream, error, remedy
         );
     }
 }
@@ -41,7 +39,10 @@ impl DeadLettersUnblocked<'_> {
         let Self { stream, after } = self;
         let domain = &*metrics.domain;
         metrics.counters.dlt_blocked.set(0);
-        tracing::info!(domain, stream, after = %rounded(after), "dead letters are stored again");
+        limited!(
+            INFO "dead letters are stored again", About::domain(domain);
+            domain, stream, after = %rounded(after)
+        );
     }
 }
 
@@ -66,11 +67,9 @@ impl ExcessWaits {
         let domain = &*metrics.domain;
         let remedy = "repair the endpoints with the fullest backlogs, make room in the dead-letter stream, or raise \
                       limits.outbox";
-        tracing::warn!(
-            domain,
-            retry_in = %rounded(self.retry_in),
-            remedy,
-            "dead-letter stream and outbox full, events with envelopes over quota wait"
+        limited!(
+            WARN "dead-letter stream and outbox full, events with envelopes over quota wait", About::domain(domain);
+            domain, retry_in = %rounded(self.retry_in), remedy
         );
     }
 }
@@ -83,6 +82,9 @@ pub struct ExcessWaitsNoLonger {
 impl ExcessWaitsNoLonger {
     pub fn emit(self, metrics: &DomainMetrics) {
         let domain = &*metrics.domain;
-        tracing::info!(domain, after = %rounded(self.after), "events with envelopes over quota no longer wait");
+        limited!(
+            INFO "events with envelopes over quota no longer wait", About::domain(domain);
+            domain, after = %rounded(self.after)
+        );
     }
 }

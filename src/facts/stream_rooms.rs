@@ -1,7 +1,9 @@
-//! How full the streams are that reject messages when they are full.
+//! How full the streams are that reject messages when they are full. What publishers and endpoints do decides how often that
+//! changes.
 
 use std::time::Duration;
 
+use super::limited::{About, limited};
 use crate::domain::stream_fill::{Fill, Kind};
 use crate::domain::words::rounded;
 
@@ -17,7 +19,10 @@ impl StreamNearlyFull<'_> {
     pub fn emit(self) {
         let Self { stream, domain, kind, fill } = self;
         let (percent, when_full, remedy) = (fill.percent(), kind.consequence(), kind.remedy());
-        tracing::warn!(stream, domain, percent, used = %fill, when_full, remedy, "stream is nearly full");
+        limited!(
+            WARN "stream is nearly full", About::detail(stream);
+            stream, domain, percent, used = %fill, when_full, remedy
+        );
     }
 }
 
@@ -33,7 +38,10 @@ impl StreamFull<'_> {
     pub fn emit(self) {
         let Self { stream, domain, kind, fill } = self;
         let (meanwhile, remedy) = (kind.consequence(), kind.remedy());
-        tracing::warn!(stream, domain, used = %fill, meanwhile, remedy, "stream is full");
+        limited!(
+            WARN "stream is full", About::detail(stream);
+            stream, domain, used = %fill, meanwhile, remedy
+        );
     }
 }
 
@@ -47,7 +55,10 @@ pub struct StreamHasRoomAgain<'a> {
 impl StreamHasRoomAgain<'_> {
     pub fn emit(self) {
         let Self { stream, domain, after } = self;
-        tracing::info!(stream, domain, after = %rounded(after), "stream has room again");
+        limited!(
+            INFO "stream has room again", About::detail(stream);
+            stream, domain, after = %rounded(after)
+        );
     }
 }
 
@@ -62,7 +73,10 @@ impl ExcessHasNoRoom<'_> {
 
     pub fn emit(self) {
         let (domain, remedy) = (self.domain, Self::REMEDY);
-        tracing::warn!(domain, remedy, "outbox and dead letters of the domain are both full");
+        limited!(
+            WARN "outbox and dead letters of the domain are both full", About::domain(domain);
+            domain, remedy
+        );
     }
 }
 
@@ -75,6 +89,9 @@ pub struct ExcessHasRoomAgain<'a> {
 impl ExcessHasRoomAgain<'_> {
     pub fn emit(self) {
         let Self { domain, after } = self;
-        tracing::info!(domain, after = %rounded(after), "outbox or dead letters of the domain have room again");
+        limited!(
+            INFO "outbox or dead letters of the domain have room again", About::domain(domain);
+            domain, after = %rounded(after)
+        );
     }
 }

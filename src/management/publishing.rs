@@ -1,5 +1,7 @@
 //! Publishes events, acknowledged by JetStream.
 
+mod batch;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +15,8 @@ use crate::domain::headers;
 use crate::domain::key::EventKey;
 use crate::facts::PublishedIdNotRecorded;
 use crate::nats::NatsError;
+
+pub use batch::{Batch, BatchTime, Stopped};
 
 const TENANT_HEADER: &str = headers::TENANT;
 const MESSAGE_ID_HEADER: &str = "Nats-Msg-Id";
@@ -33,6 +37,13 @@ pub struct RawEvent<'a> {
 pub struct CheckedEvent<'a> {
     form: RawEvent<'a>,
     event: Event,
+}
+
+impl CheckedEvent<'_> {
+    fn form(&self) -> RawEvent<'_> {
+        let RawEvent { headers, body, .. } = self.form.clone();
+        RawEvent { key: Some(&self.event.key), headers, body }
+    }
 }
 
 /// The result of a publication.
@@ -92,9 +103,7 @@ impl Management {
 
     /// Publishes a checked event.
     pub async fn publish_checked(&self, checked: &CheckedEvent<'_>) -> Result<Published, ManagementError> {
-        let CheckedEvent { form, event } = checked;
-        let RawEvent { headers, body, .. } = form.clone();
-        self.send(RawEvent { key: Some(&event.key), headers, body }, Some(event)).await
+        self.send(checked.form(), Some(&checked.event)).await
     }
 
     /// Decodes the event as the event-processor will. Fails if the event-processor would reject it.
@@ -142,17 +151,31 @@ impl Management {
             let stream = self.js.names().events_stream();
             return Ok(Published { stream, sequence, id: event.id.clone(), duplicate: true });
         }
+        let published = self.store_with_id(form, event, &message_id).await?;
+        self.remember(&message_id, published.sequence).await;
+        Ok(published)
+    }
+
+    /// Stores an event with the message id by which it is known.
+    async fn store_with_id(
+        &self,
+        form: RawEvent<'_>,
+        event: &Event,
+        message_id: &str,
+    ) -> Result<Published, ManagementError> {
         let mut headers = form.headers.clone();
         if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case(MESSAGE_ID_HEADER)) {
-            headers.push((MESSAGE_ID_HEADER, &message_id));
+            headers.push((MESSAGE_ID_HEADER, message_id));
         }
         let form = RawEvent { key: form.key, headers, body: form.body };
-        let published = self.store_event(&form, Some(event.id.clone())).await?;
-        if let Err(error) = self.js.remember_published(&message_id, published.sequence).await {
+        self.store_event(&form, Some(event.id.clone())).await
+    }
+
+    async fn remember(&self, message_id: &str, sequence: u64) {
+        if let Err(error) = self.js.remember_published(message_id, sequence).await {
             // A repetition is then stored again; the domain outbox drops its duplicate envelopes.
             PublishedIdNotRecorded { error: &error }.emit();
         }
-        Ok(published)
     }
 
     async fn store_event(

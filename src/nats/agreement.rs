@@ -18,6 +18,7 @@ use super::clock::ServerClock;
 use super::connection::JetStream;
 use super::error::NatsError;
 use super::stream_api::StreamInfo;
+use super::subjects::SubjectNames;
 use crate::domain::agreement::{
     Bucket, Decision, KnownRegistry, Look, RegistryState, SettingsRecord, is_known, is_registry_id,
 };
@@ -29,6 +30,8 @@ use crate::domain::shared_settings::{
 pub(super) const SETTINGS: &str = "hub.settings";
 /// Key of the registry's id in the metadata of the events stream and of the bucket.
 pub(super) const REGISTRY: &str = "hub.registry";
+/// Key, in the metadata of the bucket, of the creation time of the bucket that an operator accepted as the registry.
+pub(super) const ACCEPTED: &str = "hub.registry.accepted";
 
 /// State that all clones of a connection share.
 #[derive(Debug)]
@@ -133,7 +136,15 @@ pub struct Looked {
     pub registry: Option<NatsError>,
     pub agreement: Agreement,
     pub(super) decision: Decision,
+    pub(super) records: Records,
+}
+
+/// The parts of the hub that have its records.
+#[derive(Debug)]
+pub(super) struct Records {
     pub(super) events: Option<StreamInfo>,
+    /// Another stream or bucket exists; not read if the events stream exists.
+    has_others: bool,
     pub(super) bucket: Option<StreamInfo>,
 }
 
@@ -168,7 +179,7 @@ impl Looked {
                 _ => "the settings are missing".to_owned(),
             });
         }
-        let recorded = self.events.as_ref().and_then(|events| metadata(events, REGISTRY));
+        let recorded = self.records.events.as_ref().and_then(|events| metadata(events, REGISTRY));
         if write_id.is_some() {
             problems.push(match recorded {
                 None => "the id of the registry is missing".to_owned(),
@@ -303,18 +314,18 @@ impl JetStream {
     /// Compares the bucket with what is recorded and known, and fails if it is missing or another one. Whoever concludes
     /// from the bucket that a subscription does not exist calls this first.
     pub async fn check_registry(&self) -> Result<(), NatsError> {
-        let (events, bucket) = self.read_records().await?;
-        let Decision { registry, .. } = self.decide(events.as_ref(), bucket.as_ref());
+        let records = self.read_records(&self.own_domains()).await?;
+        let Decision { registry, .. } = self.decide(&records);
         self.take_note(&registry).map_or(Ok(()), Err)
     }
 
     /// Looks at the records, and opens or closes the gate.
     pub async fn look(&self) -> Result<Looked, NatsError> {
-        let (events, bucket) = self.read_records().await?;
-        let agreement = self.compare(events.as_ref());
-        let decision = self.decide(events.as_ref(), bucket.as_ref());
+        let records = self.read_records(&self.own_domains()).await?;
+        let agreement = self.compare(records.events.as_ref());
+        let decision = self.decide(&records);
         let registry = self.take_note(&decision.registry);
-        Ok(Looked { registry, agreement, decision, events, bucket })
+        Ok(Looked { registry, agreement, decision, records })
     }
 
     /// Remembers the registry if it is present; otherwise returns why it cannot be used.
@@ -329,15 +340,30 @@ impl JetStream {
         *self.shared().registry() = Some(known);
     }
 
+    /// The domains of this process; none in commands.
+    fn own_domains(&self) -> Vec<&str> {
+        self.shared().settings.get().map(SharedSettings::domains).unwrap_or_default()
+    }
+
     /// The events stream and the bucket of the registry, in the order that a [`Look`] requires.
-    pub(super) async fn read_records(&self) -> Result<(Option<StreamInfo>, Option<StreamInfo>), NatsError> {
+    pub(super) async fn read_records(&self, domains: &[&str]) -> Result<Records, NatsError> {
         let events = self.find_stream(&self.names().events_stream()).await?;
+        let mut has_others = false;
+        if events.is_none() {
+            for stream in other_streams(self.names(), domains) {
+                has_others = self.find_stream(&stream).await?.is_some();
+                if has_others {
+                    break;
+                }
+            }
+        }
         let bucket = self.find_stream(&self.names().subscriptions_stream()).await?;
-        Ok((events, bucket))
+        Ok(Records { events, has_others, bucket })
     }
 
     /// What follows from these records.
-    pub(super) fn decide(&self, events: Option<&StreamInfo>, bucket: Option<&StreamInfo>) -> Decision {
+    pub(super) fn decide(&self, records: &Records) -> Decision {
+        let events = records.events.as_ref();
         let own = self.shared().settings.get();
         let settings = match events.map_or(Ok(None), recorded_settings) {
             Ok(None) => SettingsRecord::Missing,
@@ -351,9 +377,10 @@ impl JetStream {
         let known = self.shared().registry().clone();
         let look = Look {
             has_events: events.is_some(),
+            has_others: records.has_others,
             settings,
             id: events.and_then(|events| metadata(events, REGISTRY)),
-            bucket: bucket.map(as_bucket),
+            bucket: records.bucket.as_ref().map(as_bucket),
             known: known.as_ref(),
             at_work: own.is_some() && self.gate().is_open(),
         };
@@ -381,7 +408,29 @@ pub(super) fn loss(state: &RegistryState, bucket: String) -> Option<NatsError> {
 }
 
 fn as_bucket(info: &StreamInfo) -> Bucket<'_> {
-    Bucket { created: &info.created, id: metadata(info, REGISTRY), is_empty: info.state.last_seq == 0 }
+    Bucket {
+        created: &info.created,
+        id: metadata(info, REGISTRY),
+        accepted: metadata(info, ACCEPTED),
+        is_empty: info.state.last_seq == 0,
+    }
+}
+
+/// The streams and buckets of a hub that have none of its records. Those of the domains come first, because envelopes wait
+/// there.
+fn other_streams(names: &SubjectNames, domains: &[&str]) -> Vec<String> {
+    let of_domain = |domain: &&str| [names.outbox_stream(domain), names.dlt_stream(domain)];
+    let fixed = [
+        names.advisories_stream(),
+        names.redrive_stream(),
+        names.rejected_stream(),
+        names.attempts_stream(),
+        names.published_stream(),
+        names.tokens_stream(),
+        names.bulk_jobs_stream(),
+        names.keys_stream(),
+    ];
+    domains.iter().flat_map(of_domain).chain(fixed).collect()
 }
 
 /// The fields by which the events stream records settings and registry.
@@ -413,4 +462,24 @@ pub(super) fn put_metadata(config: &mut Map<String, Value>, fields: &[(&str, Str
 /// The settings that the events stream records, if any.
 pub(super) fn recorded_settings(events: &StreamInfo) -> Result<Option<RecordedSettings>, UnreadableRecord> {
     metadata(events, SETTINGS).map(RecordedSettings::read).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nats::definitions;
+
+    #[test]
+    fn every_part_of_a_hub_shows_that_it_existed() {
+        let parameters = definitions::tests::parameters();
+        let names = SubjectNames::new(&parameters.prefix);
+        let domains: Vec<&str> = parameters.domains.iter().map(String::as_str).collect();
+        let mut all = other_streams(&names, &domains);
+        all.extend([names.events_stream(), names.subscriptions_stream()]);
+        let mut rendered: Vec<String> =
+            definitions::render(&parameters).into_iter().map(|stream| stream.name).collect();
+        all.sort_unstable();
+        rendered.sort_unstable();
+        assert_eq!(all, rendered);
+    }
 }

@@ -26,6 +26,7 @@ mod compare;
 mod desired;
 pub mod join;
 mod lanes;
+pub mod mending;
 
 pub use again::PartKeeper;
 
@@ -224,7 +225,7 @@ fn wanted(js: &JetStream, parameters: &StreamParameters) -> Vec<StreamDefinition
 /// registry is lost.
 pub async fn apply(js: &JetStream, parameters: &StreamParameters) -> Result<Provisioned, ProvisionError> {
     check_server(js, parameters).await?;
-    join::refuse_lost_registry(js).await?;
+    join::refuse_lost_registry(js, parameters).await?;
     let again = again::is_established(js, parameters).await?;
     apply_wanted(js, wanted(js, parameters), again).await
 }
@@ -405,9 +406,10 @@ impl JetStream {
             definition.config.insert("pause_until".to_owned(), json!(until));
         }
         let created = again::create_consumer(self, &stream, &definition).await?;
-        // If the domain was paused or resumed meanwhile, whoever did so may not have seen the new lane.
+        // If the domain was paused or resumed meanwhile, whoever did so may not have seen the new lane. Its circuit may be
+        // open already.
         if created && self.pause_of_domain(&stream).await? != pause {
-            self.set_circuit_pause(&stream, &definition.name, None).await?;
+            self.correct_pause(&stream, &definition.name).await?;
         }
         Ok(created)
     }

@@ -4,12 +4,16 @@ mod room_watch;
 
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
+
 use crate::facts::{DepthsNotRead, Metrics};
 use crate::health::Readiness;
 use crate::nats::{JetStream, NatsError, Registry, UnreadableEntry};
 use room_watch::RoomWatch;
 
 const INTERVAL: Duration = Duration::from_secs(5);
+/// Streams that are read at once, so that those without an answer do not delay the others.
+const READS: usize = 32;
 
 pub struct Gauges {
     js: JetStream,
@@ -57,18 +61,45 @@ impl Gauges {
         ]);
     }
 
+    /// Reads each stream, also if others cannot be read. Returns the first error.
     async fn read(&self, rooms: &mut RoomWatch) -> Result<(), NatsError> {
         let names = self.js.names();
         self.metrics.subscriptions(self.registry.read().len());
-        let events = self.js.stream_info(&names.events_stream()).await?;
-        self.metrics.events_depth(events.state.messages);
-        rooms.look_at_events(&events.fill());
-        for domain in &self.domains {
-            let outbox = self.js.stream_info(&names.outbox_stream(domain)).await?;
-            let dlt = self.js.stream_info(&names.dlt_stream(domain)).await?;
-            self.metrics.depths(domain, outbox.state.messages, dlt.state.messages);
-            rooms.look_at_domain(domain, &outbox.fill(), &dlt.fill());
+        let of_domain = |domain: &String| [names.outbox_stream(domain), names.dlt_stream(domain)];
+        let streams = std::iter::once(names.events_stream()).chain(self.domains.iter().flat_map(of_domain));
+        let mut infos = stream::iter(streams)
+            .map(|stream| async move { self.js.stream_info(&stream).await })
+            .buffered(READS)
+            .collect::<Vec<_>>()
+            .await
+            .into_iter();
+        let mut first = Ok(());
+        let mut next = || match infos.next() {
+            Some(Ok(info)) => Some(info),
+            Some(Err(error)) => {
+                if first.is_ok() {
+                    first = Err(error);
+                }
+                None
+            }
+            None => None,
+        };
+        let events = next();
+        if let Some(events) = &events {
+            self.metrics.events_depth(events.state.messages);
         }
-        Ok(())
+        rooms.look_at_events(events.map(|info| info.fill()).as_ref());
+        for domain in &self.domains {
+            let (outbox, dlt) = (next(), next());
+            if let Some(outbox) = &outbox {
+                self.metrics.outbox_depth(domain, outbox.state.messages);
+            }
+            if let Some(dlt) = &dlt {
+                self.metrics.dlt_depth(domain, dlt.state.messages);
+            }
+            let [outbox, dlt] = [outbox, dlt].map(|info| info.map(|info| info.fill()));
+            rooms.look_at_domain(domain, outbox.as_ref(), dlt.as_ref());
+        }
+        first
     }
 }

@@ -12,6 +12,7 @@ use crate::facts::{
 use crate::health::{Readiness, ReadyFlag};
 use crate::nats::definitions::StreamParameters;
 use crate::nats::provision::join::{self, Joinable, Joining};
+use crate::nats::provision::mending;
 use crate::nats::provision::{ProvisionError, Provisioned};
 use crate::nats::{Agreement, Damage, JetStream, Looked, NatsError};
 
@@ -265,12 +266,14 @@ impl Watch {
         if !self.records.is_due() {
             return;
         }
-        match join::record_again(&self.js, &self.settings, looked).await {
-            Ok(()) => {
+        match mending::record_again(&self.js, &self.settings).await {
+            Ok(true) => {
                 RecordedAgain { problem: &damage.problem }.emit();
                 self.records.done();
                 self.report.no_damage();
             }
+            // Another process changes them; the next look shows what is there.
+            Ok(false) => {}
             // The connection's own state is at `/readyz` already.
             Err(_) if !self.js.is_answering() => {}
             // A user of a single role may not change streams.

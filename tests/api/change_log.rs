@@ -114,3 +114,28 @@ async fn a_tenant_that_changes_much_has_a_bounded_number_of_lines() {
         assert_eq!(names, ["acme", "PATCH", "/v1/subscriptions/{id}"], "{line}");
     }
 }
+
+/// A portal has one token for all tenants.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_hides_no_change_of_another_one_behind_a_token_that_they_share() {
+    const CHANGES: usize = 150;
+    const MOST: usize = 100;
+    let broker = TestBroker::start().await;
+    let mut hub = hub(&broker, Duration::from_secs(3_600)).await;
+    let portal = ApiClient::with_scopes(&hub, "portal", "read,manage", None).await;
+    for tenant in ["acme", "globex"] {
+        let mut one = plain("crm");
+        one["tenant"] = json!(tenant);
+        portal.post("/v1/subscriptions", &one).await.expect(201);
+        let changes = if tenant == "acme" { CHANGES } else { 2 };
+        for number in 1..changes {
+            let change = json!({"delivery": {"max_in_flight": 1 + number}});
+            let path = format!("/v1/subscriptions/crm?tenant={tenant}");
+            portal.patch(&path, &[("if-match", "*")], &change).await.expect(200);
+        }
+    }
+    hub.terminate().await;
+    let written = lines(&hub.log(), "portal");
+    let of = |tenant: &str| written.iter().filter(|line| field(line, "tenant") == Some(tenant)).count();
+    assert_eq!((of("acme"), of("globex")), (MOST, 2));
+}

@@ -4,8 +4,12 @@
 
 use std::time::Duration;
 
+use integration_hub::domain::subscription::{Identity, Incarnation, SubscriptionRef};
+use integration_hub::nats::Trip;
 use integration_hub::nats::definitions::{StreamLimits, StreamParameters};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::support::{
     Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, patient,
@@ -160,6 +164,48 @@ async fn a_lane_that_is_created_while_its_domain_is_paused_or_resumed_follows_th
         let consumer = format!("lane-{lane}");
         let paused = client.consumer(OUTBOX, &consumer).await.paused;
         assert_eq!(paused, until.is_some(), "round {round}");
+        client.js.delete_consumer(OUTBOX, &consumer).await.expect("deleted");
+    }
+}
+
+#[tokio::test]
+async fn a_circuit_that_opens_while_its_lane_is_created_stays_open() {
+    let broker = TestBroker::start().await;
+    Hub::configured(&broker.url(), &TestSettings::patient()).cli_ok(&["provision"]).await;
+    let client = TestClient::connect(&broker.url()).await;
+    let parameters = parameters();
+    for round in 0..160_u64 {
+        let until = (round % 2 == 0).then_some("2126-12-22T09:00:00Z");
+        let (id, lane) = (format!("crm-{round}"), format!("own-crm-{round}"));
+        let consumer = format!("lane-{lane}");
+        let subscription = Identity {
+            subscription: SubscriptionRef::of("default", &id).expect("valid"),
+            incarnation: Incarnation::new(round.into()),
+        };
+        let creating = client.js.ensure_lane(&parameters, "policy-client", &lane);
+        let pausing = async {
+            // So that the change falls into each step of the creation.
+            for _ in 0..round / 2 % 5 {
+                client.js.consumer_info(OUTBOX, "lane-shared").await.expect("there");
+            }
+            client.js.pause_consumer(OUTBOX, "lane-shared", until).await.expect("the shared lane");
+        };
+        let opening = async {
+            loop {
+                let trip = Trip { subscription: &subscription, error: "503", revision: 1 };
+                match client.js.trip_circuit(OUTBOX, &consumer, trip, |_| Duration::from_secs(600)).await {
+                    Ok(tripped) => break tripped.record().clone(),
+                    Err(error) => assert!(error.is_not_found(), "{error}"),
+                }
+            }
+        };
+        let (created, (), record) = tokio::join!(creating, pausing, opening);
+        assert!(created.expect("created"));
+        let info = client.js.consumer_info(OUTBOX, &consumer).await.expect("there");
+        assert_eq!(info.circuit(), Some(record.clone()), "round {round}");
+        let paused_until = info.config.get("pause_until").and_then(Value::as_str).expect("paused");
+        let paused_until = OffsetDateTime::parse(paused_until, &Rfc3339).expect("a time");
+        assert!(info.paused && paused_until >= record.probe_at, "round {round}: {paused_until}");
         client.js.delete_consumer(OUTBOX, &consumer).await.expect("deleted");
     }
 }

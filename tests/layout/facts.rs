@@ -58,6 +58,23 @@ fn lines_about_single_envelopes_and_events_are_limited() {
     assert!(found > 12, "{found} such lines are limited");
 }
 
+/// Publishers, endpoints and operators decide how often a stream is full and has room again.
+#[test]
+fn lines_about_the_room_of_streams_are_limited() {
+    let rooms = facts().into_iter().filter(|source| source.path.ends_with("_rooms.rs"));
+    let (mut broken, mut found) = (Vec::new(), 0);
+    for source in rooms {
+        for block in blocks(&source.code, "\nimpl ") {
+            let above_debug = ["tracing::info!(", "tracing::warn!(", "tracing::error!("];
+            let unlimited = above_debug.iter().any(|form| block.contains(form));
+            found += usize::from(block.contains("limited!("));
+            broken.extend(unlimited.then(|| format!("{}: {}", source.path, block.trim())));
+        }
+    }
+    assert_none(&broken, "a line about the room of a stream above the level debug is `limited!`");
+    assert!(found >= 9, "{found} such lines are limited");
+}
+
 /// A broker, or what is published to it, decides how often it reports something.
 #[test]
 fn lines_about_external_brokers_are_limited() {

@@ -297,3 +297,41 @@ async fn a_process_that_starts_records_the_id_again_if_it_was_removed() {
     hubs[0].ready().await;
     assert_eq!(records(&client.context).await, recorded);
 }
+
+/// Processes with the previous settings mend the records at the moment at which an operator replaces them.
+#[tokio::test]
+async fn settings_that_are_applied_while_the_records_are_mended_stay() {
+    const ROUNDS: usize = 6;
+    let broker = TestBroker::start().await;
+    let mut hubs = served(&broker, 2).await;
+    let client = TestClient::connect(&broker.url()).await;
+    let applied = |deliveries: u32, events: u64| {
+        let settings = TestSettings::patient().with(|settings| {
+            settings.delivery.max_deliver = Some(deliveries);
+            settings.limits.events = Some(events);
+        });
+        Hub::configured(&broker.url(), &settings)
+    };
+    let before = Hub::configured(&broker.url(), &TestSettings::patient());
+    let recorded = records(&client.context).await;
+    let mut newer = recorded.clone();
+    for round in 0..ROUNDS {
+        let events = 50_000_000 + round as u64;
+        let other = applied(4 + round as u32, events);
+        write(&client.context, EVENTS, &[(SETTINGS, Some("[]")), (ID, None)]).await;
+        other.cli_ok(&["provision"]).await;
+        let there = records(&client.context).await;
+        assert_ne!(there[0], newer[0], "the settings of this round");
+        newer = there;
+        for hub in &hubs {
+            unready(hub, "settings of the hub").await;
+        }
+        assert_eq!(records(&client.context).await, newer, "round {round}");
+        assert_eq!(client.stream(EVENTS).await.config.max_bytes, events as i64, "round {round}");
+        before.cli_ok(&["provision"]).await;
+        for hub in &mut hubs {
+            hub.ready().await;
+        }
+        assert_eq!(records(&client.context).await, recorded, "round {round}");
+    }
+}

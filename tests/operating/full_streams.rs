@@ -77,7 +77,10 @@ impl Stage {
 }
 
 fn settings() -> TestSettings {
-    TestSettings::patient().with(|settings| settings.log.level = Some("info".to_owned()))
+    TestSettings::patient().with(|settings| {
+        settings.log.level = Some("info".to_owned());
+        settings.log.repeat_interval = Some(Duration::from_secs(3_600));
+    })
 }
 
 /// Each stream that rejects messages when it is full: before, while it is full, and afterwards.
@@ -155,4 +158,77 @@ async fn dead_letters_and_outbox_that_are_both_full_are_shown() {
     .await;
     let log = stage.hub.log();
     assert_eq!(log.lines().filter(|line| line.contains(LINE)).count(), 1);
+}
+
+/// Deletes a stream, and makes it impossible to create it again, so that nobody can read it.
+async fn make_unreadable(stage: &Stage, stream: &str) {
+    let subjects = stage.client.stream(stream).await.config.subjects;
+    stage.hub.freeze();
+    stage.client.context.delete_stream(stream).await.expect("deleted");
+    let name = format!("IN_PLACE_OF_{stream}");
+    let other = async_nats::jetstream::stream::Config { name, subjects, ..Default::default() };
+    stage.client.context.create_stream(other).await.expect("created");
+    stage.hub.thaw();
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_read_hides_no_other_and_is_not_shown_as_it_was() {
+    let stage = Stage::new(&settings(), &["--role", "api"]).await;
+    // The streams of the first domain are read before the others.
+    make_unreadable(&stage, "HUB_OUTBOX_USER_LIFECYCLE").await;
+    make_unreadable(&stage, "HUB_OUTBOX_USER_LIFECYCLE_DLT").await;
+    for _ in 0..100 {
+        let subject = "hub.outbox.policy-client.shared.none";
+        let publishing = stage.client.context.publish(subject, vec![b'x'; 1_000].into()).await;
+        publishing.expect("sent").await.expect("stored");
+    }
+    stage.fill(OUTBOX, 100).await;
+    stage.is_shown(OUTBOX, "full").await;
+    stage.fill(OUTBOX, 50).await;
+    stage.is_shown(OUTBOX, "room").await;
+    stage.fill(OUTBOX, 100).await;
+    stage.is_shown(OUTBOX, "full").await;
+
+    make_unreadable(&stage, OUTBOX).await;
+    let unknown = format!("warning: {OUTBOX} was full at ");
+    eventually(STEP, "it is not known how full it is", async || {
+        let (_, text) = stage.hub.readiness().await;
+        let metrics = stage.hub.metrics().await;
+        let label = format!("{{stream=\"{OUTBOX}\"}}");
+        let is_measured =
+            metrics.lines().any(|line| line.starts_with("hub_stream_") && line.contains(&label));
+        let is_unknown = text.contains(&unknown) && text.contains("could not be read since");
+        if is_unknown && !is_measured && !text.contains(&format!("{OUTBOX} is")) { Ok(()) } else { Err(text) }
+    })
+    .await;
+    stage.is_shown(DLT, "room").await;
+}
+
+/// A level that swings has a line per sentence and interval.
+#[tokio::test]
+async fn a_stream_that_swings_between_two_levels_has_few_lines() {
+    const SWINGS: usize = 4;
+    let mut stage = Stage::new(&settings(), &["--role", "api"]).await;
+    for _ in 0..100 {
+        let subject = "hub.outbox.policy-client.shared.none";
+        let publishing = stage.client.context.publish(subject, vec![b'x'; 1_000].into()).await;
+        publishing.expect("sent").await.expect("stored");
+    }
+    for _ in 0..SWINGS {
+        stage.fill(OUTBOX, 85).await;
+        stage.is_shown(OUTBOX, "nearly").await;
+        stage.fill(OUTBOX, 70).await;
+        stage.is_shown(OUTBOX, "room").await;
+    }
+    assert!(stage.hub.terminate().await.success());
+    for sentence in [NEARLY, ROOM] {
+        assert_eq!(stage.lines(sentence, OUTBOX), 1, "{sentence}");
+        let log = stage.hub.log();
+        let left_out: usize = log
+            .lines()
+            .filter(|line| line.contains(" lines left out ") && line.contains(sentence.trim()))
+            .filter_map(|line| line.split_once(" repeated=")?.1.split(' ').next()?.parse::<usize>().ok())
+            .sum();
+        assert_eq!(left_out, SWINGS - 1, "{sentence}");
+    }
 }

@@ -160,6 +160,93 @@ async fn a_registry_created_again_by_hand_counts_only_when_it_is_accepted() {
     assert_eq!(receiver.count("/users"), 1);
 }
 
+const EVENTS: &str = "HUB_EVENTS";
+
+async fn delete_both(client: &TestClient) {
+    for stream in [EVENTS, BUCKET] {
+        client.context.delete_stream(stream).await.expect("deleted");
+    }
+}
+
+/// A process starts before one at work has made the events stream again: envelopes wait, so the hub is not new.
+#[tokio::test]
+async fn a_process_that_starts_after_both_records_were_deleted_creates_no_registry() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let (hub, client) = hub_with_waiting_envelope(&broker, &receiver).await;
+    hub.freeze();
+    delete_both(&client).await;
+    let mut second = Hub::serve(&broker.url(), &TestSettings::patient().with_key(KEY), &[]);
+    unready(&second, "the subscription registry is missing").await;
+    for arguments in [&["provision"][..], &["provision", "--check"]] {
+        let output = second.cli(arguments).await;
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", print_output(&output));
+        let all = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(all.contains("the subscription registry is missing"), "{arguments:?}: {all}");
+    }
+    let streams: Vec<String> = broker.streams().await.into_iter().map(|info| info.config.name).collect();
+    for name in [EVENTS, BUCKET] {
+        assert!(!streams.contains(&name.to_owned()), "nobody creates it: {streams:?}");
+    }
+
+    hub.thaw();
+    eventually(STEP, "the events stream is made again", async || {
+        client.context.get_stream(EVENTS).await.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    unready(&hub, "the subscription registry is missing").await;
+    unready(&second, "the subscription registry is missing").await;
+    assert_eq!(client.stream("HUB_OUTBOX_POLICY_CLIENT").await.state.messages, 1, "the envelope waits");
+    assert!(client.dead_letters("policy-client").await.is_empty());
+
+    second.cli_ok(&["provision", "--create-registry"]).await;
+    second.ready().await;
+    eventually(STEP, "the first one follows the accepted registry", async || {
+        let (ready, text) = hub.readiness().await;
+        if ready { Ok(()) } else { Err(text) }
+    })
+    .await;
+}
+
+/// Such as that of a process that took itself for the first one.
+#[tokio::test]
+async fn a_registry_that_was_recorded_but_not_accepted_is_not_followed() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let (hub, client) = hub_with_waiting_envelope(&broker, &receiver).await;
+    let [mut events, mut bucket] = [client.stream(EVENTS).await.config, client.stream(BUCKET).await.config];
+    hub.freeze();
+    delete_both(&client).await;
+    client.context.create_stream(bucket.clone()).await.expect("created");
+    let created = client.js.stream_info(BUCKET).await.expect("there").created;
+    for config in [&mut bucket, &mut events] {
+        config.metadata.insert("hub.registry".to_owned(), created.clone());
+    }
+    client.context.update_stream(&bucket).await.expect("updated");
+    client.context.create_stream(events).await.expect("created");
+    hub.thaw();
+    unready(&hub, "was deleted and created again").await;
+    client.publish_all("user.created", &ids("wait", 5)).await;
+    hub.cli_ok(&["domain", "resume", "policy-client"]).await;
+    // Known subscriptions are delivered to; an empty registry that nobody accepted removes none.
+    receiver.wait_accepted("/policies", 1, STEP).await;
+    events_wait(&client, 5).await;
+    for domain in ["user-lifecycle", "policy-client"] {
+        assert!(client.dead_letters(domain).await.is_empty(), "{domain}");
+    }
+    let recorded = client.stream(EVENTS).await.config.metadata;
+    assert_eq!(recorded.get("hub.registry"), Some(&created), "nobody records another one");
+
+    hub.cli_ok(&["provision", "--create-registry"]).await;
+    eventually(STEP, "the hub is ready again", async || {
+        let (ready, text) = hub.readiness().await;
+        if ready { Ok(()) } else { Err(text) }
+    })
+    .await;
+    events_wait(&client, 0).await;
+    assert_eq!(receiver.count("/users"), 1);
+}
+
 #[tokio::test]
 async fn an_import_refuses_what_differs_and_says_what_it_did() {
     let broker = TestBroker::start().await;

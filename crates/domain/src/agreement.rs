@@ -2,8 +2,9 @@
 //! metadata of the events stream, and the bucket of the registry.
 //!
 //! Anybody who may change a stream may have written anything there, or removed it. A process at work knows what was
-//! recorded, and which bucket it followed. So nonsense changes nothing for it, and it writes the records again. It never
-//! records another bucket than the one that it knows: only an operator accepts another registry.
+//! recorded, and which bucket it followed. So nonsense changes nothing for it, and it writes the records again. It neither
+//! follows nor records another bucket than the one that it knows: only an operator accepts another registry. A bucket is
+//! new only if nothing else of the hub exists: otherwise, the events stream and the bucket were deleted.
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -30,6 +31,8 @@ pub struct Bucket<'a> {
     pub created: &'a str,
     /// The id in its metadata.
     pub id: Option<&'a str>,
+    /// The creation time, in its metadata, of the bucket that a command of an operator accepted.
+    pub accepted: Option<&'a str>,
     /// Nothing was ever stored in it.
     pub is_empty: bool,
 }
@@ -42,12 +45,13 @@ pub struct KnownRegistry {
     pub created: String,
 }
 
-/// What one look has found. The events stream is read before the bucket, because provisioning creates them in the other
-/// order.
+/// What one look has found. The bucket is read last, because provisioning creates it first.
 #[derive(Debug, Clone, Copy)]
 pub struct Look<'a> {
     /// Whether the events stream exists.
     pub has_events: bool,
+    /// Whether another stream or bucket of the hub exists. It counts only if the events stream does not.
+    pub has_others: bool,
     pub settings: SettingsRecord,
     /// The recorded id of the registry.
     pub id: Option<&'a str>,
@@ -61,7 +65,7 @@ pub struct Look<'a> {
 /// The bucket compared with what is recorded and known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RegistryState {
-    /// Neither the events stream nor the bucket exists, and no registry is known.
+    /// Nothing of the hub exists, and no registry is known.
     New,
     /// The bucket is the registry.
     Present(KnownRegistry),
@@ -105,6 +109,11 @@ impl Bucket<'_> {
         self.created == id || (self.id == Some(id) && !self.is_empty)
     }
 
+    /// Whether an operator accepted it. A copied configuration names another bucket.
+    fn is_accepted(&self) -> bool {
+        self.accepted == Some(self.created)
+    }
+
     fn as_registry(&self, id: &str) -> RegistryState {
         RegistryState::Present(KnownRegistry { id: id.to_owned(), created: self.created.to_owned() })
     }
@@ -134,7 +143,7 @@ impl Look<'_> {
 
     fn registry(&self) -> RegistryState {
         let Some(bucket) = &self.bucket else {
-            let is_new = !self.has_events && self.known.is_none();
+            let is_new = !self.has_events && !self.has_others && self.known.is_none();
             return if is_new { RegistryState::New } else { RegistryState::Missing };
         };
         let recorded = self.id.filter(|id| is_registry_id(id));
@@ -143,7 +152,9 @@ impl Look<'_> {
             let accepted = recorded.filter(|id| *id == bucket.created);
             return bucket.as_registry(accepted.unwrap_or(&known.id));
         }
-        if let Some(id) = recorded.filter(|id| bucket.is(id)) {
+        // A process that knows a registry follows another one only if an operator accepted it, whatever the records say.
+        let follows = self.known.is_none_or(|known| is_known(bucket, known) || bucket.is_accepted());
+        if let Some(id) = recorded.filter(|id| follows && bucket.is(id)) {
             return bucket.as_registry(id);
         }
         match (self.known, recorded, self.id) {
@@ -162,13 +173,19 @@ impl Look<'_> {
         match own {
             // Only a registry that was accepted has its creation time as its id.
             Some(own) if own == bucket.created => bucket.as_registry(own),
-            // The events stream is yet to be created.
-            _ if !self.has_events => bucket.as_registry(own.unwrap_or(bucket.created)),
-            // The streams were created by hand, and the bucket was restored.
+            // The first start: the bucket has its id before any other part exists.
+            _ if !self.has_events && !self.has_others => bucket.as_registry(own.unwrap_or(bucket.created)),
+            // The bucket was restored, and the streams were created by hand, or the events stream was deleted.
             Some(own) if nothing_recorded && !bucket.is_empty => bucket.as_registry(own),
             Some(_) if nothing_recorded => RegistryState::Replaced,
-            // A hub of a version that recorded nothing.
-            None if nothing_recorded && bucket.id.is_none() => bucket.as_registry(bucket.created),
+            // A hub of a version that recorded nothing. If its events stream was deleted, an empty bucket may be a new one.
+            None if nothing_recorded && bucket.id.is_none() => {
+                if self.has_events || !bucket.is_empty {
+                    bucket.as_registry(bucket.created)
+                } else {
+                    RegistryState::Replaced
+                }
+            }
             // Settings are never recorded without an id, so somebody removed it.
             _ => RegistryState::Damaged,
         }

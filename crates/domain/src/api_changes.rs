@@ -1,19 +1,24 @@
 //! How many lines the log has about changes that were made through the API. They show who changed what, so each change has
 //! a line of its own; but a caller decides how many changes it makes, and must not decide the length of the log.
 //!
-//! The tokens of a tenant together, and each token without a tenant, have [`LINES`] lines per interval. Further changes are
-//! counted by tenant, token, method and route, and one line per interval says how many there were. What is remembered is
-//! bounded.
+//! The tokens of a tenant together have [`LINES`] lines per interval, and so has each token without a tenant for each tenant
+//! that it changes, at most [`TOKEN_LINES`] in all: so a portal that has one token for all tenants does not hide the changes
+//! of one tenant behind those of another. Further changes are counted by tenant, token, method and route, and one line per
+//! interval says how many there were. What is remembered is bounded.
 //!
 //! Times are durations since any fixed moment.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-/// Lines of the tokens of one tenant, or of one token without a tenant, per interval.
+/// Lines of the tokens of one tenant, or of one token without a tenant about one tenant, per interval.
 pub const LINES: u32 = 100;
+/// Lines of one token without a tenant, per interval.
+pub const TOKEN_LINES: u32 = 1_000;
 /// Tenants and tokens with lines of their own; those beyond share their lines.
 const MOST_CALLERS: usize = 1_000;
+/// Tenants with lines of their own that one token changes in an interval; those beyond share their lines.
+const MOST_TENANTS: usize = 100;
 /// Counts of one tenant or token; what is beyond is counted together, without names.
 const MOST_COUNTS: usize = 64;
 /// Bytes of a name that distinguish it from others.
@@ -53,11 +58,14 @@ pub struct ApiChanges {
     callers: HashMap<String, Lines>,
 }
 
+/// The lines of one caller: of the tokens of a tenant, or of a token.
 #[derive(Debug, Default)]
 struct Lines {
     /// Start of the interval in which lines are counted.
     since: Duration,
     lines: u32,
+    /// The lines by the tenant that was changed; empty for the tokens of a tenant, which change that one only.
+    tenants: HashMap<String, u32>,
     /// The changes without a line, and the time of the first one.
     left_out: BTreeMap<What, u64>,
     left_out_since: Duration,
@@ -74,9 +82,9 @@ impl ApiChanges {
         if self.interval.is_zero() {
             return true;
         }
-        let mut key = match change.bound {
-            Some(tenant) => format!("tenant {}", cut(tenant)),
-            None => format!("token {}", cut(change.caller)),
+        let (mut key, changed) = match change.bound {
+            Some(tenant) => (format!("tenant {}", cut(tenant)), None),
+            None => (format!("token {}", cut(change.caller)), Some(cut(change.tenant))),
         };
         if self.callers.len() >= MOST_CALLERS && !self.callers.contains_key(&key) {
             key.clear();
@@ -84,9 +92,9 @@ impl ApiChanges {
         let lines = self.callers.entry(key).or_default();
         if now.saturating_sub(lines.since) >= self.interval {
             (lines.since, lines.lines) = (now, 0);
+            lines.tenants.clear();
         }
-        if lines.lines < LINES {
-            lines.lines += 1;
+        if lines.has_line(changed) {
             return true;
         }
         if lines.left_out.is_empty() {
@@ -125,6 +133,26 @@ impl ApiChanges {
 }
 
 impl Lines {
+    /// Counts a line, if there is one left for the changed tenant.
+    fn has_line(&mut self, changed: Option<String>) -> bool {
+        let Some(mut tenant) = changed else {
+            let is_left = self.lines < LINES;
+            self.lines += u32::from(is_left);
+            return is_left;
+        };
+        if self.lines >= TOKEN_LINES {
+            return false;
+        }
+        if self.tenants.len() >= MOST_TENANTS && !self.tenants.contains_key(&tenant) {
+            tenant.clear();
+        }
+        let of_tenant = self.tenants.entry(tenant).or_default();
+        let is_left = *of_tenant < LINES;
+        *of_tenant += u32::from(is_left);
+        self.lines += u32::from(is_left);
+        is_left
+    }
+
     fn collect(&mut self, found: &mut Vec<ChangesLeftOut>) {
         let left_out = std::mem::take(&mut self.left_out);
         found.extend(left_out.into_iter().map(|([tenant, caller, method, route], count)| ChangesLeftOut {
@@ -176,6 +204,37 @@ mod tests {
         assert!(changes.has_line(change(Some("acme"), "ci", "/s/{id}"), at(201)));
     }
 
+    /// A portal has one token for all tenants.
+    #[test]
+    fn a_tenant_does_not_hide_the_changes_of_others_behind_a_token_that_they_share() {
+        let mut changes = ApiChanges::new(MINUTE);
+        fn of(tenant: &str) -> ApiChange<'_> {
+            ApiChange { tenant, ..change(None, "portal", "/s/{id}") }
+        }
+        let at = Duration::from_secs;
+        let lines = (0..5_000).filter(|_| changes.has_line(of("acme"), at(1))).count();
+        assert_eq!(lines, LINES as usize);
+        for number in 0..50 {
+            assert!(changes.has_line(of(&format!("t{number}")), at(2)), "{number}");
+        }
+        assert!(changes.has_line(of(""), at(2)), "of no tenant");
+        let due = changes.due(at(61));
+        assert_eq!(due.len(), 1, "{due:?}");
+        assert_eq!((&*due[0].tenant, &*due[0].caller, due[0].count), ("acme", "portal", 4_900));
+
+        // Many tenants make many changes each: the token has a limit, and another one its own.
+        let names: Vec<String> = (0..3_000).map(|number| format!("t{number}")).collect();
+        let mut lines = 0;
+        for _ in 0..50 {
+            lines += names.iter().filter(|name| changes.has_line(of(name), at(70))).count();
+        }
+        assert!(lines <= TOKEN_LINES as usize && lines > LINES as usize, "{lines}");
+        assert!(changes.callers.values().all(|lines| lines.tenants.len() <= MOST_TENANTS + 1));
+        assert!(changes.has_line(ApiChange { caller: "ci", ..of("acme") }, at(70)));
+        let counted: u64 = changes.rest().iter().map(|one| one.count).sum();
+        assert_eq!(lines as u64 + counted, 150_000);
+    }
+
     /// Whatever comes, each change has a line or is counted, and the memory and the lines are bounded.
     #[test]
     fn every_change_has_a_line_or_is_counted() {
@@ -195,7 +254,10 @@ mod tests {
             }
             assert!(changes.callers.len() <= MOST_CALLERS + 1);
             if number % 997 == 0 {
-                assert!(changes.callers.values().all(|lines| lines.left_out.len() <= MOST_COUNTS + 1));
+                for lines in changes.callers.values() {
+                    assert!(lines.left_out.len() <= MOST_COUNTS + 1 && lines.lines <= TOKEN_LINES);
+                    assert!(lines.tenants.len() <= MOST_TENANTS + 1);
+                }
             }
         }
         counted += changes.rest().iter().map(|one| one.count).sum::<u64>();

@@ -11,6 +11,8 @@ const NEARLY: u64 = 80;
 const NOT_NEARLY: u64 = 75;
 /// A stream that was full has room again if this part of its limit is free.
 const ROOM_PART: u64 = 16;
+/// A level counts no longer if the stream could not be looked at for this long.
+const STALE_AFTER: Duration = Duration::from_secs(30);
 /// A stream is full if less than this part of its limit is free.
 const FULL_PART: u64 = 100;
 /// Envelopes over quota of a domain leave this part of its outbox free, and so do replays.
@@ -137,6 +139,8 @@ pub struct StreamLevel {
     level: Level,
     /// When it left [`Level::Room`].
     since: Duration,
+    /// The last look.
+    looked: Duration,
 }
 
 impl StreamLevel {
@@ -144,8 +148,14 @@ impl StreamLevel {
         self.level
     }
 
+    /// Whether the last look is too long ago to say how full the stream is now.
+    pub fn is_stale(&self, now: Duration) -> bool {
+        now.saturating_sub(self.looked) >= STALE_AFTER
+    }
+
     /// Takes note of a look at the stream. Returns the change, if there is one.
     pub fn look(&mut self, fill: &Fill, now: Duration) -> Option<Change> {
+        self.looked = now;
         let percent = fill.percent();
         let next = match self.level {
             _ if fill.is_full() => Level::Full,
@@ -219,6 +229,16 @@ mod tests {
         for (second, (used, change)) in (0..).zip(looks) {
             assert_eq!(level.look(&bytes(used, 100), at(second)), change, "{used} at {second} s");
         }
+    }
+
+    #[test]
+    fn a_level_is_stale_if_there_was_no_look_for_a_while_and_fresh_after_the_next_one() {
+        let (mut level, at) = (StreamLevel::default(), Duration::from_secs);
+        level.look(&bytes(1_000_000, 100), at(100));
+        assert!(!level.is_stale(at(100)) && !level.is_stale(at(129)) && level.is_stale(at(130)));
+        assert_eq!(level.look(&bytes(1_000_000, 100), at(500)), None, "it was full before");
+        assert!(!level.is_stale(at(529)) && level.is_stale(at(530)));
+        assert_eq!(level.look(&bytes(0, 100), at(600)), Some(Change::Ended { after: at(500) }));
     }
 
     /// A stream that rejects the next message of the usual size is full, whatever its limit and its messages are.

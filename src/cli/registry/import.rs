@@ -72,10 +72,11 @@ pub(super) async fn run(
         refuse_foreign_secrets(&read, &sealer, &document)?;
     }
     let js = connect(&settings).await?;
+    let parameters = crate::from_settings::stream_parameters(&settings);
     let lost = match js.check_registry().await {
         Ok(()) => false,
         Err(error) if error.is_registry_lost() && options.create_registry => {
-            join::create_registry_bucket(&js, &crate::from_settings::stream_parameters(&settings)).await?;
+            join::create_registry_bucket(&js, &parameters).await?;
             true
         }
         Err(error) => return Err(error.into()),
@@ -96,7 +97,7 @@ pub(super) async fn run(
         imported.iter().filter(|one| one.action == Action::Conflict).map(|one| one.id.clone()).collect();
     // The hub continues after the last subscription is back, so that no event misses one.
     if lost && conflicts.is_empty() {
-        join::accept_registry(&js).await?;
+        join::accept_registry(&js, &parameters).await?;
     }
     if printer.is_json() {
         printer.json(&imported)?;

@@ -234,11 +234,16 @@ impl Metrics {
         self.inner.relay.of(broker)
     }
 
-    /// Sets how many messages are in a domain's outbox and DLT.
-    pub fn depths(&self, domain: &str, outbox: u64, dlt: u64) {
+    /// Sets how many messages are in a domain's outbox.
+    pub fn outbox_depth(&self, domain: &str, messages: u64) {
         let label = DomainLabel { domain: domain.to_owned() };
-        self.inner.families.outbox_depth.get_or_create(&label).set(gauge(outbox));
-        self.inner.families.dlt_depth.get_or_create(&label).set(gauge(dlt));
+        self.inner.families.outbox_depth.get_or_create(&label).set(gauge(messages));
+    }
+
+    /// Sets how many messages are in a domain's dead-letter stream.
+    pub fn dlt_depth(&self, domain: &str, messages: u64) {
+        let label = DomainLabel { domain: domain.to_owned() };
+        self.inner.families.dlt_depth.get_or_create(&label).set(gauge(messages));
     }
 
     /// Sets how full a stream is.
@@ -246,6 +251,13 @@ impl Metrics {
         let label = StreamLabel { stream: stream.to_owned() };
         self.inner.families.stream_used.get_or_create(&label).set(gauge(percent));
         self.inner.families.stream_full.get_or_create(&label).set(i64::from(is_full));
+    }
+
+    /// Removes how full a stream is, because that is not known.
+    pub fn stream_fill_unknown(&self, stream: &str) {
+        let label = StreamLabel { stream: stream.to_owned() };
+        self.inner.families.stream_used.remove(&label);
+        self.inner.families.stream_full.remove(&label);
     }
 
     pub fn events_depth(&self, depth: u64) {

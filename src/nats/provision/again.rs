@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// server report an error.
 const FIRST_WAIT: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// A hub whose buckets are older than this was provisioned before, so a missing stream is one that was deleted.
+/// A hub with a part that is older than this was provisioned before, so a missing stream is one that was deleted.
 const ESTABLISHED_AFTER: Duration = Duration::from_secs(60);
 
 /// Whether the stream stores a KV bucket.
@@ -114,13 +114,16 @@ fn unused_sequence(now: OffsetDateTime) -> u64 {
     u64::try_from(now.unix_timestamp_nanos() / 1_000).unwrap_or(1).max(1)
 }
 
-/// Whether this hub was provisioned a while ago. Processes that start together for the first time number from 1.
+/// Whether this hub was provisioned a while ago: one of its parts is old, also if others were deleted. Processes that start
+/// together for the first time number from 1.
 pub(super) async fn is_established(js: &JetStream, parameters: &StreamParameters) -> Result<bool, NatsError> {
-    for stream in wanted(js, parameters).iter().filter(|stream| is_bucket(&stream.name)) {
+    for stream in wanted(js, parameters) {
         match js.stream_info(&stream.name).await {
             Ok(info) => {
                 let created = OffsetDateTime::parse(&info.created, &Rfc3339).ok();
-                return Ok(created.is_some_and(|at| js.now() - at > ESTABLISHED_AFTER));
+                if created.is_some_and(|at| js.now() - at > ESTABLISHED_AFTER) {
+                    return Ok(true);
+                }
             }
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::nats::agreement::{REGISTRY, SETTINGS};
+use crate::nats::agreement::{ACCEPTED, REGISTRY, SETTINGS};
 use crate::nats::circuits;
 use crate::nats::subjects::{lane_of_consumer, subscription_of_own_lane};
 
@@ -15,7 +15,7 @@ const MAX_ACK_PENDING: &str = "max_ack_pending";
 const RUNTIME_FIELDS: [&str; 2] = ["pause_until", "first_seq"];
 
 fn is_runtime_metadata(key: &str) -> bool {
-    key == SETTINGS || key == REGISTRY || circuits::is_metadata(key)
+    [SETTINGS, REGISTRY, ACCEPTED].contains(&key) || circuits::is_metadata(key)
 }
 
 /// The definition of a part that exists with the configuration `found`: without the fields that belong to the running
@@ -113,7 +113,7 @@ mod tests {
             which in any::<prop::sample::Index>(),
             damage in proptest::collection::vec((any::<prop::sample::Index>(), value()), 0..6),
             state in proptest::collection::btree_map(
-                prop::sample::select([&CIRCUIT[..], &[SETTINGS, REGISTRY, "_nats.ver", "operator"]].concat()),
+                prop::sample::select([&CIRCUIT[..], &[SETTINGS, REGISTRY, ACCEPTED, "_nats.ver", "operator"]].concat()),
                 ".{0,12}",
                 0..6,
             ),

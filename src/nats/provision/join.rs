@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use super::lanes::correct_lanes;
+use super::mending::keep_recorded;
 use super::{ProvisionError, Provisioned, again, apply_wanted, check_server, wanted};
-use crate::domain::agreement::{Decision, KnownRegistry, RegistryState};
+use crate::domain::agreement::{KnownRegistry, RegistryState};
 use crate::domain::shared_settings::{Difference, RecordedBy, RecordedSettings, SharedSettings};
 use crate::nats::agreement::{
-    Looked, REGISTRY, loss, metadata, put_metadata, record_fields, recorded_settings,
+    ACCEPTED, REGISTRY, loss, metadata, put_metadata, record_fields, recorded_settings,
 };
 use crate::nats::connection::JetStream;
 use crate::nats::definitions::StreamParameters;
@@ -21,6 +22,8 @@ const LOOKS: usize = 3;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(400);
 /// Tries of processes that create the same streams at once.
 const MOST_TRIES: usize = 20;
+/// Tries of `hub provision` to replace settings that a process records at the same moment.
+const MOST_REPLACEMENTS: usize = 3;
 /// How long provisioning waits for the processes with the previous settings to stop taking work.
 const IDLE_LIMIT: Duration = Duration::from_secs(10);
 /// Most domains whose consumers are looked at.
@@ -57,6 +60,12 @@ pub async fn join(
         match join_once(js, parameters, settings, joining).await {
             // Another process starts at the same time. Each try finds at least one stream more.
             Err(ProvisionError::CreatedMeanwhile { .. }) if tries < MOST_TRIES => tries += 1,
+            // A process that knows the previous settings has recorded them again, because the record was damaged.
+            Err(ProvisionError::SettingsDiffer { .. })
+                if joining != Joining::Serve && tries < MOST_REPLACEMENTS =>
+            {
+                tries += 1;
+            }
             done => return done,
         }
     }
@@ -70,7 +79,7 @@ async fn join_once(
 ) -> Result<Provisioned, ProvisionError> {
     check_server(js, parameters).await?;
     let create_registry = matches!(joining, Joining::Provision { create_registry: true });
-    let events = match refuse_lost_registry(js).await {
+    let events = match refuse_lost_registry(js, parameters).await {
         Err(error) if error.is_registry_lost() && create_registry => {
             js.find_stream(&js.names().events_stream()).await?
         }
@@ -108,7 +117,7 @@ async fn join_once(
                 if create_registry {
                     create_registry_bucket(js, parameters).await?;
                 }
-                register(js, create_registry).await?
+                register(js, parameters, create_registry).await?
             }
         };
         js.record(settings, by, &id).await?;
@@ -160,13 +169,21 @@ async fn record_previous(
     }
 }
 
-/// Fails if the registry is missing or is not the recorded one, though the events stream exists. Returns the events stream.
-pub(super) async fn refuse_lost_registry(js: &JetStream) -> Result<Option<StreamInfo>, NatsError> {
-    let (events, bucket) = js.read_records().await?;
-    match js.decide(events.as_ref(), bucket.as_ref()).registry {
-        RegistryState::New => Ok(events),
-        state => loss(&state, js.names().subscriptions_stream()).map_or(Ok(events), Err),
+/// Fails if the registry is missing or is not the recorded one, though another part of the hub exists. Returns the events
+/// stream.
+pub(super) async fn refuse_lost_registry(
+    js: &JetStream,
+    parameters: &StreamParameters,
+) -> Result<Option<StreamInfo>, NatsError> {
+    let records = js.read_records(&domains(parameters)).await?;
+    match js.decide(&records).registry {
+        RegistryState::New => Ok(records.events),
+        state => loss(&state, js.names().subscriptions_stream()).map_or(Ok(records.events), Err),
     }
+}
+
+fn domains(parameters: &StreamParameters) -> Vec<&str> {
+    parameters.domains.iter().map(String::as_str).collect()
 }
 
 /// Creates and updates everything, and records what is not recorded yet.
@@ -188,14 +205,14 @@ async fn complete(
         && js.find_stream(&events.name).await?.is_none()
     {
         created = create_registry_bucket(js, parameters).await?;
-        let id = register(js, create_registry).await?;
+        let id = register(js, parameters, create_registry).await?;
         put_metadata(&mut events.config, &record_fields(settings, by, &id));
     }
     let again = again::is_established(js, parameters).await?;
     let mut done = apply_wanted(js, streams, again).await?;
     done.unchanged -= created.len().min(done.unchanged);
     done.created.splice(0..0, created);
-    let id = register(js, create_registry).await?;
+    let id = register(js, parameters, create_registry).await?;
     // `hub provision` marks the settings as its own even if they are the same.
     let by_command = by == RecordedBy::Provision && recorded.is_none_or(|recorded| recorded.by != by);
     let events = js.stream_info(&js.names().events_stream()).await?;
@@ -208,33 +225,39 @@ async fn complete(
         }
         Some(_) if !by_command && metadata(&events, REGISTRY) == Some(id.as_str()) => {}
         there => {
+            let is_replaced = there.is_none();
             let by = if by_command { by } else { there.map_or(by, |there| there.by) };
             js.record(settings, by, &id).await?;
+            if is_replaced && by == RecordedBy::Provision {
+                keep_recorded(js, parameters, settings, &id).await?;
+            }
         }
     }
     Ok(done)
 }
 
-/// Gives the bucket its id, and returns it. `anew`: also if it is not the registry.
-async fn register(js: &JetStream, anew: bool) -> Result<String, NatsError> {
+/// Gives the bucket its id, and returns it. `anew`: an operator accepts it, also if it is not the registry.
+async fn register(js: &JetStream, parameters: &StreamParameters, anew: bool) -> Result<String, NatsError> {
     let stream = js.names().subscriptions_stream();
-    let (events, bucket) = js.read_records().await?;
-    let state = js.decide(events.as_ref(), bucket.as_ref()).registry;
-    let Some(bucket) = bucket else { return Err(NatsError::RegistryMissing { bucket: stream }) };
+    let records = js.read_records(&domains(parameters)).await?;
+    let state = js.decide(&records).registry;
+    let Some(bucket) = records.bucket else { return Err(NatsError::RegistryMissing { bucket: stream }) };
     let id = match (&state, loss(&state, stream.clone())) {
         (RegistryState::Present(known), _) => known.id.clone(),
         // All processes derive the same id.
         (_, Some(error)) if !anew => return Err(error),
         _ => bucket.created.clone(),
     };
-    js.set_metadata(&stream, &bucket, &[(REGISTRY, id.clone())]).await?;
+    let mut fields = vec![(REGISTRY, id.clone())];
+    fields.extend(anew.then(|| (ACCEPTED, bucket.created.clone())));
+    js.set_metadata(&stream, &bucket, &fields).await?;
     js.know_registry(KnownRegistry { id: id.clone(), created: bucket.created });
     Ok(id)
 }
 
 /// Records the existing bucket as the registry, whatever was recorded before.
-pub async fn accept_registry(js: &JetStream) -> Result<(), NatsError> {
-    let id = register(js, true).await?;
+pub async fn accept_registry(js: &JetStream, parameters: &StreamParameters) -> Result<(), NatsError> {
+    let id = register(js, parameters, true).await?;
     let stream = js.names().events_stream();
     let events = js.stream_info(&stream).await?;
     js.set_metadata(&stream, &events, &[(REGISTRY, id)]).await
@@ -283,42 +306,18 @@ pub async fn restore_other_buckets(
     Ok(restored)
 }
 
-/// Records again what a look of a process at work has found missing or damaged.
-pub async fn record_again(
-    js: &JetStream,
-    settings: &SharedSettings,
-    looked: &Looked,
-) -> Result<(), NatsError> {
-    let Looked { decision: Decision { write_settings, write_id, write_bucket, .. }, events, bucket, .. } =
-        looked;
-    let [own_settings, own_id] =
-        record_fields(settings, js.recorded_by(), write_id.as_deref().unwrap_or_default());
-    let mut fields = Vec::new();
-    fields.extend(write_settings.then_some(own_settings));
-    fields.extend(write_id.is_some().then_some(own_id));
-    if let Some(events) = events {
-        js.set_metadata(&js.names().events_stream(), events, &fields).await?;
-    }
-    if let (Some(id), Some(bucket)) = (write_bucket, bucket) {
-        js.set_metadata(&js.names().subscriptions_stream(), bucket, &[(REGISTRY, id.clone())]).await?;
-    }
-    Ok(())
-}
-
 /// The differences of the settings from the recorded ones, and whether the registry is usable.
 pub async fn check_joining(js: &JetStream, settings: &SharedSettings) -> Result<Joinable, NatsError> {
-    let events: Option<StreamInfo> = js.find_stream(&js.names().events_stream()).await?;
-    let (recorded, unreadable) = match events.as_ref().map_or(Ok(None), recorded_settings) {
+    let records = js.read_records(&settings.domains()).await?;
+    let (recorded, unreadable) = match records.events.as_ref().map_or(Ok(None), recorded_settings) {
         Ok(recorded) => (recorded, None),
         Err(source) => (None, Some(NatsError::SettingsUnreadable { source })),
     };
     let differences = recorded.map(|recorded| settings.differences(&recorded.settings)).unwrap_or_default();
-    let registry = match js.check_registry().await {
-        Ok(()) => None,
+    let registry = match js.decide(&records).registry {
         // Nothing is provisioned yet; that is reported as missing streams.
-        Err(NatsError::RegistryMissing { .. }) if events.is_none() => None,
-        Err(error) if error.is_registry_lost() => Some(error),
-        Err(error) => return Err(error),
+        RegistryState::New => None,
+        state => loss(&state, js.names().subscriptions_stream()),
     };
     Ok(Joinable { differences, unreadable, registry })
 }

@@ -1,5 +1,8 @@
 //! Reports, in the log, in the metrics and at `/readyz`, how full the streams are that reject messages when they are full:
 //! before it happens, while it happens, and when there is room again. The process stays ready, because nothing is lost.
+//!
+//! A stream that could not be read for a while is neither full nor has it room: its metrics are removed, and the warning says
+//! what it was.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -28,8 +31,9 @@ pub(super) struct RoomWatch {
 #[derive(Default)]
 struct Watched {
     level: StreamLevel,
-    /// The time of the last change of the level, for people.
+    /// The times of the last change of the level and of the last look, for people.
     since: String,
+    looked: String,
 }
 
 impl RoomWatch {
@@ -38,19 +42,62 @@ impl RoomWatch {
         Self { js, metrics, readiness, started: Instant::now(), streams, without_room }
     }
 
-    pub(super) fn look_at_events(&mut self, fill: &Fill) {
+    /// `None`: the stream could not be read.
+    pub(super) fn look_at_events(&mut self, fill: Option<&Fill>) {
         let stream = self.js.names().events_stream();
-        self.look(&stream, Kind::Events, fill, None, false);
+        match fill {
+            Some(fill) => _ = self.look(&stream, Kind::Events, fill, None, false),
+            None => _ = self.not_read(&stream),
+        }
     }
 
-    pub(super) fn look_at_domain(&mut self, domain: &str, outbox: &Fill, dlt: &Fill) {
+    pub(super) fn look_at_domain(&mut self, domain: &str, outbox: Option<&Fill>, dlt: Option<&Fill>) {
         let names = self.js.names();
         let (outbox_stream, dlt_stream) = (names.outbox_stream(domain), names.dlt_stream(domain));
         // `LetterWatch` reports the refusals, with their cause.
         let is_reported = self.js.letters_are_reported(&outbox_stream);
-        self.look(&outbox_stream, Kind::Outbox, outbox, Some(domain), false);
-        let level = self.look(&dlt_stream, Kind::DeadLetters, dlt, Some(domain), is_reported);
-        self.look_at_excess(domain, outbox.is_closed_to_excess() && (is_reported || level == Level::Full));
+        let mut is_stale = false;
+        match outbox {
+            Some(outbox) => _ = self.look(&outbox_stream, Kind::Outbox, outbox, Some(domain), false),
+            None => is_stale |= self.not_read(&outbox_stream),
+        }
+        let level = match dlt {
+            Some(dlt) => Some(self.look(&dlt_stream, Kind::DeadLetters, dlt, Some(domain), is_reported)),
+            None => {
+                is_stale |= self.not_read(&dlt_stream);
+                None
+            }
+        };
+        match (outbox, level) {
+            (Some(outbox), Some(level)) => {
+                let is_closed = outbox.is_closed_to_excess() && (is_reported || level == Level::Full);
+                self.look_at_excess(domain, is_closed);
+            }
+            _ if is_stale => self.readiness.note(format!("room for the excess of {domain}"), None),
+            _ => {}
+        }
+    }
+
+    /// Takes note that a stream could not be read. True if it is not known any more how full it is.
+    fn not_read(&mut self, stream: &str) -> bool {
+        let now = self.started.elapsed();
+        let Some(watched) = self.streams.get(stream).filter(|watched| watched.level.is_stale(now)) else {
+            return false;
+        };
+        self.metrics.stream_fill_unknown(stream);
+        let was = match watched.level.level() {
+            Level::Room => None,
+            Level::Nearly => Some("nearly full"),
+            Level::Full => Some("full"),
+        };
+        let note = was.map(|was| {
+            format!(
+                "{stream} was {was} at {}, and could not be read since; check it with `nats stream info {stream}`",
+                watched.looked
+            )
+        });
+        self.readiness.note(format!("room of {stream}"), note);
+        true
     }
 
     /// Takes note of a look at a stream. `is_reported`: another warning says that it is full.
@@ -66,9 +113,10 @@ impl RoomWatch {
         let watched = self.streams.entry(stream.to_owned()).or_default();
         let change = watched.level.look(fill, now);
         let level = watched.level.level();
+        let at = self.js.now();
+        watched.looked = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
         if change.is_some() {
-            let at = self.js.now();
-            watched.since = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
+            watched.since.clone_from(&watched.looked);
         }
         match change {
             Some(Change::To(Level::Full)) if !is_reported => {

@@ -24,7 +24,12 @@ const SETTINGS: [SettingsRecord; 5] = [
 ];
 
 fn bucket<'a>(created: &'a str, id: Option<&'a str>, is_empty: bool) -> Option<Bucket<'a>> {
-    Some(Bucket { created, id, is_empty })
+    Some(Bucket { created, id, accepted: None, is_empty })
+}
+
+/// The same, accepted by an operator as the bucket that was created then.
+fn accepted<'a>(bucket: Option<Bucket<'a>>, created: &'a str) -> Option<Bucket<'a>> {
+    bucket.map(|bucket| Bucket { accepted: Some(created), ..bucket })
 }
 
 fn known(id: &str, created: &str) -> KnownRegistry {
@@ -34,7 +39,7 @@ fn known(id: &str, created: &str) -> KnownRegistry {
 /// A look of a process that starts.
 fn start<'a>(id: Option<&'a str>, bucket: Option<Bucket<'a>>) -> Look<'a> {
     let settings = SettingsRecord::Agrees;
-    Look { has_events: true, settings, id, bucket, known: None, at_work: false }
+    Look { has_events: true, has_others: true, settings, id, bucket, known: None, at_work: false }
 }
 
 fn running<'a>(id: Option<&'a str>, bucket: Option<Bucket<'a>>, known: &'a KnownRegistry) -> Look<'a> {
@@ -74,8 +79,14 @@ fn only_the_recorded_bucket_is_the_registry_of_a_process_that_starts() {
 #[test]
 fn without_an_id_a_bucket_counts_only_if_nothing_was_recorded_or_it_shows_that_it_was_accepted() {
     use RegistryState::{Damaged, Missing, New, Replaced};
-    let at =
-        |has_events, settings, bucket| Look { has_events, settings, ..start(None, bucket) }.decide().registry;
+    let at = |has_events, settings, bucket| {
+        // Whether others exist counts only without the events stream.
+        let [a, b] = [has_events, false].map(|has_others| {
+            Look { has_events, has_others, settings, ..start(None, bucket) }.decide().registry
+        });
+        assert_eq!(a, b, "{bucket:?}");
+        a
+    };
     let missing = SettingsRecord::Missing;
     assert_eq!(at(false, missing, None), New);
     assert_eq!(at(true, missing, None), Missing);
@@ -181,9 +192,6 @@ fn no_process_records_another_bucket_than_the_one_that_it_knows() {
             }
         }
     }
-    // An operator accepted it.
-    let accepted = running(Some(T2), bucket(T2, Some(T2), false), &me).decide();
-    assert_eq!((&accepted.registry, accepted.writes()), (&present(T2, T2), false));
     // It was restored, and its record is damaged too.
     for id in nonsense() {
         let restored = running(Some(&id), bucket(T2, Some(T1), false), &me).decide();
@@ -196,13 +204,13 @@ fn no_process_records_another_bucket_than_the_one_that_it_knows() {
 fn settings_are_never_recorded_without_an_id_of_the_registry() {
     let me = known(T1, T1);
     let buckets = [None, bucket(T1, Some(T1), false), bucket(T2, None, true), bucket(T2, Some("x"), false)];
-    for has_events in [false, true] {
+    for [has_events, has_others] in [[false, false], [false, true], [true, false], [true, true]] {
         for settings in SETTINGS {
             for id in [None, Some(""), Some("nonsense"), Some(T1), Some(T2)] {
                 for bucket in buckets {
                     for known in [None, Some(&me)] {
                         for at_work in [false, true] {
-                            let look = Look { has_events, settings, id, bucket, known, at_work };
+                            let look = Look { has_events, has_others, settings, id, bucket, known, at_work };
                             let decision = look.decide();
                             if decision.write_settings {
                                 assert!(id.is_some() || decision.write_id.is_some(), "{look:?}");
@@ -230,4 +238,81 @@ fn a_process_that_differed_leaves_a_damaged_record_to_the_others() {
             assert_eq!(decision.registry, present(T1, T1));
         }
     }
+}
+
+/// The events stream was deleted, and perhaps the bucket: only what shows by itself that it is the registry counts, because
+/// envelopes wait in the outboxes.
+#[test]
+fn a_process_that_starts_creates_no_registry_while_another_part_of_the_hub_exists() {
+    use RegistryState::{Damaged, Missing, New, Replaced};
+    let without_events = |has_others, bucket| {
+        let settings = SettingsRecord::Missing;
+        let decision = Look { has_events: false, has_others, settings, ..start(None, bucket) }.decide();
+        assert!(!decision.works && !decision.writes());
+        decision.registry
+    };
+    assert_eq!(without_events(false, None), New);
+    assert_eq!(without_events(true, None), Missing);
+    let others = [
+        // Its own id is recorded before any other part exists.
+        (bucket(T1, Some(T1), true), present(T1, T1)),
+        (bucket(T1, Some(T1), false), present(T1, T1)),
+        // Restored.
+        (bucket(T2, Some(T1), false), present(T1, T2)),
+        // Of a version that recorded nothing.
+        (bucket(T1, None, false), present(T1, T1)),
+        // Created again, by hand or with a copied configuration.
+        (bucket(T2, None, true), Replaced),
+        (bucket(T2, Some(T1), true), Replaced),
+        (bucket(T2, Some("nonsense"), false), Damaged),
+        (bucket(T2, Some("nonsense"), true), Damaged),
+    ];
+    for (bucket, expected) in others {
+        assert_eq!(without_events(true, bucket), expected, "{bucket:?}");
+    }
+}
+
+/// Whatever is recorded, whichever parts exist, and whatever the metadata of the bucket say.
+#[test]
+fn a_process_at_work_follows_another_bucket_only_if_an_operator_accepted_it() {
+    let me = known(T1, T1);
+    let ids = [None, Some(""), Some("nonsense"), Some(T1), Some(T2), Some(T3)];
+    for [has_events, has_others] in [[false, false], [false, true], [true, false], [true, true]] {
+        for settings in SETTINGS {
+            for id in ids {
+                for in_bucket in ids {
+                    for mark in ids {
+                        for is_empty in [false, true] {
+                            let other = bucket(T2, in_bucket, is_empty)
+                                .map(|bucket| Bucket { accepted: mark, ..bucket });
+                            let look = Look { has_events, has_others, settings, ..running(id, other, &me) };
+                            let decision = look.decide();
+                            let restored = in_bucket == Some(T1) && !is_empty;
+                            if decision.registry != RegistryState::Replaced && !restored {
+                                let RegistryState::Present(found) = &decision.registry else {
+                                    panic!("{look:?}")
+                                };
+                                assert_eq!(mark, Some(T2), "{look:?}");
+                                assert_eq!(Some(found.id.as_str()), id, "{look:?}");
+                            }
+                            if decision.registry == RegistryState::Replaced {
+                                assert!(decision.write_bucket.is_none(), "{look:?}");
+                                assert!(decision.write_id.as_deref().is_none_or(|id| id == T1), "{look:?}");
+                            }
+                        }
+                    }
+                    let none = Look { has_events, has_others, settings, ..running(id, None, &me) };
+                    assert_eq!(none.decide().registry, RegistryState::Missing);
+                }
+            }
+        }
+    }
+    let by_operator = running(Some(T2), accepted(bucket(T2, Some(T2), true), T2), &me).decide();
+    assert_eq!((&by_operator.registry, by_operator.writes()), (&present(T2, T2), false));
+    // Recorded by a process that found neither the events stream nor the bucket.
+    let by_process = running(Some(T2), bucket(T2, Some(T2), true), &me).decide();
+    assert_eq!((&by_process.registry, by_process.writes()), (&RegistryState::Replaced, false));
+    // A copied configuration of an accepted bucket.
+    let copied = running(Some(T3), accepted(bucket(T3, Some(T3), true), T2), &me).decide();
+    assert_eq!(copied.registry, RegistryState::Replaced);
 }
