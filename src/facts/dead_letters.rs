@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Cause;
 use super::limited::{About, limited};
-use super::metrics::{Metrics, ReasonLabel};
+use super::metrics::{DomainMetrics, Metrics, ReasonLabel};
 use crate::domain::dead_letter::DeadLetter;
 use crate::domain::words::rounded;
 
@@ -232,8 +232,9 @@ pub struct DeliveredEnvelopeRemoved<'a> {
 }
 
 impl DeliveredEnvelopeRemoved<'_> {
-    pub fn emit(self) {
+    pub fn emit(self, metrics: &DomainMetrics) {
         let Self { stream, sequence } = self;
+        metrics.counters.delivered_removed.inc();
         limited!(
             INFO "removed a delivered envelope that was still in its outbox", About::detail(stream);
             stream, sequence

@@ -16,7 +16,8 @@ impl EnvelopeSpilled {
     }
 }
 
-/// The broker delivered an envelope again that this process had settled; it was settled again, and not sent.
+/// The broker delivered an envelope again that this process had settled, or another one had delivered; it was settled again,
+/// and not sent.
 pub struct RedeliverySettled;
 
 impl RedeliverySettled {

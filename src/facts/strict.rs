@@ -30,19 +30,34 @@ pub struct StrictLaneNotCreated<'a> {
     pub lane: &'a str,
     /// What an operator can do.
     pub remedy: &'static str,
-    /// `None`: at the next envelope, or by the sweep.
-    pub retry_in: Option<Duration>,
+    pub retry_in: Duration,
 }
 
 impl StrictLaneNotCreated<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { error, lane, remedy, retry_in } = self;
         let domain = &*metrics.domain;
-        let retry_in = retry_in.map(|retry_in| rounded(retry_in).to_string());
         limited!(
             WARN "consumer of a strict lane not created, its envelopes wait",
             About::domain(domain).cause(error);
-            %error, domain, lane, remedy, retry_in
+            %error, domain, lane, remedy, retry_in = %rounded(retry_in)
+        );
+    }
+}
+
+/// Strict lanes that cannot be created soon, because too many are missing, of one tenant or in all.
+pub struct StrictLanesRefused {
+    pub count: usize,
+}
+
+impl StrictLanesRefused {
+    pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { count } = self;
+        metrics.counters.strict_lanes_refused.inc_by(count as u64);
+        let domain = &*metrics.domain;
+        limited!(
+            WARN "too many strict lanes without a consumer, the sweep creates the rest", About::domain(domain);
+            domain, count
         );
     }
 }

@@ -144,7 +144,7 @@ fn each_source(error: &(dyn StdError + 'static), visit: &mut impl FnMut(&(dyn St
 
 /// An error and its sources in one line. The HTTP client's own wrapper ("client error (Connect)") is left out if it has a
 /// source, so that the cause comes first.
-fn text(error: &(dyn StdError + 'static)) -> String {
+pub(super) fn text(error: &(dyn StdError + 'static)) -> String {
     let mut line = String::new();
     let mut next = Some(error);
     while let Some(error) = next {

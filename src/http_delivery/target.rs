@@ -16,9 +16,11 @@ use secrecy::{ExposeSecret, SecretString};
 use url::{Host, Position, Url, form_urlencoded};
 
 use super::clients::{self, ClientKey};
+use super::error::text;
 use super::signature::Signer;
 use super::tls::{TlsError, TlsOptions};
 use super::token::Oauth2Client;
+use crate::domain::attempt::Attempt;
 use crate::domain::outcome::Failure;
 use crate::domain::subscription::{
     Auth, ContentMode, EndpointDelivery, Identity, Secret, is_credential_name,
@@ -84,11 +86,12 @@ pub enum TargetError {
     Tls(#[from] TlsError),
 }
 
-impl From<TargetError> for Failure {
-    fn from(error: TargetError) -> Self {
-        match error {
-            TargetError::Sealed { .. } => Self::Sealed,
-            _ => Self::Request,
+impl TargetError {
+    /// The attempt that fails because of it, with the field and the problem.
+    pub fn attempt(&self) -> Attempt {
+        match self {
+            Self::Sealed { .. } => Attempt::failed(Failure::Sealed),
+            _ => Attempt::failed_because(Failure::Request, text(self)),
         }
     }
 }

@@ -193,7 +193,7 @@ impl Management {
         let identity = Identity { subscription: name, incarnation: subscription.incarnation };
         let target = match Target::prepare(&identity, endpoint, &opener) {
             Ok(target) => target,
-            Err(error) => return (None, Attempt::failed(error.into())),
+            Err(error) => return (None, error.attempt()),
         };
         let envelope = envelope_id(event, subscription.id.as_str(), subscription.incarnation);
         let body = event.to_cloudevent().get().to_owned().into();

@@ -68,16 +68,16 @@ impl JetStream {
     }
 
     /// Deletes the dead letter that a delivered envelope, or one with a newer dead letter, names. Leaves a dead letter of
-    /// another envelope alone.
+    /// another envelope alone. Returns whether it was still there.
     pub async fn resolve_dead_letter(
         &self,
         domain: &str,
         sequence: u64,
         envelope: Option<&str>,
-    ) -> Result<(), NatsError> {
+    ) -> Result<bool, NatsError> {
         match self.predecessor(domain, sequence, envelope).await? {
-            Predecessor::Stands => self.delete_dead_letter(domain, sequence).await,
-            Predecessor::Resolved | Predecessor::Unknown => Ok(()),
+            Predecessor::Stands => self.delete_dead_letter(domain, sequence).await.map(|()| true),
+            Predecessor::Resolved | Predecessor::Unknown => Ok(false),
         }
     }
 }

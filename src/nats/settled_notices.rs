@@ -1,10 +1,18 @@
 //! Notices of the envelopes that a process has delivered lately, to the other processes that deliver, over core NATS: at most
 //! once and not stored.
+//!
+//! Two hubs with the same prefix that are joined by leaf nodes hear each other. So each notice has the creation time of its
+//! outbox, and those about another one are ignored.
+
+use std::time::Duration;
 
 use async_nats::Subscriber;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::connection::JetStream;
 use super::error::NatsError;
@@ -12,14 +20,18 @@ use crate::domain::lately::Stored;
 use crate::facts::SettledNoticeIgnored;
 
 /// Envelopes of one notice.
-pub const MOST_IN_NOTICE: usize = 2_000;
-/// Bytes of one: sequence, time, and the number of the envelope.
-const ENTRY: usize = 8 + 8 + 16;
+pub const MOST_IN_NOTICE: usize = 1_900;
+/// Bytes of one: sequence, time, number of the lane, and number of the envelope.
+const ENTRY: usize = 8 + 8 + 1 + 16;
+/// Shortest time between two look-ups of the outbox because of notices about another one.
+const LOOK_UP_EVERY: Duration = Duration::from_secs(10);
 
 /// A delivered envelope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SettledEnvelope {
     pub stored: Stored,
+    /// See [`lane_number`](super::subjects::lane_number).
+    pub lane: u8,
     /// See [`number_of_envelope`](crate::domain::lately::number_of_envelope).
     pub number: Option<u128>,
 }
@@ -32,8 +44,25 @@ pub enum SettledNotice {
     Delivered { envelopes: Vec<SettledEnvelope>, is_last: bool },
 }
 
+/// A notice with its origin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sent {
+    /// When the outbox was created, in nanoseconds since 1970.
+    outbox: i64,
+    process: u64,
+    notice: SettledNotice,
+}
+
 /// The notices of all processes about one domain, including this one.
-pub struct SettledNotices(Subscriber);
+pub struct SettledNotices {
+    js: JetStream,
+    domain: String,
+    process: u64,
+    received: Subscriber,
+    /// When the outbox was created; `None` until it is [identified](Self::identify).
+    outbox: Option<i64>,
+    looked_up: Option<Instant>,
+}
 
 /// The reconnects of this process.
 #[derive(Clone)]
@@ -59,62 +88,93 @@ impl JetStream {
         Reconnects(generation)
     }
 
-    /// Publishes a notice of this process to all listening ones, without an acknowledgement.
-    pub async fn publish_settled_notice(
-        &self,
-        domain: &str,
-        process: u64,
-        notice: &SettledNotice,
-    ) -> Result<(), NatsError> {
+    /// Subscribes to the notices about a domain; the subscription survives reconnects. `process`: a random number of this
+    /// one.
+    pub async fn settled_notices(&self, domain: &str, process: u64) -> Result<SettledNotices, NatsError> {
         let subject = self.names().settled(domain);
-        let sent = self.client().publish(subject.clone(), encode(process, notice));
-        match tokio::time::timeout(self.request_timeout(), sent).await {
-            Ok(sent) => sent.map_err(|error| NatsError::transport(subject, error)),
-            Err(_) => Err(NatsError::Timeout { subject, seconds: self.request_timeout().as_secs() }),
-        }
-    }
-
-    /// Subscribes to the notices about a domain; the subscription survives reconnects.
-    pub async fn settled_notices(&self, domain: &str) -> Result<SettledNotices, NatsError> {
-        let subject = self.names().settled(domain);
-        let messages = self.client().subscribe(subject.clone()).await;
-        messages.map(SettledNotices).map_err(|error| NatsError::transport(subject, error))
+        let received = self.client().subscribe(subject.clone()).await;
+        let received = received.map_err(|error| NatsError::transport(subject, error))?;
+        let (js, domain) = (self.clone(), domain.to_owned());
+        Ok(SettledNotices { js, domain, process, received, outbox: None, looked_up: None })
     }
 }
 
 impl SettledNotices {
-    /// Waits for the next valid notice, with its process. Never ends if the connection is closed.
+    /// Looks up which outbox these notices are about. Returns whether it is known.
+    pub async fn identify(&mut self) -> bool {
+        self.looked_up = Some(Instant::now());
+        let stream = self.js.names().outbox_stream(&self.domain);
+        if let Ok(info) = self.js.stream_info(&stream).await
+            && let Ok(created) = OffsetDateTime::parse(&info.created, &Rfc3339)
+        {
+            self.outbox = i64::try_from(created.unix_timestamp_nanos()).ok();
+        }
+        self.is_identified()
+    }
+
+    pub fn is_identified(&self) -> bool {
+        self.outbox.is_some()
+    }
+
+    /// Publishes a notice of this process to all listening ones, without an acknowledgement. Nothing is sent until the
+    /// outbox is [identified](Self::identify).
+    pub async fn send(&self, notice: SettledNotice) -> Result<(), NatsError> {
+        let (Some(outbox), process) = (self.outbox, self.process) else { return Ok(()) };
+        let (subject, timeout) = (self.js.names().settled(&self.domain), self.js.request_timeout());
+        let sent = self.js.client().publish(subject.clone(), encode(&Sent { outbox, process, notice }));
+        match tokio::time::timeout(timeout, sent).await {
+            Ok(sent) => sent.map_err(|error| NatsError::transport(subject, error)),
+            Err(_) => Err(NatsError::Timeout { subject, seconds: timeout.as_secs() }),
+        }
+    }
+
+    /// Waits for the next valid notice about this outbox, with its process. Never ends if the connection is closed.
     pub async fn next(&mut self) -> (u64, SettledNotice) {
-        while let Some(message) = self.0.next().await {
+        while let Some(message) = self.received.next().await {
             match decode(&message.payload) {
-                Some(notice) => return notice,
+                Some(Sent { outbox, process, notice }) => {
+                    if self.is_about(outbox).await {
+                        return (process, notice);
+                    }
+                }
                 None => SettledNoticeIgnored { subject: &message.subject }.emit(),
             }
         }
         std::future::pending().await
     }
+
+    /// Whether this is the outbox of this hub. It may have been created again.
+    async fn is_about(&mut self, outbox: i64) -> bool {
+        if self.outbox != Some(outbox) && self.looked_up.is_none_or(|at| at.elapsed() >= LOOK_UP_EVERY) {
+            self.identify().await;
+        }
+        self.outbox == Some(outbox)
+    }
 }
 
-/// A byte for the kind, the process, and the entries, all in network byte order.
-fn encode(process: u64, notice: &SettledNotice) -> Bytes {
+/// A byte for the kind, the outbox, the process, and the entries, all in network byte order.
+fn encode(Sent { outbox, process, notice }: &Sent) -> Bytes {
     let (kind, envelopes) = match notice {
         SettledNotice::Ask => (b'?', &[][..]),
         SettledNotice::Delivered { envelopes, is_last: false } => (b'+', &envelopes[..]),
         SettledNotice::Delivered { envelopes, is_last: true } => (b'.', &envelopes[..]),
     };
-    let mut body = BytesMut::with_capacity(9 + envelopes.len() * ENTRY);
+    let mut body = BytesMut::with_capacity(17 + envelopes.len() * ENTRY);
     body.put_u8(kind);
-    body.put_u64(process);
-    for SettledEnvelope { stored, number } in envelopes {
+    body.put_i64(*outbox);
+    body.put_u64(*process);
+    for SettledEnvelope { stored, lane, number } in envelopes {
         body.put_u64(stored.sequence);
         body.put_i64(stored.at_nanos);
+        body.put_u8(*lane);
         body.put_u128(number.unwrap_or_default());
     }
     body.freeze()
 }
 
-fn decode(body: &[u8]) -> Option<(u64, SettledNotice)> {
+fn decode(body: &[u8]) -> Option<Sent> {
     let (kind, rest) = body.split_first()?;
+    let (outbox, rest) = rest.split_first_chunk()?;
     let (process, rest) = rest.split_first_chunk()?;
     let (entries, []) = rest.as_chunks::<ENTRY>() else { return None };
     if entries.len() > MOST_IN_NOTICE {
@@ -127,16 +187,18 @@ fn decode(body: &[u8]) -> Option<(u64, SettledNotice)> {
         b'.' => SettledNotice::Delivered { envelopes: envelopes(), is_last: true },
         _ => return None,
     };
-    Some((u64::from_be_bytes(*process), notice))
+    Some(Sent { outbox: i64::from_be_bytes(*outbox), process: u64::from_be_bytes(*process), notice })
 }
 
 fn read(entry: &[u8; ENTRY]) -> Option<SettledEnvelope> {
     let (sequence, rest) = entry.split_first_chunk()?;
     let (at, rest) = rest.split_first_chunk()?;
+    let (lane, rest) = rest.split_first()?;
     let (number, _) = rest.split_first_chunk()?;
     let number = u128::from_be_bytes(*number);
     Some(SettledEnvelope {
         stored: Stored { sequence: u64::from_be_bytes(*sequence), at_nanos: i64::from_be_bytes(*at) },
+        lane: *lane,
         number: (number != 0).then_some(number),
     })
 }
@@ -146,7 +208,12 @@ mod tests {
     use super::*;
 
     fn envelope(sequence: u64, number: Option<u128>) -> SettledEnvelope {
-        SettledEnvelope { stored: Stored { sequence, at_nanos: 1_790_000_000_123_456_789 }, number }
+        let stored = Stored { sequence, at_nanos: 1_790_000_000_123_456_789 };
+        SettledEnvelope { stored, lane: (sequence % 256) as u8, number }
+    }
+
+    fn encoded(notice: SettledNotice) -> Bytes {
+        encode(&Sent { outbox: -3, process: u64::MAX - 1, notice })
     }
 
     #[test]
@@ -158,17 +225,17 @@ mod tests {
             SettledNotice::Delivered { envelopes: envelopes.clone(), is_last: false },
             SettledNotice::Delivered { envelopes, is_last: true },
         ] {
-            assert_eq!(decode(&encode(u64::MAX - 1, &notice)), Some((u64::MAX - 1, notice)));
+            let body = encoded(notice.clone());
+            assert_eq!(decode(&body), Some(Sent { outbox: -3, process: u64::MAX - 1, notice }));
         }
     }
 
     #[test]
     fn invalid_notices_are_ignored() {
-        let valid =
-            encode(3, &SettledNotice::Delivered { envelopes: vec![envelope(1, None)], is_last: true });
+        let valid = encoded(SettledNotice::Delivered { envelopes: vec![envelope(1, None)], is_last: true });
         assert!(decode(&valid).is_some());
         for length in 0..valid.len() {
-            let is_empty_list = length == 9;
+            let is_empty_list = length == 17;
             assert_eq!(decode(&valid[..length]).is_some(), is_empty_list, "{length}");
         }
         let mut other = valid.to_vec();
@@ -177,6 +244,6 @@ mod tests {
             assert_eq!(decode(&other), None, "{kind}");
         }
         let many = vec![envelope(1, None); MOST_IN_NOTICE + 1];
-        assert_eq!(decode(&encode(3, &SettledNotice::Delivered { envelopes: many, is_last: true })), None);
+        assert_eq!(decode(&encoded(SettledNotice::Delivered { envelopes: many, is_last: true })), None);
     }
 }

@@ -19,6 +19,7 @@ use crate::nats::definitions::StreamParameters;
 use crate::nats::{Advisory, AdvisoryKind, Delivered, JetStream, NatsError, Reader};
 use crate::panics::{self, Panicked};
 use crate::tasks::{TaskError, Tasks};
+use deliveries::Deliveries;
 use route::{Cause, ReadEnvelope, Router};
 
 /// The durable of this role.
@@ -58,7 +59,8 @@ impl DltRouter {
     ) -> Self {
         let (domains, schedule) = (settings.stream_parameters.domains.clone(), settings.schedule.clone());
         let max_deliver = settings.stream_parameters.max_deliver;
-        let router = Router::new(js, domains, schedule, max_deliver, metrics, read);
+        let deliveries = Deliveries::new(js.clone(), &domains, settings.sweep_interval);
+        let router = Router::new(js, domains, schedule, max_deliver, deliveries, metrics, read);
         Self { router: Arc::new(router), settings, ready }
     }
 

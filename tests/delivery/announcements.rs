@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+
 use crate::support::{
     Account, Hub, Receiver, RequestProxy, TestBroker, TestClient, TestSettings, Treatment, eventually, ids,
     subscription,
@@ -143,4 +145,82 @@ async fn an_envelope_whose_acknowledgements_are_all_lost_is_removed() {
     let account = Account::of(&events, &BOTH[..1], &receiver, &letters);
     account.assert_complete("removed by the router");
     assert_eq!((account.delivered, account.doubles, account.dead), (EVENTS, 0, 0));
+}
+
+/// A notice of one delivered envelope, as a process of a hub sends it.
+fn notice(kind: u8, outbox_created: i128, envelope: Option<(u64, i128, u128)>) -> Vec<u8> {
+    let nanos = |time: i128| i64::try_from(time).expect("in range").to_be_bytes();
+    let mut body = vec![kind];
+    body.extend(nanos(outbox_created));
+    body.extend(4_711_u64.to_be_bytes());
+    if let Some((sequence, at, number)) = envelope {
+        body.extend(sequence.to_be_bytes());
+        body.extend(nanos(at));
+        // The shared lane.
+        body.push(0);
+        body.extend(number.to_be_bytes());
+    }
+    body
+}
+
+/// Hubs that are joined by leaf nodes hear each other.
+#[tokio::test]
+async fn what_another_hub_delivered_does_not_count() {
+    const OUTBOX: &str = "HUB_OUTBOX_USER_LIFECYCLE";
+    const SUBJECT: &str = "hub.settled.user-lifecycle";
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::patient(), &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client.subscribe([subscription("free", &["user.>"], &receiver.url("/free"))]).await;
+    hub.cli_ok(&["domain", "pause", "user-lifecycle", "--for", "1h"]).await;
+    let events = ids("event", 3);
+    for id in &events {
+        client.publish("user.created", id).await;
+    }
+    let stream = client.context.get_stream(OUTBOX).await.expect("the outbox");
+    let mut stored = Vec::new();
+    for sequence in 1..=3 {
+        let message = eventually(STEP, "the envelope is in the outbox", async || {
+            stream.get_raw_message(sequence).await.map_err(|error| error.to_string())
+        })
+        .await;
+        let envelope: serde_json::Value = serde_json::from_slice(&message.payload).expect("JSON");
+        let digits = envelope["id"].as_str().and_then(|id| id.strip_prefix("env_")).expect("an id");
+        let number = u128::from_str_radix(digits, 16).expect("hexadecimal");
+        stored.push((sequence, message.time.unix_timestamp_nanos(), number));
+    }
+    let created = stream.cached_info().created.unix_timestamp_nanos();
+    let nats = client.context.client();
+    let mut heard = nats.subscribe(SUBJECT).await.expect("subscribed");
+    let notices = [
+        // Another outbox; an outbox and a message of it that were there before; and the delivery of a process of this hub.
+        notice(b'+', created + 1, Some(stored[0])),
+        notice(b'+', created, Some((stored[1].0, stored[1].1 - 1, stored[1].2 + 1))),
+        notice(b'+', created, Some(stored[2])),
+        notice(b'?', created, None),
+    ];
+    for body in notices {
+        nats.publish(SUBJECT, body.into()).await.expect("sent");
+    }
+    // It answers the request after it has heard the rest.
+    let answered = async {
+        while let Some(message) = heard.next().await {
+            if message.payload.first() == Some(&b'.') {
+                assert_eq!(message.payload[1..9], i64::try_from(created).expect("in range").to_be_bytes());
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(STEP, answered).await.expect("an answer");
+    hub.cli_ok(&["domain", "resume", "user-lifecycle"]).await;
+    receiver.wait_accepted("/free", 2, STEP).await;
+    broker.nothing_pending_within(STEP).await;
+    let arrived = receiver.received("/free");
+    let mut arrived: Vec<String> =
+        arrived.iter().map(|request| request.json()["id"].as_str().unwrap_or_default().to_owned()).collect();
+    arrived.sort();
+    assert_eq!(arrived, events[..2]);
+    assert!((settled_again(&hub).await - 1.0).abs() < 0.5);
 }

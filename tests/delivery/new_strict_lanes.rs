@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::consumer::pull;
 use hub_testkit::broker_process::BrokerOptions;
 use serde_json::json;
 
 use super::strict::{accepted, assert_in_order, ids_of, publish_in_order, strict};
 use crate::support::{
-    Hub, Receiver, RequestProxy, TestBroker, TestClient, TestSettings, Treatment, eventually, ids,
+    Hub, Receiver, RequestProxy, TestBroker, TestClient, TestSettings, Treatment, eventually, free_port, ids,
     nats_server, subscription,
 };
 
@@ -175,4 +176,54 @@ async fn a_limit_of_consumers_stops_only_the_lanes_beyond_it() {
     }
     broker.nothing_pending_within(STEP).await;
     assert_all_in_order(&receiver, LANES, &events);
+}
+
+/// Nobody knows which subscriptions a resolver has. The envelopes themselves show that a lane belongs to a strict order.
+#[tokio::test]
+async fn with_a_resolver_the_lane_of_a_strict_order_is_found_among_many() {
+    const OTHERS: usize = 256;
+    let (registry, broker) = (TestBroker::start().await, TestBroker::start().await);
+    let receiver = Receiver::start().await;
+    let port = free_port();
+    let listen = TestSettings::default().with(|settings| {
+        settings.subscriptions.listen = Some(format!("127.0.0.1:{port}"));
+        settings.subscriptions.listen_anonymous = Some(true);
+    });
+    let mut answering = Hub::serve(&registry.url(), &listen, &["--role", "subscription-resolver"]);
+    answering.ready().await;
+    subscribe(&TestClient::connect(&registry.url()).await, &receiver, 1).await;
+
+    let asking = TestSettings::quick().with(|settings| {
+        settings.subscriptions.source = Some("grpc".to_owned());
+        settings.subscriptions.grpc_url = Some(format!("http://127.0.0.1:{port}"));
+    });
+    let (proxy, mut hub, client) = hub_with_slow_creation(&broker, &asking, Treatment::Swallow).await;
+    let outbox = client.context.get_stream(OUTBOX).await.expect("the outbox");
+    for number in 0..OTHERS {
+        let config = pull::Config {
+            durable_name: Some(format!("lane-own-other-{number}")),
+            filter_subject: format!("hub.outbox.user-lifecycle.own-other-{number}.*"),
+            ..pull::Config::default()
+        };
+        outbox.create_consumer(config).await.expect("created");
+    }
+    // Somebody makes up lanes.
+    for (lane, body) in [("strict-0-nobody", "junk"), ("strict-1-strict-0", "{}")] {
+        let subject = format!("hub.outbox.user-lifecycle.{lane}.nobody");
+        client.context.publish(subject, body.into()).await.expect("sent").await.expect("stored");
+    }
+    let events = ids("event", 20);
+    publish_in_order(&client, &events).await;
+    receiver.wait_accepted("/free", events.len(), STEP).await;
+    events_are_committed(&broker).await;
+    // It ends before it has created the lane.
+    hub.kill().await;
+    assert!(strict_lanes(&client).await.is_empty());
+    proxy.set(|_| Treatment::Forward);
+    hub.start();
+    hub.ready().await;
+    receiver.wait_accepted("/strict-0", events.len(), STEP).await;
+    assert_all_in_order(&receiver, 1, &events);
+    let lanes = strict_lanes(&client).await;
+    assert_eq!((lanes.len(), lanes[0].contains("nobody")), (1, false), "{lanes:?}");
 }

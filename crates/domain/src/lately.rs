@@ -65,7 +65,7 @@ pub struct Lately<K, V> {
     time: Duration,
 }
 
-impl<K: Eq + Hash, V: Copy> Lately<K, V> {
+impl<K: Eq + Hash, V: Copy + PartialEq> Lately<K, V> {
     pub fn new(most: usize, time: Duration) -> Self {
         Self {
             newer: HashMap::default(),
@@ -83,6 +83,13 @@ impl<K: Eq + Hash, V: Copy> Lately<K, V> {
         }
         // The newer value counts, so the older one may stay.
         self.newer.insert(key, value);
+    }
+
+    /// The same for what may be reported again and again: a value that is known takes no further place.
+    pub fn learn(&mut self, key: K, value: V, now: Duration) {
+        if self.of(&key, now) != Some(value) {
+            self.remember(key, value, now);
+        }
     }
 
     pub fn forget(&mut self, key: &K) {
@@ -172,6 +179,22 @@ mod tests {
         };
         assert!((900..1_000).all(|sequence| known(&mut lately, sequence)));
         assert!(!known(&mut lately, 700));
+    }
+
+    #[test]
+    fn what_is_known_takes_no_further_place() {
+        let mut lately = Lately::new(100, MINUTE);
+        for sequence in 0..200 {
+            lately.learn(stored(sequence), 'a', Duration::ZERO);
+        }
+        // As many processes report it, whatever generation it is in.
+        for sequence in (0..200).cycle().take(10_000) {
+            lately.learn(stored(sequence), 'a', Duration::ZERO);
+        }
+        assert_eq!((lately.older.len(), lately.newer.len()), (100, 100));
+        // Another value replaces it.
+        lately.learn(stored(150), 'b', Duration::ZERO);
+        assert_eq!(lately.of(&stored(150), Duration::ZERO), Some('b'));
     }
 
     #[test]

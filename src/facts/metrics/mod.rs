@@ -97,6 +97,10 @@ labelled_families! {
             "Fullest backlog of a subscription, in percent of its limit, by domain";
         strict_lanes_missing: Gauge = "strict_lanes_missing",
             "Strict lanes with new envelopes whose consumers are not created yet, by domain";
+        strict_lanes_refused: Counter = "strict_lanes_refused",
+            "Strict lanes that were left to the sweep because too many had no consumer yet, by domain";
+        delivered_removed: Counter = "delivered_envelopes_removed",
+            "Delivered envelopes that the broker had kept, removed by the dlt-router, by domain";
         beyond_quota: Counter = "envelopes_beyond_quota",
             "Envelopes over quota that stayed in an outbox because no dead letter could be stored, by domain";
         dlt_blocked: Gauge =

@@ -50,14 +50,32 @@ async fn a_signature_covers_what_was_sent() {
 
 #[test]
 fn unusable_settings_are_refused_before_an_attempt() {
-    let refused = |rest: &str| prepared("https://crm.example/", rest).unwrap_err();
-    assert_eq!(refused(r#","auth":{"type":"bearer","token":{"sealed":"x"}}"#), Failure::Sealed);
-    assert_eq!(refused(r#","signing":{"secret":{"sealed":"x"}}"#), Failure::Sealed);
-    assert_eq!(refused(r#","signing":{"secret":"not one"}"#), Failure::Request);
-    assert_eq!(refused(r#","auth":{"type":"bearer","token":"a\nb"}"#), Failure::Request);
-    assert_eq!(refused(r#","headers":{"a b":"c"}"#), Failure::Request);
-    assert_eq!(refused(r#","headers":{"Content-Length":"5"}"#), Failure::Request);
-    assert_eq!(prepared("ftp://crm.example/", "").unwrap_err(), Failure::Request);
+    let refused = |url: &str, rest: &str| {
+        let attempt = prepared(url, rest).unwrap_err().attempt();
+        (attempt.outcome, attempt.detail.unwrap_or_default())
+    };
+    for rest in
+        [r#","auth":{"type":"bearer","token":{"sealed":"x"}}"#, r#","signing":{"secret":{"sealed":"x"}}"#]
+    {
+        let sealed = (Outcome::Failed(Failure::Sealed), String::new());
+        assert_eq!(refused("https://crm.example/", rest), sealed);
+    }
+    // The text names the field, and no credential.
+    let long = format!("https://crm.example/{}", "x".repeat(70_000));
+    for (url, rest, field) in [
+        ("https://crm.example/", r#","signing":{"secret":"hush"}"#, "delivery.signing"),
+        ("https://crm.example/", r#","auth":{"type":"bearer","token":"hush\nb"}"#, "delivery.auth.token"),
+        ("https://crm.example/", r#","headers":{"a b":"c"}"#, "delivery.headers"),
+        ("https://crm.example/", r#","headers":{"Content-Length":"5"}"#, "delivery.headers"),
+        ("ftp://crm.example/", "", "delivery.url"),
+        (&long, "", "delivery.url: the URL is not valid in a request: "),
+        ("https://crm{.example/?hush", "", "delivery.url: the URL is not valid in a request: "),
+    ] {
+        let (outcome, detail) = refused(url, rest);
+        assert_eq!(outcome, Outcome::Failed(Failure::Request), "{field}");
+        assert!(detail.starts_with(field) && !detail.contains("hush"), "{detail}");
+        assert!(detail.len() < 200, "{detail}");
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::domain::subscription::{EndpointDelivery, Identity, Incarnation, SubscriptionRef};
+use crate::http_delivery::target::TargetError;
 
 const EVENT: &str = r#"{"specversion":"1.0","id":"e 1","source":"/idp","type":"user.created","tenant":"acme","data":{"user_id": "u1"}}"#;
 
@@ -54,10 +55,10 @@ fn local() -> HttpDelivery {
 }
 
 /// `rest` are further members of the delivery, as JSON.
-fn prepared(url: &str, rest: &str) -> Result<Target, Failure> {
+fn prepared(url: &str, rest: &str) -> Result<Target, TargetError> {
     let json = format!(r#"{{"url":"{url}","timeout":"5s"{rest}}}"#);
     let delivery: EndpointDelivery = serde_json::from_str(&json).unwrap();
-    Ok(Target::prepare(&identity(), &delivery, &Opener)?)
+    Target::prepare(&identity(), &delivery, &Opener)
 }
 
 fn target(url: &str, rest: &str) -> Target {

@@ -16,6 +16,20 @@ pub fn lane_of_consumer(consumer: &str) -> Option<&str> {
     consumer.strip_prefix("lane-")
 }
 
+/// A small number of the lane of an outbox subject. Several lanes may share one, except for the shared lane, which has 0.
+/// Notices between processes contain it, so it is the same in all of them.
+pub fn lane_number(subject: &str) -> u8 {
+    let lane = subject.rsplit('.').nth(1).unwrap_or_default();
+    if lane == SHARED_LANE {
+        return 0;
+    }
+    // FNV-1a.
+    let hash = lane.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    1 + (hash % 255) as u8
+}
+
 /// The name of a subscription's own lane.
 pub fn own_lane(subscription: &str) -> String {
     format!("own-{subscription}")

@@ -15,8 +15,8 @@ use crate::domain::last_words::LastWords;
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::Identity;
 use crate::facts::{
-    AdvisoryOfUnknownStream, DeadLettered, DeliveredEnvelopeRemoved, EnvelopeGone, EnvelopePublishedAgain,
-    ExhaustedRedriveDropped, Metrics,
+    AdvisoryOfUnknownStream, DeadLetterResolved, DeadLettered, DeliveredEnvelopeRemoved, EnvelopeGone,
+    EnvelopePublishedAgain, ExhaustedRedriveDropped, Metrics,
 };
 use crate::nats::subjects::SHARED_LANE;
 use crate::nats::{EnvelopeMessage, JetStream, LoggedAttempts, NatsError, Predecessor, StoredMessage};
@@ -67,10 +67,11 @@ impl Router {
         domains: Vec<String>,
         schedule: Vec<Duration>,
         max_deliver: u32,
+        deliveries: Deliveries,
         metrics: Metrics,
         read: ReadEnvelope,
     ) -> Self {
-        let (logged, deliveries) = (LoggedAttempts::new(js.clone()), Deliveries::new(js.clone(), &domains));
+        let logged = LoggedAttempts::new(js.clone());
         Self { js, domains, schedule, max_deliver, logged, deliveries, metrics, read }
     }
 
@@ -116,11 +117,14 @@ impl Router {
             return Ok(Routed::Gone);
         }
         if self.deliveries.has(domain, &message) {
-            if let Some(predecessor) = carried.dead_letter {
-                self.js.resolve_dead_letter(domain, predecessor, id).await?;
+            let metrics = self.metrics.of_domain(domain);
+            if let Some(predecessor) = carried.dead_letter
+                && self.js.resolve_dead_letter(domain, predecessor, id).await?
+            {
+                DeadLetterResolved { envelope: id.unwrap_or_default() }.emit(&metrics);
             }
             self.js.delete(stream, sequence).await?;
-            DeliveredEnvelopeRemoved { stream, sequence }.emit();
+            DeliveredEnvelopeRemoved { stream, sequence }.emit(&metrics);
             return Ok(Routed::Gone);
         }
         let mut letter = match &envelope {
@@ -259,11 +263,22 @@ impl Router {
 
     /// The owner that the body of an envelope names; `None` if the message is not an envelope.
     pub(super) fn owner(&self, message: &StoredMessage) -> Option<Identity> {
+        self.owner_if(message, |_| true)
+    }
+
+    /// The same, if the delivery in the envelope has a strict order.
+    pub(super) fn owner_in_order(&self, message: &StoredMessage) -> Option<Identity> {
+        self.owner_if(message, |envelope| envelope.on_dead_letter().is_some())
+    }
+
+    fn owner_if(&self, message: &StoredMessage, is_meant: fn(&Envelope<'_>) -> bool) -> Option<Identity> {
         if message.malformed().is_some() {
             return None;
         }
-        let read =
-            || (self.read)(&message.payload).ok().and_then(|_| Identity::of_envelope(&message.payload));
+        let read = || {
+            let envelope = (self.read)(&message.payload).ok().filter(is_meant);
+            envelope.and_then(|_| Identity::of_envelope(&message.payload))
+        };
         panics::catch(read).ok().flatten()
     }
 

@@ -27,11 +27,12 @@ const MOST_MESSAGES: usize = 4_000;
 /// Most lanes without a consumer whose subscriptions are looked up in one pass over a domain. The order is random.
 const MOST_LANES: usize = 256;
 /// With a resolver, nobody knows which subscriptions exist. A strict lane then gets a consumer as long as the outbox has
-/// fewer than this number of lanes.
+/// fewer than this number of lanes. Beyond, it gets one if its first message is an envelope of its strict order.
 const MOST_UNKNOWN: usize = 256;
 /// The event processor creates the consumer of a strict lane after the first envelopes, within this time.
 const NEW_FOR: Duration = Duration::from_secs(10);
-/// The same while that fails. With a resolver, a strict lane beyond `MOST_UNKNOWN` is then emptied, and loses its order.
+/// With a resolver, messages of a strict lane beyond `MOST_UNKNOWN` are then taken out, up to the first envelope of its
+/// strict order.
 const MADE_UP_AFTER: Duration = Duration::from_secs(300);
 
 pub(super) struct UnreadLanes {
@@ -48,6 +49,8 @@ pub(super) struct UnreadLanes {
 struct Emptied {
     moved: usize,
     dead_lettered: usize,
+    /// An envelope of its strict order was found.
+    has_order: bool,
 }
 
 impl UnreadLanes {
@@ -93,7 +96,7 @@ impl UnreadLanes {
                 Err(error) if error.is_not_found() => {}
                 Err(error) => return Err(error),
             }
-            match self.deserves_consumer(router, lane, own + looked_up).await {
+            match self.deserves_consumer(router, domain, stream, lane, own + looked_up).await {
                 Ok(true) if self.is_new(stream, lane, NEW_FOR) => {}
                 Ok(true) => self.create_consumer(router, domain, stream, lane).await,
                 Ok(false) if !self.has_registry && self.is_new(stream, lane, MADE_UP_AFTER) => {}
@@ -118,13 +121,25 @@ impl UnreadLanes {
     }
 
     /// Whether a lane belongs to a subscription that is known, so that its number is bounded. Fails if the registry is lost.
-    async fn deserves_consumer(&self, router: &Router, lane: &str, lanes: usize) -> Result<bool, NatsError> {
+    async fn deserves_consumer(
+        &self,
+        router: &Router,
+        domain: &str,
+        stream: &str,
+        lane: &str,
+        lanes: usize,
+    ) -> Result<bool, NatsError> {
         if lane == SHARED_LANE {
             return Ok(true);
         }
         if !self.has_registry {
             // Only a strict lane needs one: its envelopes would lose their order in the shared lane.
-            return Ok(is_strict_lane(lane) && lanes < MOST_UNKNOWN);
+            if !is_strict_lane(lane) || lanes < MOST_UNKNOWN {
+                return Ok(is_strict_lane(lane));
+            }
+            let filter = router.js().names().lane_filter(domain, lane);
+            let first = router.js().get_next(stream, 1, &filter).await?;
+            return Ok(first.is_some_and(|first| is_in_order(router, &first, lane)));
         }
         match subscription_of_lane(lane).and_then(SubscriptionRef::from_token) {
             Some(name) => is_known(router, &name).await,
@@ -167,7 +182,7 @@ impl UnreadLanes {
     ) -> Result<(), NatsError> {
         let mut emptied: HashMap<&str, Emptied> = HashMap::new();
         let done = self.empty_into(router, domain, stream, lanes, &mut emptied).await;
-        for (lane, Emptied { moved, dead_lettered }) in emptied {
+        for (lane, Emptied { moved, dead_lettered, .. }) in emptied {
             UnreadLaneEmptied { stream, lane, moved, dead_lettered }.emit();
         }
         done
@@ -218,6 +233,14 @@ impl UnreadLanes {
         lane: &str,
         emptied: &mut Emptied,
     ) -> Result<(), NatsError> {
+        // The rest of such a lane keeps its order, until the next pass creates the consumer.
+        if emptied.has_order {
+            return Ok(());
+        }
+        if !self.has_registry && is_in_order(router, message, lane) {
+            emptied.has_order = true;
+            return Ok(());
+        }
         if let Some(Identity { subscription, .. }) = router.owner(message)
             && is_lane(lane)
             && subscription_of_lane(lane) == Some(&*subscription.token())
@@ -243,6 +266,12 @@ impl UnreadLanes {
     fn logged(&self) -> std::sync::MutexGuard<'_, HashSet<(String, String)>> {
         self.logged.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a message is an envelope of the strict order of its lane, as its delivery from the resolver says.
+fn is_in_order(router: &Router, message: &StoredMessage, lane: &str) -> bool {
+    let owner = router.owner_in_order(message).map(|owner| owner.subscription);
+    is_strict_lane(lane) && owner.is_some_and(|owner| subscription_of_lane(lane) == Some(&*owner.token()))
 }
 
 /// Whether the registry has a subscription of this name, also an unreadable one. The answer is that of the bucket's

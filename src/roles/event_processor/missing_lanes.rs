@@ -1,5 +1,6 @@
 //! Creates the consumers of strict lanes beside the commits. An outbox keeps the envelopes of a lane without a consumer, in
-//! their order, so no event waits for it. If the process ends before, the sweep creates the consumer.
+//! their order, so no event waits for it. If the process ends before, or too many lanes are missing, the sweep creates the
+//! consumer.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use crate::domain::backlog::LEASE;
 use crate::domain::lane_creation::{Failure, LaneCreation};
 use crate::domain::subscription::SubscriptionRef;
-use crate::facts::{DomainMetrics, StrictLaneNotCreated};
+use crate::facts::{DomainMetrics, StrictLaneNotCreated, StrictLanesRefused};
 use crate::nats::definitions::StreamParameters;
 use crate::nats::subjects::subscription_of_lane;
 use crate::nats::{JetStream, NatsError};
@@ -24,6 +25,7 @@ struct Shared {
     creation: Mutex<LaneCreation>,
     asked: Notify,
     started: Instant,
+    metrics: DomainMetrics,
 }
 
 impl Shared {
@@ -38,7 +40,14 @@ pub(super) struct LaneMaker {
     parameters: StreamParameters,
     domain: String,
     shared: Arc<Shared>,
-    metrics: DomainMetrics,
+}
+
+/// What became of a creation.
+enum Made {
+    Exists,
+    /// The lane has no envelopes any more.
+    Unneeded,
+    Failed(NatsError),
 }
 
 impl MissingLanes {
@@ -49,8 +58,8 @@ impl MissingLanes {
         metrics: DomainMetrics,
     ) -> (Self, LaneMaker) {
         let creation = Mutex::new(LaneCreation::new(LEASE));
-        let shared = Arc::new(Shared { creation, asked: Notify::new(), started: Instant::now() });
-        let maker = LaneMaker { js, parameters, domain: domain.to_owned(), shared: shared.clone(), metrics };
+        let shared = Arc::new(Shared { creation, asked: Notify::new(), started: Instant::now(), metrics });
+        let maker = LaneMaker { js, parameters, domain: domain.to_owned(), shared: shared.clone() };
         (Self(shared), maker)
     }
 
@@ -64,9 +73,13 @@ impl MissingLanes {
             let owner = subscription_of_lane(lane).and_then(SubscriptionRef::from_token);
             is_new |= creation.ask(lane, owner.as_ref().map_or("", SubscriptionRef::tenant), now);
         }
+        let refused = creation.take_refused();
         drop(creation);
         if is_new {
             self.0.asked.notify_one();
+        }
+        if refused > 0 {
+            StrictLanesRefused { count: refused }.emit(&self.0.metrics);
         }
     }
 }
@@ -79,9 +92,10 @@ impl LaneMaker {
             let due = {
                 let mut creation = self.shared.creation();
                 while let Some(lane) = creation.next(self.shared.started.elapsed()) {
-                    in_progress.push(self.make(lane));
+                    let may_be_unneeded = creation.fails_for_long(&lane);
+                    in_progress.push(self.make(lane, may_be_unneeded));
                 }
-                self.metrics.strict_lanes_missing(creation.missing());
+                self.shared.metrics.strict_lanes_missing(creation.missing());
                 creation.due()
             };
             tokio::select! {
@@ -92,22 +106,38 @@ impl LaneMaker {
         }
     }
 
-    async fn make(&self, lane: Box<str>) -> (Box<str>, Result<bool, NatsError>) {
-        let made = self.js.ensure_lane(&self.parameters, &self.domain, &lane).await;
-        (lane, made)
+    async fn make(&self, lane: Box<str>, may_be_unneeded: bool) -> (Box<str>, Made) {
+        if may_be_unneeded && self.is_empty(&lane).await {
+            return (lane, Made::Unneeded);
+        }
+        match self.js.ensure_lane(&self.parameters, &self.domain, &lane).await {
+            Ok(_) => (lane, Made::Exists),
+            Err(error) => (lane, Made::Failed(error)),
+        }
     }
 
-    fn note(&self, lane: &str, made: Result<bool, NatsError>) {
+    /// Whether the outbox has no envelope of the lane, for example because its subscription was removed.
+    async fn is_empty(&self, lane: &str) -> bool {
+        let names = self.js.names();
+        let (outbox, filter) = (names.outbox_stream(&self.domain), names.lane_filter(&self.domain, lane));
+        self.js.stream_subjects(&outbox, &filter).await.is_ok_and(|subjects| subjects.is_empty())
+    }
+
+    fn note(&self, lane: &str, made: Made) {
         let now = self.shared.started.elapsed();
         let mut creation = self.shared.creation();
         let error = match made {
-            Ok(_) => return creation.created(lane, now),
-            Err(error) => error,
+            Made::Exists => return creation.created(lane, now),
+            Made::Unneeded => return creation.unneeded(lane),
+            Made::Failed(error) => error,
         };
         let failure = if error.api().is_some() { Failure::Refused } else { Failure::Unanswered };
         let retry_in = creation.failed(lane, failure, now);
         drop(creation);
-        StrictLaneNotCreated { remedy: remedy(&error), error: &error, lane, retry_in }.emit(&self.metrics);
+        if let Some(retry_in) = retry_in {
+            StrictLaneNotCreated { remedy: remedy(&error), error: &error, lane, retry_in }
+                .emit(&self.shared.metrics);
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! it stops, and when one that starts asks. After a reconnect and at its start, a worker waits a moment for these announcements before it reads.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::remembered::Remembered;
 use crate::domain::allotment::Sharer;
 use crate::facts::SettledNoticeNotSent;
-use crate::nats::{JetStream, MOST_IN_NOTICE, NatsError, Reconnects, SettledEnvelope, SettledNotice};
+use crate::nats::{
+    JetStream, MOST_IN_NOTICE, NatsError, Reconnects, SettledEnvelope, SettledNotice, SettledNotices,
+};
 
 /// Longest wait for the others after a reconnect. Each tries to reconnect at least every half a second.
 const LONGEST_WAIT: Duration = Duration::from_millis(750);
@@ -23,6 +26,9 @@ const LONGEST_WAIT: Duration = Duration::from_millis(750);
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Shortest time from one announcement to the next, so that the questions of many processes have one answer.
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(100);
+
+/// Longest time of the last announcement, at a stop.
+const AT_STOP: Duration = Duration::from_secs(2);
 
 /// The announcements that a worker waits for.
 #[derive(Clone)]
@@ -136,16 +142,34 @@ impl Announcer {
 
     /// Runs until the worker has `ended`.
     pub(super) async fn run(mut self, ended: CancellationToken) -> Result<(), NatsError> {
-        let mut notices = self.js.settled_notices(&self.domain).await?;
-        self.send(SettledNotice::Ask).await;
+        let subscribed = self.js.settled_notices(&self.domain, self.process);
+        let mut notices = tokio::select! {
+            () = ended.cancelled() => return Ok(()),
+            notices = subscribed => notices?,
+        };
+        // Whatever it waits for.
+        tokio::select! {
+            () = ended.cancelled() => {}
+            never = self.follow(&mut notices) => match never {},
+        }
+        let last = async {
+            self.announce(&notices).await;
+            self.js.flush_at_stop().await
+        };
+        // Without a connection it is lost.
+        let _ = tokio::time::timeout(AT_STOP, last).await;
+        Ok(())
+    }
+
+    /// May be dropped at any point.
+    async fn follow(&mut self, notices: &mut SettledNotices) -> Infallible {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = ended.cancelled() => break,
                 () = self.reconnects.next() => {
                     // What the others announced before was not received.
-                    self.send(SettledNotice::Ask).await;
+                    self.send(notices, SettledNotice::Ask).await;
                     self.announce_soon();
                 }
                 (process, notice) = notices.next() => {
@@ -155,14 +179,17 @@ impl Announcer {
                         self.hear(process, notice);
                     }
                 }
-                () = until(self.next) => self.announce().await,
-                _ = ticks.tick() => self.announce_new().await,
+                () = until(self.next) => self.announce(notices).await,
+                _ = ticks.tick() => {
+                    if notices.is_identified() {
+                        self.announce_new(notices).await;
+                    } else if notices.identify().await {
+                        self.send(notices, SettledNotice::Ask).await;
+                        self.announce_soon();
+                    }
+                }
             }
         }
-        self.announce().await;
-        // Without a connection it is lost.
-        let _ = self.js.flush_at_stop().await;
-        Ok(())
     }
 
     fn hear(&mut self, process: u64, notice: SettledNotice) {
@@ -183,14 +210,14 @@ impl Announcer {
         self.next = Some(self.next.map_or(at, |next| next.min(at)));
     }
 
-    async fn announce(&mut self) {
+    async fn announce(&mut self, notices: &SettledNotices) {
         (self.next, self.last) = (None, Some(Instant::now()));
         let (envelopes, count) = self.remembered.recent(0);
         self.announced = count;
-        self.send_all(envelopes, true).await;
+        self.send_all(notices, envelopes, true).await;
     }
 
-    async fn announce_new(&mut self) {
+    async fn announce_new(&mut self, notices: &SettledNotices) {
         // The client logs each message that the broker's permissions refuse.
         if !self.is_heard || !self.js.is_connected() {
             return;
@@ -198,22 +225,22 @@ impl Announcer {
         let (envelopes, count) = self.remembered.recent(self.announced);
         self.announced = count;
         if !envelopes.is_empty() {
-            self.send_all(envelopes, false).await;
+            self.send_all(notices, envelopes, false).await;
         }
     }
 
-    async fn send_all(&self, mut envelopes: Vec<SettledEnvelope>, is_last: bool) {
+    async fn send_all(&self, notices: &SettledNotices, mut envelopes: Vec<SettledEnvelope>, is_last: bool) {
         while envelopes.len() > MOST_IN_NOTICE {
             let rest = envelopes.split_off(MOST_IN_NOTICE);
-            self.send(SettledNotice::Delivered { envelopes, is_last: false }).await;
+            self.send(notices, SettledNotice::Delivered { envelopes, is_last: false }).await;
             envelopes = rest;
         }
-        self.send(SettledNotice::Delivered { envelopes, is_last }).await;
+        self.send(notices, SettledNotice::Delivered { envelopes, is_last }).await;
     }
 
-    async fn send(&self, notice: SettledNotice) {
+    async fn send(&self, notices: &SettledNotices, notice: SettledNotice) {
         if self.js.is_connected()
-            && let Err(error) = self.js.publish_settled_notice(&self.domain, self.process, &notice).await
+            && let Err(error) = notices.send(notice).await
         {
             SettledNoticeNotSent { error: &error }.emit();
         }

@@ -254,14 +254,19 @@ impl Breaker {
 
     /// Takes over the changes of other processes, until `stop`. Best effort: the lanes are listed every few seconds.
     pub(super) async fn follow_others(self, stop: CancellationToken) -> Result<(), NatsError> {
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            failed = self.hear_others() => failed,
+        }
+    }
+
+    /// Ends only if it fails. May be dropped at any point.
+    async fn hear_others(&self) -> Result<(), NatsError> {
         let Inner { js, domain, .. } = &*self.inner;
         let stream = js.names().outbox_stream(domain);
         let mut notices = js.circuit_notices(domain).await?;
         loop {
-            let notice = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                notice = hear(&mut notices) => notice,
-            };
+            let notice = hear(&mut notices).await;
             // The broker has the truth, whoever published the notice.
             let lane = own_lane(&notice.subscription.subscription.token());
             let circuit = match js.consumer_info(&stream, &lane_consumer(&lane)).await {
@@ -273,10 +278,7 @@ impl Breaker {
                 Some(circuit) => News::Tripped(circuit.subscription),
                 None => News::Closed(notice.subscription),
             };
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = self.tell_worker(news) => {}
-            }
+            self.tell_worker(news).await;
         }
     }
 

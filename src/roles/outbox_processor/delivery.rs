@@ -95,14 +95,16 @@ pub(super) struct Transports {
 #[derive(Clone)]
 struct Prepared {
     from: PreparedFrom,
-    receiver: Result<Receiver, Failure>,
+    /// Or the attempt that fails because the stored delivery settings are unusable.
+    receiver: Result<Receiver, Arc<Attempt>>,
     statuses: Arc<Statuses>,
 }
 
 impl Prepared {
     /// The stored delivery settings are unusable.
     fn failed(from: PreparedFrom) -> Self {
-        Self { from, receiver: Err(Failure::Request), statuses: Arc::default() }
+        let attempt = Attempt::failed_because(Failure::Request, "the stored delivery cannot be read");
+        Self { from, receiver: Err(attempt.into()), statuses: Arc::default() }
     }
 }
 
@@ -230,7 +232,7 @@ impl Delivery {
         let attempt = match prepared.receiver {
             Ok(Receiver::Endpoint(target)) => inner.to_endpoint(message, &envelope, &target, &known).await,
             Ok(Receiver::Broker(delivery)) => Box::pin(inner.to_broker(&envelope, &delivery)).await,
-            Err(failure) => Attempt::failed(failure),
+            Err(failed) => (*failed).clone(),
         };
         if disables(&attempt.outcome, &prepared.statuses) {
             let reason = format!("the endpoint answered {}", attempt.outcome.error_text());

@@ -151,7 +151,10 @@ impl Holding {
 
 impl Exchange {
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), NatsError> {
-        let mut notices = self.js.hold_notices().await?;
+        let mut notices = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            notices = self.js.hold_notices() => notices?,
+        };
         let [mut looks, mut comparisons] = [LOOK, COMPARE].map(|time| {
             let mut ticks = interval(time);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -17,6 +17,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const UNHEARD: Duration = Duration::from_secs(5);
 /// Such a process sends one of this many notices, because the client logs each one that the broker refuses.
 const SENT_UNHEARD: u32 = 60;
+/// Longest time of the last notice, at a stop.
+const AT_STOP: Duration = Duration::from_secs(2);
 
 /// The access of a domain's worker to the limits of subscriptions.
 #[derive(Clone)]
@@ -70,6 +72,21 @@ impl Exchange {
     }
 
     pub(super) async fn run(mut self, stop: CancellationToken) -> Result<(), NatsError> {
+        let ended = self.ended.clone();
+        // Whatever it waits for.
+        tokio::select! {
+            () = ended.cancelled() => {}
+            failed = self.exchange(&stop) => return failed,
+        }
+        // Without it, the others wait until its last notice is old.
+        let _ = tokio::time::timeout(AT_STOP, self.send(&self.allotments.goodbye())).await;
+        // A worker that failed is the first failure.
+        stop.cancelled().await;
+        Ok(())
+    }
+
+    /// Ends only if it fails. May be dropped at any point.
+    async fn exchange(&mut self, stop: &CancellationToken) -> Result<(), NatsError> {
         let joined = self.joined.clone().drop_guard();
         let mut joined = Some(joined);
         let mut notices = self.js.member_notices().await?;
@@ -77,7 +94,6 @@ impl Exchange {
         let (mut stopping, mut number) = (false, 0u32);
         loop {
             tokio::select! {
-                () = self.ended.cancelled() => break,
                 () = stop.cancelled(), if !stopping => {
                     stopping = true;
                     self.allotments.stop();
@@ -102,11 +118,6 @@ impl Exchange {
                 }
             }
         }
-        drop(joined);
-        self.send(&self.allotments.goodbye()).await;
-        // A worker that failed is the first failure.
-        stop.cancelled().await;
-        Ok(())
     }
 
     /// Whether the workers may start.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::domain::envelope::Envelope;
 use crate::domain::lately::{Lately, Stored, is_repeated, number_of_envelope};
 use crate::domain::outcome::Reason;
+use crate::nats::subjects::lane_number;
 use crate::nats::{Answers, Delivered, SettledEnvelope};
 use crate::panics;
 
@@ -39,12 +40,32 @@ struct Recent {
     count: u64,
 }
 
+/// The highest sequences that were settled, by the [number of the lane](lane_number). What the stream stored later is not
+/// looked up. The sequences of one lane rise, but those of different lanes are interleaved.
+struct Highest([AtomicU64; 256]);
+
+impl Default for Highest {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; 256])
+    }
+}
+
+impl Highest {
+    fn note(&self, lane: u8, sequence: u64) {
+        self.0[usize::from(lane)].fetch_max(sequence, Ordering::Relaxed);
+    }
+
+    fn reaches(&self, lane: u8, sequence: u64) -> bool {
+        sequence <= self.0[usize::from(lane)].load(Ordering::Relaxed)
+    }
+}
+
 /// The messages of one domain that were settled lately.
 pub(super) struct Remembered {
     /// Those that were not delivered, or whose envelope has no number.
     lately: Mutex<Lately<Stored, Settlement>>,
-    /// The highest sequence among these: what the stream stored later is not looked up.
-    highest: AtomicU64,
+    /// The highest sequences among all of these.
+    highest: Highest,
     /// The messages with which envelopes were delivered, by the number of the envelope.
     delivered: Mutex<Lately<u128, Stored>>,
     /// The same of other processes.
@@ -66,7 +87,7 @@ impl Remembered {
         let delivered = Mutex::new(Lately::new(MOST, TIME.max(window)));
         Self {
             lately,
-            highest: AtomicU64::new(0),
+            highest: Highest::default(),
             delivered,
             learned: Mutex::new(Lately::new(MOST, TIME.max(window))),
             recent: Mutex::default(),
@@ -87,12 +108,12 @@ impl Remembered {
 
     /// An envelope was delivered.
     pub(super) fn delivered(&self, message: &Delivered, envelope: &str) {
-        let number = number_of_envelope(envelope);
-        self.will_announce(SettledEnvelope { stored: stored(message), number });
+        let (number, lane) = (number_of_envelope(envelope), lane_number(&message.subject));
+        self.will_announce(SettledEnvelope { stored: stored(message), lane, number });
         let Some(number) = number else {
             return self.remember(message, Settlement::Delivered);
         };
-        self.highest.fetch_max(message.stream_sequence, Ordering::Relaxed);
+        self.highest.note(lane, message.stream_sequence);
         of(&self.delivered).remember(number, stored(message), self.now());
     }
 
@@ -111,11 +132,11 @@ impl Remembered {
     /// Takes note of what another process delivered.
     pub(super) fn learn(&self, envelopes: &[SettledEnvelope]) {
         let now = self.now();
-        for SettledEnvelope { stored, number } in envelopes {
-            self.highest.fetch_max(stored.sequence, Ordering::Relaxed);
+        for SettledEnvelope { stored, lane, number } in envelopes {
+            self.highest.note(*lane, stored.sequence);
             match number {
-                Some(number) => of(&self.learned).remember(*number, *stored, now),
-                None => self.with(|lately, now| lately.remember(*stored, Settlement::Delivered, now)),
+                Some(number) => of(&self.learned).learn(*number, *stored, now),
+                None => self.with(|lately, now| lately.learn(*stored, Settlement::Delivered, now)),
             }
         }
     }
@@ -145,7 +166,7 @@ impl Remembered {
     }
 
     pub(super) fn remember(&self, message: &Delivered, settlement: Settlement) {
-        self.highest.fetch_max(message.stream_sequence, Ordering::Relaxed);
+        self.highest.note(lane_number(&message.subject), message.stream_sequence);
         self.with(|lately, now| lately.remember(stored(message), settlement, now));
     }
 
@@ -154,7 +175,7 @@ impl Remembered {
     }
 
     pub(super) fn of(&self, message: &Delivered) -> Option<Settlement> {
-        if message.stream_sequence > self.highest.load(Ordering::Relaxed) {
+        if !self.highest.reaches(lane_number(&message.subject), message.stream_sequence) {
             return None;
         }
         self.with(|lately, now| lately.of(&stored(message), now))
@@ -179,4 +200,32 @@ fn of(known: &Mutex<Lately<u128, Stored>>) -> MutexGuard<'_, Lately<u128, Stored
 
 fn stored(message: &Delivered) -> Stored {
     Stored::new(message.stream_sequence, message.stored_at_nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nats::subjects::{own_lane, strict_lane};
+
+    #[test]
+    fn lanes_do_not_count_for_the_shared_lane() {
+        let highest = Highest::default();
+        for number in 0..2_000 {
+            let token = format!("acme=crm-{number}");
+            for lane in [own_lane(&token), strict_lane(3, &token), "x".to_owned()] {
+                let number = lane_number(&format!("hub.outbox.user-lifecycle.{lane}.{token}"));
+                highest.note(number, 1_000);
+                assert!(highest.reaches(number, 1_000) && !highest.reaches(number, 1_001));
+            }
+        }
+        let shared = lane_number("hub.outbox.user-lifecycle.shared.acme=crm");
+        assert!(!highest.reaches(shared, 1));
+        highest.note(shared, 7);
+        highest.note(shared, 6);
+        assert!(highest.reaches(shared, 7) && !highest.reaches(shared, 8));
+        for foreign in ["", ".", "x", "own-crm"] {
+            highest.note(lane_number(foreign), u64::MAX);
+        }
+        assert!(!highest.reaches(shared, 8));
+    }
 }

@@ -331,9 +331,9 @@ impl Settle {
     async fn acknowledge(&self, message: &Delivered, envelope: &str) {
         if let Some(sequence) = message.carried().dead_letter {
             match Box::pin(self.js.resolve_dead_letter(&self.domain, sequence, Some(envelope))).await {
-                Ok(()) => {
-                    DeadLetterResolved { envelope }.emit(&self.metrics);
-                }
+                Ok(true) => DeadLetterResolved { envelope }.emit(&self.metrics),
+                // It was counted when it was removed.
+                Ok(false) => {}
                 Err(error) => {
                     // A second delivery, by another process, is better than a dead letter that stays: the receiver knows
                     // the webhook-id.
@@ -456,7 +456,7 @@ impl Settle {
             Some(sequence) => {
                 // The id of an unreadable envelope is made up.
                 let id = letter.reference().map(|_| letter.id.as_str());
-                self.js.resolve_dead_letter(&self.domain, sequence, id).await
+                self.js.resolve_dead_letter(&self.domain, sequence, id).await.map(drop)
             }
             None => Ok(()),
         }

@@ -3,6 +3,7 @@
 
 mod stopping;
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -209,22 +210,32 @@ impl Worker {
         result
     }
 
+    /// Returns the message unless it is a copy of one that is being delivered or was settled lately. `permit`: dropped when
+    /// the message is.
+    fn settles_elsewhere<M, P>(&self, running: &mut Running, message: M, permit: P) -> Option<(M, P)>
+    where
+        M: Borrow<Delivered> + Send + Sync + 'static,
+        P: Send + 'static,
+    {
+        let copy: &Delivered = message.borrow();
+        // A restarted server delivers again what is being delivered here: the end of the delivery settles both.
+        if let Some(acker) = running.in_flight.get_mut(&copy.stream_sequence) {
+            *acker = copy.acker.clone();
+            return None;
+        }
+        let Some(settlement) = self.delivery.remembered().of(copy) else { return Some((message, permit)) };
+        let delivery = self.delivery.clone();
+        running.spills.start(async move {
+            delivery.settle_again(message.borrow(), settlement).await;
+            drop(permit);
+        });
+        None
+    }
+
     /// Adds a message to the queue of its subscription, or moves it to its own lane.
     fn take(&self, running: &mut Running, read: FromLane) {
         let FromLane { message, permit, own_lane } = read;
-        // A restarted server delivers again what is being delivered here: the end of the delivery settles both.
-        if let Some(acker) = running.in_flight.get_mut(&message.stream_sequence) {
-            *acker = message.acker.clone();
-            return;
-        }
-        if let Some(settlement) = self.delivery.remembered().of(&message) {
-            let delivery = self.delivery.clone();
-            running.spills.start(async move {
-                delivery.settle_again(&message, settlement).await;
-                drop(permit);
-            });
-            return;
-        }
+        let Some((message, permit)) = self.settles_elsewhere(running, message, permit) else { return };
         let (subscription, limits) = match panics::catch(|| self.place(&message)) {
             Ok(Ok(place)) => place,
             Ok(Err(detail)) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Destination, Inner, Prepared, PreparedFrom, Receiver};
 use crate::domain::envelope::Envelope;
 use crate::domain::index::IndexEntry;
-use crate::domain::outcome::{Failure, Reason};
+use crate::domain::outcome::Reason;
 use crate::domain::subscription::{self, Identity, SubscriptionState};
 use crate::facts::LookUpFailed;
 use crate::http_delivery::Target;
@@ -116,7 +116,7 @@ impl Inner {
                 from,
                 receiver: Target::prepare(id, &endpoint, &*self.opener)
                     .map(|to| Receiver::Endpoint(to.into()))
-                    .map_err(Failure::from),
+                    .map_err(|error| error.attempt().into()),
                 statuses: Arc::new(endpoint.statuses),
             },
             Some(subscription::Delivery::Broker(broker)) => {

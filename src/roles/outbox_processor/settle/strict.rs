@@ -95,8 +95,10 @@ impl Settle {
             (Decision::Ack, Some(letter)) => {
                 let id: &str = &envelope.id;
                 match self.js.resolve_dead_letter(&self.domain, letter.sequence, Some(id)).await {
-                    Ok(()) => {
-                        DeadLetterResolved { envelope: id }.emit(&self.metrics);
+                    Ok(is_removed) => {
+                        if is_removed {
+                            DeadLetterResolved { envelope: id }.emit(&self.metrics);
+                        }
                         self.settle(message, envelope, decision, tried, known).await;
                     }
                     Err(error) => {
@@ -178,7 +180,9 @@ impl Settle {
         let (sequence, body) = (message.stream_sequence, message.payload.clone());
         self.js.put_letter_in_order(&message.subject, sequence, letter, body, stops, before).await?;
         match before {
-            Some(before) => self.js.resolve_dead_letter(&self.domain, before, Some(&letter.id)).await,
+            Some(before) => {
+                self.js.resolve_dead_letter(&self.domain, before, Some(&letter.id)).await.map(drop)
+            }
             None => Ok(()),
         }
     }

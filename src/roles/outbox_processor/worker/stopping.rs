@@ -1,5 +1,6 @@
 //! The end of a worker: its messages go back to the server.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ impl Worker {
         mut done: mpsc::Receiver<Finished>,
     ) {
         let deadline = Instant::now() + self.settings.grace;
+        let waiting = self.not_settled_here(&mut running, waiting);
         WorkerStopping { in_flight: running.in_flight.len(), handed_back: waiting.len() }.emit(&self.metrics);
         let (in_flight, pool, started) = (&mut running.in_flight, &mut running.pool, running.started);
         let finishing = async {
@@ -58,6 +60,24 @@ impl Worker {
         if let Err(error) = self.js.flush_at_stop().await {
             AcknowledgementsNotFlushed { error: &error }.emit();
         }
+    }
+
+    /// Leaves out the copies of messages that are being delivered, that were settled lately, or that wait here as well: the
+    /// broker delivers them again after a restart, and they may not have been looked at before the stop.
+    fn not_settled_here(&self, running: &mut Running, waiting: Vec<Delivered>) -> Vec<Delivered> {
+        let mut left: HashMap<u64, Delivered> = HashMap::with_capacity(waiting.len());
+        for message in waiting {
+            if let Some((message, ())) = self.settles_elsewhere(running, message, ()) {
+                let known = left.get(&message.stream_sequence);
+                if known.is_none_or(|known| known.deliveries < message.deliveries) {
+                    left.insert(message.stream_sequence, message);
+                }
+            }
+        }
+        let mut left: Vec<Delivered> = left.into_values().collect();
+        // The order of a lane.
+        left.sort_unstable_by_key(|message| message.stream_sequence);
+        left
     }
 
     /// Hands back messages that were not tried. Those whose last delivery this was would be dead-lettered untried: they
