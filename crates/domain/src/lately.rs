@@ -106,7 +106,7 @@ impl<K: Eq + Hash, V: Copy + PartialEq> Lately<K, V> {
         let age = now.saturating_sub(self.since);
         if age >= self.time {
             self.next_generation(now);
-            if age >= self.time * 2 {
+            if age >= self.time.saturating_mul(2) {
                 (self.older, self.newer) = Default::default();
             }
         }

@@ -34,13 +34,13 @@ pub(super) struct Deliveries {
 
 /// The messages of one generation.
 fn most(sweep_interval: Duration) -> usize {
-    let seconds = usize::try_from(2 * sweep_interval.as_secs()).unwrap_or(usize::MAX);
+    let seconds = usize::try_from(sweep_interval.saturating_mul(2).as_secs()).unwrap_or(usize::MAX);
     RATE.saturating_mul(seconds).clamp(LEAST, MOST)
 }
 
 impl Deliveries {
     pub(super) fn new(js: JetStream, domains: &[String], sweep_interval: Duration) -> Self {
-        let (most, time) = (most(sweep_interval), TIME.max(2 * sweep_interval));
+        let (most, time) = (most(sweep_interval), TIME.max(sweep_interval.saturating_mul(2)));
         let lately = |domain: &String| (domain.clone(), Mutex::new(Lately::new(most, time)));
         Self { js, domains: domains.iter().map(lately).collect(), started: Instant::now() }
     }
