@@ -13,6 +13,7 @@ use crate::support::{
     patient, print_output,
 };
 
+const LONGEST_DRAIN: Duration = Duration::from_secs(300);
 const STEP: Duration = Duration::from_secs(120);
 const DOMAIN: &str = "policy-client";
 const OUTBOX: &str = "HUB_OUTBOX_POLICY_CLIENT";
@@ -53,8 +54,11 @@ impl Stage {
         .await;
     }
 
+    /// Its length depends on how many dead letters come while it runs.
     async fn drain(&self, patience: &str) -> (Output, Value) {
-        let output = self.hub.cli(&[&DRAIN[..], &["--patience", patience]].concat()).await;
+        let mut command = self.hub.cli_command(&[&DRAIN[..], &["--patience", patience]].concat());
+        let output = tokio::time::timeout(LONGEST_DRAIN, command.output()).await.expect("it ends");
+        let output = output.expect("the command runs");
         let drained = drained(&output);
         (output, drained)
     }
