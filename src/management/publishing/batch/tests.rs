@@ -97,7 +97,8 @@ async fn a_batch_takes_a_round_trip_per_event_and_is_stored_in_its_order() {
     let batch = in_order(&server, &ids, time()).await;
     assert!(batch.stopped.is_none(), "{:?}", batch.stopped);
     let took = start.elapsed();
-    assert!(took < Duration::from_millis(40 * 1_000 + 400), "{took:?}");
+    // Timers end at whole milliseconds: an answer takes up to 2 ms longer than its server.
+    assert!(took < Duration::from_millis(42 * 1_000 + 400), "{took:?}");
     assert_eq!(*server.stored.borrow(), (0..1_000).collect::<Vec<_>>());
     assert_eq!(sequences(&batch), (1_000..2_000).collect::<Vec<u64>>());
     let remembered: Vec<_> = (0..1_000).map(|number| (format!("id-{number}"), 1_000 + number)).collect();
@@ -107,7 +108,7 @@ async fn a_batch_takes_a_round_trip_per_event_and_is_stored_in_its_order() {
 
 #[tokio::test(start_paused = true)]
 async fn a_batch_that_takes_too_long_stops_before_its_request_times_out() {
-    for (millis, stored) in [(60, 799..=800), (1_000, 46..=47), (30_000, 0..=1), (60_000, 0..=0)] {
+    for (millis, stored) in [(60, 774..=800), (1_000, 46..=47), (30_000, 0..=1), (60_000, 0..=0)] {
         let server = Server::new(Duration::from_millis(millis));
         let start = Instant::now();
         let batch = in_order(&server, &ids(1_000), time()).await;
