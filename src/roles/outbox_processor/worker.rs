@@ -83,6 +83,8 @@ pub(super) struct Running {
     pub(super) circuits: Circuits,
     /// Deliveries in progress, by sequence in the outbox.
     in_flight: HashMap<u64, Acker, RandomState>,
+    /// Copies of these that came meanwhile.
+    copies: HashMap<u64, Box<Delivered>>,
     /// Envelopes that wait, by sequence in the outbox, with the number of their deliveries.
     waiting: HashMap<u64, u32, RandomState>,
     deliveries: Jobs,
@@ -126,6 +128,7 @@ impl Worker {
             ),
             circuits: Circuits::new(self.settings.circuit.clone()),
             in_flight: HashMap::default(),
+            copies: HashMap::new(),
             waiting: HashMap::default(),
             deliveries: Jobs::new(format!("a delivery of {}", self.domain.name)),
             spills: Jobs::new(format!("the move of an envelope of {}", self.domain.name)),
@@ -221,6 +224,7 @@ impl Worker {
         // A restarted server delivers again what is being delivered here: the end of the delivery settles both.
         if let Some(acker) = running.in_flight.get_mut(&copy.stream_sequence) {
             *acker = copy.acker.clone();
+            running.copies.insert(copy.stream_sequence, Box::new(copy.clone()));
             return None;
         }
         let Some(settlement) = self.delivery.remembered().of(copy) else { return Some((message, permit)) };
@@ -411,6 +415,13 @@ impl Worker {
 
     fn finish(&self, running: &mut Running, finished: &Finished) {
         running.in_flight.remove(&finished.sequence);
+        // A copy may have come after the delivery was settled; a copy before that is settled already, which does no harm.
+        if let Some(copy) = running.copies.remove(&finished.sequence)
+            && let Some(settlement) = self.delivery.remembered().of(&copy)
+        {
+            let delivery = self.delivery.clone();
+            running.spills.start(async move { delivery.settle_again(&copy, settlement).await });
+        }
         self.metrics.in_flight(running.in_flight.len());
         let now = running.started.elapsed();
         running.pool.finished(&finished.subscription, finished.health.finish, finished.started, now);
