@@ -13,7 +13,7 @@ use crate::support::{
     patient, print_output,
 };
 
-const LONGEST_DRAIN: Duration = Duration::from_secs(300);
+const LONGEST_DRAIN: Duration = Duration::from_secs(900);
 const STEP: Duration = Duration::from_secs(120);
 const DOMAIN: &str = "policy-client";
 const OUTBOX: &str = "HUB_OUTBOX_POLICY_CLIENT";
