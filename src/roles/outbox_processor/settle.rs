@@ -141,13 +141,12 @@ impl Settle {
         tried: Tried<'_>,
         known: &Deliveries,
     ) {
-        let made = u32::from(tried.tried);
-        let attempts = known.attempts().saturating_add(made);
+        let attempts = known.attempts().saturating_add(u32::from(tried.tried));
         self.record(message, envelope, decision, &tried, attempts);
         if decision == Decision::Ack {
             return self.delivered(message, envelope).await;
         }
-        Box::pin(self.not_delivered(message, envelope, decision, tried, known)).await;
+        Box::pin(self.not_delivered(message, envelope, decision, tried, known, attempts)).await;
     }
 
     async fn not_delivered(
@@ -157,11 +156,10 @@ impl Settle {
         decision: Decision,
         tried: Tried<'_>,
         known: &Deliveries,
+        attempts: u32,
     ) {
-        let made = u32::from(tried.tried);
-        let attempts = known.attempts().saturating_add(made);
         // Before the message is handed back: its next delivery may follow at once.
-        self.tries.keep(message, known.tried().saturating_add(made));
+        self.tries.keep(message, known.tried().saturating_add(u32::from(tried.tried)));
         let (reason, fault) = match decision {
             Decision::Ack => return,
             Decision::Retry { after } => {

@@ -415,7 +415,7 @@ impl Worker {
 
     fn finish(&self, running: &mut Running, finished: &Finished) {
         running.in_flight.remove(&finished.sequence);
-        // A copy may have come after the delivery was settled; a copy before that is settled already, which does no harm.
+        // One that came after the settlement has no answer yet. For one that came before, a second answer has no effect.
         if let Some(copy) = running.copies.remove(&finished.sequence)
             && let Some(settlement) = self.delivery.remembered().of(&copy)
         {
