@@ -61,6 +61,8 @@ pub struct Trip<'a> {
     pub subscription: &'a Identity,
     pub error: &'a str,
     pub revision: u64,
+    /// Whether a probe has failed: then a circuit that is not paused opens again, whenever its pause was to end.
+    pub after_probe: bool,
 }
 
 /// What opening a circuit did.
@@ -70,7 +72,7 @@ pub enum Tripped {
     Opened(CircuitRecord),
     /// It was half-open.
     Again(CircuitRecord),
-    /// Another process has opened it just now; nothing was changed.
+    /// Another process has opened it just now, or is about to: its record stays.
     Already(CircuitRecord),
 }
 
@@ -170,6 +172,15 @@ impl JetStream {
             return Ok(Tripped::Already(before.clone()));
         }
         let now = info.now();
+        // No probe yet, and the pause would last: the other process has written the record, and not yet paused the durable,
+        // or was killed before it did.
+        if let Some(before) = &before
+            && !trip.after_probe
+            && before.probe_at > now
+        {
+            self.set_circuit_pause(stream, consumer, Some(before.probe_at)).await?;
+            return Ok(Tripped::Already(before.clone()));
+        }
         let pause = pause(before.as_ref().map(|before| before.pause));
         let record = CircuitRecord {
             subscription: trip.subscription.clone(),

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use integration_hub::domain::subscription::{Identity, Incarnation, SubscriptionRef};
-use integration_hub::nats::Trip;
 use integration_hub::nats::definitions::{StreamLimits, StreamParameters};
+use integration_hub::nats::{Trip, Tripped};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -42,6 +42,10 @@ fn before_the_circuit(config: &Value) -> Value {
     let metadata = before["metadata"].as_object_mut().expect("an object");
     metadata.retain(|key, _| !key.starts_with("hub.circuit."));
     before
+}
+
+fn trip_of(subscription: &Identity) -> Trip<'_> {
+    Trip { subscription, error: "503", revision: 1, after_probe: false }
 }
 
 fn lines(hubs: &[Hub], text: &str) -> usize {
@@ -192,7 +196,7 @@ async fn a_circuit_that_opens_while_its_lane_is_created_stays_open() {
         };
         let opening = async {
             loop {
-                let trip = Trip { subscription: &subscription, error: "503", revision: 1 };
+                let trip = trip_of(&subscription);
                 match client.js.trip_circuit(OUTBOX, &consumer, trip, |_| Duration::from_secs(600)).await {
                     Ok(tripped) => break tripped.record().clone(),
                     Err(error) => assert!(error.is_not_found(), "{error}"),
@@ -208,4 +212,39 @@ async fn a_circuit_that_opens_while_its_lane_is_created_stays_open() {
         assert!(info.paused && paused_until >= record.probe_at, "round {round}: {paused_until}");
         client.js.delete_consumer(OUTBOX, &consumer).await.expect("deleted");
     }
+}
+
+/// A process writes the record of a circuit, then pauses its lane. Another one that wants to open it between the two, or
+/// after a kill between the two, has sent no probe.
+#[tokio::test]
+async fn a_circuit_that_another_process_is_opening_is_not_opened_again() {
+    const PAUSE: Duration = Duration::from_secs(600);
+    let broker = TestBroker::start().await;
+    Hub::configured(&broker.url(), &TestSettings::patient()).cli_ok(&["provision"]).await;
+    let client = TestClient::connect(&broker.url()).await;
+    client.js.ensure_lane(&parameters(), "policy-client", "own-broken").await.expect("created");
+    let subscription = Identity {
+        subscription: SubscriptionRef::of("default", "broken").expect("valid"),
+        incarnation: Incarnation::new(7),
+    };
+    let opened =
+        client.js.trip_circuit(OUTBOX, LANE, trip_of(&subscription), |_| PAUSE).await.expect("opened");
+    assert!(matches!(opened, Tripped::Opened(_)), "{opened:?}");
+    client.js.pause_consumer(OUTBOX, LANE, None).await.expect("resumed");
+
+    let other =
+        client.js.trip_circuit(OUTBOX, LANE, trip_of(&subscription), |_| PAUSE * 2).await.expect("answered");
+    assert_eq!(other, Tripped::Already(opened.record().clone()));
+    let info = client.js.consumer_info(OUTBOX, LANE).await.expect("there");
+    assert!(info.is_paused_by_circuit(), "{:?}", info.config);
+    assert_eq!(info.circuit().as_ref(), Some(opened.record()));
+
+    client.js.pause_consumer(OUTBOX, LANE, None).await.expect("resumed");
+    let probed = Trip { after_probe: true, ..trip_of(&subscription) };
+    let again = client
+        .js
+        .trip_circuit(OUTBOX, LANE, probed, |last| last.expect("a pause") * 2)
+        .await
+        .expect("answered");
+    assert!(matches!(&again, Tripped::Again(record) if record.pause == PAUSE * 2), "{again:?}");
 }

@@ -93,12 +93,12 @@ impl Breaker {
     }
 
     /// Opens a circuit, or opens it again after a probe. Returns the time until the next probe.
-    async fn trip(&self, subscription: &Identity, error: &str) -> Option<Duration> {
+    async fn trip(&self, subscription: &Identity, error: &str, after_probe: bool) -> Option<Duration> {
         let Inner { js, domain, parameters, policy, metrics, .. } = &*self.inner;
         let name = &subscription.subscription;
         let lane = own_lane(&name.token());
         let pause = |last| policy.next_pause(last, rand::random::<f64>());
-        let trip = Trip { subscription, error, revision: self.revision_of(subscription) };
+        let trip = Trip { subscription, error, revision: self.revision_of(subscription), after_probe };
         let changed = async {
             js.ensure_lane(parameters, domain, &lane).await?;
             js.trip_circuit(&js.names().outbox_stream(domain), &lane_consumer(&lane), trip, pause).await
@@ -313,7 +313,7 @@ pub(super) struct Probe {
 impl Probe {
     /// Opens the circuit again. Returns the time until the next probe.
     pub(super) async fn failed(&self, error: &str) -> Duration {
-        let pause = self.breaker.trip(&self.subscription, error).await;
+        let pause = self.breaker.trip(&self.subscription, error, true).await;
         pause.unwrap_or(self.breaker.inner.policy.first_pause)
     }
 
@@ -373,7 +373,7 @@ impl Worker {
                     let (breaker, subscription) = (self.breaker.clone(), finished.subscription.clone());
                     let error = error.clone();
                     running.spills.start(async move {
-                        breaker.trip(&subscription, &error).await;
+                        breaker.trip(&subscription, &error, false).await;
                     });
                 }
             }
