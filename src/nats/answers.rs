@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_nats::Subject;
 use tokio::time::Instant;
 
 use super::connection::JetStream;
@@ -24,15 +25,51 @@ const AT_ONCE: usize = 1024;
 /// The acknowledgements of one reader that were sent lately. Cheap to clone; all clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Answers {
-    sent: Arc<Mutex<VecDeque<Answer>>>,
+    sent: Arc<Mutex<Sent>>,
 }
 
-#[derive(Debug, Clone)]
+/// The text of the subjects is in one buffer: an allocation for each answer, freed half a minute later, takes more time
+/// than the answer itself.
+#[derive(Debug, Default)]
+struct Sent {
+    answers: VecDeque<Answer>,
+    /// The subjects of these, one after the other.
+    subjects: VecDeque<u8>,
+}
+
+#[derive(Debug)]
 struct Answer {
-    acker: Acker,
+    /// Bytes of its subject.
+    subject: usize,
     at: Instant,
     /// The reason of a termination; `None` for an acknowledgement.
     terminated: Option<&'static str>,
+}
+
+impl Sent {
+    fn push(&mut self, subject: &str, terminated: Option<&'static str>, now: Instant) {
+        while self.answers.len() >= MOST
+            || self.answers.front().is_some_and(|first| now.duration_since(first.at) > LATELY)
+        {
+            if let Some(first) = self.answers.pop_front() {
+                self.subjects.drain(..first.subject);
+            }
+        }
+        self.subjects.extend(subject.as_bytes());
+        self.answers.push_back(Answer { subject: subject.len(), at: now, terminated });
+    }
+
+    /// The subject of each answer, and the reason of a termination.
+    fn all(&self) -> Vec<(String, Option<&'static str>)> {
+        let mut from = 0;
+        let answers = self.answers.iter().map(|answer| {
+            let to = from + answer.subject;
+            let subject: Vec<u8> = self.subjects.range(from..to).copied().collect();
+            from = to;
+            (String::from_utf8_lossy(&subject).into_owned(), answer.terminated)
+        });
+        answers.collect()
+    }
 }
 
 impl Answers {
@@ -55,12 +92,8 @@ impl Answers {
     }
 
     fn remember(&self, acker: &Acker, terminated: Option<&'static str>) {
-        let (acker, now) = (acker.detached(), Instant::now());
-        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
-        while sent.len() >= MOST || sent.front().is_some_and(|first| now.duration_since(first.at) > LATELY) {
-            sent.pop_front();
-        }
-        sent.push_back(Answer { acker, at: now, terminated });
+        let now = Instant::now();
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner).push(acker.subject(), terminated, now);
     }
 
     /// Sends them again after each reconnect, forever. May be dropped at any await.
@@ -72,14 +105,14 @@ impl Answers {
                 // The connection is closed for good.
                 return std::future::pending().await;
             }
-            let sent: Vec<Answer> =
-                self.sent.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect();
+            let sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner).all();
             let mut count = 0;
             for answers in sent.chunks(AT_ONCE) {
-                for answer in answers {
-                    match answer.terminated {
-                        None => answer.acker.ack().await,
-                        Some(reason) => answer.acker.terminate(reason).await,
+                for (subject, terminated) in answers {
+                    let acker = Acker::new(js.client().clone(), Subject::from(subject.as_str()));
+                    match terminated {
+                        None => acker.ack().await,
+                        Some(reason) => acker.terminate(reason).await,
                     }
                 }
                 count += answers.len();
@@ -92,5 +125,35 @@ impl Answers {
                 AcknowledgementsRepeated { count }.emit();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_answers_are_kept_with_their_subjects() {
+        let mut sent = Sent::default();
+        let now = Instant::now();
+        let subject = |number: usize| format!("$JS.ACK.{}{number}", "x".repeat(number % 7));
+        let reason = |number: usize| (number % 3 == 0).then_some("poison");
+        for number in 0..MOST + 100 {
+            sent.push(&subject(number), reason(number), now);
+        }
+        let expected: Vec<_> = (100..MOST + 100).map(|number| (subject(number), reason(number))).collect();
+        assert_eq!(sent.all(), expected);
+        assert_eq!(sent.subjects.len(), expected.iter().map(|(subject, _)| subject.len()).sum::<usize>());
+    }
+
+    #[test]
+    fn older_answers_are_forgotten() {
+        let mut sent = Sent::default();
+        let now = Instant::now();
+        sent.push("first", None, now);
+        sent.push("", Some("poison"), now + LATELY);
+        assert_eq!(sent.all().len(), 2);
+        sent.push("third", None, now + LATELY + Duration::from_millis(1));
+        assert_eq!(sent.all(), [(String::new(), Some("poison")), ("third".to_owned(), None)]);
     }
 }

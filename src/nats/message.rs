@@ -1,11 +1,14 @@
 //! A message delivered by a pull consumer, with the fields of its acknowledgement subject (ADR-15).
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 
 use async_nats::{Client, HeaderMap, Request, Subject};
 use bytes::Bytes;
+use futures_util::poll;
 
 use super::byte_budget::MessageBytes;
 use crate::domain::carried::Carried;
@@ -154,9 +157,9 @@ impl Acker {
         Self { client, reply }
     }
 
-    /// A copy that keeps no buffer of the connection alive: the reply subject is a slice of what was read.
-    pub(super) fn detached(&self) -> Self {
-        Self { client: self.client.clone(), reply: Subject::from(self.reply.as_str().to_owned()) }
+    /// The subject of its answers. It is a slice of what the connection read: a clone would keep the whole buffer alive.
+    pub(super) fn subject(&self) -> &str {
+        self.reply.as_str()
     }
 
     /// Acknowledges the message; a work queue then deletes it.
@@ -198,7 +201,13 @@ impl Acker {
 
     /// A lost answer is not an error: the message is delivered again, and every reader is idempotent.
     async fn answer(&self, body: Bytes) {
-        match tokio::time::timeout(ANSWER_LIMIT, self.client.publish(self.reply.clone(), body)).await {
+        let mut sent = pin!(self.client.publish(self.reply.clone(), body));
+        // It rarely waits: the timer would cost as much as the rest.
+        let sent = match poll!(sent.as_mut()) {
+            Poll::Ready(sent) => Ok(sent),
+            Poll::Pending => tokio::time::timeout(ANSWER_LIMIT, sent).await,
+        };
+        match sent {
             Ok(Ok(())) => {}
             Ok(Err(error)) => AcknowledgementNotSent { error: &error }.emit(),
             Err(error) => AcknowledgementNotSent { error: &error }.emit(),

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 
@@ -100,6 +101,11 @@ impl IndexEntry {
     /// The limits of the backlog, if it has any of its own.
     pub fn backlog(&self) -> Option<&BacklogLimits> {
         self.special.as_deref()?.backlog.as_ref()
+    }
+
+    /// The longest time that an envelope may wait, if it has one of its own.
+    pub fn max_age(&self) -> Option<Duration> {
+        self.backlog()?.age
     }
 
     /// The strict order of the delivery, if it has one.

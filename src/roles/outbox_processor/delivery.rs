@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+
 use super::Subscriptions;
 use super::brokers::Brokers;
 use super::circuits::Probe;
@@ -82,7 +84,7 @@ struct Inner {
     opener: Arc<dyn OpenSecret>,
     settle: Settle,
     expiry: Arc<Expiry>,
-    targets: Mutex<HashMap<Identity, Prepared>>,
+    targets: Mutex<HashMap<Identity, Prepared, RandomState>>,
 }
 
 /// The clients that send envelopes.
@@ -139,7 +141,7 @@ impl Delivery {
         settle: Settle,
         expiry: Arc<Expiry>,
     ) -> Self {
-        let targets = Mutex::new(HashMap::new());
+        let targets = Mutex::default();
         Self { inner: Arc::new(Inner { js, subscriptions, transports, opener, settle, expiry, targets }) }
     }
 
@@ -199,7 +201,11 @@ impl Delivery {
         }
         let turn = turn.as_ref();
         let entry = inner.entry(&identity);
-        if let Some(why) = inner.expired(message, || entry.clone()) {
+        let max_age = || match &inner.subscriptions {
+            Subscriptions::Registry(_) => entry.as_ref().and_then(|entry| entry.max_age()),
+            Subscriptions::InEnvelopes => envelope.max_age(),
+        };
+        if let Some(why) = inner.expired(message, max_age) {
             let decision = Decision::DeadLetter { reason: Reason::Expired, fault: Fault::Subscriber };
             let tried = Tried::not_at_all(&why);
             Box::pin(inner.settle.settle_in(turn, message, &envelope, decision, tried, &known)).await;
@@ -296,8 +302,9 @@ impl Delivery {
     }
 
     /// Whether a message has waited for too long: [`Self::deliver`] then dead-letters it without an attempt.
-    pub(super) fn is_expired(&self, message: &Delivered, subscription: &Identity) -> bool {
-        self.inner.expired(message, || self.inner.entry(subscription)).is_some()
+    /// `max_age`: that of its subscription.
+    pub(super) fn is_expired(&self, message: &Delivered, max_age: Option<Duration>) -> bool {
+        self.inner.expired(message, || max_age).is_some()
     }
 
     /// Dead-letters a message that is not a readable envelope.
@@ -354,20 +361,10 @@ impl Inner {
         index.get(&id.subscription).filter(|one| one.subscription.incarnation == id.incarnation).cloned()
     }
 
-    /// Why a message is expired; `None` if it is not. `entry`: of its subscription in the index.
-    fn expired(
-        &self,
-        message: &Delivered,
-        entry: impl FnOnce() -> Option<Arc<IndexEntry>>,
-    ) -> Option<String> {
+    /// Why a message is expired; `None` if it is not. `max_age`: that of its subscription.
+    fn expired(&self, message: &Delivered, max_age: impl FnOnce() -> Option<Duration>) -> Option<String> {
         let age = self.expiry.age(message)?;
-        let own = match &self.subscriptions {
-            Subscriptions::Registry(_) => entry().and_then(|entry| entry.backlog()?.age),
-            Subscriptions::InEnvelopes => {
-                Envelope::read(&message.payload).ok().and_then(|envelope| envelope.max_age())
-            }
-        };
-        let most = self.expiry.limit(own).filter(|most| age > *most)?;
+        let most = self.expiry.limit(max_age()).filter(|most| age > *most)?;
         Some(format!("it waited for {}; the limit is {} (max_age)", rounded(age), span(most)))
     }
 

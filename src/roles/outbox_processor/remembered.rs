@@ -2,7 +2,7 @@
 //! other processes have delivered lately, as far as they announce it ([`super::announcements`]).
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,12 +32,33 @@ pub(super) enum Settlement {
     DeadLettered(Reason),
 }
 
+/// What was delivered here lately.
+struct DeliveredHere {
+    /// The messages, by the number of the envelope.
+    known: Lately<u128, Stored>,
+    /// To announce.
+    recent: Recent,
+}
+
 /// The envelopes that were delivered here lately.
 #[derive(Default)]
 struct Recent {
     envelopes: VecDeque<(Duration, SettledEnvelope)>,
     /// The number of all that were delivered.
     count: u64,
+}
+
+impl Recent {
+    fn push(&mut self, envelope: SettledEnvelope, now: Duration) {
+        let Self { envelopes, count } = self;
+        while envelopes.len() >= MOST_RECENT
+            || envelopes.front().is_some_and(|(at, _)| now.saturating_sub(*at) > RECENT_FOR)
+        {
+            envelopes.pop_front();
+        }
+        envelopes.push_back((now, envelope));
+        *count += 1;
+    }
 }
 
 /// The highest sequences that were settled, by the [number of the lane](lane_number). What the stream stored later is not
@@ -66,12 +87,12 @@ pub(super) struct Remembered {
     lately: Mutex<Lately<Stored, Settlement>>,
     /// The highest sequences among all of these.
     highest: Highest,
-    /// The messages with which envelopes were delivered, by the number of the envelope.
-    delivered: Mutex<Lately<u128, Stored>>,
+    /// What was delivered here.
+    delivered: Mutex<DeliveredHere>,
     /// The same of other processes.
     learned: Mutex<Lately<u128, Stored>>,
-    /// Those that were delivered here, to announce.
-    recent: Mutex<Recent>,
+    /// Whether there are any.
+    any_learned: AtomicBool,
     /// The outbox's duplicate window.
     window: Duration,
     /// Milliseconds since the start of the worker, which sets it: three looks at the clock for each delivery would cost as
@@ -84,13 +105,14 @@ pub(super) struct Remembered {
 impl Remembered {
     pub(super) fn new(window: Duration) -> Self {
         let lately = Mutex::new(Lately::new(MOST, TIME));
-        let delivered = Mutex::new(Lately::new(MOST, TIME.max(window)));
+        let known = Lately::new(MOST, TIME.max(window));
+        let delivered = Mutex::new(DeliveredHere { known, recent: Recent::default() });
         Self {
             lately,
             highest: Highest::default(),
             delivered,
             learned: Mutex::new(Lately::new(MOST, TIME.max(window))),
-            recent: Mutex::default(),
+            any_learned: AtomicBool::new(false),
             window,
             now: AtomicU64::new(0),
             answers: Answers::default(),
@@ -109,24 +131,35 @@ impl Remembered {
     /// An envelope was delivered.
     pub(super) fn delivered(&self, message: &Delivered, envelope: &str) {
         let (number, lane) = (number_of_envelope(envelope), lane_number(&message.subject));
-        self.will_announce(SettledEnvelope { stored: stored(message), lane, number });
-        let Some(number) = number else {
-            return self.remember(message, Settlement::Delivered);
-        };
-        self.highest.note(lane, message.stream_sequence);
-        of(&self.delivered).remember(number, stored(message), self.now());
+        let (stored, now) = (stored(message), self.now());
+        if number.is_some() {
+            self.highest.note(lane, stored.sequence);
+        } else {
+            self.remember(message, Settlement::Delivered);
+        }
+        let mut delivered = of(&self.delivered);
+        if let Some(number) = number {
+            delivered.known.remember(number, stored, now);
+        }
+        delivered.recent.push(SettledEnvelope { stored, lane, number }, now);
     }
 
     /// Whether another copy of this fresh envelope was delivered, and the outbox would have dropped this one as a
     /// duplicate. A broker that restarts forgets the ids of the messages that it does not hold any more.
     pub(super) fn is_repeated(&self, message: &Delivered, envelope: &str) -> bool {
         let Some(number) = number_of_envelope(envelope) else { return false };
-        let (now, at) = (self.now(), stored(message).at_nanos);
-        let is_first = |known: &Mutex<Lately<u128, Stored>>| {
-            let first = of(known).of(&number, now);
-            first.is_some_and(|first| is_repeated(first.at_nanos, at, self.window))
-        };
-        is_first(&self.delivered) || is_first(&self.learned)
+        let at = stored(message).at_nanos;
+        let is_first = |first: Stored| is_repeated(first.at_nanos, at, self.window);
+        self.delivered_here(number).is_some_and(is_first) || self.learned(number).is_some_and(is_first)
+    }
+
+    fn delivered_here(&self, number: u128) -> Option<Stored> {
+        of(&self.delivered).known.of(&number, self.now())
+    }
+
+    fn learned(&self, number: u128) -> Option<Stored> {
+        // A single process learns nothing.
+        self.any_learned.load(Ordering::Acquire).then(|| of(&self.learned).of(&number, self.now())).flatten()
     }
 
     /// Takes note of what another process delivered.
@@ -135,7 +168,10 @@ impl Remembered {
         for SettledEnvelope { stored, lane, number } in envelopes {
             self.highest.note(*lane, stored.sequence);
             match number {
-                Some(number) => of(&self.learned).learn(*number, *stored, now),
+                Some(number) => {
+                    of(&self.learned).learn(*number, *stored, now);
+                    self.any_learned.store(true, Ordering::Release);
+                }
                 None => self.with(|lately, now| lately.learn(*stored, Settlement::Delivered, now)),
             }
         }
@@ -144,25 +180,13 @@ impl Remembered {
     /// What was delivered here lately, after the first `known` envelopes; and the number of all.
     pub(super) fn recent(&self, known: u64) -> (Vec<SettledEnvelope>, u64) {
         let now = self.now();
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let delivered = of(&self.delivered);
+        let recent = &delivered.recent;
         let new = usize::try_from(recent.count - known.min(recent.count)).unwrap_or(usize::MAX);
         let from = recent.envelopes.len().saturating_sub(new);
         let envelopes = recent.envelopes.range(from..);
         let fresh = envelopes.filter(|(at, _)| now.saturating_sub(*at) < RECENT_FOR);
         (fresh.map(|(_, envelope)| *envelope).collect(), recent.count)
-    }
-
-    fn will_announce(&self, envelope: SettledEnvelope) {
-        let now = self.now();
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let Recent { envelopes, count } = &mut *recent;
-        while envelopes.len() >= MOST_RECENT
-            || envelopes.front().is_some_and(|(at, _)| now.saturating_sub(*at) > RECENT_FOR)
-        {
-            envelopes.pop_front();
-        }
-        envelopes.push_back((now, envelope));
-        *count += 1;
     }
 
     pub(super) fn remember(&self, message: &Delivered, settlement: Settlement) {
@@ -185,8 +209,8 @@ impl Remembered {
     fn was_delivered(&self, message: &Delivered) -> bool {
         let Ok(Ok(envelope)) = panics::catch(|| Envelope::read(&message.payload)) else { return false };
         let Some(number) = number_of_envelope(&envelope.id) else { return false };
-        let (now, stored) = (self.now(), Some(stored(message)));
-        of(&self.delivered).of(&number, now) == stored || of(&self.learned).of(&number, now) == stored
+        let stored = Some(stored(message));
+        self.delivered_here(number) == stored || self.learned(number) == stored
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Lately<Stored, Settlement>, Duration) -> T) -> T {
@@ -194,7 +218,7 @@ impl Remembered {
     }
 }
 
-fn of(known: &Mutex<Lately<u128, Stored>>) -> MutexGuard<'_, Lately<u128, Stored>> {
+fn of<T>(known: &Mutex<T>) -> MutexGuard<'_, T> {
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

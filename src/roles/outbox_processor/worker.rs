@@ -65,6 +65,13 @@ pub(super) struct Worker {
 /// `max_in_flight` and the rate limit.
 type FlowLimits = (u32, Option<RateLimit>);
 
+/// What is known of the subscription of a message.
+struct Place {
+    subscription: Identity,
+    limits: Option<FlowLimits>,
+    max_age: Option<Duration>,
+}
+
 /// Why the subscription of a message is unknown.
 #[derive(Debug, thiserror::Error)]
 enum UnknownOwner {
@@ -240,7 +247,7 @@ impl Worker {
     fn take(&self, running: &mut Running, read: FromLane) {
         let FromLane { message, permit, own_lane } = read;
         let Some((message, permit)) = self.settles_elsewhere(running, message, permit) else { return };
-        let (subscription, limits) = match panics::catch(|| self.place(&message)) {
+        let Place { subscription, limits, max_age } = match panics::catch(|| self.place(&message)) {
             Ok(Ok(place)) => place,
             Ok(Err(detail)) => {
                 let delivery = self.delivery.clone();
@@ -265,7 +272,7 @@ impl Worker {
         if running.waiting.insert(sequence, deliveries).is_some() {
             return;
         }
-        if self.delivery.is_expired(&message, &subscription) {
+        if self.delivery.is_expired(&message, max_age) {
             running.waiting.remove(&sequence);
             let delivery = self.delivery.clone();
             running.spills.start(async move {
@@ -302,7 +309,7 @@ impl Worker {
     }
 
     /// The subscription of a message and the limits of its deliveries, or why it is undecodable.
-    fn place(&self, message: &Delivered) -> Result<(Identity, Option<FlowLimits>), UnknownOwner> {
+    fn place(&self, message: &Delivered) -> Result<Place, UnknownOwner> {
         if let Some(malformed) = message.malformed() {
             return Err(malformed.into());
         }
@@ -313,23 +320,27 @@ impl Worker {
             Some(Identity { subscription, incarnation: Incarnation::LEGACY })
         });
         let subscription = subscription.ok_or(UnknownOwner::NotInSubject)?;
-        let limits = match &self.subscriptions {
-            Subscriptions::Registry(registry) => registry
-                .read()
-                .get(&subscription.subscription)
-                .filter(|entry| entry.subscription.incarnation == subscription.incarnation)
-                .map(|entry| (entry.max_in_flight, entry.rate_limit.as_deref().copied())),
-            Subscriptions::InEnvelopes => {
-                Envelope::read(&message.payload).ok().and_then(|envelope| envelope.share())
+        Ok(match &self.subscriptions {
+            Subscriptions::Registry(registry) => {
+                let index = registry.read();
+                let entry = index.get(&subscription.subscription);
+                let entry = entry.filter(|entry| entry.subscription.incarnation == subscription.incarnation);
+                let limits = entry.map(|entry| (entry.max_in_flight, entry.rate_limit.as_deref().copied()));
+                let max_age = entry.and_then(|entry| entry.max_age());
+                Place { subscription, limits, max_age }
             }
-        };
-        Ok((subscription, limits))
+            Subscriptions::InEnvelopes => {
+                let envelope = Envelope::read(&message.payload).ok();
+                let limits = envelope.as_ref().and_then(Envelope::share);
+                Place { subscription, limits, max_age: envelope.and_then(|envelope| envelope.max_age()) }
+            }
+        })
     }
 
     /// Queues an envelope again that is never moved: of a strict lane, or of an unknown subscription.
     pub(super) fn keep(&self, running: &mut Running, held: Held) {
         let place = panics::catch(|| self.place(&held.message)).ok().and_then(Result::ok);
-        let (max_in_flight, rate) = place.and_then(|(_, limits)| limits).unwrap_or((1, None));
+        let (max_in_flight, rate) = place.and_then(|place| place.limits).unwrap_or((1, None));
         let (subscription, now) = (held.subscription.clone(), running.started.elapsed());
         running.pool.offer_beyond(&subscription, max_in_flight, rate, held, now);
     }
