@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connection::JetStream;
+use super::stream_api::ConsumerInfo;
 use crate::tasks::Task;
 
 /// How often the consumer's configuration is read.
@@ -57,6 +58,13 @@ impl Heartbeat {
                 Ok(()) = self.ack_wait.changed() => {}
             }
         }
+    }
+}
+
+impl ConsumerInfo {
+    /// Its `ack_wait`.
+    pub fn ack_wait(&self) -> Option<Duration> {
+        ack_wait_of(&self.config)
     }
 }
 

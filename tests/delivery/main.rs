@@ -28,4 +28,5 @@ mod publishing;
 mod rejection;
 mod silent_dlt;
 mod strict;
+mod strict_waiting;
 mod waiting;

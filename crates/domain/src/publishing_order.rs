@@ -61,6 +61,28 @@ impl PublishingOrder {
         self.blockers.range(from..).next().map(|(sequence, _)| *sequence)
     }
 
+    /// The blockers on which the next step depends, in their order: of each tenant with events that wait, the first one, if
+    /// it is before all of these.
+    pub fn decisive_blockers(&self) -> Vec<u64> {
+        let mut decisive = Vec::new();
+        if self.blockers.is_empty() {
+            return decisive;
+        }
+        let mut first: BTreeMap<&str, u64> = BTreeMap::new();
+        for (sequence, tenant) in &self.waiting {
+            first.entry(tenant).or_insert(*sequence);
+        }
+        for (blocker, tenant) in &self.blockers {
+            if first.is_empty() {
+                break;
+            }
+            if first.remove(&**tenant).is_some_and(|first| *blocker < first) {
+                decisive.push(*blocker);
+            }
+        }
+        decisive
+    }
+
     /// Reports the state of the durable that reads the events: all events up to `floor` are settled, and `delivered` is
     /// the last event that it has delivered. A stream that was created again begins with 1.
     pub fn reader(&mut self, floor: u64, delivered: u64) {
@@ -200,6 +222,28 @@ mod tests {
     }
 
     #[test]
+    fn only_the_first_blocker_of_a_tenant_that_waits_decides() {
+        let mut order = PublishingOrder::new();
+        order.reader(0, 20);
+        for (at, tenant) in [(1, "acme"), (3, "acme"), (4, "bee"), (5, "cat"), (12, "dog")] {
+            order.stands(at, Some(tenant));
+        }
+        assert!(order.decisive_blockers().is_empty());
+        for (at, tenant) in [(2, "acme"), (6, "acme"), (8, "bee"), (11, "dog")] {
+            order.add(at, tenant);
+        }
+        assert_eq!(order.decisive_blockers(), [1, 4]);
+        order.settled(1);
+        assert_eq!(
+            order.decisive_blockers(),
+            [4],
+            "the second event of acme waits for 3, but the first does not"
+        );
+        order.settled(4);
+        assert!(order.decisive_blockers().is_empty());
+    }
+
+    #[test]
     fn an_event_of_another_domain_does_not_delay() {
         let stream = Stream::from([(5, None), (7, Some("acme"))]);
         let mut order = PublishingOrder::new();
@@ -280,7 +324,7 @@ mod tests {
                 } else {
                     let floor = stream.keys().next().map_or(last, |first| first - 1);
                     order.reader(floor, last);
-                    if let Some(blocker) = order.blocker_from(0) {
+                    for blocker in order.decisive_blockers() {
                         let stands = stream.range(blocker..).next().map_or(u64::MAX, |(sequence, _)| *sequence);
                         order.settled_between(blocker, stands);
                     }

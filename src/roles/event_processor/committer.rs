@@ -46,8 +46,6 @@ pub(super) struct Planned {
     pub(super) tenant: Box<str>,
     /// An envelope is for a strict order.
     pub(super) ordered: bool,
-    /// When it was planned.
-    pub(super) since: Instant,
     pub(super) envelopes: Vec<EnvelopeMessage>,
     /// The limits of subscriptions that have their own, by the positions of their envelopes.
     pub(super) limits: Vec<(usize, BacklogLimits)>,
@@ -194,7 +192,7 @@ impl Committer {
         if let Some(rest) = self.rest.take() {
             self.hand_back(vec![rest.planned]).await;
         }
-        let waiting = self.in_order.hand_back(None);
+        let waiting = self.in_order.hand_back();
         self.hand_back(waiting).await;
     }
 

@@ -1,26 +1,38 @@
 //! Holds the ordered events of a domain, those with an envelope for a strict order, until the earlier events of their
 //! tenant are settled ([`PublishingOrder`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::Instant;
 
-use super::CONSUMER;
 use super::committer::Planned;
 use super::decoder::Decoder;
 use super::missing_lanes::MissingLanes;
+use super::{ACK_WAIT, CONSUMER};
 use crate::domain::publishing_order::{PublishingOrder, Step};
 use crate::nats::subjects::is_strict_lane;
 use crate::nats::{JetStream, NatsError};
 use crate::panics;
 
-/// Pause before what is in the stream is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Pause before what is in the stream is looked at again, while events become ready: another process that has the event
+/// before needs a few milliseconds.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// The same after none became ready for a while.
+const LOOK_AGAIN_LATER: Duration = Duration::from_millis(20);
+const A_WHILE: Duration = Duration::from_millis(500);
 /// The same if nothing can be read or written.
 const LOOK_AGAIN_AFTER_ERROR: Duration = Duration::from_secs(1);
-/// An event that waits for longer returns to the stream, before the server delivers it to another process.
-pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(8);
+/// Interval of the looks at the consumer. They take longer than a look-up in the stream, and what they show is found there, too.
+const CONSUMER_EVERY: Duration = Duration::from_millis(200);
+/// Heartbeats within one `ack_wait`. An event that waits stays here however long it takes: those that returned to the
+/// stream would delay the later ones, which would return as well, without end.
+const HEARTBEATS: u32 = 3;
+/// Longest time that the heartbeats of all events take. They need room in the client's queue if the connection stalls.
+const HEARTBEATS_WITHIN: Duration = Duration::from_secs(2);
+/// Blockers that are looked up at the same time.
+const AT_ONCE: usize = 16;
 /// Messages that are looked up before the next pause. A long backlog is settled faster than it is looked through.
 const MOST_LOOKED_UP: usize = 64;
 
@@ -37,6 +49,15 @@ pub(super) struct InOrder {
     most_room: usize,
     room: usize,
     look_at: Instant,
+    /// When the last events became ready, or the first one was added.
+    ready_at: Instant,
+    /// When the consumer is looked at again.
+    consumer_at: Instant,
+    /// The last blocker that was looked up: the next look continues after it.
+    looked_up_to: u64,
+    /// `ack_wait` of the consumer.
+    ack_wait: Duration,
+    heartbeat_at: Instant,
     lanes: MissingLanes,
 }
 
@@ -60,6 +81,11 @@ impl InOrder {
             most_room,
             room: 0,
             look_at: Instant::now(),
+            ready_at: Instant::now(),
+            consumer_at: Instant::now(),
+            looked_up_to: 0,
+            ack_wait: ACK_WAIT,
+            heartbeat_at: Instant::now(),
             lanes,
         }
     }
@@ -71,7 +97,8 @@ impl InOrder {
     /// Adds an ordered event. Returns one that has to return to the stream, if too many wait.
     pub(super) fn add(&mut self, planned: Planned) -> Option<Planned> {
         if self.waiting.is_empty() {
-            self.look_at = Instant::now();
+            let now = Instant::now();
+            (self.look_at, self.consumer_at, self.ready_at) = (now, now, now);
         }
         self.put_back(planned);
         if self.waiting.len() <= self.most && self.room <= self.most_room {
@@ -123,39 +150,79 @@ impl InOrder {
     /// The events whose turn it is, in their order, at most `most`. None of them may be committed if one before it fails.
     pub(super) async fn ready(&mut self, most: usize) -> Result<Vec<Planned>, NatsError> {
         self.pause();
+        self.send_heartbeats().await;
         let stream = self.js.names().events_stream();
-        let reader = self.js.consumer_info(&stream, CONSUMER).await?;
-        self.order.reader(reader.ack_floor.stream_seq, reader.delivered.stream_seq);
+        if self.consumer_at <= Instant::now() {
+            let reader = self.js.consumer_info(&stream, CONSUMER).await?;
+            self.order.reader(reader.ack_floor.stream_seq, reader.delivered.stream_seq);
+            self.ack_wait = reader.ack_wait().unwrap_or(self.ack_wait);
+            self.heartbeat_at = self.heartbeat_at.min(Instant::now() + self.ack_wait / HEARTBEATS);
+            self.consumer_at = Instant::now() + CONSUMER_EVERY;
+        }
         let mut left = MOST_LOOKED_UP;
         self.look_for_blockers(&stream, &mut left).await?;
-        self.look_at = Instant::now() + LOOK_AGAIN;
         loop {
             match self.order.next(most) {
                 Step::Commit(sequences) => {
-                    self.look_at = Instant::now();
+                    let now = Instant::now();
+                    (self.look_at, self.ready_at) = (now, now);
                     return Ok(sequences.into_iter().filter_map(|sequence| self.take(sequence)).collect());
                 }
                 Step::LookUp(from) if left > 0 => {
                     left -= 1;
                     self.look_up(&stream, from).await?;
                 }
-                Step::Wait | Step::LookUp(_) => return Ok(Vec::new()),
+                Step::Wait | Step::LookUp(_) => {
+                    let is_soon = self.ready_at.elapsed() < A_WHILE;
+                    self.look_at = Instant::now() + if is_soon { LOOK_AGAIN } else { LOOK_AGAIN_LATER };
+                    return Ok(Vec::new());
+                }
             }
         }
     }
 
-    /// Finds the blockers that are not in the stream any more.
+    /// Keeps the server from delivering the events that wait to another process.
+    async fn send_heartbeats(&mut self) {
+        let now = Instant::now();
+        if now < self.heartbeat_at {
+            return;
+        }
+        let heartbeats = async {
+            for planned in self.waiting.values() {
+                planned.message.acker.in_progress().await;
+            }
+        };
+        // Those that were not sent follow with the next ones, or their events are delivered again, which does no harm.
+        let _ = tokio::time::timeout(HEARTBEATS_WITHIN, heartbeats).await;
+        self.heartbeat_at = now + self.ack_wait / HEARTBEATS;
+    }
+
+    /// Finds the blockers that are not in the stream any more, as far as the next step depends on them.
     async fn look_for_blockers(&mut self, stream: &str, left: &mut usize) -> Result<(), NatsError> {
-        let mut from = 0;
+        let mut standing = BTreeSet::new();
         // Half of the look-ups are left for what is not known yet.
-        while *left > MOST_LOOKED_UP / 2
-            && let Some(blocker) = self.order.blocker_from(from)
-        {
-            *left -= 1;
-            let next = self.js.get_next(stream, blocker, ">").await?;
-            from = next.map_or(u64::MAX, |message| message.sequence);
-            self.order.settled_between(blocker, from);
-            from = from.saturating_add(1);
+        while *left > MOST_LOOKED_UP / 2 {
+            let mut blockers = self.order.decisive_blockers();
+            blockers.retain(|blocker| !standing.contains(blocker));
+            let after = blockers.partition_point(|blocker| *blocker <= self.looked_up_to);
+            blockers.rotate_left(after);
+            blockers.truncate((*left - MOST_LOOKED_UP / 2).min(AT_ONCE));
+            let Some(last) = blockers.last() else { return Ok(()) };
+            self.looked_up_to = *last;
+            *left -= blockers.len();
+            let js = &self.js;
+            let look_ups = blockers.into_iter().map(|blocker| async move {
+                let next = js.get_next(stream, blocker, ">").await?;
+                Ok::<_, NatsError>((blocker, next.map_or(u64::MAX, |message| message.sequence)))
+            });
+            let found: Vec<(u64, u64)> =
+                stream::iter(look_ups).buffer_unordered(AT_ONCE).try_collect().await?;
+            for (blocker, next) in found {
+                self.order.settled_between(blocker, next);
+                if next == blocker {
+                    standing.insert(blocker);
+                }
+            }
         }
         Ok(())
     }
@@ -173,20 +240,13 @@ impl InOrder {
         Ok(())
     }
 
-    /// Removes and returns the events that have waited for longer than `longest`, or all of them.
-    pub(super) fn hand_back(&mut self, longest: Option<Duration>) -> Vec<Planned> {
-        let now = Instant::now();
-        let is_over = |planned: &Planned| longest.is_none_or(|most| now.duration_since(planned.since) > most);
-        let overdue: Vec<u64> = self
-            .waiting
-            .iter()
-            .filter(|(_, planned)| is_over(planned))
-            .map(|(sequence, _)| *sequence)
-            .collect();
-        for sequence in &overdue {
+    /// Removes and returns all events.
+    pub(super) fn hand_back(&mut self) -> Vec<Planned> {
+        for sequence in self.waiting.keys() {
             self.order.hand_back(*sequence);
         }
-        overdue.into_iter().filter_map(|sequence| self.take(sequence)).collect()
+        self.room = 0;
+        std::mem::take(&mut self.waiting).into_values().collect()
     }
 
     /// Asks for the consumers of these events' strict lanes. Nothing waits for them.

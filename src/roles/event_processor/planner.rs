@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Instant;
 
 use super::backlog::{Backlog, TURN, Turn, Work};
 use super::committer::{BUSY_DELAY, Planned};
@@ -87,8 +86,8 @@ impl CommitQueue {
             self.room.clone().acquire_many_owned(weight).await.ok()
         };
         let Some(room) = room else { return message.acker.nak(Some(BUSY_DELAY)).await };
-        let (tenant, since) = (tenant.into(), Instant::now());
-        let planned = Planned { message, tenant, ordered, since, envelopes, limits, permit, room };
+        let tenant = tenant.into();
+        let planned = Planned { message, tenant, ordered, envelopes, limits, permit, room };
         // A blocked committer empties its channel at once, so this never waits for a full outbox.
         if let Err(closed) = self.committer.send(planned).await {
             closed.0.message.acker.nak(None).await;

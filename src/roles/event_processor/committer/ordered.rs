@@ -11,7 +11,6 @@ use super::{Committer, MOST_BYTES, Planned};
 use crate::facts::{EventRepeated, OrderedEventsWait};
 use crate::nats::{BatchError, EnvelopeMessage, NatsError};
 use crate::panics::{self, Panicked};
-use crate::roles::event_processor::in_order::LONGEST_WAIT;
 
 /// Most events that are committed before others are looked at.
 const MOST_EVENTS: usize = 512;
@@ -65,8 +64,6 @@ impl Committer {
         if self.in_order.due().is_none_or(|due| due > Instant::now()) {
             return;
         }
-        let overdue = self.in_order.hand_back(Some(LONGEST_WAIT));
-        self.hand_back(overdue).await;
         match self.in_order.ready(MOST_EVENTS).await {
             Ok(group) if group.is_empty() => {}
             Ok(group) => self.commit_in_order(group).await,

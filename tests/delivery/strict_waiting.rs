@@ -1,0 +1,118 @@
+//! Events with an envelope for a strict order wait in their process for earlier ones that another process has. They do not
+//! return to the stream meanwhile: each that did would delay the later ones, which would return as well, without end.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+
+use super::strict::{accepted, assert_in_order, ids_of, publish_in_order, strict};
+use crate::support::{Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, subscription};
+
+const STEP: Duration = Duration::from_secs(90);
+const EVENTS: &str = "HUB_EVENTS";
+const PROCESSOR: &str = "event-processor";
+
+/// The number of deliveries of events to processes.
+async fn deliveries(client: &TestClient) -> u64 {
+    client.js.consumer_info(EVENTS, PROCESSOR).await.expect("there").delivered.consumer_seq
+}
+
+async fn subscribe(client: &TestClient, receiver: &Receiver) {
+    client
+        .subscribe([
+            strict("strict", &receiver.url("/strict"), &json!({})),
+            subscription("free", &["user.>"], &receiver.url("/free")),
+        ])
+        .await;
+}
+
+async fn all_arrive_once(receiver: &Receiver, events: &[String]) {
+    for path in ["/strict", "/free"] {
+        receiver.wait_accepted(path, events.len(), STEP).await;
+        assert_eq!(receiver.count(path), events.len(), "{path}");
+    }
+    assert_in_order(&ids_of(accepted(receiver, "/strict", "subject")), events);
+}
+
+/// Sets the `ack_wait` of the event processor, as an operator may.
+async fn set_ack_wait(broker: &TestBroker, client: &TestClient, ack_wait: Duration) {
+    let mut config = client.js.consumer_info(EVENTS, PROCESSOR).await.expect("there").config;
+    config.insert("ack_wait".to_owned(), json!(ack_wait.as_nanos()));
+    let subject = format!("$JS.API.CONSUMER.CREATE.{EVENTS}.{PROCESSOR}");
+    let body = json!({"stream_name": EVENTS, "config": config, "action": "update"}).to_string();
+    let answer = broker.client().await.request(subject, body.into()).await.expect("answered");
+    let answer: Value = serde_json::from_slice(&answer.payload).expect("JSON");
+    assert!(answer["error"].is_null(), "{answer}");
+}
+
+#[tokio::test]
+async fn events_wait_as_long_as_another_process_has_an_earlier_one() {
+    const ACK_WAIT: Duration = Duration::from_secs(6);
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::configured(&broker.url(), &TestSettings::quick());
+    hub.cli_ok(&["provision"]).await;
+    let client = TestClient::connect(&broker.url()).await;
+    subscribe(&client, &receiver).await;
+    let events = ids("event", 40);
+    publish_in_order(&client, &events[..1]).await;
+    // The other process.
+    let other = broker.client().await;
+    let next = format!("$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{PROCESSOR}");
+    let inbox = other.new_inbox();
+    let mut received = other.subscribe(inbox.clone()).await.expect("subscribed");
+    other.publish_with_reply(next, inbox, "".into()).await.expect("sent");
+    let first = tokio::time::timeout(STEP, received.next()).await.expect("in time").expect("a message");
+    let answers = first.reply.expect("a message of a consumer");
+    let answer = async |text: &'static str| {
+        other.publish(answers.clone(), text.into()).await.expect("sent");
+        other.flush().await.expect("sent");
+    };
+    answer("+WPI").await;
+    hub.start();
+    hub.ready().await;
+    set_ack_wait(&broker, &client, ACK_WAIT).await;
+    publish_in_order(&client, &events[1..]).await;
+    // More than two times ack_wait.
+    let mut ticks = tokio::time::interval(ACK_WAIT / 8);
+    for _ in 0..20 {
+        ticks.tick().await;
+        answer("+WPI").await;
+    }
+    assert_eq!(deliveries(&client).await, 40, "each event was delivered to one process, once");
+    assert_eq!((receiver.count("/strict"), receiver.count("/free")), (0, 0));
+    answer("-NAK").await;
+    all_arrive_once(&receiver, &events).await;
+    broker.nothing_pending_within(STEP).await;
+    assert_eq!(deliveries(&client).await, 41, "only the one that was handed back was delivered again");
+}
+
+#[tokio::test]
+async fn two_processes_hand_no_event_back_for_the_order() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hubs = [0, 1].map(|_| Hub::serve(&broker.url(), &TestSettings::quick(), &[]));
+    for hub in &mut hubs {
+        hub.ready().await;
+    }
+    let client = TestClient::connect(&broker.url()).await;
+    subscribe(&client, &receiver).await;
+    let events = ids("event", 1_000);
+    publish_in_order(&client, &events).await;
+    all_arrive_once(&receiver, &events).await;
+    broker.nothing_pending_within(STEP).await;
+    let planned = async || {
+        let mut planned = 0.0;
+        for hub in &hubs {
+            planned += hub.metric("hub_events_total", &[r#"domain="user-lifecycle""#]).await;
+        }
+        planned
+    };
+    eventually(STEP, "each event was counted once", async || match planned().await {
+        1_000.0 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    assert_eq!(deliveries(&client).await, 1_000);
+}
