@@ -75,6 +75,12 @@ impl Readiness {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// Every part, and whether it is ready.
+    pub fn parts(&self) -> Vec<(String, bool)> {
+        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.iter().map(|(name, part)| (name.clone(), part.is_ready())).collect()
+    }
+
     /// The parts that are not ready; empty when all are.
     pub fn missing(&self) -> Vec<String> {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);

@@ -222,6 +222,11 @@ impl JetStream {
         *self.connected.borrow()
     }
 
+    /// Number of connections made so far.
+    pub fn connections(&self) -> u64 {
+        *self.generation.borrow()
+    }
+
     /// Largest message that the server accepts, in bytes.
     pub fn max_payload(&self) -> usize {
         self.client.max_payload()

@@ -70,8 +70,8 @@ pub use pull::HAND_BACK_DELAY;
 pub use reader::{Held, Read, Reader};
 pub use redrive::{RedriveTrigger, TRIGGER_HEADER as REDRIVE_TRIGGER_HEADER};
 pub use registry::{
-    Registry, RegistryEntry, RegistryFollower, RegistryListing, StoredSubscription, UnreadableEntry,
-    UnreadableRevision,
+    Registry, RegistryEntry, RegistryFollower, RegistryListing, RegistrySize, StoredSubscription,
+    UnreadableEntry, UnreadableRevision,
 };
 pub use settled_notices::{MOST_IN_NOTICE, Reconnects, SettledEnvelope, SettledNotice, SettledNotices};
 pub use stream_api::{ConsumerInfo, StoredMessage, StreamInfo};

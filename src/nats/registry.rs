@@ -21,11 +21,13 @@ use crate::health::Readiness;
 mod entry;
 mod listing;
 mod misplaced;
+mod size;
 
 pub(in crate::nats) use entry::KeyRevision;
 pub use entry::{RegistryEntry, UnreadableEntry, UnreadableRevision};
 pub use listing::RegistryListing;
 use misplaced::MisplacedEntry;
+pub use size::RegistrySize;
 
 /// The in-memory index of the bucket, shared by the roles of a process.
 #[derive(Clone)]

@@ -5,6 +5,8 @@ use base64::Engine as _;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::connection::JetStream;
 use super::error::{BoxError, NatsError};
@@ -28,8 +30,26 @@ pub struct StreamState {
     pub bytes: u64,
     pub first_seq: u64,
     pub last_seq: u64,
+    /// When the first message was stored (RFC 3339).
+    #[serde(default)]
+    pub first_ts: String,
+    /// Distinct subjects.
+    #[serde(default)]
+    pub num_subjects: u64,
     #[serde(default)]
     pub subjects: Option<std::collections::BTreeMap<String, u64>>,
+}
+
+impl StreamState {
+    /// When the oldest message was stored; `None` if there is none.
+    pub fn oldest_at(&self) -> Option<OffsetDateTime> {
+        if self.messages == 0 {
+            return None;
+        }
+        let at = OffsetDateTime::parse(&self.first_ts, &Rfc3339).ok();
+        // The server writes the year 1 for a time that it does not know.
+        at.filter(|at| *at > OffsetDateTime::UNIX_EPOCH)
+    }
 }
 
 impl StreamInfo {

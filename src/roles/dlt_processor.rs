@@ -7,6 +7,7 @@ mod quota;
 use std::sync::Arc;
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::carried::Carried;
@@ -14,14 +15,14 @@ use crate::domain::dead_letter::{DeadLetter, DeadLetterState, Failed, Origin};
 use crate::domain::headers;
 use crate::domain::outcome::Reason;
 use crate::facts::{
-    DeadLetterSetAside, Metrics, OverdueDeadLetterFound, OverdueSearchFailed, OverdueSearchPanicked,
-    RedriveFailed, RedriveOfResolved, RedriveUnreadable, Redriven,
+    DeadLetterSetAside, LetterCounts, Metrics, OverdueDeadLetterFound, OverdueSearchFailed,
+    OverdueSearchPanicked, RedriveFailed, RedriveOfResolved, RedriveUnreadable, Redriven,
 };
 use crate::health::{Readiness, ReadyFlag};
 use crate::nats::subjects::SHARED_LANE;
 use crate::nats::{
-    DeadLetterQuery, Delivered, EnvelopeMessage, JetStream, NatsError, REDRIVE_TRIGGER_HEADER, Reader,
-    RedriveTrigger,
+    DeadLetterEntry, DeadLetterQuery, Delivered, EnvelopeMessage, JetStream, NatsError,
+    REDRIVE_TRIGGER_HEADER, Reader, RedriveTrigger,
 };
 use crate::panics::{self, Panicked};
 use crate::tasks::{TaskError, Tasks};
@@ -287,7 +288,7 @@ impl Worker {
     }
 
     /// Searches for scheduled dead letters that are overdue without a timer or a pending request (because the redrive
-    /// stream was purged or lost, say), and requests their redrive. Never returns.
+    /// stream was purged or lost, say), and requests their redrive. Counts the dead letters on the way. Never returns.
     async fn reconcile(&self, settings: &DltProcessorSettings) {
         let mut ticks = tokio::time::interval(settings.reconcile_interval);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -309,14 +310,19 @@ impl Worker {
     }
 
     async fn reconcile_domain(&self, domain: &str, grace: Duration) -> Result<(), NatsError> {
-        let query = DeadLetterQuery { state: Some(DeadLetterState::Scheduled), ..DeadLetterQuery::default() };
+        let (mut counts, mut oldest) = (LetterCounts::default(), None);
         let mut from = 1;
         loop {
-            let page = self.js.dead_letters(domain, &query, from, 1_000).await?;
+            let page = self.js.dead_letters(domain, &DeadLetterQuery::default(), from, 1_000).await?;
+            for DeadLetterEntry { letter, .. } in &page.entries {
+                counts.add(letter.state);
+                oldest = Some(oldest.map_or(letter.failed_at, |at: OffsetDateTime| at.min(letter.failed_at)));
+            }
             let overdue = self.js.now() - grace;
             let late: Vec<_> = page
                 .entries
                 .iter()
+                .filter(|entry| entry.letter.state == DeadLetterState::Scheduled)
                 .filter(|entry| entry.letter.next_redrive_at.is_some_and(|at| at < overdue))
                 .collect();
             if !late.is_empty() {
@@ -328,9 +334,12 @@ impl Worker {
             }
             match page.next {
                 Some(next) => from = next,
-                None => return Ok(()),
+                None => break,
             }
         }
+        let age = oldest.and_then(|at| (self.js.now() - at).try_into().ok()).unwrap_or_default();
+        self.metrics.letters(domain, counts, age);
+        Ok(())
     }
 }
 

@@ -5,10 +5,11 @@ mod room_watch;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
+use time::OffsetDateTime;
 
 use crate::facts::{DepthsNotRead, Metrics};
 use crate::health::Readiness;
-use crate::nats::{JetStream, NatsError, Registry, UnreadableEntry};
+use crate::nats::{JetStream, NatsError, Registry, RegistrySize, UnreadableEntry};
 use room_watch::RoomWatch;
 
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -45,9 +46,11 @@ impl Gauges {
         let mut rooms = RoomWatch::new(self.js.clone(), self.metrics.clone(), self.readiness.clone());
         loop {
             ticks.tick().await;
-            if let Err(error) = self.read(&mut rooms).await {
-                DepthsNotRead { error: &error }.emit();
+            match self.read(&mut rooms).await {
+                Ok(()) => self.metrics.depths_read(),
+                Err(error) => DepthsNotRead { error: &error }.emit(),
             }
+            self.read_registry().await;
         }
     }
 
@@ -61,10 +64,27 @@ impl Gauges {
         ]);
     }
 
+    async fn read_registry(&self) {
+        self.metrics.subscriptions(self.registry.read().iter().map(|entry| entry.subscription.state));
+        match self.registry.size(&self.js).await {
+            Ok(RegistrySize { bytes, entries, revision_lag }) => {
+                self.metrics.registry(bytes, entries, revision_lag);
+            }
+            // The watch of the agreement reports it.
+            Err(error) if error.is_registry_lost() => {}
+            Err(error) => DepthsNotRead { error: &error }.emit(),
+        }
+    }
+
+    /// By the clock of the server; none is 0.
+    fn age(&self, since: Option<OffsetDateTime>) -> Duration {
+        let age = since.map(|since| self.js.now() - since);
+        age.and_then(|age| age.try_into().ok()).unwrap_or_default()
+    }
+
     /// Reads each stream, also if others cannot be read. Returns the first error.
     async fn read(&self, rooms: &mut RoomWatch) -> Result<(), NatsError> {
         let names = self.js.names();
-        self.metrics.subscriptions(self.registry.read().len());
         let of_domain = |domain: &String| [names.outbox_stream(domain), names.dlt_stream(domain)];
         let streams = std::iter::once(names.events_stream()).chain(self.domains.iter().flat_map(of_domain));
         let mut infos = stream::iter(streams)
@@ -87,12 +107,14 @@ impl Gauges {
         let events = next();
         if let Some(events) = &events {
             self.metrics.events_depth(events.state.messages);
+            self.metrics.events_oldest(self.age(events.state.oldest_at()));
         }
         rooms.look_at_events(events.map(|info| info.fill()).as_ref());
         for domain in &self.domains {
             let (outbox, dlt) = (next(), next());
             if let Some(outbox) = &outbox {
                 self.metrics.outbox_depth(domain, outbox.state.messages);
+                self.metrics.outbox_oldest(domain, self.age(outbox.state.oldest_at()));
             }
             if let Some(dlt) = &dlt {
                 self.metrics.dlt_depth(domain, dlt.state.messages);

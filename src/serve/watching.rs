@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
-use crate::facts::{Metrics, write_left_out};
+use crate::facts::{Metrics, Observed, write_left_out};
 use crate::health::Readiness;
 use crate::nats::JetStream;
 use crate::nats::definitions::StreamParameters;
@@ -29,6 +29,15 @@ pub(super) fn complete_log(tasks: &mut Tasks) {
     });
 }
 
+fn observed(js: JetStream, readiness: Readiness) -> Observed {
+    let connected = js.clone();
+    Observed {
+        is_connected: Box::new(move || connected.is_answering()),
+        reconnects: Box::new(move || js.connections().saturating_sub(1)),
+        parts: Box::new(move || readiness.parts()),
+    }
+}
+
 pub(super) fn watch(
     tasks: &mut Tasks,
     js: &JetStream,
@@ -36,6 +45,7 @@ pub(super) fn watch(
     metrics: &Metrics,
     readiness: &Readiness,
 ) {
+    metrics.observe(observed(js.clone(), readiness.clone()));
     let watched = js.clone();
     tasks.droppable("the watch of the connection", async move { watched.watch_answers().await });
     let keeper = PartKeeper::new(js.clone(), stream_parameters.clone());

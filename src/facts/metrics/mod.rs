@@ -4,11 +4,15 @@
 #[macro_use]
 mod families;
 mod api;
+mod live;
+mod process;
 mod relay;
+mod streams;
 
 use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -17,7 +21,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 pub(super) use api::{RequestLabel, RouteLabel};
+pub use live::Observed;
 pub use relay::RelayMetrics;
+pub use streams::LetterCounts;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(super) struct DomainLabel {
@@ -165,7 +171,11 @@ pub struct Metrics {
 
 struct Inner {
     registry: Registry,
+    /// Metrics of the process, which have no prefix.
+    process: Registry,
+    live: Arc<live::Live>,
     families: Families,
+    streams: streams::StreamFamilies,
     domains: DomainFamilies,
     relay: relay::BrokerFamilies,
     api: api::ApiFamilies,
@@ -193,17 +203,24 @@ impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("hub");
         let families = Families::register(&mut registry);
+        let streams = streams::StreamFamilies::register(&mut registry);
         let domains = DomainFamilies::register(&mut registry);
         let relay = relay::BrokerFamilies::register(&mut registry);
         let api = api::ApiFamilies::register(&mut registry);
         registry.register_collector(Box::new(LogLines));
-        Self { inner: Arc::new(Inner { registry, families, domains, relay, api }) }
+        let live = Arc::new(live::Live::new());
+        registry.register_collector(Box::new(live.clone()));
+        let mut process = Registry::default();
+        process.register_collector(Box::new(process::Process::new()));
+        Self { inner: Arc::new(Inner { registry, process, live, families, streams, domains, relay, api }) }
     }
 
     /// OpenMetrics text.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.inner.registry)?;
+        encode_registry(&mut text, &self.inner.registry)?;
+        encode_registry(&mut text, &self.inner.process)?;
+        encode_eof(&mut text)?;
         Ok(text)
     }
 
@@ -271,10 +288,6 @@ impl Metrics {
     /// Sets how many subscriptions are held.
     pub fn subscriptions_held(&self, count: usize) {
         self.inner.families.subscriptions_held.set(gauge(count as u64));
-    }
-
-    pub fn subscriptions(&self, count: usize) {
-        self.inner.families.subscriptions.set(gauge(count as u64));
     }
 
     /// Sets how many registry entries are unreadable, by what is in force instead: an earlier revision (`earlier`),
