@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Cause;
 use super::limited::{About, limited};
-use super::metrics::DomainMetrics;
+use super::metrics::{DomainMetrics, Metrics, Redrive};
 use crate::domain::subscription::SubscriptionRef;
 use crate::domain::words::rounded;
 
@@ -62,8 +62,9 @@ pub struct RedrivePostponed<'a> {
 }
 
 impl RedrivePostponed<'_> {
-    pub fn emit(self) {
+    pub fn emit(self, metrics: &Metrics) {
         let Self { domain, tenant, subscription, envelope, reason } = self;
+        metrics.redrive(domain, Redrive::Postponed).inc();
         limited!(
             INFO "backlog still full, redrive postponed",
             About::domain(domain).of_parts(tenant, subscription);

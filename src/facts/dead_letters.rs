@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use super::Cause;
 use super::limited::{About, limited};
-use super::metrics::{DomainMetrics, Metrics, ReasonLabel};
+use super::metrics::{DomainMetrics, LetterBy, Metrics, ReasonLabel, Redrive, StrandedResult};
 use crate::domain::dead_letter::DeadLetter;
+use crate::domain::outcome::Reason;
 use crate::domain::words::rounded;
 
 /// A dead letter was written.
 pub struct DeadLettered<'a> {
     pub letter: &'a DeadLetter,
+    pub by: LetterBy,
+    /// The envelope was a redrive or replay.
+    pub is_redriven: bool,
 }
 
 impl DeadLettered<'_> {
@@ -29,6 +33,12 @@ impl DeadLettered<'_> {
             ..
         } = self.letter;
         count(metrics, self.letter);
+        if *reason == Reason::Exhausted {
+            metrics.exhausted_routed(domain, self.by).inc();
+        }
+        if self.is_redriven {
+            metrics.redrive(domain, Redrive::FailedAgain).inc();
+        }
         limited!(
             WARN "dead-lettered", About::domain(domain).of_parts(tenant, subscription).with(reason.as_str());
             domain, tenant, subscription, envelope = id, event_key, %reason, %fault, attempts, last_error,
@@ -114,13 +124,15 @@ impl EnvelopeGone<'_> {
 
 /// An exhausted redriven envelope was dropped: its dead letter was delivered, discarded or replaced.
 pub struct ExhaustedRedriveDropped<'a> {
+    pub domain: &'a str,
     pub stream: &'a str,
     pub sequence: u64,
 }
 
 impl ExhaustedRedriveDropped<'_> {
-    pub fn emit(self) {
-        let Self { stream, sequence } = self;
+    pub fn emit(self, metrics: &Metrics) {
+        let Self { domain, stream, sequence } = self;
+        metrics.redrive(domain, Redrive::Dropped).inc();
         limited!(
             INFO "redriven envelope dropped, its dead letter is resolved", About::detail(stream);
             stream, sequence
@@ -183,13 +195,16 @@ impl LaneNotSwept<'_> {
 
 /// The sweep dead-lettered an envelope, or published it again, that no consumer would have delivered.
 pub struct StrandedEnvelopeFound<'a> {
+    pub domain: &'a str,
     pub stream: &'a str,
     pub sequence: u64,
+    pub result: StrandedResult,
 }
 
 impl StrandedEnvelopeFound<'_> {
-    pub fn emit(self) {
-        let Self { stream, sequence } = self;
+    pub fn emit(self, metrics: &Metrics) {
+        let Self { domain, stream, sequence, result } = self;
+        metrics.stranded_found(domain, result).inc();
         limited!(WARN "stranded envelope found", About::detail(stream); stream, sequence);
     }
 }
@@ -339,12 +354,15 @@ pub struct Redriven<'a> {
     pub redrives: u32,
     /// The schedule or the request that caused it.
     pub trigger: &'static str,
+    /// By the schedule, not by an operator.
+    pub is_scheduled: bool,
 }
 
 impl Redriven<'_> {
     pub fn emit(self, metrics: &Metrics) {
-        let Self { letter, domain, redrives, trigger } = self;
-        metrics.of_domain(domain).counters.redriven.inc();
+        let Self { letter, domain, redrives, trigger, is_scheduled } = self;
+        metrics.redriven(domain).inc();
+        metrics.redrive(domain, if is_scheduled { Redrive::Redriven } else { Redrive::Replayed }).inc();
         let DeadLetter { tenant, subscription, id, .. } = letter;
         limited!(
             INFO "redriven", About::domain(domain).of_parts(tenant, subscription);

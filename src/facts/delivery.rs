@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Cause;
 use super::dead_letters::DeadLettered;
 use super::limited::{About, limited};
-use super::metrics::{DomainMetrics, FailureLabel};
+use super::metrics::{DomainMetrics, FailureLabel, LetterBy, Redrive};
 use crate::domain::dead_letter::DeadLetter;
 use crate::domain::outcome::Fault;
 use crate::domain::subscription::SubscriptionRef;
@@ -16,12 +16,15 @@ pub struct AttemptMade {
     pub latency: Duration,
     /// Of a failed one: whose fault it is, and its kind.
     pub failure: Option<(Fault, &'static str)>,
+    /// Of the answer, if there is one.
+    pub status: Option<u16>,
 }
 
 impl AttemptMade {
     pub fn emit(self, metrics: &DomainMetrics) {
-        let Self { latency, failure } = self;
+        let Self { latency, failure, status } = self;
         metrics.counters.delivery_seconds.observe(latency.as_secs_f64());
+        metrics.attempts.of(failure.map(|(fault, _)| fault), status).inc();
         if let Some((fault, kind)) = failure {
             let label = FailureLabel { domain: metrics.domain.to_string(), fault: fault.as_str(), kind };
             metrics.all.families().failures.get_or_create(&label).inc();
@@ -100,12 +103,15 @@ impl DeliveryExhausted<'_> {
 /// The worker dead-lettered an envelope.
 pub struct DeliveryDeadLettered<'a> {
     pub letter: &'a DeadLetter,
+    /// The envelope was a redrive or replay.
+    pub is_redriven: bool,
 }
 
 impl DeliveryDeadLettered<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         metrics.dead_lettered.inc();
-        DeadLettered { letter: self.letter }.emit(&metrics.all);
+        let Self { letter, is_redriven } = self;
+        DeadLettered { letter, by: LetterBy::Worker, is_redriven }.emit(&metrics.all);
     }
 }
 
@@ -211,6 +217,7 @@ pub struct DeadLetterResolved<'a> {
 impl DeadLetterResolved<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         metrics.counters.resolved.inc();
+        metrics.all.redrive(&metrics.domain, Redrive::Resolved).inc();
         let domain = &*metrics.domain;
         limited!(
             INFO "dead letter delivered and removed", About::domain(domain);
@@ -266,6 +273,7 @@ impl RedrivenEnvelopeDropped<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { tenant, subscription, envelope } = self;
         let domain = &*metrics.domain;
+        metrics.all.redrive(domain, Redrive::Dropped).inc();
         limited!(
             INFO "redriven envelope dropped, its dead letter is resolved",
             About::domain(domain).of_parts(tenant, subscription);

@@ -13,6 +13,7 @@ pub struct EventMatched {
 impl EventMatched {
     pub fn emit(self, metrics: &DomainMetrics) {
         metrics.counters.events.inc();
+        metrics.counters.fan_out.observe(self.subscriptions as f64);
         if self.subscriptions == 0 {
             metrics.counters.unmatched.inc();
         }

@@ -9,12 +9,10 @@ use time::{OffsetDateTime, UtcOffset};
 use super::{Management, ManagementError};
 use crate::domain::field_error::FieldError;
 use crate::domain::words::span;
-use crate::nats::NatsError;
 use crate::nats::subjects::{SHARED_LANE, lane_of_consumer};
+use crate::nats::{NatsError, UNTIL_RESUMED};
 use crate::settings::Domain;
 
-/// JetStream pauses until a time; one this far away means "until resumed".
-const UNTIL_RESUMED: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// Longest pause with an end, far below [`UNTIL_RESUMED`], so that none is taken for a pause without an end.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3_650 * 24 * 60 * 60);
 

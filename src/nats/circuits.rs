@@ -140,7 +140,8 @@ impl ConsumerInfo {
         domain.max(circuit)
     }
 
-    fn pause_until(&self) -> Option<OffsetDateTime> {
+    /// The end of its pause, also of one that is over.
+    pub fn pause_until(&self) -> Option<OffsetDateTime> {
         let until = self.config.get("pause_until")?.as_str()?;
         OffsetDateTime::parse(until, &Rfc3339).ok()
     }

@@ -74,7 +74,7 @@ pub use registry::{
     UnreadableEntry, UnreadableRevision,
 };
 pub use settled_notices::{MOST_IN_NOTICE, Reconnects, SettledEnvelope, SettledNotice, SettledNotices};
-pub use stream_api::{ConsumerInfo, StoredMessage, StreamInfo};
+pub use stream_api::{ConsumerInfo, StoredMessage, StreamInfo, UNTIL_RESUMED};
 pub use strict::StoppingLetter;
 pub use tokens::{TokenEntry, UnreadableToken};
 pub use trace::TraceQuery;

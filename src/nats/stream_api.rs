@@ -1,5 +1,7 @@
 //! JetStream API calls on streams, consumers and single stored messages.
 
+use std::time::Duration;
+
 use async_nats::HeaderMap;
 use base64::Engine as _;
 use bytes::Bytes;
@@ -13,6 +15,9 @@ use super::error::{BoxError, NatsError};
 use super::gone::unless_gone;
 use super::message::Malformed;
 use crate::domain::stream_fill::Fill;
+
+/// JetStream pauses until a time; one this far away means "until resumed".
+pub const UNTIL_RESUMED: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// The fields of `STREAM.INFO` that the hub uses.
 #[derive(Debug, Clone, Deserialize)]

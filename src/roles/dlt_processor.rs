@@ -245,14 +245,19 @@ impl Worker {
         if trigger != RedriveTrigger::OperatorForce && self.js.is_replaying(domain, sequence).await? {
             return Ok(());
         }
-        if trigger == RedriveTrigger::Schedule && self.quota.postpone(&self.js, &entry, &letter).await? {
+        let is_scheduled = trigger == RedriveTrigger::Schedule;
+        if is_scheduled && self.quota.postpone(&self.js, &entry, &letter, &self.metrics).await? {
             return Ok(());
         }
-        let redrives = letter.redrives + u32::from(trigger == RedriveTrigger::Schedule);
+        let redrives = letter.redrives + u32::from(is_scheduled);
+        let redriven = || {
+            let trigger = trigger.as_str();
+            Redriven { letter: &letter, domain, redrives, trigger, is_scheduled }.emit(&self.metrics);
+        };
         if self.js.stopped_envelope(domain, &entry).await?.is_some() {
             // It is at its place in the order, and is tried there.
             self.js.mark_replaying_in_place(domain, sequence, redrives).await?;
-            Redriven { letter: &letter, domain, redrives, trigger: trigger.as_str() }.emit(&self.metrics);
+            redriven();
             return Ok(());
         }
         // An unreadable envelope goes to the subscription in its subject.
@@ -283,7 +288,7 @@ impl Worker {
         };
         self.js.publish_each(std::slice::from_ref(&outgoing)).await?;
         self.js.mark_replaying(domain, sequence).await?;
-        Redriven { letter: &letter, domain, redrives, trigger: trigger.as_str() }.emit(&self.metrics);
+        redriven();
         Ok(())
     }
 

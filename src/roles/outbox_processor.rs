@@ -12,6 +12,7 @@ mod delivery;
 mod disable;
 mod expiry;
 mod holds;
+mod lane_gauges;
 mod lane_removal;
 mod lanes;
 mod log;
@@ -193,6 +194,13 @@ impl OutboxProcessor {
                 format!("the circuit notices of {}", domain.name),
                 breaker.clone().follow_others(stop.clone()),
             );
+            let (gauges, summaries) =
+                lane_gauges::LaneGauges::new(self.js.clone(), &domain.name, metrics.clone());
+            let stopped = stop.clone();
+            tasks.droppable(format!("the gauges of the lanes of {}", domain.name), async move {
+                gauges.run().await;
+                stopped.cancelled().await;
+            });
             let announcements = announcements::Announcements::new(&self.js, sharing.sharer.clone());
             let (remembered, of_worker) = (delivery.remembered().clone(), announcements.clone());
             let (js, name) = (self.js.clone(), domain.name.clone());
@@ -205,6 +213,7 @@ impl OutboxProcessor {
                 delivery,
                 holding: holding.clone(),
                 breaker,
+                summaries,
                 sharing,
                 metrics,
                 ready,

@@ -45,6 +45,7 @@ pub(super) fn watch(
     metrics: &Metrics,
     readiness: &Readiness,
 ) {
+    metrics.make_series(&stream_parameters.domains);
     metrics.observe(observed(js.clone(), readiness.clone()));
     let watched = js.clone();
     tasks.droppable("the watch of the connection", async move { watched.watch_answers().await });

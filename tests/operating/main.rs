@@ -12,6 +12,7 @@ mod full_streams;
 mod kept_state;
 mod limits;
 mod log_lines;
+mod metrics;
 mod pausing;
 mod process;
 mod process_children;

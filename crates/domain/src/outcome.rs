@@ -1,5 +1,7 @@
 //! The outcome of a delivery attempt, and the decision after it: acknowledge, retry, or dead-letter.
 
+mod kinds;
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fair_share::Finish;
 use super::status::{Statuses, Treatment};
+pub use kinds::{StatusClass, failure_kinds};
 
 /// The outcome of one attempt, as the adapter reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,6 +4,8 @@
 #[macro_use]
 mod families;
 mod api;
+mod enumerated;
+mod lanes;
 mod live;
 mod process;
 mod relay;
@@ -21,6 +23,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 pub(super) use api::{RequestLabel, RouteLabel};
+pub(super) use enumerated::Redrive;
+pub use enumerated::{LetterBy, StrandedResult};
+pub use lanes::{DomainPause, LaneKind, LaneTotals};
 pub use live::Observed;
 pub use relay::RelayMetrics;
 pub use streams::LetterCounts;
@@ -80,6 +85,9 @@ pub(super) struct ResultLabel {
     pub(super) result: &'static str,
 }
 
+/// The first is that of an event without a subscription.
+const FAN_OUT: [f64; 12] = [0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0];
+
 const DELIVERY_SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
@@ -88,6 +96,8 @@ labelled_families! {
     DomainFamilies by DomainLabel, each DomainCounters {
         events: Counter = "events", "Events taken from HUB_EVENTS, by domain";
         unmatched: Counter = "events_unmatched", "Events that no subscription wanted, by domain";
+        fan_out: Histogram [FAN_OUT] =
+            "fan_out_envelopes", "Envelopes of an event, by domain; 0 if no subscription wants it";
         envelopes: Counter = "envelopes", "Envelopes committed to an outbox, by domain";
         delivery_seconds: Histogram [DELIVERY_SECONDS] =
             "delivery_seconds", "Duration of a delivery attempt in seconds, by domain";
@@ -115,7 +125,6 @@ labelled_families! {
             "attempts_logged", "Records of attempts stored in the delivery log, by domain";
         attempts_unlogged: Counter =
             "attempts_unlogged", "Records of attempts left out because the delivery log was full, by domain";
-        redriven: Counter = "redriven", "Dead letters sent back to their outbox, by domain";
         resolved: Counter = "resolved", "Dead letters removed after their delivery, by domain";
         in_flight: Gauge = "deliveries_in_flight", "Deliveries in progress in this process, by domain";
         circuits: Gauge = "circuits_open", "Circuits that are open or half-open, by domain";
@@ -139,6 +148,7 @@ families! {
             "Subscriptions that get no deliveries for a while because their endpoint sent Retry-After";
         dead_lettered: Family<ReasonLabel, Counter> =
             "dead_lettered", "Envelopes stored in a DLT, by domain and reason";
+        redriven: Family<DomainLabel, Counter> = "redriven", "Dead letters sent back to their outbox, by domain";
         dlt_depth: Family<DomainLabel, Gauge> = "dlt_depth", "Dead letters in the DLT, by domain";
         outbox_depth: Family<DomainLabel, Gauge> =
             "outbox_depth", "Envelopes that are not delivered yet, by domain (lag)";
@@ -176,6 +186,8 @@ struct Inner {
     live: Arc<live::Live>,
     families: Families,
     streams: streams::StreamFamilies,
+    enumerated: enumerated::EnumeratedFamilies,
+    lanes: lanes::LaneFamilies,
     domains: DomainFamilies,
     relay: relay::BrokerFamilies,
     api: api::ApiFamilies,
@@ -204,6 +216,8 @@ impl Metrics {
         let mut registry = Registry::with_prefix("hub");
         let families = Families::register(&mut registry);
         let streams = streams::StreamFamilies::register(&mut registry);
+        let enumerated = enumerated::EnumeratedFamilies::register(&mut registry);
+        let lanes = lanes::LaneFamilies::register(&mut registry);
         let domains = DomainFamilies::register(&mut registry);
         let relay = relay::BrokerFamilies::register(&mut registry);
         let api = api::ApiFamilies::register(&mut registry);
@@ -212,7 +226,20 @@ impl Metrics {
         registry.register_collector(Box::new(live.clone()));
         let mut process = Registry::default();
         process.register_collector(Box::new(process::Process::new()));
-        Self { inner: Arc::new(Inner { registry, process, live, families, streams, domains, relay, api }) }
+        Self {
+            inner: Arc::new(Inner {
+                registry,
+                process,
+                live,
+                families,
+                streams,
+                enumerated,
+                lanes,
+                domains,
+                relay,
+                api,
+            }),
+        }
     }
 
     /// OpenMetrics text.
@@ -246,8 +273,14 @@ impl Metrics {
             retried: outcome("retried"),
             exhausted: outcome("exhausted"),
             dead_lettered: outcome("dead-lettered"),
+            attempts: self.inner.enumerated.attempts_of(domain),
             all: self.clone(),
         }
+    }
+
+    pub(super) fn redriven(&self, domain: &str) -> Counter {
+        let label = DomainLabel { domain: domain.to_owned() };
+        self.inner.families.redriven.get_or_create(&label).clone()
     }
 
     /// The metrics of one target broker of the producer outbox.
@@ -309,6 +342,7 @@ pub struct DomainMetrics {
     pub(super) retried: Counter,
     pub(super) exhausted: Counter,
     pub(super) dead_lettered: Counter,
+    pub(super) attempts: Arc<enumerated::Attempts>,
     pub(super) all: Metrics,
 }
 

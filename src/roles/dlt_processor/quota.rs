@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::domain::backlog::{BacklogLimits, Usage, size};
 use crate::domain::dead_letter::{DeadLetter, Failed, Origin};
 use crate::domain::outcome::Reason;
-use crate::facts::RedrivePostponed;
+use crate::facts::{Metrics, RedrivePostponed};
 use crate::nats::{Fate, JetStream, NatsError, StoredMessage};
 
 /// Least wait before a redrive that is postponed without a new dead letter.
@@ -33,6 +33,7 @@ impl RedriveQuota {
         js: &JetStream,
         entry: &StoredMessage,
         letter: &DeadLetter,
+        metrics: &Metrics,
     ) -> Result<bool, NatsError> {
         if letter.reason != Reason::OverQuota {
             return Ok(false);
@@ -86,7 +87,7 @@ impl RedriveQuota {
             envelope: &letter.id,
             reason: postponed.last_error.as_deref().unwrap_or_default(),
         }
-        .emit();
+        .emit(metrics);
         Ok(true)
     }
 }

@@ -16,7 +16,7 @@ use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::Identity;
 use crate::facts::{
     AdvisoryOfUnknownStream, DeadLetterResolved, DeadLettered, DeliveredEnvelopeRemoved, EnvelopeGone,
-    EnvelopePublishedAgain, ExhaustedRedriveDropped, Metrics,
+    EnvelopePublishedAgain, ExhaustedRedriveDropped, LetterBy, Metrics,
 };
 use crate::nats::subjects::SHARED_LANE;
 use crate::nats::{EnvelopeMessage, JetStream, LoggedAttempts, NatsError, Predecessor, StoredMessage};
@@ -61,6 +61,15 @@ pub(super) enum Cause<'a> {
     Panicked { detail: &'a str },
 }
 
+impl Cause<'_> {
+    fn by(self) -> LetterBy {
+        match self {
+            Self::Stranded { .. } => LetterBy::Sweep,
+            Self::Exhausted { .. } | Self::Panicked { .. } => LetterBy::Advisory,
+        }
+    }
+}
+
 impl Router {
     pub(super) fn new(
         js: JetStream,
@@ -77,6 +86,10 @@ impl Router {
 
     pub(super) fn js(&self) -> &JetStream {
         &self.js
+    }
+
+    pub(super) fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     pub(super) fn deliveries(&self) -> &Deliveries {
@@ -113,7 +126,7 @@ impl Router {
             && self.js.predecessor(domain, predecessor, id).await? == Predecessor::Resolved
         {
             self.js.delete(stream, sequence).await?;
-            ExhaustedRedriveDropped { stream, sequence }.emit();
+            ExhaustedRedriveDropped { domain, stream, sequence }.emit(&self.metrics);
             return Ok(Routed::Gone);
         }
         if self.deliveries.has(domain, &message) {
@@ -172,7 +185,8 @@ impl Router {
             self.js.resolve_dead_letter(domain, predecessor, id).await?;
         }
         self.js.delete(stream, sequence).await?;
-        DeadLettered { letter: &letter }.emit(&self.metrics);
+        let (by, is_redriven) = (cause.by(), carried.dead_letter.is_some());
+        DeadLettered { letter: &letter, by, is_redriven }.emit(&self.metrics);
         Ok(Routed::DeadLettered)
     }
 

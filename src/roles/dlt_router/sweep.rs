@@ -23,7 +23,9 @@ use super::DltRouterSettings;
 use super::route::{Routed, Router};
 use super::unread_lanes::UnreadLanes;
 use crate::domain::sweep::{Finding, Pass, Snapshot, SweptLane};
-use crate::facts::{LaneNotSwept, StrandedEnvelopeFound, StrandedEnvelopeNotRouted, SweepFailed};
+use crate::facts::{
+    LaneNotSwept, StrandedEnvelopeFound, StrandedEnvelopeNotRouted, StrandedResult, SweepFailed,
+};
 use crate::nats::subjects::{is_strict_lane, lane_consumer, lane_of_consumer};
 use crate::nats::{NatsError, StoredMessage};
 
@@ -163,7 +165,7 @@ impl Sweep {
             Finding::Waits => Ok(false),
         };
         let remains = match stranded {
-            Ok(true) => self.route_stranded(stream, sequence).await?,
+            Ok(true) => self.route_stranded(domain, stream, sequence).await?,
             Ok(false) => true,
             Err(error) => self.not_routed(stream, sequence, error)?,
         };
@@ -171,15 +173,17 @@ impl Sweep {
     }
 
     /// Dead-letters a stranded envelope; true if it is still there because that failed, which is logged.
-    async fn route_stranded(&self, stream: &str, sequence: u64) -> Result<bool, NatsError> {
+    async fn route_stranded(&self, domain: &str, stream: &str, sequence: u64) -> Result<bool, NatsError> {
+        let found = |result| {
+            StrandedEnvelopeFound { domain, stream, sequence, result }.emit(self.router.metrics());
+        };
         match self.router.dead_letter_stranded(stream, sequence).await {
-            Ok(Routed::DeadLettered | Routed::PublishedAgain) => {
-                StrandedEnvelopeFound { stream, sequence }.emit();
-                Ok(false)
-            }
-            Ok(Routed::Gone) => Ok(false),
-            Err(error) => self.not_routed(stream, sequence, error),
+            Ok(Routed::DeadLettered) => found(StrandedResult::DeadLettered),
+            Ok(Routed::PublishedAgain) => found(StrandedResult::PublishedAgain),
+            Ok(Routed::Gone) => {}
+            Err(error) => return self.not_routed(stream, sequence, error),
         }
+        Ok(false)
     }
 
     /// An error of one message is logged; that of an unavailable server ends the pass.

@@ -23,7 +23,8 @@ use crate::domain::envelope::Envelope;
 use crate::domain::outcome::{Fault, Reason};
 use crate::domain::subscription::SubscriptionRef;
 use crate::facts::{
-    BacklogNearLimit, BacklogsNotRead, DeadLettered, DomainMetrics, EnvelopesCommittedToOwnLanes, Metrics,
+    BacklogNearLimit, BacklogsNotRead, DeadLettered, DomainMetrics, EnvelopesCommittedToOwnLanes, LetterBy,
+    Metrics,
 };
 use crate::nats::subjects::{SHARED_LANE, is_strict_lane, own_lane};
 use crate::nats::{EnvelopeMessage, JetStream, NatsError};
@@ -295,7 +296,8 @@ impl Backlogs {
         let token = self.js.names().parse_outbox(&envelope.subject).map_or("", |parsed| parsed.subscription);
         let subject = self.js.names().outbox(&self.domain, SHARED_LANE, token);
         self.js.put_dead_letter_with_id(&id, &subject, &letter, body.clone()).await?;
-        DeadLettered { letter: &letter }.emit(&self.all);
+        let by = LetterBy::EventProcessor;
+        DeadLettered { letter: &letter, by, is_redriven: false }.emit(&self.all);
         Ok(())
     }
 }

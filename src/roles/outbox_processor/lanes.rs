@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::circuits::Breaker;
+use super::lane_gauges::{Summaries, Summary};
 use super::lane_removal::Idle;
 use super::lost_lanes::LostLanes;
 use super::{OutboxProcessorSettings, Subscriptions};
@@ -118,6 +119,7 @@ pub(super) struct Lanes {
     stream_parameters: StreamParameters,
     subscriptions: Subscriptions,
     breaker: Breaker,
+    summaries: Summaries,
     held: usize,
     shared_bytes: ByteBudget,
     own_bytes: ByteBudget,
@@ -136,6 +138,7 @@ impl Lanes {
         settings: &OutboxProcessorSettings,
         subscriptions: Subscriptions,
         breaker: Breaker,
+        summaries: Summaries,
         sink: mpsc::Sender<FromLane>,
         ready: ReadyFlag,
         opened: Arc<Notify>,
@@ -151,6 +154,7 @@ impl Lanes {
             stream_parameters: settings.stream_parameters.clone(),
             subscriptions,
             breaker,
+            summaries,
             held: settings.held,
             shared_bytes: ByteBudget::new(settings.held_bytes - own_bytes),
             own_bytes: ByteBudget::new(own_bytes),
@@ -244,6 +248,10 @@ impl Lanes {
             Look::Round => Some(self.breaker.look(&self.stream, &lanes).await),
             Look::Early => None,
         };
+        // The sums would be too low without a lane that could not be read.
+        if let Some(infos) = infos.as_ref().filter(|infos| infos.len() == lanes.len()) {
+            self.summaries.send_replace(Summary::of(infos));
+        }
         own.last_read.retain(|known, _| lanes.contains(&known.as_str()));
         let owners: Vec<Option<SubscriptionRef>> = lanes
             .iter()

@@ -224,9 +224,14 @@ impl Settle {
         attempt: u32,
     ) {
         if tried.tried {
-            AttemptMade { latency: tried.latency, failure: tried.failure }.emit(&self.metrics);
+            self.attempt_made(tried);
             self.log(message, envelope, decision, tried, attempt);
         }
+    }
+
+    fn attempt_made(&self, tried: &Tried<'_>) {
+        let Tried { latency, failure, status, .. } = *tried;
+        AttemptMade { latency, failure, status }.emit(&self.metrics);
     }
 
     /// Records the failed probe of a circuit. It counts for no attempt of the envelope, which goes back into its lane.
@@ -238,7 +243,7 @@ impl Settle {
         known: &Deliveries,
         next: Duration,
     ) {
-        AttemptMade { latency: tried.latency, failure: tried.failure }.emit(&self.metrics);
+        self.attempt_made(tried);
         let attempt = known.attempts().saturating_add(1);
         self.log(message, envelope, Decision::Retry { after: next }, tried, attempt);
         DeliveryFailed {
@@ -424,7 +429,8 @@ impl Settle {
     async fn dead_letter(&self, message: &Delivered, letter: &DeadLetter) {
         match self.put(message, letter).await {
             Ok(()) => {
-                DeliveryDeadLettered { letter }.emit(&self.metrics);
+                let is_redriven = message.carried().dead_letter.is_some();
+                DeliveryDeadLettered { letter, is_redriven }.emit(&self.metrics);
                 self.tries.forget(message);
                 self.remembered.remember(message, Settlement::DeadLettered(letter.reason));
                 self.remembered.answers.terminate(&message.acker, letter.reason.as_str()).await;

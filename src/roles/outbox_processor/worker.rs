@@ -17,6 +17,7 @@ use super::announcements::Announcements;
 use super::circuits::{Breaker, News};
 use super::delivery::{Delivery, Finished, Health};
 use super::holds::Holding;
+use super::lane_gauges::Summaries;
 use super::lanes::{self, FromLane, Lanes};
 use super::members::Sharing;
 use super::remembered::Settlement;
@@ -55,6 +56,8 @@ pub(super) struct Worker {
     pub(super) delivery: Delivery,
     pub(super) holding: Holding,
     pub(super) breaker: Breaker,
+    /// The states of the lanes, for the metrics.
+    pub(super) summaries: Summaries,
     pub(super) sharing: Sharing,
     pub(super) metrics: DomainMetrics,
     pub(super) ready: ReadyFlag,
@@ -149,6 +152,7 @@ impl Worker {
             &self.settings,
             self.subscriptions.clone(),
             self.breaker.clone(),
+            self.summaries.clone(),
             sink,
             self.ready.clone(),
             running.opened.clone(),

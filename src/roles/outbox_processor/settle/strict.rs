@@ -155,7 +155,7 @@ impl Settle {
             }
             return message.acker.nak(Some(retry_in)).await;
         }
-        DeliveryDeadLettered { letter: &letter }.emit(&self.metrics);
+        DeliveryDeadLettered { letter: &letter, is_redriven: turn.letter.is_some() }.emit(&self.metrics);
         if stops {
             let subject = self.js.names().parse_outbox(&message.subject);
             let lane = subject.map_or("", |subject| subject.lane);

@@ -1,0 +1,132 @@
+//! What the metrics of a running hub show: attempts, what waits and for how long, pauses, dead letters, the registry and the
+//! connection.
+
+use std::time::Duration;
+
+use crate::support::{Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, patient};
+
+const STEP: Duration = Duration::from_secs(120);
+const DOMAIN: &str = "domain=\"policy-client\"";
+const SHARED: &str = "lane=\"shared\"";
+
+async fn metric_is(hub: &Hub, name: &str, labels: &[&str], wanted: f64) {
+    eventually(STEP, &format!("{name}{labels:?} is {wanted}"), async || {
+        let found = hub.metric(name, labels).await;
+        let is = (found - wanted).abs() < f64::EPSILON || found.total_cmp(&wanted).is_eq();
+        if is { Ok(()) } else { Err(found) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn metrics_show_attempts_and_what_waits() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::patient(), &[]);
+    hub.ready().await;
+    // Before anything has happened.
+    let text = hub.metrics().await;
+    for series in [
+        "hub_events_rejected_total{reason=\"no-domain\"} 0",
+        "hub_dead_lettered_total{domain=\"policy-client\",reason=\"stranded\"} 0",
+        "hub_failures_total{domain=\"policy-client\",fault=\"hub\",kind=\"sealed\"} 0",
+        "hub_redrives_total{domain=\"policy-client\",outcome=\"redriven\"} 0",
+        "hub_attempts_total{domain=\"policy-client\",outcome=\"success\",fault=\"none\",status=\"2xx\"} 0",
+        "hub_stranded_found_total{domain=\"policy-client\",result=\"dead-lettered\"} 0",
+        "hub_exhausted_routed_total{domain=\"policy-client\",by=\"advisory\"} 0",
+        "hub_ready{part=\"outbox-processor policy-client\"} 1",
+        "hub_nats_connected 1",
+    ] {
+        assert!(text.contains(&format!("{series}\n")), "{series}\n{text}");
+    }
+    for name in ["hub_build_info", "process_start_time_seconds", "process_resident_memory_bytes"] {
+        assert!(hub.metric(name, &[]).await > 0.0, "{name}");
+    }
+
+    let client = TestClient::connect(&broker.url()).await;
+    receiver.set("/no", Behaviour::status(400));
+    let subscriptions =
+        [("yes", "policy.>", "/yes"), ("also", "policy.>", "/also"), ("no", "policy.refused", "/no")];
+    let subscriptions = subscriptions.map(|(id, events, path)| patient(id, &[events], &receiver.url(path)));
+    client.subscribe(subscriptions).await;
+    metric_is(&hub, "hub_subscriptions_by_state", &["state=\"active\""], 3.0).await;
+    metric_is(&hub, "hub_registry_entries", &[], 3.0).await;
+    metric_is(&hub, "hub_registry_revision_lag", &[], 0.0).await;
+    hub.metric_above("hub_registry_bytes", &[], 100.0, STEP).await;
+    client.publish("policy.updated", "e-1").await;
+    client.publish("policy.refused", "e-2").await;
+    let attempts = "hub_attempts_total";
+    metric_is(&hub, attempts, &[DOMAIN, "outcome=\"success\"", "fault=\"none\"", "status=\"2xx\""], 4.0)
+        .await;
+    metric_is(
+        &hub,
+        attempts,
+        &[DOMAIN, "outcome=\"failure\"", "fault=\"subscriber\"", "status=\"4xx\""],
+        1.0,
+    )
+    .await;
+    metric_is(&hub, attempts, &[DOMAIN], 5.0).await;
+    metric_is(&hub, "hub_fan_out_envelopes_sum", &[DOMAIN], 5.0).await;
+    metric_is(&hub, "hub_fan_out_envelopes_count", &[DOMAIN], 2.0).await;
+
+    hub.cli_ok(&["domain", "pause", "policy-client"]).await;
+    metric_is(&hub, "hub_domain_paused", &[DOMAIN], 1.0).await;
+    metric_is(&hub, "hub_domain_paused_until_seconds", &[DOMAIN], f64::INFINITY).await;
+    metric_is(&hub, "hub_domain_paused", &[], 1.0).await;
+    client.publish("policy.updated", "e-3").await;
+    metric_is(&hub, "hub_lane_pending", &[DOMAIN, SHARED], 2.0).await;
+    hub.metric_above("hub_lane_oldest_seconds", &[DOMAIN, SHARED], 0.5, STEP).await;
+    hub.metric_above("hub_outbox_oldest_seconds", &[DOMAIN], 0.5, STEP).await;
+    hub.cli_ok(&["domain", "pause", "policy-client", "--for", "1h"]).await;
+    eventually(STEP, "the pause has an end", async || {
+        let until = hub.metric("hub_domain_paused_until_seconds", &[DOMAIN]).await;
+        if until.is_finite() && until > 1_700_000_000.0 { Ok(()) } else { Err(until) }
+    })
+    .await;
+    hub.cli_ok(&["domain", "resume", "policy-client"]).await;
+    receiver.wait_accepted("/yes", 3, STEP).await;
+    for (name, labels) in [
+        ("hub_lane_pending", &[DOMAIN, SHARED][..]),
+        ("hub_lane_oldest_seconds", &[DOMAIN, SHARED]),
+        ("hub_outbox_oldest_seconds", &[DOMAIN]),
+        ("hub_events_oldest_seconds", &[]),
+        ("hub_domain_paused", &[DOMAIN]),
+        ("hub_domain_paused_until_seconds", &[DOMAIN]),
+    ] {
+        metric_is(&hub, name, labels, 0.0).await;
+    }
+
+    // The dead letter of the refused event, delivered by a replay.
+    metric_is(&hub, "hub_dlt_letters", &[DOMAIN], 1.0).await;
+    hub.metric_above("hub_dlt_oldest_seconds", &[DOMAIN], 0.5, STEP).await;
+    receiver.set("/no", Behaviour::ok());
+    hub.cli_ok(&["dlt", "replay", "--all"]).await;
+    for (outcome, count) in [("replayed", 1.0), ("resolved", 1.0), ("redriven", 0.0), ("failed-again", 0.0)] {
+        metric_is(&hub, "hub_redrives_total", &[DOMAIN, &format!("outcome=\"{outcome}\"")], count).await;
+    }
+    metric_is(&hub, "hub_dlt_letters", &[DOMAIN], 0.0).await;
+    metric_is(&hub, "hub_dlt_oldest_seconds", &[DOMAIN], 0.0).await;
+}
+
+#[tokio::test]
+async fn metrics_show_the_connection_and_the_age_of_the_gauges() {
+    let mut broker = TestBroker::start().await;
+    let mut hub = Hub::serve(&broker.url(), &TestSettings::patient(), &["--role", "api"]);
+    hub.ready().await;
+    eventually(STEP, "the depths were read", async || {
+        let age = hub.metric("hub_gauges_age_seconds", &[]).await;
+        if age < 6.0 { Ok(()) } else { Err(age) }
+    })
+    .await;
+    broker.process().kill().await.expect("killed");
+    metric_is(&hub, "hub_nats_connected", &[], 0.0).await;
+    hub.metric_above("hub_gauges_age_seconds", &[], 8.0, STEP).await;
+    broker.process().restart().await.expect("started");
+    metric_is(&hub, "hub_nats_connected", &[], 1.0).await;
+    hub.metric_above("hub_nats_reconnects_total", &[], 0.5, STEP).await;
+    eventually(STEP, "the depths were read again", async || {
+        let age = hub.metric("hub_gauges_age_seconds", &[]).await;
+        if age < 6.0 { Ok(()) } else { Err(age) }
+    })
+    .await;
+}
