@@ -26,6 +26,9 @@ LATE = [(GREEN, None), (YELLOW, 60), (ORANGE, 300), (RED, 900)]
 OUTCOMES = {"delivered": GREEN, "retried": YELLOW, "exhausted": ORANGE, "dead-lettered": RED}
 DELIVERED = DOMAIN + ', outcome="delivered"'
 LANES = ', consumer_name=~"$lane"'
+SHARED = DOMAIN + ', lane="shared"'
+OLD_LETTERS = [(GREEN, None), (YELLOW, 21600), (ORANGE, 86400)]
+PROCESS = f"and on (namespace, job, instance) hub_subscriptions{{{HUB}}}"
 
 
 def share(name: str, limit: str) -> str:
@@ -75,10 +78,13 @@ def overview() -> Dashboard:
             (success("domain", DOMAIN, "30m"), "Success", "percentunit", RATIO),
             (highest("hub_outbox_depth", "domain", DOMAIN), "Pending", "short", None),
             (drain_time(), "Time to drain", "s", LATE),
+            (highest("hub_lane_oldest_seconds", "domain", SHARED), "Oldest", "s", LATE),
+            (highest("hub_domain_paused", "domain", DOMAIN), "Paused", "short", [(GREEN, None), (ORANGE, 1)]),
             (f"sum by (domain) (hub_deliveries_in_flight{{{DOMAIN}}})", "In flight", "short", None),
             (highest("hub_circuits_open", "domain", DOMAIN), "Open circuits", "short", [(GREEN, None), (ORANGE, 1)]),
             (highest("hub_fullest_backlog_percent", "domain", DOMAIN), "Fullest backlog", "percent", FILL),
             (highest("hub_dlt_depth", "domain", DOMAIN), "Dead letters", "short", LETTERS),
+            (highest("hub_dlt_oldest_seconds", "domain", DOMAIN), "Oldest dead letter", "s", OLD_LETTERS),
         ],
         {"domain": "hub-domain"},
     ))
@@ -124,6 +130,19 @@ def overview() -> Dashboard:
               [(highest("hub_registry_unreadable_entries", "in_force"), "unreadable entries: {{in_force}}"),
                (highest("hub_dlt_blocked", "domain", DOMAIN), "dead letters blocked: {{domain}}"),
                (highest("hub_strict_lanes_missing", "domain", DOMAIN), "strict lanes missing: {{domain}}")]),
+        lines("Oldest event and envelope", "Age of the oldest event in HUB_EVENTS, and of the oldest envelope in the shared "
+              "lane of each domain.",
+              [(f"max(hub_events_oldest_seconds{{{HUB}}})", "event"),
+               (highest("hub_lane_oldest_seconds", "domain", SHARED), "envelope: {{domain}}")], "s"),
+        lines("Stranded and not routed", "Envelopes of the last hour that the sweep found, and exhausted envelopes that "
+              "did not become dead letters. All are 0 in normal operation.",
+              [(f"sum by (domain) (increase(hub_stranded_found_total{{{DOMAIN}}}[1h]))", "stranded: {{domain}}"),
+               (f'clamp_min(sum by (domain) (increase(hub_deliveries_total{{{DOMAIN}, outcome="exhausted"}}[1h] offset 10m)) - '
+                f'sum by (domain) (increase(hub_exhausted_routed_total{{{DOMAIN}, by=~"advisory|sweep"}}[70m])), 0)',
+                "not routed: {{domain}}")], defaults={"decimals": 0}),
+        lines("Registry", "Keys in the registry, and revisions that a process has not read yet.",
+              [(f"max(hub_registry_entries{{{HUB}}})", "keys"),
+               (f"max(hub_registry_revision_lag{{{HUB}}})", "revisions not read")]),
     )
     page.row("Processes and API")
     page.add(
@@ -131,6 +150,17 @@ def overview() -> Dashboard:
         states("Processes", "Whether Prometheus could read the metrics of each process.",
                [(f"up{{{HUB}}} and on (namespace, job, instance) last_over_time(hub_subscriptions{{{HUB}}}[1h])",
                  "{{instance}}")], {1: ("up", GREEN), 0: ("down", RED)}),
+        states("Connections", "Whether each process has a connection to the NATS server that answers.",
+               [(f"hub_nats_connected{{{HUB}}}", "{{instance}}")], {1: ("connected", GREEN), 0: ("not connected", RED)}),
+        lines("Not ready", "Parts of a process that are not ready.",
+              [(f"count by (instance) (hub_ready{{{HUB}}} == 0) or on (instance) 0 * hub_nats_connected{{{HUB}}}",
+                "{{instance}}")]),
+        lines("CPU", "Cores that each process uses.",
+              [(f"rate(process_cpu_seconds_total{{{HUB}}}[$__rate_interval]) {PROCESS}", "{{instance}}")]),
+        lines("Memory", "Resident memory of each process.",
+              [(f"process_resident_memory_bytes{{{HUB}}} {PROCESS}", "{{instance}}")], "bytes"),
+        lines("Open files", "Share of the file descriptors that a process may open; connections count as files.",
+              [(f"process_open_fds{{{HUB}}} / process_max_fds{{{HUB}}} {PROCESS}", "{{instance}}")], "percentunit"),
         stacked("Deliveries in flight", "Attempts in progress, by process.",
                 [(f"sum by (instance) (hub_deliveries_in_flight{{{DOMAIN}}})", "{{instance}}")]),
         lines("Lost log lines", "Log lines per second that a process dropped, because their reader did not keep up.",
@@ -154,11 +184,15 @@ def domain() -> Dashboard:
     page = Dashboard("hub-domain", "Integration Hub / Domain", "One domain, from events to dead letters.",
                      [NAMESPACE, only])
     page.add(
-        4, 3,
+        3, 3,
         stat("Pending", "Envelopes in the domain outbox that are not delivered yet.",
              highest("hub_outbox_depth", "domain", DOMAIN)),
         stat("Time to drain", "Time that the pending envelopes take at the rate of the last 10 minutes. Empty if nothing "
              "is delivered.", drain_time(), "s", steps=LATE),
+        stat("Oldest", "Age of the oldest envelope in the shared lane.",
+             highest("hub_lane_oldest_seconds", "domain", SHARED), "s", steps=LATE),
+        stat("Paused", "1 if the domain is paused.", highest("hub_domain_paused", "domain", DOMAIN),
+             steps=[(GREEN, None), (ORANGE, 1)]),
         stat("Success", "Share of the attempts of the last 30 minutes that delivered their envelope.",
              success("domain", DOMAIN, "30m"), "percentunit", steps=RATIO),
         stat("Open circuits", "Endpoints that keep failing and get probes only.",
@@ -175,11 +209,12 @@ def domain() -> Dashboard:
               [(total("hub_events_total", "domain", DOMAIN), "events"),
                (total("hub_events_unmatched_total", "domain", DOMAIN), "unmatched events"),
                (total("hub_envelopes_total", "domain", DOMAIN), "envelopes")], "ops"),
-        lines("Fan-out", "Envelopes for each event.",
-              [(f"{total('hub_envelopes_total', 'domain', DOMAIN)} / {total('hub_events_total', 'domain', DOMAIN)}",
-                "envelopes for each event")]),
-        lines("Pending envelopes", "Envelopes in the domain outbox that are not delivered yet, in all lanes.",
-              [(highest("hub_outbox_depth", "domain", DOMAIN), "pending")]),
+        lines("Fan-out", "Envelopes of an event: on average, and of the events with the most.",
+              [(f"{total('hub_fan_out_envelopes_sum', 'domain', DOMAIN)} / "
+                f"({total('hub_fan_out_envelopes_count', 'domain', DOMAIN)} > 0)", "average"),
+               (quantile(0.99, "hub_fan_out_envelopes", DOMAIN), "p99")]),
+        stacked("Pending envelopes", "Envelopes that are not delivered yet, by kind of lane.",
+                [(highest("hub_lane_pending", "lane", DOMAIN), "{{lane}}")]),
     )
     page.row("Delivery")
     page.add(
@@ -195,6 +230,15 @@ def domain() -> Dashboard:
                (quantile(0.95, "hub_delivery_seconds", DOMAIN), "p95"),
                (quantile(0.99, "hub_delivery_seconds", DOMAIN), "p99")], "s"),
         heat("Durations", "Attempts per second, by duration.", "hub_delivery_seconds", DOMAIN),
+        lines("From publication to delivery", "Time from the storage of an event to its delivery, of envelopes whose first "
+              "attempt succeeds, and of those that are retried.",
+              [(quantile(0.5, "hub_delivered_seconds", DOMAIN + ', path="first"'), "p50 first"),
+               (quantile(0.99, "hub_delivered_seconds", DOMAIN + ', path="first"'), "p99 first"),
+               (quantile(0.99, "hub_delivered_seconds", DOMAIN + ', path="retried"'), "p99 retried")], "s"),
+        lines("Oldest envelope", "Age of the oldest envelope that is not delivered yet, by kind of lane.",
+              [(highest("hub_lane_oldest_seconds", "lane", DOMAIN), "{{lane}}")], "s"),
+        stacked("Attempts by status", "Attempts per second, by class of the status.",
+                [(total("hub_attempts_total", "status", DOMAIN), "{{status}}")], "ops"),
         stacked("In flight", "Attempts in progress, by process.",
                 [(f"sum by (instance) (hub_deliveries_in_flight{{{DOMAIN}}})", "{{instance}}")]),
     )
@@ -227,10 +271,16 @@ def domain() -> Dashboard:
               colors={"dead letters": RED}),
         stacked("New dead letters", "Envelopes that became dead letters, per second, by reason.",
                 [(total("hub_dead_lettered_total", "reason", DOMAIN), "{{reason}}")], "ops"),
-        lines("Redriven and resolved", "Dead letters per second that were sent back to the outbox, and those that were "
-              "delivered.",
-              [(total("hub_redriven_total", "domain", DOMAIN), "redriven"),
-               (total("hub_resolved_total", "domain", DOMAIN), "resolved")], "ops"),
+        lines("Redrives", "Dead letters per second that were redriven or replayed, and what became of them.",
+              [(total("hub_redrives_total", "outcome", DOMAIN), "{{outcome}}")], "ops"),
+        stacked("Dead letters by state", "Unresolved dead letters, by state.",
+                [(highest("hub_dlt_letters", "state", DOMAIN), "{{state}}")]),
+        lines("Oldest dead letter", "Time since the failure of the oldest dead letter.",
+              [(highest("hub_dlt_oldest_seconds", "domain", DOMAIN), "oldest")], "s", steps=OLD_LETTERS),
+        lines("Exhausted envelopes", "Exhausted envelopes per second, and dead letters that were made of them, by what led "
+              "to them.",
+              [(total("hub_deliveries_total", "domain", DOMAIN + ', outcome="exhausted"'), "exhausted"),
+               (total("hub_exhausted_routed_total", "by", DOMAIN), "{{by}}")], "ops"),
     )
     page.row("Delivery log")
     page.add(12, 7, lines(
