@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Cause;
 use super::dead_letters::DeadLettered;
 use super::limited::{About, limited};
-use super::metrics::{DomainMetrics, FailureLabel, LetterBy, Redrive};
+use super::metrics::{DeliveryPath, DomainMetrics, FailureLabel, LetterBy, Redrive};
 use crate::domain::dead_letter::DeadLetter;
 use crate::domain::outcome::Fault;
 use crate::domain::subscription::SubscriptionRef;
@@ -33,11 +33,20 @@ impl AttemptMade {
 }
 
 /// An envelope was delivered.
-pub struct EnvelopeDelivered;
+pub struct EnvelopeDelivered {
+    /// How it came to this delivery.
+    pub path: DeliveryPath,
+    /// Since the publication of its event, if that is known.
+    pub latency: Option<Duration>,
+}
 
 impl EnvelopeDelivered {
     pub fn emit(self, metrics: &DomainMetrics) {
+        let Self { path, latency } = self;
         metrics.delivered.inc();
+        if let Some(latency) = latency {
+            metrics.latencies.of(path).observe(latency);
+        }
     }
 }
 

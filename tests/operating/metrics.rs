@@ -69,6 +69,7 @@ async fn metrics_show_attempts_and_what_waits() {
     metric_is(&hub, "hub_fan_out_envelopes_sum", &[DOMAIN], 5.0).await;
     metric_is(&hub, "hub_fan_out_envelopes_count", &[DOMAIN], 2.0).await;
 
+    metric_is(&hub, "hub_delivered_seconds_count", &[DOMAIN, "path=\"first\""], 4.0).await;
     hub.cli_ok(&["domain", "pause", "policy-client"]).await;
     metric_is(&hub, "hub_domain_paused", &[DOMAIN], 1.0).await;
     metric_is(&hub, "hub_domain_paused_until_seconds", &[DOMAIN], f64::INFINITY).await;
@@ -104,6 +105,9 @@ async fn metrics_show_attempts_and_what_waits() {
     for (outcome, count) in [("replayed", 1.0), ("resolved", 1.0), ("redriven", 0.0), ("failed-again", 0.0)] {
         metric_is(&hub, "hub_redrives_total", &[DOMAIN, &format!("outcome=\"{outcome}\"")], count).await;
     }
+    metric_is(&hub, "hub_delivered_seconds_count", &[DOMAIN, "path=\"redriven\""], 1.0).await;
+    // It counts from the publication of the event, before the pause.
+    hub.metric_above("hub_delivered_seconds_sum", &[DOMAIN, "path=\"redriven\""], 1.0, STEP).await;
     metric_is(&hub, "hub_dlt_letters", &[DOMAIN], 0.0).await;
     metric_is(&hub, "hub_dlt_oldest_seconds", &[DOMAIN], 0.0).await;
 }

@@ -41,6 +41,9 @@ pub struct Envelope<'a> {
     /// The event's `time`: when it happened, according to its producer.
     #[serde(borrow, default)]
     pub event_time: Option<Cow<'a, str>>,
+    /// When the events stream stored the event, in milliseconds since 1970; missing in envelopes of older versions.
+    #[serde(default)]
+    pub published_at: Option<u64>,
     /// W3C Trace Context of the event, if it has one.
     #[serde(borrow, default)]
     pub traceparent: Option<Cow<'a, str>>,
@@ -127,6 +130,11 @@ pub struct FanOut<'e> {
 
 impl<'e> FanOut<'e> {
     pub fn new(event: &'e Event, domain: &str) -> Self {
+        Self::published(event, domain, None)
+    }
+
+    /// `published_at`: when the events stream stored the event, in milliseconds since 1970.
+    pub fn published(event: &'e Event, domain: &str, published_at: Option<u64>) -> Self {
         let cloudevent = event.to_cloudevent();
         let mut shared = String::with_capacity(cloudevent.get().len() + 256);
         field(&mut shared, "domain", domain);
@@ -134,6 +142,10 @@ impl<'e> FanOut<'e> {
         field(&mut shared, "event_id", &event.id);
         field(&mut shared, "event_key", event.key.as_str());
         field(&mut shared, "event_time", &event.time);
+        if let Some(published_at) = published_at {
+            shared.push_str(",\"published_at\":");
+            shared.push_str(&published_at.to_string());
+        }
         if let Some(serde_json::Value::String(traceparent)) = event.extensions.get("traceparent") {
             field(&mut shared, "traceparent", traceparent);
         }
@@ -274,6 +286,20 @@ mod tests {
         assert!(read.delivery.is_none() && read.share().is_none());
         assert_eq!(read.event.get(), event.to_cloudevent().get());
         assert!(bare.body.size() <= fan_out.largest_bare_size());
+    }
+
+    #[test]
+    fn the_time_of_the_publication_goes_along() {
+        let event = event("e1", "idp");
+        for published_at in [None, Some(0), Some(1_800_000_000_123), Some(u64::MAX)] {
+            let fan_out = FanOut::published(&event, "d", published_at);
+            let made = fan_out.envelope(&subscription("crm"), FIRST, None);
+            let body = made.body.to_bytes();
+            let read = Envelope::read(&body).unwrap();
+            assert_eq!(read.published_at, published_at);
+            assert_eq!(read.event.get(), event.to_cloudevent().get());
+            assert_eq!(read.id, FanOut::new(&event, "d").envelope(&subscription("crm"), FIRST, None).id);
+        }
     }
 
     #[test]

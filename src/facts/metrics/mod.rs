@@ -4,6 +4,7 @@
 #[macro_use]
 mod families;
 mod api;
+mod delivered;
 mod enumerated;
 mod lanes;
 mod live;
@@ -23,6 +24,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 pub(super) use api::{RequestLabel, RouteLabel};
+pub use delivered::DeliveryPath;
 pub(super) use enumerated::Redrive;
 pub use enumerated::{LetterBy, StrandedResult};
 pub use lanes::{DomainPause, LaneKind, LaneTotals};
@@ -187,6 +189,7 @@ struct Inner {
     families: Families,
     streams: streams::StreamFamilies,
     enumerated: enumerated::EnumeratedFamilies,
+    delivered: delivered::DeliveredFamilies,
     lanes: lanes::LaneFamilies,
     domains: DomainFamilies,
     relay: relay::BrokerFamilies,
@@ -217,6 +220,7 @@ impl Metrics {
         let families = Families::register(&mut registry);
         let streams = streams::StreamFamilies::register(&mut registry);
         let enumerated = enumerated::EnumeratedFamilies::register(&mut registry);
+        let delivered = delivered::DeliveredFamilies::register(&mut registry);
         let lanes = lanes::LaneFamilies::register(&mut registry);
         let domains = DomainFamilies::register(&mut registry);
         let relay = relay::BrokerFamilies::register(&mut registry);
@@ -234,6 +238,7 @@ impl Metrics {
                 families,
                 streams,
                 enumerated,
+                delivered,
                 lanes,
                 domains,
                 relay,
@@ -274,6 +279,7 @@ impl Metrics {
             exhausted: outcome("exhausted"),
             dead_lettered: outcome("dead-lettered"),
             attempts: self.inner.enumerated.attempts_of(domain),
+            latencies: self.inner.delivered.of(domain),
             all: self.clone(),
         }
     }
@@ -343,6 +349,7 @@ pub struct DomainMetrics {
     pub(super) exhausted: Counter,
     pub(super) dead_lettered: Counter,
     pub(super) attempts: Arc<enumerated::Attempts>,
+    pub(super) latencies: delivered::Latencies,
     pub(super) all: Metrics,
 }
 

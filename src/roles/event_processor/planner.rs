@@ -215,7 +215,9 @@ impl Planner {
             message.acker.ack().await;
             return 0;
         }
-        let planned = match self.plan_for_outbox(&queue.outbox, &event, domain, &wanting).await {
+        let published_at = u64::try_from(message.stored_at_nanos / 1_000_000).ok();
+        let planned = self.plan_for_outbox(&queue.outbox, &event, domain, published_at, &wanting).await;
+        let planned = match planned {
             Ok(planned) => planned,
             Err(error) => {
                 OutboxLimitsNotRead { error: &error, stream: queue.outbox.stream() }.emit();
@@ -252,10 +254,11 @@ impl Planner {
         outbox: &OutboxRoom,
         event: &Event,
         domain: &str,
+        published_at: Option<u64>,
         wanting: &[Arc<IndexEntry>],
     ) -> Result<Result<Result<Plan, Rejection>, Panicked>, NatsError> {
         let largest = outbox.known().largest();
-        let planned = panics::catch(|| self.plan(event, domain, wanting, largest));
+        let planned = panics::catch(|| self.plan(event, domain, published_at, wanting, largest));
         if matches!(&planned, Ok(Ok(plan)) if !plan.is_without_delivery) || planned.is_err() {
             return Ok(planned);
         }
@@ -263,20 +266,21 @@ impl Planner {
         if now.largest() == largest {
             return Ok(planned);
         }
-        Ok(panics::catch(|| self.plan(event, domain, wanting, now.largest())))
+        Ok(panics::catch(|| self.plan(event, domain, published_at, wanting, now.largest())))
     }
 
-    /// One envelope per subscription in `wanting`; `largest`: the largest that the outbox can store. The event is
-    /// rejected only if it is too large by itself.
+    /// One envelope per subscription in `wanting`; `published_at`: when the event was stored, in milliseconds since 1970;
+    /// `largest`: the largest that the outbox can store. The event is rejected only if it is too large by itself.
     fn plan(
         &self,
         event: &Event,
         domain: &str,
+        published_at: Option<u64>,
         wanting: &[Arc<IndexEntry>],
         largest: usize,
     ) -> Result<Plan, Rejection> {
         let limit = self.js.max_payload().saturating_sub(HEADER_ROOM);
-        let fan_out = FanOut::new(event, domain);
+        let fan_out = FanOut::published(event, domain, published_at);
         if fan_out.largest_bare_size() > limit {
             return Err(Rejection::new(
                 RejectReason::TooLarge,

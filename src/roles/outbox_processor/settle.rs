@@ -1,5 +1,6 @@
 //! Carries out what an attempt's outcome means.
 
+mod latency;
 pub(super) mod strict;
 mod tried;
 
@@ -25,9 +26,8 @@ use crate::domain::outcome::{Decision, Fault, Outcome, Reason, RetryPolicy, deci
 use crate::domain::status::Statuses;
 use crate::facts::{
     AttemptMade, DeadLetterNotChecked, DeadLetterNotRemoved, DeadLetterNotWritten, DeadLetterResolved,
-    DeliveryDeadLettered, DeliveryExhausted, DeliveryFailed, DomainMetrics, EnvelopeDelivered,
-    EnvelopeNotPublishedAgain, EnvelopePublishedAgain, LastAttemptNotStored, RedeliverySettled,
-    RedrivenEnvelopeDropped,
+    DeliveryDeadLettered, DeliveryExhausted, DeliveryFailed, DomainMetrics, EnvelopeNotPublishedAgain,
+    EnvelopePublishedAgain, LastAttemptNotStored, RedeliverySettled, RedrivenEnvelopeDropped,
 };
 use crate::nats::{Delivered, JetStream, NatsError, Predecessor};
 use crate::panics;
@@ -142,9 +142,9 @@ impl Settle {
         known: &Deliveries,
     ) {
         let attempts = known.attempts().saturating_add(u32::from(tried.tried));
-        self.record(message, envelope, decision, &tried, attempts);
+        let at = self.record(message, envelope, decision, &tried, attempts);
         if decision == Decision::Ack {
-            return self.delivered(message, envelope).await;
+            return self.delivered(message, envelope, at).await;
         }
         Box::pin(self.not_delivered(message, envelope, decision, tried, known, attempts)).await;
     }
@@ -215,6 +215,7 @@ impl Settle {
         self.dead_letter(message, &letter).await;
     }
 
+    /// Returns the time, if it was read.
     fn record(
         &self,
         message: &Delivered,
@@ -222,10 +223,12 @@ impl Settle {
         decision: Decision,
         tried: &Tried<'_>,
         attempt: u32,
-    ) {
+    ) -> Option<OffsetDateTime> {
         if tried.tried {
             self.attempt_made(tried);
-            self.log(message, envelope, decision, tried, attempt);
+            self.log(message, envelope, decision, tried, attempt)
+        } else {
+            None
         }
     }
 
@@ -245,7 +248,7 @@ impl Settle {
     ) {
         self.attempt_made(tried);
         let attempt = known.attempts().saturating_add(1);
-        self.log(message, envelope, Decision::Retry { after: next }, tried, attempt);
+        let _ = self.log(message, envelope, Decision::Retry { after: next }, tried, attempt);
         DeliveryFailed {
             tenant: &envelope.tenant,
             subscription: &envelope.subscription,
@@ -282,7 +285,7 @@ impl Settle {
         stored.is_ok()
     }
 
-    /// Adds the attempt to the delivery log if `delivery.log` selects it.
+    /// Adds the attempt to the delivery log if `delivery.log` selects it. Returns the time, if it was read.
     fn log(
         &self,
         message: &Delivered,
@@ -290,7 +293,7 @@ impl Settle {
         decision: Decision,
         tried: &Tried<'_>,
         attempt: u32,
-    ) {
+    ) -> Option<OffsetDateTime> {
         let outcome = match decision {
             Decision::Ack => Settled::Delivered,
             Decision::Retry { .. } => Settled::Retried,
@@ -298,7 +301,7 @@ impl Settle {
             Decision::DeadLetter { .. } => Settled::DeadLettered,
         };
         if !self.log.keeps(outcome) {
-            return;
+            return None;
         }
         let now = self.js.now();
         let record = AttemptRecord {
@@ -322,11 +325,14 @@ impl Settle {
         if let Some(token) = envelope.token() {
             self.log.record(&token, &record);
         }
+        Some(now)
     }
 
     /// Settles a delivered message. If it was the redrive of a dead letter, that one is removed first.
-    async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>) {
-        EnvelopeDelivered.emit(&self.metrics);
+    async fn delivered(&self, message: &Delivered, envelope: &Envelope<'_>, at: Option<OffsetDateTime>) {
+        let now = || at.unwrap_or_else(|| self.js.now());
+        latency::delivered(envelope.published_at, now, message.carried(), message.deliveries)
+            .emit(&self.metrics);
         self.remembered.delivered(message, &envelope.id);
         self.acknowledge(message, &envelope.id).await;
     }
