@@ -189,7 +189,7 @@ impl Hub {
         let domains = chosen_domains(settings, options)?;
         let settings = &open_settings(settings, |_| true)?;
         let sealer = Sealer::from_settings(&settings.secrets)?;
-        let metrics = Metrics::new();
+        let metrics = Metrics::with_subscriptions(settings.metrics.subscriptions);
         let remote = resolving::remote(settings, &metrics)?;
         let resolver_options = resolving::server_options(settings, options)?;
         let Stores { store, api: outbox } = database::stores(settings, options)?;
@@ -291,7 +291,7 @@ impl Hub {
             let role = OutboxProcessor::new(
                 js.clone(),
                 subscriptions,
-                http_delivery(settings, &js),
+                http_delivery(settings, &js).counting(metrics.clone()),
                 brokers,
                 Arc::new(MasterKey(sealer)),
                 outbox_settings(settings, &domains, stream_parameters.clone()),

@@ -12,7 +12,9 @@ use crate::domain::subscription::SubscriptionRef;
 use crate::domain::words::rounded;
 
 /// An attempt was made.
-pub struct AttemptMade {
+pub struct AttemptMade<'a> {
+    pub tenant: &'a str,
+    pub subscription: &'a str,
     pub latency: Duration,
     /// Of a failed one: whose fault it is, and its kind.
     pub failure: Option<(Fault, &'static str)>,
@@ -20,14 +22,15 @@ pub struct AttemptMade {
     pub status: Option<u16>,
 }
 
-impl AttemptMade {
+impl AttemptMade<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
-        let Self { latency, failure, status } = self;
+        let Self { tenant, subscription, latency, failure, status } = self;
         metrics.counters.delivery_seconds.observe(latency.as_secs_f64());
         metrics.attempts.of(failure.map(|(fault, _)| fault), status).inc();
         if let Some((fault, kind)) = failure {
             let label = FailureLabel { domain: metrics.domain.to_string(), fault: fault.as_str(), kind };
             metrics.all.families().failures.get_or_create(&label).inc();
+            metrics.failed_attempt(tenant, subscription);
         }
     }
 }

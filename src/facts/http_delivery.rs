@@ -1,4 +1,6 @@
-//! Connections to the endpoints of subscriptions.
+//! Connections to the endpoints of subscriptions, and to token endpoints.
+
+use super::metrics::{Metrics, TokenResult};
 
 /// More connections were open than allowed.
 pub struct IdleConnectionsClosed {
@@ -22,5 +24,16 @@ impl NoCaCertificates {
             "no CA certificates found, deliveries to https endpoints will fail; install the system's CA \
              certificates, or set SSL_CERT_FILE to a file with them"
         );
+    }
+}
+
+/// A token was requested.
+pub struct TokenRequested {
+    pub result: TokenResult,
+}
+
+impl TokenRequested {
+    pub fn emit(self, metrics: &Metrics) {
+        metrics.tokens(self.result).inc();
     }
 }

@@ -50,7 +50,7 @@ pub use limited::{limit_repeated_lines, write_left_out, write_rest_of_left_out};
 pub use management::*;
 pub use metrics::{
     DeliveryPath, DomainMetrics, DomainPause, LaneKind, LaneTotals, LetterBy, LetterCounts, Metrics,
-    Observed, RelayMetrics, StrandedResult,
+    Observed, RelayMetrics, StrandedResult, SubscriptionBacklog, TokenResult,
 };
 pub use nats::*;
 pub use outbox_processor::*;

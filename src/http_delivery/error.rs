@@ -49,6 +49,12 @@ impl DeliveryError {
         Self { failure, status: None, source: Arc::new(source) }
     }
 
+    /// Whether it is that of a token endpoint that did not answer.
+    pub(super) fn is_silent_token_endpoint(&self) -> bool {
+        let token = self.source.downcast_ref::<TokenError>();
+        matches!(token, Some(TokenError::Timeout | TokenError::Request(_)))
+    }
+
     /// The error below and its sources in one line. It names no URL.
     pub(super) fn detail(&self) -> String {
         text(&*self.source)

@@ -37,6 +37,7 @@ use crate::domain::outcome::{Failure, Outcome};
 use crate::domain::redact;
 use crate::domain::subscription::ContentMode;
 use crate::domain::words::span;
+use crate::facts::Metrics;
 use client::Client;
 use clients::ClientKey;
 use clients::Clients;
@@ -139,6 +140,12 @@ impl HttpDelivery {
     pub fn with_clock(config: HttpConfig, clock: Clock) -> Self {
         let (tokens, clients) = (Tokens::default(), Clients::default());
         Self { inner: Arc::new(Inner { config, tokens, clients, clock }) }
+    }
+
+    /// Counts the requests of tokens in these metrics.
+    pub fn counting(self, metrics: Metrics) -> Self {
+        self.inner.tokens.count_in(metrics);
+        self
     }
 
     /// Sends one envelope to its endpoint and reads the answer, within the target's timeout. The answer's status and

@@ -22,6 +22,7 @@ use super::token_response::TokenRefusal;
 use super::{Inner, body, clients, response, token_response};
 use crate::domain::subscription::{ClientAuth, Identity, TokenType};
 use crate::domain::words::span;
+use crate::facts::{Metrics, TokenRequested, TokenResult};
 
 /// Maximum number of tokens; above it, tokens that no target uses are dropped first.
 const MOST_TOKENS: usize = 10_000;
@@ -81,6 +82,7 @@ pub(super) struct Token {
 #[derive(Default)]
 pub(super) struct Tokens {
     slots: Mutex<HashMap<TokenKey, Arc<Slot>>>,
+    metrics: OnceLock<Metrics>,
 }
 
 #[derive(Default)]
@@ -195,6 +197,7 @@ impl Tokens {
             Ok(fetched) => fetched,
             Err(_) => Err(TokenError::Timeout.into()),
         };
+        self.count(&fetched);
         let before = slot.current().filter(|token| Instant::now() < token.expires_at);
         match (fetched, before) {
             (Ok(token), _) => {
@@ -218,6 +221,22 @@ impl Tokens {
                 *fetch = Some((Instant::now(), failure.clone()));
                 Err(failure)
             }
+        }
+    }
+
+    /// Counts the requests of tokens from now on. Only the first call has an effect.
+    pub(super) fn count_in(&self, metrics: Metrics) {
+        let _ = self.metrics.set(metrics);
+    }
+
+    fn count(&self, fetched: &Result<Token, DeliveryError>) {
+        let result = match fetched {
+            Ok(_) => TokenResult::Issued,
+            Err(error) if error.is_silent_token_endpoint() => TokenResult::Unreachable,
+            Err(_) => TokenResult::Refused,
+        };
+        if let Some(metrics) = self.metrics.get() {
+            TokenRequested { result }.emit(metrics);
         }
     }
 

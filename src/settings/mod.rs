@@ -9,6 +9,7 @@ mod exports;
 mod external_broker;
 mod files;
 mod layers;
+mod metrics;
 mod outbox;
 mod quotas;
 mod secret;
@@ -35,6 +36,7 @@ pub use circuit::CircuitSettings;
 pub use error::{SettingProblem, SettingsError};
 pub(crate) use exports::Exports;
 pub use external_broker::{ExternalBroker, Mechanism, Provider};
+pub use metrics::MetricsSettings;
 pub use outbox::{Pooler, ProducerOutboxSettings};
 pub use quotas::{Quota, Quotas, Tenant};
 pub use secret::{NoSecret, SecretName};
@@ -68,6 +70,7 @@ pub struct Settings {
     pub secrets: Secrets,
     pub api: Api,
     pub health: Health,
+    pub metrics: MetricsSettings,
     pub log: LogSettings,
     /// The layer of each value, by its key.
     #[serde(skip)]

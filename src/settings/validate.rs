@@ -376,6 +376,7 @@ impl Findings<'_> {
             "health.listen",
             format!("is {}, which is also api.listen; set another port", settings.health.listen),
         );
+        self.within("metrics.subscriptions", settings.metrics.subscriptions, 0, 1_000);
         let secrets = &settings.secrets;
         self.require(
             secrets.master_key.is_none() || secrets.master_key_file.is_none(),

@@ -66,6 +66,8 @@ async fn metrics_show_attempts_and_what_waits() {
     )
     .await;
     metric_is(&hub, attempts, &[DOMAIN], 5.0).await;
+    metric_is(&hub, "hub_subscription_failed_total", &[DOMAIN, "subscription=\"no\""], 1.0).await;
+    metric_is(&hub, "hub_subscription_failed_total", &[], 1.0).await;
     metric_is(&hub, "hub_fan_out_envelopes_sum", &[DOMAIN], 5.0).await;
     metric_is(&hub, "hub_fan_out_envelopes_count", &[DOMAIN], 2.0).await;
 

@@ -43,6 +43,8 @@ families! {
             "Dead letters with the reason exhausted, by domain and what led to them (advisory, sweep, worker)";
         stranded_found: Family<FoundLabel, Counter> = "stranded_found",
             "Envelopes that the sweep found, by domain and what became of them (dead-lettered, published-again)";
+        tokens: Family<ResultLabel, Counter> = "tokens",
+            "Requests of OAuth2 tokens, by result (issued, refused, unreachable)";
         redrives: Family<OutcomeLabel, Counter> = "redrives",
             "Redrives and replays of dead letters, by domain and outcome (redriven and replayed: sent back to the outbox by \
              the schedule or by an operator; postponed, resolved, failed-again, dropped)";
@@ -89,6 +91,28 @@ impl StrandedResult {
         match self {
             Self::DeadLettered => "dead-lettered",
             Self::PublishedAgain => "published-again",
+        }
+    }
+}
+
+/// What became of the request of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenResult {
+    Issued,
+    /// The token endpoint answered, without a usable token.
+    Refused,
+    /// The token endpoint did not answer.
+    Unreachable,
+}
+
+impl TokenResult {
+    const ALL: [Self; 3] = [Self::Issued, Self::Refused, Self::Unreachable];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Issued => "issued",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
         }
     }
 }
@@ -178,6 +202,10 @@ impl Metrics {
         self.inner.enumerated.redrives.get_or_create(&label).clone()
     }
 
+    pub(in crate::facts) fn tokens(&self, result: TokenResult) -> Counter {
+        self.inner.enumerated.tokens.get_or_create(&ResultLabel { result: result.as_str() }).clone()
+    }
+
     /// Makes the series of these domains, and those without a domain.
     pub fn make_series(&self, domains: &[String]) {
         let families = self.families();
@@ -190,6 +218,7 @@ impl Metrics {
         for result in ["answered", "not-admitted", "invalid", "unavailable"] {
             let _ = families.resolver_served.get_or_create(&ResultLabel { result });
         }
+        TokenResult::ALL.into_iter().for_each(|result| drop(self.tokens(result)));
         for domain in domains {
             let owned = || domain.clone();
             self.of_domain(domain);

@@ -11,6 +11,7 @@ mod live;
 mod process;
 mod relay;
 mod streams;
+mod worst;
 
 use std::sync::Arc;
 
@@ -26,11 +27,12 @@ use prometheus_client::registry::Registry;
 pub(super) use api::{RequestLabel, RouteLabel};
 pub use delivered::DeliveryPath;
 pub(super) use enumerated::Redrive;
-pub use enumerated::{LetterBy, StrandedResult};
+pub use enumerated::{LetterBy, StrandedResult, TokenResult};
 pub use lanes::{DomainPause, LaneKind, LaneTotals};
 pub use live::Observed;
 pub use relay::RelayMetrics;
 pub use streams::LetterCounts;
+pub use worst::SubscriptionBacklog;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub(super) struct DomainLabel {
@@ -86,6 +88,8 @@ pub(super) struct InForceLabel {
 pub(super) struct ResultLabel {
     pub(super) result: &'static str,
 }
+
+const DEFAULT_SUBSCRIPTIONS: usize = 20;
 
 /// The first is that of an event without a subscription.
 const FAN_OUT: [f64; 12] = [0.0, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 5_000.0];
@@ -186,6 +190,7 @@ struct Inner {
     /// Metrics of the process, which have no prefix.
     process: Registry,
     live: Arc<live::Live>,
+    worst: Arc<worst::Worst>,
     families: Families,
     streams: streams::StreamFamilies,
     enumerated: enumerated::EnumeratedFamilies,
@@ -216,6 +221,11 @@ impl Default for Metrics {
 
 impl Metrics {
     pub fn new() -> Self {
+        Self::with_subscriptions(DEFAULT_SUBSCRIPTIONS)
+    }
+
+    /// With series of single subscriptions, at most this many for each domain.
+    pub fn with_subscriptions(most: usize) -> Self {
         let mut registry = Registry::with_prefix("hub");
         let families = Families::register(&mut registry);
         let streams = streams::StreamFamilies::register(&mut registry);
@@ -228,6 +238,8 @@ impl Metrics {
         registry.register_collector(Box::new(LogLines));
         let live = Arc::new(live::Live::new());
         registry.register_collector(Box::new(live.clone()));
+        let worst = Arc::new(worst::Worst::new(most));
+        registry.register_collector(Box::new(worst.clone()));
         let mut process = Registry::default();
         process.register_collector(Box::new(process::Process::new()));
         Self {
@@ -235,6 +247,7 @@ impl Metrics {
                 registry,
                 process,
                 live,
+                worst,
                 families,
                 streams,
                 enumerated,
@@ -280,6 +293,7 @@ impl Metrics {
             dead_lettered: outcome("dead-lettered"),
             attempts: self.inner.enumerated.attempts_of(domain),
             latencies: self.inner.delivered.of(domain),
+            worst: self.inner.worst.of(domain),
             all: self.clone(),
         }
     }
@@ -350,6 +364,7 @@ pub struct DomainMetrics {
     pub(super) dead_lettered: Counter,
     pub(super) attempts: Arc<enumerated::Attempts>,
     pub(super) latencies: delivered::Latencies,
+    worst: worst::OfDomain,
     pub(super) all: Metrics,
 }
 

@@ -11,13 +11,14 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::facts::{DomainMetrics, DomainPause, LaneKind, LaneTotals, LanesNotListed};
-use crate::nats::subjects::{SHARED_LANE, is_strict_lane, lane_consumer};
+use crate::domain::subscription::SubscriptionRef;
+use crate::facts::{DomainMetrics, DomainPause, LaneKind, LaneTotals, LanesNotListed, SubscriptionBacklog};
+use crate::nats::subjects::{SHARED_LANE, is_strict_lane, lane_consumer, subscription_of_lane};
 use crate::nats::{ConsumerInfo, JetStream, NatsError, UNTIL_RESUMED};
 
 /// One of this many summaries is followed by the search for the oldest envelopes.
 const SEARCH_EVERY: u32 = 3;
-/// Most messages that one search reads per kind of lane.
+/// Most messages that one search reads per kind of lane, and for the worst subscriptions.
 const MOST_READS: usize = 50;
 /// Age after which the first message of a lane is read again, because somebody may have deleted it.
 const READ_AGAIN: Duration = Duration::from_secs(60);
@@ -38,11 +39,12 @@ struct Waiting {
     lane: String,
     /// Its ack floor in the stream: what is pending has a higher sequence.
     floor: u64,
+    pending: u64,
 }
 
 impl Waiting {
     fn new(lane: &str, info: &ConsumerInfo) -> Self {
-        Self { lane: lane.to_owned(), floor: info.ack_floor.stream_seq }
+        Self { lane: lane.to_owned(), floor: info.ack_floor.stream_seq, pending: pending(info) }
     }
 }
 
@@ -61,6 +63,25 @@ impl Summary {
             }
         }
         summary
+    }
+
+    /// The subscriptions whose lanes have the most envelopes, worst first, with these lanes.
+    fn worst(&self, most: usize) -> Vec<(SubscriptionRef, Vec<Waiting>)> {
+        let mut lanes: HashMap<&str, (u64, Vec<&Waiting>)> = HashMap::new();
+        for waiting in self.waiting_own.iter().chain(&self.waiting_strict) {
+            let Some(token) = subscription_of_lane(&waiting.lane) else { continue };
+            let (pending, of_token) = lanes.entry(token).or_default();
+            *pending = pending.saturating_add(waiting.pending);
+            of_token.push(waiting);
+        }
+        let mut worst: Vec<_> = lanes.into_iter().collect();
+        worst.sort_unstable_by(|(token, (pending, _)), (other_token, (other, _))| {
+            other.cmp(pending).then_with(|| token.cmp(other_token))
+        });
+        let named = worst.into_iter().filter_map(|(token, (_, lanes))| {
+            Some((SubscriptionRef::from_token(token)?, lanes.into_iter().cloned().collect()))
+        });
+        named.take(most).collect()
     }
 }
 
@@ -127,17 +148,35 @@ impl LaneGauges {
             (LaneKind::Own, &summary.waiting_own[..]),
             (LaneKind::Strict, &summary.waiting_strict[..]),
         ] {
-            let oldest = self.oldest(lanes).await?;
+            let mut reads = MOST_READS;
+            let oldest = self.oldest(lanes, &mut reads).await?;
             let age = oldest.and_then(|at| (self.js.now() - at).try_into().ok());
             self.metrics.lane_oldest(kind, age.unwrap_or_default());
         }
+        self.worst(summary).await
+    }
+
+    /// Measures the subscriptions whose lanes have the most envelopes.
+    async fn worst(&mut self, summary: &Summary) -> Result<(), NatsError> {
+        let mut worst = Vec::new();
+        let mut reads = MOST_READS;
+        for (subscription, lanes) in summary.worst(self.metrics.most_subscriptions()) {
+            let oldest = self.oldest(&lanes, &mut reads).await?;
+            let age = oldest.and_then(|at| (self.js.now() - at).try_into().ok()).unwrap_or_default();
+            let pending = lanes.iter().fold(0, |sum: u64, lane| sum.saturating_add(lane.pending));
+            worst.push(SubscriptionBacklog { subscription, pending, age });
+        }
+        self.metrics.worst_backlogs(worst);
         Ok(())
     }
 
-    /// When the oldest pending envelope of these lanes was stored. Of lanes that were not all searched, the oldest known.
-    async fn oldest(&mut self, lanes: &[Waiting]) -> Result<Option<OffsetDateTime>, NatsError> {
+    /// When the oldest pending envelope of these lanes was stored. If that takes more than these reads, the oldest known.
+    async fn oldest(
+        &mut self,
+        lanes: &[Waiting],
+        reads: &mut usize,
+    ) -> Result<Option<OffsetDateTime>, NatsError> {
         let mut oldest: Option<First> = None;
-        let mut reads = 0;
         for (bound, waiting) in self.firsts.in_order(lanes) {
             // Each message of the remaining lanes is younger.
             if oldest.is_some_and(|oldest| oldest.sequence <= bound) {
@@ -145,9 +184,9 @@ impl LaneGauges {
             }
             let first = match self.firsts.get(waiting) {
                 Some(first) => first,
-                None if reads == MOST_READS => break,
+                None if *reads == 0 => break,
                 None => {
-                    reads += 1;
+                    *reads -= 1;
                     let filter = self.js.names().lane_filter(&self.domain, &waiting.lane);
                     let from = bound.max(1);
                     let Some(message) = self.js.get_next(&self.stream, from, &filter).await? else {
@@ -255,12 +294,23 @@ mod tests {
             summary.waiting_own.iter().map(|one| (one.lane.as_str(), one.floor)).collect();
         waiting.sort_unstable();
         assert_eq!(waiting, [("own-crm", 40), ("own-huge", 7)]);
-        assert_eq!(summary.waiting_strict, [Waiting { lane: "strict-0-crm".to_owned(), floor: 8 }]);
+        assert_eq!(
+            summary.waiting_strict,
+            [Waiting { lane: "strict-0-crm".to_owned(), floor: 8, pending: 4 }]
+        );
+        let worst = |most| -> Vec<(String, Vec<u64>)> {
+            let worst = summary.worst(most).into_iter();
+            let pending = |lanes: Vec<Waiting>| lanes.into_iter().map(|lane| lane.pending).collect();
+            worst.map(|(name, lanes)| (name.id().to_owned(), pending(lanes))).collect()
+        };
+        assert_eq!(worst(1), [("huge".to_owned(), vec![u64::MAX])]);
+        assert_eq!(worst(9), [("huge".to_owned(), vec![u64::MAX]), ("crm".to_owned(), vec![7, 4])]);
+        assert!(worst(0).is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_first_message_is_known_until_the_floor_passes_it_or_it_is_old() {
-        let lane = |name: &str, floor| Waiting { lane: name.to_owned(), floor };
+        let lane = |name: &str, floor| Waiting { lane: name.to_owned(), floor, pending: 1 };
         let mut firsts = Firsts::default();
         let at = OffsetDateTime::UNIX_EPOCH;
         firsts.known.insert("own-b".to_owned(), First { sequence: 70, at, read: Instant::now() });

@@ -225,16 +225,17 @@ impl Settle {
         attempt: u32,
     ) -> Option<OffsetDateTime> {
         if tried.tried {
-            self.attempt_made(tried);
+            self.attempt_made(envelope, tried);
             self.log(message, envelope, decision, tried, attempt)
         } else {
             None
         }
     }
 
-    fn attempt_made(&self, tried: &Tried<'_>) {
+    fn attempt_made(&self, envelope: &Envelope<'_>, tried: &Tried<'_>) {
+        let Envelope { tenant, subscription, .. } = envelope;
         let Tried { latency, failure, status, .. } = *tried;
-        AttemptMade { latency, failure, status }.emit(&self.metrics);
+        AttemptMade { tenant, subscription, latency, failure, status }.emit(&self.metrics);
     }
 
     /// Records the failed probe of a circuit. It counts for no attempt of the envelope, which goes back into its lane.
@@ -246,7 +247,7 @@ impl Settle {
         known: &Deliveries,
         next: Duration,
     ) {
-        self.attempt_made(tried);
+        self.attempt_made(envelope, tried);
         let attempt = known.attempts().saturating_add(1);
         let _ = self.log(message, envelope, Decision::Retry { after: next }, tried, attempt);
         DeliveryFailed {
