@@ -17,6 +17,7 @@ use super::agreement::SharedState;
 use super::error::{ApiError, BoxError, NatsError};
 use super::letter_rooms::LetterRooms;
 use super::liveness::{Liveness, PING_INTERVAL};
+use super::scan_names::ScanNames;
 use super::server_choice::ServerChoice;
 use super::subjects::SubjectNames;
 use crate::facts::{
@@ -72,6 +73,7 @@ pub struct JetStream {
     request_timeout: Duration,
     shared: Arc<SharedState>,
     letter_rooms: Arc<LetterRooms>,
+    scan_names: Arc<ScanNames>,
 }
 
 impl JetStream {
@@ -182,6 +184,7 @@ impl JetStream {
             request_timeout: options.request_timeout,
             shared: Arc::default(),
             letter_rooms: Arc::default(),
+            scan_names: Arc::default(),
         })
     }
 
@@ -195,6 +198,10 @@ impl JetStream {
 
     pub(super) fn letter_rooms(&self) -> &LetterRooms {
         &self.letter_rooms
+    }
+
+    pub(super) fn scan_names(&self) -> &Arc<ScanNames> {
+        &self.scan_names
     }
 
     pub(super) fn client(&self) -> &Arc<Client> {

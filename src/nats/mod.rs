@@ -37,6 +37,7 @@ mod reader;
 mod redrive;
 mod registry;
 mod rejected;
+mod scan_names;
 mod server_choice;
 mod settled_notices;
 mod stream_api;

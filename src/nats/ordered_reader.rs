@@ -6,10 +6,14 @@ use super::connection::JetStream;
 use super::error::NatsError;
 use super::message::Delivered;
 use super::pull::{PullEvent, Puller};
+use super::scan_names::ScanName;
 use crate::facts::EphemeralConsumerNotDeleted;
 
 /// Maximum number of messages requested ahead.
 const ROOM: usize = 2_000;
+
+/// Length of the part of the name that is the same for all readers of a process.
+const PROCESS_NAME: usize = 10;
 
 /// Which messages of a stream to read.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +31,7 @@ pub(super) struct OrderedReader {
     puller: Puller,
     js: JetStream,
     stream: String,
-    consumer: String,
+    consumer: ScanName,
     /// Messages that existed when the read began and have not been received yet.
     pub(super) remaining: u64,
     next_sequence: u64,
@@ -47,10 +51,12 @@ impl OrderedReader {
         stream: &str,
         options: &OrderedReaderOptions,
     ) -> Result<Self, NatsError> {
-        let inbox = js.client().new_inbox();
-        let consumer = format!("scan-{}", inbox.rsplit('.').next().unwrap_or("reader"));
+        let consumer = js.scan_names().take(|| {
+            let inbox = js.client().new_inbox();
+            inbox.rsplit('.').next().unwrap_or("reader").chars().take(PROCESS_NAME).collect()
+        });
         let mut config: Map<String, Value> = Map::new();
-        config.insert("name".into(), json!(consumer));
+        config.insert("name".into(), json!(consumer.as_str()));
         config.insert("ack_policy".into(), json!("none"));
         config.insert("mem_storage".into(), json!(true));
         config.insert("num_replicas".into(), json!(1));
@@ -68,8 +74,8 @@ impl OrderedReader {
         } else {
             config.insert("deliver_policy".into(), json!("all"));
         }
-        let puller = Puller::new(js, stream, &consumer).await?;
-        let info = js.put_consumer(stream, &consumer, &config, "create").await?;
+        let puller = Puller::new(js, stream, consumer.as_str()).await?;
+        let info = js.put_consumer(stream, consumer.as_str(), &config, "create").await?;
         Ok(Self {
             puller,
             js: js.clone(),
@@ -98,9 +104,9 @@ impl OrderedReader {
 
     /// Deletes the consumer at once; otherwise the server deletes it after a minute.
     pub(super) async fn close(self) {
-        let subject = format!("CONSUMER.DELETE.{}.{}", self.stream, self.consumer);
-        if let Err(error) = self.js.api::<Value>(&subject, &Value::Null).await {
-            EphemeralConsumerNotDeleted { error: &error }.emit();
+        match self.js.delete_consumer(&self.stream, self.consumer.as_str()).await {
+            Ok(()) => self.consumer.deleted(),
+            Err(error) => EphemeralConsumerNotDeleted { error: &error }.emit(),
         }
     }
 }
