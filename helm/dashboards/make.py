@@ -237,6 +237,11 @@ def domain() -> Dashboard:
                (quantile(0.99, "hub_delivered_seconds", DOMAIN + ', path="retried"'), "p99 retried")], "s"),
         lines("Oldest envelope", "Age of the oldest envelope that is not delivered yet, by kind of lane.",
               [(highest("hub_lane_oldest_seconds", "lane", DOMAIN), "{{lane}}")], "s"),
+        lines("Tokens", "Requests of OAuth2 tokens per second, in all domains, by result.",
+              [(total("hub_tokens_total", "result"), "{{result}}")], "ops",
+              colors={"issued": GREEN, "refused": ORANGE, "unreachable": RED}),
+        stacked("Memory", "Memory of envelopes in all processes, by lane; own: all lanes but the shared one.",
+                [(f"sum by (lane) (hub_held_bytes{{{DOMAIN}}})", "{{lane}}")], "bytes"),
         stacked("Attempts by status", "Attempts per second, by class of the status.",
                 [(total("hub_attempts_total", "status", DOMAIN), "{{status}}")], "ops"),
         stacked("In flight", "Attempts in progress, by process.",
@@ -312,6 +317,18 @@ def subscription() -> Dashboard:
              f"max(hub_subscriptions_held{{{HUB}}})", steps=[(GREEN, None), (YELLOW, 1)]),
         stat("Open circuits", "Endpoints that keep failing and get probes only, in all domains.",
              f"sum(max by (domain) (hub_circuits_open{{{HUB}}}))", steps=[(GREEN, None), (ORANGE, 1)]),
+    )
+    page.line()
+    name = "{{tenant}} {{subscription}} ({{domain}})"
+    who = "domain, tenant, subscription"
+    page.add(
+        8, 8,
+        lines("Backlogs", "Envelopes of the subscriptions with the most, in lanes of their own.",
+              [(highest("hub_subscription_pending", who), name)]),
+        lines("Oldest envelopes", "Age of the oldest envelope of the same subscriptions.",
+              [(highest("hub_subscription_oldest_seconds", who), name)], "s"),
+        lines("Failed attempts", "Failed attempts per second, of the subscriptions with the most.",
+              [(total("hub_subscription_failed_total", who), name)], "ops"),
     )
     page.line()
     page.add(24, 9, table(

@@ -49,8 +49,8 @@ pub use letter_rooms::*;
 pub use limited::{limit_repeated_lines, write_left_out, write_rest_of_left_out};
 pub use management::*;
 pub use metrics::{
-    DeliveryPath, DomainMetrics, DomainPause, LaneKind, LaneTotals, LetterBy, LetterCounts, Metrics,
-    Observed, RelayMetrics, StrandedResult, SubscriptionBacklog, TokenResult,
+    DeliveryPath, DomainMetrics, DomainPause, LaneKind, LaneTotals, LetterBy, Metrics, Observed,
+    RelayMetrics, StrandedResult, SubscriptionBacklog, TokenResult,
 };
 pub use nats::*;
 pub use outbox_processor::*;

@@ -38,6 +38,11 @@ impl ByteBudget {
         }
     }
 
+    /// Bytes of the messages in memory, and those that pull requests have reserved.
+    pub fn used(&self) -> u64 {
+        u64::from(self.most).saturating_sub(self.free.available_permits() as u64)
+    }
+
     #[cfg(test)]
     fn free(&self) -> usize {
         self.free.available_permits()

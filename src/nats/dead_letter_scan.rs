@@ -10,6 +10,7 @@ use super::subjects::is_strict_lane;
 use crate::domain::dead_letter::{DeadLetter, DeadLetterState};
 use crate::domain::dead_letter_query::DeadLetterQuery;
 use crate::domain::headers;
+use crate::domain::letter_tally::LetterTally;
 use crate::facts::DeadLetterSkipped;
 
 /// Readers of one page that are replaced one after the other without a message.
@@ -32,6 +33,8 @@ pub struct ScannedLetter {
 #[derive(Debug, Clone, Default)]
 pub struct LetterScan {
     pub letters: Vec<ScannedLetter>,
+    /// Of all that were read, also those that the query does not accept.
+    pub seen: LetterTally,
     /// The sequence where the next page begins; `None` at the end.
     pub next: Option<u64>,
 }
@@ -70,6 +73,7 @@ impl JetStream {
                         OrderedEvent::Message(message) => {
                             (from, readers) = (message.stream_sequence + 1, 0);
                             let Some(scanned) = self.scanned(&stream, &message, replaying) else { continue };
+                            scan.seen.add(scanned.letter.state, scanned.letter.failed_at);
                             if query.accepts(&scanned.letter) {
                                 scan.letters.push(scanned);
                             }

@@ -18,6 +18,7 @@ use crate::domain::dead_letter_query::DeadLetterQuery;
 use crate::domain::envelope::Envelope;
 use crate::domain::headers;
 use crate::domain::last_words::LastWords;
+use crate::domain::letter_tally::LetterTally;
 use crate::domain::subscription::subscription_token;
 
 /// Maximum number of subject filters of one read; beyond that it reads all subjects and filters here.
@@ -44,6 +45,8 @@ pub struct DeadLetterEntry {
 #[derive(Debug, Clone, Default)]
 pub struct DeadLetterPage {
     pub entries: Vec<DeadLetterEntry>,
+    /// Of all that were read for it, also those that the query does not accept.
+    pub seen: LetterTally,
     /// The sequence where the next page begins; `None` at the end.
     pub next: Option<u64>,
 }
@@ -184,7 +187,7 @@ impl JetStream {
         let scan = self.scan_dead_letters(domain, &filters, query, from, limit, &replaying).await?;
         let entries = scan.letters.into_iter();
         let entries = entries.map(|one| DeadLetterEntry { letter: one.letter, sequence: one.sequence });
-        Ok(DeadLetterPage { entries: entries.collect(), next: scan.next })
+        Ok(DeadLetterPage { entries: entries.collect(), seen: scan.seen, next: scan.next })
     }
 
     /// The subjects of a domain's dead letters.

@@ -7,22 +7,22 @@ mod quota;
 use std::sync::Arc;
 use std::time::Duration;
 
-use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::carried::Carried;
 use crate::domain::dead_letter::{DeadLetter, DeadLetterState, Failed, Origin};
 use crate::domain::headers;
+use crate::domain::letter_tally::LetterTally;
 use crate::domain::outcome::Reason;
 use crate::facts::{
-    DeadLetterSetAside, LetterCounts, Metrics, OverdueDeadLetterFound, OverdueSearchFailed,
-    OverdueSearchPanicked, RedriveFailed, RedriveOfResolved, RedriveUnreadable, Redriven,
+    DeadLetterSetAside, Metrics, OverdueDeadLetterFound, OverdueSearchFailed, OverdueSearchPanicked,
+    RedriveFailed, RedriveOfResolved, RedriveUnreadable, Redriven,
 };
 use crate::health::{Readiness, ReadyFlag};
 use crate::nats::subjects::SHARED_LANE;
 use crate::nats::{
-    DeadLetterEntry, DeadLetterQuery, Delivered, EnvelopeMessage, JetStream, NatsError,
-    REDRIVE_TRIGGER_HEADER, Reader, RedriveTrigger,
+    DeadLetterQuery, Delivered, EnvelopeMessage, JetStream, NatsError, REDRIVE_TRIGGER_HEADER, Reader,
+    RedriveTrigger,
 };
 use crate::panics::{self, Panicked};
 use crate::tasks::{TaskError, Tasks};
@@ -315,19 +315,16 @@ impl Worker {
     }
 
     async fn reconcile_domain(&self, domain: &str, grace: Duration) -> Result<(), NatsError> {
-        let (mut counts, mut oldest) = (LetterCounts::default(), None);
+        let query = DeadLetterQuery { state: Some(DeadLetterState::Scheduled), ..DeadLetterQuery::default() };
+        let mut tally = LetterTally::default();
         let mut from = 1;
         loop {
-            let page = self.js.dead_letters(domain, &DeadLetterQuery::default(), from, 1_000).await?;
-            for DeadLetterEntry { letter, .. } in &page.entries {
-                counts.add(letter.state);
-                oldest = Some(oldest.map_or(letter.failed_at, |at: OffsetDateTime| at.min(letter.failed_at)));
-            }
+            let page = self.js.dead_letters(domain, &query, from, 1_000).await?;
+            tally.merge(page.seen);
             let overdue = self.js.now() - grace;
             let late: Vec<_> = page
                 .entries
                 .iter()
-                .filter(|entry| entry.letter.state == DeadLetterState::Scheduled)
                 .filter(|entry| entry.letter.next_redrive_at.is_some_and(|at| at < overdue))
                 .collect();
             if !late.is_empty() {
@@ -342,8 +339,7 @@ impl Worker {
                 None => break,
             }
         }
-        let age = oldest.and_then(|at| (self.js.now() - at).try_into().ok()).unwrap_or_default();
-        self.metrics.letters(domain, counts, age);
+        self.metrics.letters(domain, &tally, self.js.now());
         Ok(())
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn watch(
     readiness: &Readiness,
 ) {
     metrics.make_series(&stream_parameters.domains);
-    metrics.observe(observed(js.clone(), readiness.clone()));
+    metrics.attach(observed(js.clone(), readiness.clone()));
     let watched = js.clone();
     tasks.droppable("the watch of the connection", async move { watched.watch_answers().await });
     let keeper = PartKeeper::new(js.clone(), stream_parameters.clone());

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use crate::support::{Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, patient};
+use crate::support::{
+    Behaviour, Hub, Receiver, TestBroker, TestClient, TestSettings, eventually, ids, patient,
+};
 
 const STEP: Duration = Duration::from_secs(120);
 const DOMAIN: &str = "domain=\"policy-client\"";
@@ -135,4 +137,49 @@ async fn metrics_show_the_connection_and_the_age_of_the_gauges() {
         if age < 6.0 { Ok(()) } else { Err(age) }
     })
     .await;
+}
+
+/// The envelopes of an endpoint that keeps failing wait in a lane of their own, and arrive late.
+#[tokio::test]
+async fn metrics_show_lanes_of_their_own_and_the_worst_subscriptions() {
+    const EVENTS: usize = 12;
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let settings = TestSettings::patient().with(|settings| {
+        settings.circuit.failures = Some(4);
+        settings.circuit.failing_for = Some(Duration::ZERO);
+        settings.circuit.first_pause = Some(Duration::from_secs(1));
+        settings.circuit.longest_pause = Some(Duration::from_secs(2));
+    });
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    receiver.set("/broken", Behaviour::status(503));
+    let both = ["broken", "well"].map(|id| patient(id, &["policy.>"], &receiver.url(&format!("/{id}"))));
+    client.subscribe(both).await;
+    client.publish_all("policy.updated", &ids("event", EVENTS)).await;
+    receiver.wait_accepted("/well", EVENTS, STEP).await;
+
+    let own = [DOMAIN, "lane=\"own\""];
+    let broken = [DOMAIN, "tenant=\"default\"", "subscription=\"broken\""];
+    metric_is(&hub, "hub_lanes", &own, 1.0).await;
+    metric_is(&hub, "hub_lane_pending", &own, EVENTS as f64).await;
+    metric_is(&hub, "hub_lane_pending", &[DOMAIN, SHARED], 0.0).await;
+    metric_is(&hub, "hub_subscription_pending", &broken, EVENTS as f64).await;
+    for (name, labels) in
+        [("hub_lane_oldest_seconds", &own[..]), ("hub_subscription_oldest_seconds", &broken[..])]
+    {
+        hub.metric_above(name, labels, 1.0, STEP).await;
+    }
+    hub.metric_above("hub_subscription_failed_total", &broken, 3.5, STEP).await;
+    metric_is(&hub, "hub_subscription_pending", &[], EVENTS as f64).await;
+
+    receiver.set("/broken", Behaviour::ok());
+    receiver.wait_accepted("/broken", EVENTS, STEP).await;
+    metric_is(&hub, "hub_lane_pending", &own, 0.0).await;
+    metric_is(&hub, "hub_lane_oldest_seconds", &own, 0.0).await;
+    metric_is(&hub, "hub_subscription_pending", &[], 0.0).await;
+    metric_is(&hub, "hub_delivered_seconds_count", &[DOMAIN], 2.0 * EVENTS as f64).await;
+    // They count from their publication, whatever lanes they were in.
+    hub.metric_above("hub_delivered_seconds_sum", &[DOMAIN], EVENTS as f64, STEP).await;
 }

@@ -54,6 +54,7 @@ pub mod lane_places;
 pub mod last_words;
 pub mod lately;
 pub mod leftovers;
+pub mod letter_tally;
 pub mod message_id;
 pub mod outcome;
 pub mod producer_outbox;

@@ -26,6 +26,9 @@ families! {
              is none";
         redelivered: Family<LaneLabel, Gauge> = "lane_redelivered",
             "Envelopes in progress that the broker has delivered more than once, by domain and kind of their lane";
+        held_bytes: Family<LaneLabel, Gauge> = "held_bytes",
+            "Memory of envelopes in this process, with what its pull requests have reserved, by domain and lane (shared; own: \
+             all others)";
         paused: Family<DomainLabel, Gauge> = "domain_paused", "Whether the domain is paused (1 or 0)";
         paused_until: Family<DomainLabel, Seconds> = "domain_paused_until_seconds",
             "Unix time of the end of the pause of the domain; 0 if it is not paused, +Inf if it is paused until resumed";
@@ -81,6 +84,11 @@ impl DomainMetrics {
         if kind != LaneKind::Shared {
             families.lanes.get_or_create(&label).set(gauge(totals.lanes));
         }
+    }
+
+    /// Sets the memory of envelopes of the shared lane, or of all others (own).
+    pub fn held_bytes(&self, kind: LaneKind, bytes: u64) {
+        self.all.inner.lanes.held_bytes.get_or_create(&self.lane(kind)).set(gauge(bytes));
     }
 
     pub fn lane_oldest(&self, kind: LaneKind, age: Duration) {

@@ -51,7 +51,7 @@ impl fmt::Debug for Live {
 
 impl Metrics {
     /// Adds the sources of what is read at a scrape. Only the first call has an effect.
-    pub fn observe(&self, observed: Observed) {
+    pub fn attach(&self, observed: Observed) {
         let _ = self.inner.live.observed.set(observed);
     }
 
@@ -107,7 +107,7 @@ mod tests {
         let text = metrics.encode().unwrap();
         assert!(text.contains(&format!("hub_build_info{{version=\"{}\",commit=", env!("CARGO_PKG_VERSION"))));
         assert!(text.contains("hub_gauges_age_seconds ") && !text.contains("hub_nats_connected"), "{text}");
-        metrics.observe(Observed {
+        metrics.attach(Observed {
             is_connected: Box::new(|| false),
             reconnects: Box::new(|| 3),
             parts: Box::new(|| vec![("api".to_owned(), true), ("worker of \"a\"".to_owned(), false)]),

@@ -31,7 +31,6 @@ pub use enumerated::{LetterBy, StrandedResult, TokenResult};
 pub use lanes::{DomainPause, LaneKind, LaneTotals};
 pub use live::Observed;
 pub use relay::RelayMetrics;
-pub use streams::LetterCounts;
 pub use worst::SubscriptionBacklog;
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]

@@ -7,9 +7,11 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use time::OffsetDateTime;
 
 use super::{DomainLabel, Metrics, gauge};
 use crate::domain::dead_letter::DeadLetterState;
+use crate::domain::letter_tally::LetterTally;
 use crate::domain::subscription::SubscriptionState;
 
 pub(super) type Seconds = Gauge<f64, AtomicU64>;
@@ -44,24 +46,6 @@ families! {
     }
 }
 
-/// The dead letters of a domain, counted one by one.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LetterCounts {
-    scheduled: u64,
-    replaying: u64,
-    parked: u64,
-}
-
-impl LetterCounts {
-    pub fn add(&mut self, state: DeadLetterState) {
-        match state {
-            DeadLetterState::Scheduled => self.scheduled += 1,
-            DeadLetterState::Replaying => self.replaying += 1,
-            DeadLetterState::Parked => self.parked += 1,
-        }
-    }
-}
-
 impl Metrics {
     /// Sets the age of the oldest event.
     pub fn events_oldest(&self, age: Duration) {
@@ -75,14 +59,15 @@ impl Metrics {
     }
 
     /// Sets how many dead letters a domain has in each state, and how long ago the oldest failed.
-    pub fn letters(&self, domain: &str, counts: LetterCounts, oldest: Duration) {
+    pub fn letters(&self, domain: &str, tally: &LetterTally, now: OffsetDateTime) {
         let streams = &self.inner.streams;
         let label = DomainLabel { domain: domain.to_owned() };
-        streams.dlt_oldest.get_or_create(&label).set(oldest.as_secs_f64());
+        let age: Option<Duration> = tally.oldest.and_then(|oldest| (now - oldest).try_into().ok());
+        streams.dlt_oldest.get_or_create(&label).set(age.unwrap_or_default().as_secs_f64());
         for (state, count) in [
-            (DeadLetterState::Scheduled, counts.scheduled),
-            (DeadLetterState::Replaying, counts.replaying),
-            (DeadLetterState::Parked, counts.parked),
+            (DeadLetterState::Scheduled, tally.scheduled),
+            (DeadLetterState::Replaying, tally.replaying),
+            (DeadLetterState::Parked, tally.parked),
         ] {
             let label = LettersLabel { domain: domain.to_owned(), state: state.as_str() };
             streams.dlt_letters.get_or_create(&label).set(gauge(count));

@@ -20,7 +20,7 @@ const MOST_COUNTED: usize = 1_000;
 /// What waits in the lanes of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubscriptionBacklog {
-    pub subscription: SubscriptionRef,
+    pub name: SubscriptionRef,
     pub pending: u64,
     /// Of its oldest envelope.
     pub age: Duration,
@@ -111,7 +111,7 @@ impl Collector for Worst {
         let mut family = encoder.encode_descriptor("subscription_pending", help, None, MetricType::Gauge)?;
         for (domain, of_domain) in &domains {
             for one in &locked(&of_domain.counts).backlogs {
-                let labels = labels(domain, one.subscription.tenant(), one.subscription.id());
+                let labels = labels(domain, one.name.tenant(), one.name.id());
                 ConstGauge::new(gauge(one.pending)).encode(family.encode_family(&labels)?)?;
             }
         }
@@ -120,7 +120,7 @@ impl Collector for Worst {
             encoder.encode_descriptor("subscription_oldest_seconds", help, None, MetricType::Gauge)?;
         for (domain, of_domain) in &domains {
             for one in &locked(&of_domain.counts).backlogs {
-                let labels = labels(domain, one.subscription.tenant(), one.subscription.id());
+                let labels = labels(domain, one.name.tenant(), one.name.id());
                 ConstGauge::new(one.age.as_secs_f64()).encode(family.encode_family(&labels)?)?;
             }
         }
@@ -172,9 +172,9 @@ mod tests {
                 label("orders", "acme", "c", "7")
             ]
         );
-        let subscription = SubscriptionRef::of("acme", "crm").unwrap();
+        let name = SubscriptionRef::of("acme", "crm").unwrap();
         let age = Duration::from_millis(1_500);
-        orders.worst_backlogs(vec![SubscriptionBacklog { subscription, pending: 9, age }]);
+        orders.worst_backlogs(vec![SubscriptionBacklog { name, pending: 9, age }]);
         assert_eq!(series(&metrics, "hub_subscription_pending{").len(), 1);
         assert_eq!(
             series(&metrics, "hub_subscription_oldest_seconds"),

@@ -28,6 +28,8 @@ const READ_AGAIN: Duration = Duration::from_secs(60);
 pub(super) struct Summary {
     own: LaneTotals,
     strict: LaneTotals,
+    /// Bytes in the memory of this process, of the shared lane and of the others.
+    held: [u64; 2],
     /// Those with pending envelopes.
     waiting_own: Vec<Waiting>,
     waiting_strict: Vec<Waiting>,
@@ -49,8 +51,8 @@ impl Waiting {
 }
 
 impl Summary {
-    pub(super) fn of(infos: &HashMap<String, ConsumerInfo>) -> Self {
-        let mut summary = Self::default();
+    pub(super) fn of(infos: &HashMap<String, ConsumerInfo>, held: [u64; 2]) -> Self {
+        let mut summary = Self { held, ..Self::default() };
         for (lane, info) in infos {
             let (totals, waiting) = if is_strict_lane(lane) {
                 (&mut summary.strict, &mut summary.waiting_strict)
@@ -122,6 +124,9 @@ impl LaneGauges {
             let summary = self.summaries.borrow_and_update().clone();
             self.metrics.lanes(LaneKind::Own, summary.own);
             self.metrics.lanes(LaneKind::Strict, summary.strict);
+            let [shared, own] = summary.held;
+            self.metrics.held_bytes(LaneKind::Shared, shared);
+            self.metrics.held_bytes(LaneKind::Own, own);
             let search = until_search == 0;
             until_search = if search { SEARCH_EVERY - 1 } else { until_search - 1 };
             if let Err(error) = self.measure(&summary, search).await {
@@ -160,11 +165,11 @@ impl LaneGauges {
     async fn worst(&mut self, summary: &Summary) -> Result<(), NatsError> {
         let mut worst = Vec::new();
         let mut reads = MOST_READS;
-        for (subscription, lanes) in summary.worst(self.metrics.most_subscriptions()) {
+        for (name, lanes) in summary.worst(self.metrics.most_subscriptions()) {
             let oldest = self.oldest(&lanes, &mut reads).await?;
             let age = oldest.and_then(|at| (self.js.now() - at).try_into().ok()).unwrap_or_default();
             let pending = lanes.iter().fold(0, |sum: u64, lane| sum.saturating_add(lane.pending));
-            worst.push(SubscriptionBacklog { subscription, pending, age });
+            worst.push(SubscriptionBacklog { name, pending, age });
         }
         self.metrics.worst_backlogs(worst);
         Ok(())
@@ -287,7 +292,7 @@ mod tests {
             ("strict-0-crm", info("strict-0-crm", [3, 1, 1], 8)),
         ];
         let infos = lanes.into_iter().map(|(lane, info)| (lane.to_owned(), info)).collect();
-        let summary = Summary::of(&infos);
+        let summary = Summary::of(&infos, [0; 2]);
         assert_eq!(summary.own, LaneTotals { lanes: 3, pending: u64::MAX, redelivered: 1 });
         assert_eq!(summary.strict, LaneTotals { lanes: 1, pending: 4, redelivered: 1 });
         let mut waiting: Vec<_> =

@@ -250,7 +250,8 @@ impl Lanes {
         };
         // The sums would be too low without a lane that could not be read.
         if let Some(infos) = infos.as_ref().filter(|infos| infos.len() == lanes.len()) {
-            self.summaries.send_replace(Summary::of(infos));
+            let held = [self.shared_bytes.used(), self.own_bytes.used()];
+            self.summaries.send_replace(Summary::of(infos, held));
         }
         own.last_read.retain(|known, _| lanes.contains(&known.as_str()));
         let owners: Vec<Option<SubscriptionRef>> = lanes
