@@ -116,11 +116,11 @@ def overview() -> Dashboard:
         bars("Fill of the streams", "How full the streams are that reject messages when they are full.",
              [(highest("hub_stream_used_percent", "stream"), "{{stream}}")], steps=FILL),
         lines("New dead letters", "Envelopes that became dead letters, per second, by reason.",
-              [(total("hub_dead_lettered_total", "reason", DOMAIN), "{{reason}}")], "ops"),
+              [(total("hub_dead_lettered_total", "reason", DOMAIN) + " > 0", "{{reason}}")], "ops"),
         lines("Rejected events", "Publications that the hub could not process, per second, by reason.",
-              [(total("hub_events_rejected_total", "reason"), "{{reason}}")], "ops"),
+              [(total("hub_events_rejected_total", "reason") + " > 0", "{{reason}}")], "ops"),
         lines("Failed attempts", "Failed attempts per second, by the side at fault and the kind of failure.",
-              [(total("hub_failures_total", "fault, kind", DOMAIN), "{{fault}}: {{kind}}")], "ops"),
+              [(total("hub_failures_total", "fault, kind", DOMAIN) + " > 0", "{{fault}}: {{kind}}")], "ops"),
         lines("Circuits and holds", "Open circuits, and subscriptions whose endpoint asked for a pause (Retry-After).",
               [(highest("hub_circuits_open", "domain", DOMAIN), "open circuits: {{domain}}"),
                (f"max(hub_subscriptions_held{{{HUB}}})", "held subscriptions")]),
@@ -135,10 +135,10 @@ def overview() -> Dashboard:
               [(f"max(hub_events_oldest_seconds{{{HUB}}})", "event"),
                (highest("hub_lane_oldest_seconds", "domain", SHARED), "envelope: {{domain}}")], "s"),
         lines("Stranded and not routed", "Envelopes of the last hour that the sweep found, and exhausted envelopes that "
-              "did not become dead letters. All are 0 in normal operation.",
+              "have no dead letter yet. All are 0 at rest.",
               [(f"sum by (domain) (increase(hub_stranded_found_total{{{DOMAIN}}}[1h]))", "stranded: {{domain}}"),
-               (f'clamp_min(sum by (domain) (increase(hub_deliveries_total{{{DOMAIN}, outcome="exhausted"}}[1h] offset 10m)) - '
-                f'sum by (domain) (increase(hub_exhausted_routed_total{{{DOMAIN}, by=~"advisory|sweep"}}[70m])), 0)',
+               (f'clamp_min(sum by (domain) (increase(hub_deliveries_total{{{DOMAIN}, outcome="exhausted"}}[1h])) - '
+                f'sum by (domain) (increase(hub_exhausted_routed_total{{{DOMAIN}, by=~"advisory|sweep"}}[1h])), 0)',
                 "not routed: {{domain}}")], defaults={"decimals": 0}),
         lines("Registry", "Keys in the registry, and revisions that a process has not read yet.",
               [(f"max(hub_registry_entries{{{HUB}}})", "keys"),
@@ -173,8 +173,8 @@ def overview() -> Dashboard:
               "other hubs that this hub answered.",
               [(f"sum(rate(hub_resolver_answers_total{{{HUB}}}[$__rate_interval]))", "answers"),
                (f"sum(rate(hub_resolver_cache_hits_total{{{HUB}}}[$__rate_interval]))", "cache hits"),
-               (total("hub_resolver_failures_total", "kind"), "failures: {{kind}}"),
-               (total("hub_resolver_served_total", "result"), "served: {{result}}")], "reqps"),
+               (total("hub_resolver_failures_total", "kind") + " > 0", "failures: {{kind}}"),
+               (total("hub_resolver_served_total", "result") + " > 0", "served: {{result}}")], "reqps"),
     )
     return page
 
@@ -224,7 +224,7 @@ def domain() -> Dashboard:
         lines("Success", "Share of the attempts that delivered their envelope.",
               [(success("domain", DOMAIN), "success")], "percentunit", defaults={"max": 1}),
         stacked("Failed attempts", "Failed attempts per second, by the side at fault and the kind of failure.",
-                [(total("hub_failures_total", "fault, kind", DOMAIN), "{{fault}}: {{kind}}")], "ops"),
+                [(total("hub_failures_total", "fault, kind", DOMAIN) + " > 0", "{{fault}}: {{kind}}")], "ops"),
         lines("Duration of an attempt", "From sending the request to the evaluated answer.",
               [(quantile(0.5, "hub_delivery_seconds", DOMAIN), "p50"),
                (quantile(0.95, "hub_delivery_seconds", DOMAIN), "p95"),
@@ -240,7 +240,8 @@ def domain() -> Dashboard:
         lines("Tokens", "Requests of OAuth2 tokens per second, in all domains, by result.",
               [(total("hub_tokens_total", "result"), "{{result}}")], "ops",
               colors={"issued": GREEN, "refused": ORANGE, "unreachable": RED}),
-        stacked("Memory", "Memory of envelopes in all processes, by lane; own: all lanes but the shared one.",
+        stacked("Memory", "Memory of envelopes in all processes, with what their pull requests have reserved, by lane; own: all lanes "
+                "but the shared one.",
                 [(f"sum by (lane) (hub_held_bytes{{{DOMAIN}}})", "{{lane}}")], "bytes"),
         stacked("Attempts by status", "Attempts per second, by class of the status.",
                 [(total("hub_attempts_total", "status", DOMAIN), "{{status}}")], "ops"),
@@ -275,7 +276,7 @@ def domain() -> Dashboard:
         lines("Dead letters", "Unresolved dead letters.", [(highest("hub_dlt_depth", "domain", DOMAIN), "dead letters")],
               colors={"dead letters": RED}),
         stacked("New dead letters", "Envelopes that became dead letters, per second, by reason.",
-                [(total("hub_dead_lettered_total", "reason", DOMAIN), "{{reason}}")], "ops"),
+                [(total("hub_dead_lettered_total", "reason", DOMAIN) + " > 0", "{{reason}}")], "ops"),
         lines("Redrives", "Dead letters per second that were redriven or replayed, and what became of them.",
               [(total("hub_redrives_total", "outcome", DOMAIN), "{{outcome}}")], "ops"),
         stacked("Dead letters by state", "Unresolved dead letters, by state.",

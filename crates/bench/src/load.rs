@@ -155,7 +155,9 @@ pub(crate) async fn preload(
     for number in 0..events {
         let new = NewEvent::new(js.names(), number, tenant)?;
         expected.extend(subscriptions.iter().map(|subscription| new.webhook_id(subscription)));
-        let fan_out = FanOut::new(&new.event, DOMAIN);
+        // As the event processor does, so that the delivery measures its time.
+        let published_at = u64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1_000_000).ok();
+        let fan_out = FanOut::published(&new.event, DOMAIN, published_at);
         for IndexEntry { subscription, delivery, .. } in &entries {
             let envelope =
                 fan_out.envelope(&subscription.reference, subscription.incarnation, Some(delivery));
