@@ -365,6 +365,11 @@ impl SubjectNames {
         format!("$JS.EVENT.ADVISORY.CONSUMER.CREATED.{stream}.*")
     }
 
+    /// The subject of advisories about a consumer that is paused or resumed.
+    pub fn consumer_paused(stream: &str, consumer: &str) -> String {
+        format!("$JS.EVENT.ADVISORY.CONSUMER.PAUSE.{stream}.{consumer}")
+    }
+
     /// The advisory subjects of one domain outbox that the hub stores.
     pub fn advisory_subjects(&self, stream: &str) -> [String; 2] {
         ["MAX_DELIVERIES", "MSG_TERMINATED"]

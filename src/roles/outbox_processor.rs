@@ -10,6 +10,7 @@ mod circuit_records;
 mod circuits;
 mod delivery;
 mod disable;
+mod domain_pause;
 mod expiry;
 mod holds;
 mod lane_gauges;
@@ -201,6 +202,8 @@ impl OutboxProcessor {
                 gauges.run().await;
                 stopped.cancelled().await;
             });
+            let (pause, pause_end) = domain_pause::DomainPause::new(self.js.clone(), domain.name.clone());
+            tasks.graceful(format!("the pause of {}", domain.name), pause.follow(stop.clone()));
             let announcements = announcements::Announcements::new(&self.js, sharing.sharer.clone());
             let (remembered, of_worker) = (delivery.remembered().clone(), announcements.clone());
             let (js, name) = (self.js.clone(), domain.name.clone());
@@ -214,6 +217,7 @@ impl OutboxProcessor {
                 holding: holding.clone(),
                 breaker,
                 summaries,
+                pause_end,
                 sharing,
                 metrics,
                 ready,

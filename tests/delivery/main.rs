@@ -13,6 +13,7 @@ mod circuits;
 mod crash;
 mod delivery_log;
 mod delivery_log_overload;
+mod domain_pause;
 mod fan_out;
 mod full_dlt;
 mod holds;

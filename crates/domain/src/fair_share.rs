@@ -36,6 +36,7 @@ mod memory;
 mod queue;
 mod sharing;
 mod slots;
+mod stopped;
 mod tenants;
 #[cfg(test)]
 mod tests;
@@ -110,6 +111,8 @@ pub struct FairShare<T> {
     in_memory: usize,
     /// The last time when `relieve` looked at the queues.
     relieved: Duration,
+    /// Nothing starts before this time.
+    stopped_until: Option<Duration>,
 }
 
 impl<T> FairShare<T> {
@@ -130,6 +133,7 @@ impl<T> FairShare<T> {
             waiting: 0,
             in_memory: 0,
             relieved: Duration::ZERO,
+            stopped_until: None,
         }
     }
 
@@ -225,6 +229,9 @@ impl<T> FairShare<T> {
     /// The next item to run, if a slot is free and the share and the rate limit of a waiting subscription permit it. Call
     /// `finished` for each item afterwards.
     pub fn next(&mut self, now: Duration) -> Option<T> {
+        if self.is_stopped(now) {
+            return None;
+        }
         while let Some(&(until, place)) = self.limited.first()
             && until <= now
         {
@@ -322,10 +329,13 @@ impl<T> FairShare<T> {
         }
     }
 
-    /// The wait until the next item may run without another finish or offer: when a rate limit permits it, a hold ends,
-    /// or the subscriptions on probation may use more of the pool; or until `relieve` is due. `None` if there is no such
+    /// The wait until the next item may run without another finish or offer: when a rate limit permits it, a hold or
+    /// a stop ends, or the subscriptions on probation may use more of the pool; or until `relieve` is due. `None` if there is no such
     /// time. Call it after `next` has returned `None`, and after `relieve`.
     pub fn next_wake(&self, now: Duration) -> Option<Duration> {
+        if let Some(rest) = self.rest_of_stop(now) {
+            return Some(rest);
+        }
         let relief = self.relief_wait(now);
         if self.slots.is_full() {
             return relief;

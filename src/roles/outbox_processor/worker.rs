@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::announcements::Announcements;
 use super::circuits::{Breaker, News};
 use super::delivery::{Delivery, Finished, Health};
+use super::domain_pause::PauseEnd;
 use super::holds::Holding;
 use super::lane_gauges::Summaries;
 use super::lanes::{self, FromLane, Lanes};
@@ -58,6 +59,7 @@ pub(super) struct Worker {
     pub(super) breaker: Breaker,
     /// The states of the lanes, for the metrics.
     pub(super) summaries: Summaries,
+    pub(super) pause_end: PauseEnd,
     pub(super) sharing: Sharing,
     pub(super) metrics: DomainMetrics,
     pub(super) ready: ReadyFlag,
@@ -160,6 +162,7 @@ impl Worker {
         );
         let mut holds = self.holding.subscribe();
         self.take_holds(&mut running);
+        let mut pause = self.pause_end.clone();
         let mut readers = Task::start("the list of lanes", readers.run());
         let (outbox, lane) = (self.js.names().outbox_stream(&self.domain.name), lane_consumer(SHARED_LANE));
         let mut heartbeat = Heartbeat::follow(&self.js, outbox, lane, self.settings.ack_wait);
@@ -196,6 +199,7 @@ impl Worker {
                 () = self.announcements.changed(waits) => {}
                 news = holds.recv() => self.hear_of_holds(&mut running, news),
                 Some(news) = news.recv() => self.hear_of_circuits(&mut running, news),
+                Ok(()) = pause.changed() => self.take_pause(&mut running),
                 () = sleep(wake) => {}
                 () = self.sharing.woken.notified() => running.pool.wake(),
                 _ = heartbeat.tick() => tokio::select! {

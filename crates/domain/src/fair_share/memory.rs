@@ -52,10 +52,11 @@ impl<T> FairShare<T> {
         given
     }
 
-    /// The wait until [`Self::relieve`] is due; `None` if memory is not short.
+    /// The wait until [`Self::relieve`] is due; `None` if memory is not short. A stopped pool needs no room: nothing new is
+    /// read meanwhile.
     pub(super) fn relief_wait(&self, now: Duration) -> Option<Duration> {
         let due = self.relieved + STANDSTILL / 2;
-        self.is_short_of_memory().then(|| due.saturating_sub(now))
+        (self.is_short_of_memory() && !self.is_stopped(now)).then(|| due.saturating_sub(now))
     }
 
     /// Removes and returns the waiting items of a queue that count as memory, without its first items, as far as their

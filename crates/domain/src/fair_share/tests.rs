@@ -3,6 +3,7 @@
 mod memory;
 mod properties;
 mod sharing;
+mod stopped;
 mod tenants;
 
 use std::collections::BTreeSet;
