@@ -27,6 +27,8 @@ pub struct ReadyFlag {
 #[derive(Debug)]
 struct Part {
     start: Instant,
+    /// While it is not ready, the others are not for this reason.
+    is_cause: bool,
     /// [`NOT_READY`], [`READY`], or the time of the last answer in milliseconds after `start`, plus [`ANSWERED`].
     state: AtomicU64,
 }
@@ -36,8 +38,8 @@ const READY: u64 = 1;
 const ANSWERED: u64 = 2;
 
 impl Part {
-    fn new() -> Self {
-        Self { start: Instant::now(), state: AtomicU64::new(NOT_READY) }
+    fn new(is_cause: bool, state: u64) -> Self {
+        Self { start: Instant::now(), is_cause, state: AtomicU64::new(state) }
     }
 
     fn is_ready(&self) -> bool {
@@ -54,9 +56,19 @@ impl Part {
 
 impl Readiness {
     pub fn part(&self, name: impl Into<String>) -> ReadyFlag {
-        let part = Arc::new(Part::new());
+        self.add(name.into(), Part::new(false, NOT_READY))
+    }
+
+    /// A part without which the others take no work. It is ready until something is known to be wrong with it; then only such
+    /// parts are named.
+    pub fn cause(&self, name: impl Into<String>) -> ReadyFlag {
+        self.add(name.into(), Part::new(true, READY))
+    }
+
+    fn add(&self, name: String, part: Part) -> ReadyFlag {
+        let part = Arc::new(part);
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.insert(name.into(), part.clone());
+        parts.insert(name, part.clone());
         ReadyFlag { part }
     }
 
@@ -81,10 +93,13 @@ impl Readiness {
         parts.iter().map(|(name, part)| (name.clone(), part.is_ready())).collect()
     }
 
-    /// The parts that are not ready; empty when all are.
+    /// The parts that are not ready, without those that only wait for a [cause](Self::cause); empty when all are ready.
     pub fn missing(&self) -> Vec<String> {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        parts.iter().filter(|(_, part)| !part.is_ready()).map(|(name, _)| name.clone()).collect()
+        let (causes, others): (Vec<_>, Vec<_>) =
+            parts.iter().filter(|(_, part)| !part.is_ready()).partition(|(_, part)| part.is_cause);
+        let named = if causes.is_empty() { others } else { causes };
+        named.into_iter().map(|(name, _)| name.clone()).collect()
     }
 }
 
@@ -123,5 +138,20 @@ mod tests {
         assert!(readiness.missing().is_empty());
         reader.set(false);
         assert_eq!(readiness.missing(), ["reader"]);
+    }
+
+    #[test]
+    fn what_only_waits_for_a_cause_is_not_named() {
+        let readiness = Readiness::default();
+        let (_start, settings) = (readiness.part("start"), readiness.cause("settings"));
+        let registry = readiness.cause("registry");
+        assert_eq!(readiness.missing(), ["start"], "nothing is known to be wrong with the others");
+        settings.set(false);
+        assert_eq!(readiness.missing(), ["settings"]);
+        registry.set(false);
+        assert_eq!(readiness.missing(), ["registry", "settings"]);
+        registry.set(true);
+        settings.set(true);
+        assert_eq!(readiness.missing(), ["start"]);
     }
 }

@@ -204,6 +204,7 @@ impl Hub {
         watching::complete_log(&mut tasks);
         let readiness = Readiness::default();
         let started = readiness.part("start of the roles");
+        watching::observe_connection(&mut tasks, &js);
         let connected = js.clone();
         let monitoring = Monitoring {
             readiness: readiness.clone(),

@@ -76,8 +76,8 @@ impl Report {
     fn new(readiness: &Readiness) -> Self {
         Self {
             readiness: readiness.clone(),
-            settings_ready: readiness.part(NOTES[1]),
-            registry_ready: readiness.part(NOTES[0]),
+            settings_ready: readiness.cause(NOTES[1]),
+            registry_ready: readiness.cause(NOTES[0]),
             differences: Vec::new(),
             unreadable: None,
             registry: None,

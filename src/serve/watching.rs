@@ -38,6 +38,13 @@ fn observed(js: JetStream, readiness: Readiness) -> Observed {
     }
 }
 
+/// Starts the task that observes whether the server answers, which `/readyz` shows from the start of the process on.
+pub(super) fn observe_connection(tasks: &mut Tasks, js: &JetStream) {
+    let watched = js.clone();
+    tasks.droppable("the watch of the connection", async move { watched.watch_answers().await });
+}
+
+/// Starts the tasks that watch streams, consumers and dead letters.
 pub(super) fn watch(
     tasks: &mut Tasks,
     js: &JetStream,
@@ -47,8 +54,6 @@ pub(super) fn watch(
 ) {
     metrics.make_series(&stream_parameters.domains);
     metrics.attach(observed(js.clone(), readiness.clone()));
-    let watched = js.clone();
-    tasks.droppable("the watch of the connection", async move { watched.watch_answers().await });
     let keeper = PartKeeper::new(js.clone(), stream_parameters.clone());
     tasks.droppable("the watch of streams and consumers", keeper.run());
     let letters = LetterWatch::new(js.clone(), &stream_parameters.domains, metrics, readiness);

@@ -1,7 +1,7 @@
 //! Processes with different settings: one waits until its settings are applied, and nothing is lost or rejected
 //! meanwhile. Heartbeats follow the consumer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -17,6 +17,45 @@ const SUBJECTS: usize = 8;
 fn domain(name: &str, events: &[&str]) -> Domain {
     let events = events.iter().map(|pattern| (*pattern).to_owned()).collect();
     Domain { name: name.to_owned(), events, ..Domain::default() }
+}
+
+/// A connection that nobody watches counts as lost after this time at the latest.
+const WATCHED: Duration = Duration::from_secs(15);
+
+/// Asserts for a while that `/readyz` names one part only.
+async fn only_unready(hub: &Hub, part: &str) {
+    let wanted = format!("not ready: {part}");
+    unready(hub, &format!("{wanted}\n")).await;
+    let since = Instant::now();
+    while since.elapsed() < WATCHED {
+        let (status, body) = readiness(hub).await;
+        assert_eq!((status, body.lines().next()), (503, Some(wanted.as_str())), "{body}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[tokio::test]
+async fn readyz_names_only_what_is_wrong() {
+    let broker = TestBroker::start().await;
+    let mut older = Hub::serve(&broker.url(), &settings(false), &[]);
+    older.ready().await;
+    // It waits from the start on.
+    let newer = Hub::serve(&broker.url(), &settings(true), &[]);
+    only_unready(&newer, "settings of the hub").await;
+    // It has worked before.
+    newer.cli_ok(&["provision"]).await;
+    only_unready(&older, "settings of the hub").await;
+
+    drop((older, newer));
+    let broker = TestBroker::start().await;
+    let mut hub = Hub::serve(&broker.url(), &settings(false), &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    client.context.delete_stream("KV_hub-subscriptions").await.expect("deleted");
+    only_unready(&hub, "registry of the hub").await;
+    hub.kill().await;
+    hub.start();
+    only_unready(&hub, "registry of the hub").await;
 }
 
 /// The default domains, and one more for the newer processes.
