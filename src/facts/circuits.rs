@@ -21,7 +21,10 @@ impl CircuitOpened<'_> {
         let domain = &*metrics.domain;
         count(metrics, "open");
         let (tenant, subscription) = (subscription.tenant(), subscription.id());
-        tracing::warn!(domain, tenant, subscription, error, probe_in = %rounded(probe_in), "endpoint keeps failing, circuit opened");
+        limited!(
+            WARN "endpoint keeps failing, circuit opened", About::domain(domain).of_parts(tenant, subscription);
+            domain, tenant, subscription, error, probe_in = %rounded(probe_in)
+        );
     }
 }
 
@@ -35,11 +38,10 @@ impl CircuitProbed<'_> {
         let Self { subscription } = self;
         let domain = &*metrics.domain;
         count(metrics, "half-open");
-        tracing::info!(
-            domain,
-            tenant = subscription.tenant(),
-            subscription = subscription.id(),
-            "circuit half-open, sending a probe"
+        let (tenant, subscription) = (subscription.tenant(), subscription.id());
+        limited!(
+            INFO "circuit half-open, sending a probe", About::domain(domain).of_parts(tenant, subscription);
+            domain, tenant, subscription
         );
     }
 }
@@ -57,7 +59,10 @@ impl CircuitOpenedAgain<'_> {
         let domain = &*metrics.domain;
         count(metrics, "open");
         let (tenant, subscription) = (subscription.tenant(), subscription.id());
-        tracing::info!(domain, tenant, subscription, error, probe_in = %rounded(probe_in), "probe failed, circuit open again");
+        limited!(
+            INFO "probe failed, circuit open again", About::domain(domain).of_parts(tenant, subscription);
+            domain, tenant, subscription, error, probe_in = %rounded(probe_in)
+        );
     }
 }
 
@@ -94,12 +99,10 @@ impl CircuitClosed<'_> {
         let Self { subscription, because } = self;
         let domain = &*metrics.domain;
         count(metrics, "closed");
-        tracing::info!(
-            domain,
-            tenant = subscription.tenant(),
-            subscription = subscription.id(),
-            reason = because.text(),
-            "circuit closed"
+        let (tenant, subscription) = (subscription.tenant(), subscription.id());
+        limited!(
+            INFO "circuit closed", About::domain(domain).of_parts(tenant, subscription);
+            domain, tenant, subscription, reason = because.text()
         );
     }
 }
@@ -113,11 +116,10 @@ impl CircuitPauseEnded<'_> {
     pub fn emit(self, metrics: &DomainMetrics) {
         let Self { subscription } = self;
         let domain = &*metrics.domain;
-        tracing::info!(
-            domain,
-            tenant = subscription.tenant(),
-            subscription = subscription.id(),
-            "subscription changed, pause of its circuit ended"
+        let (tenant, subscription) = (subscription.tenant(), subscription.id());
+        limited!(
+            INFO "subscription changed, pause of its circuit ended", About::domain(domain).of_parts(tenant, subscription);
+            domain, tenant, subscription
         );
     }
 }

@@ -287,7 +287,10 @@ pub struct UnreadLaneEmptied<'a> {
 impl UnreadLaneEmptied<'_> {
     pub fn emit(self) {
         let Self { stream, lane, moved, dead_lettered } = self;
-        tracing::warn!(stream, lane, moved, dead_lettered, "emptied a lane without a subscription");
+        limited!(
+            WARN "emptied a lane without a subscription", About::detail(stream);
+            stream, lane, moved, dead_lettered
+        );
     }
 }
 
@@ -300,7 +303,10 @@ pub struct UnreadLanesNotEmptied<'a> {
 impl UnreadLanesNotEmptied<'_> {
     pub fn emit(self) {
         let Self { error, stream } = self;
-        tracing::warn!(%error, stream, "lanes without a subscription not emptied, will retry");
+        limited!(
+            WARN "lanes without a subscription not emptied, will retry", About::detail(stream).cause(error);
+            %error, stream
+        );
     }
 }
 

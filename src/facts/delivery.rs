@@ -321,12 +321,10 @@ pub struct SubscriptionDisabled<'a> {
 impl SubscriptionDisabled<'_> {
     pub fn emit(self) {
         let Self { subscription, reason } = self;
-        tracing::warn!(
-            tenant = subscription.tenant(),
-            subscription = subscription.id(),
-            reason,
-            remedy = "correct the endpoint, then `hub subscription resume`",
-            "subscription disabled"
+        let (tenant, subscription) = (subscription.tenant(), subscription.id());
+        limited!(
+            WARN "subscription disabled", About::default().of_parts(tenant, subscription);
+            tenant, subscription, reason, remedy = "correct the endpoint, then `hub subscription resume`"
         );
     }
 }

@@ -293,11 +293,10 @@ pub struct RegistryEntryMoved<'a> {
 impl RegistryEntryMoved<'_> {
     pub fn emit(self) {
         let Self { subscription, from } = self;
-        tracing::info!(
-            tenant = subscription.tenant(),
-            subscription = subscription.id(),
-            from,
-            "moved a registry entry to the key of its tenant"
+        let (tenant, subscription) = (subscription.tenant(), subscription.id());
+        limited!(
+            INFO "moved a registry entry to the key of its tenant", About::default().of_parts(tenant, subscription);
+            tenant, subscription, from
         );
     }
 }

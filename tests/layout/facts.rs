@@ -58,6 +58,27 @@ fn lines_about_single_envelopes_and_events_are_limited() {
     assert!(found > 12, "{found} such lines are limited");
 }
 
+/// One tenant may have thousands of subscriptions, whose endpoints fail at the same moment.
+#[test]
+fn lines_about_single_subscriptions_and_lanes_are_limited() {
+    let (mut broken, mut found) = (Vec::new(), 0);
+    for source in facts() {
+        for block in blocks(&source.code, "\nimpl ") {
+            let about_one = ["subscription", "lane"].iter().any(|name| {
+                let forms =
+                    [format!(" {name},"), format!(" {name} = "), format!(" {name} }}"), format!("%{name}")];
+                forms.iter().any(|form| block.contains(form.as_str()))
+            });
+            let above_debug = ["tracing::info!(", "tracing::warn!(", "tracing::error!("];
+            let unlimited = above_debug.iter().any(|form| block.contains(form));
+            found += usize::from(about_one && block.contains("limited!("));
+            broken.extend((about_one && unlimited).then(|| format!("{}: {}", source.path, block.trim())));
+        }
+    }
+    assert_none(&broken, "a line about one subscription or lane above the level debug is `limited!`");
+    assert!(found > 20, "{found} such lines are limited");
+}
+
 /// Publishers, endpoints and operators decide how often a stream is full and has room again.
 #[test]
 fn lines_about_the_room_of_streams_are_limited() {

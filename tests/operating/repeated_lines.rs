@@ -209,3 +209,46 @@ async fn a_server_that_is_silent_for_a_minute_has_a_few_lines() {
         assert!(seen.insert(sentence_and_domain), "again: {line}; {all:#?}");
     }
 }
+
+/// The circuits of many subscriptions of one tenant open, and their probes fail.
+#[tokio::test]
+async fn lines_about_circuits_are_limited_for_a_tenant() {
+    const SUBSCRIPTIONS: usize = 60;
+    /// Of one kind in an interval, for one tenant.
+    const MOST: usize = 10;
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    receiver.set_default(Behaviour::status(503));
+    let settings = TestSettings::quick().with(|settings| {
+        settings.delivery.max_deliver = Some(50);
+        settings.circuit.failures = Some(2);
+        settings.circuit.failing_for = Some(Duration::ZERO);
+        settings.circuit.first_pause = Some(Duration::from_secs(1));
+        settings.circuit.longest_pause = Some(Duration::from_secs(2));
+        settings.log.repeat_interval = Some(Duration::from_secs(3_600));
+    });
+    let mut hub = Hub::serve(&broker.url(), &settings, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&broker.url()).await;
+    let all = ids("crm", SUBSCRIPTIONS);
+    client.subscribe(all.iter().map(|id| subscription(id, &["user.>"], &receiver.url("/crm")))).await;
+    client.publish_all("user.created", &ids("event", 4)).await;
+    // Each opens, is probed, and opens again.
+    for (to, least) in [("half-open", SUBSCRIPTIONS), ("open", 2 * SUBSCRIPTIONS)] {
+        let label = format!("to=\"{to}\"");
+        hub.metric_above("hub_circuit_transitions_total", &[&label], least as f64 - 0.5, STEP).await;
+    }
+    receiver.set_default(Behaviour::ok());
+    hub.metric_above("hub_circuit_transitions_total", &["to=\"closed\""], SUBSCRIPTIONS as f64 - 0.5, STEP)
+        .await;
+    let log = hub.log();
+    for line in [
+        "endpoint keeps failing, circuit opened",
+        "circuit half-open, sending a probe",
+        "probe failed, circuit open again",
+        "circuit closed",
+    ] {
+        let found = log.lines().filter(|text| text.contains(line) && !text.contains(SUMMARY)).count();
+        assert!((1..=MOST).contains(&found), "{found} lines {line:?}");
+    }
+}
