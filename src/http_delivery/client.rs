@@ -5,15 +5,17 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::{Request, Response, Uri, http};
-use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use hyper_util::client::legacy::connect::{
+    CaptureConnection, Connected, Connection, HttpConnector, capture_connection,
+};
 use hyper_util::client::legacy::{Client as Pool, Error};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
@@ -47,7 +49,7 @@ pub(super) type HttpResponse = Response<Incoming>;
 /// An HTTP client. A clone shares the connections.
 #[derive(Clone)]
 pub(super) struct Client {
-    pool: Pool<Connector, Full<Bytes>>,
+    pool: Pool<Connector, Outgoing>,
 }
 
 impl Client {
@@ -83,16 +85,98 @@ impl Client {
     }
 
     /// Sends a request, and returns as soon as the head of the answer is complete. Follows no redirect and sends nothing
-    /// twice.
-    pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> Result<HttpResponse, RequestError> {
-        self.pool.request(request).await.map_err(|error| {
-            let mut extras = http::Extensions::new();
-            if let Some(connected) = error.connect_info() {
-                connected.get_extras(&mut extras);
-            }
-            let status = extras.get::<SeenStatus>().and_then(SeenStatus::get);
+    /// twice. If the future is dropped before, no other request uses the connection, and `begun` has the status if the answer
+    /// had begun.
+    pub(super) async fn send(
+        &self,
+        request: Request<Full<Bytes>>,
+        begun: &BegunAnswer,
+    ) -> Result<HttpResponse, RequestError> {
+        let taken = Arc::new(AtomicBool::new(false));
+        let mut request = request.map(|body| Outgoing { body, connection: None, taken: taken.clone() });
+        let connection = capture_connection(&mut request);
+        request.body_mut().connection = Some(connection.clone());
+        let unanswered = Unanswered { connection: Some(connection), taken, begun };
+        let answer = self.pool.request(request).await;
+        unanswered.answered();
+        answer.map_err(|error| {
+            let status = error.connect_info().and_then(SeenStatus::of).and_then(|seen| seen.get());
             RequestError { error, status }
         })
+    }
+}
+
+/// The status of an HTTP/1 answer whose head was not complete when its request was given up.
+#[derive(Default)]
+pub(super) struct BegunAnswer(AtomicU16);
+
+impl BegunAnswer {
+    pub(super) fn status(&self) -> Option<u16> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|status| *status > 0)
+    }
+}
+
+/// A request that has no answer yet. If it is dropped, its time is up, and the connection drains: an HTTP/2 connection may
+/// answer pings and no request, and would otherwise take every later request to its host. (On HTTP/1, hyper closes it.)
+struct Unanswered<'a> {
+    connection: Option<CaptureConnection>,
+    /// Set by [`Outgoing`].
+    taken: Arc<AtomicBool>,
+    begun: &'a BegunAnswer,
+}
+
+impl Unanswered<'_> {
+    fn answered(mut self) {
+        self.connection = None;
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        let Some(connection) = &self.connection else { return };
+        let connected = connection.connection_metadata();
+        let Some(connected) = connected.as_ref() else { return };
+        connected.poison();
+        // Before that, the connection still has the status of its previous answer.
+        if self.taken.load(Ordering::Acquire)
+            && let Some(status) = SeenStatus::of(connected).and_then(|seen| seen.get())
+        {
+            self.begun.0.store(status, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The body of a request. On HTTP/1, the connection takes it when the previous answer is complete, after the head of the
+/// request and before anything of it is written. So the connection forgets the status of the previous answer here.
+struct Outgoing {
+    body: Full<Bytes>,
+    connection: Option<CaptureConnection>,
+    taken: Arc<AtomicBool>,
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Some(connection) = self.connection.take() {
+            if let Some(seen) = connection.connection_metadata().as_ref().and_then(SeenStatus::of) {
+                seen.0.store(0, Ordering::Relaxed);
+            }
+            self.taken.store(true, Ordering::Release);
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -175,14 +259,20 @@ enum Stream {
 struct SeenStatus(Arc<AtomicU16>);
 
 impl SeenStatus {
+    fn of(connected: &Connected) -> Option<Self> {
+        let mut extras = http::Extensions::new();
+        connected.get_extras(&mut extras);
+        extras.remove()
+    }
+
     /// A final status (RFC 9110 section 15).
     fn get(&self) -> Option<u16> {
         Some(self.0.load(Ordering::Relaxed)).filter(|status| (200..600).contains(status))
     }
 }
 
-/// `HTTP/1.1 200`
-const STATUS_LINE: usize = 12;
+/// The length of `HTTP/1.1 200`, and of the blank or line end that shows that the number is complete.
+const STATUS_LINE: usize = 13;
 
 /// Parses the status line of an HTTP/1 answer.
 #[derive(Default)]
@@ -206,8 +296,9 @@ impl Head {
         else {
             return None;
         };
-        let is_status = status.len() == 3 && status.iter().all(u8::is_ascii_digit);
-        is_status.then(|| status.iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0')))
+        let [digits @ .., b' ' | b'\t' | b'\r' | b'\n'] = status else { return None };
+        let is_status = digits.len() == 3 && digits.iter().all(u8::is_ascii_digit);
+        is_status.then(|| digits.iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0')))
     }
 }
 

@@ -20,7 +20,7 @@ use crate::domain::outcome::{Failure, Outcome};
 #[error("{}", Outcome::Failed(*.failure).error_text())]
 pub(super) struct DeliveryError {
     pub(super) failure: Failure,
-    /// The status of an answer whose headers are invalid.
+    /// The status of an answer without a readable head, if it counts.
     pub(super) status: Option<u16>,
     source: Arc<dyn StdError + Send + Sync>,
 }
@@ -82,7 +82,12 @@ impl From<AddressRefused> for DeliveryError {
 impl From<RequestError> for DeliveryError {
     fn from(error: RequestError) -> Self {
         let RequestError { error, status } = error;
-        let (failure, status) = (classify(&error), status.filter(|_| has_invalid_headers(&error)));
+        let failure = classify(&error);
+        // A receiver that has begun a 2xx has the event. Any other answer without a complete head is asked for again.
+        let counts = |status: &u16| {
+            has_invalid_headers(&error) || ((200..300).contains(status) && has_incomplete_head(&error))
+        };
+        let status = status.filter(counts);
         Self { status, ..Self::new(failure, error) }
     }
 }
@@ -100,8 +105,7 @@ impl From<TokenError> for DeliveryError {
     }
 }
 
-/// True if the status line arrived, but the framing or a header of the answer is invalid. A head that never ends does
-/// not count.
+/// True if the head arrived, but the framing or a header of the answer is invalid.
 fn has_invalid_headers(error: &ClientError) -> bool {
     let mut invalid = false;
     each_source(error, &mut |source| {
@@ -110,6 +114,18 @@ fn has_invalid_headers(error: &ClientError) -> bool {
             .is_some_and(|error| error.is_parse() && !error.is_parse_too_large() && !error.is_parse_status());
     });
     invalid
+}
+
+/// True if the connection broke within the head of the answer, or the head is longer than is read.
+fn has_incomplete_head(error: &ClientError) -> bool {
+    let mut incomplete = false;
+    each_source(error, &mut |source| {
+        incomplete |= source.is::<io::Error>()
+            || source
+                .downcast_ref::<hyper::Error>()
+                .is_some_and(|error| error.is_incomplete_message() || error.is_parse_too_large());
+    });
+    incomplete
 }
 
 fn classify(error: &ClientError) -> Failure {

@@ -38,7 +38,7 @@ use crate::domain::redact;
 use crate::domain::subscription::ContentMode;
 use crate::domain::words::span;
 use crate::facts::Metrics;
-use client::Client;
+use client::{BegunAnswer, Client};
 use clients::ClientKey;
 use clients::Clients;
 use error::{DeliveryError, InvalidRequest};
@@ -178,7 +178,8 @@ impl HttpDelivery {
     ) -> Attempt {
         let started = Instant::now();
         let deadline = tokio::time::Instant::from_std(started) + target.timeout;
-        let exchange = self.inner.exchange(target, envelope, attempt, sent);
+        let begun = BegunAnswer::default();
+        let exchange = self.inner.exchange(target, envelope, attempt, sent, &begun);
         let (outcome, answer_excerpt, detail) = match timeout_at(deadline, exchange).await {
             Ok(Ok((response, token))) => {
                 let (limit, secrets) = (self.inner.config.response_limit, &target.secrets);
@@ -186,7 +187,7 @@ impl HttpDelivery {
                 let answer = response::read(response, now, limit, deadline, secrets, token.as_deref()).await;
                 (answer.outcome, answer.excerpt, None)
             }
-            // The status counts, even if the headers are invalid.
+            // The status counts, even if the rest of the head is invalid or missing.
             Ok(Err(DeliveryError { status: Some(status), .. })) => {
                 (Outcome::Answered { status, retry_after: None }, None, None)
             }
@@ -197,10 +198,14 @@ impl HttpDelivery {
                 let secrets: Vec<&str> = secrets.map(|secret| secret.expose_secret()).collect();
                 (Outcome::Failed(error.failure), None, Some(redact::whole(&error.detail(), secrets)))
             }
-            Err(_) => {
-                let detail = format!("no answer within {}", span(target.timeout));
-                (Outcome::Failed(Failure::Timeout), None, Some(detail))
-            }
+            Err(_) => match begun.status() {
+                // A receiver that has begun a 2xx has the event.
+                Some(status @ 200..300) => (Outcome::Answered { status, retry_after: None }, None, None),
+                _ => {
+                    let detail = format!("no answer within {}", span(target.timeout));
+                    (Outcome::Failed(Failure::Timeout), None, Some(detail))
+                }
+            },
         };
         Attempt { outcome, latency: started.elapsed(), answer_excerpt, detail }
     }
@@ -214,6 +219,7 @@ impl Inner {
         envelope: &EnvelopeView<'_>,
         attempt: u32,
         mut sent: Option<&mut Option<SentRequest>>,
+        begun: &BegunAnswer,
     ) -> Result<(client::HttpResponse, Option<Arc<Token>>), DeliveryError> {
         let mut capture = |headers: &HeaderMap, body: &Bytes| {
             if let Some(sent) = &mut sent {
@@ -224,13 +230,13 @@ impl Inner {
         let (mut headers, body) = prepare(target, envelope, attempt, self.clock.now())?;
         let Some(client) = &target.oauth2 else {
             capture(&headers, &body);
-            return Ok((self.send(target, headers, body).await?, None));
+            return Ok((self.send(target, headers, body, begun).await?, None));
         };
 
         let token = Box::pin(self.tokens.get(self, client)).await?;
         headers.insert(AUTHORIZATION, token.header.clone());
         capture(&headers, &body);
-        let response = self.send(target, headers, body).await?;
+        let response = self.send(target, headers, body, begun).await?;
         if !matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             return Ok((response, Some(token)));
         }
@@ -241,7 +247,7 @@ impl Inner {
         let (mut headers, body) = prepare(target, envelope, attempt, self.clock.now())?;
         headers.insert(AUTHORIZATION, token.header.clone());
         capture(&headers, &body);
-        Ok((self.send(target, headers, body).await?, Some(token)))
+        Ok((self.send(target, headers, body, begun).await?, Some(token)))
     }
 
     async fn send(
@@ -249,9 +255,10 @@ impl Inner {
         target: &Target,
         headers: HeaderMap,
         body: Bytes,
+        begun: &BegunAnswer,
     ) -> Result<client::HttpResponse, DeliveryError> {
         let request = request(target.uri.clone(), headers, body);
-        Ok(self.client_of(&target.client, target.tls.as_ref())?.send(request).await?)
+        Ok(self.client_of(&target.client, target.tls.as_ref())?.send(request, begun).await?)
     }
 
     /// Returns the client for a tenant and a subscription's TLS options. Cheap: a client is a handle.

@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use url::{Url, form_urlencoded};
 
+use super::client::BegunAnswer;
 use super::clients::ClientKey;
 use super::error::{DeliveryError, InvalidRequest};
 use super::target::sensitive;
@@ -285,7 +286,8 @@ async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, DeliveryE
     }
     let request = super::request(client.uri.clone(), headers, client.form.expose_secret().to_owned().into());
     let asked = Instant::now();
-    let sent = http.client_of(&client.http, client.tls.as_ref())?.send(request).await;
+    let sent =
+        http.client_of(&client.http, client.tls.as_ref())?.send(request, &BegunAnswer::default()).await;
     let response = sent.map_err(|error| TokenError::Request(error.error))?;
 
     let status = response.status();

@@ -236,6 +236,80 @@ async fn the_status_counts_although_the_framing_is_invalid() {
     assert_eq!(attempt(&local(), &server.url, "5s").await.outcome, answered(200));
 }
 
+/// A receiver that has begun a 2xx has the event, so it does not get it again. Anything else is asked for again.
+#[tokio::test]
+async fn a_2xx_counts_although_its_head_is_incomplete_or_too_large() {
+    let too_many: String = (0..300).map(|number| format!("x-{number}: {number}\r\n")).collect();
+    let rests = [
+        String::new(),
+        "\r\n".to_owned(),
+        " So\r\n".to_owned(),
+        " So\r\ncontent-len".to_owned(),
+        format!(" So\r\n{too_many}\r\n"),
+        format!(" So\r\nx: {}\r\n\r\n", "y".repeat(10 << 20)),
+    ];
+    for status in [200, 202, 204, 299, 302, 404, 410, 500, 503] {
+        for (number, rest) in rests.iter().enumerate() {
+            for then in [Then::Close, Then::Reset] {
+                let server = Raw::start(format!("HTTP/1.1 {status}{rest}"), then).await;
+                let outcome = attempt(&local(), &server.url, "20s").await.outcome;
+                // The first one may be the beginning of another number.
+                let counts = number > 0 && (200..300).contains(&status);
+                let what = format!("{status} {:?} {then:?}: {outcome:?}", &rest[..rest.len().min(30)]);
+                assert_eq!(outcome == answered(status), counts, "{what}");
+                assert!(counts || matches!(outcome, Outcome::Failed(_)), "{what}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_2xx_counts_although_its_head_does_not_end_in_time() {
+    for (head, counts) in [
+        ("HTTP/1.1 200 OK\r\ncontent-len", true),
+        ("HTTP/1.1 204\n", true),
+        ("HTTP/1.1 200", false),
+        ("HTTP/1.1 100 Continue\r\n", false),
+        ("HTTP/1.1 503 No\r\n", false),
+        ("HTTP/1.1 410 Gone\r\n", false),
+    ] {
+        for then in [Then::Stall, Then::Drip] {
+            // Headers that come byte by byte.
+            let server = Raw::start(head, then).await;
+            let outcome = attempt(&local(), &server.url, "700ms").await.outcome;
+            let is_2xx = matches!(outcome, Outcome::Answered { status: 200 | 204, .. });
+            assert_eq!(is_2xx, counts, "{head:?} {then:?}: {outcome:?}");
+        }
+    }
+}
+
+/// A connection that answers one request, and nothing of the next ones.
+#[tokio::test]
+async fn a_missing_answer_never_counts_as_the_previous_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let mut task = JoinSet::new();
+    task.spawn(async move {
+        let mut open = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut read = Vec::new();
+            while !read.ends_with(EVENT.as_bytes()) {
+                if stream.read_buf(&mut read).await.unwrap_or(0) == 0 {
+                    break;
+                }
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+            open.push(stream);
+        }
+    });
+    let http = local();
+    for _ in 0..5 {
+        assert_eq!(attempt(&http, &url, "5s").await.outcome, answered(200));
+        assert_eq!(attempt(&http, &url, "100ms").await.outcome, Outcome::Failed(Failure::Timeout));
+    }
+}
+
 /// On a connection that answered another request before.
 #[tokio::test]
 async fn an_invalid_answer_never_counts_as_the_previous_one() {
@@ -277,6 +351,16 @@ async fn an_invalid_answer_never_counts_as_the_previous_one() {
     assert_eq!(task.join_next().await.unwrap().unwrap(), 3, "the first two went over one connection");
 }
 
+/// On HTTP/1 as well as on HTTP/2: see [`super::tls`].
+#[tokio::test]
+async fn a_connection_without_an_answer_in_time_takes_no_further_request() {
+    let (http, server) = (local(), Raw::start("", Then::Stall).await);
+    for connections in 1..4 {
+        let outcome = attempt(&http, &server.url, "200ms").await.outcome;
+        assert_eq!((outcome, server.connections()), (Outcome::Failed(Failure::Timeout), connections));
+    }
+}
+
 #[tokio::test]
 async fn the_error_names_the_malformed_part_of_a_head() {
     let too_many: String = (0..300).map(|number| format!("x-{number}: {number}\r\n")).collect();
@@ -285,8 +369,8 @@ async fn the_error_names_the_malformed_part_of_a_head() {
         ("http/1.1 200 OK\r\n\r\n".to_owned(), "invalid HTTP version"),
         ("HTTP/7.0 200 OK\r\n\r\n".to_owned(), "invalid HTTP version"),
         ("HTTP/1.1 2OO OK\r\n\r\n".to_owned(), "invalid HTTP status-code"),
-        (format!("HTTP/1.1 200 OK\r\n{too_many}\r\n"), "head is too large"),
-        (format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(1 << 20)), "head is too large"),
+        (format!("HTTP/1.1 500 No\r\n{too_many}\r\n"), "head is too large"),
+        (format!("HTTP/1.1 410 Gone\r\nx: {}", "y".repeat(1 << 20)), "head is too large"),
     ] {
         let server = Raw::start(head.clone(), Then::Stall).await;
         let attempt = attempt(&local(), &server.url, "5s").await;
@@ -333,6 +417,9 @@ async fn an_endless_answer_is_cut_at_the_limit() {
         ("HTTP/1.1 410 Gone\r\n", "x-a: b\r\n", failed.clone()),
         ("HTTP/1.1 410 Gone\r\n", "x-a: b\r\n c\r\n", failed.clone()),
         ("HTTP/1.1 410 Gone\r\nx-a: ", "y", failed),
+        // The receiver has the event.
+        ("HTTP/1.1 200 OK\r\n", "x-a: b\r\n", answered(200)),
+        ("HTTP/1.1 204 No Content\r\nx-a: ", "y", answered(204)),
         ("HTTP/1.1 410 Gone\r\n\r\n", "y", answered(410)),
         ("HTTP/1.1 410 Gone\r\ntransfer-encoding: chunked\r\n\r\n", "1\r\ny\r\n", answered(410)),
         ("HTTP/1.1 410 Gone\r\ntransfer-encoding: chunked\r\n\r\n1;x=", "y", answered(410)),

@@ -179,7 +179,9 @@ async fn only_the_start_of_an_endless_answer_is_read() {
 
 #[tokio::test]
 async fn a_connection_closed_before_the_end_of_the_head_is_broken() {
-    for answer in ["", "HTTP/1.1 200 OK\r\ncontent-len", "HTTP/1.1 200 OK\r\n"] {
+    for answer in
+        ["", "HTTP/1.1 20", "HTTP/1.1 200", "HTTP/1.1 503 No\r\ncontent-len", "HTTP/1.1 410 Gone\r\n"]
+    {
         let (url, _server) = raw(move |mut stream| async move {
             stream.write_all(answer.as_bytes()).await.unwrap();
         })

@@ -143,6 +143,77 @@ async fn http2_is_spoken_where_the_endpoint_offers_it() {
     }
 }
 
+/// It answers settings and pings on each connection; on the first one, it answers no request.
+#[tokio::test]
+async fn an_http2_connection_that_answers_no_request_is_replaced() {
+    let ca = Ca::new();
+    let identity = ca.issue("127.0.0.1", |_| {});
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider);
+    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.key.serialize_der()));
+    let mut config = config.with_single_cert(vec![identity.der.clone()], key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://127.0.0.1:{}/hook", listener.local_addr().unwrap().port());
+    // The number of requests on each connection.
+    let requests = Arc::new(Mutex::new(Vec::<usize>::new()));
+    let seen = requests.clone();
+    let mut server = JoinSet::new();
+    server.spawn(async move {
+        let mut open = JoinSet::new();
+        loop {
+            let stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+            let number = {
+                let mut seen = seen.lock().unwrap();
+                seen.push(0);
+                seen.len() - 1
+            };
+            let seen = seen.clone();
+            open.spawn(async move {
+                let service =
+                    hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                        seen.lock().unwrap()[number] += 1;
+                        async move {
+                            http_body_util::BodyExt::collect(request.into_body()).await.unwrap();
+                            if number == 0 {
+                                std::future::pending::<()>().await;
+                            }
+                            Ok::<_, hyper::Error>(hyper::Response::new(Full::new(Bytes::new())))
+                        }
+                    });
+                let connection =
+                    hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+                let _ = connection.serve_connection(hyper_util::rt::TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    let view = view();
+    let prepare = |timeout: &str| {
+        let json = json!({"url": url, "timeout": timeout, "tls": {"ca": ca.pem()}});
+        Target::prepare(&super::identity(), &serde_json::from_value(json).unwrap(), &Opener).unwrap()
+    };
+    let (http, short, patient) = (local(), prepare("1s"), prepare("30s"));
+    let first = (0..8).map(|_| http.attempt(&short, &view, 1));
+    for got in futures_util::future::join_all(first).await {
+        assert_eq!(got.outcome, Outcome::Failed(Failure::Timeout), "{got:?}");
+    }
+    let before = requests.lock().unwrap()[0];
+    assert!(before > 0);
+    for _ in 0..3 {
+        assert_eq!(http.attempt(&patient, &view, 2).await.outcome, answered(200));
+    }
+    let further = (0..8).map(|_| http.attempt(&patient, &view, 2));
+    for got in futures_util::future::join_all(further).await {
+        assert_eq!(got.outcome, answered(200), "{got:?}");
+    }
+    let requests = requests.lock().unwrap().clone();
+    assert_eq!(requests[0], before, "the first connection takes no further request: {requests:?}");
+    let used = requests.iter().filter(|count| **count > 0).count();
+    assert_eq!(used, 2, "a connection that answers is used again: {requests:?}");
+}
+
 fn with_tls(url: &str, tls: &Value) -> Target {
     target(url, &format!(r#","tls":{tls}"#))
 }
