@@ -28,7 +28,8 @@ pub(super) struct Filter {
     /// Subscription: <id>, or <tenant>/<id>
     #[arg(long, value_name = "ID", value_parser = selector)]
     pub subscription: Option<SubscriptionSelector>,
-    /// Reason: exhausted, permanent, too-large, undecodable, stranded, removed, paused, disabled or internal-error
+    /// Reason: exhausted, permanent, too-large, undecodable, stranded, removed, paused, disabled, internal-error,
+    /// over-quota or expired
     #[arg(long)]
     pub reason: Option<Reason>,
     /// State: scheduled, replaying or parked
@@ -156,6 +157,15 @@ pub(super) fn explain(error: ManagementError) -> CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_help_names_every_reason() {
+        let help = Filter::augment_args(clap::Command::new("list")).render_help().to_string();
+        let words: Vec<&str> = help.split([' ', ',', '\n']).collect();
+        for reason in Reason::PRODUCED {
+            assert!(words.contains(&reason.as_str()), "{reason:?} in {help}");
+        }
+    }
 
     #[test]
     fn a_moment_is_a_time_or_an_age() {
