@@ -1,4 +1,4 @@
-//! A stopped pool starts nothing, loses nothing, and goes on by itself or when told so.
+//! A stopped pool starts nothing, loses nothing, and continues at the end of the stop, or earlier on request.
 
 use super::*;
 
