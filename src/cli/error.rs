@@ -3,11 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::bounded;
 use crate::domain::field_error::FieldError;
 use crate::domain::registry_backup::BackupError;
-use crate::domain::words::counted;
+use crate::domain::words::{counted, span};
 use crate::management::ManagementError;
 use crate::nats::NatsError;
 use crate::nats::provision::ProvisionError;
@@ -121,6 +122,13 @@ pub enum CliError {
         "token {name:?} already exists; use another name, or revoke it first with `hub token revoke {name}`"
     )]
     TokenExists { name: String },
+    /// The trace ended before it had read all streams.
+    #[error(
+        "event {id:?}: not found in the streams that were read, but not all were read within {}; narrow the search with \
+         --domain or --since, raise --timeout, or check the NATS servers",
+        span(*timeout)
+    )]
+    TraceCut { id: String, timeout: Duration },
     /// The command found nothing to work on; the text has the remedy.
     #[error("{0}")]
     NothingMatched(String),
@@ -180,7 +188,8 @@ impl CliError {
             | Self::ForeignCursor { .. }
             | Self::NotAsJson(_) => 2,
             Self::Store(error) | Self::RowsPartlyChanged { source: error, .. } if error.is_transient() => 3,
-            Self::Management(error) if error.is_unreachable() => 3,
+            Self::Management(error) if error.is_unavailable() => 3,
+            Self::TraceCut { .. } => 3,
             Self::Serve(ServeError::Nats(error) | ServeError::Provision(ProvisionError::Nats(error)))
                 if error.is_passing() =>
             {

@@ -71,6 +71,9 @@ async fn trace(options: TraceOptions, settings: &Settings, printer: Printer) -> 
         timeout: options.timeout,
     };
     let Traced { trace, complete } = manage(settings).await?.trace_event(&request).await?;
+    if trace.is_none() && !complete {
+        return Err(CliError::TraceCut { id: options.id, timeout: options.timeout });
+    }
     if !complete {
         warn(&format!(
             "not all streams were read within {}; narrow the search with --domain or --since, or raise --timeout",
@@ -79,11 +82,10 @@ async fn trace(options: TraceOptions, settings: &Settings, printer: Printer) -> 
     }
     let Some(trace) = trace else {
         return Err(CliError::NothingMatched(format!(
-            "no trace of the event {:?}{} in the domains {}: it was not published, no subscription matched it (or it was \
+            "no trace of the event {:?} in the domains {}: it was not published, no subscription matched it (or it was \
              paused), it belongs to a domain that these settings do not have, or it was delivered and is not in the \
              delivery log (delivery.log = {:?}, kept for {}); check the tenant and the key with `hub subscription match`",
             options.id,
-            if complete { "" } else { " found yet" },
             request.domains.join(", "),
             settings.delivery.log.to_string(),
             span(settings.limits.attempts_max_age)

@@ -7,6 +7,7 @@ mod domain;
 mod error;
 mod event;
 pub mod logging;
+mod no_responders;
 mod outbox;
 mod output;
 mod provision;
@@ -250,12 +251,19 @@ impl Cli {
     }
 
     async fn run(self, settings: Settings) -> Result<Answer, CliError> {
-        let printer = Printer::new(self.output);
         // Commands about settings see sealed settings unchanged; `hub serve` opens all of them itself.
         let settings = match self.command {
             Command::Config(_) | Command::Secrets(_) | Command::Serve(_) => settings,
             _ => open_settings(&settings, SecretName::is_to_connect)?,
         };
+        match self.run_with(settings.clone()).await {
+            Err(error) => Err(no_responders::explained(error, &settings).await),
+            answer => answer,
+        }
+    }
+
+    async fn run_with(self, settings: Settings) -> Result<Answer, CliError> {
+        let printer = Printer::new(self.output);
         match self.command {
             Command::Demo(options) => match demo::run(options).await? {
                 demo::Verdict::Passed => Ok(Answer::Yes),

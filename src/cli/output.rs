@@ -127,21 +127,29 @@ fn flatten(path: String, value: &Value, rows: &mut Vec<Vec<String>>) {
     }
 }
 
-/// Writes a JSON array element by element, one per line.
+/// Writes a JSON array element by element, one per line. If an error ends it, standard output has nothing, or the array of
+/// the elements before.
 pub(super) struct JsonArray {
     out: BufWriter<StdoutLock<'static>>,
     empty: bool,
 }
 
+impl Drop for JsonArray {
+    fn drop(&mut self) {
+        if !self.empty {
+            // The reader may be gone.
+            let _ = self.out.write_all(b"\n]\n").and_then(|()| self.out.flush());
+        }
+    }
+}
+
 impl JsonArray {
-    pub(super) fn begin() -> Result<Self, CliError> {
-        let mut out = BufWriter::new(io::stdout().lock());
-        out.write_all(b"[").map_err(CliError::Output)?;
-        Ok(Self { out, empty: true })
+    pub(super) fn begin() -> Self {
+        Self { out: BufWriter::new(io::stdout().lock()), empty: true }
     }
 
     pub(super) fn push(&mut self, element: &impl Serialize) -> Result<(), CliError> {
-        let separator: &[u8] = if self.empty { b"\n" } else { b",\n" };
+        let separator: &[u8] = if self.empty { b"[\n" } else { b",\n" };
         self.empty = false;
         self.out.write_all(separator).map_err(CliError::Output)?;
         let mut serializer = serde_json::Serializer::with_formatter(&mut self.out, PrintableJson::compact());
@@ -149,7 +157,8 @@ impl JsonArray {
     }
 
     pub(super) fn end(mut self) -> Result<(), CliError> {
-        let end: &[u8] = if self.empty { b"]\n" } else { b"\n]\n" };
+        let end: &[u8] = if self.empty { b"[]\n" } else { b"\n]\n" };
+        self.empty = true;
         self.out.write_all(end).and_then(|()| self.out.flush()).map_err(CliError::Output)
     }
 }

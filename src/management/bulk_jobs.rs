@@ -342,7 +342,7 @@ impl RunningJob {
 
 /// The error that the job shows; the log has the details.
 fn reason(error: &ManagementError) -> String {
-    let what = if error.is_unreachable() {
+    let what = if error.is_unavailable() {
         "the NATS server does not answer"
     } else {
         "the NATS server returned an error; see the hub's log"

@@ -8,6 +8,7 @@
 mod domain;
 mod pages;
 mod rest;
+mod used_up;
 
 use std::time::Duration;
 
@@ -41,8 +42,12 @@ pub struct LeftLetters {
     pub failed_since: u64,
     /// They came while the last others were replayed, and were never sent.
     pub new_since: u64,
-    /// There was no room in the outbox or in the backlogs of their subscriptions.
+    /// There was no room in the backlogs of their subscriptions.
     pub no_room: u64,
+    /// There was no room in the outbox.
+    pub outbox_full: u64,
+    /// No process took the replays that were requested before.
+    pub behind_untaken: u64,
     /// Somebody or an error interrupted the whole.
     pub interrupted: u64,
 }
@@ -59,14 +64,25 @@ impl LeftLetters {
     }
 
     fn add_all(&mut self, other: Self) {
-        let Self { already_replaying, removed, undecodable, failed_since, new_since, no_room, interrupted } =
-            other;
+        let Self {
+            already_replaying,
+            removed,
+            undecodable,
+            failed_since,
+            new_since,
+            no_room,
+            outbox_full,
+            behind_untaken,
+            interrupted,
+        } = other;
         self.already_replaying += already_replaying;
         self.removed += removed;
         self.undecodable += undecodable;
         self.failed_since += failed_since;
         self.new_since += new_since;
         self.no_room += no_room;
+        self.outbox_full += outbox_full;
+        self.behind_untaken += behind_untaken;
         self.interrupted += interrupted;
     }
 }
@@ -80,6 +96,8 @@ pub struct Drained {
     pub more_left: bool,
     /// Replays that no process with the role dlt-processor has taken yet.
     pub not_taken: u64,
+    /// Envelopes that have used up their attempts, and still wait in the outbox for room in the dead letters.
+    pub used_up: u64,
     /// It waits for room.
     #[serde(skip)]
     pub is_waiting: bool,
@@ -88,12 +106,14 @@ pub struct Drained {
 impl Drained {
     /// Whether another start would replay some of those that are left.
     pub fn can_continue(&self) -> bool {
-        self.left.no_room + self.left.interrupted + self.left.new_since > 0 || self.more_left
+        let LeftLetters { no_room, outbox_full, behind_untaken, interrupted, new_since, .. } = self.left;
+        no_room + outbox_full + behind_untaken + interrupted + new_since + self.used_up > 0 || self.more_left
     }
 
     fn add(&mut self, domain: &DomainDrain<'_>) {
         self.replayed += domain.replayed;
         self.not_taken += domain.not_taken();
+        self.used_up += domain.used_up;
         self.left.add_all(domain.left);
         self.more_left |= domain.more_left;
         self.is_waiting |= domain.state == State::Waiting;

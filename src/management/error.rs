@@ -148,9 +148,21 @@ impl From<NatsError> for ManagementError {
 }
 
 impl ManagementError {
-    /// The server cannot be reached or does not answer; the same operation may succeed later.
-    pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Nats(error) | Self::PartlyDone { source: error, .. } if error.is_unreachable())
+    /// The server cannot be reached, or JetStream is temporarily unavailable; the same operation may succeed later.
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Nats(error) | Self::PartlyDone { source: error, .. } if error.is_unavailable())
+    }
+
+    /// Replaces the error of the server, if there is one, by what is found out about it.
+    #[must_use]
+    pub fn with_source(self, found: NatsError) -> Self {
+        match self {
+            Self::Nats(_) => found.into(),
+            Self::PartlyDone { verb, done, total, source: _ } => {
+                Self::PartlyDone { verb, done, total, source: found }
+            }
+            other => other,
+        }
     }
 
     /// The same operation may succeed later: the server cannot be reached or is overloaded, or its stream has no leader

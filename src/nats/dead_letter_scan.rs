@@ -27,6 +27,8 @@ pub struct ScannedLetter {
     pub size: u64,
     /// It stops a strict lane. Its envelope is in the outbox all the time.
     pub stops: bool,
+    /// Where its envelope was in the outbox.
+    pub envelope: Option<u64>,
 }
 
 /// A page of dead letters, oldest first.
@@ -117,6 +119,39 @@ impl JetStream {
         let size = size.and_then(|(_, size)| size.parse().ok()).unwrap_or(UNKNOWN_SIZE);
         let lane = self.names().parse_dead_letter(&message.subject).map(|parsed| parsed.lane);
         let stops = message.header(headers::STOPS).is_some() && lane.is_some_and(is_strict_lane);
-        Some(ScannedLetter { letter, sequence, size, stops })
+        let envelope = message
+            .header("Nats-Msg-Id")
+            .and_then(|id| place_of(id, &self.names().outbox_stream(&letter.domain)));
+        Some(ScannedLetter { letter, sequence, size, stops, envelope })
+    }
+}
+
+/// The sequence of the envelope, from the message id of its dead letter. One that stays at its place in a strict lane has
+/// another form of id.
+fn place_of(message_id: &str, outbox: &str) -> Option<u64> {
+    message_id.strip_prefix(outbox)?.strip_prefix('-')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_id_names_the_place_of_the_envelope() {
+        for (id, place) in [
+            ("HUB_OUTBOX_A-17", Some(17)),
+            ("HUB_OUTBOX_A-17-3", None),
+            ("HUB_OUTBOX_A-17-after-4", None),
+            ("HUB_OUTBOX_A_DLT-17-refiled", None),
+            ("HUB_OUTBOX_A_DLT-17", None),
+            ("HUB_OUTBOX_B-17", None),
+            ("HUB_OUTBOX_A-", None),
+            ("HUB_OUTBOX_A--1", None),
+            ("HUB_OUTBOX_A-99999999999999999999", None),
+            ("env_1", None),
+            ("", None),
+        ] {
+            assert_eq!(place_of(id, "HUB_OUTBOX_A"), place, "{id}");
+        }
     }
 }

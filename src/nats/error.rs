@@ -12,7 +12,7 @@ use crate::domain::subscription::{InvalidTenant, SubscriptionRef};
 
 /// The `error` object of a JetStream API answer or publish acknowledgement.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, thiserror::Error)]
-#[error("{description} (JetStream error {err_code})")]
+#[error("{}", self.shown())]
 pub struct ApiError {
     pub code: u16,
     #[serde(default)]
@@ -53,8 +53,26 @@ impl ApiError {
     pub const WRONG_LAST_SEQUENCE: u16 = 10071;
     /// `JSAtomicPublishContainsDuplicateMessageErr` (ADR-50)
     pub const BATCH_DUPLICATE: u16 = 10201;
+    /// `JSClusterIncompleteErr`, `JSClusterNotAvailErr` and `JSClusterNotLeaderErr`: there is no leader, or too few servers
+    /// for one.
+    pub const WITHOUT_LEADER: [u16; 3] = [10004, 10008, 10009];
+    /// `JSStreamExpectedLastSeqPerSubjectNotReady`, `JSStreamTooManyRequests`, `JSAtomicPublishTooManyInflight` and
+    /// `JSBatchPublishTooManyInflight`: the server is busy for a moment.
+    pub const BUSY: [u16; 4] = [10163, 10167, 10210, 10211];
     /// `JSNotEnabledErr` and `JSNotEnabledForAccountErr`
     pub const NOT_ENABLED: [u16; 2] = [10076, 10039];
+
+    fn shown(&self) -> String {
+        let Self { description, err_code, .. } = self;
+        if Self::WITHOUT_LEADER.contains(err_code) {
+            format!(
+                "JetStream is temporarily unavailable: it has no leader, or no quorum of its servers (error {err_code}); try \
+                 again later, and check the NATS servers if it lasts"
+            )
+        } else {
+            format!("{description} (JetStream error {err_code})")
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +103,12 @@ pub enum NatsError {
     Timeout { subject: String, seconds: u64 },
     #[error("{subject}: no responders; JetStream is off or the stream does not exist: run `hub provision`")]
     NoResponders { subject: String },
+    /// Nobody answered, because the stream had no leader.
+    #[error(
+        "{subject}: JetStream is temporarily unavailable: the stream had no leader; try again later, and check the NATS \
+         servers if it lasts"
+    )]
+    NoLeader { subject: String },
     #[error("{subject}: {source}")]
     Api { subject: String, source: ApiError },
     #[error(
@@ -222,6 +246,17 @@ impl NatsError {
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::NoResponders { .. })
             || self.api().is_some_and(|error| matches!(error.code, 429 | 503))
+            || self.is_unavailable()
+    }
+
+    /// The server cannot be reached, or JetStream says that it has no leader or is busy: nothing is wrong with the request
+    /// or with the streams.
+    pub fn is_unavailable(&self) -> bool {
+        let says_so = |error: &ApiError| {
+            ApiError::WITHOUT_LEADER.contains(&error.err_code) || ApiError::BUSY.contains(&error.err_code)
+        };
+        matches!(self, Self::NoLeader { .. } | Self::NotConnected)
+            || self.api().is_some_and(says_so)
             || self.is_unreachable()
     }
 
@@ -306,5 +341,68 @@ impl NatsError {
 
     pub fn is_batch_duplicate(&self) -> bool {
         self.has_code(ApiError::BATCH_DUPLICATE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(code: u16, err_code: u16) -> NatsError {
+        let description = "as the server says it".to_owned();
+        NatsError::Api { subject: "s".to_owned(), source: ApiError { code, err_code, description } }
+    }
+
+    /// By the codes of nats-server 2.14.
+    #[test]
+    fn the_code_decides_whether_jetstream_is_unavailable() {
+        // Code, error code, unavailable, passing.
+        for (code, err_code, unavailable, passing) in [
+            (400, 10004, true, true),
+            (503, 10004, true, true),
+            (503, 10008, true, true),
+            (500, 10009, true, true),
+            (503, 10163, true, true),
+            (429, 10167, true, true),
+            (429, 10210, true, true),
+            (429, 10211, true, true),
+            // JetStream is off, or a stream is full: that does not pass by itself.
+            (503, 10076, false, true),
+            (503, 10039, false, true),
+            (503, 10077, false, true),
+            (503, 10023, false, true),
+            (400, 10005, false, false),
+            (500, 10006, false, false),
+            (404, 10059, false, false),
+            (404, 10014, false, false),
+            (404, 10037, false, false),
+            (400, 10071, false, false),
+            (500, 10057, false, false),
+            (500, 10118, false, false),
+            (400, 0, false, false),
+        ] {
+            let error = answer(code, err_code);
+            assert_eq!((error.is_unavailable(), error.is_passing()), (unavailable, passing), "{err_code}");
+            assert!(error.to_string().contains(&err_code.to_string()), "{error}");
+        }
+        for (error, unavailable) in [
+            (NatsError::NoLeader { subject: "s".to_owned() }, true),
+            (NatsError::NotConnected, true),
+            (NatsError::Timeout { subject: "s".to_owned(), seconds: 5 }, true),
+            (NatsError::ConnectionLost { subject: "s".to_owned() }, true),
+            // The stream may not exist.
+            (NatsError::NoResponders { subject: "s".to_owned() }, false),
+        ] {
+            assert_eq!((error.is_unavailable(), error.is_passing()), (unavailable, true), "{error}");
+        }
+    }
+
+    #[test]
+    fn without_a_leader_the_message_says_that_it_passes() {
+        for err_code in ApiError::WITHOUT_LEADER {
+            let text = answer(503, err_code).to_string();
+            assert!(text.contains("temporarily unavailable") && text.contains("quorum"), "{text}");
+        }
+        assert_eq!(answer(404, 10059).to_string(), "s: as the server says it (JetStream error 10059)");
     }
 }

@@ -29,6 +29,7 @@ mod members;
 mod message;
 mod message_ids;
 mod new_lanes;
+mod no_responders;
 mod ordered_reader;
 mod outage;
 pub mod provision;
@@ -46,6 +47,7 @@ mod strict;
 pub mod subjects;
 mod tokens;
 mod trace;
+mod used_up;
 
 pub use crate::domain::dead_letter_query::DeadLetterQuery;
 pub use advisory::{Advisory, AdvisoryKind};

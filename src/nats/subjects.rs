@@ -1,6 +1,7 @@
 //! Builds and parses every subject, stream name and bucket name of the hub.
 
 mod lanes;
+mod places;
 
 use crate::domain::access::TokenId;
 use crate::domain::allotment::MemberId;

@@ -5,6 +5,7 @@ use hub_harness as support;
 mod commands;
 mod drain;
 mod drain_bounds;
+mod drain_used_up;
 mod gone;
 mod policy_scenario;
 mod redrive;

@@ -13,6 +13,7 @@ mod kept_state;
 mod limits;
 mod log_lines;
 mod metrics;
+mod lost_quorum;
 mod pausing;
 mod process;
 mod process_children;

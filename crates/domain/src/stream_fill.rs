@@ -49,6 +49,12 @@ impl Fill {
         (room(self.messages, self.max_messages, 1), room(self.bytes, self.max_bytes, average))
     }
 
+    /// The messages and bytes that may be added before it is full.
+    pub fn free(&self) -> (u64, u64) {
+        let free = |used: u64, limit: Option<u64>| limit.map_or(u64::MAX, |limit| limit.saturating_sub(used));
+        (free(self.messages, self.max_messages), free(self.bytes, self.max_bytes))
+    }
+
     /// What is used, the limit, and the average message, in the same unit.
     fn limits(&self) -> impl Iterator<Item = (u64, u64, u64)> {
         let average = self.bytes.checked_div(self.messages).unwrap_or(0);

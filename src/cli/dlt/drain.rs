@@ -74,8 +74,16 @@ fn summary(drained: &Drained) -> String {
         failed_since,
         new_since,
         no_room,
+        outbox_full,
+        behind_untaken,
         interrupted,
     } = drained.left;
+    let outbox_is_full = if drained.used_up > 0 {
+        "without room, because envelopes that wait for room in the dead letters fill the outbox (raise limits.outbox or limits.dlt \
+         with `hub provision`, or run `hub dlt discard`, and run the same command again)"
+    } else {
+        "without room, because the outbox is full (repair the endpoints with the largest backlogs, and run the same command again)"
+    };
     let started = counted(usize::try_from(drained.replayed).unwrap_or(usize::MAX), "replay");
     let left: Vec<String> = [
         (failed_since, "failed after the start of the command (their endpoints still fail)"),
@@ -83,8 +91,15 @@ fn summary(drained: &Drained) -> String {
         (removed, "of removed subscriptions (use `hub dlt discard --reason removed`)"),
         (undecodable, "cannot be read (use `hub dlt discard --reason undecodable`)"),
         (no_room, "without room, because their endpoints do not keep up (repair them, and run the same command again)"),
+        (outbox_full, outbox_is_full),
+        (behind_untaken, "behind replays that are not yet taken (run the same command again)"),
         (new_since, "new: they had no room when they were published after the start (run the same command again)"),
         (interrupted, "not reached before the interruption (run the same command again)"),
+        (
+            drained.used_up,
+            "envelopes that have used up their attempts and wait in the outbox for room in the dead letters (when there is room, \
+             run the same command again)",
+        ),
     ]
     .into_iter()
     .filter(|(count, _)| *count > 0)
@@ -118,6 +133,19 @@ mod tests {
         assert_eq!(lines.len(), 3, "{text}");
         assert!(lines[0] == "12 replays started; left:" && lines[1].starts_with("  2 of removed"), "{text}");
         assert!(lines[2].contains("run the same command again"), "{text}");
+        let full = LeftLetters { outbox_full: 3, behind_untaken: 2, ..LeftLetters::default() };
+        let text = summary(&Drained { left: full, ..Drained::default() });
+        assert!(
+            text.contains("\n  3 without room, because the outbox is full") && text.contains("\n  2 behind"),
+            "{text}"
+        );
+        let filled = Drained { left: full, used_up: 7, ..Drained::default() };
+        let text = summary(&filled);
+        assert!(text.contains("\n  3 without room, because envelopes that wait for room"), "{text}");
+        assert!(
+            text.contains("\n  7 envelopes that have used up their attempts") && filled.can_continue(),
+            "{text}"
+        );
         let cut = Drained { replayed: 2, more_left: true, ..Drained::default() };
         assert!(summary(&cut).ends_with("others that were not counted (run the same command again)"));
         assert!(cut.can_continue() && !done.can_continue());

@@ -55,7 +55,7 @@ pub(super) async fn run(
         pages = pages.after(cursor).map_err(explain)?;
     }
     let mut left = if options.all { usize::MAX } else { options.limit as usize };
-    let mut array = if printer.is_json() { Some(JsonArray::begin()?) } else { None };
+    let mut array = if printer.is_json() { Some(JsonArray::begin()) } else { None };
     let mut listed = 0;
     while left > 0 {
         let Some(page) = pages.next(left.min(PAGE)).await? else { break };

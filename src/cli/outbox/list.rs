@@ -48,7 +48,7 @@ pub(super) async fn run(
     let selection = options.filter.selection();
     let mut after = Some(options.after.unwrap_or_default());
     let mut left = if options.all { usize::MAX } else { options.limit as usize };
-    let mut array = if printer.is_json() { Some(JsonArray::begin()?) } else { None };
+    let mut array = if printer.is_json() { Some(JsonArray::begin()) } else { None };
     let mut listed = 0;
     while let Some(cursor) = after.take_if(|_| left > 0) {
         let page = outbox.list(&selection, &cursor, left.min(PAGE)).await?;

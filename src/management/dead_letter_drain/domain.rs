@@ -9,8 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::LeftLetters;
 use super::pages::{Fate, Line, LinePage, Marks, Part};
+use super::used_up::UsedUpWatch;
 use crate::domain::backlog::{Look, Usage};
-use crate::domain::replay_pace::{Awaited, Extent, MOST_AT_ONCE, OVERHEAD, Room, Wait, WaitingEvents};
+use crate::domain::replay_pace::{
+    Allowance, Awaited, Extent, Fit, MOST_AT_ONCE, OVERHEAD, Room, Wait, WaitingEvents,
+};
 use crate::domain::stream_fill::Fill;
 use crate::management::dead_letter_actions::{DeadLetterAction, RemovedOwners, SelectedDeadLetter};
 use crate::management::dead_letters::DeadLetterQuery;
@@ -23,6 +26,8 @@ const MOST_PER_LOOK: u64 = 2_000;
 const MOST_NOT_TAKEN: usize = 64;
 /// An event that had no room comes again within this time, and may make a dead letter then.
 const EVENT_IS_BACK: Duration = Duration::from_secs(16);
+/// A used-up envelope is looked at again within this time.
+const USED_UP_IS_BACK: Duration = Duration::from_secs(40);
 /// Dead letters in strict lanes that are read at once to find one that stops its lane.
 const STOPS_READ: u64 = 16;
 /// Subscriptions that are read at once.
@@ -43,9 +48,10 @@ pub(super) enum State {
 }
 
 /// A request that the hub has not taken yet.
-struct Requested {
-    token: String,
-    size: u64,
+#[derive(Clone)]
+pub(super) struct Requested {
+    pub(super) token: String,
+    pub(super) size: u64,
 }
 
 /// The dead letters of one domain.
@@ -64,15 +70,20 @@ pub(super) struct DomainDrain<'a> {
     pub(super) uncertain: HashSet<u64>,
     pub(super) marks: Marks,
     pub(super) removals: RemovedOwners,
+    pub(super) watch: UsedUpWatch,
     /// The subscription that was looked at last.
     last: String,
     pub(super) replayed: u64,
     pub(super) left: LeftLetters,
     pub(super) more_left: bool,
+    /// Used-up envelopes that wait at the end.
+    pub(super) used_up: u64,
     pub(super) state: State,
     pub(super) error: Option<ManagementError>,
     started: Instant,
     wait: Wait,
+    /// What it waits for, or has waited for.
+    pub(super) awaited: Option<Awaited>,
     settling: Option<Instant>,
 }
 
@@ -89,14 +100,17 @@ impl<'a> DomainDrain<'a> {
             uncertain: HashSet::new(),
             marks: Marks::default(),
             removals: RemovedOwners::default(),
+            watch: UsedUpWatch::default(),
             last: String::new(),
             replayed: 0,
             left: LeftLetters::default(),
             more_left: false,
+            used_up: 0,
             state: State::Replaying,
             error: None,
             started: Instant::now(),
             wait: Wait::new(Duration::ZERO),
+            awaited: None,
             settling: None,
         }
     }
@@ -115,6 +129,7 @@ impl<'a> DomainDrain<'a> {
             (self.state, self.wait) = (State::Waiting, Wait::new(now));
         }
         self.wait.look(what, amount, now);
+        self.awaited = Some(what);
     }
 
     /// Requests the replays that there is room for. Only an own look shows whether the patience is over.
@@ -140,8 +155,8 @@ impl<'a> DomainDrain<'a> {
     }
 
     async fn try_look(&mut self, stop: &CancellationToken) -> Result<(), ManagementError> {
-        // In this order: what is taken is in the outbox, what an event became is a dead letter, and what is a dead letter
-        // has a subject.
+        // In this order: what is taken is in the outbox, what an event or a used-up envelope became is a dead letter, and
+        // what is a dead letter has a subject.
         let due = self.forget_taken().await?;
         if self.not_taken.len() > MOST_NOT_TAKEN {
             self.waits_for(Awaited::Taken, self.not_taken());
@@ -151,15 +166,20 @@ impl<'a> DomainDrain<'a> {
         let events = js.stream_info(&names.events_stream()).await?.state;
         let events = WaitingEvents { first: events.first_seq, last: events.last_seq };
         let (outbox, dlt) = (names.outbox_stream(&self.domain), names.dlt_stream(&self.domain));
+        self.look_at_used_up(self.state == State::Waiting).await?;
+        self.forget_finished().await?;
+        let used_up = self.used_up_of_filter();
         let (outbox, dlt) = tokio::try_join!(js.stream_info(&outbox), js.stream_info(&dlt))?;
-        let (outbox, last_letter) = (outbox.fill(), dlt.state.last_seq);
+        let (last_envelope, outbox, last_letter) = (outbox.state.last_seq, outbox.fill(), dlt.state.last_seq);
         let now = self.started.elapsed();
-        let extent = self.extent.get_or_insert_with(|| Extent::new(events, last_letter, now));
+        let extent = self.extent.get_or_insert_with(|| {
+            Extent::new(events, last_letter, now).with_used_up(used_up, last_envelope)
+        });
+        // Those that are no longer used up are dead letters.
         extent.look(events, last_letter, now);
+        extent.look_at_used_up(used_up, now);
         let end = extent.last();
-        let pending: u64 = self.not_taken.values().map(|one| one.size).sum();
-        let mut space = Room::of_outbox(&outbox, self.not_taken(), pending);
-        space.messages = space.messages.min(MOST_PER_LOOK);
+        let mut space = self.space(&outbox);
         if space.is_none() {
             self.waits_for(Awaited::Outbox, outbox.messages);
             return Ok(());
@@ -193,12 +213,22 @@ impl<'a> DomainDrain<'a> {
         Ok(())
     }
 
-    /// All that there was is done. Whether events had no room, and come again.
+    /// The room of the outbox.
+    fn space(&self, outbox: &Fill) -> Allowance {
+        let (pending, bytes) = (self.not_taken(), self.not_taken.values().map(|one| one.size).sum());
+        let beyond = (self.watch.used_up.total() > 0).then(|| {
+            let (unfinished, more) = self.watch.unfinished_beside(&self.not_taken);
+            Room::beside_used_up(outbox, pending + unfinished, bytes + more)
+        });
+        Allowance::new(Room::of_outbox(outbox, pending, bytes), beyond).at_most(MOST_PER_LOOK)
+    }
+
+    /// All that there was is done. Whether events or used-up envelopes had no room, and come again.
     fn settle(&mut self, events: WaitingEvents, last_letter: u64) {
         let Some(extent) = &mut self.extent else { return };
         let since = *self.settling.get_or_insert_with(Instant::now);
         self.state = State::Settling;
-        if since.elapsed() >= EVENT_IS_BACK {
+        if since.elapsed() >= if extent.awaits_used_up() { USED_UP_IS_BACK } else { EVENT_IS_BACK } {
             extent.stop_growing();
         }
         if extent.is_growing() {
@@ -241,7 +271,9 @@ impl<'a> DomainDrain<'a> {
                 break;
             }
             let line = self.lines.entry(token.clone()).or_default();
-            let messages = backlogs.get(token.as_str()).copied().unwrap_or(0)
+            let used_up = &self.watch.used_up;
+            let backlog = backlogs.get(token.as_str()).copied().unwrap_or(0);
+            let messages = backlog.saturating_sub(used_up.least(token))
                 + requested.get(token.as_str()).copied().unwrap_or(0);
             let usage = Usage {
                 messages,
@@ -250,6 +282,8 @@ impl<'a> DomainDrain<'a> {
                 free: outbox.max_bytes.map_or(u64::MAX, |limit| limit.saturating_sub(look.bytes)),
             };
             let room = Room::of_subscription(&line.limits.unwrap_or_default(), &usage);
+            let beyond = used_up.is_uncertain(token).then(|| Room::of_few(self.watch.unfinished_of(token)));
+            let room = Allowance::new(room, beyond);
             let is_of_stops = room.is_none();
             let count = if is_of_stops { STOPS_READ } else { room.count(line.average).min(MOST_AT_ONCE) };
             let from = if is_of_stops { line.stops.max(line.position) } else { line.position };
@@ -271,7 +305,7 @@ impl<'a> DomainDrain<'a> {
         &mut self,
         parts: &[Part],
         due: &HashSet<u64>,
-        space: &mut Room,
+        space: &mut Allowance,
         sums: &mut Sums,
         stop: &CancellationToken,
     ) -> Result<(), ManagementError> {
@@ -286,23 +320,24 @@ impl<'a> DomainDrain<'a> {
             self.judge(page, due);
             let (mut room, mut chosen) = (part.room, 0);
             let mut cut = None;
-            for (index, letter) in page.letters.iter().enumerate() {
+            for (index, letter) in page.letters.iter_mut().enumerate() {
                 if letter.fate != Fate::Replay || page.is_of_stops {
                     continue;
                 }
                 let size = letter.size.saturating_add(OVERHEAD);
-                if !room.fits(size) || !space.fits(size) {
+                let (Some(fit), Some(fit_of_outbox)) = (room.fit(size), space.fit(size)) else {
                     if chosen == 0 {
-                        let is_full = !room.fits(size);
+                        let is_full = room.fit(size).is_none();
                         sums.without_room += u64::from(is_full);
                         sums.awaited += if is_full { part.waiting } else { 0 };
                         sums.without_space |= !is_full;
                     }
                     cut = Some(index);
                     break;
-                }
-                room.take(size);
-                space.take(size);
+                };
+                room.take(size, fit);
+                space.take(size, fit_of_outbox);
+                letter.is_beyond = [fit, fit_of_outbox].contains(&Fit::Beyond);
                 chosen += 1;
             }
             page.cut(cut);
@@ -346,7 +381,11 @@ impl<'a> DomainDrain<'a> {
                     line.sizes.add(size);
                 }
                 let size = if page.is_of_stops { 0 } else { size };
-                self.not_taken.insert(sequence, Requested { token: page.token.clone(), size });
+                let requested = Requested { token: page.token.clone(), size };
+                if letter.is_beyond {
+                    self.watch.add(sequence, requested.clone());
+                }
+                self.not_taken.insert(sequence, requested);
             }
             match letter.fate {
                 Fate::Replay if !is_confirmed => {

@@ -10,8 +10,8 @@ use tokio::time::Instant;
 use super::domain::DomainDrain;
 use crate::domain::backlog::BacklogLimits;
 use crate::domain::dead_letter::{DeadLetter, DeadLetterState};
-use crate::domain::replay_pace::{self, LeftBecause, ReplayedSizes, Room};
-use crate::domain::subscription::{DEFAULT_TENANT, SubscriptionRef};
+use crate::domain::replay_pace::{self, Allowance, LeftBecause, ReplayedSizes};
+use crate::domain::subscription::SubscriptionRef;
 use crate::from_settings::backlog_limits;
 use crate::management::ManagementError;
 use crate::management::dead_letter_actions::SelectedDeadLetter;
@@ -44,7 +44,7 @@ pub(super) struct Part {
     pub(super) subjects: Vec<String>,
     pub(super) from: u64,
     pub(super) limit: usize,
-    pub(super) room: Room,
+    pub(super) room: Allowance,
     /// Its backlog.
     pub(super) waiting: u64,
     /// There is no room, so only the one that stops a strict lane is replayed: its envelope is in the outbox already, and
@@ -75,15 +75,19 @@ pub(super) struct PageLetter {
     pub(super) selected: SelectedDeadLetter,
     pub(super) size: u64,
     pub(super) fate: Fate,
+    /// It is replayed beyond the pace.
+    pub(super) is_beyond: bool,
     stops: bool,
+    /// Where its envelope was in the outbox.
+    envelope: Option<u64>,
     letter: DeadLetter,
 }
 
 impl From<ScannedLetter> for PageLetter {
     fn from(scanned: ScannedLetter) -> Self {
-        let ScannedLetter { letter, sequence, size, stops } = scanned;
+        let ScannedLetter { letter, sequence, size, stops, envelope } = scanned;
         let selected = DeadLetterEntry { letter: letter.clone(), sequence }.into();
-        Self { selected, size, fate: Fate::Replay, stops, letter }
+        Self { selected, size, fate: Fate::Replay, is_beyond: false, stops, envelope, letter }
     }
 }
 
@@ -175,7 +179,8 @@ impl DomainDrain<'_> {
                 Fate::Done
             } else {
                 let removed = self.removals.has(&one.selected);
-                replay_pace::is_left(&one.letter, sequence, removed, &extent).map_or(Fate::Replay, Fate::Left)
+                let left = replay_pace::is_left(&one.letter, sequence, one.envelope, removed, &extent);
+                left.map_or(Fate::Replay, Fate::Left)
             };
         }
         let sizes: u64 = page.letters.iter().map(|one| one.size).sum();
@@ -195,15 +200,8 @@ impl DomainDrain<'_> {
         let (names, mut by_token) = (js.names(), BTreeMap::<String, Vec<String>>::new());
         for subject in js.dead_letter_subjects(&self.domain).await? {
             let Some(parsed) = names.parse_dead_letter(&subject) else { continue };
-            let is_wanted = |name: Option<SubscriptionRef>| {
-                let is = |wanted: Option<&str>, value: Option<&str>| wanted.is_none() || wanted == value;
-                // Older versions stored the dead letters of all tenants under the bare id.
-                let is_bare = name.as_ref().is_some_and(|name| name.tenant() == DEFAULT_TENANT);
-                (is_bare || is(self.filter.tenant.as_deref(), name.as_ref().map(SubscriptionRef::tenant)))
-                    && is(self.filter.subscription.as_deref(), name.as_ref().map(SubscriptionRef::id))
-            };
             let token = parsed.subscription.to_owned();
-            if is_wanted(parsed.reference()) {
+            if self.wants(parsed.reference()) {
                 by_token.entry(token).or_default().push(subject);
             }
         }

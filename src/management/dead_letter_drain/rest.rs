@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::domain::{DomainDrain, READ_AT_ONCE, State};
 use super::pages::{Fate, Part};
-use crate::domain::replay_pace::{Extent, Room, WaitingEvents};
+use crate::domain::replay_pace::{Allowance, Awaited, Extent, WaitingEvents};
 use crate::management::ManagementError;
 
 /// Dead letters of a subscription that are read at once.
@@ -38,8 +38,10 @@ impl DomainDrain<'_> {
     pub(super) async fn count_rest(&mut self, limit: &mut CountLimit<'_>) {
         let mut rest = 0;
         let result = self.try_count(limit, &mut rest).await;
-        *match (self.state, &self.error) {
-            (State::GivenUp, None) => &mut self.left.no_room,
+        *match (self.state, &self.error, self.awaited) {
+            (State::GivenUp, None, Some(Awaited::Outbox)) => &mut self.left.outbox_full,
+            (State::GivenUp, None, Some(Awaited::Taken)) => &mut self.left.behind_untaken,
+            (State::GivenUp, None, _) => &mut self.left.no_room,
             _ => &mut self.left.interrupted,
         } += rest;
         if let Err(error) = result {
@@ -54,6 +56,10 @@ impl DomainDrain<'_> {
         let end = js.stream_info(&js.names().dlt_stream(&self.domain)).await?.state.last_seq;
         // Without a look, all would have been replayed.
         self.extent.get_or_insert_with(|| Extent::new(WaitingEvents::NONE, end, Duration::ZERO));
+        self.look_at_used_up(false).await?;
+        if self.extent.is_some_and(|extent| extent.began_with_used_up()) {
+            self.used_up = self.used_up_of_filter();
+        }
         self.read_marks(true).await?;
         let subjects = self.subjects().await?;
         let mut open: VecDeque<&String> = subjects.keys().collect();
@@ -69,7 +75,7 @@ impl DomainDrain<'_> {
                     subjects: subjects.get(token).cloned().unwrap_or_default(),
                     from: self.lines.get(token).map_or(0, |line| line.position),
                     limit: COUNTED_AT_ONCE,
-                    room: Room::NONE,
+                    room: Allowance::NONE,
                     waiting: 0,
                     is_of_stops: false,
                 })

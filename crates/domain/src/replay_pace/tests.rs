@@ -53,8 +53,29 @@ fn what_fails_again_is_left_and_what_was_never_sent_is_replayed() {
         (Reason::Undecodable, Parked, 0, 0, 100, false, Some(Undecodable)),
     ] {
         let letter = letter(reason, state, attempts, redrives);
-        assert_eq!(is_left(&letter, sequence, removed, &extent), expected, "{sequence} {letter:?}");
+        assert_eq!(is_left(&letter, sequence, None, removed, &extent), expected, "{sequence} {letter:?}");
     }
+}
+
+/// An envelope that had failed before the start becomes a dead letter late, for want of room. Its replay has a later place
+/// in the outbox, so that it is not replayed twice.
+#[test]
+fn what_waited_in_the_outbox_is_replayed_once() {
+    let (zero, none) = (std::time::Duration::ZERO, WaitingEvents::NONE);
+    let without = Extent::new(none, 100, zero);
+    let mut extent = without.with_used_up(20, 900);
+    extent.look(none, 150, zero);
+    let letter = letter(Reason::Exhausted, DeadLetterState::Scheduled, 5, 0);
+    let left = |sequence, envelope, extent| is_left(&letter, sequence, envelope, false, extent);
+    assert_eq!(left(120, Some(900), &extent), None);
+    assert_eq!(left(120, Some(901), &extent), Some(LeftBecause::FailedSince));
+    assert_eq!(left(120, None, &extent), Some(LeftBecause::FailedSince));
+    assert_eq!(
+        left(151, Some(900), &extent),
+        Some(LeftBecause::NewSince),
+        "the same command again replays it"
+    );
+    assert_eq!(left(120, Some(900), &without), Some(LeftBecause::FailedSince));
 }
 
 fn limits(messages: Option<u64>, bytes: Option<u64>) -> BacklogLimits {
@@ -94,14 +115,80 @@ fn a_subscription_gets_replays_up_to_half_of_its_quota() {
 
 #[test]
 fn as_many_are_read_as_have_room() {
-    let room = Room { messages: 256, bytes: 500_000, is_empty: false };
+    let room = Room { messages: 256, bytes: 500_000, one: 0 };
     assert_eq!(
         (room.count(0), room.count(1_000), room.count(200_000), room.count(u64::MAX)),
         (256, 256, 3, 1)
     );
 }
 
+#[test]
+fn a_few_go_on_beside_used_up_envelopes() {
+    assert_eq!(Room::of_few(0).messages, FEW);
+    assert!(
+        Room::of_few(FEW).is_none() && Room::of_few(u64::MAX).is_none() && Room::of_few(1).fits(u64::MAX)
+    );
+    let fill = |bytes| Fill { bytes, messages: 100, max_bytes: Some(1_000_000), max_messages: None };
+    let room = Room::beside_used_up(&fill(900_000), 0, 0);
+    assert!(room.fits(100_000), "one may use all that is free");
+    assert!(!room.fits(100_001), "the outbox would reject it");
+    let room = Room::beside_used_up(&fill(900_000), 1, 10_000);
+    assert!(room.fits(40_000) && !room.fits(40_001));
+    assert!(Room::beside_used_up(&fill(1_000_000), 0, 0).is_none());
+    assert!(Room::beside_used_up(&fill(0), FEW_OF_ALL, 0).is_none());
+}
+
 proptest! {
+    /// A full dead-letter stream, and an outbox of used-up envelopes: as long as the outbox has room for one more, the
+    /// replay goes on until nothing is left, whatever the sizes and the quota are. It never fills the outbox.
+    #[test]
+    fn a_replay_makes_room_for_used_up_envelopes(
+        used_up in prop::collection::vec(1..20_000u64, 1..200),
+        letters in prop::collection::vec(1..20_000u64, 1..200),
+        most in 1..100u64,
+        is_known in any::<bool>(),
+        free in 20_000..200_000u64,
+    ) {
+        let limits = limits(Some(most), Some(most * 1_000));
+        let (mut letters, mut waiting) = (VecDeque::from(letters), used_up);
+        let limit = waiting.iter().sum::<u64>() + free;
+        let dlt: u64 = letters.iter().sum();
+        let mut looks = 0;
+        while !letters.is_empty() {
+            looks += 1;
+            prop_assert!(looks < 10_000, "{} letters, {} used up", letters.len(), waiting.len());
+            let stored: u64 = waiting.iter().sum();
+            let count = waiting.len() as u64;
+            let fill = Fill { bytes: stored, messages: count, max_bytes: Some(limit), max_messages: None };
+            let mut space = Allowance::new(Room::of_outbox(&fill, 0, 0), Some(Room::beside_used_up(&fill, 0, 0)));
+            let active = if is_known { 0 } else { count };
+            let usage = Usage { messages: active, bytes: active * 1_000, own_lane: true, free: limit - stored };
+            let few = (!is_known).then(|| Room::of_few(0));
+            let mut room = Allowance::new(Room::of_subscription(&limits, &usage), few);
+            let mut sent = 0;
+            while let Some(size) = letters.front().copied()
+                && let (Some(fit), Some(fit_of_outbox)) = (room.fit(size), space.fit(size))
+            {
+                room.take(size, fit);
+                space.take(size, fit_of_outbox);
+                sent += size;
+                letters.pop_front();
+            }
+            prop_assert!(sent > 0 && stored + sent <= limit, "{sent} sent, {stored} of {limit}");
+            // All are delivered, and used-up envelopes become dead letters.
+            let mut free = dlt - letters.iter().sum::<u64>();
+            waiting.retain(|size| {
+                let fits = *size <= free;
+                if fits {
+                    free -= size;
+                    letters.push_back(*size);
+                }
+                !fits
+            });
+        }
+        prop_assert!(waiting.iter().all(|size| *size > dlt), "only what never fits is left");
+    }
+
     /// Replays never bring a backlog beyond half of its quota, nor the outbox beyond what is kept free, whatever their
     /// sizes are, in whatever order they are delivered, and whatever average size the outbox has. Only a single envelope
     /// may be larger.
