@@ -137,7 +137,7 @@ mod tests {
         let mut sent = Sent::default();
         let now = Instant::now();
         let subject = |number: usize| format!("$JS.ACK.{}{number}", "x".repeat(number % 7));
-        let reason = |number: usize| (number % 3 == 0).then_some("poison");
+        let reason = |number: usize| number.is_multiple_of(3).then_some("poison");
         for number in 0..MOST + 100 {
             sent.push(&subject(number), reason(number), now);
         }
