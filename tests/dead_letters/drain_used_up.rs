@@ -139,3 +139,29 @@ async fn a_drain_goes_on_in_an_outbox_full_of_used_up_envelopes() {
     .await;
     stage.all_is_delivered_once(&events).await;
 }
+
+/// Replays that failed again have no room for their new dead letters, and the old ones stay marked as replaying. When the
+/// endpoints are repaired, the next command brings them back, too.
+#[tokio::test]
+async fn a_drain_to_failing_endpoints_ends_and_the_next_one_does_the_rest() {
+    let stage = Stage::new(1_000_000).await;
+    let mut events = ids("event", 120);
+    stage.client.publish_all("policy.updated", &events).await;
+    stage.receiver.wait_accepted("/well", events.len(), STEP).await;
+    stage.all_are_used_up(60).await;
+    let (code, drained) = stage.drain().await;
+    assert_eq!(code, Some(1), "{drained}");
+    assert!(drained["used_up"].as_u64().is_some_and(|count| count > 0), "{drained}");
+    // Nobody else is affected.
+    let more = ids("more", 5);
+    stage.client.publish_all("policy.updated", &more).await;
+    events.extend(more);
+    stage.receiver.wait_accepted("/well", events.len(), STEP).await;
+    stage.all_are_used_up(60).await;
+    for id in FAILING {
+        stage.receiver.set(&format!("/{id}"), Behaviour::ok());
+    }
+    let (code, drained) = stage.drain().await;
+    assert_eq!((code, &drained["left"]["already_replaying"]), (Some(0), &Value::from(0)), "{drained}");
+    stage.all_is_delivered_once(&events).await;
+}

@@ -166,6 +166,10 @@ impl<'a> DomainDrain<'a> {
         let events = js.stream_info(&names.events_stream()).await?.state;
         let events = WaitingEvents { first: events.first_seq, last: events.last_seq };
         let (outbox, dlt) = (names.outbox_stream(&self.domain), names.dlt_stream(&self.domain));
+        if self.extent.is_none() {
+            // What is marked is in the outbox when its envelopes are counted afterwards.
+            self.read_marks(true).await?;
+        }
         self.look_at_used_up(self.state == State::Waiting).await?;
         self.forget_finished().await?;
         let used_up = self.used_up_of_filter();
@@ -282,7 +286,8 @@ impl<'a> DomainDrain<'a> {
                 free: outbox.max_bytes.map_or(u64::MAX, |limit| limit.saturating_sub(look.bytes)),
             };
             let room = Room::of_subscription(&line.limits.unwrap_or_default(), &usage);
-            let beyond = used_up.is_uncertain(token).then(|| Room::of_few(self.watch.unfinished_of(token)));
+            let beyond = (used_up.is_uncertain(token) || used_up.is_all(token))
+                .then(|| Room::of_few(self.watch.unfinished_of(token)));
             let room = Allowance::new(room, beyond);
             let is_of_stops = room.is_none();
             let count = if is_of_stops { STOPS_READ } else { room.count(line.average).min(MOST_AT_ONCE) };
@@ -325,9 +330,10 @@ impl<'a> DomainDrain<'a> {
                     continue;
                 }
                 let size = letter.size.saturating_add(OVERHEAD);
-                let (Some(fit), Some(fit_of_outbox)) = (room.fit(size), space.fit(size)) else {
+                let fit = if letter.is_stuck { room.fit_beyond(size) } else { room.fit(size) };
+                let (Some(fit), Some(fit_of_outbox)) = (fit, space.fit(size)) else {
                     if chosen == 0 {
-                        let is_full = room.fit(size).is_none();
+                        let is_full = fit.is_none();
                         sums.without_room += u64::from(is_full);
                         sums.awaited += if is_full { part.waiting } else { 0 };
                         sums.without_space |= !is_full;
@@ -342,20 +348,23 @@ impl<'a> DomainDrain<'a> {
             }
             page.cut(cut);
         }
-        let act = DeadLetterAction::Redrive(RedriveTrigger::Operator);
-        let chosen: Vec<&SelectedDeadLetter> = pages
-            .iter()
-            .flat_map(|page| &page.letters)
-            .filter(|letter| letter.fate == Fate::Replay)
-            .map(|letter| &letter.selected)
-            .collect();
-        let mut confirmed = HashSet::new();
-        let result = self
-            .management
-            .each_until(stop, &chosen, act, |one| {
-                confirmed.insert(one.sequence);
-            })
-            .await;
+        let (mut confirmed, mut result) = (HashSet::new(), Ok(()));
+        for (is_stuck, trigger) in [(false, RedriveTrigger::Operator), (true, RedriveTrigger::OperatorForce)]
+        {
+            let chosen: Vec<&SelectedDeadLetter> = pages
+                .iter()
+                .flat_map(|page| &page.letters)
+                .filter(|letter| letter.fate == Fate::Replay && letter.is_stuck == is_stuck)
+                .map(|letter| &letter.selected)
+                .collect();
+            if result.is_ok() && !chosen.is_empty() {
+                let act = DeadLetterAction::Redrive(trigger);
+                let confirm = |one: &SelectedDeadLetter| {
+                    confirmed.insert(one.sequence);
+                };
+                result = self.management.each_until(stop, &chosen, act, confirm).await;
+            }
+        }
         if !confirmed.is_empty() {
             (self.state, self.settling) = (State::Replaying, None);
         }

@@ -77,6 +77,8 @@ pub(super) struct PageLetter {
     pub(super) fate: Fate,
     /// It is replayed beyond the pace.
     pub(super) is_beyond: bool,
+    /// Its replay has failed, and its new dead letter waits for room.
+    pub(super) is_stuck: bool,
     stops: bool,
     /// Where its envelope was in the outbox.
     envelope: Option<u64>,
@@ -87,7 +89,16 @@ impl From<ScannedLetter> for PageLetter {
     fn from(scanned: ScannedLetter) -> Self {
         let ScannedLetter { letter, sequence, size, stops, envelope } = scanned;
         let selected = DeadLetterEntry { letter: letter.clone(), sequence }.into();
-        Self { selected, size, fate: Fate::Replay, is_beyond: false, stops, envelope, letter }
+        Self {
+            selected,
+            size,
+            fate: Fate::Replay,
+            is_beyond: false,
+            is_stuck: false,
+            stops,
+            envelope,
+            letter,
+        }
     }
 }
 
@@ -116,6 +127,8 @@ impl LinePage {
 #[derive(Default)]
 pub(super) struct Marks {
     sequences: HashSet<u64>,
+    /// Those of the start.
+    first: Option<HashSet<u64>>,
     again: Option<Instant>,
 }
 
@@ -132,6 +145,9 @@ impl DomainDrain<'_> {
         if !is_fresh || now {
             let asked = Instant::now();
             self.marks.sequences = self.management.js.replaying(&self.domain).await?;
+            if self.marks.first.is_none() {
+                self.marks.first = Some(self.marks.sequences.clone());
+            }
             let pause = (asked.elapsed() * MARKS_PAUSE_FACTOR).max(MARKS_FRESH_FOR);
             self.marks.again = Some(Instant::now() + pause);
         }
@@ -168,6 +184,8 @@ impl DomainDrain<'_> {
     /// Decides about the dead letters of a page. `due`: the requests that are not taken.
     pub(super) fn judge(&mut self, page: &mut LinePage, due: &HashSet<u64>) {
         let Some(extent) = self.extent else { return };
+        // Nothing of the subscription is delivered any more, so neither is what was replayed before the start.
+        let is_all_used_up = self.watch.used_up.is_all(&page.token);
         for one in &mut page.letters {
             let sequence = one.selected.sequence;
             let is_requested = one.letter.state == DeadLetterState::Replaying || due.contains(&sequence);
@@ -178,6 +196,14 @@ impl DomainDrain<'_> {
             one.fate = if self.ahead.contains(&sequence) {
                 Fate::Done
             } else {
+                one.is_stuck = is_all_used_up
+                    && one.letter.state == DeadLetterState::Replaying
+                    && !one.stops
+                    && !due.contains(&sequence)
+                    && self.marks.first.as_ref().is_some_and(|first| first.contains(&sequence));
+                if one.is_stuck {
+                    one.letter.state = DeadLetterState::Parked;
+                }
                 let removed = self.removals.has(&one.selected);
                 let left = replay_pace::is_left(&one.letter, sequence, one.envelope, removed, &extent);
                 left.map_or(Fate::Replay, Fate::Left)

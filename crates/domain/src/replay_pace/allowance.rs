@@ -1,4 +1,4 @@
-//! What may be replayed by the pace, and beyond it where used-up envelopes would stop the replay for ever.
+//! What may be replayed by the pace, and beyond it where used-up envelopes would stop it without end.
 
 use super::Room;
 
@@ -38,6 +38,11 @@ impl Allowance {
 
     pub fn fit(&self, size: u64) -> Option<Fit> {
         if self.paced.fits(size) { Some(Fit::Paced) } else { self.beyond.fits(size).then_some(Fit::Beyond) }
+    }
+
+    /// The same for one that is replayed beyond the pace in any case.
+    pub fn fit_beyond(&self, size: u64) -> Option<Fit> {
+        self.beyond.fits(size).then_some(Fit::Beyond)
     }
 
     /// Takes the room of one envelope.

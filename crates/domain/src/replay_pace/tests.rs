@@ -57,7 +57,7 @@ fn what_fails_again_is_left_and_what_was_never_sent_is_replayed() {
     }
 }
 
-/// An envelope that had failed before the start becomes a dead letter late, for want of room. Its replay has a later place
+/// An envelope that had failed before the start becomes a dead letter late, when there is room. Its replay has a later place
 /// in the outbox, so that it is not replayed twice.
 #[test]
 fn what_waited_in_the_outbox_is_replayed_once() {

@@ -18,6 +18,8 @@ pub struct LaneLook {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Bounds {
+    /// Also those that are not used up.
+    all: u64,
     least: u64,
     most: u64,
 }
@@ -33,6 +35,10 @@ impl UsedUp {
     pub fn of(lanes: &[LaneLook]) -> Self {
         let mut used_up = Self::default();
         for LaneLook { envelopes, active } in lanes {
+            for (token, count) in envelopes {
+                let bounds = used_up.by_token.entry(token.clone()).or_default();
+                bounds.all = bounds.all.saturating_add(*count);
+            }
             // Without a consumer, nothing has been delivered.
             let Some(active) = active else { continue };
             let all = envelopes.values().fold(0, |sum: u64, count| sum.saturating_add(*count));
@@ -63,6 +69,11 @@ impl UsedUp {
     /// The envelopes of a subscription that are certainly used up.
     pub fn least(&self, token: &str) -> u64 {
         self.by_token.get(token).map_or(0, |bounds| bounds.least)
+    }
+
+    /// Whether a subscription has envelopes, and all of them are certainly used up.
+    pub fn is_all(&self, token: &str) -> bool {
+        self.by_token.get(token).is_some_and(|bounds| bounds.all > 0 && bounds.least == bounds.all)
     }
 
     /// Whether a subscription may have more than [`Self::least`].
@@ -98,6 +109,14 @@ mod tests {
         assert!(used_up.is_uncertain("a") && used_up.is_uncertain("b"));
         assert!(["own", "well", "unread", "unknown"].iter().all(|token| !used_up.is_uncertain(token)));
         assert_eq!(UsedUp::of(&[]), UsedUp::default());
+        let all = UsedUp::of(&[
+            lane(&[("one", 3)], Some(0)),
+            lane(&[("other", 3)], Some(1)),
+            lane(&[("one", 2)], Some(0)),
+        ]);
+        assert!(all.is_all("one") && !all.is_all("other") && !all.is_all("unknown"));
+        let unread = UsedUp::of(&[lane(&[("one", 3)], Some(0)), lane(&[("one", 1)], None)]);
+        assert!(!unread.is_all("one"));
     }
 
     proptest! {
