@@ -24,6 +24,8 @@ fn settings(first_pause: Duration, longest_pause: Duration) -> TestSettings {
         settings.circuit.failing_for = Some(Duration::ZERO);
         settings.circuit.first_pause = Some(first_pause);
         settings.circuit.longest_pause = Some(longest_pause);
+        // The tests count the lines.
+        settings.log.repeat_interval = Some(Duration::ZERO);
     })
 }
 

@@ -25,6 +25,8 @@ fn settings(max_deliver: u32) -> TestSettings {
         settings.circuit.first_pause = Some(Duration::from_secs(600));
         settings.circuit.longest_pause = Some(Duration::from_secs(600));
         settings.delivery.max_deliver = Some(max_deliver);
+        // The tests count the lines.
+        settings.log.repeat_interval = Some(Duration::ZERO);
     })
 }
 
