@@ -101,6 +101,7 @@ impl Management {
         let missing: Vec<String> =
             filter.ids.iter().filter(|id| !found.contains(id.as_str())).cloned().collect();
         if selected.is_empty() || !missing.is_empty() {
+            self.confirm_leader().await?;
             return Err(ManagementError::NoneSelected { ids: missing });
         }
         Ok(selected)

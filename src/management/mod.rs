@@ -102,6 +102,14 @@ impl Management {
         Self { index: Some(index), ..self }
     }
 
+    /// Fails if JetStream has no leader, so that what was not found may exist.
+    pub(crate) async fn confirm_leader(&self) -> Result<(), NatsError> {
+        match self.settings.domains.first() {
+            Some(domain) => self.js.confirm_leader(&self.js.names().outbox_stream(&domain.name)).await,
+            None => Ok(()),
+        }
+    }
+
     pub fn jet_stream(&self) -> &JetStream {
         &self.js
     }

@@ -47,6 +47,10 @@ impl Management {
         if let Some(tenant) = &request.tenant {
             findings.keep_tenant(tenant);
         }
-        Ok(Traced { trace: Trace::new(&request.event_id, findings), complete })
+        let trace = Trace::new(&request.event_id, findings);
+        if trace.is_none() && complete {
+            self.confirm_leader().await?;
+        }
+        Ok(Traced { trace, complete })
     }
 }

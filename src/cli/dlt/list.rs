@@ -70,6 +70,9 @@ pub(super) async fn run(
             None => printer.page(&HEAD, page.iter().map(row))?,
         }
     }
+    if listed == 0 {
+        hub.confirm_leader().await?;
+    }
     let cursor = if left == 0 { pages.cursor().await? } else { None };
     match array {
         Some(array) => {
