@@ -232,7 +232,7 @@ impl<'a> DomainDrain<'a> {
         let Some(extent) = &mut self.extent else { return };
         let since = *self.settling.get_or_insert_with(Instant::now);
         self.state = State::Settling;
-        if since.elapsed() >= if extent.awaits_used_up() { USED_UP_IS_BACK } else { EVENT_IS_BACK } {
+        if since.elapsed() >= if extent.expects_used_up() { USED_UP_IS_BACK } else { EVENT_IS_BACK } {
             extent.stop_growing();
         }
         if extent.is_growing() {

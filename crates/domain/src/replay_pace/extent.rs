@@ -85,7 +85,7 @@ impl Extent {
     }
 
     /// Used-up envelopes of the start are still to become dead letters.
-    pub fn awaits_used_up(&self) -> bool {
+    pub fn expects_used_up(&self) -> bool {
         self.used_up > 0
     }
 
@@ -111,7 +111,7 @@ impl Extent {
 
     /// Events of this round, or used-up envelopes, may still become dead letters.
     pub fn is_growing(&self) -> bool {
-        self.is_growing || self.awaits_used_up()
+        self.is_growing || self.expects_used_up()
     }
 
     /// Takes note of a look. The events are read before the last dead letter.
