@@ -34,6 +34,7 @@ async fn commands_say_that_jetstream_is_temporarily_unavailable() {
         "dlt replay --all",
         "dlt discard --all --yes",
         "event trace unknown",
+        "registry export",
         "publish user.created {} --id during",
         "publish user.created {}",
     ] {
@@ -48,14 +49,8 @@ async fn commands_say_that_jetstream_is_temporarily_unavailable() {
         assert!(output.stdout.is_empty(), "{command}: {}", print_output(&output));
     }
     // A follower may answer these.
-    for command in [
-        "subscription list",
-        "token list",
-        "registry export",
-        "dlt stats",
-        "provision --check",
-        "event trace before",
-    ] {
+    for command in ["subscription list", "token list", "dlt stats", "provision --check", "event trace before"]
+    {
         let args: Vec<&str> = command.split(' ').collect();
         let output = hub.cli(&args).await;
         let (code, text) = (output.status.code(), print_output(&output));

@@ -23,6 +23,10 @@ pub(super) async fn run(
     // A backup of a lost registry would replace a good one.
     js.check_registry().await?;
     let RegistryListing { subscriptions, unreadable } = js.registry_listing().await?;
+    // So would one that a server without a leader has, and that lacks the last changes.
+    if let Some(domain) = settings.domains.first() {
+        js.confirm_leader(&js.names().outbox_stream(&domain.name)).await?;
+    }
     for entry in &unreadable {
         let kept = match entry.in_force {
             Some(revision) if revision > 0 => "its last readable revision is exported",
