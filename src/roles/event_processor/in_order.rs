@@ -104,9 +104,22 @@ impl InOrder {
         if self.waiting.len() <= self.most && self.room <= self.most_room {
             return None;
         }
-        let last = self.order.last()?;
-        self.order.hand_back(last);
-        self.take(last)
+        let excess = self.excess()?;
+        self.order.hand_back(excess);
+        self.take(excess)
+    }
+
+    /// The last event of the tenant that has the most of what is short: a tenant whose events wait for long must not keep
+    /// those of others out.
+    fn excess(&self) -> Option<u64> {
+        let is_short_of_room = self.room > self.most_room;
+        let mut tenants: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+        for (sequence, planned) in &self.waiting {
+            let (part, last) = tenants.entry(&planned.tenant).or_default();
+            *part += if is_short_of_room { planned.room.num_permits() } else { 1 };
+            *last = *sequence;
+        }
+        tenants.into_values().max().map(|(_, last)| last)
     }
 
     /// Adds an event that [`Self::ready`] returned again, because it could not be committed yet.
