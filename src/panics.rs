@@ -46,9 +46,9 @@ pub(crate) fn catch<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|payload| Panicked::new(&*payload))
 }
 
-/// The same for a future, which is dropped if it panics.
-pub(crate) async fn catch_async<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
-    AssertUnwindSafe(work).catch_unwind().await.map_err(|payload| Panicked::new(&*payload))
+/// The same for a future, which is dropped if it panics. (An `async fn` would have room for it twice.)
+pub(crate) fn catch_async<T>(work: impl Future<Output = T>) -> impl Future<Output = Result<T, Panicked>> {
+    AssertUnwindSafe(work).catch_unwind().map(|done| done.map_err(|payload| Panicked::new(&*payload)))
 }
 
 #[cfg(test)]

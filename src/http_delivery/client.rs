@@ -5,19 +5,20 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::{Request, Response, Uri, http};
+use hyper::body::Incoming;
+use hyper::http::uri::Scheme;
+use hyper::{Request, Response, Uri};
 use hyper_util::client::legacy::connect::{
     CaptureConnection, Connected, Connection, HttpConnector, capture_connection,
 };
 use hyper_util::client::legacy::{Client as Pool, Error};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -28,6 +29,7 @@ use tower_service::Service;
 
 use super::HttpConfig;
 use super::address_guard::GuardedResolver;
+use super::begun_answer::{BegunAnswer, ConnectionTasks, Outgoing, StatusLine};
 use super::meter::{Meter, Protocol};
 
 /// Idle connections kept per endpoint: as many as a domain's pool may use at once, so that a busy endpoint needs no new
@@ -49,7 +51,7 @@ pub(super) type HttpResponse = Response<Incoming>;
 /// An HTTP client. A clone shares the connections.
 #[derive(Clone)]
 pub(super) struct Client {
-    pool: Pool<Connector, Outgoing>,
+    pool: Arc<Pool<Connector, Outgoing>>,
 }
 
 impl Client {
@@ -66,7 +68,7 @@ impl Client {
             timeout: config.connect_timeout,
             open: Arc::clone(open),
         };
-        let pool = Pool::builder(TokioExecutor::new())
+        let pool = Pool::builder(ConnectionTasks)
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
@@ -81,102 +83,37 @@ impl Client {
             .http2_keep_alive_interval(PING_EVERY)
             .http2_keep_alive_timeout(config.connect_timeout)
             .build(connector);
-        Self { pool }
+        Self { pool: Arc::new(pool) }
     }
 
     /// Sends a request, and returns as soon as the head of the answer is complete. Follows no redirect and sends nothing
-    /// twice. If the future is dropped before, no other request uses the connection, and `begun` has the status if the answer
-    /// had begun.
+    /// twice. If the future is dropped before, no other request uses the connection. `begun` has the status of the answer,
+    /// as soon as it has begun.
     pub(super) async fn send(
         &self,
         request: Request<Full<Bytes>>,
         begun: &BegunAnswer,
     ) -> Result<HttpResponse, RequestError> {
-        let taken = Arc::new(AtomicBool::new(false));
-        let mut request = request.map(|body| Outgoing { body, connection: None, taken: taken.clone() });
-        let connection = capture_connection(&mut request);
-        request.body_mut().connection = Some(connection.clone());
-        let unanswered = Unanswered { connection: Some(connection), taken, begun };
+        begun.reset();
+        let mut request = request.map(|body| Outgoing::new(body, begun.clone()));
+        let may_be_http2 = request.uri().scheme() == Some(&Scheme::HTTPS);
+        let mut unanswered = Unanswered(may_be_http2.then(|| capture_connection(&mut request)));
         let answer = self.pool.request(request).await;
-        unanswered.answered();
-        answer.map_err(|error| {
-            let status = error.connect_info().and_then(SeenStatus::of).and_then(|seen| seen.get());
-            RequestError { error, status }
-        })
+        unanswered.0 = None;
+        answer.map_err(|error| RequestError { error, status: begun.status() })
     }
 }
 
-/// The status of an HTTP/1 answer whose head was not complete when its request was given up.
-#[derive(Default)]
-pub(super) struct BegunAnswer(AtomicU16);
-
-impl BegunAnswer {
-    pub(super) fn status(&self) -> Option<u16> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|status| *status > 0)
-    }
-}
-
-/// A request that has no answer yet. If it is dropped, its time is up, and the connection drains: an HTTP/2 connection may
+/// A request that may use HTTP/2 and has no answer yet. If it is dropped, its time is up, and the connection drains: it may
 /// answer pings and no request, and would otherwise take every later request to its host. (On HTTP/1, hyper closes it.)
-struct Unanswered<'a> {
-    connection: Option<CaptureConnection>,
-    /// Set by [`Outgoing`].
-    taken: Arc<AtomicBool>,
-    begun: &'a BegunAnswer,
-}
+struct Unanswered(Option<CaptureConnection>);
 
-impl Unanswered<'_> {
-    fn answered(mut self) {
-        self.connection = None;
-    }
-}
-
-impl Drop for Unanswered<'_> {
+impl Drop for Unanswered {
     fn drop(&mut self) {
-        let Some(connection) = &self.connection else { return };
-        let connected = connection.connection_metadata();
-        let Some(connected) = connected.as_ref() else { return };
-        connected.poison();
-        // Before that, the connection still has the status of its previous answer.
-        if self.taken.load(Ordering::Acquire)
-            && let Some(status) = SeenStatus::of(connected).and_then(|seen| seen.get())
-        {
-            self.begun.0.store(status, Ordering::Relaxed);
+        let connected = self.0.as_ref().map(CaptureConnection::connection_metadata);
+        if let Some(connected) = connected.as_ref().and_then(|connected| connected.as_ref()) {
+            connected.poison();
         }
-    }
-}
-
-/// The body of a request. On HTTP/1, the connection takes it when the previous answer is complete, after the head of the
-/// request and before anything of it is written. So the connection forgets the status of the previous answer here.
-struct Outgoing {
-    body: Full<Bytes>,
-    connection: Option<CaptureConnection>,
-    taken: Arc<AtomicBool>,
-}
-
-impl Body for Outgoing {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        if let Some(connection) = self.connection.take() {
-            if let Some(seen) = connection.connection_metadata().as_ref().and_then(SeenStatus::of) {
-                seen.0.store(0, Ordering::Relaxed);
-            }
-            self.taken.store(true, Ordering::Release);
-        }
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -253,82 +190,33 @@ enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-/// The status of the answer to the last request on a connection; 0 before it arrives. It is known even if the rest of the
-/// head is invalid.
-#[derive(Clone, Default)]
-struct SeenStatus(Arc<AtomicU16>);
-
-impl SeenStatus {
-    fn of(connected: &Connected) -> Option<Self> {
-        let mut extras = http::Extensions::new();
-        connected.get_extras(&mut extras);
-        extras.remove()
-    }
-
-    /// A final status (RFC 9110 section 15).
-    fn get(&self) -> Option<u16> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|status| (200..600).contains(status))
-    }
-}
-
-/// The length of `HTTP/1.1 200`, and of the blank or line end that shows that the number is complete.
-const STATUS_LINE: usize = 13;
-
-/// Parses the status line of an HTTP/1 answer.
-#[derive(Default)]
-struct Head {
-    begun: Vec<u8>,
-    /// True if a request was sent since the last read: the next byte begins an answer.
-    next: bool,
-}
-
-impl Head {
-    /// Adds bytes; returns the status once it is complete.
-    fn read(&mut self, bytes: &[u8]) -> Option<u16> {
-        if std::mem::take(&mut self.next) {
-            self.begun.clear();
-        } else if self.begun.len() >= STATUS_LINE {
-            return None;
-        }
-        let more = bytes.len().min(STATUS_LINE - self.begun.len());
-        self.begun.extend_from_slice(&bytes[..more]);
-        let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'0' | b'1', b' ', status @ ..] = &self.begun[..]
-        else {
-            return None;
-        };
-        let [digits @ .., b' ' | b'\t' | b'\r' | b'\n'] = status else { return None };
-        let is_status = digits.len() == 3 && digits.iter().all(u8::is_ascii_digit);
-        is_status.then(|| digits.iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0')))
-    }
-}
-
 /// A connection whose incoming bytes are counted.
 struct Metered {
     meter: Meter,
-    head: Head,
-    status: SeenStatus,
+    answer: StatusLine,
     stream: Stream,
     _counted: Counted,
 }
 
 impl Metered {
     fn new(meter: Meter, stream: Stream, counted: Counted) -> Self {
-        let (head, status) = (Head { next: true, ..Head::default() }, SeenStatus::default());
-        Self { meter, head, status, stream, _counted: counted }
+        Self { meter, answer: StatusLine::default(), stream, _counted: counted }
     }
 
-    /// Resets the status, so that the previous answer's is never used for this request.
     fn written(&mut self) {
         self.meter.written();
-        self.head.next = true;
-        self.status.0.store(0, Ordering::Relaxed);
+        if self.meter.protocol() == Protocol::Http1 {
+            self.answer.written();
+        }
     }
 }
 
 impl Connection for Metered {
     fn connected(&self) -> Connected {
-        let connected = Connected::new().extra(self.status.clone());
-        if self.meter.protocol() == Protocol::Http2 { connected.negotiated_h2() } else { connected }
+        match self.meter.protocol() {
+            Protocol::Http1 => Connected::new(),
+            Protocol::Http2 => Connected::new().negotiated_h2(),
+        }
     }
 }
 
@@ -342,10 +230,8 @@ impl AsyncRead for Metered {
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         })?;
         this.meter.read(buf.filled().len() - before);
-        if this.meter.protocol() == Protocol::Http1
-            && let Some(status) = this.head.read(&buf.filled()[before..])
-        {
-            this.status.0.store(status, Ordering::Relaxed);
+        if this.meter.protocol() == Protocol::Http1 {
+            this.answer.read(&buf.filled()[before..]);
         }
         Poll::Ready(Ok(()))
     }

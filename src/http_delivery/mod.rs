@@ -4,6 +4,7 @@
 //! `domain::outcome` decides what an outcome leads to (retry, dead letter).
 
 mod address_guard;
+mod begun_answer;
 mod body;
 mod client;
 mod clients;
@@ -38,13 +39,14 @@ use crate::domain::redact;
 use crate::domain::subscription::ContentMode;
 use crate::domain::words::span;
 use crate::facts::Metrics;
-use client::{BegunAnswer, Client};
+use begun_answer::BegunAnswer;
+use client::Client;
 use clients::ClientKey;
 use clients::Clients;
 use error::{DeliveryError, InvalidRequest};
 use target::{ATTRIBUTES_SIGNATURE, SIGNATURE, TRACEPARENT, WEBHOOK_ATTEMPT, WEBHOOK_ID, WEBHOOK_TIMESTAMP};
 use tls::TlsOptions;
-use token::{Token, Tokens};
+use token::{Oauth2Client, Token, Tokens};
 
 /// Delivery settings that apply to all subscriptions.
 #[derive(Debug, Clone)]
@@ -218,36 +220,48 @@ impl Inner {
         target: &Target,
         envelope: &EnvelopeView<'_>,
         attempt: u32,
+        sent: Option<&mut Option<SentRequest>>,
+        begun: &BegunAnswer,
+    ) -> Result<(client::HttpResponse, Option<Arc<Token>>), DeliveryError> {
+        self.check_literal(target.literal)?;
+        if let Some(client) = &target.oauth2 {
+            return Box::pin(self.exchange_with_token(target, client, envelope, attempt, sent, begun)).await;
+        }
+        let (headers, body) = prepare(target, envelope, attempt, self.clock.now())?;
+        if let Some(sent) = sent {
+            *sent = Some(SentRequest::new(&headers, &body));
+        }
+        Ok((self.send(target, headers, body, begun).await?, None))
+    }
+
+    async fn exchange_with_token(
+        &self,
+        target: &Target,
+        client: &Oauth2Client,
+        envelope: &EnvelopeView<'_>,
+        attempt: u32,
         mut sent: Option<&mut Option<SentRequest>>,
         begun: &BegunAnswer,
     ) -> Result<(client::HttpResponse, Option<Arc<Token>>), DeliveryError> {
-        let mut capture = |headers: &HeaderMap, body: &Bytes| {
+        let prepared = || prepare(target, envelope, attempt, self.clock.now());
+        let mut send = async |(mut headers, body): (HeaderMap, Bytes), token: &Token| {
+            headers.insert(AUTHORIZATION, token.header.clone());
             if let Some(sent) = &mut sent {
-                **sent = Some(SentRequest::new(headers, body));
+                **sent = Some(SentRequest::new(&headers, &body));
             }
+            self.send(target, headers, body, begun).await
         };
-        self.check_literal(target.literal)?;
-        let (mut headers, body) = prepare(target, envelope, attempt, self.clock.now())?;
-        let Some(client) = &target.oauth2 else {
-            capture(&headers, &body);
-            return Ok((self.send(target, headers, body, begun).await?, None));
-        };
-
-        let token = Box::pin(self.tokens.get(self, client)).await?;
-        headers.insert(AUTHORIZATION, token.header.clone());
-        capture(&headers, &body);
-        let response = self.send(target, headers, body, begun).await?;
+        let request = prepared()?;
+        let token = self.tokens.get(self, client).await?;
+        let response = send(request, &token).await?;
         if !matches!(response.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             return Ok((response, Some(token)));
         }
         // The token was revoked, has expired, or lacks a scope that was granted later: retry once with a new one.
         self.tokens.invalidate(client, &token);
-        Box::pin(response::discard(response, self.config.response_limit)).await;
-        let token: Arc<Token> = Box::pin(self.tokens.get(self, client)).await?;
-        let (mut headers, body) = prepare(target, envelope, attempt, self.clock.now())?;
-        headers.insert(AUTHORIZATION, token.header.clone());
-        capture(&headers, &body);
-        Ok((self.send(target, headers, body, begun).await?, Some(token)))
+        response::discard(response, self.config.response_limit).await;
+        let token: Arc<Token> = self.tokens.get(self, client).await?;
+        Ok((send(prepared()?, &token).await?, Some(token)))
     }
 
     async fn send(

@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use url::{Url, form_urlencoded};
 
-use super::client::BegunAnswer;
+use super::begun_answer::BegunAnswer;
 use super::clients::ClientKey;
 use super::error::{DeliveryError, InvalidRequest};
 use super::target::sensitive;

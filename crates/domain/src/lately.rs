@@ -35,17 +35,27 @@ pub fn number_of_envelope(id: &str) -> Option<u128> {
     Some((u128::from(hexadecimal(high)?) << 64) | u128::from(hexadecimal(low)?))
 }
 
+/// The value of each hexadecimal digit; 0xff: not one.
+const VALUES: [u8; 256] = {
+    let mut values = [0xff; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        values[b"0123456789ABCDEF"[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+
 /// At most 16 digits. It is on the path of each delivery, where parsing a `u128` takes as long as a map.
 fn hexadecimal(digits: &[u8]) -> Option<u64> {
-    digits.iter().try_fold(0, |number, digit| {
-        let value = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'a'..=b'f' => digit - b'a' + 10,
-            b'A'..=b'F' => digit - b'A' + 10,
-            _ => return None,
-        };
-        Some((number << 4) | u64::from(value))
-    })
+    let (mut number, mut invalid) = (0, 0);
+    for digit in digits {
+        let value = VALUES[usize::from(*digit)];
+        invalid |= value;
+        number = (number << 4) | u64::from(value & 0x0f);
+    }
+    (invalid < 16).then_some(number)
 }
 
 /// Whether an outbox stored two copies of an envelope of which it would have dropped one as a duplicate: within the

@@ -150,6 +150,12 @@ impl Delivery {
         self.inner.settle.remembered()
     }
 
+    /// Takes note of the time since the start of the worker, before it takes or starts deliveries.
+    pub(super) fn pass(&self, now: Duration) {
+        self.remembered().pass(now);
+        self.inner.expiry.pass();
+    }
+
     /// Settles a redelivered message as before.
     pub(super) async fn settle_again(&self, message: &Delivered, settlement: Settlement) {
         self.inner.settle.settle_again(message, settlement).await;

@@ -3,6 +3,7 @@
 //! The age is the time since the outbox stored the envelope, by the clock of the server: the clock of this machine may
 //! jump. Between two looks at the server's clock, time passes as this process measures it.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,11 +27,14 @@ pub(super) struct Expiry {
     max_age: Option<Duration>,
     /// The server's clock in nanoseconds since 1970, and when it was read.
     clock: Mutex<Option<(i128, Instant)>>,
+    /// The server's time at the last [`Self::pass`] in the same unit; 0: unknown. A look at the clock for each delivery would
+    /// cost as much as the rest.
+    now: AtomicI64,
 }
 
 impl Expiry {
     pub(super) fn new(js: JetStream, stream: String, max_age: Option<Duration>) -> Self {
-        Self { js, stream, max_age, clock: Mutex::default() }
+        Self { js, stream, max_age, clock: Mutex::default(), now: AtomicI64::new(0) }
     }
 
     /// Follows the server's clock. Never returns.
@@ -51,11 +55,21 @@ impl Expiry {
         }
     }
 
+    /// Takes note of the time.
+    pub(super) fn pass(&self) {
+        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((nanos, read_at)) = clock else { return };
+        let now = nanos + nanoseconds(read_at.elapsed());
+        self.now.store(i64::try_from(now).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
     /// How long a message has waited, if it may be too long. Of one that was moved, since it was stored first; of one that
     /// was redriven, since its redrive.
     pub(super) fn age(&self, message: &Delivered) -> Option<Duration> {
-        let (nanos, read_at) = (*self.clock.lock().unwrap_or_else(PoisonError::into_inner))?;
-        let now = nanos + nanoseconds(read_at.elapsed());
+        let now = i128::from(self.now.load(Ordering::Relaxed));
+        if now == 0 {
+            return None;
+        }
         let age = now - message.stored_at_nanos;
         let age = match message.carried().queued_at {
             Some(milliseconds) => age.max(now - i128::from(milliseconds) * 1_000_000),

@@ -168,6 +168,8 @@ impl Worker {
         let mut heartbeat = Heartbeat::follow(&self.js, outbox, lane, self.settings.ack_wait);
         let (mut read, mut ended) = (Vec::new(), Vec::new());
         let result = loop {
+            let now = running.started.elapsed();
+            self.delivery.pass(now);
             let waits = self.announcements.wait();
             if waits.is_none() && !read.is_empty() {
                 // News that came before these messages apply to them.
@@ -175,24 +177,24 @@ impl Worker {
                     self.hear_of_circuits(&mut running, news);
                 }
                 for read in read.drain(..) {
-                    self.take(&mut running, read);
+                    self.take(&mut running, read, now);
                 }
             }
-            let now = running.started.elapsed();
-            self.delivery.remembered().pass(now);
             while let Some(held) = running.pool.next(now) {
                 self.start(&mut running, held, now);
             }
             for held in running.pool.relieve(now) {
                 self.spill(&mut running, held);
             }
+            self.metrics.in_flight(running.in_flight.len());
             let wake = running.pool.next_wake(now);
             tokio::select! {
                 () = stop.cancelled() => break Ok(()),
                 result = readers.join() => break result.and_then(|ended| ended),
                 _ = done.recv_many(&mut ended, MOST_AT_ONCE) => {
+                    let now = running.started.elapsed();
                     for finished in ended.drain(..) {
-                        self.finish(&mut running, &finished);
+                        self.finish(&mut running, &finished, now);
                     }
                 }
                 _ = incoming.recv_many(&mut read, MOST_AT_ONCE), if waits.is_none() => {}
@@ -252,7 +254,7 @@ impl Worker {
     }
 
     /// Adds a message to the queue of its subscription, or moves it to its own lane.
-    fn take(&self, running: &mut Running, read: FromLane) {
+    fn take(&self, running: &mut Running, read: FromLane, now: Duration) {
         let FromLane { message, permit, own_lane } = read;
         let Some((message, permit)) = self.settles_elsewhere(running, message, permit) else { return };
         let Place { subscription, limits, max_age } = match panics::catch(|| self.place(&message)) {
@@ -291,7 +293,6 @@ impl Worker {
         }
         let (mut max_in_flight, rate) = limits.unwrap_or((1, None));
         let held = Held { message, subscription: subscription.clone(), permit };
-        let now = running.started.elapsed();
         let tripped = running.circuits.is_tripped(&subscription);
         if tripped {
             max_in_flight = 1;
@@ -412,7 +413,6 @@ impl Worker {
         let sequence = held.message.stream_sequence;
         running.waits_no_longer(&mut held);
         running.in_flight.insert(sequence, held.message.acker.clone());
-        self.metrics.in_flight(running.in_flight.len());
         let (delivery, finished) = (self.delivery.clone(), running.finished.clone());
         let max_deliver = self.settings.retry.max_deliver;
         running.deliveries.start(async move {
@@ -432,7 +432,7 @@ impl Worker {
         });
     }
 
-    fn finish(&self, running: &mut Running, finished: &Finished) {
+    fn finish(&self, running: &mut Running, finished: &Finished, now: Duration) {
         running.in_flight.remove(&finished.sequence);
         // One that came after the settlement has no answer yet. For one that came before, a second answer has no effect.
         if let Some(copy) = running.copies.remove(&finished.sequence)
@@ -441,8 +441,6 @@ impl Worker {
             let delivery = self.delivery.clone();
             running.spills.start(async move { delivery.settle_again(&copy, settlement).await });
         }
-        self.metrics.in_flight(running.in_flight.len());
-        let now = running.started.elapsed();
         running.pool.finished(&finished.subscription, finished.health.finish, finished.started, now);
         self.count_for_circuit(running, finished);
         if let Some(asked) = finished.health.hold {
