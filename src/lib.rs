@@ -12,6 +12,7 @@ pub mod facts;
 pub mod from_settings;
 pub mod health;
 mod http_delivery;
+mod huge_pages;
 pub mod management;
 pub mod nats;
 pub mod open_files;

@@ -40,9 +40,9 @@ use crate::domain::subscription::{InvalidTenant, SubscriptionId};
 use crate::management::{Management, SubscriptionSelector, categories};
 use crate::nats::JetStream;
 use crate::nats::provision::{OLDEST_SERVER, ProvisionError, version};
-use crate::open_files;
 use crate::seal::open_settings;
 use crate::settings::{SecretName, Settings, SettingsError};
+use crate::{huge_pages, open_files};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -197,6 +197,7 @@ impl Cli {
             let settings = self.settings()?;
             logging::start(self.log_plan(), &settings.log);
             open_files::raise();
+            huge_pages::disable();
             let runtime = self.runtime()?;
             let answer = runtime.block_on(self.run(settings));
             // Does not wait for what the command left behind, such as an interrupted download.
