@@ -77,6 +77,7 @@ impl JetStream {
             pending: 0,
             acker: Acker::new(self.client().clone(), Subject::from(reply)),
             carried: OnceLock::new(),
+            is_compact: false,
             _bytes: None,
         })
     }

@@ -36,6 +36,7 @@ pub struct Delivered {
     pub acker: Acker,
     /// Of a message in a domain outbox; read when it is needed, and once.
     pub(super) carried: OnceLock<Carried>,
+    pub(super) is_compact: bool,
     /// Its part of a [`super::ByteBudget`].
     pub(super) _bytes: Option<MessageBytes>,
 }
@@ -93,6 +94,7 @@ impl Delivered {
             pending: number(4)?,
             acker: Acker { client: client.clone(), reply },
             carried: OnceLock::new(),
+            is_compact: false,
             _bytes: None,
         })
     }
@@ -109,6 +111,20 @@ impl Delivered {
             let any = names.map(AsRef::<str>::as_ref).any(Carried::is_header);
             if any { Carried::read(|name| self.header(name)) } else { Carried::default() }
         })
+    }
+
+    /// Takes only the memory that it needs from now on: copies what is a part of the connection's buffer, which also holds
+    /// the messages around this one, and drops the headers, of which [`Self::carried`] is kept. Unreadable headers stay.
+    pub fn compact(&mut self) {
+        if std::mem::replace(&mut self.is_compact, true) {
+            return;
+        }
+        self.carried();
+        self.payload = Bytes::copy_from_slice(&self.payload);
+        self.acker.reply = Subject::from(self.acker.reply.as_str());
+        if self.headers.as_ref().is_some_and(|headers| headers.unparsed().is_none()) {
+            self.headers = None;
+        }
     }
 
     /// Why the subject or the headers cannot be parsed; [`Self::header`] then finds nothing.
@@ -212,5 +228,40 @@ impl Acker {
             Ok(Err(error)) => AcknowledgementNotSent { error: &error }.emit(),
             Err(error) => AcknowledgementNotSent { error: &error }.emit(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::headers;
+
+    #[tokio::test]
+    async fn a_compact_message_keeps_nothing_of_the_connections_buffer() {
+        let client = async_nats::ConnectOptions::new().retry_on_initial_connect();
+        let client = Arc::new(client.connect("127.0.0.1:1").await.unwrap());
+        let reply = "$JS.ACK.S.C.2.7.8.9.0";
+        let buffer = Bytes::from(format!("{reply}{{}}other messages"));
+        let headers = HeaderMap::from_iter([(headers::ATTEMPTS.parse().unwrap(), "3".parse().unwrap())]);
+        let read = |headers: Option<HeaderMap>| {
+            let message = async_nats::Message {
+                subject: "hub.outbox.d.shared.t=s".into(),
+                reply: Some(Subject::from_utf8(buffer.slice(..reply.len())).unwrap()),
+                payload: buffer.slice(reply.len()..reply.len() + 2),
+                headers,
+                status: None,
+                description: None,
+                length: 0,
+            };
+            Delivered::read(&client, message).unwrap()
+        };
+        let (before, mut message) = (read(Some(headers.clone())).carried(), read(Some(headers)));
+        assert!(!buffer.is_unique());
+        message.compact();
+        message.compact();
+        assert!(buffer.is_unique(), "something still refers to the buffer");
+        assert_eq!((&*message.payload, message.acker.subject()), (&b"{}"[..], reply));
+        assert_eq!((message.carried(), message.headers), (before, None));
+        assert_ne!(before, Carried::default());
     }
 }

@@ -88,7 +88,11 @@ async fn read_lane(
         };
         while let Some(read) = next {
             match read {
-                Read::Message((message, permit)) => {
+                Read::Message((mut message, permit)) => {
+                    // It may wait for long, in a queue or for an endpoint that does not answer.
+                    if own_lane {
+                        message.compact();
+                    }
                     // The sink has room for as many as there are permits, so this does not wait. It is closed
                     // only when the worker stops.
                     if let Err(refused) = sink.send(FromLane { message, permit, own_lane }).await {

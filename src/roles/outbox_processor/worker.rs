@@ -38,6 +38,8 @@ use crate::tasks::{Jobs, Task, TaskError};
 const MOST_AT_ONCE: usize = 256;
 /// Delay before an envelope that could not be moved to its own lane is delivered again.
 const SPILL_RETRY: Duration = Duration::from_secs(5);
+/// Interval in which waiting envelopes are made compact. Most never wait for so long.
+const COMPACT_EVERY: Duration = Duration::from_secs(1);
 /// How long a lane is assumed to exist after an envelope was moved there. It is removed only after minutes without
 /// envelopes.
 pub(super) const LANE_KNOWN_FOR: Duration = Duration::from_secs(30);
@@ -167,6 +169,7 @@ impl Worker {
         let (outbox, lane) = (self.js.names().outbox_stream(&self.domain.name), lane_consumer(SHARED_LANE));
         let mut heartbeat = Heartbeat::follow(&self.js, outbox, lane, self.settings.ack_wait);
         let (mut read, mut ended) = (Vec::new(), Vec::new());
+        let mut compact_at = COMPACT_EVERY;
         let result = loop {
             let now = running.started.elapsed();
             self.delivery.pass(now);
@@ -185,6 +188,10 @@ impl Worker {
             }
             for held in running.pool.relieve(now) {
                 self.spill(&mut running, held);
+            }
+            if now >= compact_at {
+                running.pool.for_each_waiting(|held| held.message.compact());
+                compact_at = now + COMPACT_EVERY;
             }
             self.metrics.in_flight(running.in_flight.len());
             let wake = running.pool.next_wake(now);
