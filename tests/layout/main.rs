@@ -323,8 +323,7 @@ fn no_file_is_too_long() {
 /// The image build needs every file that the sources embed.
 #[test]
 fn the_image_is_built_from_all_that_the_sources_read() {
-    let dockerfile =
-        fs::read_to_string(root().join(".docker/Dockerfile")).expect("the Dockerfile is readable");
+    let dockerfile = fs::read_to_string(root().join("image/Dockerfile")).expect("the Dockerfile is readable");
     let copies = dockerfile.lines().filter_map(|line| line.strip_prefix("COPY "));
     let copied: Vec<&str> = copies
         .filter(|rest| !rest.starts_with("--from"))
@@ -361,7 +360,7 @@ fn the_image_is_built_from_all_that_the_sources_read() {
         }
     }
     assert!(embedded > 5, "only {embedded} found");
-    assert_none(&broken, "not copied by .docker/Dockerfile");
+    assert_none(&broken, "not copied by image/Dockerfile");
 }
 
 /// The examples stand for programs of others, which know only the messages of the hub.
