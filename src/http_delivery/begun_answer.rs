@@ -1,4 +1,5 @@
-//! The status of an HTTP/1 answer whose head is incomplete or invalid: it counts if it is a 2xx.
+//! What an HTTP/1 connection shows of an answer beside the answer itself: the status although the rest of its head is
+//! missing or invalid, and whether the endpoint answered before it took the whole request.
 //!
 //! The HTTP client says nothing of such an answer, nor which request a connection works on. But a connection's task both
 //! takes the body of a request and writes it. So the body leaves its [`BegunAnswer`] in the task, and the next write there
@@ -8,7 +9,7 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -16,25 +17,55 @@ use http_body_util::Full;
 use hyper::body::{Body, Frame, SizeHint};
 use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 
 tokio::task_local! {
-    /// The answer to the request that the task of a connection takes, until it is written.
-    static TAKEN: RefCell<Option<BegunAnswer>>;
+    /// The answer to the request that the task of a connection takes, until it is written, and the bytes of its body.
+    static TAKEN: RefCell<Option<(BegunAnswer, usize)>>;
 }
 
-/// The status of an answer that has begun, 0 before. A clone shares it.
+/// An answer that has begun. A clone shares it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct BegunAnswer(Arc<AtomicU16>);
+pub(super) struct BegunAnswer(Arc<Exchange>);
+
+#[derive(Debug, Default)]
+struct Exchange {
+    /// 0 before the answer.
+    status: AtomicU16,
+    /// Bytes of the request that are not written yet, of its body at least. They count only once it is being written.
+    unwritten: AtomicUsize,
+    /// Notified when the request is written, or its connection has ended.
+    ended: Notify,
+}
 
 impl BegunAnswer {
-    /// A final status (RFC 9110 section 15).
+    /// A final status (RFC 9110 section 15). A 2xx counts only if the endpoint took the whole request.
     pub(super) fn status(&self) -> Option<u16> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|status| (200..600).contains(status))
+        let status = self.0.status.load(Ordering::Relaxed);
+        let counts = match status {
+            200..300 => self.is_sent(),
+            status => (300..600).contains(&status),
+        };
+        counts.then_some(status)
+    }
+
+    /// Whether the connection wrote the whole request, as far as that is known.
+    pub(super) fn is_sent(&self) -> bool {
+        self.0.unwritten.load(Ordering::Relaxed) == 0
+    }
+
+    /// Waits until the whole request is written; false if the connection ends or the deadline passes before.
+    pub(super) async fn sent_until(&self, deadline: Instant) -> bool {
+        // A notification that came before is kept.
+        let _ = timeout_at(deadline, self.0.ended.notified()).await;
+        self.is_sent()
     }
 
     /// Forgets the answer to an earlier request.
     pub(super) fn reset(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.0.status.store(0, Ordering::Relaxed);
+        self.0.unwritten.store(0, Ordering::Relaxed);
     }
 }
 
@@ -71,8 +102,9 @@ impl Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         if let Some(begun) = self.begun.take() {
+            let length = usize::try_from(self.body.size_hint().lower()).unwrap_or(usize::MAX);
             // Outside of such a task, the status stays unknown.
-            let _ = TAKEN.try_with(|taken| taken.replace(Some(begun)));
+            let _ = TAKEN.try_with(|taken| taken.replace(Some((begun, length))));
         }
         Pin::new(&mut self.body).poll_frame(cx)
     }
@@ -99,10 +131,24 @@ pub(super) struct StatusLine {
 }
 
 impl StatusLine {
-    /// Records that something was written. If a request begins, the next byte that is read begins its answer.
-    pub(super) fn written(&mut self) {
-        if let Ok(Some(begun)) = TAKEN.try_with(RefCell::take) {
+    /// Something is about to be written. If a request begins, the next byte that is read begins its answer.
+    pub(super) fn begin(&mut self) {
+        if let Ok(Some((begun, length))) = TAKEN.try_with(RefCell::take) {
+            begun.0.unwritten.store(length, Ordering::Relaxed);
             (self.begun, self.length) = (begun, 0);
+        }
+    }
+
+    /// This number of bytes was written.
+    pub(super) fn written(&mut self, bytes: usize) {
+        // Only this task writes.
+        let Exchange { unwritten, ended, .. } = &*self.begun.0;
+        let before = unwritten.load(Ordering::Relaxed);
+        if before > 0 {
+            unwritten.store(before.saturating_sub(bytes), Ordering::Relaxed);
+            if before <= bytes {
+                ended.notify_one();
+            }
         }
     }
 
@@ -114,7 +160,15 @@ impl StatusLine {
         self.line[self.length..self.length + more].copy_from_slice(&bytes[..more]);
         self.length += more;
         if let Some(status) = status_of(&self.line[..self.length]) {
-            self.begun.0.store(status, Ordering::Relaxed);
+            self.begun.0.status.store(status, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for StatusLine {
+    fn drop(&mut self) {
+        if !self.begun.is_sent() {
+            self.begun.0.ended.notify_one();
         }
     }
 }

@@ -203,11 +203,20 @@ impl Metered {
         Self { meter, answer: StatusLine::default(), stream, _counted: counted }
     }
 
-    fn written(&mut self) {
+    fn begin_write(&mut self) {
         self.meter.written();
         if self.meter.protocol() == Protocol::Http1 {
-            self.answer.written();
+            self.answer.begin();
         }
+    }
+
+    fn written(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = result
+            && self.meter.protocol() == Protocol::Http1
+        {
+            self.answer.written(bytes);
+        }
+        result
     }
 }
 
@@ -240,11 +249,12 @@ impl AsyncRead for Metered {
 impl AsyncWrite for Metered {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.written();
-        match &mut this.stream {
+        this.begin_write();
+        let written = match &mut this.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        };
+        this.written(written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -267,11 +277,12 @@ impl AsyncWrite for Metered {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        this.written();
-        match &mut this.stream {
+        this.begin_write();
+        let written = match &mut this.stream {
             Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        };
+        this.written(written)
     }
 
     fn is_write_vectored(&self) -> bool {

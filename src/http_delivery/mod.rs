@@ -187,7 +187,15 @@ impl HttpDelivery {
                 let (limit, secrets) = (self.inner.config.response_limit, &target.secrets);
                 let now = self.inner.clock.now();
                 let answer = response::read(response, now, limit, deadline, secrets, token.as_deref()).await;
-                (answer.outcome, answer.excerpt, None)
+                match answer.outcome {
+                    Outcome::Answered { status: status @ 200..300, .. }
+                        if !begun.is_sent() && !Box::pin(begun.sent_until(deadline)).await =>
+                    {
+                        let detail = format!("it answered {status} before it took the whole request");
+                        (Outcome::Failed(Failure::Broken), None, Some(detail))
+                    }
+                    outcome => (outcome, answer.excerpt, None),
+                }
             }
             // The status counts, even if the rest of the head is invalid or missing.
             Ok(Err(DeliveryError { status: Some(status), .. })) => {

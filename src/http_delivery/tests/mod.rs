@@ -3,6 +3,7 @@
 mod address_guard;
 mod answers;
 mod auth;
+mod early_answers;
 mod endpoint;
 mod headers;
 mod tls;

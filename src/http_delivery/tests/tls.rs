@@ -103,10 +103,8 @@ async fn tls_server(
     (format!("https://127.0.0.1:{port}/hook"), task)
 }
 
-/// HTTP/2, with its version, its pseudo-headers and its frames.
-#[tokio::test]
-async fn http2_is_spoken_where_the_endpoint_offers_it() {
-    let ca = Ca::new();
+/// A listener, and what accepts its connections with TLS and HTTP/2.
+async fn http2_listener(ca: &Ca) -> (tokio::net::TcpListener, TlsAcceptor) {
     let identity = ca.issue("127.0.0.1", |_| {});
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider);
@@ -114,8 +112,15 @@ async fn http2_is_spoken_where_the_endpoint_offers_it() {
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.key.serialize_der()));
     let mut config = config.with_single_cert(vec![identity.der.clone()], key).unwrap();
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    (listener, TlsAcceptor::from(Arc::new(config)))
+}
+
+/// HTTP/2, with its version, its pseudo-headers and its frames.
+#[tokio::test]
+async fn http2_is_spoken_where_the_endpoint_offers_it() {
+    let ca = Ca::new();
+    let (listener, acceptor) = http2_listener(&ca).await;
     let url = format!("https://127.0.0.1:{}/hook?a=b", listener.local_addr().unwrap().port());
     let mut server = JoinSet::new();
     // Only one connection is accepted.
@@ -147,15 +152,7 @@ async fn http2_is_spoken_where_the_endpoint_offers_it() {
 #[tokio::test]
 async fn an_http2_connection_that_answers_no_request_is_replaced() {
     let ca = Ca::new();
-    let identity = ca.issue("127.0.0.1", |_| {});
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider);
-    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(identity.key.serialize_der()));
-    let mut config = config.with_single_cert(vec![identity.der.clone()], key).unwrap();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (listener, acceptor) = http2_listener(&ca).await;
     let url = format!("https://127.0.0.1:{}/hook", listener.local_addr().unwrap().port());
     // The number of requests on each connection.
     let requests = Arc::new(Mutex::new(Vec::<usize>::new()));
