@@ -128,6 +128,10 @@ async fn a_subscription_without_room_delays_no_other() {
     assert_eq!(backlog, 20, "nothing was added to what was waiting");
     let text = stage.hub.cli(&["dlt", "replay", "--all", "--drain", "--patience", "1s"]).await;
     let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(
+        text.lines().any(|line| line.starts_with("  120 without room")),
+        "a line for each reason: {text}"
+    );
     assert!(text.contains("120 without room") && text.contains("run the same command again"), "{text}");
 
     open_stuck.send_replace(true);

@@ -57,7 +57,9 @@ pub(super) async fn run(
     if printer.is_json() {
         printer.json(&json!(drained))?;
     } else {
-        printer.line(&summary(&drained))?;
+        for line in summary(&drained).lines() {
+            printer.line(line)?;
+        }
     }
     match error {
         Some(error) => Err(error.into()),
