@@ -1,4 +1,5 @@
-//! The signals that ask a process to stop: SIGINT (ctrl-c), SIGTERM, and SIGHUP (the terminal was closed).
+//! The signals that ask a process to stop, SIGINT (ctrl-c), SIGTERM, and SIGHUP (the terminal was closed), and those that
+//! change the level of its log.
 
 use std::io;
 
@@ -37,6 +38,38 @@ impl Signals {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
             _ = hangup => {}
+        }
+    }
+}
+
+/// What a signal asks of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogSignal {
+    /// SIGUSR1: every line of the hub.
+    Debug,
+    /// SIGUSR2: the level of the settings.
+    Configured,
+}
+
+/// Receives the signals for the log. Before its creation, they end the process.
+#[derive(Debug)]
+pub(crate) struct LogSignals {
+    debug: Signal,
+    configured: Signal,
+}
+
+impl LogSignals {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            debug: signal(SignalKind::user_defined1())?,
+            configured: signal(SignalKind::user_defined2())?,
+        })
+    }
+
+    pub(crate) async fn next(&mut self) -> LogSignal {
+        tokio::select! {
+            _ = self.debug.recv() => LogSignal::Debug,
+            _ = self.configured.recv() => LogSignal::Configured,
         }
     }
 }

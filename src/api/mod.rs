@@ -10,6 +10,7 @@ mod connections;
 mod dead_letters;
 mod domains;
 mod events;
+mod exposition;
 mod json;
 mod limits;
 mod listener;

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
+use super::exposition::Exposition;
 use crate::facts::Metrics;
 use crate::health::Readiness;
 
@@ -43,13 +44,14 @@ async fn ready(State(monitoring): State<Monitoring>) -> (StatusCode, String) {
     }
 }
 
-async fn metrics(State(monitoring): State<Monitoring>) -> impl IntoResponse {
+async fn metrics(State(monitoring): State<Monitoring>, headers: HeaderMap) -> impl IntoResponse {
+    let accept: Vec<&str> =
+        headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    let exposition = Exposition::accepted(&accept.join(","));
     match monitoring.metrics.encode() {
-        Ok(text) => (
-            StatusCode::OK,
-            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-            text,
-        ),
+        Ok(text) => {
+            (StatusCode::OK, [(header::CONTENT_TYPE, exposition.content_type())], exposition.text(text))
+        }
         Err(error) => (
             StatusCode::INTERNAL_SERVER_ERROR,
             [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],

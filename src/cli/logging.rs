@@ -8,13 +8,17 @@ use std::fmt;
 use std::io::IsTerminal as _;
 use std::panic::PanicHookInfo;
 
+use std::sync::OnceLock;
+
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::reload;
 
 use crate::bounded::{self, BoundedFields};
-use crate::facts::{ThreadPanicked, limit_repeated_lines, write_rest_of_left_out};
+use crate::facts::{LogLevelChanged, ThreadPanicked, limit_repeated_lines, write_rest_of_left_out};
 use crate::printable::{self, EscapedLog, LogText};
 use crate::queued_writer;
 use crate::settings::{LogFormat, LogSettings};
+use crate::signals::{LogSignal, LogSignals};
 
 /// What a command logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,22 +42,30 @@ pub fn start(plan: LogPlan, settings: &LogSettings) {
     };
     // The settings' level was checked when they were loaded.
     let filter = std::env::var(EnvFilter::DEFAULT_ENV).ok().filter(|text| !text.is_empty());
-    let filter = filter.and_then(|text| EnvFilter::try_new(of_the_hub(&text)).ok());
-    let filter = filter.unwrap_or_else(|| EnvFilter::new(of_the_hub(level)));
+    let filter = filter.map(|text| of_the_hub(&text)).filter(|text| EnvFilter::try_new(text).is_ok());
+    let configured = filter.unwrap_or_else(|| of_the_hub(level));
     let text = match (plan, settings.format) {
         (LogPlan::Service, LogFormat::Json) => LogText::Json,
         _ => LogText::Text,
     };
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(EnvFilter::new(&configured))
         .fmt_fields(BoundedFields)
         .with_writer(EscapedLog::new(|| queued_writer::stderr().clone(), text))
         .log_internal_errors(false);
     // A second start in one process (in a test) keeps the first log.
     let _ = match (plan, settings.format) {
         (LogPlan::Elsewhere, _) => Ok(()),
-        (LogPlan::Service, LogFormat::Json) => log.json().flatten_event(true).try_init(),
-        (LogPlan::Service, LogFormat::Text) => log.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        (LogPlan::Service, LogFormat::Json) => {
+            let log = log.json().flatten_event(true).with_filter_reloading();
+            keep(configured, log.reload_handle());
+            log.try_init()
+        }
+        (LogPlan::Service, LogFormat::Text) => {
+            let log = log.with_ansi(std::io::stderr().is_terminal()).with_filter_reloading();
+            keep(configured, log.reload_handle());
+            log.try_init()
+        }
         (LogPlan::Command { .. }, _) => {
             log.with_ansi(std::io::stderr().is_terminal()).without_time().with_target(false).try_init()
         }
@@ -62,6 +74,41 @@ pub fn start(plan: LogPlan, settings: &LogSettings) {
     match plan {
         LogPlan::Service => std::panic::set_hook(Box::new(log_panic)),
         LogPlan::Command { .. } | LogPlan::Elsewhere => std::panic::set_hook(Box::new(print_panic)),
+    }
+}
+
+/// The filter of the log of a service, which can be changed while it runs.
+struct Filter {
+    configured: String,
+    replace: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
+}
+
+static FILTER: OnceLock<Filter> = OnceLock::new();
+
+fn keep<S: Send + Sync + 'static>(configured: String, handle: reload::Handle<EnvFilter, S>) {
+    let replace = Box::new(move |filter| handle.reload(filter));
+    // As the log, the first one stays.
+    let _ = FILTER.set(Filter { configured, replace });
+}
+
+/// Changes the level of the log at each signal: all lines of the hub, or those of the settings. Never returns.
+pub(super) async fn follow(mut signals: LogSignals) {
+    loop {
+        let signal = signals.next().await;
+        let Some(Filter { configured, replace }) = FILTER.get() else { continue };
+        let filter = match signal {
+            LogSignal::Debug => format!("{configured},{}", of_the_hub("debug")),
+            LogSignal::Configured => configured.clone(),
+        };
+        // The line is written at the lower of the two levels, so that it is in the log.
+        if signal == LogSignal::Configured {
+            LogLevelChanged { filter: &filter }.emit();
+        }
+        // Fails only if the log has ended.
+        let replaced = replace(EnvFilter::new(&filter));
+        if signal == LogSignal::Debug && replaced.is_ok() {
+            LogLevelChanged { filter: &filter }.emit();
+        }
     }
 }
 

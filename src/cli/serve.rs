@@ -3,8 +3,11 @@
 use clap::Args;
 
 use super::error::{Answer, CliError};
-use crate::serve::{self, Role, ServeOptions};
+use super::logging;
+use crate::serve::{self, Role, ServeError, ServeOptions};
 use crate::settings::Settings;
+use crate::signals::LogSignals;
+use crate::tasks::Task;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArguments {
@@ -26,6 +29,8 @@ pub(super) async fn run(options: ServeArguments, settings: Settings) -> Result<A
         named => named.into_iter().collect(),
     };
     let serve = ServeOptions { roles, domains: options.domains, dev: options.dev };
+    let signals = LogSignals::new().map_err(ServeError::Signals)?;
+    let _log_level = Task::start("the level of the log", logging::follow(signals));
     serve::run(settings, serve).await?;
     Ok(Answer::Yes)
 }

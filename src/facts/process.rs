@@ -24,6 +24,18 @@ impl EventsLargerThanServer {
     }
 }
 
+/// A signal has changed the level of the log.
+pub struct LogLevelChanged<'a> {
+    pub filter: &'a str,
+}
+
+impl LogLevelChanged<'_> {
+    pub fn emit(self) {
+        let Self { filter } = self;
+        tracing::info!(filter, "log level changed");
+    }
+}
+
 /// A missing stream, bucket or consumer was created.
 pub struct DefinitionCreated<'a> {
     pub what: &'a str,

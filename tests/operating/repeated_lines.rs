@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::support::{
@@ -56,16 +57,19 @@ impl Stage {
         Self { hub, client, _broker: broker, _receiver: receiver }
     }
 
+    async fn publish(&self, tenant: &str, id: &str) {
+        let mut headers = HeaderMap::new();
+        headers.insert("Hub-Tenant", tenant);
+        headers.insert("Nats-Msg-Id", id);
+        let sent = self.client.context.publish_with_headers("hub.events.user.created", headers, "{}".into());
+        sent.await.expect("sent").await.expect("stored");
+    }
+
     /// Publishes events of each tenant, and waits until each is a dead letter.
     async fn fail_all(&self) {
         for tenant in TENANTS {
             for number in 0..EVENTS {
-                let mut headers = HeaderMap::new();
-                headers.insert("Hub-Tenant", tenant);
-                headers.insert("Nats-Msg-Id", format!("{tenant}-{number}"));
-                let sent =
-                    self.client.context.publish_with_headers("hub.events.user.created", headers, "{}".into());
-                sent.await.expect("sent").await.expect("stored");
+                self.publish(tenant, &format!("{tenant}-{number}")).await;
             }
         }
         let all = (TENANTS.len() * EVENTS) as f64;
@@ -136,6 +140,40 @@ async fn the_level_debug_has_every_line() {
     let [warnings, debug] = ["WARN", "DEBUG"]
         .map(|level| log.lines().filter(|line| line.contains(LINE) && line.contains(level)).count());
     assert_eq!((warnings, debug), (TENANTS.len(), TENANTS.len() * (EVENTS - 1)), "{log}");
+}
+
+/// At night, without a restart: every line, and back to the level of the settings.
+#[tokio::test]
+async fn signals_change_the_level_of_the_log() {
+    let mut stage = Stage::set("error", Duration::from_secs(3_600)).await;
+    let changes = async |count: usize| {
+        eventually(STEP, "the level changes", async || {
+            let found = stage.hub.log().matches("log level changed").count();
+            if found == count { Ok(()) } else { Err(found) }
+        })
+        .await;
+    };
+    let dead_lettered = || stage.hub.log().lines().filter(|line| line.contains(LINE)).count();
+    stage.hub.signal(Signal::USR1);
+    changes(1).await;
+    stage.fail_all().await;
+    let all = TENANTS.len() * EVENTS;
+    eventually(STEP, "each dead letter has a line", async || {
+        let found = dead_lettered();
+        if found == all { Ok(()) } else { Err(found) }
+    })
+    .await;
+    stage.hub.signal(Signal::USR2);
+    changes(2).await;
+    stage.publish("acme", "after").await;
+    eventually(STEP, "one more dead letter is counted", async || {
+        let counted = stage.hub.metric("hub_dead_lettered_total", &["reason=\"permanent\""]).await;
+        if counted > all as f64 { Ok(()) } else { Err(counted) }
+    })
+    .await;
+    assert!(stage.hub.terminate().await.success());
+    let log = stage.hub.log();
+    assert_eq!(log.lines().filter(|line| line.contains(LINE)).count(), all, "{log}");
 }
 
 /// With traffic and many tasks that need the server.

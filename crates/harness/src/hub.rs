@@ -212,7 +212,8 @@ impl Hub {
         self.signal(Signal::CONT);
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends a signal to the process.
+    pub fn signal(&self, signal: Signal) {
         let pid = self.pid().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         kill_process(pid.expect("the hub runs"), signal).expect("signalled");
     }
