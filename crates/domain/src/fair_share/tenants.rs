@@ -11,11 +11,11 @@ pub(super) enum Ring {
     First,
     /// Not on probation, with items in flight.
     Further,
-    /// New, with nothing in flight.
+    /// New, with nothing in flight, and no lane of its own.
     Newcomer,
     /// On probation, with nothing in flight.
     Probe,
-    /// On probation, with items in flight.
+    /// On probation, with items in flight; or new, with a lane of its own.
     Probation,
 }
 
