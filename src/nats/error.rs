@@ -97,8 +97,9 @@ pub enum NatsError {
     #[error("nats.{setting}: cannot use {}: {source}; set it to a readable file of this kind", path.display())]
     Settings { setting: &'static str, path: PathBuf, source: std::io::Error },
     #[error(
-        "{subject}: no answer from the server within {seconds} s; if it is running, check that the NATS user may publish to \
-         {subject} and subscribe to its inbox (nats.inbox_prefix; nats/accounts.conf lists the permissions)"
+        "{subject}: no answer from the server within {seconds} s; a change may have been made all the same, so look before you \
+         repeat it; if this lasts, check the NATS servers, and that the NATS user may publish to {subject} and subscribe to its \
+         inbox (nats.inbox_prefix; nats/accounts.conf lists the permissions)"
     )]
     Timeout { subject: String, seconds: u64 },
     #[error("{subject}: no responders; JetStream is off or the stream does not exist: run `hub provision`")]
@@ -126,7 +127,9 @@ pub enum NatsError {
     #[error("not connected to NATS; start nats-server, or check nats.url")]
     NotConnected,
     /// The server may or may not have carried out the request.
-    #[error("{subject}: the connection to NATS was lost before the answer; try again")]
+    #[error(
+        "{subject}: the connection to NATS was lost before the answer; a change may have been made all the same"
+    )]
     ConnectionLost { subject: String },
     /// The connection is closed for good.
     #[error("{subject}: the connection is closed")]
