@@ -205,6 +205,12 @@ fn a_new_subscription_finds_a_slot_beside_any_number_with_lanes_of_their_own() {
         offer(&mut fair, subscription, 0).unwrap();
         assert_eq!(fair.next(START), Some((subscription, 0)));
     }
+    // Items of the shared lane make no difference.
+    (0..200).for_each(|subscription| offer(&mut fair, subscription, 9).unwrap());
+    assert_eq!(fair.next(START), None, "all 48 are in use");
+    finish(&mut fair, 1_000, true);
+    offer(&mut fair, 2_000, 0).unwrap();
+    assert_eq!(fair.next(START), Some((2_000, 0)));
     // The lane of one that answers is read as well.
     finish(&mut fair, 0, true);
     assert!(fair.next(START).is_some_and(|(subscription, _)| subscription < 200));
