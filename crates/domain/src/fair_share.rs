@@ -11,8 +11,7 @@
 //! A subscription is *on probation* while it is new, and after an attempt that is unhealthy or slow. A slow attempt
 //! counts before it ends. A few quick and healthy finishes end the probation. Subscriptions on probation together use at
 //! most half of the pool, or more if the others do not use it; a part of their slots is for those that have nothing in
-//! flight, new ones first, but for those with items from a lane of their own: they were slow before, and a process that
-//! has just started does not know it. A part of the whole pool is for subscriptions that are not on probation and have nothing in
+//! flight, new ones first. A part of the whole pool is for subscriptions that are not on probation and have nothing in
 //! flight. So however many endpoints hang, an endpoint that works finds a slot.
 //!
 //! No item of a *held* subscription (its endpoint sent `Retry-After`) starts before the hold ends; its items wait in

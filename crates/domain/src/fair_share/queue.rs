@@ -74,17 +74,10 @@ impl<T> Queue<T> {
         Some(match (self.on_probation, self.in_flight) {
             (false, 0) => Ring::First,
             (false, _) => Ring::Further,
-            // Its lane shows that it was slow before, perhaps in an earlier process: the others come first.
-            (true, 0) if self.is_new && self.has_own_lane() => Ring::Probation,
             (true, 0) if self.is_new => Ring::Newcomer,
             (true, 0) => Ring::Probe,
             (true, _) => Ring::Probation,
         })
-    }
-
-    /// Whether an item was queued by [`offer_beyond`](super::FairShare::offer_beyond). Such items are behind the others.
-    fn has_own_lane(&self) -> bool {
-        self.items.back().is_some_and(|(_, weight)| *weight == 0)
     }
 
     /// Whether items are in flight, and none has started or ended for `time`.

@@ -11,11 +11,11 @@ pub(super) enum Ring {
     First,
     /// Not on probation, with items in flight.
     Further,
-    /// New, with nothing in flight, and no lane of its own.
+    /// New, with nothing in flight.
     Newcomer,
     /// On probation, with nothing in flight.
     Probe,
-    /// On probation, with items in flight; or new, with a lane of its own.
+    /// On probation, with items in flight.
     Probation,
 }
 

@@ -188,34 +188,6 @@ fn slow_subscriptions_alone_use_most_of_the_pool() {
     assert_eq!(fair.in_flight(), 40, "the rest is for others");
 }
 
-/// A process starts again, and does not know whose endpoints hang; their items come from lanes of their own.
-#[test]
-fn a_new_subscription_finds_a_slot_beside_any_number_with_lanes_of_their_own() {
-    let mut fair: FairShare<Item> = empty(64, 1_000, usize::MAX);
-    for subscription in 0..200 {
-        (0..8)
-            .for_each(|number| fair.offer_beyond(&id(subscription), 64, None, (subscription, number), START));
-    }
-    let mut hanging = 0;
-    while fair.next(START).is_some() {
-        hanging += 1;
-    }
-    assert_eq!(hanging, 40, "of the 48 slots for those on probation");
-    for subscription in 1_000..1_008 {
-        offer(&mut fair, subscription, 0).unwrap();
-        assert_eq!(fair.next(START), Some((subscription, 0)));
-    }
-    // Items of the shared lane make no difference.
-    (0..200).for_each(|subscription| offer(&mut fair, subscription, 9).unwrap());
-    assert_eq!(fair.next(START), None, "all 48 are in use");
-    finish(&mut fair, 1_000, true);
-    offer(&mut fair, 2_000, 0).unwrap();
-    assert_eq!(fair.next(START), Some((2_000, 0)));
-    // The lane of one that answers is read as well.
-    finish(&mut fair, 0, true);
-    assert!(fair.next(START).is_some_and(|(subscription, _)| subscription < 200));
-}
-
 #[test]
 fn an_untried_item_changes_nothing() {
     let mut fair = filled(8, 1, 3);
