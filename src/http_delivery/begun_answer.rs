@@ -62,10 +62,11 @@ impl BegunAnswer {
         self.is_sent()
     }
 
-    /// Forgets the answer to an earlier request.
-    pub(super) fn reset(&self) {
-        self.0.status.store(0, Ordering::Relaxed);
-        self.0.unwritten.store(0, Ordering::Relaxed);
+    /// Begins another exchange. The connection of an earlier one may still write its request, and has the answer to that.
+    pub(super) fn renew(&mut self) {
+        if Arc::strong_count(&self.0) > 1 {
+            *self = Self::default();
+        }
     }
 }
 
@@ -182,4 +183,30 @@ fn status_of(line: &[u8]) -> Option<u16> {
     let is_complete = matches!(end, b' ' | b'\t' | b'\r' | b'\n');
     (is_status && is_complete)
         .then(|| digits.iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A refused token: the first connection still writes its request while the second one carries the event.
+    #[test]
+    fn an_earlier_exchange_says_nothing_of_the_next_one() {
+        let mut begun = BegunAnswer::default();
+        let begin = |begun: &BegunAnswer, line: &mut StatusLine| {
+            TAKEN.sync_scope(RefCell::new(Some((begun.clone(), 100))), || line.begin());
+        };
+        let (mut first, mut second) = (StatusLine::default(), StatusLine::default());
+        begun.renew();
+        begin(&begun, &mut first);
+        begun.renew();
+        begin(&begun, &mut second);
+        first.written(100);
+        first.read(b"HTTP/1.1 200 OK\r\n");
+        assert_eq!((begun.status(), begun.is_sent()), (None, false));
+        second.read(b"HTTP/1.1 200 OK\r\n");
+        assert_eq!(begun.status(), None, "it has not taken the request");
+        second.written(100);
+        assert_eq!((begun.status(), begun.is_sent()), (Some(200), true));
+    }
 }

@@ -92,9 +92,9 @@ impl Client {
     pub(super) async fn send(
         &self,
         request: Request<Full<Bytes>>,
-        begun: &BegunAnswer,
+        begun: &mut BegunAnswer,
     ) -> Result<HttpResponse, RequestError> {
-        begun.reset();
+        begun.renew();
         let mut request = request.map(|body| Outgoing::new(body, begun.clone()));
         let may_be_http2 = request.uri().scheme() == Some(&Scheme::HTTPS);
         let mut unanswered = Unanswered(may_be_http2.then(|| capture_connection(&mut request)));

@@ -180,8 +180,8 @@ impl HttpDelivery {
     ) -> Attempt {
         let started = Instant::now();
         let deadline = tokio::time::Instant::from_std(started) + target.timeout;
-        let begun = BegunAnswer::default();
-        let exchange = self.inner.exchange(target, envelope, attempt, sent, &begun);
+        let mut begun = BegunAnswer::default();
+        let exchange = self.inner.exchange(target, envelope, attempt, sent, &mut begun);
         let (outcome, answer_excerpt, detail) = match timeout_at(deadline, exchange).await {
             Ok(Ok((response, token))) => {
                 let (limit, secrets) = (self.inner.config.response_limit, &target.secrets);
@@ -229,7 +229,7 @@ impl Inner {
         envelope: &EnvelopeView<'_>,
         attempt: u32,
         sent: Option<&mut Option<SentRequest>>,
-        begun: &BegunAnswer,
+        begun: &mut BegunAnswer,
     ) -> Result<(client::HttpResponse, Option<Arc<Token>>), DeliveryError> {
         self.check_literal(target.literal)?;
         if let Some(client) = &target.oauth2 {
@@ -249,7 +249,7 @@ impl Inner {
         envelope: &EnvelopeView<'_>,
         attempt: u32,
         mut sent: Option<&mut Option<SentRequest>>,
-        begun: &BegunAnswer,
+        begun: &mut BegunAnswer,
     ) -> Result<(client::HttpResponse, Option<Arc<Token>>), DeliveryError> {
         let prepared = || prepare(target, envelope, attempt, self.clock.now());
         let mut send = async |(mut headers, body): (HeaderMap, Bytes), token: &Token| {
@@ -277,7 +277,7 @@ impl Inner {
         target: &Target,
         headers: HeaderMap,
         body: Bytes,
-        begun: &BegunAnswer,
+        begun: &mut BegunAnswer,
     ) -> Result<client::HttpResponse, DeliveryError> {
         let request = request(target.uri.clone(), headers, body);
         Ok(self.client_of(&target.client, target.tls.as_ref())?.send(request, begun).await?)

@@ -287,7 +287,7 @@ async fn request(http: &Inner, client: &Oauth2Client) -> Result<Token, DeliveryE
     let request = super::request(client.uri.clone(), headers, client.form.expose_secret().to_owned().into());
     let asked = Instant::now();
     let sent =
-        http.client_of(&client.http, client.tls.as_ref())?.send(request, &BegunAnswer::default()).await;
+        http.client_of(&client.http, client.tls.as_ref())?.send(request, &mut BegunAnswer::default()).await;
     let response = sent.map_err(|error| TokenError::Request(error.error))?;
 
     let status = response.status();
