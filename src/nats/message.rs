@@ -36,6 +36,7 @@ pub struct Delivered {
     pub acker: Acker,
     /// Of a message in a domain outbox; read when it is needed, and once.
     pub(super) carried: OnceLock<Carried>,
+    /// [`Self::compact`] was called.
     pub(super) is_compact: bool,
     /// Its part of a [`super::ByteBudget`].
     pub(super) _bytes: Option<MessageBytes>,
