@@ -4,7 +4,7 @@ a list of the parts (SBOM), as an OCI image layout and as an archive for `docker
 `ctr image import`.
 
 Needs Rust with the target (rustup target add x86_64-unknown-linux-musl), a C compiler for it (Debian: musl-tools), git
-and Python 3.11. The same commit, compiler and root certificates give the same digest.
+and Python 3.11. The same program and root certificates give the same digest.
 """
 
 import argparse
