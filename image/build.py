@@ -68,7 +68,7 @@ def commit():
     return output("git", "rev-parse", "HEAD"), int(output("git", "show", "-s", "--format=%ct", "HEAD"))
 
 
-def compiled(target, revision):
+def compiled(target, revision, time):
     """The path of the program. Paths of this machine are left out of it."""
     if not (pathlib.Path(output("rustc", "--print", "sysroot")) / "lib" / "rustlib" / target / "lib").is_dir():
         raise Problem(f"the compiler has no target {target}: run 'rustup target add {target}'")
@@ -82,6 +82,8 @@ def compiled(target, revision):
         "CARGO_ENCODED_RUSTFLAGS": "\x1f".join(["-Ctarget-feature=+crt-static", *flags]),
         "CARGO_TARGET_DIR": str(directory),
         "CFLAGS": c_flags,
+        # The time that C sources see as that of their compilation.
+        "SOURCE_DATE_EPOCH": str(time),
         # Archives of C objects have no times and owners.
         "ZERO_AR_DATE": "1",
     }
@@ -113,7 +115,7 @@ def build(options):
         raise Problem(f"no image for {options.target}: name one for {' or '.join(ARCHITECTURES)} with --target")
     revision, time = commit()
     certificates = roots(options.roots)
-    program = compiled(options.target, revision).read_bytes()
+    program = compiled(options.target, revision, time).read_bytes()
     if not is_static(program):
         raise Problem(f"the program for {options.target} is not static: name a target of musl with --target")
     linked, compiler = contents.crates(ROOT, options.target), output("rustc", "--version")
