@@ -14,6 +14,9 @@
 //! flight, new ones first. A part of the whole pool is for subscriptions that are not on probation and have nothing in
 //! flight. So however many endpoints hang, an endpoint that works finds a slot.
 //!
+//! An attempt that has run for a second leaves its slot, up to a bound of attempts that do so: endpoints that hang, however
+//! many are new at once, pass through the slots in a second each.
+//!
 //! No item of a *held* subscription (its endpoint sent `Retry-After`) starts before the hold ends; its items wait in
 //! their queue.
 //!
@@ -32,7 +35,9 @@ use std::time::Duration;
 use super::allotment::{FlowLimits, Sharer};
 use super::subscription::{Identity, RateLimit};
 
+mod holding;
 mod memory;
+mod parking;
 mod queue;
 mod sharing;
 mod slots;
@@ -41,7 +46,9 @@ mod tenants;
 #[cfg(test)]
 mod tests;
 
-use queue::Queue;
+use holding::LONG_HOLD;
+use parking::Parking;
+use queue::{Ended, Queue};
 use slots::Slots;
 use tenants::{Ring, Tenants};
 
@@ -53,9 +60,6 @@ const CONFIRMED_PART: usize = 16;
 
 /// The pool divided by this is reserved for the other tenants.
 const OTHERS_PART: usize = 16;
-
-/// The waiting items of a subscription that is held for longer do not stay in memory.
-const LONG_HOLD: Duration = Duration::from_secs(10);
 
 /// The place of a subscription in the slab.
 type Place = usize;
@@ -94,6 +98,7 @@ pub struct FairShare<T> {
     /// The limits of subscriptions, which other pools and processes share.
     sharer: Sharer,
     slots: Slots,
+    parking: Parking,
     places: HashMap<Identity, Place>,
     queues: Vec<Option<Queue<T>>>,
     free: Vec<Place>,
@@ -122,6 +127,7 @@ impl<T> FairShare<T> {
             limits,
             sharer,
             slots: Slots::new(limits.slots),
+            parking: Parking::new(limits),
             places: HashMap::new(),
             queues: Vec::new(),
             free: Vec::new(),
@@ -241,14 +247,13 @@ impl<T> FairShare<T> {
             queue.held_until = None;
             self.settle(place);
         }
+        self.park_slow_attempts(now);
         self.slots.observe(now);
         loop {
             let place = self.take_turn()?;
             let queue = self.queues[place].as_mut().expect(KNOWN);
             if !queue.on_probation && queue.is_overdue(now) {
-                queue.on_probation = true;
-                self.slots.change(true, queue.in_flight);
-                self.settle(place);
+                self.begin_probation(place);
                 continue;
             }
             if !self.admits(place, now) {
@@ -276,74 +281,44 @@ impl<T> FairShare<T> {
         let confirmed = (self.slots.pool() / CONFIRMED_PART).max(2);
         let queue = self.queues[place].as_mut().expect(KNOWN);
         let was_on_probation = queue.on_probation;
-        if !queue.finish(finish, started, confirmed, now) {
-            return;
-        }
-        self.slots.finish(was_on_probation, now);
+        let Some(ended) = queue.finish(finish, started, confirmed, now) else { return };
         self.sharer.release(subscription, now);
-        if queue.on_probation != was_on_probation {
-            self.slots.change(queue.on_probation, queue.in_flight);
+        match ended {
+            Ended::InSlot => {
+                self.slots.finish(was_on_probation, now);
+                self.tenants.finished(queue.tenant);
+            }
+            Ended::Parked => {
+                self.parking.leave();
+                self.tenants.finished_parked(queue.tenant);
+            }
         }
-        self.tenants.finished(queue.tenant);
+        if queue.on_probation != was_on_probation {
+            self.slots.change(queue.on_probation, queue.in_slots());
+        }
         self.grow_again(place, finish);
         self.settle(place);
         self.retire(place);
     }
 
-    /// Starts no item of a subscription until `until`; a hold that ends later stays. If that is long, removes and returns
-    /// the waiting items that count as memory.
-    pub fn hold(&mut self, subscription: &Identity, until: Duration, now: Duration) -> Vec<T> {
-        let long = until.saturating_sub(now) > LONG_HOLD;
-        let place = self.place_of(subscription);
-        let queue = self.queues[place].as_mut().expect(KNOWN);
-        if queue.held_until.is_none_or(|held| held < until) {
-            queue.held_until = Some(until);
-            let ends = queue.limited_until.map_or(until, |limited| limited.max(until));
-            if let Some(before) = queue.limited_until.replace(ends) {
-                self.limited.remove(&(before, place));
-            }
-            self.limited.insert((ends, place));
-        }
-        let kept = if long { 0 } else { usize::MAX };
-        self.give_back(place, kept)
-    }
-
-    /// The rest of the hold of a subscription; `None` if it is not held.
-    pub fn held_for(&self, subscription: &Identity, now: Duration) -> Option<Duration> {
-        let until = self.find(subscription)?.held_until?;
-        (until > now).then(|| until - now)
-    }
-
-    /// Ends the holds of the subscriptions for which `ends` is true: those that were removed, or changed since.
-    pub fn release(&mut self, ends: impl Fn(&Identity) -> bool) {
-        for place in 0..self.queues.len() {
-            let Some(queue) = &mut self.queues[place] else { continue };
-            if queue.held_until.is_none() || !ends(&queue.id) {
-                continue;
-            }
-            queue.held_until = None;
-            if let Some(until) = queue.limited_until.take() {
-                self.limited.remove(&(until, place));
-            }
-            self.settle(place);
-        }
-    }
-
     /// The wait until the next item may run without another finish or offer: when a rate limit permits it, a hold or
-    /// a stop ends, or the subscriptions on probation may use more of the pool; or until `relieve` is due. `None` if there is no such
-    /// time. Call it after `next` has returned `None`, and after `relieve`.
+    /// a stop ends, the subscriptions on probation may use more of the pool, or an attempt becomes slow; or until `relieve`
+    /// is due. `None` if there is no such time. Call it after `next` has returned `None`, and after `relieve`.
     pub fn next_wake(&self, now: Duration) -> Option<Duration> {
         if let Some(rest) = self.rest_of_stop(now) {
             return Some(rest);
         }
-        let relief = self.relief_wait(now);
+        let waits = |rings: &[Ring]| rings.iter().any(|ring| self.tenants.least(*ring).is_some());
+        let waits_on_probation = waits(&Ring::ON_PROBATION);
+        let wants_slot = self.slots.in_flight() > 0 && (waits_on_probation || waits(&Ring::STEADY));
+        let parked = if wants_slot { self.parking.wait(now) } else { None };
+        let sooner = self.relief_wait(now).into_iter().chain(parked);
         if self.slots.is_full() {
-            return relief;
+            return sooner.min();
         }
         let limited = self.limited.first().map(|(until, _)| until.saturating_sub(now));
-        let waits = Ring::ON_PROBATION.iter().any(|ring| self.tenants.least(*ring).is_some());
-        let window = waits.then(|| self.slots.next_window(now));
-        limited.into_iter().chain(window).chain(relief).min()
+        let window = waits_on_probation.then(|| self.slots.next_window(now));
+        sooner.chain(limited).chain(window).min()
     }
 
     /// Number of waiting items.
@@ -353,7 +328,7 @@ impl<T> FairShare<T> {
 
     /// Number of items that `next` returned and that are not finished.
     pub fn in_flight(&self) -> usize {
-        self.slots.in_flight()
+        self.slots.in_flight() + self.parking.parked()
     }
 
     /// Number of waiting items of a subscription.

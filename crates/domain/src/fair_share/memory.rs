@@ -143,7 +143,7 @@ impl<T> FairShare<T> {
 
     fn for_waiting(&self) -> usize {
         let memory = self.limits.memory;
-        memory - self.slots.pool().min(memory / 2)
+        memory - self.most_in_flight().min(memory / 2)
     }
 
     fn free_memory(&self) -> usize {

@@ -11,6 +11,21 @@ use crate::subscription::Identity;
 /// An attempt that takes longer is slow, whatever its outcome, and counts before it ends.
 pub(super) const SLOW: Duration = Duration::from_secs(1);
 
+/// Items in flight that started together.
+#[derive(Debug, Default)]
+pub(super) struct Running {
+    pub(super) items: usize,
+    /// Those of them that have left their slots.
+    pub(super) parked: usize,
+}
+
+/// Where an item in flight was when it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    InSlot,
+    Parked,
+}
+
 #[derive(Debug)]
 pub(super) struct Queue<T> {
     pub(super) id: Identity,
@@ -19,9 +34,11 @@ pub(super) struct Queue<T> {
     pub(super) items: VecDeque<(T, u32)>,
     /// The sum of these.
     pub(super) weight: usize,
-    /// Start times of the items in flight, with their number.
-    running: BTreeMap<Duration, usize>,
+    /// The items in flight, by start time.
+    pub(super) running: BTreeMap<Duration, Running>,
     pub(super) in_flight: usize,
+    /// Those in flight that have left their slots.
+    pub(super) parked: usize,
     /// When an item ended last.
     last_finish: Duration,
     /// Maximum number of items in flight.
@@ -53,6 +70,7 @@ impl<T> Queue<T> {
             weight: 0,
             running: BTreeMap::new(),
             in_flight: 0,
+            parked: 0,
             last_finish: Duration::ZERO,
             share: 1,
             most,
@@ -93,36 +111,42 @@ impl<T> Queue<T> {
 
     pub(super) fn start(&mut self, now: Duration) {
         self.in_flight += 1;
-        *self.running.entry(now).or_default() += 1;
+        self.running.entry(now).or_default().items += 1;
     }
 
     /// Ends an item in flight, and adapts the share. `confirmed` is the share from which a subscription that answers
-    /// well is not on probation. Returns false if nothing was in flight.
+    /// well is not on probation. Returns `None` if nothing was in flight.
     pub(super) fn finish(
         &mut self,
         finish: Finish,
         started: Duration,
         confirmed: usize,
         now: Duration,
-    ) -> bool {
+    ) -> Option<Ended> {
         if self.in_flight == 0 {
-            return false;
+            return None;
         }
         self.in_flight -= 1;
         self.last_finish = now;
         // An unknown start is the oldest one.
         let started = if self.running.contains_key(&started) { Some(started) } else { self.first_start() };
+        let mut ended = Ended::InSlot;
         if let Some(started) = started
-            && let Some(count) = self.running.get_mut(&started)
+            && let Some(running) = self.running.get_mut(&started)
         {
-            *count -= 1;
-            if *count == 0 {
+            running.items -= 1;
+            if running.parked > 0 {
+                running.parked -= 1;
+                self.parked -= 1;
+                ended = Ended::Parked;
+            }
+            if running.items == 0 {
                 self.running.remove(&started);
             }
         }
         let slow = started.is_some_and(|started| started + SLOW <= now);
         match finish {
-            Finish::Untried => return true,
+            Finish::Untried => return Some(ended),
             Finish::Healthy => {
                 self.share = (self.share + 1).min(self.most);
                 if slow {
@@ -137,7 +161,7 @@ impl<T> Queue<T> {
             }
         }
         self.is_new = false;
-        true
+        Some(ended)
     }
 
     fn first_start(&self) -> Option<Duration> {

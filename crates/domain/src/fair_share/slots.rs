@@ -110,7 +110,13 @@ impl Slots {
         self.ended[0] += usize::from(!on_probation);
     }
 
-    /// A subscription with `in_flight` items is now on probation, or no longer.
+    /// These items of subscriptions on probation leave their slots.
+    pub(super) fn park(&mut self, items: usize) {
+        self.in_flight -= items;
+        self.on_probation -= items;
+    }
+
+    /// A subscription with items in `in_flight` slots is now on probation, or no longer.
     pub(super) fn change(&mut self, on_probation: bool, in_flight: usize) {
         if on_probation {
             self.on_probation += in_flight;

@@ -49,7 +49,10 @@ pub(super) struct Tenants {
 struct Tenant {
     name: Box<str>,
     subscriptions: usize,
+    /// Its items in slots.
     in_flight: usize,
+    /// Its items in flight that have left their slots.
+    parked: usize,
     waiting: usize,
     turn: Turn,
     /// Its runnable subscriptions by turn, for each ring.
@@ -74,6 +77,7 @@ impl Tenants {
             name: name.into(),
             subscriptions: 1,
             in_flight: 0,
+            parked: 0,
             waiting: 0,
             turn: self.turns,
             rings: Default::default(),
@@ -134,7 +138,23 @@ impl Tenants {
         self.change(place, |tenant| tenant.in_flight -= 1);
     }
 
-    /// Fewest items in flight of a tenant with a subscription in that ring; `None` if there is none.
+    /// Its items leave their slots.
+    pub(super) fn parked(&mut self, place: TenantPlace, items: usize) {
+        self.change(place, |tenant| {
+            tenant.in_flight -= items;
+            tenant.parked += items;
+        });
+    }
+
+    pub(super) fn finished_parked(&mut self, place: TenantPlace) {
+        self.get(place).parked -= 1;
+    }
+
+    pub(super) fn parked_of(&mut self, place: TenantPlace) -> usize {
+        self.get(place).parked
+    }
+
+    /// Fewest items in slots of a tenant with a subscription in that ring; `None` if there is none.
     pub(super) fn least(&self, ring: Ring) -> Option<usize> {
         self.order[ring as usize].first().map(|(in_flight, ..)| *in_flight)
     }

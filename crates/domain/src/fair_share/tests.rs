@@ -1,6 +1,7 @@
 //! No item is lost, no share is exceeded, and no subscription starves.
 
 mod memory;
+mod parking;
 mod properties;
 mod sharing;
 mod stopped;
@@ -131,18 +132,17 @@ fn a_hanging_subscription_counts_before_its_attempts_end() {
     }
     (0..300).for_each(|number| fair.offer(&id(0), 64, None, (0, number), START).unwrap());
     assert_eq!(run(&mut fair, 1), [48], "a quarter is reserved for those with nothing in flight");
-    // It hangs: after a second it is on probation, and a finish of another brings it no slot.
+    // It hangs: after a second it is on probation, and half of the slots are free for others.
     let later = queue::SLOW;
     fair.offer(&id(1), 1, None, (1, 0), later).unwrap();
-    assert_eq!(fair.next(later), Some((1, 0)));
-    assert_eq!(fair.next(later), None);
-    assert!(!fair.find(&id(0)).unwrap().flows(later) || fair.in_flight_of(&id(0)) == 48);
-    fair.finished(&id(0), Finish::Healthy, START, later);
+    let started: Vec<Item> = std::iter::from_fn(|| fair.next(later)).collect();
+    assert!(started.contains(&(1, 0)));
+    assert_eq!((fair.in_flight_of(&id(0)), fair.slots.in_flight()), (56, 25));
     assert!(fair.find(&id(0)).unwrap().on_probation);
-    assert_eq!(fair.next(later), None, "47 are on probation already");
+    assert!(!fair.find(&id(0)).unwrap().flows(later));
     fair.finished(&id(1), Finish::Healthy, later, later);
     // Quick answers end the probation when none of the slow ones is left.
-    (0..47).for_each(|_| fair.finished(&id(0), Finish::Healthy, START, later));
+    (0..48).for_each(|_| fair.finished(&id(0), Finish::Healthy, START, later));
     assert!(fair.find(&id(0)).unwrap().on_probation);
     assert_eq!(fair.next(later).map(|(subscription, _)| subscription), Some(0));
     fair.finished(&id(0), Finish::Healthy, later, later);

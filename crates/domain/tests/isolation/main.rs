@@ -123,6 +123,41 @@ fn endpoints_that_are_slower_than_their_events() {
     check("1 with 10 times what it can take", &slow);
 }
 
+/// Nothing is known of the subscriptions of a process that has just started, and what the failing ones could not take comes
+/// first.
+#[test]
+fn a_new_process_with_the_backlog_of_endpoints_that_hang() {
+    for count in [20, 100, 200] {
+        for seed in 0..seeds() {
+            let mut simulation = Simulation::new(seed);
+            failing(count, Endpoint::hangs()).iter().for_each(|traffic| simulation.add(traffic));
+            simulation.add_backlog(count, 60);
+            simulation.add(&Traffic { rate: 5.0, ..Traffic::default() });
+            simulation.run_for(Duration::from_secs(20));
+            let measured = simulation.measure(count..count + 1);
+            println!(
+                "{count} hang, seed {seed}: {} of {}, p99 {:?}",
+                measured.delivered,
+                measured.published,
+                measured.p99()
+            );
+            assert!(
+                measured.p99() <= Duration::from_secs(6),
+                "{count} hang, seed {seed}: p99 {:?}",
+                measured.p99()
+            );
+            simulation.run_for(Duration::from_secs(20));
+            let measured = simulation.measure(count..count + 1);
+            assert!(
+                measured.p99() <= Duration::from_millis(50),
+                "{count} hang, seed {seed}: {:?}",
+                measured.p99()
+            );
+            simulation.assert_none_lost();
+        }
+    }
+}
+
 #[test]
 fn many_lanes_of_their_own() {
     for count in [300, 1000] {

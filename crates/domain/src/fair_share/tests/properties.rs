@@ -36,9 +36,16 @@ fn check(fair: &FairShare<Item>) {
     assert_eq!(queues.iter().map(|(_, queue)| queue.items.len()).sum::<usize>(), fair.waiting);
     assert_eq!(queues.iter().map(|(_, queue)| queue.in_flight).sum::<usize>(), fair.in_flight());
     let on_probation: usize =
-        queues.iter().filter(|(_, queue)| queue.on_probation).map(|(_, queue)| queue.in_flight).sum();
+        queues.iter().filter(|(_, queue)| queue.on_probation).map(|(_, queue)| queue.in_slots()).sum();
     assert_eq!(on_probation, fair.slots.on_probation());
-    assert!(fair.in_flight() <= fair.slots.pool());
+    assert!(fair.slots.in_flight() <= fair.slots.pool());
+    let parked: usize = queues.iter().map(|(_, queue)| queue.parked).sum();
+    assert_eq!(parked, fair.parking.parked());
+    assert!(parked <= 4 * fair.slots.pool());
+    for (_, queue) in &queues {
+        assert_eq!(queue.running.values().map(|running| running.items).sum::<usize>(), queue.in_flight);
+        assert_eq!(queue.running.values().map(|running| running.parked).sum::<usize>(), queue.parked);
+    }
     let (mut in_rings, mut in_memory) = (0, 0);
     for (place, queue) in queues {
         assert_eq!(fair.places[&queue.id], place);
@@ -97,16 +104,16 @@ proptest! {
                             prop_assert_eq!(expected.get_mut(&subscription).unwrap().pop_front(), Some(number));
                             prop_assert!(fair.in_flight_of(&id(subscription)) <= shares[&id(subscription)]);
                             let queue = fair.find(&id(subscription)).unwrap();
-                            prop_assert!(!queue.on_probation || fair.in_flight() <= pool - pool / 4);
+                            prop_assert!(!queue.on_probation || fair.slots.in_flight() <= pool - pool / 4);
                             running.push(((subscription, number), now));
                             out += 1;
                         }
                         None => {
                             // No item that could run is held back.
                             let could = fair.queues.iter().flatten().any(|queue| queue.ring() == Some(Ring::First));
-                            prop_assert!(fair.in_flight() == pool || !could);
+                            prop_assert!(fair.slots.in_flight() == pool || !could);
                             let any = fair.queues.iter().flatten().any(|queue| queue.ring().is_some());
-                            prop_assert!(fair.in_flight() > 0 || !any);
+                            prop_assert!(fair.slots.in_flight() > 0 || !any);
                             if let Some(wait) = fair.next_wake(now) {
                                 prop_assert!(wait > Duration::ZERO);
                             }
