@@ -24,6 +24,33 @@ impl OrderedEventsWait<'_> {
     }
 }
 
+/// An event delays later ones and is not processed by the process that has it, so this one does that.
+pub struct EventTakenOver {
+    pub sequence: u64,
+}
+
+impl EventTakenOver {
+    pub fn emit(self) {
+        let Self { sequence } = self;
+        limited!(
+            WARN "event that another process has delays events in strict order, processing it here", About::default();
+            sequence
+        );
+    }
+}
+
+/// The notices between the processes that fan out events do not work: strict orders take longer.
+pub struct OrderNoticeNotSent<'a> {
+    pub error: Cause<'a>,
+}
+
+impl OrderNoticeNotSent<'_> {
+    pub fn emit(self) {
+        let Self { error } = self;
+        tracing::debug!(%error, "notice of the order of events not sent");
+    }
+}
+
 /// The consumer of a strict lane could not be created. The outbox keeps the envelopes of the lane.
 pub struct StrictLaneNotCreated<'a> {
     pub error: Cause<'a>,

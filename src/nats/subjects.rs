@@ -356,6 +356,11 @@ impl SubjectNames {
         MemberId::parse(subject.strip_prefix(self.prefix.as_str())?.strip_prefix(".members.")?)
     }
 
+    /// The subject of notices about the order in which the events of a domain are fanned out. No stream stores them.
+    pub fn order(&self, domain: &str) -> String {
+        format!("{}.order.{domain}", self.prefix)
+    }
+
     /// The subject of notices about the delivered envelopes of a domain. No stream stores them.
     pub fn settled(&self, domain: &str) -> String {
         format!("{}.settled.{domain}", self.prefix)

@@ -6,9 +6,11 @@ mod backlog;
 mod backlogs;
 mod committer;
 mod decoder;
+mod early;
 mod in_order;
 mod leftovers;
 mod missing_lanes;
+mod order_notices;
 mod outbox_room;
 mod planner;
 mod recent;
@@ -37,9 +39,10 @@ use backlog::Backlog;
 use backlogs::{Backlogs, QuotaSettings};
 use committer::Committer;
 use decoder::{Decode, Decoder};
-use in_order::InOrder;
-use leftovers::Sweep;
+use in_order::{InOrder, Most};
+use leftovers::{Again, Sweep};
 use missing_lanes::MissingLanes;
+use order_notices::OrderNotes;
 use outbox_room::OutboxRoom;
 use planner::{CommitQueue, Held, Planner};
 use rejecter::Rejecter;
@@ -154,10 +157,11 @@ impl EventProcessor {
         };
         let settled = Settled::new(Answers::default());
         let domains = self.settings.stream_parameters.domains.clone();
-        let (sweep, mut leftovers) = Sweep::new(js.clone(), decoder.clone(), domains, settled.clone());
+        let (again, mut leftovers) = Again::new();
+        let sweep = Sweep::new(js.clone(), decoder.clone(), domains, settled.clone(), again.clone());
         committers.droppable("the sweep for leftover events", sweep.run());
         let planner = Arc::new(Planner {
-            queues: self.start_committers(&rejecter, &decoder, &settled, &mut committers),
+            queues: self.start_committers(&rejecter, &decoder, &again, &settled, &mut committers),
             settled,
             rejecter,
             js: self.js,
@@ -238,6 +242,7 @@ impl EventProcessor {
         &self,
         rejecter: &Rejecter,
         decoder: &Decoder,
+        again: &Again,
         settled: &Settled,
         committers: &mut Tasks,
     ) -> Vec<CommitQueue> {
@@ -266,13 +271,16 @@ impl EventProcessor {
                 let parameters = self.settings.stream_parameters.clone();
                 let (lanes, maker) = MissingLanes::new(self.js.clone(), parameters, &domain, metrics.clone());
                 committers.droppable(format!("the creation of strict lanes of {domain}"), maker.run());
+                let (notes, follower) = OrderNotes::new(&self.js, &domain);
+                committers.droppable(format!("the notices of ordered events of {domain}"), follower.run());
                 let in_order = InOrder::new(
                     self.js.clone(),
                     decoder.clone(),
                     lanes,
+                    again.clone(),
+                    notes,
                     place,
-                    capacity,
-                    room_bytes as usize / 2,
+                    Most { events: capacity, room: room_bytes as usize / 2 },
                 );
                 let committer = Committer::new(
                     in_order,

@@ -46,46 +46,78 @@ async fn set_ack_wait(broker: &TestBroker, client: &TestClient, ack_wait: Durati
     assert!(answer["error"].is_null(), "{answer}");
 }
 
-#[tokio::test]
-async fn events_wait_as_long_as_another_process_has_an_earlier_one() {
-    const ACK_WAIT: Duration = Duration::from_secs(6);
-    let broker = TestBroker::start().await;
-    let receiver = Receiver::start().await;
-    let mut hub = Hub::configured(&broker.url(), &TestSettings::quick());
-    hub.cli_ok(&["provision"]).await;
-    let client = TestClient::connect(&broker.url()).await;
-    subscribe(&client, &receiver).await;
-    let events = ids("event", 40);
-    publish_in_order(&client, &events[..1]).await;
-    // The other process.
+/// A process that has taken one event, and does nothing with it.
+async fn process_that_is_stuck_with_one_event(
+    broker: &TestBroker,
+) -> (async_nats::Client, async_nats::Subject) {
     let other = broker.client().await;
     let next = format!("$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{PROCESSOR}");
     let inbox = other.new_inbox();
     let mut received = other.subscribe(inbox.clone()).await.expect("subscribed");
     other.publish_with_reply(next, inbox, "".into()).await.expect("sent");
     let first = tokio::time::timeout(STEP, received.next()).await.expect("in time").expect("a message");
-    let answers = first.reply.expect("a message of a consumer");
-    let answer = async |text: &'static str| {
-        other.publish(answers.clone(), text.into()).await.expect("sent");
-        other.flush().await.expect("sent");
-    };
-    answer("+WPI").await;
+    (other, first.reply.expect("a message of a consumer"))
+}
+
+#[tokio::test]
+async fn an_event_that_another_process_has_delays_strict_orders_for_seconds_and_nothing_else() {
+    /// The server would deliver the event again only then.
+    const ACK_WAIT: Duration = Duration::from_secs(600);
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::configured(&broker.url(), &TestSettings::quick());
+    hub.cli_ok(&["provision"]).await;
+    let client = TestClient::connect(&broker.url()).await;
+    subscribe(&client, &receiver).await;
+    set_ack_wait(&broker, &client, ACK_WAIT).await;
+    let events = ids("event", 40);
+    publish_in_order(&client, &events[..1]).await;
+    let (other, answers) = process_that_is_stuck_with_one_event(&broker).await;
     hub.start();
     hub.ready().await;
-    set_ack_wait(&broker, &client, ACK_WAIT).await;
     publish_in_order(&client, &events[1..]).await;
-    // More than two times ack_wait.
-    let mut ticks = tokio::time::interval(ACK_WAIT / 8);
-    for _ in 0..20 {
-        ticks.tick().await;
-        answer("+WPI").await;
-    }
-    assert_eq!(deliveries(&client).await, 40, "each event was delivered to one process, once");
-    assert_eq!((receiver.count("/strict"), receiver.count("/free")), (0, 0));
-    answer("-NAK").await;
+    receiver.wait_accepted("/free", 39, STEP).await;
+    assert_eq!(receiver.count("/strict"), 0, "the first event is not processed yet");
     all_arrive_once(&receiver, &events).await;
     broker.nothing_pending_within(STEP).await;
-    assert_eq!(deliveries(&client).await, 41, "only the one that was handed back was delivered again");
+    assert_eq!(deliveries(&client).await, 40, "no event was delivered again");
+    // The other process goes on, too late: nothing comes of it.
+    other.publish(answers, "-NAK".into()).await.expect("sent");
+    other.flush().await.expect("sent");
+    let last = ids("last", 1);
+    publish_in_order(&client, &last).await;
+    let all: Vec<String> = events.into_iter().chain(last).collect();
+    all_arrive_once(&receiver, &all).await;
+}
+
+/// As many as a process that was killed under load may have had.
+#[tokio::test]
+async fn many_events_of_a_process_that_was_killed_are_taken_over() {
+    let broker = TestBroker::start().await;
+    let receiver = Receiver::start().await;
+    let mut hub = Hub::configured(&broker.url(), &TestSettings::quick());
+    hub.cli_ok(&["provision"]).await;
+    let client = TestClient::connect(&broker.url()).await;
+    subscribe(&client, &receiver).await;
+    set_ack_wait(&broker, &client, Duration::from_secs(600)).await;
+    let events = ids("event", 400);
+    let mut others = Vec::new();
+    // Every second event is with the other process.
+    for pair in events[..300].chunks(2) {
+        publish_in_order(&client, &pair[..1]).await;
+        others.push(process_that_is_stuck_with_one_event(&broker).await);
+        publish_in_order(&client, &pair[1..]).await;
+        // The hub gets the other one later.
+        others.push(process_that_is_stuck_with_one_event(&broker).await);
+        let (other, answers) = others.pop().expect("just added");
+        other.publish(answers, "-NAK".into()).await.expect("sent");
+        other.flush().await.expect("sent");
+    }
+    hub.start();
+    hub.ready().await;
+    publish_in_order(&client, &events[300..]).await;
+    all_arrive_once(&receiver, &events).await;
+    broker.nothing_pending_within(STEP).await;
 }
 
 #[tokio::test]

@@ -71,6 +71,7 @@ pub mod strict_json;
 pub mod strict_order;
 pub mod subscription;
 pub mod sweep;
+pub mod take_over;
 pub mod token;
 pub mod trace;
 pub mod turns;

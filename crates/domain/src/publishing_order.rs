@@ -61,6 +61,15 @@ impl PublishingOrder {
         self.blockers.range(from..).next().map(|(sequence, _)| *sequence)
     }
 
+    pub fn tenant_of_blocker(&self, sequence: u64) -> Option<&str> {
+        self.blockers.get(&sequence).map(|tenant| &**tenant)
+    }
+
+    /// The blockers of a tenant, in their order.
+    pub fn blockers_of<'a>(&'a self, tenant: &'a str) -> impl Iterator<Item = u64> + 'a {
+        self.blockers.iter().filter(move |(_, of)| &***of == tenant).map(|(sequence, _)| *sequence)
+    }
+
     /// The blockers on which the next step depends, in their order: of each tenant with events that wait, the first one, if
     /// it is before all of these.
     pub fn decisive_blockers(&self) -> Vec<u64> {
@@ -103,6 +112,20 @@ impl PublishingOrder {
         {
             self.blockers.insert(found, tenant.into());
         }
+    }
+
+    /// The first sequences at or after that of a [`Step::LookUp`] of which nothing is known, up to the last event that waits,
+    /// at most `most`. They may be looked up together, if the answers are reported in this order.
+    pub fn unknown_from(&self, from: u64, most: usize) -> Vec<u64> {
+        let last = self.last().unwrap_or(0).max(from);
+        let unknown =
+            (from.max(self.known + 1)..=last).filter(|sequence| !self.waiting.contains_key(sequence));
+        unknown.take(most).collect()
+    }
+
+    /// Whether the answer to a look-up from this sequence says anything new.
+    pub fn is_unknown(&self, sequence: u64) -> bool {
+        sequence > self.known && !self.waiting.contains_key(&sequence)
     }
 
     /// Reports that nothing is between the sequence of a [`Step::LookUp`] and `before`.
@@ -182,10 +205,18 @@ mod tests {
     /// The events that are in the stream, with their tenants; `None` belongs to another domain.
     type Stream = BTreeMap<u64, Option<&'static str>>;
 
+    /// A few look-ups at once.
     fn look(order: &mut PublishingOrder, stream: &Stream, from: u64) {
-        match stream.range(from..).next() {
-            Some((sequence, tenant)) => order.stands(*sequence, *tenant),
-            None => panic!("an event that waits is stored in the stream"),
+        let together = order.unknown_from(from, 4);
+        assert_eq!(together.first(), Some(&from));
+        for from in together {
+            if !order.is_unknown(from) {
+                continue;
+            }
+            match stream.range(from..).next() {
+                Some((sequence, tenant)) => order.stands(*sequence, *tenant),
+                None => panic!("an event that waits is stored in the stream"),
+            }
         }
     }
 

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use self::parts::Rest;
 use super::backlogs::Backlogs;
+use super::early::{EarlyPlace, Later};
 use super::in_order::InOrder;
 use super::outbox_room::OutboxRoom;
 use super::recent::Recent;
@@ -49,6 +50,10 @@ pub(super) struct Planned {
     pub(super) envelopes: Vec<EnvelopeMessage>,
     /// The limits of subscriptions that have their own, by the positions of their envelopes.
     pub(super) limits: Vec<(usize, BacklogLimits)>,
+    /// The envelopes that wait for their turn, while the others are committed.
+    pub(super) later: Option<Later>,
+    /// Its place among the events that are committed in two steps.
+    pub(super) early: Option<EarlyPlace>,
     /// The event's permit, released when the event is settled.
     pub(super) permit: OwnedSemaphorePermit,
     /// The permits for the memory of its envelopes.
@@ -147,8 +152,13 @@ impl Committer {
                     },
                     () = parts::wake(&self.rest) => continue,
                     () = ordered::wake(self.in_order.due()) => continue,
+                    () = self.in_order.heard() => {
+                        self.in_order.look_now();
+                        continue;
+                    }
                 },
             };
+            let planned = self.in_order.split(planned);
             if planned.ordered {
                 first = self.take_in_order(planned, &mut receiver).await;
                 continue;
@@ -163,6 +173,7 @@ impl Committer {
             while room.is_one_batch(load)
                 && let Ok(planned) = receiver.try_recv()
             {
+                let planned = self.in_order.split(planned);
                 if planned.ordered {
                     self.wait_in_order(planned).await;
                     continue;
@@ -188,6 +199,7 @@ impl Committer {
                 }
             }
             self.backlogs.settled();
+            self.in_order.tell().await;
         }
         if let Some(rest) = self.rest.take() {
             self.hand_back(vec![rest.planned]).await;
@@ -303,7 +315,8 @@ impl Committer {
         read.inspect_err(|error| OutboxLimitsNotRead { error, stream: self.outbox.stream() }.emit()).ok()
     }
 
-    async fn committed(&mut self, planned: Planned) {
+    /// All envelopes of an event are written, or those that do not wait for its turn.
+    async fn committed(&mut self, mut planned: Planned) {
         let bytes = planned.bytes();
         let over = |blocked: &mut Blocked| bytes >= blocked.bytes || Instant::now() >= blocked.until;
         if self.blocked.take_if(over).is_some() {
@@ -311,6 +324,9 @@ impl Committer {
         }
         self.is_blocked.store(self.blocked.is_some() || self.rest.is_some(), Ordering::Relaxed);
         EnvelopesCommitted { count: planned.envelopes.len() }.emit(&self.metrics);
+        if planned.continues() {
+            return self.wait_in_order(planned).await;
+        }
         self.settled.ack(&planned.message).await;
         self.in_order.settled(planned.message.stream_sequence);
         drop((planned.permit, planned.room));

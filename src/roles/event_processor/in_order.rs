@@ -9,9 +9,14 @@ use tokio::time::Instant;
 
 use super::committer::Planned;
 use super::decoder::Decoder;
+use super::early::EarlyPlaces;
+use super::leftovers::Again;
 use super::missing_lanes::MissingLanes;
+use super::order_notices::OrderNotes;
 use super::{ACK_WAIT, CONSUMER};
 use crate::domain::publishing_order::{PublishingOrder, Step};
+use crate::domain::take_over::TakeOver;
+use crate::facts::EventTakenOver;
 use crate::nats::subjects::is_strict_lane;
 use crate::nats::{JetStream, NatsError};
 use crate::panics;
@@ -31,10 +36,21 @@ const CONSUMER_EVERY: Duration = Duration::from_millis(200);
 const HEARTBEATS: u32 = 3;
 /// Longest time that the heartbeats of all events take. They need room in the client's queue if the connection stalls.
 const HEARTBEATS_WITHIN: Duration = Duration::from_secs(2);
+/// Interval of the looks at what other processes have had for too long.
+const TAKE_OVER_EVERY: Duration = Duration::from_millis(100);
+/// Most events of a tenant that are taken over together.
+const MOST_TAKEN_OVER: usize = 128;
 /// Blockers that are looked up at the same time.
 const AT_ONCE: usize = 16;
 /// Messages that are looked up before the next pause. A long backlog is settled faster than it is looked through.
 const MOST_LOOKED_UP: usize = 64;
+
+/// The most events that wait, and the most permits for memory that they have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Most {
+    pub(super) events: usize,
+    pub(super) room: usize,
+}
 
 /// The ordered events of one domain that wait.
 pub(super) struct InOrder {
@@ -44,9 +60,8 @@ pub(super) struct InOrder {
     domain: usize,
     order: PublishingOrder,
     waiting: BTreeMap<u64, Planned>,
-    /// The most events that wait, and the most permits for memory that they have; more return to the stream.
-    most: usize,
-    most_room: usize,
+    /// More return to the stream.
+    most: Most,
     room: usize,
     look_at: Instant,
     /// When the last events became ready, or the first one was added.
@@ -59,26 +74,42 @@ pub(super) struct InOrder {
     ack_wait: Duration,
     heartbeat_at: Instant,
     lanes: MissingLanes,
+    early: EarlyPlaces,
+    take_over: TakeOver,
+    /// When what other processes have is looked at, to take it over.
+    take_over_at: Instant,
+    /// To the planner.
+    again: Again,
+    notes: OrderNotes,
+    /// The last look failed, or nothing can be committed.
+    is_paused: bool,
+    started: Instant,
 }
 
 impl InOrder {
-    /// `most` events, with at most `most_room` permits for memory, may wait.
     pub(super) fn new(
         js: JetStream,
         decoder: Decoder,
         lanes: MissingLanes,
+        again: Again,
+        notes: OrderNotes,
         domain: usize,
-        most: usize,
-        most_room: usize,
+        most: Most,
     ) -> Self {
         Self {
+            again,
+            notes,
+            is_paused: false,
+            early: EarlyPlaces::new(most.events / 2, most.room / 2),
+            take_over: TakeOver::default(),
+            take_over_at: Instant::now(),
+            started: Instant::now(),
             js,
             decoder,
             domain,
             order: PublishingOrder::new(),
             waiting: BTreeMap::new(),
             most,
-            most_room,
             room: 0,
             look_at: Instant::now(),
             ready_at: Instant::now(),
@@ -94,6 +125,12 @@ impl InOrder {
         &self.js
     }
 
+    /// Sets the envelopes of an ordered event that wait for its turn aside, if the others need not wait.
+    pub(super) fn split(&self, mut planned: Planned) -> Planned {
+        planned.split(self.js.names(), &self.early);
+        planned
+    }
+
     /// Adds an ordered event. Returns one that has to return to the stream, if too many wait.
     pub(super) fn add(&mut self, planned: Planned) -> Option<Planned> {
         if self.waiting.is_empty() {
@@ -101,7 +138,7 @@ impl InOrder {
             (self.look_at, self.consumer_at, self.ready_at) = (now, now, now);
         }
         self.put_back(planned);
-        if self.waiting.len() <= self.most && self.room <= self.most_room {
+        if self.waiting.len() <= self.most.events && self.room <= self.most.room {
             return None;
         }
         let excess = self.excess()?;
@@ -110,16 +147,18 @@ impl InOrder {
     }
 
     /// The last event of the tenant that has the most of what is short: a tenant whose events wait for long must not keep
-    /// those of others out.
+    /// those of others out. One that is committed in part stays; there are few of these.
     fn excess(&self) -> Option<u64> {
-        let is_short_of_room = self.room > self.most_room;
-        let mut tenants: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+        let is_short_of_room = self.room > self.most.room;
+        let mut tenants: BTreeMap<&str, (usize, Option<u64>)> = BTreeMap::new();
         for (sequence, planned) in &self.waiting {
             let (part, last) = tenants.entry(&planned.tenant).or_default();
             *part += if is_short_of_room { planned.room.num_permits() } else { 1 };
-            *last = *sequence;
+            if planned.early.is_none() {
+                *last = Some(*sequence);
+            }
         }
-        tenants.into_values().max().map(|(_, last)| last)
+        tenants.into_values().filter_map(|(part, last)| Some((part, last?))).max().map(|(_, last)| last)
     }
 
     /// Adds an event that [`Self::ready`] returned again, because it could not be committed yet.
@@ -147,7 +186,25 @@ impl InOrder {
     /// Nothing can be committed at the moment.
     pub(super) fn pause(&mut self) -> Duration {
         self.look_at = Instant::now() + LOOK_AGAIN_AFTER_ERROR;
+        self.is_paused = true;
         LOOK_AGAIN_AFTER_ERROR
+    }
+
+    /// Waits until another process says that it has settled events.
+    pub(super) async fn heard(&self) {
+        self.notes.heard().await;
+    }
+
+    /// What was settled elsewhere may be what the events here wait for.
+    pub(super) fn look_now(&mut self) {
+        if !self.is_paused {
+            self.look_at = Instant::now();
+        }
+    }
+
+    /// Notifies the others, if they wait, that events were settled here.
+    pub(super) async fn tell(&self) {
+        self.notes.settled().await;
     }
 
     /// An event of this domain was committed and acknowledged.
@@ -161,7 +218,8 @@ impl InOrder {
     }
 
     /// The events whose turn it is, in their order, at most `most`. None of them may be committed if one before it fails.
-    pub(super) async fn ready(&mut self, most: usize) -> Result<Vec<Planned>, NatsError> {
+    /// `is_free`: what waits elsewhere could be committed here.
+    pub(super) async fn ready(&mut self, most: usize, is_free: bool) -> Result<Vec<Planned>, NatsError> {
         self.pause();
         self.send_heartbeats().await;
         let stream = self.js.names().events_stream();
@@ -174,20 +232,28 @@ impl InOrder {
         }
         let mut left = MOST_LOOKED_UP;
         self.look_for_blockers(&stream, &mut left).await?;
+        if is_free && self.take_over_at <= Instant::now() {
+            self.take_over(&stream).await?;
+            self.take_over_at = Instant::now() + TAKE_OVER_EVERY;
+        }
         loop {
             match self.order.next(most) {
                 Step::Commit(sequences) => {
                     let now = Instant::now();
                     (self.look_at, self.ready_at) = (now, now);
+                    self.is_paused = false;
                     return Ok(sequences.into_iter().filter_map(|sequence| self.take(sequence)).collect());
                 }
                 Step::LookUp(from) if left > 0 => {
-                    left -= 1;
-                    self.look_up(&stream, from).await?;
+                    let together = self.order.unknown_from(from, left.min(AT_ONCE));
+                    left -= together.len();
+                    self.look_up(&stream, together).await?;
                 }
                 Step::Wait | Step::LookUp(_) => {
                     let is_soon = self.ready_at.elapsed() < A_WHILE;
                     self.look_at = Instant::now() + if is_soon { LOOK_AGAIN } else { LOOK_AGAIN_LATER };
+                    self.is_paused = false;
+                    self.notes.ask().await;
                     return Ok(Vec::new());
                 }
             }
@@ -240,15 +306,58 @@ impl InOrder {
         Ok(())
     }
 
-    async fn look_up(&mut self, stream: &str, from: u64) -> Result<(), NatsError> {
-        match self.js.get_next(stream, from, ">").await? {
-            Some(message) => {
-                // A message that causes a panic is rejected, and is not an event.
-                let tenant = panics::catch(|| self.decoder.tenant_in(self.domain, &message)).ok().flatten();
-                self.order.stands(message.sequence, tenant.as_deref());
+    /// Takes over events that another process has had for too long.
+    async fn take_over(&mut self, stream: &str) -> Result<(), NatsError> {
+        let now = self.started.elapsed();
+        let decisive = self.order.decisive_blockers();
+        let named: Vec<(u64, &str)> =
+            decisive.iter().filter_map(|at| Some((*at, self.order.tenant_of_blocker(*at)?))).collect();
+        let mut taken = Vec::new();
+        for tenant in self.take_over.due(&named, now) {
+            let blockers = self.order.blockers_of(tenant);
+            taken.extend(self.take_over.take(tenant, blockers, MOST_TAKEN_OVER, now));
+        }
+        let js = &self.js;
+        let look_ups = taken.into_iter().map(|sequence| async move {
+            let message = js.get_next(stream, sequence, ">").await?;
+            Ok::<_, NatsError>(message.filter(|message| message.sequence == sequence))
+        });
+        let mut messages = stream::iter(look_ups).buffered(AT_ONCE);
+        while let Some(message) = messages.next().await {
+            let Some(message) = message? else { continue };
+            let sequence = message.sequence;
+            if self.again.fan_out(&self.js, stream, message) {
+                EventTakenOver { sequence }.emit();
+            } else {
+                self.take_over.not_taken(sequence);
             }
-            // The stream is empty: what waits here was deleted from it.
-            None => self.order.nothing_before(self.order.last().unwrap_or(from).saturating_add(1)),
+        }
+        Ok(())
+    }
+
+    /// Looks up what is in the stream at or after each of these sequences, of which nothing is known.
+    async fn look_up(&mut self, stream: &str, sequences: Vec<u64>) -> Result<(), NatsError> {
+        let js = &self.js;
+        let look_ups = sequences.into_iter().map(|from| async move {
+            let message = js.get_next(stream, from, ">").await?;
+            Ok::<_, NatsError>((from, message))
+        });
+        let found: Vec<_> = stream::iter(look_ups).buffered(AT_ONCE).try_collect().await?;
+        for (from, message) in found {
+            // What an answer before this one showed.
+            if !self.order.is_unknown(from) {
+                continue;
+            }
+            match message {
+                Some(message) => {
+                    // A message that causes a panic is rejected, and is not an event.
+                    let tenant =
+                        panics::catch(|| self.decoder.tenant_in(self.domain, &message)).ok().flatten();
+                    self.order.stands(message.sequence, tenant.as_deref());
+                }
+                // The stream is empty: what waits here was deleted from it.
+                None => self.order.nothing_before(self.order.last().unwrap_or(from).saturating_add(1)),
+            }
         }
         Ok(())
     }

@@ -39,23 +39,42 @@ pub(super) struct Sweep {
     domains: Vec<String>,
     settled: Settled,
     leftovers: Leftovers,
-    /// To the planner.
-    again: mpsc::Sender<Held>,
+    again: Again,
+}
+
+/// The way to the planner for events that are read from the stream, and not delivered. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Again {
+    planner: mpsc::Sender<Held>,
     in_flight: Arc<Semaphore>,
 }
 
+impl Again {
+    /// Returns the events as well.
+    pub(super) fn new() -> (Self, mpsc::Receiver<Held>) {
+        let (planner, receiver) = mpsc::channel(MOST_IN_FLIGHT);
+        (Self { planner, in_flight: Arc::new(Semaphore::new(MOST_IN_FLIGHT)) }, receiver)
+    }
+
+    /// Passes an event to the planner; returns false if too many are on their way.
+    pub(super) fn fan_out(&self, js: &JetStream, stream: &str, message: StoredMessage) -> bool {
+        let Ok(permit) = self.in_flight.clone().try_acquire_owned() else { return false };
+        // The server does not count its deliveries: one that causes a panic is rejected at once.
+        let Some(message) = js.as_delivered(stream, CONSUMER, panics::TRIES, message) else { return false };
+        // There is room for each permit. The channel is closed when the process stops.
+        self.planner.try_send((message, permit)).is_ok()
+    }
+}
+
 impl Sweep {
-    /// Returns the events to be fanned out as well.
     pub(super) fn new(
         js: JetStream,
         decoder: Decoder,
         domains: Vec<String>,
         settled: Settled,
-    ) -> (Self, mpsc::Receiver<Held>) {
-        let (again, receiver) = mpsc::channel(MOST_IN_FLIGHT);
-        let in_flight = Arc::new(Semaphore::new(MOST_IN_FLIGHT));
-        let leftovers = Leftovers::default();
-        (Self { js, decoder, domains, settled, leftovers, again, in_flight }, receiver)
+        again: Again,
+    ) -> Self {
+        Self { js, decoder, domains, settled, leftovers: Leftovers::default(), again }
     }
 
     /// Never returns. May be dropped at any point: each step may be repeated.
@@ -122,21 +141,14 @@ impl Sweep {
             let known = marks.get(&sequence).is_some_and(|mark| traces.events.contains(mark));
             match decide(known || traces.rejected.contains(&sequence)) {
                 Verdict::Remove => self.remove(stream, message).await,
-                Verdict::FanOut => self.fan_out(stream, message).await,
+                // If too many are on their way, a later look finds it again.
+                Verdict::FanOut => {
+                    if self.again.fan_out(&self.js, stream, message) {
+                        LeftoverFannedOut { sequence }.emit();
+                    }
+                }
             }
         }
         Ok(())
-    }
-
-    /// Passes an event to the planner. If too many are on their way, a later look finds it again.
-    async fn fan_out(&self, stream: &str, message: StoredMessage) {
-        let Ok(permit) = self.in_flight.clone().try_acquire_owned() else { return };
-        // The server does not count its deliveries: one that causes a panic is rejected at once.
-        let message = self.js.as_delivered(stream, CONSUMER, panics::TRIES, message);
-        if let Some(message) = message {
-            LeftoverFannedOut { sequence: message.stream_sequence }.emit();
-            // The channel is closed when the process stops.
-            let _ = self.again.send((message, permit)).await;
-        }
     }
 }

@@ -87,7 +87,8 @@ impl CommitQueue {
         };
         let Some(room) = room else { return message.acker.nak(Some(BUSY_DELAY)).await };
         let tenant = tenant.into();
-        let planned = Planned { message, tenant, ordered, envelopes, limits, permit, room };
+        let (later, early) = (None, None);
+        let planned = Planned { message, tenant, ordered, envelopes, limits, later, early, permit, room };
         // A blocked committer empties its channel at once, so this never waits for a full outbox.
         if let Err(closed) = self.committer.send(planned).await {
             closed.0.message.acker.nak(None).await;

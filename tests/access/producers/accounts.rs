@@ -290,7 +290,7 @@ impl Stage {
     async fn forbidden(&self) {
         let admin = self.server.user("hub").await;
         let before = streams(&admin).await;
-        const SUBJECTS: [&str; 15] = [
+        const SUBJECTS: [&str; 16] = [
             "$KV.hub-subscriptions.crm",
             "$KV.hub-tokens.ci",
             "$KV.hub-orders.x",
@@ -302,6 +302,7 @@ impl Stage {
             "hub.attempts.user-lifecycle.crm",
             "hub.redrive.held.crm",
             "hub.members.00000000000000ab",
+            "hub.order.user-lifecycle",
             "hub.settled.user-lifecycle",
             "hub.published.evt_1",
             "$JS.API.STREAM.DELETE.HUB_EVENTS",

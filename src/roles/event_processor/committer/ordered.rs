@@ -46,10 +46,12 @@ impl Committer {
     ) -> Option<Planned> {
         self.wait_in_order(planned).await;
         for _ in 0..MOST_EVENTS {
-            match receiver.try_recv() {
-                Ok(planned) if planned.ordered => self.wait_in_order(planned).await,
-                other => return other.ok(),
+            let Ok(planned) = receiver.try_recv() else { return None };
+            let planned = self.in_order.split(planned);
+            if !planned.ordered {
+                return Some(planned);
             }
+            self.wait_in_order(planned).await;
         }
         None
     }
@@ -64,7 +66,8 @@ impl Committer {
         if self.in_order.due().is_none_or(|due| due > Instant::now()) {
             return;
         }
-        match self.in_order.ready(MOST_EVENTS).await {
+        let is_free = self.blocked.is_none() && self.rest.is_none();
+        match self.in_order.ready(MOST_EVENTS, is_free).await {
             Ok(group) if group.is_empty() => {}
             Ok(group) => self.commit_in_order(group).await,
             Err(error) => self.order_waits(&error),
@@ -88,6 +91,7 @@ impl Committer {
         let admitted = self.until_first_missing(&places, admitted);
         self.write_in_order(admitted).await;
         self.backlogs.settled();
+        self.in_order.tell().await;
     }
 
     /// An event that is not admitted went back to the stream: those behind it wait.
