@@ -190,7 +190,8 @@ impl SubjectNames {
     }
 
     pub fn outbox(&self, domain: &str, lane: &str, subscription: &str) -> String {
-        format!("{}.outbox.{domain}.{lane}.{subscription}", self.prefix)
+        // One for each envelope.
+        [&*self.prefix, ".outbox.", domain, ".", lane, ".", subscription].concat()
     }
 
     /// All subjects of a lane; the filter of its durable.

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::event::Event;
+use super::hex::Digits;
 use super::subscription::{
     Identity, Incarnation, OnDeadLetter, Ordering, RateLimit, SubscriptionRef, subscription_token,
 };
@@ -183,7 +184,7 @@ impl<'e> FanOut<'e> {
         body.push('"');
         // Before the tenant, because `Identity::of_envelope` reads no further than the tenant.
         field(&mut body, "subscription", subscription.id());
-        field(&mut body, "incarnation", &incarnation.to_string());
+        incarnation.with_text(|text| field(&mut body, "incarnation", text));
         body.shrink_to_fit();
         let body = Body::shared(body.into(), self.shared.clone(), delivery.cloned());
         EncodedEnvelope { id, subscription: subscription.clone(), body }
@@ -211,17 +212,11 @@ pub fn envelope_id(event: &Event, subscription: &str, incarnation: Incarnation) 
     };
     [event.tenant.as_str(), &event.source, &event.identity, subscription].into_iter().for_each(&mut part);
     if !incarnation.is_legacy() {
-        part(&incarnation.to_string());
+        incarnation.with_text(&mut part);
     }
-    let digest = hash.finalize();
-    let mut id = String::with_capacity(36);
-    id.push_str("env_");
-    for byte in &digest[..16] {
-        for nibble in [byte >> 4, byte & 15] {
-            id.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
-        }
-    }
-    id
+    let digest: [u8; 32] = hash.finalize().into();
+    let (first, _) = digest.split_first_chunk().expect("a digest has 32 bytes");
+    ["env_", Digits::of(*first).as_str()].concat()
 }
 
 #[cfg(test)]

@@ -46,6 +46,7 @@ pub mod fair_share;
 pub mod field_error;
 pub mod filter;
 pub mod headers;
+mod hex;
 pub mod holds;
 pub mod index;
 pub mod key;

@@ -5,6 +5,8 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
+use crate::hex::Digits;
+
 /// The block size of SHA-256, in bytes.
 const BLOCK: usize = 64;
 
@@ -27,16 +29,12 @@ impl MessageIds {
     /// Makes an id: `evt_` and 128 bits of an HMAC over the parts, each after its length. The same parts give the same
     /// id.
     pub fn id(&self, parts: &[&str]) -> String {
-        let mut id = String::from("evt_");
         let lengths: Vec<[u8; 8]> = parts.iter().map(|part| (part.len() as u64).to_le_bytes()).collect();
         let message: Vec<&[u8]> =
             lengths.iter().zip(parts).flat_map(|(length, part)| [&length[..], part.as_bytes()]).collect();
-        for byte in &hmac(&self.secret, &message)[..16] {
-            for nibble in [byte >> 4, byte & 15] {
-                id.push(char::from(b"0123456789abcdef"[usize::from(nibble)]));
-            }
-        }
-        id
+        let code = hmac(&self.secret, &message);
+        let (first, _) = code.split_first_chunk().expect("a code has 32 bytes");
+        ["evt_", Digits::of(*first).as_str()].concat()
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::collections::HashSet;
 
+use foldhash::fast::RandomState;
+
 use crate::nats::EnvelopeMessage;
 
 /// Ids of one generation; there are two.
@@ -12,8 +14,8 @@ const MOST: usize = 32 * 1024;
 
 #[derive(Default)]
 pub(super) struct Recent {
-    newer: HashSet<Box<str>>,
-    older: HashSet<Box<str>>,
+    newer: HashSet<Box<str>, RandomState>,
+    older: HashSet<Box<str>, RandomState>,
 }
 
 impl Recent {
@@ -24,7 +26,8 @@ impl Recent {
     ) -> Option<(Vec<EnvelopeMessage>, Vec<EnvelopeMessage>)> {
         let mut repeated = HashSet::new();
         {
-            let mut group: HashSet<&str> = HashSet::with_capacity(envelopes.len());
+            let mut group: HashSet<&str, RandomState> =
+                HashSet::with_capacity_and_hasher(envelopes.len(), RandomState::default());
             for (at, envelope) in envelopes.iter().enumerate() {
                 let id = envelope.message_id.as_str();
                 if self.contains(id) || !group.insert(id) {

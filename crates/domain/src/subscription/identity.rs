@@ -9,6 +9,7 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Serialize, Serializer};
 
 use super::{SubscriptionId, is_tenant};
+use crate::hex::Digits;
 
 /// The tenant of events and subscriptions that name none.
 pub const DEFAULT_TENANT: &str = "default";
@@ -154,6 +155,16 @@ impl Incarnation {
     pub fn read(text: Option<&str>) -> Result<Self, InvalidIncarnation> {
         text.map_or(Ok(Self::LEGACY), str::parse)
     }
+
+    /// Passes its text on, which needs no memory of its own.
+    pub fn with_text<T>(self, pass: impl FnOnce(&str) -> T) -> T {
+        if self.is_legacy() {
+            return pass(Self::LEGACY_TEXT);
+        }
+        let mut bytes = self.0;
+        bytes.reverse();
+        pass(Digits::of(bytes).as_str())
+    }
 }
 
 /// A text that is not an incarnation.
@@ -177,11 +188,7 @@ impl std::str::FromStr for Incarnation {
 
 impl fmt::Display for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_legacy() {
-            f.write_str(Self::LEGACY_TEXT)
-        } else {
-            write!(f, "{:032x}", u128::from_le_bytes(self.0))
-        }
+        self.with_text(|text| f.write_str(text))
     }
 }
 
