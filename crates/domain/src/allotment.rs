@@ -11,6 +11,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use sha2::{Digest as _, Sha256};
 
 use crate::subscription::{Identity, RateLimit};
@@ -70,7 +71,7 @@ pub(crate) struct Refused {
 #[derive(Debug)]
 pub(crate) struct Allotments {
     members: Members,
-    states: HashMap<Identity, State>,
+    states: HashMap<Identity, State, RandomState>,
     /// For each pool the subscriptions for which it is the next.
     freed: Vec<HashSet<Identity>>,
     /// Pools to wake.
@@ -86,7 +87,7 @@ impl Allotments {
     pub(crate) fn new(me: MemberId, pools: usize) -> Self {
         Self {
             members: Members::new(me),
-            states: HashMap::new(),
+            states: HashMap::default(),
             freed: vec![HashSet::new(); pools],
             to_wake: Vec::new(),
             urgent: false,

@@ -10,6 +10,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+
 use super::outcome::{Failure, Fault, Outcome, is_permanent};
 use super::status::Statuses;
 use super::subscription::Identity;
@@ -86,11 +88,11 @@ pub fn sign(outcome: &Outcome, statuses: &Statuses) -> Sign {
 pub struct Circuits {
     policy: CircuitPolicy,
     /// Failures in a row, of closed circuits.
-    runs: HashMap<Identity, Run>,
+    runs: HashMap<Identity, Run, RandomState>,
     /// Open and half-open circuits, with the time of the last news.
-    tripped: HashMap<Identity, Duration>,
+    tripped: HashMap<Identity, Duration, RandomState>,
     /// Circuits that were closed lately: an answer of the broker that is older than this is outdated.
-    closed: HashMap<Identity, Duration>,
+    closed: HashMap<Identity, Duration, RandomState>,
 }
 
 /// Failures in a row.
@@ -115,7 +117,7 @@ pub enum Change {
 
 impl Circuits {
     pub fn new(policy: CircuitPolicy) -> Self {
-        Self { policy, runs: HashMap::new(), tripped: HashMap::new(), closed: HashMap::new() }
+        Self { policy, runs: HashMap::default(), tripped: HashMap::default(), closed: HashMap::default() }
     }
 
     /// Whether the circuit is open or half-open, so that only a probe from the lane may be sent.

@@ -32,6 +32,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+
 use super::allotment::{FlowLimits, Sharer};
 use super::subscription::{Identity, RateLimit};
 
@@ -99,7 +101,8 @@ pub struct FairShare<T> {
     sharer: Sharer,
     slots: Slots,
     parking: Parking,
-    places: HashMap<Identity, Place>,
+    /// An incarnation is random, so that nobody chooses keys that collide.
+    places: HashMap<Identity, Place, RandomState>,
     queues: Vec<Option<Queue<T>>>,
     free: Vec<Place>,
     /// Subscriptions with a waiting item and room in their share, each in one of its tenant's rings.
@@ -128,7 +131,7 @@ impl<T> FairShare<T> {
             sharer,
             slots: Slots::new(limits.slots),
             parking: Parking::new(limits),
-            places: HashMap::new(),
+            places: HashMap::default(),
             queues: Vec::new(),
             free: Vec::new(),
             tenants: Tenants::default(),
