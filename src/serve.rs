@@ -8,19 +8,17 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Api, ApiError, Monitoring, Resources};
+use crate::api::{Api, Monitoring, Resources};
 use crate::dev::Dev;
 use crate::domain::category::Categories;
-use crate::domain::field_error::FieldError;
 use crate::facts::{
     DefinitionApplied, DefinitionCreated, DefinitionNotApplied, EventsLargerThanServer,
-    LastAcknowledgementsLost, Metrics, NotConnectedYet, ResolverListening, Serving, Stopping, StoreNotClosed,
+    LastAcknowledgementsLost, Metrics, ResolverListening, Serving, Stopping, StoreNotClosed,
 };
 use crate::health::Readiness;
 use crate::management::{BulkJobs, Management};
 use crate::nats::definitions::StreamParameters;
-use crate::nats::provision::ProvisionError;
-use crate::nats::{ConnectOptions, JetStream, NatsError, Registry};
+use crate::nats::{JetStream, Registry};
 use crate::roles::dlt_processor::{DltProcessor, DltProcessorSettings};
 use crate::roles::dlt_router::{DltRouter, DltRouterSettings};
 use crate::roles::event_processor::{EventProcessor, EventProcessorSettings, Resolver};
@@ -30,26 +28,29 @@ use crate::roles::outbox_processor::{
 };
 use crate::roles::outbox_relay::OutboxRelay;
 use crate::roles::subscription_resolver::SubscriptionResolver;
-use crate::seal::{MasterKeyError, OpenSettingsError, Sealer, open_settings};
+use crate::seal::{Sealer, open_settings};
 use crate::settings::Settings;
 use crate::signals::Signals;
-use crate::sinks::SettingError;
-use crate::subscriptions_grpc::{self, ResolverServer};
+use crate::subscriptions_grpc::ResolverServer;
 use crate::tasks::{Task, TaskError, Tasks};
-use hub_outbox::{Store, StoreError};
+use hub_outbox::Store;
 
 mod agreement;
 mod database;
+mod error;
 mod relaying;
 mod resolving;
+mod waiting;
 mod watching;
 
 use crate::from_settings::{
     MasterKey, backlog_limits, bytes, circuit_policy, connect_options, http_delivery, less_than_events,
-    message_ids, redrive_quota, retry_policy, shared_settings, stream_parameters,
+    redrive_quota, retry_policy, shared_settings, stream_parameters,
 };
 use database::Stores;
+pub(crate) use error::ServeError;
 use relaying::Relaying;
+use waiting::{JETSTREAM, Link, Waiting};
 
 /// A role that a process runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -97,6 +98,8 @@ pub(crate) struct ServeOptions {
     pub domains: Vec<String>,
     /// Start and use a private nats-server with persistent data.
     pub dev: bool,
+    /// How long the start waits for a server that also starts, or for a cluster to elect its leaders; `None`: without limit.
+    pub patience: Option<Duration>,
 }
 
 impl ServeOptions {
@@ -108,56 +111,12 @@ impl ServeOptions {
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { roles: Role::ALL.into_iter().collect(), domains: Vec::new(), dev: false }
+        let roles = Role::ALL.into_iter().collect();
+        Self { roles, domains: Vec::new(), dev: false, patience: Some(STARTUP_PATIENCE) }
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    #[error(transparent)]
-    Nats(#[from] NatsError),
-    #[error(transparent)]
-    Provision(#[from] ProvisionError),
-    #[error(transparent)]
-    Api(#[from] ApiError),
-    #[error(transparent)]
-    MasterKey(#[from] MasterKeyError),
-    #[error(transparent)]
-    OpenSettings(#[from] OpenSettingsError),
-    #[error(transparent)]
-    Task(#[from] TaskError),
-    #[error(transparent)]
-    Dev(#[from] crate::dev::DevError),
-    #[error("--domain {name}: unknown domain; configured domains: {known}")]
-    UnknownDomain { name: String, known: String },
-    #[error(transparent)]
-    Resolver(#[from] subscriptions_grpc::OptionsError),
-    #[error(transparent)]
-    ResolverServer(#[from] subscriptions_grpc::ServerError),
-    #[error(
-        "subscriptions.listen_token: is required for role subscription-resolver; set it, or set \
-         subscriptions.listen_anonymous = true to answer callers without a token"
-    )]
-    NoResolverToken,
-    #[error(
-        "outbox.database_url: is required for role outbox-relay; set it (HUB__OUTBOX__DATABASE_URL), or do not name the role"
-    )]
-    NoDatabase,
-    #[error("outbox.database_url: {0}")]
-    Store(#[from] StoreError),
-    #[error("external_brokers[{name}].{source}")]
-    ExternalBroker { name: String, source: SettingError },
-    #[error("external_brokers[{name}].{source}")]
-    Destination { name: String, source: FieldError },
-    #[error(
-        "not stopped within {limit:?}, the rest is cut off and its messages are delivered again; still running: {running}"
-    )]
-    NotStopped { limit: Duration, running: String },
-    #[error("signals: cannot install the handlers: {0}")]
-    Signals(#[source] std::io::Error),
-}
-
-/// How long a starting process waits for a server that also starts, or for a cluster to elect its leaders.
+/// The default of [`ServeOptions::patience`].
 const STARTUP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A process ends at the latest this long after the grace period of its deliveries.
@@ -195,28 +154,39 @@ impl Hub {
         let Stores { store, api: outbox } = database::stores(settings, options)?;
         let relaying = relaying::relaying(settings, options, store.as_ref())?;
         let brokers = relaying::brokers(settings)?;
-        let js = connect_patiently(&connect_options(settings, "integration-hub")).await?;
-        if let Some(max_payload) = less_than_events(settings, &js) {
-            EventsLargerThanServer { max_size: settings.events.max_size.as_u64(), max_payload }.emit();
-        }
         let stream_parameters = stream_parameters(settings);
         let mut tasks = Tasks::new(stop.clone());
         watching::complete_log(&mut tasks);
         let readiness = Readiness::default();
         let started = readiness.part("start of the roles");
-        watching::observe_connection(&mut tasks, &js);
-        let connected = js.clone();
+        let jetstream = readiness.cause(JETSTREAM);
+        // Health is served before anything waits for a server.
+        let link = Link::default();
+        watching::observe(&metrics, &link, &readiness);
+        let answering = link.clone();
         let monitoring = Monitoring {
             readiness: readiness.clone(),
             metrics: metrics.clone(),
-            connected: Arc::new(move || connected.is_answering()),
+            connected: Arc::new(move || answering.is_answering()),
         };
         let health = Api::bind("health.listen", settings.health.listen, monitoring.clone()).await?;
         let health_address = health.address();
         tasks.graceful("health and metrics", health.run(None, stop.clone()));
+        let waiting = Waiting::new(&readiness, jetstream, options.patience);
+        let connection = connect_options(settings, "integration-hub");
+        let js = tokio::select! {
+            js = waiting.connect(&connection, &link) => js?,
+            Some(error) = tasks.failure() => return Err(error.into()),
+        };
+        if let Some(max_payload) = less_than_events(settings, &js) {
+            EventsLargerThanServer { max_size: settings.events.max_size.as_u64(), max_payload }.emit();
+        }
+        watching::observe_connection(&mut tasks, &js);
         let shared = shared_settings(settings);
-        let (done, watch) =
-            agreement::enter(&js, &stream_parameters, shared, &readiness, STARTUP_PATIENCE).await?;
+        let (done, watch) = tokio::select! {
+            entered = agreement::enter(&js, &stream_parameters, shared, &readiness, &waiting) => entered?,
+            Some(error) = tasks.failure() => return Err(error.into()),
+        };
         tasks.droppable("registry and settings of the hub", watch.run());
         for what in &done.created {
             DefinitionCreated { what }.emit();
@@ -231,7 +201,7 @@ impl Hub {
         let mut api_address = None;
         // Only a process with the relay reads the secret; it does so before any role starts.
         let relaying = match relaying {
-            Some(relaying) => Some((relaying, message_ids(&js, sealer.as_ref()).await?)),
+            Some(relaying) => Some((relaying, waiting.message_ids(&js, sealer.as_ref()).await?)),
             None => None,
         };
         watching::watch(&mut tasks, &js, &stream_parameters, &metrics, &readiness);
@@ -441,21 +411,6 @@ async fn join(
     tokio::select! {
         ended = ended => ended,
         () = overdue => Err(ServeError::NotStopped { limit, running: running.list() }),
-    }
-}
-
-async fn connect_patiently(options: &ConnectOptions) -> Result<JetStream, NatsError> {
-    let deadline = tokio::time::Instant::now() + STARTUP_PATIENCE;
-    loop {
-        match JetStream::connect(options).await {
-            Ok(js) => return Ok(js),
-            Err(error @ NatsError::Settings { .. }) => return Err(error),
-            Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),
-            Err(error) => {
-                NotConnectedYet { error: &error }.emit();
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-        }
     }
 }
 

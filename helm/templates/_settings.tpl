@@ -127,12 +127,6 @@ floats (`replicas = 3.0`), which the hub rejects.
 {{- if and .Values.terminationGracePeriodSeconds (le (int .Values.terminationGracePeriodSeconds) $grace) -}}
 {{- fail (printf "terminationGracePeriodSeconds: %d must be more than settings.delivery.grace (%d s), otherwise deliveries in flight are aborted and sent twice; increase it, or remove it to derive it from the settings" (int .Values.terminationGracePeriodSeconds) $grace) -}}
 {{- end -}}
-{{- $connect := include "integration-hub.seconds" ($nats.connect_timeout | default "5s") | int -}}
-{{- $patience := add 40 $connect | int -}}
-{{- $startup := mul (int .Values.startupProbe.periodSeconds) (int .Values.startupProbe.failureThreshold) | int -}}
-{{- if lt $startup $patience -}}
-{{- fail (printf "startupProbe: allows a start of %d s (periodSeconds × failureThreshold), but the hub may need %d s to connect, or to exit with the reason; increase failureThreshold" $startup $patience) -}}
-{{- end -}}
 {{- if and .Values.serviceMonitor.enabled .Values.podMonitor.enabled -}}
 {{- fail "podMonitor.enabled: is set together with serviceMonitor.enabled, so that every metric is read twice; disable one of them" -}}
 {{- end -}}

@@ -28,7 +28,10 @@ pub(super) async fn run(options: ServeArguments, settings: Settings) -> Result<A
         named if named.is_empty() => Role::by_default(&settings),
         named => named.into_iter().collect(),
     };
-    let serve = ServeOptions { roles, domains: options.domains, dev: options.dev };
+    let defaults = ServeOptions::default();
+    // A private server either starts or does not; any other may come later.
+    let patience = defaults.patience.filter(|_| options.dev);
+    let serve = ServeOptions { roles, domains: options.domains, dev: options.dev, patience };
     let signals = LogSignals::new().map_err(ServeError::Signals)?;
     let _log_level = Task::start("the level of the log", logging::follow(signals));
     serve::run(settings, serve).await?;

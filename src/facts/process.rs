@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::limited::{About, limited};
 use super::{Cause, Shown};
 use crate::domain::backlog::size::exact;
+use crate::nats::provision::ProvisionError;
 
 /// The server accepts no message as large as the largest event of the settings.
 pub struct EventsLargerThanServer {
@@ -84,15 +85,21 @@ impl NotConnectedYet<'_> {
     }
 }
 
-/// The starting server did not create the streams in time.
+/// JetStream of the starting server, or of a cluster without a quorum, did not do what the start needs.
 pub struct NotProvisionedYet<'a> {
-    pub error: Cause<'a>,
+    pub error: &'a ProvisionError,
 }
 
 impl NotProvisionedYet<'_> {
     pub fn emit(self) {
         let Self { error } = self;
-        limited!(WARN "not provisioned yet, will retry", About::default().cause(error); %error);
+        // Each answer of the server is a reason of its own.
+        let (cause, code): (Cause<'_>, _) = match error {
+            ProvisionError::Nats(error) => (error, error.api().map(|error| error.err_code)),
+            other => (other, None),
+        };
+        let code = code.map(|code| code.to_string()).unwrap_or_default();
+        limited!(WARN "not provisioned yet, will retry", About::detail(&code).cause(cause); %error);
     }
 }
 

@@ -59,6 +59,8 @@ impl ApiError {
     /// `JSStreamExpectedLastSeqPerSubjectNotReady`, `JSStreamTooManyRequests`, `JSAtomicPublishTooManyInflight` and
     /// `JSBatchPublishTooManyInflight`: the server is busy for a moment.
     pub const BUSY: [u16; 4] = [10163, 10167, 10210, 10211];
+    /// `JSClusterNoPeersErrF`: too few servers of the cluster are there, or have room, for the replicas of a stream.
+    pub const NO_PEERS: u16 = 10005;
     /// `JSNotEnabledErr` and `JSNotEnabledForAccountErr`
     pub const NOT_ENABLED: [u16; 2] = [10076, 10039];
 
@@ -263,6 +265,11 @@ impl NatsError {
             || self.is_unreachable()
     }
 
+    /// Waiting may help, without a change of the settings or of the server's configuration.
+    pub fn may_pass(&self) -> bool {
+        self.is_unavailable() && !matches!(self, Self::Tls { .. } | Self::Login { .. } | Self::Closed { .. })
+    }
+
     /// The server's error, if it sent one.
     pub fn api(&self) -> Option<&ApiError> {
         match self {
@@ -397,6 +404,46 @@ mod tests {
             (NatsError::NoResponders { subject: "s".to_owned() }, false),
         ] {
             assert_eq!((error.is_unavailable(), error.is_passing()), (unavailable, true), "{error}");
+        }
+    }
+
+    /// What a starting process waits for, and what ends it: no wait changes the credentials, the certificates, or the
+    /// configuration of the server.
+    #[test]
+    fn waiting_may_help_without_a_server_or_a_quorum_only() {
+        let (url, subject) = (|| "nats://x".to_owned(), || "s".to_owned());
+        let source = || -> BoxError { "as the client says it".into() };
+        let path = PathBuf::from("/nope");
+        for (error, passes) in [
+            (NatsError::Connect { url: url(), source: source() }, true),
+            (NatsError::Timeout { subject: subject(), seconds: 5 }, true),
+            (NatsError::Transport { subject: subject(), source: source() }, true),
+            (NatsError::ConnectionLost { subject: subject() }, true),
+            (NatsError::NotConnected, true),
+            (NatsError::NoLeader { subject: subject() }, true),
+            (answer(503, 10008), true),
+            (answer(503, 10004), true),
+            (answer(500, 10009), true),
+            (answer(429, 10167), true),
+            (NatsError::Tls { url: url(), source: source() }, false),
+            (NatsError::Login { url: url(), source: source() }, false),
+            (
+                NatsError::Settings {
+                    setting: "tls_ca_file",
+                    path,
+                    source: std::io::Error::from(std::io::ErrorKind::NotFound),
+                },
+                false,
+            ),
+            (NatsError::Closed { subject: subject() }, false),
+            (NatsError::NoResponders { subject: subject() }, false),
+            (answer(503, 10076), false),
+            (answer(503, 10039), false),
+            (answer(503, 10023), false),
+            (answer(404, 10059), false),
+            (NatsError::MessageIdSecret { key: subject() }, false),
+        ] {
+            assert_eq!(error.may_pass(), passes, "{error}");
         }
     }
 

@@ -84,6 +84,19 @@ pub enum ProvisionError {
     Nats(#[from] NatsError),
 }
 
+impl ProvisionError {
+    /// Waiting may help, without a change of the settings or of the server's configuration: until a server answers, JetStream
+    /// has a leader, or enough servers for the replicas have joined.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Nats(error) => error.may_pass(),
+            Self::NoRoom { source, .. } => source.err_code == ApiError::NO_PEERS,
+            Self::CreatedMeanwhile { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// One difference between a definition and the server's configuration.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Drift {
@@ -417,6 +430,8 @@ impl JetStream {
 
 fn no_room(stream: &StreamDefinition, error: NatsError) -> ProvisionError {
     match error {
+        // It says nothing about the stream.
+        error if error.is_unavailable() => error.into(),
         NatsError::Api { source, .. } => ProvisionError::NoRoom {
             stream: stream.name.clone(),
             asks: format!(
@@ -432,6 +447,8 @@ fn no_room(stream: &StreamDefinition, error: NatsError) -> ProvisionError {
 
 fn immutable(what: &str, error: NatsError) -> ProvisionError {
     match error {
+        // It says nothing about the configuration.
+        error if error.is_unavailable() => error.into(),
         NatsError::Api { source, .. } => ProvisionError::Immutable { what: what.to_owned(), source },
         other => other.into(),
     }
@@ -448,6 +465,36 @@ pub fn version(text: &str) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn answer(code: u16, err_code: u16) -> NatsError {
+        let source = ApiError { code, err_code, description: "as the server says it".to_owned() };
+        NatsError::Api { subject: "STREAM.CREATE.X".to_owned(), source }
+    }
+
+    /// An answer of a cluster without a leader says nothing about the stream that the request was about.
+    #[test]
+    fn only_an_answer_about_the_stream_is_about_its_room_or_configuration() {
+        let stream = render(&crate::nats::definitions::tests::parameters()).remove(0);
+        for (code, err_code, passes) in [
+            (503, 10008, true),
+            (503, 10004, true),
+            (500, 10009, true),
+            // Servers of the cluster may still join.
+            (400, 10005, true),
+            // One server without a cluster; no storage; another configuration.
+            (500, 10074, false),
+            (500, 10047, false),
+            (500, 10052, false),
+        ] {
+            let no_room = no_room(&stream, answer(code, err_code));
+            assert_eq!(no_room.may_pass(), passes, "{no_room}");
+            let is_about_room = matches!(no_room, ProvisionError::NoRoom { .. });
+            assert_eq!(is_about_room, !ApiError::WITHOUT_LEADER.contains(&err_code), "{no_room}");
+            let immutable = immutable("stream X", answer(code, err_code));
+            let is_about_it = matches!(immutable, ProvisionError::Immutable { .. });
+            assert_eq!(is_about_it, !ApiError::WITHOUT_LEADER.contains(&err_code), "{immutable}");
+        }
+    }
 
     #[test]
     fn versions_compare_as_numbers() {

@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
+use super::waiting::Waiting;
 use crate::domain::shared_settings::{Difference, SharedSettings, UnreadableRecord, in_one_line};
 use crate::facts::{
-    BucketNotRestored, BucketRestored, DomainLeftBehind, NotProvisionedYet, RecordedAgain, RecordsNotMended,
-    RecordsRight, RegistryFound, RegistryLost, SettingsAgree, SettingsDiffer, SettingsReplaced,
-    SettingsUnreadable,
+    BucketNotRestored, BucketRestored, DomainLeftBehind, RecordedAgain, RecordsNotMended, RecordsRight,
+    RegistryFound, RegistryLost, SettingsAgree, SettingsDiffer, SettingsReplaced, SettingsUnreadable,
 };
 use crate::health::{Readiness, ReadyFlag};
 use crate::nats::definitions::StreamParameters;
@@ -158,17 +158,15 @@ impl Report {
     }
 }
 
-/// Provisions, and waits until the registry is usable and the settings agree. `patience`: how long an answer of a starting
-/// server may take.
+/// Provisions, and waits until the registry is usable and the settings agree.
 pub(super) async fn enter(
     js: &JetStream,
     parameters: &StreamParameters,
     settings: SharedSettings,
     readiness: &Readiness,
-    patience: Duration,
+    waiting: &Waiting,
 ) -> Result<(Provisioned, Watch), ProvisionError> {
     let mut report = Report::new(readiness);
-    let deadline = tokio::time::Instant::now() + patience;
     let done = loop {
         match join::join(js, parameters, &settings, Joining::Serve).await {
             Ok(done) => break done,
@@ -191,21 +189,19 @@ pub(super) async fn enter(
                 }
                 report.registry(&error);
             }
-            // On a cluster a new stream answers only after its leader is elected.
-            Err(ProvisionError::Nats(
-                error @ (NatsError::Timeout { .. } | NatsError::ConnectionLost { .. }),
-            )) if tokio::time::Instant::now() < deadline || !report.is_good() => {
-                NotProvisionedYet { error: &error }.emit();
+            // Also of a new stream, whose leader is elected later. A process that waits for its settings or for the registry goes
+            // on waiting.
+            Err(error) if error.may_pass() && (waiting.has_time() || !report.is_good()) => {
+                waiting.not_yet(&error);
+                tokio::time::sleep(LOOK).await;
                 continue;
-            }
-            // A process that already waits goes on waiting.
-            Err(ProvisionError::Nats(error)) if error.is_unreachable() && !report.is_good() => {
-                NotProvisionedYet { error: &error }.emit();
             }
             Err(error) => return Err(error),
         }
+        waiting.answered();
         tokio::time::sleep(LOOK).await;
     };
+    waiting.answered();
     js.work_with(settings.clone());
     report.registry_found();
     report.settings_agree();

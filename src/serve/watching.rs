@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::MissedTickBehavior;
 
+use super::waiting::Link;
 use crate::facts::{Metrics, Observed, write_left_out};
 use crate::health::Readiness;
 use crate::nats::JetStream;
@@ -29,13 +30,14 @@ pub(super) fn complete_log(tasks: &mut Tasks) {
     });
 }
 
-fn observed(js: JetStream, readiness: Readiness) -> Observed {
-    let connected = js.clone();
-    Observed {
-        is_connected: Box::new(move || connected.is_answering()),
-        reconnects: Box::new(move || js.connections().saturating_sub(1)),
+/// Shows the connection and the readiness of each part in the metrics.
+pub(super) fn observe(metrics: &Metrics, link: &Link, readiness: &Readiness) {
+    let (answering, connections, readiness) = (link.clone(), link.clone(), readiness.clone());
+    metrics.attach(Observed {
+        is_connected: Box::new(move || answering.is_answering()),
+        reconnects: Box::new(move || connections.reconnects()),
         parts: Box::new(move || readiness.parts()),
-    }
+    });
 }
 
 /// Starts the task that observes whether the server answers, which `/readyz` shows from the start of the process on.
@@ -53,7 +55,6 @@ pub(super) fn watch(
     readiness: &Readiness,
 ) {
     metrics.make_series(&stream_parameters.domains);
-    metrics.attach(observed(js.clone(), readiness.clone()));
     let keeper = PartKeeper::new(js.clone(), stream_parameters.clone());
     tasks.droppable("the watch of streams and consumers", keeper.run());
     let letters = LetterWatch::new(js.clone(), &stream_parameters.domains, metrics, readiness);

@@ -25,3 +25,4 @@ mod serve_dev;
 mod shared_settings;
 mod silent_server;
 mod stopping;
+mod waiting_start;
