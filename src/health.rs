@@ -109,6 +109,11 @@ impl ReadyFlag {
         self.part.state.store(if ready { READY } else { NOT_READY }, Ordering::Relaxed);
     }
 
+    /// Whether the part is ready.
+    pub fn is_ready(&self) -> bool {
+        self.part.is_ready()
+    }
+
     /// The server has answered this part, which is ready until the next answer is overdue.
     pub fn answered(&self) {
         let now = u64::try_from(self.part.start.elapsed().as_millis()).unwrap_or(u64::MAX - ANSWERED);

@@ -162,7 +162,7 @@ impl Hub {
         let jetstream = readiness.cause(JETSTREAM);
         // Health is served before anything waits for a server.
         let link = Link::default();
-        watching::observe(&metrics, &link, &readiness);
+        watching::observe(&metrics, &link, &readiness, &jetstream);
         let answering = link.clone();
         let monitoring = Monitoring {
             readiness: readiness.clone(),
@@ -172,7 +172,7 @@ impl Hub {
         let health = Api::bind("health.listen", settings.health.listen, monitoring.clone()).await?;
         let health_address = health.address();
         tasks.graceful("health and metrics", health.run(None, stop.clone()));
-        let waiting = Waiting::new(&readiness, jetstream, options.patience);
+        let waiting = Waiting::new(&readiness, jetstream.clone(), options.patience);
         let connection = connect_options(settings, "integration-hub");
         let js = tokio::select! {
             js = waiting.connect(&connection, &link) => js?,
@@ -226,8 +226,14 @@ impl Hub {
             tasks.graceful("api", api.run(Some(resources), stop.clone()));
         }
         let all: Vec<String> = settings.domains.iter().map(|domain| domain.name.clone()).collect();
-        let gauges =
-            Gauges::new(js.clone(), registry.clone(), all.clone(), metrics.clone(), readiness.clone());
+        let gauges = Gauges::new(
+            js.clone(),
+            registry.clone(),
+            all.clone(),
+            metrics.clone(),
+            readiness.clone(),
+            jetstream,
+        );
         tasks.droppable("gauges", gauges.run());
         if options.roles.contains(&Role::EventProcessor) {
             if let Some(remote) = &remote {

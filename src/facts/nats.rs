@@ -1,8 +1,11 @@
 //! The NATS server: the connection, consumers, and what the buckets hold.
 
+use std::time::Duration;
+
 use super::limited::{About, limited};
 use super::{Cause, Shown};
 use crate::domain::subscription::SubscriptionRef;
+use crate::domain::words::rounded;
 
 /// The client connected, at the start or again.
 pub struct NatsConnected;
@@ -32,6 +35,31 @@ impl NatsUnreachable<'_> {
     pub fn emit(self) {
         let Self { servers, error } = self;
         tracing::warn!(servers, %error, "the NATS server is unreachable, reconnecting");
+    }
+}
+
+/// Streams have no leader or do not answer, so they neither store nor deliver.
+pub struct StreamsWithoutLeader<'a> {
+    pub streams: &'a str,
+    pub remedy: &'static str,
+}
+
+impl StreamsWithoutLeader<'_> {
+    pub fn emit(self) {
+        let Self { streams, remedy } = self;
+        limited!(WARN "streams have no leader", About::detail(streams); streams, remedy);
+    }
+}
+
+/// Ends [`StreamsWithoutLeader`].
+pub struct StreamsHaveLeaders {
+    pub after: Duration,
+}
+
+impl StreamsHaveLeaders {
+    pub fn emit(self) {
+        let after = rounded(self.after);
+        limited!(INFO "all streams have leaders again", About::default(); %after);
     }
 }
 

@@ -53,9 +53,9 @@ impl ApiError {
     pub const WRONG_LAST_SEQUENCE: u16 = 10071;
     /// `JSAtomicPublishContainsDuplicateMessageErr` (ADR-50)
     pub const BATCH_DUPLICATE: u16 = 10201;
-    /// `JSClusterIncompleteErr`, `JSClusterNotAvailErr` and `JSClusterNotLeaderErr`: there is no leader, or too few servers
-    /// for one.
-    pub const WITHOUT_LEADER: [u16; 3] = [10004, 10008, 10009];
+    /// `JSClusterIncompleteErr`, `JSClusterNotAvailErr`, `JSClusterNotLeaderErr`, `JSStreamOfflineErr` and
+    /// `JSConsumerOfflineErr`: there is no leader, or too few servers for one.
+    pub const WITHOUT_LEADER: [u16; 5] = [10004, 10008, 10009, 10118, 10119];
     /// `JSStreamExpectedLastSeqPerSubjectNotReady`, `JSStreamTooManyRequests`, `JSAtomicPublishTooManyInflight` and
     /// `JSBatchPublishTooManyInflight`: the server is busy for a moment.
     pub const BUSY: [u16; 4] = [10163, 10167, 10210, 10211];
@@ -265,6 +265,12 @@ impl NatsError {
             || self.is_unreachable()
     }
 
+    /// JetStream says that it, or the stream, has no leader.
+    pub fn is_without_leader(&self) -> bool {
+        matches!(self, Self::NoLeader { .. })
+            || self.api().is_some_and(|error| ApiError::WITHOUT_LEADER.contains(&error.err_code))
+    }
+
     /// Waiting may help, without a change of the settings or of the server's configuration.
     pub fn may_pass(&self) -> bool {
         self.is_unavailable() && !matches!(self, Self::Tls { .. } | Self::Login { .. } | Self::Closed { .. })
@@ -372,6 +378,8 @@ mod tests {
             (503, 10004, true, true),
             (503, 10008, true, true),
             (500, 10009, true, true),
+            (500, 10118, true, true),
+            (500, 10119, true, true),
             (503, 10163, true, true),
             (429, 10167, true, true),
             (429, 10210, true, true),
@@ -388,7 +396,6 @@ mod tests {
             (404, 10037, false, false),
             (400, 10071, false, false),
             (500, 10057, false, false),
-            (500, 10118, false, false),
             (400, 0, false, false),
         ] {
             let error = answer(code, err_code);

@@ -27,6 +27,17 @@ pub struct StreamInfo {
     pub created: String,
     pub config: Map<String, Value>,
     pub state: StreamState,
+    /// Absent from a server without a cluster.
+    #[serde(default)]
+    cluster: Option<StreamCluster>,
+}
+
+/// The servers of a stream.
+#[derive(Debug, Clone, Deserialize)]
+struct StreamCluster {
+    /// The name of a server; absent or empty while there is none.
+    #[serde(default)]
+    leader: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -58,6 +69,11 @@ impl StreamState {
 }
 
 impl StreamInfo {
+    /// Whether the stream has a leader. Without one, any of its servers answers, and its state may lack what the others have.
+    pub fn has_leader(&self) -> bool {
+        self.cluster.as_ref().is_none_or(|cluster| !cluster.leader.is_empty())
+    }
+
     /// What the stream contains, and its limits. A limit of -1, or one that is missing, is none.
     pub fn fill(&self) -> Fill {
         let limit = |name: &str| {

@@ -1,5 +1,7 @@
-//! Measures the depths of the streams for the metrics, watches their room, and counts the unreadable registry entries.
+//! Measures the depths of the streams for the metrics, watches their leaders and their room, and counts the unreadable
+//! registry entries.
 
+mod leader_watch;
 mod room_watch;
 
 use std::time::Duration;
@@ -8,8 +10,9 @@ use futures_util::{StreamExt as _, stream};
 use time::OffsetDateTime;
 
 use crate::facts::{DepthsNotRead, Metrics};
-use crate::health::Readiness;
+use crate::health::{Readiness, ReadyFlag};
 use crate::nats::{JetStream, NatsError, Registry, RegistrySize, UnreadableEntry};
+use leader_watch::LeaderWatch;
 use room_watch::RoomWatch;
 
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -22,6 +25,8 @@ pub struct Gauges {
     domains: Vec<String>,
     metrics: Metrics,
     readiness: Readiness,
+    /// Not ready while JetStream has no leader.
+    jetstream: ReadyFlag,
 }
 
 impl Gauges {
@@ -31,8 +36,9 @@ impl Gauges {
         domains: Vec<String>,
         metrics: Metrics,
         readiness: Readiness,
+        jetstream: ReadyFlag,
     ) -> Self {
-        Self { js, registry, domains, metrics, readiness }
+        Self { js, registry, domains, metrics, readiness, jetstream }
     }
 
     /// Runs until it is dropped.
@@ -44,9 +50,10 @@ impl Gauges {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut rooms = RoomWatch::new(self.js.clone(), self.metrics.clone(), self.readiness.clone());
+        let mut leaders = LeaderWatch::new(self.readiness.clone(), self.jetstream.clone());
         loop {
             ticks.tick().await;
-            match self.read(&mut rooms).await {
+            match self.read(&mut rooms, &mut leaders).await {
                 Ok(()) => self.metrics.depths_read(),
                 Err(error) => DepthsNotRead { error: &error }.emit(),
             }
@@ -82,17 +89,21 @@ impl Gauges {
         age.and_then(|age| age.try_into().ok()).unwrap_or_default()
     }
 
-    /// Reads each stream, also if others cannot be read. Returns the first error.
-    async fn read(&self, rooms: &mut RoomWatch) -> Result<(), NatsError> {
+    /// Reads each stream, also if others cannot be read. Returns the first error. What a stream without a leader says is not
+    /// its state.
+    async fn read(&self, rooms: &mut RoomWatch, leaders: &mut LeaderWatch) -> Result<(), NatsError> {
         let names = self.js.names();
         let of_domain = |domain: &String| [names.outbox_stream(domain), names.dlt_stream(domain)];
         let streams = std::iter::once(names.events_stream()).chain(self.domains.iter().flat_map(of_domain));
-        let mut infos = stream::iter(streams)
-            .map(|stream| async move { self.js.stream_info(&stream).await })
+        let infos = stream::iter(streams)
+            .map(|stream| async move {
+                let info = self.js.stream_info(&stream).await;
+                (stream, info)
+            })
             .buffered(READS)
             .collect::<Vec<_>>()
-            .await
-            .into_iter();
+            .await;
+        let mut infos = leaders.look(self.js.is_answering(), infos).into_iter();
         let mut first = Ok(());
         let mut next = || match infos.next() {
             Some(Ok(info)) => Some(info),

@@ -7,7 +7,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::waiting::Link;
 use crate::facts::{Metrics, Observed, write_left_out};
-use crate::health::Readiness;
+use crate::health::{Readiness, ReadyFlag};
 use crate::nats::JetStream;
 use crate::nats::definitions::StreamParameters;
 use crate::nats::provision::PartKeeper;
@@ -30,11 +30,13 @@ pub(super) fn complete_log(tasks: &mut Tasks) {
     });
 }
 
-/// Shows the connection and the readiness of each part in the metrics.
-pub(super) fn observe(metrics: &Metrics, link: &Link, readiness: &Readiness) {
-    let (answering, connections, readiness) = (link.clone(), link.clone(), readiness.clone());
+/// Shows the connection and the readiness of each part in the metrics. A server without a quorum counts as not connected,
+/// because it neither stores nor delivers.
+pub(super) fn observe(metrics: &Metrics, link: &Link, readiness: &Readiness, jetstream: &ReadyFlag) {
+    let (answering, jetstream) = (link.clone(), jetstream.clone());
+    let (connections, readiness) = (link.clone(), readiness.clone());
     metrics.attach(Observed {
-        is_connected: Box::new(move || answering.is_answering()),
+        is_connected: Box::new(move || answering.is_answering() && jetstream.is_ready()),
         reconnects: Box::new(move || connections.reconnects()),
         parts: Box::new(move || readiness.parts()),
     });

@@ -1,12 +1,14 @@
 //! A cluster that has lost its quorum: every command says that JetStream is temporarily unavailable, with the exit code of
-//! what passes.
+//! what passes, and a running hub says so at `/readyz` and in its metrics until it is back.
 
 use std::process::Output;
 use std::time::Duration;
 
 use hub_testkit::broker_process::{BrokerCluster, BrokerOptions};
 
-use crate::support::{Hub, TestSettings, eventually, nats_server, print_output};
+use crate::support::{
+    Hub, Receiver, TestClient, TestSettings, eventually, nats_server, print_output, subscription,
+};
 
 const STEP: Duration = Duration::from_secs(120);
 /// The exit code of a command that may succeed later.
@@ -63,6 +65,102 @@ async fn commands_say_that_jetstream_is_temporarily_unavailable() {
     eventually(STEP, "the command succeeds", async || {
         let output = hub.cli(&["event", "trace", "before"]).await;
         if output.status.success() { Ok(()) } else { Err(print_output(&output)) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_running_hub_says_so_until_the_quorum_is_back() {
+    let options = BrokerOptions { server_name: Some("node".to_owned()), ..BrokerOptions::new(nats_server()) };
+    let mut cluster = BrokerCluster::start(3, &options).await.unwrap_or_else(|error| panic!("{error}"));
+    let receiver = Receiver::start().await;
+    let settings = TestSettings::quick().with(|settings| settings.nats.replicas = Some(3));
+    let mut hub = Hub::serve(&cluster.servers()[0].url(), &settings, &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&cluster.url()).await;
+    client.subscribe([subscription("crm", &["user.>"], &receiver.url("/crm"))]).await;
+    client.publish("user.created", "before").await;
+    receiver.wait_accepted("/crm", 1, STEP).await;
+    for node in [1, 2] {
+        cluster.server(node).expect("three nodes").kill().await.expect("the node is killed");
+    }
+    eventually(STEP, "/readyz says that there is no quorum, and nothing else", async || {
+        match hub.readiness().await {
+            (false, text)
+                if text.starts_with("not ready: JetStream\n") && text.contains("JetStream: no quorum") =>
+            {
+                Ok(())
+            }
+            other => Err(other),
+        }
+    })
+    .await;
+    let metrics = hub.metrics().await;
+    for line in ["hub_nats_connected 0", "hub_ready{part=\"JetStream\"} 0"] {
+        assert!(metrics.contains(&format!("\n{line}\n")), "{line}: {metrics}");
+    }
+    // Longer than between two looks.
+    hub.metric_above("hub_gauges_age_seconds", &[], 12.0, STEP).await;
+    hub.wait_for_log("streams have no leader", STEP).await;
+    for node in [1, 2] {
+        cluster.server(node).expect("three nodes").restart().await.expect("the node starts");
+    }
+    cluster.wait_for_leader().await.unwrap_or_else(|error| panic!("{error}"));
+    eventually(STEP, "the hub is ready, without a warning", async || match hub.readiness().await {
+        (true, text) if text.trim() == "ready" => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    hub.wait_for_log("all streams have leaders again", STEP).await;
+    let age = hub.metric("hub_gauges_age_seconds", &[]).await;
+    assert!(age < 12.0, "{age}");
+    assert!(hub.metrics().await.contains("\nhub_nats_connected 1\n"));
+    client.publish("user.created", "after").await;
+    receiver.wait_accepted("/crm", 2, STEP).await;
+}
+
+/// The streams that the hub looks at, beside that of the events.
+const WATCHED: [&str; 4] = [
+    "HUB_OUTBOX_USER_LIFECYCLE",
+    "HUB_OUTBOX_USER_LIFECYCLE_DLT",
+    "HUB_OUTBOX_ORGANIZATION",
+    "HUB_OUTBOX_POLICY_CLIENT",
+];
+
+#[tokio::test]
+async fn streams_whose_only_server_is_gone_are_named_while_the_others_work() {
+    let options = BrokerOptions { server_name: Some("node".to_owned()), ..BrokerOptions::new(nats_server()) };
+    let mut cluster = BrokerCluster::start(3, &options).await.unwrap_or_else(|error| panic!("{error}"));
+    let mut hub = Hub::serve(&cluster.url(), &TestSettings::quick(), &[]);
+    hub.ready().await;
+    let client = TestClient::connect(&cluster.url()).await;
+    let mut nodes = Vec::new();
+    for stream in ["HUB_EVENTS"].iter().chain(&WATCHED) {
+        let cluster = client.stream(stream).await.cluster.expect("a cluster");
+        nodes.push((*stream, cluster.leader.expect("one server")));
+    }
+    let events = nodes.remove(0).1;
+    // One whose loss leaves the events; where all streams are on one server, the test shows nothing.
+    let Some(lost) = nodes.iter().map(|(_, node)| node.clone()).find(|node| *node != events) else { return };
+    let named: Vec<&str> =
+        nodes.iter().filter(|(_, node)| *node == lost).map(|(stream, _)| *stream).collect();
+    let index: usize = lost.trim_start_matches("node-").parse().expect("the name of a node");
+    cluster.server(index - 1).expect("three nodes").kill().await.expect("the node is killed");
+    eventually(STEP, &format!("/readyz names {named:?}"), async || {
+        let (_, text) = hub.readiness().await;
+        let has_note = text.lines().any(|line| {
+            line.starts_with("warning: no leader, or no answer, of ")
+                && named.iter().all(|stream| line.contains(stream))
+        });
+        if has_note && !text.contains("not ready: JetStream") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    let output = hub.cli(&["provision"]).await;
+    assert_eq!(output.status.code(), LATER, "{}", print_output(&output));
+    cluster.server(index - 1).expect("three nodes").restart().await.expect("the node starts");
+    eventually(STEP, "the hub is ready, without a warning", async || match hub.readiness().await {
+        (true, text) if text.trim() == "ready" => Ok(()),
+        other => Err(other),
     })
     .await;
 }

@@ -68,6 +68,7 @@ pub mod resolution;
 pub mod shared_settings;
 pub mod status;
 pub mod stream_fill;
+pub mod stream_leaders;
 pub mod strict_json;
 pub mod strict_order;
 pub mod subscription;

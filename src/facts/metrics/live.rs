@@ -22,7 +22,7 @@ const COMMIT: &str = match option_env!("HUB_COMMIT") {
 
 /// The sources of what is read at a scrape.
 pub struct Observed {
-    /// Whether the NATS server is connected and answers, as `/readyz` reports it.
+    /// Whether the NATS server is connected and answers, and JetStream has a leader, as `/readyz` reports it.
     pub is_connected: Box<dyn Fn() -> bool + Send + Sync>,
     /// Connections to the NATS server after the first.
     pub reconnects: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -77,7 +77,7 @@ impl Collector for Live {
 
         let Some(observed) = self.observed.get() else { return Ok(()) };
         let connected = ConstGauge::new(i64::from((observed.is_connected)()));
-        let help = "Whether the NATS server is connected and answers (1 or 0)";
+        let help = "Whether the NATS server is connected and answers, and JetStream has a leader (1 or 0)";
         connected.encode(encoder.encode_descriptor("nats_connected", help, None, MetricType::Gauge)?)?;
         let reconnects = ConstCounter::new((observed.reconnects)());
         let help = "Connections to the NATS server after the first";
